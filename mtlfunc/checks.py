@@ -1,0 +1,142 @@
+"""What may be looked at, and the errors that say what was wrong with an argument.
+
+Looking at a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
+breaks a compiled graph. So values are examined only where `can_look` allows it; shapes and dtypes always.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.utils._pytree import tree_leaves
+
+from .types import Params, Scalar
+
+
+def transformed() -> bool:
+    """Whether a `torch.func` transform is active around the caller."""
+    return bool(_functorch.get_interpreter_stack())
+
+
+def can_look(*values: object) -> bool:
+    """Whether the values of these tensors may be read: on CPU, with no transform and no compiler at work."""
+    if torch.compiler.is_compiling() or transformed():
+        return False
+    return all(leaf.device.type == "cpu" for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+def differentiated(values: object, *, own_levels: int = 0) -> bool:
+    """Whether something outside may differentiate through `values`.
+
+    True under `grad`, `vjp`, `jvp` or forward-mode AD (the `own_levels` innermost transforms, the caller's own, aside), when a tensor
+    requires grad by itself (through a closure, too), and while compiling, where it cannot be known. Only where this is False may a
+    backward pass run without recording it: elsewhere the outer derivative would be wrong without a word.
+    """
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+    levels = _functorch.get_interpreter_stack() or []
+    if any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
+        return True
+    return any(_innermost(leaf).requires_grad for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+def _innermost(x: Tensor) -> Tensor:
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x
+
+
+def check_params(params: Params) -> None:
+    """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
+    if not isinstance(params, Mapping) or not params:
+        raise TypeError(f"params: expected a non-empty dict {{name: tensor}}, got {type(params).__name__}; use mtlfunc.parameters(module)")
+    for name, leaf in params.items():
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"params[{name!r}]: expected a tensor, got {type(leaf).__name__}")
+        if not leaf.is_floating_point():
+            raise TypeError(
+                f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; leave it out of params (pass integer tensors in the batch or let the module keep them)"
+            )
+    first = next(iter(params))
+    for name, leaf in params.items():
+        if leaf.device != params[first].device:
+            raise ValueError(f"params: {first!r} is on {params[first].device} but {name!r} is on {leaf.device}; move all to one device")
+        if leaf.dtype != params[first].dtype:
+            raise ValueError(
+                f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; convert the module to one dtype (for mixed precision use autocast inside losses_fn)"
+            )
+
+
+def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:
+    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite and (on request) symmetric where that can be seen."""
+    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.shape[0] == 0:
+        raise ValueError(f"{name}: expected a square matrix [T, T] with T >= 1, got shape {tuple(gramian.shape)}; batch with torch.func.vmap")
+    if not gramian.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, got {gramian.dtype}; convert it with .double()")
+    if not can_look(gramian):
+        return
+    if not bool(gramian.isfinite().all()):
+        bad = (~gramian.isfinite()).any(-1).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: NaN or infinite entries in rows {bad}; the gradients of these tasks are not finite")
+    if symmetric:
+        scale = gramian.diagonal().abs().clamp_min(0).sqrt()
+        slack = 1e3 * torch.finfo(gramian.dtype).eps * scale[:, None] * scale
+        worst = (gramian - gramian.mT).abs() - slack
+        if bool((worst > 0).any()):
+            i, j = divmod(int(worst.argmax()), gramian.shape[1])
+            raise ValueError(
+                f"{name}: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] is {gramian[j, i]:.6g}; a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
+            )
+
+
+def check_vector(value: Tensor, like: Tensor, name: str) -> None:
+    """Raise unless `value` is a finite vector `[T]` of the dtype and device of the matrix `like` `[T, T]`."""
+    if value.shape != like.shape[-1:]:
+        raise ValueError(f"{name}: expected shape [{like.shape[-1]}], one entry a task, got {list(value.shape)}")
+    if value.dtype != like.dtype or value.device != like.device:
+        raise ValueError(f"{name} is {value.dtype} on {value.device} but the gramian is {like.dtype} on {like.device}; convert one to the other")
+    check_finite(value, name)
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Raise if NaN or infinity can be seen in `value`."""
+    if can_look(value) and not bool(value.isfinite().all()):
+        bad = (~value.isfinite()).nonzero().flatten().tolist() if value.ndim == 1 else ""
+        raise ValueError(f"{name}: NaN or infinite entries {bad}".rstrip() + "; check the data, the losses and the learning rate")
+
+
+def check_scalar(value: Scalar, name: str, *, positive: bool = False) -> None:
+    """Raise unless `value` is a number or a 0-d tensor, not negative (or positive), where that can be seen."""
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise ValueError(f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}; batch over it with torch.func.vmap")
+        if not can_look(value):
+            return
+    elif not isinstance(value, float | int):
+        raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
+    number = float(value)
+    if not (number > 0 if positive else number >= 0) or number == float("inf"):
+        raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {number}")
+
+
+def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor:
+    """The preference scaled to sum 1, or `fallback` where none was given; raises on a bad one."""
+    if preference is None:
+        return fallback
+    if preference.shape != fallback.shape:
+        raise ValueError(f"preference: expected shape {list(fallback.shape)}, one entry a task, got {list(preference.shape)}")
+    if not preference.is_floating_point() or preference.device != fallback.device:
+        raise ValueError(f"preference is {preference.dtype} on {preference.device}; expected a floating tensor on {fallback.device}")
+    if can_look(preference) and not (bool((preference >= 0).all()) and 0 < float(preference.sum()) < float("inf")):
+        raise ValueError(f"preference: expected finite entries >= 0 with a positive sum, got {preference.tolist()}")
+    preference = preference.to(fallback.dtype)
+    return preference / preference.sum()
+
+
+def poison(answer: Any, *inputs: Tensor) -> Any:
+    """`answer` where all inputs are finite, NaN elsewhere: what cannot be looked at must not look plausible."""
+    finite = torch.stack([x.isfinite().all() for x in inputs]).all()
+    return torch.where(finite, answer, torch.full_like(answer, float("nan")))

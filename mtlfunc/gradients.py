@@ -1,0 +1,197 @@
+"""Per-task and per-sample gradients of stateless losses: one forward, one batched backward."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vjp, vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .checks import check_params, differentiated
+from .types import Batch, LossesFn, Params, Rows
+
+Mix = Callable[[int], tuple[Tensor, Tensor]]
+"""From the number of tasks to (C [row, task], preference [row])."""
+
+
+class Linear(NamedTuple):
+    """Losses and their first derivative at one point."""
+
+    losses: Float[Tensor, " task"]
+    mixed: Float[Tensor, " row"]  # what the rows are gradients of
+    preference: Float[Tensor, " row"]
+    rows: Rows  # {name: [row, *shape]} for the shared leaves
+    heads: Params  # the other leaves' gradient, where it was asked for
+    pullback: Callable[[Tensor], Params]  # cotangents of the rows [row] -> a gradient for every leaf
+    aux: Any
+
+
+def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
+    """What `losses_fn` returned, as (losses [task], the separate scalars if they came so, aux).
+
+    A tuple whose first entry is not a 0-d tensor is read as `(losses, aux)`.
+    Raises: TypeError or ValueError unless the losses are a floating vector, or a tuple or dict of scalars.
+    """
+    aux: Any = ()
+    if isinstance(out, tuple) and len(out) == 2 and not (isinstance(out[0], Tensor) and out[0].ndim == 0):
+        out, aux = out
+    if isinstance(out, Tensor):
+        if out.ndim != 1 or out.shape[0] == 0:
+            raise ValueError(f"losses_fn: expected losses of shape [task], got {list(out.shape)}; reduce over samples, for instance with .mean(0)")
+        losses, scalars = out, None
+    else:
+        scalars = tuple(out.values()) if isinstance(out, dict) else tuple(out) if isinstance(out, tuple | list) else ()
+        if not scalars or not all(isinstance(x, Tensor) and x.ndim == 0 for x in scalars):
+            shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in scalars] or type(out).__name__
+            raise ValueError(f"losses_fn: expected a vector [task], or a tuple or dict of scalar tensors, got {shapes}; reduce each loss to one number")
+        losses = torch.stack(scalars)
+    if not losses.is_floating_point():
+        raise TypeError(f"losses_fn: expected floating losses, got {losses.dtype}")
+    return losses, scalars, aux
+
+
+def linearize(
+    losses_fn: LossesFn, params: Params, batch: Batch, *, shared: tuple[str, ...], mix: Mix | None = None, heads: Callable[[int], float | None] | None = None, chunk_size: int | None = None
+) -> Linear:
+    """One forward, and the rows of the shared leaves by backward passes that stop at them.
+
+    The losses of a vector are pulled back in one batched pass (`chunk_size` rows at a time; 1 is a plain loop); separate scalars one
+    at a time, so that no task's zeros are pushed through the others' heads. `mix` combines the tasks before they are differentiated.
+    `heads` gives, from T, the weight of every task in the gradient of the other leaves; None leaves those to `pullback`.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size: expected None or a number of rows >= 1, got {chunk_size}")
+    others = tuple(name for name in params if name not in shared)
+
+    def cotangents(losses: Tensor) -> tuple[Tensor, Tensor]:
+        if mix is None:
+            count = losses.shape[0]
+            return torch.eye(count, dtype=losses.dtype, device=losses.device), losses.new_full((count,), 1 / count)
+        matrix, preference = mix(losses.shape[0])
+        return matrix.to(losses), preference.to(losses)
+
+    def forward(params: Params) -> tuple[Tensor, Any]:
+        losses, _, aux = split_output(losses_fn(params, batch))
+        return losses, aux
+
+    def forward_and_backward(params: Params) -> tuple[Tensor, Any]:
+        losses, scalars, aux = split_output(losses_fn(params, batch))
+        matrix, preference = cotangents(losses)
+        backward = _Backward(params, record=differentiated(losses, own_levels=1))
+        rows = {} if not shared else backward.one_by_one(scalars, shared) if scalars and mix is None else backward.together(losses, shared, matrix, chunk_size)
+        share = heads(losses.shape[0]) if others and heads else None
+        head_grads = {} if share is None else backward(losses, others, torch.full_like(losses, share))
+        return losses, (aux, matrix, preference, rows, head_grads)
+
+    # torch.autograd.grad inside the level that vjp opens prunes what is not asked for; vjp's own pullback always returns every leaf.
+    # The compiler cannot trace it, but drops unread outputs by itself.
+    if torch.compiler.is_compiling():
+        losses, pull, aux = vjp(forward, params, has_aux=True)
+        matrix, preference = cotangents(losses)
+        rows = vmap(lambda v: {name: pull(v)[0][name] for name in shared}, chunk_size=chunk_size)(matrix) if shared else {}
+        share = heads(losses.shape[0]) if others and heads else None
+        head_grads = {} if share is None else {name: pull(torch.full_like(losses, share))[0][name] for name in others}
+    else:
+        losses, pull, (aux, matrix, preference, rows, head_grads) = in_place_explained(forward_and_backward, params)
+
+    record = differentiated(losses)
+
+    def pullback(weights: Tensor) -> Params:
+        with nullcontext() if record else torch.no_grad():
+            return pull(weights.to(losses.dtype) @ matrix)[0]
+
+    return Linear(losses, losses if mix is None else matrix @ losses, preference, rows, head_grads, pullback, aux)
+
+
+class _Backward:
+    """Backward passes to chosen leaves, recorded only where something outside differentiates."""
+
+    def __init__(self, params: Params, record: bool) -> None:
+        self.params, self.record = params, record
+
+    def __call__(self, out: Tensor, names: tuple[str, ...], cotangent: Tensor | None = None) -> Params:
+        leaves = [self.params[name] for name in names]
+        if not out.requires_grad:  # a loss that depends on no parameter
+            return {name: torch.zeros_like(leaf) for name, leaf in zip(names, leaves, strict=True)}
+        grads = torch.autograd.grad(out, leaves, cotangent, retain_graph=True, create_graph=self.record, allow_unused=True, materialize_grads=True)
+        return dict(zip(names, grads, strict=True))
+
+    def one_by_one(self, scalars: tuple[Tensor, ...], names: tuple[str, ...]) -> Rows:
+        return _stacked([self(loss, names) for loss in scalars])
+
+    def together(self, losses: Tensor, names: tuple[str, ...], matrix: Tensor, chunk_size: int | None) -> Rows:
+        if chunk_size == 1:
+            return _stacked([self(losses, names, cotangent) for cotangent in matrix])
+        return vmap(lambda cotangent: self(losses, names, cotangent), chunk_size=chunk_size)(matrix)
+
+
+def _stacked(grads: list[Params]) -> Rows:
+    return {name: torch.stack([grad[name] for grad in grads]) for name in grads[0]}
+
+
+def in_place_explained(f: Callable[[Params], tuple[Tensor, Any]], params: Params) -> tuple[Tensor, Callable[..., Any], Any]:
+    """`vjp` with aux, and an error that names the cure where `f` mutates a captured tensor."""
+    try:
+        return vjp(f, params, has_aux=True)
+    except RuntimeError as error:
+        if "in-place operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm layer in train mode updating its running statistics. "
+            "Either call module.eval(), or pass the buffers in the batch: clone them inside losses_fn, give them to functional_call beside the parameters, "
+            "return them as aux, (losses, buffers), with has_aux=True, and put info.aux into the next batch."
+        ) from error
+
+
+def task_gradients(losses_fn: LossesFn, params: Params, batch: Batch, *, chunk_size: int | None = None) -> tuple[Tensor, Rows]:
+    """Gradients of every task with respect to every parameter: one forward, one batched backward.
+
+    Args:
+        losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars. Separate scalars are differentiated one at
+            a time, which is cheaper where tasks have heads or inputs of their own.
+        params: `{name: tensor}`, for instance `mtlfunc.parameters(module)`.
+        batch: handed to `losses_fn`.
+        chunk_size: how many rows one batched backward carries; None is all of them, 1 a plain loop.
+
+    Returns: losses `[task]` and rows `{name: [task, *shape]}`.
+
+    Raises: TypeError or ValueError for losses or parameters of the wrong kind; RuntimeError where `losses_fn` mutates a captured tensor.
+
+    >>> losses, rows = task_gradients(lambda p, x: (p["w"] * x) ** 2, {"w": torch.tensor([1.0, 2.0])}, torch.tensor([3.0, 1.0]))
+    >>> rows["w"].tolist()
+    [[18.0, 0.0], [0.0, 4.0]]
+    """
+    check_params(params)
+    linear = linearize(losses_fn, params, batch, shared=tuple(params), chunk_size=chunk_size)
+    return linear.losses, linear.rows
+
+
+def sample_gradients(losses_fn: LossesFn, params: Params, batch: Batch, *, chunk_size: int | None = None) -> tuple[Tensor, Rows]:
+    """Gradients of every task on every sample, in one `vmap` over samples of `task_gradients`.
+
+    `losses_fn` sees one sample at a time, as a batch of size one: means over samples are then the sample's own loss.
+
+    Args:
+        losses_fn: as in `task_gradients`; must not mix samples (as train-mode batch norm does).
+        params: `{name: tensor}`.
+        batch: a tensor, or a nested tuple or dict of tensors, whose first axis is the sample.
+        chunk_size: how many samples are differentiated at once; None is all of them.
+
+    Returns: losses `[sample, task]` and rows `{name: [sample, task, *shape]}`.
+
+    >>> losses, rows = sample_gradients(lambda p, x: (x @ p["w"]).mean(0), {"w": torch.ones(2, 1)}, torch.eye(2))
+    >>> rows["w"].shape
+    torch.Size([2, 1, 2, 1])
+    """
+    check_params(params)
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(f"batch: expected tensors with one common first axis, the sample; found lengths {sorted(map(str, sizes))}")
+
+    def one(sample: Batch) -> tuple[Tensor, Rows]:
+        return task_gradients(losses_fn, params, tree_map(lambda leaf: leaf[None], sample))
+
+    return vmap(one, chunk_size=chunk_size)(batch)

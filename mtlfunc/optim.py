@@ -1,0 +1,106 @@
+"""Optimizers as (init, update); hyper-parameters may be 0-d tensors, so that a grid of them is one vmap."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .checks import check_scalar
+from .tree import map_params
+from .types import Optimizer, Params, Scalar, State
+
+
+class AdamState(NamedTuple):
+    count: Int[Tensor, ""]
+    mean: Params
+    square: Params
+
+
+def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
+    """x ← x - lr·v with v ← momentum·v + gradient (heavy ball, no dampening); without momentum v is the gradient and there is no state.
+
+    Raises: ValueError for lr <= 0 or momentum < 0.
+
+    >>> params, _ = sgd(0.1).update({"x": torch.ones(1)}, (), {"x": torch.zeros(1)})
+    >>> params["x"].item()
+    -0.1...
+    """
+    check_scalar(lr, "lr", positive=True)
+    if momentum is not None:
+        check_scalar(momentum, "momentum")
+
+    def init(params: Params) -> State:
+        return () if momentum is None else _zeros(params)
+
+    def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        if momentum is None:
+            return map_params(lambda p, g: p - lr * g, params, grads), ()
+        velocity = map_params(lambda v, g: momentum * v + g, state, grads)
+        return map_params(lambda p, v: p - lr * v, params, velocity), velocity
+
+    return Optimizer(init, update)
+
+
+def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 1e-8) -> Optimizer:
+    """Adam (Kingma & Ba 2015, Algorithm 1), bias-corrected; equal to `torch.optim.Adam` without weight decay.
+
+    eps may be 0: a coordinate whose gradient was always 0 then stays where it is, and the step is exactly scale-free.
+
+    Raises: ValueError for lr <= 0 or eps < 0.
+    """
+    check_scalar(lr, "lr", positive=True)
+    check_scalar(eps, "eps")
+    first, second = betas
+
+    def init(params: Params) -> State:
+        device = next(iter(params.values())).device
+        return AdamState(torch.zeros((), dtype=torch.int64, device=device), _zeros(params), _zeros(params))
+
+    def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, State]:
+        count = state.count + 1
+        mean = map_params(lambda m, g: first * m + (1 - first) * g, state.mean, grads)
+        square = map_params(lambda v, g: second * v + (1 - second) * g * g, state.square, grads)
+
+        def move(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
+            time = count.to(p.dtype)
+            unbiased = v / (1 - second**time)
+            scale = torch.where(unbiased > 0, unbiased.where(unbiased > 0, 1.0).sqrt(), 0.0) + eps
+            return p - lr * (m / (1 - first**time)) / scale.where(scale > 0, 1.0)
+
+        return map_params(move, params, mean, square), AdamState(count, mean, square)
+
+    return Optimizer(init, update)
+
+
+def exact_adam(lr: Scalar) -> Optimizer:
+    """Adam with eps = 0: multiplying every gradient by a constant changes nothing."""
+    return adam(lr, eps=0.0)
+
+
+def multiplicative(lr: Scalar) -> Optimizer:
+    """x ← x·exp(-lr·sign(gradient)) for positive x: a step of fixed relative size, whatever the gradient's scale."""
+    check_scalar(lr, "lr", positive=True)
+
+    def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        return map_params(lambda p, g: p * torch.exp(-lr * torch.sign(g)), params, grads), ()
+
+    return Optimizer(lambda params: (), update)
+
+
+def log_space(optimizer: Optimizer) -> Optimizer:
+    """Another optimizer working on log x, for positive x: the gradient becomes x·∂/∂x, and x stays positive."""
+
+    def init(params: Params) -> State:
+        return optimizer.init(map_params(torch.log, params))
+
+    def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        logs = map_params(torch.log, params)
+        moved, state = optimizer.update(map_params(torch.mul, params, grads), state, logs)
+        return map_params(torch.exp, moved), state
+
+    return Optimizer(init, update)
+
+
+def _zeros(params: Params) -> Params:
+    return map_params(lambda p: torch.zeros_like(p, memory_format=torch.contiguous_format), params)

@@ -1,0 +1,92 @@
+"""Counter-based random numbers: a key is an int64 tensor, so a seed can be vmapped like any other tensor.
+
+`torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a key and a position: the same key
+gives the same numbers alone, vmapped and compiled, on every device.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_SECOND = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class Stream(NamedTuple):
+    """A key and how many draws were taken from it: the state of whatever draws once a step."""
+
+    key: Int[Tensor, ""]
+    count: Int[Tensor, ""]
+
+
+def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Tensor, ""]:
+    """A key from a seed, which may be a (batched) integer tensor.
+
+    Raises: TypeError for a seed that is not an integer; ValueError for a tensor with dimensions.
+
+    >>> int(key(3)) == int(key(torch.tensor(3)))
+    True
+    """
+    if isinstance(seed, Tensor):
+        if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
+            raise TypeError(f"key: expected an integer seed, got a tensor of dtype {seed.dtype}")
+        if seed.ndim:
+            raise ValueError(f"key: expected a 0-d tensor, got shape {list(seed.shape)}; batch over seeds with torch.func.vmap")
+        return seed.to(device=device, dtype=torch.int64)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"key: expected an integer seed, got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"key: expected a seed that fits in 64 bits, got {seed}")
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
+    """A new key from a key and a number; different numbers give independent keys."""
+    return _hash(_hash(key + _GOLDEN) ^ _hash(data * torch.ones_like(key) + _FIRST))
+
+
+def stream(key: Int[Tensor, ""]) -> Stream:
+    """The start of a stream of draws."""
+    return Stream(key, torch.zeros_like(key).contiguous())
+
+
+def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
+    """The key of this draw, and the stream after it."""
+    return fold_in(stream.key, stream.count), Stream(stream.key, stream.count + 1)
+
+
+def uniform(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+    """Numbers in [0, 1), as many bits as the dtype holds."""
+    digits = 53 if dtype == torch.float64 else 24
+    bits = _shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits
+    return bits.to(dtype) if dtype in (torch.float32, torch.float64) else bits.to(torch.float32).to(dtype)
+
+
+def normal(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+    """Standard normal numbers, by inversion."""
+    middle = (_shift(_bits(key, shape), 11).to(torch.float64) + 0.5) * 2.0**-53
+    return (torch.erfinv(2 * middle - 1) * math.sqrt(2)).to(dtype)
+
+
+def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Tensor, "..."]:
+    """A random order `[n]` of 0 … n-1, or `rows` independent ones `[rows, n]`."""
+    return uniform(key, (n,) if rows is None else (rows, n), torch.float64).argsort(-1)
+
+
+def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    position = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device).reshape(shape)
+    return _hash(_hash(key + _GOLDEN) + (position + 1) * _GOLDEN)
+
+
+def _hash(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    return (x >> n) & ((1 << (64 - n)) - 1)  # a logical shift: int64's own carries the sign

@@ -1,0 +1,92 @@
+"""GradNorm: learn the weights that give every task's gradient the length its progress calls for."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import optim
+from ..checks import can_look, check_scalar, check_vector
+from ..solvers.problems import root
+from ..types import Geometry, Optimizer, Rule, Scalar, State
+from .common import gramian_of
+
+
+class GradNormState(NamedTuple):
+    weights: Float[Tensor, " task"]  # sum to T, as in the paper
+    initial: Float[Tensor, " task"]  # L_i(0)
+    optimizer: State
+
+
+def gradnorm(
+    alpha: Scalar,
+    lr: Scalar = 0.025,
+    *,
+    optimizer: Callable[[Scalar], Optimizer] = optim.exact_adam,
+    floor: float = 1e-3,
+    normalize_targets: bool = False,
+    reference: Float[Tensor, " task"] | None = None,
+) -> Rule:
+    """Weights w descend L_grad = Σ_i |G_i - Ḡ r_i^α|, where G_i = w_i‖∇_W L_i‖, r_i = (L_i/L_i(0)) / mean and the target is held constant.
+
+    Only lengths and losses enter: ∂L_grad/∂w_i = sign(G_i - target_i)·‖∇_W L_i‖ for w_i > 0, so no second backward pass is made. W is
+    the probe's `measure`, in the paper the last shared layer: `mtlfunc.jacobian("trunk.*", measure="trunk.3.*", heads="weighted")`.
+
+    Args:
+        alpha: strength >= 0 of the pull towards a common training rate; 0 equalises the lengths.
+        lr: learning rate > 0 of the weights.
+        optimizer: from a learning rate to the weights' optimizer. `optim.exact_adam` (the default), `optim.sgd` (the paper's plain step, the one
+            choice that is not scale-free), `optim.multiplicative` (w ← w·exp(∓lr)), `lambda lr: optim.log_space(optim.exact_adam(lr))`.
+        floor: smallest weight after a step (of weights that sum to T); equilibrium weights can be smaller than one absolute step.
+        normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α of 0 or 1 or equal rates, and
+            L_grad has no zero.
+        reference: losses `[task]` > 0 in place of L_i(0), for instance log K for K-class cross-entropy.
+
+    Returns: weights > 0 that sum to **1**, those of before this step's update; the paper's, which sum to T, are the state's. Use
+    `reduction="sum"` to step along Σ w_i ∇L_i at the paper's scale.
+
+    Raises: ValueError for alpha < 0, lr <= 0, floor outside (0, 1), initial or reference losses that are not positive.
+
+    Source: Chen et al. 2018, eqs. 1–2 and Algorithm 1. Ports overwrite L(0) at every batch, measure the first layer, flip the sign of α, make a
+    new Adam at each step or let the model's weight decay act on w.
+
+    >>> import mtlfunc as mf
+    >>> mf.weights(gradnorm(0.12), torch.eye(2), losses=torch.ones(2)).tolist()
+    [0.5, 0.5]
+    """
+    check_scalar(alpha, "alpha")
+    check_scalar(lr, "lr", positive=True)
+    if not 0 < floor < 1:
+        raise ValueError(f"floor: expected a number in (0, 1), got {floor}")
+    move = optimizer(lr)
+
+    def init(losses: Tensor, key: Tensor) -> State:
+        initial = losses if reference is None else reference.to(losses)
+        if reference is not None:
+            check_vector(reference.to(losses), losses[None].expand(len(losses), -1), "reference")
+        if can_look(initial) and not bool((initial > 0).all()):
+            raise ValueError(
+                f"gradnorm: relative rates L(t)/L(0) need initial losses > 0, got {initial.tolist()}; shift the losses, or pass reference=, for instance log K for K-class cross-entropy"
+            )
+        weights = torch.ones_like(losses)
+        return GradNormState(weights, initial.clone(), move.init({"weights": weights}))
+
+    def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
+        gramian = gramian_of(geometry, "gradnorm")
+        w = state.weights
+        count = len(w)
+        length = root(gramian.diagonal()).to(w.dtype)
+        norm = w * length
+        ratio = geometry.losses / state.initial
+        mean_ratio = ratio.mean()
+        rate = torch.where(mean_ratio > 0, ratio / mean_ratio.where(mean_ratio > 0, 1.0), 1.0) ** alpha
+        target = norm.mean() * (rate / rate.mean() if normalize_targets else rate)
+        slope = torch.sign(norm - target) * length
+        moved, optimizer_state = move.update({"weights": slope}, state.optimizer, {"weights": w})
+        following = moved["weights"].clamp_min(floor)
+        following = count * following / following.sum()
+        return w / count, GradNormState(following, state.initial, optimizer_state)
+
+    return Rule(init, update)

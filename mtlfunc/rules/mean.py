@@ -1,0 +1,32 @@
+"""The mean of the task gradients, or a weighted one: scalarisation."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..checks import normalized_preference
+from ..types import Geometry, Rule, State
+
+
+def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
+    """Static weights: the gradient of Σ p_t L_t.
+
+    Args:
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+
+    Returns: weights that sum to 1 and depend on neither gradients nor losses. Runs on every probe, `losses_only()` included.
+
+    Raises: ValueError for a preference of another length, with negative entries or sum 0.
+
+    >>> import torch, mtlfunc as mf
+    >>> mf.weights(mf.mean(torch.tensor([1.0, 3.0])), torch.eye(2)).tolist()
+    [0.25, 0.75]
+    """
+
+    def init(losses: Tensor, key: Tensor) -> State:
+        normalized_preference(preference, losses)
+        return ()
+
+    def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
+        return normalized_preference(preference, geometry.preference), ()
+
+    return Rule(init, update)

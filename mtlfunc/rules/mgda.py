@@ -1,0 +1,34 @@
+"""MGDA: the shortest convex combination of the task gradients."""
+
+from torch import Tensor
+
+from ..solvers import auto, min_norm
+from ..types import Geometry, Rule, Solver, State
+from .common import gramian_of
+
+
+def mgda(solver: Solver | None = None) -> Rule:
+    """min over the simplex of ½‖Σ w_t g_t‖²; d = Σ w_t g_t then has g_t·d >= ‖d‖² for every task.
+
+    Args:
+        solver: of `mtlfunc.solvers`; None is `auto()`, exact.
+
+    Returns: weights >= 0 that sum to 1. d = 0 exactly at Pareto-stationary points, so one converged task (a zero gradient) stops all. Tasks
+    with small gradients weigh most: w_t is proportional to 1/‖g_t‖² when the gradients are orthogonal.
+
+    Source: Sener & Koltun 2018, eq. 3; Désidéri 2012. With `mtlfunc.representation` as probe this is MGDA-UB. The official code solves by
+    Frank–Wolfe without counting iterations, keeps end points at .999 and .001, and applies weights of normalised gradients to raw losses.
+
+    >>> import torch, mtlfunc as mf
+    >>> mf.weights(mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+    tensor([0.8000, 0.2000])
+    """
+    solve = solver or auto()
+
+    def init(losses: Tensor, key: Tensor) -> State:
+        return ()
+
+    def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
+        return solve(min_norm(gramian_of(geometry, "mgda"))).weights, ()
+
+    return Rule(init, update)

@@ -1,0 +1,66 @@
+"""PCGrad: project every task gradient off the ones it conflicts with, one after the other."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .. import random
+from ..checks import can_look, poison
+from ..types import Geometry, Rule, State
+from .common import gramian_of
+
+
+def pcgrad(orders: Int[Tensor, "task task"] | None = None) -> Rule:
+    """For each task: p = g_i; for the others j in order: if p·g_j < 0, p ← p - (p·g_j/‖g_j‖²) g_j. The answer is the mean of the p.
+
+    Every p is a combination A_i of the gradients, and the test p·g_j = (A_i G)_j reads the Gramian alone; all tasks are worked on at once.
+
+    Args:
+        orders: `[task, task]` integers, row i a permutation of 0 … T-1 (i itself is skipped), used at every step; None draws
+            independent random orders from the rule's key, new ones at each step (they play no part for T <= 2).
+
+    Returns: weights Σ_i p_i A_i, with p the geometry's preference (1/T unless mixed): the **mean** of the projected gradients, where the
+    paper steps along their sum, T times as long. Each weight is at least its preference; they sum to 1 when nothing conflicts. For T = 2 no
+    task's rate is negative; for T >= 3 a later projection can restore an earlier conflict, and the answer depends on the order.
+
+    Raises: ValueError for orders of another shape, or whose rows are not permutations.
+
+    Source: Yu et al. 2020, Algorithm 1. The official TensorFlow code discards the shuffle, so its order is always 0, 1, 2, ….
+
+    >>> import torch, mtlfunc as mf
+    >>> mf.aggregate(pcgrad(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
+    [0.25, 0.75]
+    """
+    if orders is not None:
+        if orders.ndim != 2 or orders.shape[0] != orders.shape[1] or orders.is_floating_point():
+            raise ValueError(f"orders: expected integers of shape [task, task], got {orders.dtype} of shape {list(orders.shape)}")
+        if can_look(orders) and not bool((orders.sort(-1).values == torch.arange(len(orders))).all()):
+            raise ValueError(f"orders: every row must be a permutation of 0 … {len(orders) - 1}, got {orders.tolist()}")
+
+    def init(losses: Tensor, key: Tensor) -> State:
+        if orders is not None and len(orders) != len(losses):
+            raise ValueError(f"orders: made for {len(orders)} tasks, but there are {len(losses)} rows")
+        return random.stream(key) if orders is None and len(losses) > 2 else ()
+
+    def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
+        gramian = gramian_of(geometry, "pcgrad")
+        count = len(gramian)
+        tasks = torch.arange(count, device=gramian.device)
+        if orders is not None:
+            partners = orders.to(gramian.device)
+        elif count > 2:
+            key, state = random.draw(state)
+            partners = random.permutation(key, count, rows=count)
+        else:
+            partners = tasks.expand(count, count)
+        squares = gramian.diagonal().where(gramian.diagonal() > 0, 1.0)
+        coefficients = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
+        products = gramian  # row i: p_i·g_j
+        for j in partners.unbind(-1):
+            product = products.gather(-1, j[:, None])[:, 0]
+            share = torch.where(j == tasks, 0.0, product.clamp_max(0) / squares.index_select(0, j))
+            coefficients = coefficients - share[:, None] * (j[:, None] == tasks).to(gramian)
+            products = products - share[:, None] * gramian.index_select(0, j)
+        return poison(geometry.preference.to(gramian.dtype) @ coefficients, gramian), state
+
+    return Rule(init, update)

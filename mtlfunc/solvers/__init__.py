@@ -1,0 +1,13 @@
+"""Solvers side by side on the same problems; every answer carries a duality gap."""
+
+from .auto import auto as auto
+from .cvx import cvx as cvx
+from .faces import faces as faces
+from .frank_wolfe import frank_wolfe as frank_wolfe
+from .problems import CAGrad as CAGrad
+from .problems import DualCone as DualCone
+from .problems import MinNorm as MinNorm
+from .problems import cagrad as cagrad
+from .problems import dual_cone as dual_cone
+from .problems import min_norm as min_norm
+from .projected_gradient import projected_gradient as projected_gradient

@@ -1,0 +1,19 @@
+"""The default solver of every rule."""
+
+from ..types import Solution, Solver
+from .cvx import cvx
+from .faces import MOST_TASKS, faces
+from .problems import Problem
+
+
+def auto() -> Solver:
+    """An exact solver: `faces` for up to 6 tasks, `cvx` beyond; takes all three problems.
+
+    Raises: RuntimeError for more than 6 tasks under `torch.compile`, which cannot trace cvx.
+    """
+    small, large = faces(), cvx()
+
+    def solve(problem: Problem) -> Solution:
+        return (small if problem.gramian.shape[-1] <= MOST_TASKS else large)(problem)
+
+    return solve

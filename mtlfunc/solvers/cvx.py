@@ -1,0 +1,187 @@
+"""The reference: cvxpy with Clarabel, a conic interior-point solver, behind the same call as the fast ones."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import Solver
+from .face_solve import cagrad_face, dual_cone_face, min_norm_face
+from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, solver
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def cvx() -> Solver:
+    """Clarabel at tolerance 1e-12 through cvxpy; takes all three problems, any T.
+
+    Slow (milliseconds a problem, one after the other) and independent of the rest of this package: the answer to test the others against.
+    Composes with vmap (a loop over the batch) and with grad, jvp and their nestings: derivatives come from the closed form on the answer's
+    support, as they do for the exact solvers.
+
+    Returns: `steps` is 0: Clarabel's own count is not a number of ours.
+
+    Raises: RuntimeError when Clarabel finds no solution; RuntimeError under `torch.compile`, which cannot trace it.
+    """
+
+    def solve(problem: Problem, eps: float) -> Answer:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("cvx cannot run inside torch.compile; use faces (T <= 6), frank_wolfe or projected_gradient there")
+        steps = constant_steps(problem, 0)
+        fixed = [x.detach() for x in problem]
+        if isinstance(problem, MinNorm):
+            (w,) = _outside(_min_norm, (2,), fixed)
+            support = _active(w * _lengths(problem), problem.gradient(w) - w @ problem.gradient(w), problem)
+            w = _with_derivative(w, min_norm_face(problem, support))
+            return w, w, steps
+        if isinstance(problem, DualCone):
+            (u,) = _outside(_dual_cone, (2, 1), fixed)
+            support = _active(u * _lengths(problem), problem.linear + problem.gramian @ u, problem)
+            u = _with_derivative(u, dual_cone_face(problem, support))
+            return problem.weights + u, u, steps
+        weights, w = _outside(_cagrad, (2, 0, 1), fixed)
+        rates = problem.gradient(w)
+        support = _active(w * _lengths(problem), rates - w @ rates, problem)
+        dual = _with_derivative(w, cagrad_face(problem, support)[0])
+        return _with_derivative(weights, problem.recover(dual)), dual, steps
+
+    return solver(solve)
+
+
+def _lengths(problem: Problem) -> Tensor:
+    return problem.gramian.diagonal().detach().clamp_min(0).sqrt()
+
+
+def _active(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
+    """Strict complementarity: on the support the weight is the larger of the two, off it the multiplier."""
+    n = _lengths(problem)
+    price = (multiplier / n.where(n > 0, 1.0)).detach()
+    weight = weight.detach()
+    support = weight / weight.abs().sum().where(weight.abs().sum() > 0, 1.0) > price / n.amax()
+    return support & (weight > 0)
+
+
+def _with_derivative(value: Tensor, formula: Tensor) -> Tensor:
+    """`value`, with the derivatives of `formula`."""
+    return value + (formula - formula.detach()).nan_to_num()
+
+
+def _outside(call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    return _Outside.apply(call, ranks, *tensors)  # pyright: ignore[reportReturnType]
+
+
+class _Outside(torch.autograd.Function):
+    """A numpy function of one problem, opaque to autograd; under vmap a loop over the batch."""
+
+    @staticmethod
+    def forward(call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        batch = torch.broadcast_shapes(*(x.shape[: x.ndim - rank] for x, rank in zip(tensors, ranks, strict=True)))
+        flat = [x.expand((*batch, *x.shape[x.ndim - rank :])).reshape(-1, *x.shape[x.ndim - rank :]) for x, rank in zip(tensors, ranks, strict=True)]
+        arrays = [x.cpu().numpy() for x in flat]
+        answers = [call(*problem) for problem in zip(*arrays, strict=True)]
+        return tuple(torch.from_numpy(np.stack(answer)).reshape(*batch, -1).to(tensors[0]) for answer in zip(*answers, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("inputs are detached")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Any, ranks: tuple[int, ...], *tensors: Tensor) -> Any:
+        moved = [x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)]
+        answer = _Outside.apply(call, ranks, *moved)
+        return answer, tuple(0 for _ in answer)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _root(gramian: Array) -> Array:
+    """R with RᵀR = G, accurate row by row however the norms are spread."""
+    n = np.sqrt(gramian.diagonal().clip(0))
+    unit = np.where(n > 0, n, 1.0)
+    values, vectors = np.linalg.eigh(gramian / np.outer(unit, unit))
+    return np.sqrt(values.clip(0))[:, None] * vectors.T * n
+
+
+def _min_norm(gramian: Array) -> tuple[Array]:
+    if np.isnan(gramian).any() or np.isinf(gramian).any():
+        return (np.full(len(gramian), np.nan),)
+    return (_run(*_min_norm_program(len(gramian)), R=_root(gramian)),)
+
+
+def _cagrad(gramian: Array, c: Array, preference: Array) -> tuple[Array, Array]:
+    if not all(np.isfinite(x).all() for x in (gramian, c, preference)):
+        return (np.full(len(gramian), np.nan),) * 2
+    factor, linear = _root(gramian), gramian @ preference
+    radius = float(c) * np.sqrt(max(preference @ linear, 0.0))
+    if radius == 0:
+        w = np.zeros(len(gramian))
+        w[linear.argmin()] = 1
+        return preference, w
+    w = _run(*_cagrad_dual(len(gramian)), R=radius * factor, b=linear)
+    length = np.linalg.norm(factor @ w)
+    if length > 1e-5 * np.linalg.norm(factor, axis=0) @ w:
+        return preference + radius / length * w, w
+    # Near Pareto stationarity d cannot be read off w: ask for it directly.
+    step = _run(*_cagrad_primal(len(gramian)), R=factor / radius, b=linear, G=gramian)
+    return preference + step, w
+
+
+def _dual_cone(gramian: Array, weights: Array) -> tuple[Array]:
+    if not all(np.isfinite(x).all() for x in (gramian, weights)):
+        return (np.full(len(gramian), np.nan),)
+    n = np.sqrt(gramian.diagonal().clip(0))
+    unit = np.where(n > 0, n, 1.0)
+    scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
+    y = _run(*_dual_cone_program(len(gramian)), R=_root(gramian) / unit, b=gramian @ weights / unit / (scale or 1.0), simplex=False)
+    return (y * (scale or 1.0) / unit,)
+
+
+Program = tuple[cp.Problem, cp.Variable]
+
+
+@cache
+def _min_norm_program(count: int) -> Program:
+    w, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
+    return cp.Problem(cp.Minimize(cp.sum_squares(factor @ w)), [cp.sum(w) == 1]), w
+
+
+@cache
+def _cagrad_dual(count: int) -> Program:
+    w, factor, linear = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
+    return cp.Problem(cp.Minimize(linear @ w + cp.norm(factor @ w)), [cp.sum(w) == 1]), w
+
+
+@cache
+def _cagrad_primal(count: int) -> Program:
+    step, worst = cp.Variable(count), cp.Variable()
+    factor, gramian, linear = cp.Parameter((count, count), name="R"), cp.Parameter((count, count), name="G"), cp.Parameter(count, name="b")
+    return cp.Problem(cp.Maximize(worst), [linear + gramian @ step >= worst, cp.norm(factor @ step) <= 1]), step
+
+
+@cache
+def _dual_cone_program(count: int) -> Program:
+    u, factor, linear = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
+    return cp.Problem(cp.Minimize(0.5 * cp.sum_squares(factor @ u) + linear @ u)), u
+
+
+def _run(program: cp.Problem, variable: cp.Variable, *, simplex: bool = True, **values: Array) -> Array:
+    for name, parameter in program.param_dict.items():
+        parameter.value = values[name]
+    tight = {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12}
+    try:
+        program.solve(solver=cp.CLARABEL, **tight)
+    except cp.SolverError as error:
+        raise RuntimeError(f"cvx: Clarabel failed ({error})") from error
+    # "inaccurate" misses 1e-12, not more than the gap of the answer tells; everything else is no answer.
+    if program.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) or variable.value is None:
+        raise RuntimeError(f"cvx: Clarabel stopped with status {program.status!r}")
+    value = np.asarray(variable.value, dtype=np.float64)
+    if variable.is_nonneg():
+        value = value.clip(0)
+    return value / value.sum() if simplex and variable.is_nonneg() else value

@@ -1,0 +1,113 @@
+"""Exact and branch-free for a few tasks: solve every face at once and keep the best."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.func import vmap
+
+from .. import simplex
+from ..types import Solver
+from .face_solve import cagrad_face, dual_cone_face, lengths, min_norm_face
+from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, root, solver
+
+MOST_TASKS = 6
+
+
+def faces() -> Solver:
+    """All 2^T - 1 faces of the simplex in one batch of T x T systems; takes all three problems, T <= 6.
+
+    Returns: the exact answer to rounding; `steps` counts the faces. Pure torch, no host synchronisation, any device; vmaps, compiles
+    and differentiates: the support is found without derivatives, the closed form on it carries them.
+
+    Raises: ValueError for T > 6.
+
+    >>> from mtlfunc.solvers import min_norm
+    >>> faces()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))).weights
+    tensor([0.8000, 0.2000])
+    """
+
+    def solve(problem: Problem, eps: float) -> Answer:
+        count = problem.gramian.shape[-1]
+        if count > MOST_TASKS:
+            raise ValueError(f"faces: {count} tasks have {2**count - 1} faces; at most {MOST_TASKS} are enumerated. Use auto()")
+        steps = constant_steps(problem, 2**count - 1)
+        if isinstance(problem, MinNorm):
+            w = _min_norm(problem)
+            return w, w, steps
+        if isinstance(problem, DualCone):
+            u = _dual_cone(problem)
+            return problem.weights + u, u, steps
+        return *_cagrad(problem, eps), steps
+
+    return solver(solve)
+
+
+def _min_norm(problem: MinNorm) -> Float[Tensor, " task"]:
+    fixed = MinNorm(problem.gramian.detach())
+    candidates = vmap(lambda face: on_simplex(min_norm_face(fixed, face)))(simplex.faces(len(fixed.gramian), fixed.gramian.device))
+    support = _support(candidates, vmap(lambda w: _violation(fixed, w))(candidates))
+    w = on_simplex(min_norm_face(problem, support))
+    converged = problem.gramian.diagonal() <= 0  # a zero gradient: the hull holds 0, and every such task is as good
+    return torch.where(converged.any(), converged / converged.sum().clamp_min(1), w)
+
+
+def _cagrad(problem: CAGrad, eps: float) -> tuple[Tensor, Tensor]:
+    fixed = CAGrad(*(x.detach() for x in problem))
+
+    def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
+        w, bounded = cagrad_face(fixed, face)
+        w = on_simplex(w)
+        return w, _violation(fixed, w).where(bounded, torch.inf)
+
+    support = _support(*vmap(candidate)(simplex.faces(len(fixed.gramian), fixed.gramian.device)))
+    w = on_simplex(cagrad_face(problem, support)[0])
+    flat = problem.radius == 0  # c = 0 or g₀ = 0: F is linear and d = g₀
+    lowest = (torch.arange(len(w), device=w.device) == problem.linear.argmin()).to(w)
+    w = torch.where(flat, lowest, w)
+    return at_stationary_points(problem, _min_norm(MinNorm(problem.gramian)), _dual_cone(DualCone(problem.gramian, problem.preference)), w, eps)
+
+
+def at_stationary_points(problem: CAGrad, shortest: Tensor, push: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(weights, dual): from w in general; at a Pareto-stationary point within reach of the dual cone, its projection.
+
+    There g_w = 0 at the optimum, so w says nothing of d; the point of {J d >= 0} nearest to g₀ is optimal as soon as the ball holds it.
+    """
+    gramian = problem.gramian
+    noise = 8 * len(shortest) * eps * (root(gramian.diagonal()) @ shortest) ** 2
+    reach = root(push @ gramian @ push)
+    stationary = (shortest @ gramian @ shortest <= noise) & (reach <= problem.radius) & (problem.radius > 0)
+    safe = torch.where(stationary, problem.preference, w)  # keeps the branch not taken finite, derivatives too
+    return torch.where(stationary, problem.preference + push, problem.recover(safe)), torch.where(stationary, shortest, w)
+
+
+def _dual_cone(problem: DualCone) -> Float[Tensor, " task"]:
+    fixed = DualCone(problem.gramian.detach(), problem.weights.detach())
+    n = lengths(fixed.gramian)
+
+    def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
+        u = dual_cone_face(fixed, face).clamp_min(0)
+        slack = (fixed.linear + fixed.gramian @ u) / n
+        return u, torch.where(u > 0, slack.abs(), -slack).amax().clamp_min(0)
+
+    count = len(fixed.gramian)
+    none = torch.zeros(1, count, dtype=torch.bool, device=n.device)
+    support = _support(*vmap(candidate)(torch.cat([none, simplex.faces(count, n.device)])))
+    return dual_cone_face(problem, support).clamp_min(0)
+
+
+def on_simplex(w: Tensor) -> Tensor:
+    w = w.clamp_min(0)
+    return w / w.sum()
+
+
+def _violation(problem: MinNorm | CAGrad, w: Tensor) -> Tensor:
+    """How far the worst task lies below the mean rate, as a cosine: blind to the scale of every gradient."""
+    rates = problem.gradient(w)
+    n = lengths(problem.gramian)
+    return ((w @ rates - rates) / n).amax()
+
+
+def _support(candidates: Float[Tensor, "face task"], violation: Float[Tensor, " face"]) -> Bool[Tensor, " task"]:
+    best = violation.where(violation.isfinite(), torch.inf).argmin()
+    chosen = torch.arange(len(violation), device=violation.device) == best
+    return ((candidates > 0) & chosen[:, None]).any(0)

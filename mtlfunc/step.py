@@ -1,0 +1,135 @@
+"""A training step as a pure function: probe, rule and optimizer composed; and many of them."""
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from . import random
+from .checks import can_look, check_finite, transformed
+from .types import Balance, Batch, Info, LossesFn, Optimizer, Params, Probe, Rule, State, Step, TrainState
+
+Reduction = Literal["mean", "sum"]
+
+
+class BalanceState(NamedTuple):
+    probe: State
+    rule: State
+
+
+def balance(losses_fn: LossesFn, rule: Rule, probe: Probe, *, reduction: Reduction = "mean", has_aux: bool = False) -> Balance:
+    """A step without an optimizer: parameters and a batch in, one gradient out.
+
+    Args:
+        losses_fn: stateless, `(params, batch) -> losses`: a vector `[task]`, or a tuple or dict of T scalars.
+        rule: turns geometry into weights.
+        probe: measures the geometry and combines.
+        reduction: `"mean"`: with rule `mean()` the gradient is that of the mean loss; `"sum"` multiplies everything by T.
+        has_aux: `losses_fn` returns `(losses, aux)`; aux, a pytree of tensors, is handed on in `Info.aux`.
+
+    Returns: `init(params, batch, key=0) -> state` (one forward; key is an integer or a 0-d integer tensor) and `update(params, batch, state) ->
+    (grads, state, info)`; grads have the names and shapes of params.
+
+    Raises: ValueError for NaN or infinite losses, gradients or weights, where they can be seen (on CPU, outside transforms); elsewhere they end
+    up as NaN in grads.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction={reduction!r}: expected "mean" or "sum"')
+
+    def declared(params: Params, batch: Batch) -> Any:
+        out = losses_fn(params, batch)
+        pair = isinstance(out, tuple) and len(out) == 2 and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
+        if pair != has_aux:
+            raise ValueError("losses_fn returned (losses, aux): pass has_aux=True" if pair else "has_aux=True, but losses_fn did not return a pair (losses, aux)")
+        return out
+
+    def init(params: Params, batch: Batch, key: int | Tensor = 0) -> State:
+        device = next(iter(params.values())).device if params else None
+        root = random.key(key, device)
+        losses, probe_state = probe.init(declared, params, batch, random.fold_in(root, 0))
+        return BalanceState(probe_state, rule.init(losses, random.fold_in(root, 1)))
+
+    def update(params: Params, batch: Batch, state: BalanceState) -> tuple[Params, State, Info]:
+        measured, probe_state = probe.update(declared, params, batch, state.probe)
+        geometry = measured.geometry
+        if can_look(measured.losses):
+            check_finite(measured.losses, "losses")
+            if geometry.gramian.numel():
+                check_finite(geometry.gramian.diagonal(), "gradients (squared lengths by task)")
+        weights, rule_state = rule.update(geometry, state.rule)
+        check_finite(weights, "weights (the rule's answer)")
+        grads = measured.combine(weights)
+        if reduction == "sum":
+            count = measured.losses.shape[0]
+            grads = {name: count * grad for name, grad in grads.items()}
+        gramian = geometry.gramian
+        rates = gramian @ weights.to(gramian.dtype) if gramian.numel() else gramian.new_zeros(0)
+        return grads, BalanceState(probe_state, rule_state), Info(measured.losses, gramian, weights, rates, measured.aux)
+
+    return Balance(init, update)
+
+
+def descend(
+    losses_fn: LossesFn, rule: Rule, optimizer: Optimizer, probe: Probe, *, reduction: Reduction = "mean", has_aux: bool = False
+) -> Step:
+    """A step with an optimizer: `init(params, batch, key=0) -> TrainState`, `update(state, batch) -> (TrainState, Info)`.
+
+    Arguments and errors as in `balance`.
+    """
+    inner = balance(losses_fn, rule, probe, reduction=reduction, has_aux=has_aux)
+
+    def init(params: Params, batch: Batch, key: int | Tensor = 0) -> TrainState:
+        return TrainState(params, inner.init(params, batch, key), optimizer.init(params))
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Info]:
+        grads, balance_state, info = inner.update(state.params, batch, state.balance)
+        params, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        return TrainState(params, balance_state, optimizer_state), info
+
+    return Step(init, update)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by `rollout` in place of KeyboardInterrupt, with what was computed: `.state`, and `.record` as rollout would return it."""
+
+    def __init__(self, state: State, record: Any) -> None:
+        super().__init__("rollout interrupted; .state and .record hold what was computed")
+        self.state, self.record = state, record
+
+
+def rollout(
+    step: Step, state: TrainState, batches: Iterable[Batch], *, record: Callable[[TrainState, Info], Any] | None = None, every: int = 1
+) -> tuple[TrainState, Any]:
+    """Many steps: one for each batch, with a progress bar outside transforms and a plain loop inside them.
+
+    Args:
+        step, state: from `descend`.
+        batches: any iterable; `itertools.repeat(batch, 1000)` for a full batch.
+        record: `(state after the step, info) -> tensors`, a tensor or a nested tuple or dict; None records info without aux.
+        every: record every so many steps, from the first.
+
+    Returns: the final state and the record, each tensor stacked along a new first axis (None if there was no step).
+
+    Raises: Interrupted, a KeyboardInterrupt that carries state and record, on Ctrl-C.
+    """
+    if every < 1:
+        raise ValueError(f"every: expected a number of steps >= 1, got {every}")
+    take = record or (lambda state, info: info._replace(aux=()))
+    kept: list[Any] = []
+    quiet = transformed() or torch.compiler.is_compiling()
+    try:
+        for count, batch in enumerate(batches if quiet else tqdm(batches, total=operator.length_hint(batches) or None, leave=False, desc="steps")):
+            state, info = step.update(state, batch)
+            if count % every == 0:
+                kept.append(take(state, info))
+    except KeyboardInterrupt as stop:
+        raise Interrupted(state, _stacked(kept)) from stop
+    return state, _stacked(kept)
+
+
+def _stacked(kept: list[Any]) -> Any:
+    return tree_map(lambda *leaves: torch.stack(leaves), *kept) if kept else None
