@@ -5,11 +5,12 @@ breaks a compiled graph. So values are examined only where `can_look` allows it;
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from .types import Params, Scalar
@@ -43,6 +44,11 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
     return any(_innermost(leaf).requires_grad for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
+def recording(values: object) -> AbstractContextManager[Any]:
+    """A context for a backward pass that `values` enter: recorded where something outside may differentiate through them, else not."""
+    return nullcontext() if differentiated(values) else torch.no_grad()
+
+
 def _innermost(x: Tensor) -> Tensor:
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
@@ -58,7 +64,8 @@ def check_params(params: Params) -> None:
             raise TypeError(f"params[{name!r}]: expected a tensor, got {type(leaf).__name__}")
         if not leaf.is_floating_point():
             raise TypeError(
-                f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; leave it out of params (pass integer tensors in the batch or let the module keep them)"
+                f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; "
+                "leave it out of params (pass integer tensors in the batch or let the module keep them)"
             )
     first = next(iter(params))
     for name, leaf in params.items():
@@ -66,7 +73,8 @@ def check_params(params: Params) -> None:
             raise ValueError(f"params: {first!r} is on {params[first].device} but {name!r} is on {leaf.device}; move all to one device")
         if leaf.dtype != params[first].dtype:
             raise ValueError(
-                f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; convert the module to one dtype (for mixed precision use autocast inside losses_fn)"
+                f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; "
+                "convert the module to one dtype (for mixed precision use autocast inside losses_fn)"
             )
 
 
@@ -78,6 +86,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         raise TypeError(f"{name}: expected a floating dtype, got {gramian.dtype}; convert it with .double()")
     if not can_look(gramian):
         return
+    gramian = gramian.detach()
     if not bool(gramian.isfinite().all()):
         bad = (~gramian.isfinite()).any(-1).nonzero().flatten().tolist()
         raise ValueError(f"{name}: NaN or infinite entries in rows {bad}; the gradients of these tasks are not finite")
@@ -88,7 +97,8 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         if bool((worst > 0).any()):
             i, j = divmod(int(worst.argmax()), gramian.shape[1])
             raise ValueError(
-                f"{name}: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] is {gramian[j, i]:.6g}; a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
+                f"{name}: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] is {gramian[j, i]:.6g}; "
+                "a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
             )
 
 
@@ -117,7 +127,7 @@ def check_scalar(value: Scalar, name: str, *, positive: bool = False) -> None:
             return
     elif not isinstance(value, float | int):
         raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
-    number = float(value)
+    number = float(value.detach()) if isinstance(value, Tensor) else float(value)
     if not (number > 0 if positive else number >= 0) or number == float("inf"):
         raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {number}")
 
@@ -130,7 +140,7 @@ def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor
         raise ValueError(f"preference: expected shape {list(fallback.shape)}, one entry a task, got {list(preference.shape)}")
     if not preference.is_floating_point() or preference.device != fallback.device:
         raise ValueError(f"preference is {preference.dtype} on {preference.device}; expected a floating tensor on {fallback.device}")
-    if can_look(preference) and not (bool((preference >= 0).all()) and 0 < float(preference.sum()) < float("inf")):
+    if can_look(preference) and not (bool((preference >= 0).all()) and 0 < float(preference.detach().sum()) < float("inf")):
         raise ValueError(f"preference: expected finite entries >= 0 with a positive sum, got {preference.tolist()}")
     preference = preference.to(fallback.dtype)
     return preference / preference.sum()

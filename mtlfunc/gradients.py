@@ -1,7 +1,6 @@
 """Per-task and per-sample gradients of stateless losses: one forward, one batched backward."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .checks import check_params, differentiated
+from .checks import check_params, differentiated, recording
 from .types import Batch, LossesFn, Params, Rows
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
@@ -54,7 +53,14 @@ def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
 
 
 def linearize(
-    losses_fn: LossesFn, params: Params, batch: Batch, *, shared: tuple[str, ...], mix: Mix | None = None, heads: Callable[[int], float | None] | None = None, chunk_size: int | None = None
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    *,
+    shared: tuple[str, ...],
+    mix: Mix | None = None,
+    heads: Callable[[int], float | None] | None = None,
+    chunk_size: int | None = None,
 ) -> Linear:
     """One forward, and the rows of the shared leaves by backward passes that stop at them.
 
@@ -89,7 +95,7 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not asked for; vjp's own pullback always returns every leaf.
     # The compiler cannot trace it, but drops unread outputs by itself.
     if torch.compiler.is_compiling():
-        losses, pull, aux = vjp(forward, params, has_aux=True)
+        losses, pull, aux = in_place_explained(forward, params)
         matrix, preference = cotangents(losses)
         rows = vmap(lambda v: {name: pull(v)[0][name] for name in shared}, chunk_size=chunk_size)(matrix) if shared else {}
         share = heads(losses.shape[0]) if others and heads else None
@@ -97,10 +103,8 @@ def linearize(
     else:
         losses, pull, (aux, matrix, preference, rows, head_grads) = in_place_explained(forward_and_backward, params)
 
-    record = differentiated(losses)
-
     def pullback(weights: Tensor) -> Params:
-        with nullcontext() if record else torch.no_grad():
+        with recording((losses, weights)):
             return pull(weights.to(losses.dtype) @ matrix)[0]
 
     return Linear(losses, losses if mix is None else matrix @ losses, preference, rows, head_grads, pullback, aux)
@@ -132,10 +136,10 @@ def _stacked(grads: list[Params]) -> Rows:
     return {name: torch.stack([grad[name] for grad in grads]) for name in grads[0]}
 
 
-def in_place_explained(f: Callable[[Params], tuple[Tensor, Any]], params: Params) -> tuple[Tensor, Callable[..., Any], Any]:
+def in_place_explained(f: Callable[[Params], tuple[Any, Any]], params: Params) -> tuple[Any, Callable[..., Any], Any]:
     """`vjp` with aux, and an error that names the cure where `f` mutates a captured tensor."""
     try:
-        return vjp(f, params, has_aux=True)
+        return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
         if "in-place operation" not in str(error):
             raise

@@ -99,7 +99,9 @@ def sample_gramian(
     def flat(params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = losses_fn(params, batch)
         if not isinstance(losses, Tensor) or losses.ndim not in (1, 2):
-            raise ValueError(f"losses_fn: expected [sample] or [sample, task], got {list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__}")
+            raise ValueError(
+                f"losses_fn: expected [sample] or [sample, task], got {list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__}"
+            )
         return losses.flatten(), losses
 
     check_params(params)

@@ -46,7 +46,9 @@ def weights(rule: Rule, gramian: Float[Tensor, "task task"], losses: Float[Tenso
     return answer
 
 
-def aggregate(rule: Rule, jacobian: Float[Tensor, "task param"], losses: Float[Tensor, " task"] | None = None, key: int | Tensor = 0) -> Float[Tensor, " param"]:
+def aggregate(
+    rule: Rule, jacobian: Float[Tensor, "task param"], losses: Float[Tensor, " task"] | None = None, key: int | Tensor = 0
+) -> Float[Tensor, " param"]:
     """The direction d = Jᵀweights that a fresh rule makes of a plain matrix of gradients; the step is θ ← θ - ηd.
 
     Args: as in `weights`, with J `[task, param]` in place of its Gramian, which is formed in float64.

@@ -12,7 +12,7 @@ from .types import Optimizer, Params, Scalar, State
 
 
 class AdamState(NamedTuple):
-    count: Int[Tensor, ""]
+    steps: Int[Tensor, ""]
     mean: Params
     square: Params
 
@@ -58,7 +58,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return AdamState(torch.zeros((), dtype=torch.int64, device=device), _zeros(params), _zeros(params))
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, State]:
-        count = state.count + 1
+        count = state.steps + 1
         mean = map_params(lambda m, g: first * m + (1 - first) * g, state.mean, grads)
         square = map_params(lambda v, g: second * v + (1 - second) * g * g, state.square, grads)
 

@@ -20,7 +20,7 @@ class Stream(NamedTuple):
     """A key and how many draws were taken from it: the state of whatever draws once a step."""
 
     key: Int[Tensor, ""]
-    count: Int[Tensor, ""]
+    drawn: Int[Tensor, ""]
 
 
 def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Tensor, ""]:
@@ -56,7 +56,7 @@ def stream(key: Int[Tensor, ""]) -> Stream:
 
 def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
     """The key of this draw, and the stream after it."""
-    return fold_in(stream.key, stream.count), Stream(stream.key, stream.count + 1)
+    return fold_in(stream.key, stream.drawn), Stream(stream.key, stream.drawn + 1)
 
 
 def uniform(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:

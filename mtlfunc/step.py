@@ -44,7 +44,9 @@ def balance(losses_fn: LossesFn, rule: Rule, probe: Probe, *, reduction: Reducti
         out = losses_fn(params, batch)
         pair = isinstance(out, tuple) and len(out) == 2 and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
         if pair != has_aux:
-            raise ValueError("losses_fn returned (losses, aux): pass has_aux=True" if pair else "has_aux=True, but losses_fn did not return a pair (losses, aux)")
+            raise ValueError(
+                "losses_fn returned (losses, aux): pass has_aux=True" if pair else "has_aux=True, but losses_fn did not return a pair (losses, aux)"
+            )
         return out
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> State:
@@ -73,9 +75,7 @@ def balance(losses_fn: LossesFn, rule: Rule, probe: Probe, *, reduction: Reducti
     return Balance(init, update)
 
 
-def descend(
-    losses_fn: LossesFn, rule: Rule, optimizer: Optimizer, probe: Probe, *, reduction: Reduction = "mean", has_aux: bool = False
-) -> Step:
+def descend(losses_fn: LossesFn, rule: Rule, optimizer: Optimizer, probe: Probe, *, reduction: Reduction = "mean", has_aux: bool = False) -> Step:
     """A step with an optimizer: `init(params, batch, key=0) -> TrainState`, `update(state, batch) -> (TrainState, Info)`.
 
     Arguments and errors as in `balance`.

@@ -118,4 +118,3 @@ class Solution(NamedTuple):
 
 Solver = Callable[[Any], Solution]
 """From a problem of `mtlfunc.solvers` to its solution."""
-

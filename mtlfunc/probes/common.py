@@ -11,8 +11,9 @@ from ..gradients import in_place_explained, linearize, split_output
 from ..types import Batch, LossesFn, Params
 
 
-def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tuple[str, ...]) -> Tensor:
-    """Losses `[task]` of one forward; where values may be looked at, also errors and hints about the tasks' dependence on `shared`."""
+def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tuple[str, ...], *, hint: bool = False) -> Tensor:
+    """Losses `[task]` of one forward; where values may be looked at, also an error about a task that does not depend on
+    `shared` and (`hint`) a warning about a leaf there that one task alone depends on."""
     reached: list[set[str]] | None = None
 
     def forward(params: Params) -> tuple[Tensor, Any]:
@@ -36,7 +37,7 @@ def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tupl
             f"shared: the losses of tasks {alone} (counted from 0) depend on none of the shared parameters {', '.join(shared)}; "
             "leave these tasks out, or widen the glob to the parameters that they use"
         )
-    if reached is not None and len(reached) > 1:
+    if hint and reached is not None and len(reached) > 1:
         private = [name for name in shared if sum(name in names for names in reached) == 1]
         if private:
             warnings.warn(
@@ -60,10 +61,10 @@ def leaves_of_each(losses: Tensor, scalars: tuple[Tensor, ...] | None, params: P
     for node in nodes:
         seen, todo = set(), [node]
         while todo:
-            node = todo.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                todo.extend(following for following, _ in node.next_functions)
+            current = todo.pop()
+            if current is not None and current not in seen:
+                seen.add(current)
+                todo.extend(following for following, _ in current.next_functions)
         reached.append({name for leaf_node, name in leaf_nodes.items() if leaf_node in seen})
     return reached
 

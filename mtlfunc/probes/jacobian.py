@@ -1,6 +1,7 @@
 """The probe in parameter space: rows of the Jacobian over the shared parameters, their Gramian, and the heads' own gradient."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -59,7 +60,7 @@ def jacobian(
     def init(losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(params)
         names, _ = names_of(params)
-        losses = first_losses(losses_fn, params, batch, names)
+        losses = first_losses(losses_fn, params, batch, names, hint=True)
         if mix is not None:
             losses = mix(random.fold_in(key, 0), losses.shape[0])[0].to(losses) @ losses
         return losses, random.stream(key) if mix is not None or mask is not None else ()
@@ -74,7 +75,7 @@ def jacobian(
             params,
             batch,
             shared=names,
-            mix=None if mix is None else lambda count: mix(key, count),
+            mix=None if mix is None else partial(mix, key),
             heads=lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads],
             chunk_size=chunk_size,
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from ..checks import can_look, check_params, differentiated
+from ..checks import can_look, check_params, recording
 from ..gradients import in_place_explained, linearize, split_output
 from ..tree import combine, dot, select
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
@@ -61,11 +61,13 @@ def representation(encode: Encode, decode: Decode, *, shared: Select = "*") -> P
         z = {name: leaf.detach() for name, leaf in _named(encode(params, batch)).items()}
         decoded = first_losses(lambda leaves, batch: decode(params, _unnamed(leaves), batch), z, batch, tuple(z))
         if decoded.shape != losses.shape or not torch.allclose(decoded, losses, rtol=1e-3, atol=0.0):
-            raise ValueError(f"representation: decode(encode(·)) gives losses {decoded.tolist()}, but losses_fn gives {losses.tolist()}; they must be the same function")
+            raise ValueError(
+                f"representation: decode(encode(·)) gives losses {decoded.tolist()}, but losses_fn gives {losses.tolist()}; they must be the same function"
+            )
         return losses, ()
 
     def update(losses_fn: LossesFn, params: Params, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        z, pull = vjp(lambda p: _named(encode(p, batch)), params)
+        z, pull, _ = in_place_explained(lambda p: (_named(encode(p, batch)), ()), params)
         leaves = {f"decode {name}": leaf for name, leaf in params.items()}
 
         def decode_leaves(both: Params, batch: Batch) -> Any:
@@ -73,10 +75,9 @@ def representation(encode: Encode, decode: Decode, *, shared: Select = "*") -> P
 
         linear = linearize(decode_leaves, leaves | z, batch, shared=tuple(z), heads=lambda count: 1 / count)
         geometry = Geometry(linear.losses, dot(linear.rows, linear.rows, tuple(z)), linear.preference, torch.ones_like(linear.losses, dtype=torch.bool), {})
-        record = differentiated(z)
 
         def combined(weights: Tensor) -> Params:
-            with torch.set_grad_enabled(record and torch.is_grad_enabled()):
+            with recording((z, linear.rows, weights)):
                 through = pull(combine(weights, linear.rows))[0]
             return {name: through[name] + linear.heads[f"decode {name}"] for name in params}
 

@@ -68,7 +68,8 @@ def gradnorm(
             check_vector(reference.to(losses), losses[None].expand(len(losses), -1), "reference")
         if can_look(initial) and not bool((initial > 0).all()):
             raise ValueError(
-                f"gradnorm: relative rates L(t)/L(0) need initial losses > 0, got {initial.tolist()}; shift the losses, or pass reference=, for instance log K for K-class cross-entropy"
+                f"gradnorm: relative rates L(t)/L(0) need initial losses > 0, got {initial.tolist()}; shift the losses, "
+                "or pass reference=, for instance log K for K-class cross-entropy"
             )
         weights = torch.ones_like(losses)
         return GradNormState(weights, initial.clone(), move.init({"weights": weights}))

@@ -180,7 +180,7 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         scaled = wide._replace(gramian=wide.gramian / scale.where(scale > 0, 1.0))
         weights, dual, steps = solve(scaled, torch.finfo(dtype).eps)
         solution = wide.solution(poison(weights, *wide), dual, steps)
-        return Solution(*(x.to(dtype) for x in solution[:-1]), steps)
+        return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 
     return certified
 

@@ -1,0 +1,214 @@
+"""One run as a pure function, and the study of one rule: all seeds and all learning rates in one vmapped program."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+from mtlfunc import Probe, Rule
+
+from .data import OFFSET, Digits, Pairs, splits
+
+Params = dict[str, Tensor]
+TASKS = ("left", "right")
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # one grid for every rule
+BATCH = 128
+MEASURE_EVERY = 8  # steps between two looks at the common Gramian
+WIDTH, REPRESENTATION = 64, 32
+
+
+class Net(nn.Module):
+    """A fully connected trunk and one linear head a task."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator: leave it as it was
+            torch.manual_seed(seed)
+            self.trunk = nn.Sequential(nn.Linear((8 + OFFSET) ** 2, WIDTH), nn.ReLU(), nn.Linear(WIDTH, REPRESENTATION), nn.ReLU())
+            self.left = nn.Linear(REPRESENTATION, 10)
+            self.right = nn.Linear(REPRESENTATION, 10)
+
+
+_skeleton = Net(0)  # functional_call takes the architecture from it, never the values
+
+
+def encode(params: Params, batch: Pairs) -> Float[Tensor, "pair feature"]:
+    """The shared representation."""
+    return functional_call(_skeleton.trunk, _part(params, "trunk."), (batch.canvases,))
+
+
+def logits(params: Params, z: Float[Tensor, "pair feature"]) -> tuple[Float[Tensor, "pair digit"], Float[Tensor, "pair digit"]]:
+    left = functional_call(_skeleton.left, _part(params, "left."), (z,))
+    right = functional_call(_skeleton.right, _part(params, "right."), (z,))
+    return left, right
+
+
+def decode(params: Params, z: Float[Tensor, "pair feature"], batch: Pairs) -> tuple[Tensor, Tensor]:
+    """Cross-entropies of the two digits, in nats."""
+    left, right = logits(params, z)
+    return F.cross_entropy(left, batch.labels[:, 0]), F.cross_entropy(right, batch.labels[:, 1])
+
+
+def losses(params: Params, batch: Pairs) -> tuple[Tensor, Tensor]:
+    return decode(params, encode(params, batch), batch)
+
+
+def accuracy(params: Params, pairs: Pairs) -> Float[Tensor, "2"]:
+    """Share of right answers, left and right."""
+    answers = torch.stack([head.argmax(-1) for head in logits(params, encode(params, pairs))], -1)
+    return (answers == pairs.labels).to(torch.float32).mean(0)
+
+
+def _part(params: Params, prefix: str) -> Params:
+    return {name.removeprefix(prefix): leaf for name, leaf in params.items() if name.startswith(prefix)}
+
+
+class Method(NamedTuple):
+    """A probe, a rule, and the tasks that are learnt."""
+
+    probe: Probe
+    rule: Rule
+    tasks: tuple[str, ...] = TASKS
+
+
+def baselines() -> dict[str, Method]:
+    """One task alone: all weight on its loss, so that the trunk sees nothing of the other and the other's head is never trained."""
+    weight = {"left": torch.tensor([1.0, 0.0]), "right": torch.tensor([0.0, 1.0])}
+    return {f"{task} alone": Method(mf.losses_only(), mf.mean(weight[task]), (task,)) for task in TASKS}
+
+
+def methods() -> dict[str, Method]:
+    """The rules to choose from, each with the probe that its paper measures with."""
+    trunk = "trunk.*"
+    return {
+        "mean": Method(mf.losses_only(), mf.mean()),
+        "gradnorm": Method(mf.jacobian(trunk, measure="trunk.2.*", heads="weighted"), mf.gradnorm(alpha=0.12)),
+        "mgda": Method(mf.jacobian(trunk), mf.mgda()),
+        "mgda-ub": Method(mf.representation(encode, decode, shared=trunk), mf.mgda()),
+        "pcgrad": Method(mf.jacobian(trunk), mf.pcgrad()),
+        "cagrad": Method(mf.jacobian(trunk), mf.cagrad(c=0.4)),
+        "cagrad-fast": Method(mf.jacobian(trunk, mix=mf.subset(2)), mf.cagrad(c=0.4)),
+    }
+
+
+class Run(NamedTuple):
+    """What one training run leaves behind."""
+
+    params: Params
+    validation: Float[Tensor, "epoch 2"]  # accuracy after every epoch
+    conflict: Bool[Tensor, " look"]  # g_left·g_right < 0 over the trunk, on the batch that the step is about to use
+
+
+def train(
+    params: Params,
+    seed: Int[Tensor, ""],
+    lr: Float[Tensor, ""],
+    training: Pairs,
+    validation: Pairs,
+    *,
+    method: Method,
+    epochs: int,
+    around: Callable[[], Any] = nullcontext,
+) -> Run:
+    """One run: a pure function of initial parameters, seed, learning rate and data; each of them may be batched.
+
+    Args:
+        around: called once a step for a context manager that the step runs in; `study` passes a stopwatch.
+    """
+    step = mf.descend(losses, method.rule, mf.adam(lr), method.probe)
+    order_key, rule_key = mf.random.fold_in(seed, 10), mf.random.fold_in(seed, 11)
+    state = step.init(params, _take(training, torch.arange(BATCH, device=seed.device)), key=rule_key)
+    count = len(training.labels)
+    curve, conflict = [], []
+    for epoch in range(epochs):
+        order = mf.random.permutation(mf.random.fold_in(order_key, epoch), count)
+        for i in range(count // BATCH):
+            batch = _take(training, order[i * BATCH : (i + 1) * BATCH])
+            if (epoch * (count // BATCH) + i) % MEASURE_EVERY == 0:
+                _, gramian = mf.task_gramian(losses, state.params, batch, shared="trunk.*")
+                conflict.append(mf.diagnostics.conflicts(gramian)[0, 1])
+            with around():
+                state, _ = step.update(state, batch)
+        curve.append(accuracy(state.params, validation))
+    return Run(state.params, torch.stack(curve), torch.stack(conflict))
+
+
+def _take(pairs: Pairs, index: Int[Tensor, " pair"]) -> Pairs:
+    return Pairs(*(leaf.index_select(0, index) for leaf in pairs))
+
+
+class Outcome(NamedTuple):
+    """A finished study of one rule; plain numbers, ready for JSON."""
+
+    rates: list[float]
+    best: int  # index of the chosen learning rate
+    grid: list[float]  # validation accuracy by learning rate: mean over the learnt tasks and the seeds, after the last epoch
+    test: dict[str, list[float]]  # by learnt task, one entry a seed, at the chosen rate
+    curve: list[list[float]]  # validation accuracy at the chosen rate, mean over the learnt tasks: [seed][epoch]
+    conflict: list[float] | None  # share of looks with g_left·g_right < 0, one entry a seed, at the chosen rate; None for one task alone
+    step_ms: float  # median wall time of one vmapped step, all seeds and rates together
+    steps: int
+
+
+def study(name: str, method: Method, source: Digits, seeds: int, epochs: int, rates: tuple[float, ...] = RATES) -> Outcome:
+    """Train every seed at every rate in one program, choose the rate on validation data, and only then look at the test data."""
+    device, dtype = source.images.device, source.images.dtype
+    keys = torch.arange(seeds, device=device)
+    data = vmap(lambda key: splits(source, key))(keys)
+    params = {leaf: value.to(device, dtype) for leaf, value in mf.stack([Net(seed) for seed in range(seeds)]).items()}
+    lr = torch.tensor(rates, dtype=dtype, device=device)
+    steps = epochs * (data.train.labels.shape[1] // BATCH)
+
+    with tqdm(total=steps, desc=name, unit="step", leave=False, disable=None) as bar:
+        watch = _Stopwatch(device, bar)
+
+        def run(params: Params, seed: Tensor, lr: Tensor, training: Pairs, validation: Pairs) -> Run:
+            return train(params, seed, lr, training, validation, method=method, epochs=epochs, around=lambda: watch)
+
+        over_rates = vmap(run, (None, None, 0, None, None))
+        runs = vmap(over_rates, (0, 0, None, 0, 0))(params, keys, lr, data.train, data.validation)
+
+    learnt = [TASKS.index(task) for task in method.tasks]
+    grid = runs.validation[:, :, -1, learnt].mean((0, 2))
+    best = int(grid.argmax())
+    test = vmap(accuracy)({leaf: value[:, best] for leaf, value in runs.params.items()}, data.test)
+    return Outcome(
+        rates=list(rates),
+        best=best,
+        grid=grid.tolist(),
+        test={task: test[:, TASKS.index(task)].tolist() for task in method.tasks},
+        curve=runs.validation[:, best][..., learnt].mean(-1).tolist(),
+        conflict=runs.conflict[:, best].to(torch.float64).mean(-1).tolist() if len(learnt) > 1 else None,
+        step_ms=1e3 * watch.median(),
+        steps=steps,
+    )
+
+
+class _Stopwatch:
+    """A context manager around every step: its wall time, and one tick of the progress bar."""
+
+    def __init__(self, device: torch.device, bar: Any) -> None:
+        self.device, self.bar, self.times, self.start = device, bar, [], 0.0
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def __enter__(self) -> None:
+        self.start = self._now()
+
+    def __exit__(self, *stopped: object) -> None:
+        self.times.append(self._now() - self.start)
+        self.bar.update()
+
+    def median(self) -> float:
+        return sorted(self.times)[len(self.times) // 2]

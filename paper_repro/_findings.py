@@ -1,0 +1,52 @@
+"""What a reproduction yields, figures and claims, and the settings it runs under."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from matplotlib.figure import Figure as Canvas
+
+Verdict = Literal["holds", "holds only when", "does not hold", "inconclusive", "not testable here"]
+
+
+class Claim(NamedTuple):
+    """One statement of a paper, what was measured about it, and the verdict that the measurements give."""
+
+    id: str  # GN-21, SU-34: the ledger's number
+    paper: str
+    claim: str
+    verdict: Verdict
+    measured: dict[str, float]
+    where: str  # configuration, threshold and kind of interval; for "holds only when", the condition
+
+
+class Figure(NamedTuple):
+    name: str  # of the file
+    caption: str
+    canvas: Canvas
+
+
+Finding = Claim | Figure
+Findings = Iterator[Finding]
+
+
+class Settings(NamedTuple):
+    """How much to compute. A module's `run(settings)` yields each figure and claim as soon as it is there."""
+
+    seeds: int = 16  # >= 2: every interval is over seeds
+    full: bool = False  # the papers' own sizes and budgets
+    device: torch.device = torch.device("cpu")
+    shrink: float = 1.0  # multiplies numbers of steps and draws; for tests
+
+    def count(self, number: int) -> int:
+        """A number of steps or draws at this scale, at least 4."""
+        return max(4, round(number * self.shrink))
+
+
+def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
+    """One verdict from the intervals of several configurations: on the claimed side, or wholly on the other one."""
+    if all(below):
+        return "holds"
+    if any(below):
+        return "holds only when"
+    return "does not hold" if any(above) else "inconclusive"

@@ -1,0 +1,16 @@
+"""Shapes in signatures are enforced in every test; hypothesis draws the same examples on every machine."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# torch.compile cannot trace the checks, so the compiled tests run without them (tests/test_compile.py).
+if not os.environ.get("MTLFUNC_UNCHECKED"):
+    install_import_hook("mtlfunc", "beartype.beartype")
+
+torch.set_num_threads(1)
+
+settings.register_profile("mtlfunc", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mtlfunc")

@@ -1,0 +1,117 @@
+"""Tables that drive the tests: adding a rule, a solver or a probe is one line in one of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import mtlfunc as mf
+from mtlfunc import optim, solvers
+from mtlfunc.types import Params, Solver
+from tests.problems import decode, encode
+
+
+class RuleCase(NamedTuple):
+    """A rule and what it promises."""
+
+    make: Callable[[], mf.Rule]
+    convex: bool = True  # weights >= 0 that sum to 1
+    shared_sum: float | None = 1.0  # what the weights sum to when all tasks have one gradient and one loss
+    random: bool = False
+    reads_losses: bool = False
+    reads_gramian: bool = True
+    homogeneous: bool = True
+    smooth: bool = True  # differentiable in G at generic Gramians: no solver that stops halfway
+    most_tasks: int = 128
+
+
+def _softmin(gramian: Tensor) -> Tensor:
+    agree = gramian.mean(-1) / gramian.diagonal().clamp_min(torch.finfo(gramian.dtype).tiny).sqrt()
+    return torch.softmax(agree / agree.abs().amax().clamp_min(torch.finfo(gramian.dtype).tiny), -1)
+
+
+RULES: dict[str, RuleCase] = {
+    "mean": RuleCase(mf.mean, reads_gramian=False),
+    "mgda": RuleCase(mf.mgda),
+    "mgda-cvx": RuleCase(lambda: mf.mgda(solvers.cvx())),
+    "mgda-frank-wolfe": RuleCase(lambda: mf.mgda(solvers.frank_wolfe(30, "2/(n+2)")), smooth=False),
+    "mgda-projected-gradient": RuleCase(lambda: mf.mgda(solvers.projected_gradient(30)), smooth=False),
+    "cagrad": RuleCase(lambda: mf.cagrad(0.4), convex=False, shared_sum=1.4),
+    "cagrad-cvx": RuleCase(lambda: mf.cagrad(0.4, solvers.cvx()), convex=False, shared_sum=1.4),
+    "cagrad-1+c": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c"), convex=False),
+    "cagrad-1+c^2": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c^2"), convex=False, shared_sum=1.4 / 1.16),
+    "cagrad-1+lambda": RuleCase(lambda: mf.cagrad(0.4, rescale="1+lambda"), convex=False),
+    "pcgrad": RuleCase(mf.pcgrad, convex=False, random=True),
+    "gradnorm": RuleCase(lambda: mf.gradnorm(1.5), reads_losses=True),
+    "gradnorm-normalized": RuleCase(lambda: mf.gradnorm(0.5, normalize_targets=True), reads_losses=True),
+    "gradnorm-sgd": RuleCase(lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd), reads_losses=True, homogeneous=False),
+    "gradnorm-multiplicative": RuleCase(lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative), reads_losses=True),
+    "gradnorm-log-space": RuleCase(lambda: mf.gradnorm(1.5, optimizer=lambda lr: optim.log_space(optim.exact_adam(lr))), reads_losses=True),
+    "stateless": RuleCase(lambda: mf.stateless(_softmin)),
+    "stateless-losses": RuleCase(lambda: mf.stateless(lambda gramian, losses: losses / losses.sum()), reads_losses=True),
+}
+
+
+class SolverCase(NamedTuple):
+    """A solver, the problems that it takes and how good it is."""
+
+    make: Callable[[], Solver]
+    problems: tuple[str, ...] = ("min_norm", "cagrad", "dual_cone")
+    objective: float | None = None  # how close to the optimum, in units of the squared largest norm; 0 is rounding, None no promise
+    most_tasks: int = 128
+    implicit: bool = False  # derivatives from the closed form on the support
+
+
+_SIMPLEX = ("min_norm", "cagrad")
+
+SOLVERS: dict[str, SolverCase] = {
+    "faces": SolverCase(solvers.faces, objective=0.0, most_tasks=6, implicit=True),
+    "cvx": SolverCase(solvers.cvx, objective=1e-12, implicit=True),
+    "auto": SolverCase(solvers.auto, objective=1e-12, implicit=True),
+    "projected_gradient": SolverCase(lambda: solvers.projected_gradient(50)),
+    "frank_wolfe-line-search": SolverCase(lambda: solvers.frank_wolfe(30), _SIMPLEX),
+    "frank_wolfe-1/(n+1)": SolverCase(lambda: solvers.frank_wolfe(30, "1/(n+1)"), _SIMPLEX),
+    "frank_wolfe-2/(n+2)": SolverCase(lambda: solvers.frank_wolfe(30, "2/(n+2)"), _SIMPLEX),
+    "frank_wolfe-away": SolverCase(lambda: solvers.frank_wolfe(30, "away"), _SIMPLEX),
+    "frank_wolfe-pairwise": SolverCase(lambda: solvers.frank_wolfe(30, "pairwise"), _SIMPLEX),
+}
+
+PROBLEMS: dict[str, Callable[[Tensor], Any]] = {
+    "min_norm": solvers.min_norm,
+    "cagrad": lambda gramian: solvers.cagrad(gramian, 0.4),
+    "dual_cone": lambda gramian: solvers.dual_cone(gramian, torch.full_like(gramian[0], 1 / len(gramian))),
+}
+
+SOLVES = [(solver, problem) for solver, case in SOLVERS.items() for problem in case.problems]
+
+
+def _signs(key: Tensor, rows: Params) -> Params:
+    """A mask that keeps about half of the coordinates, the same for every task."""
+    return {name: leaf * (mf.random.uniform(mf.random.fold_in(key, i), tuple(leaf.shape[1:]), leaf.dtype) < 0.5) for i, (name, leaf) in enumerate(rows.items())}
+
+
+class ProbeCase(NamedTuple):
+    """A probe for the network of `tests.problems`, and what it promises."""
+
+    make: Callable[[], mf.Probe]
+    exact_mean: bool = True  # with rule mean() the gradients are those of the mean loss over all parameters
+    shared: str = "trunk.*"
+    random: bool = False
+    rows: int = 3
+    gramian: bool = True
+
+
+PROBES: dict[str, ProbeCase] = {
+    "jacobian": ProbeCase(lambda: mf.jacobian("trunk.*")),
+    "jacobian-measure": ProbeCase(lambda: mf.jacobian("trunk.*", measure="trunk.2.*")),
+    "jacobian-subset": ProbeCase(lambda: mf.jacobian("trunk.*", mix=mf.subset(2)), random=True, rows=2),
+    "jacobian-mask": ProbeCase(lambda: mf.jacobian("trunk.*", mask=_signs), random=True, exact_mean=False),
+    "jacobian-own": ProbeCase(lambda: mf.jacobian("trunk.*", heads="own"), exact_mean=False),
+    "jacobian-weighted": ProbeCase(lambda: mf.jacobian("trunk.*", heads="weighted")),
+    "jacobian-chunk-1": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=1)),
+    "jacobian-chunk-2": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=2)),
+    "jacobian-float64": ProbeCase(lambda: mf.jacobian("trunk.*", gramian_dtype=torch.float64)),
+    "representation": ProbeCase(lambda: mf.representation(encode, decode, shared="trunk.*")),
+    "losses_only": ProbeCase(mf.losses_only, shared="*", gramian=False),
+}

@@ -1,0 +1,131 @@
+"""Jacobians of the hard families: what breaks rules and solvers in practice, from a seed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+Array = np.ndarray
+Family = Callable[[np.random.Generator, int, int], Array]
+"""From a generator, the number of tasks T >= 1 and of parameters P to a Jacobian [T, P]."""
+
+
+def gaussian(rng: np.random.Generator, count: int, width: int) -> Array:
+    return rng.standard_normal((count, width))
+
+
+def spread(rng: np.random.Generator, count: int, width: int) -> Array:
+    """Norms from 1 to 1e-4."""
+    return gaussian(rng, count, width) * np.logspace(0, -4, count)[rng.permutation(count), None]
+
+
+def duplicates(rng: np.random.Generator, count: int, width: int) -> Array:
+    return gaussian(rng, count, width)[rng.integers(0, (count + 1) // 2, count)]
+
+
+def near_duplicates(rng: np.random.Generator, count: int, width: int) -> Array:
+    return duplicates(rng, count, width) + 1e-9 * gaussian(rng, count, width)
+
+
+def rank_deficient(rng: np.random.Generator, count: int, width: int) -> Array:
+    rank = max(1, count // 2)
+    return gaussian(rng, count, rank) @ gaussian(rng, rank, width)
+
+
+def zero_row(rng: np.random.Generator, count: int, width: int) -> Array:
+    rows = gaussian(rng, count, width)
+    rows[rng.integers(count)] = 0
+    return rows
+
+
+def antiparallel(rng: np.random.Generator, count: int, width: int) -> Array:
+    """The second task pulls exactly against the first, twice as hard."""
+    rows = gaussian(rng, count, width)
+    if count > 1:
+        rows[1] = -2 * rows[0]
+    return rows
+
+
+def pareto_stationary(rng: np.random.Generator, count: int, width: int) -> Array:
+    """Jᵀw = 0 for a w inside the simplex, to rounding."""
+    rows = gaussian(rng, count, width)
+    w = rng.dirichlet(np.full(count, 5.0))
+    rows[-1] = -(w[:-1] @ rows[:-1]) / w[-1]
+    return rows
+
+
+def near_stationary(rng: np.random.Generator, count: int, width: int) -> Array:
+    """0 lies 1e-5 outside the hull, more or less."""
+    return pareto_stationary(rng, count, width) + 1e-5 * gaussian(rng, 1, width)
+
+
+def hull(rng: np.random.Generator, count: int, width: int) -> Array:
+    """Gradients around one common direction."""
+    return gaussian(rng, 1, width) + 0.3 * gaussian(rng, count, width)
+
+
+def orthogonal(rng: np.random.Generator, count: int, width: int) -> Array:
+    """Right angles between all tasks, norms from 1/2 to 2."""
+    basis = np.linalg.qr(gaussian(rng, max(width, count), count))[0].T
+    return basis * rng.uniform(0.5, 2.0, (count, 1))
+
+
+def identical(rng: np.random.Generator, count: int, width: int) -> Array:
+    return np.repeat(gaussian(rng, 1, width), count, 0)
+
+
+def integer_ties(rng: np.random.Generator, count: int, width: int) -> Array:
+    """Small integers in few dimensions: ties, duplicates, exact opposites, zero rows."""
+    return rng.integers(-2, 3, (count, min(width, 4))).astype(np.float64)
+
+
+FAMILIES: dict[str, Family] = {
+    f.__name__: f
+    for f in (
+        gaussian,
+        spread,
+        duplicates,
+        near_duplicates,
+        rank_deficient,
+        zero_row,
+        antiparallel,
+        pareto_stationary,
+        near_stationary,
+        hull,
+        orthogonal,
+        identical,
+        integer_ties,
+    )
+}
+
+REGULAR = ("gaussian", "hull", "orthogonal")
+"""Families where G is well conditioned, weights are unique and nothing is close to a kink."""
+
+
+def jacobian(family: str, count: int, seed: int = 0, *, width: int | None = None, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """One Jacobian [T, P], P = T + 10 by default."""
+    rng = np.random.default_rng([seed, count, sorted(FAMILIES).index(family)])
+    return torch.from_numpy(scale * FAMILIES[family](rng, count, count + 10 if width is None else width)).to(dtype)
+
+
+def gramian(family: str, count: int, seed: int = 0, *, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The Gramian [T, T] of `jacobian`, accumulated in float64."""
+    rows = jacobian(family, count, seed, scale=scale)
+    return (rows @ rows.mT).to(dtype)
+
+
+def batch(family: str, count: int, size: int, seed: int = 0) -> Tensor:
+    """Several Jacobians of one family [size, T, P]."""
+    return torch.stack([jacobian(family, count, seed + i) for i in range(size)])
+
+
+@st.composite
+def jacobians(draw: st.DrawFn, least: int = 1, most: int = 6, families: tuple[str, ...] = tuple(FAMILIES), scales: bool = True) -> Tensor:
+    """Any family, T from `least` to `most`, overall scale from 1e-10 to 1e10, float64."""
+    family = draw(st.sampled_from(families))
+    count = draw(st.integers(least, most))
+    seed = draw(st.integers(0, 2**32 - 1))
+    exponent = draw(st.integers(-10, 10)) if scales else 0
+    return jacobian(family, count, seed, scale=10.0**exponent)
