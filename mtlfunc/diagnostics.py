@@ -1,5 +1,7 @@
 """Numbers that the literature reads off task gradients: conflict, magnitude, curvature, stationarity, Δm."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, jvp
 
-from .checks import check_gramian, check_scalar
+from .checks import check_gramian, check_scalar, poison
 from .gradients import split_output
 from .solvers import auto, min_norm
 from .solvers.problems import root
@@ -117,6 +119,7 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     length = root(square)
     noise = (8 * len(w) * torch.finfo(gramian.dtype).eps) ** 0.5 * (root(gramian.diagonal()) @ w)
     lower = torch.where(length > noise, (square - solution.gap) / length.where(length > 0, 1.0), 0.0).clamp_min(0)
+    lower = poison(lower, gramian)
     return Stationarity(w, length, lower, noise, length <= noise)
 
 

@@ -1,5 +1,7 @@
 """Per-task and per-sample gradients of stateless losses: one forward, one batched backward."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Gramians G = J Jᵀ of task and sample gradients, accumulated leaf by leaf; the matrix J is never formed."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import torch

@@ -1,5 +1,7 @@
 """Optimizers as (init, update); hyper-parameters may be 0-d tensors, so that a grid of them is one vmap."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
@@ -54,8 +56,9 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
     first, second = betas
 
     def init(params: Params) -> State:
-        device = next(iter(params.values())).device
-        return AdamState(torch.zeros((), dtype=torch.int64, device=device), _zeros(params), _zeros(params))
+        # Made from a leaf, so that it is batched where the parameters are: an expanded state would make the compiler start twice.
+        steps = next(iter(params.values())).new_zeros((), dtype=torch.int64)
+        return AdamState(steps, _zeros(params), _zeros(params))
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, State]:
         count = state.steps + 1

@@ -51,7 +51,7 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
 
 def stream(key: Int[Tensor, ""]) -> Stream:
     """The start of a stream of draws."""
-    return Stream(key, torch.zeros_like(key).contiguous())
+    return Stream(key, torch.zeros_like(key))
 
 
 def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:

@@ -1,5 +1,7 @@
 """A training step as a pure function: probe, rule and optimizer composed; and many of them."""
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -10,7 +12,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from . import random
-from .checks import can_look, check_finite, transformed
+from .checks import can_look, check_finite, check_params, transformed
 from .types import Balance, Batch, Info, LossesFn, Optimizer, Params, Probe, Rule, State, Step, TrainState
 
 Reduction = Literal["mean", "sum"]
@@ -50,8 +52,10 @@ def balance(losses_fn: LossesFn, rule: Rule, probe: Probe, *, reduction: Reducti
         return out
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> State:
-        device = next(iter(params.values())).device if params else None
-        root = random.key(key, device)
+        check_params(params)
+        leaf = next(iter(params.values()))
+        # Adding a zero of the parameters batches the key where they are batched: an expanded state would make the compiler start twice.
+        root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
         losses, probe_state = probe.init(declared, params, batch, random.fold_in(root, 0))
         return BalanceState(probe_state, rule.init(losses, random.fold_in(root, 1)))
 

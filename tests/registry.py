@@ -23,7 +23,7 @@ class RuleCase(NamedTuple):
     reads_gramian: bool = True
     homogeneous: bool = True
     smooth: bool = True  # differentiable in G at generic Gramians: no solver that stops halfway
-    most_tasks: int = 128
+    accuracy: float = 1e-9  # of weights on well conditioned problems: rounding, or what the solver inside reaches
 
 
 def _softmin(gramian: Tensor) -> Tensor:
@@ -34,11 +34,11 @@ def _softmin(gramian: Tensor) -> Tensor:
 RULES: dict[str, RuleCase] = {
     "mean": RuleCase(mf.mean, reads_gramian=False),
     "mgda": RuleCase(mf.mgda),
-    "mgda-cvx": RuleCase(lambda: mf.mgda(solvers.cvx())),
+    "mgda-cvx": RuleCase(lambda: mf.mgda(solvers.cvx()), accuracy=1e-5),
     "mgda-frank-wolfe": RuleCase(lambda: mf.mgda(solvers.frank_wolfe(30, "2/(n+2)")), smooth=False),
     "mgda-projected-gradient": RuleCase(lambda: mf.mgda(solvers.projected_gradient(30)), smooth=False),
     "cagrad": RuleCase(lambda: mf.cagrad(0.4), convex=False, shared_sum=1.4),
-    "cagrad-cvx": RuleCase(lambda: mf.cagrad(0.4, solvers.cvx()), convex=False, shared_sum=1.4),
+    "cagrad-cvx": RuleCase(lambda: mf.cagrad(0.4, solvers.cvx()), convex=False, shared_sum=1.4, accuracy=1e-5),
     "cagrad-1+c": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c"), convex=False),
     "cagrad-1+c^2": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c^2"), convex=False, shared_sum=1.4 / 1.16),
     "cagrad-1+lambda": RuleCase(lambda: mf.cagrad(0.4, rescale="1+lambda"), convex=False),

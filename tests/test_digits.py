@@ -148,16 +148,16 @@ def test_verdicts_follow_the_intervals():
         return report.Row(rule, {}, report.estimate(values), None, "0.1", False, None, 1.0)
 
     text = "\n".join(report.verdicts([row("good", [-2.0, -2.1, -1.9]), row("bad", [2.0, 2.1, 1.9]), row("open", [-1.0, 1.0, 0.1])]))
-    assert "better: good; worse: bad; no difference shown, the interval includes 0: open" in text
+    assert "one task alone** — better: good; worse: bad; no difference shown (the interval includes 0): open." in text
     assert "equal weights" not in text
 
 
 def test_best_rate_at_the_edge_is_said():
     def outcome(best: int) -> study.Outcome:
         scores = {"left": [0.5, 0.6], "right": [0.5, 0.7]}
-        return study.Outcome([0.1, 0.2, 0.3], best, [0.5, 0.5, 0.5], scores, [[0.5], [0.6]], [0.1, 0.2], 1.0, 8)
+        return study.Outcome([0.1, 0.2, 0.3], best, [0.5, 0.5, 0.5], scores, [[0.5], [0.6]], [0.1, 0.2], [0.1, 0.2, 0.3], 1.0, 8)
 
-    alone = {name: outcome(1)._replace(conflict=None) for name in study.baselines()}
+    alone = {name: outcome(1)._replace(conflict=None, conflict_grid=None) for name in study.baselines()}
     alone = {f"{task} alone": alone[f"{task} alone"]._replace(test={task: [0.8, 0.9]}) for task in study.TASKS}
     assert "No best rate lies at the edge" in report.table(alone | {"mean": outcome(1)})
     assert "At the edge of the grid: mgda" in report.table(alone | {"mean": outcome(1), "mgda": outcome(2)})
@@ -170,6 +170,7 @@ def test_best_rate_at_the_edge_is_said():
         (["--seeds", "1"], "expected an integer >= 2, got 1"),
         (["--epochs", "0"], "expected an integer >= 1, got 0"),
         (["--device", "nosuch"], "'nosuch' cannot be used"),
+        (["--out", __file__], "cannot be made a folder"),
     ],
 )
 def test_command_refuses(argv, message, capsys):
@@ -195,7 +196,7 @@ def test_interruption_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
 
 def test_interruption_of_the_first_method_says_so(tmp_path, monkeypatch, capsys):
     stopped = study.Method(mf.losses_only(), mf.mean()._replace(update=interrupted), ("left",))
-    monkeypatch.setattr(command, "baselines", lambda: {"left alone": stopped})
+    monkeypatch.setattr(command, "baselines", lambda device: {"left alone": stopped})
     assert command.main(["--rules", "mean", "--seeds", "2", "--epochs", "1", "--out", str(tmp_path)]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

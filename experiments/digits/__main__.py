@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,7 +16,7 @@ from .study import BATCH, MEASURE_EVERY, RATES, Outcome, baselines, methods, stu
 HERE = Path(__file__).parent
 
 
-def _at_least(least: int):
+def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
         if value < least:
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         f"seeds × {len(RATES)} learning rates as one vmapped program, is judged at the rate that is best on validation data, and is compared on test data "
         "with two networks that learnt one task alone.",
         epilog="The two single-task baselines always run, first. Results are written after every finished method, so Ctrl-C (exit status 130) loses only the "
-        "method at work. At the defaults this takes about two minutes on two idle cores.",
+        "method at work. At the defaults this takes about two minutes on one idle core.",
     )
     parser.add_argument("--rules", type=_rules, default=list(methods()), metavar="A,B,…", help=f"comma-separated, from {', '.join(methods())} (default: all)")
     parser.add_argument("--seeds", type=_at_least(2), default=16, metavar="N", help="seeds 0 … N-1, at least 2 for a standard error (default: %(default)s)")
@@ -71,9 +71,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; 0 when done, 130 when interrupted."""
-    asked = _parser().parse_args(argv)
+    parser = _parser()
+    asked = parser.parse_args(argv)
     mpl.use("agg")
-    asked.out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first method
+    try:
+        asked.out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first method
+    except OSError as error:
+        parser.error(f"argument --out: {asked.out} cannot be made a folder: {error.strerror}")
     settings: dict[str, object] = {
         "seeds": asked.seeds,
         "epochs": asked.epochs,
@@ -85,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": asked.threads,
     }
     available = methods()
-    todo = baselines() | {name: available[name] for name in asked.rules}
+    todo = baselines(asked.device) | {name: available[name] for name in asked.rules}
     source = digits(asked.device)
     outcomes: dict[str, Outcome] = {}
+    paths: list[Path] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(asked.threads)
     try:
@@ -95,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             start = time.perf_counter()
             outcome = study(name, method, source, asked.seeds, asked.epochs)
             outcomes[name] = outcome
-            write(outcomes, settings, asked.out)
+            paths = write(outcomes, settings, asked.out)
             accuracy = ", ".join(f"{task} {100 * sum(values) / len(values):.2f} %" for task, values in outcome.test.items())
             print(f"{len(outcomes)}/{len(todo)} {name}: {accuracy} at rate {outcome.rates[outcome.best]:g} ({time.perf_counter() - start:.0f} s)", flush=True)
     except KeyboardInterrupt:
@@ -108,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads)
     print("\n" + table(outcomes))
-    print(f"written: {', '.join(str(path) for path in sorted(asked.out.iterdir()) if path.name in ('results.json', 'table.md', 'digits.png'))}")
+    print(f"written: {', '.join(map(str, paths))}")
     return 0
 
 

@@ -108,12 +108,14 @@ def table(outcomes: dict[str, Outcome]) -> str:
         f"Test accuracy and conflict: mean ± standard error over {seeds} seeds, {first.steps} steps of {BATCH} pairs each. "
         "A seed fixes the division of the images, the pairs, the initial values and the order of batches, the same for every rule.",
         "Δm: mean relative loss of accuracy against the two networks of the same seed that learnt one task alone, with its 95 % interval; lower is better. "
-        "The next column is paired in the same way with equal weights.",
+        "The next column is paired in the same way with equal weights. All networks have one trunk size, so that two tasks share what one has to itself.",
         f"Rates: each method at its best of {', '.join(f'{rate:g}' for rate in first.rates)} (Adam) by mean validation accuracy after the last epoch. "
         + (f"**At the edge of the grid: {', '.join(edges)}**; a better rate may lie beyond it." if edges else "No best rate lies at the edge of the grid."),
         f"Conflict: share of steps with g_left·g_right < 0 over the whole trunk, looked at every {MEASURE_EVERY} steps at the point and on the batch of the "
-        "step that follows, with one and the same Gramian for every rule, whatever its own probe measures.",
-        f"Step: median wall time of one vmapped step, {seeds} seeds × {rates} rates = {seeds * rates} runs at once, without the looks and the validation.",
+        "step that follows, with one and the same Gramian for every rule, whatever its own probe measures. "
+        "It is taken at the method's own best rate and depends on the rate, too (results.json has all rates).",
+        f"Step: median wall time of one vmapped step, {seeds} seeds × {rates} rates = {seeds * rates} runs at once, without the looks and the validation. "
+        "Compare these only if the machine was otherwise idle.",
     ]
     if "cagrad-fast" in outcomes:
         notes.append(
@@ -127,20 +129,20 @@ def verdicts(compared: Sequence[Row]) -> list[str]:
     if not compared:
         return ["No rule has finished yet."]
 
-    def sorted_out(name: str, pick: Callable[[Row], Estimate | None], better: str, worse: str) -> list[str]:
+    def sorted_out(against: str, pick: Callable[[Row], Estimate | None]) -> list[str]:
         values = {row.rule: value for row in compared if (value := pick(row))}
         groups = {
-            better: [rule for rule, value in values.items() if value.high < 0],
-            worse: [rule for rule, value in values.items() if value.low > 0],
-            "no difference shown, the interval includes 0": [rule for rule, value in values.items() if value.low <= 0 <= value.high],
+            "better": [rule for rule, value in values.items() if value.high < 0],
+            "worse": [rule for rule, value in values.items() if value.low > 0],
+            "no difference shown (the interval includes 0)": [rule for rule, value in values.items() if value.low <= 0 <= value.high],
         }
         said = [f"{verdict}: {', '.join(rules)}" for verdict, rules in groups.items() if rules]
-        return [f"{name}. {'; '.join(said)}."] if said else []
+        return [f"**Against {against}** — {'; '.join(said)}."] if said else []
 
-    lines = sorted_out("Against one task alone", lambda row: row.delta_m, "better", "worse")
-    lines += sorted_out("Against equal weights", lambda row: row.against_mean, "better", "worse")
+    lines = sorted_out("one task alone", lambda row: row.delta_m) + sorted_out("equal weights", lambda row: row.against_mean)
     count = sum((row.delta_m is not None) + (row.against_mean is not None) for row in compared)
-    return [*lines, f"Each interval is at 95 % by itself, without correction for there being {count} of them: about one in twenty misses 0 by chance."]
+    caution = f"Each interval is at 95 % by itself, without correction for there being {count}: if nothing differed, about one in twenty would still miss 0."
+    return [line for part in [*lines, caution] for line in (part, "")][:-1]
 
 
 def _pm(value: Estimate | None, digits: int = 2) -> str:
@@ -172,7 +174,7 @@ def figure(outcomes: dict[str, Outcome], path: Path) -> None:
     delta.plot([], [], "o", color="0.3", label="Δm against one task alone, %")
     delta.plot([], [], "D", color="0.3", mfc="white", label="Δm less that of equal weights, points")
     delta.axvline(0, color="0.6", lw=1)
-    delta.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2)
+    delta.legend(loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2, fontsize="small")
     delta.set(title="Relative loss of accuracy (lower is better)", xlabel="per cent (paired over seeds, 95 % interval)")
 
     for name, outcome in outcomes.items():

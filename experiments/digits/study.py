@@ -79,9 +79,9 @@ class Method(NamedTuple):
     tasks: tuple[str, ...] = TASKS
 
 
-def baselines() -> dict[str, Method]:
+def baselines(device: torch.device | str = "cpu") -> dict[str, Method]:
     """One task alone: all weight on its loss, so that the trunk sees nothing of the other and the other's head is never trained."""
-    weight = {"left": torch.tensor([1.0, 0.0]), "right": torch.tensor([0.0, 1.0])}
+    weight = dict(zip(TASKS, torch.eye(len(TASKS), device=device), strict=True))
     return {f"{task} alone": Method(mf.losses_only(), mf.mean(weight[task]), (task,)) for task in TASKS}
 
 
@@ -154,6 +154,7 @@ class Outcome(NamedTuple):
     test: dict[str, list[float]]  # by learnt task, one entry a seed, at the chosen rate
     curve: list[list[float]]  # validation accuracy at the chosen rate, mean over the learnt tasks: [seed][epoch]
     conflict: list[float] | None  # share of looks with g_left·g_right < 0, one entry a seed, at the chosen rate; None for one task alone
+    conflict_grid: list[float] | None  # by learning rate: mean over the seeds
     step_ms: float  # median wall time of one vmapped step, all seeds and rates together
     steps: int
 
@@ -179,6 +180,7 @@ def study(name: str, method: Method, source: Digits, seeds: int, epochs: int, ra
     learnt = [TASKS.index(task) for task in method.tasks]
     grid = runs.validation[:, :, -1, learnt].mean((0, 2))
     best = int(grid.argmax())
+    conflict = runs.conflict.to(torch.float64).mean(-1)
     test = vmap(accuracy)({leaf: value[:, best] for leaf, value in runs.params.items()}, data.test)
     return Outcome(
         rates=list(rates),
@@ -186,7 +188,8 @@ def study(name: str, method: Method, source: Digits, seeds: int, epochs: int, ra
         grid=grid.tolist(),
         test={task: test[:, TASKS.index(task)].tolist() for task in method.tasks},
         curve=runs.validation[:, best][..., learnt].mean(-1).tolist(),
-        conflict=runs.conflict[:, best].to(torch.float64).mean(-1).tolist() if len(learnt) > 1 else None,
+        conflict=conflict[:, best].tolist() if len(learnt) > 1 else None,
+        conflict_grid=conflict.mean(0).tolist() if len(learnt) > 1 else None,
         step_ms=1e3 * watch.median(),
         steps=steps,
     )

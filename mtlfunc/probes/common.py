@@ -1,5 +1,7 @@
 """The forward pass that starts a probe, and what it can tell about which task depends on what."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The probe in parameter space: rows of the Jacobian over the shared parameters, their Gramian, and the heads' own gradient."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args

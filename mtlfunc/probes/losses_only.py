@@ -1,5 +1,7 @@
 """The probe of rules that read losses alone: one forward, one backward."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

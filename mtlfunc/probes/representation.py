@@ -1,5 +1,7 @@
 """MGDA-UB's probe: the geometry of the tasks measured at the shared representation, and one pullback through the trunk."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What several rules share: the demand for a Gramian, and rules without state."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 

@@ -1,5 +1,7 @@
 """GradNorm: learn the weights that give every task's gradient the length its progress calls for."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import optim
-from ..checks import can_look, check_scalar, check_vector
+from ..checks import can_look, check_scalar, check_vector, poison
 from ..solvers.problems import root
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import gramian_of
@@ -63,7 +65,7 @@ def gradnorm(
     move = optimizer(lr)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        initial = losses if reference is None else reference.to(losses)
+        initial = losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
         if reference is not None:
             check_vector(reference.to(losses), losses[None].expand(len(losses), -1), "reference")
         if can_look(initial) and not bool((initial > 0).all()):
@@ -72,7 +74,7 @@ def gradnorm(
                 "or pass reference=, for instance log K for K-class cross-entropy"
             )
         weights = torch.ones_like(losses)
-        return GradNormState(weights, initial.clone(), move.init({"weights": weights}))
+        return GradNormState(weights, initial, move.init({"weights": weights}))
 
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "gradnorm")
@@ -88,6 +90,6 @@ def gradnorm(
         moved, optimizer_state = move.update({"weights": slope}, state.optimizer, {"weights": w})
         following = moved["weights"].clamp_min(floor)
         following = count * following / following.sum()
-        return w / count, GradNormState(following, state.initial, optimizer_state)
+        return poison(w / count, gramian, geometry.losses), GradNormState(following, state.initial, optimizer_state)
 
     return Rule(init, update)

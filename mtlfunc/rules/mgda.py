@@ -1,5 +1,7 @@
 """MGDA: the shortest convex combination of the task gradients."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from ..solvers import auto, min_norm

@@ -1,5 +1,7 @@
 """The default solver of every rule."""
 
+from __future__ import annotations
+
 from ..types import Solution, Solver
 from .cvx import cvx
 from .faces import MOST_TASKS, faces

@@ -1,5 +1,7 @@
 """The reference: cvxpy with Clarabel, a conic interior-point solver, behind the same call as the fast ones."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable
 from functools import cache

@@ -5,6 +5,8 @@ Rows are scaled to unit length first, so that gradients of very different norms 
 the systems definite when gradients on the face depend on each other; two refinement steps take its effect out again.
 """
 
+from __future__ import annotations
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor

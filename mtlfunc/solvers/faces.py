@@ -1,5 +1,7 @@
 """Exact and branch-free for a few tasks: solve every face at once and keep the best."""
 
+from __future__ import annotations
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor

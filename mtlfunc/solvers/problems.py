@@ -7,6 +7,8 @@
 Each problem knows its objective and turns a solver's answer into a `Solution` whose gap is computed from that answer alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -151,8 +153,8 @@ def dual_cone(gramian: Float[Tensor, "task task"], weights: Float[Tensor, " task
 
 
 def root(x: Tensor) -> Tensor:
-    """Square root of max(x, 0) with derivative 0, not NaN, at 0."""
-    return torch.where(x > 0, x.where(x > 0, 1.0).sqrt(), 0.0)
+    """Square root of max(x, 0) with derivative 0, not NaN, at 0; NaN stays NaN."""
+    return torch.where(x <= 0, 0.0, x.where(~(x <= 0), 1.0).sqrt())
 
 
 def _or_one(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Accelerated projected gradient with restarts, on gradients scaled to unit length."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

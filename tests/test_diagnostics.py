@@ -1,0 +1,269 @@
+"""Diagnostics against their definitions on plain vectors, against quadratics, and against the hull they certify."""
+
+import inspect
+import warnings
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from torch.func import grad, vmap
+
+from mtlfunc import diagnostics, solvers
+from tests.strategies import FAMILIES, gramian, jacobian, jacobians
+
+EPS = torch.finfo(torch.float64).eps
+PAIRWISE = [diagnostics.cosines, diagnostics.conflicts, diagnostics.magnitude_similarity, diagnostics.curvature_bound]
+
+
+@given(jacobians(least=2, families=tuple(f for f in FAMILIES if f not in ("near_duplicates", "near_stationary"))))
+def test_pairwise_diagnostics_equal_definitions(J):
+    """On the vectors themselves, with cosines of unit vectors; 1 - cos² and ‖g_i ± g_j‖² lose ε to cancellation, relative to their terms."""
+    G, rows = J @ J.mT, J.numpy()
+    cosines, conflicts, similar, bound = (f(G).numpy() for f in PAIRWISE)
+    for i, g in enumerate(rows):
+        for j, h in enumerate(rows):
+            a, b = np.linalg.norm(g), np.linalg.norm(h)
+            if a == 0 or b == 0:
+                assert np.isnan(cosines[i, j])
+                assert np.isnan(bound[i, j])
+                assert not conflicts[i, j]
+                assert np.isnan(similar[i, j]) if a == b == 0 else similar[i, j] == 0
+                continue
+            k = (g / a) @ (h / b)
+            np.testing.assert_allclose(cosines[i, j], k, rtol=0, atol=64 * EPS)
+            if abs(k) > 64 * EPS:
+                assert conflicts[i, j] == (k < 0)
+            np.testing.assert_allclose(similar[i, j], 2 * a * b / (a**2 + b**2), rtol=64 * EPS)
+            plus, minus = np.linalg.norm(g + h) ** 2, np.linalg.norm(g - h) ** 2
+            sizes = a**2 + b**2
+            if plus > 1e-6 * sizes:
+                expected = (1 - k**2) * minus / plus
+                np.testing.assert_allclose(bound[i, j], expected, rtol=1e-12, atol=1e3 * EPS * sizes**2 / plus**2)
+
+
+def test_pairwise_diagnostics_examples():
+    G = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 4.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert diagnostics.conflicts(G).tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+    assert float(diagnostics.magnitude_similarity(G)[0, 1]) == pytest.approx(0.8, rel=4 * EPS)
+    assert float(diagnostics.curvature_bound(G)[0, 1]) == pytest.approx(0.75 * 7 / 3, rel=16 * EPS)
+    opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    assert diagnostics.cosines(opposite)[0, 1] == -1
+    for f in PAIRWISE:
+        batch = torch.stack([gramian("gaussian", 3, seed) for seed in range(2)])
+        assert torch.equal(vmap(f)(batch), torch.stack([f(g) for g in batch]))
+
+
+def test_magnitude_similarity_extreme_lengths():
+    G = torch.diag(torch.tensor([1e-300, 1.0, 1e300], dtype=torch.float64))
+    similar = diagnostics.magnitude_similarity(G)
+    assert similar.isfinite().all()
+    assert float(similar[1, 2]) == pytest.approx(2e-150, rel=1e-14)
+
+
+def test_curvature_bound_is_pcgrads_shrinkage():
+    """For a conflicting pair ‖sum of projected gradients‖² = ξ‖g₁ + g₂‖², and k < 0 with ξ <= 1 implies k <= -Φ."""
+    for seed in range(50):
+        g, h = jacobian("gaussian", 2, seed, width=3).numpy()
+        G = torch.from_numpy(np.stack([g, h]) @ np.stack([g, h]).T)
+        if g @ h >= 0:
+            continue
+        projected = g - (g @ h) / (h @ h) * h + h - (g @ h) / (g @ g) * g
+        bound = float(diagnostics.curvature_bound(G)[0, 1])
+        np.testing.assert_allclose(projected @ projected, bound * (g + h) @ (g + h), rtol=1e-10, atol=1e-14)
+        if bound <= 1:
+            assert diagnostics.cosines(G)[0, 1] <= -diagnostics.magnitude_similarity(G)[0, 1]
+
+
+# --- curvature ----------------------------------------------------------------------------------------------------------------------------
+
+
+def quadratics(seed, count=3, width=5):
+    rng = np.random.default_rng(seed)
+    roots = torch.from_numpy(rng.standard_normal((count, width, width)))
+    centres = torch.from_numpy(rng.standard_normal((count, width)))
+
+    def losses(params, batch):
+        x = torch.cat([params["a"], params["b"]]) - centres
+        return 0.5 * torch.einsum("ti,tij,tj->t", x, roots @ roots.mT, x)
+
+    point = torch.from_numpy(rng.standard_normal(width))
+    return losses, {"a": point[:2], "b": point[2:]}, (roots @ roots.mT).sum(0)
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.1, torch.tensor(0.1, dtype=torch.float64)])
+def test_curvature_of_quadratics_closed_form(lr):
+    """∇²L is constant: H = gᵀAg whatever the step."""
+    for seed in range(3):
+        losses, params, A = quadratics(seed)
+        gradient = grad(lambda p, losses=losses: losses(p, ()).sum())(params)
+        g = torch.cat([gradient["a"], gradient["b"]])
+        torch.testing.assert_close(diagnostics.curvature(losses, params, (), lr=lr), g @ A @ g, rtol=1e-12, atol=0)
+
+
+def softplus(params, batch):
+    """Smooth, not quadratic; two tasks."""
+    return torch.stack([torch.nn.functional.softplus(batch @ params["x"]).sum(), (params["x"] ** 4).sum() / 4])
+
+
+def test_curvature_equals_differences_of_the_gradient():
+    """∫₀¹ gᵀ∇²L(θ - s·lr·g)g ds = g·(∇L(θ) - ∇L(θ - lr·g))/lr, exactly; and at a point as lr → 0."""
+    batch = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 3)))
+    x = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
+    gradient = grad(lambda x: softplus({"x": x}, batch).sum())
+    g = gradient(x)
+    for lr in (0.3, 0.05):
+        expected = g @ (gradient(x) - gradient(x - lr * g)) / lr
+        # 16 Gauss–Legendre nodes on an analytic integrand: rounding.
+        torch.testing.assert_close(diagnostics.curvature(softplus, {"x": x}, batch, lr=lr), expected, rtol=1e-10, atol=0)
+    h = 1e-5
+    central = g @ (gradient(x + h * g) - gradient(x - h * g)) / (2 * h)
+    torch.testing.assert_close(diagnostics.curvature(softplus, {"x": x}, batch), central, rtol=1e-7, atol=0)
+
+
+def test_curvature_vmapped_equals_loop_and_differentiates():
+    losses, params, _ = quadratics(0)
+    points = {name: torch.stack([leaf, 2 * leaf]) for name, leaf in params.items()}
+    steps = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    together = vmap(lambda p, lr: diagnostics.curvature(losses, p, (), lr=lr))(points, steps)
+    alone = [diagnostics.curvature(losses, {name: leaf[i] for name, leaf in points.items()}, (), lr=float(steps[i])) for i in range(2)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=0)
+    batch = torch.ones(2, 3, dtype=torch.float64)
+    x = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
+    slope = grad(lambda lr: diagnostics.curvature(softplus, {"x": x}, batch, lr=lr))(torch.tensor(0.1, dtype=torch.float64))
+    h = 1e-5
+    low, high = (diagnostics.curvature(softplus, {"x": x}, batch, lr=0.1 + s) for s in (-h, h))
+    torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=0)
+
+
+def kinked(params, batch):
+    """L(x) = x for x >= -2 and x + ½(x + 2)² below, split into 3x and the rest: g = (3, -2) at 0, cos = -1, so PCGrad's step is 0."""
+    x = params["x"]
+    return torch.stack([3 * x, -2 * x + 0.5 * (-x - 2).clamp_min(0) ** 2])
+
+
+def test_curvature_uniform_weight_breaks_theorem_two():
+    """The published H on [0, 4] is ½, so that a step of 2/(½ - 0) = 4 qualifies; yet the plain step ends lower than PCGrad's."""
+    params, step = {"x": torch.zeros((), dtype=torch.float64)}, 4.0
+    nodes = 64
+    uniform = float(diagnostics.curvature(kinked, params, (), lr=step, nodes=nodes))
+    assert uniform == pytest.approx(0.5, abs=1 / nodes)  # a jump at s = ½: off by at most about one node's weight, π/2·1/64
+    assert step >= 2 / 0.5
+    plain, projected = (float(kinked({"x": torch.tensor(x, dtype=torch.float64)}, ()).sum()) for x in (-step, 0.0))
+    assert plain == -2
+    assert projected == 0
+    assert plain < projected  # L(θ^PC) <= L(θ^MT) fails
+    # With the weight 2(1 - s), Taylor's exact remainder 2(L(θ - tg) - L(θ) + t‖g‖²)/t², it is ¼: then 8 would be needed, and 4 proves nothing.
+    end = kinked({"x": torch.tensor(-step, dtype=torch.float64)}, ()).sum()
+    taylor = 2 * (end - kinked(params, ()).sum() + step) / step**2
+    assert float(taylor) == pytest.approx(0.25, abs=4 * EPS)
+
+
+def test_curvature_errors():
+    losses, params, _ = quadratics(0)
+    with pytest.raises(ValueError, match=r"nodes: expected an integer >= 1, got 0"):
+        diagnostics.curvature(losses, params, (), nodes=0)
+    with pytest.raises(ValueError, match=r"lr: expected a finite number >= 0, got -1"):
+        diagnostics.curvature(losses, params, (), lr=-1.0)
+
+
+# --- stationarity ---------------------------------------------------------------------------------------------------------------------------
+
+
+def distance(J):
+    """The distance of 0 from the hull of the rows, in parameter space, by a conic solver; right to 1e-8 of the largest row."""
+    w = cp.Variable(len(J), nonneg=True)
+    scale = np.linalg.norm(J, axis=1).max() or 1.0
+    problem = cp.Problem(cp.Minimize(cp.norm(J.T / scale @ w)), [cp.Zero(cp.sum(w) - 1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "may be inaccurate": short of 1e-10
+        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+    return scale * float(problem.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("solver", [None, solvers.frank_wolfe(30), solvers.projected_gradient(50)], ids=["auto", "frank_wolfe", "projected_gradient"])
+def test_stationarity_encloses_the_distance(family, solver):
+    for count in (2, 4, 8):
+        J = jacobian(family, count)
+        certificate = diagnostics.stationarity(J @ J.mT, solver)
+        true, slack = distance(J.numpy()), 1e-8 * J.norm(dim=1).max()
+        assert certificate.lower <= true + slack + certificate.noise
+        assert true <= torch.maximum(certificate.length, certificate.noise) + slack
+        assert bool(certificate.stationary) == bool(certificate.length <= certificate.noise)
+
+
+@pytest.mark.parametrize("family", ["pareto_stationary", "antiparallel", "zero_row"])
+def test_stationarity_verdict_at_stationary_points(family):
+    for count in (2, 4, 6):
+        for seed in range(5):
+            certificate = diagnostics.stationarity(gramian(family, count, seed))
+            assert certificate.stationary
+            assert certificate.lower == 0
+
+
+@pytest.mark.parametrize("family", ["gaussian", "hull", "orthogonal", "identical", "near_stationary"])
+def test_stationarity_verdict_elsewhere(family):
+    """Not stationary, with proof; 1e-5 away from stationarity, too, since √ε is 1e-8. The exact solver's bounds nearly touch."""
+    proven = 0
+    for count in (2, 4, 6):
+        for seed in range(5):
+            J = jacobian(family, count, seed)
+            certificate = diagnostics.stationarity(J @ J.mT)
+            true = distance(J.numpy())
+            if true > 100 * certificate.noise:
+                proven += 1
+                assert not certificate.stationary
+                assert 0 < certificate.lower <= certificate.length * (1 + 4 * EPS)
+                assert certificate.length - certificate.lower <= 1e-3 * certificate.length
+    assert proven >= 5
+
+
+def test_stationarity_noise_of_float32():
+    """1e-5 away from stationarity a float32 Gramian knows nothing, and says so; a float64 one does."""
+    J = jacobian("near_stationary", 4, 1)
+    G = J @ J.mT
+    assert not diagnostics.stationarity(G).stationary
+    assert diagnostics.stationarity(G.float()).stationary
+
+
+def test_stationarity_vmapped_and_poisoned():
+    G = torch.stack([gramian("gaussian", 3, seed) for seed in range(3)])
+    G[1, 0, 0] = float("nan")
+    together = vmap(diagnostics.stationarity)(G)
+    assert together.length[1].isnan()
+    assert not together.stationary[1]
+    alone = diagnostics.stationarity(G[2])
+    torch.testing.assert_close(together.length[2], alone.length, rtol=1e-9, atol=0)
+
+
+# --- Δm -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_delta_m_worked_example():
+    """Three metrics: +10 % accuracy, 20 % lower error, 30 % higher error: (-10 - 20 + 30)/3."""
+    found = diagnostics.delta_m(
+        {"accuracy": 0.55, "depth": 0.8, "normal": 1.3}, {"accuracy": 0.5, "depth": 1.0, "normal": 1.0}, {"accuracy": True, "depth": False, "normal": False}
+    )
+    assert found == pytest.approx(0.0, abs=1e-12)
+    one = diagnostics.delta_m({"accuracy": 0.45, "depth": 1.2}, {"accuracy": 0.5, "depth": 1.0}, {"accuracy": True, "depth": False})
+    assert one == pytest.approx(15.0, rel=1e-12)
+    assert diagnostics.delta_m({"loss": 2.0}, {"loss": 2.0}, {"loss": False}) == 0
+
+
+def test_delta_m_errors():
+    with pytest.raises(ValueError, match="must have the same names"):
+        diagnostics.delta_m({"a": 1.0}, {"b": 1.0}, {"a": True})
+    with pytest.raises(ValueError, match="must have the same names"):
+        diagnostics.delta_m({}, {}, {})
+    with pytest.raises(ValueError, match="baselines: a is 0"):
+        diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True})
+
+
+def test_diagnostics_refuse_bad_gramians():
+    for f in PAIRWISE:
+        with pytest.raises(ValueError, match="gramian: expected a square matrix"):
+            inspect.unwrap(f)(torch.ones(2, 3))
+        with pytest.raises(ValueError, match=r"gramian: NaN or infinite entries in rows \[0\]"):
+            f(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]]))

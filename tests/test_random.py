@@ -1,0 +1,135 @@
+"""Counter-based keys: the same numbers alone and batched, and statistics that a random stream must have."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.func import vmap
+
+from mtlfunc import random
+
+SEED = 20
+
+
+def kolmogorov_smirnov(sample, cdf):
+    """sup |F_n - F|·√n; above 1.95 with probability 1e-3 if the sample is right."""
+    x = np.sort(cdf(np.asarray(sample, dtype=np.float64)))
+    n = len(x)
+    steps = np.arange(n + 1) / n
+    return math.sqrt(n) * max((steps[1:] - x).max(), (x - steps[:-1]).max())
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda k: random.uniform(k, (3, 4)),
+        lambda k: random.normal(k, (5,), torch.float64),
+        lambda k: random.permutation(k, 6),
+        lambda k: random.permutation(k, 4, rows=3),
+        lambda k: random.fold_in(k, 7),
+        lambda k: random.fold_in(random.fold_in(k, 1), k),
+        lambda k: random.draw(random.draw(random.stream(k))[1])[0],
+    ],
+)
+def test_draws_vmapped_equal_loop(draw):
+    seeds = torch.tensor([0, 1, -5, 2**40])
+    together = vmap(lambda seed: draw(random.key(seed)))(seeds)
+    assert torch.equal(together, torch.stack([draw(random.key(seed)) for seed in seeds]))
+    assert torch.equal(together, torch.stack([draw(random.key(int(seed))) for seed in seeds]))
+    assert torch.equal(together[None], vmap(vmap(lambda seed: draw(random.key(seed))))(seeds[None]))
+
+
+def test_draws_leave_torchs_generator_alone():
+    before = torch.get_rng_state()
+    random.permutation(random.key(0), 5)
+    random.normal(random.key(0), (5,))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_uniform_distribution(dtype):
+    n = 100_000
+    u = random.uniform(random.key(SEED), (n,), dtype)
+    assert u.dtype == dtype
+    assert (u >= 0).all()
+    assert (u < 1).all()
+    if dtype == torch.float16:  # 2048 values: too coarse for the statistics below
+        assert abs(u.double().mean() + 2**-12 - 1 / 2) < 4 / math.sqrt(12 * n)
+        return
+    x = u.double()
+    assert abs(x.mean() - 1 / 2) < 4 / math.sqrt(12 * n)  # four standard errors
+    assert abs((x**2).mean() - 1 / 3) < 4 * math.sqrt(4 / 45 / n)
+    assert kolmogorov_smirnov(x, lambda v: v) < 1.95
+    lag = (x[1:] - 0.5) @ (x[:-1] - 0.5) / (n - 1) * 12
+    assert abs(lag) < 4 / math.sqrt(n)
+
+
+def test_normal_distribution():
+    n = 100_000
+    x = random.normal(random.key(SEED), (n,), torch.float64)
+    assert abs(x.mean()) < 4 / math.sqrt(n)
+    assert abs(x.var() - 1) < 4 * math.sqrt(2 / n)
+    assert abs((x**4).mean() - 3) < 4 * math.sqrt(96 / n)
+    assert kolmogorov_smirnov(x, lambda v: np.array([0.5 * math.erfc(-t / math.sqrt(2)) for t in v])) < 1.95
+
+
+def test_bits_are_fair():
+    """Every one of the 53 bits of a float64 draw is 1 half of the time."""
+    n = 40_000
+    bits = (random.uniform(random.key(SEED), (n,), torch.float64) * 2**53).to(torch.int64)
+    share = torch.stack([((bits >> i) & 1).double().mean() for i in range(53)])
+    assert (share - 0.5).abs().max() < 4.5 / (2 * math.sqrt(n))  # the largest of 53: 4.5 standard errors
+
+
+@pytest.mark.parametrize("how", ["keys", "rows", "stream"])
+def test_permutation_uniform(how):
+    """All 24 orders of four tasks equally often: chi-square with 23 degrees of freedom exceeds 49.7 with probability 1e-3."""
+    n = 12_000
+    key = random.key(SEED)
+    if how == "keys":
+        orders = vmap(lambda i: random.permutation(random.fold_in(key, i), 4))(torch.arange(n))
+    elif how == "rows":
+        orders = random.permutation(key, 4, rows=n)
+    else:
+        orders = vmap(lambda i: random.permutation(random.draw(random.Stream(key, i))[0], 4))(torch.arange(n))
+    assert torch.equal(orders.sort(-1).values, torch.arange(4).expand(n, 4))
+    code = (orders * torch.tensor([64, 16, 4, 1])).sum(-1)
+    _, counts = code.unique(return_counts=True)
+    assert len(counts) == 24
+    assert float(((counts - n / 24) ** 2 / (n / 24)).sum()) < 49.7
+
+
+def test_fold_in_gives_independent_keys():
+    key = random.key(SEED)
+    folded = vmap(lambda i: random.fold_in(key, i))(torch.arange(5000))
+    assert len(folded.unique()) == 5000
+    n = 50_000
+    one, two = (random.uniform(random.fold_in(key, i), (n,), torch.float64) - 0.5 for i in (0, 1))
+    assert abs(one @ two / n * 12) < 4 / math.sqrt(n)
+    # Neighbouring seeds, and a seed folded with itself against its neighbour's.
+    three = random.uniform(random.key(SEED + 1), (n,), torch.float64) - 0.5
+    base = random.uniform(key, (n,), torch.float64) - 0.5
+    assert abs(base @ three / n * 12) < 4 / math.sqrt(n)
+    grid = torch.stack([random.fold_in(random.key(a), b) for a in range(40) for b in range(40)])
+    assert len(grid.unique()) == 1600
+
+
+def test_int32_seed_is_the_int64_seed():
+    for seed in (0, 3, -7):
+        keys = [random.key(torch.tensor(seed, dtype=dtype)) for dtype in (torch.int32, torch.int64, torch.int16)]
+        assert all(k.dtype == torch.int64 and torch.equal(k, random.key(seed)) for k in keys)
+    for data in (2, -2):
+        assert torch.equal(random.fold_in(random.key(3), data), random.fold_in(random.key(3), torch.tensor(data, dtype=torch.int32)))
+
+
+def test_key_errors():
+    key = inspect.unwrap(random.key)
+    for bad in (1.5, True, "0", torch.tensor(1.0), torch.tensor(True)):
+        with pytest.raises(TypeError, match="key: expected an integer seed"):
+            key(bad)
+    with pytest.raises(ValueError, match=r"key: expected a 0-d tensor, got shape \[2\]"):
+        key(torch.arange(2))
+    with pytest.raises(ValueError, match="key: expected a seed that fits in 64 bits"):
+        key(2**63)

@@ -1,0 +1,103 @@
+"""torch.compile without graph breaks: whole vmapped steps, solvers, and derivatives through them."""
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+import mtlfunc as mf
+from tests.problems import BATCH, PARAMS, nets, opaque
+from tests.registry import PROBLEMS, SOLVERS
+from tests.test_step import METHODS, step_of
+
+# "aot_eager" traces, differentiates and functionalises as the default backend does, without generating code; the default is used where marked.
+TRACED = {"fullgraph": True, "backend": "aot_eager"}
+GRAMIAN = torch.tensor([[4.0, -1.0, 0.5], [-1.0, 1.0, -0.4], [0.5, -0.4, 2.0]], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    # A second step must not compile again: what init returns looks, to the compiler, like what update returns.
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+def close(a, b, rtol=1e-9):
+    leaves = zip(torch.utils._pytree.tree_leaves(a), torch.utils._pytree.tree_leaves(b), strict=True)
+    for x, y in leaves:
+        torch.testing.assert_close(x, y, rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_vmapped_step_traces_as_one_graph(name):
+    step = step_of(name)
+    state = vmap(lambda p, seed: step.init(p, BATCH, key=seed))(mf.stack(nets), torch.arange(3))
+    update = vmap(step.update, (0, None))
+    compiled = torch.compile(update, **TRACED)
+    expected, got = state, state
+    for _ in range(2):
+        expected, info = update(expected, BATCH)
+        got, compiled_info = compiled(got, BATCH)
+    close((got, compiled_info), (expected, info))
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad"])
+def test_vmapped_step_compiles(name):
+    step = step_of(name)
+    state = vmap(lambda p, seed: step.init(p, BATCH, key=seed))(mf.stack(nets), torch.arange(3))
+    update = vmap(step.update, (0, None))
+    close(torch.compile(update, fullgraph=True)(state, BATCH), update(state, BATCH))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("solver", ["faces", "projected_gradient", "frank_wolfe-pairwise"])
+def test_solver_compiles_with_its_derivative(solver, problem):
+    if problem not in SOLVERS[solver].problems:
+        pytest.skip(f"{solver} does not take {problem}")
+    solve = mf.solvers.faces() if solver == "faces" else mf.solvers.frank_wolfe(3, "pairwise") if "frank" in solver else mf.solvers.projected_gradient(3)
+    probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def value(gramian):
+        return solve(PROBLEMS[problem](gramian)).weights @ probe
+
+    batch = torch.stack([GRAMIAN, GRAMIAN + 0.1 * torch.eye(3, dtype=torch.float64)])
+    for transformed, at in ((vmap(value), batch), (grad(value), GRAMIAN), (vmap(grad(value)), batch)):
+        torch.compiler.reset()
+        close(torch.compile(transformed, **TRACED)(at), transformed(at))
+
+
+def test_compiled_backward_through_faces():
+    probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def value(gramian):
+        return mf.solvers.faces()(mf.solvers.min_norm(gramian)).weights @ probe
+
+    leaf = GRAMIAN.clone().requires_grad_()
+    torch.compile(value, **TRACED)(leaf).backward()
+    close(leaf.grad, grad(value)(GRAMIAN))
+
+
+def test_gradient_of_a_compiled_run_with_respect_to_c():
+    def end(c):
+        step = mf.descend(opaque, mf.cagrad(c), mf.sgd(0.05), mf.jacobian("trunk.*"))
+        state = step.init(PARAMS, BATCH)
+        for _ in range(2):
+            state, _ = step.update(state, BATCH)
+        return opaque(state.params, BATCH).sum()
+
+    c = torch.tensor(0.4, dtype=torch.float64)
+    close(torch.compile(grad(end), **TRACED)(c), grad(end)(c))
+
+
+def test_random_numbers_are_the_same_compiled():
+    def draw(seed):
+        key = mf.random.key(seed)
+        return mf.random.uniform(key, (5,), torch.float64), mf.random.normal(key, (5,), torch.float64), mf.random.permutation(key, 7)
+
+    seeds = torch.tensor([0, 2**40, -3])
+    close(torch.compile(vmap(draw), fullgraph=True)(seeds), vmap(draw)(seeds), rtol=1e-12)
+
+
+def test_cvx_says_that_it_cannot_be_compiled():
+    with pytest.raises(Exception, match="cvx cannot run inside torch.compile"):
+        torch.compile(lambda gramian: mf.solvers.cvx()(mf.solvers.min_norm(gramian)).weights, **TRACED)(GRAMIAN)
