@@ -78,7 +78,8 @@ class Report:
                 parts.append(f"<table>{head}{''.join(map(_row, claims))}</table>")
             parts.extend(map(_embedded, figures))
         body = "\n".join(parts)
-        return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>The papers re-run</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
+        head = f'<meta charset="utf-8"><title>The papers re-run</title><style>{STYLE}</style>'
+        return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
     def table(self) -> str:
         """Claims as text, for the terminal."""

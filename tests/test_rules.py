@@ -3,6 +3,7 @@
 import inspect
 import io
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,16 +54,16 @@ def trajectory(rule, gramian, losses=None, steps=3, key=0, state=None, start=0):
 # --- every rule -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", REGULAR)
+@pytest.mark.parametrize("family", ["gaussian", "hull"])  # right angles tie Frank–Wolfe's argmin
 @pytest.mark.parametrize("rule", DETERMINISTIC)
 def test_rule_permutation_equivariant(rule, family):
     case = RULES[rule]
     for count in (2, 5):
         G = gramian(family, count)
         order = torch.from_numpy(np.random.default_rng(count).permutation(count))
-        losses = losses_of(count)
+        losses, made = losses_of(count), case.make()
 
-        def weights(G, losses, made=case.make()):
+        def weights(G, losses, made=made):
             state = made.init(losses, mf.random.key(0))
             first, state = made.update(geometry(G, losses), state)
             second, _ = made.update(geometry(2 * G, losses**0.5), state)
@@ -85,7 +86,7 @@ def test_rule_scale_by_powers_of_two_changes_no_bit(rule, family):
 def test_rule_positively_homogeneous(rule):
     """The same at powers of ten, where G is rounded differently."""
     case = RULES[rule]
-    for family in REGULAR:
+    for family in REGULAR if case.smooth else ("gaussian", "hull"):  # right angles tie Frank–Wolfe's argmin
         J = jacobian(family, 4)
         one, _ = trajectory(case.make(), J @ J.mT)
         for scale in (1e-10, 1e-3, 1e5, 1e10):
@@ -225,7 +226,7 @@ def test_rule_weights_finite_and_convex(rule, family):
         if case.convex:
             assert (weights >= 0).all()
             torch.testing.assert_close(weights.sum(-1), torch.ones(3, dtype=F64), rtol=0, atol=1e-12)
-        if count == 1 and case.shared_sum is not None and family != "zero_row":
+        if count == 1 and case.shared_sum is not None and family not in ("zero_row", "pareto_stationary"):  # these are J = 0 there
             torch.testing.assert_close(weights.sum(-1), torch.full((3,), case.shared_sum, dtype=F64), rtol=max(1e-12, case.accuracy), atol=0)
 
 
@@ -458,7 +459,8 @@ def test_pcgrad_random_orders_differ_by_step_and_key():
     assert not torch.allclose(first, mf.weights(rule, G, key=1))
     # Each answer is the literal algorithm's for some orders: of three tasks, all 8 can be tried.
     G = gramian("antiparallel", 3, 2)
-    possible = [mf.weights(mf.pcgrad(torch.tensor(o)), G) for o in product(permutations(range(3)), repeat=3)]
+    partners = [[(0, 1, 2), (0, 2, 1)], [(0, 1, 2), (2, 1, 0)], [(0, 1, 2), (1, 0, 2)]]
+    possible = [mf.weights(mf.pcgrad(torch.tensor(o)), G) for o in product(*partners)]
     for key in range(5):
         assert min(float((mf.weights(rule, G, key=key) - w).abs().max()) for w in possible) <= 1e-12
 
@@ -635,7 +637,7 @@ def test_gradnorm_training_equals_literal_algorithm(optimizer):
         with torch.no_grad():
             w.mul_(3 / w.sum())
 
-    rule = mf.gradnorm(alpha, lr_weights, **({"optimizer": optim.sgd} if optimizer == "sgd" else {}))
+    rule = mf.gradnorm(alpha, lr_weights, optimizer=optim.sgd if optimizer == "sgd" else optim.exact_adam)
     step = mf.descend(losses_fn, rule, mf.sgd(lr), mf.jacobian(), reduction="sum")
     state = step.init(params, ())
     for _ in range(10):
@@ -728,7 +730,12 @@ def test_gradnorm_zero_gradient_and_zero_losses():
 
 def test_gradnorm_errors():
     G = torch.eye(2, dtype=F64)
-    for kwargs, message in (({"alpha": -1.0}, "alpha: expected"), ({"alpha": 1.0, "lr": 0.0}, "lr: expected .* > 0"), ({"alpha": 1.0, "floor": 0.0}, r"floor: expected a number in \(0, 1\)")):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"alpha": -1.0}, "alpha: expected"),
+        ({"alpha": 1.0, "lr": 0.0}, "lr: expected .* > 0"),
+        ({"alpha": 1.0, "floor": 0.0}, r"floor: expected a number in \(0, 1\)"),
+    ]
+    for kwargs, message in wrong:
         with pytest.raises(ValueError, match=message):
             mf.gradnorm(**kwargs)
     with pytest.raises(ValueError, match="need initial losses > 0, got"):

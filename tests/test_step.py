@@ -6,11 +6,13 @@ import os
 import signal
 from functools import partial
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry, Rows, TrainState
@@ -66,7 +68,7 @@ def test_run_vmapped_nested_equals_loop(name):
     for i, module in enumerate(nets):
         for j, lr in enumerate(lrs):
             alone = run(name, mf.parameters(module), i, lr)
-            for got, expected in zip(torch.utils._pytree.tree_leaves(whole), torch.utils._pytree.tree_leaves(alone), strict=True):
+            for got, expected in zip(tree_leaves(whole), tree_leaves(alone), strict=True):
                 torch.testing.assert_close(got[i, j], expected, rtol=1e-9, atol=1e-13)
 
 
@@ -226,7 +228,7 @@ def test_subset_rows_average_to_the_mean_and_vary():
 
 
 def test_update_runs_one_forward_and_init_at_most_two():
-    for name in METHODS:
+    for name, make in METHODS.items():
         calls = 0
 
         def counted(params, batch):
@@ -234,7 +236,7 @@ def test_update_runs_one_forward_and_init_at_most_two():
             calls += 1
             return opaque(params, batch)
 
-        rule, probe = METHODS[name]()
+        rule, probe = make()
         if name == "mgda-ub":
             continue  # counts encode, not losses_fn
         balance = mf.balance(counted, rule, probe)
@@ -277,9 +279,7 @@ def literal_mgda(rows: np.ndarray) -> np.ndarray:
 
 
 def literal_cagrad(rows: np.ndarray, c: float = 0.4) -> np.ndarray:
-    """The primal by scipy's SLSQP from the dual's starting points would be another approximation: solve the dual on a fine path instead."""
-    import cvxpy as cp
-
+    """The primal as the paper writes it, over d itself, by a conic solver."""
     g0 = rows.mean(0)
     d, worst = cp.Variable(rows.shape[1]), cp.Variable()
     constraints = [rows @ d >= worst, cp.norm(d - g0) <= c * np.linalg.norm(g0)]
@@ -339,7 +339,7 @@ def test_gradnorm_equals_literal_double_backward_loop():
         with torch.no_grad():
             w.clamp_(min=1e-3).mul_(TASKS / w.sum())
             for leaf, g in zip(leaves.values(), model_grads, strict=True):
-                leaf -= 0.1 * g
+                leaf.sub_(0.1 * g)
         state, info = step.update(state, BATCH)
         torch.testing.assert_close(TASKS * info.weights, used, rtol=1e-9, atol=0.0)
         for name in PARAMS:
@@ -426,10 +426,10 @@ def test_stock_loop_equals_descend_and_keeps_no_graph():
 
 def test_parameters_share_storage_and_leave_frozen_ones_out():
     module = TrunkAndHeads(1)
-    module.trunk[0].bias.requires_grad_(False)
+    module.get_parameter("trunk.0.bias").requires_grad_(False)
     params = mf.parameters(module)
     assert "trunk.0.bias" not in params
-    assert params["trunk.0.weight"].data_ptr() == module.trunk[0].weight.data_ptr()
+    assert params["trunk.0.weight"].data_ptr() == module.get_parameter("trunk.0.weight").data_ptr()
     assert not params["trunk.0.weight"].requires_grad
 
 
@@ -467,7 +467,7 @@ def test_state_resumes_to_the_same_trajectory(name, tmp_path):
     for _ in range(2):
         state, _ = step.update(state, BATCH)
         loaded, _ = step_of(name).update(loaded, BATCH)
-    for a, b in zip(torch.utils._pytree.tree_leaves(state), torch.utils._pytree.tree_leaves(loaded), strict=True):
+    for a, b in zip(tree_leaves(state), tree_leaves(loaded), strict=True):
         assert torch.equal(a, b)
 
 
@@ -488,9 +488,9 @@ def test_states_hold_tensors_only_and_runs_are_pure(name):
     torch.manual_seed(0)
     global_before = torch.get_rng_state()
     first, second = run(name, PARAMS, 5, 0.02), run(name, PARAMS, 5, 0.02)
-    leaves = torch.utils._pytree.tree_leaves(first)
-    assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in torch.utils._pytree.tree_leaves(step_of(name).init(PARAMS, BATCH)))
-    for a, b in zip(leaves, torch.utils._pytree.tree_leaves(second), strict=True):
+    leaves = tree_leaves(first)
+    assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in tree_leaves(step_of(name).init(PARAMS, BATCH)))
+    for a, b in zip(leaves, tree_leaves(second), strict=True):
         assert torch.equal(a, b)
     assert all(torch.equal(a, b) for a, b in zip(before, (*PARAMS.values(), *BATCH), strict=True))
     assert torch.equal(global_before, torch.get_rng_state())

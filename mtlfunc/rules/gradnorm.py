@@ -65,9 +65,9 @@ def gradnorm(
     move = optimizer(lr)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        initial = losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
         if reference is not None:
             check_vector(reference.to(losses), losses[None].expand(len(losses), -1), "reference")
+        initial = losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
         if can_look(initial) and not bool((initial > 0).all()):
             raise ValueError(
                 f"gradnorm: relative rates L(t)/L(0) need initial losses > 0, got {initial.tolist()}; shift the losses, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..types import Solution, Solver
 from .cvx import cvx
 from .faces import MOST_TASKS, faces
-from .problems import Problem
+from .problems import Problem, check_problem
 
 
 def auto() -> Solver:
@@ -16,6 +16,7 @@ def auto() -> Solver:
     small, large = faces(), cvx()
 
     def solve(problem: Problem) -> Solution:
+        check_problem(problem)
         return (small if problem.gramian.shape[-1] <= MOST_TASKS else large)(problem)
 
     return solve

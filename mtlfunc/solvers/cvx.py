@@ -118,11 +118,12 @@ def _min_norm(gramian: Array) -> tuple[Array]:
     return (_run(*_min_norm_program(len(gramian)), R=_root(gramian)),)
 
 
-def _cagrad(gramian: Array, c: Array, preference: Array) -> tuple[Array, Array]:
+def _cagrad(gramian: Array, c: float, preference: Array) -> tuple[Array, Array]:
     if not all(np.isfinite(x).all() for x in (gramian, c, preference)):
         return np.full(len(gramian), np.nan), np.full(len(gramian), np.nan)
-    factor, linear = _root(gramian), gramian @ preference
-    radius = float(c) * np.sqrt(max(preference @ linear, 0.0))
+    factor = _root(gramian)
+    linear = factor.T @ (factor @ preference)
+    radius = c * np.sqrt(max(preference @ linear, 0.0))
     if radius == 0:
         w = np.zeros(len(gramian))
         w[linear.argmin()] = 1
@@ -147,7 +148,9 @@ def _dual_cone(gramian: Array, weights: Array) -> tuple[Array]:
     n = np.sqrt(gramian.diagonal().clip(0))
     unit = np.where(n > 0, n, 1.0)
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
-    y = _run(*_dual_cone_program(len(gramian)), R=_root(gramian) / unit, b=gramian @ weights / unit / (scale or 1.0), simplex=False)
+    factor = _root(gramian)
+    # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
+    y = _run(*_dual_cone_program(len(gramian)), R=factor / unit, b=factor.T @ (factor @ weights) / unit / (scale or 1.0), simplex=False)
     return (y * (scale or 1.0) / unit,)
 
 
@@ -187,7 +190,7 @@ def _run(program: cp.Problem, variable: cp.Variable, *, simplex: bool = True, **
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
-                program.solve(solver=cp.CLARABEL, tol_gap_abs=tolerance, tol_gap_rel=tolerance, tol_feas=tolerance)
+                program.solve(solver=cp.CLARABEL, warm_start=False, tol_gap_abs=tolerance, tol_gap_rel=tolerance, tol_feas=tolerance)
             break
         except cp.SolverError as error:
             if tolerance == 1e-8:

@@ -62,7 +62,7 @@ def _length(problem: Problem, w: Tensor, direction: Tensor, limit: Tensor, n: in
     if step == "1/(n+1)":
         return 1 / (n + 1)
     if step == "2/(n+2)":
-        return 2 / (n + 2)
+        return 2 / (n + 1)  # n counts from 1 here and from 0 in the rule, whose first step forgets the start; the bound needs that
     assert not isinstance(problem, DualCone)
     best = problem.along(w, direction).clamp_min(0)
     return torch.where(limit.isfinite(), torch.minimum(best, limit), torch.where(best.isfinite(), best, 0.0))

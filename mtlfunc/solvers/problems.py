@@ -173,8 +173,7 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
     """
 
     def certified(problem: Problem) -> Solution:
-        if not isinstance(problem, MinNorm | CAGrad | DualCone):
-            raise TypeError(f"problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, got {type(problem).__name__}")
+        check_problem(problem)
         dtype = problem.gramian.dtype
         wide = type(problem)(*(x.double() for x in problem))
         wide = wide._replace(gramian=0.5 * (wide.gramian + wide.gramian.mT))
@@ -185,6 +184,11 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 
     return certified
+
+
+def check_problem(problem: object) -> None:
+    if not isinstance(problem, MinNorm | CAGrad | DualCone):
+        raise TypeError(f"problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, got {type(problem).__name__}")
 
 
 def constant_steps(problem: Problem, steps: int) -> Int[Tensor, ""]:

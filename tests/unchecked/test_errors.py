@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Bad input: every error names the argument, says what was wrong and what to do."""
 
 import pytest
