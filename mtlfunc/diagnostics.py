@@ -124,14 +124,15 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
 
 
 def delta_m(metrics: Mapping[str, float], baselines: Mapping[str, float], higher_is_better: Mapping[str, bool]) -> float:
-    """Δm = (100/K) Σ_k ±(M_k - B_k)/B_k in per cent, lower is better: + where a lower metric is better, - where a higher one is.
+    """Δm = (100/K) Σ_k ±(M_k - B_k)/|B_k| in per cent, lower is better: + where a lower metric is better, - where a higher one is.
 
     Args:
         metrics: the multi-task model's, by name.
         baselines: single-task models', by the same names, none of them 0.
         higher_is_better: for every name.
 
-    Averages over metrics as in Liu et al. 2021, so that a task with five metrics counts five times; LibMTL averages per task and turns the sign.
+    |B_k|, published without the bars, keeps the sign right for negative baselines, such as log-likelihoods. Averages over metrics as in Liu et al.
+    2021, so that a task with five metrics counts five times; LibMTL averages per task and turns the sign.
 
     Raises: ValueError for other names or a baseline of 0.
 
@@ -145,5 +146,5 @@ def delta_m(metrics: Mapping[str, float], baselines: Mapping[str, float], higher
     zero = [name for name in baselines if baselines[name] == 0]
     if zero:
         raise ValueError(f"baselines: {', '.join(zero)} is 0, so a relative change is undefined")
-    terms = [(metrics[name] - baselines[name]) / baselines[name] * (-1 if higher_is_better[name] else 1) for name in metrics]
+    terms = [(metrics[name] - baselines[name]) / abs(baselines[name]) * (-1 if higher_is_better[name] else 1) for name in metrics]
     return 100 * sum(terms) / len(terms)

@@ -61,9 +61,8 @@ def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
 
 def uniform(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
     """Numbers in [0, 1), as many bits as the dtype holds."""
-    digits = 53 if dtype == torch.float64 else 24
-    bits = _shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits
-    return bits.to(dtype) if dtype in (torch.float32, torch.float64) else bits.to(torch.float32).to(dtype)
+    digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # more would round up to 1
+    return (_shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits).to(dtype)
 
 
 def normal(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:

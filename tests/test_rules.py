@@ -36,7 +36,7 @@ def geometry(gramian, losses):
     return Geometry(losses, gramian, torch.full_like(losses, 1 / len(losses)), torch.ones_like(losses, dtype=torch.bool), {})
 
 
-def trajectory(rule, gramian, losses=None, steps=3, key=0, state=None, start=0):
+def trajectory(rule, gramian, losses=None, steps=3, key: int | torch.Tensor = 0, state=None, start=0):
     """Weights [step, task] and the state after them, on a Gramian whose tasks change lengths from step to step."""
     count = len(gramian)
     if state is None:
@@ -154,7 +154,7 @@ def test_rule_derivatives_equal_central_differences(rule):
         torch.testing.assert_close(batched, gradient, rtol=1e-9 if case.accuracy < 1e-6 else 1e-4, atol=max(1e-10, case.accuracy))
 
 
-def named_tuples(state):
+def named_tuples(state) -> set[Any]:
     found = {type(state)} if hasattr(state, "_fields") else set()
     children = state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()
     return found.union(*(named_tuples(child) for child in children))

@@ -41,7 +41,7 @@ def gradnorm(
         lr: learning rate > 0 of the weights.
         optimizer: from a learning rate to the weights' optimizer. `optim.exact_adam` (the default), `optim.sgd` (the paper's plain step, the one
             choice that is not scale-free), `optim.multiplicative` (w ← w·exp(∓lr)), `lambda lr: optim.log_space(optim.exact_adam(lr))`.
-        floor: smallest weight after a step (of weights that sum to T); equilibrium weights can be smaller than one absolute step.
+        floor: smallest weight before the renormalisation to sum T; equilibrium weights can be smaller than one absolute step.
         normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α of 0 or 1 or equal rates, and
             L_grad has no zero.
         reference: losses `[task]` > 0 in place of L_i(0), for instance log K for K-class cross-entropy.
