@@ -61,17 +61,19 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return AdamState(steps, _zeros(params), _zeros(params))
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, State]:
-        count = state.steps + 1
-        mean = map_params(lambda m, g: first * m + (1 - first) * g, state.mean, grads)
-        square = map_params(lambda v, g: second * v + (1 - second) * g * g, state.square, grads)
+        steps = state.steps + 1
+        mean = map_params(lambda m, g: _towards(m, g, 1 - first), state.mean, grads)
+        square = map_params(lambda v, g: _towards(v, g * g, 1 - second), state.square, grads)
 
         def move(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            time = count.to(p.dtype)
-            unbiased = v / (1 - second**time)
-            scale = torch.where(unbiased > 0, unbiased.where(unbiased > 0, 1.0).sqrt(), 0.0) + eps
-            return p - lr * (m / (1 - first**time)) / scale.where(scale > 0, 1.0)
+            # The two bias corrections are folded into the step and eps, which saves a pass over the parameters each.
+            time = steps.to(p.dtype)
+            correction = (1 - second**time) ** 0.5
+            # Not v itself: at 0 its root has an infinite derivative, and 0/0 stands where the gradient was always 0.
+            scale = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + eps * correction
+            return p - (lr * correction / (1 - first**time)) * (m / scale)
 
-        return map_params(move, params, mean, square), AdamState(count, mean, square)
+        return map_params(move, params, mean, square), AdamState(steps, mean, square)
 
     return Optimizer(init, update)
 
@@ -103,6 +105,10 @@ def log_space(optimizer: Optimizer) -> Optimizer:
         return map_params(torch.exp, moved), state
 
     return Optimizer(init, update)
+
+
+def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
+    return torch.lerp(old, new, share) if isinstance(share, float) else old + share * (new - old)
 
 
 def _zeros(params: Params) -> Params:
