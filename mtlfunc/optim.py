@@ -71,7 +71,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
             correction = (1 - second**time) ** 0.5
             # Not v itself: at 0 its root has an infinite derivative, and 0/0 stands where the gradient was always 0.
             scale = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + eps * correction
-            return p - (lr * correction / (1 - first**time)) * (m / scale)
+            return torch.addcdiv(p, (-lr * correction / (1 - first**time)) * m, scale)
 
         return map_params(move, params, mean, square), AdamState(steps, mean, square)
 

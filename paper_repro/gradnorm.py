@@ -39,7 +39,7 @@ class Problem(NamedTuple):
     law: Literal["normal", "uniform", "unit"] = "normal"  # of x: N(0, I), U(0, 1) elementwise, uniform on the unit sphere
     literal: bool = False  # B ~ N(0, 10²), ε ~ N(0, 3.5²) as printed; else divided by the argument's standard deviation under N(0, I)
     optimizer: Literal["adam", "sgd"] = "adam"
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rates: tuple[float, ...] = (3e-4, 6e-4, 1e-3, 3e-3)
     steps: int = 2000
 
 
@@ -146,7 +146,7 @@ def train(method: Method, problem: Problem, variants: Variants, settings: Settin
     state = start(*per_variant, params, first)
     initial = vmap(losses)(params, test)
     count = settings.count(problem.steps)
-    every = max(1, count // 40)
+    every = max(1, count // 25)
     times, tests, weights, lengths = [0], [torch.ones_like(variants.weights)], [], []
     for step in tqdm(range(count), desc=label, leave=False):
         state, info = advance(*per_variant, state, batch_at(roots, maps, torch.full((), step, dtype=torch.int64, device=device)))
@@ -394,7 +394,7 @@ def sweeps(problem: Problem, results: dict[str, Runs], settings: Settings) -> Fi
     alphas = torch.tensor([0.0, ALPHA, 0.5, 1.0, 2.0], device=device)
     lr = torch.full_like(alphas, problem.rates[0])
     learnt = train("gradnorm", problem, Variants(lr, alphas, torch.ones(len(alphas), seeds, 2, device=device)), settings, "sweep of α", seeds)
-    second = torch.tensor([1.0, 0.1, 0.03, 0.01, 0.003, 0.001], device=device)
+    second = torch.tensor([1.0, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4], device=device)
     fixed = torch.stack([2 - second, second], -1)[:, None].expand(-1, seeds, -1)
     average = learnt.average[1:2]
     static = train(
