@@ -17,10 +17,11 @@ def active_set() -> Solver:
     Gramian's dtype: no absolute number, so no scale at which the answer changes. At Pareto-stationary points, where CAGrad's dual weights say nothing of d,
     the answer is the projection on the dual cone, if the ball holds it.
 
-    Returns: the exact answer; `steps` counts the faces solved. A compiled kernel does the work in float64, in parallel over the problems of a `vmap`
-    (nested ones fold into one call; UPGrad's T right-hand sides are a vmap over `weights`); CUDA tensors travel to the CPU and back. It composes with vmap, grad, jvp,
-    their nestings and torch.compile: where something may differentiate, the closed form on the answer's face carries the derivatives,
-    and elsewhere it is not computed. Derivatives hold where strict complementarity does; where the answer's face changes they are those of one side.
+    Returns: the exact answer; `steps` counts the faces solved. A compiled kernel (seconds to compile once, then cached on disk) does the work in float64,
+    in parallel over the problems of a `vmap`: nested ones fold into one call, and UPGrad's T right-hand sides are a vmap over `weights`. CUDA
+    tensors travel to the CPU and back. It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
+    differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is not computed. They hold
+    under strict complementarity; where the face is about to change they are those of one side.
 
     Raises: ValueError for an indefinite matrix where values can be looked at; elsewhere its answer is NaN.
 
@@ -127,17 +128,15 @@ def _(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> t
     )
 
 
-def _batched(info, in_dims, gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float):  # noqa: ANN001, ANN202
-    moved = []
+def _batched(info, in_dims, gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float):  # noqa: PLR0917
     inputs = [(x, dim, rank) for x, dim, rank in zip((gramian, vector, c), in_dims, (2, 1, 0), strict=False)]
     depth = max(x.ndim - rank - (dim is not None) for x, dim, rank in inputs if x is not None)
-    for x, dim, rank in inputs:
-        if x is None:
-            moved.append(None)
-            continue
-        x = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
-        moved.append(x.reshape(x.shape[0], *(1,) * (depth + 1 + rank - x.ndim), *x.shape[1:]))
-    return torch.ops.mtlfunc.active_set(*moved, eps), (0, 0, 0)
+
+    def front(x: Tensor, dim: int | None, rank: int) -> Tensor:
+        moved = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+        return moved.reshape(len(moved), *(1,) * (depth + 1 + rank - moved.ndim), *moved.shape[1:])
+
+    return torch.ops.mtlfunc.active_set(*(None if x is None else front(x, dim, rank) for x, dim, rank in inputs), eps), (0, 0, 0)
 
 
 torch.library.register_vmap("mtlfunc::active_set", _batched, lib=_LIBRARY)

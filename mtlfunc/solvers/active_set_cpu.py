@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  # compiled functions take their scratch space as arguments
 """Compiled active-set kernels for the CPU: the three small problems solved exactly, batch entry by batch entry.
 
 Everything happens on unit rows: with n_t a power of two next to ‖g_t‖, C = G/(n nᵀ) is free of rounding and a_t = min(n)/n_t. The unknowns
@@ -6,6 +7,7 @@ are y_t = w_t/a_t, so that the simplex is {y >= 0, a·y = 1} and the violation o
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,7 @@ def solve(gramian: Array, vector: Array | None, c: Array | None, eps: float, thr
     # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python threads meet in them.
     bounds = np.linspace(0, batch, min(batch, 4 * threads) + 1).astype(int)
     with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(_range, gramian, vector, c, kind, eps, lo, hi, report, support, info) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)]
+        jobs = [pool.submit(_range, gramian, vector, c, kind, eps, lo, hi, report, support, info) for lo, hi in pairwise(bounds)]
         for job in jobs:
             job.result()
     return report, support, info
