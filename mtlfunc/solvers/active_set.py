@@ -93,8 +93,8 @@ def _kernel(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
     from . import active_set_cpu as cpu  # noqa: PLC0415  # numba takes half a second to import
 
     lead, count = _lead(gramian, vector, c), gramian.shape[-1]
-    arrays = [None if x is None else _flat(x, lead, rank).numpy() for x, rank in ((gramian, 2), (vector, 1), (c, 0))]
-    report, support, info = (torch.from_numpy(x).to(gramian.device) for x in cpu.solve(arrays[0], arrays[1], arrays[2], eps, torch.get_num_threads()))
+    vectors = [None if x is None else _flat(x, lead, rank).numpy() for x, rank in ((vector, 1), (c, 0))]
+    report, support, info = (torch.from_numpy(x).to(gramian.device) for x in cpu.solve(_flat(gramian, lead, 2).numpy(), *vectors, eps, torch.get_num_threads()))
     return report.reshape(*lead, 3 * count + 2), support.reshape(*lead, 2, count), info.reshape(*lead, 2)
 
 

@@ -8,12 +8,12 @@ are y_t = w_t/a_t, so that the simplex is {y >= 0, a·y = 1} and the violation o
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
+from typing import no_type_check
 
 import numpy as np
 from numba import njit
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 MIN_NORM, CAGRAD, DUAL_CONE = 0, 1, 2
 INDEFINITE = 1e3
 """A cosine matrix with an eigenvalue below -INDEFINITE·T·ε is no Gramian in that precision."""
@@ -21,6 +21,7 @@ PARALLEL_WORK = 20_000
 """batch · T² from which starting threads pays."""
 
 _jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums may be reordered; NaN and infinity keep their meaning
+# `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions that numba has to read.
 
 
 def solve(gramian: Array, vector: Array | None, c: Array | None, eps: float, threads: int) -> tuple[Array, Array, Array]:
@@ -58,20 +59,21 @@ def solve(gramian: Array, vector: Array | None, c: Array | None, eps: float, thr
 
 
 @_jit
-def _scale(gramian: Array, cosine: Array, a: Array) -> tuple[float, bool, bool]:
-    """Fill C and a; return min(n), whether all entries are finite with no negative diagonal, and whether there is a zero gradient."""
+@no_type_check
+def _scale(gramian: Array, cosine: Array, a: Array) -> tuple[float, bool, bool, bool]:
+    """Fill C and a; return min(n), whether all entries are finite, whether a diagonal entry is negative, and whether one is zero."""
     count = len(a)
-    least, fine, zero = np.inf, True, False
+    least, finite, negative, zero = np.inf, True, False, False
     for i in range(count):
         square = gramian[i, i]
         if square > 0 and square < np.inf:
             exponent = np.floor(0.5 * np.log2(square) + 0.5)
             a[i] = 2.0**exponent
             least = min(least, a[i])
-        elif square == 0:
-            a[i], zero = 0.0, True
         else:
-            fine = False
+            a[i] = 0.0
+            zero = zero or square == 0
+            negative = negative or square < 0
     if least == np.inf:
         least = 1.0
     for i in range(count):
@@ -79,16 +81,16 @@ def _scale(gramian: Array, cosine: Array, a: Array) -> tuple[float, bool, bool]:
             a[i] = least  # its row of C is zero
         for j in range(i + 1):
             entry = 0.5 * (gramian[i, j] + gramian[j, i])
-            if not np.isfinite(entry):
-                fine = False
+            finite = finite and np.isfinite(entry)
             cosine[i, j] = entry / a[i] / a[j]
             cosine[j, i] = cosine[i, j]
     for i in range(count):
         a[i] = least / a[i]
-    return least, fine, zero
+    return least, finite, negative, zero
 
 
 @_jit
+@no_type_check
 def _semidefinite(cosine: Array, bound: float, factor: Array) -> bool:
     """Whether C + bound·I has a Cholesky factor: no eigenvalue of C lies below -bound."""
     for i in range(len(cosine)):
@@ -107,6 +109,7 @@ def _semidefinite(cosine: Array, bound: float, factor: Array) -> bool:
 
 
 @_jit
+@no_type_check
 def _factor(cosine: Array, e: Array, index: Array, size: int, valid: int, ridge: float, floor: float, matrix: Array, factor: Array) -> float:
     """Rows valid…size of the face's matrix C + eeᵀ and of its Cholesky factor (inverse diagonal); return the ridge in use.
 
@@ -138,6 +141,7 @@ def _factor(cosine: Array, e: Array, index: Array, size: int, valid: int, ridge:
 
 
 @_jit
+@no_type_check
 def _solve_face(matrix: Array, factor: Array, size: int, ridge: float, right: Array, x: Array, residual: Array) -> None:
     """x = (matrix + ridge)⁻¹ right, refined towards matrix⁻¹ right."""
     for i in range(size):
@@ -164,6 +168,7 @@ def _solve_face(matrix: Array, factor: Array, size: int, ridge: float, right: Ar
 
 
 @_jit
+@no_type_check
 def _times(cosine: Array, y: Array, index: Array, size: int, out: Array) -> tuple[float, float]:
     """out = C y with y zero off the face; return yᵀC y and Σ y."""
     count = len(out)
@@ -178,10 +183,11 @@ def _times(cosine: Array, y: Array, index: Array, size: int, out: Array) -> tupl
             out[i] += weight * row[i]
     for j in range(size):
         square += y[index[j]] * out[index[j]]
-    return square, total
+    return square, total  # pyright: ignore[reportReturnType]
 
 
 @_jit
+@no_type_check
 def _descend(
     kind: int, cosine: Array, a: Array, beta: Array, radius: float, magnitude: float, eps: float,
     y: Array, index: Array, size: int, rates: Array, real: Array, matrix: Array, factor: Array, v: Array, flags: Array,
@@ -361,6 +367,7 @@ def _descend(
 
 
 @_jit
+@no_type_check
 def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: int, hi: int, report: Array, support: Array, info: Array) -> None:
     count = gramian.shape[2]
     cosine, matrix, factor = np.empty((count, count)), np.empty((count, count)), np.empty((count, count))
@@ -369,21 +376,22 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
     index, real = np.empty(count + 1, np.int64), np.empty(count, np.uint8)
     beta, rates, given = np.empty(count), np.empty(count), np.empty(count)
     weights, dual = np.empty(count), np.empty(count)
+    least, finite, definite, zero = 1.0, False, False, False
     for problem in range(lo, hi):
         out = report[problem]
         matrix_g = gramian[problem if len(gramian) > 1 else 0]
         asked = vector[problem if len(vector) > 1 else 0]
         ball = c[problem if len(c) > 1 else 0]
         if problem == lo or len(gramian) > 1:
-            least, sound, zero = _scale(matrix_g, cosine, a)
-            definite = sound and _semidefinite(cosine, INDEFINITE * count * eps, factor)
+            least, finite, negative, zero = _scale(matrix_g, cosine, a)
+            definite = finite and not negative and _semidefinite(cosine, INDEFINITE * count * eps, factor)
         fine = definite and np.isfinite(ball)
         for i in range(count):
             fine = fine and np.isfinite(asked[i])
             support[problem, 0, i] = support[problem, 1, i] = False
         info[problem, 0], info[problem, 1] = 0, 0
         if not fine:
-            info[problem, 1] = -1 if sound and not definite else 0
+            info[problem, 1] = -1 if finite and not definite else 0
             out[:] = np.nan
             continue
         magnitude, radius = 0.0, 0.0

@@ -102,8 +102,9 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         stationary = square <= 8 * len(n) * eps * magnitude**2
     else:
         raise TypeError(f"problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, got {type(problem).__name__}")
-    numbers = (gap, gap / _or_one(n.amax() * magnitude), kappa, infeasibility, violation, complementarity)
-    return Certificate(*(x.to(dtype) for x in numbers), worst, stationary)
+    relative = gap / _or_one(n.amax() * magnitude)
+    gap, relative, kappa, infeasibility, violation, complementarity = (x.to(dtype) for x in (gap, relative, kappa, infeasibility, violation, complementarity))
+    return Certificate(gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary)
 
 
 def _or_one(x: Tensor) -> Tensor:
