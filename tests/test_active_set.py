@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_derivatives_are_those_of_finite_differences(problem, count):
 
     expected = difference(weights)
     assert expected.abs().max() > 1e-4  # the support moves the weights
-    close = {"rtol": 1e-6, "atol": 1e-8}
+    close: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-8}
     torch.testing.assert_close(torch.einsum("tij,ij->t", jacrev(weights)(g), change), expected, **close)
     torch.testing.assert_close(torch.einsum("tij,ij->t", jacfwd(weights)(g), change), expected, **close)
     torch.testing.assert_close(jvp(weights, (g,), (change,))[1], expected, **close)

@@ -93,8 +93,9 @@ def _kernel(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
     from . import active_set_cpu as cpu  # noqa: PLC0415  # numba takes half a second to import
 
     lead, count = _lead(gramian, vector, c), gramian.shape[-1]
-    vectors = [None if x is None else _flat(x, lead, rank).numpy() for x, rank in ((vector, 1), (c, 0))]
-    report, support, info = (torch.from_numpy(x).to(gramian.device) for x in cpu.solve(_flat(gramian, lead, 2).numpy(), *vectors, eps, torch.get_num_threads()))
+    vector, c = (None if x is None else _flat(x, lead, rank) for x, rank in ((vector, 1), (c, 0)))
+    arrays = _flat(gramian, lead, 2).numpy(), None if vector is None else vector.numpy(), None if c is None else c.numpy()
+    report, support, info = (torch.from_numpy(x).to(gramian.device) for x in cpu.solve(*arrays, eps, torch.get_num_threads()))
     return report.reshape(*lead, 3 * count + 2), support.reshape(*lead, 2, count), info.reshape(*lead, 2)
 
 

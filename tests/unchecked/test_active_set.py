@@ -1,12 +1,14 @@
 """The active-set solver inside torch.compile: one graph, and the derivatives of eager mode."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.func import grad, vmap
 
 from mtlfunc.solvers import active_set, auto, cagrad, dual_cone, min_norm
 
-TRACED = {"fullgraph": True, "backend": "aot_eager"}  # traces, differentiates and functionalises as the default does, without generating code
+TRACED: dict[str, Any] = {"fullgraph": True, "backend": "aot_eager"}  # traces, differentiates and functionalises as the default does, without generating code
 PROBLEMS = {"min_norm": min_norm, "cagrad": lambda g: cagrad(g, 0.6), "dual_cone": lambda g: dual_cone(g, torch.linspace(1, 0.1, len(g)).to(g))}
 
 
@@ -31,7 +33,7 @@ def test_compiled_equals_eager(problem, make, count):
         answer = solve(problem(g))
         return (answer.weights * torch.arange(count)).sum() + answer.value
 
-    close = {"rtol": 1e-9, "atol": 1e-11}
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
     expected = grad(loss)(g[0])
     assert expected.abs().max() > 1e-6
     torch.testing.assert_close(torch.compile(lambda g: solve(problem(g)).weights, **TRACED)(g[0]), solve(problem(g[0])).weights, **close)
