@@ -67,8 +67,9 @@ _SIMPLEX = ("min_norm", "cagrad")
 
 SOLVERS: dict[str, SolverCase] = {
     "faces": SolverCase(solvers.faces, objective=0.0, most_tasks=6, implicit=True),
+    "active_set": SolverCase(solvers.active_set, objective=0.0, implicit=True),
     "cvx": SolverCase(solvers.cvx, objective=1e-12, implicit=True),
-    "auto": SolverCase(solvers.auto, objective=1e-12, implicit=True),
+    "auto": SolverCase(solvers.auto, objective=0.0, implicit=True),
     "projected_gradient": SolverCase(lambda: solvers.projected_gradient(50)),
     "frank_wolfe-line-search": SolverCase(lambda: solvers.frank_wolfe(30), _SIMPLEX),
     "frank_wolfe-1/(n+1)": SolverCase(lambda: solvers.frank_wolfe(30, "1/(n+1)"), _SIMPLEX),

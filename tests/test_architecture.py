@@ -27,8 +27,22 @@ ALLOWED = {
     "oneshot": {"checks", "random", "types"},
     "diagnostics": {"checks", "gradients", "solvers", "tree", "types"},
 }
-OUTSIDE = {"torch", "jaxtyping", "cvxpy", "numpy", "tqdm"}
-STANDARD = {"collections", "contextlib", "enum", "fnmatch", "functools", "inspect", "itertools", "math", "operator", "typing", "warnings", "__future__"}
+OUTSIDE = {"torch", "jaxtyping", "cvxpy", "numba", "numpy", "tqdm"}
+STANDARD = {
+    "collections",
+    "concurrent",
+    "contextlib",
+    "enum",
+    "fnmatch",
+    "functools",
+    "inspect",
+    "itertools",
+    "math",
+    "operator",
+    "typing",
+    "warnings",
+    "__future__",
+}
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:

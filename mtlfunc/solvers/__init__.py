@@ -1,6 +1,9 @@
 """Solvers side by side on the same problems; every answer carries a duality gap."""
 
+from .active_set import active_set as active_set
 from .auto import auto as auto
+from .certify import Certificate as Certificate
+from .certify import certify as certify
 from .cvx import cvx as cvx
 from .faces import faces as faces
 from .frank_wolfe import frank_wolfe as frank_wolfe

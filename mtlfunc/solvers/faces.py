@@ -77,7 +77,9 @@ def at_stationary_points(problem: CAGrad, shortest: Tensor, push: Tensor, w: Ten
     gramian = problem.gramian
     noise = 8 * len(shortest) * eps * (root(gramian.diagonal()) @ shortest) ** 2
     reach = root(push @ gramian @ push)
-    stationary = (shortest @ gramian @ shortest <= noise) & (reach <= problem.radius) & (problem.radius > 0)
+    stationary = (
+        (shortest @ gramian @ shortest <= noise) & (reach <= (1 + 8 * len(shortest) * eps) * problem.radius) & (problem.radius > 0)
+    )  # equal at c = 1 where v = 0
     safe = torch.where(stationary, problem.preference, w)  # keeps the branch not taken finite, derivatives too
     return torch.where(stationary, problem.preference + push, problem.recover(safe)), torch.where(stationary, shortest, w)
 

@@ -34,7 +34,7 @@ class MinNorm(NamedTuple):
     def along(self, w: Tensor, direction: Tensor) -> Tensor:
         """The unconstrained best step from w along `direction`; infinite where the objective falls for ever."""
         slope, curvature = direction @ self.gramian @ w, direction @ self.gramian @ direction
-        return torch.where(curvature > 0, -slope / _or_one(curvature), torch.where(slope < 0, torch.inf, 0.0))
+        return torch.where(curvature > 0, -slope / or_one(curvature), torch.where(slope < 0, torch.inf, 0.0))
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
         """weights = dual = w; gap = wᵀG w - min(G w), which bounds ½ wᵀG w - optimum and ‖Jᵀw - d*‖²."""
@@ -66,21 +66,21 @@ class CAGrad(NamedTuple):
     def gradient(self, w: Tensor) -> Tensor:
         """Also the rates of the direction that w recovers."""
         gw = self.gramian @ w
-        return self.linear + self.radius * gw / _or_one(root(w @ gw))
+        return self.linear + self.radius * gw / or_one(root(w @ gw))
 
     def along(self, w: Tensor, direction: Tensor) -> Tensor:
         gd = self.gramian @ direction
         slope, q2, q1, q0 = self.linear @ direction, direction @ gd, w @ gd, w @ self.gramian @ w
-        phi, centre = self.radius**2, -q1 / _or_one(q2)
-        height = (q0 - q1**2 / _or_one(q2)).clamp_min(0)
+        phi, centre = self.radius**2, -q1 / or_one(q2)
+        height = (q0 - q1**2 / or_one(q2)).clamp_min(0)
         inside = phi * q2 > slope**2
-        step = centre - slope * root(height) / _or_one(root((q2 * (phi * q2 - slope**2)).where(inside, 1.0)))
+        step = centre - slope * root(height) / or_one(root((q2 * (phi * q2 - slope**2)).where(inside, 1.0)))
         return torch.where(inside & (q2 > 0), step, torch.where(slope < 0, torch.inf, 0.0))
 
     def recover(self, w: Tensor) -> Tensor:
         """Coefficients of d = g₀ + (r/‖g_w‖) g_w; of g₀ where g_w = 0."""
         length = root(w @ self.gramian @ w)
-        return self.preference + torch.where(length > 0, self.radius / _or_one(length), 0.0) * w
+        return self.preference + torch.where(length > 0, self.radius / or_one(length), 0.0) * w
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
         """gap = F(dual) - min(G weights): both sides are feasible, so it bounds the loss of the worst task's rate."""
@@ -109,7 +109,7 @@ class DualCone(NamedTuple):
         """
         rates = self.gramian @ weights
         lengths = root(self.gramian.diagonal())
-        charge = lengths @ weights.abs() / _or_one(lengths)
+        charge = lengths @ weights.abs() / or_one(lengths)
         gap = dual @ rates.abs() + ((-rates).clamp_min(0) * charge).sum()
         return Solution(weights, dual, rates, 0.5 * weights @ rates, gap, steps)
 
@@ -157,7 +157,8 @@ def root(x: Tensor) -> Tensor:
     return torch.where(x <= 0, 0.0, x.where(~(x <= 0), 1.0).sqrt())
 
 
-def _or_one(x: Tensor) -> Tensor:
+def or_one(x: Tensor) -> Tensor:
+    """A divisor: 1 in place of 0."""
     return x.where(x != 0, 1.0)
 
 

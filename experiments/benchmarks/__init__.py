@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy of the parts that every step uses."""

@@ -1,0 +1,145 @@
+"""Exact for any number of tasks: an active-set kernel finds the face, the closed form on it carries the derivatives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import can_look, differentiated, transformed
+from ..types import Solution, Solver
+from .face_solve import cagrad_face, dual_cone_face, min_norm_face
+from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, solver
+
+
+def active_set() -> Solver:
+    """Wolfe's algorithm and its relatives on the Gramian, finite and exact to rounding; takes all three problems, any T.
+
+    min_norm is solved by Wolfe's algorithm, dual_cone by Lawson and Hanson's, cagrad by the same loop with the closed-form minimiser of its dual on a
+    face. A task enters by the cosine of its violation and all thresholds are multiples of ε·‖g_t‖·Σ w_s‖g_s‖, ε the machine epsilon of the
+    Gramian's dtype: no absolute number, so no scale at which the answer changes. At Pareto-stationary points, where CAGrad's dual weights say nothing of d,
+    the answer is the projection on the dual cone, if the ball holds it.
+
+    Returns: the exact answer; `steps` counts the faces solved. A compiled kernel (seconds to compile once, then cached on disk) does the work in float64,
+    in parallel over the problems of a `vmap`: nested ones fold into one call, and UPGrad's T right-hand sides are a vmap over `weights`. CUDA
+    tensors travel to the CPU and back. It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
+    differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is not computed. They hold
+    under strict complementarity; where the face is about to change they are those of one side.
+
+    Raises: ValueError for an indefinite matrix where values can be looked at; elsewhere its answer is NaN.
+
+    Source: Wolfe 1976; Lawson & Hanson 1974, ch. 23.
+
+    >>> from mtlfunc.solvers import min_norm
+    >>> active_set()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))).weights
+    tensor([0.8000, 0.2000])
+    """
+    with_derivatives = solver(_on_the_face)
+
+    def solve(problem: Problem) -> Solution:
+        if not isinstance(problem, MinNorm | CAGrad | DualCone) or differentiated(problem):
+            return with_derivatives(problem)
+        count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
+        report, _, info = _run(problem, torch.finfo(dtype).eps)
+        report = report.to(dtype)
+        return Solution(report[:count], report[count : 2 * count], report[2 * count : 3 * count], report[3 * count], report[3 * count + 1], info[0])
+
+    return solve
+
+
+def _on_the_face(problem: Problem, eps: float) -> Answer:
+    """The kernel's answer, with the derivatives of the closed form on its support."""
+    count = problem.gramian.shape[-1]
+    report, support, info = _run(type(problem)(*(x.detach() for x in problem)), eps)
+    weights, dual, steps = report[:count], report[count : 2 * count], info[0]
+    if isinstance(problem, MinNorm):
+        w = _carry(dual, min_norm_face(problem, support[0]))
+        return w, w, steps
+    if isinstance(problem, DualCone):
+        u = _carry(dual, dual_cone_face(problem, support[0]))
+        return problem.weights + u, u, steps
+    stationary = info[1] > 0
+    # Each branch gets a harmless face where the other one is taken: derivatives of what is not chosen must stay finite.
+    first = torch.arange(count, device=support.device) == 0
+    ordinary = cagrad_face(problem, torch.where(stationary, first, support[0]))[0]
+    shortest = min_norm_face(MinNorm(problem.gramian), torch.where(stationary, support[0], first))
+    push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1])
+    w = _carry(dual, torch.where(stationary, shortest, ordinary))
+    safe = torch.where(stationary, problem.preference, _carry(dual, ordinary))
+    return _carry(weights, torch.where(stationary, problem.preference + push, problem.recover(safe))), w, steps
+
+
+def _carry(value: Tensor, formula: Tensor) -> Tensor:
+    """`value`, with the derivatives of `formula`."""
+    return value + (formula - formula.detach()).nan_to_num()
+
+
+def _run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel); raises for an indefinite matrix where it can be seen."""
+    gramian = problem.gramian.double()
+    vector = problem.preference.double() if isinstance(problem, CAGrad) else problem.weights.double() if isinstance(problem, DualCone) else None
+    c = problem.c.double() if isinstance(problem, CAGrad) else None
+    direct = not torch.compiler.is_compiling() and not transformed()
+    answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
+    if direct and can_look(gramian) and answer[2][1] < 0:
+        n = gramian.detach().diagonal().abs().sqrt()
+        n = n.where(n > 0, 1.0)
+        smallest = torch.linalg.eigvalsh(gramian.detach() / n / n[:, None])[0]
+        raise ValueError(
+            f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a Gramian is J @ J.T with none below 0 "
+            "(accumulate it in float64 if it comes from half precision)"
+        )
+    return answer
+
+
+def _kernel(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    from . import active_set_cpu as cpu  # noqa: PLC0415  # numba takes half a second to import
+
+    lead, count = _lead(gramian, vector, c), gramian.shape[-1]
+    vector, c = (None if x is None else _flat(x, lead, rank) for x, rank in ((vector, 1), (c, 0)))
+    arrays = _flat(gramian, lead, 2).numpy(), None if vector is None else vector.numpy(), None if c is None else c.numpy()
+    report, support, info = (torch.from_numpy(x).to(gramian.device) for x in cpu.solve(*arrays, eps, torch.get_num_threads()))
+    return report.reshape(*lead, 3 * count + 2), support.reshape(*lead, 2, count), info.reshape(*lead, 2)
+
+
+def _lead(gramian: Tensor, vector: Tensor | None, c: Tensor | None) -> torch.Size:
+    shapes = [x.shape[: x.ndim - rank] for x, rank in ((gramian, 2), (vector, 1), (c, 0)) if x is not None]
+    return torch.broadcast_shapes(*shapes)
+
+
+def _flat(x: Tensor, lead: torch.Size, rank: int) -> Tensor:
+    """One batch axis of length 1, where all problems share x, or of the whole batch."""
+    core = x.shape[x.ndim - rank :]
+    shared = x.numel() == core.numel()
+    x = x.detach().reshape(1, *core) if shared else x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
+    return x.cpu().contiguous()
+
+
+# An operator below autograd: it takes detached tensors only, so that no transform can take a wrong derivative from it.
+_LIBRARY = torch.library.Library("mtlfunc", "DEF")
+_LIBRARY.define("active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.impl("active_set", _kernel, "CPU")
+_LIBRARY.impl("active_set", _kernel, "CUDA")
+
+
+@torch.library.register_fake("mtlfunc::active_set", lib=_LIBRARY)
+def _(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    lead, count = _lead(gramian, vector, c), gramian.shape[-1]
+    return (
+        gramian.new_empty((*lead, 3 * count + 2)),
+        gramian.new_empty((*lead, 2, count), dtype=torch.bool),
+        gramian.new_empty((*lead, 2), dtype=torch.int64),
+    )
+
+
+def _batched(info, in_dims, gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float):
+    inputs = [(x, dim, rank) for x, dim, rank in zip((gramian, vector, c), in_dims, (2, 1, 0), strict=False)]
+    depth = max(x.ndim - rank - (dim is not None) for x, dim, rank in inputs if x is not None)
+
+    def front(x: Tensor, dim: int | None, rank: int) -> Tensor:
+        moved = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+        return moved.reshape(len(moved), *(1,) * (depth + 1 + rank - moved.ndim), *moved.shape[1:])
+
+    return torch.ops.mtlfunc.active_set(*(None if x is None else front(x, dim, rank) for x, dim, rank in inputs), eps), (0, 0, 0)
+
+
+torch.library.register_vmap("mtlfunc::active_set", _batched, lib=_LIBRARY)

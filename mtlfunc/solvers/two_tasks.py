@@ -1,0 +1,63 @@
+"""Two tasks: the answers are formulas."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .faces import at_stationary_points
+from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, or_one, root
+
+
+def two_tasks(problem: Problem, eps: float) -> Answer:
+    """The answer of any of the three problems for T = 2, in the form that `problems.solver` wraps; plain torch, nothing but arithmetic."""
+    steps = constant_steps(problem, 1)
+    if isinstance(problem, MinNorm):
+        w = _min_norm(problem)
+        return w, w, steps
+    if isinstance(problem, DualCone):
+        u = _dual_cone(problem, eps)
+        return problem.weights + u, u, steps
+    return *at_stationary_points(
+        problem, _min_norm(MinNorm(problem.gramian)), _dual_cone(DualCone(problem.gramian, problem.preference), eps), _cagrad(problem), eps
+    ), steps
+
+
+def _entries(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return gramian[0, 0], gramian[0, 1], gramian[1, 1]
+
+
+def _min_norm(problem: MinNorm) -> Tensor:
+    first, inner, second = _entries(problem.gramian)
+    square = first + second - 2 * inner  # ‖g₁ - g₂‖²
+    x = torch.where(square > 0, (second - inner) / or_one(square), 0.5).clamp(0, 1)
+    return torch.stack([x, 1 - x])
+
+
+def _cagrad(problem: CAGrad) -> Tensor:
+    """The dual weights: F along the segment is linear plus r times the distance from the origin, a hyperbola in the share x of task 1."""
+    first, inner, second = _entries(problem.gramian)
+    linear = problem.linear
+    square, slope = first + second - 2 * inner, linear[0] - linear[1]
+    room = problem.radius**2 * square - slope**2
+    height = root((first * second - inner**2) / or_one(square))  # of the origin above the line through g₁ and g₂
+    inside = (room > 0) & (square > 0)
+    x = (second - inner) / or_one(square) - slope * height / or_one(root(square * room.where(inside, 1.0)))
+    x = torch.where(inside, x.clamp(0, 1), torch.where(slope > 0, 0.0, 1.0))
+    return torch.stack([x, 1 - x])
+
+
+def _dual_cone(problem: DualCone, eps: float) -> Tensor:
+    """u >= 0: none, one alone where that leaves the other no conflict, or both."""
+    first, inner, second = _entries(problem.gramian)
+    linear = problem.linear
+    alone = torch.stack([-linear[0] / or_one(first), -linear[1] / or_one(second)]).clamp_min(0)
+    left = torch.stack([linear[1] + inner * alone[0], linear[0] + inner * alone[1]])
+    n = root(problem.gramian.diagonal())
+    noise = 16 * eps * n.flip(0) * (n @ problem.weights.abs() + n * alone)
+    one = (alone > 0) & (left >= -noise)
+    determinant = first * second - inner**2
+    both = torch.stack([inner * linear[1] - second * linear[0], inner * linear[0] - first * linear[1]]) / or_one(determinant)
+    unit = torch.eye(2, dtype=n.dtype, device=n.device)
+    single = torch.where(one[0], unit[0], unit[1]) * alone
+    return torch.where((linear >= 0).all() | (alone <= 0).all(), 0.0, torch.where(one.any(), single, both.clamp_min(0)))

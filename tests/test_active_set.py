@@ -1,0 +1,339 @@
+"""The active-set solver: exact on the hard families at any scale, the same under every transform, with the derivatives of finite differences."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import quadprog
+import torch
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+
+from experiments.benchmarks.families import FAMILIES, gramians
+from mtlfunc.solvers import active_set, auto, cagrad, certify, cvx, dual_cone, faces, min_norm
+
+SIZES = {2: 60, 3: 60, 8: 60, 32: 30, 64: 10, 128: 4}
+SEPARABLE = [name for name in FAMILIES if name not in ("zero gradient", "stationary")]
+solve = active_set()
+
+
+def lengths(g):
+    return g.diagonal(dim1=-2, dim2=-1).sqrt()
+
+
+def dot(a, b):
+    return (a * b).sum(-1)
+
+
+def cases(scale=20.0):
+    for name in FAMILIES:
+        for number, (count, batch) in enumerate(SIZES.items()):
+            yield name, count, gramians(name, count, batch, 100 * number + len(name), scale=scale)
+
+
+def spd(count, seed):
+    """A well-conditioned Gramian with conflicts, for derivatives."""
+    rows = np.random.default_rng(seed).normal(size=(count, 3 * count)) * np.linspace(1, 2, count)[:, None]
+    rows[0] -= 0.8 * rows[1]
+    return torch.tensor(rows @ rows.T)
+
+
+PROBLEMS = {
+    "min_norm": min_norm,
+    "cagrad": lambda g: cagrad(g, 0.6),
+    "dual_cone": lambda g: dual_cone(g, torch.linspace(1, 0.1, len(g)).to(g)),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_min_norm_is_optimal_to_rounding_at_every_scale(name):
+    for number, (count, batch) in enumerate(SIZES.items()):
+        g = gramians(name, count, batch, number, scale=20)
+        answer = vmap(lambda g: solve(min_norm(g)))(g)
+        n, w = lengths(g), answer.weights
+        magnitude = dot(n, w)
+        square = dot(w, answer.rates)
+        assert (w >= 0).all()
+        assert ((w.sum(-1) - 1).abs() <= 1e-14 * count).all()
+        assert (answer.gap <= 1e-13 * n.amax(-1) * magnitude).all()
+        clear = square > 1e-6 * magnitude**2
+        assert ((answer.rates.amin(-1) / square)[clear] >= 1 - 1e-9).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.8, 1.0, 3.0])
+def test_cagrad_is_optimal_and_in_the_ball(name, c):
+    for number, (count, batch) in enumerate(SIZES.items()):
+        g = gramians(name, count, batch, number, scale=20)
+        answer = vmap(lambda g: solve(cagrad(g, c)))(g)
+        n = lengths(g)
+        centre = g.mean((-2, -1)).clamp_min(0).sqrt()
+        off = answer.weights - 1 / count
+        reach = torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
+        # Rounding in both quadratic forms, ‖d - g₀‖² and ‖g₀‖².
+        noise = 1e-15 * count * ((n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2) / (c * centre)
+        assert (reach <= c * centre * (1 + 1e-12) + noise).all()
+        # ‖g_w‖, on which value and direction hang, is known to √ε of the rows' length at best: that is what is left near stationarity.
+        w = answer.dual
+        length, magnitude = torch.einsum("bi,bij,bj->b", w, g, w).clamp_min(0).sqrt(), dot(n, w)
+        relative = answer.gap / (n.amax(-1) * centre * (1 + c))
+        assert (relative <= torch.where(length > 1e-3 * magnitude, 1e-9, 2e-6)).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dual_cone_never_conflicts_and_is_optimal(name):
+    for number, (count, batch) in enumerate(SIZES.items()):
+        g = gramians(name, count, batch, number, scale=20)
+        given = torch.rand(batch, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+        answer = vmap(lambda g, w: solve(dual_cone(g, w)))(g, given)
+        n = lengths(g)
+        magnitude = (n * answer.weights.abs()).sum(-1)
+        assert (answer.weights >= given).all()
+        assert (answer.rates >= -1e-12 * n * magnitude[:, None]).all()
+        assert (dot(answer.dual, answer.rates.abs()) <= 1e-12 * magnitude**2).all()
+
+
+def test_min_norm_and_cagrad_agree_with_clarabel():
+    reference = cvx()
+    for name in SEPARABLE:
+        for count in (2, 5, 16):
+            for g in gramians(name, count, 2, count):
+                for problem in (min_norm(g), cagrad(g, 0.5), cagrad(g, 1.5)):
+                    ours, theirs = solve(problem), reference(problem)
+                    scale = float(g.diagonal().max())
+                    assert float(ours.value - theirs.value) <= 1e-9 * scale  # never above
+                    assert float(theirs.value - ours.value) <= float(theirs.gap) + 1e-12 * scale  # below by no more than Clarabel's own gap
+
+
+def test_dual_cone_agrees_with_quadprog():
+    for name in ("gaussian", "conflicting"):
+        for count in (2, 8, 32, 64):
+            for seed in range(5):
+                g = gramians(name, count, 1, seed)[0]
+                given = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+                v = torch.from_numpy(quadprog.solve_qp(g.numpy(), np.zeros(count), np.eye(count), given.numpy())[0])
+                difference = solve(dual_cone(g, given)).weights - v
+                assert float(difference @ g @ difference) ** 0.5 <= 1e-10 * float(lengths(g) @ v.abs())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_agrees_with_the_enumeration_of_faces(problem):
+    for name, count, batch in cases(scale=0.0):
+        if count > 3 or name in ("stationary", "zero gradient", "plane", "rank deficient", "antiparallel"):
+            continue
+        for g in batch[:10]:
+            ours, theirs = solve(problem(g)), faces()(problem(g))
+            difference = ours.weights - theirs.weights
+            slack = 1e-9 if "stationary" not in name else 1e-4
+            assert float((difference @ g @ difference).clamp_min(0)) ** 0.5 <= slack * float(lengths(g).amax())
+
+
+def test_small_integer_ties_are_solved():
+    random = np.random.default_rng(0)
+    for _ in range(4000):
+        rows = random.integers(-2, 3, size=(random.integers(2, 13), random.integers(1, 9))).astype(float)
+        if random.random() < 0.3:
+            rows[random.integers(len(rows))] = -rows[random.integers(len(rows))]
+        if random.random() < 0.3:
+            rows *= 10.0 ** random.integers(-2, 3, size=(len(rows), 1))
+        g = torch.tensor(rows @ rows.T)
+        n = lengths(g)
+        norm = float(n.amax())
+        answer = solve(min_norm(g))
+        assert float(answer.gap) <= 1e-12 * norm * float(n @ answer.weights)
+        assert int(answer.steps) <= 4 * len(rows) + 20
+        projection = solve(dual_cone(g, torch.ones_like(n)))
+        assert float(projection.gap) <= 1e-11 * float(n @ projection.weights) ** 2
+        centre = float(g.mean()) ** 0.5 if float(g.mean()) > 1e-12 * norm**2 else 0.0
+        if centre:
+            c = float(random.choice([0.4, 1.0, 3.0]))
+            direction = solve(cagrad(g, c))
+            assert float(direction.gap) <= 1e-7 * norm * centre * (1 + c)
+
+
+def test_cagrad_at_a_pareto_stationary_point_is_the_projection_on_the_dual_cone():
+    rows = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
+    answer = solve(cagrad(rows @ rows.T, 1.5))
+    torch.testing.assert_close(answer.weights @ rows, torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(answer.dual, torch.tensor([0.2, 0.4, 0.4], dtype=torch.float64))
+    below = solve(cagrad(rows @ rows.T, 0.5))  # the ball misses the cone: the least harm is done at full radius
+    assert below.value < 0
+    assert float(below.gap) <= 1e-12
+
+
+def test_upgrad_is_one_vmap_over_weights():
+    g = gramians("conflicting", 16, 1, 3)[0]
+    eye = torch.eye(16, dtype=torch.float64)
+    together = vmap(lambda w: solve(dual_cone(g, w)).weights)(eye)
+    torch.testing.assert_close(together, torch.stack([solve(dual_cone(g, w)).weights for w in eye]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nested_batches_equal_the_loop(problem, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        g = gramians("norm spread 1e-4", 8, 1000, 0, scale=5).reshape(2, 500, 8, 8)
+        batched = vmap(vmap(lambda g: solve(problem(g)), in_dims=-1), in_dims=1, out_dims=1)(g.movedim(1, -1).movedim(0, 1))
+    finally:
+        torch.set_num_threads(before)
+    for i, j in ((0, 0), (0, 499), (1, 250)):
+        for together, alone in zip(batched, solve(problem(g[i, j])), strict=True):
+            torch.testing.assert_close(together[j, i], alone, rtol=0, atol=0)
+
+
+def test_batched_hyperparameter_and_shared_gramian():
+    g = spd(5, 0)
+    c = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    p = torch.rand(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grid = vmap(vmap(lambda c, p: solve(cagrad(g, c, p)).weights, (0, None)), (None, 0))(c, p)
+    for i in range(4):
+        for j in range(3):
+            torch.testing.assert_close(grid[i, j], solve(cagrad(g, c[j], p[i])).weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("count", [3, 8])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own forward mode, once
+def test_derivatives_are_those_of_finite_differences(problem, count):
+    g = spd(count, 1)
+    slope = torch.linspace(-1, 1, count, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    change, other = (0.5 * (x + x.mT) for x in torch.randn(2, count, count, generator=generator, dtype=torch.float64))
+
+    def weights(g):
+        return solve(problem(g)).weights
+
+    def loss(g):
+        answer = solve(problem(g))
+        return (answer.weights * slope).sum() + (answer.dual**2).sum() + answer.value
+
+    def difference(f, step=1e-5):
+        return (f(g + step * change) - f(g - step * change)) / (2 * step)
+
+    expected = difference(weights)
+    assert expected.abs().max() > 1e-4  # the support moves the weights
+    close: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-8}
+    torch.testing.assert_close(torch.einsum("tij,ij->t", jacrev(weights)(g), change), expected, **close)
+    torch.testing.assert_close(torch.einsum("tij,ij->t", jacfwd(weights)(g), change), expected, **close)
+    torch.testing.assert_close(jvp(weights, (g,), (change,))[1], expected, **close)
+    torch.testing.assert_close((grad(loss)(g) * change).sum(), difference(loss), **close)
+    curvature = difference(lambda g: (grad(loss)(g) * other).sum())
+    torch.testing.assert_close((jvp(grad(loss), (g,), (change,))[1] * other).sum(), curvature, **close)
+    leaf = g.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    (second,) = torch.autograd.grad((first * other).sum(), leaf)
+    torch.testing.assert_close((second * change).sum(), curvature, **close)
+    batch = torch.stack([spd(count, seed) for seed in range(6)])
+    each = torch.stack([grad(loss)(g) for g in batch])
+    torch.testing.assert_close(vmap(grad(loss))(batch), each, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(vmap(vmap(grad(loss)))(batch.reshape(2, 3, count, count)).flatten(0, 1), each, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(grad(lambda batch: vmap(loss)(batch).sum())(batch), each, rtol=1e-10, atol=1e-12)
+
+
+def test_derivative_in_the_radius():
+    g = spd(5, 3)
+    f = lambda c: (solve(cagrad(g, c)).weights * torch.arange(5)).sum()  # noqa: E731
+    c = torch.tensor(0.5, dtype=torch.float64)
+    torch.testing.assert_close(grad(f)(c), (f(c + 1e-6) - f(c - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_differentiating_does_not_change_the_answer(problem):
+    g = spd(8, 4)
+    for plain, carried in zip(solve(problem(g)), solve(problem(g.clone().requires_grad_())), strict=True):
+        torch.testing.assert_close(plain, carried.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_derivatives_at_a_pareto_stationary_point_are_finite():
+    rows = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
+    for problem in PROBLEMS.values():
+        assert jacrev(lambda g, problem=problem: solve(problem(g)).weights)(rows @ rows.T).isfinite().all()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_float32_gramians_are_solved_to_their_own_rounding(problem):
+    for name in ("gaussian", "norm spread 1e-4", "conflicting", "duplicates"):
+        for count in (2, 8, 32):
+            g = gramians(name, count, 20, count).float()
+            answer = vmap(lambda g: solve(problem(g)))(g)
+            n = lengths(g)
+            assert answer.weights.dtype == torch.float32
+            assert (answer.gap <= 1e-6 * n.amax(-1) * (n * answer.weights.abs()).sum(-1)).all()
+
+
+def test_degenerate_sizes_and_rows():
+    one = torch.tensor([[4.0]], dtype=torch.float64)
+    assert solve(min_norm(one)).weights.tolist() == [1.0]
+    torch.testing.assert_close(solve(cagrad(one, 0.5)).weights, torch.tensor([1.5], dtype=torch.float64))
+    assert solve(dual_cone(one, torch.ones(1, dtype=torch.float64))).weights.tolist() == [1.0]
+    nothing = torch.zeros(3, 3, dtype=torch.float64)
+    torch.testing.assert_close(solve(min_norm(nothing)).weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+    for problem in PROBLEMS.values():
+        answer = solve(problem(nothing))
+        assert answer.weights.isfinite().all()
+        assert float(answer.gap) == 0
+    partly = torch.diag(torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64))
+    assert solve(min_norm(partly)).weights.tolist() == [1.0, 0.0, 0.0]
+    assert float(solve(cagrad(partly, 0.5)).gap) <= 1e-15
+
+
+def test_nan_is_an_error_outside_vmap_and_nan_inside():
+    g = spd(3, 0)
+    g[1, 1] = float("nan")
+    for problem in PROBLEMS.values():
+        with pytest.raises(ValueError, match="NaN or infinite entries in rows"):
+            solve(problem(g))
+        answer = vmap(lambda g, problem=problem: solve(problem(g)))(torch.stack([g, spd(3, 0)]))
+        assert answer.weights[0].isnan().all()
+        assert answer.gap[0].isnan()
+        assert answer.weights[1].isfinite().all()
+
+
+def test_indefinite_matrix_is_named_outside_vmap_and_nan_inside():
+    g = torch.tensor([[1.0, -2.0], [-2.0, 1.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"gramian: indefinite: .*eigenvalue -1\b"):
+        solve(min_norm(g))
+    with pytest.raises(ValueError, match="gramian: indefinite"):
+        solve(min_norm(-torch.eye(2, dtype=torch.float64)))
+    assert vmap(lambda g: solve(min_norm(g)).weights)(g[None]).isnan().all()
+    with pytest.raises(ValueError, match="not symmetric"):
+        min_norm(torch.tensor([[1.0, 0.5], [0.2, 1.0]]))
+
+
+def test_other_bad_input_is_named():
+    g = torch.eye(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"c: expected a finite number >= 0"):
+        cagrad(g, -0.1)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_auto_is_exact_for_any_number_of_tasks(problem, count):
+    for g in gramians("conflicting", count, 5, 1):
+        answer = auto()(problem(g))
+        assert float(answer.gap) <= 1e-12 * float(g.diagonal().amax()) * float(answer.weights.abs().sum())
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_certificate_tells_good_from_bad(problem):
+    g = spd(6, 5)
+    asked = problem(g)
+    answer = solve(asked)
+    good = certify(asked, answer.weights)
+    assert str(good).startswith("optimal to rounding")
+    assert abs(float(good.kappa) - 1) <= 1e-9
+    torch.testing.assert_close(good.gap, answer.gap, rtol=1e-6, atol=1e-12)
+    bad = certify(asked, answer.weights.flip(0))
+    assert not str(bad).startswith("optimal")
+    assert float(bad.relative_gap) > 1e-3 or float(bad.infeasibility) > 1e-3
+    together = vmap(lambda g, w: certify(problem(g), w).gap)(g[None], answer.weights[None])
+    torch.testing.assert_close(together[0], good.gap, rtol=1e-6, atol=1e-12)
+
+
+def test_certificate_reports_stationarity_infeasibility_and_nan():
+    g = gramians("stationary", 5, 1, 0)[0]
+    assert "numerically Pareto stationary" in str(certify(min_norm(g), solve(min_norm(g)).weights))
+    assert str(certify(min_norm(g), torch.ones(5, dtype=torch.float64))).startswith("infeasible")
+    with pytest.raises(ValueError, match="weights"):
+        certify(min_norm(g), torch.full((5,), float("nan"), dtype=torch.float64))
