@@ -6,6 +6,7 @@ breaks a compiled graph. So values are examined only where `can_look` allows it;
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ def _innermost(x: Tensor) -> Tensor:
     return x
 
 
+def is_pair(out: Any) -> bool:
+    """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
+    return isinstance(out, tuple) and len(out) == 2 and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
+
+
 def check_params(params: Params) -> None:
     """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
     if not isinstance(params, Mapping) or not params:
@@ -80,6 +86,8 @@ def check_params(params: Params) -> None:
 
 def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:
     """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite and (on request) symmetric where that can be seen."""
+    if not isinstance(gramian, Tensor):
+        raise TypeError(f"{name}: expected a tensor [T, T], got {type(gramian).__name__}; use torch.as_tensor")
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.shape[0] == 0:
         raise ValueError(f"{name}: expected a square matrix [T, T] with T >= 1, got shape {tuple(gramian.shape)}; batch with torch.func.vmap")
     if not gramian.is_floating_point():
@@ -118,18 +126,19 @@ def check_finite(value: Tensor, name: str) -> None:
         raise ValueError(f"{name}: NaN or infinite entries {bad}".rstrip() + "; check the data, the losses and the learning rate")
 
 
-def check_scalar(value: Scalar, name: str, *, positive: bool = False) -> None:
-    """Raise unless `value` is a number or a 0-d tensor, not negative (or positive), where that can be seen."""
+def check_scalar(value: Scalar, name: str, *, positive: bool = False, below: float = float("inf")) -> None:
+    """Raise unless `value` is a number or a 0-d tensor, not negative (or positive) and less than `below`, where that can be seen."""
     if isinstance(value, Tensor):
         if value.ndim:
             raise ValueError(f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}; batch over it with torch.func.vmap")
         if not can_look(value):
             return
-    elif not isinstance(value, float | int):
+    elif not isinstance(value, Real):  # NumPy's scalars, too
         raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
     number = float(value.detach()) if isinstance(value, Tensor) else float(value)
-    if not (number > 0 if positive else number >= 0) or number == float("inf"):
-        raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {number}")
+    if not (number > 0 if positive else number >= 0) or not number < below:
+        limit = "" if below == float("inf") else f" and < {below:g}"
+        raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}{limit}, got {number}")
 
 
 def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def magnitude_similarity(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "
 def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     """ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖² (Yu 2020, Definition 5); for a conflicting pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
 
-    Infinite where g_i + g_j = 0 but the angle is not flat; NaN where a gradient is zero.
+    NaN where g_i + g_j = 0 or a gradient is zero; it grows without bound as the sum of two unequal gradients shrinks.
     """
     square = gramian.diagonal()
     total = square[:, None] + square
@@ -136,8 +136,8 @@ def delta_m(metrics: Mapping[str, float], baselines: Mapping[str, float], higher
 
     Raises: ValueError for other names or a baseline of 0.
 
-    >>> delta_m({"accuracy": 0.9, "error": 0.2}, {"accuracy": 1.0, "error": 0.1}, {"accuracy": True, "error": False})
-    55.0
+    >>> delta_m({"accuracy": 0.75, "error": 1.0}, {"accuracy": 1.0, "error": 0.5}, {"accuracy": True, "error": False})
+    62.5
     """
     if not metrics or set(metrics) != set(baselines) or set(metrics) != set(higher_is_better):
         raise ValueError(

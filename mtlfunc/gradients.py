@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .checks import check_params, differentiated, recording
+from .checks import check_params, differentiated, is_pair, recording
 from .types import Batch, LossesFn, Params, Rows
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
@@ -37,7 +37,7 @@ def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
     Raises: TypeError or ValueError unless the losses are a floating vector, or a tuple or dict of scalars.
     """
     aux: Any = ()
-    if isinstance(out, tuple) and len(out) == 2 and not (isinstance(out[0], Tensor) and out[0].ndim == 0):
+    if is_pair(out):
         out, aux = out
     if isinstance(out, Tensor):
         if out.ndim != 1 or out.shape[0] == 0:
@@ -52,6 +52,23 @@ def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
     if not losses.is_floating_point():
         raise TypeError(f"losses_fn: expected floating losses, got {losses.dtype}")
     return losses, scalars, aux
+
+
+def losses_alone(losses_fn: LossesFn) -> LossesFn:
+    """`losses_fn`, refusing a pair that could be read as (losses, aux)."""
+
+    def alone(params: Params, batch: Batch) -> Any:
+        out = losses_fn(params, batch)
+        if is_pair(out):
+            raise ValueError("losses_fn: got a pair of which the first is not a scalar; reduce each loss to one number, or leave aux out")
+        return out
+
+    return alone
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size: expected None or a number of rows >= 1, got {chunk_size}")
 
 
 def linearize(
@@ -70,8 +87,7 @@ def linearize(
     at a time, so that no task's zeros are pushed through the others' heads. `mix` combines the tasks before they are differentiated.
     `heads` gives, from T, the weight of every task in the gradient of the other leaves; None leaves those to `pullback`.
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected None or a number of rows >= 1, got {chunk_size}")
+    check_chunk_size(chunk_size)
     others = tuple(name for name in params if name not in shared)
 
     def cotangents(losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +104,7 @@ def linearize(
     def forward_and_backward(params: Params) -> tuple[Tensor, Any]:
         losses, scalars, aux = split_output(losses_fn(params, batch))
         matrix, preference = cotangents(losses)
-        backward = _Backward(params, record=differentiated(losses, own_levels=1))
+        backward = _Backward(params, record=differentiated((losses, matrix), own_levels=1))
         rows = {} if not shared else backward.one_by_one(scalars, shared) if scalars and mix is None else backward.together(losses, shared, matrix, chunk_size)
         share = heads(losses.shape[0]) if others and heads else None
         head_grads = {} if share is None else backward(losses, others, torch.full_like(losses, share))
@@ -106,7 +122,7 @@ def linearize(
         losses, pull, (aux, matrix, preference, rows, head_grads) = in_place_explained(forward_and_backward, params)
 
     def pullback(weights: Tensor) -> Params:
-        with recording((losses, weights)):
+        with recording((losses, weights, matrix)):
             return pull(weights.to(losses.dtype) @ matrix)[0]
 
     return Linear(losses, losses if mix is None else matrix @ losses, preference, rows, head_grads, pullback, aux)
@@ -171,7 +187,7 @@ def task_gradients(losses_fn: LossesFn, params: Params, batch: Batch, *, chunk_s
     [[18.0, 0.0], [0.0, 4.0]]
     """
     check_params(params)
-    linear = linearize(losses_fn, params, batch, shared=tuple(params), chunk_size=chunk_size)
+    linear = linearize(losses_alone(losses_fn), params, batch, shared=tuple(params), chunk_size=chunk_size)
     return linear.losses, linear.rows
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .checks import check_params
-from .gradients import linearize
+from .gradients import check_chunk_size, linearize, losses_alone
 from .tree import dot, select
 from .types import Batch, LossesFn, Params, Rows, Select
 
@@ -39,7 +39,7 @@ def task_gramian(
         shared: which parameters to sum over, a glob on their names or a predicate.
         engine: `"rows"` differentiates every task; `"auto"` chooses, today always `"rows"`.
         chunk_size: None keeps all T rows until the end. A number k keeps two chunks of k rows at any time and pays for it with
-            about T/2k times as many backward passes.
+            about T/2k times as many backward passes, and a forward pass for each chunk.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32. float64 is worth its cost near Pareto
             stationarity, where float32 Gramians are noise.
 
@@ -53,18 +53,18 @@ def task_gramian(
     check_params(params)
     check_engine(engine)
     names = select(params, shared)
+    alone = losses_alone(losses_fn)
     if chunk_size is None:
-        linear = linearize(losses_fn, params, batch, shared=names)
+        linear = linearize(alone, params, batch, shared=names)
         return linear.losses, dot(linear.rows, linear.rows, names, gramian_dtype)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size: expected None or a number of rows >= 1, got {chunk_size}")
+    check_chunk_size(chunk_size)
 
     def chunk(start: int) -> tuple[Tensor, Rows]:
         def mix(count: int) -> tuple[Tensor, Tensor]:
             matrix = torch.eye(count, device=device)[start : start + chunk_size]
             return matrix, matrix.new_ones(len(matrix))
 
-        linear = linearize(losses_fn, params, batch, shared=names, mix=mix, chunk_size=chunk_size)
+        linear = linearize(alone, params, batch, shared=names, mix=mix, chunk_size=chunk_size)
         return linear.losses, linear.rows
 
     device = params[names[0]].device
@@ -72,7 +72,8 @@ def task_gramian(
     starts = range(0, losses.shape[0], chunk_size)
     blocks: dict[tuple[int, int], Tensor] = {}
     for i in starts:
-        rows = first if i == 0 else chunk(i)[1]
+        rows = chunk(i)[1] if i else first
+        first = {}  # or three chunks would be alive
         blocks[i, i] = dot(rows, rows, names, gramian_dtype)
         for j in starts[i // chunk_size + 1 :]:
             blocks[i, j] = dot(rows, chunk(j)[1], names, gramian_dtype)

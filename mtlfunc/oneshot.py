@@ -40,11 +40,11 @@ def weights(rule: Rule, gramian: Float[Tensor, "task task"], losses: Float[Tenso
 
     ones = torch.ones_like(gramian[0])
     answer = once(ones if losses is None else losses)
+    check_finite(answer, "weights (the rule's answer)")
     if losses is None and len(ones) > 1 and can_look(gramian, answer):
         other = once(1 + torch.arange(len(ones)).to(ones))
         if not torch.equal(answer, other):
             raise ValueError("losses: this rule's weights depend on the losses; pass losses=, one a task")
-    check_finite(answer, "weights (the rule's answer)")
     return answer
 
 

@@ -37,9 +37,9 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
         if momentum is None:
-            return map_params(lambda p, g: p - lr * g, params, grads), ()
-        velocity = map_params(lambda v, g: momentum * v + g, state, grads)
-        return map_params(lambda p, v: p - lr * v, params, velocity), velocity
+            return map_params(lambda p, g: p - (lr * g).to(p.dtype), params, grads), ()
+        velocity = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
+        return map_params(lambda p, v: p - (lr * v).to(p.dtype), params, velocity), velocity
 
     return Optimizer(init, update)
 
@@ -49,11 +49,13 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
 
     eps may be 0: a coordinate whose gradient was always 0 then stays where it is, and the step is exactly scale-free.
 
-    Raises: ValueError for lr <= 0 or eps < 0.
+    Raises: ValueError for lr <= 0, eps < 0 or betas outside [0, 1).
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(eps, "eps")
     first, second = betas
+    for i, beta in enumerate(betas):
+        check_scalar(beta, f"betas[{i}]", below=1.0)
 
     def init(params: Params) -> State:
         # Made from a leaf, so that it is batched where the parameters are: an expanded state would make the compiler start twice.
@@ -64,14 +66,16 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         steps = state.steps + 1
         mean = map_params(lambda m, g: _towards(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _towards(v, g * g, 1 - second), state.square, grads)
+        # The two bias corrections are folded into the step and eps, which saves a pass over the parameters each; in float64, since in half
+        # precision .999 is 1.
+        time = steps.double()
+        correction = (1 - second**time) ** 0.5
+        step, floor = -lr * correction / (1 - first**time), eps * correction
 
         def move(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            # The two bias corrections are folded into the step and eps, which saves a pass over the parameters each.
-            time = steps.to(p.dtype)
-            correction = (1 - second**time) ** 0.5
             # Not v itself: at 0 its root has an infinite derivative, and 0/0 stands where the gradient was always 0.
-            scale = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + eps * correction
-            return torch.addcdiv(p, (-lr * correction / (1 - first**time)) * m, scale)
+            scale = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + floor.to(v.dtype)
+            return torch.addcdiv(p, step.to(p.dtype) * m, scale)
 
         return map_params(move, params, mean, square), AdamState(steps, mean, square)
 
@@ -88,7 +92,7 @@ def multiplicative(lr: Scalar) -> Optimizer:
     check_scalar(lr, "lr", positive=True)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        return map_params(lambda p, g: p * torch.exp(-lr * torch.sign(g)), params, grads), ()
+        return map_params(lambda p, g: (p * torch.exp(-lr * torch.sign(g))).to(p.dtype), params, grads), ()
 
     return Optimizer(lambda params: (), update)
 
@@ -108,7 +112,7 @@ def log_space(optimizer: Optimizer) -> Optimizer:
 
 
 def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
-    return torch.lerp(old, new, share) if isinstance(share, float) else old + share * (new - old)
+    return torch.lerp(old, new, share) if isinstance(share, float) else (old + share * (new - old)).to(old.dtype)
 
 
 def _zeros(params: Params) -> Params:

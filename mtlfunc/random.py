@@ -5,6 +5,7 @@ gives the same numbers alone, vmapped and compiled, on every device.
 """
 
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -37,8 +38,9 @@ def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Ten
         if seed.ndim:
             raise ValueError(f"key: expected a 0-d tensor, got shape {list(seed.shape)}; batch over seeds with torch.func.vmap")
         return seed.to(device=device, dtype=torch.int64)
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, Integral):  # NumPy's integers, too
         raise TypeError(f"key: expected an integer seed, got {type(seed).__name__}")
+    seed = int(seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"key: expected a seed that fits in 64 bits, got {seed}")
     return torch.full((), seed, dtype=torch.int64, device=device)

@@ -10,8 +10,8 @@ def project(point: Float[Tensor, " task"], normal: Float[Tensor, " task"] | None
 
     The answer is max(point - t·normal, 0) for the t that meets the equation: sort the breakpoints point/normal, find the last one above t.
 
-    >>> project(torch.tensor([0.9, 0.3, -1.0])).tolist()
-    [0.8..., 0.2..., 0.0]
+    >>> project(torch.tensor([1.0, 0.5, -1.0])).tolist()
+    [0.75, 0.25, 0.0]
     """
     normal = torch.ones_like(point) if normal is None else normal
     ratio, order = (point / normal).sort(descending=True)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from . import random
-from .checks import can_look, check_finite, check_params, transformed
+from .checks import check_finite, check_params, is_pair, transformed
 from .types import Balance, Batch, Info, LossesFn, Optimizer, Params, Probe, Rule, State, Step, TrainState
 
 Reduction = Literal["mean", "sum"]
@@ -44,11 +44,12 @@ def balance(losses_fn: LossesFn, rule: Rule, probe: Probe, *, reduction: Reducti
 
     def declared(params: Params, batch: Batch) -> Any:
         out = losses_fn(params, batch)
-        pair = isinstance(out, tuple) and len(out) == 2 and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
-        if pair != has_aux:
-            raise ValueError(
-                "losses_fn returned (losses, aux): pass has_aux=True" if pair else "has_aux=True, but losses_fn did not return a pair (losses, aux)"
-            )
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
+        if has_aux and not is_pair(out):
+            raise ValueError("losses_fn: expected losses of shape [task] in (losses, aux), got a scalar; with one task, return losses[None]")
+        if not has_aux and is_pair(out):
+            raise ValueError("losses_fn returned (losses, aux): pass has_aux=True; or, if these are two losses, reduce each to one number")
         return out
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> State:
@@ -60,15 +61,16 @@ def balance(losses_fn: LossesFn, rule: Rule, probe: Probe, *, reduction: Reducti
         return BalanceState(probe_state, rule.init(losses, random.fold_in(root, 1)))
 
     def update(params: Params, batch: Batch, state: BalanceState) -> tuple[Params, State, Info]:
+        _refuse_autocast(params)
         measured, probe_state = probe.update(declared, params, batch, state.probe)
         geometry = measured.geometry
-        if can_look(measured.losses):
-            check_finite(measured.losses, "losses")
-            if geometry.gramian.numel():
-                check_finite(geometry.gramian.diagonal(), "gradients (squared lengths by task)")
+        check_finite(measured.losses, "losses")
+        check_finite(geometry.gramian.diagonal(), "gradients (squared lengths by task)")
         weights, rule_state = rule.update(geometry, state.rule)
         check_finite(weights, "weights (the rule's answer)")
         grads = measured.combine(weights)
+        for name, grad in grads.items():
+            check_finite(grad, f"gradient of {name!r}")
         if reduction == "sum":
             count = measured.losses.shape[0]
             grads = {name: count * grad for name, grad in grads.items()}
@@ -77,6 +79,11 @@ def balance(losses_fn: LossesFn, rule: Rule, probe: Probe, *, reduction: Reducti
         return grads, BalanceState(probe_state, rule_state), Info(measured.losses, gramian, weights, rates, measured.aux)
 
     return Balance(init, update)
+
+
+def _refuse_autocast(params: Params) -> None:
+    if torch.is_autocast_enabled(next(iter(params.values())).device.type):
+        raise RuntimeError("autocast is active around the step and would round the Gramian to half precision; open it inside losses_fn instead")
 
 
 def descend(losses_fn: LossesFn, rule: Rule, optimizer: Optimizer, probe: Probe, *, reduction: Reduction = "mean", has_aux: bool = False) -> Step:

@@ -14,7 +14,8 @@ def parameters(module: nn.Module) -> Params:
     """The trainable parameters of a module, detached, sharing its storage.
 
     Frozen parameters (`requires_grad=False`) are left to the module, which is where `functional_call` finds them.
-    Passing `dict(module.named_parameters())` instead would keep the graph of every step alive.
+    Passing `dict(module.named_parameters())` instead would keep the graph of every step alive; so would leaving out a parameter that still
+    requires grad in the module: freeze it there.
 
     >>> sorted(parameters(nn.Linear(2, 1)))
     ['bias', 'weight']
@@ -43,6 +44,8 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
 def stack(modules: Sequence[nn.Module]) -> Params:
     """Parameters of several modules of one architecture, stacked along a new first axis, for `vmap`.
 
+    Frozen parameters and buffers are not among them: they stay those of the one module that `losses_fn` calls.
+
     Raises: ValueError if there are none, or if names or shapes differ.
     """
     if not modules:
@@ -57,8 +60,10 @@ def stack(modules: Sequence[nn.Module]) -> Params:
 def select(params: Mapping[str, Tensor], which: Select, argument: str = "shared") -> tuple[str, ...]:
     """Names that a glob matches or a predicate accepts, in the order of `params`.
 
-    Raises: ValueError, naming `argument`, if there are none.
+    Raises: ValueError, naming `argument`, if there are none; TypeError for anything but a string or a callable.
     """
+    if not isinstance(which, str) and not callable(which):
+        raise TypeError(f"{argument}: expected a glob such as 'trunk.*' or a predicate on names, got {type(which).__name__}")
     names = _matches(tuple(params), which) if isinstance(which, str) else tuple(name for name in params if which(name))
     if not names:
         raise ValueError(f"{argument}={which!r} matches no parameter; there are: {', '.join(params)}")
@@ -75,7 +80,7 @@ def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor], names: Iterable
     total = None
     for name in names:
         wide = dtype or torch.promote_types(left[name].dtype, torch.float32)
-        a, b = left[name].flatten(1).to(wide), right[name].flatten(1).to(wide)
+        a, b = (rows[name].reshape(rows[name].shape[0], -1).to(wide) for rows in (left, right))
         total = a @ b.mT if total is None else total + a @ b.mT
     assert total is not None, "names is never empty: select() raises"
     return total

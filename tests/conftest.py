@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# torch.compile cannot trace the checks, so the compiled tests run without them (tests/test_compile.py).
+# torch.compile cannot trace the checks, so the compiled tests run without them (tests/unchecked).
 if not os.environ.get("MTLFUNC_UNCHECKED"):
     install_import_hook("mtlfunc", "beartype.beartype")
 

@@ -38,6 +38,7 @@ STANDARD = {
     "inspect",
     "itertools",
     "math",
+    "numbers",
     "operator",
     "typing",
     "warnings",

@@ -1,5 +1,6 @@
 """Per-task and per-sample gradients and their Gramians against a literal loop of torch.autograd.grad."""
 
+import weakref
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 import mtlfunc as mf
+from mtlfunc import gramian
 from tests.problems import BATCH, FORMS, PARAMS, TASKS, TRUNK, flatten, literal_rows, net, nets, opaque, scalars, vector
 
 close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-14)
@@ -181,3 +183,24 @@ def test_inputs_are_not_changed():
     mf.task_gradients(vector, PARAMS, BATCH)
     assert torch.equal(before, flatten(PARAMS))
     assert not any(leaf.requires_grad for leaf in PARAMS.values())
+
+
+def test_chunked_gramian_holds_two_chunks_of_rows():
+    alive, peak = weakref.WeakSet(), 0
+
+    def counting(params, batch):
+        nonlocal peak
+        peak = max(peak, len(alive))
+        return opaque(params, batch)
+
+    original = gramian.linearize
+
+    def watched(*args, **kwargs):
+        linear = original(*args, **kwargs)
+        alive.add(linear.rows["trunk.0.weight"])
+        return linear
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gramian, "linearize", watched)
+        mf.task_gramian(counting, PARAMS, BATCH, shared="trunk.*", chunk_size=1)
+    assert peak == 1  # while the second of the pair is computed

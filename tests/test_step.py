@@ -719,3 +719,118 @@ def test_representation_of_a_dict():
 
 def test_module_is_untouched():
     assert all(leaf.grad is None for leaf in net.parameters())
+
+
+def test_half_precision_parameters_train_as_in_torch_optim():
+    params = {"x": torch.zeros(3, dtype=torch.bfloat16)}
+    leaf = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+    ours, theirs = mf.adam(1e-2), torch.optim.Adam([leaf], 1e-2)
+    state = ours.init(params)
+    for _ in range(6):
+        params, state = ours.update({"x": torch.ones(3, dtype=torch.bfloat16)}, state, params)
+        leaf.grad = torch.ones_like(leaf)
+        theirs.step()
+    assert params["x"].dtype == torch.bfloat16
+    # Six roundings of a number near .06 to 8 bits.
+    torch.testing.assert_close(params["x"], leaf.detach(), rtol=6 * 2.0**-8, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "make", [mf.sgd, lambda lr: mf.sgd(lr, momentum=lr), mf.adam, mf.optim.multiplicative], ids=["sgd", "momentum", "adam", "multiplicative"]
+)
+def test_optimizers_keep_the_dtype_of_parameters(make):
+    optimizer = make(torch.tensor(0.1, dtype=torch.float64))
+    params = {"s": torch.tensor(0.5), "x": torch.ones(2)}
+    moved, _ = optimizer.update(params, optimizer.init(params), params)
+    assert all(leaf.dtype == torch.float32 for leaf in moved.values())
+
+
+def test_scalar_parameters_have_rows():
+    def losses(params, batch):
+        return params["s"] ** 2, params["s"]  # the second loss is the leaf itself
+
+    step = mf.descend(losses, mf.mgda(), mf.sgd(0.1), mf.jacobian())
+    _, info = step.update(step.init({"s": torch.tensor(0.5, dtype=torch.float64)}, ()), ())
+    torch.testing.assert_close(info.gramian, torch.ones(2, 2, dtype=torch.float64))
+
+
+def test_autocast_around_a_step_is_refused_and_inside_works():
+    params = {name: leaf.float() for name, leaf in PARAMS.items()}
+    batch = tuple(x.float() for x in BATCH)
+
+    def inside(params, batch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return opaque(params, batch).float()
+
+    step = mf.descend(inside, mf.mgda(), mf.adam(0.01), mf.jacobian(SHARED))
+    state = step.init(params, batch)
+    _, info = step.update(state, batch)
+    assert info.gramian.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="autocast is active around the step"):
+        step.update(state, batch)
+
+
+def test_learned_mix_is_differentiated():
+    def end(scale):
+        def mix(key, count):
+            matrix = torch.eye(count, dtype=torch.float64)[:2] * scale
+            return matrix, torch.full((2,), 0.5, dtype=torch.float64)
+
+        step = mf.descend(vector, mf.mean(), mf.sgd(0.1), mf.jacobian(SHARED, mix=mix, heads="weighted"))
+        return vector(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
+
+    at, h = torch.tensor(1.1, dtype=torch.float64), 1e-5
+    difference = (end(at + h) - end(at - h)) / (2 * h)
+    leaf = at.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("probe", [mf.jacobian(SHARED), mf.losses_only(), mf.jacobian("*", measure=SHARED)], ids=["shared", "losses only", "measure"])
+def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):
+    params = PARAMS | {"heads.0.bias": torch.zeros_like(PARAMS["heads.0.bias"])}
+
+    def losses(params, batch):
+        return opaque(params, batch) + params["heads.0.bias"].sqrt().sum()
+
+    step = mf.descend(losses, mf.mean(), mf.sgd(0.1), probe)
+    state = step.init(params, BATCH)
+    with pytest.raises(ValueError, match=r"gradient of 'heads\.0\.bias': NaN or infinite"):
+        step.update(state, BATCH)
+
+
+def test_detached_losses_are_refused():
+    step = mf.descend(lambda p, b: opaque(p, b).detach(), mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED))
+    with pytest.raises(ValueError, match=r"tasks \[0, 1, 2\] .*depend on none"):
+        step.init(PARAMS, BATCH)
+
+
+def test_two_unreduced_losses_are_not_taken_for_losses_and_aux():
+    def forgotten(params, batch):
+        x, y = batch
+        first, second, _ = functional_call(net, params, (x,))
+        return (first - y[:, 0]).square().mean(1), (second - y[:, 1]).square().mean(1)
+
+    for call in (mf.task_gradients, mf.task_gramian):
+        with pytest.raises(ValueError, match="got a pair of which the first is not a scalar"):
+            call(forgotten, PARAMS, BATCH)
+    with pytest.raises(ValueError, match="or, if these are two losses, reduce each"):
+        mf.descend(forgotten, mf.mean(), mf.sgd(0.1), mf.losses_only()).init(PARAMS, BATCH)
+
+
+def test_gradnorm_refuses_losses_that_fall_below_zero():
+    rule = mf.gradnorm(0.5)
+    state = rule.init(torch.ones(2), mf.random.key(0))
+    geometry = Geometry(torch.tensor([-1e-6, 2.0]), torch.diag(torch.tensor([1.0, 9.0])), torch.full((2,), 0.5), torch.ones(2, dtype=torch.bool), {})
+    with pytest.raises(ValueError, match="need losses >= 0"):
+        rule.update(geometry, state)
+    # Under a transform the next weights are NaN.
+    _, following = vmap(lambda scale: rule.update(geometry._replace(losses=geometry.losses * scale), state))(torch.ones(1))
+    assert bool(following.weights.isnan().all())
+
+
+def test_negative_radius_under_vmap_gives_nan():
+    gramian = torch.tensor([[1.0, 0.2], [0.2, 1.0]])
+    weights = vmap(lambda c: mf.solvers.auto()(mf.solvers.cagrad(gramian, c)).weights)(torch.tensor([0.4, -0.4]))
+    assert bool(weights[0].isfinite().all())
+    assert bool(weights[1].isnan().all())

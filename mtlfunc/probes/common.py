@@ -52,12 +52,14 @@ def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tupl
 
 def leaves_of_each(losses: Tensor, scalars: tuple[Tensor, ...] | None, params: Params) -> list[set[str]] | None:
     """Names of the leaves behind each loss, read off the autograd graph; None where a vector was computed as a whole."""
+    if not losses.requires_grad:
+        return [set() for _ in range(losses.shape[0])]
     if scalars is None:
         if losses.grad_fn is None or losses.grad_fn.name() != "StackBackward0":
             return None
         nodes = [node for node, _ in losses.grad_fn.next_functions]
     else:
-        nodes = [scalar.grad_fn for scalar in scalars]
+        nodes = [torch.autograd.graph.get_gradient_edge(scalar).node if scalar.requires_grad else None for scalar in scalars]
     leaf_nodes = {torch.autograd.graph.get_gradient_edge(leaf).node: name for name, leaf in params.items()}
     reached = []
     for node in nodes:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import random
 from ..checks import check_params
-from ..gradients import linearize
+from ..gradients import check_chunk_size, linearize
 from ..gramian import Engine, check_engine
 from ..tree import combine, dot, select
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Rows, Select, State, TaskGradients
@@ -52,6 +52,7 @@ def jacobian(
     where `shared` holds a leaf that one task alone depends on, which changes the Gramian.
     """
     check_engine(engine)
+    check_chunk_size(chunk_size)
     if heads not in get_args(Heads):
         raise ValueError(f"heads={heads!r}: expected one of {', '.join(map(repr, get_args(Heads)))}")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import optim
-from ..checks import can_look, check_scalar, check_vector, poison
+from ..checks import can_look, check_scalar, poison
 from ..solvers.problems import root
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import gramian_of
@@ -49,7 +49,8 @@ def gradnorm(
     Returns: weights > 0 that sum to **1**, those of before this step's update; the paper's, which sum to T, are the state's. Use
     `reduction="sum"` to step along Σ w_i ∇L_i at the paper's scale.
 
-    Raises: ValueError for alpha < 0, lr <= 0, floor outside (0, 1), initial or reference losses that are not positive.
+    Raises: ValueError for alpha < 0, lr <= 0, floor outside (0, 1), initial or reference losses that are not positive; and
+    for later losses below 0, where they can be seen (elsewhere the weights become NaN).
 
     Source: Chen et al. 2018, eqs. 1–2 and Algorithm 1. Ports overwrite L(0) at every batch, measure the first layer, flip the sign of α, make a
     new Adam at each step or let the model's weight decay act on w.
@@ -65,8 +66,8 @@ def gradnorm(
     move = optimizer(lr)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        if reference is not None:
-            check_vector(reference.to(losses), losses[None].expand(len(losses), -1), "reference")
+        if reference is not None and reference.shape != losses.shape:
+            raise ValueError(f"reference: expected shape {list(losses.shape)}, one loss a task, got {list(reference.shape)}")
         initial = losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
         if can_look(initial) and not bool((initial > 0).all()):
             raise ValueError(
@@ -74,22 +75,27 @@ def gradnorm(
                 "or pass reference=, for instance log K for K-class cross-entropy"
             )
         weights = torch.ones_like(losses)
+        # Where that could not be looked at, NaN: the ratio of two negative losses would look plausible.
+        initial = initial.where(initial > 0, float("nan"))
         return GradNormState(weights, initial, move.init({"weights": weights}))
 
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "gradnorm")
+        if can_look(geometry.losses) and bool((geometry.losses < 0).any()):
+            raise ValueError(f"gradnorm: relative rates L(t)/L(0) need losses >= 0, got {geometry.losses.tolist()}; shift the losses, or bound them below")
         w = state.weights
         count = len(w)
         length = root(gramian.diagonal()).to(w.dtype)
         norm = w * length
         ratio = geometry.losses / state.initial
+        ratio = ratio.where(ratio >= 0, float("nan"))
         mean_ratio = ratio.mean()
-        rate = torch.where(mean_ratio > 0, ratio / mean_ratio.where(mean_ratio > 0, 1.0), 1.0) ** alpha
+        rate = torch.where(mean_ratio == 0, 1.0, ratio / mean_ratio.where(mean_ratio != 0, 1.0)) ** alpha
         target = norm.mean() * (rate / rate.mean() if normalize_targets else rate)
         slope = torch.sign(norm - target) * length
         moved, optimizer_state = move.update({"weights": slope}, state.optimizer, {"weights": w})
         following = moved["weights"].clamp_min(floor)
-        following = count * following / following.sum()
+        following = poison(count * following / following.sum(), ratio)
         return poison(w / count, gramian, geometry.losses), GradNormState(following, state.initial, optimizer_state)
 
     return Rule(init, update)

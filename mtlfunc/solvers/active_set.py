@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import can_look, differentiated, transformed
 from ..types import Solution, Solver
-from .face_solve import cagrad_face, dual_cone_face, min_norm_face
+from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, solver
 
 
@@ -52,10 +52,10 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
     report, support, info = _run(type(problem)(*(x.detach() for x in problem)), eps)
     weights, dual, steps = report[:count], report[count : 2 * count], info[0]
     if isinstance(problem, MinNorm):
-        w = _carry(dual, min_norm_face(problem, support[0]))
+        w = carry(dual, min_norm_face(problem, support[0]))
         return w, w, steps
     if isinstance(problem, DualCone):
-        u = _carry(dual, dual_cone_face(problem, support[0]))
+        u = carry(dual, dual_cone_face(problem, support[0]))
         return problem.weights + u, u, steps
     stationary = info[1] > 0
     # Each branch gets a harmless face where the other one is taken: derivatives of what is not chosen must stay finite.
@@ -63,14 +63,9 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
     ordinary = cagrad_face(problem, torch.where(stationary, first, support[0]))[0]
     shortest = min_norm_face(MinNorm(problem.gramian), torch.where(stationary, support[0], first))
     push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1])
-    w = _carry(dual, torch.where(stationary, shortest, ordinary))
-    safe = torch.where(stationary, problem.preference, _carry(dual, ordinary))
-    return _carry(weights, torch.where(stationary, problem.preference + push, problem.recover(safe))), w, steps
-
-
-def _carry(value: Tensor, formula: Tensor) -> Tensor:
-    """`value`, with the derivatives of `formula`."""
-    return value + (formula - formula.detach()).nan_to_num()
+    w = carry(dual, torch.where(stationary, shortest, ordinary))
+    safe = torch.where(stationary, problem.preference, carry(dual, ordinary))
+    return carry(weights, torch.where(stationary, problem.preference + push, problem.recover(safe))), w, steps
 
 
 def _run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:

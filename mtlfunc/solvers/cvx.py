@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..types import Solver
-from .face_solve import cagrad_face, dual_cone_face, min_norm_face
+from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
 from .problems import Answer, DualCone, MinNorm, Problem, constant_steps, solver
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -39,18 +39,18 @@ def cvx() -> Solver:
         if isinstance(problem, MinNorm):
             (w,) = _outside(_min_norm, (2,), fixed)
             support = _active(w * _lengths(problem), problem.gradient(w) - w @ problem.gradient(w), problem)
-            w = _with_derivative(w, min_norm_face(problem, support))
+            w = carry(w, min_norm_face(problem, support))
             return w, w, steps
         if isinstance(problem, DualCone):
             (u,) = _outside(_dual_cone, (2, 1), fixed)
             support = _active(u * _lengths(problem), problem.linear + problem.gramian @ u, problem)
-            u = _with_derivative(u, dual_cone_face(problem, support))
+            u = carry(u, dual_cone_face(problem, support))
             return problem.weights + u, u, steps
         weights, w = _outside(_cagrad, (2, 0, 1), fixed)
         rates = problem.gradient(w)
         support = _active(w * _lengths(problem), rates - w @ rates, problem)
-        dual = _with_derivative(w, cagrad_face(problem, support)[0])
-        return _with_derivative(weights, problem.recover(dual)), dual, steps
+        dual = carry(w, cagrad_face(problem, support)[0])
+        return carry(weights, problem.recover(dual)), dual, steps
 
     return solver(solve)
 
@@ -66,11 +66,6 @@ def _active(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
     weight = weight.detach()
     support = weight / weight.abs().sum().where(weight.abs().sum() > 0, 1.0) > price / n.amax()
     return support & (weight > 0)
-
-
-def _with_derivative(value: Tensor, formula: Tensor) -> Tensor:
-    """`value`, with the derivatives of `formula`."""
-    return value + (formula - formula.detach()).nan_to_num()
 
 
 def _outside(call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], tensors: list[Tensor]) -> tuple[Tensor, ...]:

@@ -51,6 +51,11 @@ def dual_cone_face(problem: DualCone, support: Bool[Tensor, " task"]) -> Float[T
     return _solve(matrix, support, torch.where(support, -problem.linear / n, 0.0)[:, None])[:, 0] / n
 
 
+def carry(value: Tensor, formula: Tensor) -> Tensor:
+    """`value`, with the derivatives of `formula`."""
+    return value + (formula - formula.detach()).nan_to_num()
+
+
 def _affine(gramian: Tensor, support: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
     """Solutions x, y of (G + a11ᵀ) x = a1 and (G + a11ᵀ) y = linear on the support, a = the least squared length there."""
     n = lengths(gramian)

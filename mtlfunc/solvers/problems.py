@@ -139,7 +139,8 @@ def cagrad(gramian: Float[Tensor, "task task"], c: Scalar, preference: Float[Ten
     check_gramian(gramian, symmetric=True)
     check_scalar(c, "c")
     uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
-    return CAGrad(gramian, torch.as_tensor(c, dtype=gramian.dtype, device=gramian.device), normalized_preference(preference, uniform))
+    c = torch.as_tensor(c, dtype=gramian.dtype, device=gramian.device)
+    return CAGrad(gramian, c.where(c >= 0, float("nan")), normalized_preference(preference, uniform))
 
 
 def dual_cone(gramian: Float[Tensor, "task task"], weights: Float[Tensor, " task"]) -> DualCone:

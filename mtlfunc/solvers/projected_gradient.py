@@ -41,13 +41,14 @@ def projected_gradient(steps: int = 1000) -> Solver:
 
 def _simplex(problem: MinNorm | CAGrad, steps: int) -> Tensor:
     n = lengths(problem.gramian)
+    largest = _curvature(problem.gramian, n)
 
     def descend(y: Tensor) -> Tensor:
         w = y / n
-        curvature = _curvature(problem.gramian, n)
+        curvature = largest
         if isinstance(problem, CAGrad):
             length = root(w @ problem.gramian @ w)
-            curvature = problem.radius * curvature / length.where(length > 0, 1.0)
+            curvature = problem.radius * largest / length.where(length > 0, 1.0)
         step = torch.where(curvature > 0, 1 / curvature.where(curvature > 0, 1.0), 1.0)
         return simplex.project(y - step * problem.gradient(w) / n, 1 / n)
 
