@@ -18,11 +18,15 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; marg
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; padding-bottom: .3rem; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .6rem; border-bottom: 1px solid #ddd; }
-th { background: #f4f4f4; } td.id { white-space: nowrap; font-weight: 600; } td.verdict { white-space: nowrap; }
+th { background: #f4f4f4; } td:nth-child(2), td:nth-child(4), td:nth-child(5) { width: 27%; }
+td.id { white-space: nowrap; font-weight: 600; } td.verdict { white-space: nowrap; }
 .holds { color: #1a6e2e; } .holds-only-when { color: #8a5a00; } .does-not-hold { color: #a11d1d; } .inconclusive, .not-testable-here { color: #555; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; color: #444; }
 ul { margin: 0; padding-left: 1rem; } dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { font-weight: 600; } dd { margin: 0; }
 """
+
+SHOWN = 6
+"""Numbers of a claim that the page shows at once; the others unfold."""
 
 
 class Report:
@@ -73,10 +77,10 @@ class Report:
             if not claims and not figures:
                 continue
             parts.append(f"<h2>{html.escape(self.titles.get(module, module))}</h2>")
+            parts.extend(map(_embedded, figures))
             if claims:
                 head = "<tr><th>id</th><th>claim</th><th>verdict</th><th>measured</th><th>where</th></tr>"
                 parts.append(f"<table>{head}{''.join(map(_row, claims))}</table>")
-            parts.extend(map(_embedded, figures))
         body = "\n".join(parts)
         head = f'<meta charset="utf-8"><title>The papers re-run</title><style>{STYLE}</style>'
         return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
@@ -103,12 +107,26 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def _row(claim: dict[str, Any]) -> str:
-    numbers = "".join(f"<li>{html.escape(name)}: {value:.4g}</li>" for name, value in claim["measured"].items())
     style = claim["verdict"].replace(" ", "-")
+    numbers = _numbers(claim["measured"])
+    shown, rest = numbers[:SHOWN], numbers[SHOWN:]
+    more = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
     return (
         f'<tr><td class="id">{html.escape(claim["id"])}</td><td>{html.escape(claim["claim"])}</td>'
-        f'<td class="verdict {style}">{html.escape(claim["verdict"])}</td><td><ul>{numbers}</ul></td><td>{html.escape(claim["where"])}</td></tr>'
+        f'<td class="verdict {style}">{html.escape(claim["verdict"])}</td><td><ul>{"".join(shown)}</ul>{more}</td><td>{html.escape(claim["where"])}</td></tr>'
     )
+
+
+def _numbers(measured: dict[str, float]) -> list[str]:
+    """One list item a number; a mean and the two ends of its interval make one."""
+    items = []
+    for name, value in measured.items():
+        low, high = measured.get(f"{name}, low"), measured.get(f"{name}, high")
+        if low is not None and high is not None:
+            items.append(f"<li>{html.escape(name)}: {value:.3g} [{low:.3g}, {high:.3g}]</li>")
+        elif not name.endswith((", low", ", high")):
+            items.append(f"<li>{html.escape(name)}: {value:.4g}</li>")
+    return items
 
 
 def _embedded(path: Path) -> str:
