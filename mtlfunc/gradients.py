@@ -197,7 +197,7 @@ def sample_gradients(losses_fn: LossesFn, params: Params, batch: Batch, *, chunk
     `losses_fn` sees one sample at a time, as a batch of size one: means over samples are then the sample's own loss.
 
     Args:
-        losses_fn: as in `task_gradients`; must not mix samples (as train-mode batch norm does).
+        losses_fn: as in `task_gradients`; must not mix samples (as train-mode batch norm does) or draw random numbers (as train-mode dropout does).
         params: `{name: tensor}`.
         batch: a tensor, or a nested tuple or dict of tensors, whose first axis is the sample.
         chunk_size: how many samples are differentiated at once; None is all of them.

@@ -76,7 +76,10 @@ def plain_cvxpy(kind: str) -> Weigh:
         cp.Problem(cp.Minimize(objective), [cp.sum(w) == 1]).solve(solver=cp.CLARABEL)  # pyright: ignore[reportArgumentType]
         answer = np.asarray(w.value).clip(0)
         answer /= answer.sum()
-        return torch.from_numpy(answer if kind == "min_norm" else mean + C * np.linalg.norm(center) / np.linalg.norm(root @ answer) * answer)
+        if kind == "min_norm":
+            return torch.from_numpy(answer)
+        with np.errstate(divide="ignore", invalid="ignore"):  # g_w = 0: d cannot be read off the dual; NaN counts as failed
+            return torch.from_numpy(mean + C * np.linalg.norm(center) / np.linalg.norm(root @ answer) * answer)
 
     return weigh
 
@@ -254,7 +257,7 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("experiments/benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument("--seconds", type=float, default=2.0, help="time allowed for each cell's timing, and again for its audit")
     parser.add_argument("--instances", type=int, default=64, help="problems audited, of each family and number of tasks")
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 3, 8, 32, 64, 128])
