@@ -113,13 +113,13 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not asked for; vjp's own pullback always returns every leaf.
     # The compiler cannot trace it, but drops unread outputs by itself.
     if torch.compiler.is_compiling():
-        losses, pull, aux = in_place_explained(forward, params)
+        losses, pull, aux = explained_vjp(forward, params)
         matrix, preference = cotangents(losses)
         rows = vmap(lambda v: {name: pull(v)[0][name] for name in shared}, chunk_size=chunk_size)(matrix) if shared else {}
         share = heads(losses.shape[0]) if others and heads else None
         head_grads = {} if share is None else {name: pull(torch.full_like(losses, share))[0][name] for name in others}
     else:
-        losses, pull, (aux, matrix, preference, rows, head_grads) = in_place_explained(forward_and_backward, params)
+        losses, pull, (aux, matrix, preference, rows, head_grads) = explained_vjp(forward_and_backward, params)
 
     def pullback(weights: Tensor) -> Params:
         with recording((losses, weights, matrix)):
@@ -154,18 +154,27 @@ def _stacked(grads: list[Params]) -> Rows:
     return {name: torch.stack([grad[name] for grad in grads]) for name in grads[0]}
 
 
-def in_place_explained(f: Callable[[Params], tuple[Any, Any]], params: Params) -> tuple[Any, Callable[..., Any], Any]:
-    """`vjp` with aux, and an error that names the cure where `f` mutates a captured tensor."""
+def explained_vjp(f: Callable[[Params], tuple[Any, Any]], params: Params) -> tuple[Any, Callable[..., Any], Any]:
+    """`vjp` with aux, and errors that name the cure where `f` mutates a captured tensor or mixes dtypes or devices."""
     try:
         return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
-        if "in-place operation" not in str(error):
+        message = str(error)
+        if "in-place operation" in message:
+            cure = (
+                "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm layer in train mode updating its running statistics. "
+                "Either call module.eval(), or pass the buffers in the batch: clone them inside losses_fn, give them to functional_call beside the parameters, "
+                "return them as aux, (losses, buffers), with has_aux=True, and put info.aux into the next batch."
+            )
+        elif any(words in message for words in ("same dtype", "same device", "expected device")):
+            leaf = next(iter(params.values()))
+            cure = (
+                f"losses_fn mixes dtypes or devices: params are {leaf.dtype} on {leaf.device}; convert the batch (and the module's buffers) to that. "
+                f"torch said: {message}"
+            )
+        else:
             raise
-        raise RuntimeError(
-            "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm layer in train mode updating its running statistics. "
-            "Either call module.eval(), or pass the buffers in the batch: clone them inside losses_fn, give them to functional_call beside the parameters, "
-            "return them as aux, (losses, buffers), with has_aux=True, and put info.aux into the next batch."
-        ) from error
+        raise RuntimeError(cure) from error
 
 
 def task_gradients(losses_fn: LossesFn, params: Params, batch: Batch, *, chunk_size: int | None = None) -> tuple[Tensor, Rows]:

@@ -834,3 +834,10 @@ def test_negative_radius_under_vmap_gives_nan():
     weights = vmap(lambda c: mf.solvers.auto()(mf.solvers.cagrad(gramian, c)).weights)(torch.tensor([0.4, -0.4]))
     assert bool(weights[0].isfinite().all())
     assert bool(weights[1].isnan().all())
+
+
+def test_batch_of_another_dtype_or_device_is_explained():
+    step = mf.descend(opaque, mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED))
+    for batch in (tuple(x.float() for x in BATCH), tuple(x.to("meta") for x in BATCH)):
+        with pytest.raises(RuntimeError, match=r"losses_fn mixes dtypes or devices: params are torch\.float64 on cpu; convert the batch"):
+            step.init(PARAMS, batch)

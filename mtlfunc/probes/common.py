@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import can_look, check_finite
-from ..gradients import in_place_explained, linearize, split_output
+from ..gradients import explained_vjp, linearize, split_output
 from ..types import Batch, LossesFn, Params
 
 
@@ -26,7 +26,7 @@ def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tupl
         return losses, aux
 
     can_look_inside = can_look(batch, params)
-    losses, _, _ = in_place_explained(forward, params)
+    losses, _, _ = explained_vjp(forward, params)
     check_finite(losses, "losses")
     if not can_look_inside:
         return losses

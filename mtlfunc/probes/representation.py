@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from ..checks import can_look, check_params, recording
-from ..gradients import in_place_explained, linearize, split_output
+from ..gradients import explained_vjp, linearize, split_output
 from ..tree import combine, dot, select
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from .common import first_losses, leaves_of_each
@@ -44,7 +44,7 @@ def representation(encode: Encode, decode: Decode, *, shared: Select = "*") -> P
     def init(losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(params)
         names = select(params, shared)
-        losses = in_place_explained(lambda p: (split_output(losses_fn(p, batch))[0], ()), params)[0]
+        losses = explained_vjp(lambda p: (split_output(losses_fn(p, batch))[0], ()), params)[0]
         if not can_look(batch, params):
             return losses, ()
         outside = tuple(name for name in params if name not in names)
@@ -69,7 +69,7 @@ def representation(encode: Encode, decode: Decode, *, shared: Select = "*") -> P
         return losses, ()
 
     def update(losses_fn: LossesFn, params: Params, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        z, pull, _ = in_place_explained(lambda p: (_named(encode(p, batch)), ()), params)
+        z, pull, _ = explained_vjp(lambda p: (_named(encode(p, batch)), ()), params)
         leaves = {f"decode {name}": leaf for name, leaf in params.items()}
 
         def decode_leaves(both: Params, batch: Batch) -> Any:
