@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 from mtlfunc import Probe, Rule
+from mtlfunc.types import Params
 
 from .data import OFFSET, Digits, Pairs, splits
 
-Params = dict[str, Tensor]
 TASKS = ("left", "right")
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # one grid for every rule
 BATCH = 128

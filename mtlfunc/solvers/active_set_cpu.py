@@ -91,17 +91,25 @@ def _scale(gramian: Array, cosine: Array, a: Array) -> tuple[float, bool, bool, 
 
 @_jit
 @no_type_check
+def _eliminate(matrix: Array, factor: Array, i: int, ridge: float) -> float:
+    """Row i of the Cholesky factor of matrix + ridge·I (inverse diagonal) but for its diagonal; return the square of that, the pivot."""
+    for j in range(i):
+        entry = matrix[i, j]
+        for l in range(j):
+            entry -= factor[i, l] * factor[j, l]
+        factor[i, j] = entry * factor[j, j]
+    pivot = matrix[i, i] + ridge
+    for l in range(i):
+        pivot -= factor[i, l] * factor[i, l]
+    return pivot
+
+
+@_jit
+@no_type_check
 def _semidefinite(cosine: Array, bound: float, factor: Array) -> bool:
     """Whether C + bound·I has a Cholesky factor: no eigenvalue of C lies below -bound."""
     for i in range(len(cosine)):
-        for j in range(i):
-            entry = cosine[i, j]
-            for l in range(j):
-                entry -= factor[i, l] * factor[j, l]
-            factor[i, j] = entry * factor[j, j]
-        pivot = cosine[i, i] + bound
-        for l in range(i):
-            pivot -= factor[i, l] * factor[i, l]
+        pivot = _eliminate(cosine, factor, i, bound)
         if not pivot > 0:
             return False
         factor[i, i] = 1 / np.sqrt(pivot)
@@ -123,14 +131,7 @@ def _factor(cosine: Array, e: Array, index: Array, size: int, valid: int, ridge:
     while True:
         again = False
         for i in range(start, size):
-            for j in range(i):
-                entry = matrix[i, j]
-                for l in range(j):
-                    entry -= factor[i, l] * factor[j, l]
-                factor[i, j] = entry * factor[j, j]
-            pivot = matrix[i, i] + ridge
-            for l in range(i):
-                pivot -= factor[i, l] * factor[i, l]
+            pivot = _eliminate(matrix, factor, i, ridge)
             if pivot < floor and ridge == 0:
                 again = True
                 break

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_vector
 from .active_set import active_set
-from .problems import CAGrad, DualCone, MinNorm, Problem, or_one, root
+from .problems import CAGrad, MinNorm, Problem, check_problem, or_one, root
 
 
 class Certificate(NamedTuple):
@@ -52,7 +52,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     (and ‖d - d*‖² <= gap); min(rates)/F* for cagrad, F* the least dual value that `active_set` finds (any dual point bounds the optimum, so
     nothing hangs on its being exact); for dual_cone 1 less the worst negative rate in units of ‖g_t‖·Σ|v_s|‖g_s‖.
 
-    Raises: ValueError for weights of another shape, dtype or device, or not finite.
+    Raises: TypeError for anything but a problem; ValueError for weights of another shape, dtype or device, or not finite.
 
     >>> from mtlfunc.solvers import min_norm
     >>> print(certify(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]])), torch.tensor([0.8, 0.2])))
@@ -60,6 +60,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     >>> print(certify(min_norm(torch.tensor([[1.0, -1.5], [-1.5, 4.0]])), torch.tensor([0.5, 0.5])))
     not optimal, and the step raises the loss of task 0 (kappa -0.5, relative gap 2.5e-01, infeasibility 0.0e+00)
     """
+    check_problem(problem)
     check_vector(weights, problem.gramian, "weights")
     dtype = weights.dtype
     eps = torch.finfo(dtype).eps
@@ -93,7 +94,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         complementarity = best.dual @ (rates - bound).abs() / or_one(n.amax() * magnitude)
         shortest = best.dual @ gramian @ best.dual
         stationary = shortest <= 8 * len(n) * eps * (n @ best.dual) ** 2
-    elif isinstance(problem, DualCone):
+    else:
         dual = weights - problem.weights
         solution = problem.solution(weights, dual, torch.zeros((), dtype=torch.int64))
         gap = solution.gap
@@ -102,8 +103,6 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         infeasibility = (-dual * length).amax().clamp_min(0) / or_one(magnitude)
         complementarity = (dual.abs() * rates.abs()).sum() / or_one(magnitude**2)
         stationary = square <= 8 * len(n) * eps * magnitude**2
-    else:
-        raise TypeError(f"problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, got {type(problem).__name__}")
     relative = gap / or_one(n.amax() * magnitude)
     gap, relative, kappa, infeasibility, violation, complementarity = (x.to(dtype) for x in (gap, relative, kappa, infeasibility, violation, complementarity))
     return Certificate(gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary)

@@ -99,12 +99,17 @@ class _Outside(torch.autograd.Function):
         return answer, tuple(0 for _ in answer)  # pyright: ignore[reportGeneralTypeIssues]
 
 
+def _units(gramian: Array) -> Array:
+    """Lengths of the gradients; 1 for a zero one."""
+    n = np.sqrt(gramian.diagonal().clip(0))
+    return np.where(n > 0, n, 1.0)
+
+
 def _root(gramian: Array) -> Array:
     """R with RᵀR = G, accurate row by row however the norms are spread."""
-    n = np.sqrt(gramian.diagonal().clip(0))
-    unit = np.where(n > 0, n, 1.0)
+    unit = _units(gramian)
     values, vectors = np.linalg.eigh(gramian / np.outer(unit, unit))
-    return np.sqrt(values.clip(0))[:, None] * vectors.T * n
+    return np.sqrt(values.clip(0))[:, None] * vectors.T * np.sqrt(gramian.diagonal().clip(0))
 
 
 def _min_norm(gramian: Array) -> tuple[Array]:
@@ -131,7 +136,7 @@ def _cagrad(gramian: Array, c: float, preference: Array) -> tuple[Array, Array]:
     # Near Pareto stationarity d cannot be read off w: ask for it directly, too, and keep the better worst rate.
     # The unknown there is d - g₀, which is bounded, not its coefficients, which are not; directions lost in rounding have none.
     move = _run(*_cagrad_primal(len(gramian)), R=radius * factor, b=linear)
-    unit = np.where(gramian.diagonal() > 0, np.sqrt(gramian.diagonal().clip(0)), 1.0)
+    unit = _units(gramian)
     noise = np.sqrt(8 * len(gramian) * np.finfo(np.float64).eps)
     direct = preference + radius * np.linalg.lstsq(factor / unit, move, rcond=noise)[0] / unit
     return max(recovered, direct, key=lambda weights: float((gramian @ weights).min())), w
@@ -140,8 +145,7 @@ def _cagrad(gramian: Array, c: float, preference: Array) -> tuple[Array, Array]:
 def _dual_cone(gramian: Array, weights: Array) -> tuple[Array]:
     if not all(np.isfinite(x).all() for x in (gramian, weights)):
         return (np.full(len(gramian), np.nan),)
-    n = np.sqrt(gramian.diagonal().clip(0))
-    unit = np.where(n > 0, n, 1.0)
+    unit = _units(gramian)
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
     factor = _root(gramian)
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
