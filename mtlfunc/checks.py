@@ -23,6 +23,11 @@ def transformed() -> bool:
     return bool(_functorch.get_interpreter_stack())
 
 
+def depth() -> int:
+    """How many `torch.func` transforms are active."""
+    return len(_functorch.get_interpreter_stack() or ())
+
+
 def can_look(*values: object) -> bool:
     """Whether the values of these tensors may be read: on CPU, with no transform and no compiler at work."""
     if torch.compiler.is_compiling() or transformed():

@@ -50,6 +50,46 @@ def magnitude_similarity(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "
     return 2 * ratio / (1 + ratio**2)
 
 
+class SampleNoise(NamedTuple):
+    """Mean and spread of per-sample gradients, by task."""
+
+    signal: Float[Tensor, " task"]  # ‖E g_t‖², unbiased; may be negative where noise hides it
+    noise: Float[Tensor, " task"]  # tr Cov(g_t), of one sample's gradient
+    ratio: Float[Tensor, " task"]  # signal / noise; 1/ratio is the simple noise scale, the batch at which both weigh the same
+    conflicts: Float[Tensor, "task task"]  # share of pairs of different samples with g_bt·g_cs < 0; diagonal: within a task
+
+
+def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
+    """Gradient noise of every task, and conflict within against between tasks, from a per-sample Gramian.
+
+    With s̄ the mean of ‖g_b‖² over the B samples and m = ‖mean_b g_b‖²: noise = B(s̄ - m)/(B - 1), signal = m - noise/B.
+
+    Args:
+        gramian: of `mtlfunc.sample_gramian`, over the flattened losses [sample, task].
+        tasks: T; the Gramian has n = samples·T rows.
+
+    Raises: ValueError unless T divides n with at least two samples.
+
+    Source: McCandlish et al. 2018, appendix A.1, for the estimators.
+
+    >>> g = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    >>> sample_noise(g @ g.mT).noise.tolist(), sample_noise(g @ g.mT).signal.tolist()
+    ([2.0], [0.0])
+    """
+    check_gramian(gramian)
+    if tasks < 1 or len(gramian) % tasks or len(gramian) < 2 * tasks:
+        raise ValueError(f"tasks={tasks}: expected a divisor of the Gramian's {len(gramian)} rows that leaves at least two samples")
+    count = len(gramian) // tasks
+    blocks = gramian.reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)  # [task, task, sample, sample]
+    own = blocks.diagonal(dim1=0, dim2=1)  # [sample, sample, task]
+    spread, mean = own.diagonal(dim1=0, dim2=1).mean(-1), own.mean((0, 1))
+    noise = (spread - mean) * (count / (count - 1))
+    signal = mean - noise / count
+    apart = ~torch.eye(count, dtype=torch.bool, device=gramian.device)
+    share = ((blocks < 0) & apart).sum((-2, -1)).to(gramian.dtype) / (count * (count - 1))
+    return SampleNoise(signal, noise, signal / noise, poison(share, gramian))
+
+
 def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     """ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖² (Yu 2020, Definition 5); for a conflicting pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,11 +12,19 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .checks import check_params, differentiated, is_pair, recording
+from .backward import Backward, Passes
+from .checks import check_params, depth, differentiated, is_pair, recording
+from .layerwise import Engine, Plan, Tapped, decide, read_graph, separate, worth_watching
+from .norms import PlainNorms
+from .tree import dot
 from .types import Batch, LossesFn, Params, Rows
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
+
+
+Keep = Literal["rows", "combination", "nothing"]
+"""What is needed after the Gramian: the rows themselves, some way to combine them, or nothing."""
 
 
 class Linear(NamedTuple):
@@ -24,9 +33,10 @@ class Linear(NamedTuple):
     losses: Float[Tensor, " task"]
     mixed: Float[Tensor, " row"]  # what the rows are gradients of
     preference: Float[Tensor, " row"]
-    rows: Rows  # {name: [row, *shape]} for the shared leaves
+    rows: Rows  # {name: [row, *shape]} for the shared leaves; empty where nothing asked for them
+    gramian: Float[Tensor, "row row"] | None  # over the measured leaves, if there are any
     heads: Params  # the other leaves' gradient, where it was asked for
-    pullback: Callable[[Tensor], Params]  # cotangents of the rows [row] -> a gradient for every leaf
+    pullback: Callable[..., Params]  # cotangents of the rows [row] -> a gradient for every leaf, or for those named
     aux: Any
 
 
@@ -77,15 +87,20 @@ def linearize(
     batch: Batch,
     *,
     shared: tuple[str, ...],
+    measured: tuple[str, ...] = (),
+    keep: Keep = "rows",
+    engine: Engine = "rows",
     mix: Mix | None = None,
     heads: Callable[[int], float | None] | None = None,
     chunk_size: int | None = None,
+    gramian_dtype: torch.dtype | None = None,
 ) -> Linear:
-    """One forward, and the rows of the shared leaves by backward passes that stop at them.
+    """One forward, and by backward passes that stop at the shared leaves their rows, or the Gramian without them.
 
     The losses of a vector are pulled back in one batched pass (`chunk_size` rows at a time; 1 is a plain loop); separate scalars one
     at a time, so that no task's zeros are pushed through the others' heads. `mix` combines the tasks before they are differentiated.
     `heads` gives, from T, the weight of every task in the gradient of the other leaves; None leaves those to `pullback`.
+    The Gramian sums over the `measured` leaves; `engine` and `keep` say how it is made (see `mtlfunc.layerwise`).
     """
     check_chunk_size(chunk_size)
     others = tuple(name for name in params if name not in shared)
@@ -97,61 +112,84 @@ def linearize(
         matrix, preference = mix(losses.shape[0])
         return matrix.to(losses), preference.to(losses)
 
-    def forward(params: Params) -> tuple[Tensor, Any]:
-        losses, _, aux = split_output(losses_fn(params, batch))
-        return losses, aux
-
-    def forward_and_backward(params: Params) -> tuple[Tensor, Any]:
-        losses, scalars, aux = split_output(losses_fn(params, batch))
-        matrix, preference = cotangents(losses)
-        backward = _Backward(params, record=differentiated((losses, matrix), own_levels=1))
-        rows = {} if not shared else backward.one_by_one(scalars, shared) if scalars and mix is None else backward.together(losses, shared, matrix, chunk_size)
-        share = heads(losses.shape[0]) if others and heads else None
-        head_grads = {} if share is None else backward(losses, others, torch.full_like(losses, share))
-        return losses, (aux, matrix, preference, rows, head_grads)
+    if torch.compiler.is_compiling():
+        return _traced(losses_fn, params, batch, shared, measured, cotangents, heads, chunk_size, gramian_dtype)
+    backward = Backward(params)
 
     # torch.autograd.grad inside the level that vjp opens prunes what is not asked for; vjp's own pullback always returns every leaf.
-    # The compiler cannot trace it, but drops unread outputs by itself.
-    if torch.compiler.is_compiling():
-        losses, pull, aux = explained_vjp(forward, params)
+    def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
+        watched = bool(measured) and engine != "rows" and (engine == "layerwise" or worth_watching(params, measured))
+        taps = Tapped(level) if watched else None
+        with taps or nullcontext(), PlainNorms() if depth() > 1 else nullcontext():
+            out = losses_fn(level, batch)
+        losses, scalars, aux = split_output(out)
         matrix, preference = cotangents(losses)
-        rows = vmap(lambda v: {name: pull(v)[0][name] for name in shared}, chunk_size=chunk_size)(matrix) if shared else {}
+        backward.open(level, losses, record=differentiated((losses, matrix), own_levels=1))
+        ways, plan, chunk = None if mix or not scalars else separate(losses, scalars), Plan((), shared), chunk_size
+        if taps is not None:
+            decision = decide(taps, level, losses, scalars, measured, len(matrix), engine, keep=keep == "combination", mixed=mix is not None)
+            plan, ways = decision.plan, decision.ways
+            chunk = 1 if chunk is None and decision.one_at_a_time else chunk
+        if backward.record and not read_graph([losses.grad_fn]).twice:
+            chunk = 1
         share = heads(losses.shape[0]) if others and heads else None
-        head_grads = {} if share is None else {name: pull(torch.full_like(losses, share))[0][name] for name in others}
-    else:
-        losses, pull, (aux, matrix, preference, rows, head_grads) = explained_vjp(forward_and_backward, params)
+        passes = Passes(backward, losses, matrix, ways, chunk)
+        private = passes.private(others) if share is not None and shared else {}
+        rows, gramian, head_grads = {}, None, {}
+        if keep == "nothing" and chunk_size is not None:
+            gramian = passes.gramian_in_chunks(plan, measured, chunk_size, gramian_dtype)
+        elif shared:
+            found = passes(plan, plan.rows if plan.tapped else shared, private)
+            rows = {} if plan.tapped else found.rows
+            gramian = passes.gramian(plan, found, found, measured, gramian_dtype) if measured else None
+            head_grads = {name: share * grad for name, grad in found.own.items()} if share is not None else {}
+        if share is not None:
+            together = tuple(name for name in others if name not in head_grads)
+            head_grads |= backward.leaves(together, torch.full_like(losses, share))
+        return losses, (aux, matrix, preference, rows, () if gramian is None else gramian, head_grads)  # None is no pytree of tensors
 
-    def pullback(weights: Tensor) -> Params:
+    losses, _, (aux, matrix, preference, rows, gramian, head_grads) = explained_vjp(forward_and_backward, params)
+
+    def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
+        backward.record = differentiated((losses, weights, matrix))
+        return backward.leaves(names, weights.to(losses.dtype) @ matrix)
+
+    mixed = losses if mix is None else matrix @ losses
+    return Linear(losses, mixed, preference, rows, gramian if measured else None, head_grads, pullback, aux)
+
+
+def _traced(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    shared: tuple[str, ...],
+    measured: tuple[str, ...],
+    cotangents: Callable[[Tensor], tuple[Tensor, Tensor]],
+    heads: Callable[[int], float | None] | None,
+    chunk_size: int | None,
+    gramian_dtype: torch.dtype | None,
+) -> Linear:
+    """`linearize` for the compiler, which can trace vjp's own pullback alone, and drops unread outputs by itself."""
+
+    def forward(params: Params) -> tuple[Tensor, Any]:
+        with PlainNorms():
+            losses, _, aux = split_output(losses_fn(params, batch))
+        return losses, aux
+
+    losses, pull, aux = explained_vjp(forward, params)
+    matrix, preference = cotangents(losses)
+    rows = vmap(lambda v: {name: pull(v)[0][name] for name in shared}, chunk_size=chunk_size)(matrix) if shared else {}
+    gramian = dot(rows, rows, measured, gramian_dtype) if measured else None
+    others = [name for name in params if name not in shared]
+    share = heads(losses.shape[0]) if others and heads else None
+    head_grads = {} if share is None else {name: pull(torch.full_like(losses, share))[0][name] for name in others}
+
+    def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
         with recording((losses, weights, matrix)):
-            return pull(weights.to(losses.dtype) @ matrix)[0]
+            grads = pull(weights.to(losses.dtype) @ matrix)[0]
+        return {name: grads[name] for name in names}
 
-    return Linear(losses, losses if mix is None else matrix @ losses, preference, rows, head_grads, pullback, aux)
-
-
-class _Backward:
-    """Backward passes to chosen leaves, recorded only where something outside differentiates."""
-
-    def __init__(self, params: Params, record: bool) -> None:
-        self.params, self.record = params, record
-
-    def __call__(self, out: Tensor, names: tuple[str, ...], cotangent: Tensor | None = None) -> Params:
-        leaves = [self.params[name] for name in names]
-        if not out.requires_grad:  # a loss that depends on no parameter
-            return {name: torch.zeros_like(leaf) for name, leaf in zip(names, leaves, strict=True)}
-        grads = torch.autograd.grad(out, leaves, cotangent, retain_graph=True, create_graph=self.record, allow_unused=True, materialize_grads=True)
-        return dict(zip(names, grads, strict=True))
-
-    def one_by_one(self, scalars: tuple[Tensor, ...], names: tuple[str, ...]) -> Rows:
-        return _stacked([self(loss, names) for loss in scalars])
-
-    def together(self, losses: Tensor, names: tuple[str, ...], matrix: Tensor, chunk_size: int | None) -> Rows:
-        if chunk_size == 1:
-            return _stacked([self(losses, names, cotangent) for cotangent in matrix])
-        return vmap(lambda cotangent: self(losses, names, cotangent), chunk_size=chunk_size)(matrix)
-
-
-def _stacked(grads: list[Params]) -> Rows:
-    return {name: torch.stack([grad[name] for grad in grads]) for name in grads[0]}
+    return Linear(losses, matrix @ losses, preference, rows, gramian, head_grads, pullback, aux)
 
 
 def explained_vjp(f: Callable[[Params], tuple[Any, Any]], params: Params) -> tuple[Any, Callable[..., Any], Any]:
@@ -165,6 +203,11 @@ def explained_vjp(f: Callable[[Params], tuple[Any, Any]], params: Params) -> tup
                 "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm layer in train mode updating its running statistics. "
                 "Either call module.eval(), or pass the buffers in the batch: clone them inside losses_fn, give them to functional_call beside the parameters, "
                 "return them as aux, (losses, buffers), with has_aux=True, and put info.aux into the next batch."
+            )
+        elif "saved tensor hooks" in message:
+            cure = (
+                "losses_fn uses activation checkpointing (or other hooks on saved tensors), which torch.func does not take: call the module without it; "
+                "chunk_size bounds the memory of the backward passes instead."
             )
         elif any(words in message for words in ("same dtype", "same device", "expected device")):
             leaf = next(iter(params.values()))

@@ -1,24 +1,24 @@
-"""Gramians G = J Jᵀ of task and sample gradients, accumulated leaf by leaf; the matrix J is never formed."""
+"""Gramians G = J Jᵀ of task and sample gradients, layer by layer; the matrix J is never formed."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checks import check_params
-from .gradients import check_chunk_size, linearize, losses_alone
-from .tree import dot, select
-from .types import Batch, LossesFn, Params, Rows, Select
-
-Engine = Literal["auto", "rows"]
+from .checks import can_look, check_params
+from .gradients import linearize, losses_alone
+from .layerwise import Engine
+from .samples import sample_by_layers
+from .tree import select
+from .types import Batch, LossesFn, Params, Select
 
 
 def check_engine(engine: str) -> None:
-    if engine not in ("auto", "rows"):
-        raise ValueError(f'engine={engine!r}: expected "auto" or "rows"')
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine={engine!r}: expected one of {', '.join(map(repr, get_args(Engine)))}")
 
 
 def task_gramian(
@@ -37,9 +37,13 @@ def task_gramian(
         losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars.
         params, batch: where to differentiate.
         shared: which parameters to sum over, a glob on their names or a predicate.
-        engine: `"rows"` differentiates every task; `"auto"` chooses, today always `"rows"`.
-        chunk_size: None keeps all T rows until the end. A number k keeps two chunks of k rows at any time and pays for it with
-            about T/2k times as many backward passes, and a forward pass for each chunk.
+        engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row of it where that is cheaper (linear, convolutions,
+            embedding, attention's projections, matmul and einsum with a parameter); leaves it does not know, or that are used outside known
+            calls too, are differentiated row by row in the same passes. `"rows"` does that for all leaves. `"auto"` chooses leaf by leaf
+            (`explain_gramian` shows what), and is `"rows"` below 20,000 shared parameters. All give the same numbers; while
+            compiling all are `"rows"`.
+        chunk_size: None keeps what all T backward passes bring back until the end: T deltas of every layer, or rows of every leaf. A number k keeps
+            two chunks of k at any time, beside one forward's graph, and pays for it with about T/2k times as many backward passes.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32. float64 is worth its cost near Pareto
             stationarity, where float32 Gramians are noise.
 
@@ -53,32 +57,19 @@ def task_gramian(
     check_params(params)
     check_engine(engine)
     names = select(params, shared)
-    alone = losses_alone(losses_fn)
-    if chunk_size is None:
-        linear = linearize(alone, params, batch, shared=names)
-        return linear.losses, dot(linear.rows, linear.rows, names, gramian_dtype)
-    check_chunk_size(chunk_size)
-
-    def chunk(start: int) -> tuple[Tensor, Rows]:
-        def mix(count: int) -> tuple[Tensor, Tensor]:
-            matrix = torch.eye(count, device=device)[start : start + chunk_size]
-            return matrix, matrix.new_ones(len(matrix))
-
-        linear = linearize(alone, params, batch, shared=names, mix=mix, chunk_size=chunk_size)
-        return linear.losses, linear.rows
-
-    device = params[names[0]].device
-    losses, first = chunk(0)
-    starts = range(0, losses.shape[0], chunk_size)
-    blocks: dict[tuple[int, int], Tensor] = {}
-    for i in starts:
-        rows = chunk(i)[1] if i else first
-        first = {}  # or three chunks would be alive
-        blocks[i, i] = dot(rows, rows, names, gramian_dtype)
-        for j in starts[i // chunk_size + 1 :]:
-            blocks[i, j] = dot(rows, chunk(j)[1], names, gramian_dtype)
-            blocks[j, i] = blocks[i, j].mT
-    return losses, torch.cat([torch.cat([blocks[i, j] for j in starts], 1) for i in starts])
+    linear = linearize(
+        losses_alone(losses_fn),
+        params,
+        batch,
+        shared=names,
+        measured=names,
+        keep="nothing",
+        engine=engine,
+        chunk_size=chunk_size,
+        gramian_dtype=gramian_dtype,
+    )
+    assert linear.gramian is not None
+    return linear.losses, linear.gramian
 
 
 def sample_gramian(
@@ -90,25 +81,39 @@ def sample_gramian(
     engine: Engine = "auto",
     gramian_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n n"]]:
-    """Losses and the Gramian of per-sample (and per-task) gradients.
+    """Losses and the Gramian of per-sample (and per-task) gradients, from two backward passes a task, whatever the number of samples.
+
+    One pass holds the deltas of all samples; the other one checks that the samples do not mix, and finds the sample's axis in every layer. Leaves that no tap
+    serves cost one backward pass a sample and task (`explain_gramian(..., samples=True)` names them).
 
     Args:
         losses_fn: `(params, batch) -> [sample]` or `[sample, task]`; entry i depends on sample i alone.
-        params, batch, shared, engine, gramian_dtype: as in `task_gramian`.
+        params, batch, shared, gramian_dtype: as in `task_gramian`.
+        engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry, whatever it depends on.
 
-    Returns: the losses as they came and the Gramian `[n, n]` over the flattened losses.
+    Returns: the losses as they came and the Gramian `[n, n]` over the flattened losses. `diagnostics.sample_noise` reads noise and conflict off it.
+
+    Raises: ValueError where samples mix (train-mode batch norm, a contrastive loss), if that can be seen; elsewhere the Gramian is NaN.
+
+    >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[1].tolist()
+    [[1.0, 1.0], [1.0, 2.0]]
     """
-
-    def flat(params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = losses_fn(params, batch)
-        if not isinstance(losses, Tensor) or losses.ndim not in (1, 2):
-            raise ValueError(
-                f"losses_fn: expected [sample] or [sample, task], got {list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__}"
-            )
-        return losses.flatten(), losses
-
     check_params(params)
     check_engine(engine)
     names = select(params, shared)
-    linear = linearize(flat, params, batch, shared=names)
-    return linear.aux, dot(linear.rows, linear.rows, names, gramian_dtype)
+
+    def checked(out: object) -> Tensor:
+        if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
+            raise ValueError(f"losses_fn: expected [sample] or [sample, task], got {list(out.shape) if isinstance(out, Tensor) else type(out).__name__}")
+        return out
+
+    if engine != "rows" and not torch.compiler.is_compiling():
+        return sample_by_layers(lambda p: checked(losses_fn(p, batch)), params, names, look=can_look(params, batch), gramian_dtype=gramian_dtype)
+
+    def flat(params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        losses = checked(losses_fn(params, batch))
+        return losses.flatten(), losses
+
+    linear = linearize(flat, params, batch, shared=names, measured=names, keep="nothing", gramian_dtype=gramian_dtype)
+    assert linear.gramian is not None
+    return linear.aux, linear.gramian

@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc import gramian
+from mtlfunc import backward
 from tests.problems import BATCH, FORMS, PARAMS, TASKS, TRUNK, flatten, literal_rows, net, nets, opaque, scalars, vector
 
 close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-14)
@@ -185,22 +185,17 @@ def test_inputs_are_not_changed():
     assert not any(leaf.requires_grad for leaf in PARAMS.values())
 
 
-def test_chunked_gramian_holds_two_chunks_of_rows():
+def test_chunked_gramian_holds_two_chunks_of_rows(monkeypatch):
     alive, peak = weakref.WeakSet(), 0
+    original = backward.Passes.__call__
 
-    def counting(params, batch):
+    def watched(self, *args, **kwargs):
         nonlocal peak
+        found = original(self, *args, **kwargs)
+        alive.add(found.rows["trunk.0.weight"])
         peak = max(peak, len(alive))
-        return opaque(params, batch)
+        return found
 
-    original = gramian.linearize
-
-    def watched(*args, **kwargs):
-        linear = original(*args, **kwargs)
-        alive.add(linear.rows["trunk.0.weight"])
-        return linear
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gramian, "linearize", watched)
-        mf.task_gramian(counting, PARAMS, BATCH, shared="trunk.*", chunk_size=1)
-    assert peak == 1  # while the second of the pair is computed
+    monkeypatch.setattr(backward.Passes, "__call__", watched)
+    mf.task_gramian(opaque, PARAMS, BATCH, shared="trunk.*", engine="rows", chunk_size=1)
+    assert peak == 2

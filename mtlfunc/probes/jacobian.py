@@ -31,7 +31,7 @@ def jacobian(
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> Probe:
-    """Differentiate every task with respect to the shared parameters: one forward, T backward passes that stop at them.
+    """The geometry of the tasks' gradients with respect to the shared parameters: one forward, T backward passes that stop at them.
 
     Args:
         shared: which parameters the tasks share, a glob on names or a predicate; the rest are heads.
@@ -41,8 +41,10 @@ def jacobian(
         mask: `(key, rows) -> rows` edits the rows coordinate by coordinate before they are measured and combined.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that each head sees its own undiminished loss
             (`"own"`), or of the weighted loss (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
-        engine: `"rows"`; `"auto"` chooses, today always rows.
-        chunk_size: rows differentiated in one batched pass; None is all, 1 a plain loop. All rows are kept until they are combined.
+        engine: as in `task_gramian`. Without rows the combination is one more backward pass, of the weighted loss; `"auto"` counts that in, and keeps
+            rows where they are cheaper.
+        chunk_size: rows differentiated in one batched pass; None is all (on a CPU, convolutions one at a time), 1 a plain loop. What all passes
+            bring back is kept until the end of the step.
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
 
     Returns: a probe whose `combine(weights)` gives Σ w_r row_r on the shared leaves and the heads' gradient on the others. Weights 1/T give the
@@ -53,6 +55,8 @@ def jacobian(
     """
     check_engine(engine)
     check_chunk_size(chunk_size)
+    if mask is not None and engine == "layerwise":
+        raise ValueError('engine="layerwise" makes no rows, and mask edits them; use engine="rows" or "auto"')
     if heads not in get_args(Heads):
         raise ValueError(f"heads={heads!r}: expected one of {', '.join(map(repr, get_args(Heads)))}")
 
@@ -80,17 +84,23 @@ def jacobian(
             shared=names,
             mix=None if mix is None else partial(mix, key),
             heads=lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads],
+            measured=measured if mask is None else (),
+            keep="combination" if mask is None else "rows",
+            engine=engine,
             chunk_size=chunk_size,
+            gramian_dtype=gramian_dtype,
         )
-        rows = linear.rows if mask is None else mask(random.fold_in(key, 1), linear.rows)
-        gramian = dot(rows, rows, measured, gramian_dtype)
+        rows, gramian = linear.rows, linear.gramian
+        if mask is not None:
+            rows = mask(random.fold_in(key, 1), rows)
+            gramian = dot(rows, rows, measured, gramian_dtype)
+        assert gramian is not None
         geometry = Geometry(linear.mixed, gramian, linear.preference, torch.ones_like(linear.mixed, dtype=torch.bool), {})
 
         def combined(weights: Tensor) -> Params:
             grads = combine(weights, rows) | linear.heads
-            if len(grads) < len(params):
-                pulled = linear.pullback(weights)
-                grads = {name: grads.get(name, pulled[name]) for name in params}
+            left = tuple(name for name in params if name not in grads)  # no row of theirs was kept, or they are heads of the weighted loss
+            grads |= linear.pullback(weights, left) if left else {}
             return {name: grads[name] for name in params}
 
         return TaskGradients(linear.losses, geometry, combined, linear.aux), state

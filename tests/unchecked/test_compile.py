@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
@@ -116,3 +117,17 @@ def test_random_numbers_are_the_same_compiled():
 def test_cvx_says_that_it_cannot_be_compiled():
     with pytest.raises(Exception, match=r"cvx cannot run inside torch\.compile"):
         torch.compile(lambda gramian: mf.solvers.cvx()(mf.solvers.min_norm(gramian)).weights, **TRACED)(GRAMIAN)
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise"])
+def test_gramian_of_a_normalised_network_and_its_hypergradient(engine):
+    """Batched backwards of a fused layer norm are wrong when they are differentiated again."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    params, x = mf.parameters(net), torch.linspace(-1, 2, 20, dtype=torch.float64).reshape(5, 4)
+
+    def squared(scale):
+        return mf.task_gramian(lambda p, b: functional_call(net, p, b * scale).square().mean(0), params, x, engine=engine)[1].square().sum()
+
+    at = torch.tensor(1.3, dtype=torch.float64)
+    close(torch.compile(squared, **TRACED)(at), squared(at))
+    close(torch.compile(grad(squared), **TRACED)(at), (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5, rtol=1e-6)

@@ -1,0 +1,128 @@
+"""Backward passes from the losses to chosen places in the graph of one forward: leaves, and outputs of tapped calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import vmap
+
+from .layerwise import Plan, read_graph, task_block
+from .tree import dot
+from .types import Params, Rows
+
+
+class Measured(NamedTuple):
+    """What some backward passes brought back."""
+
+    deltas: list[Tensor]  # for every use of the plan, [row, *shape of its call's output]
+    rows: Rows  # the leaves differentiated row by row
+    own: Params  # leaves that one loss alone depends on: the gradient of that loss
+
+
+class Target(NamedTuple):
+    edge: GradientEdge
+    like: Callable[[], Tensor]  # zeros, for what no loss depends on
+
+
+class Backward:
+    """The graph of one forward, open for backward passes; recorded only where something outside differentiates.
+
+    It holds places in the graph, not tensors of the transform's level, so that it may be used after the level is closed.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self.params, self.record = params, True
+        self.root: GradientEdge | None = None
+        self.targets: dict[str, Target] = {}
+
+    def open(self, level: Params, losses: Tensor, record: bool) -> None:
+        self.record = record
+        self.root = get_gradient_edge(losses) if losses.requires_grad else None
+        self.targets = {name: Target(get_gradient_edge(leaf), lambda name=name: torch.zeros_like(self.params[name])) for name, leaf in level.items()}
+
+    def __call__(self, root: GradientEdge | None, cotangent: Tensor, targets: Sequence[Target]) -> list[Tensor]:
+        if root is None:
+            return [target.like() for target in targets]
+        places: dict[tuple[object, int], GradientEdge] = {(target.edge.node, target.edge.output_nr): target.edge for target in targets}
+        grads = torch.autograd.grad([root], list(places.values()), [cotangent], retain_graph=True, create_graph=self.record, allow_unused=True)
+        found = dict(zip(places, grads, strict=True))
+        answers = [found[target.edge.node, target.edge.output_nr] for target in targets]
+        return [target.like() if answer is None else answer for answer, target in zip(answers, targets, strict=True)]
+
+    def leaves(self, names: tuple[str, ...], cotangent: Tensor) -> Params:
+        return dict(zip(names, self(self.root, cotangent, [self.targets[name] for name in names]), strict=True)) if names else {}
+
+
+class Passes:
+    """One backward pass a row: batched, in chunks, in a loop, or from separate losses.
+
+    Args:
+        matrix: cotangents of the losses [row, task].
+        ways: the places of T separate losses, each to be differentiated by itself; None to pull back the vector.
+        chunk_size: rows in one batched pass; None is all, 1 a plain loop.
+    """
+
+    def __init__(self, backward: Backward, losses: Tensor, matrix: Tensor, ways: tuple[GradientEdge | None, ...] | None, chunk_size: int | None) -> None:
+        self.backward, self.losses, self.matrix, self.ways, self.chunk_size = backward, losses, matrix, ways, chunk_size
+
+    def private(self, names: tuple[str, ...]) -> dict[str, int]:
+        """Those leaves that one separate loss alone depends on, and which: their gradient can come with that loss's row."""
+        if self.ways is None or not names:
+            return {}
+        graph = read_graph([None if way is None else way.node for way in self.ways])
+        reached = {name: graph.serves(self.backward.targets[name].edge) for name in names}
+        return {name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1}
+
+    def __call__(self, plan: Plan, names: tuple[str, ...], private: dict[str, int] | None = None, rows: slice = slice(None)) -> Measured:
+        """Deltas of the plan's uses, rows of the leaves `names`, and the private leaves' own gradients."""
+        uses = plan.uses
+        targets = [Target(use.edge, lambda use=use: self.losses.new_zeros(use.shape, dtype=use.dtype)) for use in uses]
+        targets += [self.backward.targets[name] for name in names]
+        own: Params = {}
+        if self.ways is not None or self.chunk_size == 1:
+            found = []
+            for task in range(len(self.matrix))[rows]:
+                mine = [name for name, owner in (private or {}).items() if owner == task]
+                root, cotangent = (self.backward.root, self.matrix[task]) if self.ways is None else (self.ways[task], self.losses.new_ones(()))
+                answers = self.backward(root, cotangent, [*targets, *(self.backward.targets[name] for name in mine)])
+                found.append(answers[: len(targets)])
+                own |= dict(zip(mine, answers[len(targets) :], strict=True))
+            stacked = [torch.stack(answers) for answers in zip(*found, strict=True)]
+        elif targets:
+            stacked = list(vmap(lambda v: tuple(self.backward(self.backward.root, v, targets)), chunk_size=self.chunk_size)(self.matrix[rows]))
+        else:
+            stacked = []
+        return Measured(stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), own)
+
+    def gramian(self, plan: Plan, left: Measured, right: Measured, measured: tuple[str, ...], dtype: torch.dtype | None) -> Tensor:
+        """Inner products over the measured leaves, of one set of rows with another."""
+        wide = dtype or torch.promote_types(next(iter(self.backward.params.values())).dtype, torch.float32)
+        parts, at = [], 0
+        with nullcontext() if self.backward.record else torch.no_grad():
+            names = [name for name in measured if name in left.rows]
+            if names:
+                parts.append(dot(left.rows, right.rows, names, dtype))
+            for group, form in plan.tapped:
+                mine = slice(at, at + len(group.uses))
+                parts.append(task_block(group, form, left.deltas[mine], None if right is left else right.deltas[mine], wide))
+                at = mine.stop
+            total = torch.stack(parts).sum(0)
+            return 0.5 * (total + total.mT) if right is left else total
+
+    def gramian_in_chunks(self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None) -> Tensor:
+        """The Gramian block by block: two chunks of rows are held at any time, for about T/2·size times as many passes."""
+        count = len(self.matrix)
+        starts = range(0, count, size)
+        blocks: dict[tuple[int, int], Tensor] = {}
+        for i in starts:
+            left = self(plan, plan.rows, rows=slice(i, i + size))
+            blocks[i, i] = self.gramian(plan, left, left, measured, dtype)
+            for j in starts[i // size + 1 :]:
+                blocks[i, j] = self.gramian(plan, left, self(plan, plan.rows, rows=slice(j, j + size)), measured, dtype)
+                blocks[j, i] = blocks[i, j].mT
+        return torch.cat([torch.cat([blocks[i, j] for j in starts], 1) for i in starts])

@@ -1,0 +1,20 @@
+"""Gramians layer by layer: what a forward pass shows of its layers, and the cheapest form of each one's part of G."""
+
+from .forms import Choices as Choices
+from .forms import Form as Form
+from .forms import Group as Group
+from .forms import Layout as Layout
+from .forms import costs as costs
+from .forms import layouts as layouts
+from .forms import sample_block as sample_block
+from .forms import task_block as task_block
+from .graph import read_graph as read_graph
+from .graph import separate as separate
+from .plan import Engine as Engine
+from .plan import Plan as Plan
+from .plan import cheapest as cheapest
+from .plan import decide as decide
+from .plan import groups_of as groups_of
+from .plan import worth_watching as worth_watching
+from .taps import Tapped as Tapped
+from .taps import Use as Use

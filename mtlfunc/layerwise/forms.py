@@ -1,0 +1,213 @@
+"""Forms of one layer's Gramian from its inputs and deltas, and what each costs.
+
+With x [position, a] and Δ_t [position, o] the layer's row is Δ_tᵀx, and its part of the Gramian is one of
+
+    kernel    G_ts = Σ_pq (x_p·x_q)(Δ_tp·Δ_sq)     no row is formed: N² of the N positions
+    gemm      G_ts = ⟨Δ_tᵀx, Δ_sᵀx⟩                the rows of one layer at a time, by one product
+    rows      the same from rows that autograd made
+
+Per-sample rows are the same sums over the positions of one sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .taps import Use
+
+Form = Literal["kernel", "gemm", "rows"]
+
+
+class Cost(NamedTuple):
+    flops: float
+    bytes: float
+
+
+class Group(NamedTuple):
+    """All uses of one leaf, or of one part of a leaf that was split; `alike` if they are one sum over the positions of all of them."""
+
+    name: str
+    uses: tuple[Use, ...]
+    numel: int
+
+    @property
+    def alike(self) -> bool:
+        first = self.uses[0]
+        return first.kind != "local" and all(use.layout == first.layout and use.sizes[1:] == first.sizes[1:] for use in self.uses)
+
+    @property
+    def op(self) -> str:
+        return "+".join(dict.fromkeys(use.op for use in self.uses)) + (f" ×{len(self.uses)}" if len(self.uses) > 1 else "")
+
+
+def positions(use: Use) -> int:
+    return math.prod(use.shape[axis] for axis in use.axes) * use.sizes[0]
+
+
+def costs(group: Group, rows: int, itemsize: int, samples: int | None = None) -> dict[Form, Cost]:
+    """Floating-point operations and peak extra bytes of every form that this group has, for `rows` rows.
+
+    Per sample, `rows` counts entries (samples × tasks), and every row sums over the positions of its own sample alone.
+    """
+    width = group.numel
+    dot = 2.0 * rows * rows * width
+    held = float(rows * width * itemsize)
+    total = sum(positions(use) for use in group.uses)
+    if samples is None:
+        form_rows = sum(2.0 * rows * positions(use) * (width if use.kind == "outer" else use.sizes[3]) for use in group.uses)
+    else:
+        form_rows = sum(2.0 * rows / samples * positions(use) * (width if use.kind == "outer" else use.sizes[3]) for use in group.uses)
+    found: dict[Form, Cost] = {"gemm": Cost(form_rows + dot, held)}
+    if samples is None:
+        # Differentiated with the other leaves: the same products, and the rows of all leaves are held at once.
+        found["rows"] = Cost(form_rows + dot, held)
+    if group.alike:
+        _, groups, a, o = group.uses[0].sizes
+        reading = 2.0 * a if group.uses[0].kind == "outer" else 1.0
+        if samples is None:
+            found["kernel"] = Cost(
+                groups * total * total * (reading + 2.0 * rows * o) + 2.0 * rows * rows * groups * total * o, groups * total * total * itemsize
+            )
+        else:
+            tasks = rows // samples
+            pairs = float(total) * total * tasks * tasks
+            found["kernel"] = Cost(groups * (total * total * reading + pairs * (2.0 * o + 2.0)), groups * (pairs + total * total) * itemsize)
+    return found
+
+
+class Layout(NamedTuple):
+    """Where the samples are in one call's output: in its axis `axis`, as the slow (`major`) or the fast index of it."""
+
+    axis: int
+    major: bool
+
+
+def layouts(use: Use, samples: int) -> list[Layout]:
+    """Candidates, the likeliest first."""
+    found = []
+    for axis in use.axes:
+        size = use.shape[axis]
+        if size == samples:
+            found.insert(sum(use.shape[x.axis] == samples for x in found), Layout(axis, True))
+        elif size % samples == 0:
+            found += [Layout(axis, True), Layout(axis, False)]
+    return found
+
+
+Choices = tuple[tuple[Layout, Tensor], ...]
+"""Candidates, each with whether it is the one; more than one where values may not be looked at."""
+
+
+def by_sample(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
+    """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]."""
+    found = _by_layout(x, use, choices[0][0], samples, lead)
+    for layout, right in choices[1:]:
+        found = torch.where(right, _by_layout(x, use, layout, samples, lead), found)
+    return found
+
+
+def _by_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
+    axis = lead + use.axes.index(layout.axis)
+    split = (samples, -1) if layout.major else (-1, samples)
+    x = x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, lead)
+    return x.flatten(lead + 1, -3)
+
+
+def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence[Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """This group's part of the Gramian between two sets of tasks.
+
+    Args:
+        left, right: for every use the deltas [row, *shape]; None for `right` means the same rows.
+    """
+
+    def varied(deltas: Sequence[Tensor]) -> list[Tensor]:  # [row, group, position, o]
+        return [use.varied(delta).flatten(1, -3).transpose(1, 2).to(dtype) for use, delta in zip(group.uses, deltas, strict=True)]
+
+    def rows(deltas: Sequence[Tensor]) -> Tensor:
+        parts = varied(deltas)
+        if group.alike:
+            return _outer(group, torch.cat(parts, 2), x).flatten(1)
+        folded = []
+        for use, part in zip(group.uses, parts, strict=True):
+            summed = part.sum(2)[..., None] if use.fixed is None else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
+            folded.append(use.fold(summed))
+        return torch.stack(folded).sum(0).flatten(1)
+
+    x = torch.cat([_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0) if group.alike else torch.empty(0)
+    if form == "gemm":
+        a = rows(left)
+        return a @ (a if right is None else rows(right)).mT
+    kernel = _kernel(group, x, dtype)
+    a = torch.cat(varied(left), 2)
+    b = a if right is None else torch.cat(varied(right), 2)
+    return a.flatten(1) @ (kernel @ b).flatten(1).mT
+
+
+def sample_block(group: Group, form: Form, where: Sequence[Choices], deltas: Sequence[Tensor], samples: int, dtype: torch.dtype) -> Tensor:
+    """This group's part of the Gramian [sample·task, sample·task]; deltas [task, *shape] for every use."""
+
+    def varied(use: Use, choices: Choices, delta: Tensor) -> Tensor:  # [task, sample, position, group, o]
+        return by_sample(use.varied(delta), use, choices, samples, 1).to(dtype)
+
+    def fixed(use: Use, choices: Choices) -> Tensor:  # [sample, position, group, a], lookup: [sample, position]
+        assert use.fixed is not None
+        x = use.fixed()
+        return (
+            by_sample(x[..., None, None, None], use, choices, samples, 0)[..., 0, 0]
+            if use.kind == "lookup"
+            else by_sample(x, use, choices, samples, 0).to(dtype)
+        )
+
+    parts = [varied(use, layout, delta) for use, layout, delta in zip(group.uses, where, deltas, strict=True)]
+    tasks = len(parts[0])
+    if form == "kernel":
+        x = torch.cat([fixed(use, layout) for use, layout in zip(group.uses, where, strict=True)], 1)
+        q = torch.cat(parts, 2)
+        count = q.shape[2]
+        flat = x.flatten(0, 1)
+        kernel = _kernel(group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype)  # [group, (sample position)²]
+        y = q.movedim(3, 0).flatten(1, 3)  # [group, (task sample position), o]
+        pairs = (y @ y.mT).unflatten(2, (tasks, samples * count)).unflatten(1, (tasks, samples * count))
+        weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
+        small = weighed.unflatten(3, (samples, count)).unflatten(1, (samples, count)).sum((2, 5))  # [task, sample, task, sample]
+        return small.permute(1, 0, 3, 2).reshape(samples * tasks, samples * tasks)
+    folded = []
+    for use, layout, part in zip(group.uses, where, parts, strict=True):
+        if use.fixed is None:
+            summed = part.sum(2)[..., None]
+        elif use.kind == "lookup":
+            index = fixed(use, layout)[:, :, None].expand(-1, -1, use.sizes[3])
+            empty = part.new_zeros(samples, use.sizes[2], use.sizes[3])
+            summed = torch.stack([empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(tasks)]).mT[:, :, None]
+        else:
+            summed = torch.einsum("tspgo,spga->tsgoa", part, fixed(use, layout))
+        folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
+    rows = torch.stack(folded).sum(0).flatten(1)
+    return rows @ rows.mT
+
+
+def _fixed(use: Use, dtype: torch.dtype) -> Tensor:
+    """[group, position, a]; lookup: indices [position]."""
+    assert use.fixed is not None
+    x = use.fixed()
+    return x.flatten() if use.kind == "lookup" else x.flatten(0, -3).transpose(0, 1).to(dtype)
+
+
+def _kernel(group: Group, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inner products of the inputs at all pairs of positions [group, position, position]."""
+    if group.uses[0].kind == "lookup":
+        return (x[:, None] == x).to(dtype)[None]
+    return x @ x.mT
+
+
+def _outer(group: Group, varied: Tensor, x: Tensor) -> Tensor:
+    """Rows [row, group, o, a] from [row, group, position, o] and x."""
+    use = group.uses[0]
+    if use.kind == "lookup":
+        return varied.new_zeros(len(varied), use.sizes[2], use.sizes[3]).index_add(1, x, varied[:, 0]).mT[:, None]
+    return torch.einsum("rgpo,gpa->rgoa", varied, x)

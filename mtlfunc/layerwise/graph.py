@@ -1,0 +1,98 @@
+"""What the autograd graph says of a forward pass: who uses a leaf, which losses a call serves, which calls no batched backward knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+Node = Any  # torch.autograd.graph.Node
+
+_UNBATCHED = ("ScaledDotProduct", "EmbeddingBag", "MkldnnRnn", "CudnnRnn", "MiopenRnn", "Thnn")
+"""Operations whose backward torch runs in a loop under `vmap`, with a warning: one pass a row is as fast, and quiet."""
+
+
+_STALE = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
+"""Operations whose batched backward takes their statistics for constants when it is differentiated again; single passes are right (torch 2.13)."""
+
+
+class Graph(NamedTuple):
+    parents: dict[Node, set[Node]]  # who consumes a node's output; empty for the roots
+    reach: dict[Node, int]  # the roots behind it, one bit each
+    batched: bool  # whether every operation has a batched backward
+    twice: bool  # whether a batched backward may be differentiated
+
+    def serves(self, edge: GradientEdge) -> int:
+        return self.reach.get(edge.node, 0)
+
+
+def read_graph(roots: Iterable[Node | None]) -> Graph:
+    """Walk from the losses' nodes to the leaves."""
+    tops = [node for node in roots if node is not None]
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack: list[tuple[Node, bool]] = [(node, False) for node in tops]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in seen)
+    parents: dict[Node, set[Node]] = {node: set() for node in order}
+    reach = dict.fromkeys(order, 0)
+    for bit, node in enumerate(roots):
+        if node is not None:
+            reach[node] |= 1 << bit
+    batched = twice = True
+    for node in reversed(order):  # consumers first
+        batched = batched and not node.name().startswith(_UNBATCHED)
+        twice = twice and not node.name().startswith(_STALE)
+        for child, _ in node.next_functions:
+            if child is not None:
+                parents[child].add(node)
+                reach[child] |= reach[node]
+    return Graph(parents, reach, batched, twice)
+
+
+def separate(losses: Tensor, scalars: tuple[Tensor, ...] | None) -> tuple[GradientEdge | None, ...] | None:
+    """The places of T separate losses in the graph, also where they were stacked to a vector; None for a vector computed as a whole."""
+    if scalars is not None:
+        return tuple(get_gradient_edge(x) if x.requires_grad else None for x in scalars)
+    node = losses.grad_fn
+    if node is None or node.name() != "StackBackward0":
+        return None
+    return tuple(None if child is None else GradientEdge(child, index) for child, index in node.next_functions)
+
+
+def region(edge: GradientEdge, leaf: Node, inputs: frozenset[Node]) -> set[Node]:
+    """The nodes of one call on the ways from its output to a leaf, not through its other inputs."""
+    found: set[Node] = set()
+    paths: list[tuple[Node, tuple[Node, ...]]] = [(edge.node, (edge.node,))]
+    while paths:
+        node, path = paths.pop()
+        for child, _ in node.next_functions:
+            if child is leaf:
+                found.update(path)
+            elif child is not None and child not in inputs and len(path) < _DEPTH:
+                paths.append((child, (*path, child)))
+    return found
+
+
+_DEPTH = 16
+"""Nodes between a call's output and a leaf it reads: reshapes, a transpose, a cast, a split. Farther is another call."""
+
+
+def only_through(leaf: Node, graph: Graph, regions: Iterable[tuple[Node, set[Node]]]) -> bool:
+    """Whether all derivatives that reach a leaf pass through the given calls' outputs: pairs (the output's node, its region)."""
+    pairs = list(regions)
+    inside = set().union(*(nodes for _, nodes in pairs))
+    outputs = {node for node, _ in pairs}
+    return (
+        all(bool(nodes) for _, nodes in pairs)
+        and (graph.parents.get(leaf, set()) <= inside)
+        and all(graph.parents.get(node, set()) <= inside for node in inside - outputs)
+    )

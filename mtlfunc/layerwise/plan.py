@@ -1,0 +1,173 @@
+"""Which form every layer's Gramian takes: the cost model.
+
+Costs are floating-point operations, weighted by how fast a device runs them (`SLOW`). Leaves that no tap serves, and leaves for which rows are cheapest,
+are differentiated row by row in the same backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ..types import Params
+from .forms import Cost, Form, Group, costs, positions
+from .graph import Graph, only_through, read_graph, region, separate
+from .taps import Tapped, Use
+
+Engine = Literal["auto", "layerwise", "rows"]
+
+FEW_PARAMETERS = 20_000
+"""Below so many shared parameters "auto" is "rows": watching the forward pass would cost more than it saves."""
+
+SLOW: dict[tuple[str, str, str], float] = {
+    ("cpu", "conv", "gemm"): 2.5,  # every window is copied out before the product
+    ("cuda", "conv", "rows"): 3.0,  # a batched backward becomes a grouped convolution
+}
+"""(device, operation, form): how many times slower a floating-point operation is there than in a large matrix product."""
+
+LOOP_PENALTY = {"cpu": 1.25, "cuda": 8.0}
+"""A loop of single backward passes against one batched pass through the same linear layers; convolutions on a CPU are faster in a loop."""
+LOOPED_CONVOLUTION = 0.55
+
+
+def worth_watching(params: Params, names: Sequence[str]) -> bool:
+    return sum(params[name].numel() for name in names) >= FEW_PARAMETERS
+
+
+class Plan(NamedTuple):
+    tapped: tuple[tuple[Group, Form], ...]
+    rows: tuple[str, ...]  # leaves differentiated row by row
+
+    @property
+    def uses(self) -> list[Use]:
+        return [use for group, _ in self.tapped for use in group.uses]
+
+
+def groups_of(taps: Tapped, params: Params, names: Sequence[str], graph: Graph) -> dict[str, list[Group]]:
+    """The leaves among `names` that are seen through taps alone, each with its parts; the others have to be differentiated row by row."""
+    found: dict[str, list[Group]] = {}
+    for name in names:
+        uses = [use for use in taps.uses if use.part.leaf == name]
+        spans = sorted({use.part.span or (0, len(params[name]) if params[name].ndim else 1) for use in uses})
+        apart = all(before[1] <= after[0] for before, after in pairwise(spans))
+        if not uses or not apart or not all(use.intact for use in uses):
+            continue
+        leaf = get_gradient_edge(params[name]).node
+        if not only_through(leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]):
+            continue
+        parts: dict[tuple[int, int] | None, list[Use]] = {}
+        for use in uses:
+            parts.setdefault(use.part.span, []).append(use)
+        found[name] = [
+            Group(
+                name if span is None else f"{name}[{span[0]}:{span[1]}]",
+                tuple(part),
+                params[name].numel() if span is None else params[name][0].numel() * (span[1] - span[0]),
+            )
+            for span, part in parts.items()
+        ]
+    return found
+
+
+def weighted(cost: Cost, group: Group, form: Form, device: str) -> float:
+    operation = "conv" if "conv" in group.op else "product"
+    return cost.flops * SLOW.get((device, operation, form), 1.0)
+
+
+def cheapest(group: Group, rows: int, itemsize: int, device: str, samples: int | None, allowed: Sequence[Form]) -> Form:
+    found: dict[Form, Cost] = {form: cost for form, cost in costs(group, rows, itemsize, samples).items() if form in allowed}
+    return min(found, key=lambda form: (weighted(found[form], group, form, device), found[form].bytes))
+
+
+def task_plan(groups: dict[str, list[Group]], params: Params, names: Sequence[str], rows: int, engine: Engine, device: str, *, keep: bool) -> Plan:
+    """Forms of the leaves in `names` for `rows` tasks.
+
+    Args:
+        keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more backward pass, for the combination.
+    """
+    itemsize = max(4, next(iter(params.values())).element_size())
+    tapped: list[tuple[Group, Form]] = []
+    left: list[str] = []
+    saved, combining = 0.0, 0.0
+    for name in names:
+        outer = [group for group in groups.get(name, ()) if all(use.kind != "local" for use in group.uses)]
+        if not outer or len(outer) < len(groups[name]):  # a bias, a norm: its rows cost no more than its deltas
+            left.append(name)
+            continue
+        allowed: list[Form] = ["kernel", "gemm"] if engine == "layerwise" or len(outer) > 1 else ["kernel", "gemm", "rows"]
+        forms: list[Form] = [cheapest(group, rows, itemsize, device, None, allowed) for group in outer]
+        if forms == ["rows"]:
+            left.append(name)
+            continue
+        for group, form in zip(outer, forms, strict=True):
+            tapped.append((group, form))
+            found = costs(group, rows, itemsize)
+            saved += weighted(found["rows"], group, "rows", device) - weighted(found[form], group, form, device) + 2.0 * rows * group.numel
+    if keep and engine == "auto":
+        combining = sum(4.0 * positions(use) * group.numel for parts in groups.values() for group in parts for use in group.uses if use.kind == "outer")
+        if saved <= combining:
+            return Plan((), tuple(names))
+    if engine == "auto" and saved <= 0:
+        return Plan((), tuple(names))
+    return Plan(tuple(tapped), tuple(left))
+
+
+class Decision(NamedTuple):
+    """How one Gramian is made."""
+
+    plan: Plan
+    ways: tuple[GradientEdge | None, ...] | None  # the separate losses, where each is differentiated by itself
+    one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
+    groups: dict[str, list[Group]]  # every leaf that taps serve
+
+
+def decide(
+    taps: Tapped,
+    params: Params,
+    losses: Tensor,
+    scalars: tuple[Tensor, ...] | None,
+    names: Sequence[str],
+    rows: int,
+    engine: Engine,
+    *,
+    keep: bool,
+    mixed: bool,
+) -> Decision:
+    """Read the graph of a watched forward pass and choose.
+
+    Args:
+        params: the leaves of that pass.
+        scalars: the losses, where they came as separate scalars: these are always differentiated one by one, unless `mixed`.
+        keep: the rows are needed afterwards, to be combined.
+    """
+    ways = separate(losses, scalars)
+    graph = read_graph([None if way is None else way.node for way in ways] if ways else [losses.grad_fn])
+    groups = groups_of(taps, params, names, graph)
+    device = losses.device.type
+    plan = task_plan(groups, params, names, rows, engine, device, keep=keep)
+    apart, one_at_a_time = looped(taps, graph, params, len(losses), ways is not None, device)
+    return Decision(plan, ways if not mixed and (apart or scalars is not None) else None, one_at_a_time, groups)
+
+
+def looped(taps: Tapped, graph: Graph, params: Params, count: int, separable: bool, device: str) -> tuple[bool, bool]:
+    """Whether T losses should be differentiated each by itself from where they were stacked, and else whether one at a time."""
+    alone = common = conv = 0.0
+    for use in taps.uses:
+        if use.kind != "outer":
+            continue
+        flops = float(positions(use) * params[use.part.leaf].numel())
+        if separable and graph.serves(use.edge).bit_count() == 1:
+            alone += flops
+        elif "conv" in use.op:
+            conv += flops
+        else:
+            common += flops
+    penalty = LOOP_PENALTY.get(device, LOOP_PENALTY["cuda"])
+    convolution = LOOPED_CONVOLUTION if device == "cpu" else penalty
+    loop, batched = count * (penalty * common + convolution * conv), count * (common + conv)
+    apart = separable and alone > 0 and loop + alone < batched + count * alone
+    return apart, not graph.batched or (device == "cpu" and loop < batched)

@@ -1,0 +1,132 @@
+"""The Gramian of per-sample gradients, from one backward pass a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from .backward import Backward, Target
+from .checks import depth, differentiated, poison
+from .gradients import explained_vjp
+from .layerwise import Choices, Layout, Tapped, Use, cheapest, groups_of, layouts, read_graph, sample_block
+from .norms import PlainNorms
+from .tree import dot
+from .types import Params
+
+ROWS_AT_ONCE = 64
+"""Rows in one batched pass where a leaf has to be differentiated sample by sample."""
+
+
+def sample_by_layers(
+    losses_fn: Callable[[Params], Tensor], params: Params, names: tuple[str, ...], *, look: bool, gramian_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Losses [sample] or [sample, task] and the Gramian over all of them, entry by entry.
+
+    Where entry i depends on sample i alone, the pullback of the sum of all samples' losses holds every sample's own deltas. A second pass, with every
+    sample weighted differently, shows whether that is so, and which axis of a call's output is the sample.
+
+    Raises: ValueError where it is not so, if `look` says that values may be looked at; elsewhere the Gramian is NaN.
+    """
+    backward = Backward(params)
+
+    def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
+        taps = Tapped(level)
+        with taps, PlainNorms() if depth() > 1 else nullcontext():
+            losses = losses_fn(level)
+        samples, tasks = losses.shape[0], losses[0].numel()
+        backward.open(level, losses, record=differentiated(losses, own_levels=1))
+        graph = read_graph([losses.grad_fn])
+        groups = groups_of(taps, level, names, graph)
+        tapped = {name: parts for name, parts in groups.items() if all(layouts(use, samples) for part in parts for use in part.uses)}
+        left = [name for name in names if name not in tapped]
+        uses = [use for parts in tapped.values() for part in parts for use in part.uses]
+        targets = [Target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype)) for use in uses]
+        eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)
+
+        def pull(cotangent: Tensor, targets: list[Target]) -> tuple[Tensor, ...]:
+            return tuple(backward(backward.root, cotangent, targets))
+
+        wide = gramian_dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
+        parts, sound = [], []
+        if uses:
+            by_task = eye[:, None].expand(tasks, samples, tasks).reshape(tasks, *losses.shape)
+            shares = _shares(samples, uses, losses)
+            weighted = (shares[:, None] * by_task.reshape(tasks, samples, tasks)).reshape(by_task.shape)
+            if graph.batched and tasks > 1:
+                deltas, probe = (list(vmap(lambda v: pull(v, targets))(cotangents)) for cotangents in (by_task, weighted))
+            else:
+                deltas, probe = (
+                    [torch.stack(found) for found in zip(*(pull(cotangent, targets) for cotangent in cotangents), strict=True)]
+                    for cotangents in (by_task, weighted)
+                )
+            with nullcontext() if backward.record else torch.no_grad():
+                where, sound = _sample_axes(uses, deltas, probe, shares, look)
+                at = 0
+                for group in (part for parts in tapped.values() for part in parts):
+                    mine = slice(at, at + len(group.uses))
+                    form = cheapest(group, samples * tasks, wide.itemsize, losses.device.type, samples, ("kernel", "gemm"))
+                    parts.append(sample_block(group, form, where[mine], deltas[mine], samples, wide))
+                    at = mine.stop
+        if left:
+            leaves = [backward.targets[name] for name in left]
+            every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device).reshape(-1, *losses.shape)
+            if graph.batched and (graph.twice or not backward.record):
+                found = vmap(lambda v: pull(v, leaves), chunk_size=ROWS_AT_ONCE)(every)
+            else:
+                found = tuple(torch.stack(rows) for rows in zip(*(pull(cotangent, leaves) for cotangent in every), strict=True))
+            rows = dict(zip(left, found, strict=True))
+            parts.append(dot(rows, rows, left, gramian_dtype))
+        gramian = torch.stack(parts).sum(0)
+        gramian = 0.5 * (gramian + gramian.mT)
+        return losses.sum(), (losses, torch.where(torch.stack(sound).all(), gramian, float("nan")) if sound else gramian)
+
+    _, _, (losses, gramian) = explained_vjp(forward_and_backward, params)
+    return losses, poison(gramian, losses)
+
+
+def _shares(samples: int, uses: list[Use], losses: Tensor) -> Tensor:
+    """Powers of two: what does not mix is multiplied by them without rounding, so that the deltas may be compared at rounding level."""
+    most = 5 if any(use.dtype == torch.float16 for use in uses) else 30
+    exponents = (37 * torch.arange(samples, device=losses.device)) % (2 * most + 1) - most
+    return torch.ldexp(losses.new_ones(samples), exponents)
+
+
+def _sample_axes(uses: list[Use], deltas: list[Tensor], probe: list[Tensor], shares: Tensor, look: bool) -> tuple[list[Choices], list[Tensor]]:
+    """For every use the layouts that its samples may have, each with whether it is so, and whether one of them is.
+
+    `deltas` came with every sample's cotangent 1, `probe` with its share: if nothing mixes, the second is the first times the shares. Where values may be
+    looked at, one layout is left.
+    """
+    samples = len(shares)
+    where, sound = [], []
+    for use, delta, weighted in zip(uses, deltas, probe, strict=True):
+        slack = min(1e3 * torch.finfo(use.dtype).eps, 0.1) * delta.abs().amax()
+        choices: list[tuple[Layout, Tensor]] = []
+        for layout in layouts(use, samples):
+            axis = 1 + layout.axis
+            split = (samples, -1) if layout.major else (-1, samples)
+            at = axis if layout.major else axis + 1
+
+            def apart(x: Tensor, axis: int = axis, split: tuple[int, int] = split, at: int = at) -> Tensor:
+                return x.unflatten(axis, split).movedim(at, -1)  # the sample last
+
+            same = (apart(weighted) / shares.to(use.dtype) - apart(delta)).abs().amax() <= slack
+            choices.append((layout, (same | ~delta.isfinite().all()).detach()))  # NaN is reported by the Gramian itself
+            if look and bool(choices[-1][1]):
+                choices = choices[-1:]
+                break
+        found = torch.stack([verdict for _, verdict in choices]).any()
+        if look and not bool(found):
+            raise ValueError(
+                f"losses_fn: entry i of the losses has to depend on sample i alone, but the samples mix at {use.part.leaf} ({use.op}): train-mode batch "
+                'norm, a loss that compares samples, or losses that are not in the order of the samples. Call module.eval(), or use engine="rows", '
+                "which differentiates every entry whatever it depends on"
+            )
+        where.append(tuple(choices))
+        sound.append(found)
+    return where, sound

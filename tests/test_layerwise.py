@@ -1,0 +1,525 @@
+"""The layerwise engine against rows that autograd made, on every architecture, under every transform; and what it refuses."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+import mtlfunc as mf
+from mtlfunc import backward, gradients, layerwise
+from tests.architectures import NAMES, SAMPLES, TASKS, Architecture, build
+
+
+@pytest.fixture(autouse=True)
+def _attention_that_batches():
+    with sdpa_kernel(SDPBackend.MATH):  # the others warn that their backward is looped over the rows
+        yield
+
+
+def agree(got, expected, relative):
+    """Entry by entry, in units of the two gradients' lengths."""
+    length = expected.diagonal().clamp_min(0).sqrt()
+    scale = (length[:, None] * length).clamp_min(1e-3 * float(length.amax()) ** 2)
+    assert float(((got - expected).abs() / scale).amax()) <= relative
+
+
+def by_rows(rows):
+    """The Gramian of stacked rows, in float64."""
+    matrix = torch.cat([row.flatten(1) for row in rows.values()], 1).double()
+    return matrix @ matrix.mT
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_task_gramian_equals_rows(name, chunk_size):
+    net = build(name)
+    losses, gramian = mf.task_gramian(net.tasks, net.params, net.batch, engine="layerwise", chunk_size=chunk_size)
+    expected, rows = mf.task_gradients(net.tasks, net.params, net.batch)
+    torch.testing.assert_close(losses, expected, rtol=1e-14, atol=0)
+    agree(gramian, by_rows(rows), 1e-12)
+    assert torch.equal(gramian, gramian.mT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sample_gramian_equals_rows(name):
+    net = build(name)
+    losses, gramian = mf.sample_gramian(net.samples, net.params, net.batch, engine="layerwise")
+    expected, rows = mf.sample_gradients(net.tasks, net.params, net.batch)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-13)
+    agree(gramian, by_rows({name: row.flatten(0, 1) for name, row in rows.items()}), 1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_precision(name):
+    net = build(name)
+    params = {key: leaf.float() for key, leaf in net.params.items()}
+    batch = tuple(x.float() if x.is_floating_point() else x for x in net.batch)
+    module = net.module.float()
+    single = Architecture(module, batch)
+    _, gramian = mf.task_gramian(single.tasks, params, batch, engine="layerwise")
+    _, by_sample = mf.sample_gramian(single.samples, params, batch, engine="layerwise")
+    _, wide = mf.task_gramian(single.tasks, params, batch, engine="layerwise", gramian_dtype=torch.float64)
+    net.module.double()
+    assert gramian.dtype == by_sample.dtype == torch.float32
+    assert wide.dtype == torch.float64
+    agree(gramian.double(), mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1], 1e-5)
+    agree(wide, mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1], 1e-5)
+    agree(by_sample.double(), mf.sample_gramian(net.samples, net.params, net.batch, engine="rows")[1], 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_taps_serve_all_leaves_but_those_listed(name):
+    net = build(name)
+    for samples in (False, True):
+        layers = mf.explain_gramian(net.samples if samples else net.tasks, net.params, net.batch, samples=samples).layers
+        assert tuple(layer.name for layer in layers if layer.op == "?") == net.untapped
+        assert {layer.name.split("[")[0] for layer in layers} == set(net.params)
+
+
+def test_no_row_is_formed(monkeypatch):
+    """The whole Gramian of an MLP's weights: nothing of a weight's size is ever made for it."""
+    net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 4)).double()
+    asked = []
+    original = backward.Backward.__call__
+
+    def watched(self, root, cotangent, targets):
+        answers = original(self, root, cotangent, targets)
+        asked.extend(tuple(answer.shape) for answer in answers)
+        return answers
+
+    monkeypatch.setattr(backward.Backward, "__call__", watched)
+    _, gramian = mf.task_gramian(lambda p, x: functional_call(net, p, x).square().mean(0), mf.parameters(net), torch.randn(6, 300, dtype=torch.float64))
+    assert gramian.shape == (4, 4)
+    assert asked
+    assert (200, 300) not in asked
+
+
+# Transforms.
+
+
+MLP = build("mlp")
+
+
+def _mlp_losses(params, batch, scale=1.0):
+    return functional_call(MLP.module, params, (batch[0] * scale,)).square()
+
+
+def _task_measure(scale, engine):
+    return mf.task_gramian(lambda p, b: _mlp_losses(p, b, scale).mean(0), MLP.params, MLP.batch, engine=engine)[1].square().sum()
+
+
+def _sample_measure(scale, engine):
+    return mf.sample_gramian(partial(_mlp_losses, scale=scale), MLP.params, MLP.batch, engine=engine)[1].square().sum()
+
+
+# The hyper-parameter enters through losses_fn alone.
+@pytest.mark.parametrize("measure", [_task_measure, _sample_measure])
+@pytest.mark.parametrize("way", ["grad", "jvp", "vmap(grad)", "grad(vmap)", "second order", "autograd"])
+def test_hypergradients_equal_those_through_rows(measure, way):
+    at = torch.tensor(1.3, dtype=torch.float64)
+
+    def derivative(engine):
+        f = partial(measure, engine=engine)
+        if way == "grad":
+            return grad(f)(at)
+        if way == "jvp":
+            return jvp(f, (at,), (torch.ones_like(at),))[1]
+        if way == "vmap(grad)":
+            return vmap(grad(f))(torch.stack([at, at / 2]))
+        if way == "grad(vmap)":
+            return grad(lambda s: vmap(lambda a: f(s * a))(torch.tensor([1.0, 2.0], dtype=torch.float64)).sum())(at)
+        if way == "second order":
+            return grad(grad(f))(at)
+        leaf = at.clone().requires_grad_()
+        return torch.autograd.grad(f(leaf), leaf)[0]
+
+    torch.testing.assert_close(derivative("layerwise"), derivative("rows"), rtol=1e-9, atol=0)
+    assert bool((derivative("layerwise") != 0).all())
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolutions", "transformer", "recurrent_cell", "tied_embedding"])
+def test_vmapped_over_parameters_equals_loop(name):
+    net = build(name)
+    params = {key: torch.stack([leaf, 1.5 * leaf, leaf.cos()]) for key, leaf in net.params.items()}
+    for measure in (
+        lambda p: mf.task_gramian(net.tasks, p, net.batch, engine="layerwise")[1],
+        lambda p: mf.sample_gramian(net.samples, p, net.batch, engine="layerwise")[1],
+    ):
+        together = vmap(measure)(params)
+        nested = vmap(vmap(measure))({key: leaf[None] for key, leaf in params.items()})[0]
+        for i in range(3):
+            alone = measure({key: leaf[i] for key, leaf in params.items()})
+            agree(together[i], alone, 1e-11)
+            agree(nested[i], alone, 1e-11)
+
+
+def test_vmap_inside_losses_fn_is_seen_as_no_tap():
+    net = build("mlp")
+
+    def losses(params, batch):
+        return vmap(lambda x: functional_call(net.module, params, (x,)))(batch[0])
+
+    layers = mf.explain_gramian(losses, net.params, net.batch, samples=True).layers
+    assert all(layer.op == "?" for layer in layers)
+    got, expected = (mf.sample_gramian(losses, net.params, net.batch, engine=engine)[1] for engine in ("layerwise", "rows"))
+    agree(got, expected, 1e-12)
+
+
+def test_autocast_accumulates_in_single_precision():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, TASKS))
+    params, x = mf.parameters(net), torch.randn(7, 8)
+
+    def losses(params, x, half=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = functional_call(net, params, x)
+        return out.float().square()
+
+    for measure, reduce in ((mf.task_gramian, lambda x: x.mean(0)), (mf.sample_gramian, lambda x: x)):
+        got = measure(lambda p, b, reduce=reduce: reduce(losses(p, b)), params, x, engine="layerwise")[1]
+        rows = measure(lambda p, b, reduce=reduce: reduce(losses(p, b)), params, x, engine="rows")[1]
+        exact = measure(lambda p, b, reduce=reduce: reduce(losses(p, b, half=False)), params, x, engine="rows")[1]
+        assert got.dtype == torch.float32
+        # Both see one forward in bfloat16; the products of the engine are not rounded to it once more.
+        assert float((got - exact).norm()) <= 1.05 * float((rows - exact).norm()) <= 0.05 * float(exact.norm())
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch"])
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+@pytest.mark.parametrize("measure", ["task", "sample"])
+@pytest.mark.parametrize("closure", [False, True])
+def test_hypergradients_through_norms_equal_differences(kind, engine, measure, closure):
+    """torch's batched backward of these norms is wrong when it is differentiated again."""
+    net, params, x = _batch_norm()
+    if kind == "layer":
+        net[1] = nn.LayerNorm(6).double()
+        params = mf.parameters(net)
+    if kind == "batch" and measure == "sample":
+        engine = "rows"  # the samples mix
+
+    def squared(scale):
+        def samples(p, b):
+            return functional_call(net, p, b * scale + scale**2 * b**2).square()
+
+        if measure == "sample":
+            return mf.sample_gramian(samples, params, x, engine=engine)[1].square().sum()
+        return mf.task_gramian(lambda p, b: samples(p, b).mean(0), params, x, engine=engine)[1].square().sum()
+
+    at = torch.tensor(1.3, dtype=torch.float64)
+    expected = (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5
+    if closure:
+        leaf = at.clone().requires_grad_()
+        (got,) = torch.autograd.grad(squared(leaf), leaf)
+    else:
+        got = grad(squared)(at)
+        torch.testing.assert_close(vmap(grad(squared))(at[None])[0], got, rtol=1e-9, atol=0)
+        torch.testing.assert_close(grad(lambda s: vmap(lambda a: squared(s * a))(torch.ones(2, dtype=s.dtype)).mean())(at), got, rtol=1e-9, atol=0)
+        if kind == "layer":
+            second = (grad(squared)(at + 1e-5) - grad(squared)(at - 1e-5)) / 2e-5
+            torch.testing.assert_close(grad(grad(squared))(at), second, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+# What runs in one forward with random numbers or batch statistics.
+
+
+def test_dropout_is_that_of_the_one_forward():
+    net = nn.Sequential(nn.Linear(4, 9), nn.Dropout(), nn.Linear(9, TASKS)).double()
+    x = torch.randn(SAMPLES, 4, dtype=torch.float64)
+
+    def losses(params, x):
+        torch.manual_seed(3)
+        return functional_call(net, params, x).square()
+
+    got, expected = (mf.sample_gramian(losses, mf.parameters(net), x, engine=engine)[1] for engine in ("layerwise", "rows"))
+    agree(got, expected, 1e-12)
+
+
+def _batch_norm():
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU(), nn.Linear(6, TASKS)).double()
+    return net, mf.parameters(net), torch.randn(SAMPLES, 4, dtype=torch.float64)
+
+
+def test_train_mode_batch_norm_by_task():
+    net, params, x = _batch_norm()
+    got, expected = (mf.task_gramian(lambda p, x: functional_call(net, p, x).square().mean(0), params, x, engine=engine)[1] for engine in ("layerwise", "rows"))
+    agree(got, expected, 1e-12)
+
+
+def _contrastive(params, x):
+    z = functional_call(MLP.module, params, x)
+    return F.cross_entropy(z @ z.mT, torch.arange(len(z)), reduction="none")
+
+
+def _swapped(params, x):
+    return functional_call(MLP.module, params, x).square().sum(1)[torch.tensor([1, 0, 2, 3, 4])]
+
+
+def test_losses_that_mix_samples_are_refused():
+    net, params, x = _batch_norm()
+    with pytest.raises(ValueError, match=r"samples mix at 0\.weight"):
+        mf.sample_gramian(lambda p, x: functional_call(net, p, x).square(), params, x)
+    mlp = build("mlp")
+    for losses in (_contrastive, _swapped):
+        with pytest.raises(ValueError, match="samples mix"):
+            mf.sample_gramian(losses, mlp.params, mlp.batch[0])
+        assert mf.sample_gramian(losses, mlp.params, mlp.batch[0], engine="rows")[1].isfinite().all()
+
+
+def test_losses_that_mix_samples_are_nan_where_nothing_may_be_looked_at():
+    net, params, x = _batch_norm()
+    together = vmap(lambda s: mf.sample_gramian(lambda p, x: functional_call(net, p, x * s).square(), params, x)[1])(torch.ones(2, dtype=torch.float64))
+    assert together.isnan().all()
+
+
+def test_deltas_at_rounding_level_are_no_sign_of_mixing():
+    """The loss is constant, all its deltas are noise."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8, elementwise_affine=False))
+    x = torch.randn(SAMPLES, 8)
+    _, gramian = mf.sample_gramian(lambda p, x: functional_call(net, p, x).square().mean(1), mf.parameters(net), x)
+    assert float(gramian.abs().amax()) < 1e-5
+
+
+def test_nan_in_a_sample_is_nan_in_its_rows_of_the_gramian():
+    net = build("mlp")
+    x = net.batch[0].clone()
+    x[2] = float("nan")
+    _, gramian = mf.sample_gramian(net.samples, net.params, (x,))
+    assert gramian.isnan().all()
+
+
+def test_checkpointing_is_refused_with_a_cure():
+    net = build("mlp")
+
+    def losses(params, batch):
+        forward = partial(functional_call, net.module, params)
+        return checkpoint(forward, batch[0], use_reentrant=False).mean(0)
+
+    with pytest.raises(RuntimeError, match="activation checkpointing"):
+        mf.task_gramian(losses, net.params, net.batch)
+
+
+def test_input_overwritten_after_the_call():
+    """What a layer read is gone: autograd refuses, and so does the engine, rather than use what is there now."""
+    weight = torch.randn(3, 4, dtype=torch.float64)
+
+    def losses(params, x):
+        x = x.clone()
+        out = F.linear(x, params["w"])
+        x.zero_()
+        return out.square().mean(0)
+
+    for engine in ("layerwise", "rows"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            mf.task_gramian(losses, {"w": weight}, torch.randn(SAMPLES, 4, dtype=torch.float64), engine=engine)
+
+
+def test_detached_copies_of_a_leaf_carry_no_gradient():
+    weight = torch.randn(3, 4, dtype=torch.float64)
+
+    def losses(params, x):
+        hidden = torch.tanh(F.linear(x, params["w"].detach()) + F.linear(x, params["w"]))
+        with torch.no_grad():
+            constant = F.linear(x, params["w"])
+        return (hidden + constant).square()
+
+    x = torch.randn(SAMPLES, 4, dtype=torch.float64)
+    for measure, reduce in ((mf.task_gramian, lambda x: x.mean(0)), (mf.sample_gramian, lambda x: x)):
+        got, expected = (measure(lambda p, b, reduce=reduce: reduce(losses(p, b)), {"w": weight}, x, engine=engine)[1] for engine in ("layerwise", "rows"))
+        agree(got, expected, 1e-12)
+
+
+# Separate losses: T heads, not T².
+
+
+def _decoders(form):
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(6, 8), nn.ModuleList(nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 30)) for _ in range(4))
+    net = nn.ModuleDict({"trunk": trunk, "heads": heads}).double()
+    entered = [0] * 4
+
+    def losses(params, x):
+        z = torch.tanh(functional_call(trunk, {name: params[f"trunk.{name}"] for name in ("weight", "bias")}, x))
+        found = []
+        for task, head in enumerate(heads):
+            own = {name: params[f"heads.{task}.{name}"] for name, _ in head.named_parameters()}
+            out = functional_call(head, own, z)
+            out.register_hook(lambda grad, task=task: entered.__setitem__(task, entered[task] + 1))
+            found.append(out.square().mean())
+        return tuple(found) if form == "tuple" else torch.stack(found)
+
+    return losses, mf.parameters(net), torch.randn(5, 6, dtype=torch.float64), entered
+
+
+@pytest.mark.parametrize("form", ["tuple", "stacked"])
+@pytest.mark.parametrize("engine", ["auto", "layerwise"])
+def test_every_head_is_entered_once_for_the_rows(form, engine, monkeypatch):
+    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
+    losses, params, x, entered = _decoders(form)
+    expected = mf.task_gramian(losses, params, x, shared="trunk.*", engine="rows")[1]
+    entered[:] = [0] * 4
+    got = mf.task_gramian(losses, params, x, shared="trunk.*", engine=engine)[1]
+    assert entered == [1] * 4
+    agree(got, expected, 1e-12)
+
+
+@pytest.mark.parametrize("form", ["tuple", "stacked"])
+@pytest.mark.parametrize("heads", ["plain", "own", "weighted"])
+def test_a_step_gives_the_same_gradient_by_every_engine(form, heads, monkeypatch):
+    monkeypatch.setattr(layerwise.plan, "FEW_PARAMETERS", 0)
+    losses, params, x, entered = _decoders(form)
+    answers = []
+    for engine in ("rows", "auto", "layerwise"):
+        balance = mf.balance(losses, mf.cagrad(0.4), mf.jacobian("trunk.*", heads=heads, engine=engine))
+        state = balance.init(params, x, key=0)
+        entered[:] = [0] * 4
+        grads, _, info = balance.update(params, x, state)
+        answers.append((grads, info))
+        if engine != "rows":
+            assert max(entered) <= 2  # once for the rows and the heads' own gradient, once for the combination where rows were not kept
+    for grads, info in answers[1:]:
+        torch.testing.assert_close(info.gramian, answers[0][1].gramian, rtol=1e-11, atol=1e-16)
+        for name, value in grads.items():
+            torch.testing.assert_close(value, answers[0][0][name], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("mix", [None, mf.subset(2)])
+@pytest.mark.parametrize("measure", [None, "3.*"])
+@pytest.mark.parametrize("name", ["mlp", "convolutions"])
+def test_probe_by_layers_equals_probe_by_rows(name, measure, mix):
+    net = build(name)
+    answers = []
+    for engine in ("rows", "layerwise"):
+        step = mf.balance(net.tasks, mf.mgda(), mf.jacobian(measure=measure, mix=mix, engine=engine))
+        grads, _, info = step.update(net.params, net.batch, step.init(net.params, net.batch, key=5))
+        answers.append((grads, info))
+    (expected, before), (got, after) = answers
+    agree(after.gramian, before.gramian, 1e-12)
+    for leaf in expected:
+        torch.testing.assert_close(got[leaf], expected[leaf], rtol=1e-6, atol=1e-9)
+
+
+def test_mask_needs_rows():
+    with pytest.raises(ValueError, match="mask"):
+        mf.jacobian(mask=lambda key, rows: rows, engine="layerwise")
+
+
+def test_unbatched_operations_are_looped_without_a_warning():
+    net = nn.LSTM(4, 6, batch_first=True).double()
+    x = torch.randn(SAMPLES, 3, 4, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, got = mf.task_gramian(lambda p, x: functional_call(net, p, x)[0].square().mean((0, 1)), mf.parameters(net), x, engine="layerwise")
+    expected = mf.task_gramian(lambda p, x: functional_call(net, p, x)[0].square().mean((0, 1)), mf.parameters(net), x, engine="rows", chunk_size=1)[1]
+    agree(got, expected, 1e-12)
+
+
+def test_watching_is_left_out_for_few_parameters(monkeypatch):
+    net = build("mlp")
+    monkeypatch.setattr(gradients, "Tapped", None)
+    mf.task_gramian(net.tasks, net.params, net.batch)
+
+
+def test_explanation_is_a_table_with_every_leaf():
+    net = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 40))
+    table = mf.explain_gramian(lambda p, x: functional_call(net, p, x).square().mean(0), mf.parameters(net), torch.randn(16, 200))
+    assert table.rows == 40
+    assert [layer.form for layer in table.layers] == ["kernel", "rows", "kernel", "rows"]
+    assert all(f"\n{layer.name} " in str(table) for layer in table.layers)
+    chosen = table.layers[0]
+    # (XXᵀ: 16²·200) + (KΔ: 40·16²·300) + (⟨Δ, KΔ⟩: 40²·16·300) multiplications, two operations each
+    assert chosen.gflop["kernel"] == pytest.approx(2e-9 * (16**2 * 200 + 40 * 16**2 * 300 + 40**2 * 16 * 300))
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_sample_noise_is_that_of_the_sample_gradients(tasks):
+    net = build("mlp")
+    _, rows = mf.sample_gradients(lambda p, b: net.tasks(p, b)[:tasks], net.params, net.batch)
+    matrix = torch.cat([row.flatten(2) for row in rows.values()], 2)  # [sample, task, parameter]
+    _, gramian = mf.sample_gramian(lambda p, b: net.samples(p, b)[:, :tasks], net.params, net.batch)
+    got = mf.diagnostics.sample_noise(gramian, tasks)
+    for task in range(tasks):
+        covariance = torch.cov(matrix[:, task].mT)
+        noise = covariance.trace()
+        signal = matrix[:, task].mean(0).square().sum() - noise / SAMPLES
+        torch.testing.assert_close(got.noise[task], noise, rtol=1e-9, atol=0)
+        torch.testing.assert_close(got.signal[task], signal, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got.ratio[task], signal / noise, rtol=1e-9, atol=1e-12)
+        for other in range(tasks):
+            pairs = [(b, c) for b in range(SAMPLES) for c in range(SAMPLES) if b != c]
+            share = sum(float(matrix[b, task] @ matrix[c, other]) < 0 for b, c in pairs) / len(pairs)
+            assert float(got.conflicts[task, other]) == pytest.approx(share)
+
+
+def test_sample_noise_refuses_a_number_of_tasks_that_does_not_divide():
+    for tasks in (0, 2, 5):
+        with pytest.raises(ValueError, match="tasks"):
+            mf.diagnostics.sample_noise(torch.eye(5), tasks)
+
+
+# Random architectures.
+
+LAYERS = {
+    "linear": lambda c: nn.Linear(c, 3),
+    "linear without bias": lambda c: nn.Linear(c, 4, bias=False),
+    "layer norm": lambda c: nn.LayerNorm(c),
+    "rms norm": lambda c: nn.RMSNorm(c),
+    "tanh": lambda c: nn.Tanh(),
+    "relu": lambda c: nn.ReLU(),
+    "tied": None,
+    "conv": lambda c: nn.Conv1d(c, 4, 3, padding=1, groups=2 if c % 2 == 0 else 1),
+    "transposed conv": lambda c: nn.ConvTranspose1d(c, 3, 2, stride=2),
+    "group norm": lambda c: nn.GroupNorm(1, c),
+    "batch norm": lambda c: nn.BatchNorm1d(c, affine=True).eval(),
+}
+OVER_CHANNELS = ("conv", "transposed conv", "group norm", "batch norm")
+
+
+class Drawn(nn.Module):
+    """Layers drawn by name on [sample, position, channel]; "tied" calls the last linear layer that fits again."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names, self.layers, width = names, nn.ModuleList(), 4
+        for name in names:
+            if name == "tied":
+                self.layers.append(
+                    next((x for x in reversed(self.layers) if isinstance(x, nn.Linear) and x.in_features == x.out_features == width), nn.Identity())
+                )
+                continue
+            layer = LAYERS[name](width)
+            width = getattr(layer, "out_features", getattr(layer, "out_channels", width))
+            self.layers.append(layer)
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x):
+        for name, layer in zip(self.names, self.layers, strict=True):
+            x = layer(x.mT).mT if name in OVER_CHANNELS else layer(x)
+        return self.last(torch.tanh(x)).square().mean(1)
+
+
+@given(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=6), st.integers(1, 4), st.integers(0, 2**31), st.booleans())
+def test_random_architectures(names, positions, seed, stacked):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Drawn(names).double()
+        x = torch.randn(3, positions, 4, dtype=torch.float64)
+    params = mf.parameters(net)
+
+    def samples(p, x):
+        return functional_call(net, p, x)
+
+    def tasks(p, x):
+        out = samples(p, x).mean(0)
+        return torch.stack(list(out)) if stacked else out
+
+    agree(mf.task_gramian(tasks, params, x, engine="layerwise")[1], mf.task_gramian(tasks, params, x, engine="rows")[1], 1e-12)
+    agree(mf.sample_gramian(samples, params, x, engine="layerwise")[1], mf.sample_gramian(samples, params, x, engine="rows")[1], 1e-12)
