@@ -150,6 +150,34 @@ def test_small_integer_ties_are_solved():
             assert float(direction.gap) <= 1e-7 * norm * centre * (1 + c)
 
 
+def test_ties_with_norms_eight_powers_of_ten_apart_are_solved():
+    """Hulls that hold 0 far from the shortest row, where the sum-to-one constraint is lost in rounding."""
+    random = np.random.default_rng(20)
+    for count in range(2, 13):
+        rows = [random.integers(-3, 4, size=(count, random.integers(1, 5))) * 10.0 ** random.uniform(-4, 4, size=(count, 1)) for _ in range(300)]
+        for x in rows[::2]:
+            x[random.integers(count)] = random.choice([-2.0, 1.0]) * x[random.integers(count)]
+        g = torch.tensor(np.stack([x @ x.T for x in rows]))
+        n, mean = lengths(g), torch.full((count,), 1 / count, dtype=torch.float64)
+        shortest = vmap(lambda g: solve(min_norm(g)))(g)
+        assert (shortest.gap <= 1e-12 * n.amax(-1) * dot(n, shortest.weights)).all()
+        known = mean @ g @ mean > 1e-6 * n.amax(-1) ** 2  # of ‖g₀‖, more than rounding
+        g, n = g[known], n[known]
+        centre = (mean @ g @ mean).sqrt()
+        for c in (0.4, 1.0, 1.5, 10.0):
+            answer = vmap(lambda g, c=c: solve(cagrad(g, c)))(g)
+            assert (answer.gap <= 1e-7 * n.amax(-1) * centre * (1 + c)).all()
+            off = answer.weights - mean
+            assert (torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt() <= c * centre * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_many_tasks_enter_at_once(problem):
+    """Faces are solved by the dozen, not one for each task of the support."""
+    g = gramians("conflicting", 128, 4, 0)
+    assert (vmap(lambda g: solve(problem(g)).steps)(g) <= 40).all()
+
+
 def test_cagrad_at_a_pareto_stationary_point_is_the_projection_on_the_dual_cone():
     rows = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
     answer = solve(cagrad(rows @ rows.T, 1.5))

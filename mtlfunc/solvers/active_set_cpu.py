@@ -17,8 +17,10 @@ Array = np.ndarray
 MIN_NORM, CAGRAD, DUAL_CONE = 0, 1, 2
 INDEFINITE = 1e3
 """A cosine matrix with an eigenvalue below -INDEFINITE·T·ε is no Gramian in that precision."""
-PARALLEL_WORK = 20_000
-"""batch · T² from which starting threads pays."""
+ROUNDING = 2.2e-16
+"""Relative error of a sum in float64, for ‖g_w‖²: the ball shall hold the direction in spite of it."""
+PARALLEL_WORK = 100_000
+"""batch · (T² + 64) from which starting threads pays."""
 
 _jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums may be reordered; NaN and infinity keep their meaning
 # `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions that numba has to read.
@@ -45,16 +47,23 @@ def solve(gramian: Array, vector: Array | None, c: Array | None, eps: float, thr
     report = np.empty((batch, 3 * count + 2))
     support = np.empty((batch, 2, count), dtype=np.bool_)
     info = np.empty((batch, 2), dtype=np.int64)
-    work = batch * count * count
-    if threads == 1 or batch == 1 or work < PARALLEL_WORK:
+    if threads == 1 or batch * (count * count + 64) < PARALLEL_WORK:
         _range(gramian, vector, c, kind, eps, 0, batch, report, support, info)
         return report, support, info
-    # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python threads meet in them.
-    bounds = np.linspace(0, batch, min(batch, 4 * threads) + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(_range, gramian, vector, c, kind, eps, lo, hi, report, support, info) for lo, hi in pairwise(bounds)]
-        for job in jobs:
-            job.result()
+    # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python threads meet in them. The caller works, too.
+    # Every range prepares the Gramian that it shares anew, so there are no more of them than needed.
+    bounds = np.linspace(0, batch, min(batch, (1 if len(gramian) == 1 else 4) * threads) + 1).astype(int).tolist()
+    ranges = iter(list(pairwise(bounds)))
+
+    def work() -> None:
+        for lo, hi in ranges:
+            _range(gramian, vector, c, kind, eps, lo, hi, report, support, info)
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        helpers = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+        for helper in helpers:
+            helper.result()
     return report, support, info
 
 
@@ -118,37 +127,29 @@ def _semidefinite(cosine: Array, bound: float, factor: Array) -> bool:
 
 @_jit
 @no_type_check
-def _factor(cosine: Array, e: Array, index: Array, size: int, valid: int, ridge: float, floor: float, matrix: Array, factor: Array) -> float:
-    """Rows valid…size of the face's matrix C + eeᵀ and of its Cholesky factor (inverse diagonal); return the ridge in use.
+def _factor(cosine: Array, e: Array, index: Array, size: int, valid: int, ridge: float, floor: float, matrix: Array, factor: Array) -> int:
+    """Rows valid…size of the face's matrix C + eeᵀ and of its Cholesky factor (inverse diagonal); return how many rows there are now.
 
-    A pivot at rounding level means gradients that depend on each other: the whole factor is then made with a ridge of that size.
+    Without a ridge that is fewer than `size` if a pivot lies below `floor`: this gradient depends on those before it.
     """
     for i in range(valid, size):
         for j in range(i + 1):
             matrix[i, j] = cosine[index[i], index[j]] + e[index[i]] * e[index[j]]
             matrix[j, i] = matrix[i, j]
-    start = valid
-    while True:
-        again = False
-        for i in range(start, size):
-            pivot = _eliminate(matrix, factor, i, ridge)
-            if pivot < floor and ridge == 0:
-                again = True
-                break
-            factor[i, i] = 1 / np.sqrt(max(pivot, 0.25 * floor))
-        if not again:
-            return ridge
-        ridge, start = floor, 0
+        pivot = _eliminate(matrix, factor, i, ridge)
+        if pivot < floor and ridge == 0:
+            return i
+        factor[i, i] = 1 / np.sqrt(max(pivot, 0.25 * floor))
+    return size
 
 
 @_jit
 @no_type_check
-def _solve_face(matrix: Array, factor: Array, size: int, ridge: float, right: Array, x: Array, residual: Array) -> None:
-    """x = (matrix + ridge)⁻¹ right, refined towards matrix⁻¹ right."""
+def _solve_face(matrix: Array, factor: Array, size: int, rounds: int, right: Array, x: Array, residual: Array) -> None:
+    """x = (matrix + ridge)⁻¹ right; every round after the first refines it towards matrix⁻¹ right."""
     for i in range(size):
         x[i] = 0.0
         residual[i] = right[i]
-    rounds = 2 if ridge == 0 else 4
     for turn in range(rounds):
         if turn:
             for i in range(size):
@@ -189,6 +190,22 @@ def _times(cosine: Array, y: Array, index: Array, size: int, out: Array) -> tupl
 
 @_jit
 @no_type_check
+def _product(cosine: Array, x: Array, out: Array) -> float:
+    """out = C x; return xᵀC x. Rows whose x is 0 cost nothing: supports are small, and UPGrad asks for one task at a time."""
+    count = len(out)
+    out[:] = 0.0
+    for j in range(count):
+        if x[j] != 0:
+            for i in range(count):
+                out[i] += x[j] * cosine[j, i]
+    square = 0.0
+    for i in range(count):
+        square += x[i] * out[i]
+    return square
+
+
+@_jit
+@no_type_check
 def _descend(
     kind: int, cosine: Array, a: Array, beta: Array, radius: float, magnitude: float, eps: float,
     y: Array, index: Array, size: int, rates: Array, real: Array, matrix: Array, factor: Array, v: Array, flags: Array,
@@ -199,6 +216,10 @@ def _descend(
     C times, for its noise. A task enters by the largest violation measured as a cosine. One that enters and at once wants to leave did so by
     rounding: it stays out until there is progress. Each face visited has a lower objective than the one before, so that the loop is finite; should
     rounding make it turn in a circle all the same, then after 4T + 20 entries whoever left may not return, and at most T entries are left.
+
+    A rough phase of at most 16 turns comes first, unless the start is a face of CAGrad's: all tasks enter that are half as violated as the worst (but
+    none that nearly depends on those inside), all that get weights <= 0 leave, nothing is refined. It finds most of the support in a few faces. The loop
+    above starts from there and proves the answer, whatever the rough phase did.
     """
     count = len(a)
     x, z, other, residual, right, e = v[0], v[1], v[2], v[3], v[4], v[5]
@@ -209,11 +230,11 @@ def _descend(
         e[i] = 0.0
     for i in range(size):
         inside[index[i]] = 1
-    valid, ridge, unit, solved = 0, 0.0, 0.0, 0
-    entered, settled, polished = -1, kind != CAGRAD and size <= 1, False
-    turn = 0
+    valid, ridge, unit, solved, turn, rounds = 0, 0.0, 0.0, 0, 0, 2
+    entered, settled, polished, rough = -1, size <= 1, False, kind != CAGRAD or size == 1
     while True:
         turn += 1
+        fresh = 0
         late = turn > 4 * count + 20
         if settled:
             square, total = _times(cosine, y, index, size, rates)
@@ -231,24 +252,39 @@ def _descend(
                 for i in range(count):
                     rates[i] += beta[i]
                 noise = 8 * eps * (magnitude + total)
+            noise *= 64 if rough else 1  # nothing is refined yet
             worst, entered = 0.0, -1
             for i in range(count):
+                z[i] = 0.0
                 if not inside[i] and not blocked[i] and real[i]:
-                    violation = level * a[i] - rates[i] - noise * (max(1.0, total * a[i]) if kind != DUAL_CONE else 1.0)
-                    if violation > worst:
-                        worst, entered = violation, i
-            if entered < 0:
+                    slack = noise * (max(1.0, total * a[i]) if kind != DUAL_CONE else 1.0)
+                    z[i] = (level * a[i] - rates[i] - slack) / np.sqrt(cosine[i, i])
+                    if z[i] > worst:
+                        worst, entered = z[i], i
+            if entered < 0 and not rough:
                 return size, solved
-            if kind == MIN_NORM and valid == size > 1 and not polished and square <= 8 * count * eps * total * total:
-                # Pareto stationary up to rounding: the answer is a null vector of C on this face, and inverse iteration finds it where a·y = 1 hardly
+            if rough:
+                rough = entered >= 0 and turn < 16 and (kind == DUAL_CONE or square > 8 * count * eps * total * total)
+                for i in range(count if rough else 0):  # z holds the violations
+                    if z[i] >= 0.5 * worst:
+                        index[size] = i
+                        inside[i] = 1
+                        size += 1
+                        fresh += 1
+                entered = -1
+            elif kind == MIN_NORM and size > 1 and not polished and square <= 8 * count * eps * total * total:
+                # Pareto stationary up to rounding: the answer is a null vector of C on this face, and inverse iteration finds it also where a·y = 1 hardly
                 # binds (norms 1e8 apart). What violates now may be the error of y alone.
                 polished, nonnegative = True, True
                 for i in range(size):
                     x[i] = y[index[i]]
+                    e[index[i]] = 0.0
+                unit, ridge = 0.0, 4 * size * eps
+                valid = _factor(cosine, e, index, size, 0, ridge, ridge, matrix, factor)
                 for _ in range(2):
                     for i in range(size):
                         right[i] = x[i]
-                    _solve_face(matrix, factor, size, ridge, right, x, residual)
+                    _solve_face(matrix, factor, size, 1, right, x, residual)
                     largest = 0.0
                     for i in range(size):
                         largest = max(largest, abs(x[i]))
@@ -264,10 +300,11 @@ def _descend(
                 for i in range(size):
                     y[index[i]] = x[i] / total
                 continue
-            polished = False
-            index[size] = entered
-            inside[entered] = 1
-            size += 1
+            else:
+                polished = False
+                index[size] = entered
+                inside[entered] = 1
+                size += 1
         while True:
             if kind != DUAL_CONE:
                 largest = 0.0
@@ -277,20 +314,32 @@ def _descend(
                     unit, valid, ridge = largest, 0, 0.0
                 for i in range(size):
                     e[index[i]] = a[index[i]] / unit
-            floor = 4 * size * eps
-            ridge = _factor(cosine, e, index, size, valid, ridge, floor, matrix, factor)
-            valid = size
+            floor = np.sqrt(eps) if rough else 4 * size * eps
+            valid = _factor(cosine, e, index, size, valid, ridge, floor, matrix, factor)
+            if valid < size and rough:
+                rough = valid >= size - fresh and fresh > 1
+                if valid >= size - fresh:
+                    inside[index[valid]] = 0
+                    fresh -= 1
+                    size -= 1
+                    for i in range(valid, size):
+                        index[i] = index[i + 1]
+                continue
+            if valid < size:
+                ridge = floor
+                valid = _factor(cosine, e, index, size, 0, ridge, floor, matrix, factor)
+            rounds = 1 if rough else 2 if ridge == 0 else 4
             solved += 1
             # The face's minimiser z, or (bounded = False) a direction along which the objective falls for ever.
             bounded = True
             if kind == DUAL_CONE:
                 for i in range(size):
                     right[i] = -beta[index[i]]
-                _solve_face(matrix, factor, size, ridge, right, z, residual)
+                _solve_face(matrix, factor, size, rounds, right, z, residual)
             else:
                 for i in range(size):
                     right[i] = e[index[i]]
-                _solve_face(matrix, factor, size, ridge, right, x, residual)
+                _solve_face(matrix, factor, size, rounds, right, x, residual)
                 sum_x = 0.0
                 for i in range(size):
                     sum_x += a[index[i]] * x[i]
@@ -299,7 +348,7 @@ def _descend(
                 if kind == CAGRAD and size > 1:
                     for i in range(size):
                         right[i] = beta[index[i]]
-                    _solve_face(matrix, factor, size, ridge, right, other, residual)
+                    _solve_face(matrix, factor, size, rounds, right, other, residual)
                     sum_other = 0.0
                     for i in range(size):
                         sum_other += a[index[i]] * other[i]
@@ -346,14 +395,18 @@ def _descend(
                 break
             for i in range(size):
                 target = z[i] - y[index[i]] if bounded else z[i]
-                y[index[i]] = max(y[index[i]] + share * target, 0.0)
+                y[index[i]] = max(z[i] if rough and bounded else y[index[i]] + share * target, 0.0)
             y[index[leaver]] = 0.0
-            inside[index[leaver]] = 0
-            blocked[index[leaver]] = late
-            size -= 1
-            for i in range(leaver, size):
-                index[i] = index[i + 1]
-            valid = leaver
+            kept, valid = 0, size
+            for i in range(size):
+                if z[i] <= 0 and y[index[i]] == 0:
+                    inside[index[i]] = 0
+                    blocked[index[i]] = late
+                    valid = min(valid, i)
+                else:
+                    index[kept] = index[i]
+                    kept += 1
+            size = kept
             if ridge > 0:
                 valid, ridge = 0, 0.0
             if kind != DUAL_CONE:
@@ -402,15 +455,8 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
             given[i] = asked[i] / a[i] if real[i] else 0.0
             magnitude += abs(given[i])
         if kind != MIN_NORM:
-            centre = 0.0
-            for i in range(count):
-                entry = 0.0
-                for j in range(count):
-                    entry += cosine[i, j] * given[j]
-                beta[i] = entry
-                centre += entry * given[i]
-            radius = ball * np.sqrt(max(centre, 0.0))
-        solved, size, stationary, pareto, reach = 0, 0, False, False, 0.0
+            radius = ball * np.sqrt(max(_product(cosine, given, beta), 0.0))
+        solved, size, stationary, pareto, shrink, safest, regular = 0, 0, False, False, 1.0, -np.inf, False
         if kind == DUAL_CONE:
             size, solved = _descend(kind, cosine, a, beta, 0.0, magnitude, eps, y, index, 0, rates, real, matrix, factor, v, flags)
         elif kind == CAGRAD and radius == 0:  # F is linear, the direction g₀
@@ -421,7 +467,20 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
             y[lowest] = 1 / a[lowest]
             index[0], size = lowest, 1
         else:
-            if zero:  # the hull holds 0, and every such task is as good
+            if kind == CAGRAD and not zero:
+                # Away from Pareto stationarity F is smooth, and the best vertex as good a start as any.
+                size, value = 0, np.inf
+                for i in range(count):
+                    entry = (beta[i] + radius * np.sqrt(cosine[i, i])) / a[i]
+                    if entry < value:
+                        value, index[0] = entry, i
+                y[index[0]] = 1 / a[index[0]]
+                size, solved = _descend(CAGRAD, cosine, a, beta, radius, magnitude, eps, y, index, 1, rates, real, matrix, factor, v, flags)
+                square, total = _times(cosine, y, index, size, rates)
+                regular = square > 1e-6 * total * total
+            if regular:
+                pass
+            elif zero:  # the hull holds 0, and every such task is as good
                 for i in range(count):
                     if not real[i]:
                         index[size] = i
@@ -435,10 +494,11 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
                         nearest = i
                 shortest[nearest] = 1 / a[nearest]
                 index[0] = nearest
-                size, solved = _descend(MIN_NORM, cosine, a, beta, 0.0, 0.0, eps, shortest, index, 1, rates, real, matrix, factor, v, flags)
+                size, more = _descend(MIN_NORM, cosine, a, beta, 0.0, 0.0, eps, shortest, index, 1, rates, real, matrix, factor, v, flags)
+                solved += more
             if kind == MIN_NORM:
                 y[:] = shortest
-            else:
+            elif not regular:
                 square, total = _times(cosine, shortest, index, size, rates)
                 if zero:
                     square = total = 0.0
@@ -450,6 +510,9 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
                     pushed, more = _descend(DUAL_CONE, cosine, a, beta, 0.0, magnitude, eps, push, index, 0, rates, real, matrix, factor, v, flags)
                     solved += more
                     reach, _ = _times(cosine, push, index, pushed, rates)
+                    shrink, safest = min(1.0, radius / np.sqrt(reach)) if reach > 0 else 1.0, np.inf
+                    for i in range(count):
+                        safest = min(safest, (beta[i] + shrink * rates[i]) / a[i])
                     pareto = square <= 8 * count * eps * total * total
                     stationary = pareto and reach <= (1 + 8 * count * eps) * radius * radius
                     if not stationary and pushed > 0:
@@ -479,11 +542,13 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
                     size, more = _descend(CAGRAD, cosine, a, beta, radius, magnitude, eps, y, index, size, rates, real, matrix, factor, v, flags)
                     solved += more
                     square, total = _times(cosine, y, index, size, rates)
-                    stationary = pareto and square <= 8 * count * eps * total * total
-                    if stationary:
-                        shrink = min(1.0, radius / np.sqrt(reach)) if reach > 0 else 1.0
-                        for i in range(count):
-                            push[i] *= shrink
+                    pull = radius / np.sqrt(max(square, 0.0) + ROUNDING * total * total)
+                    smallest = np.inf
+                    for i in range(count):
+                        smallest = min(smallest, (beta[i] + pull * rates[i]) / a[i])
+                    stationary = smallest < safest  # the projection, or as much of it as the ball holds, does better than what g_w tells of d
+                for i in range(count):
+                    push[i] *= shrink
         # The answer in the caller's units, and its certificate from it alone.
         total = 0.0
         for i in range(count):
@@ -495,15 +560,16 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
             for i in range(count):
                 dual[i] /= total
         info[problem, 0], info[problem, 1] = solved, stationary
-        square, linear, total = 0.0, 0.0, 0.0
-        for i in range(count):
-            entry = 0.0
-            total += dual[i] / a[i]
-            for j in range(count):
-                entry += cosine[i, j] * (dual[j] / a[j])
-            square += entry * (dual[i] / a[i])
-            linear += beta[i] * (dual[i] / a[i])
-        square, rounding = max(square, 0.0), 2.2e-16 * total * total  # the ball holds the direction in spite of rounding in ‖g_w‖
+        pull, value = 0.0, 0.0
+        if kind == CAGRAD:
+            total = 0.0
+            for i in range(count):
+                given[i] = dual[i] / a[i]
+                total += given[i]
+            square = max(_product(cosine, given, rates), 0.0)
+            value = beta @ given + radius * np.sqrt(square)
+            if square > 0:
+                pull = radius / np.sqrt(square + ROUNDING * total * total)
         for i in range(count):
             if kind == MIN_NORM:
                 weights[i] = dual[i]
@@ -512,22 +578,19 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
             elif stationary:
                 weights[i] = asked[i] + a[i] * push[i]
             else:
-                weights[i] = asked[i] + (radius / np.sqrt(square + rounding) * dual[i] if square > 0 else 0.0)
+                weights[i] = asked[i] + pull * dual[i]
+            given[i] = weights[i] / a[i]
+        _product(cosine, given, rates)
         smallest, own, spread = np.inf, 0.0, 0.0
         for i in range(count):
-            entry = 0.0
-            for j in range(count):
-                entry += cosine[i, j] * (weights[j] / a[j])
-            out[i], out[count + i] = weights[i], dual[i]
-            rate = entry / a[i]
-            out[2 * count + i] = rate * least * least
+            rate = rates[i] / a[i]
+            out[i], out[count + i], out[2 * count + i] = weights[i], dual[i], rate * least * least
             smallest = min(smallest, rate)
             own += weights[i] * rate
             spread += np.sqrt(cosine[i, i]) / a[i] * abs(weights[i])
         if kind == MIN_NORM:
             value, gap = 0.5 * own, own - smallest
         elif kind == CAGRAD:
-            value = linear + radius * np.sqrt(square)
             gap = value - smallest
         else:
             value, gap = 0.5 * own, 0.0
