@@ -4,7 +4,8 @@
 
 Writes solvers.json (after every cell; a run that was stopped goes on where it was), solvers.md and solvers.png. Time: the whole call from Gramians to
 weights, problems of all families mixed; solvers that take one problem at a time are looped over as many as fit in the time allowed.
-Accuracy: `certify` on every instance that was solved, in float64. On a GPU, ours and TorchJD's also run there.
+Accuracy: `certify` on every instance that was solved, in float64. On a GPU, ours and TorchJD's also run there, the active-set kernel as a replayed CUDA
+graph, too.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def problem(kind: str, g: Tensor, w: Tensor | None = None) -> Any:
     if kind == "min_norm":
         return solvers.min_norm(g)
     if kind == "cagrad":
-        return solvers.cagrad(g, C)
+        return solvers.cagrad(g, g.new_full((), C) if g.is_cuda else C)  # a number would be copied to the GPU, which no CUDA graph can do
     return solvers.dual_cone(g, torch.full_like(g[0], 1 / len(g)) if w is None else w)
 
 
@@ -153,6 +154,27 @@ def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float) ->
     return (float(np.median(times)), min(times), len(times), failed) if times else (float("nan"), float("nan"), 0, failed)
 
 
+def replay_seconds(weigh: Weigh, g: Tensor, seconds: float) -> float:
+    """Median time a problem when the call is captured once in a CUDA graph and replayed: the work on the GPU without Python's share."""
+    call, given = (vmap(weigh), g) if len(g) > 1 else (weigh, g[0])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call(given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(given)
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        graph.replay()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / len(g))
+    return float(np.median(times))
+
+
 def audit(weigh: Weigh, kind: str, batched: bool, problems: dict[str, Tensor], seconds: float) -> dict[str, dict[str, float]]:
     """For each family: worst kappa away from stationarity, worst relative gap and infeasibility, instances solved and failed."""
     table = {}
@@ -204,6 +226,7 @@ def worst(row: dict[str, Any], key: str) -> float:
 
 def tables(rows: list[dict[str, Any]], machine: str) -> str:
     lines = ["# Solvers of the small problems", "", machine, ""]
+    graphs = any("graph" in row for row in rows)
     lines += ["µs a problem: median (fastest). kappa: the worst of all families, away from stationarity; gap and infeasibility: the worst of all.", ""]
     for kind in KINDS:
         chosen = [row for row in rows if row["kind"] == kind]
@@ -212,8 +235,8 @@ def tables(rows: list[dict[str, Any]], machine: str) -> str:
         lines += [
             f"## {kind}",
             "",
-            "| solver | device | T | batch | µs a problem | worst kappa | worst gap | infeasibility | failed |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| solver | device | T | batch | µs a problem | worst kappa | worst gap | infeasibility | failed |" + " µs, CUDA graph |" * graphs,
+            "|---|---|---|---|---|---|---|---|---|" + "---|" * graphs,
         ]
         for row in chosen:
             failed = sum(int(family["failed"]) for family in row["families"].values())
@@ -221,6 +244,7 @@ def tables(rows: list[dict[str, Any]], machine: str) -> str:
             lines.append(
                 f"| {row['solver']} | {row['device']} | {row['tasks']} | {row['batch']} | {1e6 * row['median']:.3g} ({1e6 * row['fastest']:.3g}) "
                 f"| {worst(row, 'kappa'):.10g} | {worst(row, 'gap'):.1e} | {worst(row, 'infeasibility'):.1e} | {failed} of {failed + solved} |"
+                + (f" {1e6 * row['graph']:.3g} |" if "graph" in row else " |" * graphs)
             )
         lines.append("")
     return "\n".join(lines)
@@ -300,7 +324,9 @@ def main() -> None:
             for batch in batches:
                 g = mixed(count, batch).to(device)
                 median, fastest, timed, failed = seconds_a_problem(weigh, batched, g, given.seconds)
-                row = {"kind": kind, "solver": name, "device": device, "tasks": count, "batch": batch, "median": median, "fastest": fastest}
+                row: dict[str, Any] = {"kind": kind, "solver": name, "device": device, "tasks": count, "batch": batch, "median": median, "fastest": fastest}
+                if device == "cuda" and name in ("active_set", "auto"):
+                    row["graph"] = replay_seconds(weigh, g, given.seconds)
                 rows.append(row | {"timed": timed, "failed": failed, "families": families})
                 write(record, json.dumps({"machine": machine, "rows": rows}, indent=1))
     except KeyboardInterrupt:

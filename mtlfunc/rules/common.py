@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import FunctionType
 
 from jaxtyping import Float
 from torch import Tensor
@@ -31,9 +32,9 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
     >>> mf.weights(mf.stateless(lambda gramian: torch.softmax(-gramian.diagonal(), -1)), torch.eye(2)).tolist()
     [0.5, 0.5]
     """
-    positional = [p for p in inspect.signature(f).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
-    if len(positional) not in (1, 2):
-        raise TypeError(f"stateless: expected f(gramian) or f(gramian, losses), got {len(positional)} arguments without defaults")
+    count = _arguments(f)
+    if count not in (1, 2):
+        raise TypeError(f"stateless: expected f(gramian) or f(gramian, losses), got {count} arguments without defaults")
     name = getattr(f, "__name__", "the rule")
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -41,6 +42,13 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, name)
-        return (f(gramian) if len(positional) == 1 else f(gramian, geometry.losses)), ()
+        return (f(gramian) if count == 1 else f(gramian, geometry.losses)), ()
 
     return Rule(init, update)
+
+
+def _arguments(f: Callable[..., Tensor]) -> int:
+    """How many positional arguments without defaults `f` has."""
+    if isinstance(f, FunctionType):  # so that a rule may be built while the compiler traces: it cannot follow inspect
+        return f.__code__.co_argcount - len(f.__defaults__ or ())
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in inspect.signature(f).parameters.values())

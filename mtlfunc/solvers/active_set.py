@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +13,9 @@ from ..checks import can_look, differentiated, transformed
 from ..types import Solution, Solver
 from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, solver
+
+MOST_TASKS = 128
+"""The GPU kernel's limit: two matrices of this size fill the registers of a multiprocessor."""
 
 
 def active_set() -> Solver:
@@ -21,9 +28,13 @@ def active_set() -> Solver:
 
     Returns: the exact answer; `steps` counts the faces solved. A compiled kernel (seconds to compile once, then cached on disk) does the work in float64,
     in parallel over the problems of a `vmap`: nested ones fold into one call, and UPGrad's T right-hand sides are a vmap over `weights`. CUDA
-    tensors travel to the CPU and back. It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
-    differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is not computed. They hold
-    under strict complementarity; where the face is about to change they are those of one side.
+    tensors up to T = 128 are solved where they are, where Triton is installed: one launch for a whole batch, no host synchronisation,
+    and it may be captured in a CUDA graph after a first call has compiled it; others travel to the CPU and back. Both kernels give the same
+    direction to rounding; weights may differ where several give it.
+
+    It composes with vmap, grad, jvp, their nestings and torch.compile: where something may differentiate, the closed form on the answer's
+    face carries the derivatives, and elsewhere it is not computed. They hold under strict complementarity; where the face is about to change
+    they are those of one side.
 
     Raises: ValueError for an indefinite matrix where values can be looked at; elsewhere its answer is NaN.
 
@@ -40,8 +51,8 @@ def active_set() -> Solver:
             return with_derivatives(problem)
         count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
         report, _, info = _run(problem, torch.finfo(dtype).eps)
-        report = report.to(dtype)
-        return Solution(report[:count], report[count : 2 * count], report[2 * count : 3 * count], report[3 * count], report[3 * count + 1], info[0])
+        weights, dual, rates, (value, gap) = report.to(dtype).split([count, count, count, 2])
+        return Solution(weights, dual, rates, value, gap, info[0])
 
     return solve
 
@@ -70,15 +81,16 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
 
 def _run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel); raises for an indefinite matrix where it can be seen."""
-    gramian = problem.gramian.double()
-    vector = problem.preference.double() if isinstance(problem, CAGrad) else problem.weights.double() if isinstance(problem, DualCone) else None
-    c = problem.c.double() if isinstance(problem, CAGrad) else None
+    gramian = problem.gramian
+    vector = problem.preference if isinstance(problem, CAGrad) else problem.weights if isinstance(problem, DualCone) else None
+    c = problem.c if isinstance(problem, CAGrad) else None
     direct = not torch.compiler.is_compiling() and not transformed()
     answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
-    if direct and can_look(gramian) and answer[2][1] < 0:
-        n = gramian.detach().diagonal().abs().sqrt()
+    if direct and can_look(gramian) and int(answer[2][1]) < 0:
+        wide = gramian.detach().double()
+        n = wide.diagonal().abs().sqrt()
         n = n.where(n > 0, 1.0)
-        smallest = torch.linalg.eigvalsh(gramian.detach() / n / n[:, None])[0]
+        smallest = torch.linalg.eigvalsh(wide / n / n[:, None])[0]
         raise ValueError(
             f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a Gramian is J @ J.T with none below 0 "
             "(accumulate it in float64 if it comes from half precision)"
@@ -86,27 +98,47 @@ def _run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return answer
 
 
-def _kernel(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    from . import active_set_cpu as cpu  # noqa: PLC0415  # numba takes half a second to import
+def kernel_at(gramian: Tensor) -> bool:
+    """Whether a kernel runs where this Gramian `[..., T, T]` is: always on a CPU; on CUDA up to 128 tasks, where Triton is installed."""
+    return gramian.device.type == "cpu" or (gramian.is_cuda and gramian.shape[-1] <= MOST_TASKS and _triton())
 
+
+@cache
+def _triton() -> bool:
+    return torch.version.cuda is not None and find_spec("triton") is not None
+
+
+def _kernel(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     lead, count = _lead(gramian, vector, c), gramian.shape[-1]
-    vector, c = (None if x is None else _flat(x, lead, rank) for x, rank in ((vector, 1), (c, 0)))
-    arrays = _flat(gramian, lead, 2).numpy(), None if vector is None else vector.numpy(), None if c is None else c.numpy()
-    report, support, info = (torch.from_numpy(x).to(gramian.device) for x in cpu.solve(*arrays, eps, torch.get_num_threads()))
+    matrix = _flat(gramian, lead, 2)
+    vector, c = None if vector is None else _flat(vector, lead, 1), None if c is None else _flat(c, lead, 0)
+    if gramian.is_cuda and kernel_at(gramian):
+        from .active_set_gpu import solve as on_gpu  # noqa: PLC0415  # Triton is optional
+
+        answer = on_gpu(matrix, vector, c, eps)
+    else:
+        from .active_set_cpu import solve as on_cpu  # noqa: PLC0415  # numba takes half a second to import
+
+        others = None if vector is None else _array(vector), None if c is None else _array(c)
+        answer = (torch.from_numpy(x).to(gramian.device) for x in on_cpu(_array(matrix), *others, eps, torch.get_num_threads()))
+    report, support, info = answer
     return report.reshape(*lead, 3 * count + 2), support.reshape(*lead, 2, count), info.reshape(*lead, 2)
 
 
 def _lead(gramian: Tensor, vector: Tensor | None, c: Tensor | None) -> torch.Size:
     shapes = [x.shape[: x.ndim - rank] for x, rank in ((gramian, 2), (vector, 1), (c, 0)) if x is not None]
-    return torch.broadcast_shapes(*shapes)
+    return shapes[0] if all(shape == shapes[0] for shape in shapes) else torch.broadcast_shapes(*shapes)
 
 
 def _flat(x: Tensor, lead: torch.Size, rank: int) -> Tensor:
     """One batch axis of length 1, where all problems share x, or of the whole batch."""
     core = x.shape[x.ndim - rank :]
     shared = x.numel() == core.numel()
-    x = x.detach().reshape(1, *core) if shared else x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
-    return x.cpu().contiguous()
+    return x.detach().reshape(1, *core) if shared else x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.double().cpu().contiguous().numpy()
 
 
 # An operator below autograd: it takes detached tensors only, so that no transform can take a wrong derivative from it.
@@ -120,7 +152,7 @@ _LIBRARY.impl("active_set", _kernel, "CUDA")
 def _(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     lead, count = _lead(gramian, vector, c), gramian.shape[-1]
     return (
-        gramian.new_empty((*lead, 3 * count + 2)),
+        gramian.new_empty((*lead, 3 * count + 2), dtype=torch.float64),
         gramian.new_empty((*lead, 2, count), dtype=torch.bool),
         gramian.new_empty((*lead, 2), dtype=torch.int64),
     )

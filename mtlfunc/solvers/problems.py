@@ -139,7 +139,7 @@ def cagrad(gramian: Float[Tensor, "task task"], c: Scalar, preference: Float[Ten
     check_gramian(gramian, symmetric=True)
     check_scalar(c, "c")
     uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
-    c = torch.as_tensor(c, dtype=gramian.dtype, device=gramian.device)
+    c = c.to(gramian) if isinstance(c, Tensor) else gramian.new_full((), float(c))  # a number is filled in where the Gramian is, not copied there
     return CAGrad(gramian, c.where(c >= 0, float("nan")), normalized_preference(preference, uniform))
 
 
