@@ -4,6 +4,7 @@ from . import diagnostics as diagnostics
 from . import optim as optim
 from . import random as random
 from . import solvers as solvers
+from . import theory as theory
 from .explain import explain_gramian as explain_gramian
 from .gradients import sample_gradients as sample_gradients
 from .gradients import task_gradients as task_gradients

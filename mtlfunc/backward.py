@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import vmap
 
-from .layerwise import Plan, read_graph, task_block
+from .layerwise import Graph, Plan, read_graph, task_block
 from .tree import dot
 from .types import Params, Rows
 
@@ -70,11 +70,11 @@ class Passes:
     def __init__(self, backward: Backward, losses: Tensor, matrix: Tensor, ways: tuple[GradientEdge | None, ...] | None, chunk_size: int | None) -> None:
         self.backward, self.losses, self.matrix, self.ways, self.chunk_size = backward, losses, matrix, ways, chunk_size
 
-    def private(self, names: tuple[str, ...]) -> dict[str, int]:
+    def private(self, names: tuple[str, ...], graph: Graph | None) -> dict[str, int]:
         """Those leaves that one separate loss alone depends on, and which: their gradient can come with that loss's row."""
         if self.ways is None or not names:
             return {}
-        graph = read_graph([None if way is None else way.node for way in self.ways])
+        graph = graph or read_graph([None if way is None else way.node for way in self.ways])
         reached = {name: graph.serves(self.backward.targets[name].edge) for name in names}
         return {name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1}
 

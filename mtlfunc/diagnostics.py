@@ -93,7 +93,7 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
 def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     """ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖² (Yu 2020, Definition 5); for a conflicting pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
 
-    NaN where g_i + g_j = 0 or a gradient is zero; it grows without bound as the sum of two unequal gradients shrinks.
+    At most (1 + |cos φ|)² < 4; NaN where g_i + g_j = 0 or a gradient is zero, though the paper calls it infinite there.
     """
     square = gramian.diagonal()
     total = square[:, None] + square

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .backward import Backward, Passes
 from .checks import check_params, depth, differentiated, is_pair, recording
-from .layerwise import Engine, Plan, Tapped, decide, read_graph, separate, worth_watching
+from .layerwise import Engine, Plan, Tapped, better_apart, decide, read_graph, separate, worth_watching
 from .norms import PlainNorms
 from .tree import dot
 from .types import Batch, LossesFn, Params, Rows
@@ -126,15 +126,20 @@ def linearize(
         matrix, preference = cotangents(losses)
         backward.open(level, losses, record=differentiated((losses, matrix), own_levels=1))
         ways, plan, chunk = None if mix or not scalars else separate(losses, scalars), Plan((), shared), chunk_size
+        graph = None
         if taps is not None:
             decision = decide(taps, level, losses, scalars, measured, len(matrix), engine, keep=keep == "combination", mixed=mix is not None)
-            plan, ways = decision.plan, decision.ways
+            plan, ways, graph = decision.plan, decision.ways, decision.graph
             chunk = 1 if chunk is None and decision.one_at_a_time else chunk
+        elif measured and engine == "auto" and mix is None and scalars is None and worth_watching(params, tuple(params)):
+            every = separate(losses, None)
+            graph = None if every is None else read_graph([None if way is None else way.node for way in every])
+            ways = every if graph and better_apart(graph, len(losses)) else None
         if backward.record and not read_graph([losses.grad_fn]).twice:
             chunk = 1
         share = heads(losses.shape[0]) if others and heads else None
         passes = Passes(backward, losses, matrix, ways, chunk)
-        private = passes.private(others) if share is not None and shared else {}
+        private = passes.private(others, graph) if share is not None and shared else {}
         rows, gramian, head_grads = {}, None, {}
         if keep == "nothing" and chunk_size is not None:
             gramian = passes.gramian_in_chunks(plan, measured, chunk_size, gramian_dtype)

@@ -13,7 +13,7 @@ from torch.func import vmap
 from .backward import Backward, Target
 from .checks import depth, differentiated, poison
 from .gradients import explained_vjp
-from .layerwise import Choices, Layout, Tapped, Use, cheapest, groups_of, layouts, read_graph, sample_block
+from .layerwise import Choices, Form, Layout, Tapped, Use, cheapest, groups_of, layouts, read_graph, sample_block
 from .norms import PlainNorms
 from .tree import dot
 from .types import Params
@@ -66,12 +66,18 @@ def sample_by_layers(
                 )
             with nullcontext() if backward.record else torch.no_grad():
                 where, sound = _sample_axes(uses, deltas, probe, shares, look)
+                all_groups = [part for found in tapped.values() for part in found]
+                device = losses.device.type
+                forms: list[Form] = [cheapest(group, samples * tasks, wide.itemsize, device, samples, ("kernel", "gemm")) for group in all_groups]
+                kernels = [group for group, form in zip(all_groups, forms, strict=True) if form == "kernel"]
                 at = 0
-                for group in (part for parts in tapped.values() for part in parts):
+                for group, form in zip(all_groups, forms, strict=True):
                     mine = slice(at, at + len(group.uses))
-                    form = cheapest(group, samples * tasks, wide.itemsize, losses.device.type, samples, ("kernel", "gemm"))
-                    parts.append(sample_block(group, form, where[mine], deltas[mine], samples, wide))
                     at = mine.stop
+                    if any(group.is_bias_of(other) for other in kernels):
+                        continue
+                    biased = form == "kernel" and any(other.is_bias_of(group) for other in all_groups)
+                    parts.append(sample_block(group, form, where[mine], deltas[mine], samples, wide, biased=biased))
         if left:
             leaves = [backward.targets[name] for name in left]
             every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device).reshape(-1, *losses.shape)
@@ -103,20 +109,22 @@ def _sample_axes(uses: list[Use], deltas: list[Tensor], probe: list[Tensor], sha
     looked at, one layout is left.
     """
     samples = len(shares)
-    where, sound = [], []
+    known: dict[tuple[Any, ...], tuple[Choices, Tensor]] = {}  # a layer's weight and bias share their deltas
     for use, delta, weighted in zip(uses, deltas, probe, strict=True):
-        slack = min(1e3 * torch.finfo(use.dtype).eps, 0.1) * delta.abs().amax()
+        place = use.edge.node, use.edge.output_nr, use.axes
+        if place in known:
+            continue
         choices: list[tuple[Layout, Tensor]] = []
         for layout in layouts(use, samples):
             axis = 1 + layout.axis
             split = (samples, -1) if layout.major else (-1, samples)
-            at = axis if layout.major else axis + 1
-
-            def apart(x: Tensor, axis: int = axis, split: tuple[int, int] = split, at: int = at) -> Tensor:
-                return x.unflatten(axis, split).movedim(at, -1)  # the sample last
-
-            same = (apart(weighted) / shares.to(use.dtype) - apart(delta)).abs().amax() <= slack
-            choices.append((layout, (same | ~delta.isfinite().all()).detach()))  # NaN is reported by the Gramian itself
+            plain, scaled = (
+                x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, 1).flatten(2) @ _direction(x.numel() // len(x) // samples, x)
+                for x in (delta, weighted)
+            )
+            slack = min(1e3 * torch.finfo(use.dtype).eps, 0.1) * plain.abs().amax()
+            same = (scaled / shares.to(use.dtype) - plain).abs().amax() <= slack
+            choices.append((layout, (same | ~plain.isfinite().all()).detach()))  # NaN is reported by the Gramian itself
             if look and bool(choices[-1][1]):
                 choices = choices[-1:]
                 break
@@ -127,6 +135,11 @@ def _sample_axes(uses: list[Use], deltas: list[Tensor], probe: list[Tensor], sha
                 'norm, a loss that compares samples, or losses that are not in the order of the samples. Call module.eval(), or use engine="rows", '
                 "which differentiates every entry whatever it depends on"
             )
-        where.append(tuple(choices))
-        sound.append(found)
-    return where, sound
+        known[place] = tuple(choices), found
+    places = [(use.edge.node, use.edge.output_nr, use.axes) for use in uses]
+    return [known[place][0] for place in places], [verdict for _, verdict in known.values()]
+
+
+def _direction(width: int, like: Tensor) -> Tensor:
+    """A fixed vector in general position: one number a sample is compared, not all of its deltas."""
+    return 0.5 + torch.frac(0.6180339887498949 * torch.arange(width, dtype=torch.float64, device=like.device)).to(like.dtype)

@@ -371,6 +371,17 @@ def test_every_head_is_entered_once_for_the_rows(form, engine, monkeypatch):
     agree(got, expected, 1e-12)
 
 
+def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatch):
+    losses, params, x, entered = _decoders("stacked")
+    monkeypatch.setattr(gradients, "worth_watching", lambda params, names: "trunk.weight" not in names or len(names) > 2)
+    monkeypatch.setattr(gradients, "Tapped", None)
+    monkeypatch.setattr(layerwise.graph, "OVERHEAD", 10.0)
+    entered[:] = [0] * 4
+    got = mf.task_gramian(losses, params, x, shared="trunk.*")[1]
+    assert entered == [1] * 4
+    agree(got, mf.task_gramian(losses, params, x, shared="trunk.*", engine="rows")[1], 1e-12)
+
+
 @pytest.mark.parametrize("form", ["tuple", "stacked"])
 @pytest.mark.parametrize("heads", ["plain", "own", "weighted"])
 def test_a_step_gives_the_same_gradient_by_every_engine(form, heads, monkeypatch):
@@ -463,6 +474,17 @@ def test_sample_noise_refuses_a_number_of_tasks_that_does_not_divide():
     for tasks in (0, 2, 5):
         with pytest.raises(ValueError, match="tasks"):
             mf.diagnostics.sample_noise(torch.eye(5), tasks)
+
+
+@pytest.mark.parametrize("tasks", [2, 4, 40])
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+def test_long_leaves_are_summed_without_losing_digits(tasks, engine):
+    """Entries of one sign: a single float32 sum over two million of them is off by 1e-3."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        rows = torch.rand(tasks, 2_000_003 // tasks)
+    _, gramian = mf.task_gramian(lambda p, b: F.linear(p["w"], b), {"w": torch.zeros(rows.shape[1])}, rows, engine=engine)
+    agree(gramian.double(), rows.double() @ rows.double().mT, 2e-6)
 
 
 # Random architectures.

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..tree import inner
 from .taps import Use
 
 Form = Literal["kernel", "gemm", "rows"]
@@ -34,11 +35,18 @@ class Group(NamedTuple):
     name: str
     uses: tuple[Use, ...]
     numel: int
+    served: tuple[int, ...] | None = None  # how many separate losses each call serves; None where all losses are one vector
 
     @property
     def alike(self) -> bool:
         first = self.uses[0]
         return first.kind != "local" and all(use.layout == first.layout and use.sizes[1:] == first.sizes[1:] for use in self.uses)
+
+    def is_bias_of(self, other: Group) -> bool:
+        """Whether this is the bias that the same calls added to the product with `other`."""
+        mine, theirs = ([(use.edge.node, use.edge.output_nr) for use in group.uses] for group in (self, other))
+        shifts = all(use.layout == ("local", use.op, "shift") for use in self.uses)
+        return mine == theirs and shifts and all(use.kind == "outer" and "transpose" not in use.op for use in other.uses)
 
     @property
     def op(self) -> str:
@@ -58,14 +66,12 @@ def costs(group: Group, rows: int, itemsize: int, samples: int | None = None) ->
     dot = 2.0 * rows * rows * width
     held = float(rows * width * itemsize)
     total = sum(positions(use) for use in group.uses)
+    times = [2.0 * positions(use) * (width if use.kind == "outer" else use.sizes[3]) for use in group.uses]
+    found: dict[Form, Cost] = {"gemm": Cost(sum(times) * (rows if samples is None else rows // samples) + dot, held)}
     if samples is None:
-        form_rows = sum(2.0 * rows * positions(use) * (width if use.kind == "outer" else use.sizes[3]) for use in group.uses)
-    else:
-        form_rows = sum(2.0 * rows / samples * positions(use) * (width if use.kind == "outer" else use.sizes[3]) for use in group.uses)
-    found: dict[Form, Cost] = {"gemm": Cost(form_rows + dot, held)}
-    if samples is None:
-        # Differentiated with the other leaves: the same products, and the rows of all leaves are held at once.
-        found["rows"] = Cost(form_rows + dot, held)
+        # Differentiated with the other leaves: the same products, but none for a loss that a call does not serve.
+        each = sum(time * (rows if group.served is None else served) for time, served in zip(times, group.served or times, strict=True))
+        found["rows"] = Cost(each + dot, held)
     if group.alike:
         _, groups, a, o = group.uses[0].sizes
         reading = 2.0 * a if group.uses[0].kind == "outer" else 1.0
@@ -141,15 +147,20 @@ def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence
     x = torch.cat([_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0) if group.alike else torch.empty(0)
     if form == "gemm":
         a = rows(left)
-        return a @ (a if right is None else rows(right)).mT
+        return inner(a, a if right is None else rows(right))
     kernel = _kernel(group, x, dtype)
     a = torch.cat(varied(left), 2)
     b = a if right is None else torch.cat(varied(right), 2)
-    return a.flatten(1) @ (kernel @ b).flatten(1).mT
+    return inner(a.flatten(1), (kernel @ b).flatten(1))
 
 
-def sample_block(group: Group, form: Form, where: Sequence[Choices], deltas: Sequence[Tensor], samples: int, dtype: torch.dtype) -> Tensor:
-    """This group's part of the Gramian [sample·task, sample·task]; deltas [task, *shape] for every use."""
+def sample_block(
+    group: Group, form: Form, where: Sequence[Choices], deltas: Sequence[Tensor], samples: int, dtype: torch.dtype, *, biased: bool = False
+) -> Tensor:
+    """This group's part of the Gramian [sample·task, sample·task]; deltas [task, *shape] for every use.
+
+    With `biased`, of the kernel form, the part of the same calls' bias as well: an input that is 1 everywhere.
+    """
 
     def varied(use: Use, choices: Choices, delta: Tensor) -> Tensor:  # [task, sample, position, group, o]
         return by_sample(use.varied(delta), use, choices, samples, 1).to(dtype)
@@ -171,6 +182,7 @@ def sample_block(group: Group, form: Form, where: Sequence[Choices], deltas: Seq
         count = q.shape[2]
         flat = x.flatten(0, 1)
         kernel = _kernel(group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype)  # [group, (sample position)²]
+        kernel = kernel + 1 if biased else kernel
         y = q.movedim(3, 0).flatten(1, 3)  # [group, (task sample position), o]
         pairs = (y @ y.mT).unflatten(2, (tasks, samples * count)).unflatten(1, (tasks, samples * count))
         weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
@@ -188,7 +200,7 @@ def sample_block(group: Group, form: Form, where: Sequence[Choices], deltas: Seq
             summed = torch.einsum("tspgo,spga->tsgoa", part, fixed(use, layout))
         folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
     rows = torch.stack(folded).sum(0).flatten(1)
-    return rows @ rows.mT
+    return inner(rows, rows)
 
 
 def _fixed(use: Use, dtype: torch.dtype) -> Tensor:

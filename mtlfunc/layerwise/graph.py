@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -66,6 +67,28 @@ def separate(losses: Tensor, scalars: tuple[Tensor, ...] | None) -> tuple[Gradie
     if node is None or node.name() != "StackBackward0":
         return None
     return tuple(None if child is None else GradientEdge(child, index) for child, index in node.next_functions)
+
+
+def better_apart(graph: Graph, count: int) -> bool:
+    """Whether T stacked losses are better differentiated each by itself, judged by the graph alone.
+
+    One batched pass pays every node's overhead once (twice, for the batching) and its numbers T times, also those of nodes that serve one loss; T single
+    passes pay what is common T times and the rest once.
+    """
+    alone = common = 0.0
+    batched = 0.0
+    for node, losses in graph.reach.items():
+        size = sum(math.prod(place.shape) for place in getattr(node, "_input_metadata", ()))
+        batched += 2 * OVERHEAD + count * size
+        if losses.bit_count() == 1:
+            alone += OVERHEAD + size
+        else:
+            common += OVERHEAD + size
+    return count * common + alone < batched
+
+
+OVERHEAD = 1e4
+"""What a node costs whatever its size, in numbers read and written."""
 
 
 def region(edge: GradientEdge, leaf: Node, inputs: frozenset[Node]) -> set[Node]:

@@ -35,7 +35,12 @@ LOOPED_CONVOLUTION = 0.55
 
 
 def worth_watching(params: Params, names: Sequence[str]) -> bool:
+    """Whether so many parameters repay a look at the graph."""
     return sum(params[name].numel() for name in names) >= FEW_PARAMETERS
+
+
+WORTH = 1.25
+"""How many times its price the pass that combines the tasks without rows has to save."""
 
 
 class Plan(NamedTuple):
@@ -47,7 +52,7 @@ class Plan(NamedTuple):
         return [use for group, _ in self.tapped for use in group.uses]
 
 
-def groups_of(taps: Tapped, params: Params, names: Sequence[str], graph: Graph) -> dict[str, list[Group]]:
+def groups_of(taps: Tapped, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False) -> dict[str, list[Group]]:
     """The leaves among `names` that are seen through taps alone, each with its parts; the others have to be differentiated row by row."""
     found: dict[str, list[Group]] = {}
     for name in names:
@@ -67,6 +72,7 @@ def groups_of(taps: Tapped, params: Params, names: Sequence[str], graph: Graph) 
                 name if span is None else f"{name}[{span[0]}:{span[1]}]",
                 tuple(part),
                 params[name].numel() if span is None else params[name][0].numel() * (span[1] - span[0]),
+                tuple(graph.serves(use.edge).bit_count() for use in part) if separate else None,
             )
             for span, part in parts.items()
         ]
@@ -80,7 +86,7 @@ def weighted(cost: Cost, group: Group, form: Form, device: str) -> float:
 
 def cheapest(group: Group, rows: int, itemsize: int, device: str, samples: int | None, allowed: Sequence[Form]) -> Form:
     found: dict[Form, Cost] = {form: cost for form, cost in costs(group, rows, itemsize, samples).items() if form in allowed}
-    return min(found, key=lambda form: (weighted(found[form], group, form, device), found[form].bytes))
+    return min(found, key=lambda form: (weighted(found[form], group, form, device), form != "rows"))
 
 
 def task_plan(groups: dict[str, list[Group]], params: Params, names: Sequence[str], rows: int, engine: Engine, device: str, *, keep: bool) -> Plan:
@@ -106,10 +112,11 @@ def task_plan(groups: dict[str, list[Group]], params: Params, names: Sequence[st
         for group, form in zip(outer, forms, strict=True):
             tapped.append((group, form))
             found = costs(group, rows, itemsize)
-            saved += weighted(found["rows"], group, "rows", device) - weighted(found[form], group, form, device) + 2.0 * rows * group.numel
+            saved += weighted(found["rows"], group, "rows", device) - weighted(found[form], group, form, device)
+            saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
     if keep and engine == "auto":
         combining = sum(4.0 * positions(use) * group.numel for parts in groups.values() for group in parts for use in group.uses if use.kind == "outer")
-        if saved <= combining:
+        if saved <= WORTH * combining:
             return Plan((), tuple(names))
     if engine == "auto" and saved <= 0:
         return Plan((), tuple(names))
@@ -123,6 +130,7 @@ class Decision(NamedTuple):
     ways: tuple[GradientEdge | None, ...] | None  # the separate losses, where each is differentiated by itself
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that taps serve
+    graph: Graph
 
 
 def decide(
@@ -146,11 +154,11 @@ def decide(
     """
     ways = separate(losses, scalars)
     graph = read_graph([None if way is None else way.node for way in ways] if ways else [losses.grad_fn])
-    groups = groups_of(taps, params, names, graph)
     device = losses.device.type
-    plan = task_plan(groups, params, names, rows, engine, device, keep=keep)
     apart, one_at_a_time = looped(taps, graph, params, len(losses), ways is not None, device)
-    return Decision(plan, ways if not mixed and (apart or scalars is not None) else None, one_at_a_time, groups)
+    ways = ways if not mixed and (apart or scalars is not None) else None
+    groups = groups_of(taps, params, names, graph, separate=ways is not None)
+    return Decision(task_plan(groups, params, names, rows, engine, device, keep=keep), ways, one_at_a_time, groups, graph)
 
 
 def looped(taps: Tapped, graph: Graph, params: Params, count: int, separable: bool, device: str) -> tuple[bool, bool]:

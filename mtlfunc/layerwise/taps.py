@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from ..checks import depth
@@ -398,10 +398,10 @@ _OPS: dict[str, Callable[..., Iterator[Use]]] = {
 def _use(
     part: Part, op: str, kind: Kind, out: Tensor, inputs: tuple[Tensor, ...], axes: Any, sizes: Any, fixed: Any, varied: Any, fold: Any, layout: Any = ()
 ) -> Use:
-    if not isinstance(out, Tensor) or not out.requires_grad:  # computed under no_grad: no derivative passes here
+    if not isinstance(out, Tensor) or out.grad_fn is None:  # computed under no_grad: no derivative passes here
         raise _NotUnderstood
     read = tuple((x, x._version) for x in inputs)
-    return Use(part, op, kind, get_gradient_edge(out), out.shape, out.dtype, read, axes, sizes, fixed, varied, fold, (kind, op, *layout))
+    return Use(part, op, kind, GradientEdge(out.grad_fn, out.output_nr), out.shape, out.dtype, read, axes, sizes, fixed, varied, fold, (kind, op, *layout))
 
 
 def _product(part: Part, op: str, out: Tensor, x: Tensor) -> Use:
@@ -419,14 +419,23 @@ def _product(part: Part, op: str, out: Tensor, x: Tensor) -> Use:
 
 
 def _shift(part: Part, op: str, out: Tensor, count: int, channel: int | None = None) -> Use:
-    return _local(part, op, out, (), lambda delta: delta, count, channel)
+    return _local(part, op, out, (), lambda delta: delta, count, channel, ("shift",))
 
 
 def _scale(part: Part, op: str, out: Tensor, x: Tensor, normalized: Callable[[], Tensor], count: int, channel: int | None = None) -> Use:
     return _local(part, op, out, (x,), lambda delta: delta * normalized(), count, channel)
 
 
-def _local(part: Part, op: str, out: Tensor, inputs: tuple[Tensor, ...], summand: Callable[[Tensor], Tensor], count: int, channel: int | None) -> Use:
+def _local(
+    part: Part,
+    op: str,
+    out: Tensor,
+    inputs: tuple[Tensor, ...],
+    summand: Callable[[Tensor], Tensor],
+    count: int,
+    channel: int | None,
+    layout: tuple[str, ...] = (),
+) -> Use:
     """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all axes are inner positions."""
     if part.transposed:
         raise _NotUnderstood
@@ -441,7 +450,7 @@ def _local(part: Part, op: str, out: Tensor, inputs: tuple[Tensor, ...], summand
             return summands.reshape(*summands.shape[: summands.ndim - count], 1, 1, size)
         return summands.reshape(*summands.shape[:3], inner).mT[..., None, :]
 
-    return _use(part, op, "local", out, inputs, axes, (inner, 1, 1, size), None, varied, lambda rows: rows.reshape(len(rows), *shape))
+    return _use(part, op, "local", out, inputs, axes, (inner, 1, 1, size), None, varied, lambda rows: rows.reshape(len(rows), *shape), layout)
 
 
 def _broadcast(

@@ -1,0 +1,346 @@
+"""The theorems against literal steps on quadratics, against exact fractions, closed forms and finite differences."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch.func import grad, hessian, vmap
+
+import mtlfunc as mf
+from mtlfunc import diagnostics, theory
+from tests.strategies import gramian
+
+PRINTED_PAIR = [Fraction(3), Fraction(-2)]
+
+
+def kinked(params, batch=None):
+    """L_1 + L_2 is x for x >= -2 and x + ½(x + 2)² below: convex, ∇L 1-Lipschitz; g_1 = 3 and g_2 = -2 at 0."""
+    x = params["x"][0]
+    bend = 0.25 * (x + 2).clamp_max(0) ** 2
+    return torch.stack([3 * x + bend, -2 * x + bend])
+
+
+def kinked_exactly(x: Fraction) -> Fraction:
+    return x + Fraction(1, 2) * min(x + 2, Fraction(0)) ** 2
+
+
+AT_ZERO = {"x": torch.zeros(1, dtype=torch.float64)}
+PAIR = torch.tensor([[9.0, -6.0], [-6.0, 4.0]], dtype=torch.float64)
+
+
+def rows(seed: int, size: int = 3, tasks: int = 2) -> torch.Tensor:
+    return mf.random.normal(mf.random.fold_in(mf.random.key(seed), 0), (tasks, size), torch.float64)
+
+
+def curved(seed: int, size: int = 3, share: float = 1.0) -> torch.Tensor:
+    """A symmetric matrix; positive semidefinite for share 1."""
+    basis = mf.random.normal(mf.random.fold_in(mf.random.key(seed), 1), (size, size), torch.float64)
+    return basis @ torch.diag(torch.linspace(share - 1, 1, size, dtype=torch.float64)) @ basis.mT
+
+
+def literal_pcgrad(J: torch.Tensor) -> torch.Tensor:
+    g, h = J
+    inner = (g @ h).clamp_max(0)
+    return g - inner / (h @ h) * h + h - inner / (g @ g) * g
+
+
+def loss(J: torch.Tensor, A: torch.Tensor, x: torch.Tensor) -> float:
+    """The sum of the two tasks, minus its value at 0."""
+    return float(J.sum(0) @ x + 0.5 * x @ A @ x)
+
+
+# ---- Theorem 1 ----
+
+
+@pytest.mark.parametrize("relative", [1.0, 0.3, 0.01])
+def test_theorem1_bounds_the_decrease_of_literal_steps(relative):
+    met = 0
+    for seed in range(200):
+        J, A = rows(seed), curved(seed)
+        lipschitz = float(torch.linalg.matrix_norm(A, 2))
+        t = relative / lipschitz
+        promised = theory.pcgrad_theorem1(J @ J.mT, t, lipschitz)
+        met += int(promised.applies)
+        fallen = -loss(J, A, -t * literal_pcgrad(J))
+        assert fallen >= promised.decrease - 1e-12 * (abs(fallen) + 1)
+    assert met >= 190  # a few are lost to the rounding of t·ℒ at 1
+
+
+def test_theorem1_in_fractions():
+    g, h, t = [Fraction(1), Fraction(0)], [Fraction(-2), Fraction(1)], Fraction(1, 4)
+    inner, a, b = Fraction(-2), Fraction(1), Fraction(5)
+    total = sum((x + y) ** 2 for x, y in zip(g, h, strict=True))
+    expected = t / 2 * (1 - inner**2 / (a * b)) * total
+    J = torch.tensor([[float(x) for x in row] for row in (g, h)], dtype=torch.float64)
+    answer = theory.pcgrad_theorem1(J @ J.mT, float(t), 4.0)
+    assert float(answer.decrease) == pytest.approx(float(expected), rel=1e-15)
+    assert bool(answer.applies)
+    assert not theory.pcgrad_theorem1(J @ J.mT, float(t), 4.1).applies
+
+
+def test_theorem1_allows_rest_only_at_its_two_alternatives():
+    opposite = torch.tensor([[1.0, -2.0], [-2.0, 4.0]], dtype=torch.float64)
+    assert theory.pcgrad_theorem1(opposite, 1.0, 1.0).decrease == 0
+    assert theory.pcgrad_theorem1(torch.zeros(2, 2), 1.0, 1.0).decrease == 0
+    assert theory.pcgrad_theorem1(torch.diag(torch.tensor([1.0, 0.0])), 1.0, 1.0).decrease == 0.5
+    for seed in range(50):
+        assert theory.pcgrad_theorem1(gramian("gaussian", 2, seed), 1.0, 1.0).decrease > 0
+
+
+# ---- Theorem 2 ----
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_theorem2_bounds_the_difference_of_literal_steps(seed):
+    J, A = rows(seed), curved(seed, share=0.6)
+    J = torch.stack([J[0], -J[0] * 0.3 + 0.2 * J[1]])
+    if J[0] @ J[1] >= 0:
+        J[1] = -J[1]
+    g, lipschitz = J.sum(0), float(torch.linalg.matrix_norm(A, 2))
+    for t in (0.1 / lipschitz, 1 / lipschitz, 10 / lipschitz):
+        answer = theory.pcgrad_theorem2(J @ J.mT, t, lipschitz, g @ A @ g)
+        plain, edited = loss(J, A, -t * g), loss(J, A, -t * literal_pcgrad(J))
+        assert plain - edited >= answer.difference - 1e-11 * (abs(plain) + abs(edited) + 1)
+        if answer.applies:
+            assert answer.difference >= 0
+            assert plain >= edited
+            assert plain >= 0  # the plain step overshoots: it does not lower the loss
+        if answer.curved:
+            assert answer.dominated
+            sharp = answer.shortest * (1 - (1 - diagnostics.cosines(J @ J.mT)[0, 1] ** 2) * (J @ J.mT).trace() / (g @ g))
+            assert bool(answer.difference >= 0) == (t >= sharp)
+
+
+def test_theorem2_applies_somewhere():
+    J = torch.tensor([[1.0, 0.0], [-0.1, 0.01]], dtype=torch.float64)
+    A = torch.diag(torch.tensor([1.0, 0.5], dtype=torch.float64))
+    answer = theory.pcgrad_theorem2(J @ J.mT, 3.0, 1.0, J.sum(0) @ A @ J.sum(0))
+    assert answer.applies
+    assert answer.shortest < 3
+    assert loss(J, A, -3 * literal_pcgrad(J)) < loss(J, A, -3 * J.sum(0))
+
+
+def test_uniform_weight_makes_theorem2_false():
+    """θ^MT = -4 has the loss -2, θ^PCGrad = 0 (the gradients are opposite) has 0, and yet every printed condition holds."""
+    t = Fraction(4)
+    plain = kinked_exactly(-t * sum(PRINTED_PAIR))
+    assert plain == -2
+    # gᵀ∇²L g along the step is 0 for s < ½ and 1 for s > ½.
+    uniform, weighted = Fraction(1, 2), 2 * (Fraction(1, 2) - Fraction(3, 8))
+    assert diagnostics.curvature(kinked, AT_ZERO, None, lr=4.0) == pytest.approx(float(uniform), abs=1e-15)
+    assert theory.secant_curvature(kinked, AT_ZERO, None, lr=4.0) == float(weighted)
+    false = theory.pcgrad_theorem2(PAIR, 4.0, 1.0, float(uniform))
+    assert false.applies
+    assert false.shortest == 4
+    assert plain < kinked_exactly(Fraction(0))
+    true = theory.pcgrad_theorem2(PAIR, 4.0, 1.0, float(weighted))
+    assert not true.applies
+    assert true.shortest == 8
+    at_eight = theory.secant_curvature(kinked, AT_ZERO, None, lr=8.0)
+    assert kinked_exactly(Fraction(-8)) > 0
+    assert theory.pcgrad_theorem2(PAIR, 8.0, 1.0, at_eight).applies
+
+
+def test_printed_condition_compares_a_curvature_with_a_number():
+    """In units that make ℒ = 100 the printed (b) holds, at a step far too short, and the plain step is the better one."""
+    J = torch.tensor([[1.0, 0.0], [-0.4, 0.3]], dtype=torch.float64)
+    g, A = J.sum(0), torch.diag(torch.tensor([1.0, 100.0], dtype=torch.float64))
+    answer = theory.pcgrad_theorem2(J @ J.mT, 1e-3, 100.0, g @ A @ g, printed=True)
+    assert answer.curved
+    assert answer.long == (answer.shortest <= 1e-3)
+    corrected = theory.pcgrad_theorem2(J @ J.mT, 1e-3, 100.0, g @ A @ g)
+    assert not corrected.curved
+    assert not corrected.applies
+
+
+def test_no_theorem2_without_conflict():
+    answer = theory.pcgrad_theorem2(torch.eye(2), 10.0, 1.0, 1.0)
+    assert not answer.applies
+    assert answer.difference.isnan()
+    zero = theory.pcgrad_theorem2(torch.diag(torch.tensor([1.0, 0.0])), 10.0, 1.0, 1.0)
+    assert not any(bool(flag) for flag in zero[:4])
+
+
+# ---- curvature over the step ----
+
+
+def smooth(params, batch):
+    x = params["x"]
+    return torch.stack([torch.log1p((x[0] - 1) ** 2 + x[1] ** 4), torch.sin(x).sum() + 0.3 * x[0] * x[1]])
+
+
+@pytest.mark.parametrize("lr", [0.02, 0.3, 1.0])
+def test_secant_curvature_is_the_weighted_integral(lr):
+    params = {"x": torch.tensor([0.3, -0.8], dtype=torch.float64)}
+    total = lambda x: smooth({"x": x}, None).sum()  # noqa: E731
+    g = grad(total)(params["x"])
+    points, weights = np.polynomial.legendre.leggauss(40)
+    s = (points + 1) / 2
+    integral = sum(w / 2 * 2 * (1 - a) * float(g @ hessian(total)(params["x"] - a * lr * g) @ g) for a, w in zip(s, weights, strict=True))
+    assert float(theory.secant_curvature(smooth, params, None, lr=lr)) == pytest.approx(integral, rel=1e-9)
+
+
+def test_secant_curvature_of_a_quadratic_is_constant():
+    A, J = curved(3), rows(3)
+
+    def losses(params, batch):
+        x = params["x"]
+        return torch.stack([J[0] @ x + 0.5 * x @ A @ x, J[1] @ x])
+
+    params = {"x": torch.zeros(3, dtype=torch.float64)}
+    for lr in (0.1, 1.0, 7.0):
+        expected = float(diagnostics.curvature(losses, params, None, lr=lr))
+        assert float(theory.secant_curvature(losses, params, None, lr=lr)) == pytest.approx(expected, rel=1e-12)
+        assert expected == pytest.approx(float(J.sum(0) @ A @ J.sum(0)), rel=1e-12)
+
+
+# ---- CAGrad ----
+
+
+@pytest.mark.parametrize("c", [0.0, 0.4, 0.9])
+def test_cagrad_theorem_covers_every_point_of_the_ball(c):
+    for seed in range(60):
+        J, A = rows(seed, 4, 3), curved(seed, 4)
+        lipschitz = float(torch.linalg.matrix_norm(A, 2))
+        p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+        mean = p @ J
+        away = rows(seed + 1000, 4)[0]
+        d = mean + c * mean.norm() * away / away.norm()
+        t = 1 / (1.0000001 * lipschitz)
+        promised = theory.cagrad_theorem(J @ J.mT, t, lipschitz, c, p)
+        assert promised.applies
+        fallen = float(t * mean @ d - t**2 / 2 * d @ A @ d)
+        assert fallen >= promised.decrease - 1e-12 * (1 + abs(fallen))
+
+
+def test_cagrad_theorem_is_silent_from_c_1_on_and_for_long_steps():
+    G = gramian("gaussian", 3, 0)
+    assert not theory.cagrad_theorem(G, 0.5, 1.0, 1.0).applies
+    assert not theory.cagrad_theorem(G, 1.1, 1.0, 0.5).applies
+    assert theory.cagrad_theorem(G, 1.0, 1.0, 0.5).decrease == pytest.approx(0.5 * 0.75 * float(G.mean()), rel=1e-12)
+
+
+def test_cagrad_threshold_separates_conflict_from_none():
+    for seed in range(30):
+        J = rows(seed, 6, 3) - 0.6 * rows(seed, 6, 3)[0]
+        G = J @ J.mT
+        threshold = float(theory.cagrad_threshold(G))
+        assert 0 <= threshold <= 1 + 1e-12
+        if not 1e-6 < threshold < 1 - 1e-6:
+            continue
+        rates = [G @ mf.weights(mf.cagrad(share * threshold), G) for share in (0.95, 1.05)]
+        assert rates[0].min() < 0 < rates[1].min() + 1e-10 * G.diagonal().max()
+        at = mf.weights(mf.cagrad(threshold), G) @ J
+        projected = mf.solvers.auto()(mf.solvers.dual_cone(G, torch.full_like(G[0], 1 / 3))).weights @ J
+        torch.testing.assert_close(at, projected, rtol=1e-6, atol=1e-8)
+
+
+def test_cagrad_threshold_closed_forms():
+    assert theory.cagrad_threshold(torch.eye(3)) == 0
+    assert theory.cagrad_threshold(torch.zeros(2, 2)) == 0
+    opposite = torch.tensor([[1.0, -3.0], [-3.0, 9.0]], dtype=torch.float64)
+    assert theory.cagrad_threshold(opposite) == pytest.approx(1, abs=1e-12)
+    # Only g_1 is against g₀ = (g_1 + g_2)/2: the projection takes off g₀'s component along g_1.
+    G = torch.tensor([[1.0, -2.0], [-2.0, 16.0]], dtype=torch.float64)
+    expected = Fraction(1, 4) * (1 - 2) ** 2 / (Fraction(1, 4) * 13)
+    assert float(theory.cagrad_threshold(G)) ** 2 == pytest.approx(float(expected), rel=1e-12)
+
+
+# ---- MGDA-UB ----
+
+
+def test_bound_conditions_on_the_counterexample():
+    """A = [[1, 0], [1, 1]], v = (1, 2), (1, -2): full rank, and yet the direction (1, 0) has the rates (3, -1)."""
+    A, V = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64), torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=torch.float64)
+    w = mf.weights(mf.mgda(), V @ V.mT)
+    answer = theory.mgda_ub_conditions(V, A @ A.mT, w)
+    assert answer.full_rank
+    assert not answer.descends
+    assert (V @ A @ (w @ V @ A)).tolist() == pytest.approx([3, -1])
+    # M = [[1, 1], [1, 2]] has the eigenvalues (3 ± √5)/2, so (κ - 1)/(κ + 1) = √5/3.
+    assert float(answer.needed) == pytest.approx(5**0.5 / 3, rel=1e-12)
+    assert answer.cosines.tolist() == pytest.approx([5**-0.5] * 2)
+
+
+def test_bound_conditions_certify_descent():
+    certified = 0
+    for seed in range(200):
+        V, A = rows(seed, 3), 1e-1 * rows(seed + 500, 3, 3) + torch.eye(3, dtype=torch.float64)
+        w = mf.weights(mf.mgda(), V @ V.mT)
+        answer = theory.mgda_ub_conditions(V, A @ A.mT, w)
+        certified += int(answer.descends)
+        if answer.descends:
+            assert (V @ A @ A.mT @ (w @ V)).min() >= -1e-12
+    assert certified > 50
+
+
+def test_bound_conditions_need_rank():
+    V = rows(0, 3)
+    assert theory.mgda_ub_conditions(V, 4 * torch.eye(3, dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)).needed == pytest.approx(0)
+    thin = rows(1, 3)[:1]
+    answer = theory.mgda_ub_conditions(V, thin.mT @ thin, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert not answer.full_rank
+    assert answer.needed == 1
+    assert not answer.descends
+
+
+# ---- as functions ----
+
+
+def test_everything_maps_over_a_batch():
+    G = torch.stack([gramian("gaussian", 2, seed) for seed in range(6)])
+    lr = torch.linspace(0.1, 2, 6, dtype=torch.float64)
+    for f in (
+        lambda g, t: theory.pcgrad_theorem1(g, t, 1.0),
+        lambda g, t: theory.pcgrad_theorem2(g, t, 1.0, 0.7 * g.sum()),
+        lambda g, t: theory.cagrad_theorem(g, t, 1.0, 0.5),
+        lambda g, t: (theory.cagrad_threshold(g),),
+        lambda g, t: theory.mgda_ub_conditions(g, g, g[0]),
+        lambda g, t: (theory.secant_curvature(smooth, {"x": g[0]}, None, lr=t),),
+    ):
+        together = vmap(f)(G, lr)
+        alone = [f(g, t) for g, t in zip(G, lr, strict=True)]
+        for got, *each in zip(together, *alone, strict=True):
+            torch.testing.assert_close(got, torch.stack(each), rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda g: theory.pcgrad_theorem1(g, 0.3, 1.0).decrease,
+        lambda g: theory.pcgrad_theorem2(g, 0.3, 1.0, 2.0).difference,
+        lambda g: theory.cagrad_theorem(g, 0.3, 1.0, 0.5).decrease,
+        lambda g: theory.secant_curvature(smooth, {"x": g[0]}, None, lr=0.4),
+    ],
+)
+def test_derivatives_equal_central_differences(f):
+    G, step = torch.tensor([[1.0, -0.8], [-0.8, 3.0]], dtype=torch.float64), 1e-5
+    slope = grad(f)(G)
+    for i in range(2):
+        for j in range(2):
+            change = torch.zeros_like(G)
+            change[i, j] = step
+            assert float(slope[i, j]) == pytest.approx(float((f(G + change) - f(G - change)) / (2 * step)), rel=1e-6, abs=1e-8)
+
+
+def test_derivative_with_respect_to_the_step_and_at_a_zero_gradient():
+    t = torch.tensor(0.5, dtype=torch.float64)
+    G = torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
+    assert grad(lambda t: theory.pcgrad_theorem1(G, t, 1.0).decrease)(t) == pytest.approx(0.375)
+    assert grad(lambda g: theory.pcgrad_theorem1(g, 1.0, 1.0).decrease)(torch.zeros(2, 2)).isfinite().all()
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"gramian: PCGrad's theorems are about two tasks, got 3"):
+        theory.pcgrad_theorem1(torch.eye(3), 1.0, 1.0)
+    with pytest.raises(ValueError, match="lr"):
+        theory.pcgrad_theorem2(torch.eye(2), 0.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="lipschitz"):
+        theory.pcgrad_theorem1(torch.eye(2), 1.0, -1.0)
+    with pytest.raises(ValueError, match="c: expected"):
+        theory.cagrad_theorem(torch.eye(2), 1.0, 1.0, -0.1)
+    with pytest.raises(ValueError, match="preference"):
+        theory.cagrad_threshold(torch.eye(2), -torch.ones(2))
+    with pytest.raises(ValueError, match="lr"):
+        theory.secant_curvature(smooth, {"x": torch.zeros(2)}, None, lr=0.0)
