@@ -1,0 +1,99 @@
+"""What the reproductions of PCGrad share: names, colours, axes, the arms of the ablation, and the compiler where there is one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ._figures import METHOD_COLOURS
+from ._intervals import Interval
+
+PAPER = "PCGrad (Yu et al. 2020)"
+COLOURS = {
+    "sum": METHOD_COLOURS["mean"],
+    "PCGrad": METHOD_COLOURS["PCGrad"],
+    "direction only": "C0",
+    "magnitude only": "C4",
+    "GradNorm": METHOD_COLOURS["GradNorm"],
+}
+LINES = {"sum": "-", "PCGrad": "-", "direction only": "--", "magnitude only": "-.", "GradNorm": ":"}
+ARMS = tuple(COLOURS)
+ALPHA = 0.12  # of GradNorm, as in its paper's synthetic regression
+WILSON, STUDENT = "95 % Wilson intervals", "95 % t intervals over seeds"
+
+
+def arrow(axis: Axes, start: np.ndarray, end: np.ndarray, colour: str, style: str = "-", width: float = 2.0) -> None:
+    axis.annotate("", tuple(end), tuple(start), arrowprops={"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": width})
+
+
+def named(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.mean, f"{name}, low": interval.low, f"{name}, high": interval.high}
+
+
+def normal(key: Tensor, tag: int, shape: tuple[int, ...]) -> Tensor:
+    return mf.random.normal(mf.random.fold_in(key, tag), shape, torch.float64)
+
+
+def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
+    """One number in [low, high)."""
+    return low + (high - low) * mf.random.uniform(mf.random.fold_in(key, tag), (), torch.float64)
+
+
+def compiled(f: Callable[..., Any], *example: Any) -> Callable[..., Any] | None:
+    """`f` as one compiled graph, tried on `example`; None, with a notice, where that cannot be had."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's compiler warns of itself
+            program = torch.compile(f, fullgraph=True)
+            program(*example)
+    except Exception as error:  # no C++ compiler, or a torch that cannot trace this
+        tqdm.write(f"torch.compile is of no use here ({type(error).__name__}): eager steps and a shorter budget instead")
+        return None
+    return program
+
+
+# ---- the arms of the ablation, as lanes of one program ----
+
+
+def arms(arm: Tensor) -> mf.Rule:
+    """The rule of `ARMS[arm]`: all are worked out and one is taken, so that lanes with different rules make one program.
+
+    "direction only" is PCGrad's direction at the plain gradient's length, "magnitude only" the plain direction at PCGrad's length.
+    """
+    learnt, edit = mf.gradnorm(ALPHA), mf.pcgrad()
+
+    def update(geometry: mf.Geometry, state: Any) -> tuple[Tensor, Any]:
+        plain, (edited, _) = geometry.preference, edit.update(geometry, ())
+        weights, state = learnt.update(geometry, state)
+        ratio = length_ratio(geometry.gramian, edited, plain)
+        choices = torch.stack([plain, edited, edited / ratio, plain * ratio, weights])
+        return choices.index_select(0, arm.reshape(1))[0], state
+
+    return mf.Rule(learnt.init, update)
+
+
+def length_ratio(gramian: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """‖Jᵀabove‖/‖Jᵀbelow‖, 1 where one of them is 0."""
+    squares = [w @ gramian @ w for w in (above, below)]
+    ok = (squares[0] > 0) & (squares[1] > 0)
+    return (squares[0].where(ok, 1.0) / squares[1].where(ok, 1.0)).sqrt()
+
+
+def either(sgd: Tensor, lr: Tensor) -> mf.Optimizer:
+    """SGD in some lanes, Adam in the others."""
+    adam, plain = mf.adam(lr), mf.sgd(lr)
+
+    def update(grads: mf.types.Params, state: Any, params: mf.types.Params) -> tuple[mf.types.Params, Any]:
+        (moved, state), (straight, _) = adam.update(grads, state, params), plain.update(grads, (), params)
+        return {name: torch.where(sgd, straight[name], leaf) for name, leaf in moved.items()}, state
+
+    return mf.Optimizer(adam.init, update)
