@@ -119,7 +119,7 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not asked for; vjp's own pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
         watched = bool(measured) and engine != "rows" and (engine == "layerwise" or worth_watching(params, measured))
-        taps = Tapped(level) if watched else None
+        taps = Tapped(level, local=False) if watched else None  # a bias' rows cost no more than its deltas
         with taps or nullcontext(), PlainNorms() if depth() > 1 else nullcontext():
             out = losses_fn(level, batch)
         losses, scalars, aux = split_output(out)

@@ -61,7 +61,7 @@ def sample_by_layers(
                 deltas, probe = (list(vmap(lambda v: pull(v, targets))(cotangents)) for cotangents in (by_task, weighted))
             else:
                 deltas, probe = (
-                    [torch.stack(found) for found in zip(*(pull(cotangent, targets) for cotangent in cotangents), strict=True)]
+                    [found[0][None] if tasks == 1 else torch.stack(found) for found in zip(*(pull(c, targets) for c in cotangents), strict=True)]
                     for cotangents in (by_task, weighted)
                 )
             with nullcontext() if backward.record else torch.no_grad():

@@ -130,7 +130,17 @@ class Decision(NamedTuple):
     ways: tuple[GradientEdge | None, ...] | None  # the separate losses, where each is differentiated by itself
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that taps serve
-    graph: Graph
+    graph: Graph | None  # None where nothing had to be read off it
+
+
+def _any_better_than_rows(taps: Tapped, params: Params, names: Sequence[str], rows: int, device: str) -> bool:
+    """Whether some leaf could gain at all, even if every call served every loss; cheaper to know than what the graph says."""
+    found: dict[str, list[Use]] = {}
+    for use in taps.uses:
+        found.setdefault(use.part.leaf, []).append(use)
+    itemsize = max(4, next(iter(params.values())).element_size())
+    groups = [Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found]
+    return any(cheapest(group, rows, itemsize, device, None, ("kernel", "gemm", "rows")) != "rows" for group in groups)
 
 
 def decide(
@@ -153,6 +163,8 @@ def decide(
         keep: the rows are needed afterwards, to be combined.
     """
     ways = separate(losses, scalars)
+    if ways and scalars is not None and not mixed and engine == "auto" and not _any_better_than_rows(taps, params, names, rows, losses.device.type):
+        return Decision(Plan((), tuple(names)), ways, False, {}, None)
     graph = read_graph([None if way is None else way.node for way in ways] if ways else [losses.grad_fn])
     device = losses.device.type
     apart, one_at_a_time = looped(taps, graph, params, len(losses), ways is not None, device)

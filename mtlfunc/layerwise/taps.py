@@ -63,10 +63,12 @@ class Use(NamedTuple):
 
 
 class Tapped(TorchFunctionMode):
-    """While active, notes in `uses` every call that it understands and that consumes one of `leaves`."""
+    """While active, notes in `uses` every call that it understands and that consumes one of `leaves`; without `local`, no biases, scales and shifts."""
 
-    def __init__(self, leaves: Params) -> None:
+    def __init__(self, leaves: Params, *, local: bool = True) -> None:
         super().__init__()
+        self.ops = _OPS if local else _PRODUCTS
+        self.local = local
         self.uses: list[Use] = []
         self.parts = {id(leaf): Part(name) for name, leaf in leaves.items()}
         self.alive: list[Tensor] = []  # parts that were cut: an id is a name only while its tensor lives
@@ -81,11 +83,11 @@ class Tapped(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":  # W.T, W.mT
             name = getattr(getattr(func, "__self__", None), "__name__", "")
-        if name in _OPS and self._sees(args, kwargs) and self.depth == depth():  # a vmap inside losses_fn has tensors of its own
+        if name in self.ops and self._sees(args, kwargs) and self.depth == depth():  # a vmap inside losses_fn has tensors of its own
             try:
                 others = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and id(x) not in self.parts)
                 stops = frozenset(x.grad_fn for x in others if x.grad_fn is not None)
-                self.uses.extend(use._replace(stops=stops) for use in _OPS[name](self, out, *args, **kwargs))
+                self.uses.extend(use._replace(stops=stops) for use in self.ops[name](self, out, *args, **kwargs))
             except _NotUnderstood:
                 pass
         return out
@@ -95,6 +97,9 @@ class Tapped(TorchFunctionMode):
 
     def part(self, x: Any) -> Part | None:
         return self.parts.get(id(x)) if isinstance(x, Tensor) else None
+
+    def local_part(self, x: Any) -> Part | None:
+        return self.part(x) if self.local else None
 
     def cut(self, tensor: Tensor, part: Part) -> None:
         self.parts[id(tensor)] = part
@@ -119,7 +124,7 @@ def _looked_into(func: FunctionType) -> FunctionType:
 def _linear(taps: Tapped, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:
     if (part := taps.part(weight)) is not None and weight.ndim == 2:
         yield _product(part, "linear", out, input)
-    if (part := taps.part(bias)) is not None:
+    if (part := taps.local_part(bias)) is not None:
         yield _shift(part, "linear", out, 1)
 
 
@@ -135,7 +140,7 @@ def _addmm(taps: Tapped, out: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor,
         raise _NotUnderstood
     if taps.part(mat2) is not None:
         yield from _matmul(taps, out, mat1, mat2)
-    if taps.part(input) is not None:
+    if taps.local_part(input) is not None:
         yield from _add(taps, out, input, mat1)
 
 
@@ -219,7 +224,7 @@ def _conv(
             varied,
             lambda rows: rows.reshape(len(rows), *weight.shape),
         )
-    if (part := taps.part(bias)) is not None:
+    if (part := taps.local_part(bias)) is not None:
         yield _shift(part, f"conv{space}d", out, 1, channel=1)
 
 
@@ -263,7 +268,7 @@ def _conv_transpose(
             varied,
             lambda rows: rows.mT.reshape(len(rows), *weight.shape),
         )
-    if (part := taps.part(bias)) is not None:
+    if (part := taps.local_part(bias)) is not None:
         yield _shift(part, f"conv_transpose{space}d", out, 1, channel=1)
 
 
@@ -297,7 +302,7 @@ def _layer_norm(
     count = len(normalized_shape)
     if (part := taps.part(weight)) is not None:
         yield _scale(part, "layer_norm", out, input, lambda: F.layer_norm(input, normalized_shape, None, None, eps), count)
-    if (part := taps.part(bias)) is not None:
+    if (part := taps.local_part(bias)) is not None:
         yield _shift(part, "layer_norm", out, count)
 
 
@@ -311,7 +316,7 @@ def _group_norm(
 ) -> Iterator[Use]:
     if (part := taps.part(weight)) is not None:
         yield _scale(part, "group_norm", out, input, lambda: F.group_norm(input, num_groups, None, None, eps), 1, channel=1)
-    if (part := taps.part(bias)) is not None:
+    if (part := taps.local_part(bias)) is not None:
         yield _shift(part, "group_norm", out, 1, channel=1)
 
 
@@ -336,7 +341,7 @@ def _batch_norm(
 
         use = _scale(part, "batch_norm", out, input, normalized, 1, channel=1)
         yield use._replace(inputs=use.inputs + tuple((x, x._version) for x in (mean, var) if x is not None))
-    if (part := taps.part(bias)) is not None:
+    if (part := taps.local_part(bias)) is not None:
         yield _shift(part, "batch_norm", out, 1, channel=1)
 
 
@@ -370,20 +375,13 @@ def _split(taps: Tapped, out: Any, tensor: Tensor, split_size_or_sections: Any, 
     yield from ()
 
 
-_OPS: dict[str, Callable[..., Iterator[Use]]] = {
+_PRODUCTS: dict[str, Callable[..., Iterator[Use]]] = {
     "linear": _linear,
     "matmul": _matmul,
     "mm": _matmul,
     "addmm": _addmm,
     "einsum": _einsum,
     "embedding": _embedding,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "batch_norm": _batch_norm,
-    "add": _add,
-    "sub": _sub,
-    "mul": _mul,
     "t": _transpose,
     "T": _transpose,
     "mT": _transpose,
@@ -392,6 +390,15 @@ _OPS: dict[str, Callable[..., Iterator[Use]]] = {
     "chunk": _split,
     **{f"conv{n}d": _conv for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": _conv_transpose for n in (1, 2, 3)},
+}
+_OPS = _PRODUCTS | {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
+    "add": _add,
+    "sub": _sub,
+    "mul": _mul,
 }
 
 
