@@ -1,22 +1,27 @@
-"""Write the README's results and figure from what the experiments left: `python docs/results.py`, after
+"""Write the README's results and figure, and docs/claims.md, from what the experiments left: `python docs/results.py`, after
 
     python -m paper_repro
     python -m experiments.digits
     python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4 --tasks 2 8 32 128
 
-No number of that section is typed by hand.
+`python docs/results.py claims` writes the claims alone, after the first command. No number of these is typed by hand.
 """
 
+import argparse
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
+from paper_repro._ledger import KINDS, LEDGER, PAPERS, ROWS
+from paper_repro._report import VERDICTS
+
 ROOT = Path(__file__).parent.parent
-PAPERS = ROOT / "paper_repro" / "out"
+REPRODUCTIONS = ROOT / "paper_repro" / "out"
 DIGITS = ROOT / "experiments" / "digits" / "out"
 BENCHMARKS = ROOT / "experiments" / "benchmarks" / "out"
-KINDS = {"min_norm": "min-norm (MGDA)", "cagrad": "CAGrad", "dual_cone": "dual cone (DualProj)", "upgrad": "UPGrad"}
+PROBLEMS = {"min_norm": "min-norm (MGDA)", "cagrad": "CAGrad", "dual_cone": "dual cone (DualProj)", "upgrad": "UPGrad"}
 
 
 def interval(measured: dict[str, float], name: str) -> str:
@@ -34,21 +39,80 @@ def solver_table(rows: list[dict]) -> str:
         return f"{1e6 * found[0]['median']:,.3g} ({gap:.0e})" if 1e6 * found[0]["median"] < 1000 else f"{1e6 * found[0]['median']:,.0f} ({gap:.0e})"
 
     lines = ["| problem | T | `active_set` | `active_set`, batch 4,096 | cvxpy + Clarabel | TorchJD |", "|---|---|---|---|---|---|"]
-    for kind, name in KINDS.items():
+    for kind, name in PROBLEMS.items():
         for tasks in sorted({row["tasks"] for row in rows}):
             columns = [("active_set", 1), ("active_set", 4096), ("cvxpy + Clarabel", 1), ("TorchJD", 1)]
             lines.append(f"| {name} | {tasks} | " + " | ".join(cell(kind, solver, tasks, batch) for solver, batch in columns) + " |")
     return "\n".join(lines)
 
 
+def judged() -> dict[str, dict]:
+    """Rows of claims.json by id; those of the default run alone."""
+    claims = {claim["id"]: claim for claim in json.loads((REPRODUCTIONS / "claims.json").read_text())}
+    if list(claims) != list(LEDGER):
+        raise SystemExit(f"{REPRODUCTIONS / 'claims.json'}: not the ledger's claims; run python -m paper_repro again")
+    ran = [claim for claim in claims.values() if claim["configuration"]]
+    other = [claim["id"] for claim in ran if "budget" in claim["configuration"] or claim["configuration"]["sizes"] != "reduced"]
+    if other:
+        raise SystemExit(f"{REPRODUCTIONS / 'claims.json'}: {len(other)} claims, {other[0]} first, are not of the default run; run python -m paper_repro again")
+    return claims
+
+
+def verdict_counts(claims: dict[str, dict]) -> str:
+    """Claims by paper and verdict, as a Markdown table."""
+    found = {paper: Counter(claim["verdict"] for name, claim in claims.items() if LEDGER[name].paper == paper) for paper in PAPERS}
+    lines = [f"| text | claims | {' | '.join(VERDICTS)} |", "|---" * (2 + len(VERDICTS)) + "|"]
+    for paper, counted in [*found.items(), ("", sum(found.values(), Counter()))]:
+        name = f"[{PAPERS[paper]}](docs/claims.md#{anchor(PAPERS[paper])})" if paper else "all"
+        lines.append(f"| {name} | {counted.total()} | {' | '.join(str(counted[verdict] or '–') for verdict in VERDICTS)} |")
+    return "\n".join(lines)
+
+
+def anchor(heading: str) -> str:
+    """Where a heading is found on a page of Markdown: lower case, no punctuation, hyphens for blanks."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def claims_page(claims: dict[str, dict]) -> str:
+    """docs/claims.md: a line for every claim."""
+    kinds = "\n".join(f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items())
+    parts = [
+        f"""# The claims of the papers, and what became of them
+
+Every definition, theorem, experiment and number of four texts in a sentence, with the verdict of the default run of `python -m paper_repro`; its `report.html`
+has the numbers and the figure behind each, `python -m paper_repro --only GN-21` runs what decides one. A dash in the last column: no reproduction decides it.
+A verdict speaks of the configuration that was run, which `report.html` names. Written by `python docs/results.py claims`.
+
+{kinds}
+"""
+    ]
+    for paper, title in PAPERS.items():
+        lines = [f"## {title}\n", "| id | claim | kind | verdict | decided by |", "|---|---|---|---|---|"]
+        for row in ROWS:
+            if row.paper == paper:
+                module = f"`{row.module}`" if row.module else "–"
+                lines.append(f"| {row.id} | {row.statement} | {row.kind} | {claims[row.id]['verdict']} | {module} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def claims_block(claims: dict[str, dict]) -> str:
+    return f"""<!-- claims -->
+
+{verdict_counts(claims)}
+
+Every claim in a sentence, with its verdict: [docs/claims.md](docs/claims.md). The numbers and figures behind them: `paper_repro/out/report.html`, after
+`python -m paper_repro`.
+
+<!-- end of claims -->"""
+
+
 def section() -> str:
-    claims = {claim["id"]: claim for claim in json.loads((PAPERS / "claims.json").read_text())}
+    claims = judged()
     gradnorm, static, direction = (claims[name]["measured"] for name in ("GN-21", "GN-22", "SU-34"))
     default = "default: Adam, x ~ N(0, I)"
     rate = "linear encoder, {}: rate of task {}"
     bound, exact = ([direction[rate.format(method, task)] for task in (1, 2)] for method in ("MGDA-UB", "MGDA"))
-    verdicts = [claim["verdict"] for claim in claims.values()]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict!r}" for verdict in dict.fromkeys(sorted(verdicts)))
     table = [line for line in (DIGITS / "table.md").read_text().splitlines() if line.startswith("|")]
     benchmark = json.loads((BENCHMARKS / "solvers.json").read_text())
     settings = json.loads((DIGITS / "results.json").read_text())["settings"]
@@ -72,7 +136,9 @@ Static weights at GradNorm's time average end at {static_ratio} of GradNorm's lo
 **MGDA-UB's counterexample**: with the bound's weights the tasks' rates are ({bound[0]:g}, {bound[1]:g}), so one loss rises; with exact MGDA's
 ({exact[0]:g}, {exact[1]:g}).
 
-Verdicts on the {len(claims)} claims that the default run checks: {counts}; `paper_repro/out/report.html` has each with its numbers.
+**Claims of the papers**, by verdict of the default run:
+
+{claims_block(claims)}
 
 **Two overlaid digits** ({settings["seeds"]} seeds, {settings["epochs"]} epochs; mean ± standard error; Δm against single-task networks, lower is better, with
 paired 95 % intervals; conflict on one common Gramian; milliseconds for {settings["seeds"]} × {len(settings["rates"])} vmapped runs together):
@@ -94,15 +160,27 @@ many as fit, all families mixed; gaps are recomputed from the weights by `solver
 """
 
 
+def replaced(text: str, name: str, new: str) -> str:
+    """`text` with what is between the markers of `name`, and these, exchanged."""
+    pattern = re.compile(f"<!-- {name} -->.*<!-- end of {name} -->", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"README.md: the markers <!-- {name} --> and <!-- end of {name} --> are missing")
+    return pattern.sub(lambda _: new, text)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the README's results and docs/claims.md from what the experiments left.")
+    parser.add_argument("part", nargs="?", choices=["claims"], help="the claims alone")
+    part = parser.parse_args().part
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = re.sub(r"<!-- results -->.*<!-- end of results -->", lambda _: f"<!-- results -->\n\n{section()}\n<!-- end of results -->", text, flags=re.DOTALL)
-    if new == text and section() not in text:
-        raise SystemExit("README.md: the markers <!-- results --> and <!-- end of results --> are missing")
-    readme.write_text(new)
-    shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
-    shutil.copy(PAPERS / "gradnorm-curves.png", ROOT / "docs" / "gradnorm.png")
+    claims = judged()
+    if part == "claims":
+        readme.write_text(replaced(readme.read_text(), "claims", claims_block(claims)))
+    else:
+        readme.write_text(replaced(readme.read_text(), "results", f"<!-- results -->\n\n{section()}\n<!-- end of results -->"))
+        shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
+        shutil.copy(REPRODUCTIONS / "gradnorm-curves.png", ROOT / "docs" / "gradnorm.png")
+    (ROOT / "docs" / "claims.md").write_text(claims_page(claims))
 
 
 if __name__ == "__main__":

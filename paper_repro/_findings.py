@@ -36,11 +36,15 @@ class Settings(NamedTuple):
     seeds: int = 16  # >= 2: every interval is over seeds
     full: bool = False  # the papers' own sizes and budgets
     device: torch.device = torch.device("cpu")
-    shrink: float = 1.0  # multiplies numbers of steps and draws; for tests
+    shrink: float = 1.0  # multiplies numbers of steps and draws; below 1 for a first look, and in tests
 
     def count(self, number: int) -> int:
         """A number of steps or draws at this scale, at least 4."""
         return max(4, round(number * self.shrink))
+
+
+QUICK = Settings(seeds=4, shrink=0.2)
+"""First verdicts: a quarter of the seeds, a fifth of the steps and draws."""
 
 
 def verdict_of(below: list[bool], above: list[bool]) -> Verdict:

@@ -1,26 +1,28 @@
-"""The output folder: PNG figures, claims.json and report.html, each written whole and then put in place."""
+"""The output folder: PNG figures, claims.json with a row for every claim of the ledger, and report.html, each written whole and then put in place."""
 
 import base64
 import html
 import json
 import os
 import textwrap
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from PIL import Image
 
-from ._findings import Claim, Figure, Finding
+from ._findings import Claim, Figure, Finding, Verdict
+from ._ledger import KINDS, LEDGER, PAPERS, ROWS, Row
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; padding-bottom: .3rem; }
-table { border-collapse: collapse; width: 100%; font-size: .86rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 3rem; border-bottom: 2px solid #999; padding-bottom: .3rem; } h3 { margin-top: 2.2rem; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; margin: 1rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .6rem; border-bottom: 1px solid #ddd; }
-th { background: #f4f4f4; } td:nth-child(2), td:nth-child(4), td:nth-child(5) { width: 27%; }
-td.id { white-space: nowrap; font-weight: 600; } td.verdict { white-space: nowrap; }
-.holds { color: #1a6e2e; } .holds-only-when { color: #8a5a00; } .does-not-hold { color: #a11d1d; } .inconclusive, .not-testable-here { color: #555; }
+th { background: #f4f4f4; } table.claims td:nth-child(2), table.claims td:nth-child(4), table.claims td:nth-child(5) { width: 27%; }
+td.id, td.verdict { white-space: nowrap; } td.id { font-weight: 600; } table.counts { width: auto; } table.counts td:not(:first-child) { text-align: right; }
+.holds { color: #00674c; } .holds-only-when { color: #8a5a00; } .does-not-hold { color: #a83f00; } .inconclusive, .not-testable-here, .not-run { color: #555; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; color: #444; }
 ul { margin: 0; padding-left: 1rem; } dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { font-weight: 600; } dd { margin: 0; }
 """
@@ -28,71 +30,148 @@ ul { margin: 0; padding-left: 1rem; } dl { display: grid; grid-template-columns:
 SHOWN = 6
 """Numbers of a claim that the page shows at once; the others unfold."""
 
+NOT_RUN = "not run"
+VERDICTS: tuple[str, ...] = (*get_args(Verdict), NOT_RUN)
+
 
 class Report:
-    """Keeps a folder in step with what was found; claims of modules that are not run again stay."""
+    """Keeps a folder in step with what was found; results of modules that are not run again stay."""
 
     def __init__(self, folder: Path, configuration: dict[str, str], titles: dict[str, str]) -> None:
         self.folder, self.configuration, self.titles = folder, configuration, titles
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "claims.json"
-        self.claims: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        rows = _read(folder / "claims.json") or []
+        self.found: dict[str, dict[str, Any]] = {row["id"]: row for row in rows if row["configuration"] and row["id"] in LEDGER}
+        self.runs: dict[str, dict[str, Any]] = _read(folder / "runs.json") or {}  # of complete ones: their key and what they left
+
+    def kept(self, module: str, key: str) -> bool:
+        """Whether what a complete run with this key left is all still here."""
+        run = self.runs.get(module)
+        if run is None or run["key"] != key:
+            return False
+        return all((self.folder / name).is_file() for name in run["figures"]) and all(
+            self.found.get(identifier, {}).get("module") == module for identifier in run["claims"]
+        )
+
+    def start(self, module: str) -> None:
+        """From here to `finish` the folder may hold a mixture of two runs of this module."""
+        if self.runs.pop(module, None) is not None:
+            self._write_runs()
 
     def add(self, module: str, finding: Finding) -> None:
         if isinstance(finding, Figure):
             # The caption rides in the PNG, so that a later run of another module can rebuild the page.
             text = {"Title": finding.name, "Description": finding.caption}
-            replace_file(self.folder / f"{module}-{finding.name}.png", lambda file: finding.canvas.savefig(file, format="png", dpi=120, metadata=text))
-        else:
-            row = {**finding._asdict(), "module": module, "configuration": self.configuration}
-            same = [i for i, old in enumerate(self.claims) if (old["module"], old["id"]) == (module, finding.id)]
-            if same:
-                self.claims[same[0]] = row
-            else:
-                self.claims.append(row)
-        self.write()
+            replace_file(self.folder / f"{module}-{finding.name}.png", lambda file: finding.canvas.savefig(file, format="png", metadata=text))
+            return
+        if finding.id not in LEDGER:
+            raise ValueError(f"{module}: there is no claim {finding.id}; give it a row in paper_repro/_ledger.py, or correct the id")
+        row = _blank(LEDGER[finding.id])
+        found = {"claim": finding.claim, "verdict": finding.verdict, "measured": finding.measured, "where": finding.where}
+        self.found[finding.id] = {**row, **found, "module": module, "configuration": self.configuration}
+        self.write_claims()
 
-    def finish(self, module: str, findings: list[Finding]) -> None:
+    def finish(self, module: str, key: str, findings: Iterable[Finding]) -> None:
         """Drop what an earlier run of this module left and this one, now complete, did not find again."""
+        findings = list(findings)
         ids = {finding.id for finding in findings if isinstance(finding, Claim)}
         names = {f"{module}-{finding.name}.png" for finding in findings if isinstance(finding, Figure)}
-        self.claims = [claim for claim in self.claims if claim["module"] != module or claim["id"] in ids]
+        self.found = {identifier: row for identifier, row in self.found.items() if row["module"] != module or identifier in ids}
         for path in self.folder.glob(f"{module}-*.png"):
             if path.name not in names:
                 path.unlink()
-        self.write()
+        self.runs[module] = {"key": key, "claims": sorted(ids), "figures": sorted(names)}
+        self.write_claims()
+        self._write_runs()
 
-    def write(self) -> None:
-        self.claims.sort(key=lambda claim: (claim["module"], claim["id"]))
-        replace_file(self.folder / "claims.json", lambda file: file.write(json.dumps(self.claims, indent=1, ensure_ascii=False).encode()))
+    def claims(self) -> list[dict[str, Any]]:
+        """A row for every claim of the ledger: as found, or why it was not."""
+        return [self.found.get(row.id) or {**_blank(row), **self._undecided(row)} for row in ROWS]
+
+    def _undecided(self, row: Row) -> dict[str, str]:
+        if row.kind in ("data/RL", "not here"):
+            return {"verdict": "not testable here", "where": KINDS[row.kind] + (f": {row.needs}" if row.needs else "")}
+        if not row.module:
+            return {"verdict": NOT_RUN, "where": "no reproduction decides it yet"}
+        return {"verdict": NOT_RUN, "where": row.needs if row.module in self.runs and row.needs else f"python -m paper_repro --only {row.module}"}
+
+    def write_claims(self) -> None:
+        replace_file(self.folder / "claims.json", lambda file: file.write(json.dumps(self.claims(), indent=1, ensure_ascii=False).encode()))
+
+    def _write_runs(self) -> None:
+        replace_file(self.folder / "runs.json", lambda file: file.write(json.dumps(self.runs, indent=1, ensure_ascii=False).encode()))
+
+    def write_page(self) -> None:
         replace_file(self.folder / "report.html", lambda file: file.write(self.page().encode()))
 
+    # ---- the page ----
+
     def page(self) -> str:
-        modules = list(dict.fromkeys([*self.titles, *(claim["module"] for claim in self.claims)]))
         settings = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in self.configuration.items())
-        parts = [f"<h1>The papers re-run</h1><p>Figures and claims found so far; the last run's configuration:</p><dl>{settings}</dl>"]
-        for module in modules:
-            claims = [claim for claim in self.claims if claim["module"] == module]
-            figures = sorted(self.folder.glob(f"{module}-*.png"))
-            if not claims and not figures:
-                continue
-            parts.append(f"<h2>{html.escape(self.titles.get(module, module))}</h2>")
-            parts.extend(map(_embedded, figures))
-            if claims:
-                head = "<tr><th>id</th><th>claim</th><th>verdict</th><th>measured</th><th>where</th></tr>"
-                parts.append(f"<table>{head}{''.join(map(_row, claims))}</table>")
-        body = "\n".join(parts)
+        parts = [
+            f"<h1>The papers re-run</h1><p>Every claim with its verdict, found by the reproductions or still open. The last run's configuration:</p>"
+            f"<dl>{settings}</dl>{self._counts()}"
+        ]
+        claims = self.claims()
+        for paper, title in PAPERS.items():
+            parts.append(f'<h2 id="{paper}">{html.escape(title)}</h2>')
+            own = [claim for claim in claims if _paper(claim) == paper]
+            homes = [module for module in self._modules() if self._home(module) == paper]
+            for module in homes:
+                figures = sorted(self.folder.glob(f"{module}-*.png"))
+                rows = [claim for claim in own if claim["module"] == module]
+                if figures or any(claim["configuration"] for claim in rows):
+                    parts.append(f'<h3 id="{module}">{html.escape(self.titles.get(module, module))}</h3>')
+                    parts.extend(map(_embedded, figures))
+                    parts.append(_table(rows))
+                    own = [claim for claim in own if claim["module"] != module]
+            elsewhere = [claim for claim in own if claim["configuration"]]
+            if elsewhere:
+                links = ", ".join(f'<a href="#{module}">{module}</a>' for module in dict.fromkeys(claim["module"] for claim in elsewhere))
+                parts.append(f"<h3>Decided beside another paper's figures: {links}</h3>{_table(elsewhere)}")
+            rest = [claim for claim in own if not claim["configuration"]]
+            if rest:
+                parts.append(f"<h3>Not decided</h3>{_table(rest)}")
         head = f'<meta charset="utf-8"><title>The papers re-run</title><style>{STYLE}</style>'
+        body = "\n".join(parts)
         return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
-    def table(self) -> str:
-        """Claims as text, for the terminal."""
+    def _modules(self) -> list[str]:
+        return list(dict.fromkeys([*self.titles, *(row["module"] for row in self.found.values())]))
+
+    def _home(self, module: str) -> str:
+        """The paper whose figures a module draws: that of most of its claims."""
+        papers = [row.paper for row in ROWS if row.module == module] or [_paper(row) for row in self.found.values() if row["module"] == module]
+        return Counter(papers).most_common(1)[0][0] if papers else next(iter(PAPERS))
+
+    def _counts(self) -> str:
+        head = "".join(f"<th>{verdict}</th>" for verdict in VERDICTS)
+        rows = []
+        for paper, found in counts(self.claims()).items():
+            cells = "".join(f"<td>{count or '–'}</td>" for count in found.values())
+            rows.append(f'<tr><td><a href="#{paper}">{html.escape(PAPERS[paper])}</a></td>{cells}</tr>')
+        return f'<table class="counts"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
+
+    def table(self, modules: Iterable[str]) -> str:
+        """What these modules decided, and the counts of every paper, as text."""
         lines = []
-        for claim in self.claims:
-            text = textwrap.wrap(claim["claim"], 100)
-            lines.append(f"{claim['id']:<7}{claim['verdict']:<18}{text[0]}")
-            lines.extend(" " * 25 + more for more in text[1:])
+        for claim in self.claims():
+            if claim["module"] in modules and claim["configuration"]:
+                text = textwrap.wrap(claim["claim"], 100)
+                lines.append(f"{claim['id']:<7}{claim['verdict']:<18}{text[0]}")
+                lines.extend(" " * 25 + more for more in text[1:])
+        lines.append("")
+        for paper, found in counts(self.claims()).items():
+            lines.append(f"{paper:<4}{', '.join(f'{count} {verdict}' for verdict, count in found.items() if count)}")
         return "\n".join(lines)
+
+
+def counts(claims: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Number of claims by paper and verdict."""
+    found = {paper: dict.fromkeys(VERDICTS, 0) for paper in PAPERS}
+    for claim in claims:
+        found[_paper(claim)][claim["verdict"]] += 1
+    return found
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -104,6 +183,34 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _blank(row: Row) -> dict[str, Any]:
+    """A row of claims.json without a finding; only found ones have a configuration."""
+    return {
+        "id": row.id,
+        "paper": PAPERS[row.paper],
+        "kind": row.kind,
+        "claim": row.statement,
+        "verdict": NOT_RUN,
+        "measured": {},
+        "where": "",
+        "module": row.module,
+        "configuration": {},
+    }
+
+
+def _paper(claim: dict[str, Any]) -> str:
+    return claim["id"].split("-")[0]
+
+
+def _table(claims: list[dict[str, Any]]) -> str:
+    head = "<tr><th>id</th><th>claim</th><th>verdict</th><th>measured</th><th>why, and where</th></tr>"
+    return f'<table class="claims">{head}{"".join(map(_row, claims))}</table>' if claims else ""
 
 
 def _row(claim: dict[str, Any]) -> str:

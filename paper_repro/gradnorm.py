@@ -12,20 +12,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ._figures import METHOD_COLOURS, axes
 from ._findings import Claim, Figure, Findings, Settings, verdict_of
 from ._intervals import Interval, half_width, mean_interval, ratio_interval
 
 PAPER = "GradNorm (Chen et al. 2018)"
 ALPHA = 0.12
 BATCH, TEST, HIDDEN, LAYERS = 100, 1000, 100, 4
-COLOURS = {"equal": "#444444", "GradNorm": "#c2451e", "static": "#1f6fb4"}
+COLOURS = {"equal": METHOD_COLOURS["mean"], "GradNorm": METHOD_COLOURS["GradNorm"], "static": "C4"}
 INTERVAL = "95 % t intervals over seeds; ratios paired by seed (geometric mean)"
 
 Method = Literal["weighted", "gradnorm"]
@@ -275,8 +275,8 @@ def equal_weights(problem: Problem, runs: Runs) -> Findings:
 
 
 def curves(problem: Problem, results: dict[str, Runs]) -> Figure:
-    canvas, axes = _axes(1, 3, (13, 4.2))
-    for axis, name in zip(axes, ("Σ L_i/L_i(0)", "L_1/L_1(0), σ = 1", "L_2/L_2(0), σ = 100"), strict=True):
+    canvas, panels = axes(1, 3, (13, 4.2))
+    for axis, name in zip(panels, ("Σ L_i/L_i(0)", "L_1/L_1(0), σ = 1", "L_2/L_2(0), σ = 100"), strict=True):
         for method, runs in results.items():
             best = runs.best()
             values = runs.test[:, best].sum(-1) if name[0] == "Σ" else runs.test[:, best, :, int(name[2]) - 1]
@@ -284,7 +284,7 @@ def curves(problem: Problem, results: dict[str, Runs]) -> Figure:
         axis.set(xlabel="step", ylabel=f"test loss {name}", yscale="log")
         for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1246" else "")
-    axes[0].legend(frameon=False)
+    panels[0].legend(frameon=False)
     return Figure(
         "curves",
         f"Test losses in units of their initial values, each method at its own best learning rate; mean and 95 % band "
@@ -298,17 +298,17 @@ def weights_over_time(problem: Problem, runs: Runs) -> Figure:
     best = runs.best()
     steps = np.arange(1, len(runs.weights) + 1)
     weights, lengths = runs.weights[:, best], runs.weights[:, best] * runs.lengths[:, best]
-    canvas, axes = _axes(1, 3, (13, 4.2))
-    for task, colour in enumerate(("#7a4fb5", "#2d8f5a")):
+    canvas, panels = axes(1, 3, (13, 4.2))
+    for task, colour in enumerate(("C0", "C1")):
         label = f"task {task + 1}, σ = {problem.scales[task]:g}"
-        _band(axes[0], steps, weights[:, :, task], colour, label)
-        _band(axes[1], steps, lengths[:, :, task], colour, label)
+        _band(panels[0], steps, weights[:, :, task], colour, label)
+        _band(panels[1], steps, lengths[:, :, task], colour, label)
         ratio = runs.test[:, best]
-        _band(axes[2], runs.steps, ratio[:, :, task] / ratio.mean(-1), colour, label)
-    axes[0].set(xlabel="step", ylabel="weight w_i (they sum to 2)", yscale="log")
-    axes[1].set(xlabel="step", ylabel="G_i = w_i‖∇_W L_i‖", yscale="log")
-    axes[2].set(xlabel="step", ylabel="relative inverse rate r_i (test data)")
-    axes[0].legend(frameon=False)
+        _band(panels[2], runs.steps, ratio[:, :, task] / ratio.mean(-1), colour, label)
+    panels[0].set(xlabel="step", ylabel="weight w_i (they sum to 2)", yscale="log")
+    panels[1].set(xlabel="step", ylabel="G_i = w_i‖∇_W L_i‖", yscale="log")
+    panels[2].set(xlabel="step", ylabel="relative inverse rate r_i (test data)")
+    panels[0].legend(frameon=False)
     return Figure(
         "weights",
         f"GradNorm at Adam {problem.rates[best]:g}, α = {ALPHA}: weights, gradient lengths at the last "
@@ -318,20 +318,20 @@ def weights_over_time(problem: Problem, runs: Runs) -> Figure:
 
 
 def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
-    canvas, axes = _axes(1, 2, (11, 4.2))
+    canvas, panels = axes(1, 2, (11, 4.2))
     offsets = dict(zip(results, (0.94, 1.0, 1.06), strict=True))
     for method, runs in results.items():
         final, at = runs.final(), np.array(runs.rates) * offsets[method]
         style = {"color": COLOURS[method], "marker": "o", "capsize": 3}
-        axes[0].errorbar(at, final.mean(1), half_width(final), label=method, **style)
+        panels[0].errorbar(at, final.mean(1), half_width(final), label=method, **style)
         if method != "equal":
             equal = results["equal"]
             ratios = [ratio_interval(final[i], equal.final()[equal.rates.index(rate)]) for i, rate in enumerate(runs.rates)]
             middle = np.array([r.mean for r in ratios])
             bars = np.array([[r.mean - r.low, r.high - r.mean] for r in ratios]).T
-            axes[1].errorbar(at, middle, bars, label=f"{method} / equal", **style)
-    axes[1].axhline(1, color="#999999", linewidth=1)
-    for axis, label in zip(axes, ("Σ L_i/L_i(0) on test data at the end", "ratio at the same learning rate"), strict=True):
+            panels[1].errorbar(at, middle, bars, label=f"{method} / equal", **style)
+    panels[1].axhline(1, color="#999999", linewidth=1)
+    for axis, label in zip(panels, ("Σ L_i/L_i(0) on test data at the end", "ratio at the same learning rate"), strict=True):
         axis.set(xlabel="Adam's learning rate", ylabel=label, xscale="log")
         axis.set_xticks(problem.rates, [f"{rate:g}" for rate in problem.rates])
         axis.minorticks_off()
@@ -407,19 +407,19 @@ def sweeps(problem: Problem, results: dict[str, Runs], settings: Settings) -> Fi
     )
     final, grid = learnt.final(), static.final()
     last = learnt.weights[-len(learnt.weights) // 4 :, ..., 1].mean(0)  # [alpha, seed], the large task's weight in the last quarter
-    canvas, axes = _axes(1, 3, (13, 4.2))
+    canvas, panels = axes(1, 3, (13, 4.2))
     names = [f"{alpha:g}" for alpha in alphas.tolist()]
-    axes[0].errorbar(names, final.mean(1), half_width(final), color=COLOURS["GradNorm"], marker="o", capsize=3)
-    axes[0].set(xlabel="α", ylabel="Σ L_i/L_i(0) on test data at the end", ylim=(0, None))
-    axes[1].errorbar(names, last.mean(1), half_width(last), color="#2d8f5a", marker="o", capsize=3)
-    axes[1].set(xlabel="α", ylabel="w_2, last quarter of the run", ylim=(0, None))
-    axes[2].errorbar(second.tolist(), grid[:-1].mean(1), half_width(grid[:-1]), color=COLOURS["static"], marker="o", capsize=3, label="static grid")
-    axes[2].errorbar(
+    panels[0].errorbar(names, final.mean(1), half_width(final), color=COLOURS["GradNorm"], marker="o", capsize=3)
+    panels[0].set(xlabel="α", ylabel="Σ L_i/L_i(0) on test data at the end", ylim=(0, None))
+    panels[1].errorbar(names, last.mean(1), half_width(last), color=COLOURS["GradNorm"], marker="o", capsize=3)
+    panels[1].set(xlabel="α", ylabel="w_2, last quarter of the run", ylim=(0, None))
+    panels[2].errorbar(second.tolist(), grid[:-1].mean(1), half_width(grid[:-1]), color=COLOURS["static"], marker="o", capsize=3, label="static grid")
+    panels[2].errorbar(
         [float(average[..., 1].mean())], [grid[-1].mean()], [half_width(grid[-1])], color="#000000", marker="s", capsize=3, label="GradNorm's average"
     )
-    axes[2].axhline(final[1].mean(), color=COLOURS["GradNorm"], linestyle="--", label=f"GradNorm, α = {ALPHA}")
-    axes[2].set(xlabel="static weight w_2 (w_1 = 2 - w_2)", ylabel="Σ L_i/L_i(0) on test data at the end", xscale="log", ylim=(0, None))
-    axes[2].legend(frameon=False)
+    panels[2].axhline(final[1].mean(), color=COLOURS["GradNorm"], linestyle="--", label=f"GradNorm, α = {ALPHA}")
+    panels[2].set(xlabel="static weight w_2 (w_1 = 2 - w_2)", ylabel="Σ L_i/L_i(0) on test data at the end", xscale="log", ylim=(0, None))
+    panels[2].legend(frameon=False)
     setting = f"Adam {problem.rates[0]:g}, {settings.count(problem.steps)} steps, {seeds} seeds"
     yield Figure("sweeps", f"Sweep of α and grid of static weights; {setting}. {INTERVAL}.", canvas)
 
@@ -540,18 +540,18 @@ def compare(equal: Runs, gradnorm: Runs) -> Comparison:
 
 def reach(comparisons: dict[str, Comparison], rates: dict[str, Interval]) -> Figure:
     rows = list(rates.items()) + [(f"{name}\nbest rates: equal {c.equal_rate:g}, GradNorm {c.gradnorm_rate:g}", c.ratio) for name, c in comparisons.items()]
-    canvas, axis = _axes(1, 1, (9, 0.6 * len(rows) + 1.2))
+    canvas, axis = axes(1, 1, (9, 0.6 * len(rows) + 1.2))
     for y, (_, ratio) in enumerate(reversed(rows)):
-        colour = "#1a6e2e" if ratio.high < 1 else "#a11d1d" if ratio.low > 1 else "#777777"
+        colour = "C0" if ratio.high < 1 else "C1" if ratio.low > 1 else "#777777"
         axis[0].errorbar([ratio.mean], [y], xerr=[[ratio.mean - ratio.low], [ratio.high - ratio.mean]], color=colour, marker="o", capsize=3)
     axis[0].axvline(1, color="#999999", linewidth=1)
     axis[0].set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
-    axis[0].set(xlabel="final normalised test loss, GradNorm / equal weights (below 1: GradNorm is better)", xscale="log")
+    axis[0].set(xlabel="final normalised test loss, GradNorm / equal weights\n(below 1: GradNorm is better)", xscale="log")
     axis[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis[0].xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     return Figure(
         "configurations",
-        f"Where GradNorm's gain holds and where it stops. {INTERVAL}. Green: the interval is below 1; red: above; grey: it contains 1.",
+        f"Where GradNorm's gain holds and where it stops. {INTERVAL}. Blue: the interval is below 1; vermillion: above; grey: it contains 1.",
         canvas,
     )
 
@@ -595,15 +595,6 @@ def _named(name: str, interval: Interval) -> dict[str, float]:
 
 def _yes(condition: bool) -> str:
     return "yes" if condition else "no"
-
-
-def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Canvas, list[Axes]]:
-    canvas = Canvas(figsize=size, layout="constrained")
-    axes = [canvas.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    return canvas, axes
 
 
 def _band(axis: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ._figures import METHOD_COLOURS
 from ._findings import Claim, Figure, Findings, Settings, verdict_of
 from ._intervals import Interval, mean_interval, share_interval
 
@@ -25,7 +26,7 @@ PAPER = "MGDA-UB (Sener & Koltun 2018; the essay on its bound)"
 RAISES = -1e-6  # a task is raised if cos(g_t, d) is below this: a margin for rounding in float64
 TASKS, WIDTHS = (2, 3, 5), (1, 2, 4, 8)
 SAMPLES, INPUTS = 16, 8
-COLOURS = {"MGDA-UB": "#c2451e", "MGDA": "#1f6fb4"}
+COLOURS = {name: METHOD_COLOURS[name] for name in ("MGDA-UB", "MGDA")}
 
 Vector = list[Fraction]
 Matrix = list[Vector]

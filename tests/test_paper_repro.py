@@ -1,14 +1,18 @@
-"""`python -m paper_repro`: its command line, what it writes, what an interruption leaves, and the exact findings."""
+"""`python -m paper_repro`: its command line, the ledger, what it writes and keeps, what an interruption leaves, and exact findings of two papers."""
 
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
+import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,20 +22,43 @@ from matplotlib.figure import Figure as Canvas
 
 import mtlfunc as mf
 from paper_repro import gradnorm, mgda_ub
-from paper_repro.__main__ import main, reproduce, reproductions
-from paper_repro._findings import Claim, Figure, Settings, Verdict, verdict_of
+from paper_repro.__main__ import main, reproduce, reproductions, selected
+from paper_repro._cache import key, sources
+from paper_repro._figures import METHOD_COLOURS, STYLE
+from paper_repro._findings import QUICK, Claim, Figure, Settings, verdict_of
 from paper_repro._intervals import mean_interval, ratio_interval, share_interval
+from paper_repro._ledger import KINDS, LEDGER, ONLY_FULL, PAPERS, ROWS
+from paper_repro._report import NOT_RUN, VERDICTS, Report
 
-TINY = Settings(seeds=2, shrink=0.004)
+ROOT = Path(__file__).parent.parent
+MODULES = {path.stem for path in (ROOT / "paper_repro").glob("[a-z]*.py")}
+TINY = Settings(seeds=2, shrink=0.0001)
+IDS = [f"{paper}-{number:02d}" for paper, count in {"PC": 32, "SU": 37, "CA": 38, "GN": 28, "X": 5}.items() for number in range(1, count + 1)]
+
+
+ALL_AT_ONCE = """
+import sys
+from pathlib import Path
+import matplotlib
+matplotlib.use("Agg")
+from paper_repro import __main__ as main
+from paper_repro._findings import Settings
+main.STYLE = [main.STYLE, {"savefig.dpi": 30}]
+modules = main.reproductions()
+sys.exit(main.reproduce(modules, list(modules), Settings(seeds=2, shrink=0.0001), Path(sys.argv[1])))
+"""
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both reproductions at a tiny budget."""
-    mpl.use("Agg")
+    """Every reproduction at a tiny budget and coarse figures; run once, read by many tests.
+
+    In a process of its own, where annotated shapes are not enforced: that doubles the time, and the other tests of the reproductions do it.
+    """
     out = tmp_path_factory.mktemp("out")
-    modules = reproductions()
-    assert reproduce(modules, list(modules), TINY, out) == 0
+    ignored = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")  # torch's own, as in pyproject.toml
+    run = subprocess.run([sys.executable, "-W", "error", *ignored, "-c", ALL_AT_ONCE, str(out)], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
     return out
 
 
@@ -39,8 +66,16 @@ def claims_in(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "claims.json").read_text(encoding="utf-8"))
 
 
-def fake(*findings: Claim | Figure, stop: bool = False) -> ModuleType:
+def found_in(folder: Path) -> list[dict[str, Any]]:
+    return [claim for claim in claims_in(folder) if claim["configuration"]]
+
+
+def fake(folder: Path, *findings: Claim | Figure, stop: bool = False) -> ModuleType:
+    """A reproduction that finds these; its source is their text."""
     module = ModuleType("fake", "A reproduction of nothing.")
+    path = folder / f"source{len(list(folder.iterdir()))}.py"
+    path.write_text(f"text = {str(findings)!r}")
+    module.__file__ = str(path)
 
     def run(settings: Settings) -> Iterator[Claim | Figure]:
         yield from findings
@@ -49,6 +84,12 @@ def fake(*findings: Claim | Figure, stop: bool = False) -> ModuleType:
 
     module.run = run  # type: ignore[attr-defined]
     return module
+
+
+@pytest.fixture
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the sources of fakes."""
+    return tmp_path_factory.mktemp("sources")
 
 
 def claim(identifier: str, value: float = 1.0) -> Claim:
@@ -61,20 +102,71 @@ def figure(name: str) -> Figure:
     return Figure(name, f"caption of {name}", canvas)
 
 
-def test_claims_have_the_schema_and_the_vocabulary(written: Path) -> None:
+# ---- the ledger ----
+
+
+def test_ledger_has_every_claim_once() -> None:
+    assert [row.id for row in ROWS] == IDS
+    assert list(LEDGER) == IDS
+    assert {row.paper for row in ROWS} == set(PAPERS)
+    assert Counter(row.kind for row in ROWS) == {"synthetic": 63, "exact": 59, "data/RL": 16, "not here": 2}
+    assert {row.kind for row in ROWS} == set(KINDS)
+    for row in ROWS:
+        assert row.statement.endswith((".", "?"))
+        assert "|" not in row.statement  # it stands in a table
+
+
+def test_ledger_names_what_decides_each_row(written: Path) -> None:
+    """The modules' findings and the ledger agree, both ways; rows without a module are the open ones."""
+    decided = {c["id"]: c["module"] for c in found_in(written)}
+    named = {row.id: row.module for row in ROWS if row.module and row.needs != ONLY_FULL}
+    assert decided == named
+    for row in ROWS:
+        if row.kind in ("data/RL", "not here"):
+            assert not row.module
+        if row.kind == "data/RL":
+            assert row.needs
+
+
+def test_every_row_is_in_the_claims(written: Path) -> None:
     claims = claims_in(written)
-    assert {c["module"] for c in claims} == {"gradnorm", "mgda_ub"}
-    assert len({c["id"] for c in claims}) == len(claims)
+    assert [c["id"] for c in claims] == IDS
     for c in claims:
-        assert {"id", "paper", "claim", "verdict", "measured", "where"} <= set(c)
-        assert re.fullmatch(r"(GN|SU)-\d\d", c["id"])
-        assert c["verdict"] in get_args(Verdict)
-        assert c["measured"]
-        assert all(isinstance(value, int | float) for value in c["measured"].values())
+        assert {"id", "paper", "kind", "claim", "verdict", "measured", "where", "module", "configuration"} == set(c)
+        assert c["verdict"] in VERDICTS
         assert c["where"]
-    ids = {c["id"] for c in claims}
-    assert {"GN-04", "GN-05", "GN-12", "GN-13", "GN-15", "GN-16", "GN-17", "GN-19", "GN-20", "GN-21", "GN-22"} <= ids
-    assert {"SU-28", "SU-30", "SU-31", "SU-32", "SU-33", "SU-34", "SU-35", "SU-36"} <= ids
+        row = LEDGER[c["id"]]
+        assert (c["kind"], c["paper"]) == (row.kind, PAPERS[row.paper])
+        if c["configuration"]:
+            assert c["verdict"] not in (NOT_RUN, "not testable here")
+            assert c["measured"]
+            assert all(isinstance(value, int | float) for value in c["measured"].values())
+        else:
+            assert c["verdict"] == ("not testable here" if row.kind in ("data/RL", "not here") else NOT_RUN)
+            assert (c["claim"], c["measured"]) == (row.statement, {})
+
+
+def test_no_claim_is_decided_twice(written: Path) -> None:
+    runs = json.loads((written / "runs.json").read_text())
+    assert set(runs) == MODULES
+    assert max(Counter(itertools.chain.from_iterable(run["claims"] for run in runs.values())).values()) == 1
+
+
+def test_rows_that_are_not_run_say_what_to_do(made: Path, tmp_path: Path) -> None:
+    reproduce({"gradnorm": fake(made, claim("GN-21"))}, ["gradnorm"], TINY, tmp_path)
+    rows = {c["id"]: c for c in claims_in(tmp_path)}
+    assert rows["PC-01"]["where"].startswith("needs real data")
+    assert rows["PC-19"]["where"] == "python -m paper_repro --only pcgrad_theory"
+    assert rows["GN-23"]["where"] == ONLY_FULL
+
+
+def test_unknown_ids_are_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fake: there is no claim PC-99; give it a row in paper_repro/_ledger.py"):
+        reproduce({"fake": fake(made, claim("PC-01"), claim("PC-99"))}, ["fake"], TINY, tmp_path)
+    assert [c["id"] for c in found_in(tmp_path)] == ["PC-01"]
+
+
+# ---- what a run writes ----
 
 
 def test_what_is_exact_holds_at_any_budget(written: Path) -> None:
@@ -87,73 +179,227 @@ def test_what_is_exact_holds_at_any_budget(written: Path) -> None:
 
 def test_page_is_self_contained(written: Path) -> None:
     page = (written / "report.html").read_text(encoding="utf-8")
-    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == len(list(written.glob("*.png"))) >= 8
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    images, links = re.findall(r'src="([^"]*)"', page), re.findall(r'href="([^"]*)"', page)
+    assert len(images) == len(list(written.glob("*.png"))) >= 8
+    assert all(source.startswith("data:image/png;base64,") for source in images)
+    assert all(f'id="{link.removeprefix("#")}"' in page for link in links)
     assert "<link" not in page
     assert "<script" not in page
-    for c in claims_in(written):
-        assert c["id"] in page
+
+
+def test_page_groups_every_claim_by_paper(written: Path) -> None:
+    page = re.sub(r'src="[^"]*"', "", (written / "report.html").read_text(encoding="utf-8"))
+    sections = re.split(r'<h2 id="', page)[1:]
+    assert [section.split('"')[0] for section in sections] == list(PAPERS)
+    for section in sections:
+        ids = re.findall(r'<td class="id">([\w-]+)</td>', section)
+        assert sorted(ids) == sorted(row.id for row in ROWS if row.paper == section.split('"')[0])
+    for paper, section in zip(PAPERS, sections, strict=True):
+        for module in re.findall(r'<h3 id="(\w+)">', section):
+            assert paper in {row.paper for row in ROWS if row.module == module}
 
 
 def test_only_pngs_json_and_html_are_written(written: Path) -> None:
     assert {path.suffix for path in written.iterdir()} == {".png", ".json", ".html"}
 
 
-def test_list_names_every_reproduction() -> None:
-    run = subprocess.run([sys.executable, "-m", "paper_repro", "--list"], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[0].startswith("gradnorm")
-    assert run.stdout.splitlines()[1].startswith("mgda_ub")
+def test_a_second_run_keeps_everything(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = reproductions()
+    for module in modules.values():
+        monkeypatch.setattr(module, "run", lambda _: pytest.fail("run again"))
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in written.glob("*.png")}
+    claims = claims_in(written)
+    assert reproduce(modules, list(modules), TINY, written) == 0
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in written.glob("*.png")} == before
+    assert claims_in(written) == claims
+
+
+# ---- the command line ----
+
+
+def test_list_names_every_reproduction(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(MODULES)
+    assert len({re.match(r"\w+ +", line).end() for line in lines}) == 1  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_only_takes_names_beginnings_and_ids() -> None:
+    modules = sorted(MODULES)
+    assert selected(["gradnorm"], modules) == ["gradnorm"]
+    assert selected(["pcgrad"], modules) == [name for name in modules if name.startswith("pcgrad_")]
+    assert selected(["GN-21", "su-34", "mgda", "gradnorm"], modules) == ["gradnorm", "mgda_ub"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--only", "nothing"], "there are: gradnorm, mgda_ub"), (["--seeds", "1"], "at least 2"), (["--device", "abacus"], "--device")]
+    ("arguments", "message"),
+    [
+        (["--only", "nothing"], r"no reproduction named nothing; there are: cagrad_.*gradnorm"),
+        (["--only", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),
+        (["--seeds", "1"], "at least 2"),
+        (["--device", "abacus"], "--device"),
+        (["--quick", "--full"], "not allowed with"),
+    ],
 )
 def test_bad_arguments_are_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--out", str(tmp_path)])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
-def test_interruption_keeps_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = reproduce({"fake": fake(claim("XX-01"), figure("one"), stop=True)}, ["fake"], TINY, tmp_path)
-    assert status == 130
-    assert [c["id"] for c in claims_in(tmp_path)] == ["XX-01"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.json", "fake-one.png", "report.html"]
-    assert "1 claims and 1 figures" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "settings", "folder"),
+    [
+        ([], Settings(), "out"),
+        (["--quick"], QUICK, "quick"),
+        (["--full", "--seeds", "3"], Settings(seeds=3, full=True), "full"),
+        (["--quick", "--seeds", "7", "--out", "there"], QUICK._replace(seeds=7), "there"),
+    ],
+)
+def test_sizes(arguments: list[str], settings: Settings, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each size has its own folder, so that a first look costs no finished run."""
+    calls = []
+    monkeypatch.setattr("paper_repro.__main__.reproduce", lambda modules, only, settings, out, fresh: calls.append((only, settings, out.name, fresh)) or 0)
+    assert main(arguments) == 0
+    assert calls == [(sorted(MODULES), settings, folder, False)]
 
 
-def test_interruption_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reproduce({"fake": fake(claim("XX-01"))}, ["fake"], TINY, tmp_path)
-    before = (tmp_path / "claims.json").read_bytes()
+# ---- what stays ----
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+
+def test_interruption_keeps_what_is_finished(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modules = {"a": fake(made, claim("PC-02")), "b": fake(made, claim("PC-01"), figure("one"), stop=True), "c": fake(made)}
+    assert reproduce(modules, list(modules), TINY, tmp_path) == 130
+    assert [c["id"] for c in found_in(tmp_path)] == ["PC-01", "PC-02"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b-one.png", "claims.json", "report.html", "runs.json"]
+    assert "caption of one" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    message = capsys.readouterr().err
+    assert "interrupted in b, after 1 claims and 1 figures of it; finished before: a" in message
+    assert list(json.loads((tmp_path / "runs.json").read_text())) == ["a"]
+
+
+def test_interruption_while_writing_leaves_the_old_file(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reproduce({"fake": fake(made, claim("PC-01"))}, ["fake"], TINY, tmp_path)
+    before, replace = (tmp_path / "claims.json").read_bytes(), os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target.name == "claims.json":
+            raise KeyboardInterrupt
+        replace(source, target)
 
     monkeypatch.setattr("os.replace", interrupted)
-    assert reproduce({"fake": fake(claim("XX-02"))}, ["fake"], TINY, tmp_path) == 130
+    assert reproduce({"fake": fake(made, claim("PC-02"))}, ["fake"], TINY, tmp_path) == 130
     assert (tmp_path / "claims.json").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.json", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.json", "report.html", "runs.json"]
 
 
-def test_other_modules_stay_and_own_leftovers_go(tmp_path: Path) -> None:
-    first, second = fake(claim("XX-01"), claim("XX-02"), figure("one")), fake(claim("YY-01"))
+def test_other_modules_stay_and_own_leftovers_go(made: Path, tmp_path: Path) -> None:
+    first, second = fake(made, claim("PC-01"), claim("PC-02"), figure("one")), fake(made, claim("GN-01"))
     reproduce({"a": first, "b": second}, ["a", "b"], TINY, tmp_path)
-    reproduce({"a": fake(claim("XX-01", 2.0)), "b": second}, ["a"], TINY, tmp_path)
-    assert [(c["id"], c["measured"]["value"]) for c in claims_in(tmp_path)] == [("XX-01", 2.0), ("YY-01", 1.0)]
+    reproduce({"a": fake(made, claim("PC-01", 2.0)), "b": second}, ["a"], TINY, tmp_path)
+    assert [(c["id"], c["measured"]["value"]) for c in found_in(tmp_path)] == [("PC-01", 2.0), ("GN-01", 1.0)]
     assert not list(tmp_path.glob("*.png"))
     assert "caption of one" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_captions_survive_a_run_of_another_module(tmp_path: Path) -> None:
-    modules = {"a": fake(figure("one")), "b": fake(claim("YY-01"))}
+def test_captions_survive_a_run_of_another_module(made: Path, tmp_path: Path) -> None:
+    modules = {"a": fake(made, figure("one")), "b": fake(made, claim("GN-01"))}
     reproduce(modules, ["a"], TINY, tmp_path)
     reproduce(modules, ["b"], TINY, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "caption of one" in page
     assert "a &lt;claim&gt;" in page
+
+
+def count_runs(module: ModuleType) -> list[Settings]:
+    runs, run = [], module.run
+    module.run = lambda settings: (runs.append(settings), run(settings))[1]  # type: ignore[attr-defined]
+    return runs
+
+
+def test_what_has_not_changed_is_not_run_again(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = fake(made, claim("PC-01"), figure("one"))
+    runs = count_runs(module)
+    again = lambda **options: reproduce({"a": module}, ["a"], options.pop("settings", TINY), tmp_path, **options)  # noqa: E731
+    again()
+    again()
+    assert len(runs) == 1
+    assert "results kept" in capsys.readouterr().out
+    again(fresh=True)
+    assert len(runs) == 2
+    again(settings=TINY._replace(seeds=3))
+    assert len(runs) == 3
+    again()
+    Path(str(module.__file__)).write_text("text = 2")
+    again()
+    assert len(runs) == 5
+    (tmp_path / "a-one.png").unlink()
+    again()
+    assert len(runs) == 6
+    again()
+    assert len(runs) == 6
+
+
+def test_an_interrupted_run_is_not_kept(made: Path, tmp_path: Path) -> None:
+    """Even where an earlier one was complete: its figures and claims may be mixed with the interrupted one's."""
+    module = fake(made, claim("PC-01"))
+    reproduce({"a": module}, ["a"], TINY, tmp_path)
+    broken = fake(made, claim("PC-01", 2.0), stop=True)
+    broken.__file__ = module.__file__
+    reproduce({"a": broken}, ["a"], TINY, tmp_path, fresh=True)
+    assert not Report(tmp_path, {}, {}).kept("a", key(module, TINY))
+
+
+def test_key_follows_imports() -> None:
+    folder = ROOT / "paper_repro"
+    found = {path.name for path in sources(folder / "pcgrad_definitions.py")}
+    assert {"pcgrad_definitions.py", "pcgrad_many.py", "pcgrad_training.py", "_pcgrad.py", "_findings.py", "_intervals.py"} <= found
+    assert not found & {"gradnorm.py", "__main__.py", "_report.py", "_ledger.py"}
+
+
+# ---- the look of the figures, and the pages made of the claims ----
+
+
+def test_style_is_shipped_and_safe_for_the_colour_blind() -> None:
+    style = mpl.rc_params_from_file(STYLE, use_default_template=False)
+    okabe_ito = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"}  # yellow aside, which is lost on white
+    assert {entry["color"] for entry in style["axes.prop_cycle"]} == okabe_ito
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["paper_repro"]
+    assert STYLE.name in shipped
+    assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
+
+
+def test_colours_are_chosen_in_the_style() -> None:
+    """A reproduction names a colour of the cycle, a grey, or one of the cycle's own values."""
+    allowed = {entry["color"] for entry in mpl.rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"]}
+    for path in (ROOT / "paper_repro").glob("*.py"):
+        for colour in re.findall(r'"(#[0-9a-fA-F]{6})"', path.read_text()):
+            grey = colour[1:3] == colour[3:5] == colour[5:7]
+            assert grey or colour.lower() in allowed, f"{path.name}: {colour}"
+
+
+def test_pages_agree_with_the_ledger() -> None:
+    """docs/claims.md has every claim as the ledger states it, and the README counts that page's verdicts."""
+    page = (ROOT / "docs" / "claims.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| [A-Z]+-\d\d ", line)]
+    assert [row[0] for row in rows] == IDS
+    counted: dict[str, Counter[str]] = {paper: Counter() for paper in PAPERS}
+    for identifier, statement, kind, verdict, module in rows:
+        row = LEDGER[identifier]
+        assert (statement, kind, module.strip("`–")) == (row.statement, row.kind, row.module), f"{identifier}: run python docs/results.py claims"
+        counted[row.paper][verdict] += 1
+    readme = (ROOT / "README.md").read_text()
+    block = readme[readme.index("<!-- claims -->") : readme.index("<!-- end of claims -->")]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if line.startswith("| ")]
+    assert lines[0] == ["text", "claims", *VERDICTS]
+    for (paper, found), line in zip([*counted.items(), ("all", sum(counted.values(), Counter()))], lines[1:], strict=True):
+        assert PAPERS.get(paper, "all") in line[0]
+        assert line[1:] == [str(found.total()), *(str(found[verdict] or "–") for verdict in VERDICTS)]
+
+
+# ---- exact findings ----
 
 
 def test_counterexample_in_fractions() -> None:

@@ -1,0 +1,100 @@
+"""What the reproductions of the essay on Frank–Wolfe as smoothed max–min share: names, colours, draws and exact answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import mtlfunc as mf
+
+from ._findings import Claim, Verdict
+
+PAPER = "Multi-task learning from gradients (essay, Su 2022)"
+COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "#777777")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+
+def judged(holds: bool, *, only_when: bool = False) -> Verdict:
+    return ("holds only when" if only_when else "holds") if holds else "does not hold"
+
+
+def claim(identifier: str, text: str, verdict: Verdict, measured: Mapping[str, float | Tensor], where: str) -> Claim:
+    return Claim(identifier, PAPER, text, verdict, {name: float(value) for name, value in measured.items()}, where)
+
+
+# ---- draws ----
+
+
+def normal(tag: int, shape: tuple[int, ...]) -> Tensor:
+    return mf.random.normal(mf.random.fold_in(mf.random.key(31), tag), shape, torch.float64)
+
+
+def uniform(tag: int, shape: tuple[int, ...]) -> Tensor:
+    return mf.random.uniform(mf.random.fold_in(mf.random.key(37), tag), shape, torch.float64)
+
+
+def rows_of(draws: int, tasks: int, size: int, tag: int, *, spread: float = 1.0, common: float = 0.0) -> Tensor:
+    """Normal matrices `[draw, task, param]` plus a common vector; lengths rise from 1 to `spread` over the tasks."""
+    lengths = torch.logspace(0, 1, tasks, base=spread, dtype=torch.float64)
+    return (normal(tag, (draws, tasks, size)) + common * normal(tag + 1, (draws, 1, size))) * lengths[:, None]
+
+
+def stationary_rows(draws: int, tasks: int, size: int, tag: int) -> Tensor:
+    """Rows with 0 inside their hull: a random convex combination of them, positive in every weight, is subtracted."""
+    rows = rows_of(draws, tasks, size, tag)
+    shares = 0.3 + uniform(tag, (draws, 1, tasks))
+    return rows - (shares / shares.sum(-1, keepdim=True)) @ rows
+
+
+def gram(rows: Tensor) -> Tensor:
+    return rows @ rows.mT
+
+
+TASKS, SIZE = 10, 20
+HEIGHT = 0.3  # length of the min-norm point of the family with its optimum inside, in units of a gradient's
+
+
+def families(draws: int) -> dict[str, Tensor]:
+    """Gramians `[draw, task, task]` of ten tasks with the optimum inside the simplex, and on a face of it; tasks conflict in both.
+
+    Inside: rows with 0 in the interior of their hull, all moved by one vector orthogonal to them, which then is the min-norm point.
+    """
+    return {
+        "interior": gram(stationary_rows(draws, TASKS, SIZE, 100)) + HEIGHT**2 * SIZE,
+        "face": gram(rows_of(draws, TASKS, SIZE, 110, spread=3.0, common=0.5)),
+    }
+
+
+def scaled(gramians: Tensor) -> Tensor:
+    """Largest diagonal entry 1."""
+    return gramians / gramians.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+
+
+# ---- exact answers, batched ----
+
+
+def solved(solver: mf.types.Solver, gramians: Tensor) -> mf.Solution:
+    return vmap(lambda g: solver(mf.solvers.min_norm(g)))(gramians)
+
+
+def shortest(gramians: Tensor) -> Tensor:
+    """Weights `[draw, task]` of the min-norm points."""
+    return solved(mf.solvers.auto(), gramians).weights
+
+
+def square(gramians: Tensor, weights: Tensor) -> Tensor:
+    """‖Jᵀw‖², batched over any leading axes."""
+    return torch.einsum("...t,...ts,...s->...", weights, gramians, weights).clamp_min(0)
+
+
+def relative_gap(gramians: Tensor, weights: Tensor) -> Tensor:
+    """The duality gap wᵀGw - min(Gw) in units of max ‖g_t‖ · Σ w_t‖g_t‖."""
+    return vmap(lambda g, w: mf.solvers.certify(mf.solvers.min_norm(g), w).relative_gap)(gramians, weights)
+
+
+def normalised() -> mf.Rule:
+    """Weights 1/‖g_t‖: the sum of unit gradients."""
+    return mf.stateless(lambda gramian: gramian.diagonal().rsqrt())
