@@ -3,6 +3,8 @@
     python -m paper_repro
     python -m experiments.digits
     python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4 --tasks 2 8 32 128
+    python -m experiments.benchmarks.gramian --seconds 2, with the cases, tasks and batches of its bars (GRAMIANS below)
+    python -m experiments.benchmarks.toy
 
 `python docs/results.py claims` writes the claims alone, after the first command. No number of these is typed by hand.
 """
@@ -14,6 +16,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from experiments.benchmarks.gramian import against_bars
 from paper_repro._ledger import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro._report import VERDICTS
 
@@ -44,6 +47,48 @@ def solver_table(rows: list[dict]) -> str:
             columns = [("active_set", 1), ("active_set", 4096), ("cvxpy + Clarabel", 1), ("TorchJD", 1)]
             lines.append(f"| {name} | {tasks} | " + " | ".join(cell(kind, solver, tasks, batch) for solver, batch in columns) + " |")
     return "\n".join(lines)
+
+
+GRAMIANS = {"mlp-sample": (1, 128), "mlp-task": (40, 128), "resnet18": (4, 8), "transformer-sample": (1, 16), "decoders": (4, 8), "own-inputs": (8, 64)}
+"""Tasks and batch of every case that the README shows."""
+WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram", "ours, auto")
+
+
+def gramian_table(rows: list[dict]) -> str:
+    """Time of a Gramian in units of one mean gradient, and the peak memory."""
+    lines = [f"| Gramian | mean gradient | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
+    for family, (tasks, batch) in GRAMIANS.items():
+        case = [row for row in rows if (row["family"], row["tasks"], row["batch"], row["device"]) == (family, tasks, batch, "cpu") and "median" in row]
+        if not case:
+            continue
+        floor = next(row for row in case if row["quantity"] == "gradient")
+        cells = []
+        for way in WAYS:
+            found = [row for row in case if row["quantity"] == "gramian" and row["method"] == way]
+            cells.append(f"{found[0]['median'] / floor['median']:.3g} ({found[0]['memory'] / 2**20:.3g})" if found else "–")
+        lines.append(f"| {floor['case']} | {1e3 * floor['median']:.3g} ms | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def bars_missed(rows: list[dict]) -> str:
+    bars = [bar for bar in against_bars(rows) if "cpu" in bar["case"]]
+    missed = [
+        f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, asked for at most {bar['limit']:.3g}"
+        for bar in bars
+        if bar["median"] > bar["limit"]
+    ]
+    return f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met" + (f"; missed: {'; '.join(missed)}." if missed else ".")
+
+
+def toy_line(rows: list[dict]) -> str:
+    """The CAGrad toy against a transcription of its script, a step and start."""
+    best = min((row for row in rows if row["rule"] == "CAGrad"), key=lambda row: row["library_us"])
+    few = min((row for row in rows if row["rule"] == "CAGrad"), key=lambda row: (row["lanes"], row["library_us"]))
+    ratios = [f"{row['library_us']:.3g} µs ({row['script_us'] / row['library_us']:.0f}×)" for row in (best, few)]
+    return (
+        f"**CAGrad's toy**, a step and start: the official script's computation takes {best['script_us']:,.0f} µs; compiled, {best['lanes']} runs side by side "
+        f"take {ratios[0]}, {few['lanes']} runs {ratios[1]}."
+    )
 
 
 def judged() -> dict[str, dict]:
@@ -115,6 +160,7 @@ def section() -> str:
     bound, exact = ([direction[rate.format(method, task)] for task in (1, 2)] for method in ("MGDA-UB", "MGDA"))
     table = [line for line in (DIGITS / "table.md").read_text().splitlines() if line.startswith("|")]
     benchmark = json.loads((BENCHMARKS / "solvers.json").read_text())
+    gramians, toy = (json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in ("gramian", "toy"))
     settings = json.loads((DIGITS / "results.json").read_text())["settings"]
     static_ratio = interval(static, "default configuration: static over GradNorm, each at its best rate")
     return f"""## Results
@@ -154,9 +200,18 @@ paired 95 % intervals; conflict on one common Gramian; milliseconds for {setting
 
 ![Time of one problem against its worst certified gap, for every solver](docs/solvers.png)
 
-Taken on two CPU cores by `python -m paper_repro`, `python -m experiments.digits` and `python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4
---tasks 2 8 32 128`, each alone on the machine; written here by `python docs/results.py`. The benchmark times whole calls from Gramian to weights, median of as
-many as fit, all families mixed; gaps are recomputed from the weights by `solvers.certify`.
+**Gramians**: time in units of one mean gradient (median), and in brackets the peak of what was allocated, MiB ({gramians["machine"]}):
+
+{gramian_table(gramians["rows"])}
+
+{bars_missed(gramians["rows"])}
+
+{toy_line(toy["rows"])}
+
+Taken on two CPU cores by `python -m paper_repro`, `python -m experiments.digits`, `python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4
+--tasks 2 8 32 128`, `python -m experiments.benchmarks.gramian` and `python -m experiments.benchmarks.toy`, each alone on the machine; written here by
+`python docs/results.py`. The first benchmark times whole calls from Gramian to weights, median of as many as fit, all families mixed; gaps are recomputed from
+the weights by `solvers.certify`. The second takes turns among the contenders of a case.
 """
 
 
