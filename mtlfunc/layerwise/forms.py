@@ -137,20 +137,20 @@ def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence
     def rows(deltas: Sequence[Tensor]) -> Tensor:
         parts = varied(deltas)
         if group.alike:
-            return _outer(group, torch.cat(parts, 2), x).flatten(1)
+            return _outer(group, _joined(parts, 2), x).flatten(1)
         folded = []
         for use, part in zip(group.uses, parts, strict=True):
             summed = part.sum(2)[..., None] if use.fixed is None else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
             folded.append(use.fold(summed))
-        return torch.stack(folded).sum(0).flatten(1)
+        return sum(folded[1:], start=folded[0]).flatten(1)
 
-    x = torch.cat([_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0) if group.alike else torch.empty(0)
+    x = _joined([_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0) if group.alike else torch.empty(0)
     if form == "gemm":
         a = rows(left)
         return inner(a, a if right is None else rows(right))
     kernel = _kernel(group, x, dtype)
-    a = torch.cat(varied(left), 2)
-    b = a if right is None else torch.cat(varied(right), 2)
+    a = _joined(varied(left), 2)
+    b = a if right is None else _joined(varied(right), 2)
     return inner(a.flatten(1), (kernel @ b).flatten(1))
 
 
@@ -177,8 +177,8 @@ def sample_block(
     parts = [varied(use, layout, delta) for use, layout, delta in zip(group.uses, where, deltas, strict=True)]
     tasks = len(parts[0])
     if form == "kernel":
-        x = torch.cat([fixed(use, layout) for use, layout in zip(group.uses, where, strict=True)], 1)
-        q = torch.cat(parts, 2)
+        x = _joined([fixed(use, layout) for use, layout in zip(group.uses, where, strict=True)], 1)
+        q = _joined(parts, 2)
         count = q.shape[2]
         flat = x.flatten(0, 1)
         kernel = _kernel(group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype)  # [group, (sample position)²]
@@ -199,8 +199,13 @@ def sample_block(
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, fixed(use, layout))
         folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
-    rows = torch.stack(folded).sum(0).flatten(1)
+    rows = sum(folded[1:], start=folded[0]).flatten(1)
     return inner(rows, rows)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """All calls' positions in one axis; one call's without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _fixed(use: Use, dtype: torch.dtype) -> Tensor:
