@@ -43,7 +43,8 @@ class Backward:
     def open(self, level: Params, losses: Tensor, record: bool) -> None:
         self.record = record
         self.root = get_gradient_edge(losses) if losses.requires_grad else None
-        self.targets = {name: Target(get_gradient_edge(leaf), lambda name=name: torch.zeros_like(self.params[name])) for name, leaf in level.items()}
+        params = self.params  # a closure over self would be a cycle, and keep the graph until the next garbage collection
+        self.targets = {name: Target(get_gradient_edge(leaf), lambda name=name: torch.zeros_like(params[name])) for name, leaf in level.items()}
 
     def __call__(self, root: GradientEdge | None, cotangent: Tensor, targets: Sequence[Target]) -> list[Tensor]:
         if root is None:

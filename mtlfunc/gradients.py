@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .backward import Backward, Passes
 from .checks import check_params, depth, differentiated, is_pair, recording
 from .layerwise import Engine, Plan, Tapped, better_apart, decide, read_graph, separate, worth_watching
-from .norms import PlainNorms
+from .plain import Plain
 from .tree import dot
 from .types import Batch, LossesFn, Params, Rows
 
@@ -119,12 +119,19 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not asked for; vjp's own pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
         watched = bool(measured) and engine != "rows" and (engine == "layerwise" or worth_watching(params, measured))
-        taps = Tapped(level, local=False) if watched else None  # a bias' rows cost no more than its deltas
-        with taps or nullcontext(), PlainNorms() if depth() > 1 else nullcontext():
-            out = losses_fn(level, batch)
-        losses, scalars, aux = split_output(out)
+
+        def forward(plain: bool) -> tuple[Tapped | None, Tensor, tuple[Tensor, ...] | None, Any]:
+            taps = Tapped(level, local=False) if watched else None  # a bias' rows cost no more than its deltas
+            with taps or nullcontext(), Plain() if plain else nullcontext():
+                out = losses_fn(level, batch)
+            return taps, *split_output(out)
+
+        taps, losses, scalars, aux = forward(plain=depth() > 1)
         matrix, preference = cotangents(losses)
-        backward.open(level, losses, record=differentiated((losses, matrix), own_levels=1))
+        record = differentiated((losses, matrix), own_levels=1)
+        if record and depth() == 1 and not read_graph([losses.grad_fn]).twice:  # a closure requires grad: only now is that known
+            taps, losses, scalars, aux = forward(plain=True)
+        backward.open(level, losses, record)
         ways, plan, chunk = None if mix or not scalars else separate(losses, scalars), Plan((), shared), chunk_size
         graph = None
         if taps is not None:
@@ -135,8 +142,9 @@ def linearize(
             every = separate(losses, None)
             graph = None if every is None else read_graph([None if way is None else way.node for way in every])
             ways = every if graph and better_apart(graph, len(losses)) else None
-        if backward.record and not read_graph([losses.grad_fn]).twice:
-            chunk = 1
+        if ways is None and chunk != 1 and len(matrix) > 1:
+            graph = graph or read_graph([losses.grad_fn])
+            chunk = chunk if graph.batched and (graph.twice or not record) else 1
         share = heads(losses.shape[0]) if others and heads else None
         passes = Passes(backward, losses, matrix, ways, chunk)
         private = passes.private(others, graph) if share is not None and shared else {}
@@ -177,7 +185,7 @@ def _traced(
     """`linearize` for the compiler, which can trace vjp's own pullback alone, and drops unread outputs by itself."""
 
     def forward(params: Params) -> tuple[Tensor, Any]:
-        with PlainNorms():
+        with Plain():
             losses, _, aux = split_output(losses_fn(params, batch))
         return losses, aux
 

@@ -105,6 +105,8 @@ def sample_gramian(
     def checked(out: object) -> Tensor:
         if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
             raise ValueError(f"losses_fn: expected [sample] or [sample, task], got {list(out.shape) if isinstance(out, Tensor) else type(out).__name__}")
+        if not out.is_floating_point():
+            raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
         return out
 
     if engine != "rows" and not torch.compiler.is_compiling():

@@ -14,7 +14,7 @@ from .backward import Backward, Target
 from .checks import depth, differentiated, poison
 from .gradients import explained_vjp
 from .layerwise import Choices, Form, Layout, Tapped, Use, cheapest, groups_of, layouts, read_graph, sample_block
-from .norms import PlainNorms
+from .plain import Plain
 from .tree import dot
 from .types import Params
 
@@ -35,12 +35,19 @@ def sample_by_layers(
     backward = Backward(params)
 
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        taps = Tapped(level)
-        with taps, PlainNorms() if depth() > 1 else nullcontext():
-            losses = losses_fn(level)
-        samples, tasks = losses.shape[0], losses[0].numel()
-        backward.open(level, losses, record=differentiated(losses, own_levels=1))
+        def forward(plain: bool) -> tuple[Tapped, Tensor]:
+            taps = Tapped(level)
+            with taps, Plain() if plain else nullcontext():
+                return taps, losses_fn(level)
+
+        taps, losses = forward(plain=depth() > 1)
         graph = read_graph([losses.grad_fn])
+        record = differentiated(losses, own_levels=1)
+        if record and depth() == 1 and not graph.twice:  # a closure requires grad: only now is that known
+            taps, losses = forward(plain=True)
+            graph = read_graph([losses.grad_fn])
+        samples, tasks = losses.shape[0], losses[0].numel()
+        backward.open(level, losses, record)
         groups = groups_of(taps, level, names, graph)
         tapped = {name: parts for name, parts in groups.items() if all(layouts(use, samples) for part in parts for use in part.uses)}
         left = [name for name in names if name not in tapped]
@@ -96,9 +103,15 @@ def sample_by_layers(
 
 
 def _shares(samples: int, uses: list[Use], losses: Tensor) -> Tensor:
-    """Powers of two: what does not mix is multiplied by them without rounding, so that the deltas may be compared at rounding level."""
+    """Powers of two: what does not mix is multiplied by them without rounding, so that a sample's deltas may be compared at rounding level.
+
+    Every run of 11 or 61 samples has all different ones, and each run has its own order, so that no shift of the samples goes unseen.
+    """
     most = 5 if any(use.dtype == torch.float16 for use in uses) else 30
-    exponents = (37 * torch.arange(samples, device=losses.device)) % (2 * most + 1) - most
+    period = 2 * most + 1  # a prime
+    index = torch.arange(samples, device=losses.device)
+    place, run = index % period, index // period
+    exponents = ((1 + (36 + 11 * run) % (period - 1)) * place + 29 * run) % period - most
     return torch.ldexp(losses.new_ones(samples), exponents)
 
 
@@ -118,12 +131,10 @@ def _sample_axes(uses: list[Use], deltas: list[Tensor], probe: list[Tensor], sha
         for layout in layouts(use, samples):
             axis = 1 + layout.axis
             split = (samples, -1) if layout.major else (-1, samples)
-            plain, scaled = (
-                x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, 1).flatten(2) @ _direction(x.numel() // len(x) // samples, x)
-                for x in (delta, weighted)
-            )
-            slack = min(1e3 * torch.finfo(use.dtype).eps, 0.1) * plain.abs().amax()
-            same = (scaled / shares.to(use.dtype) - plain).abs().amax() <= slack
+            plain, scaled = (_projected(x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, 1).flatten(2)) for x in (delta, weighted))
+            # In units of the sample's own deltas; what the shares may have made underflow counts as zero.
+            slack = min(1e3 * torch.finfo(use.dtype).eps, 0.1) * plain.abs() + 1e3 * torch.finfo(use.dtype).tiny / shares.amin()
+            same = ((scaled / shares - plain).abs() <= slack).all()
             choices.append((layout, (same | ~plain.isfinite().all()).detach()))  # NaN is reported by the Gramian itself
             if look and bool(choices[-1][1]):
                 choices = choices[-1:]
@@ -132,14 +143,16 @@ def _sample_axes(uses: list[Use], deltas: list[Tensor], probe: list[Tensor], sha
         if look and not bool(found):
             raise ValueError(
                 f"losses_fn: entry i of the losses has to depend on sample i alone, but the samples mix at {use.part.leaf} ({use.op}): train-mode batch "
-                'norm, a loss that compares samples, or losses that are not in the order of the samples. Call module.eval(), or use engine="rows", '
-                "which differentiates every entry whatever it depends on"
+                "norm, a loss that compares samples, losses that are not in the order of the samples, or an axis there that counts something else and is "
+                f'as long as {samples} samples. Call module.eval(), or use engine="rows", which differentiates every entry whatever it depends on'
             )
         known[place] = tuple(choices), found
     places = [(use.edge.node, use.edge.output_nr, use.axes) for use in uses]
     return [known[place][0] for place in places], [verdict for _, verdict in known.values()]
 
 
-def _direction(width: int, like: Tensor) -> Tensor:
-    """A fixed vector in general position: one number a sample is compared, not all of its deltas."""
-    return 0.5 + torch.frac(0.6180339887498949 * torch.arange(width, dtype=torch.float64, device=like.device)).to(like.dtype)
+def _projected(x: Tensor) -> Tensor:
+    """[..., width] on a fixed direction in general position: one number a sample is compared, not all of its deltas."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    fractions = torch.frac(0.6180339887498949 * torch.arange(x.shape[-1], dtype=torch.float64, device=x.device))
+    return x @ (0.5 + fractions).to(x.dtype)

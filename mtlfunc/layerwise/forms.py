@@ -142,7 +142,8 @@ def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence
         for use, part in zip(group.uses, parts, strict=True):
             summed = part.sum(2)[..., None] if use.fixed is None else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
             folded.append(use.fold(summed))
-        return sum(folded[1:], start=folded[0]).flatten(1)
+        total = sum(folded[1:], start=folded[0])
+        return total.reshape(len(total), -1)
 
     x = _joined([_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0) if group.alike else torch.empty(0)
     if form == "gemm":
@@ -199,7 +200,8 @@ def sample_block(
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, fixed(use, layout))
         folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
-    rows = sum(folded[1:], start=folded[0]).flatten(1)
+    total = sum(folded[1:], start=folded[0])
+    rows = total.reshape(len(total), -1)
     return inner(rows, rows)
 
 

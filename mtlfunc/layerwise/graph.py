@@ -11,12 +11,16 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 Node = Any  # torch.autograd.graph.Node
 
-_UNBATCHED = ("ScaledDotProduct", "EmbeddingBag", "MkldnnRnn", "CudnnRnn", "MiopenRnn", "Thnn")
-"""Operations whose backward torch runs in a loop under `vmap`, with a warning: one pass a row is as fast, and quiet."""
+_UNBATCHED = ("ScaledDotProduct", "EmbeddingBag", "MkldnnRnn", "CudnnRnn", "MiopenRnn", "Thnn", "WeightNorm", "Trilinear", "Cdist", "EuclideanDist")
+"""Operations whose backward torch runs in a loop under `vmap`, with a warning (one pass a row is as fast, and quiet), or gets wrong there: cdist."""
 
 
 _STALE = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
 """Operations whose batched backward takes their statistics for constants when it is differentiated again; single passes are right (torch 2.13)."""
+
+
+_NORMS = (*_STALE, "NativeGroupNorm", "FusedRmsNorm", "RmsNorm")
+"""Their batched backward refuses the mixed dtypes that autocast gives them."""
 
 
 class Graph(NamedTuple):
@@ -49,14 +53,16 @@ def read_graph(roots: Iterable[Node | None]) -> Graph:
         if node is not None:
             reach[node] |= 1 << bit
     batched = twice = True
+    norm = cast = False
     for node in reversed(order):  # consumers first
         batched = batched and not node.name().startswith(_UNBATCHED)
         twice = twice and not node.name().startswith(_STALE)
+        norm, cast = norm or node.name().startswith(_NORMS), cast or node.name().startswith("ToCopy")
         for child, _ in node.next_functions:
             if child is not None:
                 parents[child].add(node)
                 reach[child] |= reach[node]
-    return Graph(parents, reach, batched, twice)
+    return Graph(parents, reach, batched and not (norm and cast), twice)
 
 
 def separate(losses: Tensor, scalars: tuple[Tensor, ...] | None) -> tuple[GradientEdge | None, ...] | None:

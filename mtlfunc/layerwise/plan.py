@@ -59,7 +59,8 @@ def groups_of(taps: Tapped, params: Params, names: Sequence[str], graph: Graph, 
         uses = [use for use in taps.uses if use.part.leaf == name]
         spans = sorted({use.part.span or (0, len(params[name]) if params[name].ndim else 1) for use in uses})
         apart = all(before[1] <= after[0] for before, after in pairwise(spans))
-        if not uses or not apart or not all(use.intact for use in uses):
+        hooked = any(tensor._backward_hooks for tensor in (params[name], *taps.cuts_of(name)))  # a hook changes the leaf's gradient, not the deltas
+        if not uses or not apart or hooked or not all(use.intact for use in uses):
             continue
         leaf = get_gradient_edge(params[name]).node
         if not only_through(leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]):

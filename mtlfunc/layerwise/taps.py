@@ -76,6 +76,8 @@ class Tapped(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # losses_fn is compiled inside: nothing of it is seen, and its leaves are differentiated row by row
+            return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # it calls F.linear inside, which must be seen
                 return _looked_into(func)(*args, **kwargs)
@@ -88,18 +90,23 @@ class Tapped(TorchFunctionMode):
                 others = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and id(x) not in self.parts)
                 stops = frozenset(x.grad_fn for x in others if x.grad_fn is not None)
                 self.uses.extend(use._replace(stops=stops) for use in self.ops[name](self, out, *args, **kwargs))
-            except _NotUnderstood:
+            except (_NotUnderstood, TypeError):  # TypeError: another spelling of the arguments
                 pass
         return out
 
     def _sees(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return any(id(x) in self.parts for x in args) or any(id(x) in self.parts for x in kwargs.values())
+        """Whether the call consumes leaves, each of them once: one call's two ways to a leaf cannot be told apart in the graph."""
+        leaves = [self.parts[id(x)].leaf for x in (*args, *kwargs.values()) if id(x) in self.parts]
+        return 0 < len(leaves) == len(set(leaves))
 
     def part(self, x: Any) -> Part | None:
         return self.parts.get(id(x)) if isinstance(x, Tensor) else None
 
     def local_part(self, x: Any) -> Part | None:
         return self.part(x) if self.local else None
+
+    def cuts_of(self, leaf: str) -> list[Tensor]:
+        return [tensor for tensor in self.alive if self.parts[id(tensor)].leaf == leaf]
 
     def cut(self, tensor: Tensor, part: Part) -> None:
         self.parts[id(tensor)] = part
@@ -124,7 +131,7 @@ def _looked_into(func: FunctionType) -> FunctionType:
 def _linear(taps: Tapped, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:
     if (part := taps.part(weight)) is not None and weight.ndim == 2:
         yield _product(part, "linear", out, input)
-    if (part := taps.local_part(bias)) is not None:
+    if bias is not None and bias.shape == out.shape[-1:] and (part := taps.local_part(bias)) is not None:
         yield _shift(part, "linear", out, 1)
 
 
@@ -162,6 +169,9 @@ def _einsum(taps: Tapped, out: Tensor, equation: Any, *operands: Any) -> Iterato
     group, a = [s for s in mine if s in other and s in after], [s for s in mine if s in other and s not in after]
     o, position = [s for s in mine if s not in other], [s for s in after if s not in mine]
     size = dict(zip(other + after, (*x.shape, *out.shape), strict=True))
+    every = [*zip(mine, operands[which.index(True)].shape, strict=True), *zip(other, x.shape, strict=True), *zip(after, out.shape, strict=True)]
+    if any(size[s] != length for s, length in every):  # a letter of length 1 that was broadcast
+        raise _NotUnderstood
     sizes = [math.prod(size[s] for s in some) for some in (group, a, o)]
     dims = [[other.index(s) for s in (*position, *group, *a)], [1 + after.index(s) for s in (*position, *group, *o)]]
     order = [*group, *o, *a]
@@ -406,6 +416,8 @@ def _use(
     part: Part, op: str, kind: Kind, out: Tensor, inputs: tuple[Tensor, ...], axes: Any, sizes: Any, fixed: Any, varied: Any, fold: Any, layout: Any = ()
 ) -> Use:
     if not isinstance(out, Tensor) or out.grad_fn is None:  # computed under no_grad: no derivative passes here
+        raise _NotUnderstood
+    if not out.is_floating_point() or any(x.layout != torch.strided or x.is_complex() or x.is_inference() for x in (out, *inputs)):
         raise _NotUnderstood
     read = tuple((x, x._version) for x in inputs)
     return Use(part, op, kind, GradientEdge(out.grad_fn, out.output_nr), out.shape, out.dtype, read, axes, sizes, fixed, varied, fold, (kind, op, *layout))

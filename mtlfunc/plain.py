@@ -1,7 +1,7 @@
-"""Norms that may be differentiated again, in batches: for passes under a transform or a compiler.
+"""Operations whose derivatives torch gets wrong, written out: for passes under a transform or a compiler.
 
-torch's batched backward of a fused layer norm or train-mode batch norm takes the statistics for constants where the gradient of the scale is differentiated
-again, and its layer norm has wrong third derivatives; both give wrong hypergradients without a word (torch 2.13). Written out, they are right.
+The batched backward of a fused layer norm or train-mode batch norm takes the statistics for constants where the gradient of the scale is differentiated
+again, layer norm has wrong third derivatives, and the batched backward of cdist is wrong at once; all without a word (torch 2.13).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class PlainNorms(TorchFunctionMode):
-    """While active, layer norm is written out, and train-mode batch norm is the bare norm, times the scale, plus the shift."""
+class Plain(TorchFunctionMode):
+    """While active, layer norm and cdist are written out, and train-mode batch norm is the bare norm, times the scale, plus the shift."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -24,7 +24,13 @@ class PlainNorms(TorchFunctionMode):
             return _layer_norm(*args, **kwargs)
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
+        if func is torch.cdist:
+            return _cdist(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
 
 
 def _layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
