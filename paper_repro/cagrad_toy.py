@@ -285,7 +285,7 @@ def surface() -> Figure:
         assert isinstance(axis, Axes3D)
         axis.plot_surface(grid[..., 0].numpy(), grid[..., 1].numpy(), z.numpy(), cmap="viridis", rcount=110, ccount=110, linewidth=0, vmin=-20, vmax=10)
         axis.view_init(25)
-        axis.set_box_aspect(None, zoom=0.78)  # room for the label of the z axis
+        axis.set_box_aspect(None, zoom=0.78)  # pyright: ignore[reportArgumentType]  # room for the label of the z axis
         axis.set(xlabel="x₁", ylabel="x₂", zlabel="loss", title=name, zlim=(-21, 11), xticks=[-10, 0, 10], yticks=[-10, 0, 10], zticks=[-20, -10, 0, 10])
     return Figure("surface", "The toy's two losses and their mean; + in f₂, as in the paper's code. The two narrow valleys are cusps of log|·|.", canvas)
 
