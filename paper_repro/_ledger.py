@@ -156,7 +156,7 @@ ROWS = (
     Row("CA-34", "synthetic", "CAGrad-Fast is about twice as fast for ten tasks and five times for fifty.", "cagrad_fast"),
     Row("CA-35", "data/RL", "Only CARE, which reads language descriptions of the tasks, does better.", needs="Meta-World"),
     Row("CA-36", "data/RL", "Semi-supervised CIFAR-10: highest mean accuracy for every number of labels.", needs="CIFAR-10, or digits as a stand-in"),
-    Row("CA-37", "synthetic", "There MGDA neglects the main task, and CAGrad keeps the balance."),
+    Row("CA-37", "synthetic", "There MGDA neglects the main task, and CAGrad keeps the balance.", "links"),
     Row("CA-38", "data/RL", "Overall better than earlier gradient manipulation.", needs="tuned methods on many problems"),
     # ---- GradNorm ----
     Row("GN-01", "data/RL", "One network can beat many, but is hard to balance.", needs="tuned joint and single-task networks on data"),
@@ -190,7 +190,7 @@ ROWS = (
     # ---- between the texts ----
     Row("X-01", "synthetic", "PCGrad practically reaches the optimum, or stops at Pareto points: the texts differ.", "cagrad_toy"),
     Row("X-02", "synthetic", "Never raise a loss, or trade losses for a better mean: two aims that differ.", "cagrad_toy"),
-    Row("X-03", "exact", "GradNorm with α = 0 rests at the sum of unit gradients on W."),
+    Row("X-03", "exact", "GradNorm with α = 0 rests at the sum of unit gradients on W.", "links"),
     Row("X-04", "exact", "Min-norm weights of orthogonal gradients are ∝ 1/‖g‖²: MGDA favours small ones.", "cagrad_theory"),
     Row("X-05", "synthetic", "Descent guarantees hold for steps along d; the experiments step by Adam.", "cagrad_toy"),
 )
