@@ -552,6 +552,8 @@ def test_rollout_shows_progress(capsys):
 
 
 def test_rollout_interrupted_keeps_what_was_computed():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
+
     def batches():
         for count in itertools.count():
             if count == 3:
@@ -559,8 +561,11 @@ def test_rollout_interrupted_keeps_what_was_computed():
             yield BATCH
 
     step = step_of("mean")
-    with pytest.raises(KeyboardInterrupt) as stop:
-        mf.rollout(step, step.init(PARAMS, BATCH), batches())
+    try:
+        with pytest.raises(KeyboardInterrupt) as stop:
+            mf.rollout(step, step.init(PARAMS, BATCH), batches())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert isinstance(stop.value, mf.Interrupted)
     assert isinstance(stop.value.state, TrainState)
     assert stop.value.record.losses.shape[0] == 3
