@@ -1,6 +1,8 @@
-"""The table of properties of all rules, as the audit finds them: `python docs/properties.py` prints it in markdown.
+"""The table of properties of all rules, as the audit finds them: `python docs/properties.py` prints
+it in markdown.
 
-`python docs/properties.py --write` puts it into the README, between its two markers. One audit takes about a second.
+`python docs/properties.py --write` puts it into the README, between its two markers. One audit
+takes about a second.
 """
 
 import argparse
@@ -83,7 +85,9 @@ be saved, no weight for absent tasks. A rule with state is judged over three upd
 
 
 def measured(jacobian: torch.Tensor, losses: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the probes of special rules put into `geometry.extra`: for `excess_mtl` the first step's excess risks, Σ|J|."""
+    """What the probes of special rules put into `geometry.extra`: for `excess_mtl` the first step's
+    excess risks, Σ|J|.
+    """
     return {"excess": jacobian.abs().sum(-1)}
 
 
@@ -93,25 +97,50 @@ def report(rule: str) -> Report:
 
 def cell(found: Report, name: str) -> str:
     row = found[name]
-    return "–" if row.status == "not applicable" else "✓" if row.status == "holds" else "(✗)" if row.dependent else "✗"
+    return (
+        "–"
+        if row.status == "not applicable"
+        else "✓"
+        if row.status == "holds"
+        else "(✗)"
+        if row.dependent
+        else "✗"
+    )
 
 
 def table(rules: tuple[str, ...] = RULES) -> str:
-    """Rules by properties, what the symbols mean, and what the audit found wrong with how a rule computes."""
-    lines = ["| rule | " + " | ".join(HEADS.values()) + " | computes |", "|---|" + ":-:|" * (len(HEADS) + 1)]
+    """Rules by properties, what the symbols mean, and what the audit found wrong with how a rule
+    computes.
+    """
+    lines = [
+        "| rule | " + " | ".join(HEADS.values()) + " | computes |",
+        "|---|" + ":-:|" * (len(HEADS) + 1),
+    ]
     defects = []
     for rule in tqdm(rules, desc="audits", leave=False):
         found = report(rule)
         broken = [row for row in found.rows if row.conduct and row.status == "fails"]
-        lines.append(f"| `{rule}` | " + " | ".join(cell(found, name) for name in HEADS) + f" | {'✗' if broken else '✓'} |")
+        lines.append(
+            f"| `{rule}` | "
+            + " | ".join(cell(found, name) for name in HEADS)
+            + f" | {'✗' if broken else '✓'} |"
+        )
         defects += [f"`{rule}`, {row.name}: {row.detail} at `{row.literal}`." for row in broken]
-    return "\n".join([*lines, "", LEGEND, *(["", "\n".join(f"- {defect}" for defect in defects)] if defects else [])])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            LEGEND,
+            *(["", "\n".join(f"- {defect}" for defect in defects)] if defects else []),
+        ]
+    )
 
 
 def inserted(readme: str, text: str) -> str:
     """The README with `text` between the markers.
 
-    Raises: ValueError if it has no markers.
+    Raises:
+        ValueError: if it has no markers.
     """
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"expected the markers {BEGIN} and {END} once each")
@@ -121,7 +150,9 @@ def inserted(readme: str, text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Rules by properties, in markdown.")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md, between its markers")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into README.md, between its markers"
+    )
     options = parser.parse_args()
     text = table()
     if not options.write:

@@ -1,14 +1,14 @@
-"""Write the README's results and figure, and docs/claims.md, from what the experiments left: `python docs/results.py`, after
+"""Write the README's results and figure, and docs/claims.md, from what the experiments left:
+`python docs/results.py`, after
 
-    python -m paper_repro
-    python -m experiments.digits
-    python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4 --tasks 2 8 32 128
-    python -m experiments.benchmarks.gramian --clock cpu --seconds 1, on one thread, with the cases, tasks and batches of GRAMIANS below
-    python -m experiments.benchmarks.rules --clock cpu, on one thread
-    python -m experiments.arena
-    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
+    python -m paper_repro python -m experiments.digits python -m experiments.benchmarks.solvers
+    --seconds 0.3 --instances 4 --tasks 2 8 32 128 python -m experiments.benchmarks.gramian --clock
+    cpu --seconds 1, on one thread, with the cases, tasks and batches of GRAMIANS below python -m
+    experiments.benchmarks.rules --clock cpu, on one thread python -m experiments.arena python -m
+    experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
 
-`python docs/results.py claims` writes the claims alone, after the first command. No number of these is typed by hand.
+`python docs/results.py claims` writes the claims alone, after the first command. No number of these
+is typed by hand.
 """
 
 import argparse
@@ -20,15 +20,20 @@ from pathlib import Path
 
 from experiments.benchmarks import rules
 from experiments.benchmarks.gramian import against_bars
-from paper_repro._ledger import KINDS, LEDGER, PAPERS, ROWS
-from paper_repro._report import VERDICTS
+from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
+from paper_repro.report.page import VERDICTS
 
 ROOT = Path(__file__).parent.parent
 REPRODUCTIONS = ROOT / "paper_repro" / "out"
 DIGITS = ROOT / "experiments" / "digits" / "out"
 ARENA = ROOT / "experiments" / "arena" / "out"
 BENCHMARKS = ROOT / "experiments" / "benchmarks" / "out"
-PROBLEMS = {"min_norm": "min-norm (MGDA)", "cagrad": "CAGrad", "dual_cone": "dual cone (DualProj)", "upgrad": "UPGrad"}
+PROBLEMS = {
+    "min_norm": "min-norm (MGDA)",
+    "cagrad": "CAGrad",
+    "dual_cone": "dual cone (DualProj)",
+    "upgrad": "UPGrad",
+}
 
 
 def interval(measured: dict[str, float], name: str) -> str:
@@ -39,21 +44,48 @@ def solver_table(rows: list[dict]) -> str:
     """µs a problem and worst normalised gap on CPU; one Gramian a call, and ours also 4,096 a call."""
 
     def cell(kind: str, solver: str, tasks: int, batch: int) -> str:
-        found = [row for row in rows if (row["kind"], row["solver"], row["tasks"], row["batch"], row["device"]) == (kind, solver, tasks, batch, "cpu")]
+        found = [
+            row
+            for row in rows
+            if (row["kind"], row["solver"], row["tasks"], row["batch"], row["device"])
+            == (kind, solver, tasks, batch, "cpu")
+        ]
         if not found:
             return "–"
         gap = max(family["gap"] for family in found[0]["families"].values() if family["solved"])
-        return f"{1e6 * found[0]['median']:,.3g} ({gap:.0e})" if 1e6 * found[0]["median"] < 1000 else f"{1e6 * found[0]['median']:,.0f} ({gap:.0e})"
+        return (
+            f"{1e6 * found[0]['median']:,.3g} ({gap:.0e})"
+            if 1e6 * found[0]["median"] < 1000
+            else f"{1e6 * found[0]['median']:,.0f} ({gap:.0e})"
+        )
 
-    lines = ["| problem | T | `active_set` | `active_set`, batch 4,096 | cvxpy + Clarabel | TorchJD |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| problem | T | `active_set` | `active_set`, batch 4,096 | cvxpy + Clarabel | TorchJD |",
+        "|---|---|---|---|---|---|",
+    ]
     for kind, name in PROBLEMS.items():
         for tasks in sorted({row["tasks"] for row in rows}):
-            columns = [("active_set", 1), ("active_set", 4096), ("cvxpy + Clarabel", 1), ("TorchJD", 1)]
-            lines.append(f"| {name} | {tasks} | " + " | ".join(cell(kind, solver, tasks, batch) for solver, batch in columns) + " |")
+            columns = [
+                ("active_set", 1),
+                ("active_set", 4096),
+                ("cvxpy + Clarabel", 1),
+                ("TorchJD", 1),
+            ]
+            lines.append(
+                f"| {name} | {tasks} | "
+                + " | ".join(cell(kind, solver, tasks, batch) for solver, batch in columns)
+                + " |"
+            )
     return "\n".join(lines)
 
 
-GRAMIANS = {"mlp-sample": (1, 128), "mlp-task": (40, 128), "resnet18": (4, 8), "decoders": (4, 8), "own-inputs": (8, 64)}
+GRAMIANS = {
+    "mlp-sample": (1, 128),
+    "mlp-task": (40, 128),
+    "resnet18": (4, 8),
+    "decoders": (4, 8),
+    "own-inputs": (8, 64),
+}
 """Tasks and batch of every case that the README shows."""
 WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram", "ours, auto")
 
@@ -62,14 +94,24 @@ def gramian_table(rows: list[dict]) -> str:
     """Time of a Gramian in units of one mean gradient, and the peak memory."""
     lines = [f"| Gramian | mean gradient | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
     for family, (tasks, batch) in GRAMIANS.items():
-        case = [row for row in rows if (row["family"], row["tasks"], row["batch"], row["device"]) == (family, tasks, batch, "cpu") and "median" in row]
+        case = [
+            row
+            for row in rows
+            if (row["family"], row["tasks"], row["batch"], row["device"])
+            == (family, tasks, batch, "cpu")
+            and "median" in row
+        ]
         if not case:
             continue
         floor = next(row for row in case if row["quantity"] == "gradient")
         cells = []
         for way in WAYS:
             found = [row for row in case if row["quantity"] == "gramian" and row["method"] == way]
-            cells.append(f"{found[0]['median'] / floor['median']:.3g} ({found[0]['memory'] / 2**20:.3g})" if found else "–")
+            cells.append(
+                f"{found[0]['median'] / floor['median']:.3g} ({found[0]['memory'] / 2**20:.3g})"
+                if found
+                else "–"
+            )
         lines.append(f"| {floor['case']} | {1e3 * floor['median']:.3g} ms | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -77,77 +119,137 @@ def gramian_table(rows: list[dict]) -> str:
 def bars_missed(rows: list[dict]) -> str:
     bars = [bar for bar in against_bars(rows) if "cpu" in bar["case"]]
     missed = [
-        f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, asked for at most {bar['limit']:.3g}"
+        f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, asked "
+        f"for at most {bar['limit']:.3g}"
         for bar in bars
         if bar["median"] > bar["limit"]
     ]
-    return f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met" + (f"; missed:\n\n- {f'{chr(10)}- '.join(missed)}" if missed else ".")
+    return f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met" + (
+        f"; missed:\n\n- {f'{chr(10)}- '.join(missed)}" if missed else "."
+    )
 
 
 def rules_table(rows: list[dict]) -> str:
-    """Times of the rules that TorchJD has, too, one problem alone, and how many times its time is ours."""
+    """Times of the rules that TorchJD has, too, one problem alone, and how many times its time is
+    ours.
+    """
 
     def cell(rule: str, tasks: int, batch: int) -> str:
-        found = [row for row in rows if (row["rule"], row["tasks"], row["batch"]) == (rule, tasks, batch) and "TorchJD" in row]
+        found = [
+            row
+            for row in rows
+            if (row["rule"], row["tasks"], row["batch"]) == (rule, tasks, batch)
+            and "TorchJD" in row
+        ]
         if not found:
             return "–"
         ours, theirs = (found[0][side]["fastest"] for side in ("ours", "TorchJD"))
         times = f"{theirs / ours:,.0f}" if theirs >= 10 * ours else f"{theirs / ours:.2g}"
-        return (f"{ours:,.0f} ({times})" if ours >= 10 else f"{ours:.1f} ({times})") if batch == 1 else times
+        return (
+            (f"{ours:,.0f} ({times})" if ours >= 10 else f"{ours:.1f} ({times})")
+            if batch == 1
+            else times
+        )
 
     tasks = sorted({row["tasks"] for row in rows})
     names = list(dict.fromkeys(row["rule"] for row in rows if "TorchJD" in row))
-    lines = [f"| rule | {' | '.join(f'T = {count}' for count in tasks)} | batch of 1,024, T = 32 |", "|---" * (len(tasks) + 2) + "|"]
-    lines += [f"| `{name}` | {' | '.join(cell(name, count, 1) for count in tasks)} | {cell(name, 32, 1024)} |" for name in names]
+    lines = [
+        f"| rule | {' | '.join(f'T = {count}' for count in tasks)} | batch of 1,024, T = 32 |",
+        "|---" * (len(tasks) + 2) + "|",
+    ]
+    lines += [
+        f"| `{name}` | {' | '.join(cell(name, count, 1) for count in tasks)} | "
+        f"{cell(name, 32, 1024)} |"
+        for name in names
+    ]
     bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
     slow = sorted({bar["rule"] for bar in bars if bar["fastest"] > bar["limit"]})
     kept = sum(bar["fastest"] <= bar["limit"] for bar in bars)
-    return "\n".join(lines) + f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD somewhere: {', '.join(slow)}."
+    return (
+        "\n".join(lines)
+        + f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD "
+        f"somewhere: {', '.join(slow)}."
+    )
 
 
 def arena_lines(result: dict) -> str:
     """Average ranks by mean score, and what the intervals say."""
     ranks = result["ranks"]["mean"]
-    listed = "; ".join(f"{row['rule']} {row['rank']:.1f} [{row['problems']['low']:.1f}, {row['problems']['high']:.1f}]" for row in ranks)
-    against = [note for note in result["notes"] if note.startswith(("Average ranks", "Against mean"))]
+    listed = "; ".join(
+        f"{row['rule']} {row['rank']:.1f} [{row['problems']['low']:.1f}, "
+        f"{row['problems']['high']:.1f}]"
+        for row in ranks
+    )
+    against = [
+        note for note in result["notes"] if note.startswith(("Average ranks", "Against mean"))
+    ]
     return f"{listed}.\n\n{' '.join(against)}"
 
 
 def toy_line(rows: list[dict]) -> str:
     """The CAGrad toy against a transcription of its script, a step and start."""
     best = min((row for row in rows if row["rule"] == "CAGrad"), key=lambda row: row["library_us"])
-    few = min((row for row in rows if row["rule"] == "CAGrad"), key=lambda row: (row["lanes"], row["library_us"]))
-    ratios = [f"{row['library_us']:.3g} µs ({row['script_us'] / row['library_us']:.0f}×)" for row in (best, few)]
+    few = min(
+        (row for row in rows if row["rule"] == "CAGrad"),
+        key=lambda row: (row["lanes"], row["library_us"]),
+    )
+    ratios = [
+        f"{row['library_us']:.3g} µs ({row['script_us'] / row['library_us']:.0f}×)"
+        for row in (best, few)
+    ]
     return (
-        f"**CAGrad's toy**, a step and start: the official script's computation takes {best['script_us']:,.0f} µs; compiled, {best['lanes']} runs side by side "
+        "**CAGrad's toy**, a step and start: the official script's computation takes "
+        f"{best['script_us']:,.0f} µs; compiled, {best['lanes']} runs side by side "
         f"take {ratios[0]}, {few['lanes']} runs {ratios[1]}."
     )
 
 
 def judged() -> dict[str, dict]:
     """Rows of claims.json by id; those of the default run alone."""
-    claims = {claim["id"]: claim for claim in json.loads((REPRODUCTIONS / "claims.json").read_text())}
+    claims = {
+        claim["id"]: claim for claim in json.loads((REPRODUCTIONS / "claims.json").read_text())
+    }
     if list(claims) != list(LEDGER):
-        raise SystemExit(f"{REPRODUCTIONS / 'claims.json'}: not the ledger's claims; run python -m paper_repro again")
+        raise SystemExit(
+            f"{REPRODUCTIONS / 'claims.json'}: not the ledger's claims; run python -m "
+            "paper_repro again"
+        )
     ran = [claim for claim in claims.values() if claim["configuration"]]
-    other = [claim["id"] for claim in ran if "budget" in claim["configuration"] or claim["configuration"]["sizes"] != "reduced"]
+    other = [
+        claim["id"]
+        for claim in ran
+        if "budget" in claim["configuration"] or claim["configuration"]["sizes"] != "reduced"
+    ]
     if other:
-        raise SystemExit(f"{REPRODUCTIONS / 'claims.json'}: {len(other)} claims, {other[0]} first, are not of the default run; run python -m paper_repro again")
+        raise SystemExit(
+            f"{REPRODUCTIONS / 'claims.json'}: {len(other)} claims, {other[0]} first, are not of "
+            "the default run; run python -m paper_repro again"
+        )
     return claims
 
 
 def verdict_counts(claims: dict[str, dict]) -> str:
     """Claims by paper and verdict, as a Markdown table."""
-    found = {paper: Counter(claim["verdict"] for name, claim in claims.items() if LEDGER[name].paper == paper) for paper in PAPERS}
+    found = {
+        paper: Counter(
+            claim["verdict"] for name, claim in claims.items() if LEDGER[name].paper == paper
+        )
+        for paper in PAPERS
+    }
     lines = [f"| text | claims | {' | '.join(VERDICTS)} |", "|---" * (2 + len(VERDICTS)) + "|"]
     for paper, counted in [*found.items(), ("", sum(found.values(), Counter()))]:
         name = f"[{PAPERS[paper]}](docs/claims.md#{anchor(PAPERS[paper])})" if paper else "all"
-        lines.append(f"| {name} | {counted.total()} | {' | '.join(str(counted[verdict] or '–') for verdict in VERDICTS)} |")
+        lines.append(
+            f"| {name} | {counted.total()} | "
+            f"{' | '.join(str(counted[verdict] or '–') for verdict in VERDICTS)} |"
+        )
     return "\n".join(lines)
 
 
 def anchor(heading: str) -> str:
-    """Where a heading is found on a page of Markdown: lower case, no punctuation, hyphens for blanks."""
+    """Where a heading is found on a page of Markdown: lower case, no punctuation, hyphens for
+    blanks.
+    """
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -165,11 +267,18 @@ A verdict speaks of the configuration that was run, which `report.html` names. W
 """
     ]
     for paper, title in PAPERS.items():
-        lines = [f"## {title}\n", "| id | claim | kind | verdict | decided by |", "|---|---|---|---|---|"]
+        lines = [
+            f"## {title}\n",
+            "| id | claim | kind | verdict | decided by |",
+            "|---|---|---|---|---|",
+        ]
         for row in ROWS:
             if row.paper == paper:
                 module = f"`{row.module}`" if row.module else "–"
-                lines.append(f"| {row.id} | {row.statement} | {row.kind} | {claims[row.id]['verdict']} | {module} |")
+                lines.append(
+                    f"| {row.id} | {row.statement} | {row.kind} | {claims[row.id]['verdict']} | "
+                    f"{module} |"
+                )
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -190,13 +299,22 @@ def section() -> str:
     gradnorm, static, direction = (claims[name]["measured"] for name in ("GN-21", "GN-22", "SU-34"))
     default = "default: Adam, x ~ N(0, I)"
     rate = "linear encoder, {}: rate of task {}"
-    bound, exact = ([direction[rate.format(method, task)] for task in (1, 2)] for method in ("MGDA-UB", "MGDA"))
-    table = [line for line in (DIGITS / "table.md").read_text().splitlines() if line.startswith("|")]
+    bound, exact = (
+        [direction[rate.format(method, task)] for task in (1, 2)] for method in ("MGDA-UB", "MGDA")
+    )
+    table = [
+        line for line in (DIGITS / "table.md").read_text().splitlines() if line.startswith("|")
+    ]
     benchmark = json.loads((BENCHMARKS / "solvers.json").read_text())
-    gramians, toy, timed = (json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in ("gramian", "toy", "rules"))
+    gramians, toy, timed = (
+        json.loads((BENCHMARKS / f"{name}.json").read_text())
+        for name in ("gramian", "toy", "rules")
+    )
     arena = json.loads((ARENA / "results.json").read_text())
     settings = json.loads((DIGITS / "results.json").read_text())["settings"]
-    static_ratio = interval(static, "default configuration: static over GradNorm, each at its best rate")
+    static_ratio = interval(
+        static, "default configuration: static over GradNorm, each at its best rate"
+    )
     return f"""## Results
 
 **GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss, GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t
@@ -266,12 +384,16 @@ def replaced(text: str, name: str, new: str) -> str:
     """`text` with what is between the markers of `name`, and these, exchanged."""
     pattern = re.compile(f"<!-- {name} -->.*<!-- end of {name} -->", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md: the markers <!-- {name} --> and <!-- end of {name} --> are missing")
+        raise SystemExit(
+            f"README.md: the markers <!-- {name} --> and <!-- end of {name} --> are missing"
+        )
     return pattern.sub(lambda _: new, text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the README's results and docs/claims.md from what the experiments left.")
+    parser = argparse.ArgumentParser(
+        description="Write the README's results and docs/claims.md from what the experiments left."
+    )
     parser.add_argument("part", nargs="?", choices=["claims"], help="the claims alone")
     part = parser.parse_args().part
     readme = ROOT / "README.md"
@@ -279,7 +401,13 @@ def main() -> None:
     if part == "claims":
         readme.write_text(replaced(readme.read_text(), "claims", claims_block(claims)))
     else:
-        readme.write_text(replaced(readme.read_text(), "results", f"<!-- results -->\n\n{section()}\n<!-- end of results -->"))
+        readme.write_text(
+            replaced(
+                readme.read_text(),
+                "results",
+                f"<!-- results -->\n\n{section()}\n<!-- end of results -->",
+            )
+        )
         shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
         shutil.copy(REPRODUCTIONS / "gradnorm-curves.png", ROOT / "docs" / "gradnorm.png")
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims))

@@ -1,1 +1,3 @@
-"""Experiments: one folder a question, on real data or at scale. Each runs as `python -m experiments.<name>`."""
+"""Experiments: one folder a question, on real data or at scale. Each runs as `python -m
+experiments.<name>`.
+"""

@@ -1,85 +1,171 @@
-"""mtlfunc: multi-task optimisation as pure functions. A method is a probe, a rule and perhaps a solver."""
+"""mtlfunc: multi-task optimisation as pure functions. A method is a probe, a rule and perhaps a
+solver.
+"""
 
-from . import diagnostics as diagnostics
-from . import optim as optim
-from . import pareto as pareto
-from . import plot as plot
-from . import random as random
-from . import solvers as solvers
-from . import theory as theory
-from .arena import arena as arena
-from .audit import audit as audit
-from .explain import explain_gramian as explain_gramian
-from .gradients import sample_gradients as sample_gradients
-from .gradients import task_gradients as task_gradients
-from .gramian import sample_gramian as sample_gramian
-from .gramian import task_gramian as task_gramian
-from .oneshot import aggregate as aggregate
-from .oneshot import weights as weights
-from .optim import adam as adam
-from .optim import sgd as sgd
-from .probes import double_sampling as double_sampling
-from .probes import excess as excess
-from .probes import graddrop as graddrop
-from .probes import jacobian as jacobian
-from .probes import log_losses as log_losses
-from .probes import losses_only as losses_only
-from .probes import representation as representation
-from .probes import revisit as revisit
-from .probes import subset as subset
-from .probes import tracked as tracked
-from .probes import trimmed_mean as trimmed_mean
-from .rules import aligned_mtl as aligned_mtl
-from .rules import cagrad as cagrad
-from .rules import config as config
-from .rules import cosmos as cosmos
-from .rules import db_mtl as db_mtl
-from .rules import dualproj as dualproj
-from .rules import dwa as dwa
-from .rules import epo as epo
-from .rules import every as every
-from .rules import excess_mtl as excess_mtl
-from .rules import fairgrad as fairgrad
-from .rules import famo as famo
-from .rules import gls as gls
-from .rules import gradnorm as gradnorm
-from .rules import gradvac as gradvac
-from .rules import imtl_g as imtl_g
-from .rules import imtl_l as imtl_l
-from .rules import krum as krum
-from .rules import mean as mean
-from .rules import mgda as mgda
-from .rules import moco as moco
-from .rules import modo as modo
-from .rules import momentum as momentum
-from .rules import nash_mtl as nash_mtl
-from .rules import normalize as normalize
-from .rules import pareto_mtl as pareto_mtl
-from .rules import pbi as pbi
-from .rules import pcd as pcd
-from .rules import pcgrad as pcgrad
-from .rules import rlw as rlw
-from .rules import sdmgrad as sdmgrad
-from .rules import stateless as stateless
-from .rules import stch as stch
-from .rules import upgrad as upgrad
-from .rules import uw as uw
-from .step import Interrupted as Interrupted
-from .step import balance as balance
-from .step import descend as descend
-from .step import rollout as rollout
-from .sweep import Unfinished as Unfinished
-from .sweep import grid as grid
-from .tree import assign_gradients as assign_gradients
-from .tree import parameters as parameters
-from .tree import stack as stack
-from .types import Balance as Balance
-from .types import Geometry as Geometry
-from .types import Info as Info
-from .types import Optimizer as Optimizer
-from .types import Probe as Probe
-from .types import Rule as Rule
-from .types import Solution as Solution
-from .types import Step as Step
-from .types import TaskGradients as TaskGradients
-from .types import TrainState as TrainState
+from . import plot, solvers
+from .analysis import diagnostics, pareto, theory
+from .audit import audit
+from .core import random
+from .core.tree import assign_gradients, parameters, stack
+from .gradients import (
+    explain_gramian,
+    sample_gradients,
+    sample_gramian,
+    task_gradients,
+    task_gramian,
+)
+from .probes import (
+    double_sampling,
+    excess_risk,
+    graddrop,
+    jacobian,
+    log_losses,
+    losses_only,
+    representation,
+    second_evaluation,
+    subset,
+    tracked,
+    trimmed_mean,
+)
+from .rules import (
+    aggregate,
+    aligned_mtl,
+    cagrad,
+    config,
+    cosmos,
+    db_mtl,
+    dualproj,
+    dwa,
+    epo,
+    every,
+    excess_mtl,
+    fairgrad,
+    famo,
+    gls,
+    gradnorm,
+    gradvac,
+    imtl_g,
+    imtl_l,
+    krum,
+    mean,
+    mgda,
+    moco,
+    modo,
+    momentum,
+    nash_mtl,
+    normalize,
+    pareto_mtl,
+    pbi,
+    pcd,
+    pcgrad,
+    rlw,
+    sdmgrad,
+    stateless,
+    stch,
+    upgrad,
+    uw,
+    weights,
+)
+from .studies import Unfinished, grid
+from .studies.arena import arena
+from .training import Interrupted, adam, balance, descend, optim, rollout, sgd
+from .types import (
+    Balance,
+    Geometry,
+    Info,
+    Optimizer,
+    Probe,
+    Rule,
+    Solution,
+    Step,
+    TaskGradients,
+    TrainState,
+)
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Balance",
+    "Geometry",
+    "Info",
+    "Interrupted",
+    "Optimizer",
+    "Probe",
+    "Rule",
+    "Solution",
+    "Step",
+    "TaskGradients",
+    "TrainState",
+    "Unfinished",
+    "adam",
+    "aggregate",
+    "aligned_mtl",
+    "arena",
+    "assign_gradients",
+    "audit",
+    "balance",
+    "cagrad",
+    "config",
+    "cosmos",
+    "db_mtl",
+    "descend",
+    "diagnostics",
+    "double_sampling",
+    "dualproj",
+    "dwa",
+    "epo",
+    "every",
+    "excess_mtl",
+    "excess_risk",
+    "explain_gramian",
+    "fairgrad",
+    "famo",
+    "gls",
+    "graddrop",
+    "gradnorm",
+    "gradvac",
+    "grid",
+    "imtl_g",
+    "imtl_l",
+    "jacobian",
+    "krum",
+    "log_losses",
+    "losses_only",
+    "mean",
+    "mgda",
+    "moco",
+    "modo",
+    "momentum",
+    "nash_mtl",
+    "normalize",
+    "optim",
+    "parameters",
+    "pareto",
+    "pareto_mtl",
+    "pbi",
+    "pcd",
+    "pcgrad",
+    "plot",
+    "random",
+    "representation",
+    "rlw",
+    "rollout",
+    "sample_gradients",
+    "sample_gramian",
+    "sdmgrad",
+    "second_evaluation",
+    "sgd",
+    "solvers",
+    "stack",
+    "stateless",
+    "stch",
+    "subset",
+    "task_gradients",
+    "task_gramian",
+    "theory",
+    "tracked",
+    "trimmed_mean",
+    "upgrad",
+    "uw",
+    "weights",
+]

@@ -57,7 +57,8 @@ class TaskGradients(NamedTuple):
 class Probe(NamedTuple):
     """Decides what is differentiated and where the geometry of the tasks is measured."""
 
-    init: Callable[..., tuple[Tensor, State]]  # (losses_fn, params, batch, key) -> (losses [row], S)
+    # (losses_fn, params, batch, key) -> (losses [row], S)
+    init: Callable[..., tuple[Tensor, State]]
     update: Callable[..., tuple[TaskGradients, State]]  # (losses_fn, params, batch, S) -> (_, S)
 
 
@@ -72,7 +73,8 @@ class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
 
     init: Callable[[Params], State]
-    update: Callable[[Params, State, Params], tuple[Params, State]]  # (grads, S, params) -> (params, S)
+    # (grads, S, params) -> (params, S)
+    update: Callable[[Params, State, Params], tuple[Params, State]]
 
 
 class Info(NamedTuple):
@@ -81,7 +83,8 @@ class Info(NamedTuple):
     losses: Float[Tensor, " task"]
     gramian: Float[Tensor, "..."]
     weights: Float[Tensor, " row"]
-    rates: Float[Tensor, "..."]  # gramian @ weights: each row's first-order gain; [0] without a Gramian
+    # gramian @ weights: each row's first-order gain; [0] without a Gramian
+    rates: Float[Tensor, "..."]
     aux: Any
 
 

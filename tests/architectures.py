@@ -1,4 +1,6 @@
-"""Small networks of every kind whose Gramians the layerwise engine has to get right; float64, losses [sample, task] by name."""
+"""Small networks of every kind whose Gramians the layerwise engine has to get right; float64,
+losses [sample, task] by name.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,15 @@ class Calls(nn.Module):
 
 
 def _mlp() -> Architecture:
-    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 5, bias=False), nn.RMSNorm(5), nn.Tanh(), nn.Linear(5, TASKS))
+    net = nn.Sequential(
+        nn.Linear(4, 6),
+        nn.ReLU(),
+        nn.LayerNorm(6),
+        nn.Linear(6, 5, bias=False),
+        nn.RMSNorm(5),
+        nn.Tanh(),
+        nn.Linear(5, TASKS),
+    )
     return Architecture(net, (torch.randn(SAMPLES, 4),))
 
 
@@ -60,7 +70,10 @@ def _in_place() -> Architecture:
         hidden[:, 0].mul_(2)
         return net.last(hidden)
 
-    return Architecture(Calls(body, first=nn.Linear(4, 6), second=nn.Linear(6, 5), last=nn.Linear(5, TASKS)), (torch.randn(SAMPLES, 4),))
+    return Architecture(
+        Calls(body, first=nn.Linear(4, 6), second=nn.Linear(6, 5), last=nn.Linear(5, TASKS)),
+        (torch.randn(SAMPLES, 4),),
+    )
 
 
 def _convolutions() -> Architecture:
@@ -98,9 +111,18 @@ class _Attention(nn.Module):
     def __init__(self, batch_first: bool) -> None:
         super().__init__()
         self.first = batch_first
-        self.embed, self.position = nn.Embedding(7, 8, padding_idx=0), nn.Parameter(torch.randn(4, 8) if batch_first else torch.randn(4, 1, 8))
+        self.embed, self.position = (
+            nn.Embedding(7, 8, padding_idx=0),
+            nn.Parameter(torch.randn(4, 8) if batch_first else torch.randn(4, 1, 8)),
+        )
         self.attend = nn.MultiheadAttention(8, 2, batch_first=batch_first)
-        self.cross = nn.MultiheadAttention(8, 2, batch_first=batch_first, kdim=None if batch_first else 6, vdim=None if batch_first else 6)
+        self.cross = nn.MultiheadAttention(
+            8,
+            2,
+            batch_first=batch_first,
+            kdim=None if batch_first else 6,
+            vdim=None if batch_first else 6,
+        )
         self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
         self.scale = nn.Parameter(torch.randn(8))
         self.head = nn.Linear(8, TASKS)
@@ -115,11 +137,15 @@ class _Attention(nn.Module):
 
 
 def _transformer() -> Architecture:
-    return Architecture(_Attention(True), (torch.randint(0, 7, (SAMPLES, 4)), torch.randn(SAMPLES, 3, 8)))
+    return Architecture(
+        _Attention(True), (torch.randint(0, 7, (SAMPLES, 4)), torch.randn(SAMPLES, 3, 8))
+    )
 
 
 def _transformer_sequence_first() -> Architecture:
-    return Architecture(_Attention(False), (torch.randint(0, 7, (SAMPLES, 4)), torch.randn(SAMPLES, 3, 6)))
+    return Architecture(
+        _Attention(False), (torch.randint(0, 7, (SAMPLES, 4)), torch.randn(SAMPLES, 3, 6))
+    )
 
 
 def _tied_embedding() -> Architecture:
@@ -127,7 +153,10 @@ def _tied_embedding() -> Architecture:
         hidden = torch.tanh(net.mix(net.embed(tokens)))
         return F.log_softmax(F.linear(hidden, net.embed.weight), -1).mean(1)[:, :TASKS]
 
-    return Architecture(Calls(body, embed=nn.Embedding(6, 4), mix=nn.Linear(4, 4)), (torch.randint(0, 6, (SAMPLES, 4)),))
+    return Architecture(
+        Calls(body, embed=nn.Embedding(6, 4), mix=nn.Linear(4, 4)),
+        (torch.randint(0, 6, (SAMPLES, 4)),),
+    )
 
 
 def _recurrent_cell() -> Architecture:
@@ -137,7 +166,9 @@ def _recurrent_cell() -> Architecture:
             hidden = torch.tanh(net.read(x[:, step]) + net.carry(hidden))
         return net.head(hidden)
 
-    net = Calls(body, read=nn.Linear(3, 5), carry=nn.Linear(5, 5, bias=False), head=nn.Linear(5, TASKS))
+    net = Calls(
+        body, read=nn.Linear(3, 5), carry=nn.Linear(5, 5, bias=False), head=nn.Linear(5, TASKS)
+    )
     return Architecture(net, (torch.randn(SAMPLES, 4, 3),))
 
 
@@ -145,7 +176,11 @@ def _decayed() -> Architecture:
     def body(net: Any, x: Tensor) -> Tensor:
         return net.last(torch.tanh(net.first(x))) + 0.1 * net.first.weight.square().sum()
 
-    return Architecture(Calls(body, first=nn.Linear(4, 5), last=nn.Linear(5, TASKS)), (torch.randn(SAMPLES, 4),), ("first.weight",))
+    return Architecture(
+        Calls(body, first=nn.Linear(4, 5), last=nn.Linear(5, TASKS)),
+        (torch.randn(SAMPLES, 4),),
+        ("first.weight",),
+    )
 
 
 def _products() -> Architecture:
@@ -181,8 +216,16 @@ def _products() -> Architecture:
 class _UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.deep = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        self.heads: Any = nn.ModuleList(nn.ModuleDict({"up": nn.ConvTranspose2d(4, 3, 2, stride=2), "out": nn.Conv2d(6, 1 + task, 1)}) for task in range(TASKS))
+        self.down, self.deep = (
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        )
+        self.heads: Any = nn.ModuleList(
+            nn.ModuleDict(
+                {"up": nn.ConvTranspose2d(4, 3, 2, stride=2), "out": nn.Conv2d(6, 1 + task, 1)}
+            )
+            for task in range(TASKS)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = torch.relu(self.down(x))
@@ -203,7 +246,10 @@ def _tokens_flattened() -> Architecture:
         x = torch.tanh(net.fast(x.transpose(0, 1).flatten(0, 1))).unflatten(0, (-1, len(x)))
         return net.last(x.mean(0))
 
-    return Architecture(Calls(body, slow=nn.Linear(3, 4), fast=nn.Linear(4, 4), last=nn.Linear(4, TASKS)), (torch.randn(SAMPLES, 4, 3),))
+    return Architecture(
+        Calls(body, slow=nn.Linear(3, 4), fast=nn.Linear(4, 4), last=nn.Linear(4, TASKS)),
+        (torch.randn(SAMPLES, 4, 3),),
+    )
 
 
 def _unused() -> Architecture:
@@ -211,7 +257,11 @@ def _unused() -> Architecture:
         net.idle(x)
         return net.last(x)
 
-    return Architecture(Calls(body, idle=nn.Linear(4, 2), never=torch.randn(3), last=nn.Linear(4, TASKS)), (torch.randn(SAMPLES, 4),), ("never",))
+    return Architecture(
+        Calls(body, idle=nn.Linear(4, 2), never=torch.randn(3), last=nn.Linear(4, TASKS)),
+        (torch.randn(SAMPLES, 4),),
+        ("never",),
+    )
 
 
 def build(name: str) -> Architecture:
@@ -220,7 +270,10 @@ def build(name: str) -> Architecture:
         torch.manual_seed(len(name))
         made = _ALL[name]()
         module = made.module.double()
-        return made._replace(module=module, batch=tuple(x.double() if x.is_floating_point() else x for x in made.batch))
+        return made._replace(
+            module=module,
+            batch=tuple(x.double() if x.is_floating_point() else x for x in made.batch),
+        )
 
 
 _ALL = {

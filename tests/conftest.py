@@ -1,4 +1,6 @@
-"""Shapes in signatures are enforced in every test; hypothesis draws the same examples on every machine."""
+"""Shapes in signatures are enforced in every test; hypothesis draws the same examples on every
+machine.
+"""
 
 import os
 
@@ -12,13 +14,21 @@ if not os.environ.get("MTLFUNC_UNCHECKED"):
 
 torch.set_num_threads(1)
 
-settings.register_profile("mtlfunc", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "mtlfunc",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("mtlfunc")
 
 
 def pytest_collection_modifyitems(items):
     """The longest tests first, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: "test_unchecked" not in item.nodeid and "test_notebooks" not in item.nodeid)
+    items.sort(
+        key=lambda item: "test_unchecked" not in item.nodeid and "test_notebooks" not in item.nodeid
+    )
 
 
 collect_ignore = [] if os.environ.get("MTLFUNC_UNCHECKED") else ["unchecked"]

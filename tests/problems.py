@@ -1,4 +1,6 @@
-"""A small multi-task problem that the tests share: a trunk, three heads, and the same losses in every form."""
+"""A small multi-task problem that the tests share: a trunk, three heads, and the same losses in
+every form.
+"""
 
 from typing import Any
 
@@ -32,7 +34,8 @@ PARAMS = mf.parameters(net)
 _generator = torch.Generator().manual_seed(7)
 BATCH = (
     torch.randn(8, 4, generator=_generator, dtype=torch.float64),
-    torch.randn(8, TASKS, 2, generator=_generator, dtype=torch.float64) * torch.tensor([1.0, 3.0, 0.3], dtype=torch.float64)[:, None],
+    torch.randn(8, TASKS, 2, generator=_generator, dtype=torch.float64)
+    * torch.tensor([1.0, 3.0, 0.3], dtype=torch.float64)[:, None],
 )
 
 
@@ -51,7 +54,9 @@ def vector(params: Params, batch: Any) -> Tensor:
 
 
 def opaque(params: Params, batch: Any) -> Tensor:
-    """The same vector, but by one reduction over stacked outputs, so that the graph says nothing of single tasks."""
+    """The same vector, but by one reduction over stacked outputs, so that the graph says nothing of
+    single tasks.
+    """
     x, y = batch
     outputs = torch.stack(functional_call(net, params, (x,)), 1)
     return (outputs - y).square().mean((0, 2))
@@ -61,26 +66,45 @@ FORMS = {"vector": vector, "opaque": opaque, "tuple": scalars, "dict": named}
 
 
 def encode(params: Params, batch: Any) -> Tensor:
-    trunk = {name.removeprefix("trunk."): leaf for name, leaf in params.items() if name.startswith("trunk.")}
+    trunk = {
+        name.removeprefix("trunk."): leaf
+        for name, leaf in params.items()
+        if name.startswith("trunk.")
+    }
     return functional_call(net.trunk, trunk, (batch[0],))
 
 
 def decode(params: Params, z: Tensor, batch: Any) -> Tensor:
     losses = []
     for task, head in enumerate(net.heads):
-        leaves = {name.removeprefix(f"heads.{task}."): leaf for name, leaf in params.items() if name.startswith(f"heads.{task}.")}
+        leaves = {
+            name.removeprefix(f"heads.{task}."): leaf
+            for name, leaf in params.items()
+            if name.startswith(f"heads.{task}.")
+        }
         losses.append((functional_call(head, leaves, (z,)) - batch[1][:, task]).square().mean())
     return torch.stack(losses)
 
 
 def literal_rows(params: Params, batch: Any, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Losses and the Jacobian [task, parameter] over the named leaves, by a loop of torch.autograd.grad."""
+    """Losses and the Jacobian [task, parameter] over the named leaves, by a loop of
+    torch.autograd.grad.
+    """
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     losses = scalars(leaves, batch)
     rows = []
     for loss in losses:
-        grads = torch.autograd.grad(loss, [leaves[name] for name in names], retain_graph=True, allow_unused=True)
-        rows.append(torch.cat([(torch.zeros_like(leaves[name]) if g is None else g).flatten() for name, g in zip(names, grads, strict=True)]))
+        grads = torch.autograd.grad(
+            loss, [leaves[name] for name in names], retain_graph=True, allow_unused=True
+        )
+        rows.append(
+            torch.cat(
+                [
+                    (torch.zeros_like(leaves[name]) if g is None else g).flatten()
+                    for name, g in zip(names, grads, strict=True)
+                ]
+            )
+        )
     return torch.stack(losses).detach(), torch.stack(rows)
 
 
@@ -95,5 +119,7 @@ HEADS = tuple(name for name in PARAMS if name.startswith("heads."))
 def named_tuples(state) -> set[Any]:
     """The classes that `torch.load` has to be told of."""
     found = {type(state)} if hasattr(state, "_fields") else set()
-    children = state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()
+    children = (
+        state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()
+    )
     return found.union(*(named_tuples(child) for child in children))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from mtlfunc import optim, solvers
+from mtlfunc import solvers
+from mtlfunc.training import optim
 from mtlfunc.types import Geometry, Params, Solver
 from tests.problems import decode, encode
 
@@ -17,15 +18,18 @@ class RuleCase(NamedTuple):
 
     make: Callable[[], mf.Rule]
     convex: bool = True  # weights >= 0 that sum to 1
-    shared_sum: float | None = 1.0  # what the weights sum to when all tasks have one gradient and one loss
+    # what the weights sum to when all tasks have one gradient and one loss
+    shared_sum: float | None = 1.0
     random: bool = False
     reads_losses: bool = False
     reads_gramian: bool = True
     homogeneous: bool = True
     symmetric: bool = True  # no task is special
     smooth: bool = True  # differentiable in G at generic Gramians: no solver that stops halfway
-    masks: bool = True  # with tasks absent, what it gives on the others alone (inexact solvers and random orders aside)
-    accuracy: float = 1e-9  # of weights on well conditioned problems: rounding, or what the solver inside reaches
+    # with tasks absent, what it gives on the others alone (inexact solvers and random orders aside)
+    masks: bool = True
+    # of weights on well conditioned problems: rounding, or what the solver inside reaches
+    accuracy: float = 1e-9
 
 
 def _softmin(gramian: Tensor) -> Tensor:
@@ -35,46 +39,99 @@ def _softmin(gramian: Tensor) -> Tensor:
 
 def _fed(rule: mf.Rule, extra: Callable[[Geometry], dict[str, Tensor]]) -> mf.Rule:
     """A rule that reads what a probe of its own measures, given it."""
-    return mf.Rule(rule.init, lambda geometry, state: rule.update(geometry._replace(extra=extra(geometry)), state))
+    return mf.Rule(
+        rule.init,
+        lambda geometry, state: rule.update(geometry._replace(extra=extra(geometry)), state),
+    )
 
 
 def _last_batch(geometry: Geometry) -> dict[str, Tensor]:
-    """As if the last step had been on the same batch, and had lowered the losses a little, unequally."""
-    return {"last_losses": geometry.losses * (1.1 + geometry.losses / 10), "last_losses_now": geometry.losses, "last_present": geometry.present}
+    """As if the last step had been on the same batch, and had lowered the losses a little,
+    unequally.
+    """
+    return {
+        "last_losses": geometry.losses * (1.1 + geometry.losses / 10),
+        "last_losses_now": geometry.losses,
+        "last_present": geometry.present,
+    }
 
 
 RULES: dict[str, RuleCase] = {
     "mean": RuleCase(mf.mean, reads_gramian=False),
     "mgda": RuleCase(mf.mgda),
     "mgda-cvx": RuleCase(lambda: mf.mgda(solvers.cvx()), masks=False, accuracy=1e-5),
-    "mgda-frank-wolfe": RuleCase(lambda: mf.mgda(solvers.frank_wolfe(30, "2/(n+2)")), smooth=False, masks=False),
-    "mgda-projected-gradient": RuleCase(lambda: mf.mgda(solvers.projected_gradient(30)), smooth=False, masks=False),
+    "mgda-frank-wolfe": RuleCase(
+        lambda: mf.mgda(solvers.frank_wolfe(30, "2/(n+2)")), smooth=False, masks=False
+    ),
+    "mgda-projected-gradient": RuleCase(
+        lambda: mf.mgda(solvers.projected_gradient(30)), smooth=False, masks=False
+    ),
     "cagrad": RuleCase(lambda: mf.cagrad(0.4), convex=False, shared_sum=1.4),
-    "cagrad-cvx": RuleCase(lambda: mf.cagrad(0.4, solvers.cvx()), convex=False, shared_sum=1.4, masks=False, accuracy=1e-5),
+    "cagrad-cvx": RuleCase(
+        lambda: mf.cagrad(0.4, solvers.cvx()),
+        convex=False,
+        shared_sum=1.4,
+        masks=False,
+        accuracy=1e-5,
+    ),
     "cagrad-1+c": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c"), convex=False),
-    "cagrad-1+c^2": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c^2"), convex=False, shared_sum=1.4 / 1.16),
+    "cagrad-1+c^2": RuleCase(
+        lambda: mf.cagrad(0.4, rescale="1+c^2"), convex=False, shared_sum=1.4 / 1.16
+    ),
     "cagrad-1+lambda": RuleCase(lambda: mf.cagrad(0.4, rescale="1+lambda"), convex=False),
     "pcgrad": RuleCase(mf.pcgrad, convex=False, random=True, masks=False),
     "gradnorm": RuleCase(lambda: mf.gradnorm(1.5), reads_losses=True),
-    "gradnorm-normalized": RuleCase(lambda: mf.gradnorm(0.5, normalize_targets=True), reads_losses=True),
-    "gradnorm-sgd": RuleCase(lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd), reads_losses=True, homogeneous=False),
-    "gradnorm-multiplicative": RuleCase(lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative), reads_losses=True),
-    "gradnorm-log-space": RuleCase(lambda: mf.gradnorm(1.5, optimizer=lambda lr: optim.log_space(optim.exact_adam(lr))), reads_losses=True),
-    "uw": RuleCase(lambda: mf.uw(0.1), convex=False, shared_sum=None, reads_losses=True, reads_gramian=False),
-    "imtl_l": RuleCase(lambda: mf.imtl_l(0.1), convex=False, shared_sum=None, reads_losses=True, reads_gramian=False),
+    "gradnorm-normalized": RuleCase(
+        lambda: mf.gradnorm(0.5, normalize_targets=True), reads_losses=True
+    ),
+    "gradnorm-sgd": RuleCase(
+        lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd), reads_losses=True, homogeneous=False
+    ),
+    "gradnorm-multiplicative": RuleCase(
+        lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative), reads_losses=True
+    ),
+    "gradnorm-log-space": RuleCase(
+        lambda: mf.gradnorm(1.5, optimizer=lambda lr: optim.log_space(optim.exact_adam(lr))),
+        reads_losses=True,
+    ),
+    "uw": RuleCase(
+        lambda: mf.uw(0.1), convex=False, shared_sum=None, reads_losses=True, reads_gramian=False
+    ),
+    "imtl_l": RuleCase(
+        lambda: mf.imtl_l(0.1),
+        convex=False,
+        shared_sum=None,
+        reads_losses=True,
+        reads_gramian=False,
+    ),
     "dwa": RuleCase(lambda: mf.dwa(1), reads_losses=True, reads_gramian=False),
     "gls": RuleCase(mf.gls, convex=False, reads_losses=True, reads_gramian=False),
-    "cosmos": RuleCase(lambda: mf.cosmos(0.3), convex=False, reads_losses=True, reads_gramian=False),
+    "cosmos": RuleCase(
+        lambda: mf.cosmos(0.3), convex=False, reads_losses=True, reads_gramian=False
+    ),
     "pbi": RuleCase(mf.pbi, convex=False, reads_losses=True, reads_gramian=False),
     "stch": RuleCase(lambda: mf.stch(0.3), reads_losses=True, reads_gramian=False),
-    "stch-warmup": RuleCase(lambda: mf.stch(0.3, warmup=(1, 1)), convex=False, shared_sum=None, reads_losses=True, reads_gramian=False),
-    "famo-full-batch": RuleCase(lambda: mf.famo(full_batch=True), reads_losses=True, reads_gramian=False),
+    "stch-warmup": RuleCase(
+        lambda: mf.stch(0.3, warmup=(1, 1)),
+        convex=False,
+        shared_sum=None,
+        reads_losses=True,
+        reads_gramian=False,
+    ),
+    "famo-full-batch": RuleCase(
+        lambda: mf.famo(full_batch=True), reads_losses=True, reads_gramian=False
+    ),
     "famo": RuleCase(lambda: _fed(mf.famo(), _last_batch), reads_losses=True, reads_gramian=False),
-    "excess_mtl": RuleCase(lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess": geometry.losses}), reads_losses=True, reads_gramian=False),
+    "excess_mtl": RuleCase(
+        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess": geometry.losses}),
+        reads_losses=True,
+        reads_gramian=False,
+    ),
     "modo": RuleCase(mf.modo, homogeneous=False),
     "moco": RuleCase(lambda: mf.moco(decay=0.5), homogeneous=False),
     "sdmgrad": RuleCase(lambda: mf.sdmgrad(lr=0.3)),
-    "sdmgrad-default": RuleCase(mf.sdmgrad, smooth=False),  # steps of 10 overshoot, and multiply rounding
+    # steps of 10 overshoot, and multiply rounding
+    "sdmgrad-default": RuleCase(mf.sdmgrad, smooth=False),
     "db_mtl": RuleCase(mf.db_mtl, convex=False),
     "gradvac": RuleCase(lambda: mf.gradvac(0.3), convex=False, random=True, masks=False),
     "krum": RuleCase(mf.krum),
@@ -83,13 +140,24 @@ RULES: dict[str, RuleCase] = {
     "epo": RuleCase(mf.epo, reads_losses=True),
     "pareto_mtl": RuleCase(mf.pareto_mtl, convex=False, reads_losses=True),
     "normalize-norm": RuleCase(lambda: mf.normalize(mf.mgda()), convex=False),
-    "normalize-loss": RuleCase(lambda: mf.normalize(mf.cagrad(0.4), "loss"), convex=False, shared_sum=1.4, reads_losses=True),
-    "normalize-both": RuleCase(lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False, reads_losses=True),
+    "normalize-loss": RuleCase(
+        lambda: mf.normalize(mf.cagrad(0.4), "loss"),
+        convex=False,
+        shared_sum=1.4,
+        reads_losses=True,
+    ),
+    "normalize-both": RuleCase(
+        lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False, reads_losses=True
+    ),
     "momentum": RuleCase(lambda: mf.momentum(mf.mgda(), 0.6)),
     "every": RuleCase(lambda: mf.every(mf.mgda(), 2)),
-    "every-pcgrad": RuleCase(lambda: mf.every(mf.pcgrad(), 2), convex=False, random=True, masks=False),
+    "every-pcgrad": RuleCase(
+        lambda: mf.every(mf.pcgrad(), 2), convex=False, random=True, masks=False
+    ),
     "momentum-normalize-every-gradnorm": RuleCase(
-        lambda: mf.momentum(mf.normalize(mf.every(mf.gradnorm(1.5), 2), "loss"), 0.6), convex=False, reads_losses=True
+        lambda: mf.momentum(mf.normalize(mf.every(mf.gradnorm(1.5), 2), "loss"), 0.6),
+        convex=False,
+        reads_losses=True,
     ),
     "rlw": RuleCase(mf.rlw, random=True, reads_gramian=False, masks=False),
     "dualproj": RuleCase(mf.dualproj, convex=False),
@@ -97,16 +165,28 @@ RULES: dict[str, RuleCase] = {
     "upgrad-faces": RuleCase(lambda: mf.upgrad(solver=solvers.faces()), convex=False),
     "imtl_g": RuleCase(mf.imtl_g, convex=False),
     "config": RuleCase(mf.config, convex=False),
-    "aligned_mtl": RuleCase(mf.aligned_mtl, convex=False, masks=False),  # eigenvalues know G to ε·cond(G): tests/test_rules_gramian.py
-    "aligned_mtl-median": RuleCase(lambda: mf.aligned_mtl(scale="median"), convex=False, masks=False),
+    # eigenvalues know G to ε·cond(G): tests/test_rules_gramian.py
+    "aligned_mtl": RuleCase(mf.aligned_mtl, convex=False, masks=False),
+    "aligned_mtl-median": RuleCase(
+        lambda: mf.aligned_mtl(scale="median"), convex=False, masks=False
+    ),
     "aligned_mtl-rmse": RuleCase(lambda: mf.aligned_mtl(scale="rmse"), convex=False, masks=False),
-    "nash_mtl": RuleCase(mf.nash_mtl, convex=False, shared_sum=None, homogeneous=False),  # ‖d‖ = √T at every scale
+    # ‖d‖ = √T at every scale
+    "nash_mtl": RuleCase(mf.nash_mtl, convex=False, shared_sum=None, homogeneous=False),
     "nash_mtl-sum": RuleCase(lambda: mf.nash_mtl(rescale="sum")),
-    "nash_mtl-frobenius": RuleCase(lambda: mf.nash_mtl(rescale="frobenius"), convex=False, shared_sum=None),
-    "fairgrad": RuleCase(lambda: mf.fairgrad(2.0), convex=False, shared_sum=None, homogeneous=False),
+    "nash_mtl-frobenius": RuleCase(
+        lambda: mf.nash_mtl(rescale="frobenius"), convex=False, shared_sum=None
+    ),
+    "fairgrad": RuleCase(
+        lambda: mf.fairgrad(2.0), convex=False, shared_sum=None, homogeneous=False
+    ),
     "fairgrad-sum": RuleCase(lambda: mf.fairgrad(0.5, rescale="sum")),
     "stateless": RuleCase(lambda: mf.stateless(_softmin), masks=False),
-    "stateless-losses": RuleCase(lambda: mf.stateless(lambda gramian, losses: losses / losses.sum()), reads_losses=True, masks=False),
+    "stateless-losses": RuleCase(
+        lambda: mf.stateless(lambda gramian, losses: losses / losses.sum()),
+        reads_losses=True,
+        masks=False,
+    ),
 }
 
 
@@ -115,7 +195,8 @@ class SolverCase(NamedTuple):
 
     make: Callable[[], Solver]
     problems: tuple[str, ...] = ("min_norm", "cagrad", "dual_cone")
-    objective: float | None = None  # how close to the optimum, in units of the squared largest norm; 0 is rounding, None no promise
+    # how close to the optimum, in units of the squared largest norm; 0 is rounding, None no promise
+    objective: float | None = None
     most_tasks: int = 128
     implicit: bool = False  # derivatives from the closed form on the support
 
@@ -138,7 +219,9 @@ SOLVERS: dict[str, SolverCase] = {
 PROBLEMS: dict[str, Callable[[Tensor], Any]] = {
     "min_norm": solvers.min_norm,
     "cagrad": lambda gramian: solvers.cagrad(gramian, 0.4),
-    "dual_cone": lambda gramian: solvers.dual_cone(gramian, torch.full_like(gramian[0], 1 / len(gramian))),
+    "dual_cone": lambda gramian: solvers.dual_cone(
+        gramian, torch.full_like(gramian[0], 1 / len(gramian))
+    ),
 }
 
 SOLVES = [(solver, problem) for solver, case in SOLVERS.items() for problem in case.problems]
@@ -146,14 +229,19 @@ SOLVES = [(solver, problem) for solver, case in SOLVERS.items() for problem in c
 
 def _signs(key: Tensor, rows: Params) -> Params:
     """A mask that keeps about half of the coordinates, the same for every task."""
-    return {name: leaf * (mf.random.uniform(mf.random.fold_in(key, i), tuple(leaf.shape[1:]), leaf.dtype) < 0.5) for i, (name, leaf) in enumerate(rows.items())}
+    return {
+        name: leaf
+        * (mf.random.uniform(mf.random.fold_in(key, i), tuple(leaf.shape[1:]), leaf.dtype) < 0.5)
+        for i, (name, leaf) in enumerate(rows.items())
+    }
 
 
 class ProbeCase(NamedTuple):
     """A probe for the network of `tests.problems`, and what it promises."""
 
     make: Callable[[], mf.Probe]
-    exact_mean: bool = True  # with rule mean() the gradients are those of the mean loss over all parameters
+    # with rule mean() the gradients are those of the mean loss over all parameters
+    exact_mean: bool = True
     shared: str = "trunk.*"
     random: bool = False
     rows: int = 3
@@ -163,8 +251,12 @@ class ProbeCase(NamedTuple):
 PROBES: dict[str, ProbeCase] = {
     "jacobian": ProbeCase(lambda: mf.jacobian("trunk.*")),
     "jacobian-measure": ProbeCase(lambda: mf.jacobian("trunk.*", measure="trunk.2.*")),
-    "jacobian-subset": ProbeCase(lambda: mf.jacobian("trunk.*", mix=mf.subset(2)), random=True, rows=2),
-    "jacobian-mask": ProbeCase(lambda: mf.jacobian("trunk.*", mask=_signs), random=True, exact_mean=False),
+    "jacobian-subset": ProbeCase(
+        lambda: mf.jacobian("trunk.*", mix=mf.subset(2)), random=True, rows=2
+    ),
+    "jacobian-mask": ProbeCase(
+        lambda: mf.jacobian("trunk.*", mask=_signs), random=True, exact_mean=False
+    ),
     "jacobian-own": ProbeCase(lambda: mf.jacobian("trunk.*", heads="own"), exact_mean=False),
     "jacobian-weighted": ProbeCase(lambda: mf.jacobian("trunk.*", heads="weighted")),
     "jacobian-chunk-1": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=1)),

@@ -104,13 +104,30 @@ REGULAR = ("gaussian", "hull", "orthogonal")
 """Families where G is well conditioned, weights are unique and nothing is close to a kink."""
 
 
-def jacobian(family: str, count: int, seed: int = 0, *, width: int | None = None, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+def jacobian(
+    family: str,
+    count: int,
+    seed: int = 0,
+    *,
+    width: int | None = None,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
     """One Jacobian [T, P], P = T + 10 by default."""
     rng = np.random.default_rng([seed, count, sorted(FAMILIES).index(family)])
-    return torch.from_numpy(scale * FAMILIES[family](rng, count, count + 10 if width is None else width)).to(dtype)
+    return torch.from_numpy(
+        scale * FAMILIES[family](rng, count, count + 10 if width is None else width)
+    ).to(dtype)
 
 
-def gramian(family: str, count: int, seed: int = 0, *, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+def gramian(
+    family: str,
+    count: int,
+    seed: int = 0,
+    *,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
     """The Gramian [T, T] of `jacobian`, accumulated in float64."""
     rows = jacobian(family, count, seed, scale=scale)
     return (rows @ rows.mT).to(dtype)
@@ -122,7 +139,13 @@ def batch(family: str, count: int, size: int, seed: int = 0) -> Tensor:
 
 
 @st.composite
-def jacobians(draw: st.DrawFn, least: int = 1, most: int = 6, families: tuple[str, ...] = tuple(FAMILIES), scales: bool = True) -> Tensor:
+def jacobians(
+    draw: st.DrawFn,
+    least: int = 1,
+    most: int = 6,
+    families: tuple[str, ...] = tuple(FAMILIES),
+    scales: bool = True,
+) -> Tensor:
     """Any family, T from `least` to `most`, overall scale from 1e-10 to 1e10, float64."""
     family = draw(st.sampled_from(families))
     count = draw(st.integers(least, most))

@@ -1,4 +1,6 @@
-"""The active-set solver: exact on the hard families at any scale, the same under every transform, with the derivatives of finite differences."""
+"""The active-set solver: exact on the hard families at any scale, the same under every transform,
+with the derivatives of finite differences.
+"""
 
 from typing import Any
 
@@ -32,7 +34,10 @@ def cases(scale=20.0):
 
 def spd(count, seed):
     """A well-conditioned Gramian with conflicts, for derivatives."""
-    rows = np.random.default_rng(seed).normal(size=(count, 3 * count)) * np.linspace(1, 2, count)[:, None]
+    rows = (
+        np.random.default_rng(seed).normal(size=(count, 3 * count))
+        * np.linspace(1, 2, count)[:, None]
+    )
     rows[0] -= 0.8 * rows[1]
     return torch.tensor(rows @ rows.T)
 
@@ -70,9 +75,12 @@ def test_cagrad_is_optimal_and_in_the_ball(name, c):
         off = answer.weights - 1 / count
         reach = torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
         # Rounding in both quadratic forms, ‖d - g₀‖² and ‖g₀‖².
-        noise = 1e-15 * count * ((n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2) / (c * centre)
+        noise = (
+            1e-15 * count * ((n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2) / (c * centre)
+        )
         assert (reach <= c * centre * (1 + 1e-12) + noise).all()
-        # ‖g_w‖, on which value and direction hang, is known to √ε of the rows' length at best: that is what is left near stationarity.
+        # ‖g_w‖, on which value and direction hang, is known to √ε of the rows' length at best: that
+        # is what is left near stationarity.
         w = answer.dual
         length, magnitude = torch.einsum("bi,bij,bj->b", w, g, w).clamp_min(0).sqrt(), dot(n, w)
         relative = answer.gap / (n.amax(-1) * centre * (1 + c))
@@ -83,7 +91,9 @@ def test_cagrad_is_optimal_and_in_the_ball(name, c):
 def test_dual_cone_never_conflicts_and_is_optimal(name):
     for number, (count, batch) in enumerate(SIZES.items()):
         g = gramians(name, count, batch, number, scale=20)
-        given = torch.rand(batch, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+        given = torch.rand(
+            batch, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64
+        )
         answer = vmap(lambda g, w: solve(dual_cone(g, w)))(g, given)
         n = lengths(g)
         magnitude = (n * answer.weights.abs()).sum(-1)
@@ -101,7 +111,8 @@ def test_min_norm_and_cagrad_agree_with_clarabel():
                     ours, theirs = solve(problem), reference(problem)
                     scale = float(g.diagonal().max())
                     assert float(ours.value - theirs.value) <= 1e-9 * scale  # never above
-                    assert float(theirs.value - ours.value) <= float(theirs.gap) + 1e-12 * scale  # below by no more than Clarabel's own gap
+                    # below by no more than Clarabel's own gap
+                    assert float(theirs.value - ours.value) <= float(theirs.gap) + 1e-12 * scale
 
 
 def test_dual_cone_agrees_with_quadprog():
@@ -109,28 +120,44 @@ def test_dual_cone_agrees_with_quadprog():
         for count in (2, 8, 32, 64):
             for seed in range(5):
                 g = gramians(name, count, 1, seed)[0]
-                given = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-                v = torch.from_numpy(quadprog.solve_qp(g.numpy(), np.zeros(count), np.eye(count), given.numpy())[0])
+                given = torch.rand(
+                    count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+                )
+                v = torch.from_numpy(
+                    quadprog.solve_qp(g.numpy(), np.zeros(count), np.eye(count), given.numpy())[0]
+                )
                 difference = solve(dual_cone(g, given)).weights - v
-                assert float(difference @ g @ difference) ** 0.5 <= 1e-10 * float(lengths(g) @ v.abs())
+                assert float(difference @ g @ difference) ** 0.5 <= 1e-10 * float(
+                    lengths(g) @ v.abs()
+                )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_agrees_with_the_enumeration_of_faces(problem):
     for name, count, batch in cases(scale=0.0):
-        if count > 3 or name in ("stationary", "zero gradient", "plane", "rank deficient", "antiparallel"):
+        if count > 3 or name in (
+            "stationary",
+            "zero gradient",
+            "plane",
+            "rank deficient",
+            "antiparallel",
+        ):
             continue
         for g in batch[:10]:
             ours, theirs = solve(problem(g)), faces()(problem(g))
             difference = ours.weights - theirs.weights
             slack = 1e-9 if "stationary" not in name else 1e-4
-            assert float((difference @ g @ difference).clamp_min(0)) ** 0.5 <= slack * float(lengths(g).amax())
+            assert float((difference @ g @ difference).clamp_min(0)) ** 0.5 <= slack * float(
+                lengths(g).amax()
+            )
 
 
 def test_small_integer_ties_are_solved():
     random = np.random.default_rng(0)
     for _ in range(4000):
-        rows = random.integers(-2, 3, size=(random.integers(2, 13), random.integers(1, 9))).astype(float)
+        rows = random.integers(-2, 3, size=(random.integers(2, 13), random.integers(1, 9))).astype(
+            float
+        )
         if random.random() < 0.3:
             rows[random.integers(len(rows))] = -rows[random.integers(len(rows))]
         if random.random() < 0.3:
@@ -151,10 +178,16 @@ def test_small_integer_ties_are_solved():
 
 
 def test_ties_with_norms_eight_powers_of_ten_apart_are_solved():
-    """Hulls that hold 0 far from the shortest row, where the sum-to-one constraint is lost in rounding."""
+    """Hulls that hold 0 far from the shortest row, where the sum-to-one constraint is lost in
+    rounding.
+    """
     random = np.random.default_rng(20)
     for count in range(2, 13):
-        rows = [random.integers(-3, 4, size=(count, random.integers(1, 5))) * 10.0 ** random.uniform(-4, 4, size=(count, 1)) for _ in range(300)]
+        rows = [
+            random.integers(-3, 4, size=(count, random.integers(1, 5)))
+            * 10.0 ** random.uniform(-4, 4, size=(count, 1))
+            for _ in range(300)
+        ]
         for x in rows[::2]:
             x[random.integers(count)] = random.choice([-2.0, 1.0]) * x[random.integers(count)]
         g = torch.tensor(np.stack([x @ x.T for x in rows]))
@@ -168,7 +201,10 @@ def test_ties_with_norms_eight_powers_of_ten_apart_are_solved():
             answer = vmap(lambda g, c=c: solve(cagrad(g, c)))(g)
             assert (answer.gap <= 1e-7 * n.amax(-1) * centre * (1 + c)).all()
             off = answer.weights - mean
-            assert (torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt() <= c * centre * (1 + 1e-9)).all()
+            assert (
+                torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
+                <= c * centre * (1 + 1e-9)
+            ).all()
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -181,9 +217,12 @@ def test_many_tasks_enter_at_once(problem):
 def test_cagrad_at_a_pareto_stationary_point_is_the_projection_on_the_dual_cone():
     rows = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
     answer = solve(cagrad(rows @ rows.T, 1.5))
-    torch.testing.assert_close(answer.weights @ rows, torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        answer.weights @ rows, torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0
+    )
     torch.testing.assert_close(answer.dual, torch.tensor([0.2, 0.4, 0.4], dtype=torch.float64))
-    below = solve(cagrad(rows @ rows.T, 0.5))  # the ball misses the cone: the least harm is done at full radius
+    # the ball misses the cone: the least harm is done at full radius
+    below = solve(cagrad(rows @ rows.T, 0.5))
     assert below.value < 0
     assert float(below.gap) <= 1e-12
 
@@ -192,7 +231,9 @@ def test_upgrad_is_one_vmap_over_weights():
     g = gramians("conflicting", 16, 1, 3)[0]
     eye = torch.eye(16, dtype=torch.float64)
     together = vmap(lambda w: solve(dual_cone(g, w)).weights)(eye)
-    torch.testing.assert_close(together, torch.stack([solve(dual_cone(g, w)).weights for w in eye]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        together, torch.stack([solve(dual_cone(g, w)).weights for w in eye]), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -202,7 +243,9 @@ def test_nested_batches_equal_the_loop(problem, threads):
     torch.set_num_threads(threads)
     try:
         g = gramians("norm spread 1e-4", 8, 1000, 0, scale=5).reshape(2, 500, 8, 8)
-        batched = vmap(vmap(lambda g: solve(problem(g)), in_dims=-1), in_dims=1, out_dims=1)(g.movedim(1, -1).movedim(0, 1))
+        batched = vmap(vmap(lambda g: solve(problem(g)), in_dims=-1), in_dims=1, out_dims=1)(
+            g.movedim(1, -1).movedim(0, 1)
+        )
     finally:
         torch.set_num_threads(before)
     for i, j in ((0, 0), (0, 499), (1, 250)):
@@ -217,17 +260,23 @@ def test_batched_hyperparameter_and_shared_gramian():
     grid = vmap(vmap(lambda c, p: solve(cagrad(g, c, p)).weights, (0, None)), (None, 0))(c, p)
     for i in range(4):
         for j in range(3):
-            torch.testing.assert_close(grid[i, j], solve(cagrad(g, c[j], p[i])).weights, rtol=0, atol=0)
+            torch.testing.assert_close(
+                grid[i, j], solve(cagrad(g, c[j], p[i])).weights, rtol=0, atol=0
+            )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 @pytest.mark.parametrize("count", [3, 8])
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own forward mode, once
+# torch's own forward mode, once
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_derivatives_are_those_of_finite_differences(problem, count):
     g = spd(count, 1)
     slope = torch.linspace(-1, 1, count, dtype=torch.float64)
     generator = torch.Generator().manual_seed(2)
-    change, other = (0.5 * (x + x.mT) for x in torch.randn(2, count, count, generator=generator, dtype=torch.float64))
+    change, other = (
+        0.5 * (x + x.mT)
+        for x in torch.randn(2, count, count, generator=generator, dtype=torch.float64)
+    )
 
     def weights(g):
         return solve(problem(g)).weights
@@ -242,12 +291,18 @@ def test_derivatives_are_those_of_finite_differences(problem, count):
     expected = difference(weights)
     assert expected.abs().max() > 1e-4  # the support moves the weights
     close: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-8}
-    torch.testing.assert_close(torch.einsum("tij,ij->t", jacrev(weights)(g), change), expected, **close)
-    torch.testing.assert_close(torch.einsum("tij,ij->t", jacfwd(weights)(g), change), expected, **close)
+    torch.testing.assert_close(
+        torch.einsum("tij,ij->t", jacrev(weights)(g), change), expected, **close
+    )
+    torch.testing.assert_close(
+        torch.einsum("tij,ij->t", jacfwd(weights)(g), change), expected, **close
+    )
     torch.testing.assert_close(jvp(weights, (g,), (change,))[1], expected, **close)
     torch.testing.assert_close((grad(loss)(g) * change).sum(), difference(loss), **close)
     curvature = difference(lambda g: (grad(loss)(g) * other).sum())
-    torch.testing.assert_close((jvp(grad(loss), (g,), (change,))[1] * other).sum(), curvature, **close)
+    torch.testing.assert_close(
+        (jvp(grad(loss), (g,), (change,))[1] * other).sum(), curvature, **close
+    )
     leaf = g.clone().requires_grad_()
     (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
     (second,) = torch.autograd.grad((first * other).sum(), leaf)
@@ -255,8 +310,15 @@ def test_derivatives_are_those_of_finite_differences(problem, count):
     batch = torch.stack([spd(count, seed) for seed in range(6)])
     each = torch.stack([grad(loss)(g) for g in batch])
     torch.testing.assert_close(vmap(grad(loss))(batch), each, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(vmap(vmap(grad(loss)))(batch.reshape(2, 3, count, count)).flatten(0, 1), each, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(grad(lambda batch: vmap(loss)(batch).sum())(batch), each, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        vmap(vmap(grad(loss)))(batch.reshape(2, 3, count, count)).flatten(0, 1),
+        each,
+        rtol=1e-10,
+        atol=1e-12,
+    )
+    torch.testing.assert_close(
+        grad(lambda batch: vmap(loss)(batch).sum())(batch), each, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_derivative_in_the_radius():
@@ -269,14 +331,20 @@ def test_derivative_in_the_radius():
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_differentiating_does_not_change_the_answer(problem):
     g = spd(8, 4)
-    for plain, carried in zip(solve(problem(g)), solve(problem(g.clone().requires_grad_())), strict=True):
+    for plain, carried in zip(
+        solve(problem(g)), solve(problem(g.clone().requires_grad_())), strict=True
+    ):
         torch.testing.assert_close(plain, carried.detach(), rtol=1e-13, atol=1e-13)
 
 
 def test_derivatives_at_a_pareto_stationary_point_are_finite():
     rows = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
     for problem in PROBLEMS.values():
-        assert jacrev(lambda g, problem=problem: solve(problem(g)).weights)(rows @ rows.T).isfinite().all()
+        assert (
+            jacrev(lambda g, problem=problem: solve(problem(g)).weights)(rows @ rows.T)
+            .isfinite()
+            .all()
+        )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -293,10 +361,14 @@ def test_float32_gramians_are_solved_to_their_own_rounding(problem):
 def test_degenerate_sizes_and_rows():
     one = torch.tensor([[4.0]], dtype=torch.float64)
     assert solve(min_norm(one)).weights.tolist() == [1.0]
-    torch.testing.assert_close(solve(cagrad(one, 0.5)).weights, torch.tensor([1.5], dtype=torch.float64))
+    torch.testing.assert_close(
+        solve(cagrad(one, 0.5)).weights, torch.tensor([1.5], dtype=torch.float64)
+    )
     assert solve(dual_cone(one, torch.ones(1, dtype=torch.float64))).weights.tolist() == [1.0]
     nothing = torch.zeros(3, 3, dtype=torch.float64)
-    torch.testing.assert_close(solve(min_norm(nothing)).weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+    torch.testing.assert_close(
+        solve(min_norm(nothing)).weights, torch.full((3,), 1 / 3, dtype=torch.float64)
+    )
     for problem in PROBLEMS.values():
         answer = solve(problem(nothing))
         assert answer.weights.isfinite().all()
@@ -340,7 +412,9 @@ def test_other_bad_input_is_named():
 def test_auto_is_exact_for_any_number_of_tasks(problem, count):
     for g in gramians("conflicting", count, 5, 1):
         answer = auto()(problem(g))
-        assert float(answer.gap) <= 1e-12 * float(g.diagonal().amax()) * float(answer.weights.abs().sum())
+        assert float(answer.gap) <= 1e-12 * float(g.diagonal().amax()) * float(
+            answer.weights.abs().sum()
+        )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)

@@ -1,4 +1,6 @@
-"""The Triton kernel compiles for a Hopper GPU, which takes no GPU, to arithmetic in float64 alone, within a multiprocessor's shared memory."""
+"""The Triton kernel compiles for a Hopper GPU, which takes no GPU, to arithmetic in float64 alone,
+within a multiprocessor's shared memory.
+"""
 
 import re
 
@@ -7,16 +9,18 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from mtlfunc.solvers import active_set_gpu as gpu  # noqa: E402
+from mtlfunc.solvers._kernels import active_set_gpu as gpu  # noqa: E402
 
 POINTERS = {"report": "*fp64", "support": "*i1", "info": "*i64"}
 
 
-@pytest.mark.parametrize("kind", [gpu.MIN_NORM, gpu.CAGRAD, gpu.DUAL_CONE], ids=["min_norm", "cagrad", "dual_cone"])
+@pytest.mark.parametrize(
+    "kind", [gpu.MIN_NORM, gpu.CAGRAD, gpu.DUAL_CONE], ids=["min_norm", "cagrad", "dual_cone"]
+)
 @pytest.mark.parametrize(("count", "dtype"), [(5, "fp32"), (128, "fp64")])
 def test_compiles_for_hopper(kind, count, dtype, tmp_path, monkeypatch):
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-    from triton.compiler import ASTSource  # noqa: PLC0415
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     size = gpu.block(count)
@@ -24,11 +28,22 @@ def test_compiles_for_hopper(kind, count, dtype, tmp_path, monkeypatch):
     kernel = gpu._solve_one
     if "Interpreted" in type(kernel).__name__:
         pytest.skip("TRITON_INTERPRET is set")
-    signature = {name: "i32" if name in ("tasks", "gramian_stride", "vector_stride", "c_stride") else f"*{dtype}" for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature | POINTERS | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    signature = {
+        name: "i32"
+        if name in ("tasks", "gramian_stride", "vector_stride", "c_stride")
+        else f"*{dtype}"
+        for name in kernel.arg_names
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature=signature | POINTERS | dict.fromkeys(constants, "constexpr"),
+        constexprs=constants,
+    )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=gpu.launch(size))
     assert len(compiled.asm["cubin"]) > 0
     assert compiled.metadata.shared <= 227 * 1024
     assert compiled.metadata.num_warps * 32 <= 1024
-    arithmetic = r"\b(?:add|sub|mul|div|rcp|fma|sqrt|max|min|abs|neg)\S*\.f32\b|\bcvt\S*\.f32\.f64\b"
+    arithmetic = (
+        r"\b(?:add|sub|mul|div|rcp|fma|sqrt|max|min|abs|neg)\S*\.f32\b|\bcvt\S*\.f32\.f64\b"
+    )
     assert re.search(arithmetic, compiled.asm["ptx"]) is None

@@ -33,13 +33,36 @@ ALLOWED = {
     "oneshot": {"checks", "random", "types"},
     "sweep": {"checks"},
     "pareto": {"checks", "sweep"},
-    "arena": {"diagnostics", "gradients", "optim", "pareto", "probes", "random", "rules", "step", "tree", "types"},
+    "arena": {
+        "diagnostics",
+        "gradients",
+        "optim",
+        "pareto",
+        "probes",
+        "random",
+        "rules",
+        "step",
+        "tree",
+        "types",
+    },
     "audit": {"random", "solvers", "types"},
     "plot": {"diagnostics", "oneshot", "pareto", "random", "rules", "types"},
     "diagnostics": {"checks", "gradients", "solvers", "tree", "types"},
     "theory": {"checks", "diagnostics", "gradients", "solvers", "tree", "types"},
 }
-OUTSIDE = {"torch", "jaxtyping", "cvxpy", "matplotlib", "moocore", "mpl_toolkits", "numba", "numpy", "tqdm", "triton", "xarray"}
+OUTSIDE = {
+    "torch",
+    "jaxtyping",
+    "cvxpy",
+    "matplotlib",
+    "moocore",
+    "mpl_toolkits",
+    "numba",
+    "numpy",
+    "tqdm",
+    "triton",
+    "xarray",
+}
 STANDARD = {
     "argparse",
     "ast",
@@ -81,11 +104,15 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
             assert node.module
             outer.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom) and node.level == depth:  # from the package itself
-            inner |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            inner |= (
+                {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            )
     return inner, outer
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_imports_follow_the_diagram(path):
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     inner, outer = imports(path)
@@ -95,19 +122,43 @@ def test_imports_follow_the_diagram(path):
 
 
 def test_every_part_is_in_the_diagram():
-    parts = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    parts = {
+        path.name.removesuffix(".py")
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert parts - {"__init__"} == set(ALLOWED)
 
 
-@pytest.mark.parametrize("path", sorted([*(ROOT / "paper_repro").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted([*(ROOT / "paper_repro").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]),
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_experiments_use_public_names_only(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            assert all(alias.name == "mtlfunc" for alias in node.names if alias.name.startswith("mtlfunc"))
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mtlfunc":
-            assert node.module in ("mtlfunc", "mtlfunc.arena", "mtlfunc.audit", "mtlfunc.types", "mtlfunc.solvers"), node.module
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mf":
+            assert all(
+                alias.name == "mtlfunc" for alias in node.names if alias.name.startswith("mtlfunc")
+            )
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "mtlfunc"
+        ):
+            assert node.module in (
+                "mtlfunc",
+                "mtlfunc.arena",
+                "mtlfunc.audit",
+                "mtlfunc.types",
+                "mtlfunc.solvers",
+            ), node.module
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "mf"
+        ):
             assert hasattr(mf, node.attr)
             assert not node.attr.startswith("_") or node.attr == "__file__"
 
@@ -116,4 +167,6 @@ def test_package_draws_no_global_random_numbers():
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text()
         for forbidden in ("torch.rand", "torch.manual_seed", "np.random", "Generator(", "randperm"):
-            assert forbidden not in source.replace("torch.Generator` cannot", ""), f"{path.name}: {forbidden}"
+            assert forbidden not in source.replace("torch.Generator` cannot", ""), (
+                f"{path.name}: {forbidden}"
+            )

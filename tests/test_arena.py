@@ -1,4 +1,6 @@
-"""The arena: answers of its problems against independent ones, the study against plain loops, the statistics, broken rules, the command line."""
+"""The arena: answers of its problems against independent ones, the study against plain loops, the
+statistics, broken rules, the command line.
+"""
 
 import json
 import math
@@ -17,7 +19,7 @@ from scipy import optimize, stats
 from torch.func import hessian, jacrev, vmap
 
 import mtlfunc as mf
-from mtlfunc.arena import (
+from mtlfunc.studies.arena import (
     STATIC,
     Cell,
     Contestant,
@@ -33,7 +35,8 @@ from mtlfunc.arena import (
     standard,
     study,
 )
-from paper_repro import cagrad_toy, pcgrad_landscape
+from paper_repro.cagrad import toy as cagrad_toy
+from paper_repro.pcgrad import landscape as pcgrad_landscape
 
 with install_import_hook("experiments.arena", "beartype.beartype"):
     from experiments.arena import __main__ as command
@@ -84,7 +87,11 @@ def test_problem_is_sound(name):
 
 @pytest.mark.parametrize("name", ["conflict", "spread", "conditioning"])
 def test_quadratics_have_the_gradients_that_they_promise(name):
-    tasks, conflict, spread, condition = {"conflict": (2, 0.7, 1, 10), "spread": (3, 0.2, 100, 3), "conditioning": (3, 0.3, 1, 100)}[name]
+    tasks, conflict, spread, condition = {
+        "conflict": (2, 0.7, 1, 10),
+        "spread": (3, 0.2, 100, 3),
+        "conditioning": (3, 0.3, 1, 100),
+    }[name]
     problem = standard()[name]
     params, turn = drawn(problem, 3)
     origin = torch.zeros(10, dtype=torch.float64)
@@ -93,7 +100,9 @@ def test_quadratics_have_the_gradients_that_they_promise(name):
     cosine = mf.diagnostics.cosines(gramian)[~torch.eye(tasks, dtype=torch.bool)]
     torch.testing.assert_close(cosine, torch.full_like(cosine, -conflict), rtol=0, atol=1e-10)
     lengths = gramian.diagonal().sqrt()
-    torch.testing.assert_close(lengths.amax() / lengths.amin(), torch.tensor(float(spread)).double())
+    torch.testing.assert_close(
+        lengths.amax() / lengths.amin(), torch.tensor(float(spread)).double()
+    )
     for curvature in hessian(lambda x: problem.losses({"x": x}, turn))(origin):
         values = torch.linalg.eigvalsh(curvature)
         assert float(values[-1] / values[0]) == pytest.approx(condition)
@@ -108,25 +117,39 @@ def test_no_sampled_point_dominates_the_front(name):
     params, data = drawn(problem, 1)
     leaf = next(iter(params))
     points = 4 * mf.random.normal(mf.random.key(1), (4000, len(params[leaf])), torch.float64)
-    points = torch.cat([points, 0.1 * points, points * torch.tensor([2.0] + [0.01] * (points.shape[1] - 1)).double()])
+    points = torch.cat(
+        [
+            points,
+            0.1 * points,
+            points * torch.tensor([2.0] + [0.01] * (points.shape[1] - 1)).double(),
+        ]
+    )
     losses = vmap(lambda x: problem.losses({leaf: x}, data))(points)
     slack = 1e-9 * (problem.nadir - problem.ideal)
     dominated = (losses[:, None] < front[:: max(1, len(front) // 300)] - slack).all(-1)
     assert not dominated.any()
 
 
-@pytest.mark.parametrize("name", [name for name in FRONTS if name != "pcgrad landscape"])  # whose cusps stop a quasi-Newton method
+# whose cusps stop a quasi-Newton method
+@pytest.mark.parametrize("name", [name for name in FRONTS if name != "pcgrad landscape"])
 def test_front_supports_what_a_quasi_newton_method_finds(name):
-    """For several weights the least weighted loss is that of the front; with equal ones it is `least`."""
+    """For several weights the least weighted loss is that of the front; with equal ones it is
+    `least`.
+    """
     problem = standard()[name]
     front = problem.front
     assert front is not None
     tasks = len(problem.ideal)
     scale = (problem.nadir - problem.ideal).numpy()
-    for weights in (np.ones(tasks) / tasks, np.arange(1, tasks + 1) / scale, np.arange(tasks, 0, -1) / scale):
+    for weights in (
+        np.ones(tasks) / tasks,
+        np.arange(1, tasks + 1) / scale,
+        np.arange(tasks, 0, -1) / scale,
+    ):
         found = min(least(problem, weights, seed) for seed in range(6))
         unit = float(weights @ scale)
-        # The sample has a spacing, and where the front is a limit at infinity it is not quite reached.
+        # The sample has a spacing, and where the front is a limit at infinity it is not quite
+        # reached.
         best = float((front.numpy() @ weights).min())
         assert best - 2e-4 * unit < found < best + 2e-3 * unit
         if np.allclose(weights, 1 / tasks):
@@ -137,16 +160,22 @@ def test_fronts_are_reached_where_they_are_said_to_be():
     known = standard()
     t = torch.linspace(-1, 1, 1001, dtype=torch.float64)
     both = torch.stack([t, t], -1) / 2**0.5
-    torch.testing.assert_close(vmap(lambda x: known["vlmop2"].losses({"x": x}, x))(both), known["vlmop2"].front)
+    torch.testing.assert_close(
+        vmap(lambda x: known["vlmop2"].losses({"x": x}, x))(both), known["vlmop2"].front
+    )
     flat = torch.zeros(10, dtype=torch.float64)
     flat[0] = -math.log(3)  # x_1 = 1/4
-    torch.testing.assert_close(known["zdt1"].losses({"z": flat}, flat), torch.tensor([0.25, 0.5]).double())
+    torch.testing.assert_close(
+        known["zdt1"].losses({"z": flat}, flat), torch.tensor([0.25, 0.5]).double()
+    )
     sphere = known["dtlz2"].losses({"z": torch.tensor([0.3, -1.0, 0, 0, 0, 0, 0]).double()}, flat)
     assert float(sphere.norm()) == pytest.approx(1)
     front = known["dtlz2"].front
     assert front is not None
     torch.testing.assert_close(front.norm(dim=-1), torch.ones(len(front)).double())
-    assert known["pcgrad landscape"].losses({"x": torch.tensor([-2.0, 7.0]).double()}, flat).tolist() == [0, 0]
+    assert known["pcgrad landscape"].losses(
+        {"x": torch.tensor([-2.0, 7.0]).double()}, flat
+    ).tolist() == [0, 0]
 
 
 def test_landscapes_are_those_of_the_reproductions():
@@ -167,15 +196,23 @@ def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promi
     residual = y - x @ torch.linalg.lstsq(x, y).solution
     unexplained = residual.square().sum((0, 1)) / (64 * (256 - 8))
     assert float(unexplained[0]) < 1e-9
-    assert float(unexplained[2]) == pytest.approx(0.7, abs=4 * 0.7 * (2 / (64 * 248)) ** 0.5)  # four standard errors of a variance
+    # four standard errors of a variance
+    assert float(unexplained[2]) == pytest.approx(0.7, abs=4 * 0.7 * (2 / (64 * 248)) ** 0.5)
     _, (_, y) = vmap(standard()["regression"].draw)(keys)
-    torch.testing.assert_close(y.square().mean((1, 2)), standard()["regression"].nadir.float().expand(64, -1), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        y.square().mean((1, 2)),
+        standard()["regression"].nadir.float().expand(64, -1),
+        rtol=0.01,
+        atol=0,
+    )
 
 
 # ---- the study ----
 
 
-@pytest.mark.parametrize(("name", "rule"), [("spread", "pcgrad"), ("regression", "gradnorm"), ("difficulty", "cagrad")])
+@pytest.mark.parametrize(
+    ("name", "rule"), [("spread", "pcgrad"), ("regression", "gradnorm"), ("difficulty", "cagrad")]
+)
 def test_study_equals_a_loop_of_descend(name, rule):
     problem, contestant = standard()[name], contest.REFERENCES[rule]
     cell = compete(problem, contestant, TINY)
@@ -190,26 +227,54 @@ def test_study_equals_a_loop_of_descend(name, rule):
         def batch(k, data=data, key=key):
             return problem.batch(data, mf.random.fold_in(mf.random.fold_in(key, 1), k))
 
-        state = mf.descend(problem.losses, made, mf.adam(1.0), probe).init(params, batch(0), key=mf.random.fold_in(key, 2))
+        state = mf.descend(problem.losses, made, mf.adam(1.0), probe).init(
+            params, batch(0), key=mf.random.fold_in(key, 2)
+        )
         looks = []
         for k in range(steps):
-            step = mf.descend(problem.losses, made, mf.adam(problem.rates[config] * (1 - k / steps)), probe)
+            step = mf.descend(
+                problem.losses, made, mf.adam(problem.rates[config] * (1 - k / steps)), probe
+            )
             old = state.params
-            grads, _, _ = mf.balance(problem.losses, made, probe).update(old, batch(k), state.balance)
+            grads, _, _ = mf.balance(problem.losses, made, probe).update(
+                old, batch(k), state.balance
+            )
             state, _ = step.update(state, batch(k))
             if k % (steps // TINY.looks) == 0:
                 losses, rows = mf.task_gradients(problem.losses, old, batch(k))
                 shared = [leaf for leaf in old if not leaf.startswith("heads")]
                 flat = torch.cat([rows[leaf].flatten(1) for leaf in shared], 1)
-                moves = ([grads[leaf] for leaf in shared], [old[leaf] - state.params[leaf] for leaf in shared])
-                cosines = [torch.cosine_similarity(flat, torch.cat([leaf.flatten() for leaf in move])[None]).amin() for move in moves]
+                moves = (
+                    [grads[leaf] for leaf in shared],
+                    [old[leaf] - state.params[leaf] for leaf in shared],
+                )
+                cosines = [
+                    torch.cosine_similarity(
+                        flat, torch.cat([leaf.flatten() for leaf in move])[None]
+                    ).amin()
+                    for move in moves
+                ]
                 rises = (problem.losses(state.params, batch(k)) > losses).any()
-                looks.append(torch.stack([*cosines, rises.to(flat), (flat @ flat.mT < 0).any().to(flat)]))
+                looks.append(
+                    torch.stack([*cosines, rises.to(flat), (flat @ flat.mT < 0).any().to(flat)])
+                )
         final = (problem.evaluate or problem.losses)(state.params, data)
         rtol, atol = (1e-6, 1e-9) if final.dtype == torch.float64 else (1e-3, 1e-4)
         torch.testing.assert_close(cell.losses[config, seed], final.double(), rtol=rtol, atol=atol)
-        torch.testing.assert_close(cell.start[seed], (problem.evaluate or problem.losses)(params, data).double(), rtol=rtol, atol=atol)
-        found = torch.stack([cell.before[config, seed], cell.after[config, seed], cell.rises[config, seed], cell.conflict[config, seed]])
+        torch.testing.assert_close(
+            cell.start[seed],
+            (problem.evaluate or problem.losses)(params, data).double(),
+            rtol=rtol,
+            atol=atol,
+        )
+        found = torch.stack(
+            [
+                cell.before[config, seed],
+                cell.after[config, seed],
+                cell.rises[config, seed],
+                cell.conflict[config, seed],
+            ]
+        )
         torch.testing.assert_close(found, torch.stack(looks).double().mean(0), rtol=rtol, atol=atol)
 
 
@@ -219,7 +284,9 @@ def test_static_search_is_the_mean_with_each_weight_vector():
     assert cell.weights is not None
     assert len(cell.lr) == len(problem.rates) * 9
     config = 5 * 9 + 2
-    alone = compete(problem, Contestant(lambda: mf.mean(study.static_grid(2)[2]), mf.jacobian), TINY)
+    alone = compete(
+        problem, Contestant(lambda: mf.mean(study.static_grid(2)[2]), mf.jacobian), TINY
+    )
     assert torch.equal(cell.weights[config], study.static_grid(2)[2])
     torch.testing.assert_close(cell.losses[config], alone.losses[5])
 
@@ -246,19 +313,47 @@ def test_seeds_of_tuning_and_reporting_differ():
 def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
     """A study of one problem with one task whose score is the loss; losses [config, seed]."""
     zero, one = torch.zeros(1).double(), torch.ones(1).double()
-    problem = Problem("made up", lambda key: ({"x": one}, one), lambda params, batch: params["x"], zero, one, None, None, 1, (0.1, 0.2))
+    problem = Problem(
+        "made up",
+        lambda key: ({"x": one}, one),
+        lambda params, batch: params["x"],
+        zero,
+        one,
+        None,
+        None,
+        1,
+        (0.1, 0.2),
+    )
     found = {}
     for rule, final in losses.items():
         nothing = torch.zeros_like(final)
         start = torch.ones(final.shape[1], 1).double()
-        found[rule] = Cell(torch.arange(1.0, len(final) + 1).double(), None, start, final[..., None], nothing, nothing, nothing, nothing, 1.0, "")
-    return Result({"p": problem}, {"p": found}, Settings(seeds=next(iter(losses.values())).shape[1] - tuning, tuning=tuning))
+        found[rule] = Cell(
+            torch.arange(1.0, len(final) + 1).double(),
+            None,
+            start,
+            final[..., None],
+            nothing,
+            nothing,
+            nothing,
+            nothing,
+            1.0,
+            "",
+        )
+    return Result(
+        {"p": problem},
+        {"p": found},
+        Settings(seeds=next(iter(losses.values())).shape[1] - tuning, tuning=tuning),
+    )
 
 
 def test_learning_rate_is_chosen_on_tuning_seeds_alone():
-    better_tuned = torch.tensor([[0.3, 0.5, 0.1, 0.1, 0.1], [0.2, 0.4, 0.9, 0.8, 0.7], [0.0, math.nan, 0.0, 0.0, 0.0]]).double()
+    better_tuned = torch.tensor(
+        [[0.3, 0.5, 0.1, 0.1, 0.1], [0.2, 0.4, 0.9, 0.8, 0.7], [0.0, math.nan, 0.0, 0.0, 0.0]]
+    ).double()
     found = made_up({"rule": better_tuned, "mean": better_tuned.flip(0)}, tuning=2)
-    assert found.chosen("p", "rule") == 1  # not 0, best on the reporting seeds; not 2, which is lost on a tuning seed
+    # not 0, best on the reporting seeds; not 2, which is lost on a tuning seed
+    assert found.chosen("p", "rule") == 1
     assert found.reported("p", "rule").tolist() == pytest.approx([0.9, 0.8, 0.7])
     assert found.chosen("p", "mean") == 1
     record = found.records()[0]
@@ -272,7 +367,9 @@ def test_ranks_are_those_of_scipy_and_what_is_lost_is_last():
     scores = mf.random.uniform(mf.random.key(3), (6, 9), torch.float64)
     scores[2] = scores[4]
     scores[1, 3] = scores[5, 3] = math.inf
-    torch.testing.assert_close(result._ranks(scores), torch.from_numpy(stats.rankdata(scores.numpy(), axis=0)))
+    torch.testing.assert_close(
+        result._ranks(scores), torch.from_numpy(stats.rankdata(scores.numpy(), axis=0))
+    )
     assert result._ranks(scores)[[1, 5], 3].tolist() == [5.5, 5.5]
     near = torch.tensor([[0.30001], [0.30002], [0.4]]).double()
     assert result._ranks(near)[:, 0].tolist() == [1.5, 1.5, 3]
@@ -284,18 +381,34 @@ def test_bootstrap_has_the_standard_error_of_the_mean():
     torch.testing.assert_close(draws.sum(-1), torch.ones(len(draws)).double())
     means = draws @ values
     assert float(means.std()) == pytest.approx(float(values.std(correction=0)) / 40**0.5, rel=0.05)
-    assert float(means.mean()) == pytest.approx(float(values.mean()), abs=4 * float(values.std()) / 40**0.5 / len(draws) ** 0.5)
+    assert float(means.mean()) == pytest.approx(
+        float(values.mean()), abs=4 * float(values.std()) / 40**0.5 / len(draws) ** 0.5
+    )
     assert torch.equal(draws, result.resamples(40, 0))
     interval = result._interval(float(values.mean()), means)
-    reference = stats.bootstrap((values.numpy(),), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(0)).confidence_interval
-    # The 2.5 % quantile of 2,000 draws has a standard error of √(.025·.975/2000)/φ(1.96) = .06 standard errors of the mean; four of them.
-    assert interval[1:] == pytest.approx(tuple(reference), abs=4 * 0.06 * float(values.std()) / 40**0.5)
+    reference = stats.bootstrap(
+        (values.numpy(),),
+        np.mean,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    # The 2.5 % quantile of 2,000 draws has a standard error of √(.025·.975/2000)/φ(1.96) = .06
+    # standard errors of the mean; four of them.
+    assert interval[1:] == pytest.approx(
+        tuple(reference), abs=4 * 0.06 * float(values.std()) / 40**0.5
+    )
 
 
 def test_intervals_tell_a_difference_and_do_not_make_one_up():
     noise = mf.random.normal(mf.random.key(0), (4, 22), torch.float64)
     base = 0.5 + 0.1 * noise[0]
-    rules = {"mean": base, "better": base - 0.05 + 0.01 * noise[1], "twin": base.clone(), "noisy": base + 0.05 * (-1) ** torch.arange(22)}
+    rules = {
+        "mean": base,
+        "better": base - 0.05 + 0.01 * noise[1],
+        "twin": base.clone(),
+        "noisy": base + 0.05 * (-1) ** torch.arange(22),
+    }
     found = made_up({rule: values[None] for rule, values in rules.items()}, tuning=2)
     at = {record["rule"]: record for record in found.records()}
     assert at["better"]["mean less mean's, high"] < 0 < at["better"]["mean, low"]
@@ -314,9 +427,12 @@ def test_intervals_tell_a_difference_and_do_not_make_one_up():
 
 def test_distance_to_the_front_and_hypervolume_of_known_points():
     problem = standard()["zdt1"]
-    final = torch.tensor([[0.25, 0.5], [0.25, 0.8], [1.25, 0.3], [0.25, 0.1]]).double().expand(1, 4, 2)
+    final = (
+        torch.tensor([[0.25, 0.5], [0.25, 0.8], [1.25, 0.3], [0.25, 0.1]]).double().expand(1, 4, 2)
+    )
     distance = result.scores_of(problem, final)["front"][0]
-    # One coordinate's excess, and the perpendicular for a point whose nearest front point is inside; below the front there is none.
+    # One coordinate's excess, and the perpendicular for a point whose nearest front point is
+    # inside; below the front there is none.
     near = torch.linspace(0, 1, 200_001).double()
     curve = torch.stack([near, 1 - near.sqrt()], -1)
     expected = [float((point - curve).clamp_min(0).norm(dim=-1).amin()) for point in final[0]]
@@ -356,7 +472,9 @@ def test_broken_rules_are_reported_and_rank_last():
         "losses": (soft, mf.losses_only()),
     }
     mean = {"mean": contest.REFERENCES["mean"]}
-    found = arena(rules, against=mean, problems=["conflict", "vlmop2"], settings=TINY, progress=False)
+    found = arena(
+        rules, against=mean, problems=["conflict", "vlmop2"], settings=TINY, progress=False
+    )
     for name in found.problems:
         status = {rule: found.status(name, rule) for rule in found.rules}
         assert status["good"] == status["mean"] == status[STATIC] == ""
@@ -377,7 +495,9 @@ def test_broken_rules_are_reported_and_rank_last():
 
 
 def test_arena_of_a_rule_shows_it():
-    found = arena(mf.stateless(soft), problems=["conflict", "regression"], settings=TINY, progress=False)
+    found = arena(
+        mf.stateless(soft), problems=["conflict", "regression"], settings=TINY, progress=False
+    )
     assert found.rules == ["your rule", *contest.REFERENCES, STATIC]
     records = found.records()
     assert len(records) == 2 * 7
@@ -388,10 +508,17 @@ def test_arena_of_a_rule_shows_it():
         assert -1 <= record["worst rate before"] <= 1
         assert 0 <= record["conflict"] <= 1
         assert record["step, ms"] > 0
-        assert ("front" in record) == ("hypervolume" in record) == ("excess" in record) == (record["problem"] == "conflict")
+        assert (
+            ("front" in record)
+            == ("hypervolume" in record)
+            == ("excess" in record)
+            == (record["problem"] == "conflict")
+        )
     assert [rank.rule for rank in found.ranks("front")]
     ax = found.plot()
-    assert [label.get_text() for label in ax.get_yticklabels()] == [rank.rule for rank in found.ranks()]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        rank.rule for rank in found.ranks()
+    ]
     assert plt.subplots()[1] is not ax
     plt.close("all")
     own = plt.figure().add_subplot()
@@ -408,8 +535,17 @@ def test_built_in_rules_are_remembered():
     after = contest._remembered.cache_info()
     assert after.misses == before.misses
     assert after.hits == before.hits + 6
-    mine = arena(soft, against={"mean": Contestant(mf.mgda, mf.jacobian)}, problems=["vlmop2"], settings=TINY, progress=False)
-    assert not torch.equal(mine.cells["vlmop2"]["mean"].losses, again.cells["vlmop2"]["mean"].losses)  # a name is not a rule
+    mine = arena(
+        soft,
+        against={"mean": Contestant(mf.mgda, mf.jacobian)},
+        problems=["vlmop2"],
+        settings=TINY,
+        progress=False,
+    )
+    # a name is not a rule
+    assert not torch.equal(
+        mine.cells["vlmop2"]["mean"].losses, again.cells["vlmop2"]["mean"].losses
+    )
 
 
 def test_what_counts_as_a_rule():
@@ -417,7 +553,14 @@ def test_what_counts_as_a_rule():
         return mf.jacobian(shared, heads="weighted")
 
     found = contestants(
-        {"a": mf.pcgrad(), "b": mf.mgda, "c": soft, "d": (mf.gradnorm(0.1), weighted), "e": (mf.mean, mf.losses_only())} | {"f": CONTESTANTS["mean"]}
+        {
+            "a": mf.pcgrad(),
+            "b": mf.mgda,
+            "c": soft,
+            "d": (mf.gradnorm(0.1), weighted),
+            "e": (mf.mean, mf.losses_only()),
+        }
+        | {"f": CONTESTANTS["mean"]}
     )
     assert list(found) == list("abcdef")
     for contestant in found.values():
@@ -425,7 +568,11 @@ def test_what_counts_as_a_rule():
         assert isinstance(contestant.probe("*"), mf.Probe)
     assert list(contestants(mf.pcgrad(), taken=["pcgrad"])) == ["pcgrad (yours)"]
     assert list(contestants(soft)) == ["soft"]
-    assert list(contestants(mf.stateless(soft))) == list(contestants(lambda gramian: gramian[0])) == ["your rule"]
+    assert (
+        list(contestants(mf.stateless(soft)))
+        == list(contestants(lambda gramian: gramian[0]))
+        == ["your rule"]
+    )
     with pytest.raises(TypeError, match=r"rule: expected a mtlfunc\.Rule.*got int"):
         contestants(3)
     with pytest.raises(TypeError, match="probe: expected"):
@@ -436,19 +583,69 @@ def test_what_counts_as_a_rule():
 
 # ---- the command line ----
 
-SMALL = ["--only", "conflict,vlmop2", "--against", "mean,mgda,static search", "--seeds", "2", "--tuning", "1", "--budget", "0.02"]
+SMALL = [
+    "--only",
+    "conflict,vlmop2",
+    "--against",
+    "mean,mgda,static search",
+    "--seeds",
+    "2",
+    "--tuning",
+    "1",
+    "--budget",
+    "0.02",
+]
 
 
 def test_command_writes_its_report(tmp_path):
-    (tmp_path / "my_rules.py").write_text("def soft(gramian):\n    return (-gramian.diagonal() / gramian.diagonal().amax()).softmax(-1)\n")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-m", "experiments.arena", *SMALL, "--rule", "my_rules:soft", "--jobs", "1", "--out", str(tmp_path / "out")]
-    run = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    (tmp_path / "my_rules.py").write_text(
+        "def soft(gramian):\n    return (-gramian.diagonal() / "
+        "gramian.diagonal().amax()).softmax(-1)\n"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+        "OMP_NUM_THREADS": "1",
+    }
+    call = [
+        sys.executable,
+        "-m",
+        "experiments.arena",
+        *SMALL,
+        "--rule",
+        "my_rules:soft",
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    run = subprocess.run(
+        call,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert "2 problems, 4 contestants, 8 of 8 cells new" in run.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["arena.html", "cells", "fronts.png", "ranks.png", "results.json", "scores.png"]
-    found = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
-    assert {record["rule"] for record in found["records"]["mean"]} == {"mean", "mgda", STATIC, "soft"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "arena.html",
+        "cells",
+        "fronts.png",
+        "ranks.png",
+        "results.json",
+        "scores.png",
+    ]
+    found = json.loads(
+        (tmp_path / "out" / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )
+    assert {record["rule"] for record in found["records"]["mean"]} == {
+        "mean",
+        "mgda",
+        STATIC,
+        "soft",
+    }
     assert {rank["rule"] for rank in found["ranks"]["front"]} == {"mean", "mgda", STATIC, "soft"}
     for name in ("ranks", "scores", "fronts"):
         assert plt.imread(tmp_path / "out" / f"{name}.png").std() > 0
@@ -456,7 +653,9 @@ def test_command_writes_its_report(tmp_path):
     assert page.count("data:image/png;base64,") == 3
     assert "soft" in page
     problem = standard()["conflict"]
-    kept = json.loads((tmp_path / "out" / "cells" / "conflict" / "soft.json").read_text(encoding="utf-8"))
+    kept = json.loads(
+        (tmp_path / "out" / "cells" / "conflict" / "soft.json").read_text(encoding="utf-8")
+    )
     alone = compete(problem, contestants(soft)["soft"], Settings(seeds=2, tuning=1, budget=0.02))
     torch.testing.assert_close(torch.tensor(kept["cell"]["losses"]).double(), alone.losses)
 
@@ -465,7 +664,9 @@ def test_another_process_finds_the_same():
     task = cells.Task("conflict", cells.Entrant("mgda", "", b""), TINY)
     ((back, cell),) = cells.perform_all([task], jobs=2)
     assert back == task
-    torch.testing.assert_close(cell.losses, compete(standard()["conflict"], CONTESTANTS["mgda"], TINY).losses)
+    torch.testing.assert_close(
+        cell.losses, compete(standard()["conflict"], CONTESTANTS["mgda"], TINY).losses
+    )
 
 
 def test_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
@@ -483,14 +684,17 @@ def test_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cells, "perform", stops)
     assert command.main(arguments) == 130
     assert "problems that every rule has met: conflict." in capsys.readouterr().err
-    assert list(json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["problems"]) == ["conflict"]
+    assert list(
+        json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["problems"]
+    ) == ["conflict"]
     monkeypatch.setattr(cells, "perform", perform)
     monkeypatch.setattr(command, "write", lambda *rest: [])
     assert command.main(arguments) == 0
     assert "2 of 6 cells new" in capsys.readouterr().out
     assert command.main(arguments) == 0
     assert "0 of 6 cells new" in capsys.readouterr().out
-    (tmp_path / "cells" / "conflict" / "mean.json").write_text("{", encoding="utf-8")  # a broken file is made again
+    # a broken file is made again
+    (tmp_path / "cells" / "conflict" / "mean.json").write_text("{", encoding="utf-8")
     assert command.main(arguments) == 0
     assert "1 of 6 cells new" in capsys.readouterr().out
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
@@ -512,7 +716,8 @@ def test_store_gives_back_what_it_was_given(tmp_path):
             if isinstance(left, torch.Tensor):
                 torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
             else:
-                assert left == right or (name == "lost" and str(left) == str(right) == "nan")  # the time of a step
+                # the time of a step
+                assert left == right or (name == "lost" and str(left) == str(right) == "nan")
         assert keeper.read("a problem", name, b"changed") is None
     assert store.Store(tmp_path, TINY._replace(seeds=9)).read("a problem", "good", b"") is None
 

@@ -1,4 +1,6 @@
-"""The audit finds the textbook facts by itself, names what is wrong with broken rules, and is never broken by one."""
+"""The audit finds the textbook facts by itself, names what is wrong with broken rules, and is never
+broken by one.
+"""
 
 import importlib
 import inspect
@@ -15,7 +17,8 @@ import torch
 from torch.func import vmap
 
 import mtlfunc as mf
-from mtlfunc import solvers, theory
+from mtlfunc import solvers
+from mtlfunc.analysis import theory
 from mtlfunc.audit import Report, audit
 from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.cases import independent, integers, stationary
@@ -28,12 +31,16 @@ F64 = torch.float64
 def upgrad(gramian):
     """Every gradient projected on the dual cone, and the mean of that (Quinton & Rey 2024)."""
     shares = torch.eye(len(gramian), dtype=gramian.dtype) / len(gramian)
-    return vmap(lambda share: solvers.auto()(solvers.dual_cone(gramian, share)).weights)(shares).sum(0)
+    return vmap(lambda share: solvers.auto()(solvers.dual_cone(gramian, share)).weights)(
+        shares
+    ).sum(0)
 
 
 def dualproj(gramian):
     """The mean gradient projected on the dual cone (Lopez-Paz & Ranzato 2017)."""
-    return solvers.auto()(solvers.dual_cone(gramian, torch.full_like(gramian[0], 1 / len(gramian)))).weights
+    return solvers.auto()(
+        solvers.dual_cone(gramian, torch.full_like(gramian[0], 1 / len(gramian)))
+    ).weights
 
 
 RULES = {
@@ -58,10 +65,18 @@ def write(path: str) -> None:
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory) -> tuple[dict[str, Report], dict[str, Report]]:
-    """By a process without the enforced annotations, which would raise before the audit can look, and cost five times as much."""
+    """By a process without the enforced annotations, which would raise before the audit can look,
+    and cost five times as much.
+    """
     path = tmp_path_factory.mktemp("audit") / "reports"
     code = f"from tests.test_audit import write; write({str(path)!r})"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return pickle.loads(path.read_bytes())
 
@@ -71,10 +86,15 @@ def reports(written) -> dict[str, Report]:
     return written[0]
 
 
-# ---- the textbook ----------------------------------------------------------------------------------------------------------------------
+# ---- the textbook ------------------------------------------------------------------------------
 
 TEXTBOOK = {
-    "mean": {"non-conflict": "fails", "linear under scaling": "holds", "identity without conflict": "holds", "Pareto-stationary fixed points": "fails"},
+    "mean": {
+        "non-conflict": "fails",
+        "linear under scaling": "holds",
+        "identity without conflict": "holds",
+        "Pareto-stationary fixed points": "fails",
+    },
     "mgda": {
         "invariance to rescaling one task": "fails",
         "duplicate tasks": "holds",
@@ -92,11 +112,32 @@ TEXTBOOK = {
         "linear under scaling": "holds",
         "convex weights": "fails",
     },
-    "cagrad": {"non-conflict": "fails", "identical tasks": "fails", "T = 1": "fails", "linear under scaling": "fails", "permutation equivariance": "holds"},
+    "cagrad": {
+        "non-conflict": "fails",
+        "identical tasks": "fails",
+        "T = 1": "fails",
+        "linear under scaling": "fails",
+        "permutation equivariance": "holds",
+    },
     "cagrad-1": {"non-conflict": "holds", "Pareto-stationary fixed points": "holds"},
-    "gradnorm": {"non-conflict": "fails", "identical tasks": "holds", "invariance to shifting a loss": "fails", "continuity": "fails"},
-    "upgrad": {"non-conflict": "holds", "identity without conflict": "holds", "linear under scaling": "holds", "Pareto-stationary fixed points": "holds"},
-    "dualproj": {"non-conflict": "holds", "identity without conflict": "holds", "linear under scaling": "fails", "Pareto-stationary fixed points": "holds"},
+    "gradnorm": {
+        "non-conflict": "fails",
+        "identical tasks": "holds",
+        "invariance to shifting a loss": "fails",
+        "continuity": "fails",
+    },
+    "upgrad": {
+        "non-conflict": "holds",
+        "identity without conflict": "holds",
+        "linear under scaling": "holds",
+        "Pareto-stationary fixed points": "holds",
+    },
+    "dualproj": {
+        "non-conflict": "holds",
+        "identity without conflict": "holds",
+        "linear under scaling": "fails",
+        "Pareto-stationary fixed points": "holds",
+    },
 }
 
 
@@ -151,7 +192,11 @@ def test_counterexamples_fail_when_they_are_pasted(reports):
 
 def test_pcgrad_with_given_orders_depends_on_the_order():
     orders = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2]])
-    report = audit(mf.pcgrad(orders), only=["permutation equivariance", "valid weights", "T = 128", "purity", "vmapped == loop"], instances=60)
+    report = audit(
+        mf.pcgrad(orders),
+        only=["permutation equivariance", "valid weights", "T = 128", "purity", "vmapped == loop"],
+        instances=60,
+    )
     assert report["permutation equivariance"].status == "fails"
     valid = report["valid weights"]
     assert (valid.status, valid.literal) == ("fails", "torch.tensor([[1.]])")
@@ -191,7 +236,7 @@ def test_audit_agrees_with_the_theory_of_pcgrad():
     assert (rest[~opposite] > 0).all()
 
 
-# ---- rules that are broken on purpose ---------------------------------------------------------------------------------------------------
+# ---- rules that are broken on purpose ----------------------------------------------------------
 
 
 class Broken(NamedTuple):
@@ -327,7 +372,9 @@ class BatchMixed(torch.autograd.Function):
 def drops_its_stream():
     def update(geometry, state):
         key, _ = mf.random.draw(state)
-        return torch.softmax(mf.random.normal(key, (len(geometry.losses),), geometry.gramian.dtype), -1), ()
+        return torch.softmax(
+            mf.random.normal(key, (len(geometry.losses),), geometry.gramian.dtype), -1
+        ), ()
 
     return mf.Rule(lambda losses, key: mf.random.stream(key), update)
 
@@ -335,7 +382,9 @@ def drops_its_stream():
 def forgets_to_advance():
     def update(geometry, state):
         key, _ = mf.random.draw(state)
-        return torch.softmax(mf.random.normal(key, (len(geometry.losses),), geometry.gramian.dtype), -1), state
+        return torch.softmax(
+            mf.random.normal(key, (len(geometry.losses),), geometry.gramian.dtype), -1
+        ), state
 
     return mf.Rule(lambda losses, key: mf.random.stream(key), update)
 
@@ -349,57 +398,135 @@ def counts_in_python():
 
 
 def grows():
-    return stateful(lambda geometry, state: (torch.full_like(geometry.losses, 1 / len(geometry.losses)), torch.cat([state, state])))
+    return stateful(
+        lambda geometry, state: (
+            torch.full_like(geometry.losses, 1 / len(geometry.losses)),
+            torch.cat([state, state]),
+        )
+    )
 
 
 def generator_in_the_state():
     def update(geometry, state):
-        w = torch.softmax(torch.rand(len(geometry.losses), generator=state, dtype=geometry.gramian.dtype), -1)
+        w = torch.softmax(
+            torch.rand(len(geometry.losses), generator=state, dtype=geometry.gramian.dtype), -1
+        )
         return w, state
 
     return mf.Rule(lambda losses, key: torch.Generator().manual_seed(0), update)
 
 
 BROKEN = {
-    "absolute epsilon": Broken(lambda g: inverse_norms(g, 1e-8), "positive homogeneity", "when all gradients are multiplied by 1.2e-10", 2),
-    "a temperature with a unit": Broken(softmin, "positive homogeneity", "when all gradients are multiplied by", 2),
+    "absolute epsilon": Broken(
+        lambda g: inverse_norms(g, 1e-8),
+        "positive homogeneity",
+        "when all gradients are multiplied by 1.2e-10",
+        2,
+    ),
+    "a temperature with a unit": Broken(
+        softmin, "positive homogeneity", "when all gradients are multiplied by", 2
+    ),
     "hidden state": Broken(hidden_state(), "purity", "something is remembered outside the state"),
-    "hidden memory of the last call": Broken(remembers_the_last(), "purity", "something is remembered outside the state"),
+    "hidden memory of the last call": Broken(
+        remembers_the_last(), "purity", "something is remembered outside the state"
+    ),
     "a Python branch on a value": Broken(branch, "vmapped == loop", "data-dependent control flow"),
-    ".item()": Broken(lambda g: torch.full_like(g[0], g.trace().item() / len(g)), "vmapped == loop", "under torch.func.vmap it raises RuntimeError"),
-    "NumPy": Broken(lambda g: torch.from_numpy(np.diag(g.numpy()).copy()), "vmapped == loop", "under torch.func.vmap it raises"),
+    ".item()": Broken(
+        lambda g: torch.full_like(g[0], g.trace().item() / len(g)),
+        "vmapped == loop",
+        "under torch.func.vmap it raises RuntimeError",
+    ),
+    "NumPy": Broken(
+        lambda g: torch.from_numpy(np.diag(g.numpy()).copy()),
+        "vmapped == loop",
+        "under torch.func.vmap it raises",
+    ),
     "batching that mixes": Broken(batch_mean, "vmapped == loop", "in a loop"),
-    "a swapped index": Broken(swapped, "permutation equivariance", "with the tasks in the order", 3),
-    "the first task preferred": Broken(lambda g: torch.softmax(torch.arange(len(g), 0, -1).to(g), -1), "permutation equivariance", "order 2, 1", 2),
+    "a swapped index": Broken(
+        swapped, "permutation equivariance", "with the tasks in the order", 3
+    ),
+    "the first task preferred": Broken(
+        lambda g: torch.softmax(torch.arange(len(g), 0, -1).to(g), -1),
+        "permutation equivariance",
+        "order 2, 1",
+        2,
+    ),
     "raises": Broken(raises, "valid weights", "raises RuntimeError: no good", 1),
     "raises sometimes": Broken(raises_at_conflict, "valid weights", "raises ArithmeticError", 2),
-    "a matrix": Broken(lambda g: g, "valid weights", "returned weights of shape [1, 1] for 1 task", 1),
-    "one weight too few": Broken(lambda g: g[0, 1:], "valid weights", "returned weights of shape [0] for 1 task", 1),
+    "a matrix": Broken(
+        lambda g: g, "valid weights", "returned weights of shape [1, 1] for 1 task", 1
+    ),
+    "one weight too few": Broken(
+        lambda g: g[0, 1:], "valid weights", "returned weights of shape [0] for 1 task", 1
+    ),
     "T hard-coded": Broken(hard_coded, "valid weights", "raises IndexError", 1),
     "NaN": Broken(lambda g: g[0] * float("nan"), "valid weights", "weights are (nan)", 1),
     "NaN at a zero gradient": Broken(cosine_nan, "valid weights", "weights are (nan, nan)", 2),
     "infinity": Broken(lambda g: 1 / g.diagonal() ** 2, "zero gradients", "weights are (inf)", 1),
-    "integers": Broken(lambda g: torch.ones(len(g), dtype=torch.int64), "valid weights", "returned int64 weights for a float64 Gramian", 1),
-    "always float64": Broken(lambda g: torch.full((len(g),), 1 / len(g), dtype=F64), "float32", "returned float64 weights for a float32 Gramian"),
-    "a Python float": Broken(lambda g: 0.5, "valid weights", "returned a float in place of a tensor [1]", 1),
+    "integers": Broken(
+        lambda g: torch.ones(len(g), dtype=torch.int64),
+        "valid weights",
+        "returned int64 weights for a float64 Gramian",
+        1,
+    ),
+    "always float64": Broken(
+        lambda g: torch.full((len(g),), 1 / len(g), dtype=F64),
+        "float32",
+        "returned float64 weights for a float32 Gramian",
+    ),
+    "a Python float": Broken(
+        lambda g: 0.5, "valid weights", "returned a float in place of a tensor [1]", 1
+    ),
     "None": Broken(lambda g: None, "valid weights", "returned None in place of a tensor [1]", 1),
-    "update without state": Broken(stateful(lambda geometry, state: state), "valid weights", "update returned a Tensor in place of (weights, state)", 1),
+    "update without state": Broken(
+        stateful(lambda geometry, state: state),
+        "valid weights",
+        "update returned a Tensor in place of (weights, state)",
+        1,
+    ),
     "changes the Gramian": Broken(mutates, "purity", "the rule changes the gramian in place"),
     "changes the losses": Broken(mutates_losses, "purity", "the rule changes the losses in place"),
-    "changes its state": Broken(stateful(lambda geometry, state: (state.add_(1) / len(state), state)), "purity", "the rule changes its state in place"),
+    "changes its state": Broken(
+        stateful(lambda geometry, state: (state.add_(1) / len(state), state)),
+        "purity",
+        "the rule changes its state in place",
+    ),
     "global generator": Broken(global_noise, "purity", "draws from torch's global generator"),
-    "global generator for nothing": Broken(moves_the_generator, "purity", "draws from torch's global generator"),
-    "NumPy's generator": Broken(numpy_noise(), "purity", "something is remembered outside the state"),
-    "drops its random state": Broken(drops_its_stream, "state round-trip", "the state is (int64[], int64[]) after init, but () after an update"),
-    "key not advanced": Broken(forgets_to_advance, "state round-trip", "every step draws the same numbers"),
-    "a Python number in the state": Broken(counts_in_python, "state round-trip", "the state holds a int"),
-    "a generator in the state": Broken(generator_in_the_state, "purity", "something is remembered outside the state"),
+    "global generator for nothing": Broken(
+        moves_the_generator, "purity", "draws from torch's global generator"
+    ),
+    "NumPy's generator": Broken(
+        numpy_noise(), "purity", "something is remembered outside the state"
+    ),
+    "drops its random state": Broken(
+        drops_its_stream,
+        "state round-trip",
+        "the state is (int64[], int64[]) after init, but () after an update",
+    ),
+    "key not advanced": Broken(
+        forgets_to_advance, "state round-trip", "every step draws the same numbers"
+    ),
+    "a Python number in the state": Broken(
+        counts_in_python, "state round-trip", "the state holds a int"
+    ),
+    "a generator in the state": Broken(
+        generator_in_the_state, "purity", "something is remembered outside the state"
+    ),
     "a state that grows": Broken(grows, "state round-trip", "after an update"),
-    "no derivative": Broken(detached, "differentiability", "torch.func.grad gives a slope of 0 along one line", 2),
+    "no derivative": Broken(
+        detached, "differentiability", "torch.func.grad gives a slope of 0 along one line", 2
+    ),
     "a jump": Broken(halves, "continuity", "the direction jumps from", 2),
     "NaN swallowed": Broken(nan_dropped, "NaN", "although the gradient of task 1 is NaN", 2),
-    "negative weights": Broken(lambda g: -torch.full_like(g[0], 1 / len(g)), "convex weights", "weights (-1) sum to -1", 1),
-    "a sum": Broken(lambda g: torch.ones_like(g[0]), "identical tasks", "all gradients are (1), but the direction is (2)", 2),
+    "negative weights": Broken(
+        lambda g: -torch.full_like(g[0], 1 / len(g)), "convex weights", "weights (-1) sum to -1", 1
+    ),
+    "a sum": Broken(
+        lambda g: torch.ones_like(g[0]),
+        "identical tasks",
+        "all gradients are (1), but the direction is (2)",
+        2,
+    ),
 }
 
 
@@ -418,34 +545,67 @@ def test_broken_rule_is_named_in_a_whole_table(written, case):
 @pytest.mark.parametrize(
     ("name", "broken", "sound"),
     [
-        ("positive homogeneity", lambda g: inverse_norms(g, 1e-6), lambda g: inverse_norms(g, 1e-12 * g.trace().sqrt())),
-        ("differentiability", lambda g: inverse_norms(g.detach(), 0.1 * g.detach().trace().sqrt()), lambda g: inverse_norms(g, 0.1 * g.trace().sqrt())),
+        (
+            "positive homogeneity",
+            lambda g: inverse_norms(g, 1e-6),
+            lambda g: inverse_norms(g, 1e-12 * g.trace().sqrt()),
+        ),
+        (
+            "differentiability",
+            lambda g: inverse_norms(g.detach(), 0.1 * g.detach().trace().sqrt()),
+            lambda g: inverse_norms(g, 0.1 * g.trace().sqrt()),
+        ),
     ],
 )
 def test_a_defect_is_named_by_its_own_property(name, broken, sound):
     """And not by others that have nothing to do with it."""
-    others = [each for each in NAMES if each not in ("zero gradients", "invariance to rescaling one task", "linear under scaling")]
+    others = [
+        each
+        for each in NAMES
+        if each
+        not in ("zero gradients", "invariance to rescaling one task", "linear under scaling")
+    ]
     found, reference = (audit(rule, only=others, instances=20) for rule in (broken, sound))
-    assert {row.name for row in found.rows if row.status == "fails"} == {row.name for row in reference.rows if row.status == "fails"} | {name}
+    assert {row.name for row in found.rows if row.status == "fails"} == {
+        row.name for row in reference.rows if row.status == "fails"
+    } | {name}
 
 
-# ---- what may be handed over --------------------------------------------------------------------------------------------------------------
+# ---- what may be handed over -------------------------------------------------------------------
 
 
 def test_audit_takes_rules_factories_and_functions():
-    for rule in (mf.mgda(), mf.mgda, lambda: mf.mgda(), swapped, lambda gramian, losses: losses / losses.sum(), torch.nn.Softmax(-1)):
-        assert audit(rule, only=["convex weights"], instances=10)["convex weights"].status in ("holds", "not applicable")  # Softmax gives a matrix
+    for rule in (
+        mf.mgda(),
+        mf.mgda,
+        lambda: mf.mgda(),
+        swapped,
+        lambda gramian, losses: losses / losses.sum(),
+        torch.nn.Softmax(-1),
+    ):
+        # Softmax gives a matrix
+        assert audit(rule, only=["convex weights"], instances=10)["convex weights"].status in (
+            "holds",
+            "not applicable",
+        )
     assert audit(mf.mgda, only=["convex weights"], instances=10).rule == "mgda"
     assert audit(mf.mgda(), only=["convex weights"], instances=10, name="mine").rule == "mine"
 
 
 def test_audit_refuses_what_cannot_be_a_rule():
     unwrapped = inspect.unwrap(audit)
-    with pytest.raises(TypeError, match=r"expected a mtlfunc\.Rule, a factory of one, or a function"):
+    with pytest.raises(
+        TypeError, match=r"expected a mtlfunc\.Rule, a factory of one, or a function"
+    ):
         unwrapped(3)
-    with pytest.raises(TypeError, match=r"cagrad makes rules and needs arguments for that; pass the rule, cagrad\(...\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"cagrad makes rules and needs arguments for that; pass the rule, cagrad\(...\)",
+    ):
         unwrapped(mf.cagrad)
-    with pytest.raises(TypeError, match="needs no arguments, so it was called, but it gave a Probe"):
+    with pytest.raises(
+        TypeError, match="needs no arguments, so it was called, but it gave a Probe"
+    ):
         unwrapped(mf.jacobian)
     with pytest.raises(TypeError, match="needs 3 arguments"):
         unwrapped(lambda a, b, c: a)
@@ -464,8 +624,16 @@ def test_extra_reaches_the_rule():
         return geometry.extra["risk"] / geometry.extra["risk"].sum(), state
 
     rule = mf.Rule(lambda losses, key: (), update)
-    assert audit(rule, only=["valid weights"], instances=10)["valid weights"].detail == "raises KeyError: 'risk'"
-    found = audit(rule, only=["valid weights"], instances=10, extra=lambda rows, losses: {"risk": 1 + rows.square().sum(-1)})
+    assert (
+        audit(rule, only=["valid weights"], instances=10)["valid weights"].detail
+        == "raises KeyError: 'risk'"
+    )
+    found = audit(
+        rule,
+        only=["valid weights"],
+        instances=10,
+        extra=lambda rows, losses: {"risk": 1 + rows.square().sum(-1)},
+    )
     assert found["valid weights"].status == "holds"
 
 
@@ -473,16 +641,24 @@ def test_absent_tasks():
     def ignores(geometry, state):
         return torch.full_like(geometry.losses, 1 / len(geometry.losses)), state
 
-    found = audit(mf.Rule(lambda losses, key: (), ignores), only=["absent tasks"], instances=20)["absent tasks"]
+    found = audit(mf.Rule(lambda losses, key: (), ignores), only=["absent tasks"], instances=20)[
+        "absent tasks"
+    ]
     assert (found.status, len(found.jacobian)) == ("fails", 2)  # pyright: ignore[reportArgumentType]
     assert found.detail == "weights are (0.5, 0.5) with task 1 absent; alone the others have (0, 1)"
     assert audit(mf.mgda(), only=["absent tasks"], instances=20)["absent tasks"].status == "holds"
     refused = audit(mf.stateless(dualproj), only=["absent tasks"], instances=20)["absent tasks"]
-    assert (refused.status, refused.detail) == ("not applicable", "the rule refuses batches in which a task is absent")
-    assert audit(dualproj, only=["absent tasks"], instances=20)["absent tasks"].status == "not applicable"
+    assert (refused.status, refused.detail) == (
+        "not applicable",
+        "the rule refuses batches in which a task is absent",
+    )
+    assert (
+        audit(dualproj, only=["absent tasks"], instances=20)["absent tasks"].status
+        == "not applicable"
+    )
 
 
-# ---- the report ---------------------------------------------------------------------------------------------------------------------------
+# ---- the report --------------------------------------------------------------------------------
 
 
 def test_report_has_one_line_a_property(reports):
@@ -490,7 +666,9 @@ def test_report_has_one_line_a_property(reports):
         assert tuple(row.name for row in report.rows) == NAMES
         lines = str(report).splitlines()
         for row in report.rows:
-            line = [line for line in lines if re.match(rf"{re.escape(row.name)} +{row.status}  ", line)]
+            line = [
+                line for line in lines if re.match(rf"{re.escape(row.name)} +{row.status}  ", line)
+            ]
             assert len(line) == 1
             if row.status == "holds":
                 assert line[0].endswith(f"over {row.instances:,} instances")
@@ -502,9 +680,13 @@ def test_report_has_one_line_a_property(reports):
 def test_report_as_records_and_html(reports):
     records = reports["cagrad"].records()
     assert [record["property"] for record in records] == list(NAMES)
-    assert all(isinstance(value, str | int | bool) for record in records for value in record.values())
+    assert all(
+        isinstance(value, str | int | bool) for record in records for value in record.values()
+    )
     assert len({tuple(record) for record in records}) == 1
-    html = audit(lambda gramian: 1 / 0, only=["valid weights"], name="<script>alert(1)</script>")._repr_html_()
+    html = audit(
+        lambda gramian: 1 / 0, only=["valid weights"], name="<script>alert(1)</script>"
+    )._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "ZeroDivisionError" in html
@@ -528,7 +710,7 @@ def test_audit_is_deterministic_and_leaves_the_generator_alone():
         assert str(audit(global_noise, instances=10, only=["purity", "non-conflict"])) == first
 
 
-# ---- the instances ------------------------------------------------------------------------------------------------------------------------
+# ---- the instances -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -538,7 +720,10 @@ def test_integer_instances_are_ordered_and_different(count):
     assert rows.abs().max() <= 5
     assert len((rows @ rows.mT).flatten(1).unique(dim=0)) == len(rows)
     zero = (rows == 0).all(-1).any(-1)
-    rank = [(bool(z), float(x.abs().max()), float(x.abs().sum())) for z, x in zip(zero, rows, strict=True)]
+    rank = [
+        (bool(z), float(x.abs().max()), float(x.abs().sum()))
+        for z, x in zip(zero, rows, strict=True)
+    ]
     assert rank == sorted(rank)
     exact = torch.tensor([np.linalg.matrix_rank(x.numpy()) == count for x in rows])
     assert torch.equal(exact, independent(rows))
@@ -553,17 +738,32 @@ def test_stationary_instances_are_stationary():
         solution = vmap(lambda g: solvers.auto()(solvers.min_norm(g)))(rows @ rows.mT)
         length = (solution.weights[:, None] @ rows)[:, 0].norm(dim=-1)
         assert (length[found] < 1e-7).all()
-        inside = (solution.weights > 1e-9).all(-1) & (length < 1e-9) & (torch.linalg.matrix_rank(rows) == count - 1)  # then they are unique
-        multiples = solution.weights[inside] / solution.weights[inside].amin(-1, keepdim=True) * torch.arange(1, 6)[:, None, None]
+        # then they are unique
+        inside = (
+            (solution.weights > 1e-9).all(-1)
+            & (length < 1e-9)
+            & (torch.linalg.matrix_rank(rows) == count - 1)
+        )
+        multiples = (
+            solution.weights[inside]
+            / solution.weights[inside].amin(-1, keepdim=True)
+            * torch.arange(1, 6)[:, None, None]
+        )
         whole = ((multiples - multiples.round()).abs() < 1e-6).all(-1) & (multiples.amax(-1) < 5.5)
         assert torch.equal(found[inside], whole.any(0))
 
 
-# ---- the shell ----------------------------------------------------------------------------------------------------------------------------
+# ---- the shell ---------------------------------------------------------------------------------
 
 
 def shell(*arguments):
-    return subprocess.run([sys.executable, "-m", "mtlfunc.audit", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "mtlfunc.audit", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
@@ -577,7 +777,11 @@ def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (["mtlfunc:mean", "--only", "convex weights", "--require", "non-conflict"], 1, "Audit of mean: 1 hold, 1 fail"),
+        (
+            ["mtlfunc:mean", "--only", "convex weights", "--require", "non-conflict"],
+            1,
+            "Audit of mean: 1 hold, 1 fail",
+        ),
         (["tests.test_audit:mutates", "--only", "purity"], 1, "changes the gramian in place"),
         (["--help"], 0, "exit status:"),
         (["nowhere:rule"], 2, "'nowhere:rule': there is no module 'nowhere'"),
@@ -607,7 +811,10 @@ def test_table_of_the_documentation():
         sys.path.remove(str(ROOT / "docs"))
     assert set(properties.HEADS) | set(CONDUCT) == set(NAMES)
     text = properties.table(("mean()",))
-    assert text.splitlines()[2] == "| `mean()` | ✓ | ✓ | ✗ | ✓ | ✓ | ✗ | ✗ | ✓ | ✓ | ✗ | ✓ | ✓ | ✓ | ✓ | ✓ |"
+    assert (
+        text.splitlines()[2]
+        == "| `mean()` | ✓ | ✓ | ✗ | ✓ | ✓ | ✗ | ✗ | ✓ | ✓ | ✗ | ✓ | ✓ | ✓ | ✓ | ✓ |"
+    )
     page = f"a\n{properties.BEGIN}\nold\n{properties.END}\nb"
     assert properties.inserted(page, "new") == f"a\n{properties.BEGIN}\nnew\n{properties.END}\nb"
     with pytest.raises(ValueError, match="expected the markers"):

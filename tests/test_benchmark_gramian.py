@@ -10,12 +10,30 @@ from experiments.benchmarks.networks import problem
 
 
 def test_one_small_case_writes_table_record_and_figure(tmp_path):
-    arguments = ["--cases", "own-inputs", "--tasks", "2", "--batch", "3", "--seconds", "0.001", "--devices", "cpu", "--out", str(tmp_path)]
+    arguments = [
+        "--cases",
+        "own-inputs",
+        "--tasks",
+        "2",
+        "--batch",
+        "3",
+        "--seconds",
+        "0.001",
+        "--devices",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
     arguments += ["--methods", "loop", "TorchJD autogram", "ours, auto"]
     gramian.main(arguments)
     rows = json.loads((tmp_path / "gramian.json").read_text())["rows"]
     methods = {(row["quantity"], row["method"]): row for row in rows}
-    assert {("gradient", "mean gradient"), ("gramian", "loop"), ("gramian", "TorchJD autogram"), ("step", "ours, auto")} <= methods.keys()
+    assert {
+        ("gradient", "mean gradient"),
+        ("gramian", "loop"),
+        ("gramian", "TorchJD autogram"),
+        ("step", "ours, auto"),
+    } <= methods.keys()
     for (quantity, _), row in methods.items():
         assert "failed" not in row
         assert 0 < row["fastest"] <= row["median"]
@@ -42,7 +60,21 @@ def test_a_stopped_run_keeps_the_cases_it_finished(tmp_path, monkeypatch):
         return measure(*args)
 
     monkeypatch.setattr(gramian, "measure", stopped)
-    arguments = ["--cases", "own-inputs", "--tasks", "2", "--batch", "3", "4", "--seconds", "0.001", "--devices", "cpu", "--out", str(tmp_path)]
+    arguments = [
+        "--cases",
+        "own-inputs",
+        "--tasks",
+        "2",
+        "--batch",
+        "3",
+        "4",
+        "--seconds",
+        "0.001",
+        "--devices",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
     gramian.main([*arguments, "--methods", "loop"])
     rows = json.loads((tmp_path / "gramian.json").read_text())["rows"]
     assert {row["batch"] for row in rows} == {3}
@@ -53,12 +85,28 @@ def test_a_stopped_run_keeps_the_cases_it_finished(tmp_path, monkeypatch):
 def test_the_reference_is_the_gramian_of_autograds_rows(family):
     task = problem(family, 2, 3, 8).to("cpu", torch.float64)
     truth, _ = gramian.reference(task)
-    torch.testing.assert_close(gramian.vmap_vjp(task)() if family != "transformer-task" else gramian.loop(task)(), truth, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gramian.vmap_vjp(task)() if family != "transformer-task" else gramian.loop(task)(),
+        truth,
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def test_bars_compare_with_the_fastest_of_the_peers():
-    case = {"family": "resnet18", "case": "ResNet-18", "tasks": 4, "batch": 8, "device": "cpu", "quantity": "gramian", "memory": 1}
-    rows = [case | {"method": name, "median": t, "fastest": t} for name, t in (("loop", 3.0), ("vmap(vjp)", 2.0), ("ours, auto", 2.5))]
+    case = {
+        "family": "resnet18",
+        "case": "ResNet-18",
+        "tasks": 4,
+        "batch": 8,
+        "device": "cpu",
+        "quantity": "gramian",
+        "memory": 1,
+    }
+    rows = [
+        case | {"method": name, "median": t, "fastest": t}
+        for name, t in (("loop", 3.0), ("vmap(vjp)", 2.0), ("ours, auto", 2.5))
+    ]
     (bar,) = gramian.against_bars(rows)
     assert bar["against"] == "vmap(vjp)"
     assert bar["fastest"] == pytest.approx(1.25)

@@ -1,4 +1,6 @@
-"""The benchmark of the rules runs, keeps what it measured, knows every rule, and times the same thing on both sides."""
+"""The benchmark of the rules runs, keeps what it measured, knows every rule, and times the same
+thing on both sides.
+"""
 
 import inspect
 import json
@@ -17,7 +19,9 @@ def test_a_small_run_writes_table_record_and_figure(tmp_path):
     arguments = [*SMALL, "--rules", "mgda", "gls", "gradnorm", "--out", str(tmp_path)]
     rules.main(arguments)
     rows = json.loads((tmp_path / "rules.json").read_text())["rows"]
-    assert {(row["rule"], row["batch"]) for row in rows} == {(rule, batch) for rule in ("mgda", "gls", "gradnorm") for batch in (1, 9)}
+    assert {(row["rule"], row["batch"]) for row in rows} == {
+        (rule, batch) for rule in ("mgda", "gls", "gradnorm") for batch in (1, 9)
+    }
     for row in rows:
         for side in ("ours", "TorchJD"):
             assert (side in row) == (side == "ours" or row["rule"] != "gradnorm")
@@ -42,12 +46,18 @@ def test_a_stopped_run_keeps_the_cells_it_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rules, "measure", stopped)
     rules.main([*SMALL, "--rules", "mean", "gls", "--out", str(tmp_path)])
-    assert [row["rule"] for row in json.loads((tmp_path / "rules.json").read_text())["rows"]] == ["mean"]
+    assert [row["rule"] for row in json.loads((tmp_path / "rules.json").read_text())["rows"]] == [
+        "mean"
+    ]
     assert "| mean |" in (tmp_path / "rules.md").read_text()
 
 
 def test_every_rule_of_the_library_is_timed():
-    made = {name for name, f in vars(mf).items() if inspect.isfunction(f) and str(inspect.signature(f).return_annotation).endswith("Rule")}
+    made = {
+        name
+        for name, f in vars(mf).items()
+        if inspect.isfunction(f) and str(inspect.signature(f).return_annotation).endswith("Rule")
+    }
     assert {"mgda", "pcgrad", "momentum"} <= made
     assert made - {"stateless"} == set(rules.RULES)
 
@@ -65,26 +75,52 @@ def test_a_batch_gives_what_its_problems_give_alone(name):
     for at in (0, 8):
         rule = entry.make()
         state = rule.init(given.losses[at], torch.tensor(at))
-        geometry = mf.Geometry(given.losses[at], given.gramian[at], torch.full((4,), 0.25), torch.ones(4, dtype=torch.bool), {"jacobian": given.jacobian[at]})
+        geometry = mf.Geometry(
+            given.losses[at],
+            given.gramian[at],
+            torch.full((4,), 0.25),
+            torch.ones(4, dtype=torch.bool),
+            {"jacobian": given.jacobian[at]},
+        )
         for step in together:
             weights, state = rule.update(geometry, state)
             torch.testing.assert_close(step[at], weights, rtol=1e-3, atol=1e-4)
 
 
-# TorchJD's own: MGDA stops early, ExcessMTL's first weights are one-hot, Krum sums other distances, two quadratic programmes are regularised.
+# TorchJD's own: MGDA stops early, ExcessMTL's first weights are one-hot, Krum sums other distances,
+# two quadratic programmes are regularised.
 NEAR = {"mgda": 0.5, "momentum": 0.5, "dualproj": 0.02, "upgrad": 0.02}
 OTHER = {"excess_mtl", "krum", "nash_mtl"}
 
 
-@pytest.mark.parametrize("name", sorted(name for name, entry in rules.RULES.items() if entry.peer and not entry.random and name not in OTHER))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name, entry in rules.RULES.items()
+        if entry.peer and not entry.random and name not in OTHER
+    ),
+)
 def test_both_sides_do_the_same(name):
     entry, given = rules.RULES[name], rules.problems(4, rules.POOL)
     assert entry.peer
     weights = rules.ours(entry, 4, given)()
-    assert rules.apart(weights, entry.peer.make(4)(rules.one(given, 0)), given.jacobian[0]) < NEAR.get(name, 1e-4)
+    assert rules.apart(
+        weights, entry.peer.make(4)(rules.one(given, 0)), given.jacobian[0]
+    ) < NEAR.get(name, 1e-4)
 
 
-@pytest.mark.parametrize(("name", "together"), [("mean", True), ("stch", True), ("gls", False), ("modo", False), ("mgda", False), ("uw", False)])
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [
+        ("mean", True),
+        ("stch", True),
+        ("gls", False),
+        ("modo", False),
+        ("mgda", False),
+        ("uw", False),
+    ],
+)
 def test_torchjd_is_batched_where_that_gives_what_a_loop_gives(name, together):
     call, found = rules.theirs(rules.RULES[name], 4, rules.problems(4, 9))
     assert found == together
@@ -126,11 +162,19 @@ def test_what_torchjd_cannot_do_is_told(monkeypatch):
 
 
 def _row(rule: str, tasks: int, batch: int, ours: float, other: float) -> rules.Row:
-    return {"rule": rule, "tasks": tasks, "batch": batch} | {side: {"median": t, "fastest": t, "blocks": 1} for side, t in (("ours", ours), ("TorchJD", other))}
+    return {"rule": rule, "tasks": tasks, "batch": batch} | {
+        side: {"median": t, "fastest": t, "blocks": 1}
+        for side, t in (("ours", ours), ("TorchJD", other))
+    }
 
 
 def test_bars_ask_for_no_slower_rule_and_for_two_that_are_faster_by_far():
-    rows = [_row("mgda", 8, 1, 2.0, 1.0), _row("pcgrad", 32, 1, 1.0, 19.0), _row("gradvac", 32, 1024, 1.0, 101.0), _row("pcgrad", 8, 1, 1.0, 1.5)]
+    rows = [
+        _row("mgda", 8, 1, 2.0, 1.0),
+        _row("pcgrad", 32, 1, 1.0, 19.0),
+        _row("gradvac", 32, 1024, 1.0, 101.0),
+        _row("pcgrad", 8, 1, 1.0, 1.5),
+    ]
     bars = {(bar["rule"], bar["tasks"], bar["batch"]): bar for bar in rules.against_bars(rows)}
     assert [bar["limit"] for bar in bars.values()] == [1, 1 / 20, 1 / 100, 1]
     assert [bar["fastest"] <= bar["limit"] for bar in bars.values()] == [False, False, True, True]

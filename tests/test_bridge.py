@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from experiments.bridge import accumulation, mixed_precision, stock_loop
 from experiments.bridge.problem import Net, batches
-from mtlfunc import checks
+from mtlfunc.core import checks
 from mtlfunc.types import Params
 
 STEPS, SIZE = 12, 8
@@ -41,7 +41,9 @@ def clipped(decay: float, most: float) -> mf.Optimizer:
 def test_the_stock_loop_is_descend(clip, decay):
     net, seen = stock_loop.main(STEPS, size=SIZE, clip=clip, decay=decay)
     data, other = batches(STEPS, SIZE), Net()
-    step = mf.descend(losses_of(other), mf.pcgrad(), clipped(decay, clip), mf.jacobian(shared="trunk.*"))
+    step = mf.descend(
+        losses_of(other), mf.pcgrad(), clipped(decay, clip), mf.jacobian(shared="trunk.*")
+    )
     state, record = mf.rollout(step, step.init(mf.parameters(other), data[0], key=0), data)
     torch.testing.assert_close(seen, record.losses, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mf.parameters(net), state.params, rtol=1e-4, atol=1e-5)
@@ -87,7 +89,7 @@ def quiet(test):
 
 @quiet
 def test_lightning_is_the_stock_loop(tmp_path):
-    from experiments.bridge import lightning_module  # noqa: PLC0415  # takes seconds to import
+    from experiments.bridge import lightning_module  # takes seconds to import
 
     options = {"enable_progress_bar": False, "default_root_dir": tmp_path}
     net, seen = lightning_module.main(STEPS, size=SIZE, **options)
@@ -98,9 +100,9 @@ def test_lightning_is_the_stock_loop(tmp_path):
 
 @quiet
 def test_lightnings_checkpoint_holds_the_state_of_the_rule(tmp_path):
-    import lightning  # noqa: PLC0415
+    import lightning
 
-    from experiments.bridge import lightning_module  # noqa: PLC0415
+    from experiments.bridge import lightning_module
 
     data = batches(STEPS, SIZE)
     trainer = lightning.Trainer(
@@ -123,11 +125,18 @@ def test_lightnings_checkpoint_holds_the_state_of_the_rule(tmp_path):
 
 
 def pcgrad_step(net: Net, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The Jacobian of the trunk [task, parameter], and the heads' gradient of the mean loss, by plain autograd."""
+    """The Jacobian of the trunk [task, parameter], and the heads' gradient of the mean loss, by
+    plain autograd.
+    """
     trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
     losses = (net(batch[0]) - batch[1]).square().mean(0)
-    rows = [torch.cat([x.flatten() for x in torch.autograd.grad(loss, trunk, retain_graph=True)]) for loss in losses]
-    return torch.stack(rows), torch.cat([x.flatten() for x in torch.autograd.grad(losses.mean(), heads)])
+    rows = [
+        torch.cat([x.flatten() for x in torch.autograd.grad(loss, trunk, retain_graph=True)])
+        for loss in losses
+    ]
+    return torch.stack(rows), torch.cat(
+        [x.flatten() for x in torch.autograd.grad(losses.mean(), heads)]
+    )
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (5, 1, 3, 2)])
@@ -149,16 +158,27 @@ def test_weights_for_every_micro_batch_are_the_mean_of_its_own_steps():
     trunk, heads = 0, 0
     for micro in zip(x.split(sizes), y.split(sizes), strict=True):
         rows, own = pcgrad_step(net, micro)
-        _, state, info = balance.update(mf.parameters(net), micro, state)  # for the orders that PCGrad draws here
+        # for the orders that PCGrad draws here
+        _, state, info = balance.update(mf.parameters(net), micro, state)
         torch.testing.assert_close(info.gramian, rows @ rows.mT)
-        trunk, heads = trunk + len(micro[0]) / sum(sizes) * info.weights @ rows, heads + len(micro[0]) / sum(sizes) * own
+        trunk, heads = (
+            trunk + len(micro[0]) / sum(sizes) * info.weights @ rows,
+            heads + len(micro[0]) / sum(sizes) * own,
+        )
     for part, expected in (("trunk", trunk), ("heads", heads)):
-        torch.testing.assert_close(torch.cat([leaf.flatten() for name, leaf in found.items() if name.startswith(part)]), expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            torch.cat([leaf.flatten() for name, leaf in found.items() if name.startswith(part)]),
+            expected,
+            rtol=1e-10,
+            atol=1e-12,
+        )
 
 
 def test_micro_batches_of_their_own_weights_are_another_method():
     found = accumulation.main(1)
-    full, apart = (found[name][0]["trunk.0.weight"] for name in ("full batch", "weights for every micro-batch"))
+    full, apart = (
+        found[name][0]["trunk.0.weight"] for name in ("full batch", "weights for every micro-batch")
+    )
     assert (full - apart).norm() > 0.01 * full.norm()
 
 
@@ -182,7 +202,11 @@ def test_the_scaler_changes_no_bit_that_stays_in_range(half):
 def test_a_rule_that_compares_losses_over_time_must_not_see_the_scale(monkeypatch):
     """The scale doubles on the way; GradNorm would take that for losses that doubled."""
     grown = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, **options: grown(device, growth_interval=3, **options))
+    monkeypatch.setattr(
+        torch.amp,
+        "GradScaler",
+        lambda device, **options: grown(device, growth_interval=3, **options),
+    )
     _, plain, _ = mixed_precision.main(STEPS, size=SIZE, half=None)
     _, scaled, last = mixed_precision.main(STEPS, size=SIZE, half=None, scale=2.0)
     assert last == 2.0 ** (1 + STEPS // 3)
@@ -200,12 +224,25 @@ def test_float16_loses_small_gradients_without_the_scaler_and_keeps_them_with_it
                     leaf.mul_(1e-3)
 
     monkeypatch.setattr(mixed_precision, "Net", Faint)
-    monkeypatch.setattr(mixed_precision, "batches", lambda steps, size: [(x, 1e-3 * y) for x, y in batches(steps, size)])
+    monkeypatch.setattr(
+        mixed_precision,
+        "batches",
+        lambda steps, size: [(x, 1e-3 * y) for x, y in batches(steps, size)],
+    )
     seen = {}
-    for name, half, scale in (("float32", None, None), ("plain", torch.float16, None), ("scaled", torch.float16, 2.0**14)):
+    for name, half, scale in (
+        ("float32", None, None),
+        ("plain", torch.float16, None),
+        ("scaled", torch.float16, 2.0**14),
+    ):
         net, _, _ = mixed_precision.main(1, size=SIZE, half=half, scale=scale)
-        seen[name] = torch.cat([x.grad.flatten() for x in net.trunk.parameters() if x.grad is not None])
-    error = {name: float((seen[name] - seen["float32"]).norm() / seen["float32"].norm()) for name in ("plain", "scaled")}
+        seen[name] = torch.cat(
+            [x.grad.flatten() for x in net.trunk.parameters() if x.grad is not None]
+        )
+    error = {
+        name: float((seen[name] - seen["float32"]).norm() / seen["float32"].norm())
+        for name in ("plain", "scaled")
+    }
     assert error["scaled"] < 0.01, error
     assert error["plain"] > 3 * error["scaled"], error
 
@@ -232,10 +269,13 @@ def test_a_step_that_overflows_is_skipped_and_leaves_the_rule_where_it_was(monke
     assert 0 < sum(skipped) < STEPS / 2
     assert last == 2.0 ** (20 - sum(skipped))
     assert seen.isfinite().all()
-    for (_, after), (following, _), skip in zip(updates[:-1], updates[1:], skipped[:-1], strict=True):
+    for (_, after), (following, _), skip in zip(
+        updates[:-1], updates[1:], skipped[:-1], strict=True
+    ):
         assert skip or following is after
         assert skip or after.weights.isfinite().all()
-    assert any(not after.weights.isfinite().all() for _, after in updates)  # what was left out would have stayed
+    # what was left out would have stayed
+    assert any(not after.weights.isfinite().all() for _, after in updates)
     assert all(bool(x.isfinite().all()) for x in net.parameters())
 
 
@@ -245,7 +285,9 @@ def test_on_a_cpu_the_overflow_is_an_error():
 
 
 def test_the_problem_is_the_same_every_time_and_its_tasks_conflict():
-    assert all(torch.equal(a, b) for a, b in zip(Net(3).parameters(), Net(3).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(Net(3).parameters(), Net(3).parameters(), strict=True)
+    )
     for (x, y), (again, _) in zip(batches(3, SIZE), batches(3, SIZE), strict=True):
         assert torch.equal(x, again)
         assert y.shape == (SIZE, 3)

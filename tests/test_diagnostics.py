@@ -1,4 +1,6 @@
-"""Diagnostics against their definitions on plain vectors, against quadratics, and against the hull they certify."""
+"""Diagnostics against their definitions on plain vectors, against quadratics, and against the hull
+they certify.
+"""
 
 import inspect
 import itertools
@@ -12,16 +14,29 @@ from hypothesis import given
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from mtlfunc import diagnostics, solvers
+from mtlfunc import solvers
+from mtlfunc.analysis import diagnostics
 from tests.strategies import FAMILIES, gramian, jacobian, jacobians
 
 EPS = torch.finfo(torch.float64).eps
-PAIRWISE = [diagnostics.cosines, diagnostics.conflicts, diagnostics.magnitude_similarity, diagnostics.curvature_bound]
+PAIRWISE = [
+    diagnostics.cosines,
+    diagnostics.conflicts,
+    diagnostics.magnitude_similarity,
+    diagnostics.curvature_bound,
+]
 
 
-@given(jacobians(least=2, families=tuple(f for f in FAMILIES if f not in ("near_duplicates", "near_stationary"))))
+@given(
+    jacobians(
+        least=2,
+        families=tuple(f for f in FAMILIES if f not in ("near_duplicates", "near_stationary")),
+    )
+)
 def test_pairwise_diagnostics_equal_definitions(J):
-    """On the vectors themselves, with cosines of unit vectors; 1 - cos² and ‖g_i ± g_j‖² lose ε to cancellation, relative to their terms."""
+    """On the vectors themselves, with cosines of unit vectors; 1 - cos² and ‖g_i ± g_j‖² lose ε to
+    cancellation, relative to their terms.
+    """
     G, rows = J @ J.mT, J.numpy()
     cosines, conflicts, similar, bound = (f(G).numpy() for f in PAIRWISE)
     for i, g in enumerate(rows):
@@ -42,12 +57,18 @@ def test_pairwise_diagnostics_equal_definitions(J):
             sizes = a**2 + b**2
             if plus > 1e-6 * sizes:
                 expected = (1 - k**2) * minus / plus
-                np.testing.assert_allclose(bound[i, j], expected, rtol=1e-12, atol=float(1e3 * EPS * sizes**2 / plus**2))
+                np.testing.assert_allclose(
+                    bound[i, j], expected, rtol=1e-12, atol=float(1e3 * EPS * sizes**2 / plus**2)
+                )
 
 
 def test_pairwise_diagnostics_examples():
     G = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 4.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    assert diagnostics.conflicts(G).tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+    assert diagnostics.conflicts(G).tolist() == [
+        [False, True, False],
+        [True, False, False],
+        [False, False, False],
+    ]
     assert float(diagnostics.magnitude_similarity(G)[0, 1]) == pytest.approx(0.8, rel=4 * EPS)
     assert float(diagnostics.curvature_bound(G)[0, 1]) == pytest.approx(0.75 * 7 / 3, rel=16 * EPS)
     opposite = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
@@ -65,7 +86,9 @@ def test_magnitude_similarity_extreme_lengths():
 
 
 def test_curvature_bound_is_pcgrads_shrinkage():
-    """For a conflicting pair ‖sum of projected gradients‖² = ξ‖g₁ + g₂‖², and k < 0 with ξ <= 1 implies k <= -Φ."""
+    """For a conflicting pair ‖sum of projected gradients‖² = ξ‖g₁ + g₂‖², and k < 0 with ξ <= 1
+    implies k <= -Φ.
+    """
     for seed in range(50):
         g, h = jacobian("gaussian", 2, seed, width=3).numpy()
         G = torch.from_numpy(np.stack([g, h]) @ np.stack([g, h]).T)
@@ -73,12 +96,14 @@ def test_curvature_bound_is_pcgrads_shrinkage():
             continue
         projected = g - (g @ h) / (h @ h) * h + h - (g @ h) / (g @ g) * g
         bound = float(diagnostics.curvature_bound(G)[0, 1])
-        np.testing.assert_allclose(projected @ projected, bound * (g + h) @ (g + h), rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(
+            projected @ projected, bound * (g + h) @ (g + h), rtol=1e-10, atol=1e-14
+        )
         if bound <= 1:
             assert diagnostics.cosines(G)[0, 1] <= -diagnostics.magnitude_similarity(G)[0, 1]
 
 
-# --- curvature ----------------------------------------------------------------------------------------------------------------------------
+# --- curvature ----------------------------------------------------------------------------------
 
 
 def quadratics(seed, count=3, width=5):
@@ -101,12 +126,16 @@ def test_curvature_of_quadratics_closed_form(lr):
         losses, params, A = quadratics(seed)
         gradient = grad(lambda p, losses=losses: losses(p, ()).sum())(params)
         g = torch.cat([gradient["a"], gradient["b"]])
-        torch.testing.assert_close(diagnostics.curvature(losses, params, (), lr=lr), g @ A @ g, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            diagnostics.curvature(losses, params, (), lr=lr), g @ A @ g, rtol=1e-12, atol=0
+        )
 
 
 def softplus(params, batch):
     """Smooth, not quadratic; two tasks."""
-    return torch.stack([torch.nn.functional.softplus(batch @ params["x"]).sum(), (params["x"] ** 4).sum() / 4])
+    return torch.stack(
+        [torch.nn.functional.softplus(batch @ params["x"]).sum(), (params["x"] ** 4).sum() / 4]
+    )
 
 
 def test_curvature_equals_differences_of_the_gradient():
@@ -118,10 +147,14 @@ def test_curvature_equals_differences_of_the_gradient():
     for lr in (0.3, 0.05):
         expected = g @ (gradient(x) - gradient(x - lr * g)) / lr
         # 16 Gauss–Legendre nodes on an analytic integrand: rounding.
-        torch.testing.assert_close(diagnostics.curvature(softplus, {"x": x}, batch, lr=lr), expected, rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            diagnostics.curvature(softplus, {"x": x}, batch, lr=lr), expected, rtol=1e-10, atol=0
+        )
     h = 1e-5
     central = g @ (gradient(x + h * g) - gradient(x - h * g)) / (2 * h)
-    torch.testing.assert_close(diagnostics.curvature(softplus, {"x": x}, batch), central, rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        diagnostics.curvature(softplus, {"x": x}, batch), central, rtol=1e-7, atol=0
+    )
 
 
 def test_curvature_vmapped_equals_loop_and_differentiates():
@@ -129,34 +162,49 @@ def test_curvature_vmapped_equals_loop_and_differentiates():
     points = {name: torch.stack([leaf, 2 * leaf]) for name, leaf in params.items()}
     steps = torch.tensor([0.1, 0.2], dtype=torch.float64)
     together = vmap(lambda p, lr: diagnostics.curvature(losses, p, (), lr=lr))(points, steps)
-    alone = [diagnostics.curvature(losses, {name: leaf[i] for name, leaf in points.items()}, (), lr=float(steps[i])) for i in range(2)]
+    alone = [
+        diagnostics.curvature(
+            losses, {name: leaf[i] for name, leaf in points.items()}, (), lr=float(steps[i])
+        )
+        for i in range(2)
+    ]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=0)
     batch = torch.ones(2, 3, dtype=torch.float64)
     x = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
-    slope = grad(lambda lr: diagnostics.curvature(softplus, {"x": x}, batch, lr=lr))(torch.tensor(0.1, dtype=torch.float64))
+    slope = grad(lambda lr: diagnostics.curvature(softplus, {"x": x}, batch, lr=lr))(
+        torch.tensor(0.1, dtype=torch.float64)
+    )
     h = 1e-5
     low, high = (diagnostics.curvature(softplus, {"x": x}, batch, lr=0.1 + s) for s in (-h, h))
     torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=0)
 
 
 def kinked(params, batch):
-    """L(x) = x for x >= -2 and x + ½(x + 2)² below, split into 3x and the rest: g = (3, -2) at 0, cos = -1, so PCGrad's step is 0."""
+    """L(x) = x for x >= -2 and x + ½(x + 2)² below, split into 3x and the rest: g = (3, -2) at 0,
+    cos = -1, so PCGrad's step is 0.
+    """
     x = params["x"]
     return torch.stack([3 * x, -2 * x + 0.5 * (-x - 2).clamp_min(0) ** 2])
 
 
 def test_curvature_uniform_weight_breaks_theorem_two():
-    """The published H on [0, 4] is ½, so that a step of 2/(½ - 0) = 4 qualifies; yet the plain step ends lower than PCGrad's."""
+    """The published H on [0, 4] is ½, so that a step of 2/(½ - 0) = 4 qualifies; yet the plain step
+    ends lower than PCGrad's.
+    """
     params, step = {"x": torch.zeros((), dtype=torch.float64)}, 4.0
     nodes = 64
     uniform = float(diagnostics.curvature(kinked, params, (), lr=step, nodes=nodes))
-    assert uniform == pytest.approx(0.5, abs=1 / nodes)  # a jump at s = ½: off by at most about one node's weight, π/2·1/64
+    # a jump at s = ½: off by at most about one node's weight, π/2·1/64
+    assert uniform == pytest.approx(0.5, abs=1 / nodes)
     assert step >= 2 / 0.5
-    plain, projected = (float(kinked({"x": torch.tensor(x, dtype=torch.float64)}, ()).sum()) for x in (-step, 0.0))
+    plain, projected = (
+        float(kinked({"x": torch.tensor(x, dtype=torch.float64)}, ()).sum()) for x in (-step, 0.0)
+    )
     assert plain == -2
     assert projected == 0
     assert plain < projected  # L(θ^PC) <= L(θ^MT) fails
-    # With the weight 2(1 - s), Taylor's exact remainder 2(L(θ - tg) - L(θ) + t‖g‖²)/t², it is ¼: then 8 would be needed, and 4 proves nothing.
+    # With the weight 2(1 - s), Taylor's exact remainder 2(L(θ - tg) - L(θ) + t‖g‖²)/t², it is ¼:
+    # then 8 would be needed, and 4 proves nothing.
     end = kinked({"x": torch.tensor(-step, dtype=torch.float64)}, ()).sum()
     taylor = 2 * (end - kinked(params, ()).sum() + step) / step**2
     assert float(taylor) == pytest.approx(0.25, abs=4 * EPS)
@@ -170,11 +218,13 @@ def test_curvature_errors():
         diagnostics.curvature(losses, params, (), lr=-1.0)
 
 
-# --- stationarity ---------------------------------------------------------------------------------------------------------------------------
+# --- stationarity -------------------------------------------------------------------------------
 
 
 def distance(J):
-    """The distance of 0 from the hull of the rows, in parameter space, by a conic solver; right to 1e-8 of the largest row."""
+    """The distance of 0 from the hull of the rows, in parameter space, by a conic solver; right to
+    1e-8 of the largest row.
+    """
     w = cp.Variable(len(J), nonneg=True)
     scale = np.linalg.norm(J, axis=1).max() or 1.0
     problem = cp.Problem(cp.Minimize(cp.norm(J.T / scale @ w)), [cp.Zero(cp.sum(w) - 1)])
@@ -185,7 +235,11 @@ def distance(J):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("solver", [None, solvers.frank_wolfe(30), solvers.projected_gradient(50)], ids=["auto", "frank_wolfe", "projected_gradient"])
+@pytest.mark.parametrize(
+    "solver",
+    [None, solvers.frank_wolfe(30), solvers.projected_gradient(50)],
+    ids=["auto", "frank_wolfe", "projected_gradient"],
+)
 def test_stationarity_encloses_the_distance(family, solver):
     for count in (2, 4, 8):
         J = jacobian(family, count)
@@ -205,9 +259,13 @@ def test_stationarity_verdict_at_stationary_points(family):
             assert certificate.lower == 0
 
 
-@pytest.mark.parametrize("family", ["gaussian", "hull", "orthogonal", "identical", "near_stationary"])
+@pytest.mark.parametrize(
+    "family", ["gaussian", "hull", "orthogonal", "identical", "near_stationary"]
+)
 def test_stationarity_verdict_elsewhere(family):
-    """Not stationary, with proof; 1e-5 away from stationarity, too, since √ε is 1e-8. The exact solver's bounds nearly touch."""
+    """Not stationary, with proof; 1e-5 away from stationarity, too, since √ε is 1e-8. The exact
+    solver's bounds nearly touch.
+    """
     proven = 0
     for count in (2, 4, 6):
         for seed in range(5):
@@ -240,7 +298,7 @@ def test_stationarity_vmapped_and_poisoned():
     torch.testing.assert_close(together.length[2], alone.length, rtol=1e-9, atol=0)
 
 
-# --- layers ---------------------------------------------------------------------------------------------------------------------------------
+# --- layers -------------------------------------------------------------------------------------
 
 
 def network(seed=0, tasks=3):
@@ -249,7 +307,9 @@ def network(seed=0, tasks=3):
         torch.manual_seed(seed)
         net = torch.nn.ModuleDict(
             {
-                "trunk": torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)),
+                "trunk": torch.nn.Sequential(
+                    torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+                ),
                 "heads": torch.nn.ModuleList([torch.nn.Linear(3, 1) for _ in range(tasks)]),
             }
         ).double()
@@ -257,8 +317,15 @@ def network(seed=0, tasks=3):
 
     def forward(params, batch):
         x, y = batch
-        h = torch.tanh(x @ params["trunk.0.weight"].mT + params["trunk.0.bias"]) @ params["trunk.2.weight"].mT + params["trunk.2.bias"]
-        out = torch.cat([h @ params[f"heads.{t}.weight"].mT + params[f"heads.{t}.bias"] for t in range(tasks)], 1)
+        h = (
+            torch.tanh(x @ params["trunk.0.weight"].mT + params["trunk.0.bias"])
+            @ params["trunk.2.weight"].mT
+            + params["trunk.2.bias"]
+        )
+        out = torch.cat(
+            [h @ params[f"heads.{t}.weight"].mT + params[f"heads.{t}.bias"] for t in range(tasks)],
+            1,
+        )
         return (out - y).square().mean(0)
 
     return forward, mf.parameters(net), (x, y)
@@ -268,7 +335,10 @@ def gradient_rows(losses, params, batch, names):
     """By torch.autograd, one task at a time: {name: [task, *shape]}."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     values = losses(leaves, batch)
-    grads = [torch.autograd.grad(value, [leaves[name] for name in names], retain_graph=True) for value in values]
+    grads = [
+        torch.autograd.grad(value, [leaves[name] for name in names], retain_graph=True)
+        for value in values
+    ]
     return {name: torch.stack([g[k] for g in grads]) for k, name in enumerate(names)}
 
 
@@ -282,38 +352,64 @@ def test_layer_gramians_equal_loops_and_add_up():
         torch.testing.assert_close(G, J @ J.mT, rtol=1e-12, atol=1e-15)
     total = mf.task_gramian(losses, params, batch, shared="trunk.*")[1]
     torch.testing.assert_close(sum(found.values()), total, rtol=1e-12, atol=1e-15)
-    kinds = diagnostics.layer_gramians(losses, params, batch, by=lambda name: name.rpartition(".")[2])
+    kinds = diagnostics.layer_gramians(
+        losses, params, batch, by=lambda name: name.rpartition(".")[2]
+    )
     assert list(kinds) == ["weight", "bias"]
-    torch.testing.assert_close(sum(kinds.values()), mf.task_gramian(losses, params, batch)[1], rtol=1e-12, atol=1e-15)
-    assert next(iter(diagnostics.layer_gramians(lambda p, b: p["w"][None], {"w": torch.ones(())}, ()))) == "w"
+    torch.testing.assert_close(
+        sum(kinds.values()), mf.task_gramian(losses, params, batch)[1], rtol=1e-12, atol=1e-15
+    )
+    assert (
+        next(iter(diagnostics.layer_gramians(lambda p, b: p["w"][None], {"w": torch.ones(())}, ())))
+        == "w"
+    )
     single = {name: leaf.float() for name, leaf in params.items()}
-    wide = diagnostics.layer_gramians(losses, single, (batch[0].float(), batch[1].float()), shared="trunk.*", gramian_dtype=torch.float64)
+    wide = diagnostics.layer_gramians(
+        losses,
+        single,
+        (batch[0].float(), batch[1].float()),
+        shared="trunk.*",
+        gramian_dtype=torch.float64,
+    )
     assert all(G.dtype == torch.float64 for G in wide.values())
     with pytest.raises(ValueError, match=r"shared='encoder.*' matches no parameter"):
         diagnostics.layer_gramians(losses, params, batch, shared="encoder.*")
 
 
 def test_layer_gramians_over_training():
-    """Recorded in a rollout, each is that of the parameters at the time; cosines of a whole layer's history in one vmap."""
+    """Recorded in a rollout, each is that of the parameters at the time; cosines of a whole layer's
+    history in one vmap.
+    """
     losses, params, batch = network()
     step = mf.descend(losses, mf.mgda(), mf.adam(0.02), mf.jacobian("trunk.*"))
 
     def record(state, info):
-        return state.params, diagnostics.layer_gramians(losses, state.params, batch, shared="trunk.*")
+        return state.params, diagnostics.layer_gramians(
+            losses, state.params, batch, shared="trunk.*"
+        )
 
     _, (history, found) = mf.rollout(step, step.init(params, batch), [batch] * 4, record=record)
     for t in range(4):
-        alone = diagnostics.layer_gramians(losses, {name: leaf[t] for name, leaf in history.items()}, batch, shared="trunk.*")
+        alone = diagnostics.layer_gramians(
+            losses, {name: leaf[t] for name, leaf in history.items()}, batch, shared="trunk.*"
+        )
         for layer, G in alone.items():
             torch.testing.assert_close(found[layer][t], G, rtol=1e-9, atol=1e-15)
     over_time = vmap(diagnostics.cosines)(found["trunk.0"])
-    torch.testing.assert_close(over_time, torch.stack([diagnostics.cosines(G) for G in found["trunk.0"]]), rtol=1e-9, atol=0)
-    together = vmap(lambda p: diagnostics.layer_gramians(losses, p, batch, shared="trunk.*"))(history)
+    torch.testing.assert_close(
+        over_time,
+        torch.stack([diagnostics.cosines(G) for G in found["trunk.0"]]),
+        rtol=1e-9,
+        atol=0,
+    )
+    together = vmap(lambda p: diagnostics.layer_gramians(losses, p, batch, shared="trunk.*"))(
+        history
+    )
     for layer, stacked in together.items():
         torch.testing.assert_close(stacked, found[layer], rtol=1e-9, atol=1e-15)
 
 
-# --- predicted and actual change ------------------------------------------------------------------------------------------------------------
+# --- predicted and actual change ----------------------------------------------------------------
 
 
 def test_predicted_change_of_quadratics():
@@ -327,8 +423,12 @@ def test_predicted_change_of_quadratics():
         rows = gradient_rows(losses, params, (), ["a", "b"])
         J = torch.cat([rows["a"], rows["b"]], 1)
         torch.testing.assert_close(found.predicted, J @ delta, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(found.actual, losses(after, ()) - losses(params, ()), rtol=1e-12, atol=1e-12)
-        hessians = vmap(lambda e, losses=losses, J=J, params=params: gap(losses, params, e, J))(torch.eye(5, dtype=torch.float64))
+        torch.testing.assert_close(
+            found.actual, losses(after, ()) - losses(params, ()), rtol=1e-12, atol=1e-12
+        )
+        hessians = vmap(lambda e, losses=losses, J=J, params=params: gap(losses, params, e, J))(
+            torch.eye(5, dtype=torch.float64)
+        )
         half = 0.5 * torch.einsum("i,ijt,j->t", delta, hessians, delta)
         torch.testing.assert_close(found.actual - found.predicted, half, rtol=1e-9, atol=1e-9)
 
@@ -348,7 +448,8 @@ def test_predicted_change_of_steps():
     after, info = plain.update(state, batch)
     found = diagnostics.predicted_change(losses, state.params, after.params, batch)
     torch.testing.assert_close(found.predicted, -1e-3 * info.rates, rtol=1e-9, atol=0)
-    torch.testing.assert_close(found.actual, found.predicted, rtol=2e-2, atol=0)  # up to the curvature's share of a short step
+    # up to the curvature's share of a short step
+    torch.testing.assert_close(found.actual, found.predicted, rtol=2e-2, atol=0)
     adam = mf.descend(losses, mf.cagrad(0.5), mf.adam(0.01), mf.jacobian("trunk.*"))
 
     def one(scale):
@@ -364,7 +465,9 @@ def test_predicted_change_of_steps():
         rows = gradient_rows(losses, start, batch, list(start))
         expected = sum((rows[name] * (end[name] - start[name])).flatten(1).sum(1) for name in start)
         torch.testing.assert_close(changes.predicted[i], expected, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(changes.actual[i], losses(end, batch) - losses(start, batch), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            changes.actual[i], losses(end, batch) - losses(start, batch), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_predicted_change_refuses_other_parameters():
@@ -374,14 +477,17 @@ def test_predicted_change_refuses_other_parameters():
             diagnostics.predicted_change(losses, params, after, ())
 
 
-# --- affinity -------------------------------------------------------------------------------------------------------------------------------
+# --- affinity -----------------------------------------------------------------------------------
 
 
 def literal_affinity(losses, params, batch, lr, names):
     """Move the shared parameters by one task's gradient, look at every loss."""
     before = losses(params, batch)
     rows = gradient_rows(losses, params, batch, names)
-    after = [losses(params | {name: params[name] - lr * rows[name][i] for name in names}, batch) for i in range(len(before))]
+    after = [
+        losses(params | {name: params[name] - lr * rows[name][i] for name in names}, batch)
+        for i in range(len(before))
+    ]
     return torch.stack([1 - value / before for value in after])
 
 
@@ -389,15 +495,26 @@ def literal_affinity(losses, params, batch, lr, names):
 def test_affinity_equals_loop(chunk_size):
     losses, params, batch = network()
     trunk = [name for name in params if name.startswith("trunk")]
-    found = diagnostics.affinity(losses, params, batch, lr=0.1, shared="trunk.*", chunk_size=chunk_size)
-    torch.testing.assert_close(found, literal_affinity(losses, params, batch, 0.1, trunk), rtol=1e-9, atol=1e-12)
+    found = diagnostics.affinity(
+        losses, params, batch, lr=0.1, shared="trunk.*", chunk_size=chunk_size
+    )
+    torch.testing.assert_close(
+        found, literal_affinity(losses, params, batch, 0.1, trunk), rtol=1e-9, atol=1e-12
+    )
     everything = diagnostics.affinity(losses, params, batch, lr=0.1, chunk_size=chunk_size)
-    torch.testing.assert_close(everything, literal_affinity(losses, params, batch, 0.1, list(params)), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        everything,
+        literal_affinity(losses, params, batch, 0.1, list(params)),
+        rtol=1e-9,
+        atol=1e-12,
+    )
     assert float((found - everything).abs().max()) > 1e-3  # the heads stayed
 
 
 def test_affinity_of_quadratics_closed_form():
-    """L_j = ½‖θ - c_j‖²: θ - η(θ - c_i) - c_j has half square length (1-η)²L_j + η(1-η)(θ-c_j)·(c_i-c_j) + η²L_j(c_i)."""
+    """L_j = ½‖θ - c_j‖²: θ - η(θ - c_i) - c_j has half square length (1-η)²L_j +
+    η(1-η)(θ-c_j)·(c_i-c_j) + η²L_j(c_i).
+    """
     centres = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 3)))
     lr = 0.3
 
@@ -407,8 +524,14 @@ def test_affinity_of_quadratics_closed_form():
     x = torch.zeros(3, dtype=torch.float64)
     away, between = x - centres, centres[:, None] - centres
     own = losses({"x": x}, ())
-    after = (1 - lr) ** 2 * own + lr * (1 - lr) * torch.einsum("jk,ijk->ij", away, between) + lr**2 * 0.5 * between.square().sum(2)
-    torch.testing.assert_close(diagnostics.affinity(losses, {"x": x}, (), lr=lr), 1 - after / own, rtol=1e-12, atol=1e-14)
+    after = (
+        (1 - lr) ** 2 * own
+        + lr * (1 - lr) * torch.einsum("jk,ijk->ij", away, between)
+        + lr**2 * 0.5 * between.square().sum(2)
+    )
+    torch.testing.assert_close(
+        diagnostics.affinity(losses, {"x": x}, (), lr=lr), 1 - after / own, rtol=1e-12, atol=1e-14
+    )
 
 
 def test_affinity_to_first_order_is_the_gramian():
@@ -422,8 +545,12 @@ def test_affinity_to_first_order_is_the_gramian():
 def test_affinity_vmapped_recorded_and_differentiated():
     losses, params, batch = network()
     rates = torch.tensor([0.05, 0.1], dtype=torch.float64)
-    together = vmap(lambda lr: diagnostics.affinity(losses, params, batch, lr=lr, shared="trunk.*"))(rates)
-    alone = [diagnostics.affinity(losses, params, batch, lr=float(lr), shared="trunk.*") for lr in rates]
+    together = vmap(
+        lambda lr: diagnostics.affinity(losses, params, batch, lr=lr, shared="trunk.*")
+    )(rates)
+    alone = [
+        diagnostics.affinity(losses, params, batch, lr=float(lr), shared="trunk.*") for lr in rates
+    ]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=1e-12)
     step = mf.descend(losses, mf.mean(), mf.sgd(0.1), mf.jacobian("trunk.*"))
 
@@ -433,8 +560,13 @@ def test_affinity_vmapped_recorded_and_differentiated():
     _, over_time = mf.rollout(step, step.init(params, batch), [batch] * 3, record=record)
     assert over_time.shape == (3, 3, 3)
     h = 1e-5
-    slope = grad(lambda lr: diagnostics.affinity(losses, params, batch, lr=lr, shared="trunk.*")[0, 1])(rates[0])
-    high, low = (diagnostics.affinity(losses, params, batch, lr=float(rates[0]) + s, shared="trunk.*")[0, 1] for s in (h, -h))
+    slope = grad(
+        lambda lr: diagnostics.affinity(losses, params, batch, lr=lr, shared="trunk.*")[0, 1]
+    )(rates[0])
+    high, low = (
+        diagnostics.affinity(losses, params, batch, lr=float(rates[0]) + s, shared="trunk.*")[0, 1]
+        for s in (h, -h)
+    )
     torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-6, atol=0)
 
 
@@ -442,7 +574,9 @@ def test_affinity_refuses_negative_losses_and_bad_arguments():
     params = {"x": torch.tensor([1.0, 2.0])}
     with pytest.raises(ValueError, match=r"losses_fn: losses \[1.0, -2.0\] are not all positive"):
         diagnostics.affinity(lambda p, b: p["x"] * torch.tensor([1.0, -1.0]), params, (), lr=0.1)
-    found = diagnostics.affinity(lambda p, b: torch.stack([p["x"].square().sum(), 0 * p["x"].sum()]), params, (), lr=0.1)
+    found = diagnostics.affinity(
+        lambda p, b: torch.stack([p["x"].square().sum(), 0 * p["x"].sum()]), params, (), lr=0.1
+    )
     assert found[:, 1].isnan().all()
     torch.testing.assert_close(found[:, 0], torch.tensor([0.36, 0.0]))
     for lr in (0.0, -1.0):
@@ -452,11 +586,13 @@ def test_affinity_refuses_negative_losses_and_bad_arguments():
         diagnostics.affinity(lambda p, b: p["x"], params, (), lr=0.1, chunk_size=0)
 
 
-# --- groups ---------------------------------------------------------------------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------
 
 
 def searched(Z, count, overlap, alone):
-    """The highest total over all sets of at most `count` groups: each task takes its best group, as in the official code."""
+    """The highest total over all sets of at most `count` groups: each task takes its best group, as
+    in the official code.
+    """
     tasks = len(Z)
     every = [g for size in range(1, tasks + 1) for g in itertools.combinations(range(tasks), size)]
     best = -np.inf
@@ -464,7 +600,9 @@ def searched(Z, count, overlap, alone):
         for chosen in itertools.combinations(every, number):
             together = sorted(t for g in chosen for t in g)
             if together == list(range(tasks)) or (overlap and set(together) == set(range(tasks))):
-                total = sum(max(onto(Z, g, t, alone) for g in chosen if t in g) for t in range(tasks))
+                total = sum(
+                    max(onto(Z, g, t, alone) for g in chosen if t in g) for t in range(tasks)
+                )
                 best = max(best, total)
     return best
 
@@ -475,31 +613,42 @@ def onto(Z, group, task, alone):
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize(("tasks", "count"), [(1, 1), (2, 1), (2, 2), (3, 2), (4, 1), (4, 2), (4, 3), (4, 4), (5, 2), (5, 3)])
+@pytest.mark.parametrize(
+    ("tasks", "count"),
+    [(1, 1), (2, 1), (2, 2), (3, 2), (4, 1), (4, 2), (4, 3), (4, 4), (5, 2), (5, 3)],
+)
 def test_groups_equal_exhaustive_search(tasks, count, overlap):
     for seed, alone in ((0, 0.0), (1, 0.3), (2, -1e6)):
         Z = torch.from_numpy(np.random.default_rng(seed).standard_normal((tasks, tasks)))
         found = diagnostics.groups(Z, count, overlap=overlap, alone=alone)
         assert found.total == pytest.approx(searched(Z.numpy(), count, overlap, alone), rel=1e-12)
-        # What it names has the total that it claims, and every task is served once, in a group that trains it.
+        # What it names has the total that it claims, and every task is served once, in a group that
+        # trains it.
         assert 1 <= len(found.groups) <= count
         assert sorted(t for s in found.serves for t in s) == list(range(tasks))
         assert all(set(s) <= set(g) for s, g in zip(found.serves, found.groups, strict=True))
-        named = sum(onto(Z.numpy(), g, t, alone) for g, s in zip(found.groups, found.serves, strict=True) for t in s)
+        named = sum(
+            onto(Z.numpy(), g, t, alone)
+            for g, s in zip(found.groups, found.serves, strict=True)
+            for t in s
+        )
         assert found.total == pytest.approx(named, rel=1e-12)
         if not overlap:
             assert found.groups == found.serves
 
 
 def test_groups_of_planted_blocks():
-    """Twelve tasks in three blocks that help within and hurt across: found at three groups, and four gain nothing."""
+    """Twelve tasks in three blocks that help within and hurt across: found at three groups, and
+    four gain nothing.
+    """
     blocks = [(0, 4, 8, 9), (1, 2, 10), (3, 5, 6, 7, 11)]
     Z = torch.full((12, 12), -1.0)
     for block in blocks:
         Z[np.ix_(block, block)] = 1.0
     for count in (3, 4):
         found = diagnostics.groups(Z, count, overlap=False)
-        # Of equal totals, fewer groups; a part of a block is as good as the whole, so larger budgets gain nothing.
+        # Of equal totals, fewer groups; a part of a block is as good as the whole, so larger
+        # budgets gain nothing.
         assert found.groups == blocks
         assert found.total == 12
     assert diagnostics.groups(Z, 1).groups == [tuple(range(12))]
@@ -508,7 +657,9 @@ def test_groups_of_planted_blocks():
 
 
 def test_groups_help_without_being_served():
-    """Task 1 helps 0 and 2, and is itself hurt by both but helped by 3: it is trained thrice, and served with 3 (overlap)."""
+    """Task 1 helps 0 and 2, and is itself hurt by both but helped by 3: it is trained thrice, and
+    served with 3 (overlap).
+    """
     Z = torch.full((4, 4), -1.0)
     Z[1, 0] = Z[1, 2] = Z[3, 1] = Z[1, 3] = 1.0
     found = diagnostics.groups(Z, 3)
@@ -529,20 +680,28 @@ def test_groups_errors():
         vmap(lambda Z: torch.tensor(diagnostics.groups(Z, 2).total))(torch.zeros(2, 3, 3))
 
 
-# --- Δm -----------------------------------------------------------------------------------------------------------------------------------
+# --- Δm -----------------------------------------------------------------------------------------
 
 
 def test_delta_m_worked_example():
     """Three metrics: +10 % accuracy, 20 % lower error, 30 % higher error: (-10 - 20 + 30)/3."""
     found = diagnostics.delta_m(
-        {"accuracy": 0.55, "depth": 0.8, "normal": 1.3}, {"accuracy": 0.5, "depth": 1.0, "normal": 1.0}, {"accuracy": True, "depth": False, "normal": False}
+        {"accuracy": 0.55, "depth": 0.8, "normal": 1.3},
+        {"accuracy": 0.5, "depth": 1.0, "normal": 1.0},
+        {"accuracy": True, "depth": False, "normal": False},
     )
     assert found == pytest.approx(0.0, abs=1e-12)
-    one = diagnostics.delta_m({"accuracy": 0.45, "depth": 1.2}, {"accuracy": 0.5, "depth": 1.0}, {"accuracy": True, "depth": False})
+    one = diagnostics.delta_m(
+        {"accuracy": 0.45, "depth": 1.2},
+        {"accuracy": 0.5, "depth": 1.0},
+        {"accuracy": True, "depth": False},
+    )
     assert one == pytest.approx(15.0, rel=1e-12)
     assert diagnostics.delta_m({"loss": 2.0}, {"loss": 2.0}, {"loss": False}) == 0
     # A log-likelihood of -90 against -100 is better by 10 %.
-    assert diagnostics.delta_m({"likelihood": -90.0}, {"likelihood": -100.0}, {"likelihood": True}) == pytest.approx(-10.0, rel=1e-12)
+    assert diagnostics.delta_m(
+        {"likelihood": -90.0}, {"likelihood": -100.0}, {"likelihood": True}
+    ) == pytest.approx(-10.0, rel=1e-12)
 
 
 def test_delta_m_errors():
@@ -556,7 +715,8 @@ def test_delta_m_errors():
 
 def test_diagnostics_refuse_bad_gramians():
     for f in PAIRWISE:
-        with pytest.raises((ValueError, TypeError), match="gramian"):  # the tests' own shape check may speak first
+        # the tests' own shape check may speak first
+        with pytest.raises((ValueError, TypeError), match="gramian"):
             inspect.unwrap(f)(torch.ones(2, 3))
         with pytest.raises(ValueError, match=r"gramian: NaN or infinite entries in rows \[0\]"):
             f(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]]))

@@ -1,4 +1,6 @@
-"""What the project says of itself is true: the README runs, its tables name what exists, the environment files agree."""
+"""What the project says of itself is true: the README runs, its tables name what exists, the
+environment files agree.
+"""
 
 import re
 import subprocess
@@ -25,15 +27,26 @@ def test_readme_runs_from_top_to_bottom(capsys):
         torch.manual_seed(0)
         for block in blocks:
             exec(compile(block, "README.md", "exec"), scope)
-    assert scope["grid"](mf.stack(scope["nets"]), torch.arange(4), torch.tensor([0.2, 0.4, 0.8])).losses.shape == (4, 3, 3)
+    assert scope["grid"](
+        mf.stack(scope["nets"]), torch.arange(4), torch.tensor([0.2, 0.4, 0.8])
+    ).losses.shape == (4, 3, 3)
     assert len(re.findall(r"^tensor\(", capsys.readouterr().out, re.MULTILINE)) == 4
 
 
 def test_method_table_names_what_exists():
     rows = [line for line in README.splitlines() if line.startswith("| ") and ("`mf." in line)]
     calls = [call for row in rows for call in re.findall(r"`(mf\.[^`]+\))`", row)]
-    rules = {name for name in vars(mf.rules) if not name.startswith("_") and callable(getattr(mf.rules, name))}  # pyright: ignore[reportAttributeAccessIssue]
-    scope = {"mf": mf, "encode": lambda p, b: b, "decode": lambda p, z, b: z, "f": lambda gramian: gramian.diagonal()}
+    rules = {
+        name
+        for name in vars(mf.rules)
+        if not name.startswith("_") and callable(getattr(mf.rules, name))
+    }  # pyright: ignore[reportAttributeAccessIssue]
+    scope = {
+        "mf": mf,
+        "encode": lambda p, b: b,
+        "decode": lambda p, z, b: z,
+        "f": lambda gramian: gramian.diagonal(),
+    }
     for call in calls:
         assert isinstance(eval(call, scope), mf.Rule | mf.Probe), call
     named = {re.match(r"mf\.(\w+)", call).group(1) for call in calls}  # pyright: ignore[reportOptionalMemberAccess]
@@ -41,15 +54,24 @@ def test_method_table_names_what_exists():
 
 
 def test_table_of_properties_is_what_the_audit_finds():
-    """All rules are audited anew (in a process without the annotations' checks, which would take three times as long)."""
+    """All rules are audited anew (in a process without the annotations' checks, which would take
+    three times as long).
+    """
     text = README.split(properties.BEGIN)[1].split(properties.END)[0].strip()
     command = [sys.executable, "docs/properties.py"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == text
+    assert (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        == text
+    )
 
 
 def test_table_of_properties_names_every_rule():
     named = {re.match(r"\w+", rule).group() for rule in properties.RULES}  # pyright: ignore[reportOptionalMemberAccess]
-    rules = {name for name in vars(mf.rules) if not name.startswith("_") and callable(getattr(mf.rules, name))}  # pyright: ignore[reportAttributeAccessIssue]
+    rules = {
+        name
+        for name in vars(mf.rules)
+        if not name.startswith("_") and callable(getattr(mf.rules, name))
+    }  # pyright: ignore[reportAttributeAccessIssue]
     assert rules - {"stateless"} <= named
 
 
@@ -80,15 +102,22 @@ def test_environment_agrees_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = {item for item in environment["dependencies"] if isinstance(item, str)} - {"pip"}
-    expected = {re.sub(r"^torch(?=[<>=])", "pytorch", item) for item in project["dependencies"]} | {f"python{project['requires-python']}"}
+    expected = {re.sub(r"^torch(?=[<>=])", "pytorch", item) for item in project["dependencies"]} | {
+        f"python{project['requires-python']}"
+    }
     assert conda == expected
     assert environment["dependencies"][-1] == {"pip": ['-e ".[test]"']}
 
 
 def test_every_dependency_is_bounded():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for item in [*project["dependencies"], *(x for extra in project["optional-dependencies"].values() for x in extra)]:
-        assert re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+(; sys_platform == 'linux')?", item), item
+    for item in [
+        *project["dependencies"],
+        *(x for extra in project["optional-dependencies"].values() for x in extra),
+    ]:
+        assert re.fullmatch(
+            r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+(; sys_platform == 'linux')?", item
+        ), item
 
 
 def test_citation_and_version_agree():
@@ -100,17 +129,29 @@ def test_citation_and_version_agree():
 
 @pytest.mark.parametrize("module", ["paper_repro", "experiments.digits", "experiments.arena"])
 def test_help_is_shown(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "--out" in done.stdout
     assert "--seeds" in done.stdout
 
 
 def test_project_speaks_of_itself_alone():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if tracked.returncode:
         pytest.skip("not a git checkout")
     pattern = re.compile(r"/(?:work|root|home|tmp)/\w")
     for name in tracked.stdout.split():
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".toml", ".yml", ".cff"} and path.exists() and name != "tests/test_docs.py":
+        if (
+            path.suffix in {".py", ".md", ".toml", ".yml", ".cff"}
+            and path.exists()
+            and name != "tests/test_docs.py"
+        ):
             assert not pattern.search(path.read_text()), name

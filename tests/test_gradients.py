@@ -1,4 +1,6 @@
-"""Per-task and per-sample gradients and their Gramians against a literal loop of torch.autograd.grad."""
+"""Per-task and per-sample gradients and their Gramians against a literal loop of
+torch.autograd.grad.
+"""
 
 import weakref
 from functools import partial
@@ -8,8 +10,21 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc import backward
-from tests.problems import BATCH, FORMS, PARAMS, TASKS, TRUNK, flatten, literal_rows, net, nets, opaque, scalars, vector
+from mtlfunc.gradients import passes as backward
+from tests.problems import (
+    BATCH,
+    FORMS,
+    PARAMS,
+    TASKS,
+    TRUNK,
+    flatten,
+    literal_rows,
+    net,
+    nets,
+    opaque,
+    scalars,
+    vector,
+)
 
 close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-14)
 
@@ -34,10 +49,14 @@ def test_task_gradients_keep_no_graph(form):
 def test_task_gradients_vmapped_equal_loop(form):
     stacked = mf.stack(nets)
     batches = tuple(torch.stack([x, 2 * x]) for x in BATCH)
-    _, rows = vmap(vmap(lambda p, b: mf.task_gradients(FORMS[form], p, b), (None, 0)), (0, None))(stacked, batches)
+    _, rows = vmap(vmap(lambda p, b: mf.task_gradients(FORMS[form], p, b), (None, 0)), (0, None))(
+        stacked, batches
+    )
     for i, module in enumerate(nets):
         for j in range(2):
-            _, alone = mf.task_gradients(FORMS[form], mf.parameters(module), tuple(x[j] for x in batches))
+            _, alone = mf.task_gradients(
+                FORMS[form], mf.parameters(module), tuple(x[j] for x in batches)
+            )
             for name in rows:
                 torch.testing.assert_close(rows[name][i, j], alone[name], rtol=1e-9, atol=1e-14)
 
@@ -71,7 +90,8 @@ def test_task_gradients_separate_scalars_do_not_touch_other_heads():
     assert passes == [1] * TASKS  # T, not T², heads were entered
 
 
-# The hyper-parameter enters through losses_fn alone: a backward pass run without recording it would give 0 here.
+# The hyper-parameter enters through losses_fn alone: a backward pass run without recording it would
+# give 0 here.
 def _squared_rows(scale, form):
     def scaled(params, batch):
         out = FORMS[form](params, batch)
@@ -84,7 +104,10 @@ def _squared_rows(scale, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("way", ["grad", "vmap(grad)", "grad(vmap)", "jvp", "autograd", "autograd under vmap", "second order"])
+@pytest.mark.parametrize(
+    "way",
+    ["grad", "vmap(grad)", "grad(vmap)", "jvp", "autograd", "autograd under vmap", "second order"],
+)
 def test_hypergradient_inside_losses_fn(form, way):
     at = torch.tensor(1.3, dtype=torch.float64)
     value = _squared_rows(torch.tensor(1.0, dtype=torch.float64), form)
@@ -94,7 +117,11 @@ def test_hypergradient_inside_losses_fn(form, way):
     elif way == "vmap(grad)":
         got = vmap(grad(lambda s: _squared_rows(s, form)))(torch.stack([at, at / 2]))[0]
     elif way == "grad(vmap)":
-        got = grad(lambda s: vmap(lambda a: _squared_rows(s * a, form))(torch.ones(2, dtype=torch.float64)).mean())(at)
+        got = grad(
+            lambda s: vmap(lambda a: _squared_rows(s * a, form))(
+                torch.ones(2, dtype=torch.float64)
+            ).mean()
+        )(at)
     elif way == "jvp":
         got = jvp(lambda s: _squared_rows(s, form), (at,), (torch.ones_like(at),))[1]
     elif way == "autograd":
@@ -102,7 +129,12 @@ def test_hypergradient_inside_losses_fn(form, way):
         (got,) = torch.autograd.grad(_squared_rows(leaf, form), leaf)
     elif way == "autograd under vmap":
         leaf = at.clone().requires_grad_()
-        (got,) = torch.autograd.grad(vmap(lambda a: _squared_rows(leaf * a, form))(torch.ones(2, dtype=torch.float64)).mean(), leaf)
+        (got,) = torch.autograd.grad(
+            vmap(lambda a: _squared_rows(leaf * a, form))(
+                torch.ones(2, dtype=torch.float64)
+            ).mean(),
+            leaf,
+        )
     else:
         got, expected = grad(grad(_squared_rows))(at, form), 12 * value * at**2
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=0.0)
@@ -112,7 +144,9 @@ def test_sample_gradients_equal_loop():
     losses, rows = mf.sample_gradients(vector, PARAMS, BATCH)
     assert losses.shape == (8, TASKS)
     for sample in range(8):
-        expected, jacobian = literal_rows(PARAMS, tuple(x[sample : sample + 1] for x in BATCH), tuple(PARAMS))
+        expected, jacobian = literal_rows(
+            PARAMS, tuple(x[sample : sample + 1] for x in BATCH), tuple(PARAMS)
+        )
         close(losses[sample], expected)
         close(torch.cat([row[sample].flatten(1) for row in rows.values()], 1), jacobian)
 
@@ -132,7 +166,9 @@ def test_sample_gradients_need_one_sample_axis():
 @pytest.mark.parametrize("chunk_size", [None, 1, 2, 5])
 @pytest.mark.parametrize("form", FORMS)
 def test_task_gramian_equals_rows(form, chunk_size):
-    losses, gramian = mf.task_gramian(FORMS[form], PARAMS, BATCH, shared="trunk.*", chunk_size=chunk_size)
+    losses, gramian = mf.task_gramian(
+        FORMS[form], PARAMS, BATCH, shared="trunk.*", chunk_size=chunk_size
+    )
     expected, jacobian = literal_rows(PARAMS, BATCH, TRUNK)
     close(losses, expected)
     torch.testing.assert_close(gramian, jacobian @ jacobian.T, rtol=1e-12, atol=1e-14)
@@ -174,7 +210,9 @@ def test_sample_gramian_equals_sample_gradients():
 
 def test_predicate_selects_like_a_glob():
     by_glob = mf.task_gramian(opaque, PARAMS, BATCH, shared="trunk.*")[1]
-    by_predicate = mf.task_gramian(opaque, PARAMS, BATCH, shared=lambda name: name.startswith("trunk"))[1]
+    by_predicate = mf.task_gramian(
+        opaque, PARAMS, BATCH, shared=lambda name: name.startswith("trunk")
+    )[1]
     torch.testing.assert_close(by_glob, by_predicate, rtol=0.0, atol=0.0)
 
 

@@ -1,4 +1,6 @@
-"""The layerwise engine against rows that autograd made, on every architecture, under every transform; and what it refuses."""
+"""The layerwise engine against rows that autograd made, on every architecture, under every
+transform; and what it refuses.
+"""
 
 import gc
 import warnings
@@ -16,13 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc import backward, gradients, layerwise
+from mtlfunc.gradients import layerwise
+from mtlfunc.gradients import passes as backward
+from mtlfunc.gradients import rows as gradients
 from tests.architectures import NAMES, SAMPLES, TASKS, Architecture, build
 
 
 @pytest.fixture(autouse=True)
 def _attention_that_batches():
-    with sdpa_kernel(SDPBackend.MATH):  # the others warn that their backward is looped over the rows
+    # the others warn that their backward is looped over the rows
+    with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
@@ -43,7 +48,9 @@ def by_rows(rows):
 @pytest.mark.parametrize("name", NAMES)
 def test_task_gramian_equals_rows(name, chunk_size):
     net = build(name)
-    losses, gramian = mf.task_gramian(net.tasks, net.params, net.batch, engine="layerwise", chunk_size=chunk_size)
+    losses, gramian = mf.task_gramian(
+        net.tasks, net.params, net.batch, engine="layerwise", chunk_size=chunk_size
+    )
     expected, rows = mf.task_gradients(net.tasks, net.params, net.batch)
     torch.testing.assert_close(losses, expected, rtol=1e-14, atol=0)
     agree(gramian, by_rows(rows), 1e-12)
@@ -68,20 +75,30 @@ def test_single_precision(name):
     single = Architecture(module, batch)
     _, gramian = mf.task_gramian(single.tasks, params, batch, engine="layerwise")
     _, by_sample = mf.sample_gramian(single.samples, params, batch, engine="layerwise")
-    _, wide = mf.task_gramian(single.tasks, params, batch, engine="layerwise", gramian_dtype=torch.float64)
+    _, wide = mf.task_gramian(
+        single.tasks, params, batch, engine="layerwise", gramian_dtype=torch.float64
+    )
     net.module.double()
     assert gramian.dtype == by_sample.dtype == torch.float32
     assert wide.dtype == torch.float64
-    agree(gramian.double(), mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1], 1e-5)
+    agree(
+        gramian.double(), mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1], 1e-5
+    )
     agree(wide, mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1], 1e-5)
-    agree(by_sample.double(), mf.sample_gramian(net.samples, net.params, net.batch, engine="rows")[1], 1e-5)
+    agree(
+        by_sample.double(),
+        mf.sample_gramian(net.samples, net.params, net.batch, engine="rows")[1],
+        1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_taps_serve_all_leaves_but_those_listed(name):
     net = build(name)
     for samples in (False, True):
-        layers = mf.explain_gramian(net.samples if samples else net.tasks, net.params, net.batch, samples=samples).layers
+        layers = mf.explain_gramian(
+            net.samples if samples else net.tasks, net.params, net.batch, samples=samples
+        ).layers
         assert tuple(layer.name for layer in layers if layer.op == "?") == net.untapped
         assert {layer.name.split("[")[0] for layer in layers} == set(net.params)
 
@@ -98,7 +115,11 @@ def test_no_row_is_formed(monkeypatch):
         return answers
 
     monkeypatch.setattr(backward.Backward, "__call__", watched)
-    _, gramian = mf.task_gramian(lambda p, x: functional_call(net, p, x).square().mean(0), mf.parameters(net), torch.randn(6, 300, dtype=torch.float64))
+    _, gramian = mf.task_gramian(
+        lambda p, x: functional_call(net, p, x).square().mean(0),
+        mf.parameters(net),
+        torch.randn(6, 300, dtype=torch.float64),
+    )
     assert gramian.shape == (4, 4)
     assert asked
     assert (200, 300) not in asked
@@ -115,16 +136,30 @@ def _mlp_losses(params, batch, scale=1.0):
 
 
 def _task_measure(scale, engine):
-    return mf.task_gramian(lambda p, b: _mlp_losses(p, b, scale).mean(0), MLP.params, MLP.batch, engine=engine)[1].square().sum()
+    return (
+        mf.task_gramian(
+            lambda p, b: _mlp_losses(p, b, scale).mean(0), MLP.params, MLP.batch, engine=engine
+        )[1]
+        .square()
+        .sum()
+    )
 
 
 def _sample_measure(scale, engine):
-    return mf.sample_gramian(partial(_mlp_losses, scale=scale), MLP.params, MLP.batch, engine=engine)[1].square().sum()
+    return (
+        mf.sample_gramian(partial(_mlp_losses, scale=scale), MLP.params, MLP.batch, engine=engine)[
+            1
+        ]
+        .square()
+        .sum()
+    )
 
 
 # The hyper-parameter enters through losses_fn alone.
 @pytest.mark.parametrize("measure", [_task_measure, _sample_measure])
-@pytest.mark.parametrize("way", ["grad", "jvp", "vmap(grad)", "grad(vmap)", "second order", "autograd"])
+@pytest.mark.parametrize(
+    "way", ["grad", "jvp", "vmap(grad)", "grad(vmap)", "second order", "autograd"]
+)
 def test_hypergradients_equal_those_through_rows(measure, way):
     at = torch.tensor(1.3, dtype=torch.float64)
 
@@ -137,7 +172,11 @@ def test_hypergradients_equal_those_through_rows(measure, way):
         if way == "vmap(grad)":
             return vmap(grad(f))(torch.stack([at, at / 2]))
         if way == "grad(vmap)":
-            return grad(lambda s: vmap(lambda a: f(s * a))(torch.tensor([1.0, 2.0], dtype=torch.float64)).sum())(at)
+            return grad(
+                lambda s: vmap(lambda a: f(s * a))(
+                    torch.tensor([1.0, 2.0], dtype=torch.float64)
+                ).sum()
+            )(at)
         if way == "second order":
             return grad(grad(f))(at)
         leaf = at.clone().requires_grad_()
@@ -147,7 +186,9 @@ def test_hypergradients_equal_those_through_rows(measure, way):
     assert bool((derivative("layerwise") != 0).all())
 
 
-@pytest.mark.parametrize("name", ["mlp", "convolutions", "transformer", "recurrent_cell", "tied_embedding"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "convolutions", "transformer", "recurrent_cell", "tied_embedding"]
+)
 def test_vmapped_over_parameters_equals_loop(name):
     net = build(name)
     params = {key: torch.stack([leaf, 1.5 * leaf, leaf.cos()]) for key, leaf in net.params.items()}
@@ -171,7 +212,10 @@ def test_vmap_inside_losses_fn_is_seen_as_no_tap():
 
     layers = mf.explain_gramian(losses, net.params, net.batch, samples=True).layers
     assert all(layer.op == "?" for layer in layers)
-    got, expected = (mf.sample_gramian(losses, net.params, net.batch, engine=engine)[1] for engine in ("layerwise", "rows"))
+    got, expected = (
+        mf.sample_gramian(losses, net.params, net.batch, engine=engine)[1]
+        for engine in ("layerwise", "rows")
+    )
     agree(got, expected, 1e-12)
 
 
@@ -185,13 +229,27 @@ def test_autocast_accumulates_in_single_precision():
             out = functional_call(net, params, x)
         return out.float().square()
 
-    for measure, reduce in ((mf.task_gramian, lambda x: x.mean(0)), (mf.sample_gramian, lambda x: x)):
-        got = measure(lambda p, b, reduce=reduce: reduce(losses(p, b)), params, x, engine="layerwise")[1]
-        rows = measure(lambda p, b, reduce=reduce: reduce(losses(p, b)), params, x, engine="rows")[1]
-        exact = measure(lambda p, b, reduce=reduce: reduce(losses(p, b, half=False)), params, x, engine="rows")[1]
+    for measure, reduce in (
+        (mf.task_gramian, lambda x: x.mean(0)),
+        (mf.sample_gramian, lambda x: x),
+    ):
+        got = measure(
+            lambda p, b, reduce=reduce: reduce(losses(p, b)), params, x, engine="layerwise"
+        )[1]
+        rows = measure(lambda p, b, reduce=reduce: reduce(losses(p, b)), params, x, engine="rows")[
+            1
+        ]
+        exact = measure(
+            lambda p, b, reduce=reduce: reduce(losses(p, b, half=False)), params, x, engine="rows"
+        )[1]
         assert got.dtype == torch.float32
-        # Both see one forward in bfloat16; the products of the engine are not rounded to it once more.
-        assert float((got - exact).norm()) <= 1.05 * float((rows - exact).norm()) <= 0.05 * float(exact.norm())
+        # Both see one forward in bfloat16; the products of the engine are not rounded to it once
+        # more.
+        assert (
+            float((got - exact).norm())
+            <= 1.05 * float((rows - exact).norm())
+            <= 0.05 * float(exact.norm())
+        )
 
 
 @pytest.mark.parametrize("kind", ["layer", "batch"])
@@ -213,7 +271,11 @@ def test_hypergradients_through_norms_equal_differences(kind, engine, measure, c
 
         if measure == "sample":
             return mf.sample_gramian(samples, params, x, engine=engine)[1].square().sum()
-        return mf.task_gramian(lambda p, b: samples(p, b).mean(0), params, x, engine=engine)[1].square().sum()
+        return (
+            mf.task_gramian(lambda p, b: samples(p, b).mean(0), params, x, engine=engine)[1]
+            .square()
+            .sum()
+        )
 
     at = torch.tensor(1.3, dtype=torch.float64)
     expected = (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5
@@ -223,7 +285,12 @@ def test_hypergradients_through_norms_equal_differences(kind, engine, measure, c
     else:
         got = grad(squared)(at)
         torch.testing.assert_close(vmap(grad(squared))(at[None])[0], got, rtol=1e-9, atol=0)
-        torch.testing.assert_close(grad(lambda s: vmap(lambda a: squared(s * a))(torch.ones(2, dtype=s.dtype)).mean())(at), got, rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            grad(lambda s: vmap(lambda a: squared(s * a))(torch.ones(2, dtype=s.dtype)).mean())(at),
+            got,
+            rtol=1e-9,
+            atol=0,
+        )
         if kind == "layer":
             second = (grad(squared)(at + 1e-5) - grad(squared)(at - 1e-5)) / 2e-5
             torch.testing.assert_close(grad(grad(squared))(at), second, rtol=1e-6, atol=1e-6)
@@ -241,18 +308,31 @@ def test_dropout_is_that_of_the_one_forward():
         torch.manual_seed(3)
         return functional_call(net, params, x).square()
 
-    got, expected = (mf.sample_gramian(losses, mf.parameters(net), x, engine=engine)[1] for engine in ("layerwise", "rows"))
+    got, expected = (
+        mf.sample_gramian(losses, mf.parameters(net), x, engine=engine)[1]
+        for engine in ("layerwise", "rows")
+    )
     agree(got, expected, 1e-12)
 
 
 def _batch_norm():
-    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU(), nn.Linear(6, TASKS)).double()
+    net = nn.Sequential(
+        nn.Linear(4, 6),
+        nn.BatchNorm1d(6, track_running_stats=False),
+        nn.ReLU(),
+        nn.Linear(6, TASKS),
+    ).double()
     return net, mf.parameters(net), torch.randn(SAMPLES, 4, dtype=torch.float64)
 
 
 def test_train_mode_batch_norm_by_task():
     net, params, x = _batch_norm()
-    got, expected = (mf.task_gramian(lambda p, x: functional_call(net, p, x).square().mean(0), params, x, engine=engine)[1] for engine in ("layerwise", "rows"))
+    got, expected = (
+        mf.task_gramian(
+            lambda p, x: functional_call(net, p, x).square().mean(0), params, x, engine=engine
+        )[1]
+        for engine in ("layerwise", "rows")
+    )
     agree(got, expected, 1e-12)
 
 
@@ -273,12 +353,18 @@ def test_losses_that_mix_samples_are_refused():
     for losses in (_contrastive, _swapped):
         with pytest.raises(ValueError, match="samples mix"):
             mf.sample_gramian(losses, mlp.params, mlp.batch[0])
-        assert mf.sample_gramian(losses, mlp.params, mlp.batch[0], engine="rows")[1].isfinite().all()
+        assert (
+            mf.sample_gramian(losses, mlp.params, mlp.batch[0], engine="rows")[1].isfinite().all()
+        )
 
 
 def test_losses_that_mix_samples_are_nan_where_nothing_may_be_looked_at():
     net, params, x = _batch_norm()
-    together = vmap(lambda s: mf.sample_gramian(lambda p, x: functional_call(net, p, x * s).square(), params, x)[1])(torch.ones(2, dtype=torch.float64))
+    together = vmap(
+        lambda s: mf.sample_gramian(
+            lambda p, x: functional_call(net, p, x * s).square(), params, x
+        )[1]
+    )(torch.ones(2, dtype=torch.float64))
     assert together.isnan().all()
 
 
@@ -286,7 +372,9 @@ def test_deltas_at_rounding_level_are_no_sign_of_mixing():
     """The loss is constant, all its deltas are noise."""
     net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8, elementwise_affine=False))
     x = torch.randn(SAMPLES, 8)
-    _, gramian = mf.sample_gramian(lambda p, x: functional_call(net, p, x).square().mean(1), mf.parameters(net), x)
+    _, gramian = mf.sample_gramian(
+        lambda p, x: functional_call(net, p, x).square().mean(1), mf.parameters(net), x
+    )
     assert float(gramian.abs().amax()) < 1e-5
 
 
@@ -310,7 +398,9 @@ def test_checkpointing_is_refused_with_a_cure():
 
 
 def test_input_overwritten_after_the_call():
-    """What a layer read is gone: autograd refuses, and so does the engine, rather than use what is there now."""
+    """What a layer read is gone: autograd refuses, and so does the engine, rather than use what is
+    there now.
+    """
     weight = torch.randn(3, 4, dtype=torch.float64)
 
     def losses(params, x):
@@ -321,7 +411,9 @@ def test_input_overwritten_after_the_call():
 
     for engine in ("layerwise", "rows"):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            mf.task_gramian(losses, {"w": weight}, torch.randn(SAMPLES, 4, dtype=torch.float64), engine=engine)
+            mf.task_gramian(
+                losses, {"w": weight}, torch.randn(SAMPLES, 4, dtype=torch.float64), engine=engine
+            )
 
 
 def test_detached_copies_of_a_leaf_carry_no_gradient():
@@ -334,8 +426,16 @@ def test_detached_copies_of_a_leaf_carry_no_gradient():
         return (hidden + constant).square()
 
     x = torch.randn(SAMPLES, 4, dtype=torch.float64)
-    for measure, reduce in ((mf.task_gramian, lambda x: x.mean(0)), (mf.sample_gramian, lambda x: x)):
-        got, expected = (measure(lambda p, b, reduce=reduce: reduce(losses(p, b)), {"w": weight}, x, engine=engine)[1] for engine in ("layerwise", "rows"))
+    for measure, reduce in (
+        (mf.task_gramian, lambda x: x.mean(0)),
+        (mf.sample_gramian, lambda x: x),
+    ):
+        got, expected = (
+            measure(
+                lambda p, b, reduce=reduce: reduce(losses(p, b)), {"w": weight}, x, engine=engine
+            )[1]
+            for engine in ("layerwise", "rows")
+        )
         agree(got, expected, 1e-12)
 
 
@@ -344,12 +444,21 @@ def test_detached_copies_of_a_leaf_carry_no_gradient():
 
 def _decoders(form):
     torch.manual_seed(0)
-    trunk, heads = nn.Linear(6, 8), nn.ModuleList(nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 30)) for _ in range(4))
+    trunk, heads = (
+        nn.Linear(6, 8),
+        nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 30)) for _ in range(4)
+        ),
+    )
     net = nn.ModuleDict({"trunk": trunk, "heads": heads}).double()
     entered = [0] * 4
 
     def losses(params, x):
-        z = torch.tanh(functional_call(trunk, {name: params[f"trunk.{name}"] for name in ("weight", "bias")}, x))
+        z = torch.tanh(
+            functional_call(
+                trunk, {name: params[f"trunk.{name}"] for name in ("weight", "bias")}, x
+            )
+        )
         found = []
         for task, head in enumerate(heads):
             own = {name: params[f"heads.{task}.{name}"] for name, _ in head.named_parameters()}
@@ -375,7 +484,11 @@ def test_every_head_is_entered_once_for_the_rows(form, engine, monkeypatch):
 
 def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatch):
     losses, params, x, entered = _decoders("stacked")
-    monkeypatch.setattr(gradients, "worth_watching", lambda params, names: "trunk.weight" not in names or len(names) > 2)
+    monkeypatch.setattr(
+        gradients,
+        "worth_watching",
+        lambda params, names: "trunk.weight" not in names or len(names) > 2,
+    )
     monkeypatch.setattr(gradients, "Tapped", None)
     monkeypatch.setattr(layerwise.graph, "OVERHEAD", 10.0)
     entered[:] = [0] * 4
@@ -391,13 +504,17 @@ def test_a_step_gives_the_same_gradient_by_every_engine(form, heads, monkeypatch
     losses, params, x, entered = _decoders(form)
     answers = []
     for engine in ("rows", "auto", "layerwise"):
-        balance = mf.balance(losses, mf.cagrad(0.4), mf.jacobian("trunk.*", heads=heads, engine=engine))
+        balance = mf.balance(
+            losses, mf.cagrad(0.4), mf.jacobian("trunk.*", heads=heads, engine=engine)
+        )
         state = balance.init(params, x, key=0)
         entered[:] = [0] * 4
         grads, _, info = balance.update(params, x, state)
         answers.append((grads, info))
         if engine != "rows":
-            assert max(entered) <= 2  # once for the rows and the heads' own gradient, once for the combination where rows were not kept
+            # once for the rows and the heads' own gradient, once for the combination where rows
+            # were not kept
+            assert max(entered) <= 2
     for grads, info in answers[1:]:
         torch.testing.assert_close(info.gramian, answers[0][1].gramian, rtol=1e-11, atol=1e-16)
         for name, value in grads.items():
@@ -411,7 +528,9 @@ def test_probe_by_layers_equals_probe_by_rows(name, measure, mix):
     net = build(name)
     answers = []
     for engine in ("rows", "layerwise"):
-        step = mf.balance(net.tasks, mf.mgda(), mf.jacobian(measure=measure, mix=mix, engine=engine))
+        step = mf.balance(
+            net.tasks, mf.mgda(), mf.jacobian(measure=measure, mix=mix, engine=engine)
+        )
         grads, _, info = step.update(net.params, net.batch, step.init(net.params, net.batch, key=5))
         answers.append((grads, info))
     (expected, before), (got, after) = answers
@@ -430,8 +549,19 @@ def test_unbatched_operations_are_looped_without_a_warning():
     x = torch.randn(SAMPLES, 3, 4, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, got = mf.task_gramian(lambda p, x: functional_call(net, p, x)[0].square().mean((0, 1)), mf.parameters(net), x, engine="layerwise")
-    expected = mf.task_gramian(lambda p, x: functional_call(net, p, x)[0].square().mean((0, 1)), mf.parameters(net), x, engine="rows", chunk_size=1)[1]
+        _, got = mf.task_gramian(
+            lambda p, x: functional_call(net, p, x)[0].square().mean((0, 1)),
+            mf.parameters(net),
+            x,
+            engine="layerwise",
+        )
+    expected = mf.task_gramian(
+        lambda p, x: functional_call(net, p, x)[0].square().mean((0, 1)),
+        mf.parameters(net),
+        x,
+        engine="rows",
+        chunk_size=1,
+    )[1]
     agree(got, expected, 1e-12)
 
 
@@ -443,13 +573,19 @@ def test_watching_is_left_out_for_few_parameters(monkeypatch):
 
 def test_explanation_is_a_table_with_every_leaf():
     net = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 40))
-    table = mf.explain_gramian(lambda p, x: functional_call(net, p, x).square().mean(0), mf.parameters(net), torch.randn(16, 200))
+    table = mf.explain_gramian(
+        lambda p, x: functional_call(net, p, x).square().mean(0),
+        mf.parameters(net),
+        torch.randn(16, 200),
+    )
     assert table.rows == 40
     assert [layer.form for layer in table.layers] == ["kernel", "rows", "kernel", "rows"]
     assert all(f"\n{layer.name} " in str(table) for layer in table.layers)
     chosen = table.layers[0]
     # (XXᵀ: 16²·200) + (KΔ: 40·16²·300) + (⟨Δ, KΔ⟩: 40²·16·300) multiplications, two operations each
-    assert chosen.gflop["kernel"] == pytest.approx(2e-9 * (16**2 * 200 + 40 * 16**2 * 300 + 40**2 * 16 * 300))
+    assert chosen.gflop["kernel"] == pytest.approx(
+        2e-9 * (16**2 * 200 + 40 * 16**2 * 300 + 40**2 * 16 * 300)
+    )
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
@@ -468,7 +604,9 @@ def test_sample_noise_is_that_of_the_sample_gradients(tasks):
         torch.testing.assert_close(got.ratio[task], signal / noise, rtol=1e-9, atol=1e-12)
         for other in range(tasks):
             pairs = [(b, c) for b in range(SAMPLES) for c in range(SAMPLES) if b != c]
-            share = sum(float(matrix[b, task] @ matrix[c, other]) < 0 for b, c in pairs) / len(pairs)
+            share = sum(float(matrix[b, task] @ matrix[c, other]) < 0 for b, c in pairs) / len(
+                pairs
+            )
             assert float(got.conflicts[task, other]) == pytest.approx(share)
 
 
@@ -485,7 +623,9 @@ def test_long_leaves_are_summed_without_losing_digits(tasks, engine):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         rows = torch.rand(tasks, 2_000_003 // tasks)
-    _, gramian = mf.task_gramian(lambda p, b: F.linear(p["w"], b), {"w": torch.zeros(rows.shape[1])}, rows, engine=engine)
+    _, gramian = mf.task_gramian(
+        lambda p, b: F.linear(p["w"], b), {"w": torch.zeros(rows.shape[1])}, rows, engine=engine
+    )
     agree(gramian.double(), rows.double() @ rows.double().mT, 2e-6)
 
 
@@ -508,7 +648,9 @@ OVER_CHANNELS = ("conv", "transposed conv", "group norm", "batch norm")
 
 
 class Drawn(nn.Module):
-    """Layers drawn by name on [sample, position, channel]; "tied" calls the last linear layer that fits again."""
+    """Layers drawn by name on [sample, position, channel]; "tied" calls the last linear layer that
+    fits again.
+    """
 
     def __init__(self, names):
         super().__init__()
@@ -516,7 +658,14 @@ class Drawn(nn.Module):
         for name in names:
             if name == "tied":
                 self.layers.append(
-                    next((x for x in reversed(self.layers) if isinstance(x, nn.Linear) and x.in_features == x.out_features == width), nn.Identity())
+                    next(
+                        (
+                            x
+                            for x in reversed(self.layers)
+                            if isinstance(x, nn.Linear) and x.in_features == x.out_features == width
+                        ),
+                        nn.Identity(),
+                    )
                 )
                 continue
             layer = LAYERS[name](width)
@@ -530,7 +679,12 @@ class Drawn(nn.Module):
         return self.last(torch.tanh(x)).square().mean(1)
 
 
-@given(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=6), st.integers(1, 4), st.integers(0, 2**31), st.booleans())
+@given(
+    st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.integers(0, 2**31),
+    st.booleans(),
+)
 def test_random_architectures(names, positions, seed, stacked):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -545,13 +699,24 @@ def test_random_architectures(names, positions, seed, stacked):
         out = samples(p, x).mean(0)
         return torch.stack(list(out)) if stacked else out
 
-    agree(mf.task_gramian(tasks, params, x, engine="layerwise")[1], mf.task_gramian(tasks, params, x, engine="rows")[1], 1e-12)
-    agree(mf.sample_gramian(samples, params, x, engine="layerwise")[1], mf.sample_gramian(samples, params, x, engine="rows")[1], 1e-12)
+    agree(
+        mf.task_gramian(tasks, params, x, engine="layerwise")[1],
+        mf.task_gramian(tasks, params, x, engine="rows")[1],
+        1e-12,
+    )
+    agree(
+        mf.sample_gramian(samples, params, x, engine="layerwise")[1],
+        mf.sample_gramian(samples, params, x, engine="rows")[1],
+        1e-12,
+    )
 
 
 # What a hostile reading found.
 
-X, W = (torch.linspace(-1.5, 2, n, dtype=torch.float64).sin().reshape(shape) for n, shape in ((30, (5, 6)), (36, (6, 6))))
+X, W = (
+    torch.linspace(-1.5, 2, n, dtype=torch.float64).sin().reshape(shape)
+    for n, shape in ((30, (5, 6)), (36, (6, 6)))
+)
 
 
 def literal(losses_fn, leaves):
@@ -559,22 +724,34 @@ def literal(losses_fn, leaves):
     losses = losses_fn(leaf).flatten()
     rows = []
     for loss in losses:
-        grads = torch.autograd.grad(loss, list(leaf.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(
+            loss, list(leaf.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         rows.append(torch.cat([g.flatten() for g in grads]))
     matrix = torch.stack(rows)
     return matrix @ matrix.mT
 
 
 TWICE_IN_ONE_CALL = {
-    "linear(W, W)": lambda p: F.linear(X, p["w"]).tanh().mean(0)[:3] + (F.linear(p["w"], p["w"])).square().sum(),
+    "linear(W, W)": lambda p: (
+        F.linear(X, p["w"]).tanh().mean(0)[:3] + (F.linear(p["w"], p["w"])).square().sum()
+    ),
     "linear of two cuts": lambda p: F.linear(*p["w"].chunk(2)).sin().mean(0),
     "linear(W.T, W)": lambda p: F.linear(p["w"].T, p["w"]).square().mean(0)[:3],
     "addmm(W, x, W)": lambda p: torch.addmm(p["w"][:5], X, p["w"]).square().mean(0)[:3],
     "addmm(W, W, W)": lambda p: torch.addmm(p["w"], p["w"], p["w"]).square().mean(0)[:3],
-    "einsum with a broadcast letter": lambda p: torch.einsum("bi,oi->bo", X[:, :1], p["w"]).square().mean(0)[:3],
-    "einsum with a letter of length one in W": lambda p: torch.einsum("bi,oi->bo", X, p["w"][:, :1] * 1 + 0 * p["w"][:, :1]).square().mean(0)[:3],
+    "einsum with a broadcast letter": lambda p: (
+        torch.einsum("bi,oi->bo", X[:, :1], p["w"]).square().mean(0)[:3]
+    ),
+    "einsum with a letter of length one in W": lambda p: (
+        torch.einsum("bi,oi->bo", X, p["w"][:, :1] * 1 + 0 * p["w"][:, :1]).square().mean(0)[:3]
+    ),
     "cdist": lambda p: torch.cdist(F.linear(X, p["w"]), X).mean(1)[:3],
-    "keyword spellings": lambda p: (torch.mm(X, mat2=p["w"].transpose(dim0=0, dim1=1)) @ p["w"].chunk(chunks=2)[0].mT).square().mean(0)[:3],
+    "keyword spellings": lambda p: (
+        (torch.mm(X, mat2=p["w"].transpose(dim0=0, dim1=1)) @ p["w"].chunk(chunks=2)[0].mT)
+        .square()
+        .mean(0)[:3]
+    ),
     "hook on the leaf's transpose": lambda p: (X @ _hooked(p["w"].T)).square().mean(0)[:3],
 }
 
@@ -590,7 +767,13 @@ def test_task_gramian_of_awkward_calls(name, engine):
     f = TWICE_IN_ONE_CALL[name]
     got = mf.task_gramian(lambda p, b: f(p), {"w": W}, None, engine=engine)[1]
     agree(got, literal(f, {"w": W}), 1e-12)
-    agree(vmap(lambda s: mf.task_gramian(lambda p, b: f(p), {"w": W * s}, None, engine=engine)[1])(torch.ones(2, dtype=W.dtype))[1], got, 1e-11)
+    agree(
+        vmap(lambda s: mf.task_gramian(lambda p, b: f(p), {"w": W * s}, None, engine=engine)[1])(
+            torch.ones(2, dtype=W.dtype)
+        )[1],
+        got,
+        1e-11,
+    )
 
 
 @pytest.mark.parametrize("engine", ["rows", "layerwise"])
@@ -600,15 +783,34 @@ def test_one_task_is_one_single_pass(engine):
     def losses(p):
         return torch.cdist(F.linear(X, p["w"]), X).mean()[None]
 
-    agree(mf.task_gramian(lambda p, b: losses(p), {"w": W}, None, engine=engine)[1], literal(losses, {"w": W}), 1e-12)
+    agree(
+        mf.task_gramian(lambda p, b: losses(p), {"w": W}, None, engine=engine)[1],
+        literal(losses, {"w": W}),
+        1e-12,
+    )
 
 
 AWKWARD_SAMPLES = {
-    "bias of length one": (lambda p: F.linear(X, p["w"], p["b"][:1] * 1).square().mean(1), {"w": W, "b": W[0]}),
-    "bias that is no vector": (lambda p: F.linear(X, p["w"], p["b"]).square().mean(1), {"w": W, "b": X}),
-    "bias of one number": (lambda p: F.linear(X, p["w"], p["b"]).square().mean(1), {"w": W, "b": W[0, :1]}),
-    "scale of one number": (lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1), {"w": W, "s": W[0, 0]}),
-    "spectral scale": (lambda p: torch.fft.irfft(torch.fft.rfft(X) * p["b"], n=6).square().mean(1), {"b": W[0, :4]}),
+    "bias of length one": (
+        lambda p: F.linear(X, p["w"], p["b"][:1] * 1).square().mean(1),
+        {"w": W, "b": W[0]},
+    ),
+    "bias that is no vector": (
+        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
+        {"w": W, "b": X},
+    ),
+    "bias of one number": (
+        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
+        {"w": W, "b": W[0, :1]},
+    ),
+    "scale of one number": (
+        lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1),
+        {"w": W, "s": W[0, 0]},
+    ),
+    "spectral scale": (
+        lambda p: torch.fft.irfft(torch.fft.rfft(X) * p["b"], n=6).square().mean(1),
+        {"b": W[0, :4]},
+    ),
     "cdist": (lambda p: torch.cdist(F.linear(X, p["w"]), X[:3]).mean(1), {"w": W}),
 }
 
@@ -624,8 +826,14 @@ def test_shifted_losses_are_refused(shift):
     x = torch.arange(122 * 4, dtype=torch.float32).cos().reshape(122, 4)
     weight = torch.arange(12, dtype=torch.float32).sin().reshape(3, 4)
     with pytest.raises(ValueError, match="samples mix"):
-        mf.sample_gramian(lambda p, x: F.linear(x, p["w"]).square().sum(1).roll(shift), {"w": weight}, x)
-    assert mf.sample_gramian(lambda p, x: F.linear(x, p["w"]).square().sum(1), {"w": weight}, x)[1].isfinite().all()
+        mf.sample_gramian(
+            lambda p, x: F.linear(x, p["w"]).square().sum(1).roll(shift), {"w": weight}, x
+        )
+    assert (
+        mf.sample_gramian(lambda p, x: F.linear(x, p["w"]).square().sum(1), {"w": weight}, x)[1]
+        .isfinite()
+        .all()
+    )
 
 
 def test_one_light_sample_that_mixes_into_another_is_refused():
@@ -640,7 +848,11 @@ def test_one_light_sample_that_mixes_into_another_is_refused():
         mf.sample_gramian(losses, {"w": weight}, x)
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6).eval()], ids=lambda norm: type(norm).__name__)
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6).eval()],
+    ids=lambda norm: type(norm).__name__,
+)
 def test_autocast_with_norms(norm):
     net = nn.Sequential(nn.Linear(4, 6), norm, nn.ReLU(), nn.Linear(6, 3))
     x = torch.arange(20.0).cos().reshape(5, 4)
@@ -663,7 +875,15 @@ def test_second_hypergradient_through_a_closure_and_a_layer_norm():
     net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)).double()
 
     def squared(scale):
-        return mf.task_gramian(lambda p, b: functional_call(net, p, X * scale).square().mean(0), mf.parameters(net), None)[1].square().sum()
+        return (
+            mf.task_gramian(
+                lambda p, b: functional_call(net, p, X * scale).square().mean(0),
+                mf.parameters(net),
+                None,
+            )[1]
+            .square()
+            .sum()
+        )
 
     def first(scale):
         scale = scale.detach().requires_grad_()
@@ -672,7 +892,9 @@ def test_second_hypergradient_through_a_closure_and_a_layer_norm():
     at = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(squared(at), at, create_graph=True)
     (second,) = torch.autograd.grad(slope, at)
-    torch.testing.assert_close(second, (first(at + 1e-5) - first(at - 1e-5)) / 2e-5, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        second, (first(at + 1e-5) - first(at - 1e-5)) / 2e-5, rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("engine", ["rows", "layerwise"])

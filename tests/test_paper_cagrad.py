@@ -1,4 +1,6 @@
-"""CAGrad's reproductions against computations that share no code with them: plain formulas, scipy, literal loops."""
+"""CAGrad's reproductions against computations that share no code with them: plain formulas, scipy,
+literal loops.
+"""
 
 import math
 from typing import Any
@@ -11,8 +13,10 @@ from torch import Tensor
 
 import mtlfunc as mf
 from experiments.benchmarks import toy as benchmark
-from paper_repro import cagrad_fast, cagrad_theory, cagrad_toy
-from paper_repro._findings import Claim, Figure, Finding, Settings
+from paper_repro.cagrad import fast as cagrad_fast
+from paper_repro.cagrad import theory as cagrad_theory
+from paper_repro.cagrad import toy as cagrad_toy
+from paper_repro.report.findings import Claim, Figure, Finding, Settings
 
 TINY = Settings(seeds=2, shrink=0.0006)
 
@@ -31,7 +35,14 @@ def plain_rows(x: np.ndarray, sign: float) -> np.ndarray:
     """Central differences of the plain formula."""
     h = 1e-6
     return np.array(
-        [(np.array(plain_losses(x[0] + e[0], x[1] + e[1], sign)) - np.array(plain_losses(x[0] - e[0], x[1] - e[1], sign))) / (2 * h) for e in h * np.eye(2)]
+        [
+            (
+                np.array(plain_losses(x[0] + e[0], x[1] + e[1], sign))
+                - np.array(plain_losses(x[0] - e[0], x[1] - e[1], sign))
+            )
+            / (2 * h)
+            for e in h * np.eye(2)
+        ]
     ).T
 
 
@@ -39,17 +50,27 @@ def plain_rows(x: np.ndarray, sign: float) -> np.ndarray:
 def test_losses_are_the_plain_formula(sign: float) -> None:
     points = [*cagrad_toy.STARTS, (-5.0, 2.14), (5.03, 0.3), (3.0, -8.4), (0.1, -0.2)]
     found = cagrad_toy.at(torch.tensor(points, dtype=torch.float64), sign)
-    np.testing.assert_allclose(found, [plain_losses(*point, sign) for point in points], rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(
+        found, [plain_losses(*point, sign) for point in points], rtol=1e-13, atol=1e-13
+    )
 
 
 def test_the_signs_differ_above_the_axis_only() -> None:
-    above, below = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.tensor([3.0, -4.0], dtype=torch.float64)
+    above, below = (
+        torch.tensor([3.0, 4.0], dtype=torch.float64),
+        torch.tensor([3.0, -4.0], dtype=torch.float64),
+    )
     assert not torch.equal(cagrad_toy.at(above, 1.0), cagrad_toy.at(above, -1.0))
     assert torch.equal(cagrad_toy.at(below, 1.0), cagrad_toy.at(below, -1.0))
 
 
 def test_minimum_of_the_mean_by_scipy() -> None:
-    found: Any = minimize(lambda x: sum(plain_losses(x[0], x[1], 1.0)) / 2, [2.0, -6.0], method="BFGS", options={"gtol": 1e-9})
+    found: Any = minimize(
+        lambda x: sum(plain_losses(x[0], x[1], 1.0)) / 2,
+        [2.0, -6.0],
+        method="BFGS",
+        options={"gtol": 1e-9},
+    )
     where, value = cagrad_toy.minimum_of_mean()
     assert value == pytest.approx(found.fun, abs=1e-9)
     np.testing.assert_allclose(where, found.x, atol=1e-4)
@@ -66,12 +87,18 @@ def test_pareto_set_has_opposed_gradients() -> None:
 @pytest.mark.parametrize(("slope", "moves"), [(cagrad_toy.ramp, True), (torch.relu, False)])
 def test_the_kink_decides_whether_the_origin_moves(slope: Any, moves: bool) -> None:
     zero = torch.zeros(2, dtype=torch.float64)
-    rows = mf.task_gradients(lambda params, sign: cagrad_toy.losses(params, sign, slope), {"x": zero}, torch.tensor(1.0))[1]["x"]
+    rows = mf.task_gradients(
+        lambda params, sign: cagrad_toy.losses(params, sign, slope), {"x": zero}, torch.tensor(1.0)
+    )[1]["x"]
     assert bool(rows.abs().sum() > 0) == moves
 
 
 def min_norm(g1: Tensor, g2: Tensor) -> Tensor:
-    x = float(((g2 - g1) @ g2 / (g1 - g2).square().sum()).clamp(0, 1)) if not torch.equal(g1, g2) else 0.5
+    x = (
+        float(((g2 - g1) @ g2 / (g1 - g2).square().sum()).clamp(0, 1))
+        if not torch.equal(g1, g2)
+        else 0.5
+    )
     return x * g1 + (1 - x) * g2
 
 
@@ -83,7 +110,9 @@ def projected(g1: Tensor, g2: Tensor) -> Tensor:
 def conflict_averse(g1: Tensor, g2: Tensor, c: float) -> Tensor:
     """The dual by a bounded search of the first weight."""
     g0 = (g1 + g2) / 2
-    dual = lambda x: float((x * g1 + (1 - x) * g2) @ g0 + c * g0.norm() * (x * g1 + (1 - x) * g2).norm())  # noqa: E731
+    dual = lambda x: float(  # noqa: E731
+        (x * g1 + (1 - x) * g2) @ g0 + c * g0.norm() * (x * g1 + (1 - x) * g2).norm()
+    )
     found: Any = minimize_scalar(dual, bounds=(0, 1), method="bounded", options={"xatol": 1e-12})
     x = min((found.x, 0.0, 1.0), key=dual)
     w = x * g1 + (1 - x) * g2
@@ -103,7 +132,9 @@ LITERAL = {
 def test_first_steps_are_those_of_a_literal_loop(name: str, sign: float) -> None:
     """One start at a time, one autograd call a task, torch's own Adam."""
     steps = 30
-    run = cagrad_toy.trajectories(name, torch.zeros(0, 2, dtype=torch.float64), steps, compiled=False)
+    run = cagrad_toy.trajectories(
+        name, torch.zeros(0, 2, dtype=torch.float64), steps, compiled=False
+    )
     for start in cagrad_toy.STARTS:
         if start == (0.0, 0.0):  # equal lengths and a symmetric pair: the weights are not unique
             continue
@@ -131,25 +162,43 @@ def test_epsilons_are_those_of_the_official_search(c: float) -> None:
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
         rows = torch.randn(2, 2, generator=generator, dtype=torch.float64)
-        found = mf.weights(cagrad_toy.with_epsilons(torch.tensor(c, dtype=torch.float64)), rows @ rows.mT) @ rows
-        torch.testing.assert_close(found, benchmark.script_cagrad(rows, c), rtol=2e-3, atol=1e-4)  # the search stops at 1e-5 of the weight
+        found = (
+            mf.weights(
+                cagrad_toy.with_epsilons(torch.tensor(c, dtype=torch.float64)), rows @ rows.mT
+            )
+            @ rows
+        )
+        # the search stops at 1e-5 of the weight
+        torch.testing.assert_close(found, benchmark.script_cagrad(rows, c), rtol=2e-3, atol=1e-4)
 
 
 def test_epsilons_allow_equal_gradients() -> None:
     rows = torch.tensor([[0.0, 2.0], [0.0, 2.0]], dtype=torch.float64)
-    found = mf.weights(cagrad_toy.with_epsilons(torch.tensor(1.0, dtype=torch.float64)), rows @ rows.mT) @ rows
+    found = (
+        mf.weights(cagrad_toy.with_epsilons(torch.tensor(1.0, dtype=torch.float64)), rows @ rows.mT)
+        @ rows
+    )
     torch.testing.assert_close(found, rows[0], rtol=1e-3, atol=1e-3)
 
 
 def test_the_transcribed_script_takes_the_same_first_steps() -> None:
     points = benchmark.script_run("GD", (9.0, 9.0), 20)
     run = cagrad_toy.trajectories("GD", torch.zeros(0, 2, dtype=torch.float64), 20, compiled=False)
-    torch.testing.assert_close(points[-1].double(), run.watched[20, run.lanes.find((9.0, 9.0), 0.0)], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        points[-1].double(), run.watched[20, run.lanes.find((9.0, 9.0), 0.0)], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_contact_and_way_along_the_set() -> None:
     front = cagrad_toy.pareto_set()
-    points = torch.tensor([[[8.0, -8.0]], [[8.0, front[-1, 1]]], [[7.0, front[-1, 1]]], [[4.0, np.interp(4.0, *front.T)]]])
+    points = torch.tensor(
+        [
+            [[8.0, -8.0]],
+            [[8.0, front[-1, 1]]],
+            [[7.0, front[-1, 1]]],
+            [[4.0, np.interp(4.0, *front.T)]],
+        ]
+    )
     assert cagrad_toy.contact(points).tolist() == [2]
     np.testing.assert_allclose(cagrad_toy.off_the_set(points)[1], [1.0], atol=1e-3)
 
@@ -161,7 +210,20 @@ def collected(module: Any) -> tuple[dict[str, Claim], list[Finding]]:
 
 def test_a_short_toy_decides_nothing_that_needs_the_whole() -> None:
     claims, found = collected(cagrad_toy)
-    assert set(claims) == {"CA-04", "CA-06", "CA-08", "CA-14", "CA-24", "CA-25", "CA-26", "CA-27", "CA-28", "X-01", "X-02", "X-05"}
+    assert set(claims) == {
+        "CA-04",
+        "CA-06",
+        "CA-08",
+        "CA-14",
+        "CA-24",
+        "CA-25",
+        "CA-26",
+        "CA-27",
+        "CA-28",
+        "X-01",
+        "X-02",
+        "X-05",
+    }
     assert claims["CA-08"].verdict == "does not hold"
     for name, claim in claims.items():
         assert name == "CA-08" or claim.verdict == "inconclusive"
@@ -180,7 +242,10 @@ def test_a_short_toy_decides_nothing_that_needs_the_whole() -> None:
 
 def test_what_is_exact_in_the_theory_holds_at_any_budget() -> None:
     claims, _ = collected(cagrad_theory)
-    assert set(claims) == {"X-04", *(f"CA-{n:02}" for n in (2, 3, 5, 9, 10, 11, 12, 13, 15, 16, 18, 19, 20, 21, 29))}
+    assert set(claims) == {
+        "X-04",
+        *(f"CA-{n:02}" for n in (2, 3, 5, 9, 10, 11, 12, 13, 15, 16, 18, 19, 20, 21, 29)),
+    }
     verdicts = {name: claim.verdict for name, claim in claims.items()}
     for name in ("CA-10", "CA-16", "CA-11", "CA-18", "CA-20", "CA-29", "X-04"):
         assert verdicts[name] == "holds", name
@@ -197,7 +262,8 @@ def test_the_fast_variant_keeps_the_ball_at_any_budget() -> None:
 
 
 def test_threshold_of_two_opposed_gradients_is_one() -> None:
-    g = torch.tensor([[[1.0, -2.0], [-2.0, 4.0]]], dtype=torch.float64)  # (1, 0) and (-2, 0): no task may fall, so v = 0
+    # (1, 0) and (-2, 0): no task may fall, so v = 0
+    g = torch.tensor([[[1.0, -2.0], [-2.0, 4.0]]], dtype=torch.float64)
     c, v = cagrad_theory.threshold(g)
     assert float(c) == pytest.approx(1)
     assert float(cagrad_theory.length(g, v)) == pytest.approx(0, abs=1e-9)
@@ -206,7 +272,9 @@ def test_threshold_of_two_opposed_gradients_is_one() -> None:
 @pytest.mark.parametrize("tasks", [3, 50])
 def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
     """Its descent written out with autograd and torch's own SGD."""
-    rows = torch.randn(tasks, 60, generator=torch.Generator().manual_seed(tasks), dtype=torch.float64)
+    rows = torch.randn(
+        tasks, 60, generator=torch.Generator().manual_seed(tasks), dtype=torch.float64
+    )
     g = rows @ rows.mT
     scaled = g / (g.diagonal() + 1e-4).sqrt().mean().square()
     a = torch.zeros(tasks, dtype=torch.float64, requires_grad=True)
@@ -222,7 +290,9 @@ def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
         optimizer.step()
     w = min(tried, key=lambda pair: pair[0])[1]
     expected = 1 / tasks + radius / ((w @ scaled @ w + 1e-4).sqrt() + 1e-4) * w
-    torch.testing.assert_close(cagrad_fast.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        cagrad_fast.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_slsqp_finds_the_exact_dual_value() -> None:
@@ -231,7 +301,9 @@ def test_slsqp_finds_the_exact_dual_value() -> None:
     w = cagrad_fast.slsqp_weights(g, 0.5) - 1 / 6
     w = w / w.sum()
     value = w @ g.mean(1) + 0.5 * g.mean().sqrt() * (w @ g @ w).sqrt()
-    assert float(value) == pytest.approx(float(cagrad_theory.cagrad(g[None], 0.5).value[0]), rel=1e-5)
+    assert float(value) == pytest.approx(
+        float(cagrad_theory.cagrad(g[None], 0.5).value[0]), rel=1e-5
+    )
 
 
 def test_sum_of_squares_against_a_literal_loop() -> None:
@@ -239,16 +311,27 @@ def test_sum_of_squares_against_a_literal_loop() -> None:
     c, steps = 0.5, 15
     found = cagrad_theory.descend(problem, (0.2, c), steps, "test")[1]
     for i in range(2):
-        matrix, middle, x = problem.matrix[i].numpy(), problem.middle[i].numpy(), problem.start[i].numpy()
+        matrix, middle, x = (
+            problem.matrix[i].numpy(),
+            problem.middle[i].numpy(),
+            problem.start[i].numpy(),
+        )
         eta = 0.9 / max(np.linalg.eigvalsh(m).max() for m in matrix)
-        total, mean = 0.0, lambda x, a=matrix, m=middle: np.mean([0.5 * (x - mt) @ at @ (x - mt) for at, mt in zip(a, m, strict=True)])
+        total, mean = (
+            0.0,
+            lambda x, a=matrix, m=middle: np.mean(
+                [0.5 * (x - mt) @ at @ (x - mt) for at, mt in zip(a, m, strict=True)]
+            ),
+        )
         first = mean(x)
         for _ in range(steps):
             rows = np.einsum("tij,tj->ti", matrix, x - middle)
             total += np.square(rows.mean(0)).sum()
             x = x - eta * mf.aggregate(mf.cagrad(c), torch.tensor(rows)).numpy()
         least = mean(np.linalg.solve(matrix.mean(0), np.einsum("tij,tj->i", matrix, middle) / 3))
-        assert float(found.ratio[i]) == pytest.approx(total * eta * (1 - c * c) / (2 * (first - least)), rel=1e-6)
+        assert float(found.ratio[i]) == pytest.approx(
+            total * eta * (1 - c * c) / (2 * (first - least)), rel=1e-6
+        )
 
 
 def test_all_rows_are_the_full_method() -> None:

@@ -1,4 +1,6 @@
-"""GradNorm's reproductions beside its main one: exact findings, what the programs train, and how numbers are read off the curves."""
+"""GradNorm's reproductions beside its main one: exact findings, what the programs train, and how
+numbers are read off the curves.
+"""
 
 from typing import Any
 
@@ -8,8 +10,8 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro import gradnorm_rates as rates
-from paper_repro._findings import Claim, Figure, Settings
+from paper_repro.gradnorm import rates
+from paper_repro.report.findings import Claim, Figure, Settings
 
 TINY = Settings(seeds=2, shrink=0.004)
 SMALL = rates.Size(8, 10, 6, 3, (1e-3, 1e-2), (1e-3, 1e-2))
@@ -18,7 +20,10 @@ SMALL = rates.Size(8, 10, 6, 3, (1e-3, 1e-2), (1e-3, 1e-2))
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     mpl.use("Agg")
-    return {finding.id if isinstance(finding, Claim) else finding.name: finding for finding in rates.run(TINY)}
+    return {
+        finding.id if isinstance(finding, Claim) else finding.name: finding
+        for finding in rates.run(TINY)
+    }
 
 
 def test_rows_that_are_judged(found):
@@ -33,21 +38,29 @@ def test_findings_are_complete(found):
             assert all(axis.get_xlabel() for axis in finding.canvas.axes)
         else:
             assert finding.where
-            assert all(isinstance(value, int | float) for value in finding.measured.values()), finding.id
+            assert all(isinstance(value, int | float) for value in finding.measured.values()), (
+                finding.id
+            )
 
 
 def test_what_is_exact_at_any_budget(found):
     for identifier in ("GN-03", "GN-08", "GN-09", "GN-10", "GN-14", "GN-18"):
         assert found[identifier].verdict == "holds", identifier
     targets = found["GN-10"].measured
-    assert targets["largest Σ targets/(T·Ḡ), 0 < α < 1"] < 1 < targets["smallest Σ targets/(T·Ḡ), α = 2"]
+    assert (
+        targets["largest Σ targets/(T·Ḡ), 0 < α < 1"]
+        < 1
+        < targets["smallest Σ targets/(T·Ḡ), α = 2"]
+    )
     assert targets["the same with normalised targets, largest"] < 1e-12
     assert found["GN-25"].measured["runs of a full grid of 5 ratios, T = 10"] == 5**9
 
 
 def test_the_target_check_sees_another_rule(monkeypatch):
     right = mf.gradnorm
-    monkeypatch.setattr(mf, "gradnorm", lambda alpha, *args, **options: right(alpha + 0.1, *args, **options))
+    monkeypatch.setattr(
+        mf, "gradnorm", lambda alpha, *args, **options: right(alpha + 0.1, *args, **options)
+    )
     frozen = {name: np.ones((4, 3)) for name in ("GradNorm", "normalised")}
     lanes = [rates.Lane(rates.STRONG, 1e-3)]
     ones = np.ones((2, 1, 3, 2))
@@ -63,27 +76,41 @@ def test_normalised_targets_settle_and_plain_ones_do_not():
     relative = 10 ** (2 * u[1] - 1)
     relative = relative / relative.mean(1, keepdim=True)
     bound = (5 - relative.sqrt().sum(1)).abs().numpy()
-    assert (plain >= bound - 1e-9).all()  # whatever the weights, the distances cannot add up to less
+    # whatever the weights, the distances cannot add up to less
+    assert (plain >= bound - 1e-9).all()
     assert np.median(bound) > 0.1
 
 
 @pytest.mark.parametrize("method", ["weighted", "gradnorm", "normalised"])
 def test_lanes_are_the_runs_they_stand_for(method):
     """One lane of one seed against the same run put together by itself."""
-    lanes = [rates.Lane("a", 1e-3), rates.Lane("b", 1e-2, 0.7, (1.0, 0.5), (1.0, 3.0), (1.0, 2.0), (0.0, 0.3))]
+    lanes = [
+        rates.Lane("a", 1e-3),
+        rates.Lane("b", 1e-2, 0.7, (1.0, 0.5), (1.0, 3.0), (1.0, 2.0), (0.0, 0.3)),
+    ]
     trace = rates.train(method, lanes, SMALL, Settings(), "test")
     lane, seed = lanes[1], 2
     root = torch.tensor(seed)
     fold = mf.random.fold_in
     maps = rates.linear_maps(fold(root, 1), rates.Problem())
-    scale, sharp, deviation = (torch.tensor(part)[:, None, None] for part in (lane.scales, lane.sharpness, lane.noise))
+    scale, sharp, deviation = (
+        torch.tensor(part)[:, None, None] for part in (lane.scales, lane.sharpness, lane.noise)
+    )
 
-    def batch(stream: int, number: int, size: int, *, noisy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        stream: int, number: int, size: int, *, noisy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         x = mf.random.normal(fold(fold(root, stream), number), (size, rates.INPUTS))
         y = scale * torch.tanh(sharp * torch.einsum("bi,toi->tbo", x, maps))
-        return x, y + (deviation * mf.random.normal(fold(fold(root, 5), number), (2, size, rates.OUTPUTS)) if noisy else 0)
+        return x, y + (
+            deviation * mf.random.normal(fold(fold(root, 5), number), (2, size, rates.OUTPUTS))
+            if noisy
+            else 0
+        )
 
-    step = rates.step_of(method, torch.tensor(lane.lr), torch.tensor(lane.alpha), torch.tensor(lane.weights))
+    step = rates.step_of(
+        method, torch.tensor(lane.lr), torch.tensor(lane.alpha), torch.tensor(lane.weights)
+    )
     params = rates.start_of(fold(root, 0), 2, SMALL.width)
     state = step.init(params, batch(3, 0, SMALL.batch, noisy=True))
     used = torch.empty(0)
@@ -101,7 +128,14 @@ def test_a_finite_training_set_comes_round():
     """Training loss there falls below that of fresh batches, and the two lanes share their start."""
     size = SMALL._replace(steps=120, width=30)
     trace = rates.train(
-        "weighted", [rates.Lane("fresh", 3e-3, scales=(1.0, 1.0)), rates.Lane("few", 3e-3, scales=(1.0, 1.0), finite=True)], size, Settings(), "t"
+        "weighted",
+        [
+            rates.Lane("fresh", 3e-3, scales=(1.0, 1.0)),
+            rates.Lane("few", 3e-3, scales=(1.0, 1.0), finite=True),
+        ],
+        size,
+        Settings(),
+        "t",
     )
     fresh, few = (trace.of(trace.train, name)[-1].mean() for name in ("fresh", "few"))
     assert few < 0.9 * fresh
@@ -109,7 +143,9 @@ def test_a_finite_training_set_comes_round():
 
 
 def test_settings_are_chosen_on_the_other_seeds():
-    """Seeds 0 and 2 prefer lane 0, seeds 1 and 3 lane 1: each is judged in the lane that the others prefer."""
+    """Seeds 0 and 2 prefer lane 0, seeds 1 and 3 lane 1: each is judged in the lane that the others
+    prefer.
+    """
     final = np.array([[1.0, 5.0, 1.0, 5.0], [3.0, 2.0, 3.0, 2.0]])
     test = np.stack([np.ones((2, 4)), final])[..., None].repeat(2, -1)
     lanes = [rates.Lane("a, 1", 1e-3), rates.Lane("a, 2", 1e-2)]
@@ -139,4 +175,6 @@ def test_catching_up_and_falling_behind():
 def test_deviation_of_the_targets():
     z = mf.random.normal(mf.random.key(0), (200_000,), torch.float64)
     for sharpness in (1.0, rates.SHARPER):
-        assert rates.deviation_of(sharpness) == pytest.approx(float(torch.tanh(sharpness * z).std()), rel=5e-3)
+        assert rates.deviation_of(sharpness) == pytest.approx(
+            float(torch.tanh(sharpness * z).std()), rel=5e-3
+        )

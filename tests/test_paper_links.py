@@ -1,4 +1,6 @@
-"""The links' reproduction: exact rest points, what a lane of the study trains, and which way the weights go."""
+"""The links' reproduction: exact rest points, what a lane of the study trains, and which way the
+weights go.
+"""
 
 from fractions import Fraction
 from typing import Any
@@ -8,8 +10,8 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro import links
-from paper_repro._findings import Claim, Figure, Settings
+from paper_repro import cross_paper as links
+from paper_repro.report.findings import Claim, Figure, Settings
 
 TINY = Settings(seeds=2, shrink=0.02)
 
@@ -19,7 +21,10 @@ def found() -> dict[str, Any]:
     mpl.use("Agg")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(links, "HALVINGS", 4)
-        return {finding.id if isinstance(finding, Claim) else finding.name: finding for finding in links.run(TINY)}
+        return {
+            finding.id if isinstance(finding, Claim) else finding.name: finding
+            for finding in links.run(TINY)
+        }
 
 
 def test_findings_are_complete(found):
@@ -30,7 +35,9 @@ def test_findings_are_complete(found):
             assert all(axis.get_xlabel() and axis.get_ylabel() for axis in finding.canvas.axes)
         else:
             assert finding.where
-            assert all(isinstance(value, int | float) for value in finding.measured.values()), finding.id
+            assert all(isinstance(value, int | float) for value in finding.measured.values()), (
+                finding.id
+            )
 
 
 def test_rest_point_holds_at_any_budget(found):
@@ -41,7 +48,10 @@ def test_rest_point_holds_at_any_budget(found):
 
 
 def test_fractions_of_the_examples():
-    assert links.exact_rest(links.PAIR, 2) == ([Fraction(13, 18), Fraction(5, 18)], [Fraction(245, 9), Fraction(637, 9)])
+    assert links.exact_rest(links.PAIR, 2) == (
+        [Fraction(13, 18), Fraction(5, 18)],
+        [Fraction(245, 9), Fraction(637, 9)],
+    )
     assert links.exact_rest(links.TRIPLE, 2)[0] == [Fraction(2, 5), Fraction(2, 5), Fraction(1, 5)]
     assert min(links.exact_rest(links.OUTSIDE, 1)[1]) < 0  # on both coordinates, though not on W
 
@@ -49,7 +59,9 @@ def test_fractions_of_the_examples():
 def test_a_rule_that_rests_elsewhere_is_seen(monkeypatch):
     right = mf.gradnorm
     monkeypatch.setattr(links, "HALVINGS", 2)
-    monkeypatch.setattr(mf, "gradnorm", lambda *args, **options: right(*args, **(options | {"floor": 0.5})))
+    monkeypatch.setattr(
+        mf, "gradnorm", lambda *args, **options: right(*args, **(options | {"floor": 0.5}))
+    )
     assert links.unit_gradients(TINY).verdict == "does not hold"
     monkeypatch.setattr(mf, "gradnorm", right)
     assert links.unit_gradients(TINY).verdict == "holds"
@@ -69,14 +81,32 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     runs = links.train(mf.cagrad(c=0.4), 64.0, data, steps, TINY, "test")
     batches = [links.Batch(*(leaf[seed] for leaf in links.batch_of(data, i))) for i in range(steps)]
     scales = torch.tensor([1.0, 1.0, 64.0])
-    step = mf.descend(lambda params, batch: scales * links.losses(params, batch), mf.cagrad(c=0.4), mf.adam(1e-2), mf.jacobian("trunk.*"))
+    step = mf.descend(
+        lambda params, batch: scales * links.losses(params, batch),
+        mf.cagrad(c=0.4),
+        mf.adam(1e-2),
+        mf.jacobian("trunk.*"),
+    )
     state = step.init(links.network(mf.random.fold_in(mf.random.key(seed), 2)), batches[0])
     for i, batch in enumerate(batches):
-        rows = mf.task_gradients(lambda params, batch: scales * links.losses(params, batch), state.params, batch)[1]
-        flat = torch.cat([row.flatten(1) for name, row in rows.items() if name.startswith("trunk.")], 1).double()
+        rows = mf.task_gradients(
+            lambda params, batch: scales * links.losses(params, batch), state.params, batch
+        )[1]
+        flat = torch.cat(
+            [row.flatten(1) for name, row in rows.items() if name.startswith("trunk.")], 1
+        ).double()
         state, info = step.update(state, batch)
         d = info.weights.double() @ flat
-        torch.testing.assert_close(runs.cosines[i, seed], flat @ d / flat.norm(dim=1) / d.norm(), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(runs.weights[i, seed], (info.weights / info.weights.sum()).double(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            runs.cosines[i, seed], flat @ d / flat.norm(dim=1) / d.norm(), rtol=1e-3, atol=1e-4
+        )
+        torch.testing.assert_close(
+            runs.weights[i, seed],
+            (info.weights / info.weights.sum()).double(),
+            rtol=1e-3,
+            atol=1e-4,
+        )
     images, labels = (part[seed] for part in data.test)
-    assert float(runs.accuracy[seed]) == pytest.approx(float(links.accuracy(state.params, images, labels)), abs=0.006)
+    assert float(runs.accuracy[seed]) == pytest.approx(
+        float(links.accuracy(state.params, images, labels)), abs=0.006
+    )

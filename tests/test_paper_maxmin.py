@@ -1,4 +1,6 @@
-"""Frank–Wolfe as smoothed max–min: exact findings, the parts against what they are made of, and what holds at any budget."""
+"""Frank–Wolfe as smoothed max–min: exact findings, the parts against what they are made of, and
+what holds at any budget.
+"""
 
 import re
 from fractions import Fraction
@@ -11,8 +13,12 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from paper_repro import _maxmin, maxmin, maxmin_adam, maxmin_cost, maxmin_theory
-from paper_repro._findings import Claim, Figure, Settings
+from paper_repro.mgda import adam as maxmin_adam
+from paper_repro.mgda import common as _maxmin
+from paper_repro.mgda import cost as maxmin_cost
+from paper_repro.mgda import maxmin
+from paper_repro.mgda import theory as maxmin_theory
+from paper_repro.report.findings import Claim, Figure, Settings
 
 TINY = Settings(seeds=2, shrink=0.004)
 MODULES = (maxmin, maxmin_adam, maxmin_cost, maxmin_theory)
@@ -24,7 +30,9 @@ OPEN = {"SU-04", "SU-37"}  # a choice, and one that needs data
 def found() -> dict[str, Any]:
     mpl.use("Agg")
     every = [finding for module in MODULES for finding in module.run(TINY)]
-    return {finding.id if isinstance(finding, Claim) else finding.name: finding for finding in every}
+    return {
+        finding.id if isinstance(finding, Claim) else finding.name: finding for finding in every
+    }
 
 
 def test_every_exact_and_synthetic_row_is_judged(found):
@@ -44,7 +52,21 @@ def test_findings_are_complete(found):
 
 
 def test_what_is_exact_at_any_budget(found):
-    for identifier in ("SU-01", "SU-02", "SU-06", "SU-08", "SU-10", "SU-11", "SU-12", "SU-13", "SU-16", "SU-17", "SU-19", "SU-22", "SU-26"):
+    for identifier in (
+        "SU-01",
+        "SU-02",
+        "SU-06",
+        "SU-08",
+        "SU-10",
+        "SU-11",
+        "SU-12",
+        "SU-13",
+        "SU-16",
+        "SU-17",
+        "SU-19",
+        "SU-22",
+        "SU-26",
+    ):
         assert found[identifier].verdict == "holds", identifier
     for identifier in ("SU-03", "SU-05", "SU-15", "SU-18"):
         assert found[identifier].verdict == "holds only when", identifier
@@ -53,7 +75,10 @@ def test_what_is_exact_at_any_budget(found):
 
 def test_rules_that_guarantee_descent_never_break_it_by_themselves(found):
     measured = found["SU-11"].measured
-    assert all(measured[f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task"] == 0 for problem in maxmin_adam.PROBLEMS)
+    assert all(
+        measured[f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task"] == 0
+        for problem in maxmin_adam.PROBLEMS
+    )
 
 
 # ---- smoothing and the naive iteration ----
@@ -62,7 +87,10 @@ def test_rules_that_guarantee_descent_never_break_it_by_themselves(found):
 def test_average_of_own_iterates_in_fractions():
     exact = maxmin.example()
     assert [exact["own iterates, x"], exact["own iterates, y"]] == [1, Fraction(1, 2)]
-    assert [exact["min-norm point, x"], exact["min-norm point, y"]] == [Fraction(2, 5), Fraction(4, 5)]
+    assert [exact["min-norm point, x"], exact["min-norm point, y"]] == [
+        Fraction(2, 5),
+        Fraction(4, 5),
+    ]
 
 
 def test_naive_iteration_follows_the_smallest_product():
@@ -116,7 +144,12 @@ def test_softmax_descent_is_gradient_descent_on_the_logits():
     a = torch.zeros(len(g), dtype=torch.float64)
     for _ in range(5):
         a = a - 3.0 * grad(objective)(a)
-    torch.testing.assert_close(maxmin.softmax_descent(5, 3.0)(mf.solvers.min_norm(g)).weights, torch.softmax(a, -1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        maxmin.softmax_descent(5, 3.0)(mf.solvers.min_norm(g)).weights,
+        torch.softmax(a, -1),
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
@@ -124,9 +157,13 @@ def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
     grid = maxmin.softmax_grid(g, 30)
     scale, rate = 1, 8
     unit = float(grid.scales[scale]) * _maxmin.scaled(g)
-    direct = _maxmin.relative_gap(unit, _maxmin.solved(maxmin.softmax_descent(30, float(grid.rates[rate])), unit).weights)
+    direct = _maxmin.relative_gap(
+        unit, _maxmin.solved(maxmin.softmax_descent(30, float(grid.rates[rate])), unit).weights
+    )
     torch.testing.assert_close(grid.gaps[scale, rate], direct, rtol=1e-9, atol=1e-15)
-    assert float(grid.scales[1] / grid.scales[0]) == pytest.approx(float(grid.rates[16] / grid.rates[8]))
+    assert float(grid.scales[1] / grid.scales[0]) == pytest.approx(
+        float(grid.rates[16] / grid.rates[8])
+    )
     torch.testing.assert_close(grid.gaps[0, 16], grid.gaps[1, 8], rtol=1e-8, atol=1e-12)
 
 
@@ -143,13 +180,17 @@ def test_three_unit_gradients_in_fractions():
     assert maxmin_theory.broken_rates() == [Fraction(-3, 5), Fraction(6, 5), Fraction(6, 5)]
     for row in maxmin_theory.BROKEN:
         assert sum(x * x for x in row) == 1
-    rows = torch.tensor([[float(x) for x in row] for row in maxmin_theory.BROKEN], dtype=torch.float64)
+    rows = torch.tensor(
+        [[float(x) for x in row] for row in maxmin_theory.BROKEN], dtype=torch.float64
+    )
     u = mf.aggregate(_maxmin.normalised(), rows)
     assert (rows @ u).tolist() == pytest.approx([-0.6, 1.2, 1.2])
 
 
 def test_weak_system_at_the_boundary_of_the_hull():
-    """0 lies on an edge of conv{(1, 0), (-1, 0), (0, 1)}: rank P, and yet Δ = (0, -1) solves JΔ <= 0."""
+    """0 lies on an edge of conv{(1, 0), (-1, 0), (0, 1)}: rank P, and yet Δ = (0, -1) solves JΔ <=
+    0.
+    """
     edge = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
     around = torch.tensor([[[1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]]], dtype=torch.float64)
     assert maxmin_theory.stationary(edge).all()
@@ -161,7 +202,8 @@ def test_weak_system_at_the_boundary_of_the_hull():
 
 def test_primal_of_orthogonal_gradients():
     rows = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-    assert maxmin_theory.primal(rows) == pytest.approx(0.5 * 0.8, rel=1e-9)  # weights ∝ 1/‖g‖²: (.8, .4), squared length .8
+    # weights ∝ 1/‖g‖²: (.8, .4), squared length .8
+    assert maxmin_theory.primal(rows) == pytest.approx(0.5 * 0.8, rel=1e-9)
 
 
 def test_two_unit_gradients_never_raise_a_task():
@@ -171,7 +213,10 @@ def test_two_unit_gradients_never_raise_a_task():
 
 
 def test_closed_form_of_equal_gradients():
-    rows = torch.tensor([[[1.0, 2.0], [1.0, 2.0]], [[1.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, -1.0]]], dtype=torch.float64)
+    rows = torch.tensor(
+        [[[1.0, 2.0], [1.0, 2.0]], [[1.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, -1.0]]],
+        dtype=torch.float64,
+    )
     assert maxmin_theory.closed_form(rows).tolist() == [[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]
 
 
@@ -180,10 +225,15 @@ def test_closed_form_of_equal_gradients():
 
 @pytest.mark.parametrize("index", range(3))
 def test_lanes_are_the_optimizers_they_stand_for(index):
-    alone = (mf.sgd(maxmin_adam.LR), mf.sgd(maxmin_adam.LR / 10, momentum=0.9), mf.adam(0.05))[index]
+    alone = (mf.sgd(maxmin_adam.LR), mf.sgd(maxmin_adam.LR / 10, momentum=0.9), mf.adam(0.05))[
+        index
+    ]
     losses, draw = maxmin_adam.PROBLEMS["convex quadratics"]
     params, batch = draw(torch.tensor(0))
-    steps = [mf.descend(losses, mf.mgda(), optimizer, mf.jacobian()) for optimizer in (alone, maxmin_adam.lane(torch.tensor(index), 0.05))]
+    steps = [
+        mf.descend(losses, mf.mgda(), optimizer, mf.jacobian())
+        for optimizer in (alone, maxmin_adam.lane(torch.tensor(index), 0.05))
+    ]
     states = [step.init(params, batch) for step in steps]
     for _ in range(4):
         states = [step.update(state, batch)[0] for step, state in zip(steps, states, strict=True)]
@@ -208,4 +258,6 @@ def test_frank_wolfe_on_vectors_is_that_on_the_gramian():
 def test_operations_and_bytes_are_counted():
     a, b = torch.ones(30, 40), torch.ones(40, 50)
     assert maxmin_cost.operations(lambda: a @ b) == 2 * 30 * 40 * 50
-    assert maxmin_cost.peak_bytes(lambda: (torch.ones(1000, 1000), torch.ones(500, 1000))) == pytest.approx(6e6, rel=0.01)
+    assert maxmin_cost.peak_bytes(
+        lambda: (torch.ones(1000, 1000), torch.ones(500, 1000))
+    ) == pytest.approx(6e6, rel=0.01)

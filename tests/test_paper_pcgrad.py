@@ -11,9 +11,14 @@ import torch
 from torch.func import hessian, vmap
 
 import mtlfunc as mf
-from mtlfunc import theory
-from paper_repro import _pcgrad, pcgrad_definitions, pcgrad_landscape, pcgrad_many, pcgrad_theory, pcgrad_training
-from paper_repro._findings import Claim, Figure, Settings
+from mtlfunc.analysis import theory
+from paper_repro.pcgrad import common as _pcgrad
+from paper_repro.pcgrad import definitions as pcgrad_definitions
+from paper_repro.pcgrad import landscape as pcgrad_landscape
+from paper_repro.pcgrad import many as pcgrad_many
+from paper_repro.pcgrad import theory as pcgrad_theory
+from paper_repro.pcgrad import training as pcgrad_training
+from paper_repro.report.findings import Claim, Figure, Settings
 
 TINY = Settings(seeds=2, shrink=0.004)
 MODULES = (pcgrad_definitions, pcgrad_landscape, pcgrad_many, pcgrad_theory, pcgrad_training)
@@ -23,7 +28,9 @@ MODULES = (pcgrad_definitions, pcgrad_landscape, pcgrad_many, pcgrad_theory, pcg
 def found() -> dict[str, Any]:
     mpl.use("Agg")
     every = [finding for module in MODULES for finding in module.run(TINY)]
-    return {finding.id if isinstance(finding, Claim) else finding.name: finding for finding in every}
+    return {
+        finding.id if isinstance(finding, Claim) else finding.name: finding for finding in every
+    }
 
 
 def test_every_exact_and_synthetic_row_is_judged(found):
@@ -39,7 +46,9 @@ def test_findings_are_complete(found):
             assert all(axis.get_xlabel() or axis.get_ylabel() for axis in finding.canvas.axes)
         else:
             assert finding.measured
-            assert all(isinstance(value, int | float) for value in finding.measured.values()), finding.id
+            assert all(isinstance(value, int | float) for value in finding.measured.values()), (
+                finding.id
+            )
             assert finding.where
 
 
@@ -79,7 +88,8 @@ def test_study_is_not_vacuous():
     assert steps.second.applies.sum() > 50
     assert not (worse & steps.second.applies).any()
     assert (worse & steps.printed.applies).any()
-    assert (steps.plain_fall[steps.second.applies] <= steps.rounding[steps.second.applies]).all()  # the plain step never lowers L there
+    # the plain step never lowers L there
+    assert (steps.plain_fall[steps.second.applies] <= steps.rounding[steps.second.applies]).all()
     assert not (steps.first.applies & steps.second.applies).any()
 
 
@@ -117,7 +127,9 @@ def test_some_task_is_raised_under_every_order():
 def test_minimum_of_three_quadratics():
     for curvatures in pcgrad_many.CURVATURES.values():
         params = {"x": torch.from_numpy(pcgrad_many.minimum(curvatures))}
-        rows = mf.task_gradients(pcgrad_many.losses, params, torch.tensor(curvatures, dtype=torch.float64))[1]["x"]
+        rows = mf.task_gradients(
+            pcgrad_many.losses, params, torch.tensor(curvatures, dtype=torch.float64)
+        )[1]["x"]
         assert rows.sum(0).abs().max() < 1e-12
 
 
@@ -127,9 +139,13 @@ def test_minimum_of_three_quadratics():
 def test_landscape_is_the_papers():
     x, y = 0.5, -3.0
     expected = [20 * np.log(abs(x / 2 + np.tanh(y))), 25 * np.log(abs(x / 2 - np.tanh(y) + 2))]
-    assert pcgrad_landscape.values(torch.tensor([x, y], dtype=torch.float64)).tolist() == pytest.approx(expected, rel=1e-12)
+    assert pcgrad_landscape.values(
+        torch.tensor([x, y], dtype=torch.float64)
+    ).tolist() == pytest.approx(expected, rel=1e-12)
     on_the_cusp = torch.tensor([-2 * np.tanh(1.0), 1.0], dtype=torch.float64)
-    assert float(pcgrad_landscape.values(on_the_cusp)[0]) == pytest.approx(20 * np.log(5e-6), rel=1e-9)
+    assert float(pcgrad_landscape.values(on_the_cusp)[0]) == pytest.approx(
+        20 * np.log(5e-6), rel=1e-9
+    )
 
 
 def test_log_of_a_modulus_is_concave_off_its_cusp():
@@ -137,13 +153,23 @@ def test_log_of_a_modulus_is_concave_off_its_cusp():
         point = pcgrad_landscape.conditions(theta[None], theta[None] + 1e-4)
         assert point.pointwise[0] < 0
         g = mf.task_gradients(pcgrad_landscape.losses, {"theta": theta}, None)[1]["theta"].sum(0)
-        direct = g @ hessian(lambda at: pcgrad_landscape.losses({"theta": at}).sum())(theta) @ g / (g @ g)
+        direct = (
+            g
+            @ hessian(lambda at: pcgrad_landscape.losses({"theta": at}).sum())(theta)
+            @ g
+            / (g @ g)
+        )
         assert point.pointwise[0] == pytest.approx(float(direct), rel=1e-9)
 
 
 def test_arms_are_what_they_are_called():
     gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-    weights = {name: mf.weights(_pcgrad.arms(torch.tensor(i)), gramian, losses=torch.ones(2, dtype=torch.float64)) for i, name in enumerate(_pcgrad.ARMS)}
+    weights = {
+        name: mf.weights(
+            _pcgrad.arms(torch.tensor(i)), gramian, losses=torch.ones(2, dtype=torch.float64)
+        )
+        for i, name in enumerate(_pcgrad.ARMS)
+    }
     length = {name: float(w @ gramian @ w) for name, w in weights.items()}
     torch.testing.assert_close(weights["sum"], torch.full((2,), 0.5, dtype=torch.float64))
     torch.testing.assert_close(weights["PCGrad"], mf.weights(mf.pcgrad(), gramian))
@@ -152,19 +178,34 @@ def test_arms_are_what_they_are_called():
     for part, whole in (("direction only", "PCGrad"), ("magnitude only", "sum")):
         ratio = weights[part] / weights[whole]
         assert float(ratio[0]) == pytest.approx(float(ratio[1]))
-    torch.testing.assert_close(weights["GradNorm"], torch.full((2,), 0.5, dtype=torch.float64))  # a fresh one
+    # a fresh one
+    torch.testing.assert_close(weights["GradNorm"], torch.full((2,), 0.5, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("arm", "rule"), [("sum", mf.mean()), ("PCGrad", mf.pcgrad()), ("GradNorm", mf.gradnorm(_pcgrad.ALPHA))])
+@pytest.mark.parametrize(
+    ("arm", "rule"),
+    [("sum", mf.mean()), ("PCGrad", mf.pcgrad()), ("GradNorm", mf.gradnorm(_pcgrad.ALPHA))],
+)
 @pytest.mark.parametrize("sgd", [False, True])
 def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
     """Three steps of a lane against the same method put together by itself."""
-    start, lr = {"theta": torch.tensor([0.5, -3.0], dtype=torch.float64)}, torch.tensor(1e-3, dtype=torch.float64)
-    alone = mf.descend(pcgrad_landscape.losses, rule, mf.sgd(lr) if sgd else mf.adam(lr), mf.jacobian(), reduction="sum")
+    start, lr = (
+        {"theta": torch.tensor([0.5, -3.0], dtype=torch.float64)},
+        torch.tensor(1e-3, dtype=torch.float64),
+    )
+    alone = mf.descend(
+        pcgrad_landscape.losses,
+        rule,
+        mf.sgd(lr) if sgd else mf.adam(lr),
+        mf.jacobian(),
+        reduction="sum",
+    )
     lane = pcgrad_landscape.step_of(torch.tensor(_pcgrad.ARMS.index(arm)), torch.tensor(sgd), lr)
     states = [step.init(start, None) for step in (alone, lane)]
     for _ in range(3):
-        states = [step.update(state, None)[0] for step, state in zip((alone, lane), states, strict=True)]
+        states = [
+            step.update(state, None)[0] for step, state in zip((alone, lane), states, strict=True)
+        ]
     torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
 
 
@@ -172,7 +213,9 @@ def test_paths_start_at_the_papers_point():
     found = pcgrad_landscape.paths(TINY)
     assert found.theta.shape[1:] == found.following.shape[1:] == (len(found.lanes.arm), 2)
     for arm in _pcgrad.ARMS:
-        assert found.theta[0, found.chosen(arm, sgd=False)[0]].tolist() == list(pcgrad_landscape.START)
+        assert found.theta[0, found.chosen(arm, sgd=False)[0]].tolist() == list(
+            pcgrad_landscape.START
+        )
     assert not torch.equal(found.theta[0], found.following[0])
 
 
@@ -180,9 +223,14 @@ def test_paths_start_at_the_papers_point():
 
 
 def test_maze_values_are_the_fixed_point():
-    params, batch = pcgrad_training.maze_start(torch.tensor(0)), pcgrad_training.maze_batch(torch.tensor(0), torch.tensor(0))
+    params, batch = (
+        pcgrad_training.maze_start(torch.tensor(0)),
+        pcgrad_training.maze_batch(torch.tensor(0), torch.tensor(0)),
+    )
     transition, goals = batch
-    torch.testing.assert_close(transition.sum(-1), torch.ones(transition.shape[:2], dtype=torch.float64))
+    torch.testing.assert_close(
+        transition.sum(-1), torch.ones(transition.shape[:2], dtype=torch.float64)
+    )
     values = -pcgrad_training.maze(params, batch)
     assert ((values > 0) & (values < 1)).all()
     assert values[0] > values[1]  # the near goal
@@ -192,7 +240,9 @@ def test_maze_values_are_the_fixed_point():
     for _ in range(400):
         value = goals + (1 - goals) * pcgrad_training.DISCOUNT * (value @ transition.mean(0).T)
     begin = pcgrad_training.BEGIN[0] * pcgrad_training.SIDE + pcgrad_training.BEGIN[1]
-    torch.testing.assert_close(-pcgrad_training.maze(even, batch), value[:, begin], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        -pcgrad_training.maze(even, batch), value[:, begin], rtol=1e-9, atol=1e-12
+    )
 
 
 def test_exponential_fit_and_change_points():
@@ -206,10 +256,14 @@ def test_exponential_fit_and_change_points():
 
 def test_rolling_mean():
     values = np.arange(10.0)
-    assert pcgrad_training.rolling(values, 3).tolist() == [values[max(0, i - 2) : i + 1].mean() for i in range(10)]
+    assert pcgrad_training.rolling(values, 3).tolist() == [
+        values[max(0, i - 2) : i + 1].mean() for i in range(10)
+    ]
 
 
 def test_random_quadratics_do_not_depend_on_how_many_there_are():
-    few, many = (vmap(lambda key: pcgrad_theory.draw(key, 3, aligned=True))(torch.arange(n)) for n in (2, 5))
+    few, many = (
+        vmap(lambda key: pcgrad_theory.draw(key, 3, aligned=True))(torch.arange(n)) for n in (2, 5)
+    )
     torch.testing.assert_close(few, tuple(part[:2] for part in many))
     assert theory.pcgrad_theorem1(few[0][0] @ few[0][0].mT, 1.0, 1.0).decrease >= 0

@@ -1,4 +1,6 @@
-"""`python -m paper_repro`: its command line, the ledger, what it writes and keeps, what an interruption leaves, and exact findings of two papers."""
+"""`python -m paper_repro`: its command line, the ledger, what it writes and keeps, what an
+interruption leaves, and exact findings of two papers.
+"""
 
 import itertools
 import json
@@ -21,19 +23,24 @@ import torch
 from matplotlib.figure import Figure as Canvas
 
 import mtlfunc as mf
-from paper_repro import gradnorm, mgda_ub
 from paper_repro.__main__ import main, reproduce, reproductions, selected
-from paper_repro._cache import key, sources
-from paper_repro._figures import METHOD_COLOURS, STYLE
-from paper_repro._findings import QUICK, Claim, Figure, Settings, verdict_of
-from paper_repro._intervals import mean_interval, ratio_interval, share_interval
-from paper_repro._ledger import KINDS, LEDGER, ONLY_FULL, PAPERS, ROWS
-from paper_repro._report import NOT_RUN, VERDICTS, Report
+from paper_repro.claims import KINDS, LEDGER, ONLY_FULL, PAPERS, ROWS
+from paper_repro.gradnorm import regression as gradnorm
+from paper_repro.mgda import upper_bound as mgda_ub
+from paper_repro.report.cache import key, sources
+from paper_repro.report.figures import METHOD_COLOURS, STYLE
+from paper_repro.report.findings import QUICK, Claim, Figure, Settings, verdict_of
+from paper_repro.report.intervals import mean_interval, ratio_interval, share_interval
+from paper_repro.report.page import NOT_RUN, VERDICTS, Report
 
 ROOT = Path(__file__).parent.parent
 MODULES = {path.stem for path in (ROOT / "paper_repro").glob("[a-z]*.py")}
 TINY = Settings(seeds=2, shrink=0.0001)
-IDS = [f"{paper}-{number:02d}" for paper, count in {"PC": 32, "SU": 37, "CA": 38, "GN": 28, "X": 5}.items() for number in range(1, count + 1)]
+IDS = [
+    f"{paper}-{number:02d}"
+    for paper, count in {"PC": 32, "SU": 37, "CA": 38, "GN": 28, "X": 5}.items()
+    for number in range(1, count + 1)
+]
 
 
 ALL_AT_ONCE = """
@@ -53,11 +60,19 @@ sys.exit(main.reproduce(modules, list(modules), Settings(seeds=2, shrink=0.0001)
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every reproduction at a tiny budget and coarse figures; run once, read by many tests.
 
-    In a process of its own, where annotated shapes are not enforced: that doubles the time, and the other tests of the reproductions do it.
+    In a process of its own, where annotated shapes are not enforced: that doubles the time, and the
+    other tests of the reproductions do it.
     """
     out = tmp_path_factory.mktemp("out")
-    ignored = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")  # torch's own, as in pyproject.toml
-    run = subprocess.run([sys.executable, "-W", "error", *ignored, "-c", ALL_AT_ONCE, str(out)], capture_output=True, text=True, cwd=ROOT, check=False)
+    # torch's own, as in pyproject.toml
+    ignored = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", *ignored, "-c", ALL_AT_ONCE, str(out)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return out
 
@@ -109,7 +124,12 @@ def test_ledger_has_every_claim_once() -> None:
     assert [row.id for row in ROWS] == IDS
     assert list(LEDGER) == IDS
     assert {row.paper for row in ROWS} == set(PAPERS)
-    assert Counter(row.kind for row in ROWS) == {"synthetic": 63, "exact": 59, "data/RL": 16, "not here": 2}
+    assert Counter(row.kind for row in ROWS) == {
+        "synthetic": 63,
+        "exact": 59,
+        "data/RL": 16,
+        "not here": 2,
+    }
     assert {row.kind for row in ROWS} == set(KINDS)
     for row in ROWS:
         assert row.statement.endswith((".", "?"))
@@ -117,7 +137,9 @@ def test_ledger_has_every_claim_once() -> None:
 
 
 def test_ledger_names_what_decides_each_row(written: Path) -> None:
-    """The modules' findings and the ledger agree, both ways; rows without a module are the open ones."""
+    """The modules' findings and the ledger agree, both ways; rows without a module are the open
+    ones.
+    """
     decided = {c["id"]: c["module"] for c in found_in(written)}
     named = {row.id: row.module for row in ROWS if row.module and row.needs != ONLY_FULL}
     assert decided == named
@@ -132,7 +154,17 @@ def test_every_row_is_in_the_claims(written: Path) -> None:
     claims = claims_in(written)
     assert [c["id"] for c in claims] == IDS
     for c in claims:
-        assert {"id", "paper", "kind", "claim", "verdict", "measured", "where", "module", "configuration"} == set(c)
+        assert {
+            "id",
+            "paper",
+            "kind",
+            "claim",
+            "verdict",
+            "measured",
+            "where",
+            "module",
+            "configuration",
+        } == set(c)
         assert c["verdict"] in VERDICTS
         assert c["where"]
         row = LEDGER[c["id"]]
@@ -142,14 +174,19 @@ def test_every_row_is_in_the_claims(written: Path) -> None:
             assert c["measured"]
             assert all(isinstance(value, int | float) for value in c["measured"].values())
         else:
-            assert c["verdict"] == ("not testable here" if row.kind in ("data/RL", "not here") else NOT_RUN)
+            assert c["verdict"] == (
+                "not testable here" if row.kind in ("data/RL", "not here") else NOT_RUN
+            )
             assert (c["claim"], c["measured"]) == (row.statement, {})
 
 
 def test_no_claim_is_decided_twice(written: Path) -> None:
     runs = json.loads((written / "runs.json").read_text())
     assert set(runs) == MODULES
-    assert max(Counter(itertools.chain.from_iterable(run["claims"] for run in runs.values())).values()) == 1
+    assert (
+        max(Counter(itertools.chain.from_iterable(run["claims"] for run in runs.values())).values())
+        == 1
+    )
 
 
 def test_rows_that_are_not_run_say_what_to_do(made: Path, tmp_path: Path) -> None:
@@ -161,7 +198,9 @@ def test_rows_that_are_not_run_say_what_to_do(made: Path, tmp_path: Path) -> Non
 
 
 def test_unknown_ids_are_refused(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fake: there is no claim PC-99; give it a row in paper_repro/_ledger.py"):
+    with pytest.raises(
+        ValueError, match=r"fake: there is no claim PC-99; give it a row in paper_repro/_ledger.py"
+    ):
         reproduce({"fake": fake(made, claim("PC-01"), claim("PC-99"))}, ["fake"], TINY, tmp_path)
     assert [c["id"] for c in found_in(tmp_path)] == ["PC-01"]
 
@@ -207,10 +246,14 @@ def test_a_second_run_keeps_everything(written: Path, monkeypatch: pytest.Monkey
     modules = reproductions()
     for module in modules.values():
         monkeypatch.setattr(module, "run", lambda _: pytest.fail("run again"))
-    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in written.glob("*.png")}
+    before = {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in written.glob("*.png")
+    }
     claims = claims_in(written)
     assert reproduce(modules, list(modules), TINY, written) == 0
-    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in written.glob("*.png")} == before
+    assert {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in written.glob("*.png")
+    } == before
     assert claims_in(written) == claims
 
 
@@ -241,7 +284,9 @@ def test_only_takes_names_beginnings_and_ids() -> None:
         (["--quick", "--full"], "not allowed with"),
     ],
 )
-def test_bad_arguments_are_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_arguments_are_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--out", str(tmp_path)])
     assert stopped.value.code == 2
@@ -258,10 +303,17 @@ def test_bad_arguments_are_explained(arguments: list[str], message: str, capsys:
         (["--quick", "--seeds", "7", "--out", "there"], QUICK._replace(seeds=7), "there"),
     ],
 )
-def test_sizes(arguments: list[str], settings: Settings, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes(
+    arguments: list[str], settings: Settings, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each size has its own folder, so that a first look costs no finished run."""
     calls = []
-    monkeypatch.setattr("paper_repro.__main__.reproduce", lambda modules, only, settings, out, fresh: calls.append((only, settings, out.name, fresh)) or 0)
+    monkeypatch.setattr(
+        "paper_repro.__main__.reproduce",
+        lambda modules, only, settings, out, fresh: (
+            calls.append((only, settings, out.name, fresh)) or 0
+        ),
+    )
     assert main(arguments) == 0
     assert calls == [(sorted(MODULES), settings, folder, False)]
 
@@ -269,18 +321,31 @@ def test_sizes(arguments: list[str], settings: Settings, folder: str, monkeypatc
 # ---- what stays ----
 
 
-def test_interruption_keeps_what_is_finished(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    modules = {"a": fake(made, claim("PC-02")), "b": fake(made, claim("PC-01"), figure("one"), stop=True), "c": fake(made)}
+def test_interruption_keeps_what_is_finished(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules = {
+        "a": fake(made, claim("PC-02")),
+        "b": fake(made, claim("PC-01"), figure("one"), stop=True),
+        "c": fake(made),
+    }
     assert reproduce(modules, list(modules), TINY, tmp_path) == 130
     assert [c["id"] for c in found_in(tmp_path)] == ["PC-01", "PC-02"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b-one.png", "claims.json", "report.html", "runs.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "b-one.png",
+        "claims.json",
+        "report.html",
+        "runs.json",
+    ]
     assert "caption of one" in (tmp_path / "report.html").read_text(encoding="utf-8")
     message = capsys.readouterr().err
     assert "interrupted in b, after 1 claims and 1 figures of it; finished before: a" in message
     assert list(json.loads((tmp_path / "runs.json").read_text())) == ["a"]
 
 
-def test_interruption_while_writing_leaves_the_old_file(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_while_writing_leaves_the_old_file(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reproduce({"fake": fake(made, claim("PC-01"))}, ["fake"], TINY, tmp_path)
     before, replace = (tmp_path / "claims.json").read_bytes(), os.replace
 
@@ -292,14 +357,24 @@ def test_interruption_while_writing_leaves_the_old_file(made: Path, tmp_path: Pa
     monkeypatch.setattr("os.replace", interrupted)
     assert reproduce({"fake": fake(made, claim("PC-02"))}, ["fake"], TINY, tmp_path) == 130
     assert (tmp_path / "claims.json").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.json", "report.html", "runs.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "claims.json",
+        "report.html",
+        "runs.json",
+    ]
 
 
 def test_other_modules_stay_and_own_leftovers_go(made: Path, tmp_path: Path) -> None:
-    first, second = fake(made, claim("PC-01"), claim("PC-02"), figure("one")), fake(made, claim("GN-01"))
+    first, second = (
+        fake(made, claim("PC-01"), claim("PC-02"), figure("one")),
+        fake(made, claim("GN-01")),
+    )
     reproduce({"a": first, "b": second}, ["a", "b"], TINY, tmp_path)
     reproduce({"a": fake(made, claim("PC-01", 2.0)), "b": second}, ["a"], TINY, tmp_path)
-    assert [(c["id"], c["measured"]["value"]) for c in found_in(tmp_path)] == [("PC-01", 2.0), ("GN-01", 1.0)]
+    assert [(c["id"], c["measured"]["value"]) for c in found_in(tmp_path)] == [
+        ("PC-01", 2.0),
+        ("GN-01", 1.0),
+    ]
     assert not list(tmp_path.glob("*.png"))
     assert "caption of one" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -319,10 +394,14 @@ def count_runs(module: ModuleType) -> list[Settings]:
     return runs
 
 
-def test_what_has_not_changed_is_not_run_again(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_not_changed_is_not_run_again(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module = fake(made, claim("PC-01"), figure("one"))
     runs = count_runs(module)
-    again = lambda **options: reproduce({"a": module}, ["a"], options.pop("settings", TINY), tmp_path, **options)  # noqa: E731
+    again = lambda **options: reproduce(  # noqa: E731
+        {"a": module}, ["a"], options.pop("settings", TINY), tmp_path, **options
+    )
     again()
     again()
     assert len(runs) == 1
@@ -343,7 +422,9 @@ def test_what_has_not_changed_is_not_run_again(made: Path, tmp_path: Path, capsy
 
 
 def test_an_interrupted_run_is_not_kept(made: Path, tmp_path: Path) -> None:
-    """Even where an earlier one was complete: its figures and claims may be mixed with the interrupted one's."""
+    """Even where an earlier one was complete: its figures and claims may be mixed with the
+    interrupted one's.
+    """
     module = fake(made, claim("PC-01"))
     reproduce({"a": module}, ["a"], TINY, tmp_path)
     broken = fake(made, claim("PC-01", 2.0), stop=True)
@@ -355,7 +436,14 @@ def test_an_interrupted_run_is_not_kept(made: Path, tmp_path: Path) -> None:
 def test_key_follows_imports() -> None:
     folder = ROOT / "paper_repro"
     found = {path.name for path in sources(folder / "pcgrad_definitions.py")}
-    assert {"pcgrad_definitions.py", "pcgrad_many.py", "pcgrad_training.py", "_pcgrad.py", "_findings.py", "_intervals.py"} <= found
+    assert {
+        "pcgrad_definitions.py",
+        "pcgrad_many.py",
+        "pcgrad_training.py",
+        "_pcgrad.py",
+        "_findings.py",
+        "_intervals.py",
+    } <= found
     assert not found & {"gradnorm.py", "__main__.py", "_report.py", "_ledger.py"}
 
 
@@ -364,16 +452,22 @@ def test_key_follows_imports() -> None:
 
 def test_style_is_shipped_and_safe_for_the_colour_blind() -> None:
     style = mpl.rc_params_from_file(STYLE, use_default_template=False)
-    okabe_ito = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"}  # yellow aside, which is lost on white
+    # yellow aside, which is lost on white
+    okabe_ito = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"}
     assert {entry["color"] for entry in style["axes.prop_cycle"]} == okabe_ito
-    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["paper_repro"]
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["paper_repro"]
     assert STYLE.name in shipped
     assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
 
 
 def test_colours_are_chosen_in_the_style() -> None:
     """A reproduction names a colour of the cycle, a grey, or one of the cycle's own values."""
-    allowed = {entry["color"] for entry in mpl.rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"]}
+    allowed = {
+        entry["color"]
+        for entry in mpl.rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"]
+    }
     for path in (ROOT / "paper_repro").glob("*.py"):
         for colour in re.findall(r'"(#[0-9a-fA-F]{6})"', path.read_text()):
             grey = colour[1:3] == colour[3:5] == colour[5:7]
@@ -381,22 +475,39 @@ def test_colours_are_chosen_in_the_style() -> None:
 
 
 def test_pages_agree_with_the_ledger() -> None:
-    """docs/claims.md has every claim as the ledger states it, and the README counts that page's verdicts."""
+    """docs/claims.md has every claim as the ledger states it, and the README counts that page's
+    verdicts.
+    """
     page = (ROOT / "docs" / "claims.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| [A-Z]+-\d\d ", line)]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in page.splitlines()
+        if re.match(r"\| [A-Z]+-\d\d ", line)
+    ]
     assert [row[0] for row in rows] == IDS
     counted: dict[str, Counter[str]] = {paper: Counter() for paper in PAPERS}
     for identifier, statement, kind, verdict, module in rows:
         row = LEDGER[identifier]
-        assert (statement, kind, module.strip("`–")) == (row.statement, row.kind, row.module), f"{identifier}: run python docs/results.py claims"
+        assert (statement, kind, module.strip("`–")) == (row.statement, row.kind, row.module), (
+            f"{identifier}: run python docs/results.py claims"
+        )
         counted[row.paper][verdict] += 1
     readme = (ROOT / "README.md").read_text()
     block = readme[readme.index("<!-- claims -->") : readme.index("<!-- end of claims -->")]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if line.startswith("| ")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in block.splitlines()
+        if line.startswith("| ")
+    ]
     assert lines[0] == ["text", "claims", *VERDICTS]
-    for (paper, found), line in zip([*counted.items(), ("all", sum(counted.values(), Counter()))], lines[1:], strict=True):
+    for (paper, found), line in zip(
+        [*counted.items(), ("all", sum(counted.values(), Counter()))], lines[1:], strict=True
+    ):
         assert PAPERS.get(paper, "all") in line[0]
-        assert line[1:] == [str(found.total()), *(str(found[verdict] or "–") for verdict in VERDICTS)]
+        assert line[1:] == [
+            str(found.total()),
+            *(str(found[verdict] or "–") for verdict in VERDICTS),
+        ]
 
 
 # ---- exact findings ----
@@ -426,41 +537,77 @@ def test_counterexample_iterated(name: str, end: list[float]) -> None:
 
 
 def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None:
-    """The experiment names the measured layer as the only shared one; with weighted heads that is the same method."""
+    """The experiment names the measured layer as the only shared one; with weighted heads that is
+    the same method.
+    """
     problem = gradnorm.Problem(inputs=5, outputs=3)
     key = mf.random.key(1)
     params = gradnorm.initial_params(key, problem)
-    batch = gradnorm.sample(mf.random.fold_in(key, 9), gradnorm.linear_maps(mf.random.fold_in(key, 8), problem), problem, 20)
+    batch = gradnorm.sample(
+        mf.random.fold_in(key, 9),
+        gradnorm.linear_maps(mf.random.fold_in(key, 8), problem),
+        problem,
+        20,
+    )
     lr, alpha = torch.tensor(1e-3), torch.tensor(gradnorm.ALPHA)
     short = gradnorm.step_of("gradnorm", problem, lr, alpha, torch.ones(2))
     whole = mf.descend(
-        gradnorm.losses, mf.gradnorm(alpha), mf.adam(lr), mf.jacobian("trunk.*", measure=f"trunk.{gradnorm.LAYERS - 1}.*", heads="weighted"), reduction="sum"
+        gradnorm.losses,
+        mf.gradnorm(alpha),
+        mf.adam(lr),
+        mf.jacobian("trunk.*", measure=f"trunk.{gradnorm.LAYERS - 1}.*", heads="weighted"),
+        reduction="sum",
     )
     states = [step.init(params, batch) for step in (short, whole)]
     for _ in range(5):
-        states = [step.update(state, batch)[0] for step, state in zip((short, whole), states, strict=True)]
+        states = [
+            step.update(state, batch)[0] for step, state in zip((short, whole), states, strict=True)
+        ]
     for name in params:
-        torch.testing.assert_close(states[0].params[name], states[1].params[name], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(states[0].balance.rule.weights, states[1].balance.rule.weights, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            states[0].params[name], states[1].params[name], rtol=1e-4, atol=1e-5
+        )
+    torch.testing.assert_close(
+        states[0].balance.rule.weights, states[1].balance.rule.weights, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_seeds_do_not_depend_on_how_many_there_are() -> None:
     problem = gradnorm.Problem(rates=(1e-3,), steps=4)
-    two, three = (gradnorm.train("weighted", problem, gradnorm.variants_of(problem, seeds, Settings()), Settings(), "test", seeds) for seeds in (2, 3))
+    two, three = (
+        gradnorm.train(
+            "weighted",
+            problem,
+            gradnorm.variants_of(problem, seeds, Settings()),
+            Settings(),
+            "test",
+            seeds,
+        )
+        for seeds in (2, 3)
+    )
     np.testing.assert_allclose(two.test, three.test[:, :, :2], rtol=1e-4)
 
 
 def test_diverged_runs_are_never_best() -> None:
     test = np.ones((1, 2, 2, 2))
     test[0, 0, 1] = np.nan
-    runs = gradnorm.Runs(np.zeros(1), test, np.ones((2, 2)), np.ones((1, 2, 2, 2)), np.ones((1, 2, 2, 2)), torch.ones(2, 2, 2), [1.0, 2.0])
+    runs = gradnorm.Runs(
+        np.zeros(1),
+        test,
+        np.ones((2, 2)),
+        np.ones((1, 2, 2, 2)),
+        np.ones((1, 2, 2, 2)),
+        torch.ones(2, 2, 2),
+        [1.0, 2.0],
+    )
     assert runs.best() == 1
     assert np.isinf(runs.final()[0, 1])
 
 
 def test_intervals_match_known_values() -> None:
     interval = mean_interval([1.0, 2.0, 3.0])
-    assert interval == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)  # t = 4.3027 at 2 degrees of freedom, s/√n = .57735
+    # t = 4.3027 at 2 degrees of freedom, s/√n = .57735
+    assert interval == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
     assert ratio_interval([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2.0, 2.0, 2.0))
     assert share_interval(0, 100) == pytest.approx((0.0, 0.0, 0.0370), abs=1e-4)
 

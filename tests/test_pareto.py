@@ -1,4 +1,6 @@
-"""Sets of losses against brute force: pairs of points, unit cells, inclusion and exclusion; fronts against closed forms."""
+"""Sets of losses against brute force: pairs of points, unit cells, inclusion and exclusion; fronts
+against closed forms.
+"""
 
 import itertools
 import math
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc import pareto
-from mtlfunc.sweep import grid
+from mtlfunc.analysis import pareto
+from mtlfunc.studies._grid import grid
 
 DOUBLE = torch.float64
 
@@ -21,7 +23,11 @@ DOUBLE = torch.float64
 def integer_points(draw, most_tasks=4, high=5):
     """Few points on a small lattice, so that ties and duplicates are common."""
     tasks = draw(st.integers(1, most_tasks))
-    rows = draw(st.lists(st.lists(st.integers(0, high), min_size=tasks, max_size=tasks), min_size=1, max_size=7))
+    rows = draw(
+        st.lists(
+            st.lists(st.integers(0, high), min_size=tasks, max_size=tasks), min_size=1, max_size=7
+        )
+    )
     return torch.tensor(rows, dtype=DOUBLE)
 
 
@@ -29,7 +35,7 @@ def dominates(p, q):
     return bool((p <= q).all() and (p < q).any())
 
 
-# --- non-dominated points -------------------------------------------------------------------------------------------------------------------
+# --- non-dominated points -----------------------------------------------------------------------
 
 
 @given(integer_points())
@@ -52,7 +58,7 @@ def test_non_dominated_keeps_duplicates_and_drops_weakly_dominated():
     assert pareto.non_dominated(points).tolist() == [True, True, False, True, True]
 
 
-# --- hypervolume ----------------------------------------------------------------------------------------------------------------------------
+# --- hypervolume --------------------------------------------------------------------------------
 
 
 @given(integer_points())
@@ -60,8 +66,15 @@ def test_hypervolume_counts_unit_cells(points):
     """Of integer points below an integer reference: the unit cells that some point dominates."""
     corner = 4
     cells = itertools.product(range(corner), repeat=points.shape[1])
-    expected = sum(any(bool((point <= torch.tensor(cell)).all()) for point in points) for cell in cells)
-    assert float(pareto.hypervolume(points, torch.full((points.shape[1],), float(corner), dtype=DOUBLE))) == expected
+    expected = sum(
+        any(bool((point <= torch.tensor(cell)).all()) for point in points) for cell in cells
+    )
+    assert (
+        float(
+            pareto.hypervolume(points, torch.full((points.shape[1],), float(corner), dtype=DOUBLE))
+        )
+        == expected
+    )
 
 
 def staircase(points, reference):
@@ -99,37 +112,62 @@ def test_hypervolume_properties():
     points = torch.from_numpy(np.random.default_rng(1).random((12, 3)))
     reference = torch.full((3,), 1.1, dtype=DOUBLE)
     whole = pareto.hypervolume(points, reference)
-    torch.testing.assert_close(pareto.hypervolume(points[pareto.non_dominated(points)], reference), whole, rtol=1e-12, atol=0)
-    torch.testing.assert_close(pareto.hypervolume(points.flip(0), reference), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        pareto.hypervolume(points[pareto.non_dominated(points)], reference),
+        whole,
+        rtol=1e-12,
+        atol=0,
+    )
+    torch.testing.assert_close(
+        pareto.hypervolume(points.flip(0), reference), whole, rtol=1e-12, atol=0
+    )
     scale = torch.tensor([1e-3, 1.0, 1e5], dtype=DOUBLE)
-    torch.testing.assert_close(pareto.hypervolume(scale * points - 3, scale * reference - 3), scale.prod() * whole, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        pareto.hypervolume(scale * points - 3, scale * reference - 3),
+        scale.prod() * whole,
+        rtol=1e-9,
+        atol=0,
+    )
     assert pareto.hypervolume(points + 2, reference) == 0
     assert pareto.hypervolume(torch.cat([points, points[:1] - 0.01]), reference) > whole
     assert pareto.hypervolume(points.float(), reference.float()).dtype == DOUBLE
 
 
-# --- distances ------------------------------------------------------------------------------------------------------------------------------
+# --- distances ----------------------------------------------------------------------------------
 
 
 @given(integer_points(most_tasks=3), st.integers(0, 10**6))
 def test_igd_equals_loops(points, seed):
     front = torch.from_numpy(np.random.default_rng(seed).standard_normal((4, points.shape[1])) + 2)
     plain = [min(math.dist(p, z) for p in points.tolist()) for z in front.tolist()]
-    plus = [min(math.sqrt(sum(max(a - b, 0.0) ** 2 for a, b in zip(p, z, strict=True))) for p in points.tolist()) for z in front.tolist()]
+    plus = [
+        min(
+            math.sqrt(sum(max(a - b, 0.0) ** 2 for a, b in zip(p, z, strict=True)))
+            for p in points.tolist()
+        )
+        for z in front.tolist()
+    ]
     assert float(pareto.igd(points, front)) == pytest.approx(sum(plain) / 4, rel=1e-12, abs=1e-14)
-    assert float(pareto.igd_plus(points, front)) == pytest.approx(sum(plus) / 4, rel=1e-12, abs=1e-14)
+    assert float(pareto.igd_plus(points, front)) == pytest.approx(
+        sum(plus) / 4, rel=1e-12, abs=1e-14
+    )
 
 
 def test_igd_plus_never_prefers_a_dominated_set():
-    """Ishibuchi et al. 2015, their fourth example: every point of B is dominated by one of A, and IGD prefers B."""
+    """Ishibuchi et al. 2015, their fourth example: every point of B is dominated by one of A, and
+    IGD prefers B.
+    """
     front = torch.tensor([[10.0, 0.0], [6.0, 1.0], [2.0, 2.0], [1.0, 6.0], [0.0, 10.0]])
-    a, b = torch.tensor([[4.0, 2.0], [3.0, 3.0], [2.0, 4.0]]), torch.tensor([[8.0, 2.0], [4.0, 4.0], [2.0, 8.0]])
+    a, b = (
+        torch.tensor([[4.0, 2.0], [3.0, 3.0], [2.0, 4.0]]),
+        torch.tensor([[8.0, 2.0], [4.0, 4.0], [2.0, 8.0]]),
+    )
     assert all(any(dominates(p, q) for p in a) for q in b)
     assert pareto.igd(a, front) > pareto.igd(b, front)
     assert pareto.igd_plus(a, front) < pareto.igd_plus(b, front)
 
 
-# --- transforms and errors ------------------------------------------------------------------------------------------------------------------
+# --- transforms and errors ----------------------------------------------------------------------
 
 SETS = {
     "hypervolume": (pareto.hypervolume, torch.full((3,), 1.5, dtype=DOUBLE)),
@@ -144,9 +182,16 @@ def test_indicators_vmapped_equal_loop(name):
     points = torch.from_numpy(np.random.default_rng(2).standard_normal((2, 3, 5, 3)))
     others = torch.stack([other, other + 0.1, other + 0.2])
     nested = vmap(vmap(f), (0, None))(points, others)
-    expected = torch.tensor([[float(f(points[i, j], others[j])) for j in range(3)] for i in range(2)], dtype=DOUBLE)
+    expected = torch.tensor(
+        [[float(f(points[i, j], others[j])) for j in range(3)] for i in range(2)], dtype=DOUBLE
+    )
     torch.testing.assert_close(nested, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(vmap(f, (2, None))(points[0].movedim(0, 2), other), torch.stack([f(p, other) for p in points[0]]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        vmap(f, (2, None))(points[0].movedim(0, 2), other),
+        torch.stack([f(p, other) for p in points[0]]),
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -168,7 +213,9 @@ def test_indicators_refuse_derivatives_and_poison(name):
 
 def test_non_dominated_under_transforms():
     points = torch.from_numpy(np.random.default_rng(4).integers(0, 4, (3, 6, 2)).astype(float))
-    assert torch.equal(vmap(pareto.non_dominated)(points), torch.stack([pareto.non_dominated(p) for p in points]))
+    assert torch.equal(
+        vmap(pareto.non_dominated)(points), torch.stack([pareto.non_dominated(p) for p in points])
+    )
     points[1, 0, 0], points[2] = float("nan"), float("inf")
     mask = vmap(pareto.non_dominated)(points)
     assert not mask[1, 0]
@@ -179,9 +226,19 @@ def test_non_dominated_under_transforms():
     assert torch.equal(slope, pareto.non_dominated(points[0])[:, None].expand(-1, 2).double())
 
 
-@pytest.mark.parametrize("f", [pareto.non_dominated, lambda p: pareto.hypervolume(p, torch.ones(2)), lambda p: pareto.igd(p, torch.ones(1, 2))])
+@pytest.mark.parametrize(
+    "f",
+    [
+        pareto.non_dominated,
+        lambda p: pareto.hypervolume(p, torch.ones(2)),
+        lambda p: pareto.igd(p, torch.ones(1, 2)),
+    ],
+)
 def test_sets_refuse_what_is_no_set(f):
-    with pytest.raises(ValueError, match=r"points: expected at least one point, \[point, task\], got shape \[0, 2\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"points: expected at least one point, \[point, task\], got shape \[0, 2\]",
+    ):
         f(torch.zeros(0, 2))
     with pytest.raises(ValueError, match=r"points: NaN or infinite entries in rows \[1\]"):
         f(torch.tensor([[0.0, 0.0], [float("inf"), 0.0]]))
@@ -190,7 +247,8 @@ def test_sets_refuse_what_is_no_set(f):
 def test_references_of_another_size():
     points = torch.zeros(2, 2)
     for reference in (torch.ones(3), torch.tensor([1.0, float("nan")])):
-        with pytest.raises(Exception, match="reference"):  # the tests' own shape check may speak first
+        # the tests' own shape check may speak first
+        with pytest.raises(Exception, match="reference"):
             pareto.hypervolume(points, reference)
     with pytest.raises(Exception, match="front"):
         pareto.igd(points, torch.ones(1, 3))
@@ -198,12 +256,14 @@ def test_references_of_another_size():
         pareto.igd_plus(points, torch.ones(0, 2))
 
 
-# --- preferences ----------------------------------------------------------------------------------------------------------------------------
+# --- preferences --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("divisions", "tasks"), [(1, 1), (4, 1), (1, 4), (4, 2), (5, 3), (3, 5)])
 def test_preferences_are_the_simplex_lattice(divisions, tasks):
-    expected = [k for k in itertools.product(range(divisions + 1), repeat=tasks) if sum(k) == divisions]
+    expected = [
+        k for k in itertools.product(range(divisions + 1), repeat=tasks) if sum(k) == divisions
+    ]
     found = pareto.preferences(divisions, tasks, dtype=DOUBLE)
     assert found.shape == (math.comb(divisions + tasks - 1, tasks - 1), tasks)
     assert torch.equal(found, torch.tensor(expected, dtype=DOUBLE) / divisions)
@@ -216,7 +276,7 @@ def test_preferences_errors():
             pareto.preferences(divisions, tasks)
 
 
-# --- fronts ---------------------------------------------------------------------------------------------------------------------------------
+# --- fronts -------------------------------------------------------------------------------------
 
 CENTRES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, -1.0]], dtype=DOUBLE)
 
@@ -228,14 +288,18 @@ def losses_of(params, batch):
 def train(preference, seed: int | torch.Tensor = 0):
     """Gradient descent on the weighted sum from a random start; its minimiser is Σ w_t c_t."""
     x = mf.random.normal(mf.random.key(seed), (3,), DOUBLE)
-    step = mf.descend(losses_of, mf.stateless(lambda gramian: preference), mf.sgd(0.9), mf.jacobian())
+    step = mf.descend(
+        losses_of, mf.stateless(lambda gramian: preference), mf.sgd(0.9), mf.jacobian()
+    )
     state, _ = mf.rollout(step, step.init({"x": x}, ()), [()] * 14, every=14)
     return losses_of(state.params, ()), state.params
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 4, 100])
 def test_front_of_quadratics_closed_form(chunk_size):
-    """Weighted sums with all w > 0 end on the Pareto set, w @ centres; on a simplex face, too, since the losses are strictly convex."""
+    """Weighted sums with all w > 0 end on the Pareto set, w @ centres; on a simplex face, too,
+    since the losses are strictly convex.
+    """
     preferences = pareto.preferences(4, 3, dtype=DOUBLE)
     found = pareto.front(train, preferences, chunk_size=chunk_size)
     ends = preferences @ CENTRES
@@ -249,7 +313,11 @@ def test_front_of_quadratics_closed_form(chunk_size):
 def test_front_equals_loop_and_marks_dominated_and_diverged():
     def run(preference):
         bad = preference[0] == 1.0
-        return torch.where(bad, float("nan"), torch.stack([preference[0], preference[1].round() + preference[0] ** 2]))
+        return torch.where(
+            bad,
+            float("nan"),
+            torch.stack([preference[0], preference[1].round() + preference[0] ** 2]),
+        )
 
     preferences = pareto.preferences(5, 2, dtype=DOUBLE)
     found = pareto.front(run, preferences)
@@ -257,7 +325,9 @@ def test_front_equals_loop_and_marks_dominated_and_diverged():
     torch.testing.assert_close(found.losses, loop, rtol=1e-9, atol=0, equal_nan=True)
     assert found.losses[-1].isnan().all()
     finite = loop[:-1]
-    assert found.non_dominated.tolist() == [not any(dominates(q, p) for q in finite) for p in finite] + [False]
+    assert found.non_dominated.tolist() == [
+        not any(dominates(q, p) for q in finite) for p in finite
+    ] + [False]
     assert 0 < int(found.non_dominated.sum()) < len(finite)
     assert found.aux == ()
     assert not pareto.front(lambda p: p * float("inf"), preferences).non_dominated.any()
@@ -266,8 +336,18 @@ def test_front_equals_loop_and_marks_dominated_and_diverged():
 def test_front_by_a_grid_that_is_saved(tmp_path):
     """The recipe for long runs: a grid over the number of the preference."""
     preferences = pareto.preferences(3, 3, dtype=DOUBLE)
-    saved = grid(lambda run: train(preferences[run])[0], {"run": torch.arange(len(preferences))}, chunk_size=4, path=tmp_path / "front")
-    torch.testing.assert_close(torch.from_numpy(saved["value"].values), pareto.front(train, preferences).losses, rtol=1e-9, atol=1e-12)
+    saved = grid(
+        lambda run: train(preferences[run])[0],
+        {"run": torch.arange(len(preferences))},
+        chunk_size=4,
+        path=tmp_path / "front",
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(saved["value"].values),
+        pareto.front(train, preferences).losses,
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def test_front_vmapped_over_seeds_and_differentiated():
@@ -285,12 +365,20 @@ def test_front_vmapped_over_seeds_and_differentiated():
 
 @pytest.mark.parametrize(
     "trick",
-    [lambda p: p * p[0].item(), lambda p: p if p[0] > 0.5 else 2 * p, lambda p: torch.from_numpy(p.numpy()), lambda p: p + torch.rand(2), lambda p: p[p > 0]],
+    [
+        lambda p: p * p[0].item(),
+        lambda p: p if p[0] > 0.5 else 2 * p,
+        lambda p: torch.from_numpy(p.numpy()),
+        lambda p: p + torch.rand(2),
+        lambda p: p[p > 0],
+    ],
     ids=["item", "branch", "numpy", "random", "boolean index"],
 )
 def test_front_of_what_cannot_be_vmapped(trick):
     preferences = pareto.preferences(3, 2)[1:3]
-    with pytest.raises(RuntimeError, match="train: cannot be vmapped; pass chunk_size=1, a plain loop"):
+    with pytest.raises(
+        RuntimeError, match="train: cannot be vmapped; pass chunk_size=1, a plain loop"
+    ):
         pareto.front(trick, preferences)
     with torch.random.fork_rng():
         assert pareto.front(trick, preferences, chunk_size=1).losses.shape == (2, 2)
@@ -304,7 +392,9 @@ def test_front_errors():
         (lambda p: 1.0, "float"),
         (lambda p: p[:0], r"\[0\]"),
     ):
-        with pytest.raises(ValueError, match=rf"train: expected floating losses \[objective\].*{got}"):
+        with pytest.raises(
+            ValueError, match=rf"train: expected floating losses \[objective\].*{got}"
+        ):
             pareto.front(train, preferences)
     with pytest.raises(ValueError, match="preferences: expected entries >= 0 with a positive sum"):
         pareto.front(train, torch.tensor([[0.0, 0.0]]))
@@ -312,7 +402,9 @@ def test_front_errors():
         pareto.front(train, torch.tensor([[2.0, -1.0]]))
     with pytest.raises(ValueError, match="preferences: expected at least one"):
         pareto.front(train, preferences[:0])
-    with pytest.raises(ValueError, match="chunk_size: expected None or a number of points >= 1, got 0"):
+    with pytest.raises(
+        ValueError, match="chunk_size: expected None or a number of points >= 1, got 0"
+    ):
         pareto.front(train, preferences, chunk_size=0)
     with pytest.raises(ZeroDivisionError):  # the caller's own error, as it is
         pareto.front(lambda p: p / (1 // 0), preferences)

@@ -9,7 +9,21 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.problems import BATCH, FORMS, HEADS, PARAMS, TASKS, TRUNK, decode, encode, flatten, literal_rows, net, nets, scalars
+from tests.problems import (
+    BATCH,
+    FORMS,
+    HEADS,
+    PARAMS,
+    TASKS,
+    TRUNK,
+    decode,
+    encode,
+    flatten,
+    literal_rows,
+    net,
+    nets,
+    scalars,
+)
 
 F64 = torch.float64
 SHARED = "trunk.*"
@@ -27,11 +41,20 @@ def batch(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def form(name: str, mask: torch.Tensor | None = None, absent: float = 3.0):
-    """Losses of problems.py in one of their forms, an absent task's made another number with another gradient; or of the masked tasks alone."""
+    """Losses of problems.py in one of their forms, an absent task's made another number with
+    another gradient; or of the masked tasks alone.
+    """
 
     def losses(params, batch):
-        every = [loss if batch[2][task] else absent * loss for task, loss in enumerate(scalars(params, batch[:2]))]
-        kept = every if mask is None else [loss for loss, here in zip(every, mask.tolist(), strict=True) if here]
+        every = [
+            loss if batch[2][task] else absent * loss
+            for task, loss in enumerate(scalars(params, batch[:2]))
+        ]
+        kept = (
+            every
+            if mask is None
+            else [loss for loss, here in zip(every, mask.tolist(), strict=True) if here]
+        )
         if name == "dict":
             return {f"task {task}": loss for task, loss in enumerate(kept)}
         return tuple(kept) if name == "tuple" else torch.stack(kept)
@@ -52,17 +75,34 @@ PROBES = {
     "own": lambda present: mf.jacobian(SHARED, present=present, heads="own"),
     "weighted": lambda present: mf.jacobian(SHARED, present=present, heads="weighted"),
     "measure": lambda present: mf.jacobian(SHARED, present=present, measure="trunk.2.*"),
-    "masked": lambda present: mf.jacobian(SHARED, present=present, mask=lambda key, rows: {n: r * (r.abs() > 0.01) for n, r in rows.items()}),
+    "masked": lambda present: mf.jacobian(
+        SHARED,
+        present=present,
+        mask=lambda key, rows: {n: r * (r.abs() > 0.01) for n, r in rows.items()},
+    ),
     "groups": lambda present: mf.jacobian(SHARED, present=present, groups="layer"),
     "losses only": lambda present: mf.losses_only(present=present),
-    "representation": lambda present: mf.representation(encode, decode, shared=SHARED, present=present),
+    "representation": lambda present: mf.representation(
+        encode, decode, shared=SHARED, present=present
+    ),
     "tracked": lambda present: mf.tracked(SHARED, rate=0.3, corrected=True, present=present),
-    "excess": lambda present: mf.excess(SHARED, present=present),
+    "excess": lambda present: mf.excess_risk(SHARED, present=present),
 }
-RULES = {"mean": mf.mean, "mgda": mf.mgda, "cagrad": lambda: mf.cagrad(0.4), "gradnorm": lambda: mf.gradnorm(0.5), "modo": mf.modo, "db_mtl": mf.db_mtl}
+RULES = {
+    "mean": mf.mean,
+    "mgda": mf.mgda,
+    "cagrad": lambda: mf.cagrad(0.4),
+    "gradnorm": lambda: mf.gradnorm(0.5),
+    "modo": mf.modo,
+    "db_mtl": mf.db_mtl,
+}
 RULES |= {"excess_mtl": mf.excess_mtl}
 CASES = [("jacobian", rule) for rule in RULES if rule != "excess_mtl"]
-CASES += [(probe, "mean" if probe == "losses only" else "excess_mtl" if probe == "excess" else "mgda") for probe in PROBES if probe != "jacobian"]
+CASES += [
+    (probe, "mean" if probe == "losses only" else "excess_mtl" if probe == "excess" else "mgda")
+    for probe in PROBES
+    if probe != "jacobian"
+]
 CASES += [("tracked", "moco"), ("tracked", "db_mtl")]
 RULES |= {"moco": mf.moco}
 
@@ -70,7 +110,9 @@ RULES |= {"moco": mf.moco}
 def alone(probe: str, name: str, mask: torch.Tensor) -> tuple[Any, mf.Probe]:
     """Losses and probe that never see the absent tasks."""
     if probe == "representation":
-        return (lambda p, b: vector(p, b)[mask]), mf.representation(encode, lambda p, z, b: decode(p, z, b)[mask], shared=SHARED)
+        return (lambda p, b: vector(p, b)[mask]), mf.representation(
+            encode, lambda p, z, b: decode(p, z, b)[mask], shared=SHARED
+        )
     return form(name, mask), PROBES[probe](None)
 
 
@@ -80,19 +122,31 @@ def test_step_equals_the_step_on_present_tasks_alone(probe, rule):
     everybody = MASKS[2]
     for name, mask in (("tuple", MASKS[0]), ("vector", MASKS[0]), ("dict", MASKS[1])):
         reduction = "mean" if name == "dict" else "sum"
-        through = mf.balance(vector if probe == "representation" else form(name), RULES[rule](), PROBES[probe](given), reduction=reduction)
+        through = mf.balance(
+            vector if probe == "representation" else form(name),
+            RULES[rule](),
+            PROBES[probe](given),
+            reduction=reduction,
+        )
         losses, without = alone(probe, name, mask)
         reference = mf.balance(losses, RULES[rule](), without, reduction=reduction)
         state = through.init(PARAMS, batch(everybody), key=3)
         expected_state = reference.init(PARAMS, batch(everybody), key=3)
         for _ in range(2):
             grads, state, info = through.update(PARAMS, batch(mask), state)
-            expected, expected_state, expected_info = reference.update(PARAMS, batch(mask), expected_state)
+            expected, expected_state, expected_info = reference.update(
+                PARAMS, batch(mask), expected_state
+            )
             assert bool((info.weights[..., ~mask] == 0).all())
-            torch.testing.assert_close(info.weights[..., mask], expected_info.weights, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                info.weights[..., mask], expected_info.weights, rtol=1e-9, atol=1e-12
+            )
             torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-9, atol=1e-13)
             if info.gramian.numel():
-                assert bool((info.gramian[..., ~mask, :] == 0).all() and (info.gramian[..., :, ~mask] == 0).all())
+                assert bool(
+                    (info.gramian[..., ~mask, :] == 0).all()
+                    and (info.gramian[..., :, ~mask] == 0).all()
+                )
 
 
 @pytest.mark.parametrize("heads", ["plain", "own", "weighted"])
@@ -108,22 +162,33 @@ def test_geometry_and_heads_are_those_of_the_present(heads):
     torch.testing.assert_close(geometry.gramian, rows @ rows.T, rtol=1e-11, atol=1e-15)
     assert geometry.preference.tolist() == [0.5, 0.0, 0.5]
     assert torch.equal(geometry.present, SOME)
-    torch.testing.assert_close(measured.losses, losses, rtol=1e-12, atol=0)  # as they were, for the record
+    # as they were, for the record
+    torch.testing.assert_close(measured.losses, losses, rtol=1e-12, atol=0)
     weights = torch.tensor([0.3, 0.0, 1.1], dtype=F64)
-    on_heads = {"plain": SOME / 2, "own": SOME.double(), "weighted": weights}[heads].double() @ literal_rows(PARAMS, BATCH, HEADS)[1]
+    on_heads = {"plain": SOME / 2, "own": SOME.double(), "weighted": weights}[
+        heads
+    ].double() @ literal_rows(PARAMS, BATCH, HEADS)[1]
     grads = measured.combine(weights)
     torch.testing.assert_close(flatten(grads, HEADS), on_heads, rtol=1e-11, atol=1e-15)
     torch.testing.assert_close(flatten(grads, TRUNK), weights @ rows, rtol=1e-11, atol=1e-15)
 
 
 def rule_for(probe: str) -> mf.Rule:
-    return mf.mean() if probe == "losses only" else mf.excess_mtl() if probe == "excess" else mf.mgda()
+    return (
+        mf.mean() if probe == "losses only" else mf.excess_mtl() if probe == "excess" else mf.mgda()
+    )
 
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_nobody_present_is_a_zero_step(probe):
     for name in ("tuple", "vector"):
-        step = mf.descend(vector if probe == "representation" else form(name), rule_for(probe), mf.sgd(0.1), PROBES[probe](given), reduction="sum")
+        step = mf.descend(
+            vector if probe == "representation" else form(name),
+            rule_for(probe),
+            mf.sgd(0.1),
+            PROBES[probe](given),
+            reduction="sum",
+        )
         state = step.init(PARAMS, batch(MASKS[2]))
         after, info = step.update(state, batch(MASKS[3]))
         assert all(torch.equal(after.params[leaf], PARAMS[leaf]) for leaf in PARAMS)
@@ -133,7 +198,11 @@ def test_nobody_present_is_a_zero_step(probe):
 @pytest.mark.parametrize("probe", PROBES)
 def test_vmapped_over_masks_and_networks_equals_loop(probe):
     """Masks that are batched, and one that is common to the batch, which can be read there."""
-    for losses in (vector,) if probe in ("representation", "own", "weighted", "measure") else (vector, lambda p, b: scalars(p, b[:2])):
+    for losses in (
+        (vector,)
+        if probe in ("representation", "own", "weighted", "measure")
+        else (vector, lambda p, b: scalars(p, b[:2]))
+    ):
         step = mf.descend(losses, rule_for(probe), mf.sgd(0.1), PROBES[probe](given))
 
         def run(params, mask, step=step):
@@ -143,9 +212,13 @@ def test_vmapped_over_masks_and_networks_equals_loop(probe):
         together = vmap(run)(mf.stack([*nets, nets[0]]), MASKS)
         common = vmap(lambda params, run=run: run(params, SOME))(mf.stack(nets))
         for i, (module, mask) in enumerate(zip([*nets, nets[0]], MASKS, strict=True)):
-            for got, expected in zip(tree_leaves(together), tree_leaves(run(mf.parameters(module), mask)), strict=True):
+            for got, expected in zip(
+                tree_leaves(together), tree_leaves(run(mf.parameters(module), mask)), strict=True
+            ):
                 torch.testing.assert_close(got[i], expected, rtol=1e-9, atol=1e-12)
-        for got, expected in zip(tree_leaves(common), tree_leaves(run(mf.parameters(nets[1]), SOME)), strict=True):
+        for got, expected in zip(
+            tree_leaves(common), tree_leaves(run(mf.parameters(nets[1]), SOME)), strict=True
+        ):
             torch.testing.assert_close(got[1], expected, rtol=1e-9, atol=1e-12)
 
 
@@ -156,7 +229,9 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
 
     def end(scale):
         def losses(params, batch):
-            return vector(params, batch) * torch.stack([torch.ones_like(scale), scale, torch.ones_like(scale)])
+            return vector(params, batch) * torch.stack(
+                [torch.ones_like(scale), scale, torch.ones_like(scale)]
+            )
 
         step = mf.descend(losses, rule(), mf.sgd(0.1), PROBES[probe](given))
         state = step.init(PARAMS, batch(MASKS[2]))
@@ -169,24 +244,36 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
     assert abs(difference) > 1e-5
     torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0.0)
     leaf = at.clone().requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0
+    )
 
 
 # Losses that are NaN or infinite over nothing
 
 
 def over_labels(kind: str):
-    """Per-task losses over the samples that have labels [sample, task]; nothing is safe about the division in "mean"."""
+    """Per-task losses over the samples that have labels [sample, task]; nothing is safe about the
+    division in "mean".
+    """
 
     def losses(params, batch):
         x, y, labelled = batch
-        errors = torch.stack([(out - y[:, task]).square().mean(1) for task, out in enumerate(functional_call(net, params, (x,)))], 1)
+        errors = torch.stack(
+            [
+                (out - y[:, task]).square().mean(1)
+                for task, out in enumerate(functional_call(net, params, (x,)))
+            ],
+            1,
+        )
         counts = labelled.sum(0)
         if kind == "safe":
             return (errors * labelled).sum(0) / counts.clamp_min(1)
         if kind == "where":
             return errors.where(labelled, 0.0).sum(0) / counts
-        means = [(errors[:, task] * labelled[:, task]).sum() / counts[task] for task in range(TASKS)]
+        means = [
+            (errors[:, task] * labelled[:, task]).sum() / counts[task] for task in range(TASKS)
+        ]
         return tuple(means) if kind == "separate" else torch.stack(means)
 
     return losses
@@ -201,9 +288,18 @@ def whole(batch: Any) -> torch.Tensor:
     return batch[2].any(0)
 
 
-NAN_SAFE = {"jacobian": mf.jacobian(SHARED, present=whole), "own": mf.jacobian(SHARED, present=whole, heads="own")}
-NAN_SAFE |= {"weighted": mf.jacobian(SHARED, present=whole, heads="weighted"), "layerwise": mf.jacobian(SHARED, present=whole, engine="layerwise")}
-NAN_SAFE |= {"groups": mf.jacobian(SHARED, present=whole, groups="layer"), "tracked": mf.tracked(SHARED, present=whole)}
+NAN_SAFE = {
+    "jacobian": mf.jacobian(SHARED, present=whole),
+    "own": mf.jacobian(SHARED, present=whole, heads="own"),
+}
+NAN_SAFE |= {
+    "weighted": mf.jacobian(SHARED, present=whole, heads="weighted"),
+    "layerwise": mf.jacobian(SHARED, present=whole, engine="layerwise"),
+}
+NAN_SAFE |= {
+    "groups": mf.jacobian(SHARED, present=whole, groups="layer"),
+    "tracked": mf.tracked(SHARED, present=whole),
+}
 NAN_SAFE |= {"losses only": mf.losses_only(present=whole)}
 
 
@@ -217,8 +313,11 @@ def test_nan_of_an_absent_task_stays_out_where_losses_are_separate(probe):
     grads, _, info = bare.update(PARAMS, data, bare.init(PARAMS, data))
     torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-15)
     assert info.losses.isnan().tolist() == [False, True, False]  # shown as losses_fn gave it
-    both = vmap(lambda p: bare.update(p, data, bare.init(p, data))[0])(mf.stack(nets))  # over networks that share the batch
-    torch.testing.assert_close(both["trunk.0.bias"][0], grads["trunk.0.bias"], rtol=1e-9, atol=1e-13)
+    # over networks that share the batch
+    both = vmap(lambda p: bare.update(p, data, bare.init(p, data))[0])(mf.stack(nets))
+    torch.testing.assert_close(
+        both["trunk.0.bias"][0], grads["trunk.0.bias"], rtol=1e-9, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("probe", NAN_SAFE)
@@ -227,9 +326,15 @@ def test_nan_that_reaches_the_others_is_an_error_outside_and_nan_inside(probe):
     balance = mf.balance(over_labels("stacked"), rule, NAN_SAFE[probe])
     data = (*BATCH, labelled())
     state = balance.init(PARAMS, data)
-    with pytest.raises(ValueError, match=r"present: tasks \[1\] are absent and their losses are not finite.* torch\.where .*, or return separate losses"):
+    with pytest.raises(
+        ValueError,
+        match=r"present: tasks \[1\] are absent and their losses are not finite.* torch\.where "
+        r".*, or return separate losses",
+    ):
         balance.update(PARAMS, data, state)
-    together = vmap(lambda mask: balance.update(PARAMS, (*BATCH, mask), state)[0])(torch.stack([labelled(), labelled(None)]))
+    together = vmap(lambda mask: balance.update(PARAMS, (*BATCH, mask), state)[0])(
+        torch.stack([labelled(), labelled(None)])
+    )
     assert bool(flatten({n: g[0] for n, g in together.items()}, TRUNK).isnan().all())
     assert bool(flatten({n: g[1] for n, g in together.items()}).isfinite().all())
 
@@ -239,22 +344,35 @@ def test_labels_picked_by_where_have_no_derivative_over_nothing(probe):
     """The loss is 0/0 and its derivative 0: any form is safe, batched too."""
     rule = mf.mean() if probe == "losses only" else mf.mgda()
     data = (*BATCH, labelled())
-    safe, bare = (mf.balance(over_labels(kind), rule, NAN_SAFE[probe]) for kind in ("safe", "where"))
+    safe, bare = (
+        mf.balance(over_labels(kind), rule, NAN_SAFE[probe]) for kind in ("safe", "where")
+    )
     expected, _, _ = safe.update(PARAMS, data, safe.init(PARAMS, data))
     state = bare.init(PARAMS, data)
     grads, _, info = bare.update(PARAMS, data, state)
     assert bool(info.losses[1].isnan())
     torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-15)
-    together = vmap(lambda mask: bare.update(PARAMS, (*BATCH, mask), state)[0])(torch.stack([labelled(), labelled(None)]))
-    torch.testing.assert_close(flatten({n: g[0] for n, g in together.items()}), flatten(expected), rtol=1e-10, atol=1e-13)
+    together = vmap(lambda mask: bare.update(PARAMS, (*BATCH, mask), state)[0])(
+        torch.stack([labelled(), labelled(None)])
+    )
+    torch.testing.assert_close(
+        flatten({n: g[0] for n, g in together.items()}), flatten(expected), rtol=1e-10, atol=1e-13
+    )
 
 
 def test_cross_entropy_without_a_label_has_no_derivative():
-    """F.cross_entropy with ignore_index: a NaN loss whose derivative is 0, so that any form is safe, batched too."""
+    """F.cross_entropy with ignore_index: a NaN loss whose derivative is 0, so that any form is
+    safe, batched too.
+    """
 
     def losses(params, batch):
         logits = functional_call(net, params, (batch[0],))
-        return torch.stack([nn.functional.cross_entropy(out, batch[1][:, task], ignore_index=-1) for task, out in enumerate(logits)])
+        return torch.stack(
+            [
+                nn.functional.cross_entropy(out, batch[1][:, task], ignore_index=-1)
+                for task, out in enumerate(logits)
+            ]
+        )
 
     labels = torch.arange(8)[:, None].repeat(1, TASKS) % 2
     labels[:, 1] = -1
@@ -263,15 +381,25 @@ def test_cross_entropy_without_a_label_has_no_derivative():
     state = balance.init(PARAMS, (BATCH[0], labels))
     grads, _, info = balance.update(PARAMS, (BATCH[0], labels), state)
     assert bool(info.losses[1].isnan())
-    kept = mf.balance(lambda p, b: losses(p, b)[torch.tensor([0, 2])], mf.mgda(), mf.jacobian(SHARED))
+    kept = mf.balance(
+        lambda p, b: losses(p, b)[torch.tensor([0, 2])], mf.mgda(), mf.jacobian(SHARED)
+    )
     expected, _, _ = kept.update(PARAMS, (BATCH[0], labels), kept.init(PARAMS, (BATCH[0], labels)))
-    torch.testing.assert_close(flatten(grads, TRUNK), flatten(expected, TRUNK), rtol=1e-11, atol=1e-15)
-    together = vmap(lambda labels: balance.update(PARAMS, (BATCH[0], labels), state)[0])(torch.stack([labels, labels]))
-    torch.testing.assert_close(together["trunk.0.weight"][1], grads["trunk.0.weight"], rtol=1e-11, atol=1e-15)
+    torch.testing.assert_close(
+        flatten(grads, TRUNK), flatten(expected, TRUNK), rtol=1e-11, atol=1e-15
+    )
+    together = vmap(lambda labels: balance.update(PARAMS, (BATCH[0], labels), state)[0])(
+        torch.stack([labels, labels])
+    )
+    torch.testing.assert_close(
+        together["trunk.0.weight"][1], grads["trunk.0.weight"], rtol=1e-11, atol=1e-15
+    )
 
 
 def test_absent_at_init_is_no_error_unless_the_rule_needs_the_first_loss():
-    """Neither a NaN nor a missing dependence of an absent task; GradNorm's first loss, though, must be there."""
+    """Neither a NaN nor a missing dependence of an absent task; GradNorm's first loss, though, must
+    be there.
+    """
 
     def losses(params, batch):
         first, _, third = scalars(params, batch[:2])
@@ -284,11 +412,15 @@ def test_absent_at_init_is_no_error_unless_the_rule_needs_the_first_loss():
     with pytest.raises(ValueError, match="losses: NaN or infinite"):
         balance.init(PARAMS, batch(MASKS[2]))
     with pytest.raises(ValueError, match=r"gradnorm: .*need initial losses > 0"):
-        mf.balance(vector, mf.gradnorm(0.5), mf.jacobian(SHARED, present=given)).init(PARAMS, batch(SOME))
+        mf.balance(vector, mf.gradnorm(0.5), mf.jacobian(SHARED, present=given)).init(
+            PARAMS, batch(SOME)
+        )
 
 
 def test_state_of_an_absent_task_stands_still():
-    balance = mf.balance(vector, mf.moco(), mf.tracked(SHARED, rate=lambda k: 0.5 / k**0.5, present=given))
+    balance = mf.balance(
+        vector, mf.moco(), mf.tracked(SHARED, rate=lambda k: 0.5 / k**0.5, present=given)
+    )
     state = balance.init(PARAMS, batch(MASKS[2]))
     _, state, _ = balance.update(PARAMS, batch(MASKS[2]), state)
     _, after, _ = balance.update(PARAMS, batch(SOME), state)
@@ -300,7 +432,12 @@ def test_state_of_an_absent_task_stands_still():
 
 
 def test_aux_rides_along():
-    balance = mf.balance(lambda p, b: (vector(p, b), {"total": vector(p, b).sum()}), mf.mean(), mf.jacobian(SHARED, present=given), has_aux=True)
+    balance = mf.balance(
+        lambda p, b: (vector(p, b), {"total": vector(p, b).sum()}),
+        mf.mean(),
+        mf.jacobian(SHARED, present=given),
+        has_aux=True,
+    )
     _, _, info = balance.update(PARAMS, batch(SOME), balance.init(PARAMS, batch(SOME)))
     torch.testing.assert_close(info.aux["total"], vector(PARAMS, batch(SOME)).sum())
 
@@ -312,11 +449,20 @@ def test_all_present_changes_no_bit(name):
     def losses(params, batch):
         return FORMS[name](params, batch[:2])
 
-    for make in (lambda present: mf.jacobian(SHARED, present=present), lambda present: mf.losses_only(present=present)):
+    for make in (
+        lambda present: mf.jacobian(SHARED, present=present),
+        lambda present: mf.losses_only(present=present),
+    ):
         grads = []
         for present in (None, given):
             balance = mf.balance(losses, mf.mean(), make(present))
-            grads.append(flatten(balance.update(PARAMS, batch(MASKS[2]), balance.init(PARAMS, batch(MASKS[2])))[0]))
+            grads.append(
+                flatten(
+                    balance.update(PARAMS, batch(MASKS[2]), balance.init(PARAMS, batch(MASKS[2])))[
+                        0
+                    ]
+                )
+            )
         assert torch.equal(*grads)
 
 
@@ -328,10 +474,19 @@ def test_errors_name_present():
     state = fine.init(PARAMS, batch(SOME))
     with pytest.raises(ValueError, match="present: one entry a task is needed, 3, got 2"):
         step.update(PARAMS, batch(SOME), state)
-    with pytest.raises(TypeError, match=r"present: expected .* boolean tensor \[task\], got torch\.float64 of shape \[3\]"):
-        mf.balance(vector, mf.mgda(), mf.jacobian(SHARED, present=lambda batch: batch[2].double())).init(PARAMS, batch(SOME))
+    with pytest.raises(
+        TypeError,
+        match=r"present: expected .* boolean tensor \[task\], got torch\.float64 of shape \[3\]",
+    ):
+        mf.balance(
+            vector, mf.mgda(), mf.jacobian(SHARED, present=lambda batch: batch[2].double())
+        ).init(PARAMS, batch(SOME))
     with pytest.raises(ValueError, match="present: a row of mix= is a mixture"):
         mf.jacobian(SHARED, present=given, mix=mf.subset(2))
-    refused = mf.balance(vector, mf.stateless(lambda gramian: gramian[0]), mf.jacobian(SHARED, present=given))
-    with pytest.raises(ValueError, match=r"needs every task in every batch, but tasks \[1\] are absent"):
+    refused = mf.balance(
+        vector, mf.stateless(lambda gramian: gramian[0]), mf.jacobian(SHARED, present=given)
+    )
+    with pytest.raises(
+        ValueError, match=r"needs every task in every batch, but tasks \[1\] are absent"
+    ):
         refused.update(PARAMS, batch(SOME), refused.init(PARAMS, batch(SOME)))

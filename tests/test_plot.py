@@ -1,4 +1,6 @@
-"""What the pictures show is what was computed: the data in their artists, against formulas and independent arithmetic."""
+"""What the pictures show is what was computed: the data in their artists, against formulas and
+independent arithmetic.
+"""
 
 import io
 import subprocess
@@ -20,15 +22,22 @@ from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
-from mtlfunc import plot
-from mtlfunc.pareto import Front
-from mtlfunc.random import normal
+from mtlfunc.analysis.pareto import Front
+from mtlfunc.core.random import normal
+from mtlfunc.plot import rules as plot
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-RULES = {"mean": mf.mean(), "mgda": mf.mgda(), "pcgrad": mf.pcgrad(), "cagrad": mf.cagrad(0.4), "gradnorm": mf.gradnorm(0.12)}
-STATIONARY = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)  # Jᵀ(0.2, 0.4, 0.4) = 0
+RULES = {
+    "mean": mf.mean(),
+    "mgda": mf.mgda(),
+    "pcgrad": mf.pcgrad(),
+    "cagrad": mf.cagrad(0.4),
+    "gradnorm": mf.gradnorm(0.12),
+}
+# Jᵀ(0.2, 0.4, 0.4) = 0
+STATIONARY = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
 SQRT3 = 3**0.5
 
 
@@ -53,8 +62,12 @@ def meshed(panel: Axes) -> np.ndarray:
     return np.ma.filled(values, np.nan)
 
 
-def cells(angles: int = 90, ratios: int = 81, limits: tuple[float, float] = (0.01, 100.0)) -> tuple[np.ndarray, np.ndarray]:
-    """Angles in radians and ratios `[ratio, angle]` of the portrait's cells, counted from the other end."""
+def cells(
+    angles: int = 90, ratios: int = 81, limits: tuple[float, float] = (0.01, 100.0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Angles in radians and ratios `[ratio, angle]` of the portrait's cells, counted from the other
+    end.
+    """
     phi = np.pi * (np.arange(angles) + 0.5) / angles
     share = (np.arange(ratios) + 0.5) / ratios
     ratio = limits[0] ** (1 - share) * limits[1] ** share
@@ -90,7 +103,9 @@ def test_portrait_of_the_mean_is_its_formula():
     np.testing.assert_allclose(length, 1, rtol=1e-10)
     np.testing.assert_allclose(first, (1 + r * np.cos(phi)) / mean, atol=1e-10)
     np.testing.assert_allclose(second, (r + np.cos(phi)) / mean, atol=1e-10)
-    np.testing.assert_allclose(direction, np.arctan2(r * np.sin(phi), 1 + r * np.cos(phi)) / phi, atol=1e-10)
+    np.testing.assert_allclose(
+        direction, np.arctan2(r * np.sin(phi), 1 + r * np.cos(phi)) / phi, atol=1e-10
+    )
 
 
 def test_portrait_of_mgda_is_the_shortest_combination():
@@ -98,7 +113,9 @@ def test_portrait_of_mgda_is_the_shortest_combination():
     phi, r = cells(40, 21)
     mean = 0.5 * np.sqrt(1 + r**2 + 2 * r * np.cos(phi))
     inside = np.cos(phi) < np.minimum(r, 1 / r)
-    shortest = np.where(inside, r * np.sin(phi) / np.sqrt(1 + r**2 - 2 * r * np.cos(phi)), np.minimum(r, 1))
+    shortest = np.where(
+        inside, r * np.sin(phi) / np.sqrt(1 + r**2 - 2 * r * np.cos(phi)), np.minimum(r, 1)
+    )
     np.testing.assert_allclose(length, shortest / mean, rtol=1e-9)
     # g_t·d = ‖d‖² for both inside the face, for the shorter one elsewhere.
     np.testing.assert_allclose(first[inside], (shortest**2 / mean)[inside], rtol=1e-7)
@@ -106,7 +123,9 @@ def test_portrait_of_mgda_is_the_shortest_combination():
 
 
 def test_portrait_of_pcgrad_has_rates_of_one_minus_squared_cosine():
-    first, second = (meshed(panel) for panel in plot.portrait(mf.pcgrad(), ("rate 1", "rate 2"), cells=(40, 21)))
+    first, second = (
+        meshed(panel) for panel in plot.portrait(mf.pcgrad(), ("rate 1", "rate 2"), cells=(40, 21))
+    )
     phi, r = cells(40, 21)
     mean = np.sqrt(1 + r**2 + 2 * r * np.cos(phi))
     conflict = np.cos(phi) < 0
@@ -117,13 +136,20 @@ def test_portrait_of_pcgrad_has_rates_of_one_minus_squared_cosine():
 @pytest.mark.parametrize("name", list(RULES))
 def test_portrait_equals_single_calls(name):
     phi, r = cells(7, 5)
-    _, length, _, second = (meshed(panel) for panel in plot.portrait(RULES[name], cells=(7, 5), key=3))
+    _, length, _, second = (
+        meshed(panel) for panel in plot.portrait(RULES[name], cells=(7, 5), key=3)
+    )
     for i, j in ((0, 0), (2, 5), (4, 3)):
-        jacobian = torch.tensor([[1.0, 0.0], [r[i, j] * np.cos(phi[i, j]), r[i, j] * np.sin(phi[i, j])]], dtype=torch.float64)
+        jacobian = torch.tensor(
+            [[1.0, 0.0], [r[i, j] * np.cos(phi[i, j]), r[i, j] * np.sin(phi[i, j])]],
+            dtype=torch.float64,
+        )
         d = mf.aggregate(RULES[name], jacobian, torch.ones(2, dtype=torch.float64), key=3)
         mean = jacobian.mean(0).norm()
         assert length[i, j] == pytest.approx(float(d.norm() / mean), rel=1e-9)
-        assert second[i, j] == pytest.approx(float(jacobian[1] @ d / jacobian[1].norm() / mean), rel=1e-8, abs=1e-10)
+        assert second[i, j] == pytest.approx(
+            float(jacobian[1] @ d / jacobian[1].norm() / mean), rel=1e-8, abs=1e-10
+        )
 
 
 def test_portrait_hatches_where_the_mean_raises_a_loss():
@@ -152,22 +178,39 @@ def test_portrait_hatches_nothing_for_rules_that_raise_no_loss(rule):
 
 
 def test_portrait_of_cagrad_raises_a_loss_below_the_threshold_of_its_theory():
-    first, second = (meshed(panel) for panel in plot.portrait(mf.cagrad(0.4), ("rate 1", "rate 2"), cells=(40, 21)))
+    first, second = (
+        meshed(panel)
+        for panel in plot.portrait(mf.cagrad(0.4), ("rate 1", "rate 2"), cells=(40, 21))
+    )
     phi, r = (torch.from_numpy(x.ravel()) for x in cells(40, 21))
-    jacobian = torch.stack([torch.stack([torch.ones_like(r), torch.zeros_like(r)], -1), r[:, None] * torch.stack([phi.cos(), phi.sin()], -1)], 1)
+    jacobian = torch.stack(
+        [
+            torch.stack([torch.ones_like(r), torch.zeros_like(r)], -1),
+            r[:, None] * torch.stack([phi.cos(), phi.sin()], -1),
+        ],
+        1,
+    )
     threshold = vmap(lambda g: mf.theory.cagrad_threshold(g))(jacobian @ jacobian.mT).numpy()
     apart = np.abs(threshold - 0.4) > 1e-6
-    np.testing.assert_array_equal((np.minimum(first, second).ravel() < plot.RISES)[apart], (threshold > 0.4)[apart])
+    np.testing.assert_array_equal(
+        (np.minimum(first, second).ravel() < plot.RISES)[apart], (threshold > 0.4)[apart]
+    )
 
 
 def test_portrait_of_gradnorm_settles_at_equal_lengths():
     limits = (0.25, 4.0)
     fresh, settled = (
-        meshed(plot.portrait(mf.gradnorm(0.0), ("direction",), ratios=limits, cells=(10, 9), steps=steps)[0])[:, :5]  # angles up to 90°
+        # angles up to 90°
+        meshed(
+            plot.portrait(
+                mf.gradnorm(0.0), ("direction",), ratios=limits, cells=(10, 9), steps=steps
+            )[0]
+        )[:, :5]
         for steps in (1, 150)
     )
     assert np.abs(fresh - 0.5).max() > 0.2
-    # Weights ∝ 1/‖g_t‖ make d the bisector; they move by 0.025 a step around 2/(1 + 4) and 2/(1 + 1/4).
+    # Weights ∝ 1/‖g_t‖ make d the bisector; they move by 0.025 a step around 2/(1 + 4) and 2/(1 +
+    # 1/4).
     assert np.abs(settled - 0.5).max() < 0.025
 
 
@@ -181,13 +224,17 @@ def test_portrait_takes_functions_and_rules_that_cannot_be_vmapped():
         calls.append(float(gramian[0, 0]))
         return torch.softmax(-gramian.diagonal().log(), -1)
 
-    first, second = (meshed(plot.portrait(f, ("length",), cells=(6, 5))[0]) for f in (batched, branching))
+    first, second = (
+        meshed(plot.portrait(f, ("length",), cells=(6, 5))[0]) for f in (batched, branching)
+    )
     np.testing.assert_allclose(first, second, rtol=1e-12)
     assert len(calls) == 30
 
 
 def test_portrait_passes_losses_and_key():
-    by_loss = plot.portrait(lambda gramian, losses: losses / losses.sum(), ("rate 1",), cells=(6, 5), losses=[1.0, 3.0])
+    by_loss = plot.portrait(
+        lambda gramian, losses: losses / losses.sum(), ("rate 1",), cells=(6, 5), losses=[1.0, 3.0]
+    )
     static = plot.portrait(mf.mean(torch.tensor([0.25, 0.75])), ("rate 1",), cells=(6, 5))
     np.testing.assert_allclose(meshed(by_loss[0]), meshed(static[0]), rtol=1e-12)
 
@@ -197,21 +244,29 @@ def test_portrait_passes_losses_and_key():
     rule = mf.Rule(draw, lambda geometry, state: (state, state))
     share = mf.weights(rule, torch.eye(2, dtype=torch.float64), key=5)
     drawn = plot.portrait(rule, ("rate 2",), cells=(6, 5), key=5)
-    np.testing.assert_allclose(meshed(drawn[0]), meshed(plot.portrait(mf.mean(share), ("rate 2",), cells=(6, 5))[0]), rtol=1e-12)
+    np.testing.assert_allclose(
+        meshed(drawn[0]),
+        meshed(plot.portrait(mf.mean(share), ("rate 2",), cells=(6, 5))[0]),
+        rtol=1e-12,
+    )
 
 
 def test_portrait_leaves_cells_grey_where_weights_are_not_finite():
     def rule(gramian: Tensor) -> Tensor:
         return (gramian[0, 1] * torch.ones(2, dtype=gramian.dtype)).sqrt()  # NaN in conflict
 
-    with pytest.warns(UserWarning, match=r"NaN or infinite weights at 15 of 30 points, first at 105°"):
+    with pytest.warns(
+        UserWarning, match=r"NaN or infinite weights at 15 of 30 points, first at 105°"
+    ):
         (panel,) = plot.portrait(rule, ("length",), cells=(6, 5))
     np.testing.assert_array_equal(np.isnan(meshed(panel)), cells(6, 5)[0] > np.pi / 2)
     assert panel.get_facecolor() == to_rgba("0.75")
 
 
 def test_portrait_has_no_direction_where_d_is_zero():
-    (panel,) = plot.portrait(lambda gramian: torch.zeros_like(gramian[0]), ("direction",), cells=(4, 3))
+    (panel,) = plot.portrait(
+        lambda gramian: torch.zeros_like(gramian[0]), ("direction",), cells=(4, 3)
+    )
     assert np.isnan(meshed(panel)).all()
 
 
@@ -250,8 +305,12 @@ def test_simplex_map_is_the_worst_cosine_and_the_length():
     cosines = d @ jacobian.T / np.linalg.norm(d, axis=1)[:, None] / np.linalg.norm(jacobian, axis=1)
     assert len(weights) == 21 * 22 // 2
     np.testing.assert_allclose(worst, cosines.min(1), atol=1e-10)
-    _, length = mapped(plot.simplex(jacobian @ jacobian.T, ax=axes(), value="length", resolution=20))
-    np.testing.assert_allclose(length, np.linalg.norm(d, axis=1) / np.linalg.norm(jacobian, axis=1).max(), atol=1e-10)
+    _, length = mapped(
+        plot.simplex(jacobian @ jacobian.T, ax=axes(), value="length", resolution=20)
+    )
+    np.testing.assert_allclose(
+        length, np.linalg.norm(d, axis=1) / np.linalg.norm(jacobian, axis=1).max(), atol=1e-10
+    )
 
 
 def test_simplex_hatches_where_a_loss_rises():
@@ -266,12 +325,18 @@ def test_simplex_hatches_where_a_loss_rises():
 
 def test_simplex_marks_rules_and_the_shortest_combination():
     gramian = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
-    panel = plot.simplex(gramian, {"mean": mf.mean(), "cagrad": mf.cagrad(0.4), "negative": lambda g: g[0] - 0.25}, axes(), names=["a", "b", "c"])
+    panel = plot.simplex(
+        gramian,
+        {"mean": mf.mean(), "cagrad": mf.cagrad(0.4), "negative": lambda g: g[0] - 0.25},
+        axes(),
+        names=["a", "b", "c"],
+    )
     np.testing.assert_allclose(spot(panel, "min-norm"), np.array([4, 2, 1]) / 7, atol=1e-12)
     np.testing.assert_allclose(spot(panel, "mean"), np.full(3, 1 / 3), atol=1e-12)
     weights = mf.weights(mf.cagrad(0.4), gramian).numpy()
     np.testing.assert_allclose(spot(panel, "cagrad"), weights / weights.sum(), atol=1e-12)
-    np.testing.assert_allclose(spot(panel, "negative"), [3, -1, -1], atol=1e-12)  # outside the triangle
+    # outside the triangle
+    np.testing.assert_allclose(spot(panel, "negative"), [3, -1, -1], atol=1e-12)
     assert {"a", "b", "c"} <= {text.get_text() for text in panel.texts}
     assert labels(panel)[0].endswith(f"= {(4 / 7) ** 0.5:.3g}")  # ‖d‖² = 1/(1 + 1/2 + 1/4)
 
@@ -295,7 +360,11 @@ def test_simplex_draws_categories_and_functions():
     assert values is not None
     np.testing.assert_array_equal(np.asarray(values), expected)
     assert len(middles) == 100
-    weights, entropy = mapped(plot.simplex(gramian, ax=axes(), value=lambda w: -torch.special.xlogy(w, w).sum(), resolution=10))
+    weights, entropy = mapped(
+        plot.simplex(
+            gramian, ax=axes(), value=lambda w: -torch.special.xlogy(w, w).sum(), resolution=10
+        )
+    )
     positive = np.clip(weights, 1e-300, None)
     np.testing.assert_allclose(entropy, -(positive * np.log(positive)).sum(1), atol=1e-9)
 
@@ -311,14 +380,22 @@ def test_simplex_takes_a_zero_gradient():
 # ---- cone ----
 
 
-@pytest.mark.parametrize(("count", "seed"), [(1, 0), (2, 1), (2, 2), (3, 3), (3, 4), (4, 5), (5, 11)])
+@pytest.mark.parametrize(
+    ("count", "seed"), [(1, 0), (2, 1), (2, 2), (3, 3), (3, 4), (4, 5), (5, 11)]
+)
 def test_cone_holds_exactly_the_directions_that_raise_no_loss(count, seed):
     jacobian = rows(seed, count, 2).numpy()
     panel = plot.cone(jacobian, ax=axes())
     (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
-    points = np.stack(np.meshgrid(np.linspace(left, right, 41)[1:-1], np.linspace(bottom, top, 37)[1:-1]), -1).reshape(-1, 2)
+    points = np.stack(
+        np.meshgrid(np.linspace(left, right, 41)[1:-1], np.linspace(bottom, top, 37)[1:-1]), -1
+    ).reshape(-1, 2)
     cone = [patch for patch in panel.patches if patch.get_label() == "no loss rises"]
-    inside = Outline(cone[0].get_xy()).contains_points(points) if cone else np.zeros(len(points), dtype=bool)  # pyright: ignore[reportAttributeAccessIssue]
+    inside = (
+        Outline(cone[0].get_xy()).contains_points(points)  # pyright: ignore[reportAttributeAccessIssue]
+        if cone
+        else np.zeros(len(points), dtype=bool)
+    )
     np.testing.assert_array_equal(inside, (points @ jacobian.T > 0).all(1))
 
 
@@ -335,8 +412,12 @@ def test_cone_draws_gradients_hull_and_directions():
     for line, (name, rule) in zip(panel.get_lines(), RULES.items(), strict=True):
         d = mf.aggregate(rule, jacobian, torch.ones(4, dtype=torch.float64))
         np.testing.assert_allclose(np.asarray(line.get_xydata()), [[0, 0], d.tolist()], atol=1e-12)
-        raised = [task for task, rate in zip("abcd", (jacobian @ d).tolist(), strict=True) if rate < 0]
-        assert line.get_label() == (rf"{name} (${{\uparrow}}$ {', '.join(raised)})" if raised else name)
+        raised = [
+            task for task, rate in zip("abcd", (jacobian @ d).tolist(), strict=True) if rate < 0
+        ]
+        assert line.get_label() == (
+            rf"{name} (${{\uparrow}}$ {', '.join(raised)})" if raised else name
+        )
     hull = next(patch for patch in panel.patches if patch.get_label() == "convex hull")
     corner = {tuple(point) for point in hull.get_xy().round(9).tolist()}  # pyright: ignore[reportAttributeAccessIssue]
     assert corner == {(2.0, 0.3), (-0.9, 0.8), (0.4, 1.6)}  # the fourth is inside
@@ -345,7 +426,9 @@ def test_cone_draws_gradients_hull_and_directions():
 @pytest.mark.parametrize(("count", "dim", "seed"), [(4, 2, 0), (7, 2, 1), (5, 3, 2), (8, 3, 3)])
 def test_cone_hull_equals_qhull(count, dim, seed):
     points = rows(seed, count, dim).numpy()
-    assert {frozenset(facet) for facet in plot._facets(points)} == {frozenset(facet.tolist()) for facet in ConvexHull(points).simplices}
+    assert {frozenset(facet) for facet in plot._facets(points)} == {
+        frozenset(facet.tolist()) for facet in ConvexHull(points).simplices
+    }
 
 
 def test_cone_hull_of_points_on_a_line():
@@ -366,10 +449,13 @@ def test_cone_faces_in_three_dimensions_bound_the_cone(count, seed):
         assert np.abs(heights).max(0).min() < 1e-7  # in one task's plane
         assert (face >= low - 1e-9).all()
         assert (face <= high + 1e-9).all()
-    # As many faces as tasks whose half-space is not implied by the others, by sampling the directions in its plane.
+    # As many faces as tasks whose half-space is not implied by the others, by sampling the
+    # directions in its plane.
     free = 0
     for i in range(count):
-        circle = np.linalg.svd(jacobian[i : i + 1])[2][1:].T @ np.stack([np.cos(np.linspace(0, 7, 4000)), np.sin(np.linspace(0, 7, 4000))])
+        circle = np.linalg.svd(jacobian[i : i + 1])[2][1:].T @ np.stack(
+            [np.cos(np.linspace(0, 7, 4000)), np.sin(np.linspace(0, 7, 4000))]
+        )
         free += bool((np.delete(jacobian, i, 0) @ circle > 1e-3).all(0).any())
     assert len(faces) == free
 
@@ -394,7 +480,15 @@ def test_cone_in_three_dimensions_draws_directions():
     panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("gradients", [torch.zeros(2, 2), torch.zeros(1, 3), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[1.0, 2.0, 3.0]])])
+@pytest.mark.parametrize(
+    "gradients",
+    [
+        torch.zeros(2, 2),
+        torch.zeros(1, 3),
+        torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),
+        torch.tensor([[1.0, 2.0, 3.0]]),
+    ],
+)
 def test_cone_draws_degenerate_gradients(gradients):
     plot.cone(gradients, {"mean": mf.mean()}).figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -412,7 +506,10 @@ def test_heatmap_shows_the_matrix_centred_on_zero():
     assert high == pytest.approx(float(gramian.abs().max()))
     assert low == -high
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["a", "b", "c"]
-    shown = {(text.get_position()[1], text.get_position()[0]): float(text.get_text().replace("−", "-")) for text in panel.texts}
+    shown = {
+        (text.get_position()[1], text.get_position()[0]): float(text.get_text().replace("−", "-"))
+        for text in panel.texts
+    }
     for (i, j), number in shown.items():
         assert number == pytest.approx(float(gramian[int(i), int(j)]), rel=0.051)  # two digits
     assert len(shown) == 9
@@ -425,13 +522,28 @@ def test_heatmap_of_cosines():
     shown = panel.get_images()[0].get_array()
     assert shown is not None
     cosine = float(jacobian[0] @ jacobian[2] / jacobian[0].norm() / jacobian[2].norm())
-    np.testing.assert_allclose(np.ma.filled(shown, np.nan), [[1, np.nan, cosine], [np.nan] * 3, [cosine, np.nan, 1]], atol=1e-12)
-    assert sorted(text.get_text() for text in panel.texts) == sorted(["1.00", "1.00", *2 * [f"{cosine:.2f}".replace("-", "−")]])
+    np.testing.assert_allclose(
+        np.ma.filled(shown, np.nan),
+        [[1, np.nan, cosine], [np.nan] * 3, [cosine, np.nan, 1]],
+        atol=1e-12,
+    )
+    assert sorted(text.get_text() for text in panel.texts) == sorted(
+        ["1.00", "1.00", *2 * [f"{cosine:.2f}".replace("-", "−")]]
+    )
     assert not plot.heatmap(torch.eye(11), axes()).texts
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0.0, "0"), (184.2, "180"), (-0.0512, "−0.051"), (6.0, "6"), (1.2e7, "1.2e7"), (-3.4e-5, "−3.4e−5"), (1e-12, "1.0e−12")]
+    ("number", "text"),
+    [
+        (0.0, "0"),
+        (184.2, "180"),
+        (-0.0512, "−0.051"),
+        (6.0, "6"),
+        (1.2e7, "1.2e7"),
+        (-3.4e-5, "−3.4e−5"),
+        (1e-12, "1.0e−12"),
+    ],
 )
 def test_heatmap_numbers_are_short(number, text):
     assert plot._short(number) == text
@@ -445,17 +557,26 @@ def test_weights_are_means_and_quantiles_over_seeds():
     panel = plot.weights(record, axes(), steps=[0, 10, 20, 30, 40], band=0.5, linewidth=3)
     assert [line.get_label() for line in panel.get_lines()] == ["task 1", "task 2", "task 3"]
     for task, (line, fill) in enumerate(zip(panel.get_lines(), panel.collections, strict=True)):
-        np.testing.assert_allclose(np.asarray(line.get_xydata()), np.stack([np.arange(0, 50, 10), record[..., task].mean(0)], -1))
+        np.testing.assert_allclose(
+            np.asarray(line.get_xydata()),
+            np.stack([np.arange(0, 50, 10), record[..., task].mean(0)], -1),
+        )
         assert line.get_linewidth() == 3
         edge = np.asarray(fill.get_paths()[0].vertices)
         for step in range(5):
             ends = edge[edge[:, 0] == 10 * step, 1]
-            ordered = record[:, step, task].sort().values  # of nine numbers the quartiles are the third and the seventh
+            # of nine numbers the quartiles are the third and the seventh
+            ordered = record[:, step, task].sort().values
             assert (ends.min(), ends.max()) == pytest.approx((float(ordered[2]), float(ordered[6])))
 
 
 def test_weights_of_a_rollout():
-    step = mf.descend(lambda p, batch: torch.stack([(p["x"] - 1) ** 2, 4 * (p["x"] + 1) ** 2]), mf.mgda(), mf.sgd(0.01), mf.jacobian())
+    step = mf.descend(
+        lambda p, batch: torch.stack([(p["x"] - 1) ** 2, 4 * (p["x"] + 1) ** 2]),
+        mf.mgda(),
+        mf.sgd(0.01),
+        mf.jacobian(),
+    )
     _, info = mf.rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 6)
     panel = plot.weights(info, axes(), names=["near", "far"])
     assert not panel.collections  # one run has no band
@@ -472,7 +593,9 @@ def valley(x: Tensor) -> Tensor:
 
 
 def test_trajectories_levels_are_quantiles_of_the_mean_loss():
-    panel = plot.trajectories(valley, torch.zeros(1, 2, 2), axes(), extent=(-2.0, 2.0, -1.0, 3.0), resolution=31)
+    panel = plot.trajectories(
+        valley, torch.zeros(1, 2, 2), axes(), extent=(-2.0, 2.0, -1.0, 3.0), resolution=31
+    )
     (filled,) = contours(panel, filled=True)
     x, y = np.meshgrid(np.linspace(-2, 2, 31), np.linspace(-1, 3, 31))
     z = ((x - 1) ** 2 + 100 * y**2 + (x + 1) ** 2) / 2
@@ -493,12 +616,22 @@ def test_trajectories_draw_paths_starts_and_ends():
     panel = plot.trajectories(valley, paths, axes(), pareto_set=optimal)
     lines = [np.asarray(line.get_xydata()) for line in panel.get_lines()]
     # Pareto set; two runs of a, their starts, their ends; one run of b, its start, its end.
-    expected = [optimal, *paths["a"], paths["a"][:, 0], paths["a"][:, -1], paths["b"], paths["b"][:1], paths["b"][-1:]]
+    expected = [
+        optimal,
+        *paths["a"],
+        paths["a"][:, 0],
+        paths["a"][:, -1],
+        paths["b"],
+        paths["b"][:1],
+        paths["b"][-1:],
+    ]
     for line, points in zip(lines, expected, strict=True):
         np.testing.assert_allclose(line, points)
     assert labels(panel) == ["Pareto set", "a", "b"]
     everything = np.concatenate(lines)
-    for limits, extent in zip((panel.get_xlim(), panel.get_ylim()), (everything[:, 0], everything[:, 1]), strict=True):
+    for limits, extent in zip(
+        (panel.get_xlim(), panel.get_ylim()), (everything[:, 0], everything[:, 1]), strict=True
+    ):
         assert limits[0] < extent.min() < extent.max() < limits[1]
 
 
@@ -510,7 +643,13 @@ def test_trajectories_take_landscapes_that_cannot_be_vmapped():
         return x[0] ** 2 + (-x[1]).clamp_min(0)
 
     first, second = (
-        contours(plot.trajectories(f, torch.zeros(2, 2), axes(), extent=(-1.0, 1.0, -1.0, 1.0), resolution=9), filled=True)[0] for f in (branching, plain)
+        contours(
+            plot.trajectories(
+                f, torch.zeros(2, 2), axes(), extent=(-1.0, 1.0, -1.0, 1.0), resolution=9
+            ),
+            filled=True,
+        )[0]
+        for f in (branching, plain)
     )
     np.testing.assert_allclose(list(first.levels), list(second.levels))
 
@@ -538,7 +677,9 @@ def test_front_ignores_what_lies_beyond_the_reference():
     edge = np.asarray(panel.collections[0].get_paths()[0].vertices)
     assert edge.min(0).tolist() == [1, 1]
     assert edge.max(0).tolist() == [2, 3]
-    assert labels(plot.front([[5.0, 5.0]], axes(), reference=[2.0, 3.0])) == ["non-dominated, HV = 0.000"]
+    assert labels(plot.front([[5.0, 5.0]], axes(), reference=[2.0, 3.0])) == [
+        "non-dominated, HV = 0.000"
+    ]
 
 
 def test_front_compares_on_the_same_axes():
@@ -546,7 +687,11 @@ def test_front_compares_on_the_same_axes():
     for i in range(3):
         plot.front(rows(i, 8, 2), panel, label=f"rule {i}", reference=[5.0, 5.0])
     drawn = [line for line in panel.get_lines() if str(line.get_label()).startswith("rule")]
-    assert len({line.get_color() for line in drawn}) == len({str(line.get_marker()) for line in drawn}) == 3
+    assert (
+        len({line.get_color() for line in drawn})
+        == len({str(line.get_marker()) for line in drawn})
+        == 3
+    )
     assert sum(line.get_label() == "_reference" for line in panel.get_lines()) == 1
 
 
@@ -556,7 +701,9 @@ def test_front_in_three_dimensions():
     known, best, _ = (np.stack(line.get_data_3d(), -1) for line in panel.get_lines())  # pyright: ignore[reportAttributeAccessIssue]
     dominated = [any((q <= p).all() and (q < p).any() for q in points) for p in points]
     np.testing.assert_allclose(known, points[:5])
-    assert {tuple(p) for p in best} == {tuple(p) for p, worse in zip(points, dominated, strict=True) if not worse}
+    assert {tuple(p) for p in best} == {
+        tuple(p) for p, worse in zip(points, dominated, strict=True) if not worse
+    }
     assert panel.get_zlabel() == "c"  # pyright: ignore[reportAttributeAccessIssue]
     panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -574,7 +721,10 @@ def test_gap_draws_certified_gaps_of_solvers():
     jacobian = rows(0, 6, 9)
     problem = mf.solvers.min_norm(jacobian @ jacobian.mT)
     budgets = (1, 2, 4, 8, 16)
-    runs = {name: [mf.solvers.frank_wolfe(k, name)(problem) for k in budgets] for name in ("line-search", "pairwise")}
+    runs = {
+        name: [mf.solvers.frank_wolfe(k, name)(problem) for k in budgets]
+        for name in ("line-search", "pairwise")
+    }
     panel = plot.gap(runs, axes())
     assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
     for line, (name, answers) in zip(panel.get_lines(), runs.items(), strict=True):
@@ -589,12 +739,19 @@ def test_gap_draws_certified_gaps_of_solvers():
 
 def test_gap_over_problems_is_the_median_and_a_band():
     jacobian = rows(0, 5, 4, 7)
-    answers = [vmap(lambda g, k=k: mf.solvers.frank_wolfe(k)(mf.solvers.min_norm(g)))(jacobian @ jacobian.mT) for k in (2, 8)]
+    answers = [
+        vmap(lambda g, k=k: mf.solvers.frank_wolfe(k)(mf.solvers.min_norm(g)))(
+            jacobian @ jacobian.mT
+        )
+        for k in (2, 8)
+    ]
     gaps = torch.stack([answer.gap for answer in answers])  # [budget, problem]
     stacked = mf.Solution(*(torch.stack(parts) for parts in zip(*answers, strict=True)))
     for curve in (answers, stacked, ([2, 8], gaps)):
         panel = plot.gap({"solver": curve}, axes(), band=1.0)
-        np.testing.assert_allclose(np.asarray(panel.get_lines()[0].get_ydata()), gaps.median(1).values)
+        np.testing.assert_allclose(
+            np.asarray(panel.get_lines()[0].get_ydata()), gaps.median(1).values
+        )
         edge = np.asarray(panel.collections[0].get_paths()[0].vertices)
         for step, row in zip((2, 8), gaps, strict=True):
             ends = edge[edge[:, 0] == step, 1]
@@ -602,7 +759,9 @@ def test_gap_over_problems_is_the_median_and_a_band():
 
 
 def test_gap_of_zero_is_drawn_hollow_below_all_others():
-    panel = plot.gap({"exact": ([1, 2, 4], [1e-2, 0.0, 0.0]), "other": ([1, 2], [1e-3, 1e-5])}, axes())
+    panel = plot.gap(
+        {"exact": ([1, 2, 4], [1e-2, 0.0, 0.0]), "other": ([1, 2], [1e-3, 1e-5])}, axes()
+    )
     line, hollow, _ = panel.get_lines()
     np.testing.assert_allclose(np.asarray(line.get_ydata()), [1e-2, 1e-6, 1e-6])
     np.testing.assert_allclose(np.asarray(hollow.get_xydata()), [[2, 1e-6], [4, 1e-6]])
@@ -614,48 +773,141 @@ def test_gap_of_zero_is_drawn_hollow_below_all_others():
 NAN = float("nan")
 BAD = {
     "portrait panel": (lambda ax: plot.portrait(mf.mean(), ("speed",)), "show: expected"),
-    "portrait axes": (lambda ax: plot.portrait(mf.mean(), ax=ax, cells=(3, 3)), "ax: expected as many Axes as panels, 4, got 1"),
+    "portrait axes": (
+        lambda ax: plot.portrait(mf.mean(), ax=ax, cells=(3, 3)),
+        "ax: expected as many Axes as panels, 4, got 1",
+    ),
     "portrait ratios": (lambda ax: plot.portrait(mf.mean(), ratios=(1.0, 0.1)), "ratios: expected"),
     "portrait cells": (lambda ax: plot.portrait(mf.mean(), cells=(1, 5)), "cells: expected"),
     "portrait steps": (lambda ax: plot.portrait(mf.mean(), steps=0), "steps: expected"),
-    "portrait losses": (lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]), r"losses: expected numbers of shape \[2\]"),
-    "portrait weights": (lambda ax: plot.portrait(lambda g: g.sum(), ("length",)), r"rule: expected weights of shape \[2\], one a task, got shape \[\]"),
+    "portrait losses": (
+        lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]),
+        r"losses: expected numbers of shape \[2\]",
+    ),
+    "portrait weights": (
+        lambda ax: plot.portrait(lambda g: g.sum(), ("length",)),
+        r"rule: expected weights of shape \[2\], one a task, got shape \[\]",
+    ),
     "portrait type": (
-        lambda ax: plot.portrait(mf.Rule(lambda losses, key: (), cast(Any, lambda geometry, state: ([0.5, 0.5], state))), ("length",)),
+        lambda ax: plot.portrait(
+            mf.Rule(lambda losses, key: (), cast(Any, lambda geometry, state: ([0.5, 0.5], state))),
+            ("length",),
+        ),
         "rule: expected weights .* got list",
     ),
-    "simplex shape": (lambda ax: plot.simplex(torch.eye(4), ax=ax), r"gramian: expected numbers of shape \[3, 3\], got shape \[4, 4\]"),
-    "simplex NaN": (lambda ax: plot.simplex(torch.full((3, 3), NAN), ax=ax), "gramian: NaN or infinite entries"),
-    "simplex value": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value="best"), "value='best': expected"),
-    "simplex values": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w), "value: expected one number"),
-    "simplex value NaN": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w[0].log() * w[1]), "value: expected finite"),
-    "simplex sum": (lambda ax: plot.simplex(torch.eye(3), {"odd": lambda g: -g[0]}, ax), r"rules\['odd'\]: weights .* no positive sum"),
-    "simplex names": (lambda ax: plot.simplex(torch.eye(3), ax=ax, names=["a"]), "names: expected 3 strings"),
-    "simplex resolution": (lambda ax: plot.simplex(torch.eye(3), ax=ax, resolution=1), "resolution: expected"),
-    "cone shape": (lambda ax: plot.cone(torch.eye(4), ax=ax), r"gradients: expected numbers of shape \[n, 2 or 3\], got shape \[4, 4\]"),
-    "cone NaN": (lambda ax: plot.cone([[1.0, NAN]], ax=ax), r"gradients: NaN or infinite entries, the first at \[0, 1\]"),
+    "simplex shape": (
+        lambda ax: plot.simplex(torch.eye(4), ax=ax),
+        r"gramian: expected numbers of shape \[3, 3\], got shape \[4, 4\]",
+    ),
+    "simplex NaN": (
+        lambda ax: plot.simplex(torch.full((3, 3), NAN), ax=ax),
+        "gramian: NaN or infinite entries",
+    ),
+    "simplex value": (
+        lambda ax: plot.simplex(torch.eye(3), ax=ax, value="best"),
+        "value='best': expected",
+    ),
+    "simplex values": (
+        lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w),
+        "value: expected one number",
+    ),
+    "simplex value NaN": (
+        lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w[0].log() * w[1]),
+        "value: expected finite",
+    ),
+    "simplex sum": (
+        lambda ax: plot.simplex(torch.eye(3), {"odd": lambda g: -g[0]}, ax),
+        r"rules\['odd'\]: weights .* no positive sum",
+    ),
+    "simplex names": (
+        lambda ax: plot.simplex(torch.eye(3), ax=ax, names=["a"]),
+        "names: expected 3 strings",
+    ),
+    "simplex resolution": (
+        lambda ax: plot.simplex(torch.eye(3), ax=ax, resolution=1),
+        "resolution: expected",
+    ),
+    "cone shape": (
+        lambda ax: plot.cone(torch.eye(4), ax=ax),
+        r"gradients: expected numbers of shape \[n, 2 or 3\], got shape \[4, 4\]",
+    ),
+    "cone NaN": (
+        lambda ax: plot.cone([[1.0, NAN]], ax=ax),
+        r"gradients: NaN or infinite entries, the first at \[0, 1\]",
+    ),
     "cone axes": (lambda ax: plot.cone(torch.eye(3), ax=ax), "ax: expected three-dimensional Axes"),
-    "heatmap square": (lambda ax: plot.heatmap(torch.ones(2, 3), ax), "gramian: expected a square matrix"),
-    "heatmap names": (lambda ax: plot.heatmap(torch.eye(2), ax, names="ab"), "names: expected 2 strings"),
-    "weights shape": (lambda ax: plot.weights(torch.ones(3), ax), r"record: expected numbers of shape \[n, n\] or \[n, n, n\]"),
-    "weights NaN": (lambda ax: plot.weights(torch.tensor([[1.0, 1.0], [NAN, 1.0]]), ax), r"record: NaN .* the first at \[1, 0\]"),
-    "weights steps": (lambda ax: plot.weights(torch.ones(3, 2), ax, steps=[1, 2]), r"steps: expected numbers of shape \[3\]"),
+    "heatmap square": (
+        lambda ax: plot.heatmap(torch.ones(2, 3), ax),
+        "gramian: expected a square matrix",
+    ),
+    "heatmap names": (
+        lambda ax: plot.heatmap(torch.eye(2), ax, names="ab"),
+        "names: expected 2 strings",
+    ),
+    "weights shape": (
+        lambda ax: plot.weights(torch.ones(3), ax),
+        r"record: expected numbers of shape \[n, n\] or \[n, n, n\]",
+    ),
+    "weights NaN": (
+        lambda ax: plot.weights(torch.tensor([[1.0, 1.0], [NAN, 1.0]]), ax),
+        r"record: NaN .* the first at \[1, 0\]",
+    ),
+    "weights steps": (
+        lambda ax: plot.weights(torch.ones(3, 2), ax, steps=[1, 2]),
+        r"steps: expected numbers of shape \[3\]",
+    ),
     "weights band": (lambda ax: plot.weights(torch.ones(3, 2), ax, band=0.0), "band: expected"),
-    "paths shape": (lambda ax: plot.trajectories(valley, {"a": torch.ones(4, 3)}, ax), r"paths\['a'\]: expected numbers of shape \[n, 2\] or \[n, n, 2\]"),
+    "paths shape": (
+        lambda ax: plot.trajectories(valley, {"a": torch.ones(4, 3)}, ax),
+        r"paths\['a'\]: expected numbers of shape \[n, 2\] or \[n, n, 2\]",
+    ),
     "paths none": (lambda ax: plot.trajectories(valley, {}, ax), "paths: expected at least one"),
-    "paths NaN": (lambda ax: plot.trajectories(valley, [[0.0, 0.0], [NAN, 1.0]], ax), r"paths: NaN .* \[1, 0\]"),
-    "landscape NaN": (lambda ax: plot.trajectories(lambda x: x[0].log(), torch.zeros(2, 2), ax), "landscape: NaN"),
-    "extent": (lambda ax: plot.trajectories(valley, torch.zeros(2, 2), ax, extent=(1.0, 0.0, 0.0, 1.0)), "extent: expected"),
-    "trajectories resolution": (lambda ax: plot.trajectories(valley, torch.zeros(2, 2), ax, resolution=1), "resolution: expected"),
-    "front shape": (lambda ax: plot.front(torch.ones(4, 5), ax), r"points: expected numbers of shape \[n, 2 or 3\]"),
-    "front true": (lambda ax: plot.front(torch.ones(4, 2), ax, true=torch.ones(4, 3)), r"true: expected numbers of shape \[n, 2\]"),
+    "paths NaN": (
+        lambda ax: plot.trajectories(valley, [[0.0, 0.0], [NAN, 1.0]], ax),
+        r"paths: NaN .* \[1, 0\]",
+    ),
+    "landscape NaN": (
+        lambda ax: plot.trajectories(lambda x: x[0].log(), torch.zeros(2, 2), ax),
+        "landscape: NaN",
+    ),
+    "extent": (
+        lambda ax: plot.trajectories(valley, torch.zeros(2, 2), ax, extent=(1.0, 0.0, 0.0, 1.0)),
+        "extent: expected",
+    ),
+    "trajectories resolution": (
+        lambda ax: plot.trajectories(valley, torch.zeros(2, 2), ax, resolution=1),
+        "resolution: expected",
+    ),
+    "front shape": (
+        lambda ax: plot.front(torch.ones(4, 5), ax),
+        r"points: expected numbers of shape \[n, 2 or 3\]",
+    ),
+    "front true": (
+        lambda ax: plot.front(torch.ones(4, 2), ax, true=torch.ones(4, 3)),
+        r"true: expected numbers of shape \[n, 2\]",
+    ),
     "front NaN": (lambda ax: plot.front([[1.0, NAN]], ax), "points: NaN"),
-    "front axes": (lambda ax: plot.front(torch.ones(4, 3), ax), "ax: expected three-dimensional Axes"),
+    "front axes": (
+        lambda ax: plot.front(torch.ones(4, 3), ax),
+        "ax: expected three-dimensional Axes",
+    ),
     "gap none": (lambda ax: plot.gap({}, ax), "curves: expected at least one"),
-    "gap shape": (lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax), r"x of curves\['a'\]: expected numbers of shape"),
-    "gap negative": (lambda ax: plot.gap({"a": ([1], [-0.1])}, ax), r"curves\['a'\]: a logarithmic axis needs"),
-    "gap x": (lambda ax: plot.gap({"a": ([0], [0.1])}, ax), r"curves\['a'\]: a logarithmic axis needs x > 0"),
-    "gap entry": (lambda ax: plot.gap({"a": []}, ax), r"curves\['a'\]: expected a Solution, a list"),
+    "gap shape": (
+        lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax),
+        r"x of curves\['a'\]: expected numbers of shape",
+    ),
+    "gap negative": (
+        lambda ax: plot.gap({"a": ([1], [-0.1])}, ax),
+        r"curves\['a'\]: a logarithmic axis needs",
+    ),
+    "gap x": (
+        lambda ax: plot.gap({"a": ([0], [0.1])}, ax),
+        r"curves\['a'\]: a logarithmic axis needs x > 0",
+    ),
+    "gap entry": (
+        lambda ax: plot.gap({"a": []}, ax),
+        r"curves\['a'\]: expected a Solution, a list",
+    ),
     "gap band": (lambda ax: plot.gap({"a": ([1], [0.1])}, ax, band=2.0), "band: expected"),
 }
 
@@ -701,7 +953,12 @@ def test_texts_do_not_overlap_at_column_width(name):
         figure.savefig(io.BytesIO())
     texts = [panel.title, panel.xaxis.label, panel.yaxis.label]
     for axis, limits in ((panel.xaxis, panel.get_xlim()), (panel.yaxis, panel.get_ylim())):
-        texts += [tick.label1 for tick in axis.get_major_ticks() if min(limits) <= tick.get_loc() <= max(limits)]  # others are not drawn
+        # others are not drawn
+        texts += [
+            tick.label1
+            for tick in axis.get_major_ticks()
+            if min(limits) <= tick.get_loc() <= max(limits)
+        ]
     boxes = [text.get_window_extent() for text in texts if text.get_text() and panel.axison]
     boxes += [text.get_window_extent() for text in panel.texts if name in ("simplex", "heatmap")]
     assert len(boxes) > 4

@@ -1,4 +1,6 @@
-"""Probes with a memory or with several batches, and their rules: against the methods' loops, their peers, and themselves under transforms."""
+"""Probes with a memory or with several batches, and their rules: against the methods' loops, their
+peers, and themselves under transforms.
+"""
 
 import pytest
 import torch
@@ -7,28 +9,76 @@ from torch.utils._pytree import tree_leaves
 from torchjd.aggregation import ExcessMTLWeighting, MoDoWeighting, SDMGradWeighting
 
 import mtlfunc as mf
-from mtlfunc import simplex
+from mtlfunc.solvers import simplex
 from mtlfunc.types import Geometry
-from tests.problems import BATCH, FORMS, HEADS, PARAMS, TASKS, TRUNK, flatten, literal_rows, named_tuples, nets, opaque, vector
+from tests.problems import (
+    BATCH,
+    FORMS,
+    HEADS,
+    PARAMS,
+    TASKS,
+    TRUNK,
+    flatten,
+    literal_rows,
+    named_tuples,
+    nets,
+    opaque,
+    vector,
+)
 from tests.strategies import gramian, jacobian
 
 F64 = torch.float64
 SHARED = "trunk.*"
 _generator = torch.Generator().manual_seed(3)
-BATCHES = tuple(tuple(x + 0.5 * torch.randn(x.shape, generator=_generator, dtype=F64) for x in BATCH) for _ in range(3))
+BATCHES = tuple(
+    tuple(x + 0.5 * torch.randn(x.shape, generator=_generator, dtype=F64) for x in BATCH)
+    for _ in range(3)
+)
 PAIR = BATCHES[:2]
 
 METHODS = {
     "modo, two batches": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED), PAIR),
-    "modo, three batches": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED), BATCHES),
-    "modo, by layers": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED, groups="layer"), BATCHES),
-    "sdmgrad": (lambda: mf.sdmgrad(0.3, lr=0.3), lambda: mf.double_sampling(SHARED, heads="weighted"), BATCHES),
-    "moco": (lambda: mf.moco(0.05, 0.1, 0.5), lambda: mf.tracked(SHARED, rate=lambda k: 0.5 / k**0.5), BATCH),
-    "moco, by layers": (lambda: mf.moco(0.05, 0.1), lambda: mf.tracked(SHARED, rate=0.3, groups="layer"), BATCH),
-    "db_mtl": (mf.db_mtl, lambda: mf.log_losses(mf.tracked(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True)), BATCH),
-    "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess(SHARED), BATCH),
-    "excess_mtl, by layers": (lambda: mf.excess_mtl(0.3), lambda: mf.excess(SHARED, groups="layer", heads="own"), BATCH),
-    "cagrad, tracked": (lambda: mf.cagrad(0.4), lambda: mf.tracked(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"), BATCH),
+    "modo, three batches": (
+        lambda: mf.modo(0.05, 0.1),
+        lambda: mf.double_sampling(SHARED),
+        BATCHES,
+    ),
+    "modo, by layers": (
+        lambda: mf.modo(0.05, 0.1),
+        lambda: mf.double_sampling(SHARED, groups="layer"),
+        BATCHES,
+    ),
+    "sdmgrad": (
+        lambda: mf.sdmgrad(0.3, lr=0.3),
+        lambda: mf.double_sampling(SHARED, heads="weighted"),
+        BATCHES,
+    ),
+    "moco": (
+        lambda: mf.moco(0.05, 0.1, 0.5),
+        lambda: mf.tracked(SHARED, rate=lambda k: 0.5 / k**0.5),
+        BATCH,
+    ),
+    "moco, by layers": (
+        lambda: mf.moco(0.05, 0.1),
+        lambda: mf.tracked(SHARED, rate=0.3, groups="layer"),
+        BATCH,
+    ),
+    "db_mtl": (
+        mf.db_mtl,
+        lambda: mf.log_losses(mf.tracked(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True)),
+        BATCH,
+    ),
+    "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
+    "excess_mtl, by layers": (
+        lambda: mf.excess_mtl(0.3),
+        lambda: mf.excess_risk(SHARED, groups="layer", heads="own"),
+        BATCH,
+    ),
+    "cagrad, tracked": (
+        lambda: mf.cagrad(0.4),
+        lambda: mf.tracked(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"),
+        BATCH,
+    ),
     "mgda, logarithms": (mf.mgda, lambda: mf.log_losses(mf.jacobian(SHARED), eps=1e-3), BATCH),
     "mean, logarithms": (mf.mean, lambda: mf.log_losses(mf.losses_only()), BATCH),
 }
@@ -49,7 +99,9 @@ def run(name, params, seed, lr, steps=3, losses_fn=opaque):
 
 
 def moved(params, direction, heads, lr):
-    """Parameters after one step of plain gradient descent, from flat directions on the trunk and on the heads."""
+    """Parameters after one step of plain gradient descent, from flat directions on the trunk and on
+    the heads.
+    """
     flat = torch.cat([direction, heads]).split([params[name].numel() for name in (*TRUNK, *HEADS)])
     steps = dict(zip((*TRUNK, *HEADS), flat, strict=True))
     return {name: leaf - lr * steps[name].reshape(leaf.shape) for name, leaf in params.items()}
@@ -83,7 +135,11 @@ def test_modo_equals_its_loop(batches, form):
         losses = [literal_rows(params, batch, TRUNK)[0] for batch in batches]
         w = projected(w - gamma * (rows[0] @ (rows[1].T @ w) + rho * w))
         if len(batches) == 2:
-            direction, on_heads, shown = w @ (rows[0] + rows[1]) / 2, (heads[0] + heads[1]) / 2, (losses[0] + losses[1]) / 2
+            direction, on_heads, shown = (
+                w @ (rows[0] + rows[1]) / 2,
+                (heads[0] + heads[1]) / 2,
+                (losses[0] + losses[1]) / 2,
+            )
         else:
             direction, on_heads, shown = w @ rows[2], heads[2], losses[2]
         params = moved(params, direction, on_heads, lr)
@@ -96,9 +152,16 @@ def test_modo_equals_its_loop(batches, form):
 
 
 def test_sdmgrad_equals_its_loop():
-    """The official code's inner loop, by torch.optim.SGD, on two batches; the step on the third, the heads on the weighted loss."""
+    """The official code's inner loop, by torch.optim.SGD, on two batches; the step on the third,
+    the heads on the weighted loss.
+    """
     lr, strength, eta, momentum = 0.1, 0.3, 0.3, 0.5
-    step = mf.descend(vector, mf.sdmgrad(strength, eta, momentum, 20), mf.sgd(lr), mf.double_sampling(SHARED, heads="weighted"))
+    step = mf.descend(
+        vector,
+        mf.sdmgrad(strength, eta, momentum, 20),
+        mf.sgd(lr),
+        mf.double_sampling(SHARED, heads="weighted"),
+    )
     state = step.init(PARAMS, BATCHES)
     params, w = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64)
     for _ in range(3):
@@ -113,7 +176,9 @@ def test_sdmgrad_equals_its_loop():
             leaf.data = projected(leaf.data)
         w = leaf.detach()
         used = (w + strength / TASKS) / (1 + strength)
-        params = moved(params, used @ rows[2], used @ literal_rows(params, BATCHES[2], HEADS)[1], lr)
+        params = moved(
+            params, used @ rows[2], used @ literal_rows(params, BATCHES[2], HEADS)[1], lr
+        )
         state, info = step.update(state, BATCHES)
         torch.testing.assert_close(info.weights, used, rtol=1e-8, atol=1e-11)
         torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-8, atol=1e-11)
@@ -122,13 +187,20 @@ def test_sdmgrad_equals_its_loop():
 @pytest.mark.parametrize("form", FORMS)
 def test_moco_equals_its_loop(form):
     lr, beta, gamma, rho = 0.1, 0.5, 0.05, 0.1
-    step = mf.descend(FORMS[form], mf.moco(gamma, rho, decay=0.5), mf.sgd(lr), mf.tracked(SHARED, rate=lambda k: beta / k**0.5))
+    step = mf.descend(
+        FORMS[form],
+        mf.moco(gamma, rho, decay=0.5),
+        mf.sgd(lr),
+        mf.tracked(SHARED, rate=lambda k: beta / k**0.5),
+    )
     state = step.init(PARAMS, BATCH)
     params, w, tracked = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64), 0.0
     for k in range(1, 5):
         rows, heads = literal_rows(params, BATCH, TRUNK)[1], literal_rows(params, BATCH, HEADS)[1]
         tracked = tracked - beta / k**0.5 * (tracked - rows)
-        w = projected(w - gamma / k**0.5 * ((tracked @ tracked.T + rho * torch.eye(TASKS, dtype=F64)) @ w))
+        w = projected(
+            w - gamma / k**0.5 * ((tracked @ tracked.T + rho * torch.eye(TASKS, dtype=F64)) @ w)
+        )
         params = moved(params, w @ tracked, heads.mean(0), lr)
         state, info = step.update(state, BATCH)
         torch.testing.assert_close(info.gramian, tracked @ tracked.T, rtol=1e-9, atol=1e-13)
@@ -146,23 +218,29 @@ def test_db_mtl_equals_its_loop(form, eps):
     params, average, missing = PARAMS, 0.0, 1.0
     for k in range(1, 5):
         losses, rows = literal_rows(params, BATCH, TRUNK)
-        rows, heads = rows / (losses + eps)[:, None], literal_rows(params, BATCH, HEADS)[1] / (losses + eps)[:, None]
+        rows, heads = (
+            rows / (losses + eps)[:, None],
+            literal_rows(params, BATCH, HEADS)[1] / (losses + eps)[:, None],
+        )
         decay = beta / k**0.5
         average, missing = decay * average + (1 - decay) * rows, missing * decay
         corrected = average / (1 - missing)
         length = corrected.norm(dim=1)
-        params = moved(params, (length.max() * corrected / length[:, None]).mean(0), heads.mean(0), lr)
+        params = moved(
+            params, (length.max() * corrected / length[:, None]).mean(0), heads.mean(0), lr
+        )
         state, info = step.update(state, BATCH)
         torch.testing.assert_close(info.weights, length.max() / length / TASKS, rtol=1e-9, atol=0)
         torch.testing.assert_close(info.losses, losses, rtol=1e-10, atol=0)
         torch.testing.assert_close(flatten(state.params), flatten(params), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(corrected[0], rows[0], rtol=1e-9, atol=0) if k == 1 else None  # nothing is averaged yet
+        # nothing is averaged yet
+        torch.testing.assert_close(corrected[0], rows[0], rtol=1e-9, atol=0) if k == 1 else None
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_excess_mtl_equals_its_loop(form):
     lr, eta = 0.1, 0.3
-    step = mf.descend(FORMS[form], mf.excess_mtl(eta), mf.sgd(lr), mf.excess(SHARED))
+    step = mf.descend(FORMS[form], mf.excess_mtl(eta), mf.sgd(lr), mf.excess_risk(SHARED))
     state = step.init(PARAMS, BATCH)
     params, w, squares, first = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64), 0.0, None
     for _ in range(4):
@@ -188,11 +266,20 @@ def geometry(gramian: torch.Tensor, **extra: torch.Tensor) -> Geometry:
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_modo_and_sdmgrad_equal_torchjd(count):
-    """Over five pairs of Jacobians; one of TorchJD's weightings knows no zero scale, hence its 1e-8."""
-    pairs = [(jacobian("gaussian", count, seed), jacobian("gaussian", count, seed + 50)) for seed in range(5)]
+    """Over five pairs of Jacobians; one of TorchJD's weightings knows no zero scale, hence its
+    1e-8.
+    """
+    pairs = [
+        (jacobian("gaussian", count, seed), jacobian("gaussian", count, seed + 50))
+        for seed in range(5)
+    ]
     for ours, theirs, tolerance in (
         (mf.modo(0.05, 0.2), MoDoWeighting(gamma=0.05, rho=0.2), 1e-12),
-        (mf.sdmgrad(0.3, lr=0.2, momentum=0.5, steps=20), SDMGradWeighting(lr=0.2, momentum=0.5, n_iter=20, lambda_=0.3), 1e-7),
+        (
+            mf.sdmgrad(0.3, lr=0.2, momentum=0.5, steps=20),
+            SDMGradWeighting(lr=0.2, momentum=0.5, n_iter=20, lambda_=0.3),
+            1e-7,
+        ),
     ):
         state = ours.init(torch.ones(count, dtype=F64), mf.random.key(0))
         for first, second in pairs:
@@ -202,15 +289,21 @@ def test_modo_and_sdmgrad_equal_torchjd(count):
 
 
 def test_excess_mtl_equals_torchjd_after_a_warm_up_of_one_step():
-    """Without one its first call exponentiates raw excess risks, ours relative ones, which are 1: equal weights."""
-    theirs, unwarmed = ExcessMTLWeighting(robust_step_size=0.2, n_warmup_steps=1), ExcessMTLWeighting(robust_step_size=0.2)
-    ours = mf.balance(lambda p, b: b @ p["x"], mf.excess_mtl(0.2), mf.excess())
+    """Without one its first call exponentiates raw excess risks, ours relative ones, which are 1:
+    equal weights.
+    """
+    theirs, unwarmed = (
+        ExcessMTLWeighting(robust_step_size=0.2, n_warmup_steps=1),
+        ExcessMTLWeighting(robust_step_size=0.2),
+    )
+    ours = mf.balance(lambda p, b: b @ p["x"], mf.excess_mtl(0.2), mf.excess_risk())
     params, first = {"x": torch.zeros(6, dtype=F64)}, jacobian("gaussian", 3, width=6)
     state = ours.init(params, first)
     for step in range(4):
         rows = first * (1 + 0.3 * step * torch.arange(3, dtype=F64)[:, None])
         _, state, info = ours.update(params, rows, state)
-        torch.testing.assert_close(info.weights, theirs(rows), rtol=0, atol=1e-6)  # 1e-7 under its roots and divisions
+        # 1e-7 under its roots and divisions
+        torch.testing.assert_close(info.weights, theirs(rows), rtol=0, atol=1e-6)
         if step == 0:
             assert float((unwarmed(rows) - info.weights).abs().max()) > 0.01
 
@@ -219,7 +312,9 @@ def test_excess_mtl_equals_torchjd_after_a_warm_up_of_one_step():
 
 
 def test_double_sampling_is_unbiased_and_one_batch_is_not():
-    """All pairs of samples, as two batches of one: their mean is the Gramian of the mean gradients; that of JJᵀ exceeds it by the noise."""
+    """All pairs of samples, as two batches of one: their mean is the Gramian of the mean gradients;
+    that of JJᵀ exceeds it by the noise.
+    """
     probe = mf.double_sampling(SHARED)
     one = mf.jacobian(SHARED)
     samples = tuple(x[:, None] for x in BATCH)
@@ -233,16 +328,23 @@ def test_double_sampling_is_unbiased_and_one_batch_is_not():
     mean = vmap(cross)(pairs[:, 0], pairs[:, 1]).mean(0)
     rows = literal_rows(PARAMS, BATCH, TRUNK)[1]
     torch.testing.assert_close(mean, rows @ rows.T, rtol=1e-10, atol=1e-13)
-    alone = vmap(lambda x, y: one.update(opaque, PARAMS, (x, y), ())[0].geometry.gramian)(*samples).mean(0)
+    alone = vmap(lambda x, y: one.update(opaque, PARAMS, (x, y), ())[0].geometry.gramian)(
+        *samples
+    ).mean(0)
     excess = torch.linalg.eigvalsh(alone - mean)
     assert float(excess[0]) > 0.01 * float(mean.trace())
 
 
 @pytest.mark.parametrize("factor", [2.0**20, 1e-6, 1e8])
 def test_db_mtl_and_excess_mtl_forget_units(factor):
-    """Losses in other units, all of them or (DB-MTL) each in its own: the same weights, and for DB-MTL the same gradients of the logarithms."""
+    """Losses in other units, all of them or (DB-MTL) each in its own: the same weights, and for
+    DB-MTL the same gradients of the logarithms.
+    """
     units = torch.tensor([1.0, factor, factor**0.5], dtype=F64)
-    for name, scaled in (("excess_mtl", lambda p, b: factor * opaque(p, b)), ("db_mtl", lambda p, b: units * opaque(p, b))):
+    for name, scaled in (
+        ("excess_mtl", lambda p, b: factor * opaque(p, b)),
+        ("db_mtl", lambda p, b: units * opaque(p, b)),
+    ):
         rule, probe, batch = METHODS[name]
         steps = [mf.balance(fn, rule(), probe()) for fn in (opaque, scaled)]
         results = []
@@ -252,7 +354,12 @@ def test_db_mtl_and_excess_mtl_forget_units(factor):
             results.append((info.weights, flatten(grads)))
         torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-10, atol=0)
         expected = results[0][1] * (factor if name == "excess_mtl" else 1)
-        torch.testing.assert_close(results[1][1], expected, rtol=1e-9, atol=1e-12 * factor if name == "excess_mtl" else 1e-12)
+        torch.testing.assert_close(
+            results[1][1],
+            expected,
+            rtol=1e-9,
+            atol=1e-12 * factor if name == "excess_mtl" else 1e-12,
+        )
 
 
 def test_rate_of_one_and_no_history_is_the_jacobian():
@@ -266,7 +373,7 @@ def test_rate_of_one_and_no_history_is_the_jacobian():
 
 def test_first_excess_that_is_zero_is_not_divided_by():
     """The task's measure of 1 is its first excess risk that is not 0."""
-    step = mf.balance(lambda p, b: b @ p["x"], mf.excess_mtl(0.5), mf.excess())
+    step = mf.balance(lambda p, b: b @ p["x"], mf.excess_mtl(0.5), mf.excess_risk())
     params, rows = {"x": torch.zeros(3, dtype=F64)}, torch.eye(3, dtype=F64)[:2]
     state = step.init(params, rows)
     _, state, info = step.update(params, rows * torch.tensor([[1.0], [0.0]], dtype=F64), state)
@@ -277,7 +384,11 @@ def test_first_excess_that_is_zero_is_not_divided_by():
     torch.testing.assert_close(info.weights, ratio / ratio.sum(), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("rule", [lambda: mf.modo(0.1), lambda: mf.moco(0.1), lambda: mf.sdmgrad()], ids=["modo", "moco", "sdmgrad"])
+@pytest.mark.parametrize(
+    "rule",
+    [lambda: mf.modo(0.1), lambda: mf.moco(0.1), lambda: mf.sdmgrad()],
+    ids=["modo", "moco", "sdmgrad"],
+)
 def test_weights_stay_on_the_simplex_at_any_length(rule):
     """Gradients of length 1e30 after one of length 1: the 1 of the simplex is not lost beside them."""
     made = rule()
@@ -294,10 +405,16 @@ def test_weights_stay_on_the_simplex_at_any_length(rule):
 @pytest.mark.parametrize("name", METHODS)
 def test_run_vmapped_nested_equals_loop(name):
     lrs = torch.tensor([0.01, 0.05], dtype=F64)
-    whole = vmap(vmap(lambda p, s, lr: run(name, p, s, lr, 2), (None, None, 0)), (0, 0, None))(mf.stack(nets[:2]), torch.arange(2), lrs)
+    whole = vmap(vmap(lambda p, s, lr: run(name, p, s, lr, 2), (None, None, 0)), (0, 0, None))(
+        mf.stack(nets[:2]), torch.arange(2), lrs
+    )
     for i, module in enumerate(nets[:2]):
         for j, lr in enumerate(lrs):
-            for got, expected in zip(tree_leaves(whole), tree_leaves(run(name, mf.parameters(module), i, lr, 2)), strict=True):
+            for got, expected in zip(
+                tree_leaves(whole),
+                tree_leaves(run(name, mf.parameters(module), i, lr, 2)),
+                strict=True,
+            ):
                 torch.testing.assert_close(got[i, j], expected, rtol=1e-9, atol=1e-13)
 
 
@@ -317,7 +434,9 @@ def test_gradient_of_a_run_through_the_losses(name):
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-6
     torch.testing.assert_close(grad(end)(at), difference, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(
+        jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,7 +445,7 @@ def test_gradient_of_a_run_through_the_losses(name):
         (mf.modo, lambda x: mf.double_sampling(SHARED), BATCHES),
         (mf.sdmgrad, lambda x: mf.double_sampling(SHARED), BATCHES),
         (mf.moco, lambda x: mf.tracked(SHARED, rate=x), BATCH),
-        (mf.excess_mtl, lambda x: mf.excess(SHARED), BATCH),
+        (mf.excess_mtl, lambda x: mf.excess_risk(SHARED), BATCH),
         (lambda x: mf.db_mtl(), lambda x: mf.log_losses(mf.tracked(SHARED, rate=x), eps=x), BATCH),
     ],
     ids=["modo", "sdmgrad", "moco", "excess_mtl", "db_mtl"],
@@ -343,7 +462,9 @@ def test_gradient_of_a_run_with_respect_to_the_hyper_parameter(rule, probe, batc
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-3
     torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0)
-    torch.testing.assert_close(vmap(grad(end))(torch.stack([at, at]))[1], difference, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        vmap(grad(end))(torch.stack([at, at]))[1], difference, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -351,7 +472,9 @@ def test_state_resumes_to_the_same_trajectory(name, tmp_path):
     rule, probe, batch = METHODS[name]
     step = mf.descend(opaque, rule(), mf.sgd(0.05), probe())
     state = step.init(PARAMS, batch, key=11)
-    assert all(isinstance(leaf, torch.Tensor) and leaf.is_contiguous() for leaf in tree_leaves(state))
+    assert all(
+        isinstance(leaf, torch.Tensor) and leaf.is_contiguous() for leaf in tree_leaves(state)
+    )
     state, _ = step.update(state, batch)
     torch.save(state, tmp_path / "state.pt")
     with torch.serialization.safe_globals(list(named_tuples(state))):
@@ -389,7 +512,10 @@ def test_aux_of_every_batch_and_of_the_logarithms():
 
     balance = mf.balance(with_aux, mf.modo(), mf.double_sampling(SHARED), has_aux=True)
     _, _, info = balance.update(PARAMS, BATCHES, balance.init(PARAMS, BATCHES))
-    torch.testing.assert_close(torch.stack([aux["total"] for aux in info.aux]), torch.stack([vector(PARAMS, b).sum() for b in BATCHES]))
+    torch.testing.assert_close(
+        torch.stack([aux["total"] for aux in info.aux]),
+        torch.stack([vector(PARAMS, b).sum() for b in BATCHES]),
+    )
     balance = mf.balance(with_aux, mf.mgda(), mf.log_losses(mf.jacobian(SHARED)), has_aux=True)
     _, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
     torch.testing.assert_close(info.aux["total"], vector(PARAMS, BATCH).sum())
@@ -402,19 +528,31 @@ def test_aux_of_every_batch_and_of_the_logarithms():
 
 def test_logarithm_of_what_is_not_positive():
     for shift in (1e3, float(opaque(PARAMS, BATCH)[0])):
-        step = mf.balance(lambda p, b, shift=shift: opaque(p, b) - shift, mf.db_mtl(), mf.log_losses(mf.tracked(SHARED)))
+        step = mf.balance(
+            lambda p, b, shift=shift: opaque(p, b) - shift,
+            mf.db_mtl(),
+            mf.log_losses(mf.tracked(SHARED)),
+        )
         with pytest.raises(ValueError, match="losses: NaN or infinite"):
             step.init(PARAMS, BATCH)
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(TypeError, match=r"batch: double_sampling takes two or three independent batches a step, .* got Tensor"):
-        mf.balance(lambda p, b: p["x"], mf.modo(), mf.double_sampling()).init({"x": torch.ones(2)}, torch.ones(2))
+    with pytest.raises(
+        TypeError,
+        match=r"batch: double_sampling takes two or three independent batches a step, .* got "
+        r"Tensor",
+    ):
+        mf.balance(lambda p, b: p["x"], mf.modo(), mf.double_sampling()).init(
+            {"x": torch.ones(2)}, torch.ones(2)
+        )
     with pytest.raises(TypeError, match="got 4 entries"):
         mf.balance(opaque, mf.modo(), mf.double_sampling(SHARED)).init(PARAMS, (BATCH,) * 4)
     step = mf.balance(opaque, mf.excess_mtl(), mf.jacobian(SHARED))
     state = step.init(PARAMS, BATCH)
-    with pytest.raises(ValueError, match=r"excess_mtl needs every task's excess risk; use mtlfunc\.excess"):
+    with pytest.raises(
+        ValueError, match=r"excess_mtl needs every task's excess risk; use mtlfunc\.excess_risk"
+    ):
         step.update(PARAMS, BATCH, state)
     with pytest.raises(ValueError, match=r"rate: expected a number in \(0, 1\]"):
         mf.tracked(rate=1.5)
@@ -433,6 +571,6 @@ def test_errors_name_the_argument():
         mf.sdmgrad(momentum=1.0)
     with pytest.raises(ValueError, match="steps: expected at least 1"):
         mf.sdmgrad(steps=0)
-    for make in (mf.double_sampling, mf.excess):
+    for make in (mf.double_sampling, mf.excess_risk):
         with pytest.raises(ValueError, match='heads="weighted": with groups'):
             make(SHARED, groups="layer", heads="weighted")

@@ -1,4 +1,6 @@
-"""Counter-based keys: the same numbers alone and batched, and statistics that a random stream must have."""
+"""Counter-based keys: the same numbers alone and batched, and statistics that a random stream must
+have.
+"""
 
 import inspect
 import math
@@ -11,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mtlfunc import random
+from mtlfunc.core import random
 
 SEED = 20
 
@@ -61,27 +63,48 @@ def test_compiled_numbers_equal_torchs_in_every_bit(dtype):
     for key in KEYS:
         for draw, shape in product((random.uniform, random.normal), shapes):
             root = random.key(key)
-            fast, slow = draw(root, shape, dtype), in_torch(lambda draw=draw, root=root, shape=shape: draw(root, shape, dtype))
+            fast, slow = (
+                draw(root, shape, dtype),
+                in_torch(lambda draw=draw, root=root, shape=shape: draw(root, shape, dtype)),
+            )
             assert fast.dtype == slow.dtype == dtype
             assert fast.shape == shape
             assert torch.equal(fast, slow)
-    for draw in (random.uniform, random.normal):  # long enough for every path of a vectorised erfinv
-        assert torch.equal(draw(random.key(SEED), (10_007,), dtype), in_torch(lambda draw=draw: draw(random.key(SEED), (10_007,), dtype)))
+    # long enough for every path of a vectorised erfinv
+    for draw in (random.uniform, random.normal):
+        assert torch.equal(
+            draw(random.key(SEED), (10_007,), dtype),
+            in_torch(lambda draw=draw: draw(random.key(SEED), (10_007,), dtype)),
+        )
 
 
 def test_compiled_keys_and_permutations_equal_torchs():
     for key in KEYS:
         root = random.key(key)
-        for data in [*EDGES, *(torch.tensor(data) for data in EDGES), torch.tensor(-3, dtype=torch.int32), torch.tensor(True)]:
-            fast, slow = random.fold_in(root, data), in_torch(lambda root=root, data=data: random.fold_in(root, data))
+        for data in [
+            *EDGES,
+            *(torch.tensor(data) for data in EDGES),
+            torch.tensor(-3, dtype=torch.int32),
+            torch.tensor(True),
+        ]:
+            fast, slow = (
+                random.fold_in(root, data),
+                in_torch(lambda root=root, data=data: random.fold_in(root, data)),
+            )
             assert fast.dtype == slow.dtype == torch.int64
             assert fast.shape == ()
             assert torch.equal(fast, slow)
         for n, rows in ((1, None), (6, None), (5, 3), (130, None)):
-            assert torch.equal(random.permutation(root, n, rows), in_torch(lambda root=root, n=n, rows=rows: random.permutation(root, n, rows)))
+            assert torch.equal(
+                random.permutation(root, n, rows),
+                in_torch(lambda root=root, n=n, rows=rows: random.permutation(root, n, rows)),
+            )
         for drawn in (0, 1, 10**6):
             state = random.Stream(root, torch.tensor(drawn))
-            (fast, after), (slow, slowly) = random.draw(state), in_torch(lambda state=state: random.draw(state))
+            (fast, after), (slow, slowly) = (
+                random.draw(state),
+                in_torch(lambda state=state: random.draw(state)),
+            )
             assert torch.equal(fast, slow)
             assert torch.equal(after.drawn, slowly.drawn)
             assert after.drawn.dtype == torch.int64
@@ -89,12 +112,24 @@ def test_compiled_keys_and_permutations_equal_torchs():
 
 
 def test_compiled_numbers_only_for_what_can_be_read():
-    """Under transforms, for tracers and for keys that are not one 64-bit integer on a CPU the path in torch is taken."""
+    """Under transforms, for tracers and for keys that are not one 64-bit integer on a CPU the path
+    in torch is taken.
+    """
     key, seen = random.key(3), []
     assert random._plain(key)
     assert random._plain(key, -5)
     vmap(lambda k: seen.append(random._plain(k)) or k)(torch.arange(2))
-    seen += [random._plain(k) for k in (2**63, 1.0, True, torch.arange(2), torch.tensor(3, dtype=torch.int32), torch.tensor(3, device="meta"))]
+    seen += [
+        random._plain(k)
+        for k in (
+            2**63,
+            1.0,
+            True,
+            torch.arange(2),
+            torch.tensor(3, dtype=torch.int32),
+            torch.tensor(3, device="meta"),
+        )
+    ]
     with FakeTensorMode():
         seen.append(random._plain(key))
     assert seen == [False] * len(seen)
@@ -135,7 +170,10 @@ def test_normal_distribution():
     assert abs(x.mean()) < 4 / math.sqrt(n)
     assert abs(x.var() - 1) < 4 * math.sqrt(2 / n)
     assert abs((x**4).mean() - 3) < 4 * math.sqrt(96 / n)
-    assert kolmogorov_smirnov(x, lambda v: np.array([0.5 * math.erfc(-t / math.sqrt(2)) for t in v])) < 1.95
+    assert (
+        kolmogorov_smirnov(x, lambda v: np.array([0.5 * math.erfc(-t / math.sqrt(2)) for t in v]))
+        < 1.95
+    )
 
 
 def test_bits_are_fair():
@@ -143,12 +181,15 @@ def test_bits_are_fair():
     n = 40_000
     bits = (random.uniform(random.key(SEED), (n,), torch.float64) * 2**53).to(torch.int64)
     share = torch.stack([((bits >> i) & 1).double().mean() for i in range(53)])
-    assert (share - 0.5).abs().max() < 4.5 / (2 * math.sqrt(n))  # the largest of 53: 4.5 standard errors
+    # the largest of 53: 4.5 standard errors
+    assert (share - 0.5).abs().max() < 4.5 / (2 * math.sqrt(n))
 
 
 @pytest.mark.parametrize("how", ["keys", "rows", "stream"])
 def test_permutation_uniform(how):
-    """All 24 orders of four tasks equally often: chi-square with 23 degrees of freedom exceeds 49.7 with probability 1e-3."""
+    """All 24 orders of four tasks equally often: chi-square with 23 degrees of freedom exceeds 49.7
+    with probability 1e-3.
+    """
     n = 12_000
     key = random.key(SEED)
     if how == "keys":
@@ -156,7 +197,9 @@ def test_permutation_uniform(how):
     elif how == "rows":
         orders = random.permutation(key, 4, rows=n)
     else:
-        orders = vmap(lambda i: random.permutation(random.draw(random.Stream(key, i))[0], 4))(torch.arange(n))
+        orders = vmap(lambda i: random.permutation(random.draw(random.Stream(key, i))[0], 4))(
+            torch.arange(n)
+        )
     assert torch.equal(orders.sort(-1).values, torch.arange(4).expand(n, 4))
     code = (orders * torch.tensor([64, 16, 4, 1])).sum(-1)
     _, counts = code.unique(return_counts=True)
@@ -181,10 +224,16 @@ def test_fold_in_gives_independent_keys():
 
 def test_int32_seed_is_the_int64_seed():
     for seed in (0, 3, -7):
-        keys = [random.key(torch.tensor(seed, dtype=dtype)) for dtype in (torch.int32, torch.int64, torch.int16)]
+        keys = [
+            random.key(torch.tensor(seed, dtype=dtype))
+            for dtype in (torch.int32, torch.int64, torch.int16)
+        ]
         assert all(k.dtype == torch.int64 and torch.equal(k, random.key(seed)) for k in keys)
     for data in (2, -2):
-        assert torch.equal(random.fold_in(random.key(3), data), random.fold_in(random.key(3), torch.tensor(data, dtype=torch.int32)))
+        assert torch.equal(
+            random.fold_in(random.key(3), data),
+            random.fold_in(random.key(3), torch.tensor(data, dtype=torch.int32)),
+        )
 
 
 def test_key_errors():

@@ -36,16 +36,26 @@ def test_revisit_compares_losses_with_losses():
         seen.update(geometry.extra)
         return geometry.preference, ()
 
-    of_steps(mf.Rule(lambda losses, key: (), update), mf.revisit(mf.log_losses(mf.losses_only())), BATCH, steps=2)
+    of_steps(
+        mf.Rule(lambda losses, key: (), update),
+        mf.second_evaluation(mf.log_losses(mf.losses_only())),
+        BATCH,
+        steps=2,
+    )
     assert bool(seen["last_present"].all())
-    assert torch.equal(seen["last_losses"], seen["last_losses_now"])  # the same batch, and the parameters were not moved
+    # the same batch, and the parameters were not moved
+    assert torch.equal(seen["last_losses"], seen["last_losses_now"])
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_logarithms_of_several_batches(count):
-    """log_losses around double_sampling took the pairs of (losses, aux) of two batches for one pair."""
+    """log_losses around double_sampling took the pairs of (losses, aux) of two batches for one
+    pair.
+    """
     batches = tuple((BATCH[0] + i, BATCH[1]) for i in range(count))
-    stepped = [torch.stack(scalars(PARAMS, batch)) for batch in (batches if count == 2 else batches[2:])]
+    stepped = [
+        torch.stack(scalars(PARAMS, batch)) for batch in (batches if count == 2 else batches[2:])
+    ]
     info = of_steps(mf.modo(), mf.log_losses(mf.double_sampling("trunk.*")), batches)
     torch.testing.assert_close(info.losses, sum(stepped) / len(stepped))
     assert info.aux == ()
@@ -55,7 +65,9 @@ def test_logarithms_of_several_batches(count):
 def test_negative_preference_is_nan_where_it_cannot_be_seen(make):
     """Under vmap a preference with a negative entry gave weights like any other."""
     preferences = torch.stack([torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64), ONES])
-    weights = vmap(lambda p: mf.weights(make(p), torch.eye(3, dtype=torch.float64), losses=ONES))(preferences)
+    weights = vmap(lambda p: mf.weights(make(p), torch.eye(3, dtype=torch.float64), losses=ONES))(
+        preferences
+    )
     assert bool(weights[0].isnan().all())
     assert bool(weights[1].isfinite().all())
 
@@ -68,9 +80,14 @@ def test_preference_that_is_no_tensor_is_an_error_that_names_it():
 
 @pytest.mark.parametrize("alpha", [0.02, 0.1, 10.0, 50.0])
 def test_fairgrad_settles_or_says_so(alpha):
-    """With lengths far apart Newton's method had not settled within its steps: directions were wrong by 40 %, weights negative."""
+    """With lengths far apart Newton's method had not settled within its steps: directions were
+    wrong by 40 %, weights negative.
+    """
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(6, 12, dtype=torch.float64, generator=generator) * torch.logspace(0, 8, 6, dtype=torch.float64)[:, None]
+    rows = (
+        torch.randn(6, 12, dtype=torch.float64, generator=generator)
+        * torch.logspace(0, 8, 6, dtype=torch.float64)[:, None]
+    )
     gramian = rows @ rows.T
     weights = mf.weights(mf.fairgrad(alpha), gramian)
     assert bool((weights >= 0).all())
@@ -79,13 +96,21 @@ def test_fairgrad_settles_or_says_so(alpha):
     # A rate is known to rounding of the terms that it is the sum of.
     size = (gramian.abs() @ weights).clamp_min(expected.amin())
     assert bool(((rates - expected).abs() <= 1e-9 * torch.maximum(size, expected)).all())
-    torch.testing.assert_close(vmap(lambda g: mf.weights(mf.fairgrad(alpha), g))(gramian[None])[0], weights, rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(
+        vmap(lambda g: mf.weights(mf.fairgrad(alpha), g))(gramian[None])[0],
+        weights,
+        rtol=1e-8,
+        atol=0.0,
+    )
 
 
 def test_fairgrad_beyond_what_it_can_solve_is_an_error_and_nan():
     """What has not settled is no answer."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(128, 256, dtype=torch.float64, generator=generator) * torch.logspace(0, 12, 128, dtype=torch.float64)[:, None]
+    rows = (
+        torch.randn(128, 256, dtype=torch.float64, generator=generator)
+        * torch.logspace(0, 12, 128, dtype=torch.float64)[:, None]
+    )
     gramian = rows @ rows.T
     with pytest.raises(ValueError, match="alpha: Newton's method has not settled"):
         mf.weights(mf.fairgrad(200.0), gramian)
@@ -94,7 +119,9 @@ def test_fairgrad_beyond_what_it_can_solve_is_an_error_and_nan():
 
 @pytest.mark.parametrize("alpha", [0.2, 2.0, 5.0])
 def test_fairgrad_weights_are_positive_where_no_bargain_exists(alpha):
-    """Of 64 gradients of rank 32 in float32 some weights were negative: the last step, without the ridge, went past 0."""
+    """Of 64 gradients of rank 32 in float32 some weights were negative: the last step, without the
+    ridge, went past 0.
+    """
     weights = mf.weights(mf.fairgrad(alpha), gramian("rank_deficient", 64, dtype=torch.float32))
     assert bool((weights > 0).all())
 
@@ -108,20 +135,33 @@ def test_dwa_needs_whole_steps():
 
 
 def test_tracking_rates_are_at_most_one():
-    """A rate given as a tensor or a function was not looked at, and above 2 the tracked gradients grow without bound."""
+    """A rate given as a tensor or a function was not looked at, and above 2 the tracked gradients
+    grow without bound.
+    """
     with pytest.raises(ValueError, match=r"rate: expected a number in \(0, 1\]"):
         mf.tracked(rate=torch.tensor(1.5))
-    with pytest.raises(ValueError, match=r"rate: expected numbers in \(0, 1\], got \[3.0, 3.0, 3.0\] at steps \[1, 1, 1\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"rate: expected numbers in \(0, 1\], got \[3.0, 3.0, 3.0\] at steps \[1, 1, 1\]",
+    ):
         of_steps(mf.mean(), mf.tracked("trunk.*", rate=lambda k: 3 * k), BATCH)
 
 
 def test_stch_says_whose_losses_were_never_averaged():
-    """A task absent from all averaging steps was an error that blamed the data and the learning rate."""
+    """A task absent from all averaging steps was an error that blamed the data and the learning
+    rate.
+    """
     rule = mf.stch(0.3, warmup=(0, 1))
     state = rule.init(ONES, mf.random.key(0))
     for present in ([True, True, False], [True, True, True]):
         mask = torch.tensor(present)
-        geometry = mf.Geometry(ONES.where(mask, 0.0), torch.eye(3, dtype=torch.float64) * mask, mask / mask.sum().double(), mask, {})
+        geometry = mf.Geometry(
+            ONES.where(mask, 0.0),
+            torch.eye(3, dtype=torch.float64) * mask,
+            mask / mask.sum().double(),
+            mask,
+            {},
+        )
         if all(present):
             with pytest.raises(ValueError, match=r"warmup: tasks \[2\] were absent"):
                 rule.update(geometry, state)
@@ -130,14 +170,24 @@ def test_stch_says_whose_losses_were_never_averaged():
 
 
 def test_rules_that_need_one_batch_refuse_the_gramian_of_two():
-    """J₁J₂ᵀ is not symmetric: aligned_mtl, nash_mtl, pcgrad, … would read it as if it were, under vmap without a word."""
+    """J₁J₂ᵀ is not symmetric: aligned_mtl, nash_mtl, pcgrad, … would read it as if it were, under
+    vmap without a word.
+    """
     params = {"w": torch.randn(3, 2, dtype=torch.float64)}
     batch = tuple(torch.randn(4, 3, dtype=torch.float64) for _ in range(2))
 
     def losses(params, x):
         return (x @ params["w"]).square().mean(0)
 
-    for rule in (mf.aligned_mtl(), mf.nash_mtl(), mf.pcgrad(), mf.config(), mf.krum(), mf.normalize(mf.mgda()), mf.gradnorm(1.0)):
+    for rule in (
+        mf.aligned_mtl(),
+        mf.nash_mtl(),
+        mf.pcgrad(),
+        mf.config(),
+        mf.krum(),
+        mf.normalize(mf.mgda()),
+        mf.gradnorm(1.0),
+    ):
         balance = mf.balance(losses, rule, mf.double_sampling())
         with pytest.raises(ValueError, match="needs the Gramian JJᵀ of one batch"):
             balance.update(params, batch, balance.init(params, batch))
@@ -160,7 +210,9 @@ def test_every_asks_again_after_a_batch_without_labels():
     nobody = mf.Geometry(0 * losses, 0 * G, 0 * losses, torch.zeros(2, dtype=torch.bool), {})
     weights, state = rule.update(nobody, state)
     assert not weights.any()
-    weights, state = rule.update(mf.Geometry(losses, G, losses / 2, torch.ones(2, dtype=torch.bool), {}), state)
+    weights, state = rule.update(
+        mf.Geometry(losses, G, losses / 2, torch.ones(2, dtype=torch.bool), {}), state
+    )
     torch.testing.assert_close(weights, losses / 2)
 
 
@@ -168,4 +220,10 @@ def test_pareto_mtl_bad_preference_under_vmap_is_nan():
     """A preference that cannot be looked at and is NaN, negative or zero gave uniform weights."""
     preferences = torch.tensor([[float("nan"), 1.0], [0.0, 0.0], [-1.0, 2.0]], dtype=torch.float64)
     G = torch.eye(2, dtype=torch.float64)
-    assert torch.func.vmap(lambda p: mf.weights(mf.pareto_mtl(p), G, torch.tensor([1.0, 2.0], dtype=torch.float64)))(preferences).isnan().all()
+    assert (
+        torch.func.vmap(
+            lambda p: mf.weights(mf.pareto_mtl(p), G, torch.tensor([1.0, 2.0], dtype=torch.float64))
+        )(preferences)
+        .isnan()
+        .all()
+    )

@@ -1,4 +1,6 @@
-"""Every rule with a state, saved here and resumed in a process of its own: the trajectory is the one that was never interrupted."""
+"""Every rule with a state, saved here and resumed in a process of its own: the trajectory is the
+one that was never interrupted.
+"""
 
 import subprocess
 import sys
@@ -36,7 +38,11 @@ def test_stateful_rules_resume_in_a_fresh_process(tmp_path):
             expected[name] = trajectory(case.make(), G, steps=BEFORE + AFTER, key=7)[0][BEFORE:]
     assert {"pcgrad", "gradnorm"} <= set(states)
     torch.save(states, tmp_path / "states.pt")
-    subprocess.run([sys.executable, "-c", RESUME, str(tmp_path / "states.pt"), str(tmp_path / "weights.pt")], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", RESUME, str(tmp_path / "states.pt"), str(tmp_path / "weights.pt")],
+        cwd=ROOT,
+        check=True,
+    )
     resumed = torch.load(tmp_path / "weights.pt")
     for name in states:
         assert torch.equal(resumed[name], expected[name]), name

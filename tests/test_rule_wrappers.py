@@ -1,4 +1,6 @@
-"""Rules around rules: normalised rows, momentum on the weights, an answer every k steps; and their compositions."""
+"""Rules around rules: normalised rows, momentum on the weights, an answer every k steps; and their
+compositions.
+"""
 
 import inspect
 import io
@@ -10,9 +12,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
-from mtlfunc.rules.every import EveryState
-from mtlfunc.rules.gradnorm import GradNormState
-from mtlfunc.rules.momentum import MomentumState
+from mtlfunc.rules._every import EveryState
+from mtlfunc.rules._gradnorm import GradNormState
+from mtlfunc.rules._momentum import MomentumState
 from mtlfunc.types import Geometry
 from tests.problems import BATCH, PARAMS, named_tuples, vector
 from tests.strategies import gramian, jacobian
@@ -21,23 +23,33 @@ from tests.test_rules import geometry, losses_of, trajectory
 torchjd = pytest.importorskip("torchjd.aggregation")
 
 F64 = torch.float64
-INNER = {"mgda": mf.mgda, "cagrad": lambda: mf.cagrad(0.4), "mean": mf.mean, "pcgrad": mf.pcgrad, "gradnorm": lambda: mf.gradnorm(1.5)}
+INNER = {
+    "mgda": mf.mgda,
+    "cagrad": lambda: mf.cagrad(0.4),
+    "mean": mf.mean,
+    "pcgrad": mf.pcgrad,
+    "gradnorm": lambda: mf.gradnorm(1.5),
+}
 
 
 def drive(rule, present=None, steps=6, count=4, seed=0):
-    """Weights [step, task] on gradients and losses that change from step to step, and the states after each."""
+    """Weights [step, task] on gradients and losses that change from step to step, and the states
+    after each.
+    """
     state, kept, states = rule.init(losses_of(count), mf.random.key(1)), [], []
     for step in range(steps):
         now = torch.ones(count, dtype=torch.bool) if present is None else present[step]
         rows = jacobian("gaussian", count, seed + step) * now[:, None]
         share = now.to(F64) / now.sum().clamp_min(1)
-        weights, state = rule.update(Geometry(losses_of(count, step) * now, rows @ rows.mT, share, now, {}), state)
+        weights, state = rule.update(
+            Geometry(losses_of(count, step) * now, rows @ rows.mT, share, now, {}), state
+        )
         kept.append(weights)
         states.append(state)
     return torch.stack(kept), states
 
 
-# --- normalize ------------------------------------------------------------------------------------------------------------------------------
+# --- normalize ----------------------------------------------------------------------------------
 
 
 def sizes(J, losses, by):
@@ -59,9 +71,16 @@ def test_normalize_is_the_rule_on_normalised_rows(inner, by):
 def test_normalize_with_equal_sizes_is_the_rule():
     J = jacobian("gaussian", 4)
     J = 3 * J / J.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(mf.weights(mf.normalize(mf.mgda()), J @ J.mT), mf.weights(mf.mgda(), J @ J.mT), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        mf.weights(mf.normalize(mf.mgda()), J @ J.mT),
+        mf.weights(mf.mgda(), J @ J.mT),
+        rtol=1e-12,
+        atol=1e-14,
+    )
     twos = torch.full((4,), 2.0, dtype=F64)
-    assert torch.equal(mf.weights(mf.normalize(mf.mgda(), "loss"), J @ J.mT, twos), mf.weights(mf.mgda(), J @ J.mT))
+    assert torch.equal(
+        mf.weights(mf.normalize(mf.mgda(), "loss"), J @ J.mT, twos), mf.weights(mf.mgda(), J @ J.mT)
+    )
 
 
 def test_normalize_zero_sizes():
@@ -70,15 +89,24 @@ def test_normalize_zero_sizes():
     J[1] = 0.0
     weights = mf.weights(mf.normalize(mf.mean()), J @ J.mT)
     n = J.norm(dim=1)
-    torch.testing.assert_close(weights, torch.stack([n.mean() / n[0], torch.ones((), dtype=F64), n.mean() / n[2]]) / 3)
+    torch.testing.assert_close(
+        weights, torch.stack([n.mean() / n[0], torch.ones((), dtype=F64), n.mean() / n[2]]) / 3
+    )
     losses = torch.tensor([2.0, 0.0, 4.0], dtype=F64)
-    torch.testing.assert_close(mf.weights(mf.normalize(mf.mean(), "loss"), J @ J.mT, losses), torch.tensor([1.0, 1.0, 0.5], dtype=F64) / 3)
+    torch.testing.assert_close(
+        mf.weights(mf.normalize(mf.mean(), "loss"), J @ J.mT, losses),
+        torch.tensor([1.0, 1.0, 0.5], dtype=F64) / 3,
+    )
     for by in ("norm", "loss", "both"):
-        assert mf.weights(mf.normalize(mf.mean(), by), torch.zeros(3, 3, dtype=F64), torch.zeros(3, dtype=F64)).tolist() == pytest.approx([1 / 3] * 3)
+        assert mf.weights(
+            mf.normalize(mf.mean(), by), torch.zeros(3, 3, dtype=F64), torch.zeros(3, dtype=F64)
+        ).tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_normalised_weights_on_raw_gradients_are_another_method():
-    """What LibMTL and the official MGDA do: with row lengths of 1 and 100 the small task all but vanishes from their direction."""
+    """What LibMTL and the official MGDA do: with row lengths of 1 and 100 the small task all but
+    vanishes from their direction.
+    """
     J = torch.tensor([[1.0, 0.0], [0.0, 100.0]], dtype=F64)
     n = J.norm(dim=1)
     raw = mf.weights(mf.mgda(), (J / n[:, None]) @ (J / n[:, None]).mT) @ J
@@ -101,10 +129,16 @@ def test_normalize_errors():
     negative = torch.tensor([1.0, -1.0], dtype=F64)
     with pytest.raises(ValueError, match="normalize: dividing by the losses needs losses >= 0"):
         mf.weights(mf.normalize(mf.mgda(), "loss"), torch.eye(2, dtype=F64), negative)
-    assert vmap(lambda l: mf.weights(mf.normalize(mf.mean(), "both"), torch.eye(2, dtype=F64), l))(negative[None]).isnan().all()
+    assert (
+        vmap(lambda l: mf.weights(mf.normalize(mf.mean(), "both"), torch.eye(2, dtype=F64), l))(
+            negative[None]
+        )
+        .isnan()
+        .all()
+    )
 
 
-# --- momentum -------------------------------------------------------------------------------------------------------------------------------
+# --- momentum -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inner", INNER)
@@ -120,10 +154,15 @@ def test_momentum_is_the_moving_average(inner):
 
 def test_momentum_equals_torchjd():
     """Around PCGrad of two tasks, where no order matters; TorchJD's sums."""
-    peer, rule = torchjd.CRMOGMWeighting(torchjd.PCGradWeighting(), alpha=0.8), mf.momentum(mf.pcgrad(), 0.8)
+    peer, rule = (
+        torchjd.CRMOGMWeighting(torchjd.PCGradWeighting(), alpha=0.8),
+        mf.momentum(mf.pcgrad(), 0.8),
+    )
     state = rule.init(losses_of(2), mf.random.key(0))
     for step in range(5):
-        J = jacobian("antiparallel" if step % 2 else "gaussian", 2, step) + 0.1 * jacobian("gaussian", 2, 9)
+        J = jacobian("antiparallel" if step % 2 else "gaussian", 2, step) + 0.1 * jacobian(
+            "gaussian", 2, 9
+        )
         weights, state = rule.update(geometry(J @ J.mT, losses_of(2)), state)
         torch.testing.assert_close(2 * weights, peer(J @ J.mT), rtol=1e-10, atol=0)
 
@@ -132,11 +171,15 @@ def test_momentum_over_a_batch_of_factors():
     factors = torch.tensor([0.0, 0.5, 0.9], dtype=F64)
     together = vmap(lambda a: drive(mf.momentum(mf.mgda(), a))[0])(factors)
     for a, weights in zip(factors.tolist(), together, strict=True):
-        torch.testing.assert_close(weights, drive(mf.momentum(mf.mgda(), a))[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            weights, drive(mf.momentum(mf.mgda(), a))[0], rtol=1e-9, atol=1e-12
+        )
 
 
 def test_momentum_stays_for_absent_tasks():
-    """A task's average starts when it first appears, does not move while it is away, and is used again when it is back."""
+    """A task's average starts when it first appears, does not move while it is away, and is used
+    again when it is back.
+    """
     present = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], dtype=torch.bool)
     plain, _ = drive(mf.mgda(), present, 3)
     smooth, states = drive(mf.momentum(mf.mgda(), 0.5), present, 3)
@@ -152,13 +195,15 @@ def test_momentum_errors():
             mf.momentum(mf.mgda(), a)
 
 
-# --- every ----------------------------------------------------------------------------------------------------------------------------------
+# --- every --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("inner", INNER)
 def test_every_asks_at_multiples_of_k(inner, k):
-    """At steps 0, k, 2k … what the rule gives that sees these steps alone; its state moves there only."""
+    """At steps 0, k, 2k … what the rule gives that sees these steps alone; its state moves there
+    only.
+    """
     held, states = drive(mf.every(INNER[inner](), k), steps=7)
     alone, kept = INNER[inner](), None
     state = alone.init(losses_of(4), mf.random.key(1))
@@ -173,9 +218,14 @@ def test_every_asks_at_multiples_of_k(inner, k):
 
 def test_every_with_counters_that_differ():
     """Runs vmapped together may be at different steps."""
-    rule, G = mf.every(mf.mgda(), 3), torch.stack([gramian("gaussian", 3, seed) for seed in range(4)])
+    rule, G = (
+        mf.every(mf.mgda(), 3),
+        torch.stack([gramian("gaussian", 3, seed) for seed in range(4)]),
+    )
     start = rule.init(losses_of(3), mf.random.key(0))
-    states = tree_map(lambda leaf: leaf.expand(4, *leaf.shape), start)._replace(steps=torch.arange(4), weights=torch.full((4, 3), 7.0, dtype=F64))
+    states = tree_map(lambda leaf: leaf.expand(4, *leaf.shape), start)._replace(
+        steps=torch.arange(4), weights=torch.full((4, 3), 7.0, dtype=F64)
+    )
     weights, after = vmap(lambda g, s: rule.update(geometry(g, losses_of(3)), s))(G, states)
     torch.testing.assert_close(weights[0], mf.weights(mf.mgda(), G[0]), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(weights[3], mf.weights(mf.mgda(), G[3]), rtol=1e-9, atol=1e-12)
@@ -196,7 +246,7 @@ def test_every_errors():
         inspect.unwrap(mf.every)(mf.mgda(), 1.5)  # type: ignore[arg-type]
 
 
-# --- together -------------------------------------------------------------------------------------------------------------------------------
+# --- together -----------------------------------------------------------------------------------
 
 
 def test_wrappers_compose_and_resume():

@@ -1,4 +1,6 @@
-"""Every rule of the table under the invariances that it promises, and each method against a literal implementation of its paper."""
+"""Every rule of the table under the invariances that it promises, and each method against a literal
+implementation of its paper.
+"""
 
 import inspect
 import io
@@ -14,7 +16,8 @@ from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
-from mtlfunc import optim, solvers
+from mtlfunc import solvers
+from mtlfunc.training import optim
 from mtlfunc.types import Geometry
 from tests.problems import named_tuples
 from tests.registry import RULES
@@ -34,11 +37,21 @@ def losses_of(count, step=0):
 
 
 def geometry(gramian, losses):
-    return Geometry(losses, gramian, torch.full_like(losses, 1 / len(losses)), torch.ones_like(losses, dtype=torch.bool), {})
+    return Geometry(
+        losses,
+        gramian,
+        torch.full_like(losses, 1 / len(losses)),
+        torch.ones_like(losses, dtype=torch.bool),
+        {},
+    )
 
 
-def trajectory(rule, gramian, losses=None, steps=3, key: int | torch.Tensor = 0, state=None, start=0):
-    """Weights [step, task] and the state after them, on a Gramian whose tasks change lengths from step to step."""
+def trajectory(
+    rule, gramian, losses=None, steps=3, key: int | torch.Tensor = 0, state=None, start=0
+):
+    """Weights [step, task] and the state after them, on a Gramian whose tasks change lengths from
+    step to step.
+    """
     count = len(gramian)
     if state is None:
         initial = losses_of(count).to(gramian) if losses is None else losses
@@ -52,7 +65,7 @@ def trajectory(rule, gramian, losses=None, steps=3, key: int | torch.Tensor = 0,
     return torch.stack(kept), state
 
 
-# --- every rule -----------------------------------------------------------------------------------------------------------------------
+# --- every rule ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["gaussian", "hull"])  # right angles tie Frank–Wolfe's argmin
@@ -70,7 +83,12 @@ def test_rule_permutation_equivariant(rule, family):
             second, _ = made.update(geometry(2 * G, losses**0.5), state)
             return torch.stack([first, second])
 
-        torch.testing.assert_close(weights(G[order][:, order], losses[order]), weights(G, losses)[:, order], rtol=case.accuracy, atol=case.accuracy)
+        torch.testing.assert_close(
+            weights(G[order][:, order], losses[order]),
+            weights(G, losses)[:, order],
+            rtol=case.accuracy,
+            atol=case.accuracy,
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,20 +105,30 @@ def test_rule_scale_by_powers_of_two_changes_no_bit(rule, family):
 def test_rule_positively_homogeneous(rule):
     """The same at powers of ten, where G is rounded differently."""
     case = RULES[rule]
-    for family in REGULAR if case.smooth else ("gaussian", "hull"):  # right angles tie Frank–Wolfe's argmin
+    # right angles tie Frank–Wolfe's argmin
+    for family in REGULAR if case.smooth else ("gaussian", "hull"):
         J = jacobian(family, 4)
         one, _ = trajectory(case.make(), J @ J.mT)
         for scale in (1e-10, 1e-3, 1e5, 1e10):
             scaled = J * scale
-            torch.testing.assert_close(trajectory(case.make(), scaled @ scaled.mT)[0], one, rtol=case.accuracy, atol=case.accuracy)
+            torch.testing.assert_close(
+                trajectory(case.make(), scaled @ scaled.mT)[0],
+                one,
+                rtol=case.accuracy,
+                atol=case.accuracy,
+            )
 
 
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if not case.homogeneous])
 def test_rules_with_a_unit_are_the_exceptions(rule):
-    """Those that the table calls not homogeneous really are not: a plain step on w has the gradients' unit."""
+    """Those that the table calls not homogeneous really are not: a plain step on w has the
+    gradients' unit.
+    """
     assert rule in ("gradnorm-sgd", "modo", "moco", "nash_mtl", "fairgrad")
     G = gramian("gaussian", 3)
-    assert not torch.allclose(trajectory(RULES[rule].make(), G)[0], trajectory(RULES[rule].make(), 100 * G)[0])
+    assert not torch.allclose(
+        trajectory(RULES[rule].make(), G)[0], trajectory(RULES[rule].make(), 100 * G)[0]
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -114,7 +142,9 @@ def test_rule_vmapped_equals_loop(rule, count):
     for i in range(3):
         alone, alone_state = trajectory(case.make(), G[i], key=keys[i])
         torch.testing.assert_close(together[i], alone, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(tree_map(lambda leaf, i=i: leaf[i], state), alone_state, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            tree_map(lambda leaf, i=i: leaf[i], state), alone_state, rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -122,16 +152,22 @@ def test_rule_vmap_of_vmap(rule):
     case = RULES[rule]
     G = torch.stack([gramian("hull", 3, seed) for seed in range(2)])
     keys = torch.tensor([3, 1])
-    nested = vmap(vmap(lambda g, k: trajectory(case.make(), g, key=k)[0], (None, 0)), (0, None))(G, keys)
+    nested = vmap(vmap(lambda g, k: trajectory(case.make(), g, key=k)[0], (None, 0)), (0, None))(
+        G, keys
+    )
     for i, j in product(range(2), range(2)):
-        torch.testing.assert_close(nested[i, j], trajectory(case.make(), G[i], key=keys[j])[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            nested[i, j], trajectory(case.make(), G[i], key=keys[j])[0], rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if case.smooth])
 def test_rule_derivatives_equal_central_differences(rule):
-    """grad, jvp and vmap(grad) through a trajectory of three steps, with respect to the Jacobian; h = 1e-5 and the exact solver in the difference.
+    """grad, jvp and vmap(grad) through a trajectory of three steps, with respect to the Jacobian; h
+    = 1e-5 and the exact solver in the difference.
 
-    Where the rule solves with cvx the difference is taken on the rule that solves by faces, because Clarabel's own noise, 1e-6, over h is 0.1.
+    Where the rule solves with cvx the difference is taken on the rule that solves by faces, because
+    Clarabel's own noise, 1e-6, over h is 0.1.
     """
     case = RULES[rule]
     smooth = RULES[rule.removesuffix("-cvx")]
@@ -149,11 +185,17 @@ def test_rule_derivatives_equal_central_differences(rule):
         direction = direction / direction.norm()
         difference = (value(J + h * direction, smooth) - value(J - h * direction, smooth)) / (2 * h)
         gradient = grad(value)(J)
-        # Truncation h² and rounding ε/h, both 1e-10, times third derivatives and condition numbers of up to 1e3.
+        # Truncation h² and rounding ε/h, both 1e-10, times third derivatives and condition numbers
+        # of up to 1e3.
         tolerance = max(1e-7, 10 * case.accuracy) * (1 + float(gradient.norm()))
         assert abs(float((gradient * direction).sum() - difference)) <= tolerance
         assert abs(float(jvp(value, (J,), (direction,))[1] - difference)) <= tolerance
-        torch.testing.assert_close(batched, gradient, rtol=1e-9 if case.accuracy < 1e-6 else 1e-4, atol=max(1e-10, case.accuracy))
+        torch.testing.assert_close(
+            batched,
+            gradient,
+            rtol=1e-9 if case.accuracy < 1e-6 else 1e-4,
+            atol=max(1e-10, case.accuracy),
+        )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -162,7 +204,9 @@ def test_rule_state_saved_and_loaded_resumes(rule):
     made = RULES[rule].make()
     whole, _ = trajectory(made, G, steps=5, key=11)
     begun, state = trajectory(made, G, steps=2, key=11)
-    assert all(isinstance(leaf, torch.Tensor) and leaf.is_contiguous() for leaf in tree_leaves(state))
+    assert all(
+        isinstance(leaf, torch.Tensor) and leaf.is_contiguous() for leaf in tree_leaves(state)
+    )
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -175,7 +219,9 @@ def test_rule_state_saved_and_loaded_resumes(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_pure(rule):
-    """The same input twice gives the same answer; inputs, states and torch's generator are left alone."""
+    """The same input twice gives the same answer; inputs, states and torch's generator are left
+    alone.
+    """
     made, losses, G = RULES[rule].make(), losses_of(4), gramian("gaussian", 4)
     state = trajectory(made, G)[1]
     geo = geometry(G, losses)
@@ -199,7 +245,12 @@ def test_rule_weights_sum_by_the_scale_contract(rule, count):
     if case.shared_sum is None:
         pytest.skip("no promise")
     weights, _ = trajectory_shared(case, gramian("identical", count))
-    torch.testing.assert_close(weights.sum(-1), torch.full((3,), case.shared_sum, dtype=F64), rtol=max(1e-12, case.accuracy * 1e-3), atol=0)
+    torch.testing.assert_close(
+        weights.sum(-1),
+        torch.full((3,), case.shared_sum, dtype=F64),
+        rtol=max(1e-12, case.accuracy * 1e-3),
+        atol=0,
+    )
 
 
 def trajectory_shared(case, G):
@@ -221,18 +272,37 @@ def test_rule_weights_finite_and_convex(rule, family):
         assert all(leaf.isfinite().all() for leaf in tree_leaves((weights, state)))
         if case.convex:
             assert (weights >= 0).all()
-            torch.testing.assert_close(weights.sum(-1), torch.ones(3, dtype=F64), rtol=0, atol=1e-12)
-        if count == 1 and case.shared_sum is not None and family not in ("zero_row", "pareto_stationary"):  # these are J = 0 there
-            torch.testing.assert_close(weights.sum(-1), torch.full((3,), case.shared_sum, dtype=F64), rtol=max(1e-12, case.accuracy), atol=0)
+            torch.testing.assert_close(
+                weights.sum(-1), torch.ones(3, dtype=F64), rtol=0, atol=1e-12
+            )
+        # these are J = 0 there
+        if (
+            count == 1
+            and case.shared_sum is not None
+            and family not in ("zero_row", "pareto_stationary")
+        ):
+            torch.testing.assert_close(
+                weights.sum(-1),
+                torch.full((3,), case.shared_sum, dtype=F64),
+                rtol=max(1e-12, case.accuracy),
+                atol=0,
+            )
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_rule_extreme_norms_finite(rule, dtype):
-    """Norms 1e-30, 1 and 1e30 together (float32: 1e±12, since squares must fit), and all of them at either end."""
+    """Norms 1e-30, 1 and 1e30 together (float32: 1e±12, since squares must fit), and all of them at
+    either end.
+    """
     end = 1e30 if dtype == F64 else 1e12
     J = jacobian("gaussian", 3)
-    for norms in ([1 / end, 1.0, end], [end, end, end], [1 / end, 1 / end, 1 / end], [0.0, 1.0, end]):
+    for norms in (
+        [1 / end, 1.0, end],
+        [end, end, end],
+        [1 / end, 1 / end, 1 / end],
+        [0.0, 1.0, end],
+    ):
         rows = J * torch.tensor(norms, dtype=F64)[:, None]
         weights, state = trajectory(RULES[rule].make(), (rows @ rows.mT).to(dtype))
         assert weights.dtype == dtype
@@ -242,11 +312,16 @@ def test_rule_extreme_norms_finite(rule, dtype):
 @pytest.mark.parametrize("family", REGULAR)
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_float32_equals_float64(rule, family):
-    """Float32 gradients whose Gramian is accumulated in float64 give the float64 direction to 1e-5 (well conditioned problems)."""
+    """Float32 gradients whose Gramian is accumulated in float64 give the float64 direction to 1e-5
+    (well conditioned problems).
+    """
     case = RULES[rule]
     J = jacobian(family, 3).float()
     losses = losses_of(3).float()
-    narrow, wide = (mf.aggregate(case.make(), rows, l, key=2) for rows, l in ((J, losses), (J.double(), losses.double())))
+    narrow, wide = (
+        mf.aggregate(case.make(), rows, l, key=2)
+        for rows, l in ((J, losses), (J.double(), losses.double()))
+    )
     assert narrow.dtype == torch.float32
     assert (narrow.double() - wide).norm() <= 1e-5 * wide.norm()
 
@@ -261,10 +336,14 @@ def test_rule_nan_raises_alone_and_stays_nan_under_vmap(rule):
     together = vmap(lambda g: mf.weights(case.make(), g, losses_of(3)))(G)
     if rule != "stateless-losses":  # its function reads losses alone
         assert together[0].isnan().any()
-    torch.testing.assert_close(together[1], mf.weights(case.make(), G[1], losses_of(3)), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        together[1], mf.weights(case.make(), G[1], losses_of(3)), rtol=1e-9, atol=1e-12
+    )
 
 
-@pytest.mark.parametrize("rule", [name for name in READS_GRAMIAN if not name.startswith("stateless")])
+@pytest.mark.parametrize(
+    "rule", [name for name in READS_GRAMIAN if not name.startswith("stateless")]
+)
 def test_rule_nan_weights_under_vmap_are_all_nan(rule):
     """Not one plausible number where one entry of the Gramian is NaN."""
     G = gramian("gaussian", 3)[None].clone()
@@ -273,12 +352,16 @@ def test_rule_nan_weights_under_vmap_are_all_nan(rule):
 
 
 def with_absent(rule, J, losses, present, steps=3):
-    """Weights [step, task] on a batch from which tasks are absent: zero rows, no loss, no say in the mean."""
+    """Weights [step, task] on a batch from which tasks are absent: zero rows, no loss, no say in
+    the mean.
+    """
     state, kept = rule.init(losses, mf.random.key(0)), []
     share = present.to(F64) / present.sum().clamp_min(1)
     rows = J * present[:, None]
     for step in range(steps):
-        weights, state = rule.update(Geometry(losses * present / (1 + step), rows @ rows.mT, share, present, {}), state)
+        weights, state = rule.update(
+            Geometry(losses * present / (1 + step), rows @ rows.mT, share, present, {}), state
+        )
         kept.append(weights)
     return torch.stack(kept)
 
@@ -286,17 +369,26 @@ def with_absent(rule, J, losses, present, steps=3):
 @pytest.mark.parametrize("family", ["gaussian", "spread", "duplicates"])
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if case.masks])
 def test_rule_on_present_tasks_alone(rule, family):
-    """With tasks absent a rule gives them 0 and moves along what it would give without them; with nobody present it stays."""
+    """With tasks absent a rule gives them 0 and moves along what it would give without them; with
+    nobody present it stays.
+    """
     case = RULES[rule]
     J, losses = jacobian(family, 5, 3), losses_of(5)
-    masks = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    masks = torch.tensor(
+        [[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool
+    )
     batched = vmap(lambda present: with_absent(case.make(), J, losses, present))(masks)
     for present, together in zip(masks, batched, strict=True):
         weights = with_absent(case.make(), J, losses, present)
         assert bool((weights[:, ~present] == 0).all())
         torch.testing.assert_close(together, weights, rtol=1e-9, atol=1e-12)
         if present.any():
-            alone = with_absent(case.make(), J[present], losses[present], torch.ones(int(present.sum()), dtype=torch.bool))
+            alone = with_absent(
+                case.make(),
+                J[present],
+                losses[present],
+                torch.ones(int(present.sum()), dtype=torch.bool),
+            )
             tolerance = case.accuracy * float((alone.abs() @ J[present].norm(dim=1)).max())
             torch.testing.assert_close(weights @ J, alone @ J[present], rtol=0, atol=tolerance)
 
@@ -304,9 +396,19 @@ def test_rule_on_present_tasks_alone(rule, family):
 def test_rules_that_cannot_do_without_a_task_say_so():
     for rule in (name for name in RULES if name.startswith("stateless")):
         present = torch.tensor([True, False, True])
-        with pytest.raises(ValueError, match=r"needs every task in every batch, but tasks \[1\] are absent"):
+        with pytest.raises(
+            ValueError, match=r"needs every task in every batch, but tasks \[1\] are absent"
+        ):
             with_absent(RULES[rule].make(), jacobian("gaussian", 3), losses_of(3), present)
-        assert vmap(lambda present, rule=rule: with_absent(RULES[rule].make(), jacobian("gaussian", 3), losses_of(3), present))(present[None]).isnan().all()
+        assert (
+            vmap(
+                lambda present, rule=rule: with_absent(
+                    RULES[rule].make(), jacobian("gaussian", 3), losses_of(3), present
+                )
+            )(present[None])
+            .isnan()
+            .all()
+        )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -318,7 +420,10 @@ def test_rule_without_gramian_says_which_probe(rule):
     if not case.reads_gramian:
         assert made.update(bare, state)[0].isfinite().all()
         return
-    with pytest.raises(ValueError, match=r"needs the Gramian of 3 rows, but .* shape \[0, 0\]; use mtlfunc.jacobian"):
+    with pytest.raises(
+        ValueError,
+        match=r"needs the Gramian of 3 rows, but .* shape \[0, 0\]; use mtlfunc.jacobian",
+    ):
         made.update(bare, state)
 
 
@@ -326,7 +431,9 @@ def test_weights_demand_losses_where_they_matter():
     G = gramian("gaussian", 3)
     with pytest.raises(ValueError, match="losses: this rule's weights depend on the losses"):
         mf.weights(RULES["stateless-losses"].make(), G)
-    assert torch.equal(mf.weights(mf.stateless(lambda gramian, losses: losses), G, losses_of(3)), losses_of(3))
+    assert torch.equal(
+        mf.weights(mf.stateless(lambda gramian, losses: losses), G, losses_of(3)), losses_of(3)
+    )
 
 
 def test_stateless_counts_arguments():
@@ -335,7 +442,9 @@ def test_stateless_counts_arguments():
     with pytest.raises(TypeError, match="stateless: expected f"):
         mf.stateless(lambda a, b, c: a)
     G = gramian("gaussian", 2)
-    assert torch.equal(mf.weights(mf.stateless(lambda gramian, tau=2.0: tau * gramian[0]), G), 2 * G[0])
+    assert torch.equal(
+        mf.weights(mf.stateless(lambda gramian, tau=2.0: tau * gramian[0]), G), 2 * G[0]
+    )
 
 
 def test_oneshot_errors():
@@ -346,13 +455,17 @@ def test_oneshot_errors():
         mf.aggregate(mf.mean(), torch.tensor([[1.0], [float("inf")]]))
     with pytest.raises(ValueError, match=r"losses: expected shape \[2\]"):
         weights(mf.mean(), torch.eye(2), torch.ones(3))
-    with pytest.raises(ValueError, match=r"losses is torch.float32 .* but the gramian is torch.float64"):
+    with pytest.raises(
+        ValueError, match=r"losses is torch.float32 .* but the gramian is torch.float64"
+    ):
         mf.weights(mf.mean(), torch.eye(2, dtype=F64), torch.ones(2))
-    with pytest.raises(ValueError, match=r"losses is torch.float64 but the jacobian is torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"losses is torch.float64 but the jacobian is torch.float32"
+    ):
         mf.aggregate(mf.mean(), torch.eye(2), torch.ones(2, dtype=F64))
 
 
-# --- mean and preferences ---------------------------------------------------------------------------------------------------------------
+# --- mean and preferences -----------------------------------------------------------------------
 
 
 def test_preference_scales_to_sum_one():
@@ -362,28 +475,43 @@ def test_preference_scales_to_sum_one():
     centre = p / 8 @ J
     d = mf.aggregate(mf.cagrad(0.4, preference=p), J)
     assert float((d - centre).norm()) == pytest.approx(0.4 * float(centre.norm()), rel=1e-9)
-    torch.testing.assert_close(mf.aggregate(mf.cagrad(0.0, preference=p), J), centre, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        mf.aggregate(mf.cagrad(0.0, preference=p), J), centre, rtol=1e-12, atol=1e-14
+    )
 
 
-@pytest.mark.parametrize("make", [mf.mean, lambda: mf.cagrad(0.0), mf.pcgrad], ids=["mean", "cagrad", "pcgrad"])
+@pytest.mark.parametrize(
+    "make", [mf.mean, lambda: mf.cagrad(0.0), mf.pcgrad], ids=["mean", "cagrad", "pcgrad"]
+)
 def test_preference_defaults_to_the_geometrys(make):
-    """Rows that were mixed carry their own shares; c = 0 and, without conflicts, pcgrad are that mean, too."""
+    """Rows that were mixed carry their own shares; c = 0 and, without conflicts, pcgrad are that
+    mean, too.
+    """
     rows = jacobian("hull", 3)
     assert (rows @ rows.mT > 0).all()
     p = torch.tensor([0.1, 0.2, 0.7], dtype=F64)
     made = make()
-    weights, _ = made.update(geometry(rows @ rows.mT, losses_of(3))._replace(preference=p), made.init(losses_of(3), mf.random.key(0)))
+    weights, _ = made.update(
+        geometry(rows @ rows.mT, losses_of(3))._replace(preference=p),
+        made.init(losses_of(3), mf.random.key(0)),
+    )
     torch.testing.assert_close(weights, p, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("make", [mf.mean, lambda p: mf.cagrad(0.4, preference=p)], ids=["mean", "cagrad"])
+@pytest.mark.parametrize(
+    "make", [mf.mean, lambda p: mf.cagrad(0.4, preference=p)], ids=["mean", "cagrad"]
+)
 def test_preference_errors(make):
-    for bad, message in (([1.0, -1.0], "finite entries >= 0"), ([0.0, 0.0], "positive sum"), ([1.0, 1.0, 1.0], r"expected shape \[2\]")):
+    for bad, message in (
+        ([1.0, -1.0], "finite entries >= 0"),
+        ([0.0, 0.0], "positive sum"),
+        ([1.0, 1.0, 1.0], r"expected shape \[2\]"),
+    ):
         with pytest.raises(ValueError, match=f"preference: .*{message}"):
             mf.weights(make(torch.tensor(bad, dtype=F64)), torch.eye(2, dtype=F64))
 
 
-# --- PCGrad ------------------------------------------------------------------------------------------------------------------------------
+# --- PCGrad -------------------------------------------------------------------------------------
 
 
 def literal_pcgrad(J, orders):
@@ -403,17 +531,30 @@ def random_orders(count, seed):
     return torch.from_numpy(np.stack([rng.permutation(count) for _ in range(count)]))
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("orthogonal", "antiparallel", "near_duplicates", "duplicates", "identical")])
+@pytest.mark.parametrize(
+    "family",
+    [
+        f
+        for f in FAMILIES
+        if f not in ("orthogonal", "antiparallel", "near_duplicates", "duplicates", "identical")
+    ],
+)
 @pytest.mark.parametrize("count", [2, 3, 6, 12])
 def test_pcgrad_equals_literal_algorithm(family, count):
-    """Families whose products with a projected gradient are not zero by construction: there the sign of rounding decides."""
+    """Families whose products with a projected gradient are not zero by construction: there the
+    sign of rounding decides.
+    """
     for seed in range(3):
         J, orders = jacobian(family, count, seed), random_orders(count, seed)
-        if family in ("integer_ties", "rank_deficient", "pareto_stationary") and not decided(J.numpy(), orders.tolist()):
+        if family in ("integer_ties", "rank_deficient", "pareto_stationary") and not decided(
+            J.numpy(), orders.tolist()
+        ):
             continue
         weights = mf.weights(mf.pcgrad(orders), J @ J.mT)
         noise = 1e-12 * float((J.norm(dim=1) * weights.abs()).sum())
-        np.testing.assert_allclose((weights @ J).numpy(), literal_pcgrad(J.numpy(), orders.tolist()), rtol=0, atol=noise)
+        np.testing.assert_allclose(
+            (weights @ J).numpy(), literal_pcgrad(J.numpy(), orders.tolist()), rtol=0, atol=noise
+        )
         assert (weights >= 1 / count - 8 * EPS).all()
 
 
@@ -436,12 +577,16 @@ def test_pcgrad_permutation_equivariant_with_its_orders():
         move = torch.from_numpy(np.random.default_rng(1).permutation(count))
         back = move.argsort()
         moved = mf.weights(mf.pcgrad(back[orders[move]]), G[move][:, move])
-        torch.testing.assert_close(moved, mf.weights(mf.pcgrad(orders), G)[move], rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            moved, mf.weights(mf.pcgrad(orders), G)[move], rtol=1e-12, atol=0
+        )
 
 
 @given(jacobians(least=2, most=2, families=("gaussian", "spread", "hull")))
 def test_pcgrad_two_task_identities(J):
-    """cos φ = k < 0: ‖d‖² = ξ‖g‖² and g_t·d = (1 - k²)n_t², for the sum d of projected gradients; k >= 0: d = g."""
+    """cos φ = k < 0: ‖d‖² = ξ‖g‖² and g_t·d = (1 - k²)n_t², for the sum d of projected gradients; k
+    >= 0: d = g.
+    """
     G = J @ J.mT
     g, d = J.sum(0), 2 * mf.aggregate(mf.pcgrad(), J)
     n = J.norm(dim=1)
@@ -455,16 +600,25 @@ def test_pcgrad_two_task_identities(J):
 
 
 def test_pcgrad_three_gradients_at_120_degrees():
-    """Pareto stationary with mean 0, yet six of the eight orders move, by √3/4 (as a sum): a random walk."""
+    """Pareto stationary with mean 0, yet six of the eight orders move, by √3/4 (as a sum): a random
+    walk.
+    """
     angles = torch.arange(3, dtype=F64) * 2 * torch.pi / 3
     J = torch.stack([angles.cos(), angles.sin()], -1)
     sums = []
     for flips in product((False, True), repeat=3):
-        orders = [[j, k, i] if not flip else [k, j, i] for flip, (i, j, k) in zip(flips, ((0, 1, 2), (1, 2, 0), (2, 0, 1)), strict=True)]
+        orders = [
+            [j, k, i] if not flip else [k, j, i]
+            for flip, (i, j, k) in zip(flips, ((0, 1, 2), (1, 2, 0), (2, 0, 1)), strict=True)
+        ]
         sums.append(3 * mf.aggregate(mf.pcgrad(torch.tensor(orders)), J))
     lengths = torch.stack(sums).norm(dim=1).sort().values
-    torch.testing.assert_close(lengths, torch.tensor([0.0] * 2 + [3**0.5 / 4] * 6, dtype=F64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(torch.stack(sums).mean(0), torch.zeros(2, dtype=F64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        lengths, torch.tensor([0.0] * 2 + [3**0.5 / 4] * 6, dtype=F64), rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        torch.stack(sums).mean(0), torch.zeros(2, dtype=F64), rtol=0, atol=1e-12
+    )
     fixed = 3 * mf.aggregate(mf.pcgrad(torch.arange(3).expand(3, 3)), J)
     torch.testing.assert_close(fixed, (J[2] - J[0]) / 4, rtol=0, atol=1e-12)
 
@@ -472,7 +626,12 @@ def test_pcgrad_three_gradients_at_120_degrees():
 def test_pcgrad_without_conflicts_is_the_mean():
     for count in (2, 5):
         J = jacobian("hull", count).abs()
-        torch.testing.assert_close(mf.weights(mf.pcgrad(), J @ J.mT), torch.full((count,), 1 / count, dtype=F64), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            mf.weights(mf.pcgrad(), J @ J.mT),
+            torch.full((count,), 1 / count, dtype=F64),
+            rtol=1e-12,
+            atol=0,
+        )
 
 
 def test_pcgrad_raises_a_task_under_every_order():
@@ -510,12 +669,14 @@ def test_pcgrad_orders_errors():
         mf.weights(mf.pcgrad(torch.tensor([[0, 1], [1, 0]])), torch.eye(3))
 
 
-# --- MGDA ----------------------------------------------------------------------------------------------------------------------------------
+# --- MGDA ---------------------------------------------------------------------------------------
 
 
 @given(jacobians(least=1, most=6))
 def test_mgda_common_descent_and_shortest(J):
-    """g_t·d >= ‖d‖² for every task, and no combination is shorter; both to rounding of a Gramian of rows of length n."""
+    """g_t·d >= ‖d‖² for every task, and no combination is shorter; both to rounding of a Gramian of
+    rows of length n.
+    """
     d = mf.aggregate(mf.mgda(), J)
     n = J.norm(dim=1)
     noise = 64 * EPS * float(n.max()) * float(n.sum())
@@ -531,33 +692,55 @@ def test_mgda_stops_at_stationary_points(family):
     for count in (2, 4, 6):
         for seed in range(5):
             J = jacobian(family, count, seed)
-            assert mf.aggregate(mf.mgda(), J).norm() <= 1e-7 * J.norm(dim=1).max()  # √ε: lengths read off G
+            # √ε: lengths read off G
+            assert mf.aggregate(mf.mgda(), J).norm() <= 1e-7 * J.norm(dim=1).max()
 
 
 def test_mgda_repeated_task_changes_nothing():
     for count in (1, 2, 4):
         J = jacobian("gaussian", count)
         again = torch.cat([J, J[:1]])
-        torch.testing.assert_close(mf.aggregate(mf.mgda(), again), mf.aggregate(mf.mgda(), J), rtol=0, atol=1e-7 * float(J.norm()))
+        torch.testing.assert_close(
+            mf.aggregate(mf.mgda(), again),
+            mf.aggregate(mf.mgda(), J),
+            rtol=0,
+            atol=1e-7 * float(J.norm()),
+        )
 
 
-@pytest.mark.parametrize("rule", [name for name in DETERMINISTIC if not name.startswith("gradnorm")])
+@pytest.mark.parametrize(
+    "rule", [name for name in DETERMINISTIC if not name.startswith("gradnorm")]
+)
 def test_rule_equivariant_to_rotations_and_padding(rule):
     """Only inner products enter: A(JQ) = A(J)Q, and zero columns change nothing."""
     case, J = RULES[rule], jacobian("gaussian", 4)
-    Q = torch.linalg.qr(torch.from_numpy(np.random.default_rng(0).standard_normal((J.shape[1], J.shape[1]))))[0]
+    Q = torch.linalg.qr(
+        torch.from_numpy(np.random.default_rng(0).standard_normal((J.shape[1], J.shape[1])))
+    )[0]
     d = mf.aggregate(case.make(), J, losses_of(4))
-    torch.testing.assert_close(mf.aggregate(case.make(), J @ Q, losses_of(4)), d @ Q, rtol=0, atol=case.accuracy * float(J.norm()))
+    torch.testing.assert_close(
+        mf.aggregate(case.make(), J @ Q, losses_of(4)),
+        d @ Q,
+        rtol=0,
+        atol=case.accuracy * float(J.norm()),
+    )
     padded = mf.aggregate(case.make(), torch.cat([J, torch.zeros_like(J)], 1), losses_of(4))
-    torch.testing.assert_close(padded, torch.cat([d, torch.zeros_like(d)]), rtol=0, atol=max(1e-12, case.accuracy * 1e-3) * float(J.norm()))
+    torch.testing.assert_close(
+        padded,
+        torch.cat([d, torch.zeros_like(d)]),
+        rtol=0,
+        atol=max(1e-12, case.accuracy * 1e-3) * float(J.norm()),
+    )
 
 
-# --- CAGrad ----------------------------------------------------------------------------------------------------------------------------------
+# --- CAGrad -------------------------------------------------------------------------------------
 
 
 @given(jacobians(least=1, most=5), st.sampled_from([0.0, 0.1, 0.4, 0.9, 1.0, 3.0]))
 def test_cagrad_stays_in_its_ball_and_beats_the_mean(J, c):
-    """‖d - g₀‖ <= c‖g₀‖ (to √ε of the rows where ‖g_w‖, read off G, nearly vanishes) and min g_t·d >= min g_t·g₀."""
+    """‖d - g₀‖ <= c‖g₀‖ (to √ε of the rows where ‖g_w‖, read off G, nearly vanishes) and min g_t·d
+    >= min g_t·g₀.
+    """
     G = J @ J.mT
     n, g0 = J.norm(dim=1), J.mean(0)
     weights = mf.weights(mf.cagrad(c), G)
@@ -569,8 +752,12 @@ def test_cagrad_stays_in_its_ball_and_beats_the_mean(J, c):
     if relative < 1e-3:
         assert (d - g0).norm() <= c * g0.norm() * (1 + relative) + 64 * EPS * (n @ weights.abs())
         if c > 0:
-            assert (d - g0).norm() >= c * g0.norm() * (1 - relative) - 64 * EPS * (n @ weights.abs())
-    slack = c * float(g0.norm()) * reach + 64 * len(J) * EPS * float(n.max()) * float(n @ weights.abs())
+            assert (d - g0).norm() >= c * g0.norm() * (1 - relative) - 64 * EPS * (
+                n @ weights.abs()
+            )
+    slack = c * float(g0.norm()) * reach + 64 * len(J) * EPS * float(n.max()) * float(
+        n @ weights.abs()
+    )
     assert (J @ d).min() >= (J @ g0).min() - slack
     if c >= 1:
         assert (J @ d).min() >= -slack
@@ -583,12 +770,18 @@ def test_cagrad_rescale_divides_by_what_it_says(rescale):
         c = 0.6
         plain, scaled = (mf.weights(mf.cagrad(c, rescale=r), J @ J.mT) for r in ("none", rescale))
         w = solvers.faces()(solvers.cagrad(J @ J.mT, c)).dual
-        divisor = {"1+c": 1 + c, "1+c^2": 1 + c**2, "1+lambda": 1 + c * J.mean(0).norm() / (w @ J).norm()}[rescale]
+        divisor = {
+            "1+c": 1 + c,
+            "1+c^2": 1 + c**2,
+            "1+lambda": 1 + c * J.mean(0).norm() / (w @ J).norm(),
+        }[rescale]
         torch.testing.assert_close(scaled, plain / divisor, rtol=1e-12, atol=0)
 
 
 def test_cagrad_two_tasks_on_a_grid():
-    """The worst rate on a fine grid of the circle around g₀ in the plane of two gradients is not better."""
+    """The worst rate on a fine grid of the circle around g₀ in the plane of two gradients is not
+    better.
+    """
     for seed in range(5):
         J = jacobian("gaussian", 2, seed, width=2)
         g0, c = J.mean(0), 0.5
@@ -597,7 +790,8 @@ def test_cagrad_two_tasks_on_a_grid():
         best = (circle @ J.mT).amin(-1).max()
         found = (J @ mf.aggregate(mf.cagrad(c), J)).min()
         assert best <= found + 1e-12 * J.norm() ** 2
-        assert found <= best + c * g0.norm() * J.norm() * (2 * torch.pi / 1e5)  # one step of the grid
+        # one step of the grid
+        assert found <= best + c * g0.norm() * J.norm() * (2 * torch.pi / 1e5)
 
 
 def test_cagrad_errors():
@@ -607,13 +801,18 @@ def test_cagrad_errors():
         inspect.unwrap(mf.cagrad)(0.4, rescale="half")
 
 
-# --- GradNorm ------------------------------------------------------------------------------------------------------------------------------
+# --- GradNorm -----------------------------------------------------------------------------------
 
 
 def network(seed=0, count=3):
     """Losses of one shared layer W [4, 3] with fixed targets: per-task quadratics of tanh features."""
     rng = np.random.default_rng(seed)
-    x, y = torch.from_numpy(rng.standard_normal((8, 3))), torch.from_numpy(rng.standard_normal((count, 8, 4)) * np.arange(1, count + 1)[:, None, None])
+    x, y = (
+        torch.from_numpy(rng.standard_normal((8, 3))),
+        torch.from_numpy(
+            rng.standard_normal((count, 8, 4)) * np.arange(1, count + 1)[:, None, None]
+        ),
+    )
 
     def losses(params, batch):
         return (torch.tanh(x @ params["W"].mT) - y).square().mean((1, 2))
@@ -623,7 +822,9 @@ def network(seed=0, count=3):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
 def test_gradnorm_slope_equals_double_backward(alpha):
-    """∂/∂w of Σ|‖∇_W(w_i L_i)‖ - target_i| by autograd through the gradient, target detached, against one plain step of the rule."""
+    """∂/∂w of Σ|‖∇_W(w_i L_i)‖ - target_i| by autograd through the gradient, target detached,
+    against one plain step of the rule.
+    """
     losses_fn, params = network()
     w = torch.tensor([0.5, 1.7, 0.8], dtype=F64)
     initial = torch.tensor([3.0, 5.0, 20.0], dtype=F64)
@@ -631,7 +832,12 @@ def test_gradnorm_slope_equals_double_backward(alpha):
     W = params["W"].clone().requires_grad_()
     w_leaf = w.clone().requires_grad_()
     losses = losses_fn({"W": W}, ())
-    norms = torch.stack([torch.autograd.grad(w_leaf[i] * losses[i], W, create_graph=True)[0].norm() for i in range(3)])
+    norms = torch.stack(
+        [
+            torch.autograd.grad(w_leaf[i] * losses[i], W, create_graph=True)[0].norm()
+            for i in range(3)
+        ]
+    )
     rate = losses.detach() / initial
     target = (norms.mean() * (rate / rate.mean()) ** alpha).detach()
     (slope,) = torch.autograd.grad((norms - target).abs().sum(), w_leaf)
@@ -648,17 +854,30 @@ def test_gradnorm_slope_equals_double_backward(alpha):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_gradnorm_training_equals_literal_algorithm(optimizer):
-    """Algorithm 1 of Chen et al. 2018 with torch.optim and autograd, ten steps, against the composed step."""
+    """Algorithm 1 of Chen et al. 2018 with torch.optim and autograd, ten steps, against the
+    composed step.
+    """
     alpha, lr_weights, lr = 1.2, 1e-2, 1e-2
     losses_fn, params = network(1)
     W = params["W"].clone().requires_grad_()
     w = torch.ones(3, dtype=F64, requires_grad=True)
-    mover = torch.optim.SGD([w], lr=lr_weights) if optimizer == "sgd" else torch.optim.Adam([w], lr=lr_weights, eps=0.0)
+    mover = (
+        torch.optim.SGD([w], lr=lr_weights)
+        if optimizer == "sgd"
+        else torch.optim.Adam([w], lr=lr_weights, eps=0.0)
+    )
     model, initial = torch.optim.SGD([W], lr=lr), None
     for _ in range(10):
         losses = losses_fn({"W": W}, ())
         initial = losses.detach() if initial is None else initial
-        norms = torch.stack([torch.autograd.grad(w[i] * losses[i], W, create_graph=True, retain_graph=True)[0].norm() for i in range(3)])
+        norms = torch.stack(
+            [
+                torch.autograd.grad(w[i] * losses[i], W, create_graph=True, retain_graph=True)[
+                    0
+                ].norm()
+                for i in range(3)
+            ]
+        )
         rate = losses.detach() / initial
         target = (norms.mean() * (rate / rate.mean()) ** alpha).detach()
         mover.zero_grad()
@@ -670,7 +889,9 @@ def test_gradnorm_training_equals_literal_algorithm(optimizer):
         with torch.no_grad():
             w.mul_(3 / w.sum())
 
-    rule = mf.gradnorm(alpha, lr_weights, optimizer=optim.sgd if optimizer == "sgd" else optim.exact_adam)
+    rule = mf.gradnorm(
+        alpha, lr_weights, optimizer=optim.sgd if optimizer == "sgd" else optim.exact_adam
+    )
     step = mf.descend(losses_fn, rule, mf.sgd(lr), mf.jacobian(), reduction="sum")
     state = step.init(params, ())
     for _ in range(10):
@@ -687,28 +908,50 @@ def test_gradnorm_state_weights_sum_to_the_number_of_tasks(rule):
 
 
 def settle(rule, G, losses, initial, steps=400):
-    """Lengths, their targets' common ratio r^α aside, after many steps with everything held constant; every L_grad on the way."""
+    """Lengths, their targets' common ratio r^α aside, after many steps with everything held
+    constant; every L_grad on the way.
+    """
     state = rule.init(initial, mf.random.key(0))
     for _ in range(steps):
         _, state = rule.update(geometry(G, losses), state)
     return state.weights
 
 
-@pytest.mark.parametrize("optimizer", [optim.multiplicative, lambda lr: optim.log_space(optim.exact_adam(lr))], ids=["multiplicative", "log-space adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [optim.multiplicative, lambda lr: optim.log_space(optim.exact_adam(lr))],
+    ids=["multiplicative", "log-space adam"],
+)
 def test_gradnorm_equilibria(optimizer):
-    """alpha = 0: w ∝ 1/n; normalised targets: w ∝ r^α/n; within a few steps of size lr, the chatter of a sign."""
+    """alpha = 0: w ∝ 1/n; normalised targets: w ∝ r^α/n; within a few steps of size lr, the chatter
+    of a sign.
+    """
     lr = 5e-3
-    G = gramian("gaussian", 3) * torch.tensor([1.0, 2.0, 3.0], dtype=F64)[:, None] * torch.tensor([1.0, 2.0, 3.0], dtype=F64)
-    n, losses, initial = G.diagonal().sqrt(), torch.tensor([1.0, 2.0, 1.0], dtype=F64), torch.tensor([2.0, 2.0, 4.0], dtype=F64)
+    G = (
+        gramian("gaussian", 3)
+        * torch.tensor([1.0, 2.0, 3.0], dtype=F64)[:, None]
+        * torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    )
+    n, losses, initial = (
+        G.diagonal().sqrt(),
+        torch.tensor([1.0, 2.0, 1.0], dtype=F64),
+        torch.tensor([2.0, 2.0, 4.0], dtype=F64),
+    )
     equal = settle(mf.gradnorm(0.0, lr, optimizer=optimizer), G, losses, initial)
     torch.testing.assert_close(equal, 3 / n / (1 / n).sum(), rtol=6 * lr, atol=0)
     rate = (losses / initial) / (losses / initial).mean()
-    pulled = settle(mf.gradnorm(0.5, lr, optimizer=optimizer, normalize_targets=True), G, losses, initial)
-    torch.testing.assert_close(pulled, 3 * rate**0.5 / n / (rate**0.5 / n).sum(), rtol=6 * lr, atol=0)
+    pulled = settle(
+        mf.gradnorm(0.5, lr, optimizer=optimizer, normalize_targets=True), G, losses, initial
+    )
+    torch.testing.assert_close(
+        pulled, 3 * rate**0.5 / n / (rate**0.5 / n).sum(), rtol=6 * lr, atol=0
+    )
 
 
 def test_gradnorm_targets_are_biased_unless_normalised():
-    """L_grad >= Ḡ|T - Σ r^α| > 0 for every w when rates differ and α is neither 0 nor 1; with normalised targets it falls to the chatter."""
+    """L_grad >= Ḡ|T - Σ r^α| > 0 for every w when rates differ and α is neither 0 nor 1; with
+    normalised targets it falls to the chatter.
+    """
     lr, alpha = 2e-3, 2.0
     G = gramian("gaussian", 3)
     n, initial = G.diagonal().sqrt(), torch.ones(3, dtype=F64)
@@ -717,12 +960,20 @@ def test_gradnorm_targets_are_biased_unless_normalised():
 
     def mismatch(w, normalize):
         length = w * n
-        return (length - length.mean() * (rate / rate.mean() if normalize else rate)).abs().sum() / length.mean()
+        return (
+            length - length.mean() * (rate / rate.mean() if normalize else rate)
+        ).abs().sum() / length.mean()
 
     floor = abs(3 - rate.sum())
     assert floor > 0.1
     for normalize in (False, True):
-        w = settle(mf.gradnorm(alpha, lr, optimizer=optim.multiplicative, normalize_targets=normalize), G, losses, initial, 1500)
+        w = settle(
+            mf.gradnorm(alpha, lr, optimizer=optim.multiplicative, normalize_targets=normalize),
+            G,
+            losses,
+            initial,
+            1500,
+        )
         if normalize:
             assert mismatch(w, True) <= 20 * lr
         else:
@@ -730,7 +981,9 @@ def test_gradnorm_targets_are_biased_unless_normalised():
 
 
 def test_gradnorm_floor_keeps_weights_positive():
-    """Equilibrium weights 1e-6 : 1 under a plain Adam step: held at the floor (renormalising takes at most a step from it)."""
+    """Equilibrium weights 1e-6 : 1 under a plain Adam step: held at the floor (renormalising takes
+    at most a step from it).
+    """
     G = torch.diag(torch.tensor([1.0, 1e12], dtype=F64))
     lr, floor = 0.025, 1e-2
     rule = mf.gradnorm(0.0, lr, floor=floor)
@@ -774,12 +1027,14 @@ def test_gradnorm_errors():
     with pytest.raises(ValueError, match="need initial losses > 0, got"):
         mf.weights(mf.gradnorm(1.0), G, torch.tensor([1.0, -1.0], dtype=F64))
     with pytest.raises(ValueError, match="need initial losses > 0, got"):
-        mf.weights(mf.gradnorm(1.0, reference=torch.tensor([0.0, 1.0])), G, torch.ones(2, dtype=F64))
+        mf.weights(
+            mf.gradnorm(1.0, reference=torch.tensor([0.0, 1.0])), G, torch.ones(2, dtype=F64)
+        )
     with pytest.raises(ValueError, match=r"reference: expected shape \[2\]"):
         mf.weights(mf.gradnorm(1.0, reference=torch.ones(3)), G, torch.ones(2, dtype=F64))
 
 
-# --- against TorchJD ---------------------------------------------------------------------------------------------------------------------
+# --- against TorchJD ----------------------------------------------------------------------------
 
 torchjd = pytest.importorskip("torchjd.aggregation")
 
@@ -788,7 +1043,12 @@ def test_pcgrad_two_tasks_equal_torchjd():
     """TorchJD sums the projected gradients and draws its orders, which do not matter for two tasks."""
     for seed in range(10):
         J = jacobian("gaussian", 2, seed)
-        torch.testing.assert_close(2 * mf.aggregate(mf.pcgrad(), J), torchjd.PCGrad()(J), rtol=0, atol=1e-12 * float(J.norm()))
+        torch.testing.assert_close(
+            2 * mf.aggregate(mf.pcgrad(), J),
+            torchjd.PCGrad()(J),
+            rtol=0,
+            atol=1e-12 * float(J.norm()),
+        )
 
 
 @pytest.mark.parametrize("family", REGULAR)
@@ -807,7 +1067,9 @@ def test_mgda_agrees_with_torchjd_as_far_as_its_gap_says(family):
 
 @pytest.mark.parametrize("family", REGULAR)
 def test_cagrad_agrees_with_torchjd_as_far_as_its_rate_says(family):
-    """Two points of the ball whose worst rates are within δ of the optimum F: each lies in a cap of width √(2rδ/‖g_w‖)."""
+    """Two points of the ball whose worst rates are within δ of the optimum F: each lies in a cap of
+    width √(2rδ/‖g_w‖).
+    """
     c = 0.4
     for count in (2, 5):
         J = jacobian(family, count)
@@ -815,7 +1077,8 @@ def test_cagrad_agrees_with_torchjd_as_far_as_its_rate_says(family):
         ours, theirs = mf.aggregate(mf.cagrad(c), J), torchjd.CAGrad(c=c, norm_eps=0.0)(J)
         radius = c * g0.norm()
         solution = solvers.faces()(solvers.cagrad(G, c))
-        outside = ((theirs - g0).norm() / radius - 1).clamp_min(0)  # how far its own solver leaves the ball, moved back inside
+        # how far its own solver leaves the ball, moved back inside
+        outside = ((theirs - g0).norm() / radius - 1).clamp_min(0)
         inside = g0 + (theirs - g0) / (1 + outside)
         loss = (solution.value - (J @ inside).min()).clamp_min(0) + solution.gap
         cap = (2 * radius * loss / (solution.dual @ J).norm()).sqrt()

@@ -1,4 +1,6 @@
-"""Rules on the Gramian alone against their papers' equations, independent implementations, and TorchJD where it is accurate."""
+"""Rules on the Gramian alone against their papers' equations, independent implementations, and
+TorchJD where it is accurate.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -20,13 +22,20 @@ from torch.func import grad, jacrev, vmap
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.rules._newton import bargain
-from mtlfunc.solvers.active_set import on_dual_cone
+from mtlfunc.solvers._active_set import on_dual_cone
 from mtlfunc.types import Geometry
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
-STATIONARY = ("antiparallel", "pareto_stationary", "near_stationary", "integer_ties", "rank_deficient", "zero_row")
+STATIONARY = (
+    "antiparallel",
+    "pareto_stationary",
+    "near_stationary",
+    "integer_ties",
+    "rank_deficient",
+    "zero_row",
+)
 """Families in which 0 may be in the hull of the gradients, or next to it."""
 INDEPENDENT = ("gaussian", "spread", "hull", "orthogonal")
 
@@ -41,7 +50,9 @@ def condition(G: Tensor) -> float:
     return float(torch.linalg.cond(G / n / n[:, None]))
 
 
-def updated(rule: mf.Rule, G: Tensor, present: Tensor | None = None, preference: Tensor | None = None) -> Tensor:
+def updated(
+    rule: mf.Rule, G: Tensor, present: Tensor | None = None, preference: Tensor | None = None
+) -> Tensor:
     """Weights by way of a geometry: for absent tasks, and without the checks of `mf.weights`."""
     count = len(G)
     present = torch.ones(count, dtype=torch.bool) if present is None else present
@@ -55,12 +66,14 @@ def preferences(count: int, seed: int = 0) -> Tensor:
     return p / p.sum()
 
 
-# --- random loss weighting ------------------------------------------------------------------------------------------------------------
+# --- random loss weighting ----------------------------------------------------------------------
 
 
 def test_rlw_is_the_softmax_of_its_key_and_has_mean_uniform():
     rule, losses = mf.rlw(), torch.ones(4, dtype=F64)
-    geometry = Geometry(losses, torch.zeros(0, 0, dtype=F64), losses / 4, torch.ones(4, dtype=torch.bool), {})
+    geometry = Geometry(
+        losses, torch.zeros(0, 0, dtype=F64), losses / 4, torch.ones(4, dtype=torch.bool), {}
+    )
 
     def two_steps(seed):
         state = rule.init(losses, mf.random.key(seed))
@@ -82,10 +95,12 @@ def test_rlw_of_absent_tasks():
     present = torch.tensor([True, False, True, True])
     some = updated(mf.rlw(), torch.eye(4, dtype=F64), present)
     torch.testing.assert_close(some, whole * present / (whole * present).sum(), rtol=1e-14, atol=0)
-    assert torch.equal(updated(mf.rlw(), torch.eye(4, dtype=F64), ~present & present), torch.zeros(4, dtype=F64))
+    assert torch.equal(
+        updated(mf.rlw(), torch.eye(4, dtype=F64), ~present & present), torch.zeros(4, dtype=F64)
+    )
 
 
-# --- dual cone: DualProj and UPGrad ---------------------------------------------------------------------------------------------------
+# --- dual cone: DualProj and UPGrad -------------------------------------------------------------
 
 
 def project(vector: np.ndarray, J: np.ndarray) -> np.ndarray:
@@ -103,14 +118,20 @@ def test_projections_equal_quadprog_on_the_gradients(family, count):
             w = torch.full_like(p, 1 / count) if preference is None else preference
             scale = 1e-9 * float(w @ J.norm(dim=1))
             expected = project((w @ J).numpy(), J.numpy())
-            np.testing.assert_allclose(mf.aggregate(mf.dualproj(preference), J).numpy(), expected, rtol=0, atol=scale)
+            np.testing.assert_allclose(
+                mf.aggregate(mf.dualproj(preference), J).numpy(), expected, rtol=0, atol=scale
+            )
             expected = sum(project((w[t] * J[t]).numpy(), J.numpy()) for t in range(count))
-            np.testing.assert_allclose(mf.aggregate(mf.upgrad(preference), J).numpy(), expected, rtol=0, atol=scale)
+            np.testing.assert_allclose(
+                mf.aggregate(mf.upgrad(preference), J).numpy(), expected, rtol=0, atol=scale
+            )
 
 
 @given(jacobians(most=7))
 def test_projections_never_conflict_and_meet_their_kkt_conditions(J):
-    """v >= p, G v >= 0, (v - p)·G v = 0; UPGrad's weights are a sum of such v, so that its rates are not negative either."""
+    """v >= p, G v >= 0, (v - p)·G v = 0; UPGrad's weights are a sum of such v, so that its rates
+    are not negative either.
+    """
     G, n, count = J @ J.mT, J.norm(dim=1), len(J)
     v = mf.weights(mf.dualproj(), G)
     noise = 64 * count * EPS * n * (n @ v.abs())
@@ -127,7 +148,10 @@ def test_upgrad_two_tasks_in_fractions():
     """Small integer gradients: v₁ = p₁ + p₂ max(0, -G₁₂/G₁₁), exactly."""
     values = [(a, b) for a, b in product(range(-2, 3), repeat=2) if (a, b) != (0, 0)]
     for g, h in product(values[::3], values[::2]):
-        a, b, c = (Fraction(x) for x in (g[0] ** 2 + g[1] ** 2, g[0] * h[0] + g[1] * h[1], h[0] ** 2 + h[1] ** 2))
+        a, b, c = (
+            Fraction(x)
+            for x in (g[0] ** 2 + g[1] ** 2, g[0] * h[0] + g[1] * h[1], h[0] ** 2 + h[1] ** 2)
+        )
         push = max(Fraction(0), -b)
         expected = [Fraction(1, 2) * (1 + push / a), Fraction(1, 2) * (1 + push / c)]
         got = mf.weights(mf.upgrad(), torch.tensor([[a, b], [b, c]], dtype=F64).reshape(2, 2))
@@ -136,7 +160,9 @@ def test_upgrad_two_tasks_in_fractions():
             got = got @ torch.tensor([g, h], dtype=F64)
             torch.testing.assert_close(got, torch.tensor(expected_d, dtype=F64), rtol=0, atol=1e-14)
         else:
-            torch.testing.assert_close(got, torch.tensor([float(x) for x in expected], dtype=F64), rtol=4 * EPS, atol=0)
+            torch.testing.assert_close(
+                got, torch.tensor([float(x) for x in expected], dtype=F64), rtol=4 * EPS, atol=0
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -145,15 +171,22 @@ def test_upgrad_two_tasks_is_pcgrad(family):
         J = jacobian(family, 2, seed)
         for p in (None, preferences(2, seed)):
             d = mf.aggregate(mf.upgrad(p), J)
-            torch.testing.assert_close(d, mf.aggregate(mf.pcgrad(preference=p), J), rtol=0, atol=1e-12 * float(J.norm()))
+            torch.testing.assert_close(
+                d, mf.aggregate(mf.pcgrad(preference=p), J), rtol=0, atol=1e-12 * float(J.norm())
+            )
 
 
 def test_upgrad_is_linear_in_every_length():
     """d(diag(s) J) = Σ_t s_t π(p_t g_t)."""
     J = jacobian("gaussian", 4, 2)
     s = torch.tensor([1e-3, 1.0, 30.0, 5.0], dtype=F64)
-    parts = torch.stack([mf.aggregate(mf.dualproj(torch.eye(4, dtype=F64)[t]), J) for t in range(4)]) / 4
-    torch.testing.assert_close(mf.aggregate(mf.upgrad(), s[:, None] * J), s @ parts, rtol=1e-12, atol=1e-13)
+    parts = (
+        torch.stack([mf.aggregate(mf.dualproj(torch.eye(4, dtype=F64)[t]), J) for t in range(4)])
+        / 4
+    )
+    torch.testing.assert_close(
+        mf.aggregate(mf.upgrad(), s[:, None] * J), s @ parts, rtol=1e-12, atol=1e-13
+    )
 
 
 def test_without_conflicts_projections_are_the_mean():
@@ -165,7 +198,9 @@ def test_without_conflicts_projections_are_the_mean():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
-    """The kernel's batch, under vmap and derivatives too; the weights may differ where several give the same direction."""
+    """The kernel's batch, under vmap and derivatives too; the weights may differ where several give
+    the same direction.
+    """
     for count in (1, 2, 6):
         J = jacobian(family, count)
         G, each = J @ J.mT, torch.diag(preferences(count))
@@ -173,9 +208,18 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
         assert torch.equal(on_dual_cone(G, each), one_by_one)
         assert torch.equal(on_dual_cone(G, each[0]), one_by_one[0])
         batch = torch.stack([G, 4 * G])
-        torch.testing.assert_close(vmap(on_dual_cone, (0, None))(batch, each), torch.stack([one_by_one, one_by_one]), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            vmap(on_dual_cone, (0, None))(batch, each),
+            torch.stack([one_by_one, one_by_one]),
+            rtol=1e-9,
+            atol=1e-12,
+        )
         carried = grad(lambda G, each=each: on_dual_cone(G, each).sum())(G)
-        expected = grad(lambda G, each=each: sum(solvers.active_set()(solvers.dual_cone(G, w)).weights.sum() for w in each))(G)
+        expected = grad(
+            lambda G, each=each: sum(
+                solvers.active_set()(solvers.dual_cone(G, w)).weights.sum() for w in each
+            )
+        )(G)
         torch.testing.assert_close(carried, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -186,7 +230,7 @@ def test_one_call_finds_an_indefinite_matrix():
         mf.weights(mf.upgrad(), torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=F64))
 
 
-# --- equal angles: IMTL-G and ConFIG ---------------------------------------------------------------------------------------------------
+# --- equal angles: IMTL-G and ConFIG ------------------------------------------------------------
 
 
 def literal_imtl_g(J: np.ndarray) -> np.ndarray:
@@ -211,14 +255,20 @@ def test_imtl_g_equals_the_papers_closed_form_with_equal_projections(family, cou
         D = J[:1] - J[1:]
         U = J[:1] / n[0] - J[1:] / n[1:, None]
         literal = torch.from_numpy(literal_imtl_g(J.numpy()))
-        error = (1e-14 + 64 * EPS * (float(torch.linalg.cond(D @ U.mT)) + condition(G))) * float(literal.abs().max())
+        error = (1e-14 + 64 * EPS * (float(torch.linalg.cond(D @ U.mT)) + condition(G))) * float(
+            literal.abs().max()
+        )
         torch.testing.assert_close(w, literal, rtol=0, atol=error)
 
 
 def test_imtl_g_can_point_uphill_for_everyone():
-    """Σ C⁻¹1/‖g‖ < 0: equal projections with weights of sum 1, all of them negative; and nothing where that sum is 0."""
+    """Σ C⁻¹1/‖g‖ < 0: equal projections with weights of sum 1, all of them negative; and nothing
+    where that sum is 0.
+    """
     unit = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=F64)
-    unit = torch.cat([unit[:2], torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.5]], dtype=F64))])
+    unit = torch.cat(
+        [unit[:2], torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.5]], dtype=F64))]
+    )
     a = torch.linalg.solve(unit @ unit.mT, torch.ones(3, dtype=F64))
     assert a.min() < 0
     worst = int(a.argmin())
@@ -234,11 +284,23 @@ def test_imtl_g_can_point_uphill_for_everyone():
 
 
 def test_imtl_g_of_dependent_gradients():
-    """Parallel: the limit of every nearby Gramian. Opposite: projections can only be equal to 0, with weights of sum 1. A zero row has no say."""
+    """Parallel: the limit of every nearby Gramian. Opposite: projections can only be equal to 0,
+    with weights of sum 1. A zero row has no say.
+    """
     J = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]], dtype=F64)
     near = torch.tensor([[1.0, 0.0, 0.0], [2.0, 1e-4, 0.0]], dtype=F64)
-    torch.testing.assert_close(mf.weights(mf.imtl_g(), J @ J.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, rtol=1e-14, atol=0)
-    torch.testing.assert_close(mf.weights(mf.imtl_g(), near @ near.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        mf.weights(mf.imtl_g(), J @ J.mT),
+        torch.tensor([2.0, 1.0], dtype=F64) / 3,
+        rtol=1e-14,
+        atol=0,
+    )
+    torch.testing.assert_close(
+        mf.weights(mf.imtl_g(), near @ near.mT),
+        torch.tensor([2.0, 1.0], dtype=F64) / 3,
+        rtol=1e-7,
+        atol=0,
+    )
     for third in ([0.0, 3.0, 0.0], [4.0, 0.0, 0.0]):
         J = torch.tensor([[1.0, 0.0, 0.0], [-2.0, 0.0, 0.0], third], dtype=F64)
         w = mf.weights(mf.imtl_g(), J @ J.mT)
@@ -246,8 +308,12 @@ def test_imtl_g_of_dependent_gradients():
         assert (w @ J).norm() <= 1e-14
     J = torch.cat([jacobian("gaussian", 4), torch.zeros(1, 14, dtype=F64)])
     w, others = mf.weights(mf.imtl_g(), J @ J.mT), mf.weights(mf.imtl_g(), J[:4] @ J[:4].mT)
-    torch.testing.assert_close(w, torch.cat([others, torch.zeros(1, dtype=F64)]), rtol=1e-12, atol=0)
-    assert torch.equal(mf.weights(mf.imtl_g(), torch.zeros(3, 3, dtype=F64)), torch.zeros(3, dtype=F64))
+    torch.testing.assert_close(
+        w, torch.cat([others, torch.zeros(1, dtype=F64)]), rtol=1e-12, atol=0
+    )
+    assert torch.equal(
+        mf.weights(mf.imtl_g(), torch.zeros(3, 3, dtype=F64)), torch.zeros(3, dtype=F64)
+    )
 
 
 @pytest.mark.parametrize("family", ["pareto_stationary", "antiparallel"])
@@ -259,7 +325,9 @@ def test_imtl_g_stops_where_only_zero_has_equal_projections(family):
         assert float(w.sum()) == pytest.approx(1, abs=1e-10 * float(w.abs().sum()))
 
 
-@pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "rank_deficient", "identical", "zero_row"])
+@pytest.mark.parametrize(
+    "family", [*INDEPENDENT, "duplicates", "rank_deficient", "identical", "zero_row"]
+)
 def test_config_equals_the_pseudo_inverse_of_unit_gradients(family):
     for count, seed in product((1, 2, 5), range(3)):
         J = jacobian(family, count, seed)
@@ -268,37 +336,60 @@ def test_config_equals_the_pseudo_inverse_of_unit_gradients(family):
         for p in (torch.full((count,), 1 / count, dtype=F64), preferences(count, seed)):
             d = mf.aggregate(mf.config(p), J)
             best = torch.linalg.pinv(unit, rtol=1e-7) @ p
-            best = best / best.norm() if best.norm() > 1e-10 else 0 * best  # nothing of p within reach
-            torch.testing.assert_close(d, (J @ best).mean() * best, rtol=0, atol=1e-10 * float(n.max()))
+            # nothing of p within reach
+            best = best / best.norm() if best.norm() > 1e-10 else 0 * best
+            torch.testing.assert_close(
+                d, (J @ best).mean() * best, rtol=0, atol=1e-10 * float(n.max())
+            )
             if family in INDEPENDENT:
                 cosines = unit @ d / d.norm()
-                torch.testing.assert_close(cosines / p, (cosines / p)[:1].expand(count), rtol=1e-10, atol=0)
+                torch.testing.assert_close(
+                    cosines / p, (cosines / p)[:1].expand(count), rtol=1e-10, atol=0
+                )
 
 
 def test_config_without_reach_is_zero():
     J = torch.tensor([[1.0, 0.0], [-5.0, 0.0]], dtype=F64)
     assert torch.equal(mf.weights(mf.config(), J @ J.mT), torch.zeros(2, dtype=F64))
-    assert torch.equal(mf.weights(mf.config(), torch.zeros(3, 3, dtype=F64)), torch.zeros(3, dtype=F64))
+    assert torch.equal(
+        mf.weights(mf.config(), torch.zeros(3, 3, dtype=F64)), torch.zeros(3, dtype=F64)
+    )
 
 
 def test_config_and_imtl_g_share_their_direction():
     J = jacobian("gaussian", 6)
     one, two = mf.aggregate(mf.config(), J), mf.aggregate(mf.imtl_g(), J)
-    assert abs(float(torch.nn.functional.cosine_similarity(one, two, 0))) == pytest.approx(1, abs=1e-12)
+    assert abs(float(torch.nn.functional.cosine_similarity(one, two, 0))) == pytest.approx(
+        1, abs=1e-12
+    )
 
 
-@pytest.mark.parametrize("rule", [mf.imtl_g, mf.config, mf.aligned_mtl, mf.nash_mtl, lambda: mf.fairgrad(2.0), mf.upgrad, mf.dualproj])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        mf.imtl_g,
+        mf.config,
+        mf.aligned_mtl,
+        mf.nash_mtl,
+        lambda: mf.fairgrad(2.0),
+        mf.upgrad,
+        mf.dualproj,
+    ],
+)
 def test_derivatives_are_finite_at_degenerate_gramians(rule):
     """Equal eigenvalues, duplicates, opposite gradients, zero rows, nothing at all."""
     made = rule()
-    for family, count in product(("orthogonal", "identical", "duplicates", "antiparallel", "zero_row", "integer_ties"), (2, 4)):
+    for family, count in product(
+        ("orthogonal", "identical", "duplicates", "antiparallel", "zero_row", "integer_ties"),
+        (2, 4),
+    ):
         G = gramian(family, count)
         assert jacrev(lambda G: updated(made, G))(G).isfinite().all()
     for G in (torch.eye(3, dtype=F64), torch.zeros(3, 3, dtype=F64)):
         assert jacrev(lambda G: updated(made, G))(G).isfinite().all()
 
 
-# --- Aligned-MTL -------------------------------------------------------------------------------------------------------------------------
+# --- Aligned-MTL --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
@@ -321,7 +412,12 @@ def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
             d = mf.aggregate(mf.aligned_mtl(p, scale=scale), J)
             expected = root[scale] * (U[:, kept].T @ p.numpy()) @ Vt[kept]
             spread = float((S[kept].max() / S[kept].min()) ** 2)
-            np.testing.assert_allclose(d.numpy(), expected, rtol=0, atol=16 * EPS * count * spread * float(np.linalg.norm(expected)) + 1e-14)
+            np.testing.assert_allclose(
+                d.numpy(),
+                expected,
+                rtol=0,
+                atol=16 * EPS * count * spread * float(np.linalg.norm(expected)) + 1e-14,
+            )
 
 
 def test_aligned_mtl_makes_the_system_of_gradients_orthonormal():
@@ -329,15 +425,25 @@ def test_aligned_mtl_makes_the_system_of_gradients_orthonormal():
     J = jacobian("gaussian", 5)
     B = torch.stack([mf.weights(mf.aligned_mtl(p), J @ J.mT) for p in torch.eye(5, dtype=F64)])
     s = torch.linalg.eigvalsh(J @ J.mT)[0]
-    torch.testing.assert_close(B @ J @ J.mT @ B, s * torch.eye(5, dtype=F64), rtol=0, atol=1e-12 * float(s))
+    torch.testing.assert_close(
+        B @ J @ J.mT @ B, s * torch.eye(5, dtype=F64), rtol=0, atol=1e-12 * float(s)
+    )
 
 
 def test_aligned_mtl_derivative_at_equal_eigenvalues():
-    """G = I: B = √s G^(-1/2) with s = tr(G)/T, so that dB p = (tr(dG)/(2T) p - ½ dG p); automatic differentiation of eigh gives NaN there."""
+    """G = I: B = √s G^(-1/2) with s = tr(G)/T, so that dB p = (tr(dG)/(2T) p - ½ dG p); automatic
+    differentiation of eigh gives NaN there.
+    """
     p = preferences(3)
     direction = torch.tensor([[1.0, 0.3, -0.2], [0.3, -0.5, 0.1], [-0.2, 0.1, 0.7]], dtype=F64)
-    slope = torch.func.jvp(lambda G: updated(mf.aligned_mtl(p, scale="rmse"), G), (torch.eye(3, dtype=F64),), (direction,))[1]
-    torch.testing.assert_close(slope, direction.trace() / 6 * p - 0.5 * direction @ p, rtol=1e-12, atol=1e-14)
+    slope = torch.func.jvp(
+        lambda G: updated(mf.aligned_mtl(p, scale="rmse"), G),
+        (torch.eye(3, dtype=F64),),
+        (direction,),
+    )[1]
+    torch.testing.assert_close(
+        slope, direction.trace() / 6 * p - 0.5 * direction @ p, rtol=1e-12, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
@@ -350,16 +456,22 @@ def test_aligned_mtl_on_present_tasks_alone(family, scale):
     w, alone = updated(rule, rows @ rows.mT, present), updated(rule, J[present] @ J[present].mT)
     values = torch.linalg.eigvalsh(J[present] @ J[present].mT)
     values = values[values > 1e-12 * values[-1]]
-    tolerance = 64 * EPS * float(values[-1] / values[0]) * float(alone.abs() @ J[present].norm(dim=1))
+    tolerance = (
+        64 * EPS * float(values[-1] / values[0]) * float(alone.abs() @ J[present].norm(dim=1))
+    )
     assert bool((w[~present] == 0).all())
     torch.testing.assert_close(w @ J, alone @ J[present], rtol=0, atol=tolerance)
 
 
-# --- bargaining: Nash-MTL and FairGrad ------------------------------------------------------------------------------------------------------
+# --- bargaining: Nash-MTL and FairGrad ----------------------------------------------------------
 
 
-def defect(G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    """(G w)_i (w_i/s_i)^power - 1, and what rounding makes of it: ε times the sum of the absolute terms."""
+def defect(
+    G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(G w)_i (w_i/s_i)^power - 1, and what rounding makes of it: ε times the sum of the absolute
+    terms.
+    """
     n = lengths(G)
     factor = (w / share) ** power
     return (G @ w) * factor - 1, EPS * len(G) * n * (n @ w) * factor
@@ -375,7 +487,9 @@ def test_nash_mtl_solves_its_equation(family, count):
         left, rounding = defect(G, alpha, 1.0)
         assert (alpha > 0).all()
         assert (left.abs() <= 1e-12 + 4 * rounding).all()
-        assert float(alpha @ G @ alpha) == pytest.approx(count, rel=1e-12 + 4 * float(rounding.max()))
+        assert float(alpha @ G @ alpha) == pytest.approx(
+            count, rel=1e-12 + 4 * float(rounding.max())
+        )
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 1.0, 2.0, 5.0])
@@ -400,7 +514,12 @@ def test_nash_mtl_two_tasks_in_closed_form(cosine):
     for n in torch.tensor([[1.0, 1.0], [1e-3, 1e4], [1e15, 1e-15]], dtype=F64):
         G = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=F64) * n * n[:, None]
         known = float(G[0, 1] / n[0] / n[1]) + 1  # 1 + cos, as far as G knows it
-        torch.testing.assert_close(mf.weights(mf.nash_mtl(), G) * n, torch.full((2,), known**-0.5, dtype=F64), rtol=1e-13 + 16 * EPS / known, atol=0)
+        torch.testing.assert_close(
+            mf.weights(mf.nash_mtl(), G) * n,
+            torch.full((2,), known**-0.5, dtype=F64),
+            rtol=1e-13 + 16 * EPS / known,
+            atol=0,
+        )
 
 
 def test_nash_mtl_and_fairgrad_equal_fifty_digits():
@@ -412,14 +531,19 @@ def test_nash_mtl_and_fairgrad_equal_fifty_digits():
 
             def equations(*logs, exact=exact, alpha=alpha):
                 w = [mpmath.e**x for x in logs]
-                return [sum(exact[i][j] * w[j] for j in range(3)) - w[i] ** (-1 / mpmath.mpf(alpha)) for i in range(3)]
+                return [
+                    sum(exact[i][j] * w[j] for j in range(3)) - w[i] ** (-1 / mpmath.mpf(alpha))
+                    for i in range(3)
+                ]
 
             w = mf.weights(mf.fairgrad(alpha), G)
             found = mpmath.findroot(equations, [float(x) for x in w.log()])
             expected = torch.tensor([float(mpmath.e**x) for x in found], dtype=F64)
             torch.testing.assert_close(w, expected, rtol=1e-13, atol=0)
             if alpha == 1:
-                torch.testing.assert_close(mf.weights(mf.nash_mtl(), G), expected, rtol=1e-13, atol=0)
+                torch.testing.assert_close(
+                    mf.weights(mf.nash_mtl(), G), expected, rtol=1e-13, atol=0
+                )
 
 
 def test_nash_mtl_maximises_the_product_of_rates():
@@ -427,7 +551,9 @@ def test_nash_mtl_maximises_the_product_of_rates():
     for seed in range(3):
         J, p = jacobian("gaussian", 4, seed), preferences(4, seed)
         d = cp.Variable(J.shape[1])
-        cp.Problem(cp.Maximize(p.numpy() @ cp.log(J.numpy() @ d)), [cp.norm(d) <= 1]).solve(solver=cp.CLARABEL)
+        cp.Problem(cp.Maximize(p.numpy() @ cp.log(J.numpy() @ d)), [cp.norm(d) <= 1]).solve(
+            solver=cp.CLARABEL
+        )
         ours = mf.aggregate(mf.nash_mtl(p), J)
         assert float(ours.norm()) == pytest.approx(2, rel=1e-12)
         np.testing.assert_allclose((ours / 2).numpy(), np.asarray(d.value), rtol=0, atol=1e-5)
@@ -436,36 +562,60 @@ def test_nash_mtl_maximises_the_product_of_rates():
 def test_nash_mtl_ignores_lengths_and_fairgrad_at_one_is_nash():
     J, s = jacobian("gaussian", 4), torch.tensor([1e-12, 1.0, 1e3, 1e12], dtype=F64)
     d = mf.aggregate(mf.nash_mtl(), J)
-    torch.testing.assert_close(mf.aggregate(mf.nash_mtl(), s[:, None] * J), d, rtol=0, atol=1e-12 * float(d.norm()))
-    torch.testing.assert_close(mf.weights(mf.fairgrad(1.0), J @ J.mT), mf.weights(mf.nash_mtl(), J @ J.mT), rtol=4 * EPS, atol=0)
+    torch.testing.assert_close(
+        mf.aggregate(mf.nash_mtl(), s[:, None] * J), d, rtol=0, atol=1e-12 * float(d.norm())
+    )
+    torch.testing.assert_close(
+        mf.weights(mf.fairgrad(1.0), J @ J.mT),
+        mf.weights(mf.nash_mtl(), J @ J.mT),
+        rtol=4 * EPS,
+        atol=0,
+    )
 
 
 def test_fairgrad_between_the_sum_and_the_best_worst_rate():
     J = jacobian("gaussian", 4)
     G = J @ J.mT
-    torch.testing.assert_close(mf.weights(mf.fairgrad(1e-6), G), torch.ones(4, dtype=F64), rtol=2e-5, atol=0)
+    torch.testing.assert_close(
+        mf.weights(mf.fairgrad(1e-6), G), torch.ones(4, dtype=F64), rtol=2e-5, atol=0
+    )
     shortest = torch.nn.functional.normalize(mf.aggregate(mf.mgda(), J), dim=0)
     best = (J @ shortest).min()
-    worst = [float((J @ torch.nn.functional.normalize(mf.aggregate(mf.fairgrad(alpha), J), dim=0)).min() / best) for alpha in (0.5, 1.0, 2.0, 8.0, 20.0)]
+    worst = [
+        float(
+            (J @ torch.nn.functional.normalize(mf.aggregate(mf.fairgrad(alpha), J), dim=0)).min()
+            / best
+        )
+        for alpha in (0.5, 1.0, 2.0, 8.0, 20.0)
+    ]
     assert worst == sorted(worst)
     assert 0.95 <= worst[-1] <= 1
 
 
 @pytest.mark.parametrize("rule", ["nash", "fair"])
 def test_bargaining_weights_scale_by_their_unit(rule):
-    """α ∝ 1/s and w ∝ s^(-2α/(1+α)) for gradients s times as long, to the bit at powers of two; the normalised weights do not move."""
+    """α ∝ 1/s and w ∝ s^(-2α/(1+α)) for gradients s times as long, to the bit at powers of two; the
+    normalised weights do not move.
+    """
     for family in FAMILIES:
         G = gramian(family, 4)
         made, degree = (mf.nash_mtl(), 3) if rule == "nash" else (mf.fairgrad(2.0), 4)
         one = mf.weights(made, G)
         for power in (-33, 33):
-            torch.testing.assert_close(mf.weights(made, G * 4.0**power), one * 2.0 ** (-degree * power // 3), rtol=0 if rule == "nash" else 64 * EPS, atol=0)
+            torch.testing.assert_close(
+                mf.weights(made, G * 4.0**power),
+                one * 2.0 ** (-degree * power // 3),
+                rtol=0 if rule == "nash" else 64 * EPS,
+                atol=0,
+            )
 
 
 @pytest.mark.parametrize("family", STATIONARY)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_nash_mtl_where_no_bargain_exists(family, dtype):
-    """At Pareto-stationary points: finite weights; in proportion they are the combination that vanishes."""
+    """At Pareto-stationary points: finite weights; in proportion they are the combination that
+    vanishes.
+    """
     eps = torch.finfo(dtype).eps
     for count, seed in product((2, 3, 8), range(2)):
         J = jacobian(family, count, seed)
@@ -483,7 +633,9 @@ def test_nash_mtl_where_no_bargain_exists(family, dtype):
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_nash_mtl_around_opposite_tasks(count):
-    """The two that pull against each other cancel; the others bargain for a direction at right angles to them, as they would without them in that space."""
+    """The two that pull against each other cancel; the others bargain for a direction at right
+    angles to them, as they would without them in that space.
+    """
     for seed in range(3):
         J = jacobian("antiparallel", count, seed)
         d = mf.aggregate(mf.nash_mtl(), J)
@@ -499,10 +651,17 @@ def test_nash_mtl_zero_gradients_have_no_say():
     J = torch.cat([jacobian("gaussian", 3), torch.zeros(1, 13, dtype=F64)])
     G = J @ J.mT
     alone = mf.weights(mf.nash_mtl(), G[:3, :3])
-    torch.testing.assert_close(mf.weights(mf.nash_mtl(), G), torch.cat([alone, torch.zeros(1, dtype=F64)]), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        mf.weights(mf.nash_mtl(), G),
+        torch.cat([alone, torch.zeros(1, dtype=F64)]),
+        rtol=1e-13,
+        atol=0,
+    )
     nothing = torch.zeros(4, 4, dtype=F64)
     p = preferences(4)
-    torch.testing.assert_close(mf.weights(mf.nash_mtl(p, rescale="sum"), nothing), p, rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        mf.weights(mf.nash_mtl(p, rescale="sum"), nothing), p, rtol=1e-14, atol=0
+    )
     assert torch.equal(mf.weights(mf.nash_mtl(), nothing), torch.zeros(4, dtype=F64))
 
 
@@ -510,7 +669,9 @@ def test_nash_mtl_preference_of_zero_leaves_the_bargain_to_the_others():
     G = gramian("gaussian", 4)
     w = mf.weights(mf.nash_mtl(torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64), rescale="sum"), G)
     kept = torch.tensor([0, 2, 3])
-    torch.testing.assert_close(w[kept], mf.weights(mf.nash_mtl(rescale="sum"), G[kept][:, kept]), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        w[kept], mf.weights(mf.nash_mtl(rescale="sum"), G[kept][:, kept]), rtol=1e-13, atol=0
+    )
     assert float(w[1]) == 0
 
 
@@ -523,10 +684,14 @@ def test_nash_mtl_rescale_and_max_norm():
     for limit in (0.5, 2.0, 3.0):
         w = mf.weights(mf.nash_mtl(max_norm=limit), G)
         assert float((w @ J).norm()) == pytest.approx(min(limit, 2.0), rel=1e-12)
-        torch.testing.assert_close(w / w.sum(), mf.weights(mf.nash_mtl(rescale="sum"), G), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            w / w.sum(), mf.weights(mf.nash_mtl(rescale="sum"), G), rtol=1e-12, atol=0
+        )
     limits = torch.tensor([0.5, 3.0], dtype=F64)
     batched = vmap(lambda limit: updated(mf.nash_mtl(max_norm=limit), G))(limits)
-    torch.testing.assert_close(batched[0], mf.weights(mf.nash_mtl(max_norm=0.5), G), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        batched[0], mf.weights(mf.nash_mtl(max_norm=0.5), G), rtol=1e-12, atol=0
+    )
 
 
 def test_fairgrad_batched_and_differentiated_in_alpha():
@@ -538,9 +703,15 @@ def test_fairgrad_batched_and_differentiated_in_alpha():
 
     batched, slopes = vmap(value)(alphas), vmap(grad(value))(alphas)
     for alpha, together, slope in zip(alphas.tolist(), batched, slopes, strict=True):
-        assert float(together) == pytest.approx(float(updated(mf.fairgrad(alpha), G) @ probe), rel=1e-12)
+        assert float(together) == pytest.approx(
+            float(updated(mf.fairgrad(alpha), G) @ probe), rel=1e-12
+        )
         h = 1e-5
-        difference = (updated(mf.fairgrad(alpha + h), G) - updated(mf.fairgrad(alpha - h), G)) @ probe / (2 * h)
+        difference = (
+            (updated(mf.fairgrad(alpha + h), G) - updated(mf.fairgrad(alpha - h), G))
+            @ probe
+            / (2 * h)
+        )
         assert float(slope) == pytest.approx(float(difference), rel=1e-6)
 
 
@@ -553,7 +724,7 @@ def test_bargaining_is_finite_and_positive_wherever_there_is_a_gradient(J, alpha
     assert float(longest) > 0
 
 
-# --- preferences and bad input ---------------------------------------------------------------------------------------------------------------
+# --- preferences and bad input ------------------------------------------------------------------
 
 PREFERRED: dict[str, Callable[..., mf.Rule]] = {
     "dualproj": mf.dualproj,
@@ -570,18 +741,30 @@ def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
     G, p = gramian("gaussian", 3), preferences(3)
     given_, scaled = updated(PREFERRED[name](p), G), updated(PREFERRED[name](7 * p), G)
     torch.testing.assert_close(scaled, given_, rtol=1e-13, atol=0)
-    torch.testing.assert_close(updated(PREFERRED[name](), G, preference=p), given_, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        updated(PREFERRED[name](), G, preference=p), given_, rtol=1e-13, atol=0
+    )
     assert not torch.allclose(given_, updated(PREFERRED[name](), G))
-    for bad, message in (([1.0, -1.0], "finite entries >= 0"), ([0.0, 0.0], "positive sum"), ([1.0, 1.0, 1.0], r"expected shape \[2\]")):
+    for bad, message in (
+        ([1.0, -1.0], "finite entries >= 0"),
+        ([0.0, 0.0], "positive sum"),
+        ([1.0, 1.0, 1.0], r"expected shape \[2\]"),
+    ):
         with pytest.raises(ValueError, match=f"preference: .*{message}"):
             mf.weights(PREFERRED[name](torch.tensor(bad, dtype=F64)), torch.eye(2, dtype=F64))
 
 
 def test_errors_name_the_argument():
     wrong: list[tuple[Callable[[], Any], str]] = [
-        (lambda: inspect.unwrap(mf.aligned_mtl)(scale="mean"), "scale='mean': expected one of 'min', 'median', 'rmse'"),
+        (
+            lambda: inspect.unwrap(mf.aligned_mtl)(scale="mean"),
+            "scale='mean': expected one of 'min', 'median', 'rmse'",
+        ),
         (lambda: inspect.unwrap(mf.nash_mtl)(rescale="mean"), "rescale='mean': expected one of"),
-        (lambda: inspect.unwrap(mf.fairgrad)(1.0, rescale="mean"), "rescale='mean': expected one of"),
+        (
+            lambda: inspect.unwrap(mf.fairgrad)(1.0, rescale="mean"),
+            "rescale='mean': expected one of",
+        ),
         (lambda: mf.nash_mtl(max_norm=0.0), "max_norm: expected a finite number > 0"),
         (lambda: mf.fairgrad(0.0), "alpha: expected a finite number > 0"),
     ]
@@ -590,7 +773,7 @@ def test_errors_name_the_argument():
             call()
 
 
-# --- against TorchJD ------------------------------------------------------------------------------------------------------------------------
+# --- against TorchJD ----------------------------------------------------------------------------
 
 torchjd = pytest.importorskip("torchjd.aggregation")
 torchjd_linalg = pytest.importorskip("torchjd.linalg")
@@ -613,10 +796,15 @@ PEERS = {
     "dualproj": Peer(lambda p, _: mf.dualproj(p), lambda p: torchjd.DualProj(p, unregularised())),
     "upgrad": Peer(lambda p, _: mf.upgrad(p), lambda p: torchjd.UPGrad(p, unregularised())),
     "imtl_g": Peer(lambda p, _: mf.imtl_g(), lambda p: torchjd.IMTLG()),
-    "config": Peer(lambda p, _: mf.config(p), lambda p: torchjd.ConFIG(p), float),  # the sum of the projections, the paper's
+    # the sum of the projections, the paper's
+    "config": Peer(lambda p, _: mf.config(p), lambda p: torchjd.ConFIG(p), float),
     "aligned_mtl": Peer(lambda p, _: mf.aligned_mtl(p), lambda p: torchjd.AlignedMTL(p)),
-    "aligned_mtl-median": Peer(lambda p, _: mf.aligned_mtl(p, scale="median"), lambda p: torchjd.AlignedMTL(p, "median")),
-    "aligned_mtl-rmse": Peer(lambda p, _: mf.aligned_mtl(p, scale="rmse"), lambda p: torchjd.AlignedMTL(p, "rmse")),
+    "aligned_mtl-median": Peer(
+        lambda p, _: mf.aligned_mtl(p, scale="median"), lambda p: torchjd.AlignedMTL(p, "median")
+    ),
+    "aligned_mtl-rmse": Peer(
+        lambda p, _: mf.aligned_mtl(p, scale="rmse"), lambda p: torchjd.AlignedMTL(p, "rmse")
+    ),
     "fairgrad-0.5": Peer(lambda p, _: mf.fairgrad(0.5), lambda p: torchjd.FairGrad(0.5)),
     "fairgrad-1": Peer(lambda p, _: mf.fairgrad(1.0), lambda p: torchjd.FairGrad(1.0)),
     "fairgrad-2": Peer(lambda p, _: mf.fairgrad(2.0), lambda p: torchjd.FairGrad(2.0)),
@@ -629,8 +817,15 @@ def test_direction_equals_torchjds_where_it_is_accurate(name, family):
     peer = PEERS[name]
     for count, seed in product((2, 3, 8), range(3)):
         J = jacobian(family, count, seed)
-        for p in (None, preferences(count, seed)) if name in PREFERRED or name.startswith("aligned") else (None,):
-            ours, theirs = mf.aggregate(peer.ours(p, count), J) * peer.factor(count), peer.theirs(p)(J)
+        for p in (
+            (None, preferences(count, seed))
+            if name in PREFERRED or name.startswith("aligned")
+            else (None,)
+        ):
+            ours, theirs = (
+                mf.aggregate(peer.ours(p, count), J) * peer.factor(count),
+                peer.theirs(p)(J),
+            )
             assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
@@ -640,7 +835,9 @@ def test_nash_mtl_equals_torchjds_where_it_converges():
     for family, count in product(REGULAR, (2, 3, 5)):
         J = jacobian(family, count)
         theirs = torchjd.NashMTL(count, max_norm=1.0)(J)
-        assert (mf.aggregate(mf.nash_mtl(rescale="frobenius", max_norm=1.0), J) - theirs).norm() <= 1e-5
+        assert (
+            mf.aggregate(mf.nash_mtl(rescale="frobenius", max_norm=1.0), J) - theirs
+        ).norm() <= 1e-5
 
 
 def weights_of(J: Tensor, d: Tensor) -> Tensor:
@@ -654,7 +851,9 @@ def conflict(J: Tensor, d: Tensor) -> float:
 
 
 class Inaccuracy(NamedTuple):
-    """An instance where TorchJD's default answer misses what it promises, and by how much: a certificate of either answer."""
+    """An instance where TorchJD's default answer misses what it promises, and by how much: a
+    certificate of either answer.
+    """
 
     J: Callable[[], Tensor]
     theirs: Callable[[Tensor], Tensor]
@@ -666,7 +865,10 @@ class Inaccuracy(NamedTuple):
 
 def unequal(count: int, seed: int) -> Tensor:
     """Lengths from 1 to 1e3."""
-    return jacobian("gaussian", count, seed, width=count) * torch.logspace(0, 3, count, dtype=F64)[:, None]
+    return (
+        jacobian("gaussian", count, seed, width=count)
+        * torch.logspace(0, 3, count, dtype=F64)[:, None]
+    )
 
 
 def bargain_defect(power: float) -> Callable[[Tensor, Tensor], float]:
@@ -679,22 +881,52 @@ def bargain_defect(power: float) -> Callable[[Tensor, Tensor], float]:
 
 INACCURATE = {
     "upgrad conflicts where lengths differ": Inaccuracy(
-        lambda: unequal(4, 0), lambda J: torchjd.UPGrad()(J), mf.upgrad, lambda J, d: -conflict(J, d), 1e-3, 1e-12
+        lambda: unequal(4, 0),
+        lambda J: torchjd.UPGrad()(J),
+        mf.upgrad,
+        lambda J, d: -conflict(J, d),
+        1e-3,
+        1e-12,
     ),
     "dualproj conflicts where lengths differ": Inaccuracy(
-        lambda: unequal(4, 0), lambda J: torchjd.DualProj()(J), mf.dualproj, lambda J, d: -conflict(J, d), 1e-3, 1e-12
+        lambda: unequal(4, 0),
+        lambda J: torchjd.DualProj()(J),
+        mf.dualproj,
+        lambda J, d: -conflict(J, d),
+        1e-3,
+        1e-12,
     ),
     "upgrad is the mean below a norm of .01": Inaccuracy(
-        lambda: 1e-3 * jacobian("antiparallel", 3) / 10, lambda J: torchjd.UPGrad()(J), mf.upgrad, lambda J, d: -conflict(J, d), 0.1, 1e-12
+        lambda: 1e-3 * jacobian("antiparallel", 3) / 10,
+        lambda J: torchjd.UPGrad()(J),
+        mf.upgrad,
+        lambda J, d: -conflict(J, d),
+        0.1,
+        1e-12,
     ),
     "dualproj is the mean below a norm of .01": Inaccuracy(
-        lambda: 1e-3 * jacobian("antiparallel", 3) / 10, lambda J: torchjd.DualProj()(J), mf.dualproj, lambda J, d: -conflict(J, d), 0.1, 1e-12
+        lambda: 1e-3 * jacobian("antiparallel", 3) / 10,
+        lambda J: torchjd.DualProj()(J),
+        mf.dualproj,
+        lambda J, d: -conflict(J, d),
+        0.1,
+        1e-12,
     ),
     "imtl_g is 0 above norms of 1e12": Inaccuracy(
-        lambda: 1e13 * jacobian("hull", 3), lambda J: torchjd.IMTLG()(J), mf.imtl_g, lambda J, d: abs(float(weights_of(J, d).sum()) - 1), 1.0, 1e-12
+        lambda: 1e13 * jacobian("hull", 3),
+        lambda J: torchjd.IMTLG()(J),
+        mf.imtl_g,
+        lambda J, d: abs(float(weights_of(J, d).sum()) - 1),
+        1.0,
+        1e-12,
     ),
     "fairgrad stops early on short gradients": Inaccuracy(
-        lambda: 1e-6 * jacobian("gaussian", 4), lambda J: torchjd.FairGrad(2.0)(J), lambda: mf.fairgrad(2.0), bargain_defect(0.5), 1e-2, 1e-11
+        lambda: 1e-6 * jacobian("gaussian", 4),
+        lambda J: torchjd.FairGrad(2.0)(J),
+        lambda: mf.fairgrad(2.0),
+        bargain_defect(0.5),
+        1e-2,
+        1e-11,
     ),
 }
 
@@ -708,10 +940,15 @@ def test_where_torchjd_is_not_accurate(name):
 
 
 def test_upgrad_of_torchjd_is_off_by_nearly_all_where_two_lengths_differ():
-    """Its 1e-4 of the trace on the diagonal swamps a gradient a thousand times shorter; the solver's gap certifies ours."""
+    """Its 1e-4 of the trace on the diagonal swamps a gradient a thousand times shorter; the
+    solver's gap certifies ours.
+    """
     worst = 0.0
     for exponent in np.linspace(-3, 3, 25):
-        J = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=F64) * torch.tensor([1.0, 10.0**exponent], dtype=F64)[:, None]
+        J = (
+            torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=F64)
+            * torch.tensor([1.0, 10.0**exponent], dtype=F64)[:, None]
+        )
         G = J @ J.mT
         for w in (torch.tensor([0.5, 0.0], dtype=F64), torch.tensor([0.0, 0.5], dtype=F64)):
             solution = solvers.auto()(solvers.dual_cone(G, w))
@@ -722,13 +959,27 @@ def test_upgrad_of_torchjd_is_off_by_nearly_all_where_two_lengths_differ():
 
 
 def test_imtl_g_of_torchjd_on_parallel_gradients():
-    """G⁺ gives the longer of two parallel gradients the larger weight; a hair's breadth away both give it the smaller one."""
-    J, near = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=F64), torch.tensor([[1.0, 0.0], [2.0, 1e-3]], dtype=F64)
+    """G⁺ gives the longer of two parallel gradients the larger weight; a hair's breadth away both
+    give it the smaller one.
+    """
+    J, near = (
+        torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=F64),
+        torch.tensor([[1.0, 0.0], [2.0, 1e-3]], dtype=F64),
+    )
     weighting = torchjd.IMTLGWeighting()
-    torch.testing.assert_close(weighting(J @ J.mT), torch.tensor([1.0, 2.0], dtype=F64) / 3, rtol=1e-12, atol=0)
-    torch.testing.assert_close(weighting(near @ near.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        weighting(J @ J.mT), torch.tensor([1.0, 2.0], dtype=F64) / 3, rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(
+        weighting(near @ near.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, rtol=1e-5, atol=0
+    )
     for rows in (J, near):
-        torch.testing.assert_close(mf.weights(mf.imtl_g(), rows @ rows.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            mf.weights(mf.imtl_g(), rows @ rows.mT),
+            torch.tensor([2.0, 1.0], dtype=F64) / 3,
+            rtol=1e-5,
+            atol=0,
+        )
 
 
 def test_nash_mtl_of_torchjd_misses_its_equation():

@@ -1,4 +1,6 @@
-"""Rules from the losses alone, and edits of single coordinates: against literal loops of the papers' algorithms and the libraries in use."""
+"""Rules from the losses alone, and edits of single coordinates: against literal loops of the
+papers' algorithms and the libraries in use.
+"""
 
 import io
 from itertools import product
@@ -11,11 +13,22 @@ from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from mtlfunc import optim
-from mtlfunc.rules.famo import FAMOState
-from mtlfunc.step import Reduction
+from mtlfunc.rules._famo import FAMOState
+from mtlfunc.training import optim
+from mtlfunc.training.step import Reduction
 from mtlfunc.types import Geometry
-from tests.problems import BATCH, PARAMS, TASKS, TRUNK, flatten, literal_rows, nets, opaque, scalars, vector
+from tests.problems import (
+    BATCH,
+    PARAMS,
+    TASKS,
+    TRUNK,
+    flatten,
+    literal_rows,
+    nets,
+    opaque,
+    scalars,
+    vector,
+)
 
 F64 = torch.float64
 SHARED = "trunk.*"
@@ -25,12 +38,21 @@ _generator = torch.Generator().manual_seed(3)
 def batches(count):
     """Batches of different samples and sizes."""
     return [
-        (torch.randn(5 + i % 3, 4, generator=_generator, dtype=F64), torch.randn(5 + i % 3, TASKS, 2, generator=_generator, dtype=F64)) for i in range(count)
+        (
+            torch.randn(5 + i % 3, 4, generator=_generator, dtype=F64),
+            torch.randn(5 + i % 3, TASKS, 2, generator=_generator, dtype=F64),
+        )
+        for i in range(count)
     ]
 
 
 BATCHES = batches(10)
-SERIES = torch.rand(12, 4, generator=_generator, dtype=F64) * torch.tensor([1.0, 10.0, 0.1, 3.0], dtype=F64) + 0.05  # losses [step, task]
+# losses [step, task]
+SERIES = (
+    torch.rand(12, 4, generator=_generator, dtype=F64)
+    * torch.tensor([1.0, 10.0, 0.1, 3.0], dtype=F64)
+    + 0.05
+)
 
 RULES = {
     "uw": lambda **more: mf.uw(0.1, **more),
@@ -47,14 +69,22 @@ RULES = {
 
 def geometry(losses: Tensor, present: Tensor | None = None, **extra: Tensor) -> Geometry:
     here = torch.ones_like(losses, dtype=torch.bool) if present is None else present
-    return Geometry(losses.where(here, 0.0), losses.new_zeros(0, 0), here.to(losses) / here.sum().clamp_min(1), here, extra)
+    return Geometry(
+        losses.where(here, 0.0),
+        losses.new_zeros(0, 0),
+        here.to(losses) / here.sum().clamp_min(1),
+        here,
+        extra,
+    )
 
 
 def weights_of(rule, series, present=None):
     """Weights [step, task] along a series of losses, and the state at the end."""
     state, kept = rule.init(series[0], mf.random.key(0)), []
     for i, losses in enumerate(series):
-        weights, state = rule.update(geometry(losses, None if present is None else present[i]), state)
+        weights, state = rule.update(
+            geometry(losses, None if present is None else present[i]), state
+        )
         kept.append(weights)
     return torch.stack(kept), state
 
@@ -70,7 +100,9 @@ def train(rule, probe, data, params=PARAMS, lr=0.05, reduction: Reduction = "sum
 
 
 def literal(loss_of, data, more=(), after=None, lr=0.05):
-    """The same by autograd: `loss_of(losses)` is descended in the network by SGD and in `more` by whatever optimizer `after` steps."""
+    """The same by autograd: `loss_of(losses)` is descended in the network by SGD and in `more` by
+    whatever optimizer `after` steps.
+    """
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in PARAMS.items()}
     kept = []
     for batch in data:
@@ -90,18 +122,27 @@ def literal(loss_of, data, more=(), after=None, lr=0.05):
 PROBES = {"losses only": mf.losses_only, "jacobian": lambda: mf.jacobian(SHARED, heads="weighted")}
 
 
-# --- UW and IMTL-L: their objectives by autograd, in the network and in s ---------------------------------------------------------------
+# --- UW and IMTL-L: their objectives by autograd, in the network and in s -----------------------
 
 
 @pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize("name", ["uw", "imtl_l"])
-@pytest.mark.parametrize(("ours", "theirs"), [(optim.adam, torch.optim.Adam), (optim.sgd, torch.optim.SGD)], ids=["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(optim.adam, torch.optim.Adam), (optim.sgd, torch.optim.SGD)],
+    ids=["adam", "sgd"],
+)
 def test_learned_scales_equal_autograd_of_the_objective(name, probe, ours, theirs):
     s = torch.zeros(TASKS, dtype=F64, requires_grad=True)
     optimizer = theirs([s], lr=0.1)
-    objective = {"uw": lambda losses: (0.5 * torch.exp(-s) * losses + 0.5 * s).sum(), "imtl_l": lambda losses: (s.exp() * losses - s).sum()}[name]
+    objective = {
+        "uw": lambda losses: (0.5 * torch.exp(-s) * losses + 0.5 * s).sum(),
+        "imtl_l": lambda losses: (s.exp() * losses - s).sum(),
+    }[name]
     expected = literal(objective, BATCHES, [s], lambda before, now: optimizer.step())
-    got = train({"uw": mf.uw, "imtl_l": mf.imtl_l}[name](0.1, optimizer=ours), PROBES[probe](), BATCHES)
+    got = train(
+        {"uw": mf.uw, "imtl_l": mf.imtl_l}[name](0.1, optimizer=ours), PROBES[probe](), BATCHES
+    )
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     assert s.detach().abs().min() > 1e-3  # it moved, and by far more than the tolerance
 
@@ -111,16 +152,26 @@ def test_learned_scales_equal_torchjd(name):
     scalarization = pytest.importorskip("torchjd.scalarization")
     theirs = {"uw": scalarization.UW, "imtl_l": scalarization.IMTLL}[name](TASKS).double()
     optimizer = torch.optim.Adam(theirs.parameters(), lr=0.1)
-    expected = literal(theirs, BATCHES, list(theirs.parameters()), lambda before, now: optimizer.step())
-    torch.testing.assert_close(train(RULES[name](), mf.losses_only(), BATCHES), expected, rtol=1e-9, atol=1e-12)
+    expected = literal(
+        theirs, BATCHES, list(theirs.parameters()), lambda before, now: optimizer.step()
+    )
+    torch.testing.assert_close(
+        train(RULES[name](), mf.losses_only(), BATCHES), expected, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_learned_scales_rest_where_the_docstrings_say():
     losses = torch.tensor([0.01, 1.0, 50.0], dtype=F64)
-    for rule, rest in ((mf.uw(0.5, optimizer=optim.sgd, initial=-0.5), 1 / (2 * losses) / 3), (mf.imtl_l(0.5, optimizer=optim.sgd), 1 / losses / 3)):
+    for rule, rest in (
+        (mf.uw(0.5, optimizer=optim.sgd, initial=-0.5), 1 / (2 * losses) / 3),
+        (mf.imtl_l(0.5, optimizer=optim.sgd), 1 / losses / 3),
+    ):
         weights, _ = weights_of(rule, losses.expand(300, 3))
         torch.testing.assert_close(weights[-1], rest, rtol=1e-6, atol=0)
-    torch.testing.assert_close(weights_of(mf.uw(0.1, initial=-0.5), losses[None])[0][0], torch.full((3,), 0.5 * 2.718281828459045**0.5 / 3, dtype=F64))
+    torch.testing.assert_close(
+        weights_of(mf.uw(0.1, initial=-0.5), losses[None])[0][0],
+        torch.full((3,), 0.5 * 2.718281828459045**0.5 / 3, dtype=F64),
+    )
 
 
 def test_imtl_l_is_uw_with_the_sign_of_s_turned_and_twice_its_objective():
@@ -130,7 +181,7 @@ def test_imtl_l_is_uw_with_the_sign_of_s_turned_and_twice_its_objective():
     torch.testing.assert_close(imtl, 2 * uw, rtol=1e-12, atol=0)
 
 
-# --- DWA --------------------------------------------------------------------------------------------------------------------------------
+# --- DWA ----------------------------------------------------------------------------------------
 
 
 def test_dwa_equals_libmtls_formula_and_torchjd():
@@ -140,7 +191,11 @@ def test_dwa_equals_libmtls_formula_and_torchjd():
     means = SERIES.reshape(-1, k, 4).mean(1)
     for step in range(len(SERIES)):
         epoch = step // k
-        expected = torch.softmax(means[epoch - 1] / means[epoch - 2] / tau, -1) if epoch > 1 else torch.full((4,), 0.25, dtype=F64)
+        expected = (
+            torch.softmax(means[epoch - 1] / means[epoch - 2] / tau, -1)
+            if epoch > 1
+            else torch.full((4,), 0.25, dtype=F64)
+        )
         torch.testing.assert_close(got[step], expected, rtol=1e-13, atol=0)
     assert (got[-1] - 0.25).abs().max() > 0.05
 
@@ -156,37 +211,53 @@ def test_dwa_means_over_the_steps_in_which_a_task_was_present():
     present[[1, 4, 8], 0] = False  # task 0 misses a step of an epoch of three
     present[3:6, 2] = False  # task 2 misses the whole second epoch
     got, state = weights_of(mf.dwa(3), SERIES, present)
-    masked = (SERIES * present).reshape(-1, 3, 4).sum(1) / present.reshape(-1, 3, 4).sum(1).clamp_min(1)
+    masked = (SERIES * present).reshape(-1, 3, 4).sum(1) / present.reshape(-1, 3, 4).sum(
+        1
+    ).clamp_min(1)
     rates = torch.stack([masked[2] / masked[1], masked[3] / masked[2]])
-    rates[:, 2] = torch.stack([masked[2, 2] / masked[0, 2], masked[3, 2] / masked[2, 2]])  # over its own last two epochs
+    # over its own last two epochs
+    rates[:, 2] = torch.stack([masked[2, 2] / masked[0, 2], masked[3, 2] / masked[2, 2]])
     torch.testing.assert_close(got[9], torch.softmax(rates[0] / 2, -1), rtol=1e-13, atol=0)
     torch.testing.assert_close(state.rate, rates[1], rtol=1e-13, atol=0)
 
 
-# --- GLS --------------------------------------------------------------------------------------------------------------------------------
+# --- GLS ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preference", [None, torch.tensor([1.0, 2.0, 0.0, 5.0], dtype=F64)])
 def test_gls_equals_autograd_of_the_geometric_mean(preference):
-    exponents = torch.full((4,), 0.25, dtype=F64) if preference is None else preference / preference.sum()
+    exponents = (
+        torch.full((4,), 0.25, dtype=F64) if preference is None else preference / preference.sum()
+    )
     for losses in SERIES:
         expected = grad(lambda x: torch.prod(x**exponents))(losses)
-        torch.testing.assert_close(weights_of(mf.gls(preference), losses[None])[0][0], expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            weights_of(mf.gls(preference), losses[None])[0][0], expected, rtol=1e-12, atol=0
+        )
     if preference is None:
         theirs = pytest.importorskip("torchjd.scalarization").GeometricMean()
-        torch.testing.assert_close(weights_of(mf.gls(), SERIES[:1])[0][0], torch.autograd.functional.jacobian(theirs, SERIES[0]), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            weights_of(mf.gls(), SERIES[:1])[0][0],
+            torch.autograd.functional.jacobian(theirs, SERIES[0]),
+            rtol=1e-12,
+            atol=0,
+        )
 
 
 def test_gls_where_the_product_leaves_the_range_of_floats():
     losses = torch.logspace(3, 5, 128, dtype=torch.float32)
     assert losses.prod().isinf()
     expected = grad(lambda x: x.log().mean().exp())(losses.double())
-    torch.testing.assert_close(weights_of(mf.gls(), losses[None])[0][0].double(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        weights_of(mf.gls(), losses[None])[0][0].double(), expected, rtol=1e-4, atol=0
+    )
     for scale in (1e-30, 1e30):
-        torch.testing.assert_close(weights_of(mf.gls(), losses[None] * scale)[0][0].double(), expected, rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            weights_of(mf.gls(), losses[None] * scale)[0][0].double(), expected, rtol=1e-4, atol=0
+        )
 
 
-# --- STCH -------------------------------------------------------------------------------------------------------------------------------
+# --- STCH ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mu", [0.01, 0.5, 3.0])
@@ -194,7 +265,10 @@ def test_stch_equals_autograd_and_torchjd(mu):
     preference = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
     reference = torch.tensor([0.01, 0.02, 0.0, -1.0], dtype=F64)
     for p, z in product((None, preference), (None, reference)):
-        share, ideal = torch.full((4,), 0.25, dtype=F64) if p is None else p, torch.zeros(4, dtype=F64) if z is None else z
+        share, ideal = (
+            torch.full((4,), 0.25, dtype=F64) if p is None else p,
+            torch.zeros(4, dtype=F64) if z is None else z,
+        )
 
         def objective(x, share=share, ideal=ideal):
             return mu * torch.logsumexp(share * (x - ideal) / mu, -1)
@@ -211,8 +285,15 @@ def test_stch_between_the_maximum_and_the_mean():
     p = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
     for losses in SERIES:
         worst = (p * losses).argmax()
-        torch.testing.assert_close(weights_of(mf.stch(1e-9, p), losses[None])[0][0], 4 * p * (torch.arange(4) == worst), rtol=1e-12, atol=0)
-        torch.testing.assert_close(weights_of(mf.stch(1e9, p), losses[None])[0][0], p, rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            weights_of(mf.stch(1e-9, p), losses[None])[0][0],
+            4 * p * (torch.arange(4) == worst),
+            rtol=1e-12,
+            atol=0,
+        )
+        torch.testing.assert_close(
+            weights_of(mf.stch(1e9, p), losses[None])[0][0], p, rtol=1e-6, atol=0
+        )
 
 
 def test_stch_with_warmup_equals_the_official_code():
@@ -221,14 +302,22 @@ def test_stch_with_warmup_equals_the_official_code():
     got, _ = weights_of(mf.stch(mu, warmup=(first, then)), SERIES)
     nadir = SERIES[first : first + then].mean(0)
     for step, losses in enumerate(SERIES):
-        official = (lambda x: x.log().sum()) if step < first + then else lambda x: 4 * (4 * mu) * torch.logsumexp((x / nadir).log() / (4 * mu), -1)
+        official = (
+            (lambda x: x.log().sum())
+            if step < first + then
+            else lambda x: 4 * (4 * mu) * torch.logsumexp((x / nadir).log() / (4 * mu), -1)
+        )
         torch.testing.assert_close(4 * got[step], grad(official)(losses), rtol=1e-12, atol=0)
 
 
-# --- COSMOS and PBI ----------------------------------------------------------------------------------------------------------------------
+# --- COSMOS and PBI -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", [torch.full((4,), 0.25, dtype=F64), torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)], ids=["equal", "unequal"])
+@pytest.mark.parametrize(
+    "p",
+    [torch.full((4,), 0.25, dtype=F64), torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)],
+    ids=["equal", "unequal"],
+)
 def test_cosmos_and_pbi_equal_autograd_and_torchjd(p):
     scalarization = pytest.importorskip("torchjd.scalarization")
     ideal, size = torch.tensor([0.01, 0.02, 0.0, -1.0], dtype=F64), p.norm()
@@ -243,12 +332,18 @@ def test_cosmos_and_pbi_equal_autograd_and_torchjd(p):
     for losses in SERIES[:5]:
         got = weights_of(mf.cosmos(0.7, p), losses[None])[0][0]
         torch.testing.assert_close(got, grad(penalised)(losses), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(got, torch.autograd.functional.jacobian(scalarization.COSMOS(0.7, p), losses), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            got,
+            torch.autograd.functional.jacobian(scalarization.COSMOS(0.7, p), losses),
+            rtol=1e-6,
+            atol=1e-8,
+        )
         torch.testing.assert_close(got @ losses, p @ losses)
         got = weights_of(mf.pbi(preference=p, reference=ideal), losses[None])[0][0]
         torch.testing.assert_close(got, grad(intersection)(losses), rtol=1e-10, atol=1e-12)
         theirs = torch.autograd.functional.jacobian(scalarization.PBI(5.0, p, ideal), losses)
-        torch.testing.assert_close(got, size * theirs, rtol=1e-9, atol=1e-9)  # 1e-12 under their root
+        # 1e-12 under their root
+        torch.testing.assert_close(got, size * theirs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -259,16 +354,25 @@ def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
         losses = (p * scale)[None]
         torch.testing.assert_close(weights_of(mf.pbi(preference=p), losses)[0][0], p / p.sum())
         # Its penalty has the losses' unit.
-        torch.testing.assert_close(weights_of(mf.cosmos(scale, p), losses)[0][0], p / p.sum(), rtol=0, atol=8 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(
+            weights_of(mf.cosmos(scale, p), losses)[0][0],
+            p / p.sum(),
+            rtol=0,
+            atol=8 * torch.finfo(dtype).eps,
+        )
     for rule in (mf.pbi(preference=p), mf.cosmos(1.0, p)):
-        torch.testing.assert_close(weights_of(rule, torch.zeros(1, 4, dtype=dtype))[0][0], p / p.sum())
+        torch.testing.assert_close(
+            weights_of(rule, torch.zeros(1, 4, dtype=dtype))[0][0], p / p.sum()
+        )
 
 
-# --- FAMO -------------------------------------------------------------------------------------------------------------------------------
+# --- FAMO ---------------------------------------------------------------------------------------
 
 
 def literal_famo(data, decay, eps):
-    """The official class, word for word but for eps and the clipping of gradients: w by torch's Adam, after the network's step, on the same batch."""
+    """The official class, word for word but for eps and the clipping of gradients: w by torch's
+    Adam, after the network's step, on the same batch.
+    """
     w = torch.zeros(TASKS, dtype=F64, requires_grad=True)
     optimizer = torch.optim.Adam([w], lr=0.025, weight_decay=decay)
 
@@ -289,24 +393,39 @@ def literal_famo(data, decay, eps):
 @pytest.mark.parametrize("probe", PROBES)
 def test_famo_equals_the_official_algorithm_for_ten_steps(probe, decay):
     expected, w = literal_famo(BATCHES, decay, eps=0.0)
-    got = train(mf.famo(decay=decay), mf.revisit(PROBES[probe]()), BATCHES, reduction="mean")
+    got = train(
+        mf.famo(decay=decay), mf.second_evaluation(PROBES[probe]()), BATCHES, reduction="mean"
+    )
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     assert (w - w.mean()).abs().max() > 1e-3  # it moved, and by far more than the tolerance
     # The test can tell: the next batch in place of the same one gives something else.
-    assert (train(mf.famo(decay=decay, full_batch=True), PROBES[probe](), BATCHES, reduction="mean")[-1] - expected[-1]).abs().max() > 1e-5
+    assert (
+        train(mf.famo(decay=decay, full_batch=True), PROBES[probe](), BATCHES, reduction="mean")[-1]
+        - expected[-1]
+    ).abs().max() > 1e-5
 
 
 def test_famo_equals_torchjd():
     """Up to the 1e-8 that is added to every loss there."""
     theirs = pytest.importorskip("torchjd.scalarization").FAMO(TASKS).double()
     expected = literal(theirs, BATCHES, after=lambda before, now: theirs.update(now))
-    torch.testing.assert_close(train(mf.famo(), mf.revisit(mf.losses_only()), BATCHES, reduction="mean"), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        train(mf.famo(), mf.second_evaluation(mf.losses_only()), BATCHES, reduction="mean"),
+        expected,
+        rtol=1e-5,
+        atol=1e-7,
+    )
 
 
 def test_famo_of_a_full_batch_needs_no_second_forward():
     data = [BATCH] * 6
     got = train(mf.famo(full_batch=True), mf.losses_only(), data, reduction="mean")
-    torch.testing.assert_close(got, train(mf.famo(), mf.revisit(mf.losses_only()), data, reduction="mean"), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        got,
+        train(mf.famo(), mf.second_evaluation(mf.losses_only()), data, reduction="mean"),
+        rtol=1e-12,
+        atol=1e-14,
+    )
 
 
 def test_famo_with_lower_bounds_weighs_by_the_distance_from_them():
@@ -320,7 +439,7 @@ def test_revisit_copies_the_batch_and_takes_any_tree_of_tensors():
     def losses(params, batch):
         return vector(params, (batch["x"][0], batch["y"]))
 
-    step = mf.descend(losses, mf.famo(), mf.sgd(0.1), mf.revisit(mf.losses_only()))
+    step = mf.descend(losses, mf.famo(), mf.sgd(0.1), mf.second_evaluation(mf.losses_only()))
     buffer = {"x": (BATCH[0].clone(),), "y": BATCH[1].clone()}
     state, _ = step.update(step.init(PARAMS, buffer), buffer)
     expected, _ = step.update(state, {"x": (2 * BATCH[0],), "y": BATCH[1]})
@@ -338,7 +457,7 @@ def test_revisit_runs_one_more_forward():
         calls += 1
         return opaque(params, batch)
 
-    balance = mf.balance(counted, mf.famo(), mf.revisit(mf.losses_only()))
+    balance = mf.balance(counted, mf.famo(), mf.second_evaluation(mf.losses_only()))
     state = balance.init(PARAMS, BATCH)
     calls = 0
     balance.update(PARAMS, BATCH, state)
@@ -349,16 +468,20 @@ def test_famo_under_vmap_over_networks_rates_and_seeds_equals_the_loop():
     rates = torch.tensor([0.01, 0.2], dtype=F64)
 
     def end(params, lr):
-        return train(mf.famo(lr), mf.revisit(mf.losses_only()), BATCHES[:4], params)[-1]
+        return train(mf.famo(lr), mf.second_evaluation(mf.losses_only()), BATCHES[:4], params)[-1]
 
     together = vmap(vmap(end, (None, 0)), (0, None))(mf.stack(nets), rates)
     for (i, module), (j, lr) in product(enumerate(nets), enumerate(rates)):
-        torch.testing.assert_close(together[i, j], end(mf.parameters(module), lr), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            together[i, j], end(mf.parameters(module), lr), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_famo_held_for_two_steps_compares_each_batch_with_itself():
     """Asked at steps 0, 2, …: the last step's fall is still that of its own batch."""
-    step = mf.descend(vector, mf.every(mf.famo(), 2), mf.sgd(0.05), mf.revisit(mf.losses_only()))
+    step = mf.descend(
+        vector, mf.every(mf.famo(), 2), mf.sgd(0.05), mf.second_evaluation(mf.losses_only())
+    )
     state = step.init(PARAMS, BATCHES[0])
     before = {}
     for i, batch in enumerate(BATCHES[:3]):
@@ -367,12 +490,19 @@ def test_famo_held_for_two_steps_compares_each_batch_with_itself():
     fall = (vector(before[1], BATCHES[1]) / vector(before[2], BATCHES[1])).log()
     moved = fall - fall.mean()
     # Adam's first step is lr·sign; the logits were 0, so decay plays no part.
-    torch.testing.assert_close(state.balance.rule.rule.logits, -0.025 * torch.sign(moved), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        state.balance.rule.rule.logits, -0.025 * torch.sign(moved), rtol=1e-4, atol=0
+    )
 
 
 def test_famo_with_absent_tasks_is_famo_on_the_others():
-    """Task 1 has no labels in any batch (NaN, and a loss that is NaN); tasks 0 and 2 train as if alone."""
-    broken = [(x, torch.cat([y[:, :1], torch.full_like(y[:, 1:2], float("nan")), y[:, 2:]], 1)) for x, y in BATCHES[:6]]
+    """Task 1 has no labels in any batch (NaN, and a loss that is NaN); tasks 0 and 2 train as if
+    alone.
+    """
+    broken = [
+        (x, torch.cat([y[:, :1], torch.full_like(y[:, 1:2], float("nan")), y[:, 2:]], 1))
+        for x, y in BATCHES[:6]
+    ]
 
     def alone(params, batch):
         first, _, last = scalars(params, batch)
@@ -382,7 +512,7 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
         return ~batch[1].isnan().any(-1).any(0)
 
     def end(losses_fn, probe):
-        step = mf.descend(losses_fn, mf.famo(), mf.sgd(0.05), mf.revisit(probe))
+        step = mf.descend(losses_fn, mf.famo(), mf.sgd(0.05), mf.second_evaluation(probe))
         state = step.init(PARAMS, broken[0])
         for batch in broken:
             state, _ = step.update(state, batch)
@@ -397,19 +527,25 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
 
 def test_hypergradient_of_famos_rate_through_training():
     def end(lr):
-        return train(mf.famo(lr), mf.revisit(mf.losses_only()), BATCHES[:5])[-1].square().sum()
+        return (
+            train(mf.famo(lr), mf.second_evaluation(mf.losses_only()), BATCHES[:5])[-1]
+            .square()
+            .sum()
+        )
 
     at, h = torch.tensor(0.05, dtype=F64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-4
     torch.testing.assert_close(grad(end)(at), difference, rtol=1e-5, atol=0)
-    torch.testing.assert_close(jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_famo_saved_with_its_last_batch_resumes(probe):
     def step():
-        return mf.descend(vector, mf.famo(), mf.adam(0.01), mf.revisit(PROBES[probe]()))
+        return mf.descend(vector, mf.famo(), mf.adam(0.01), mf.second_evaluation(PROBES[probe]()))
 
     state = step().init(PARAMS, BATCHES[0])
     for batch in BATCHES[:4]:
@@ -427,7 +563,7 @@ def test_famo_saved_with_its_last_batch_resumes(probe):
     assert torch.equal(flatten(state.params), flatten(loaded.params))
 
 
-# --- every rule from the losses alone -----------------------------------------------------------------------------------------------------
+# --- every rule from the losses alone -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["dwa", "gls", "famo", "pbi"])
@@ -436,7 +572,9 @@ def test_a_common_factor_of_the_losses_changes_no_bit(name):
     for factor in (2.0**66, 2.0**-66):
         assert torch.equal(one, weights_of(RULES[name](), SERIES * factor)[0])
     for factor in (1e-30, 1e30):
-        torch.testing.assert_close(weights_of(RULES[name](), SERIES * factor)[0], one, rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            weights_of(RULES[name](), SERIES * factor)[0], one, rtol=1e-10, atol=0
+        )
 
 
 def test_stch_scales_with_mu_and_with_warmup_as_the_inverse_of_the_losses():
@@ -450,20 +588,28 @@ def test_stch_scales_with_mu_and_with_warmup_as_the_inverse_of_the_losses():
 @pytest.mark.parametrize("name", RULES)
 def test_uniform_preference_is_the_default_and_a_factor_does_not_count(name):
     one, _ = weights_of(RULES[name](), SERIES)
-    torch.testing.assert_close(weights_of(RULES[name](preference=torch.full((4,), 3.0, dtype=F64)), SERIES)[0], one, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        weights_of(RULES[name](preference=torch.full((4,), 3.0, dtype=F64)), SERIES)[0],
+        one,
+        rtol=1e-12,
+        atol=0,
+    )
     with pytest.raises(ValueError, match=r"preference: .*entries >= 0"):
         weights_of(RULES[name](preference=-torch.ones(4, dtype=F64)), SERIES)
     with pytest.raises(ValueError, match=r"preference: expected shape \[4\]"):
         weights_of(RULES[name](preference=torch.ones(3, dtype=F64)), SERIES)
     if name in ("cosmos", "pbi"):  # a task of preference 0 still pulls the losses off the ray
         return
-    # A task of preference 0 has weight 0, and the others are weighed as without it (STCH keeps its exponential in the sum).
+    # A task of preference 0 has weight 0, and the others are weighed as without it (STCH keeps its
+    # exponential in the sum).
     p = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64)
     got, _ = weights_of(RULES[name](preference=p), SERIES)
     assert not got[:, 1].any()
     if not name.startswith("stch"):
         keep = torch.tensor([0, 2, 3])
-        torch.testing.assert_close(got[:, keep], weights_of(RULES[name](), SERIES[:, keep])[0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            got[:, keep], weights_of(RULES[name](), SERIES[:, keep])[0], rtol=1e-12, atol=0
+        )
 
 
 PRESENT = torch.rand(12, 4, generator=torch.Generator().manual_seed(1)) < 0.7
@@ -483,29 +629,46 @@ def test_derivatives_with_respect_to_the_losses_equal_central_differences(name, 
     direction = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=F64) * at
     difference = (value(at + h * direction) - value(at - h * direction)) / (2 * h)
     assert abs(difference) > 1e-4
-    torch.testing.assert_close((grad(value)(at) * direction).sum(), difference, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        (grad(value)(at) * direction).sum(), difference, rtol=1e-6, atol=1e-8
+    )
     torch.testing.assert_close(jvp(value, (at,), (direction,))[1], difference, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(vmap(grad(value))(torch.stack([at, 2 * at]))[0], grad(value)(at), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        vmap(grad(value))(torch.stack([at, 2 * at]))[0], grad(value)(at), rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_state_of_an_absent_task_does_not_move(name):
-    """Tasks come and go: weights are 0 where a task is absent, and those of a rule that never heard of an always absent one."""
+    """Tasks come and go: weights are 0 where a task is absent, and those of a rule that never heard
+    of an always absent one.
+    """
     present, rule = PRESENT, RULES[name]()
     state = rule.init(SERIES[0], mf.random.key(0))
     for losses, here in zip(SERIES, present, strict=True):
         weights, following = rule.update(geometry(losses, here), state)
         assert not weights[~here].any()
         for new, old in zip(tree_leaves(following), tree_leaves(state), strict=True):
-            if new.ndim and not (isinstance(following, FAMOState) and any(new is leaf for leaf in following.last)):
+            if new.ndim and not (
+                isinstance(following, FAMOState) and any(new is leaf for leaf in following.last)
+            ):
                 if name != "dwa":  # at an epoch's end its running sums start anew for all
                     assert torch.equal(new[~here], old[~here])
             elif not here.any() and not new.ndim and name in ("uw", "imtl_l", "famo"):
                 assert torch.equal(new, old)
         state = following
-    torch.testing.assert_close(weights_of(rule, SERIES, present)[0][:, :3], weights_of(rule, SERIES[:, :3], present[:, :3])[0], rtol=1e-12, atol=0)
-    batched = vmap(lambda here: weights_of(rule, SERIES, here)[0])(torch.stack([present, torch.ones_like(present)]))
-    torch.testing.assert_close(batched[0], weights_of(rule, SERIES, present)[0], rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        weights_of(rule, SERIES, present)[0][:, :3],
+        weights_of(rule, SERIES[:, :3], present[:, :3])[0],
+        rtol=1e-12,
+        atol=0,
+    )
+    batched = vmap(lambda here: weights_of(rule, SERIES, here)[0])(
+        torch.stack([present, torch.ones_like(present)])
+    )
+    torch.testing.assert_close(
+        batched[0], weights_of(rule, SERIES, present)[0], rtol=1e-12, atol=1e-15
+    )
     torch.testing.assert_close(batched[1], weights_of(rule, SERIES)[0], rtol=1e-12, atol=1e-15)
 
 
@@ -514,7 +677,9 @@ def test_vmapped_over_losses_equals_loop_and_float32_keeps_its_type(name):
     both = torch.stack([SERIES, SERIES.flip(0)])
     together = vmap(lambda series: weights_of(RULES[name](), series)[0])(both)
     for i in range(2):
-        torch.testing.assert_close(together[i], weights_of(RULES[name](), both[i])[0], rtol=1e-12, atol=1e-300)
+        torch.testing.assert_close(
+            together[i], weights_of(RULES[name](), both[i])[0], rtol=1e-12, atol=1e-300
+        )
     narrow, state = weights_of(RULES[name](), SERIES.float())
     assert narrow.dtype == torch.float32
     assert all(leaf.dtype != F64 for leaf in tree_leaves(state))
@@ -535,10 +700,12 @@ def test_grids_of_hyper_parameters_are_one_vmap():
     ):
         together = vmap(lambda value, make=make: weights_of(make(value), SERIES)[0])(grid)
         for i, value in enumerate(grid):
-            torch.testing.assert_close(together[i], weights_of(make(float(value)), SERIES)[0], rtol=1e-12, atol=1e-300)
+            torch.testing.assert_close(
+                together[i], weights_of(make(float(value)), SERIES)[0], rtol=1e-12, atol=1e-300
+            )
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -550,7 +717,11 @@ def test_nan_losses_give_nan_weights(name):
     assert got[:2].isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name in ("gls", "stch-warmup", "famo") for bad in (0.0, -1.0)] + [("dwa", -1.0)])
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [(name, bad) for name in ("gls", "stch-warmup", "famo") for bad in (0.0, -1.0)]
+    + [("dwa", -1.0)],
+)
 def test_losses_that_are_not_positive_raise_alone_and_are_nan_under_vmap(name, bad):
     broken = SERIES.clone()
     broken[1, 2] = bad
@@ -560,13 +731,19 @@ def test_losses_that_are_not_positive_raise_alone_and_are_nan_under_vmap(name, b
     assert got[0, 2 * 2 if name == "dwa" else 1 :].isnan().any(-1).any()
     torch.testing.assert_close(got[1], weights_of(RULES[name](), SERIES)[0], rtol=1e-12, atol=0)
     # An absent task's loss is 0 and none of anybody's business.
-    assert weights_of(RULES[name](), broken, torch.tensor([[True, True, False, True]] * 12))[0].isfinite().all()
+    assert (
+        weights_of(RULES[name](), broken, torch.tensor([[True, True, False, True]] * 12))[0]
+        .isfinite()
+        .all()
+    )
 
 
 def test_dwa_of_a_solved_task_raises():
     solved = SERIES.clone()
     solved[:2, 1] = 0.0
-    with pytest.raises(ValueError, match=r"dwa divides by the means of epochs, and those of tasks \[1\] are 0"):
+    with pytest.raises(
+        ValueError, match=r"dwa divides by the means of epochs, and those of tasks \[1\] are 0"
+    ):
         weights_of(mf.dwa(2), solved)
     got = vmap(lambda series: weights_of(mf.dwa(2), series)[0])(solved[None])[0]
     assert got[4:6].isnan().all()  # the epoch whose ratios divide by that mean
@@ -583,17 +760,35 @@ def test_arguments_are_checked():
         (lambda: mf.stch(1.0, warmup=(1, 1), reference=torch.ones(4)), "warmup: .*no reference"),
         (lambda: mf.cosmos(-1.0), "penalty: .*>= 0"),
         (lambda: mf.pbi(-1.0), "theta: .*>= 0"),
-        (lambda: weights_of(mf.pbi(reference=torch.ones(3)), SERIES), r"reference: expected shape \[4\]"),
+        (
+            lambda: weights_of(mf.pbi(reference=torch.ones(3)), SERIES),
+            r"reference: expected shape \[4\]",
+        ),
         (lambda: mf.famo(0.0), "lr: .*> 0"),
         (lambda: mf.famo(decay=-1.0), "decay: .*>= 0"),
-        (lambda: weights_of(mf.stch(1.0, reference=torch.ones(3)), SERIES), r"reference: expected shape \[4\]"),
+        (
+            lambda: weights_of(mf.stch(1.0, reference=torch.ones(3)), SERIES),
+            r"reference: expected shape \[4\]",
+        ),
         (lambda: weights_of(mf.famo(lower=torch.ones(3)), SERIES), r"lower: expected shape \[4\]"),
-        (lambda: weights_of(mf.famo(full_batch=True, lower=torch.ones(4)), SERIES), "famo .less their lower bounds. .* need losses > 0"),
-        (lambda: weights_of(mf.famo(), SERIES), r"famo needs the losses of the last batch .* use mtlfunc.revisit"),
+        (
+            lambda: weights_of(mf.famo(full_batch=True, lower=torch.ones(4)), SERIES),
+            "famo .less their lower bounds. .* need losses > 0",
+        ),
+        (
+            lambda: weights_of(mf.famo(), SERIES),
+            r"famo needs the losses of the last batch .* use mtlfunc.second_evaluation",
+        ),
         (lambda: mf.graddrop(1.5), r"leak: .*\[0, 1\]"),
         (lambda: mf.trimmed_mean(-1), "k: .*>= 0"),
-        (lambda: mf.trimmed_mean(2)(mf.random.key(0), {"x": torch.ones(4, 1)}), "k: .* at least 5 tasks, but there are 4"),
-        (lambda: mf.graddrop(torch.ones(3))(mf.random.key(0), {"x": torch.ones(4, 1)}), "leak: expected one a task, 4, got 3"),
+        (
+            lambda: mf.trimmed_mean(2)(mf.random.key(0), {"x": torch.ones(4, 1)}),
+            "k: .* at least 5 tasks, but there are 4",
+        ),
+        (
+            lambda: mf.graddrop(torch.ones(3))(mf.random.key(0), {"x": torch.ones(4, 1)}),
+            "leak: expected one a task, 4, got 3",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -601,15 +796,22 @@ def test_arguments_are_checked():
 
 
 def test_revisit_says_what_it_cannot_take():
-    step = mf.descend(vector, mf.famo(), mf.sgd(0.1), mf.revisit(mf.jacobian(SHARED, mix=mf.subset(2))))
+    step = mf.descend(
+        vector, mf.famo(), mf.sgd(0.1), mf.second_evaluation(mf.jacobian(SHARED, mix=mf.subset(2)))
+    )
     with pytest.raises(ValueError, match="revisit: the probe mixes 3 tasks into 2 rows"):
         step.update(step.init(PARAMS, BATCH), BATCH)
-    step = mf.descend(lambda params, batch: vector(params, batch[:2]), mf.famo(), mf.sgd(0.1), mf.revisit(mf.losses_only()))
+    step = mf.descend(
+        lambda params, batch: vector(params, batch[:2]),
+        mf.famo(),
+        mf.sgd(0.1),
+        mf.second_evaluation(mf.losses_only()),
+    )
     with pytest.raises(TypeError, match=r"batch: revisit keeps it .* got str"):
         step.init(PARAMS, (*BATCH, "name"))
 
 
-# --- edits of single coordinates ----------------------------------------------------------------------------------------------------------
+# --- edits of single coordinates ----------------------------------------------------------------
 
 
 def rows(count=5, width=40):
@@ -632,7 +834,8 @@ def test_graddrop_equals_torchjd_given_the_same_numbers(monkeypatch, leak, f):
     module = pytest.importorskip("torchjd.aggregation._graddrop")
     J, key = rows(), mf.random.key(4)
     monkeypatch.setattr(module.torch, "rand", lambda shape, **more: uniform(key, *shape))
-    expected = module.GradDrop(f or (lambda p: p), leak)(J).nan_to_num()  # 0/0 there where all entries are 0
+    # 0/0 there where all entries are 0
+    expected = module.GradDrop(f or (lambda p: p), leak)(J).nan_to_num()
     edited = mf.graddrop(0.0 if leak is None else leak, f)(key, {"x": J})["x"]
     torch.testing.assert_close(edited.sum(0), expected, rtol=1e-13, atol=1e-15)
 
@@ -646,7 +849,8 @@ def test_graddrop_equals_the_algorithm_coordinate_by_coordinate():
         purity = 0.5 * (1 + sum(column) / size) if size else 0.5
         kept = [g if (purity > u and g > 0) or (purity < u and g < 0) else 0.0 for g in column]
         assert edited["x"].reshape(5, 40)[:, p].tolist() == kept
-    assert not torch.equal(edited["x"].reshape(5, 40), edited["y"])  # every leaf draws numbers of its own
+    # every leaf draws numbers of its own
+    assert not torch.equal(edited["x"].reshape(5, 40), edited["y"])
 
 
 def test_graddrop_expectation_and_scale():
@@ -671,10 +875,14 @@ def test_trimmed_mean_equals_torchjd_and_keeps_a_common_gradient(k):
     theirs = pytest.importorskip("torchjd.aggregation").TrimmedMean(k)
     torch.testing.assert_close(got, theirs(J), rtol=1e-13, atol=1e-15)
     same = J[:1].expand(5, 40)
-    torch.testing.assert_close(mf.trimmed_mean(k)(mf.random.key(0), {"x": same})["x"].mean(0), J[0], rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(
+        mf.trimmed_mean(k)(mf.random.key(0), {"x": same})["x"].mean(0), J[0], rtol=1e-13, atol=1e-15
+    )
 
 
-@pytest.mark.parametrize("mask", [mf.graddrop(0.2), mf.trimmed_mean(1)], ids=["graddrop", "trimmed_mean"])
+@pytest.mark.parametrize(
+    "mask", [mf.graddrop(0.2), mf.trimmed_mean(1)], ids=["graddrop", "trimmed_mean"]
+)
 def test_masks_in_a_step_edit_the_shared_rows_and_vmap(mask):
     step = mf.balance(opaque, mf.mean(), mf.jacobian(SHARED, mask=mask))
 
@@ -685,11 +893,19 @@ def test_masks_in_a_step_edit_the_shared_rows_and_vmap(mask):
     _, J = literal_rows(PARAMS, BATCH, TRUNK)
     state = step.init(PARAMS, BATCH, key=3)
     key = mf.random.fold_in(mf.random.draw(state.probe)[0], 1)
-    split = {name: part.reshape(TASKS, *PARAMS[name].shape) for name, part in zip(TRUNK, J.split([PARAMS[n].numel() for n in TRUNK], 1), strict=True)}
+    split = {
+        name: part.reshape(TASKS, *PARAMS[name].shape)
+        for name, part in zip(TRUNK, J.split([PARAMS[n].numel() for n in TRUNK], 1), strict=True)
+    }
     edited = torch.cat([leaf.flatten(1) for leaf in mask(key, split).values()], 1)
     torch.testing.assert_close(flatten(grads, TRUNK), edited.mean(0), rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(info.gramian, edited @ edited.mT, rtol=1e-10, atol=1e-13)
     together, _, _ = vmap(once)(mf.stack(nets), torch.arange(len(nets)))
     for i, module in enumerate(nets):
         alone, _, _ = once(mf.parameters(module), i)
-        torch.testing.assert_close(flatten({n: leaf[i] for n, leaf in together.items()}), flatten(alone), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            flatten({n: leaf[i] for n, leaf in together.items()}),
+            flatten(alone),
+            rtol=1e-9,
+            atol=1e-12,
+        )

@@ -1,4 +1,6 @@
-"""GradVac, Krum, PCD, EPO and Pareto MTL against their papers' algorithms on actual vectors, closed forms, and TorchJD."""
+"""GradVac, Krum, PCD, EPO and Pareto MTL against their papers' algorithms on actual vectors, closed
+forms, and TorchJD.
+"""
 
 import math
 from itertools import product
@@ -12,10 +14,10 @@ from torch.func import grad, jacrev, vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.rules.gradvac import vaccinate
-from mtlfunc.rules.least_distance import least_distance
-from mtlfunc.rules.pcgrad import project
-from mtlfunc.rules.surgery import surgery
+from mtlfunc.rules._gradvac import vaccinate
+from mtlfunc.rules._least_distance import least_distance
+from mtlfunc.rules._pcgrad import project
+from mtlfunc.rules._surgery import surgery
 from mtlfunc.types import Geometry
 from tests import registry, test_rules
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian
@@ -26,14 +28,16 @@ torchjd = pytest.importorskip("torchjd.aggregation")
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
 DECIDED = ("gaussian", "spread", "hull", "zero_row")
-"""Families in which no product is zero, and no cosine equal to its target, by construction: elsewhere the sign of rounding decides."""
+"""Families in which no product is zero, and no cosine equal to its target, by construction:
+elsewhere the sign of rounding decides.
+"""
 
 
 def direction(weights, J):
     return weights @ J
 
 
-# --- the compiled loop --------------------------------------------------------------------------------------------------------------------
+# --- the compiled loop --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", DECIDED)
@@ -75,14 +79,21 @@ def test_kernel_under_nested_vmap_and_threads():
         torch.set_num_threads(threads)
     for i, j in ((0, 0), (7, 1), (199, 1)):
         torch.testing.assert_close(together[i, j], weights(G[i], keys[j]), rtol=1e-12, atol=0)
-    torch.testing.assert_close(weights(G[0].float(), keys[0]).double(), weights(G[0].float().double(), keys[0]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        weights(G[0].float(), keys[0]).double(),
+        weights(G[0].float().double(), keys[0]),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
-# --- GradVac ------------------------------------------------------------------------------------------------------------------------------
+# --- GradVac ------------------------------------------------------------------------------------
 
 
 def literal_gradvac(J, orders, targets, beta, *, only_corrected=False):
-    """Wang et al. 2021 on vectors; the corrected gradients and the new targets. LibMTL moves targets only where it corrects."""
+    """Wang et al. 2021 on vectors; the corrected gradients and the new targets. LibMTL moves
+    targets only where it corrects.
+    """
     targets, corrected = targets.copy(), []
     for i, order in enumerate(orders):
         c = J[i].copy()
@@ -93,10 +104,19 @@ def literal_gradvac(J, orders, targets, beta, *, only_corrected=False):
             phi, goal = c @ J[j] / lengths, targets[i, j]
             if phi < goal:
                 root, root_goal = np.sqrt(1 - phi**2), np.sqrt(1 - goal**2)
-                c = c + np.linalg.norm(c) * (goal * root - phi * root_goal) / (np.linalg.norm(J[j]) * root_goal) * J[j]
+                c = (
+                    c
+                    + np.linalg.norm(c)
+                    * (goal * root - phi * root_goal)
+                    / (np.linalg.norm(J[j]) * root_goal)
+                    * J[j]
+                )
                 if math.isclose(np.linalg.norm(c), 0):
                     continue
-                assert c @ J[j] / np.linalg.norm(c) / np.linalg.norm(J[j]) == pytest.approx(goal, abs=1e-6)  # what the formula is for
+                # what the formula is for
+                assert c @ J[j] / np.linalg.norm(c) / np.linalg.norm(J[j]) == pytest.approx(
+                    goal, abs=1e-6
+                )
             if phi < goal or not only_corrected:
                 targets[i, j] = (1 - beta) * goal + beta * phi
         corrected.append(c)
@@ -111,13 +131,17 @@ def test_gradvac_equals_literal_algorithm(family, count):
     rule = mf.gradvac(beta, orders)
     state, targets = rule.init(losses_of(count), mf.random.key(0)), np.zeros((count, count))
     for step in range(6):
-        J = jacobian(family, count, step // 2) + 0.1 * jacobian("gaussian", count, 50 + step) * jacobian(family, count, step // 2).norm(dim=1, keepdim=True)
+        J = jacobian(family, count, step // 2) + 0.1 * jacobian(
+            "gaussian", count, 50 + step
+        ) * jacobian(family, count, step // 2).norm(dim=1, keepdim=True)
         if family == "zero_row":
             J[0] = 0.0
         corrected, targets = literal_gradvac(J.numpy(), orders.tolist(), targets, beta)
         weights, state = rule.update(geometry(J @ J.mT, losses_of(count)), state)
         noise = 1e-10 * float((J.norm(dim=1) * weights.abs()).sum())
-        np.testing.assert_allclose(direction(weights, J).numpy(), corrected.mean(0), rtol=0, atol=noise)
+        np.testing.assert_allclose(
+            direction(weights, J).numpy(), corrected.mean(0), rtol=0, atol=noise
+        )
         np.testing.assert_allclose(state.targets.numpy(), targets, rtol=0, atol=1e-10)
     assert family == "zero_row" or float(state.targets.abs().max()) > 0
 
@@ -125,14 +149,21 @@ def test_gradvac_equals_literal_algorithm(family, count):
 def test_gradvac_without_memory_is_pcgrad():
     for family, count in product(("gaussian", "spread", "pareto_stationary"), (2, 5)):
         G = gramian(family, count)
-        torch.testing.assert_close(trajectory(mf.gradvac(0.0), G, key=3)[0], trajectory(mf.pcgrad(), G, key=3)[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            trajectory(mf.gradvac(0.0), G, key=3)[0],
+            trajectory(mf.pcgrad(), G, key=3)[0],
+            rtol=1e-9,
+            atol=1e-12,
+        )
 
 
 def test_gradvac_two_tasks_meet_their_target():
     """c_1 has the target cosine with g_2, and the part of g_1 at right angles to g_2."""
     J, goal = jacobian("gaussian", 2, 3), 0.8
     rule = mf.gradvac()
-    state = rule.init(losses_of(2), mf.random.key(0))._replace(targets=torch.full((2, 2), goal, dtype=F64))
+    state = rule.init(losses_of(2), mf.random.key(0))._replace(
+        targets=torch.full((2, 2), goal, dtype=F64)
+    )
     coefficients, met = surgery(J @ J.mT, torch.arange(2).expand(2, 2), state.targets)
     c = coefficients @ J
     unit = J / J.norm(dim=1, keepdim=True)
@@ -140,17 +171,23 @@ def test_gradvac_two_tasks_meet_their_target():
     assert float(met[0, 1]) == pytest.approx(float(unit[0] @ unit[1]), abs=1e-14)
     for i, j in ((0, 1), (1, 0)):
         assert float(c[i] @ unit[j] / c[i].norm()) == pytest.approx(goal, abs=1e-12)
-        torch.testing.assert_close(c[i] - (c[i] @ unit[j]) * unit[j], J[i] - (J[i] @ unit[j]) * unit[j], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            c[i] - (c[i] @ unit[j]) * unit[j], J[i] - (J[i] @ unit[j]) * unit[j], rtol=0, atol=1e-12
+        )
 
 
 def test_gradvac_targets_stay_for_zero_and_absent_tasks():
     J = jacobian("hull", 4)
     J[2] = 0.0
     rule = mf.gradvac(0.5)
-    state = rule.init(losses_of(4), mf.random.key(0))._replace(targets=torch.full((4, 4), 0.5, dtype=F64))
+    state = rule.init(losses_of(4), mf.random.key(0))._replace(
+        targets=torch.full((4, 4), 0.5, dtype=F64)
+    )
     present = torch.tensor([True, True, True, False])
     rows = J * present[:, None]
-    weights, after = rule.update(Geometry(losses_of(4), rows @ rows.mT, present.to(F64) / 3, present, {}), state)
+    weights, after = rule.update(
+        Geometry(losses_of(4), rows @ rows.mT, present.to(F64) / 3, present, {}), state
+    )
     assert (after.targets[2:] == 0.5).all()
     assert (after.targets[:, 2:] == 0.5).all()
     assert (after.targets[:2, :2] != 0.5).sum() == 2
@@ -158,7 +195,9 @@ def test_gradvac_targets_stay_for_zero_and_absent_tasks():
 
 
 def test_gradvac_parallel_gradients_keep_their_weights():
-    """At cosines of 1 neither the target nor rounding of the cosine may turn into a correction; 2,000 steps bring the targets there."""
+    """At cosines of 1 neither the target nor rounding of the cosine may turn into a correction;
+    2,000 steps bring the targets there.
+    """
     J = jacobian("identical", 3) * torch.tensor([[1.0], [3.0], [0.1]], dtype=F64)
     weights, state = trajectory(mf.gradvac(0.5), J @ J.mT, steps=100)
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3), rtol=1e-9, atol=0)
@@ -167,9 +206,15 @@ def test_gradvac_parallel_gradients_keep_their_weights():
 
 
 def test_gradvac_preference_weighs_the_corrected_gradients():
-    J, orders, p = jacobian("gaussian", 3), random_orders(3, 0), torch.tensor([1.0, 2.0, 5.0], dtype=F64)
+    J, orders, p = (
+        jacobian("gaussian", 3),
+        random_orders(3, 0),
+        torch.tensor([1.0, 2.0, 5.0], dtype=F64),
+    )
     corrected, _ = literal_gradvac(J.numpy(), orders.tolist(), np.zeros((3, 3)), 0.1)
-    np.testing.assert_allclose(mf.aggregate(mf.gradvac(0.1, orders, p), J).numpy(), (p / 8).numpy() @ corrected, rtol=1e-10)
+    np.testing.assert_allclose(
+        mf.aggregate(mf.gradvac(0.1, orders, p), J).numpy(), (p / 8).numpy() @ corrected, rtol=1e-10
+    )
 
 
 def torchjd_orders(count, seed):
@@ -196,22 +241,30 @@ def test_gradvac_equals_torchjd_with_its_orders(count):
         rule = mf.gradvac(0.5, orders)
         state = rule.init(losses_of(count), mf.random.key(0)) if state is None else state
         weights, state = rule.update(geometry(J @ J.mT, losses_of(count)), state)
-        torch.testing.assert_close(count * direction(weights, J), theirs, rtol=0, atol=1e-10 * float(theirs.norm()))
+        torch.testing.assert_close(
+            count * direction(weights, J), theirs, rtol=0, atol=1e-10 * float(theirs.norm())
+        )
 
 
 def test_torchjd_gradvac_fades_at_small_gradients():
-    """Its 1e-8 in the divisor has the unit of a squared gradient: below lengths of 1e-4 it corrects less and less."""
+    """Its 1e-8 in the divisor has the unit of a squared gradient: below lengths of 1e-4 it corrects
+    less and less.
+    """
     J = jacobian("antiparallel", 2)[:, :3] + 0.1 * jacobian("gaussian", 2)[:, :3]
     exact = 2 * mf.aggregate(mf.gradvac(0.5), J)
     for scale, apart in ((1.0, 1e-6), (1e-6, None)):
         theirs = torchjd.GradVac()(scale * J) / scale
         difference = float((theirs - exact).norm() / exact.norm())
         assert difference <= apart if apart else difference > 0.1
-        torch.testing.assert_close(2 * mf.aggregate(mf.gradvac(0.5), scale * J) / scale, exact, rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            2 * mf.aggregate(mf.gradvac(0.5), scale * J) / scale, exact, rtol=1e-9, atol=0
+        )
 
 
 def test_libmtl_gradvac_targets_never_rise_above_zero():
-    """LibMTL moves φ̂ only inside the branch that corrects: from 0 it can but fall, so tasks that agree are never pulled together."""
+    """LibMTL moves φ̂ only inside the branch that corrects: from 0 it can but fall, so tasks that
+    agree are never pulled together.
+    """
     count, orders = 4, random_orders(4, 1)
     ours = theirs = np.zeros((count, count))
     for step in range(20):
@@ -232,7 +285,7 @@ def test_gradvac_errors():
         mf.weights(mf.gradvac(orders=torch.tensor([[0, 1], [1, 0]])), torch.eye(3))
 
 
-# --- Krum ---------------------------------------------------------------------------------------------------------------------------------
+# --- Krum ---------------------------------------------------------------------------------------
 
 
 def literal_krum(J, byzantine, select, power=2):
@@ -245,20 +298,31 @@ def literal_krum(J, byzantine, select, power=2):
 
 
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull"])
-@pytest.mark.parametrize(("count", "byzantine", "select"), [(4, 0, 1), (5, 0, 1), (6, 1, 3), (9, 3, 2), (9, 0, 9)])
+@pytest.mark.parametrize(
+    ("count", "byzantine", "select"), [(4, 0, 1), (5, 0, 1), (6, 1, 3), (9, 3, 2), (9, 0, 9)]
+)
 def test_krum_equals_literal_algorithm(family, count, byzantine, select):
     for seed in range(5):
         J = jacobian(family, count, seed)
-        np.testing.assert_allclose(mf.aggregate(mf.krum(byzantine, select), J).numpy(), literal_krum(J.numpy(), byzantine, select), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            mf.aggregate(mf.krum(byzantine, select), J).numpy(),
+            literal_krum(J.numpy(), byzantine, select),
+            rtol=1e-12,
+            atol=1e-14,
+        )
 
 
 def test_torchjd_krum_sums_distances_that_are_not_squared():
-    """Its answers are those of the score without squares; on 100 random matrices it selects another row in some cases."""
+    """Its answers are those of the score without squares; on 100 random matrices it selects another
+    row in some cases.
+    """
     differ = 0
     for seed in range(100):
         J = jacobian("gaussian", 7, seed, width=3)
         theirs = torchjd.Krum(n_byzantine=2, n_selected=1)(J)
-        np.testing.assert_allclose(theirs.numpy(), literal_krum(J.numpy(), 2, 1, power=1), rtol=1e-9)
+        np.testing.assert_allclose(
+            theirs.numpy(), literal_krum(J.numpy(), 2, 1, power=1), rtol=1e-9
+        )
         differ += not torch.allclose(theirs, mf.aggregate(mf.krum(2), J))
     assert 0 < differ < 50
 
@@ -272,7 +336,9 @@ def test_krum_ignores_a_far_row():
 
 
 def test_krum_shares_among_ties():
-    """With one neighbour to count, T = f + 3, the two rows that are closest to each other always tie."""
+    """With one neighbour to count, T = f + 3, the two rows that are closest to each other always
+    tie.
+    """
     J = jacobian("gaussian", 3)
     assert sorted(mf.weights(mf.krum(), J @ J.mT).tolist()) == [0.0, 0.5, 0.5]
     assert mf.weights(mf.krum(), torch.eye(4, dtype=F64)).tolist() == [0.25] * 4
@@ -280,31 +346,46 @@ def test_krum_shares_among_ties():
 
 
 def test_krum_on_present_rows():
-    J, present = jacobian("gaussian", 8), torch.tensor([True, False, True, True, True, True, False, True])
+    J, present = (
+        jacobian("gaussian", 8),
+        torch.tensor([True, False, True, True, True, True, False, True]),
+    )
     weights = with_absent(mf.krum(1, 2), J, losses_of(8), present)[0]
-    torch.testing.assert_close(direction(weights, J), mf.aggregate(mf.krum(1, 2), J[present]), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        direction(weights, J), mf.aggregate(mf.krum(1, 2), J[present]), rtol=1e-12, atol=1e-14
+    )
 
 
 def test_krum_errors():
     for arguments, message in (((-1,), "byzantine: expected"), ((0, 0), "select: expected")):
         with pytest.raises(ValueError, match=message):
             mf.krum(*arguments)
-    with pytest.raises(ValueError, match=r"byzantine: 2 of 6 rows; the guarantee needs 2 \* byzantine \+ 2 < 6"):
+    with pytest.raises(
+        ValueError, match=r"byzantine: 2 of 6 rows; the guarantee needs 2 \* byzantine \+ 2 < 6"
+    ):
         mf.weights(mf.krum(2), torch.eye(6))
 
 
-# --- least distance -------------------------------------------------------------------------------------------------------------------------
+# --- least distance -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 9])
 def test_least_distance_meets_its_optimality_conditions(count):
-    """n·x >= h, μ >= 0 and μ(n·x - h) = 0 prove the shortest x; wide rows are always feasible, tall ones are made so."""
+    """n·x >= h, μ >= 0 and μ(n·x - h) = 0 prove the shortest x; wide rows are always feasible, tall
+    ones are made so.
+    """
     solve = solvers.auto()
     for seed, wide in product(range(10), (True, False)):
         rng = np.random.default_rng([seed, count])
-        normals = torch.from_numpy(rng.standard_normal((count, count + 3 if wide else max(1, count // 2))))
+        normals = torch.from_numpy(
+            rng.standard_normal((count, count + 3 if wide else max(1, count // 2)))
+        )
         inside = torch.from_numpy(rng.standard_normal(normals.shape[1]))
-        h = torch.from_numpy(rng.standard_normal(count)) if wide else normals @ inside - torch.from_numpy(rng.uniform(0, 1, count))
+        h = (
+            torch.from_numpy(rng.standard_normal(count))
+            if wide
+            else normals @ inside - torch.from_numpy(rng.uniform(0, 1, count))
+        )
         multipliers, feasible = least_distance(normals @ normals.mT, h, solve)
         assert feasible
         x = multipliers @ normals
@@ -317,24 +398,33 @@ def test_least_distance_meets_its_optimality_conditions(count):
 def test_least_distance_knows_what_cannot_be_met():
     n = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=F64)
     solve = solvers.auto()
-    for h, possible in (([1.0, 0.5, 0.0], False), ([1.0, -2.0, 3.0], True), ([1e-6, 1e-6, 1.0], False), ([-1.0, -1.0, -1.0], True)):
+    for h, possible in (
+        ([1.0, 0.5, 0.0], False),
+        ([1.0, -2.0, 3.0], True),
+        ([1e-6, 1e-6, 1.0], False),
+        ([-1.0, -1.0, -1.0], True),
+    ):
         multipliers, feasible = least_distance(n @ n.mT, torch.tensor(h, dtype=F64), solve)
         assert bool(feasible) == possible
         assert possible or not multipliers.any()
 
 
-# --- PCD ------------------------------------------------------------------------------------------------------------------------------------
+# --- PCD ----------------------------------------------------------------------------------------
 
 PCD = registry.RuleCase(mf.pcd, convex=False, masks=False)
 COMMON = {
-    test_rules.test_rule_scale_by_powers_of_two_changes_no_bit: [{"family": family} for family in FAMILIES],
+    test_rules.test_rule_scale_by_powers_of_two_changes_no_bit: [
+        {"family": family} for family in FAMILIES
+    ],
     test_rules.test_rule_positively_homogeneous: [{}],
     test_rules.test_rule_vmapped_equals_loop: [{"count": count} for count in (1, 2, 4)],
     test_rules.test_rule_vmap_of_vmap: [{}],
     test_rules.test_rule_derivatives_equal_central_differences: [{}],
     test_rules.test_rule_state_saved_and_loaded_resumes: [{}],
     test_rules.test_rule_pure: [{}],
-    test_rules.test_rule_weights_sum_by_the_scale_contract: [{"count": count} for count in (1, 2, 4)],
+    test_rules.test_rule_weights_sum_by_the_scale_contract: [
+        {"count": count} for count in (1, 2, 4)
+    ],
     test_rules.test_rule_weights_finite_and_convex: [{"family": family} for family in FAMILIES],
     test_rules.test_rule_extreme_norms_finite: [{"dtype": F64}, {"dtype": torch.float32}],
     test_rules.test_rule_float32_equals_float64: [{"family": family} for family in REGULAR],
@@ -360,10 +450,14 @@ def test_pcd_equals_torchjd(tau, count):
     peer, rule = torchjd.PCD(tau=tau, eps=0.0), mf.pcd(tau)
     state = rule.init(losses_of(count), mf.random.key(0))
     for step in range(5):
-        J = jacobian("gaussian", count, step % 2) * (1 + 0.3 * step * torch.arange(count, dtype=F64)[:, None])
+        J = jacobian("gaussian", count, step % 2) * (
+            1 + 0.3 * step * torch.arange(count, dtype=F64)[:, None]
+        )
         theirs = peer(J)
         weights, state = rule.update(geometry(J @ J.mT, losses_of(count)), state)
-        torch.testing.assert_close(direction(weights, J), theirs, rtol=0, atol=1e-10 * float(theirs.norm()))
+        torch.testing.assert_close(
+            direction(weights, J), theirs, rtol=0, atol=1e-10 * float(theirs.norm())
+        )
 
 
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "rank_deficient", "duplicates"])
@@ -372,7 +466,8 @@ def test_pcd_meets_the_optimality_conditions_on_vectors(family):
     for seed in range(10):
         J = jacobian(family, 6, seed)
         weights = mf.weights(mf.pcd(tau), J @ J.mT)
-        d, unit = direction(weights, J), J / J.norm(dim=1, keepdim=True)  # at the first step the averages are the lengths
+        # at the first step the averages are the lengths
+        d, unit = direction(weights, J), J / J.norm(dim=1, keepdim=True)
         assert float(d.norm()) == pytest.approx(float(J[0].norm()), rel=1e-9)
         weight = weights * J.norm(dim=1)
         if (weights[1:] == 0).all():  # nothing to do, or nothing to be done
@@ -389,12 +484,15 @@ def test_pcd_meets_the_optimality_conditions_on_vectors(family):
 def test_pcd_edge_cases():
     J = torch.tensor([[1.0, 2.0], [1.0, 0.0], [-1.0, 0.0]], dtype=F64)
     torch.testing.assert_close(mf.aggregate(mf.pcd(0.1), J), J[0])  # contradictory demands
-    torch.testing.assert_close(mf.aggregate(mf.pcd(0.1, primary=1), J[:2]), J[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        mf.aggregate(mf.pcd(0.1, primary=1), J[:2]), J[1], rtol=1e-12, atol=0
+    )
     J[0] = 0.0
     assert not mf.aggregate(mf.pcd(), J).any()
     opposite = torch.tensor([[1.0, 0.0], [-2.0, 0.0]], dtype=F64)
     assert mf.aggregate(mf.pcd(0.0), opposite).norm() <= 1e-12  # d = 0 is all that is left
-    assert mf.aggregate(mf.pcd(0.02), opposite).tolist() == pytest.approx([-1.0, 0.0])  # the paper's rescaling makes .02 of a step a whole one
+    # the paper's rescaling makes .02 of a step a whole one
+    assert mf.aggregate(mf.pcd(0.02), opposite).tolist() == pytest.approx([-1.0, 0.0])
 
 
 def test_pcd_with_tasks_absent():
@@ -404,7 +502,8 @@ def test_pcd_with_tasks_absent():
     alone = with_absent(mf.pcd(0.3), J[present], losses[present], torch.ones(3, dtype=torch.bool))
     assert (weights[:, ~present] == 0).all()
     torch.testing.assert_close(weights @ J, alone @ J[present], rtol=1e-9, atol=1e-12)
-    assert not with_absent(mf.pcd(0.3), J, losses, ~present).any()  # without the primary there is no step
+    # without the primary there is no step
+    assert not with_absent(mf.pcd(0.3), J, losses, ~present).any()
     rule = mf.pcd(0.3)
     state = rule.init(losses, mf.random.key(0))
     _, after = rule.update(Geometry(losses, J @ J.mT, present / 3, present, {}), state)
@@ -425,11 +524,13 @@ def test_pcd_errors():
             mf.weights(mf.pcd(**arguments), torch.eye(2))
 
 
-# --- EPO ------------------------------------------------------------------------------------------------------------------------------------
+# --- EPO ----------------------------------------------------------------------------------------
 
 
 def literal_epo(G, losses, r, tolerance=1e-4):
-    """The official linear programme: its objective, its inequalities A @ alpha >= b on the simplex, and the mode."""
+    """The official linear programme: its objective, its inequalities A @ alpha >= b on the simplex,
+    and the mode.
+    """
     count = len(losses)
     share = r * losses / (r @ losses)
     mu = share @ np.log(share * count)
@@ -437,7 +538,12 @@ def literal_epo(G, losses, r, tolerance=1e-4):
     C = G / G.diagonal().max()
     rates = C @ anchor
     if mu <= tolerance:
-        return C.sum(0), np.vstack([C, rates]), np.append(np.zeros(count), min(rates.max(), 0)), "descent"
+        return (
+            C.sum(0),
+            np.vstack([C, rates]),
+            np.append(np.zeros(count), min(rates.max(), 0)),
+            "descent",
+        )
     if not (rates > 0).any():
         return rates, C, np.zeros(count), "balance"
     bound = np.where(rates > 0, -np.inf, rates)
@@ -448,16 +554,27 @@ def literal_epo(G, losses, r, tolerance=1e-4):
 
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
 def test_epo_solves_the_official_linear_programme(count):
-    """The objective within 1e-6 of HiGHS's and every bound met: where the losses are far from the ray, and on it up to 1e-4."""
+    """The objective within 1e-6 of HiGHS's and every bound met: where the losses are far from the
+    ray, and on it up to 1e-4.
+    """
     modes = set()
     for seed in range(30):
         rng = np.random.default_rng([seed, count])
         J, r = rng.standard_normal((count, count + 3)), rng.dirichlet(np.ones(count))
-        losses = 1 / r * (1 + 1e-4 * rng.standard_normal(count)) if seed % 3 == 0 else rng.uniform(0.2, 2, count)
+        losses = (
+            1 / r * (1 + 1e-4 * rng.standard_normal(count))
+            if seed % 3 == 0
+            else rng.uniform(0.2, 2, count)
+        )
         objective, A, b, mode = literal_epo(J @ J.T, losses, r)
-        best = linprog(-objective, A_ub=-A, b_ub=-b, A_eq=np.ones((1, count)), b_eq=[1], method="highs")
-        weights = mf.weights(mf.epo(torch.from_numpy(r)), torch.from_numpy(J @ J.T), torch.from_numpy(losses)).numpy()
-        if best.status == 2:  # infeasible: the official training script falls back on the preference
+        best = linprog(
+            -objective, A_ub=-A, b_ub=-b, A_eq=np.ones((1, count)), b_eq=[1], method="highs"
+        )
+        weights = mf.weights(
+            mf.epo(torch.from_numpy(r)), torch.from_numpy(J @ J.T), torch.from_numpy(losses)
+        ).numpy()
+        # infeasible: the official training script falls back on the preference
+        if best.status == 2:
             np.testing.assert_allclose(weights, r, rtol=1e-12)
             continue
         assert best.status == 0
@@ -476,18 +593,28 @@ def quadratics(params, batch):
 
 def vlmop2(params, batch):
     x = params["x"]
-    return 1 - torch.stack([-(x - len(x) ** -0.5).square().sum(), -(x + len(x) ** -0.5).square().sum()]).exp()
+    return (
+        1
+        - torch.stack(
+            [-(x - len(x) ** -0.5).square().sum(), -(x + len(x) ** -0.5).square().sum()]
+        ).exp()
+    )
 
 
 def descend_along(losses_fn, make, rays, start, lrs, steps):
-    """One run of plain gradient steps for each ray, vmapped; the learning rate falls in stages. Losses and parameters at the end."""
+    """One run of plain gradient steps for each ray, vmapped; the learning rate falls in stages.
+    Losses and parameters at the end.
+    """
 
     def step(ray, x, state, lr):
         losses, J = losses_fn({"x": x}, ()), jacrev(lambda x: losses_fn({"x": x}, ()))(x)
         weights, state = make(ray).update(geometry(J @ J.mT, losses), state)
         return x - lr * weights @ J, state
 
-    x, state = start, vmap(lambda ray, x: make(ray).init(losses_fn({"x": x}, ()), mf.random.key(0)))(rays, start)
+    x, state = (
+        start,
+        vmap(lambda ray, x: make(ray).init(losses_fn({"x": x}, ()), mf.random.key(0)))(rays, start),
+    )
     for lr in lrs:
         for _ in range(steps):
             x, state = vmap(step, (0, 0, 0, None))(rays, x, state, lr)
@@ -496,15 +623,20 @@ def descend_along(losses_fn, make, rays, start, lrs, steps):
 
 @pytest.mark.parametrize("problem", [quadratics, vlmop2], ids=["quadratics", "vlmop2"])
 def test_epo_traces_the_front(problem):
-    """Seven preferences at once from random starts: r₁L₁/r₂L₂ ends within √(8·tolerance) of 1, where balancing stops, and on the front."""
+    """Seven preferences at once from random starts: r₁L₁/r₂L₂ ends within √(8·tolerance) of 1,
+    where balancing stops, and on the front.
+    """
     tolerance = 1e-5
     angles = torch.linspace(0.15, 0.85, 7, dtype=F64) * torch.pi / 2
     rays = torch.stack([angles.cos(), angles.sin()], -1)
     start = torch.from_numpy(np.random.default_rng(0).uniform(-0.4, 0.4, (7, 3)))
-    losses, x = descend_along(problem, lambda r: mf.epo(r, tolerance), rays, start, (0.2, 0.05, 0.01, 0.003), 30)
+    losses, x = descend_along(
+        problem, lambda r: mf.epo(r, tolerance), rays, start, (0.2, 0.05, 0.01, 0.003), 30
+    )
     ratio = rays[:, 0] * losses[:, 0] / (rays[:, 1] * losses[:, 1])
     assert float((ratio - 1).abs().max()) <= 1.05 * (8 * tolerance) ** 0.5
-    spread = x - x.mean(-1, keepdim=True)  # the Pareto set is the part of the diagonal between the minima
+    # the Pareto set is the part of the diagonal between the minima
+    spread = x - x.mean(-1, keepdim=True)
     assert float(spread.norm(dim=-1).max()) <= 5e-3
     if problem is quadratics:  # L₁ = 12s², L₂ = 12(1 - s)² at s along the segment
         s = 1 / (1 + (rays[:, 0] / rays[:, 1]).sqrt())
@@ -527,17 +659,31 @@ def test_epo_edge_cases():
     G = gramian("gaussian", 3)
     even = mf.weights(mf.epo(), G, torch.zeros(3, dtype=F64))  # losses 0: nothing to balance
     torch.testing.assert_close(even, mf.weights(mf.epo(), G, torch.ones(3, dtype=F64)))
-    assert mf.weights(mf.epo(torch.tensor([0.0, 1.0], dtype=F64)), torch.eye(2, dtype=F64), torch.tensor([5.0, 1.0], dtype=F64)).isfinite().all()
+    assert (
+        mf.weights(
+            mf.epo(torch.tensor([0.0, 1.0], dtype=F64)),
+            torch.eye(2, dtype=F64),
+            torch.tensor([5.0, 1.0], dtype=F64),
+        )
+        .isfinite()
+        .all()
+    )
     with pytest.raises(ValueError, match="needs losses >= 0, got"):
         mf.weights(mf.epo(), G, torch.tensor([1.0, -1.0, 1.0], dtype=F64))
-    assert vmap(lambda losses: mf.weights(mf.epo(), G, losses))(torch.tensor([[1.0, -1.0, 1.0]], dtype=F64)).isnan().all()
+    assert (
+        vmap(lambda losses: mf.weights(mf.epo(), G, losses))(
+            torch.tensor([[1.0, -1.0, 1.0]], dtype=F64)
+        )
+        .isnan()
+        .all()
+    )
     with pytest.raises(ValueError, match="tolerance: expected"):
         mf.epo(tolerance=-1.0)
     with pytest.raises(ValueError, match="preference: expected finite entries"):
         mf.weights(mf.epo(torch.tensor([-1.0, 1.0])), torch.eye(2), torch.ones(2))
 
 
-# --- Pareto MTL ---------------------------------------------------------------------------------------------------------------------------------
+# --- Pareto MTL ---------------------------------------------------------------------------------
 
 
 def literal_pareto_mtl(J, losses, u, others, searching):
@@ -558,21 +704,35 @@ def test_pareto_mtl_equals_literal_algorithm(count):
     phases = set()
     for seed in range(20):
         rng = np.random.default_rng([seed, count])
-        J, losses, others = jacobian("gaussian", count, seed), rng.uniform(0.1, 2, count), rng.uniform(0.05, 1, (6, count))
+        J, losses, others = (
+            jacobian("gaussian", count, seed),
+            rng.uniform(0.1, 2, count),
+            rng.uniform(0.05, 1, (6, count)),
+        )
         u = others[2]
         for search in (0, 3):
             rule = mf.pareto_mtl(torch.from_numpy(u), torch.from_numpy(others), search)
             expected, violated = literal_pareto_mtl(J.numpy(), losses, u, others, search > 0)
             phases.add((bool(search), violated > 0))
-            weights, state = rule.update(geometry(J @ J.mT, torch.from_numpy(losses)), rule.init(torch.from_numpy(losses), mf.random.key(0)))
-            np.testing.assert_allclose(direction(weights, J).numpy(), expected, rtol=0, atol=1e-9 * float(J.norm()))
+            weights, state = rule.update(
+                geometry(J @ J.mT, torch.from_numpy(losses)),
+                rule.init(torch.from_numpy(losses), mf.random.key(0)),
+            )
+            np.testing.assert_allclose(
+                direction(weights, J).numpy(), expected, rtol=0, atol=1e-9 * float(J.norm())
+            )
             assert int(state.search) == (max(search - 1, 0) if violated else 0)
     assert len(phases) == 4
 
 
 def test_pareto_mtl_in_its_region_is_mgda():
     J, losses = jacobian("gaussian", 3), torch.tensor([1.0, 1.1, 0.9], dtype=F64)
-    torch.testing.assert_close(mf.weights(mf.pareto_mtl(), J @ J.mT, losses), mf.weights(mf.mgda(), J @ J.mT), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        mf.weights(mf.pareto_mtl(), J @ J.mT, losses),
+        mf.weights(mf.mgda(), J @ J.mT),
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 def test_pareto_mtl_searches_until_a_point_is_found():
@@ -589,15 +749,20 @@ def test_pareto_mtl_searches_until_a_point_is_found():
 
 
 def test_pareto_mtl_covers_the_front():
-    """Seven preferences at once on VLMOP2: every run ends on the front, in its own region, and no two in one place."""
+    """Seven preferences at once on VLMOP2: every run ends on the front, in its own region, and no
+    two in one place.
+    """
     angles = torch.linspace(0.1, 0.9, 7, dtype=F64) * torch.pi / 2
     rays = torch.stack([angles.cos(), angles.sin()], -1)
     start = torch.from_numpy(np.random.default_rng(0).uniform(-0.4, 0.4, (7, 3)))
-    losses, x = descend_along(vlmop2, lambda u: mf.pareto_mtl(u, rays), rays, start, (0.2, 0.05, 0.01), 40)
+    losses, x = descend_along(
+        vlmop2, lambda u: mf.pareto_mtl(u, rays), rays, start, (0.2, 0.05, 0.01), 40
+    )
     nearest = (losses / losses.norm(dim=-1, keepdim=True) @ rays.mT).argmax(-1)
     assert nearest.tolist() == list(range(7))
     assert float((x - x.mean(-1, keepdim=True)).norm(dim=-1).max()) <= 5e-2
-    assert (losses[1:, 1] > losses[:-1, 1]).all()  # a larger u₂ leaves a larger L₂: the reverse of EPO
+    # a larger u₂ leaves a larger L₂: the reverse of EPO
+    assert (losses[1:, 1] > losses[:-1, 1]).all()
 
 
 def test_pareto_mtl_errors():

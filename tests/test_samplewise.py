@@ -1,4 +1,6 @@
-"""What the autograd graph is said to prove about samples, on random programs in which every axis has the same length."""
+"""What the autograd graph is said to prove about samples, on random programs in which every axis
+has the same length.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 from torch.func import vmap
 
 import mtlfunc as mf
-from mtlfunc.layerwise import rows_apart
+from mtlfunc.gradients.layerwise import rows_apart
 
 F64 = torch.float64
 
@@ -79,8 +81,15 @@ def proved_and_mixed(steps, last):
     for step in steps:
         h = STEPS[step](h)
     losses = LAST[last](h)
-    rows = torch.stack([torch.autograd.grad(losses[i].sum(), first, retain_graph=True, allow_unused=True)[0] for i in range(N)])
-    return rows_apart(losses.grad_fn, N), bool((rows.abs().sum(2) * (1 - torch.eye(N, dtype=F64))).any())
+    rows = torch.stack(
+        [
+            torch.autograd.grad(losses[i].sum(), first, retain_graph=True, allow_unused=True)[0]
+            for i in range(N)
+        ]
+    )
+    return rows_apart(losses.grad_fn, N), bool(
+        (rows.abs().sum(2) * (1 - torch.eye(N, dtype=F64))).any()
+    )
 
 
 def test_graph_proves_nothing_false_about_any_single_operation():
@@ -92,7 +101,9 @@ def test_graph_proves_nothing_false_about_any_single_operation():
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=3), st.sampled_from(sorted(LAST)))
 @settings(max_examples=400)
 def test_graph_proves_nothing_false_about_samples(steps, last):
-    """Where it says that rows stay apart, loss i has no derivative by any other row of the activations."""
+    """Where it says that rows stay apart, loss i has no derivative by any other row of the
+    activations.
+    """
     proved, mixed = proved_and_mixed(steps, last)
     assert not (proved and mixed)
 
@@ -100,10 +111,21 @@ def test_graph_proves_nothing_false_about_samples(steps, last):
 def test_graph_proves_common_networks_apart():
     """So that one backward pass is enough for them."""
     x = torch.randn(5, 3, 8, 8)
-    convolutional = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
-    dense = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3))
+    convolutional = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 3),
+    )
+    dense = nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3)
+    )
     for network in (convolutional, dense):
-        assert rows_apart(F.cross_entropy(network(x), torch.arange(5) % 3, reduction="none").grad_fn, 5)
+        assert rows_apart(
+            F.cross_entropy(network(x), torch.arange(5) % 3, reduction="none").grad_fn, 5
+        )
         assert rows_apart((network(x) - 1).square().mean(-1).grad_fn, 5)
         assert not rows_apart((network(x) - network(x).mean(0)).square().mean(-1).grad_fn, 5)
 
@@ -134,10 +156,25 @@ def test_as_many_ensembles_as_samples():
 
     together = vmap(lambda p: mf.sample_gramian(losses, p, x)[1])(params)
     for i in range(N):
-        torch.testing.assert_close(together[i], mf.sample_gramian(losses, {"w": params["w"][i]}, x, engine="rows")[1], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            together[i],
+            mf.sample_gramian(losses, {"w": params["w"][i]}, x, engine="rows")[1],
+            rtol=1e-12,
+            atol=1e-14,
+        )
     assert vmap(lambda p: mf.sample_gramian(mixing, p, x)[1])(params).isnan().all()
     one = {"w": params["w"][0]}
-    inside = mf.sample_gramian(lambda p, batch: vmap(lambda s: torch.tanh(s @ p["w"]).square().sum())(batch), one, x)[1]
-    torch.testing.assert_close(inside, mf.sample_gramian(losses, one, x, engine="rows")[1], rtol=1e-12, atol=1e-14)
+    inside = mf.sample_gramian(
+        lambda p, batch: vmap(lambda s: torch.tanh(s @ p["w"]).square().sum())(batch), one, x
+    )[1]
+    torch.testing.assert_close(
+        inside, mf.sample_gramian(losses, one, x, engine="rows")[1], rtol=1e-12, atol=1e-14
+    )
     with pytest.raises(ValueError, match="the samples mix"):
-        mf.sample_gramian(lambda p, batch: vmap(lambda feature: torch.tanh(feature).sum(), in_dims=1)(batch @ p["w"]), one, x)
+        mf.sample_gramian(
+            lambda p, batch: vmap(lambda feature: torch.tanh(feature).sum(), in_dims=1)(
+                batch @ p["w"]
+            ),
+            one,
+            x,
+        )

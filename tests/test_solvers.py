@@ -1,4 +1,6 @@
-"""Every solver of the table on every problem that it takes: feasible, certified, right, and transparent to torch.func."""
+"""Every solver of the table on every problem that it takes: feasible, certified, right, and
+transparent to torch.func.
+"""
 
 import inspect
 from fractions import Fraction
@@ -15,7 +17,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.checks import check_scalar
+from mtlfunc.core.checks import check_scalar
 from mtlfunc.types import Solution
 from tests.registry import PROBLEMS, SOLVERS, SOLVES
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
@@ -39,7 +41,11 @@ def uniform(count):
 def certificate(problem, G, solution: Solution, c=0.4):
     """(value, gap) again, in numpy's extended precision and without the package."""
     G = G.numpy().astype(np.longdouble)
-    weights, dual, uniform = solution.weights.numpy(), solution.dual.numpy(), np.full(len(G), 1 / len(G))
+    weights, dual, uniform = (
+        solution.weights.numpy(),
+        solution.dual.numpy(),
+        np.full(len(G), 1 / len(G)),
+    )
     rates = G @ weights
     if problem == "min_norm":
         return weights @ rates / 2, weights @ rates - rates.min()
@@ -53,7 +59,9 @@ def certificate(problem, G, solution: Solution, c=0.4):
 
 
 def rounding(problem, G, solution: Solution, c=0.4):
-    """What rounding in double precision may do to value and gap: T terms of size n_max·(n·|w|), and √ε where a length is a root of it."""
+    """What rounding in double precision may do to value and gap: T terms of size n_max·(n·|w|), and
+    √ε where a length is a root of it.
+    """
     n, count = lengths(G), len(G)
     noise = 8 * count * EPS * n.max() * (n @ solution.weights.abs())
     if problem == "dual_cone":
@@ -61,7 +69,9 @@ def rounding(problem, G, solution: Solution, c=0.4):
     if problem == "cagrad":
         radius = c * (uniform(count) @ G @ uniform(count)).clamp_min(0).sqrt()
         sizes, height = n @ solution.dual, _root(solution.dual @ G @ solution.dual)
-        noise = noise + radius * sizes * min((8 * count * EPS) ** 0.5, 8 * count * EPS * _ratio(sizes, height))
+        noise = noise + radius * sizes * min(
+            (8 * count * EPS) ** 0.5, 8 * count * EPS * _ratio(sizes, height)
+        )
     return noise
 
 
@@ -74,11 +84,13 @@ def _ratio(a, b):
 
 
 def allowed(solver, problem, G, solution: Solution, c=0.4):
-    """The largest gap of an exact solver: rounding, and what an objective within δ of its optimum leaves open.
+    """The largest gap of an exact solver: rounding, and what an objective within δ of its optimum
+    leaves open.
 
-    Moving a fraction s towards the task with the smallest rate lowers a simplex objective by s·gap - ½s²L, so gap² <= 2Lδ with L = 4n_max²
-    for min-norm and L = 4n_max²·r/‖g_w‖ for CAGrad (‖g_w‖ > 1e-3 n_max, below which the primal is solved, to δ). For the dual cone the
-    same along single coordinates bounds every rate by √(2δ)·n_t.
+    Moving a fraction s towards the task with the smallest rate lowers a simplex objective by s·gap
+    - ½s²L, so gap² <= 2Lδ with L = 4n_max² for min-norm and L = 4n_max²·r/‖g_w‖ for CAGrad (‖g_w‖ >
+    1e-3 n_max, below which the primal is solved, to δ). For the dual cone the same along single
+    coordinates bounds every rate by √(2δ)·n_t.
     """
     delta = SOLVERS[solver].objective
     assert delta is not None, "only of solvers that promise something"
@@ -91,7 +103,9 @@ def allowed(solver, problem, G, solution: Solution, c=0.4):
     curvature = 1.0
     if problem == "cagrad":
         radius = c * _root(uniform(len(G)) @ G @ uniform(len(G)))
-        curvature = min(_ratio(radius, _root(solution.dual @ G @ solution.dual)), _ratio(radius, 1e-3 * n.max()))
+        curvature = min(
+            _ratio(radius, _root(solution.dual @ G @ solution.dual)), _ratio(radius, 1e-3 * n.max())
+        )
         delta = delta * max(1.0, float(solution.value / n.max() ** 2))
     return noise + (8 * delta * curvature) ** 0.5 * n.max() ** 2
 
@@ -105,12 +119,21 @@ def solved(solver, problem, family, count, seed) -> tuple[torch.Tensor, Solution
 def answers(solver, problem, family, most=12):
     """Gramians of 1, 2, 4 and, where the solver takes them, 12 tasks, with the solver's answers."""
     sizes = ((1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (12, 0))
-    return [solved(solver, problem, family, count, seed) for count, seed in sizes if count <= min(most, SOLVERS[solver].most_tasks)]
+    return [
+        solved(solver, problem, family, count, seed)
+        for count, seed in sizes
+        if count <= min(most, SOLVERS[solver].most_tasks)
+    ]
 
 
 def answers_beside_best(solver, problem, family):
     """The same up to 4 tasks, beside the answer of the enumeration of faces."""
-    return [(*one, best) for one, (_, best) in zip(answers(solver, problem, family, 4), answers("faces", problem, family, 4), strict=True)]
+    return [
+        (*one, best)
+        for one, (_, best) in zip(
+            answers(solver, problem, family, 4), answers("faces", problem, family, 4), strict=True
+        )
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,7 +143,9 @@ def test_solver_answer_feasible_and_certified(solver, problem, family):
         assert all(x.isfinite().all() for x in solution)
         assert (solution.dual >= 0).all()
         if problem == "dual_cone":
-            torch.testing.assert_close(solution.weights - uniform(len(G)), solution.dual, rtol=1e-12, atol=1e-15)
+            torch.testing.assert_close(
+                solution.weights - uniform(len(G)), solution.dual, rtol=1e-12, atol=1e-15
+            )
         else:
             assert abs(float(solution.dual.sum()) - 1) <= 1e-12
         if problem == "min_norm":
@@ -129,7 +154,12 @@ def test_solver_answer_feasible_and_certified(solver, problem, family):
         noise = rounding(problem, G, solution)
         assert abs(float(solution.value) - value) <= noise
         assert abs(float(solution.gap) - gap) <= noise
-        torch.testing.assert_close(solution.rates, G @ solution.weights, rtol=0, atol=float(rounding("min_norm", G, solution)))
+        torch.testing.assert_close(
+            solution.rates,
+            G @ solution.weights,
+            rtol=0,
+            atol=float(rounding("min_norm", G, solution)),
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,31 +185,44 @@ def test_solver_gap_bounds_suboptimality(solver, problem, family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
 def test_solver_directions_agree_as_far_as_their_gaps_say(solver, problem, family):
-    """Distances of directions ‖Jᵀ(v₁ - v₂)‖ against what the certificates prove; weights need not be unique."""
+    """Distances of directions ‖Jᵀ(v₁ - v₂)‖ against what the certificates prove; weights need not
+    be unique.
+    """
     for G, solution, best in answers_beside_best(solver, problem, family):
         apart = solution.weights - best.weights
         n = lengths(G)
-        noise = (8 * len(G) * EPS) ** 0.5 * (n @ (solution.weights.abs() + best.weights.abs()))  # the root of rounding in apart·G·apart
+        # the root of rounding in apart·G·apart
+        noise = (8 * len(G) * EPS) ** 0.5 * (n @ (solution.weights.abs() + best.weights.abs()))
         distance = _root(apart @ G @ apart)
         if problem == "min_norm":  # strong convexity: ½‖d - d*‖² <= gap
             assert distance <= (2 * solution.gap).sqrt() + (2 * best.gap).sqrt() + noise
         elif problem == "dual_cone":  # ‖d₁ - d₂‖² <= u₁·(Gv₁ - Gv₂) + u₂·(Gv₂ - Gv₁)
-            one, two = (a.dual @ a.rates.abs() + (-a.rates).clamp_min(0) @ b.dual for a, b in ((solution, best), (best, solution)))
+            one, two = (
+                a.dual @ a.rates.abs() + (-a.rates).clamp_min(0) @ b.dual
+                for a, b in ((solution, best), (best, solution))
+            )
             assert distance <= (one + two).sqrt() + noise
         else:  # g_w·(d* - d) <= gap cuts a cap of height gap/‖g_w‖ off the ball
             height = _root(best.dual @ G @ best.dual)
             radius = 0.4 * _root(uniform(len(G)) @ G @ uniform(len(G)))
             if height > 1e-4 * n.max():
                 slack = 1 + n @ best.dual / height * (8 * len(G) * EPS)  # the ball's own rounding
-                cap = sum((2 * radius * (a.gap + rounding(problem, G, a)) / height).sqrt() for a in (solution, best))
+                cap = sum(
+                    (2 * radius * (a.gap + rounding(problem, G, a)) / height).sqrt()
+                    for a in (solution, best)
+                )
                 assert distance <= slack * cap + noise
 
 
 @pytest.mark.parametrize("count", [64, 128])
-@pytest.mark.parametrize("family", ["gaussian", "spread", "orthogonal", "duplicates", "integer_ties"])
+@pytest.mark.parametrize(
+    "family", ["gaussian", "spread", "orthogonal", "duplicates", "integer_ties"]
+)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_cvx_answers_many_tasks(problem, family, count):
-    """At T = 128 Clarabel may stop at 1e-8 instead of 1e-12; the gap says so, and the answer stays feasible."""
+    """At T = 128 Clarabel may stop at 1e-8 instead of 1e-12; the gap says so, and the answer stays
+    feasible.
+    """
     G = gramian(family, count)
     solution = solvers.cvx()(PROBLEMS[problem](G))
     value, gap = certificate(problem, G, solution)
@@ -192,7 +235,9 @@ def test_cvx_answers_many_tasks(problem, family, count):
 
 @pytest.mark.parametrize("step", ["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"])
 def test_frank_wolfe_answers_many_tasks(step):
-    """At T = 128 its certificate encloses the optimum, and 300 steps are closer to it than the open-loop rate promises."""
+    """At T = 128 its certificate encloses the optimum, and 300 steps are closer to it than the
+    open-loop rate promises.
+    """
     J = jacobian("gaussian", 128)
     problem = solvers.min_norm(J @ J.mT)
     best, solution = solvers.cvx()(problem), solvers.frank_wolfe(300, step)(problem)
@@ -200,20 +245,26 @@ def test_frank_wolfe_answers_many_tasks(step):
     assert solution.value - best.value <= 2 * torch.cdist(J, J).max() ** 2 / 302 + best.gap
 
 
-# --- closed forms -------------------------------------------------------------------------------------------------------------------
+# --- closed forms -------------------------------------------------------------------------------
 
 
-@given(jacobians(least=2, most=2, families=tuple(f for f in FAMILIES if f != "near_duplicates")))  # ‖g₁ - g₂‖² is all rounding there
+# ‖g₁ - g₂‖² is all rounding there
+@given(jacobians(least=2, most=2, families=tuple(f for f in FAMILIES if f != "near_duplicates")))
 def test_min_norm_two_tasks_closed_form(J):
     """w₁ = clip((G₂₂ - G₁₂)/‖g₁ - g₂‖²): the same length of d."""
     G = J @ J.mT
     denominator = G[0, 0] + G[1, 1] - 2 * G[0, 1]
-    w1 = ((G[1, 1] - G[0, 1]) / denominator).clamp(0, 1) if denominator > 0 else torch.tensor(0.5, dtype=F64)
+    w1 = (
+        ((G[1, 1] - G[0, 1]) / denominator).clamp(0, 1)
+        if denominator > 0
+        else torch.tensor(0.5, dtype=F64)
+    )
     w = torch.stack([w1, 1 - w1])
     n = lengths(G)
     for name in ("faces", "auto"):
         solution = SOLVERS[name].make()(solvers.min_norm(G))
-        # Rounding in the denominator moves w₁ by ε n_max²/denominator, but the objective is flat there by the same factor.
+        # Rounding in the denominator moves w₁ by ε n_max²/denominator, but the objective is flat
+        # there by the same factor.
         assert abs(solution.value - w @ G @ w / 2) <= 16 * EPS * n.max() ** 2
 
 
@@ -222,12 +273,19 @@ def test_min_norm_two_tasks_closed_form_weights(family):
     for seed in range(10):
         G = gramian(family, 2, seed)
         w1 = ((G[1, 1] - G[0, 1]) / (G[0, 0] + G[1, 1] - 2 * G[0, 1])).clamp(0, 1)
-        torch.testing.assert_close(solvers.faces()(solvers.min_norm(G)).weights, torch.stack([w1, 1 - w1]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            solvers.faces()(solvers.min_norm(G)).weights,
+            torch.stack([w1, 1 - w1]),
+            rtol=1e-12,
+            atol=1e-12,
+        )
 
 
 @given(jacobians(least=2, most=2), st.sampled_from([0.1, 0.4, 0.9, 3.0]))
 def test_cagrad_two_tasks_closed_form(J, c):
-    """F is a linear function plus the norm of a segment's point: its minimiser in closed form has the same value of F."""
+    """F is a linear function plus the norm of a segment's point: its minimiser in closed form has
+    the same value of F.
+    """
     J = J / (J.norm() if J.norm() > 0 else 1.0)
     G = J @ J.mT
     (b1, b2), phi = G @ uniform(2), c**2 * G.mean()
@@ -242,7 +300,9 @@ def test_cagrad_two_tasks_closed_form(J, c):
     problem = solvers.cagrad(G, c)
     solution = solvers.faces()(problem)
     # A convex F: neither value is below the optimum; both carry the √ε of ‖g_w‖ where it vanishes.
-    noise = rounding("cagrad", G, solution, c) + rounding("cagrad", G, solution._replace(weights=problem.recover(w), dual=w), c)
+    noise = rounding("cagrad", G, solution, c) + rounding(
+        "cagrad", G, solution._replace(weights=problem.recover(w), dual=w), c
+    )
     assert abs(solution.value - problem.objective(w)) <= noise
 
 
@@ -251,7 +311,12 @@ def test_min_norm_orthogonal_rows_weigh_inverse_squares(count):
     for seed in range(5):
         G = gramian("orthogonal", count, seed)
         expected = 1 / G.diagonal()
-        torch.testing.assert_close(solvers.faces()(solvers.min_norm(G)).weights, expected / expected.sum(), rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            solvers.faces()(solvers.min_norm(G)).weights,
+            expected / expected.sum(),
+            rtol=1e-10,
+            atol=0,
+        )
 
 
 @pytest.mark.parametrize("family", [*REGULAR, "spread", "rank_deficient", "zero_row", "duplicates"])
@@ -264,12 +329,20 @@ def test_dual_cone_equals_quadprog(solver, family):
             g0 = J.mean(0)
             live = J.norm(dim=1) > 0
             rows = (J[live] / J[live].norm(dim=1, keepdim=True)).numpy()
-            d = quadprog.solve_qp(np.eye(J.shape[1]), g0.numpy(), rows.T.copy(), np.zeros(len(rows)))[0]
+            d = quadprog.solve_qp(
+                np.eye(J.shape[1]), g0.numpy(), rows.T.copy(), np.zeros(len(rows))
+            )[0]
             solution = SOLVERS[solver].make()(solvers.dual_cone(J @ J.mT, uniform(count)))
             found = J.mT @ solution.weights
-            # ‖d - d*‖² <= u·|Gv| + (-Gv)₊·u*, the certificate; quadprog itself is right to 1e-12 or so.
-            bound = solution.gap.sqrt() + (8 * count * EPS * rounding("dual_cone", J @ J.mT, solution)).sqrt()
-            assert np.linalg.norm(found.numpy() - d) <= bound + 1e-11 * g0.norm() + 1e-11 * (lengths(J @ J.mT) @ solution.weights.abs())
+            # ‖d - d*‖² <= u·|Gv| + (-Gv)₊·u*, the certificate; quadprog itself is right to 1e-12 or
+            # so.
+            bound = (
+                solution.gap.sqrt()
+                + (8 * count * EPS * rounding("dual_cone", J @ J.mT, solution)).sqrt()
+            )
+            assert np.linalg.norm(found.numpy() - d) <= bound + 1e-11 * g0.norm() + 1e-11 * (
+                lengths(J @ J.mT) @ solution.weights.abs()
+            )
 
 
 def exact_min_norm(J):
@@ -278,19 +351,29 @@ def exact_min_norm(J):
     best = None
     for size in range(1, len(J) + 1):
         for face in combinations(range(len(J)), size):
-            # [G 1; 1 0] [w; λ] = [0; 1] by Gauss–Jordan; a singular face has its minimisers on smaller ones, too.
-            rows = [[G[i][j] for j in face] + [Fraction(1), Fraction(0)] for i in face] + [[Fraction(1)] * size + [Fraction(0), Fraction(1)]]
+            # [G 1; 1 0] [w; λ] = [0; 1] by Gauss–Jordan; a singular face has its minimisers on
+            # smaller ones, too.
+            rows = [[G[i][j] for j in face] + [Fraction(1), Fraction(0)] for i in face] + [
+                [Fraction(1)] * size + [Fraction(0), Fraction(1)]
+            ]
             for k in range(size + 1):
                 pivot = next((r for r in range(k, size + 1) if rows[r][k] != 0), None)
                 if pivot is None:
                     break
                 rows[k], rows[pivot] = rows[pivot], rows[k]
                 rows[k] = [x / rows[k][k] for x in rows[k]]
-                rows = [row if r == k else [x - row[k] * y for x, y in zip(row, rows[k], strict=True)] for r, row in enumerate(rows)]
+                rows = [
+                    row if r == k else [x - row[k] * y for x, y in zip(row, rows[k], strict=True)]
+                    for r, row in enumerate(rows)
+                ]
             else:
                 w = [row[-1] for row in rows[:size]]
                 if all(x >= 0 for x in w):
-                    square = sum(x * y * G[i][j] for x, i in zip(w, face, strict=True) for y, j in zip(w, face, strict=True))
+                    square = sum(
+                        x * y * G[i][j]
+                        for x, i in zip(w, face, strict=True)
+                        for y, j in zip(w, face, strict=True)
+                    )
                     best = square if best is None else min(best, square)
     assert best is not None
     return best / 2
@@ -308,17 +391,26 @@ def test_min_norm_integer_ties_equal_rational_arithmetic(seed):
 
 
 def test_min_norm_upper_bound_counterexample_exact():
-    """A = [[1, 0], [1, 1]], v = (1, ±2): equal weights at the representation raise the second task, the exact ones neither."""
-    A, V = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=F64), torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=F64)
+    """A = [[1, 0], [1, 1]], v = (1, ±2): equal weights at the representation raise the second task,
+    the exact ones neither.
+    """
+    A, V = (
+        torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=F64),
+        torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=F64),
+    )
     J = V @ A
     upper, exact = (solvers.faces()(solvers.min_norm(M @ M.mT)).weights for M in (V, J))
     torch.testing.assert_close(upper, torch.tensor([0.5, 0.5], dtype=F64), rtol=0, atol=4 * EPS)
     torch.testing.assert_close(exact, torch.tensor([3 / 8, 5 / 8], dtype=F64), rtol=0, atol=4 * EPS)
-    torch.testing.assert_close(J @ J.mT @ upper, torch.tensor([3.0, -1.0], dtype=F64), rtol=0, atol=64 * EPS)
-    torch.testing.assert_close(J @ J.mT @ exact, torch.tensor([0.5, 0.5], dtype=F64), rtol=0, atol=64 * EPS)
+    torch.testing.assert_close(
+        J @ J.mT @ upper, torch.tensor([3.0, -1.0], dtype=F64), rtol=0, atol=64 * EPS
+    )
+    torch.testing.assert_close(
+        J @ J.mT @ exact, torch.tensor([0.5, 0.5], dtype=F64), rtol=0, atol=64 * EPS
+    )
 
 
-# --- CAGrad: Pareto stationarity, threshold, limits -------------------------------------------------------------------------------------
+# --- CAGrad: Pareto stationarity, threshold, limits ---------------------------------------------
 
 
 @pytest.mark.parametrize("solver", ["faces", "cvx", "auto"])
@@ -328,7 +420,12 @@ def test_cagrad_pareto_stationary_example(solver):
     solution = SOLVERS[solver].make()(solvers.cagrad(J @ J.mT, 1.5))
     exact = SOLVERS[solver].objective == 0
     # An objective within 1e-12 pins lengths to 1e-6, and weights by as much over the smallest row.
-    torch.testing.assert_close(solution.dual, torch.tensor([0.2, 0.4, 0.4], dtype=F64), rtol=0, atol=1e-12 if exact else 1e-5)
+    torch.testing.assert_close(
+        solution.dual,
+        torch.tensor([0.2, 0.4, 0.4], dtype=F64),
+        rtol=0,
+        atol=1e-12 if exact else 1e-5,
+    )
     assert (J.mT @ solution.weights).norm() <= (1e-12 if exact else 1e-6)
     assert solution.gap <= allowed(solver, "cagrad", J @ J.mT, solution, 1.5)
 
@@ -345,39 +442,57 @@ def test_cagrad_within_reach_of_the_cone_raises_no_task(solver, family):
                 d = J.mT @ solution.weights
                 slack = allowed(solver, "cagrad", G, solution, c)
                 assert solution.rates.min() >= -slack
-                # Read off G alone, a length is known to √ε of the rows it is made of; Clarabel's cone adds 1e-12.
-                assert (d - g0).norm() <= c * g0.norm() * (1 + 1e-9) + (8 * count * EPS) ** 0.5 * (lengths(G) @ solution.weights.abs())
+                # Read off G alone, a length is known to √ε of the rows it is made of; Clarabel's
+                # cone adds 1e-12.
+                assert (d - g0).norm() <= c * g0.norm() * (1 + 1e-9) + (8 * count * EPS) ** 0.5 * (
+                    lengths(G) @ solution.weights.abs()
+                )
 
 
 @pytest.mark.parametrize("family", ["gaussian", "spread", "near_stationary"])
 def test_cagrad_threshold_separates_signs(family):
-    """c* = ‖v - g₀‖/‖g₀‖ with v the projection of g₀ on the dual cone: the worst rate is negative below, positive above, and d = v at it."""
+    """c* = ‖v - g₀‖/‖g₀‖ with v the projection of g₀ on the dual cone: the worst rate is negative
+    below, positive above, and d = v at it.
+    """
     seen = 0
     for count in (2, 3, 5):
         for seed in range(12):
             J = jacobian(family, count, seed, width=count)
             G = J @ J.mT
             cone = solvers.faces()(solvers.dual_cone(G, uniform(count)))
-            threshold = float(_root(cone.dual @ G @ cone.dual) / _root(uniform(count) @ G @ uniform(count)))
+            threshold = float(
+                _root(cone.dual @ G @ cone.dual) / _root(uniform(count) @ G @ uniform(count))
+            )
             shortest = solvers.faces()(solvers.min_norm(G))
             n = lengths(G)
             if threshold < 1e-3 or 2 * shortest.value < (1e-3 * n.min()) ** 2:
                 continue
             seen += 1
-            below, at, above = (solvers.faces()(solvers.cagrad(G, f * threshold)) for f in (0.95, 1.0, 1.05))
+            below, at, above = (
+                solvers.faces()(solvers.cagrad(G, f * threshold)) for f in (0.95, 1.0, 1.05)
+            )
             assert below.rates.min() < 0 < above.rates.min()
             apart = at.weights - cone.weights
             # ‖d - v‖² <= 2·r·gap/‖g_w‖, and ‖g_w‖ >= ‖d*‖.
             radius = threshold * _root(uniform(count) @ G @ uniform(count))
-            bound = (2 * radius * (at.gap + rounding("cagrad", G, at, threshold)) / (2 * shortest.value).sqrt()).sqrt()
-            assert _root(apart @ G @ apart) <= bound + (8 * count * EPS) ** 0.5 * (n @ (at.weights.abs() + cone.weights.abs()))
+            bound = (
+                2
+                * radius
+                * (at.gap + rounding("cagrad", G, at, threshold))
+                / (2 * shortest.value).sqrt()
+            ).sqrt()
+            assert _root(apart @ G @ apart) <= bound + (8 * count * EPS) ** 0.5 * (
+                n @ (at.weights.abs() + cone.weights.abs())
+            )
     assert seen >= 3 or family == "near_stationary"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cagrad_without_radius_is_the_mean(family):
     for count in FEW:
-        assert torch.equal(solvers.faces()(solvers.cagrad(gramian(family, count), 0.0)).weights, uniform(count))
+        assert torch.equal(
+            solvers.faces()(solvers.cagrad(gramian(family, count), 0.0)).weights, uniform(count)
+        )
 
 
 @pytest.mark.parametrize("family", REGULAR)
@@ -385,12 +500,14 @@ def test_cagrad_with_large_radius_turns_to_min_norm(family):
     for count in (2, 4):
         J = jacobian(family, count)
         G = J @ J.mT
-        far, shortest = (J.mT @ solvers.faces()(p).weights for p in (solvers.cagrad(G, 1e4), solvers.min_norm(G)))
+        far, shortest = (
+            J.mT @ solvers.faces()(p).weights for p in (solvers.cagrad(G, 1e4), solvers.min_norm(G))
+        )
         assert shortest.norm() > 1e-2 * lengths(G).max()
         assert (far / far.norm() - shortest / shortest.norm()).norm() <= 1e-3  # O(1/c)
 
 
-# --- Frank–Wolfe ----------------------------------------------------------------------------------------------------------------------
+# --- Frank–Wolfe --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -403,7 +520,9 @@ def test_frank_wolfe_open_loop_rate(family, steps):
         diameter = torch.cdist(J, J).max()
         best = solvers.faces()(solvers.min_norm(G))
         found = solvers.frank_wolfe(steps, "2/(n+2)")(solvers.min_norm(G))
-        assert found.value - best.value <= 2 * diameter**2 / (steps + 2) + rounding("min_norm", G, found)
+        assert found.value - best.value <= 2 * diameter**2 / (steps + 2) + rounding(
+            "min_norm", G, found
+        )
 
 
 @pytest.mark.parametrize("family", ["gaussian", "hull", "spread"])
@@ -421,7 +540,9 @@ def test_frank_wolfe_is_the_running_average_literally(family):
 def test_frank_wolfe_running_average_finds_the_shortest():
     J = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=F64)
     solution = solvers.frank_wolfe(2000, "1/(n+1)")(solvers.min_norm(J @ J.mT))
-    assert (J.mT @ solution.weights - torch.tensor([0.4, 0.8], dtype=F64)).norm() <= (2 * solution.gap).sqrt()
+    assert (J.mT @ solution.weights - torch.tensor([0.4, 0.8], dtype=F64)).norm() <= (
+        2 * solution.gap
+    ).sqrt()
     assert solution.gap <= 5 * (1 + np.log(2000)) / 2000  # diam²·(1 + log n)/n
 
 
@@ -430,17 +551,27 @@ def test_min_norm_gap_bounds_distance_of_any_weights(J, seed):
     """‖g_w - d*‖² <= wᵀGw - min(Gw) for any w on the simplex."""
     G = J @ J.mT
     w = torch.from_numpy(np.random.default_rng(seed).dirichlet(np.ones(len(G))))
-    some, best = solvers.min_norm(G).solution(w, w, torch.tensor(0)), solvers.faces()(solvers.min_norm(G))
+    some, best = (
+        solvers.min_norm(G).solution(w, w, torch.tensor(0)),
+        solvers.faces()(solvers.min_norm(G)),
+    )
     apart = w - best.weights
-    assert apart @ G @ apart <= some.gap + 2 * rounding("min_norm", G, some) + 2 * (best.gap + rounding("min_norm", G, best)).sqrt() * lengths(G).max()
+    assert (
+        apart @ G @ apart
+        <= some.gap
+        + 2 * rounding("min_norm", G, some)
+        + 2 * (best.gap + rounding("min_norm", G, best)).sqrt() * lengths(G).max()
+    )
     assert best.value <= some.value + rounding("min_norm", G, some)
 
 
-# --- transforms -------------------------------------------------------------------------------------------------------------------------
+# --- transforms ---------------------------------------------------------------------------------
 
 
 def tie_tolerance(solver):
-    """Line searches along a difference of two tasks stop where an objective known to ε is flat, within some √ε; everything else is rounding."""
+    """Line searches along a difference of two tasks stop where an objective known to ε is flat,
+    within some √ε; everything else is rounding.
+    """
     return 64 * EPS**0.5 if solver.endswith(("away", "pairwise")) else 1e-12
 
 
@@ -459,8 +590,14 @@ def test_solver_vmapped_equals_loop(solver, problem, family):
             alone = solve(PROBLEMS[problem](g))
             mine = Solution(*(x[i] for x in together))
             if family in REGULAR:
-                torch.testing.assert_close(mine, alone, rtol=1e-9, atol=tie_tolerance(solver) * float(g.diagonal().max().clamp_min(1)))
-            # Where weights are not unique batched arithmetic may pick others: equal objectives, as far as the gaps tell.
+                torch.testing.assert_close(
+                    mine,
+                    alone,
+                    rtol=1e-9,
+                    atol=tie_tolerance(solver) * float(g.diagonal().max().clamp_min(1)),
+                )
+            # Where weights are not unique batched arithmetic may pick others: equal objectives, as
+            # far as the gaps tell.
             noise = rounding(problem, g, mine) + rounding(problem, g, alone) + mine.gap + alone.gap
             assert abs(mine.value - alone.value) <= noise
 
@@ -478,11 +615,15 @@ def test_solver_vmap_of_vmap(solver, problem):
     nested = vmap(vmap(weights, (None, 0)), (0, None))(J, factors)
     for i in range(2):
         for j in range(2):
-            torch.testing.assert_close(nested[i, j], weights(J[i], factors[j]), rtol=1e-9, atol=tie_tolerance(solver))
+            torch.testing.assert_close(
+                nested[i, j], weights(J[i], factors[j]), rtol=1e-9, atol=tie_tolerance(solver)
+            )
 
 
 def complementary(problem, count, how_many):
-    """Gramians where every weight and every multiplier is at least 1e-2: the support does not change nearby."""
+    """Gramians where every weight and every multiplier is at least 1e-2: the support does not
+    change nearby.
+    """
     found, seed = [], 0
     while len(found) < how_many:
         J = jacobian("gaussian", count, seed, width=count)
@@ -492,9 +633,17 @@ def complementary(problem, count, how_many):
         G = J @ J.mT
         solution = solvers.faces()(PROBLEMS[problem](G))
         n = lengths(G)
-        multiplier = (solution.rates if problem == "dual_cone" else solution.rates - solution.dual @ solution.rates) / (n * n.max())
+        multiplier = (
+            solution.rates
+            if problem == "dual_cone"
+            else solution.rates - solution.dual @ solution.rates
+        ) / (n * n.max())
         on = solution.dual > 0
-        if (solution.dual[on] * n[on] / n.max() > 1e-2).all() and (multiplier[~on] > 1e-2).all() and (problem != "dual_cone" or on.any()):
+        if (
+            (solution.dual[on] * n[on] / n.max() > 1e-2).all()
+            and (multiplier[~on] > 1e-2).all()
+            and (problem != "dual_cone" or on.any())
+        ):
             found.append(J)
     return found
 
@@ -507,10 +656,12 @@ def answer(solver, problem, probe, J):
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(("solver", "problem"), IMPLICIT)
 def test_solver_derivatives_equal_central_differences(solver, problem, count):
-    """grad, jvp and vmap(grad) of a random combination of weights and dual, with respect to the Jacobian.
+    """grad, jvp and vmap(grad) of a random combination of weights and dual, with respect to the
+    Jacobian.
 
-    Central differences of the enumeration of faces, h = 1e-5: truncation h², rounding ε/h, 1e-10 each at unit scale and condition numbers up
-    to 1e3. cvx evaluates the same formula at weights that are right to 1e-6.
+    Central differences of the enumeration of faces, h = 1e-5: truncation h², rounding ε/h, 1e-10
+    each at unit scale and condition numbers up to 1e3. cvx evaluates the same formula at weights
+    that are right to 1e-6.
     """
     probe = torch.from_numpy(np.random.default_rng(0).standard_normal(2 * count))
     examples = complementary(problem, count, 3)
@@ -520,13 +671,18 @@ def test_solver_derivatives_equal_central_differences(solver, problem, count):
         direction = torch.from_numpy(np.random.default_rng(1).standard_normal(J.shape))
         direction = direction / direction.norm() * J.norm() / count
         h = 1e-5
-        difference = (answer("faces", problem, probe, J + h * direction) - answer("faces", problem, probe, J - h * direction)) / (2 * h)
+        difference = (
+            answer("faces", problem, probe, J + h * direction)
+            - answer("faces", problem, probe, J - h * direction)
+        ) / (2 * h)
         gradient = grad(lambda J: answer(solver, problem, probe, J))(J)
         tangent = jvp(lambda J: answer(solver, problem, probe, J), (J,), (direction,))[1]
         scale = float(gradient.norm() * direction.norm())
         assert abs(float((gradient * direction).sum() - difference)) <= tolerance * scale
         assert abs(float(tangent - difference)) <= tolerance * scale
-        torch.testing.assert_close(from_vmap, gradient, rtol=1e-6, atol=tolerance * float(gradient.abs().max()))
+        torch.testing.assert_close(
+            from_vmap, gradient, rtol=1e-6, atol=tolerance * float(gradient.abs().max())
+        )
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -556,20 +712,28 @@ def test_cagrad_derivative_in_its_radius(solver):
         return solve(solvers.cagrad(G, c)).weights[0]
 
     radii = torch.tensor([0.35, 0.4, 0.45], dtype=F64)
-    torch.testing.assert_close(vmap(first)(radii), torch.stack([first(c) for c in radii]), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        vmap(first)(radii), torch.stack([first(c) for c in radii]), rtol=1e-9, atol=0
+    )
     h = 1e-5
     exact = solvers.faces()
-    difference = (exact(solvers.cagrad(G, 0.4 + h)).weights[0] - exact(solvers.cagrad(G, 0.4 - h)).weights[0]) / (2 * h)
-    torch.testing.assert_close(grad(first)(radii[1]), difference, rtol=1e-6 if solver == "faces" else 1e-4, atol=0)
+    difference = (
+        exact(solvers.cagrad(G, 0.4 + h)).weights[0] - exact(solvers.cagrad(G, 0.4 - h)).weights[0]
+    ) / (2 * h)
+    torch.testing.assert_close(
+        grad(first)(radii[1]), difference, rtol=1e-6 if solver == "faces" else 1e-4, atol=0
+    )
 
 
-# --- dtypes, scales, degenerate inputs ------------------------------------------------------------------------------------------------------
+# --- dtypes, scales, degenerate inputs ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), [(s, p) for s, p in EXACT if s != "auto"])
 def test_solver_float32_equals_float64(solver, problem, family):
-    """Rounding G to float32 changes the optimum of ½wᵀGw by at most ½ε(n·w)²; of F by as much, but √ε where ‖g_w‖ vanishes."""
+    """Rounding G to float32 changes the optimum of ½wᵀGw by at most ½ε(n·w)²; of F by as much, but
+    √ε where ‖g_w‖ vanishes.
+    """
     eps = torch.finfo(torch.float32).eps
     for count in (1, 2, 5):
         G = gramian(family, count)
@@ -579,9 +743,15 @@ def test_solver_float32_equals_float64(solver, problem, family):
         if problem == "min_norm":
             assert abs(narrow.value - wide.value) <= 2 * eps * n.max() ** 2 + wide.gap
         elif problem == "cagrad":
-            assert abs(narrow.value - wide.value) <= (4 * eps + 0.4 * (4 * eps) ** 0.5) * n.max() ** 2 + wide.gap
+            assert (
+                abs(narrow.value - wide.value)
+                <= (4 * eps + 0.4 * (4 * eps) ** 0.5) * n.max() ** 2 + wide.gap
+            )
         elif family in REGULAR:
-            torch.testing.assert_close(narrow.weights.double(), wide.weights, rtol=1e3 * eps, atol=1e3 * eps)  # condition numbers here are below 1e2
+            # condition numbers here are below 1e2
+            torch.testing.assert_close(
+                narrow.weights.double(), wide.weights, rtol=1e3 * eps, atol=1e3 * eps
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -615,7 +785,12 @@ def test_solver_zero_gramian_and_single_task(solver, problem):
     assert all(x.isfinite().all() for x in zero)
     assert zero.gap == 0
     alone = solve(PROBLEMS[problem](torch.tensor([[4.0]], dtype=F64)))
-    torch.testing.assert_close(alone.weights, torch.tensor([{"min_norm": 1.0, "cagrad": 1.4, "dual_cone": 1.0}[problem]], dtype=F64), rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        alone.weights,
+        torch.tensor([{"min_norm": 1.0, "cagrad": 1.4, "dual_cone": 1.0}[problem]], dtype=F64),
+        rtol=0,
+        atol=1e-11,
+    )
 
 
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
@@ -625,24 +800,35 @@ def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
     together = vmap(lambda g: SOLVERS[solver].make()(PROBLEMS[problem](g)))(G)
     assert together.weights[1].isnan().all()
     alone = SOLVERS[solver].make()(PROBLEMS[problem](G[0]))
-    torch.testing.assert_close(together.weights[0], alone.weights, rtol=1e-9, atol=tie_tolerance(solver))
+    torch.testing.assert_close(
+        together.weights[0], alone.weights, rtol=1e-9, atol=tie_tolerance(solver)
+    )
     assert together.weights[2].isfinite().all()
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
-# The undecorated functions: with the tests' shape checks on, a wrong shape never reaches the message a user sees.
-_min_norm, _cagrad, _dual_cone = (inspect.unwrap(f) for f in (solvers.min_norm, solvers.cagrad, solvers.dual_cone))
+# The undecorated functions: with the tests' shape checks on, a wrong shape never reaches the
+# message a user sees.
+_min_norm, _cagrad, _dual_cone = (
+    inspect.unwrap(f) for f in (solvers.min_norm, solvers.cagrad, solvers.dual_cone)
+)
 
 
 def test_problem_builders_say_what_is_wrong():
     eye = torch.eye(2, dtype=F64)
     skew = torch.tensor([[1.0, 0.5], [0.25, 1.0]], dtype=F64)
-    with pytest.raises(ValueError, match=r"gramian: not symmetric: entry \[0, 1\] is 0.5 but \[1, 0\] is 0.25"):
+    with pytest.raises(
+        ValueError, match=r"gramian: not symmetric: entry \[0, 1\] is 0.5 but \[1, 0\] is 0.25"
+    ):
         solvers.min_norm(skew)
-    with pytest.raises(ValueError, match=r"gramian: expected a square matrix .* got shape \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"gramian: expected a square matrix .* got shape \(2, 3\)"
+    ):
         _min_norm(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"gramian: expected a square matrix .* got shape \(0, 0\)"):
+    with pytest.raises(
+        ValueError, match=r"gramian: expected a square matrix .* got shape \(0, 0\)"
+    ):
         _min_norm(torch.zeros(0, 0))
     with pytest.raises(TypeError, match=r"gramian: expected a floating dtype, got torch.int64"):
         _min_norm(torch.eye(2, dtype=torch.int64))
@@ -655,13 +841,21 @@ def test_problem_builders_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"c: expected a number or a 0-d tensor, got shape \[1\]"):
         inspect.unwrap(check_scalar)(torch.ones(1), "c")
     for bad in ([1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]):
-        with pytest.raises(ValueError, match=r"preference: expected finite entries >= 0 with a positive sum"):
+        with pytest.raises(
+            ValueError, match=r"preference: expected finite entries >= 0 with a positive sum"
+        ):
             solvers.cagrad(eye, 0.4, torch.tensor(bad, dtype=F64))
-    with pytest.raises(ValueError, match=r"preference: expected shape \[2\], one entry a task, got \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"preference: expected shape \[2\], one entry a task, got \[3\]"
+    ):
         _cagrad(eye, 0.4, torch.ones(3, dtype=F64))
-    with pytest.raises(ValueError, match=r"weights: expected shape \[2\], one entry a task, got \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"weights: expected shape \[2\], one entry a task, got \[3\]"
+    ):
         _dual_cone(eye, torch.ones(3, dtype=F64))
-    with pytest.raises(ValueError, match=r"weights is torch.float32 .* but the gramian is torch.float64"):
+    with pytest.raises(
+        ValueError, match=r"weights is torch.float32 .* but the gramian is torch.float64"
+    ):
         solvers.dual_cone(eye, torch.ones(2))
     with pytest.raises(ValueError, match=r"weights: NaN or infinite entries \[0\]"):
         solvers.dual_cone(eye, torch.tensor([float("inf"), 1.0], dtype=F64))

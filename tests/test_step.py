@@ -1,4 +1,6 @@
-"""Steps and whole training runs: against literal loops of the papers' algorithms, under transforms, and beside torch.optim."""
+"""Steps and whole training runs: against literal loops of the papers' algorithms, under transforms,
+and beside torch.optim.
+"""
 
 import gc
 import itertools
@@ -41,21 +43,33 @@ ORDERS = torch.tensor([[1, 2, 0], [0, 2, 1], [2, 1, 0]])
 
 def keep_positive(key: torch.Tensor, rows: Rows) -> Rows:
     """A random coordinate-wise edit, to test masks with."""
-    return {name: row * (mf.random.uniform(key, tuple(row.shape[1:]), row.dtype) > 0.3) for name, row in rows.items()}
+    return {
+        name: row * (mf.random.uniform(key, tuple(row.shape[1:]), row.dtype) > 0.3)
+        for name, row in rows.items()
+    }
 
 
 METHODS = {
     "mean": lambda: (mf.mean(), mf.jacobian(SHARED)),
     "mean, losses only": lambda: (mf.mean(), mf.losses_only()),
     "mean, masked": lambda: (mf.mean(), mf.jacobian(SHARED, mask=keep_positive)),
-    "static weights": lambda: (mf.mean(torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)), mf.losses_only()),
-    "gradnorm": lambda: (mf.gradnorm(0.12, 0.025), mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted")),
+    "static weights": lambda: (
+        mf.mean(torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
+        mf.losses_only(),
+    ),
+    "gradnorm": lambda: (
+        mf.gradnorm(0.12, 0.025),
+        mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted"),
+    ),
     "mgda": lambda: (mf.mgda(), mf.jacobian(SHARED)),
     "mgda-ub": lambda: (mf.mgda(), mf.representation(encode, decode, shared=SHARED)),
     "pcgrad": lambda: (mf.pcgrad(), mf.jacobian(SHARED, heads="own")),
     "cagrad": lambda: (mf.cagrad(0.4), mf.jacobian(SHARED, chunk_size=2)),
     "cagrad-fast": lambda: (mf.cagrad(0.4), mf.jacobian(SHARED, mix=mf.subset(2))),
-    "stateless": lambda: (mf.stateless(lambda gramian, losses: torch.softmax(losses / gramian.diagonal(), -1)), mf.jacobian(SHARED)),
+    "stateless": lambda: (
+        mf.stateless(lambda gramian, losses: torch.softmax(losses / gramian.diagonal(), -1)),
+        mf.jacobian(SHARED),
+    ),
 }
 
 
@@ -81,7 +95,9 @@ def run(name: str, params, seed, lr, steps: int = 4):
 def test_run_vmapped_nested_equals_loop(name):
     lrs = torch.tensor([0.01, 0.05], dtype=torch.float64)
     seeds = torch.arange(len(nets))
-    whole = vmap(vmap(partial(run, name), (None, None, 0)), (0, 0, None))(mf.stack(nets), seeds, lrs)
+    whole = vmap(vmap(partial(run, name), (None, None, 0)), (0, 0, None))(
+        mf.stack(nets), seeds, lrs
+    )
     for i, module in enumerate(nets):
         for j, lr in enumerate(lrs):
             alone = run(name, mf.parameters(module), i, lr)
@@ -103,8 +119,12 @@ def test_grad_of_a_training_run_with_respect_to_c(name):
     difference = (end(c + h) - end(c - h)) / (2 * h)
     assert abs(difference) > 1e-6  # there is something to find
     torch.testing.assert_close(grad(end)(c), difference, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(jvp(end, (c,), (torch.ones_like(c),))[1], difference, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(vmap(grad(end))(torch.stack([c, c / 2]))[0], difference, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        jvp(end, (c,), (torch.ones_like(c),))[1], difference, rtol=1e-6, atol=0.0
+    )
+    torch.testing.assert_close(
+        vmap(grad(end))(torch.stack([c, c / 2]))[0], difference, rtol=1e-6, atol=0.0
+    )
 
 
 @pytest.mark.parametrize("heads", ["plain", "weighted"])
@@ -114,18 +134,26 @@ def test_weights_that_require_grad_by_themselves_are_differentiated(probe, heads
 
     def end(first):
         rule = mf.mean(torch.stack([first, torch.ones_like(first), torch.ones_like(first)]))
-        probes = {"jacobian": mf.jacobian(SHARED, heads=heads), "representation": mf.representation(encode, decode), "losses_only": mf.losses_only()}
+        probes = {
+            "jacobian": mf.jacobian(SHARED, heads=heads),
+            "representation": mf.representation(encode, decode),
+            "losses_only": mf.losses_only(),
+        }
         step = mf.descend(vector, rule, mf.sgd(0.1), probes[probe])
         return vector(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
 
     at, h = torch.tensor(1.2, dtype=torch.float64), 1e-5
     leaf = at.clone().requires_grad_()
     difference = (end(at + h) - end(at - h)) / (2 * h)
-    torch.testing.assert_close(torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["mean", "mean, losses only", "gradnorm", "mgda", "mgda-ub", "pcgrad", "cagrad"])
+@pytest.mark.parametrize(
+    "name", ["mean", "mean, losses only", "gradnorm", "mgda", "mgda-ub", "pcgrad", "cagrad"]
+)
 def test_grad_of_a_training_run_through_losses_fn(name, form):
     """The hyper-parameter weighs one loss, and enters nowhere else."""
 
@@ -139,10 +167,17 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
             return out * torch.stack([torch.ones_like(scale), scale, torch.ones_like(scale)])
 
         def decoded(params, z, batch):
-            return decode(params, z, batch) * torch.stack([torch.ones_like(scale), scale, torch.ones_like(scale)])
+            return decode(params, z, batch) * torch.stack(
+                [torch.ones_like(scale), scale, torch.ones_like(scale)]
+            )
 
         rule, probe = METHODS[name]()
-        step = mf.descend(losses, rule, mf.sgd(0.05), mf.representation(encode, decoded, shared=SHARED) if name == "mgda-ub" else probe)
+        step = mf.descend(
+            losses,
+            rule,
+            mf.sgd(0.05),
+            mf.representation(encode, decoded, shared=SHARED) if name == "mgda-ub" else probe,
+        )
         state = step.init(PARAMS, BATCH)
         for _ in range(3):
             state, _ = step.update(state, BATCH)
@@ -152,9 +187,13 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
     difference = (end(at + h) - end(at - h)) / (2 * h)
     assert abs(difference) > 1e-6
     torch.testing.assert_close(grad(end)(at), difference, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(
+        jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0.0
+    )
     leaf = at.clone().requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(
+        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-5, atol=0.0
+    )
 
 
 # Scale and heads
@@ -194,11 +233,17 @@ def test_mean_gives_the_gradient_of_the_mean_loss(probe, form, reduction):
 @pytest.mark.parametrize("heads", ["plain", "own", "weighted"])
 def test_heads_get_what_was_asked_for(heads, form):
     weights = torch.tensor([0.2, 1.5, 0.4], dtype=torch.float64)
-    balance = mf.balance(FORMS[form], mf.stateless(lambda gramian: weights), mf.jacobian(SHARED, heads=heads))
+    balance = mf.balance(
+        FORMS[form], mf.stateless(lambda gramian: weights), mf.jacobian(SHARED, heads=heads)
+    )
     grads, _, _ = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
     _, on_heads = literal_rows(PARAMS, BATCH, HEADS)
     _, on_trunk = literal_rows(PARAMS, BATCH, TRUNK)
-    expected = {"plain": torch.full_like(weights, 1 / TASKS), "own": torch.ones_like(weights), "weighted": weights}[heads] @ on_heads
+    expected = {
+        "plain": torch.full_like(weights, 1 / TASKS),
+        "own": torch.ones_like(weights),
+        "weighted": weights,
+    }[heads] @ on_heads
     torch.testing.assert_close(flatten(grads, HEADS), expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(flatten(grads, TRUNK), weights @ on_trunk, rtol=1e-12, atol=1e-14)
 
@@ -207,25 +252,40 @@ def test_mask_edits_rows_before_they_are_measured_and_combined():
     def first_coordinate_off(key, rows):
         return {name: row.index_fill(1, torch.tensor([0]), 0.0) for name, row in rows.items()}
 
-    balance = mf.balance(opaque, mf.mean(), mf.jacobian(SHARED, mask=first_coordinate_off, heads="weighted"))
+    balance = mf.balance(
+        opaque, mf.mean(), mf.jacobian(SHARED, mask=first_coordinate_off, heads="weighted")
+    )
     grads, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
     _, rows = mf.task_gradients(opaque, PARAMS, BATCH)
-    edited = {name: row.index_fill(1, torch.tensor([0]), 0.0) for name, row in rows.items() if name in TRUNK}
+    edited = {
+        name: row.index_fill(1, torch.tensor([0]), 0.0)
+        for name, row in rows.items()
+        if name in TRUNK
+    }
     jacobian = torch.cat([row.flatten(1) for row in edited.values()], 1)
     torch.testing.assert_close(info.gramian, jacobian @ jacobian.T, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(flatten(grads, TRUNK), jacobian.mean(0), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(flatten(grads, HEADS), literal_rows(PARAMS, BATCH, HEADS)[1].mean(0), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        flatten(grads, HEADS), literal_rows(PARAMS, BATCH, HEADS)[1].mean(0), rtol=1e-12, atol=1e-14
+    )
 
 
 def test_representation_measures_at_z_and_pulls_back_once():
     balance = mf.balance(vector, mf.mgda(), mf.representation(encode, decode, shared=SHARED))
     grads, _, info = balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))
     z = encode(PARAMS, BATCH).requires_grad_()
-    rows = torch.stack([torch.autograd.grad(loss, z, retain_graph=True)[0].flatten() for loss in decode(PARAMS, z, BATCH)])
+    rows = torch.stack(
+        [
+            torch.autograd.grad(loss, z, retain_graph=True)[0].flatten()
+            for loss in decode(PARAMS, z, BATCH)
+        ]
+    )
     torch.testing.assert_close(info.gramian, rows @ rows.T, rtol=1e-12, atol=1e-14)
     _, on_trunk = literal_rows(PARAMS, BATCH, TRUNK)
     _, on_heads = literal_rows(PARAMS, BATCH, HEADS)
-    torch.testing.assert_close(flatten(grads, TRUNK), info.weights @ on_trunk, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        flatten(grads, TRUNK), info.weights @ on_trunk, rtol=1e-12, atol=1e-14
+    )
     torch.testing.assert_close(flatten(grads, HEADS), on_heads.mean(0), rtol=1e-12, atol=1e-14)
 
 
@@ -233,13 +293,19 @@ def test_subset_rows_average_to_the_mean_and_vary():
     seen = set()
     for seed in range(20):
         matrix, preference = mf.subset(3)(mf.random.key(seed), 5)
-        torch.testing.assert_close(preference @ matrix, torch.full((5,), 0.2, dtype=torch.float64), rtol=1e-15, atol=1e-16)
+        torch.testing.assert_close(
+            preference @ matrix, torch.full((5,), 0.2, dtype=torch.float64), rtol=1e-15, atol=1e-16
+        )
         assert matrix.shape == (3, 5)
-        torch.testing.assert_close(matrix.sum(-1), torch.ones(3, dtype=torch.float64), rtol=1e-15, atol=0.0)
+        torch.testing.assert_close(
+            matrix.sum(-1), torch.ones(3, dtype=torch.float64), rtol=1e-15, atol=0.0
+        )
         assert sorted((matrix > 0).sum(-1).tolist()) == [1, 1, 3]
         seen.add(tuple(matrix[:2].argmax(-1).tolist()))
     assert len(seen) > 8
-    assert torch.equal(mf.subset(1)(mf.random.key(0), 4)[0], torch.full((1, 4), 0.25, dtype=torch.float64))
+    assert torch.equal(
+        mf.subset(1)(mf.random.key(0), 4)[0], torch.full((1, 4), 0.25, dtype=torch.float64)
+    )
     with pytest.raises(ValueError, match="subset: n = 4 rows, but there are only 3 tasks"):
         mf.subset(4)(mf.random.key(0), 3)
 
@@ -300,7 +366,9 @@ def literal_cagrad(rows: np.ndarray, c: float = 0.4) -> np.ndarray:
     g0 = rows.mean(0)
     d, worst = cp.Variable(rows.shape[1]), cp.Variable()
     constraints = [rows @ d >= worst, cp.norm(d - g0) <= c * np.linalg.norm(g0)]
-    cp.Problem(cp.Maximize(worst), constraints).solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    cp.Problem(cp.Maximize(worst), constraints).solve(
+        solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11
+    )
     assert d.value is not None
     return np.asarray(d.value)
 
@@ -311,7 +379,8 @@ def literal_cagrad(rows: np.ndarray, c: float = 0.4) -> np.ndarray:
     [
         (lambda: mf.pcgrad(ORDERS), literal_pcgrad, 1e-10),
         (mf.mgda, literal_mgda, 1e-6),  # the literal loop's gap of 1e-15 bounds d by its root
-        (lambda: mf.cagrad(0.4), literal_cagrad, 1e-4),  # Clarabel's primal d is good to the root of 1e-11
+        # Clarabel's primal d is good to the root of 1e-11
+        (lambda: mf.cagrad(0.4), literal_cagrad, 1e-4),
     ],
     ids=["pcgrad", "mgda", "cagrad"],
 )
@@ -331,9 +400,17 @@ def test_descend_equals_literal_loop(rule, literal, rtol, form):
 
 
 def test_gradnorm_equals_literal_double_backward_loop():
-    """Algorithm 1 of Chen et al.: L_grad by autograd through the norms, the target held constant, Adam on w, renormalisation."""
+    """Algorithm 1 of Chen et al.: L_grad by autograd through the norms, the target held constant,
+    Adam on w, renormalisation.
+    """
     alpha, lr = 0.8, 0.05
-    step = mf.descend(vector, mf.gradnorm(alpha, lr), mf.sgd(0.1), mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted"), reduction="sum")
+    step = mf.descend(
+        vector,
+        mf.gradnorm(alpha, lr),
+        mf.sgd(0.1),
+        mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted"),
+        reduction="sum",
+    )
     state = step.init(PARAMS, BATCH)
 
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in PARAMS.items()}
@@ -344,7 +421,17 @@ def test_gradnorm_equals_literal_double_backward_loop():
         losses = vector(leaves, BATCH)
         last = [leaves["trunk.2.weight"], leaves["trunk.2.bias"]]
         norms = torch.stack(
-            [torch.cat([g.flatten() for g in torch.autograd.grad(w[i] * losses[i], last, create_graph=True, retain_graph=True)]).norm() for i in range(TASKS)]
+            [
+                torch.cat(
+                    [
+                        g.flatten()
+                        for g in torch.autograd.grad(
+                            w[i] * losses[i], last, create_graph=True, retain_graph=True
+                        )
+                    ]
+                ).norm()
+                for i in range(TASKS)
+            ]
         )
         ratio = (losses / initial).detach()
         target = (norms.mean() * (ratio / ratio.mean()) ** alpha).detach()
@@ -360,7 +447,9 @@ def test_gradnorm_equals_literal_double_backward_loop():
         state, info = step.update(state, BATCH)
         torch.testing.assert_close(TASKS * info.weights, used, rtol=1e-9, atol=0.0)
         for name in PARAMS:
-            torch.testing.assert_close(state.params[name], leaves[name].detach(), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                state.params[name], leaves[name].detach(), rtol=1e-9, atol=1e-12
+            )
 
 
 # Optimizers and torch.optim
@@ -403,11 +492,22 @@ def test_exact_adam_is_scale_free(scale):
 
 def test_log_space_keeps_positive_and_multiplicative_steps_by_a_factor():
     params = {"x": torch.tensor([1e-3, 2.0], dtype=torch.float64)}
-    moved, _ = mf.optim.multiplicative(0.1).update({"x": torch.tensor([5.0, -1e-9], dtype=torch.float64)}, (), params)
-    torch.testing.assert_close(moved["x"], params["x"] * torch.exp(torch.tensor([-0.1, 0.1], dtype=torch.float64)), rtol=1e-14, atol=0.0)
+    moved, _ = mf.optim.multiplicative(0.1).update(
+        {"x": torch.tensor([5.0, -1e-9], dtype=torch.float64)}, (), params
+    )
+    torch.testing.assert_close(
+        moved["x"],
+        params["x"] * torch.exp(torch.tensor([-0.1, 0.1], dtype=torch.float64)),
+        rtol=1e-14,
+        atol=0.0,
+    )
     optimizer = mf.optim.log_space(mf.sgd(0.1))
-    moved, _ = optimizer.update({"x": torch.tensor([5.0, -1.0], dtype=torch.float64)}, optimizer.init(params), params)
-    expected = torch.exp(params["x"].log() - 0.1 * params["x"] * torch.tensor([5.0, -1.0], dtype=torch.float64))
+    moved, _ = optimizer.update(
+        {"x": torch.tensor([5.0, -1.0], dtype=torch.float64)}, optimizer.init(params), params
+    )
+    expected = torch.exp(
+        params["x"].log() - 0.1 * params["x"] * torch.tensor([5.0, -1.0], dtype=torch.float64)
+    )
     torch.testing.assert_close(moved["x"], expected, rtol=1e-14, atol=0.0)
 
 
@@ -430,7 +530,9 @@ def test_stock_loop_equals_descend_and_keeps_no_graph():
         mf.assign_gradients(module, grads)
         optimizer.step()
         assert info.losses.grad_fn is None
-        assert all(leaf.grad is not None and leaf.grad.grad_fn is None for leaf in module.parameters())
+        assert all(
+            leaf.grad is not None and leaf.grad.grad_fn is None for leaf in module.parameters()
+        )
         if count < 20:
             ours, _ = step.update(ours, BATCH)
         if count == 19:
@@ -494,7 +596,10 @@ def test_states_hold_tensors_only_and_runs_are_pure(name):
     global_before = torch.get_rng_state()
     first, second = run(name, PARAMS, 5, 0.02), run(name, PARAMS, 5, 0.02)
     leaves = tree_leaves(first)
-    assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in tree_leaves(step_of(name).init(PARAMS, BATCH)))
+    assert all(
+        isinstance(x, torch.Tensor) and x.is_contiguous()
+        for x in tree_leaves(step_of(name).init(PARAMS, BATCH))
+    )
     for a, b in zip(leaves, tree_leaves(second), strict=True):
         assert torch.equal(a, b)
     assert all(torch.equal(a, b) for a, b in zip(before, (*PARAMS.values(), *BATCH), strict=True))
@@ -505,7 +610,9 @@ def test_keys_decide_what_random_rules_do():
     weights = [run("pcgrad", PARAMS, seed, 0.02)[1][0].weights for seed in range(6)]
     # Seeds draw orders, and some orders differ on these conflicting tasks.
     assert len({tuple(w.tolist()) for w in weights}) >= 1
-    masks = [flatten(run("mean, masked", PARAMS, seed, 0.02, steps=1)[0].params) for seed in range(3)]
+    masks = [
+        flatten(run("mean, masked", PARAMS, seed, 0.02, steps=1)[0].params) for seed in range(3)
+    ]
     assert not torch.equal(masks[0], masks[1])
     state = step_of("mean, masked").init(PARAMS, BATCH, key=1)
     assert int(state.balance.probe.drawn) == 0
@@ -531,7 +638,12 @@ def test_rollout_records_and_equals_loop():
 def test_rollout_custom_record_and_iterators():
     step = step_of("mean")
     state = step.init(PARAMS, BATCH)
-    _, norms = mf.rollout(step, state, itertools.repeat(BATCH, 4), record=lambda state, info: {"norm": state.params["trunk.0.bias"].norm()})
+    _, norms = mf.rollout(
+        step,
+        state,
+        itertools.repeat(BATCH, 4),
+        record=lambda state, info: {"norm": state.params["trunk.0.bias"].norm()},
+    )
     assert norms["norm"].shape == (4,)
     same, nothing = mf.rollout(step, state, [])
     assert same is state
@@ -557,7 +669,8 @@ def test_rollout_shows_progress(capsys):
 
 
 def test_rollout_interrupted_keeps_what_was_computed():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
+    # a process started in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def batches():
         for count in itertools.count():
@@ -617,7 +730,11 @@ def test_train_mode_batch_norm_is_refused_with_the_pattern_that_works():
         buffers = info.aux
     assert int(buffers["1.num_batches_tracked"]) == 3
     stacked = {name: torch.stack([buffer, buffer]) for name, buffer in module.named_buffers()}
-    both = vmap(lambda params, buffers: step.update(step.init(params, (x, y, buffers)), (x, y, buffers))[1].aux)
+    both = vmap(
+        lambda params, buffers: (
+            step.update(step.init(params, (x, y, buffers)), (x, y, buffers))[1].aux
+        )
+    )
     assert both(mf.stack([module, module]), stacked)["1.running_mean"].shape == (2, 5)
 
 
@@ -632,7 +749,11 @@ def test_task_without_shared_parameter_is_named():
             own = params["heads.1.bias"].square().sum()
             if isinstance(losses, tuple):
                 return losses[0], own, losses[2]
-            return torch.stack([losses[0], own, losses[2]]) if form == "vector" else torch.where(torch.arange(TASKS) == 1, own, losses)
+            return (
+                torch.stack([losses[0], own, losses[2]])
+                if form == "vector"
+                else torch.where(torch.arange(TASKS) == 1, own, losses)
+            )
 
         with pytest.raises(ValueError, match=r"shared: the losses of tasks \[1\]"):
             mf.descend(detached, mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED)).init(PARAMS, BATCH)
@@ -668,7 +789,8 @@ def test_nan_is_an_error_outside_and_nan_inside_transforms(name):
     out, info = vmap(both)(torch.tensor([1.0, float("nan")], dtype=torch.float64))
     assert all(bool(leaf[0].isfinite().all()) for leaf in out.params.values())
     assert not any(bool(leaf[1].isfinite().any()) for leaf in out.params.values() if leaf.numel())
-    if name not in ("mean", "mean, losses only", "static weights", "mean, masked", "gradnorm"):  # these weights do not depend on this step's gradients
+    # these weights do not depend on this step's gradients
+    if name not in ("mean", "mean, losses only", "static weights", "mean, masked", "gradnorm"):
         assert bool(info.weights[1].isnan().all())
 
 
@@ -684,7 +806,13 @@ def test_infinite_gradient_of_finite_loss_is_an_error():
 
 
 def test_rule_that_needs_a_gramian_says_which_probe():
-    for rule in (mf.mgda(), mf.pcgrad(), mf.cagrad(0.5), mf.gradnorm(0.5), mf.stateless(lambda gramian: gramian.diagonal())):
+    for rule in (
+        mf.mgda(),
+        mf.pcgrad(),
+        mf.cagrad(0.5),
+        mf.gradnorm(0.5),
+        mf.stateless(lambda gramian: gramian.diagonal()),
+    ):
         step = mf.descend(vector, rule, mf.sgd(0.1), mf.losses_only())
         state = step.init(PARAMS, BATCH)
         with pytest.raises(ValueError, match=r"needs the Gramian.*mtlfunc\.jacobian"):
@@ -699,15 +827,24 @@ def test_geometry_of_a_mix_has_rows_not_tasks():
     assert isinstance(measured.geometry, Geometry)
     assert measured.losses.shape == (TASKS,)
     assert measured.geometry.gramian.shape == (2, 2)
-    torch.testing.assert_close(measured.geometry.preference, torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
+    torch.testing.assert_close(
+        measured.geometry.preference, torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+    )
     assert bool(measured.geometry.present.all())
 
 
 def test_representation_checks_its_parts():
-    step = mf.descend(lambda p, b: 2 * vector(p, b), mf.mgda(), mf.sgd(0.1), mf.representation(encode, decode, shared=SHARED))
+    step = mf.descend(
+        lambda p, b: 2 * vector(p, b),
+        mf.mgda(),
+        mf.sgd(0.1),
+        mf.representation(encode, decode, shared=SHARED),
+    )
     with pytest.raises(ValueError, match="must be the same function"):
         step.init(PARAMS, BATCH)
-    step = mf.descend(vector, mf.mgda(), mf.sgd(0.1), mf.representation(encode, decode, shared="trunk.2.*"))
+    step = mf.descend(
+        vector, mf.mgda(), mf.sgd(0.1), mf.representation(encode, decode, shared="trunk.2.*")
+    )
     with pytest.raises(ValueError, match=r"encode uses trunk\.0\.weight, trunk\.0\.bias"):
         step.init(PARAMS, BATCH)
 
@@ -746,7 +883,9 @@ def test_half_precision_parameters_train_as_in_torch_optim():
 
 
 @pytest.mark.parametrize(
-    "make", [mf.sgd, lambda lr: mf.sgd(lr, momentum=lr), mf.adam, mf.optim.multiplicative], ids=["sgd", "momentum", "adam", "multiplicative"]
+    "make",
+    [mf.sgd, lambda lr: mf.sgd(lr, momentum=lr), mf.adam, mf.optim.multiplicative],
+    ids=["sgd", "momentum", "adam", "multiplicative"],
 )
 def test_optimizers_keep_the_dtype_of_parameters(make):
     optimizer = make(torch.tensor(0.1, dtype=torch.float64))
@@ -776,7 +915,10 @@ def test_autocast_around_a_step_is_refused_and_inside_works():
     state = step.init(params, batch)
     _, info = step.update(state, batch)
     assert info.gramian.dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match="autocast is active around the step"):
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(RuntimeError, match="autocast is active around the step"),
+    ):
         step.update(state, batch)
 
 
@@ -786,17 +928,25 @@ def test_learned_mix_is_differentiated():
             matrix = torch.eye(count, dtype=torch.float64)[:2] * scale
             return matrix, torch.full((2,), 0.5, dtype=torch.float64)
 
-        step = mf.descend(vector, mf.mean(), mf.sgd(0.1), mf.jacobian(SHARED, mix=mix, heads="weighted"))
+        step = mf.descend(
+            vector, mf.mean(), mf.sgd(0.1), mf.jacobian(SHARED, mix=mix, heads="weighted")
+        )
         return vector(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
 
     at, h = torch.tensor(1.1, dtype=torch.float64), 1e-5
     difference = (end(at + h) - end(at - h)) / (2 * h)
     leaf = at.clone().requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0
+    )
     torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0.0)
 
 
-@pytest.mark.parametrize("probe", [mf.jacobian(SHARED), mf.losses_only(), mf.jacobian("*", measure=SHARED)], ids=["shared", "losses only", "measure"])
+@pytest.mark.parametrize(
+    "probe",
+    [mf.jacobian(SHARED), mf.losses_only(), mf.jacobian("*", measure=SHARED)],
+    ids=["shared", "losses only", "measure"],
+)
 def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):
     params = PARAMS | {"heads.0.bias": torch.zeros_like(PARAMS["heads.0.bias"])}
 
@@ -810,7 +960,9 @@ def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):
 
 
 def test_detached_losses_are_refused():
-    step = mf.descend(lambda p, b: opaque(p, b).detach(), mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED))
+    step = mf.descend(
+        lambda p, b: opaque(p, b).detach(), mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED)
+    )
     with pytest.raises(ValueError, match=r"tasks \[0, 1, 2\] .*depend on none"):
         step.init(PARAMS, BATCH)
 
@@ -831,17 +983,27 @@ def test_two_unreduced_losses_are_not_taken_for_losses_and_aux():
 def test_gradnorm_refuses_losses_that_fall_below_zero():
     rule = mf.gradnorm(0.5)
     state = rule.init(torch.ones(2), mf.random.key(0))
-    geometry = Geometry(torch.tensor([-1e-6, 2.0]), torch.diag(torch.tensor([1.0, 9.0])), torch.full((2,), 0.5), torch.ones(2, dtype=torch.bool), {})
+    geometry = Geometry(
+        torch.tensor([-1e-6, 2.0]),
+        torch.diag(torch.tensor([1.0, 9.0])),
+        torch.full((2,), 0.5),
+        torch.ones(2, dtype=torch.bool),
+        {},
+    )
     with pytest.raises(ValueError, match="need losses >= 0"):
         rule.update(geometry, state)
     # Under a transform the next weights are NaN.
-    _, following = vmap(lambda scale: rule.update(geometry._replace(losses=geometry.losses * scale), state))(torch.ones(1))
+    _, following = vmap(
+        lambda scale: rule.update(geometry._replace(losses=geometry.losses * scale), state)
+    )(torch.ones(1))
     assert bool(following.weights.isnan().all())
 
 
 def test_negative_radius_under_vmap_gives_nan():
     gramian = torch.tensor([[1.0, 0.2], [0.2, 1.0]])
-    weights = vmap(lambda c: mf.solvers.auto()(mf.solvers.cagrad(gramian, c)).weights)(torch.tensor([0.4, -0.4]))
+    weights = vmap(lambda c: mf.solvers.auto()(mf.solvers.cagrad(gramian, c)).weights)(
+        torch.tensor([0.4, -0.4])
+    )
     assert bool(weights[0].isfinite().all())
     assert bool(weights[1].isnan().all())
 
@@ -849,5 +1011,9 @@ def test_negative_radius_under_vmap_gives_nan():
 def test_batch_of_another_dtype_or_device_is_explained():
     step = mf.descend(opaque, mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED))
     for batch in (tuple(x.float() for x in BATCH), tuple(x.to("meta") for x in BATCH)):
-        with pytest.raises(RuntimeError, match=r"losses_fn mixes dtypes or devices: params are torch\.float64 on cpu; convert the batch"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"losses_fn mixes dtypes or devices: params are torch\.float64 on cpu; convert "
+            r"the batch",
+        ):
             step.init(PARAMS, batch)

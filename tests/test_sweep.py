@@ -8,7 +8,8 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from mtlfunc.sweep import Unfinished, grid, write_whole
+from mtlfunc.core.files import write_whole
+from mtlfunc.studies._grid import Unfinished, grid
 
 DOUBLE = torch.float64
 RADII = torch.tensor([0.2, 0.4, 0.8], dtype=DOUBLE)
@@ -21,7 +22,9 @@ def losses_of(params, batch):
 
 
 def train(seed, c):
-    """CAGrad from a random start: a random key, a solver, an optimizer and a rollout, inside one vmap."""
+    """CAGrad from a random start: a random key, a solver, an optimizer and a rollout, inside one
+    vmap.
+    """
     step = mf.descend(losses_of, mf.cagrad(c), mf.adam(0.05), mf.jacobian())
     state = step.init({"x": mf.random.normal(mf.random.key(seed), (2,), DOUBLE)}, (), key=seed)
     state, info = mf.rollout(step, state, [()] * 6)
@@ -38,7 +41,7 @@ def loop(f, axes):
     return [[f(seed, c) for c in radii] for seed in seeds]
 
 
-# --- equal to the loop ----------------------------------------------------------------------------------------------------------------------
+# --- equal to the loop --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 5, 100])
@@ -53,7 +56,9 @@ def test_grid_equals_nested_loops(chunk_size):
         whole = torch.stack([torch.stack([run[name] for run in row]) for row in expected])
         np.testing.assert_allclose(found[name].values, whole.numpy(), rtol=1e-9)
         assert found[name].dtype == np.float64
-    np.testing.assert_array_equal(found["losses"].sel(seed=2, c=0.4).values, found["losses"].values[2, 1])
+    np.testing.assert_array_equal(
+        found["losses"].sel(seed=2, c=0.4).values, found["losses"].values[2, 1]
+    )
 
 
 def test_grid_of_hypergradients_equals_differences():
@@ -69,11 +74,15 @@ def test_grid_of_hypergradients_equals_differences():
 
 def test_grid_equals_nested_vmap():
     nested = vmap(vmap(train, (None, 0)), (0, None))(AXES["seed"], AXES["c"])
-    np.testing.assert_allclose(grid(train, AXES)["losses"].values, nested["losses"].numpy(), rtol=1e-9)
+    np.testing.assert_allclose(
+        grid(train, AXES)["losses"].values, nested["losses"].numpy(), rtol=1e-9
+    )
 
 
 def test_grid_loops_over_rules_between_vmapped_axes():
-    """Looped axes stay where the caller put them, among vmapped ones; a rule is handed over as it is."""
+    """Looped axes stay where the caller put them, among vmapped ones; a rule is handed over as it
+    is.
+    """
     G = torch.tensor([[1.0, -0.5], [-0.5, 4.0]], dtype=DOUBLE)
     rules = {"mean": mf.mean(), "mgda": mf.mgda()}
 
@@ -82,7 +91,12 @@ def test_grid_loops_over_rules_between_vmapped_axes():
         assert isinstance(power, int)
         return mf.weights(rule, G * scale**power) + shift
 
-    axes = {"scale": torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE), "rule": rules, "power": [1, 2], "shift": torch.tensor([0.0, 1.0], dtype=DOUBLE)}
+    axes = {
+        "scale": torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE),
+        "rule": rules,
+        "power": [1, 2],
+        "shift": torch.tensor([0.0, 1.0], dtype=DOUBLE),
+    }
     for chunk_size in (None, 4, 1):
         found = grid(weights, axes, chunk_size=chunk_size, dims={"value": ("task",)})["value"]
         assert found.dims == ("scale", "rule", "power", "shift", "task")
@@ -92,11 +106,18 @@ def test_grid_loops_over_rules_between_vmapped_axes():
                 for power in (1, 2):
                     for shift in axes["shift"]:
                         expected = mf.weights(rule, G * scale**power) + shift
-                        np.testing.assert_allclose(found.sel(rule=name, power=power, shift=float(shift)).values[i], expected.numpy(), rtol=1e-9)
+                        np.testing.assert_allclose(
+                            found.sel(rule=name, power=power, shift=float(shift)).values[i],
+                            expected.numpy(),
+                            rtol=1e-9,
+                        )
 
 
 def test_grid_looped_axes_alone_take_what_cannot_be_vmapped():
-    found = grid(lambda a, b: torch.tensor(a) if a > 1 else torch.tensor(a) * float(b.item()), {"a": [1.0, 2.0], "b": {"x": torch.tensor(3.0)}})
+    found = grid(
+        lambda a, b: torch.tensor(a) if a > 1 else torch.tensor(a) * float(b.item()),
+        {"a": [1.0, 2.0], "b": {"x": torch.tensor(3.0)}},
+    )
     assert found["value"].values.tolist() == [[3.0], [2.0]]
     assert found["b"].values.tolist() == ["x"]
 
@@ -109,10 +130,17 @@ class Outer(NamedTuple):
 
 def test_grid_outputs_nested_of_every_kind():
     def f(k):
-        return Outer({"half": k.to(torch.bfloat16) / 2, "whole": 2 * k, "complex": k * 1j}, k > 1, ())
+        return Outer(
+            {"half": k.to(torch.bfloat16) / 2, "whole": 2 * k, "complex": k * 1j}, k > 1, ()
+        )
 
     found = grid(f, {"k": torch.arange(3)})
-    assert sorted(map(str, found.data_vars)) == ["flag", "inner.complex", "inner.half", "inner.whole"]
+    assert sorted(map(str, found.data_vars)) == [
+        "flag",
+        "inner.complex",
+        "inner.half",
+        "inner.whole",
+    ]
     assert found["inner.whole"].dtype == np.int64
     assert found["inner.whole"].values.tolist() == [0, 2, 4]
     assert found["inner.half"].values.tolist() == [0.0, 0.5, 1.0]
@@ -124,17 +152,25 @@ def test_grid_outputs_nested_of_every_kind():
         state = step.init({"x": mf.random.normal(mf.random.key(seed), (2,))}, ())
         return step.update(state, ())[1]
 
-    assert grid(one, {"seed": torch.arange(2)})["gramian"].shape == (2, 2, 2)  # Info, whose aux is ()
+    # Info, whose aux is ()
+    assert grid(one, {"seed": torch.arange(2)})["gramian"].shape == (2, 2, 2)
 
 
 def test_grid_axes_of_any_name():
-    found = grid(lambda flat, points, self: flat + points * self, {"flat": torch.arange(2), "points": [10, 20], "self": torch.arange(2)}, chunk_size=1)
+    found = grid(
+        lambda flat, points, self: flat + points * self,
+        {"flat": torch.arange(2), "points": [10, 20], "self": torch.arange(2)},
+        chunk_size=1,
+    )
     assert found["value"].values.tolist() == [[[0, 10], [0, 20]], [[1, 11], [1, 21]]]
 
 
 def test_grid_leaves_no_graph_behind():
     w = torch.ones(2, requires_grad=True)
-    assert grid(lambda k: w * k, {"k": torch.arange(2)})["value"].values.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert grid(lambda k: w * k, {"k": torch.arange(2)})["value"].values.tolist() == [
+        [0.0, 0.0],
+        [1.0, 1.0],
+    ]
 
 
 def test_grid_coordinates_of_float32_are_what_was_typed():
@@ -151,7 +187,7 @@ def test_grid_shows_progress_and_is_silent_inside(capsys):
     assert "steps" not in shown.err  # the rollout within is under vmap
 
 
-# --- interrupted and resumed ------------------------------------------------------------------------------------------------------------------
+# --- interrupted and resumed --------------------------------------------------------------------
 
 
 class Counted:
@@ -216,7 +252,9 @@ def test_grid_resumes_between_looped_axes(tmp_path):
 
 
 def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
-    """A write that breaks off halfway leaves no file of that name, and the old one where there was one."""
+    """A write that breaks off halfway leaves no file of that name, and the old one where there was
+    one.
+    """
 
     def breaks(file):
         file.write(b"half")
@@ -240,24 +278,37 @@ def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
     with pytest.raises(Unfinished, match="after 4 of 12"):
         grid(train, AXES, chunk_size=4, path=path)
     assert sorted(file.name for file in path.iterdir()) == ["axes.json", "points-000000000.npz"]
-    np.testing.assert_allclose(grid(train, AXES, path=path)["final"].values, grid(train, AXES)["final"].values, rtol=1e-9)
+    np.testing.assert_allclose(
+        grid(train, AXES, path=path)["final"].values, grid(train, AXES)["final"].values, rtol=1e-9
+    )
 
 
-# --- files that do not fit --------------------------------------------------------------------------------------------------------------------
+# --- files that do not fit ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def begun(tmp_path):
-    grid(lambda a, b: a * b, {"a": torch.arange(3), "b": [1, 2]}, chunk_size=2, path=tmp_path / "sweep")
+    grid(
+        lambda a, b: a * b,
+        {"a": torch.arange(3), "b": [1, 2]},
+        chunk_size=2,
+        path=tmp_path / "sweep",
+    )
     return tmp_path / "sweep"
 
 
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"a": torch.arange(4), "b": [1, 2]}, r"holds axes\['a'\] = .*\[0, 1, 2\].*, not .*\[0, 1, 2, 3\]"),
+        (
+            {"a": torch.arange(4), "b": [1, 2]},
+            r"holds axes\['a'\] = .*\[0, 1, 2\].*, not .*\[0, 1, 2, 3\]",
+        ),
         ({"a": torch.arange(3), "b": [1, 3]}, r"holds axes\['b'\]"),
-        ({"a": torch.arange(3.0), "b": [1, 2]}, r"holds axes\['a'\] = .*torch.int64.*torch.float32"),
+        (
+            {"a": torch.arange(3.0), "b": [1, 2]},
+            r"holds axes\['a'\] = .*torch.int64.*torch.float32",
+        ),
         ({"a": [0, 1, 2], "b": [1, 2]}, r"holds axes\['a'\] = .*'looped': False.*'looped': True"),
         ({"b": [1, 2], "a": torch.arange(3)}, r"holds a grid over \['a', 'b'\], not \['b', 'a'\]"),
         ({"a": torch.arange(3)}, r"holds a grid over \['a', 'b'\], not \['a'\]"),
@@ -268,10 +319,16 @@ def test_grid_refuses_the_folder_of_other_axes(begun, axes, message):
         grid(lambda **point: point["a"], axes, path=begun)
 
 
-@pytest.mark.parametrize("other", [lambda a, b: (a * b).double(), lambda a, b: {"other": a * b}, lambda a, b: (a * b)[None]])
+@pytest.mark.parametrize(
+    "other",
+    [lambda a, b: (a * b).double(), lambda a, b: {"other": a * b}, lambda a, b: (a * b)[None]],
+)
 def test_grid_refuses_the_folder_of_another_function(begun, other):
     next(iter(begun.glob("points-*"))).unlink()
-    with pytest.raises(ValueError, match=r"f at \(a=\d, b=\d\).*found .* before; .* holds the points of another function"):
+    with pytest.raises(
+        ValueError,
+        match=r"f at \(a=\d, b=\d\).*found .* before; .* holds the points of another function",
+    ):
         grid(other, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
 
 
@@ -281,16 +338,26 @@ def test_grid_names_broken_files(begun):
     whole = file.read_bytes()
     broken_files = [whole[:-40], b"", b"not a zip"]
     one: dict[str, Any] = {"f.value": np.zeros(1, dtype=np.int64)}
-    others: list[dict[str, Any]] = [{"x": np.zeros(2)}, *({"points": np.array(points)} | one for points in ([99], [1, 2], [0.5], [[1]]))]
+    others: list[dict[str, Any]] = [
+        {"x": np.zeros(2)},
+        *({"points": np.array(points)} | one for points in ([99], [1, 2], [0.5], [[1]])),
+    ]
     for arrays in others:
         np.savez(begun / "other.npz", **arrays)
         broken_files.append((begun / "other.npz").read_bytes())
     for broken in broken_files:
         file.write_bytes(broken)
-        with pytest.raises(ValueError, match=rf"path: .*{file.name} .*delete it, and its points are evaluated again"):
+        with pytest.raises(
+            ValueError,
+            match=rf"path: .*{file.name} .*delete it, and its points are evaluated again",
+        ):
             grid(lambda a, b: a * b, axes, path=begun)
     file.unlink()
-    assert grid(lambda a, b: a * b, axes, path=begun)["value"].values.tolist() == [[0, 0], [1, 2], [2, 4]]
+    assert grid(lambda a, b: a * b, axes, path=begun)["value"].values.tolist() == [
+        [0, 0],
+        [1, 2],
+        [2, 4],
+    ]
     (begun / "axes.json").write_text("{")
     with pytest.raises(ValueError, match=r"path: .*axes.json is not readable"):
         grid(lambda a, b: a * b, axes, path=begun)
@@ -305,7 +372,7 @@ def test_grid_refuses_other_places(tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -314,7 +381,11 @@ def test_grid_refuses_other_places(tmp_path):
         (torch.zeros(0), ValueError, "empty"),
         ([], ValueError, "empty"),
         ({}, ValueError, "empty"),
-        (torch.zeros(2, 2), ValueError, r"expected a tensor \[n\] of real numbers, got torch.float32 of shape \[2, 2\]"),
+        (
+            torch.zeros(2, 2),
+            ValueError,
+            r"expected a tensor \[n\] of real numbers, got torch.float32 of shape \[2, 2\]",
+        ),
         (torch.tensor(1.0), ValueError, r"shape \[\]"),
         (torch.tensor([1j]), ValueError, "torch.complex64"),
         (torch.tensor([1.0, float("nan")]), ValueError, "NaN or infinite"),
@@ -334,11 +405,26 @@ def test_grid_refuses_axes(values, error, message):
 
 
 @pytest.mark.parametrize(
-    "out", [1.0, None, (torch.zeros(1), torch.zeros(1)), [torch.zeros(1)], {"a": 1.0}, {"a": {"b": None}}, {}, {"a": {}}, (), "text", np.zeros(2)]
+    "out",
+    [
+        1.0,
+        None,
+        (torch.zeros(1), torch.zeros(1)),
+        [torch.zeros(1)],
+        {"a": 1.0},
+        {"a": {"b": None}},
+        {},
+        {"a": {}},
+        (),
+        "text",
+        np.zeros(2),
+    ],
 )
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_grid_refuses_outputs_that_are_no_tensors(out, chunk_size):
-    with pytest.raises(TypeError, match="f: expected a tensor, or a dict or NamedTuple of tensors, got"):
+    with pytest.raises(
+        TypeError, match="f: expected a tensor, or a dict or NamedTuple of tensors, got"
+    ):
         grid(lambda k: out, {"k": torch.arange(2)}, chunk_size=chunk_size)
 
 
@@ -361,20 +447,32 @@ def test_grid_refuses_names_and_shapes_that_clash():
     assert grid(f, axes, dims={"x": "a", "y": ["b", "a"]})["y"].dims == ("k", "b", "a")
     with pytest.raises(ValueError, match=r"f: returns \['k'\], which axes of the grid are called"):
         grid(lambda k: {"k": k}, axes)
-    with pytest.raises(ValueError, match=r"f at \(n=2\).*found .*\[2\].* but .*\[1\].* before; every point must give the same names, shapes and dtypes$"):
+    with pytest.raises(
+        ValueError,
+        match=r"f at \(n=2\).*found .*\[2\].* but .*\[1\].* before; every point must give the "
+        r"same names, shapes and dtypes$",
+    ):
         grid(lambda n: torch.zeros(n), {"n": [1, 2]})
 
 
 def test_grid_explains_what_cannot_be_vmapped():
-    with pytest.raises(RuntimeError, match="f: cannot be vmapped; pass chunk_size=1, a plain loop") as caught:
+    with pytest.raises(
+        RuntimeError, match="f: cannot be vmapped; pass chunk_size=1, a plain loop"
+    ) as caught:
         grid(lambda k: k if k > 0 else -k, {"k": torch.arange(3)})
     assert caught.value.__notes__ == ["grid: at (k=0) … (k=2)"]
-    assert grid(lambda k: k if k > 1 else -k, {"k": torch.arange(3)}, chunk_size=1)["value"].values.tolist() == [0, -1, 2]
+    assert grid(lambda k: k if k > 1 else -k, {"k": torch.arange(3)}, chunk_size=1)[
+        "value"
+    ].values.tolist() == [0, -1, 2]
 
 
 def test_grid_names_the_point_of_an_error():
     with pytest.raises(ZeroDivisionError) as caught:
-        grid(lambda rule, k: k / (1 // (k.ndim - rule)), {"rule": {"fine": 1, "bad": 0}, "k": torch.arange(4)}, chunk_size=2)
+        grid(
+            lambda rule, k: k / (1 // (k.ndim - rule)),
+            {"rule": {"fine": 1, "bad": 0}, "k": torch.arange(4)},
+            chunk_size=2,
+        )
     assert caught.value.__notes__ == ["grid: at (rule=bad, k=0) … (rule=bad, k=1)"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'k'"):
         grid(lambda: torch.zeros(1), {"k": torch.arange(2)})  # pyright: ignore[reportArgumentType]
@@ -385,5 +483,7 @@ def test_grid_refuses_transforms_and_no_axes():
         vmap(lambda x: grid(lambda k: k * x, {"k": torch.arange(2)}))(torch.ones(2))
     with pytest.raises(ValueError, match="axes: expected at least one axis"):
         grid(train, {})
-    with pytest.raises(ValueError, match="chunk_size: expected None or a number of points >= 1, got 0"):
+    with pytest.raises(
+        ValueError, match="chunk_size: expected None or a number of points >= 1, got 0"
+    ):
         grid(train, AXES, chunk_size=0)

@@ -1,4 +1,6 @@
-"""The theorems against literal steps on quadratics, against exact fractions, closed forms and finite differences."""
+"""The theorems against literal steps on quadratics, against exact fractions, closed forms and
+finite differences.
+"""
 
 from fractions import Fraction
 
@@ -8,14 +10,16 @@ import torch
 from torch.func import grad, hessian, vmap
 
 import mtlfunc as mf
-from mtlfunc import diagnostics, theory
+from mtlfunc.analysis import diagnostics, theory
 from tests.strategies import gramian
 
 PRINTED_PAIR = [Fraction(3), Fraction(-2)]
 
 
 def kinked(params, batch=None):
-    """L_1 + L_2 is x for x >= -2 and x + ½(x + 2)² below: convex, ∇L 1-Lipschitz; g_1 = 3 and g_2 = -2 at 0."""
+    """L_1 + L_2 is x for x >= -2 and x + ½(x + 2)² below: convex, ∇L 1-Lipschitz; g_1 = 3 and g_2 =
+    -2 at 0.
+    """
     x = params["x"][0]
     bend = 0.25 * (x + 2).clamp_max(0) ** 2
     return torch.stack([3 * x + bend, -2 * x + bend])
@@ -108,7 +112,9 @@ def test_theorem2_bounds_the_difference_of_literal_steps(seed):
             assert plain >= 0  # the plain step overshoots: it does not lower the loss
         if answer.curved:
             assert answer.dominated
-            sharp = answer.shortest * (1 - (1 - diagnostics.cosines(J @ J.mT)[0, 1] ** 2) * (J @ J.mT).trace() / (g @ g))
+            sharp = answer.shortest * (
+                1 - (1 - diagnostics.cosines(J @ J.mT)[0, 1] ** 2) * (J @ J.mT).trace() / (g @ g)
+            )
             assert bool(answer.difference >= 0) == (t >= sharp)
 
 
@@ -122,13 +128,17 @@ def test_theorem2_applies_somewhere():
 
 
 def test_uniform_weight_makes_theorem2_false():
-    """θ^MT = -4 has the loss -2, θ^PCGrad = 0 (the gradients are opposite) has 0, and yet every printed condition holds."""
+    """θ^MT = -4 has the loss -2, θ^PCGrad = 0 (the gradients are opposite) has 0, and yet every
+    printed condition holds.
+    """
     t = Fraction(4)
     plain = kinked_exactly(-t * sum(PRINTED_PAIR))
     assert plain == -2
     # gᵀ∇²L g along the step is 0 for s < ½ and 1 for s > ½.
     uniform, weighted = Fraction(1, 2), 2 * (Fraction(1, 2) - Fraction(3, 8))
-    assert diagnostics.curvature(kinked, AT_ZERO, None, lr=4.0) == pytest.approx(float(uniform), abs=1e-15)
+    assert diagnostics.curvature(kinked, AT_ZERO, None, lr=4.0) == pytest.approx(
+        float(uniform), abs=1e-15
+    )
     assert theory.secant_curvature(kinked, AT_ZERO, None, lr=4.0) == float(weighted)
     false = theory.pcgrad_theorem2(PAIR, 4.0, 1.0, float(uniform))
     assert false.applies
@@ -143,7 +153,9 @@ def test_uniform_weight_makes_theorem2_false():
 
 
 def test_printed_condition_compares_a_curvature_with_a_number():
-    """In units that make ℒ = 100 the printed (b) holds, at a step far too short, and the plain step is the better one."""
+    """In units that make ℒ = 100 the printed (b) holds, at a step far too short, and the plain step
+    is the better one.
+    """
     J = torch.tensor([[1.0, 0.0], [-0.4, 0.3]], dtype=torch.float64)
     g, A = J.sum(0), torch.diag(torch.tensor([1.0, 100.0], dtype=torch.float64))
     answer = theory.pcgrad_theorem2(J @ J.mT, 1e-3, 100.0, g @ A @ g, printed=True)
@@ -167,7 +179,9 @@ def test_no_theorem2_without_conflict():
 
 def smooth(params, batch):
     x = params["x"]
-    return torch.stack([torch.log1p((x[0] - 1) ** 2 + x[1] ** 4), torch.sin(x).sum() + 0.3 * x[0] * x[1]])
+    return torch.stack(
+        [torch.log1p((x[0] - 1) ** 2 + x[1] ** 4), torch.sin(x).sum() + 0.3 * x[0] * x[1]]
+    )
 
 
 @pytest.mark.parametrize("lr", [0.02, 0.3, 1.0])
@@ -177,8 +191,13 @@ def test_secant_curvature_is_the_weighted_integral(lr):
     g = grad(total)(params["x"])
     points, weights = np.polynomial.legendre.leggauss(40)
     s = (points + 1) / 2
-    integral = sum(w / 2 * 2 * (1 - a) * float(g @ hessian(total)(params["x"] - a * lr * g) @ g) for a, w in zip(s, weights, strict=True))
-    assert float(theory.secant_curvature(smooth, params, None, lr=lr)) == pytest.approx(integral, rel=1e-9)
+    integral = sum(
+        w / 2 * 2 * (1 - a) * float(g @ hessian(total)(params["x"] - a * lr * g) @ g)
+        for a, w in zip(s, weights, strict=True)
+    )
+    assert float(theory.secant_curvature(smooth, params, None, lr=lr)) == pytest.approx(
+        integral, rel=1e-9
+    )
 
 
 def test_secant_curvature_of_a_quadratic_is_constant():
@@ -191,7 +210,9 @@ def test_secant_curvature_of_a_quadratic_is_constant():
     params = {"x": torch.zeros(3, dtype=torch.float64)}
     for lr in (0.1, 1.0, 7.0):
         expected = float(diagnostics.curvature(losses, params, None, lr=lr))
-        assert float(theory.secant_curvature(losses, params, None, lr=lr)) == pytest.approx(expected, rel=1e-12)
+        assert float(theory.secant_curvature(losses, params, None, lr=lr)) == pytest.approx(
+            expected, rel=1e-12
+        )
         assert expected == pytest.approx(float(J.sum(0) @ A @ J.sum(0)), rel=1e-12)
 
 
@@ -218,7 +239,9 @@ def test_cagrad_theorem_is_silent_from_c_1_on_and_for_long_steps():
     G = gramian("gaussian", 3, 0)
     assert not theory.cagrad_theorem(G, 0.5, 1.0, 1.0).applies
     assert not theory.cagrad_theorem(G, 1.1, 1.0, 0.5).applies
-    assert theory.cagrad_theorem(G, 1.0, 1.0, 0.5).decrease == pytest.approx(0.5 * 0.75 * float(G.mean()), rel=1e-12)
+    assert theory.cagrad_theorem(G, 1.0, 1.0, 0.5).decrease == pytest.approx(
+        0.5 * 0.75 * float(G.mean()), rel=1e-12
+    )
 
 
 def test_cagrad_threshold_separates_conflict_from_none():
@@ -232,7 +255,9 @@ def test_cagrad_threshold_separates_conflict_from_none():
         rates = [G @ mf.weights(mf.cagrad(share * threshold), G) for share in (0.95, 1.05)]
         assert rates[0].min() < 0 < rates[1].min() + 1e-10 * G.diagonal().max()
         at = mf.weights(mf.cagrad(threshold), G) @ J
-        projected = mf.solvers.auto()(mf.solvers.dual_cone(G, torch.full_like(G[0], 1 / 3))).weights @ J
+        projected = (
+            mf.solvers.auto()(mf.solvers.dual_cone(G, torch.full_like(G[0], 1 / 3))).weights @ J
+        )
         torch.testing.assert_close(at, projected, rtol=1e-6, atol=1e-8)
 
 
@@ -251,8 +276,13 @@ def test_cagrad_threshold_closed_forms():
 
 
 def test_bound_conditions_on_the_counterexample():
-    """A = [[1, 0], [1, 1]], v = (1, 2), (1, -2): full rank, and yet the direction (1, 0) has the rates (3, -1)."""
-    A, V = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64), torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=torch.float64)
+    """A = [[1, 0], [1, 1]], v = (1, 2), (1, -2): full rank, and yet the direction (1, 0) has the
+    rates (3, -1).
+    """
+    A, V = (
+        torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64),
+        torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=torch.float64),
+    )
     w = mf.weights(mf.mgda(), V @ V.mT)
     answer = theory.mgda_ub_conditions(V, A @ A.mT, w)
     assert answer.full_rank
@@ -277,9 +307,13 @@ def test_bound_conditions_certify_descent():
 
 def test_bound_conditions_need_rank():
     V = rows(0, 3)
-    assert theory.mgda_ub_conditions(V, 4 * torch.eye(3, dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)).needed == pytest.approx(0)
+    assert theory.mgda_ub_conditions(
+        V, 4 * torch.eye(3, dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    ).needed == pytest.approx(0)
     thin = rows(1, 3)[:1]
-    answer = theory.mgda_ub_conditions(V, thin.mT @ thin, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    answer = theory.mgda_ub_conditions(
+        V, thin.mT @ thin, torch.tensor([0.5, 0.5], dtype=torch.float64)
+    )
     assert not answer.full_rank
     assert answer.needed == 1
     assert not answer.descends
@@ -302,7 +336,9 @@ def test_everything_maps_over_a_batch():
         together = vmap(f)(G, lr)
         alone = [f(g, t) for g, t in zip(G, lr, strict=True)]
         for got, *each in zip(together, *alone, strict=True):
-            torch.testing.assert_close(got, torch.stack(each), rtol=1e-9, atol=1e-12, equal_nan=True)
+            torch.testing.assert_close(
+                got, torch.stack(each), rtol=1e-9, atol=1e-12, equal_nan=True
+            )
 
 
 @pytest.mark.parametrize(
@@ -321,14 +357,20 @@ def test_derivatives_equal_central_differences(f):
         for j in range(2):
             change = torch.zeros_like(G)
             change[i, j] = step
-            assert float(slope[i, j]) == pytest.approx(float((f(G + change) - f(G - change)) / (2 * step)), rel=1e-6, abs=1e-8)
+            assert float(slope[i, j]) == pytest.approx(
+                float((f(G + change) - f(G - change)) / (2 * step)), rel=1e-6, abs=1e-8
+            )
 
 
 def test_derivative_with_respect_to_the_step_and_at_a_zero_gradient():
     t = torch.tensor(0.5, dtype=torch.float64)
     G = torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
     assert grad(lambda t: theory.pcgrad_theorem1(G, t, 1.0).decrease)(t) == pytest.approx(0.375)
-    assert grad(lambda g: theory.pcgrad_theorem1(g, 1.0, 1.0).decrease)(torch.zeros(2, 2)).isfinite().all()
+    assert (
+        grad(lambda g: theory.pcgrad_theorem1(g, 1.0, 1.0).decrease)(torch.zeros(2, 2))
+        .isfinite()
+        .all()
+    )
 
 
 def test_errors_name_the_argument():

@@ -1,4 +1,6 @@
-"""Compiled steps, and errors that the enforced annotations would forestall, run in a process without the annotations' checks."""
+"""Compiled steps, and errors that the enforced annotations would forestall, run in a process
+without the annotations' checks.
+"""
 
 import os
 import subprocess
@@ -10,9 +12,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["active_set", "active_set_gpu", "compile", "compile_probes", "errors"])
+@pytest.mark.parametrize(
+    "name", ["active_set", "active_set_gpu", "compile", "compile_probes", "errors"]
+)
 def test_without_enforced_annotations(name):
     path = ROOT / "tests" / "unchecked" / f"test_{name}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"MTLFUNC_UNCHECKED": "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"MTLFUNC_UNCHECKED": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

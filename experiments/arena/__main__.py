@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.arguments import at_least
-from mtlfunc.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
+from mtlfunc.studies.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
 
 from .cells import SPECIAL, Entrant, Task, load, perform_all, problem_of, source_of
 from .contestants import CONTESTANTS
@@ -34,7 +34,9 @@ def _among(known: Sequence[str]) -> Callable[[str], list[str]]:
         asked = [name.strip() for name in text.split(",") if name.strip()]
         unknown = [name for name in asked if name not in known]
         if unknown or not asked:
-            raise argparse.ArgumentTypeError(f"unknown {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}")
+            raise argparse.ArgumentTypeError(
+                f"unknown {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}"
+            )
         return asked
 
     return parse
@@ -44,24 +46,71 @@ def _parser() -> argparse.ArgumentParser:
     every = [*standard(), *SPECIAL]
     parser = argparse.ArgumentParser(
         prog="python -m experiments.arena",
-        description="Every rule, and yours, on small problems with known answers: quadratics, the papers' landscapes, test problems of multi-objective "
-        "optimisation, small networks. Each has the learning rate, from one grid a problem, that is best on other seeds; so does a static search over "
-        "constant weights, the baseline to beat. Writes ranks.png, scores.png, fronts.png, results.json and arena.html, and prints the table.",
-        epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. Ctrl-C (exit status 130) keeps all that is finished, reports "
+        description="Every rule, and yours, on small problems with known answers: quadratics, "
+        "the papers' landscapes, test problems of multi-objective "
+        "optimisation, small networks. Each has the learning rate, from one grid a problem, that "
+        "is best on other seeds; so does a static search over "
+        "constant weights, the baseline to beat. Writes ranks.png, scores.png, fronts.png, "
+        "results.json and arena.html, and prints the table.",
+        epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
+        "Ctrl-C (exit status 130) keeps all that is finished, reports "
         "on the problems that every rule has met, and the same command goes on from there.",
     )
-    parser.add_argument("--rule", action="append", default=[], metavar="MODULE:NAME", help="a rule of yours: anything mf.arena takes; repeatable")
     parser.add_argument(
-        "--against", type=_among([*CONTESTANTS, STATIC]), metavar="A,B,…", help=f"whom to meet, of {', '.join([*CONTESTANTS, STATIC])} (default: all)"
+        "--rule",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a rule of yours: anything mf.arena takes; repeatable",
     )
-    parser.add_argument("--only", type=_among(every), action="extend", metavar="A,B,…", help=f"these problems alone, of {', '.join(every)}")
-    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} alone, with {SHORT.seeds} seeds and {SHORT.budget:g} of the steps")
-    parser.add_argument("--seeds", type=at_least(2), metavar="N", help=f"seeds that results are taken on (default: {Settings().seeds})")
-    parser.add_argument("--tuning", type=at_least(1), metavar="N", help=f"other seeds, that choose rates and weights (default: {Settings().tuning})")
-    parser.add_argument("--budget", type=_positive, metavar="X", help="times the usual steps (default: 1)")
-    parser.add_argument("--jobs", type=at_least(1), default=min(2, os.cpu_count() or 1), metavar="N", help="processes side by side (default: %(default)s)")
+    parser.add_argument(
+        "--against",
+        type=_among([*CONTESTANTS, STATIC]),
+        metavar="A,B,…",
+        help=f"whom to meet, of {', '.join([*CONTESTANTS, STATIC])} (default: all)",
+    )
+    parser.add_argument(
+        "--only",
+        type=_among(every),
+        action="extend",
+        metavar="A,B,…",
+        help=f"these problems alone, of {', '.join(every)}",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{', '.join(QUICK)} alone, with {SHORT.seeds} seeds and {SHORT.budget:g} of the "
+        "steps",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=at_least(2),
+        metavar="N",
+        help=f"seeds that results are taken on (default: {Settings().seeds})",
+    )
+    parser.add_argument(
+        "--tuning",
+        type=at_least(1),
+        metavar="N",
+        help=f"other seeds, that choose rates and weights (default: {Settings().tuning})",
+    )
+    parser.add_argument(
+        "--budget", type=_positive, metavar="X", help="times the usual steps (default: 1)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=at_least(1),
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="processes side by side (default: %(default)s)",
+    )
     parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: experiments/arena/out; its folder quick for --quick)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where results go (default: experiments/arena/out; its folder quick for --quick)",
+    )
     return parser
 
 
@@ -70,7 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     asked = parser.parse_args(argv)
     settings = SHORT if asked.quick else Settings()
-    settings = settings._replace(**{name: getattr(asked, name) for name in ("seeds", "tuning", "budget") if getattr(asked, name) is not None})
+    settings = settings._replace(
+        **{
+            name: getattr(asked, name)
+            for name in ("seeds", "tuning", "budget")
+            if getattr(asked, name) is not None
+        }
+    )
     names = list(dict.fromkeys(asked.only or (QUICK if asked.quick else [*standard(), *SPECIAL])))
     entrants = [Entrant(name, "", b"") for name in asked.against or [*CONTESTANTS, STATIC]]
     for spec in asked.rule:
@@ -110,7 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted = True
     finally:
         torch.set_num_threads(threads)
-    complete = {name: {entrant.name: found[name][entrant.name] for entrant in entrants} for name in names if len(found[name]) == len(entrants)}
+    complete = {
+        name: {entrant.name: found[name][entrant.name] for entrant in entrants}
+        for name in names
+        if len(found[name]) == len(entrants)
+    }
     paths: list[Path] = []
     if complete:
         result = Result({name: problem_of(name) for name in complete}, complete, settings)
@@ -122,13 +181,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
             "processes side by side": asked.jobs,
         }
-        paths = write(result, described, tuple(entrant.name for entrant in entrants if entrant.spec), out)
+        paths = write(
+            result, described, tuple(entrant.name for entrant in entrants if entrant.spec), out
+        )
         print(f"\n{result}\n\nwritten: {', '.join(map(str, paths))}")
     if interrupted:
         done = ", ".join(complete) or "none"
-        print(f"\ninterrupted; problems that every rule has met: {done}. The same command goes on from there", file=sys.stderr)
+        print(
+            f"\ninterrupted; problems that every rule has met: {done}. The same command goes on "
+            "from there",
+            file=sys.stderr,
+        )
         return 130
-    print(f"{len(names)} problems, {len(entrants)} contestants, {len(todo)} of {len(names) * len(entrants)} cells new, {time.perf_counter() - start:.0f} s")
+    print(
+        f"{len(names)} problems, {len(entrants)} contestants, {len(todo)} of "
+        f"{len(names) * len(entrants)} cells new, {time.perf_counter() - start:.0f} s"
+    )
     return 0
 
 

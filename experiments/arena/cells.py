@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-from mtlfunc.arena import STATIC, Cell, Contestant, Problem, Settings, compete, contestants, standard
+from mtlfunc.studies.arena import (
+    STATIC,
+    Cell,
+    Contestant,
+    Problem,
+    Settings,
+    compete,
+    contestants,
+    standard,
+)
 
 from .contestants import CONTESTANTS
 from .digits import problem as digits
@@ -59,7 +68,11 @@ def load(spec: str) -> tuple[str, Contestant]:
 def source_of(spec: str) -> bytes:
     """The module's own text, so that results follow it; what it imports is not looked at."""
     found = importlib.util.find_spec(spec.partition(":")[0])
-    return Path(found.origin).read_bytes() if found and found.origin and Path(found.origin).is_file() else spec.encode()
+    return (
+        Path(found.origin).read_bytes()
+        if found and found.origin and Path(found.origin).is_file()
+        else spec.encode()
+    )
 
 
 def problem_of(name: str) -> Problem:
@@ -67,7 +80,9 @@ def problem_of(name: str) -> Problem:
 
 
 def perform(task: Task) -> Cell:
-    """One cell, with one thread: the tensors are small, and threads that wait for one another cost more than they save."""
+    """One cell, with one thread: the tensors are small, and threads that wait for one another cost
+    more than they save.
+    """
     torch.set_num_threads(1)
     return compete(problem_of(task.problem), contestant_of(task.entrant), task.settings)
 
@@ -85,8 +100,10 @@ def perform_all(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Cell]]
             for done in as_completed(pending):
                 yield pending[done], done.result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C the cells at work, seconds each, come to their end unread
+            # after Ctrl-C the cells at work, seconds each, come to their end unread
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the first one decides
+    # Ctrl-C reaches every process of the terminal; the first one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,12 +1,14 @@
 """The rules that meet, each with the probe that it measures with: one line a rule.
 
-Hyper-parameters are the papers' defaults where they are pure numbers; those with a unit or a schedule are set once, for all problems: uncertainty and IMTL-L
-weights move by .025 a step, as FAMO's and GradNorm's do, DWA's epoch is 10 steps, STCH's μ is .1. Not here: what needs three tasks (trimmed mean), ranks one
-task above the others (PCD) or needs a network with an encoder (MGDA-UB, IMTL-G on representations).
+Hyper-parameters are the papers' defaults where they are pure numbers; those with a unit or a
+schedule are set once, for all problems: uncertainty and IMTL-L weights move by .025 a step, as
+FAMO's and GradNorm's do, DWA's epoch is 10 steps, STCH's μ is .1. Not here: what needs three tasks
+(trimmed mean), ranks one task above the others (PCD) or needs a network with an encoder (MGDA-UB,
+IMTL-G on representations).
 """
 
 import mtlfunc as mf
-from mtlfunc.arena import Contestant
+from mtlfunc.studies.arena import Contestant
 from mtlfunc.types import Probe
 
 
@@ -27,7 +29,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "mgda momentum": Contestant(lambda: mf.momentum(mf.mgda()), mf.jacobian),
     "pcgrad": Contestant(mf.pcgrad, mf.jacobian),
     "cagrad": Contestant(lambda: mf.cagrad(0.4), mf.jacobian),
-    "cagrad-fast": Contestant(lambda: mf.cagrad(0.4), lambda shared: mf.jacobian(shared, mix=mf.subset(2))),
+    "cagrad-fast": Contestant(
+        lambda: mf.cagrad(0.4), lambda shared: mf.jacobian(shared, mix=mf.subset(2))
+    ),
     "dualproj": Contestant(mf.dualproj, mf.jacobian),
     "upgrad": Contestant(mf.upgrad, mf.jacobian),
     "imtl-g": Contestant(mf.imtl_g, mf.jacobian),
@@ -43,13 +47,15 @@ CONTESTANTS: dict[str, Contestant] = {
     "modo": Contestant(mf.modo, mf.double_sampling, batches=2),
     "sdmgrad": Contestant(mf.sdmgrad, mf.double_sampling, batches=3),
     "moco": Contestant(mf.moco, mf.tracked),
-    "db-mtl": Contestant(mf.db_mtl, lambda shared: mf.log_losses(mf.tracked(shared, corrected=True))),
-    "excess-mtl": Contestant(mf.excess_mtl, mf.excess),
+    "db-mtl": Contestant(
+        mf.db_mtl, lambda shared: mf.log_losses(mf.tracked(shared, corrected=True))
+    ),
+    "excess-mtl": Contestant(mf.excess_mtl, mf.excess_risk),
     "uncertainty": Contestant(lambda: mf.uw(0.025), losses_only),
     "imtl-l": Contestant(lambda: mf.imtl_l(0.025), losses_only),
     "dwa": Contestant(lambda: mf.dwa(10), losses_only),
     "gls": Contestant(mf.gls, losses_only),
     "stch": Contestant(lambda: mf.stch(0.1), losses_only),
-    "famo": Contestant(mf.famo, lambda shared: mf.revisit(mf.losses_only())),
+    "famo": Contestant(mf.famo, lambda shared: mf.second_evaluation(mf.losses_only())),
     "random weights": Contestant(mf.rlw, losses_only),
 }

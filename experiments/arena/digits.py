@@ -8,7 +8,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from experiments.digits.data import Pairs, Splits, digits, splits
-from mtlfunc.arena import Problem
+from mtlfunc.studies.arena import Problem
 from mtlfunc.types import Params
 
 SIZES = {"trunk.0": (32, 100), "trunk.1": (16, 32), "left": (10, 16), "right": (10, 16)}
@@ -20,7 +20,14 @@ def losses(params: Params, batch: Pairs) -> Tensor:
     h = batch.canvases
     for name in ("trunk.0", "trunk.1"):
         h = F.relu(F.linear(h, params[f"{name}.weight"], params[f"{name}.bias"]))
-    return torch.stack([F.cross_entropy(F.linear(h, params[f"{head}.weight"], params[f"{head}.bias"]), batch.labels[:, i]) for i, head in enumerate(HEADS)])
+    return torch.stack(
+        [
+            F.cross_entropy(
+                F.linear(h, params[f"{head}.weight"], params[f"{head}.bias"]), batch.labels[:, i]
+            )
+            for i, head in enumerate(HEADS)
+        ]
+    )
 
 
 HEADS = ("left", "right")
@@ -32,7 +39,9 @@ def problem() -> Problem:
     def draw(key: Tensor) -> tuple[Params, Splits]:
         params: Params = {}
         for i, (name, (out, into)) in enumerate(SIZES.items()):
-            params[f"{name}.weight"] = mf.random.normal(mf.random.fold_in(key, i), (out, into)) * (2 / into) ** 0.5
+            params[f"{name}.weight"] = (
+                mf.random.normal(mf.random.fold_in(key, i), (out, into)) * (2 / into) ** 0.5
+            )
             params[f"{name}.bias"] = params[f"{name}.weight"].new_zeros(out)
         return params, splits(source, mf.random.fold_in(key, len(SIZES)))
 
@@ -41,7 +50,8 @@ def problem() -> Problem:
         return Pairs(*(leaf.index_select(0, chosen) for leaf in data.train))
 
     return Problem(
-        f"Two overlaid 8 x 8 digits by one ReLU trunk (100-32-16) and two linear heads, batches of {TAKEN} of 4,312 pairs (experiments/digits has the data). "
+        "Two overlaid 8 x 8 digits by one ReLU trunk (100-32-16) and two linear heads, batches "
+        f"of {TAKEN} of 4,312 pairs (experiments/digits has the data). "
         "Test cross-entropies; the score is 1 at chance. The front is not known.",
         draw,
         losses,

@@ -1,4 +1,6 @@
-"""Finished cells on disk, each under a key of all that it depends on, so that a study that was stopped goes on where it was."""
+"""Finished cells on disk, each under a key of all that it depends on, so that a study that was
+stopped goes on where it was.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 import mtlfunc as mf
-from mtlfunc.arena import Cell, Settings
+from mtlfunc.studies.arena import Cell, Settings
 
 
 class Store:
@@ -40,7 +42,12 @@ class Store:
     def write(self, problem: str, rule: str, source: bytes, cell: Cell) -> None:
         path = self._path(problem, rule)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"problem": problem, "rule": rule, "key": self.key(problem, rule, source), "cell": plain(cell._asdict())}
+        content = {
+            "problem": problem,
+            "rule": rule,
+            "key": self.key(problem, rule, source),
+            "cell": plain(cell._asdict()),
+        }
         replace(path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
 
     def _path(self, problem: str, rule: str) -> Path:
@@ -50,12 +57,18 @@ class Store:
 def sources() -> list[Path]:
     """What a cell's numbers may depend on."""
     here = Path(__file__).parent
-    return [*Path(mf.__file__).parent.rglob("*.py"), here / "contestants.py", here / "digits.py", here.parent / "digits" / "data.py"]
+    return [
+        *Path(mf.__file__).parent.rglob("*.py"),
+        here / "contestants.py",
+        here / "digits.py",
+        here.parent / "digits" / "data.py",
+    ]
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name and put it in place when it is whole."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the name's ending tells savefig the format
+    # the name's ending tells savefig the format
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -78,10 +91,22 @@ def _cell(kept: dict[str, Any]) -> Cell:
     """`plain`, backwards; what was not finite is NaN."""
 
     def filled(value: Any) -> Any:
-        return [filled(item) for item in value] if isinstance(value, list) else math.nan if value is None else value
+        return (
+            [filled(item) for item in value]
+            if isinstance(value, list)
+            else math.nan
+            if value is None
+            else value
+        )
 
-    tensors = {name: torch.tensor(filled(kept[name]), dtype=torch.float64) for name in kept if name not in ("weights", "step_ms", "error")}
-    weights = None if kept["weights"] is None else torch.tensor(kept["weights"], dtype=torch.float64)
+    tensors = {
+        name: torch.tensor(filled(kept[name]), dtype=torch.float64)
+        for name in kept
+        if name not in ("weights", "step_ms", "error")
+    }
+    weights = (
+        None if kept["weights"] is None else torch.tensor(kept["weights"], dtype=torch.float64)
+    )
     return Cell(**tensors, weights=weights, step_ms=filled(kept["step_ms"]), error=kept["error"])
 
 

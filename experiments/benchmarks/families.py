@@ -1,4 +1,6 @@
-"""Thirteen families of Jacobians on which solvers of the small problems go wrong: `FAMILIES[name](count, generator) -> J [task, param]`, float64."""
+"""Thirteen families of Jacobians on which solvers of the small problems go wrong:
+`FAMILIES[name](count, generator) -> J [task, param]`, float64.
+"""
 
 from collections.abc import Callable
 
@@ -26,13 +28,21 @@ def gaussian(count: int, generator: Generator) -> Tensor:
 
 def norm_spread(count: int, generator: Generator) -> Tensor:
     """Lengths from 1 to 1e-4."""
-    return gaussian(count, generator) * torch.logspace(0, -4, count, dtype=torch.float64)[torch.randperm(count, generator=generator), None]
+    return (
+        gaussian(count, generator)
+        * torch.logspace(0, -4, count, dtype=torch.float64)[
+            torch.randperm(count, generator=generator), None
+        ]
+    )
 
 
 def conflicting(count: int, generator: Generator) -> Tensor:
     """Half of the tasks pull along one direction, half against it."""
     axis = _unit(_normal(1, _params(count), generator)) * _params(count) ** 0.5
-    return gaussian(count, generator) + torch.linspace(-1, 1, count, dtype=torch.float64)[:, None] * axis
+    return (
+        gaussian(count, generator)
+        + torch.linspace(-1, 1, count, dtype=torch.float64)[:, None] * axis
+    )
 
 
 def rank_deficient(count: int, generator: Generator) -> Tensor:
@@ -76,7 +86,10 @@ def zero_gradient(count: int, generator: Generator) -> Tensor:
 
 def stationary(count: int, generator: Generator) -> Tensor:
     """A random convex combination is 0."""
-    rows, w = gaussian(count, generator), torch.rand(count, generator=generator, dtype=torch.float64)
+    rows, w = (
+        gaussian(count, generator),
+        torch.rand(count, generator=generator, dtype=torch.float64),
+    )
     return rows - (w / w.sum()) @ rows
 
 
@@ -109,7 +122,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def gramians(name: str, count: int, batch: int, seed: int, *, scale: float = 0.0) -> Tensor:
-    """`[batch, task, task]` float64; `scale` is the largest power of ten, up or down, by which whole problems are multiplied."""
+    """`[batch, task, task]` float64; `scale` is the largest power of ten, up or down, by which
+    whole problems are multiplied.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.stack([FAMILIES[name](count, generator) for _ in range(batch)])
     power = (2 * torch.rand(batch, 1, 1, generator=generator, dtype=torch.float64) - 1) * scale

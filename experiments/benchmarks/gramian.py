@@ -1,14 +1,18 @@
 """Gramians of task and sample gradients: time, peak memory and error of every way to compute them.
 
-    python -m experiments.benchmarks.gramian [--cases mlp-task ...] [--tasks 4 40 ...] [--batch 64 ...] [--seconds S] [--out DIR]
+    python -m experiments.benchmarks.gramian [--cases mlp-task ...] [--tasks 4 40 ...] [--batch 64
+    ...] [--seconds S] [--out DIR]
 
-Writes gramian.json (after every case; a run that was stopped goes on where it was, --again measures anew), gramian.md and gramian.png.
+Writes gramian.json (after every case; a run that was stopped goes on where it was, --again measures
+anew), gramian.md and gramian.png.
 
-Time: one call from parameters and batch to the Gramian, or to Gramian and combined gradient (a step). All contenders of a case take turns, in random
-order, so that what else the machine does hits all of them alike; compare ratios, not milliseconds. The floor is one gradient of the mean loss.
-On a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's time instead of the wall's.
+Time: one call from parameters and batch to the Gramian, or to Gramian and combined gradient (a
+step). All contenders of a case take turns, in random order, so that what else the machine does hits
+all of them alike; compare ratios, not milliseconds. The floor is one gradient of the mean loss. On
+a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's time instead of the wall's.
 Memory: the most that one call holds beyond what was there before it, as the allocator counts it.
-Error: worst |G_ij - H_ij| / √(H_ii H_jj) against a float64 Gramian H from a loop of backward passes; of a step, also of the gradient, ‖g - h‖ / ‖h‖.
+Error: worst |G_ij - H_ij| / √(H_ii H_jj) against a float64 Gramian H from a loop of backward
+passes; of a step, also of the gradient, ‖g - h‖ / ‖h‖.
 """
 
 import argparse
@@ -82,7 +86,9 @@ def leaves_of(task: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Shared parameters and heads, as autograd's leaves."""
     named = dict(task.module.named_parameters())
     prefix = task.shared.removesuffix("*")
-    return {n: x for n, x in named.items() if n.startswith(prefix)}, {n: x for n, x in named.items() if not n.startswith(prefix)}
+    return {n: x for n, x in named.items() if n.startswith(prefix)}, {
+        n: x for n, x in named.items() if not n.startswith(prefix)
+    }
 
 
 def mean_gradient(task: Problem) -> Call:
@@ -92,7 +98,9 @@ def mean_gradient(task: Problem) -> Call:
 
 
 def loop(task: Problem, *, stacked: bool = False, step: bool = False) -> Call:
-    """autograd.grad of every loss; a step also takes, with each, the gradient of that task's own head."""
+    """autograd.grad of every loss; a step also takes, with each, the gradient of that task's own
+    head.
+    """
     shared, heads = leaves_of(task)
     f = losses_of(task)
 
@@ -102,7 +110,9 @@ def loop(task: Problem, *, stacked: bool = False, step: bool = False) -> Call:
         count, rows, found = len(losses), [], {}
         for i in range(count):
             own = [n for n in heads if n.startswith(f"heads.{i}.")] if step else []
-            grads = torch.autograd.grad(losses[i], [*shared.values(), *(heads[n] for n in own)], retain_graph=i + 1 < count)
+            grads = torch.autograd.grad(
+                losses[i], [*shared.values(), *(heads[n] for n in own)], retain_graph=i + 1 < count
+            )
             rows.append(grads[: len(shared)])
             found |= {n: x / count for n, x in zip(own, grads[len(shared) :], strict=True)}
         leaves = [torch.stack(parts) for parts in zip(*rows, strict=True)]
@@ -110,19 +120,29 @@ def loop(task: Problem, *, stacked: bool = False, step: bool = False) -> Call:
         if not step:
             return gramian
         weights = some_weights(count, gramian)
-        return gramian, found | {n: torch.tensordot(weights, x, 1) for n, x in zip(shared, leaves, strict=True)}
+        return gramian, found | {
+            n: torch.tensordot(weights, x, 1) for n, x in zip(shared, leaves, strict=True)
+        }
 
     return call
 
 
 def vmap_vjp(task: Problem) -> Call:
     shared, heads = leaves_of(task)
-    fixed, params, f = {n: x.detach() for n, x in heads.items()}, {n: x.detach() for n, x in shared.items()}, losses_of(task)
+    fixed, params, f = (
+        {n: x.detach() for n, x in heads.items()},
+        {n: x.detach() for n, x in shared.items()},
+        losses_of(task),
+    )
 
     def call() -> Tensor:
         losses, pull = vjp(lambda p: vector(f(p | fixed, task.batch)), params)[:2]
         with torch.no_grad():  # or the rows would keep a graph of their own
-            return gram(vmap(lambda v: tuple(pull(v)[0].values()))(torch.eye(len(losses), dtype=losses.dtype, device=losses.device)))
+            return gram(
+                vmap(lambda v: tuple(pull(v)[0].values()))(
+                    torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+                )
+            )
 
     return call
 
@@ -134,22 +154,23 @@ def vmap_grad(task: Problem) -> Call:
 
 
 def autojac(task: Problem) -> Call:
-    from torchjd.autojac import jac  # noqa: PLC0415  # a test dependency
+    from torchjd.autojac import jac  # a test dependency
 
     leaves = list(leaves_of(task)[0].values())
     return lambda: gram(jac(task.module(task.batch), leaves))
 
 
 def autogram(task: Problem) -> Call:
-    from torchjd.autogram import Engine  # noqa: PLC0415  # a test dependency
+    from torchjd.autogram import Engine  # a test dependency
 
-    apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)  # its hooks stay on the modules
+    # its hooks stay on the modules
+    apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
     engine = Engine(apart.trunk, batch_dim=0 if task.per_sample else None)
     return lambda: engine.compute_gramian(vector(apart.module(apart.batch)))
 
 
 def opacus(task: Problem) -> Call:
-    from opacus import GradSampleModule  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  # not a dependency
+    from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]  # not a dependency
 
     apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
     module = GradSampleModule(apart.module, loss_reduction="sum")
@@ -166,10 +187,13 @@ def opacus(task: Problem) -> Call:
 
 
 def backpack(task: Problem) -> Call:
-    from backpack import backpack, extend, extensions  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  # not a dependency
+    from backpack import backpack, extend, extensions  # pyright: ignore[reportMissingImports]  # not a dependency
 
     apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
-    net, loss = extend(apart.module.get_submodule("net")), extend(torch.nn.CrossEntropyLoss(reduction="sum"))
+    net, loss = (
+        extend(apart.module.get_submodule("net")),
+        extend(torch.nn.CrossEntropyLoss(reduction="sum")),
+    )
     x, y = apart.batch
 
     def call() -> Tensor:
@@ -183,12 +207,16 @@ def backpack(task: Problem) -> Call:
     return call
 
 
-def ours(task: Problem, engine: Any, *, stacked: bool = False, chunk_size: int | None = None) -> Call:
+def ours(
+    task: Problem, engine: Any, *, stacked: bool = False, chunk_size: int | None = None
+) -> Call:
     params, f = mf.parameters(task.module), losses_of(task)
     if task.per_sample:
         return lambda: mf.sample_gramian(f, params, task.batch, engine=engine)[1]
     g = (lambda p, b: vector(f(p, b))) if stacked else f
-    return lambda: mf.task_gramian(g, params, task.batch, shared=task.shared, engine=engine, chunk_size=chunk_size)[1]
+    return lambda: mf.task_gramian(
+        g, params, task.batch, shared=task.shared, engine=engine, chunk_size=chunk_size
+    )[1]
 
 
 def our_step(task: Problem, engine: Any, *, stacked: bool = False) -> Call:
@@ -227,11 +255,20 @@ def contenders(task: Problem, family: str) -> Iterator[tuple[str, str, Callable[
     yield "step", "loop", lambda task: loop(task, step=True)
     for engine in ENGINES:
         yield "step", f"ours, {engine}", lambda task, engine=engine: our_step(task, engine)
-    if len(leaves_of(task)[1]):  # separate losses: what becomes of them where they come stacked to one vector
+    # separate losses: what becomes of them where they come stacked to one vector
+    if len(leaves_of(task)[1]):
         yield "gramian", "loop, stacked", lambda task: loop(task, stacked=True)
         for engine in ENGINES:
-            yield "gramian", f"ours, {engine}, stacked", lambda task, engine=engine: ours(task, engine, stacked=True)
-            yield "step", f"ours, {engine}, stacked", lambda task, engine=engine: our_step(task, engine, stacked=True)
+            yield (
+                "gramian",
+                f"ours, {engine}, stacked",
+                lambda task, engine=engine: ours(task, engine, stacked=True),
+            )
+            yield (
+                "step",
+                f"ours, {engine}, stacked",
+                lambda task, engine=engine: our_step(task, engine, stacked=True),
+            )
 
 
 def reference(task: Problem) -> tuple[Tensor, dict[str, Tensor]]:
@@ -245,12 +282,25 @@ def reference(task: Problem) -> tuple[Tensor, dict[str, Tensor]]:
         some = [names.pop(0)]
         while names and sum(shared[n].numel() for n in [*some, names[0]]) <= most:
             some.append(names.pop(0))
-        rows = [torch.autograd.grad(losses[i], [shared[n] for n in some], retain_graph=True) for i in range(count)]
+        rows = [
+            torch.autograd.grad(losses[i], [shared[n] for n in some], retain_graph=True)
+            for i in range(count)
+        ]
         gramian += gram([torch.stack(parts) for parts in zip(*rows, strict=True)])
     weighted = (some_weights(count, gramian) * vector(losses)).sum()
-    step = dict(zip(shared, torch.autograd.grad(weighted, list(shared.values()), retain_graph=True), strict=True))
+    step = dict(
+        zip(
+            shared,
+            torch.autograd.grad(weighted, list(shared.values()), retain_graph=True),
+            strict=True,
+        )
+    )
     if heads:
-        step |= dict(zip(heads, torch.autograd.grad(vector(losses).mean(), list(heads.values())), strict=True))
+        step |= dict(
+            zip(
+                heads, torch.autograd.grad(vector(losses).mean(), list(heads.values())), strict=True
+            )
+        )
     return gramian.detach(), step
 
 
@@ -296,7 +346,11 @@ def with_memory(call: Call, device: str) -> tuple[Any, int]:
         answer = call()
     kineto = seen.profiler.kineto_results if seen.profiler else None
     held = most = 0
-    for event in sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()) if kineto else ():
+    for event in (
+        sorted((e for e in kineto.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+        if kineto
+        else ()
+    ):
         held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
         most = max(most, held)
     return answer, most
@@ -313,8 +367,12 @@ def timed(call: Call, device: str, clock: str) -> float:
     return CLOCKS[clock]() - start
 
 
-def take_turns(calls: dict[tuple[str, str], Call], device: str, seconds: float, clock: str, bar: Any) -> dict[tuple[str, str], list[float]]:
-    """All times of every contender. Fast ones are called several times a turn; slow ones take part in three rounds at least."""
+def take_turns(
+    calls: dict[tuple[str, str], Call], device: str, seconds: float, clock: str, bar: Any
+) -> dict[tuple[str, str], list[float]]:
+    """All times of every contender. Fast ones are called several times a turn; slow ones take part
+    in three rounds at least.
+    """
     once = {name: timed(call, device, clock) for name, call in calls.items()}
     times: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
     shuffle = random.Random(0).shuffle
@@ -330,14 +388,30 @@ def take_turns(calls: dict[tuple[str, str], Call], device: str, seconds: float, 
     return times
 
 
-def measure(family: str, count: int, batch: int, image: int, device: str, seconds: float, clock: str, methods: list[str] | None, bar: Any) -> list[Row]:
+def measure(
+    family: str,
+    count: int,
+    batch: int,
+    image: int,
+    device: str,
+    seconds: float,
+    clock: str,
+    methods: list[str] | None,
+    bar: Any,
+) -> list[Row]:
     """Every contender of one case."""
     base = problem(family, count, batch, image)
     task, double = base.to(device), base.to(device, torch.float64)
     truth = reference(double)
     rows: dict[tuple[str, str], Row] = {}
     calls: dict[tuple[str, str], Call] = {}
-    case = {"family": family, "case": describe(family, count, batch, image), "tasks": count, "batch": batch, "device": device}
+    case = {
+        "family": family,
+        "case": describe(family, count, batch, image),
+        "tasks": count,
+        "batch": batch,
+        "device": device,
+    }
     for quantity, method, make in contenders(task, family):
         if methods and quantity != "gradient" and method not in methods:
             continue
@@ -353,7 +427,10 @@ def measure(family: str, count: int, batch: int, image: int, device: str, second
                     row["error64"] = error(quantity, make(double)(), truth)
             row["warned"] = sorted({str(w.message).splitlines()[0] for w in said})
         except Exception as problem_:  # a peer that cannot do this is a result too
-            tqdm.write(f"{row['case']} {device}: {quantity}, {method} failed: {type(problem_).__name__}: {str(problem_).splitlines()[0]}")
+            tqdm.write(
+                f"{row['case']} {device}: {quantity}, {method} failed: "
+                f"{type(problem_).__name__}: {str(problem_).splitlines()[0]}"
+            )
             rows[quantity, method] = row | {"failed": f"{type(problem_).__name__}: {problem_}"}
             continue
         rows[quantity, method], calls[quantity, method] = row, call
@@ -367,28 +444,67 @@ def measure(family: str, count: int, batch: int, image: int, device: str, second
 
 
 def find(rows: list[Row], **wanted: Any) -> list[Row]:
-    return [row for row in rows if "fastest" in row and all(row[key] == value for key, value in wanted.items())]
+    return [
+        row
+        for row in rows
+        if "fastest" in row and all(row[key] == value for key, value in wanted.items())
+    ]
 
 
 def peers(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if not row["method"].startswith("ours") and row["quantity"] != "gradient"]
+    return [
+        row
+        for row in rows
+        if not row["method"].startswith("ours") and row["quantity"] != "gradient"
+    ]
 
 
-# What the layerwise engine is for: (family, tasks, batch, device, quantity, our method, the peers, what is compared, the most it may be)
+# What the layerwise engine is for: (family, tasks, batch, device, quantity, our method, the peers,
+# what is compared, the most it may be)
 BARS: list[tuple[str, int, int, str, str, str, tuple[str, ...], str, float]] = [
     ("mlp-sample", 1, 128, "cpu", "gramian", "ours, auto", ("mean gradient",), "time", 2.0),
     ("mlp-sample", 1, 128, "cpu", "gramian", "ours, auto", ("TorchJD autogram",), "time", 1 / 50),
     ("mlp-task", 40, 128, "cpu", "gramian", "ours, auto", ("TorchJD autogram",), "time", 0.5),
     ("mlp-task", 40, 128, "cpu", "gramian", "ours, auto", ("loop",), "time", 0.5),
-    ("resnet18", 4, 8, "cpu", "gramian", "ours, auto", ("loop", "vmap(vjp)", "TorchJD autojac", "TorchJD autogram"), "time", 1.05),
+    (
+        "resnet18",
+        4,
+        8,
+        "cpu",
+        "gramian",
+        "ours, auto",
+        ("loop", "vmap(vjp)", "TorchJD autojac", "TorchJD autogram"),
+        "time",
+        1.05,
+    ),
     *(
         (family, tasks, batch, "cpu", quantity, f"ours, auto{stacked}", ("loop",), "time", 1.3)
         for family, tasks, batch in (("decoders", 4, 8), ("own-inputs", 8, 64))
         for quantity in ("gramian", "step")
         for stacked in ("", ", stacked")
     ),
-    ("resnet18", 40, 64, "cuda", "gramian", "ours, auto", ("TorchJD autojac", "TorchJD autogram"), "time", 0.6),
-    ("resnet18", 40, 64, "cuda", "gramian", "ours, auto", ("TorchJD autojac", "TorchJD autogram"), "memory", 1.0),
+    (
+        "resnet18",
+        40,
+        64,
+        "cuda",
+        "gramian",
+        "ours, auto",
+        ("TorchJD autojac", "TorchJD autogram"),
+        "time",
+        0.6,
+    ),
+    (
+        "resnet18",
+        40,
+        64,
+        "cuda",
+        "gramian",
+        "ours, auto",
+        ("TorchJD autojac", "TorchJD autogram"),
+        "memory",
+        1.0,
+    ),
 ]
 
 
@@ -398,7 +514,11 @@ def against_bars(rows: list[Row]) -> list[Row]:
     for family, tasks, batch, device, quantity, method, others, what, limit in BARS:
         case = find(rows, family=family, tasks=tasks, batch=batch, device=device)
         mine = find(case, quantity=quantity, method=method)
-        against = [row for row in case if row["method"] in others and row["quantity"] in (quantity, "gradient")]
+        against = [
+            row
+            for row in case
+            if row["method"] in others and row["quantity"] in (quantity, "gradient")
+        ]
         if mine and against:
             if what == "memory":
                 best = min(against, key=lambda row: row["memory"])
@@ -422,12 +542,22 @@ def against_bars(rows: list[Row]) -> list[Row]:
 
 def tables(rows: list[Row], machine: str) -> str:
     lines = ["# Gramians of task and sample gradients", "", machine, ""]
-    lines += ["Ratios of medians, in brackets of the fastest calls. A step: the Gramian and the gradient that weights combine.", ""]
+    lines += [
+        "Ratios of medians, in brackets of the fastest calls. A step: the Gramian and the "
+        "gradient that weights combine.",
+        "",
+    ]
     bars = against_bars(rows)
     if bars:
-        lines += ["## Against its bars", "", "| case | method | against | what | ratio | at most | |", "|---|---|---|---|---|---|---|"]
         lines += [
-            f"| {bar['case']} | {bar['method']} | {bar['against']} | {bar['what']} | {bar['median']:.3g} ({bar['fastest']:.3g}) | {bar['limit']:.3g} "
+            "## Against its bars",
+            "",
+            "| case | method | against | what | ratio | at most | |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {bar['case']} | {bar['method']} | {bar['against']} | {bar['what']} | "
+            f"{bar['median']:.3g} ({bar['fastest']:.3g}) | {bar['limit']:.3g} "
             f"| {'holds' if bar['fastest'] <= bar['limit'] else 'missed'} |"
             for bar in bars
         ]
@@ -437,21 +567,36 @@ def tables(rows: list[Row], machine: str) -> str:
         lines += [
             f"## {name}, {device}",
             "",
-            "| quantity | method | ms | × mean gradient | × fastest peer | peak MiB | error float32 | error float64 |",
+            "| quantity | method | ms | × mean gradient | × fastest peer | peak MiB | error "
+            "float32 | error float64 |",
             "|---|---|---|---|---|---|---|---|",
         ]
         floor = find(case, quantity="gradient")
         for row in case:
             cells = [row["quantity"], row["method"]]
             if "failed" in row:
-                lines.append(f"| {' | '.join(cells)} | cannot: {row['failed'].splitlines()[0].split(': ')[0]} | | | | | |")
+                lines.append(
+                    f"| {' | '.join(cells)} | cannot: "
+                    f"{row['failed'].splitlines()[0].split(': ')[0]} | | | | | |"
+                )
                 continue
             cells.append(f"{1e3 * row['median']:.3g} ({1e3 * row['fastest']:.3g})")
             others = peers(find(case, quantity=row["quantity"]))
-            for best in (floor[0] if floor else None, min(others, key=lambda other: other["fastest"], default=None)):
-                cells.append("" if best is None else f"{row['median'] / best['median']:.3g} ({row['fastest'] / best['fastest']:.3g})")
+            for best in (
+                floor[0] if floor else None,
+                min(others, key=lambda other: other["fastest"], default=None),
+            ):
+                cells.append(
+                    ""
+                    if best is None
+                    else f"{row['median'] / best['median']:.3g} "
+                    f"({row['fastest'] / best['fastest']:.3g})"
+                )
             cells.append(f"{row['memory'] / 2**20:.3g}")
-            cells += [f"{row[key]:.1e}" if key in row and not math.isnan(row[key]) else "" for key in ("error", "error64")]
+            cells += [
+                f"{row[key]:.1e}" if key in row and not math.isnan(row[key]) else ""
+                for key in ("error", "error64")
+            ]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -473,7 +618,13 @@ STYLES = {
 
 def figure(rows: list[Row], path: Path) -> None:
     """Time against one mean gradient, a line a case."""
-    cases = list(dict.fromkeys((row["case"], row["device"], row["quantity"]) for row in rows if row["quantity"] != "gradient"))
+    cases = list(
+        dict.fromkeys(
+            (row["case"], row["device"], row["quantity"])
+            for row in rows
+            if row["quantity"] != "gradient"
+        )
+    )
     panel, axis = plt.subplots(figsize=(10, 1.6 + 0.36 * len(cases)), layout="constrained")
     used = []
     for line, (name, device, quantity) in enumerate(cases):
@@ -482,16 +633,36 @@ def figure(rows: list[Row], path: Path) -> None:
             if row["method"] in STYLES and floor:
                 colour, marker = STYLES[row["method"]]
                 front = row["method"] == "ours, auto"
-                axis.scatter(row["fastest"] / floor[0]["fastest"], line, c=colour, marker=marker, s=60 if front else 34, zorder=3 if front else 2, alpha=0.85)
+                axis.scatter(
+                    row["fastest"] / floor[0]["fastest"],
+                    line,
+                    c=colour,
+                    marker=marker,
+                    s=60 if front else 34,
+                    zorder=3 if front else 2,
+                    alpha=0.85,
+                )
                 used.append(row["method"])
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="time / time of one mean gradient (fastest calls)", ylim=(len(cases) - 0.5, -0.5))
-    axis.set_yticks(range(len(cases)), [f"{name}, {device}{' (step)' if quantity == 'step' else ''}" for name, device, quantity in cases])
+    axis.set(
+        xlabel="time / time of one mean gradient (fastest calls)", ylim=(len(cases) - 0.5, -0.5)
+    )
+    axis.set_yticks(
+        range(len(cases)),
+        [
+            f"{name}, {device}{' (step)' if quantity == 'step' else ''}"
+            for name, device, quantity in cases
+        ],
+    )
     axis.grid(alpha=0.25, which="both", axis="x")
     axis.grid(alpha=0.25, axis="y")
-    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="", label=name) for name, (c, m) in STYLES.items() if name in used]
+    handles = [
+        plt.Line2D([], [], color=c, marker=m, linestyle="", label=name)
+        for name, (c, m) in STYLES.items()
+        if name in used
+    ]
     panel.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     panel.savefig(path.with_suffix(".part.png"), dpi=150)
     plt.close(panel)
@@ -502,22 +673,55 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument("--cases", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
-    parser.add_argument("--tasks", type=int, nargs="+", help="numbers of tasks, instead of each case's own; with --batch all pairs")
-    parser.add_argument("--batch", type=int, nargs="+", help="batch sizes, instead of each case's own")
-    parser.add_argument("--image", type=int, help="side of the images in pixels; 32 on a CPU, 64 on a GPU")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each contender of a case")
-    parser.add_argument("--methods", nargs="+", help="only these, as the table names them, and the mean gradient")
-    parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu: the processor's time; for one thread of a busy machine")
-    parser.add_argument("--devices", nargs="+", default=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"], choices=["cpu", "cuda"])
-    parser.add_argument("--no-tf32", action="store_true", help="full float32 products on a GPU, also in the ResNet")
-    parser.add_argument("--again", action="store_true", help="measure anew what the record already has")
+    parser.add_argument(
+        "--tasks",
+        type=int,
+        nargs="+",
+        help="numbers of tasks, instead of each case's own; with --batch all pairs",
+    )
+    parser.add_argument(
+        "--batch", type=int, nargs="+", help="batch sizes, instead of each case's own"
+    )
+    parser.add_argument(
+        "--image", type=int, help="side of the images in pixels; 32 on a CPU, 64 on a GPU"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="time for each contender of a case"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", help="only these, as the table names them, and the mean gradient"
+    )
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=list(CLOCKS),
+        help="cpu: the processor's time; for one thread of a busy machine",
+    )
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"],
+        choices=["cpu", "cuda"],
+    )
+    parser.add_argument(
+        "--no-tf32", action="store_true", help="full float32 products on a GPU, also in the ResNet"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure anew what the record already has"
+    )
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     record = given.out / "gramian.json"
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = (
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
     machine += f", {given.seconds:g} s a contender, {given.clock} clock"
     if "cuda" in given.devices:
-        machine += f", {torch.cuda.get_device_name()}, {'full float32' if given.no_tf32 else 'TF32 in the ResNet'}"
+        machine += (
+            f", {torch.cuda.get_device_name()}, "
+            f"{'full float32' if given.no_tf32 else 'TF32 in the ResNet'}"
+        )
     for package in ("torchjd", "opacus", "backpack"):
         if not importlib.util.find_spec(package):
             print(f"{package} is not installed: left out")
@@ -528,8 +732,16 @@ def main(arguments: list[str] | None = None) -> None:
         for family in given.cases:
             grid = GRIDS[family][device == "cuda"]
             if given.tasks or given.batch:
-                every = [1] if family.endswith("-sample") else given.tasks or list(dict.fromkeys(t for t, _ in grid))
-                grid = [(t, b) for t in every for b in given.batch or list(dict.fromkeys(b for _, b in grid))]
+                every = (
+                    [1]
+                    if family.endswith("-sample")
+                    else given.tasks or list(dict.fromkeys(t for t, _ in grid))
+                )
+                grid = [
+                    (t, b)
+                    for t in every
+                    for b in given.batch or list(dict.fromkeys(b for _, b in grid))
+                ]
             cells += [(family, t, b, image, device) for t, b in grid]
     done = {(row["case"], row["device"]) for row in rows}
     left = [cell for cell in cells if given.again or (describe(*cell[:4]), cell[4]) not in done]
@@ -541,13 +753,36 @@ def main(arguments: list[str] | None = None) -> None:
                 precise = given.no_tf32 or family != "resnet18" or device != "cuda"
                 torch.set_float32_matmul_precision("highest" if precise else "high")
                 torch.backends.cudnn.allow_tf32 = not precise
-                found = measure(family, tasks, batch, image, device, given.seconds, given.clock, given.methods, bar)
-                rows = [row for row in rows if (row["case"], row["device"]) != (name, device)] + found
-                rows.sort(key=lambda row: (row["device"], list(BUILDERS).index(row["family"]), row["tasks"], row["batch"]))  # stable: methods stay in order
+                found = measure(
+                    family,
+                    tasks,
+                    batch,
+                    image,
+                    device,
+                    given.seconds,
+                    given.clock,
+                    given.methods,
+                    bar,
+                )
+                rows = [
+                    row for row in rows if (row["case"], row["device"]) != (name, device)
+                ] + found
+                # stable: methods stay in order
+                rows.sort(
+                    key=lambda row: (
+                        row["device"],
+                        list(BUILDERS).index(row["family"]),
+                        row["tasks"],
+                        row["batch"],
+                    )
+                )
                 write(record, json.dumps({"machine": machine, "rows": rows}, indent=1))
                 bar.n = number * ROUNDS
     except KeyboardInterrupt:
-        tqdm.write(f"stopped; {len({(row['case'], row['device']) for row in rows})} cases are in {record}, the next run goes on from there")
+        tqdm.write(
+            f"stopped; {len({(row['case'], row['device']) for row in rows})} cases are in "
+            f"{record}, the next run goes on from there"
+        )
     write(given.out / "gramian.md", tables(rows, machine))
     if rows:
         figure(rows, given.out / "gramian.png")

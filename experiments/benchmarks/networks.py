@@ -23,8 +23,17 @@ class Problem(NamedTuple):
     def to(self, device: str, dtype: torch.dtype = torch.float32) -> "Problem":
         """A copy elsewhere, in another precision."""
         module = copy.deepcopy(self.module).to(device=device, dtype=dtype)
-        batch = tuple(x.to(device=device, dtype=dtype) if x.is_floating_point() else x.to(device) for x in self.batch)
-        return self._replace(module=module, batch=batch, trunk=module if self.shared == "*" else module.get_submodule(self.shared.removesuffix(".*")))
+        batch = tuple(
+            x.to(device=device, dtype=dtype) if x.is_floating_point() else x.to(device)
+            for x in self.batch
+        )
+        return self._replace(
+            module=module,
+            batch=batch,
+            trunk=module
+            if self.shared == "*"
+            else module.get_submodule(self.shared.removesuffix(".*")),
+        )
 
 
 class Outputs(nn.Module):
@@ -61,14 +70,19 @@ class Heads(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         x, targets = batch
         features = self.trunk(x)
-        return tuple(F.mse_loss(head(features), y) for head, y in zip(self.heads, targets, strict=True))
+        return tuple(
+            F.mse_loss(head(features), y) for head, y in zip(self.heads, targets, strict=True)
+        )
 
 
 class OwnInputs(Heads):
     """Every task has an input of its own too, so that the trunk is called T times."""
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return tuple(F.mse_loss(head(self.trunk(x)), y) for head, x, y in zip(self.heads, *batch, strict=True))
+        return tuple(
+            F.mse_loss(head(self.trunk(x)), y)
+            for head, x, y in zip(self.heads, *batch, strict=True)
+        )
 
 
 def mlp(width: int, outputs: int) -> nn.Sequential:
@@ -87,7 +101,13 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.norm2 = nn.GroupNorm(32, after)
         same = before == after and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(32, after))
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(32, after)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
@@ -96,7 +116,11 @@ class Block(nn.Module):
 
 def resnet18(outputs: int) -> nn.Sequential:
     """ResNet-18 for small images: a 3×3 stem without pooling, 11.2 million parameters."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(32, 64), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 3, 1, 1, bias=False),
+        nn.GroupNorm(32, 64),
+        nn.ReLU(),
+    ]
     for before, after in pairwise((64, 64, 128, 256, 512)):
         layers += [Block(before, after, 1 if before == after else 2), Block(after, after, 1)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, outputs))
@@ -118,51 +142,101 @@ class Pool(nn.Module):
 
 def transformer(outputs: int, width: int = 64, vocabulary: int = 256) -> nn.Sequential:
     """Two pre-norm encoder layers of four heads over 32 tokens, averaged over the tokens."""
-    encoder = [nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)]
-    return nn.Sequential(nn.Embedding(vocabulary, width), Position(SEQUENCE, width), *encoder, nn.LayerNorm(width), Pool(), nn.Linear(width, outputs))
+    encoder = [
+        nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        for _ in range(2)
+    ]
+    return nn.Sequential(
+        nn.Embedding(vocabulary, width),
+        Position(SEQUENCE, width),
+        *encoder,
+        nn.LayerNorm(width),
+        Pool(),
+        nn.Linear(width, outputs),
+    )
 
 
 def decoder() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(32, 16, 2, 2), nn.ReLU(), nn.Conv2d(16, 1, 1)
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 16, 2, 2),
+        nn.ReLU(),
+        nn.Conv2d(16, 1, 1),
     )
 
 
 def mlp_samples(tasks: int, batch: int, image: int) -> Problem:
     module = Samples(mlp(512, CLASSES))
-    return Problem(module, (torch.randn(batch, 512), torch.randint(CLASSES, (batch,))), "*", module, True)
+    return Problem(
+        module, (torch.randn(batch, 512), torch.randint(CLASSES, (batch,))), "*", module, True
+    )
 
 
 def mlp_tasks(tasks: int, batch: int, image: int) -> Problem:
     module = Outputs(mlp(1024, tasks))
-    return Problem(module, (torch.randn(batch, 1024), torch.randn(batch, tasks)), "*", module, False)
+    return Problem(
+        module, (torch.randn(batch, 1024), torch.randn(batch, tasks)), "*", module, False
+    )
 
 
 def resnet(tasks: int, batch: int, image: int) -> Problem:
     module = Outputs(resnet18(tasks))
-    return Problem(module, (torch.randn(batch, 3, image, image), torch.randn(batch, tasks)), "*", module, False)
+    return Problem(
+        module, (torch.randn(batch, 3, image, image), torch.randn(batch, tasks)), "*", module, False
+    )
 
 
 def transformer_samples(tasks: int, batch: int, image: int) -> Problem:
     module = Samples(transformer(CLASSES))
-    return Problem(module, (torch.randint(256, (batch, SEQUENCE)), torch.randint(CLASSES, (batch,))), "*", module, True)
+    return Problem(
+        module,
+        (torch.randint(256, (batch, SEQUENCE)), torch.randint(CLASSES, (batch,))),
+        "*",
+        module,
+        True,
+    )
 
 
 def transformer_tasks(tasks: int, batch: int, image: int) -> Problem:
     module = Outputs(transformer(tasks))
-    return Problem(module, (torch.randint(256, (batch, SEQUENCE)), torch.randn(batch, tasks)), "*", module, False)
+    return Problem(
+        module,
+        (torch.randint(256, (batch, SEQUENCE)), torch.randn(batch, tasks)),
+        "*",
+        module,
+        False,
+    )
 
 
 def decoders(tasks: int, batch: int, image: int) -> Problem:
-    trunk = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU())
+    trunk = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()
+    )
     module = Heads(trunk, [decoder() for _ in range(tasks)])
-    return Problem(module, (torch.randn(batch, 3, image, image), torch.randn(tasks, batch, 1, image, image)), "trunk.*", trunk, False)
+    return Problem(
+        module,
+        (torch.randn(batch, 3, image, image), torch.randn(tasks, batch, 1, image, image)),
+        "trunk.*",
+        trunk,
+        False,
+    )
 
 
 def own_inputs(tasks: int, batch: int, image: int) -> Problem:
     trunk = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
     module = OwnInputs(trunk, [nn.Linear(256, 1) for _ in range(tasks)])
-    return Problem(module, (torch.randn(tasks, batch, 128), torch.randn(tasks, batch, 1)), "trunk.*", trunk, False)
+    return Problem(
+        module,
+        (torch.randn(tasks, batch, 128), torch.randn(tasks, batch, 1)),
+        "trunk.*",
+        trunk,
+        False,
+    )
 
 
 Build = Callable[[int, int, int], Problem]

@@ -1,13 +1,18 @@
-"""Gradient accumulation: one step from several micro-batches, in two ways that are both honest and are not the same.
+"""Gradient accumulation: one step from several micro-batches, in two ways that are both honest and
+are not the same.
 
     python -m experiments.bridge.accumulation
 
-1. **Weights for every micro-batch**: a balanced gradient from each, and the mean of these. Any probe and rule, the memory of one micro-batch. But it is
-   another method: the rule sees the noisier Gramian of few samples (E‖g‖² is larger than ‖E g‖²), and its state takes a step for each.
-2. **One Gramian of the whole batch**: add up every task's gradient over the micro-batches, then ask the rule once. This is the step on the full batch, at
-   the price of T gradients in memory. It is the probe `accumulated` below, and any rule runs on it.
+1. **Weights for every micro-batch**: a balanced gradient from each, and the mean of these. Any
+   probe and rule, the memory of one micro-batch. But it is another method: the rule sees the
+   noisier Gramian of few samples (E‖g‖² is larger than ‖E g‖²), and its state takes a step for
+   each.
+2. **One Gramian of the whole batch**: add up every task's gradient over the micro-batches, then ask
+   the rule once. This is the step on the full batch, at the price of T gradients in memory. It is
+   the probe `accumulated` below, and any rule runs on it.
 
-A loop over micro-batches inside `losses_fn` is exact, too, but the graphs of all of them are kept until the backward pass: it saves no memory.
+A loop over micro-batches inside `losses_fn` is exact, too, but the graphs of all of them are kept
+until the backward pass: it saves no memory.
 """
 
 import torch
@@ -22,27 +27,57 @@ Batch = tuple[Tensor, Tensor]
 
 
 def accumulated(prefix: str) -> mf.Probe:
-    """The geometry of a batch given as a list of micro-batches, over the parameters whose names start with `prefix`. Losses are means over samples."""
+    """The geometry of a batch given as a list of micro-batches, over the parameters whose names
+    start with `prefix`. Losses are means over samples.
+    """
 
-    def update(losses_fn: LossesFn, params: Params, batch: list[Batch], state: State) -> tuple[mf.TaskGradients, State]:
+    def update(
+        losses_fn: LossesFn, params: Params, batch: list[Batch], state: State
+    ) -> tuple[mf.TaskGradients, State]:
         losses, rows = torch.tensor(0.0), {name: torch.tensor(0.0) for name in params}
         for micro in batch:
             share = len(micro[0]) / sum(len(x) for x, _ in batch)
-            found, gradients = mf.task_gradients(losses_fn, params, micro)  # [task], {name: [task, *shape]}
-            losses, rows = losses + share * found, {name: rows[name] + share * gradients[name] for name in params}
-        gramian = torch.stack([row.flatten(1) @ row.flatten(1).mT for name, row in rows.items() if name.startswith(prefix)]).sum(0)
-        mean, present = torch.full_like(losses, 1 / len(losses)), torch.ones_like(losses, dtype=torch.bool)
+            # [task], {name: [task, *shape]}
+            found, gradients = mf.task_gradients(losses_fn, params, micro)
+            losses, rows = (
+                losses + share * found,
+                {name: rows[name] + share * gradients[name] for name in params},
+            )
+        gramian = torch.stack(
+            [
+                row.flatten(1) @ row.flatten(1).mT
+                for name, row in rows.items()
+                if name.startswith(prefix)
+            ]
+        ).sum(0)
+        mean, present = (
+            torch.full_like(losses, 1 / len(losses)),
+            torch.ones_like(losses, dtype=torch.bool),
+        )
 
-        def combine(weights: Tensor) -> Params:  # the heads get the gradient of the mean loss, as from `mf.jacobian(heads="plain")`
-            return {name: torch.tensordot(weights if name.startswith(prefix) else mean, row, 1) for name, row in rows.items()}
+        # the heads get the gradient of the mean loss, as from `mf.jacobian(heads="plain")`
+        def combine(weights: Tensor) -> Params:
+            return {
+                name: torch.tensordot(weights if name.startswith(prefix) else mean, row, 1)
+                for name, row in rows.items()
+            }
 
-        return mf.TaskGradients(losses, mf.Geometry(losses, gramian, mean, present, {}), combine, ()), state
+        return mf.TaskGradients(
+            losses, mf.Geometry(losses, gramian, mean, present, {}), combine, ()
+        ), state
 
-    return mf.Probe(lambda losses_fn, params, batch, key: (update(losses_fn, params, batch, ())[0].losses, ()), update)
+    return mf.Probe(
+        lambda losses_fn, params, batch, key: (update(losses_fn, params, batch, ())[0].losses, ()),
+        update,
+    )
 
 
-def weighted_apart(balance: mf.Balance, params: Params, batch: list[Batch], state: State) -> tuple[Params, State]:
-    """The mean of every micro-batch's own balanced gradient. In a training loop: `param.grad += …` here, `optimizer.step()` after the last one."""
+def weighted_apart(
+    balance: mf.Balance, params: Params, batch: list[Batch], state: State
+) -> tuple[Params, State]:
+    """The mean of every micro-batch's own balanced gradient. In a training loop: `param.grad += …`
+    here, `optimizer.step()` after the last one.
+    """
     mean = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
     for micro in batch:
         share = len(micro[0]) / sum(len(x) for x, _ in batch)
@@ -52,15 +87,21 @@ def weighted_apart(balance: mf.Balance, params: Params, batch: list[Batch], stat
 
 
 def main(steps: int = 3, *, sizes: tuple[int, ...] = (16, 16, 16, 16)) -> dict[str, list[Params]]:
-    """The gradients of every step, by the full batch and in both ways; the parameters stay where they are, so that the ways can be compared."""
+    """The gradients of every step, by the full batch and in both ways; the parameters stay where
+    they are, so that the ways can be compared.
+    """
     net = Net(dtype=torch.float64)
     params, data = mf.parameters(net), batches(steps, sum(sizes), dtype=torch.float64)
 
     def losses(params: Params, batch: Batch) -> Tensor:
         return (functional_call(net, params, (batch[0],)) - batch[1]).square().mean(0)
 
-    whole, at_once = (mf.balance(losses, mf.pcgrad(), probe) for probe in (mf.jacobian(shared="trunk.*"), accumulated("trunk.")))
-    full = apart = once = whole.init(params, data[0], key=0)  # states; that of `at_once` is the same, since neither probe has one
+    whole, at_once = (
+        mf.balance(losses, mf.pcgrad(), probe)
+        for probe in (mf.jacobian(shared="trunk.*"), accumulated("trunk."))
+    )
+    # states; that of `at_once` is the same, since neither probe has one
+    full = apart = once = whole.init(params, data[0], key=0)
     found = []
     for x, y in data:
         micro = list(zip(x.split(sizes), y.split(sizes), strict=True))
@@ -68,11 +109,21 @@ def main(steps: int = 3, *, sizes: tuple[int, ...] = (16, 16, 16, 16)) -> dict[s
         second, apart = weighted_apart(whole, params, micro, apart)
         third, once, _ = at_once.update(params, micro, once)
         found.append((first, second, third))
-    return dict(zip(("full batch", "weights for every micro-batch", "one Gramian"), map(list, zip(*found, strict=True)), strict=True))
+    return dict(
+        zip(
+            ("full batch", "weights for every micro-batch", "one Gramian"),
+            map(list, zip(*found, strict=True)),
+            strict=True,
+        )
+    )
 
 
 if __name__ == "__main__":
     ways = main()
     for way, grads in ways.items():
-        off = max(float((a[name] - b[name]).norm() / a[name].norm()) for a, b in zip(ways["full batch"], grads, strict=True) for name in a)
+        off = max(
+            float((a[name] - b[name]).norm() / a[name].norm())
+            for a, b in zip(ways["full batch"], grads, strict=True)
+            for name in a
+        )
         print(f"{way:30} differs from the full batch by up to {off:.1e} of a parameter's gradient")

@@ -3,13 +3,16 @@
     pip install lightning
     python -m experiments.bridge.lightning_module
 
-Lightning's automatic optimization calls `backward` on one loss; a balanced step has a gradient instead. So `automatic_optimization = False`, and
-`training_step` does what the stock loop does. The rest of Lightning (loaders, logging, checkpoints, devices) works as ever, with three things to know:
+Lightning's automatic optimization calls `backward` on one loss; a balanced step has a gradient
+instead. So `automatic_optimization = False`, and `training_step` does what the stock loop does. The
+rest of Lightning (loaders, logging, checkpoints, devices) works as ever, with three things to know:
 
 - The state of the rule goes into the checkpoint by two hooks, as a list of tensors.
-- `Trainer(gradient_clip_val=…)` is for automatic optimization; call `self.clip_gradients`. The schedule is stepped by hand, too.
-- `Trainer(precision="bf16-mixed")` opens autocast around `training_step`, which a balanced step refuses, because the Gramian would be rounded. Leave
-  `precision` at its default and open autocast inside `losses`, as `mixed_precision.py` does.
+- `Trainer(gradient_clip_val=…)` is for automatic optimization; call `self.clip_gradients`. The
+  schedule is stepped by hand, too.
+- `Trainer(precision="bf16-mixed")` opens autocast around `training_step`, which a balanced step
+  refuses, because the Gramian would be rounded. Leave `precision` at its default and open autocast
+  inside `losses`, as `mixed_precision.py` does.
 """
 
 from typing import Any, cast
@@ -26,9 +29,13 @@ from experiments.bridge.problem import Net, batches
 
 
 class Balanced(lightning.LightningModule):
-    """A network of several tasks, trained by PCGrad; `example` is a batch, from which the first state is made."""
+    """A network of several tasks, trained by PCGrad; `example` is a batch, from which the first
+    state is made.
+    """
 
-    def __init__(self, example: Any, lr: float = 1e-2, decay: float = 0.98, clip: float = 1.0) -> None:
+    def __init__(
+        self, example: Any, lr: float = 1e-2, decay: float = 0.98, clip: float = 1.0
+    ) -> None:
         super().__init__()
         self.automatic_optimization, self.lr, self.decay, self.clip = False, lr, decay, clip
         self.net = Net()
@@ -45,11 +52,14 @@ class Balanced(lightning.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, self.decay)]
 
     def on_fit_start(self) -> None:
-        self.balance_state = tree_map(lambda leaf: leaf.to(self.device), self.balance_state)  # Lightning moves modules, not tuples
+        # Lightning moves modules, not tuples
+        self.balance_state = tree_map(lambda leaf: leaf.to(self.device), self.balance_state)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         optimizer, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
-        grads, self.balance_state, info = self.balance.update(mf.parameters(self.net), batch, self.balance_state)
+        grads, self.balance_state, info = self.balance.update(
+            mf.parameters(self.net), batch, self.balance_state
+        )
         mf.assign_gradients(self.net, grads)
         self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
         optimizer.step()
@@ -61,19 +71,32 @@ class Balanced(lightning.LightningModule):
         checkpoint["balance"] = tree_flatten(self.balance_state)[0]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.balance_state = tree_unflatten(checkpoint["balance"], tree_flatten(self.balance_state)[1])
+        self.balance_state = tree_unflatten(
+            checkpoint["balance"], tree_flatten(self.balance_state)[1]
+        )
 
 
 def main(steps: int = 200, *, size: int = 32, **trainer: Any) -> tuple[Net, Tensor]:
-    """Train, and return the network and the losses `[step, task]`; other arguments are the Trainer's."""
+    """Train, and return the network and the losses `[step, task]`; other arguments are the
+    Trainer's.
+    """
     data = batches(steps, size)
     module = Balanced(data[0])
     loader = DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]  # a list is a dataset; its entries are batches already
-    options = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    options = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+    }
     lightning.Trainer(**options | trainer).fit(module, loader)
     return module.net, torch.stack(module.seen)
 
 
 if __name__ == "__main__":
     _, losses = main()
-    print(f"losses of the tasks, first step: {losses[0].tolist()}\n                      last step: {losses[-1].tolist()}")
+    print(
+        f"losses of the tasks, first step: {losses[0].tolist()}\n                      last "
+        f"step: {losses[-1].tolist()}"
+    )

@@ -1,21 +1,28 @@
-"""Automatic mixed precision: autocast inside `losses_fn`, and the gradient scaler of float16 around it.
+"""Automatic mixed precision: autocast inside `losses_fn`, and the gradient scaler of float16 around
+it.
 
     python -m experiments.bridge.mixed_precision
 
-Parameters, Gramian, weights and gradients stay float32; only what `losses_fn` computes is in half precision. Autocast around the whole step is refused: it
-would round the Gramian.
+Parameters, Gramian, weights and gradients stay float32; only what `losses_fn` computes is in half
+precision. Autocast around the whole step is refused: it would round the Gramian.
 
-bfloat16 has the range of float32 and needs no scaler. In float16 small derivatives become 0, so the losses are multiplied by s before the backward passes:
+bfloat16 has the range of float32 and needs no scaler. In float16 small derivatives become 0, so the
+losses are multiplied by s before the backward passes:
 
-    scaler.scale(losses)      inside losses_fn: the rows come out s times, the Gramian s² times as large
-    rule                      should see neither: losses and Gramian are divided again for it (`unscaled`). Rules that do not care for a common factor
-                              could do without; GradNorm, which compares losses over time while s changes, could not
-    mf.assign_gradients       puts s times the gradient into .grad, which is what the scaler expects there
+    scaler.scale(losses)      inside losses_fn: the rows come out s times, the Gramian s² times as
+        large
+    rule                      should see neither: losses and Gramian are divided again for it
+                              (`unscaled`). Rules that do not care for a common factor could do
+                              without; GradNorm, which compares losses over time while s changes,
+                              could not
+    mf.assign_gradients       puts s times the gradient into .grad, which is what the scaler expects
+        there
     scaler.unscale_           .grad divided by s; from here on as ever: clip now, not before
-    scaler.step, .update      no step where an entry overflowed, and s is adapted. The rule's state has seen that overflow: keep the one from before
+    scaler.step, .update      no step where an entry overflowed, and s is adapted. The rule's state
+        has seen that overflow: keep the one from before
 
-s is a power of 2, so scaling changes no bit that does not leave the range. On a GPU an overflow arrives at the scaler as NaN; on a CPU the step looks at
-values and raises.
+s is a power of 2, so scaling changes no bit that does not leave the range. On a GPU an overflow
+arrives at the scaler as NaN; on a CPU the step looks at values and raises.
 """
 
 import torch
@@ -35,15 +42,25 @@ def unscaled(rule: mf.Rule, scaler: torch.amp.GradScaler) -> mf.Rule:
 
     def update(geometry: mf.Geometry, state: mf.types.State) -> tuple[Tensor, mf.types.State]:
         s = scaler.get_scale()
-        return rule.update(geometry._replace(losses=geometry.losses / s, gramian=geometry.gramian / s / s), state)
+        return rule.update(
+            geometry._replace(losses=geometry.losses / s, gramian=geometry.gramian / s / s), state
+        )
 
     return mf.Rule(init, update)
 
 
 def main(
-    steps: int = 200, *, size: int = 32, half: torch.dtype | None = torch.bfloat16, scale: float | None = None, clip: float = 1.0, device: str = "cpu"
+    steps: int = 200,
+    *,
+    size: int = 32,
+    half: torch.dtype | None = torch.bfloat16,
+    scale: float | None = None,
+    clip: float = 1.0,
+    device: str = "cpu",
 ) -> tuple[Net, Tensor, float]:
-    """Train in `half` (None: in float32) and return the network, the losses `[step, task]` and the last scale; `scale=None` is no scaler."""
+    """Train in `half` (None: in float32) and return the network, the losses `[step, task]` and the
+    last scale; `scale=None` is no scaler.
+    """
     net = Net().to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler(device, init_scale=scale or 1.0, enabled=scale is not None)
@@ -51,7 +68,8 @@ def main(
     def losses(params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
         with torch.autocast(device, half, enabled=half is not None):
             outputs = functional_call(net, params, (batch[0],))
-        return scaler.scale((outputs.float() - batch[1]).square().mean(0))  # sums over samples in float32
+        # sums over samples in float32
+        return scaler.scale((outputs.float() - batch[1]).square().mean(0))
 
     data = [(x.to(device), y.to(device)) for x, y in batches(steps, size)]
     balance = mf.balance(losses, unscaled(mf.gradnorm(0.5), scaler), mf.jacobian(shared="trunk.*"))
@@ -71,6 +89,10 @@ def main(
 
 if __name__ == "__main__":
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, half, scale in (("float32", None, None), ("bfloat16", torch.bfloat16, None), ("float16, with a scaler", torch.float16, 2.0**10)):
+    for name, half, scale in (
+        ("float32", None, None),
+        ("bfloat16", torch.bfloat16, None),
+        ("float16, with a scaler", torch.float16, 2.0**10),
+    ):
         _, losses, _ = main(half=half, scale=scale, device=where)
         print(f"{name:22} losses of the tasks, last step: {losses[-1].tolist()}")

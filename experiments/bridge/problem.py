@@ -7,7 +7,9 @@ TASKS = 3
 
 
 class Net(nn.Module):
-    """A shared trunk, and a head for each task. `mtlfunc` asks for no base class and no hook: only for names, here `trunk.*`."""
+    """A shared trunk, and a head for each task. `mtlfunc` asks for no base class and no hook: only
+    for names, here `trunk.*`.
+    """
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -23,8 +25,12 @@ class Net(nn.Module):
         return torch.cat([head(z) for head in self.heads], 1)
 
 
-def batches(count: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
-    """`count` batches of inputs `[sample, 8]` and targets `[sample, task]`; the tasks differ in scale, and pull the trunk apart."""
+def batches(
+    count: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> list[tuple[Tensor, Tensor]]:
+    """`count` batches of inputs `[sample, 8]` and targets `[sample, task]`; the tasks differ in
+    scale, and pull the trunk apart.
+    """
     draw = torch.Generator().manual_seed(seed)
     teacher = torch.randn(8, TASKS, generator=draw, dtype=torch.float64) / 8**0.5
     x = torch.randn(count, size, 8, generator=draw, dtype=torch.float64)

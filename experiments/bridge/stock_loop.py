@@ -1,11 +1,15 @@
-"""A stock PyTorch loop: `torch.optim`, a learning-rate schedule, gradient clipping, checkpoints to save and resume.
+"""A stock PyTorch loop: `torch.optim`, a learning-rate schedule, gradient clipping, checkpoints to
+save and resume.
 
     python -m experiments.bridge.stock_loop
 
-Of the loop of a single task two lines change. `loss.backward()` becomes `balance.update`, which returns one gradient instead of adding it to `.grad`; and
-`mf.assign_gradients` puts it there, so there is nothing to zero. All that follows (clipping, optimizer, schedule) sees an ordinary gradient.
+Of the loop of a single task two lines change. `loss.backward()` becomes `balance.update`, which
+returns one gradient instead of adding it to `.grad`; and `mf.assign_gradients` puts it there, so
+there is nothing to zero. All that follows (clipping, optimizer, schedule) sees an ordinary
+gradient.
 
-One thing joins the checkpoint: the state of the rule (random keys, averages, learned weights), without which a resumed run is another run.
+One thing joins the checkpoint: the state of the rule (random keys, averages, learned weights),
+without which a resumed run is another run.
 """
 
 import os
@@ -23,14 +27,17 @@ from experiments.bridge.problem import Net, batches
 
 
 class Run:
-    """All that a checkpoint has to hold: network, optimizer, schedule and the state of probe and rule."""
+    """All that a checkpoint has to hold: network, optimizer, schedule and the state of probe and
+    rule.
+    """
 
     def __init__(self, example: Any, lr: float = 1e-2, decay: float = 0.98) -> None:
         self.net = Net()
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=lr)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, decay)
         self.balance = mf.balance(self.losses, mf.pcgrad(), mf.jacobian(shared="trunk.*"))
-        self.state = self.balance.init(mf.parameters(self.net), example, key=0)  # PCGrad draws its orders from this key, and from no other
+        # PCGrad draws its orders from this key, and from no other
+        self.state = self.balance.init(mf.parameters(self.net), example, key=0)
 
     def losses(self, params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Stateless: with the parameters that it is given, not with the network's own."""
@@ -46,8 +53,14 @@ class Run:
         return info.losses
 
     def save(self, path: Path) -> None:
-        """Whole or not at all. States hold tensors only: their leaves, in order, are what `torch.load` takes without trusting any class."""
-        parts = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        """Whole or not at all. States hold tensors only: their leaves, in order, are what
+        `torch.load` takes without trusting any class.
+        """
+        parts = {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
         torch.save(parts | {"balance": tree_flatten(self.state)[0]}, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
 
@@ -59,8 +72,17 @@ class Run:
         self.state = tree_unflatten(parts["balance"], tree_flatten(self.state)[1])
 
 
-def main(steps: int = 200, *, size: int = 32, clip: float = 1.0, decay: float = 0.98, stop: int | None = None) -> tuple[Net, Tensor]:
-    """Train, and return the network and the losses `[step, task]`; with `stop`, through a checkpoint after that many steps."""
+def main(
+    steps: int = 200,
+    *,
+    size: int = 32,
+    clip: float = 1.0,
+    decay: float = 0.98,
+    stop: int | None = None,
+) -> tuple[Net, Tensor]:
+    """Train, and return the network and the losses `[step, task]`; with `stop`, through a
+    checkpoint after that many steps.
+    """
     data = batches(steps, size)
     run = Run(data[0], decay=decay)
     seen = [run.step(batch, clip) for batch in data[:stop]]
@@ -75,5 +97,8 @@ def main(steps: int = 200, *, size: int = 32, clip: float = 1.0, decay: float = 
 
 if __name__ == "__main__":
     losses, resumed = main()[1], main(stop=100)[1]
-    print(f"losses of the tasks, first step: {losses[0].tolist()}\n                      last step: {losses[-1].tolist()}")
+    print(
+        f"losses of the tasks, first step: {losses[0].tolist()}\n                      last "
+        f"step: {losses[-1].tolist()}"
+    )
     print(f"through a checkpoint at step 100 the same, bit for bit: {torch.equal(losses, resumed)}")

@@ -1,1 +1,3 @@
-"""Two overlaid handwritten digits, one network: what do the rules change on real data? `python -m experiments.digits`."""
+"""Two overlaid handwritten digits, one network: what do the rules change on real data? `python -m
+experiments.digits`.
+"""

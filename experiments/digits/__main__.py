@@ -1,4 +1,6 @@
-"""`python -m experiments.digits`: every rule on two overlaid digits, each at its own best learning rate."""
+"""`python -m experiments.digits`: every rule on two overlaid digits, each at its own best learning
+rate.
+"""
 
 import argparse
 import sys
@@ -23,7 +25,9 @@ def _rules(text: str) -> list[str]:
     asked = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in asked if name not in known]
     if unknown or not asked:
-        raise argparse.ArgumentTypeError(f"unknown rule {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown rule {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}"
+        )
     return [name for name in known if name in asked]
 
 
@@ -31,32 +35,67 @@ def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
         torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:  # a CPU build of torch answers with an assertion
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {str(error).splitlines()[0]}") from error
+    # a CPU build of torch answers with an assertion
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
     return device
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.digits",
-        description="Two scikit-learn digits overlaid on one canvas, a shared trunk, two heads: classify the left and the right digit. Every rule runs all "
-        f"seeds × {len(RATES)} learning rates as one vmapped program, is judged at the rate that is best on validation data, and is compared on test data "
+        description="Two scikit-learn digits overlaid on one canvas, a shared trunk, two heads: "
+        "classify the left and the right digit. Every rule runs all "
+        f"seeds × {len(RATES)} learning rates as one vmapped program, is judged at the rate that "
+        "is best on validation data, and is compared on test data "
         "with two networks that learnt one task alone.",
-        epilog="The two single-task baselines always run, first. Results are written after every finished method, so Ctrl-C (exit status 130) loses only the "
+        epilog="The two single-task baselines always run, first. Results are written after every "
+        "finished method, so Ctrl-C (exit status 130) loses only the "
         "method at work. At the defaults this takes about two minutes on one idle core.",
     )
-    parser.add_argument("--rules", type=_rules, default=list(methods()), metavar="A,B,…", help=f"comma-separated, from {', '.join(methods())} (default: all)")
-    parser.add_argument("--seeds", type=at_least(2), default=16, metavar="N", help="seeds 0 … N-1, at least 2 for a standard error (default: %(default)s)")
-    parser.add_argument("--epochs", type=at_least(1), default=10, metavar="N", help="passes over the training pairs (default: %(default)s)")
-    parser.add_argument("--device", type=_device, default="cpu", help="of torch, for instance cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--rules",
+        type=_rules,
+        default=list(methods()),
+        metavar="A,B,…",
+        help=f"comma-separated, from {', '.join(methods())} (default: all)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=at_least(2),
+        default=16,
+        metavar="N",
+        help="seeds 0 … N-1, at least 2 for a standard error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=at_least(1),
+        default=10,
+        metavar="N",
+        help="passes over the training pairs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="cpu",
+        help="of torch, for instance cpu or cuda (default: %(default)s)",
+    )
     parser.add_argument(
         "--threads",
         type=at_least(1),
         default=1,
         metavar="N",
-        help="CPU threads of torch (default: %(default)s: the matrices are small, and threads that wait for one another cost more than they save)",
+        help="CPU threads of torch (default: %(default)s: the matrices are small, and threads "
+        "that wait for one another cost more than they save)",
     )
-    parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for results.json, table.md and digits.png (default: experiments/digits/out)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE / "out",
+        help="folder for results.json, table.md and digits.png (default: experiments/digits/out)",
+    )
     return parser
 
 
@@ -92,14 +131,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = study(name, method, source, asked.seeds, asked.epochs)
             outcomes[name] = outcome
             paths = write(outcomes, settings, asked.out)
-            accuracy = ", ".join(f"{task} {100 * sum(values) / len(values):.2f} %" for task, values in outcome.test.items())
-            print(f"{len(outcomes)}/{len(todo)} {name}: {accuracy} at rate {outcome.rates[outcome.best]:g} ({time.perf_counter() - start:.0f} s)", flush=True)
+            accuracy = ", ".join(
+                f"{task} {100 * sum(values) / len(values):.2f} %"
+                for task, values in outcome.test.items()
+            )
+            print(
+                f"{len(outcomes)}/{len(todo)} {name}: {accuracy} at rate "
+                f"{outcome.rates[outcome.best]:g} ({time.perf_counter() - start:.0f} s)",
+                flush=True,
+            )
     except KeyboardInterrupt:
         if outcomes:
             write(outcomes, settings, asked.out)  # the interruption may have come between two files
-            print(f"\ninterrupted; {asked.out} holds the results of: {', '.join(outcomes)}", file=sys.stderr)
+            print(
+                f"\ninterrupted; {asked.out} holds the results of: {', '.join(outcomes)}",
+                file=sys.stderr,
+            )
         else:
-            print(f"\ninterrupted before the first method was finished; nothing was written to {asked.out}", file=sys.stderr)
+            print(
+                "\ninterrupted before the first method was finished; nothing was written to "
+                f"{asked.out}",
+                file=sys.stderr,
+            )
         return 130
     finally:
         torch.set_num_threads(threads)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-OFFSET = 2  # of the right digit, down and to the right: 10 x 10 canvases, 36 of 64 pixels shared, 56 % (MultiMNIST: 62 %)
+# of the right digit, down and to the right: 10 x 10 canvases, 36 of 64 pixels shared, 56 %
+# (MultiMNIST: 62 %)
+OFFSET = 2
 PARTNERS = 4  # right digits drawn for every left one
 SHARES = (0.6, 0.2, 0.2)
 
@@ -31,7 +33,9 @@ class Pairs(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """No source image is in two splits: the images are divided first, and partners drawn within each part."""
+    """No source image is in two splits: the images are divided first, and partners drawn within
+    each part.
+    """
 
     train: Pairs
     validation: Pairs
@@ -45,25 +49,37 @@ def digits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float3
     return Digits(images, torch.as_tensor(labels, dtype=torch.int64, device=device))
 
 
-def overlay(left: Float[Tensor, "*batch h w"], right: Float[Tensor, "*batch h w"], offset: int = OFFSET) -> Float[Tensor, "*batch tall wide"]:
-    """The left digit in the upper left corner, the right one `offset` pixels down and to the right of it, pixelwise the larger value."""
+def overlay(
+    left: Float[Tensor, "*batch h w"], right: Float[Tensor, "*batch h w"], offset: int = OFFSET
+) -> Float[Tensor, "*batch tall wide"]:
+    """The left digit in the upper left corner, the right one `offset` pixels down and to the right
+    of it, pixelwise the larger value.
+    """
     return torch.maximum(F.pad(left, (0, offset, 0, offset)), F.pad(right, (offset, 0, offset, 0)))
 
 
 def pairs(source: Digits, members: Int[Tensor, " member"], key: Int[Tensor, ""]) -> Pairs:
-    """Every member is the left digit of `PARTNERS` canvases; the right one is drawn uniformly, with replacement, from the same members."""
+    """Every member is the left digit of `PARTNERS` canvases; the right one is drawn uniformly, with
+    replacement, from the same members.
+    """
     left = members.repeat(PARTNERS)
     drawn = (mf.random.uniform(key, (len(left),), torch.float64) * len(members)).long()
     right = members.index_select(0, drawn)
     canvases = overlay(source.images.index_select(0, left), source.images.index_select(0, right))
-    labels = torch.stack([source.labels.index_select(0, left), source.labels.index_select(0, right)], -1)
+    labels = torch.stack(
+        [source.labels.index_select(0, left), source.labels.index_select(0, right)], -1
+    )
     return Pairs(canvases.flatten(1), labels, torch.stack([left, right], -1))
 
 
 def splits(source: Digits, key: Int[Tensor, ""]) -> Splits:
-    """A random division of the images into 60 % training, 20 % validation and 20 % test, and the pairs of each; vmaps over keys."""
+    """A random division of the images into 60 % training, 20 % validation and 20 % test, and the
+    pairs of each; vmaps over keys.
+    """
     count = len(source.labels)
     order = mf.random.permutation(mf.random.fold_in(key, 0), count)
     first, second = round(SHARES[0] * count), round((SHARES[0] + SHARES[1]) * count)
     parts = (order[:first], order[first:second], order[second:])
-    return Splits(*(pairs(source, part, mf.random.fold_in(key, 1 + i)) for i, part in enumerate(parts)))
+    return Splits(
+        *(pairs(source, part, mf.random.fold_in(key, 1 + i)) for i, part in enumerate(parts))
+    )

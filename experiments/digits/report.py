@@ -33,7 +33,8 @@ class Row(NamedTuple):
     rule: str
     accuracy: dict[str, Estimate]  # by task, in per cent
     delta_m: Estimate | None  # against one task alone, per cent; lower is better
-    against_mean: Estimate | None  # delta_m less that of equal weights, percentage points; lower is better
+    # delta_m less that of equal weights, percentage points; lower is better
+    against_mean: Estimate | None
     rate: str
     at_edge: bool
     conflict: Estimate | None  # per cent of the looks
@@ -54,7 +55,11 @@ def delta_m(outcome: Outcome, outcomes: dict[str, Outcome]) -> list[float]:
     alone = {task: outcomes[ALONE[task]].test[task] for task in TASKS}
     higher: dict[str, bool] = dict.fromkeys(TASKS, True)
     return [
-        mf.diagnostics.delta_m({task: outcome.test[task][seed] for task in TASKS}, {task: alone[task][seed] for task in TASKS}, higher)
+        mf.diagnostics.delta_m(
+            {task: outcome.test[task][seed] for task in TASKS},
+            {task: alone[task][seed] for task in TASKS},
+            higher,
+        )
         for seed in range(len(outcome.test[TASKS[0]]))
     ]
 
@@ -69,12 +74,19 @@ def rows(outcomes: dict[str, Outcome]) -> list[Row]:
         result.append(
             Row(
                 rule=name,
-                accuracy={task: estimate([100 * x for x in values]) for task, values in outcome.test.items()},
+                accuracy={
+                    task: estimate([100 * x for x in values])
+                    for task, values in outcome.test.items()
+                },
                 delta_m=None if delta is None else estimate(delta),
-                against_mean=None if delta is None or equal is None or name == "mean" else estimate([a - b for a, b in zip(delta, equal, strict=True)]),
+                against_mean=None
+                if delta is None or equal is None or name == "mean"
+                else estimate([a - b for a, b in zip(delta, equal, strict=True)]),
                 rate=f"{outcome.rates[outcome.best]:g}",
                 at_edge=outcome.best in (0, len(outcome.rates) - 1),
-                conflict=None if outcome.conflict is None else estimate([100 * x for x in outcome.conflict]),
+                conflict=None
+                if outcome.conflict is None
+                else estimate([100 * x for x in outcome.conflict]),
                 step_ms=outcome.step_ms,
             )
         )
@@ -86,7 +98,18 @@ def table(outcomes: dict[str, Outcome]) -> str:
     found = rows(outcomes)
     first = next(iter(outcomes.values()))
     seeds, rates = len(first.curve), len(first.rates)
-    cells = [["rule", "left, %", "right, %", "Δm, %", "Δm − Δm(mean)", "best rate", "conflict, %", "step, ms"]]
+    cells = [
+        [
+            "rule",
+            "left, %",
+            "right, %",
+            "Δm, %",
+            "Δm − Δm(mean)",
+            "best rate",
+            "conflict, %",
+            "step, ms",
+        ]
+    ]
     for row in found:
         cells.append(
             [
@@ -100,26 +123,45 @@ def table(outcomes: dict[str, Outcome]) -> str:
             ]
         )
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in cells
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     edges = [row.rule for row in found if row.at_edge]
     compared = [row for row in found if row.delta_m]
     notes = [
-        f"Test accuracy and conflict: mean ± standard error over {seeds} seeds, {first.steps} steps of {BATCH} pairs each. "
-        "A seed fixes the division of the images, the pairs, the initial values and the order of batches, the same for every rule.",
-        "Δm: mean relative loss of accuracy against the two networks of the same seed that learnt one task alone, with its 95 % interval; lower is better. "
-        "The next column is paired in the same way with equal weights. All networks have one trunk size, so that two tasks share what one has to itself.",
-        f"Rates: each method at its best of {', '.join(f'{rate:g}' for rate in first.rates)} (Adam) by mean validation accuracy after the last epoch. "
-        + (f"**At the edge of the grid: {', '.join(edges)}**; a better rate may lie beyond it." if edges else "No best rate lies at the edge of the grid."),
-        f"Conflict: share of steps with g_left·g_right < 0 over the whole trunk, looked at every {MEASURE_EVERY} steps at the point and on the batch of the "
-        "step that follows, with one and the same Gramian for every rule, whatever its own probe measures. "
-        "It is taken at the method's own best rate and depends on the rate, too (results.json has all rates).",
-        f"Step: median wall time of one vmapped step, {seeds} seeds × {rates} rates = {seeds * rates} runs at once, without the looks and the validation. "
+        f"Test accuracy and conflict: mean ± standard error over {seeds} seeds, {first.steps} "
+        f"steps of {BATCH} pairs each. "
+        "A seed fixes the division of the images, the pairs, the initial values and the order of "
+        "batches, the same for every rule.",
+        "Δm: mean relative loss of accuracy against the two networks of the same seed that "
+        "learnt one task alone, with its 95 % interval; lower is better. "
+        "The next column is paired in the same way with equal weights. All networks have one "
+        "trunk size, so that two tasks share what one has to itself.",
+        f"Rates: each method at its best of {', '.join(f'{rate:g}' for rate in first.rates)} "
+        "(Adam) by mean validation accuracy after the last epoch. "
+        + (
+            f"**At the edge of the grid: {', '.join(edges)}**; a better rate may lie beyond it."
+            if edges
+            else "No best rate lies at the edge of the grid."
+        ),
+        "Conflict: share of steps with g_left·g_right < 0 over the whole trunk, looked at every "
+        f"{MEASURE_EVERY} steps at the point and on the batch of the "
+        "step that follows, with one and the same Gramian for every rule, whatever its own probe "
+        "measures. "
+        "It is taken at the method's own best rate and depends on the rate, too (results.json "
+        "has all rates).",
+        f"Step: median wall time of one vmapped step, {seeds} seeds × {rates} rates = "
+        f"{seeds * rates} runs at once, without the looks and the validation. "
         "Compare these only if the machine was otherwise idle.",
     ]
     if "cagrad-fast" in outcomes:
         notes.append(
-            "cagrad-fast: with two tasks one is drawn and the other is all the rest, so its rows are CAGrad's in random order and the answer is the same."
+            "cagrad-fast: with two tasks one is drawn and the other is all the rest, so its rows "
+            "are CAGrad's in random order and the answer is the same."
         )
     return "\n".join([*lines, "", *verdicts(compared), "", *(f"- {note}" for note in notes), ""])
 
@@ -134,14 +176,21 @@ def verdicts(compared: Sequence[Row]) -> list[str]:
         groups = {
             "better": [rule for rule, value in values.items() if value.high < 0],
             "worse": [rule for rule, value in values.items() if value.low > 0],
-            "no difference shown (the interval includes 0)": [rule for rule, value in values.items() if value.low <= 0 <= value.high],
+            "no difference shown (the interval includes 0)": [
+                rule for rule, value in values.items() if value.low <= 0 <= value.high
+            ],
         }
         said = [f"{verdict}: {', '.join(rules)}" for verdict, rules in groups.items() if rules]
         return [f"**Against {against}** — {'; '.join(said)}."] if said else []
 
-    lines = sorted_out("one task alone", lambda row: row.delta_m) + sorted_out("equal weights", lambda row: row.against_mean)
+    lines = sorted_out("one task alone", lambda row: row.delta_m) + sorted_out(
+        "equal weights", lambda row: row.against_mean
+    )
     count = sum((row.delta_m is not None) + (row.against_mean is not None) for row in compared)
-    caution = f"Each interval is at 95 % by itself, without correction for there being {count}: if nothing differed, about one in twenty would still miss 0."
+    caution = (
+        f"Each interval is at 95 % by itself, without correction for there being {count}: "
+        "if nothing differed, about one in twenty would still miss 0."
+    )
     return [line for part in [*lines, caution] for line in (part, "")][:-1]
 
 
@@ -166,7 +215,9 @@ def figure(outcomes: dict[str, Outcome], path: Path) -> None:
     accuracy.plot([], [], "o", color="0.3", label="left digit")
     accuracy.plot([], [], "s", color="0.3", label="right digit")
     accuracy.legend()
-    accuracy.set(title="Test accuracy", xlabel=f"accuracy, % (mean and 95 % interval, {seeds} seeds)")
+    accuracy.set(
+        title="Test accuracy", xlabel=f"accuracy, % (mean and 95 % interval, {seeds} seeds)"
+    )
 
     rules = [row for row in found if row.delta_m]
     _dots(delta, rules, lambda row: row.delta_m, colours, shift=-0.12, marker="o")
@@ -175,20 +226,44 @@ def figure(outcomes: dict[str, Outcome], path: Path) -> None:
     delta.plot([], [], "D", color="0.3", mfc="white", label="Δm less that of equal weights, points")
     delta.axvline(0, color="0.6", lw=1)
     delta.legend(loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2, fontsize="small")
-    delta.set(title="Relative loss of accuracy (lower is better)", xlabel="per cent (paired over seeds, 95 % interval)")
+    delta.set(
+        title="Relative loss of accuracy (lower is better)",
+        xlabel="per cent (paired over seeds, 95 % interval)",
+    )
 
     for name, outcome in outcomes.items():
         epochs = range(1, len(outcome.curve[0]) + 1)
         bands = [estimate([100 * x for x in column]) for column in zip(*outcome.curve, strict=True)]
         dashed = "--" if len(outcome.test) == 1 else "-"
-        curves.plot(epochs, [band.mean for band in bands], dashed, marker=".", color=colours[name], label=name)
-        curves.fill_between(epochs, [b.mean - b.error for b in bands], [b.mean + b.error for b in bands], color=colours[name], alpha=0.12, lw=0)
+        curves.plot(
+            epochs,
+            [band.mean for band in bands],
+            dashed,
+            marker=".",
+            color=colours[name],
+            label=name,
+        )
+        curves.fill_between(
+            epochs,
+            [b.mean - b.error for b in bands],
+            [b.mean + b.error for b in bands],
+            color=colours[name],
+            alpha=0.12,
+            lw=0,
+        )
     curves.legend(ncols=2, loc="lower right")
-    curves.set(title="Validation accuracy at the chosen rate", xlabel="epoch", ylabel="accuracy, % (mean over tasks ± standard error)")
+    curves.set(
+        title="Validation accuracy at the chosen rate",
+        xlabel="epoch",
+        ylabel="accuracy, % (mean over tasks ± standard error)",
+    )
     curves.xaxis.get_major_locator().set_params(integer=True)
 
     _dots(conflict, rules, lambda row: row.conflict, colours)
-    conflict.set(title="Conflicting steps, one Gramian over the trunk for all", xlabel="steps with g_left·g_right < 0, % (mean and 95 % interval)")
+    conflict.set(
+        title="Conflicting steps, one Gramian over the trunk for all",
+        xlabel="steps with g_left·g_right < 0, % (mean and 95 % interval)",
+    )
     try:
         fig.savefig(path, dpi=130, format="png")
     finally:
@@ -210,7 +285,15 @@ def _dots(
         if value is not None:
             reach = [[value.mean - value.low], [value.high - value.mean]]
             colour = colours[row.rule]
-            ax.errorbar(value.mean, place + shift, xerr=reach, fmt=marker, color=colour, mfc="white" if hollow else colour, capsize=3)
+            ax.errorbar(
+                value.mean,
+                place + shift,
+                xerr=reach,
+                fmt=marker,
+                color=colour,
+                mfc="white" if hollow else colour,
+                capsize=3,
+            )
     ax.set_yticks(range(len(found)), [row.rule for row in found])
     ax.set_ylim(max(len(found), 1) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.3)
@@ -221,10 +304,15 @@ def write(outcomes: dict[str, Outcome], settings: dict[str, object], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
         "settings": settings,
-        "methods": {row.rule: outcomes[row.rule]._asdict() | {"summary": _plain(row)} for row in rows(outcomes)},
+        "methods": {
+            row.rule: outcomes[row.rule]._asdict() | {"summary": _plain(row)}
+            for row in rows(outcomes)
+        },
     }
     writers: dict[str, Callable[[Path], object]] = {
-        "results.json": lambda path: path.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"),
+        "results.json": lambda path: path.write_text(
+            json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        ),
         "table.md": lambda path: path.write_text(table(outcomes), encoding="utf-8"),
         "digits.png": lambda path: figure(outcomes, path),
     }
@@ -244,6 +332,10 @@ def _plain(row: Row) -> dict[str, object]:
     def plain(value: object) -> object:
         if isinstance(value, Estimate):
             return value._asdict()
-        return {key: plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+        return (
+            {key: plain(entry) for key, entry in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
     return {name: plain(value) for name, value in row._asdict().items() if name != "rule"}

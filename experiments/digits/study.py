@@ -1,4 +1,6 @@
-"""One run as a pure function, and the study of one rule: all seeds and all learning rates in one vmapped program."""
+"""One run as a pure function, and the study of one rule: all seeds and all learning rates in one
+vmapped program.
+"""
 
 import time
 from collections.abc import Callable
@@ -30,9 +32,15 @@ class Net(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator: leave it as it was
+        # nn.Linear draws from the global generator: leave it as it was
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.trunk = nn.Sequential(nn.Linear((8 + OFFSET) ** 2, WIDTH), nn.ReLU(), nn.Linear(WIDTH, REPRESENTATION), nn.ReLU())
+            self.trunk = nn.Sequential(
+                nn.Linear((8 + OFFSET) ** 2, WIDTH),
+                nn.ReLU(),
+                nn.Linear(WIDTH, REPRESENTATION),
+                nn.ReLU(),
+            )
             self.left = nn.Linear(REPRESENTATION, 10)
             self.right = nn.Linear(REPRESENTATION, 10)
 
@@ -45,7 +53,9 @@ def encode(params: Params, batch: Pairs) -> Float[Tensor, "pair feature"]:
     return functional_call(_skeleton.trunk, _part(params, "trunk."), (batch.canvases,))
 
 
-def logits(params: Params, z: Float[Tensor, "pair feature"]) -> tuple[Float[Tensor, "pair digit"], Float[Tensor, "pair digit"]]:
+def logits(
+    params: Params, z: Float[Tensor, "pair feature"]
+) -> tuple[Float[Tensor, "pair digit"], Float[Tensor, "pair digit"]]:
     left = functional_call(_skeleton.left, _part(params, "left."), (z,))
     right = functional_call(_skeleton.right, _part(params, "right."), (z,))
     return left, right
@@ -68,7 +78,9 @@ def accuracy(params: Params, pairs: Pairs) -> Float[Tensor, "2"]:
 
 
 def _part(params: Params, prefix: str) -> Params:
-    return {name.removeprefix(prefix): leaf for name, leaf in params.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): leaf for name, leaf in params.items() if name.startswith(prefix)
+    }
 
 
 class Method(NamedTuple):
@@ -80,9 +92,13 @@ class Method(NamedTuple):
 
 
 def baselines(device: torch.device | str = "cpu") -> dict[str, Method]:
-    """One task alone: all weight on its loss, so that the trunk sees nothing of the other and the other's head is never trained."""
+    """One task alone: all weight on its loss, so that the trunk sees nothing of the other and the
+    other's head is never trained.
+    """
     weight = dict(zip(TASKS, torch.eye(len(TASKS), device=device), strict=True))
-    return {f"{task} alone": Method(mf.losses_only(), mf.mean(weight[task]), (task,)) for task in TASKS}
+    return {
+        f"{task} alone": Method(mf.losses_only(), mf.mean(weight[task]), (task,)) for task in TASKS
+    }
 
 
 def methods() -> dict[str, Method]:
@@ -90,7 +106,9 @@ def methods() -> dict[str, Method]:
     trunk = "trunk.*"
     return {
         "mean": Method(mf.losses_only(), mf.mean()),
-        "gradnorm": Method(mf.jacobian(trunk, measure="trunk.2.*", heads="weighted"), mf.gradnorm(alpha=0.12)),
+        "gradnorm": Method(
+            mf.jacobian(trunk, measure="trunk.2.*", heads="weighted"), mf.gradnorm(alpha=0.12)
+        ),
         "mgda": Method(mf.jacobian(trunk), mf.mgda()),
         "mgda-ub": Method(mf.representation(encode, decode, shared=trunk), mf.mgda()),
         "pcgrad": Method(mf.jacobian(trunk), mf.pcgrad()),
@@ -104,7 +122,8 @@ class Run(NamedTuple):
 
     params: Params
     validation: Float[Tensor, "epoch 2"]  # accuracy after every epoch
-    conflict: Bool[Tensor, " look"]  # g_left·g_right < 0 over the trunk, on the batch that the step is about to use
+    # g_left·g_right < 0 over the trunk, on the batch that the step is about to use
+    conflict: Bool[Tensor, " look"]
 
 
 def train(
@@ -118,14 +137,18 @@ def train(
     epochs: int,
     around: Callable[[], Any] = nullcontext,
 ) -> Run:
-    """One run: a pure function of initial parameters, seed, learning rate and data; each of them may be batched.
+    """One run: a pure function of initial parameters, seed, learning rate and data; each of them
+    may be batched.
 
     Args:
-        around: called once a step for a context manager that the step runs in; `study` passes a stopwatch.
+        around: called once a step for a context manager that the step runs in; `study` passes a
+            stopwatch.
     """
     step = mf.descend(losses, method.rule, mf.adam(lr), method.probe)
     order_key, rule_key = mf.random.fold_in(seed, 10), mf.random.fold_in(seed, 11)
-    state = step.init(params, _take(training, torch.arange(BATCH, device=seed.device)), key=rule_key)
+    state = step.init(
+        params, _take(training, torch.arange(BATCH, device=seed.device)), key=rule_key
+    )
     count = len(training.labels)
     curve, conflict = [], []
     for epoch in range(epochs):
@@ -150,29 +173,57 @@ class Outcome(NamedTuple):
 
     rates: list[float]
     best: int  # index of the chosen learning rate
-    grid: list[float]  # validation accuracy by learning rate: mean over the learnt tasks and the seeds, after the last epoch
+    # validation accuracy by learning rate: mean over the learnt tasks and the seeds, after the last
+    # epoch
+    grid: list[float]
     test: dict[str, list[float]]  # by learnt task, one entry a seed, at the chosen rate
-    curve: list[list[float]]  # validation accuracy at the chosen rate, mean over the learnt tasks: [seed][epoch]
-    conflict: list[float] | None  # share of looks with g_left·g_right < 0, one entry a seed, at the chosen rate; None for one task alone
+    # validation accuracy at the chosen rate, mean over the learnt tasks: [seed][epoch]
+    curve: list[list[float]]
+    # share of looks with g_left·g_right < 0, one entry a seed, at the chosen rate; None for one
+    # task alone
+    conflict: list[float] | None
     conflict_grid: list[float] | None  # by learning rate: mean over the seeds
     step_ms: float  # median wall time of one vmapped step, all seeds and rates together
     steps: int
 
 
-def study(name: str, method: Method, source: Digits, seeds: int, epochs: int, rates: tuple[float, ...] = RATES) -> Outcome:
-    """Train every seed at every rate in one program, choose the rate on validation data, and only then look at the test data."""
+def study(
+    name: str,
+    method: Method,
+    source: Digits,
+    seeds: int,
+    epochs: int,
+    rates: tuple[float, ...] = RATES,
+) -> Outcome:
+    """Train every seed at every rate in one program, choose the rate on validation data, and only
+    then look at the test data.
+    """
     device, dtype = source.images.device, source.images.dtype
     keys = torch.arange(seeds, device=device)
     data = vmap(lambda key: splits(source, key))(keys)
-    params = {leaf: value.to(device, dtype) for leaf, value in mf.stack([Net(seed) for seed in range(seeds)]).items()}
+    params = {
+        leaf: value.to(device, dtype)
+        for leaf, value in mf.stack([Net(seed) for seed in range(seeds)]).items()
+    }
     lr = torch.tensor(rates, dtype=dtype, device=device)
     steps = epochs * (data.train.labels.shape[1] // BATCH)
 
     with tqdm(total=steps, desc=name, unit="step", leave=False, disable=None) as bar:
         watch = _Stopwatch(device, bar)
 
-        def run(params: Params, seed: Tensor, lr: Tensor, training: Pairs, validation: Pairs) -> Run:
-            return train(params, seed, lr, training, validation, method=method, epochs=epochs, around=lambda: watch)
+        def run(
+            params: Params, seed: Tensor, lr: Tensor, training: Pairs, validation: Pairs
+        ) -> Run:
+            return train(
+                params,
+                seed,
+                lr,
+                training,
+                validation,
+                method=method,
+                epochs=epochs,
+                around=lambda: watch,
+            )
 
         over_rates = vmap(run, (None, None, 0, None, None))
         runs = vmap(over_rates, (0, 0, None, 0, 0))(params, keys, lr, data.train, data.validation)

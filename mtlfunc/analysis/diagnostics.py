@@ -1,4 +1,6 @@
-"""Numbers that the literature reads off task gradients: conflict, magnitude, curvature, stationarity, affinity, change, Δm."""
+"""Numbers that the literature reads off task gradients: conflict, magnitude, curvature,
+stationarity, affinity, change, Δm.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from .checks import can_look, check_gramian, check_params, check_scalar, poison, transformed
-from .gradients import check_chunk_size, linearize, split_output
-from .solvers import auto, min_norm
-from .solvers.problems import root
-from .tree import dot, layer_of, map_params, select
-from .types import Batch, LossesFn, Params, Scalar, Select, Solver
+from ..core.checks import can_look, check_gramian, check_params, check_scalar, poison, transformed
+from ..core.tree import dot, layer_of, map_params, select
+from ..gradients.rows import check_chunk_size, linearize, split_output
+from ..solvers import auto, min_norm
+from ..solvers.problems import root
+from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
 
 
 def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     """cos φ_ij = G_ij / (‖g_i‖‖g_j‖), in [-1, 1]; NaN where a gradient is zero.
 
-    >>> cosines(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
-    [[1.0, -0.5], [-0.5, 1.0]]
+    Examples:
+        >>> cosines(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
+        [[1.0, -0.5], [-0.5, 1.0]]
     """
     check_gramian(gramian)
     length = root(gramian.diagonal())
@@ -33,15 +36,18 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
 def conflicts(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
     """Pairs with g_i·g_j < 0 (Yu 2020, Definition 1); a right angle is no conflict.
 
-    >>> conflicts(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
-    [[False, True], [True, False]]
+    Examples:
+        >>> conflicts(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
+        [[False, True], [True, False]]
     """
     check_gramian(gramian)
     return gramian < 0
 
 
 def magnitude_similarity(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
-    """Φ_ij = 2‖g_i‖‖g_j‖ / (‖g_i‖² + ‖g_j‖²), in [0, 1], 1 for equal lengths (Yu 2020, Definition 2); NaN for two zero gradients."""
+    """Φ_ij = 2‖g_i‖‖g_j‖ / (‖g_i‖² + ‖g_j‖²), in [0, 1], 1 for equal lengths (Yu 2020, Definition
+    2); NaN for two zero gradients.
+    """
     check_gramian(gramian)
     length = root(gramian.diagonal())
     # By the ratio of the two lengths, so that no square over- or underflows.
@@ -55,32 +61,43 @@ class SampleNoise(NamedTuple):
 
     signal: Float[Tensor, " task"]  # ‖E g_t‖², unbiased; may be negative where noise hides it
     noise: Float[Tensor, " task"]  # tr Cov(g_t), of one sample's gradient
-    ratio: Float[Tensor, " task"]  # signal / noise; 1/ratio is the simple noise scale, the batch at which both weigh the same
-    conflicts: Float[Tensor, "task task"]  # share of pairs of different samples with g_bt·g_cs < 0; diagonal: within a task
+    # signal / noise; 1/ratio is the simple noise scale, the batch at which both weigh the same
+    ratio: Float[Tensor, " task"]
+    # share of pairs of different samples with g_bt·g_cs < 0; diagonal: within a task
+    conflicts: Float[Tensor, "task task"]
 
 
 def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
-    """Gradient noise of every task, and conflict within against between tasks, from a per-sample Gramian.
+    """Gradient noise of every task, and conflict within against between tasks, from a per-sample
+    Gramian.
 
-    With s̄ the mean of ‖g_b‖² over the B samples and m = ‖mean_b g_b‖²: noise = B(s̄ - m)/(B - 1), signal = m - noise/B.
+    With s̄ the mean of ‖g_b‖² over the B samples and m = ‖mean_b g_b‖²: noise = B(s̄ - m)/(B - 1),
+    signal = m - noise/B.
 
     Args:
         gramian: of `mtlfunc.sample_gramian`, over the flattened losses [sample, task].
         tasks: T; the Gramian has n = samples·T rows.
 
-    Raises: ValueError unless T divides n with at least two samples.
+    Raises:
+        ValueError: unless T divides n with at least two samples.
 
-    Source: McCandlish et al. 2018, appendix A.1, for the estimators.
+    Source:
+        McCandlish et al. 2018, appendix A.1, for the estimators.
 
-    >>> g = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    >>> sample_noise(g @ g.mT).noise.tolist(), sample_noise(g @ g.mT).signal.tolist()
-    ([2.0], [0.0])
+    Examples:
+        >>> g = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        >>> sample_noise(g @ g.mT).noise.tolist(), sample_noise(g @ g.mT).signal.tolist()
+        ([2.0], [0.0])
     """
     check_gramian(gramian)
     if tasks < 1 or len(gramian) % tasks or len(gramian) < 2 * tasks:
-        raise ValueError(f"tasks={tasks}: expected a divisor of the Gramian's {len(gramian)} rows that leaves at least two samples")
+        raise ValueError(
+            f"tasks={tasks}: expected a divisor of the Gramian's {len(gramian)} rows that leaves "
+            "at least two samples"
+        )
     count = len(gramian) // tasks
-    blocks = gramian.reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)  # [task, task, sample, sample]
+    # [task, task, sample, sample]
+    blocks = gramian.reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)
     own = blocks.diagonal(dim1=0, dim2=1)  # [sample, sample, task]
     spread, mean = own.diagonal(dim1=0, dim2=1).mean(-1), own.mean((0, 1))
     noise = (spread - mean) * (count / (count - 1))
@@ -91,20 +108,26 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
 
 
 def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
-    """ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖² (Yu 2020, Definition 5); for a conflicting pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
+    """ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖² (Yu 2020, Definition 5); for a conflicting
+    pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
 
-    At most (1 + |cos φ|)² < 4; NaN where g_i + g_j = 0 or a gradient is zero, though the paper calls it infinite there.
+    At most (1 + |cos φ|)² < 4; NaN where g_i + g_j = 0 or a gradient is zero, though the paper
+    calls it infinite there.
     """
     square = gramian.diagonal()
     total = square[:, None] + square
     return (1 - cosines(gramian) ** 2) * (total - 2 * gramian) / (total + 2 * gramian)
 
 
-def curvature(losses_fn: LossesFn, params: Params, batch: Batch, *, lr: Scalar = 0.0, nodes: int = 16) -> Float[Tensor, ""]:
-    """Multi-task curvature H = ∫₀¹ gᵀ ∇²L(θ - s·lr·g) g ds of the total loss L = Σ L_t, g = ∇L(θ) (Yu 2020, Definition 3).
+def curvature(
+    losses_fn: LossesFn, params: Params, batch: Batch, *, lr: Scalar = 0.0, nodes: int = 16
+) -> Float[Tensor, ""]:
+    """Multi-task curvature H = ∫₀¹ gᵀ ∇²L(θ - s·lr·g) g ds of the total loss L = Σ L_t, g = ∇L(θ)
+    (Yu 2020, Definition 3).
 
-    By Gauss–Legendre quadrature of Hessian-vector products, each a jvp of a gradient. The weight over the segment is uniform, as published;
-    Theorem 2 needs the weight 2(1 - s) instead (the two agree on quadratics).
+    By Gauss–Legendre quadrature of Hessian-vector products, each a jvp of a gradient. The weight
+    over the segment is uniform, as published; Theorem 2 needs the weight 2(1 - s) instead (the two
+    agree on quadratics).
 
     Args:
         lr: length of the step along -g; 0 gives the pointwise gᵀ∇²L g, one product.
@@ -124,7 +147,9 @@ def curvature(losses_fn: LossesFn, params: Params, batch: Batch, *, lr: Scalar =
     for point, weight in zip(points, weights, strict=True):
         at = map_params(lambda p, d, s=point: p - s * lr * d, params, g)
         product = jvp(gradient, (at,), (g,))[1]
-        result = result + weight * torch.stack([(product[name] * g[name]).sum() for name in g]).sum()
+        result = (
+            result + weight * torch.stack([(product[name] * g[name]).sum() for name in g]).sum()
+        )
     return result
 
 
@@ -138,19 +163,23 @@ class Stationarity(NamedTuple):
 
     weights: Float[Tensor, " task"]  # of the shortest combination found
     length: Float[Tensor, ""]  # its length: an upper bound on the distance of 0 from the hull
-    lower: Float[Tensor, ""]  # a lower bound on that distance; > 0 proves that the point is not Pareto stationary
+    # a lower bound on that distance; > 0 proves that the point is not Pareto stationary
+    lower: Float[Tensor, ""]
     noise: Float[Tensor, ""]  # lengths below this are rounding of the Gramian
     stationary: Bool[Tensor, ""]  # length <= noise: numerically Pareto stationary
 
 
 def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = None) -> Stationarity:
-    """Is the point Pareto stationary, 0 in conv{g_t}? With proof: length and lower bound enclose the distance of 0 from the hull.
+    """Is the point Pareto stationary, 0 in conv{g_t}? With proof: length and lower bound enclose
+    the distance of 0 from the hull.
 
-    d = Jᵀw has min_t g_t·d = wᵀG w - gap, so every point of the hull is at least (wᵀG w - gap)/‖d‖ away from 0. A Gramian computed at machine
-    epsilon ε holds no information about lengths below √ε·Σ w_t‖g_t‖: at or below that the verdict is "stationary", and ratios of rates are noise.
+    d = Jᵀw has min_t g_t·d = wᵀG w - gap, so every point of the hull is at least (wᵀG w - gap)/‖d‖
+    away from 0. A Gramian computed at machine epsilon ε holds no information about lengths below
+    √ε·Σ w_t‖g_t‖: at or below that the verdict is "stationary", and ratios of rates are noise.
 
     Args:
-        gramian: G `[task, task]`; accumulate it in float64 (`gramian_dtype`) if the verdict matters near stationarity.
+        gramian: G `[task, task]`; accumulate it in float64 (`gramian_dtype`) if the verdict matters
+            near stationarity.
         solver: of `mtlfunc.solvers`; None is `auto()`.
     """
     solution = (solver or auto())(min_norm(gramian))
@@ -158,7 +187,9 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     square = (w @ solution.rates).clamp_min(0)
     length = root(square)
     noise = (8 * len(w) * torch.finfo(gramian.dtype).eps) ** 0.5 * (root(gramian.diagonal()) @ w)
-    lower = torch.where(length > noise, (square - solution.gap) / length.where(length > 0, 1.0), 0.0).clamp_min(0)
+    lower = torch.where(
+        length > noise, (square - solution.gap) / length.where(length > 0, 1.0), 0.0
+    ).clamp_min(0)
     lower = poison(lower, gramian)
     return Stationarity(w, length, lower, noise, length <= noise)
 
@@ -172,22 +203,28 @@ def layer_gramians(
     by: Callable[[str], str] | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> dict[str, Float[Tensor, "task task"]]:
-    """The Gramian of every layer, G_l = J_l J_lᵀ; they add up to the Gramian over all shared parameters.
+    """The Gramian of every layer, G_l = J_l J_lᵀ; they add up to the Gramian over all shared
+    parameters.
 
-    Over training: `rollout(step, state, batches, record=lambda state, info: layer_gramians(losses_fn, state.params, batch, shared="trunk.*"))`.
-    Cosines of one layer, `[time, task, task]`: `torch.func.vmap(cosines)(record["trunk.0"])`.
+    Over training: `rollout(step, state, batches, record=lambda state, info:
+    layer_gramians(losses_fn, state.params, batch, shared="trunk.*"))`. Cosines of one layer,
+    `[time, task, task]`: `torch.func.vmap(cosines)(record["trunk.0"])`.
 
     Args:
-        losses_fn, params, batch: as in `mtlfunc.task_gramian`; where to differentiate. Rows of all shared leaves are held at once.
+        losses_fn, params, batch: as in `mtlfunc.task_gramian`; where to differentiate. Rows of all
+            shared leaves are held at once.
         shared: which parameters, a glob on their names or a predicate.
-        by: from a parameter's name to its layer's; None takes the module, `trunk.0` for `trunk.0.weight` and `trunk.0.bias`.
+        by: from a parameter's name to its layer's; None takes the module, `trunk.0` for
+            `trunk.0.weight` and `trunk.0.bias`.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
 
-    Returns: `{layer: G_l [task, task]}` in the order of the parameters.
+    Returns:
+        `{layer: G_l [task, task]}` in the order of the parameters.
 
-    >>> found = layer_gramians(lambda p, x: x @ p["a.weight"] + p["b.bias"], {"a.weight": torch.ones(2), "b.bias": torch.ones(2)}, 2 * torch.eye(2))
-    >>> {layer: gramian.tolist() for layer, gramian in found.items()}
-    {'a': [[4.0, 0.0], [0.0, 4.0]], 'b': [[1.0, 0.0], [0.0, 1.0]]}
+    Examples:
+        >>> found = layer_gramians(lambda p, x: x @ p["a.weight"] + p["b.bias"], {"a.weight": torch.ones(2), "b.bias": torch.ones(2)}, 2 * torch.eye(2))
+        >>> {layer: gramian.tolist() for layer, gramian in found.items()}
+        {'a': [[4.0, 0.0], [0.0, 4.0]], 'b': [[1.0, 0.0], [0.0, 1.0]]}
     """
     check_params(params)
     names = select(params, shared)
@@ -206,23 +243,32 @@ class Change(NamedTuple):
 
 
 def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: Batch) -> Change:
-    """Each loss' change from `before` to `after`, predicted to first order against actual; one jvp and one forward, whatever the optimizer.
+    """Each loss' change from `before` to `after`, predicted to first order against actual; one jvp
+    and one forward, whatever the optimizer.
 
-    After a plain step of length η along d = Jᵀw the prediction is -η(G w)_t, -η times `Info.rates`; with momentum, Adam or clipping it is not, which
-    is why it is taken from the points themselves. The difference of the two is the curvature's share.
+    After a plain step of length η along d = Jᵀw the prediction is -η(G w)_t, -η times `Info.rates`;
+    with momentum, Adam or clipping it is not, which is why it is taken from the points themselves.
+    The difference of the two is the curvature's share.
 
     Args:
         losses_fn: as in `mtlfunc.task_gramian`.
-        before, after: parameters of the same names and shapes, such as `state.params` on both sides of `step.update`.
+        before, after: parameters of the same names and shapes, such as `state.params` on both sides
+            of `step.update`.
         batch: the step's own, or another one.
 
-    >>> predicted_change(lambda p, x: p["w"] ** 2, {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.5, 2.0])}, ())
-    Change(predicted=tensor([-1.,  0.]), actual=tensor([-0.7500,  0.0000]))
+    Examples:
+        >>> predicted_change(lambda p, x: p["w"] ** 2, {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.5, 2.0])}, ())
+        Change(predicted=tensor([-1.,  0.]), actual=tensor([-0.7500,  0.0000]))
     """
     check_params(before)
     check_params(after)
-    if {name: leaf.shape for name, leaf in before.items()} != {name: leaf.shape for name, leaf in after.items()}:
-        raise ValueError("after: names or shapes of the parameters differ from those in before; pass the same parameters at two times")
+    if {name: leaf.shape for name, leaf in before.items()} != {
+        name: leaf.shape for name, leaf in after.items()
+    }:
+        raise ValueError(
+            "after: names or shapes of the parameters differ from those in before; pass the same "
+            "parameters at two times"
+        )
 
     def losses(params: Params) -> Tensor:
         return split_output(losses_fn(params, batch))[0]
@@ -233,11 +279,19 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
 
 
 def affinity(
-    losses_fn: LossesFn, params: Params, batch: Batch, *, lr: Scalar, shared: Select = "*", chunk_size: int | None = None
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    *,
+    lr: Scalar,
+    shared: Select = "*",
+    chunk_size: int | None = None,
 ) -> Float[Tensor, "task task"]:
-    """Inter-task affinity Z_ij = 1 - L_j(θ - η·g_i) / L_j(θ): how much of loss j a step on task i alone removes, through the shared parameters.
+    """Inter-task affinity Z_ij = 1 - L_j(θ - η·g_i) / L_j(θ): how much of loss j a step on task i
+    alone removes, through the shared parameters.
 
-    Positive where training i helps j, negative where it hurts. The paper averages it over the steps of a run: record it in `rollout` and take the mean.
+    Positive where training i helps j, negative where it hurts. The paper averages it over the steps
+    of a run: record it in `rollout` and take the mean.
 
     Args:
         losses_fn: losses `[task]` that are positive, since Z is relative to them.
@@ -246,21 +300,30 @@ def affinity(
         shared: the parameters that move, a glob on their names or a predicate; the others stay.
         chunk_size: how many tasks' steps are evaluated at once; None is all T.
 
-    Returns: Z `[task i, task j]`: row i moved, column j felt it. NaN where L_j is 0.
+    Returns:
+        Z `[task i, task j]`: row i moved, column j felt it. NaN where L_j is 0.
 
-    Raises: ValueError for a negative loss, where it can be seen.
+    Raises:
+        ValueError: for a negative loss, where it can be seen.
 
-    Source: Fifty et al. 2021 (TAG), the definition of inter-task affinity.
+    Source:
+        Fifty et al. 2021 (TAG), the definition of inter-task affinity.
 
-    >>> affinity(lambda p, x: (p["w"] - x).square().sum(1), {"w": torch.zeros(1)}, torch.tensor([[1.0], [2.0]]), lr=0.25).tolist()
-    [[0.75, 0.4375], [1.0, 0.75]]
+    Examples:
+        >>> affinity(lambda p, x: (p["w"] - x).square().sum(1), {"w": torch.zeros(1)}, torch.tensor([[1.0], [2.0]]), lr=0.25).tolist()
+        [[0.75, 0.4375], [1.0, 0.75]]
     """
     check_params(params)
     check_scalar(lr, "lr", positive=True)
     check_chunk_size(chunk_size)
-    linear = linearize(losses_fn, params, batch, shared=select(params, shared), chunk_size=chunk_size)
+    linear = linearize(
+        losses_fn, params, batch, shared=select(params, shared), chunk_size=chunk_size
+    )
     if can_look(linear.losses) and bool((linear.losses < 0).any()):
-        raise ValueError(f"losses_fn: losses {linear.losses.tolist()} are not all positive, and a change relative to a negative loss has the wrong sign")
+        raise ValueError(
+            f"losses_fn: losses {linear.losses.tolist()} are not all positive, and a change "
+            "relative to a negative loss has the wrong sign"
+        )
 
     def felt(row: Params) -> Tensor:
         moved = params | {name: params[name] - lr * step for name, step in row.items()}
@@ -274,37 +337,53 @@ class Grouping(NamedTuple):
     """Groups of tasks to train together, and what each is trained for."""
 
     groups: list[tuple[int, ...]]  # tasks trained together, one network a group
-    serves: list[tuple[int, ...]]  # the tasks that are answered by this group's network: every task once
+    # the tasks that are answered by this group's network: every task once
+    serves: list[tuple[int, ...]]
     total: float  # Σ_t of the affinity onto task t in the group that serves it
 
 
-def groups(affinity: Float[Tensor, "task task"], count: int, *, overlap: bool = True, alone: float = 0.0) -> Grouping:
-    """The best set of at most `count` groups of tasks: every task is served by one, at the highest total affinity.
+def groups(
+    affinity: Float[Tensor, "task task"], count: int, *, overlap: bool = True, alone: float = 0.0
+) -> Grouping:
+    """The best set of at most `count` groups of tasks: every task is served by one, at the highest
+    total affinity.
 
         max over groups g_1 … g_k and s(t) ∋ t   Σ_t mean_{i ∈ s(t), i ≠ t} Z_it
 
-    Exact. The paper searches sets of groups by branch and bound; here the tasks are partitioned by who serves them, over subsets, with the best group
-    that contains them all: 3^T steps for each group.
+    Exact. The paper searches sets of groups by branch and bound; here the tasks are partitioned by
+    who serves them, over subsets, with the best group that contains them all: 3^T steps for each
+    group.
 
     Args:
-        affinity: Z `[task i, task j]`, of `affinity`, averaged over a run; the diagonal is not read.
+        affinity: Z `[task i, task j]`, of `affinity`, averaged over a run; the diagonal is not
+            read.
         count: the budget of networks, >= 1.
-        overlap: a task may also be trained in groups that do not serve it, to help the others, as in the paper; False partitions the tasks.
-        alone: the affinity onto a task in a group of its own, which the mean leaves open: 0, neither help nor harm. The official code has -1e6, which
-            leaves no task alone.
+        overlap: a task may also be trained in groups that do not serve it, to help the others, as
+            in the paper; False partitions the tasks.
+        alone: the affinity onto a task in a group of its own, which the mean leaves open: 0,
+            neither help nor harm. The official code has -1e6, which leaves no task alone.
 
-    Returns: groups in the order of the first task that they serve; of equal totals, one with fewer and smaller groups.
+    Returns:
+        groups in the order of the first task that they serve; of equal totals, one with fewer and
+        smaller groups.
 
-    Raises: ValueError for more than 12 tasks, NaN or infinity, or count < 1; RuntimeError under a transform.
+    Raises:
+        ValueError: for more than 12 tasks, NaN or infinity, or count < 1.
+        RuntimeError: under a transform.
 
-    Source: Fifty et al. 2021 (TAG), network selection, with the mean of the official code.
+    Source:
+        Fifty et al. 2021 (TAG), network selection, with the mean of the official code.
 
-    >>> Z = torch.tensor([[0.0, 0.2, -0.1], [0.3, 0.0, -0.2], [0.0, 0.1, 0.0]])
-    >>> groups(Z, 2).groups
-    [(0, 1), (2,)]
+    Examples:
+        >>> Z = torch.tensor([[0.0, 0.2, -0.1], [0.3, 0.0, -0.2], [0.0, 0.1, 0.0]])
+        >>> groups(Z, 2).groups
+        [(0, 1), (2,)]
     """
     if transformed():
-        raise RuntimeError("groups: a combinatorial search cannot run under a torch.func transform; call it on each affinity outside")
+        raise RuntimeError(
+            "groups: a combinatorial search cannot run under a torch.func transform; call it on "
+            "each affinity outside"
+        )
     check_gramian(affinity, "affinity")
     tasks = len(affinity)
     if tasks > 12:
@@ -318,16 +397,23 @@ def groups(affinity: Float[Tensor, "task task"], count: int, *, overlap: bool = 
     value[0] = 0.0
     for group in sorted(range(1, 1 << tasks), key=int.bit_count):
         members = _members(group)
-        onto = {t: float(np.mean([Z[i, t] for i in members if i != t])) if len(members) > 1 else alone for t in members}
+        onto = {
+            t: float(np.mean([Z[i, t] for i in members if i != t])) if len(members) > 1 else alone
+            for t in members
+        }
         served, score = np.zeros(1, dtype=np.int64), np.zeros(1)
         for t in members:
-            served, score = np.concatenate([served, served | 1 << t]), np.concatenate([score, score + onto[t]])
+            served, score = (
+                np.concatenate([served, served | 1 << t]),
+                np.concatenate([score, score + onto[t]]),
+            )
         if not overlap:
             served, score = served[-1:], score[-1:]
         better = (score > value[served]) | (best[served] == 0)
         value[served[better]], best[served[better]] = score[better], group
 
-    # The best partition of the tasks of a mask into so many served sets; the one with its lowest task is chosen first.
+    # The best partition of the tasks of a mask into so many served sets; the one with its lowest
+    # task is chosen first.
     best[0], value[0] = 0, 0.0
     rest = np.where(np.arange(1 << tasks) == 0, 0.0, -np.inf)
     parts: list[np.ndarray] = []
@@ -348,7 +434,11 @@ def groups(affinity: Float[Tensor, "task task"], count: int, *, overlap: bool = 
         if part[mask]:  # 0 where one group fewer is as good
             served_sets.append(int(part[mask]))
             mask ^= int(part[mask])
-    return Grouping([_members(int(best[s])) for s in served_sets], [_members(s) for s in served_sets], float(rest[-1]))
+    return Grouping(
+        [_members(int(best[s])) for s in served_sets],
+        [_members(s) for s in served_sets],
+        float(rest[-1]),
+    )
 
 
 def _members(mask: int) -> tuple[int, ...]:
@@ -362,28 +452,42 @@ def _submasks(mask: int) -> np.ndarray:
     return found
 
 
-def delta_m(metrics: Mapping[str, float], baselines: Mapping[str, float], higher_is_better: Mapping[str, bool]) -> float:
-    """Δm = (100/K) Σ_k ±(M_k - B_k)/|B_k| in per cent, lower is better: + where a lower metric is better, - where a higher one is.
+def delta_m(
+    metrics: Mapping[str, float],
+    baselines: Mapping[str, float],
+    higher_is_better: Mapping[str, bool],
+) -> float:
+    """Δm = (100/K) Σ_k ±(M_k - B_k)/|B_k| in per cent, lower is better: + where a lower metric is
+    better, - where a higher one is.
 
     Args:
         metrics: the multi-task model's, by name.
         baselines: single-task models', by the same names, none of them 0.
         higher_is_better: for every name.
 
-    |B_k|, published without the bars, keeps the sign right for negative baselines, such as log-likelihoods. Averages over metrics as in Liu et al.
-    2021, so that a task with five metrics counts five times; LibMTL averages per task and turns the sign.
+    |B_k|, published without the bars, keeps the sign right for negative baselines, such as
+    log-likelihoods. Averages over metrics as in Liu et al. 2021, so that a task with five metrics
+    counts five times; LibMTL averages per task and turns the sign.
 
-    Raises: ValueError for other names or a baseline of 0.
+    Raises:
+        ValueError: for other names or a baseline of 0.
 
-    >>> delta_m({"accuracy": 0.75, "error": 1.0}, {"accuracy": 1.0, "error": 0.5}, {"accuracy": True, "error": False})
-    62.5
+    Examples:
+        >>> delta_m({"accuracy": 0.75, "error": 1.0}, {"accuracy": 1.0, "error": 0.5}, {"accuracy": True, "error": False})
+        62.5
     """
     if not metrics or set(metrics) != set(baselines) or set(metrics) != set(higher_is_better):
         raise ValueError(
-            f"metrics, baselines and higher_is_better must have the same names, got {sorted(metrics)}, {sorted(baselines)}, {sorted(higher_is_better)}"
+            "metrics, baselines and higher_is_better must have the same names, got "
+            f"{sorted(metrics)}, {sorted(baselines)}, {sorted(higher_is_better)}"
         )
     zero = [name for name in baselines if baselines[name] == 0]
     if zero:
         raise ValueError(f"baselines: {', '.join(zero)} is 0, so a relative change is undefined")
-    terms = [(metrics[name] - baselines[name]) / abs(baselines[name]) * (-1 if higher_is_better[name] else 1) for name in metrics]
+    terms = [
+        (metrics[name] - baselines[name])
+        / abs(baselines[name])
+        * (-1 if higher_is_better[name] else 1)
+        for name in metrics
+    ]
     return 100 * sum(terms) / len(terms)

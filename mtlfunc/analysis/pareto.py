@@ -1,4 +1,6 @@
-"""Sets of loss vectors, all minimised: which are non-dominated, how good they are, and fronts over preferences."""
+"""Sets of loss vectors, all minimised: which are non-dominated, how good they are, and fronts over
+preferences.
+"""
 
 from __future__ import annotations
 
@@ -14,106 +16,157 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from .checks import can_look, check_finite, is_pair, transformed
-from .sweep import check_chunk_size, evaluate
+from ..core.checks import can_look, check_finite, is_pair, transformed
+from ..studies._grid import check_chunk_size, evaluate
 
 
 def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]:
     """Points that no other point dominates: none is as low in every task and lower in one.
 
-    Equal points do not dominate each other, so that duplicates of a non-dominated point are all kept. A point that ties in one task and is higher in
-    another is dominated.
+    Equal points do not dominate each other, so that duplicates of a non-dominated point are all
+    kept. A point that ties in one task and is higher in another is dominated.
 
-    Raises: ValueError for no points, no tasks, or NaN and infinity; under `vmap` a point that is not finite counts as dominated and dominates nothing.
+    Raises:
+        ValueError: for no points, no tasks, or NaN and infinity; under `vmap` a point that is not
+            finite counts as dominated and dominates nothing.
 
-    Source: moocore, whose own mask would call a point with NaN non-dominated.
+    Source:
+        moocore, whose own mask would call a point with NaN non-dominated.
 
-    >>> non_dominated(torch.tensor([[1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [1.0, 2.0]])).tolist()
-    [True, True, False, True]
+    Examples:
+        >>> non_dominated(torch.tensor([[1.0, 2.0], [2.0, 1.0], [2.0, 2.0], [1.0, 2.0]])).tolist()
+        [True, True, False, True]
     """
     _check_points(points, "points")
     return _mask(points)
 
 
-def hypervolume(points: Float[Tensor, "point task"], reference: Float[Tensor, " task"]) -> Float[Tensor, ""]:
-    """Volume of what the points dominate below the reference: λ(∪_p Π_t [p_t, r_t]); higher is better.
+def hypervolume(
+    points: Float[Tensor, "point task"], reference: Float[Tensor, " task"]
+) -> Float[Tensor, ""]:
+    """Volume of what the points dominate below the reference: λ(∪_p Π_t [p_t, r_t]); higher is
+    better.
 
     Args:
-        points: losses `[point, task]`, dominated ones too; one that is not below the reference in every task adds nothing.
-        reference: r `[task]`, worse than all that matters: the same one for all sets that are compared.
+        points: losses `[point, task]`, dominated ones too; one that is not below the reference in
+            every task adds nothing.
+        reference: r `[task]`, worse than all that matters: the same one for all sets that are
+            compared.
 
-    Returns: a 0-d float64 tensor. Not differentiable. Exact, in time that grows quickly with the tasks beyond four, of which it takes 31.
+    Returns:
+        a 0-d float64 tensor. Not differentiable. Exact, in time that grows quickly with the tasks
+        beyond four, of which it takes 31.
 
-    Raises: ValueError for no points or a reference of another length, and for NaN and infinity; under `vmap` the result is NaN there.
+    Raises:
+        ValueError: for no points or a reference of another length, and for NaN and infinity; under
+            `vmap` the result is NaN there.
 
-    Source: Zitzler and Thiele 1998, as implemented by moocore.
+    Source:
+        Zitzler and Thiele 1998, as implemented by moocore.
 
-    >>> float(hypervolume(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([3.0, 3.0])))
-    3.0
+    Examples:
+        >>> float(hypervolume(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([3.0, 3.0])))
+        3.0
     """
     _check_points(points, "points")
     if reference.shape != points.shape[1:]:
-        raise ValueError(f"reference: expected shape {list(points.shape[1:])}, one entry a task, got {list(reference.shape)}")
+        raise ValueError(
+            f"reference: expected shape {list(points.shape[1:])}, one entry a task, got "
+            f"{list(reference.shape)}"
+        )
     check_finite(reference, "reference")
-    return _indicator(lambda moocore, points, reference: moocore.hypervolume(points, ref=reference), points, reference)
+    return _indicator(
+        lambda moocore, points, reference: moocore.hypervolume(points, ref=reference),
+        points,
+        reference,
+    )
 
 
-def igd(points: Float[Tensor, "point task"], front: Float[Tensor, "other task"]) -> Float[Tensor, ""]:
-    """Inverted generational distance: the mean, over a reference front, of the distance to the nearest of the points; lower is better.
+def igd(
+    points: Float[Tensor, "point task"], front: Float[Tensor, "other task"]
+) -> Float[Tensor, ""]:
+    """Inverted generational distance: the mean, over a reference front, of the distance to the
+    nearest of the points; lower is better.
 
     Args:
         points: losses `[point, task]`.
         front: a dense sample of the true front `[n, task]`, in the same units.
 
-    Returns: a 0-d float64 tensor. Not differentiable. It can prefer a dominated set: `igd_plus` cannot.
+    Returns:
+        a 0-d float64 tensor. Not differentiable. It can prefer a dominated set: `igd_plus` cannot.
 
-    Raises: ValueError for empty sets, other numbers of tasks, and NaN and infinity; under `vmap` the result is NaN there.
+    Raises:
+        ValueError: for empty sets, other numbers of tasks, and NaN and infinity; under `vmap` the
+            result is NaN there.
 
-    Source: Ishibuchi et al. 2015 for the definition, as implemented by moocore.
+    Source:
+        Ishibuchi et al. 2015 for the definition, as implemented by moocore.
 
-    >>> float(igd(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])))
-    2.5
+    Examples:
+        >>> float(igd(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])))
+        2.5
     """
     _check_two(points, front)
     return _indicator(lambda moocore, points, front: moocore.igd(points, ref=front), points, front)
 
 
-def igd_plus(points: Float[Tensor, "point task"], front: Float[Tensor, "other task"]) -> Float[Tensor, ""]:
-    """IGD with the distance √Σ_t max(p_t - z_t, 0)² of a point p from the front's z: being better than the front costs nothing.
+def igd_plus(
+    points: Float[Tensor, "point task"], front: Float[Tensor, "other task"]
+) -> Float[Tensor, ""]:
+    """IGD with the distance √Σ_t max(p_t - z_t, 0)² of a point p from the front's z: being better
+    than the front costs nothing.
 
-    Arguments, returns and errors as in `igd`. Weakly Pareto compliant: a set that another dominates never has the lower value.
+    Arguments, returns and errors as in `igd`. Weakly Pareto compliant: a set that another dominates
+    never has the lower value.
 
-    Source: Ishibuchi et al. 2015, as implemented by moocore.
+    Source:
+        Ishibuchi et al. 2015, as implemented by moocore.
 
-    >>> float(igd_plus(torch.tensor([[-3.0, 4.0]]), torch.tensor([[0.0, 0.0]])))
-    4.0
+    Examples:
+        >>> float(igd_plus(torch.tensor([[-3.0, 4.0]]), torch.tensor([[0.0, 0.0]])))
+        4.0
     """
     _check_two(points, front)
-    return _indicator(lambda moocore, points, front: moocore.igd_plus(points, ref=front), points, front)
+    return _indicator(
+        lambda moocore, points, front: moocore.igd_plus(points, ref=front), points, front
+    )
 
 
-def preferences(divisions: int, tasks: int, *, dtype: torch.dtype | None = None) -> Float[Tensor, "point task"]:
-    """An even grid of the simplex: all vectors (k_1, …, k_T)/divisions with integers k_t >= 0 that sum to `divisions`.
+def preferences(
+    divisions: int, tasks: int, *, dtype: torch.dtype | None = None
+) -> Float[Tensor, "point task"]:
+    """An even grid of the simplex: all vectors (k_1, …, k_T)/divisions with integers k_t >= 0 that
+    sum to `divisions`.
 
     Args:
         divisions: steps along an edge, >= 1.
         tasks: T >= 1.
         dtype: None is torch's default.
 
-    Returns: preferences `[n, task]`, n = C(divisions + T - 1, T - 1), each summing to 1, in lexicographic order; for two tasks divisions + 1 of them.
-    Those inside the simplex are `p[(p > 0).all(1)]`.
+    Returns:
+        preferences `[n, task]`, n = C(divisions + T - 1, T - 1), each summing to 1, in
+        lexicographic order; for two tasks divisions + 1 of them. Those inside the simplex are `p[(p
+        > 0).all(1)]`.
 
-    Source: Das and Dennis 1998, the simplex lattice.
+    Source:
+        Das and Dennis 1998, the simplex lattice.
 
-    >>> preferences(2, 2).tolist()
-    [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
+    Examples:
+        >>> preferences(2, 2).tolist()
+        [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
     """
     if divisions < 1 or tasks < 1:
         raise ValueError(f"divisions={divisions}, tasks={tasks}: expected integers >= 1")
-    # A composition of `divisions` into T parts is a choice of T - 1 bars among divisions + T - 1 places.
-    bars = torch.tensor(list(itertools.combinations(range(divisions + tasks - 1), tasks - 1)), dtype=torch.float64)
+    # A composition of `divisions` into T parts is a choice of T - 1 bars among divisions + T - 1
+    # places.
+    bars = torch.tensor(
+        list(itertools.combinations(range(divisions + tasks - 1), tasks - 1)), dtype=torch.float64
+    )
     bars = bars.reshape(math.comb(divisions + tasks - 1, tasks - 1), tasks - 1)
-    ends = torch.full((len(bars), 1), -1.0, dtype=torch.float64), torch.full((len(bars), 1), divisions + tasks - 1.0, dtype=torch.float64)
+    ends = (
+        torch.full((len(bars), 1), -1.0, dtype=torch.float64),
+        torch.full((len(bars), 1), divisions + tasks - 1.0, dtype=torch.float64),
+    )
     parts = torch.cat([ends[0], bars, ends[1]], 1).diff(dim=1) - 1
     return (parts / divisions).to(dtype or torch.get_default_dtype())
 
@@ -127,59 +180,98 @@ class Front(NamedTuple):
     aux: Any  # what `train` returned beside the losses, stacked; () without it
 
 
-def front(train: Callable[[Tensor], Any], preferences: Float[Tensor, "point task"], *, chunk_size: int | None = None) -> Front:
-    """One training run for every preference, all of them vmapped, and which of their ends are non-dominated.
+def front(
+    train: Callable[[Tensor], Any],
+    preferences: Float[Tensor, "point task"],
+    *,
+    chunk_size: int | None = None,
+) -> Front:
+    """One training run for every preference, all of them vmapped, and which of their ends are
+    non-dominated.
 
     Args:
-        train: `(preference [task]) -> losses [objective]`, or `(losses, aux)` with a pytree of tensors: a pure function that keeps the rules of
-            `torch.func.vmap`, from its own start to its last step.
-        preferences: `[n, task]`, entries >= 0 with positive sums, such as `preferences(divisions, tasks)`.
-        chunk_size: how many runs go together; None is all, 1 a plain loop, for a `train` that cannot be vmapped.
+        train: `(preference [task]) -> losses [objective]`, or `(losses, aux)` with a pytree of
+            tensors: a pure function that keeps the rules of `torch.func.vmap`, from its own start
+            to its last step.
+        preferences: `[n, task]`, entries >= 0 with positive sums, such as `preferences(divisions,
+            tasks)`.
+        chunk_size: how many runs go together; None is all, 1 a plain loop, for a `train` that
+            cannot be vmapped.
 
-    Returns: preferences, losses `[n, objective]`, the mask of non-dominated ends, and aux. A diverged run stays in, as NaN, and its mask is False.
+    Returns:
+        preferences, losses `[n, objective]`, the mask of non-dominated ends, and aux. A diverged
+        run stays in, as NaN, and its mask is False.
 
-    For long runs that should survive an interruption: `mtlfunc.grid(lambda run: train(p[run]), {"run": torch.arange(len(p))}, chunk_size=…, path=…)`.
+    For long runs that should survive an interruption: `mtlfunc.grid(lambda run: train(p[run]),
+    {"run": torch.arange(len(p))}, chunk_size=…, path=…)`.
 
-    Raises: ValueError for preferences or losses of the wrong shape; RuntimeError where `train` cannot be vmapped.
+    Raises:
+        ValueError: for preferences or losses of the wrong shape. RuntimeError: where `train` cannot
+        be vmapped.
 
-    >>> centres = torch.eye(2)  # ½‖θ - e_t‖²: the minimiser of the weighted sum is the weighted mean of the centres
-    >>> found = front(lambda w: 0.5 * (w @ centres - centres).square().sum(1), preferences(4, 2))
-    >>> found.losses[2].tolist(), found.non_dominated.all().item()
-    ([0.25, 0.25], True)
+    Examples:
+        >>> centres = torch.eye(2)  # ½‖θ - e_t‖²: the minimiser of the weighted sum is the weighted mean of the centres
+        >>> found = front(lambda w: 0.5 * (w @ centres - centres).square().sum(1), preferences(4, 2))
+        >>> found.losses[2].tolist(), found.non_dominated.all().item()
+        ([0.25, 0.25], True)
     """
     _check_points(preferences, "preferences")
-    if can_look(preferences) and not (bool((preferences >= 0).all()) and bool((preferences.sum(1) > 0).all())):
+    if can_look(preferences) and not (
+        bool((preferences >= 0).all()) and bool((preferences.sum(1) > 0).all())
+    ):
         raise ValueError("preferences: expected entries >= 0 with a positive sum in every row")
     check_chunk_size(chunk_size)
 
     def run(preference: Tensor) -> tuple[Tensor, Any]:
         out = train(preference)
         losses, aux = out if is_pair(out) else (out, ())
-        if not isinstance(losses, Tensor) or losses.ndim != 1 or not len(losses) or not losses.is_floating_point():
-            kind = f"{losses.dtype} of shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-            raise ValueError(f"train: expected floating losses [objective], or (losses, aux), got {kind}")
+        if (
+            not isinstance(losses, Tensor)
+            or losses.ndim != 1
+            or not len(losses)
+            or not losses.is_floating_point()
+        ):
+            kind = (
+                f"{losses.dtype} of shape {list(losses.shape)}"
+                if isinstance(losses, Tensor)
+                else type(losses).__name__
+            )
+            raise ValueError(
+                f"train: expected floating losses [objective], or (losses, aux), got {kind}"
+            )
         return losses, aux
 
     chunks = preferences.split(chunk_size or len(preferences))
     quiet = len(chunks) == 1 or transformed() or torch.compiler.is_compiling()
-    found = [evaluate(run, chunk, len(chunk), "train") for chunk in (chunks if quiet else tqdm(chunks, leave=False, desc="front"))]
+    found = [
+        evaluate(run, chunk, len(chunk), "train")
+        for chunk in (chunks if quiet else tqdm(chunks, leave=False, desc="front"))
+    ]
     losses, aux = tree_map(lambda *parts: torch.cat(parts), *found)
     return Front(preferences, losses, _mask(losses), aux)
 
 
 def _check_points(points: Tensor, name: str) -> None:
     if points.ndim != 2 or 0 in points.shape:
-        raise ValueError(f"{name}: expected at least one point, [point, task], got shape {list(points.shape)}; batch with torch.func.vmap")
+        raise ValueError(
+            f"{name}: expected at least one point, [point, task], got shape "
+            f"{list(points.shape)}; batch with torch.func.vmap"
+        )
     if can_look(points) and not bool(points.isfinite().all()):
         bad = (~points.isfinite()).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"{name}: NaN or infinite entries in rows {bad}; leave them out with {name}[{name}.isfinite().all(1)]")
+        raise ValueError(
+            f"{name}: NaN or infinite entries in rows {bad}; leave them out with "
+            f"{name}[{name}.isfinite().all(1)]"
+        )
 
 
 def _check_two(points: Tensor, front: Tensor) -> None:
     _check_points(points, "points")
     _check_points(front, "front")
     if points.shape[1] != front.shape[1]:
-        raise ValueError(f"front: expected {points.shape[1]} tasks as in points, got {front.shape[1]}")
+        raise ValueError(
+            f"front: expected {points.shape[1]} tasks as in points, got {front.shape[1]}"
+        )
 
 
 def _mask(points: Tensor) -> Tensor:
@@ -195,23 +287,42 @@ def _mask(points: Tensor) -> Tensor:
 
 def _indicator(f: Callable[[Any, Any, Any], float], points: Tensor, other: Tensor) -> Tensor:
     def checked(moocore: Any, points: np.ndarray, other: np.ndarray) -> float:
-        return f(moocore, points, other) if np.isfinite(points).all() and np.isfinite(other).all() else math.nan
+        return (
+            f(moocore, points, other)
+            if np.isfinite(points).all() and np.isfinite(other).all()
+            else math.nan
+        )
 
     return _OnHost.apply(checked, points, other, torch.float64)  # pyright: ignore[reportReturnType]
 
 
 class _OnHost(torch.autograd.Function):
-    """A function of moocore, points [*batch, point, task] and other [*batch, …], as NumPy arrays: vmapped by leading axes, without a derivative."""
+    """A function of moocore, points [*batch, point, task] and other [*batch, …], as NumPy arrays:
+    vmapped by leading axes, without a derivative.
+    """
 
     generate_vmap_rule = False
 
     @staticmethod
-    def forward(f: Callable[[Any, Any, Any], Any], points: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-        import moocore  # noqa: PLC0415  # only sets of losses need it
+    def forward(
+        f: Callable[[Any, Any, Any], Any], points: Tensor, other: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        import moocore  # only sets of losses need it
 
         batch = points.shape[:-2]
-        flat, others = (x.detach().to("cpu", torch.float64).reshape(math.prod(batch), *x.shape[len(batch) :]).numpy() for x in (points, other))
-        answers = torch.stack([torch.as_tensor(f(moocore, one, two), dtype=dtype) for one, two in zip(flat, others, strict=True)])
+        flat, others = (
+            x.detach()
+            .to("cpu", torch.float64)
+            .reshape(math.prod(batch), *x.shape[len(batch) :])
+            .numpy()
+            for x in (points, other)
+        )
+        answers = torch.stack(
+            [
+                torch.as_tensor(f(moocore, one, two), dtype=dtype)
+                for one, two in zip(flat, others, strict=True)
+            ]
+        )
         return answers.reshape((*batch, *answers.shape[1:])).to(points.device)
 
     @staticmethod
@@ -222,13 +333,20 @@ class _OnHost(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, int]:
         f, points, other, dtype = args
-        points, other = (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in ((points, in_dims[1]), (other, in_dims[2])))
+        points, other = (
+            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in ((points, in_dims[1]), (other, in_dims[2]))
+        )
         return _OnHost.apply(f, points, other, dtype), 0
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError("pareto: hypervolume, igd and igd_plus have no derivative here; detach the points")
+        raise RuntimeError(
+            "pareto: hypervolume, igd and igd_plus have no derivative here; detach the points"
+        )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError("pareto: hypervolume, igd and igd_plus have no derivative here; detach the points")
+        raise RuntimeError(
+            "pareto: hypervolume, igd and igd_plus have no derivative here; detach the points"
+        )

@@ -1,4 +1,6 @@
-"""What a balancing rule does and what it breaks: a table of properties, each failure with its smallest counterexample."""
+"""What a balancing rule does and what it breaks: a table of properties, each failure with its
+smallest counterexample.
+"""
 
 from .cases import Case as Case
 from .report import Report as Report

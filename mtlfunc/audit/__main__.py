@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_whole
+from .evaluate import told
 from .run import NAMES, audit
-from .weigh import told
 
 EPILOG = """\
 examples:
@@ -29,13 +30,17 @@ What a rule does (the upper block) is for its author to judge: the mean of the g
 
 
 def load(spec: str) -> Any:
-    """What `module:name`, `module:name.attribute` or `module:name(literal, key=literal)` stands for; the working directory is searched, too.
+    """What `module:name`, `module:name.attribute` or `module:name(literal, key=literal)` stands
+    for; the working directory is searched, too.
 
-    Raises: ValueError that says what is wrong with the name.
+    Raises:
+        ValueError: that says what is wrong with the name.
     """
     where, colon, what = spec.partition(":")
     if not colon or not where or not what:
-        raise ValueError(f'{spec!r}: expected module:rule, for instance mtlfunc:mgda or "mtlfunc:cagrad(0.4)"')
+        raise ValueError(
+            f'{spec!r}: expected module:rule, for instance mtlfunc:mgda or "mtlfunc:cagrad(0.4)"'
+        )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -63,7 +68,10 @@ def load(spec: str) -> Any:
         args = [ast.literal_eval(x) for x in call.args]
         named = {str(x.arg): ast.literal_eval(x.value) for x in call.keywords}
     except ValueError as error:
-        raise ValueError(f"{spec!r}: arguments must be numbers, strings or other literals; define the rule in a module and name it") from error
+        raise ValueError(
+            f"{spec!r}: arguments must be numbers, strings or other literals; define the rule in "
+            "a module and name it"
+        ) from error
     return found(*args, **named)
 
 
@@ -71,32 +79,72 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(
         "python -m mtlfunc.audit",
-        description="What a balancing rule does and what it breaks, with the smallest counterexamples.",
+        description="What a balancing rule does and what it breaks, with the smallest "
+        "counterexamples.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("rule", help="module:rule, where rule is a Rule, a factory of one that needs no arguments, a call of one, or f(gramian[, losses])")
-    parser.add_argument("--only", nargs="+", default=(), metavar="PROPERTY", help="test these properties only; quote names with spaces")
-    parser.add_argument("--require", nargs="+", default=(), metavar="PROPERTY", help="exit with 1 unless these hold, too")
-    parser.add_argument("--instances", type=int, default=400, help="the most integer Jacobians for each T of 1, 2, 3 (default 400)")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative; larger for a rule with an iterative solver inside (default 1e-5)")
+    parser.add_argument(
+        "rule",
+        help="module:rule, where rule is a Rule, a factory of one that needs no arguments, a "
+        "call of one, or f(gramian[, losses])",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="PROPERTY",
+        help="test these properties only; quote names with spaces",
+    )
+    parser.add_argument(
+        "--require",
+        nargs="+",
+        default=(),
+        metavar="PROPERTY",
+        help="exit with 1 unless these hold, too",
+    )
+    parser.add_argument(
+        "--instances",
+        type=int,
+        default=400,
+        help="the most integer Jacobians for each T of 1, 2, 3 (default 400)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-5,
+        help="relative; larger for a rule with an iterative solver inside (default 1e-5)",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as HTML, too")
     options = parser.parse_args(argv)
     unknown = [name for name in options.require if name not in NAMES]
     if unknown:
-        parser.error(f"--require: expected names among {', '.join(NAMES)}; got {', '.join(map(repr, unknown))}")
-    only = [*options.only, *(name for name in options.require if options.only and name not in options.only)]
+        parser.error(
+            f"--require: expected names among {', '.join(NAMES)}; got "
+            f"{', '.join(map(repr, unknown))}"
+        )
+    only = [
+        *options.only,
+        *(name for name in options.require if options.only and name not in options.only),
+    ]
     try:
         rule = load(options.rule)
-        report = audit(rule, only=only, instances=options.instances, tolerance=options.tolerance, name=options.rule.partition(":")[2])
+        report = audit(
+            rule,
+            only=only,
+            instances=options.instances,
+            tolerance=options.tolerance,
+            name=options.rule.partition(":")[2],
+        )
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     print(report)
     if options.html:
-        written = options.html.with_name(options.html.name + ".part")
-        written.write_text(f'<!doctype html><meta charset="utf-8"><title>{options.rule}</title>{report._repr_html_()}\n')
-        os.replace(written, options.html)
-    return 0 if report.sound and all(report[name].status == "holds" for name in options.require) else 1
+        page = f'<!doctype html><meta charset="utf-8"><title>{options.rule}</title>'
+        write_whole(options.html, f"{page}{report._repr_html_()}\n")
+    return (
+        0 if report.sound and all(report[name].status == "holds" for name in options.require) else 1
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The instances: every small integer Jacobian in a fixed order, smallest first, and a few generic ones of any size.
+"""The instances: every small integer Jacobian in a fixed order, smallest first, and a few generic
+ones of any size.
 
-A rule sees Gramians alone, so of all integer Jacobians with one Gramian only the simplest is kept. Zero columns change no Gramian, so with them all
-instances with T tasks have one shape, and are one batch.
+A rule sees Gramians alone, so of all integer Jacobians with one Gramian only the simplest is kept.
+Zero columns change no Gramian, so with them all instances with T tasks have one shape, and are one
+batch.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .. import random
+from ..core import random
 
 COLUMNS = 3
 LARGEST = 5
@@ -21,7 +23,9 @@ LARGEST = 5
 
 
 class Case(NamedTuple):
-    """One instance, or a batch of them along a new first axis: T gradients, and the losses of one or several updates."""
+    """One instance, or a batch of them along a new first axis: T gradients, and the losses of one
+    or several updates.
+    """
 
     jacobian: Float[Tensor, "*batch task param"]
     losses: Float[Tensor, "*batch update task"]
@@ -29,23 +33,41 @@ class Case(NamedTuple):
 
 @cache
 def integers(count: int, deep: bool = False) -> Float[Tensor, "case task 3"]:
-    """Integer Jacobians of T <= 3 tasks with different Gramians, J = 0 left out, from the smallest to the largest.
+    """Integer Jacobians of T <= 3 tasks with different Gramians, J = 0 left out, from the smallest
+    to the largest.
 
-    The order: those without a zero gradient first, then by the largest |entry|, the sum of all |entries|, the columns in use, the number of
-    negative entries, and the entries themselves. `deep` holds about ten times as many: where the search goes on that found only large counterexamples.
+    The order: those without a zero gradient first, then by the largest |entry|, the sum of all
+    |entries|, the columns in use, the number of negative entries, and the entries themselves.
+    `deep` holds about ten times as many: where the search goes on that found only large
+    counterexamples.
     """
     blocks = {
         1: [_grid(1, 1, LARGEST), _grid(1, 2, 2)],
-        2: [_grid(2, 2, 2), _thin(_grid(2, 2, LARGEST), 2000)] if not deep else [_grid(2, 2, LARGEST)],
-        3: [_grid(3, 2, 1), _grid(3, 3, 1), _thin(_grid(3, 2, 2), 2000), _thin(_grid(3, 2, LARGEST, 40_000), 500)]
+        2: [_grid(2, 2, 2), _thin(_grid(2, 2, LARGEST), 2000)]
         if not deep
-        else [_grid(3, 2, 2), _grid(3, 3, 1), _thin(_grid(3, 2, 3), 30_000), _grid(3, 2, LARGEST, 20_000), _grid(3, 3, LARGEST, 20_000)],
+        else [_grid(2, 2, LARGEST)],
+        3: [
+            _grid(3, 2, 1),
+            _grid(3, 3, 1),
+            _thin(_grid(3, 2, 2), 2000),
+            _thin(_grid(3, 2, LARGEST, 40_000), 500),
+        ]
+        if not deep
+        else [
+            _grid(3, 2, 2),
+            _grid(3, 3, 1),
+            _thin(_grid(3, 2, 3), 30_000),
+            _grid(3, 2, LARGEST, 20_000),
+            _grid(3, 3, LARGEST, 20_000),
+        ],
     }[count]
     found = torch.cat(blocks)
     found = found[(found != 0).flatten(1).any(-1)]
     found = found[_order(found)]
     _, group = (found @ found.mT).flatten(1).unique(dim=0, return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), len(found)).scatter_reduce_(0, group, torch.arange(len(found)), "amin")
+    first = torch.full((int(group.max()) + 1,), len(found)).scatter_reduce_(
+        0, group, torch.arange(len(found)), "amin"
+    )
     return found[first.sort().values]
 
 
@@ -58,13 +80,19 @@ def pick(cases: Tensor, most: int) -> Tensor:
 
 
 def _grid(count: int, columns: int, largest: int, most: int = 0) -> Tensor:
-    """All integer matrices `[case, count, 3]` with entries from -largest to largest in the first columns; of too many, `most` drawn ones."""
+    """All integer matrices `[case, count, 3]` with entries from -largest to largest in the first
+    columns; of too many, `most` drawn ones.
+    """
     base, digits = 2 * largest + 1, count * columns
     if most:
-        entries = (random.uniform(random.key(digits), (most, digits), torch.float64) * base).floor() - largest
+        entries = (
+            random.uniform(random.key(digits), (most, digits), torch.float64) * base
+        ).floor() - largest
     else:
         codes = torch.arange(base**digits)
-        entries = torch.stack([codes // base**i % base for i in range(digits)], -1).double() - largest
+        entries = (
+            torch.stack([codes // base**i % base for i in range(digits)], -1).double() - largest
+        )
     rows = entries.reshape(-1, count, columns)
     return widened(rows, COLUMNS)
 
@@ -78,7 +106,13 @@ def _order(cases: Tensor) -> Tensor:
     """The permutation that sorts by the keys of `integers`."""
     flat = cases.flatten(1)
     columns = ((cases != 0).any(-2) * torch.arange(1, COLUMNS + 1)).amax(-1)
-    keys = [*(-flat).unbind(-1)[::-1], (flat < 0).sum(-1), columns, flat.abs().sum(-1), flat.abs().amax(-1)]
+    keys = [
+        *(-flat).unbind(-1)[::-1],
+        (flat < 0).sum(-1),
+        columns,
+        flat.abs().sum(-1),
+        flat.abs().amax(-1),
+    ]
     keys.append((cases == 0).all(-1).any(-1))
     order = torch.arange(len(cases))
     for key in keys:  # the last one decides first
@@ -92,8 +126,8 @@ FAMILIES = ("gaussian", "agreeing", "spread", "stationary")
 def generic(family: str, count: int, size: int) -> Float[Tensor, "case task param"]:
     """Jacobians with nothing special about them but their family.
 
-    gaussian; agreeing: positive entries, so that nothing conflicts; spread: lengths from 1 to 1e-4; stationary: Jᵀw = 0 for weights w between
-    ½ and 3/2, to rounding.
+    gaussian; agreeing: positive entries, so that nothing conflicts; spread: lengths from 1 to 1e-4;
+    stationary: Jᵀw = 0 for weights w between ½ and 3/2, to rounding.
     """
     key = random.fold_in(random.fold_in(random.key(FAMILIES.index(family)), count), size)
     rows = random.normal(key, (size, count, count + 2), torch.float64)
@@ -113,7 +147,8 @@ def widened(rows: Tensor, width: int) -> Tensor:
 
 
 def patterns(count: int, updates: int, read: bool) -> Float[Tensor, "pattern update task"]:
-    """The losses that go with every Jacobian: 2 for all; for a rule that reads them also 2, 3, … T + 1, which fall at different rates.
+    """The losses that go with every Jacobian: 2 for all; for a rule that reads them also 2, 3, … T
+    + 1, which fall at different rates.
 
     A loss of 1 would be a special case: its logarithm is 0, and learned weights rest there.
     """
@@ -123,7 +158,9 @@ def patterns(count: int, updates: int, read: bool) -> Float[Tensor, "pattern upd
     return torch.stack([level, falling])[: 2 if read else 1]
 
 
-def with_losses(rows: Float[Tensor, "case task param"], losses: Float[Tensor, "pattern update task"]) -> Case:
+def with_losses(
+    rows: Float[Tensor, "case task param"], losses: Float[Tensor, "pattern update task"]
+) -> Case:
     """Every Jacobian with every pattern of losses, the patterns of one Jacobian side by side."""
     return Case(rows.repeat_interleave(len(losses), 0), losses.repeat(len(rows), 1, 1))
 

@@ -1,7 +1,8 @@
 """How a rule computes: what every rule of this library owes, whatever its mathematics.
 
-Three of these cannot be asked of one instance under a vmap (is it pure, does its state survive being saved, is the vmap the loop); they look at
-the rule from outside and give a Finding. The others are checks like those of `properties`.
+Three of these cannot be asked of one instance under a vmap (is it pure, does its state survive
+being saved, is the vmap the loop); they look at the rule from outside and give a Finding. The
+others are checks like those of `properties`.
 """
 
 from __future__ import annotations
@@ -16,21 +17,27 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..types import Geometry, Rule
 from .cases import Case, independent
+from .evaluate import Extra, Outcome, Weigh, geometry, quiet, start, step, told
 from .properties import Property, apart, direction, nudge, outcomes, size, vector
-from .weigh import Extra, Outcome, Weigh, geometry, quiet, start, step, told
 
 SAME = 1e-7
-"""vmapped == loop: a batched product may round differently, an exact solver on top of it then by the root of that."""
+"""vmapped == loop: a batched product may round differently, an exact solver on top of it then by
+the root of that.
+"""
 
 NARROW = 1e-3
-"""float32: the root of its machine epsilon, 3e-4, is what an exact solver loses near a Pareto-stationary point."""
+"""float32: the root of its machine epsilon, 3e-4, is what an exact solver loses near a
+Pareto-stationary point.
+"""
 
 
-# ---- checks of one instance -------------------------------------------------------------------------------------------------------------
+# ---- checks of one instance --------------------------------------------------------------------
 
 
 def valid(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """Weights are a finite tensor [task] in the Gramian's dtype, without an exception, at every update."""
+    """Weights are a finite tensor [task] in the Gramian's dtype, without an exception, at every
+    update.
+    """
     w = weigh(rows, losses, strict=True)
     return outcomes((torch.where(w.isfinite().all(-1), 0.0, torch.inf), w, w))
 
@@ -50,7 +57,14 @@ def unread_loss(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def unread_both(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    return Outcome(*(torch.cat(pair) for pair in zip(unread(weigh, rows, losses), unread_loss(weigh, rows, losses), strict=True)))
+    return Outcome(
+        *(
+            torch.cat(pair)
+            for pair in zip(
+                unread(weigh, rows, losses), unread_loss(weigh, rows, losses), strict=True
+            )
+        )
+    )
 
 
 def poisoned(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
@@ -62,7 +76,9 @@ def poisoned(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def tell_unread(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"weights are {vector(after)} although the {('gradient', 'loss')[variant]} of task 1 is NaN"
+    return (
+        f"weights are {vector(after)} although the {('gradient', 'loss')[variant]} of task 1 is NaN"
+    )
 
 
 def tell_unread_loss(count: int, variant: int, before: Tensor, after: Tensor) -> str:
@@ -70,7 +86,8 @@ def tell_unread_loss(count: int, variant: int, before: Tensor, after: Tensor) ->
 
 
 def absent(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """A task absent from the batch gets weight 0 and the others what they get alone; with nobody present all weights are 0.
+    """A task absent from the batch gets weight 0 and the others what they get alone; with nobody
+    present all weights are 0.
 
     A rule that raises, or gives NaN, where a task is absent refuses: no case.
     """
@@ -78,7 +95,9 @@ def absent(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def absent_zero(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """The same for a rule that draws: others draw other numbers alone, so only the zeros are judged."""
+    """The same for a rule that draws: others draw other numbers alone, so only the zeros are
+    judged.
+    """
     return without(weigh, rows, losses, alone=False)
 
 
@@ -98,18 +117,34 @@ def without(weigh: Weigh, rows: Tensor, losses: Tensor, *, alone: bool) -> Outco
             v = weigh(rows[rest], losses[:, rest])
             expected = v.new_zeros(w.shape).index_copy(-1, torch.tensor(rest), v)
             kept = w * present
-            violation = torch.maximum(violation, apart(direction(rows, kept), direction(rows, expected), size(rows, kept), size(rows, expected)))
+            violation = torch.maximum(
+                violation,
+                apart(
+                    direction(rows, kept),
+                    direction(rows, expected),
+                    size(rows, kept),
+                    size(rows, expected),
+                ),
+            )
         return violation, expected, w
 
-    violation, before, after = (torch.stack(x) for x in zip(*(one(missing) for missing in sorted({0, count - 1, count})), strict=True))
+    violation, before, after = (
+        torch.stack(x)
+        for x in zip(*(one(missing) for missing in sorted({0, count - 1, count})), strict=True)
+    )
     refused = after.isnan().any(-1)
-    return Outcome(torch.where(refused.all(), -1.0, violation.where(~refused, torch.inf)), before, after)
+    return Outcome(
+        torch.where(refused.all(), -1.0, violation.where(~refused, torch.inf)), before, after
+    )
 
 
 def tell_absent(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     if variant == len({0, count - 1, count}) - 1:
         return f"weights are {vector(after)} with no task present"
-    return f"weights are {vector(after)} with task {sorted({0, count - 1, count})[variant] + 1} absent; alone the others have {vector(before)}"
+    return (
+        f"weights are {vector(after)} with task {sorted({0, count - 1, count})[variant] + 1} "
+        f"absent; alone the others have {vector(before)}"
+    )
 
 
 def tell_absent_zero(count: int, variant: int, before: Tensor, after: Tensor) -> str:
@@ -119,21 +154,29 @@ def tell_absent_zero(count: int, variant: int, before: Tensor, after: Tensor) ->
 def narrow(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     """A float32 Gramian gives finite float32 weights, whose direction is float64's to 1e-3.
 
-    Where the gradients are linearly independent, and float64's own direction does not change when they move by as little as float32 resolves.
+    Where the gradients are linearly independent, and float64's own direction does not change when
+    they move by as little as float32 resolves.
     """
     w, v = weigh(rows, losses), weigh(rows.float(), losses.float(), strict=True).to(rows)
     d, eps = direction(rows, w), 4 * torch.finfo(torch.float32).eps
     near = [rows + sign * eps * nudge(rows, 0) for sign in (1, -1)]
-    moved = [apart(direction(x, weigh(x, losses + eps * nudge(losses, 0))), d, size(rows, w)) for x in near]
-    violation, before, after = outcomes((apart(direction(rows, v), d, size(rows, v), size(rows, w)), w, v))
-    return Outcome(torch.where(torch.stack(moved).amax() > NARROW / 10, -1.0, violation), before, after)
+    moved = [
+        apart(direction(x, weigh(x, losses + eps * nudge(losses, 0))), d, size(rows, w))
+        for x in near
+    ]
+    violation, before, after = outcomes(
+        (apart(direction(rows, v), d, size(rows, v), size(rows, w)), w, v)
+    )
+    return Outcome(
+        torch.where(torch.stack(moved).amax() > NARROW / 10, -1.0, violation), before, after
+    )
 
 
 def tell_narrow(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return f"weights {vector(before)} in float64 are {vector(after)} in float32"
 
 
-# ---- the rule from outside --------------------------------------------------------------------------------------------------------------
+# ---- the rule from outside ---------------------------------------------------------------------
 
 
 class Finding(NamedTuple):
@@ -145,9 +188,11 @@ class Finding(NamedTuple):
 
 
 def pure(rule: Rule, cases: list[Case], extra: Extra | None) -> tuple[Finding, bool]:
-    """The same Gramian, losses and state give the same weights and state; inputs stay as they were, and so does torch's global generator.
+    """The same Gramian, losses and state give the same weights and state; inputs stay as they were,
+    and so does torch's global generator.
 
-    Returns: the finding, and whether answers repeat: without that nothing else can be judged.
+    Returns:
+        the finding, and whether answers repeat: without that nothing else can be judged.
     """
     first: dict[int, Tensor] = {}
     judged, found, repeats = 0, Finding(0), True
@@ -168,7 +213,12 @@ def pure(rule: Rule, cases: list[Case], extra: Extra | None) -> tuple[Finding, b
                     before = copied((seen, state))
                     weights, following = step(rule, seen, state)
                     if not same(before, (seen, state)):
-                        worse("the rule changes " + ", ".join(changed(before, (seen, state))) + " in place", case)
+                        worse(
+                            "the rule changes "
+                            + ", ".join(changed(before, (seen, state)))
+                            + " in place",
+                            case,
+                        )
                     again, after = step(rule, Geometry(*before[0]), before[1])
                     if not same((weights, following), (again, after)):
                         repeats = False
@@ -178,9 +228,17 @@ def pure(rule: Rule, cases: list[Case], extra: Extra | None) -> tuple[Finding, b
                 if i in first and not same(first[i], answer):
                     repeats = False
                 if not torch.equal(generator, torch.get_rng_state()):
-                    worse("the rule draws from torch's global generator; numbers come from the key that init gets (see mtlfunc.random)", case)
+                    worse(
+                        "the rule draws from torch's global generator; numbers come from the key "
+                        "that init gets (see mtlfunc.random)",
+                        case,
+                    )
                 elif not repeats:
-                    worse("the same Gramian, losses and state give other weights the second time: something is remembered outside the state", case)
+                    worse(
+                        "the same Gramian, losses and state give other weights the second time: "
+                        "something is remembered outside the state",
+                        case,
+                    )
                 first.setdefault(i, answer)
                 judged += 1
             except Exception:  # that it raises is for valid weights to say
@@ -196,20 +254,32 @@ def same(one: Any, other: Any) -> bool:
     """Bit by bit; NaN is NaN."""
     (a, shape), (b, other_shape) = tree_flatten(one), tree_flatten(other)
     return shape == other_shape and all(
-        (x.shape == y.shape and x.dtype == y.dtype and bool(torch.isclose(x, y, 0, 0, equal_nan=True).all())) if isinstance(x, Tensor) else x is y or x == y
+        (
+            x.shape == y.shape
+            and x.dtype == y.dtype
+            and bool(torch.isclose(x, y, 0, 0, equal_nan=True).all())
+        )
+        if isinstance(x, Tensor)
+        else x is y or x == y
         for x, y in zip(a, b, strict=True)
     )
 
 
 def changed(before: Any, after: Any) -> list[str]:
-    fields = [f"the {name}" for name, x, y in zip(Geometry._fields, before[0], after[0], strict=True) if not same(x, y)]
+    fields = [
+        f"the {name}"
+        for name, x, y in zip(Geometry._fields, before[0], after[0], strict=True)
+        if not same(x, y)
+    ]
     return fields + ["its state"] * (not same(before[1], after[1]))
 
 
 def resumes(rule: Rule, cases: list[Case], extra: Extra | None) -> Finding | None:
-    """The state is made of tensors alone, keeps its structure, moves on where it holds a key, and resumes bit by bit after torch.save and torch.load.
+    """The state is made of tensors alone, keeps its structure, moves on where it holds a key, and
+    resumes bit by bit after torch.save and torch.load.
 
-    Returns: None for a rule without state.
+    Returns:
+        None for a rule without state.
     """
     judged, any_state = 0, False
     with quiet():
@@ -233,19 +303,29 @@ def misfit(rule: Rule, seen: Geometry, state: Any, following: Any) -> str:
     """What keeps this state from being carried on; empty if nothing does."""
     for leaf in tree_leaves((state, following)):
         if not isinstance(leaf, Tensor):
-            return f"the state holds a {type(leaf).__name__}; only tensors can be batched, compiled and saved"
+            return (
+                f"the state holds a {type(leaf).__name__}; only tensors can be batched, "
+                "compiled and saved"
+            )
     (before, shape), (after, other) = tree_flatten(state), tree_flatten(following)
-    if shape != other or any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(before, after, strict=True)):
+    if shape != other or any(
+        x.shape != y.shape or x.dtype != y.dtype for x, y in zip(before, after, strict=True)
+    ):
         return f"the state is {sketch(state)} after init, but {sketch(following)} after an update"
     keys = [i for i, leaf in enumerate(before) if leaf.dtype == torch.int64 and leaf.ndim == 0]
     if keys and all(torch.equal(before[i], after[i]) for i in keys):
-        elsewhere = tree_map(lambda leaf: leaf + 1 if leaf.dtype == torch.int64 and leaf.ndim == 0 else leaf, state)
+        elsewhere = tree_map(
+            lambda leaf: leaf + 1 if leaf.dtype == torch.int64 and leaf.ndim == 0 else leaf, state
+        )
         try:
             drawn = not same(step(rule, seen, elsewhere)[0], step(rule, seen, state)[0])
         except Exception:  # an index, not a key
             return ""
         if drawn:
-            return "weights depend on a key in the state, which an update leaves as it is: every step draws the same numbers"
+            return (
+                "weights depend on a key in the state, which an update leaves as it is: every "
+                "step draws the same numbers"
+            )
     return ""
 
 
@@ -283,23 +363,35 @@ def reload(rule: Rule, case: Case, state: Any, extra: Extra | None) -> str:
     except Exception as error:
         return f"the update after the first one {told(error)}"
     try:
-        return "" if same(whole, onwards(loaded)) else "weights after loading a saved state differ from those without the interruption"
+        return (
+            ""
+            if same(whole, onwards(loaded))
+            else "weights after loading a saved state differ from those without the interruption"
+        )
     except Exception as error:
         return f"the update after loading a saved state {told(error)}"
 
 
 def named_tuples(state: Any) -> set[Any]:
     found = {type(state)} if hasattr(state, "_fields") else set()
-    children = state.values() if isinstance(state, dict) else state if isinstance(state, tuple | list) else ()
+    children = (
+        state.values()
+        if isinstance(state, dict)
+        else state
+        if isinstance(state, tuple | list)
+        else ()
+    )
     return found.union(*(named_tuples(child) for child in children))
 
 
 def batched(weigh: Weigh, pools: dict[int, Case]) -> tuple[Finding, bool]:
     """A vmap over Jacobians, losses and keys gives the weights of a loop.
 
-    Args: `pools`: a batch of instances that are valid one by one, for every T.
+    Args:
+        `pools`: a batch of instances that are valid one by one, for every T.
 
-    Returns: the finding, and whether answers under vmap can be used.
+    Returns:
+        the finding, and whether answers under vmap can be used.
     """
     judged = 0
     with quiet():
@@ -312,14 +404,29 @@ def batched(weigh: Weigh, pools: dict[int, Case]) -> tuple[Finding, bool]:
             try:
                 together = vmap(weigh)(*cases, keys)
             except Exception as error:
-                why = "a Python branch on a value, .item(), NumPy or a write into a new tensor cannot be batched"
-                return Finding(judged + 1, f"under torch.func.vmap it {told(error)} ({why})", at(cases, 0)), False
+                why = (
+                    "a Python branch on a value, .item(), NumPy or a write into a new tensor "
+                    "cannot be batched"
+                )
+                return Finding(
+                    judged + 1, f"under torch.func.vmap it {told(error)} ({why})", at(cases, 0)
+                ), False
             judged += len(keys)
-            far = apart(direction(cases.jacobian, together), direction(cases.jacobian, loop), size_of(cases, together), size_of(cases, loop))
+            far = apart(
+                direction(cases.jacobian, together),
+                direction(cases.jacobian, loop),
+                size_of(cases, together),
+                size_of(cases, loop),
+            )
             wrong = (far.nan_to_num(torch.inf) > SAME).any(-1)
             if bool(wrong.any()):
                 i = int(wrong.nonzero()[0])
-                return Finding(judged, f"weights are {vector(together[i, 0])} under vmap, {vector(loop[i, 0])} in a loop (key {i})", at(cases, i)), False
+                return Finding(
+                    judged,
+                    f"weights are {vector(together[i, 0])} under vmap, {vector(loop[i, 0])} in a "
+                    f"loop (key {i})",
+                    at(cases, i),
+                ), False
     return Finding(judged), judged > 0
 
 
@@ -332,7 +439,9 @@ def at(cases: Case, i: int) -> Case:
 
 
 VALID = Property("valid weights", valid, tell_valid, everything=True, conduct=True)
-FLOAT32 = Property("float32", narrow, tell_narrow, independent, ("gaussian",), tolerance=NARROW, conduct=True)
+FLOAT32 = Property(
+    "float32", narrow, tell_narrow, independent, ("gaussian",), tolerance=NARROW, conduct=True
+)
 
 
 def missing(draws: bool) -> Property:
@@ -344,4 +453,6 @@ def missing(draws: bool) -> Property:
 def nan(gramian: bool, losses: bool) -> Property:
     """For a rule that reads the one, the other or both."""
     check = unread_both if gramian and losses else unread if gramian else unread_loss
-    return Property("NaN", check, tell_unread if gramian else tell_unread_loss, tasks=(2, 3), conduct=True)
+    return Property(
+        "NaN", check, tell_unread if gramian else tell_unread_loss, tasks=(2, 3), conduct=True
+    )

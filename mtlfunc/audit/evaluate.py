@@ -1,4 +1,6 @@
-"""A rule, whatever it was given as, put to work: from Jacobians and losses to the weights of a few updates, never with a traceback."""
+"""A rule, whatever it was given as, put to work: from Jacobians and losses to the weights of a few
+updates, never with a traceback.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from .. import random
+from ..core import random
 from ..types import Geometry, Rule
 from .cases import Case
 
@@ -20,7 +22,9 @@ Weigh = Callable[..., Tensor]
 """(jacobian [task, param], losses [update, task]) -> weights [update, task]."""
 
 Extra = Callable[[Tensor, Tensor], dict[str, Tensor]]
-"""(jacobian [task, param], losses [task]) -> what a special probe would have put into `Geometry.extra`."""
+"""(jacobian [task, param], losses [task]) -> what a special probe would have put into
+`Geometry.extra`.
+"""
 
 
 MOST_LETTERS = 160
@@ -32,32 +36,49 @@ class Invalid(Exception):
 
 
 def as_rule(rule: Any) -> tuple[Rule, str, bool]:
-    """A rule from a rule, a factory that needs no arguments, or a function of the Gramian, or of the Gramian and the losses.
+    """A rule from a rule, a factory that needs no arguments, or a function of the Gramian, or of
+    the Gramian and the losses.
 
-    Returns: the rule, its name, and whether it was a mere function.
+    Returns:
+        the rule, its name, and whether it was a mere function.
 
-    Raises: TypeError for anything else.
+    Raises:
+        TypeError: for anything else.
     """
     if isinstance(rule, Rule):
         return rule, _called(rule.update), False
     if not callable(rule):
-        raise TypeError(f"rule: expected a mtlfunc.Rule, a factory of one, or a function of the Gramian [T, T], got {type(rule).__name__}")
+        raise TypeError(
+            "rule: expected a mtlfunc.Rule, a factory of one, or a function of the Gramian [T, "
+            f"T], got {type(rule).__name__}"
+        )
     count = _required(rule)
     if count == 0:
         made = rule()
         if not isinstance(made, Rule):
-            raise TypeError(f"rule: {_called(rule)}() needs no arguments, so it was called, but it gave a {type(made).__name__} and not a mtlfunc.Rule")
+            raise TypeError(
+                f"rule: {_called(rule)}() needs no arguments, so it was called, but it gave a "
+                f"{type(made).__name__} and not a mtlfunc.Rule"
+            )
         return made, _called(rule), False
     if count > 2:
-        raise TypeError(f"rule: expected f(gramian) or f(gramian, losses), but {_called(rule)} needs {count} arguments")
+        raise TypeError(
+            f"rule: expected f(gramian) or f(gramian, losses), but {_called(rule)} needs {count} "
+            "arguments"
+        )
     if _makes_rules(rule):
-        raise TypeError(f"rule: {_called(rule)} makes rules and needs arguments for that; pass the rule, {_called(rule)}(...)")
+        raise TypeError(
+            f"rule: {_called(rule)} makes rules and needs arguments for that; pass the rule, "
+            f"{_called(rule)}(...)"
+        )
 
     def init(losses: Any, key: Any) -> Any:
         return ()
 
     def update(geometry: Any, state: Any) -> Any:
-        return (rule(geometry.gramian) if count == 1 else rule(geometry.gramian, geometry.losses)), ()
+        return (
+            rule(geometry.gramian) if count == 1 else rule(geometry.gramian, geometry.losses)
+        ), ()
 
     return Rule(init, update), _called(rule), True
 
@@ -86,8 +107,12 @@ def _required(f: Any) -> int:
     return 1 if required == 0 and any(p.kind is p.VAR_POSITIONAL for p in parameters) else required
 
 
-def geometry(jacobian: Tensor, losses: Tensor, extra: Extra | None = None, present: Tensor | None = None) -> Geometry:
-    """What a probe would hand to the rule; every tensor is new. Absent tasks have zero gradients, losses and preferences."""
+def geometry(
+    jacobian: Tensor, losses: Tensor, extra: Extra | None = None, present: Tensor | None = None
+) -> Geometry:
+    """What a probe would hand to the rule; every tensor is new. Absent tasks have zero gradients,
+    losses and preferences.
+    """
     here = torch.ones_like(losses, dtype=torch.bool)
     share = torch.full_like(losses, 1 / len(losses))
     if present is not None:
@@ -116,23 +141,37 @@ def step(rule: Rule, seen: Geometry, state: Any) -> tuple[Tensor, Any]:
     if not isinstance(weights, Tensor):
         raise Invalid(f"returned {_kind(weights)} in place of a tensor [{len(seen.losses)}]")
     if weights.shape != seen.losses.shape:
-        raise Invalid(f"returned weights of shape {list(weights.shape)} for {len(seen.losses)} task{'s' * (len(seen.losses) != 1)}")
+        raise Invalid(
+            f"returned weights of shape {list(weights.shape)} for {len(seen.losses)} "
+            f"task{'s' * (len(seen.losses) != 1)}"
+        )
     return weights, state
 
 
 def weigher(rule: Rule, extra: Extra | None = None) -> Weigh:
-    """The weights of successive updates, on one Jacobian and the losses of each update, from a fresh state.
+    """The weights of successive updates, on one Jacobian and the losses of each update, from a
+    fresh state.
 
-    Weights of another dtype are converted, unless `strict`: that they are is a finding of its own. `present` [task]: who is there at the updates;
-    the state begins with all.
+    Weights of another dtype are converted, unless `strict`: that they are is a finding of its own.
+    `present` [task]: who is there at the updates; the state begins with all.
     """
 
-    def weigh(jacobian: Tensor, losses: Tensor, key: Tensor | None = None, strict: bool = False, present: Tensor | None = None) -> Tensor:
+    def weigh(
+        jacobian: Tensor,
+        losses: Tensor,
+        key: Tensor | None = None,
+        strict: bool = False,
+        present: Tensor | None = None,
+    ) -> Tensor:
         state, kept = start(rule, losses[0], key), []
         for now in losses.unbind(0):
             weights, state = step(rule, geometry(jacobian, now, extra, present), state)
             if strict and weights.dtype != jacobian.dtype:
-                raise Invalid(f"returned {weights.dtype} weights for a {jacobian.dtype} Gramian".replace("torch.", ""))
+                raise Invalid(
+                    f"returned {weights.dtype} weights for a {jacobian.dtype} Gramian".replace(
+                        "torch.", ""
+                    )
+                )
             kept.append(weights.to(jacobian.dtype))
         return torch.stack(kept)
 
@@ -142,7 +181,9 @@ def weigher(rule: Rule, extra: Extra | None = None) -> Weigh:
 class Outcome(NamedTuple):
     """What a property's check saw, in one instance or a batch."""
 
-    violation: Tensor  # [variant, update]: more than what is tolerated is a failure; a negative one says that this instance is no case
+    # [variant, update]: more than what is tolerated is a failure; a negative one says that this
+    # instance is no case
+    violation: Tensor
     before: Tensor  # [variant, update, …]: the numbers that the sentence tells
     after: Tensor
 
@@ -182,7 +223,12 @@ def one_by_one(check: Check, weigh: Weigh, cases: Case) -> Batch:
     if like is None:
         return Batch(None, errors)
     blank = Outcome(*(torch.full_like(x, float("nan")) for x in like))
-    return Batch(Outcome(*(torch.stack(x) for x in zip(*(outcome or blank for outcome in found), strict=True))), errors)
+    return Batch(
+        Outcome(
+            *(torch.stack(x) for x in zip(*(outcome or blank for outcome in found), strict=True))
+        ),
+        errors,
+    )
 
 
 def quiet() -> warnings.catch_warnings:

@@ -1,9 +1,11 @@
-"""What a rule can be asked of one instance: each property is a pure function of one Jacobian and its losses, so that a vmap asks all at once.
+"""What a rule can be asked of one instance: each property is a pure function of one Jacobian and
+its losses, so that a vmap asks all at once.
 
-Answers are compared as directions d = Jᵀw, because weights are not unique where gradients depend on each other, and in units of Σ|w_t|‖g_t‖,
-the length that d has without cancellation: rounding in d is a multiple of that, whatever d's own length (`size`). A rule with state is asked for several
-updates on the same gradients, a rule that draws with key 0 throughout. Transformations of an integer Jacobian are exact in floating point, so
-that nothing but the rule can make a difference.
+Answers are compared as directions d = Jᵀw, because weights are not unique where gradients depend on
+each other, and in units of Σ|w_t|‖g_t‖, the length that d has without cancellation: rounding in d
+is a multiple of that, whatever d's own length (`size`). A rule with state is asked for several
+updates on the same gradients, a rule that draws with key 0 throughout. Transformations of an
+integer Jacobian are exact in floating point, so that nothing but the rule can make a difference.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from torch.func import grad
 
 from ..solvers.problems import or_one
 from .cases import independent, stationary
-from .weigh import Check, Outcome, Weigh
+from .evaluate import Check, Outcome, Weigh
 
 MOVED = 1e-10
 JUMP = 1e-3
-"""Continuity: gradients move by MOVED of their size. A square root, the steepest that a projection on a hull can be, then moves by 1e-5."""
+"""Continuity: gradients move by MOVED of their size. A square root, the steepest that a projection
+on a hull can be, then moves by 1e-5.
+"""
 
 STEP = 1e-5
 """Differentiability: the step of the difference quotients, of the gradients' size."""
@@ -31,12 +35,16 @@ SCALES = tuple(2.0**k for k in (-33, -17, 17, 33))
 
 
 class Property(NamedTuple):
-    """One line of the table: a check, the words for what it saw, and the instances that it is asked of."""
+    """One line of the table: a check, the words for what it saw, and the instances that it is asked
+    of.
+    """
 
     name: str
     check: Check
-    tell: Callable[[int, int, Tensor, Tensor], str]  # (T, variant, before, after) -> what was seen at the counterexample
-    where: Callable[[Tensor], Tensor] | None = None  # of the integer Jacobians [case, task, param]; None is all
+    # (T, variant, before, after) -> what was seen at the counterexample
+    tell: Callable[[int, int, Tensor, Tensor], str]
+    # of the integer Jacobians [case, task, param]; None is all
+    where: Callable[[Tensor], Tensor] | None = None
     families: tuple[str, ...] = ("gaussian", "spread")  # of `cases.generic`
     tasks: tuple[int, ...] = (1, 2, 3, 5)
     tolerance: float | None = None  # of the violation; None is the audit's
@@ -55,8 +63,13 @@ def spent(jacobian: Tensor, weights: Tensor) -> Tensor:
 
 
 def size(jacobian: Tensor, weights: Tensor) -> Tensor:
-    """Σ|w_t|‖g_t‖, and at least a thousandth of Σ|w_t|·max‖g_t‖: where all weight is on a zero gradient the others' rounding is no answer."""
-    return torch.maximum(spent(jacobian, weights), 1e-3 * weights.abs().sum(-1) * torch.linalg.vector_norm(jacobian, dim=-1).amax())
+    """Σ|w_t|‖g_t‖, and at least a thousandth of Σ|w_t|·max‖g_t‖: where all weight is on a zero
+    gradient the others' rounding is no answer.
+    """
+    return torch.maximum(
+        spent(jacobian, weights),
+        1e-3 * weights.abs().sum(-1) * torch.linalg.vector_norm(jacobian, dim=-1).amax(),
+    )
 
 
 def apart(one: Tensor, other: Tensor, *sizes: Tensor) -> Tensor:
@@ -65,7 +78,9 @@ def apart(one: Tensor, other: Tensor, *sizes: Tensor) -> Tensor:
 
 
 def outcomes(*variants: tuple[Tensor, Tensor, Tensor]) -> Outcome:
-    """(violation [update], before, after) of every variant; one that is not a number is one without bound."""
+    """(violation [update], before, after) of every variant; one that is not a number is one without
+    bound.
+    """
     violation, before, after = (torch.stack(x) for x in zip(*variants, strict=True))
     return Outcome(violation.nan_to_num(torch.inf), before, after)
 
@@ -76,14 +91,18 @@ def ends(count: int) -> tuple[int, ...]:
 
 def vector(x: Tensor) -> str:
     """Numbers as a reader wants them."""
-    return "(" + ", ".join(f"{0.0 if abs(v) < 1e-12 else v:.4g}" for v in x.flatten().tolist()) + ")"
+    return (
+        "(" + ", ".join(f"{0.0 if abs(v) < 1e-12 else v:.4g}" for v in x.flatten().tolist()) + ")"
+    )
 
 
-# ---- transformations of the problem -----------------------------------------------------------------------------------------------------
+# ---- transformations of the problem ------------------------------------------------------------
 
 
 def permuted(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """Tasks (gradients with their losses) in another order: the same direction. Two orders that generate all: a rotation and a swap."""
+    """Tasks (gradients with their losses) in another order: the same direction. Two orders that
+    generate all: a rotation and a swap.
+    """
     count = len(rows)
     w = weigh(rows, losses)
     d = direction(rows, w)
@@ -103,11 +122,16 @@ def orders(count: int) -> list[list[int]]:
 
 def tell_permuted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     order = ", ".join(str(i + 1) for i in orders(count)[variant])
-    return f"the direction is {vector(before)}, but {vector(after)} with the tasks in the order {order}"
+    return (
+        f"the direction is {vector(before)}, but {vector(after)} with the tasks in the order "
+        f"{order}"
+    )
 
 
 def scaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s. An absolute epsilon fails."""
+    """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s. An
+    absolute epsilon fails.
+    """
     w = weigh(rows, losses)
 
     def one(s: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,11 +142,16 @@ def scaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def tell_scaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"weights {vector(before)} become {vector(after)} when all gradients are multiplied by {SCALES[variant]:.1e}"
+    return (
+        f"weights {vector(before)} become {vector(after)} when all gradients are multiplied "
+        f"by {SCALES[variant]:.1e}"
+    )
 
 
 def rescaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """One task (its gradient and its loss) times 2 or 1024: d keeps its direction; its length may change."""
+    """One task (its gradient and its loss) times 2 or 1024: d keeps its direction; its length may
+    change.
+    """
     count = len(rows)
     w = weigh(rows, losses)
     d, plain = direction(rows, w), size(rows, w)
@@ -138,7 +167,11 @@ def rescaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
         changed = c[:, None] * rows
         v = weigh(changed, c * losses)
         (u, share), (other, others) = unit(d, plain), unit(direction(changed, v), size(changed, v))
-        return torch.linalg.vector_norm(u - other, dim=-1) * torch.maximum(share, others), d, direction(changed, v)
+        return (
+            torch.linalg.vector_norm(u - other, dim=-1) * torch.maximum(share, others),
+            d,
+            direction(changed, v),
+        )
 
     return outcomes(*(one(task, factor) for factor in (2.0, 1024.0) for task in ends(count)))
 
@@ -146,11 +179,16 @@ def rescaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 def tell_rescaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     which = ends(count)
     factor = (2, 1024)[variant // len(which)]
-    return f"the direction turns from {vector(before)} to {vector(after)} when task {which[variant % len(which)] + 1} is multiplied by {factor}"
+    return (
+        f"the direction turns from {vector(before)} to {vector(after)} when task "
+        f"{which[variant % len(which)] + 1} is multiplied by {factor}"
+    )
 
 
 def shifted(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """A constant, 1, added to one task's loss at every update, gradients as they are: the same direction."""
+    """A constant, 1, added to one task's loss at every update, gradients as they are: the same
+    direction.
+    """
     w = weigh(rows, losses)
     d = direction(rows, w)
 
@@ -162,7 +200,10 @@ def shifted(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def tell_shifted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"weights {vector(before)} become {vector(after)} when the loss of task {ends(count)[variant] + 1} is raised by 1"
+    return (
+        f"weights {vector(before)} become {vector(after)} when the loss of task "
+        f"{ends(count)[variant] + 1} is raised by 1"
+    )
 
 
 def duplicated(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
@@ -179,11 +220,16 @@ def duplicated(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def tell_duplicated(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"the direction is {vector(before)}, but {vector(after)} with task {ends(count)[variant] + 1} listed twice"
+    return (
+        f"the direction is {vector(before)}, but {vector(after)} with task "
+        f"{ends(count)[variant] + 1} listed twice"
+    )
 
 
 def linear(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """d(diag(c)J) is linear in c > 0, losses times c too: with c = 1 and c' = (1, …, 2, …, 1) d(diag(c + c')J) is d(J) + d(diag(c')J)."""
+    """d(diag(c)J) is linear in c > 0, losses times c too: with c = 1 and c' = (1, …, 2, …, 1)
+    d(diag(c + c')J) is d(J) + d(diag(c')J).
+    """
     count = len(rows)
     w = weigh(rows, losses)
 
@@ -199,16 +245,25 @@ def linear(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 def tell_linear(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     task = ends(count)[variant] + 1
-    return f"d(J) + d(J with task {task} doubled) is {vector(before)}, but the tasks times 2, task {task} times 3, give {vector(after)}"
+    return (
+        f"d(J) + d(J with task {task} doubled) is {vector(before)}, but the tasks times 2, "
+        f"task {task} times 3, give {vector(after)}"
+    )
 
 
-# ---- the answer itself ------------------------------------------------------------------------------------------------------------------
+# ---- the answer itself -------------------------------------------------------------------------
 
 
 def identical(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     """All tasks share one gradient g and one loss: d = g, the weights sum to 1."""
     w = weigh(rows, losses[:, :1].expand_as(losses))
-    return outcomes((apart(direction(rows, w), rows[:1], size(rows, w)), rows[:1].expand(len(losses), -1), direction(rows, w)))
+    return outcomes(
+        (
+            apart(direction(rows, w), rows[:1], size(rows, w)),
+            rows[:1].expand(len(losses), -1),
+            direction(rows, w),
+        )
+    )
 
 
 def all_identical(rows: Tensor) -> Tensor:
@@ -230,7 +285,9 @@ def tell_alone(count: int, variant: int, before: Tensor, after: Tensor) -> str:
 
 
 def agrees(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """No task is raised to first order: g_t·d >= 0 for all, up to ‖g_t‖·Σ|w_s|‖g_s‖ times the tolerance."""
+    """No task is raised to first order: g_t·d >= 0 for all, up to ‖g_t‖·Σ|w_s|‖g_s‖ times the
+    tolerance.
+    """
     w = weigh(rows, losses)
     rates = w @ (rows @ rows.mT)
     scale = torch.linalg.vector_norm(rows, dim=-1) * size(rows, w)[:, None]
@@ -239,7 +296,11 @@ def agrees(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 def tell_agrees(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     raised = [str(i + 1) for i, rate in enumerate(after.tolist()) if rate < 0]
-    who = f"task {raised[0]} rises" if len(raised) == 1 else f"tasks {', '.join(raised[:-1])} and {raised[-1]} rise"
+    who = (
+        f"task {raised[0]} rises"
+        if len(raised) == 1
+        else f"tasks {', '.join(raised[:-1])} and {raised[-1]} rise"
+    )
     return f"weights {vector(before)} give the rates g·d = {vector(after)}: {who}"
 
 
@@ -247,7 +308,18 @@ def harmless(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     """No two gradients conflict (all g_i·g_j >= 0): d is the mean gradient."""
     w = weigh(rows, losses)
     mean = rows.mean(0).expand(len(losses), -1)
-    return outcomes((apart(direction(rows, w), mean, size(rows, w), size(rows, torch.full_like(w, 1 / len(rows)))), mean, direction(rows, w)))
+    return outcomes(
+        (
+            apart(
+                direction(rows, w),
+                mean,
+                size(rows, w),
+                size(rows, torch.full_like(w, 1 / len(rows))),
+            ),
+            mean,
+            direction(rows, w),
+        )
+    )
 
 
 def no_conflict(rows: Tensor) -> Tensor:
@@ -255,7 +327,10 @@ def no_conflict(rows: Tensor) -> Tensor:
 
 
 def tell_harmless(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"nothing conflicts and the mean gradient is {vector(before)}, but the direction is {vector(after)}"
+    return (
+        f"nothing conflicts and the mean gradient is {vector(before)}, but the direction is "
+        f"{vector(after)}"
+    )
 
 
 def convex(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
@@ -271,8 +346,9 @@ def tell_convex(count: int, variant: int, before: Tensor, after: Tensor) -> str:
 def rests(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     """Jᵀw = 0 for some weights w, all of them positive: d = 0.
 
-    There every direction that lowers one task raises another. (With some w_t = 0 a point is Pareto stationary too, if only because one gradient
-    is zero: what then moves may lower a task without raising any, so that is not held against a rule.)
+    There every direction that lowers one task raises another. (With some w_t = 0 a point is Pareto
+    stationary too, if only because one gradient is zero: what then moves may lower a task without
+    raising any, so that is not held against a rule.)
     """
     w = weigh(rows, losses)
     d = direction(rows, w)
@@ -280,23 +356,33 @@ def rests(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def tell_rests(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"a positive combination of the gradients is 0, but weights {vector(before)} give the direction {vector(after)}"
+    return (
+        f"a positive combination of the gradients is 0, but weights {vector(before)} give the "
+        f"direction {vector(after)}"
+    )
 
 
-# ---- small changes ----------------------------------------------------------------------------------------------------------------------
+# ---- small changes -----------------------------------------------------------------------------
 
 
 def nudge(x: Tensor, variant: int) -> Tensor:
-    """A fixed matrix of the shape of x, gradients or losses, and of their size: a Weyl sequence, so without pattern and without a generator."""
-    positions = torch.arange(1, x.numel() + 1, dtype=torch.float64) * (2 + variant) ** 0.5  # irrational for 0, 1 and 3
-    return (2 * (positions - positions.floor()) - 1).reshape(x.shape).to(x) * torch.linalg.vector_norm(x, dim=-1).amax()
+    """A fixed matrix of the shape of x, gradients or losses, and of their size: a Weyl sequence, so
+    without pattern and without a generator.
+    """
+    # irrational for 0, 1 and 3
+    positions = torch.arange(1, x.numel() + 1, dtype=torch.float64) * (2 + variant) ** 0.5
+    return (2 * (positions - positions.floor()) - 1).reshape(x.shape).to(
+        x
+    ) * torch.linalg.vector_norm(x, dim=-1).amax()
 
 
 NUDGES = tuple((variant, sign) for variant in (0, 1, 3) for sign in (1, -1))
 
 
 def continuous(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """Gradients and losses moved by 1e-10 of their size, along three lines both ways: d moves by less than 1e-3 of Σ|w_t|·max‖g_t‖."""
+    """Gradients and losses moved by 1e-10 of their size, along three lines both ways: d moves by
+    less than 1e-3 of Σ|w_t|·max‖g_t‖.
+    """
     w = weigh(rows, losses)
     d = direction(rows, w)
     # The weights of a gradient that has just left 0 may be huge, so its own length counts there.
@@ -311,14 +397,18 @@ def continuous(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
 
 def tell_continuous(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"the direction jumps from {vector(before)} to {vector(after)} when the gradients move by {MOVED:g} of their size"
+    return (
+        f"the direction jumps from {vector(before)} to {vector(after)} when the gradients "
+        f"move by {MOVED:g} of their size"
+    )
 
 
 def differentiable(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-    """torch.func.grad of the weights, with respect to gradients and losses, is their difference quotient (and a number).
+    """torch.func.grad of the weights, with respect to gradients and losses, is their difference
+    quotient (and a number).
 
-    Where the gradients are linearly independent, and the quotients of both sides and of two steps agree: at a kink or a jump there is no
-    derivative to get right.
+    Where the gradients are linearly independent, and the quotients of both sides and of two steps
+    agree: at a kink or a jump there is no derivative to get right.
     """
     # One number of all weights, of which the derivative is taken; bends are looked for in each.
     mark = torch.arange(1, len(rows) + 1).to(rows) ** 0.5
@@ -329,16 +419,28 @@ def differentiable(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
 
     zero = rows.new_zeros(())
     slope = grad(lambda t: (weights(t) * mark).sum())(zero)
-    here, ahead, behind, far = weights(zero), weights(zero + STEP), weights(zero - STEP), weights(zero + 2 * STEP)
+    here, ahead, behind, far = (
+        weights(zero),
+        weights(zero + STEP),
+        weights(zero - STEP),
+        weights(zero + 2 * STEP),
+    )
     quotient = ((ahead - behind) * mark).sum() / (2 * STEP)
     unit = (here.abs() * mark).sum() + quotient.abs()
     bend = torch.stack([ahead - 2 * here + behind, far - 2 * ahead + here]).abs().amax() / STEP
     wrong = ((slope - quotient).abs() / unit).nan_to_num(torch.inf)
-    return Outcome(torch.where(bend > 1e-4 * unit, -1.0, wrong)[None, None], quotient[None, None, None], slope[None, None, None])
+    return Outcome(
+        torch.where(bend > 1e-4 * unit, -1.0, wrong)[None, None],
+        quotient[None, None, None],
+        slope[None, None, None],
+    )
 
 
 def tell_differentiable(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"torch.func.grad gives a slope of {vector(after)[1:-1]} along one line, difference quotients give {vector(before)[1:-1]}"
+    return (
+        f"torch.func.grad gives a slope of {vector(after)[1:-1]} along one line, difference "
+        f"quotients give {vector(before)[1:-1]}"
+    )
 
 
 SEVERAL = (2, 3, 5)
@@ -351,12 +453,23 @@ PROPERTIES = (
     Property("identical tasks", identical, tell_identical, all_identical, (), SEVERAL),
     Property("duplicate tasks", duplicated, tell_duplicated, grows=True),
     Property("non-conflict", agrees, tell_agrees, tasks=SEVERAL),
-    Property("identity without conflict", harmless, tell_harmless, no_conflict, ("agreeing",), SEVERAL),
+    Property(
+        "identity without conflict", harmless, tell_harmless, no_conflict, ("agreeing",), SEVERAL
+    ),
     Property("convex weights", convex, tell_convex),
-    Property("Pareto-stationary fixed points", rests, tell_rests, stationary, ("stationary",), SEVERAL),
+    Property(
+        "Pareto-stationary fixed points", rests, tell_rests, stationary, ("stationary",), SEVERAL
+    ),
     Property("linear under scaling", linear, tell_linear, tasks=SEVERAL),
     Property("continuity", continuous, tell_continuous, None, ("gaussian",), tolerance=JUMP),
-    Property("differentiability", differentiable, tell_differentiable, independent, ("gaussian",), tolerance=1e-3),
+    Property(
+        "differentiability",
+        differentiable,
+        tell_differentiable,
+        independent,
+        ("gaussian",),
+        tolerance=1e-3,
+    ),
     Property("T = 1", alone, tell_alone, None, (), (1,), everything=True),
 )
 """What a rule is: no answer is wrong by itself."""

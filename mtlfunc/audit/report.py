@@ -25,7 +25,8 @@ class Row:
     detail: str = ""  # what was seen at the counterexample, or why the property does not apply
     jacobian: Tensor | None = None  # the counterexample [task, param], without zero columns
     losses: Tensor | None = None  # its losses [update, task], where the rule reads them
-    dependent: bool = False  # whether all failures are at linearly dependent gradients, though others were asked of, too
+    # whether all failures are at linearly dependent gradients, though others were asked of, too
+    dependent: bool = False
     conduct: bool = False  # whether this is about how the rule computes: a failure is a defect
 
     @property
@@ -39,7 +40,9 @@ class Row:
             return self.detail
         if self.status == "holds":
             return f"over {self.instances:,} instances"
-        return f"at {self.failures:,} of {self.instances:,} instances" + (", all with linearly dependent gradients" if self.dependent else "")
+        return f"at {self.failures:,} of {self.instances:,} instances" + (
+            ", all with linearly dependent gradients" if self.dependent else ""
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +57,10 @@ class Report:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"{name!r}: no such property in this report; there are {', '.join(row.name for row in self.rows)}")
+        raise KeyError(
+            f"{name!r}: no such property in this report; there are "
+            f"{', '.join(row.name for row in self.rows)}"
+        )
 
     @property
     def sound(self) -> bool:
@@ -82,18 +88,27 @@ class Report:
     @property
     def title(self) -> str:
         count = {status: sum(row.status == status for row in self.rows) for status in COLOURS}
-        found = f"{count['holds']} hold, {count['fails']} fail" + (f", {count['not applicable']} not applicable" if count["not applicable"] else "")
-        return f"Audit of {self.rule}: {found}" + (f"; every answer over {self.updates} updates" if self.updates > 1 else "")
+        found = f"{count['holds']} hold, {count['fails']} fail" + (
+            f", {count['not applicable']} not applicable" if count["not applicable"] else ""
+        )
+        return f"Audit of {self.rule}: {found}" + (
+            f"; every answer over {self.updates} updates" if self.updates > 1 else ""
+        )
 
     def __repr__(self) -> str:
         return str(self)
 
     def __str__(self) -> str:
-        name, status = max(len(row.name) for row in self.rows), max(len(row.status) for row in self.rows)
+        name, status = (
+            max(len(row.name) for row in self.rows),
+            max(len(row.status) for row in self.rows),
+        )
         lines = [self.title]
         for conduct in (False, True):
             rows = [row for row in self.rows if row.conduct == conduct]
-            lines += [""] * bool(rows) + [f"{row.name:{name}}  {row.status:{status}}  {row.verdict}".rstrip() for row in rows]
+            lines += [""] * bool(rows) + [
+                f"{row.name:{name}}  {row.status:{status}}  {row.verdict}".rstrip() for row in rows
+            ]
         failing = [row for row in self.rows if row.status == "fails"]
         if failing:
             lines += ["", "Counterexamples, the smallest found; rows are the tasks' gradients:"]
@@ -107,31 +122,54 @@ class Report:
     def _repr_html_(self) -> str:
         def line(row: Row) -> str:
             shown = [f"<code>{escape(row.literal)}</code>"] if row.literal else []
-            shown += [f"losses <code>{escape(literal(row.losses))}</code>"] if row.losses is not None else []
+            shown += (
+                [f"losses <code>{escape(literal(row.losses))}</code>"]
+                if row.losses is not None
+                else []
+            )
             shown += [escape(row.detail)] if row.status == "fails" else []
             status = f'<span style="color:{COLOURS[row.status]}">{row.status}</span>'
             cells = [escape(row.name), status, escape(row.verdict), "<br>".join(shown)]
-            return "<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{cell}</td>' for cell in cells) + "</tr>"
+            return (
+                "<tr>"
+                + "".join(
+                    f'<td style="text-align:left;vertical-align:top">{cell}</td>' for cell in cells
+                )
+                + "</tr>"
+            )
 
         parts = []
         for conduct, head in ((False, "What it does"), (True, "How it computes")):
             lines = [line(row) for row in self.rows if row.conduct == conduct]
             if lines:
                 parts += [f'<tr><th colspan="4" style="text-align:left">{head}</th></tr>', *lines]
-        return f'<table><caption style="text-align:left">{escape(self.title)}</caption>{"".join(parts)}</table>'
+        return (
+            "<table><caption "
+            f'style="text-align:left">{escape(self.title)}</caption>{"".join(parts)}</table>'
+        )
 
 
 def literal(x: Tensor) -> str:
-    """A matrix as code that gives it back: in the default dtype where float32 holds every number, else in float64."""
+    """A matrix as code that gives it back: in the default dtype where float32 holds every number,
+    else in float64.
+    """
     exact = torch.equal(x.float().double(), x.double())
 
     def number(v: float) -> str:
         return f"{v:.0f}." if v == round(v) and abs(v) < 1e6 else repr(v)
 
     def rows(values: Any) -> str:
-        return "[" + ", ".join(rows(v) for v in values) + "]" if isinstance(values, list) else number(values)
+        return (
+            "[" + ", ".join(rows(v) for v in values) + "]"
+            if isinstance(values, list)
+            else number(values)
+        )
 
-    return f"torch.tensor({rows((x + 0.0).tolist())}" + ("" if exact else ", dtype=torch.float64") + ")"
+    return (
+        f"torch.tensor({rows((x + 0.0).tolist())}"
+        + ("" if exact else ", dtype=torch.float64")
+        + ")"
+    )
 
 
 def trimmed(jacobian: Tensor) -> Tensor:

@@ -10,16 +10,26 @@ import torch
 from tqdm import tqdm
 
 from . import cases as instances_of
-from .conduct import FLOAT32, VALID, Finding, missing, nan, resumes
-from .judge import judge
+from .contracts import FLOAT32, VALID, Finding, missing, nan, resumes
+from .evaluate import Extra, as_rule
 from .properties import PROPERTIES
 from .report import Report, Row, trimmed
+from .search import judge
 from .subject import Subject, few, study
-from .weigh import Extra, as_rule
 
 MANY = 128
 
-CONDUCT = ("valid weights", "vmapped == loop", "state round-trip", "purity", "zero gradients", "NaN", "T = 128", "float32", "absent tasks")
+CONDUCT = (
+    "valid weights",
+    "vmapped == loop",
+    "state round-trip",
+    "purity",
+    "zero gradients",
+    "NaN",
+    "T = 128",
+    "float32",
+    "absent tasks",
+)
 """How a rule computes: a failure is a defect."""
 
 NAMES = (*(each.name for each in PROPERTIES), *CONDUCT)
@@ -35,40 +45,51 @@ def audit(
     extra: Extra | None = None,
     name: str | None = None,
 ) -> Report:
-    """Tests a rule for its mathematical properties and for how it computes, and finds the smallest instance that breaks each.
+    """Tests a rule for its mathematical properties and for how it computes, and finds the smallest
+    instance that breaks each.
 
     Args:
-        rule: a `Rule`, a factory of one that needs no arguments, or a function of the Gramian `[task, task]`, or of the Gramian and the losses
-            `[task]`, that gives weights `[task]`.
+        rule: a `Rule`, a factory of one that needs no arguments, or a function of the Gramian
+            `[task, task]`, or of the Gramian and the losses `[task]`, that gives weights `[task]`.
         only: names of the properties to test, those of the table; empty is all.
-        instances: the most integer Jacobians for each T of 1, 2 and 3; 50 at most for a rule that cannot be vmapped.
-        tolerance: violations up to this are rounding, relative to Σ|w_t|‖g_t‖ where directions are compared. A rule with an iterative solver inside
-            may need more.
+        instances: the most integer Jacobians for each T of 1, 2 and 3; 50 at most for a rule that
+            cannot be vmapped.
+        tolerance: violations up to this are rounding, relative to Σ|w_t|‖g_t‖ where directions are
+            compared. A rule with an iterative solver inside may need more.
         extra: `(jacobian, losses) -> dict`, for rules that read `geometry.extra`.
         name: of the rule in the table; None is its function's.
 
-    Returns: a `Report`. Print it, show it in a notebook, or take `.records()`; `report["non-conflict"]` is one row, with its counterexample as
-    `.jacobian` and as code in `.literal`. A rule with state is judged at three successive updates on the same gradients, a random one with key 0.
-    The same rule gives the same report, whatever was drawn before.
+    Returns:
+        a `Report`. Print it, show it in a notebook, or take `.records()`; `report["non-conflict"]`
+        is one row, with its counterexample as `.jacobian` and as code in `.literal`. A rule with
+        state is judged at three successive updates on the same gradients, a random one with key 0.
+        The same rule gives the same report, whatever was drawn before.
 
-    Whatever the rule does (raise, answer with the wrong shape or type, change its inputs) is a finding. An instance without valid weights is
-    reported under "valid weights" and judged by no property of character; of a rule whose answers do not repeat nothing else is judged.
+    Whatever the rule does (raise, answer with the wrong shape or type, change its inputs) is a
+    finding. An instance without valid weights is reported under "valid weights" and judged by no
+    property of character; of a rule whose answers do not repeat nothing else is judged.
 
-    Raises: TypeError for what cannot be a rule; ValueError for an unknown property, a tolerance outside (0, 1) or no instances.
+    Raises:
+        TypeError: for what cannot be a rule. ValueError: for an unknown property, a tolerance
+        outside (0, 1) or no instances.
 
-    >>> import torch, mtlfunc as mf
-    >>> report = audit(mf.mean(), only=["convex weights", "non-conflict"])
-    >>> report["convex weights"].status, report["non-conflict"].status
-    ('holds', 'fails')
-    >>> report["non-conflict"].literal
-    'torch.tensor([[2.], [-1.]])'
-    >>> mf.aggregate(mf.mean(), torch.tensor([[2.], [-1.]]))  # the second task's gradient is -1: it rises
-    tensor([0.5000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> report = audit(mf.mean(), only=["convex weights", "non-conflict"])
+        >>> report["convex weights"].status, report["non-conflict"].status
+        ('holds', 'fails')
+        >>> report["non-conflict"].literal
+        'torch.tensor([[2.], [-1.]])'
+        >>> mf.aggregate(mf.mean(), torch.tensor([[2.], [-1.]]))  # the second task's gradient is -1: it rises
+        tensor([0.5000])
     """
     made, called, plain = as_rule(rule)
     unknown = [only] if isinstance(only, str) else [each for each in only if each not in NAMES]
     if unknown:
-        raise ValueError(f"only: expected a list of names among {', '.join(NAMES)}; got {', '.join(map(repr, unknown))}")
+        raise ValueError(
+            f"only: expected a list of names among {', '.join(NAMES)}; got "
+            f"{', '.join(map(repr, unknown))}"
+        )
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
     if instances < 1:
@@ -78,7 +99,10 @@ def audit(
     generator = torch.get_rng_state()
     try:
         subject = study(made, plain, extra, tolerance, instances)
-        rows = tuple(row(subject, each) for each in tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3))
+        rows = tuple(
+            row(subject, each)
+            for each in tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3)
+        )
     finally:
         torch.set_rng_state(generator)
     return Report(label, rows, subject.updates)
@@ -91,34 +115,81 @@ def row(subject: Subject, name: str) -> Row:
     if name == "valid weights":
         return judge(subject, VALID)
     if not subject.repeats:
-        return Row(name, "not applicable", 0, 0, "the same input gives different answers", conduct=name in CONDUCT)
+        return Row(
+            name,
+            "not applicable",
+            0,
+            0,
+            "the same input gives different answers",
+            conduct=name in CONDUCT,
+        )
     if name == "vmapped == loop":
         return found(subject, name, subject.batching)
     if name == "state round-trip":
         resumed = resumes(subject.rule, few(subject), subject.extra)
-        return found(subject, name, resumed) if resumed else Row(name, "not applicable", 0, 0, "the rule has no state", conduct=True)
+        return (
+            found(subject, name, resumed)
+            if resumed
+            else Row(name, "not applicable", 0, 0, "the rule has no state", conduct=True)
+        )
     if name == "zero gradients":
-        return judge(subject, VALID._replace(name=name), {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in (1, 2, 3)})
+        return judge(
+            subject,
+            VALID._replace(name=name),
+            {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in (1, 2, 3)},
+        )
     if name == "T = 128":
-        rows = [instances_of.generic(family, MANY, 1) for family in ("gaussian", "agreeing", "spread")]
+        rows = [
+            instances_of.generic(family, MANY, 1) for family in ("gaussian", "agreeing", "spread")
+        ]
         return judge(subject, VALID._replace(name=name), {MANY: torch.cat(rows)})
     if name == "NaN":
         if not subject.reads_gramian and not subject.reads_losses:
-            return Row(name, "not applicable", 0, 0, "weights depend on neither gradients nor losses", conduct=True)
+            return Row(
+                name,
+                "not applicable",
+                0,
+                0,
+                "weights depend on neither gradients nor losses",
+                conduct=True,
+            )
         return judge(subject, nan(subject.reads_gramian, subject.reads_losses))
     if name == "absent tasks":
         if subject.plain:
-            return Row(name, "not applicable", 0, 0, "a function of the Gramian does not see who is absent", conduct=True)
+            return Row(
+                name,
+                "not applicable",
+                0,
+                0,
+                "a function of the Gramian does not see who is absent",
+                conduct=True,
+            )
         judged = judge(subject, missing(subject.draws))
-        return judged if judged.instances else replace(judged, detail="the rule refuses batches in which a task is absent")
-    return judge(subject, FLOAT32 if name == FLOAT32.name else next(each for each in PROPERTIES if each.name == name))
+        return (
+            judged
+            if judged.instances
+            else replace(judged, detail="the rule refuses batches in which a task is absent")
+        )
+    return judge(
+        subject,
+        FLOAT32 if name == FLOAT32.name else next(each for each in PROPERTIES if each.name == name),
+    )
 
 
 def found(subject: Subject, name: str, finding: Finding) -> Row:
     """The row of a property that looks at the rule from outside."""
     if finding.seen and finding.case is not None:
         losses = finding.case.losses if subject.reads_losses else None
-        return Row(name, "fails", finding.instances, 1, finding.seen, trimmed(finding.case.jacobian), losses, conduct=True)
+        return Row(
+            name,
+            "fails",
+            finding.instances,
+            1,
+            finding.seen,
+            trimmed(finding.case.jacobian),
+            losses,
+            conduct=True,
+        )
     if not finding.instances:
         return Row(name, "not applicable", 0, 0, "no instance with valid weights", conduct=True)
     return Row(name, "holds", finding.instances, 0, conduct=True)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from . import cases as instances
 from .cases import Case
+from .evaluate import Batch, one_by_one, together
 from .properties import Property
 from .report import Row, trimmed
 from .shrink import shrink
 from .subject import Subject, finite, pool, ready
-from .weigh import Batch, one_by_one, together
 
 PART = 2000
 """Instances in one call of the deeper search."""
@@ -35,7 +35,9 @@ class Asked(NamedTuple):
 
 
 def judge(subject: Subject, each: Property, rows: dict[int, Tensor] | None = None) -> Row:
-    """The row of a property: over `rows` for each T, or over the integer Jacobians and the generic families that it names."""
+    """The row of a property: over `rows` for each T, or over the integer Jacobians and the generic
+    families that it names.
+    """
     judged, failing, dependent, general = 0, 0, True, False
     worst: tuple[tuple[bool, int, int, int], Asked] | None = None
     for count, generic, cases in batches(subject, each, rows):
@@ -48,7 +50,14 @@ def judge(subject: Subject, each: Property, rows: dict[int, Tensor] | None = Non
             rank = (bool(found.generic[found.first]), count, found.update, found.first)
             worst = min(worst or (rank, found), (rank, found), key=lambda x: x[0])
     if not judged:
-        return Row(each.name, "not applicable", 0, 0, "no instance with valid weights that it speaks of", conduct=each.conduct)
+        return Row(
+            each.name,
+            "not applicable",
+            0,
+            0,
+            "no instance with valid weights that it speaks of",
+            conduct=each.conduct,
+        )
     if worst is None:
         return Row(each.name, "holds", judged, 0, conduct=each.conduct)
     (drawn, count, _, first), found = worst
@@ -56,21 +65,42 @@ def judge(subject: Subject, each: Property, rows: dict[int, Tensor] | None = Non
     if rows is None:
         case = smaller(subject, each, case, drawn)
     losses = case.losses if subject.reads_losses else None
-    return Row(each.name, "fails", judged, failing, told(subject, each, case), trimmed(case.jacobian), losses, dependent and general, each.conduct)
+    return Row(
+        each.name,
+        "fails",
+        judged,
+        failing,
+        told(subject, each, case),
+        trimmed(case.jacobian),
+        losses,
+        dependent and general,
+        each.conduct,
+    )
 
 
-def batches(subject: Subject, each: Property, rows: dict[int, Tensor] | None) -> list[tuple[int, Tensor, Case]]:
+def batches(
+    subject: Subject, each: Property, rows: dict[int, Tensor] | None
+) -> list[tuple[int, Tensor, Case]]:
     """(T, which are no integer Jacobians, instances) of all that a property is asked of."""
     if rows is not None:
-        given = [(count, ready(subject, x, updates=1 if count > 5 else 0)) for count, x in rows.items()]
-        return [(count, torch.zeros(len(cases.losses), dtype=torch.bool), cases) for count, cases in given]
+        given = [
+            (count, ready(subject, x, updates=1 if count > 5 else 0)) for count, x in rows.items()
+        ]
+        return [
+            (count, torch.zeros(len(cases.losses), dtype=torch.bool), cases)
+            for count, cases in given
+        ]
     found = []
     numbers = [1 + instances.FAMILIES.index(family) for family in each.families]
     for count in each.tasks:
         cases, family, valid = pool(subject, count)
         whole = (family == 0) & (True if each.where is None else each.where(cases.jacobian))
-        kept = (whole | torch.isin(family, torch.tensor(numbers, dtype=torch.int64))) & (valid | each.everything)
-        if each.grows and not bool(finite(subject, ready(subject, instances.generic("gaussian", count + 1, 1))).any()):
+        kept = (whole | torch.isin(family, torch.tensor(numbers, dtype=torch.int64))) & (
+            valid | each.everything
+        )
+        if each.grows and not bool(
+            finite(subject, ready(subject, instances.generic("gaussian", count + 1, 1))).any()
+        ):
             continue
         if bool(kept.any()):
             found.append((count, family[kept] > 0, Case(*(x[kept] for x in cases))))
@@ -78,12 +108,17 @@ def batches(subject: Subject, each: Property, rows: dict[int, Tensor] | None) ->
 
 
 def ask(subject: Subject, each: Property, cases: Case, generic: Tensor | None = None) -> Asked:
-    """A property of a batch; `generic` says which of them are no integer Jacobians, None that it does not matter."""
+    """A property of a batch; `generic` says which of them are no integer Jacobians, None that it
+    does not matter.
+    """
     if generic is None:
         generic = torch.zeros(len(cases.losses), dtype=torch.bool)
     batch = together(each.check, subject.weigh, cases) if subject.vmapped else None
     if batch is None:
-        cases, generic = Case(*(instances.pick(x, MOST) for x in cases)), instances.pick(generic, MOST)
+        cases, generic = (
+            Case(*(instances.pick(x, MOST) for x in cases)),
+            instances.pick(generic, MOST),
+        )
         batch = one_by_one(each.check, subject.weigh, cases)
     count, updates = cases.losses.shape[:2]
     failed, skipped = torch.zeros(count, updates, dtype=torch.bool), 0
@@ -105,9 +140,11 @@ def tolerance(subject: Subject, each: Property) -> float:
 
 
 def smaller(subject: Subject, each: Property, case: Case, drawn: bool) -> Case:
-    """The first integer Jacobian with fewer tasks that fails, of more than were asked so far; or the case.
+    """The first integer Jacobian with fewer tasks that fails, of more than were asked so far; or
+    the case.
 
-    For a case that was drawn: the first with up to three tasks; or else the case itself, simplified as long as it fails.
+    For a case that was drawn: the first with up to three tasks; or else the case itself, simplified
+    as long as it fails.
     """
     for count in each.tasks:
         if count > 3 or (count >= len(case.jacobian) and not drawn):
@@ -123,9 +160,13 @@ def smaller(subject: Subject, each: Property, case: Case, drawn: bool) -> Case:
 
     def fails(candidate: Case) -> bool:
         one = Case(*(x[None] for x in candidate))
-        if len(candidate.jacobian) < min(each.tasks) or (each.where is not None and not bool(each.where(one.jacobian)[0])):
+        if len(candidate.jacobian) < min(each.tasks) or (
+            each.where is not None and not bool(each.where(one.jacobian)[0])
+        ):
             return False
-        return (each.everything or bool(finite(subject, one)[0])) and bool(ask(subject, each, one).failing)
+        return (each.everything or bool(finite(subject, one)[0])) and bool(
+            ask(subject, each, one).failing
+        )
 
     return shrink(case, fails) if drawn else case
 
@@ -140,6 +181,16 @@ def told(subject: Subject, each: Property, case: Case) -> str:
     update, variant = divmod(int(broken.mT.flatten().nonzero()[0]), len(broken))
     # Directions without the columns that are zero for every task, where that is how it fails.
     plain = ask(subject, each, Case(trimmed(case.jacobian)[None], case.losses[None])).batch.outcome
-    shown = plain if plain is not None and bool(plain.violation[0, variant, update] > tolerance(subject, each)) else batch.outcome
-    text = each.tell(len(case.jacobian), variant, shown.before[0, variant, update], shown.after[0, variant, update])
+    shown = (
+        plain
+        if plain is not None
+        and bool(plain.violation[0, variant, update] > tolerance(subject, each))
+        else batch.outcome
+    )
+    text = each.tell(
+        len(case.jacobian),
+        variant,
+        shown.before[0, variant, update],
+        shown.after[0, variant, update],
+    )
     return text + (f" (at update {update + 1})" if update else "")

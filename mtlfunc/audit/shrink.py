@@ -11,7 +11,9 @@ from .cases import LARGEST, Case
 
 
 def shrink(case: Case, fails: Callable[[Case], bool], most: int = 200) -> Case:
-    """Takes the first simplification after which the property still fails, as long as there is one; looks at no more than `most` cases."""
+    """Takes the first simplification after which the property still fails, as long as there is one;
+    looks at no more than `most` cases.
+    """
     looked = 0
     smaller = True
     while smaller and looked < most:
@@ -27,7 +29,9 @@ def shrink(case: Case, fails: Callable[[Case], bool], most: int = 200) -> Case:
 
 
 def simpler(case: Case) -> Iterator[Case]:
-    """A task less; small integers; a parameter less; an entry less; fewer digits. Each is simpler than `case`, so that this ends."""
+    """A task less; small integers; a parameter less; an entry less; fewer digits. Each is simpler
+    than `case`, so that this ends.
+    """
     rows, losses = case
     count, columns = rows.shape
     for i in range(count if count > 1 else 0):
@@ -45,7 +49,9 @@ def simpler(case: Case) -> Iterator[Case]:
     for i in rows.flatten().nonzero().flatten().tolist():
         yield Case(rows.flatten().index_fill(0, torch.tensor(i), 0.0).reshape(rows.shape), losses)
     for digits in (1, 2, 3):
-        rounded = torch.tensor([float(f"{x:.{digits}g}") for x in rows.flatten().tolist()], dtype=rows.dtype).reshape(rows.shape)
+        rounded = torch.tensor(
+            [float(f"{x:.{digits}g}") for x in rows.flatten().tolist()], dtype=rows.dtype
+        ).reshape(rows.shape)
         if letters(rounded) < letters(rows):
             yield Case(rounded, losses)
 

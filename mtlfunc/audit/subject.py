@@ -1,4 +1,6 @@
-"""What is found out about a rule before its properties are tested, and the instances to test them on."""
+"""What is found out about a rule before its properties are tested, and the instances to test them
+on.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from ..types import Rule
 from . import cases as instances
 from .cases import Case
-from .conduct import Finding, batched, pure, valid
-from .weigh import Extra, Outcome, Weigh, one_by_one, quiet, start, together, weigher
+from .contracts import Finding, batched, pure, valid
+from .evaluate import Extra, Outcome, Weigh, one_by_one, quiet, start, together, weigher
 
 UPDATES = 3
 """That a rule with state is judged at."""
@@ -25,7 +27,9 @@ LOOPED = 50
 
 
 class Pool(NamedTuple):
-    """All instances with T tasks, in one batch: the integer Jacobians first, then every generic family."""
+    """All instances with T tasks, in one batch: the integer Jacobians first, then every generic
+    family.
+    """
 
     cases: Case
     family: Tensor  # 0 for the integer ones, 1 + its number for a family of `cases.FAMILIES`
@@ -57,17 +61,34 @@ def study(rule: Rule, plain: bool, extra: Extra | None, tolerance: float, most: 
     weigh = weigher(rule, extra)
     found = traits(rule, weigh)
     nothing = Finding(0)
-    subject = Subject(rule, plain, weigh, extra, tolerance, *found, True, nothing, False, nothing, min(most, LOOPED), {})
+    subject = Subject(
+        rule,
+        plain,
+        weigh,
+        extra,
+        tolerance,
+        *found,
+        True,
+        nothing,
+        False,
+        nothing,
+        min(most, LOOPED),
+        {},
+    )
     purity, repeats = pure(rule, few(subject), extra)
     subject = subject._replace(purity=purity, repeats=repeats)
     if not repeats:
         return subject
     batching, vmapped = batched(weigh, samples(subject))
-    return subject._replace(batching=batching, vmapped=vmapped, most=most if vmapped else min(most, LOOPED))
+    return subject._replace(
+        batching=batching, vmapped=vmapped, most=most if vmapped else min(most, LOOPED)
+    )
 
 
 def traits(rule: Rule, weigh: Weigh) -> tuple[bool, bool, bool, int]:
-    """Whether weights depend on the losses, on the Gramian and on the key, and how many updates to judge: several where there is a state."""
+    """Whether weights depend on the losses, on the Gramian and on the key, and how many updates to
+    judge: several where there is a state.
+    """
     losses = gramian = draws = state = False
     with quiet():
         for count in (2, 3):
@@ -77,8 +98,14 @@ def traits(rule: Rule, weigh: Weigh) -> tuple[bool, bool, bool, int]:
                 plain = [weigh(each, level) for each in rows]
                 state |= bool(tree_leaves(start(rule, level[0])))
                 gramian |= any(not torch.equal(each, plain[0]) for each in plain)
-                losses |= any(not torch.equal(weigh(each, falling), old) for each, old in zip(rows, plain, strict=True))
-                draws |= any(not torch.equal(weigh(each, level, torch.tensor(1)), old) for each, old in zip(rows, plain, strict=True))
+                losses |= any(
+                    not torch.equal(weigh(each, falling), old)
+                    for each, old in zip(rows, plain, strict=True)
+                )
+                draws |= any(
+                    not torch.equal(weigh(each, level, torch.tensor(1)), old)
+                    for each, old in zip(rows, plain, strict=True)
+                )
             except Exception:  # for valid weights to report
                 continue
     return losses, gramian, draws, UPDATES if state else 1
@@ -86,19 +113,30 @@ def traits(rule: Rule, weigh: Weigh) -> tuple[bool, bool, bool, int]:
 
 def ready(subject: Subject, rows: Tensor, updates: int = 0) -> Case:
     """Jacobians with their losses."""
-    return instances.with_losses(rows, instances.patterns(rows.shape[1], updates or subject.updates, subject.reads_losses))
+    return instances.with_losses(
+        rows, instances.patterns(rows.shape[1], updates or subject.updates, subject.reads_losses)
+    )
 
 
 def few(subject: Subject) -> list[Case]:
     """A few small ones whose gradients differ in length and angle, one by one."""
-    return [Case(*case) for count in (2, 3, 1) for case in zip(*ready(subject, instances.integers(count)[[0, 3, 7]]), strict=True)]
+    return [
+        Case(*case)
+        for count in (2, 3, 1)
+        for case in zip(*ready(subject, instances.integers(count)[[0, 3, 7]]), strict=True)
+    ]
 
 
 def samples(subject: Subject) -> dict[int, Case]:
     """A few instances of every T that are valid one by one."""
     found = {}
     for count in (1, 2, 3, 5):
-        cases = ready(subject, instances.pick(instances.integers(count), 8) if count < 5 else instances.generic("gaussian", 5, 4))
+        cases = ready(
+            subject,
+            instances.pick(instances.integers(count), 8)
+            if count < 5
+            else instances.generic("gaussian", 5, 4),
+        )
         fine = finite(subject, cases)
         if bool(fine.any()):
             found[count] = Case(*(x[fine] for x in cases))
@@ -109,13 +147,23 @@ def pool(subject: Subject, count: int) -> Pool:
     """All instances of T = count tasks."""
     if count not in subject.pools:
         whole = instances.pick(instances.integers(count), subject.most) if count <= 3 else None
-        families = [instances.generic(family, count, GENERIC) for family in instances.FAMILIES] if count > 1 else []
+        families = (
+            [instances.generic(family, count, GENERIC) for family in instances.FAMILIES]
+            if count > 1
+            else []
+        )
         width = count + 2
-        parts = [instances.widened(rows, width) for rows in ([] if whole is None else [whole]) + families]
+        parts = [
+            instances.widened(rows, width) for rows in ([] if whole is None else [whole]) + families
+        ]
         first = 0 if whole is not None else 1
         cases = ready(subject, torch.cat(parts))
         family = torch.cat([torch.full((len(rows),), first + i) for i, rows in enumerate(parts)])
-        subject.pools[count] = Pool(cases, family.repeat_interleave(len(cases.losses) // len(family)), finite(subject, cases))
+        subject.pools[count] = Pool(
+            cases,
+            family.repeat_interleave(len(cases.losses) // len(family)),
+            finite(subject, cases),
+        )
     return subject.pools[count]
 
 
@@ -125,7 +173,9 @@ def finite(subject: Subject, cases: Case) -> Tensor:
     def check(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
         return valid(lambda *x, **_: weigh(*x), rows, losses)
 
-    found = (together(check, subject.weigh, cases) if subject.vmapped else None) or one_by_one(check, subject.weigh, cases)
+    found = (together(check, subject.weigh, cases) if subject.vmapped else None) or one_by_one(
+        check, subject.weigh, cases
+    )
     if found.outcome is None:
         return torch.zeros(len(cases.losses), dtype=torch.bool)
     return (found.outcome.violation == 0).flatten(1).all(-1)

@@ -1,11 +1,12 @@
 """What may be looked at, and the errors that say what was wrong with an argument.
 
 Looking at a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
-breaks a compiled graph. So values are examined only where `can_look` allows it; shapes and dtypes always.
+breaks a compiled graph. So values are examined only where `can_look` allows it; shapes and dtypes
+always.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
-from .types import Params, Scalar
+from ..types import Params, Scalar
 
 
 def transformed() -> bool:
@@ -29,7 +30,9 @@ def depth() -> int:
 
 
 def can_look(*values: object) -> bool:
-    """Whether the values of these tensors may be read: on CPU, with no transform and no compiler at work."""
+    """Whether the values of these tensors may be read: on CPU, with no transform and no compiler at
+    work.
+    """
     if torch.compiler.is_compiling() or transformed():
         return False
     return all(leaf.is_cpu for leaf in _tensors(values))
@@ -38,9 +41,10 @@ def can_look(*values: object) -> bool:
 def differentiated(values: object, *, own_levels: int = 0) -> bool:
     """Whether something outside may differentiate through `values`.
 
-    True under `grad`, `vjp`, `jvp` or forward-mode AD (the `own_levels` innermost transforms, the caller's own, aside), when a tensor
-    requires grad by itself (through a closure, too), and while compiling, where it cannot be known. Only where this is False may a
-    backward pass run without recording it: elsewhere the outer derivative would be wrong without a word.
+    True under `grad`, `vjp`, `jvp` or forward-mode AD (the `own_levels` innermost transforms, the
+    caller's own, aside), when a tensor requires grad by itself (through a closure, too), and while
+    compiling, where it cannot be known. Only where this is False may a backward pass run without
+    recording it: elsewhere the outer derivative would be wrong without a word.
     """
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return True
@@ -52,7 +56,9 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
 
 
 def recording(values: object) -> AbstractContextManager[Any]:
-    """A context for a backward pass that `values` enter: recorded where something outside may differentiate through them, else not."""
+    """A context for a backward pass that `values` enter: recorded where something outside may
+    differentiate through them, else not.
+    """
     return nullcontext() if differentiated(values) else torch.no_grad()
 
 
@@ -70,56 +76,83 @@ def _innermost(x: Tensor) -> Tensor:
 
 def is_pair(out: Any) -> bool:
     """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
-    return isinstance(out, tuple) and len(out) == 2 and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
+    return (
+        isinstance(out, tuple)
+        and len(out) == 2
+        and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
+    )
 
 
 def everyone(like: Tensor) -> Tensor:
-    """All of the rows of `like` [row] present; never batched, so that `all_present` can see it also under `vmap`."""
+    """All of the rows of `like` [row] present; never batched, so that `all_present` can see it also
+    under `vmap`.
+    """
     return torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
 
 
 def visible(mask: Tensor) -> bool:
-    """Whether the entries of a mask or key that no transform batches may be read, transforms or not: on CPU, nothing compiling or tracing."""
+    """Whether the entries of a mask or key that no transform batches may be read, transforms or
+    not: on CPU, nothing compiling or tracing.
+    """
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     return not traced and mask.is_cpu and not _functorch.is_functorch_wrapped_tensor(mask)
 
 
 def all_present(present: Tensor) -> bool:
-    """Whether it can be seen that no row is absent. False says nothing: rules give the same answer either way, only later."""
+    """Whether it can be seen that no row is absent. False says nothing: rules give the same answer
+    either way, only later.
+    """
     return visible(present) and bool(present.all())
 
 
 def check_params(params: Params) -> None:
     """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
     if not isinstance(params, Mapping) or not params:
-        raise TypeError(f"params: expected a non-empty dict {{name: tensor}}, got {type(params).__name__}; use mtlfunc.parameters(module)")
+        raise TypeError(
+            f"params: expected a non-empty dict {{name: tensor}}, got {type(params).__name__}; "
+            "use mtlfunc.parameters(module)"
+        )
     for name, leaf in params.items():
         if not isinstance(leaf, Tensor):
             raise TypeError(f"params[{name!r}]: expected a tensor, got {type(leaf).__name__}")
         if not leaf.is_floating_point():
             raise TypeError(
                 f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; "
-                "leave it out of params (pass integer tensors in the batch or let the module keep them)"
+                "leave it out of params (pass integer tensors in the batch or let the module "
+                "keep them)"
             )
     first = next(iter(params))
     for name, leaf in params.items():
         if leaf.device != params[first].device:
-            raise ValueError(f"params: {first!r} is on {params[first].device} but {name!r} is on {leaf.device}; move all to one device")
+            raise ValueError(
+                f"params: {first!r} is on {params[first].device} but {name!r} is on "
+                f"{leaf.device}; move all to one device"
+            )
         if leaf.dtype != params[first].dtype:
             raise ValueError(
                 f"params: {first!r} is {params[first].dtype} but {name!r} is {leaf.dtype}; "
-                "convert the module to one dtype (for mixed precision use autocast inside losses_fn)"
+                "convert the module to one dtype (for mixed precision use autocast inside "
+                "losses_fn)"
             )
 
 
 def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:
-    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite and (on request) symmetric where that can be seen."""
+    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite and (on request)
+    symmetric where that can be seen.
+    """
     if not isinstance(gramian, Tensor):
-        raise TypeError(f"{name}: expected a tensor [T, T], got {type(gramian).__name__}; use torch.as_tensor")
+        raise TypeError(
+            f"{name}: expected a tensor [T, T], got {type(gramian).__name__}; use torch.as_tensor"
+        )
     if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1] or gramian.shape[0] == 0:
-        raise ValueError(f"{name}: expected a square matrix [T, T] with T >= 1, got shape {tuple(gramian.shape)}; batch with torch.func.vmap")
+        raise ValueError(
+            f"{name}: expected a square matrix [T, T] with T >= 1, got shape "
+            f"{tuple(gramian.shape)}; batch with torch.func.vmap"
+        )
     if not gramian.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {gramian.dtype}; convert it with .double()")
+        raise TypeError(
+            f"{name}: expected a floating dtype, got {gramian.dtype}; convert it with .double()"
+        )
     if not can_look(gramian):
         return
     gramian = gramian.detach()
@@ -128,7 +161,10 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         return
     if not bool(gramian.isfinite().all()):
         bad = (~gramian.isfinite()).any(-1).nonzero().flatten().tolist()
-        raise ValueError(f"{name}: NaN or infinite entries in rows {bad}; the gradients of these tasks are not finite")
+        raise ValueError(
+            f"{name}: NaN or infinite entries in rows {bad}; the gradients of these tasks are "
+            "not finite"
+        )
     if symmetric:
         scale = gramian.diagonal().abs().clamp_min(0).sqrt()
         slack = 1e3 * torch.finfo(gramian.dtype).eps * scale[:, None] * scale
@@ -136,22 +172,32 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         if bool((worst > 0).any()):
             i, j = divmod(int(worst.argmax()), gramian.shape[1])
             raise ValueError(
-                f"{name}: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] is {gramian[j, i]:.6g}; "
+                f"{name}: not symmetric: entry [{i}, {j}] is {gramian[i, j]:.6g} but [{j}, {i}] "
+                f"is {gramian[j, i]:.6g}; "
                 "a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
             )
 
 
 def _adds_up(*values: Tensor) -> bool:
-    """Whether the entries have a finite sum, and so are finite themselves: nearly always, and one number says so. False says nothing, a sum may overflow."""
+    """Whether the entries have a finite sum, and so are finite themselves: nearly always, and one
+    number says so. False says nothing, a sum may overflow.
+    """
     return all(math.isfinite(float(value.detach().sum())) for value in values)
 
 
 def check_vector(value: Tensor, like: Tensor, name: str) -> None:
-    """Raise unless `value` is a finite vector `[T]` of the dtype and device of the matrix `like` `[T, T]`."""
+    """Raise unless `value` is a finite vector `[T]` of the dtype and device of the matrix `like`
+    `[T, T]`.
+    """
     if value.shape != like.shape[-1:]:
-        raise ValueError(f"{name}: expected shape [{like.shape[-1]}], one entry a task, got {list(value.shape)}")
+        raise ValueError(
+            f"{name}: expected shape [{like.shape[-1]}], one entry a task, got {list(value.shape)}"
+        )
     if value.dtype != like.dtype or value.device != like.device:
-        raise ValueError(f"{name} is {value.dtype} on {value.device} but the gramian is {like.dtype} on {like.device}; convert one to the other")
+        raise ValueError(
+            f"{name} is {value.dtype} on {value.device} but the gramian is {like.dtype} on "
+            f"{like.device}; convert one to the other"
+        )
     check_finite(value, name)
 
 
@@ -159,7 +205,10 @@ def check_finite(value: Tensor, name: str) -> None:
     """Raise if NaN or infinity can be seen in `value`."""
     if can_look(value) and not _adds_up(value) and not bool(value.isfinite().all()):
         bad = (~value.isfinite()).nonzero().flatten().tolist() if value.ndim == 1 else ""
-        raise ValueError(f"{name}: NaN or infinite entries {bad}".rstrip() + "; check the data, the losses and the learning rate")
+        raise ValueError(
+            f"{name}: NaN or infinite entries {bad}".rstrip()
+            + "; check the data, the losses and the learning rate"
+        )
 
 
 def check_gradients(grads: Params) -> None:
@@ -169,11 +218,18 @@ def check_gradients(grads: Params) -> None:
             check_finite(leaf, f"gradient of {name!r}")
 
 
-def check_scalar(value: Scalar, name: str, *, positive: bool = False, below: float = float("inf")) -> None:
-    """Raise unless `value` is a number or a 0-d tensor, not negative (or positive) and less than `below`, where that can be seen."""
+def check_scalar(
+    value: Scalar, name: str, *, positive: bool = False, below: float = float("inf")
+) -> None:
+    """Raise unless `value` is a number or a 0-d tensor, not negative (or positive) and less than
+    `below`, where that can be seen.
+    """
     if isinstance(value, Tensor):
         if value.ndim:
-            raise ValueError(f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}; batch over it with torch.func.vmap")
+            raise ValueError(
+                f"{name}: expected a number or a 0-d tensor, got shape {list(value.shape)}; "
+                "batch over it with torch.func.vmap"
+            )
         if not can_look(value):
             return
     elif not isinstance(value, Real):  # NumPy's scalars, too
@@ -181,7 +237,15 @@ def check_scalar(value: Scalar, name: str, *, positive: bool = False, below: flo
     number = float(value.detach()) if isinstance(value, Tensor) else float(value)
     if not (number > 0 if positive else number >= 0) or not number < below:
         limit = "" if below == float("inf") else f" and < {below:g}"
-        raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}{limit}, got {number}")
+        raise ValueError(
+            f"{name}: expected a finite number {'> 0' if positive else '>= 0'}{limit}, got {number}"
+        )
+
+
+def check_option(value: object, name: str, options: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is one of `options`, for instance `get_args` of a Literal."""
+    if value not in options:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, options))}")
 
 
 def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor:
@@ -189,21 +253,37 @@ def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor
     if preference is None:
         return fallback
     if not isinstance(preference, Tensor):
-        raise TypeError(f"preference: expected a floating tensor [task], got {type(preference).__name__}; use torch.tensor")
+        raise TypeError(
+            f"preference: expected a floating tensor [task], got {type(preference).__name__}; "
+            "use torch.tensor"
+        )
     if preference.shape != fallback.shape:
-        raise ValueError(f"preference: expected shape {list(fallback.shape)}, one entry a task, got {list(preference.shape)}")
+        raise ValueError(
+            f"preference: expected shape {list(fallback.shape)}, one entry a task, got "
+            f"{list(preference.shape)}"
+        )
     if not preference.is_floating_point() or preference.device != fallback.device:
-        raise ValueError(f"preference is {preference.dtype} on {preference.device}; expected a floating tensor on {fallback.device}")
+        raise ValueError(
+            f"preference is {preference.dtype} on {preference.device}; expected a floating "
+            f"tensor on {fallback.device}"
+        )
     if not can_look(preference):
         preference = preference.where(preference >= 0, float("nan"))
-    elif not (bool((preference >= 0).all()) and 0 < float(preference.detach().sum()) < float("inf")):
-        raise ValueError(f"preference: expected finite entries >= 0 with a positive sum, got {preference.tolist()}")
+    elif not (
+        bool((preference >= 0).all()) and 0 < float(preference.detach().sum()) < float("inf")
+    ):
+        raise ValueError(
+            "preference: expected finite entries >= 0 with a positive sum, got "
+            f"{preference.tolist()}"
+        )
     preference = preference.to(fallback.dtype)
     return preference / preference.sum()
 
 
 def poison(answer: Any, *inputs: Tensor) -> Any:
-    """`answer` where all inputs are finite, NaN elsewhere: what cannot be looked at must not look plausible."""
+    """`answer` where all inputs are finite, NaN elsewhere: what cannot be looked at must not look
+    plausible.
+    """
     if can_look(answer, *inputs) and _adds_up(*inputs):
         return answer
     finite = torch.stack([x.isfinite().all() for x in inputs]).all()

@@ -1,7 +1,9 @@
-"""Counter-based random numbers: a key is an int64 tensor, so a seed can be vmapped like any other tensor.
+"""Counter-based random numbers: a key is an int64 tensor, so a seed can be vmapped like any other
+tensor.
 
-`torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a key and a position: the same key
-gives the same numbers alone, vmapped and compiled, on every device. A plain key on a CPU, the case of an ordinary training loop, is hashed by a compiled
+`torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a
+key and a position: the same key gives the same numbers alone, vmapped and compiled, on every
+device. A plain key on a CPU, the case of an ordinary training loop, is hashed by a compiled
 function in place of some thirty operations in torch.
 """
 
@@ -33,16 +35,22 @@ class Stream(NamedTuple):
 def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Tensor, ""]:
     """A key from a seed, which may be a (batched) integer tensor.
 
-    Raises: TypeError for a seed that is not an integer; ValueError for a tensor with dimensions.
+    Raises:
+        TypeError: for a seed that is not an integer.
+        ValueError: for a tensor with dimensions.
 
-    >>> int(key(3)) == int(key(torch.tensor(3)))
-    True
+    Examples:
+        >>> int(key(3)) == int(key(torch.tensor(3)))
+        True
     """
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
             raise TypeError(f"key: expected an integer seed, got a tensor of dtype {seed.dtype}")
         if seed.ndim:
-            raise ValueError(f"key: expected a 0-d tensor, got shape {list(seed.shape)}; batch over seeds with torch.func.vmap")
+            raise ValueError(
+                f"key: expected a 0-d tensor, got shape {list(seed.shape)}; batch over seeds "
+                "with torch.func.vmap"
+            )
         return seed.to(device=device, dtype=torch.int64)
     if isinstance(seed, bool) or not isinstance(seed, Integral):  # NumPy's integers, too
         raise TypeError(f"key: expected an integer seed, got {type(seed).__name__}")
@@ -73,7 +81,9 @@ def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
     return fold_in(key, drawn), Stream(key, drawn + 1)
 
 
-def uniform(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+def uniform(
+    key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "..."]:
     """Numbers in [0, 1), as many bits as the dtype holds."""
     if dtype in _NUMPY and _plain(key):
         out = np.empty(shape, _NUMPY[dtype])
@@ -83,7 +93,9 @@ def uniform(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtyp
     return (_shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits).to(dtype)
 
 
-def normal(key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+def normal(
+    key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "..."]:
     """Standard normal numbers, by inversion."""
     if dtype in _NUMPY and _plain(key):
         cpu, out = _cpu(), np.empty(shape, _NUMPY[dtype])
@@ -106,13 +118,15 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 @cache
 def _cpu() -> ModuleType:
-    from . import random_cpu  # noqa: PLC0415  # numba takes half a second to import
+    from ._kernels import random as random_cpu  # numba takes half a second to import
 
     return random_cpu
 
 
 def _plain(*numbers: Any) -> bool:
-    """Whether these 64-bit integers can be read: no tensor of a transform or a tracer, nothing compiling, all on a CPU."""
+    """Whether these 64-bit integers can be read: no tensor of a transform or a tracer, nothing
+    compiling, all on a CPU.
+    """
     for x in numbers:
         if type(x) is Tensor:
             if x.ndim or x.dtype is not torch.int64 or not visible(x):

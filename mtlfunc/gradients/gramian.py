@@ -8,17 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checks import can_look, check_params
-from .gradients import linearize, losses_alone
+from ..core.checks import can_look, check_option, check_params
+from ..core.tree import select
+from ..types import Batch, LossesFn, Params, Select
 from .layerwise import Engine
+from .rows import linearize, losses_alone
 from .samples import sample_by_layers
-from .tree import select
-from .types import Batch, LossesFn, Params, Select
 
 
 def check_engine(engine: str) -> None:
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine={engine!r}: expected one of {', '.join(map(repr, get_args(Engine)))}")
+    check_option(engine, "engine", get_args(Engine))
 
 
 def task_gramian(
@@ -37,22 +36,29 @@ def task_gramian(
         losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars.
         params, batch: where to differentiate.
         shared: which parameters to sum over, a glob on their names or a predicate.
-        engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row of it where that is cheaper (linear, convolutions,
-            embedding, attention's projections, matmul and einsum with a parameter); leaves it does not know, or that are used outside known
-            calls too, are differentiated row by row in the same passes. `"rows"` does that for all leaves. `"auto"` chooses leaf by leaf
-            (`explain_gramian` shows what), and is `"rows"` below 20,000 shared parameters. All give the same numbers; while
-            compiling all are `"rows"`.
-        chunk_size: None keeps what all T backward passes bring back until the end: T deltas of every layer, or rows of every leaf. A number k keeps
-            two chunks of k at any time, beside one forward's graph, and pays for it with about T/2k times as many backward passes.
-        gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32. float64 is worth its cost near Pareto
-            stationarity, where float32 Gramians are noise.
+        engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row
+            of it where that is cheaper (linear, convolutions, embedding, attention's projections,
+            matmul and einsum with a parameter); leaves it does not know, or that are used outside
+            known calls too, are differentiated row by row in the same passes. `"rows"` does that
+            for all leaves. `"auto"` chooses leaf by leaf (`explain_gramian` shows what), and is
+            `"rows"` below 20,000 shared parameters. All give the same numbers; while compiling all
+            are `"rows"`.
+        chunk_size: None keeps what all T backward passes bring back until the end: T deltas of
+            every layer, or rows of every leaf. A number k keeps two chunks of k at any time, beside
+            one forward's graph, and pays for it with about T/2k times as many backward passes.
+        gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
+            float64 is worth its cost near Pareto stationarity, where float32 Gramians are noise.
 
-    Returns: losses `[task]` and G `[task, task]`.
+    Returns:
+        losses `[task]` and G `[task, task]`.
 
-    Raises: ValueError if `shared` matches nothing; TypeError or ValueError for losses or parameters of the wrong kind.
+    Raises:
+        ValueError: if `shared` matches nothing. TypeError, ValueError: for losses or parameters of
+        the wrong kind.
 
-    >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[1].tolist()
-    [[1.0, 1.0], [1.0, 2.0]]
+    Examples:
+        >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[1].tolist()
+        [[1.0, 1.0], [1.0, 2.0]]
     """
     check_params(params)
     check_engine(engine)
@@ -81,23 +87,32 @@ def sample_gramian(
     engine: Engine = "auto",
     gramian_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n n"]]:
-    """Losses and the Gramian of per-sample (and per-task) gradients, from one or two backward passes a task, whatever the number of samples.
+    """Losses and the Gramian of per-sample (and per-task) gradients, from one or two backward
+    passes a task, whatever the number of samples.
 
-    One pass holds the deltas of all samples. Where the autograd graph does not prove that the samples stay apart (it does for dense and convolutional
-    networks), a second one checks that they do not mix, and finds the sample's axis in every layer. Leaves that no tap
-    serves cost one backward pass a sample and task (`explain_gramian(..., samples=True)` names them).
+    One pass holds the deltas of all samples. Where the autograd graph does not prove that the
+    samples stay apart (it does for dense and convolutional networks), a second one checks that they
+    do not mix, and finds the sample's axis in every layer. Leaves that no tap serves cost one
+    backward pass a sample and task (`explain_gramian(..., samples=True)` names them).
 
     Args:
-        losses_fn: `(params, batch) -> [sample]` or `[sample, task]`; entry i depends on sample i alone.
+        losses_fn: `(params, batch) -> [sample]` or `[sample, task]`; entry i depends on sample i
+            alone.
         params, batch, shared, gramian_dtype: as in `task_gramian`.
-        engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry, whatever it depends on.
+        engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry,
+            whatever it depends on.
 
-    Returns: the losses as they came and the Gramian `[n, n]` over the flattened losses. `diagnostics.sample_noise` reads noise and conflict off it.
+    Returns:
+        the losses as they came and the Gramian `[n, n]` over the flattened losses.
+        `diagnostics.sample_noise` reads noise and conflict off it.
 
-    Raises: ValueError where samples mix (train-mode batch norm, a contrastive loss), if that can be seen; elsewhere the Gramian is NaN.
+    Raises:
+        ValueError: where samples mix (train-mode batch norm, a contrastive loss), if that can be
+        seen; elsewhere the Gramian is NaN.
 
-    >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[1].tolist()
-    [[1.0, 1.0], [1.0, 2.0]]
+    Examples:
+        >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[1].tolist()
+        [[1.0, 1.0], [1.0, 2.0]]
     """
     check_params(params)
     check_engine(engine)
@@ -105,18 +120,35 @@ def sample_gramian(
 
     def checked(out: object) -> Tensor:
         if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
-            raise ValueError(f"losses_fn: expected [sample] or [sample, task], got {list(out.shape) if isinstance(out, Tensor) else type(out).__name__}")
+            raise ValueError(
+                "losses_fn: expected [sample] or [sample, task], got "
+                f"{list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
+            )
         if not out.is_floating_point():
             raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
         return out
 
     if engine != "rows" and not torch.compiler.is_compiling():
-        return sample_by_layers(lambda p: checked(losses_fn(p, batch)), params, names, look=can_look(params, batch), gramian_dtype=gramian_dtype)
+        return sample_by_layers(
+            lambda p: checked(losses_fn(p, batch)),
+            params,
+            names,
+            look=can_look(params, batch),
+            gramian_dtype=gramian_dtype,
+        )
 
     def flat(params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = checked(losses_fn(params, batch))
         return losses.flatten(), losses
 
-    linear = linearize(flat, params, batch, shared=names, measured=names, keep="nothing", gramian_dtype=gramian_dtype)
+    linear = linearize(
+        flat,
+        params,
+        batch,
+        shared=names,
+        measured=names,
+        keep="nothing",
+        gramian_dtype=gramian_dtype,
+    )
     assert linear.gramian is not None
     return linear.aux, linear.gramian

@@ -1,4 +1,6 @@
-"""Backward passes from the losses to chosen places in the graph of one forward: leaves, and outputs of tapped calls."""
+"""Backward passes from the losses to chosen places in the graph of one forward: leaves, and outputs
+of tapped calls.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import vmap
 
+from ..core.tree import dot
+from ..types import Params, Rows
 from .layerwise import Graph, Plan, read_graph, task_block
-from .tree import dot
-from .types import Params, Rows
 
 
 class Measured(NamedTuple):
@@ -30,9 +32,11 @@ class Target(NamedTuple):
 
 
 class Backward:
-    """The graph of one forward, open for backward passes; recorded only where something outside differentiates.
+    """The graph of one forward, open for backward passes; recorded only where something outside
+    differentiates.
 
-    It holds places in the graph, not tensors of the transform's level, so that it may be used after the level is closed.
+    It holds places in the graph, not tensors of the transform's level, so that it may be used after
+    the level is closed.
     """
 
     def __init__(self, params: Params) -> None:
@@ -43,28 +47,62 @@ class Backward:
     def open(self, level: Params, losses: Tensor, record: bool) -> None:
         self.record = record
         self.root = get_gradient_edge(losses) if losses.requires_grad else None
-        params = self.params  # a closure over self would be a cycle, and keep the graph until the next garbage collection
-        self.targets = {name: Target(get_gradient_edge(leaf), lambda name=name: torch.zeros_like(params[name])) for name, leaf in level.items()}
+        # a closure over self would be a cycle, and keep the graph until the next garbage collection
+        params = self.params
+        self.targets = {
+            name: Target(get_gradient_edge(leaf), lambda name=name: torch.zeros_like(params[name]))
+            for name, leaf in level.items()
+        }
 
-    def __call__(self, root: GradientEdge | None, cotangent: Tensor, targets: Sequence[Target]) -> list[Tensor]:
+    def __call__(
+        self, root: GradientEdge | None, cotangent: Tensor, targets: Sequence[Target]
+    ) -> list[Tensor]:
         if root is None:
             return [target.like() for target in targets]
-        places: dict[tuple[object, int], GradientEdge] = {(target.edge.node, target.edge.output_nr): target.edge for target in targets}
-        grads = torch.autograd.grad([root], list(places.values()), [cotangent], retain_graph=True, create_graph=self.record, allow_unused=True)
+        places: dict[tuple[object, int], GradientEdge] = {
+            (target.edge.node, target.edge.output_nr): target.edge for target in targets
+        }
+        grads = torch.autograd.grad(
+            [root],
+            list(places.values()),
+            [cotangent],
+            retain_graph=True,
+            create_graph=self.record,
+            allow_unused=True,
+        )
         found = dict(zip(places, grads, strict=True))
         answers = [found[target.edge.node, target.edge.output_nr] for target in targets]
-        return [target.like() if answer is None else answer for answer, target in zip(answers, targets, strict=True)]
+        return [
+            target.like() if answer is None else answer
+            for answer, target in zip(answers, targets, strict=True)
+        ]
 
-    def each(self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None) -> list[Tensor]:
-        """One pass a cotangent, batched or (`chunk_size` 1, or one cotangent) single, stacked along a new first axis."""
+    def each(
+        self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None
+    ) -> list[Tensor]:
+        """One pass a cotangent, batched or (`chunk_size` 1, or one cotangent) single, stacked along
+        a new first axis.
+        """
         if not targets:
             return []
         if chunk_size == 1 or len(cotangents) == 1:
             return _stacked([self(self.root, cotangent, targets) for cotangent in cotangents])
-        return list(vmap(lambda v: tuple(self(self.root, v, targets)), chunk_size=chunk_size)(cotangents))
+        return list(
+            vmap(lambda v: tuple(self(self.root, v, targets)), chunk_size=chunk_size)(cotangents)
+        )
 
     def leaves(self, names: tuple[str, ...], cotangent: Tensor) -> Params:
-        return dict(zip(names, self(self.root, cotangent, [self.targets[name] for name in names]), strict=True)) if names else {}
+        return (
+            dict(
+                zip(
+                    names,
+                    self(self.root, cotangent, [self.targets[name] for name in names]),
+                    strict=True,
+                )
+            )
+            if names
+            else {}
+        )
 
 
 class Passes:
@@ -72,25 +110,54 @@ class Passes:
 
     Args:
         matrix: cotangents of the losses [row, task].
-        ways: the places of T separate losses, each to be differentiated by itself; None to pull back the vector.
+        ways: the places of T separate losses, each to be differentiated by itself; None to pull
+            back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
     """
 
-    def __init__(self, backward: Backward, losses: Tensor, matrix: Tensor, ways: tuple[GradientEdge | None, ...] | None, chunk_size: int | None) -> None:
-        self.backward, self.losses, self.matrix, self.ways, self.chunk_size = backward, losses, matrix, ways, chunk_size
+    def __init__(
+        self,
+        backward: Backward,
+        losses: Tensor,
+        matrix: Tensor,
+        ways: tuple[GradientEdge | None, ...] | None,
+        chunk_size: int | None,
+    ) -> None:
+        self.backward, self.losses, self.matrix, self.ways, self.chunk_size = (
+            backward,
+            losses,
+            matrix,
+            ways,
+            chunk_size,
+        )
 
     def private(self, names: tuple[str, ...], graph: Graph | None) -> dict[str, int]:
-        """Those leaves that one separate loss alone depends on, and which: their gradient can come with that loss's row."""
+        """Those leaves that one separate loss alone depends on, and which: their gradient can come
+        with that loss's row.
+        """
         if self.ways is None or not names:
             return {}
         graph = graph or read_graph(self.losses, self.ways)
         reached = {name: graph.serves(self.backward.targets[name].edge) for name in names}
-        return {name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1}
+        return {
+            name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1
+        }
 
-    def __call__(self, plan: Plan, names: tuple[str, ...], private: dict[str, int] | None = None, rows: slice = slice(None)) -> Measured:
-        """Deltas of the plan's uses, rows of the leaves `names`, and the private leaves' own gradients."""
+    def __call__(
+        self,
+        plan: Plan,
+        names: tuple[str, ...],
+        private: dict[str, int] | None = None,
+        rows: slice = slice(None),
+    ) -> Measured:
+        """Deltas of the plan's uses, rows of the leaves `names`, and the private leaves' own
+        gradients.
+        """
         uses = plan.uses
-        targets = [Target(use.edge, lambda use=use: self.losses.new_zeros(use.shape, dtype=use.dtype)) for use in uses]
+        targets = [
+            Target(use.edge, lambda use=use: self.losses.new_zeros(use.shape, dtype=use.dtype))
+            for use in uses
+        ]
         targets += [self.backward.targets[name] for name in names]
         own: Params = {}
         if self.ways is None:
@@ -99,15 +166,30 @@ class Passes:
             found = []
             for task in range(len(self.ways))[rows]:
                 mine = [name for name, owner in (private or {}).items() if owner == task]
-                answers = self.backward(self.ways[task], self.losses.new_ones(()), [*targets, *(self.backward.targets[name] for name in mine)])
+                answers = self.backward(
+                    self.ways[task],
+                    self.losses.new_ones(()),
+                    [*targets, *(self.backward.targets[name] for name in mine)],
+                )
                 found.append(answers[: len(targets)])
                 own |= dict(zip(mine, answers[len(targets) :], strict=True))
             stacked = _stacked(found)
-        return Measured(stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), own)
+        return Measured(
+            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), own
+        )
 
-    def gramian(self, plan: Plan, left: Measured, right: Measured, measured: tuple[str, ...], dtype: torch.dtype | None) -> Tensor:
+    def gramian(
+        self,
+        plan: Plan,
+        left: Measured,
+        right: Measured,
+        measured: tuple[str, ...],
+        dtype: torch.dtype | None,
+    ) -> Tensor:
         """Inner products over the measured leaves, of one set of rows with another."""
-        wide = dtype or torch.promote_types(next(iter(self.backward.params.values())).dtype, torch.float32)
+        wide = dtype or torch.promote_types(
+            next(iter(self.backward.params.values())).dtype, torch.float32
+        )
         parts, at = [], 0
         with nullcontext() if self.backward.record else torch.no_grad():
             names = [name for name in measured if name in left.rows]
@@ -115,13 +197,25 @@ class Passes:
                 parts.append(dot(left.rows, right.rows, names, dtype))
             for group, form in plan.tapped:
                 mine = slice(at, at + len(group.uses))
-                parts.append(task_block(group, form, left.deltas[mine], None if right is left else right.deltas[mine], wide))
+                parts.append(
+                    task_block(
+                        group,
+                        form,
+                        left.deltas[mine],
+                        None if right is left else right.deltas[mine],
+                        wide,
+                    )
+                )
                 at = mine.stop
             total = torch.stack(parts).sum(0)
             return 0.5 * (total + total.mT) if right is left else total
 
-    def gramian_in_chunks(self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None) -> Tensor:
-        """The Gramian block by block: two chunks of rows are held at any time, for about T/2·size times as many passes."""
+    def gramian_in_chunks(
+        self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None
+    ) -> Tensor:
+        """The Gramian block by block: two chunks of rows are held at any time, for about T/2·size
+        times as many passes.
+        """
         count = len(self.matrix)
         starts = range(0, count, size)
         blocks: dict[tuple[int, int], Tensor] = {}
@@ -129,11 +223,16 @@ class Passes:
             left = self(plan, plan.rows, rows=slice(i, i + size))
             blocks[i, i] = self.gramian(plan, left, left, measured, dtype)
             for j in starts[i // size + 1 :]:
-                blocks[i, j] = self.gramian(plan, left, self(plan, plan.rows, rows=slice(j, j + size)), measured, dtype)
+                blocks[i, j] = self.gramian(
+                    plan, left, self(plan, plan.rows, rows=slice(j, j + size)), measured, dtype
+                )
                 blocks[j, i] = blocks[i, j].mT
         return torch.cat([torch.cat([blocks[i, j] for j in starts], 1) for i in starts])
 
 
 def _stacked(found: list[list[Tensor]]) -> list[Tensor]:
     """The passes' answers, place by place; one pass's without a copy."""
-    return [answers[0][None] if len(answers) == 1 else torch.stack(answers) for answers in zip(*found, strict=True)]
+    return [
+        answers[0][None] if len(answers) == 1 else torch.stack(answers)
+        for answers in zip(*found, strict=True)
+    ]

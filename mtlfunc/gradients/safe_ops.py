@@ -1,7 +1,9 @@
-"""Operations whose derivatives torch gets wrong, written out: for passes under a transform or a compiler.
+"""Operations whose derivatives torch gets wrong, written out: for passes under a transform or a
+compiler.
 
-The batched backward of a fused layer norm or train-mode batch norm takes the statistics for constants where the gradient of the scale is differentiated
-again, layer norm has wrong third derivatives, and the batched backward of cdist is wrong at once; all without a word (torch 2.13).
+The batched backward of a fused layer norm or train-mode batch norm takes the statistics for
+constants where the gradient of the scale is differentiated again, layer norm has wrong third
+derivatives, and the batched backward of cdist is wrong at once; all without a word (torch 2.13).
 """
 
 from __future__ import annotations
@@ -16,9 +18,17 @@ from torch.overrides import TorchFunctionMode
 
 
 class Plain(TorchFunctionMode):
-    """While active, layer norm and cdist are written out, and train-mode batch norm is the bare norm, times the scale, plus the shift."""
+    """While active, layer norm and cdist are written out, and train-mode batch norm is the bare
+    norm, times the scale, plus the shift.
+    """
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is F.layer_norm:
             return _layer_norm(*args, **kwargs)
@@ -33,7 +43,13 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Te
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
 
 
-def _layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
     axes = tuple(range(-len(normalized_shape), 0))
     centred = input - input.mean(axes, keepdim=True)
     out = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)

@@ -1,4 +1,6 @@
-"""Any probe, on the logarithms of the losses: gradients ∇L/L, which forget the losses' units (DB-MTL)."""
+"""Any probe, on the logarithms of the losses: gradients ∇L/L, which forget the losses' units
+(DB-MTL).
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_scalar
-from ..gradients import split_output
+from ..core.checks import check_scalar
+from ..gradients.rows import split_output
 from ..types import Batch, LossesFn, Params, Probe, Scalar, State, TaskGradients
-from .double_sampling import stepped_on
+from ._double_sampling import stepped_on
 
 
 def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
-    """`probe` for log(L + eps) in place of L: rows ∇L/(L + eps), and heads that follow the logarithms too.
+    """`probe` for log(L + eps) in place of L: rows ∇L/(L + eps), and heads that follow the
+    logarithms too.
 
     Args:
-        probe: any, `mtlfunc.tracked(...)` for DB-MTL; `mtlfunc.representation`'s decode must give the logarithms itself.
-        eps: >= 0, in the losses' unit. 0, the default, is exactly scale-free; DB-MTL's code adds 1e-8.
+        probe: any, `mtlfunc.tracked(...)` for DB-MTL; `mtlfunc.representation`'s decode must give
+            the logarithms itself.
+        eps: >= 0, in the losses' unit. 0, the default, is exactly scale-free; DB-MTL's code adds
+            1e-8.
 
-    Returns: a probe whose geometry holds the logarithms; `Info.losses` shows the losses. Where L + eps <= 0 the logarithm is NaN.
+    Returns:
+        a probe whose geometry holds the logarithms; `Info.losses` shows the losses. Where L + eps
+        <= 0 the logarithm is NaN.
 
-    Source: Lin et al. 2023 (DB-MTL), section 3.1.
+    Source:
+        Lin et al. 2023 (DB-MTL), section 3.1.
     """
     check_scalar(eps, "eps")
 
@@ -33,14 +41,21 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
     def logged(losses_fn: LossesFn) -> LossesFn:
         def fn(params: Params, batch: Batch) -> Any:
             losses, scalars, aux = split_output(losses_fn(params, batch))
-            return logarithm(losses) if scalars is None else tuple(logarithm(x) for x in scalars), (losses, aux)
+            return logarithm(losses) if scalars is None else tuple(logarithm(x) for x in scalars), (
+                losses,
+                aux,
+            )
 
         return fn
 
-    def init(losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+    def init(
+        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
+    ) -> tuple[Tensor, State]:
         return probe.init(logged(losses_fn), params, batch, key)
 
-    def update(losses_fn: LossesFn, params: Params, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+    def update(
+        losses_fn: LossesFn, params: Params, batch: Batch, state: State
+    ) -> tuple[TaskGradients, State]:
         measured, state = probe.update(logged(losses_fn), params, batch, state)
         if isinstance(measured.aux[0], Tensor):
             losses, aux = measured.aux

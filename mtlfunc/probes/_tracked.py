@@ -9,18 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checks import can_look, check_scalar
+from ..core.checks import can_look, check_scalar
 from ..types import Probe, Rows, Scalar, Select, State
+from ._jacobian import Edit, Heads, row_probe
 from .common import Present
 from .groups import Blocks, Groups
-from .jacobian import Edit, Heads, row_probe
 
 Rate = Scalar | Callable[[Tensor], Tensor]
 
 
 class TrackedState(NamedTuple):
     rows: Rows  # Y, {name: [task, *shape]}
-    mass: Float[Tensor, " task"]  # how much of Y is gradients, the rest being its start at 0: 1 - Π(1 - β)
+    # how much of Y is gradients, the rest being its start at 0: 1 - Π(1 - β)
+    mass: Float[Tensor, " task"]
     steps: Int[Tensor, " task"]
 
 
@@ -39,16 +40,24 @@ def tracked(
     """Y ← Y - β(Y - J), from Y = 0: the Gramian is YYᵀ, and the combination is of the rows of Y.
 
     Args:
-        shared, measure, groups, present, heads, chunk_size, gramian_dtype: as in `mtlfunc.jacobian`. A task's row stands still where it is absent.
-        rate: β in (0, 1], or a function of the step, counted from 1 for each task `[task]`: `lambda k: 0.5 / k**0.5`; 1 does not average at all.
-        corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first step on, where Y itself starts β times as long.
+        shared, measure, groups, present, heads, chunk_size, gramian_dtype: as in
+            `mtlfunc.jacobian`. A task's row stands still where it is absent.
+        rate: β in (0, 1], or a function of the step, counted from 1 for each task `[task]`: `lambda
+            k: 0.5 / k**0.5`; 1 does not average at all.
+        corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
+            step on, where Y itself starts β times as long.
 
-    Returns: a probe that remembers T rows over the shared parameters. Weights 1/T give the tracked mean gradient there, the current one on the heads.
+    Returns:
+        a probe that remembers T rows over the shared parameters. Weights 1/T give the tracked mean
+        gradient there, the current one on the heads.
 
-    Raises: ValueError as in `mtlfunc.jacobian`, and for a rate outside (0, 1].
+    Raises:
+        ValueError: as in `mtlfunc.jacobian`, and for a rate outside (0, 1].
 
-    Source: Fernando et al. 2023, Algorithm 1 (MoCo: `rate` is β_k, not corrected). DB-MTL's average (Lin et al. 2023, section 3.2), with decay β/k^σ, is
-    `rate=lambda k: 1 - 0.9 / k**0.5, corrected=True`; its code does not correct, so the first step is a tenth as long.
+    Source:
+        Fernando et al. 2023, Algorithm 1 (MoCo: `rate` is β_k, not corrected). DB-MTL's average
+        (Lin et al. 2023, section 3.2), with decay β/k^σ, is `rate=lambda k: 1 - 0.9 / k**0.5,
+        corrected=True`; its code does not correct, so the first step is a tenth as long.
     """
     if not callable(rate):
         check_scalar(rate, "rate", positive=True)
@@ -60,11 +69,17 @@ def tracked(
         count = first.new_zeros(len(first))
         return TrackedState(zeros, count, count.to(torch.int64))
 
-    def update(rows: Rows, present: Tensor, blocks: Blocks, state: TrackedState) -> tuple[Rows, dict[str, Tensor], State]:
+    def update(
+        rows: Rows, present: Tensor, blocks: Blocks, state: TrackedState
+    ) -> tuple[Rows, dict[str, Tensor], State]:
         steps = state.steps + present
-        beta = (rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate) * torch.ones_like(state.mass)
+        beta = (
+            rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
+        ) * torch.ones_like(state.mass)
         if callable(rate) and can_look(beta) and not bool(((beta > 0) & (beta <= 1)).all()):
-            raise ValueError(f"rate: expected numbers in (0, 1], got {beta.tolist()} at steps {steps.tolist()}")
+            raise ValueError(
+                f"rate: expected numbers in (0, 1], got {beta.tolist()} at steps {steps.tolist()}"
+            )
         beta = beta.to(state.mass).where(present, 0.0)
 
         def over(vector: Tensor, leaf: Tensor) -> Tensor:
@@ -73,7 +88,11 @@ def tracked(
         mass = state.mass + beta * (1 - state.mass)
         kept = {name: y + over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
-        return {name: over(shown, y) * y for name, y in kept.items()}, {}, TrackedState(kept, mass, steps)
+        return (
+            {name: over(shown, y) * y for name, y in kept.items()},
+            {},
+            TrackedState(kept, mass, steps),
+        )
 
     return row_probe(
         shared,

@@ -1,4 +1,6 @@
-"""What several probes share: the forward pass that starts them, and batches from which tasks are absent."""
+"""What several probes share: the forward pass that starts them, and batches from which tasks are
+absent.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import all_present, can_look, check_finite, everyone, visible
-from ..gradients import Linear, explained_vjp, linearize, split_output
+from ..core.checks import all_present, can_look, check_finite, everyone, visible
+from ..gradients.rows import Linear, explained_vjp, linearize, split_output
 from ..types import Batch, LossesFn, Params
 
 Present = Callable[[Batch], Tensor]
@@ -33,26 +35,42 @@ def labels(present: Present | None, batch: Batch) -> Tensor | None:
         return None
     mask = present(batch)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
-        found = f"{mask.dtype} of shape {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"present: expected a function from the batch to a boolean tensor [task], got {found}")
+        found = (
+            f"{mask.dtype} of shape {list(mask.shape)}"
+            if isinstance(mask, Tensor)
+            else type(mask).__name__
+        )
+        raise TypeError(
+            f"present: expected a function from the batch to a boolean tensor [task], got {found}"
+        )
     return mask
 
 
 def with_labels(losses_fn: LossesFn, mask: Tensor | None) -> LossesFn:
-    """`losses_fn` with constants 0 for the absent tasks' losses; aux is then (the losses as they were, aux)."""
+    """`losses_fn` with constants 0 for the absent tasks' losses; aux is then (the losses as they
+    were, aux).
+    """
     if mask is None:
         return losses_fn
 
     def masked(params: Params, batch: Batch) -> Any:
         losses, scalars, aux = split_output(losses_fn(params, batch))
         if mask.shape != losses.shape:
-            raise ValueError(f"present: one entry a task is needed, {losses.shape[0]}, got {mask.shape[0]}")
+            raise ValueError(
+                f"present: one entry a task is needed, {losses.shape[0]}, got {mask.shape[0]}"
+            )
         if scalars is None:
             kept = losses if all_present(mask) else torch.where(mask, losses, 0.0)
-        elif visible(mask):  # nothing of an absent task enters the graph: no backward pass of its own, and no NaN of its
-            kept = tuple(x if here else x.new_zeros(()) for here, x in zip(mask.tolist(), scalars, strict=True))
+        # nothing of an absent task enters the graph: no backward pass of its own, and no NaN of its
+        elif visible(mask):
+            kept = tuple(
+                x if here else x.new_zeros(())
+                for here, x in zip(mask.tolist(), scalars, strict=True)
+            )
         else:
-            kept = tuple(torch.where(here, x, 0.0) for here, x in zip(mask.unbind(), scalars, strict=True))
+            kept = tuple(
+                torch.where(here, x, 0.0) for here, x in zip(mask.unbind(), scalars, strict=True)
+            )
         return kept, (losses, aux)
 
     return masked
@@ -70,21 +88,39 @@ def labelled(linear: Linear, mask: Tensor | None) -> Labelled:
 
 
 def check_leak(found: Labelled, *gradients: Tensor) -> None:
-    """Raise where an absent task's loss was NaN or infinite and its derivative has reached these gradients, if that can be seen."""
+    """Raise where an absent task's loss was NaN or infinite and its derivative has reached these
+    gradients, if that can be seen.
+    """
     if not (visible(found.present) and can_look(found.losses, gradients)):
         return
-    absent = (~found.present & ~found.losses.isfinite()).nonzero().flatten().tolist() if found.present.shape == found.losses.shape else []
+    absent = (
+        (~found.present & ~found.losses.isfinite()).nonzero().flatten().tolist()
+        if found.present.shape == found.losses.shape
+        else []
+    )
     if absent and not all(bool(x.isfinite().all()) for x in gradients):
         raise ValueError(
-            f"present: tasks {absent} are absent and their losses are not finite, like a mean over nothing, and 0 times their derivative is NaN in the "
-            "gradients of the others; pick the labels with torch.where before the sum, or divide by count.clamp_min(1), or return separate losses "
+            f"present: tasks {absent} are absent and their losses are not finite, like a mean "
+            "over nothing, and 0 times their derivative is NaN in the "
+            "gradients of the others; pick the labels with torch.where before the sum, or divide "
+            "by count.clamp_min(1), or return separate losses "
             "(a tuple or dict), of which the absent ones are left out"
         )
 
 
-def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tuple[str, ...], *, hint: bool = False, present: Tensor | None = None) -> Tensor:
-    """Losses `[task]` of one forward, 0 for absent tasks; where values may be looked at, also an error about a task that does not depend on
-    `shared` and (`hint`) a warning about a leaf there that one task alone depends on."""
+def first_losses(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    shared: tuple[str, ...],
+    *,
+    hint: bool = False,
+    present: Tensor | None = None,
+) -> Tensor:
+    """Losses `[task]` of one forward, 0 for absent tasks; where values may be looked at, also an
+    error about a task that does not depend on `shared` and (`hint`) a warning about a leaf there
+    that one task alone depends on.
+    """
     reached: list[set[str]] | None = None
 
     def forward(params: Params) -> tuple[Tensor, Any]:
@@ -98,7 +134,9 @@ def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tupl
     losses, _, _ = explained_vjp(forward, params)
     if present is not None:
         if present.shape != losses.shape:
-            raise ValueError(f"present: one entry a task is needed, {losses.shape[0]}, got {present.shape[0]}")
+            raise ValueError(
+                f"present: one entry a task is needed, {losses.shape[0]}, got {present.shape[0]}"
+            )
         losses = losses.where(present, 0.0)
     check_finite(losses, "losses")
     if not can_look_inside:
@@ -111,22 +149,28 @@ def first_losses(losses_fn: LossesFn, params: Params, batch: Batch, shared: tupl
         alone = [task for task in alone if bool(present[task])]
     if alone:
         raise ValueError(
-            f"shared: the losses of tasks {alone} (counted from 0) depend on none of the shared parameters {', '.join(shared)}; "
+            f"shared: the losses of tasks {alone} (counted from 0) depend on none of the shared "
+            f"parameters {', '.join(shared)}; "
             "leave these tasks out, or widen the glob to the parameters that they use"
         )
     if hint and reached is not None and len(reached) > 1:
         private = [name for name in shared if sum(name in names for names in reached) == 1]
         if private:
             warnings.warn(
-                f"shared: only one task depends on {', '.join(private)}, which then counts in that task's gradient length alone; "
+                f"shared: only one task depends on {', '.join(private)}, which then counts in "
+                "that task's gradient length alone; "
                 "if these are heads, pass a glob for the trunk, such as shared='trunk.*'",
                 stacklevel=4,
             )
     return losses
 
 
-def leaves_of_each(losses: Tensor, scalars: tuple[Tensor, ...] | None, params: Params) -> list[set[str]] | None:
-    """Names of the leaves behind each loss, read off the autograd graph; None where a vector was computed as a whole."""
+def leaves_of_each(
+    losses: Tensor, scalars: tuple[Tensor, ...] | None, params: Params
+) -> list[set[str]] | None:
+    """Names of the leaves behind each loss, read off the autograd graph; None where a vector was
+    computed as a whole.
+    """
     if not losses.requires_grad:
         return [set() for _ in range(losses.shape[0])]
     if scalars is None:
@@ -134,8 +178,13 @@ def leaves_of_each(losses: Tensor, scalars: tuple[Tensor, ...] | None, params: P
             return None
         nodes = [node for node, _ in losses.grad_fn.next_functions]
     else:
-        nodes = [torch.autograd.graph.get_gradient_edge(scalar).node if scalar.requires_grad else None for scalar in scalars]
-    leaf_nodes = {torch.autograd.graph.get_gradient_edge(leaf).node: name for name, leaf in params.items()}
+        nodes = [
+            torch.autograd.graph.get_gradient_edge(scalar).node if scalar.requires_grad else None
+            for scalar in scalars
+        ]
+    leaf_nodes = {
+        torch.autograd.graph.get_gradient_edge(leaf).node: name for name, leaf in params.items()
+    }
     reached = []
     for node in nodes:
         seen, todo = set(), [node]
@@ -148,9 +197,16 @@ def leaves_of_each(losses: Tensor, scalars: tuple[Tensor, ...] | None, params: P
     return reached
 
 
-def _independent(losses_fn: LossesFn, params: Params, batch: Batch, shared: tuple[str, ...]) -> list[int]:
-    """Tasks whose loss stays finite when every shared parameter is NaN, and whose gradient is zero there, too."""
-    broken = {name: torch.full_like(leaf, float("nan")) if name in shared else leaf for name, leaf in params.items()}
+def _independent(
+    losses_fn: LossesFn, params: Params, batch: Batch, shared: tuple[str, ...]
+) -> list[int]:
+    """Tasks whose loss stays finite when every shared parameter is NaN, and whose gradient is zero
+    there, too.
+    """
+    broken = {
+        name: torch.full_like(leaf, float("nan")) if name in shared else leaf
+        for name, leaf in params.items()
+    }
     try:
         with torch.no_grad():
             losses = split_output(losses_fn(broken, batch))[0]

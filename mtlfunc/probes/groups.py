@@ -1,4 +1,6 @@
-"""Groups of shared parameters, each with its own Gramian and its own weights: layer by layer, block by block."""
+"""Groups of shared parameters, each with its own Gramian and its own weights: layer by layer, block
+by block.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ from collections.abc import Callable, Hashable, Mapping
 import torch
 from torch import Tensor
 
-from ..tree import combine, dot, layer_of, select
+from ..core.tree import combine, dot, layer_of, select
 from ..types import Params, Rows, Select
 
 Groups = str | Callable[[str], Hashable] | Mapping[str, Select]
-"""`"layer"`, a function from a parameter's name to its group's label, or `{label: glob or predicate}`."""
+"""`"layer"`, a function from a parameter's name to its group's label, or `{label: glob or
+predicate}`.
+"""
 
 Blocks = tuple[tuple[str, ...], ...]
 """The names in each group; no groups at all is ()."""
@@ -20,13 +24,21 @@ Blocks = tuple[tuple[str, ...], ...]
 def partition(names: tuple[str, ...], groups: Groups) -> dict[Hashable, tuple[str, ...]]:
     """The shared leaves by group: in the order of a dict, else of first appearance.
 
-    Raises: ValueError for a glob that matches no shared leaf, a leaf in two groups or in none; TypeError for anything but the three kinds.
+    Raises:
+        ValueError: for a glob that matches no shared leaf, a leaf in two groups or in none.
+        TypeError: for anything but the three kinds.
     """
     if isinstance(groups, str) and groups != "layer":
-        raise ValueError(f'groups={groups!r}: expected "layer", a function from a name to a label, or a dict {{label: glob}}')
+        raise ValueError(
+            f'groups={groups!r}: expected "layer", a function from a name to a label, or a dict '
+            "{label: glob}"
+        )
     found: dict[Hashable, tuple[str, ...]]
     if isinstance(groups, Mapping):
-        found = {label: select(dict.fromkeys(names, torch.empty(0)), which, f"groups[{label!r}]") for label, which in groups.items()}
+        found = {
+            label: select(dict.fromkeys(names, torch.empty(0)), which, f"groups[{label!r}]")
+            for label, which in groups.items()
+        }
     elif isinstance(groups, str) or callable(groups):
         label_of: Callable[[str], Hashable] = layer_of if isinstance(groups, str) else groups
         found = {}
@@ -35,25 +47,45 @@ def partition(names: tuple[str, ...], groups: Groups) -> dict[Hashable, tuple[st
             if label is not None:
                 found[label] = (*found.get(label, ()), name)
     else:
-        raise TypeError(f'groups: expected "layer", a function from a name to a label, or a dict {{label: glob}}, got {type(groups).__name__}')
+        raise TypeError(
+            'groups: expected "layer", a function from a name to a label, or a dict {label: '
+            f"glob}}, got {type(groups).__name__}"
+        )
     for name in names:
         owners = [label for label, members in found.items() if name in members]
         if len(owners) > 1:
-            raise ValueError(f"groups: {name!r} is in {' and '.join(map(repr, owners))}; every shared parameter belongs to one group")
+            raise ValueError(
+                f"groups: {name!r} is in {' and '.join(map(repr, owners))}; every shared "
+                "parameter belongs to one group"
+            )
         if not owners:
-            raise ValueError(f"groups: {name!r} is shared but in no group; add it to one, or narrow shared to the parameters that are grouped")
+            raise ValueError(
+                f"groups: {name!r} is shared but in no group; add it to one, or narrow shared to "
+                "the parameters that are grouped"
+            )
     return found
 
 
-def gramians(left: Rows, right: Rows, measured: tuple[str, ...], blocks: Blocks, dtype: torch.dtype | None) -> Tensor:
-    """Inner products of two sets of rows over the measured leaves: [row, other], or [group, row, other]."""
+def gramians(
+    left: Rows, right: Rows, measured: tuple[str, ...], blocks: Blocks, dtype: torch.dtype | None
+) -> Tensor:
+    """Inner products of two sets of rows over the measured leaves: [row, other], or [group, row,
+    other].
+    """
     if not blocks:
         return dot(left, right, measured, dtype)
-    return torch.stack([dot(left, right, tuple(name for name in names if name in measured), dtype) for names in blocks])
+    return torch.stack(
+        [
+            dot(left, right, tuple(name for name in names if name in measured), dtype)
+            for names in blocks
+        ]
+    )
 
 
 def combine_groups(weights: Tensor, rows: Rows, blocks: Blocks) -> Params:
-    """Weighted sums of rows: by weights [row], or by weights [group, row], each group's on its own leaves."""
+    """Weighted sums of rows: by weights [row], or by weights [group, row], each group's on its own
+    leaves.
+    """
     if not blocks:
         return combine(weights, rows)
     grads: Params = {}

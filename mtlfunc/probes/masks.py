@@ -9,33 +9,44 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import random
-from ..checks import can_look
+from ..core import random
+from ..core.checks import can_look
 from ..types import Rows
 
 Mask = Callable[[Tensor, Rows], Rows]
 
 
-def graddrop(leak: float | Float[Tensor, " task"] = 0.0, f: Callable[[Tensor], Tensor] | None = None) -> Mask:
-    """In every coordinate keep the entries of one sign, drawn with probability P = ½(1 + Σ_t g_t / Σ_t|g_t|) for the positive one.
+def graddrop(
+    leak: float | Float[Tensor, " task"] = 0.0, f: Callable[[Tensor], Tensor] | None = None
+) -> Mask:
+    """In every coordinate keep the entries of one sign, drawn with probability P = ½(1 + Σ_t g_t /
+    Σ_t|g_t|) for the positive one.
 
     Args:
-        leak: ℓ in [0, 1], one for all or one a task `[task]`: that share of each entry passes in any case.
+        leak: ℓ in [0, 1], one for all or one a task `[task]`: that share of each entry passes in
+            any case.
         f: monotone from [0, 1] to [0, 1], applied to P; None is the identity.
 
-    Returns: a mask for `mtlfunc.jacobian(..., mask=graddrop())`: row t becomes (ℓ_t + (1 - ℓ_t)M_t)∘g_t, with one uniform number a coordinate
-    for all tasks. With rule `mean()` the direction is the **mean** of these rows: g when all tasks share one gradient g; `reduction="sum"` gives the
-    paper's sum. Where tasks disagree, entries of the sign that is kept are not made up for those dropped: in expectation
-    the mean over tasks of P·g⁺ + (1 - P)·g⁻. Absent tasks' zero rows change nothing.
+    Returns:
+        a mask for `mtlfunc.jacobian(..., mask=graddrop())`: row t becomes (ℓ_t + (1 - ℓ_t)M_t)∘g_t,
+        with one uniform number a coordinate for all tasks. With rule `mean()` the direction is the
+        **mean** of these rows: g when all tasks share one gradient g; `reduction="sum"` gives the
+        paper's sum. Where tasks disagree, entries of the sign that is kept are not made up for
+        those dropped: in expectation the mean over tasks of P·g⁺ + (1 - P)·g⁻. Absent tasks' zero
+        rows change nothing.
 
-    Raises: ValueError for leaks outside [0, 1]; of another length, at a step.
+    Raises:
+        ValueError: for leaks outside [0, 1]; of another length, at a step.
 
-    Source: Chen et al. 2020, Algorithm 1, lines 10–15, on parameters as TorchJD has it. The paper's layer and LibMTL act on the shared
-    representation instead, multiplied by its sign and summed over the batch. Ties P = U keep the negative entries here, so that U = 0 drops none
-    where all are negative.
+    Source:
+        Chen et al. 2020, Algorithm 1, lines 10–15, on parameters as TorchJD has it. The paper's
+        layer and LibMTL act on the shared representation instead, multiplied by its sign and summed
+        over the batch. Ties P = U keep the negative entries here, so that U = 0 drops none where
+        all are negative.
 
-    >>> graddrop()(random.key(0), {"x": torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]])})["x"].tolist()
-    [[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]]
+    Examples:
+        >>> graddrop()(random.key(0), {"x": torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]])})["x"].tolist()
+        [[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]]
     """
     if not isinstance(leak, Tensor) or can_look(leak):
         _check_leak(torch.as_tensor(leak))
@@ -45,7 +56,11 @@ def graddrop(leak: float | Float[Tensor, " task"] = 0.0, f: Callable[[Tensor], T
         for i, (name, row) in enumerate(rows.items()):
             total, size = row.sum(0), row.abs().sum(0)
             purity = 0.5 * (1 + total / size.where(size != 0, 1.0))
-            u = random.uniform(random.fold_in(key, i), tuple(row.shape[1:]), torch.promote_types(row.dtype, torch.float32))
+            u = random.uniform(
+                random.fold_in(key, i),
+                tuple(row.shape[1:]),
+                torch.promote_types(row.dtype, torch.float32),
+            )
             positive = (purity if f is None else f(purity)) > u
             kept = torch.where(row > 0, positive, ~positive).to(row.dtype)
             passes = _per_row(leak, row)
@@ -61,16 +76,21 @@ def trimmed_mean(k: int) -> Mask:
     Args:
         k: how many at either end, >= 0.
 
-    Returns: a mask for `mtlfunc.jacobian(..., mask=trimmed_mean(k))`: dropped entries become 0 and the others are multiplied by T/(T - 2k), so that
-    with rule `mean()` the direction is the mean of those kept; g when all tasks share one gradient g. Every task must be present (`jacobian`
-    refuses it beside `present=`): an absent one's zeros would be ranked with the others.
+    Returns:
+        a mask for `mtlfunc.jacobian(..., mask=trimmed_mean(k))`: dropped entries become 0 and the
+        others are multiplied by T/(T - 2k), so that with rule `mean()` the direction is the mean of
+        those kept; g when all tasks share one gradient g. Every task must be present (`jacobian`
+        refuses it beside `present=`): an absent one's zeros would be ranked with the others.
 
-    Raises: ValueError for k < 0; at a step, for fewer than 2k + 1 tasks.
+    Raises:
+        ValueError: for k < 0; at a step, for fewer than 2k + 1 tasks.
 
-    Source: Yin et al. 2018, Definition 2. As TorchJD's TrimmedMean.
+    Source:
+        Yin et al. 2018, Definition 2. As TorchJD's TrimmedMean.
 
-    >>> trimmed_mean(1)(random.key(0), {"x": torch.tensor([[1.0], [9.0], [2.0]])})["x"].tolist()
-    [[0.0], [0.0], [6.0]]
+    Examples:
+        >>> trimmed_mean(1)(random.key(0), {"x": torch.tensor([[1.0], [9.0], [2.0]])})["x"].tolist()
+        [[0.0], [0.0], [6.0]]
     """
     if operator.index(k) < 0:
         raise ValueError(f"k: expected a number of entries >= 0, got {k}")
@@ -80,10 +100,14 @@ def trimmed_mean(k: int) -> Mask:
         for name, row in rows.items():
             count = row.shape[0]
             if count <= 2 * k:
-                raise ValueError(f"k: dropping {k} entries at either end needs at least {2 * k + 1} tasks, but there are {count}")
+                raise ValueError(
+                    f"k: dropping {k} entries at either end needs at least {2 * k + 1} tasks, "
+                    f"but there are {count}"
+                )
             rank = row.argsort(0).argsort(0)
             kept = ((rank >= k) & (rank < count - k)).to(row.dtype)
-            edited[name] = row * (kept * (count / (count - 2 * k)))  # multiplied: NaN and infinity, which rank highest, must not vanish
+            # multiplied: NaN and infinity, which rank highest, must not vanish
+            edited[name] = row * (kept * (count / (count - 2 * k)))
         return edited
 
     mask.ranks_rows = True  # pyright: ignore[reportFunctionMemberAccess]  # jacobian refuses it beside `present`

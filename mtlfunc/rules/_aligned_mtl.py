@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from ..checks import can_look, differentiated, normalized_preference
+from ..core.checks import can_look, check_option, differentiated, normalized_preference
 from ..solvers.problems import root
 from ..types import Geometry, Rule, State
 from .common import gramian_of, preference_of
@@ -18,28 +18,35 @@ Scale = Literal["min", "median", "rmse"]
 
 
 def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scale = "min") -> Rule:
-    """d = Jᵀ B p, with G = V Λ Vᵀ, B = √s V Λ^(-1/2) Vᵀ: the balanced gradients B J have condition number 1, all singular values √s.
+    """d = Jᵀ B p, with G = V Λ Vᵀ, B = √s V Λ^(-1/2) Vᵀ: the balanced gradients B J have condition
+    number 1, all singular values √s.
 
-    Eigenvalues up to T²ε times the largest ‖g_t‖² are taken for 0, in Λ^(-1/2) as in s, ε that of the Gramian's dtype; the answer is exact to
-    ε times the condition number of G.
+    Eigenvalues up to T²ε times the largest ‖g_t‖² are taken for 0, in Λ^(-1/2) as in s, ε that of
+    the Gramian's dtype; the answer is exact to ε times the condition number of G.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
-        scale: s is the smallest eigenvalue that is not 0 ("min", the paper's), their median ("median", the lower one of two), or their mean ("rmse").
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
+        scale: s is the smallest eigenvalue that is not 0 ("min", the paper's), their median
+            ("median", the lower one of two), or their mean ("rmse").
 
-    Returns: weights B p, some of which may be negative; p where all gradients are 0. They sum to 1 when all tasks share one gradient. With "min" ‖d‖ <= √s.
+    Returns:
+        weights B p, some of which may be negative; p where all gradients are 0. They sum to 1 when
+        all tasks share one gradient. With "min" ‖d‖ <= √s.
 
-    Raises: ValueError for a bad preference or scale.
+    Raises:
+        ValueError: for a bad preference or scale.
 
-    Source: Senushkin et al. 2023, Algorithm 1. "rmse" is the official implementation's, by TorchJD's account. LibMTL takes p = 1, T times as long, and the ε of
-    torch's default dtype.
+    Source:
+        Senushkin et al. 2023, Algorithm 1. "rmse" is the official implementation's, by TorchJD's
+        account. LibMTL takes p = 1, T times as long, and the ε of torch's default dtype.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(aligned_mtl(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
-    tensor([0.5000, 0.2500])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(aligned_mtl(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.5000, 0.2500])
     """
-    if scale not in get_args(Scale):
-        raise ValueError(f"scale={scale!r}: expected one of {', '.join(map(repr, get_args(Scale)))}")
+    check_option(scale, "scale", get_args(Scale))
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
@@ -58,13 +65,21 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
 
 
 def _compiled(gramian: Tensor, p: Tensor, noise: float, scale: Scale) -> Tensor | None:
-    """B p by one call of a kernel where values can be looked at; None for a Gramian that is zero or not finite."""
+    """B p by one call of a kernel where values can be looked at; None for a Gramian that is zero or
+    not finite.
+    """
     if not can_look(gramian):
         return None
-    from ._aligned_cpu import solve  # noqa: PLC0415  # numba takes half a second to import
+    from ._kernels.aligned import solve  # numba takes half a second to import
 
     weights = p.numpy().copy()
-    return torch.from_numpy(weights) if solve(gramian.double().contiguous().numpy(), noise, get_args(Scale).index(scale), weights) else None
+    return (
+        torch.from_numpy(weights)
+        if solve(
+            gramian.double().contiguous().numpy(), noise, get_args(Scale).index(scale), weights
+        )
+        else None
+    )
 
 
 def _balanced(wide: Tensor, p: Tensor, noise: float, scale: Scale) -> Tensor:
@@ -77,7 +92,8 @@ def _balanced(wide: Tensor, p: Tensor, noise: float, scale: Scale) -> Tensor:
     share = p @ vectors
     balanced = f * share
     if differentiated((wide, p)):
-        # The derivative of V f(Λ) Vᵀ is in divided differences of f (Daleckii & Krein), finite also where eigenvalues are equal.
+        # The derivative of V f(Λ) Vᵀ is in divided differences of f (Daleckii & Krein), finite also
+        # where eigenvalues are equal.
         moved, kept = vectors.mT @ (wide - wide.detach()) @ vectors, f > 0
         one_kept = kept[:, None] != kept
         inside = -((f[:, None] * f) ** 2) / (f[:, None] + f).where(kept[:, None], 1.0)
@@ -88,7 +104,9 @@ def _balanced(wide: Tensor, p: Tensor, noise: float, scale: Scale) -> Tensor:
 
 
 def _root_of_scale(f: Tensor, scale: Scale) -> Tensor:
-    """√s from the f = λ^(-1/2) of the ascending eigenvalues, 0 for those that are 0; the others, of a matrix with entries up to 1, are 1/√T at least."""
+    """√s from the f = λ^(-1/2) of the ascending eigenvalues, 0 for those that are 0; the others, of
+    a matrix with entries up to 1, are 1/√T at least.
+    """
     least = 0.5 / len(f)
     if scale == "min":
         return 1 / f.amax().clamp_min(least)

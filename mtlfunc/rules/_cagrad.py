@@ -8,38 +8,52 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import solvers
-from ..checks import check_scalar, normalized_preference
+from ..core.checks import check_option, check_scalar, normalized_preference
 from ..types import Geometry, Rule, Scalar, Solver, State
 from .common import gramian_of, preference_of, stand_ins
 
 Rescale = Literal["none", "1+c", "1+c^2", "1+lambda"]
 
 
-def cagrad(c: Scalar, solver: Solver | None = None, preference: Float[Tensor, " task"] | None = None, *, rescale: Rescale = "none") -> Rule:
+def cagrad(
+    c: Scalar,
+    solver: Solver | None = None,
+    preference: Float[Tensor, " task"] | None = None,
+    *,
+    rescale: Rescale = "none",
+) -> Rule:
     """max over ‖d - g₀‖ <= c‖g₀‖ of min_t g_t·d, where g₀ = Σ p_t g_t is the mean gradient.
 
     Args:
-        c: radius >= 0. 0 gives the mean; below 1 the fixed points are those of the mean loss; from 1 on no task's rate is negative.
+        c: radius >= 0. 0 gives the mean; below 1 the fixed points are those of the mean loss; from
+            1 on no task's rate is negative.
         solver: of `mtlfunc.solvers`; None is `auto()`, exact.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
-        rescale: divide by what the official code divides by: 1 + c² (MT-RL's and NYUv2's softmax solver), 1 + c (toy and fast variants),
-            1 + λ with λ = c‖g₀‖/‖g_w‖ (SLSQP variant; weights then sum to 1). "none" is the paper's own scale.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
+        rescale: divide by what the official code divides by: 1 + c² (MT-RL's and NYUv2's softmax
+            solver), 1 + c (toy and fast variants), 1 + λ with λ = c‖g₀‖/‖g_w‖ (SLSQP variant;
+            weights then sum to 1). "none" is the paper's own scale.
 
-    Returns: weights p + λw, summing to 1 + λ; (1 + c) g when all tasks share one gradient g. At Pareto-stationary points with c large
-    enough they are those of the projection on {d: g_t·d >= 0}, negative rates being avoidable there but not positive ones reachable.
+    Returns:
+        weights p + λw, summing to 1 + λ; (1 + c) g when all tasks share one gradient g. At
+        Pareto-stationary points with c large enough they are those of the projection on {d: g_t·d
+        >= 0}, negative rates being avoidable there but not positive ones reachable.
 
-    Raises: ValueError for c < 0 or a bad preference.
+    Raises:
+        ValueError: for c < 0 or a bad preference.
 
-    Source: Liu et al. 2021, eq. 3 and Algorithm 1. The official code adds 1e-4 inside the square roots, which breaks homogeneity and lets d
-    leave the ball, and stops its solver after 20 steps. CAGrad-Fast is this rule on `mtlfunc.jacobian(..., mix=mtlfunc.subset(n))`.
+    Source:
+        Liu et al. 2021, eq. 3 and Algorithm 1. The official code adds 1e-4 inside the square roots,
+        which breaks homogeneity and lets d leave the ball, and stops its solver after 20 steps.
+        CAGrad-Fast is this rule on `mtlfunc.jacobian(..., mix=mtlfunc.subset(n))`.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(cagrad(0.5), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    tensor([0.7500, 0.7500])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(cagrad(0.5), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor([0.7500, 0.7500])
     """
     check_scalar(c, "c")
-    if rescale not in get_args(Rescale):
-        raise ValueError(f"rescale={rescale!r}: expected one of {', '.join(map(repr, get_args(Rescale)))}")
+    check_option(rescale, "rescale", get_args(Rescale))
     solve = solver or solvers.auto()
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -49,7 +63,8 @@ def cagrad(c: Scalar, solver: Solver | None = None, preference: Float[Tensor, " 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "cagrad")
         stand_in, back = stand_ins(gramian, geometry.present)
-        # A stand-in has no say in the mean; where nobody is present any preference gives the zero Gramian's answer, which is then dropped.
+        # A stand-in has no say in the mean; where nobody is present any preference gives the zero
+        # Gramian's answer, which is then dropped.
         p = preference_of(geometry, preference, gramian)
         p = p.where(p.sum() != 0, 1 / len(p))
         weights = back(solve(solvers.cagrad(stand_in, c, p)).weights)

@@ -1,4 +1,6 @@
-"""ConFIG: the direction at the same angle to every gradient, as long as the gradients agree with it."""
+"""ConFIG: the direction at the same angle to every gradient, as long as the gradients agree with
+it.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +9,41 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from ..checks import normalized_preference
+from ..core.checks import normalized_preference
 from ..types import Geometry, Rule, State
 from ._equiangular import equiangular
 from .common import gramian_of, mean_present, preference_of
 
 
 def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """d = mean_t(g_t·û) û, where û is the unit vector with cosines to the gradients in proportion to p.
+    """d = mean_t(g_t·û) û, where û is the unit vector with cosines to the gradients in proportion
+    to p.
 
-    With U the unit gradients and C = U Uᵀ their cosines, û is along U⁺p = Uᵀ(C⁺p): the pseudo-inverse of the T x T matrix does.
+    With U the unit gradients and C = U Uᵀ their cosines, û is along U⁺p = Uᵀ(C⁺p): the
+    pseudo-inverse of the T x T matrix does.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed. A task with p_t = 0 gets a right angle.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed. A task with p_t = 0 gets a right angle.
 
-    Returns: weights that sum to 1 when all tasks share one gradient: the **mean** of the projections, where the paper takes their sum, T times as
-    long. No rate is negative as long as the gradients are independent; where they are not, U⁺p is the nearest in the sense of least squares, and
-    d = 0 where nothing of p can be reached, as for two opposite gradients. A zero gradient has weight 0.
+    Returns:
+        weights that sum to 1 when all tasks share one gradient: the **mean** of the projections,
+        where the paper takes their sum, T times as long. No rate is negative as long as the
+        gradients are independent; where they are not, U⁺p is the nearest in the sense of least
+        squares, and d = 0 where nothing of p can be reached, as for two opposite gradients. A zero
+        gradient has weight 0.
 
-    Raises: ValueError for a bad preference.
+    Raises:
+        ValueError: for a bad preference.
 
-    Source: Liu et al. 2024 (ConFIG), eqs. 2–3. The official code and TorchJD take the pseudo-inverse of the T x P matrix of unit gradients.
+    Source:
+        Liu et al. 2024 (ConFIG), eqs. 2–3. The official code and TorchJD take the pseudo-inverse of
+        the T x P matrix of unit gradients.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(config(), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
-    [1.0, 1.0]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(config(), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
+        [1.0, 1.0]
     """
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -43,7 +55,10 @@ def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
         p = preference_of(geometry, preference, gramian).double()
         unit, a, _ = equiangular(gramian, p)
         weights = unit * a
-        square = threshold(p @ a, torch.finfo(gramian.dtype).eps, torch.inf)  # ‖Uᵀa‖² = pᵀC⁺p >= ‖part of p within reach‖²/T
-        return (weights * (mean_present(gramian.double() @ weights, geometry.present) / square)).to(gramian.dtype), ()
+        # ‖Uᵀa‖² = pᵀC⁺p >= ‖part of p within reach‖²/T
+        square = threshold(p @ a, torch.finfo(gramian.dtype).eps, torch.inf)
+        return (weights * (mean_present(gramian.double() @ weights, geometry.present) / square)).to(
+            gramian.dtype
+        ), ()
 
     return Rule(init, update)

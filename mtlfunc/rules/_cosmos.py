@@ -5,30 +5,37 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of
 from .losswise import unit_and_length
 
 
 def cosmos(penalty: Scalar, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """The gradient of p·L - λ cos(p, L), which pulls the losses towards the ray through the preference.
+    """The gradient of p·L - λ cos(p, L), which pulls the losses towards the ray through the
+    preference.
 
     Args:
         penalty: λ >= 0, in the unit of the losses; 0 is the weighted sum.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
 
-    Returns: weights p - λ(p/‖p‖ - cos(p, L) L/‖L‖)/‖L‖. The second part is orthogonal to L, so w·L = p·L; they sum to 1 when L is on the ray of equal
-    p, and a task whose loss is too low for the ray can get a negative one. Where all losses are 0 they are p.
+    Returns:
+        weights p - λ(p/‖p‖ - cos(p, L) L/‖L‖)/‖L‖. The second part is orthogonal to L, so w·L =
+        p·L; they sum to 1 when L is on the ray of equal p, and a task whose loss is too low for the
+        ray can get a negative one. Where all losses are 0 they are p.
 
-    Raises: ValueError for a negative penalty or a bad preference.
+    Raises:
+        ValueError: for a negative penalty or a bad preference.
 
-    Source: Ruchte & Grabocka 2021, the objective alone: the paper also draws p from a Dirichlet distribution at every batch and feeds it to the network.
-    As in TorchJD.
+    Source:
+        Ruchte & Grabocka 2021, the objective alone: the paper also draws p from a Dirichlet
+        distribution at every batch and feeds it to the network. As in TorchJD.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(cosmos(2.0), torch.eye(2), losses=torch.tensor([0.0, 1.0]))
-    tensor([-0.9142,  0.5000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(cosmos(2.0), torch.eye(2), losses=torch.tensor([0.0, 1.0]))
+        tensor([-0.9142,  0.5000])
     """
     check_scalar(penalty, "penalty")
 
@@ -41,6 +48,8 @@ def cosmos(penalty: Scalar, preference: Float[Tensor, " task"] | None = None) ->
         losses = geometry.losses.where(geometry.present, 0.0)
         (ray, _), (unit, size) = unit_and_length(p), unit_and_length(losses)
         off = ray - (ray @ unit) * unit
-        return poison(p - penalty * (off / size.where(size != 0, 1.0)).where(size != 0, 0.0), geometry.losses), ()
+        return poison(
+            p - penalty * (off / size.where(size != 0, 1.0)).where(size != 0, 0.0), geometry.losses
+        ), ()
 
     return Rule(init, update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import normalized_preference, poison
+from ..core.checks import normalized_preference, poison
 from ..solvers.problems import root
 from ..types import Geometry, Rule, State
 from .common import gramian_of, preference_of
@@ -14,19 +14,26 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
     """w_t = p_t max_j‖B_j‖/‖B_t‖: all the rows that are not zero come to the length of the longest.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
 
-    Returns: weights >= p that sum to 1 when all rows are as long; the **mean** of the rescaled rows, where the paper steps along their sum, T times as
-    long. A zero row has weight p_t. The method's rows are averages of ∇log L: `mtlfunc.log_losses(mtlfunc.tracked("trunk.*", rate=…, corrected=True))`.
+    Returns:
+        weights >= p that sum to 1 when all rows are as long; the **mean** of the rescaled rows,
+        where the paper steps along their sum, T times as long. A zero row has weight p_t. The
+        method's rows are averages of ∇log L: `mtlfunc.log_losses(mtlfunc.tracked("trunk.*", rate=…,
+        corrected=True))`.
 
-    Raises: ValueError for a bad preference.
+    Raises:
+        ValueError: for a bad preference.
 
-    Source: Lin et al. 2023 (DB-MTL), section 3 and Algorithm 1. LibMTL adds 1e-8 to the lengths and starts its average at 0 without correction, so that
-    its first step is a tenth as long.
+    Source:
+        Lin et al. 2023 (DB-MTL), section 3 and Algorithm 1. LibMTL adds 1e-8 to the lengths and
+        starts its average at 0 without correction, so that its first step is a tenth as long.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(db_mtl(), torch.diag(torch.tensor([1.0, 4.0])))
-    tensor([1.0000, 0.5000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(db_mtl(), torch.diag(torch.tensor([1.0, 4.0])))
+        tensor([1.0000, 0.5000])
     """
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -37,6 +44,8 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
         gramian = gramian_of(geometry, "db_mtl")
         length = root(gramian.diagonal())
         ratio = (length.amax() / length.where(length > 0, 1.0)).where(length > 0, 1.0)
-        return poison(preference_of(geometry, preference, gramian) * ratio, gramian, geometry.losses), ()
+        return poison(
+            preference_of(geometry, preference, gramian) * ratio, gramian, geometry.losses
+        ), ()
 
     return Rule(init, update)

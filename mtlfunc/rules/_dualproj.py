@@ -5,32 +5,42 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import normalized_preference
+from ..core.checks import normalized_preference
 from ..solvers import dual_cone
-from ..solvers.active_set import on_dual_cone
+from ..solvers._active_set import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
 from .common import gramian_of, preference_of, stand_ins
 
 
-def dualproj(preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None) -> Rule:
-    """d = the point of {d: g_t·d >= 0 for all t} nearest to g₀ = Jᵀp: d = Jᵀv, v = argmin over v >= p of vᵀG v.
+def dualproj(
+    preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None
+) -> Rule:
+    """d = the point of {d: g_t·d >= 0 for all t} nearest to g₀ = Jᵀp: d = Jᵀv, v = argmin over v >=
+    p of vᵀG v.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
         solver: of `mtlfunc.solvers`; None is exact.
 
-    Returns: weights v >= p, equal to p, of sum 1, where g₀ hurts nobody. No rate is ever negative. At Pareto-stationary points some are 0, and d = 0
-    only where nothing else is left.
+    Returns:
+        weights v >= p, equal to p, of sum 1, where g₀ hurts nobody. No rate is ever negative. At
+        Pareto-stationary points some are 0, and d = 0 only where nothing else is left.
 
-    Raises: ValueError for a bad preference.
+    Raises:
+        ValueError: for a bad preference.
 
-    Source: Lopez-Paz & Ranzato 2017, eqs. 8–11 (GEM), for the gradients of all tasks at once, as in Quinton & Rey 2024. TorchJD solves with G/trace G +
-    1e-4 I: two gradients at 135° whose lengths are 1 and 100 get a d that is off by half of its length, at 1 and 1000 by 99 %, and that raises the loss of
-    the shorter one. Below ‖J‖_F = 0.01 it returns g₀, conflicts and all.
+    Source:
+        Lopez-Paz & Ranzato 2017, eqs. 8–11 (GEM), for the gradients of all tasks at once, as in
+        Quinton & Rey 2024. TorchJD solves with G/trace G + 1e-4 I: two gradients at 135° whose
+        lengths are 1 and 100 get a d that is off by half of its length, at 1 and 1000 by 99 %, and
+        that raises the loss of the shorter one. Below ‖J‖_F = 0.01 it returns g₀, conflicts and
+        all.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(dualproj(), torch.tensor([[1.0, 0.0], [-3.0, 1.0]])).tolist()
-    [0.0, 0.5]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(dualproj(), torch.tensor([[1.0, 0.0], [-3.0, 1.0]])).tolist()
+        [0.0, 0.5]
     """
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -40,6 +50,8 @@ def dualproj(preference: Float[Tensor, " task"] | None = None, solver: Solver | 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, back = stand_ins(gramian_of(geometry, "dualproj"), geometry.present)
         p = preference_of(geometry, preference, gramian)
-        return back(on_dual_cone(gramian, p) if solver is None else solver(dual_cone(gramian, p)).weights), ()
+        return back(
+            on_dual_cone(gramian, p) if solver is None else solver(dual_cone(gramian, p)).weights
+        ), ()
 
     return Rule(init, update)

@@ -9,40 +9,51 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checks import can_look, check_scalar, normalized_preference, poison
+from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of
 from .losswise import softmax
 
 
 class DWAState(NamedTuple):
-    rate: Float[Tensor, " task"]  # mean loss of the last epoch over that of the one before; 1 until there are two
+    # mean loss of the last epoch over that of the one before; 1 until there are two
+    rate: Float[Tensor, " task"]
     mean: Float[Tensor, " task"]  # of the last epoch; 0 before there is one
     total: Float[Tensor, " task"]  # of this epoch so far
     seen: Int[Tensor, " task"]  # steps of this epoch in which the task was present
     steps: Int[Tensor, ""]  # of this epoch
 
 
-def dwa(epoch: int, temperature: Scalar = 2.0, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """w = softmax(r/τ), where r_t is task t's mean loss over the last epoch divided by that over the epoch before.
+def dwa(
+    epoch: int, temperature: Scalar = 2.0, preference: Float[Tensor, " task"] | None = None
+) -> Rule:
+    """w = softmax(r/τ), where r_t is task t's mean loss over the last epoch divided by that over
+    the epoch before.
 
     Args:
         epoch: steps in one epoch, >= 1.
         temperature: τ > 0; the larger, the more equal the weights.
-        preference: p `[task]` >= 0, scaled to sum 1: w ∝ p∘exp(r/τ). None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1: w ∝ p∘exp(r/τ). None is the geometry's, 1/T
+            unless tasks were mixed.
 
-    Returns: weights > 0 that sum to **1** (p during the first two epochs), where the paper's sum to T: `reduction="sum"` is its scale. A task's
-    epoch mean is over the steps in which it was present; an epoch without it leaves its r as it was.
+    Returns:
+        weights > 0 that sum to **1** (p during the first two epochs), where the paper's sum to T:
+        `reduction="sum"` is its scale. A task's epoch mean is over the steps in which it was
+        present; an epoch without it leaves its r as it was.
 
-    Raises: ValueError for epoch < 1, temperature <= 0, a bad preference; at a step, for losses below 0 or a mean over a whole epoch of 0
-    (NaN where that cannot be seen).
+    Raises:
+        ValueError: for epoch < 1, temperature <= 0, a bad preference; at a step, for losses below 0
+            or a mean over a whole epoch of 0 (NaN where that cannot be seen).
 
-    Source: Liu, Johns & Davison 2019, Dynamic Weight Average. As in the official code, TorchJD and LibMTL, but for the sum. TorchJD is told of an
-    epoch's end by a call of its `step`; LibMTL averages over the epoch in its trainer.
+    Source:
+        Liu, Johns & Davison 2019, Dynamic Weight Average. As in the official code, TorchJD and
+        LibMTL, but for the sum. TorchJD is told of an epoch's end by a call of its `step`; LibMTL
+        averages over the epoch in its trainer.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(dwa(100), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
-    [0.5, 0.5]
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(dwa(100), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
+        [0.5, 0.5]
     """
     if operator.index(epoch) < 1:  # no count of steps would ever equal a fraction
         raise ValueError(f"epoch: expected a number of steps >= 1, got {epoch}")
@@ -51,13 +62,26 @@ def dwa(epoch: int, temperature: Scalar = 2.0, preference: Float[Tensor, " task"
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         zero = torch.zeros_like(losses)
-        return DWAState(zero + 1, zero, zero.clone(), zero.to(torch.int64), losses.new_zeros((), dtype=torch.int64))
+        return DWAState(
+            zero + 1,
+            zero,
+            zero.clone(),
+            zero.to(torch.int64),
+            losses.new_zeros((), dtype=torch.int64),
+        )
 
     def update(geometry: Geometry, state: DWAState) -> tuple[Tensor, State]:
         losses, present = geometry.losses, geometry.present
         if can_look(losses, present) and bool((present & (losses < 0)).any()):
-            raise ValueError(f"losses: dwa takes ratios of epoch means, which need losses >= 0, got {losses.tolist()}; shift them by a lower bound")
-        weights = poison(softmax(state.rate / temperature, preference_of(geometry, preference)), losses, state.rate)
+            raise ValueError(
+                "losses: dwa takes ratios of epoch means, which need losses >= 0, got "
+                f"{losses.tolist()}; shift them by a lower bound"
+            )
+        weights = poison(
+            softmax(state.rate / temperature, preference_of(geometry, preference)),
+            losses,
+            state.rate,
+        )
         total = state.total + losses.where(losses >= 0, float("nan")).where(present, 0.0)
         seen, steps = state.seen + present, state.steps + 1
         over = steps == epoch
@@ -65,7 +89,10 @@ def dwa(epoch: int, temperature: Scalar = 2.0, preference: Float[Tensor, " task"
         counts = over & (seen > 0)
         solved = counts & (mean == 0)
         if can_look(solved) and bool(solved.any()):
-            raise ValueError(f"losses: dwa divides by the means of epochs, and those of tasks {solved.nonzero().flatten().tolist()} are 0; leave these out")
+            raise ValueError(
+                "losses: dwa divides by the means of epochs, and those of tasks "
+                f"{solved.nonzero().flatten().tolist()} are 0; leave these out"
+            )
         mean = mean.where(~solved, float("nan"))
         rate = mean / state.mean.where(state.mean != 0, 1.0)
         following = DWAState(

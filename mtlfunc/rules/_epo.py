@@ -1,4 +1,6 @@
-"""EPO search: descend to the point of the Pareto front on a given ray of losses, climbing a loss where the ray lies above it."""
+"""EPO search: descend to the point of the Pareto front on a given ray of losses, climbing a loss
+where the ray lies above it.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +8,62 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import can_look, check_scalar, normalized_preference, poison
+from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..solvers import auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State
+from ._least_distance import least_distance
 from .common import gramian_of, preference_of
-from .least_distance import least_distance
 
 SHARPNESS = 1e3
-"""The linear programme's objective, largest entry 1, against ½‖α - centre‖²: its loss is at most 1/(2·SHARPNESS), and 0 but near ties."""
+"""The linear programme's objective, largest entry 1, against ½‖α - centre‖²: its loss is at most
+1/(2·SHARPNESS), and 0 but near ties.
+"""
 
 
-def epo(preference: Float[Tensor, " task"] | None = None, tolerance: Scalar = 1e-4, *, relaxed: bool = False, solver: Solver | None = None) -> Rule:
-    """A linear programme for α in the simplex, with r the preference, C = JJᵀ and the anchor a_t = r_t (log(T s_t) - μ), s = r∘L / r·L, μ = Σ s_t log(T s_t).
+def epo(
+    preference: Float[Tensor, " task"] | None = None,
+    tolerance: Scalar = 1e-4,
+    *,
+    relaxed: bool = False,
+    solver: Solver | None = None,
+) -> Rule:
+    """A linear programme for α in the simplex, with r the preference, C = JJᵀ and the anchor a_t =
+    r_t (log(T s_t) - μ), s = r∘L / r·L, μ = Σ s_t log(T s_t).
 
-    Balance, where the non-uniformity μ > tolerance: max αᵀCa; the tasks with the largest r_t L_t may not rise, and none may rise faster than along Jᵀa;
-    no task may rise at all where none falls along Jᵀa. Descent, elsewhere: max Σ_t (Cα)_t with Cα >= 0 and αᵀCa >= 0 (as far as possible).
+    Balance, where the non-uniformity μ > tolerance: max αᵀCa; the tasks with the largest r_t L_t
+    may not rise, and none may rise faster than along Jᵀa; no task may rise at all where none falls
+    along Jᵀa. Descent, elsewhere: max Σ_t (Cα)_t with Cα >= 0 and αᵀCa >= 0 (as far as possible).
 
     Args:
-        preference: r `[task]` >= 0, scaled to sum 1; the aim is the Pareto point where all r_t L_t are equal, so a larger entry asks for a **smaller** loss.
-            None is the geometry's, 1/T unless tasks were mixed.
-        tolerance: non-uniformity >= 0 from which to balance. For two tasks r₁L₁/r₂L₂ then ends within 1 ± √(8·tolerance).
+        preference: r `[task]` >= 0, scaled to sum 1; the aim is the Pareto point where all r_t L_t
+            are equal, so a larger entry asks for a **smaller** loss. None is the geometry's, 1/T
+            unless tasks were mixed.
+        tolerance: non-uniformity >= 0 from which to balance. For two tasks r₁L₁/r₂L₂ then ends
+            within 1 ± √(8·tolerance).
         relaxed: leave out αᵀCa >= 0 in descent.
         solver: of `mtlfunc.solvers`, for `dual_cone`; None is `auto()`, exact.
 
-    Returns: weights α >= 0 that sum to 1; the preference where the programme has no solution. Needs a step that is small near the ray, since
-    α does not shrink there: the official toy multiplies it by max(μ, .1).
+    Returns:
+        weights α >= 0 that sum to 1; the preference where the programme has no solution. Needs a
+        step that is small near the ray, since α does not shrink there: the official toy multiplies
+        it by max(μ, .1).
 
-    Raises: ValueError for a bad preference or a negative tolerance; and for losses below 0, where they can be seen (elsewhere: NaN).
+    Raises:
+        ValueError: for a bad preference or a negative tolerance; and for losses below 0, where they
+        can be seen (elsewhere: NaN).
 
-    Source: Mahapatra & Rajan 2020; the programmes are those of the official code, `EPO_LP`. Two deviations: the programme is solved with -½‖α - centre‖² / 1e3
-    added to the objective (as a least-distance problem, exact but near ties, where the mean of the vertices replaces one of them), and rates may
-    miss their bounds by rounding, without which nothing is feasible on the front.
+    Source:
+        Mahapatra & Rajan 2020; the programmes are those of the official code, `EPO_LP`. Two
+        deviations: the programme is solved with -½‖α - centre‖² / 1e3 added to the objective (as a
+        least-distance problem, exact but near ties, where the mean of the vertices replaces one of
+        them), and rates may miss their bounds by rounding, without which nothing is feasible on the
+        front.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(epo(torch.tensor([1.0, 3.0])), torch.eye(2), losses=torch.tensor([1.0, 1.0])).tolist()
-    [0.0, 1.0]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(epo(torch.tensor([1.0, 3.0])), torch.eye(2), losses=torch.tensor([1.0, 1.0])).tolist()
+        [0.0, 1.0]
     """
     check_scalar(tolerance, "tolerance")
     solve = solver or auto()
@@ -53,7 +75,10 @@ def epo(preference: Float[Tensor, " task"] | None = None, tolerance: Scalar = 1e
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "epo")
         if can_look(geometry.losses) and bool((geometry.losses < 0).any()):
-            raise ValueError(f"epo: the ray r∘L = constant needs losses >= 0, got {geometry.losses.tolist()}; shift the losses, or bound them below")
+            raise ValueError(
+                f"epo: the ray r∘L = constant needs losses >= 0, got {geometry.losses.tolist()}; "
+                "shift the losses, or bound them below"
+            )
         present, losses = geometry.present, geometry.losses.double()
         noise = 8 * len(losses) * torch.finfo(gramian.dtype).eps
         r = preference_of(geometry, preference, losses)
@@ -70,18 +95,38 @@ def epo(preference: Float[Tensor, " task"] | None = None, tolerance: Scalar = 1e
 
         bound = torch.where(balance & falls.any(), torch.where(worst, 0.0, rates), 0.0)
         free = (balance & falls.any() & falls & ~worst) | ~present
-        rows = torch.cat([torch.diag(present.to(r)), torch.where(free[:, None], 0.0, c), torch.where(balance | relaxed, 0.0, rates)[None]])
-        slack = noise * torch.cat([torch.zeros_like(r), c.abs().amax(-1), (c.abs() @ anchor.abs()).amax()[None]])
+        rows = torch.cat(
+            [
+                torch.diag(present.to(r)),
+                torch.where(free[:, None], 0.0, c),
+                torch.where(balance | relaxed, 0.0, rates)[None],
+            ]
+        )
+        slack = noise * torch.cat(
+            [torch.zeros_like(r), c.abs().amax(-1), (c.abs() @ anchor.abs()).amax()[None]]
+        )
         bounds = torch.cat([torch.zeros_like(r), bound, rates.amax().clamp_max(0)[None]]) - slack
-        alpha, feasible = _maximise(torch.where(balance, rates, c.sum(-1)), rows, bounds, present, even, noise, solve)
+        alpha, feasible = _maximise(
+            torch.where(balance, rates, c.sum(-1)), rows, bounds, present, even, noise, solve
+        )
         losses = losses.where(losses >= 0, float("nan"))
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, losses), ()
 
     return Rule(init, update)
 
 
-def _maximise(objective: Tensor, rows: Tensor, bounds: Tensor, present: Tensor, even: Tensor, noise: float, solve: Solver) -> tuple[Tensor, Tensor]:
-    """max objective·α over rows @ α >= bounds and Σα = 1, sharply: the point of that set nearest to even + SHARPNESS·objective."""
+def _maximise(
+    objective: Tensor,
+    rows: Tensor,
+    bounds: Tensor,
+    present: Tensor,
+    even: Tensor,
+    noise: float,
+    solve: Solver,
+) -> tuple[Tensor, Tensor]:
+    """max objective·α over rows @ α >= bounds and Σα = 1, sharply: the point of that set nearest to
+    even + SHARPNESS·objective.
+    """
 
     def flat(x: Tensor) -> Tensor:  # its part along the simplex
         return (x - (x @ even)[..., None]) * present
@@ -92,7 +137,10 @@ def _maximise(objective: Tensor, rows: Tensor, bounds: Tensor, present: Tensor, 
     slope = slope / torch.where(size > least, size, or_one(objective.abs().amax()))
     along = flat(rows)
     start = SHARPNESS * slope
-    multipliers, feasible = least_distance(along @ along.mT, bounds - rows @ even - along @ start, solve)
+    multipliers, feasible = least_distance(
+        along @ along.mT, bounds - rows @ even - along @ start, solve
+    )
     alpha = (even + start + multipliers @ along).clamp_min(0)
-    alpha = torch.where(present & (multipliers[: len(even)] == 0), alpha, 0.0)  # a bound that pushes is met exactly
+    # a bound that pushes is met exactly
+    alpha = torch.where(present & (multipliers[: len(even)] == 0), alpha, 0.0)
     return alpha / or_one(alpha.sum()), feasible

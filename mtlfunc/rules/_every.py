@@ -20,30 +20,40 @@ class EveryState(NamedTuple):
 
 
 def every(rule: Rule, k: int) -> Rule:
-    """The rule's weights at steps 0, k, 2k, …, and the last ones at all others, where the rule's own state does not move.
+    """The rule's weights at steps 0, k, 2k, …, and the last ones at all others, where the rule's
+    own state does not move.
 
-    Weights that are all 0, the answer to a batch without labels, are not held: the next step asks again.
+    Weights that are all 0, the answer to a batch without labels, are not held: the next step asks
+    again.
 
     Args:
         rule: any.
         k: period >= 1, in steps.
 
-    Returns: the rule's weights. Absent tasks get 0; a task that was absent when the rule was asked gets 0 until it is asked again. The probe measures the
-    geometry at every step all the same.
+    Returns:
+        the rule's weights. Absent tasks get 0; a task that was absent when the rule was asked gets
+        0 until it is asked again. The probe measures the geometry at every step all the same.
 
-    Raises: ValueError for k < 1.
+    Raises:
+        ValueError: for k < 1.
 
-    Source: `update_weights_every` of Nash-MTL (Navon et al. 2022), for any rule.
+    Source:
+        `update_weights_every` of Nash-MTL (Navon et al. 2022), for any rule.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(every(mf.mgda(), 10), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
-    tensor([0.8000, 0.2000])
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(every(mf.mgda(), 10), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.8000, 0.2000])
     """
     if operator.index(k) < 1:
         raise ValueError(f"k: expected a number of steps >= 1, got {k}")
 
     def init(losses: Tensor, key: Tensor) -> State:
-        return EveryState(rule.init(losses, key), torch.zeros_like(losses), torch.zeros_like(losses[0], dtype=torch.int64))
+        return EveryState(
+            rule.init(losses, key),
+            torch.zeros_like(losses),
+            torch.zeros_like(losses[0], dtype=torch.int64),
+        )
 
     def update(geometry: Geometry, state: EveryState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)

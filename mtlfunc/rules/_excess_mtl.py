@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import check_scalar, poison
+from ..core.checks import check_scalar, poison
 from ..types import Geometry, Rule, Scalar, State
 
 
@@ -18,18 +18,25 @@ class ExcessMTLState(NamedTuple):
 
 
 def excess_mtl(lr: Scalar = 0.01) -> Rule:
-    """w ← softmax(log w + η e/e(first)) with the excess risks e that `mtlfunc.excess(...)` measures, each relative to its task's first one.
+    """w ← softmax(log w + η e/e(first)) with the excess risks e that `mtlfunc.excess_risk(...)`
+    measures, each relative to its task's first one.
 
     Args:
-        lr: η > 0. After n steps at which e/e(first) differs by δ between two tasks their weights differ by the factor exp(nηδ).
+        lr: η > 0. After n steps at which e/e(first) differs by δ between two tasks their weights
+            differ by the factor exp(nηδ).
 
-    Returns: weights > 0 that sum to 1, those after the step; at the first step they are 1/T (less for a task without a gradient).
+    Returns:
+        weights > 0 that sum to 1, those after the step; at the first step they are 1/T (less for a
+        task without a gradient).
 
-    Raises: ValueError for lr <= 0, or where the geometry holds no excess risks.
+    Raises:
+        ValueError: for lr <= 0, or where the geometry holds no excess risks.
 
-    Source: He et al. 2024 (ExcessMTL), eq. 9 and section 3.2. The official code and LibMTL have weights that sum to T. TorchJD's default step is 1 and its
-    first call exponentiates e itself, which is one-hot at once where gradients are long. A task whose first gradient was 0 has e(first) from its first
-    gradient that is not, where they divide by 0.
+    Source:
+        He et al. 2024 (ExcessMTL), eq. 9 and section 3.2. The official code and LibMTL have weights
+        that sum to T. TorchJD's default step is 1 and its first call exponentiates e itself, which
+        is one-hot at once where gradients are long. A task whose first gradient was 0 has e(first)
+        from its first gradient that is not, where they divide by 0.
     """
     check_scalar(lr, "lr", positive=True)
 
@@ -38,12 +45,17 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
 
     def update(geometry: Geometry, state: ExcessMTLState) -> tuple[Tensor, State]:
         if "excess" not in geometry.extra:
-            raise ValueError("excess_mtl needs every task's excess risk; use mtlfunc.excess(...) as probe")
+            raise ValueError(
+                "excess_mtl needs every task's excess risk; use mtlfunc.excess_risk(...) as probe"
+            )
         risk, present = geometry.extra["excess"].to(state.first), geometry.present
         first = state.first.where(state.first > 0, risk)
         moved = state.logits + lr * (risk / first.where(first > 0, 1.0))
         # The present tasks share what they had together; of an absent one nothing moves.
-        before, after = (x.where(present, -torch.inf).where(present.any(), 0.0).logsumexp(0) for x in (state.logits, moved))
+        before, after = (
+            x.where(present, -torch.inf).where(present.any(), 0.0).logsumexp(0)
+            for x in (state.logits, moved)
+        )
         logits = poison(moved - after + before, risk).where(present, state.logits)
         weights = (logits - before).exp().where(present, 0.0)
         return weights, ExcessMTLState(logits, first.where(present, state.first))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import check_scalar, normalized_preference
+from ..core.checks import check_option, check_scalar, normalized_preference
 from ..types import Geometry, Rule, Scalar, State
 from ._newton import bargain
 from .common import gramian_of, preference_of
@@ -16,32 +16,42 @@ from .common import gramian_of, preference_of
 Rescale = Literal["none", "sum"]
 
 
-def fairgrad(alpha: Scalar, preference: Float[Tensor, " task"] | None = None, *, rescale: Rescale = "none") -> Rule:
-    """max over ‖d‖ <= 1 of Σ_t (g_t·d)^(1-α)/(1-α): d is along Jᵀw, where w > 0 solves G w = w^(-1/α).
+def fairgrad(
+    alpha: Scalar, preference: Float[Tensor, " task"] | None = None, *, rescale: Rescale = "none"
+) -> Rule:
+    """max over ‖d‖ <= 1 of Σ_t (g_t·d)^(1-α)/(1-α): d is along Jᵀw, where w > 0 solves G w =
+    w^(-1/α).
 
     Args:
-        alpha: fairness > 0. Towards 0 all weights tend to 1 (the sum of the gradients), 1 is Nash-MTL, 2 minimises potential delay, and large α
-            approaches the largest worst rate (MGDA's direction).
-        preference: importances p `[task]` >= 0 of the terms, scaled to sum 1: (G w)_t = (w_t/(T p_t))^(-1/α); None is the geometry's, 1/T
-            unless tasks were mixed.
+        alpha: fairness > 0. Towards 0 all weights tend to 1 (the sum of the gradients), 1 is
+            Nash-MTL, 2 minimises potential delay, and large α approaches the largest worst rate
+            (MGDA's direction).
+        preference: importances p `[task]` >= 0 of the terms, scaled to sum 1: (G w)_t = (w_t/(T
+            p_t))^(-1/α); None is the geometry's, 1/T unless tasks were mixed.
         rescale: "none", the paper's own scale, or "sum", weights that sum to 1.
 
-    Returns: weights w > 0, in units of ‖g‖^(-2α/(1+α)); ‖Jᵀw‖² = Σ w^(1-1/α). Common descent: every rate is w_t^(-1/α) > 0. With "sum" d scales with the
-    gradients. At Pareto-stationary points, where no w exists, and for zero gradients the answer is as in `nash_mtl`.
+    Returns:
+        weights w > 0, in units of ‖g‖^(-2α/(1+α)); ‖Jᵀw‖² = Σ w^(1-1/α). Common descent: every rate
+        is w_t^(-1/α) > 0. With "sum" d scales with the gradients. At Pareto-stationary points,
+        where no w exists, and for zero gradients the answer is as in `nash_mtl`.
 
-    Raises: ValueError for alpha <= 0, a bad preference or rescale; at a step, for an alpha below 1/3 or above 3 with gradients whose lengths are so far
-    apart (eight orders of magnitude) that Newton's method does not settle (NaN where that cannot be seen).
+    Raises:
+        ValueError: for alpha <= 0, a bad preference or rescale; at a step, for an alpha below 1/3
+            or above 3 with gradients whose lengths are so far apart (eight orders of magnitude)
+            that Newton's method does not settle (NaN where that cannot be seen).
 
-    Source: Ban & Ji 2024, eq. 4 and Algorithm 1. The official code, LibMTL and TorchJD solve by SciPy's least_squares from w = 1/T, whose tolerances of
-    1e-8 are absolute; the official code then steps T times as far and clips the norm at max_norm.
+    Source:
+        Ban & Ji 2024, eq. 4 and Algorithm 1. The official code, LibMTL and TorchJD solve by SciPy's
+        least_squares from w = 1/T, whose tolerances of 1e-8 are absolute; the official code then
+        steps T times as far and clips the norm at max_norm.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(fairgrad(0.5), torch.tensor([[1.0, 0.0], [0.0, 8.0]]))
-    tensor([1.0000, 0.5000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(fairgrad(0.5), torch.tensor([[1.0, 0.0], [0.0, 8.0]]))
+        tensor([1.0000, 0.5000])
     """
     check_scalar(alpha, "alpha", positive=True)
-    if rescale not in get_args(Rescale):
-        raise ValueError(f"rescale={rescale!r}: expected one of {', '.join(map(repr, get_args(Rescale)))}")
+    check_option(rescale, "rescale", get_args(Rescale))
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)

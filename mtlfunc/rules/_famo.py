@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import optim
-from ..checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, normalized_preference, poison
+from ..training import optim
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import preference_of
 from .losswise import learn, positive, softmax
@@ -31,56 +31,88 @@ def famo(
     optimizer: Callable[[Scalar], Optimizer] = optim.adam,
     preference: Float[Tensor, " task"] | None = None,
 ) -> Rule:
-    """Descend Σ_t z_t log(L_t - b_t), z = softmax(ξ), at the length of a convex combination; ξ descends z·δ, δ_t the fall of log(L_t - b_t) in the last step.
+    """Descend Σ_t z_t log(L_t - b_t), z = softmax(ξ), at the length of a convex combination; ξ
+    descends z·δ, δ_t the fall of log(L_t - b_t) in the last step.
 
-    The fall is that of the last step's own batch, evaluated again after the step: wrap the probe, `mtlfunc.revisit(mtlfunc.losses_only())`. The heads
-    belong to the same objective: `losses_only()`, or `jacobian(..., heads="weighted")`.
+    The fall is that of the last step's own batch, evaluated again after the step: wrap the probe,
+    `mtlfunc.second_evaluation(mtlfunc.losses_only())`. The heads belong to the same objective:
+    `losses_only()`, or `jacobian(..., heads="weighted")`.
 
     Args:
         lr: learning rate > 0 of the logits ξ.
         decay: weight decay >= 0 of the logits, added to their slope.
         lower: b `[task]`, a lower bound of each loss; None is 0.
-        full_batch: every step sees the same batch, so this step's losses are the last batch's evaluated again, and no `revisit` is needed. Not for rows that
-            are other tasks at every step (`mix=subset(n)`): their losses would be compared with each other.
+        full_batch: every step sees the same batch, so this step's losses are the last batch's
+            evaluated again, and no `second_evaluation` is needed. Not for rows that are other tasks
+            at every step (`mix=subset(n)`): their losses would be compared with each other.
         optimizer: from a learning rate to the optimizer of the logits.
-        preference: p `[task]` >= 0, scaled to sum 1: z ∝ p∘exp(ξ). None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1: z ∝ p∘exp(ξ). None is the geometry's, 1/T
+            unless tasks were mixed.
 
-    Returns: weights c·z_t/(L_t - b_t), c such that they sum to 1.
+    Returns:
+        weights c·z_t/(L_t - b_t), c such that they sum to 1.
 
-    Raises: ValueError for lr <= 0, decay < 0, a bad preference or lower; at a step, for losses not above their lower bound (NaN where that cannot
-    be seen) and for a probe without `revisit`.
+    Raises:
+        ValueError: for lr <= 0, decay < 0, a bad preference or lower; at a step, for losses not
+        above their lower bound (NaN where that cannot be seen) and for a probe without
+        `second_evaluation`.
 
-    Source: Liu et al. 2023, Algorithm 2. The official code, TorchJD and LibMTL add 1e-8 to L - b, which breaks homogeneity, and update ξ at the end of
-    the step rather than the start of the next, which is the same. Decay is 1e-3 in TorchJD and LibMTL, .01 by default in the official class.
+    Source:
+        Liu et al. 2023, Algorithm 2. The official code, TorchJD and LibMTL add 1e-8 to L - b, which
+        breaks homogeneity, and update ξ at the end of the step rather than the start of the next,
+        which is the same. Decay is 1e-3 in TorchJD and LibMTL, .01 by default in the official
+        class.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(famo(full_batch=True), torch.eye(2), losses=torch.tensor([1.0, 3.0])).tolist()
-    [0.75, 0.25]
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(famo(full_batch=True), torch.eye(2), losses=torch.tensor([1.0, 3.0])).tolist()
+        [0.75, 0.25]
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(decay, "decay")
     move = optimizer(lr)
 
     def above(losses: Tensor, present: Tensor) -> Tensor:
-        return positive(losses if lower is None else losses - lower.to(losses), present, "famo" if lower is None else "famo (less their lower bounds)")
+        return positive(
+            losses if lower is None else losses - lower.to(losses),
+            present,
+            "famo" if lower is None else "famo (less their lower bounds)",
+        )
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         if lower is not None and lower.shape != losses.shape:
-            raise ValueError(f"lower: expected shape {list(losses.shape)}, one bound a task, got {list(lower.shape)}")
+            raise ValueError(
+                f"lower: expected shape {list(losses.shape)}, one bound a task, got "
+                f"{list(lower.shape)}"
+            )
         zero = torch.zeros_like(losses)
-        return FAMOState(zero, move.init({"x": zero}), (zero.clone(), torch.zeros_like(losses, dtype=torch.bool)) if full_batch else ())
+        return FAMOState(
+            zero,
+            move.init({"x": zero}),
+            (zero.clone(), torch.zeros_like(losses, dtype=torch.bool)) if full_batch else (),
+        )
 
     def update(geometry: Geometry, state: FAMOState) -> tuple[Tensor, State]:
         losses, present, extra = geometry.losses, geometry.present, geometry.extra
         if full_batch:
             before, after, both = state.last[0], losses, state.last[1] & present
         elif "last_losses" in extra:
-            before, after, both = extra["last_losses"], extra["last_losses_now"], extra["last_present"]
+            before, after, both = (
+                extra["last_losses"],
+                extra["last_losses_now"],
+                extra["last_present"],
+            )
         else:
-            raise ValueError("famo needs the losses of the last batch after the step; use mtlfunc.revisit(probe) as probe, or full_batch=True")
+            raise ValueError(
+                "famo needs the losses of the last batch after the step; use "
+                "mtlfunc.second_evaluation(probe) as probe, or full_batch=True"
+            )
         fall = torch.log(above(before, both) / above(after, both))
-        z = softmax(state.logits, both.to(losses) if preference is None else preference.to(losses).where(both, 0.0))
+        z = softmax(
+            state.logits,
+            both.to(losses) if preference is None else preference.to(losses).where(both, 0.0),
+        )
         slope = z * (fall - (z * fall).sum()) + decay * state.logits
         logits, optimizer_state = learn(move, state.logits, slope, state.optimizer, both)
 
@@ -88,7 +120,11 @@ def famo(
         share = softmax(logits, preference_of(geometry, preference)) / distance
         weights = poison(share / share.sum().where(present.any(), 1.0), losses, distance, logits)
         # Laid out as before: a state of other strides would make the compiler start twice.
-        last = (torch.zeros_like(state.last[0]) + losses, torch.zeros_like(state.last[1]) | present) if full_batch else ()
+        last = (
+            (torch.zeros_like(state.last[0]) + losses, torch.zeros_like(state.last[1]) | present)
+            if full_batch
+            else ()
+        )
         return weights, FAMOState(logits, optimizer_state, last)
 
     return Rule(init, update)

@@ -6,29 +6,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import normalized_preference, poison
+from ..core.checks import normalized_preference, poison
 from ..types import Geometry, Rule, State
 from .common import preference_of
 from .losswise import positive
 
 
 def gls(preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """The gradient of Π_t L_t^(p_t), where every task counts by its relative progress: weights p_t·Π_s L_s^(p_s) / L_t.
+    """The gradient of Π_t L_t^(p_t), where every task counts by its relative progress: weights
+    p_t·Π_s L_s^(p_s) / L_t.
 
     Args:
-        preference: exponents p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        preference: exponents p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless
+            tasks were mixed.
 
-    Returns: weights >= 0 that do not change when all losses are scaled together; they sum to 1 when the losses are equal, and to more otherwise (the
-    geometric over the harmonic mean).
+    Returns:
+        weights >= 0 that do not change when all losses are scaled together; they sum to 1 when the
+        losses are equal, and to more otherwise (the geometric over the harmonic mean).
 
-    Raises: ValueError for a bad preference; at a step, for losses that are not positive (NaN where that cannot be seen).
+    Raises:
+        ValueError: for a bad preference; at a step, for losses that are not positive (NaN where
+            that cannot be seen).
 
-    Source: Chennupati et al. 2019 (MultiNet++), the geometric loss strategy. TorchJD's GeometricMean and LibMTL's GLS are the same loss; the
-    latter takes the product first, which leaves the range of floats for many tasks, and reports weights that are not those applied.
+    Source:
+        Chennupati et al. 2019 (MultiNet++), the geometric loss strategy. TorchJD's GeometricMean
+        and LibMTL's GLS are the same loss; the latter takes the product first, which leaves the
+        range of floats for many tasks, and reports weights that are not those applied.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(gls(), torch.eye(2), losses=torch.tensor([1.0, 4.0])).tolist()
-    [1.0, 0.25]
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(gls(), torch.eye(2), losses=torch.tensor([1.0, 4.0])).tolist()
+        [1.0, 0.25]
     """
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -38,8 +46,12 @@ def gls(preference: Float[Tensor, " task"] | None = None) -> Rule:
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         p = preference_of(geometry, preference)
         losses = positive(geometry.losses, geometry.present, "gls")
-        # Relative to the largest, so that no product leaves the range of floats and a common factor changes no bit.
-        logs = torch.log(losses / geometry.losses.where(geometry.present, 0.0).amax().where(geometry.present.any(), 1.0)).where(geometry.present, 0.0)
+        # Relative to the largest, so that no product leaves the range of floats and a common factor
+        # changes no bit.
+        logs = torch.log(
+            losses
+            / geometry.losses.where(geometry.present, 0.0).amax().where(geometry.present.any(), 1.0)
+        ).where(geometry.present, 0.0)
         return poison(p * torch.exp((p * logs).sum() - logs), geometry.losses, losses), ()
 
     return Rule(init, update)

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import optim
-from ..checks import can_look, check_scalar, poison
+from ..core.checks import can_look, check_scalar, poison
 from ..solvers.problems import root
+from ..training import optim
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import gramian_of, mean_present, total_present
 from .losswise import learn
@@ -32,33 +32,45 @@ def gradnorm(
     normalize_targets: bool = False,
     reference: Float[Tensor, " task"] | None = None,
 ) -> Rule:
-    """Weights w descend L_grad = Σ_i |G_i - Ḡ r_i^α|, where G_i = w_i‖∇_W L_i‖, r_i = (L_i/L_i(0)) / mean and the target is held constant.
+    """Weights w descend L_grad = Σ_i |G_i - Ḡ r_i^α|, where G_i = w_i‖∇_W L_i‖, r_i = (L_i/L_i(0))
+    / mean and the target is held constant.
 
-    Only lengths and losses enter: ∂L_grad/∂w_i = sign(G_i - target_i)·‖∇_W L_i‖ for w_i > 0, so no second backward pass is made. W is
-    the probe's `measure`, in the paper the last shared layer: `mtlfunc.jacobian("trunk.*", measure="trunk.3.*", heads="weighted")`.
+    Only lengths and losses enter: ∂L_grad/∂w_i = sign(G_i - target_i)·‖∇_W L_i‖ for w_i > 0, so no
+    second backward pass is made. W is the probe's `measure`, in the paper the last shared layer:
+    `mtlfunc.jacobian("trunk.*", measure="trunk.3.*", heads="weighted")`.
 
     Args:
         alpha: strength >= 0 of the pull towards a common training rate; 0 equalises the lengths.
         lr: learning rate > 0 of the weights.
-        optimizer: from a learning rate to the weights' optimizer. `optim.exact_adam` (the default), `optim.sgd` (the paper's plain step, the one
-            choice that is not scale-free), `optim.multiplicative` (w ← w·exp(∓lr)), `lambda lr: optim.log_space(optim.exact_adam(lr))`.
-        floor: smallest weight before the renormalisation to sum T; equilibrium weights can be smaller than one absolute step.
-        normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α of 0 or 1 or equal rates, and
-            L_grad has no zero.
-        reference: losses `[task]` > 0 in place of L_i(0), for instance log K for K-class cross-entropy.
+        optimizer: from a learning rate to the weights' optimizer. `optim.exact_adam` (the default),
+            `optim.sgd` (the paper's plain step, the one choice that is not scale-free),
+            `optim.multiplicative` (w ← w·exp(∓lr)), `lambda lr:
+            optim.log_space(optim.exact_adam(lr))`.
+        floor: smallest weight before the renormalisation to sum T; equilibrium weights can be
+            smaller than one absolute step.
+        normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α
+            of 0 or 1 or equal rates, and L_grad has no zero.
+        reference: losses `[task]` > 0 in place of L_i(0), for instance log K for K-class
+            cross-entropy.
 
-    Returns: weights > 0 that sum to **1**, those of before this step's update; the paper's, which sum to T, are the state's. Use
-    `reduction="sum"` to step along Σ w_i ∇L_i at the paper's scale.
+    Returns:
+        weights > 0 that sum to **1**, those of before this step's update; the paper's, which sum to
+        T, are the state's. Use `reduction="sum"` to step along Σ w_i ∇L_i at the paper's scale.
 
-    Raises: ValueError for alpha < 0, lr <= 0, floor outside (0, 1), initial or reference losses that are not positive; and
-    for later losses below 0, where they can be seen (elsewhere the weights become NaN).
+    Raises:
+        ValueError: for alpha < 0, lr <= 0, floor outside (0, 1), initial or reference losses that
+            are not positive; and for later losses below 0, where they can be seen (elsewhere the
+            weights become NaN).
 
-    Source: Chen et al. 2018, eqs. 1–2 and Algorithm 1. Ports overwrite L(0) at every batch, measure the first layer, flip the sign of α, make a
-    new Adam at each step or let the model's weight decay act on w.
+    Source:
+        Chen et al. 2018, eqs. 1–2 and Algorithm 1. Ports overwrite L(0) at every batch, measure the
+        first layer, flip the sign of α, make a new Adam at each step or let the model's weight
+        decay act on w.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(gradnorm(0.12), torch.eye(2), losses=torch.ones(2)).tolist()
-    [0.5, 0.5]
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(gradnorm(0.12), torch.eye(2), losses=torch.ones(2)).tolist()
+        [0.5, 0.5]
     """
     check_scalar(alpha, "alpha")
     check_scalar(lr, "lr", positive=True)
@@ -68,22 +80,32 @@ def gradnorm(
 
     def init(losses: Tensor, key: Tensor) -> State:
         if reference is not None and reference.shape != losses.shape:
-            raise ValueError(f"reference: expected shape {list(losses.shape)}, one loss a task, got {list(reference.shape)}")
-        initial = losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
+            raise ValueError(
+                f"reference: expected shape {list(losses.shape)}, one loss a task, got "
+                f"{list(reference.shape)}"
+            )
+        initial = (
+            losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
+        )
         if can_look(initial) and not bool((initial > 0).all()):
             raise ValueError(
-                f"gradnorm: relative rates L(t)/L(0) need initial losses > 0, got {initial.tolist()}; shift the losses, "
+                "gradnorm: relative rates L(t)/L(0) need initial losses > 0, got "
+                f"{initial.tolist()}; shift the losses, "
                 "or pass reference=, for instance log K for K-class cross-entropy"
             )
         weights = torch.ones_like(losses)
-        # Where that could not be looked at, NaN: the ratio of two negative losses would look plausible.
+        # Where that could not be looked at, NaN: the ratio of two negative losses would look
+        # plausible.
         initial = initial.where(initial > 0, float("nan"))
         return GradNormState(weights, initial, move.init({"x": weights}))
 
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "gradnorm")
         if can_look(geometry.losses) and bool((geometry.losses < 0).any()):
-            raise ValueError(f"gradnorm: relative rates L(t)/L(0) need losses >= 0, got {geometry.losses.tolist()}; shift the losses, or bound them below")
+            raise ValueError(
+                "gradnorm: relative rates L(t)/L(0) need losses >= 0, got "
+                f"{geometry.losses.tolist()}; shift the losses, or bound them below"
+            )
         w = state.weights
         count = len(w)
         length = root(gramian.diagonal()).to(w.dtype)
@@ -92,8 +114,13 @@ def gradnorm(
         ratio = ratio.where(ratio >= 0, float("nan"))
         present = geometry.present
         mean_ratio = mean_present(ratio, present)
-        rate = torch.where(mean_ratio == 0, 1.0, ratio / mean_ratio.where(mean_ratio != 0, 1.0)) ** alpha
-        target = mean_present(norm, present) * (rate / mean_present(rate, present) if normalize_targets else rate)
+        rate = (
+            torch.where(mean_ratio == 0, 1.0, ratio / mean_ratio.where(mean_ratio != 0, 1.0))
+            ** alpha
+        )
+        target = mean_present(norm, present) * (
+            rate / mean_present(rate, present) if normalize_targets else rate
+        )
         slope = torch.sign(norm - target) * length
         moved, optimizer_state = learn(move, w, slope, state.optimizer, present)
         following = moved.clamp_min(floor)

@@ -8,52 +8,73 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .. import random
-from ..checks import check_scalar, normalized_preference, poison
+from ..core import random
+from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State
+from ._pcgrad import check_orders, draws_of, partners_of
+from ._surgery import compiled, surgery
 from .common import gramian_of, preference_of
-from .pcgrad import check_orders, draws_of, partners_of
-from .surgery import compiled, surgery
 
 
 class GradVacState(NamedTuple):
-    targets: Float[Tensor, "task task"]  # φ̂; row i: of task i's gradient, as it is when task j's turn comes
+    # φ̂; row i: of task i's gradient, as it is when task j's turn comes
+    targets: Float[Tensor, "task task"]
     stream: State
 
 
-def gradvac(beta: Scalar = 0.01, orders: Int[Tensor, "task task"] | None = None, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """For each task: c = g_i; for the others j in order, with φ = cos(c, g_j): if φ < φ̂_ij, c ← c + a g_j such that cos(c, g_j) = φ̂_ij; then φ̂_ij moves.
+def gradvac(
+    beta: Scalar = 0.01,
+    orders: Int[Tensor, "task task"] | None = None,
+    preference: Float[Tensor, " task"] | None = None,
+) -> Rule:
+    """For each task: c = g_i; for the others j in order, with φ = cos(c, g_j): if φ < φ̂_ij, c ← c
+    + a g_j such that cos(c, g_j) = φ̂_ij; then φ̂_ij moves.
 
-    The coefficient is a = ‖c‖(φ̂√(1-φ²) - φ√(1-φ̂²)) / (‖g_j‖√(1-φ̂²)), which leaves c's part at right angles to g_j as it is, so that ‖c‖ is
-    multiplied by √(1-φ²)/√(1-φ̂²). Everything is read off the Gramian, and all tasks are worked on at once.
+    The coefficient is a = ‖c‖(φ̂√(1-φ²) - φ√(1-φ̂²)) / (‖g_j‖√(1-φ̂²)), which leaves c's part at
+    right angles to g_j as it is, so that ‖c‖ is multiplied by √(1-φ²)/√(1-φ̂²). Everything is read
+    off the Gramian, and all tasks are worked on at once.
 
     Args:
-        beta: in [0, 1), the share of the new φ in φ̂_ij ← (1-β)φ̂_ij + βφ, where φ is that of before the correction. 0 is PCGrad.
-        orders: `[task, task]` integers as in `pcgrad`; None draws independent random orders from the rule's key, new ones at each step.
-        preference: weights p `[task]` >= 0 of the mean, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        beta: in [0, 1), the share of the new φ in φ̂_ij ← (1-β)φ̂_ij + βφ, where φ is that of
+            before the correction. 0 is PCGrad.
+        orders: `[task, task]` integers as in `pcgrad`; None draws independent random orders from
+            the rule's key, new ones at each step.
+        preference: weights p `[task]` >= 0 of the mean, scaled to sum 1; None is the geometry's,
+            1/T unless tasks were mixed.
 
-    Returns: weights Σ_i p_i A_i: the **mean** of the corrected gradients c_i = Σ_j A_ij g_j, where the paper steps along their sum, T times as
-    long. They sum to 1 when every cosine is at its target. A zero gradient is neither corrected nor corrects, and its targets stay.
+    Returns:
+        weights Σ_i p_i A_i: the **mean** of the corrected gradients c_i = Σ_j A_ij g_j, where the
+        paper steps along their sum, T times as long. They sum to 1 when every cosine is at its
+        target. A zero gradient is neither corrected nor corrects, and its targets stay.
 
-    Raises: ValueError for beta outside [0, 1), and as `pcgrad` for orders and preference.
+    Raises:
+        ValueError: for beta outside [0, 1), and as `pcgrad` for orders and preference.
 
-    Source: Wang et al. 2021, the GradVac update rule; φ̂ starts at 0. LibMTL and TorchJD take β = .5; LibMTL moves φ̂ only where
-    φ < φ̂, so that its targets never rise above 0; TorchJD adds 1e-8 to both divisors. Both sum.
+    Source:
+        Wang et al. 2021, the GradVac update rule; φ̂ starts at 0. LibMTL and TorchJD take β = .5;
+        LibMTL moves φ̂ only where φ < φ̂, so that its targets never rise above 0; TorchJD adds 1e-8
+        to both divisors. Both sum.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(gradvac(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
-    [0.25, 0.75]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(gradvac(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
+        [0.25, 0.75]
     """
     check_scalar(beta, "beta", below=1.0)
     check_orders(orders)
 
     def init(losses: Tensor, key: Tensor) -> State:
         if orders is not None and len(orders) != len(losses):
-            raise ValueError(f"orders: made for {len(orders)} tasks, but there are {len(losses)} rows")
+            raise ValueError(
+                f"orders: made for {len(orders)} tasks, but there are {len(losses)} rows"
+            )
         normalized_preference(preference, losses)
         count = len(losses)
-        return GradVacState(losses.new_zeros(count, count), random.stream(key) if orders is None and count > 2 else ())
+        return GradVacState(
+            losses.new_zeros(count, count),
+            random.stream(key) if orders is None and count > 2 else (),
+        )
 
     def update(geometry: Geometry, state: GradVacState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "gradvac")
@@ -62,25 +83,41 @@ def gradvac(beta: Scalar = 0.01, orders: Int[Tensor, "task task"] | None = None,
         if compiled(gramian, targets):
             coefficients, cosines = surgery(gramian, draws, targets)
         else:
-            coefficients, cosines = (poison(x, gramian, targets) for x in vaccinate(gramian, partners_of(draws, gramian), targets))
+            coefficients, cosines = (
+                poison(x, gramian, targets)
+                for x in vaccinate(gramian, partners_of(draws, gramian), targets)
+            )
         moved = targets + beta * (cosines - targets)
-        return preference_of(geometry, preference, gramian) @ coefficients, GradVacState(moved.to(state.targets), stream)
+        return preference_of(geometry, preference, gramian) @ coefficients, GradVacState(
+            moved.to(state.targets), stream
+        )
 
     return Rule(init, update)
 
 
-def vaccinate(gramian: Float[Tensor, "task task"], partners: Int[Tensor, "task task"], targets: Float[Tensor, "task task"]) -> tuple[Tensor, Tensor]:
-    """The coefficients A and the cosines φ, in plain torch; lengths are in units of ‖g_i‖, so that all gradients are unit vectors."""
+def vaccinate(
+    gramian: Float[Tensor, "task task"],
+    partners: Int[Tensor, "task task"],
+    targets: Float[Tensor, "task task"],
+) -> tuple[Tensor, Tensor]:
+    """The coefficients A and the cosines φ, in plain torch; lengths are in units of ‖g_i‖, so that
+    all gradients are unit vectors.
+    """
     count = len(gramian)
     tasks = torch.arange(count, device=gramian.device)
     length = root(gramian.diagonal())
     unit = gramian / or_one(length)[:, None] / or_one(length)
     noise = 8 * count * torch.finfo(gramian.dtype).eps
-    goals, apart = targets.gather(-1, partners), (partners != tasks[:, None]) & (length[partners] > 0)
+    goals, apart = (
+        targets.gather(-1, partners),
+        (partners != tasks[:, None]) & (length[partners] > 0),
+    )
     sines = root((1 - goals) * (1 + goals))
     product, size = unit, (length > 0).to(gramian)  # row i: c_i·g_j; ‖c_i‖
     shares, cosines = [], []
-    for j, goal, sine, other in zip(partners.unbind(-1), goals.unbind(-1), sines.unbind(-1), apart.unbind(-1), strict=True):
+    for j, goal, sine, other in zip(
+        partners.unbind(-1), goals.unbind(-1), sines.unbind(-1), apart.unbind(-1), strict=True
+    ):
         cosine = product.gather(-1, j[:, None])[:, 0] / or_one(size)
         seen = other & (size > 0)
         low = seen & (cosine < goal - noise * goal.abs()) & (sine > 0)
@@ -92,4 +129,6 @@ def vaccinate(gramian: Float[Tensor, "task task"], partners: Int[Tensor, "task t
         cosines.append(torch.where(seen, cosine.clamp(-1, 1), goal))
     back = partners.argsort(-1)  # from places in the order to tasks
     coefficients = torch.stack(shares, -1).gather(-1, back) * length[:, None] / or_one(length)
-    return torch.eye(count, dtype=gramian.dtype, device=gramian.device) + coefficients, torch.stack(cosines, -1).gather(-1, back)
+    return torch.eye(count, dtype=gramian.dtype, device=gramian.device) + coefficients, torch.stack(
+        cosines, -1
+    ).gather(-1, back)

@@ -13,20 +13,29 @@ from .common import gramian_of
 def imtl_g() -> Rule:
     """Weights of sum 1 with g_t·d/‖g_t‖ the same for all tasks.
 
-    On unit gradients, with C their cosines, that is w_t = (C⁻¹1)_t/‖g_t‖, divided by the sum; for T = 2, w_t ∝ 1/‖g_t‖.
+    On unit gradients, with C their cosines, that is w_t = (C⁻¹1)_t/‖g_t‖, divided by the sum; for T
+    = 2, w_t ∝ 1/‖g_t‖.
 
-    Returns: weights that sum to 1; for T >= 3 some may be negative. **The sum before the division may be negative, too**: d then has negative projections on
-    all gradients, and a step along it raises every loss; where the sum is 0 no such weights exist, and all are 0. Gradients that depend on each other:
-    if a direction with equal projections is left, its shortest combination of unit gradients (duplicates share alike); otherwise, as where two
-    gradients are opposite, the projections can only be equal to 0, and d = 0. A zero gradient has no direction, no say and weight 0.
+    Returns:
+        weights that sum to 1; for T >= 3 some may be negative. **The sum before the division may be
+        negative, too**: d then has negative projections on all gradients, and a step along it
+        raises every loss; where the sum is 0 no such weights exist, and all are 0. Gradients that
+        depend on each other: if a direction with equal projections is left, its shortest
+        combination of unit gradients (duplicates share alike); otherwise, as where two gradients
+        are opposite, the projections can only be equal to 0, and d = 0. A zero gradient has no
+        direction, no say and weight 0.
 
-    Source: Liu et al. 2021, eq. 6, whose inverse does not exist for dependent gradients. TorchJD takes G⁺ there, which divides the weights of parallel
-    gradients in proportion to their lengths where every nearby Gramian has them inverse to the lengths, and all weights are 0 where |Σ G⁺‖g‖| < 1e-12, so for
-    norms above 1e12; the port in the FairGrad repository adds 1e-8 to the matrix. LibMTL has it together with IMTL-L.
+    Source:
+        Liu et al. 2021, eq. 6, whose inverse does not exist for dependent gradients. TorchJD takes
+        G⁺ there, which divides the weights of parallel gradients in proportion to their lengths
+        where every nearby Gramian has them inverse to the lengths, and all weights are 0 where |Σ
+        G⁺‖g‖| < 1e-12, so for norms above 1e12; the port in the FairGrad repository adds 1e-8 to
+        the matrix. LibMTL has it together with IMTL-L.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(imtl_g(), torch.tensor([[1.0, 0.0], [0.0, 9.0]])).tolist()
-    [0.75, 0.25]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(imtl_g(), torch.tensor([[1.0, 0.0], [0.0, 9.0]])).tolist()
+        [0.75, 0.25]
     """
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -40,11 +49,16 @@ def imtl_g() -> Rule:
         else:
             unit, a, unreached = equiangular(gramian, wide.new_ones(len(wide)))
             if unreached is not None:
-                null = torch.where(unit > 0, unreached, 0.0)  # a zero row is not reached either, but has no say
+                # a zero row is not reached either, but has no say
+                null = torch.where(unit > 0, unreached, 0.0)
                 a = torch.where(null.square().sum() > eps**0.5, null, a)
             weights = unit * a
         total = weights.sum()
-        total = torch.where(total.abs() > 1024 * len(wide) * eps * torch.linalg.vector_norm(weights), total, torch.inf)
+        total = torch.where(
+            total.abs() > 1024 * len(wide) * eps * torch.linalg.vector_norm(weights),
+            total,
+            torch.inf,
+        )
         return (weights / total).to(gramian.dtype), ()
 
     return Rule(init, update)

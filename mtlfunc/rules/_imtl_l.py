@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import optim
-from ..checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, normalized_preference, poison
+from ..training import optim
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import preference_of
 from .losswise import learn
@@ -21,28 +21,41 @@ class IMTLLState(NamedTuple):
     optimizer: State
 
 
-def imtl_l(lr: Scalar, *, optimizer: Callable[[Scalar], Optimizer] = optim.adam, preference: Float[Tensor, " task"] | None = None) -> Rule:
+def imtl_l(
+    lr: Scalar,
+    *,
+    optimizer: Callable[[Scalar], Optimizer] = optim.adam,
+    preference: Float[Tensor, " task"] | None = None,
+) -> Rule:
     """Descend Σ_t e^(s_t) L_t - s_t in the parameters and in s together, from s = 0.
 
-    The slope in s is e^(s_t) L_t - 1, so s_t rests at -log L_t: every scaled loss is then 1. This is `uw` with the sign of s turned and twice its
-    objective. The heads belong to the same objective: use `mtlfunc.losses_only()` or `mtlfunc.jacobian(..., heads="weighted")`.
+    The slope in s is e^(s_t) L_t - 1, so s_t rests at -log L_t: every scaled loss is then 1. This
+    is `uw` with the sign of s turned and twice its objective. The heads belong to the same
+    objective: use `mtlfunc.losses_only()` or `mtlfunc.jacobian(..., heads="weighted")`.
 
     Args:
         lr: learning rate > 0 of s.
         optimizer: from a learning rate to the optimizer of s.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed. It scales weights, not the steps of s.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed. It scales weights, not the steps of s.
 
-    Returns: weights p_t·e^(s_t), those of before this step's update of s: 1 in sum at the start, 1/L when all losses rest at L. Use
-    `reduction="sum"` to step along the paper's sum. A loss that stays at or below 0 sends its s and its weight to ∞.
+    Returns:
+        weights p_t·e^(s_t), those of before this step's update of s: 1 in sum at the start, 1/L
+        when all losses rest at L. Use `reduction="sum"` to step along the paper's sum. A loss that
+        stays at or below 0 sends its s and its weight to ∞.
 
-    Raises: ValueError for lr <= 0 or a bad preference.
+    Raises:
+        ValueError: for lr <= 0 or a bad preference.
 
-    Source: Liu et al. 2021 (Towards Impartial Multi-task Learning), the loss balance. TorchJD's IMTLL is this sum with s in the network's optimizer;
-    LibMTL has it only inside its IMTL, where the gradient balance acts on the scaled losses.
+    Source:
+        Liu et al. 2021 (Towards Impartial Multi-task Learning), the loss balance. TorchJD's IMTLL
+        is this sum with s in the network's optimizer; LibMTL has it only inside its IMTL, where the
+        gradient balance acts on the scaled losses.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(imtl_l(0.01), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
-    [0.5, 0.5]
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(imtl_l(0.01), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
+        [0.5, 0.5]
     """
     check_scalar(lr, "lr", positive=True)
     move = optimizer(lr)
@@ -55,6 +68,8 @@ def imtl_l(lr: Scalar, *, optimizer: Callable[[Scalar], Optimizer] = optim.adam,
     def update(geometry: Geometry, state: IMTLLState) -> tuple[Tensor, State]:
         scale = torch.exp(state.s)
         weights = poison(preference_of(geometry, preference) * scale, geometry.losses)
-        return weights, IMTLLState(*learn(move, state.s, scale * geometry.losses - 1, state.optimizer, geometry.present))
+        return weights, IMTLLState(
+            *learn(move, state.s, scale * geometry.losses - 1, state.optimizer, geometry.present)
+        )
 
     return Rule(init, update)

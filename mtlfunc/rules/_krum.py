@@ -5,28 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import all_present, poison
+from ..core.checks import all_present, poison
 from ..types import Geometry, Rule, State
 from .common import gramian_of
 
 
 def krum(byzantine: int = 0, select: int = 1) -> Rule:
-    """The mean of the `select` gradients with the lowest scores; a score is the sum of the squared distances to the T - f - 2 nearest others.
+    """The mean of the `select` gradients with the lowest scores; a score is the sum of the squared
+    distances to the T - f - 2 nearest others.
 
     Args:
         byzantine: f >= 0, how many rows may be anything; the paper's guarantee needs 2f + 2 < T.
-        select: how many rows are averaged (1 is Krum, more is Multi-Krum); all of them where there are fewer.
+        select: how many rows are averaged (1 is Krum, more is Multi-Krum); all of them where there
+            are fewer.
 
-    Returns: weights >= 0 that sum to 1: 1/select for those selected, 0 for the others. Rows that tie for the last places share them, as the two closest
-    rows do when one neighbour counts: with T = f + 3, and with fewer rows, where the paper's score would count none. Derivatives are 0.
+    Returns:
+        weights >= 0 that sum to 1: 1/select for those selected, 0 for the others. Rows that tie for
+        the last places share them, as the two closest rows do when one neighbour counts: with T = f
+        + 3, and with fewer rows, where the paper's score would count none. Derivatives are 0.
 
-    Raises: ValueError for byzantine < 0, select < 1, or 2f + 2 >= T with f > 0.
+    Raises:
+        ValueError: for byzantine < 0, select < 1, or 2f + 2 >= T with f > 0.
 
-    Source: Blanchard et al. 2017, sec. 4. TorchJD sums distances that are not squared, which can select another row.
+    Source:
+        Blanchard et al. 2017, sec. 4. TorchJD sums distances that are not squared, which can select
+        another row.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(krum(), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.2, 0.0], [0.0, 0.0, 9.0]])).tolist()
-    [0.5, 0.5, 0.0]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(krum(), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.2, 0.0], [0.0, 0.0, 9.0]])).tolist()
+        [0.5, 0.5, 0.0]
     """
     if byzantine < 0:
         raise ValueError(f"byzantine: expected a number of rows >= 0, got {byzantine}")
@@ -35,7 +43,10 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
 
     def init(losses: Tensor, key: Tensor) -> State:
         if byzantine and 2 * byzantine + 2 >= len(losses):
-            raise ValueError(f"byzantine: {byzantine} of {len(losses)} rows; the guarantee needs 2 * byzantine + 2 < {len(losses)}")
+            raise ValueError(
+                f"byzantine: {byzantine} of {len(losses)} rows; the guarantee needs 2 * "
+                f"byzantine + 2 < {len(losses)}"
+            )
         return ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
@@ -43,12 +54,17 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
         total, square = len(gramian), gramian.diagonal()
         distance = (square[:, None] + square - 2 * gramian).clamp_min(0)
         if all_present(present):
-            score = distance.sort(-1).values[:, 1 : 1 + max(total - byzantine - 2, 1)].sum(-1)  # the first is the row itself
+            # the first is the row itself
+            score = distance.sort(-1).values[:, 1 : 1 + max(total - byzantine - 2, 1)].sum(-1)
             kept = min(select, total)
         else:
             place, count = torch.arange(total, device=present.device), present.sum()
             near = (place > 0) & (place <= (count - byzantine - 2).clamp_min(1)) & (place < count)
-            score = torch.where(near, distance.where(present, torch.inf).sort(-1).values, 0.0).sum(-1).where(present, torch.inf)
+            score = (
+                torch.where(near, distance.where(present, torch.inf).sort(-1).values, 0.0)
+                .sum(-1)
+                .where(present, torch.inf)
+            )
             kept = count.clamp_max(select)
         return poison(_lowest(score, kept).where(present, 0.0), gramian), ()
 
@@ -63,4 +79,6 @@ def _lowest(score: Tensor, kept: int | Tensor) -> Tensor:
     place = torch.arange(len(score), device=score.device)
     last = torch.where(place == kept - 1, score.sort().values, 0.0).sum()
     sure, tied = (score < last).to(score), (score == last).to(score)
-    return (sure + tied * (kept - sure.sum()) / tied.sum().clamp_min(1)) / (kept if isinstance(kept, int) else kept.clamp_min(1))
+    return (sure + tied * (kept - sure.sum()) / tied.sum().clamp_min(1)) / (
+        kept if isinstance(kept, int) else kept.clamp_min(1)
+    )

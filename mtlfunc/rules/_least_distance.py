@@ -1,4 +1,6 @@
-"""Least-distance programming on a Gramian: the shortest vector that meets linear inequalities, as a projection on a dual cone."""
+"""Least-distance programming on a Gramian: the shortest vector that meets linear inequalities, as a
+projection on a dual cone.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +14,37 @@ from ..solvers.problems import or_one, root
 from ..types import Solver
 
 
-def least_distance(gramian: Float[Tensor, "row row"], offsets: Float[Tensor, " row"], solve: Solver) -> tuple[Float[Tensor, " row"], Bool[Tensor, ""]]:
+def least_distance(
+    gramian: Float[Tensor, "row row"], offsets: Float[Tensor, " row"], solve: Solver
+) -> tuple[Float[Tensor, " row"], Bool[Tensor, ""]]:
     """min ½‖x‖² over n_j·x >= h_j, for all rows j.
 
-    Lawson and Hanson's problem LDP: append h_j to n_j as one more coordinate and project y = (0, -1) on {z: (n_j, h_j)·z >= 0}. With the projection
-    z = y + Σ u_j (n_j, h_j) the answer is x = Σ u_j n_j / ‖z‖², and z = 0 proves that no x meets all inequalities. y itself may join the rows, since
-    y·z = ‖z‖² >= 0; then this is the problem `dual_cone`, with weight 1 on y. It has a solution for dependent normals, too.
+    Lawson and Hanson's problem LDP: append h_j to n_j as one more coordinate and project y = (0,
+    -1) on {z: (n_j, h_j)·z >= 0}. With the projection z = y + Σ u_j (n_j, h_j) the answer is x = Σ
+    u_j n_j / ‖z‖², and z = 0 proves that no x meets all inequalities. y itself may join the rows,
+    since y·z = ‖z‖² >= 0; then this is the problem `dual_cone`, with weight 1 on y. It has a
+    solution for dependent normals, too.
 
     Args:
         gramian: n_i·n_j `[row, row]`; a zero normal is no inequality at all.
         offsets: h `[row]`.
         solve: takes `dual_cone`.
 
-    Returns: multipliers μ >= 0 `[row]` of x = Σ μ_j n_j, and whether there is such an x; μ = 0 where there is none. A Gramian does not show contradictions
-    that are smaller than √ε of the largest h_j/‖n_j‖.
+    Returns:
+        multipliers μ >= 0 `[row]` of x = Σ μ_j n_j, and whether there is such an x; μ = 0 where
+        there is none. A Gramian does not show contradictions that are smaller than √ε of the
+        largest h_j/‖n_j‖.
 
-    Source: Lawson & Hanson 1974, ch. 23, sec. 4.
+    Source:
+        Lawson & Hanson 1974, ch. 23, sec. 4.
     """
     square = gramian.diagonal()
     if not len(square):
         return offsets, torch.ones((), dtype=torch.bool, device=offsets.device)
     if len(square) == 1:
-        return torch.where(square > 0, offsets.clamp_min(0) / or_one(square), 0.0), torch.ones_like(square[0], dtype=torch.bool)
+        return torch.where(square > 0, offsets.clamp_min(0) / or_one(square), 0.0), torch.ones_like(
+            square[0], dtype=torch.bool
+        )
     n = or_one(root(square))
     unit, h = gramian / n[:, None] / n, torch.where(square > 0, offsets / n, 0.0)
     scale = h.amax()  # the most that one inequality asks of ‖x‖

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import normalized_preference
+from ..core.checks import normalized_preference
 from ..types import Geometry, Rule, State
 from .common import preference_of
 
@@ -14,15 +14,20 @@ def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
     """Static weights: the gradient of Σ p_t L_t.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
 
-    Returns: weights that sum to 1 (over the present tasks) and depend on neither gradients nor losses. Runs on every probe, `losses_only()` included.
+    Returns:
+        weights that sum to 1 (over the present tasks) and depend on neither gradients nor losses.
+        Runs on every probe, `losses_only()` included.
 
-    Raises: ValueError for a preference of another length, with negative entries or sum 0.
+    Raises:
+        ValueError: for a preference of another length, with negative entries or sum 0.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(mf.mean(torch.tensor([1.0, 3.0])), torch.eye(2)).tolist()
-    [0.25, 0.75]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(mf.mean(torch.tensor([1.0, 3.0])), torch.eye(2)).tolist()
+        [0.25, 0.75]
     """
 
     def init(losses: Tensor, key: Tensor) -> State:

@@ -15,15 +15,20 @@ def mgda(solver: Solver | None = None) -> Rule:
     Args:
         solver: of `mtlfunc.solvers`; None is `auto()`, exact.
 
-    Returns: weights >= 0 that sum to 1. d = 0 exactly at Pareto-stationary points, so one converged task (a zero gradient) stops all. Tasks
-    with small gradients weigh most: w_t is proportional to 1/‖g_t‖² when the gradients are orthogonal.
+    Returns:
+        weights >= 0 that sum to 1. d = 0 exactly at Pareto-stationary points, so one converged task
+        (a zero gradient) stops all. Tasks with small gradients weigh most: w_t is proportional to
+        1/‖g_t‖² when the gradients are orthogonal.
 
-    Source: Sener & Koltun 2018, eq. 3; Désidéri 2012. With `mtlfunc.representation` as probe this is MGDA-UB. The official code solves by
-    Frank–Wolfe without counting iterations, keeps end points at .999 and .001, and applies weights of normalised gradients to raw losses.
+    Source:
+        Sener & Koltun 2018, eq. 3; Désidéri 2012. With `mtlfunc.representation` as probe this is
+        MGDA-UB. The official code solves by Frank–Wolfe without counting iterations, keeps end
+        points at .999 and .001, and applies weights of normalised gradients to raw losses.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
-    tensor([0.8000, 0.2000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.8000, 0.2000])
     """
     solve = solver or auto()
 

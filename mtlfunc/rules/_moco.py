@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checks import check_scalar
+from ..core.checks import check_scalar
 from ..types import Geometry, Rule, Scalar, State
+from ._modo import descended
 from .common import gramian_of
-from .modo import descended
 
 
 class MoCoState(NamedTuple):
@@ -20,35 +20,47 @@ class MoCoState(NamedTuple):
 
 
 def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
-    """λ ← Π_Δ(λ - γ_k(YYᵀ + ρI)λ) with γ_k = γ/k^σ, where Y are tracked gradients, whose noise dies out as the tracking slows down.
+    """λ ← Π_Δ(λ - γ_k(YYᵀ + ρI)λ) with γ_k = γ/k^σ, where Y are tracked gradients, whose noise dies
+    out as the tracking slows down.
 
     Args:
         lr: γ > 0, in the unit 1/‖gradient‖²: the method is not scale-free.
         rho: ρ >= 0, in the unit of ‖gradient‖².
         decay: σ >= 0.
 
-    Returns: weights >= 0 that sum to 1, those after the step; the direction is Yᵀλ. Use `mtlfunc.tracked(...)` as probe.
+    Returns:
+        weights >= 0 that sum to 1, those after the step; the direction is Yᵀλ. Use
+        `mtlfunc.tracked(...)` as probe.
 
-    Raises: ValueError for lr <= 0, rho < 0 or decay < 0.
+    Raises:
+        ValueError: for lr <= 0, rho < 0 or decay < 0.
 
-    Source: Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code, which can normalise the rows of Y, too. LibMTL projects by softmax,
-    which leaves the weights near 1/T whatever the gradients, and scales every row to the length of its loss; its rho is 0, its decay .5.
+    Source:
+        Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code, which can
+        normalise the rows of Y, too. LibMTL projects by softmax, which leaves the weights near 1/T
+        whatever the gradients, and scales every row to the length of its loss; its rho is 0, its
+        decay .5.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(moco(lr=0.1, rho=0.0), torch.diag(torch.tensor([1.0, 4.0])))
-    tensor([0.5750, 0.4250])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(moco(lr=0.1, rho=0.0), torch.diag(torch.tensor([1.0, 4.0])))
+        tensor([0.5750, 0.4250])
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(rho, "rho")
     check_scalar(decay, "decay")
 
     def init(losses: Tensor, key: Tensor) -> State:
-        return MoCoState(torch.full_like(losses, 1 / len(losses)), torch.zeros_like(losses[0], dtype=torch.int64))
+        return MoCoState(
+            torch.full_like(losses, 1 / len(losses)), torch.zeros_like(losses[0], dtype=torch.int64)
+        )
 
     def update(geometry: Geometry, state: MoCoState) -> tuple[Tensor, State]:
         steps = state.steps + geometry.present.any()
         step = lr / steps.clamp_min(1).to(state.weights) ** decay
-        weights, following = descended(state.weights, gramian_of(geometry, "moco"), geometry.present, step, rho)
+        weights, following = descended(
+            state.weights, gramian_of(geometry, "moco"), geometry.present, step, rho
+        )
         return weights, MoCoState(following, steps)
 
     return Rule(init, update)

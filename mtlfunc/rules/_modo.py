@@ -1,4 +1,6 @@
-"""MoDo: one projected gradient step a batch towards the min-norm weights, on two independent batches."""
+"""MoDo: one projected gradient step a batch towards the min-norm weights, on two independent
+batches.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import check_scalar, poison
-from ..simplex import project
+from ..core.checks import check_scalar, poison
+from ..solvers.simplex import project
 from ..types import Geometry, Rule, Scalar, State
 from .common import gramian_of, total_present
 
@@ -19,23 +21,30 @@ class MoDoState(NamedTuple):
 
 
 def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
-    """λ ← Π_Δ(λ - γ(Gλ + ρλ)): a stochastic step on ½‖Jᵀλ‖² + ½ρ‖λ‖², where G = J₁J₂ᵀ of two independent batches is unbiased.
+    """λ ← Π_Δ(λ - γ(Gλ + ρλ)): a stochastic step on ½‖Jᵀλ‖² + ½ρ‖λ‖², where G = J₁J₂ᵀ of two
+    independent batches is unbiased.
 
     Args:
-        lr: γ > 0. It carries the unit 1/‖gradient‖²: the method is not scale-free. With losses of another scale it is another number.
+        lr: γ > 0. It carries the unit 1/‖gradient‖²: the method is not scale-free. With losses of
+            another scale it is another number.
         rho: ρ >= 0, in the unit of ‖gradient‖².
 
-    Returns: weights >= 0 that sum to 1, those after the step. Use `mtlfunc.double_sampling(...)` as probe; on one batch's Gramian (as any other probe
-    gives it) the same recursion follows the biased JJᵀ.
+    Returns:
+        weights >= 0 that sum to 1, those after the step. Use `mtlfunc.double_sampling(...)` as
+        probe; on one batch's Gramian (as any other probe gives it) the same recursion follows the
+        biased JJᵀ.
 
-    Raises: ValueError for lr <= 0 or rho < 0.
+    Raises:
+        ValueError: for lr <= 0 or rho < 0.
 
-    Source: Chen et al. 2023 (MoDo), eq. 2.9a; ρ, .1 in its code and in TorchJD's and LibMTL's defaults, is not in the paper's recursion. LibMTL has
-    lr = .001.
+    Source:
+        Chen et al. 2023 (MoDo), eq. 2.9a; ρ, .1 in its code and in TorchJD's and LibMTL's defaults,
+        is not in the paper's recursion. LibMTL has lr = .001.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(modo(lr=0.1, rho=0.0), torch.diag(torch.tensor([1.0, 4.0])))
-    tensor([0.5750, 0.4250])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(modo(lr=0.1, rho=0.0), torch.diag(torch.tensor([1.0, 4.0])))
+        tensor([0.5750, 0.4250])
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(rho, "rho")
@@ -44,20 +53,28 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         return MoDoState(torch.full_like(losses, 1 / len(losses)))
 
     def update(geometry: Geometry, state: MoDoState) -> tuple[Tensor, State]:
-        weights, following = descended(state.weights, gramian_of(geometry, "modo", symmetric=False), geometry.present, lr, rho)
+        weights, following = descended(
+            state.weights, gramian_of(geometry, "modo", symmetric=False), geometry.present, lr, rho
+        )
         return weights, MoDoState(following)
 
     return Rule(init, update)
 
 
-def descended(weights: Tensor, gramian: Tensor, present: Tensor, lr: Scalar | Tensor, rho: Scalar) -> tuple[Tensor, Tensor]:
-    """Weights after one projected step on the present tasks, and the state after it, in which absent tasks keep theirs and the others the rest."""
+def descended(
+    weights: Tensor, gramian: Tensor, present: Tensor, lr: Scalar | Tensor, rho: Scalar
+) -> tuple[Tensor, Tensor]:
+    """Weights after one projected step on the present tasks, and the state after it, in which
+    absent tasks keep theirs and the others the rest.
+    """
     total = total_present(weights, present, 1.0)
     share = weights.where(present, 0.0) / total
     count = present.sum().clamp_min(1)
-    share = share.where(share.sum() > 0, present.to(weights) / count)  # all of the weight was with absent tasks
+    # all of the weight was with absent tasks
+    share = share.where(share.sum() > 0, present.to(weights) / count)
     point = share.to(gramian) - lr * (gramian @ share.to(gramian) + rho * share.to(gramian))
-    # Relative to the largest entry, which changes no projection: the 1 of the simplex stays in sight of large entries, and what is 1 below is cut off.
+    # Relative to the largest entry, which changes no projection: the 1 of the simplex stays in
+    # sight of large entries, and what is 1 below is cut off.
     top = point.where(present, -torch.inf).amax().where(present.any(), 0.0)
     moved = project((point - top).where(present, -2.0))
     moved = poison(moved.where(present, 0.0), gramian, weights).to(weights.dtype)

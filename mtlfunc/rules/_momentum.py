@@ -1,4 +1,6 @@
-"""Momentum on the weights of any rule, so that they depend less on the batch that they are applied to."""
+"""Momentum on the weights of any rule, so that they depend less on the batch that they are applied
+to.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..checks import check_scalar
+from ..core.checks import check_scalar
 from ..types import Geometry, Rule, Scalar, State
 
 
@@ -25,27 +27,39 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
         rule: any.
         a: in [0, 1); 0 is the rule itself.
 
-    Returns: weights λ_k; as convex as the rule's while the same tasks are present. A task's λ starts as its first λ̂, and stays where it is while the task
-    is absent; its weight is 0 then, and what the others lack of the rule's sum comes back at the rate 1 - a.
+    Returns:
+        weights λ_k; as convex as the rule's while the same tasks are present. A task's λ starts as
+        its first λ̂, and stays where it is while the task is absent; its weight is 0 then, and what
+        the others lack of the rule's sum comes back at the rate 1 - a.
 
-    Raises: ValueError for a outside [0, 1).
+    Raises:
+        ValueError: for a outside [0, 1).
 
-    Source: CR-MOGM, Zhou et al. 2022. TorchJD's `CRMOGMWeighting` starts with λ̂_1, too, unless it is given another start.
+    Source:
+        CR-MOGM, Zhou et al. 2022. TorchJD's `CRMOGMWeighting` starts with λ̂_1, too, unless it is
+        given another start.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(momentum(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
-    tensor([0.8000, 0.2000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(momentum(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.8000, 0.2000])
     """
     check_scalar(a, "a", below=1.0)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        return MomentumState(rule.init(losses, key), torch.zeros_like(losses), torch.zeros_like(losses, dtype=torch.bool))
+        return MomentumState(
+            rule.init(losses, key),
+            torch.zeros_like(losses),
+            torch.zeros_like(losses, dtype=torch.bool),
+        )
 
     def update(geometry: Geometry, state: MomentumState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)
         present = geometry.present
         mixed = torch.where(state.begun, a * state.weights.to(now) + (1 - a) * now, now)
         kept = torch.where(present, mixed, state.weights.to(now))
-        return torch.where(present, mixed, 0.0), MomentumState(inner, kept.to(state.weights), state.begun | present)
+        return torch.where(present, mixed, 0.0), MomentumState(
+            inner, kept.to(state.weights), state.begun | present
+        )
 
     return Rule(init, update)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import check_scalar, normalized_preference
+from ..core.checks import check_option, check_scalar, normalized_preference
 from ..solvers.problems import root
 from ..types import Geometry, Rule, Scalar, State
 from ._newton import bargain
@@ -17,34 +17,48 @@ from .common import gramian_of, preference_of
 Rescale = Literal["none", "sum", "frobenius"]
 
 
-def nash_mtl(preference: Float[Tensor, " task"] | None = None, *, rescale: Rescale = "none", max_norm: Scalar | None = None) -> Rule:
-    """max over ‖d‖ <= 1 of Π_t (g_t·d), the Nash bargaining solution: d is along Jᵀα, where α > 0 solves G α = 1/α.
+def nash_mtl(
+    preference: Float[Tensor, " task"] | None = None,
+    *,
+    rescale: Rescale = "none",
+    max_norm: Scalar | None = None,
+) -> Rule:
+    """max over ‖d‖ <= 1 of Π_t (g_t·d), the Nash bargaining solution: d is along Jᵀα, where α > 0
+    solves G α = 1/α.
 
     Multiplying one task's gradient by a number changes nothing of the direction.
 
     Args:
-        preference: bargaining powers p `[task]` >= 0, scaled to sum 1: Π (g_t·d)^p_t, or G α = T p/α; None is the geometry's, 1/T unless tasks
-            were mixed.
-        rescale: "none", the paper's own scale; "sum", weights that sum to 1; "frobenius", α for G/‖G‖_F, as the official code.
-        max_norm: shorten d to this length, > 0, where it is longer; None never does. The official code's is 1.
+        preference: bargaining powers p `[task]` >= 0, scaled to sum 1: Π (g_t·d)^p_t, or G α = T
+            p/α; None is the geometry's, 1/T unless tasks were mixed.
+        rescale: "none", the paper's own scale; "sum", weights that sum to 1; "frobenius", α for
+            G/‖G‖_F, as the official code.
+        max_norm: shorten d to this length, > 0, where it is longer; None never does. The official
+            code's is 1.
 
-    Returns: weights α > 0, in units of 1/‖g‖: ‖Jᵀα‖ = √T **however short the gradients are**, so only the optimizer's learning rate lets a run
-    settle. With "sum" and "frobenius" d scales with the gradients. At Pareto-stationary points no α exists: the weights are those of C + 4Tε I, C the
-    cosines, finite. Tasks in a combination that vanishes get about 1/(√ε‖g_t‖) and cancel to √ε, and the others bargain for a direction at right
-    angles to them ("sum" leaves these √ε of the weight, so that d = 0 nearly). A task whose gradient is zero cannot gain, has no say and
-    gets weight 0; "sum" falls back on p where all are.
+    Returns:
+        weights α > 0, in units of 1/‖g‖: ‖Jᵀα‖ = √T **however short the gradients are**, so only
+        the optimizer's learning rate lets a run settle. With "sum" and "frobenius" d scales with
+        the gradients. At Pareto-stationary points no α exists: the weights are those of C + 4Tε I,
+        C the cosines, finite. Tasks in a combination that vanishes get about 1/(√ε‖g_t‖) and cancel
+        to √ε, and the others bargain for a direction at right angles to them ("sum" leaves these √ε
+        of the weight, so that d = 0 nearly). A task whose gradient is zero cannot gain, has no say
+        and gets weight 0; "sum" falls back on p where all are.
 
-    Raises: ValueError for a bad preference, rescale or max_norm.
+    Raises:
+        ValueError: for a bad preference, rescale or max_norm.
 
-    Source: Navon et al. 2022, eq. 2 and Algorithm 1. The official code and TorchJD solve a sequence of cvxpy problems from the last step's α, to 1e-3,
-    on G/‖G‖_F, and clip at norm 1: "frobenius" with max_norm=1; LibMTL too.
+    Source:
+        Navon et al. 2022, eq. 2 and Algorithm 1. The official code and TorchJD solve a sequence of
+        cvxpy problems from the last step's α, to 1e-3, on G/‖G‖_F, and clip at norm 1: "frobenius"
+        with max_norm=1; LibMTL too.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(nash_mtl(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
-    tensor([1.0000, 0.5000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(nash_mtl(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([1.0000, 0.5000])
     """
-    if rescale not in get_args(Rescale):
-        raise ValueError(f"rescale={rescale!r}: expected one of {', '.join(map(repr, get_args(Rescale)))}")
+    check_option(rescale, "rescale", get_args(Rescale))
     if max_norm is not None:
         check_scalar(max_norm, "max_norm", positive=True)
 

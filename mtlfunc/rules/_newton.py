@@ -1,4 +1,6 @@
-"""α-fair bargaining on the Gramian: the one strictly convex problem behind Nash-MTL and FairGrad, by Newton's method."""
+"""α-fair bargaining on the Gramian: the one strictly convex problem behind Nash-MTL and FairGrad,
+by Newton's method.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +8,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import can_look, poison
+from ..core.checks import can_look, poison
 
 STEPS = 64
-"""So many where nobody can look: 6 do for Nash-MTL, 5 to 30 for powers from 1/3 to 3, 25 where 0 is in the hull of the gradients."""
+"""So many where nobody can look: 6 do for Nash-MTL, 5 to 30 for powers from 1/3 to 3, 25 where 0 is
+in the hull of the gradients.
+"""
 MORE = 256
-"""At most so many for other powers: 180 do for 1/50 and 50 with 32 lengths over eight orders of magnitude. After STEPS only those are made that are large
-or shrink fast."""
+"""At most so many for other powers: 180 do for 1/50 and 50 with 32 lengths over eight orders of
+magnitude. After STEPS only those are made that are large or shrink fast.
+"""
 FACTOR = 8.0
 """No unknown changes by more than e^8 in a step."""
 
 
-def bargain(gramian: Float[Tensor, "row row"], power: float | Tensor, share: Float[Tensor, " row"]) -> tuple[Tensor, Tensor]:
-    """The w >= 0 with (G w)_i = (w_i / s_i)^-power: the minimiser of ½ wᵀG w - Σ s_i^power φ(w_i), φ' = w^-power.
+def bargain(
+    gramian: Float[Tensor, "row row"], power: float | Tensor, share: Float[Tensor, " row"]
+) -> tuple[Tensor, Tensor]:
+    """The w >= 0 with (G w)_i = (w_i / s_i)^-power: the minimiser of ½ wᵀG w - Σ s_i^power φ(w_i),
+    φ' = w^-power.
 
-    On unit rows C, with every task's weight in units of what it would get alone, w = w₀ z, this reads C(c z) = c z^-power, where c_i =
-    ‖g_i‖^((power-1)/(power+1)) s_i^(power/(power+1)): blind to the gradients' lengths when power = 1. Newton's method takes the logarithms of z and of
-    the rates r = C(c z) as unknowns, so that both stay positive without a line search. A ridge 4Tε on C keeps z below about 1/√ε where 0 is in
-    the hull of the gradients and no solution exists. A last step, on z alone and without the ridge, carries the derivatives: exact to first
-    order by the implicit function theorem.
+    On unit rows C, with every task's weight in units of what it would get alone, w = w₀ z, this
+    reads C(c z) = c z^-power, where c_i = ‖g_i‖^((power-1)/(power+1)) s_i^(power/(power+1)): blind
+    to the gradients' lengths when power = 1. Newton's method takes the logarithms of z and of the
+    rates r = C(c z) as unknowns, so that both stay positive without a line search. A ridge 4Tε on C
+    keeps z below about 1/√ε where 0 is in the hull of the gradients and no solution exists. A last
+    step, on z alone and without the ridge, carries the derivatives: exact to first order by the
+    implicit function theorem.
 
-    Returns: (weights for gradients scaled so that the longest has length 1, that length): w is weights · length^(-2/(power+1)). The weights of zero
-    rows and of zero shares are 0.
+    Returns:
+        (weights for gradients scaled so that the longest has length 1, that length): w is weights ·
+        length^(-2/(power+1)). The weights of zero rows and of zero shares are 0.
     """
     eps = torch.finfo(gramian.dtype).eps
     given, gramian, share = gramian, gramian.double(), share.double()
@@ -38,23 +49,38 @@ def bargain(gramian: Float[Tensor, "row row"], power: float | Tensor, share: Flo
     longest = longest.where(longest > 0, 1.0)
     relative = torch.where(real, length / longest, 1.0)
     unit = torch.where(real, 1 / length, 0.0)
-    cosine = gramian * unit * unit[:, None] + torch.diag((~real).to(unit))  # who has no say bargains alone, and gets nothing in the end
-    c = relative ** ((power - 1) / (power + 1)) * torch.where(real, share, 1.0) ** (power / (power + 1))
-    z, settled = _solve(cosine.detach().nan_to_num(0.0, 0.0, 0.0), c.detach(), power.detach() if isinstance(power, Tensor) else power, eps)
+    # who has no say bargains alone, and gets nothing in the end
+    cosine = gramian * unit * unit[:, None] + torch.diag((~real).to(unit))
+    c = relative ** ((power - 1) / (power + 1)) * torch.where(real, share, 1.0) ** (
+        power / (power + 1)
+    )
+    z, settled = _solve(
+        cosine.detach().nan_to_num(0.0, 0.0, 0.0),
+        c.detach(),
+        power.detach() if isinstance(power, Tensor) else power,
+        eps,
+    )
     if can_look(settled, given) and not bool(settled) and bool(given.isfinite().all()):
         raise ValueError(
-            f"alpha: Newton's method has not settled within {MORE} steps; with a fairness so near to 0 or so large the gradients' lengths are too far apart "
-            "(alpha from 1/3 to 3 allows for eight orders of magnitude): take a milder alpha, or normalize(...) the rule"
+            f"alpha: Newton's method has not settled within {MORE} steps; with a fairness so "
+            "near to 0 or so large the gradients' lengths are too far apart "
+            "(alpha from 1/3 to 3 allows for eight orders of magnitude): take a milder alpha, or "
+            "normalize(...) the rule"
         )
     z = torch.where(settled, z, float("nan"))
     rates = c * z**-power
-    last = _step(cosine.detach(), (c * z).detach(), rates.detach(), rates - cosine @ (c * z), power, eps)
-    z = z * torch.where(last < 0, 1 / (1 - last.clamp_max(0)), 1 + last)  # 1 + last to first order, and positive where the ridge was what held z up
+    last = _step(
+        cosine.detach(), (c * z).detach(), rates.detach(), rates - cosine @ (c * z), power, eps
+    )
+    # 1 + last to first order, and positive where the ridge was what held z up
+    z = z * torch.where(last < 0, 1 / (1 - last.clamp_max(0)), 1 + last)
     return poison(torch.where(real, c / relative * z, 0.0), given, share), longest
 
 
 def _solve(cosine: Tensor, c: Tensor, power: float | Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """z, and whether it has settled: where 0 is in the hull rounding moves it by a few percent for ever, elsewhere by nothing."""
+    """z, and whether it has settled: where 0 is in the hull rounding moves it by a few percent for
+    ever, elsewhere by nothing.
+    """
     ridged = cosine + 4 * len(c) * eps * torch.eye(len(c), dtype=c.dtype, device=c.device)
     log_z, log_rates = torch.zeros_like(c), c.log()
     change = torch.full_like(c[0], torch.inf)
@@ -70,13 +96,18 @@ def _solve(cosine: Tensor, c: Tensor, power: float | Tensor, eps: float) -> tupl
             if can_look(share) and float(share) == 0:
                 break
         log_z, log_rates = log_z + share * step, log_rates + share * step_rates
-        if can_look(change) and float(change) < 1e-9:  # the steps that remain would change nothing but rounding
+        # the steps that remain would change nothing but rounding
+        if can_look(change) and float(change) < 1e-9:
             break
     return log_z.exp(), change < 1
 
 
-def _step(cosine: Tensor, y: Tensor, rates: Tensor, missing: Tensor, power: float | Tensor, eps: float) -> Tensor:
-    """The relative change e of y with (C diag(y) + power diag(rates)) e = missing, solved on rows scaled to a unit diagonal."""
+def _step(
+    cosine: Tensor, y: Tensor, rates: Tensor, missing: Tensor, power: float | Tensor, eps: float
+) -> Tensor:
+    """The relative change e of y with (C diag(y) + power diag(rates)) e = missing, solved on rows
+    scaled to a unit diagonal.
+    """
     if isinstance(power, Tensor):
         power = power.detach()
     barrier = power * rates

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..checks import can_look
+from ..core.checks import can_look, check_option
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, State
 from .common import gramian_of, mean_present
@@ -16,30 +16,40 @@ By = Literal["norm", "loss", "both"]
 
 
 def normalize(rule: Rule, by: By = "norm") -> Rule:
-    """The rule sees the rows g̃_t = g_t/s_t, with s_t = ‖g_t‖, L_t or L_t‖g_t‖, and its weights apply to these: d = s̄ Σ w_t g̃_t, s̄ the mean of the s_t.
+    """The rule sees the rows g̃_t = g_t/s_t, with s_t = ‖g_t‖, L_t or L_t‖g_t‖, and its weights
+    apply to these: d = s̄ Σ w_t g̃_t, s̄ the mean of the s_t.
 
     Args:
         rule: any; losses, preference and present tasks reach it as they are.
         by: "norm" for ‖g_t‖, "loss" for L_t, "both" for L_t‖g_t‖ (MGDA's "l2", "loss" and "loss+").
 
-    Returns: weights w_t s̄/s_t. The common factor s̄, over the present tasks, keeps lengths and learning rates what they were; it is the rule itself when all
-    s_t are equal. A row with s_t = 0, of length or loss 0, is divided by s̄.
+    Returns:
+        weights w_t s̄/s_t. The common factor s̄, over the present tasks, keeps lengths and learning
+        rates what they were; it is the rule itself when all s_t are equal. A row with s_t = 0, of
+        length or loss 0, is divided by s̄.
 
-    Raises: ValueError for another `by`; and for losses below 0 with "loss" and "both", where they can be seen (elsewhere: NaN).
+    Raises:
+        ValueError: for another `by`; and for losses below 0 with "loss" and "both", where they can
+            be seen (elsewhere: NaN).
 
-    Source: the normalisations of Sener & Koltun 2018's code and of LibMTL, which apply the weights w to the gradients that were **not** normalised.
+    Source:
+        the normalisations of Sener & Koltun 2018's code and of LibMTL, which apply the weights w to
+        the gradients that were **not** normalised.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(normalize(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
-    [1.0, 1.0]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(normalize(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
+        [1.0, 1.0]
     """
-    if by not in get_args(By):
-        raise ValueError(f"by={by!r}: expected one of {', '.join(map(repr, get_args(By)))}")
+    check_option(by, "by", get_args(By))
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         losses, gramian, present = geometry.losses, geometry.gramian, geometry.present
         if by != "norm" and can_look(losses) and bool((losses < 0).any()):
-            raise ValueError(f"normalize: dividing by the losses needs losses >= 0, got {losses.tolist()}; shift the losses, or bound them below")
+            raise ValueError(
+                f"normalize: dividing by the losses needs losses >= 0, got {losses.tolist()}; "
+                "shift the losses, or bound them below"
+            )
         size = torch.ones_like(losses) if by == "norm" else losses.where(losses >= 0, float("nan"))
         if by != "loss":
             length = root(gramian_of(geometry, "normalize").diagonal())

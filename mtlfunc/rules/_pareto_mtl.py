@@ -1,4 +1,6 @@
-"""Pareto MTL: MGDA within the cone of loss vectors that are closest to one preference vector of several."""
+"""Pareto MTL: MGDA within the cone of loss vectors that are closest to one preference vector of
+several.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checks import can_look, normalized_preference, poison
+from ..core.checks import can_look, normalized_preference, poison
 from ..solvers import auto, min_norm
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Solver, State
@@ -16,66 +18,103 @@ from .common import gramian_of, preference_of
 
 
 class ParetoMTLState(NamedTuple):
-    search: Int[Tensor, ""]  # steps left to look for a first point of the region; 0 once one is found
+    # steps left to look for a first point of the region; 0 once one is found
+    search: Int[Tensor, ""]
 
 
 def pareto_mtl(
-    preference: Float[Tensor, " task"] | None = None, others: Float[Tensor, "vector task"] | None = None, search: int = 1000, solver: Solver | None = None
+    preference: Float[Tensor, " task"] | None = None,
+    others: Float[Tensor, "vector task"] | None = None,
+    search: int = 1000,
+    solver: Solver | None = None,
 ) -> Rule:
-    """The shortest convex combination of all g_t and of the violated constraints' gradients Σ_t (u_jt - u_t) g_t, constraint j being (u_j - u)·L <= 0.
+    """The shortest convex combination of all g_t and of the violated constraints' gradients Σ_t
+    (u_jt - u_t) g_t, constraint j being (u_j - u)·L <= 0.
 
-    At first, until no constraint is violated, of the latter alone. u and u_j are brought to length 1, so the region is {L: no u_j makes a smaller angle with
-    L than u}.
+    At first, until no constraint is violated, of the latter alone. u and u_j are brought to length
+    1, so the region is {L: no u_j makes a smaller angle with L than u}.
 
     Args:
-        preference: u `[task]` >= 0, a direction of the **loss vector**: a larger entry allows a larger loss, the reverse of `epo`. None is the geometry's.
-        others: u_j `[vector, task]` >= 0, what u competes with, and may contain it; None is the T axes. Front: vmap over the rows of `others` as preference.
+        preference: u `[task]` >= 0, a direction of the **loss vector**: a larger entry allows a
+            larger loss, the reverse of `epo`. None is the geometry's.
+        others: u_j `[vector, task]` >= 0, what u competes with, and may contain it; None is the T
+            axes. Front: vmap over the rows of `others` as preference.
         search: most steps >= 0 spent on the constraints alone.
         solver: of `mtlfunc.solvers`, for `min_norm`; None is `auto()`, exact.
 
-    Returns: weights α_t + Σ_j β_j (u_jt - u_t) with α, β >= 0, Σα + Σβ = 1; an entry may be negative and the sum differs from 1 while a constraint
-    is violated. In the region it is `mgda`.
+    Returns:
+        weights α_t + Σ_j β_j (u_jt - u_t) with α, β >= 0, Σα + Σβ = 1; an entry may be negative and
+        the sum differs from 1 while a constraint is violated. In the region it is `mgda`.
 
-    Raises: ValueError for a bad preference, vectors that are negative, zero or of another length, or search < 0.
+    Raises:
+        ValueError: for a bad preference, vectors that are negative, zero or of another length, or
+            search < 0.
 
-    Source: Lin et al. 2019; violated means > 0, as in the official code. Of that the toy takes unit vectors and the weights as they are and searches for 20 of
-    100 steps; the training script scales the weights to Σ|w| = T and searches for two epochs at most.
+    Source:
+        Lin et al. 2019; violated means > 0, as in the official code. Of that the toy takes unit
+        vectors and the weights as they are and searches for 20 of 100 steps; the training script
+        scales the weights to Σ|w| = T and searches for two epochs at most.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(pareto_mtl(), torch.eye(2), losses=torch.tensor([1.0, 1.0])).tolist()
-    [0.5, 0.5]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(pareto_mtl(), torch.eye(2), losses=torch.tensor([1.0, 1.0])).tolist()
+        [0.5, 0.5]
     """
     if search < 0:
         raise ValueError(f"search: expected a number of steps >= 0, got {search}")
     if others is not None and (others.ndim != 2 or not others.is_floating_point()):
-        raise ValueError(f"others: expected floating vectors [vector, task], got {others.dtype} of shape {list(others.shape)}")
-    if others is not None and can_look(others) and not (bool((others >= 0).all()) and bool((others.sum(-1) > 0).all())):
-        raise ValueError(f"others: expected finite entries >= 0 with a positive sum in every row, got {others.tolist()}")
+        raise ValueError(
+            f"others: expected floating vectors [vector, task], got {others.dtype} of shape "
+            f"{list(others.shape)}"
+        )
+    if (
+        others is not None
+        and can_look(others)
+        and not (bool((others >= 0).all()) and bool((others.sum(-1) > 0).all()))
+    ):
+        raise ValueError(
+            "others: expected finite entries >= 0 with a positive sum in every row, got "
+            f"{others.tolist()}"
+        )
     solve = solver or auto()
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         if others is not None and others.shape[1] != len(losses):
-            raise ValueError(f"others: made for {others.shape[1]} tasks, but there are {len(losses)} rows")
+            raise ValueError(
+                f"others: made for {others.shape[1]} tasks, but there are {len(losses)} rows"
+            )
         return ParetoMTLState(torch.zeros_like(losses[0], dtype=torch.int64) + search)
 
     def update(geometry: Geometry, state: ParetoMTLState) -> tuple[Tensor, State]:
         gramian, present = gramian_of(geometry, "pareto_mtl"), geometry.present
         count = len(gramian)
-        losses, axes = geometry.losses.to(gramian), torch.eye(count, dtype=gramian.dtype, device=gramian.device)
+        losses, axes = (
+            geometry.losses.to(gramian),
+            torch.eye(count, dtype=gramian.dtype, device=gramian.device),
+        )
         u = preference_of(geometry, preference, gramian)
         vectors = (axes if others is None else others.to(gramian)) * present
         apart = vectors / or_one(vectors.norm(dim=-1, keepdim=True)) - u / or_one(u.norm())
-        violated = (apart @ losses > 8 * count * torch.finfo(gramian.dtype).eps * losses.norm()) & (vectors > 0).any(-1)
+        violated = (apart @ losses > 8 * count * torch.finfo(gramian.dtype).eps * losses.norm()) & (
+            vectors > 0
+        ).any(-1)
         searching = violated.any() & (state.search > 0)
 
         used = torch.cat([present & ~searching, violated])
         rows = torch.cat([axes, apart])
         places = torch.arange(len(rows), device=used.device)
         first = torch.where(used, places, len(rows)).amin().clamp_max(len(rows) - 1)
-        rows = rows.index_select(0, torch.where(used, places, first))  # a copy has no say in the shortest vector
-        weights = torch.where(present, solve(min_norm(rows @ gramian @ rows.mT)).weights @ rows, 0.0)
-        left = torch.where(violated.any(), (state.search - 1).clamp_min(0), torch.zeros_like(state.search))
-        return poison(weights, gramian, losses, u), ParetoMTLState(torch.where(present.any(), left, state.search))
+        # a copy has no say in the shortest vector
+        rows = rows.index_select(0, torch.where(used, places, first))
+        weights = torch.where(
+            present, solve(min_norm(rows @ gramian @ rows.mT)).weights @ rows, 0.0
+        )
+        left = torch.where(
+            violated.any(), (state.search - 1).clamp_min(0), torch.zeros_like(state.search)
+        )
+        return poison(weights, gramian, losses, u), ParetoMTLState(
+            torch.where(present.any(), left, state.search)
+        )
 
     return Rule(init, update)

@@ -6,45 +6,69 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of
 from .losswise import unit_and_length
 
 
-def pbi(theta: Scalar = 5.0, preference: Float[Tensor, " task"] | None = None, *, reference: Float[Tensor, " task"] | None = None) -> Rule:
-    """The gradient of ‖p‖(d₁ + θd₂): with u = p/‖p‖, d₁ = u·(L - z) is how far the losses are along the ray z + Ru, d₂ how far off it.
+def pbi(
+    theta: Scalar = 5.0,
+    preference: Float[Tensor, " task"] | None = None,
+    *,
+    reference: Float[Tensor, " task"] | None = None,
+) -> Rule:
+    """The gradient of ‖p‖(d₁ + θd₂): with u = p/‖p‖, d₁ = u·(L - z) is how far the losses are along
+    the ray z + Ru, d₂ how far off it.
 
     Args:
         theta: θ >= 0, the penalty off the ray; 0 is the weighted sum, 5 the paper's.
-        preference: p `[task]` >= 0, scaled to sum 1, the ray's direction; None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1, the ray's direction; None is the geometry's,
+            1/T unless tasks were mixed.
         reference: the ideal point z `[task]`; None is 0.
 
-    Returns: weights p + θ‖p‖n, n the unit vector from the ray to L, and 0 where L is on it up to rounding. They sum to 1 there; a task whose loss is
-    too low for the ray can get a negative one. ‖p‖ times the paper's, so that T enters no learning rate.
+    Returns:
+        weights p + θ‖p‖n, n the unit vector from the ray to L, and 0 where L is on it up to
+        rounding. They sum to 1 there; a task whose loss is too low for the ray can get a negative
+        one. ‖p‖ times the paper's, so that T enters no learning rate.
 
-    Raises: ValueError for a negative theta, a bad preference, a reference of another shape.
+    Raises:
+        ValueError: for a negative theta, a bad preference, a reference of another shape.
 
-    Source: Zhang & Li 2007 (MOEA/D), section III. TorchJD's PBI is this without the factor, and with 1e-12 under the root of d₂, in the loss' unit.
+    Source:
+        Zhang & Li 2007 (MOEA/D), section III. TorchJD's PBI is this without the factor, and with
+        1e-12 under the root of d₂, in the loss' unit.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(pbi(0.5), torch.eye(2), losses=torch.tensor([0.0, 1.0]))
-    tensor([0.2500, 0.7500])
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(pbi(0.5), torch.eye(2), losses=torch.tensor([0.0, 1.0]))
+        tensor([0.2500, 0.7500])
     """
     check_scalar(theta, "theta")
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         if reference is not None and reference.shape != losses.shape:
-            raise ValueError(f"reference: expected shape {list(losses.shape)}, one loss a task, got {list(reference.shape)}")
+            raise ValueError(
+                f"reference: expected shape {list(losses.shape)}, one loss a task, got "
+                f"{list(reference.shape)}"
+            )
         return ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         p = preference_of(geometry, preference)
-        shifted = geometry.losses if reference is None else geometry.losses - reference.to(geometry.losses)
-        (ray, length), (unit, _) = unit_and_length(p), unit_and_length(shifted.where(geometry.present, 0.0))
+        shifted = (
+            geometry.losses
+            if reference is None
+            else geometry.losses - reference.to(geometry.losses)
+        )
+        (ray, length), (unit, _) = (
+            unit_and_length(p),
+            unit_and_length(shifted.where(geometry.present, 0.0)),
+        )
         normal, distance = unit_and_length(unit - (ray @ unit) * ray)
-        on_ray = distance <= 4 * len(p) * torch.finfo(p.dtype).eps  # of L's own length: what is left is rounding, and has no direction
+        # of L's own length: what is left is rounding, and has no direction
+        on_ray = distance <= 4 * len(p) * torch.finfo(p.dtype).eps
         return poison(p + theta * length * normal.where(~on_ray, 0.0), geometry.losses), ()
 
     return Rule(init, update)

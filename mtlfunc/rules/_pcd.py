@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checks import can_look, check_scalar, poison
+from ..core.checks import can_look, check_scalar, poison
 from ..solvers import auto
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, Solver, State
+from ._least_distance import least_distance
 from .common import gramian_of
-from .least_distance import least_distance
 
 
 class PCDState(NamedTuple):
@@ -21,28 +21,42 @@ class PCDState(NamedTuple):
     seen: Int[Tensor, " task"]  # batches that had the task
 
 
-def pcd(tau: Scalar | Float[Tensor, " task"] = 0.02, beta: Scalar = 0.999, primary: int = 0, solver: Solver | None = None) -> Rule:
-    """min ½‖d - g̃_p‖² with g̃_t·d >= τ‖g̃_t‖² for the other tasks t, p the primary one; then d is brought to the length ‖g_p‖.
+def pcd(
+    tau: Scalar | Float[Tensor, " task"] = 0.02,
+    beta: Scalar = 0.999,
+    primary: int = 0,
+    solver: Solver | None = None,
+) -> Rule:
+    """min ½‖d - g̃_p‖² with g̃_t·d >= τ‖g̃_t‖² for the other tasks t, p the primary one; then d is
+    brought to the length ‖g_p‖.
 
-    g̃_t = g_t/√v_t, where v_t is the moving average of ‖g_t‖², corrected for its start. The problem is a projection on a dual cone of one more row.
+    g̃_t = g_t/√v_t, where v_t is the moving average of ‖g_t‖², corrected for its start. The problem
+    is a projection on a dual cone of one more row.
 
     Args:
-        tau: share >= 0 of its own progress that every other task is owed; a number, or one for each task (the primary's is not used).
+        tau: share >= 0 of its own progress that every other task is owed; a number, or one for each
+            task (the primary's is not used).
         beta: decay in [0, 1) of the moving averages.
         primary: index of the primary task.
         solver: of `mtlfunc.solvers`, for `dual_cone`; None is `auto()`, exact.
 
-    Returns: weights >= 0 of a direction as long as the primary task's gradient: the primary's alone where the others have their due, and where
-    the demands contradict each other; all 0 where the primary gradient is 0, or absent from the batch.
+    Returns:
+        weights >= 0 of a direction as long as the primary task's gradient: the primary's alone
+        where the others have their due, and where the demands contradict each other; all 0 where
+        the primary gradient is 0, or absent from the batch.
 
-    Raises: ValueError for tau < 0 or of another length, beta outside [0, 1), a primary that is no task.
+    Raises:
+        ValueError: for tau < 0 or of another length, beta outside [0, 1), a primary that is no
+            task.
 
-    Source: PCD (TMLR 2026, arXiv 2606.29521), with τ = .02 and β = .999. The paper, and TorchJD, add 1e-8 to v_t; here is no absolute number. The
-    paper's code tries all sets of constraints.
+    Source:
+        PCD (TMLR 2026, arXiv 2606.29521), with τ = .02 and β = .999. The paper, and TorchJD, add
+        1e-8 to v_t; here is no absolute number. The paper's code tries all sets of constraints.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(pcd(tau=0.0), torch.tensor([[1.0, 1.0], [-1.0, 0.0]])).tolist()
-    [0.0, 1.4142135381698608]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(pcd(tau=0.0), torch.tensor([[1.0, 1.0], [-1.0, 0.0]])).tolist()
+        [0.0, 1.4142135381698608]
     """
     if isinstance(tau, Tensor) and tau.ndim:
         if can_look(tau) and not bool((tau >= 0).all()):
@@ -54,9 +68,15 @@ def pcd(tau: Scalar | Float[Tensor, " task"] = 0.02, beta: Scalar = 0.999, prima
 
     def init(losses: Tensor, key: Tensor) -> State:
         if not 0 <= primary < len(losses):
-            raise ValueError(f"primary: expected one of the {len(losses)} tasks, 0 to {len(losses) - 1}, got {primary}")
+            raise ValueError(
+                f"primary: expected one of the {len(losses)} tasks, 0 to {len(losses) - 1}, got "
+                f"{primary}"
+            )
         if isinstance(tau, Tensor) and tau.ndim and tau.shape != losses.shape:
-            raise ValueError(f"tau: expected a number or shape {list(losses.shape)}, one share a task, got {list(tau.shape)}")
+            raise ValueError(
+                f"tau: expected a number or shape {list(losses.shape)}, one share a task, got "
+                f"{list(tau.shape)}"
+            )
         return PCDState(torch.zeros_like(losses), torch.zeros_like(losses, dtype=torch.int64))
 
     def drop(x: Tensor) -> Tensor:
@@ -65,16 +85,23 @@ def pcd(tau: Scalar | Float[Tensor, " task"] = 0.02, beta: Scalar = 0.999, prima
     def update(geometry: Geometry, state: PCDState) -> tuple[Tensor, State]:
         gramian, present = gramian_of(geometry, "pcd"), geometry.present
         square = gramian.diagonal()
-        squares = torch.where(present, beta * state.squares + (1 - beta) * square.to(state.squares), state.squares)
+        squares = torch.where(
+            present, beta * state.squares + (1 - beta) * square.to(state.squares), state.squares
+        )
         seen = state.seen + present
         mean = squares / or_one(1 - beta**seen)
-        ratio = root(mean[primary] / or_one(mean)).to(gramian)  # of the two scales: with d in units of g_p, g_t·d >= τ·ratio·‖g_t‖² is due
+        # of the two scales: with d in units of g_p, g_t·d >= τ·ratio·‖g_t‖² is due
+        ratio = root(mean[primary] / or_one(mean)).to(gramian)
 
-        multipliers, _ = least_distance(drop(drop(gramian).mT), drop(tau * ratio * square - gramian[primary]), solve)
+        multipliers, _ = least_distance(
+            drop(drop(gramian).mT), drop(tau * ratio * square - gramian[primary]), solve
+        )
         w = torch.cat([multipliers[:primary], torch.ones_like(square[:1]), multipliers[primary:]])
         length, magnitude = w @ gramian @ w, (w @ root(square)) ** 2
         rounding = length <= 64 * len(w) * torch.finfo(w.dtype).eps * magnitude
-        weights = w * torch.where(rounding, 0.0, root(square[primary] / length.where(~rounding, 1.0)))
+        weights = w * torch.where(
+            rounding, 0.0, root(square[primary] / length.where(~rounding, 1.0))
+        )
         return poison(weights, gramian), PCDState(squares, seen)
 
     return Rule(init, update)

@@ -6,41 +6,56 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .. import random
-from ..checks import can_look, normalized_preference, poison
+from ..core import random
+from ..core.checks import can_look, normalized_preference, poison
 from ..types import Geometry, Rule, State
+from ._surgery import compiled, surgery
 from .common import gramian_of, preference_of
-from .surgery import compiled, surgery
 
 
-def pcgrad(orders: Int[Tensor, "task task"] | None = None, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """For each task: p = g_i; for the others j in order: if p·g_j < 0, p ← p - (p·g_j/‖g_j‖²) g_j. The answer is the mean of the p.
+def pcgrad(
+    orders: Int[Tensor, "task task"] | None = None, preference: Float[Tensor, " task"] | None = None
+) -> Rule:
+    """For each task: p = g_i; for the others j in order: if p·g_j < 0, p ← p - (p·g_j/‖g_j‖²) g_j.
+    The answer is the mean of the p.
 
-    Every p is a combination A_i of the gradients, and the test p·g_j = (A_i G)_j reads the Gramian alone; all tasks are worked on at once. On
-    a CPU, where nothing differentiates, a compiled kernel does it, in one call for a whole `vmap`.
+    Every p is a combination A_i of the gradients, and the test p·g_j = (A_i G)_j reads the Gramian
+    alone; all tasks are worked on at once. On a CPU, where nothing differentiates, a compiled
+    kernel does it, in one call for a whole `vmap`.
 
     Args:
-        orders: `[task, task]` integers, row i a permutation of 0 … T-1 (i itself is skipped), used at every step; None draws
-            independent random orders from the rule's key, new ones at each step (they play no part for T <= 2).
-        preference: weights p `[task]` >= 0 of the mean, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        orders: `[task, task]` integers, row i a permutation of 0 … T-1 (i itself is skipped), used
+            at every step; None draws independent random orders from the rule's key, new ones at
+            each step (they play no part for T <= 2).
+        preference: weights p `[task]` >= 0 of the mean, scaled to sum 1; None is the geometry's,
+            1/T unless tasks were mixed.
 
-    Returns: weights Σ_i p_i A_i: the **mean** of the projected gradients, where the paper steps along their sum, T times as long. Each weight
-    is at least its preference; they sum to 1 when nothing conflicts. For T = 2 no task's rate is negative; for T >= 3 a later projection can
-    restore an earlier conflict, and the answer depends on the order.
+    Returns:
+        weights Σ_i p_i A_i: the **mean** of the projected gradients, where the paper steps along
+        their sum, T times as long. Each weight is at least its preference; they sum to 1 when
+        nothing conflicts. For T = 2 no task's rate is negative; for T >= 3 a later projection can
+        restore an earlier conflict, and the answer depends on the order.
 
-    Raises: ValueError for orders of another shape, or whose rows are not permutations, or a bad preference.
+    Raises:
+        ValueError: for orders of another shape, or whose rows are not permutations, or a bad
+            preference.
 
-    Source: Yu et al. 2020, Algorithm 1. The official TensorFlow code discards the shuffle, so its order is always 0, 1, 2, ….
+    Source:
+        Yu et al. 2020, Algorithm 1. The official TensorFlow code discards the shuffle, so its order
+        is always 0, 1, 2, ….
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(pcgrad(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
-    [0.25, 0.75]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(pcgrad(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
+        [0.25, 0.75]
     """
     check_orders(orders)
 
     def init(losses: Tensor, key: Tensor) -> State:
         if orders is not None and len(orders) != len(losses):
-            raise ValueError(f"orders: made for {len(orders)} tasks, but there are {len(losses)} rows")
+            raise ValueError(
+                f"orders: made for {len(orders)} tasks, but there are {len(losses)} rows"
+            )
         normalized_preference(preference, losses)
         return random.stream(key) if orders is None and len(losses) > 2 else ()
 
@@ -56,22 +71,29 @@ def pcgrad(orders: Int[Tensor, "task task"] | None = None, preference: Float[Ten
     return Rule(init, update)
 
 
-def project(gramian: Float[Tensor, "task task"], partners: Int[Tensor, "task task"]) -> Float[Tensor, "task task"]:
+def project(
+    gramian: Float[Tensor, "task task"], partners: Int[Tensor, "task task"]
+) -> Float[Tensor, "task task"]:
     """The coefficients A of the projected gradients, in plain torch."""
     count = len(gramian)
     tasks = torch.arange(count, device=gramian.device)
     squares = gramian.diagonal().where(gramian.diagonal() > 0, 1.0)
-    divisors = torch.where(partners == tasks[:, None], torch.inf, squares[partners])  # nobody is projected off itself
+    # nobody is projected off itself
+    divisors = torch.where(partners == tasks[:, None], torch.inf, squares[partners])
     products, shares = gramian, []  # row i: p_i·g_j
     for j, divisor in zip(partners.unbind(-1), divisors.unbind(-1), strict=True):
         share = products.gather(-1, j[:, None]).clamp_max(0) / divisor[:, None]
         products = torch.addcmul(products, share, gramian.index_select(0, j), value=-1)
         shares.append(share)
-    return torch.eye(count, dtype=gramian.dtype, device=gramian.device) - torch.cat(shares, -1).gather(-1, partners.argsort(-1))
+    return torch.eye(count, dtype=gramian.dtype, device=gramian.device) - torch.cat(
+        shares, -1
+    ).gather(-1, partners.argsort(-1))
 
 
 def draws_of(orders: Tensor | None, state: State, gramian: Tensor) -> tuple[Tensor, State]:
-    """This step's orders `[task, task]`, or the key `[]` that they follow from; and the stream after them."""
+    """This step's orders `[task, task]`, or the key `[]` that they follow from; and the stream
+    after them.
+    """
     if orders is not None:
         return orders.to(gramian.device), state
     if len(gramian) > 2:
@@ -89,6 +111,12 @@ def check_orders(orders: Tensor | None) -> None:
     if orders is None:
         return
     if orders.ndim != 2 or orders.shape[0] != orders.shape[1] or orders.is_floating_point():
-        raise ValueError(f"orders: expected integers of shape [task, task], got {orders.dtype} of shape {list(orders.shape)}")
+        raise ValueError(
+            f"orders: expected integers of shape [task, task], got {orders.dtype} of shape "
+            f"{list(orders.shape)}"
+        )
     if can_look(orders) and not bool((orders.sort(-1).values == torch.arange(len(orders))).all()):
-        raise ValueError(f"orders: every row must be a permutation of 0 … {len(orders) - 1}, got {orders.tolist()}")
+        raise ValueError(
+            f"orders: every row must be a permutation of 0 … {len(orders) - 1}, got "
+            f"{orders.tolist()}"
+        )

@@ -5,24 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import random
-from ..checks import all_present
+from ..core import random
+from ..core.checks import all_present
 from ..types import Geometry, Rule, State
 
 
 def rlw() -> Rule:
     """w = softmax(z), z ~ N(0, I) drawn anew at each step.
 
-    Returns: weights > 0 that sum to 1 (over the present tasks), with mean 1/T, from the rule's own key: the same key gives the same sequence. Runs on every
-    probe, `losses_only()` included.
+    Returns:
+        weights > 0 that sum to 1 (over the present tasks), with mean 1/T, from the rule's own key:
+        the same key gives the same sequence. Runs on every probe, `losses_only()` included.
 
-    Source: Lin et al. 2022, Algorithm 1 (random loss weighting) and, with `mtlfunc.jacobian`, Algorithm 2 (random gradient weighting), with the normal
-    distribution, which their code uses by default. TorchJD (Random) and LibMTL draw from torch's global generator.
+    Source:
+        Lin et al. 2022, Algorithm 1 (random loss weighting) and, with `mtlfunc.jacobian`, Algorithm
+        2 (random gradient weighting), with the normal distribution, which their code uses by
+        default. TorchJD (Random) and LibMTL draw from torch's global generator.
 
-    >>> import torch, mtlfunc as mf
-    >>> w = mf.weights(rlw(), torch.eye(3), key=1)
-    >>> bool((w > 0).all()), round(float(w.sum()), 6)
-    (True, 1.0)
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> w = mf.weights(rlw(), torch.eye(3), key=1)
+        >>> bool((w > 0).all()), round(float(w.sum()), 6)
+        (True, 1.0)
     """
 
     def init(losses: Tensor, key: Tensor) -> State:

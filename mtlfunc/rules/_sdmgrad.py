@@ -1,4 +1,6 @@
-"""SDMGrad: the min-norm weights pulled towards a preferred direction, by a few momentum steps on independent batches."""
+"""SDMGrad: the min-norm weights pulled towards a preferred direction, by a few momentum steps on
+independent batches.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import check_scalar, normalized_preference, poison
-from ..simplex import project
+from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import root
+from ..solvers.simplex import project
 from ..types import Geometry, Rule, Scalar, State
 from .common import gramian_of, mean_present, preference_of, total_present
 
@@ -19,28 +21,44 @@ class SDMGradState(NamedTuple):
     weights: Float[Tensor, " task"]  # w, on the simplex
 
 
-def sdmgrad(strength: Scalar = 0.3, lr: Scalar = 10.0, momentum: Scalar = 0.5, steps: int = 20, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """min over the simplex of ½‖Jᵀw + λg₀‖², g₀ = Jᵀp, by `steps` of v ← μv + A(w + λp), w ← Π_Δ(w - ηv) from the last batch's w and v = 0.
+def sdmgrad(
+    strength: Scalar = 0.3,
+    lr: Scalar = 10.0,
+    momentum: Scalar = 0.5,
+    steps: int = 20,
+    preference: Float[Tensor, " task"] | None = None,
+) -> Rule:
+    """min over the simplex of ½‖Jᵀw + λg₀‖², g₀ = Jᵀp, by `steps` of v ← μv + A(w + λp), w ← Π_Δ(w
+    - ηv) from the last batch's w and v = 0.
 
-    A = J₁J₂ᵀ/s² on two independent batches, with s the mean of the tasks' √(J₁J₂ᵀ)_tt (negative entries count as 0).
+    A = J₁J₂ᵀ/s² on two independent batches, with s the mean of the tasks' √(J₁J₂ᵀ)_tt (negative
+    entries count as 0).
 
     Args:
         strength: λ >= 0; 0 is stochastic MGDA, ∞ the preferred direction.
-        lr, momentum, steps: η > 0, μ in [0, 1), and how many steps are made at a time. The default η = 10 is past the limit of convergence of such
-            an iteration, 2(1 + μ)/λ_max(A) <= 3: where tasks conflict w can jump from corner to corner.
+        lr, momentum, steps: η > 0, μ in [0, 1), and how many steps are made at a time. The default
+            η = 10 is past the limit of convergence of such an iteration, 2(1 + μ)/λ_max(A) <= 3:
+            where tasks conflict w can jump from corner to corner.
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's.
 
-    Returns: weights (w + λp)/(1 + λ) >= 0 that sum to 1; the paper's direction is (1 + λ) times as long. Use `mtlfunc.double_sampling(...)` as probe
-    with three batches, the third for the step.
+    Returns:
+        weights (w + λp)/(1 + λ) >= 0 that sum to 1; the paper's direction is (1 + λ) times as long.
+        Use `mtlfunc.double_sampling(...)` as probe with three batches, the third for the step.
 
-    Raises: ValueError for strength < 0, lr <= 0, momentum outside [0, 1), steps < 1 or a bad preference.
+    Raises:
+        ValueError: for strength < 0, lr <= 0, momentum outside [0, 1), steps < 1 or a bad
+        preference.
 
-    Source: Xiao et al. 2023 (SDMGrad), Algorithm 1, which draws new batches at each inner step; scale, momentum, the reuse of one pair and the division by
-    1 + λ are the official code's (section 6.1), which adds 1e-4 under the root. LibMTL has lr = 5, TorchJD the values given here and 1e-8 beside s².
+    Source:
+        Xiao et al. 2023 (SDMGrad), Algorithm 1, which draws new batches at each inner step; scale,
+        momentum, the reuse of one pair and the division by 1 + λ are the official code's (section
+        6.1), which adds 1e-4 under the root. LibMTL has lr = 5, TorchJD the values given here and
+        1e-8 beside s².
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(sdmgrad(strength=0.0, lr=0.3, steps=100), torch.diag(torch.tensor([1.0, 4.0])))
-    tensor([0.8000, 0.2000])
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(sdmgrad(strength=0.0, lr=0.3, steps=100), torch.diag(torch.tensor([1.0, 4.0])))
+        tensor([0.8000, 0.2000])
     """
     check_scalar(strength, "strength")
     check_scalar(lr, "lr", positive=True)
@@ -68,6 +86,8 @@ def sdmgrad(strength: Scalar = 0.3, lr: Scalar = 10.0, momentum: Scalar = 0.5, s
             top = point.where(present, -torch.inf).amax().where(present.any(), 0.0)
             w = project((point - top).where(present, -2.0)).where(present, 0.0)
         w = poison(w, gramian, state.weights).to(state.weights.dtype)
-        return (w + strength * p.to(w)) / (1 + strength), SDMGradState((total * w).where(present, state.weights))
+        return (w + strength * p.to(w)) / (1 + strength), SDMGradState(
+            (total * w).where(present, state.weights)
+        )
 
     return Rule(init, update)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checks import can_look, check_scalar, normalized_preference, poison
+from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of
 from .losswise import positive, softmax
@@ -27,36 +27,53 @@ def stch(
     reference: Float[Tensor, " task"] | None = None,
     warmup: tuple[int, int] | None = None,
 ) -> Rule:
-    """The gradient of T·μ·log Σ_t exp(p_t(L_t - z_t)/μ): a smooth max_t p_t(L_t - z_t), whose minima are Pareto optimal for every p > 0.
+    """The gradient of T·μ·log Σ_t exp(p_t(L_t - z_t)/μ): a smooth max_t p_t(L_t - z_t), whose
+    minima are Pareto optimal for every p > 0.
 
     Args:
-        mu: smoothing μ > 0, in the unit of p_t·L_t: as it shrinks the weights go to the worst task alone, as it grows to p.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        mu: smoothing μ > 0, in the unit of p_t·L_t: as it shrinks the weights go to the worst task
+            alone, as it grows to p.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
         reference: the ideal point z `[task]`, a lower bound of each loss; None is 0.
-        warmup: `(first, then)`, as the official multi-task code trains: the objective is Σ p_t log L_t for first + then steps, and afterwards the
-            smooth maximum above with log(L_t/n_t) for L_t - z_t, where n is the mean loss of the `then` steps. Excludes reference.
+        warmup: `(first, then)`, as the official multi-task code trains: the objective is Σ p_t log
+            L_t for first + then steps, and afterwards the smooth maximum above with log(L_t/n_t)
+            for L_t - z_t, where n is the mean loss of the `then` steps. Excludes reference.
 
-    Returns: weights T·p_t·softmax(p(L - z)/μ)_t: for equal p convex ones that sum to 1, else between T·min p and T·max p. T times the
-    paper's, whose p = 1/T would shorten the step by T. With warmup they are divided by L_t (before its end: p_t/L_t).
+    Returns:
+        weights T·p_t·softmax(p(L - z)/μ)_t: for equal p convex ones that sum to 1, else between
+        T·min p and T·max p. T times the paper's, whose p = 1/T would shorten the step by T. With
+        warmup they are divided by L_t (before its end: p_t/L_t).
 
-    Raises: ValueError for mu <= 0, a bad preference or reference, warmup with counts that are negative or average over no step; with warmup,
-    at a step, for losses that are not positive (NaN where that cannot be seen).
+    Raises:
+        ValueError: for mu <= 0, a bad preference or reference, warmup with counts that are negative
+            or average over no step; with warmup, at a step, for losses that are not positive (NaN
+            where that cannot be seen).
 
-    Source: Lin et al. 2024, the smooth Tchebycheff scalarization, max-shifted as in appendix B.1. TorchJD's STCH is 1/T of this, without warmup. The
-    official multi-task code and LibMTL have the warm-up, the factor T, and 1 in place of p = 1/T, so that their μ is T times this one.
+    Source:
+        Lin et al. 2024, the smooth Tchebycheff scalarization, max-shifted as in appendix B.1.
+        TorchJD's STCH is 1/T of this, without warmup. The official multi-task code and LibMTL have
+        the warm-up, the factor T, and 1 in place of p = 1/T, so that their μ is T times this one.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(stch(1e-3), torch.eye(2), losses=torch.tensor([1.0, 4.0])).tolist()
-    [0.0, 1.0]
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(stch(1e-3), torch.eye(2), losses=torch.tensor([1.0, 4.0])).tolist()
+        [0.0, 1.0]
     """
     check_scalar(mu, "mu", positive=True)
     if warmup is not None and (reference is not None or warmup[0] < 0 or warmup[1] < 1):
-        raise ValueError(f"warmup: expected (steps >= 0, steps >= 1) and no reference, got {warmup} with reference={reference}")
+        raise ValueError(
+            f"warmup: expected (steps >= 0, steps >= 1) and no reference, got {warmup} with "
+            f"reference={reference}"
+        )
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         if reference is not None and reference.shape != losses.shape:
-            raise ValueError(f"reference: expected shape {list(losses.shape)}, one loss a task, got {list(reference.shape)}")
+            raise ValueError(
+                f"reference: expected shape {list(losses.shape)}, one loss a task, got "
+                f"{list(reference.shape)}"
+            )
         if warmup is None:
             return ()
         zero = torch.zeros_like(losses)
@@ -70,7 +87,9 @@ def stch(
             return present.sum() * p * softmax(p * objective / mu, present.to(losses))
 
         if warmup is None:
-            return poison(slopes(losses if reference is None else losses - reference.to(losses)), losses), ()
+            return poison(
+                slopes(losses if reference is None else losses - reference.to(losses)), losses
+            ), ()
         first, then = warmup
         losses = positive(losses, present, "stch with warmup")
         averaged = present & (state.steps >= first) & (state.steps < first + then)
@@ -78,9 +97,16 @@ def stch(
         ready = state.steps >= first + then
         unknown = ready & present & (seen == 0)
         if can_look(unknown) and bool(unknown.any()):
-            raise ValueError(f"warmup: tasks {unknown.nonzero().flatten().tolist()} were absent from all {then} steps of averaging; average over more")
-        nadir = torch.where(ready & present, (total / seen.clamp_min(1)).where(seen > 0, float("nan")), 1.0)
+            raise ValueError(
+                f"warmup: tasks {unknown.nonzero().flatten().tolist()} were absent from all "
+                f"{then} steps of averaging; average over more"
+            )
+        nadir = torch.where(
+            ready & present, (total / seen.clamp_min(1)).where(seen > 0, float("nan")), 1.0
+        )
         weights = torch.where(ready, slopes(torch.log(losses / nadir)), p) / losses
-        return poison(weights, geometry.losses, losses, nadir), STCHState(total, seen, state.steps + 1)
+        return poison(weights, geometry.losses, losses, nadir), STCHState(
+            total, seen, state.steps + 1
+        )
 
     return Rule(init, update)

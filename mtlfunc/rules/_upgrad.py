@@ -7,34 +7,42 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..checks import normalized_preference
+from ..core.checks import normalized_preference
 from ..solvers import dual_cone
-from ..solvers.active_set import on_dual_cone
+from ..solvers._active_set import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
 from .common import gramian_of, preference_of, stand_ins
 
 
 def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None) -> Rule:
-    """d = Σ_t π(p_t g_t), π the projection on {d: g_s·d >= 0 for all s}: weights Σ_t argmin over v >= p_t e_t of vᵀG v.
+    """d = Σ_t π(p_t g_t), π the projection on {d: g_s·d >= 0 for all s}: weights Σ_t argmin over v
+    >= p_t e_t of vᵀG v.
 
     The T projections share the Gramian and are solved in one call.
 
     Args:
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
         solver: of `mtlfunc.solvers`; None is exact.
 
-    Returns: weights, each at least its preference; they are p, of sum 1, when nothing conflicts. No rate is ever negative. For T = 2 this is PCGrad's mean.
-    d is linear in the length of every gradient: multiplying one by s > 0 multiplies its own projection by s and leaves the others.
+    Returns:
+        weights, each at least its preference; they are p, of sum 1, when nothing conflicts. No rate
+        is ever negative. For T = 2 this is PCGrad's mean. d is linear in the length of every
+        gradient: multiplying one by s > 0 multiplies its own projection by s and leaves the others.
 
-    Raises: ValueError for a bad preference.
+    Raises:
+        ValueError: for a bad preference.
 
-    Source: Quinton & Rey 2024, eq. 5 and Proposition 1. TorchJD solves with G/trace G + 1e-4 I: two gradients at 135° whose lengths are 1 and 100 get a d that
-    is off by half of its length, at 1 and 1000 by 99 %, and that raises the loss of the shorter one. Below ‖J‖_F = 0.01 it returns the mean, conflicts and
-    all; LibMTL's is TorchJD's.
+    Source:
+        Quinton & Rey 2024, eq. 5 and Proposition 1. TorchJD solves with G/trace G + 1e-4 I: two
+        gradients at 135° whose lengths are 1 and 100 get a d that is off by half of its length, at
+        1 and 1000 by 99 %, and that raises the loss of the shorter one. Below ‖J‖_F = 0.01 it
+        returns the mean, conflicts and all; LibMTL's is TorchJD's.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.aggregate(upgrad(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
-    [0.25, 0.75]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.aggregate(upgrad(), torch.tensor([[1.0, 0.0], [-1.0, 1.0]])).tolist()
+        [0.25, 0.75]
     """
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -44,7 +52,9 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, back = stand_ins(gramian_of(geometry, "upgrad"), geometry.present)
         each = torch.diag(preference_of(geometry, preference, gramian))
-        projected = on_dual_cone(gramian, each) if solver is None else _one_by_one(solver, gramian, each)
+        projected = (
+            on_dual_cone(gramian, each) if solver is None else _one_by_one(solver, gramian, each)
+        )
         return back(projected.sum(0)), ()
 
     return Rule(init, update)

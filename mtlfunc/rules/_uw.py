@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import optim
-from ..checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, normalized_preference, poison
+from ..training import optim
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import preference_of
 from .losswise import learn
@@ -30,26 +30,33 @@ def uw(
 ) -> Rule:
     """Descend Σ_t ½e^(-s_t) L_t + ½s_t in the parameters and in s = log σ² together.
 
-    The slope in s is known, ½ - ½e^(-s_t) L_t, so no second backward pass is made; s_t rests at log L_t, where task t's weight is 1/(2L_t).
-    The heads belong to the same objective: use `mtlfunc.losses_only()` or `mtlfunc.jacobian(..., heads="weighted")`.
+    The slope in s is known, ½ - ½e^(-s_t) L_t, so no second backward pass is made; s_t rests at log
+    L_t, where task t's weight is 1/(2L_t). The heads belong to the same objective: use
+    `mtlfunc.losses_only()` or `mtlfunc.jacobian(..., heads="weighted")`.
 
     Args:
         lr: learning rate > 0 of s; the paper learns s with the network's own optimizer.
         optimizer: from a learning rate to the optimizer of s.
         initial: s at the start.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were mixed. It scales weights, not the steps of s.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed. It scales weights, not the steps of s.
 
-    Returns: weights p_t·½e^(-s_t), those of before this step's update of s: ½ in sum at the start, 1/(2L) when all losses rest at L. Use
-    `reduction="sum"` to step along the paper's sum. A loss that stays at or below 0 sends its s to -∞ and its weight to ∞.
+    Returns:
+        weights p_t·½e^(-s_t), those of before this step's update of s: ½ in sum at the start,
+        1/(2L) when all losses rest at L. Use `reduction="sum"` to step along the paper's sum. A
+        loss that stays at or below 0 sends its s to -∞ and its weight to ∞.
 
-    Raises: ValueError for lr <= 0 or a bad preference.
+    Raises:
+        ValueError: for lr <= 0 or a bad preference.
 
-    Source: Kendall et al. 2018, eq. 7 with s = log σ². LibMTL starts at s = -½; there and in TorchJD s is a parameter of the network's optimizer,
-    weight decay included.
+    Source:
+        Kendall et al. 2018, eq. 7 with s = log σ². LibMTL starts at s = -½; there and in TorchJD s
+        is a parameter of the network's optimizer, weight decay included.
 
-    >>> import mtlfunc as mf
-    >>> mf.weights(uw(0.01), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
-    [0.25, 0.25]
+    Examples:
+        >>> import mtlfunc as mf
+        >>> mf.weights(uw(0.01), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
+        [0.25, 0.25]
     """
     check_scalar(lr, "lr", positive=True)
     move = optimizer(lr)
@@ -62,6 +69,10 @@ def uw(
     def update(geometry: Geometry, state: UWState) -> tuple[Tensor, State]:
         precision = 0.5 * torch.exp(-state.s)
         weights = poison(preference_of(geometry, preference) * precision, geometry.losses)
-        return weights, UWState(*learn(move, state.s, 0.5 - precision * geometry.losses, state.optimizer, geometry.present))
+        return weights, UWState(
+            *learn(
+                move, state.s, 0.5 - precision * geometry.losses, state.optimizer, geometry.present
+            )
+        )
 
     return Rule(init, update)

@@ -10,31 +10,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checks import all_present, can_look, normalized_preference
+from ..core.checks import all_present, can_look, normalized_preference
 from ..types import Geometry, Rule, State
 
 
-def gramian_of(geometry: Geometry, rule: str, *, symmetric: bool = True) -> Float[Tensor, "row row"]:
-    """The Gramian, or an error that says which probe to use; `symmetric` unless the rule is made for J₁J₂ᵀ of two batches."""
+def gramian_of(
+    geometry: Geometry, rule: str, *, symmetric: bool = True
+) -> Float[Tensor, "row row"]:
+    """The Gramian, or an error that says which probe to use; `symmetric` unless the rule is made
+    for J₁J₂ᵀ of two batches.
+    """
     if symmetric and "second_losses" in geometry.extra:
         raise ValueError(
-            f"{rule} needs the Gramian JJᵀ of one batch, but the probe measures J₁J₂ᵀ of two; use mtlfunc.jacobian(...), or mtlfunc.modo() or sdmgrad() as rule"
+            f"{rule} needs the Gramian JJᵀ of one batch, but the probe measures J₁J₂ᵀ of two; "
+            "use mtlfunc.jacobian(...), or mtlfunc.modo() or sdmgrad() as rule"
         )
     count = geometry.losses.shape[0]
     if tuple(geometry.gramian.shape) != (count, count):
         raise ValueError(
-            f"{rule} needs the Gramian of {count} rows, but the geometry holds one of shape {list(geometry.gramian.shape)}; "
+            f"{rule} needs the Gramian of {count} rows, but the geometry holds one of shape "
+            f"{list(geometry.gramian.shape)}; "
             "use mtlfunc.jacobian(...) or mtlfunc.representation(...) as probe, not losses_only()"
         )
     return geometry.gramian
 
 
-def preference_of(geometry: Geometry, preference: Tensor | None = None, like: Tensor | None = None) -> Float[Tensor, " row"]:
-    """The rule's own preference, or else the geometry's, over the present rows: it sums to 1, or is all zero where none is present.
+def preference_of(
+    geometry: Geometry, preference: Tensor | None = None, like: Tensor | None = None
+) -> Float[Tensor, " row"]:
+    """The rule's own preference, or else the geometry's, over the present rows: it sums to 1, or is
+    all zero where none is present.
 
     In the dtype of `like`, of the losses if that is None.
     """
-    own = normalized_preference(preference, geometry.preference.to(geometry.losses if like is None else like))
+    own = normalized_preference(
+        preference, geometry.preference.to(geometry.losses if like is None else like)
+    )
     if all_present(geometry.present):
         return own
     kept = own.where(geometry.present, 0.0)
@@ -43,10 +54,12 @@ def preference_of(geometry: Geometry, preference: Tensor | None = None, like: Te
 
 
 def stand_ins(gramian: Tensor, present: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The Gramian with absent rows replaced by copies of the first present one, and the way back from weights of the copies.
+    """The Gramian with absent rows replaced by copies of the first present one, and the way back
+    from weights of the copies.
 
-    For rules whose direction does not change when a gradient without a say in the mean is listed twice: min-norm points, CAGrad, dual cones.
-    The way back adds the copies' weights to the original's; absent rows get 0, and so do all if none is present.
+    For rules whose direction does not change when a gradient without a say in the mean is listed
+    twice: min-norm points, CAGrad, dual cones. The way back adds the copies' weights to the
+    original's; absent rows get 0, and so do all if none is present.
     """
     if all_present(present):
         return gramian, lambda weights: weights
@@ -68,7 +81,9 @@ def mean_present(x: Tensor, present: Tensor) -> Tensor:
 
 
 def total_present(x: Tensor, present: Tensor, whole: float) -> Tensor:
-    """The sum of `x` [row] over the present rows where some are absent; `whole`, what it is by construction, where none is; 1 if all are."""
+    """The sum of `x` [row] over the present rows where some are absent; `whole`, what it is by
+    construction, where none is; 1 if all are.
+    """
     if all_present(present):
         return torch.full_like(x[0], whole)
     total = x.where(present, 0.0).sum()
@@ -76,28 +91,41 @@ def total_present(x: Tensor, present: Tensor, whole: float) -> Tensor:
 
 
 def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
-    """`weights`, or an error where a row is absent and the rule cannot do without it (NaN where that cannot be seen)."""
+    """`weights`, or an error where a row is absent and the rule cannot do without it (NaN where
+    that cannot be seen).
+    """
     if all_present(geometry.present):
         return weights
     if can_look(geometry.present) and not bool(geometry.present.all()):
-        raise ValueError(f"{rule} needs every task in every batch, but tasks {(~geometry.present).nonzero().flatten().tolist()} are absent from this one")
+        raise ValueError(
+            f"{rule} needs every task in every batch, but tasks "
+            f"{(~geometry.present).nonzero().flatten().tolist()} are absent from this one"
+        )
     return weights.where(geometry.present.all(), float("nan"))
 
 
 def stateless(f: Callable[..., Tensor]) -> Rule:
-    """A rule from a function of the Gramian `[row, row]`, or of the Gramian and the losses `[row]`, to weights `[row]`.
+    """A rule from a function of the Gramian `[row, row]`, or of the Gramian and the losses `[row]`,
+    to weights `[row]`.
 
-    `f` sees every row, so a batch from which tasks are absent is refused; a rule that is to know `geometry.present` is written as a `Rule`.
+    `f` sees every row, so a batch from which tasks are absent is refused; a rule that is to know
+    `geometry.present` is written as a `Rule`.
 
-    Raises: TypeError for a function with neither one nor two positional arguments; ValueError, at a step, for absent tasks.
+    Raises:
+        TypeError: for a function with neither one nor two positional arguments. ValueError: at a
+        step, for absent tasks.
 
-    >>> import torch, mtlfunc as mf
-    >>> mf.weights(mf.stateless(lambda gramian: torch.softmax(-gramian.diagonal(), -1)), torch.eye(2)).tolist()
-    [0.5, 0.5]
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> mf.weights(mf.stateless(lambda gramian: torch.softmax(-gramian.diagonal(), -1)), torch.eye(2)).tolist()
+        [0.5, 0.5]
     """
     count = _arguments(f)
     if count not in (1, 2):
-        raise TypeError(f"stateless: expected f(gramian) or f(gramian, losses), got {count} arguments without defaults")
+        raise TypeError(
+            f"stateless: expected f(gramian) or f(gramian, losses), got {count} arguments "
+            "without defaults"
+        )
     name = getattr(f, "__name__", "the rule")
 
     def init(losses: Tensor, key: Tensor) -> State:
@@ -113,6 +141,10 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
 
 def _arguments(f: Callable[..., Tensor]) -> int:
     """How many positional arguments without defaults `f` has."""
-    if isinstance(f, FunctionType):  # so that a rule may be built while the compiler traces: it cannot follow inspect
+    # so that a rule may be built while the compiler traces: it cannot follow inspect
+    if isinstance(f, FunctionType):
         return f.__code__.co_argcount - len(f.__defaults__ or ())
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in inspect.signature(f).parameters.values())
+    return sum(
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+        for p in inspect.signature(f).parameters.values()
+    )

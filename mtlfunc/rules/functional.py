@@ -6,12 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import random
-from .checks import can_look, check_finite, check_gramian, check_vector, everyone
-from .types import Geometry, Rule
+from ..core import random
+from ..core.checks import can_look, check_finite, check_gramian, check_vector, everyone
+from ..types import Geometry, Rule
 
 
-def weights(rule: Rule, gramian: Float[Tensor, "task task"], losses: Float[Tensor, " task"] | None = None, key: int | Tensor = 0) -> Float[Tensor, " task"]:
+def weights(
+    rule: Rule,
+    gramian: Float[Tensor, "task task"],
+    losses: Float[Tensor, " task"] | None = None,
+    key: int | Tensor = 0,
+) -> Float[Tensor, " task"]:
     """The weights that a fresh rule gives to one Gramian.
 
     Args:
@@ -20,14 +25,18 @@ def weights(rule: Rule, gramian: Float[Tensor, "task task"], losses: Float[Tenso
         losses: `[task]`; None is all ones, for rules that do not read them.
         key: seed of random rules, an integer or a 0-d integer tensor.
 
-    Returns: weights `[task]` of d = Jᵀweights.
+    Returns:
+        weights `[task]` of d = Jᵀweights.
 
-    Raises: ValueError for a Gramian that is not square or not finite, losses of another shape, dtype or device; and, where values can be looked
-    at, for missing losses when the rule's answer depends on them.
+    Raises:
+        ValueError: for a Gramian that is not square or not finite, losses of another shape, dtype
+            or device; and, where values can be looked at, for missing losses when the rule's answer
+            depends on them.
 
-    >>> import mtlfunc as mf
-    >>> weights(mf.mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
-    tensor([0.8000, 0.2000])
+    Examples:
+        >>> import mtlfunc as mf
+        >>> weights(mf.mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.8000, 0.2000])
     """
     check_gramian(gramian)
     if losses is not None:
@@ -36,7 +45,9 @@ def weights(rule: Rule, gramian: Float[Tensor, "task task"], losses: Float[Tenso
     preference, present = torch.full_like(gramian[0], 1 / len(gramian)), everyone(gramian)
 
     def once(losses: Tensor) -> Tensor:
-        return rule.update(Geometry(losses, gramian, preference, present, {}), rule.init(losses, first))[0]
+        return rule.update(
+            Geometry(losses, gramian, preference, present, {}), rule.init(losses, first)
+        )[0]
 
     ones = torch.ones_like(gramian[0])
     answer = once(ones if losses is None else losses)
@@ -44,29 +55,46 @@ def weights(rule: Rule, gramian: Float[Tensor, "task task"], losses: Float[Tenso
     if losses is None and len(ones) > 1 and can_look(gramian, answer):
         other = once(torch.arange(1, len(ones) + 1, dtype=ones.dtype, device=ones.device))
         if not torch.equal(answer, other):
-            raise ValueError("losses: this rule's weights depend on the losses; pass losses=, one a task")
+            raise ValueError(
+                "losses: this rule's weights depend on the losses; pass losses=, one a task"
+            )
     return answer
 
 
 def aggregate(
-    rule: Rule, jacobian: Float[Tensor, "task param"], losses: Float[Tensor, " task"] | None = None, key: int | Tensor = 0
+    rule: Rule,
+    jacobian: Float[Tensor, "task param"],
+    losses: Float[Tensor, " task"] | None = None,
+    key: int | Tensor = 0,
 ) -> Float[Tensor, " param"]:
-    """The direction d = Jᵀweights that a fresh rule makes of a plain matrix of gradients; the step is θ ← θ - ηd.
+    """The direction d = Jᵀweights that a fresh rule makes of a plain matrix of gradients; the step
+    is θ ← θ - ηd.
 
-    Args: as in `weights`, with J `[task, param]` in place of its Gramian, which is formed in float64.
+    Args:
+        as in `weights`, with J `[task, param]` in place of its Gramian, which is formed in float64.
 
-    Returns: d `[param]`, in the dtype of J.
+    Returns:
+        d `[param]`, in the dtype of J.
 
-    >>> import mtlfunc as mf
-    >>> aggregate(mf.mean(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    tensor([0.5000, 0.5000])
+    Examples:
+        >>> import mtlfunc as mf
+        >>> aggregate(mf.mean(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor([0.5000, 0.5000])
     """
     if jacobian.ndim != 2 or jacobian.shape[0] == 0 or not jacobian.is_floating_point():
-        raise ValueError(f"jacobian: expected a floating matrix [task, param], got {jacobian.dtype} of shape {list(jacobian.shape)}")
+        raise ValueError(
+            f"jacobian: expected a floating matrix [task, param], got {jacobian.dtype} of shape "
+            f"{list(jacobian.shape)}"
+        )
     if can_look(jacobian) and not bool(jacobian.isfinite().all()):
         bad = (~jacobian.isfinite()).any(-1).nonzero().flatten().tolist()
         raise ValueError(f"jacobian: NaN or infinite gradients of tasks {bad}")
     if losses is not None and losses.dtype != jacobian.dtype:
-        raise ValueError(f"losses is {losses.dtype} but the jacobian is {jacobian.dtype}; convert one to the other")
+        raise ValueError(
+            f"losses is {losses.dtype} but the jacobian is {jacobian.dtype}; convert one to the "
+            "other"
+        )
     wide = jacobian.double()
-    return (weights(rule, wide @ wide.mT, None if losses is None else losses.double(), key) @ wide).to(jacobian.dtype)
+    return (
+        weights(rule, wide @ wide.mT, None if losses is None else losses.double(), key) @ wide
+    ).to(jacobian.dtype)

@@ -1,4 +1,6 @@
-"""What rules that read losses share: the demand for positive ones, a softmax over the present tasks, a step of learned numbers, unit vectors."""
+"""What rules that read losses share: the demand for positive ones, a softmax over the present
+tasks, a step of learned numbers, unit vectors.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..checks import can_look
+from ..core.checks import can_look
 from ..types import Optimizer, State
 
 
-def positive(losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str) -> Float[Tensor, " row"]:
-    """The losses, with 1 in place of those of absent tasks; an error where a present one is not positive (NaN where that cannot be seen)."""
+def positive(
+    losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str
+) -> Float[Tensor, " row"]:
+    """The losses, with 1 in place of those of absent tasks; an error where a present one is not
+    positive (NaN where that cannot be seen).
+    """
     if can_look(losses, present) and bool((present & (losses <= 0)).any()):
-        raise ValueError(f"losses: {rule} takes logarithms and ratios, which need losses > 0, got {losses.tolist()}; shift them by a lower bound")
+        raise ValueError(
+            f"losses: {rule} takes logarithms and ratios, which need losses > 0, got "
+            f"{losses.tolist()}; shift them by a lower bound"
+        )
     return torch.where(present, losses.where(losses > 0, float("nan")), 1.0)
 
 
 def softmax(x: Float[Tensor, " row"], prior: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
-    """prior∘exp(x) / Σ prior∘exp(x): the usual softmax for a constant prior, 0 where the prior is, and everywhere if it is."""
+    """prior∘exp(x) / Σ prior∘exp(x): the usual softmax for a constant prior, 0 where the prior is,
+    and everywhere if it is.
+    """
     inside = prior > 0
     top = x.where(inside, x.amin()).amax()
     grown = prior * torch.exp((x - top).where(inside, 0.0))
@@ -27,10 +38,20 @@ def softmax(x: Float[Tensor, " row"], prior: Float[Tensor, " row"]) -> Float[Ten
     return grown / total.where(total != 0, 1.0)
 
 
-def learn(move: Optimizer, x: Float[Tensor, " row"], slope: Float[Tensor, " row"], state: State, present: Bool[Tensor, " row"]) -> tuple[Tensor, State]:
-    """One step of an optimizer on x along its slope. Of absent tasks nothing moves, and a step counter only where somebody is present."""
+def learn(
+    move: Optimizer,
+    x: Float[Tensor, " row"],
+    slope: Float[Tensor, " row"],
+    state: State,
+    present: Bool[Tensor, " row"],
+) -> tuple[Tensor, State]:
+    """One step of an optimizer on x along its slope. Of absent tasks nothing moves, and a step
+    counter only where somebody is present.
+    """
     moved, following = move.update({"x": slope.where(present, 0.0)}, state, {"x": x})
-    following = tree_map(lambda new, old: new.where(present if new.ndim else present.any(), old), following, state)
+    following = tree_map(
+        lambda new, old: new.where(present if new.ndim else present.any(), old), following, state
+    )
     return moved["x"].where(present, x), following
 
 

@@ -1,4 +1,6 @@
-"""Exact for any number of tasks: an active-set kernel finds the face, the closed form on it carries the derivatives."""
+"""Exact for any number of tasks: an active-set kernel finds the face, the closed form on it carries
+the derivatives.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..checks import can_look, check_gramian, differentiated, transformed
+from ..core.checks import can_look, check_gramian, differentiated, transformed
 from ..types import Solution, Solver
 from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, solver
@@ -21,30 +23,41 @@ MOST_TASKS = 128
 
 
 def active_set() -> Solver:
-    """Wolfe's algorithm and its relatives on the Gramian, finite and exact to rounding; takes all three problems, any T.
+    """Wolfe's algorithm and its relatives on the Gramian, finite and exact to rounding; takes all
+    three problems, any T.
 
-    min_norm is solved by Wolfe's algorithm, dual_cone by Lawson and Hanson's, cagrad by the same loop with the closed-form minimiser of its dual on a
-    face. A task enters by the cosine of its violation and all thresholds are multiples of ε·‖g_t‖·Σ w_s‖g_s‖, ε the machine epsilon of the
-    Gramian's dtype: no absolute number, so no scale at which the answer changes. At Pareto-stationary points, where CAGrad's dual weights say nothing of d,
-    the answer is the projection on the dual cone, if the ball holds it.
+    min_norm is solved by Wolfe's algorithm, dual_cone by Lawson and Hanson's, cagrad by the same
+    loop with the closed-form minimiser of its dual on a face. A task enters by the cosine of its
+    violation and all thresholds are multiples of ε·‖g_t‖·Σ w_s‖g_s‖, ε the machine epsilon of the
+    Gramian's dtype: no absolute number, so no scale at which the answer changes. At
+    Pareto-stationary points, where CAGrad's dual weights say nothing of d, the answer is the
+    projection on the dual cone, if the ball holds it.
 
-    Returns: the exact answer; `steps` counts the faces solved. A compiled kernel (seconds to compile once, then cached on disk) does the work in float64,
-    in parallel over the problems of a `vmap`: nested ones fold into one call, and UPGrad's T right-hand sides are a vmap over `weights`. CUDA
-    tensors up to T = 128 are solved where they are, where Triton is installed: one launch for a whole batch, no host synchronisation,
-    and it may be captured in a CUDA graph after a first call has compiled it; others travel to the CPU and back. Both kernels give the same
-    direction to rounding; weights may differ where several give it.
+    Returns:
+        the exact answer; `steps` counts the faces solved. A compiled kernel (seconds to compile
+        once, then cached on disk) does the work in float64, in parallel over the problems of a
+        `vmap`: nested ones fold into one call, and UPGrad's T right-hand sides are a vmap over
+        `weights`. CUDA tensors up to T = 128 are solved where they are, where Triton is installed:
+        one launch for a whole batch, no host synchronisation, and it may be captured in a CUDA
+        graph after a first call has compiled it; others travel to the CPU and back. Both kernels
+        give the same direction to rounding; weights may differ where several give it.
 
-    It composes with vmap, grad, jvp, their nestings and torch.compile: where something may differentiate, the closed form on the answer's
-    face carries the derivatives, and elsewhere it is not computed. They hold under strict complementarity; where the face is about to change
-    they are those of one side.
+    It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
+    differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is
+    not computed. They hold under strict complementarity; where the face is about to change they are
+    those of one side.
 
-    Raises: ValueError for an indefinite matrix where values can be looked at; elsewhere its answer is NaN.
+    Raises:
+        ValueError: for an indefinite matrix where values can be looked at; elsewhere its answer is
+            NaN.
 
-    Source: Wolfe 1976; Lawson & Hanson 1974, ch. 23.
+    Source:
+        Wolfe 1976; Lawson & Hanson 1974, ch. 23.
 
-    >>> from mtlfunc.solvers import min_norm
-    >>> active_set()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))).weights
-    tensor([0.8000, 0.2000])
+    Examples:
+        >>> from mtlfunc.solvers import min_norm
+        >>> active_set()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))).weights
+        tensor([0.8000, 0.2000])
     """
     with_derivatives = solver(_on_the_face)
 
@@ -59,14 +72,18 @@ def active_set() -> Solver:
     return solve
 
 
-def on_dual_cone(gramian: Float[Tensor, "task task"], weights: Float[Tensor, "... task"]) -> Float[Tensor, "... task"]:
-    """`auto()(dual_cone(gramian, w)).weights` for one w or several: one call of the kernel, where nothing differentiates.
+def on_dual_cone(
+    gramian: Float[Tensor, "task task"], weights: Float[Tensor, "... task"]
+) -> Float[Tensor, "... task"]:
+    """`auto()(dual_cone(gramian, w)).weights` for one w or several: one call of the kernel, where
+    nothing differentiates.
 
-    Raises: ValueError for a bad Gramian (see `min_norm`); the weights are taken as they are.
+    Raises:
+        ValueError: for a bad Gramian (see `min_norm`); the weights are taken as they are.
     """
     check_gramian(gramian, symmetric=True)
     if differentiated((gramian, weights)) or not kernel_at(gramian):
-        from .auto import auto  # noqa: PLC0415  # auto imports this module
+        from ._auto import auto  # auto imports this module
 
         solve = auto()
         several = vmap(lambda w: solve(DualCone(gramian, w)).weights)
@@ -87,20 +104,33 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
         u = carry(dual, dual_cone_face(problem, support[0]))
         return problem.weights + u, u, steps
     stationary = info[1] > 0
-    # Each branch gets a harmless face where the other one is taken: derivatives of what is not chosen must stay finite.
+    # Each branch gets a harmless face where the other one is taken: derivatives of what is not
+    # chosen must stay finite.
     first = torch.arange(count, device=support.device) == 0
     ordinary = cagrad_face(problem, torch.where(stationary, first, support[0]))[0]
     shortest = min_norm_face(MinNorm(problem.gramian), torch.where(stationary, support[0], first))
     push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1])
     w = carry(dual, torch.where(stationary, shortest, ordinary))
     safe = torch.where(stationary, problem.preference, carry(dual, ordinary))
-    return carry(weights, torch.where(stationary, problem.preference + push, problem.recover(safe))), w, steps
+    return (
+        carry(weights, torch.where(stationary, problem.preference + push, problem.recover(safe))),
+        w,
+        steps,
+    )
 
 
 def _run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel), for each vector; raises for an indefinite matrix where it can be seen."""
+    """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel), for each vector; raises
+    for an indefinite matrix where it can be seen.
+    """
     gramian = problem.gramian
-    vector = problem.preference if isinstance(problem, CAGrad) else problem.weights if isinstance(problem, DualCone) else None
+    vector = (
+        problem.preference
+        if isinstance(problem, CAGrad)
+        else problem.weights
+        if isinstance(problem, DualCone)
+        else None
+    )
     c = problem.c if isinstance(problem, CAGrad) else None
     direct = not torch.compiler.is_compiling() and not transformed()
     answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
@@ -110,15 +140,20 @@ def _run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         n = n.where(n > 0, 1.0)
         smallest = torch.linalg.eigvalsh(wide / n / n[:, None])[0]
         raise ValueError(
-            f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a Gramian is J @ J.T with none below 0 "
+            f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a "
+            "Gramian is J @ J.T with none below 0 "
             "(accumulate it in float64 if it comes from half precision)"
         )
     return answer
 
 
 def kernel_at(gramian: Tensor) -> bool:
-    """Whether a kernel runs where this Gramian `[..., T, T]` is: always on a CPU; on CUDA up to 128 tasks, where Triton is installed."""
-    return gramian.device.type == "cpu" or (gramian.is_cuda and gramian.shape[-1] <= MOST_TASKS and _triton())
+    """Whether a kernel runs where this Gramian `[..., T, T]` is: always on a CPU; on CUDA up to 128
+    tasks, where Triton is installed.
+    """
+    return gramian.device.type == "cpu" or (
+        gramian.is_cuda and gramian.shape[-1] <= MOST_TASKS and _triton()
+    )
 
 
 @cache
@@ -126,39 +161,65 @@ def _triton() -> bool:
     return torch.version.cuda is not None and find_spec("triton") is not None
 
 
-def _kernel(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel(
+    gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     lead, count = _lead(gramian, vector, c), gramian.shape[-1]
     on_gpu = gramian.is_cuda and kernel_at(gramian)
     matrix = _flat(gramian, lead, 2) if on_gpu else _runs(gramian, lead)
-    vector, c = None if vector is None else _flat(vector, lead, 1), None if c is None else _flat(c, lead, 0)
+    vector, c = (
+        None if vector is None else _flat(vector, lead, 1),
+        None if c is None else _flat(c, lead, 0),
+    )
     if on_gpu:
-        from .active_set_gpu import solve as solve_on_gpu  # noqa: PLC0415  # Triton is optional
+        from ._kernels.active_set_gpu import solve as solve_on_gpu  # Triton is optional
 
         answer = solve_on_gpu(matrix, vector, c, eps)
     else:
-        from .active_set_cpu import solve as solve_on_cpu  # noqa: PLC0415  # numba takes half a second to import
+        from ._kernels.active_set_cpu import (
+            solve as solve_on_cpu,  # numba takes half a second to import
+        )
 
         others = None if vector is None else _array(vector), None if c is None else _array(c)
-        answer = (torch.from_numpy(x).to(gramian.device) for x in solve_on_cpu(_array(matrix), *others, eps, torch.get_num_threads()))
+        answer = (
+            torch.from_numpy(x).to(gramian.device)
+            for x in solve_on_cpu(_array(matrix), *others, eps, torch.get_num_threads())
+        )
     report, support, info = answer
-    return report.reshape(*lead, 3 * count + 2), support.reshape(*lead, 2, count), info.reshape(*lead, 2)
+    return (
+        report.reshape(*lead, 3 * count + 2),
+        support.reshape(*lead, 2, count),
+        info.reshape(*lead, 2),
+    )
 
 
 def _lead(gramian: Tensor, vector: Tensor | None, c: Tensor | None) -> torch.Size:
-    shapes = [x.shape[: x.ndim - rank] for x, rank in ((gramian, 2), (vector, 1), (c, 0)) if x is not None]
+    shapes = [
+        x.shape[: x.ndim - rank] for x, rank in ((gramian, 2), (vector, 1), (c, 0)) if x is not None
+    ]
     longest = max(shapes, key=len)
-    return longest if all(shape == longest or not shape for shape in shapes) else torch.broadcast_shapes(*shapes)
+    return (
+        longest
+        if all(shape == longest or not shape for shape in shapes)
+        else torch.broadcast_shapes(*shapes)
+    )
 
 
 def _flat(x: Tensor, lead: torch.Size, rank: int) -> Tensor:
     """One batch axis of length 1, where all problems share x, or of the whole batch."""
     core = x.shape[x.ndim - rank :]
     shared = x.numel() == core.numel()
-    return x.detach().reshape(1, *core) if shared else x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
+    return (
+        x.detach().reshape(1, *core)
+        if shared
+        else x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
+    )
 
 
 def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:
-    """The Gramians on one batch axis, each once where the problems that share it follow each other, as UPGrad's T right-hand sides do under `vmap`."""
+    """The Gramians on one batch axis, each once where the problems that share it follow each other,
+    as UPGrad's T right-hand sides do under `vmap`.
+    """
     own = gramian.shape[:-2]
     kept = len(own)
     while kept and own[kept - 1] == 1:
@@ -167,22 +228,32 @@ def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:
         return _flat(gramian, lead, 2)
     ahead = lead[: len(lead) - len(own) + kept]
     core = gramian.shape[-2:]
-    return gramian.detach().reshape(*own[:kept], *core).expand(*ahead, *core).reshape(ahead.numel(), *core)
+    return (
+        gramian.detach()
+        .reshape(*own[:kept], *core)
+        .expand(*ahead, *core)
+        .reshape(ahead.numel(), *core)
+    )
 
 
 def _array(x: Tensor) -> np.ndarray:
     return x.double().cpu().contiguous().numpy()
 
 
-# An operator below autograd: it takes detached tensors only, so that no transform can take a wrong derivative from it.
+# An operator below autograd: it takes detached tensors only, so that no transform can take a wrong
+# derivative from it.
 _LIBRARY = torch.library.Library("mtlfunc", "DEF")
-_LIBRARY.define("active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    "active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)"
+)
 _LIBRARY.impl("active_set", _kernel, "CPU")
 _LIBRARY.impl("active_set", _kernel, "CUDA")
 
 
 @torch.library.register_fake("mtlfunc::active_set", lib=_LIBRARY)
-def _(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     lead, count = _lead(gramian, vector, c), gramian.shape[-1]
     return (
         gramian.new_empty((*lead, 3 * count + 2), dtype=torch.float64),
@@ -192,14 +263,19 @@ def _(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> t
 
 
 def _batched(info, in_dims, gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float):
-    inputs = [(x, dim, rank) for x, dim, rank in zip((gramian, vector, c), in_dims, (2, 1, 0), strict=False)]
+    inputs = [
+        (x, dim, rank)
+        for x, dim, rank in zip((gramian, vector, c), in_dims, (2, 1, 0), strict=False)
+    ]
     depth = max(x.ndim - rank - (dim is not None) for x, dim, rank in inputs if x is not None)
 
     def front(x: Tensor, dim: int | None, rank: int) -> Tensor:
         moved = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
         return moved.reshape(len(moved), *(1,) * (depth + 1 + rank - moved.ndim), *moved.shape[1:])
 
-    return torch.ops.mtlfunc.active_set(*(None if x is None else front(x, dim, rank) for x, dim, rank in inputs), eps), (0, 0, 0)
+    return torch.ops.mtlfunc.active_set(
+        *(None if x is None else front(x, dim, rank) for x, dim, rank in inputs), eps
+    ), (0, 0, 0)
 
 
 torch.library.register_vmap("mtlfunc::active_set", _batched, lib=_LIBRARY)

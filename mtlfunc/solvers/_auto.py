@@ -5,23 +5,27 @@ from __future__ import annotations
 import torch
 
 from ..types import Solution, Solver
-from .active_set import active_set, kernel_at
-from .faces import faces
+from ._active_set import active_set, kernel_at
+from ._faces import faces
 from .problems import Problem, check_problem, solver
 from .two_tasks import two_tasks
 
 FEW_TASKS = 4
-"""Up to so many tasks formulas are preferred where a graph is compiled, or where no kernel runs on the Gramian's device."""
+"""Up to so many tasks formulas are preferred where a graph is compiled, or where no kernel runs on
+the Gramian's device.
+"""
 
 
 def auto() -> Solver:
     """An exact solver, chosen by what is at hand; takes all three problems, any T.
 
-    Outside `torch.compile`, on a CPU and on CUDA with Triton (T <= 128), it is `active_set` for every T: one call of a compiled kernel, where
-    formulas in eager torch pay for each of their 40 to 600 operations. Inside `torch.compile`, and on a device without a kernel, it
-    is the closed form for T = 2, `faces` up to T = 4 (both plain torch, so that they fuse, and never leave the device), and `active_set`
-    beyond. All are exact to rounding and give the same direction; weights may differ where several give it. None reads a value on the
-    host, but for `active_set` on a device without a kernel.
+    Outside `torch.compile`, on a CPU and on CUDA with Triton (T <= 128), it is `active_set` for
+    every T: one call of a compiled kernel, where formulas in eager torch pay for each of their 40
+    to 600 operations. Inside `torch.compile`, and on a device without a kernel, it is the closed
+    form for T = 2, `faces` up to T = 4 (both plain torch, so that they fuse, and never leave the
+    device), and `active_set` beyond. All are exact to rounding and give the same direction; weights
+    may differ where several give it. None reads a value on the host, but for `active_set` on a
+    device without a kernel.
     """
     formula, few, many = solver(two_tasks), faces(), active_set()
 

@@ -1,4 +1,6 @@
-"""How good given weights are, wherever they come from: gap, margin and residuals of the optimality conditions."""
+"""How good given weights are, wherever they come from: gap, margin and residuals of the optimality
+conditions.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +10,50 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..checks import check_vector
-from .active_set import active_set
+from ..core.checks import check_vector
+from ._active_set import active_set
 from .problems import CAGrad, MinNorm, Problem, check_problem, or_one, root
 
 
 class Certificate(NamedTuple):
-    """What is proved of an answer. All numbers but `gap` are free of scale; `str()` puts them into one line."""
+    """What is proved of an answer. All numbers but `gap` are free of scale; `str()` puts them into
+    one line.
+    """
 
-    gap: Float[Tensor, ""]  # bounds what the objective (CAGrad: the worst task's rate) can still gain
+    # bounds what the objective (CAGrad: the worst task's rate) can still gain
+    gap: Float[Tensor, ""]
     relative_gap: Float[Tensor, ""]  # the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖
     kappa: Float[Tensor, ""]  # 1 is exact, < 0 means the step raises a loss; see `certify`
     infeasibility: Float[Tensor, ""]  # the constraint missed by most
-    violation: Float[Tensor, ""]  # KKT: the worst task's rate below what optimality asks, as a cosine
+    # KKT: the worst task's rate below what optimality asks, as a cosine
+    violation: Float[Tensor, ""]
     complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|
     worst: Tensor  # the task with the lowest rate, as a cosine
     stationary: Bool[Tensor, ""]  # numerically Pareto stationary: kappa is noise
 
     def __str__(self) -> str:
-        numbers = f"kappa {float(self.kappa):.6g}, relative gap {float(self.relative_gap):.1e}, infeasibility {float(self.infeasibility):.1e}"
+        numbers = (
+            f"kappa {float(self.kappa):.6g}, relative gap {float(self.relative_gap):.1e}, "
+            f"infeasibility {float(self.infeasibility):.1e}"
+        )
         rounding = 1e4 * torch.finfo(self.gap.dtype).eps
         if not all(bool(x.isfinite()) for x in (self.gap, self.infeasibility, self.violation)):
             return "no answer: NaN or infinite weights or Gramian"
         if self.infeasibility > rounding:
-            return f"infeasible: a constraint is missed by {float(self.infeasibility):.1e} ({numbers})"
+            return (
+                f"infeasible: a constraint is missed by {float(self.infeasibility):.1e} ({numbers})"
+            )
         if self.stationary:
-            return f"numerically Pareto stationary: the direction is rounding, no step improves all tasks ({numbers})"
+            return (
+                "numerically Pareto stationary: the direction is rounding, no step improves "
+                f"all tasks ({numbers})"
+            )
         if self.relative_gap <= rounding:
             return f"optimal to rounding ({numbers})"
         if self.kappa < 0:
-            return f"not optimal, and the step raises the loss of task {int(self.worst)} ({numbers})"
+            return (
+                f"not optimal, and the step raises the loss of task {int(self.worst)} ({numbers})"
+            )
         return f"not optimal: task {int(self.worst)} is served worst ({numbers})"
 
 
@@ -48,17 +64,23 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         problem: of `min_norm`, `cagrad` or `dual_cone`.
         weights: `[task]`, the coefficients of the direction d = Jᵀweights, in the Gramian's dtype.
 
-    Returns: a certificate computed from problem and weights in float64, vmappable. kappa is, with rates = G·weights, min(rates)/‖d‖² for min_norm
-    (and ‖d - d*‖² <= gap); min(rates)/F* for cagrad, F* the least dual value that `active_set` finds (any dual point bounds the optimum, so
-    nothing hangs on its being exact); for dual_cone 1 less the worst negative rate in units of ‖g_t‖·Σ|v_s|‖g_s‖.
+    Returns:
+        a certificate computed from problem and weights in float64, vmappable. kappa is, with rates
+        = G·weights, min(rates)/‖d‖² for min_norm (and ‖d - d*‖² <= gap); min(rates)/F* for cagrad,
+        F* the least dual value that `active_set` finds (any dual point bounds the optimum, so
+        nothing hangs on its being exact); for dual_cone 1 less the worst negative rate in units of
+        ‖g_t‖·Σ|v_s|‖g_s‖.
 
-    Raises: TypeError for anything but a problem; ValueError for weights of another shape, dtype or device, or not finite.
+    Raises:
+        TypeError: for anything but a problem. ValueError: for weights of another shape, dtype or
+        device, or not finite.
 
-    >>> from mtlfunc.solvers import min_norm
-    >>> print(certify(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]])), torch.tensor([0.8, 0.2])))
-    optimal to rounding (kappa 1, relative gap ..., infeasibility ...)
-    >>> print(certify(min_norm(torch.tensor([[1.0, -1.5], [-1.5, 4.0]])), torch.tensor([0.5, 0.5])))
-    not optimal, and the step raises the loss of task 0 (kappa -0.5, relative gap 2.5e-01, infeasibility 0.0e+00)
+    Examples:
+        >>> from mtlfunc.solvers import min_norm
+        >>> print(certify(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]])), torch.tensor([0.8, 0.2])))
+        optimal to rounding (kappa 1, relative gap ..., infeasibility ...)
+        >>> print(certify(min_norm(torch.tensor([[1.0, -1.5], [-1.5, 4.0]])), torch.tensor([0.5, 0.5])))
+        not optimal, and the step raises the loss of task 0 (kappa -0.5, relative gap 2.5e-01, infeasibility 0.0e+00)
     """
     check_problem(problem)
     check_vector(weights, problem.gramian, "weights")
@@ -85,7 +107,11 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         best = active_set()(problem)
         bound = problem.objective(best.dual)
         gap = (bound - rates.amin()).clamp_min(0)
-        kappa = torch.where(bound.abs() > 8 * len(n) * eps**0.5 * n.amax() * magnitude, rates.amin() / or_one(bound), 1 - gap / or_one(n.amax() * magnitude))
+        kappa = torch.where(
+            bound.abs() > 8 * len(n) * eps**0.5 * n.amax() * magnitude,
+            rates.amin() / or_one(bound),
+            1 - gap / or_one(n.amax() * magnitude),
+        )
         off = weights - problem.preference
         centre = root(problem.preference @ problem.linear)
         reach = root(off @ gramian @ off)
@@ -104,5 +130,9 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         complementarity = (dual.abs() * rates.abs()).sum() / or_one(magnitude**2)
         stationary = square <= 8 * len(n) * eps * magnitude**2
     relative = gap / or_one(n.amax() * magnitude)
-    gap, relative, kappa, infeasibility, violation, complementarity = (x.to(dtype) for x in (gap, relative, kappa, infeasibility, violation, complementarity))
-    return Certificate(gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary)
+    gap, relative, kappa, infeasibility, violation, complementarity = (
+        x.to(dtype) for x in (gap, relative, kappa, infeasibility, violation, complementarity)
+    )
+    return Certificate(
+        gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary
+    )

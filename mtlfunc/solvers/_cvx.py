@@ -1,4 +1,6 @@
-"""The reference: cvxpy with Clarabel, a conic interior-point solver, behind the same call as the fast ones."""
+"""The reference: cvxpy with Clarabel, a conic interior-point solver, behind the same call as the
+fast ones.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +24,32 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 def cvx() -> Solver:
     """Clarabel at tolerance 1e-12 through cvxpy; takes all three problems, any T.
 
-    Slow (milliseconds a problem, one after the other) and independent of the rest of this package: the answer to test the others against.
-    Composes with vmap (a loop over the batch) and with grad, jvp and their nestings: derivatives come from the closed form on the answer's
-    support, as they do for the exact solvers.
+    Slow (milliseconds a problem, one after the other) and independent of the rest of this package:
+    the answer to test the others against. Composes with vmap (a loop over the batch) and with grad,
+    jvp and their nestings: derivatives come from the closed form on the answer's support, as they
+    do for the exact solvers.
 
-    Returns: `steps` is 0: Clarabel's own count is not a number of ours.
+    Returns:
+        `steps` is 0: Clarabel's own count is not a number of ours.
 
-    Raises: RuntimeError when Clarabel finds no solution; RuntimeError under `torch.compile`, which cannot trace it.
+    Raises:
+        RuntimeError: when Clarabel finds no solution.
+        RuntimeError: under `torch.compile`, which cannot trace it.
     """
 
     def solve(problem: Problem, eps: float) -> Answer:
         if torch.compiler.is_compiling():
-            raise RuntimeError("cvx cannot run inside torch.compile; use faces (T <= 6), frank_wolfe or projected_gradient there")
+            raise RuntimeError(
+                "cvx cannot run inside torch.compile; use faces (T <= 6), frank_wolfe or "
+                "projected_gradient there"
+            )
         steps = constant_steps(problem, 0)
         fixed = [x.detach() for x in problem]
         if isinstance(problem, MinNorm):
             (w,) = _outside(_min_norm, (2,), fixed)
-            support = _active(w * _lengths(problem), problem.gradient(w) - w @ problem.gradient(w), problem)
+            support = _active(
+                w * _lengths(problem), problem.gradient(w) - w @ problem.gradient(w), problem
+            )
             w = carry(w, min_norm_face(problem, support))
             return w, w, steps
         if isinstance(problem, DualCone):
@@ -60,7 +71,9 @@ def _lengths(problem: Problem) -> Tensor:
 
 
 def _active(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
-    """Strict complementarity: on the support the weight is the larger of the two, off it the multiplier."""
+    """Strict complementarity: on the support the weight is the larger of the two, off it the
+    multiplier.
+    """
     n = _lengths(problem)
     price = (multiplier / n.where(n > 0, 1.0)).detach()
     weight = weight.detach()
@@ -68,7 +81,9 @@ def _active(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
     return support & (weight > 0)
 
 
-def _outside(call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+def _outside(
+    call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], tensors: list[Tensor]
+) -> tuple[Tensor, ...]:
     return _Outside.apply(call, ranks, *tensors)  # pyright: ignore[reportReturnType]
 
 
@@ -76,12 +91,22 @@ class _Outside(torch.autograd.Function):
     """A numpy function of one problem, opaque to autograd; under vmap a loop over the batch."""
 
     @staticmethod
-    def forward(call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        batch = torch.broadcast_shapes(*(x.shape[: x.ndim - rank] for x, rank in zip(tensors, ranks, strict=True)))
-        flat = [x.expand((*batch, *x.shape[x.ndim - rank :])).reshape(-1, *x.shape[x.ndim - rank :]) for x, rank in zip(tensors, ranks, strict=True)]
+    def forward(
+        call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        batch = torch.broadcast_shapes(
+            *(x.shape[: x.ndim - rank] for x, rank in zip(tensors, ranks, strict=True))
+        )
+        flat = [
+            x.expand((*batch, *x.shape[x.ndim - rank :])).reshape(-1, *x.shape[x.ndim - rank :])
+            for x, rank in zip(tensors, ranks, strict=True)
+        ]
         arrays = [x.cpu().numpy() for x in flat]
         answers = [call(*problem) for problem in zip(*arrays, strict=True)]
-        return tuple(torch.from_numpy(np.stack(answer)).reshape(*batch, -1).to(tensors[0]) for answer in zip(*answers, strict=True))
+        return tuple(
+            torch.from_numpy(np.stack(answer)).reshape(*batch, -1).to(tensors[0])
+            for answer in zip(*answers, strict=True)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -94,7 +119,10 @@ class _Outside(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         call, ranks, *tensors = args
-        moved = [x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims[2:], strict=True)]
+        moved = [
+            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(tensors, in_dims[2:], strict=True)
+        ]
         answer = _Outside.apply(call, ranks, *moved)
         return answer, tuple(0 for _ in answer)  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -133,8 +161,9 @@ def _cagrad(gramian: Array, c: float, preference: Array) -> tuple[Array, Array]:
     recovered = preference + radius / (length or 1.0) * w
     if length > 1e-3 * longest:
         return recovered, w
-    # Near Pareto stationarity d cannot be read off w: ask for it directly, too, and keep the better worst rate.
-    # The unknown there is d - g₀, which is bounded, not its coefficients, which are not; directions lost in rounding have none.
+    # Near Pareto stationarity d cannot be read off w: ask for it directly, too, and keep the better
+    # worst rate. The unknown there is d - g₀, which is bounded, not its coefficients, which are
+    # not; directions lost in rounding have none.
     move = _run(*_cagrad_primal(len(gramian)), R=radius * factor, b=linear)
     unit = _units(gramian)
     noise = np.sqrt(8 * len(gramian) * np.finfo(np.float64).eps)
@@ -149,7 +178,12 @@ def _dual_cone(gramian: Array, weights: Array) -> tuple[Array]:
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
     factor = _root(gramian)
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
-    y = _run(*_dual_cone_program(len(gramian)), R=factor / unit, b=factor.T @ (factor @ weights) / unit / (scale or 1.0), simplex=False)
+    y = _run(
+        *_dual_cone_program(len(gramian)),
+        R=factor / unit,
+        b=factor.T @ (factor @ weights) / unit / (scale or 1.0),
+        simplex=False,
+    )
     return (y * (scale or 1.0) / unit,)
 
 
@@ -164,7 +198,11 @@ def _min_norm_program(count: int) -> Program:
 
 @cache
 def _cagrad_dual(count: int) -> Program:
-    w, factor, linear = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
+    w, factor, linear = (
+        cp.Variable(count, nonneg=True),
+        cp.Parameter((count, count), name="R"),
+        cp.Parameter(count, name="b"),
+    )
     return cp.Problem(cp.Minimize(linear @ w + cp.norm(factor @ w)), [cp.Zero(cp.sum(w) - 1)]), w
 
 
@@ -172,29 +210,45 @@ def _cagrad_dual(count: int) -> Program:
 def _cagrad_primal(count: int) -> Program:
     move, worst = cp.Variable(count), cp.Variable()
     factor, linear = cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
-    return cp.Problem(cp.Maximize(worst), [linear + factor.T @ move >= worst, cp.norm(move) <= 1]), move
+    return cp.Problem(
+        cp.Maximize(worst), [linear + factor.T @ move >= worst, cp.norm(move) <= 1]
+    ), move
 
 
 @cache
 def _dual_cone_program(count: int) -> Program:
-    u, factor, linear = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
+    u, factor, linear = (
+        cp.Variable(count, nonneg=True),
+        cp.Parameter((count, count), name="R"),
+        cp.Parameter(count, name="b"),
+    )
     return cp.Problem(cp.Minimize(0.5 * cp.sum_squares(factor @ u) + linear @ u)), u
 
 
-def _run(program: cp.Problem, variable: cp.Variable, *, simplex: bool = True, **values: Array) -> Array:
+def _run(
+    program: cp.Problem, variable: cp.Variable, *, simplex: bool = True, **values: Array
+) -> Array:
     for name, parameter in program.param_dict.items():
         parameter.value = values[name]
-    # Clarabel sometimes stalls just short of 1e-12 and calls it a failure; a looser target then gives the same point.
+    # Clarabel sometimes stalls just short of 1e-12 and calls it a failure; a looser target then
+    # gives the same point.
     for tolerance in (1e-12, 1e-10, 1e-8):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
-                program.solve(solver=cp.CLARABEL, warm_start=False, tol_gap_abs=tolerance, tol_gap_rel=tolerance, tol_feas=tolerance)
+                program.solve(
+                    solver=cp.CLARABEL,
+                    warm_start=False,
+                    tol_gap_abs=tolerance,
+                    tol_gap_rel=tolerance,
+                    tol_feas=tolerance,
+                )
             break
         except cp.SolverError as error:
             if tolerance == 1e-8:
                 raise RuntimeError(f"cvx: Clarabel failed ({error})") from error
-    # "inaccurate" misses the tolerance, not more than the gap of the answer tells; everything else is no answer.
+    # "inaccurate" misses the tolerance, not more than the gap of the answer tells; everything else
+    # is no answer.
     if program.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) or variable.value is None:
         raise RuntimeError(f"cvx: Clarabel stopped with status {program.status!r}")
     value = np.asarray(variable.value, dtype=np.float64)

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import vmap
 
-from .. import simplex
 from ..types import Solver
+from . import simplex
 from .face_solve import cagrad_face, dual_cone_face, lengths, min_norm_face
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, root, solver
 
@@ -16,22 +16,30 @@ MOST_TASKS = 6
 
 
 def faces() -> Solver:
-    """All 2^T - 1 faces of the simplex in one batch of T x T systems; takes all three problems, T <= 6.
+    """All 2^T - 1 faces of the simplex in one batch of T x T systems; takes all three problems, T
+    <= 6.
 
-    Returns: the exact answer to rounding; `steps` counts the faces. Pure torch, no host synchronisation, any device; vmaps, compiles
-    and differentiates: the support is found without derivatives, the closed form on it carries them.
+    Returns:
+        the exact answer to rounding; `steps` counts the faces. Pure torch, no host synchronisation,
+        any device; vmaps, compiles and differentiates: the support is found without derivatives,
+        the closed form on it carries them.
 
-    Raises: ValueError for T > 6.
+    Raises:
+        ValueError: for T > 6.
 
-    >>> from mtlfunc.solvers import min_norm
-    >>> faces()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))).weights
-    tensor([0.8000, 0.2000])
+    Examples:
+        >>> from mtlfunc.solvers import min_norm
+        >>> faces()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))).weights
+        tensor([0.8000, 0.2000])
     """
 
     def solve(problem: Problem, eps: float) -> Answer:
         count = problem.gramian.shape[-1]
         if count > MOST_TASKS:
-            raise ValueError(f"faces: {count} tasks have {2**count - 1} faces; at most {MOST_TASKS} are enumerated. Use auto()")
+            raise ValueError(
+                f"faces: {count} tasks have {2**count - 1} faces; at most {MOST_TASKS} are "
+                "enumerated. Use auto()"
+            )
         steps = constant_steps(problem, 2**count - 1)
         if isinstance(problem, MinNorm):
             w = _min_norm(problem)
@@ -46,10 +54,13 @@ def faces() -> Solver:
 
 def _min_norm(problem: MinNorm) -> Float[Tensor, " task"]:
     fixed = MinNorm(problem.gramian.detach())
-    candidates = vmap(lambda face: on_simplex(min_norm_face(fixed, face)))(simplex.faces(len(fixed.gramian), fixed.gramian.device))
+    candidates = vmap(lambda face: on_simplex(min_norm_face(fixed, face)))(
+        simplex.faces(len(fixed.gramian), fixed.gramian.device)
+    )
     support = _support(candidates, vmap(lambda w: _violation(fixed, w))(candidates))
     w = on_simplex(min_norm_face(problem, support))
-    converged = problem.gramian.diagonal() <= 0  # a zero gradient: the hull holds 0, and every such task is as good
+    # a zero gradient: the hull holds 0, and every such task is as good
+    converged = problem.gramian.diagonal() <= 0
     return torch.where(converged.any(), converged / converged.sum().clamp_min(1), w)
 
 
@@ -66,22 +77,37 @@ def _cagrad(problem: CAGrad, eps: float) -> tuple[Tensor, Tensor]:
     flat = problem.radius == 0  # c = 0 or g₀ = 0: F is linear and d = g₀
     lowest = (torch.arange(len(w), device=w.device) == problem.linear.argmin()).to(w)
     w = torch.where(flat, lowest, w)
-    return at_stationary_points(problem, _min_norm(MinNorm(problem.gramian)), _dual_cone(DualCone(problem.gramian, problem.preference)), w, eps)
+    return at_stationary_points(
+        problem,
+        _min_norm(MinNorm(problem.gramian)),
+        _dual_cone(DualCone(problem.gramian, problem.preference)),
+        w,
+        eps,
+    )
 
 
-def at_stationary_points(problem: CAGrad, shortest: Tensor, push: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(weights, dual): from w in general; at a Pareto-stationary point within reach of the dual cone, its projection.
+def at_stationary_points(
+    problem: CAGrad, shortest: Tensor, push: Tensor, w: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(weights, dual): from w in general; at a Pareto-stationary point within reach of the dual
+    cone, its projection.
 
-    There g_w = 0 at the optimum, so w says nothing of d; the point of {J d >= 0} nearest to g₀ is optimal as soon as the ball holds it.
+    There g_w = 0 at the optimum, so w says nothing of d; the point of {J d >= 0} nearest to g₀ is
+    optimal as soon as the ball holds it.
     """
     gramian = problem.gramian
     noise = 8 * len(shortest) * eps * (root(gramian.diagonal()) @ shortest) ** 2
     reach = root(push @ gramian @ push)
     stationary = (
-        (shortest @ gramian @ shortest <= noise) & (reach <= (1 + 8 * len(shortest) * eps) * problem.radius) & (problem.radius > 0)
+        (shortest @ gramian @ shortest <= noise)
+        & (reach <= (1 + 8 * len(shortest) * eps) * problem.radius)
+        & (problem.radius > 0)
     )  # equal at c = 1 where v = 0
-    safe = torch.where(stationary, problem.preference, w)  # keeps the branch not taken finite, derivatives too
-    return torch.where(stationary, problem.preference + push, problem.recover(safe)), torch.where(stationary, shortest, w)
+    # keeps the branch not taken finite, derivatives too
+    safe = torch.where(stationary, problem.preference, w)
+    return torch.where(stationary, problem.preference + push, problem.recover(safe)), torch.where(
+        stationary, shortest, w
+    )
 
 
 def _dual_cone(problem: DualCone) -> Float[Tensor, " task"]:
@@ -105,13 +131,17 @@ def on_simplex(w: Tensor) -> Tensor:
 
 
 def _violation(problem: MinNorm | CAGrad, w: Tensor) -> Tensor:
-    """How far the worst task lies below the mean rate, as a cosine: blind to the scale of every gradient."""
+    """How far the worst task lies below the mean rate, as a cosine: blind to the scale of every
+    gradient.
+    """
     rates = problem.gradient(w)
     n = lengths(problem.gramian)
     return ((w @ rates - rates) / n).amax()
 
 
-def _support(candidates: Float[Tensor, "face task"], violation: Float[Tensor, " face"]) -> Bool[Tensor, " task"]:
+def _support(
+    candidates: Float[Tensor, "face task"], violation: Float[Tensor, " face"]
+) -> Bool[Tensor, " task"]:
     best = violation.where(violation.isfinite(), torch.inf).argmin()
     chosen = torch.arange(len(violation), device=violation.device) == best
     return ((candidates > 0) & chosen[:, None]).any(0)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..core.checks import check_option
 from ..types import Solver
 from .problems import Answer, CAGrad, DualCone, Problem, constant_steps, solver
 
@@ -14,27 +15,35 @@ StepRule = Literal["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"]
 
 
 def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
-    """Move towards the task with the smallest rate, `steps` times from equal weights; takes min_norm and cagrad.
+    """Move towards the task with the smallest rate, `steps` times from equal weights; takes
+    min_norm and cagrad.
 
     Args:
         steps: number of iterations, >= 1, always all of them.
-        step: `"line-search"` (exact; zig-zags when the answer is inside a face), `"1/(n+1)"` (the running average of the task with the
-            smallest rate), `"2/(n+2)"` (½‖d‖² within 2 diam²/(n+2) of its minimum), `"away"` and `"pairwise"` (exact line search that
-            may also take weight from the largest rate; linear convergence).
+        step: `"line-search"` (exact; zig-zags when the answer is inside a face), `"1/(n+1)"` (the
+            running average of the task with the smallest rate), `"2/(n+2)"` (½‖d‖² within 2
+            diam²/(n+2) of its minimum), `"away"` and `"pairwise"` (exact line search that may also
+            take weight from the largest rate; linear convergence).
 
-    Returns: an approximation whose gap says how good it is. Pure torch: vmaps, compiles, differentiates through the iterations. On cagrad at
-    Pareto-stationary points d cannot be read off the dual weights; the gap then stays open.
+    Returns:
+        an approximation whose gap says how good it is. Pure torch: vmaps, compiles, differentiates
+        through the iterations. On cagrad at Pareto-stationary points d cannot be read off the dual
+        weights; the gap then stays open.
 
-    Raises: ValueError for steps < 1 or another step; TypeError for dual_cone, whose feasible set is unbounded.
+    Raises:
+        ValueError: for steps < 1 or another step.
+        TypeError: for dual_cone, whose feasible set is unbounded.
     """
     if steps < 1:
         raise ValueError(f"steps: expected an integer >= 1, got {steps}")
-    if step not in get_args(StepRule):
-        raise ValueError(f"step={step!r}: expected one of {', '.join(map(repr, get_args(StepRule)))}")
+    check_option(step, "step", get_args(StepRule))
 
     def solve(problem: Problem, eps: float) -> Answer:
         if isinstance(problem, DualCone):
-            raise TypeError("frank_wolfe takes min_norm and cagrad, not dual_cone: its feasible set is unbounded. Use projected_gradient, cvx or auto")
+            raise TypeError(
+                "frank_wolfe takes min_norm and cagrad, not dual_cone: its feasible set is "
+                "unbounded. Use projected_gradient, cvx or auto"
+            )
         count = problem.gramian.shape[-1]
         w = torch.full_like(problem.gramian[0], 1 / count)
         tasks = torch.arange(count, device=w.device)
@@ -47,22 +56,36 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
                 mean, share = w @ rates, (away * w).sum()
                 forward = mean - toward @ rates >= away @ rates - mean
                 direction = torch.where(forward, direction, w - away)
-                limit = torch.where(forward, limit, torch.where(share < 1, share / (1 - share).where(share < 1, 1.0), torch.inf))
+                limit = torch.where(
+                    forward,
+                    limit,
+                    torch.where(share < 1, share / (1 - share).where(share < 1, 1.0), torch.inf),
+                )
             elif step == "pairwise":
                 direction, limit = toward - away, (away * w).sum()
             w = w + _length(problem, w, direction, limit, n, step) * direction
             w = w.clamp_min(0)
             w = w / w.sum()
-        return (problem.recover(w) if isinstance(problem, CAGrad) else w), w, constant_steps(problem, steps)
+        return (
+            (problem.recover(w) if isinstance(problem, CAGrad) else w),
+            w,
+            constant_steps(problem, steps),
+        )
 
     return solver(solve)
 
 
-def _length(problem: Problem, w: Tensor, direction: Tensor, limit: Tensor, n: int, step: StepRule) -> Tensor | float:
+def _length(
+    problem: Problem, w: Tensor, direction: Tensor, limit: Tensor, n: int, step: StepRule
+) -> Tensor | float:
     if step == "1/(n+1)":
         return 1 / (n + 1)
     if step == "2/(n+2)":
-        return 2 / (n + 1)  # n counts from 1 here and from 0 in the rule, whose first step forgets the start; the bound needs that
+        # n counts from 1 here and from 0 in the rule, whose first step forgets the start; the bound
+        # needs that
+        return 2 / (n + 1)
     assert not isinstance(problem, DualCone)
     best = problem.along(w, direction).clamp_min(0)
-    return torch.where(limit.isfinite(), torch.minimum(best, limit), torch.where(best.isfinite(), best, 0.0))
+    return torch.where(
+        limit.isfinite(), torch.minimum(best, limit), torch.where(best.isfinite(), best, 0.0)
+    )

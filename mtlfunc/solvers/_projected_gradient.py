@@ -7,21 +7,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import simplex
 from ..types import Solver
+from . import simplex
 from .face_solve import lengths
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, root, solver
 
 
 def projected_gradient(steps: int = 1000) -> Solver:
-    """FISTA with gradient restarts (O'Donoghue & Candès 2015), `steps` times; takes all three problems.
+    """FISTA with gradient restarts (O'Donoghue & Candès 2015), `steps` times; takes all three
+    problems.
 
-    The unknowns are y_t = ‖g_t‖ w_t, so that a wide spread of norms does not slow it down; the simplex becomes {y >= 0, Σ y_t/‖g_t‖ = 1}, onto
-    which projecting is as cheap. CAGrad's square root is majorised by the parabola that touches it at the current point.
+    The unknowns are y_t = ‖g_t‖ w_t, so that a wide spread of norms does not slow it down; the
+    simplex becomes {y >= 0, Σ y_t/‖g_t‖ = 1}, onto which projecting is as cheap. CAGrad's square
+    root is majorised by the parabola that touches it at the current point.
 
-    Returns: an approximation whose gap says how good it is. Pure torch: vmaps, compiles, differentiates through the iterations.
+    Returns:
+        an approximation whose gap says how good it is. Pure torch: vmaps, compiles, differentiates
+        through the iterations.
 
-    Raises: ValueError for steps < 1.
+    Raises:
+        ValueError: for steps < 1.
     """
     if steps < 1:
         raise ValueError(f"steps: expected an integer >= 1, got {steps}")
@@ -34,7 +39,11 @@ def projected_gradient(steps: int = 1000) -> Solver:
         w = _simplex(problem, steps)
         if isinstance(problem, MinNorm):
             return w, w, count
-        return _better(problem, w, _dual_cone(DualCone(problem.gramian, problem.preference), steps)), w, count
+        return (
+            _better(problem, w, _dual_cone(DualCone(problem.gramian, problem.preference), steps)),
+            w,
+            count,
+        )
 
     return solver(solve)
 
@@ -85,7 +94,9 @@ def _curvature(gramian: Tensor, n: Tensor) -> Tensor:
 
 
 def _better(problem: CAGrad, w: Tensor, push: Tensor) -> Tensor:
-    """Of two feasible directions the one with the larger worst rate: from the dual weights, and towards the dual cone."""
+    """Of two feasible directions the one with the larger worst rate: from the dual weights, and
+    towards the dual cone.
+    """
     reach = root(push @ problem.gramian @ push)
     shrink = torch.where(reach > problem.radius, problem.radius / reach.where(reach > 0, 1.0), 1.0)
     recovered, pushed = problem.recover(w), problem.preference + shrink * push

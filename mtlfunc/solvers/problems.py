@@ -1,10 +1,12 @@
 """The three small problems behind the rules, on the Gramian G = J Jᵀ of T gradients g_t.
 
-    min_norm    min over the simplex of ½ wᵀG w                              (MGDA; the shortest convex combination)
-    cagrad      max over ‖d - g₀‖ <= c‖g₀‖ of min_t g_t·d,  g₀ = Jᵀp         (CAGrad; its dual is over the simplex)
-    dual_cone   min over v >= w of ½ vᵀG v                                   (DualProj, UPGrad; Jᵀw projected on {d: J d >= 0})
+    min_norm    min over the simplex of ½ wᵀG w                              (MGDA; the shortest
+    convex combination) cagrad      max over ‖d - g₀‖ <= c‖g₀‖ of min_t g_t·d,  g₀ = Jᵀp
+    (CAGrad; its dual is over the simplex) dual_cone   min over v >= w of ½ vᵀG v
+    (DualProj, UPGrad; Jᵀw projected on {d: J d >= 0})
 
-Each problem knows its objective and turns a solver's answer into a `Solution` whose gap is computed from that answer alone.
+Each problem knows its objective and turns a solver's answer into a `Solution` whose gap is computed
+from that answer alone.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..checks import check_gramian, check_scalar, check_vector, normalized_preference, poison
+from ..core.checks import check_gramian, check_scalar, check_vector, normalized_preference, poison
 from ..types import Scalar, Solution, Solver
 
 
@@ -32,19 +34,29 @@ class MinNorm(NamedTuple):
         return self.gramian @ w
 
     def along(self, w: Tensor, direction: Tensor) -> Tensor:
-        """The unconstrained best step from w along `direction`; infinite where the objective falls for ever."""
+        """The unconstrained best step from w along `direction`; infinite where the objective falls
+        for ever.
+        """
         slope, curvature = direction @ self.gramian @ w, direction @ self.gramian @ direction
-        return torch.where(curvature > 0, -slope / or_one(curvature), torch.where(slope < 0, torch.inf, 0.0))
+        return torch.where(
+            curvature > 0, -slope / or_one(curvature), torch.where(slope < 0, torch.inf, 0.0)
+        )
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
-        """weights = dual = w; gap = wᵀG w - min(G w), which bounds ½ wᵀG w - optimum and ‖Jᵀw - d*‖²."""
+        """weights = dual = w; gap = wᵀG w - min(G w), which bounds ½ wᵀG w - optimum and ‖Jᵀw -
+        d*‖².
+        """
         rates = self.gramian @ weights
         square = weights @ rates
-        return Solution(weights, dual, rates, 0.5 * square, (square - rates.amin()).clamp_min(0), steps)
+        return Solution(
+            weights, dual, rates, 0.5 * square, (square - rates.amin()).clamp_min(0), steps
+        )
 
 
 class CAGrad(NamedTuple):
-    """max of min_t g_t·d over ‖d - g₀‖ <= c‖g₀‖; dual: min of F(w) = g_w·g₀ + c‖g₀‖‖g_w‖ over the simplex."""
+    """max of min_t g_t·d over ‖d - g₀‖ <= c‖g₀‖; dual: min of F(w) = g_w·g₀ + c‖g₀‖‖g_w‖ over the
+    simplex.
+    """
 
     gramian: Float[Tensor, "task task"]
     c: Float[Tensor, ""]
@@ -74,7 +86,9 @@ class CAGrad(NamedTuple):
         phi, centre = self.radius**2, -q1 / or_one(q2)
         height = (q0 - q1**2 / or_one(q2)).clamp_min(0)
         inside = phi * q2 > slope**2
-        step = centre - slope * root(height) / or_one(root((q2 * (phi * q2 - slope**2)).where(inside, 1.0)))
+        step = centre - slope * root(height) / or_one(
+            root((q2 * (phi * q2 - slope**2)).where(inside, 1.0))
+        )
         return torch.where(inside & (q2 > 0), step, torch.where(slope < 0, torch.inf, 0.0))
 
     def recover(self, w: Tensor) -> Tensor:
@@ -83,7 +97,9 @@ class CAGrad(NamedTuple):
         return self.preference + torch.where(length > 0, self.radius / or_one(length), 0.0) * w
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
-        """gap = F(dual) - min(G weights): both sides are feasible, so it bounds the loss of the worst task's rate."""
+        """gap = F(dual) - min(G weights): both sides are feasible, so it bounds the loss of the
+        worst task's rate.
+        """
         rates, value = self.gramian @ weights, self.objective(dual)
         return Solution(weights, dual, rates, value, (value - rates.amin()).clamp_min(0), steps)
 
@@ -103,9 +119,11 @@ class DualCone(NamedTuple):
         return 0.5 * v @ self.gramian @ v
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
-        """weights = v, dual = u = v - w; gap = uᵀ|G v| + Σ (-G v)₊·(lengths·|v|)/lengths: zero only at the optimum.
+        """weights = v, dual = u = v - w; gap = uᵀ|G v| + Σ (-G v)₊·(lengths·|v|)/lengths: zero only
+        at the optimum.
 
-        It bounds the suboptimality where no rate is negative; a negative rate is charged at the scale of v, which is no proof.
+        It bounds the suboptimality where no rate is negative; a negative rate is charged at the
+        scale of v, which is no proof.
         """
         rates = self.gramian @ weights
         lengths = root(self.gramian.diagonal())
@@ -120,33 +138,43 @@ Problem = MinNorm | CAGrad | DualCone
 def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
     """The shortest vector in the convex hull of the gradients: min ½ wᵀG w over the simplex.
 
-    Raises: ValueError for a matrix that is not square, symmetric and finite; TypeError for an integer one.
+    Raises:
+        ValueError: for a matrix that is not square, symmetric and finite.
+        TypeError: for an integer one.
     """
     check_gramian(gramian, symmetric=True)
     return MinNorm(gramian)
 
 
-def cagrad(gramian: Float[Tensor, "task task"], c: Scalar, preference: Float[Tensor, " task"] | None = None) -> CAGrad:
-    """CAGrad's direction: the best worst rate within c‖g₀‖ of g₀ = Jᵀp (Liu 2021, eq. 3; dual, Algorithm 1).
+def cagrad(
+    gramian: Float[Tensor, "task task"], c: Scalar, preference: Float[Tensor, " task"] | None = None
+) -> CAGrad:
+    """CAGrad's direction: the best worst rate within c‖g₀‖ of g₀ = Jᵀp (Liu 2021, eq. 3; dual,
+    Algorithm 1).
 
     Args:
         gramian: G `[task, task]`.
         c: radius, >= 0, relative to ‖g₀‖; 0 gives g₀, from 1 on no task's rate is negative.
         preference: p `[task]` >= 0, scaled to sum 1; None is 1/T.
 
-    Raises: ValueError for a bad Gramian (see `min_norm`), c or preference.
+    Raises:
+        ValueError: for a bad Gramian (see `min_norm`), c or preference.
     """
     check_gramian(gramian, symmetric=True)
     check_scalar(c, "c")
     uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
-    c = c.to(gramian) if isinstance(c, Tensor) else gramian.new_full((), float(c))  # a number is filled in where the Gramian is, not copied there
-    return CAGrad(gramian, c.where(c >= 0, float("nan")), normalized_preference(preference, uniform))
+    # a number is filled in where the Gramian is, not copied there
+    c = c.to(gramian) if isinstance(c, Tensor) else gramian.new_full((), float(c))
+    return CAGrad(
+        gramian, c.where(c >= 0, float("nan")), normalized_preference(preference, uniform)
+    )
 
 
 def dual_cone(gramian: Float[Tensor, "task task"], weights: Float[Tensor, " task"]) -> DualCone:
     """The projection of Jᵀw on the cone where no task's rate is negative: min ½ vᵀG v over v >= w.
 
-    Raises: ValueError for a bad Gramian (see `min_norm`) or weights of another shape, dtype or device.
+    Raises:
+        ValueError: for a bad Gramian (see `min_norm`) or weights of another shape, dtype or device.
     """
     check_gramian(gramian, symmetric=True)
     check_vector(weights, gramian, "weights")
@@ -168,10 +196,11 @@ Answer = tuple[Tensor, Tensor, Int[Tensor, ""]]
 
 
 def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
-    """Around every solver: float64 inside, a symmetric Gramian with largest diagonal entry 1, the certificate from the answer, NaN for NaN.
+    """Around every solver: float64 inside, a symmetric Gramian with largest diagonal entry 1, the
+    certificate from the answer, NaN for NaN.
 
-    `solve` gets the scaled problem and the machine epsilon of the dtype that the Gramian came in, its noise level.
-    All three problems are homogeneous, so the scale is a constant for derivatives.
+    `solve` gets the scaled problem and the machine epsilon of the dtype that the Gramian came in,
+    its noise level. All three problems are homogeneous, so the scale is a constant for derivatives.
     """
 
     def certified(problem: Problem) -> Solution:
@@ -190,7 +219,10 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
 
 def check_problem(problem: object) -> None:
     if not isinstance(problem, MinNorm | CAGrad | DualCone):
-        raise TypeError(f"problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, got {type(problem).__name__}")
+        raise TypeError(
+            "problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, "
+            f"got {type(problem).__name__}"
+        )
 
 
 def constant_steps(problem: Problem, steps: int) -> Int[Tensor, ""]:

@@ -5,13 +5,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def project(point: Float[Tensor, " task"], normal: Float[Tensor, " task"] | None = None) -> Float[Tensor, " task"]:
-    """The nearest point of {y >= 0, normal·y = 1}; with normal = 1, None's meaning, that is the simplex.
+def project(
+    point: Float[Tensor, " task"], normal: Float[Tensor, " task"] | None = None
+) -> Float[Tensor, " task"]:
+    """The nearest point of {y >= 0, normal·y = 1}; with normal = 1, None's meaning, that is the
+    simplex.
 
-    The answer is max(point - t·normal, 0) for the t that meets the equation: sort the breakpoints point/normal, find the last one above t.
+    The answer is max(point - t·normal, 0) for the t that meets the equation: sort the breakpoints
+    point/normal, find the last one above t.
 
-    >>> project(torch.tensor([1.0, 0.5, -1.0])).tolist()
-    [0.75, 0.25, 0.0]
+    Examples:
+        >>> project(torch.tensor([1.0, 0.5, -1.0])).tolist()
+        [0.75, 0.25, 0.0]
     """
     normal = torch.ones_like(point) if normal is None else normal
     ratio, order = (point / normal).sort(descending=True)

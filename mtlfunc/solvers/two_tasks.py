@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .faces import at_stationary_points
+from ._faces import at_stationary_points
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, or_one, root
 
 
 def two_tasks(problem: Problem, eps: float) -> Answer:
-    """The answer of any of the three problems for T = 2, in the form that `problems.solver` wraps; plain torch, nothing but arithmetic."""
+    """The answer of any of the three problems for T = 2, in the form that `problems.solver` wraps;
+    plain torch, nothing but arithmetic.
+    """
     steps = constant_steps(problem, 1)
     if isinstance(problem, MinNorm):
         w = _min_norm(problem)
@@ -19,7 +21,11 @@ def two_tasks(problem: Problem, eps: float) -> Answer:
         u = _dual_cone(problem, eps)
         return problem.weights + u, u, steps
     return *at_stationary_points(
-        problem, _min_norm(MinNorm(problem.gramian)), _dual_cone(DualCone(problem.gramian, problem.preference), eps), _cagrad(problem), eps
+        problem,
+        _min_norm(MinNorm(problem.gramian)),
+        _dual_cone(DualCone(problem.gramian, problem.preference), eps),
+        _cagrad(problem),
+        eps,
     ), steps
 
 
@@ -35,14 +41,19 @@ def _min_norm(problem: MinNorm) -> Tensor:
 
 
 def _cagrad(problem: CAGrad) -> Tensor:
-    """The dual weights: F along the segment is linear plus r times the distance from the origin, a hyperbola in the share x of task 1."""
+    """The dual weights: F along the segment is linear plus r times the distance from the origin, a
+    hyperbola in the share x of task 1.
+    """
     first, inner, second = _entries(problem.gramian)
     linear = problem.linear
     square, slope = first + second - 2 * inner, linear[0] - linear[1]
     room = problem.radius**2 * square - slope**2
-    height = root((first * second - inner**2) / or_one(square))  # of the origin above the line through g₁ and g₂
+    # of the origin above the line through g₁ and g₂
+    height = root((first * second - inner**2) / or_one(square))
     inside = (room > 0) & (square > 0)
-    x = (second - inner) / or_one(square) - slope * height / or_one(root(square * room.where(inside, 1.0)))
+    x = (second - inner) / or_one(square) - slope * height / or_one(
+        root(square * room.where(inside, 1.0))
+    )
     x = torch.where(inside, x.clamp(0, 1), torch.where(slope > 0, 0.0, 1.0))
     return torch.stack([x, 1 - x])
 
@@ -57,7 +68,13 @@ def _dual_cone(problem: DualCone, eps: float) -> Tensor:
     noise = 16 * eps * n.flip(0) * (n @ problem.weights.abs() + n * alone)
     one = (alone > 0) & (left >= -noise)
     determinant = first * second - inner**2
-    both = torch.stack([inner * linear[1] - second * linear[0], inner * linear[0] - first * linear[1]]) / or_one(determinant)
+    both = torch.stack(
+        [inner * linear[1] - second * linear[0], inner * linear[0] - first * linear[1]]
+    ) / or_one(determinant)
     unit = torch.eye(2, dtype=n.dtype, device=n.device)
     single = torch.where(one[0], unit[0], unit[1]) * alone
-    return torch.where((linear >= 0).all() | (alone <= 0).all(), 0.0, torch.where(one.any(), single, both.clamp_min(0)))
+    return torch.where(
+        (linear >= 0).all() | (alone <= 0).all(),
+        0.0,
+        torch.where(one.any(), single, both.clamp_min(0)),
+    )

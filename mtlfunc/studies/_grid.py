@@ -1,4 +1,6 @@
-"""A function of named axes on their whole product: vmapped, in chunks, saved as it goes, and labelled."""
+"""A function of named axes on their whole product: vmapped, in chunks, saved as it goes, and
+labelled.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,17 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from .checks import transformed
+from ..core.checks import transformed
+from ..core.files import write_whole
 
 if TYPE_CHECKING:
     import xarray
 
 
 class Unfinished(KeyboardInterrupt):
-    """Raised by `grid` in place of KeyboardInterrupt, with what was computed: `.dataset`, NaN where a point is missing (integers become floats for it)."""
+    """Raised by `grid` in place of KeyboardInterrupt, with what was computed: `.dataset`, NaN where
+    a point is missing (integers become floats for it).
+    """
 
     def __init__(self, dataset: xarray.Dataset, done: int, total: int) -> None:
         super().__init__(f"grid interrupted after {done} of {total} points; .dataset holds them")
@@ -50,48 +55,78 @@ def grid(
     """`f(**point)` at every point of the product of named axes, as a labelled dataset.
 
     Args:
-        f: takes every axis by its name and returns a tensor, or a (nested) dict or NamedTuple of tensors, of the same shapes everywhere.
-        axes: `{name: values}`. A tensor `[n]` is vmapped: `f` gets 0-d tensors (a seed is a key's integer). A list of numbers or strings, or a dict
-            `{label: value}` of anything (rules, modules, settings), is looped over in Python: `f` gets the value itself.
-        chunk_size: at most how many points are evaluated in one vmap, which bounds the memory; None is the product of all tensor axes, 1 a plain
-            loop without vmap, for a function that cannot be vmapped.
-        dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses": ("step", "task")}`; those not named are
-            `losses_dim_0`, `losses_dim_1`.
-        path: a folder, made if need be: every finished chunk is written there, whole, and a second call with the same axes evaluates only what is
-            missing, whatever its chunk_size. What `f` does is not compared, only the names, shapes and dtypes it returns: take a new folder where its
-            code changes.
+        f: takes every axis by its name and returns a tensor, or a (nested) dict or NamedTuple of
+            tensors, of the same shapes everywhere.
+        axes: `{name: values}`. A tensor `[n]` is vmapped: `f` gets 0-d tensors (a seed is a key's
+            integer). A list of numbers or strings, or a dict `{label: value}` of anything (rules,
+            modules, settings), is looped over in Python: `f` gets the value itself.
+        chunk_size: at most how many points are evaluated in one vmap, which bounds the memory; None
+            is the product of all tensor axes, 1 a plain loop without vmap, for a function that
+            cannot be vmapped.
+        dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
+            ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
+        path: a folder, made if need be: every finished chunk is written there, whole, and a second
+            call with the same axes evaluates only what is missing, whatever its chunk_size. What
+            `f` does is not compared, only the names, shapes and dtypes it returns: take a new
+            folder where its code changes.
 
-    Returns: an `xarray.Dataset` with the axes as its first dimensions, in the order of `axes`. A tensor becomes the variable `value`, a nested field
-    `outer.inner`. Coordinates of a float32 axis are its shortest decimals, so that `.sel(c=0.4)` finds them. On several points vmapped together `f` must
-    keep the rules of `torch.func.vmap`.
+    Returns:
+        an `xarray.Dataset` with the axes as its first dimensions, in the order of `axes`. A tensor
+        becomes the variable `value`, a nested field `outer.inner`. Coordinates of a float32 axis
+        are its shortest decimals, so that `.sel(c=0.4)` finds them. On several points vmapped
+        together `f` must keep the rules of `torch.func.vmap`.
 
-    Raises: Unfinished, a KeyboardInterrupt that carries the dataset so far, on Ctrl-C; ValueError or TypeError for axes that are empty, repeated, not
-    finite or of the wrong kind, for outputs that are no tensors or differ between points, and for a folder that holds another grid or a broken file;
-    RuntimeError under a transform, where plain nested `vmap` is the way, or for an `f` that cannot be vmapped.
+    Raises:
+        Unfinished: a KeyboardInterrupt that carries the dataset so far, on Ctrl-C. ValueError,
+        TypeError: for axes that are empty, repeated, not finite or of the wrong kind, for outputs
+        that are no tensors or differ between points, and for a folder that holds another grid or a
+        broken file. RuntimeError: under a transform, where plain nested `vmap` is the way, or for
+        an `f` that cannot be vmapped.
 
-    >>> found = grid(lambda seed, c: {"power": c ** torch.arange(2.0) + seed}, {"seed": torch.arange(3), "c": torch.tensor([0.2, 0.4])})
-    >>> dict(found.sizes)
-    {'seed': 3, 'c': 2, 'power_dim_0': 2}
-    >>> [round(value, 4) for value in found["power"].sel(seed=2, c=0.4).values.tolist()]
-    [3.0, 2.4]
+    Examples:
+        >>> found = grid(lambda seed, c: {"power": c ** torch.arange(2.0) + seed}, {"seed": torch.arange(3), "c": torch.tensor([0.2, 0.4])})
+        >>> dict(found.sizes)
+        {'seed': 3, 'c': 2, 'power_dim_0': 2}
+        >>> [round(value, 4) for value in found["power"].sel(seed=2, c=0.4).values.tolist()]
+        [3.0, 2.4]
     """
     if transformed():
-        raise RuntimeError("grid: a dataset cannot be made under a torch.func transform; nest torch.func.vmap instead, or call grid outside")
+        raise RuntimeError(
+            "grid: a dataset cannot be made under a torch.func transform; nest torch.func.vmap "
+            "instead, or call grid outside"
+        )
     check_chunk_size(chunk_size)
     if not axes:
         raise ValueError("axes: expected at least one axis, {name: values}")
     table = {name: _axis(name, values) for name, values in axes.items()}
-    named = {name: (names,) if isinstance(names, str) else tuple(names) for name, names in (dims or {}).items()}
+    named = {
+        name: (names,) if isinstance(names, str) else tuple(names)
+        for name, names in (dims or {}).items()
+    }
     points = Points(table, named, None if path is None else Path(path))
     points.resume()
     looped = [name for name, axis in table.items() if not isinstance(axis.values, Tensor)]
     try:
-        with tqdm(total=points.total, initial=int(points.done.sum()), leave=False, desc="grid", unit="point") as bar:
+        with tqdm(
+            total=points.total,
+            initial=int(points.done.sum()),
+            leave=False,
+            desc="grid",
+            unit="point",
+        ) as bar:
             for flat, positions, fixed in points.missing(looped, chunk_size):
-                batched = {name: axis.values[positions[name]] for name, axis in table.items() if isinstance(axis.values, Tensor)}
+                batched = {
+                    name: axis.values[positions[name]]
+                    for name, axis in table.items()
+                    if isinstance(axis.values, Tensor)
+                }
 
-                def at(point: dict[str, Tensor], fixed: dict[str, Any] = fixed) -> dict[str, Tensor]:
-                    return _variables(f(**{name: fixed[name] if name in fixed else point[name] for name in table}))
+                def at(
+                    point: dict[str, Tensor], fixed: dict[str, Any] = fixed
+                ) -> dict[str, Tensor]:
+                    return _variables(
+                        f(**{name: fixed[name] if name in fixed else point[name] for name in table})
+                    )
 
                 try:
                     found = evaluate(at, batched, len(flat), "f")
@@ -111,9 +146,11 @@ def check_chunk_size(chunk_size: int | None) -> None:
 
 
 def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) -> Any:
-    """`f` at `count` points stacked along the first axis of every leaf: one vmap, or a plain call where there is one point.
+    """`f` at `count` points stacked along the first axis of every leaf: one vmap, or a plain call
+    where there is one point.
 
-    Raises: RuntimeError, naming `argument` and the way out, where `f` cannot be vmapped.
+    Raises:
+        RuntimeError: naming `argument` and the way out, where `f` cannot be vmapped.
     """
     if count == 1:
         return tree_map(lambda leaf: leaf[None], f(tree_map(lambda leaf: leaf[0], points)))
@@ -123,8 +160,10 @@ def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) ->
         if not any(sign in str(error) for sign in ("vmap", "data pointer", "storage")):
             raise
         raise RuntimeError(
-            f"{argument}: cannot be vmapped; pass chunk_size=1, a plain loop, or write it without .item(), if and while on tensors, NumPy and "
-            f"torch's own random numbers (mtlfunc.random has keys that can be vmapped). torch said: {error}"
+            f"{argument}: cannot be vmapped; pass chunk_size=1, a plain loop, or write it "
+            "without .item(), if and while on tensors, NumPy and "
+            "torch's own random numbers (mtlfunc.random has keys that can be vmapped). torch "
+            f"said: {error}"
         ) from error
 
 
@@ -132,24 +171,40 @@ def _axis(name: str, values: Any) -> Axis:
     where = f"axes[{name!r}]"
     if isinstance(values, Tensor):
         if values.ndim != 1 or values.is_complex():
-            raise ValueError(f"{where}: expected a tensor [n] of real numbers, got {values.dtype} of shape {list(values.shape)}; index what is larger inside f")
+            raise ValueError(
+                f"{where}: expected a tensor [n] of real numbers, got {values.dtype} of shape "
+                f"{list(values.shape)}; index what is larger inside f"
+            )
         numbers = values.detach().cpu()
         # 0.4 in float32 is 0.4000000059604645; its shortest decimals are what was meant.
-        labels = numbers.numpy().astype(str).astype(float) if values.dtype == torch.float32 else numbers
+        labels = (
+            numbers.numpy().astype(str).astype(float) if values.dtype == torch.float32 else numbers
+        )
         axis = Axis(labels.tolist(), values.detach())
     elif isinstance(values, Mapping):
         axis = Axis(list(values), list(values.values()))
     elif isinstance(values, Sequence) and not isinstance(values, str):
         axis = Axis(list(values), list(values))
     else:
-        raise TypeError(f"{where}: expected a tensor [n], a list of numbers or strings, or a dict {{label: value}}, got {type(values).__name__}")
+        raise TypeError(
+            f"{where}: expected a tensor [n], a list of numbers or strings, or a dict {{label: "
+            f"value}}, got {type(values).__name__}"
+        )
     if not axis.labels:
         raise ValueError(f"{where}: empty; every axis needs at least one value")
-    if not (all(isinstance(x, str) for x in axis.labels) or all(isinstance(x, Real) for x in axis.labels)):
+    if not (
+        all(isinstance(x, str) for x in axis.labels)
+        or all(isinstance(x, Real) for x in axis.labels)
+    ):
         kinds = ", ".join(sorted({type(x).__name__ for x in axis.labels}))
-        raise TypeError(f"{where}: positions are named by all strings or all numbers, got {kinds}; pass a dict {{label: value}}")
+        raise TypeError(
+            f"{where}: positions are named by all strings or all numbers, got {kinds}; pass a "
+            "dict {label: value}"
+        )
     if any(isinstance(x, Real) and not math.isfinite(x) for x in axis.labels):
-        raise ValueError(f"{where}: NaN or infinite values in {axis.labels}; expected finite numbers")
+        raise ValueError(
+            f"{where}: NaN or infinite values in {axis.labels}; expected finite numbers"
+        )
     repeated = sorted({x for x in axis.labels if axis.labels.count(x) > 1})
     if repeated:
         raise ValueError(f"{where}: {repeated} more than once; each value names one position")
@@ -157,88 +212,151 @@ def _axis(name: str, values: Any) -> Axis:
 
 
 def _variables(out: Any, name: str = "") -> dict[str, Tensor]:
-    """The tensors of what `f` returned, by name; an empty tuple or dict, such as `Info.aux` without one, holds none."""
+    """The tensors of what `f` returned, by name; an empty tuple or dict, such as `Info.aux` without
+    one, holds none.
+    """
     if isinstance(out, Tensor):
         return {name or "value": out}
     empty = isinstance(out, tuple) and not out
-    fields: Any = out if isinstance(out, Mapping) else getattr(out, "_asdict", lambda: {} if empty else None)()
+    fields: Any = (
+        out
+        if isinstance(out, Mapping)
+        else getattr(out, "_asdict", lambda: {} if empty else None)()
+    )
     if fields is not None:
-        found = {key: leaf for field, value in fields.items() for key, leaf in _variables(value, f"{name}.{field}" if name else str(field)).items()}
+        found = {
+            key: leaf
+            for field, value in fields.items()
+            for key, leaf in _variables(value, f"{name}.{field}" if name else str(field)).items()
+        }
         if found or name:
             return found
-    raise TypeError(f"f: expected a tensor, or a dict or NamedTuple of tensors, got {type(out).__name__}{f' as {name!r}' if name else ''}")
+    raise TypeError(
+        "f: expected a tensor, or a dict or NamedTuple of tensors, got "
+        f"{type(out).__name__}{f' as {name!r}' if name else ''}"
+    )
 
 
 def _array(value: Tensor) -> np.ndarray:
     value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+    # NumPy has no bfloat16
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 class Points:
-    """The answers at all points, in memory and in the folder, by flat index (looped and vmapped axes in the caller's order)."""
+    """The answers at all points, in memory and in the folder, by flat index (looped and vmapped
+    axes in the caller's order).
+    """
 
-    def __init__(self, axes: dict[str, Axis], dims: dict[str, tuple[str, ...]], folder: Path | None) -> None:
+    def __init__(
+        self, axes: dict[str, Axis], dims: dict[str, tuple[str, ...]], folder: Path | None
+    ) -> None:
         self.axes, self.dims, self.folder = axes, dims, folder
         self.sizes = [len(axis.labels) for axis in axes.values()]
         self.total = math.prod(self.sizes)
         self.done = np.zeros(self.total, dtype=bool)
         self.values: dict[str, np.ndarray] = {}
 
-    def missing(self, looped: list[str], chunk_size: int | None) -> Iterator[tuple[np.ndarray, dict[str, Tensor], dict[str, Any]]]:
-        """Chunks of points that share the values of the looped axes: their flat indices, their positions on every axis, and those values."""
-        position = dict(zip(self.axes, np.unravel_index(np.arange(self.total), self.sizes), strict=True))
+    def missing(
+        self, looped: list[str], chunk_size: int | None
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor], dict[str, Any]]]:
+        """Chunks of points that share the values of the looped axes: their flat indices, their
+        positions on every axis, and those values.
+        """
+        position = dict(
+            zip(self.axes, np.unravel_index(np.arange(self.total), self.sizes), strict=True)
+        )
         for choice in itertools.product(*(range(len(self.axes[name].labels)) for name in looped)):
             here = ~self.done
             for name, at in zip(looped, choice, strict=True):
                 here &= position[name] == at
-            fixed = {name: self.axes[name].values[at] for name, at in zip(looped, choice, strict=True)}
+            fixed = {
+                name: self.axes[name].values[at] for name, at in zip(looped, choice, strict=True)
+            }
             flat = np.flatnonzero(here)
             for start in range(0, len(flat), chunk_size or self.total):
                 chunk = flat[start : start + (chunk_size or self.total)]
-                yield chunk, {name: torch.from_numpy(position[name][chunk]) for name in self.axes}, fixed
+                yield (
+                    chunk,
+                    {name: torch.from_numpy(position[name][chunk]) for name in self.axes},
+                    fixed,
+                )
 
     def describe(self, flat: np.ndarray) -> str:
         """The point, or the first and last of a chunk, in words."""
-        ends = [dict(zip(self.axes, np.unravel_index(int(i), self.sizes), strict=True)) for i in {int(flat[0]), int(flat[-1])}]
-        names = ["(" + ", ".join(f"{name}={self.axes[name].labels[i]}" for name, i in end.items()) + ")" for end in sorted(ends, key=lambda e: [*e.values()])]
+        ends = [
+            dict(zip(self.axes, np.unravel_index(int(i), self.sizes), strict=True))
+            for i in {int(flat[0]), int(flat[-1])}
+        ]
+        names = [
+            "(" + ", ".join(f"{name}={self.axes[name].labels[i]}" for name, i in end.items()) + ")"
+            for end in sorted(ends, key=lambda e: [*e.values()])
+        ]
         return "at " + " … ".join(names)
 
     def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
         self.keep(flat, found, f"f {self.describe(flat)}")
         if self.folder:
-            arrays: dict[str, Any] = {"points": flat} | {f"f.{name}": x for name, x in found.items()}
-            write_whole(self.folder / f"points-{flat[0]:09d}.npz", lambda file: np.savez(file, **arrays))
+            arrays: dict[str, Any] = {"points": flat} | {
+                f"f.{name}": x for name, x in found.items()
+            }
+            write_whole(
+                self.folder / f"points-{flat[0]:09d}.npz", lambda file: np.savez(file, **arrays)
+            )
         self.done[flat] = True
 
     def keep(self, flat: np.ndarray, found: dict[str, np.ndarray], source: str) -> None:
         """Put the answers where they belong, if they are of the kind of those before."""
         if not self.values:
             self.check_dims({name: x.shape[1:] for name, x in found.items()})
-            self.values = {name: np.zeros((self.total, *x.shape[1:]), x.dtype) for name, x in found.items()}
-        kinds = [{name: f"{x.dtype} {list(x.shape[1:])}" for name, x in side.items()} for side in (self.values, found)]
+            self.values = {
+                name: np.zeros((self.total, *x.shape[1:]), x.dtype) for name, x in found.items()
+            }
+        kinds = [
+            {name: f"{x.dtype} {list(x.shape[1:])}" for name, x in side.items()}
+            for side in (self.values, found)
+        ]
         if kinds[0] != kinds[1]:
-            hint = f", or {self.folder} holds the points of another function: pass another path" if self.folder else ""
-            raise ValueError(f"{source}: found {kinds[1]} but {kinds[0]} before; every point must give the same names, shapes and dtypes{hint}")
+            hint = (
+                f", or {self.folder} holds the points of another function: pass another path"
+                if self.folder
+                else ""
+            )
+            raise ValueError(
+                f"{source}: found {kinds[1]} but {kinds[0]} before; every point must give the "
+                f"same names, shapes and dtypes{hint}"
+            )
         for name, x in found.items():
             self.values[name][flat] = x
 
     def check_dims(self, shapes: dict[str, tuple[int, ...]]) -> None:
         taken = sorted(set(shapes) & set(self.axes))
         if taken:
-            raise ValueError(f"f: returns {taken}, which axes of the grid are called; rename them in what f returns")
+            raise ValueError(
+                f"f: returns {taken}, which axes of the grid are called; rename them in what f "
+                "returns"
+            )
         unknown = sorted(set(self.dims) - set(shapes))
         if unknown:
             raise ValueError(f"dims: f returns no {unknown}; it returns {sorted(shapes)}")
         sizes: dict[str, int] = {}
         for name, shape in shapes.items():
             names = self.names(name, len(shape))
-            if len(names) != len(shape) or len(set(names)) < len(names) or set(names) & {*self.axes, *shapes}:
+            if (
+                len(names) != len(shape)
+                or len(set(names)) < len(names)
+                or set(names) & {*self.axes, *shapes}
+            ):
                 raise ValueError(
-                    f"dims[{name!r}]: expected {len(shape)} names for shape {list(shape)}, all different and none of an axis or a variable, got {list(names)}"
+                    f"dims[{name!r}]: expected {len(shape)} names for shape {list(shape)}, all "
+                    f"different and none of an axis or a variable, got {list(names)}"
                 )
             for dim, size in zip(names, shape, strict=True):
                 if sizes.setdefault(dim, size) != size:
-                    raise ValueError(f"dims[{name!r}]: {dim!r} has length {size} here but {sizes[dim]} elsewhere; give it a name of its own")
+                    raise ValueError(
+                        f"dims[{name!r}]: {dim!r} has length {size} here but {sizes[dim]} "
+                        "elsewhere; give it a name of its own"
+                    )
 
     def names(self, variable: str, ndim: int) -> tuple[str, ...]:
         return self.dims.get(variable, tuple(f"{variable}_dim_{k}" for k in range(ndim)))
@@ -248,43 +366,81 @@ class Points:
         if not self.folder:
             return
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"path: {self.folder} is a file; expected a folder, or a name for a new one")
+            raise ValueError(
+                f"path: {self.folder} is a file; expected a folder, or a name for a new one"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         header = self.folder / "axes.json"
         mine = {
-            name: {"looped": not isinstance(axis.values, Tensor), "dtype": str(getattr(axis.values, "dtype", "")), "labels": axis.labels}
+            name: {
+                "looped": not isinstance(axis.values, Tensor),
+                "dtype": str(getattr(axis.values, "dtype", "")),
+                "labels": axis.labels,
+            }
             for name, axis in self.axes.items()
         }
         if not header.exists():
             if any(not file.name.startswith(".") for file in self.folder.iterdir()):
-                raise ValueError(f"path: {self.folder} holds other files and no axes.json; pass an empty or a new folder")
+                raise ValueError(
+                    f"path: {self.folder} holds other files and no axes.json; pass an empty or a "
+                    "new folder"
+                )
             write_whole(header, lambda file: file.write(json.dumps(mine, default=_number).encode()))
             return
         try:
             theirs = json.loads(header.read_text())
         except ValueError as error:
-            raise ValueError(f"path: {header} is not readable ({error}); pass a new folder") from error
+            raise ValueError(
+                f"path: {header} is not readable ({error}); pass a new folder"
+            ) from error
         mine = json.loads(json.dumps(mine, default=_number))
         if not isinstance(theirs, dict) or list(mine) != list(theirs):
-            raise ValueError(f"path: {self.folder} holds a grid over {list(theirs)}, not {list(mine)}; pass another path, or the axes of before")
+            raise ValueError(
+                f"path: {self.folder} holds a grid over {list(theirs)}, not {list(mine)}; pass "
+                "another path, or the axes of before"
+            )
         for name in mine:
             if mine[name] != theirs[name]:
-                raise ValueError(f"path: {self.folder} holds axes[{name!r}] = {theirs[name]}, not {mine[name]}; pass another path, or the axes of before")
+                raise ValueError(
+                    f"path: {self.folder} holds axes[{name!r}] = {theirs[name]}, not "
+                    f"{mine[name]}; pass another path, or the axes of before"
+                )
         for file in sorted(self.folder.glob("points-*.npz")):
             try:
                 with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
-                    flat, found = saved["points"], {key.removeprefix("f."): saved[key] for key in saved.files if key != "points"}
-                readable = flat.dtype == np.int64 and flat.ndim == 1 and bool(((flat >= 0) & (flat < self.total)).all())
-                readable = readable and bool(found) and all(x.ndim and len(x) == len(flat) for x in found.values())
+                    flat, found = (
+                        saved["points"],
+                        {
+                            key.removeprefix("f."): saved[key]
+                            for key in saved.files
+                            if key != "points"
+                        },
+                    )
+                readable = (
+                    flat.dtype == np.int64
+                    and flat.ndim == 1
+                    and bool(((flat >= 0) & (flat < self.total)).all())
+                )
+                readable = (
+                    readable
+                    and bool(found)
+                    and all(x.ndim and len(x) == len(flat) for x in found.values())
+                )
             except Exception as error:  # whatever zipfile and NumPy say of a broken file
-                raise ValueError(f"path: {file} is broken ({error}); delete it, and its points are evaluated again") from error
+                raise ValueError(
+                    f"path: {file} is broken ({error}); delete it, and its points are evaluated "
+                    "again"
+                ) from error
             if not readable:
-                raise ValueError(f"path: {file} holds no points of this grid; delete it, and its points are evaluated again")
+                raise ValueError(
+                    f"path: {file} holds no points of this grid; delete it, and its points are "
+                    "evaluated again"
+                )
             self.keep(flat, found, f"path: {file}")
             self.done[flat] = True
 
     def dataset(self) -> xarray.Dataset:
-        import xarray  # noqa: PLC0415  # it brings pandas, and only a finished grid needs it
+        import xarray  # it brings pandas, and only a finished grid needs it
 
         def whole(x: np.ndarray) -> np.ndarray:
             if not self.done.all():
@@ -292,20 +448,14 @@ class Points:
                 x[~self.done] = np.nan
             return x.reshape(*self.sizes, *x.shape[1:])
 
-        variables = {name: ((*self.axes, *self.names(name, x.ndim - 1)), whole(x)) for name, x in self.values.items()}
-        return xarray.Dataset(variables, {name: (name, np.array(axis.labels)) for name, axis in self.axes.items()})
+        variables = {
+            name: ((*self.axes, *self.names(name, x.ndim - 1)), whole(x))
+            for name, x in self.values.items()
+        }
+        return xarray.Dataset(
+            variables, {name: (name, np.array(axis.labels)) for name, axis in self.axes.items()}
+        )
 
 
 def _number(x: Any) -> Any:
     return x.item()  # NumPy's scalars
-
-
-def write_whole(path: Path, write: Callable[[Any], Any]) -> None:
-    """Write a file under a temporary name, then move it in place: whoever finds it finds it whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

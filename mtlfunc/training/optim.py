@@ -1,4 +1,6 @@
-"""Optimizers as (init, update); hyper-parameters may be 0-d tensors, so that a grid of them is one vmap."""
+"""Optimizers as (init, update); hyper-parameters may be 0-d tensors, so that a grid of them is one
+vmap.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .checks import check_scalar
-from .tree import map_params
-from .types import Optimizer, Params, Scalar, State
+from ..core.checks import check_scalar
+from ..core.tree import map_params
+from ..types import Optimizer, Params, Scalar, State
 
 
 class AdamState(NamedTuple):
@@ -20,13 +22,16 @@ class AdamState(NamedTuple):
 
 
 def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
-    """x ← x - lr·v with v ← momentum·v + gradient (heavy ball, no dampening); without momentum v is the gradient and there is no state.
+    """x ← x - lr·v with v ← momentum·v + gradient (heavy ball, no dampening); without momentum v is
+    the gradient and there is no state.
 
-    Raises: ValueError for lr <= 0 or momentum < 0.
+    Raises:
+        ValueError: for lr <= 0 or momentum < 0.
 
-    >>> params, _ = sgd(0.1).update({"x": torch.ones(1)}, (), {"x": torch.zeros(1)})
-    >>> params["x"].item()
-    -0.1...
+    Examples:
+        >>> params, _ = sgd(0.1).update({"x": torch.ones(1)}, (), {"x": torch.zeros(1)})
+        >>> params["x"].item()
+        -0.1...
     """
     check_scalar(lr, "lr", positive=True)
     if momentum is not None:
@@ -45,11 +50,14 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
 
 
 def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 1e-8) -> Optimizer:
-    """Adam (Kingma & Ba 2015, Algorithm 1), bias-corrected; equal to `torch.optim.Adam` without weight decay.
+    """Adam (Kingma & Ba 2015, Algorithm 1), bias-corrected; equal to `torch.optim.Adam` without
+    weight decay.
 
-    eps may be 0: a coordinate whose gradient was always 0 then stays where it is, and the step is exactly scale-free.
+    eps may be 0: a coordinate whose gradient was always 0 then stays where it is, and the step is
+    exactly scale-free.
 
-    Raises: ValueError for lr <= 0, eps < 0 or betas outside [0, 1).
+    Raises:
+        ValueError: for lr <= 0, eps < 0 or betas outside [0, 1).
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(eps, "eps")
@@ -58,7 +66,8 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         check_scalar(beta, f"betas[{i}]", below=1.0)
 
     def init(params: Params) -> State:
-        # Made from a leaf, so that it is batched where the parameters are: an expanded state would make the compiler start twice.
+        # Made from a leaf, so that it is batched where the parameters are: an expanded state would
+        # make the compiler start twice.
         steps = next(iter(params.values())).new_zeros((), dtype=torch.int64)
         return AdamState(steps, _zeros(params), _zeros(params))
 
@@ -66,14 +75,15 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         steps = state.steps + 1
         mean = map_params(lambda m, g: _towards(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _towards(v, g * g, 1 - second), state.square, grads)
-        # The two bias corrections are folded into the step and eps, which saves a pass over the parameters each; in float64, since in half
-        # precision .999 is 1.
+        # The two bias corrections are folded into the step and eps, which saves a pass over the
+        # parameters each; in float64, since in half precision .999 is 1.
         time = steps.double()
         correction = (1 - second**time) ** 0.5
         step, floor = -lr * correction / (1 - first**time), eps * correction
 
         def move(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            # Not v itself: at 0 its root has an infinite derivative, and 0/0 stands where the gradient was always 0.
+            # Not v itself: at 0 its root has an infinite derivative, and 0/0 stands where the
+            # gradient was always 0.
             scale = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + floor.to(v.dtype)
             return torch.addcdiv(p, step.to(p.dtype) * m, scale)
 
@@ -88,17 +98,23 @@ def exact_adam(lr: Scalar) -> Optimizer:
 
 
 def multiplicative(lr: Scalar) -> Optimizer:
-    """x ← x·exp(-lr·sign(gradient)) for positive x: a step of fixed relative size, whatever the gradient's scale."""
+    """x ← x·exp(-lr·sign(gradient)) for positive x: a step of fixed relative size, whatever the
+    gradient's scale.
+    """
     check_scalar(lr, "lr", positive=True)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        return map_params(lambda p, g: (p * torch.exp(-lr * torch.sign(g))).to(p.dtype), params, grads), ()
+        return map_params(
+            lambda p, g: (p * torch.exp(-lr * torch.sign(g))).to(p.dtype), params, grads
+        ), ()
 
     return Optimizer(lambda params: (), update)
 
 
 def log_space(optimizer: Optimizer) -> Optimizer:
-    """Another optimizer working on log x, for positive x: the gradient becomes x·∂/∂x, and x stays positive."""
+    """Another optimizer working on log x, for positive x: the gradient becomes x·∂/∂x, and x stays
+    positive.
+    """
 
     def init(params: Params) -> State:
         return optimizer.init(map_params(torch.log, params))
@@ -112,7 +128,11 @@ def log_space(optimizer: Optimizer) -> Optimizer:
 
 
 def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
-    return torch.lerp(old, new, share) if isinstance(share, float) else (old + share * (new - old)).to(old.dtype)
+    return (
+        torch.lerp(old, new, share)
+        if isinstance(share, float)
+        else (old + share * (new - old)).to(old.dtype)
+    )
 
 
 def _zeros(params: Params) -> Params:

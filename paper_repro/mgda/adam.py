@@ -1,7 +1,9 @@
-"""Common descent before and after the optimizer (essay, Su 2022, on guarantees for plain steps): first-order rates along d and along the step taken.
+"""Common descent before and after the optimizer (essay, Su 2022, on guarantees for plain steps):
+first-order rates along d and along the step taken.
 
-A rule gives d, an optimizer the step Δ = θ_k - θ_{k+1}. To first order task t falls by ⟨g_t, d⟩ per unit of a plain step, and by ⟨g_t, Δ⟩ in the
-step taken; it is raised where the cosine is below -1e-6.
+A rule gives d, an optimizer the step Δ = θ_k - θ_{k+1}. To first order task t falls by ⟨g_t, d⟩ per
+unit of a plain step, and by ⟨g_t, Δ⟩ in the step taken; it is raised where the cosine is below
+-1e-6.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ._figures import axes
-from ._findings import Claim, Figure, Findings, Settings
-from ._intervals import Interval, mean_interval
-from ._maxmin import COLOURS, DASHES, claim, gram, judged, normalised, rows_of, solved, square
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import Interval, mean_interval
+from .common import COLOURS, DASHES, claim, gram, judged, normalised, rows_of, solved, square
 
 RAISES = -1e-6
 TASKS = 3
@@ -55,24 +57,40 @@ def quadratic_losses(params: mf.types.Params, batch: Batch) -> Tensor:
 def quadratics(key: Tensor, dim: int = 10) -> tuple[mf.types.Params, Batch]:
     factors = normal(key, 0, (TASKS, dim, dim))
     hessians = factors @ factors.mT / (4 * dim)  # largest eigenvalue about 1
-    return {"x": 2 * normal(key, 2, (dim,))}, {"hessians": hessians, "centres": normal(key, 1, (TASKS, dim))}
+    return {"x": 2 * normal(key, 2, (dim,))}, {
+        "hessians": hessians,
+        "centres": normal(key, 1, (TASKS, dim)),
+    }
 
 
 def network_losses(params: mf.types.Params, batch: Batch) -> Tensor:
     hidden = torch.tanh(batch["x"] @ params["first"].mT)
-    return (torch.tanh(hidden @ params["second"].mT) @ params["heads"].mT - batch["y"]).square().mean(0)
+    return (
+        (torch.tanh(hidden @ params["second"].mT) @ params["heads"].mT - batch["y"])
+        .square()
+        .mean(0)
+    )
 
 
-def network(key: Tensor, inputs: int = 8, width: int = 12, samples: int = 24) -> tuple[mf.types.Params, Batch]:
+def network(
+    key: Tensor, inputs: int = 8, width: int = 12, samples: int = 24
+) -> tuple[mf.types.Params, Batch]:
     """Two tanh layers shared by three correlated regressions of different scale."""
     sizes = {"first": (width, inputs), "second": (width, width), "heads": (TASKS, width)}
-    params = {name: normal(key, i, size) / size[1] ** 0.5 for i, (name, size) in enumerate(sizes.items())}
+    params = {
+        name: normal(key, i, size) / size[1] ** 0.5 for i, (name, size) in enumerate(sizes.items())
+    }
     x = normal(key, 10, (samples, inputs))
-    y = torch.tanh(x @ normal(key, 11, (inputs, 1))) + torch.tanh(x @ normal(key, 12, (inputs, TASKS)))
+    y = torch.tanh(x @ normal(key, 11, (inputs, 1))) + torch.tanh(
+        x @ normal(key, 12, (inputs, TASKS))
+    )
     return params, {"x": x, "y": y * torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)}
 
 
-PROBLEMS = {"convex quadratics": (quadratic_losses, quadratics), "tanh network": (network_losses, network)}
+PROBLEMS = {
+    "convex quadratics": (quadratic_losses, quadratics),
+    "tanh network": (network_losses, network),
+}
 
 
 # ---- rates before and after ----
@@ -90,12 +108,22 @@ class Rates(NamedTuple):
 
 
 def lane(which: Tensor, adam_lr: float) -> mf.Optimizer:
-    """The optimizer `OPTIMIZERS[which]`: all are worked out and one is taken, so that they run side by side in one vmap."""
+    """The optimizer `OPTIMIZERS[which]`: all are worked out and one is taken, so that they run side
+    by side in one vmap.
+    """
     kinds = mf.sgd(LR), mf.sgd(LR / 10, momentum=0.9), mf.adam(adam_lr)
 
-    def update(grads: mf.types.Params, states: Any, params: mf.types.Params) -> tuple[mf.types.Params, Any]:
-        moved, states = zip(*(kind.update(grads, state, params) for kind, state in zip(kinds, states, strict=True)), strict=True)
-        return {name: torch.stack([m[name] for m in moved]).index_select(0, which.reshape(1))[0] for name in params}, states
+    def update(
+        grads: mf.types.Params, states: Any, params: mf.types.Params
+    ) -> tuple[mf.types.Params, Any]:
+        moved, states = zip(
+            *(kind.update(grads, state, params) for kind, state in zip(kinds, states, strict=True)),
+            strict=True,
+        )
+        return {
+            name: torch.stack([m[name] for m in moved]).index_select(0, which.reshape(1))[0]
+            for name in params
+        }, states
 
     return mf.Optimizer(lambda params: tuple(kind.init(params) for kind in kinds), update)
 
@@ -103,21 +131,41 @@ def lane(which: Tensor, adam_lr: float) -> mf.Optimizer:
 def followed(problem: str, rule: mf.Rule, seeds: int, steps: int, label: str) -> dict[str, Rates]:
     """Paths of every optimizer from the same starts, one lane an optimizer and seed."""
     losses, draw = PROBLEMS[problem]
-    keys, which = torch.arange(seeds).repeat(len(OPTIMIZERS)), torch.arange(len(OPTIMIZERS)).repeat_interleave(seeds)
+    keys, which = (
+        torch.arange(seeds).repeat(len(OPTIMIZERS)),
+        torch.arange(len(OPTIMIZERS)).repeat_interleave(seeds),
+    )
     params, batch = vmap(draw)(keys)
 
     def step_of(which: Tensor) -> mf.Step:
         return mf.descend(losses, rule, lane(which, ADAM_LR[problem]), mf.jacobian())
 
-    def advance(which: Tensor, state: mf.TrainState, batch: Batch) -> tuple[mf.TrainState, tuple[Tensor, Tensor, Tensor]]:
+    def advance(
+        which: Tensor, state: mf.TrainState, batch: Batch
+    ) -> tuple[mf.TrainState, tuple[Tensor, Tensor, Tensor]]:
         moved, info = step_of(which).update(state, batch)
         rows = mf.task_gradients(losses, state.params, batch)[1]
-        taken = torch.stack([torch.einsum("tp,p->t", rows[name].flatten(1), (old - moved.params[name]).flatten()) for name, old in state.params.items()]).sum(0)
-        length = torch.stack([(old - moved.params[name]).square().sum() for name, old in state.params.items()]).sum().sqrt()
+        taken = torch.stack(
+            [
+                torch.einsum("tp,p->t", rows[name].flatten(1), (old - moved.params[name]).flatten())
+                for name, old in state.params.items()
+            ]
+        ).sum(0)
+        length = (
+            torch.stack(
+                [(old - moved.params[name]).square().sum() for name, old in state.params.items()]
+            )
+            .sum()
+            .sqrt()
+        )
         n = info.gramian.diagonal().sqrt()
         along = (info.weights @ info.rates).clamp_min(0).sqrt()
         tiny = torch.finfo(n.dtype).tiny
-        return moved, ((info.rates / (n * along + tiny)).amin(), (taken / (n * length + tiny)).amin(), info.losses)
+        return moved, (
+            (info.rates / (n * along + tiny)).amin(),
+            (taken / (n * length + tiny)).amin(),
+            info.losses,
+        )
 
     forward = vmap(advance)
     state = vmap(lambda i, p, b, key: step_of(i).init(p, b, key))(which, params, batch, keys)
@@ -128,7 +176,10 @@ def followed(problem: str, rule: mf.Rule, seeds: int, steps: int, label: str) ->
     before, after, values = (torch.stack(column) for column in zip(*kept, strict=True))
     last = vmap(losses)(state.params, batch)
     rise = (torch.cat([values, last[None]]).diff(dim=0) > 1e-12 * values.abs()).any(-1)
-    return {name: Rates(before[:, which == i], after[:, which == i], rise[:, which == i]) for i, name in enumerate(OPTIMIZERS)}
+    return {
+        name: Rates(before[:, which == i], after[:, which == i], rise[:, which == i])
+        for i, name in enumerate(OPTIMIZERS)
+    }
 
 
 def share(flags: Tensor) -> Interval:
@@ -152,21 +203,49 @@ def run(settings: Settings) -> Findings:
 def shares_figure(found: dict[tuple[str, str, str], Rates], seeds: int, steps: int) -> Figure:
     canvas, axis = axes(1, 2, (16, 5.6))
     for one, problem in zip(axis, PROBLEMS, strict=True):
-        for i, (name, colour, hatch) in enumerate(zip(OPTIMIZERS, COLOURS, ("", "//", ".."), strict=False)):
+        for i, (name, colour, hatch) in enumerate(
+            zip(OPTIMIZERS, COLOURS, ("", "//", ".."), strict=False)
+        ):
             values = [share(found[problem, rule, name].after < RAISES) for rule in RULES]
-            place, heights = np.arange(len(RULES)) + 0.27 * (i - 1), np.array([value.mean for value in values])
-            error = np.array([[v.mean - max(v.low, 0), min(v.high, 1) - v.mean] for v in values]).T.clip(0)
-            one.bar(place, heights, 0.25, yerr=error, color=colour, label=name, error_kw={"elinewidth": 0.8}, hatch=hatch, edgecolor="white")
+            place, heights = (
+                np.arange(len(RULES)) + 0.27 * (i - 1),
+                np.array([value.mean for value in values]),
+            )
+            error = np.array(
+                [[v.mean - max(v.low, 0), min(v.high, 1) - v.mean] for v in values]
+            ).T.clip(0)
+            one.bar(
+                place,
+                heights,
+                0.25,
+                yerr=error,
+                color=colour,
+                label=name,
+                error_kw={"elinewidth": 0.8},
+                hatch=hatch,
+                edgecolor="white",
+            )
             own = [share(found[problem, rule, name].before < RAISES).mean for rule in RULES]
-            one.plot(place, own, "kD", markersize=4, label="d itself, on the same path" if i == 2 else None)
-        one.set(title=problem, ylabel="share of steps that raise a task to first order", ylim=(0, 1.05))
+            one.plot(
+                place,
+                own,
+                "kD",
+                markersize=4,
+                label="d itself, on the same path" if i == 2 else None,
+            )
+        one.set(
+            title=problem, ylabel="share of steps that raise a task to first order", ylim=(0, 1.05)
+        )
         one.set_xticks(range(len(RULES)), [name.replace(" ", "\n", 1) for name in RULES])
     canvas.legend(*axis[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return Figure(
         "optimizers",
-        f"Share of the first {steps} steps that raise some task to first order (cosine below -1e-6), along the step that the optimizer takes (bars) "
-        f"and along the rule's own d on the same path (diamonds); {TASKS} tasks, {seeds} seeds, 95 % t intervals over seeds. SGD with step {LR:g} moves "
-        f"along d; momentum and Adam ({', '.join(f'{lr:g} on the {name}' for name, lr in ADAM_LR.items())}) do not.",
+        f"Share of the first {steps} steps that raise some task to first order (cosine below "
+        "-1e-6), along the step that the optimizer takes (bars) "
+        f"and along the rule's own d on the same path (diamonds); {TASKS} tasks, {seeds} seeds, "
+        f"95 % t intervals over seeds. SGD with step {LR:g} moves "
+        "along d; momentum and Adam "
+        f"({', '.join(f'{lr:g} on the {name}' for name, lr in ADAM_LR.items())}) do not.",
         canvas,
     )
 
@@ -175,9 +254,15 @@ def course_figure(found: dict[tuple[str, str, str], Rates], seeds: int) -> Figur
     canvas, axis = axes(1, 2, (13, 4.8))
     for one, problem in zip(axis, PROBLEMS, strict=True):
         rates = found[problem, "MGDA", "Adam"]
-        middle = {"d, along Adam's path": rates.before, "Adam's step": rates.after, "step with momentum": found[problem, "MGDA", "SGD, momentum .9"].after}
+        middle = {
+            "d, along Adam's path": rates.before,
+            "Adam's step": rates.after,
+            "step with momentum": found[problem, "MGDA", "SGD, momentum .9"].after,
+        }
         for (label, cosine), colour, style in zip(middle.items(), COLOURS, DASHES, strict=False):
-            low, mid, high = cosine.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=cosine.dtype), dim=1)
+            low, mid, high = cosine.quantile(
+                torch.tensor([0.1, 0.5, 0.9], dtype=cosine.dtype), dim=1
+            )
             steps = np.arange(1, len(cosine) + 1)
             one.plot(steps, mid, color=colour, linestyle=style, label=label)
             one.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -185,14 +270,19 @@ def course_figure(found: dict[tuple[str, str, str], Rates], seeds: int) -> Figur
         one.set(title=problem, xlabel="step", ylabel="the worst task's cosine with the step")
     axis[0].legend()
     return Figure(
-        "course", f"MGDA: cosine of the worst-served task's gradient with d and with the step taken; median and 10 % to 90 % of {seeds} seeds.", canvas
+        "course",
+        "MGDA: cosine of the worst-served task's gradient with d and with the step taken; "
+        f"median and 10 % to 90 % of {seeds} seeds.",
+        canvas,
     )
 
 
 # ---- the guarantee ----
 
 
-def guarantee(found: dict[tuple[str, str, str], Rates], settings: Settings, seeds: int, steps: int) -> Claim:
+def guarantee(
+    found: dict[tuple[str, str, str], Rates], settings: Settings, seeds: int, steps: int
+) -> Claim:
     draws = settings.count(2000)
     below = off = apart = 0.0
     for tasks, size in ((2, 3), (5, 8), (20, 30)):
@@ -202,33 +292,57 @@ def guarantee(found: dict[tuple[str, str, str], Rates], settings: Settings, seed
         least = square(g, exact.weights)
         below = max(below, float((1 - exact.rates.amin(-1) / least).abs().max()))
         # The concave objective's value at u*, by its definition, against half the squared length.
-        off = max(off, float(((exact.rates.amin(-1) - 0.5 * least) / (0.5 * least) - 1).abs().max()))
+        off = max(
+            off, float(((exact.rates.amin(-1) - 0.5 * least) / (0.5 * least) - 1).abs().max())
+        )
         few = slice(0, max(4, draws // 20))
         other = solved(mf.solvers.projected_gradient(1000), g[few])
-        apart = max(apart, float((square(g[few], other.weights - exact.weights[few]) / least[few]).max() ** 0.5))
+        apart = max(
+            apart,
+            float((square(g[few], other.weights - exact.weights[few]) / least[few]).max() ** 0.5),
+        )
     numbers: dict[str, float] = {
         "largest |min ⟨g_t, u*⟩/‖u*‖² - 1|": below,
         "largest relative difference of the value from ½‖u*‖²": off,
         "active set against projected gradient: largest relative difference of u*": apart,
     }
     for problem in PROBLEMS:
-        plain = [float((found[problem, rule, name].before < RAISES).double().mean()) for rule in SAFE for name in OPTIMIZERS]
+        plain = [
+            float((found[problem, rule, name].before < RAISES).double().mean())
+            for rule in SAFE
+            for name in OPTIMIZERS
+        ]
         numbers[f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task"] = max(plain)
         for rule in RULES:
             for name in OPTIMIZERS[1:]:
                 value = share(found[problem, rule, name].lost)
-                label = f"{problem}, {rule}, {name}: share of steps that raise a task, d raising none"
-                numbers |= {label: value.mean, f"{label}, low": value.low, f"{label}, high": value.high}
+                label = (
+                    f"{problem}, {rule}, {name}: share of steps that raise a task, d raising none"
+                )
+                numbers |= {
+                    label: value.mean,
+                    f"{label}, low": value.low,
+                    f"{label}, high": value.high,
+                }
         for name in OPTIMIZERS:
-            numbers[f"{problem}, MGDA, {name}: share of steps after which a loss is higher"] = float(found[problem, "MGDA", name].rise.double().mean())
-    lost = [float(found[problem, rule, "Adam"].lost.double().mean()) for problem in PROBLEMS for rule in SAFE]
+            numbers[f"{problem}, MGDA, {name}: share of steps after which a loss is higher"] = (
+                float(found[problem, "MGDA", name].rise.double().mean())
+            )
+    lost = [
+        float(found[problem, rule, "Adam"].lost.double().mean())
+        for problem in PROBLEMS
+        for rule in SAFE
+    ]
     return claim(
         "SU-11",
-        "Regularised problem: max over u of min_t ⟨g_t, u⟩ - ½‖u‖². At the solution min_t ⟨g_t, u*⟩ >= ½‖u*‖² >= 0, so a non-zero u* gives common descent "
+        "Regularised problem: max over u of min_t ⟨g_t, u⟩ - ½‖u‖². At the solution min_t ⟨g_t, "
+        "u*⟩ >= ½‖u*‖² >= 0, so a non-zero u* gives common descent "
         "along -u*.",
         judged(below < 1e-9 and off < 1e-9 and apart < 1e-5),
         numbers,
-        f"{3 * draws} random matrices, T = 2, 5, 20: the minimum even equals ‖u*‖², and u* is unique. Of a plain step along u*: with Adam up to "
-        f"{100 * max(lost):.0f} % of MGDA's and CAGrad's (c = 1) steps raise a task to first order on two small problems, {seeds} seeds, {steps} steps, "
+        f"{3 * draws} random matrices, T = 2, 5, 20: the minimum even equals ‖u*‖², and u* is "
+        "unique. Of a plain step along u*: with Adam up to "
+        f"{100 * max(lost):.0f} % of MGDA's and CAGrad's (c = 1) steps raise a task to first "
+        f"order on two small problems, {seeds} seeds, {steps} steps, "
         "t intervals over seeds",
     )

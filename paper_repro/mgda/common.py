@@ -1,4 +1,6 @@
-"""What the reproductions of the essay on Frank–Wolfe as smoothed max–min share: names, colours, draws and exact answers."""
+"""What the reproductions of the essay on Frank–Wolfe as smoothed max–min share: names, colours,
+draws and exact answers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ._findings import Claim, Verdict
+from ..report.findings import Claim, Verdict
 
 PAPER = "Multi-task learning from gradients (essay, Su 2022)"
 COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "#777777")
@@ -21,8 +23,17 @@ def judged(holds: bool, *, only_when: bool = False) -> Verdict:
     return ("holds only when" if only_when else "holds") if holds else "does not hold"
 
 
-def claim(identifier: str, text: str, verdict: Verdict, measured: Mapping[str, float | Tensor], where: str) -> Claim:
-    return Claim(identifier, PAPER, text, verdict, {name: float(value) for name, value in measured.items()}, where)
+def claim(
+    identifier: str, text: str, verdict: Verdict, measured: Mapping[str, float | Tensor], where: str
+) -> Claim:
+    return Claim(
+        identifier,
+        PAPER,
+        text,
+        verdict,
+        {name: float(value) for name, value in measured.items()},
+        where,
+    )
 
 
 # ---- draws ----
@@ -36,14 +47,22 @@ def uniform(tag: int, shape: tuple[int, ...]) -> Tensor:
     return mf.random.uniform(mf.random.fold_in(mf.random.key(37), tag), shape, torch.float64)
 
 
-def rows_of(draws: int, tasks: int, size: int, tag: int, *, spread: float = 1.0, common: float = 0.0) -> Tensor:
-    """Normal matrices `[draw, task, param]` plus a common vector; lengths rise from 1 to `spread` over the tasks."""
+def rows_of(
+    draws: int, tasks: int, size: int, tag: int, *, spread: float = 1.0, common: float = 0.0
+) -> Tensor:
+    """Normal matrices `[draw, task, param]` plus a common vector; lengths rise from 1 to `spread`
+    over the tasks.
+    """
     lengths = torch.logspace(0, 1, tasks, base=spread, dtype=torch.float64)
-    return (normal(tag, (draws, tasks, size)) + common * normal(tag + 1, (draws, 1, size))) * lengths[:, None]
+    return (
+        normal(tag, (draws, tasks, size)) + common * normal(tag + 1, (draws, 1, size))
+    ) * lengths[:, None]
 
 
 def stationary_rows(draws: int, tasks: int, size: int, tag: int) -> Tensor:
-    """Rows with 0 inside their hull: a random convex combination of them, positive in every weight, is subtracted."""
+    """Rows with 0 inside their hull: a random convex combination of them, positive in every weight,
+    is subtracted.
+    """
     rows = rows_of(draws, tasks, size, tag)
     shares = 0.3 + uniform(tag, (draws, 1, tasks))
     return rows - (shares / shares.sum(-1, keepdim=True)) @ rows
@@ -54,13 +73,16 @@ def gram(rows: Tensor) -> Tensor:
 
 
 TASKS, SIZE = 10, 20
-HEIGHT = 0.3  # length of the min-norm point of the family with its optimum inside, in units of a gradient's
+# length of the min-norm point of the family with its optimum inside, in units of a gradient's
+HEIGHT = 0.3
 
 
 def families(draws: int) -> dict[str, Tensor]:
-    """Gramians `[draw, task, task]` of ten tasks with the optimum inside the simplex, and on a face of it; tasks conflict in both.
+    """Gramians `[draw, task, task]` of ten tasks with the optimum inside the simplex, and on a face
+    of it; tasks conflict in both.
 
-    Inside: rows with 0 in the interior of their hull, all moved by one vector orthogonal to them, which then is the min-norm point.
+    Inside: rows with 0 in the interior of their hull, all moved by one vector orthogonal to them,
+    which then is the min-norm point.
     """
     return {
         "interior": gram(stationary_rows(draws, TASKS, SIZE, 100)) + HEIGHT**2 * SIZE,
@@ -92,7 +114,9 @@ def square(gramians: Tensor, weights: Tensor) -> Tensor:
 
 def relative_gap(gramians: Tensor, weights: Tensor) -> Tensor:
     """The duality gap wᵀGw - min(Gw) in units of max ‖g_t‖ · Σ w_t‖g_t‖."""
-    return vmap(lambda g, w: mf.solvers.certify(mf.solvers.min_norm(g), w).relative_gap)(gramians, weights)
+    return vmap(lambda g, w: mf.solvers.certify(mf.solvers.min_norm(g), w).relative_gap)(
+        gramians, weights
+    )
 
 
 def normalised() -> mf.Rule:

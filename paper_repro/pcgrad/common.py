@@ -1,4 +1,6 @@
-"""What the reproductions of PCGrad share: names, colours, axes, the arms of the ablation, and the compiler where there is one."""
+"""What the reproductions of PCGrad share: names, colours, axes, the arms of the ablation, and the
+compiler where there is one.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ._figures import METHOD_COLOURS
-from ._intervals import Interval
+from ..report.figures import METHOD_COLOURS
+from ..report.intervals import Interval
 
 PAPER = "PCGrad (Yu et al. 2020)"
 COLOURS = {
@@ -31,8 +33,20 @@ ALPHA = 0.12  # of GradNorm, as in its paper's synthetic regression
 WILSON, STUDENT = "95 % Wilson intervals", "95 % t intervals over seeds"
 
 
-def arrow(axis: Axes, start: np.ndarray, end: np.ndarray, colour: str, style: str = "-", width: float = 2.0) -> None:
-    axis.annotate("", tuple(end), tuple(start), arrowprops={"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": width})
+def arrow(
+    axis: Axes,
+    start: np.ndarray,
+    end: np.ndarray,
+    colour: str,
+    style: str = "-",
+    width: float = 2.0,
+) -> None:
+    axis.annotate(
+        "",
+        tuple(end),
+        tuple(start),
+        arrowprops={"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": width},
+    )
 
 
 def named(name: str, interval: Interval) -> dict[str, float]:
@@ -56,7 +70,10 @@ def compiled(f: Callable[..., Any], *example: Any) -> Callable[..., Any] | None:
             program = torch.compile(f, fullgraph=True)
             program(*example)
     except Exception as error:  # no C++ compiler, or a torch that cannot trace this
-        tqdm.write(f"torch.compile is of no use here ({type(error).__name__}): eager steps and a shorter budget instead")
+        tqdm.write(
+            f"torch.compile is of no use here ({type(error).__name__}): eager steps and a "
+            "shorter budget instead"
+        )
         return None
     return program
 
@@ -65,9 +82,11 @@ def compiled(f: Callable[..., Any], *example: Any) -> Callable[..., Any] | None:
 
 
 def arms(arm: Tensor) -> mf.Rule:
-    """The rule of `ARMS[arm]`: all are worked out and one is taken, so that lanes with different rules make one program.
+    """The rule of `ARMS[arm]`: all are worked out and one is taken, so that lanes with different
+    rules make one program.
 
-    "direction only" is PCGrad's direction at the plain gradient's length, "magnitude only" the plain direction at PCGrad's length.
+    "direction only" is PCGrad's direction at the plain gradient's length, "magnitude only" the
+    plain direction at PCGrad's length.
     """
     learnt, edit = mf.gradnorm(ALPHA), mf.pcgrad()
 
@@ -92,8 +111,13 @@ def either(sgd: Tensor, lr: Tensor) -> mf.Optimizer:
     """SGD in some lanes, Adam in the others."""
     adam, plain = mf.adam(lr), mf.sgd(lr)
 
-    def update(grads: mf.types.Params, state: Any, params: mf.types.Params) -> tuple[mf.types.Params, Any]:
-        (moved, state), (straight, _) = adam.update(grads, state, params), plain.update(grads, (), params)
+    def update(
+        grads: mf.types.Params, state: Any, params: mf.types.Params
+    ) -> tuple[mf.types.Params, Any]:
+        (moved, state), (straight, _) = (
+            adam.update(grads, state, params),
+            plain.update(grads, (), params),
+        )
         return {name: torch.where(sgd, straight[name], leaf) for name, leaf in moved.items()}, state
 
     return mf.Optimizer(adam.init, update)

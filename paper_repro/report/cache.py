@@ -1,4 +1,6 @@
-"""What a reproduction's results depend on, as one key: equal keys mean that running it again would find the same."""
+"""What a reproduction's results depend on, as one key: equal keys mean that running it again would
+find the same.
+"""
 
 import ast
 import hashlib
@@ -9,12 +11,14 @@ import torch
 
 import mtlfunc as mf
 
-from ._figures import STYLE
-from ._findings import Settings
+from .figures import STYLE
+from .findings import Settings
 
 
 def key(module: ModuleType, settings: Settings) -> str:
-    """Of the module's source and all that it imports here, the package's source, the style, the settings and torch's version."""
+    """Of the module's source and all that it imports here, the package's source, the style, the
+    settings and torch's version.
+    """
     package = Path(mf.__file__).parent
     files = [*sorted(sources(Path(str(module.__file__)))), STYLE, *sorted(package.rglob("*.py"))]
     digest = hashlib.sha256(f"{settings} {torch.__version__}".encode())
@@ -32,5 +36,7 @@ def sources(path: Path) -> set[Path]:
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 names = [node.module] if node.module else [alias.name for alias in node.names]
-                left |= {beside for name in names if (beside := path.with_name(f"{name}.py")).exists()} - found
+                left |= {
+                    beside for name in names if (beside := path.with_name(f"{name}.py")).exists()
+                } - found
     return found

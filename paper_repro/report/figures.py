@@ -1,7 +1,7 @@
 """The look of the figures: `style.mplstyle`, in force while a reproduction runs, and plain axes.
 
-Colours are those of the style's cycle by their names, C0 to C6, so that they are chosen in one place. A method keeps its colour
-from one paper to the next.
+Colours are those of the style's cycle by their names, C0 to C6, so that they are chosen in one
+place. A method keeps its colour from one paper to the next.
 """
 
 from pathlib import Path
@@ -10,7 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 STYLE = Path(__file__).with_name("style.mplstyle")
-METHOD_COLOURS = {"mean": "#444444", "MGDA": "C0", "CAGrad": "C1", "GradNorm": "C2", "PCGrad": "C3", "MGDA-UB": "C4"}
+METHOD_COLOURS = {
+    "mean": "#444444",
+    "MGDA": "C0",
+    "CAGrad": "C1",
+    "GradNorm": "C2",
+    "PCGrad": "C3",
+    "MGDA-UB": "C4",
+}
 
 
 def axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Canvas, list[Axes]]:

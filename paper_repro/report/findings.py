@@ -10,14 +10,17 @@ Verdict = Literal["holds", "holds only when", "does not hold", "inconclusive", "
 
 
 class Claim(NamedTuple):
-    """One statement of a paper, what was measured about it, and the verdict that the measurements give."""
+    """One statement of a paper, what was measured about it, and the verdict that the measurements
+    give.
+    """
 
     id: str  # GN-21, SU-34: the ledger's number
     paper: str
     claim: str
     verdict: Verdict
     measured: dict[str, float]
-    where: str  # configuration, threshold and kind of interval; for "holds only when", the condition
+    # configuration, threshold and kind of interval; for "holds only when", the condition
+    where: str
 
 
 class Figure(NamedTuple):
@@ -31,12 +34,15 @@ Findings = Iterator[Finding]
 
 
 class Settings(NamedTuple):
-    """How much to compute. A module's `run(settings)` yields each figure and claim as soon as it is there."""
+    """How much to compute. A module's `run(settings)` yields each figure and claim as soon as it is
+    there.
+    """
 
     seeds: int = 16  # >= 2: every interval is over seeds
     full: bool = False  # the papers' own sizes and budgets
     device: torch.device = torch.device("cpu")
-    shrink: float = 1.0  # multiplies numbers of steps and draws; below 1 for a first look, and in tests
+    # multiplies numbers of steps and draws; below 1 for a first look, and in tests
+    shrink: float = 1.0
 
     def count(self, number: int) -> int:
         """A number of steps or draws at this scale, at least 4."""
@@ -48,7 +54,9 @@ QUICK = Settings(seeds=4, shrink=0.2)
 
 
 def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
-    """One verdict from the intervals of several configurations: on the claimed side, or wholly on the other one."""
+    """One verdict from the intervals of several configurations: on the claimed side, or wholly on
+    the other one.
+    """
     if all(below):
         return "holds"
     if any(below):

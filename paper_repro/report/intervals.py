@@ -31,7 +31,9 @@ def mean_interval(values: ArrayLike | Tensor) -> Interval:
 
 
 def ratio_interval(numerator: ArrayLike | Tensor, denominator: ArrayLike | Tensor) -> Interval:
-    """Geometric mean of the ratios `[seed]`, paired by seed, with the t interval of their logarithms."""
+    """Geometric mean of the ratios `[seed]`, paired by seed, with the t interval of their
+    logarithms.
+    """
     logs = np.log(np.asarray(numerator, dtype=float)) - np.log(np.asarray(denominator, dtype=float))
     return Interval(*(float(np.exp(x)) for x in mean_interval(logs)))
 

@@ -1,4 +1,6 @@
-"""The output folder: PNG figures, claims.json with a row for every claim of the ledger, and report.html, each written whole and then put in place."""
+"""The output folder: PNG figures, claims.json with a row for every claim of the ledger, and
+report.html, each written whole and then put in place.
+"""
 
 import base64
 import html
@@ -12,8 +14,8 @@ from typing import Any, BinaryIO, get_args
 
 from PIL import Image
 
-from ._findings import Claim, Figure, Finding, Verdict
-from ._ledger import KINDS, LEDGER, PAPERS, ROWS, Row
+from ..claims import KINDS, LEDGER, PAPERS, ROWS, Row
+from .findings import Claim, Figure, Finding, Verdict
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -41,8 +43,11 @@ class Report:
         self.folder, self.configuration, self.titles = folder, configuration, titles
         folder.mkdir(parents=True, exist_ok=True)
         rows = _read(folder / "claims.json") or []
-        self.found: dict[str, dict[str, Any]] = {row["id"]: row for row in rows if row["configuration"] and row["id"] in LEDGER}
-        self.runs: dict[str, dict[str, Any]] = _read(folder / "runs.json") or {}  # of complete ones: their key and what they left
+        self.found: dict[str, dict[str, Any]] = {
+            row["id"]: row for row in rows if row["configuration"] and row["id"] in LEDGER
+        }
+        # of complete ones: their key and what they left
+        self.runs: dict[str, dict[str, Any]] = _read(folder / "runs.json") or {}
 
     def kept(self, module: str, key: str) -> bool:
         """Whether what a complete run with this key left is all still here."""
@@ -60,23 +65,48 @@ class Report:
 
     def add(self, module: str, finding: Finding) -> None:
         if isinstance(finding, Figure):
-            # The caption rides in the PNG, so that a later run of another module can rebuild the page.
+            # The caption rides in the PNG, so that a later run of another module can rebuild the
+            # page.
             text = {"Title": finding.name, "Description": finding.caption}
-            replace_file(self.folder / f"{module}-{finding.name}.png", lambda file: finding.canvas.savefig(file, format="png", metadata=text))
+            replace_file(
+                self.folder / f"{module}-{finding.name}.png",
+                lambda file: finding.canvas.savefig(file, format="png", metadata=text),
+            )
             return
         if finding.id not in LEDGER:
-            raise ValueError(f"{module}: there is no claim {finding.id}; give it a row in paper_repro/_ledger.py, or correct the id")
+            raise ValueError(
+                f"{module}: there is no claim {finding.id}; give it a row in "
+                "paper_repro/_ledger.py, or correct the id"
+            )
         row = _blank(LEDGER[finding.id])
-        found = {"claim": finding.claim, "verdict": finding.verdict, "measured": finding.measured, "where": finding.where}
-        self.found[finding.id] = {**row, **found, "module": module, "configuration": self.configuration}
+        found = {
+            "claim": finding.claim,
+            "verdict": finding.verdict,
+            "measured": finding.measured,
+            "where": finding.where,
+        }
+        self.found[finding.id] = {
+            **row,
+            **found,
+            "module": module,
+            "configuration": self.configuration,
+        }
         self.write_claims()
 
     def finish(self, module: str, key: str, findings: Iterable[Finding]) -> None:
-        """Drop what an earlier run of this module left and this one, now complete, did not find again."""
+        """Drop what an earlier run of this module left and this one, now complete, did not find
+        again.
+        """
         findings = list(findings)
         ids = {finding.id for finding in findings if isinstance(finding, Claim)}
-        names = {f"{module}-{finding.name}.png" for finding in findings if isinstance(finding, Figure)}
-        self.found = {identifier: row for identifier, row in self.found.items() if row["module"] != module or identifier in ids}
+        names = {
+            f"{module}-{finding.name}.png" for finding in findings if isinstance(finding, Figure)
+        }
+        self.found = {
+            identifier: row
+            for identifier, row in self.found.items()
+            if row["module"] != module or identifier in ids
+        }
         for path in self.folder.glob(f"{module}-*.png"):
             if path.name not in names:
                 path.unlink()
@@ -90,16 +120,32 @@ class Report:
 
     def _undecided(self, row: Row) -> dict[str, str]:
         if row.kind in ("data/RL", "not here"):
-            return {"verdict": "not testable here", "where": KINDS[row.kind] + (f": {row.needs}" if row.needs else "")}
+            return {
+                "verdict": "not testable here",
+                "where": KINDS[row.kind] + (f": {row.needs}" if row.needs else ""),
+            }
         if not row.module:
             return {"verdict": NOT_RUN, "where": "no reproduction decides it yet"}
-        return {"verdict": NOT_RUN, "where": row.needs if row.module in self.runs and row.needs else f"python -m paper_repro --only {row.module}"}
+        return {
+            "verdict": NOT_RUN,
+            "where": row.needs
+            if row.module in self.runs and row.needs
+            else f"python -m paper_repro --only {row.module}",
+        }
 
     def write_claims(self) -> None:
-        replace_file(self.folder / "claims.json", lambda file: file.write(json.dumps(self.claims(), indent=1, ensure_ascii=False).encode()))
+        replace_file(
+            self.folder / "claims.json",
+            lambda file: file.write(
+                json.dumps(self.claims(), indent=1, ensure_ascii=False).encode()
+            ),
+        )
 
     def _write_runs(self) -> None:
-        replace_file(self.folder / "runs.json", lambda file: file.write(json.dumps(self.runs, indent=1, ensure_ascii=False).encode()))
+        replace_file(
+            self.folder / "runs.json",
+            lambda file: file.write(json.dumps(self.runs, indent=1, ensure_ascii=False).encode()),
+        )
 
     def write_page(self) -> None:
         replace_file(self.folder / "report.html", lambda file: file.write(self.page().encode()))
@@ -107,9 +153,13 @@ class Report:
     # ---- the page ----
 
     def page(self) -> str:
-        settings = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in self.configuration.items())
+        settings = "".join(
+            f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+            for name, value in self.configuration.items()
+        )
         parts = [
-            f"<h1>The papers re-run</h1><p>Every claim with its verdict, found by the reproductions or still open. The last run's configuration:</p>"
+            "<h1>The papers re-run</h1><p>Every claim with its verdict, found by the "
+            "reproductions or still open. The last run's configuration:</p>"
             f"<dl>{settings}</dl>{self._counts()}"
         ]
         claims = self.claims()
@@ -121,27 +171,38 @@ class Report:
                 figures = sorted(self.folder.glob(f"{module}-*.png"))
                 rows = [claim for claim in own if claim["module"] == module]
                 if figures or any(claim["configuration"] for claim in rows):
-                    parts.append(f'<h3 id="{module}">{html.escape(self.titles.get(module, module))}</h3>')
+                    parts.append(
+                        f'<h3 id="{module}">{html.escape(self.titles.get(module, module))}</h3>'
+                    )
                     parts.extend(map(_embedded, figures))
                     parts.append(_table(rows))
                     own = [claim for claim in own if claim["module"] != module]
             elsewhere = [claim for claim in own if claim["configuration"]]
             if elsewhere:
-                links = ", ".join(f'<a href="#{module}">{module}</a>' for module in dict.fromkeys(claim["module"] for claim in elsewhere))
-                parts.append(f"<h3>Decided beside another paper's figures: {links}</h3>{_table(elsewhere)}")
+                links = ", ".join(
+                    f'<a href="#{module}">{module}</a>'
+                    for module in dict.fromkeys(claim["module"] for claim in elsewhere)
+                )
+                parts.append(
+                    f"<h3>Decided beside another paper's figures: {links}</h3>{_table(elsewhere)}"
+                )
             rest = [claim for claim in own if not claim["configuration"]]
             if rest:
                 parts.append(f"<h3>Not decided</h3>{_table(rest)}")
         head = f'<meta charset="utf-8"><title>The papers re-run</title><style>{STYLE}</style>'
         body = "\n".join(parts)
-        return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+        return (
+            f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+        )
 
     def _modules(self) -> list[str]:
         return list(dict.fromkeys([*self.titles, *(row["module"] for row in self.found.values())]))
 
     def _home(self, module: str) -> str:
         """The paper whose figures a module draws: that of most of its claims."""
-        papers = [row.paper for row in ROWS if row.module == module] or [_paper(row) for row in self.found.values() if row["module"] == module]
+        papers = [row.paper for row in ROWS if row.module == module] or [
+            _paper(row) for row in self.found.values() if row["module"] == module
+        ]
         return Counter(papers).most_common(1)[0][0] if papers else next(iter(PAPERS))
 
     def _counts(self) -> str:
@@ -149,7 +210,9 @@ class Report:
         rows = []
         for paper, found in counts(self.claims()).items():
             cells = "".join(f"<td>{count or '–'}</td>" for count in found.values())
-            rows.append(f'<tr><td><a href="#{paper}">{html.escape(PAPERS[paper])}</a></td>{cells}</tr>')
+            rows.append(
+                f'<tr><td><a href="#{paper}">{html.escape(PAPERS[paper])}</a></td>{cells}</tr>'
+            )
         return f'<table class="counts"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
 
     def table(self, modules: Iterable[str]) -> str:
@@ -162,7 +225,9 @@ class Report:
                 lines.extend(" " * 25 + more for more in text[1:])
         lines.append("")
         for paper, found in counts(self.claims()).items():
-            lines.append(f"{paper:<4}{', '.join(f'{count} {verdict}' for verdict, count in found.items() if count)}")
+            lines.append(
+                f"{paper:<4}{', '.join(f'{count} {verdict}' for verdict, count in found.items() if count)}"
+            )
         return "\n".join(lines)
 
 
@@ -175,7 +240,9 @@ def counts(claims: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write to a temporary name beside `path`, then put it in place; nothing half-written stays, whatever happens."""
+    """Write to a temporary name beside `path`, then put it in place; nothing half-written stays,
+    whatever happens.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -209,7 +276,9 @@ def _paper(claim: dict[str, Any]) -> str:
 
 
 def _table(claims: list[dict[str, Any]]) -> str:
-    head = "<tr><th>id</th><th>claim</th><th>verdict</th><th>measured</th><th>why, and where</th></tr>"
+    head = (
+        "<tr><th>id</th><th>claim</th><th>verdict</th><th>measured</th><th>why, and where</th></tr>"
+    )
     return f'<table class="claims">{head}{"".join(map(_row, claims))}</table>' if claims else ""
 
 
@@ -217,10 +286,15 @@ def _row(claim: dict[str, Any]) -> str:
     style = claim["verdict"].replace(" ", "-")
     numbers = _numbers(claim["measured"])
     shown, rest = numbers[:SHOWN], numbers[SHOWN:]
-    more = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
+    more = (
+        f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul></details>"
+        if rest
+        else ""
+    )
     return (
         f'<tr><td class="id">{html.escape(claim["id"])}</td><td>{html.escape(claim["claim"])}</td>'
-        f'<td class="verdict {style}">{html.escape(claim["verdict"])}</td><td><ul>{"".join(shown)}</ul>{more}</td><td>{html.escape(claim["where"])}</td></tr>'
+        '<td class="verdict '
+        f'{style}">{html.escape(claim["verdict"])}</td><td><ul>{"".join(shown)}</ul>{more}</td><td>{html.escape(claim["where"])}</td></tr>'
     )
 
 
@@ -240,4 +314,7 @@ def _embedded(path: Path) -> str:
     with Image.open(path) as image:
         caption = str(image.info.get("Description", path.stem))
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{html.escape(path.stem)}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    )

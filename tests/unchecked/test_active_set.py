@@ -8,12 +8,19 @@ from torch.func import grad, vmap
 
 from mtlfunc.solvers import active_set, auto, cagrad, dual_cone, min_norm
 
-TRACED: dict[str, Any] = {"fullgraph": True, "backend": "aot_eager"}  # traces, differentiates and functionalises as the default does, without generating code
-PROBLEMS = {"min_norm": min_norm, "cagrad": lambda g: cagrad(g, 0.6), "dual_cone": lambda g: dual_cone(g, torch.linspace(1, 0.1, len(g)).to(g))}
+# traces, differentiates and functionalises as the default does, without generating code
+TRACED: dict[str, Any] = {"fullgraph": True, "backend": "aot_eager"}
+PROBLEMS = {
+    "min_norm": min_norm,
+    "cagrad": lambda g: cagrad(g, 0.6),
+    "dual_cone": lambda g: dual_cone(g, torch.linspace(1, 0.1, len(g)).to(g)),
+}
 
 
 def gramians(batch, count):
-    rows = torch.randn(batch, count, 3 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.randn(
+        batch, count, 3 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     rows[:, 0] -= 0.8 * rows[:, 1]
     return rows @ rows.mT
 
@@ -36,16 +43,26 @@ def test_compiled_equals_eager(problem, make, count):
     close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
     expected = grad(loss)(g[0])
     assert expected.abs().max() > 1e-6
-    torch.testing.assert_close(torch.compile(lambda g: solve(problem(g)).weights, **TRACED)(g[0]), solve(problem(g[0])).weights, **close)
+    torch.testing.assert_close(
+        torch.compile(lambda g: solve(problem(g)).weights, **TRACED)(g[0]),
+        solve(problem(g[0])).weights,
+        **close,
+    )
     torch.testing.assert_close(torch.compile(grad(loss), **TRACED)(g[0]), expected, **close)
-    torch.testing.assert_close(torch.compile(vmap(grad(loss)), **TRACED)(g), torch.stack([grad(loss)(x) for x in g]), **close)
+    torch.testing.assert_close(
+        torch.compile(vmap(grad(loss)), **TRACED)(g),
+        torch.stack([grad(loss)(x) for x in g]),
+        **close,
+    )
     leaf = g[0].clone().requires_grad_()
     torch.compile(loss, **TRACED)(leaf).backward()
     torch.testing.assert_close(leaf.grad, expected, **close)
 
 
 # Raised inside torch.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning", "ignore:.torch._prims_common.check:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script:DeprecationWarning", "ignore:.torch._prims_common.check:FutureWarning"
+)
 def test_compiled_by_the_default_backend():
     solve, g = active_set(), gramians(4, 5)
     f = vmap(grad(lambda g: solve(cagrad(g, 0.6)).weights[0]))

@@ -1,4 +1,6 @@
-"""The Triton kernel against the CPU kernel: compiled where there is a GPU, elsewhere Triton's interpreter runs it on small instances."""
+"""The Triton kernel against the CPU kernel: compiled where there is a GPU, elsewhere Triton's
+interpreter runs it on small instances.
+"""
 
 import os
 
@@ -17,8 +19,8 @@ if not CUDA:
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from mtlfunc.solvers import active_set, auto, cagrad, dual_cone, min_norm  # noqa: E402
-from mtlfunc.solvers import active_set_cpu as cpu  # noqa: E402
-from mtlfunc.solvers import active_set_gpu as gpu  # noqa: E402
+from mtlfunc.solvers._kernels import active_set_cpu as cpu  # noqa: E402
+from mtlfunc.solvers._kernels import active_set_gpu as gpu  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
 SIZES = (2, 3, 8, 32, 64, 128) if CUDA else (3, 8)
@@ -32,8 +34,12 @@ def inputs(kind, count, batch=1, c=0.6):
     if kind == "min_norm":
         return None, None
     if kind == "cagrad":
-        return torch.full((1, count), 1 / count, dtype=torch.float64), torch.full((1,), c, dtype=torch.float64)
-    return torch.rand(batch, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64), None
+        return torch.full((1, count), 1 / count, dtype=torch.float64), torch.full(
+            (1,), c, dtype=torch.float64
+        )
+    return torch.rand(
+        batch, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64
+    ), None
 
 
 def both(g, vector=None, c=None, eps=EPS):
@@ -46,15 +52,26 @@ def both(g, vector=None, c=None, eps=EPS):
 
 
 def assert_solved(kind, g, vector, c, ours, theirs):
-    """Feasible, optimal to rounding by its own certificate, and the direction and value of the CPU kernel."""
+    """Feasible, optimal to rounding by its own certificate, and the direction and value of the CPU
+    kernel.
+    """
     count = g.shape[-1]
     (report, support, info), (other, _, other_info) = ours, theirs
     n = g.diagonal(dim1=-2, dim2=-1).sqrt()
-    weights, dual, rates = report[:, :count], report[:, count : 2 * count], report[:, 2 * count : 3 * count]
+    weights, dual, rates = (
+        report[:, :count],
+        report[:, count : 2 * count],
+        report[:, 2 * count : 3 * count],
+    )
     value, gap = report[:, -2], report[:, -1]
     size = (n * weights.abs()).sum(-1)
     largest = n.amax(-1)
-    torch.testing.assert_close(rates, torch.einsum("bij,bj->bi", g, weights), rtol=0, atol=1e-14 * count * float((largest * size).amax()))
+    torch.testing.assert_close(
+        rates,
+        torch.einsum("bij,bj->bi", g, weights),
+        rtol=0,
+        atol=1e-14 * count * float((largest * size).amax()),
+    )
     assert ((dual > 0) == support[:, 0]).all()
     assert (info[:, 0] < 4 * count + 20 if kind != "cagrad" else info[:, 0] < 12 * count + 60).all()
     difference = weights - other[:, :count]
@@ -75,15 +92,24 @@ def assert_solved(kind, g, vector, c, ours, theirs):
         centre = g.mean((-2, -1)).clamp_min(0).sqrt()
         off = weights - vector
         reach = torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
-        noise = 1e-15 * count * ((n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2) / centre.where(centre > 0, 1.0) / c
+        noise = (
+            1e-15
+            * count
+            * ((n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2)
+            / centre.where(centre > 0, 1.0)
+            / c
+        )
         ordinary = centre > 1e-6 * largest  # g₀ known beyond rounding
         assert (reach <= c * centre * (1 + 1e-12) + noise)[ordinary].all()
         length = torch.einsum("bi,bij,bj->b", dual, g, dual).clamp_min(0).sqrt()
-        clear = length > 1e-3 * (n * dual).sum(-1)  # elsewhere ‖g_w‖ is known to √ε of the rows' length at best
+        # elsewhere ‖g_w‖ is known to √ε of the rows' length at best
+        clear = length > 1e-3 * (n * dual).sum(-1)
         scale = largest * centre * (1 + c)
         assert (gap <= torch.where(clear, 1e-9, 2e-6) * scale)[ordinary].all()
         assert (apart <= 1e-4 * centre * (1 + c))[ordinary & clear].all()
-        if float(c) != 1:  # there the projection on the dual cone can lie just on the ball's boundary: both branches are right
+        # there the projection on the dual cone can lie just on the ball's boundary: both branches
+        # are right
+        if float(c) != 1:
             assert torch.equal(info[:, 1][ordinary], other_info[:, 1][ordinary])
     assert ((value - other[:, -2]).abs() <= gap + other[:, -1] + 1e-12 * scale).all()
 
@@ -92,7 +118,11 @@ def assert_solved(kind, g, vector, c, ours, theirs):
 @pytest.mark.parametrize("count", SIZES)
 def test_agrees_with_the_cpu_kernel_on_the_hard_families(kind, count):
     g = torch.stack(
-        [gramian(name, count, seed, scale=10.0 ** (5 * number % 21 - 10)) for number, name in enumerate(FAMILIES) for seed in range(64 if CUDA else 1)]
+        [
+            gramian(name, count, seed, scale=10.0 ** (5 * number % 21 - 10))
+            for number, name in enumerate(FAMILIES)
+            for seed in range(64 if CUDA else 1)
+        ]
     )
     vector, c = inputs(kind, count, len(g))
     assert_solved(kind, g, vector, c, *both(g, vector, c))
@@ -117,7 +147,9 @@ def test_sizes_are_padded(kind):
 def test_rows_of_very_different_scale_and_ties():
     random = np.random.default_rng(0)
     for _ in range(200 if CUDA else 12):
-        rows = random.integers(-2, 3, size=(6, random.integers(1, 6))) * 10.0 ** random.integers(-6, 7, size=(6, 1))
+        rows = random.integers(-2, 3, size=(6, random.integers(1, 6))) * 10.0 ** random.integers(
+            -6, 7, size=(6, 1)
+        )
         g = torch.tensor(rows @ rows.T)[None]
         for kind in ("min_norm", "dual_cone"):
             vector, c = inputs(kind, 6)
@@ -129,7 +161,13 @@ def test_what_a_batch_shares_is_given_once():
     weights = torch.rand(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     c = torch.tensor([0.2, 0.9, 2.0], dtype=torch.float64)
     g, weights, c = (x.to(DEVICE) for x in (g, weights, c))
-    for arrays in ((g[:1], weights, None), (g, weights[:1], None), (g[:1], weights[:1], c), (g, weights, c[:1]), (g, weights, c)):
+    for arrays in (
+        (g[:1], weights, None),
+        (g, weights[:1], None),
+        (g[:1], weights[:1], c),
+        (g, weights, c[:1]),
+        (g, weights, c),
+    ):
         together = gpu.solve(*arrays, EPS)
         for i in range(3):
             alone = gpu.solve(*(x if x is None else x[i % len(x)][None] for x in arrays), EPS)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -161,7 +199,11 @@ def test_unsound_input_gives_nan_and_says_why(kind):
         assert torch.equal(info, other_info)
     if c is not None:
         assert vector is not None
-        assert both(good[None], vector[:1], torch.tensor([float("nan")], dtype=torch.float64))[0][0].isnan().all()
+        assert (
+            both(good[None], vector[:1], torch.tensor([float("nan")], dtype=torch.float64))[0][0]
+            .isnan()
+            .all()
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,10 +232,15 @@ def test_radius_zero_is_the_mean_gradient():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_gramians_are_read_as_they_are(kind):
-    g = torch.stack([gramian(name, 5, 2).float() for name in ("gaussian", "duplicates", "pareto_stationary")])
+    g = torch.stack(
+        [gramian(name, 5, 2).float() for name in ("gaussian", "duplicates", "pareto_stationary")]
+    )
     vector, c = inputs(kind, 5, 3)
     (report, _, info), (other, _, other_info) = both(
-        g, None if vector is None else vector.float(), None if c is None else c.float(), torch.finfo(torch.float32).eps
+        g,
+        None if vector is None else vector.float(),
+        None if c is None else c.float(),
+        torch.finfo(torch.float32).eps,
     )
     scale = g.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
     assert ((report - other)[:, -2:].abs() <= 1e-6 * scale).all()
@@ -202,8 +249,15 @@ def test_float32_gramians_are_read_as_they_are(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ends_without_any_noise_threshold(kind):
-    """With ε far below the arithmetic's own, rounding looks like violations: the loop may turn, but it ends, and its gap is honest."""
-    g = torch.stack([gramian(name, 5, 3) for name in ("duplicates", "identical", "integer_ties", "pareto_stationary")])
+    """With ε far below the arithmetic's own, rounding looks like violations: the loop may turn, but
+    it ends, and its gap is honest.
+    """
+    g = torch.stack(
+        [
+            gramian(name, 5, 3)
+            for name in ("duplicates", "identical", "integer_ties", "pareto_stationary")
+        ]
+    )
     vector, c = inputs(kind, 5, 4)
     (report, _, info), _ = both(g, vector, c, 2.0**-58)
     assert (info[:, 0] <= 3 * (20 * 5 + 100)).all()
@@ -211,7 +265,11 @@ def test_ends_without_any_noise_threshold(kind):
     assert (report[:, -1] <= 1e-6 * n.amax(-1) * (n * report[:, :5].abs()).sum(-1)).all()
 
 
-PROBLEMS = {"min_norm": min_norm, "cagrad": lambda g: cagrad(g, g.new_full((), 0.6)), "dual_cone": lambda g: dual_cone(g, torch.ones_like(g[0]))}
+PROBLEMS = {
+    "min_norm": min_norm,
+    "cagrad": lambda g: cagrad(g, g.new_full((), 0.6)),
+    "dual_cone": lambda g: dual_cone(g, torch.ones_like(g[0])),
+}
 
 
 @needs_gpu
@@ -222,7 +280,9 @@ def test_the_public_call_on_a_gpu(problem, make):
     g = torch.stack([gramian("gaussian", 8, seed) for seed in range(6)])
     expected = vmap(lambda g: solve(problem(g)).weights)(g)
     on_gpu = g.cuda()
-    torch.testing.assert_close(vmap(lambda g: solve(problem(g)).weights)(on_gpu).cpu(), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        vmap(lambda g: solve(problem(g)).weights)(on_gpu).cpu(), expected, rtol=1e-10, atol=1e-12
+    )
     nested = vmap(vmap(lambda g: solve(problem(g)).weights))(on_gpu.reshape(2, 3, 8, 8))
     torch.testing.assert_close(nested.cpu().reshape(6, 8), expected, rtol=1e-10, atol=1e-12)
     loss = lambda g: (solve(problem(g)).weights * torch.arange(8, device=g.device)).sum()  # noqa: E731
@@ -236,7 +296,9 @@ def test_the_public_call_on_a_gpu(problem, make):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_that_nearly_depend_on_each_other(kind):
-    """Distances from 1e-8 to 1e-5 put pivots between rounding level and 1e-10, where an inverse has few digits left."""
+    """Distances from 1e-8 to 1e-5 put pivots between rounding level and 1e-10, where an inverse has
+    few digits left.
+    """
     random = np.random.default_rng(0)
     for apart in (3e-9, 1e-8, 1e-7, 1e-6, 1e-5) * (20 if CUDA else 1):
         base = random.normal(size=(4, 20))
@@ -250,13 +312,20 @@ def test_gradients_that_nearly_depend_on_each_other(kind):
 @needs_gpu
 def test_more_tasks_than_the_kernel_holds_go_by_the_cpu():
     g = gramian("gaussian", 130, 0)
-    torch.testing.assert_close(active_set()(min_norm(g.cuda())).weights.cpu(), active_set()(min_norm(g)).weights, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        active_set()(min_norm(g.cuda())).weights.cpu(),
+        active_set()(min_norm(g)).weights,
+        rtol=1e-10,
+        atol=1e-12,
+    )
 
 
 @needs_gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_sixteen_thousand_problems_in_one_launch(kind):
-    rows = torch.randn(16384, 8, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.randn(
+        16384, 8, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     g = rows @ rows.mT
     g = 0.5 * (g + g.mT)
     vector, c = inputs(kind, 8, len(g))
@@ -268,7 +337,10 @@ def test_sixteen_thousand_problems_in_one_launch(kind):
 @pytest.mark.parametrize("make", [active_set, auto])
 def test_a_cuda_graph_replays_on_new_gramians(problem, make):
     solve = make()
-    first, second = (torch.stack([gramian("spread", 8, seed + start) for seed in range(64)]).cuda() for start in (0, 64))
+    first, second = (
+        torch.stack([gramian("spread", 8, seed + start) for seed in range(64)]).cuda()
+        for start in (0, 64)
+    )
     fixed = first.clone()
     f = vmap(lambda g: solve(problem(g)).weights)
     f(fixed)  # compiles

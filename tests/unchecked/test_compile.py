@@ -13,7 +13,8 @@ from tests.registry import PROBLEMS, RULES, SOLVERS
 from tests.strategies import gramian
 from tests.test_step import METHODS, step_of
 
-# "aot_eager" traces, differentiates and functionalises as the default backend does, without generating code; the default is used where marked.
+# "aot_eager" traces, differentiates and functionalises as the default backend does, without
+# generating code; the default is used where marked.
 TRACED = {"fullgraph": True, "backend": "aot_eager"}
 GRAMIAN = torch.tensor([[4.0, -1.0, 0.5], [-1.0, 1.0, -0.4], [0.5, -0.4, 2.0]], dtype=torch.float64)
 
@@ -21,7 +22,8 @@ GRAMIAN = torch.tensor([[4.0, -1.0, 0.5], [-1.0, 1.0, -0.4], [0.5, -0.4, 2.0]], 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch.compiler.reset()
-    # A second step must not compile again: what init returns looks, to the compiler, like what update returns.
+    # A second step must not compile again: what init returns looks, to the compiler, like what
+    # update returns.
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
 
@@ -43,15 +45,29 @@ def test_vmapped_step_traces_as_one_graph(name):
     close(compiled(compiled_first, BATCH), update(first, BATCH))
 
 
-@pytest.mark.parametrize("rule", [name for name, case in RULES.items() if not any(words in name for words in ("cvx", "frank", "projected", "1+"))])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        name
+        for name, case in RULES.items()
+        if not any(words in name for words in ("cvx", "frank", "projected", "1+"))
+    ],
+)
 def test_vmapped_rule_traces_as_one_graph(rule):
-    """Two updates of a batch of Gramians, the second from the state of the first, and no second compilation."""
+    """Two updates of a batch of Gramians, the second from the state of the first, and no second
+    compilation.
+    """
     made = RULES[rule].make()
     G = torch.stack([gramian("gaussian", 3, seed) for seed in range(2)])
     losses = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.5, 0.5]], dtype=torch.float64)
 
     def update(G, losses, state):
-        return made.update(Geometry(losses, G, torch.full_like(losses, 1 / 3), torch.ones(3, dtype=torch.bool), {}), state)
+        return made.update(
+            Geometry(
+                losses, G, torch.full_like(losses, 1 / 3), torch.ones(3, dtype=torch.bool), {}
+            ),
+            state,
+        )
 
     state = vmap(made.init)(losses, torch.arange(2))
     batched = vmap(update)
@@ -64,11 +80,16 @@ def test_vmapped_rule_traces_as_one_graph(rule):
 
 
 def toy(params, batch):
-    """The two-dimensional problem of Liu et al. 2021 (Figure 1), with the sign in f₂ that its figures were made with."""
+    """The two-dimensional problem of Liu et al. 2021 (Figure 1), with the sign in f₂ that its
+    figures were made with.
+    """
     x, y = params["x"].unbind(-1)
     f1 = torch.log(torch.clamp_min((0.5 * (-x - 7) - torch.tanh(-y)).abs(), 5e-6)) + 6
     f2 = torch.log(torch.clamp_min((0.5 * (-x + 3) + torch.tanh(-y) + 2).abs(), 5e-6)) + 6
-    q1, q2 = ((-x + 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20, ((-x - 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20
+    q1, q2 = (
+        ((-x + 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20,
+        ((-x - 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20,
+    )
     c1, c2 = torch.clamp_min(torch.tanh(0.5 * y), 0), torch.clamp_min(torch.tanh(-0.5 * y), 0)
     return torch.stack([c1 * f1 + c2 * q1, c1 * f2 + c2 * q2])
 
@@ -92,14 +113,24 @@ def test_vmapped_step_compiles_on_the_toy():
 def test_solver_compiles_with_its_derivative(solver, problem):
     if problem not in SOLVERS[solver].problems:
         pytest.skip(f"{solver} does not take {problem}")
-    solve = mf.solvers.faces() if solver == "faces" else mf.solvers.frank_wolfe(3, "pairwise") if "frank" in solver else mf.solvers.projected_gradient(3)
+    solve = (
+        mf.solvers.faces()
+        if solver == "faces"
+        else mf.solvers.frank_wolfe(3, "pairwise")
+        if "frank" in solver
+        else mf.solvers.projected_gradient(3)
+    )
     probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
     def value(gramian):
         return solve(PROBLEMS[problem](gramian)).weights @ probe
 
     batch = torch.stack([GRAMIAN, GRAMIAN + 0.1 * torch.eye(3, dtype=torch.float64)])
-    for transformed, at in ((vmap(value), batch), (grad(value), GRAMIAN), (vmap(grad(value)), batch)):
+    for transformed, at in (
+        (vmap(value), batch),
+        (grad(value), GRAMIAN),
+        (vmap(grad(value)), batch),
+    ):
         torch.compiler.reset()
         close(torch.compile(transformed, **TRACED)(at), transformed(at))
 
@@ -130,7 +161,11 @@ def test_gradient_of_a_compiled_run_with_respect_to_c():
 def test_random_numbers_are_the_same_compiled():
     def draw(seed):
         key = mf.random.key(seed)
-        return mf.random.uniform(key, (5,), torch.float64), mf.random.normal(key, (5,), torch.float64), mf.random.permutation(key, 7)
+        return (
+            mf.random.uniform(key, (5,), torch.float64),
+            mf.random.normal(key, (5,), torch.float64),
+            mf.random.permutation(key, 7),
+        )
 
     seeds = torch.tensor([0, 2**40, -3])
     close(torch.compile(vmap(draw), fullgraph=True)(seeds), vmap(draw)(seeds), rtol=1e-12)
@@ -138,7 +173,9 @@ def test_random_numbers_are_the_same_compiled():
 
 def test_cvx_says_that_it_cannot_be_compiled():
     with pytest.raises(Exception, match=r"cvx cannot run inside torch\.compile"):
-        torch.compile(lambda gramian: mf.solvers.cvx()(mf.solvers.min_norm(gramian)).weights, **TRACED)(GRAMIAN)
+        torch.compile(
+            lambda gramian: mf.solvers.cvx()(mf.solvers.min_norm(gramian)).weights, **TRACED
+        )(GRAMIAN)
 
 
 @pytest.mark.parametrize("engine", ["auto", "layerwise"])
@@ -148,8 +185,21 @@ def test_gramian_of_a_normalised_network_and_its_hypergradient(engine):
     params, x = mf.parameters(net), torch.linspace(-1, 2, 20, dtype=torch.float64).reshape(5, 4)
 
     def squared(scale):
-        return mf.task_gramian(lambda p, b: functional_call(net, p, b * scale).square().mean(0), params, x, engine=engine)[1].square().sum()
+        return (
+            mf.task_gramian(
+                lambda p, b: functional_call(net, p, b * scale).square().mean(0),
+                params,
+                x,
+                engine=engine,
+            )[1]
+            .square()
+            .sum()
+        )
 
     at = torch.tensor(1.3, dtype=torch.float64)
     close(torch.compile(squared, **TRACED)(at), squared(at))
-    close(torch.compile(grad(squared), **TRACED)(at), (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5, rtol=1e-6)
+    close(
+        torch.compile(grad(squared), **TRACED)(at),
+        (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5,
+        rtol=1e-6,
+    )

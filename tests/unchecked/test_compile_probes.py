@@ -1,4 +1,6 @@
-"""torch.compile without graph breaks: partial labels, groups, and probes with a memory or several batches."""
+"""torch.compile without graph breaks: partial labels, groups, and probes with a memory or several
+batches.
+"""
 
 import pytest
 import torch
@@ -15,9 +17,24 @@ TRACED = {"fullgraph": True, "backend": "aot_eager"}
 SHARED = "trunk.*"
 CASES = {name: (opaque, *METHODS[name]) for name in ("modo, three batches", "db_mtl", "excess_mtl")}
 CASES |= {
-    "groups, a random rule": (opaque, mf.pcgrad, lambda: mf.jacobian(SHARED, groups={"a": "trunk.0.*", "b": "trunk.2.*"}), BATCH),
-    "present, losses only": (labelled, mf.mean, lambda: mf.losses_only(present=given), (*BATCH, MASKS[0])),
-    "present, groups, tracked": (labelled, mf.moco, lambda: mf.tracked(SHARED, groups="layer", present=given), (*BATCH, MASKS[0])),
+    "groups, a random rule": (
+        opaque,
+        mf.pcgrad,
+        lambda: mf.jacobian(SHARED, groups={"a": "trunk.0.*", "b": "trunk.2.*"}),
+        BATCH,
+    ),
+    "present, losses only": (
+        labelled,
+        mf.mean,
+        lambda: mf.losses_only(present=given),
+        (*BATCH, MASKS[0]),
+    ),
+    "present, groups, tracked": (
+        labelled,
+        mf.moco,
+        lambda: mf.tracked(SHARED, groups="layer", present=given),
+        (*BATCH, MASKS[0]),
+    ),
 }
 
 
@@ -34,7 +51,9 @@ def test_vmapped_step_traces_as_one_graph(name):
     losses, rule, probe, batch = CASES[name]
     step = mf.descend(losses, rule(), mf.sgd(0.05), probe())
     everyone = (*batch[:2], MASKS[2]) if "present" in name else batch
-    state = vmap(lambda params, seed: step.init(params, everyone, key=seed))(mf.stack(nets), torch.arange(3))
+    state = vmap(lambda params, seed: step.init(params, everyone, key=seed))(
+        mf.stack(nets), torch.arange(3)
+    )
     update = vmap(step.update, (0, None))
     compiled = torch.compile(update, **TRACED)
     expected, got = state, state

@@ -32,7 +32,9 @@ def test_bad_parameters_are_named():
     with pytest.raises(ValueError, match=r"'extra' is torch\.float32.*one dtype"):
         mf.task_gradients(vector, PARAMS | {"extra": torch.zeros(1)}, BATCH)
     with pytest.raises(ValueError, match="'extra' is on meta"):
-        mf.task_gradients(vector, PARAMS | {"extra": torch.zeros(1, device="meta", dtype=torch.float64)}, BATCH)
+        mf.task_gradients(
+            vector, PARAMS | {"extra": torch.zeros(1, device="meta", dtype=torch.float64)}, BATCH
+        )
     with pytest.raises(ValueError, match="shared='nothing' matches no parameter; there are: trunk"):
         mf.task_gramian(vector, PARAMS, BATCH, shared="nothing")
     with pytest.raises(ValueError, match="chunk_size"):
@@ -45,27 +47,77 @@ CASES = {
     "seed": (lambda: mf.random.key(1.5), TypeError, "key: expected an integer seed, got float"),
     "seed tensor": (lambda: mf.random.key(torch.ones(2)), TypeError, "key: .*float32"),
     "seed shape": (lambda: mf.random.key(torch.arange(2)), ValueError, "key: .*vmap"),
-    "gramian shape": (lambda: mf.weights(mf.mgda(), torch.ones(2, 3)), ValueError, r"gramian: .*\(2, 3\)"),
-    "gramian empty": (lambda: mf.weights(mf.mgda(), torch.ones(0, 0)), ValueError, "gramian: .*T >= 1"),
-    "gramian batched": (lambda: mf.weights(mf.mgda(), torch.ones(3, 2, 2)), ValueError, "gramian: .*vmap"),
-    "gramian integer": (lambda: mf.weights(mf.mgda(), torch.ones(2, 2, dtype=torch.int64)), TypeError, "gramian: .*int64"),
-    "gramian nan": (lambda: mf.weights(mf.mgda(), G * float("nan")), ValueError, r"gramian: NaN or infinite entries in rows \[0, 1\]"),
+    "gramian shape": (
+        lambda: mf.weights(mf.mgda(), torch.ones(2, 3)),
+        ValueError,
+        r"gramian: .*\(2, 3\)",
+    ),
+    "gramian empty": (
+        lambda: mf.weights(mf.mgda(), torch.ones(0, 0)),
+        ValueError,
+        "gramian: .*T >= 1",
+    ),
+    "gramian batched": (
+        lambda: mf.weights(mf.mgda(), torch.ones(3, 2, 2)),
+        ValueError,
+        "gramian: .*vmap",
+    ),
+    "gramian integer": (
+        lambda: mf.weights(mf.mgda(), torch.ones(2, 2, dtype=torch.int64)),
+        TypeError,
+        "gramian: .*int64",
+    ),
+    "gramian nan": (
+        lambda: mf.weights(mf.mgda(), G * float("nan")),
+        ValueError,
+        r"gramian: NaN or infinite entries in rows \[0, 1\]",
+    ),
     "gramian asymmetric": (
         lambda: mf.solvers.min_norm(torch.tensor([[1.0, 0.5], [0.2, 1.0]])),
         ValueError,
         r"gramian: not symmetric: entry \[0, 1\] is 0.5 but \[1, 0\] is 0.2",
     ),
-    "losses dtype": (lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(2)), ValueError, "losses is torch.float32.*gramian is torch.float64"),
-    "losses shape": (lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(3, dtype=torch.float64)), ValueError, r"losses: expected shape \[2\]"),
-    "losses nan": (lambda: mf.weights(mf.gradnorm(1.0), G, torch.tensor([1.0, float("nan")], dtype=torch.float64)), ValueError, r"losses: NaN .*\[1\]"),
-    "jacobian shape": (lambda: mf.aggregate(mf.mgda(), torch.ones(3)), ValueError, r"jacobian: .*\[3\]"),
-    "jacobian inf": (lambda: mf.aggregate(mf.mgda(), torch.tensor([[1.0], [float("inf")]])), ValueError, r"jacobian: .*tasks \[1\]"),
-    "c negative": (lambda: mf.cagrad(-0.1), ValueError, "c: expected a finite number >= 0, got -0.1"),
+    "losses dtype": (
+        lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(2)),
+        ValueError,
+        "losses is torch.float32.*gramian is torch.float64",
+    ),
+    "losses shape": (
+        lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(3, dtype=torch.float64)),
+        ValueError,
+        r"losses: expected shape \[2\]",
+    ),
+    "losses nan": (
+        lambda: mf.weights(
+            mf.gradnorm(1.0), G, torch.tensor([1.0, float("nan")], dtype=torch.float64)
+        ),
+        ValueError,
+        r"losses: NaN .*\[1\]",
+    ),
+    "jacobian shape": (
+        lambda: mf.aggregate(mf.mgda(), torch.ones(3)),
+        ValueError,
+        r"jacobian: .*\[3\]",
+    ),
+    "jacobian inf": (
+        lambda: mf.aggregate(mf.mgda(), torch.tensor([[1.0], [float("inf")]])),
+        ValueError,
+        r"jacobian: .*tasks \[1\]",
+    ),
+    "c negative": (
+        lambda: mf.cagrad(-0.1),
+        ValueError,
+        "c: expected a finite number >= 0, got -0.1",
+    ),
     "c nan": (lambda: mf.cagrad(float("nan")), ValueError, "c: .*nan"),
     "c string": (lambda: mf.cagrad("0.4"), TypeError, "c: .*str"),
     "c vector": (lambda: mf.cagrad(torch.ones(2)), ValueError, "c: .*vmap"),
     "c in the problem": (lambda: mf.solvers.cagrad(G, -1.0), ValueError, "c: "),
-    "rescale": (lambda: mf.cagrad(0.4, rescale="2"), ValueError, "rescale='2': expected one of 'none', '1\\+c'"),
+    "rescale": (
+        lambda: mf.cagrad(0.4, rescale="2"),
+        ValueError,
+        "rescale='2': expected one of 'none', '1\\+c'",
+    ),
     "alpha": (lambda: mf.gradnorm(-1.0), ValueError, "alpha: "),
     "gradnorm lr": (lambda: mf.gradnorm(1.0, 0.0), ValueError, "lr: expected a finite number > 0"),
     "floor": (lambda: mf.gradnorm(1.0, floor=0.0), ValueError, "floor: "),
@@ -74,47 +126,127 @@ CASES = {
         ValueError,
         "initial losses > 0, got .*reference=",
     ),
-    "reference": (lambda: mf.weights(mf.gradnorm(1.0, reference=torch.ones(3)), G, torch.ones(2, dtype=torch.float64)), ValueError, "reference: "),
-    "preference negative": (lambda: mf.weights(mf.mean(torch.tensor([1.0, -1.0])), G), ValueError, "preference: expected finite entries >= 0"),
-    "preference zero": (lambda: mf.weights(mf.mean(torch.zeros(2)), G), ValueError, "preference: .*positive sum"),
-    "preference shape": (lambda: mf.weights(mf.mean(torch.ones(3)), G), ValueError, r"preference: expected shape \[2\]"),
-    "preference integer": (lambda: mf.weights(mf.mean(torch.ones(2, dtype=torch.int64)), G), ValueError, "preference is torch.int64"),
-    "orders shape": (lambda: mf.pcgrad(torch.ones(2, 3, dtype=torch.int64)), ValueError, "orders: "),
-    "orders rows": (lambda: mf.pcgrad(torch.zeros(2, 2, dtype=torch.int64)), ValueError, "orders: every row must be a permutation"),
-    "orders tasks": (lambda: mf.weights(mf.pcgrad(torch.arange(3).expand(3, 3)), G), ValueError, "orders: made for 3 tasks"),
+    "reference": (
+        lambda: mf.weights(
+            mf.gradnorm(1.0, reference=torch.ones(3)), G, torch.ones(2, dtype=torch.float64)
+        ),
+        ValueError,
+        "reference: ",
+    ),
+    "preference negative": (
+        lambda: mf.weights(mf.mean(torch.tensor([1.0, -1.0])), G),
+        ValueError,
+        "preference: expected finite entries >= 0",
+    ),
+    "preference zero": (
+        lambda: mf.weights(mf.mean(torch.zeros(2)), G),
+        ValueError,
+        "preference: .*positive sum",
+    ),
+    "preference shape": (
+        lambda: mf.weights(mf.mean(torch.ones(3)), G),
+        ValueError,
+        r"preference: expected shape \[2\]",
+    ),
+    "preference integer": (
+        lambda: mf.weights(mf.mean(torch.ones(2, dtype=torch.int64)), G),
+        ValueError,
+        "preference is torch.int64",
+    ),
+    "orders shape": (
+        lambda: mf.pcgrad(torch.ones(2, 3, dtype=torch.int64)),
+        ValueError,
+        "orders: ",
+    ),
+    "orders rows": (
+        lambda: mf.pcgrad(torch.zeros(2, 2, dtype=torch.int64)),
+        ValueError,
+        "orders: every row must be a permutation",
+    ),
+    "orders tasks": (
+        lambda: mf.weights(mf.pcgrad(torch.arange(3).expand(3, 3)), G),
+        ValueError,
+        "orders: made for 3 tasks",
+    ),
     "lr": (lambda: mf.adam(-1e-3), ValueError, "lr: "),
     "lr zero": (lambda: mf.sgd(0.0), ValueError, "lr: "),
     "momentum": (lambda: mf.sgd(0.1, momentum=-0.5), ValueError, "momentum: "),
-    "heads": (lambda: mf.jacobian("*", heads="none"), ValueError, "heads='none': expected one of 'plain', 'own', 'weighted'"),
+    "heads": (
+        lambda: mf.jacobian("*", heads="none"),
+        ValueError,
+        "heads='none': expected one of 'plain', 'own', 'weighted'",
+    ),
     "engine": (lambda: mf.jacobian("*", engine="layers"), ValueError, "engine='layers'"),
     "subset": (lambda: mf.subset(0), ValueError, "subset: "),
     "steps": (lambda: mf.solvers.frank_wolfe(0), ValueError, "steps: "),
-    "step rule": (lambda: mf.solvers.frank_wolfe(10, "exact"), ValueError, "step='exact': expected one of 'line-search'"),
-    "wrong problem": (lambda: mf.solvers.frank_wolfe(10)(mf.solvers.dual_cone(G, G[0])), TypeError, "frank_wolfe takes min_norm and cagrad"),
+    "step rule": (
+        lambda: mf.solvers.frank_wolfe(10, "exact"),
+        ValueError,
+        "step='exact': expected one of 'line-search'",
+    ),
+    "wrong problem": (
+        lambda: mf.solvers.frank_wolfe(10)(mf.solvers.dual_cone(G, G[0])),
+        TypeError,
+        "frank_wolfe takes min_norm and cagrad",
+    ),
     "not a problem": (lambda: mf.solvers.faces()(G), TypeError, "problem: expected min_norm"),
-    "too many faces": (lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))), ValueError, "faces: 7 tasks"),
+    "too many faces": (
+        lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))),
+        ValueError,
+        "faces: 7 tasks",
+    ),
     "stateless": (lambda: mf.stateless(lambda: G), TypeError, "stateless: expected f\\(gramian\\)"),
-    "reduction": (lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"), ValueError, "reduction='none'"),
-    "params": (lambda: mf.task_gradients(vector, torch.nn.Linear(2, 1), BATCH), TypeError, r"params: .*mtlfunc\.parameters"),
-    "params leaf": (lambda: mf.task_gradients(vector, {"w": 1.0}, BATCH), TypeError, r"params\['w'\]: expected a tensor"),
+    "reduction": (
+        lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"),
+        ValueError,
+        "reduction='none'",
+    ),
+    "params": (
+        lambda: mf.task_gradients(vector, torch.nn.Linear(2, 1), BATCH),
+        TypeError,
+        r"params: .*mtlfunc\.parameters",
+    ),
+    "params leaf": (
+        lambda: mf.task_gradients(vector, {"w": 1.0}, BATCH),
+        TypeError,
+        r"params\['w'\]: expected a tensor",
+    ),
     "measure": (
-        lambda: mf.descend(vector, mf.mgda(), mf.sgd(0.1), mf.jacobian("trunk.*", measure="heads.*")).init(PARAMS, BATCH),
+        lambda: mf.descend(
+            vector, mf.mgda(), mf.sgd(0.1), mf.jacobian("trunk.*", measure="heads.*")
+        ).init(PARAMS, BATCH),
         ValueError,
         r"measure='heads\.\*' matches no parameter; there are: trunk",
     ),
     "has_aux missing": (
-        lambda: mf.descend(lambda p, b: (vector(p, b), 1), mf.mean(), mf.sgd(0.1), mf.losses_only()).init(PARAMS, BATCH),
+        lambda: mf.descend(
+            lambda p, b: (vector(p, b), 1), mf.mean(), mf.sgd(0.1), mf.losses_only()
+        ).init(PARAMS, BATCH),
         ValueError,
         "pass has_aux=True",
     ),
     "has_aux wrong": (
-        lambda: mf.descend(scalars, mf.mean(), mf.sgd(0.1), mf.losses_only(), has_aux=True).init(PARAMS, BATCH),
+        lambda: mf.descend(scalars, mf.mean(), mf.sgd(0.1), mf.losses_only(), has_aux=True).init(
+            PARAMS, BATCH
+        ),
         ValueError,
         "has_aux=True, but losses_fn did not",
     ),
-    "delta_m": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"b": 1.0}, {"a": True}), ValueError, "same names"),
-    "delta_m zero": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}), ValueError, "baselines: a is 0"),
-    "curvature": (lambda: mf.diagnostics.curvature(vector, PARAMS, BATCH, lr=0.1, nodes=0), ValueError, "nodes: "),
+    "delta_m": (
+        lambda: mf.diagnostics.delta_m({"a": 1.0}, {"b": 1.0}, {"a": True}),
+        ValueError,
+        "same names",
+    ),
+    "delta_m zero": (
+        lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}),
+        ValueError,
+        "baselines: a is 0",
+    ),
+    "curvature": (
+        lambda: mf.diagnostics.curvature(vector, PARAMS, BATCH, lr=0.1, nodes=0),
+        ValueError,
+        "nodes: ",
+    ),
 }
 
 

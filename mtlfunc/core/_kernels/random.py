@@ -1,4 +1,6 @@
-"""The hash of `random`, compiled for plain keys on a CPU: the same numbers, bit for bit, without a dozen small tensors on the way."""
+"""The hash of `random`, compiled for plain keys on a CPU: the same numbers, bit for bit, without a
+dozen small tensors on the way.
+"""
 
 from typing import no_type_check
 
@@ -7,8 +9,10 @@ from numba import njit
 
 Array = np.ndarray
 
-_jit = njit(cache=True, nogil=True, error_model="numpy")  # no fast-math: every operation is the one that torch does
-# `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions that numba has to read.
+# no fast-math: every operation is the one that torch does
+_jit = njit(cache=True, nogil=True, error_model="numpy")
+# `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions
+# that numba has to read.
 
 GOLDEN = 0x9E3779B97F4A7C15
 
@@ -25,7 +29,12 @@ def hashed(x: np.uint64) -> np.uint64:
 @no_type_check
 def fold_in(key: int, data: int) -> int:
     """`random.fold_in`."""
-    return np.int64(hashed(hashed(np.uint64(key) + np.uint64(GOLDEN)) ^ hashed(np.uint64(data) + np.uint64(0xBF58476D1CE4E5B9))))
+    return np.int64(
+        hashed(
+            hashed(np.uint64(key) + np.uint64(GOLDEN))
+            ^ hashed(np.uint64(data) + np.uint64(0xBF58476D1CE4E5B9))
+        )
+    )
 
 
 @_jit
@@ -34,16 +43,33 @@ def uniform(key: int, digits: int, out: Array) -> None:
     """Fill `out`, flat, with numbers in [0, 1) of so many binary digits."""
     root, unit = hashed(np.uint64(key) + np.uint64(GOLDEN)), 2.0**-digits
     for i in range(len(out)):
-        out[i] = np.float64(hashed(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(64 - digits)) * unit
+        out[i] = (
+            np.float64(
+                hashed(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(64 - digits)
+            )
+            * unit
+        )
 
 
 @_jit
 @no_type_check
 def symmetric(key: int, out: Array) -> None:
-    """Fill `out`, flat float64, with the numbers in (-1, 1) whose erfinv, times √2, is standard normal."""
+    """Fill `out`, flat float64, with the numbers in (-1, 1) whose erfinv, times √2, is standard
+    normal.
+    """
     root = hashed(np.uint64(key) + np.uint64(GOLDEN))
     for i in range(len(out)):
-        out[i] = 2 * ((np.float64(hashed(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(11)) + 0.5) * 2.0**-53) - 1
+        out[i] = (
+            2
+            * (
+                (
+                    np.float64(hashed(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(11))
+                    + 0.5
+                )
+                * 2.0**-53
+            )
+            - 1
+        )
 
 
 @_jit

@@ -1,6 +1,7 @@
 """Forms of one layer's Gramian from its inputs and deltas, and what each costs.
 
-With x [position, a] and Δ_t [position, o] the layer's row is Δ_tᵀx, and its part of the Gramian is one of
+With x [position, a] and Δ_t [position, o] the layer's row is Δ_tᵀx, and its part of the Gramian is
+one of
 
     kernel    G_ts = Σ_pq (x_p·x_q)(Δ_tp·Δ_sq)     no row is formed: N² of the N positions
     gemm      G_ts = ⟨Δ_tᵀx, Δ_sᵀx⟩                the rows of one layer at a time, by one product
@@ -18,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..tree import inner
+from ...core.tree import inner
 from .taps import Use
 
 Form = Literal["kernel", "gemm", "rows"]
@@ -30,21 +31,28 @@ class Cost(NamedTuple):
 
 
 class Group(NamedTuple):
-    """All uses of one leaf, or of one part of a leaf that was split; `alike` if they are one sum over the positions of all of them."""
+    """All uses of one leaf, or of one part of a leaf that was split; `alike` if they are one sum
+    over the positions of all of them.
+    """
 
     name: str
     uses: tuple[Use, ...]
     numel: int
-    served: tuple[int, ...] | None = None  # how many separate losses each call serves; None where all losses are one vector
+    # how many separate losses each call serves; None where all losses are one vector
+    served: tuple[int, ...] | None = None
 
     @property
     def alike(self) -> bool:
         first = self.uses[0]
-        return first.kind != "local" and all(use.layout == first.layout and use.sizes[1:] == first.sizes[1:] for use in self.uses)
+        return first.kind != "local" and all(
+            use.layout == first.layout and use.sizes[1:] == first.sizes[1:] for use in self.uses
+        )
 
     @property
     def calls(self) -> tuple[tuple[object, int], ...]:
-        """The calls' outputs: a weight and the bias that was added to its products have the same ones."""
+        """The calls' outputs: a weight and the bias that was added to its products have the same
+        ones.
+        """
         return tuple((use.edge.node, use.edge.output_nr) for use in self.uses)
 
     @property
@@ -58,44 +66,66 @@ class Group(NamedTuple):
 
     @property
     def op(self) -> str:
-        return "+".join(dict.fromkeys(use.op for use in self.uses)) + (f" ×{len(self.uses)}" if len(self.uses) > 1 else "")
+        return "+".join(dict.fromkeys(use.op for use in self.uses)) + (
+            f" ×{len(self.uses)}" if len(self.uses) > 1 else ""
+        )
 
 
 def positions(use: Use) -> int:
     return math.prod(use.shape[axis] for axis in use.axes) * use.sizes[0]
 
 
-def costs(group: Group, rows: int, samples: int | None = None, itemsize: int = 4) -> dict[Form, Cost]:
-    """Floating-point operations and peak extra bytes of every form that this group has, for `rows` rows.
+def costs(
+    group: Group, rows: int, samples: int | None = None, itemsize: int = 4
+) -> dict[Form, Cost]:
+    """Floating-point operations and peak extra bytes of every form that this group has, for `rows`
+    rows.
 
-    Per sample, `rows` counts entries (samples × tasks), and every row sums over the positions of its own sample alone.
+    Per sample, `rows` counts entries (samples × tasks), and every row sums over the positions of
+    its own sample alone.
     """
     width = group.numel
     dot = 2.0 * rows * rows * width
     held = float(rows * width * itemsize)
     total = sum(positions(use) for use in group.uses)
-    times = [2.0 * positions(use) * (width if use.kind == "outer" else use.sizes[3]) for use in group.uses]
-    found: dict[Form, Cost] = {"gemm": Cost(sum(times) * (rows if samples is None else rows // samples) + dot, held)}
+    times = [
+        2.0 * positions(use) * (width if use.kind == "outer" else use.sizes[3])
+        for use in group.uses
+    ]
+    found: dict[Form, Cost] = {
+        "gemm": Cost(sum(times) * (rows if samples is None else rows // samples) + dot, held)
+    }
     if samples is None:
-        # Differentiated with the other leaves: the same products, but none for a loss that a call does not serve.
-        each = sum(time * (rows if group.served is None else served) for time, served in zip(times, group.served or times, strict=True))
+        # Differentiated with the other leaves: the same products, but none for a loss that a call
+        # does not serve.
+        each = sum(
+            time * (rows if group.served is None else served)
+            for time, served in zip(times, group.served or times, strict=True)
+        )
         found["rows"] = Cost(each + dot, held)
     if group.alike:
         _, groups, a, o = group.uses[0].sizes
         reading = 2.0 * a if group.uses[0].kind == "outer" else 1.0
         if samples is None:
             found["kernel"] = Cost(
-                groups * total * total * (reading + 2.0 * rows * o) + 2.0 * rows * rows * groups * total * o, groups * total * total * itemsize
+                groups * total * total * (reading + 2.0 * rows * o)
+                + 2.0 * rows * rows * groups * total * o,
+                groups * total * total * itemsize,
             )
         else:
             tasks = rows // samples
             pairs = float(total) * total * tasks * tasks
-            found["kernel"] = Cost(groups * (total * total * reading + pairs * (2.0 * o + 2.0)), groups * (pairs + total * total) * itemsize)
+            found["kernel"] = Cost(
+                groups * (total * total * reading + pairs * (2.0 * o + 2.0)),
+                groups * (pairs + total * total) * itemsize,
+            )
     return found
 
 
 class Layout(NamedTuple):
-    """Where the samples are in one call's output: in its axis `axis`, as the slow (`major`) or the fast index of it."""
+    """Where the samples are in one call's output: in its axis `axis`, as the slow (`major`) or the
+    fast index of it.
+    """
 
     axis: int
     major: bool
@@ -132,7 +162,13 @@ def _by_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> 
     return x.flatten(lead + 1, -3)
 
 
-def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence[Tensor] | None, dtype: torch.dtype) -> Tensor:
+def task_block(
+    group: Group,
+    form: Form,
+    left: Sequence[Tensor],
+    right: Sequence[Tensor] | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """This group's part of the Gramian between two sets of tasks.
 
     Args:
@@ -140,7 +176,10 @@ def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence
     """
 
     def varied(deltas: Sequence[Tensor]) -> list[Tensor]:  # [row, group, position, o]
-        return [use.varied(delta).flatten(1, -3).transpose(1, 2).to(dtype) for use, delta in zip(group.uses, deltas, strict=True)]
+        return [
+            use.varied(delta).flatten(1, -3).transpose(1, 2).to(dtype)
+            for use, delta in zip(group.uses, deltas, strict=True)
+        ]
 
     def rows(deltas: Sequence[Tensor]) -> Tensor:
         parts = varied(deltas)
@@ -148,12 +187,22 @@ def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence
             return _outer(group, _joined(parts, 2), x).flatten(1)
         folded = []
         for use, part in zip(group.uses, parts, strict=True):
-            summed = part.sum(2)[..., None] if use.fixed is None else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
+            summed = (
+                part.sum(2)[..., None]
+                if use.fixed is None
+                else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
+            )
             folded.append(use.fold(summed))
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
 
-    x = _joined([_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0) if group.alike else torch.empty(0)
+    x = (
+        _joined(
+            [_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0
+        )
+        if group.alike
+        else torch.empty(0)
+    )
     if form == "gemm":
         a = rows(left)
         return inner(a, a if right is None else rows(right))
@@ -164,17 +213,28 @@ def task_block(group: Group, form: Form, left: Sequence[Tensor], right: Sequence
 
 
 def sample_block(
-    group: Group, form: Form, where: Sequence[Choices], deltas: Sequence[Tensor], samples: int, dtype: torch.dtype, *, biased: bool = False
+    group: Group,
+    form: Form,
+    where: Sequence[Choices],
+    deltas: Sequence[Tensor],
+    samples: int,
+    dtype: torch.dtype,
+    *,
+    biased: bool = False,
 ) -> Tensor:
-    """This group's part of the Gramian [sample·task, sample·task]; deltas [task, *shape] for every use.
+    """This group's part of the Gramian [sample·task, sample·task]; deltas [task, *shape] for every
+    use.
 
-    With `biased`, of the kernel form, the part of the same calls' bias as well: an input that is 1 everywhere.
+    With `biased`, of the kernel form, the part of the same calls' bias as well: an input that is 1
+    everywhere.
     """
 
-    def varied(use: Use, choices: Choices, delta: Tensor) -> Tensor:  # [task, sample, position, group, o]
+    # [task, sample, position, group, o]
+    def varied(use: Use, choices: Choices, delta: Tensor) -> Tensor:
         return by_sample(use.varied(delta), use, choices, samples, 1).to(dtype)
 
-    def fixed(use: Use, choices: Choices) -> Tensor:  # [sample, position, group, a], lookup: [sample, position]
+    # [sample, position, group, a], lookup: [sample, position]
+    def fixed(use: Use, choices: Choices) -> Tensor:
         assert use.fixed is not None
         x = use.fixed()
         return (
@@ -183,19 +243,28 @@ def sample_block(
             else by_sample(x, use, choices, samples, 0).to(dtype)
         )
 
-    parts = [varied(use, layout, delta) for use, layout, delta in zip(group.uses, where, deltas, strict=True)]
+    parts = [
+        varied(use, layout, delta)
+        for use, layout, delta in zip(group.uses, where, deltas, strict=True)
+    ]
     tasks = len(parts[0])
     if form == "kernel":
         x = _joined([fixed(use, layout) for use, layout in zip(group.uses, where, strict=True)], 1)
         q = _joined(parts, 2)
         count = q.shape[2]
         flat = x.flatten(0, 1)
-        kernel = _kernel(group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype)  # [group, (sample position)²]
+        # [group, (sample position)²]
+        kernel = _kernel(
+            group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype
+        )
         kernel = kernel + 1 if biased else kernel
         y = q.movedim(3, 0).flatten(1, 3)  # [group, (task sample position), o]
-        pairs = (y @ y.mT).unflatten(2, (tasks, samples * count)).unflatten(1, (tasks, samples * count))
+        pairs = (
+            (y @ y.mT).unflatten(2, (tasks, samples * count)).unflatten(1, (tasks, samples * count))
+        )
         weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
-        small = weighed.unflatten(3, (samples, count)).unflatten(1, (samples, count)).sum((2, 5))  # [task, sample, task, sample]
+        # [task, sample, task, sample]
+        small = weighed.unflatten(3, (samples, count)).unflatten(1, (samples, count)).sum((2, 5))
         return small.permute(1, 0, 3, 2).reshape(samples * tasks, samples * tasks)
     folded = []
     for use, layout, part in zip(group.uses, where, parts, strict=True):
@@ -204,7 +273,9 @@ def sample_block(
         elif use.kind == "lookup":
             index = fixed(use, layout)[:, :, None].expand(-1, -1, use.sizes[3])
             empty = part.new_zeros(samples, use.sizes[2], use.sizes[3])
-            summed = torch.stack([empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(tasks)]).mT[:, :, None]
+            summed = torch.stack(
+                [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(tasks)]
+            ).mT[:, :, None]
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, fixed(use, layout))
         folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
@@ -236,5 +307,9 @@ def _outer(group: Group, varied: Tensor, x: Tensor) -> Tensor:
     """Rows [row, group, o, a] from [row, group, position, o] and x."""
     use = group.uses[0]
     if use.kind == "lookup":
-        return varied.new_zeros(len(varied), use.sizes[2], use.sizes[3]).index_add(1, x, varied[:, 0]).mT[:, None]
+        return (
+            varied.new_zeros(len(varied), use.sizes[2], use.sizes[3])
+            .index_add(1, x, varied[:, 0])
+            .mT[:, None]
+        )
     return torch.einsum("rgpo,gpa->rgoa", varied, x)

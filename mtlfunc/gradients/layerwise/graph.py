@@ -1,4 +1,6 @@
-"""What the autograd graph says of a forward pass: who uses a leaf, which losses a call serves, which calls no batched backward knows."""
+"""What the autograd graph says of a forward pass: who uses a leaf, which losses a call serves,
+which calls no batched backward knows.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,27 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 Node = Any  # torch.autograd.graph.Node
 
-_UNBATCHED = ("ScaledDotProduct", "EmbeddingBag", "MkldnnRnn", "CudnnRnn", "MiopenRnn", "Thnn", "WeightNorm", "Trilinear", "Cdist", "EuclideanDist")
-"""Operations whose backward torch runs in a loop under `vmap`, with a warning (one pass a row is as fast, and quiet), or gets wrong there: cdist."""
+_UNBATCHED = (
+    "ScaledDotProduct",
+    "EmbeddingBag",
+    "MkldnnRnn",
+    "CudnnRnn",
+    "MiopenRnn",
+    "Thnn",
+    "WeightNorm",
+    "Trilinear",
+    "Cdist",
+    "EuclideanDist",
+)
+"""Operations whose backward torch runs in a loop under `vmap`, with a warning (one pass a row is as
+fast, and quiet), or gets wrong there: cdist.
+"""
 
 
 _STALE = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
-"""Operations whose batched backward takes their statistics for constants when it is differentiated again; single passes are right (torch 2.13)."""
+"""Operations whose batched backward takes their statistics for constants when it is differentiated
+again; single passes are right (torch 2.13).
+"""
 
 
 _NORMS = (*_STALE, "NativeGroupNorm", "FusedRmsNorm", "RmsNorm")
@@ -34,8 +51,12 @@ class Graph(NamedTuple):
 
 
 def read_graph(losses: Tensor, ways: Sequence[GradientEdge | None] | None = None) -> Graph:
-    """Walk from the losses to the leaves: from each of them, if they are separate, else from their vector."""
-    roots = [losses.grad_fn] if ways is None else [None if way is None else way.node for way in ways]
+    """Walk from the losses to the leaves: from each of them, if they are separate, else from their
+    vector.
+    """
+    roots = (
+        [losses.grad_fn] if ways is None else [None if way is None else way.node for way in ways]
+    )
     tops = [node for node in roots if node is not None]
     order: list[Node] = []
     seen: set[Node] = set()
@@ -47,7 +68,11 @@ def read_graph(losses: Tensor, ways: Sequence[GradientEdge | None] | None = None
         elif node not in seen:
             seen.add(node)
             stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in seen)
+            stack.extend(
+                (child, False)
+                for child, _ in node.next_functions
+                if child is not None and child not in seen
+            )
     parents: dict[Node, set[Node]] = {node: set() for node in order}
     reach = dict.fromkeys(order, 0)
     for bit, node in enumerate(roots):
@@ -58,7 +83,10 @@ def read_graph(losses: Tensor, ways: Sequence[GradientEdge | None] | None = None
     for node in reversed(order):  # consumers first
         batched = batched and not node.name().startswith(_UNBATCHED)
         twice = twice and not node.name().startswith(_STALE)
-        norm, cast = norm or node.name().startswith(_NORMS), cast or node.name().startswith("ToCopy")
+        norm, cast = (
+            norm or node.name().startswith(_NORMS),
+            cast or node.name().startswith("ToCopy"),
+        )
         for child, _ in node.next_functions:
             if child is not None:
                 parents[child].add(node)
@@ -66,21 +94,29 @@ def read_graph(losses: Tensor, ways: Sequence[GradientEdge | None] | None = None
     return Graph(parents, reach, batched and not (norm and cast), twice)
 
 
-def separate(losses: Tensor, scalars: tuple[Tensor, ...] | None) -> tuple[GradientEdge | None, ...] | None:
-    """The places of T separate losses in the graph, also where they were stacked to a vector; None for a vector computed as a whole."""
+def separate(
+    losses: Tensor, scalars: tuple[Tensor, ...] | None
+) -> tuple[GradientEdge | None, ...] | None:
+    """The places of T separate losses in the graph, also where they were stacked to a vector; None
+    for a vector computed as a whole.
+    """
     if scalars is not None:
         return tuple(get_gradient_edge(x) if x.requires_grad else None for x in scalars)
     node = losses.grad_fn
     if node is None or node.name() != "StackBackward0":
         return None
-    return tuple(None if child is None else GradientEdge(child, index) for child, index in node.next_functions)
+    return tuple(
+        None if child is None else GradientEdge(child, index)
+        for child, index in node.next_functions
+    )
 
 
 def better_apart(graph: Graph, count: int) -> bool:
     """Whether T stacked losses are better differentiated each by itself, judged by the graph alone.
 
-    One batched pass pays every node's overhead once (twice, for the batching) and its numbers T times, also those of nodes that serve one loss; T single
-    passes pay what is common T times and the rest once.
+    One batched pass pays every node's overhead once (twice, for the batching) and its numbers T
+    times, also those of nodes that serve one loss; T single passes pay what is common T times and
+    the rest once.
     """
     alone = common = 0.0
     batched = 0.0
@@ -113,11 +149,15 @@ def region(edge: GradientEdge, leaf: Node, inputs: frozenset[Node]) -> set[Node]
 
 
 _DEPTH = 16
-"""Nodes between a call's output and a leaf it reads: reshapes, a transpose, a cast, a split. Farther is another call."""
+"""Nodes between a call's output and a leaf it reads: reshapes, a transpose, a cast, a split.
+Farther is another call.
+"""
 
 
 def only_through(leaf: Node, graph: Graph, regions: Iterable[tuple[Node, set[Node]]]) -> bool:
-    """Whether all derivatives that reach a leaf pass through the given calls' outputs: pairs (the output's node, its region)."""
+    """Whether all derivatives that reach a leaf pass through the given calls' outputs: pairs (the
+    output's node, its region).
+    """
     pairs = list(regions)
     inside = set().union(*(nodes for _, nodes in pairs))
     outputs = {node for node, _ in pairs}

@@ -1,7 +1,8 @@
 """Which form every layer's Gramian takes: the cost model.
 
-Costs are floating-point operations, weighted by how fast a device runs them (`SLOW`). Leaves that no tap serves, and leaves for which rows are cheapest,
-are differentiated row by row in the same backward pass.
+Costs are floating-point operations, weighted by how fast a device runs them (`SLOW`). Leaves that
+no tap serves, and leaves for which rows are cheapest, are differentiated row by row in the same
+backward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ..types import Params
+from ...types import Params
 from .forms import Cost, Form, Group, costs, layouts, positions
 from .graph import Graph, only_through, read_graph, region, separate
 from .taps import Tapped, Use
@@ -21,16 +22,22 @@ from .taps import Tapped, Use
 Engine = Literal["auto", "layerwise", "rows"]
 
 FEW_PARAMETERS = 20_000
-"""Below so many shared parameters "auto" is "rows": watching the forward pass would cost more than it saves."""
+"""Below so many shared parameters "auto" is "rows": watching the forward pass would cost more than
+it saves.
+"""
 
 SLOW: dict[tuple[str, str, str], float] = {
     ("cpu", "conv", "gemm"): 2.5,  # every window is copied out before the product
     ("cuda", "conv", "rows"): 3.0,  # a batched backward becomes a grouped convolution
 }
-"""(device, operation, form): how many times slower a floating-point operation is there than in a large matrix product."""
+"""(device, operation, form): how many times slower a floating-point operation is there than in a
+large matrix product.
+"""
 
 LOOP_PENALTY = {"cpu": 1.25, "cuda": 8.0}
-"""A loop of single backward passes against one batched pass through the same linear layers; convolutions on a CPU are faster in a loop."""
+"""A loop of single backward passes against one batched pass through the same linear layers;
+convolutions on a CPU are faster in a loop.
+"""
 LOOPED_CONVOLUTION = 0.55
 
 
@@ -52,19 +59,28 @@ class Plan(NamedTuple):
         return [use for group, _ in self.tapped for use in group.uses]
 
 
-def groups_of(taps: Tapped, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False) -> dict[str, list[Group]]:
-    """The leaves among `names` that are seen through taps alone, each with its parts; the others have to be differentiated row by row."""
+def groups_of(
+    taps: Tapped, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False
+) -> dict[str, list[Group]]:
+    """The leaves among `names` that are seen through taps alone, each with its parts; the others
+    have to be differentiated row by row.
+    """
     found: dict[str, list[Group]] = {}
     used = taps.by_leaf()
     for name in names:
         uses = used.get(name, [])
-        spans = sorted({use.part.span or (0, len(params[name]) if params[name].ndim else 1) for use in uses})
+        spans = sorted(
+            {use.part.span or (0, len(params[name]) if params[name].ndim else 1) for use in uses}
+        )
         apart = all(before[1] <= after[0] for before, after in pairwise(spans))
-        hooked = any(tensor._backward_hooks for tensor in (params[name], *taps.cuts_of(name)))  # a hook changes the leaf's gradient, not the deltas
+        # a hook changes the leaf's gradient, not the deltas
+        hooked = any(tensor._backward_hooks for tensor in (params[name], *taps.cuts_of(name)))
         if not uses or not apart or hooked or not all(use.intact for use in uses):
             continue
         leaf = get_gradient_edge(params[name]).node
-        if not only_through(leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]):
+        if not only_through(
+            leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]
+        ):
             continue
         parts: dict[tuple[int, int] | None, list[Use]] = {}
         for use in uses:
@@ -73,7 +89,9 @@ def groups_of(taps: Tapped, params: Params, names: Sequence[str], graph: Graph, 
             Group(
                 name if span is None else f"{name}[{span[0]}:{span[1]}]",
                 tuple(part),
-                params[name].numel() if span is None else params[name][0].numel() * (span[1] - span[0]),
+                params[name].numel()
+                if span is None
+                else params[name][0].numel() * (span[1] - span[0]),
                 tuple(graph.serves(use.edge).bit_count() for use in part) if separate else None,
             )
             for span, part in parts.items()
@@ -86,26 +104,48 @@ def weighted(cost: Cost, group: Group, form: Form, device: str) -> float:
     return cost.flops * SLOW.get((device, operation, form), 1.0)
 
 
-def cheapest(group: Group, rows: int, device: str, samples: int | None, allowed: Sequence[Form]) -> Form:
-    found: dict[Form, Cost] = {form: cost for form, cost in costs(group, rows, samples).items() if form in allowed}
+def cheapest(
+    group: Group, rows: int, device: str, samples: int | None, allowed: Sequence[Form]
+) -> Form:
+    found: dict[Form, Cost] = {
+        form: cost for form, cost in costs(group, rows, samples).items() if form in allowed
+    }
     return min(found, key=lambda form: (weighted(found[form], group, form, device), form != "rows"))
 
 
-def task_plan(groups: dict[str, list[Group]], names: Sequence[str], rows: int, engine: Engine, device: str, *, keep: bool) -> Plan:
+def task_plan(
+    groups: dict[str, list[Group]],
+    names: Sequence[str],
+    rows: int,
+    engine: Engine,
+    device: str,
+    *,
+    keep: bool,
+) -> Plan:
     """Forms of the leaves in `names` for `rows` tasks.
 
     Args:
-        keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more backward pass, for the combination.
+        keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more
+            backward pass, for the combination.
     """
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
     saved, combining = 0.0, 0.0
     for name in names:
-        outer = [group for group in groups.get(name, ()) if all(use.kind != "local" for use in group.uses)]
-        if not outer or len(outer) < len(groups[name]):  # a bias, a norm: its rows cost no more than its deltas
+        outer = [
+            group
+            for group in groups.get(name, ())
+            if all(use.kind != "local" for use in group.uses)
+        ]
+        # a bias, a norm: its rows cost no more than its deltas
+        if not outer or len(outer) < len(groups[name]):
             left.append(name)
             continue
-        allowed: list[Form] = ["kernel", "gemm"] if engine == "layerwise" or len(outer) > 1 else ["kernel", "gemm", "rows"]
+        allowed: list[Form] = (
+            ["kernel", "gemm"]
+            if engine == "layerwise" or len(outer) > 1
+            else ["kernel", "gemm", "rows"]
+        )
         forms: list[Form] = [cheapest(group, rows, device, None, allowed) for group in outer]
         if forms == ["rows"]:
             left.append(name)
@@ -113,10 +153,18 @@ def task_plan(groups: dict[str, list[Group]], names: Sequence[str], rows: int, e
         for group, form in zip(outer, forms, strict=True):
             tapped.append((group, form))
             found = costs(group, rows)
-            saved += weighted(found["rows"], group, "rows", device) - weighted(found[form], group, form, device)
+            saved += weighted(found["rows"], group, "rows", device) - weighted(
+                found[form], group, form, device
+            )
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
     if keep and engine == "auto":
-        combining = sum(4.0 * positions(use) * group.numel for parts in groups.values() for group in parts for use in group.uses if use.kind == "outer")
+        combining = sum(
+            4.0 * positions(use) * group.numel
+            for parts in groups.values()
+            for group in parts
+            for use in group.uses
+            if use.kind == "outer"
+        )
         if saved <= WORTH * combining:
             return Plan((), tuple(names))
     if engine == "auto" and saved <= 0:
@@ -124,30 +172,59 @@ def task_plan(groups: dict[str, list[Group]], names: Sequence[str], rows: int, e
     return Plan(tuple(tapped), tuple(left))
 
 
-def sample_plan(taps: Tapped, params: Params, names: Sequence[str], graph: Graph, samples: int, tasks: int, device: str) -> Plan:
-    """Forms of the leaves in `names` for every sample and task; row by row those that no tap serves, or whose calls have no axis for the samples."""
+def sample_plan(
+    taps: Tapped,
+    params: Params,
+    names: Sequence[str],
+    graph: Graph,
+    samples: int,
+    tasks: int,
+    device: str,
+) -> Plan:
+    """Forms of the leaves in `names` for every sample and task; row by row those that no tap
+    serves, or whose calls have no axis for the samples.
+    """
     groups = groups_of(taps, params, names, graph)
-    served = [name for name in names if name in groups and all(layouts(use, samples) for group in groups[name] for use in group.uses)]
+    served = [
+        name
+        for name in names
+        if name in groups
+        and all(layouts(use, samples) for group in groups[name] for use in group.uses)
+    ]
     every = [group for name in served for group in groups[name]]
-    forms: list[Form] = [cheapest(group, samples * tasks, device, samples, ("kernel", "gemm")) for group in every]
-    return Plan(tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in served))
+    forms: list[Form] = [
+        cheapest(group, samples * tasks, device, samples, ("kernel", "gemm")) for group in every
+    ]
+    return Plan(
+        tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in served)
+    )
 
 
 class Decision(NamedTuple):
     """How one Gramian is made."""
 
     plan: Plan
-    ways: tuple[GradientEdge | None, ...] | None  # the separate losses, where each is differentiated by itself
+    # the separate losses, where each is differentiated by itself
+    ways: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that taps serve
     graph: Graph | None  # None where nothing had to be read off it
 
 
-def _any_better_than_rows(taps: Tapped, params: Params, names: Sequence[str], rows: int, device: str) -> bool:
-    """Whether some leaf could gain at all, even if every call served every loss; cheaper to know than what the graph says."""
+def _any_better_than_rows(
+    taps: Tapped, params: Params, names: Sequence[str], rows: int, device: str
+) -> bool:
+    """Whether some leaf could gain at all, even if every call served every loss; cheaper to know
+    than what the graph says.
+    """
     found = taps.by_leaf()
-    groups = [Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found]
-    return any(cheapest(group, rows, device, None, ("kernel", "gemm", "rows")) != "rows" for group in groups)
+    groups = [
+        Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found
+    ]
+    return any(
+        cheapest(group, rows, device, None, ("kernel", "gemm", "rows")) != "rows"
+        for group in groups
+    )
 
 
 def decide(
@@ -166,22 +243,39 @@ def decide(
 
     Args:
         params: the leaves of that pass.
-        scalars: the losses, where they came as separate scalars: these are always differentiated one by one, unless `mixed`.
+        scalars: the losses, where they came as separate scalars: these are always differentiated
+            one by one, unless `mixed`.
         keep: the rows are needed afterwards, to be combined.
     """
     ways = separate(losses, scalars)
-    if ways and scalars is not None and not mixed and engine == "auto" and not _any_better_than_rows(taps, params, names, rows, losses.device.type):
+    if (
+        ways
+        and scalars is not None
+        and not mixed
+        and engine == "auto"
+        and not _any_better_than_rows(taps, params, names, rows, losses.device.type)
+    ):
         return Decision(Plan((), tuple(names)), ways, False, {}, None)
     graph = read_graph(losses, ways)
     device = losses.device.type
     apart, one_at_a_time = looped(taps, graph, params, len(losses), ways is not None, device)
     ways = ways if not mixed and (apart or scalars is not None) else None
     groups = groups_of(taps, params, names, graph, separate=ways is not None)
-    return Decision(task_plan(groups, names, rows, engine, device, keep=keep), ways, one_at_a_time, groups, graph)
+    return Decision(
+        task_plan(groups, names, rows, engine, device, keep=keep),
+        ways,
+        one_at_a_time,
+        groups,
+        graph,
+    )
 
 
-def looped(taps: Tapped, graph: Graph, params: Params, count: int, separable: bool, device: str) -> tuple[bool, bool]:
-    """Whether T losses should be differentiated each by itself from where they were stacked, and else whether one at a time."""
+def looped(
+    taps: Tapped, graph: Graph, params: Params, count: int, separable: bool, device: str
+) -> tuple[bool, bool]:
+    """Whether T losses should be differentiated each by itself from where they were stacked, and
+    else whether one at a time.
+    """
     alone = common = conv = 0.0
     for use in taps.uses:
         if use.kind != "outer":

@@ -1,7 +1,9 @@
-"""What the autograd graph alone proves about samples: that row i of every activation serves entry i of the losses and no other.
+"""What the autograd graph alone proves about samples: that row i of every activation serves entry i
+of the losses and no other.
 
-Only operations that are known to keep the rows of their first axis apart are accepted, with the shapes they had; anything else proves nothing, and is left
-to a second backward pass (see `mtlfunc.samples`).
+Only operations that are known to keep the rows of their first axis apart are accepted, with the
+shapes they had; anything else proves nothing, and is left to a second backward pass (see
+`mtlfunc.samples`).
 """
 
 from __future__ import annotations
@@ -15,17 +17,27 @@ from .taps import Tapped, Use
 
 Node = Any  # torch.autograd.graph.Node
 Keeps = Callable[[Node, int, tuple[int, ...], tuple[int, ...]], bool]
-"""(node, which of its inputs, that input's shape, the output's shape), both with the samples as their first axis; is sample i still row i?"""
+"""(node, which of its inputs, that input's shape, the output's shape), both with the samples as
+their first axis; is sample i still row i?
+"""
 
 
 def proved_apart(taps: Tapped, uses: Sequence[Use], losses: Tensor) -> bool:
-    """Whether a sample's deltas are its own in every use, row i for sample i, and that needs no second pass to be seen."""
+    """Whether a sample's deltas are its own in every use, row i for sample i, and that needs no
+    second pass to be seen.
+    """
     samples = len(losses)
-    return not taps.hooked and all(use.shape[0] == samples and 0 in use.axes for use in uses) and rows_apart(losses.grad_fn, samples)
+    return (
+        not taps.hooked
+        and all(use.shape[0] == samples and 0 in use.axes for use in uses)
+        and rows_apart(losses.grad_fn, samples)
+    )
 
 
 def rows_apart(root: Node | None, samples: int) -> bool:
-    """Whether every operation between the losses and the parameters keeps the samples apart, in the rows of its first axis."""
+    """Whether every operation between the losses and the parameters keeps the samples apart, in the
+    rows of its first axis.
+    """
     todo, seen = [root], {root}
     while todo:
         node = todo.pop()
@@ -37,7 +49,12 @@ def rows_apart(root: Node | None, samples: int) -> bool:
             if child is None or _parameter(child):
                 continue
             shape = _shape(child, place)
-            if not shape or shape[0] != samples or out[0] != samples or not keeps(node, index, shape, out):
+            if (
+                not shape
+                or shape[0] != samples
+                or out[0] != samples
+                or not keeps(node, index, shape, out)
+            ):
                 return False
             if child not in seen:
                 seen.add(child)
@@ -58,7 +75,13 @@ def _parameter(node: Node) -> bool:
     return node.name() == "torch::autograd::AccumulateGrad"
 
 
-_TURNS = {"TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0", "ToCopyBackward0"}
+_TURNS = {
+    "TBackward0",
+    "TransposeBackward0",
+    "PermuteBackward0",
+    "ViewBackward0",
+    "ToCopyBackward0",
+}
 
 
 def _dims(node: Node, shape: tuple[int, ...]) -> set[int]:
@@ -91,21 +114,89 @@ def _always(node: Node, index: int, shape: tuple[int, ...], out: tuple[int, ...]
 
 
 _ELEMENTWISE = (
-    *("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Pow", "Sqrt", "Rsqrt", "Exp", "Log", "Log1P", "Sin", "Cos", "Tanh", "Sigmoid", "LogSigmoid", "Softplus"),
-    *("Relu", "LeakyRelu", "Gelu", "Silu", "Elu", "Hardtanh", "Clamp", "ClampMin", "ClampMax", "Where", "Clone", "ToCopy", "Expand"),
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Abs",
+        "Pow",
+        "Sqrt",
+        "Rsqrt",
+        "Exp",
+        "Log",
+        "Log1P",
+        "Sin",
+        "Cos",
+        "Tanh",
+        "Sigmoid",
+        "LogSigmoid",
+        "Softplus",
+    ),
+    *(
+        "Relu",
+        "LeakyRelu",
+        "Gelu",
+        "Silu",
+        "Elu",
+        "Hardtanh",
+        "Clamp",
+        "ClampMin",
+        "ClampMax",
+        "Where",
+        "Clone",
+        "ToCopy",
+        "Expand",
+    ),
 )
 
 _KEEPS: dict[str, Keeps] = {
     **{f"{name}Backward{i}": _elementwise for name in _ELEMENTWISE for i in (0, 1)},
-    **{f"{name}Backward0": _unreduced for name in ("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits")},
-    **dict.fromkeys(("SumBackward1", "MeanBackward1", "SoftmaxBackward0", "LogSoftmaxBackward0", "SelectBackward0", "CatBackward0"), _along),
+    **{
+        f"{name}Backward0": _unreduced
+        for name in (
+            "MseLoss",
+            "SmoothL1Loss",
+            "HuberLoss",
+            "BinaryCrossEntropy",
+            "BinaryCrossEntropyWithLogits",
+        )
+    },
+    **dict.fromkeys(
+        (
+            "SumBackward1",
+            "MeanBackward1",
+            "SoftmaxBackward0",
+            "LogSoftmaxBackward0",
+            "SelectBackward0",
+            "CatBackward0",
+        ),
+        _along,
+    ),
     # With the samples first before and after, these cannot have moved them.
-    **{f"{name}Backward0": _always for name in ("View", "UnsafeView", "Unsqueeze", "Squeeze", "Slice", "Bmm", "MaxPool2DWithIndices", "AvgPool2D")},
+    **{
+        f"{name}Backward0": _always
+        for name in (
+            "View",
+            "UnsafeView",
+            "Unsqueeze",
+            "Squeeze",
+            "Slice",
+            "Bmm",
+            "MaxPool2DWithIndices",
+            "AvgPool2D",
+        )
+    },
     "SqueezeBackward1": _always,
     "NllLossBackward0": lambda node, index, shape, out: index == 0 and node._saved_reduction == 0,
     "MmBackward0": _first_operand,
-    "AddmmBackward0": lambda node, index, shape, out: index == 1 or (index == 0 and len(shape) == len(out)),
+    "AddmmBackward0": lambda node, index, shape, out: (
+        index == 1 or (index == 0 and len(shape) == len(out))
+    ),
     "ConvolutionBackward0": _first_operand,
     "NativeGroupNormBackward0": _first_operand,
-    "NativeLayerNormBackward0": lambda node, index, shape, out: index == 0 and len(node._saved_normalized_shape) < len(out),
+    "NativeLayerNormBackward0": lambda node, index, shape, out: (
+        index == 0 and len(node._saved_normalized_shape) < len(out)
+    ),
 }

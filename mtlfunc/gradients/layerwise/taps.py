@@ -1,13 +1,17 @@
-"""Taps: which calls of one forward pass consumed which parameters, and what a layer's row is made of.
+"""Taps: which calls of one forward pass consumed which parameters, and what a layer's row is made
+of.
 
-The gradient of a weight is a sum over positions p (samples, pixels, tokens) of inputs times deltas, δ = ∂L/∂(the call's output):
+The gradient of a weight is a sum over positions p (samples, pixels, tokens) of inputs times deltas,
+δ = ∂L/∂(the call's output):
 
-    outer    row = Σ_p  δ_p ⊗ x_p           linear, convolutions, matmul, einsum
-    lookup   row = Σ_p  δ_p ⊗ onehot(i_p)   embedding
-    local    row = Σ_p  δ_p ∘ s_p           biases, scales and shifts of norms, broadcast sums and products
+    outer    row = Σ_p  δ_p ⊗ x_p           linear, convolutions, matmul, einsum lookup   row = Σ_p
+    δ_p ⊗ onehot(i_p)   embedding local    row = Σ_p  δ_p ∘ s_p           biases, scales and shifts
+    of norms, broadcast sums and products
 
-A `Tapped` mode watches the forward pass of any stateless `losses_fn` and notes, for each such call, its input and the place of its output in the autograd
-graph (before anything can change that output in place). The deltas are then derivatives at these places, and no weight's own gradient is computed.
+A `Tapped` mode watches the forward pass of any stateless `losses_fn` and notes, for each such call,
+its input and the place of its output in the autograd graph (before anything can change that output
+in place). The deltas are then derivatives at these places, and no weight's own gradient is
+computed.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from ..checks import depth
-from ..types import Params
+from ...core.checks import depth
+from ...types import Params
 
 Kind = Literal["outer", "lookup", "local"]
 
@@ -48,12 +52,17 @@ class Use(NamedTuple):
     edge: GradientEdge  # of the call's output
     shape: torch.Size  # of the call's output
     dtype: torch.dtype
-    inputs: tuple[tuple[Tensor, int], ...]  # what the row is computed from, with its version when the call read it
-    axes: tuple[int, ...]  # axes of the output that count positions; a sample is one entry of one of them
+    # what the row is computed from, with its version when the call read it
+    inputs: tuple[tuple[Tensor, int], ...]
+    # axes of the output that count positions; a sample is one entry of one of them
+    axes: tuple[int, ...]
     sizes: tuple[int, int, int, int]  # inner positions, groups, a, o
     fixed: Callable[[], Tensor]  # outer: x [*axes, inner, group, a]; lookup: indices [*axes]
-    varied: Callable[[Tensor], Tensor]  # Δ [row, *shape] -> [row, *axes, inner, group, o]; local: the summands [row, *axes, inner, 1, leaf]
-    fold: Callable[[Tensor], Tensor]  # rows [row, group, o, a] -> [row, *shape of the part]; a = 1 for local
+    # Δ [row, *shape] -> [row, *axes, inner, group, o]; local: the summands [row, *axes, inner, 1,
+    # leaf]
+    varied: Callable[[Tensor], Tensor]
+    # rows [row, group, o, a] -> [row, *shape of the part]; a = 1 for local
+    fold: Callable[[Tensor], Tensor]
     layout: tuple[Any, ...]  # two outer or lookup uses with equal layout and sizes fold alike
     stops: frozenset[Any] = frozenset()  # nodes of the call's other inputs
 
@@ -64,7 +73,9 @@ class Use(NamedTuple):
 
 
 class Tapped(TorchFunctionMode):
-    """While active, notes in `uses` every call that it understands and that consumes one of `leaves`; without `local`, no biases, scales and shifts."""
+    """While active, notes in `uses` every call that it understands and that consumes one of
+    `leaves`; without `local`, no biases, scales and shifts.
+    """
 
     def __init__(self, leaves: Params, *, local: bool = True) -> None:
         super().__init__()
@@ -72,13 +83,23 @@ class Tapped(TorchFunctionMode):
         self.local = local
         self.uses: list[Use] = []
         self.parts = {id(leaf): Part(name) for name, leaf in leaves.items()}
-        self.hooked = False  # whether some activation's derivative passes a hook, which may do anything to it
-        self.alive: list[Tensor] = []  # parts that were cut: an id is a name only while its tensor lives
+        # whether some activation's derivative passes a hook, which may do anything to it
+        self.hooked = False
+        # parts that were cut: an id is a name only while its tensor lives
+        self.alive: list[Tensor] = []
         self.depth = depth()
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():  # losses_fn is compiled inside: nothing of it is seen, and its leaves are differentiated row by row
+        # losses_fn is compiled inside: nothing of it is seen, and its leaves are differentiated row
+        # by row
+        if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # it calls F.linear inside, which must be seen
@@ -99,10 +120,15 @@ class Tapped(TorchFunctionMode):
                     leaves.append(part.leaf)
                 elif x.grad_fn is not None:
                     stops.append(x.grad_fn)
-        # One call's two ways to a leaf cannot be told apart in the graph; a vmap inside losses_fn has tensors of its own.
+        # One call's two ways to a leaf cannot be told apart in the graph; a vmap inside losses_fn
+        # has tensors of its own.
         if 0 < len(leaves) == len(set(leaves)) and self.depth == depth():
-            with suppress(_NotUnderstood, TypeError):  # TypeError: another spelling of the arguments
-                self.uses.extend(use._replace(stops=frozenset(stops)) for use in reader(self, out, *args, **kwargs))
+            # TypeError: another spelling of the arguments
+            with suppress(_NotUnderstood, TypeError):
+                self.uses.extend(
+                    use._replace(stops=frozenset(stops))
+                    for use in reader(self, out, *args, **kwargs)
+                )
         return out
 
     def part(self, x: Any) -> Part | None:
@@ -132,18 +158,31 @@ class _NotUnderstood(Exception):
 @cache
 def _looked_into(func: FunctionType) -> FunctionType:
     """`func` without its own hand-over to the mode that watches, so that the calls inside reach it."""
-    body = FunctionType(func.__code__, func.__globals__ | {"has_torch_function": lambda *_: False}, func.__name__, func.__defaults__, func.__closure__)
+    body = FunctionType(
+        func.__code__,
+        func.__globals__ | {"has_torch_function": lambda *_: False},
+        func.__name__,
+        func.__defaults__,
+        func.__closure__,
+    )
     body.__kwdefaults__ = func.__kwdefaults__
     return body
 
 
-# Each of the functions below has the signature of the call that it reads, after the mode and the call's output.
+# Each of the functions below has the signature of the call that it reads, after the mode and the
+# call's output.
 
 
-def _linear(taps: Tapped, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Use]:
+def _linear(
+    taps: Tapped, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Iterator[Use]:
     if (part := taps.part(weight)) is not None and weight.ndim == 2:
         yield _product(part, "linear", out, input)
-    if bias is not None and bias.shape == out.shape[-1:] and (part := taps.local_part(bias)) is not None:
+    if (
+        bias is not None
+        and bias.shape == out.shape[-1:]
+        and (part := taps.local_part(bias)) is not None
+    ):
         yield _shift(part, "linear", out, 1)
 
 
@@ -154,7 +193,16 @@ def _matmul(taps: Tapped, out: Tensor, input: Tensor, other: Tensor) -> Iterator
     yield _product(part._replace(transposed=not part.transposed), "matmul", out, input)
 
 
-def _addmm(taps: Tapped, out: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Iterator[Use]:
+def _addmm(
+    taps: Tapped,
+    out: Tensor,
+    input: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Iterator[Use]:
     if beta != 1 or alpha != 1:
         raise _NotUnderstood
     if taps.part(mat2) is not None:
@@ -166,7 +214,12 @@ def _addmm(taps: Tapped, out: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor,
 def _einsum(taps: Tapped, out: Tensor, equation: Any, *operands: Any) -> Iterator[Use]:
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or len(operands) != 2 or "." in equation or "->" not in equation:
+    if (
+        not isinstance(equation, str)
+        or len(operands) != 2
+        or "." in equation
+        or "->" not in equation
+    ):
         raise _NotUnderstood
     names, after = equation.replace(" ", "").split("->")
     letters = names.split(",")
@@ -176,26 +229,49 @@ def _einsum(taps: Tapped, out: Tensor, equation: Any, *operands: Any) -> Iterato
     mine, other = letters[which.index(True)], letters[which.index(False)]
     part, x = taps.part(operands[which.index(True)]), operands[which.index(False)]
     assert part is not None
-    if any(len(set(s)) < len(s) for s in (mine, other, after)) or not set(mine) <= set(other + after) or not set(other) <= set(mine + after) or part.transposed:
+    if (
+        any(len(set(s)) < len(s) for s in (mine, other, after))
+        or not set(mine) <= set(other + after)
+        or not set(other) <= set(mine + after)
+        or part.transposed
+    ):
         raise _NotUnderstood
-    group, a = [s for s in mine if s in other and s in after], [s for s in mine if s in other and s not in after]
+    group, a = (
+        [s for s in mine if s in other and s in after],
+        [s for s in mine if s in other and s not in after],
+    )
     o, position = [s for s in mine if s not in other], [s for s in after if s not in mine]
     size = dict(zip(other + after, (*x.shape, *out.shape), strict=True))
-    every = [*zip(mine, operands[which.index(True)].shape, strict=True), *zip(other, x.shape, strict=True), *zip(after, out.shape, strict=True)]
+    every = [
+        *zip(mine, operands[which.index(True)].shape, strict=True),
+        *zip(other, x.shape, strict=True),
+        *zip(after, out.shape, strict=True),
+    ]
     if any(size[s] != length for s, length in every):  # a letter of length 1 that was broadcast
         raise _NotUnderstood
     sizes = [math.prod(size[s] for s in some) for some in (group, a, o)]
-    dims = [[other.index(s) for s in (*position, *group, *a)], [1 + after.index(s) for s in (*position, *group, *o)]]
+    dims = [
+        [other.index(s) for s in (*position, *group, *a)],
+        [1 + after.index(s) for s in (*position, *group, *o)],
+    ]
     order = [*group, *o, *a]
 
     def fixed() -> Tensor:
-        return x.to(out.dtype).permute(dims[0]).reshape(*(size[s] for s in position), 1, sizes[0], sizes[1])
+        return (
+            x.to(out.dtype)
+            .permute(dims[0])
+            .reshape(*(size[s] for s in position), 1, sizes[0], sizes[1])
+        )
 
     def varied(delta: Tensor) -> Tensor:
-        return delta.permute(0, *dims[1]).reshape(len(delta), *(size[s] for s in position), 1, sizes[0], sizes[2])
+        return delta.permute(0, *dims[1]).reshape(
+            len(delta), *(size[s] for s in position), 1, sizes[0], sizes[2]
+        )
 
     def fold(rows: Tensor) -> Tensor:
-        return rows.reshape(len(rows), *(size[s] for s in order)).permute(0, *(1 + order.index(s) for s in mine))
+        return rows.reshape(len(rows), *(size[s] for s in order)).permute(
+            0, *(1 + order.index(s) for s in mine)
+        )
 
     axes = tuple(after.index(s) for s in position)
     turned = tuple(mine.index(s) for s in order)
@@ -219,7 +295,9 @@ def _conv(
     kernel, channels = weight.shape[2:], weight.shape[0]
     stride, dilation = _each(stride, space), _each(dilation, space)
     if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        total = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
+        ]
         before, after = [n // 2 for n in total], [n - n // 2 for n in total]
     else:
         before = after = _each(padding, space)
@@ -272,7 +350,9 @@ def _conv_transpose(
             return input.to(out.dtype).reshape(len(input), groups, a, inner).permute(0, 3, 1, 2)
 
         def varied(delta: Tensor) -> Tensor:
-            return _windows(delta.flatten(0, 1), groups, kernel, stride, pad, pad, dilation, input.shape[2:]).unflatten(0, delta.shape[:2])
+            return _windows(
+                delta.flatten(0, 1), groups, kernel, stride, pad, pad, dilation, input.shape[2:]
+            ).unflatten(0, delta.shape[:2])
 
         yield _use(
             part,
@@ -311,29 +391,81 @@ def _embedding(
         return kept[..., None, None, :]
 
     axes = tuple(range(out.ndim - 1))
-    yield _use(part, "embedding", "lookup", out, (input,), axes, (1, 1, *weight.shape), lambda: input, varied, lambda rows: rows[:, 0].mT)
+    yield _use(
+        part,
+        "embedding",
+        "lookup",
+        out,
+        (input,),
+        axes,
+        (1, 1, *weight.shape),
+        lambda: input,
+        varied,
+        lambda rows: rows[:, 0].mT,
+    )
 
 
 def _layer_norm(
-    taps: Tapped, out: Tensor, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    taps: Tapped,
+    out: Tensor,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Iterator[Use]:
     count = len(normalized_shape)
     if (part := taps.part(weight)) is not None:
-        yield _scale(part, "layer_norm", out, input, lambda: F.layer_norm(input, normalized_shape, None, None, eps), count)
+        yield _scale(
+            part,
+            "layer_norm",
+            out,
+            input,
+            lambda: F.layer_norm(input, normalized_shape, None, None, eps),
+            count,
+        )
     if (part := taps.local_part(bias)) is not None:
         yield _shift(part, "layer_norm", out, count)
 
 
-def _rms_norm(taps: Tapped, out: Tensor, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Iterator[Use]:
+def _rms_norm(
+    taps: Tapped,
+    out: Tensor,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Iterator[Use]:
     if (part := taps.part(weight)) is not None:
-        yield _scale(part, "rms_norm", out, input, lambda: F.rms_norm(input, normalized_shape, None, eps), len(normalized_shape))
+        yield _scale(
+            part,
+            "rms_norm",
+            out,
+            input,
+            lambda: F.rms_norm(input, normalized_shape, None, eps),
+            len(normalized_shape),
+        )
 
 
 def _group_norm(
-    taps: Tapped, out: Tensor, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    taps: Tapped,
+    out: Tensor,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Iterator[Use]:
     if (part := taps.part(weight)) is not None:
-        yield _scale(part, "group_norm", out, input, lambda: F.group_norm(input, num_groups, None, None, eps), 1, channel=1)
+        yield _scale(
+            part,
+            "group_norm",
+            out,
+            input,
+            lambda: F.group_norm(input, num_groups, None, None, eps),
+            1,
+            channel=1,
+        )
     if (part := taps.local_part(bias)) is not None:
         yield _shift(part, "group_norm", out, 1, channel=1)
 
@@ -358,22 +490,40 @@ def _batch_norm(
             return F.batch_norm(input, mean, var, None, None, not frozen, momentum, eps)
 
         use = _scale(part, "batch_norm", out, input, normalized, 1, channel=1)
-        yield use._replace(inputs=use.inputs + tuple((x, x._version) for x in (mean, var) if x is not None))
+        yield use._replace(
+            inputs=use.inputs + tuple((x, x._version) for x in (mean, var) if x is not None)
+        )
     if (part := taps.local_part(bias)) is not None:
         yield _shift(part, "batch_norm", out, 1, channel=1)
 
 
 def _add(taps: Tapped, out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
-    yield from _broadcast(taps, "add", out, (input, other), lambda delta, i: delta if i == 0 or alpha == 1 else alpha * delta, ())
+    yield from _broadcast(
+        taps,
+        "add",
+        out,
+        (input, other),
+        lambda delta, i: delta if i == 0 or alpha == 1 else alpha * delta,
+        (),
+    )
 
 
 def _sub(taps: Tapped, out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
-    yield from _broadcast(taps, "sub", out, (input, other), lambda delta, i: delta if i == 0 else -alpha * delta, ())
+    yield from _broadcast(
+        taps, "sub", out, (input, other), lambda delta, i: delta if i == 0 else -alpha * delta, ()
+    )
 
 
 def _mul(taps: Tapped, out: Tensor, input: Any, other: Any) -> Iterator[Use]:
     both = (input, other)
-    yield from _broadcast(taps, "mul", out, both, lambda delta, i: delta * both[1 - i], tuple(x for x in both if isinstance(x, Tensor)))
+    yield from _broadcast(
+        taps,
+        "mul",
+        out,
+        both,
+        lambda delta, i: delta * both[1 - i],
+        tuple(x for x in both if isinstance(x, Tensor)),
+    )
 
 
 def _transpose(taps: Tapped, out: Tensor, input: Tensor, *dims: int) -> Iterator[Use]:
@@ -383,7 +533,9 @@ def _transpose(taps: Tapped, out: Tensor, input: Tensor, *dims: int) -> Iterator
     yield from ()
 
 
-def _split(taps: Tapped, out: Any, tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Iterator[Use]:
+def _split(
+    taps: Tapped, out: Any, tensor: Tensor, split_size_or_sections: Any, dim: int = 0
+) -> Iterator[Use]:
     part = taps.part(tensor)
     if part is not None and part == Part(part.leaf) and dim % tensor.ndim == 0:
         start = 0
@@ -435,13 +587,28 @@ def _use(
     alike: str = "",
 ) -> Use:
     """`alike`: the operation's name in its layout, where several operations fold alike."""
-    if not isinstance(out, Tensor) or out.grad_fn is None:  # computed under no_grad: no derivative passes here
+    # computed under no_grad: no derivative passes here
+    if not isinstance(out, Tensor) or out.grad_fn is None:
         raise _NotUnderstood
-    if not out.is_floating_point() or any(x.layout != torch.strided or x.is_complex() or x.is_inference() for x in (out, *inputs)):
+    if not out.is_floating_point() or any(
+        x.layout != torch.strided or x.is_complex() or x.is_inference() for x in (out, *inputs)
+    ):
         raise _NotUnderstood
     read = tuple((x, x._version) for x in inputs)
     return Use(
-        part, op, kind, GradientEdge(out.grad_fn, out.output_nr), out.shape, out.dtype, read, axes, sizes, fixed, varied, fold, (kind, alike or op, *layout)
+        part,
+        op,
+        kind,
+        GradientEdge(out.grad_fn, out.output_nr),
+        out.shape,
+        out.dtype,
+        read,
+        axes,
+        sizes,
+        fixed,
+        varied,
+        fold,
+        (kind, alike or op, *layout),
     )
 
 
@@ -456,14 +623,35 @@ def _product(part: Part, op: str, out: Tensor, x: Tensor) -> Use:
     def fixed() -> Tensor:
         return x.to(out.dtype)[..., None, None, :]
 
-    return _use(part, op, "outer", out, (x,), axes, sizes, fixed, lambda delta: delta[..., None, None, :], fold, (part.transposed,), "product")
+    return _use(
+        part,
+        op,
+        "outer",
+        out,
+        (x,),
+        axes,
+        sizes,
+        fixed,
+        lambda delta: delta[..., None, None, :],
+        fold,
+        (part.transposed,),
+        "product",
+    )
 
 
 def _shift(part: Part, op: str, out: Tensor, count: int, channel: int | None = None) -> Use:
     return _local(part, op, out, (), lambda delta: delta, count, channel, ("shift",))
 
 
-def _scale(part: Part, op: str, out: Tensor, x: Tensor, normalized: Callable[[], Tensor], count: int, channel: int | None = None) -> Use:
+def _scale(
+    part: Part,
+    op: str,
+    out: Tensor,
+    x: Tensor,
+    normalized: Callable[[], Tensor],
+    count: int,
+    channel: int | None = None,
+) -> Use:
     return _local(part, op, out, (x,), lambda delta: delta * normalized(), count, channel)
 
 
@@ -477,7 +665,9 @@ def _local(
     channel: int | None,
     layout: tuple[str, ...] = (),
 ) -> Use:
-    """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all axes are inner positions."""
+    """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all
+    axes are inner positions.
+    """
     if part.transposed:
         raise _NotUnderstood
     shape = out.shape[out.ndim - count :] if channel is None else out.shape[channel : channel + 1]
@@ -491,11 +681,28 @@ def _local(
             return summands.reshape(*summands.shape[: summands.ndim - count], 1, 1, size)
         return summands.reshape(*summands.shape[:3], inner).mT[..., None, :]
 
-    return _use(part, op, "local", out, inputs, axes, (inner, 1, 1, size), None, varied, lambda rows: rows.reshape(len(rows), *shape), layout)
+    return _use(
+        part,
+        op,
+        "local",
+        out,
+        inputs,
+        axes,
+        (inner, 1, 1, size),
+        None,
+        varied,
+        lambda rows: rows.reshape(len(rows), *shape),
+        layout,
+    )
 
 
 def _broadcast(
-    taps: Tapped, op: str, out: Any, operands: tuple[Any, Any], summand: Callable[[Tensor, int], Tensor], inputs: tuple[Tensor, ...]
+    taps: Tapped,
+    op: str,
+    out: Any,
+    operands: tuple[Any, Any],
+    summand: Callable[[Tensor, int], Tensor],
+    inputs: tuple[Tensor, ...],
 ) -> Iterator[Use]:
     for i, leaf in enumerate(operands):
         part, other = taps.part(leaf), operands[1 - i]
@@ -503,13 +710,18 @@ def _broadcast(
             continue
         if part.transposed or taps.part(other) is not None or not isinstance(out, Tensor):
             raise _NotUnderstood
-        # An axis of the output counts positions where the leaf has none, or has length 1 there and the output has not.
+        # An axis of the output counts positions where the leaf has none, or has length 1 there and
+        # the output has not.
         offset = out.ndim - leaf.ndim
-        matched = [axis for axis in range(offset, out.ndim) if leaf.shape[axis - offset] == out.shape[axis]]
+        matched = [
+            axis for axis in range(offset, out.ndim) if leaf.shape[axis - offset] == out.shape[axis]
+        ]
         axes = tuple(axis for axis in range(out.ndim) if axis not in matched)
         shape = leaf.shape
 
-        def varied(delta: Tensor, i: int = i, axes: tuple[int, ...] = axes, matched: list[int] = matched) -> Tensor:
+        def varied(
+            delta: Tensor, i: int = i, axes: tuple[int, ...] = axes, matched: list[int] = matched
+        ) -> Tensor:
             moved = summand(delta, i).permute(0, *(1 + axis for axis in (*axes, *matched)))
             return moved.reshape(*moved.shape[: 1 + len(axes)], 1, 1, -1)
 
@@ -517,15 +729,32 @@ def _broadcast(
             return rows.reshape(len(rows), *shape)
 
         others = tuple(x for x in inputs if x is not leaf)
-        yield _use(part, op, "local", out, others, axes, (1, 1, 1, leaf.numel()), None, varied, fold)
+        yield _use(
+            part, op, "local", out, others, axes, (1, 1, 1, leaf.numel()), None, varied, fold
+        )
 
 
 def _each(value: Any, count: int) -> tuple[int, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value) * (count if len(value) == 1 else 1)
+    return (
+        (value,) * count
+        if isinstance(value, int)
+        else tuple(value) * (count if len(value) == 1 else 1)
+    )
 
 
-def _windows(x: Tensor, groups: int, kernel: Any, stride: Any, before: Any, after: Any, dilation: Any, keep: Any = None) -> Tensor:
-    """Every window that a convolution sees: [N, C, *space] to [N, position, group, channel and entry of the window]."""
+def _windows(
+    x: Tensor,
+    groups: int,
+    kernel: Any,
+    stride: Any,
+    before: Any,
+    after: Any,
+    dilation: Any,
+    keep: Any = None,
+) -> Tensor:
+    """Every window that a convolution sees: [N, C, *space] to [N, position, group, channel and
+    entry of the window].
+    """
     pads = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     x = F.pad(x, pads) if any(pads) else x
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):

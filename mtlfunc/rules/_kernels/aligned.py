@@ -1,4 +1,6 @@
-"""B p of Aligned-MTL, compiled: G reduced to a tridiagonal matrix and that diagonalised by implicit QL, with p carried along; no eigenvectors are formed."""
+"""B p of Aligned-MTL, compiled: G reduced to a tridiagonal matrix and that diagonalised by implicit
+QL, with p carried along; no eigenvectors are formed.
+"""
 
 from typing import no_type_check
 
@@ -8,18 +10,21 @@ from numba import njit
 Array = np.ndarray
 ROUNDING = 2.2e-16
 
-_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums may be reordered; NaN and infinity keep their meaning
+# sums may be reordered; NaN and infinity keep their meaning
+_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 @_jit
 @no_type_check
 def solve(gramian: Array, noise: float, scale: int, x: Array) -> bool:
-    """Turn x from p into B p (see `aligned_mtl`); False, and nothing of use in x, for a zero Gramian, one that is not finite, or too many sweeps.
+    """Turn x from p into B p (see `aligned_mtl`); False, and nothing of use in x, for a zero
+    Gramian, one that is not finite, or too many sweeps.
 
     Args:
         gramian: float64 `[T, T]`.
         noise: eigenvalues up to that times the largest diagonal entry are taken for 0.
-        scale: s is the smallest eigenvalue that is kept (0), the lower median of those (1), or their mean (2).
+        scale: s is the smallest eigenvalue that is kept (0), the lower median of those (1), or
+            their mean (2).
         x: float64 `[T]`.
     """
     count = len(x)
@@ -33,7 +38,8 @@ def solve(gramian: Array, noise: float, scale: int, x: Array) -> bool:
         return False
     a = gramian / longest
     d, e, push, beta = np.empty(count), np.zeros(count), np.empty(count), np.zeros(count)
-    # Householder, from the last row up: the reflection that takes row k to its last entry stays in its place.
+    # Householder, from the last row up: the reflection that takes row k to its last entry stays in
+    # its place.
     for k in range(count - 1, 1, -1):
         v, square = a[k], 0.0
         for i in range(k - 1):
@@ -105,7 +111,9 @@ def _reflect(v: Array, beta: float, size: int, x: Array) -> None:
 @_jit
 @no_type_check
 def _diagonalise(d: Array, e: Array, x: Array, turns: Array, rows: Array) -> int:
-    """Implicit QL with Wilkinson's shift on the diagonal d and what is next to it, e; returns how many rotations x went through, -1 if too many."""
+    """Implicit QL with Wilkinson's shift on the diagonal d and what is next to it, e; returns how
+    many rotations x went through, -1 if too many.
+    """
     count, taken = len(d), 0
     for low in range(count):
         while True:

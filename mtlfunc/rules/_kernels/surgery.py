@@ -1,4 +1,6 @@
-"""Compiled loops of PCGrad and GradVac: all on unit gradients, so that every product with one of them is a cosine times a length."""
+"""Compiled loops of PCGrad and GradVac: all on unit gradients, so that every product with one of
+them is a cosine times a length.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -7,7 +9,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-from ..random_cpu import GOLDEN, hashed
+from ...core._kernels.random import GOLDEN, hashed
 
 Array = np.ndarray
 PARALLEL_WORK = 2_000_000
@@ -16,8 +18,17 @@ PARALLEL_WORK = 2_000_000
 _jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 
 
-def solve(gramian: Array, key: Array | None, orders: Array | None, targets: Array | None, eps: float, batch: int, threads: int) -> tuple[Array, Array]:
-    """Coefficients and cosines `[batch, T, T]` (see `surgery.surgery`); an array of batch length 1 is shared by all.
+def solve(
+    gramian: Array,
+    key: Array | None,
+    orders: Array | None,
+    targets: Array | None,
+    eps: float,
+    batch: int,
+    threads: int,
+) -> tuple[Array, Array]:
+    """Coefficients and cosines `[batch, T, T]` (see `surgery.surgery`); an array of batch length 1
+    is shared by all.
 
     Args:
         gramian: float64 `[batch, T, T]`.
@@ -43,7 +54,10 @@ def solve(gramian: Array, key: Array | None, orders: Array | None, targets: Arra
         return coefficients, cosines
     bounds = np.linspace(0, batch, min(batch, 4 * threads) + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
-        for job in [pool.submit(_range, *arguments, lo, hi, coefficients, cosines) for lo, hi in pairwise(bounds)]:
+        for job in [
+            pool.submit(_range, *arguments, lo, hi, coefficients, cosines)
+            for lo, hi in pairwise(bounds)
+        ]:
             job.result()
     return coefficients, cosines
 
@@ -51,7 +65,9 @@ def solve(gramian: Array, key: Array | None, orders: Array | None, targets: Arra
 @_jit
 @no_type_check
 def _order(root: np.uint64, row: int, draws: Array, order: Array) -> None:
-    """Row `row` of `random.permutation(key, T, rows=T)`: the order of T uniform numbers, by insertion."""
+    """Row `row` of `random.permutation(key, T, rows=T)`: the order of T uniform numbers, by
+    insertion.
+    """
     count = len(order)
     for s in range(count):
         draw = hashed(root + np.uint64(row * count + s + 1) * np.uint64(GOLDEN)) >> np.uint64(11)
@@ -66,7 +82,17 @@ def _order(root: np.uint64, row: int, draws: Array, order: Array) -> None:
 
 @_jit
 @no_type_check
-def _range(gramian: Array, key: Array, orders: Array, targets: Array, noise: float, lo: int, hi: int, coefficients: Array, cosines: Array) -> None:
+def _range(
+    gramian: Array,
+    key: Array,
+    orders: Array,
+    targets: Array,
+    noise: float,
+    lo: int,
+    hi: int,
+    coefficients: Array,
+    cosines: Array,
+) -> None:
     count = gramian.shape[-1]
     adapt = targets.shape[-1] == count and count > 0
     unit, length, row = np.empty((count, count)), np.empty(count), np.empty(count)
@@ -81,7 +107,9 @@ def _range(gramian: Array, key: Array, orders: Array, targets: Array, noise: flo
         for i in range(count):
             for j in range(count):
                 finite = finite and np.isfinite(g[i, j]) and (not adapt or np.isfinite(goal[i, j]))
-                unit[i, j] = g[i, j] / length[i] / length[j] if length[i] > 0 and length[j] > 0 else 0.0
+                unit[i, j] = (
+                    g[i, j] / length[i] / length[j] if length[i] > 0 and length[j] > 0 else 0.0
+                )
         if not finite:
             coefficients[b] = np.nan
             cosines[b] = np.nan
@@ -114,7 +142,9 @@ def _range(gramian: Array, key: Array, orders: Array, targets: Array, noise: flo
                 cosine, target = row[j] / size, goal[i, j]
                 cosines[b, i, j] = min(max(cosine, -1.0), 1.0)
                 if cosine < target - noise * abs(target) and 1 - target * target > 0:
-                    ratio = np.sqrt(max((1 - cosine) * (1 + cosine), 0.0) / ((1 - target) * (1 + target)))
+                    ratio = np.sqrt(
+                        max((1 - cosine) * (1 + cosine), 0.0) / ((1 - target) * (1 + target))
+                    )
                     share = size * (target * ratio - cosine)
                     a[j] += share
                     size *= ratio

@@ -1,9 +1,12 @@
 # compiled functions take their scratch space as arguments
-"""Compiled active-set kernels for the CPU: the three small problems solved exactly, batch entry by batch entry.
+"""Compiled active-set kernels for the CPU: the three small problems solved exactly, batch entry by
+batch entry.
 
-Everything happens on unit rows: with n_t a power of two next to ‖g_t‖, C = G/(n nᵀ) is free of rounding and a_t = min(n)/n_t. The unknowns
-are y_t = w_t/a_t, so that the simplex is {y >= 0, a·y = 1} and the violation of a task is read as a cosine, whatever its scale. The noise of
-(C y)_t is about ε Σ|y|, with ε the machine epsilon of the arithmetic that made G; every threshold below is a multiple of it.
+Everything happens on unit rows: with n_t a power of two next to ‖g_t‖, C = G/(n nᵀ) is free of
+rounding and a_t = min(n)/n_t. The unknowns are y_t = w_t/a_t, so that the simplex is {y >= 0, a·y =
+1} and the violation of a task is read as a cosine, whatever its scale. The noise of (C y)_t is
+about ε Σ|y|, with ε the machine epsilon of the arithmetic that made G; every threshold below is a
+multiple of it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,27 +21,36 @@ MIN_NORM, CAGRAD, DUAL_CONE = 0, 1, 2
 INDEFINITE = 1e3
 """A cosine matrix with an eigenvalue below -INDEFINITE·T·ε is no Gramian in that precision."""
 ROUNDING = 2.2e-16
-"""Relative error of a sum in float64, for ‖g_w‖²: the ball shall hold the direction in spite of it."""
+"""Relative error of a sum in float64, for ‖g_w‖²: the ball shall hold the direction in spite of it.
+"""
 PARALLEL_WORK = 100_000
 """batch · (T² + 64) from which starting threads pays."""
 
-_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # sums may be reordered; NaN and infinity keep their meaning
-# `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions that numba has to read.
+# sums may be reordered; NaN and infinity keep their meaning
+_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+# `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions
+# that numba has to read.
 
 
-def solve(gramian: Array, vector: Array | None, c: Array | None, eps: float, threads: int) -> tuple[Array, Array, Array]:
-    """Solve a batch: min-norm from the Gramian alone, the dual cone with a vector, CAGrad with both; an array of batch length 1 is shared by all.
+def solve(
+    gramian: Array, vector: Array | None, c: Array | None, eps: float, threads: int
+) -> tuple[Array, Array, Array]:
+    """Solve a batch: min-norm from the Gramian alone, the dual cone with a vector, CAGrad with
+    both; an array of batch length 1 is shared by all.
 
     Args:
-        gramian: float64 `[batch, T, T]`, contiguous; or `[batch / r, T, T]`, each for r problems in a row.
+        gramian: float64 `[batch, T, T]`, contiguous; or `[batch / r, T, T]`, each for r problems in
+            a row.
         vector: float64 `[batch, T]`: weights (dual cone) or preference (CAGrad).
         c: float64 `[batch]`: CAGrad's radius.
         eps: noise level of the Gramian's entries, the epsilon of the dtype it was computed in.
         threads: at most so many at work.
 
-    Returns: `[batch, 3T + 2]` weights, dual, rates, value, gap; `[batch, 2, T]` bool, the support of the dual and of CAGrad's step to the dual cone;
-    `[batch, 2]` int64, the number of faces solved and whether CAGrad's answer is that of a Pareto-stationary point (-1: an
-    indefinite Gramian). NaN where an input is not finite or the Gramian is indefinite.
+    Returns:
+        `[batch, 3T + 2]` weights, dual, rates, value, gap; `[batch, 2, T]` bool, the support of the
+        dual and of CAGrad's step to the dual cone; `[batch, 2]` int64, the number of faces solved
+        and whether CAGrad's answer is that of a Pareto-stationary point (-1: an indefinite
+        Gramian). NaN where an input is not finite or the Gramian is indefinite.
     """
     count = gramian.shape[-1]
     kind = MIN_NORM if vector is None else DUAL_CONE if c is None else CAGRAD
@@ -50,9 +62,14 @@ def solve(gramian: Array, vector: Array | None, c: Array | None, eps: float, thr
     if threads == 1 or batch * (count * count + 64) < PARALLEL_WORK:
         _range(gramian, vector, c, kind, eps, 0, batch, report, support, info)
         return report, support, info
-    # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python threads meet in them. The caller works, too.
-    # Every range prepares the Gramian that it shares anew, so there are no more of them than needed.
-    bounds = np.linspace(0, batch, min(batch, (1 if len(gramian) == 1 else 4) * threads) + 1).astype(int).tolist()
+    # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python
+    # threads meet in them. The caller works, too. Every range prepares the Gramian that it shares
+    # anew, so there are no more of them than needed.
+    bounds = (
+        np.linspace(0, batch, min(batch, (1 if len(gramian) == 1 else 4) * threads) + 1)
+        .astype(int)
+        .tolist()
+    )
     ranges = iter(list(pairwise(bounds)))
 
     def work() -> None:
@@ -70,7 +87,9 @@ def solve(gramian: Array, vector: Array | None, c: Array | None, eps: float, thr
 @_jit
 @no_type_check
 def _scale(gramian: Array, cosine: Array, a: Array) -> tuple[float, bool, bool, bool]:
-    """Fill C and a; return min(n), whether all entries are finite, whether a diagonal entry is negative, and whether one is zero."""
+    """Fill C and a; return min(n), whether all entries are finite, whether a diagonal entry is
+    negative, and whether one is zero.
+    """
     count = len(a)
     least, finite, negative, zero = np.inf, True, False, False
     for i in range(count):
@@ -101,7 +120,9 @@ def _scale(gramian: Array, cosine: Array, a: Array) -> tuple[float, bool, bool, 
 @_jit
 @no_type_check
 def _eliminate(matrix: Array, factor: Array, i: int, ridge: float) -> float:
-    """Row i of the Cholesky factor of matrix + ridge·I (inverse diagonal) but for its diagonal; return the square of that, the pivot."""
+    """Row i of the Cholesky factor of matrix + ridge·I (inverse diagonal) but for its diagonal;
+    return the square of that, the pivot.
+    """
     for j in range(i):
         entry = matrix[i, j]
         for l in range(j):
@@ -127,10 +148,22 @@ def _semidefinite(cosine: Array, bound: float, factor: Array) -> bool:
 
 @_jit
 @no_type_check
-def _factor(cosine: Array, e: Array, index: Array, size: int, valid: int, ridge: float, floor: float, matrix: Array, factor: Array) -> int:
-    """Rows valid…size of the face's matrix C + eeᵀ and of its Cholesky factor (inverse diagonal); return how many rows there are now.
+def _factor(
+    cosine: Array,
+    e: Array,
+    index: Array,
+    size: int,
+    valid: int,
+    ridge: float,
+    floor: float,
+    matrix: Array,
+    factor: Array,
+) -> int:
+    """Rows valid…size of the face's matrix C + eeᵀ and of its Cholesky factor (inverse diagonal);
+    return how many rows there are now.
 
-    Without a ridge that is fewer than `size` if a pivot lies below `floor`: this gradient depends on those before it.
+    Without a ridge that is fewer than `size` if a pivot lies below `floor`: this gradient depends
+    on those before it.
     """
     for i in range(valid, size):
         for j in range(i + 1):
@@ -145,7 +178,9 @@ def _factor(cosine: Array, e: Array, index: Array, size: int, valid: int, ridge:
 
 @_jit
 @no_type_check
-def _solve_face(matrix: Array, factor: Array, size: int, rounds: int, right: Array, x: Array, residual: Array) -> None:
+def _solve_face(
+    matrix: Array, factor: Array, size: int, rounds: int, right: Array, x: Array, residual: Array
+) -> None:
     """x = (matrix + ridge)⁻¹ right; every round after the first refines it towards matrix⁻¹ right."""
     for i in range(size):
         x[i] = 0.0
@@ -191,7 +226,9 @@ def _times(cosine: Array, y: Array, index: Array, size: int, out: Array) -> tupl
 @_jit
 @no_type_check
 def _product(cosine: Array, x: Array, out: Array) -> float:
-    """out = C x; return xᵀC x. Rows whose x is 0 cost nothing: supports are small, and UPGrad asks for one task at a time."""
+    """out = C x; return xᵀC x. Rows whose x is 0 cost nothing: supports are small, and UPGrad asks
+    for one task at a time.
+    """
     count = len(out)
     out[:] = 0.0
     for j in range(count):
@@ -210,16 +247,20 @@ def _descend(
     kind: int, cosine: Array, a: Array, beta: Array, radius: float, magnitude: float, eps: float,
     y: Array, index: Array, size: int, rates: Array, real: Array, matrix: Array, factor: Array, v: Array, flags: Array,
 ) -> tuple[int, int]:  # fmt: skip
-    """The add-and-drop loop from a feasible y with support index[:size]; return the size of the final support and the number of faces solved.
+    """The add-and-drop loop from a feasible y with support index[:size]; return the size of the
+    final support and the number of faces solved.
 
-    kind MIN_NORM: ½ yᵀC y, CAGRAD: β·y + radius·√(yᵀC y), both on a·y = 1; DUAL_CONE: ½ yᵀC y + β·y. `magnitude` is Σ|·| of the vector that β is
-    C times, for its noise. A task enters by the largest violation measured as a cosine. One that enters and at once wants to leave did so by
-    rounding: it stays out until there is progress. Each face visited has a lower objective than the one before, so that the loop is finite; should
-    rounding make it turn in a circle all the same, then after 4T + 20 entries whoever left may not return, and at most T entries are left.
+    kind MIN_NORM: ½ yᵀC y, CAGRAD: β·y + radius·√(yᵀC y), both on a·y = 1; DUAL_CONE: ½ yᵀC y +
+    β·y. `magnitude` is Σ|·| of the vector that β is C times, for its noise. A task enters by the
+    largest violation measured as a cosine. One that enters and at once wants to leave did so by
+    rounding: it stays out until there is progress. Each face visited has a lower objective than the
+    one before, so that the loop is finite; should rounding make it turn in a circle all the same,
+    then after 4T + 20 entries whoever left may not return, and at most T entries are left.
 
-    A rough phase of at most 16 turns comes first, unless the start is a face of CAGrad's: all tasks enter that are half as violated as the worst (but
-    none that nearly depends on those inside), all that get weights <= 0 leave, nothing is refined. It finds most of the support in a few faces. The loop
-    above starts from there and proves the answer, whatever the rough phase did.
+    A rough phase of at most 16 turns comes first, unless the start is a face of CAGrad's: all tasks
+    enter that are half as violated as the worst (but none that nearly depends on those inside), all
+    that get weights <= 0 leave, nothing is refined. It finds most of the support in a few faces.
+    The loop above starts from there and proves the answer, whatever the rough phase did.
     """
     count = len(a)
     x, z, other, residual, right, e = v[0], v[1], v[2], v[3], v[4], v[5]
@@ -264,7 +305,11 @@ def _descend(
             if entered < 0 and not rough:
                 return size, solved
             if rough:
-                rough = entered >= 0 and turn < 16 and (kind == DUAL_CONE or square > 8 * count * eps * total * total)
+                rough = (
+                    entered >= 0
+                    and turn < 16
+                    and (kind == DUAL_CONE or square > 8 * count * eps * total * total)
+                )
                 for i in range(count if rough else 0):  # z holds the violations
                     if z[i] >= 0.5 * worst:
                         index[size] = i
@@ -272,9 +317,15 @@ def _descend(
                         size += 1
                         fresh += 1
                 entered = -1
-            elif kind == MIN_NORM and size > 1 and not polished and square <= 8 * count * eps * total * total:
-                # Pareto stationary up to rounding: the answer is a null vector of C on this face, and inverse iteration finds it also where a·y = 1 hardly
-                # binds (norms 1e8 apart). What violates now may be the error of y alone.
+            elif (
+                kind == MIN_NORM
+                and size > 1
+                and not polished
+                and square <= 8 * count * eps * total * total
+            ):
+                # Pareto stationary up to rounding: the answer is a null vector of C on this face,
+                # and inverse iteration finds it also where a·y = 1 hardly binds (norms 1e8 apart).
+                # What violates now may be the error of y alone.
                 polished, nonnegative = True, True
                 for i in range(size):
                     x[i] = y[index[i]]
@@ -330,7 +381,8 @@ def _descend(
                 valid = _factor(cosine, e, index, size, 0, ridge, floor, matrix, factor)
             rounds = 1 if rough else 2 if ridge == 0 else 4
             solved += 1
-            # The face's minimiser z, or (bounded = False) a direction along which the objective falls for ever.
+            # The face's minimiser z, or (bounded = False) a direction along which the objective
+            # falls for ever.
             bounded = True
             if kind == DUAL_CONE:
                 for i in range(size):
@@ -422,9 +474,24 @@ def _descend(
 
 @_jit
 @no_type_check
-def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: int, hi: int, report: Array, support: Array, info: Array) -> None:
+def _range(
+    gramian: Array,
+    vector: Array,
+    c: Array,
+    kind: int,
+    eps: float,
+    lo: int,
+    hi: int,
+    report: Array,
+    support: Array,
+    info: Array,
+) -> None:
     count = gramian.shape[2]
-    cosine, matrix, factor = np.empty((count, count)), np.empty((count, count)), np.empty((count, count))
+    cosine, matrix, factor = (
+        np.empty((count, count)),
+        np.empty((count, count)),
+        np.empty((count, count)),
+    )
     v, a, flags = np.empty((6, count)), np.empty(count), np.empty((2, count), np.uint8)
     y, shortest, push = np.empty(count), np.empty(count), np.empty(count)
     index, real = np.empty(count + 1, np.int64), np.empty(count, np.uint8)
@@ -439,7 +506,9 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
         ball = c[problem if len(c) > 1 else 0]
         if problem == lo or problem % run == 0:
             least, finite, negative, zero = _scale(matrix_g, cosine, a)
-            definite = finite and not negative and _semidefinite(cosine, INDEFINITE * count * eps, factor)
+            definite = (
+                finite and not negative and _semidefinite(cosine, INDEFINITE * count * eps, factor)
+            )
         fine = definite and np.isfinite(ball)
         for i in range(count):
             fine = fine and np.isfinite(asked[i])
@@ -457,9 +526,34 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
             magnitude += abs(given[i])
         if kind != MIN_NORM:
             radius = ball * np.sqrt(max(_product(cosine, given, beta), 0.0))
-        solved, size, stationary, pareto, shrink, safest, regular = 0, 0, False, False, 1.0, -np.inf, False
+        solved, size, stationary, pareto, shrink, safest, regular = (
+            0,
+            0,
+            False,
+            False,
+            1.0,
+            -np.inf,
+            False,
+        )
         if kind == DUAL_CONE:
-            size, solved = _descend(kind, cosine, a, beta, 0.0, magnitude, eps, y, index, 0, rates, real, matrix, factor, v, flags)
+            size, solved = _descend(
+                kind,
+                cosine,
+                a,
+                beta,
+                0.0,
+                magnitude,
+                eps,
+                y,
+                index,
+                0,
+                rates,
+                real,
+                matrix,
+                factor,
+                v,
+                flags,
+            )
         elif kind == CAGRAD and radius == 0:  # F is linear, the direction g₀
             lowest = 0
             for i in range(count):
@@ -469,14 +563,32 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
             index[0], size = lowest, 1
         else:
             if kind == CAGRAD and not zero:
-                # Away from Pareto stationarity F is smooth, and the best vertex as good a start as any.
+                # Away from Pareto stationarity F is smooth, and the best vertex as good a start as
+                # any.
                 size, value = 0, np.inf
                 for i in range(count):
                     entry = (beta[i] + radius * np.sqrt(cosine[i, i])) / a[i]
                     if entry < value:
                         value, index[0] = entry, i
                 y[index[0]] = 1 / a[index[0]]
-                size, solved = _descend(CAGRAD, cosine, a, beta, radius, magnitude, eps, y, index, 1, rates, real, matrix, factor, v, flags)
+                size, solved = _descend(
+                    CAGRAD,
+                    cosine,
+                    a,
+                    beta,
+                    radius,
+                    magnitude,
+                    eps,
+                    y,
+                    index,
+                    1,
+                    rates,
+                    real,
+                    matrix,
+                    factor,
+                    v,
+                    flags,
+                )
                 square, total = _times(cosine, y, index, size, rates)
                 regular = square > 1e-6 * total * total
             if regular:
@@ -495,7 +607,24 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
                         nearest = i
                 shortest[nearest] = 1 / a[nearest]
                 index[0] = nearest
-                size, more = _descend(MIN_NORM, cosine, a, beta, 0.0, 0.0, eps, shortest, index, 1, rates, real, matrix, factor, v, flags)
+                size, more = _descend(
+                    MIN_NORM,
+                    cosine,
+                    a,
+                    beta,
+                    0.0,
+                    0.0,
+                    eps,
+                    shortest,
+                    index,
+                    1,
+                    rates,
+                    real,
+                    matrix,
+                    factor,
+                    v,
+                    flags,
+                )
                 solved += more
             if kind == MIN_NORM:
                 y[:] = shortest
@@ -506,9 +635,27 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
                 y[:] = shortest
                 lowest = beta @ y + radius * np.sqrt(max(square, 0.0))
                 if square <= max(1e-6, 8 * count * eps) * total * total:
-                    # Near Pareto stationarity: where the ball holds the projection on the dual cone, that is the answer; elsewhere
-                    # its multipliers are a start with F < 0, from which g_w = 0 is never visited.
-                    pushed, more = _descend(DUAL_CONE, cosine, a, beta, 0.0, magnitude, eps, push, index, 0, rates, real, matrix, factor, v, flags)
+                    # Near Pareto stationarity: where the ball holds the projection on the dual
+                    # cone, that is the answer; elsewhere its multipliers are a start with F < 0,
+                    # from which g_w = 0 is never visited.
+                    pushed, more = _descend(
+                        DUAL_CONE,
+                        cosine,
+                        a,
+                        beta,
+                        0.0,
+                        magnitude,
+                        eps,
+                        push,
+                        index,
+                        0,
+                        rates,
+                        real,
+                        matrix,
+                        factor,
+                        v,
+                        flags,
+                    )
                     solved += more
                     reach, _ = _times(cosine, push, index, pushed, rates)
                     shrink, safest = min(1.0, radius / np.sqrt(reach)) if reach > 0 else 1.0, np.inf
@@ -540,14 +687,33 @@ def _range(gramian: Array, vector: Array, c: Array, kind: int, eps: float, lo: i
                         if y[i] > 0:
                             index[size] = i
                             size += 1
-                    size, more = _descend(CAGRAD, cosine, a, beta, radius, magnitude, eps, y, index, size, rates, real, matrix, factor, v, flags)
+                    size, more = _descend(
+                        CAGRAD,
+                        cosine,
+                        a,
+                        beta,
+                        radius,
+                        magnitude,
+                        eps,
+                        y,
+                        index,
+                        size,
+                        rates,
+                        real,
+                        matrix,
+                        factor,
+                        v,
+                        flags,
+                    )
                     solved += more
                     square, total = _times(cosine, y, index, size, rates)
                     pull = radius / np.sqrt(max(square, 0.0) + ROUNDING * total * total)
                     smallest = np.inf
                     for i in range(count):
                         smallest = min(smallest, (beta[i] + pull * rates[i]) / a[i])
-                    stationary = smallest < safest  # the projection, or as much of it as the ball holds, does better than what g_w tells of d
+                    # the projection, or as much of it as the ball holds, does better than what g_w
+                    # tells of d
+                    stationary = smallest < safest
                 for i in range(count):
                     push[i] *= shrink
         # The answer in the caller's units, and its certificate from it alone.

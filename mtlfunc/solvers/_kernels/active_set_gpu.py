@@ -1,14 +1,19 @@
-"""Triton kernel of the active-set solver: the three small problems solved exactly on the GPU, one program a problem, nothing decided on the host.
+"""Triton kernel of the active-set solver: the three small problems solved exactly on the GPU, one
+program a problem, nothing decided on the host.
 
-The loop is that of `active_set_cpu`, on the same unit rows C = G/(n nᵀ) with n_t the power of two next to ‖g_t‖, a_t = min(n)/n_t, y_t = w_t/a_t.
-The linear algebra differs: a program cannot index its registers by a number, which a triangular solve would have to. So what is held for the face's
-matrix M = C + eeᵀ is a square root W of the inverse, M⁻¹ = WᵀW, with a row and a column for each task, zero outside the face. A task that enters
-fills its row; one that leaves is reflected out. (The inverse itself would be cheaper by half, but loses all digits where gradients are within 1e-7 of
-depending on each other; its root keeps half of them.) x = M⁻¹b is refined with C itself until it stands still, so that the errors that W gathers
-on its way do not reach the answer. Where a pivot is at rounding level W is made anew with a ridge of that size. Sums run over axis 0 where they
-can: a thread holds several of its entries, so that fewer are exchanged between threads.
+The loop is that of `active_set_cpu`, on the same unit rows C = G/(n nᵀ) with n_t the power of two
+next to ‖g_t‖, a_t = min(n)/n_t, y_t = w_t/a_t. The linear algebra differs: a program cannot index
+its registers by a number, which a triangular solve would have to. So what is held for the face's
+matrix M = C + eeᵀ is a square root W of the inverse, M⁻¹ = WᵀW, with a row and a column for each
+task, zero outside the face. A task that enters fills its row; one that leaves is reflected out.
+(The inverse itself would be cheaper by half, but loses all digits where gradients are within 1e-7
+of depending on each other; its root keeps half of them.) x = M⁻¹b is refined with C itself until it
+stands still, so that the errors that W gathers on its way do not reach the answer. Where a pivot is
+at rounding level W is made anew with a ridge of that size. Sums run over axis 0 where they can: a
+thread holds several of its entries, so that fewer are exchanged between threads.
 
-A literal is exact only as operand of a float64 value: alone it is a float32. Scalars that a loop carries therefore start as float64 tensors.
+A literal is exact only as operand of a float64 value: alone it is a float32. Scalars that a loop
+carries therefore start as float64 tensors.
 """
 
 from __future__ import annotations
@@ -22,13 +27,19 @@ from torch import Tensor
 
 MIN_NORM, CAGRAD, DUAL_CONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INDEFINITE = tl.constexpr(1e3)
-"""As in `active_set_cpu`: a cosine matrix with an eigenvalue below -INDEFINITE·T·ε is no Gramian in that precision."""
+"""As in `active_set_cpu`: a cosine matrix with an eigenvalue below -INDEFINITE·T·ε is no Gramian in
+that precision.
+"""
 
 
-def solve(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve a batch in one launch; same inputs and outputs as `active_set_cpu.solve`, in tensors of one device, T <= 128.
+def solve(
+    gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve a batch in one launch; same inputs and outputs as `active_set_cpu.solve`, in tensors of
+    one device, T <= 128.
 
-    No value is read by the host and no allocation depends on one: it may be captured in a CUDA graph once it has run (and so been compiled) before.
+    No value is read by the host and no allocation depends on one: it may be captured in a CUDA
+    graph once it has run (and so been compiled) before.
 
     Args:
         gramian: `[batch, T, T]`, any floating dtype.
@@ -36,11 +47,13 @@ def solve(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) 
         c: `[batch]`: CAGrad's radius, or None.
         eps: noise level of the Gramian's entries, the epsilon of the dtype it was computed in.
 
-    Returns: report `[batch, 3T + 2]` float64, support `[batch, 2, T]` bool, info `[batch, 2]` int64.
+    Returns:
+        report `[batch, 3T + 2]` float64, support `[batch, 2, T]` bool, info `[batch, 2]` int64.
     """
     count = gramian.shape[-1]
     kind = MIN_NORM if vector is None else DUAL_CONE if c is None else CAGRAD
-    arrays = [_readable(gramian if x is None else x) for x in (gramian, vector, c)]  # what a problem lacks is never read
+    # what a problem lacks is never read
+    arrays = [_readable(gramian if x is None else x) for x in (gramian, vector, c)]
     batch = max(len(x) for x in arrays)
     report = gramian.new_empty((batch, 3 * count + 2), dtype=torch.float64)
     support = gramian.new_empty((batch, 2, count), dtype=torch.bool)
@@ -50,7 +63,18 @@ def solve(gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float) 
         size = block(count)
         with torch.cuda.device_of(gramian):
             kernel: Any = _solve_one[(batch,)]
-            kernel(*arrays, report, support, info, count, *strides, kind.value, size, eps, **launch(size))
+            kernel(
+                *arrays,
+                report,
+                support,
+                info,
+                count,
+                *strides,
+                kind.value,
+                size,
+                eps,
+                **launch(size),
+            )
     return report, support, info
 
 
@@ -65,9 +89,13 @@ def block(count: int) -> int:
 
 
 def launch(size: int) -> dict[str, Any]:
-    """As many warps as hold two matrices of this size in registers with room to work; at 128 all registers have to be asked for, and some spill."""
+    """As many warps as hold two matrices of this size in registers with room to work; at 128 all
+    registers have to be asked for, and some spill.
+    """
     warps = {32: 4, 64: 8, 128: 16}.get(size, 1)
-    return {"num_warps": warps, "enable_fp_fusion": True} | ({"maxnreg": 128} if size == 128 else {})
+    return {"num_warps": warps, "enable_fp_fusion": True} | (
+        {"maxnreg": 128} if size == 128 else {}
+    )
 
 
 @triton.jit
@@ -99,7 +127,9 @@ def _inverse_times(root, x):
 @triton.jit
 @no_type_check
 def _with(root, cosine, e, here, ridge, floor):
-    """W with the task `here` added to the face, and its pivot: the square of what its row adds to the others' span."""
+    """W with the task `here` added to the face, and its pivot: the square of what its row adds to
+    the others' span.
+    """
     column = _column(cosine, here)
     e_here = _at(e, here)
     corner = _at(column, here) + e_here * e_here + ridge
@@ -107,7 +137,8 @@ def _with(root, cosine, e, here, ridge, floor):
     first = _inverse_times(root, column)  # zero outside the face, as W is
     residual = column - _times(cosine, first) - e * tl.sum(e * first, axis=0)
     v = first + _inverse_times(root, residual)
-    pivot = corner - tl.sum(first * column + v * residual, axis=0)  # an error of v enters by its square
+    # an error of v enters by its square
+    pivot = corner - tl.sum(first * column + v * residual, axis=0)
     v = tl.where(here, -1.0, v) / tl.sqrt(tl.maximum(pivot, 0.25 * floor))
     return tl.where(here[:, None], v[None, :], root), pivot
 
@@ -115,7 +146,9 @@ def _with(root, cosine, e, here, ridge, floor):
 @triton.jit
 @no_type_check
 def _without(root, here):
-    """W with the task `here` taken off the face: a reflection of the rows leaves only its own with an entry in its column."""
+    """W with the task `here` taken off the face: a reflection of the rows leaves only its own with
+    an entry in its column.
+    """
     p = tl.sum(tl.where(here[None, :], root, 0.0), axis=1)
     own, length = _at(p, here), tl.sqrt(tl.sum(p * p, axis=0))
     v = tl.where(here, p + tl.where(own < 0, -length, length), p)
@@ -127,28 +160,52 @@ def _without(root, here):
 @triton.jit
 @no_type_check
 def _solve_face(root, cosine, e, right):
-    """x = M⁻¹ right on the face, refined until a round changes so little that the next would change nothing."""
+    """x = M⁻¹ right on the face, refined until a round changes so little that the next would change
+    nothing.
+    """
     x = _inverse_times(root, right)
     moving = 6
     while moving > 0:
         step = _inverse_times(root, right - _times(cosine, x) - e * tl.sum(e * x, axis=0))
         x += step
-        moving = tl.where(tl.max(tl.abs(step), axis=0) > 1e-9 * tl.max(tl.abs(x), axis=0), moving - 1, 0)
+        moving = tl.where(
+            tl.max(tl.abs(step), axis=0) > 1e-9 * tl.max(tl.abs(x), axis=0), moving - 1, 0
+        )
     return x
 
 
 @triton.jit
 @no_type_check
-def _descend(KIND: tl.constexpr, cosine, a, beta, radius, magnitude, EPS: tl.constexpr, y, inside, real, index, tasks, active):
-    """The add-and-drop loop from a feasible y with support `inside`, if `active`; return y and the number of faces solved.
+def _descend(
+    KIND: tl.constexpr,
+    cosine,
+    a,
+    beta,
+    radius,
+    magnitude,
+    EPS: tl.constexpr,
+    y,
+    inside,
+    real,
+    index,
+    tasks,
+    active,
+):
+    """The add-and-drop loop from a feasible y with support `inside`, if `active`; return y and the
+    number of faces solved.
 
-    See `active_set_cpu._descend`. One turn solves one face. Should rounding make the loop turn in a circle all the same, tasks that left
-    stay out after 4T + 20 entries, and after 20T + 100 faces the best point so far is the answer: its gap is computed from it.
+    See `active_set_cpu._descend`. One turn solves one face. Should rounding make the loop turn in a
+    circle all the same, tasks that left stay out after 4T + 20 entries, and after 20T + 100 faces
+    the best point so far is the answer: its gap is computed from it.
     """
     zero = tl.sum(tl.zeros_like(y), axis=0)
     root = tl.zeros_like(cosine)
     blocked = index < 0
-    entered, solved, entries = tl.sum(index * 0, axis=0) - 1, tl.sum(index * 0, axis=0), tl.sum(index * 0, axis=0)
+    entered, solved, entries = (
+        tl.sum(index * 0, axis=0) - 1,
+        tl.sum(index * 0, axis=0),
+        tl.sum(index * 0, axis=0),
+    )
     ridge, unit = zero, zero + 1.0
     rebuild = active
     while active:
@@ -172,7 +229,8 @@ def _descend(KIND: tl.constexpr, cosine, a, beta, radius, magnitude, EPS: tl.con
             todo = tl.where(dependent, inside, todo & ~here)
             root = tl.where(dependent, 0.0, root)
         solved += 1
-        # 2. The face's minimiser z, or (not bounded) a direction along which the objective falls for ever.
+        # 2. The face's minimiser z, or (not bounded) a direction along which the objective falls
+        # for ever.
         bounded = solved > 0
         if KIND == DUAL_CONE:
             z = _solve_face(root, cosine, e, -beta)
@@ -186,14 +244,18 @@ def _descend(KIND: tl.constexpr, cosine, a, beta, radius, magnitude, EPS: tl.con
                 height = tl.maximum(tl.sum(z * _times(cosine, z), axis=0), 0.0)
                 room = radius * radius - tl.sum(other * _times(cosine, other), axis=0)
                 bounded = (room > 0) | (size == 1)
-                stride = tl.where((room > 0) & (size > 1), tl.sqrt(height / tl.where(room > 0, room, 1.0)), 0.0)
+                stride = tl.where(
+                    (room > 0) & (size > 1), tl.sqrt(height / tl.where(room > 0, room, 1.0)), 0.0
+                )
                 z = tl.where(bounded, z + stride * other, other)
         # 3. Take it, or go towards it as far as the simplex reaches.
         rejected = (entered >= 0) & (_at(z, index == entered) <= 0)
         blocking = inside & tl.where(bounded, z <= 0, z < 0)
         way = tl.where(bounded, y - z, -z)
         fraction = y / tl.where(blocking & (way > 0), way, 1.0)
-        share, leaver = tl.min(tl.where(blocking, fraction, float("inf")), axis=0, return_indices=True)
+        share, leaver = tl.min(
+            tl.where(blocking, fraction, float("inf")), axis=0, return_indices=True
+        )
         stopped = ~rejected & (share < float("inf"))
         late = entries > 4 * tasks + 20
         taken = ~rejected & ~stopped & bounded
@@ -208,7 +270,8 @@ def _descend(KIND: tl.constexpr, cosine, a, beta, radius, magnitude, EPS: tl.con
         rebuild = (leaver >= 0) & (ridge > 0)
         if (leaver >= 0) & (ridge == 0):
             root = _without(root, index == leaver)
-        # 4. Which task enters: the one with the largest violation, as a cosine, if one stands out from the noise.
+        # 4. Which task enters: the one with the largest violation, as a cosine, if one stands out
+        # from the noise.
         rates = _times(cosine, y)
         total, square = tl.sum(y, axis=0), tl.sum(y * rates, axis=0)
         if KIND == MIN_NORM:
@@ -245,7 +308,9 @@ def _semidefinite(cosine, bound, index, tasks):
         pivot = _at(row, here)
         sound = sound & (pivot > 0)
         rest = ~here[:, None] & ~here[None, :]
-        matrix = tl.where(rest, matrix - row[:, None] * row[None, :] * (1 / tl.where(pivot > 0, pivot, 1.0)), 0.0)
+        matrix = tl.where(
+            rest, matrix - row[:, None] * row[None, :] * (1 / tl.where(pivot > 0, pivot, 1.0)), 0.0
+        )
     return sound
 
 
@@ -265,7 +330,8 @@ def _solve_one(
     g = 0.5 * (g + tl.trans(g))
     infinity = float("inf")
     finite = tl.sum(tl.sum(tl.where(tl.abs(g) < infinity, 0, 1), axis=0), axis=0) == 0
-    g = tl.where(finite, g, 0.0)  # what is unsound is computed all the same, and its answer thrown away
+    # what is unsound is computed all the same, and its answer thrown away
+    g = tl.where(finite, g, 0.0)
     diagonal = tl.sum(tl.where(index[:, None] == index[None, :], g, 0.0), axis=0)
     real = diagonal > 0
     # The power of two next to the square root, from the bits of the exponent.
@@ -279,7 +345,11 @@ def _solve_one(
     lengths = tl.sqrt(tl.maximum(diagonal, 0.0)) * shrink
     negative = tl.min(diagonal, axis=0) < 0
     noise = 8 * EPS * tasks.to(tl.float64)
-    definite = finite & ~negative & _semidefinite(cosine, INDEFINITE * EPS * tasks.to(tl.float64), index, tasks)
+    definite = (
+        finite
+        & ~negative
+        & _semidefinite(cosine, INDEFINITE * EPS * tasks.to(tl.float64), index, tasks)
+    )
     fine = definite
     given, asked = tl.zeros_like(a), tl.zeros_like(a)
     radius, magnitude = tl.sum(given, axis=0), tl.sum(given, axis=0)
@@ -299,7 +369,9 @@ def _solve_one(
     push = tl.zeros_like(a)
     stationary = tasks < 0
     if KIND == DUAL_CONE:
-        y, solved = _descend(DUAL_CONE, cosine, a, beta, radius, magnitude, EPS, push, none, real, index, tasks, fine)
+        y, solved = _descend(
+            DUAL_CONE, cosine, a, beta, radius, magnitude, EPS, push, none, real, index, tasks, fine
+        )
     else:
         # A zero gradient: the hull holds 0, and every such task is as good.
         zeros = there & (diagonal == 0)
@@ -308,15 +380,44 @@ def _solve_one(
         start = tl.where(converged > 0, zeros, index == nearest)
         y = tl.where(start, 1 / (a * tl.maximum(converged, 1).to(tl.float64)), 0.0)
         flat = (radius == 0) if KIND == CAGRAD else (tasks < 0)
-        y, solved = _descend(MIN_NORM, cosine, a, beta, radius, magnitude, EPS, y, start, real, index, tasks, fine & (converged == 0) & ~flat)
+        y, solved = _descend(
+            MIN_NORM,
+            cosine,
+            a,
+            beta,
+            radius,
+            magnitude,
+            EPS,
+            y,
+            start,
+            real,
+            index,
+            tasks,
+            fine & (converged == 0) & ~flat,
+        )
         if KIND == CAGRAD:
             image = _times(cosine, y)
             square, total = tl.sum(y * image, axis=0), tl.sum(y, axis=0)
             value = tl.sum(beta * y, axis=0) + radius * tl.sqrt(tl.maximum(square, 0.0))
-            # Near Pareto stationarity: where the ball holds the projection on the dual cone, that is the answer; elsewhere its multipliers are
-            # a start with F < 0, from which g_w = 0 is never visited.
+            # Near Pareto stationarity: where the ball holds the projection on the dual cone, that
+            # is the answer; elsewhere its multipliers are a start with F < 0, from which g_w = 0 is
+            # never visited.
             near = fine & ~flat & (square <= tl.maximum(1e-6, noise) * total * total)
-            push, more = _descend(DUAL_CONE, cosine, a, beta, radius, magnitude, EPS, push, none, real, index, tasks, near)
+            push, more = _descend(
+                DUAL_CONE,
+                cosine,
+                a,
+                beta,
+                radius,
+                magnitude,
+                EPS,
+                push,
+                none,
+                real,
+                index,
+                tasks,
+                near,
+            )
             solved += more
             reach = tl.sum(push * _times(cosine, push), axis=0)
             pareto = near & (square <= noise * total * total)
@@ -324,22 +425,46 @@ def _solve_one(
             sum_push = tl.sum(a * push, axis=0)
             pushing = sum_push > 0
             sum_push = tl.where(pushing, sum_push, 1.0)
-            value_push = (tl.sum(beta * push, axis=0) + radius * tl.sqrt(tl.maximum(reach, 0.0))) / sum_push
+            value_push = (
+                tl.sum(beta * push, axis=0) + radius * tl.sqrt(tl.maximum(reach, 0.0))
+            ) / sum_push
             better = near & pushing & ((value_push < value) | pareto)
             value_start = tl.where(better, value_push, value)
             start = tl.where(better, push / sum_push, y)
             # With c = 0, F is linear, the direction g₀, and the lowest vertex the answer.
-            vertices = tl.where(tl.where(flat, there, real), (beta + radius * lengths) / a, infinity)
+            vertices = tl.where(
+                tl.where(flat, there, real), (beta + radius * lengths) / a, infinity
+            )
             lowest, best = tl.min(vertices, axis=0, return_indices=True)
-            start = tl.where(flat | (lowest < value_start), tl.where(index == best, 1 / a, 0.0), start)
+            start = tl.where(
+                flat | (lowest < value_start), tl.where(index == best, 1 / a, 0.0), start
+            )
             active = fine & ~stationary
             start = tl.where(active, start, y)
-            y, more = _descend(CAGRAD, cosine, a, beta, radius, magnitude, EPS, start, start > 0, real, index, tasks, active & ~flat)
+            y, more = _descend(
+                CAGRAD,
+                cosine,
+                a,
+                beta,
+                radius,
+                magnitude,
+                EPS,
+                start,
+                start > 0,
+                real,
+                index,
+                tasks,
+                active & ~flat,
+            )
             solved += more
             image = _times(cosine, y)
             square, total = tl.sum(y * image, axis=0), tl.sum(y, axis=0)
             late = active & pareto & (square <= noise * total * total)
-            push = tl.where(late & (reach > 0), push * tl.minimum(1.0, radius / tl.sqrt(tl.where(reach > 0, reach, 1.0))), push)
+            push = tl.where(
+                late & (reach > 0),
+                push * tl.minimum(1.0, radius / tl.sqrt(tl.where(reach > 0, reach, 1.0))),
+                push,
+            )
             stationary = stationary | late
     # The answer in the caller's units, and its certificate from it alone.
     dual = a * y
@@ -354,7 +479,11 @@ def _solve_one(
         weights = asked + dual
     else:
         # The ball holds the direction in spite of rounding in ‖g_w‖.
-        pull = tl.where(square > 0, radius / tl.sqrt(tl.where(square > 0, square + 2.2e-16 * total * total, 1.0)), 0.0)
+        pull = tl.where(
+            square > 0,
+            radius / tl.sqrt(tl.where(square > 0, square + 2.2e-16 * total * total, 1.0)),
+            0.0,
+        )
         weights = asked + tl.where(stationary, a * push, pull * dual)
     rates = _times(cosine, weights / a) / a
     smallest = tl.min(tl.where(there, rates, infinity), axis=0)
@@ -367,16 +496,24 @@ def _solve_one(
     else:
         lengths = lengths / a
         charge = tl.sum(lengths * tl.abs(weights), axis=0) / tl.where(real, lengths, 1.0)
-        value, gap = 0.5 * own, tl.sum(dual * tl.abs(rates) + tl.maximum(-rates, 0.0) * charge, axis=0)
+        value, gap = (
+            0.5 * own,
+            tl.sum(dual * tl.abs(rates) + tl.maximum(-rates, 0.0) * charge, axis=0),
+        )
     unknown = float("nan")
     report += problem * (3 * tasks + 2)
     tl.store(report + index, tl.where(fine, weights, unknown), there)
     tl.store(report + tasks + index, tl.where(fine, dual, unknown), there)
     tl.store(report + 2 * tasks + index, tl.where(fine, rates * least * least, unknown), there)
     tl.store(report + 3 * tasks, tl.where(fine, value * least * least, unknown))
-    tl.store(report + 3 * tasks + 1, tl.where(fine, tl.where(gap < 0, 0.0, gap) * least * least, unknown))
+    tl.store(
+        report + 3 * tasks + 1, tl.where(fine, tl.where(gap < 0, 0.0, gap) * least * least, unknown)
+    )
     support += problem * 2 * tasks
     tl.store(support + index, fine & (y > 0), there)
     tl.store(support + tasks + index, stationary & (push > 0), there)
     tl.store(info + 2 * problem, solved.to(tl.int64))
-    tl.store(info + 2 * problem + 1, tl.where(finite & ~definite, -1, stationary.to(tl.int32)).to(tl.int64))
+    tl.store(
+        info + 2 * problem + 1,
+        tl.where(finite & ~definite, -1, stationary.to(tl.int32)).to(tl.int64),
+    )

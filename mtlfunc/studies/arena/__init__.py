@@ -1,4 +1,6 @@
-"""Every rule on small problems with known answers, each at its own best learning rate, against a tuned static search."""
+"""Every rule on small problems with known answers, each at its own best learning rate, against a
+tuned static search.
+"""
 
 from .contest import REFERENCES as REFERENCES
 from .contest import SHORT as SHORT

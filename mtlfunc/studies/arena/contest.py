@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..probes import jacobian, losses_only
-from ..rules import cagrad, gradnorm, mean, mgda, pcgrad, stateless
-from ..types import Probe, Rule
+from ...probes import jacobian, losses_only
+from ...rules import cagrad, gradnorm, mean, mgda, pcgrad, stateless
+from ...types import Probe, Rule
 from .problems import QUICK, Problem, standard
 from .result import Result
 from .study import STATIC, Cell, Contestant, Settings, compete
@@ -21,7 +21,9 @@ SHORT = Settings(seeds=10, tuning=6, budget=0.5)
 
 REFERENCES: dict[str, Contestant] = {
     "mean": Contestant(mean, lambda shared: losses_only()),
-    "gradnorm": Contestant(lambda: gradnorm(0.12), lambda shared: jacobian(shared, heads="weighted")),
+    "gradnorm": Contestant(
+        lambda: gradnorm(0.12), lambda shared: jacobian(shared, heads="weighted")
+    ),
     "mgda": Contestant(mgda, jacobian),
     "pcgrad": Contestant(pcgrad, jacobian),
     "cagrad": Contestant(lambda: cagrad(0.4), jacobian),
@@ -37,28 +39,35 @@ def arena(
     settings: Settings = SHORT,
     progress: bool = True,
 ) -> Result:
-    """Run a rule, a handful of others and a tuned static search on small problems with known answers, each at its own best learning rate.
+    """Run a rule, a handful of others and a tuned static search on small problems with known
+    answers, each at its own best learning rate.
 
     Args:
-        rule: a `Rule`; a function without arguments that makes one, as `mtlfunc.mgda`; a function of a Gramian (or of a Gramian and losses) to
-            weights; a pair of any of these with its probe, or with a function from the glob of shared parameters to one, as
-            `(rule, lambda shared: mtlfunc.jacobian(shared, heads="weighted"))`; or a dict of all these by name. Without a probe it gets
-            `mtlfunc.jacobian(shared)`.
-        against: contestants by name; None is mean, gradnorm, mgda, pcgrad and cagrad. Their results are remembered while the process lives.
+        rule: a `Rule`; a function without arguments that makes one, as `mtlfunc.mgda`; a function
+            of a Gramian (or of a Gramian and losses) to weights; a pair of any of these with its
+            probe, or with a function from the glob of shared parameters to one, as `(rule, lambda
+            shared: mtlfunc.jacobian(shared, heads="weighted"))`; or a dict of all these by name.
+            Without a probe it gets `mtlfunc.jacobian(shared)`.
+        against: contestants by name; None is mean, gradnorm, mgda, pcgrad and cagrad. Their results
+            are remembered while the process lives.
         problems: names from `mtlfunc.arena.standard()`, or problems of your own by name.
         settings: seeds, tuning seeds, steps and optimizer.
         progress: show a bar.
 
-    Returns: a `Result`: print it, or let a notebook show it; `.records()`, `.ranks(by)` and `.plot(ax)` have the rest. A rule that raises, gives NaN
-    or diverges is shown as that, and ranks last where it does.
+    Returns:
+        a `Result`: print it, or let a notebook show it; `.records()`, `.ranks(by)` and `.plot(ax)`
+        have the rest. A rule that raises, gives NaN or diverges is shown as that, and ranks last
+        where it does.
 
-    Raises: TypeError for what is no rule; ValueError for an unknown problem.
+    Raises:
+        TypeError: for what is no rule. ValueError: for an unknown problem.
 
-    >>> import torch, mtlfunc as mf
-    >>> tiny = Settings(seeds=2, tuning=2, budget=0.02)
-    >>> result = arena(lambda gramian: torch.softmax(-gramian.diagonal(), -1), problems=["vlmop2"], settings=tiny, progress=False)
-    >>> result.rules
-    ['your rule', 'mean', 'gradnorm', 'mgda', 'pcgrad', 'cagrad', 'static search']
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> tiny = Settings(seeds=2, tuning=2, budget=0.02)
+        >>> result = arena(lambda gramian: torch.softmax(-gramian.diagonal(), -1), problems=["vlmop2"], settings=tiny, progress=False)
+        >>> result.rules
+        ['your rule', 'mean', 'gradnorm', 'mgda', 'pcgrad', 'cagrad', 'static search']
     """
     others = dict(REFERENCES if against is None else against)
     known = standard()
@@ -67,7 +76,10 @@ def arena(
     else:
         unknown = [name for name in problems if name not in known]
         if unknown:
-            raise ValueError(f"problems: there is no {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
+            raise ValueError(
+                f"problems: there is no {', '.join(map(repr, unknown))}; there are "
+                f"{', '.join(known)}"
+            )
         chosen = {name: known[name] for name in problems}
     mine = contestants(rule, taken=(*others, STATIC))
     field: dict[str, Contestant | None] = {**mine, **others, STATIC: None}
@@ -75,9 +87,15 @@ def arena(
     pairs = [(name, rival) for name in chosen for rival in field]
     for name, rival in (bar := tqdm(pairs, desc="arena", disable=not progress, leave=False)):
         bar.set_postfix_str(f"{rival} on {name}")
-        remembered = chosen[name] is known.get(name) and (rival == STATIC or others.get(rival) is REFERENCES.get(rival, ()))
+        remembered = chosen[name] is known.get(name) and (
+            rival == STATIC or others.get(rival) is REFERENCES.get(rival, ())
+        )
         contestant = field[rival]
-        cells[name][rival] = _remembered(name, rival, settings) if remembered else compete(chosen[name], contestant, settings)
+        cells[name][rival] = (
+            _remembered(name, rival, settings)
+            if remembered
+            else compete(chosen[name], contestant, settings)
+        )
     return Result(chosen, cells, settings)
 
 
@@ -90,7 +108,8 @@ def _remembered(problem: str, rival: str, settings: Settings) -> Cell:
 def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
     """Contestants by name, from all that `arena` takes as a rule; names in `taken` are avoided.
 
-    Raises: TypeError for what is no rule.
+    Raises:
+        TypeError: for what is no rule.
     """
     entries = rule.items() if isinstance(rule, Mapping) else [(None, rule)]
     found: dict[str, Contestant] = {}
@@ -112,10 +131,15 @@ def _factory(rule: Any) -> Callable[[], Rule]:
         return lambda: rule
     if not callable(rule):
         raise TypeError(
-            f"rule: expected a mtlfunc.Rule, a function from a Gramian to weights, a pair (rule, probe) or a dict of these, got {type(rule).__name__}"
+            "rule: expected a mtlfunc.Rule, a function from a Gramian to weights, a pair (rule, "
+            f"probe) or a dict of these, got {type(rule).__name__}"
         )
     make: Callable[..., Any] = rule
-    needed = [p for p in signature(make).parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [
+        p
+        for p in signature(make).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     return lambda: stateless(make) if needed else make()
 
 
@@ -123,7 +147,10 @@ def _prober(probe: Any) -> Callable[[str], Probe]:
     if isinstance(probe, Probe):
         return lambda shared: probe
     if not callable(probe):
-        raise TypeError(f"probe: expected a mtlfunc.Probe or a function from the glob of shared parameters to one, got {type(probe).__name__}")
+        raise TypeError(
+            "probe: expected a mtlfunc.Probe or a function from the glob of shared parameters "
+            f"to one, got {type(probe).__name__}"
+        )
     make: Callable[[str], Any] = probe
     return make
 
@@ -137,4 +164,8 @@ def _name(rule: Any) -> str:
     function = rule.update if isinstance(rule, Rule) else rule
     parts = getattr(function, "__qualname__", "").split(".<locals>")
     name = parts[0] if isinstance(rule, Rule) else parts[-1].lstrip(".")
-    return "your rule" if not name or name in ("stateless", "<lambda>") or name.startswith("test_") else name
+    return (
+        "your rule"
+        if not name or name in ("stateless", "<lambda>") or name.startswith("test_")
+        else name
+    )

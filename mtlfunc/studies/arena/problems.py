@@ -1,8 +1,11 @@
-"""Small problems with known answers. Every one is drawn from a key, so that a study over seeds is one `vmap`.
+"""Small problems with known answers. Every one is drawn from a key, so that a study over seeds is
+one `vmap`.
 
-A problem's scale is its own: `ideal` is what each task reaches alone, `nadir` what it has to bear at worst on the Pareto front (where the front is a
-single point, or not known: where it starts, or what a constant prediction gives). Scores are (loss - ideal)/(nadir - ideal), 0 and 1 at the two.
-No loss is negative, as GradNorm and rules that take logarithms ask; constants that no gradient sees were added where the source's losses are.
+A problem's scale is its own: `ideal` is what each task reaches alone, `nadir` what it has to bear
+at worst on the Pareto front (where the front is a single point, or not known: where it starts, or
+what a constant prediction gives). Scores are (loss - ideal)/(nadir - ideal), 0 and 1 at the two. No
+loss is negative, as GradNorm and rules that take logarithms ask; constants that no gradient sees
+were added where the source's losses are.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import random
-from ..pareto import preferences
-from ..types import Batch, Key, Losses, LossesFn, Params
+from ...analysis.pareto import preferences
+from ...core import random
+from ...types import Batch, Key, Losses, LossesFn, Params
 
 
 class Problem(NamedTuple):
@@ -29,13 +32,15 @@ class Problem(NamedTuple):
     losses: LossesFn  # (params, batch) -> losses [task], a vector
     ideal: Float[Tensor, " task"]  # score 0
     nadir: Float[Tensor, " task"]  # score 1
-    front: Float[Tensor, "point task"] | None  # a dense sample of the Pareto front, the same for every seed; None where it is not known
+    # a dense sample of the Pareto front, the same for every seed; None where it is not known
+    front: Float[Tensor, "point task"] | None
     least: float | None  # the smallest mean loss; None where it is not known
     steps: int
     rates: tuple[float, ...]  # the grid of learning rates, one for every rule
     shared: str = "*"
     batch: Callable[[Any, Key], Batch] = lambda data, key: data  # of one step
-    evaluate: Callable[[Params, Any], Losses] | None = None  # final losses; None is `losses` on all the data
+    # final losses; None is `losses` on all the data
+    evaluate: Callable[[Params, Any], Losses] | None = None
 
 
 RATES = (0.001, 0.00316, 0.01, 0.0316, 0.1, 0.316, 1.0)
@@ -63,8 +68,11 @@ def standard() -> dict[str, Problem]:
 # ---- quadratics ----
 
 
-def quadratics(tasks: int, *, conflict: float, spread: float, condition: float, size: int = 10) -> Problem:
-    """L_t = ½ s_t (x - c_t)ᵀA_t(x - c_t) whose gradients at a reference point have all three properties exactly.
+def quadratics(
+    tasks: int, *, conflict: float, spread: float, condition: float, size: int = 10
+) -> Problem:
+    """L_t = ½ s_t (x - c_t)ᵀA_t(x - c_t) whose gradients at a reference point have all three
+    properties exactly.
 
     Args:
         conflict: the cosine of any two of the gradients there is minus this; at most 1/(tasks - 1).
@@ -72,15 +80,20 @@ def quadratics(tasks: int, *, conflict: float, spread: float, condition: float, 
         condition: of each A_t, whose eigenvectors are unrelated.
         size: coordinates of x.
 
-    c_t is chosen to give the gradients: A_t(x - c_t) are unit vectors at equal angles. A seed turns the plane of x (Adam sees other coordinates) and
-    starts at distance 1 of the reference point. The Pareto set holds the minimisers of all weighted sums, each one linear system.
+    c_t is chosen to give the gradients: A_t(x - c_t) are unit vectors at equal angles. A seed turns
+    the plane of x (Adam sees other coordinates) and starts at distance 1 of the reference point.
+    The Pareto set holds the minimisers of all weighted sums, each one linear system.
     """
     lengths = torch.logspace(0, math.log10(spread), tasks, dtype=torch.float64)
     gramian = (1 + conflict) * torch.eye(tasks, dtype=torch.float64) - conflict
     units = torch.zeros(tasks, size, dtype=torch.float64)
     units[:, :tasks] = _root(gramian)
-    eigenvalues = torch.logspace(-0.5 * math.log10(condition), 0.5 * math.log10(condition), size, dtype=torch.float64)
-    frames = torch.stack([_rotation(random.fold_in(random.key(tasks), t), size) for t in range(tasks)])
+    eigenvalues = torch.logspace(
+        -0.5 * math.log10(condition), 0.5 * math.log10(condition), size, dtype=torch.float64
+    )
+    frames = torch.stack(
+        [_rotation(random.fold_in(random.key(tasks), t), size) for t in range(tasks)]
+    )
     shapes = lengths[:, None, None] * (frames * eigenvalues) @ frames.mT  # s_t A_t
     minima = -torch.linalg.solve(shapes / lengths[:, None, None], units)  # the reference point is 0
 
@@ -99,50 +112,89 @@ def quadratics(tasks: int, *, conflict: float, spread: float, condition: float, 
     apart = points[:, None] - minima
     front = 0.5 * torch.einsum("nti,tij,ntj->nt", apart, shapes, apart)
     text = (
-        f"{tasks} quadratics in {size} variables: cosine {-conflict:g} between any two gradients and lengths 1 to {spread:g} at the reference point, "
-        f"condition {condition:g}, unrelated eigenvectors. Known: the minimiser of every weighted sum, so the Pareto set."
+        f"{tasks} quadratics in {size} variables: cosine {-conflict:g} between any two gradients "
+        f"and lengths 1 to {spread:g} at the reference point, "
+        f"condition {condition:g}, unrelated eigenvectors. Known: the minimiser of every "
+        "weighted sum, so the Pareto set."
     )
     middle = torch.linalg.solve(shapes.sum(0), torch.einsum("tij,tj->i", shapes, minima))
-    least = float(0.5 * torch.einsum("ti,tij,tj->t", middle - minima, shapes, middle - minima).mean())
-    return Problem(text, draw, losses, front.amin(0), front.amax(0), front, least, steps=300, rates=RATES[1:])
+    least = float(
+        0.5 * torch.einsum("ti,tij,tj->t", middle - minima, shapes, middle - minima).mean()
+    )
+    return Problem(
+        text, draw, losses, front.amin(0), front.amax(0), front, least, steps=300, rates=RATES[1:]
+    )
 
 
 # ---- landscapes of the papers ----
 
 
 def cagrad_toy() -> Problem:
-    """The toy of Liu et al. 2021, section 5.1, as in the authors' code (+tanh in the second valley), plus 21; their starts, each moved by a normal step."""
-    starts = torch.tensor([(-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0)], dtype=torch.float64)
+    """The toy of Liu et al. 2021, section 5.1, as in the authors' code (+tanh in the second
+    valley), plus 21; their starts, each moved by a normal step.
+    """
+    starts = torch.tensor(
+        [(-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0)], dtype=torch.float64
+    )
 
     def losses(params: Params, data: Tensor) -> Tensor:
         x, y = params["x"].unbind(-1)
         bend = torch.tanh(-y)
-        valleys = torch.stack([0.5 * (-x - 7) - bend, 0.5 * (-x + 3) + bend + 2]).abs().clamp_min(5e-6).log() + 6
+        valleys = (
+            torch.stack([0.5 * (-x - 7) - bend, 0.5 * (-x + 3) + bend + 2])
+            .abs()
+            .clamp_min(5e-6)
+            .log()
+            + 6
+        )
         bowls = (torch.stack([x - 7, x + 7]) ** 2 + 0.1 * (y + 8) ** 2) / 10 - 20
-        return torch.tanh(0.5 * y).clamp_min(0) * valleys + torch.tanh(-0.5 * y).clamp_min(0) * bowls + 21
+        return (
+            torch.tanh(0.5 * y).clamp_min(0) * valleys
+            + torch.tanh(-0.5 * y).clamp_min(0) * bowls
+            + 21
+        )
 
     def draw(key: Tensor) -> tuple[Params, Tensor]:
         which = (random.uniform(random.fold_in(key, 0), (1,), torch.float64) * len(starts)).long()
-        return {"x": starts.index_select(0, which)[0] + 0.5 * random.normal(random.fold_in(key, 1), (2,), torch.float64)}, starts.new_zeros(0)
+        return {
+            "x": starts.index_select(0, which)[0]
+            + 0.5 * random.normal(random.fold_in(key, 1), (2,), torch.float64)
+        }, starts.new_zeros(0)
 
-    # Below y = 0 the weighted loss s L_1 + (1 - s) L_2 is tanh(-y/2)(.01(y + 8)² + k): x = 7(2s - 1) wherever y is, and Newton's method finds y.
+    # Below y = 0 the weighted loss s L_1 + (1 - s) L_2 is tanh(-y/2)(.01(y + 8)² + k): x = 7(2s -
+    # 1) wherever y is, and Newton's method finds y.
     s = torch.linspace(0, 1, 1001, dtype=torch.float64)
     level = 19.6 * s * (1 - s) - 20
     y = torch.full_like(s, -8.4)
     for _ in range(20):
         rise, bowl, apart = torch.tanh(-0.5 * y), level + 0.01 * (y + 8) ** 2, 0.02 * (y + 8)
         slope = -0.5 * (1 - rise**2)
-        y = y - (slope * bowl + rise * apart) / (rise * slope * bowl + 2 * slope * apart + 0.02 * rise)
+        y = y - (slope * bowl + rise * apart) / (
+            rise * slope * bowl + 2 * slope * apart + 0.02 * rise
+        )
     front = torch.func.vmap(lambda x: losses({"x": x}, x))(torch.stack([14 * s - 7, y], -1))
     text = (
-        "Two losses on the plane (Liu et al. 2021, section 5.1, + 21): valleys that are logarithms of distances, with cusps, above bowls that conflict. "
+        "Two losses on the plane (Liu et al. 2021, section 5.1, + 21): valleys that are "
+        "logarithms of distances, with cusps, above bowls that conflict. "
         "Known: the Pareto set, a curve near y = -8.36, with the minimum of the mean in its middle."
     )
-    return Problem(text, draw, losses, front.amin(0), front.amax(0), front, float(front.mean(-1).amin()), steps=400, rates=(0.0316, 0.1, 0.316, 1.0, 3.16))
+    return Problem(
+        text,
+        draw,
+        losses,
+        front.amin(0),
+        front.amax(0),
+        front,
+        float(front.mean(-1).amin()),
+        steps=400,
+        rates=(0.0316, 0.1, 0.316, 1.0, 3.16),
+    )
 
 
 def pcgrad_landscape() -> Problem:
-    """The landscape of Yu et al. 2020, Figure 1, above its floor; starts are normal around the paper's (.5, -3)."""
+    """The landscape of Yu et al. 2020, Figure 1, above its floor; starts are normal around the
+    paper's (.5, -3).
+    """
     start = torch.tensor([0.5, -3.0], dtype=torch.float64)
     scale = torch.tensor([20.0, 25.0], dtype=torch.float64)
 
@@ -156,17 +208,30 @@ def pcgrad_landscape() -> Problem:
 
     zero = torch.zeros(2, dtype=torch.float64)
     text = (
-        "Two losses on the plane (Yu et al. 2020, Figure 1, above their floor): logarithms of the distances to two bent valleys, with cusps. Known: both "
+        "Two losses on the plane (Yu et al. 2020, Figure 1, above their floor): logarithms of "
+        "the distances to two bent valleys, with cusps. Known: both "
         "are 0 at x = -2, y > 6.5, which is the whole Pareto front."
     )
-    return Problem(text, draw, losses, zero, losses({"x": start}, start), zero[None], 0.0, steps=400, rates=RATES[1:])
+    return Problem(
+        text,
+        draw,
+        losses,
+        zero,
+        losses({"x": start}, start),
+        zero[None],
+        0.0,
+        steps=400,
+        rates=RATES[1:],
+    )
 
 
 # ---- test problems of multi-objective optimisation ----
 
 
 def vlmop2(size: int = 2) -> Problem:
-    """VLMOP2 (Van Veldhuizen & Lamont 1999; Fonseca & Fleming's second problem): two bumps, a concave front, gradients that vanish far away."""
+    """VLMOP2 (Van Veldhuizen & Lamont 1999; Fonseca & Fleming's second problem): two bumps, a
+    concave front, gradients that vanish far away.
+    """
     centre = torch.full((size,), size**-0.5, dtype=torch.float64)
 
     def losses(params: Params, data: Tensor) -> Tensor:
@@ -178,14 +243,22 @@ def vlmop2(size: int = 2) -> Problem:
 
     t = torch.linspace(-1, 1, 1001, dtype=torch.float64)
     front = 1 - torch.exp(-torch.stack([(t - 1) ** 2, (t + 1) ** 2], -1))
-    end = torch.linspace(0.9, 1, 100_001, dtype=torch.float64)  # the mean is least near either end, where its slope is that of the far bump
+    # the mean is least near either end, where its slope is that of the far bump
+    end = torch.linspace(0.9, 1, 100_001, dtype=torch.float64)
     least = float(1 - 0.5 * (torch.exp(-((end - 1) ** 2)) + torch.exp(-((end + 1) ** 2))).amax())
-    text = f"VLMOP2 in {size} variables, starts uniform in [-2, 2]. Known: the Pareto set is the segment between the two centres; the front is concave."
-    return Problem(text, draw, losses, front.amin(0), front.amax(0), front, least, steps=300, rates=RATES[1:])
+    text = (
+        f"VLMOP2 in {size} variables, starts uniform in [-2, 2]. Known: the Pareto set is the "
+        "segment between the two centres; the front is concave."
+    )
+    return Problem(
+        text, draw, losses, front.amin(0), front.amax(0), front, least, steps=300, rates=RATES[1:]
+    )
 
 
 def zdt1(size: int = 10) -> Problem:
-    """ZDT1 (Zitzler et al. 2000) without its box: x_1 = sigmoid(z_1), x_i = z_i²/(1 + z_i²), so that x_i = 0 is reached at z_i = 0."""
+    """ZDT1 (Zitzler et al. 2000) without its box: x_1 = sigmoid(z_1), x_i = z_i²/(1 + z_i²), so
+    that x_i = 0 is reached at z_i = 0.
+    """
 
     def losses(params: Params, data: Tensor) -> Tensor:
         z = params["z"]
@@ -201,10 +274,14 @@ def zdt1(size: int = 10) -> Problem:
     first = torch.linspace(0, 1, 1001, dtype=torch.float64)
     front = torch.stack([first, 1 - first.sqrt()], -1)
     text = (
-        f"ZDT1 in {size} variables, its box [0, 1] replaced by x_1 = sigmoid(z_1) and x_i = z_i²/(1 + z_i²): smooth and unconstrained, with the same "
-        "front (its two ends in the limit). Known: f_2 = 1 - √f_1, convex; the minimum of the mean at f_1 = 1/4."
+        f"ZDT1 in {size} variables, its box [0, 1] replaced by x_1 = sigmoid(z_1) and x_i = "
+        "z_i²/(1 + z_i²): smooth and unconstrained, with the same "
+        "front (its two ends in the limit). Known: f_2 = 1 - √f_1, convex; the minimum of the "
+        "mean at f_1 = 1/4."
     )
-    return Problem(text, draw, losses, front.amin(0), front.amax(0), front, 0.375, steps=300, rates=RATES[1:])
+    return Problem(
+        text, draw, losses, front.amin(0), front.amax(0), front, 0.375, steps=300, rates=RATES[1:]
+    )
 
 
 def dtlz2(size: int = 7) -> Problem:
@@ -220,29 +297,48 @@ def dtlz2(size: int = 7) -> Problem:
         z = random.normal(key, (size,), torch.float64)
         return {"z": z}, z.new_zeros(0)
 
-    angles = 0.5 * math.pi * torch.cartesian_prod(*[torch.linspace(0, 1, 61, dtype=torch.float64)] * 2)
+    angles = (
+        0.5 * math.pi * torch.cartesian_prod(*[torch.linspace(0, 1, 61, dtype=torch.float64)] * 2)
+    )
     a, b = angles.unbind(-1)
     front = torch.stack([a.cos() * b.cos(), a.cos() * b.sin(), a.sin()], -1)
     text = (
-        f"DTLZ2 with three objectives in {size} variables, its box [0, 1] replaced by x = sigmoid(z). Known: the front is the unit sphere's positive "
+        f"DTLZ2 with three objectives in {size} variables, its box [0, 1] replaced by x = "
+        "sigmoid(z). Known: the front is the unit sphere's positive "
         "octant (its edges in the limit), concave, so the minimum of the mean lies at the corners."
     )
-    return Problem(text, draw, losses, front.amin(0), front.amax(0), front, 1 / 3, steps=300, rates=RATES[1:])
+    return Problem(
+        text, draw, losses, front.amin(0), front.amax(0), front, 1 / 3, steps=300, rates=RATES[1:]
+    )
 
 
 # ---- networks ----
 
 
-def regression(tasks: int = 2, inputs: int = 8, width: int = 12, samples: int = 128, taken: int = 32) -> Problem:
-    """A trunk of `width` units learns `tasks` networks of that width at once, their targets at scales 1, 10, …, from batches of `taken`."""
+def regression(
+    tasks: int = 2, inputs: int = 8, width: int = 12, samples: int = 128, taken: int = 32
+) -> Problem:
+    """A trunk of `width` units learns `tasks` networks of that width at once, their targets at
+    scales 1, 10, …, from batches of `taken`.
+    """
     scale = torch.logspace(0, tasks - 1, tasks)
 
     def draw(key: Tensor) -> tuple[Params, Any]:
         part = [random.fold_in(key, i) for i in range(3)]
         x = random.normal(part[0], (2, samples, inputs))
-        hidden = torch.tanh(2 * torch.einsum("sni,thi->snth", x, _layer(part[1], tasks * width, inputs).reshape(tasks, width, inputs)))
+        hidden = torch.tanh(
+            2
+            * torch.einsum(
+                "sni,thi->snth",
+                x,
+                _layer(part[1], tasks * width, inputs).reshape(tasks, width, inputs),
+            )
+        )
         y = torch.einsum("snth,th->snt", hidden, _layer(part[2], tasks, width))
-        return _trunk_and_heads(random.fold_in(key, 3), inputs, width, tasks), (x, scale * (y - y.mean((0, 1))) / y.std((0, 1)))
+        return _trunk_and_heads(random.fold_in(key, 3), inputs, width, tasks), (
+            x,
+            scale * (y - y.mean((0, 1))) / y.std((0, 1)),
+        )
 
     def batch(data: Any, key: Tensor) -> Batch:
         x, y = data
@@ -250,8 +346,10 @@ def regression(tasks: int = 2, inputs: int = 8, width: int = 12, samples: int = 
         return x[0].index_select(0, chosen), y[0].index_select(0, chosen)
 
     text = (
-        f"{tasks} regressions by one tanh trunk ({inputs}-{width}-{width}) and linear heads, batches of {taken} of {samples}. Targets: standardised outputs of "
-        f"{tasks} unrelated networks of the same width, times {', '.join(f'{x:g}' for x in scale.tolist())}. Test losses; the score is 1 - R², 1 for a "
+        f"{tasks} regressions by one tanh trunk ({inputs}-{width}-{width}) and linear heads, "
+        f"batches of {taken} of {samples}. Targets: standardised outputs of "
+        f"{tasks} unrelated networks of the same width, times "
+        f"{', '.join(f'{x:g}' for x in scale.tolist())}. Test losses; the score is 1 - R², 1 for a "
         "constant prediction. The front is not known."
     )
     return Problem(
@@ -271,12 +369,21 @@ def regression(tasks: int = 2, inputs: int = 8, width: int = 12, samples: int = 
 
 
 def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> Problem:
-    """Three regressions of unit variance on fresh inputs: a linear target, a product of inputs, and a linear one of which .7 is noise."""
+    """Three regressions of unit variance on fresh inputs: a linear target, a product of inputs, and
+    a linear one of which .7 is noise.
+    """
     noise = 0.7
 
     def targets(x: Tensor, task: Tensor, key: Tensor) -> Tensor:
         easy, noisy = (x @ task.mT).unbind(-1)
-        return torch.stack([easy, x[:, 0] * x[:, 1], (1 - noise) ** 0.5 * noisy + noise**0.5 * random.normal(key, (len(x),))], -1)
+        return torch.stack(
+            [
+                easy,
+                x[:, 0] * x[:, 1],
+                (1 - noise) ** 0.5 * noisy + noise**0.5 * random.normal(key, (len(x),)),
+            ],
+            -1,
+        )
 
     def sample(task: Tensor, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
         x = random.normal(random.fold_in(key, 0), (count, inputs))
@@ -285,11 +392,16 @@ def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> Problem:
     def draw(key: Tensor) -> tuple[Params, Any]:
         task = random.normal(random.fold_in(key, 0), (2, inputs))
         task = task / task.norm(dim=-1, keepdim=True)
-        return _trunk_and_heads(random.fold_in(key, 1), inputs, width, 3), (task, sample(task, random.fold_in(key, 2), 256))
+        return _trunk_and_heads(random.fold_in(key, 1), inputs, width, 3), (
+            task,
+            sample(task, random.fold_in(key, 2), 256),
+        )
 
     text = (
-        f"Three regressions by one tanh trunk ({inputs}-{width}-{width}) and linear heads, {taken} fresh samples a step, targets of variance 1: a linear one, "
-        "the product of two inputs, a linear one of which .7 is noise. Equal scale, unequal difficulty. Known: no expected test loss can be below 0, 0 and .7."
+        f"Three regressions by one tanh trunk ({inputs}-{width}-{width}) and linear heads, "
+        f"{taken} fresh samples a step, targets of variance 1: a linear one, "
+        "the product of two inputs, a linear one of which .7 is noise. Equal scale, unequal "
+        "difficulty. Known: no expected test loss can be below 0, 0 and .7."
     )
     return Problem(
         text,

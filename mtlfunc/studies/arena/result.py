@@ -1,4 +1,6 @@
-"""The table of a study: scores at chosen learning rates, paired bootstrap intervals, average ranks, and what of it can be told from chance."""
+"""The table of a study: scores at chosen learning rates, paired bootstrap intervals, average ranks,
+and what of it can be told from chance.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from .. import random
-from ..pareto import hypervolume
+from ...analysis.pareto import hypervolume
+from ...core import random
 from .problems import Problem
 from .study import STATIC, Cell, Settings
 
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEASURES = {"mean": "mean score", "worst": "worst task's score", "front": "distance to the front"}
-"""What a final point is scored by, lower is better: the mean over tasks of (loss - ideal)/(nadir - ideal), the largest of them, or the distance to the
-front in these units, counting only coordinates that are worse (0 on the front; problems whose front is not known are left out)."""
+"""What a final point is scored by, lower is better: the mean over tasks of (loss - ideal)/(nadir -
+ideal), the largest of them, or the distance to the front in these units, counting only coordinates
+that are worse (0 on the front; problems whose front is not known are left out).
+"""
 
 BASELINE = "mean"
 TIE = 1e-4
@@ -49,40 +53,62 @@ class Rank(NamedTuple):
     rank: float
     seeds: Interval  # seeds resampled: what other seeds of these problems might give
     problems: Interval  # problems and seeds resampled: what other problems like these might give
-    against: dict[str, Interval]  # rank less that of the mean and of the static search, problems and seeds resampled; negative is better
+    # rank less that of the mean and of the static search, problems and seeds resampled; negative is
+    # better
+    against: dict[str, Interval]
 
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """Every rule on every problem. Printed, it is the table of ranks; `_repr_html_` is what a notebook shows."""
+    """Every rule on every problem. Printed, it is the table of ranks; `_repr_html_` is what a
+    notebook shows.
+    """
 
     problems: dict[str, Problem]
     cells: dict[str, dict[str, Cell]]  # by problem, by rule
     settings: Settings
-    scores: dict[str, dict[str, dict[str, Tensor]]] = field(init=False)  # by problem, rule and measure: [config, seed]
+    # by problem, rule and measure: [config, seed]
+    scores: dict[str, dict[str, dict[str, Tensor]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        scores = {name: {rule: scores_of(self.problems[name], cell.losses) for rule, cell in cells.items()} for name, cells in self.cells.items()}
+        scores = {
+            name: {
+                rule: scores_of(self.problems[name], cell.losses) for rule, cell in cells.items()
+            }
+            for name, cells in self.cells.items()
+        }
         object.__setattr__(self, "scores", scores)
 
     @property
     def rules(self) -> list[str]:
         """Rules that met every problem, in their order."""
         every = list(self.cells.values())
-        return [rule for rule in (every[0] if every else {}) if all(rule in cells for cells in every)]
+        return [
+            rule for rule in (every[0] if every else {}) if all(rule in cells for cells in every)
+        ]
 
     def chosen(self, problem: str, rule: str, by: str = "mean") -> int:
-        """The configuration whose mean score over the tuning seeds is least; one that is not finite on all of them loses to any that is."""
+        """The configuration whose mean score over the tuning seeds is least; one that is not finite
+        on all of them loses to any that is.
+        """
         tuning = self.scores[problem][rule][by][:, : self.settings.tuning]
         return int(torch.where(tuning.isfinite(), tuning, torch.inf).mean(-1).argmin())
 
-    def reported(self, problem: str, rule: str, by: str = "mean", measure: str | None = None) -> Float[Tensor, " seed"]:
-        """Scores on the reporting seeds at the configuration chosen `by`; what is not finite is infinite."""
-        score = self.scores[problem][rule][measure or by][self.chosen(problem, rule, by), self.settings.tuning :]
+    def reported(
+        self, problem: str, rule: str, by: str = "mean", measure: str | None = None
+    ) -> Float[Tensor, " seed"]:
+        """Scores on the reporting seeds at the configuration chosen `by`; what is not finite is
+        infinite.
+        """
+        score = self.scores[problem][rule][measure or by][
+            self.chosen(problem, rule, by), self.settings.tuning :
+        ]
         return torch.where(score.isfinite(), score, torch.inf)
 
     def status(self, problem: str, rule: str, by: str = "mean") -> str:
-        """Empty if all went well; what the rule raised, how many seeds did not stay finite, or that it ended above its start."""
+        """Empty if all went well; what the rule raised, how many seeds did not stay finite, or that
+        it ended above its start.
+        """
         cell = self.cells[problem][rule]
         if cell.error:
             return f"raised {cell.error}"
@@ -92,66 +118,102 @@ class Result:
         if lost:
             return f"not finite on {lost} of {len(final)} seeds"
         before = scores_of(self.problems[problem], cell.start[None, self.settings.tuning :])[by]
-        return "ends above its start" if self.reported(problem, rule, by).mean() > before.mean() else ""
+        return (
+            "ends above its start"
+            if self.reported(problem, rule, by).mean() > before.mean()
+            else ""
+        )
 
     def ranks(self, by: str = "mean") -> list[Rank]:
-        """Average ranks, best first, over the problems that have this measure and the rules that met all of them.
+        """Average ranks, best first, over the problems that have this measure and the rules that
+        met all of them.
 
-        In each problem and seed the rules are ranked by their score, ties sharing their ranks and a score that is not finite sharing the last ones.
+        In each problem and seed the rules are ranked by their score, ties sharing their ranks and a
+        score that is not finite sharing the last ones.
         """
         rules, names = self.rules, self._ranked(by)
         if not rules or not names:
             return []
-        grids = [_ranks(torch.stack([self.reported(name, rule, by) for rule in rules])) for name in names]
+        grids = [
+            _ranks(torch.stack([self.reported(name, rule, by) for rule in rules])) for name in names
+        ]
         seeds, both = self._resampled(grids)
         average = torch.stack([grid.mean(-1) for grid in grids]).mean(0)
         found = []
         for i, rule in enumerate(rules):
             against = {
-                other: _interval(float(average[i] - average[rules.index(other)]), both[:, i] - both[:, rules.index(other)])
+                other: _interval(
+                    float(average[i] - average[rules.index(other)]),
+                    both[:, i] - both[:, rules.index(other)],
+                )
                 for other in (BASELINE, STATIC)
                 if other in rules and other != rule
             }
-            found.append(Rank(rule, float(average[i]), _interval(float(average[i]), seeds[:, i]), _interval(float(average[i]), both[:, i]), against))
+            found.append(
+                Rank(
+                    rule,
+                    float(average[i]),
+                    _interval(float(average[i]), seeds[:, i]),
+                    _interval(float(average[i]), both[:, i]),
+                    against,
+                )
+            )
         return sorted(found, key=lambda rank: rank.rank)
 
     def critical_difference(self, by: str = "mean") -> float:
-        """How far two average ranks must lie apart to differ, at 95 % for all pairs at once, problems and seeds resampled; NaN without ranks."""
+        """How far two average ranks must lie apart to differ, at 95 % for all pairs at once,
+        problems and seeds resampled; NaN without ranks.
+        """
         rules, names = self.rules, self._ranked(by)
         if not rules or not names:
             return math.nan
-        grids = [_ranks(torch.stack([self.reported(name, rule, by) for rule in rules])) for name in names]
+        grids = [
+            _ranks(torch.stack([self.reported(name, rule, by) for rule in rules])) for name in names
+        ]
         _, both = self._resampled(grids)
         away = both - torch.stack([grid.mean(-1) for grid in grids]).mean(0)
         return float((away.amax(-1) - away.amin(-1)).quantile(0.95))
 
     def records(self, by: str = "mean") -> list[dict[str, Any]]:
-        """One flat dict for each problem and rule, at the configuration chosen `by`; NaN where something is not known or not measured."""
+        """One flat dict for each problem and rule, at the configuration chosen `by`; NaN where
+        something is not known or not measured.
+        """
         found = []
         for name, cells in self.cells.items():
             measure = self._measure(name, by)
             draws = resamples(self.settings.seeds, len(found))
-            everyone = _ranks(torch.stack([self.reported(name, rule, measure) for rule in cells])).mean(-1)
+            everyone = _ranks(
+                torch.stack([self.reported(name, rule, measure) for rule in cells])
+            ).mean(-1)
             volumes = self._hypervolumes(name, measure)
             for rule, place in zip(cells, everyone.tolist(), strict=True):
                 found.append(self._record(name, rule, measure, draws, place) | volumes[rule])
         return found
 
     def plot(self, ax: Axes | None = None, by: str = "mean") -> Axes:
-        """Average ranks, best on top: thick with seeds resampled, thin with problems and seeds resampled."""
+        """Average ranks, best on top: thick with seeds resampled, thin with problems and seeds
+        resampled.
+        """
         if ax is None:
-            from matplotlib.figure import Figure  # noqa: PLC0415  only where something is drawn
+            from matplotlib.figure import Figure
 
-            ax = Figure(figsize=(7, 1.2 + 0.28 * len(self.rules)), layout="constrained").add_subplot()
+            ax = Figure(
+                figsize=(7, 1.2 + 0.28 * len(self.rules)), layout="constrained"
+            ).add_subplot()
         ranks = self.ranks(by)
         for i, rank in enumerate(ranks):
             colour = "C1" if rank.rule in (BASELINE, STATIC) else "C0"
             ax.plot(rank.problems[1:], (i, i), color=colour, linewidth=1)
-            ax.plot(rank.seeds[1:], (i, i), color=colour, linewidth=4, alpha=0.5, solid_capstyle="butt")
+            ax.plot(
+                rank.seeds[1:], (i, i), color=colour, linewidth=4, alpha=0.5, solid_capstyle="butt"
+            )
             ax.plot(rank.rank, i, "o", color=colour, markersize=5)
         ax.set_yticks(range(len(ranks)), [rank.rule for rank in ranks])
         ax.set_ylim(len(ranks) - 0.4, -0.6)
-        ax.set_xlabel(f"average rank of {len(ranks)}, 1 is best, {_problems(len(self._ranked(by)))}\nby {MEASURES[by]}")
+        ax.set_xlabel(
+            f"average rank of {len(ranks)}, 1 is best, {_problems(len(self._ranked(by)))}\nby "
+            f"{MEASURES[by]}"
+        )
         ax.grid(axis="x", alpha=0.25)
         return ax
 
@@ -159,7 +221,10 @@ class Result:
         head, *rows = self._summary()
         cells = [head, *rows]
         widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
         lines.insert(1, "-" * len(lines[0]))
         return "\n".join([*lines, "", *self.notes()])
 
@@ -167,7 +232,10 @@ class Result:
 
     def _repr_html_(self) -> str:
         head, *rows = self._summary()
-        body = "".join(f"<tr>{''.join(f'<td{_colour(cell)}>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        body = "".join(
+            f"<tr>{''.join(f'<td{_colour(cell)}>{html.escape(cell)}</td>' for cell in row)}</tr>"
+            for row in rows
+        )
         top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
         return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>{self._details()}"
@@ -176,28 +244,48 @@ class Result:
         """What the table shows, how it was taken, and what was lost on the way."""
         settings, ranks = self.settings, self.ranks(by)
         notes = [
-            f"Scores: {MEASURES[by]}, mean over {settings.seeds} seeds, from (loss - ideal)/(nadir - ideal) of every task: 0 is what each task reaches alone. "
-            f"+ better, - worse than the rule mean on this problem (the 95 % interval of the seed-paired difference lies beyond {TIE:g}, one cell at a time).",
-            f"The learning rate of every rule, and the weights of the static search, are those that are best on {settings.tuning} other seeds, from one grid "
-            "a problem, so that no rule profits from its scale and no score chose its own configuration.",
+            f"Scores: {MEASURES[by]}, mean over {settings.seeds} seeds, from (loss - "
+            "ideal)/(nadir - ideal) of every task: 0 is what each task reaches alone. "
+            "+ better, - worse than the rule mean on this problem (the 95 % interval of the "
+            f"seed-paired difference lies beyond {TIE:g}, one cell at a time).",
+            "The learning rate of every rule, and the weights of the static search, are those "
+            f"that are best on {settings.tuning} other seeds, from one grid "
+            "a problem, so that no rule profits from its scale and no score chose its own "
+            "configuration.",
         ]
         if ranks:
             notes.append(
-                f"Average ranks, {_problems(len(self._ranked(by)))}, with 95 % intervals, problems and seeds resampled. All pairs taken together, two rules "
+                f"Average ranks, {_problems(len(self._ranked(by)))}, with 95 % intervals, "
+                "problems and seeds resampled. All pairs taken together, two rules "
                 f"differ if their ranks are {self.critical_difference(by):.2f} apart."
             )
             for other in (BASELINE, STATIC):
-                better = [rank.rule for rank in ranks if other in rank.against and rank.against[other].high < 0]
-                worse = [rank.rule for rank in ranks if other in rank.against and rank.against[other].low > 0]
+                better = [
+                    rank.rule
+                    for rank in ranks
+                    if other in rank.against and rank.against[other].high < 0
+                ]
+                worse = [
+                    rank.rule
+                    for rank in ranks
+                    if other in rank.against and rank.against[other].low > 0
+                ]
                 if any(other in rank.against for rank in ranks):
-                    notes.append(f"Against {other}, one rule at a time: better {', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; others open.")
+                    notes.append(
+                        f"Against {other}, one rule at a time: better "
+                        f"{', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
+                        "others open."
+                    )
         failures: dict[tuple[str, str], list[str]] = {}
         for name, cells in self.cells.items():
             for rule in cells:
                 status = self.status(name, rule, self._measure(name, by))
                 if status:
                     failures.setdefault((rule, status), []).append(name)
-        return notes + [f"! {rule} on {', '.join(names)}: {status}" for (rule, status), names in failures.items()]
+        return notes + [
+            f"! {rule} on {', '.join(names)}: {status}"
+            for (rule, status), names in failures.items()
+        ]
 
     # ---- parts ----
 
@@ -205,7 +293,11 @@ class Result:
         """Problems that have this measure."""
         if by not in MEASURES:
             raise ValueError(f"by={by!r}: expected one of {', '.join(map(repr, MEASURES))}")
-        return [name for name, rules in self.scores.items() if all(by in scores for scores in rules.values())]
+        return [
+            name
+            for name, rules in self.scores.items()
+            if all(by in scores for scores in rules.values())
+        ]
 
     def _measure(self, problem: str, by: str) -> str:
         """`by`, or the mean score where the front is not known."""
@@ -213,11 +305,18 @@ class Result:
 
     def _resampled(self, grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Average ranks `[draw, rule]` with seeds resampled, and with problems resampled as well."""
-        drawn = torch.stack([resamples(self.settings.seeds, i) @ grid.mT for i, grid in enumerate(grids)], 1)  # [draw, problem, rule]
+        # [draw, problem, rule]
+        drawn = torch.stack(
+            [resamples(self.settings.seeds, i) @ grid.mT for i, grid in enumerate(grids)], 1
+        )
         return drawn.mean(1), torch.einsum("dp,dpr->dr", resamples(len(grids), -1), drawn)
 
     def _record(self, name: str, rule: str, by: str, draws: Tensor, place: float) -> dict[str, Any]:
-        problem, cell, best = self.problems[name], self.cells[name][rule], self.chosen(name, rule, by)
+        problem, cell, best = (
+            self.problems[name],
+            self.cells[name][rule],
+            self.chosen(name, rule, by),
+        )
         report = slice(self.settings.tuning, None)
         final = cell.losses[best, report]
         record: dict[str, Any] = {
@@ -237,13 +336,24 @@ class Result:
             record |= _fields(measure, self.reported(name, rule, by, measure), draws)
         for other in (BASELINE, STATIC):
             if other in self.cells[name] and other != rule:
-                record |= _fields(f"{by} less {other}'s", self.reported(name, rule, by) - self.reported(name, other, by), draws)
-        for key, values in (("worst rate before", cell.before), ("worst rate after", cell.after), ("rises", cell.rises), ("conflict", cell.conflict)):
+                record |= _fields(
+                    f"{by} less {other}'s",
+                    self.reported(name, rule, by) - self.reported(name, other, by),
+                    draws,
+                )
+        for key, values in (
+            ("worst rate before", cell.before),
+            ("worst rate after", cell.after),
+            ("rises", cell.rises),
+            ("conflict", cell.conflict),
+        ):
             record |= _fields(key, values[best, report], draws)
         return record | {"step, ms": cell.step_ms}
 
     def _hypervolumes(self, name: str, by: str) -> dict[str, dict[str, float]]:
-        """Of the final points of half the seeds, over that of the front: mean and 95 % range over random halves, the same for every rule."""
+        """Of the final points of half the seeds, over that of the front: mean and 95 % range over
+        random halves, the same for every rule.
+        """
         problem, rules = self.problems[name], self.cells[name]
         if problem.front is None or len(problem.ideal) > 3 or len(problem.front) < 2:
             return {rule: {} for rule in rules}
@@ -253,10 +363,19 @@ class Result:
         halves = random.permutation(random.key(0), count, rows=HALVES)[:, : max(1, count // 2)]
         found = {}
         for rule, cell in rules.items():
-            points = normalized(problem, cell.losses[self.chosen(name, rule, by), self.settings.tuning :])
-            points = torch.where(points.isfinite().all(-1, keepdim=True), points, REFERENCE_POINT)  # dominates nothing
+            points = normalized(
+                problem, cell.losses[self.chosen(name, rule, by), self.settings.tuning :]
+            )
+            # dominates nothing
+            points = torch.where(points.isfinite().all(-1, keepdim=True), points, REFERENCE_POINT)
             volumes = vmap(lambda half: hypervolume(half, reference))(points[halves]) / whole
-            found[rule] = dict(zip(("hypervolume", "hypervolume, low", "hypervolume, high"), _interval(float(volumes.mean()), volumes), strict=True))
+            found[rule] = dict(
+                zip(
+                    ("hypervolume", "hypervolume, low", "hypervolume, high"),
+                    _interval(float(volumes.mean()), volumes),
+                    strict=True,
+                )
+            )
         return found
 
     def _summary(self, by: str = "mean") -> list[list[str]]:
@@ -264,9 +383,20 @@ class Result:
         at = {(record["problem"], record["rule"]): record for record in self.records(by)}
         rows = [["rule", "rank", "95 %", *self.cells]]
         ranks = self.ranks(by)
-        left = [rule for rule in dict.fromkeys(rule for cells in self.cells.values() for rule in cells) if rule not in self.rules]
-        for rule, rank in [*((rank.rule, rank) for rank in ranks), *((rule, None) for rule in left)]:
-            place = ["", ""] if rank is None else [f"{rank.rank:.2f}", f"{rank.problems.low:.1f} to {rank.problems.high:.1f}"]
+        left = [
+            rule
+            for rule in dict.fromkeys(rule for cells in self.cells.values() for rule in cells)
+            if rule not in self.rules
+        ]
+        for rule, rank in [
+            *((rank.rule, rank) for rank in ranks),
+            *((rule, None) for rule in left),
+        ]:
+            place = (
+                ["", ""]
+                if rank is None
+                else [f"{rank.rank:.2f}", f"{rank.problems.low:.1f} to {rank.problems.high:.1f}"]
+            )
             rows.append([rule, *place, *(_cell(at.get((name, rule)), by) for name in self.cells)])
         return rows
 
@@ -275,9 +405,15 @@ class Result:
         parts = []
         records = self.records(by)
         for name in self.cells:
-            rows = sorted((record for record in records if record["problem"] == name), key=lambda record: record["rank"])
+            rows = sorted(
+                (record for record in records if record["problem"] == name),
+                key=lambda record: record["rank"],
+            )
             head = "".join(f"<th>{html.escape(column)}</th>" for column in DETAILS)
-            body = "".join(f"<tr>{''.join(f'<td>{html.escape(show(row))}</td>' for show in DETAILS.values())}</tr>" for row in rows)
+            body = "".join(
+                f"<tr>{''.join(f'<td>{html.escape(show(row))}</td>' for show in DETAILS.values())}</tr>"
+                for row in rows
+            )
             parts.append(
                 f"<details><summary>{html.escape(name)}</summary><p>{html.escape(self.problems[name].text)}</p>"
                 f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></details>"
@@ -290,20 +426,34 @@ def normalized(problem: Problem, losses: Tensor) -> Tensor:
     return (losses - problem.ideal) / (problem.nadir - problem.ideal)
 
 
-def scores_of(problem: Problem, losses: Float[Tensor, "config seed task"]) -> dict[str, Float[Tensor, "config seed"]]:
+def scores_of(
+    problem: Problem, losses: Float[Tensor, "config seed task"]
+) -> dict[str, Float[Tensor, "config seed"]]:
     """Every measure that the problem has."""
     z = normalized(problem, losses)
     scores = {"mean": z.mean(-1), "worst": z.amax(-1)}
     if problem.front is not None:
         front = normalized(problem, problem.front)
-        scores["front"] = torch.stack([(points[:, None] - front).clamp_min(0).norm(dim=-1).amin(-1) for points in z])
+        scores["front"] = torch.stack(
+            [(points[:, None] - front).clamp_min(0).norm(dim=-1).amin(-1) for points in z]
+        )
     return scores
 
 
 def resamples(count: int, stream: int) -> Float[Tensor, "draw item"]:
-    """Bootstrap weights: each row is how often each of `count` items was drawn with replacement, over `count`; a fixed stream of random numbers."""
-    drawn = (random.uniform(random.fold_in(random.key(17), stream), (DRAWS, count), torch.float64) * count).long()
-    return torch.zeros(DRAWS, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64)) / count
+    """Bootstrap weights: each row is how often each of `count` items was drawn with replacement,
+    over `count`; a fixed stream of random numbers.
+    """
+    drawn = (
+        random.uniform(random.fold_in(random.key(17), stream), (DRAWS, count), torch.float64)
+        * count
+    ).long()
+    return (
+        torch.zeros(DRAWS, count, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+        )
+        / count
+    )
 
 
 def _ranks(scores: Float[Tensor, "rule seed"]) -> Float[Tensor, "rule seed"]:
@@ -332,7 +482,9 @@ def _cell(record: Mapping[str, Any] | None, by: str) -> str:
         return ""
     if not math.isfinite(record.get(by, math.inf)):
         return "failed !" if record["status"] else ""
-    low, high = (record.get(f"{by} less {BASELINE}'s, {side}", math.nan) for side in ("low", "high"))
+    low, high = (
+        record.get(f"{by} less {BASELINE}'s, {side}", math.nan) for side in ("low", "high")
+    )
     mark = " +" if high < -TIE else " -" if low > TIE else ""
     return f"{record[by]:.3f}{mark}{' !' if record['status'] else ''}"
 
@@ -343,15 +495,23 @@ def _problems(count: int) -> str:
 
 def _colour(cell: str) -> str:
     colours = {"+": "#d9efe5", "-": "#f7e0d3", "!": "#f3c6c6"}
-    return f' style="background:{colours[cell[-1]]};color:#222"' if cell[-1:] in colours and " " in cell else ""
+    return (
+        f' style="background:{colours[cell[-1]]};color:#222"'
+        if cell[-1:] in colours and " " in cell
+        else ""
+    )
 
 
 def _number(key: str, digits: str = ".3f") -> Any:
     def show(row: Mapping[str, Any]) -> str:
-        value, low, high = (row.get(name, math.nan) for name in (key, f"{key}, low", f"{key}, high"))
+        value, low, high = (
+            row.get(name, math.nan) for name in (key, f"{key}, low", f"{key}, high")
+        )
         if not math.isfinite(value):
             return "failed" if row["status"] and key in row else ""
-        return f"{value:{digits}}" + (f" [{low:{digits}}, {high:{digits}}]" if math.isfinite(low) else "")
+        return f"{value:{digits}}" + (
+            f" [{low:{digits}}, {high:{digits}}]" if math.isfinite(low) else ""
+        )
 
     return show
 
@@ -359,8 +519,12 @@ def _number(key: str, digits: str = ".3f") -> Any:
 DETAILS = {
     "rule": lambda row: row["rule"] + (f" ({row['status']})" if row["status"] else ""),
     "rank": lambda row: f"{row['rank']:.1f}",
-    "learning rate": lambda row: f"{row['lr']:g}" + (" (edge of the grid)" if row["lr at edge"] else ""),
-    "static weights": lambda row: ", ".join(f"{x:.2g}" for x in row["weights"]) if row["weights"] else "",
+    "learning rate": lambda row: (
+        f"{row['lr']:g}" + (" (edge of the grid)" if row["lr at edge"] else "")
+    ),
+    "static weights": lambda row: (
+        ", ".join(f"{x:.2g}" for x in row["weights"]) if row["weights"] else ""
+    ),
     "final losses": lambda row: ", ".join(f"{x:.4g}" for x in row["losses"]),
     "mean score": _number("mean"),
     "less the mean's": _number("mean less mean's"),

@@ -1,4 +1,6 @@
-"""One run as a pure function, and one rule on one problem: all seeds and all learning rates as one vmapped program."""
+"""One run as a pure function, and one rule on one problem: all seeds and all learning rates as one
+vmapped program.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,24 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from .. import random
-from ..diagnostics import conflicts
-from ..gradients import task_gradients
-from ..optim import adam
-from ..probes import losses_only
-from ..rules import mean
-from ..step import balance
-from ..tree import dot, map_params, select
-from ..types import Batch, Optimizer, Params, Probe, Rule
+from ...analysis.diagnostics import conflicts
+from ...core import random
+from ...core.tree import dot, map_params, select
+from ...gradients.rows import task_gradients
+from ...probes import losses_only
+from ...rules import mean
+from ...training.optim import adam
+from ...training.step import balance
+from ...types import Batch, Optimizer, Params, Probe, Rule
 from .problems import Problem
 
 STATIC = "static search"
 """The baseline to beat: the best constant weights of a grid."""
 
 TUNING = 1_000_000
-"""Seeds from here on choose learning rates and static weights; results are taken on seeds from 0 on."""
+"""Seeds from here on choose learning rates and static weights; results are taken on seeds from 0
+on.
+"""
 
 
 class Contestant(NamedTuple):
@@ -34,7 +38,9 @@ class Contestant(NamedTuple):
 
     rule: Callable[[], Rule]
     probe: Callable[[str], Probe]  # from the glob of the shared parameters
-    batches: int = 1  # independent batches a step; from 2 on the probe gets a tuple of them, as `double_sampling` asks
+    # independent batches a step; from 2 on the probe gets a tuple of them, as `double_sampling`
+    # asks
+    batches: int = 1
 
 
 class Settings(NamedTuple):
@@ -43,21 +49,27 @@ class Settings(NamedTuple):
     seeds: int = 16  # that results are taken on
     tuning: int = 8  # other seeds, that learning rates and static weights are chosen on
     budget: float = 1.0  # times the problem's own number of steps
-    optimizer: Callable[[Tensor], Optimizer] = adam  # of the learning rate, which falls linearly to 0
+    # of the learning rate, which falls linearly to 0
+    optimizer: Callable[[Tensor], Optimizer] = adam
     looks: int = 25  # steps of a run at which rates and conflict are measured
 
 
 class Cell(NamedTuple):
-    """One rule on one problem, at every configuration (a learning rate; for the static search also weights) and seed, tuning seeds first."""
+    """One rule on one problem, at every configuration (a learning rate; for the static search also
+    weights) and seed, tuning seeds first.
+    """
 
     lr: Float[Tensor, " config"]
     weights: Float[Tensor, "config task"] | None  # of the static search
     start: Float[Tensor, "seed task"]
     losses: Float[Tensor, "config seed task"]  # at the end
-    before: Float[Tensor, "config seed"]  # worst cosine of a task's gradient with the rule's direction, mean over looks
+    # worst cosine of a task's gradient with the rule's direction, mean over looks
+    before: Float[Tensor, "config seed"]
     after: Float[Tensor, "config seed"]  # the same with the step that the optimizer made of it
-    rises: Float[Tensor, "config seed"]  # share of looks at which the step raised some loss of its batch
-    conflict: Float[Tensor, "config seed"]  # share of looks with g_i·g_j < 0 for some pair, over the shared leaves
+    # share of looks at which the step raised some loss of its batch
+    rises: Float[Tensor, "config seed"]
+    # share of looks with g_i·g_j < 0 for some pair, over the shared leaves
+    conflict: Float[Tensor, "config seed"]
     step_ms: float  # median wall time of one step of all configurations and seeds together
     error: str  # what the rule raised; empty if nothing
 
@@ -86,7 +98,8 @@ def train(
     clock: Clock,
     batches: int = 1,
 ) -> Run:
-    """One run: step k of `descend` with the optimizer at learning rate lr·(1 - k/steps); every tensor may be batched.
+    """One run: step k of `descend` with the optimizer at learning rate lr·(1 - k/steps); every
+    tensor may be batched.
 
     The key fixes start, data and batches, the same for every rule, and the rule's own randomness.
     """
@@ -100,7 +113,9 @@ def train(
     def several(k: int) -> tuple[Batch, ...]:
         """Those of step k; the first one is the same for every rule."""
         this = random.fold_in(random.fold_in(key, 1), k)
-        return tuple(problem.batch(data, this if i == 0 else random.fold_in(this, i)) for i in range(batches))
+        return tuple(
+            problem.batch(data, this if i == 0 else random.fold_in(this, i)) for i in range(batches)
+        )
 
     def taken(drawn: tuple[Batch, ...]) -> Batch:
         return drawn if batches > 1 else drawn[0]
@@ -113,7 +128,9 @@ def train(
         began = time.perf_counter()
         grads, state, info = method.update(params, taken(drawn), state)
         if not isinstance(info.weights, Tensor) or info.weights.ndim != 1:
-            raise ValueError(f"weights: expected a vector, one entry a row, got {_shape(info.weights)}")
+            raise ValueError(
+                f"weights: expected a vector, one entry a row, got {_shape(info.weights)}"
+            )
         moved, moments = optimizer(lr * (1 - k / steps)).update(grads, moments, params)
         clock(time.perf_counter() - began)
         if k % every == 0:
@@ -127,8 +144,17 @@ Clock = Callable[[float], None]
 """Told the wall time of every step, in seconds."""
 
 
-def _look(problem: Problem, names: tuple[str, ...], params: Params, moved: Params, grads: Params, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a step did, on one common Gramian: that of the plain losses over the shared leaves, whatever the rule's probe measures."""
+def _look(
+    problem: Problem,
+    names: tuple[str, ...],
+    params: Params,
+    moved: Params,
+    grads: Params,
+    batch: Batch,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a step did, on one common Gramian: that of the plain losses over the shared leaves,
+    whatever the rule's probe measures.
+    """
     losses, rows = task_gradients(problem.losses, params, batch)
     gramian = dot(rows, rows, names)
     length = gramian.diagonal().sqrt()
@@ -137,32 +163,61 @@ def _look(problem: Problem, names: tuple[str, ...], params: Params, moved: Param
         towards = {name: direction[name][None] for name in names}
         rates = dot(rows, towards, names)[:, 0]
         scale = length * dot(towards, towards, names)[0, 0].sqrt()
-        return torch.where(scale > 0, rates / scale.where(scale > 0, 1.0), torch.where(scale.isnan(), scale, 0.0)).amin()
+        return torch.where(
+            scale > 0, rates / scale.where(scale > 0, 1.0), torch.where(scale.isnan(), scale, 0.0)
+        ).amin()
 
-    rises = torch.where(losses.isfinite().all(), (problem.losses(moved, batch) > losses).any().double(), torch.nan)
-    conflict = torch.where(gramian.isfinite().all(), conflicts(gramian).any().double(), torch.nan)  # no square on the diagonal is negative
+    rises = torch.where(
+        losses.isfinite().all(), (problem.losses(moved, batch) > losses).any().double(), torch.nan
+    )
+    # no square on the diagonal is negative
+    conflict = torch.where(gramian.isfinite().all(), conflicts(gramian).any().double(), torch.nan)
     return worst(grads), worst(map_params(torch.sub, params, moved)), rises, conflict
 
 
 def compete(problem: Problem, contestant: Contestant | None, settings: Settings) -> Cell:
-    """All tuning and reporting seeds of a rule at all learning rates in one vmapped program; nothing that it raises comes through.
+    """All tuning and reporting seeds of a rule at all learning rates in one vmapped program;
+    nothing that it raises comes through.
 
     Args:
-        contestant: None is the static search: the mean with every weight vector of `static_grid` at every learning rate.
+        contestant: None is the static search: the mean with every weight vector of `static_grid` at
+            every learning rate.
     """
     tasks = len(problem.ideal)
     seeds = torch.cat([TUNING + torch.arange(settings.tuning), torch.arange(settings.seeds)])
     lr = torch.tensor(problem.rates, dtype=torch.float64)
-    weights = static_grid(tasks) if contestant is None else torch.full((1, tasks), 1 / tasks, dtype=torch.float64)
-    configs = [part.flatten(0, 1) for part in (lr[:, None].expand(-1, len(weights)), weights.expand(len(lr), -1, -1))]
+    weights = (
+        static_grid(tasks)
+        if contestant is None
+        else torch.full((1, tasks), 1 / tasks, dtype=torch.float64)
+    )
+    configs = [
+        part.flatten(0, 1)
+        for part in (lr[:, None].expand(-1, len(weights)), weights.expand(len(lr), -1, -1))
+    ]
     times: list[float] = []
     steps = max(1, round(settings.budget * problem.steps))
 
     def run(seed: Tensor, lr: Tensor, weights: Tensor) -> Run:
-        rule, probe = (mean(weights), losses_only()) if contestant is None else (contestant.rule(), contestant.probe(problem.shared))
+        rule, probe = (
+            (mean(weights), losses_only())
+            if contestant is None
+            else (contestant.rule(), contestant.probe(problem.shared))
+        )
         batches = 1 if contestant is None else contestant.batches
         key = random.key(seed)
-        return train(problem, rule, probe, settings.optimizer, key, lr, steps=steps, looks=settings.looks, clock=times.append, batches=batches)
+        return train(
+            problem,
+            rule,
+            probe,
+            settings.optimizer,
+            key,
+            lr,
+            steps=steps,
+            looks=settings.looks,
+            clock=times.append,
+            batches=batches,
+        )
 
     error = ""
     try:
@@ -175,11 +230,24 @@ def compete(problem: Problem, contestant: Contestant | None, settings: Settings)
         start, losses = nothing[0], nothing
         before = after = rises = conflict = nothing[..., 0]
     median = 1e3 * sorted(times)[len(times) // 2] if times else float("nan")
-    return Cell(configs[0], configs[1] if contestant is None else None, start, losses, before, after, rises, conflict, median, error)
+    return Cell(
+        configs[0],
+        configs[1] if contestant is None else None,
+        start,
+        losses,
+        before,
+        after,
+        rises,
+        conflict,
+        median,
+        error,
+    )
 
 
 def static_grid(tasks: int) -> Float[Tensor, "point task"]:
-    """Constant weights whose ratios to the last one run from 1/100 to 100: 9 vectors for two tasks, 25 for three."""
+    """Constant weights whose ratios to the last one run from 1/100 to 100: 9 vectors for two tasks,
+    25 for three.
+    """
     ticks = torch.linspace(-2, 2, 9 if tasks == 2 else 5, dtype=torch.float64)
     powers = torch.cartesian_prod(*[ticks] * (tasks - 1)).reshape(-1, tasks - 1)
     ratios = torch.cat([10**powers, torch.ones(len(powers), 1, dtype=torch.float64)], -1)
@@ -190,8 +258,17 @@ def _explained(raised: Exception) -> str:
     """One line of an exception, or what to do about the commonest ones."""
     line = (str(raised).strip().splitlines() or [""])[0]
     if line.startswith("vmap:"):
-        why = "branches on a value" if "control flow" in line else "reads a value" if ".item()" in line else "does what vmap cannot"
-        line = f"{why}, but all seeds run in one vmap: use torch.where, and no .item(), float() or boolean indexing"
+        why = (
+            "branches on a value"
+            if "control flow" in line
+            else "reads a value"
+            if ".item()" in line
+            else "does what vmap cannot"
+        )
+        line = (
+            f"{why}, but all seeds run in one vmap: use torch.where, and no .item(), float() "
+            "or boolean indexing"
+        )
     return f"{type(raised).__name__}: {line[:200]}"
 
 

@@ -1,0 +1,1 @@
+"""What gradients, Gramians and fronts say: diagnostics, the papers' theorems, Pareto fronts."""

@@ -1,0 +1,1 @@
+"""What every other room uses: checks of arguments, parameter dicts, random keys."""

@@ -1,0 +1,1 @@
+"""Compiled loops of the rules, one problem after the other."""

@@ -1,0 +1,1 @@
+"""Compiled loops of the solvers, one problem after the other."""

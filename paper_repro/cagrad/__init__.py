@@ -1,0 +1,1 @@
+"""CAGrad (Liu et al. 2021), one question a file."""

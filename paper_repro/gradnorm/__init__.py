@@ -1,0 +1,1 @@
+"""GradNorm (Chen et al. 2018), one question a file."""

@@ -1,0 +1,1 @@
+"""PCGrad (Yu et al. 2020), one question a file."""

@@ -1,0 +1,1 @@
+"""What all reproductions share: findings, figures, intervals, the cache and the page."""
