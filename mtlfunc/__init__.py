@@ -5,7 +5,8 @@ solver.
 from . import plot, solvers
 from .analysis import diagnostics, pareto, theory
 from .audit import audit
-from .core import random
+from .core import optim, random
+from .core.optim import adam, sgd
 from .core.tree import assign_gradients, parameters, stack
 from .gradients import (
     explain_gramian,
@@ -68,7 +69,7 @@ from .rules import (
 )
 from .studies import Unfinished, grid
 from .studies.arena import arena
-from .training import Interrupted, adam, balance, descend, optim, rollout, sgd
+from .training import Interrupted, balance, descend, rollout
 from .types import (
     Balance,
     Geometry,

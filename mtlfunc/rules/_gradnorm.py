@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core import optim
 from ..core.checks import can_look, check_scalar, poison
 from ..solvers.problems import root
-from ..training import optim
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import gramian_of, mean_present, total_present
 from .losswise import learn

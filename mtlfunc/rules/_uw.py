@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
-from ..training import optim
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import preference_of
 from .losswise import learn

@@ -15,11 +15,11 @@ from torch.func import vmap
 
 from ...analysis.diagnostics import conflicts
 from ...core import random
+from ...core.optim import adam
 from ...core.tree import dot, map_params, select
 from ...gradients.rows import task_gradients
 from ...probes import losses_only
 from ...rules import mean
-from ...training.optim import adam
 from ...training.step import balance
 from ...types import Batch, Optimizer, Params, Probe, Rule
 from .problems import Problem

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.checks import check_scalar
-from ..core.tree import map_params
 from ..types import Optimizer, Params, Scalar, State
+from .checks import check_scalar
+from .tree import map_params
 
 
 class AdamState(NamedTuple):

@@ -1,0 +1,181 @@
+"""The house keeps its shape: few rooms, imports that run one way, short functions, short files,
+lines of 100 columns, a wheel of the package alone, docstrings that documentation tools read.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import griffe
+import pytest
+
+import mtlfunc as mf
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("mtlfunc", "tests", "experiments", "paper_repro", "docs")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function from `def` to its end, without its docstring."""
+    documented = ast.get_docstring(function) is not None
+    first = function.body[0]
+    return (
+        function.end_lineno
+        - function.lineno
+        + 1
+        - documented * (first.end_lineno - first.lineno + 1)
+    )  # pyright: ignore[reportOptionalOperand]
+
+
+def test_few_entries_at_the_top():
+    entries = [path for path in (ROOT / "mtlfunc").iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 14, sorted(path.name for path in entries)
+
+
+def test_lines_and_files_are_short():
+    long = []
+    for path in SOURCES:
+        lines = path.read_text().splitlines()
+        most = 400 if path.is_relative_to(ROOT / "paper_repro") else 700
+        if len(lines) > most:
+            long.append(f"{path.relative_to(ROOT)}: {len(lines)} lines")
+        long += [f"{path.relative_to(ROOT)}:{i}" for i, x in enumerate(lines, 1) if len(x) > 100]
+    assert not long
+
+
+def test_few_functions_are_long():
+    found = {
+        f"{path.relative_to(ROOT)}:{node.name}": code_lines(node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    longest = {name: count for name, count in found.items() if count > 70}
+    assert len(longest) <= 4, longest
+
+
+def test_no_module_is_hidden_by_a_function():
+    """`import mtlfunc.a.b` and the attribute `b` of `mtlfunc.a` are one thing."""
+    for path in (ROOT / "mtlfunc").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] in ("__init__", "__main__"):
+            continue
+        package = importlib.import_module(".".join(parts[:-1]))
+        found = getattr(package, parts[-1], None)
+        assert found is None or inspect.ismodule(found), ".".join(parts)
+
+
+def test_imports_run_one_way():
+    done = subprocess.run(
+        ["lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_package_imports_what_it_declares_and_the_light_things_alone():
+    """In a fresh process: torch is loaded by torch itself; what is heavy waits for its first use."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import mtlfunc; "
+        "print(*sorted({x.split('.')[0] for x in set(sys.modules) - before})); "
+        "print(int('torch._dynamo' in set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, dynamo = done.stdout.splitlines()
+    heavy = {"cvxpy", "numba", "matplotlib", "xarray", "pandas", "scipy", "triton", "moocore"}
+    assert not heavy & set(names.split())
+    assert dynamo == "0"
+
+
+def test_wheel_holds_the_package_alone(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        tops = {name.split("/")[0] for name in wheel.namelist()}
+        assert "mtlfunc/py.typed" in wheel.namelist()
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"mtlfunc"}
+
+
+def test_experiments_use_public_names_only():
+    public = {
+        "mtlfunc",
+        "mtlfunc.audit",
+        "mtlfunc.core.files",
+        "mtlfunc.solvers",
+        "mtlfunc.studies.arena",
+        "mtlfunc.types",
+    }
+    for path in SOURCES:
+        if not path.is_relative_to(ROOT / "experiments") | path.is_relative_to(
+            ROOT / "paper_repro"
+        ):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert all(x.name in public for x in node.names if x.name.startswith("mtlfunc"))
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mtlfunc"):
+                assert node.module in public, f"{path.relative_to(ROOT)}: {node.module}"
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "mf"
+            ):
+                assert hasattr(mf, node.attr), f"{path.relative_to(ROOT)}: mf.{node.attr}"
+                assert not node.attr.startswith("_") or node.attr == "__file__"
+
+
+def test_package_draws_no_global_random_numbers():
+    for path in (ROOT / "mtlfunc").rglob("*.py"):
+        source = path.read_text()
+        for forbidden in ("torch.rand", "torch.manual_seed", "np.random", "Generator(", "randperm"):
+            assert forbidden not in source.replace("torch.Generator` cannot", ""), path.name
+
+
+# ---- docstrings ----------------------------------------------------------------------------------
+
+PACKAGE = griffe.load("mtlfunc", search_paths=[str(ROOT)], docstring_parser="google")
+PUBLIC_ROOMS = ("", "solvers", "diagnostics", "theory", "pareto", "plot", "optim", "random")
+
+
+def public_functions() -> dict[str, griffe.Function]:
+    """Every public function, by the name that a user writes."""
+    found = {}
+    for room in PUBLIC_ROOMS:
+        holder = getattr(mf, room) if room else mf
+        for name, value in vars(holder).items():
+            here = getattr(value, "__module__", "").startswith(holder.__name__)
+            if name.startswith("_") or not (inspect.isfunction(value) and here):
+                continue
+            path = f"{value.__module__}.{value.__qualname__}".removeprefix("mtlfunc.")
+            found[f"mf.{room}.{name}" if room else f"mf.{name}"] = PACKAGE[path]
+    return found
+
+
+FUNCTIONS = public_functions()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstring_is_read_by_tools(name):
+    """Arguments, what comes back, what is raised and examples are sections that griffe finds."""
+    function = FUNCTIONS[name]
+    assert function.docstring is not None
+    text = function.docstring.value
+    sections = {section.kind.value: section.value for section in function.docstring.parsed}
+    summary = text.split("\n\n")[0]
+    assert summary.endswith((".", ":")), summary
+    parameters = {p.name.lstrip("*") for p in function.parameters}
+    documented = {p.name.lstrip("*") for p in sections.get("parameters", ())}
+    assert documented == parameters
+    assert ("returns" in sections) == (str(function.returns) != "None")
+    assert ("examples" in sections) == (">>>" in text)
+    for word in ("Raises:", "Returns:", "Examples:", "Args:"):
+        assert len(re.findall(rf"(?m)^{word}$", text)) == text.count(word), f"{word} is not alone"
+    assert ("raises" in sections) == ("Raises:" in text)
+    for error in sections.get("raises", ()):
+        for kind in str(error.annotation).split(", "):
+            assert re.fullmatch(r"\w*(Error|Interrupted|Unfinished)", kind), kind
