@@ -1,5 +1,6 @@
-"""Optimizers as (init, update); hyper-parameters may be 0-d tensors, so that a grid of them is one
-vmap.
+"""Optimizers as (init, update).
+
+Hyper-parameters may be 0-d tensors, so that a grid of them is one vmap.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ class AdamState(NamedTuple):
 
 
 def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
-    """x ← x - lr·v with v ← momentum·v + gradient (heavy ball, no dampening); without momentum v is
-    the gradient and there is no state.
+    """Gradient descent, x ← x - lr·v with v ← momentum·v + gradient (heavy ball, no dampening).
+
+    Args:
+        lr: the step, > 0; a number or a 0-d tensor.
+        momentum: >= 0; None is none: v is then the gradient and there is no state.
+
+    Returns:
+        The optimizer; its state is v, or ().
 
     Raises:
         ValueError: for lr <= 0 or momentum < 0.
@@ -50,14 +57,28 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
 
 
 def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 1e-8) -> Optimizer:
-    """Adam (Kingma & Ba 2015, Algorithm 1), bias-corrected; equal to `torch.optim.Adam` without
-    weight decay.
+    """Adam, bias-corrected; equal to `torch.optim.Adam` without weight decay.
 
-    eps may be 0: a coordinate whose gradient was always 0 then stays where it is, and the step is
-    exactly scale-free.
+    Args:
+        lr: the step, > 0; a number or a 0-d tensor.
+        betas: decay of the means of the gradient and of its square, both in [0, 1).
+        eps: >= 0, added to the root of the mean square. With 0 a coordinate whose gradient was
+            always 0 stays where it is, and the step is exactly scale-free.
+
+    Returns:
+        The optimizer; its state is an `AdamState`.
 
     Raises:
         ValueError: for lr <= 0, eps < 0 or betas outside [0, 1).
+
+    Source:
+        Kingma & Ba 2015, Algorithm 1.
+
+    Examples:
+        >>> optimizer, params = adam(0.1), {"x": torch.zeros(1)}
+        >>> params, _ = optimizer.update({"x": torch.ones(1)}, optimizer.init(params), params)
+        >>> params["x"].item()
+        -0.1...
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(eps, "eps")
@@ -93,13 +114,40 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
 
 
 def exact_adam(lr: Scalar) -> Optimizer:
-    """Adam with eps = 0: multiplying every gradient by a constant changes nothing."""
+    """Adam with eps = 0: multiplying every gradient by a constant changes nothing.
+
+    Args:
+        lr: the step, > 0; a number or a 0-d tensor.
+
+    Returns:
+        `adam(lr, eps=0.0)`.
+
+    Raises:
+        ValueError: for lr <= 0.
+
+    Examples:
+        >>> grads, params = {"x": torch.full((1,), 1e-20)}, {"x": torch.zeros(1)}
+        >>> exact_adam(0.1).update(grads, exact_adam(0.1).init(params), params)[0]["x"].item()
+        -0.1...
+    """
     return adam(lr, eps=0.0)
 
 
 def multiplicative(lr: Scalar) -> Optimizer:
-    """x ← x·exp(-lr·sign(gradient)) for positive x: a step of fixed relative size, whatever the
-    gradient's scale.
+    """A step of fixed relative size, x ← x·exp(-lr·sign(gradient)), for positive x.
+
+    Args:
+        lr: the relative step, > 0; a number or a 0-d tensor.
+
+    Returns:
+        The optimizer; it has no state.
+
+    Raises:
+        ValueError: for lr <= 0.
+
+    Examples:
+        >>> multiplicative(0.5).update({"x": torch.ones(1)}, (), {"x": torch.ones(1)})[0]["x"]
+        tensor([0.6065])
     """
     check_scalar(lr, "lr", positive=True)
 
@@ -112,8 +160,17 @@ def multiplicative(lr: Scalar) -> Optimizer:
 
 
 def log_space(optimizer: Optimizer) -> Optimizer:
-    """Another optimizer working on log x, for positive x: the gradient becomes x·∂/∂x, and x stays
-    positive.
+    """Another optimizer working on log x: the gradient becomes x·∂/∂x, and positive x stay so.
+
+    Args:
+        optimizer: what moves log x.
+
+    Returns:
+        The optimizer of x; its state is that of `optimizer`.
+
+    Examples:
+        >>> log_space(sgd(1.0)).update({"x": torch.ones(1)}, (), {"x": torch.ones(1)})[0]["x"]
+        tensor([0.3679])
     """
 
     def init(params: Params) -> State:
@@ -128,11 +185,9 @@ def log_space(optimizer: Optimizer) -> Optimizer:
 
 
 def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
-    return (
-        torch.lerp(old, new, share)
-        if isinstance(share, float)
-        else (old + share * (new - old)).to(old.dtype)
-    )
+    if isinstance(share, float):
+        return torch.lerp(old, new, share)
+    return (old + share * (new - old)).to(old.dtype)
 
 
 def _zeros(params: Params) -> Params:
