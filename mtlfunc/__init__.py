@@ -1,11 +1,15 @@
-"""mtlfunc: multi-task optimisation as pure functions. A method is a probe, a rule and perhaps a
-solver.
+"""mtlfunc: multi-task optimisation as pure functions.
+
+A method is a probe, a rule and perhaps a solver.
 """
+
+from typing import Any
 
 from . import plot, solvers
 from .analysis import diagnostics, pareto, theory
 from .audit import audit
 from .core import random
+from .core.saving import allow_loading
 from .core.tree import assign_gradients, parameters, stack
 from .gradients import (
     explain_gramian,
@@ -83,6 +87,8 @@ from .types import (
 )
 
 __version__ = "0.2.0"
+
+allow_loading(__name__)
 
 __all__ = [
     "Balance",
@@ -169,3 +175,11 @@ __all__ = [
     "uw",
     "weights",
 ]
+
+_RENAMED = {"excess": "excess_risk", "revisit": "second_evaluation"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        raise AttributeError(f"mtlfunc.{name} is called mtlfunc.{_RENAMED[name]} now")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

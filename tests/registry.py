@@ -123,7 +123,7 @@ RULES: dict[str, RuleCase] = {
     ),
     "famo": RuleCase(lambda: _fed(mf.famo(), _last_batch), reads_losses=True, reads_gramian=False),
     "excess_mtl": RuleCase(
-        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess": geometry.losses}),
+        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses}),
         reads_losses=True,
         reads_gramian=False,
     ),

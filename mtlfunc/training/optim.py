@@ -1,5 +1,6 @@
-"""Optimizers as (init, update); hyper-parameters may be 0-d tensors, so that a grid of them is one
-vmap.
+"""Optimizers as (init, update), for `mtlfunc.descend`.
+
+Hyper-parameters may be 0-d tensors, so that a grid of them is one vmap.
 """
 
 from __future__ import annotations
@@ -11,22 +12,34 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.checks import check_scalar
+from ..core.expect import expect_optimizer
 from ..core.tree import map_params
 from ..types import Optimizer, Params, Scalar, State
 
 
 class AdamState(NamedTuple):
+    """Steps so far, and running means of the gradients and of their squares."""
+
     steps: Int[Tensor, ""]
     mean: Params
     square: Params
 
 
 def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
-    """x ← x - lr·v with v ← momentum·v + gradient (heavy ball, no dampening); without momentum v is
-    the gradient and there is no state.
+    """Gradient descent, with heavy-ball momentum if wanted: x ← x - lr·v.
+
+    Without momentum v is the gradient and there is no state; with it v ← momentum·v + gradient,
+    undamped.
+
+    Args:
+        lr: the learning rate, > 0.
+        momentum: >= 0; None is none.
+
+    Returns:
+        an optimizer, equal to `torch.optim.SGD`.
 
     Raises:
-        ValueError: for lr <= 0 or momentum < 0.
+        ValueError: for lr <= 0 or momentum < 0; at a step, for a state of other parameters.
 
     Examples:
         >>> params, _ = sgd(0.1).update({"x": torch.ones(1)}, (), {"x": torch.zeros(1)})
@@ -41,6 +54,7 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         return () if momentum is None else _zeros(params)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        _require(state == () if momentum is None else _over(state, params))
         if momentum is None:
             return map_params(lambda p, g: p - (lr * g).to(p.dtype), params, grads), ()
         velocity = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
@@ -50,14 +64,29 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
 
 
 def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 1e-8) -> Optimizer:
-    """Adam (Kingma & Ba 2015, Algorithm 1), bias-corrected; equal to `torch.optim.Adam` without
-    weight decay.
+    """Adam, bias-corrected; equal to `torch.optim.Adam` without weight decay.
 
-    eps may be 0: a coordinate whose gradient was always 0 then stays where it is, and the step is
-    exactly scale-free.
+    Args:
+        lr: the learning rate, > 0.
+        betas: decay rates of the two running means, in [0, 1).
+        eps: >= 0, added to the root. With 0 a coordinate whose gradient was always 0 stays where
+            it is, and the step is exactly scale-free.
+
+    Returns:
+        an optimizer; its state is an `AdamState`.
 
     Raises:
-        ValueError: for lr <= 0, eps < 0 or betas outside [0, 1).
+        ValueError: for lr <= 0, eps < 0 or betas outside [0, 1); at a step, for a state of other
+            parameters.
+
+    Source:
+        Kingma & Ba 2015, Algorithm 1.
+
+    Examples:
+        >>> optimizer, params = adam(0.1), {"x": torch.zeros(1)}
+        >>> params, _ = optimizer.update({"x": torch.ones(1)}, optimizer.init(params), params)
+        >>> round(params["x"].item(), 4)
+        -0.1
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(eps, "eps")
@@ -72,6 +101,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return AdamState(steps, _zeros(params), _zeros(params))
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, State]:
+        _require(isinstance(state, AdamState) and _over(state.mean, params))
         steps = state.steps + 1
         mean = map_params(lambda m, g: _towards(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _towards(v, g * g, 1 - second), state.square, grads)
@@ -93,28 +123,53 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
 
 
 def exact_adam(lr: Scalar) -> Optimizer:
-    """Adam with eps = 0: multiplying every gradient by a constant changes nothing."""
+    """Adam with eps = 0: multiplying every gradient by a constant changes nothing.
+
+    Args:
+        lr: the learning rate, > 0.
+
+    Returns:
+        `adam(lr, eps=0.0)`.
+
+    Raises:
+        ValueError: for lr <= 0.
+    """
     return adam(lr, eps=0.0)
 
 
 def multiplicative(lr: Scalar) -> Optimizer:
-    """x ← x·exp(-lr·sign(gradient)) for positive x: a step of fixed relative size, whatever the
-    gradient's scale.
+    """Steps of fixed relative size, for positive x: x ← x·exp(-lr·sign(gradient)).
+
+    Args:
+        lr: the relative size, > 0.
+
+    Returns:
+        an optimizer without state.
+
+    Raises:
+        ValueError: for lr <= 0.
     """
     check_scalar(lr, "lr", positive=True)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        return map_params(
-            lambda p, g: (p * torch.exp(-lr * torch.sign(g))).to(p.dtype), params, grads
-        ), ()
+        def move(p: Tensor, g: Tensor) -> Tensor:
+            return (p * torch.exp(-lr * torch.sign(g))).to(p.dtype)
+
+        return map_params(move, params, grads), ()
 
     return Optimizer(lambda params: (), update)
 
 
 def log_space(optimizer: Optimizer) -> Optimizer:
-    """Another optimizer working on log x, for positive x: the gradient becomes x·∂/∂x, and x stays
-    positive.
+    """Another optimizer at work on log x, for positive x, which so stays positive.
+
+    Args:
+        optimizer: sees log x and the gradient x·∂/∂x.
+
+    Returns:
+        an optimizer with the state of the one given.
     """
+    expect_optimizer(optimizer)
 
     def init(params: Params) -> State:
         return optimizer.init(map_params(torch.log, params))
@@ -127,12 +182,27 @@ def log_space(optimizer: Optimizer) -> Optimizer:
     return Optimizer(init, update)
 
 
-def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
+def _require(fits: bool) -> None:
+    if not fits:
+        raise ValueError(
+            "state: not this optimizer's state over these parameters; it was made by another "
+            "optimizer or for other parameters: use init of this one"
+        )
+
+
+def _over(state: State, params: Params) -> bool:
+    """Whether `state` holds a tensor for each of the parameters, in its shape."""
     return (
-        torch.lerp(old, new, share)
-        if isinstance(share, float)
-        else (old + share * (new - old)).to(old.dtype)
+        isinstance(state, dict)
+        and state.keys() == params.keys()
+        and all(state[name].shape == leaf.shape for name, leaf in params.items())
     )
+
+
+def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
+    if isinstance(share, float):
+        return torch.lerp(old, new, share)
+    return (old + share * (new - old)).to(old.dtype)
 
 
 def _zeros(params: Params) -> Params:

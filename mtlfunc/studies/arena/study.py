@@ -19,8 +19,8 @@ from ...core.tree import dot, map_params, select
 from ...gradients.rows import task_gradients
 from ...probes import losses_only
 from ...rules import mean
+from ...training import balance
 from ...training.optim import adam
-from ...training.step import balance
 from ...types import Batch, Optimizer, Params, Probe, Rule
 from .problems import Problem
 
