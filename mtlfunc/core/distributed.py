@@ -4,19 +4,14 @@ process's part of the batch, or of a parameter, and say nothing.
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-_WRAPPERS = {
-    "DistributedDataParallel",
-    "DataParallel",
-    "FullyShardedDataParallel",
-    "FSDPModule",
-}
+_WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 _CURE = (
     "every process would balance the gradients of its own part of the data, and weigh them "
     "differently; pass the module inside (.module) in one process, or average the losses yourself"
@@ -45,12 +40,18 @@ def refuse_sharded(params: Mapping[str, Any]) -> None:
             )
 
 
+def refusing_wrapped_calls() -> AbstractContextManager[None]:
+    """While a forward pass runs: raise where it calls a wrapped module.
+
+    There is none without a process group, and then this costs nothing.
+    """
+    if torch.compiler.is_compiling() or not torch.distributed.is_available():
+        return nullcontext()
+    return _watching_calls() if torch.distributed.is_initialized() else nullcontext()
+
+
 @contextmanager
-def refusing_wrapped_calls() -> Iterator[None]:
-    """While a first forward pass runs: raise where it calls a wrapped module."""
-    if torch.compiler.is_compiling() or not _several_processes():
-        yield
-        return
+def _watching_calls() -> Iterator[None]:
     thread = threading.get_ident()
 
     def look(module: nn.Module, inputs: Any) -> None:
@@ -65,10 +66,6 @@ def refusing_wrapped_calls() -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _wrapper(module: nn.Module) -> str | None:

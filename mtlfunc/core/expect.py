@@ -37,29 +37,48 @@ def expect_step(value: Any, argument: str = "step") -> None:
     _expect(value, argument, Step)
 
 
-def expect_losses_fn(value: Any, argument: str = "losses_fn") -> None:
+def expect_losses_fn(value: Any) -> None:
     """Raise TypeError unless `value` can be called with parameters and a batch."""
-    if isinstance(value, nn.Module):
-        try:
-            inspect.signature(value.forward).bind(None, None)
-        except TypeError:
-            name = type(value).__name__
-            raise TypeError(
-                f"{argument}: got the module {name} itself; write a function of (params, batch) "
-                "that calls torch.func.functional_call(module, params, (inputs,)) and returns "
-                "one loss a task"
-            ) from None
-    if not callable(value):
+    if isinstance(value, nn.Module) and not _binds(value.forward, 2):
         raise TypeError(
-            f"{argument}: expected a function of (params, batch) that returns one loss a task, "
-            f"got {_found(value)}"
+            f"losses_fn: got the module {type(value).__name__} itself; write a function of "
+            "(params, batch) that calls torch.func.functional_call(module, params, (inputs,)) and "
+            "returns one loss a task"
+        )
+    expect_function(value, "losses_fn", "params, batch")
+
+
+def expect_function(value: Any, argument: str, takes: str) -> None:
+    """Raise TypeError unless `value` can be called with as many arguments as `takes` names."""
+    if not callable(value):
+        raise TypeError(f"{argument}: expected a function of ({takes}), got {_found(value)}")
+    if not torch.compiler.is_compiling() and not _binds(value, takes.count(",") + 1):
+        name = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(
+            f"{argument}: expected a function of ({takes}), but {name} takes "
+            f"{inspect.signature(value)}"
         )
 
 
+def _binds(function: Any, count: int) -> bool:
+    """Whether a function takes so many positional arguments, as far as that can be known."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
 def _expect(value: Any, argument: str, part: type) -> None:
-    if isinstance(value, part):
-        return
     noun, example = _PARTS[part]
+    if isinstance(value, part):
+        if not all(map(callable, value)):
+            raise TypeError(f"{argument}: init and update of {noun} must be functions, got {value}")
+        return
     if isinstance(value, str):
         raise TypeError(f"{argument}={value!r}: expected {noun}, such as {example}, not a name")
     if isinstance(value, torch.optim.Optimizer) or (

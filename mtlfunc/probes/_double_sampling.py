@@ -12,7 +12,7 @@ from ..core.tree import map_params, select
 from ..gradients.rows import Linear, check_chunk_size, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
-from .common import check_memory, first_losses, is_empty
+from .common import check_dtype, check_memory, first_losses, is_empty
 from .groups import Blocks, Groups, combine_groups, gramians, partition
 
 
@@ -66,6 +66,7 @@ def double_sampling(
     """
     check_chunk_size(chunk_size)
     check_heads(heads, groups)
+    check_dtype(gramian_dtype)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
@@ -73,7 +74,13 @@ def double_sampling(
         check_params(params)
         names = select(params, shared)
         stepped = stepped_on(_several(batch))
-        several = [first_losses(losses_fn, params, one, names, hint=True) for one in stepped]
+        try:
+            several = [first_losses(losses_fn, params, one, names, hint=True) for one in stepped]
+        except Exception as error:
+            error.add_note(
+                "double_sampling: each entry of the batch is a batch of its own for losses_fn"
+            )
+            raise
         losses = torch.stack(several).mean(0)
         blocks = () if groups is None else partition(names, groups)
         return torch.stack([losses] * len(blocks)) if blocks else losses, ()

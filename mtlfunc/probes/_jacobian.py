@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import check_option, check_params
+from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.rows import Linear, check_chunk_size, linearize
@@ -28,16 +30,19 @@ from ..types import (
 )
 from .common import (
     Present,
+    check_dtype,
     check_leak,
     check_memory,
+    check_present,
     first_losses,
     is_empty,
     labelled,
     labels,
+    same_rows,
     with_labels,
 )
 from .groups import Blocks, Groups, combine_groups, gramians, partition
-from .masks import Mask
+from .masks import Mask, graddrop
 
 Heads = Literal["plain", "own", "weighted"]
 
@@ -123,6 +128,7 @@ def jacobian(
         `heads="own"`: over the shared ones).
 
     Raises:
+        TypeError: for a function that cannot be called as it will be.
         ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks);
             `heads="weighted"` with `groups` (whose weights?); at `init`, for a glob that matches
             nothing, a task that depends on no shared parameter, a group without parameters, a
@@ -139,6 +145,12 @@ def jacobian(
         >>> info.gramian.tolist(), grads["trunk"].tolist(), grads["b"].tolist()
         ([[1.0, 1.0], [1.0, 2.0]], [1.0, 0.0], [0.5, 0.5])
     """
+    if mix is not None:
+        expect_function(mix, "mix", "key, count")
+    if mask is graddrop:
+        raise TypeError("mask: got the function graddrop itself; call it, mtlfunc.graddrop()")
+    if mask is not None:
+        expect_function(mask, "mask", "key, rows")
     if mask is not None and engine == "layerwise":
         raise ValueError(
             'engine="layerwise" makes no rows, and mask edits them; use engine="rows" or "auto"'
@@ -184,6 +196,8 @@ def row_probe(
     check_engine(engine)
     check_chunk_size(chunk_size)
     check_heads(heads, groups)
+    check_present(present)
+    check_dtype(gramian_dtype)
     random_rows = mix is not None or mask is not None
     with_rows = mask is not None or edit is not None or groups is not None
 
@@ -198,7 +212,7 @@ def row_probe(
         if edit is not None:
             state = edit.init(_zero_rows(params, names, len(losses)))
         if mix is not None:
-            losses = mix(random.fold_in(key, 0), losses.shape[0])[0].to(losses) @ losses
+            losses = _mixed(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
         return torch.stack([losses] * len(blocks)) if blocks else losses, state
 
     def update(
@@ -217,7 +231,7 @@ def row_probe(
             params,
             batch,
             shared=names,
-            mix=None if mix is None else partial(mix, key),
+            mix=None if mix is None else partial(_mixed, mix, key),
             heads=share_of(heads),
             measured=() if with_rows else measured,
             keep="rows" if with_rows else "combination",
@@ -227,7 +241,7 @@ def row_probe(
         )
         found, rows, extra = labelled(linear, here), linear.rows, {}
         if mask is not None:
-            rows = mask(random.fold_in(key, 1), rows)
+            rows = _masked(mask, random.fold_in(key, 1), rows)
         if edit is not None:
             rows, extra, state = edit.update(rows, found.present, blocks, state)
         gramian = linear.gramian
@@ -274,6 +288,28 @@ def _layout(
     return names, measured, tuple(found.values())
 
 
+def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What `mix` answers, if it is a matrix `[row, task]` and a preference `[row]`."""
+    matrix, preference = mix(key, count)
+    if matrix.ndim != 2 or matrix.shape[1] != count or preference.shape != matrix.shape[:1]:
+        raise ValueError(
+            f"mix: expected C [row, {count}] and a preference [row], got {list(matrix.shape)} and "
+            f"{list(preference.shape)}"
+        )
+    return matrix, preference
+
+
+def _masked(mask: Mask, key: Tensor, rows: Rows) -> Rows:
+    """What `mask` answers, if it is rows as they were given."""
+    edited = mask(key, rows)
+    if not same_rows(edited, rows):
+        raise ValueError(
+            "mask: expected rows with the names and shapes of those given, "
+            f"{ {name: list(row.shape) for name, row in rows.items()} }"
+        )
+    return edited
+
+
 def _zero_rows(params: Params, names: tuple[str, ...], count: int) -> Rows:
     return {name: params[name].new_zeros((count, *params[name].shape)) for name in names}
 
@@ -318,7 +354,7 @@ def subset(n: int) -> Mix:
         >>> matrix.shape, (preference @ matrix).tolist()
         (torch.Size([2, 4]), [0.25, 0.25, 0.25, 0.25])
     """
-    if n < 1:
+    if not isinstance(n, Integral) or n < 1:
         raise ValueError(f"subset: expected n >= 1 rows, got {n}")
 
     def mix(key: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from .common import (
     Present,
     check_leak,
     check_memory,
+    check_present,
     first_losses,
     is_empty,
     labelled,
@@ -30,6 +31,9 @@ def losses_only(*, present: Present | None = None) -> Probe:
         a probe whose Gramian is `[0, 0]`, so that a rule that needs one raises; every parameter
         gets the gradient of Σ w_t L_t.
 
+    Raises:
+        TypeError: for `present` that is no function.
+
     Examples:
         >>> import torch, mtlfunc as mf
         >>> losses = lambda params, batch: torch.stack([params["x"], 3 * params["x"]])
@@ -38,6 +42,7 @@ def losses_only(*, present: Present | None = None) -> Probe:
         >>> step.update(params, (), step.init(params, ()))[0]["x"].item()
         2.0
     """
+    check_present(present)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from ..core.checks import can_look, check_params, recording
+from ..core.expect import expect_function
 from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import combine, dot, select
 from ..gradients.rows import explained_vjp, linearize, split_output
@@ -17,6 +18,7 @@ from .common import (
     Present,
     check_leak,
     check_memory,
+    check_present,
     first_losses,
     labelled,
     labels,
@@ -66,8 +68,9 @@ def representation(
         parameters. `Info.gramian` is that of ∂L_t/∂z.
 
     Raises:
-        ValueError: at `init` if `shared` matches nothing, encode uses a parameter outside it,
-            decode uses none of z, or decode∘encode is not `losses_fn`.
+        TypeError: for functions that cannot be called as they will be.
+        ValueError: at `init` if `shared` matches nothing, encode uses none of the parameters or
+            one outside, decode uses none of z, or decode∘encode is not `losses_fn`.
 
     Source:
         Sener & Koltun 2018, section 3.3.
@@ -83,6 +86,9 @@ def representation(
         >>> info.gramian.tolist(), grads["trunk"].item()
         ([[1.0, 2.0], [2.0, 4.0]], 5.0)
     """
+    expect_function(encode, "encode", "params, batch")
+    expect_function(decode, "decode", "params, z, batch")
+    check_present(present)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
@@ -161,11 +167,16 @@ def _check_encode(
     def used(params: Params) -> tuple[Tensor, Any]:
         nonlocal reached
         total = torch.stack([leaf.sum() for leaf in _named(encode(params, batch)).values()]).sum()
-        reached = leaves_of_each(total, (total,), params)
+        reached = leaves_of_each(total[None], (total,), params)
         return total, ()
 
     vjp(used, params, has_aux=True)
-    wrong = [name for name in params if name not in names and reached and name in reached[0]]
+    found = reached[0] if reached else set()
+    if not found:
+        raise ValueError(
+            "encode: z depends on no parameter; compute it from params, without detach or no_grad"
+        )
+    wrong = [name for name in params if name not in names and name in found]
     if wrong:
         raise ValueError(
             f"shared={shared!r}: encode uses {', '.join(wrong)}, which it does not match; widen it"

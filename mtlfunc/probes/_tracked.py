@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, check_scalar
+from ..core.expect import expect_function
 from ..types import Probe, Rows, Scalar, Select, State
 from ._jacobian import Edit, Heads, row_probe
 from .common import Present, check_memory, same_rows
@@ -81,7 +82,9 @@ def tracked(
         2.0
         3.0
     """
-    if not callable(rate):
+    if callable(rate):
+        expect_function(rate, "rate", "steps")
+    else:
         check_scalar(rate, "rate", positive=True)
         if can_look(rate) and rate > 1:
             raise ValueError(f"rate: expected a number in (0, 1], got {float(rate)}")

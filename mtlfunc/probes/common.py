@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, check_finite, everyone, visible
+from ..core.expect import expect_function
 from ..gradients.rows import Linear, explained_vjp, linearize, split_output
 from ..types import Batch, LossesFn, Params, Rows, State
 
@@ -28,6 +29,20 @@ class Labelled(NamedTuple):
     preference: Tensor  # [row], over the present
     share: Tensor | float  # what turns a mean over all tasks into one over the present
     aux: Any
+
+
+def check_present(present: Present | None) -> None:
+    """Raise unless `present` is None or a function of the batch."""
+    if present is not None:
+        expect_function(present, "present", "batch")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise unless this is None or a dtype that a Gramian can be accumulated in."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"gramian_dtype: expected None or a floating dtype such as torch.float64, got {dtype!r}"
+        )
 
 
 def labels(present: Present | None, batch: Batch) -> Tensor | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import can_look
+from ..core.expect import expect_function
 from ..types import Rows
 
 
@@ -59,6 +60,8 @@ def graddrop(
     """
     if not isinstance(leak, Tensor) or can_look(leak):
         _check_leak(torch.as_tensor(leak))
+    if f is not None:
+        expect_function(f, "f", "purity")
 
     def mask(key: Tensor, rows: Rows) -> Rows:
         edited = {}
@@ -103,7 +106,7 @@ def trimmed_mean(k: int) -> Mask:
         >>> trimmed_mean(1)(random.key(0), rows)["x"].tolist()
         [[0.0], [0.0], [6.0]]
     """
-    if operator.index(k) < 0:
+    if not isinstance(k, Integral) or k < 0:
         raise ValueError(f"k: expected a number of entries >= 0, got {k}")
 
     def mask(key: Tensor, rows: Rows) -> Rows:

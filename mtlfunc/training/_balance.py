@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core import random
 from ..core.checks import (
@@ -19,7 +19,6 @@ from ..core.checks import (
     check_params,
     is_pair,
 )
-from ..core.distributed import refuse_sharded, refusing_wrapped_calls
 from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
 from ..core.tasks import Tasks, aligned, tasks_of
 from ..types import (
@@ -94,7 +93,6 @@ def balance(
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
         check_params(params)
-        refuse_sharded(params)
         tasks: Tasks = ()
 
         def first(params: Params, batch: Batch) -> Any:
@@ -107,8 +105,7 @@ def balance(
         # Adding a zero of the parameters batches the key where they are batched: an expanded state
         # would make the compiler start twice.
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
-        with refusing_wrapped_calls():
-            losses, probe_state = probe.init(first, params, batch, random.fold_in(root, 0))
+        losses, probe_state = probe.init(first, params, batch, random.fold_in(root, 0))
         return BalanceState(probe_state, _init_rule(rule, losses, random.fold_in(root, 1)), tasks)
 
     def update(
@@ -155,6 +152,12 @@ def _declared(out: Any, has_aux: bool) -> Any:
             "losses_fn returned (losses, aux): pass has_aux=True; or, if these are two losses, "
             "reduce each to one number"
         )
+    strange = [leaf for leaf in tree_leaves(out[1]) if not isinstance(leaf, Tensor)] if pair else []
+    if strange:
+        raise TypeError(
+            f"losses_fn: aux holds {strange[0]!r}, but all its leaves must be tensors; use "
+            "torch.as_tensor, and () for nothing"
+        )
     return out
 
 
@@ -174,13 +177,22 @@ def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, 
     Of what a probe added, [row] is common to the groups.
     """
     if geometry.gramian.ndim == 2:
-        return rule.update(geometry, state)
+        return _pair(rule.update(geometry, state))
 
     def one(gramian: Tensor, extra: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
-        return rule.update(geometry._replace(gramian=gramian, extra=extra), state)
+        return _pair(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
 
     dims = {name: None if leaf.ndim == 1 else 0 for name, leaf in geometry.extra.items()}
     return vmap(one, (0, dims, 0))(geometry.gramian, geometry.extra, state)
+
+
+def _pair(answer: Any) -> tuple[Tensor, State]:
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise TypeError(
+            f"rule: expected (weights, state) from update, got {type(answer).__name__}; a rule "
+            "without memory returns (weights, ())"
+        )
+    return answer
 
 
 def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:

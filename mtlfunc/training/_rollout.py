@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,8 +12,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..core.checks import transformed
-from ..core.expect import expect_state, expect_step
+from ..core.expect import expect_function, expect_state, expect_step
 from ..types import Batch, Info, State, Step, TrainState
+
+_NOTE = (
+    "rollout: the state and the record before this step are .state and .record of this error. "
+    "batches yields one batch a step; for the same batch at every step: itertools.repeat(batch, n)"
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,8 +70,10 @@ def rollout(
     """
     expect_step(step)
     expect_state(state, TrainState, "step.init")
-    if operator.index(every) < 1:
+    if not isinstance(every, Integral) or every < 1:
         raise ValueError(f"every: expected a number of steps >= 1, got {every}")
+    if record is not None:
+        expect_function(record, "record", "state, info")
     take = record or (lambda state, info: info._replace(aux=()))
     kept: list[Any] = []
     # One assignment binds the state and the length of its record: no interrupt comes between them.
@@ -82,7 +90,9 @@ def rollout(
         raise Interrupted(done[0], _stacked(kept[: done[1]])) from stop
     except Exception as error:
         if not quiet:
-            _keep(error, done[0], _stacked(kept[: done[1]]))
+            error.add_note(_NOTE)
+            # a type checker knows of no such attributes
+            vars(error).update(state=done[0], record=_stacked(kept[: done[1]]))
         raise
 
 
@@ -123,12 +133,6 @@ def _tensor(leaf: Any) -> Tensor:
     if isinstance(leaf, float):
         return torch.tensor(leaf, dtype=torch.float64)
     return leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
-
-
-def _keep(error: Exception, state: TrainState, record: Any) -> None:
-    """Attach what was computed to the error that ended the rollout."""
-    error.state, error.record = state, record  # pyright: ignore[reportAttributeAccessIssue]
-    error.add_note("rollout: the state and the record before this step are .state and .record")
 
 
 def _stacked(kept: list[Any]) -> Any:

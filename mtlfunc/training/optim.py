@@ -76,6 +76,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         an optimizer; its state is an `AdamState`.
 
     Raises:
+        TypeError: for betas that are no pair.
         ValueError: for lr <= 0, eps < 0 or betas outside [0, 1); at a step, for a state of other
             parameters.
 
@@ -90,6 +91,8 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(eps, "eps")
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas: expected a pair of numbers in [0, 1), got {betas!r}")
     first, second = betas
     for i, beta in enumerate(betas):
         check_scalar(beta, f"betas[{i}]", below=1.0)
