@@ -88,7 +88,7 @@ def measured(jacobian: torch.Tensor, losses: torch.Tensor) -> dict[str, torch.Te
     """What the probes of special rules put into `geometry.extra`: for `excess_mtl` the first step's
     excess risks, Σ|J|.
     """
-    return {"excess": jacobian.abs().sum(-1)}
+    return {"excess_risk": jacobian.abs().sum(-1)}
 
 
 def report(rule: str) -> Report:

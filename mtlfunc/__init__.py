@@ -1,12 +1,16 @@
-"""mtlfunc: multi-task optimisation as pure functions. A method is a probe, a rule and perhaps a
-solver.
+"""mtlfunc: multi-task optimisation as pure functions.
+
+A method is a probe, a rule and perhaps a solver.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from . import plot, solvers
 from .analysis import diagnostics, pareto, theory
 from .audit import audit
 from .core import optim, random
 from .core.optim import adam, sgd
+from .core.saving import allow_loading
 from .core.tree import assign_gradients, parameters, stack
 from .gradients import (
     explain_gramian,
@@ -84,6 +88,8 @@ from .types import (
 )
 
 __version__ = "0.2.0"
+
+allow_loading(__name__)
 
 __all__ = [
     "Balance",
@@ -170,3 +176,13 @@ __all__ = [
     "uw",
     "weights",
 ]
+
+_RENAMED = {"excess": "excess_risk", "revisit": "second_evaluation"}
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        if name in _RENAMED:
+            raise AttributeError(f"mtlfunc.{name} is called mtlfunc.{_RENAMED[name]} now")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

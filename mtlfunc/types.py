@@ -1,7 +1,11 @@
-"""Every type of the library on one screen: a method is a probe, a rule and perhaps a solver."""
+"""Every type of the library: a method is a probe, a rule and perhaps a solver.
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+What is called is a `Protocol` here, so that a type checker sees a wrong call. Any function with
+such a signature will do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,11 +32,17 @@ Losses = Float[Tensor, " task"]
 Weights = Float[Tensor, " row"]
 Gramian = Float[Tensor, "row row"]
 
-LossesFn = Callable[[Params, Batch], Any]
-"""Stateless losses: a vector `[task]`, a tuple or a dict of T scalars, or `(losses, aux)`."""
-
 Select = str | Callable[[str], bool]
 """Which parameters: a glob on their names, or a predicate."""
+
+
+@runtime_checkable
+class LossesFn(Protocol):
+    """Stateless losses: a vector `[task]`, a tuple or a dict of T scalars, or `(losses, aux)`."""
+
+    def __call__(
+        self, params: Params, batch: Batch, /
+    ) -> Tensor | Sequence[Tensor] | Mapping[str, Tensor] | tuple[Any, Any]: ...
 
 
 class Geometry(NamedTuple):
@@ -45,36 +55,81 @@ class Geometry(NamedTuple):
     extra: dict[str, Tensor]  # what a special probe measured
 
 
+@runtime_checkable
+class Combine(Protocol):
+    """From weights `[row]` to one gradient for every parameter."""
+
+    def __call__(self, weights: Tensor, /) -> Params: ...
+
+
 class TaskGradients(NamedTuple):
     """What a probe measured in one step, and the way back from weights to a gradient."""
 
     losses: Float[Tensor, " task"]
     geometry: Geometry
-    combine: Callable[[Tensor], Params]  # weights [row] -> one gradient for every parameter
+    combine: Combine
     aux: Any
+
+
+class ProbeInit(Protocol):
+    """One forward pass, no backward: the losses `[row]` and the probe's first state."""
+
+    def __call__(
+        self, losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor, /
+    ) -> tuple[Tensor, State]: ...
+
+
+class ProbeUpdate(Protocol):
+    """The passes of one step: what was measured, and the next state."""
+
+    def __call__(
+        self, losses_fn: LossesFn, params: Params, batch: Batch, state: Any, /
+    ) -> tuple[TaskGradients, State]: ...
 
 
 class Probe(NamedTuple):
     """Decides what is differentiated and where the geometry of the tasks is measured."""
 
-    # (losses_fn, params, batch, key) -> (losses [row], S)
-    init: Callable[..., tuple[Tensor, State]]
-    update: Callable[..., tuple[TaskGradients, State]]  # (losses_fn, params, batch, S) -> (_, S)
+    init: ProbeInit
+    update: ProbeUpdate
+
+
+class RuleInit(Protocol):
+    """The rule's first state, from the first losses `[row]` and a key."""
+
+    def __call__(self, losses: Tensor, key: Tensor, /) -> State: ...
+
+
+class RuleUpdate(Protocol):
+    """Weights `[row]` and the next state."""
+
+    def __call__(self, geometry: Geometry, state: Any, /) -> tuple[Tensor, State]: ...
 
 
 class Rule(NamedTuple):
     """Turns geometry and its own state into weights."""
 
-    init: Callable[[Tensor, Tensor], State]  # (losses [row], key) -> S
-    update: Callable[[Geometry, State], tuple[Tensor, State]]  # (geometry, S) -> (weights [row], S)
+    init: RuleInit
+    update: RuleUpdate
+
+
+class OptimizerInit(Protocol):
+    """The optimizer's first state."""
+
+    def __call__(self, params: Params, /) -> State: ...
+
+
+class OptimizerUpdate(Protocol):
+    """The parameters after one step, and the next state."""
+
+    def __call__(self, grads: Params, state: Any, params: Params, /) -> tuple[Params, State]: ...
 
 
 class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
 
-    init: Callable[[Params], State]
-    # (grads, S, params) -> (params, S)
-    update: Callable[[Params, State, Params], tuple[Params, State]]
+    init: OptimizerInit
+    update: OptimizerUpdate
 
 
 class Info(NamedTuple):
@@ -83,29 +138,65 @@ class Info(NamedTuple):
     losses: Float[Tensor, " task"]
     gramian: Float[Tensor, "..."]
     weights: Float[Tensor, " row"]
-    # gramian @ weights: each row's first-order gain; [0] without a Gramian
-    rates: Float[Tensor, "..."]
+    rates: Float[Tensor, "..."]  # gramian @ weights: each row's first-order gain; [0] without one
     aux: Any
+    tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
+
+
+class BalanceState(NamedTuple):
+    """What a balanced step carries: the probe's state, the rule's, and which tasks there are."""
+
+    probe: State
+    rule: State
+    tasks: Any  # {name: 0-d number of the task}, or those numbers [task] where losses have no names
+
+
+class BalanceInit(Protocol):
+    """The first state: one forward pass; `key` is an integer or a 0-d integer tensor."""
+
+    def __call__(self, params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState: ...
+
+
+class BalanceUpdate(Protocol):
+    """One gradient with the names and shapes of `params`, the next state and diagnostics."""
+
+    def __call__(
+        self, params: Params, batch: Batch, state: BalanceState
+    ) -> tuple[Params, BalanceState, Info]: ...
 
 
 class Balance(NamedTuple):
     """A step without an optimizer: parameters and a batch in, one gradient out."""
 
-    init: Callable[..., State]  # (params, batch, key=0) -> S
-    update: Callable[[Params, Batch, State], tuple[Params, State, Info]]
+    init: BalanceInit
+    update: BalanceUpdate
 
 
 class TrainState(NamedTuple):
+    """What a training run carries from step to step."""
+
     params: Params
-    balance: State
+    balance: BalanceState
     optimizer: State
+
+
+class StepInit(Protocol):
+    """The first state: one forward pass; `key` is an integer or a 0-d integer tensor."""
+
+    def __call__(self, params: Params, batch: Batch, key: int | Tensor = 0) -> TrainState: ...
+
+
+class StepUpdate(Protocol):
+    """The state after one step, and its diagnostics."""
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Info]: ...
 
 
 class Step(NamedTuple):
     """A step with an optimizer."""
 
-    init: Callable[..., TrainState]  # (params, batch, key=0) -> TrainState
-    update: Callable[[TrainState, Batch], tuple[TrainState, Info]]
+    init: StepInit
+    update: StepUpdate
 
 
 class Solution(NamedTuple):
@@ -119,5 +210,8 @@ class Solution(NamedTuple):
     steps: Int[Tensor, ""]
 
 
-Solver = Callable[[Any], Solution]
-"""From a problem of `mtlfunc.solvers` to its solution."""
+@runtime_checkable
+class Solver(Protocol):
+    """From a problem of `mtlfunc.solvers` to its solution."""
+
+    def __call__(self, problem: Any, /) -> Solution: ...

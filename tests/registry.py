@@ -8,7 +8,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.training import optim
+from mtlfunc.core import optim
 from mtlfunc.types import Geometry, Params, Solver
 from tests.problems import decode, encode
 
@@ -123,7 +123,7 @@ RULES: dict[str, RuleCase] = {
     ),
     "famo": RuleCase(lambda: _fed(mf.famo(), _last_batch), reads_losses=True, reads_gramian=False),
     "excess_mtl": RuleCase(
-        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess": geometry.losses}),
+        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses}),
         reads_losses=True,
         reads_gramian=False,
     ),

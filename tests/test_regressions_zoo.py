@@ -28,7 +28,7 @@ def test_trimmed_mean_does_not_drop_what_is_not_finite(bad):
     assert edited[:, 1].tolist() == [0.0, 6.0, 0.0]
 
 
-def test_revisit_compares_losses_with_losses():
+def test_second_evaluation_compares_losses_with_losses():
     """Around log_losses the last step's logarithms were compared with this step's losses."""
     seen = {}
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.training import optim
+from mtlfunc.core import optim
 from mtlfunc.types import Geometry
 from tests.problems import named_tuples
 from tests.registry import RULES

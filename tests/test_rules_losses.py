@@ -13,9 +13,9 @@ from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from mtlfunc.core import optim
 from mtlfunc.rules._famo import FAMOState
-from mtlfunc.training import optim
-from mtlfunc.training.step import Reduction
+from mtlfunc.training._balance import Reduction
 from mtlfunc.types import Geometry
 from tests.problems import (
     BATCH,
@@ -435,7 +435,7 @@ def test_famo_with_lower_bounds_weighs_by_the_distance_from_them():
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 
-def test_revisit_copies_the_batch_and_takes_any_tree_of_tensors():
+def test_second_evaluation_copies_the_batch_and_takes_any_tree_of_tensors():
     def losses(params, batch):
         return vector(params, (batch["x"][0], batch["y"]))
 
@@ -449,7 +449,7 @@ def test_revisit_copies_the_batch_and_takes_any_tree_of_tensors():
     assert bool(got.balance.rule.logits.any())
 
 
-def test_revisit_runs_one_more_forward():
+def test_second_evaluation_runs_one_more_forward():
     calls = 0
 
     def counted(params, batch):
@@ -795,11 +795,11 @@ def test_arguments_are_checked():
             call()
 
 
-def test_revisit_says_what_it_cannot_take():
+def test_second_evaluation_says_what_it_cannot_take():
     step = mf.descend(
         vector, mf.famo(), mf.sgd(0.1), mf.second_evaluation(mf.jacobian(SHARED, mix=mf.subset(2)))
     )
-    with pytest.raises(ValueError, match="revisit: the probe mixes 3 tasks into 2 rows"):
+    with pytest.raises(ValueError, match="second_evaluation: the probe mixes 3 tasks into 2 rows"):
         step.update(step.init(PARAMS, BATCH), BATCH)
     step = mf.descend(
         lambda params, batch: vector(params, batch[:2]),
@@ -807,7 +807,7 @@ def test_revisit_says_what_it_cannot_take():
         mf.sgd(0.1),
         mf.second_evaluation(mf.losses_only()),
     )
-    with pytest.raises(TypeError, match=r"batch: revisit keeps it .* got str"):
+    with pytest.raises(TypeError, match=r"batch: second_evaluation keeps it .* got str"):
         step.init(PARAMS, (*BATCH, "name"))
 
 

@@ -17,6 +17,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
+from .distributed import refuse_sharded
 
 
 def transformed() -> bool:
@@ -121,6 +122,7 @@ def check_params(params: Params) -> None:
                 "leave it out of params (pass integer tensors in the batch or let the module "
                 "keep them)"
             )
+    refuse_sharded(params)
     first = next(iter(params))
     for name, leaf in params.items():
         if leaf.device != params[first].device:

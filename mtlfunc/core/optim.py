@@ -1,4 +1,4 @@
-"""Optimizers as (init, update).
+"""Optimizers as (init, update), for `mtlfunc.descend`.
 
 Hyper-parameters may be 0-d tensors, so that a grid of them is one vmap.
 """
@@ -13,27 +13,33 @@ from torch import Tensor
 
 from ..types import Optimizer, Params, Scalar, State
 from .checks import check_scalar
+from .expect import expect_optimizer
 from .tree import map_params
 
 
 class AdamState(NamedTuple):
+    """Steps so far, and running means of the gradients and of their squares."""
+
     steps: Int[Tensor, ""]
     mean: Params
     square: Params
 
 
 def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
-    """Gradient descent, x ← x - lr·v with v ← momentum·v + gradient (heavy ball, no dampening).
+    """Gradient descent, with heavy-ball momentum if wanted: x ← x - lr·v.
+
+    Without momentum v is the gradient and there is no state; with it v ← momentum·v + gradient,
+    undamped.
 
     Args:
-        lr: the step, > 0; a number or a 0-d tensor.
-        momentum: >= 0; None is none: v is then the gradient and there is no state.
+        lr: the learning rate, > 0.
+        momentum: >= 0; None is none.
 
     Returns:
-        The optimizer; its state is v, or ().
+        an optimizer, equal to `torch.optim.SGD`.
 
     Raises:
-        ValueError: for lr <= 0 or momentum < 0.
+        ValueError: for lr <= 0 or momentum < 0; at a step, for a state of other parameters.
 
     Examples:
         >>> params, _ = sgd(0.1).update({"x": torch.ones(1)}, (), {"x": torch.zeros(1)})
@@ -48,6 +54,7 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         return () if momentum is None else _zeros(params)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        _require(state == () if momentum is None else _over(state, params))
         if momentum is None:
             return map_params(lambda p, g: p - (lr * g).to(p.dtype), params, grads), ()
         velocity = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
@@ -60,16 +67,18 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
     """Adam, bias-corrected; equal to `torch.optim.Adam` without weight decay.
 
     Args:
-        lr: the step, > 0; a number or a 0-d tensor.
-        betas: decay of the means of the gradient and of its square, both in [0, 1).
-        eps: >= 0, added to the root of the mean square. With 0 a coordinate whose gradient was
-            always 0 stays where it is, and the step is exactly scale-free.
+        lr: the learning rate, > 0.
+        betas: decay rates of the two running means, in [0, 1).
+        eps: >= 0, added to the root. With 0 a coordinate whose gradient was always 0 stays where
+            it is, and the step is exactly scale-free.
 
     Returns:
-        The optimizer; its state is an `AdamState`.
+        an optimizer; its state is an `AdamState`.
 
     Raises:
-        ValueError: for lr <= 0, eps < 0 or betas outside [0, 1).
+        TypeError: for betas that are no pair.
+        ValueError: for lr <= 0, eps < 0 or betas outside [0, 1); at a step, for a state of other
+            parameters.
 
     Source:
         Kingma & Ba 2015, Algorithm 1.
@@ -77,11 +86,13 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
     Examples:
         >>> optimizer, params = adam(0.1), {"x": torch.zeros(1)}
         >>> params, _ = optimizer.update({"x": torch.ones(1)}, optimizer.init(params), params)
-        >>> params["x"]
-        tensor([-0.1000])
+        >>> round(params["x"].item(), 4)
+        -0.1
     """
     check_scalar(lr, "lr", positive=True)
     check_scalar(eps, "eps")
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas: expected a pair of numbers in [0, 1), got {betas!r}")
     first, second = betas
     for i, beta in enumerate(betas):
         check_scalar(beta, f"betas[{i}]", below=1.0)
@@ -93,6 +104,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return AdamState(steps, _zeros(params), _zeros(params))
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, State]:
+        _require(isinstance(state, AdamState) and _over(state.mean, params))
         steps = state.steps + 1
         mean = map_params(lambda m, g: _towards(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _towards(v, g * g, 1 - second), state.square, grads)
@@ -120,61 +132,50 @@ def exact_adam(lr: Scalar) -> Optimizer:
     of at least 1e-17 (smaller ones make shorter steps) and at most 1e19.
 
     Args:
-        lr: the step, > 0; a number or a 0-d tensor.
+        lr: the learning rate, > 0.
 
     Returns:
         `adam(lr, eps=0.0)`.
 
     Raises:
         ValueError: for lr <= 0.
-
-    Examples:
-        >>> grads, params = {"x": torch.full((1,), 1e-10)}, {"x": torch.zeros(1)}
-        >>> exact_adam(0.1).update(grads, exact_adam(0.1).init(params), params)[0]["x"]
-        tensor([-0.1000])
     """
     return adam(lr, eps=0.0)
 
 
 def multiplicative(lr: Scalar) -> Optimizer:
-    """A step of fixed relative size, x ← x·exp(-lr·sign(gradient)), for positive x.
+    """Steps of fixed relative size, for positive x: x ← x·exp(-lr·sign(gradient)).
 
     Args:
-        lr: the relative step, > 0; a number or a 0-d tensor.
+        lr: the relative size, > 0.
 
     Returns:
-        The optimizer; it has no state.
+        an optimizer without state.
 
     Raises:
         ValueError: for lr <= 0.
-
-    Examples:
-        >>> multiplicative(0.5).update({"x": torch.ones(1)}, (), {"x": torch.ones(1)})[0]["x"]
-        tensor([0.6065])
     """
     check_scalar(lr, "lr", positive=True)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        return map_params(
-            lambda p, g: (p * torch.exp(-lr * torch.sign(g))).to(p.dtype), params, grads
-        ), ()
+        def move(p: Tensor, g: Tensor) -> Tensor:
+            return (p * torch.exp(-lr * torch.sign(g))).to(p.dtype)
+
+        return map_params(move, params, grads), ()
 
     return Optimizer(lambda params: (), update)
 
 
 def log_space(optimizer: Optimizer) -> Optimizer:
-    """Another optimizer working on log x: the gradient becomes x·∂/∂x, and positive x stay so.
+    """Another optimizer at work on log x, for positive x, which so stays positive.
 
     Args:
-        optimizer: what moves log x.
+        optimizer: sees log x and the gradient x·∂/∂x.
 
     Returns:
-        The optimizer of x; its state is that of `optimizer`.
-
-    Examples:
-        >>> log_space(sgd(1.0)).update({"x": torch.ones(1)}, (), {"x": torch.ones(1)})[0]["x"]
-        tensor([0.3679])
+        an optimizer with the state of the one given.
     """
+    expect_optimizer(optimizer)
 
     def init(params: Params) -> State:
         return optimizer.init(map_params(torch.log, params))
@@ -185,6 +186,23 @@ def log_space(optimizer: Optimizer) -> Optimizer:
         return map_params(torch.exp, moved), state
 
     return Optimizer(init, update)
+
+
+def _require(fits: bool) -> None:
+    if not fits:
+        raise ValueError(
+            "state: not this optimizer's state over these parameters; it was made by another "
+            "optimizer or for other parameters: use init of this one"
+        )
+
+
+def _over(state: State, params: Params) -> bool:
+    """Whether `state` holds a tensor for each of the parameters, in its shape."""
+    return (
+        isinstance(state, dict)
+        and state.keys() == params.keys()
+        and all(state[name].shape == leaf.shape for name, leaf in params.items())
+    )
 
 
 def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..types import Params, Rows, Select
+from .distributed import refuse_wrapped
 
 
 def parameters(module: nn.Module) -> Params:
@@ -22,6 +23,7 @@ def parameters(module: nn.Module) -> Params:
         >>> sorted(parameters(nn.Linear(2, 1)))
         ['bias', 'weight']
     """
+    refuse_wrapped(module)
     return {name: leaf.detach() for name, leaf in module.named_parameters() if leaf.requires_grad}
 
 

@@ -13,6 +13,7 @@ from torch.func import vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.checks import check_params, depth, differentiated, is_pair, recording
+from ..core.distributed import refusing_wrapped_calls
 from ..core.tree import dot
 from ..types import Batch, LossesFn, Params, Rows
 from .layerwise import (
@@ -322,7 +323,8 @@ def explained_vjp(
     dtypes or devices.
     """
     try:
-        return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
+        with refusing_wrapped_calls():
+            return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
         message = str(error)
         if "in-place operation" in message:

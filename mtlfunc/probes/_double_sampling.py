@@ -1,21 +1,19 @@
-"""Two or three independent batches a step: an unbiased Gramian of stochastic gradients (MoDo,
-SDMGrad).
-"""
+"""Several independent batches a step: an unbiased stochastic Gramian (MoDo, SDMGrad)."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_option, check_params, everyone
+from ..core.checks import check_params, everyone
 from ..core.tree import map_params, select
 from ..gradients.rows import Linear, check_chunk_size, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
-from ._jacobian import Heads
-from .common import first_losses
-from .groups import Groups, combine_groups, gramians, partition
+from ._jacobian import Heads, check_heads, share_of
+from .common import check_dtype, check_memory, first_losses, is_empty
+from .groups import Blocks, Groups, combine_groups, gramians, partition
 
 
 def double_sampling(
@@ -26,16 +24,21 @@ def double_sampling(
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> Probe:
-    """G = J₁J₂ᵀ from independent batches, whose expectation is E[J]E[J]ᵀ: one batch's JJᵀ adds the
-    gradient noise's covariance to it.
+    """The Gramian J₁J₂ᵀ of two independent batches, whose expectation is E[J]E[J]ᵀ.
 
-    The batch of a step is a tuple of batches, drawn independently: `(first, second)`, and the
-    combination is of the rows' mean (J₁ + J₂)/2; or `(first, second, third)`, and it is of J₃,
-    independent of the weights too, at the price of one forward and one backward pass.
+    One batch's JJᵀ adds the covariance of the gradient noise to it. The batch of a step is a tuple
+    of batches, drawn independently: `(first, second)`, and the combination is of the rows' mean
+    (J₁ + J₂)/2; or `(first, second, third)`, and it is of J₃, independent of the weights too, at
+    the price of one forward and one backward pass.
 
     Args:
-        shared, groups, chunk_size, gramian_dtype: as in `mtlfunc.jacobian`.
-        heads: as there, from the mean of two batches or from the third.
+        shared: which parameters the tasks share, a glob on names or a predicate.
+        groups: groups of shared parameters, each with weights of its own, as in
+            `mtlfunc.jacobian`; None is one group.
+        heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; from the mean of two
+            batches or from the third.
+        chunk_size: rows differentiated in one batched pass; None is all.
+        gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
 
     Returns:
         a probe whose Gramian `[task, task]` is **not symmetric** and whose diagonal may be
@@ -44,44 +47,50 @@ def double_sampling(
         combined; aux is a tuple, one for each batch.
 
     Raises:
-        ValueError: as in `mtlfunc.jacobian`.
+        ValueError: for what `mtlfunc.jacobian` refuses.
         TypeError: for a batch that is not a tuple of two or three.
 
     Source:
         Chen et al. 2023 (MoDo), eqs. 2.9a–b: two batches and their mean, with a third as the
         official code's option; Xiao et al. 2023 (SDMGrad), Algorithm 1: three. LibMTL steps on the
         third for both, and leaves SDMGrad's decoders with the sum over three batches.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> losses = lambda params, batch: batch * params["x"]
+        >>> probe, params = double_sampling(), {"x": torch.zeros(())}
+        >>> batches = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
+        >>> _, state = probe.init(losses, params, batches, mf.random.key(0))
+        >>> probe.update(losses, params, batches, state)[0].geometry.gramian.tolist()
+        [[3.0, 5.0], [6.0, 10.0]]
     """
     check_chunk_size(chunk_size)
-    check_option(heads, "heads", get_args(Heads))
-    if heads == "weighted" and groups is not None:
-        raise ValueError(
-            'heads="weighted": with groups there is one weight a group and task, and none for '
-            'the heads; use "plain" or "own"'
-        )
+    check_heads(heads, groups)
+    check_dtype(gramian_dtype)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, State]:
         check_params(params)
         names = select(params, shared)
-        losses = torch.stack(
-            [
-                first_losses(losses_fn, params, one, names, hint=True)
-                for one in stepped_on(_several(batch))
-            ]
-        ).mean(0)
+        stepped = stepped_on(_several(batch))
+        try:
+            several = [first_losses(losses_fn, params, one, names, hint=True) for one in stepped]
+        except Exception as error:
+            error.add_note(
+                "double_sampling: each entry of the batch is a batch of its own for losses_fn"
+            )
+            raise
+        losses = torch.stack(several).mean(0)
         blocks = () if groups is None else partition(names, groups)
         return torch.stack([losses] * len(blocks)) if blocks else losses, ()
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
     ) -> tuple[TaskGradients, State]:
+        check_memory(is_empty(state))
         names = select(params, shared)
         blocks = () if groups is None else tuple(partition(names, groups).values())
-        share = {"plain": lambda count: 1 / count, "own": lambda count: 1.0, "weighted": None}[
-            heads
-        ]
 
         def at(batch: Batch, rows: bool) -> Linear:
             return linearize(
@@ -89,49 +98,56 @@ def double_sampling(
                 params,
                 batch,
                 shared=names if rows else (),
-                heads=share if rows else None,
+                heads=share_of(heads) if rows else None,
                 chunk_size=chunk_size,
             )
 
         batches = _several(batch)
-        first, second = at(batches[0], True), at(batches[1], True)
-        every = [first, second] if len(batches) == 2 else [first, second, at(batches[2], False)]
-        stepped = stepped_on(every)
+        first, second, *third = [at(one, rows=i < 2) for i, one in enumerate(batches)]
+        stepped = stepped_on([first, second, *third])
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
         gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
-        geometry = Geometry(
-            losses, gramian, first.preference, everyone(losses), {"second_losses": second.losses}
-        )
+        extra = {"second_losses": second.losses}
+        geometry = Geometry(losses, gramian, first.preference, everyone(losses), extra)
 
-        def gradient(linear: Linear, weights: Tensor) -> Params:
-            if linear.rows:
-                grads = combine_groups(weights, linear.rows, blocks) | linear.heads
-                left = tuple(name for name in params if name not in grads)
-                return grads | (linear.pullback(weights, left) if left else {})
-            # The third batch: one pass for every way of weighing its losses.
-            others = tuple(name for name in params if name not in names)
-            grads: Params = {}
-            for own, members in (
-                zip(weights.unbind(0), blocks, strict=True) if blocks else [(weights, names)]
-            ):
-                grads |= linear.pullback(own, members)
-            count = len(linear.losses)
-            on_heads = (
-                weights
-                if heads == "weighted"
-                else torch.full_like(linear.losses, 1 / count if heads == "plain" else 1.0)
-            )
-            return grads | (linear.pullback(on_heads, others) if others else {})
+        def combine(weights: Tensor) -> Params:
+            if third:
+                grads = _afresh(third[0], weights, names, blocks or (names,), params, heads)
+            else:
+                both = [_of_rows(linear, weights, blocks, params) for linear in stepped]
+                grads = map_params(lambda a, b: 0.5 * (a + b), *both)
+            return {name: grads[name] for name in params}
 
-        def combined(weights: Tensor) -> Params:
-            grads = [gradient(linear, weights) for linear in stepped]
-            mean = grads[0] if len(grads) == 1 else map_params(lambda a, b: 0.5 * (a + b), *grads)
-            return {name: mean[name] for name in params}
-
-        aux = tuple(linear.aux for linear in every)
-        return TaskGradients(losses, geometry, combined, () if aux[0] == () else aux), state
+        aux = tuple(linear.aux for linear in (first, second, *third))
+        return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
     return Probe(init, update)
+
+
+def _of_rows(linear: Linear, weights: Tensor, blocks: Blocks, params: Params) -> Params:
+    """The combination of one batch's rows, and its heads' gradient."""
+    grads = combine_groups(weights, linear.rows, blocks) | linear.heads
+    left = tuple(name for name in params if name not in grads)
+    return grads | (linear.pullback(weights, left) if left else {})
+
+
+def _afresh(
+    linear: Linear,
+    weights: Tensor,
+    names: tuple[str, ...],
+    members: Blocks,
+    params: Params,
+    heads: Heads,
+) -> Params:
+    """The third batch, of which no rows are kept: one pass for every way of weighing its losses."""
+    grads: Params = {}
+    rows = weights.unbind(0) if weights.ndim == 2 else (weights,)
+    for own, group in zip(rows, members, strict=True):
+        grads |= linear.pullback(own, group)
+    others = tuple(name for name in params if name not in names)
+    share = share_of(heads)(len(linear.losses))
+    on_heads = weights if share is None else torch.full_like(linear.losses, share)
+    return grads | (linear.pullback(on_heads, others) if others else {})
 
 
 def _several(batch: Batch) -> tuple[Any, ...]:

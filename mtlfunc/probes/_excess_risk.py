@@ -1,6 +1,4 @@
-"""Excess risks: how far every task is from convergence, by squared gradients over their accumulated
-size (ExcessMTL).
-"""
+"""Excess risks: how far each task is from convergence, by its accumulated gradients (ExcessMTL)."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from ..types import Probe, Rows, Select, State
 from ._jacobian import Edit, Heads, row_probe
-from .common import Present
+from .common import Present, check_memory, same_rows
 from .groups import Blocks, Groups
 
 
@@ -22,25 +20,40 @@ def excess_risk(
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> Probe:
-    """S ← S + J∘J, and for every task e_t = Σ_k J_tk²/√S_tk, which is g_tᵀH_t⁻¹g_t with AdaGrad's
-    diagonal for H_t: `geometry.extra["excess"]` `[task]`.
+    """`mtlfunc.jacobian`, and how far each task is from convergence, e_t = Σ_k J_tk²/√S_tk.
+
+    S ← S + J∘J sums squares over the steps, so e_t is g_tᵀH_t⁻¹g_t with AdaGrad's diagonal for H_t.
 
     Args:
-        shared, groups, present, chunk_size, gramian_dtype: as in `mtlfunc.jacobian`; a task's
-            squares stand still where it is absent. With groups e is `[group, task]`.
-        heads: as there, but `"weighted"` unless asked for: the method weighs losses (with groups,
-            `"plain"` or `"own"`).
+        shared: which parameters the tasks share, a glob on names or a predicate.
+        groups: groups of shared parameters, each with weights of its own, as in
+            `mtlfunc.jacobian`; None is one group.
+        present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
+            task's squares stand still where it is absent. None is all.
+        heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; `"weighted"`, since
+            the method weighs losses (with groups, `"plain"` or `"own"`).
+        chunk_size: rows differentiated in one batched pass; None is all.
+        gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
 
     Returns:
-        `mtlfunc.jacobian`'s probe, with T rows of squares to remember and e in the geometry. e is
-        homogeneous, like a gradient's length.
+        a probe with T rows of squares to remember; `geometry.extra["excess_risk"]` is e, `[task]`
+        or `[group, task]`. It is homogeneous, like a gradient's length.
 
     Raises:
-        ValueError: as in `mtlfunc.jacobian`.
+        ValueError: for what `mtlfunc.jacobian` refuses.
 
     Source:
         He et al. 2024, eqs. 6–7. The official code, LibMTL and TorchJD add 1e-7 under the root;
         here 0/√0 is 0.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> losses = lambda params, batch: torch.stack([3 * params["x"], -4 * params["x"]])
+        >>> probe, params = excess_risk(), {"x": torch.tensor(1.0)}
+        >>> _, state = probe.init(losses, params, (), mf.random.key(0))
+        >>> measured, _ = probe.update(losses, params, (), state)
+        >>> measured.geometry.extra["excess_risk"].tolist()
+        [3.0, 4.0]
     """
 
     def init(zeros: Rows) -> State:
@@ -49,19 +62,13 @@ def excess_risk(
     def update(
         rows: Rows, present: Tensor, blocks: Blocks, state: Rows
     ) -> tuple[Rows, dict[str, Tensor], State]:
+        check_memory(same_rows(state, rows))
         # an absent task's row is 0
         squares = {name: s + rows[name].square() for name, s in state.items()}
-        risks = {
-            name: (rows[name].square() / squares[name].where(squares[name] > 0, 1.0).sqrt())
-            .flatten(1)
-            .sum(1)
-            for name in rows
-        }
-        groups = [
-            torch.stack([risks[name] for name in names]).sum(0)
-            for names in blocks or (tuple(rows),)
-        ]
-        return rows, {"excess": torch.stack(groups) if blocks else groups[0]}, squares
+        risks = {name: _risk(rows[name], squares[name]) for name in rows}
+        members = blocks or (tuple(rows),)
+        groups = [torch.stack([risks[name] for name in names]).sum(0) for names in members]
+        return rows, {"excess_risk": torch.stack(groups) if blocks else groups[0]}, squares
 
     return row_probe(
         shared,
@@ -72,3 +79,9 @@ def excess_risk(
         chunk_size=chunk_size,
         gramian_dtype=gramian_dtype,
     )
+
+
+def _risk(row: Tensor, squares: Tensor) -> Tensor:
+    """Σ J²/√S over the coordinates of one leaf, [task]; 0/√0 is 0."""
+    risk = row.square() / squares.where(squares > 0, 1.0).sqrt()
+    return risk.reshape(len(row), -1).sum(1)

@@ -1,42 +1,80 @@
-"""The probe in parameter space: rows of the Jacobian over the shared parameters, their Gramian, and
-the heads' own gradient.
-"""
+"""The probe in parameter space: rows of the Jacobian, their Gramian, and the heads' gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..core import random
 from ..core.checks import check_option, check_params
+from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.rows import check_chunk_size, linearize
-from ..types import Batch, Geometry, LossesFn, Params, Probe, Rows, Select, State, TaskGradients
-from .common import Present, check_leak, first_losses, labelled, labels, with_labels
+from ..gradients.rows import Linear, check_chunk_size, linearize
+from ..types import (
+    Batch,
+    Combine,
+    Geometry,
+    LossesFn,
+    Params,
+    Probe,
+    Rows,
+    Select,
+    State,
+    TaskGradients,
+)
+from .common import (
+    Present,
+    check_dtype,
+    check_leak,
+    check_memory,
+    check_present,
+    first_losses,
+    is_empty,
+    labelled,
+    labels,
+    same_rows,
+    with_labels,
+)
 from .groups import Blocks, Groups, combine_groups, gramians, partition
+from .masks import Mask, graddrop
 
 Heads = Literal["plain", "own", "weighted"]
+
+
+@runtime_checkable
+class Mix(Protocol):
+    """From a key and the number of tasks to (C [row, task], preference [row])."""
+
+    def __call__(self, key: Tensor, count: int, /) -> tuple[Tensor, Tensor]: ...
+
+
+class EditUpdate(Protocol):
+    """The edited rows, what joins `geometry.extra`, and the next state."""
+
+    def __call__(
+        self, rows: Rows, present: Tensor, blocks: Blocks, state: Any, /
+    ) -> tuple[Rows, dict[str, Tensor], State]: ...
 
 
 class Edit(NamedTuple):
     """What a probe with a memory does to the rows between the backward passes and their Gramian."""
 
     init: Callable[[Rows], State]  # from zeros in the shape of the rows
-    # (rows, present, blocks, S) -> (rows, geometry.extra, S)
-    update: Callable[[Rows, Tensor, Blocks, State], tuple[Rows, dict[str, Tensor], State]]
+    update: EditUpdate
 
 
 def jacobian(
     shared: Select = "*",
     *,
     measure: Select | None = None,
-    mix: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None,
-    mask: Callable[[Tensor, Rows], Rows] | None = None,
+    mix: Mix | None = None,
+    mask: Mask | None = None,
     groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
@@ -44,8 +82,17 @@ def jacobian(
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> Probe:
-    """The geometry of the tasks' gradients with respect to the shared parameters: one forward, T
-    backward passes that stop at them.
+    """The geometry of the tasks' gradients in the shared parameters.
+
+    One forward pass, and T backward passes that stop at the shared parameters. Absent tasks (see
+    `present`) keep their losses in `Info.losses`, as `losses_fn` gave them; the rule sees loss 0, a
+    zero row and column, preference 0. A mean over no labels may be NaN, but 0 times its derivative
+    must be 0, as it is for `errors.where(labelled, 0.0).sum(0) / count`, for cross-entropy with
+    `ignore_index`, and for `(errors * labelled).sum(0) / count.clamp_min(1)`, though not without
+    the clamp: then the step raises, or is NaN where values cannot be read. Separate scalars are
+    safe in any case if `present` can be read (on CPU, not batched, not compiled): absent ones are
+    left out, backward pass included. A rule that reads initial losses (GradNorm) must start on a
+    batch with all tasks.
 
     Args:
         shared: which parameters the tasks share, a glob on names or a predicate; the rest are
@@ -57,15 +104,14 @@ def jacobian(
             the mean gradient. See `subset`.
         mask: `(key, rows) -> rows` edits the rows coordinate by coordinate before they are measured
             and combined.
-        groups: the rule is applied to each group of shared parameters by itself: `"layer"` groups
-            by module, a function gives each name's label, a dict `{label: glob}` lists the groups.
-            Gramian `[group, row, row]`, weights and rates `[group, row]`, the rule's state and key
-            one a group, in the dict's order, else that of first appearance. Every engine forms the
-            rows then.
+        groups: the rule is applied to each group of shared parameters by itself; None is one group.
+            `"layer"` groups by module, a function gives each name's label, a dict `{label: glob}`
+            lists the groups. Gramian `[group, row, row]`, weights and rates `[group, row]`, the
+            rule's state and key one a group, in the dict's order, else that of first appearance.
+            Every engine forms the rows then.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, `lambda batch:
             batch[2].any(0)`. The step is then that on these tasks alone (heads included;
-            `reduction="sum"` sums over them), and zero if there are none. See below for losses that
-            are NaN.
+            `reduction="sum"` sums over them), and zero if there are none.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of the weighted loss
             (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
@@ -81,22 +127,30 @@ def jacobian(
         gradient on the others. Weights 1/T give the mean gradient over all parameters (with
         `heads="own"`: over the shared ones).
 
-    Absent tasks: `Info.losses` shows their losses as `losses_fn` gave them; the rule sees loss 0, a
-    zero row and column, preference 0. A mean over no labels may be NaN, but 0 times its derivative
-    must be 0, as it is for `errors.where(labelled, 0.0).sum(0) / count`, for cross-entropy with
-    `ignore_index`, and for `(errors * labelled).sum(0) / count.clamp_min(1)`, though not without
-    the clamp: then the step raises, or is NaN where values cannot be looked at. Separate scalars
-    are safe in any case if `present` can be read (on CPU, not batched, not compiled): absent ones
-    are left out, backward pass included. A rule that reads initial losses (GradNorm) must start on
-    a batch with all tasks.
-
     Raises:
-        ValueError: at `init`, for a glob that matches nothing, a task that depends on no shared
-            parameter, a bad engine or heads, a group without parameters, a shared parameter in two
-            groups or in none; `mix` with `present` (a mixture holds absent tasks),
-            `heads="weighted"` with `groups` (whose weights?). Warns where `shared` holds a leaf
-            that one task alone depends on, which changes the Gramian.
+        TypeError: for a function that cannot be called as it will be.
+        ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks);
+            `heads="weighted"` with `groups` (whose weights?); at `init`, for a glob that matches
+            nothing, a task that depends on no shared parameter, a group without parameters, a
+            shared parameter in two groups or in none. A warning where `shared` holds a leaf that
+            one task alone depends on, which changes the Gramian.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> losses = lambda params, batch: torch.stack(
+        ...     [(params["trunk"] * params["a"]).sum(), (params["trunk"] * params["b"]).sum()])
+        >>> params = {"trunk": torch.ones(2), "a": torch.tensor([1.0, 0.0]), "b": torch.ones(2)}
+        >>> step = mf.balance(losses, mf.mgda(), mf.jacobian(shared="trunk"))
+        >>> grads, _, info = step.update(params, (), step.init(params, ()))
+        >>> info.gramian.tolist(), grads["trunk"].tolist(), grads["b"].tolist()
+        ([[1.0, 1.0], [1.0, 2.0]], [1.0, 0.0], [0.5, 0.5])
     """
+    if mix is not None:
+        expect_function(mix, "mix", "key, count")
+    if mask is graddrop:
+        raise TypeError("mask: got the function graddrop itself; call it, mtlfunc.graddrop()")
+    if mask is not None:
+        expect_function(mask, "mask", "key, rows")
     if mask is not None and engine == "layerwise":
         raise ValueError(
             'engine="layerwise" makes no rows, and mask edits them; use engine="rows" or "auto"'
@@ -128,8 +182,8 @@ def row_probe(
     shared: Select,
     *,
     measure: Select | None = None,
-    mix: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None,
-    mask: Callable[[Tensor, Rows], Rows] | None = None,
+    mix: Mix | None = None,
+    mask: Mask | None = None,
     edit: Edit | None = None,
     groups: Groups | None = None,
     present: Present | None = None,
@@ -138,65 +192,47 @@ def row_probe(
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> Probe:
-    """`jacobian`, and its relatives that edit the rows with a state (`edit`, without mix and mask)."""
+    """`jacobian`, and its relatives that edit the rows with a state (without mix and mask)."""
     check_engine(engine)
     check_chunk_size(chunk_size)
-    check_option(heads, "heads", get_args(Heads))
-    if heads == "weighted" and groups is not None:
-        raise ValueError(
-            'heads="weighted": with groups there is one weight a group and task, and none for '
-            'the heads; use "plain" or "own"'
-        )
+    check_heads(heads, groups)
+    check_present(present)
+    check_dtype(gramian_dtype)
+    random_rows = mix is not None or mask is not None
     with_rows = mask is not None or edit is not None or groups is not None
-
-    def names_of(params: Params) -> tuple[tuple[str, ...], tuple[str, ...], Blocks]:
-        names = select(params, shared)
-        measured = (
-            names
-            if measure is None
-            else select({name: params[name] for name in names}, measure, "measure")
-        )
-        found = {} if groups is None else partition(names, groups)
-        for label, members in found.items():
-            if not set(members) & set(measured):
-                raise ValueError(
-                    f"measure={measure!r}: group {label!r} has none of these parameters, and so "
-                    "no Gramian"
-                )
-        return names, measured, tuple(found.values())
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, State]:
         check_params(params)
-        names, _, blocks = names_of(params)
-        losses = first_losses(
-            losses_fn, params, batch, names, hint=True, present=labels(present, batch)
-        )
-        state = random.stream(key) if mix is not None or mask is not None else ()
+        names, _, blocks = _layout(params, shared, measure, groups)
+        here = labels(present, batch)
+        losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
+        state = random.stream(key) if random_rows else ()
         if edit is not None:
-            state = edit.init(
-                {name: params[name].new_zeros((len(losses), *params[name].shape)) for name in names}
-            )
+            state = edit.init(_zero_rows(params, names, len(losses)))
         if mix is not None:
-            losses = mix(random.fold_in(key, 0), losses.shape[0])[0].to(losses) @ losses
+            losses = _mixed(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
         return torch.stack([losses] * len(blocks)) if blocks else losses, state
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
     ) -> tuple[TaskGradients, State]:
-        names, measured, blocks = names_of(params)
+        names, measured, blocks = _layout(params, shared, measure, groups)
         key = torch.zeros((), dtype=torch.int64)
-        if mix is not None or mask is not None:
+        if random_rows:
+            check_memory(isinstance(state, random.Stream))
             key, state = random.draw(state)
+        elif edit is None:
+            check_memory(is_empty(state))
         here = labels(present, batch)
         linear = linearize(
             with_labels(losses_fn, here),
             params,
             batch,
             shared=names,
-            mix=None if mix is None else partial(mix, key),
-            heads=lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads],
+            mix=None if mix is None else partial(_mixed, mix, key),
+            heads=share_of(heads),
             measured=() if with_rows else measured,
             keep="rows" if with_rows else "combination",
             engine=engine,
@@ -205,40 +241,106 @@ def row_probe(
         )
         found, rows, extra = labelled(linear, here), linear.rows, {}
         if mask is not None:
-            rows = mask(random.fold_in(key, 1), rows)
+            rows = _masked(mask, random.fold_in(key, 1), rows)
         if edit is not None:
             rows, extra, state = edit.update(rows, found.present, blocks, state)
-        gramian = (
-            gramians(rows, rows, measured, blocks, gramian_dtype)
-            if linear.gramian is None
-            else linear.gramian
-        )
+        gramian = linear.gramian
+        if gramian is None:
+            gramian = gramians(rows, rows, measured, blocks, gramian_dtype)
         check_leak(found, gramian, *linear.heads.values())
         geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
-        on_heads = (
-            {name: grad * found.share for name, grad in linear.heads.items()}
-            if heads == "plain"
-            else linear.heads
-        )
-
-        def combined(weights: Tensor) -> Params:
-            grads = combine_groups(weights, rows, blocks) | on_heads
-            # no row of theirs was kept, or they are heads of the weighted loss
-            left = tuple(name for name in params if name not in grads)
-            grads |= linear.pullback(weights, left) if left else {}
-            return {name: grads[name] for name in params}
-
-        return TaskGradients(found.losses, geometry, combined, found.aux), state
+        share = found.share if heads == "plain" else None
+        combine = _combination(linear, rows, blocks, params, share)
+        return TaskGradients(found.losses, geometry, combine, found.aux), state
 
     return Probe(init, update)
 
 
-def subset(n: int) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """CAGrad-Fast's `mix`: n - 1 tasks drawn without replacement, and the mean of all the others,
-    as n rows.
+def check_heads(heads: Heads, groups: Groups | None) -> None:
+    """Raise unless `heads` is an option, and one that groups allow."""
+    check_option(heads, "heads", get_args(Heads))
+    if heads == "weighted" and groups is not None:
+        raise ValueError(
+            'heads="weighted": with groups there is one weight a group and task, and none for '
+            'the heads; use "plain" or "own"'
+        )
 
-    Its preference, 1/T for each drawn task and (T - n + 1)/T for the rest, makes the rows average
-    to the true mean gradient.
+
+def share_of(heads: Heads) -> Callable[[int], float | None]:
+    """From the number of tasks to each one's weight on the heads; None where the rule's counts."""
+    return lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads]
+
+
+def _layout(
+    params: Params, shared: Select, measure: Select | None, groups: Groups | None
+) -> tuple[tuple[str, ...], tuple[str, ...], Blocks]:
+    """Names of the shared leaves, of those the Gramian sums over, and of those in each group."""
+    names = measured = select(params, shared)
+    if measure is not None:
+        measured = select({name: params[name] for name in names}, measure, "measure")
+    found = {} if groups is None else partition(names, groups)
+    for label, members in found.items():
+        if not set(members) & set(measured):
+            raise ValueError(
+                f"measure={measure!r}: group {label!r} has none of these parameters, and so no "
+                "Gramian"
+            )
+    return names, measured, tuple(found.values())
+
+
+def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What `mix` answers, if it is a matrix `[row, task]` and a preference `[row]`."""
+    matrix, preference = mix(key, count)
+    if matrix.ndim != 2 or matrix.shape[1] != count or preference.shape != matrix.shape[:1]:
+        raise ValueError(
+            f"mix: expected C [row, {count}] and a preference [row], got {list(matrix.shape)} and "
+            f"{list(preference.shape)}"
+        )
+    return matrix, preference
+
+
+def _masked(mask: Mask, key: Tensor, rows: Rows) -> Rows:
+    """What `mask` answers, if it is rows as they were given."""
+    edited = mask(key, rows)
+    if not same_rows(edited, rows):
+        raise ValueError(
+            "mask: expected rows with the names and shapes of those given, "
+            f"{ {name: list(row.shape) for name, row in rows.items()} }"
+        )
+    return edited
+
+
+def _zero_rows(params: Params, names: tuple[str, ...], count: int) -> Rows:
+    return {name: params[name].new_zeros((count, *params[name].shape)) for name in names}
+
+
+def _combination(
+    linear: Linear, rows: Rows, blocks: Blocks, params: Params, share: Tensor | float | None
+) -> Combine:
+    """The weighted sum of rows, and the heads' gradient, times `share` if that is given."""
+
+    def combine(weights: Tensor) -> Params:
+        heads = linear.heads
+        if share is not None:
+            heads = {name: grad * share for name, grad in heads.items()}
+        grads = combine_groups(weights, rows, blocks) | heads
+        # no row of theirs was kept, or they are heads of the weighted loss
+        left = tuple(name for name in params if name not in grads)
+        grads |= linear.pullback(weights, left) if left else {}
+        return {name: grads[name] for name in params}
+
+    return combine
+
+
+def subset(n: int) -> Mix:
+    """CAGrad-Fast's `mix`: n - 1 tasks drawn without replacement, and the mean of the others.
+
+    Args:
+        n: rows, from 1 to T.
+
+    Returns:
+        a mix for `mtlfunc.jacobian(..., mix=subset(n))`. Its preference, 1/T for each drawn task
+        and (T - n + 1)/T for the rest, makes the rows average to the true mean gradient.
 
     Raises:
         ValueError: for n < 1, or n > T when it is called.
@@ -246,8 +348,13 @@ def subset(n: int) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
     Source:
         Liu et al. 2021, section 3.3, in the form of the public MT-RL code, which leaves one task
         out of the rest by mistake.
+
+    Examples:
+        >>> matrix, preference = subset(2)(random.key(0), 4)
+        >>> matrix.shape, (preference @ matrix).tolist()
+        (torch.Size([2, 4]), [0.25, 0.25, 0.25, 0.25])
     """
-    if n < 1:
+    if not isinstance(n, Integral) or n < 1:
         raise ValueError(f"subset: expected n >= 1 rows, got {n}")
 
     def mix(key: Tensor, count: int) -> tuple[Tensor, Tensor]:

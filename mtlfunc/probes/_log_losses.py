@@ -1,6 +1,4 @@
-"""Any probe, on the logarithms of the losses: gradients ∇L/L, which forget the losses' units
-(DB-MTL).
-"""
+"""Any probe, on the logarithms of the losses: gradients ∇L/L, which have no units (DB-MTL)."""
 
 from __future__ import annotations
 
@@ -10,14 +8,16 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_scalar
+from ..core.expect import expect_probe
 from ..gradients.rows import split_output
 from ..types import Batch, LossesFn, Params, Probe, Scalar, State, TaskGradients
 from ._double_sampling import stepped_on
 
 
 def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
-    """`probe` for log(L + eps) in place of L: rows ∇L/(L + eps), and heads that follow the
-    logarithms too.
+    """Another probe on log(L + eps) in place of L: rows are ∇L/(L + eps).
+
+    The heads follow the logarithms, too.
 
     Args:
         probe: any, `mtlfunc.tracked(...)` for DB-MTL; `mtlfunc.representation`'s decode must give
@@ -29,9 +29,22 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         a probe whose geometry holds the logarithms; `Info.losses` shows the losses. Where L + eps
         <= 0 the logarithm is NaN.
 
+    Raises:
+        TypeError: for `probe` that is none.
+        ValueError: for eps < 0.
+
     Source:
         Lin et al. 2023 (DB-MTL), section 3.1.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> losses = lambda params, batch: torch.stack([params["x"], 100 * params["x"]])
+        >>> probe, params = log_losses(mf.jacobian()), {"x": torch.tensor(2.0)}
+        >>> _, state = probe.init(losses, params, (), mf.random.key(0))
+        >>> probe.update(losses, params, (), state)[0].geometry.gramian.tolist()
+        [[0.25, 0.25], [0.25, 0.25]]
     """
+    expect_probe(probe)
     check_scalar(eps, "eps")
 
     def logarithm(x: Tensor) -> Tensor:
@@ -41,10 +54,9 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
     def logged(losses_fn: LossesFn) -> LossesFn:
         def fn(params: Params, batch: Batch) -> Any:
             losses, scalars, aux = split_output(losses_fn(params, batch))
-            return logarithm(losses) if scalars is None else tuple(logarithm(x) for x in scalars), (
-                losses,
-                aux,
-            )
+            if scalars is None:
+                return logarithm(losses), (losses, aux)
+            return tuple(logarithm(x) for x in scalars), (losses, aux)
 
         return fn
 

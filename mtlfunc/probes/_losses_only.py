@@ -7,31 +7,54 @@ from torch import Tensor
 from ..core.checks import check_params
 from ..gradients.rows import linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, State, TaskGradients
-from .common import Present, check_leak, first_losses, labelled, labels, with_labels
+from .common import (
+    Present,
+    check_leak,
+    check_memory,
+    check_present,
+    first_losses,
+    is_empty,
+    labelled,
+    labels,
+    with_labels,
+)
 
 
 def losses_only(*, present: Present | None = None) -> Probe:
-    """Measure no gradient: the Gramian is `[0, 0]`, so a rule that needs one raises; every
-    parameter gets the gradient of Σ w_t L_t.
-
-    The cost is that of one backward pass, whatever the number of tasks.
+    """No gradient is measured: for rules that read losses alone, at the price of one backward pass.
 
     Args:
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, as in
-            `mtlfunc.jacobian`.
+            `mtlfunc.jacobian`; None is all.
+
+    Returns:
+        a probe whose Gramian is `[0, 0]`, so that a rule that needs one raises; every parameter
+        gets the gradient of Σ w_t L_t.
+
+    Raises:
+        TypeError: for `present` that is no function.
+
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> losses = lambda params, batch: torch.stack([params["x"], 3 * params["x"]])
+        >>> step = mf.balance(losses, mf.mean(), mf.losses_only())
+        >>> params = {"x": torch.tensor(1.0)}
+        >>> step.update(params, (), step.init(params, ()))[0]["x"].item()
+        2.0
     """
+    check_present(present)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, State]:
         check_params(params)
-        return first_losses(
-            losses_fn, params, batch, tuple(params), present=labels(present, batch)
-        ), ()
+        here = labels(present, batch)
+        return first_losses(losses_fn, params, batch, tuple(params), present=here), ()
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
     ) -> tuple[TaskGradients, State]:
+        check_memory(is_empty(state))
         here = labels(present, batch)
         linear = linearize(with_labels(losses_fn, here), params, batch, shared=())
         found = labelled(linear, here)

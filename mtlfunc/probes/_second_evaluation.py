@@ -9,11 +9,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..core.expect import expect_probe
 from ..gradients.rows import split_output
 from ..types import Batch, LossesFn, Params, Probe, State, TaskGradients
+from .common import check_memory
 
 
-class RevisitState(NamedTuple):
+class SecondEvaluationState(NamedTuple):
+    """The inner probe's state, and the last step's batch with its losses."""
+
     probe: State
     batch: Batch  # of the last step, copied
     losses: Float[Tensor, " task"]  # before the last step
@@ -21,41 +25,54 @@ class RevisitState(NamedTuple):
 
 
 def second_evaluation(probe: Probe) -> Probe:
-    """`probe`, and the last step's batch evaluated again at this step's parameters: one more
-    forward a step, and no backward.
+    """Another probe, and the last step's batch evaluated again after that step.
 
-    How far a step lowered the losses is only told by the batch it was taken on; FAMO's weights
-    learn from that. `geometry.extra` gets three rows `[task]`: `last_losses`, before the last step;
-    `last_losses_now`, after it; and `last_present`, which is false everywhere at the first step.
+    It costs one more forward pass a step, and no backward. How far a step lowered the losses shows
+    only on the batch that it was taken on; FAMO's weights learn from that.
 
     Args:
         probe: any probe whose rows are the tasks (no `mix`). The batch is part of its state: any
             nested tuple, list or dict of tensors.
 
     Returns:
-        a probe; all else is as the given one measures it. Under a `vmap` over networks that share a
-        batch each keeps a view of it, not a copy.
+        a probe that measures as the given one does; `geometry.extra` gets three rows `[task]`:
+        `last_losses`, before the last step; `last_losses_now`, after it; and `last_present`, which
+        is false everywhere at the first step. Under a `vmap` over networks that share a batch each
+        keeps a view of it, not a copy.
 
     Raises:
-        TypeError: for a batch with leaves that are not tensors.
-        ValueError: where the probe mixes tasks into rows.
+        TypeError: for `probe` that is none; at `init`, for a batch with leaves that are not
+            tensors.
+        ValueError: at a step, where the probe mixes tasks into rows.
 
     Source:
         Liu et al. 2023 (FAMO), Algorithm 2, the second evaluation of the losses.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> losses = lambda params, batch: (params["x"] - batch).square()
+        >>> probe = second_evaluation(mf.losses_only())
+        >>> params, batch = {"x": torch.zeros(())}, torch.tensor([1.0, 2.0])
+        >>> _, state = probe.init(losses, params, batch, mf.random.key(0))
+        >>> _, state = probe.update(losses, params, batch, state)
+        >>> measured, _ = probe.update(losses, {"x": torch.ones(())}, batch, state)
+        >>> {name: row.tolist() for name, row in measured.geometry.extra.items()}
+        {'last_losses': [1.0, 4.0], 'last_losses_now': [0.0, 1.0], 'last_present': [True, True]}
     """
+    expect_probe(probe)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, State]:
         losses, inner = probe.init(losses_fn, params, batch, key)
         rows = losses.shape[-1:]
-        return losses, RevisitState(
-            inner, _copied(batch), losses.new_zeros(rows), losses.new_zeros(rows, dtype=torch.bool)
-        )
+        nobody = losses.new_zeros(rows, dtype=torch.bool)
+        return losses, SecondEvaluationState(inner, _copied(batch), losses.new_zeros(rows), nobody)
 
     def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: RevisitState
+        losses_fn: LossesFn, params: Params, batch: Batch, state: SecondEvaluationState
     ) -> tuple[TaskGradients, State]:
+        check_memory(isinstance(state, SecondEvaluationState))
         measured, inner = probe.update(losses_fn, params, batch, state.probe)
         geometry = measured.geometry
         now = split_output(losses_fn(params, state.batch))[0]
@@ -77,7 +94,8 @@ def second_evaluation(probe: Probe) -> Probe:
             torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
             torch.zeros_like(state.present) | geometry.present,
         )
-        return measured._replace(geometry=geometry), RevisitState(inner, _copied(batch), *kept)
+        following = SecondEvaluationState(inner, _copied(batch), *kept)
+        return measured._replace(geometry=geometry), following
 
     return Probe(init, update)
 

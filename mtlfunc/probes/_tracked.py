@@ -10,15 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, check_scalar
+from ..core.expect import expect_function
 from ..types import Probe, Rows, Scalar, Select, State
 from ._jacobian import Edit, Heads, row_probe
-from .common import Present
+from .common import Present, check_memory, same_rows
 from .groups import Blocks, Groups
 
 Rate = Scalar | Callable[[Tensor], Tensor]
 
 
 class TrackedState(NamedTuple):
+    """The averaged rows, and for each task how far the average is from its start."""
+
     rows: Rows  # Y, {name: [task, *shape]}
     # how much of Y is gradients, the rest being its start at 0: 1 - Π(1 - β)
     mass: Float[Tensor, " task"]
@@ -37,29 +40,51 @@ def tracked(
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> Probe:
-    """Y ← Y - β(Y - J), from Y = 0: the Gramian is YYᵀ, and the combination is of the rows of Y.
+    """`mtlfunc.jacobian` on rows averaged over the steps: Y ← Y - β(Y - J), from Y = 0.
 
     Args:
-        shared, measure, groups, present, heads, chunk_size, gramian_dtype: as in
-            `mtlfunc.jacobian`. A task's row stands still where it is absent.
+        shared: which parameters the tasks share, a glob on names or a predicate.
         rate: β in (0, 1], or a function of the step, counted from 1 for each task `[task]`: `lambda
             k: 0.5 / k**0.5`; 1 does not average at all.
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
             step on, where Y itself starts β times as long.
+        measure: the shared leaves that the Gramian sums over; None is all of them.
+        groups: groups of shared parameters, each with weights of its own, as in
+            `mtlfunc.jacobian`; None is one group.
+        present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
+            task's row stands still where it is absent. None is all.
+        heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
+        chunk_size: rows differentiated in one batched pass; None is all.
+        gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
 
     Returns:
-        a probe that remembers T rows over the shared parameters. Weights 1/T give the tracked mean
-        gradient there, the current one on the heads.
+        a probe that remembers T rows over the shared parameters; the Gramian is YYᵀ, and the
+        combination is of the rows of Y. Weights 1/T give the tracked mean gradient there, the
+        current one on the heads.
 
     Raises:
-        ValueError: as in `mtlfunc.jacobian`, and for a rate outside (0, 1].
+        ValueError: for what `mtlfunc.jacobian` refuses, and for a rate outside (0, 1].
 
     Source:
         Fernando et al. 2023, Algorithm 1 (MoCo: `rate` is β_k, not corrected). DB-MTL's average
         (Lin et al. 2023, section 3.2), with decay β/k^σ, is `rate=lambda k: 1 - 0.9 / k**0.5,
         corrected=True`; its code does not correct, so the first step is a tenth as long.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> losses = lambda params, batch: batch * params["x"]
+        >>> step = mf.balance(losses, mf.mean(), tracked(rate=0.5))
+        >>> params, batch = {"x": torch.zeros(())}, torch.tensor([2.0, 6.0])
+        >>> state = step.init(params, batch)
+        >>> for _ in range(2):
+        ...     grads, state, _ = step.update(params, batch, state)
+        ...     grads["x"].item()
+        2.0
+        3.0
     """
-    if not callable(rate):
+    if callable(rate):
+        expect_function(rate, "rate", "steps")
+    else:
         check_scalar(rate, "rate", positive=True)
         if can_look(rate) and rate > 1:
             raise ValueError(f"rate: expected a number in (0, 1], got {float(rate)}")
@@ -72,27 +97,20 @@ def tracked(
     def update(
         rows: Rows, present: Tensor, blocks: Blocks, state: TrackedState
     ) -> tuple[Rows, dict[str, Tensor], State]:
+        check_memory(isinstance(state, TrackedState) and same_rows(state.rows, rows))
         steps = state.steps + present
-        beta = (
-            rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
-        ) * torch.ones_like(state.mass)
+        beta = rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
+        beta = beta * torch.ones_like(state.mass)
         if callable(rate) and can_look(beta) and not bool(((beta > 0) & (beta <= 1)).all()):
             raise ValueError(
                 f"rate: expected numbers in (0, 1], got {beta.tolist()} at steps {steps.tolist()}"
             )
         beta = beta.to(state.mass).where(present, 0.0)
-
-        def over(vector: Tensor, leaf: Tensor) -> Tensor:
-            return vector.reshape(-1, *[1] * (leaf.ndim - 1)).to(leaf.dtype)
-
         mass = state.mass + beta * (1 - state.mass)
-        kept = {name: y + over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
+        kept = {name: y + _over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
-        return (
-            {name: over(shown, y) * y for name, y in kept.items()},
-            {},
-            TrackedState(kept, mass, steps),
-        )
+        rows = {name: _over(shown, y) * y for name, y in kept.items()}
+        return rows, {}, TrackedState(kept, mass, steps)
 
     return row_probe(
         shared,
@@ -104,3 +122,8 @@ def tracked(
         chunk_size=chunk_size,
         gramian_dtype=gramian_dtype,
     )
+
+
+def _over(vector: Tensor, leaf: Tensor) -> Tensor:
+    """A vector [task], shaped to multiply rows [task, *shape]."""
+    return vector.reshape(-1, *[1] * (leaf.ndim - 1)).to(leaf.dtype)

@@ -1,22 +1,24 @@
-"""What several probes share: the forward pass that starts them, and batches from which tasks are
-absent.
-"""
+"""What several probes share: the first forward pass, and batches from which tasks are absent."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, check_finite, everyone, visible
+from ..core.expect import expect_function
 from ..gradients.rows import Linear, explained_vjp, linearize, split_output
-from ..types import Batch, LossesFn, Params
+from ..types import Batch, LossesFn, Params, Rows, State
 
-Present = Callable[[Batch], Tensor]
-"""From a batch to Bool[task]: which tasks have labels in it."""
+
+@runtime_checkable
+class Present(Protocol):
+    """From a batch to Bool[task]: which tasks have labels in it."""
+
+    def __call__(self, batch: Batch, /) -> Tensor: ...
 
 
 class Labelled(NamedTuple):
@@ -27,6 +29,20 @@ class Labelled(NamedTuple):
     preference: Tensor  # [row], over the present
     share: Tensor | float  # what turns a mean over all tasks into one over the present
     aux: Any
+
+
+def check_present(present: Present | None) -> None:
+    """Raise unless `present` is None or a function of the batch."""
+    if present is not None:
+        expect_function(present, "present", "batch")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise unless this is None or a dtype that a Gramian can be accumulated in."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"gramian_dtype: expected None or a floating dtype such as torch.float64, got {dtype!r}"
+        )
 
 
 def labels(present: Present | None, batch: Batch) -> Tensor | None:
@@ -47,9 +63,7 @@ def labels(present: Present | None, batch: Batch) -> Tensor | None:
 
 
 def with_labels(losses_fn: LossesFn, mask: Tensor | None) -> LossesFn:
-    """`losses_fn` with constants 0 for the absent tasks' losses; aux is then (the losses as they
-    were, aux).
-    """
+    """`losses_fn` with 0 for absent tasks' losses; aux is then (the losses as they were, aux)."""
     if mask is None:
         return losses_fn
 
@@ -61,16 +75,13 @@ def with_labels(losses_fn: LossesFn, mask: Tensor | None) -> LossesFn:
             )
         if scalars is None:
             kept = losses if all_present(mask) else torch.where(mask, losses, 0.0)
-        # nothing of an absent task enters the graph: no backward pass of its own, and no NaN of its
         elif visible(mask):
-            kept = tuple(
-                x if here else x.new_zeros(())
-                for here, x in zip(mask.tolist(), scalars, strict=True)
-            )
+            # nothing of an absent task enters the graph: no backward pass of it, and no NaN
+            both = zip(mask.tolist(), scalars, strict=True)
+            kept = tuple(x if here else x.new_zeros(()) for here, x in both)
         else:
-            kept = tuple(
-                torch.where(here, x, 0.0) for here, x in zip(mask.unbind(), scalars, strict=True)
-            )
+            both = zip(mask.unbind(), scalars, strict=True)
+            kept = tuple(torch.where(here, x, 0.0) for here, x in both)
         return kept, (losses, aux)
 
     return masked
@@ -87,24 +98,43 @@ def labelled(linear: Linear, mask: Tensor | None) -> Labelled:
     return Labelled(losses, mask, mask.to(linear.losses) / count, len(mask) / count, aux)
 
 
+def is_empty(state: State) -> bool:
+    """Whether this is the state of a probe without memory."""
+    return isinstance(state, tuple) and not state
+
+
+def same_rows(state: State, rows: Rows) -> bool:
+    """Whether a state holds rows of the same leaves and shapes as `rows`."""
+    return (
+        isinstance(state, dict)
+        and state.keys() == rows.keys()
+        and all(state[name].shape == row.shape for name, row in rows.items())
+    )
+
+
+def check_memory(fits: bool) -> None:
+    """Raise unless a probe's state fits that probe."""
+    if not fits:
+        raise ValueError(
+            "state: its probe's part is not what this step's probe started with; it comes from a "
+            "step with another probe, other parameters or another number of tasks: use init of "
+            "this step"
+        )
+
+
 def check_leak(found: Labelled, *gradients: Tensor) -> None:
-    """Raise where an absent task's loss was NaN or infinite and its derivative has reached these
-    gradients, if that can be seen.
-    """
+    """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
     if not (visible(found.present) and can_look(found.losses, gradients)):
         return
-    absent = (
-        (~found.present & ~found.losses.isfinite()).nonzero().flatten().tolist()
-        if found.present.shape == found.losses.shape
-        else []
-    )
+    if found.present.shape != found.losses.shape:
+        return
+    absent = (~found.present & ~found.losses.isfinite()).nonzero().flatten().tolist()
     if absent and not all(bool(x.isfinite().all()) for x in gradients):
         raise ValueError(
-            f"present: tasks {absent} are absent and their losses are not finite, like a mean "
-            "over nothing, and 0 times their derivative is NaN in the "
-            "gradients of the others; pick the labels with torch.where before the sum, or divide "
-            "by count.clamp_min(1), or return separate losses "
-            "(a tuple or dict), of which the absent ones are left out"
+            f"present: tasks {absent} are absent and their losses are not finite, like a mean over "
+            "nothing, and 0 times their derivative is NaN in the gradients of the others; pick the "
+            "labels with torch.where before the sum, or divide by count.clamp_min(1), or return "
+            "separate losses (a tuple or dict), of which the absent ones are left out"
         )
 
 
@@ -117,9 +147,10 @@ def first_losses(
     hint: bool = False,
     present: Tensor | None = None,
 ) -> Tensor:
-    """Losses `[task]` of one forward, 0 for absent tasks; where values may be looked at, also an
-    error about a task that does not depend on `shared` and (`hint`) a warning about a leaf there
-    that one task alone depends on.
+    """Losses `[task]` of one forward pass, 0 for absent tasks.
+
+    Where values can be read, also an error about a task that does not depend on `shared`, and
+    (`hint`) a warning about a leaf there that one task alone depends on.
     """
     reached: list[set[str]] | None = None
 
@@ -150,16 +181,16 @@ def first_losses(
     if alone:
         raise ValueError(
             f"shared: the losses of tasks {alone} (counted from 0) depend on none of the shared "
-            f"parameters {', '.join(shared)}; "
-            "leave these tasks out, or widen the glob to the parameters that they use"
+            f"parameters {', '.join(shared)}; leave these tasks out, or widen the glob to the "
+            "parameters that they use"
         )
     if hint and reached is not None and len(reached) > 1:
         private = [name for name in shared if sum(name in names for names in reached) == 1]
         if private:
             warnings.warn(
-                f"shared: only one task depends on {', '.join(private)}, which then counts in "
-                "that task's gradient length alone; "
-                "if these are heads, pass a glob for the trunk, such as shared='trunk.*'",
+                f"shared: only one task depends on {', '.join(private)}, which then counts in that "
+                "task's gradient length alone; if these are heads, pass a glob for the trunk, such "
+                "as shared='trunk.*'",
                 stacklevel=4,
             )
     return losses
@@ -168,9 +199,7 @@ def first_losses(
 def leaves_of_each(
     losses: Tensor, scalars: tuple[Tensor, ...] | None, params: Params
 ) -> list[set[str]] | None:
-    """Names of the leaves behind each loss, read off the autograd graph; None where a vector was
-    computed as a whole.
-    """
+    """Names of the leaves behind each loss, by the autograd graph; None for an opaque vector."""
     if not losses.requires_grad:
         return [set() for _ in range(losses.shape[0])]
     if scalars is None:
@@ -200,9 +229,7 @@ def leaves_of_each(
 def _independent(
     losses_fn: LossesFn, params: Params, batch: Batch, shared: tuple[str, ...]
 ) -> list[int]:
-    """Tasks whose loss stays finite when every shared parameter is NaN, and whose gradient is zero
-    there, too.
-    """
+    """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
     broken = {
         name: torch.full_like(leaf, float("nan")) if name in shared else leaf
         for name, leaf in params.items()

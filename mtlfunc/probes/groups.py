@@ -1,6 +1,4 @@
-"""Groups of shared parameters, each with its own Gramian and its own weights: layer by layer, block
-by block.
-"""
+"""Groups of shared parameters, layer by layer or block by block, each with weights of its own."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from ..core.tree import combine, dot, layer_of, select
 from ..types import Params, Rows, Select
 
 Groups = str | Callable[[str], Hashable] | Mapping[str, Select]
-"""`"layer"`, a function from a parameter's name to its group's label, or `{label: glob or
-predicate}`.
-"""
+"""`"layer"`, a function from a name to its group's label, or `{label: glob or predicate}`."""
 
 Blocks = tuple[tuple[str, ...], ...]
 """The names in each group; no groups at all is ()."""
@@ -69,23 +65,15 @@ def partition(names: tuple[str, ...], groups: Groups) -> dict[Hashable, tuple[st
 def gramians(
     left: Rows, right: Rows, measured: tuple[str, ...], blocks: Blocks, dtype: torch.dtype | None
 ) -> Tensor:
-    """Inner products of two sets of rows over the measured leaves: [row, other], or [group, row,
-    other].
-    """
+    """Inner products of two sets of rows: `[row, other]`, or `[group, row, other]`."""
     if not blocks:
         return dot(left, right, measured, dtype)
-    return torch.stack(
-        [
-            dot(left, right, tuple(name for name in names if name in measured), dtype)
-            for names in blocks
-        ]
-    )
+    members = [tuple(name for name in names if name in measured) for names in blocks]
+    return torch.stack([dot(left, right, names, dtype) for names in members])
 
 
 def combine_groups(weights: Tensor, rows: Rows, blocks: Blocks) -> Params:
-    """Weighted sums of rows: by weights [row], or by weights [group, row], each group's on its own
-    leaves.
-    """
+    """Weighted sums of rows: by weights `[row]`, or by each group's own of `[group, row]`."""
     if not blocks:
         return combine(weights, rows)
     grads: Params = {}

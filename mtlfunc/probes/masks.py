@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from numbers import Integral
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,16 +12,24 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import can_look
+from ..core.expect import expect_function
 from ..types import Rows
 
-Mask = Callable[[Tensor, Rows], Rows]
+
+@runtime_checkable
+class Mask(Protocol):
+    """Edits rows `{name: [task, *shape]}`, at random by a key."""
+
+    def __call__(self, key: Tensor, rows: Rows, /) -> Rows: ...
 
 
 def graddrop(
     leak: float | Float[Tensor, " task"] = 0.0, f: Callable[[Tensor], Tensor] | None = None
 ) -> Mask:
-    """In every coordinate keep the entries of one sign, drawn with probability P = ½(1 + Σ_t g_t /
-    Σ_t|g_t|) for the positive one.
+    """In every coordinate keep the entries of one sign, the positive one with probability P.
+
+    P = ½(1 + Σ_t g_t / Σ_t|g_t|). The draw depends on the key and the names of the leaves, not on
+    the order in which they come.
 
     Args:
         leak: ℓ in [0, 1], one for all or one a task `[task]`: that share of each entry passes in
@@ -45,19 +54,23 @@ def graddrop(
         all are negative.
 
     Examples:
-        >>> graddrop()(random.key(0), {"x": torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]])})["x"].tolist()
+        >>> rows = {"x": torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]])}
+        >>> graddrop()(random.key(0), rows)["x"].tolist()
         [[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]]
     """
     if not isinstance(leak, Tensor) or can_look(leak):
         _check_leak(torch.as_tensor(leak))
+    if f is not None:
+        expect_function(f, "f", "purity")
 
     def mask(key: Tensor, rows: Rows) -> Rows:
         edited = {}
-        for i, (name, row) in enumerate(rows.items()):
+        position = {name: i for i, name in enumerate(sorted(rows))}
+        for name, row in rows.items():
             total, size = row.sum(0), row.abs().sum(0)
             purity = 0.5 * (1 + total / size.where(size != 0, 1.0))
             u = random.uniform(
-                random.fold_in(key, i),
+                random.fold_in(key, position[name]),
                 tuple(row.shape[1:]),
                 torch.promote_types(row.dtype, torch.float32),
             )
@@ -89,10 +102,11 @@ def trimmed_mean(k: int) -> Mask:
         Yin et al. 2018, Definition 2. As TorchJD's TrimmedMean.
 
     Examples:
-        >>> trimmed_mean(1)(random.key(0), {"x": torch.tensor([[1.0], [9.0], [2.0]])})["x"].tolist()
+        >>> rows = {"x": torch.tensor([[1.0], [9.0], [2.0]])}
+        >>> trimmed_mean(1)(random.key(0), rows)["x"].tolist()
         [[0.0], [0.0], [6.0]]
     """
-    if operator.index(k) < 0:
+    if not isinstance(k, Integral) or k < 0:
         raise ValueError(f"k: expected a number of entries >= 0, got {k}")
 
     def mask(key: Tensor, rows: Rows) -> Rows:
@@ -110,7 +124,8 @@ def trimmed_mean(k: int) -> Mask:
             edited[name] = row * (kept * (count / (count - 2 * k)))
         return edited
 
-    mask.ranks_rows = True  # pyright: ignore[reportFunctionMemberAccess]  # jacobian refuses it beside `present`
+    # jacobian refuses it beside `present`
+    mask.ranks_rows = True  # pyright: ignore[reportFunctionMemberAccess]
     return mask
 
 

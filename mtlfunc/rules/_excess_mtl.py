@@ -44,11 +44,11 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
         return ExcessMTLState(torch.full_like(losses, 0.0), torch.zeros_like(losses))
 
     def update(geometry: Geometry, state: ExcessMTLState) -> tuple[Tensor, State]:
-        if "excess" not in geometry.extra:
+        if "excess_risk" not in geometry.extra:
             raise ValueError(
                 "excess_mtl needs every task's excess risk; use mtlfunc.excess_risk(...) as probe"
             )
-        risk, present = geometry.extra["excess"].to(state.first), geometry.present
+        risk, present = geometry.extra["excess_risk"].to(state.first), geometry.present
         first = state.first.where(state.first > 0, risk)
         moved = state.logits + lr * (risk / first.where(first > 0, 1.0))
         # The present tasks share what they had together; of an absent one nothing moves.

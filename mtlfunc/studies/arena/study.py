@@ -20,7 +20,7 @@ from ...core.tree import dot, map_params, select
 from ...gradients.rows import task_gradients
 from ...probes import losses_only
 from ...rules import mean
-from ...training.step import balance
+from ...training import balance
 from ...types import Batch, Optimizer, Params, Probe, Rule
 from .problems import Problem
 

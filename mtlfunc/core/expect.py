@@ -1,0 +1,126 @@
+"""Whether an argument is the part of a method that it should be; if not, what to do instead."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..types import Balance, Optimizer, Probe, Rule, Step, TrainState
+
+_PARTS: dict[type, tuple[str, str]] = {
+    Rule: ("a rule", "mtlfunc.cagrad(0.4)"),
+    Probe: ("a probe", "mtlfunc.jacobian('trunk.*')"),
+    Optimizer: ("an optimizer", "mtlfunc.adam(1e-3)"),
+    Balance: ("a balance", "mtlfunc.balance(losses_fn, rule, probe)"),
+    Step: ("a step", "mtlfunc.descend(losses_fn, rule, optimizer, probe)"),
+}
+
+
+def expect_rule(value: Any, argument: str = "rule") -> None:
+    """Raise TypeError unless `value` is a rule: a pair of functions `init` and `update`."""
+    _expect(value, argument, Rule)
+
+
+def expect_probe(value: Any, argument: str = "probe") -> None:
+    """Raise TypeError unless `value` is a probe: a pair of functions `init` and `update`."""
+    _expect(value, argument, Probe)
+
+
+def expect_optimizer(value: Any, argument: str = "optimizer") -> None:
+    """Raise TypeError unless `value` is an optimizer: a pair of functions `init` and `update`."""
+    _expect(value, argument, Optimizer)
+
+
+def expect_step(value: Any, argument: str = "step") -> None:
+    """Raise TypeError unless `value` is a step with an optimizer."""
+    _expect(value, argument, Step)
+
+
+def expect_losses_fn(value: Any) -> None:
+    """Raise TypeError unless `value` can be called with parameters and a batch."""
+    if isinstance(value, nn.Module) and not _binds(value.forward, 2):
+        raise TypeError(
+            f"losses_fn: got the module {type(value).__name__} itself; write a function of "
+            "(params, batch) that calls torch.func.functional_call(module, params, (inputs,)) and "
+            "returns one loss a task"
+        )
+    expect_function(value, "losses_fn", "params, batch")
+
+
+def expect_function(value: Any, argument: str, takes: str) -> None:
+    """Raise TypeError unless `value` can be called with as many arguments as `takes` names."""
+    if not callable(value):
+        raise TypeError(f"{argument}: expected a function of ({takes}), got {_found(value)}")
+    if not torch.compiler.is_compiling() and not _binds(value, takes.count(",") + 1):
+        name = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(
+            f"{argument}: expected a function of ({takes}), but {name} takes "
+            f"{inspect.signature(value)}"
+        )
+
+
+def _binds(function: Any, count: int) -> bool:
+    """Whether a function takes so many positional arguments, as far as that can be known."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def _expect(value: Any, argument: str, part: type) -> None:
+    noun, example = _PARTS[part]
+    if isinstance(value, part):
+        if not all(map(callable, value)):
+            raise TypeError(f"{argument}: init and update of {noun} must be functions, got {value}")
+        return
+    if isinstance(value, str):
+        raise TypeError(f"{argument}={value!r}: expected {noun}, such as {example}, not a name")
+    if isinstance(value, torch.optim.Optimizer) or (
+        isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    ):
+        name = value.__name__ if isinstance(value, type) else type(value).__name__
+        raise TypeError(
+            f"{argument}: got torch.optim.{name}, which moves parameters in place, but a step is "
+            "a pure function; use mtlfunc.adam(lr) or mtlfunc.sgd(lr), or keep it in a loop of "
+            "mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
+        )
+    if type(value) in _PARTS:
+        raise TypeError(
+            f"{argument}: expected {noun}, such as {example}, got {_found(value)}; the order is "
+            "balance(losses_fn, rule, probe) and descend(losses_fn, rule, optimizer, probe)"
+        )
+    if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
+        return  # anything with that shape fits
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        wrap = ", or mtlfunc.stateless(f) where f gives weights from a Gramian"
+        raise TypeError(
+            f"{argument}: expected {noun}, got the function {name} itself; call it, as in "
+            f"{example}{wrap if part is Rule else ''}"
+        )
+    raise TypeError(f"{argument}: expected {noun}, such as {example}, got {_found(value)}")
+
+
+def expect_state(value: Any, kind: type, maker: str) -> None:
+    """Raise TypeError unless `value` is the state that `maker` (`init` of a step) returns."""
+    if isinstance(value, kind):
+        return
+    if isinstance(value, TrainState):
+        cure = "pass its .balance"
+    elif isinstance(value, tuple) and value and isinstance(value[0], kind):
+        cure = "unpack what update returns"
+    else:
+        cure = f"start with state = {maker}(params, batch), then pass on what update returns"
+    raise TypeError(f"state: expected what {maker} returned, got {_found(value)}; {cure}")
+
+
+def _found(value: Any) -> str:
+    if type(value) in _PARTS:
+        return _PARTS[type(value)][0]
+    return "None" if value is None else f"an object of type {type(value).__name__}"

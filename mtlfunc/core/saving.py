@@ -1,0 +1,23 @@
+"""States in files: `torch.load` takes them with its safe defaults."""
+
+import sys
+
+import torch
+
+from ..types import Geometry, Info, Solution
+from .random import Stream
+
+
+def allow_loading(package: str) -> None:
+    """Let `torch.load(weights_only=True)` make the states that the loaded package defines.
+
+    They are named tuples of tensors called `…State`; making one runs no code of a file.
+    """
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(package)]
+    states = {
+        kind
+        for module in modules
+        for name, kind in vars(module).items()
+        if name.endswith("State") and hasattr(kind, "_fields")
+    }
+    torch.serialization.add_safe_globals([Geometry, Info, Solution, Stream, *states])

@@ -1,0 +1,273 @@
+"""A training step without an optimizer: a probe and a rule composed into one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..core import random
+from ..core.checks import (
+    all_present,
+    check_finite,
+    check_gradients,
+    check_option,
+    check_params,
+    is_pair,
+)
+from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
+from ..core.tasks import Tasks, aligned, tasks_of
+from ..types import (
+    Balance,
+    BalanceState,
+    Batch,
+    Geometry,
+    Info,
+    LossesFn,
+    Params,
+    Probe,
+    Rule,
+    State,
+    TaskGradients,
+)
+
+Reduction = Literal["mean", "sum"]
+
+
+def balance(
+    losses_fn: LossesFn,
+    rule: Rule,
+    probe: Probe,
+    *,
+    reduction: Reduction = "mean",
+    has_aux: bool = False,
+) -> Balance:
+    """A step without an optimizer: parameters and a batch in, one gradient out.
+
+    Losses in a dict are read by name: their order at `init` is that of the tasks from then on,
+    whatever their order at a later step, and `Info.tasks` is `{name: loss}` in this order.
+
+    Args:
+        losses_fn: stateless, `(params, batch) -> losses`: a vector `[task]`, or a tuple or dict of
+            T scalars.
+        rule: turns geometry into weights, for instance `mtlfunc.cagrad(0.4)`.
+        probe: measures the geometry and combines, for instance `mtlfunc.jacobian("trunk.*")`.
+        reduction: `"mean"`: with rule `mean()` the gradient is that of the mean loss; `"sum"`
+            multiplies everything by T, or by the number of present tasks.
+        has_aux: `losses_fn` returns `(losses, aux)`; aux, a pytree of tensors, is handed on in
+            `Info.aux`.
+
+    Returns:
+        `init(params, batch, key=0) -> state` (one forward; key is an integer or a 0-d integer
+        tensor) and `update(params, batch, state) -> (grads, state, info)`; grads have the names and
+        shapes of params.
+
+    Raises:
+        TypeError: for a rule, probe, losses_fn or state that is something else.
+        ValueError: for tasks that come or go between steps; for a state of another rule, where that
+            can be known; for NaN or infinite losses, gradients or weights, where they can be seen
+            (on CPU, outside transforms); elsewhere they end up as NaN in grads.
+        RuntimeError: for autocast around the step.
+        NotImplementedError: for modules or parameters of several processes (DDP, FSDP).
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> losses = lambda params, batch: {
+        ...     "near": (params["x"] - 1).square(), "far": (params["x"] + 3).square()}
+        >>> step = mf.balance(losses, mf.mgda(), mf.jacobian())
+        >>> params = {"x": torch.tensor(0.0)}
+        >>> grads, state, info = step.update(params, (), step.init(params, ()))
+        >>> grads["x"].item(), [round(w, 2) for w in info.weights.tolist()]
+        (0.0, [0.75, 0.25])
+        >>> {name: loss.item() for name, loss in info.tasks.items()}
+        {'near': 1.0, 'far': 9.0}
+    """
+    expect_losses_fn(losses_fn)
+    expect_rule(rule)
+    expect_probe(probe)
+    check_option(reduction, "reduction", get_args(Reduction))
+
+    def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
+        check_params(params)
+        tasks: Tasks = ()
+
+        def first(params: Params, batch: Batch) -> Any:
+            nonlocal tasks
+            out = _declared(losses_fn(params, batch), has_aux)
+            tasks = tasks or tasks_of(out)
+            return aligned(out, tasks)
+
+        leaf = next(iter(params.values()))
+        # Adding a zero of the parameters batches the key where they are batched: an expanded state
+        # would make the compiler start twice.
+        root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
+        losses, probe_state = probe.init(first, params, batch, random.fold_in(root, 0))
+        return BalanceState(probe_state, _init_rule(rule, losses, random.fold_in(root, 1)), tasks)
+
+    def update(
+        params: Params, batch: Batch, state: BalanceState
+    ) -> tuple[Params, BalanceState, Info]:
+        expect_state(state, BalanceState, "init")
+        if not isinstance(params, Mapping):
+            check_params(params)
+        _refuse_autocast(params)
+
+        def named(params: Params, batch: Batch) -> Any:
+            return aligned(_declared(losses_fn(params, batch), has_aux), state.tasks)
+
+        measured, probe_state = probe.update(named, params, batch, state.probe)
+        losses, geometry = measured.losses, measured.geometry
+        _check_measured(measured)
+        weights, rule_state = _weigh(rule, geometry, state.rule)
+        grads = measured.combine(weights)
+        check_gradients(grads)
+        if reduction == "sum":
+            count = _count(measured)
+            grads = {name: count * grad for name, grad in grads.items()}
+        rates = _rates(geometry.gramian, weights)
+        names = state.tasks if isinstance(state.tasks, dict) else {}
+        tasks = dict(zip(names, losses.unbind(), strict=True)) if names else {}
+        info = Info(losses, geometry.gramian, weights, rates, measured.aux, tasks)
+        return grads, BalanceState(probe_state, rule_state, state.tasks), info
+
+    return Balance(init, update)
+
+
+def _declared(out: Any, has_aux: bool) -> Any:
+    """What `losses_fn` returned, if it is what `has_aux` says."""
+    pair = is_pair(out)
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
+    if has_aux and not pair:
+        raise ValueError(
+            "losses_fn: expected losses of shape [task] in (losses, aux), got a scalar; with one "
+            "task, return losses[None]"
+        )
+    if not has_aux and pair:
+        raise ValueError(
+            "losses_fn returned (losses, aux): pass has_aux=True; or, if these are two losses, "
+            "reduce each to one number"
+        )
+    strange = [leaf for leaf in tree_leaves(out[1]) if not isinstance(leaf, Tensor)] if pair else []
+    if strange:
+        raise TypeError(
+            f"losses_fn: aux holds {strange[0]!r}, but all its leaves must be tensors; use "
+            "torch.as_tensor, and () for nothing"
+        )
+    return out
+
+
+def _init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
+    """The rule's first state; one a group, with keys of their own, for losses [group, row]."""
+    if losses.ndim == 1:
+        return rule.init(losses, key)
+    # outside of vmap it can look at values, and say what is wrong with them
+    rule.init(losses[0], key)
+    keys = torch.stack([random.fold_in(key, group) for group in range(len(losses))])
+    return tree_map(torch.Tensor.contiguous, vmap(rule.init)(losses, keys))
+
+
+def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:
+    """The rule, or the rule mapped over the groups of a Gramian [group, row, row].
+
+    Of what a probe added, [row] is common to the groups.
+    """
+    if geometry.gramian.ndim == 2:
+        return _pair(rule.update(geometry, state))
+
+    def one(gramian: Tensor, extra: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
+        return _pair(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
+
+    dims = {name: None if leaf.ndim == 1 else 0 for name, leaf in geometry.extra.items()}
+    return vmap(one, (0, dims, 0))(geometry.gramian, geometry.extra, state)
+
+
+def _pair(answer: Any) -> tuple[Tensor, State]:
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise TypeError(
+            f"rule: expected (weights, state) from update, got {type(answer).__name__}; a rule "
+            "without memory returns (weights, ())"
+        )
+    return answer
+
+
+def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:
+    """The rule's weights, checked, and its next state; a state of another rule is named."""
+    if torch.compiler.is_compiling():
+        return _update_rule(rule, geometry, state)
+    try:
+        weights, following = _update_rule(rule, geometry, state)
+    except Exception as error:
+        if _foreign(rule, geometry, state):
+            raise ValueError(_FOREIGN) from error
+        raise
+    if type(following) is not type(state) and _foreign(rule, geometry, state):
+        raise ValueError(_FOREIGN)
+    rows = geometry.gramian.shape[:-1] if geometry.gramian.ndim == 3 else geometry.losses.shape
+    if not isinstance(weights, Tensor) or weights.shape != rows:
+        found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"rule: expected weights of shape {list(rows)} from update, got {found}")
+    check_finite(weights, "weights (the rule's answer)")
+    return weights, following
+
+
+_FOREIGN = (
+    "state: its rule's part is not what this step's rule started with; it comes from a step with "
+    "another rule or another number of tasks: use init of this step"
+)
+
+
+def _foreign(rule: Rule, geometry: Geometry, state: State) -> bool:
+    """Whether a rule that starts here has a state of other types or shapes than `state`."""
+    groups = geometry.gramian.shape[0] if geometry.gramian.ndim == 3 else 0
+    losses = torch.stack([geometry.losses] * groups) if groups else geometry.losses
+    try:
+        fresh = _init_rule(rule, losses, torch.zeros_like(losses[..., 0].sum(), dtype=torch.int64))
+    except Exception:  # it cannot start here: the state is not to blame
+        return False
+    return _shapes(fresh) != _shapes(state)
+
+
+def _shapes(state: State) -> Any:
+    if isinstance(state, Tensor):
+        return tuple(state.shape)
+    if isinstance(state, dict):
+        return {name: _shapes(part) for name, part in state.items()}
+    if isinstance(state, tuple | list):
+        return type(state), [_shapes(part) for part in state]
+    return type(state)
+
+
+def _check_measured(measured: TaskGradients) -> None:
+    losses, (_, gramian, _, present, _) = measured.losses, measured.geometry
+    if present.shape == losses.shape:
+        losses = losses.where(present, 0.0)
+    check_finite(losses, "losses")
+    check_finite(gramian.diagonal(0, -2, -1), "gradients (squared lengths by task)")
+
+
+def _count(measured: TaskGradients) -> int | Tensor:
+    """How many tasks the sum of the losses is over."""
+    present, losses = measured.geometry.present, measured.losses
+    if present.shape != losses.shape or all_present(present):
+        return len(losses)
+    return present.sum()
+
+
+def _rates(gramian: Tensor, weights: Tensor) -> Tensor:
+    if not gramian.numel():
+        return gramian.new_zeros(0)
+    wide = weights.to(gramian.dtype)
+    return gramian @ wide if gramian.ndim == 2 else (gramian @ wide[..., None])[..., 0]
+
+
+def _refuse_autocast(params: Params) -> None:
+    if torch.is_autocast_enabled(next(iter(params.values())).device.type):
+        raise RuntimeError(
+            "autocast is active around the step and would round the Gramian to half precision; "
+            "open it inside losses_fn instead"
+        )

@@ -1,0 +1,60 @@
+"""A training step with an optimizer: a pure function from state and batch to state."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..core.expect import expect_optimizer, expect_state
+from ..types import Batch, Info, LossesFn, Optimizer, Params, Probe, Rule, Step, TrainState
+from ._balance import Reduction, balance
+
+
+def descend(
+    losses_fn: LossesFn,
+    rule: Rule,
+    optimizer: Optimizer,
+    probe: Probe,
+    *,
+    reduction: Reduction = "mean",
+    has_aux: bool = False,
+) -> Step:
+    """A step with an optimizer: a whole training run is a loop of one pure function.
+
+    Args:
+        losses_fn: stateless, `(params, batch) -> losses`, as in `mtlfunc.balance`.
+        rule: turns geometry into weights, for instance `mtlfunc.cagrad(0.4)`.
+        optimizer: moves the parameters, for instance `mtlfunc.adam(1e-3)`; one of `torch.optim`
+            goes with `mtlfunc.balance` and `mtlfunc.assign_gradients` instead.
+        probe: measures the geometry and combines, for instance `mtlfunc.jacobian("trunk.*")`.
+        reduction: `"mean"` or `"sum"` over the tasks, as in `mtlfunc.balance`.
+        has_aux: `losses_fn` returns `(losses, aux)`; aux is handed on in `Info.aux`.
+
+    Returns:
+        `init(params, batch, key=0) -> TrainState` and `update(state, batch) -> (TrainState, Info)`.
+
+    Raises:
+        TypeError: for a part or a state that is something else.
+        ValueError: as in `mtlfunc.balance`, and for an optimizer's state of other parameters.
+
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> losses = lambda params, batch: (params["x"] - batch).square()
+        >>> step = mf.descend(losses, mf.mean(), mf.sgd(0.5), mf.losses_only())
+        >>> batch = torch.tensor([1.0, 3.0])
+        >>> state, info = step.update(step.init({"x": torch.zeros(())}, batch), batch)
+        >>> state.params["x"].item()
+        2.0
+    """
+    expect_optimizer(optimizer)
+    inner = balance(losses_fn, rule, probe, reduction=reduction, has_aux=has_aux)
+
+    def init(params: Params, batch: Batch, key: int | Tensor = 0) -> TrainState:
+        return TrainState(params, inner.init(params, batch, key), optimizer.init(params))
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Info]:
+        expect_state(state, TrainState, "init")
+        grads, balance_state, info = inner.update(state.params, batch, state.balance)
+        params, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        return TrainState(params, balance_state, optimizer_state), info
+
+    return Step(init, update)

@@ -1,0 +1,139 @@
+"""Many steps in a row, with a record; what was computed is kept, whatever ends them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ..core.checks import transformed
+from ..core.expect import expect_function, expect_state, expect_step
+from ..types import Batch, Info, State, Step, TrainState
+
+_NOTE = (
+    "rollout: the state and the record before this step are .state and .record of this error. "
+    "batches yields one batch a step; for the same batch at every step: itertools.repeat(batch, n)"
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by `rollout` on Ctrl-C, with what was computed: `.state` and `.record`."""
+
+    def __init__(self, state: State, record: Any) -> None:
+        super().__init__("rollout interrupted; .state and .record hold what was computed")
+        self.state, self.record = state, record
+
+
+def rollout(
+    step: Step,
+    state: TrainState,
+    batches: Iterable[Batch],
+    *,
+    record: Callable[[TrainState, Info], Any] | None = None,
+    every: int = 1,
+) -> tuple[TrainState, Any]:
+    """Many steps, one for each batch: with a progress bar, or as a plain loop inside transforms.
+
+    Args:
+        step: from `mtlfunc.descend`.
+        state: from `step.init`, or of an earlier rollout.
+        batches: any iterable; `itertools.repeat(batch, 1000)` for a full batch.
+        record: `(state after the step, info) -> ` tensors or numbers, one or a nested tuple or
+            dict of them, the same shapes at every step; None records info without aux.
+        every: record every so many steps, from the first.
+
+    Returns:
+        the final state and the record, each tensor stacked along a new first axis (None if there
+        was no step).
+
+    Raises:
+        TypeError: for a step or a state that is something else; for a record with anything but
+            tensors and numbers, at the first step.
+        Interrupted: a KeyboardInterrupt that carries state and record, on Ctrl-C.
+        Exception: whatever a step, a batch or `record` raises, with `.state` and `.record` up to
+            then.
+
+    Examples:
+        >>> import itertools, torch, mtlfunc as mf
+        >>> losses = lambda params, batch: (params["x"] - batch).square()
+        >>> step = mf.descend(losses, mf.mean(), mf.sgd(0.25), mf.losses_only())
+        >>> batch = torch.tensor([1.0, 3.0])
+        >>> state = step.init({"x": torch.zeros(())}, batch)
+        >>> state, record = mf.rollout(step, state, itertools.repeat(batch, 3))
+        >>> state.params["x"].item(), tuple(record.losses.shape)
+        (1.75, (3, 2))
+    """
+    expect_step(step)
+    expect_state(state, TrainState, "step.init")
+    if not isinstance(every, Integral) or every < 1:
+        raise ValueError(f"every: expected a number of steps >= 1, got {every}")
+    if record is not None:
+        expect_function(record, "record", "state, info")
+    take = record or (lambda state, info: info._replace(aux=()))
+    kept: list[Any] = []
+    # One assignment binds the state and the length of its record: no interrupt comes between them.
+    done = state, 0
+    quiet = transformed() or torch.compiler.is_compiling()
+    try:
+        for count, batch in enumerate(batches if quiet else _progress(batches)):
+            state, info = step.update(done[0], batch)
+            if count % every == 0:
+                kept.append(_entry(take(state, info), kept))
+            done = state, len(kept)
+        return done[0], _stacked(kept)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(done[0], _stacked(kept[: done[1]])) from stop
+    except Exception as error:
+        if not quiet:
+            error.add_note(_NOTE)
+            # a type checker knows of no such attributes
+            vars(error).update(state=done[0], record=_stacked(kept[: done[1]]))
+        raise
+
+
+def _progress(batches: Iterable[Batch]) -> Iterable[Batch]:
+    from tqdm import tqdm
+
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(
+            f"batches: expected an iterable of batches, got {type(batches).__name__}; for a full "
+            "batch use itertools.repeat(batch, steps)"
+        )
+    total = operator.length_hint(batches) or None
+    return tqdm(batches, total=total, leave=False, desc="steps")
+
+
+def _entry(entry: Any, kept: list[Any]) -> Any:
+    """One step's record as tensors, of the structure and shapes of those before."""
+    leaves, structure = tree_flatten(entry)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor | int | float) and not hasattr(leaf, "__array__"):
+            raise TypeError(
+                "record: expected tensors or numbers, one or a nested tuple or dict of them, got "
+                f"{'None' if leaf is None else type(leaf).__name__}; return () for nothing"
+            )
+    entry = tree_map(_tensor, entry)
+    if kept:
+        first, expected = tree_flatten(kept[0])
+        shapes = [[list(leaf.shape) for leaf in part] for part in (first, tree_flatten(entry)[0])]
+        if structure != expected or shapes[0] != shapes[1]:
+            raise ValueError(
+                "record: every step's must have the structure and shapes of the first's, "
+                f"{shapes[0]} in {expected}, got {shapes[1]} in {structure}"
+            )
+    return entry
+
+
+def _tensor(leaf: Any) -> Tensor:
+    if isinstance(leaf, float):
+        return torch.tensor(leaf, dtype=torch.float64)
+    return leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
+
+
+def _stacked(kept: list[Any]) -> Any:
+    return tree_map(lambda *leaves: torch.stack(leaves), *kept) if kept else None

@@ -1,0 +1,159 @@
+"""Optimizers beside torch.optim, and the way back to its loops."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.func import grad
+
+import mtlfunc as mf
+from tests.problems import (
+    BATCH,
+    PARAMS,
+    TrunkAndHeads,
+    vector,
+)
+
+SHARED = "trunk.*"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (mf.sgd(0.1), lambda p: torch.optim.SGD(p, 0.1)),
+        (mf.sgd(0.1, momentum=0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
+        (mf.adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
+        (mf.adam(0.01, (0.8, 0.9), 1e-3), lambda p: torch.optim.Adam(p, 0.01, (0.8, 0.9), 1e-3)),
+    ],
+    ids=["sgd", "momentum", "adam", "adam with betas"],
+)
+def test_optimizers_equal_torch_optim(ours, theirs):
+    params = {name: leaf.clone() for name, leaf in PARAMS.items()}
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in PARAMS.items()}
+    optimizer, state = theirs(list(leaves.values())), ours.init(params)
+    for _ in range(5):
+        grads = grad(lambda p: vector(p, BATCH).mean())(params)
+        params, state = ours.update(grads, state, params)
+        optimizer.zero_grad()
+        vector(leaves, BATCH).mean().backward()
+        optimizer.step()
+    for name in params:
+        torch.testing.assert_close(params[name], leaves[name].detach(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_exact_adam_is_scale_free(scale):
+    optimizer = mf.optim.exact_adam(0.01)
+    params = {"x": torch.ones(3, dtype=torch.float64)}
+    gradient = torch.tensor([1.0, -3.0, 0.0], dtype=torch.float64)
+    plain, _ = optimizer.update({"x": gradient}, optimizer.init(params), params)
+    scaled, _ = optimizer.update({"x": scale * gradient}, optimizer.init(params), params)
+    torch.testing.assert_close(plain["x"], scaled["x"], rtol=1e-12, atol=0.0)
+    assert plain["x"][2] == 1
+
+
+def test_log_space_keeps_positive_and_multiplicative_steps_by_a_factor():
+    params = {"x": torch.tensor([1e-3, 2.0], dtype=torch.float64)}
+    moved, _ = mf.optim.multiplicative(0.1).update(
+        {"x": torch.tensor([5.0, -1e-9], dtype=torch.float64)}, (), params
+    )
+    torch.testing.assert_close(
+        moved["x"],
+        params["x"] * torch.exp(torch.tensor([-0.1, 0.1], dtype=torch.float64)),
+        rtol=1e-14,
+        atol=0.0,
+    )
+    optimizer = mf.optim.log_space(mf.sgd(0.1))
+    moved, _ = optimizer.update(
+        {"x": torch.tensor([5.0, -1.0], dtype=torch.float64)}, optimizer.init(params), params
+    )
+    expected = torch.exp(
+        params["x"].log() - 0.1 * params["x"] * torch.tensor([5.0, -1.0], dtype=torch.float64)
+    )
+    torch.testing.assert_close(moved["x"], expected, rtol=1e-14, atol=0.0)
+
+
+def test_stock_loop_equals_descend_and_keeps_no_graph():
+    module = TrunkAndHeads(0)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    balance = mf.balance(vector, mf.cagrad(0.4), mf.jacobian(SHARED))
+    state = balance.init(mf.parameters(module), BATCH)
+    step = mf.descend(vector, mf.cagrad(0.4), mf.adam(0.01), mf.jacobian(SHARED))
+    ours = step.init(PARAMS, BATCH)
+
+    def live() -> tuple[int, int]:
+        gc.collect()
+        tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+        return len(tensors), sum(x.numel() for x in tensors)
+
+    sizes = []
+    for count in range(200):
+        grads, state, info = balance.update(mf.parameters(module), BATCH, state)
+        mf.assign_gradients(module, grads)
+        optimizer.step()
+        assert info.losses.grad_fn is None
+        assert all(
+            leaf.grad is not None and leaf.grad.grad_fn is None for leaf in module.parameters()
+        )
+        if count < 20:
+            ours, _ = step.update(ours, BATCH)
+        if count == 19:
+            for name, leaf in module.named_parameters():
+                torch.testing.assert_close(leaf.detach(), ours.params[name], rtol=1e-9, atol=1e-12)
+        if count % 50 == 49:
+            sizes.append(live())
+    assert len(set(sizes)) == 1
+
+
+def test_parameters_share_storage_and_leave_frozen_ones_out():
+    module = TrunkAndHeads(1)
+    module.get_parameter("trunk.0.bias").requires_grad_(False)
+    params = mf.parameters(module)
+    assert "trunk.0.bias" not in params
+    assert params["trunk.0.weight"].data_ptr() == module.get_parameter("trunk.0.weight").data_ptr()
+    assert not params["trunk.0.weight"].requires_grad
+
+
+def test_assign_gradients_clears_what_it_was_not_given_and_names_mismatches():
+    module = nn.Linear(2, 1)
+    module.bias.grad = torch.ones(1)
+    mf.assign_gradients(module, {"weight": torch.ones(1, 2)})
+    assert module.bias.grad is None
+    with pytest.raises(KeyError, match="no such parameter"):
+        mf.assign_gradients(module, {"w": torch.ones(1, 2)})
+    with pytest.raises(ValueError, match=r"grads\['weight'\]: \[2\]"):
+        mf.assign_gradients(module, {"weight": torch.ones(2)})
+
+
+def test_stack_refuses_other_shapes():
+    with pytest.raises(ValueError, match="modules: names or shapes"):
+        mf.stack([nn.Linear(2, 1), nn.Linear(3, 1)])
+    with pytest.raises(ValueError, match="at least one"):
+        mf.stack([])
+
+
+def test_half_precision_parameters_train_as_in_torch_optim():
+    params = {"x": torch.zeros(3, dtype=torch.bfloat16)}
+    leaf = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
+    ours, theirs = mf.adam(1e-2), torch.optim.Adam([leaf], 1e-2)
+    state = ours.init(params)
+    for _ in range(6):
+        params, state = ours.update({"x": torch.ones(3, dtype=torch.bfloat16)}, state, params)
+        leaf.grad = torch.ones_like(leaf)
+        theirs.step()
+    assert params["x"].dtype == torch.bfloat16
+    # Six roundings of a number near .06 to 8 bits.
+    torch.testing.assert_close(params["x"], leaf.detach(), rtol=6 * 2.0**-8, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [mf.sgd, lambda lr: mf.sgd(lr, momentum=lr), mf.adam, mf.optim.multiplicative],
+    ids=["sgd", "momentum", "adam", "multiplicative"],
+)
+def test_optimizers_keep_the_dtype_of_parameters(make):
+    optimizer = make(torch.tensor(0.1, dtype=torch.float64))
+    params = {"s": torch.tensor(0.5), "x": torch.ones(2)}
+    moved, _ = optimizer.update(params, optimizer.init(params), params)
+    assert all(leaf.dtype == torch.float32 for leaf in moved.values())

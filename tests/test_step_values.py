@@ -1,0 +1,275 @@
+"""What is wrong with losses, gradients and batches, where it can be seen."""
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+
+import mtlfunc as mf
+from mtlfunc.types import Geometry
+from tests.problems import (
+    BATCH,
+    FORMS,
+    PARAMS,
+    TASKS,
+    decode,
+    encode,
+    flatten,
+    net,
+    opaque,
+    vector,
+)
+from tests.test_step import METHODS, step_of
+
+SHARED = "trunk.*"
+
+
+def test_task_without_shared_parameter_is_named():
+    for form in ("tuple", "vector", "opaque"):
+
+        def detached(params, batch, form=form):
+            losses = FORMS[form](params, batch)
+            own = params["heads.1.bias"].square().sum()
+            if isinstance(losses, tuple):
+                return losses[0], own, losses[2]
+            return (
+                torch.stack([losses[0], own, losses[2]])
+                if form == "vector"
+                else torch.where(torch.arange(TASKS) == 1, own, losses)
+            )
+
+        with pytest.raises(ValueError, match=r"shared: the losses of tasks \[1\]"):
+            mf.descend(detached, mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED)).init(PARAMS, BATCH)
+
+
+def test_relu_written_with_where_is_not_mistaken_for_independence():
+    def losses(params, batch):
+        z = batch[0] @ params["trunk.0.weight"].T
+        return torch.where(z > 0, z, 0.0).sum(0)[:2]
+
+    mf.descend(losses, mf.mean(), mf.sgd(0.1), mf.jacobian("trunk.0.weight")).init(PARAMS, BATCH)
+
+
+def test_private_leaf_among_shared_ones_gets_a_hint():
+    with pytest.warns(UserWarning, match=r"only one task depends on heads\.0\.weight"):
+        mf.descend(FORMS["tuple"], mf.mgda(), mf.sgd(0.1), mf.jacobian()).init(PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nan_is_an_error_outside_and_nan_inside_transforms(name):
+    params = PARAMS | {"trunk.2.weight": torch.full_like(PARAMS["trunk.2.weight"], float("nan"))}
+    step = step_of(name)
+    with pytest.raises(ValueError, match="losses: NaN or infinite"):
+        step.init(params, BATCH)
+    state = step.init(PARAMS, BATCH)
+    with pytest.raises(ValueError, match="losses: NaN or infinite"):
+        step.update(state._replace(params=params), BATCH)
+
+    def both(scale):
+        broken = {leaf: p * scale if leaf == "trunk.2.weight" else p for leaf, p in PARAMS.items()}
+        return step.update(step.init(broken, BATCH), BATCH)
+
+    out, info = vmap(both)(torch.tensor([1.0, float("nan")], dtype=torch.float64))
+    assert all(bool(leaf[0].isfinite().all()) for leaf in out.params.values())
+    assert not any(bool(leaf[1].isfinite().any()) for leaf in out.params.values() if leaf.numel())
+    # these weights do not depend on this step's gradients
+    if name not in ("mean", "mean, losses only", "static weights", "mean, masked", "gradnorm"):
+        assert bool(info.weights[1].isnan().all())
+
+
+def test_infinite_gradient_of_finite_loss_is_an_error():
+    def losses(params, batch):
+        return torch.stack([params["x"].sqrt().sum(), 2 * params["x"].sqrt().sum()])
+
+    step = mf.descend(losses, mf.mgda(), mf.sgd(0.1), mf.jacobian())
+    params = {"x": torch.zeros(2, dtype=torch.float64)}
+    state = step.init(params, ())
+    with pytest.raises(ValueError, match=r"gradients .*\[0, 1\]"):
+        step.update(state, ())
+
+
+def test_rule_that_needs_a_gramian_says_which_probe():
+    for rule in (
+        mf.mgda(),
+        mf.pcgrad(),
+        mf.cagrad(0.5),
+        mf.gradnorm(0.5),
+        mf.stateless(lambda gramian: gramian.diagonal()),
+    ):
+        step = mf.descend(vector, rule, mf.sgd(0.1), mf.losses_only())
+        state = step.init(PARAMS, BATCH)
+        with pytest.raises(ValueError, match=r"needs the Gramian.*mtlfunc\.jacobian"):
+            step.update(state, BATCH)
+
+
+def test_geometry_of_a_mix_has_rows_not_tasks():
+    probe = mf.jacobian(SHARED, mix=mf.subset(2))
+    losses, state = probe.init(vector, PARAMS, BATCH, mf.random.key(0))
+    assert losses.shape == (2,)
+    measured, _ = probe.update(vector, PARAMS, BATCH, state)
+    assert isinstance(measured.geometry, Geometry)
+    assert measured.losses.shape == (TASKS,)
+    assert measured.geometry.gramian.shape == (2, 2)
+    torch.testing.assert_close(
+        measured.geometry.preference, torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+    )
+    assert bool(measured.geometry.present.all())
+
+
+def test_representation_checks_its_parts():
+    step = mf.descend(
+        lambda p, b: 2 * vector(p, b),
+        mf.mgda(),
+        mf.sgd(0.1),
+        mf.representation(encode, decode, shared=SHARED),
+    )
+    with pytest.raises(ValueError, match="must be the same function"):
+        step.init(PARAMS, BATCH)
+    step = mf.descend(
+        vector, mf.mgda(), mf.sgd(0.1), mf.representation(encode, decode, shared="trunk.2.*")
+    )
+    with pytest.raises(ValueError, match=r"encode uses trunk\.0\.weight, trunk\.0\.bias"):
+        step.init(PARAMS, BATCH)
+
+
+def test_representation_of_a_dict():
+    def two(params, batch):
+        z = encode(params, batch)
+        return {"left": z[:, :2], "right": z[:, 2:]}
+
+    def joined(params, z, batch):
+        return decode(params, torch.cat([z["left"], z["right"]], 1), batch)
+
+    step = mf.balance(vector, mf.mgda(), mf.representation(two, joined, shared=SHARED))
+    grads, _, _ = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+    plain = mf.balance(vector, mf.mgda(), mf.representation(encode, decode, shared=SHARED))
+    expected, _, _ = plain.update(PARAMS, BATCH, plain.init(PARAMS, BATCH))
+    torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-12, atol=1e-14)
+
+
+def test_module_is_untouched():
+    assert all(leaf.grad is None for leaf in net.parameters())
+
+
+def test_scalar_parameters_have_rows():
+    def losses(params, batch):
+        return params["s"] ** 2, params["s"]  # the second loss is the leaf itself
+
+    step = mf.descend(losses, mf.mgda(), mf.sgd(0.1), mf.jacobian())
+    _, info = step.update(step.init({"s": torch.tensor(0.5, dtype=torch.float64)}, ()), ())
+    torch.testing.assert_close(info.gramian, torch.ones(2, 2, dtype=torch.float64))
+
+
+def test_autocast_around_a_step_is_refused_and_inside_works():
+    params = {name: leaf.float() for name, leaf in PARAMS.items()}
+    batch = tuple(x.float() for x in BATCH)
+
+    def inside(params, batch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return opaque(params, batch).float()
+
+    step = mf.descend(inside, mf.mgda(), mf.adam(0.01), mf.jacobian(SHARED))
+    state = step.init(params, batch)
+    _, info = step.update(state, batch)
+    assert info.gramian.dtype == torch.float32
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(RuntimeError, match="autocast is active around the step"),
+    ):
+        step.update(state, batch)
+
+
+def test_learned_mix_is_differentiated():
+    def end(scale):
+        def mix(key, count):
+            matrix = torch.eye(count, dtype=torch.float64)[:2] * scale
+            return matrix, torch.full((2,), 0.5, dtype=torch.float64)
+
+        step = mf.descend(
+            vector, mf.mean(), mf.sgd(0.1), mf.jacobian(SHARED, mix=mix, heads="weighted")
+        )
+        return vector(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
+
+    at, h = torch.tensor(1.1, dtype=torch.float64), 1e-5
+    difference = (end(at + h) - end(at - h)) / (2 * h)
+    leaf = at.clone().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-6, atol=0.0
+    )
+    torch.testing.assert_close(grad(end)(at), difference, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [mf.jacobian(SHARED), mf.losses_only(), mf.jacobian("*", measure=SHARED)],
+    ids=["shared", "losses only", "measure"],
+)
+def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):
+    params = PARAMS | {"heads.0.bias": torch.zeros_like(PARAMS["heads.0.bias"])}
+
+    def losses(params, batch):
+        return opaque(params, batch) + params["heads.0.bias"].sqrt().sum()
+
+    step = mf.descend(losses, mf.mean(), mf.sgd(0.1), probe)
+    state = step.init(params, BATCH)
+    with pytest.raises(ValueError, match=r"gradient of 'heads\.0\.bias': NaN or infinite"):
+        step.update(state, BATCH)
+
+
+def test_detached_losses_are_refused():
+    step = mf.descend(
+        lambda p, b: opaque(p, b).detach(), mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED)
+    )
+    with pytest.raises(ValueError, match=r"tasks \[0, 1, 2\] .*depend on none"):
+        step.init(PARAMS, BATCH)
+
+
+def test_two_unreduced_losses_are_not_taken_for_losses_and_aux():
+    def forgotten(params, batch):
+        x, y = batch
+        first, second, _ = functional_call(net, params, (x,))
+        return (first - y[:, 0]).square().mean(1), (second - y[:, 1]).square().mean(1)
+
+    for call in (mf.task_gradients, mf.task_gramian):
+        with pytest.raises(ValueError, match="got a pair of which the first is not a scalar"):
+            call(forgotten, PARAMS, BATCH)
+    with pytest.raises(ValueError, match="or, if these are two losses, reduce each"):
+        mf.descend(forgotten, mf.mean(), mf.sgd(0.1), mf.losses_only()).init(PARAMS, BATCH)
+
+
+def test_gradnorm_refuses_losses_that_fall_below_zero():
+    rule = mf.gradnorm(0.5)
+    state = rule.init(torch.ones(2), mf.random.key(0))
+    geometry = Geometry(
+        torch.tensor([-1e-6, 2.0]),
+        torch.diag(torch.tensor([1.0, 9.0])),
+        torch.full((2,), 0.5),
+        torch.ones(2, dtype=torch.bool),
+        {},
+    )
+    with pytest.raises(ValueError, match="need losses >= 0"):
+        rule.update(geometry, state)
+    # Under a transform the next weights are NaN.
+    _, following = vmap(
+        lambda scale: rule.update(geometry._replace(losses=geometry.losses * scale), state)
+    )(torch.ones(1))
+    assert bool(following.weights.isnan().all())
+
+
+def test_negative_radius_under_vmap_gives_nan():
+    gramian = torch.tensor([[1.0, 0.2], [0.2, 1.0]])
+    weights = vmap(lambda c: mf.solvers.auto()(mf.solvers.cagrad(gramian, c)).weights)(
+        torch.tensor([0.4, -0.4])
+    )
+    assert bool(weights[0].isfinite().all())
+    assert bool(weights[1].isnan().all())
+
+
+def test_batch_of_another_dtype_or_device_is_explained():
+    step = mf.descend(opaque, mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED))
+    for batch in (tuple(x.float() for x in BATCH), tuple(x.to("meta") for x in BATCH)):
+        with pytest.raises(
+            RuntimeError,
+            match=r"losses_fn mixes dtypes or devices: params are torch\.float64 on cpu; convert "
+            r"the batch",
+        ):
+            step.init(PARAMS, batch)
