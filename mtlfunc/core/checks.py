@@ -6,10 +6,10 @@ always.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def transformed() -> bool:
@@ -52,7 +55,7 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
     levels = _functorch.get_interpreter_stack() or []
     if any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
-    return any(_innermost(leaf).requires_grad for leaf in _tensors(values))
+    return any(innermost(leaf).requires_grad for leaf in _tensors(values))
 
 
 def recording(values: object) -> AbstractContextManager[Any]:
@@ -62,16 +65,37 @@ def recording(values: object) -> AbstractContextManager[Any]:
     return nullcontext() if differentiated(values) else torch.no_grad()
 
 
+def constant_when_compiled(f: F) -> F:
+    """`torch.compiler.assume_constant_result` without its import of the compiler (two seconds)."""
+    f._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return f
+
+
+def same_storage(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors can be seen to be the same memory in the same shape."""
+    if torch.compiler.is_compiling() or x.shape != y.shape or not x.numel():
+        return False
+    if any(_functorch.is_functorch_wrapped_tensor(z) or z.is_meta for z in (x, y)):
+        return False
+    return x.device == y.device and x.data_ptr() == y.data_ptr()
+
+
 def _tensors(values: object) -> list[Tensor]:
     if type(values) is tuple and all(type(x) is Tensor for x in values):  # nearly always
         return list(values)
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _innermost(x: Tensor) -> Tensor:
+def innermost(x: Tensor) -> Tensor:
+    """The tensor inside all wrappers of transforms."""
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x
+
+
+def at_level(x: Tensor) -> bool:
+    """Whether the innermost transform, a `vjp` or `grad`, has a derivative of `x`."""
+    return x.requires_grad and _functorch.maybe_get_level(x) == _functorch.maybe_current_level()
 
 
 def is_pair(out: Any) -> bool:
@@ -134,6 +158,15 @@ def check_params(params: Params) -> None:
                 "convert the module to one dtype (for mixed precision use autocast inside "
                 "losses_fn)"
             )
+
+
+def check_autocast(params: Params) -> None:
+    """Raise if autocast is active: it would round the products of gradients to half precision."""
+    if torch.is_autocast_enabled(next(iter(params.values())).device.type):
+        raise RuntimeError(
+            "autocast is active around the call and would round rows and Gramian to half "
+            "precision; open it inside losses_fn instead"
+        )
 
 
 def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:

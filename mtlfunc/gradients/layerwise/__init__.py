@@ -23,4 +23,4 @@ from .plan import worth_watching as worth_watching
 from .samplewise import proved_apart as proved_apart
 from .samplewise import rows_apart as rows_apart
 from .taps import Tapped as Tapped
-from .taps import Use as Use
+from .uses import Use as Use

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...core.tree import inner
-from .taps import Use
+from .uses import Use
 
 Form = Literal["kernel", "gemm", "rows"]
 

@@ -50,12 +50,14 @@ class Graph(NamedTuple):
         return self.reach.get(edge.node, 0)
 
 
-def read_graph(losses: Tensor, ways: Sequence[GradientEdge | None] | None = None) -> Graph:
+def read_graph(losses: Tensor, loss_edges: Sequence[GradientEdge | None] | None = None) -> Graph:
     """Walk from the losses to the leaves: from each of them, if they are separate, else from their
     vector.
     """
     roots = (
-        [losses.grad_fn] if ways is None else [None if way is None else way.node for way in ways]
+        [losses.grad_fn]
+        if loss_edges is None
+        else [None if way is None else way.node for way in loss_edges]
     )
     tops = [node for node in roots if node is not None]
     order: list[Node] = []

@@ -17,7 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ...types import Params
 from .forms import Cost, Form, Group, costs, layouts, positions
 from .graph import Graph, only_through, read_graph, region, separate
-from .taps import Tapped, Use
+from .taps import Tapped
+from .uses import Use
 
 Engine = Literal["auto", "layerwise", "rows"]
 
@@ -69,13 +70,10 @@ def groups_of(
     used = taps.by_leaf()
     for name in names:
         uses = used.get(name, [])
-        spans = sorted(
-            {use.part.span or (0, len(params[name]) if params[name].ndim else 1) for use in uses}
-        )
+        whole = (0, len(params[name]) if params[name].ndim else 1)
+        spans = sorted({use.part.span or whole for use in uses})
         apart = all(before[1] <= after[0] for before, after in pairwise(spans))
-        # a hook changes the leaf's gradient, not the deltas
-        hooked = any(tensor._backward_hooks for tensor in (params[name], *taps.cuts_of(name)))
-        if not uses or not apart or hooked or not all(use.intact for use in uses):
+        if not uses or not apart or not all(use.intact for use in uses):
             continue
         leaf = get_gradient_edge(params[name]).node
         if not only_through(
@@ -205,7 +203,7 @@ class Decision(NamedTuple):
 
     plan: Plan
     # the separate losses, where each is differentiated by itself
-    ways: tuple[GradientEdge | None, ...] | None
+    loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that taps serve
     graph: Graph | None  # None where nothing had to be read off it
@@ -247,23 +245,23 @@ def decide(
             one by one, unless `mixed`.
         keep: the rows are needed afterwards, to be combined.
     """
-    ways = separate(losses, scalars)
+    loss_edges = separate(losses, scalars)
     if (
-        ways
+        loss_edges
         and scalars is not None
         and not mixed
         and engine == "auto"
         and not _any_better_than_rows(taps, params, names, rows, losses.device.type)
     ):
-        return Decision(Plan((), tuple(names)), ways, False, {}, None)
-    graph = read_graph(losses, ways)
+        return Decision(Plan((), tuple(names)), loss_edges, False, {}, None)
+    graph = read_graph(losses, loss_edges)
     device = losses.device.type
-    apart, one_at_a_time = looped(taps, graph, params, len(losses), ways is not None, device)
-    ways = ways if not mixed and (apart or scalars is not None) else None
-    groups = groups_of(taps, params, names, graph, separate=ways is not None)
+    apart, one_at_a_time = looped(taps, graph, params, len(losses), loss_edges is not None, device)
+    loss_edges = loss_edges if not mixed and (apart or scalars is not None) else None
+    groups = groups_of(taps, params, names, graph, separate=loss_edges is not None)
     return Decision(
         task_plan(groups, names, rows, engine, device, keep=keep),
-        ways,
+        loss_edges,
         one_at_a_time,
         groups,
         graph,

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .taps import Tapped, Use
+from .uses import Use
 
 Node = Any  # torch.autograd.graph.Node
 Keeps = Callable[[Node, int, tuple[int, ...], tuple[int, ...]], bool]
@@ -22,15 +22,13 @@ their first axis; is sample i still row i?
 """
 
 
-def proved_apart(taps: Tapped, uses: Sequence[Use], losses: Tensor) -> bool:
+def proved_apart(uses: Sequence[Use], losses: Tensor) -> bool:
     """Whether a sample's deltas are its own in every use, row i for sample i, and that needs no
     second pass to be seen.
     """
     samples = len(losses)
-    return (
-        not taps.hooked
-        and all(use.shape[0] == samples and 0 in use.axes for use in uses)
-        and rows_apart(losses.grad_fn, samples)
+    return all(use.shape[0] == samples and 0 in use.axes for use in uses) and rows_apart(
+        losses.grad_fn, samples
     )
 
 
