@@ -11,7 +11,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..types import Params, Rows, Select
 from .checks import constant_when_compiled, same_storage
 
-
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 """The names under which `parameters` handed a module's parameters out."""
 

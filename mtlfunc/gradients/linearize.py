@@ -245,9 +245,7 @@ def _measure(
 
 
 def _traced(losses_fn: LossesFn, batch: Batch, request: _Request) -> Linear:
-    """`linearize` for the compiler, which can trace vjp's own pullback alone, and drops unread
-    outputs by itself.
-    """
+    """`linearize` for the compiler, which traces vjp's own pullback and drops what is unread."""
     shared, measured = request.shared, request.measured
 
     def forward(params: Params) -> tuple[Tensor, Any]:

@@ -1,6 +1,4 @@
-"""Backward passes from the losses to chosen places in the graph of one forward: leaves, and outputs
-of tapped calls.
-"""
+"""Backward passes from the losses to leaves, and to outputs of tapped calls, of one forward."""
 
 from __future__ import annotations
 
@@ -110,8 +108,8 @@ class Passes:
 
     Args:
         matrix: cotangents of the losses [row, task].
-        loss_edges: the places of T separate losses, each to be differentiated by itself; None to pull
-            back the vector.
+        loss_edges: the places of T separate losses, each to be differentiated by itself; None to
+            pull back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
     """
 

@@ -36,9 +36,8 @@ def task_gradients(
             inside `losses_fn`).
 
     Examples:
-        >>> losses, rows = task_gradients(
-        ...     lambda p, x: (p["w"] * x) ** 2, {"w": torch.tensor([1., 2.])}, torch.tensor([3., 1.])
-        ... )
+        >>> params, x = {"w": torch.tensor([1.0, 2.0])}, torch.tensor([3.0, 1.0])
+        >>> losses, rows = task_gradients(lambda p, x: (p["w"] * x) ** 2, params, x)
         >>> rows["w"].tolist()
         [[18.0, 0.0], [0.0, 4.0]]
     """

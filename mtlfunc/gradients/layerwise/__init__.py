@@ -1,6 +1,4 @@
-"""Gramians layer by layer: what a forward pass shows of its layers, and the cheapest form of each
-one's part of G.
-"""
+"""Gramians layer by layer: what a forward shows, and the cheapest form of each layer's part."""
 
 from .forms import Choices as Choices
 from .forms import Form as Form

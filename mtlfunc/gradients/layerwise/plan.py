@@ -63,8 +63,14 @@ class Plan(NamedTuple):
 def groups_of(
     taps: Tapped, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False
 ) -> dict[str, list[Group]]:
-    """The leaves among `names` that are seen through taps alone, each with its parts; the others
-    have to be differentiated row by row.
+    """The leaves that are seen through taps alone, each with its parts.
+
+    Args:
+        taps: what was seen.
+        params: the leaves of that pass.
+        names: those to look at; what is not among the answers is differentiated row by row.
+        graph: of that pass, from separate losses if `separate`.
+        separate: each loss is differentiated by itself.
     """
     found: dict[str, list[Group]] = {}
     used = taps.by_leaf()
@@ -123,6 +129,11 @@ def task_plan(
     """Forms of the leaves in `names` for `rows` tasks.
 
     Args:
+        groups: what taps serve, by leaf.
+        names: the leaves.
+        rows: how many tasks, or mixtures of them.
+        engine: "auto" or "layerwise".
+        device: "cpu", "cuda", …
         keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more
             backward pass, for the combination.
     """
@@ -179,8 +190,9 @@ def sample_plan(
     tasks: int,
     device: str,
 ) -> Plan:
-    """Forms of the leaves in `names` for every sample and task; row by row those that no tap
-    serves, or whose calls have no axis for the samples.
+    """Forms of the leaves in `names` for every sample and task.
+
+    Row by row are those that no tap serves, or whose calls have no axis for the samples.
     """
     groups = groups_of(taps, params, names, graph)
     served = [
@@ -212,9 +224,7 @@ class Decision(NamedTuple):
 def _any_better_than_rows(
     taps: Tapped, params: Params, names: Sequence[str], rows: int, device: str
 ) -> bool:
-    """Whether some leaf could gain at all, even if every call served every loss; cheaper to know
-    than what the graph says.
-    """
+    """Whether some leaf could gain at all, if every call served every loss; no graph is read."""
     found = taps.by_leaf()
     groups = [
         Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found
@@ -240,10 +250,16 @@ def decide(
     """Read the graph of a watched forward pass and choose.
 
     Args:
+        taps: what was seen.
         params: the leaves of that pass.
+        losses: [task].
         scalars: the losses, where they came as separate scalars: these are always differentiated
             one by one, unless `mixed`.
+        names: the leaves that are measured.
+        rows: the Gramian's.
+        engine: "auto" or "layerwise".
         keep: the rows are needed afterwards, to be combined.
+        mixed: the rows are mixtures of the tasks.
     """
     loss_edges = separate(losses, scalars)
     if (
@@ -271,8 +287,8 @@ def decide(
 def looped(
     taps: Tapped, graph: Graph, params: Params, count: int, separable: bool, device: str
 ) -> tuple[bool, bool]:
-    """Whether T losses should be differentiated each by itself from where they were stacked, and
-    else whether one at a time.
+    """Whether T losses should be differentiated each from where they were stacked; else, whether
+    one at a time.
     """
     alone = common = conv = 0.0
     for use in taps.uses:

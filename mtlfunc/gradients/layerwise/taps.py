@@ -93,7 +93,7 @@ class Tapped(TorchFunctionMode):
 
 @cache
 def _looked_into(func: FunctionType) -> FunctionType:
-    """`func` without its own hand-over to the mode that watches, so that the calls inside reach it."""
+    """`func` without its own hand-over to the mode, so that the calls inside it reach the mode."""
     body = FunctionType(
         func.__code__,
         func.__globals__ | {"has_torch_function": lambda *_: False},

@@ -24,11 +24,11 @@ Kind = Literal["outer", "lookup", "local"]
 
 
 class Part(NamedTuple):
-    """A leaf, or the rows start…stop of one that was split; `transposed` where the call saw it so."""
+    """A leaf, or the rows start…stop of one that was split."""
 
     leaf: str
     span: tuple[int, int] | None = None
-    transposed: bool = False
+    transposed: bool = False  # as the call saw it
 
 
 class Use(NamedTuple):
