@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
 from mtlfunc.gradients import layerwise
+from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import passes as backward
-from mtlfunc.gradients import rows as gradients
 from tests.architectures import NAMES, SAMPLES, TASKS, Architecture, build
 
 

@@ -1,6 +1,4 @@
-"""Backward passes from the losses to chosen places in the graph of one forward: leaves, and outputs
-of tapped calls.
-"""
+"""Backward passes from the losses to leaves, and to outputs of tapped calls, of one forward."""
 
 from __future__ import annotations
 
@@ -110,8 +108,8 @@ class Passes:
 
     Args:
         matrix: cotangents of the losses [row, task].
-        ways: the places of T separate losses, each to be differentiated by itself; None to pull
-            back the vector.
+        loss_edges: the places of T separate losses, each to be differentiated by itself; None to
+            pull back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
     """
 
@@ -120,14 +118,14 @@ class Passes:
         backward: Backward,
         losses: Tensor,
         matrix: Tensor,
-        ways: tuple[GradientEdge | None, ...] | None,
+        loss_edges: tuple[GradientEdge | None, ...] | None,
         chunk_size: int | None,
     ) -> None:
-        self.backward, self.losses, self.matrix, self.ways, self.chunk_size = (
+        self.backward, self.losses, self.matrix, self.loss_edges, self.chunk_size = (
             backward,
             losses,
             matrix,
-            ways,
+            loss_edges,
             chunk_size,
         )
 
@@ -135,9 +133,9 @@ class Passes:
         """Those leaves that one separate loss alone depends on, and which: their gradient can come
         with that loss's row.
         """
-        if self.ways is None or not names:
+        if self.loss_edges is None or not names:
             return {}
-        graph = graph or read_graph(self.losses, self.ways)
+        graph = graph or read_graph(self.losses, self.loss_edges)
         reached = {name: graph.serves(self.backward.targets[name].edge) for name in names}
         return {
             name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1
@@ -160,14 +158,14 @@ class Passes:
         ]
         targets += [self.backward.targets[name] for name in names]
         own: Params = {}
-        if self.ways is None:
+        if self.loss_edges is None:
             stacked = self.backward.each(self.matrix[rows], targets, self.chunk_size)
         else:
             found = []
-            for task in range(len(self.ways))[rows]:
+            for task in range(len(self.loss_edges))[rows]:
                 mine = [name for name, owner in (private or {}).items() if owner == task]
                 answers = self.backward(
-                    self.ways[task],
+                    self.loss_edges[task],
                     self.losses.new_ones(()),
                     [*targets, *(self.backward.targets[name] for name in mine)],
                 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import check_params, everyone
 from ..core.tree import map_params, select
-from ..gradients.rows import Linear, check_chunk_size, linearize
+from ..gradients.linearize import Linear, check_chunk_size, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
 from .common import check_dtype, check_memory, first_losses, is_empty

@@ -15,7 +15,7 @@ from ..core.checks import check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.rows import Linear, check_chunk_size, linearize
+from ..gradients.linearize import Linear, check_chunk_size, linearize
 from ..types import (
     Batch,
     Combine,

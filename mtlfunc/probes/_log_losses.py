@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar
 from ..core.expect import expect_probe
-from ..gradients.rows import split_output
+from ..gradients.forward import split_output
 from ..types import Batch, LossesFn, Params, Probe, Scalar, State, TaskGradients
 from ._double_sampling import stepped_on
 

@@ -12,7 +12,8 @@ from ..core.checks import can_look, check_params, recording
 from ..core.expect import expect_function
 from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import combine, dot, select
-from ..gradients.rows import explained_vjp, linearize, split_output
+from ..gradients.forward import explained_vjp, split_output
+from ..gradients.linearize import linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from .common import (
     Present,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.expect import expect_probe
-from ..gradients.rows import split_output
+from ..gradients.forward import split_output
 from ..types import Batch, LossesFn, Params, Probe, State, TaskGradients
 from .common import check_memory
 

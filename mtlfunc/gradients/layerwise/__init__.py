@@ -1,6 +1,4 @@
-"""Gramians layer by layer: what a forward pass shows of its layers, and the cheapest form of each
-one's part of G.
-"""
+"""Gramians layer by layer: what a forward shows, and the cheapest form of each layer's part."""
 
 from .forms import Choices as Choices
 from .forms import Form as Form
@@ -23,4 +21,4 @@ from .plan import worth_watching as worth_watching
 from .samplewise import proved_apart as proved_apart
 from .samplewise import rows_apart as rows_apart
 from .taps import Tapped as Tapped
-from .taps import Use as Use
+from .uses import Use as Use
