@@ -26,7 +26,7 @@ from .layerwise import (
     worth_watching,
 )
 from .passes import Backward, Passes
-from .safe_ops import Plain
+from .safe_ops import SafeOps, mistaken, unbatched
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -265,7 +265,7 @@ def _traced(
     """
 
     def forward(params: Params) -> tuple[Tensor, Any]:
-        with Plain():
+        with SafeOps():
             losses, _, aux = split_output(losses_fn(params, batch))
         return losses, aux
 
@@ -298,20 +298,27 @@ Watch = TypeVar("Watch", bound=Tapped | None)
 
 
 def forward_pass(run: Callable[[], Run], watch: Callable[[], Watch]) -> tuple[Watch, Run]:
-    """`run() -> (losses, …)`, watched, and with nothing in it whose batched backward is wrong where
-    something outside differentiates or vmaps.
+    """`run() -> (losses, …)`, watched, with every operation written out that torch gets wrong there.
+
+    That is so under a transform outside; under one inside `run` and where a closure requires grad
+    it shows only afterwards, in the graph or in a refusal, and `run` is called a second time.
     """
 
-    def once(plain: bool) -> tuple[Watch, Run]:
+    def once(safe: bool) -> tuple[Watch, Run]:
         taps = watch()
-        with taps or nullcontext(), Plain() if plain else nullcontext():
+        with taps or nullcontext(), SafeOps() if safe else nullcontext():
             return taps, run()
 
-    taps, out = once(plain=depth() > 1)
+    try:
+        taps, out = once(safe=depth() > 1)
+    except RuntimeError as error:
+        if depth() == 1 and unbatched(error):
+            return once(safe=True)
+        raise
     losses = out[0]
-    # a closure requires grad: only now is that known
-    if depth() == 1 and differentiated(losses, own_levels=1) and not read_graph(losses).twice:
-        return once(plain=True)
+    # only now is it known whether a closure requires grad
+    if depth() == 1 and mistaken(losses, again=differentiated(losses, own_levels=1)):
+        return once(safe=True)
     return taps, out
 
 

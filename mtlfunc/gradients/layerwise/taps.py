@@ -19,8 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
-from types import FunctionType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...core.checks import depth
 from ...types import Params
+from ..safe_ops import looked_into
 
 Kind = Literal["outer", "lookup", "local"]
 
@@ -103,7 +102,7 @@ class Tapped(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # it calls F.linear inside, which must be seen
-                return _looked_into(func)(*args, **kwargs)
+                return looked_into(func)(*args, **kwargs)
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":  # W.T, W.mT
@@ -153,20 +152,6 @@ class Tapped(TorchFunctionMode):
 
 class _NotUnderstood(Exception):
     """This form of the call is left to ordinary differentiation."""
-
-
-@cache
-def _looked_into(func: FunctionType) -> FunctionType:
-    """`func` without its own hand-over to the mode that watches, so that the calls inside reach it."""
-    body = FunctionType(
-        func.__code__,
-        func.__globals__ | {"has_torch_function": lambda *_: False},
-        func.__name__,
-        func.__defaults__,
-        func.__closure__,
-    )
-    body.__kwdefaults__ = func.__kwdefaults__
-    return body
 
 
 # Each of the functions below has the signature of the call that it reads, after the mode and the
