@@ -107,11 +107,15 @@ def explain_gramian(
     found: list[Explanation] = []
 
     def forward(level: Params) -> tuple[Tensor, Any]:
-        out, taps, _ = forward_pass(lambda: losses_fn(level, batch), Tapped(level))
+        def run() -> Any:
+            out = losses_fn(level, batch)
+            return out if samples else split_output(out)
+
+        out, taps, _ = forward_pass(run, lambda: Tapped(level))
         if samples:
             found.append(_of_samples(out, taps, level, names))
             return out, ()
-        losses, scalars, _ = split_output(out)
+        losses, scalars, _ = out
         found.append(_of_tasks(losses, scalars, taps, level, names, combined))
         return losses, ()
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from ..core.checks import at_level, depth, innermost, is_pair
+from ..core.checks import at_level, depth, differentiated, innermost, is_pair
 from ..core.distributed import refusing_wrapped_calls
 from ..types import Batch, LossesFn, Params
 from .layerwise import Tapped
-from .safe_ops import Plain as SafeOps
+from .safe_ops import SafeOps, mistaken, unbatched
 
 
 def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
@@ -92,17 +92,39 @@ class Forward(NamedTuple):
     hooked: bool
 
 
-def forward_pass(run: Callable[[], Any], taps: Tapped | None) -> Forward:
-    """`run()`, once, watched by `taps`; where something outside differentiates or vmaps, with
-    nothing in it whose batched backward is wrong there.
+def forward_pass(run: Callable[[], Any], watch: Callable[[], Tapped | None]) -> Forward:
+    """`run()`, watched, with every operation written out that torch differentiates wrongly there.
+
+    Under a transform outside all of them are written out, elsewhere those that a closure enters
+    which requires grad. What a transform inside `run` did, and what torch cannot differentiate
+    again, show only afterwards, in the graph or in a refusal: then `run` is called a second time.
+
+    Args:
+        run: gives the losses, or a tuple whose first entry they are.
+        watch: makes the taps for one run; None is none.
 
     Returns:
         what `run` returned; the taps, unless there are hooks, for which taps cannot answer.
     """
-    guard = _Guard(always=depth() > 1)
-    with taps or nullcontext(), guard:
-        out = run()
-    return Forward(out, None if guard.hooked else taps, guard.hooked)
+
+    def once(always: bool) -> Forward:
+        taps, guard = watch(), _Guard(always)
+        with taps or nullcontext(), guard:
+            out = run()
+        return Forward(out, None if guard.hooked else taps, guard.hooked)
+
+    if depth() > 1:
+        return once(always=True)
+    try:
+        found = once(always=False)
+    except RuntimeError as error:
+        if unbatched(error):
+            return once(always=True)
+        raise
+    losses = found.out[0] if isinstance(found.out, tuple) else found.out
+    if mistaken(losses, again=differentiated(losses, own_levels=1)):
+        return once(always=True)
+    return found
 
 
 class _Guard(SafeOps):

@@ -143,7 +143,9 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not needed; vjp's own
     # pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        forward = forward_pass(lambda: split_output(losses_fn(level, batch)), request.watch(level))
+        forward = forward_pass(
+            lambda: split_output(losses_fn(level, batch)), lambda: request.watch(level)
+        )
         losses, _, aux = forward.out
         matrix, preference = request.cotangents(losses)
         backward.open(level, losses, differentiated((losses, matrix), own_levels=1))
