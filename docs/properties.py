@@ -119,7 +119,7 @@ def table(rules: tuple[str, ...] = RULES) -> str:
     defects = []
     for rule in tqdm(rules, desc="audits", leave=False):
         found = report(rule)
-        broken = [row for row in found.rows if row.conduct and row.status == "fails"]
+        broken = [row for row in found.rows if row.contract and row.status == "fails"]
         lines.append(
             f"| `{rule}` | "
             + " | ".join(cell(found, name) for name in HEADS)

@@ -21,9 +21,9 @@ from torch.func import hessian, jacrev, vmap
 import mtlfunc as mf
 from mtlfunc.studies.arena import (
     STATIC,
+    BenchmarkProblem,
     Cell,
     Contestant,
-    Problem,
     Result,
     Settings,
     arena,
@@ -48,11 +48,11 @@ TINY = Settings(seeds=3, tuning=2, budget=0.02, looks=3)
 FRONTS = [name for name, problem in standard().items() if problem.front is not None]
 
 
-def drawn(problem: Problem, seed: int) -> tuple[mf.types.Params, object]:
+def drawn(problem: BenchmarkProblem, seed: int) -> tuple[mf.types.Params, object]:
     return problem.draw(mf.random.key(seed))
 
 
-def least(problem: Problem, weights: np.ndarray, seed: int) -> float:
+def least(problem: BenchmarkProblem, weights: np.ndarray, seed: int) -> float:
     """The smallest weighted loss that a quasi-Newton method finds from a seed's start."""
     params, data = drawn(problem, seed)
     ((leaf, start),) = params.items()
@@ -313,7 +313,7 @@ def test_seeds_of_tuning_and_reporting_differ():
 def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
     """A study of one problem with one task whose score is the loss; losses [config, seed]."""
     zero, one = torch.zeros(1).double(), torch.ones(1).double()
-    problem = Problem(
+    problem = BenchmarkProblem(
         "made up",
         lambda key: ({"x": one}, one),
         lambda params, batch: params["x"],

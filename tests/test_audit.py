@@ -22,7 +22,7 @@ from mtlfunc.analysis import theory
 from mtlfunc.audit import Report, audit
 from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.cases import independent, integers, stationary
-from mtlfunc.audit.run import CONDUCT, NAMES
+from mtlfunc.audit.run import CONTRACTS, NAMES
 
 ROOT = Path(__file__).parent.parent
 F64 = torch.float64
@@ -539,7 +539,7 @@ def test_broken_rule_is_named_in_a_whole_table(written, case):
     assert broken.seen in row.detail
     assert row.jacobian is not None
     assert not broken.smallest or len(row.jacobian) == broken.smallest
-    assert row.conduct == (broken.property in CONDUCT)
+    assert row.contract == (broken.property in CONTRACTS)
 
 
 @pytest.mark.parametrize(
@@ -809,7 +809,7 @@ def test_table_of_the_documentation():
         properties = importlib.import_module("properties")
     finally:
         sys.path.remove(str(ROOT / "docs"))
-    assert set(properties.HEADS) | set(CONDUCT) == set(NAMES)
+    assert set(properties.HEADS) | set(CONTRACTS) == set(NAMES)
     text = properties.table(("mean()",))
     assert (
         text.splitlines()[2]

@@ -133,46 +133,10 @@ def test_hypervolume_properties():
     assert pareto.hypervolume(points.float(), reference.float()).dtype == DOUBLE
 
 
-# --- distances ----------------------------------------------------------------------------------
-
-
-@given(integer_points(most_tasks=3), st.integers(0, 10**6))
-def test_igd_equals_loops(points, seed):
-    front = torch.from_numpy(np.random.default_rng(seed).standard_normal((4, points.shape[1])) + 2)
-    plain = [min(math.dist(p, z) for p in points.tolist()) for z in front.tolist()]
-    plus = [
-        min(
-            math.sqrt(sum(max(a - b, 0.0) ** 2 for a, b in zip(p, z, strict=True)))
-            for p in points.tolist()
-        )
-        for z in front.tolist()
-    ]
-    assert float(pareto.igd(points, front)) == pytest.approx(sum(plain) / 4, rel=1e-12, abs=1e-14)
-    assert float(pareto.igd_plus(points, front)) == pytest.approx(
-        sum(plus) / 4, rel=1e-12, abs=1e-14
-    )
-
-
-def test_igd_plus_never_prefers_a_dominated_set():
-    """Ishibuchi et al. 2015, their fourth example: every point of B is dominated by one of A, and
-    IGD prefers B.
-    """
-    front = torch.tensor([[10.0, 0.0], [6.0, 1.0], [2.0, 2.0], [1.0, 6.0], [0.0, 10.0]])
-    a, b = (
-        torch.tensor([[4.0, 2.0], [3.0, 3.0], [2.0, 4.0]]),
-        torch.tensor([[8.0, 2.0], [4.0, 4.0], [2.0, 8.0]]),
-    )
-    assert all(any(dominates(p, q) for p in a) for q in b)
-    assert pareto.igd(a, front) > pareto.igd(b, front)
-    assert pareto.igd_plus(a, front) < pareto.igd_plus(b, front)
-
-
 # --- transforms and errors ----------------------------------------------------------------------
 
 SETS = {
     "hypervolume": (pareto.hypervolume, torch.full((3,), 1.5, dtype=DOUBLE)),
-    "igd": (pareto.igd, torch.eye(3, dtype=DOUBLE)),
-    "igd_plus": (pareto.igd_plus, torch.eye(3, dtype=DOUBLE)),
 }
 
 
@@ -231,7 +195,6 @@ def test_non_dominated_under_transforms():
     [
         pareto.non_dominated,
         lambda p: pareto.hypervolume(p, torch.ones(2)),
-        lambda p: pareto.igd(p, torch.ones(1, 2)),
     ],
 )
 def test_sets_refuse_what_is_no_set(f):
@@ -250,10 +213,6 @@ def test_references_of_another_size():
         # the tests' own shape check may speak first
         with pytest.raises(Exception, match="reference"):
             pareto.hypervolume(points, reference)
-    with pytest.raises(Exception, match="front"):
-        pareto.igd(points, torch.ones(1, 3))
-    with pytest.raises(ValueError, match=r"front: expected at least one point"):
-        pareto.igd_plus(points, torch.ones(0, 2))
 
 
 # --- preferences --------------------------------------------------------------------------------

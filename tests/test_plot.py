@@ -3,6 +3,7 @@ independent arithmetic.
 """
 
 import io
+import itertools
 import subprocess
 import sys
 from typing import Any, cast
@@ -12,19 +13,21 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgba
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
-from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
+from mtlfunc import plot
 from mtlfunc.analysis.pareto import Front
 from mtlfunc.core.random import normal
-from mtlfunc.plot import rules as plot
+from mtlfunc.plot._common import RISES, short
+from mtlfunc.plot._geometry import cone_faces, hull
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -163,7 +166,7 @@ def test_portrait_hatches_where_the_mean_raises_a_loss():
         at = np.stack([np.rad2deg(phi[inner]), r[inner]], -1).reshape(-1, 2)
         np.testing.assert_array_equal(marked(panel, at), expected[inner].ravel())
         (line,) = contours(panel, filled=False)
-        assert list(line.levels) == [plot.RISES]
+        assert list(line.levels) == [RISES]
     # The line itself: ‖g₂‖/‖g₁‖ = -1/cos φ, to a cell's width.
     (line,) = contours(first, filled=False)
     vertices = np.concatenate([path.vertices for path in line.get_paths()])
@@ -193,7 +196,7 @@ def test_portrait_of_cagrad_raises_a_loss_below_the_threshold_of_its_theory():
     threshold = vmap(lambda g: mf.theory.cagrad_threshold(g))(jacobian @ jacobian.mT).numpy()
     apart = np.abs(threshold - 0.4) > 1e-6
     np.testing.assert_array_equal(
-        (np.minimum(first, second).ravel() < plot.RISES)[apart], (threshold > 0.4)[apart]
+        (np.minimum(first, second).ravel() < RISES)[apart], (threshold > 0.4)[apart]
     )
 
 
@@ -423,26 +426,57 @@ def test_cone_draws_gradients_hull_and_directions():
     assert corner == {(2.0, 0.3), (-0.9, 0.8), (0.4, 1.6)}  # the fourth is inside
 
 
-@pytest.mark.parametrize(("count", "dim", "seed"), [(4, 2, 0), (7, 2, 1), (5, 3, 2), (8, 3, 3)])
-def test_cone_hull_equals_qhull(count, dim, seed):
-    points = rows(seed, count, dim).numpy()
-    assert {frozenset(facet) for facet in plot._facets(points)} == {
-        frozenset(facet.tolist()) for facet in ConvexHull(points).simplices
-    }
+def facets(points: np.ndarray) -> set[frozenset[int]]:
+    """All sets of dim points `[n, dim]` with the others on one side, by trying them."""
+    count, dim = points.shape
+    found = set()
+    for chosen in itertools.combinations(range(count), dim):
+        edges = points[list(chosen[1:])] - points[chosen[0]]
+        normal = np.array([-edges[0, 1], edges[0, 0]]) if dim == 2 else np.cross(*edges)
+        height = np.delete((points - points[chosen[0]]) @ normal, chosen)
+        if (height > 0).all() or (height < 0).all():
+            found.add(frozenset(chosen))
+    return found
 
 
-def test_cone_hull_of_points_on_a_line():
-    points = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
-    with pytest.raises(QhullError):
-        ConvexHull(points)
-    np.testing.assert_allclose(plot._outline(points)[[0, -1]].tolist(), [[0, 1], [2, 3]])
+@pytest.mark.parametrize(
+    ("count", "dim", "seed"), [(3, 2, 4), (4, 2, 0), (7, 2, 1), (4, 3, 7), (5, 3, 2), (8, 3, 3)]
+)
+@pytest.mark.parametrize("thin", [1.0, 1e-7])
+def test_cone_hull_has_all_points_on_one_side(count, dim, seed, thin):
+    points = rows(seed, count, dim).numpy() * np.array([1.0, *[thin] * (dim - 1)])
+    index = {tuple(point): i for i, point in enumerate(points.tolist())}
+    polygons = [[index[tuple(corner)] for corner in face.tolist()] for face in hull(points)]
+    if dim == 2:
+        (order,) = polygons
+        polygons = list(zip(order, order[1:] + order[:1], strict=True))
+    assert {frozenset(corners) for corners in polygons} == facets(points)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_cone_hull_of_flat_points(dim):
+    ends = np.array([[0.0, 1.0, -1.0], [2.0, 3.0, 1.0]])[:, :dim]
+    line = np.stack([ends[0], ends.mean(0), ends[1]])
+    (segment,) = hull(line)
+    assert sorted(map(tuple, segment)) == sorted(map(tuple, ends))
+    (point,) = hull(np.tile(ends[0], (3, 1)))
+    assert point.tolist() == [ends[0].tolist()]
+    (point,) = hull(np.zeros((2, dim)))
+    assert point.tolist() == [[0.0] * dim]
+    if dim == 3:  # a rectangle and its middle, in a slanted plane
+        plane = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+        square = np.array([[0, 0], [1, 0], [0.5, 0.5], [1, 1], [0, 1]]) @ plane
+        (face,) = hull(square)
+        assert {tuple(x) for x in face.tolist()} == {tuple(x) for x in np.delete(square, 2, 0)}
+        sides = np.linalg.norm(face - np.roll(face, 1, 0), axis=1)
+        np.testing.assert_allclose(sorted(sides), [1, 1, 2**0.5, 2**0.5])  # not √3, a diagonal
 
 
 @pytest.mark.parametrize(("count", "seed"), [(1, 0), (2, 1), (3, 2), (3, 5), (4, 6)])
 def test_cone_faces_in_three_dimensions_bound_the_cone(count, seed):
     jacobian = rows(seed, count, 3).numpy()
     low, high = np.full(3, -3.0), np.full(3, 3.0)
-    faces = plot._cone_faces(jacobian, low, high)
+    faces = cone_faces(jacobian, low, high)
     for face in faces:
         heights = face @ jacobian.T
         assert heights.min() > -1e-7
@@ -461,7 +495,7 @@ def test_cone_faces_in_three_dimensions_bound_the_cone(count, seed):
 
 
 def test_cone_of_orthogonal_gradients_is_the_octant():
-    faces = plot._cone_faces(np.eye(3), np.full(3, -9.0), np.full(3, 9.0))
+    faces = cone_faces(np.eye(3), np.full(3, -9.0), np.full(3, 9.0))
     assert len(faces) == 3
     for face in faces:
         # The plane across (1, 1, 1) at distance 1 from the origin: corners at √3 on two axes.
@@ -546,7 +580,7 @@ def test_heatmap_of_cosines():
     ],
 )
 def test_heatmap_numbers_are_short(number, text):
-    assert plot._short(number) == text
+    assert short(number) == text
 
 
 # ---- weights ----
@@ -585,73 +619,24 @@ def test_weights_of_a_rollout():
     assert labels(panel) == ["near", "far"]
 
 
-# ---- trajectories ----
-
-
-def valley(x: Tensor) -> Tensor:
-    return torch.stack([(x[0] - 1) ** 2 + 100 * x[1] ** 2, (x[0] + 1) ** 2])
-
-
-def test_trajectories_levels_are_quantiles_of_the_mean_loss():
-    panel = plot.trajectories(
-        valley, torch.zeros(1, 2, 2), axes(), extent=(-2.0, 2.0, -1.0, 3.0), resolution=31
-    )
-    (filled,) = contours(panel, filled=True)
-    x, y = np.meshgrid(np.linspace(-2, 2, 31), np.linspace(-1, 3, 31))
-    z = ((x - 1) ** 2 + 100 * y**2 + (x + 1) ** 2) / 2
-    np.testing.assert_allclose(list(filled.levels), np.quantile(z, np.arange(13) / 12), rtol=1e-9)
-    assert panel.get_xlim() == (-2, 2)
-    assert panel.get_ylim() == (-1, 3)
-
-
-def test_trajectories_levels_can_be_given():
-    panel = plot.trajectories(valley, torch.zeros(1, 2, 2), axes(), levels=[0, 1, 2, 50])
-    (filled,) = contours(panel, filled=True)
-    assert list(filled.levels) == [0, 1, 2, 50]
-
-
-def test_trajectories_draw_paths_starts_and_ends():
-    paths = {"a": rows(0, 2, 5, 2), "b": rows(1, 4, 2)}
-    optimal = torch.stack([torch.linspace(-1, 1, 9), torch.zeros(9)], -1)
-    panel = plot.trajectories(valley, paths, axes(), pareto_set=optimal)
-    lines = [np.asarray(line.get_xydata()) for line in panel.get_lines()]
-    # Pareto set; two runs of a, their starts, their ends; one run of b, its start, its end.
-    expected = [
-        optimal,
-        *paths["a"],
-        paths["a"][:, 0],
-        paths["a"][:, -1],
-        paths["b"],
-        paths["b"][:1],
-        paths["b"][-1:],
-    ]
-    for line, points in zip(lines, expected, strict=True):
-        np.testing.assert_allclose(line, points)
-    assert labels(panel) == ["Pareto set", "a", "b"]
-    everything = np.concatenate(lines)
-    for limits, extent in zip(
-        (panel.get_xlim(), panel.get_ylim()), (everything[:, 0], everything[:, 1]), strict=True
-    ):
-        assert limits[0] < extent.min() < extent.max() < limits[1]
-
-
-def test_trajectories_take_landscapes_that_cannot_be_vmapped():
-    def branching(x: Tensor) -> Tensor:
-        return x[0] ** 2 if float(x[1]) > 0 else x[0] ** 2 - x[1]
-
-    def plain(x: Tensor) -> Tensor:
-        return x[0] ** 2 + (-x[1]).clamp_min(0)
-
-    first, second = (
-        contours(
-            plot.trajectories(
-                f, torch.zeros(2, 2), axes(), extent=(-1.0, 1.0, -1.0, 1.0), resolution=9
-            ),
-            filled=True,
-        )[0]
-        for f in (branching, plain)
-    )
-    np.testing.assert_allclose(list(first.levels), list(second.levels))
+@pytest.mark.parametrize("record", [torch.ones(1, 2), rows(4, 5, 1, 2)])
+def test_weights_of_one_step_are_seen(record):
+    """A mark a task, and over seeds a bar each: a line or an area of one step has no ink."""
+    figure = Figure(figsize=(2, 2))
+    panel = plot.weights(record, figure.add_subplot())
+    assert all(line.get_marker() not in ("", "None") for line in panel.get_lines())
+    for task, line in enumerate(panel.get_lines()):
+        assert line.get_ydata() == pytest.approx([float(record[..., task].mean())])
+    ends = [bar.get_segments()[0][:, 1].tolist() for bar in panel.collections]  # pyright: ignore[reportAttributeAccessIssue]
+    if record.ndim == 3:
+        assert ends == [
+            pytest.approx(np.quantile(record[:, 0, task], [0.1, 0.9])) for task in range(2)
+        ]
+    panel.get_legend().remove()
+    panel.set_axis_off()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert (np.asarray(canvas.buffer_rgba())[..., :3] < 200).any(-1).sum() > 20
 
 
 # ---- front ----
@@ -857,27 +842,6 @@ BAD = {
         r"steps: expected numbers of shape \[3\]",
     ),
     "weights band": (lambda ax: plot.weights(torch.ones(3, 2), ax, band=0.0), "band: expected"),
-    "paths shape": (
-        lambda ax: plot.trajectories(valley, {"a": torch.ones(4, 3)}, ax),
-        r"paths\['a'\]: expected numbers of shape \[n, 2\] or \[n, n, 2\]",
-    ),
-    "paths none": (lambda ax: plot.trajectories(valley, {}, ax), "paths: expected at least one"),
-    "paths NaN": (
-        lambda ax: plot.trajectories(valley, [[0.0, 0.0], [NAN, 1.0]], ax),
-        r"paths: NaN .* \[1, 0\]",
-    ),
-    "landscape NaN": (
-        lambda ax: plot.trajectories(lambda x: x[0].log(), torch.zeros(2, 2), ax),
-        "landscape: NaN",
-    ),
-    "extent": (
-        lambda ax: plot.trajectories(valley, torch.zeros(2, 2), ax, extent=(1.0, 0.0, 0.0, 1.0)),
-        "extent: expected",
-    ),
-    "trajectories resolution": (
-        lambda ax: plot.trajectories(valley, torch.zeros(2, 2), ax, resolution=1),
-        "resolution: expected",
-    ),
     "front shape": (
         lambda ax: plot.front(torch.ones(4, 5), ax),
         r"points: expected numbers of shape \[n, 2 or 3\]",
@@ -926,7 +890,6 @@ GOOD = {
     "cone": lambda ax: plot.cone(torch.eye(2), {"mgda": mf.mgda()}, ax),
     "heatmap": lambda ax: plot.heatmap(torch.eye(3), ax),
     "weights": lambda ax: plot.weights(torch.ones(4, 5, 2), ax),
-    "trajectories": lambda ax: plot.trajectories(valley, {"a": rows(0, 3, 2)}, ax, resolution=9),
     "front": lambda ax: plot.front(rows(0, 5, 2), ax, reference=[4.0, 4.0]),
     "gap": lambda ax: plot.gap({"a": ([1, 10, 100], [0.1, 1e-3, 0.0])}, ax),
 }

@@ -1,4 +1,4 @@
-"""A grid against nested Python loops, in any chunks, interrupted and resumed; and what it refuses."""
+"""A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
 from typing import Any, NamedTuple
 
@@ -361,6 +361,19 @@ def test_grid_names_broken_files(begun):
     (begun / "axes.json").write_text("{")
     with pytest.raises(ValueError, match=r"path: .*axes.json is not readable"):
         grid(lambda a, b: a * b, axes, path=begun)
+
+
+@pytest.mark.parametrize("header", ["3", "null", "[1, 2]", '"axes"'])
+def test_grid_refuses_a_header_of_another_kind(begun, header):
+    (begun / "axes.json").write_text(header)
+    with pytest.raises(ValueError, match=r"holds no axes of a grid.*pass a new folder"):
+        grid(lambda a, b: a * b, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
+
+
+def test_grid_refuses_an_older_header(begun):
+    (begun / "axes.json").write_text('{"a": [0, 1, 2], "b": [1, 2]}')  # labels alone
+    with pytest.raises(ValueError, match=r"path: .* holds axes\['a'\] = \[0, 1, 2\], not"):
+        grid(lambda a, b: a * b, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
 
 
 def test_grid_refuses_other_places(tmp_path):

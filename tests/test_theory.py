@@ -219,31 +219,6 @@ def test_secant_curvature_of_a_quadratic_is_constant():
 # ---- CAGrad ----
 
 
-@pytest.mark.parametrize("c", [0.0, 0.4, 0.9])
-def test_cagrad_theorem_covers_every_point_of_the_ball(c):
-    for seed in range(60):
-        J, A = rows(seed, 4, 3), curved(seed, 4)
-        lipschitz = float(torch.linalg.matrix_norm(A, 2))
-        p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-        mean = p @ J
-        away = rows(seed + 1000, 4)[0]
-        d = mean + c * mean.norm() * away / away.norm()
-        t = 1 / (1.0000001 * lipschitz)
-        promised = theory.cagrad_theorem(J @ J.mT, t, lipschitz, c, p)
-        assert promised.applies
-        fallen = float(t * mean @ d - t**2 / 2 * d @ A @ d)
-        assert fallen >= promised.decrease - 1e-12 * (1 + abs(fallen))
-
-
-def test_cagrad_theorem_is_silent_from_c_1_on_and_for_long_steps():
-    G = gramian("gaussian", 3, 0)
-    assert not theory.cagrad_theorem(G, 0.5, 1.0, 1.0).applies
-    assert not theory.cagrad_theorem(G, 1.1, 1.0, 0.5).applies
-    assert theory.cagrad_theorem(G, 1.0, 1.0, 0.5).decrease == pytest.approx(
-        0.5 * 0.75 * float(G.mean()), rel=1e-12
-    )
-
-
 def test_cagrad_threshold_separates_conflict_from_none():
     for seed in range(30):
         J = rows(seed, 6, 3) - 0.6 * rows(seed, 6, 3)[0]
@@ -272,53 +247,6 @@ def test_cagrad_threshold_closed_forms():
     assert float(theory.cagrad_threshold(G)) ** 2 == pytest.approx(float(expected), rel=1e-12)
 
 
-# ---- MGDA-UB ----
-
-
-def test_bound_conditions_on_the_counterexample():
-    """A = [[1, 0], [1, 1]], v = (1, 2), (1, -2): full rank, and yet the direction (1, 0) has the
-    rates (3, -1).
-    """
-    A, V = (
-        torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64),
-        torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=torch.float64),
-    )
-    w = mf.weights(mf.mgda(), V @ V.mT)
-    answer = theory.mgda_ub_conditions(V, A @ A.mT, w)
-    assert answer.full_rank
-    assert not answer.descends
-    assert (V @ A @ (w @ V @ A)).tolist() == pytest.approx([3, -1])
-    # M = [[1, 1], [1, 2]] has the eigenvalues (3 ± √5)/2, so (κ - 1)/(κ + 1) = √5/3.
-    assert float(answer.needed) == pytest.approx(5**0.5 / 3, rel=1e-12)
-    assert answer.cosines.tolist() == pytest.approx([5**-0.5] * 2)
-
-
-def test_bound_conditions_certify_descent():
-    certified = 0
-    for seed in range(200):
-        V, A = rows(seed, 3), 1e-1 * rows(seed + 500, 3, 3) + torch.eye(3, dtype=torch.float64)
-        w = mf.weights(mf.mgda(), V @ V.mT)
-        answer = theory.mgda_ub_conditions(V, A @ A.mT, w)
-        certified += int(answer.descends)
-        if answer.descends:
-            assert (V @ A @ A.mT @ (w @ V)).min() >= -1e-12
-    assert certified > 50
-
-
-def test_bound_conditions_need_rank():
-    V = rows(0, 3)
-    assert theory.mgda_ub_conditions(
-        V, 4 * torch.eye(3, dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
-    ).needed == pytest.approx(0)
-    thin = rows(1, 3)[:1]
-    answer = theory.mgda_ub_conditions(
-        V, thin.mT @ thin, torch.tensor([0.5, 0.5], dtype=torch.float64)
-    )
-    assert not answer.full_rank
-    assert answer.needed == 1
-    assert not answer.descends
-
-
 # ---- as functions ----
 
 
@@ -328,9 +256,7 @@ def test_everything_maps_over_a_batch():
     for f in (
         lambda g, t: theory.pcgrad_theorem1(g, t, 1.0),
         lambda g, t: theory.pcgrad_theorem2(g, t, 1.0, 0.7 * g.sum()),
-        lambda g, t: theory.cagrad_theorem(g, t, 1.0, 0.5),
         lambda g, t: (theory.cagrad_threshold(g),),
-        lambda g, t: theory.mgda_ub_conditions(g, g, g[0]),
         lambda g, t: (theory.secant_curvature(smooth, {"x": g[0]}, None, lr=t),),
     ):
         together = vmap(f)(G, lr)
@@ -346,7 +272,6 @@ def test_everything_maps_over_a_batch():
     [
         lambda g: theory.pcgrad_theorem1(g, 0.3, 1.0).decrease,
         lambda g: theory.pcgrad_theorem2(g, 0.3, 1.0, 2.0).difference,
-        lambda g: theory.cagrad_theorem(g, 0.3, 1.0, 0.5).decrease,
         lambda g: theory.secant_curvature(smooth, {"x": g[0]}, None, lr=0.4),
     ],
 )
@@ -380,8 +305,6 @@ def test_errors_name_the_argument():
         theory.pcgrad_theorem2(torch.eye(2), 0.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="lipschitz"):
         theory.pcgrad_theorem1(torch.eye(2), 1.0, -1.0)
-    with pytest.raises(ValueError, match="c: expected"):
-        theory.cagrad_theorem(torch.eye(2), 1.0, 1.0, -0.1)
     with pytest.raises(ValueError, match="preference"):
         theory.cagrad_threshold(torch.eye(2), -torch.ones(2))
     with pytest.raises(ValueError, match="lr"):

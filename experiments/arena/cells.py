@@ -13,9 +13,9 @@ import torch
 
 from mtlfunc.studies.arena import (
     STATIC,
+    BenchmarkProblem,
     Cell,
     Contestant,
-    Problem,
     Settings,
     compete,
     contestants,
@@ -25,7 +25,7 @@ from mtlfunc.studies.arena import (
 from .contestants import CONTESTANTS
 from .digits import problem as digits
 
-SPECIAL: dict[str, Callable[[], Problem]] = {"digits": digits}
+SPECIAL: dict[str, Callable[[], BenchmarkProblem]] = {"digits": digits}
 """Problems that the package has no data for."""
 
 
@@ -75,7 +75,7 @@ def source_of(spec: str) -> bytes:
     )
 
 
-def problem_of(name: str) -> Problem:
+def problem_of(name: str) -> BenchmarkProblem:
     return SPECIAL[name]() if name in SPECIAL else standard()[name]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from experiments.digits.data import Pairs, Splits, digits, splits
-from mtlfunc.studies.arena import Problem
+from mtlfunc.studies.arena import BenchmarkProblem
 from mtlfunc.types import Params
 
 SIZES = {"trunk.0": (32, 100), "trunk.1": (16, 32), "left": (10, 16), "right": (10, 16)}
@@ -33,7 +33,7 @@ def losses(params: Params, batch: Pairs) -> Tensor:
 HEADS = ("left", "right")
 
 
-def problem() -> Problem:
+def problem() -> BenchmarkProblem:
     source = digits()
 
     def draw(key: Tensor) -> tuple[Params, Splits]:
@@ -49,7 +49,7 @@ def problem() -> Problem:
         chosen = (mf.random.uniform(key, (TAKEN,), torch.float64) * len(data.train.labels)).long()
         return Pairs(*(leaf.index_select(0, chosen) for leaf in data.train))
 
-    return Problem(
+    return BenchmarkProblem(
         "Two overlaid 8 x 8 digits by one ReLU trunk (100-32-16) and two linear heads, batches "
         f"of {TAKEN} of 4,312 pairs (experiments/digits has the data). "
         "Test cross-entropies; the score is 1 at chance. The front is not known.",

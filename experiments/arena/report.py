@@ -11,15 +11,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from mtlfunc.core.files import write_whole
 from mtlfunc.studies.arena import MEASURES, STATIC, Result, normalized
 
-from .store import plain, replace
+from .store import plain
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 90rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-size: .8rem; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .5rem; border-bottom: 1px solid #ddd; } th { background: #f4f4f4; }
-td { white-space: nowrap; } summary { cursor: pointer; font-weight: 600; } img { max-width: 100%; height: auto; } figcaption { color: #444; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 90rem; margin: 2rem auto;
+  padding: 0 1rem; }
+table { border-collapse: collapse; font-size: .8rem; margin: 1rem 0; display: block;
+  overflow-x: auto; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .5rem;
+  border-bottom: 1px solid #ddd; }
+th { background: #f4f4f4; }
+td { white-space: nowrap; } summary { cursor: pointer; font-weight: 600; }
+img { max-width: 100%; height: auto; } figcaption { color: #444; }
 """
 PICTURED = ("mean", "mgda", "pcgrad", "cagrad", STATIC)
 """Drawn on the fronts, beside the user's."""
@@ -161,7 +167,9 @@ def write(result: Result, settings: dict[str, Any], mine: tuple[str, ...], out: 
     paths = []
     for name, (figure, _) in figures.items():
         paths.append(out / f"{name}.png")
-        replace(paths[-1], lambda temporary, figure=figure: figure.savefig(temporary, dpi=130))
+        write_whole(
+            paths[-1], lambda file, figure=figure: figure.savefig(file, format="png", dpi=130)
+        )
     if not drawn:
         (out / "fronts.png").unlink(missing_ok=True)
     content = {
@@ -174,38 +182,31 @@ def write(result: Result, settings: dict[str, Any], mine: tuple[str, ...], out: 
         },
         "records": {by: result.records(by) for by in MEASURES},
     }
-    paths.append(out / "results.json")
-    replace(
-        paths[-1],
-        lambda temporary: temporary.write_text(
-            json.dumps(plain(content), indent=1, ensure_ascii=False), encoding="utf-8"
-        ),
-    )
-    paths.append(out / "arena.html")
-    replace(
-        paths[-1],
-        lambda temporary: temporary.write_text(
-            page(result, settings, {name: text for name, (_, text) in figures.items()}, out),
-            encoding="utf-8",
-        ),
-    )
+    paths += [out / "results.json", out / "arena.html"]
+    captions = {name: text for name, (_, text) in figures.items()}
+    write_whole(paths[-2], json.dumps(plain(content), indent=1, ensure_ascii=False))
+    write_whole(paths[-1], page(result, settings, captions, out))
     return paths
 
 
 def page(result: Result, settings: dict[str, Any], captions: dict[str, str], out: Path) -> str:
-    images = "".join(
-        f'<figure><img alt="{name}" '
-        f'src="data:image/png;base64,{base64.b64encode((out / f"{name}.png").read_bytes()).decode()}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    """The whole study as one HTML page, figures included."""
+
+    def image(name: str) -> str:
+        content = base64.b64encode((out / f"{name}.png").read_bytes()).decode()
+        return f'<img alt="{name}" src="data:image/png;base64,{content}">'
+
+    figures = "".join(
+        f"<figure>{image(name)}<figcaption>{html.escape(caption)}</figcaption></figure>"
         for name, caption in captions.items()
     )
     how = "; ".join(f"{name} {value}" for name, value in settings.items())
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>The '
-        f"arena</title><style>{STYLE}</style><h1>The arena</h1>"
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>The arena</title>'
+        f"<style>{STYLE}</style><h1>The arena</h1>"
         "<p>Every rule on small problems with known answers, against constant weights that were "
         f"searched for. {html.escape(how)}.</p>"
-        f"{result._repr_html_()}{images}</html>"
+        f"{result._repr_html_()}{figures}</html>"
     )
 
 

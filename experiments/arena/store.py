@@ -1,19 +1,18 @@
-"""Finished cells on disk, each under a key of all that it depends on, so that a study that was
-stopped goes on where it was.
+"""Finished cells on disk, each under a key of all that it depends on.
+
+So a study that was stopped goes on where it was, and what changed is run again.
 """
 
-import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mtlfunc as mf
+from mtlfunc.core.files import digest, write_whole
 from mtlfunc.studies.arena import Cell, Settings
 
 
@@ -23,32 +22,27 @@ class Store:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         plain = settings._replace(optimizer=settings.optimizer.__qualname__)  # type: ignore[arg-type]
-        digest = hashlib.sha256(f"{plain} {torch.__version__}".encode())
-        for path in sorted(sources()):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-        self.common = digest.hexdigest()
+        self.common = digest(sorted(sources()), plain, torch.__version__)
 
     def key(self, problem: str, rule: str, source: bytes) -> str:
-        return hashlib.sha256(f"{self.common} {problem} {rule}".encode() + source).hexdigest()
+        """Of the settings, the sources, and a rule's own module `source`."""
+        return digest([], self.common, problem, rule, source)
 
     def read(self, problem: str, rule: str, source: bytes) -> Cell | None:
-        """What an earlier run with this key left; None if nothing did, or the file cannot be read."""
+        """What an earlier run with this key left; None for another key or an unreadable file."""
         try:
             kept = json.loads(self._path(problem, rule).read_text(encoding="utf-8"))
             return _cell(kept["cell"]) if kept["key"] == self.key(problem, rule, source) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, problem: str, rule: str, source: bytes, cell: Cell) -> None:
+        """Keep a cell, with its key."""
         path = self._path(problem, rule)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "problem": problem,
-            "rule": rule,
-            "key": self.key(problem, rule, source),
-            "cell": plain(cell._asdict()),
-        }
-        replace(path, lambda temporary: temporary.write_text(json.dumps(content), encoding="utf-8"))
+        key = self.key(problem, rule, source)
+        kept = {"problem": problem, "rule": rule, "key": key, "cell": plain(cell._asdict())}
+        write_whole(path, json.dumps(kept))
 
     def _path(self, problem: str, rule: str) -> Path:
         return self.folder / _slug(problem) / f"{_slug(rule)}.json"
@@ -63,17 +57,6 @@ def sources() -> list[Path]:
         here / "digits.py",
         here.parent / "digits" / "data.py",
     ]
-
-
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name and put it in place when it is whole."""
-    # the name's ending tells savefig the format
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
@@ -91,23 +74,21 @@ def _cell(kept: dict[str, Any]) -> Cell:
     """`plain`, backwards; what was not finite is NaN."""
 
     def filled(value: Any) -> Any:
-        return (
-            [filled(item) for item in value]
-            if isinstance(value, list)
-            else math.nan
-            if value is None
-            else value
-        )
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        return math.nan if value is None else value
 
-    tensors = {
-        name: torch.tensor(filled(kept[name]), dtype=torch.float64)
-        for name in kept
-        if name not in ("weights", "step_ms", "error")
-    }
-    weights = (
-        None if kept["weights"] is None else torch.tensor(kept["weights"], dtype=torch.float64)
-    )
-    return Cell(**tensors, weights=weights, step_ms=filled(kept["step_ms"]), error=kept["error"])
+    def tensor(value: Any) -> torch.Tensor:
+        return torch.tensor(filled(value), dtype=torch.float64)
+
+    numbers = {name: tensor(kept[name]) for name in kept if name not in ODD}
+    weights = None if kept["weights"] is None else tensor(kept["weights"])
+    step_ms = filled(kept["step_ms"])
+    return Cell(**numbers, weights=weights, step_ms=step_ms, error=kept["error"])
+
+
+ODD = ("weights", "step_ms", "error")
+"""Fields of a cell that are not always tensors."""
 
 
 def _slug(name: str) -> str:

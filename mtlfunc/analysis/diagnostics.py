@@ -1,6 +1,4 @@
-"""Numbers that the literature reads off task gradients: conflict, magnitude, curvature,
-stationarity, affinity, change, Δm.
-"""
+"""Numbers that the literature reads off task gradients: conflict, curvature, affinity, Δm, …"""
 
 from __future__ import annotations
 
@@ -23,7 +21,16 @@ from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
 
 
 def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
-    """cos φ_ij = G_ij / (‖g_i‖‖g_j‖), in [-1, 1]; NaN where a gradient is zero.
+    """Cosines of the angles between gradients, cos φ_ij = G_ij / (‖g_i‖‖g_j‖).
+
+    Args:
+        gramian: G `[task, task]`.
+
+    Returns:
+        cosines `[task, task]` in [-1, 1]; NaN where a gradient is zero.
+
+    Raises:
+        ValueError: for what is no Gramian.
 
     Examples:
         >>> cosines(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
@@ -35,7 +42,19 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
 
 
 def conflicts(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
-    """Pairs with g_i·g_j < 0 (Yu 2020, Definition 1); a right angle is no conflict.
+    """Pairs of tasks in conflict, g_i·g_j < 0; a right angle is no conflict.
+
+    Args:
+        gramian: G `[task, task]`.
+
+    Returns:
+        a mask `[task, task]`.
+
+    Raises:
+        ValueError: for what is no Gramian.
+
+    Source:
+        Yu et al. 2020, Definition 1.
 
     Examples:
         >>> conflicts(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
@@ -46,8 +65,19 @@ def conflicts(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
 
 
 def magnitude_similarity(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
-    """Φ_ij = 2‖g_i‖‖g_j‖ / (‖g_i‖² + ‖g_j‖²), in [0, 1], 1 for equal lengths (Yu 2020, Definition
-    2); NaN for two zero gradients.
+    """How equal two gradients are in length, Φ_ij = 2‖g_i‖‖g_j‖ / (‖g_i‖² + ‖g_j‖²).
+
+    Args:
+        gramian: G `[task, task]`.
+
+    Returns:
+        Φ `[task, task]` in [0, 1], 1 for equal lengths; NaN for two zero gradients.
+
+    Raises:
+        ValueError: for what is no Gramian.
+
+    Source:
+        Yu et al. 2020, Definition 2.
     """
     check_gramian(gramian)
     length = root(gramian.diagonal())
@@ -69,8 +99,7 @@ class SampleNoise(NamedTuple):
 
 
 def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
-    """Gradient noise of every task, and conflict within against between tasks, from a per-sample
-    Gramian.
+    """Gradient noise of every task, and conflict within and between tasks, over samples.
 
     With s̄ the mean of ‖g_b‖² over the B samples and m = ‖mean_b g_b‖²: noise = B(s̄ - m)/(B - 1),
     signal = m - noise/B.
@@ -78,6 +107,9 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
     Args:
         gramian: of `mtlfunc.sample_gramian`, over the flattened losses [sample, task].
         tasks: T; the Gramian has n = samples·T rows.
+
+    Returns:
+        signal, noise and their ratio `[task]`, and the shares of conflicts `[task, task]`.
 
     Raises:
         ValueError: unless T divides n with at least two samples.
@@ -109,11 +141,22 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
 
 
 def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
-    """ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖² (Yu 2020, Definition 5); for a conflicting
-    pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
+    """The curvature bounding measure ξ_ij = (1 - cos²φ_ij) ‖g_i - g_j‖² / ‖g_i + g_j‖².
 
-    At most (1 + |cos φ|)² < 4; NaN where g_i + g_j = 0 or a gradient is zero, though the paper
-    calls it infinite there.
+    For a conflicting pair ‖PCGrad's sum‖² = ξ‖g_i + g_j‖².
+
+    Args:
+        gramian: G `[task, task]`.
+
+    Returns:
+        ξ `[task, task]`, at most (1 + |cos φ|)² < 4; NaN where g_i + g_j = 0 or a gradient is zero,
+        though the paper calls it infinite there.
+
+    Raises:
+        ValueError: for what is no Gramian.
+
+    Source:
+        Yu et al. 2020, Definition 5.
     """
     square = gramian.diagonal()
     total = square[:, None] + square
@@ -123,16 +166,27 @@ def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task 
 def curvature(
     losses_fn: LossesFn, params: Params, batch: Batch, *, lr: Scalar = 0.0, nodes: int = 16
 ) -> Float[Tensor, ""]:
-    """Multi-task curvature H = ∫₀¹ gᵀ ∇²L(θ - s·lr·g) g ds of the total loss L = Σ L_t, g = ∇L(θ)
-    (Yu 2020, Definition 3).
+    """Multi-task curvature over a step along -g, g = ∇L(θ), of the total loss L = Σ L_t.
 
-    By Gauss–Legendre quadrature of Hessian-vector products, each a jvp of a gradient. The weight
-    over the segment is uniform, as published; Theorem 2 needs the weight 2(1 - s) instead (the two
-    agree on quadratics).
+    H = ∫₀¹ gᵀ ∇²L(θ - s·lr·g) g ds, by Gauss–Legendre quadrature of Hessian-vector products, each a
+    jvp of a gradient. The weight over the segment is uniform, as published; Theorem 2 needs the
+    weight 2(1 - s) instead (the two agree on quadratics).
 
     Args:
-        lr: length of the step along -g; 0 gives the pointwise gᵀ∇²L g, one product.
+        losses_fn: from parameters and batch to losses `[task]`, as in `mtlfunc.task_gramian`.
+        params: θ, `{name: tensor}`.
+        batch: whatever `losses_fn` takes.
+        lr: length of the step along -g, >= 0; 0 gives the pointwise gᵀ∇²L g, one product.
         nodes: quadrature points, >= 1.
+
+    Returns:
+        H, a 0-d tensor.
+
+    Raises:
+        ValueError: for lr < 0 or nodes < 1.
+
+    Source:
+        Yu et al. 2020, Definition 3.
     """
     check_scalar(lr, "lr")
     if nodes < 1:
@@ -171,8 +225,7 @@ class Stationarity(NamedTuple):
 
 
 def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = None) -> Stationarity:
-    """Is the point Pareto stationary, 0 in conv{g_t}? With proof: length and lower bound enclose
-    the distance of 0 from the hull.
+    """Whether the point is Pareto stationary, 0 ∈ conv{g_t}, with bounds that prove it.
 
     d = Jᵀw has min_t g_t·d = wᵀG w - gap, so every point of the hull is at least (wᵀG w - gap)/‖d‖
     away from 0. A Gramian computed at machine epsilon ε holds no information about lengths below
@@ -182,6 +235,13 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
         gramian: G `[task, task]`; accumulate it in float64 (`gramian_dtype`) if the verdict matters
             near stationarity.
         solver: of `mtlfunc.solvers`; None is `auto()`.
+
+    Returns:
+        the shortest combination's weights `[task]`, which sum to 1, its length and a lower bound,
+        which enclose the distance of 0 from the hull, the noise level and the verdict.
+
+    Raises:
+        ValueError: for what is no Gramian.
     """
     solution = (solver or auto())(min_norm(gramian))
     w = solution.weights
@@ -204,16 +264,17 @@ def layer_gramians(
     by: Callable[[str], str] | None = None,
     gramian_dtype: torch.dtype | None = None,
 ) -> dict[str, Float[Tensor, "task task"]]:
-    """The Gramian of every layer, G_l = J_l J_lᵀ; they add up to the Gramian over all shared
-    parameters.
+    """The Gramian of every layer, G_l = J_l J_lᵀ; they add up to that of all shared parameters.
 
     Over training: `rollout(step, state, batches, record=lambda state, info:
     layer_gramians(losses_fn, state.params, batch, shared="trunk.*"))`. Cosines of one layer,
     `[time, task, task]`: `torch.func.vmap(cosines)(record["trunk.0"])`.
 
     Args:
-        losses_fn, params, batch: as in `mtlfunc.task_gramian`; where to differentiate. Rows of all
-            shared leaves are held at once.
+        losses_fn: from parameters and batch to losses `[task]`, as in `mtlfunc.task_gramian`.
+        params: where to differentiate, `{name: tensor}`; rows of all shared leaves are held at
+            once.
+        batch: whatever `losses_fn` takes.
         shared: which parameters, a glob on their names or a predicate.
         by: from a parameter's name to its layer's; None takes the module, `trunk.0` for
             `trunk.0.weight` and `trunk.0.bias`.
@@ -222,8 +283,14 @@ def layer_gramians(
     Returns:
         `{layer: G_l [task, task]}` in the order of the parameters.
 
+    Raises:
+        ValueError: for no shared parameters, or losses that are no vector.
+
     Examples:
-        >>> found = layer_gramians(lambda p, x: x @ p["a.weight"] + p["b.bias"], {"a.weight": torch.ones(2), "b.bias": torch.ones(2)}, 2 * torch.eye(2))
+        >>> params = {"a.weight": torch.ones(2), "b.bias": torch.ones(2)}
+        >>> found = layer_gramians(
+        ...     lambda p, x: x @ p["a.weight"] + p["b.bias"], params, 2 * torch.eye(2)
+        ... )
         >>> {layer: gramian.tolist() for layer, gramian in found.items()}
         {'a': [[4.0, 0.0], [0.0, 4.0]], 'b': [[1.0, 0.0], [0.0, 1.0]]}
     """
@@ -244,21 +311,28 @@ class Change(NamedTuple):
 
 
 def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: Batch) -> Change:
-    """Each loss' change from `before` to `after`, predicted to first order against actual; one jvp
-    and one forward, whatever the optimizer.
+    """Each loss' change from `before` to `after`: as predicted to first order, and as it is.
 
-    After a plain step of length η along d = Jᵀw the prediction is -η(G w)_t, -η times `Info.rates`;
-    with momentum, Adam or clipping it is not, which is why it is taken from the points themselves.
-    The difference of the two is the curvature's share.
+    One jvp and one forward, whatever the optimizer. After a plain step of length η along d = Jᵀw
+    the prediction is -η(G w)_t, -η times `Info.rates`; with momentum, Adam or clipping it is not,
+    which is why it is taken from the points themselves. The difference of the two is the
+    curvature's share.
 
     Args:
-        losses_fn: as in `mtlfunc.task_gramian`.
-        before, after: parameters of the same names and shapes, such as `state.params` on both sides
-            of `step.update`.
+        losses_fn: from parameters and batch to losses `[task]`, as in `mtlfunc.task_gramian`.
+        before: parameters before the step, such as `state.params`.
+        after: parameters after it, of the same names and shapes.
         batch: the step's own, or another one.
 
+    Returns:
+        predicted and actual changes `[task]`.
+
+    Raises:
+        ValueError: where names or shapes differ.
+
     Examples:
-        >>> predicted_change(lambda p, x: p["w"] ** 2, {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.5, 2.0])}, ())
+        >>> before, after = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.5, 2.0])}
+        >>> predicted_change(lambda params, batch: params["w"] ** 2, before, after, ())
         Change(predicted=tensor([-1.,  0.]), actual=tensor([-0.7500,  0.0000]))
     """
     check_params(before)
@@ -288,15 +362,16 @@ def affinity(
     shared: Select = "*",
     chunk_size: int | None = None,
 ) -> Float[Tensor, "task task"]:
-    """Inter-task affinity Z_ij = 1 - L_j(θ - η·g_i) / L_j(θ): how much of loss j a step on task i
-    alone removes, through the shared parameters.
+    """Inter-task affinity: the share of loss j that a step on task i alone removes.
 
-    Positive where training i helps j, negative where it hurts. The paper averages it over the steps
-    of a run: record it in `rollout` and take the mean.
+    Z_ij = 1 - L_j(θ - η·g_i) / L_j(θ), through the shared parameters: positive where training i
+    helps j, negative where it hurts. The paper averages it over the steps of a run: record it in
+    `rollout` and take the mean.
 
     Args:
         losses_fn: losses `[task]` that are positive, since Z is relative to them.
-        params, batch: where to look ahead.
+        params: where to look ahead, `{name: tensor}`.
+        batch: whatever `losses_fn` takes.
         lr: η, the length of the lookahead step; it is a plain gradient step.
         shared: the parameters that move, a glob on their names or a predicate; the others stay.
         chunk_size: how many tasks' steps are evaluated at once; None is all T.
@@ -311,7 +386,10 @@ def affinity(
         Fifty et al. 2021 (TAG), the definition of inter-task affinity.
 
     Examples:
-        >>> affinity(lambda p, x: (p["w"] - x).square().sum(1), {"w": torch.zeros(1)}, torch.tensor([[1.0], [2.0]]), lr=0.25).tolist()
+        >>> targets = torch.tensor([[1.0], [2.0]])
+        >>> affinity(
+        ...     lambda p, x: (p["w"] - x).square().sum(1), {"w": torch.zeros(1)}, targets, lr=0.25
+        ... ).tolist()
         [[0.75, 0.4375], [1.0, 0.75]]
     """
     check_params(params)
@@ -346,8 +424,7 @@ class Grouping(NamedTuple):
 def groups(
     affinity: Float[Tensor, "task task"], count: int, *, overlap: bool = True, alone: float = 0.0
 ) -> Grouping:
-    """The best set of at most `count` groups of tasks: every task is served by one, at the highest
-    total affinity.
+    """The best set of at most `count` groups of tasks, each task served by one of them.
 
         max over groups g_1 … g_k and s(t) ∋ t   Σ_t mean_{i ∈ s(t), i ≠ t} Z_it
 
@@ -393,29 +470,9 @@ def groups(
         raise ValueError(f"count={count}, alone={alone}: expected count >= 1 and a score < inf")
     Z = affinity.detach().double().cpu().numpy()
 
-    # The best group for a set of tasks that are served together, sets as bit masks.
-    value, best = np.full(1 << tasks, -np.inf), np.zeros(1 << tasks, dtype=np.int64)
-    value[0] = 0.0
-    for group in sorted(range(1, 1 << tasks), key=int.bit_count):
-        members = _members(group)
-        onto = {
-            t: float(np.mean([Z[i, t] for i in members if i != t])) if len(members) > 1 else alone
-            for t in members
-        }
-        served, score = np.zeros(1, dtype=np.int64), np.zeros(1)
-        for t in members:
-            served, score = (
-                np.concatenate([served, served | 1 << t]),
-                np.concatenate([score, score + onto[t]]),
-            )
-        if not overlap:
-            served, score = served[-1:], score[-1:]
-        better = (score > value[served]) | (best[served] == 0)
-        value[served[better]], best[served[better]] = score[better], group
-
+    value, best = _best_groups(Z, overlap, alone)
     # The best partition of the tasks of a mask into so many served sets; the one with its lowest
     # task is chosen first.
-    best[0], value[0] = 0, 0.0
     rest = np.where(np.arange(1 << tasks) == 0, 0.0, -np.inf)
     parts: list[np.ndarray] = []
     for _ in range(min(count, tasks)):
@@ -442,6 +499,31 @@ def groups(
     )
 
 
+def _best_groups(Z: np.ndarray, overlap: bool, alone: float) -> tuple[np.ndarray, np.ndarray]:
+    """The best group for each set of tasks that are served together, and its value, by bit mask."""
+    tasks = len(Z)
+    value, best = np.full(1 << tasks, -np.inf), np.zeros(1 << tasks, dtype=np.int64)
+    value[0] = 0.0
+    for group in sorted(range(1, 1 << tasks), key=int.bit_count):
+        members = _members(group)
+        onto = {
+            t: float(np.mean([Z[i, t] for i in members if i != t])) if len(members) > 1 else alone
+            for t in members
+        }
+        served, score = np.zeros(1, dtype=np.int64), np.zeros(1)
+        for t in members:
+            served, score = (
+                np.concatenate([served, served | 1 << t]),
+                np.concatenate([score, score + onto[t]]),
+            )
+        if not overlap:
+            served, score = served[-1:], score[-1:]
+        better = (score > value[served]) | (best[served] == 0)
+        value[served[better]], best[served[better]] = score[better], group
+    best[0], value[0] = 0, 0.0
+    return value, best
+
+
 def _members(mask: int) -> tuple[int, ...]:
     return tuple(t for t in range(mask.bit_length()) if mask >> t & 1)
 
@@ -458,23 +540,27 @@ def delta_m(
     baselines: Mapping[str, float],
     higher_is_better: Mapping[str, bool],
 ) -> float:
-    """Δm = (100/K) Σ_k ±(M_k - B_k)/|B_k| in per cent, lower is better: + where a lower metric is
-    better, - where a higher one is.
+    """Mean relative change against single-task models, in per cent: lower is better.
+
+    Δm = (100/K) Σ_k ±(M_k - B_k)/|B_k|, + where a lower metric is better, - where a higher one is.
+    |B_k|, published without the bars, keeps the sign right for negative baselines, such as
+    log-likelihoods. Averages over metrics as in Liu et al. 2021, so that a task with five metrics
+    counts five times; LibMTL averages per task and turns the sign.
 
     Args:
         metrics: the multi-task model's, by name.
         baselines: single-task models', by the same names, none of them 0.
         higher_is_better: for every name.
 
-    |B_k|, published without the bars, keeps the sign right for negative baselines, such as
-    log-likelihoods. Averages over metrics as in Liu et al. 2021, so that a task with five metrics
-    counts five times; LibMTL averages per task and turns the sign.
+    Returns:
+        Δm in per cent.
 
     Raises:
         ValueError: for other names or a baseline of 0.
 
     Examples:
-        >>> delta_m({"accuracy": 0.75, "error": 1.0}, {"accuracy": 1.0, "error": 0.5}, {"accuracy": True, "error": False})
+        >>> metrics, baselines = {"accuracy": 0.75, "error": 1.0}, {"accuracy": 1.0, "error": 0.5}
+        >>> delta_m(metrics, baselines, {"accuracy": True, "error": False})
         62.5
     """
     if not metrics or set(metrics) != set(baselines) or set(metrics) != set(higher_is_better):

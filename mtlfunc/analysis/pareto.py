@@ -1,12 +1,10 @@
-"""Sets of loss vectors, all minimised: which are non-dominated, how good they are, and fronts over
-preferences.
-"""
+"""Sets of loss vectors, lower is better: non-dominated points, hypervolumes, fronts."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from ..core.checks import can_look, check_finite, is_pair, transformed
-from ..studies._grid import check_chunk_size, evaluate
+from ..core.points import check_chunk_size, evaluate
 
 
 def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]:
@@ -26,9 +23,15 @@ def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]
     Equal points do not dominate each other, so that duplicates of a non-dominated point are all
     kept. A point that ties in one task and is higher in another is dominated.
 
+    Args:
+        points: losses `[point, task]`, lower is better.
+
+    Returns:
+        a mask `[point]`. Under `vmap` a point that is not finite counts as dominated and dominates
+        nothing.
+
     Raises:
-        ValueError: for no points, no tasks, or NaN and infinity; under `vmap` a point that is not
-            finite counts as dominated and dominates nothing.
+        ValueError: for no points, no tasks, or NaN and infinity where they can be seen.
 
     Source:
         moocore, whose own mask would call a point with NaN non-dominated.
@@ -44,8 +47,7 @@ def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]
 def hypervolume(
     points: Float[Tensor, "point task"], reference: Float[Tensor, " task"]
 ) -> Float[Tensor, ""]:
-    """Volume of what the points dominate below the reference: λ(∪_p Π_t [p_t, r_t]); higher is
-    better.
+    """Volume that the points dominate below the reference, λ(∪_p Π_t [p_t, r_t]): higher is better.
 
     Args:
         points: losses `[point, task]`, dominated ones too; one that is not below the reference in
@@ -54,12 +56,12 @@ def hypervolume(
             compared.
 
     Returns:
-        a 0-d float64 tensor. Not differentiable. Exact, in time that grows quickly with the tasks
-        beyond four, of which it takes 31.
+        a 0-d float64 tensor, not differentiable. Exact, in time that grows quickly beyond four
+        tasks (31 at most). Under `vmap` NaN where a number is NaN or infinite.
 
     Raises:
-        ValueError: for no points or a reference of another length, and for NaN and infinity; under
-            `vmap` the result is NaN there.
+        ValueError: for no points, a reference of another length, NaN or infinity.
+        RuntimeError: where a derivative is taken.
 
     Source:
         Zitzler and Thiele 1998, as implemented by moocore.
@@ -75,78 +77,31 @@ def hypervolume(
             f"{list(reference.shape)}"
         )
     check_finite(reference, "reference")
-    return _indicator(
-        lambda moocore, points, reference: moocore.hypervolume(points, ref=reference),
-        points,
-        reference,
-    )
 
+    def volume(moocore: Any, points: np.ndarray, reference: np.ndarray) -> float:
+        finite = np.isfinite(points).all() and np.isfinite(reference).all()
+        return moocore.hypervolume(points, ref=reference) if finite else math.nan
 
-def igd(
-    points: Float[Tensor, "point task"], front: Float[Tensor, "other task"]
-) -> Float[Tensor, ""]:
-    """Inverted generational distance: the mean, over a reference front, of the distance to the
-    nearest of the points; lower is better.
-
-    Args:
-        points: losses `[point, task]`.
-        front: a dense sample of the true front `[n, task]`, in the same units.
-
-    Returns:
-        a 0-d float64 tensor. Not differentiable. It can prefer a dominated set: `igd_plus` cannot.
-
-    Raises:
-        ValueError: for empty sets, other numbers of tasks, and NaN and infinity; under `vmap` the
-            result is NaN there.
-
-    Source:
-        Ishibuchi et al. 2015 for the definition, as implemented by moocore.
-
-    Examples:
-        >>> float(igd(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])))
-        2.5
-    """
-    _check_two(points, front)
-    return _indicator(lambda moocore, points, front: moocore.igd(points, ref=front), points, front)
-
-
-def igd_plus(
-    points: Float[Tensor, "point task"], front: Float[Tensor, "other task"]
-) -> Float[Tensor, ""]:
-    """IGD with the distance √Σ_t max(p_t - z_t, 0)² of a point p from the front's z: being better
-    than the front costs nothing.
-
-    Arguments, returns and errors as in `igd`. Weakly Pareto compliant: a set that another dominates
-    never has the lower value.
-
-    Source:
-        Ishibuchi et al. 2015, as implemented by moocore.
-
-    Examples:
-        >>> float(igd_plus(torch.tensor([[-3.0, 4.0]]), torch.tensor([[0.0, 0.0]])))
-        4.0
-    """
-    _check_two(points, front)
-    return _indicator(
-        lambda moocore, points, front: moocore.igd_plus(points, ref=front), points, front
-    )
+    return _OnHost.apply(volume, points, reference, torch.float64)  # pyright: ignore[reportReturnType]
 
 
 def preferences(
     divisions: int, tasks: int, *, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "point task"]:
-    """An even grid of the simplex: all vectors (k_1, …, k_T)/divisions with integers k_t >= 0 that
-    sum to `divisions`.
+    """An even grid of the simplex: all (k_1, …, k_T)/divisions with integers k_t >= 0.
 
     Args:
-        divisions: steps along an edge, >= 1.
+        divisions: steps along an edge, >= 1; the k_t sum to it.
         tasks: T >= 1.
-        dtype: None is torch's default.
+        dtype: of the result; None is torch's default.
 
     Returns:
         preferences `[n, task]`, n = C(divisions + T - 1, T - 1), each summing to 1, in
         lexicographic order; for two tasks divisions + 1 of them. Those inside the simplex are `p[(p
         > 0).all(1)]`.
+
+    Raises:
+        ValueError: for fewer than one division or task.
 
     Source:
         Das and Dennis 1998, the simplex lattice.
@@ -186,8 +141,10 @@ def front(
     *,
     chunk_size: int | None = None,
 ) -> Front:
-    """One training run for every preference, all of them vmapped, and which of their ends are
-    non-dominated.
+    """One training run for every preference, all vmapped, and which ends are non-dominated.
+
+    For long runs that should survive an interruption there is `mtlfunc.grid(lambda run:
+    train(p[run]), {"run": torch.arange(len(p))}, chunk_size=…, path=…)`.
 
     Args:
         train: `(preference [task]) -> losses [objective]`, or `(losses, aux)` with a pytree of
@@ -202,16 +159,13 @@ def front(
         preferences, losses `[n, objective]`, the mask of non-dominated ends, and aux. A diverged
         run stays in, as NaN, and its mask is False.
 
-    For long runs that should survive an interruption: `mtlfunc.grid(lambda run: train(p[run]),
-    {"run": torch.arange(len(p))}, chunk_size=…, path=…)`.
-
     Raises:
-        ValueError: for preferences or losses of the wrong shape. RuntimeError: where `train` cannot
-        be vmapped.
+        ValueError: for preferences or losses of the wrong shape.
+        RuntimeError: where `train` cannot be vmapped.
 
     Examples:
-        >>> centres = torch.eye(2)  # ½‖θ - e_t‖²: the minimiser of the weighted sum is the weighted mean of the centres
-        >>> found = front(lambda w: 0.5 * (w @ centres - centres).square().sum(1), preferences(4, 2))
+        >>> e = torch.eye(2)  # Σ w_t ½‖θ - e_t‖² is least at θ = Σ w_t e_t
+        >>> found = front(lambda w: 0.5 * (w @ e - e).square().sum(1), preferences(4, 2))
         >>> found.losses[2].tolist(), found.non_dominated.all().item()
         ([0.25, 0.25], True)
     """
@@ -243,12 +197,18 @@ def front(
 
     chunks = preferences.split(chunk_size or len(preferences))
     quiet = len(chunks) == 1 or transformed() or torch.compiler.is_compiling()
-    found = [
-        evaluate(run, chunk, len(chunk), "train")
-        for chunk in (chunks if quiet else tqdm(chunks, leave=False, desc="front"))
-    ]
+    found = [evaluate(run, chunk, len(chunk), "train") for chunk in _shown(chunks, quiet)]
     losses, aux = tree_map(lambda *parts: torch.cat(parts), *found)
     return Front(preferences, losses, _mask(losses), aux)
+
+
+def _shown(chunks: Sequence[Tensor], quiet: bool) -> Iterable[Tensor]:
+    """The chunks, with a progress bar unless `quiet`."""
+    if quiet:
+        return chunks
+    from tqdm import tqdm
+
+    return tqdm(chunks, leave=False, desc="front")
 
 
 def _check_points(points: Tensor, name: str) -> None:
@@ -265,15 +225,6 @@ def _check_points(points: Tensor, name: str) -> None:
         )
 
 
-def _check_two(points: Tensor, front: Tensor) -> None:
-    _check_points(points, "points")
-    _check_points(front, "front")
-    if points.shape[1] != front.shape[1]:
-        raise ValueError(
-            f"front: expected {points.shape[1]} tasks as in points, got {front.shape[1]}"
-        )
-
-
 def _mask(points: Tensor) -> Tensor:
     def mask(moocore: Any, points: np.ndarray, _: Any) -> np.ndarray:
         finite = np.isfinite(points).all(1)
@@ -283,17 +234,6 @@ def _mask(points: Tensor) -> Tensor:
         return kept
 
     return _OnHost.apply(mask, points.detach(), points.new_zeros(()), torch.bool)  # pyright: ignore[reportReturnType]
-
-
-def _indicator(f: Callable[[Any, Any, Any], float], points: Tensor, other: Tensor) -> Tensor:
-    def checked(moocore: Any, points: np.ndarray, other: np.ndarray) -> float:
-        return (
-            f(moocore, points, other)
-            if np.isfinite(points).all() and np.isfinite(other).all()
-            else math.nan
-        )
-
-    return _OnHost.apply(checked, points, other, torch.float64)  # pyright: ignore[reportReturnType]
 
 
 class _OnHost(torch.autograd.Function):
@@ -341,12 +281,8 @@ class _OnHost(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            "pareto: hypervolume, igd and igd_plus have no derivative here; detach the points"
-        )
+        raise RuntimeError("pareto: hypervolume has no derivative here; detach the points")
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(
-            "pareto: hypervolume, igd and igd_plus have no derivative here; detach the points"
-        )
+        raise RuntimeError("pareto: hypervolume has no derivative here; detach the points")

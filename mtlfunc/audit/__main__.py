@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_whole
-from .evaluate import told
+from .evaluate import describe_error
 from .run import NAMES, audit
 
 EPILOG = """\
@@ -25,7 +25,8 @@ exit status:
   1  a defect (the lower block of the table), or a required property that does not hold
   2  the rule could not be found, or cannot be a rule
 
-What a rule does (the upper block) is for its author to judge: the mean of the gradients conflicts, and that is no defect.
+What a rule does (the upper block) is for its author to judge: the mean of the gradients conflicts,
+and that is no defect.
 """
 
 
@@ -48,7 +49,7 @@ def load(spec: str) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(f"{spec!r}: there is no module {error.name!r}") from error
     except Exception as error:  # whatever runs on import
-        raise ValueError(f"{spec!r}: importing {where} {told(error)}") from error
+        raise ValueError(f"{spec!r}: importing {where} {describe_error(error)}") from error
     try:
         expression = ast.parse(what, mode="eval").body
     except SyntaxError as error:

@@ -1,6 +1,6 @@
 """How a rule computes: what every rule of this library owes, whatever its mathematics.
 
-Three of these cannot be asked of one instance under a vmap (is it pure, does its state survive
+Three of these cannot be seen in one instance under a vmap (is it pure, does its state survive
 being saved, is the vmap the loop); they look at the rule from outside and give a Finding. The
 others are checks like those of `properties`.
 """
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..types import Geometry, Rule
 from .cases import Case, independent
-from .evaluate import Extra, Outcome, Weigh, geometry, quiet, start, step, told
+from .evaluate import Evaluate, Extra, Outcome, describe_error, geometry, quiet, start, step
 from .properties import Property, apart, direction, nudge, outcomes, size, vector
 
 SAME = 1e-7
@@ -25,7 +25,7 @@ SAME = 1e-7
 the root of that.
 """
 
-NARROW = 1e-3
+FLOAT32_ERROR = 1e-3
 """float32: the root of its machine epsilon, 3e-4, is what an exact solver loses near a
 Pareto-stationary point.
 """
@@ -34,87 +34,89 @@ Pareto-stationary point.
 # ---- checks of one instance --------------------------------------------------------------------
 
 
-def valid(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def valid(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """Weights are a finite tensor [task] in the Gramian's dtype, without an exception, at every
     update.
     """
-    w = weigh(rows, losses, strict=True)
+    w = evaluate(rows, losses, strict=True)
     return outcomes((torch.where(w.isfinite().all(-1), 0.0, torch.inf), w, w))
 
 
-def tell_valid(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_valid(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return f"weights are {vector(after)}"
 
 
-def unread(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def nan_in_gradients(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """NaN in one task's gradient raises, or gives NaN weights at some update: nothing plausible."""
-    return poisoned(weigh, rows.where(torch.arange(len(rows))[:, None] > 0, torch.nan), losses)
+    return poisoned(evaluate, rows.where(torch.arange(len(rows))[:, None] > 0, torch.nan), losses)
 
 
-def unread_loss(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def nan_in_losses(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """NaN in one loss raises, or gives NaN weights at some update, of a rule that reads losses."""
-    return poisoned(weigh, rows, losses.where(torch.arange(len(rows)) > 0, torch.nan))
+    return poisoned(evaluate, rows, losses.where(torch.arange(len(rows)) > 0, torch.nan))
 
 
-def unread_both(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def nan_policy(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     return Outcome(
         *(
             torch.cat(pair)
             for pair in zip(
-                unread(weigh, rows, losses), unread_loss(weigh, rows, losses), strict=True
+                nan_in_gradients(evaluate, rows, losses),
+                nan_in_losses(evaluate, rows, losses),
+                strict=True,
             )
         )
     )
 
 
-def poisoned(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def poisoned(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     try:
-        w = weigh(rows, losses)
-    except Exception:  # just what is asked for
+        w = evaluate(rows, losses)
+    except Exception:  # just what it should do
         w = torch.full_like(losses, torch.nan)
     return outcomes((torch.where(w.isfinite().all(), torch.inf, 0.0).expand(len(losses)), w, w))
 
 
-def tell_unread(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_nan(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"weights are {vector(after)} although the {('gradient', 'loss')[variant]} of task 1 is NaN"
     )
 
 
-def tell_unread_loss(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return tell_unread(count, 1, before, after)
+def describe_nan_loss(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+    return describe_nan(count, 1, before, after)
 
 
-def absent(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def absent(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """A task absent from the batch gets weight 0 and the others what they get alone; with nobody
     present all weights are 0.
 
     A rule that raises, or gives NaN, where a task is absent refuses: no case.
     """
-    return without(weigh, rows, losses, alone=True)
+    return without(evaluate, rows, losses, alone=True)
 
 
-def absent_zero(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def absent_zero(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """The same for a rule that draws: others draw other numbers alone, so only the zeros are
-    judged.
+    tested.
     """
-    return without(weigh, rows, losses, alone=False)
+    return without(evaluate, rows, losses, alone=False)
 
 
-def without(weigh: Weigh, rows: Tensor, losses: Tensor, *, alone: bool) -> Outcome:
+def without(evaluate: Evaluate, rows: Tensor, losses: Tensor, *, alone: bool) -> Outcome:
     count = len(rows)
     everyone = torch.arange(count)
 
     def one(missing: int) -> tuple[Tensor, Tensor, Tensor]:
         present = everyone != missing if missing < count else torch.zeros(count, dtype=torch.bool)
         try:
-            w = weigh(rows, losses, present=present)
+            w = evaluate(rows, losses, present=present)
         except Exception:  # it refuses
             w = torch.full_like(losses, torch.nan)
         violation, expected = (w.abs() * ~present).amax(-1), torch.zeros_like(w)
         if alone and missing < count:
             rest = [i for i in range(count) if i != missing]
-            v = weigh(rows[rest], losses[:, rest])
+            v = evaluate(rows[rest], losses[:, rest])
             expected = v.new_zeros(w.shape).index_copy(-1, torch.tensor(rest), v)
             kept = w * present
             violation = torch.maximum(
@@ -138,7 +140,7 @@ def without(weigh: Weigh, rows: Tensor, losses: Tensor, *, alone: bool) -> Outco
     )
 
 
-def tell_absent(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_absent(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     if variant == len({0, count - 1, count}) - 1:
         return f"weights are {vector(after)} with no task present"
     return (
@@ -147,32 +149,32 @@ def tell_absent(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     )
 
 
-def tell_absent_zero(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return tell_absent(count, variant, before, after).partition(";")[0]
+def describe_absent_zero(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+    return describe_absent(count, variant, before, after).partition(";")[0]
 
 
-def narrow(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def float32(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """A float32 Gramian gives finite float32 weights, whose direction is float64's to 1e-3.
 
     Where the gradients are linearly independent, and float64's own direction does not change when
     they move by as little as float32 resolves.
     """
-    w, v = weigh(rows, losses), weigh(rows.float(), losses.float(), strict=True).to(rows)
+    w, v = evaluate(rows, losses), evaluate(rows.float(), losses.float(), strict=True).to(rows)
     d, eps = direction(rows, w), 4 * torch.finfo(torch.float32).eps
     near = [rows + sign * eps * nudge(rows, 0) for sign in (1, -1)]
     moved = [
-        apart(direction(x, weigh(x, losses + eps * nudge(losses, 0))), d, size(rows, w))
+        apart(direction(x, evaluate(x, losses + eps * nudge(losses, 0))), d, size(rows, w))
         for x in near
     ]
     violation, before, after = outcomes(
         (apart(direction(rows, v), d, size(rows, v), size(rows, w)), w, v)
     )
     return Outcome(
-        torch.where(torch.stack(moved).amax() > NARROW / 10, -1.0, violation), before, after
+        torch.where(torch.stack(moved).amax() > FLOAT32_ERROR / 10, -1.0, violation), before, after
     )
 
 
-def tell_narrow(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_float32(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return f"weights {vector(before)} in float64 are {vector(after)} in float32"
 
 
@@ -192,10 +194,10 @@ def pure(rule: Rule, cases: list[Case], extra: Extra | None) -> tuple[Finding, b
     and so does torch's global generator.
 
     Returns:
-        the finding, and whether answers repeat: without that nothing else can be judged.
+        the finding, and whether answers repeat: without that nothing else can be tested.
     """
     first: dict[int, Tensor] = {}
-    judged, found, repeats = 0, Finding(0), True
+    tested, found, repeats = 0, Finding(0), True
 
     def worse(seen: str, case: Case) -> None:
         nonlocal found
@@ -240,10 +242,10 @@ def pure(rule: Rule, cases: list[Case], extra: Extra | None) -> tuple[Finding, b
                         case,
                     )
                 first.setdefault(i, answer)
-                judged += 1
+                tested += 1
             except Exception:  # that it raises is for valid weights to say
                 continue
-    return found._replace(instances=judged), repeats
+    return found._replace(instances=tested), repeats
 
 
 def copied(tree: Any) -> Any:
@@ -281,7 +283,7 @@ def resumes(rule: Rule, cases: list[Case], extra: Extra | None) -> Finding | Non
     Returns:
         None for a rule without state.
     """
-    judged, any_state = 0, False
+    tested, any_state = 0, False
     with quiet():
         for case in cases:
             try:
@@ -293,10 +295,10 @@ def resumes(rule: Rule, cases: list[Case], extra: Extra | None) -> Finding | Non
                 continue
             any_state |= bool(tree_leaves(following))
             wrong = misfit(rule, seen, state, following) or reload(rule, case, following, extra)
-            judged += 1
+            tested += 1
             if wrong:
-                return Finding(judged, wrong, case)
-    return Finding(judged) if any_state else None
+                return Finding(tested, wrong, case)
+    return Finding(tested) if any_state else None
 
 
 def misfit(rule: Rule, seen: Geometry, state: Any, following: Any) -> str:
@@ -357,11 +359,11 @@ def reload(rule: Rule, case: Case, state: Any, extra: Extra | None) -> str:
         with torch.serialization.safe_globals(list(named_tuples(state))):
             loaded = torch.load(file, weights_only=True)
     except Exception as error:
-        return f"the state cannot be saved and loaded: {told(error)}"
+        return f"the state cannot be saved and loaded: {describe_error(error)}"
     try:
         whole = onwards(state)
     except Exception as error:
-        return f"the update after the first one {told(error)}"
+        return f"the update after the first one {describe_error(error)}"
     try:
         return (
             ""
@@ -369,7 +371,7 @@ def reload(rule: Rule, case: Case, state: Any, extra: Extra | None) -> str:
             else "weights after loading a saved state differ from those without the interruption"
         )
     except Exception as error:
-        return f"the update after loading a saved state {told(error)}"
+        return f"the update after loading a saved state {describe_error(error)}"
 
 
 def named_tuples(state: Any) -> set[Any]:
@@ -384,7 +386,7 @@ def named_tuples(state: Any) -> set[Any]:
     return found.union(*(named_tuples(child) for child in children))
 
 
-def batched(weigh: Weigh, pools: dict[int, Case]) -> tuple[Finding, bool]:
+def batched(evaluate: Evaluate, pools: dict[int, Case]) -> tuple[Finding, bool]:
     """A vmap over Jacobians, losses and keys gives the weights of a loop.
 
     Args:
@@ -393,25 +395,27 @@ def batched(weigh: Weigh, pools: dict[int, Case]) -> tuple[Finding, bool]:
     Returns:
         the finding, and whether answers under vmap can be used.
     """
-    judged = 0
+    tested = 0
     with quiet():
         for cases in pools.values():
             keys = torch.arange(len(cases.losses))
             try:
-                loop = torch.stack([weigh(*case) for case in zip(*cases, keys, strict=True)])
+                loop = torch.stack([evaluate(*case) for case in zip(*cases, keys, strict=True)])
             except Exception:  # valid with key 0 and not with another
                 continue
             try:
-                together = vmap(weigh)(*cases, keys)
+                together = vmap(evaluate)(*cases, keys)
             except Exception as error:
                 why = (
                     "a Python branch on a value, .item(), NumPy or a write into a new tensor "
                     "cannot be batched"
                 )
                 return Finding(
-                    judged + 1, f"under torch.func.vmap it {told(error)} ({why})", at(cases, 0)
+                    tested + 1,
+                    f"under torch.func.vmap it {describe_error(error)} ({why})",
+                    at(cases, 0),
                 ), False
-            judged += len(keys)
+            tested += len(keys)
             far = apart(
                 direction(cases.jacobian, together),
                 direction(cases.jacobian, loop),
@@ -422,12 +426,12 @@ def batched(weigh: Weigh, pools: dict[int, Case]) -> tuple[Finding, bool]:
             if bool(wrong.any()):
                 i = int(wrong.nonzero()[0])
                 return Finding(
-                    judged,
+                    tested,
                     f"weights are {vector(together[i, 0])} under vmap, {vector(loop[i, 0])} in a "
                     f"loop (key {i})",
                     at(cases, i),
                 ), False
-    return Finding(judged), judged > 0
+    return Finding(tested), tested > 0
 
 
 def size_of(cases: Case, weights: Tensor) -> Tensor:
@@ -438,21 +442,27 @@ def at(cases: Case, i: int) -> Case:
     return Case(*(x[i] for x in cases))
 
 
-VALID = Property("valid weights", valid, tell_valid, everything=True, conduct=True)
+VALID = Property("valid weights", valid, describe_valid, everything=True, contract=True)
 FLOAT32 = Property(
-    "float32", narrow, tell_narrow, independent, ("gaussian",), tolerance=NARROW, conduct=True
+    "float32",
+    float32,
+    describe_float32,
+    independent,
+    ("gaussian",),
+    tolerance=FLOAT32_ERROR,
+    contract=True,
 )
 
 
 def missing(draws: bool) -> Property:
     """For a rule that draws random numbers, or one that does not."""
-    check, tell = (absent_zero, tell_absent_zero) if draws else (absent, tell_absent)
-    return Property("absent tasks", check, tell, tasks=(2, 3, 5), conduct=True)
+    check, describe = (absent_zero, describe_absent_zero) if draws else (absent, describe_absent)
+    return Property("absent tasks", check, describe, tasks=(2, 3, 5), contract=True)
 
 
 def nan(gramian: bool, losses: bool) -> Property:
     """For a rule that reads the one, the other or both."""
-    check = unread_both if gramian and losses else unread if gramian else unread_loss
+    check = nan_policy if gramian and losses else nan_in_gradients if gramian else nan_in_losses
     return Property(
-        "NaN", check, tell_unread if gramian else tell_unread_loss, tasks=(2, 3), conduct=True
+        "NaN", check, describe_nan if gramian else describe_nan_loss, tasks=(2, 3), contract=True
     )

@@ -18,7 +18,7 @@ from ..core import random
 from ..types import Geometry, Rule
 from .cases import Case
 
-Weigh = Callable[..., Tensor]
+Evaluate = Callable[..., Tensor]
 """(jacobian [task, param], losses [update, task]) -> weights [update, task]."""
 
 Extra = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -36,8 +36,10 @@ class Invalid(Exception):
 
 
 def as_rule(rule: Any) -> tuple[Rule, str, bool]:
-    """A rule from a rule, a factory that needs no arguments, or a function of the Gramian, or of
-    the Gramian and the losses.
+    """A rule from a rule, a factory of one, or a function of the Gramian or Gramian and losses.
+
+    Args:
+        rule: a `Rule`, a callable that needs no arguments and gives one, or `f(gramian[, losses])`.
 
     Returns:
         the rule, its name, and whether it was a mere function.
@@ -46,45 +48,40 @@ def as_rule(rule: Any) -> tuple[Rule, str, bool]:
         TypeError: for anything else.
     """
     if isinstance(rule, Rule):
-        return rule, _called(rule.update), False
+        return rule, _called(rule.update, 0), False
     if not callable(rule):
         raise TypeError(
             "rule: expected a mtlfunc.Rule, a factory of one, or a function of the Gramian [T, "
             f"T], got {type(rule).__name__}"
         )
-    count = _required(rule)
+    count, name = _required(rule), _called(rule, -1)
     if count == 0:
         made = rule()
         if not isinstance(made, Rule):
             raise TypeError(
-                f"rule: {_called(rule)}() needs no arguments, so it was called, but it gave a "
+                f"rule: {name}() needs no arguments, so it was called, but it gave a "
                 f"{type(made).__name__} and not a mtlfunc.Rule"
             )
-        return made, _called(rule), False
+        return made, name, False
     if count > 2:
         raise TypeError(
-            f"rule: expected f(gramian) or f(gramian, losses), but {_called(rule)} needs {count} "
-            "arguments"
+            f"rule: expected f(gramian) or f(gramian, losses), but {name} needs {count} arguments"
         )
     if _makes_rules(rule):
         raise TypeError(
-            f"rule: {_called(rule)} makes rules and needs arguments for that; pass the rule, "
-            f"{_called(rule)}(...)"
+            f"rule: {name} makes rules and needs arguments for that; pass the rule, {name}(...)"
         )
 
-    def init(losses: Any, key: Any) -> Any:
-        return ()
-
     def update(geometry: Any, state: Any) -> Any:
-        return (
-            rule(geometry.gramian) if count == 1 else rule(geometry.gramian, geometry.losses)
-        ), ()
+        seen = (geometry.gramian, geometry.losses)[:count]
+        return rule(*seen), ()
 
-    return Rule(init, update), _called(rule), True
+    return Rule(lambda losses, key: (), update), name, True
 
 
-def _called(f: Any) -> str:
-    name = getattr(f, "__qualname__", type(f).__name__).split(".<locals>")[0]
+def _called(f: Any, part: int) -> str:
+    """The name of a function (-1), or of the one that it was made in (0)."""
+    name = getattr(f, "__qualname__", type(f).__name__).split(".<locals>")[part].lstrip(".")
     return "rule" if name == "<lambda>" else name
 
 
@@ -148,7 +145,7 @@ def step(rule: Rule, seen: Geometry, state: Any) -> tuple[Tensor, Any]:
     return weights, state
 
 
-def weigher(rule: Rule, extra: Extra | None = None) -> Weigh:
+def evaluator(rule: Rule, extra: Extra | None = None) -> Evaluate:
     """The weights of successive updates, on one Jacobian and the losses of each update, from a
     fresh state.
 
@@ -156,7 +153,7 @@ def weigher(rule: Rule, extra: Extra | None = None) -> Weigh:
     `present` [task]: who is there at the updates; the state begins with all.
     """
 
-    def weigh(
+    def evaluate(
         jacobian: Tensor,
         losses: Tensor,
         key: Tensor | None = None,
@@ -175,7 +172,7 @@ def weigher(rule: Rule, extra: Extra | None = None) -> Weigh:
             kept.append(weights.to(jacobian.dtype))
         return torch.stack(kept)
 
-    return weigh
+    return evaluate
 
 
 class Outcome(NamedTuple):
@@ -188,7 +185,7 @@ class Outcome(NamedTuple):
     after: Tensor
 
 
-Check = Callable[[Weigh, Tensor, Tensor], Outcome]
+Check = Callable[[Evaluate, Tensor, Tensor], Outcome]
 """One instance under one property: pure, so that a vmap makes it a batch."""
 
 
@@ -199,25 +196,25 @@ class Batch(NamedTuple):
     errors: dict[int, str]  # by instance: what the rule raised
 
 
-def together(check: Check, weigh: Weigh, cases: Case) -> Batch | None:
+def together(check: Check, evaluate: Evaluate, cases: Case) -> Batch | None:
     """All instances in one vmapped call; None where that raises."""
     with quiet():
         try:
-            return Batch(vmap(lambda rows, losses: check(weigh, rows, losses))(*cases), {})
+            return Batch(vmap(lambda rows, losses: check(evaluate, rows, losses))(*cases), {})
         except Exception:  # whatever a rule may raise
             return None
 
 
-def one_by_one(check: Check, weigh: Weigh, cases: Case) -> Batch:
+def one_by_one(check: Check, evaluate: Evaluate, cases: Case) -> Batch:
     """The same in a loop, in which it shows which instance raises."""
     found: list[Outcome | None] = []
     errors = {}
     with quiet():
         for i, case in enumerate(zip(*cases, strict=True)):
             try:
-                found.append(check(weigh, *case))
+                found.append(check(evaluate, *case))
             except Exception as error:
-                errors[i] = told(error)
+                errors[i] = describe_error(error)
                 found.append(None)
     like = next((outcome for outcome in found if outcome is not None), None)
     if like is None:
@@ -236,7 +233,7 @@ def quiet() -> warnings.catch_warnings:
     return warnings.catch_warnings(action="ignore")
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An exception in one line."""
     line = next(iter(str(error).strip().splitlines()), "")
     if isinstance(error, Invalid):

@@ -1,11 +1,11 @@
-"""What a rule can be asked of one instance: each property is a pure function of one Jacobian and
-its losses, so that a vmap asks all at once.
+"""The properties that one instance can show or break, as pure functions that a vmap batches.
 
 Answers are compared as directions d = Jᵀw, because weights are not unique where gradients depend on
 each other, and in units of Σ|w_t|‖g_t‖, the length that d has without cancellation: rounding in d
-is a multiple of that, whatever d's own length (`size`). A rule with state is asked for several
-updates on the same gradients, a rule that draws with key 0 throughout. Transformations of an
-integer Jacobian are exact in floating point, so that nothing but the rule can make a difference.
+is a multiple of that, whatever d's own length (`size`). A rule with state is tested over several
+updates on the same gradients, one that draws random numbers with key 0 throughout. Transformations
+of an integer Jacobian are exact in floating point, so that nothing but the rule can make a
+difference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.func import grad
 
 from ..solvers.problems import or_one
 from .cases import independent, stationary
-from .evaluate import Check, Outcome, Weigh
+from .evaluate import Check, Evaluate, Outcome
 
 MOVED = 1e-10
 JUMP = 1e-3
@@ -35,22 +35,22 @@ SCALES = tuple(2.0**k for k in (-33, -17, 17, 33))
 
 
 class Property(NamedTuple):
-    """One line of the table: a check, the words for what it saw, and the instances that it is asked
-    of.
+    """One line of the table: a check, the words for what it saw, and the instances that it
+    speaks of.
     """
 
     name: str
     check: Check
     # (T, variant, before, after) -> what was seen at the counterexample
-    tell: Callable[[int, int, Tensor, Tensor], str]
+    describe: Callable[[int, int, Tensor, Tensor], str]
     # of the integer Jacobians [case, task, param]; None is all
     where: Callable[[Tensor], Tensor] | None = None
     families: tuple[str, ...] = ("gaussian", "spread")  # of `cases.generic`
     tasks: tuple[int, ...] = (1, 2, 3, 5)
     tolerance: float | None = None  # of the violation; None is the audit's
-    grows: bool = False  # whether it also asks for T + 1 tasks
+    grows: bool = False  # whether it also evaluates T + 1 tasks
     everything: bool = False  # also of instances without valid weights
-    conduct: bool = False  # about how the rule computes: a failure is a defect
+    contract: bool = False  # about how the rule computes: a failure is a defect
 
 
 def direction(jacobian: Tensor, weights: Tensor) -> Tensor:
@@ -99,17 +99,17 @@ def vector(x: Tensor) -> str:
 # ---- transformations of the problem ------------------------------------------------------------
 
 
-def permuted(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def permuted(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """Tasks (gradients with their losses) in another order: the same direction. Two orders that
     generate all: a rotation and a swap.
     """
     count = len(rows)
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     d = direction(rows, w)
 
     def one(order: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         moved = rows[order]
-        v = weigh(moved, losses[:, order])
+        v = evaluate(moved, losses[:, order])
         return apart(direction(moved, v), d, size(rows, w), size(moved, v)), d, direction(moved, v)
 
     return outcomes(*(one(order) for order in orders(count)))
@@ -120,7 +120,7 @@ def orders(count: int) -> list[list[int]]:
     return [rotation] if count == 2 else [rotation, swap]
 
 
-def tell_permuted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_permuted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     order = ", ".join(str(i + 1) for i in orders(count)[variant])
     return (
         f"the direction is {vector(before)}, but {vector(after)} with the tasks in the order "
@@ -128,32 +128,32 @@ def tell_permuted(count: int, variant: int, before: Tensor, after: Tensor) -> st
     )
 
 
-def scaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def scaled(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s. An
     absolute epsilon fails.
     """
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
 
     def one(s: float) -> tuple[Tensor, Tensor, Tensor]:
-        v = weigh(s * rows, losses)
+        v = evaluate(s * rows, losses)
         return apart(direction(rows, v), direction(rows, w), size(rows, v), size(rows, w)), w, v
 
     return outcomes(*(one(s) for s in SCALES))
 
 
-def tell_scaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_scaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"weights {vector(before)} become {vector(after)} when all gradients are multiplied "
         f"by {SCALES[variant]:.1e}"
     )
 
 
-def rescaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def rescaled(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """One task (its gradient and its loss) times 2 or 1024: d keeps its direction; its length may
     change.
     """
     count = len(rows)
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     d, plain = direction(rows, w), size(rows, w)
 
     def unit(d: Tensor, plain: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ def rescaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     def one(task: int, factor: float) -> tuple[Tensor, Tensor, Tensor]:
         c = torch.where(torch.arange(count) == task, factor, 1.0).to(rows)
         changed = c[:, None] * rows
-        v = weigh(changed, c * losses)
+        v = evaluate(changed, c * losses)
         (u, share), (other, others) = unit(d, plain), unit(direction(changed, v), size(changed, v))
         return (
             torch.linalg.vector_norm(u - other, dim=-1) * torch.maximum(share, others),
@@ -176,7 +176,7 @@ def rescaled(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     return outcomes(*(one(task, factor) for factor in (2.0, 1024.0) for task in ends(count)))
 
 
-def tell_rescaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_rescaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     which = ends(count)
     factor = (2, 1024)[variant // len(which)]
     return (
@@ -185,65 +185,65 @@ def tell_rescaled(count: int, variant: int, before: Tensor, after: Tensor) -> st
     )
 
 
-def shifted(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def shifted(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """A constant, 1, added to one task's loss at every update, gradients as they are: the same
     direction.
     """
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     d = direction(rows, w)
 
     def one(task: int) -> tuple[Tensor, Tensor, Tensor]:
-        v = weigh(rows, losses + (torch.arange(len(rows)) == task).to(losses))
+        v = evaluate(rows, losses + (torch.arange(len(rows)) == task).to(losses))
         return apart(direction(rows, v), d, size(rows, v), size(rows, w)), w, v
 
     return outcomes(*(one(task) for task in ends(len(rows))))
 
 
-def tell_shifted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_shifted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"weights {vector(before)} become {vector(after)} when the loss of task "
         f"{ends(count)[variant] + 1} is raised by 1"
     )
 
 
-def duplicated(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def duplicated(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """One task listed twice: the same direction."""
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     d = direction(rows, w)
 
     def one(task: int) -> tuple[Tensor, Tensor, Tensor]:
         more = torch.cat([rows, rows[task : task + 1]])
-        v = weigh(more, torch.cat([losses, losses[:, task : task + 1]], -1))
+        v = evaluate(more, torch.cat([losses, losses[:, task : task + 1]], -1))
         return apart(direction(more, v), d, size(more, v), size(rows, w)), d, direction(more, v)
 
     return outcomes(*(one(task) for task in ends(len(rows))))
 
 
-def tell_duplicated(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_duplicated(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"the direction is {vector(before)}, but {vector(after)} with task "
         f"{ends(count)[variant] + 1} listed twice"
     )
 
 
-def linear(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def linear(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """d(diag(c)J) is linear in c > 0, losses times c too: with c = 1 and c' = (1, …, 2, …, 1)
     d(diag(c + c')J) is d(J) + d(diag(c')J).
     """
     count = len(rows)
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
 
     def one(task: int) -> tuple[Tensor, Tensor, Tensor]:
         double = torch.where(torch.arange(count) == task, 2.0, 1.0).to(rows)
         second, both = double[:, None] * rows, (1 + double)[:, None] * rows
-        v, whole = weigh(second, double * losses), weigh(both, (1 + double) * losses)
+        v, whole = evaluate(second, double * losses), evaluate(both, (1 + double) * losses)
         parts, total = direction(rows, w) + direction(second, v), direction(both, whole)
         return apart(total, parts, size(both, whole), size(rows, w), size(second, v)), parts, total
 
     return outcomes(*(one(task) for task in ends(count)))
 
 
-def tell_linear(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_linear(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     task = ends(count)[variant] + 1
     return (
         f"d(J) + d(J with task {task} doubled) is {vector(before)}, but the tasks times 2, "
@@ -254,9 +254,9 @@ def tell_linear(count: int, variant: int, before: Tensor, after: Tensor) -> str:
 # ---- the answer itself -------------------------------------------------------------------------
 
 
-def identical(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def identical(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """All tasks share one gradient g and one loss: d = g, the weights sum to 1."""
-    w = weigh(rows, losses[:, :1].expand_as(losses))
+    w = evaluate(rows, losses[:, :1].expand_as(losses))
     return outcomes(
         (
             apart(direction(rows, w), rows[:1], size(rows, w)),
@@ -270,31 +270,31 @@ def all_identical(rows: Tensor) -> Tensor:
     return (rows == rows[:, :1]).flatten(1).all(-1)
 
 
-def tell_identical(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_identical(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return f"all gradients are {vector(before)}, but the direction is {vector(after)}"
 
 
-def alone(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def alone(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """One task: the weight is 1, so d = g."""
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     return outcomes((torch.linalg.vector_norm(w - 1, dim=-1), torch.ones_like(w), w))
 
 
-def tell_alone(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_alone(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return f"the weight of the only task is {vector(after)[1:-1]}"
 
 
-def agrees(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def agrees(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """No task is raised to first order: g_t·d >= 0 for all, up to ‖g_t‖·Σ|w_s|‖g_s‖ times the
     tolerance.
     """
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     rates = w @ (rows @ rows.mT)
     scale = torch.linalg.vector_norm(rows, dim=-1) * size(rows, w)[:, None]
     return outcomes(((-rates / or_one(scale)).amax(-1).clamp_min(0), w, rates))
 
 
-def tell_agrees(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_agrees(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     raised = [str(i + 1) for i, rate in enumerate(after.tolist()) if rate < 0]
     who = (
         f"task {raised[0]} rises"
@@ -304,9 +304,9 @@ def tell_agrees(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return f"weights {vector(before)} give the rates g·d = {vector(after)}: {who}"
 
 
-def harmless(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def harmless(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """No two gradients conflict (all g_i·g_j >= 0): d is the mean gradient."""
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     mean = rows.mean(0).expand(len(losses), -1)
     return outcomes(
         (
@@ -326,36 +326,36 @@ def no_conflict(rows: Tensor) -> Tensor:
     return (rows @ rows.mT >= 0).flatten(1).all(-1)
 
 
-def tell_harmless(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_harmless(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"nothing conflicts and the mean gradient is {vector(before)}, but the direction is "
         f"{vector(after)}"
     )
 
 
-def convex(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def convex(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """Weights >= 0 that sum to 1."""
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     return outcomes((torch.maximum(-w.amin(-1), (w.sum(-1) - 1).abs()), w, w.sum(-1, keepdim=True)))
 
 
-def tell_convex(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_convex(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return f"weights {vector(before)} sum to {vector(after)[1:-1]}"
 
 
-def rests(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def rests(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """Jᵀw = 0 for some weights w, all of them positive: d = 0.
 
     There every direction that lowers one task raises another. (With some w_t = 0 a point is Pareto
     stationary too, if only because one gradient is zero: what then moves may lower a task without
     raising any, so that is not held against a rule.)
     """
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     d = direction(rows, w)
     return outcomes((torch.linalg.vector_norm(d, dim=-1) / or_one(size(rows, w)), w, d))
 
 
-def tell_rests(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_rests(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"a positive combination of the gradients is 0, but weights {vector(before)} give the "
         f"direction {vector(after)}"
@@ -379,31 +379,31 @@ def nudge(x: Tensor, variant: int) -> Tensor:
 NUDGES = tuple((variant, sign) for variant in (0, 1, 3) for sign in (1, -1))
 
 
-def continuous(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def continuous(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """Gradients and losses moved by 1e-10 of their size, along three lines both ways: d moves by
     less than 1e-3 of Σ|w_t|·max‖g_t‖.
     """
-    w = weigh(rows, losses)
+    w = evaluate(rows, losses)
     d = direction(rows, w)
     # The weights of a gradient that has just left 0 may be huge, so its own length counts there.
     unit = torch.linalg.vector_norm(rows, dim=-1).amax() * w.abs().sum(-1)
 
     def one(variant: int, sign: int) -> tuple[Tensor, Tensor, Tensor]:
         moved = rows + sign * MOVED * nudge(rows, variant)
-        v = weigh(moved, losses + sign * MOVED * nudge(losses, variant))
+        v = evaluate(moved, losses + sign * MOVED * nudge(losses, variant))
         return apart(direction(moved, v), d, spent(moved, v), unit), d, direction(moved, v)
 
     return outcomes(*(one(variant, sign) for variant, sign in NUDGES))
 
 
-def tell_continuous(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_continuous(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"the direction jumps from {vector(before)} to {vector(after)} when the gradients "
         f"move by {MOVED:g} of their size"
     )
 
 
-def differentiable(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
+def differentiable(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
     """torch.func.grad of the weights, with respect to gradients and losses, is their difference
     quotient (and a number).
 
@@ -415,7 +415,7 @@ def differentiable(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     across, beside = nudge(rows, 1), 0.1 * nudge(losses, 3)
 
     def weights(t: Tensor) -> Tensor:
-        return weigh(rows + t * across, losses + t * beside)
+        return evaluate(rows + t * across, losses + t * beside)
 
     zero = rows.new_zeros(())
     slope = grad(lambda t: (weights(t) * mark).sum())(zero)
@@ -436,7 +436,7 @@ def differentiable(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
     )
 
 
-def tell_differentiable(count: int, variant: int, before: Tensor, after: Tensor) -> str:
+def describe_differentiable(count: int, variant: int, before: Tensor, after: Tensor) -> str:
     return (
         f"torch.func.grad gives a slope of {vector(after)[1:-1]} along one line, difference "
         f"quotients give {vector(before)[1:-1]}"
@@ -446,30 +446,40 @@ def tell_differentiable(count: int, variant: int, before: Tensor, after: Tensor)
 SEVERAL = (2, 3, 5)
 
 PROPERTIES = (
-    Property("permutation equivariance", permuted, tell_permuted, tasks=SEVERAL),
-    Property("positive homogeneity", scaled, tell_scaled),
-    Property("invariance to rescaling one task", rescaled, tell_rescaled, tasks=SEVERAL),
-    Property("invariance to shifting a loss", shifted, tell_shifted, tasks=SEVERAL),
-    Property("identical tasks", identical, tell_identical, all_identical, (), SEVERAL),
-    Property("duplicate tasks", duplicated, tell_duplicated, grows=True),
-    Property("non-conflict", agrees, tell_agrees, tasks=SEVERAL),
+    Property("permutation equivariance", permuted, describe_permuted, tasks=SEVERAL),
+    Property("positive homogeneity", scaled, describe_scaled),
+    Property("invariance to rescaling one task", rescaled, describe_rescaled, tasks=SEVERAL),
+    Property("invariance to shifting a loss", shifted, describe_shifted, tasks=SEVERAL),
+    Property("identical tasks", identical, describe_identical, all_identical, (), SEVERAL),
+    Property("duplicate tasks", duplicated, describe_duplicated, grows=True),
+    Property("non-conflict", agrees, describe_agrees, tasks=SEVERAL),
     Property(
-        "identity without conflict", harmless, tell_harmless, no_conflict, ("agreeing",), SEVERAL
+        "identity without conflict",
+        harmless,
+        describe_harmless,
+        no_conflict,
+        ("agreeing",),
+        SEVERAL,
     ),
-    Property("convex weights", convex, tell_convex),
+    Property("convex weights", convex, describe_convex),
     Property(
-        "Pareto-stationary fixed points", rests, tell_rests, stationary, ("stationary",), SEVERAL
+        "Pareto-stationary fixed points",
+        rests,
+        describe_rests,
+        stationary,
+        ("stationary",),
+        SEVERAL,
     ),
-    Property("linear under scaling", linear, tell_linear, tasks=SEVERAL),
-    Property("continuity", continuous, tell_continuous, None, ("gaussian",), tolerance=JUMP),
+    Property("linear under scaling", linear, describe_linear, tasks=SEVERAL),
+    Property("continuity", continuous, describe_continuous, None, ("gaussian",), tolerance=JUMP),
     Property(
         "differentiability",
         differentiable,
-        tell_differentiable,
+        describe_differentiable,
         independent,
         ("gaussian",),
         tolerance=1e-3,
     ),
-    Property("T = 1", alone, tell_alone, None, (), (1,), everything=True),
+    Property("T = 1", alone, describe_alone, None, (), (1,), everything=True),
 )
 """What a rule is: no answer is wrong by itself."""

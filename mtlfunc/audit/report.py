@@ -1,4 +1,4 @@
-"""The table of an audit: in a terminal, in a notebook, and as records for whoever has a data frame."""
+"""The table of an audit: in a terminal, in a notebook, and as records for a data frame."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Row:
 
     name: str
     status: Status
-    instances: int  # that it was asked of
+    instances: int  # that it was tested on
     failures: int
     detail: str = ""  # what was seen at the counterexample, or why the property does not apply
     jacobian: Tensor | None = None  # the counterexample [task, param], without zero columns
     losses: Tensor | None = None  # its losses [update, task], where the rule reads them
-    # whether all failures are at linearly dependent gradients, though others were asked of, too
+    # whether all failures are at linearly dependent gradients, though others were tested, too
     dependent: bool = False
-    conduct: bool = False  # whether this is about how the rule computes: a failure is a defect
+    contract: bool = False  # whether this is about how the rule computes: a failure is a defect
 
     @property
     def literal(self) -> str:
@@ -51,7 +51,7 @@ class Report:
 
     rule: str
     rows: tuple[Row, ...]
-    updates: int  # how many successive updates every answer was judged at
+    updates: int  # how many successive updates every answer was tested at
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
@@ -65,7 +65,7 @@ class Report:
     @property
     def sound(self) -> bool:
         """Whether nothing was found wrong with how the rule computes."""
-        return not any(row.conduct and row.status == "fails" for row in self.rows)
+        return not any(row.contract and row.status == "fails" for row in self.rows)
 
     def records(self) -> list[dict[str, Any]]:
         """One dict a property, of plain values: `pandas.DataFrame(report.records())`."""
@@ -73,7 +73,7 @@ class Report:
             {
                 "rule": self.rule,
                 "property": row.name,
-                "about": "conduct" if row.conduct else "character",
+                "about": "contract" if row.contract else "property",
                 "status": row.status,
                 "instances": row.instances,
                 "failures": row.failures,
@@ -104,8 +104,8 @@ class Report:
             max(len(row.status) for row in self.rows),
         )
         lines = [self.title]
-        for conduct in (False, True):
-            rows = [row for row in self.rows if row.conduct == conduct]
+        for contract in (False, True):
+            rows = [row for row in self.rows if row.contract == contract]
             lines += [""] * bool(rows) + [
                 f"{row.name:{name}}  {row.status:{status}}  {row.verdict}".rstrip() for row in rows
             ]
@@ -139,8 +139,8 @@ class Report:
             )
 
         parts = []
-        for conduct, head in ((False, "What it does"), (True, "How it computes")):
-            lines = [line(row) for row in self.rows if row.conduct == conduct]
+        for contract, head in ((False, "What it does"), (True, "How it computes")):
+            lines = [line(row) for row in self.rows if row.contract == contract]
             if lines:
                 parts += [f'<tr><th colspan="4" style="text-align:left">{head}</th></tr>', *lines]
         return (

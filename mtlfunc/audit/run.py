@@ -7,19 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from . import cases as instances_of
 from .contracts import FLOAT32, VALID, Finding, missing, nan, resumes
 from .evaluate import Extra, as_rule
 from .properties import PROPERTIES
 from .report import Report, Row, trimmed
-from .search import judge
+from .search import search
 from .subject import Subject, few, study
 
 MANY = 128
 
-CONDUCT = (
+CONTRACTS = (
     "valid weights",
     "vmapped == loop",
     "state round-trip",
@@ -32,7 +31,7 @@ CONDUCT = (
 )
 """How a rule computes: a failure is a defect."""
 
-NAMES = (*(each.name for each in PROPERTIES), *CONDUCT)
+NAMES = (*(each.name for each in PROPERTIES), *CONTRACTS)
 """All properties, in the order of the table."""
 
 
@@ -62,12 +61,12 @@ def audit(
     Returns:
         a `Report`. Print it, show it in a notebook, or take `.records()`; `report["non-conflict"]`
         is one row, with its counterexample as `.jacobian` and as code in `.literal`. A rule with
-        state is judged at three successive updates on the same gradients, a random one with key 0.
+        state is tested at three successive updates on the same gradients, a random one with key 0.
         The same rule gives the same report, whatever was drawn before.
 
     Whatever the rule does (raise, answer with the wrong shape or type, change its inputs) is a
-    finding. An instance without valid weights is reported under "valid weights" and judged by no
-    property of character; of a rule whose answers do not repeat nothing else is judged.
+    finding. An instance without valid weights is reported under "valid weights" and tested by no
+    property of character; of a rule whose answers do not repeat nothing else is tested.
 
     Raises:
         TypeError: for what cannot be a rule. ValueError: for an unknown property, a tolerance
@@ -80,7 +79,7 @@ def audit(
         ('holds', 'fails')
         >>> report["non-conflict"].literal
         'torch.tensor([[2.], [-1.]])'
-        >>> mf.aggregate(mf.mean(), torch.tensor([[2.], [-1.]]))  # the second task's gradient is -1: it rises
+        >>> mf.aggregate(mf.mean(), torch.tensor([[2.], [-1.]]))  # task 2, of gradient -1, rises
         tensor([0.5000])
     """
     made, called, plain = as_rule(rule)
@@ -96,6 +95,8 @@ def audit(
         raise ValueError(f"instances: expected a number >= 1, got {instances}")
     label = name or called
     wanted = [each for each in NAMES if each in only or not only]
+    from tqdm import tqdm
+
     generator = torch.get_rng_state()
     try:
         subject = study(made, plain, extra, tolerance, instances)
@@ -113,7 +114,7 @@ def row(subject: Subject, name: str) -> Row:
     if name == "purity":
         return found(subject, name, subject.purity)
     if name == "valid weights":
-        return judge(subject, VALID)
+        return search(subject, VALID)
     if not subject.repeats:
         return Row(
             name,
@@ -121,7 +122,7 @@ def row(subject: Subject, name: str) -> Row:
             0,
             0,
             "the same input gives different answers",
-            conduct=name in CONDUCT,
+            contract=name in CONTRACTS,
         )
     if name == "vmapped == loop":
         return found(subject, name, subject.batching)
@@ -130,10 +131,10 @@ def row(subject: Subject, name: str) -> Row:
         return (
             found(subject, name, resumed)
             if resumed
-            else Row(name, "not applicable", 0, 0, "the rule has no state", conduct=True)
+            else Row(name, "not applicable", 0, 0, "the rule has no state", contract=True)
         )
     if name == "zero gradients":
-        return judge(
+        return search(
             subject,
             VALID._replace(name=name),
             {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in (1, 2, 3)},
@@ -142,7 +143,7 @@ def row(subject: Subject, name: str) -> Row:
         rows = [
             instances_of.generic(family, MANY, 1) for family in ("gaussian", "agreeing", "spread")
         ]
-        return judge(subject, VALID._replace(name=name), {MANY: torch.cat(rows)})
+        return search(subject, VALID._replace(name=name), {MANY: torch.cat(rows)})
     if name == "NaN":
         if not subject.reads_gramian and not subject.reads_losses:
             return Row(
@@ -151,9 +152,9 @@ def row(subject: Subject, name: str) -> Row:
                 0,
                 0,
                 "weights depend on neither gradients nor losses",
-                conduct=True,
+                contract=True,
             )
-        return judge(subject, nan(subject.reads_gramian, subject.reads_losses))
+        return search(subject, nan(subject.reads_gramian, subject.reads_losses))
     if name == "absent tasks":
         if subject.plain:
             return Row(
@@ -162,15 +163,15 @@ def row(subject: Subject, name: str) -> Row:
                 0,
                 0,
                 "a function of the Gramian does not see who is absent",
-                conduct=True,
+                contract=True,
             )
-        judged = judge(subject, missing(subject.draws))
+        tested = search(subject, missing(subject.draws))
         return (
-            judged
-            if judged.instances
-            else replace(judged, detail="the rule refuses batches in which a task is absent")
+            tested
+            if tested.instances
+            else replace(tested, detail="the rule refuses batches in which a task is absent")
         )
-    return judge(
+    return search(
         subject,
         FLOAT32 if name == FLOAT32.name else next(each for each in PROPERTIES if each.name == name),
     )
@@ -188,8 +189,8 @@ def found(subject: Subject, name: str, finding: Finding) -> Row:
             finding.seen,
             trimmed(finding.case.jacobian),
             losses,
-            conduct=True,
+            contract=True,
         )
     if not finding.instances:
-        return Row(name, "not applicable", 0, 0, "no instance with valid weights", conduct=True)
-    return Row(name, "holds", finding.instances, 0, conduct=True)
+        return Row(name, "not applicable", 0, 0, "no instance with valid weights", contract=True)
+    return Row(name, "holds", finding.instances, 0, contract=True)

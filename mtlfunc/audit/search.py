@@ -19,47 +19,47 @@ PART = 2000
 """Instances in one call of the deeper search."""
 
 MOST = 100
-"""Instances of one T that are asked one by one."""
+"""Instances of one T that are tested one by one."""
 
 
-class Asked(NamedTuple):
+class Tested(NamedTuple):
     """What came of one batch."""
 
-    cases: Case  # those asked: not all of the batch, if they had to be asked one by one
+    cases: Case  # those tested: not all of the batch, if it had to be looped over
     generic: Tensor
-    judged: int
+    tested: int
     failing: list[int]
     update: int  # the earliest at which one fails
     first: int  # the first that fails there
     batch: Batch
 
 
-def judge(subject: Subject, each: Property, rows: dict[int, Tensor] | None = None) -> Row:
+def search(subject: Subject, each: Property, rows: dict[int, Tensor] | None = None) -> Row:
     """The row of a property: over `rows` for each T, or over the integer Jacobians and the generic
     families that it names.
     """
-    judged, failing, dependent, general = 0, 0, True, False
-    worst: tuple[tuple[bool, int, int, int], Asked] | None = None
+    tested, failing, dependent, general = 0, 0, True, False
+    worst: tuple[tuple[bool, int, int, int], Tested] | None = None
     for count, generic, cases in batches(subject, each, rows):
-        found = ask(subject, each, cases, generic)
-        judged += found.judged
+        found = check_batch(subject, each, cases, generic)
+        tested += found.tested
         failing += len(found.failing)
         general |= bool(instances.independent(found.cases.jacobian).any())
         if found.failing:
             dependent &= not bool(instances.independent(found.cases.jacobian[found.failing]).any())
             rank = (bool(found.generic[found.first]), count, found.update, found.first)
             worst = min(worst or (rank, found), (rank, found), key=lambda x: x[0])
-    if not judged:
+    if not tested:
         return Row(
             each.name,
             "not applicable",
             0,
             0,
             "no instance with valid weights that it speaks of",
-            conduct=each.conduct,
+            contract=each.contract,
         )
     if worst is None:
-        return Row(each.name, "holds", judged, 0, conduct=each.conduct)
+        return Row(each.name, "holds", tested, 0, contract=each.contract)
     (drawn, count, _, first), found = worst
     case = Case(*(x[first] for x in found.cases))
     if rows is None:
@@ -68,20 +68,20 @@ def judge(subject: Subject, each: Property, rows: dict[int, Tensor] | None = Non
     return Row(
         each.name,
         "fails",
-        judged,
+        tested,
         failing,
-        told(subject, each, case),
+        describe(subject, each, case),
         trimmed(case.jacobian),
         losses,
         dependent and general,
-        each.conduct,
+        each.contract,
     )
 
 
 def batches(
     subject: Subject, each: Property, rows: dict[int, Tensor] | None
 ) -> list[tuple[int, Tensor, Case]]:
-    """(T, which are no integer Jacobians, instances) of all that a property is asked of."""
+    """(T, which are no integer Jacobians, instances) of all that a property speaks of."""
     if rows is not None:
         given = [
             (count, ready(subject, x, updates=1 if count > 5 else 0)) for count, x in rows.items()
@@ -107,19 +107,21 @@ def batches(
     return found
 
 
-def ask(subject: Subject, each: Property, cases: Case, generic: Tensor | None = None) -> Asked:
+def check_batch(
+    subject: Subject, each: Property, cases: Case, generic: Tensor | None = None
+) -> Tested:
     """A property of a batch; `generic` says which of them are no integer Jacobians, None that it
     does not matter.
     """
     if generic is None:
         generic = torch.zeros(len(cases.losses), dtype=torch.bool)
-    batch = together(each.check, subject.weigh, cases) if subject.vmapped else None
+    batch = together(each.check, subject.evaluate, cases) if subject.vmapped else None
     if batch is None:
         cases, generic = (
             Case(*(instances.pick(x, MOST) for x in cases)),
             instances.pick(generic, MOST),
         )
-        batch = one_by_one(each.check, subject.weigh, cases)
+        batch = one_by_one(each.check, subject.evaluate, cases)
     count, updates = cases.losses.shape[:2]
     failed, skipped = torch.zeros(count, updates, dtype=torch.bool), 0
     if batch.outcome is not None:
@@ -132,7 +134,7 @@ def ask(subject: Subject, each: Property, cases: Case, generic: Tensor | None = 
     candidates = failed & ~generic[:, None] if bool(failed[~generic].any()) else failed
     update = int(candidates.any(0).nonzero()[0]) if failing else 0
     first = int(candidates[:, update].nonzero()[0]) if failing else 0
-    return Asked(cases, generic, count - skipped, failing, update, first, batch)
+    return Tested(cases, generic, count - skipped, failing, update, first, batch)
 
 
 def tolerance(subject: Subject, each: Property) -> float:
@@ -140,7 +142,7 @@ def tolerance(subject: Subject, each: Property) -> float:
 
 
 def smaller(subject: Subject, each: Property, case: Case, drawn: bool) -> Case:
-    """The first integer Jacobian with fewer tasks that fails, of more than were asked so far; or
+    """The first integer Jacobian with fewer tasks that fails, of more than were tested so far; or
     the case.
 
     For a case that was drawn: the first with up to three tasks; or else the case itself, simplified
@@ -154,7 +156,7 @@ def smaller(subject: Subject, each: Property, case: Case, drawn: bool) -> Case:
             cases = ready(subject, part)
             kept = finite(subject, cases) | each.everything
             if bool(kept.any()):
-                found = ask(subject, each, Case(*(x[kept] for x in cases)))
+                found = check_batch(subject, each, Case(*(x[kept] for x in cases)))
                 if found.failing:
                     return Case(*(x[found.failing[0]] for x in found.cases))
 
@@ -165,29 +167,31 @@ def smaller(subject: Subject, each: Property, case: Case, drawn: bool) -> Case:
         ):
             return False
         return (each.everything or bool(finite(subject, one)[0])) and bool(
-            ask(subject, each, one).failing
+            check_batch(subject, each, one).failing
         )
 
     return shrink(case, fails) if drawn else case
 
 
-def told(subject: Subject, each: Property, case: Case) -> str:
+def describe(subject: Subject, each: Property, case: Case) -> str:
     """What is seen at the counterexample."""
-    batch = ask(subject, each, Case(*(x[None] for x in case))).batch
+    batch = check_batch(subject, each, Case(*(x[None] for x in case))).batch
     if batch.errors:
         return batch.errors[0]
     assert batch.outcome is not None
     broken = batch.outcome.violation[0] > tolerance(subject, each)  # [variant, update]
     update, variant = divmod(int(broken.mT.flatten().nonzero()[0]), len(broken))
     # Directions without the columns that are zero for every task, where that is how it fails.
-    plain = ask(subject, each, Case(trimmed(case.jacobian)[None], case.losses[None])).batch.outcome
+    plain = check_batch(
+        subject, each, Case(trimmed(case.jacobian)[None], case.losses[None])
+    ).batch.outcome
     shown = (
         plain
         if plain is not None
         and bool(plain.violation[0, variant, update] > tolerance(subject, each))
         else batch.outcome
     )
-    text = each.tell(
+    text = each.describe(
         len(case.jacobian),
         variant,
         shown.before[0, variant, update],

@@ -14,10 +14,10 @@ from ..types import Rule
 from . import cases as instances
 from .cases import Case
 from .contracts import Finding, batched, pure, valid
-from .evaluate import Extra, Outcome, Weigh, one_by_one, quiet, start, together, weigher
+from .evaluate import Evaluate, Extra, Outcome, evaluator, one_by_one, quiet, start, together
 
 UPDATES = 3
-"""That a rule with state is judged at."""
+"""That a rule with state is tested at."""
 
 GENERIC = 16
 """Instances of every generic family for each T."""
@@ -41,30 +41,30 @@ class Subject(NamedTuple):
 
     rule: Rule
     plain: bool  # whether it was given as a function of the Gramian
-    weigh: Weigh
+    evaluate: Evaluate
     extra: Extra | None
     tolerance: float
     reads_losses: bool
     reads_gramian: bool
     draws: bool  # whether weights depend on the key
-    updates: int  # that each answer is judged at
+    updates: int  # that each answer is tested at
     repeats: bool  # whether the same input gives the same answer
     purity: Finding
     vmapped: bool  # whether answers under vmap can be used
     batching: Finding
     most: int  # integer Jacobians for each T
-    pools: dict[int, Pool]  # by T, filled as they are asked for
+    pools: dict[int, Pool]  # by T, filled when they are first needed
 
 
 def study(rule: Rule, plain: bool, extra: Extra | None, tolerance: float, most: int) -> Subject:
     """The facts that decide how the rule is tested."""
-    weigh = weigher(rule, extra)
-    found = traits(rule, weigh)
+    evaluate = evaluator(rule, extra)
+    found = traits(rule, evaluate)
     nothing = Finding(0)
     subject = Subject(
         rule,
         plain,
-        weigh,
+        evaluate,
         extra,
         tolerance,
         *found,
@@ -79,15 +79,15 @@ def study(rule: Rule, plain: bool, extra: Extra | None, tolerance: float, most: 
     subject = subject._replace(purity=purity, repeats=repeats)
     if not repeats:
         return subject
-    batching, vmapped = batched(weigh, samples(subject))
+    batching, vmapped = batched(evaluate, samples(subject))
     return subject._replace(
         batching=batching, vmapped=vmapped, most=most if vmapped else min(most, LOOPED)
     )
 
 
-def traits(rule: Rule, weigh: Weigh) -> tuple[bool, bool, bool, int]:
+def traits(rule: Rule, evaluate: Evaluate) -> tuple[bool, bool, bool, int]:
     """Whether weights depend on the losses, on the Gramian and on the key, and how many updates to
-    judge: several where there is a state.
+    test: several where there is a state.
     """
     losses = gramian = draws = state = False
     with quiet():
@@ -95,15 +95,15 @@ def traits(rule: Rule, weigh: Weigh) -> tuple[bool, bool, bool, int]:
             rows = instances.integers(count)[[2, 5, 9, 14]]
             level, falling = instances.patterns(count, UPDATES, True)
             try:
-                plain = [weigh(each, level) for each in rows]
+                plain = [evaluate(each, level) for each in rows]
                 state |= bool(tree_leaves(start(rule, level[0])))
                 gramian |= any(not torch.equal(each, plain[0]) for each in plain)
                 losses |= any(
-                    not torch.equal(weigh(each, falling), old)
+                    not torch.equal(evaluate(each, falling), old)
                     for each, old in zip(rows, plain, strict=True)
                 )
                 draws |= any(
-                    not torch.equal(weigh(each, level, torch.tensor(1)), old)
+                    not torch.equal(evaluate(each, level, torch.tensor(1)), old)
                     for each, old in zip(rows, plain, strict=True)
                 )
             except Exception:  # for valid weights to report
@@ -170,11 +170,11 @@ def pool(subject: Subject, count: int) -> Pool:
 def finite(subject: Subject, cases: Case) -> Tensor:
     """Which instances have valid weights, up to their dtype."""
 
-    def check(weigh: Weigh, rows: Tensor, losses: Tensor) -> Outcome:
-        return valid(lambda *x, **_: weigh(*x), rows, losses)
+    def check(evaluate: Evaluate, rows: Tensor, losses: Tensor) -> Outcome:
+        return valid(lambda *x, **_: evaluate(*x), rows, losses)
 
-    found = (together(check, subject.weigh, cases) if subject.vmapped else None) or one_by_one(
-        check, subject.weigh, cases
+    found = (together(check, subject.evaluate, cases) if subject.vmapped else None) or one_by_one(
+        check, subject.evaluate, cases
     )
     if found.outcome is None:
         return torch.zeros(len(cases.losses), dtype=torch.bool)

@@ -1,6 +1,4 @@
-"""A function of named axes on their whole product: vmapped, in chunks, saved as it goes, and
-labelled.
-"""
+"""A function of named axes on their whole product: vmapped, in chunks, saved as it goes."""
 
 from __future__ import annotations
 
@@ -16,20 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
-from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
 from ..core.checks import transformed
 from ..core.files import write_whole
+from ..core.points import check_chunk_size, evaluate
 
 if TYPE_CHECKING:
     import xarray
 
 
 class Unfinished(KeyboardInterrupt):
-    """Raised by `grid` in place of KeyboardInterrupt, with what was computed: `.dataset`, NaN where
-    a point is missing (integers become floats for it).
+    """Raised by `grid` in place of KeyboardInterrupt, with what was computed so far.
+
+    `.dataset` is NaN where a point is missing; integers become floats for it.
     """
 
     def __init__(self, dataset: xarray.Dataset, done: int, total: int) -> None:
@@ -77,14 +74,17 @@ def grid(
         together `f` must keep the rules of `torch.func.vmap`.
 
     Raises:
-        Unfinished: a KeyboardInterrupt that carries the dataset so far, on Ctrl-C. ValueError,
-        TypeError: for axes that are empty, repeated, not finite or of the wrong kind, for outputs
-        that are no tensors or differ between points, and for a folder that holds another grid or a
-        broken file. RuntimeError: under a transform, where plain nested `vmap` is the way, or for
-        an `f` that cannot be vmapped.
+        Unfinished: on Ctrl-C; a KeyboardInterrupt that carries the dataset so far.
+        ValueError: for axes that are empty, repeated or not finite, outputs that differ between
+            points, and a folder that holds another grid, other files or a broken one.
+        TypeError: for axes of the wrong kind, and outputs that are no tensors.
+        RuntimeError: under a transform, where plain nested `vmap` is the way, or for an `f` that
+            cannot be vmapped.
 
     Examples:
-        >>> found = grid(lambda seed, c: {"power": c ** torch.arange(2.0) + seed}, {"seed": torch.arange(3), "c": torch.tensor([0.2, 0.4])})
+        >>> def power(seed, c):
+        ...     return {"power": c ** torch.arange(2.0) + seed}
+        >>> found = grid(power, {"seed": torch.arange(3), "c": torch.tensor([0.2, 0.4])})
         >>> dict(found.sizes)
         {'seed': 3, 'c': 2, 'power_dim_0': 2}
         >>> [round(value, 4) for value in found["power"].sel(seed=2, c=0.4).values.tolist()]
@@ -103,6 +103,8 @@ def grid(
         name: (names,) if isinstance(names, str) else tuple(names)
         for name, names in (dims or {}).items()
     }
+    from tqdm import tqdm
+
     points = Points(table, named, None if path is None else Path(path))
     points.resume()
     looped = [name for name, axis in table.items() if not isinstance(axis.values, Tensor)]
@@ -138,33 +140,6 @@ def grid(
     except KeyboardInterrupt as stop:
         raise Unfinished(points.dataset(), int(points.done.sum()), points.total) from stop
     return points.dataset()
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected None or a number of points >= 1, got {chunk_size}")
-
-
-def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) -> Any:
-    """`f` at `count` points stacked along the first axis of every leaf: one vmap, or a plain call
-    where there is one point.
-
-    Raises:
-        RuntimeError: naming `argument` and the way out, where `f` cannot be vmapped.
-    """
-    if count == 1:
-        return tree_map(lambda leaf: leaf[None], f(tree_map(lambda leaf: leaf[0], points)))
-    try:
-        return vmap(f)(points)
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("vmap", "data pointer", "storage")):
-            raise
-        raise RuntimeError(
-            f"{argument}: cannot be vmapped; pass chunk_size=1, a plain loop, or write it "
-            "without .item(), if and while on tensors, NumPy and "
-            "torch's own random numbers (mtlfunc.random has keys that can be vmapped). torch "
-            f"said: {error}"
-        ) from error
 
 
 def _axis(name: str, values: Any) -> Axis:
@@ -385,59 +360,63 @@ class Points:
                     f"path: {self.folder} holds other files and no axes.json; pass an empty or a "
                     "new folder"
                 )
-            write_whole(header, lambda file: file.write(json.dumps(mine, default=_number).encode()))
+            write_whole(header, json.dumps(mine, default=_number))
             return
+        self.check_header(header, json.loads(json.dumps(mine, default=_number)))
+        for file in sorted(self.folder.glob("points-*.npz")):
+            flat, found = self.read(file)
+            self.keep(flat, found, f"path: {file}")
+            self.done[flat] = True
+
+    def check_header(self, header: Path, mine: dict[str, Any]) -> None:
+        """Raise unless the folder's axes are these."""
         try:
-            theirs = json.loads(header.read_text())
-        except ValueError as error:
+            theirs = json.loads(header.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"path: {header} is not readable ({error}); pass a new folder"
             ) from error
-        mine = json.loads(json.dumps(mine, default=_number))
-        if not isinstance(theirs, dict) or list(mine) != list(theirs):
+        if not isinstance(theirs, dict):
+            raise ValueError(
+                f"path: {header} holds no axes of a grid; it was written by another version or "
+                "another program: pass a new folder"
+            )
+        if list(mine) != list(theirs):
             raise ValueError(
                 f"path: {self.folder} holds a grid over {list(theirs)}, not {list(mine)}; pass "
                 "another path, or the axes of before"
             )
-        for name in mine:
-            if mine[name] != theirs[name]:
+        for name, axis in mine.items():
+            if axis != theirs[name]:
                 raise ValueError(
-                    f"path: {self.folder} holds axes[{name!r}] = {theirs[name]}, not "
-                    f"{mine[name]}; pass another path, or the axes of before"
+                    f"path: {self.folder} holds axes[{name!r}] = {theirs[name]}, not {axis}; pass "
+                    "another path, or the axes of before"
                 )
-        for file in sorted(self.folder.glob("points-*.npz")):
-            try:
-                with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
-                    flat, found = (
-                        saved["points"],
-                        {
-                            key.removeprefix("f."): saved[key]
-                            for key in saved.files
-                            if key != "points"
-                        },
-                    )
-                readable = (
-                    flat.dtype == np.int64
-                    and flat.ndim == 1
-                    and bool(((flat >= 0) & (flat < self.total)).all())
-                )
-                readable = (
-                    readable
-                    and bool(found)
-                    and all(x.ndim and len(x) == len(flat) for x in found.values())
-                )
-            except Exception as error:  # whatever zipfile and NumPy say of a broken file
-                raise ValueError(
-                    f"path: {file} is broken ({error}); delete it, and its points are evaluated "
-                    "again"
-                ) from error
-            if not readable:
-                raise ValueError(
-                    f"path: {file} holds no points of this grid; delete it, and its points are "
-                    "evaluated again"
-                )
-            self.keep(flat, found, f"path: {file}")
-            self.done[flat] = True
+
+    def read(self, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The flat indices and the answers of one finished chunk."""
+        try:
+            with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
+                arrays = {key: saved[key] for key in saved.files}
+            flat = arrays.pop("points")
+        except Exception as error:  # whatever zipfile and NumPy say of a broken file
+            raise ValueError(
+                f"path: {file} is broken ({error}); delete it, and its points are evaluated again"
+            ) from error
+        whole = flat.dtype == np.int64 and flat.ndim == 1
+        readable = (
+            whole
+            and bool(((flat >= 0) & (flat < self.total)).all())
+            and bool(arrays)
+            and all(key.startswith("f.") for key in arrays)
+            and all(x.ndim and len(x) == len(flat) for x in arrays.values())
+        )
+        if not readable:
+            raise ValueError(
+                f"path: {file} holds no points of this grid; delete it, and its points are "
+                "evaluated again"
+            )
+        return flat, {key.removeprefix("f."): x for key, x in arrays.items()}
 
     def dataset(self) -> xarray.Dataset:
         import xarray  # it brings pandas, and only a finished grid needs it

@@ -7,7 +7,7 @@ from .contest import SHORT as SHORT
 from .contest import arena as arena
 from .contest import contestants as contestants
 from .problems import QUICK as QUICK
-from .problems import Problem as Problem
+from .problems import BenchmarkProblem as BenchmarkProblem
 from .problems import standard as standard
 from .result import MEASURES as MEASURES
 from .result import Rank as Rank

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from inspect import signature
 from typing import Any
 
-from tqdm import tqdm
-
+from ...audit.evaluate import as_rule
 from ...probes import jacobian, losses_only
 from ...rules import cagrad, gradnorm, mean, mgda, pcgrad, stateless
 from ...types import Probe, Rule
-from .problems import QUICK, Problem, standard
+from .problems import QUICK, BenchmarkProblem, standard
 from .result import Result
 from .study import STATIC, Cell, Contestant, Settings, compete
 
@@ -35,12 +33,15 @@ def arena(
     rule: Any,
     *,
     against: Mapping[str, Contestant] | None = None,
-    problems: Iterable[str] | Mapping[str, Problem] = QUICK,
+    problems: Iterable[str] | Mapping[str, BenchmarkProblem] = QUICK,
     settings: Settings = SHORT,
     progress: bool = True,
 ) -> Result:
-    """Run a rule, a handful of others and a tuned static search on small problems with known
-    answers, each at its own best learning rate.
+    """A rule against others and a tuned static search, each at its own best learning rate.
+
+    On small problems with known answers. The static search tries several weight vectors at every
+    learning rate, a rule has one setting of its own at every learning rate: the search is a bar
+    that has seen more, `Cell.lr` and the notes of the result say how much more.
 
     Args:
         rule: a `Rule`; a function without arguments that makes one, as `mtlfunc.mgda`; a function
@@ -50,7 +51,7 @@ def arena(
             Without a probe it gets `mtlfunc.jacobian(shared)`.
         against: contestants by name; None is mean, gradnorm, mgda, pcgrad and cagrad. Their results
             are remembered while the process lives.
-        problems: names from `mtlfunc.arena.standard()`, or problems of your own by name.
+        problems: names among those of `standard()`, or problems of your own by name.
         settings: seeds, tuning seeds, steps and optimizer.
         progress: show a bar.
 
@@ -60,30 +61,43 @@ def arena(
         where it does.
 
     Raises:
-        TypeError: for what is no rule. ValueError: for an unknown problem.
+        TypeError: for what is no rule.
+        ValueError: for an unknown problem, or none.
 
     Examples:
         >>> import torch, mtlfunc as mf
+        >>> from mtlfunc.studies.arena import Settings, standard
+        >>> list(standard())[:3]
+        ['conflict', 'spread', 'conditioning']
+        >>> def softmin(gramian):
+        ...     return torch.softmax(-gramian.diagonal(), -1)
         >>> tiny = Settings(seeds=2, tuning=2, budget=0.02)
-        >>> result = arena(lambda gramian: torch.softmax(-gramian.diagonal(), -1), problems=["vlmop2"], settings=tiny, progress=False)
+        >>> result = mf.arena(
+        ...     {"mine": softmin}, problems=["vlmop2"], settings=tiny, progress=False
+        ... )
         >>> result.rules
-        ['your rule', 'mean', 'gradnorm', 'mgda', 'pcgrad', 'cagrad', 'static search']
+        ['mine', 'mean', 'gradnorm', 'mgda', 'pcgrad', 'cagrad', 'static search']
     """
     others = dict(REFERENCES if against is None else against)
     known = standard()
     if isinstance(problems, Mapping):
         chosen = dict(problems)
     else:
-        unknown = [name for name in problems if name not in known]
+        names = [problems] if isinstance(problems, str) else list(problems)  # a generator, too
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(
                 f"problems: there is no {', '.join(map(repr, unknown))}; there are "
                 f"{', '.join(known)}"
             )
-        chosen = {name: known[name] for name in problems}
+        chosen = {name: known[name] for name in names}
+    if not chosen:
+        raise ValueError(f"problems: expected at least one of {', '.join(known)}, got none")
     mine = contestants(rule, taken=(*others, STATIC))
     field: dict[str, Contestant | None] = {**mine, **others, STATIC: None}
     cells: dict[str, dict[str, Cell]] = {name: {} for name in chosen}
+    from tqdm import tqdm
+
     pairs = [(name, rival) for name in chosen for rival in field]
     for name, rival in (bar := tqdm(pairs, desc="arena", disable=not progress, leave=False)):
         bar.set_postfix_str(f"{rival} on {name}")
@@ -106,7 +120,14 @@ def _remembered(problem: str, rival: str, settings: Settings) -> Cell:
 
 
 def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
-    """Contestants by name, from all that `arena` takes as a rule; names in `taken` are avoided.
+    """Contestants by name, from all that `arena` takes as a rule.
+
+    Args:
+        rule: as in `arena`.
+        taken: names that are avoided.
+
+    Returns:
+        `{name: Contestant}`.
 
     Raises:
         TypeError: for what is no rule.
@@ -116,31 +137,17 @@ def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
     for name, entry in entries:
         made, probe = entry if _is_pair(entry) else (entry, jacobian)
         if isinstance(entry, Contestant):
-            contestant, guess = entry, "your rule"
+            contestant, guess = entry, ""
         else:
-            contestant, guess = Contestant(*(_factory(made), _prober(probe))), _name(made)
-        label = name or guess
+            one, guess, plain = as_rule(made)
+            # as in training: what a probe does not measure, and absent tasks, are errors
+            ready = stateless(made) if plain else one
+            contestant = Contestant(lambda ready=ready: ready, _prober(probe))
+        label = name or (guess if _says_something(guess) else "your rule")
         while label in (*taken, *found):
             label += " (yours)"
         found[label] = contestant
     return found
-
-
-def _factory(rule: Any) -> Callable[[], Rule]:
-    if isinstance(rule, Rule):
-        return lambda: rule
-    if not callable(rule):
-        raise TypeError(
-            "rule: expected a mtlfunc.Rule, a function from a Gramian to weights, a pair (rule, "
-            f"probe) or a dict of these, got {type(rule).__name__}"
-        )
-    make: Callable[..., Any] = rule
-    needed = [
-        p
-        for p in signature(make).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return lambda: stateless(make) if needed else make()
 
 
 def _prober(probe: Any) -> Callable[[str], Probe]:
@@ -159,13 +166,6 @@ def _is_pair(entry: Any) -> bool:
     return isinstance(entry, tuple) and not isinstance(entry, Rule | Contestant) and len(entry) == 2
 
 
-def _name(rule: Any) -> str:
-    """`pcgrad` of a Rule made in `pcgrad()`, `soft` of a function `soft`."""
-    function = rule.update if isinstance(rule, Rule) else rule
-    parts = getattr(function, "__qualname__", "").split(".<locals>")
-    name = parts[0] if isinstance(rule, Rule) else parts[-1].lstrip(".")
-    return (
-        "your rule"
-        if not name or name in ("stateless", "<lambda>") or name.startswith("test_")
-        else name
-    )
+def _says_something(name: str) -> bool:
+    """Whether a function's name names a rule: not a lambda's, nor that of `stateless` or a test."""
+    return name not in ("", "rule", "stateless") and not name.startswith("test_")

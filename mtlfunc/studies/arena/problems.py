@@ -24,7 +24,7 @@ from ...core import random
 from ...types import Batch, Key, Losses, LossesFn, Params
 
 
-class Problem(NamedTuple):
+class BenchmarkProblem(NamedTuple):
     """A multi-task problem and its answer."""
 
     text: str  # what it is, where it is from, and what is known of it
@@ -49,7 +49,7 @@ QUICK = ("conflict", "spread", "difficulty", "vlmop2", "regression")
 
 
 @cache
-def standard() -> dict[str, Problem]:
+def standard() -> dict[str, BenchmarkProblem]:
     """All problems by name."""
     return {
         "conflict": quadratics(2, conflict=0.7, spread=1.0, condition=10.0),
@@ -70,7 +70,7 @@ def standard() -> dict[str, Problem]:
 
 def quadratics(
     tasks: int, *, conflict: float, spread: float, condition: float, size: int = 10
-) -> Problem:
+) -> BenchmarkProblem:
     """L_t = ½ s_t (x - c_t)ᵀA_t(x - c_t) whose gradients at a reference point have all three
     properties exactly.
 
@@ -121,7 +121,7 @@ def quadratics(
     least = float(
         0.5 * torch.einsum("ti,tij,tj->t", middle - minima, shapes, middle - minima).mean()
     )
-    return Problem(
+    return BenchmarkProblem(
         text, draw, losses, front.amin(0), front.amax(0), front, least, steps=300, rates=RATES[1:]
     )
 
@@ -129,7 +129,7 @@ def quadratics(
 # ---- landscapes of the papers ----
 
 
-def cagrad_toy() -> Problem:
+def cagrad_toy() -> BenchmarkProblem:
     """The toy of Liu et al. 2021, section 5.1, as in the authors' code (+tanh in the second
     valley), plus 21; their starts, each moved by a normal step.
     """
@@ -178,7 +178,7 @@ def cagrad_toy() -> Problem:
         "logarithms of distances, with cusps, above bowls that conflict. "
         "Known: the Pareto set, a curve near y = -8.36, with the minimum of the mean in its middle."
     )
-    return Problem(
+    return BenchmarkProblem(
         text,
         draw,
         losses,
@@ -191,7 +191,7 @@ def cagrad_toy() -> Problem:
     )
 
 
-def pcgrad_landscape() -> Problem:
+def pcgrad_landscape() -> BenchmarkProblem:
     """The landscape of Yu et al. 2020, Figure 1, above its floor; starts are normal around the
     paper's (.5, -3).
     """
@@ -212,7 +212,7 @@ def pcgrad_landscape() -> Problem:
         "the distances to two bent valleys, with cusps. Known: both "
         "are 0 at x = -2, y > 6.5, which is the whole Pareto front."
     )
-    return Problem(
+    return BenchmarkProblem(
         text,
         draw,
         losses,
@@ -228,7 +228,7 @@ def pcgrad_landscape() -> Problem:
 # ---- test problems of multi-objective optimisation ----
 
 
-def vlmop2(size: int = 2) -> Problem:
+def vlmop2(size: int = 2) -> BenchmarkProblem:
     """VLMOP2 (Van Veldhuizen & Lamont 1999; Fonseca & Fleming's second problem): two bumps, a
     concave front, gradients that vanish far away.
     """
@@ -250,12 +250,12 @@ def vlmop2(size: int = 2) -> Problem:
         f"VLMOP2 in {size} variables, starts uniform in [-2, 2]. Known: the Pareto set is the "
         "segment between the two centres; the front is concave."
     )
-    return Problem(
+    return BenchmarkProblem(
         text, draw, losses, front.amin(0), front.amax(0), front, least, steps=300, rates=RATES[1:]
     )
 
 
-def zdt1(size: int = 10) -> Problem:
+def zdt1(size: int = 10) -> BenchmarkProblem:
     """ZDT1 (Zitzler et al. 2000) without its box: x_1 = sigmoid(z_1), x_i = z_i²/(1 + z_i²), so
     that x_i = 0 is reached at z_i = 0.
     """
@@ -279,12 +279,12 @@ def zdt1(size: int = 10) -> Problem:
         "front (its two ends in the limit). Known: f_2 = 1 - √f_1, convex; the minimum of the "
         "mean at f_1 = 1/4."
     )
-    return Problem(
+    return BenchmarkProblem(
         text, draw, losses, front.amin(0), front.amax(0), front, 0.375, steps=300, rates=RATES[1:]
     )
 
 
-def dtlz2(size: int = 7) -> Problem:
+def dtlz2(size: int = 7) -> BenchmarkProblem:
     """DTLZ2 (Deb et al. 2002) with three objectives, without its box: every x_i = sigmoid(z_i)."""
 
     def losses(params: Params, data: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ def dtlz2(size: int = 7) -> Problem:
         "sigmoid(z). Known: the front is the unit sphere's positive "
         "octant (its edges in the limit), concave, so the minimum of the mean lies at the corners."
     )
-    return Problem(
+    return BenchmarkProblem(
         text, draw, losses, front.amin(0), front.amax(0), front, 1 / 3, steps=300, rates=RATES[1:]
     )
 
@@ -317,7 +317,7 @@ def dtlz2(size: int = 7) -> Problem:
 
 def regression(
     tasks: int = 2, inputs: int = 8, width: int = 12, samples: int = 128, taken: int = 32
-) -> Problem:
+) -> BenchmarkProblem:
     """A trunk of `width` units learns `tasks` networks of that width at once, their targets at
     scales 1, 10, …, from batches of `taken`.
     """
@@ -352,7 +352,7 @@ def regression(
         f"{', '.join(f'{x:g}' for x in scale.tolist())}. Test losses; the score is 1 - R², 1 for a "
         "constant prediction. The front is not known."
     )
-    return Problem(
+    return BenchmarkProblem(
         text,
         draw,
         _squares,
@@ -368,7 +368,7 @@ def regression(
     )
 
 
-def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> Problem:
+def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> BenchmarkProblem:
     """Three regressions of unit variance on fresh inputs: a linear target, a product of inputs, and
     a linear one of which .7 is noise.
     """
@@ -403,7 +403,7 @@ def difficulty(inputs: int = 8, width: int = 12, taken: int = 32) -> Problem:
         "the product of two inputs, a linear one of which .7 is noise. Equal scale, unequal "
         "difficulty. Known: no expected test loss can be below 0, 0 and .7."
     )
-    return Problem(
+    return BenchmarkProblem(
         text,
         draw,
         _squares,

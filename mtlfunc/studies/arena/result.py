@@ -17,7 +17,7 @@ from torch.func import vmap
 
 from ...analysis.pareto import hypervolume
 from ...core import random
-from .problems import Problem
+from .problems import BenchmarkProblem
 from .study import STATIC, Cell, Settings
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Result:
     notebook shows.
     """
 
-    problems: dict[str, Problem]
+    problems: dict[str, BenchmarkProblem]
     cells: dict[str, dict[str, Cell]]  # by problem, by rule
     settings: Settings
     # by problem, rule and measure: [config, seed]
@@ -421,13 +421,13 @@ class Result:
         return "".join(parts)
 
 
-def normalized(problem: Problem, losses: Tensor) -> Tensor:
+def normalized(problem: BenchmarkProblem, losses: Tensor) -> Tensor:
     """(loss - ideal)/(nadir - ideal), of any leading shape."""
     return (losses - problem.ideal) / (problem.nadir - problem.ideal)
 
 
 def scores_of(
-    problem: Problem, losses: Float[Tensor, "config seed task"]
+    problem: BenchmarkProblem, losses: Float[Tensor, "config seed task"]
 ) -> dict[str, Float[Tensor, "config seed"]]:
     """Every measure that the problem has."""
     z = normalized(problem, losses)

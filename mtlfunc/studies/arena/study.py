@@ -22,7 +22,7 @@ from ...probes import losses_only
 from ...rules import mean
 from ...training import balance
 from ...types import Batch, Optimizer, Params, Probe, Rule
-from .problems import Problem
+from .problems import BenchmarkProblem
 
 STATIC = "static search"
 """The baseline to beat: the best constant weights of a grid."""
@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
 
 def train(
-    problem: Problem,
+    problem: BenchmarkProblem,
     rule: Rule,
     probe: Probe,
     optimizer: Callable[[Tensor], Optimizer],
@@ -145,7 +145,7 @@ Clock = Callable[[float], None]
 
 
 def _look(
-    problem: Problem,
+    problem: BenchmarkProblem,
     names: tuple[str, ...],
     params: Params,
     moved: Params,
@@ -175,7 +175,7 @@ def _look(
     return worst(grads), worst(map_params(torch.sub, params, moved)), rises, conflict
 
 
-def compete(problem: Problem, contestant: Contestant | None, settings: Settings) -> Cell:
+def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: Settings) -> Cell:
     """All tuning and reporting seeds of a rule at all learning rates in one vmapped program;
     nothing that it raises comes through.
 

@@ -1,0 +1,44 @@
+"""A function at many points: one vmap, a chunk of it, or a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise unless `chunk_size` is None or a number of points >= 1."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size: expected None or a number of points >= 1, got {chunk_size}")
+
+
+def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) -> Any:
+    """`f` at points stacked along the first axis of every leaf: one vmap, a plain call for one.
+
+    Args:
+        f: from one point to a pytree of tensors.
+        points: a pytree of tensors `[count, …]`.
+        count: how many there are; 1 is a plain call without vmap.
+        argument: what the caller knows `f` as; errors name it.
+
+    Returns:
+        what `f` gives, stacked along a new first axis.
+
+    Raises:
+        RuntimeError: naming `argument` and the way out, where `f` cannot be vmapped.
+    """
+    if count == 1:
+        return tree_map(lambda leaf: leaf[None], f(tree_map(lambda leaf: leaf[0], points)))
+    try:
+        return vmap(f)(points)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("vmap", "data pointer", "storage")):
+            raise
+        raise RuntimeError(
+            f"{argument}: cannot be vmapped; pass chunk_size=1, a plain loop, or write it "
+            "without .item(), if and while on tensors, NumPy and torch's own random numbers "
+            f"(mtlfunc.random has keys that can be vmapped). torch said: {error}"
+        ) from error
