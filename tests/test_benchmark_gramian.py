@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from experiments.benchmarks import gramian
+from experiments.benchmarks import gramian, gramian_report, gramian_ways
 from experiments.benchmarks.networks import problem
 
 
@@ -86,7 +86,9 @@ def test_the_reference_is_the_gramian_of_autograds_rows(family):
     task = problem(family, 2, 3, 8).to("cpu", torch.float64)
     truth, _ = gramian.reference(task)
     torch.testing.assert_close(
-        gramian.vmap_vjp(task)() if family != "transformer-task" else gramian.loop(task)(),
+        gramian_ways.vmap_vjp(task)()
+        if family != "transformer-task"
+        else gramian_ways.loop(task)(),
         truth,
         rtol=1e-9,
         atol=1e-12,
@@ -107,7 +109,7 @@ def test_bars_compare_with_the_fastest_of_the_peers():
         case | {"method": name, "median": t, "fastest": t}
         for name, t in (("loop", 3.0), ("vmap(vjp)", 2.0), ("ours, auto", 2.5))
     ]
-    (bar,) = gramian.against_bars(rows)
+    (bar,) = gramian_report.against_bars(rows)
     assert bar["against"] == "vmap(vjp)"
     assert bar["fastest"] == pytest.approx(1.25)
-    assert "missed" in gramian.tables(rows, "")
+    assert "missed" in gramian_report.tables(rows, "")

@@ -1,6 +1,4 @@
-"""The benchmark of the rules runs, keeps what it measured, knows every rule, and times the same
-thing on both sides.
-"""
+"""The benchmark of the rules: runs, records, completeness, the same thing on both sides."""
 
 import inspect
 import json
@@ -10,7 +8,9 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.benchmarks import rules
+from experiments.benchmarks import rules, rules_report
+from experiments.benchmarks.record import Row
+from experiments.benchmarks.rules_peers import Peer
 
 SMALL = ["--tasks", "3", "--batch", "1", "9", "--seconds", "0.001"]
 
@@ -135,7 +135,7 @@ def test_a_batched_peer_that_gives_something_else_is_looped():
         return lambda problem: problem.gramian.sum(-1) + 1
 
     for batched, together in ((make, True), (wrong, False)):
-        entry = rules.Entry(mf.mean, rules.Peer("", "Gramian", make, batched))
+        entry = rules.Entry(mf.mean, Peer("", "Gramian", make, batched))
         assert rules.theirs(entry, 4, rules.problems(4, 9))[1] == together
 
 
@@ -158,10 +158,10 @@ def test_what_torchjd_cannot_do_is_told(monkeypatch):
     row = rules.measure("krum", 2, 1, 0.001, "cpu")  # its Krum wants three rows
     assert "TorchJD" not in row
     assert row["failed"].startswith("ValueError")
-    assert "/ ValueError" in rules.tables([row], "")
+    assert "/ ValueError" in rules_report.tables([row], "")
 
 
-def _row(rule: str, tasks: int, batch: int, ours: float, other: float) -> rules.Row:
+def _row(rule: str, tasks: int, batch: int, ours: float, other: float) -> Row:
     return {"rule": rule, "tasks": tasks, "batch": batch} | {
         side: {"median": t, "fastest": t, "blocks": 1}
         for side, t in (("ours", ours), ("TorchJD", other))
@@ -175,17 +175,19 @@ def test_bars_ask_for_no_slower_rule_and_for_two_that_are_faster_by_far():
         _row("gradvac", 32, 1024, 1.0, 101.0),
         _row("pcgrad", 8, 1, 1.0, 1.5),
     ]
-    bars = {(bar["rule"], bar["tasks"], bar["batch"]): bar for bar in rules.against_bars(rows)}
+    bars = {
+        (bar["rule"], bar["tasks"], bar["batch"]): bar for bar in rules_report.against_bars(rows)
+    }
     assert [bar["limit"] for bar in bars.values()] == [1, 1 / 20, 1 / 100, 1]
     assert [bar["fastest"] <= bar["limit"] for bar in bars.values()] == [False, False, True, True]
-    table = rules.tables(rows, "")
+    table = rules_report.tables(rows, "")
     assert "Of 4 bars 2 are met" in table
     assert "- mgda, T = 8, batch 1: 2 of TorchJD's" in table
 
 
 def test_names_beside_the_lines_do_not_overlap_and_keep_their_order():
     places = [0.5, 0.5, 0.51, 0.2, 1.0, 0.99]
-    moved = rules._spread(places, 0.03)
+    moved = rules_report._spread(places, 0.03)
     order = sorted(range(6), key=lambda i: moved[i])
     assert sorted(order, key=lambda i: places[i]) == order
     assert all(b - a > 0.029 for a, b in zip(sorted(moved), sorted(moved)[1:], strict=False))

@@ -1,1 +1,1 @@
-"""Speed, memory and accuracy of the parts that every step uses."""
+"""Speed, memory and accuracy beside those of other packages."""

@@ -1,205 +1,97 @@
-"""Solvers of the small problems against each other: time a problem and worst certificate, on
-thirteen hard families.
+"""Solvers of the small problems against each other: time a problem and worst certificate.
 
     python -m experiments.benchmarks.solvers [--out DIR] [--seconds S] [--instances N] [--tasks 2 8
     ...] [--batches 1 64 ...]
 
-Writes solvers.json (after every cell; a run that was stopped goes on where it was), solvers.md and
-solvers.png. Time: the whole call from Gramians to weights, problems of all families mixed; solvers
-that take one problem at a time are looped over as many as fit in the time allowed. Accuracy:
-`certify` on every instance that was solved, in float64. On a GPU, ours and TorchJD's also run
-there, the active-set kernel as a replayed CUDA graph, too.
+Writes solvers.json (after every cell; a run that was stopped goes on where it was, --again measures
+anew), solvers.md and solvers.png. A cell is reused only where machine, versions, sources and
+settings are the same. Time: the whole call from Gramians to weights, problems of all hard families
+mixed; solvers that take one problem at a time are looped over as many as fit in the time allowed.
+Accuracy: `certify` on every instance that was solved, in float64. On a GPU, ours and TorchJD's also
+run there, the active-set kernel as a replayed CUDA graph, too.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
-from collections.abc import Callable
+import warnings
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import NamedTuple
 
-import cvxpy as cp
-import matplotlib as mpl
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
 from tqdm import tqdm
 
+from experiments.arguments import at_least, folder, positive
 from experiments.benchmarks.families import FAMILIES, gramians
-from experiments.benchmarks.files import write
+from experiments.benchmarks.measuring import Call, synchronize
+from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
+from experiments.benchmarks.solvers_report import figure, tables
 from mtlfunc import solvers
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
-C = 0.5
-KINDS = ("min_norm", "cagrad", "dual_cone", "upgrad")
-Weigh = Callable[[Tensor], Tensor]
-
-
-def problem(kind: str, g: Tensor, w: Tensor | None = None) -> Any:
-    if kind == "min_norm":
-        return solvers.min_norm(g)
-    if kind == "cagrad":
-        # a number would be copied to the GPU, which no CUDA graph can do
-        return solvers.cagrad(g, g.new_full((), C) if g.is_cuda else C)
-    return solvers.dual_cone(g, torch.full_like(g[0], 1 / len(g)) if w is None else w)
-
-
-def ours(make: Callable[[], Any], kind: str) -> Weigh:
-    """Through the public call, for one Gramian."""
-    solve = make()
-    if kind == "upgrad":
-        return lambda g: vmap(lambda w: solve(problem(kind, g, w)).weights)(
-            torch.eye(len(g), dtype=g.dtype, device=g.device) / len(g)
-        ).sum(0)
-    return lambda g: solve(problem(kind, g)).weights
-
-
-def torchjd(kind: str) -> Weigh:
-    from torchjd import aggregation  # a test dependency
-
-    make = {
-        "min_norm": aggregation.MGDAWeighting,
-        "cagrad": lambda: aggregation.CAGradWeighting(c=C),
-    }
-    make |= {"dual_cone": aggregation.DualProjWeighting, "upgrad": aggregation.UPGradWeighting}
-    return make[kind]()
-
-
-def plain_cvxpy(kind: str) -> Weigh:
-    """The problem as one would write it, built anew for every Gramian, Clarabel at its default
-    tolerances.
-    """
-
-    def weigh(g: Tensor) -> Tensor:
-        count = len(g)
-        values, vectors = np.linalg.eigh(g.numpy() / float(g.diagonal().max()))
-        root = np.sqrt(values.clip(0))[:, None] * vectors.T
-        w = cp.Variable(count, nonneg=True)
-        mean = np.full(count, 1 / count)
-        if kind == "dual_cone":
-            cp.Problem(cp.Minimize(cp.sum_squares(root @ (w + mean)))).solve(solver=cp.CLARABEL)
-            return torch.from_numpy(mean + np.asarray(w.value))
-        center = root @ mean
-        objective = (
-            cp.sum_squares(root @ w)
-            if kind == "min_norm"
-            else center @ root @ w + C * np.linalg.norm(center) * cp.norm(root @ w)
-        )
-        cp.Problem(cp.Minimize(objective), [cp.sum(w) == 1]).solve(solver=cp.CLARABEL)  # pyright: ignore[reportArgumentType]
-        answer = np.asarray(w.value).clip(0)
-        answer /= answer.sum()
-        if kind == "min_norm":
-            return torch.from_numpy(answer)
-        # g_w = 0: d cannot be read off the dual; NaN counts as failed
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return torch.from_numpy(
-                mean + C * np.linalg.norm(center) / np.linalg.norm(root @ answer) * answer
-            )
-
-    return weigh
-
-
-def quadprog(kind: str) -> Weigh:
-    """Goldfarb and Idnani's dual method; raises for a singular Gramian."""
-    from quadprog import solve_qp  # a test dependency
-
-    def weigh(g: Tensor) -> Tensor:
-        count = len(g)
-        matrix = g.numpy() / float(g.diagonal().max())
-        if kind == "dual_cone":
-            return torch.from_numpy(
-                solve_qp(matrix, np.zeros(count), np.eye(count), np.full(count, 1 / count))[0]
-            )
-        return torch.from_numpy(
-            solve_qp(
-                matrix,
-                np.zeros(count),
-                np.vstack([np.ones(count), np.eye(count)]).T,
-                np.eye(count + 1)[0],
-                1,
-            )[0]
-        )
-
-    return weigh
-
-
-# name -> (problems it takes, most tasks, whether it vmaps and runs on a GPU, how to make it)
-SOLVERS: dict[str, tuple[tuple[str, ...], int, bool, Callable[[str], Weigh]]] = {
-    "active_set": (KINDS, 128, True, lambda kind: ours(solvers.active_set, kind)),
-    "auto": (KINDS, 128, True, lambda kind: ours(solvers.auto, kind)),
-    "faces": (KINDS[:3], 3, True, lambda kind: ours(solvers.faces, kind)),
-    "frank_wolfe(1000)": (KINDS[:2], 128, True, lambda kind: ours(solvers.frank_wolfe, kind)),
-    "projected_gradient(1000)": (
-        KINDS[:3],
-        128,
-        True,
-        lambda kind: ours(solvers.projected_gradient, kind),
-    ),
-    "cvx (DPP, 1e-12)": (KINDS[:3], 128, False, lambda kind: ours(solvers.cvx, kind)),
-    "cvxpy + Clarabel": (KINDS[:3], 128, False, plain_cvxpy),
-    "quadprog": (("min_norm", "dual_cone"), 128, False, quadprog),
-    "TorchJD": (KINDS, 128, False, torchjd),
-}
+EXACT = ("active_set", "auto", "faces")
+WIDE = 2**20  # entries of a batch of Gramians that an eager, iterative solver is given at most
 
 
 def mixed(count: int, batch: int) -> Tensor:
     """Gramians of all families in turn, as many of each as are needed."""
     each = -(-batch // len(FAMILIES))
-    return torch.stack([gramians(name, count, each, 1) for name in FAMILIES], 1).flatten(0, 1)[
-        :batch
-    ]
+    found = torch.stack([gramians(name, count, each, 1) for name in FAMILIES], 1)
+    return found.flatten(0, 1)[:batch]
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+class Timing(NamedTuple):
+    """Seconds a problem; None where none was solved."""
+
+    median: float | None
+    fastest: float | None
+    timed: int  # problems timed, or taken together
+    failed: int
 
 
-def seconds_a_problem(
-    weigh: Weigh, batched: bool, g: Tensor, seconds: float
-) -> tuple[float, float, int, int]:
-    """Median and fastest time a problem, how many problems were timed together, how many failed."""
+def repeat(call: Call, device: torch.device, seconds: float) -> list[float]:
+    """Seconds of a call, three to a hundred times, after a first call that the caller has made."""
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float) -> Timing:
+    """Time a problem: of a batch at once where the solver takes one, else one after the other."""
     if batched and len(g) > 1:
-        call, size = vmap(weigh), len(g)
+        call = vmap(weigh)
         call(g)
-        synchronize(g.device)
-        times, end = [], time.perf_counter() + seconds
-        while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
-            start = time.perf_counter()
-            call(g)
-            synchronize(g.device)
-            times.append((time.perf_counter() - start) / size)
-        return float(np.median(times)), min(times), size, 0
+        times = [t / len(g) for t in repeat(lambda: call(g), g.device, seconds)]
+        return Timing(median(times), min(times), len(g), 0)
     failed, times, end = 0, [], time.perf_counter() + seconds
     pool = list(g) if len(g) > 1 else list(mixed(g.shape[-1], len(FAMILIES)).to(g.device))
     number = 0
     while number < 3 or (time.perf_counter() < end and number < max(1000, len(g))):
         one = pool[number % len(pool)]
         number += 1
+        synchronize(g.device)
         start = time.perf_counter()
         try:
             weigh(one)
-        except (ValueError, RuntimeError, cp.SolverError):
+        except ERRORS:
             failed += 1
             continue
         synchronize(g.device)
         times.append(time.perf_counter() - start)
-    return (
-        (float(np.median(times)), min(times), len(times), failed)
-        if times
-        else (float("nan"), float("nan"), 0, failed)
-    )
+    if not times:
+        return Timing(None, None, 0, failed)
+    return Timing(median(times), min(times), len(times), failed)
 
 
 def replay_seconds(weigh: Weigh, g: Tensor, seconds: float) -> float:
-    """Median time a problem when the call is captured once in a CUDA graph and replayed: the work
-    on the GPU without Python's share.
-    """
+    """Median time a problem of a replayed CUDA graph: the GPU's work without Python's share."""
     call, given = (vmap(weigh), g) if len(g) > 1 else (weigh, g[0])
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -209,248 +101,161 @@ def replay_seconds(weigh: Weigh, g: Tensor, seconds: float) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call(given)
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        graph.replay()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) / len(g))
-    return float(np.median(times))
+    return median(repeat(graph.replay, g.device, seconds)) / len(g)
 
 
 def audit(
     weigh: Weigh, kind: str, batched: bool, problems: dict[str, Tensor], seconds: float
-) -> dict[str, dict[str, float]]:
-    """For each family: worst kappa away from stationarity, worst relative gap and infeasibility,
-    instances solved and failed.
+) -> dict[str, Row]:
+    """What certificates say of each family.
+
+    Args:
+        weigh: the solver.
+        kind: one of `KINDS`.
+        batched: whether it vmaps.
+        problems: Gramians of each family.
+        seconds: time for all of them, where one is solved after the other.
+
+    Returns:
+        For each family worst kappa away from stationarity, worst relative gap and infeasibility,
+        and how many instances were solved and how many failed: by an error, or by weights that are
+        not finite.
     """
     table = {}
     for name, g in problems.items():
-        end = time.perf_counter() + seconds / len(FAMILIES)
+        end = time.perf_counter() + seconds / len(problems)
         answers, kept, failed = [], [], 0
         if batched:
-            answers, kept = list(vmap(weigh)(g).cpu()), list(g)
+            answers, kept = list(vmap(weigh)(g).cpu().double()), list(g)
         else:
             for one in g:
                 try:
                     answers.append(weigh(one).detach().cpu().double())
                     kept.append(one)
-                except (ValueError, RuntimeError, cp.SolverError):
+                except ERRORS:
                     failed += 1
                 if time.perf_counter() > end:
                     break
-        row: dict[str, float] = {"solved": len(kept), "failed": failed}
-        if kept:
-            row |= measure(kind, torch.stack(kept).cpu(), torch.stack(answers))
+        good = [bool(answer.isfinite().all()) for answer in answers]
+        row: Row = {"solved": sum(good), "failed": failed + len(good) - sum(good)}
+        if any(good):
+            chosen = torch.tensor(good)
+            row |= measure(kind, torch.stack(kept).cpu()[chosen], torch.stack(answers)[chosen])
         table[name] = row
     return table
 
 
 def measure(kind: str, g: Tensor, w: Tensor) -> dict[str, float]:
+    """Worst kappa, relative gap and infeasibility of weights `[batch, task]`."""
     n = g.diagonal(dim1=-2, dim2=-1).sqrt()
     magnitude = (n * w.abs()).sum(-1)
     rates = torch.einsum("bij,bj->bi", g, w)
     if kind == "upgrad":  # a sum of projections: no conflict is what is left to certify
-        worst = (rates / n.where(n > 0, 1.0)).amin(-1) / magnitude
-        return {
-            "kappa": 1 + float(worst.amin().clamp_max(0)),
-            "gap": float((-worst).amax().clamp_min(0)),
-            "infeasibility": 0.0,
-        }
+        slack = (rates / n.where(n > 0, 1.0)).amin(-1) / magnitude
+        kappa = 1 + float(slack.amin().clamp_max(0))
+        return {"kappa": kappa, "gap": float((-slack).amax().clamp_min(0)), "infeasibility": 0.0}
     found = vmap(lambda g, w: tuple(solvers.certify(problem(kind, g), w)))(g, w)
     certificate = solvers.Certificate(*found)
-    clear = (
-        (w * rates).sum(-1) > 1e-6 * magnitude**2 if kind == "min_norm" else ~certificate.stationary
-    )
-    kappa = float(certificate.kappa[clear].amin()) if bool(clear.any()) else float("nan")
+    clear = ~certificate.stationary
+    if kind == "min_norm":
+        clear = (w * rates).sum(-1) > 1e-6 * magnitude**2
     return {
-        "kappa": kappa,
+        "kappa": float(certificate.kappa[clear].amin()) if bool(clear.any()) else float("nan"),
         "gap": float(certificate.relative_gap.amax()),
         "infeasibility": abs(float(certificate.infeasibility.amax())),
     }
 
 
-def worst(row: dict[str, Any], key: str) -> float:
-    values = [
-        family[key]
-        for family in row["families"].values()
-        if key in family and not np.isnan(family[key])
-    ]
-    return (min(values) if key == "kappa" else max(values)) if values else float("nan")
+Cell = tuple[str, str, str, int, int]
+FIELDS = ("kind", "solver", "device", "tasks", "batch")
 
 
-def tables(rows: list[dict[str, Any]], machine: str) -> str:
-    lines = ["# Solvers of the small problems", "", machine, ""]
-    graphs = any("graph" in row for row in rows)
-    lines += [
-        "µs a problem: median (fastest). kappa: the worst of all families, away from "
-        "stationarity; gap and infeasibility: the worst of all.",
-        "",
-    ]
-    for kind in KINDS:
-        chosen = [row for row in rows if row["kind"] == kind]
-        if not chosen:
-            continue
-        lines += [
-            f"## {kind}",
-            "",
-            "| solver | device | T | batch | µs a problem | worst kappa | worst gap | "
-            "infeasibility | failed |" + " µs, CUDA graph |" * graphs,
-            "|---|---|---|---|---|---|---|---|---|" + "---|" * graphs,
-        ]
-        for row in chosen:
-            failed = sum(int(family["failed"]) for family in row["families"].values())
-            solved = sum(int(family["solved"]) for family in row["families"].values())
-            lines.append(
-                f"| {row['solver']} | {row['device']} | {row['tasks']} | {row['batch']} | "
-                f"{1e6 * row['median']:.3g} ({1e6 * row['fastest']:.3g}) "
-                f"| {worst(row, 'kappa'):.10g} | {worst(row, 'gap'):.1e} | "
-                f"{worst(row, 'infeasibility'):.1e} | {failed} of {failed + solved} |"
-                + (f" {1e6 * row['graph']:.3g} |" if "graph" in row else " |" * graphs)
-            )
-        lines.append("")
-    return "\n".join(lines)
+def cells(given: argparse.Namespace) -> list[Cell]:
+    """What the command line names and the solvers can do.
 
-
-def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
-    panels, axes = plt.subplots(
-        1,
-        len(kinds),
-        figsize=(4.2 * len(kinds), 4.6),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    colours = {name: f"C{i}" for i, name in enumerate(SOLVERS)}
-    for axis, kind in zip(axes[0], kinds, strict=True):
-        for row in rows:
-            if row["kind"] == kind and row["batch"] == 1 and np.isfinite(row["median"]):
-                size = 12 + 14 * np.log2(row["tasks"])
-                marker = "o" if row["device"] == "cpu" else "^"
-                colour, failed = (
-                    colours[row["solver"]],
-                    any(family["failed"] for family in row["families"].values()),
-                )
-                face = "none" if failed else colour
-                axis.scatter(
-                    1e6 * row["median"],
-                    max(worst(row, "gap"), 1e-18),
-                    s=size,
-                    marker=marker,
-                    facecolors=face,
-                    edgecolors=colour,
-                    alpha=0.75,
-                )
-        axis.set(xscale="log", yscale="log", xlabel="time of one problem (µs)", title=kind)
-        axis.grid(alpha=0.25)
-    axes[0, 0].set_ylabel("worst normalised gap, 13 families")
-    used = [name for name in SOLVERS if any(row["solver"] == name for row in rows)]
-    handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=colours[name], label=name)
-        for name in used
-    ]
-    panels.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        title="a dot a number of tasks, the larger the more; hollow: some problems were not "
-        "solved at all, and are left out",
-    )
-    panels.savefig(path.with_suffix(".part.png"), dpi=150)
-    plt.close(panels)
-    os.replace(path.with_suffix(".part.png"), path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=2.0,
-        help="time allowed for each cell's timing, and again for its audit",
-    )
-    parser.add_argument(
-        "--instances",
-        type=int,
-        default=64,
-        help="problems audited, of each family and number of tasks",
-    )
-    parser.add_argument("--tasks", type=int, nargs="+", default=[2, 3, 8, 32, 64, 128])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 4096])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    record = given.out / "solvers.json"
-    machine = (
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, {given.seconds:g} s a cell"
-    )
-    if torch.cuda.is_available():
-        machine += f", {torch.cuda.get_device_name()}"
-    rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.exists() else []
-    done = {(row["kind"], row["solver"], row["device"], row["tasks"], row["batch"]) for row in rows}
-    cells = [
-        (kind, name, device, count)
+    A thousand eager iterations on thousands of large problems need minutes and gigabytes and show
+    nothing new: these are left out.
+    """
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [
+        (kind, name, device, tasks, batch)
         for kind in given.kinds
         for name in given.solvers
-        for device in (
-            ["cpu", "cuda"]
-            if torch.cuda.is_available() and (SOLVERS[name][2] or name == "TorchJD")
-            else ["cpu"]
-        )
-        for count in given.tasks
-        if kind in SOLVERS[name][0] and count <= SOLVERS[name][1]
+        for device in devices
+        for tasks in given.tasks
+        for batch in given.batches
+        if kind in (solver := SOLVERS[name]).kinds
+        and tasks <= solver.most
+        and (device == "cpu" or solver.gpu)
+        and (batch == 1 or (solver.batched and kind != "upgrad"))
+        and (batch * tasks**2 <= WIDE or name in EXACT or not solver.batched)
     ]
-    try:
-        for kind, name, device, count in (bar := tqdm(cells)):
-            bar.set_description(f"{kind} {name} T={count} {device}")
-            _, _, batched, make = SOLVERS[name]
-            # A thousand eager iterations on thousands of large problems need minutes and gigabytes
-            # and show nothing new.
-            batches = [
-                b
-                for b in given.batches
-                if (kind, name, device, count, b) not in done
-                and (
-                    b * count**2 <= 2**20 or name in ("active_set", "auto", "faces") or not batched
-                )
-            ]
-            batches = [b for b in batches if b == 1 or batched]
-            batches = [b for b in batches if kind != "upgrad" or b == 1]
-            if not batches:
-                continue
-            weigh = make(kind)
+
+
+def run(given: argparse.Namespace, record: Record, left: list[Cell]) -> None:
+    """Measure what is left, the accuracy once for all batches of a solver."""
+    audited: dict[Cell, dict[str, Row]] = {}
+    for cell in (bar := tqdm(left)):
+        kind, name, device, tasks, batch = cell
+        bar.set_description(f"{kind} {name} T={tasks} {device}")
+        solver = SOLVERS[name]
+        weigh = solver.make(kind)
+        if (same := (kind, name, device, tasks, 0)) not in audited:
             problems = {
-                family: gramians(family, count, given.instances, 2).to(device)
+                family: gramians(family, tasks, given.instances, 2).to(device)
                 for family in FAMILIES
             }
-            families = audit(weigh, kind, batched and kind != "upgrad", problems, given.seconds)
-            for batch in batches:
-                g = mixed(count, batch).to(device)
-                median, fastest, timed, failed = seconds_a_problem(weigh, batched, g, given.seconds)
-                row: dict[str, Any] = {
-                    "kind": kind,
-                    "solver": name,
-                    "device": device,
-                    "tasks": count,
-                    "batch": batch,
-                    "median": median,
-                    "fastest": fastest,
-                }
-                if device == "cuda" and name in ("active_set", "auto"):
-                    row["graph"] = replay_seconds(weigh, g, given.seconds)
-                rows.append(row | {"timed": timed, "failed": failed, "families": families})
-                write(record, json.dumps({"machine": machine, "rows": rows}, indent=1))
+            together = solver.batched and kind != "upgrad"
+            audited = {same: audit(weigh, kind, together, problems, given.seconds)}
+        g = mixed(tasks, batch).to(device)
+        found = seconds_a_problem(weigh, solver.batched, g, given.seconds)
+        row: Row = dict(zip(FIELDS, cell, strict=True)) | found._asdict()
+        if device == "cuda" and name in EXACT[:2]:
+            row["graph"] = replay_seconds(weigh, g, given.seconds)
+        record.keep(row | {"families": audited[same]})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
+    allowed = "time for each cell's timing, and again for its audit"
+    add("--seconds", type=positive, default=2.0, help=allowed)
+    instances = "problems audited, of each family and number of tasks"
+    add("--instances", type=at_least(1), default=64, help=instances)
+    add("--tasks", type=at_least(2, MOST), nargs="+", default=[2, 3, 8, 32, 64, 128])
+    add("--batches", type=at_least(1), nargs="+", default=[1, 64, 4096])
+    add("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    add("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
+    add("--again", action="store_true", help="measure anew what the record already has")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    wanted = cells(given)
+    if not wanted:
+        parser.error("none of these solvers takes these problems, numbers of tasks and batches")
+    record = Record(
+        given.out / "solvers.json",
+        FIELDS,
+        settings(seconds=given.seconds, instances=given.instances),
+        order=lambda row: (
+            *(KINDS.index(row["kind"]), list(SOLVERS).index(row["solver"])),
+            *(row["device"], row["tasks"], row["batch"]),
+        ),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "may be inaccurate": the certificate says how far
+            run(given, record, wanted if given.again else record.missing(wanted))
     except KeyboardInterrupt:
-        tqdm.write(f"stopped; {len(rows)} cells are in {record}, the next run goes on from there")
-    write(given.out / "solvers.md", tables(rows, machine))
-    if rows:
-        figure(rows, given.out / "solvers.png")
+        tqdm.write(f"stopped; {record.path} has {len(record.rows)} cells, and the next run goes on")
+    record.write_tables(given.out / "solvers.md", tables)
+    if record.here():
+        figure(record.here(), given.out / "solvers.png")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""CAGrad's toy, a step and start: the official script's computation against the library's compiled,
-vmapped program, in one run.
+"""CAGrad's toy, a step and start: the official script's computation against the library's program.
 
     python -m experiments.benchmarks.toy
 
 The script runs one start, float32, one autograd call a partial derivative, a bounded scalar search
 for CAGrad's weight, `torch.optim.Adam`. The library runs all starts, signs and values of c at once,
-float64, exact weights. The table also says what unrolling costs and saves.
+compiled and vmapped, float64, exact weights. The table also says what unrolling costs and saves.
+Writes toy.json.
 """
 
 import argparse
-import json
-import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,12 @@ from torch import Tensor
 from torch.func import vmap
 from tqdm import tqdm
 
+from experiments.arguments import at_least, folder
+from experiments.benchmarks.measuring import synchronize
+from experiments.benchmarks.record import Record, Row, settings
 from paper_repro.cagrad import toy as cagrad_toy
-from paper_repro.report.page import replace_file
 
-OUT = Path(__file__).parent / "out"
-BAR = 100
+BAR = 100  # times as fast as the script
 
 
 def script_losses(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,9 +40,7 @@ def script_losses(x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def script_rows(x: Tensor) -> Tensor:
-    """`[task, 2]`: one autograd call for each of the four partial derivatives, each with respect to
-    one coordinate.
-    """
+    """`[task, 2]`: one autograd call for each of the four partial derivatives."""
     parts = (x[0], x[1])
     losses = script_losses(*parts)
     return torch.tensor(
@@ -102,86 +100,89 @@ def script_microseconds(name: str, steps: int) -> float:
 
 
 def library_microseconds(
-    name: str, unroll: int, lanes: cagrad_toy.Lanes, steps: int
+    name: str, unroll: int, lanes: cagrad_toy.Lanes, steps: int, *, compiled: bool = True
 ) -> tuple[float, float]:
-    """(seconds of compilation, microseconds a step and start) of all lanes as one compiled program."""
+    """(seconds of compilation, microseconds a step and start) of all lanes as one program."""
     torch.compiler.reset()
-    program = torch.compile(cagrad_toy.advance(name, unroll), dynamic=False, fullgraph=True)
+    program = cagrad_toy.advance(name, unroll)
+    if compiled:
+        program = torch.compile(program, dynamic=False, fullgraph=True)
     state = vmap(lambda hyper, sign, x: cagrad_toy.step_of(name, hyper).init({"x": x}, sign))(
         lanes.hyper, lanes.sign, lanes.start
     )
     begin = time.perf_counter()
     state, _ = program(lanes.hyper, lanes.sign, state)
     compilation = time.perf_counter() - begin
-    for _ in range(20):
-        state, _ = program(lanes.hyper, lanes.sign, state)
     calls = max(1, steps // unroll)
+    for _ in range(min(20, calls)):
+        state, _ = program(lanes.hyper, lanes.sign, state)
+    synchronize(lanes.start.device)
     begin = time.perf_counter()
     for _ in range(calls):
         state, _ = program(lanes.hyper, lanes.sign, state)
+    synchronize(lanes.start.device)
     return compilation, 1e6 * (time.perf_counter() - begin) / (calls * unroll * len(lanes.sign))
 
 
-def main() -> None:
+def lanes_of(name: str, device: str = "cpu") -> Iterator[cagrad_toy.Lanes]:
+    """The six starts alone, then all signs and hyper-parameters where there are several."""
+    every = cagrad_toy.lanes_of(name, torch.zeros(0, 2, dtype=torch.float64, device=device))[0]
+    yield cagrad_toy.Lanes(*(x[: len(cagrad_toy.STARTS)].clone() for x in every))
+    if len(every.sign) > len(cagrad_toy.STARTS):
+        yield every
+
+
+def measure(name: str, lanes: cagrad_toy.Lanes, unroll: int, steps: int, script: float) -> Row:
+    """A row of the record; `script` is the script's time of a step."""
+    compilation, library = library_microseconds(name, unroll, lanes, steps)
+    return {
+        "rule": name,
+        "lanes": len(lanes.sign),
+        "unrolled": unroll,
+        "compilation_s": compilation,
+        "library_us": library,
+        "script_us": script,
+    }
+
+
+def line(row: Row) -> str:
+    """A row in words."""
+    times = row["script_us"] / row["library_us"]
+    return (
+        f"{row['rule']:<7} {row['lanes']:>4} lanes, {row['unrolled']:>2} steps a call: "
+        f"{row['library_us']:8.3f} µs a step and start (compiled in {row['compilation_s']:.0f} s), "
+        f"script {row['script_us']:.0f} µs: {times:.0f}×{'' if times >= BAR else f', below {BAR}×'}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=20_000,
-        help="steps of the library's programs that are timed (default: 20000)",
-    )
-    parser.add_argument(
-        "--script-steps",
-        type=int,
-        default=2_000,
-        help="steps of the script that are timed (default: 2000)",
-    )
-    parser.add_argument(
-        "--unroll",
-        type=int,
-        nargs="+",
-        default=[1, 2, 10],
-        help="steps a compiled call (default: 1 2 10)",
-    )
-    parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    rows = []
+    add, count = parser.add_argument, at_least(1)
+    library = "steps of the library's programs that are timed (default: 20000)"
+    add("--steps", type=count, default=20_000, help=library)
+    script = "steps of the script that are timed (default: 2000)"
+    add("--script-steps", type=count, default=2_000, help=script)
+    unroll = "steps a compiled call (default: 1 2 10)"
+    add("--unroll", type=count, nargs="+", default=[1, 2, 10], help=unroll)
+    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
+    add("--again", action="store_true", help="measure anew what the record already has")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    given = _parser().parse_args(arguments)
+    chosen = settings(steps=given.steps, script_steps=given.script_steps)
+    record = Record(given.out / "toy.json", ("rule", "lanes", "unrolled"), chosen)
     for name in SCRIPT:
-        script = script_microseconds(name, given.script_steps)
-        everything = cagrad_toy.lanes_of(name, torch.zeros(0, 2, dtype=torch.float64))[0]
-        only = cagrad_toy.Lanes(*(x[: len(cagrad_toy.STARTS)].clone() for x in everything))
-        for label, lanes in {
-            "six starts": only,
-            "all signs and hyper-parameters": everything,
-        }.items():
-            if label != "six starts" and len(lanes.sign) == len(only.sign):
-                continue
-            for unroll in tqdm(given.unroll, desc=f"{name}, {label}", leave=False):
-                compilation, library = library_microseconds(name, unroll, lanes, given.steps)
-                rows.append(
-                    {
-                        "rule": name,
-                        "lanes": len(lanes.sign),
-                        "unrolled": unroll,
-                        "compilation_s": compilation,
-                        "library_us": library,
-                        "script_us": script,
-                    }
-                )
-                replace_file(
-                    given.out / "toy.json",
-                    lambda file: file.write(
-                        json.dumps({"machine": machine, "rows": rows}, indent=1).encode()
-                    ),
-                )
-                tqdm.write(
-                    f"{name:<7} {len(lanes.sign):>4} lanes, {unroll:>2} steps a call: "
-                    f"{library:8.3f} µs a step and start (compiled in {compilation:.0f} s), "
-                    f"script {script:.0f} µs: "
-                    f"{script / library:.0f}×{'' if script / library >= BAR else f', below {BAR}×'}"
-                )
+        lanes = {len(some.sign): some for some in lanes_of(name)}
+        wanted = [(name, count, unroll) for count in lanes for unroll in given.unroll]
+        left = wanted if given.again else record.missing(wanted)
+        script = script_microseconds(name, given.script_steps) if left else 0.0
+        for _, count, unroll in tqdm(left, desc=name, leave=False):
+            record.keep(measure(name, lanes[count], unroll, given.steps, script))
+    for row in record.here():
+        print(line(row))
 
 
 if __name__ == "__main__":

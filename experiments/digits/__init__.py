@@ -1,3 +1,1 @@
-"""Two overlaid handwritten digits, one network: what do the rules change on real data? `python -m
-experiments.digits`.
-"""
+"""Two overlaid handwritten digits, one network: what do the rules change on real data?"""

@@ -1,6 +1,4 @@
-"""`python -m experiments.digits`: every rule on two overlaid digits, each at its own best learning
-rate.
-"""
+"""`python -m experiments.digits`: every rule on two overlaid digits, each at its own best rate."""
 
 import argparse
 import sys
@@ -8,27 +6,26 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 
-from experiments.arguments import at_least
+from experiments.arguments import at_least, folder
 
 from .data import digits
 from .report import table, write
-from .study import BATCH, MEASURE_EVERY, RATES, Outcome, baselines, methods, study
+from .study import BATCH, MEASURE_EVERY, RATES, Method, Outcome, baselines, methods, study
 
 HERE = Path(__file__).parent
 
 
 def _rules(text: str) -> list[str]:
     known = list(methods())
-    asked = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in known]
-    if unknown or not asked:
+    given = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in given if name not in known]
+    if unknown or not given:
         raise argparse.ArgumentTypeError(
             f"unknown rule {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}"
         )
-    return [name for name in known if name in asked]
+    return [name for name in known if name in given]
 
 
 def _device(text: str) -> torch.device:
@@ -92,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=Path,
-        default=HERE / "out",
+        type=folder,
+        default=str(HERE / "out"),
         help="folder for results.json, table.md and digits.png (default: experiments/digits/out)",
     )
     return parser
@@ -101,64 +98,62 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; 0 when done, 130 when interrupted."""
-    parser = _parser()
-    asked = parser.parse_args(argv)
-    mpl.use("agg")
-    try:
-        asked.out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first method
-    except OSError as error:
-        parser.error(f"argument --out: {asked.out} cannot be made a folder: {error.strerror}")
+    given = _parser().parse_args(argv)
     settings: dict[str, object] = {
-        "seeds": asked.seeds,
-        "epochs": asked.epochs,
+        "seeds": given.seeds,
+        "epochs": given.epochs,
         "batch": BATCH,
         "rates": list(RATES),
-        "conflict looked at every, steps": MEASURE_EVERY,
-        "device": str(asked.device),
+        "steps between measurements of conflict": MEASURE_EVERY,
+        "device": str(given.device),
         "torch": torch.__version__,
-        "threads": asked.threads,
+        "threads": given.threads,
     }
     available = methods()
-    todo = baselines(asked.device) | {name: available[name] for name in asked.rules}
-    source = digits(asked.device)
+    todo = baselines(given.device) | {name: available[name] for name in given.rules}
     outcomes: dict[str, Outcome] = {}
-    paths: list[Path] = []
     threads = torch.get_num_threads()
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(given.threads)
     try:
-        for name, method in todo.items():
-            start = time.perf_counter()
-            outcome = study(name, method, source, asked.seeds, asked.epochs)
-            outcomes[name] = outcome
-            paths = write(outcomes, settings, asked.out)
-            accuracy = ", ".join(
-                f"{task} {100 * sum(values) / len(values):.2f} %"
-                for task, values in outcome.test.items()
-            )
-            print(
-                f"{len(outcomes)}/{len(todo)} {name}: {accuracy} at rate "
-                f"{outcome.rates[outcome.best]:g} ({time.perf_counter() - start:.0f} s)",
-                flush=True,
-            )
+        paths = _run(todo, given, settings, outcomes)
     except KeyboardInterrupt:
         if outcomes:
-            write(outcomes, settings, asked.out)  # the interruption may have come between two files
-            print(
-                f"\ninterrupted; {asked.out} holds the results of: {', '.join(outcomes)}",
-                file=sys.stderr,
-            )
+            write(outcomes, settings, given.out)  # the interruption may have come between two files
+            said = f"interrupted; {given.out} holds the results of: {', '.join(outcomes)}"
         else:
-            print(
-                "\ninterrupted before the first method was finished; nothing was written to "
-                f"{asked.out}",
-                file=sys.stderr,
-            )
+            said = "interrupted before the first method was finished; "
+            said += f"nothing was written to {given.out}"
+        print(f"\n{said}", file=sys.stderr)
         return 130
     finally:
         torch.set_num_threads(threads)
     print("\n" + table(outcomes))
     print(f"written: {', '.join(map(str, paths))}")
     return 0
+
+
+def _run(
+    todo: dict[str, Method],
+    given: argparse.Namespace,
+    settings: dict[str, object],
+    outcomes: dict[str, Outcome],
+) -> list[Path]:
+    """Put the outcome of every method into `outcomes`, and write the files after each."""
+    source, paths = digits(given.device), []
+    for name, method in todo.items():
+        start = time.perf_counter()
+        outcome = outcomes[name] = study(name, method, source, given.seeds, given.epochs)
+        paths = write(outcomes, settings, given.out)
+        accuracy = ", ".join(
+            f"{task} {100 * sum(values) / len(values):.2f} %"
+            for task, values in outcome.test.items()
+        )
+        print(
+            f"{len(outcomes)}/{len(todo)} {name}: {accuracy} at rate "
+            f"{outcome.rates[outcome.best]:g} ({time.perf_counter() - start:.0f} s)",
+            flush=True,
+        )
+    return paths
 
 
 if __name__ == "__main__":

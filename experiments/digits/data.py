@@ -10,8 +10,8 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-# of the right digit, down and to the right: 10 x 10 canvases, 36 of 64 pixels shared, 56 %
-# (MultiMNIST: 62 %)
+# Of the right digit, down and to the right: canvases of 10 × 10, of a digit's 64 pixels 36 shared,
+# 56 % (MultiMNIST: 62 %).
 OFFSET = 2
 PARTNERS = 4  # right digits drawn for every left one
 SHARES = (0.6, 0.2, 0.2)
@@ -33,9 +33,7 @@ class Pairs(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """No source image is in two splits: the images are divided first, and partners drawn within
-    each part.
-    """
+    """Parts that share no source image: partners are drawn within each part."""
 
     train: Pairs
     validation: Pairs
@@ -52,15 +50,23 @@ def digits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float3
 def overlay(
     left: Float[Tensor, "*batch h w"], right: Float[Tensor, "*batch h w"], offset: int = OFFSET
 ) -> Float[Tensor, "*batch tall wide"]:
-    """The left digit in the upper left corner, the right one `offset` pixels down and to the right
-    of it, pixelwise the larger value.
+    """Two images on one canvas, pixelwise the larger value.
+
+    Args:
+        left: in the upper left corner.
+        right: `offset` pixels down and to the right of it.
+        offset: in pixels.
     """
     return torch.maximum(F.pad(left, (0, offset, 0, offset)), F.pad(right, (offset, 0, offset, 0)))
 
 
 def pairs(source: Digits, members: Int[Tensor, " member"], key: Int[Tensor, ""]) -> Pairs:
-    """Every member is the left digit of `PARTNERS` canvases; the right one is drawn uniformly, with
-    replacement, from the same members.
+    """Canvases of which every member is the left digit of `PARTNERS`.
+
+    Args:
+        source: all single digits.
+        members: the images to take; the right digit is drawn uniformly from them, with replacement.
+        key: of the draws.
     """
     left = members.repeat(PARTNERS)
     drawn = (mf.random.uniform(key, (len(left),), torch.float64) * len(members)).long()
@@ -73,9 +79,7 @@ def pairs(source: Digits, members: Int[Tensor, " member"], key: Int[Tensor, ""])
 
 
 def splits(source: Digits, key: Int[Tensor, ""]) -> Splits:
-    """A random division of the images into 60 % training, 20 % validation and 20 % test, and the
-    pairs of each; vmaps over keys.
-    """
+    """The pairs of a random division into 60 % training, 20 % validation and 20 % test images."""
     count = len(source.labels)
     order = mf.random.permutation(mf.random.fold_in(key, 0), count)
     first, second = round(SHARES[0] * count), round((SHARES[0] + SHARES[1]) * count)

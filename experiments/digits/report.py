@@ -2,16 +2,17 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 
 import mtlfunc as mf
+from mtlfunc.core.files import write_whole
 
 from .study import BATCH, MEASURE_EVERY, TASKS, Outcome
 
@@ -33,11 +34,10 @@ class Row(NamedTuple):
     rule: str
     accuracy: dict[str, Estimate]  # by task, in per cent
     delta_m: Estimate | None  # against one task alone, per cent; lower is better
-    # delta_m less that of equal weights, percentage points; lower is better
-    against_mean: Estimate | None
+    against_mean: Estimate | None  # delta_m less that of equal weights, percentage points
     rate: str
     at_edge: bool
-    conflict: Estimate | None  # per cent of the looks
+    conflict: Estimate | None  # per cent of the measurements
     step_ms: float
 
 
@@ -96,20 +96,8 @@ def rows(outcomes: dict[str, Outcome]) -> list[Row]:
 def table(outcomes: dict[str, Outcome]) -> str:
     """Markdown: the numbers, what they show, and how they were taken."""
     found = rows(outcomes)
-    first = next(iter(outcomes.values()))
-    seeds, rates = len(first.curve), len(first.rates)
-    cells = [
-        [
-            "rule",
-            "left, %",
-            "right, %",
-            "Δm, %",
-            "Δm − Δm(mean)",
-            "best rate",
-            "conflict, %",
-            "step, ms",
-        ]
-    ]
+    names = ["rule", "left, %", "right, %", "Δm, %", "Δm − Δm(mean)", "best rate"]
+    cells = [[*names, "conflict, %", "step, ms"]]
     for row in found:
         cells.append(
             [
@@ -124,38 +112,40 @@ def table(outcomes: dict[str, Outcome]) -> str:
         )
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
         for line in cells
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    edges = [row.rule for row in found if row.at_edge]
-    compared = [row for row in found if row.delta_m]
+    said = verdicts([row for row in found if row.delta_m])
+    notes = _notes(outcomes, [row.rule for row in found if row.at_edge])
+    return "\n".join([*lines, "", *said, "", *(f"- {note}" for note in notes), ""])
+
+
+def _notes(outcomes: dict[str, Outcome], edges: Sequence[str]) -> list[str]:
+    """How the numbers were taken."""
+    first = next(iter(outcomes.values()))
+    seeds, rates = len(first.curve), len(first.rates)
+    beyond = (
+        f"**At the edge of the grid: {', '.join(edges)}**; a better rate may lie beyond it."
+        if edges
+        else "No best rate lies at the edge of the grid."
+    )
     notes = [
         f"Test accuracy and conflict: mean ± standard error over {seeds} seeds, {first.steps} "
-        f"steps of {BATCH} pairs each. "
-        "A seed fixes the division of the images, the pairs, the initial values and the order of "
-        "batches, the same for every rule.",
+        f"steps of {BATCH} pairs each. A seed fixes the division of the images, the pairs, the "
+        "initial values and the order of batches, the same for every rule.",
         "Δm: mean relative loss of accuracy against the two networks of the same seed that "
-        "learnt one task alone, with its 95 % interval; lower is better. "
-        "The next column is paired in the same way with equal weights. All networks have one "
-        "trunk size, so that two tasks share what one has to itself.",
+        "learnt one task alone, with its 95 % interval; lower is better. The next column is "
+        "paired in the same way with equal weights. All networks have one trunk size, so that "
+        "two tasks share what one has to itself.",
         f"Rates: each method at its best of {', '.join(f'{rate:g}' for rate in first.rates)} "
-        "(Adam) by mean validation accuracy after the last epoch. "
-        + (
-            f"**At the edge of the grid: {', '.join(edges)}**; a better rate may lie beyond it."
-            if edges
-            else "No best rate lies at the edge of the grid."
-        ),
-        "Conflict: share of steps with g_left·g_right < 0 over the whole trunk, looked at every "
-        f"{MEASURE_EVERY} steps at the point and on the batch of the "
-        "step that follows, with one and the same Gramian for every rule, whatever its own probe "
-        "measures. "
-        "It is taken at the method's own best rate and depends on the rate, too (results.json "
-        "has all rates).",
+        f"(Adam) by mean validation accuracy after the last epoch. {beyond}",
+        "Conflict: share of steps with g_left·g_right < 0 over the whole trunk, measured every "
+        f"{MEASURE_EVERY} steps at the point and on the batch of the step that follows, with one "
+        "and the same Gramian for every rule, whatever its own probe measures. It is taken at the "
+        "method's own best rate and depends on the rate, too (results.json has all rates).",
         f"Step: median wall time of one vmapped step, {seeds} seeds × {rates} rates = "
-        f"{seeds * rates} runs at once, without the looks and the validation. "
+        f"{seeds * rates} runs at once, without the measurements of conflict and the validation. "
         "Compare these only if the machine was otherwise idle.",
     ]
     if "cagrad-fast" in outcomes:
@@ -163,7 +153,7 @@ def table(outcomes: dict[str, Outcome]) -> str:
             "cagrad-fast: with two tasks one is drawn and the other is all the rest, so its rows "
             "are CAGrad's in random order and the answer is the same."
         )
-    return "\n".join([*lines, "", *verdicts(compared), "", *(f"- {note}" for note in notes), ""])
+    return notes
 
 
 def verdicts(compared: Sequence[Row]) -> list[str]:
@@ -202,24 +192,23 @@ def _interval(value: Estimate | None) -> str:
     return "–" if value is None else f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
 
 
-def figure(outcomes: dict[str, Outcome], path: Path) -> None:
+def figure(outcomes: dict[str, Outcome]) -> Figure:
     """Test accuracy, Δm, validation curves and conflict by method."""
     found = rows(outcomes)
-    seeds = len(next(iter(outcomes.values())).curve)
+    rules = [row for row in found if row.delta_m]
     colours = {row.rule: f"C{i}" for i, row in enumerate(found)}
-    fig, axes = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
-    (accuracy, delta), (curves, conflict) = axes
+    fig = Figure(figsize=(12, 8.5), layout="constrained")
+    (accuracy, delta), (curves, conflict) = fig.subplots(2, 2)
 
     _dots(accuracy, found, lambda row: row.accuracy.get("left"), colours, shift=-0.12, marker="o")
     _dots(accuracy, found, lambda row: row.accuracy.get("right"), colours, shift=0.12, marker="s")
     accuracy.plot([], [], "o", color="0.3", label="left digit")
     accuracy.plot([], [], "s", color="0.3", label="right digit")
     accuracy.legend()
-    accuracy.set(
-        title="Test accuracy", xlabel=f"accuracy, % (mean and 95 % interval, {seeds} seeds)"
-    )
+    seeds = len(next(iter(outcomes.values())).curve)
+    spread = f"accuracy, % (mean and 95 % interval, {seeds} seeds)"
+    accuracy.set(title="Test accuracy", xlabel=spread)
 
-    rules = [row for row in found if row.delta_m]
     _dots(delta, rules, lambda row: row.delta_m, colours, shift=-0.12, marker="o")
     _dots(delta, rules, lambda row: row.against_mean, colours, shift=0.12, marker="D", hollow=True)
     delta.plot([], [], "o", color="0.3", label="Δm against one task alone, %")
@@ -231,43 +220,32 @@ def figure(outcomes: dict[str, Outcome], path: Path) -> None:
         xlabel="per cent (paired over seeds, 95 % interval)",
     )
 
-    for name, outcome in outcomes.items():
-        epochs = range(1, len(outcome.curve[0]) + 1)
-        bands = [estimate([100 * x for x in column]) for column in zip(*outcome.curve, strict=True)]
-        dashed = "--" if len(outcome.test) == 1 else "-"
-        curves.plot(
-            epochs,
-            [band.mean for band in bands],
-            dashed,
-            marker=".",
-            color=colours[name],
-            label=name,
-        )
-        curves.fill_between(
-            epochs,
-            [b.mean - b.error for b in bands],
-            [b.mean + b.error for b in bands],
-            color=colours[name],
-            alpha=0.12,
-            lw=0,
-        )
-    curves.legend(ncols=2, loc="lower right")
-    curves.set(
-        title="Validation accuracy at the chosen rate",
-        xlabel="epoch",
-        ylabel="accuracy, % (mean over tasks ± standard error)",
-    )
-    curves.xaxis.get_major_locator().set_params(integer=True)
+    _curves(curves, outcomes, colours)
 
     _dots(conflict, rules, lambda row: row.conflict, colours)
     conflict.set(
         title="Conflicting steps, one Gramian over the trunk for all",
         xlabel="steps with g_left·g_right < 0, % (mean and 95 % interval)",
     )
-    try:
-        fig.savefig(path, dpi=130, format="png")
-    finally:
-        plt.close(fig)
+    return fig
+
+
+def _curves(ax: Axes, outcomes: dict[str, Outcome], colours: dict[str, str]) -> None:
+    for name, outcome in outcomes.items():
+        epochs = range(1, len(outcome.curve[0]) + 1)
+        bands = [estimate([100 * x for x in column]) for column in zip(*outcome.curve, strict=True)]
+        dashed = "--" if len(outcome.test) == 1 else "-"
+        means, colour = [band.mean for band in bands], colours[name]
+        ax.plot(epochs, means, dashed, marker=".", color=colour, label=name)
+        low, high = ([b.mean + sign * b.error for b in bands] for sign in (-1, 1))
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.12, lw=0)
+    ax.legend(ncols=2, loc="lower right")
+    ax.set(
+        title="Validation accuracy at the chosen rate",
+        xlabel="epoch",
+        ylabel="accuracy, % (mean over tasks ± standard error)",
+    )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _dots(
@@ -300,32 +278,21 @@ def _dots(
 
 
 def write(outcomes: dict[str, Outcome], settings: dict[str, object], folder: Path) -> list[Path]:
-    """Table, numbers and figure, each written whole under another name and then moved into place."""
+    """Numbers, table and figure, each file whole; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {
-        "settings": settings,
-        "methods": {
-            row.rule: outcomes[row.rule]._asdict() | {"summary": _plain(row)}
-            for row in rows(outcomes)
-        },
+    methods = {
+        row.rule: outcomes[row.rule]._asdict() | {"summary": _plain(row)} for row in rows(outcomes)
     }
-    writers: dict[str, Callable[[Path], object]] = {
-        "results.json": lambda path: path.write_text(
-            json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        ),
-        "table.md": lambda path: path.write_text(table(outcomes), encoding="utf-8"),
-        "digits.png": lambda path: figure(outcomes, path),
+    numbers = json.dumps({"settings": settings, "methods": methods}, indent=1, ensure_ascii=False)
+    fig = figure(outcomes)
+    contents = {
+        "results.json": numbers + "\n",
+        "table.md": table(outcomes),
+        "digits.png": lambda file: fig.savefig(file, dpi=130, format="png"),
     }
-    paths = []
-    for name, writer in writers.items():
-        draft, final = folder / f".{name}.part", folder / name
-        try:
-            writer(draft)
-            os.replace(draft, final)
-        finally:
-            draft.unlink(missing_ok=True)
-        paths.append(final)
-    return paths
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def _plain(row: Row) -> dict[str, object]:

@@ -1,6 +1,4 @@
-"""One run as a pure function, and the study of one rule: all seeds and all learning rates in one
-vmapped program.
-"""
+"""One run as a pure function, and all seeds and learning rates of a rule in one vmapped program."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from .data import OFFSET, Digits, Pairs, splits
 TASKS = ("left", "right")
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)  # one grid for every rule
 BATCH = 128
-MEASURE_EVERY = 8  # steps between two looks at the common Gramian
+MEASURE_EVERY = 8  # steps between two measurements of the common Gramian
 WIDTH, REPRESENTATION = 64, 32
 
 
@@ -92,9 +90,7 @@ class Method(NamedTuple):
 
 
 def baselines(device: torch.device | str = "cpu") -> dict[str, Method]:
-    """One task alone: all weight on its loss, so that the trunk sees nothing of the other and the
-    other's head is never trained.
-    """
+    """One task alone: all weight on its loss, so that the other's head is never trained."""
     weight = dict(zip(TASKS, torch.eye(len(TASKS), device=device), strict=True))
     return {
         f"{task} alone": Method(mf.losses_only(), mf.mean(weight[task]), (task,)) for task in TASKS
@@ -123,7 +119,7 @@ class Run(NamedTuple):
     params: Params
     validation: Float[Tensor, "epoch 2"]  # accuracy after every epoch
     # g_left·g_right < 0 over the trunk, on the batch that the step is about to use
-    conflict: Bool[Tensor, " look"]
+    conflict: Bool[Tensor, " measurement"]
 
 
 def train(
@@ -137,10 +133,16 @@ def train(
     epochs: int,
     around: Callable[[], Any] = nullcontext,
 ) -> Run:
-    """One run: a pure function of initial parameters, seed, learning rate and data; each of them
-    may be batched.
+    """One run: a pure function of parameters, seed, rate and data, any of which may be batched.
 
     Args:
+        params: at the start.
+        seed: of the order of the batches and of the rule.
+        lr: learning rate of Adam.
+        training: the pairs that are learnt.
+        validation: the pairs on which accuracy is measured after every epoch.
+        method: probe, rule and tasks.
+        epochs: passes over the training pairs.
         around: called once a step for a context manager that the step runs in; `study` passes a
             stopwatch.
     """
@@ -173,14 +175,12 @@ class Outcome(NamedTuple):
 
     rates: list[float]
     best: int  # index of the chosen learning rate
-    # validation accuracy by learning rate: mean over the learnt tasks and the seeds, after the last
-    # epoch
+    # validation accuracy after the last epoch by learning rate: mean over learnt tasks and seeds
     grid: list[float]
     test: dict[str, list[float]]  # by learnt task, one entry a seed, at the chosen rate
     # validation accuracy at the chosen rate, mean over the learnt tasks: [seed][epoch]
     curve: list[list[float]]
-    # share of looks with g_left·g_right < 0, one entry a seed, at the chosen rate; None for one
-    # task alone
+    # share of measurements with g_left·g_right < 0 at the chosen rate, by seed; None for one task
     conflict: list[float] | None
     conflict_grid: list[float] | None  # by learning rate: mean over the seeds
     step_ms: float  # median wall time of one vmapped step, all seeds and rates together
@@ -195,8 +195,15 @@ def study(
     epochs: int,
     rates: tuple[float, ...] = RATES,
 ) -> Outcome:
-    """Train every seed at every rate in one program, choose the rate on validation data, and only
-    then look at the test data.
+    """Train every seed at every rate, choose the rate on validation data, then measure on test.
+
+    Args:
+        name: shown beside the progress bar.
+        method: probe, rule and tasks.
+        source: all single digits.
+        seeds: how many; 0, 1, …
+        epochs: passes over the training pairs.
+        rates: learning rates to choose from.
     """
     device, dtype = source.images.device, source.images.dtype
     keys = torch.arange(seeds, device=device)

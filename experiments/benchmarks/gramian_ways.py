@@ -1,0 +1,217 @@
+"""Every way to compute a Gramian of gradients, ours and the peers'."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vjp, vmap
+
+import mtlfunc as mf
+from experiments.benchmarks.measuring import Call
+from experiments.benchmarks.networks import Problem
+
+ENGINES = ("auto", "layerwise", "rows")
+
+
+def losses_of(task: Problem) -> Callable[[mf.types.Params, Any], Any]:
+    """The losses as a function of parameters and batch."""
+    return lambda params, batch: functional_call(task.module, params, (batch,))
+
+
+def vector(losses: Any) -> Tensor:
+    """Losses as one tensor."""
+    return losses if isinstance(losses, Tensor) else torch.stack(losses)
+
+
+def gram(rows: Any) -> Tensor:
+    """J Jᵀ from rows leaf by leaf."""
+    return torch.stack([x.flatten(1) @ x.flatten(1).mT for x in rows]).sum(0)
+
+
+def some_weights(count: int, like: Tensor) -> Tensor:
+    """Weights of no solver, which would be timed too."""
+    weights = torch.linspace(1, 2, count, dtype=like.dtype, device=like.device)
+    return weights / weights.sum()
+
+
+def leaves_of(task: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Shared parameters and heads, as autograd's leaves."""
+    named = dict(task.module.named_parameters())
+    prefix = task.shared.removesuffix("*")
+    return {n: x for n, x in named.items() if n.startswith(prefix)}, {
+        n: x for n, x in named.items() if not n.startswith(prefix)
+    }
+
+
+def mean_gradient(task: Problem) -> Call:
+    """The floor: one gradient of the mean loss."""
+    shared, heads = leaves_of(task)
+    leaves, f = shared | heads, losses_of(task)
+    return lambda: torch.autograd.grad(vector(f(leaves, task.batch)).mean(), list(leaves.values()))
+
+
+def loop(task: Problem, *, stacked: bool = False, step: bool = False) -> Call:
+    """autograd.grad of every loss; a step also takes the gradients of the tasks' own heads."""
+    shared, heads = leaves_of(task)
+    f = losses_of(task)
+
+    def call() -> Any:
+        losses = f(shared | heads, task.batch)
+        losses = vector(losses) if stacked else losses
+        count, rows, found = len(losses), [], {}
+        for i in range(count):
+            own = [n for n in heads if n.startswith(f"heads.{i}.")] if step else []
+            grads = torch.autograd.grad(
+                losses[i], [*shared.values(), *(heads[n] for n in own)], retain_graph=i + 1 < count
+            )
+            rows.append(grads[: len(shared)])
+            found |= {n: x / count for n, x in zip(own, grads[len(shared) :], strict=True)}
+        leaves = [torch.stack(parts) for parts in zip(*rows, strict=True)]
+        gramian = gram(leaves)
+        if not step:
+            return gramian
+        weights = some_weights(count, gramian)
+        return gramian, found | {
+            n: torch.tensordot(weights, x, 1) for n, x in zip(shared, leaves, strict=True)
+        }
+
+    return call
+
+
+def vmap_vjp(task: Problem) -> Call:
+    """All rows at once, by plain torch.func."""
+    shared, heads = leaves_of(task)
+    fixed = {n: x.detach() for n, x in heads.items()}
+    params, f = {n: x.detach() for n, x in shared.items()}, losses_of(task)
+
+    def call() -> Tensor:
+        losses, pull = vjp(lambda p: vector(f(p | fixed, task.batch)), params)[:2]
+        with torch.no_grad():  # or the rows would keep a graph of their own
+            units = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+            return gram(vmap(lambda v: tuple(pull(v)[0].values()))(units))
+
+    return call
+
+
+def vmap_grad(task: Problem) -> Call:
+    """The rows of all samples, by plain torch.func."""
+    params, f = mf.parameters(task.module), losses_of(task)
+    one = grad(lambda p, sample: f(p, tuple(x[None] for x in sample))[0])
+    return lambda: gram(vmap(one, (None, 0))(params, task.batch).values())
+
+
+def autojac(task: Problem) -> Call:
+    """TorchJD's rows."""
+    from torchjd.autojac import jac  # a test dependency
+
+    leaves = list(leaves_of(task)[0].values())
+    return lambda: gram(jac(task.module(task.batch), leaves))
+
+
+def autogram(task: Problem) -> Call:
+    """TorchJD's Gramian without rows."""
+    from torchjd.autogram import Engine  # a test dependency
+
+    # its hooks stay on the modules
+    apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
+    engine = Engine(apart.trunk, batch_dim=0 if task.per_sample else None)
+    return lambda: engine.compute_gramian(vector(apart.module(apart.batch)))
+
+
+def opacus(task: Problem) -> Call:
+    """Opacus's gradients of samples."""
+    from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]  # not a dependency
+
+    apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
+    module = GradSampleModule(apart.module, loss_reduction="sum")
+
+    def call() -> Tensor:
+        module(apart.batch).sum().backward()
+        gramian = gram([x.grad_sample for x in module.parameters()])
+        module.zero_grad(set_to_none=True)
+        for x in module.parameters():
+            x.grad_sample = None
+        return gramian
+
+    return call
+
+
+def backpack(task: Problem) -> Call:
+    """BackPACK's gradients of samples."""
+    from backpack import backpack, extend, extensions  # pyright: ignore[reportMissingImports]  # not a dependency
+
+    apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
+    net = extend(apart.module.get_submodule("net"))
+    loss = extend(torch.nn.CrossEntropyLoss(reduction="sum"))
+    x, y = apart.batch
+
+    def call() -> Tensor:
+        with backpack(extensions.BatchGrad()):
+            loss(net(x), y).backward()
+        gramian = gram([p.grad_batch for p in net.parameters()])
+        for p in net.parameters():
+            p.grad = p.grad_batch = None
+        return gramian
+
+    return call
+
+
+def ours(
+    task: Problem, engine: Any, *, stacked: bool = False, chunk_size: int | None = None
+) -> Call:
+    """Our Gramian alone."""
+    params, f = mf.parameters(task.module), losses_of(task)
+    if task.per_sample:
+        return lambda: mf.sample_gramian(f, params, task.batch, engine=engine)[1]
+    g = (lambda p, b: vector(f(p, b))) if stacked else f
+    return lambda: mf.task_gramian(
+        g, params, task.batch, shared=task.shared, engine=engine, chunk_size=chunk_size
+    )[1]
+
+
+def our_step(task: Problem, engine: Any, *, stacked: bool = False) -> Call:
+    """Our probe's Gramian and the gradient that weights combine."""
+    params, f = mf.parameters(task.module), losses_of(task)
+    g = (lambda p, b: vector(f(p, b))) if stacked else f
+    probe = mf.jacobian(task.shared, engine=engine)
+    _, state = probe.init(g, params, task.batch, torch.tensor(0))
+
+    def call() -> tuple[Tensor, Any]:
+        measured, _ = probe.update(g, params, task.batch, state)
+        gramian = measured.geometry.gramian
+        return gramian, measured.combine(some_weights(len(gramian), gramian))
+
+    return call
+
+
+def contenders(task: Problem, family: str) -> Iterator[tuple[str, str, Callable[[Problem], Call]]]:
+    """(quantity, method, how to make it) of all that can do the problem."""
+    yield "gradient", "mean gradient", mean_gradient
+    yield "gramian", "loop", loop
+    yield "gramian", "vmap(vjp)", vmap_vjp
+    if task.per_sample:
+        yield "gramian", "vmap(grad)", vmap_grad
+        if importlib.util.find_spec("opacus"):
+            yield "gramian", "Opacus", opacus
+        if family == "mlp-sample" and importlib.util.find_spec("backpack"):
+            yield "gramian", "BackPACK", backpack
+    if importlib.util.find_spec("torchjd"):
+        yield "gramian", "TorchJD autojac", autojac
+        yield "gramian", "TorchJD autogram", autogram
+    for engine in ENGINES:
+        yield "gramian", f"ours, {engine}", lambda task, engine=engine: ours(task, engine)
+    if task.per_sample:
+        return
+    yield "gramian", "ours, rows, one at a time", lambda task: ours(task, "rows", chunk_size=1)
+    yield "step", "loop", lambda task: loop(task, step=True)
+    for engine in ENGINES:
+        yield "step", f"ours, {engine}", lambda task, engine=engine: our_step(task, engine)
+    # separate losses: what becomes of them where they come stacked to one vector
+    if len(leaves_of(task)[1]):
+        yield "gramian", "loop, stacked", lambda task: loop(task, stacked=True)
+        for engine in ENGINES:
+            name = f"ours, {engine}, stacked"
+            yield "gramian", name, lambda task, engine=engine: ours(task, engine, stacked=True)
+            yield "step", name, lambda task, engine=engine: our_step(task, engine, stacked=True)

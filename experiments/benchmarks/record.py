@@ -1,0 +1,168 @@
+"""Rows of measurements on disk, each with the settings that it was taken under."""
+
+import json
+import platform
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mtlfunc as mf
+from mtlfunc.core.files import digest, write_whole
+
+Row = dict[str, Any]
+Settings = dict[str, Any]
+VERSION = 2  # of the files; 1 had no settings in its rows
+
+
+def settings(**given: Any) -> Settings:
+    """Everything beside the case that a time depends on.
+
+    Args:
+        **given: the command's own settings, as they stand in JSON.
+
+    Returns:
+        These, with the machine, the versions of what is timed and a digest of the sources.
+    """
+    here = Path(__file__).parent
+    sources = sorted([*Path(mf.__file__).parent.rglob("*.py"), *here.glob("*.py")])
+    found = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **{name: installed for name in ("torchjd", "cvxpy") if (installed := _version(name))},
+        "sources": digest(sources)[:12],
+    }
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+    return found | given
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(chosen: Settings) -> str:
+    """Settings in one line."""
+    return ", ".join(
+        str(value) if key in ("processor", "GPU") else f"{key} {value}"
+        for key, value in chosen.items()
+    )
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a record; none where there is no file.
+
+    Args:
+        path: of the JSON file.
+
+    Raises:
+        SystemExit: where the file is damaged, or was written by another version.
+    """
+    if not path.exists():
+        return []
+    cure = "move it away or give another folder with --out"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found, rows = kept["version"], kept["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        old = isinstance(error, KeyError)
+        how = "was written by an older version" if old else f"cannot be read ({error})"
+        raise SystemExit(f"{path} {how}: {cure}") from error
+    if found != VERSION:
+        raise SystemExit(f"{path} is of version {found}, this code writes {VERSION}: {cure}")
+    return rows
+
+
+def groups(rows: Iterable[Row]) -> list[tuple[Settings, list[Row]]]:
+    """Rows by the settings that they were taken under."""
+    found: list[tuple[Settings, list[Row]]] = []
+    for row in rows:
+        same = next((kept for chosen, kept in found if chosen == row["settings"]), None)
+        if same is None:
+            found.append((row["settings"], same := []))
+        same.append(row)
+    return found
+
+
+def only(path: Path) -> tuple[Settings, list[Row]]:
+    """Settings and rows of a record whose rows were all taken alike.
+
+    Args:
+        path: of the JSON file.
+
+    Raises:
+        SystemExit: where there are no rows, or rows under several settings.
+    """
+    found = groups(read(path))
+    if len(found) != 1:
+        many = f"has rows under {len(found)} different settings" if found else "has no rows"
+        raise SystemExit(f"{path} {many}: run its benchmark again in an empty folder")
+    return found[0]
+
+
+class Record:
+    """A file of rows. A row is reused only where its cell and all of its settings are the same."""
+
+    def __init__(
+        self,
+        path: Path,
+        fields: tuple[str, ...],
+        chosen: Settings,
+        order: Callable[[Row], Any] = lambda row: 0,
+    ) -> None:
+        """Read what an earlier run left.
+
+        Args:
+            path: of the JSON file; it need not exist.
+            fields: the entries of a row that name its cell.
+            chosen: this run's `settings`.
+            order: key by which rows are sorted; in the order of measuring by default.
+        """
+        self.path, self.fields, self.settings, self.order = path, fields, chosen, order
+        self.rows = read(path)
+
+    def cell(self, row: Row) -> tuple[Any, ...]:
+        """What names the cell of a row."""
+        return tuple(row[field] for field in self.fields)
+
+    def missing(self, cells: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The cells that were not measured yet under this run's settings."""
+        done = {self.cell(row) for row in self.rows if row["settings"] == self.settings}
+        return [cell for cell in cells if cell not in done]
+
+    def keep(self, *found: Row) -> None:
+        """Put the rows of a cell or more in the place of older ones, and write the file whole."""
+        anew = {self.cell(row) for row in found}
+        self.rows = [row for row in self.rows if self.cell(row) not in anew]
+        self.rows = sorted(
+            [*self.rows, *(row | {"settings": self.settings} for row in found)], key=self.order
+        )
+        write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
+
+    def write_tables(self, path: Path, table: Callable[[list[Row], str], str]) -> None:
+        """Markdown, the rows of each settings under a heading of their own.
+
+        Args:
+            path: of the Markdown file.
+            table: makes a part of it, from rows and the line that describes their settings.
+        """
+        parts = [table(rows, describe(chosen)) for chosen, rows in groups(self.rows)]
+        write_whole(path, "\n".join(parts))
+
+    def here(self) -> list[Row]:
+        """The rows under this run's settings."""
+        return [row for row in self.rows if row["settings"] == self.settings]

@@ -1,0 +1,104 @@
+"""What became of the solvers' times and certificates: tables and a figure."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.benchmarks.record import Row
+from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
+from mtlfunc.core.files import write_whole
+
+
+def worst(row: Row, key: str) -> float:
+    """The worst of all families of a certificate's entry; NaN where none was solved."""
+    found = [family[key] for family in row["families"].values() if key in family]
+    values = [value for value in found if not math.isnan(value)]
+    return (min(values) if key == "kappa" else max(values)) if values else math.nan
+
+
+def count(row: Row, key: str) -> int:
+    """How many instances of all families were "solved" or "failed"."""
+    return sum(family[key] for family in row["families"].values())
+
+
+def tables(rows: Sequence[Row], machine: str) -> str:
+    """Markdown of rows that were taken under the settings that `machine` describes."""
+    lines = [
+        "# Solvers of the small problems",
+        "",
+        machine,
+        "",
+        "µs a problem: median (fastest), the whole call from the Gramian. kappa: the worst of all "
+        "families, away from stationarity; gap and infeasibility: the worst of all. cvxpy: a "
+        "parametrised program, built once and kept warm, Clarabel at the tolerance named. TorchJD "
+        "runs at its defaults, which bound its accuracy.",
+        "",
+    ]
+    for kind in KINDS:
+        chosen = [row for row in rows if row["kind"] == kind]
+        if chosen:
+            lines += [f"## {kind}", "", *_table(chosen), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    graphs = any("graph" in row for row in rows)
+    names = ["solver", "device", "T", "batch", "µs a problem", "worst kappa", "worst gap"]
+    names += ["infeasibility", "failed", *["µs, CUDA graph"] * graphs]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in rows:
+        failed, solved = count(row, "failed"), count(row, "solved")
+        cells = [
+            *(str(row[key]) for key in ("solver", "device", "tasks", "batch")),
+            f"{1e6 * row['median']:.3g} ({1e6 * row['fastest']:.3g})" if row["median"] else "–",
+            f"{worst(row, 'kappa'):.10g}",
+            f"{worst(row, 'gap'):.1e}",
+            f"{worst(row, 'infeasibility'):.1e}",
+            f"{failed} of {failed + solved}",
+            *[f"{1e6 * row['graph']:.3g}" if "graph" in row else ""] * graphs,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """Time of one problem against its worst certified gap, a panel a problem."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    families = len(rows[0]["families"])
+    panels = Figure(figsize=(4.2 * len(kinds), 4.6), layout="constrained")
+    axes = panels.subplots(1, len(kinds), sharey=True, squeeze=False)
+    colours = {name: f"C{i}" for i, name in enumerate(SOLVERS)}
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        for row in rows:
+            if row["kind"] == kind and row["batch"] == 1 and row["median"]:
+                colour = colours[row["solver"]]
+                axis.scatter(
+                    1e6 * row["median"],
+                    max(worst(row, "gap"), 1e-18),
+                    s=12 + 14 * math.log2(row["tasks"]),
+                    marker="o" if row["device"] == "cpu" else "^",
+                    facecolors="none" if count(row, "failed") else colour,
+                    edgecolors=colour,
+                    alpha=0.75,
+                )
+        axis.set(xscale="log", yscale="log", xlabel="time of one problem (µs)", title=kind)
+        axis.grid(alpha=0.25)
+    axes[0, 0].set_ylabel(f"worst normalised gap, {families} families")
+    used = {row["solver"] for row in rows}
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colours[name], label=name)
+        for name in SOLVERS
+        if name in used
+    ]
+    panels.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        title="a dot a number of tasks, the larger the more; hollow: some problems were not "
+        "solved at all, and are left out",
+    )
+    write_whole(path, lambda file: panels.savefig(file, format="png", dpi=150))
