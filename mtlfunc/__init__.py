@@ -10,7 +10,7 @@ from .analysis import diagnostics, pareto, theory
 from .audit import audit
 from .core import optim, random
 from .core.optim import adam, sgd
-from .core.saving import allow_loading
+from .core.saving import allow_loading as _allow_loading
 from .core.tree import assign_gradients, parameters, stack
 from .gradients import (
     explain_gramian,
@@ -89,7 +89,7 @@ from .types import (
 
 __version__ = "0.2.0"
 
-allow_loading(__name__)
+_allow_loading(__name__)
 
 __all__ = [
     "Balance",

@@ -25,12 +25,14 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function from `def` to its end, without its docstring."""
     documented = ast.get_docstring(function) is not None
     first = function.body[0]
+    assert function.end_lineno is not None
+    assert first.end_lineno is not None
     return (
         function.end_lineno
         - function.lineno
         + 1
         - documented * (first.end_lineno - first.lineno + 1)
-    )  # pyright: ignore[reportOptionalOperand]
+    )
 
 
 def test_few_entries_at_the_top():

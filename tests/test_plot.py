@@ -632,7 +632,9 @@ def test_weights_of_one_step_are_seen(record):
         assert ends == [
             pytest.approx(np.quantile(record[:, 0, task], [0.1, 0.9])) for task in range(2)
         ]
-    panel.get_legend().remove()
+    legend = panel.get_legend()
+    assert legend is not None
+    legend.remove()
     panel.set_axis_off()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...analysis.pareto import preferences
 from ...core import random
-from ...types import Batch, Key, Losses, LossesFn, Params
+from ...types import Batch, Key, Losses, Params
 
 
 class BenchmarkProblem(NamedTuple):
@@ -29,7 +29,7 @@ class BenchmarkProblem(NamedTuple):
 
     text: str  # what it is, where it is from, and what is known of it
     draw: Callable[[Key], tuple[Params, Any]]  # a seed's start and its data
-    losses: LossesFn  # (params, batch) -> losses [task], a vector
+    losses: Callable[[Params, Batch], Tensor]  # to the losses [task], a vector
     ideal: Float[Tensor, " task"]  # score 0
     nadir: Float[Tensor, " task"]  # score 1
     # a dense sample of the Pareto front, the same for every seed; None where it is not known
