@@ -55,7 +55,7 @@ def cvx() -> Solver:
         if isinstance(problem, DualCone):
             (u,) = _outside(_dual_cone, (2, 1), fixed)
             support = _active(u * _lengths(problem), problem.linear + problem.gramian @ u, problem)
-            u = carry(u, dual_cone_face(problem, support))
+            u = carry(u, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
         weights, w = _outside(_cagrad, (2, 0, 1), fixed)
         rates = problem.gradient(w)
