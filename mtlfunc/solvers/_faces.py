@@ -10,7 +10,17 @@ from torch.func import vmap
 from ..types import Solver
 from . import simplex
 from .face_solve import cagrad_face, dual_cone_face, lengths, min_norm_face
-from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, resolution, root, solver
+from .problems import (
+    Answer,
+    CAGrad,
+    DualCone,
+    MinNorm,
+    Problem,
+    constant_steps,
+    resolution,
+    root,
+    solver,
+)
 
 MOST_TASKS = 6
 

@@ -88,9 +88,7 @@ def _affine(gramian: Tensor, support: Tensor, linear: Tensor) -> tuple[Tensor, T
     return x, y
 
 
-def _solve(
-    matrix: Tensor, support: Tensor, right: Tensor, ridge: float, rounds: int
-) -> Tensor:
+def _solve(matrix: Tensor, support: Tensor, right: Tensor, ridge: float, rounds: int) -> Tensor:
     factor = torch.linalg.cholesky_ex(matrix + torch.diag(torch.where(support, ridge, 1.0)))[0]
     x = torch.cholesky_solve(right, factor)
     for _ in range(rounds - 1):

@@ -853,7 +853,8 @@ def _range(
     """Problems lo … hi - 1 of the batch."""
     count = gramian.shape[2]
     v, k = np.zeros((14, count + 2)), np.zeros((5, count + 5), np.int64)
-    m = np.empty((3, count, count + 8))  # rows a power of two apart would share lines of the cache
+    # rows of three matrices a power of two apart would share lines of the cache
+    m = np.empty((3, count, count + 8 if count >= 32 else count))
     least, finite, definite, zero = 1.0, False, False, False
     run = len(report) // len(gramian)
     for problem in range(lo, hi):
