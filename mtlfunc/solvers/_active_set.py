@@ -101,7 +101,7 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
         w = carry(dual, min_norm_face(problem, support[0]))
         return w, w, steps
     if isinstance(problem, DualCone):
-        u = carry(dual, dual_cone_face(problem, support[0]))
+        u = carry(dual, dual_cone_face(problem, support[0], eps))
         return problem.weights + u, u, steps
     stationary = info[1] > 0
     # Each branch gets a harmless face where the other one is taken: derivatives of what is not
@@ -109,7 +109,7 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
     first = torch.arange(count, device=support.device) == 0
     ordinary = cagrad_face(problem, torch.where(stationary, first, support[0]))[0]
     shortest = min_norm_face(MinNorm(problem.gramian), torch.where(stationary, support[0], first))
-    push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1])
+    push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1], eps)
     w = carry(dual, torch.where(stationary, shortest, ordinary))
     safe = torch.where(stationary, problem.preference, carry(dual, ordinary))
     return (

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..types import Solver
 from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
-from .problems import Answer, DualCone, MinNorm, Problem, constant_steps, solver
+from .problems import Answer, DualCone, MinNorm, Problem, constant_steps, resolution, solver
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -53,9 +52,9 @@ def cvx() -> Solver:
             w = carry(w, min_norm_face(problem, support))
             return w, w, steps
         if isinstance(problem, DualCone):
-            (u,) = _outside(_dual_cone, (2, 1), fixed)
+            (u,) = _outside(partial(_dual_cone, eps=eps), (2, 1), fixed)
             support = _active(u * _lengths(problem), problem.linear + problem.gramian @ u, problem)
-            u = carry(u, dual_cone_face(problem, support))
+            u = carry(u, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
         weights, w = _outside(_cagrad, (2, 0, 1), fixed)
         rates = problem.gradient(w)
@@ -133,11 +132,13 @@ def _units(gramian: Array) -> Array:
     return np.where(n > 0, n, 1.0)
 
 
-def _root(gramian: Array) -> Array:
-    """R with RᵀR = G, accurate row by row however the norms are spread."""
+def _root(gramian: Array, ridge: float = 0.0) -> Array:
+    """R with RᵀR = G + ridge·diag(G), accurate row by row however the norms are spread."""
     unit = _units(gramian)
     values, vectors = np.linalg.eigh(gramian / np.outer(unit, unit))
-    return np.sqrt(values.clip(0))[:, None] * vectors.T * np.sqrt(gramian.diagonal().clip(0))
+    return (
+        np.sqrt(values.clip(0) + ridge)[:, None] * vectors.T * np.sqrt(gramian.diagonal().clip(0))
+    )
 
 
 def _min_norm(gramian: Array) -> tuple[Array]:
@@ -171,33 +172,38 @@ def _cagrad(gramian: Array, c: float, preference: Array) -> tuple[Array, Array]:
     return max(recovered, direct, key=lambda weights: float((gramian @ weights).min())), w
 
 
-def _dual_cone(gramian: Array, weights: Array) -> tuple[Array]:
+def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array]:
     if not all(np.isfinite(x).all() for x in (gramian, weights)):
         return (np.full(len(gramian), np.nan),)
     unit = _units(gramian)
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
-    factor = _root(gramian)
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
+    # With the ridge its unknowns are bounded, too.
     y = _run(
         *_dual_cone_program(len(gramian)),
-        R=factor / unit,
-        b=factor.T @ (factor @ weights) / unit / (scale or 1.0),
+        R=_root(gramian, resolution(len(gramian), eps)) / unit,
+        b=gramian @ weights / unit / (scale or 1.0),
         simplex=False,
     )
     return (y * (scale or 1.0) / unit,)
 
 
-Program = tuple[cp.Problem, cp.Variable]
+Program = tuple[Any, Any]
+"""A cvxpy problem and the variable that is its answer."""
 
 
 @cache
 def _min_norm_program(count: int) -> Program:
+    import cvxpy as cp
+
     w, factor = cp.Variable(count, nonneg=True), cp.Parameter((count, count), name="R")
     return cp.Problem(cp.Minimize(cp.sum_squares(factor @ w)), [cp.Zero(cp.sum(w) - 1)]), w
 
 
 @cache
 def _cagrad_dual(count: int) -> Program:
+    import cvxpy as cp
+
     w, factor, linear = (
         cp.Variable(count, nonneg=True),
         cp.Parameter((count, count), name="R"),
@@ -208,6 +214,8 @@ def _cagrad_dual(count: int) -> Program:
 
 @cache
 def _cagrad_primal(count: int) -> Program:
+    import cvxpy as cp
+
     move, worst = cp.Variable(count), cp.Variable()
     factor, linear = cp.Parameter((count, count), name="R"), cp.Parameter(count, name="b")
     return cp.Problem(
@@ -217,6 +225,8 @@ def _cagrad_primal(count: int) -> Program:
 
 @cache
 def _dual_cone_program(count: int) -> Program:
+    import cvxpy as cp
+
     u, factor, linear = (
         cp.Variable(count, nonneg=True),
         cp.Parameter((count, count), name="R"),
@@ -225,9 +235,9 @@ def _dual_cone_program(count: int) -> Program:
     return cp.Problem(cp.Minimize(0.5 * cp.sum_squares(factor @ u) + linear @ u)), u
 
 
-def _run(
-    program: cp.Problem, variable: cp.Variable, *, simplex: bool = True, **values: Array
-) -> Array:
+def _run(program: Any, variable: Any, *, simplex: bool = True, **values: Array) -> Array:
+    import cvxpy as cp
+
     for name, parameter in program.param_dict.items():
         parameter.value = values[name]
     # Clarabel sometimes stalls just short of 1e-12 and calls it a failure; a looser target then

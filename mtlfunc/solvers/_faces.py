@@ -10,7 +10,17 @@ from torch.func import vmap
 from ..types import Solver
 from . import simplex
 from .face_solve import cagrad_face, dual_cone_face, lengths, min_norm_face
-from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, root, solver
+from .problems import (
+    Answer,
+    CAGrad,
+    DualCone,
+    MinNorm,
+    Problem,
+    constant_steps,
+    resolution,
+    root,
+    solver,
+)
 
 MOST_TASKS = 6
 
@@ -45,7 +55,7 @@ def faces() -> Solver:
             w = _min_norm(problem)
             return w, w, steps
         if isinstance(problem, DualCone):
-            u = _dual_cone(problem)
+            u = _dual_cone(problem, eps)
             return problem.weights + u, u, steps
         return *_cagrad(problem, eps), steps
 
@@ -80,7 +90,7 @@ def _cagrad(problem: CAGrad, eps: float) -> tuple[Tensor, Tensor]:
     return at_stationary_points(
         problem,
         _min_norm(MinNorm(problem.gramian)),
-        _dual_cone(DualCone(problem.gramian, problem.preference)),
+        _dual_cone(DualCone(problem.gramian, problem.preference), eps),
         w,
         eps,
     )
@@ -96,11 +106,12 @@ def at_stationary_points(
     optimal as soon as the ball holds it.
     """
     gramian = problem.gramian
-    noise = 8 * len(shortest) * eps * (root(gramian.diagonal()) @ shortest) ** 2
+    resolved = resolution(len(shortest), eps)
+    noise = resolved * (root(gramian.diagonal()) @ shortest) ** 2
     reach = root(push @ gramian @ push)
     stationary = (
         (shortest @ gramian @ shortest <= noise)
-        & (reach <= (1 + 8 * len(shortest) * eps) * problem.radius)
+        & (reach <= (1 + resolved) * problem.radius)
         & (problem.radius > 0)
     )  # equal at c = 1 where v = 0
     # keeps the branch not taken finite, derivatives too
@@ -110,19 +121,19 @@ def at_stationary_points(
     )
 
 
-def _dual_cone(problem: DualCone) -> Float[Tensor, " task"]:
+def _dual_cone(problem: DualCone, eps: float) -> Float[Tensor, " task"]:
     fixed = DualCone(problem.gramian.detach(), problem.weights.detach())
     n = lengths(fixed.gramian)
 
     def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
-        u = dual_cone_face(fixed, face).clamp_min(0)
+        u = dual_cone_face(fixed, face, eps).clamp_min(0)
         slack = (fixed.linear + fixed.gramian @ u) / n
         return u, torch.where(u > 0, slack.abs(), -slack).amax().clamp_min(0)
 
     count = len(fixed.gramian)
     none = torch.zeros(1, count, dtype=torch.bool, device=n.device)
     support = _support(*vmap(candidate)(torch.cat([none, simplex.faces(count, n.device)])))
-    return dual_cone_face(problem, support).clamp_min(0)
+    return dual_cone_face(problem, support, eps).clamp_min(0)
 
 
 def on_simplex(w: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Closed-form minimisers on one face: given the support, the weights are a formula, and so are all
-derivatives.
+"""Closed-form minimisers on one face: given the support, the weights are a formula.
 
+So are all their derivatives.
 A support is a mask `[task]`. Every function is plain torch without branches on values: it vmaps,
 compiles and differentiates. Rows are scaled to unit length first, so that gradients of very
-different norms are solved equally well. A ridge at rounding level keeps the systems definite when
-gradients on the face depend on each other; two refinement steps take its effect out again.
+different norms are solved equally well. A ridge keeps the systems definite where gradients on the
+face depend on each other; refinement takes its effect out again where it is resolved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .problems import CAGrad, DualCone, MinNorm, root
+from .problems import CAGrad, DualCone, MinNorm, resolution, root
 
 
 def lengths(gramian: Float[Tensor, "task task"]) -> Float[Tensor, " task"]:
@@ -55,13 +55,16 @@ def cagrad_face(
     return centre + torch.where(single | ~bounded, 0.0, step) * delta, bounded
 
 
-def dual_cone_face(problem: DualCone, support: Bool[Tensor, " task"]) -> Float[Tensor, " task"]:
-    """The u, zero off the support, with G u = -G w on it; entries may be negative."""
+def dual_cone_face(
+    problem: DualCone, support: Bool[Tensor, " task"], eps: float
+) -> Float[Tensor, " task"]:
+    """The u, zero off the support, with G u = -G w on it as far as a Gramian with noise `eps`
+    resolves it (see `problems.resolution`); entries may be negative.
+    """
     n = lengths(problem.gramian)
     matrix = torch.where(support[:, None] & support, problem.gramian / (n[:, None] * n), 0.0)
-    return (
-        _solve(matrix, support, torch.where(support, -problem.linear / n, 0.0)[:, None])[:, 0] / n
-    )
+    right = torch.where(support, -problem.linear / n, 0.0)[:, None]
+    return _solve(matrix, support, right, resolution(len(n), eps), 2)[:, 0] / n
 
 
 def carry(value: Tensor, formula: Tensor) -> Tensor:
@@ -80,14 +83,14 @@ def _affine(gramian: Tensor, support: Tensor, linear: Tensor) -> tuple[Tensor, T
         support[:, None] & support, gramian / (n[:, None] * n) + e[:, None] * e, 0.0
     )
     right = torch.stack([e, torch.where(support, linear / n, 0.0)], -1)
-    x, y = (_solve(matrix, support, right) / n[:, None]).unbind(-1)
+    ridge = 4 * len(n) * torch.finfo(n.dtype).eps
+    x, y = (_solve(matrix, support, right, ridge, 3) / n[:, None]).unbind(-1)
     return x, y
 
 
-def _solve(matrix: Tensor, support: Tensor, right: Tensor) -> Tensor:
-    ridge = 4 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+def _solve(matrix: Tensor, support: Tensor, right: Tensor, ridge: float, rounds: int) -> Tensor:
     factor = torch.linalg.cholesky_ex(matrix + torch.diag(torch.where(support, ridge, 1.0)))[0]
     x = torch.cholesky_solve(right, factor)
-    for _ in range(2):
+    for _ in range(rounds - 1):
         x = x + torch.cholesky_solve(right - matrix @ x, factor)
     return x

@@ -1,12 +1,24 @@
-# compiled functions take their scratch space as arguments
-"""Compiled active-set kernels for the CPU: the three small problems solved exactly, batch entry by
-batch entry.
+"""Compiled active-set kernels for the CPU: the three small problems solved exactly, one by one.
 
 Everything happens on unit rows: with n_t a power of two next to ‖g_t‖, C = G/(n nᵀ) is free of
 rounding and a_t = min(n)/n_t. The unknowns are y_t = w_t/a_t, so that the simplex is {y >= 0, a·y =
 1} and the violation of a task is read as a cosine, whatever its scale. The noise of (C y)_t is
 about ε Σ|y|, with ε the machine epsilon of the arithmetic that made G; every threshold below is a
-multiple of it.
+multiple of it, or of δ, the square of the smallest opening that G resolves
+(`problems.resolution`).
+
+There is one loop a problem: `_min_norm` (Wolfe), `_cagrad` (the same with the minimiser of CAGrad's
+dual on a face) and `_dual_cone` (Lawson and Hanson). Each adds the task with the largest violation,
+solves the face, and drops the tasks whose weights would be negative on the way. One that enters and
+at once wants to leave did so by rounding: it stays out until there is progress. Each face visited
+has a lower objective than the one before, so that the loops are finite; should rounding make one
+turn in a circle all the same, then after 4T + 20 entries whoever left may not return, and at most T
+entries are left.
+
+A rough phase of at most 16 turns comes first where the start is a vertex: all tasks enter that are
+half as violated as the worst (but none that nearly depends on those inside), all that get weights
+<= 0 leave, nothing is refined. It finds most of the support in a few faces. The exact loop starts
+from there and proves the answer, whatever the rough phase did.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +26,11 @@ from itertools import pairwise
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
+
+from ...core._kernels.compiling import jit
+from ..problems import resolution
 
 Array = np.ndarray
-MIN_NORM, CAGRAD, DUAL_CONE = 0, 1, 2
 INDEFINITE = 1e3
 """A cosine matrix with an eigenvalue below -INDEFINITE·T·ε is no Gramian in that precision."""
 ROUNDING = 2.2e-16
@@ -25,9 +38,14 @@ ROUNDING = 2.2e-16
 """
 PARALLEL_WORK = 100_000
 """batch · (T² + 64) from which starting threads pays."""
+ROUGH_TURNS = 16
+CENTRES = 2
+"""Steps of the proximal-point method for the dual cone: the first regularises, the second takes the
+effect out where it is resolved.
+"""
 
 # sums may be reordered; NaN and infinity keep their meaning
-_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_jit = jit(fastmath={"reassoc", "contract"})
 # `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions
 # that numba has to read.
 
@@ -59,22 +77,19 @@ def solve(
     report = np.empty((batch, 3 * count + 2))
     support = np.empty((batch, 2, count), dtype=np.bool_)
     info = np.empty((batch, 2), dtype=np.int64)
+    given = gramian, vector, c, kind, eps, resolution(count, eps)
     if threads == 1 or batch * (count * count + 64) < PARALLEL_WORK:
-        _range(gramian, vector, c, kind, eps, 0, batch, report, support, info)
+        _range(*given, 0, batch, report, support, info)
         return report, support, info
     # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python
     # threads meet in them. The caller works, too. Every range prepares the Gramian that it shares
     # anew, so there are no more of them than needed.
-    bounds = (
-        np.linspace(0, batch, min(batch, (1 if len(gramian) == 1 else 4) * threads) + 1)
-        .astype(int)
-        .tolist()
-    )
-    ranges = iter(list(pairwise(bounds)))
+    pieces = min(batch, (1 if len(gramian) == 1 else 4) * threads)
+    ranges = iter(list(pairwise(np.linspace(0, batch, pieces + 1).astype(int).tolist())))
 
     def work() -> None:
         for lo, hi in ranges:
-            _range(gramian, vector, c, kind, eps, lo, hi, report, support, info)
+            _range(*given, lo, hi, report, support, info)
 
     with ThreadPoolExecutor(threads - 1) as pool:
         helpers = [pool.submit(work) for _ in range(threads - 1)]
@@ -84,687 +99,792 @@ def solve(
     return report, support, info
 
 
+# --- a face and its linear algebra --------------------------------------------------------------
+
+
+MIN_NORM, CAGRAD, DUAL_CONE = 0, 1, 2
+# A problem and the face that its loop is on live in three arrays, in rows with names: passing these
+# costs a kernel of a microsecond nothing, a tuple of twenty arrays doubled its time.
+COSINE, MATRIX, FACTOR = 0, 1, 2
+"""m `[3, T, T]`: C; C + eeᵀ on the face; its Cholesky factor, with the inverse diagonal."""
+INDEX, INSIDE, BLOCKED, REAL, COUNT = 0, 1, 2, 3, 4
+"""k `[5, T + 5]`, integers: the face's tasks in the order of the factor's rows; whether a task is
+among them; whether it may not enter before there is progress; whether its gradient is not zero;
+counters.
+"""
+SIZE, VALID, FRESH, SOLVED, NEWEST = 0, 1, 2, 3, 4
+"""The counters: tasks on the face, rows of the factor that hold for it, tasks that have just
+entered, faces solved, and the task that entered last (-1: none, or it has stayed).
+"""
+A, LENGTH, BETA, RATES, E, X, Z, OTHER, RESIDUAL, RIGHT, CENTRE, Y, PUSH, SCALAR = range(14)
+"""v `[14, T + 2]`: a; √C_tt, between 1/√2 and √2; the linear term, C times the given vector; rates;
+a in units of its largest entry on the face (0 for the dual cone); scratch; the face's minimiser, or
+while a task is chosen the violations; scratch; the centre of a proximal step; the answer; CAGrad's
+step to the dual cone; numbers.
+"""
+RIDGE, UNIT = 0, 1
+"""The numbers: what is added to the diagonal where a face's gradients depend on each other, and the
+largest a on the face.
+"""
+
+
 @_jit
 @no_type_check
-def _scale(gramian: Array, cosine: Array, a: Array) -> tuple[float, bool, bool, bool]:
+def _scale(gramian: Array, v: Array, k: Array, m: Array) -> tuple[float, bool, bool, bool]:
     """Fill C and a; return min(n), whether all entries are finite, whether a diagonal entry is
     negative, and whether one is zero.
     """
-    count = len(a)
+    count = m.shape[1]
     least, finite, negative, zero = np.inf, True, False, False
     for i in range(count):
         square = gramian[i, i]
+        k[REAL, i] = square > 0
         if square > 0 and square < np.inf:
-            exponent = np.floor(0.5 * np.log2(square) + 0.5)
-            a[i] = 2.0**exponent
-            least = min(least, a[i])
+            v[A, i] = 2.0 ** np.floor(0.5 * np.log2(square) + 0.5)
+            least = min(least, v[A, i])
         else:
-            a[i] = 0.0
+            v[A, i] = 0.0
             zero = zero or square == 0
             negative = negative or square < 0
     if least == np.inf:
         least = 1.0
     for i in range(count):
-        if a[i] == 0:
-            a[i] = least  # its row of C is zero
+        if v[A, i] == 0:
+            v[A, i] = least  # its row of C is zero
         for j in range(i + 1):
             entry = 0.5 * (gramian[i, j] + gramian[j, i])
             finite = finite and np.isfinite(entry)
-            cosine[i, j] = entry / a[i] / a[j]
-            cosine[j, i] = cosine[i, j]
+            entry = entry / v[A, i] / v[A, j]
+            m[COSINE, i, j] = m[COSINE, j, i] = entry
+        v[LENGTH, i] = np.sqrt(max(m[COSINE, i, i], 0.0))
     for i in range(count):
-        a[i] = least / a[i]
+        v[A, i] = least / v[A, i]
     return least, finite, negative, zero
 
 
 @_jit
 @no_type_check
-def _eliminate(matrix: Array, factor: Array, i: int, ridge: float) -> float:
-    """Row i of the Cholesky factor of matrix + ridge·I (inverse diagonal) but for its diagonal;
+def _eliminate(m: Array, which: int, i: int, ridge: float) -> float:
+    """Row i of the Cholesky factor of m[which] + ridge·I (inverse diagonal) but for its diagonal;
     return the square of that, the pivot.
     """
     for j in range(i):
-        entry = matrix[i, j]
+        entry = m[which, i, j]
         for l in range(j):
-            entry -= factor[i, l] * factor[j, l]
-        factor[i, j] = entry * factor[j, j]
-    pivot = matrix[i, i] + ridge
+            entry -= m[FACTOR, i, l] * m[FACTOR, j, l]
+        m[FACTOR, i, j] = entry * m[FACTOR, j, j]
+    pivot = m[which, i, i] + ridge
     for l in range(i):
-        pivot -= factor[i, l] * factor[i, l]
+        pivot -= m[FACTOR, i, l] * m[FACTOR, i, l]
     return pivot
 
 
 @_jit
 @no_type_check
-def _semidefinite(cosine: Array, bound: float, factor: Array) -> bool:
+def _semidefinite(m: Array, bound: float) -> bool:
     """Whether C + bound·I has a Cholesky factor: no eigenvalue of C lies below -bound."""
-    for i in range(len(cosine)):
-        pivot = _eliminate(cosine, factor, i, bound)
+    for i in range(m.shape[1]):
+        pivot = _eliminate(m, COSINE, i, bound)
         if not pivot > 0:
             return False
-        factor[i, i] = 1 / np.sqrt(pivot)
+        m[FACTOR, i, i] = 1 / np.sqrt(pivot)
     return True
 
 
 @_jit
 @no_type_check
-def _factor(
-    cosine: Array,
-    e: Array,
-    index: Array,
-    size: int,
-    valid: int,
-    ridge: float,
-    floor: float,
-    matrix: Array,
-    factor: Array,
-) -> int:
-    """Rows valid…size of the face's matrix C + eeᵀ and of its Cholesky factor (inverse diagonal);
-    return how many rows there are now.
-
-    Without a ridge that is fewer than `size` if a pivot lies below `floor`: this gradient depends
-    on those before it.
+def _factorise(v: Array, k: Array, m: Array, ridge: float, floor: float, least: float) -> None:
+    """The rows of the face's matrix and factor that do not hold yet, up to the first pivot below
+    `floor`: the gradient of that task depends on those before it.
     """
-    for i in range(valid, size):
+    for i in range(k[COUNT, VALID], k[COUNT, SIZE]):
+        task = k[INDEX, i]
         for j in range(i + 1):
-            matrix[i, j] = cosine[index[i], index[j]] + e[index[i]] * e[index[j]]
-            matrix[j, i] = matrix[i, j]
-        pivot = _eliminate(matrix, factor, i, ridge)
-        if pivot < floor and ridge == 0:
-            return i
-        factor[i, i] = 1 / np.sqrt(max(pivot, 0.25 * floor))
-    return size
+            entry = m[COSINE, task, k[INDEX, j]] + v[E, task] * v[E, k[INDEX, j]]
+            m[MATRIX, i, j] = m[MATRIX, j, i] = entry
+        pivot = _eliminate(m, MATRIX, i, ridge)
+        if pivot < floor:
+            k[COUNT, VALID] = i
+            return
+        m[FACTOR, i, i] = 1 / np.sqrt(max(pivot, least))
+    k[COUNT, VALID] = k[COUNT, SIZE]
 
 
 @_jit
 @no_type_check
-def _solve_face(
-    matrix: Array, factor: Array, size: int, rounds: int, right: Array, x: Array, residual: Array
-) -> None:
-    """x = (matrix + ridge)⁻¹ right; every round after the first refines it towards matrix⁻¹ right."""
+def _solve_face(v: Array, k: Array, m: Array, rounds: int, x: int) -> None:
+    """v[x] = (matrix + ridge)⁻¹ right; every round after the first refines it towards matrix⁻¹
+    right.
+    """
+    size = k[COUNT, SIZE]
     for i in range(size):
-        x[i] = 0.0
-        residual[i] = right[i]
+        v[x, i] = 0.0
+        v[RESIDUAL, i] = v[RIGHT, i]
     for turn in range(rounds):
         if turn:
             for i in range(size):
-                entry = right[i]
+                entry = v[RIGHT, i]
                 for j in range(size):
-                    entry -= matrix[i, j] * x[j]
-                residual[i] = entry
+                    entry -= m[MATRIX, i, j] * v[x, j]
+                v[RESIDUAL, i] = entry
         for i in range(size):
-            entry = residual[i]
+            entry = v[RESIDUAL, i]
             for j in range(i):
-                entry -= factor[i, j] * residual[j]
-            residual[i] = entry * factor[i, i]
+                entry -= m[FACTOR, i, j] * v[RESIDUAL, j]
+            v[RESIDUAL, i] = entry * m[FACTOR, i, i]
         for i in range(size - 1, -1, -1):
-            step = residual[i] * factor[i, i]
-            x[i] += step
+            step = v[RESIDUAL, i] * m[FACTOR, i, i]
+            v[x, i] += step
             for j in range(i):
-                residual[j] -= factor[i, j] * step
+                v[RESIDUAL, j] -= m[FACTOR, i, j] * step
 
 
 @_jit
 @no_type_check
-def _times(cosine: Array, y: Array, index: Array, size: int, out: Array) -> tuple[float, float]:
-    """out = C y with y zero off the face; return yᵀC y and Σ y."""
-    count = len(out)
+def _times(v: Array, k: Array, m: Array, y: int) -> tuple[float, float]:
+    """rates = C y with y zero off the face; return yᵀC y and Σ y."""
+    count, total, square = m.shape[1], 0.0, 0.0
     for i in range(count):
-        out[i] = 0.0
-    total, square = 0.0, 0.0
-    for j in range(size):
-        weight = y[index[j]]
+        v[RATES, i] = 0.0
+    for j in range(k[COUNT, SIZE]):
+        task = k[INDEX, j]
+        weight = v[y, task]
         total += weight
-        row = cosine[index[j]]
         for i in range(count):
-            out[i] += weight * row[i]
-    for j in range(size):
-        square += y[index[j]] * out[index[j]]
+            v[RATES, i] += weight * m[COSINE, task, i]
+    for j in range(k[COUNT, SIZE]):
+        square += v[y, k[INDEX, j]] * v[RATES, k[INDEX, j]]
     return square, total  # pyright: ignore[reportReturnType]
 
 
 @_jit
 @no_type_check
-def _product(cosine: Array, x: Array, out: Array) -> float:
-    """out = C x; return xᵀC x. Rows whose x is 0 cost nothing: supports are small, and UPGrad asks
-    for one task at a time.
-    """
-    count = len(out)
-    out[:] = 0.0
-    for j in range(count):
-        if x[j] != 0:
-            for i in range(count):
-                out[i] += x[j] * cosine[j, i]
-    square = 0.0
+def _product(v: Array, m: Array, x: int, out: int) -> float:
+    """v[out] = C x; return xᵀC x. Rows whose x is 0 cost nothing: UPGrad has one task at a time."""
+    count, square = m.shape[1], 0.0
     for i in range(count):
-        square += x[i] * out[i]
+        v[out, i] = 0.0
+    for j in range(count):
+        weight = v[x, j]
+        if weight != 0:
+            for i in range(count):
+                v[out, i] += weight * m[COSINE, j, i]
+    for i in range(count):
+        square += v[x, i] * v[out, i]
     return square
+
+
+# --- moves that the loops share -----------------------------------------------------------------
 
 
 @_jit
 @no_type_check
-def _descend(
-    kind: int, cosine: Array, a: Array, beta: Array, radius: float, magnitude: float, eps: float,
-    y: Array, index: Array, size: int, rates: Array, real: Array, matrix: Array, factor: Array, v: Array, flags: Array,
-) -> tuple[int, int]:  # fmt: skip
-    """The add-and-drop loop from a feasible y with support index[:size]; return the size of the
-    final support and the number of faces solved.
-
-    kind MIN_NORM: ½ yᵀC y, CAGRAD: β·y + radius·√(yᵀC y), both on a·y = 1; DUAL_CONE: ½ yᵀC y +
-    β·y. `magnitude` is Σ|·| of the vector that β is C times, for its noise. A task enters by the
-    largest violation measured as a cosine. One that enters and at once wants to leave did so by
-    rounding: it stays out until there is progress. Each face visited has a lower objective than the
-    one before, so that the loop is finite; should rounding make it turn in a circle all the same,
-    then after 4T + 20 entries whoever left may not return, and at most T entries are left.
-
-    A rough phase of at most 16 turns comes first, unless the start is a face of CAGrad's: all tasks
-    enter that are half as violated as the worst (but none that nearly depends on those inside), all
-    that get weights <= 0 leave, nothing is refined. It finds most of the support in a few faces.
-    The loop above starts from there and proves the answer, whatever the rough phase did.
-    """
-    count = len(a)
-    x, z, other, residual, right, e = v[0], v[1], v[2], v[3], v[4], v[5]
-    inside, blocked = flags[0], flags[1]
+def _begin(v: Array, k: Array, count: int, y: int) -> None:
+    """The face is the support of y."""
+    size = 0
     for i in range(count):
-        inside[i] = 0
-        blocked[i] = 0
-        e[i] = 0.0
+        k[INSIDE, i] = v[y, i] > 0
+        k[BLOCKED, i] = 0
+        v[E, i] = 0.0
+        if v[y, i] > 0:
+            k[INDEX, size] = i
+            size += 1
+    k[COUNT, SIZE], k[COUNT, VALID], k[COUNT, FRESH], k[COUNT, NEWEST] = size, 0, 0, -1
+    v[SCALAR, RIDGE], v[SCALAR, UNIT] = 0.0, 0.0
+
+
+@_jit
+@no_type_check
+def _price(v: Array, k: Array, count: int, level: float, noise: float, total: float) -> float:
+    """z = how far the rates of the tasks outside lie below level·a, beyond the noise, as cosines;
+    return the largest, its task in NEWEST.
+    """
+    worst, newest = 0.0, -1
+    for i in range(count):
+        v[Z, i] = 0.0
+        if not k[INSIDE, i] and not k[BLOCKED, i] and k[REAL, i]:
+            slack = noise * max(1.0, total * v[A, i])
+            v[Z, i] = (level * v[A, i] - v[RATES, i] - slack) / v[LENGTH, i]
+            if v[Z, i] > worst:
+                worst, newest = v[Z, i], i
+    k[COUNT, NEWEST] = newest
+    return worst
+
+
+@_jit
+@no_type_check
+def _enter(k: Array, task: int) -> None:
+    k[INDEX, k[COUNT, SIZE]] = task
+    k[INSIDE, task] = 1
+    k[COUNT, SIZE] += 1
+
+
+@_jit
+@no_type_check
+def _choose(v: Array, k: Array, count: int, worst: float, rough: bool) -> None:
+    """Put the newest task on the face; in the rough phase all that are at least half as violated
+    (`worst`), none of which counts as the newest.
+    """
+    if not rough:
+        _enter(k, k[COUNT, NEWEST])
+        return
+    before = k[COUNT, SIZE]
+    for i in range(count):
+        if v[Z, i] >= 0.5 * worst:
+            _enter(k, i)
+    k[COUNT, FRESH] = k[COUNT, SIZE] - before
+    k[COUNT, NEWEST] = -1
+
+
+@_jit
+@no_type_check
+def _without_dependent(k: Array) -> bool:
+    """Take the first of the fresh tasks that depends on those before it off the face again; whether
+    the rough phase goes on.
+    """
+    valid = k[COUNT, VALID]
+    if valid < k[COUNT, SIZE] - k[COUNT, FRESH]:
+        return False
+    k[COUNT, SIZE] -= 1
+    k[COUNT, FRESH] -= 1
+    k[INSIDE, k[INDEX, valid]] = 0
+    for i in range(valid, k[COUNT, SIZE]):
+        k[INDEX, i] = k[INDEX, i + 1]
+    return k[COUNT, FRESH] > 0
+
+
+@_jit
+@no_type_check
+def _rejected(v: Array, k: Array) -> bool:
+    """Whether the newest task, last on the face, wants to leave at once: off it goes, blocked."""
+    newest = k[COUNT, NEWEST]
+    if newest < 0 or v[Z, k[COUNT, SIZE] - 1] > 0:
+        k[COUNT, NEWEST] = -1
+        return False
+    k[COUNT, SIZE] -= 1
+    k[COUNT, VALID] = min(k[COUNT, VALID], k[COUNT, SIZE])
+    k[INSIDE, newest] = 0
+    k[BLOCKED, newest] = 1
+    return True
+
+
+@_jit
+@no_type_check
+def _advance(
+    v: Array, k: Array, count: int, y: int, bounded: bool, rough: bool, late: bool
+) -> bool:
+    """From y to the minimiser z, or along the direction z where there is none, as far as y >= 0;
+    return whether nothing is in the way. Otherwise who reaches 0 leaves (in the rough phase, all
+    whose z <= 0).
+    """
+    size, share, leaver = k[COUNT, SIZE], 1.0 if bounded else np.inf, -1
     for i in range(size):
-        inside[index[i]] = 1
-    valid, ridge, unit, solved, turn, rounds = 0, 0.0, 0.0, 0, 0, 2
-    entered, settled, polished, rough = -1, size <= 1, False, kind != CAGRAD or size == 1
+        if v[Z, i] <= 0 if bounded else v[Z, i] < 0:
+            here = v[y, k[INDEX, i]]
+            fraction = here / (here - v[Z, i]) if bounded else -here / v[Z, i]
+            if leaver < 0 or fraction < share:
+                share, leaver = fraction, k[INDEX, i]
+    if leaver < 0:
+        for i in range(size if bounded else 0):
+            v[y, k[INDEX, i]] = v[Z, i]
+        for i in range(0 if late else count):
+            k[BLOCKED, i] = 0
+        return True
+    kept, valid = 0, k[COUNT, VALID]
+    for i in range(size):
+        task = k[INDEX, i]
+        target = v[Z, i] - v[y, task] if bounded else v[Z, i]
+        moved = v[Z, i] if rough and bounded else v[y, task] + share * target
+        v[y, task] = 0.0 if task == leaver else max(moved, 0.0)
+        if v[Z, i] <= 0 and v[y, task] == 0:
+            k[INSIDE, task] = 0
+            k[BLOCKED, task] = late
+            valid = min(valid, i)
+        else:
+            k[INDEX, kept] = task
+            kept += 1
+    k[COUNT, SIZE], k[COUNT, VALID] = kept, valid
+    return False
+
+
+# --- the simplex: min-norm and CAGrad -----------------------------------------------------------
+
+
+@_jit
+@no_type_check
+def _prepare(v: Array, k: Array, m: Array, eps: float, rough: bool) -> bool:
+    """Bring e and the factor to this face, with a ridge at rounding level where its gradients
+    depend on each other (in the rough phase without those); return whether that phase goes on.
+    """
+    while True:
+        size, largest = k[COUNT, SIZE], 0.0
+        for i in range(size):
+            largest = max(largest, v[A, k[INDEX, i]])
+        if largest != v[SCALAR, UNIT]:
+            v[SCALAR, UNIT], v[SCALAR, RIDGE], k[COUNT, VALID] = largest, 0.0, 0
+        for i in range(size):
+            v[E, k[INDEX, i]] = v[A, k[INDEX, i]] / largest
+        floor, ridge = np.sqrt(eps) if rough else 4 * size * eps, v[SCALAR, RIDGE]
+        _factorise(v, k, m, ridge, floor if ridge == 0 else 0.0, 0.25 * floor)
+        if k[COUNT, VALID] == size:
+            return rough
+        if not rough:
+            v[SCALAR, RIDGE], k[COUNT, VALID] = floor, 0
+            _factorise(v, k, m, floor, 0.0, 0.25 * floor)
+            return False
+        rough = _without_dependent(k)
+
+
+@_jit
+@no_type_check
+def _left(v: Array, k: Array) -> None:
+    """A ridge is for the face that needed it: the next one is factorised anew."""
+    if v[SCALAR, RIDGE] > 0:
+        v[SCALAR, RIDGE], k[COUNT, VALID] = 0.0, 0
+
+
+@_jit
+@no_type_check
+def _onto_simplex(v: Array, k: Array, y: int) -> None:
+    total = 0.0
+    for i in range(k[COUNT, SIZE]):
+        total += v[A, k[INDEX, i]] * v[y, k[INDEX, i]]
+    for i in range(k[COUNT, SIZE]):
+        v[y, k[INDEX, i]] /= total
+
+
+@_jit
+@no_type_check
+def _nearest(v: Array, k: Array, m: Array, rounds: int) -> None:
+    """z = the point of the face's affine hull that is nearest to 0."""
+    size, total = k[COUNT, SIZE], 0.0
+    for i in range(size):
+        v[RIGHT, i] = v[E, k[INDEX, i]]
+    _solve_face(v, k, m, rounds, X)
+    for i in range(size):
+        total += v[A, k[INDEX, i]] * v[X, i]
+    for i in range(size):
+        v[Z, i] = v[X, i] / total
+    k[COUNT, SOLVED] += 1
+
+
+@_jit
+@no_type_check
+def _polish(v: Array, k: Array, m: Array, y: int, eps: float) -> None:
+    """Pareto stationary up to rounding: the answer is a null vector of C on this face, and inverse
+    iteration finds it also where a·y = 1 hardly binds (norms 1e8 apart). y takes it if it is >= 0.
+    """
+    size = k[COUNT, SIZE]
+    ridge = 4 * size * eps
+    for i in range(size):
+        v[X, i] = v[y, k[INDEX, i]]
+        v[E, k[INDEX, i]] = 0.0
+    v[SCALAR, UNIT], v[SCALAR, RIDGE], k[COUNT, VALID] = 0.0, ridge, 0
+    _factorise(v, k, m, ridge, 0.0, 0.25 * ridge)
+    for _ in range(2):
+        largest = 0.0
+        for i in range(size):
+            v[RIGHT, i] = v[X, i]
+        _solve_face(v, k, m, 1, X)
+        for i in range(size):
+            largest = max(largest, abs(v[X, i]))
+        for i in range(size):
+            v[X, i] /= largest
+    for i in range(size):
+        if not v[X, i] > -8 * size * eps:
+            return
+    for i in range(size):
+        v[y, k[INDEX, i]] = max(v[X, i], 0.0)
+    _onto_simplex(v, k, y)
+
+
+@_jit
+@no_type_check
+def _min_norm(v: Array, k: Array, m: Array, y: int, eps: float) -> None:
+    """½ yᵀC y from a vertex y, by Wolfe's loop: y is the answer."""
+    count, turn, rough, polished = m.shape[1], 0, True, False
+    _begin(v, k, count, y)
     while True:
         turn += 1
-        fresh = 0
+        late = turn > 4 * count + 20
+        square, total = _times(v, k, m, y)
+        noise = 8 * eps * total * (64 if rough else 1)  # nothing is refined yet
+        worst = _price(v, k, count, square, noise, total)
+        flat = square <= 8 * count * eps * total * total
+        if not rough and k[COUNT, NEWEST] < 0:
+            return
+        if not rough and k[COUNT, SIZE] > 1 and not polished and flat:
+            # what violates now may be the error of y alone
+            polished = True
+            _polish(v, k, m, y, eps)
+            continue
+        polished = False
+        if rough and (k[COUNT, NEWEST] < 0 or turn >= ROUGH_TURNS or flat):
+            rough = False
+            k[COUNT, NEWEST] = -1
+        else:
+            _choose(v, k, count, worst, rough)
+        while True:
+            rough = _prepare(v, k, m, eps, rough)
+            _nearest(v, k, m, 1 if rough else 2 if v[SCALAR, RIDGE] == 0 else 4)
+            if _rejected(v, k):
+                _left(v, k)
+                break
+            if _advance(v, k, count, y, True, rough, late):
+                break
+            _left(v, k)
+            _onto_simplex(v, k, y)
+
+
+@_jit
+@no_type_check
+def _lowest_on_face(v: Array, k: Array, m: Array, radius: float, rounds: int) -> bool:
+    """z = the minimiser of β·y + radius·√(yᵀC y) on the face's affine hull, or (False) a direction
+    along which it falls for ever.
+    """
+    size = k[COUNT, SIZE]
+    _nearest(v, k, m, rounds)
+    if size == 1:
+        return True
+    for i in range(size):
+        v[RIGHT, i] = v[BETA, k[INDEX, i]]
+    _solve_face(v, k, m, rounds, OTHER)
+    sum_other, height, along, e_z, e_d = 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(size):
+        sum_other += v[A, k[INDEX, i]] * v[OTHER, i]
+    for i in range(size):
+        v[OTHER, i] = v[Z, i] * sum_other - v[OTHER, i]
+        e_z += v[E, k[INDEX, i]] * v[Z, i]
+        e_d += v[E, k[INDEX, i]] * v[OTHER, i]
+    for i in range(size):
+        row_z, row_d = -e_z * v[E, k[INDEX, i]], -e_d * v[E, k[INDEX, i]]
+        for j in range(size):
+            row_z += m[MATRIX, i, j] * v[Z, j]
+            row_d += m[MATRIX, i, j] * v[OTHER, j]
+        height += v[Z, i] * row_z
+        along += v[OTHER, i] * row_d
+    room = radius * radius - along
+    bounded = room > 0
+    stride = np.sqrt(max(height, 0.0) / room) if bounded else 0.0
+    for i in range(size):
+        v[Z, i] = v[Z, i] + stride * v[OTHER, i] if bounded else v[OTHER, i]
+    return bounded
+
+
+@_jit
+@no_type_check
+def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: float) -> None:
+    """β·y + radius·√(yᵀC y) from a feasible y; `magnitude` is Σ|·| of the vector that β is C times.
+
+    There is no rough phase where the start has more than one task: then it was chosen with care.
+    """
+    count, turn = m.shape[1], 0
+    _begin(v, k, count, Y)
+    rough = settled = k[COUNT, SIZE] == 1
+    while True:
+        turn += 1
         late = turn > 4 * count + 20
         if settled:
-            square, total = _times(cosine, y, index, size, rates)
-            level, noise = 0.0, 8 * eps * total
-            if kind == MIN_NORM:
-                level = square
-            elif kind == CAGRAD:
-                pull = radius / np.sqrt(square) if square > 0 else 0.0
-                for i in range(count):
-                    rates[i] = beta[i] + pull * rates[i]
-                for i in range(size):
-                    level += y[index[i]] * rates[index[i]]
-                noise = 8 * eps * (magnitude + pull * total)
-            else:
-                for i in range(count):
-                    rates[i] += beta[i]
-                noise = 8 * eps * (magnitude + total)
-            noise *= 64 if rough else 1  # nothing is refined yet
-            worst, entered = 0.0, -1
+            square, total = _times(v, k, m, Y)
+            pull, level = radius / np.sqrt(square) if square > 0 else 0.0, 0.0
             for i in range(count):
-                z[i] = 0.0
-                if not inside[i] and not blocked[i] and real[i]:
-                    slack = noise * (max(1.0, total * a[i]) if kind != DUAL_CONE else 1.0)
-                    z[i] = (level * a[i] - rates[i] - slack) / np.sqrt(cosine[i, i])
-                    if z[i] > worst:
-                        worst, entered = z[i], i
-            if entered < 0 and not rough:
-                return size, solved
-            if rough:
-                rough = (
-                    entered >= 0
-                    and turn < 16
-                    and (kind == DUAL_CONE or square > 8 * count * eps * total * total)
-                )
-                for i in range(count if rough else 0):  # z holds the violations
-                    if z[i] >= 0.5 * worst:
-                        index[size] = i
-                        inside[i] = 1
-                        size += 1
-                        fresh += 1
-                entered = -1
-            elif (
-                kind == MIN_NORM
-                and size > 1
-                and not polished
-                and square <= 8 * count * eps * total * total
-            ):
-                # Pareto stationary up to rounding: the answer is a null vector of C on this face,
-                # and inverse iteration finds it also where a·y = 1 hardly binds (norms 1e8 apart).
-                # What violates now may be the error of y alone.
-                polished, nonnegative = True, True
-                for i in range(size):
-                    x[i] = y[index[i]]
-                    e[index[i]] = 0.0
-                unit, ridge = 0.0, 4 * size * eps
-                valid = _factor(cosine, e, index, size, 0, ridge, ridge, matrix, factor)
-                for _ in range(2):
-                    for i in range(size):
-                        right[i] = x[i]
-                    _solve_face(matrix, factor, size, 1, right, x, residual)
-                    largest = 0.0
-                    for i in range(size):
-                        largest = max(largest, abs(x[i]))
-                    for i in range(size):
-                        x[i] /= largest
-                total = 0.0
-                for i in range(size):
-                    nonnegative = nonnegative and x[i] > -8 * size * eps
-                    x[i] = max(x[i], 0.0)
-                    total += a[index[i]] * x[i]
-                if not nonnegative:
-                    continue
-                for i in range(size):
-                    y[index[i]] = x[i] / total
-                continue
+                v[RATES, i] = v[BETA, i] + pull * v[RATES, i]
+            for i in range(k[COUNT, SIZE]):
+                level += v[Y, k[INDEX, i]] * v[RATES, k[INDEX, i]]
+            noise = 8 * eps * (magnitude + pull * total) * (64 if rough else 1)
+            worst = _price(v, k, count, level, noise, total)
+            if not rough and k[COUNT, NEWEST] < 0:
+                return
+            flat = square <= 8 * count * eps * total * total
+            if rough and (k[COUNT, NEWEST] < 0 or turn >= ROUGH_TURNS or flat):
+                rough = False
+                k[COUNT, NEWEST] = -1
             else:
-                polished = False
-                index[size] = entered
-                inside[entered] = 1
-                size += 1
-        while True:
-            if kind != DUAL_CONE:
-                largest = 0.0
-                for i in range(size):
-                    largest = max(largest, a[index[i]])
-                if largest != unit:
-                    unit, valid, ridge = largest, 0, 0.0
-                for i in range(size):
-                    e[index[i]] = a[index[i]] / unit
-            floor = np.sqrt(eps) if rough else 4 * size * eps
-            valid = _factor(cosine, e, index, size, valid, ridge, floor, matrix, factor)
-            if valid < size and rough:
-                rough = valid >= size - fresh and fresh > 1
-                if valid >= size - fresh:
-                    inside[index[valid]] = 0
-                    fresh -= 1
-                    size -= 1
-                    for i in range(valid, size):
-                        index[i] = index[i + 1]
-                continue
-            if valid < size:
-                ridge = floor
-                valid = _factor(cosine, e, index, size, 0, ridge, floor, matrix, factor)
-            rounds = 1 if rough else 2 if ridge == 0 else 4
-            solved += 1
-            # The face's minimiser z, or (bounded = False) a direction along which the objective
-            # falls for ever.
-            bounded = True
-            if kind == DUAL_CONE:
-                for i in range(size):
-                    right[i] = -beta[index[i]]
-                _solve_face(matrix, factor, size, rounds, right, z, residual)
-            else:
-                for i in range(size):
-                    right[i] = e[index[i]]
-                _solve_face(matrix, factor, size, rounds, right, x, residual)
-                sum_x = 0.0
-                for i in range(size):
-                    sum_x += a[index[i]] * x[i]
-                for i in range(size):
-                    z[i] = x[i] / sum_x
-                if kind == CAGRAD and size > 1:
-                    for i in range(size):
-                        right[i] = beta[index[i]]
-                    _solve_face(matrix, factor, size, rounds, right, other, residual)
-                    sum_other = 0.0
-                    for i in range(size):
-                        sum_other += a[index[i]] * other[i]
-                    height, along, e_z, e_d = 0.0, 0.0, 0.0, 0.0
-                    for i in range(size):
-                        other[i] = z[i] * sum_other - other[i]
-                        e_z += e[index[i]] * z[i]
-                        e_d += e[index[i]] * other[i]
-                    for i in range(size):
-                        row_z, row_d = -e_z * e[index[i]], -e_d * e[index[i]]
-                        for j in range(size):
-                            row_z += matrix[i, j] * z[j]
-                            row_d += matrix[i, j] * other[j]
-                        height += z[i] * row_z
-                        along += other[i] * row_d
-                    room = radius * radius - along
-                    bounded = room > 0
-                    stride = np.sqrt(max(height, 0.0) / room) if bounded else 0.0
-                    for i in range(size):
-                        z[i] = z[i] + stride * other[i] if bounded else other[i]
-            if entered >= 0 and z[size - 1] <= 0:  # the newest is last
-                size -= 1
-                valid = size
-                inside[entered] = 0
-                blocked[entered] = 1
-                if ridge > 0:
-                    valid, ridge = 0, 0.0
-                break
-            entered = -1
-            share, leaver = 1.0 if bounded else np.inf, -1
-            for i in range(size):
-                if z[i] <= 0 if bounded else z[i] < 0:
-                    here = y[index[i]]
-                    fraction = here / (here - z[i]) if bounded else -here / z[i]
-                    if leaver < 0 or fraction < share:
-                        share, leaver = fraction, i
-            if leaver < 0:
-                if bounded:
-                    for i in range(size):
-                        y[index[i]] = z[i]
-                if not late:
-                    for i in range(count):
-                        blocked[i] = 0
-                break
-            for i in range(size):
-                target = z[i] - y[index[i]] if bounded else z[i]
-                y[index[i]] = max(z[i] if rough and bounded else y[index[i]] + share * target, 0.0)
-            y[index[leaver]] = 0.0
-            kept, valid = 0, size
-            for i in range(size):
-                if z[i] <= 0 and y[index[i]] == 0:
-                    inside[index[i]] = 0
-                    blocked[index[i]] = late
-                    valid = min(valid, i)
-                else:
-                    index[kept] = index[i]
-                    kept += 1
-            size = kept
-            if ridge > 0:
-                valid, ridge = 0, 0.0
-            if kind != DUAL_CONE:
-                total = 0.0
-                for i in range(size):
-                    total += a[index[i]] * y[index[i]]
-                for i in range(size):
-                    y[index[i]] /= total
-            elif size == 0:
-                break
+                _choose(v, k, count, worst, rough)
         settled = True
+        while True:
+            rough = _prepare(v, k, m, eps, rough)
+            rounds = 1 if rough else 2 if v[SCALAR, RIDGE] == 0 else 4
+            bounded = _lowest_on_face(v, k, m, radius, rounds)
+            if _rejected(v, k):
+                _left(v, k)
+                break
+            if _advance(v, k, count, Y, bounded, rough, late):
+                break
+            _left(v, k)
+            _onto_simplex(v, k, Y)
+
+
+# --- the dual cone ------------------------------------------------------------------------------
+
+
+@_jit
+@no_type_check
+def _lowest_in_cone(v: Array, k: Array, m: Array, ridge: float, rough: bool) -> bool:
+    """z = (C + ridge)⁻¹(ridge·centre - β) on the face, as a correction of the centre; return
+    whether the rough phase goes on.
+    """
+    _factorise(v, k, m, ridge, np.sqrt(ridge) if rough else 0.0, 0.25 * ridge)
+    while k[COUNT, VALID] < k[COUNT, SIZE]:
+        rough = _without_dependent(k)
+        _factorise(v, k, m, ridge, np.sqrt(ridge) if rough else 0.0, 0.25 * ridge)
+    size = k[COUNT, SIZE]
+    for i in range(size):
+        entry = -v[BETA, k[INDEX, i]]
+        for j in range(size):
+            entry -= m[MATRIX, i, j] * v[CENTRE, k[INDEX, j]]
+        v[RIGHT, i] = entry
+    _solve_face(v, k, m, 1, Z)
+    for i in range(size):
+        v[Z, i] += v[CENTRE, k[INDEX, i]]
+    k[COUNT, SOLVED] += 1
+    return rough
+
+
+@_jit
+@no_type_check
+def _dual_cone(
+    v: Array, k: Array, m: Array, y: int, magnitude: float, eps: float, ridge: float
+) -> float:
+    """½ yᵀC y + β·y over y >= 0, from 0; `magnitude` is Σ|·| of the vector that β is C times.
+
+    Two steps of the proximal-point method, each with ½ ridge‖y - centre‖² added: no pivot is below
+    the ridge, so that no face is without a correct digit. Return yᵀC y.
+    """
+    count = m.shape[1]
+    for i in range(count):
+        v[y, i] = v[CENTRE, i] = 0.0
+    _begin(v, k, count, y)
+    for step in range(CENTRES):
+        turn, settled, rough = 0, step == 0, step == 0
+        while True:
+            turn += 1
+            late = turn > 4 * count + 20
+            if settled:
+                _, total = _times(v, k, m, y)
+                for i in range(count):
+                    v[RATES, i] += v[BETA, i] + ridge * (v[y, i] - v[CENTRE, i])
+                noise = 8 * eps * (magnitude + total) * (64 if rough else 1)
+                worst = _price(v, k, count, 0.0, noise, 0.0)
+                if not rough and k[COUNT, NEWEST] < 0:
+                    break
+                if rough and (k[COUNT, NEWEST] < 0 or turn >= ROUGH_TURNS):
+                    rough = False
+                    k[COUNT, NEWEST] = -1
+                else:
+                    _choose(v, k, count, worst, rough)
+            settled = True
+            while k[COUNT, SIZE] > 0:
+                rough = _lowest_in_cone(v, k, m, ridge, rough)
+                if _rejected(v, k) or _advance(v, k, count, y, True, rough, late):
+                    break
+        if k[COUNT, SIZE] == 0:
+            return 0.0
+        for i in range(count if step + 1 < CENTRES else 0):
+            v[CENTRE, i] = v[y, i]
+    reach = 0.0
+    for i in range(count):  # yᵀC y, without the cancellation in it
+        reach -= v[y, i] * (v[BETA, i] + ridge * (v[y, i] - v[CENTRE, i]))
+    return max(reach, 0.0)
+
+
+# --- one problem after the other ----------------------------------------------------------------
+
+
+@_jit
+@no_type_check
+def _shortest(v: Array, k: Array, m: Array, zero: bool, eps: float) -> None:
+    """The min-norm answer y; where there are zero gradients the hull holds 0, and every such task
+    is as good.
+    """
+    size, nearest, count = 0, 0, m.shape[1]
+    for i in range(count):
+        v[Y, i] = 0.0
+        size += not k[REAL, i]
+        if v[LENGTH, i] * v[A, nearest] < v[LENGTH, nearest] * v[A, i]:
+            nearest = i
+    if not zero:
+        v[Y, nearest] = 1 / v[A, nearest]
+        _min_norm(v, k, m, Y, eps)
+        return
+    for i in range(count):
+        if not k[REAL, i]:
+            v[Y, i] = 1 / (v[A, i] * size)
+    _begin(v, k, count, Y)
+
+
+@_jit
+@no_type_check
+def _worst_rate(v: Array, count: int, pull: float) -> float:
+    """Of β + pull·C y, in the units of min(n); `rates` holds C y."""
+    worst = np.inf
+    for i in range(count):
+        worst = min(worst, (v[BETA, i] + pull * v[RATES, i]) / v[A, i])
+    return worst
+
+
+@_jit
+@no_type_check
+def _only(v: Array, count: int, task: int) -> None:
+    """y is this vertex."""
+    for i in range(count):
+        v[Y, i] = 1 / v[A, i] if i == task else 0.0
+
+
+@_jit
+@no_type_check
+def _in_ball(
+    v: Array, k: Array, m: Array, zero: bool, radius: float, magnitude: float, eps: float,
+    ridge: float,
+) -> bool:  # fmt: skip
+    """CAGrad's dual answer y; True where the direction is not to be had from it, but is the
+    projection on the dual cone (`push` its multipliers), or as much of it as the ball holds.
+    """
+    count, vertex, vertex_value = m.shape[1], 0, np.inf
+    for i in range(count):
+        value = (v[BETA, i] + radius * v[LENGTH, i]) / v[A, i]
+        if value < vertex_value:
+            vertex, vertex_value = i, value
+    _only(v, count, vertex)
+    if radius == 0:  # F is linear, the direction g₀
+        return False
+    if not zero:
+        # Away from Pareto stationarity F is smooth, and the best vertex as good a start as any.
+        _cagrad(v, k, m, radius, magnitude, eps)
+        square, total = _times(v, k, m, Y)
+        if square > 1e-6 * total * total:
+            return False
+    _shortest(v, k, m, zero, eps)
+    square, total = _times(v, k, m, Y)
+    square = 0.0 if zero else max(square, 0.0)
+    lowest, safest, shrink = radius * np.sqrt(square), -np.inf, 1.0
+    for i in range(count):
+        lowest += v[BETA, i] * v[Y, i]
+    if square <= max(1e-6, ridge) * total * total:
+        # Near Pareto stationarity: where the ball holds the projection on the dual cone, that is
+        # the answer; elsewhere its multipliers are a start with F < 0, from which g_w = 0 is never
+        # visited.
+        reach = _dual_cone(v, k, m, PUSH, magnitude, eps, ridge)
+        _times(v, k, m, PUSH)
+        shrink = min(1.0, radius / np.sqrt(reach)) if reach > 0 else 1.0
+        safest = _worst_rate(v, count, shrink)
+        pareto = square <= ridge * total * total
+        value, total = radius * np.sqrt(reach), 0.0
+        for i in range(count):
+            value += v[BETA, i] * v[PUSH, i]
+            total += v[A, i] * v[PUSH, i]
+        stationary = pareto and reach <= (1 + ridge) * radius * radius
+        for i in range(count):
+            if total > 0 and not stationary and (value < lowest * total or pareto):
+                v[Y, i] = v[PUSH, i] / total
+            v[PUSH, i] *= shrink
+        if stationary:
+            return True
+        lowest = value / total if total > 0 and (value < lowest * total or pareto) else lowest
+    if vertex_value < lowest:
+        _only(v, count, vertex)
+    _cagrad(v, k, m, radius, magnitude, eps)
+    square, total = _times(v, k, m, Y)
+    # the projection may do better than what g_w says of d
+    pull = radius / np.sqrt(max(square, 0.0) + ROUNDING * total * total)
+    return _worst_rate(v, count, pull) < safest
+
+
+@_jit
+@no_type_check
+def _recover(
+    v: Array, m: Array, kind: int, given: Array, stationary: bool, radius: float, out: Array
+) -> float:
+    """Dual and weights in the caller's units; return CAGrad's dual value."""
+    count, total, pull, value = m.shape[1], 0.0, 0.0, 0.0
+    for i in range(count):
+        total += v[A, i] * v[Y, i]
+    for i in range(count):
+        dual = v[A, i] * v[Y, i] if kind == DUAL_CONE else v[A, i] * v[Y, i] / total
+        out[count + i] = dual
+        out[i] = dual if kind == MIN_NORM else given[i] + dual
+        v[X, i] = dual / v[A, i]
+    if kind != CAGRAD:
+        return value
+    square, total = max(_product(v, m, X, RATES), 0.0), 0.0
+    for i in range(count):
+        value += v[BETA, i] * v[X, i]
+        total += v[X, i]
+    if square > 0:
+        pull = radius / np.sqrt(square + ROUNDING * total * total)
+    for i in range(count):
+        out[i] = given[i] + (v[A, i] * v[PUSH, i] if stationary else pull * out[count + i])
+    return value + radius * np.sqrt(square)
+
+
+@_jit
+@no_type_check
+def _certify(
+    v: Array, k: Array, m: Array, kind: int, value: float, unit: float, out: Array
+) -> None:
+    """Rates, value and gap from the answer alone; `value` is CAGrad's dual value."""
+    count, smallest, own, spread, gap = m.shape[1], np.inf, 0.0, 0.0, 0.0
+    for i in range(count):
+        v[X, i] = out[i] / v[A, i]
+        spread += v[LENGTH, i] * abs(v[X, i])
+    _product(v, m, X, RATES)
+    for i in range(count):
+        rate = v[RATES, i] / v[A, i]
+        out[2 * count + i] = rate * unit
+        smallest = min(smallest, rate)
+        own += out[i] * rate
+        gap += out[count + i] * abs(rate)
+        if rate < 0:
+            gap -= rate * spread / (v[LENGTH, i] / v[A, i] if k[REAL, i] else 1.0)
+    if kind == MIN_NORM:
+        gap = own - smallest
+    elif kind == CAGRAD:
+        gap = value - smallest
+    out[3 * count] = (value if kind == CAGRAD else 0.5 * own) * unit
+    out[3 * count + 1] = max(gap, 0.0) * unit
 
 
 @_jit
 @no_type_check
 def _range(
-    gramian: Array,
-    vector: Array,
-    c: Array,
-    kind: int,
-    eps: float,
-    lo: int,
-    hi: int,
-    report: Array,
-    support: Array,
-    info: Array,
-) -> None:
+    gramian: Array, vector: Array, c: Array, kind: int, eps: float, ridge: float, lo: int, hi: int,
+    report: Array, support: Array, info: Array,
+) -> None:  # fmt: skip
+    """Problems lo … hi - 1 of the batch."""
     count = gramian.shape[2]
-    cosine, matrix, factor = (
-        np.empty((count, count)),
-        np.empty((count, count)),
-        np.empty((count, count)),
-    )
-    v, a, flags = np.empty((6, count)), np.empty(count), np.empty((2, count), np.uint8)
-    y, shortest, push = np.empty(count), np.empty(count), np.empty(count)
-    index, real = np.empty(count + 1, np.int64), np.empty(count, np.uint8)
-    beta, rates, given = np.empty(count), np.empty(count), np.empty(count)
-    weights, dual = np.empty(count), np.empty(count)
+    v, k = np.zeros((14, count + 2)), np.zeros((5, count + 5), np.int64)
+    # rows of three matrices a power of two apart would share lines of the cache
+    m = np.empty((3, count, count + 8 if count >= 32 else count))
     least, finite, definite, zero = 1.0, False, False, False
     run = len(report) // len(gramian)
     for problem in range(lo, hi):
-        out = report[problem]
-        matrix_g = gramian[problem // run]
-        asked = vector[problem if len(vector) > 1 else 0]
+        given = vector[problem if len(vector) > 1 else 0]
         ball = c[problem if len(c) > 1 else 0]
         if problem == lo or problem % run == 0:
-            least, finite, negative, zero = _scale(matrix_g, cosine, a)
-            definite = (
-                finite and not negative and _semidefinite(cosine, INDEFINITE * count * eps, factor)
-            )
-        fine = definite and np.isfinite(ball)
+            least, finite, negative, zero = _scale(gramian[problem // run], v, k, m)
+            definite = finite and not negative and _semidefinite(m, INDEFINITE * count * eps)
+        fine, magnitude, radius, stationary = definite and np.isfinite(ball), 0.0, 0.0, False
         for i in range(count):
-            fine = fine and np.isfinite(asked[i])
+            fine = fine and np.isfinite(given[i])
+            v[X, i] = given[i] / v[A, i] if k[REAL, i] else 0.0
+            magnitude += abs(v[X, i])
             support[problem, 0, i] = support[problem, 1, i] = False
-        info[problem, 0], info[problem, 1] = 0, 0
+        info[problem, 0], info[problem, 1] = 0, -1 if finite and not definite else 0
         if not fine:
-            info[problem, 1] = -1 if finite and not definite else 0
-            out[:] = np.nan
+            report[problem, :] = np.nan
             continue
-        magnitude, radius = 0.0, 0.0
-        for i in range(count):
-            real[i] = matrix_g[i, i] > 0
-            y[i] = shortest[i] = push[i] = 0.0
-            given[i] = asked[i] / a[i] if real[i] else 0.0
-            magnitude += abs(given[i])
         if kind != MIN_NORM:
-            radius = ball * np.sqrt(max(_product(cosine, given, beta), 0.0))
-        solved, size, stationary, pareto, shrink, safest, regular = (
-            0,
-            0,
-            False,
-            False,
-            1.0,
-            -np.inf,
-            False,
-        )
-        if kind == DUAL_CONE:
-            size, solved = _descend(
-                kind,
-                cosine,
-                a,
-                beta,
-                0.0,
-                magnitude,
-                eps,
-                y,
-                index,
-                0,
-                rates,
-                real,
-                matrix,
-                factor,
-                v,
-                flags,
-            )
-        elif kind == CAGRAD and radius == 0:  # F is linear, the direction g₀
-            lowest = 0
-            for i in range(count):
-                if beta[i] / a[i] < beta[lowest] / a[lowest]:
-                    lowest = i
-            y[lowest] = 1 / a[lowest]
-            index[0], size = lowest, 1
-        else:
-            if kind == CAGRAD and not zero:
-                # Away from Pareto stationarity F is smooth, and the best vertex as good a start as
-                # any.
-                size, value = 0, np.inf
-                for i in range(count):
-                    entry = (beta[i] + radius * np.sqrt(cosine[i, i])) / a[i]
-                    if entry < value:
-                        value, index[0] = entry, i
-                y[index[0]] = 1 / a[index[0]]
-                size, solved = _descend(
-                    CAGRAD,
-                    cosine,
-                    a,
-                    beta,
-                    radius,
-                    magnitude,
-                    eps,
-                    y,
-                    index,
-                    1,
-                    rates,
-                    real,
-                    matrix,
-                    factor,
-                    v,
-                    flags,
-                )
-                square, total = _times(cosine, y, index, size, rates)
-                regular = square > 1e-6 * total * total
-            if regular:
-                pass
-            elif zero:  # the hull holds 0, and every such task is as good
-                for i in range(count):
-                    if not real[i]:
-                        index[size] = i
-                        size += 1
-                for i in range(size):
-                    shortest[index[i]] = 1 / (a[index[i]] * size)
-            else:
-                nearest = 0
-                for i in range(count):
-                    if matrix_g[i, i] < matrix_g[nearest, nearest]:
-                        nearest = i
-                shortest[nearest] = 1 / a[nearest]
-                index[0] = nearest
-                size, more = _descend(
-                    MIN_NORM,
-                    cosine,
-                    a,
-                    beta,
-                    0.0,
-                    0.0,
-                    eps,
-                    shortest,
-                    index,
-                    1,
-                    rates,
-                    real,
-                    matrix,
-                    factor,
-                    v,
-                    flags,
-                )
-                solved += more
-            if kind == MIN_NORM:
-                y[:] = shortest
-            elif not regular:
-                square, total = _times(cosine, shortest, index, size, rates)
-                if zero:
-                    square = total = 0.0
-                y[:] = shortest
-                lowest = beta @ y + radius * np.sqrt(max(square, 0.0))
-                if square <= max(1e-6, 8 * count * eps) * total * total:
-                    # Near Pareto stationarity: where the ball holds the projection on the dual
-                    # cone, that is the answer; elsewhere its multipliers are a start with F < 0,
-                    # from which g_w = 0 is never visited.
-                    pushed, more = _descend(
-                        DUAL_CONE,
-                        cosine,
-                        a,
-                        beta,
-                        0.0,
-                        magnitude,
-                        eps,
-                        push,
-                        index,
-                        0,
-                        rates,
-                        real,
-                        matrix,
-                        factor,
-                        v,
-                        flags,
-                    )
-                    solved += more
-                    reach, _ = _times(cosine, push, index, pushed, rates)
-                    shrink, safest = min(1.0, radius / np.sqrt(reach)) if reach > 0 else 1.0, np.inf
-                    for i in range(count):
-                        safest = min(safest, (beta[i] + shrink * rates[i]) / a[i])
-                    pareto = square <= 8 * count * eps * total * total
-                    stationary = pareto and reach <= (1 + 8 * count * eps) * radius * radius
-                    if not stationary and pushed > 0:
-                        sum_push, value = 0.0, 0.0
-                        for i in range(count):
-                            sum_push += a[i] * push[i]
-                            value += beta[i] * push[i]
-                        value = (value + radius * np.sqrt(max(reach, 0.0))) / sum_push
-                        if value < lowest or pareto:
-                            lowest = value
-                            for i in range(count):
-                                y[i] = push[i] / sum_push
-                if not stationary:
-                    best = -1
-                    for i in range(count):
-                        value = (beta[i] + radius * np.sqrt(cosine[i, i])) / a[i]
-                        if real[i] and value < lowest:
-                            lowest, best = value, i
-                    if best >= 0:
-                        y[:] = 0.0
-                        y[best] = 1 / a[best]
-                    size = 0
-                    for i in range(count):
-                        if y[i] > 0:
-                            index[size] = i
-                            size += 1
-                    size, more = _descend(
-                        CAGRAD,
-                        cosine,
-                        a,
-                        beta,
-                        radius,
-                        magnitude,
-                        eps,
-                        y,
-                        index,
-                        size,
-                        rates,
-                        real,
-                        matrix,
-                        factor,
-                        v,
-                        flags,
-                    )
-                    solved += more
-                    square, total = _times(cosine, y, index, size, rates)
-                    pull = radius / np.sqrt(max(square, 0.0) + ROUNDING * total * total)
-                    smallest = np.inf
-                    for i in range(count):
-                        smallest = min(smallest, (beta[i] + pull * rates[i]) / a[i])
-                    # the projection, or as much of it as the ball holds, does better than what g_w
-                    # tells of d
-                    stationary = smallest < safest
-                for i in range(count):
-                    push[i] *= shrink
-        # The answer in the caller's units, and its certificate from it alone.
-        total = 0.0
-        for i in range(count):
-            dual[i] = a[i] * y[i]
-            total += dual[i]
-            support[problem, 0, i] = y[i] > 0
-            support[problem, 1, i] = stationary and push[i] > 0
-        if kind != DUAL_CONE:
-            for i in range(count):
-                dual[i] /= total
-        info[problem, 0], info[problem, 1] = solved, stationary
-        pull, value = 0.0, 0.0
-        if kind == CAGRAD:
-            total = 0.0
-            for i in range(count):
-                given[i] = dual[i] / a[i]
-                total += given[i]
-            square = max(_product(cosine, given, rates), 0.0)
-            value = beta @ given + radius * np.sqrt(square)
-            if square > 0:
-                pull = radius / np.sqrt(square + ROUNDING * total * total)
-        for i in range(count):
-            if kind == MIN_NORM:
-                weights[i] = dual[i]
-            elif kind == DUAL_CONE:
-                weights[i] = asked[i] + dual[i]
-            elif stationary:
-                weights[i] = asked[i] + a[i] * push[i]
-            else:
-                weights[i] = asked[i] + pull * dual[i]
-            given[i] = weights[i] / a[i]
-        _product(cosine, given, rates)
-        smallest, own, spread = np.inf, 0.0, 0.0
-        for i in range(count):
-            rate = rates[i] / a[i]
-            out[i], out[count + i], out[2 * count + i] = weights[i], dual[i], rate * least * least
-            smallest = min(smallest, rate)
-            own += weights[i] * rate
-            spread += np.sqrt(cosine[i, i]) / a[i] * abs(weights[i])
+            radius = ball * np.sqrt(max(_product(v, m, X, BETA), 0.0))
+        k[COUNT, SOLVED] = 0
         if kind == MIN_NORM:
-            value, gap = 0.5 * own, own - smallest
+            _shortest(v, k, m, zero, eps)
         elif kind == CAGRAD:
-            gap = value - smallest
+            stationary = _in_ball(v, k, m, zero, radius, magnitude, eps, ridge)
         else:
-            value, gap = 0.5 * own, 0.0
-            for i in range(count):
-                rate = out[2 * count + i] / least / least
-                gap += dual[i] * abs(rate)
-                if rate < 0:
-                    gap -= rate * spread / (np.sqrt(cosine[i, i]) / a[i] if real[i] else 1.0)
-        out[3 * count] = value * least * least
-        out[3 * count + 1] = max(gap, 0.0) * least * least
+            _dual_cone(v, k, m, Y, magnitude, eps, ridge)
+        info[problem, 0], info[problem, 1] = k[COUNT, SOLVED], stationary
+        for i in range(count):
+            support[problem, 0, i] = v[Y, i] > 0
+            support[problem, 1, i] = stationary and v[PUSH, i] > 0
+        value = _recover(v, m, kind, given, stationary, radius, report[problem])
+        _certify(v, k, m, kind, value, least * least, report[problem])
