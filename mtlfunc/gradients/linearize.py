@@ -163,7 +163,8 @@ def linearize(
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
         backward.record = differentiated((losses, weights, matrix))
-        return backward.leaves(names, weights.to(losses.dtype) @ matrix)
+        with torch.inference_mode(False):
+            return backward.leaves(names, weights.to(losses.dtype) @ matrix)
 
     mixed = losses if mix is None else matrix @ losses
     found = gramian if measured else None
