@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -66,15 +66,19 @@ def losses_alone(losses_fn: LossesFn) -> LossesFn:
                 "losses_fn: got a pair of which the first is not a scalar; reduce each loss to "
                 "one number, or leave aux out"
             )
-        check_connected(split_output(out)[0])
+        check_connected(out)
         return out
 
     return alone
 
 
-def check_connected(losses: Tensor) -> None:
+def check_connected(out: Any) -> None:
     """Raise where no loss depends on any of the parameters that are being differentiated."""
-    if not torch.compiler.is_compiling() and not at_level(losses):
+    if torch.compiler.is_compiling():
+        return
+    several = out.values() if isinstance(out, dict) else out
+    losses = tuple(several) if isinstance(out, dict | tuple | list) else (out,)
+    if losses and all(isinstance(x, Tensor) and not at_level(x) for x in losses):
         raise ValueError(
             "losses_fn: no loss depends on params, so every gradient would be zero; call the "
             "module as torch.func.functional_call(module, params, (x,)), with the params that "
@@ -108,7 +112,8 @@ def forward_pass(run: Callable[[], Any], watch: Callable[[], Tapped | None]) -> 
     """
 
     def once(always: bool) -> Forward:
-        taps, guard = watch(), _Guard(always)
+        taps = watch()
+        guard = _Guard(always, watched=taps is not None)
         with taps or nullcontext(), guard:
             out = run()
         return Forward(out, None if guard.hooked else taps, guard.hooked)
@@ -132,9 +137,9 @@ class _Guard(SafeOps):
     always, or in those calls that a closure enters which requires grad.
     """
 
-    def __init__(self, always: bool) -> None:
+    def __init__(self, always: bool, watched: bool) -> None:
         super().__init__()
-        self.always, self.hooked = always, False
+        self.always, self.watched, self.hooked = always, watched, False
 
     def __torch_function__(
         self,
@@ -145,20 +150,22 @@ class _Guard(SafeOps):
     ) -> Any:
         if func in _HOOKING:
             self.hooked = True
-        if self.always or _requires_grad(args, kwargs):
+        if self.always or self._needed(args) or (kwargs and self._needed(kwargs.values())):
             return super().__torch_function__(func, types, args, kwargs)
         return func(*args, **kwargs) if kwargs else func(*args)
 
+    def _needed(self, given: Iterable[Any]) -> bool:
+        """Whether one of the tensors inside all wrappers requires grad."""
+        with torch._C.DisableTorchFunction() if self.watched else _NOTHING:
+            for x in given:
+                if isinstance(x, Tensor) and innermost(x).requires_grad:
+                    return True
+        return False
 
-_HOOKING = (Tensor.register_hook, Tensor.grad_fn.__get__)  # pyright: ignore
+
+_NOTHING = nullcontext()
+_HOOKING = {Tensor.register_hook, Tensor.grad_fn.__get__}  # pyright: ignore
 """What is called, or read, to put a hook on a tensor or on the node that made it."""
-
-
-def _requires_grad(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
-    """Whether one of the tensors inside all wrappers does."""
-    with torch._C.DisableTorchFunction():
-        given = (*args, *kwargs.values()) if kwargs else args
-        return any(innermost(x).requires_grad for x in given if isinstance(x, Tensor))
 
 
 def explained_vjp(

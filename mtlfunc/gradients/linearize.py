@@ -14,12 +14,13 @@ from torch.func import vmap
 from ..core.checks import check_autocast, differentiated, recording
 from ..core.tree import dot
 from ..types import Batch, LossesFn, Params, Rows
-from .forward import Forward, SafeOps, explained_vjp, forward_pass, split_output
+from .forward import SafeOps, explained_vjp, forward_pass, split_output
 from .layerwise import (
     Engine,
     Graph,
     Plan,
     Tapped,
+    batching,
     better_apart,
     decide,
     read_graph,
@@ -143,13 +144,14 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not needed; vjp's own
     # pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        forward = forward_pass(
+        (losses, scalars, aux), taps, hooked = forward_pass(
             lambda: split_output(losses_fn(level, batch)), lambda: request.watch(level)
         )
-        losses, _, aux = forward.out
         matrix, preference = request.cotangents(losses)
         backward.open(level, losses, differentiated((losses, matrix), own_levels=1))
-        route = _route(request, forward, level, len(matrix), backward.record)
+        route = _route(
+            request, (losses, scalars), taps, hooked, level, len(matrix), backward.record
+        )
         passes = Passes(backward, losses, matrix, route.loss_edges, route.chunk_size)
         rows, gramian, head_grads = _measure(request, passes, route)
         # None is no pytree of tensors
@@ -162,7 +164,8 @@ def linearize(
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
         backward.record = differentiated((losses, weights, matrix))
-        return backward.leaves(names, weights.to(losses.dtype) @ matrix)
+        with torch.inference_mode(False):
+            return backward.leaves(names, weights.to(losses.dtype) @ matrix)
 
     mixed = losses if mix is None else matrix @ losses
     found = gramian if measured else None
@@ -180,13 +183,15 @@ class _Route(NamedTuple):
 
 def _route(
     request: _Request,
-    forward: Forward,
+    output: tuple[Tensor, tuple[Tensor, ...] | None],
+    taps: Tapped | None,
+    hooked: bool,
     level: Params,
     rows: int,
     record: bool,
 ) -> _Route:
     """Leaf by leaf the form of its Gramian; batched, in chunks, in a loop, or each loss alone."""
-    (losses, scalars, _), taps, hooked = forward
+    losses, scalars = output
     apart = request.mix is None
     plan, graph, chunk = Plan((), request.shared), None, request.chunk_size
     edges = separate(losses, scalars) if apart and scalars else None
@@ -216,8 +221,8 @@ def _route(
         graph = None if every is None else read_graph(losses, every)
         edges = every if graph and better_apart(graph, len(losses)) else None
     if edges is None and chunk != 1 and rows > 1:
-        graph = graph or read_graph(losses)
-        chunk = chunk if graph.batched and (graph.twice or not record) else 1
+        batched, twice = (graph.batched, graph.twice) if graph else batching(losses)
+        chunk = chunk if batched and (twice or not record) else 1
     return _Route(plan, edges, chunk, graph)
 
 

@@ -9,6 +9,7 @@ from .forms import layouts as layouts
 from .forms import sample_block as sample_block
 from .forms import task_block as task_block
 from .graph import Graph as Graph
+from .graph import batching as batching
 from .graph import better_apart as better_apart
 from .graph import read_graph as read_graph
 from .graph import separate as separate

@@ -53,11 +53,10 @@ class Graph(NamedTuple):
 
 def read_graph(losses: Tensor, loss_edges: Sequence[GradientEdge | None] | None = None) -> Graph:
     """Walk to the leaves from each loss, if they are separate, else from their vector."""
-    roots = (
-        [losses.grad_fn]
-        if loss_edges is None
-        else [None if way is None else way.node for way in loss_edges]
-    )
+    if loss_edges is None:
+        roots = [losses.grad_fn]
+    else:
+        roots = [None if edge is None else edge.node for edge in loss_edges]
     tops = [node for node in roots if node is not None]
     order: list[Node] = []
     seen: set[Node] = set()
@@ -79,20 +78,34 @@ def read_graph(losses: Tensor, loss_edges: Sequence[GradientEdge | None] | None 
     for bit, node in enumerate(roots):
         if node is not None:
             reach[node] |= 1 << bit
-    batched = twice = True
-    norm = cast = False
     for node in reversed(order):  # consumers first
-        batched = batched and not node.name().startswith(_UNBATCHED)
-        twice = twice and not node.name().startswith(_STALE)
-        norm, cast = (
-            norm or node.name().startswith(_NORMS),
-            cast or node.name().startswith("ToCopy"),
-        )
         for child, _ in node.next_functions:
             if child is not None:
                 parents[child].add(node)
                 reach[child] |= reach[node]
-    return Graph(parents, reach, batched and not (norm and cast), twice)
+    return Graph(parents, reach, *_batching(order))
+
+
+def batching(losses: Tensor) -> tuple[bool, bool]:
+    """`batched` and `twice` of `read_graph(losses)`, and no more."""
+    todo = [] if losses.grad_fn is None else [losses.grad_fn]
+    seen: set[Node] = set(todo)
+    while todo:
+        for child, _ in todo.pop().next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                todo.append(child)
+    return _batching(seen)
+
+
+def _batching(nodes: Iterable[Node]) -> tuple[bool, bool]:
+    names = {node.name() for node in nodes}
+
+    def some(kinds: tuple[str, ...]) -> bool:
+        return any(name.startswith(kinds) for name in names)
+
+    mixed = some(_NORMS) and some(("ToCopy",))
+    return not some(_UNBATCHED) and not mixed, not some(_STALE)
 
 
 def separate(
