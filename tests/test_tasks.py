@@ -1,0 +1,183 @@
+"""Losses in a dict are read by name, whatever their order at a step; tasks that come or go."""
+
+import pytest
+import torch
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves
+
+import mtlfunc as mf
+from tests.problems import BATCH, PARAMS, decode, encode, named, nets, scalars, vector
+
+SHARED = "trunk.*"
+ORDERS = ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0))
+NAMES = ("task 0", "task 1", "task 2")
+
+
+def reordered(losses, order):
+    """The same losses by name, in another order."""
+    return {f"task {task}": losses[f"task {task}"] for task in order}
+
+
+class Shuffled:
+    """`named`, in another order at each call after the first."""
+
+    def __init__(self, losses_fn):
+        self.losses_fn, self.calls = losses_fn, 0
+
+    def __call__(self, *args):
+        out = reordered(self.losses_fn(*args), ORDERS[self.calls % len(ORDERS)])
+        self.calls += 1
+        return out
+
+
+def named_decode(params, z, batch):
+    return {f"task {task}": loss for task, loss in enumerate(decode(params, z, batch).unbind())}
+
+
+METHODS = {
+    "jacobian": lambda losses: (mf.pcgrad(), mf.jacobian(SHARED), BATCH),
+    "gradnorm": lambda losses: (
+        mf.gradnorm(0.5),
+        mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted"),
+        BATCH,
+    ),
+    "present": lambda losses: (
+        mf.mgda(),
+        mf.jacobian(SHARED, present=lambda batch: torch.tensor([True, False, True])),
+        BATCH,
+    ),
+    "losses only": lambda losses: (mf.stch(0.3), mf.losses_only(), BATCH),
+    "representation": lambda losses: (
+        mf.mgda(),
+        mf.representation(encode, losses(named_decode), shared=SHARED),
+        BATCH,
+    ),
+    "two batches": lambda losses: (mf.modo(), mf.double_sampling(SHARED), (BATCH, BATCH)),
+    "famo": lambda losses: (mf.famo(), mf.second_evaluation(mf.losses_only()), BATCH),
+    "logarithms": lambda losses: (mf.mgda(), mf.log_losses(mf.tracked(SHARED)), BATCH),
+    "excess risks": lambda losses: (mf.excess_mtl(), mf.excess_risk(SHARED), BATCH),
+    "groups": lambda losses: (mf.cagrad(0.4), mf.jacobian(SHARED, groups="layer"), BATCH),
+}
+
+
+def run(name, wrap, params=PARAMS, steps=3):
+    rule, probe, batch = METHODS[name](wrap)
+    step = mf.descend(wrap(named), rule, mf.sgd(0.02), probe)
+    state, infos = step.init(params, batch, key=4), []
+    for _ in range(steps):
+        state, info = step.update(state, batch)
+        infos.append(info)
+    return state, infos
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_dict_in_another_order_at_each_step_changes_nothing(name):
+    expected, got = run(name, lambda losses_fn: losses_fn), run(name, Shuffled)
+    for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-14)
+    for info in got[1]:
+        assert tuple(info.tasks) == NAMES
+        assert torch.equal(torch.stack(tuple(info.tasks.values())), info.losses)
+    assert got[0].balance.tasks == dict.fromkeys(NAMES, ())
+
+
+@pytest.mark.parametrize("name", ["jacobian", "representation", "famo"])
+def test_names_pass_through_vmap(name):
+    whole = vmap(lambda params: run(name, Shuffled, params))(mf.stack(nets))
+    assert tuple(whole[1][0].tasks) == NAMES
+    for i, module in enumerate(nets):
+        alone = run(name, lambda losses_fn: losses_fn, mf.parameters(module))
+        for got, expected in zip(tree_leaves(whole), tree_leaves(alone), strict=True):
+            torch.testing.assert_close(got[i], expected, rtol=1e-9, atol=1e-13)
+
+
+def test_the_order_is_that_of_init_and_stays_so_through_a_file(tmp_path):
+    backwards = (2, 1, 0)
+    step = mf.balance(
+        lambda params, batch: reordered(named(params, batch), backwards),
+        mf.mgda(),
+        mf.jacobian(SHARED),
+    )
+    torch.save(step.init(PARAMS, BATCH), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt")
+    other = mf.balance(named, mf.mgda(), mf.jacobian(SHARED))
+    for balance in (step, other):
+        _, _, info = balance.update(PARAMS, BATCH, state)
+        assert tuple(info.tasks) == NAMES[::-1]
+        torch.testing.assert_close(info.losses, vector(PARAMS, BATCH).flip(0))
+
+
+def test_losses_without_names_have_none():
+    for losses_fn in (vector, scalars):
+        step = mf.balance(losses_fn, mf.mgda(), mf.jacobian(SHARED))
+        assert step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[2].tasks == {}
+
+
+def test_names_come_with_aux_and_are_recorded():
+    def with_aux(params, batch):
+        losses = Shuffled(named)(params, batch)
+        return losses, {"total": torch.stack(tuple(losses.values())).sum()}
+
+    step = mf.descend(with_aux, mf.mgda(), mf.sgd(0.02), mf.jacobian(SHARED), has_aux=True)
+    _, record = mf.rollout(step, step.init(PARAMS, BATCH), [BATCH] * 3)
+    assert {name: loss.shape for name, loss in record.tasks.items()} == {
+        name: torch.Size([3]) for name in NAMES
+    }
+    torch.testing.assert_close(torch.stack(tuple(record.tasks.values()), 1), record.losses)
+
+
+def without(losses_fn, name):
+    return lambda *args: {key: x for key, x in losses_fn(*args).items() if key != name}
+
+
+CHANGES = {
+    "missing": (named, without(named, "task 1"), "losses_fn: no loss at this step for 'task 1'"),
+    "extra": (without(named, "task 1"), named, "losses_fn: 'task 1' is new at this step"),
+    "renamed": (
+        named,
+        lambda p, b: {name.replace(" ", "_"): x for name, x in named(p, b).items()},
+        "no loss at this step for 'task 0', 'task 1', 'task 2'",
+    ),
+    "shorter vector": (
+        vector,
+        lambda p, b: vector(p, b)[:2],
+        "losses_fn: 3 losses at init, 2 at this step",
+    ),
+    "longer tuple": (
+        lambda p, b: scalars(p, b)[:2],
+        scalars,
+        "losses_fn: 2 losses at init, 3 at this step",
+    ),
+    "names lost": (named, vector, "the losses were a dict at init and are without names"),
+    "names gained": (vector, named, "the losses were without names at init and are a dict"),
+}
+
+
+@pytest.mark.parametrize("probe", [lambda: mf.jacobian(SHARED), mf.losses_only])
+@pytest.mark.parametrize("change", CHANGES)
+def test_tasks_that_come_or_go_are_named(change, probe):
+    first, second, message = CHANGES[change]
+    state = mf.balance(first, mf.mean(), probe()).init(PARAMS, BATCH)
+    with pytest.raises(ValueError, match=message):
+        mf.balance(second, mf.mean(), probe()).update(PARAMS, BATCH, state)
+
+
+def test_tasks_that_come_or_go_between_the_batches_of_one_step_are_named():
+    def losses(params, batch):
+        return (
+            without(named, "task 1")(params, batch) if len(batch[0]) < 8 else named(params, batch)
+        )
+
+    step = mf.balance(losses, mf.modo(), mf.double_sampling(SHARED))
+    half = tuple(x[:4] for x in BATCH)
+    with pytest.raises(ValueError, match="no loss at this step for 'task 1'"):
+        step.init(PARAMS, (BATCH, half))
+
+
+def test_decode_names_its_losses_only_where_losses_fn_does():
+    probe = mf.representation(encode, named_decode, shared=SHARED)
+    with pytest.raises(ValueError, match="decode returned a dict of losses, so losses_fn must"):
+        mf.balance(vector, mf.mgda(), probe).init(PARAMS, BATCH)
+    missing = mf.representation(encode, without(named_decode, "task 1"), shared=SHARED)
+    with pytest.raises(ValueError, match="decode: no loss at this step for 'task 1'"):
+        mf.balance(named, mf.mgda(), missing).init(PARAMS, BATCH)
