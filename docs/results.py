@@ -1,14 +1,19 @@
-"""Write the README's results and figure, and docs/claims.md, from what the experiments left:
-`python docs/results.py`, after
+"""Write the README's results and figure, and docs/claims.md, from what the experiments left.
 
-    python -m paper_repro python -m experiments.digits python -m experiments.benchmarks.solvers
-    --seconds 0.3 --instances 4 --tasks 2 8 32 128 python -m experiments.benchmarks.gramian --clock
-    cpu --seconds 1, on one thread, with the cases, tasks and batches of GRAMIANS below python -m
-    experiments.benchmarks.rules --clock cpu, on one thread python -m experiments.arena python -m
-    experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
+`python docs/results.py`, after the commands below, each alone on the machine; the Gramians and the
+rules on one thread.
+
+    python -m paper_repro
+    python -m experiments.digits
+    python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4 --tasks 2 8 32 128
+    python -m experiments.benchmarks.gramian --clock cpu --cases FAMILY --tasks T --batch B
+        (a command for each line of GRAMIANS below)
+    python -m experiments.benchmarks.rules --clock cpu
+    python -m experiments.arena
+    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
 
 `python docs/results.py claims` writes the claims alone, after the first command. No number of these
-is typed by hand.
+is typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -18,8 +23,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from experiments.benchmarks import rules
-from experiments.benchmarks.gramian import against_bars
+from experiments.benchmarks import gramian_report, record, rules_report, solvers_report
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report.page import VERDICTS
 
@@ -37,46 +41,42 @@ PROBLEMS = {
 
 
 def interval(measured: dict[str, float], name: str) -> str:
+    """A number and its interval."""
     return f"{measured[name]:.3f} [{measured[f'{name}, low']:.3f}, {measured[f'{name}, high']:.3f}]"
 
 
-def solver_table(rows: list[dict]) -> str:
-    """µs a problem and worst normalised gap on CPU; one Gramian a call, and ours also 4,096 a call."""
+SOLVERS = {
+    ("active_set", 1): "`active_set`",
+    ("active_set", 4096): "`active_set`, batch 4,096",
+    ("cvxpy (DPP, 1e-8)", 1): "cvxpy, 1e-8",
+    ("cvxpy (DPP, 1e-12)", 1): "cvxpy, 1e-12",
+    ("TorchJD (defaults)", 1): "TorchJD, defaults",
+}
+"""Solver and batch of every column that the README shows."""
 
-    def cell(kind: str, solver: str, tasks: int, batch: int) -> str:
-        found = [
-            row
-            for row in rows
-            if (row["kind"], row["solver"], row["tasks"], row["batch"], row["device"])
-            == (kind, solver, tasks, batch, "cpu")
-        ]
-        if not found:
-            return "–"
-        gap = max(family["gap"] for family in found[0]["families"].values() if family["solved"])
-        return (
-            f"{1e6 * found[0]['median']:,.3g} ({gap:.0e})"
-            if 1e6 * found[0]["median"] < 1000
-            else f"{1e6 * found[0]['median']:,.0f} ({gap:.0e})"
-        )
 
-    lines = [
-        "| problem | T | `active_set` | `active_set`, batch 4,096 | cvxpy + Clarabel | TorchJD |",
-        "|---|---|---|---|---|---|",
-    ]
+def solver_table(rows: list[record.Row]) -> str:
+    """µs a problem and worst normalised gap on a CPU."""
+    found = {
+        (row["kind"], row["tasks"], row["solver"], row["batch"]): row
+        for row in rows
+        if row["device"] == "cpu"
+    }
+    lines = [f"| problem | T | {' | '.join(SOLVERS.values())} |", "|---" * (2 + len(SOLVERS)) + "|"]
     for kind, name in PROBLEMS.items():
         for tasks in sorted({row["tasks"] for row in rows}):
-            columns = [
-                ("active_set", 1),
-                ("active_set", 4096),
-                ("cvxpy + Clarabel", 1),
-                ("TorchJD", 1),
-            ]
-            lines.append(
-                f"| {name} | {tasks} | "
-                + " | ".join(cell(kind, solver, tasks, batch) for solver, batch in columns)
-                + " |"
-            )
+            cells = [_solver_cell(found.get((kind, tasks, *column))) for column in SOLVERS]
+            lines.append(f"| {name} | {tasks} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _solver_cell(row: record.Row | None) -> str:
+    if row is None or not row["median"]:
+        return "–"
+    time = 1e6 * row["median"]
+    failed = solvers_report.count(row, "failed")
+    said = f"{solvers_report.worst(row, 'gap'):.0e}" + (f", {failed} failed" if failed else "")
+    return f"{f'{time:,.3g}' if time < 1000 else f'{time:,.0f}'} ({said})"
 
 
 GRAMIANS = {
@@ -90,7 +90,7 @@ GRAMIANS = {
 WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram", "ours, auto")
 
 
-def gramian_table(rows: list[dict]) -> str:
+def gramian_table(rows: list[record.Row]) -> str:
     """Time of a Gramian in units of one mean gradient, and the peak memory."""
     lines = [f"| Gramian | mean gradient | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
     for family, (tasks, batch) in GRAMIANS.items():
@@ -116,23 +116,21 @@ def gramian_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def bars_missed(rows: list[dict]) -> str:
-    bars = [bar for bar in against_bars(rows) if "cpu" in bar["case"]]
+def bars_missed(rows: list[record.Row]) -> str:
+    """How many of the engine's bars on a CPU are met, and which are not."""
+    bars = [bar for bar in gramian_report.against_bars(rows) if "cpu" in bar["case"]]
     missed = [
-        f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, asked "
-        f"for at most {bar['limit']:.3g}"
+        f"{bar['case']}, {bar['method']}: {bar['median']:.3g} of the {bar['against']}'s, at most "
+        f"{bar['limit']:.3g} wanted"
         for bar in bars
         if bar["median"] > bar["limit"]
     ]
-    return f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met" + (
-        f"; missed:\n\n- {f'{chr(10)}- '.join(missed)}" if missed else "."
-    )
+    met = f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met"
+    return f"{met}; missed:\n\n- {f'{chr(10)}- '.join(missed)}" if missed else f"{met}."
 
 
-def rules_table(rows: list[dict]) -> str:
-    """Times of the rules that TorchJD has, too, one problem alone, and how many times its time is
-    ours.
-    """
+def rules_table(rows: list[record.Row]) -> str:
+    """Times of the rules that TorchJD has, too, and how many times ours TorchJD's is."""
 
     def cell(rule: str, tasks: int, batch: int) -> str:
         found = [
@@ -162,13 +160,15 @@ def rules_table(rows: list[dict]) -> str:
         f"{cell(name, 32, 1024)} |"
         for name in names
     ]
-    bars = [bar for bar in rules.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32]
+    bars = [
+        bar for bar in rules_report.against_bars(rows) if bar["batch"] == 1 or bar["tasks"] == 32
+    ]
     slow = sorted({bar["rule"] for bar in bars if bar["fastest"] > bar["limit"]})
     kept = sum(bar["fastest"] <= bar["limit"] for bar in bars)
     return (
         "\n".join(lines)
-        + f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD "
-        f"somewhere: {', '.join(slow)}."
+        + f"\n\nOf these {len(bars)} comparisons {kept} keep their bar; slower than TorchJD: "
+        f"{', '.join(slow) or 'nowhere'}."
     )
 
 
@@ -186,7 +186,7 @@ def arena_lines(result: dict) -> str:
     return f"{listed}.\n\n{' '.join(against)}"
 
 
-def toy_line(rows: list[dict]) -> str:
+def toy_line(rows: list[record.Row]) -> str:
     """The CAGrad toy against a transcription of its script, a step and start."""
     best = min((row for row in rows if row["rule"] == "CAGrad"), key=lambda row: row["library_us"])
     few = min(
@@ -247,137 +247,168 @@ def verdict_counts(claims: dict[str, dict]) -> str:
 
 
 def anchor(heading: str) -> str:
-    """Where a heading is found on a page of Markdown: lower case, no punctuation, hyphens for
-    blanks.
-    """
+    """Where a heading is on a page of Markdown: lower case, hyphens for blanks, no punctuation."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+CLAIMS = """# The claims of the papers, and what became of them
+
+Every definition, theorem, experiment and number of four texts in a sentence, with the verdict of
+the default run of `python -m paper_repro`; its `report.html` has the numbers and the figure behind
+each, `python -m paper_repro --only GN-21` runs what decides one. A dash in the last column: no
+reproduction decides it. A verdict speaks of the configuration that was run, which `report.html`
+names. Written by `python docs/results.py claims`.
+"""
 
 
 def claims_page(claims: dict[str, dict]) -> str:
     """docs/claims.md: a line for every claim."""
-    kinds = "\n".join(f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items())
-    parts = [
-        f"""# The claims of the papers, and what became of them
-
-Every definition, theorem, experiment and number of four texts in a sentence, with the verdict of the default run of `python -m paper_repro`; its `report.html`
-has the numbers and the figure behind each, `python -m paper_repro --only GN-21` runs what decides one. A dash in the last column: no reproduction decides it.
-A verdict speaks of the configuration that was run, which `report.html` names. Written by `python docs/results.py claims`.
-
-{kinds}
-"""
-    ]
+    parts = [CLAIMS, *(f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items()), ""]
     for paper, title in PAPERS.items():
-        lines = [
+        parts += [
             f"## {title}\n",
             "| id | claim | kind | verdict | decided by |",
             "|---|---|---|---|---|",
         ]
         for row in ROWS:
             if row.paper == paper:
-                module = f"`{row.module}`" if row.module else "–"
-                lines.append(
-                    f"| {row.id} | {row.statement} | {row.kind} | {claims[row.id]['verdict']} | "
-                    f"{module} |"
-                )
-        parts.append("\n".join(lines) + "\n")
+                cells = [row.id, row.statement, row.kind, claims[row.id]["verdict"]]
+                cells.append(f"`{row.module}`" if row.module else "–")
+                parts.append(f"| {' | '.join(cells)} |")
+        parts.append("")
     return "\n".join(parts)
 
 
 def claims_block(claims: dict[str, dict]) -> str:
+    """The README's part on the claims."""
     return f"""<!-- claims -->
 
 {verdict_counts(claims)}
 
-Every claim in a sentence, with its verdict: [docs/claims.md](docs/claims.md). The numbers and figures behind them: `paper_repro/out/report.html`, after
-`python -m paper_repro`.
+Every claim in a sentence, with its verdict: [docs/claims.md](docs/claims.md). The numbers and
+figures behind them: `paper_repro/out/report.html`, after `python -m paper_repro`.
 
 <!-- end of claims -->"""
 
 
 def section() -> str:
+    """The README's results."""
     claims = judged()
-    gradnorm, static, direction = (claims[name]["measured"] for name in ("GN-21", "GN-22", "SU-34"))
-    default = "default: Adam, x ~ N(0, I)"
-    rate = "linear encoder, {}: rate of task {}"
-    bound, exact = (
-        [direction[rate.format(method, task)] for task in (1, 2)] for method in ("MGDA-UB", "MGDA")
-    )
-    table = [
-        line for line in (DIGITS / "table.md").read_text().splitlines() if line.startswith("|")
+    parts = [
+        "## Results",
+        gradnorm_part(claims),
+        mgda_ub_part(claims),
+        "**Claims of the papers**, by verdict of the default run:",
+        claims_block(claims),
+        digits_part(),
+        *benchmark_parts(),
+        arena_part(),
+        NOTES,
     ]
-    benchmark = json.loads((BENCHMARKS / "solvers.json").read_text())
-    gramians, toy, timed = (
-        json.loads((BENCHMARKS / f"{name}.json").read_text())
-        for name in ("gramian", "toy", "rules")
-    )
-    arena = json.loads((ARENA / "results.json").read_text())
-    settings = json.loads((DIGITS / "results.json").read_text())["settings"]
-    static_ratio = interval(
-        static, "default configuration: static over GradNorm, each at its best rate"
-    )
-    return f"""## Results
+    return "\n\n".join(parts)
 
-**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss, GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t
-interval; the first two rows 16 seeds and 2,000 steps, the others 4 seeds and 500 steps):
+
+def gradnorm_part(claims: dict[str, dict]) -> str:
+    """GradNorm against equal and static weights."""
+    gradnorm, static = (claims[name]["measured"] for name in ("GN-21", "GN-22"))
+    default = "default: Adam, x ~ N(0, I)"
+    equal, own = (gradnorm[f"{default}: best rate, {name}"] for name in ("equal", "GradNorm"))
+    average = interval(static, "default configuration: static over GradNorm, each at its best rate")
+    best = f"each method at its best learning rate (equal {equal:g}, GradNorm {own:g})"
+    return f"""**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss, \
+GradNorm / equal weights
+(geometric mean of ratios paired by seed, 95 % t interval; the first two rows 16 seeds and 2,000
+steps, the others 4 seeds and 500 steps):
 
 | configuration | GradNorm / equal weights |
 |---|---|
-| each method at its best learning rate (equal {gradnorm[default + ": best rate, equal"]:g}, GradNorm {gradnorm[default + ": best rate, GradNorm"]:g}) | \
-{interval(gradnorm, default)} |
+| {best} | {interval(gradnorm, default)} |
 | Adam 3e-4 | {interval(gradnorm, "default at Adam 0.0003")} |
 | SGD, each at its best | {interval(gradnorm, "SGD")} |
 | inputs x ~ U(0, 1), each at its best | {interval(gradnorm, "x ~ U(0, 1)")} |
 
-Static weights at GradNorm's time average end at {static_ratio} of GradNorm's loss, and at
-{interval(static, "static average over the grid's best")} of the loss of the best static weights of a grid.
+Static weights at GradNorm's time average end at {average} of GradNorm's loss, and at
+{interval(static, "static average over the grid's best")} of the loss of the best static weights \
+of a grid."""
 
-**MGDA-UB's counterexample**: with the bound's weights the tasks' rates are ({bound[0]:g}, {bound[1]:g}), so one loss rises; with exact MGDA's
-({exact[0]:g}, {exact[1]:g}).
 
-**Claims of the papers**, by verdict of the default run:
+def mgda_ub_part(claims: dict[str, dict]) -> str:
+    """The bound's weights against exact ones."""
+    measured = claims["SU-34"]["measured"]
+    bound, exact = (
+        [measured[f"linear encoder, {method}: rate of task {task}"] for task in (1, 2)]
+        for method in ("MGDA-UB", "MGDA")
+    )
+    return f"""**MGDA-UB's counterexample**: with the bound's weights the tasks' rates are \
+({bound[0]:g}, {bound[1]:g}), so one loss
+rises; with exact MGDA's ({exact[0]:g}, {exact[1]:g})."""
 
-{claims_block(claims)}
 
-**Two overlaid digits** ({settings["seeds"]} seeds, {settings["epochs"]} epochs; mean ± standard error; Δm against single-task networks, lower is better, with
-paired 95 % intervals; conflict on one common Gramian; milliseconds for {settings["seeds"]} × {len(settings["rates"])} vmapped runs together):
+def digits_part() -> str:
+    """The table of the digits, and what its intervals say."""
+    lines = (DIGITS / "table.md").read_text(encoding="utf-8").splitlines()
+    settings = json.loads((DIGITS / "results.json").read_text(encoding="utf-8"))["settings"]
+    table = "\n".join(line for line in lines if line.startswith("|"))
+    said = "\n".join(line for line in lines if line.startswith("**Against"))
+    seeds = settings["seeds"]
+    return f"""**Two overlaid digits** ({seeds} seeds, {settings["epochs"]} epochs; mean ± standard
+error; Δm against single-task networks, lower is better, with paired 95 % intervals; conflict on one
+common Gramian; milliseconds for {seeds} × {len(settings["rates"])} vmapped runs together):
 
-{chr(10).join(table)}
+{table}
 
-{chr(10).join(line for line in (DIGITS / "table.md").read_text().splitlines() if line.startswith("**Against"))}
+{said}"""
 
-**Solvers**, µs a problem, and in brackets the worst duality gap over thirteen hard families, in units of the longest gradient times Σ w_t‖g_t‖
-({benchmark["machine"]}):
 
-{solver_table(benchmark["rows"])}
+def benchmark_parts() -> list[str]:
+    """Solvers, Gramians, the toy and the rules."""
+    found = {
+        name: record.only(BENCHMARKS / f"{name}.json")
+        for name in ("solvers", "gramian", "toy", "rules")
+    }
+    machine = {name: record.describe(settings) for name, (settings, _) in found.items()}
+    solvers, gramians, toy, timed = (rows for _, rows in found.values())
+    return [
+        f"""**Solvers**, µs a problem, and in brackets the worst duality gap over all hard \
+families, in units of the longest
+gradient times Σ w_t‖g_t‖ ({machine["solvers"]}).
+cvxpy is a program parametrised by a factor of the Gramian, built once and kept warm, with Clarabel
+at the tolerance named. TorchJD runs at its defaults, which bound its accuracy.""",
+        solver_table(solvers),
+        "![Time of one problem against its worst certified gap](docs/solvers.png)",
+        f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak of \
+what was allocated, MiB
+({machine["gramian"]}):""",
+        gramian_table(gramians),
+        bars_missed(gramians),
+        toy_line(toy),
+        f"""**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in \
+brackets how many times as long
+TorchJD's takes at its defaults ({machine["rules"]}):""",
+        rules_table(timed),
+    ]
 
-![Time of one problem against its worst certified gap, for every solver](docs/solvers.png)
 
-**Gramians**: time in units of one mean gradient (median), and in brackets the peak of what was allocated, MiB ({gramians["machine"]}):
+def arena_part() -> str:
+    """The arena's ranks."""
+    arena = json.loads((ARENA / "results.json").read_text(encoding="utf-8"))
+    settings = arena["settings"]
+    return f"""**Arena**: average rank of {len(arena["ranks"]["mean"])} contestants by mean score \
+over {len(arena["problems"])} problems
+({settings["seeds"]} seeds, learning rates chosen on {settings["tuning seeds"]} others), 95 % \
+intervals over problems and seeds:
 
-{gramian_table(gramians["rows"])}
+{arena_lines(arena)}"""
 
-{bars_missed(gramians["rows"])}
 
-{toy_line(toy["rows"])}
-
-**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in brackets how many times as long TorchJD's takes ({timed["machine"]}):
-
-{rules_table(timed["rows"])}
-
-**Arena**: average rank of {len(arena["ranks"]["mean"])} contestants by mean score over {len(arena["problems"])} problems \
-({arena["settings"]["seeds"]} seeds, learning rates chosen on {arena["settings"]["tuning seeds"]} others), 95 % intervals over problems and seeds:
-
-{arena_lines(arena)}
-
-Taken on two CPU cores by `python -m paper_repro`, `python -m experiments.digits`, and, each alone on the machine, `python -m
-experiments.benchmarks.solvers --seconds 0.3 --instances 4 --tasks 2 8 32 128` and `python -m
-experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2`; the Gramians and the rules by `python -m experiments.benchmarks.gramian
---clock cpu --seconds 1` and `python -m experiments.benchmarks.rules --clock cpu` on one thread, counting the processor's time, so that other work did
-not enter. The arena's ranks, by `python -m experiments.arena`, do not depend on time.
-Written here by `python docs/results.py`. The solvers' benchmark times whole calls from Gramian to weights, median of as many as fit, all
-families mixed; gaps are recomputed from the weights by `solvers.certify`. The Gramians' takes turns among the contenders of a case, the rules' with
-TorchJD's weighting on the same Gramian (or Jacobian, or losses, where it needs them).
-"""
+NOTES = """Taken on two CPU cores, each benchmark alone on the machine, by the commands that \
+`docs/results.py` names; the
+Gramians and the rules on one thread, counting the processor's time, so that other work did not
+enter. The arena's ranks do not depend on time. Written here by `python docs/results.py`. The
+solvers' benchmark times whole calls from Gramian to weights, median of as many as fit, all families
+mixed; gaps are recomputed from the weights by `solvers.certify`. The Gramians' takes turns among
+the contenders of a case, the rules' with TorchJD's weighting on the same Gramian (or Jacobian, or
+losses, where it needs them)."""
 
 
 def replaced(text: str, name: str, new: str) -> str:
