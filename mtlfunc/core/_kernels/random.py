@@ -5,12 +5,13 @@ dozen small tensors on the way.
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
+
+from .compiling import jit
 
 Array = np.ndarray
 
 # no fast-math: every operation is the one that torch does
-_jit = njit(cache=True, nogil=True, error_model="numpy")
+_jit = jit()
 # `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions
 # that numba has to read.
 

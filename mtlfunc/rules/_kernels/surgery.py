@@ -7,15 +7,15 @@ from itertools import pairwise
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
 
+from ...core._kernels.compiling import jit
 from ...core._kernels.random import GOLDEN, hashed
 
 Array = np.ndarray
 PARALLEL_WORK = 2_000_000
 """batch · T³ from which starting threads pays."""
 
-_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+_jit = jit(fastmath={"contract"})
 
 
 def solve(

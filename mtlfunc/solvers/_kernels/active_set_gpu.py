@@ -100,6 +100,13 @@ def launch(size: int) -> dict[str, Any]:
 
 @triton.jit
 @no_type_check
+def _resolution(EPS: tl.constexpr, tasks):
+    """`problems.resolution`."""
+    return 4 * EPS * tasks.to(tl.float64) + 9.094947017729282e-13  # 2⁻⁴⁰
+
+
+@triton.jit
+@no_type_check
 def _times(matrix, x):
     """A symmetric matrix times a vector."""
     return tl.sum(matrix * x[:, None], axis=0)
@@ -135,7 +142,8 @@ def _with(root, cosine, e, here, ridge, floor):
     corner = _at(column, here) + e_here * e_here + ridge
     column = column + e * e_here
     first = _inverse_times(root, column)  # zero outside the face, as W is
-    residual = column - _times(cosine, first) - e * tl.sum(e * first, axis=0)
+    image = _times(cosine, first) + e * tl.sum(e * first, axis=0) + ridge * first
+    residual = column - image
     v = first + _inverse_times(root, residual)
     # an error of v enters by its square
     pivot = corner - tl.sum(first * column + v * residual, axis=0)
@@ -159,14 +167,15 @@ def _without(root, here):
 
 @triton.jit
 @no_type_check
-def _solve_face(root, cosine, e, right):
-    """x = M⁻¹ right on the face, refined until a round changes so little that the next would change
-    nothing.
+def _solve_face(root, cosine, e, right, ridge):
+    """x = (M + ridge)⁻¹ right on the face, refined until a round changes so little that the next
+    would change nothing.
     """
     x = _inverse_times(root, right)
     moving = 6
     while moving > 0:
-        step = _inverse_times(root, right - _times(cosine, x) - e * tl.sum(e * x, axis=0))
+        image = _times(cosine, x) + e * tl.sum(e * x, axis=0) + ridge * x
+        step = _inverse_times(root, right - image)
         x += step
         moving = tl.where(
             tl.max(tl.abs(step), axis=0) > 1e-9 * tl.max(tl.abs(x), axis=0), moving - 1, 0
@@ -191,10 +200,10 @@ def _descend(
     tasks,
     active,
 ):
-    """The add-and-drop loop from a feasible y with support `inside`, if `active`; return y and the
-    number of faces solved.
+    """The add-and-drop loop from a feasible y with support `inside`, if `active`; return y, the
+    number of faces solved and, for the dual cone, yᵀC y.
 
-    See `active_set_cpu._descend`. One turn solves one face. Should rounding make the loop turn in a
+    See the loops of `active_set_cpu`; one turn solves one face. Should rounding make the loop turn in a
     circle all the same, tasks that left stay out after 4T + 20 entries, and after 20T + 100 faces
     the best point so far is the answer: its gap is computed from it.
     """
@@ -206,7 +215,8 @@ def _descend(
         tl.sum(index * 0, axis=0),
         tl.sum(index * 0, axis=0),
     )
-    ridge, unit = zero, zero + 1.0
+    unit, delta = zero + 1.0, _resolution(EPS, tasks)
+    ridge, centre, again = zero, tl.zeros_like(y), active
     rebuild = active
     while active:
         size = tl.sum(inside.to(tl.int32), axis=0)
@@ -217,14 +227,16 @@ def _descend(
             far = (largest > 8 * unit) | (largest < 0.125 * unit)
             unit = tl.where(far, largest, unit)
             rebuild = rebuild | far
-        ridge = tl.where(rebuild, 0.0, ridge)
+            ridge = tl.where(rebuild, 0.0, ridge)
+        else:
+            ridge = delta
         e = a / unit if KIND != DUAL_CONE else tl.zeros_like(a)
         todo = inside & (rebuild | (index == entered))
         root = tl.where(rebuild, 0.0, root)
         while tl.max(todo.to(tl.int32), axis=0) > 0:
             here = index == tl.argmax(todo.to(tl.int32), axis=0)
             root, pivot = _with(root, cosine, e, here, ridge, floor)
-            dependent = (pivot < floor) & (ridge == 0)
+            dependent = (pivot < floor) & (ridge == 0)  # never in the dual cone
             ridge = tl.where(dependent, floor, ridge)
             todo = tl.where(dependent, inside, todo & ~here)
             root = tl.where(dependent, 0.0, root)
@@ -233,13 +245,15 @@ def _descend(
         # for ever.
         bounded = solved > 0
         if KIND == DUAL_CONE:
-            z = _solve_face(root, cosine, e, -beta)
+            held = tl.where(inside, centre, 0.0)
+            right = tl.where(inside, -beta - _times(cosine, held), 0.0)
+            z = held + _solve_face(root, cosine, e, right, delta)
         else:
-            x = _solve_face(root, cosine, e, e)
+            x = _solve_face(root, cosine, e, e, zero)
             sum_x = tl.sum(a * x, axis=0)
             z = x / sum_x
             if KIND == CAGRAD:
-                other = _solve_face(root, cosine, e, beta)
+                other = _solve_face(root, cosine, e, beta, zero)
                 other = z * tl.sum(a * other, axis=0) - other
                 height = tl.maximum(tl.sum(z * _times(cosine, z), axis=0), 0.0)
                 room = radius * radius - tl.sum(other * _times(cosine, other), axis=0)
@@ -267,8 +281,8 @@ def _descend(
         leaver = tl.where(rejected, entered, tl.where(stopped, leaver, -1))
         inside = inside & (index != leaver)
         blocked = (blocked & (rejected | stopped | late)) | ((index == leaver) & (rejected | late))
-        rebuild = (leaver >= 0) & (ridge > 0)
-        if (leaver >= 0) & (ridge == 0):
+        rebuild = (leaver >= 0) & (ridge > 0) if KIND != DUAL_CONE else leaver < -1
+        if (leaver >= 0) & ~rebuild:
             root = _without(root, index == leaver)
         # 4. Which task enters: the one with the largest violation, as a cosine, if one stands out
         # from the noise.
@@ -281,7 +295,7 @@ def _descend(
             rates = beta + pull * rates
             level, noise = tl.sum(y * rates, axis=0), 8 * EPS * (magnitude + pull * total)
         else:
-            rates = beta + rates
+            rates = beta + rates + delta * (y - centre)
             level, noise = zero, 8 * EPS * (magnitude + total)
         if KIND == DUAL_CONE:
             violation = -rates - noise
@@ -292,8 +306,13 @@ def _descend(
         entered = tl.where((most > 0) & ~stopped, candidate, -1)
         entries += tl.where(stopped, 0, 1)
         inside = inside | (index == entered)
-        active = (stopped | (entered >= 0)) & (solved < 20 * tasks + 100)
-    return y, solved
+        active = stopped | (entered >= 0)
+        if KIND == DUAL_CONE:  # the second step of the proximal-point method
+            centre = tl.where(again & ~active, y, centre)
+            active, again = active | again, again & active
+        active = active & (solved < 20 * tasks + 100)
+    reach = tl.sum(y * (beta + delta * (y - centre)), axis=0)  # without the cancellation in yᵀC y
+    return y, solved, tl.maximum(-reach, 0.0)
 
 
 @triton.jit
@@ -344,7 +363,7 @@ def _solve_one(
     cosine = g * shrink[:, None] * shrink[None, :]
     lengths = tl.sqrt(tl.maximum(diagonal, 0.0)) * shrink
     negative = tl.min(diagonal, axis=0) < 0
-    noise = 8 * EPS * tasks.to(tl.float64)
+    delta = _resolution(EPS, tasks)
     definite = (
         finite
         & ~negative
@@ -369,7 +388,7 @@ def _solve_one(
     push = tl.zeros_like(a)
     stationary = tasks < 0
     if KIND == DUAL_CONE:
-        y, solved = _descend(
+        y, solved, _ = _descend(
             DUAL_CONE, cosine, a, beta, radius, magnitude, EPS, push, none, real, index, tasks, fine
         )
     else:
@@ -380,7 +399,7 @@ def _solve_one(
         start = tl.where(converged > 0, zeros, index == nearest)
         y = tl.where(start, 1 / (a * tl.maximum(converged, 1).to(tl.float64)), 0.0)
         flat = (radius == 0) if KIND == CAGRAD else (tasks < 0)
-        y, solved = _descend(
+        y, solved, _ = _descend(
             MIN_NORM,
             cosine,
             a,
@@ -402,8 +421,8 @@ def _solve_one(
             # Near Pareto stationarity: where the ball holds the projection on the dual cone, that
             # is the answer; elsewhere its multipliers are a start with F < 0, from which g_w = 0 is
             # never visited.
-            near = fine & ~flat & (square <= tl.maximum(1e-6, noise) * total * total)
-            push, more = _descend(
+            near = fine & ~flat & (square <= tl.maximum(1e-6, delta) * total * total)
+            push, more, reach = _descend(
                 DUAL_CONE,
                 cosine,
                 a,
@@ -419,9 +438,8 @@ def _solve_one(
                 near,
             )
             solved += more
-            reach = tl.sum(push * _times(cosine, push), axis=0)
-            pareto = near & (square <= noise * total * total)
-            stationary = pareto & (reach <= (1 + noise) * radius * radius)
+            pareto = near & (square <= delta * total * total)
+            stationary = pareto & (reach <= (1 + delta) * radius * radius)
             sum_push = tl.sum(a * push, axis=0)
             pushing = sum_push > 0
             sum_push = tl.where(pushing, sum_push, 1.0)
@@ -441,7 +459,7 @@ def _solve_one(
             )
             active = fine & ~stationary
             start = tl.where(active, start, y)
-            y, more = _descend(
+            y, more, _ = _descend(
                 CAGRAD,
                 cosine,
                 a,
@@ -459,12 +477,13 @@ def _solve_one(
             solved += more
             image = _times(cosine, y)
             square, total = tl.sum(y * image, axis=0), tl.sum(y, axis=0)
-            late = active & pareto & (square <= noise * total * total)
-            push = tl.where(
-                late & (reach > 0),
-                push * tl.minimum(1.0, radius / tl.sqrt(tl.where(reach > 0, reach, 1.0))),
-                push,
-            )
+            # the projection, or as much of it as the ball holds, may do better than what g_w says
+            push = push * tl.minimum(1.0, radius / tl.sqrt(tl.where(reach > 0, reach, 1e-300)))
+            pull = radius / tl.sqrt(tl.maximum(square, 0.0) + 2.2e-16 * total * total)
+            recovered = tl.min(tl.where(there, (beta + pull * image) / a, infinity), axis=0)
+            safest = (beta + _times(cosine, push)) / a
+            safest = tl.min(tl.where(there, safest, infinity), axis=0)
+            late = active & near & ~flat & (recovered < safest)
             stationary = stationary | late
     # The answer in the caller's units, and its certificate from it alone.
     dual = a * y

@@ -1,0 +1,88 @@
+"""`python -m mtlfunc.warmup`: compile all CPU kernels ahead of time, for images, CI and clusters.
+
+Without it each kernel is compiled, with a line on stderr, the first time that a process needs it,
+and loaded from numba's cache on disk from then on. The cache is `NUMBA_CACHE_DIR` if that is set,
+else it lies beside the package, else (where that folder cannot be written) in the user's own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def warmup() -> dict[str, Path]:
+    """Compile the CPU kernels that are not cached yet: solvers, random numbers, gradient surgery.
+
+    Returns:
+        the folder of the cache for each kernel.
+
+    Raises:
+        RuntimeError: when numba finds no folder that it can write to.
+    """
+    return {name: compiled() for name, compiled in _KERNELS.items()}
+
+
+def _solvers() -> Path:
+    import numpy as np
+
+    from .solvers._kernels import active_set_cpu
+
+    active_set_cpu.solve(np.eye(2)[None], None, None, 1e-16, 1)  # one kernel for all three problems
+    return _folder(active_set_cpu._range)
+
+
+def _random() -> Path:
+    import numpy as np
+
+    from .core._kernels import random
+
+    random.fold_in(0, 0)
+    random.symmetric(0, np.empty(1))
+    for dtype, digits in ((np.float32, 24), (np.float64, 53)):
+        out = np.empty(1, dtype)
+        random.uniform(0, digits, out)
+        random.times(np.empty(1), 1.0, out)
+    return _folder(random.fold_in)
+
+
+def _surgery() -> Path:
+    import numpy as np
+
+    from .rules._kernels import surgery
+
+    surgery.solve(np.eye(2)[None], np.zeros(1, np.int64), None, None, 1e-16, 1, 1)
+    return _folder(surgery._range)
+
+
+_KERNELS: dict[str, Callable[[], Path]] = {
+    "solvers": _solvers,
+    "random numbers": _random,
+    "gradient surgery": _surgery,
+}
+
+
+def _folder(kernel: object) -> Path:
+    return Path(kernel.stats.cache_path)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def main() -> int:
+    for name, compiled in _KERNELS.items():
+        start = time.perf_counter()
+        try:
+            folder = compiled()
+        except (RuntimeError, OSError) as error:
+            print(
+                f"mtlfunc.warmup: {name}: the cache cannot be written ({error}); set "
+                "NUMBA_CACHE_DIR to a folder that can",
+                file=sys.stderr,
+            )
+            return 1
+        print(f"{name}: ready in {time.perf_counter() - start:.1f} s, cached in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
