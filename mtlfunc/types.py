@@ -4,11 +4,11 @@ What is called is a `Protocol` here, so that a type checker sees a wrong call. A
 such a signature will do.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; every leaf is a floating tensor."""
@@ -32,8 +32,8 @@ Losses = Float[Tensor, " task"]
 Weights = Float[Tensor, " row"]
 Gramian = Float[Tensor, "row row"]
 
-Select = str | Callable[[str], bool]
-"""Which parameters: a glob on their names, or a predicate."""
+Select = str | Callable[[str], bool] | nn.Module | Iterable[str | Tensor | nn.Module]
+"""Which parameters: a glob on names, a predicate, a module, or several globs or parameters."""
 
 
 @runtime_checkable
