@@ -210,7 +210,7 @@ def test_state_resumes_and_is_contiguous(rule, tmp_path):
     assert all(leaf.is_contiguous() for leaf in tree_leaves(state))
     state, _ = step.update(state, BATCH)
     torch.save(state, tmp_path / "state.pt")
-    loaded = torch.load(tmp_path / "state.pt", weights_only=False)
+    loaded = torch.load(tmp_path / "state.pt")
     for a, b in zip(
         tree_leaves(step.update(state, BATCH)), tree_leaves(step.update(loaded, BATCH)), strict=True
     ):

@@ -1,13 +1,14 @@
-"""Every rule with a state, saved here and resumed in a process of its own: the trajectory is the
-one that was never interrupted.
-"""
+"""States saved here and resumed in a process of their own, which knows `mtlfunc` alone."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_leaves
 
+import mtlfunc as mf
+from tests.problems import BATCH, PARAMS, decode, encode, named
 from tests.registry import RULES
 from tests.strategies import gramian
 from tests.test_rules import trajectory
@@ -21,9 +22,12 @@ from tests.registry import RULES
 from tests.strategies import gramian
 from tests.test_rules import trajectory
 
-states = torch.load(sys.argv[1], weights_only=False)
+states = torch.load(sys.argv[1])
 G = gramian("gaussian", {COUNT})
-weights = {{name: trajectory(RULES[name].make(), G, steps={AFTER}, start={BEFORE}, state=state)[0] for name, state in states.items()}}
+weights = {{}}
+for name, state in states.items():
+    rule = RULES[name].make()
+    weights[name] = trajectory(rule, G, steps={AFTER}, start={BEFORE}, state=state)[0]
 torch.save(weights, sys.argv[2])
 """
 
@@ -46,3 +50,55 @@ def test_stateful_rules_resume_in_a_fresh_process(tmp_path):
     resumed = torch.load(tmp_path / "weights.pt")
     for name in states:
         assert torch.equal(resumed[name], expected[name]), name
+
+
+LOADED = """
+import sys, torch, mtlfunc
+from torch.utils._pytree import tree_leaves
+
+states = torch.load(sys.argv[1])
+print(*sorted(type(part).__name__ for state in states for part in (state, *state)), sep="\\n")
+print(sum(float(leaf.double().sum()) for leaf in tree_leaves(states)))
+"""
+
+
+def test_training_states_load_in_a_fresh_process_by_default(tmp_path):
+    """`torch.load` trusts no class it does not know: importing the package makes ours known."""
+    methods = [
+        (mf.gradnorm(0.5), mf.adam(0.1), mf.jacobian("trunk.*", mask=mf.graddrop())),
+        (mf.famo(), mf.sgd(0.1, 0.9), mf.second_evaluation(mf.losses_only())),
+        (mf.moco(), mf.sgd(0.1), mf.tracked("trunk.*")),
+        (mf.mgda(), mf.adam(0.1), mf.representation(encode, decode)),
+    ]
+    states = []
+    for rule, optimizer, probe in methods:
+        step = mf.descend(named, rule, optimizer, probe)
+        state, info = step.update(step.init(PARAMS, BATCH), BATCH)
+        states += [state, state.balance, info]
+    solution = mf.solvers.active_set()(mf.solvers.min_norm(torch.eye(2)))
+    torch.save([*states, solution], tmp_path / "states.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, str(tmp_path / "states.pt")],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    *kinds, total = done.stdout.split()
+    assert {"AdamState", "BalanceState", "FAMOState", "GradNormState", "Info", "Solution"} <= {
+        *kinds
+    }
+    assert {"MoCoState", "SecondEvaluationState", "Stream", "TrackedState", "TrainState"} <= {
+        *kinds
+    }
+    expected = sum(float(leaf.double().sum()) for leaf in tree_leaves([*states, solution]))
+    assert float(total) == expected
+
+
+def test_every_state_of_the_package_is_known_to_torch_load():
+    known = set(torch.serialization.get_safe_globals())
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("mtlfunc"):
+            for name, kind in vars(module).items():
+                if name.endswith("State") and hasattr(kind, "_fields"):
+                    assert kind in known, name

@@ -1,1 +1,1 @@
-"""mtlfunc inside other training loops, four short examples: `python -m experiments.bridge.<name>`."""
+"""mtlfunc in other training loops, four short examples: `python -m experiments.bridge.<name>`."""

@@ -7,7 +7,7 @@ Lightning's automatic optimization calls `backward` on one loss; a balanced step
 instead. So `automatic_optimization = False`, and `training_step` does what the stock loop does. The
 rest of Lightning (loaders, logging, checkpoints, devices) works as ever, with three things to know:
 
-- The state of the rule goes into the checkpoint by two hooks, as a list of tensors.
+- The balance's state goes into the checkpoint by two hooks.
 - `Trainer(gradient_clip_val=…)` is for automatic optimization; call `self.clip_gradients`. The
   schedule is stepped by hand, too.
 - `Trainer(precision="bf16-mixed")` opens autocast around `training_step`, which a balanced step
@@ -21,7 +21,7 @@ import lightning
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 import mtlfunc as mf
@@ -29,8 +29,13 @@ from experiments.bridge.problem import Net, batches
 
 
 class Balanced(lightning.LightningModule):
-    """A network of several tasks, trained by PCGrad; `example` is a batch, from which the first
-    state is made.
+    """A network of several tasks, trained by PCGrad.
+
+    Args:
+        example: a batch, from which the first state is made.
+        lr: the learning rate of Adam.
+        decay: what it is multiplied by at every step.
+        clip: the largest norm of a gradient.
     """
 
     def __init__(
@@ -68,21 +73,27 @@ class Balanced(lightning.LightningModule):
         self.seen.append(info.losses)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["balance"] = tree_flatten(self.balance_state)[0]
+        checkpoint["balance"] = self.balance_state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.balance_state = tree_unflatten(
-            checkpoint["balance"], tree_flatten(self.balance_state)[1]
-        )
+        self.balance_state = checkpoint["balance"]
 
 
 def main(steps: int = 200, *, size: int = 32, **trainer: Any) -> tuple[Net, Tensor]:
-    """Train, and return the network and the losses `[step, task]`; other arguments are the
-    Trainer's.
+    """Train in Lightning's loop.
+
+    Args:
+        steps: batches, one a step.
+        size: samples in a batch.
+        trainer: further arguments of the Trainer.
+
+    Returns:
+        the network and the losses `[step, task]`.
     """
     data = batches(steps, size)
     module = Balanced(data[0])
-    loader = DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]  # a list is a dataset; its entries are batches already
+    # a list is a dataset; its entries are batches already
+    loader = DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]
     options = {
         "max_epochs": 1,
         "accelerator": "cpu",
@@ -96,7 +107,5 @@ def main(steps: int = 200, *, size: int = 32, **trainer: Any) -> tuple[Net, Tens
 
 if __name__ == "__main__":
     _, losses = main()
-    print(
-        f"losses of the tasks, first step: {losses[0].tolist()}\n                      last "
-        f"step: {losses[-1].tolist()}"
-    )
+    print(f"losses of the tasks, first step: {losses[0].tolist()}")
+    print(f"                      last step: {losses[-1].tolist()}")

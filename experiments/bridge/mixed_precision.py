@@ -1,5 +1,4 @@
-"""Automatic mixed precision: autocast inside `losses_fn`, and the gradient scaler of float16 around
-it.
+"""Mixed precision: autocast inside `losses_fn`, and the gradient scaler of float16 around it.
 
     python -m experiments.bridge.mixed_precision
 
@@ -9,17 +8,14 @@ precision. Autocast around the whole step is refused: it would round the Gramian
 bfloat16 has the range of float32 and needs no scaler. In float16 small derivatives become 0, so the
 losses are multiplied by s before the backward passes:
 
-    scaler.scale(losses)      inside losses_fn: the rows come out s times, the Gramian s² times as
-        large
-    rule                      should see neither: losses and Gramian are divided again for it
-                              (`unscaled`). Rules that do not care for a common factor could do
-                              without; GradNorm, which compares losses over time while s changes,
-                              could not
-    mf.assign_gradients       puts s times the gradient into .grad, which is what the scaler expects
-        there
-    scaler.unscale_           .grad divided by s; from here on as ever: clip now, not before
-    scaler.step, .update      no step where an entry overflowed, and s is adapted. The rule's state
-        has seen that overflow: keep the one from before
+- `scaler.scale(losses)` inside losses_fn: the rows come out s times, the Gramian s² times as large.
+- The rule should see neither: losses and Gramian are divided again for it (`unscaled`). Rules that
+  do not depend on a common factor could do without; GradNorm, which compares losses over time while
+  s changes, could not.
+- `mf.assign_gradients` puts s times the gradient into .grad, where the scaler expects that.
+- `scaler.unscale_`: .grad divided by s; from here on as ever: clip now, not before.
+- `scaler.step`, `scaler.update`: no step where an entry overflowed, and s is adapted. The rule's
+  state has seen that overflow: keep the one from before.
 
 s is a power of 2, so scaling changes no bit that does not leave the range. On a GPU an overflow
 arrives at the scaler as NaN; on a CPU the step looks at values and raises.
@@ -58,8 +54,18 @@ def main(
     clip: float = 1.0,
     device: str = "cpu",
 ) -> tuple[Net, Tensor, float]:
-    """Train in `half` (None: in float32) and return the network, the losses `[step, task]` and the
-    last scale; `scale=None` is no scaler.
+    """Train with autocast in half precision.
+
+    Args:
+        steps: batches, one a step.
+        size: samples in a batch.
+        half: the dtype inside `losses_fn`; None is float32.
+        scale: the first factor of the gradient scaler; None is no scaler.
+        clip: the largest norm of a gradient.
+        device: "cpu" or "cuda".
+
+    Returns:
+        the network, the losses `[step, task]` and the last scale.
     """
     net = Net().to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)

@@ -7,8 +7,9 @@ TASKS = 3
 
 
 class Net(nn.Module):
-    """A shared trunk, and a head for each task. `mtlfunc` asks for no base class and no hook: only
-    for names, here `trunk.*`.
+    """A shared trunk, and a head for each task.
+
+    `mtlfunc` needs no base class and no hook: only names, here `trunk.*`.
     """
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
@@ -28,8 +29,13 @@ class Net(nn.Module):
 def batches(
     count: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> list[tuple[Tensor, Tensor]]:
-    """`count` batches of inputs `[sample, 8]` and targets `[sample, task]`; the tasks differ in
-    scale, and pull the trunk apart.
+    """Batches of inputs `[sample, 8]` and targets `[sample, task]`, of tasks that conflict.
+
+    Args:
+        count: how many.
+        size: samples in each.
+        seed: of the data.
+        dtype: of inputs and targets.
     """
     draw = torch.Generator().manual_seed(seed)
     teacher = torch.randn(8, TASKS, generator=draw, dtype=torch.float64) / 8**0.5

@@ -20,16 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import mtlfunc as mf
 from experiments.bridge.problem import Net, batches
 
 
 class Run:
-    """All that a checkpoint has to hold: network, optimizer, schedule and the state of probe and
-    rule.
-    """
+    """All that a checkpoint has to hold: network, optimizer, schedule, and the balance's state."""
 
     def __init__(self, example: Any, lr: float = 1e-2, decay: float = 0.98) -> None:
         self.net = Net()
@@ -53,15 +50,13 @@ class Run:
         return info.losses
 
     def save(self, path: Path) -> None:
-        """Whole or not at all. States hold tensors only: their leaves, in order, are what
-        `torch.load` takes without trusting any class.
-        """
+        """Whole or not at all; `torch.load` takes states with its safe defaults."""
         parts = {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        torch.save(parts | {"balance": tree_flatten(self.state)[0]}, path.with_suffix(".part"))
+        torch.save(parts | {"balance": self.state}, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
 
     def load(self, path: Path) -> None:
@@ -69,7 +64,7 @@ class Run:
         self.net.load_state_dict(parts["net"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.schedule.load_state_dict(parts["schedule"])
-        self.state = tree_unflatten(parts["balance"], tree_flatten(self.state)[1])
+        self.state = parts["balance"]
 
 
 def main(
@@ -80,8 +75,17 @@ def main(
     decay: float = 0.98,
     stop: int | None = None,
 ) -> tuple[Net, Tensor]:
-    """Train, and return the network and the losses `[step, task]`; with `stop`, through a
-    checkpoint after that many steps.
+    """Train through a checkpoint after `stop` steps, if any.
+
+    Args:
+        steps: batches, one a step.
+        size: samples in a batch.
+        clip: the largest norm of a gradient.
+        decay: what the learning rate is multiplied by at every step.
+        stop: None is no checkpoint.
+
+    Returns:
+        the network and the losses `[step, task]`.
     """
     data = batches(steps, size)
     run = Run(data[0], decay=decay)
@@ -97,8 +101,6 @@ def main(
 
 if __name__ == "__main__":
     losses, resumed = main()[1], main(stop=100)[1]
-    print(
-        f"losses of the tasks, first step: {losses[0].tolist()}\n                      last "
-        f"step: {losses[-1].tolist()}"
-    )
+    print(f"losses of the tasks, first step: {losses[0].tolist()}")
+    print(f"                      last step: {losses[-1].tolist()}")
     print(f"through a checkpoint at step 100 the same, bit for bit: {torch.equal(losses, resumed)}")

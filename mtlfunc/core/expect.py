@@ -39,7 +39,7 @@ def expect_step(value: Any, argument: str = "step") -> None:
 
 def expect_losses_fn(value: Any) -> None:
     """Raise TypeError unless `value` can be called with parameters and a batch."""
-    if isinstance(value, nn.Module) and not _binds(value.forward, 2):
+    if isinstance(value, nn.Module) and not _binds(value, 2):
         raise TypeError(
             f"losses_fn: got the module {type(value).__name__} itself; write a function of "
             "(params, batch) that calls torch.func.functional_call(module, params, (inputs,)) and "
@@ -55,15 +55,14 @@ def expect_function(value: Any, argument: str, takes: str) -> None:
     if not torch.compiler.is_compiling() and not _binds(value, takes.count(",") + 1):
         name = getattr(value, "__name__", type(value).__name__)
         raise TypeError(
-            f"{argument}: expected a function of ({takes}), but {name} takes "
-            f"{inspect.signature(value)}"
+            f"{argument}: expected a function of ({takes}), but {name} takes {_signature(value)}"
         )
 
 
 def _binds(function: Any, count: int) -> bool:
     """Whether a function takes so many positional arguments, as far as that can be known."""
     try:
-        signature = inspect.signature(function)
+        signature = _signature(function)
     except (TypeError, ValueError):
         return True
     try:
@@ -71,6 +70,10 @@ def _binds(function: Any, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
 
 
 def _expect(value: Any, argument: str, part: type) -> None:

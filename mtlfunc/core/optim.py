@@ -103,7 +103,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         steps = next(iter(params.values())).new_zeros((), dtype=torch.int64)
         return AdamState(steps, _zeros(params), _zeros(params))
 
-    def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, State]:
+    def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
         _require(isinstance(state, AdamState) and _over(state.mean, params))
         steps = state.steps + 1
         mean = map_params(lambda m, g: _towards(m, g, 1 - first), state.mean, grads)

@@ -12,8 +12,8 @@ from ..core.tree import map_params, select
 from ..gradients.linearize import Linear, check_chunk_size, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
-from .common import check_dtype, check_memory, first_losses, is_empty
-from .groups import Blocks, Groups, combine_groups, gramians, partition
+from .common import check_dtype, check_memory, first_losses, fixed, is_empty
+from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
 
 
 def double_sampling(
@@ -32,7 +32,8 @@ def double_sampling(
     the price of one forward and one backward pass.
 
     Args:
-        shared: which parameters the tasks share, a glob on names or a predicate.
+        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
+            globs, modules or parameters.
         groups: groups of shared parameters, each with weights of its own, as in
             `mtlfunc.jacobian`; None is one group.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; from the mean of two
@@ -67,6 +68,7 @@ def double_sampling(
     check_chunk_size(chunk_size)
     check_heads(heads, groups)
     check_dtype(gramian_dtype)
+    shared, groups = fixed(shared), fixed_groups(groups)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor

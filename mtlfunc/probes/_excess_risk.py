@@ -25,7 +25,8 @@ def excess_risk(
     S ← S + J∘J sums squares over the steps, so e_t is g_tᵀH_t⁻¹g_t with AdaGrad's diagonal for H_t.
 
     Args:
-        shared: which parameters the tasks share, a glob on names or a predicate.
+        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
+            globs, modules or parameters.
         groups: groups of shared parameters, each with weights of its own, as in
             `mtlfunc.jacobian`; None is one group.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
@@ -60,7 +61,7 @@ def excess_risk(
         return zeros
 
     def update(
-        rows: Rows, present: Tensor, blocks: Blocks, state: Rows
+        rows: Rows, present: Tensor, blocks: Blocks, state: State
     ) -> tuple[Rows, dict[str, Tensor], State]:
         check_memory(same_rows(state, rows))
         # an absent task's row is 0

@@ -35,13 +35,14 @@ from .common import (
     check_memory,
     check_present,
     first_losses,
+    fixed,
     is_empty,
     labelled,
     labels,
     same_rows,
     with_labels,
 )
-from .groups import Blocks, Groups, combine_groups, gramians, partition
+from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
 from .masks import Mask, graddrop
 
 Heads = Literal["plain", "own", "weighted"]
@@ -95,8 +96,8 @@ def jacobian(
     batch with all tasks.
 
     Args:
-        shared: which parameters the tasks share, a glob on names or a predicate; the rest are
-            heads.
+        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
+            globs, modules or parameters; the rest are heads.
         measure: the shared leaves that the Gramian sums over; None is all of them. GradNorm's last
             shared layer.
         mix: `(key, T) -> (C [row, task], preference [row])`: rows are gradients of C @ losses, so
@@ -198,6 +199,8 @@ def row_probe(
     check_heads(heads, groups)
     check_present(present)
     check_dtype(gramian_dtype)
+    shared, measure = fixed(shared), None if measure is None else fixed(measure)
+    groups = fixed_groups(groups)
     random_rows = mix is not None or mask is not None
     with_rows = mask is not None or edit is not None or groups is not None
 

@@ -26,8 +26,8 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
             1e-8.
 
     Returns:
-        a probe whose geometry holds the logarithms; `Info.losses` shows the losses. Where L + eps
-        <= 0 the logarithm is NaN.
+        a probe whose geometry holds the logarithms, in `losses` and `extra["log_losses"]`;
+        `Info.losses` shows the losses. Where L + eps <= 0 the logarithm is NaN.
 
     Raises:
         TypeError: for `probe` that is none.
@@ -74,6 +74,8 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         else:  # one such pair for each of several batches
             several, aux = zip(*measured.aux, strict=True)
             losses, aux = torch.stack(stepped_on(several)).mean(0), () if aux[0] == () else aux
-        return measured._replace(losses=losses, aux=aux), state
+        geometry = measured.geometry
+        geometry = geometry._replace(extra=geometry.extra | {"log_losses": geometry.losses})
+        return measured._replace(losses=losses, geometry=geometry, aux=aux), state
 
     return Probe(init, update)

@@ -21,6 +21,7 @@ from .common import (
     check_memory,
     check_present,
     first_losses,
+    fixed,
     labelled,
     labels,
     leaves_of_each,
@@ -58,8 +59,8 @@ def representation(
         encode: `(params, batch) -> z`, a tensor or a dict of tensors.
         decode: `(params, z, batch) -> losses` in any form that `losses_fn` may have (a dict if that
             gives one); `losses_fn` is the composition of the two.
-        shared: the parameters that act through z, a glob or a predicate; `init` raises if encode
-            uses another one.
+        shared: the parameters that act through z: a glob, a predicate, a module, or several globs,
+            modules or parameters; `init` raises if encode uses another one.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, as in
             `mtlfunc.jacobian`; None is all.
 
@@ -90,6 +91,7 @@ def representation(
     expect_function(encode, "encode", "params, batch")
     expect_function(decode, "decode", "params, z, batch")
     check_present(present)
+    shared = fixed(shared)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor

@@ -70,7 +70,7 @@ def second_evaluation(probe: Probe) -> Probe:
         return losses, SecondEvaluationState(inner, _copied(batch), losses.new_zeros(rows), nobody)
 
     def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: SecondEvaluationState
+        losses_fn: LossesFn, params: Params, batch: Batch, state: State
     ) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, SecondEvaluationState))
         measured, inner = probe.update(losses_fn, params, batch, state.probe)

@@ -43,7 +43,8 @@ def tracked(
     """`mtlfunc.jacobian` on rows averaged over the steps: Y ← Y - β(Y - J), from Y = 0.
 
     Args:
-        shared: which parameters the tasks share, a glob on names or a predicate.
+        shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
+            globs, modules or parameters.
         rate: β in (0, 1], or a function of the step, counted from 1 for each task `[task]`: `lambda
             k: 0.5 / k**0.5`; 1 does not average at all.
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
@@ -60,7 +61,7 @@ def tracked(
     Returns:
         a probe that remembers T rows over the shared parameters; the Gramian is YYᵀ, and the
         combination is of the rows of Y. Weights 1/T give the tracked mean gradient there, the
-        current one on the heads.
+        current one on the heads. `geometry.extra["tracked"]` counts each task's steps.
 
     Raises:
         ValueError: for what `mtlfunc.jacobian` refuses, and for a rate outside (0, 1].
@@ -95,7 +96,7 @@ def tracked(
         return TrackedState(zeros, count, count.to(torch.int64))
 
     def update(
-        rows: Rows, present: Tensor, blocks: Blocks, state: TrackedState
+        rows: Rows, present: Tensor, blocks: Blocks, state: State
     ) -> tuple[Rows, dict[str, Tensor], State]:
         check_memory(isinstance(state, TrackedState) and same_rows(state.rows, rows))
         steps = state.steps + present
@@ -110,7 +111,7 @@ def tracked(
         kept = {name: y + _over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
         rows = {name: _over(shown, y) * y for name, y in kept.items()}
-        return rows, {}, TrackedState(kept, mass, steps)
+        return rows, {"tracked": steps}, TrackedState(kept, mass, steps)
 
     return row_probe(
         shared,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.checks import all_present, can_look, check_finite, everyone, visible
 from ..core.expect import expect_function
 from ..gradients.forward import explained_vjp, split_output
 from ..gradients.linearize import Linear, linearize
-from ..types import Batch, LossesFn, Params, Rows, State
+from ..types import Batch, LossesFn, Params, Rows, Select, State
 
 
 @runtime_checkable
@@ -36,6 +37,13 @@ def check_present(present: Present | None) -> None:
     """Raise unless `present` is None or a function of the batch."""
     if present is not None:
         expect_function(present, "present", "batch")
+
+
+def fixed(which: Select) -> Select:
+    """A choice of parameters for every step: an iterator would be used up by the first."""
+    if isinstance(which, Iterable) and not isinstance(which, str | Tensor | nn.Module):
+        return tuple(which)
+    return which
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.tree import combine, dot, layer_of, select
 from ..types import Params, Rows, Select
+from .common import fixed
 
 Groups = str | Callable[[str], Hashable] | Mapping[str, Select]
 """`"layer"`, a function from a name to its group's label, or `{label: glob or predicate}`."""
@@ -60,6 +61,13 @@ def partition(names: tuple[str, ...], groups: Groups) -> dict[Hashable, tuple[st
                 "the parameters that are grouped"
             )
     return found
+
+
+def fixed_groups(groups: Groups | None) -> Groups | None:
+    """Groups for every step: an iterator of parameters would be used up by the first."""
+    if isinstance(groups, Mapping):
+        return {label: fixed(which) for label, which in groups.items()}
+    return groups
 
 
 def gramians(

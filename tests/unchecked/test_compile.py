@@ -1,4 +1,4 @@
-"""torch.compile without graph breaks: whole vmapped steps, solvers, and derivatives through them."""
+"""torch.compile without graph breaks: vmapped steps, solvers, and derivatives through them."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
-from tests.problems import BATCH, PARAMS, nets, opaque
+from tests.problems import BATCH, PARAMS, named, nets, opaque
 from tests.registry import PROBLEMS, RULES, SOLVERS
 from tests.strategies import gramian
 from tests.test_step import METHODS, step_of
@@ -203,3 +203,31 @@ def test_gramian_of_a_normalised_network_and_its_hypergradient(engine):
         (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5,
         rtol=1e-6,
     )
+
+
+def test_named_tasks_trace_as_one_graph():
+    """A dict of losses in another order than at init; names are structure, no graph breaks."""
+
+    def backwards(params, batch):
+        return dict(reversed(named(params, batch).items()))
+
+    start = mf.descend(named, mf.gradnorm(0.5), mf.sgd(0.02), mf.jacobian("trunk.*"))
+    step = mf.descend(backwards, mf.gradnorm(0.5), mf.sgd(0.02), mf.jacobian("trunk.*"))
+    state = vmap(lambda p: start.init(p, BATCH))(mf.stack(nets))
+    update = vmap(step.update, (0, None))
+    compiled = torch.compile(update, **TRACED)
+    got, _ = compiled(state, BATCH)
+    expected, _ = update(state, BATCH)
+    got, info = compiled(got, BATCH)
+    expected, plain = update(expected, BATCH)
+    close((got, info), (expected, plain))
+    assert tuple(info.tasks) == ("task 0", "task 1", "task 2")
+
+
+def test_a_whole_run_with_its_init_traces_as_one_graph():
+    def run(params):
+        step = mf.descend(named, mf.mgda(mf.solvers.faces()), mf.sgd(0.02), mf.jacobian("trunk.*"))
+        state = step.init(params, BATCH)
+        return step.update(state, BATCH)[0].params
+
+    close(torch.compile(run, **TRACED)(PARAMS), run(PARAMS))

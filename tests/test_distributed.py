@@ -1,0 +1,92 @@
+"""Modules of several processes, which a step refuses; one gloo process shows it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+
+import mtlfunc as mf
+from tests.problems import BATCH, PARAMS, TrunkAndHeads, vector
+
+
+@pytest.fixture
+def group():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def losses_of(module):
+    def losses(params, batch):
+        x, y = batch
+        outputs = torch.stack(functional_call(module, params, (x,)), 1)
+        return (outputs - y).square().mean((0, 2))
+
+    return losses
+
+
+@pytest.mark.usefixtures("group")
+def test_data_parallel_modules_are_refused():
+    wrapped = DistributedDataParallel(TrunkAndHeads(0))
+    with pytest.raises(NotImplementedError, match="module is wrapped in DistributedDataParallel"):
+        mf.parameters(wrapped)
+    with pytest.raises(NotImplementedError, match=r"module\.1 is wrapped in DistributedData"):
+        mf.parameters(nn.Sequential(nn.Identity(), wrapped))
+    with pytest.raises(NotImplementedError, match="module is wrapped in DataParallel"):
+        mf.stack([nn.DataParallel(TrunkAndHeads(0))])
+
+
+@pytest.mark.usefixtures("group")
+def test_a_forward_of_a_data_parallel_module_is_refused():
+    """With parameters by hand, which `mtlfunc.parameters` has not seen."""
+    wrapped = DistributedDataParallel(TrunkAndHeads(0))
+    params = {name: leaf.detach() for name, leaf in wrapped.named_parameters()}
+    losses, message = losses_of(wrapped), "losses_fn calls a module wrapped in DistributedDataPara"
+    shared = "module.trunk.*"
+    for probe in (mf.jacobian(shared), mf.losses_only(), mf.tracked(shared)):
+        with pytest.raises(NotImplementedError, match=message):
+            mf.balance(losses, mf.mean(), probe).init(params, BATCH)
+    for call in (mf.task_gradients, mf.task_gramian):
+        with pytest.raises(NotImplementedError, match=message):
+            call(losses, params, BATCH)
+    # what was watched for one call is not watched after it
+    assert len(wrapped(BATCH[0])) == 3
+
+
+@pytest.mark.usefixtures("group")
+def test_sharded_parameters_are_refused():
+    sharded = TrunkAndHeads(0)
+    fully_shard(sharded)
+    with pytest.raises(NotImplementedError, match="module is wrapped in FSDPModule"):
+        mf.parameters(sharded)
+    params = {name: leaf.detach() for name, leaf in sharded.named_parameters()}
+    message = r"params\['trunk\.0\.weight'\] is a DTensor, a shard of a parameter.*full_tensor"
+    with pytest.raises(NotImplementedError, match=message):
+        mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")).init(params, BATCH)
+    with pytest.raises(NotImplementedError, match=message):
+        mf.task_gradients(vector, params, BATCH)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_plain_module_beside_a_process_group_is_fine():
+    step = mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*"))
+    grads, _, _ = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+    assert set(grads) == set(PARAMS)
+
+
+def test_a_compiled_module_keeps_its_prefix():
+    """`torch.compile` puts `_orig_mod.` before the names; the numbers are the same."""
+    module = TrunkAndHeads(0)
+    compiled = torch.compile(module, backend="eager")
+    assert isinstance(compiled, nn.Module)
+    expected = mf.balance(losses_of(module), mf.mgda(), mf.jacobian("trunk.*"))
+    step = mf.balance(losses_of(compiled), mf.mgda(), mf.jacobian("_orig_mod.trunk.*"))
+    plain, params = mf.parameters(module), mf.parameters(compiled)
+    grads, _, _ = step.update(params, BATCH, step.init(params, BATCH))
+    wanted, _, _ = expected.update(plain, BATCH, expected.init(plain, BATCH))
+    for name, grad in wanted.items():
+        torch.testing.assert_close(grads[f"_orig_mod.{name}"], grad)
