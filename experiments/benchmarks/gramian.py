@@ -129,7 +129,8 @@ def take_turns(
             if (turn * rounds) % ROUNDS < rounds:
                 for _ in range(max(1, min(200, int(seconds / ROUNDS / once[name])))):
                     times[name].append(timed(calls[name], clock, device))
-        bar.update()
+        if bar is not None:
+            bar.update()
     return times
 
 

@@ -132,9 +132,17 @@ def lanes_of(name: str, device: str = "cpu") -> Iterator[cagrad_toy.Lanes]:
         yield every
 
 
-def measure(name: str, lanes: cagrad_toy.Lanes, unroll: int, steps: int, script: float) -> Row:
+def measure(
+    name: str,
+    lanes: cagrad_toy.Lanes,
+    unroll: int,
+    steps: int,
+    script: float,
+    *,
+    compiled: bool = True,
+) -> Row:
     """A row of the record; `script` is the script's time of a step."""
-    compilation, library = library_microseconds(name, unroll, lanes, steps)
+    compilation, library = library_microseconds(name, unroll, lanes, steps, compiled=compiled)
     return {
         "rule": name,
         "lanes": len(lanes.sign),

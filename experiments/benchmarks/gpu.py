@@ -1,0 +1,320 @@
+"""What a CUDA device does with all of this, in eight minutes: one table, and a file to keep.
+
+    python -m experiments.benchmarks.gpu [--out DIR] [--minutes 8] [--parts kernel times ...]
+
+Parts: the tests that need a device; the Triton kernel against the CPU kernel on the hard families;
+its times; Gramians beside TorchJD's, with their peak memory; CAGrad's toy. Each is a process of its
+own with a share of the time, and every number is in gpu.json as soon as it is measured, so that a
+part that hangs, crashes or is killed costs nothing but itself. A run that was stopped goes on with
+the parts that have not finished, --again measures all anew. Without a CUDA device the command says
+what it would do. `--device cpu --tiny` runs the same code on small sizes, to test it.
+"""
+
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import torch
+from torch.func import vmap
+
+from experiments.arguments import folder, positive
+from experiments.benchmarks import gramian, solvers, toy
+from experiments.benchmarks.families import FAMILIES, gramians
+from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
+
+ROOT = Path(__file__).parents[2]
+ROUNDING = 1e4 * torch.finfo(torch.float64).eps  # the certificate's "optimal to rounding"
+SINGLE, BATCH = "min_norm, T = 32, batch 1", "min_norm, T = 8, batch 16384"
+FAILED = "failed:"
+TARGETS = {SINGLE: 60.0, BATCH: 50.0}
+"""µs of a call."""
+GRAMIAN_TARGETS = {"time": 0.4, "peak memory": 0.5}
+"""Of the best of TorchJD's, for ResNet-18 and 40 tasks."""
+
+
+def found(
+    case: str, value: float | None, unit: str, note: str = "", target: float | None = None
+) -> Row:
+    """A measurement; what has a target should be at most that."""
+    return {"case": case, "value": value, "unit": unit, "note": note, "target": target}
+
+
+def guarded(case: str, measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    """The rows of a case, or one that says how it failed: other cases are measured all the same."""
+    try:
+        yield from measure()
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        said = f"{FAILED} {type(error).__name__}: {first}"
+        yield found(case, None, "", said, TARGETS.get(case))
+
+
+def device_tests(device: str, tiny: bool) -> Iterator[Row]:
+    """The tests with the device in their name, of the files that speak of CUDA."""
+    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if _on_device(path)]
+    with tempfile.TemporaryDirectory() as kept:
+        report = Path(kept) / "report.xml"
+        chosen = f"{device} and random" if tiny else device
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+        command += ["-o", "addopts=", "-k", chosen, f"--junitxml={report}", *map(str, files)]
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+        bad = [
+            f"{case.get('name')}"
+            for case in suite.iter("testcase")
+            if case.find("failure") is not None or case.find("error") is not None
+        ]
+    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+    note = f"of {total}, {skipped} skipped" + (f": {', '.join(bad)}" if bad else "")
+    yield found("tests that fail", float(len(bad)), "", note, 0.0)
+
+
+def _on_device(path: Path) -> bool:
+    return "cuda.is_available" in path.read_text(encoding="utf-8")
+
+
+def kernel(device: str, tiny: bool) -> Iterator[Row]:
+    """Worst certified gap on the hard families, beside the CPU kernel's on the same problems."""
+    for tasks in (
+        (2, 3) if tiny else (2, 3, 5, 8, 32, 128)
+    ):  # the kernel compiles for each power of 2
+        for kind in KINDS[:3]:
+            case = f"{kind}, T = {tasks}: worst gap"
+            each = 1 if tiny else 8
+            yield from guarded(case, lambda k=kind, t=tasks, n=each: _gaps(k, t, n, device))
+
+
+def _gaps(kind: str, tasks: int, each: int, device: str) -> Iterator[Row]:
+    weigh = vmap(SOLVERS["active_set"].make(kind))
+    worst: dict[str, tuple[float, float, float]] = {}
+    for family in FAMILIES:
+        g = gramians(family, tasks, each, 3)
+        here, there = weigh(g), weigh(g.to(device)).cpu()
+        apart = here - there
+        off = torch.einsum("bi,bij,bj->b", apart, g, apart).clamp_min(0)
+        off = (off / g.diagonal(dim1=1, dim2=2).amax(-1)).sqrt().amax()
+        gap, own = (solvers.measure(kind, g, w)["gap"] for w in (there, here))
+        worst[family] = (gap, own, float(off))
+    family = max(worst, key=lambda name: worst[name][0])
+    gap, own, off = (max(column) for column in zip(*worst.values(), strict=True))
+    note = f"{family}; CPU kernel's {own:.1e}; directions differ by {off:.1e} of max‖g‖ at most"
+    limit = max(ROUNDING, 10 * own)
+    yield found(f"{kind}, T = {tasks}: worst gap", gap, "", note, limit)
+
+
+def times(device: str, tiny: bool) -> Iterator[Row]:
+    """Time of a call of the kernel, as a replayed CUDA graph where there is a GPU."""
+    sizes = (2, 8) if tiny else (2, 3, 8, 32, 64, 128)
+    batches = (1, 8) if tiny else (1, 64, 1024, 16384, 65536)
+    cells = [("min_norm", t, b) for t in sizes for b in batches if b * t**2 <= 2**28]
+    large = 8 if tiny else 16384
+    cells += [(kind, t, b) for kind in KINDS[1:3] for t in sizes[1:4] for b in (1, large)]
+    # what has a target first, then from small to large, so that a budget cuts what takes longest
+    cells.sort(key=lambda cell: (_name(*cell) not in TARGETS, cell[2] * cell[1] ** 2))
+    for cell in cells:
+        seconds = 0.02 if tiny else 0.4
+        yield from guarded(_name(*cell), lambda c=cell, s=seconds: _time(*c, device, s))
+
+
+def _name(kind: str, tasks: int, batch: int) -> str:
+    return f"{kind}, T = {tasks}, batch {batch}"
+
+
+def _time(kind: str, tasks: int, batch: int, device: str, seconds: float) -> Iterator[Row]:
+    weigh = SOLVERS["active_set"].make(kind)
+    g = solvers.mixed(tasks, min(batch, 1024)).repeat(-(-batch // 1024), 1, 1)[:batch].to(device)
+    call, given = (vmap(weigh), g) if batch > 1 else (weigh, g[0])
+    call(given)
+    eager = sorted(solvers.repeat(lambda: call(given), g.device, seconds))
+    value, note = 1e6 * eager[len(eager) // 2], "the call from Python"
+    if device == "cuda":
+        note = f"replayed; {value:.3g} from Python"
+        value = 1e6 * batch * solvers.replay_seconds(weigh, g, seconds)
+    name = _name(kind, tasks, batch)
+    yield found(name, value, "µs a call", note, TARGETS.get(name))
+
+
+def gramian_times(device: str, tiny: bool) -> Iterator[Row]:
+    """Time and peak memory of one Gramian, ours and TorchJD's."""
+    image = 8 if tiny else gramian.IMAGES["cuda"]
+    shapes = {
+        "resnet18": (2, 2) if tiny else (40, 64),
+        "mlp-sample": (1, 4) if tiny else (1, 128),
+        "decoders": (2, 2) if tiny else (4, 64),
+    }
+    for family, (tasks, batch) in shapes.items():
+        case = gramian.Case(family, tasks, batch, image, device)
+        yield from guarded(case.name(), lambda c=case: _gramian(c, 0.01 if tiny else 1.0))
+
+
+def _gramian(case: gramian.Case, seconds: float) -> Iterator[Row]:
+    gramian.precision(case, full=False)
+    peers = ["TorchJD autojac", "TorchJD autogram"]
+    rows = [
+        row
+        for row in gramian.measure(case, seconds, methods=["ours, auto", *peers])
+        if row["quantity"] == "gramian"
+    ]
+    for row in rows:
+        name = f"{case.name()}: {row['method']}"
+        if "failed" in row:
+            yield found(name, None, "ms", f"cannot: {row['failed'].splitlines()[0]}")
+        else:
+            note = f"peak {row['memory'] / 2**20:,.0f} MiB, error {row['error']:.0e}"
+            yield found(name, 1e3 * row["median"], "ms", note)
+    done = {row["method"]: row for row in rows if "median" in row}
+    for what, key in (("time", "median"), ("peak memory", "memory")):
+        theirs = [done[name][key] for name in peers if name in done]
+        if "ours, auto" in done and theirs:
+            target = GRAMIAN_TARGETS[what] if case.family == "resnet18" else None
+            ratio = done["ours, auto"][key] / min(theirs)
+            yield found(f"{case.name()}: {what}", ratio, "of TorchJD's best", "", target)
+
+
+def toy_times(device: str, tiny: bool) -> Iterator[Row]:
+    """CAGrad's toy, all runs side by side in one compiled program."""
+    script = toy.script_microseconds("CAGrad", 5 if tiny else 500)
+    steps = 2 if tiny else 500
+    for lanes in toy.lanes_of("CAGrad", device):
+        case = f"CAGrad's toy, {len(lanes.sign)} runs"
+
+        def measure(lanes: toy.cagrad_toy.Lanes = lanes, case: str = case) -> Iterator[Row]:
+            row = toy.measure("CAGrad", lanes, 1, steps, script, compiled=not tiny)
+            note = f"compiled in {row['compilation_s']:.0f} s; the script {script:,.0f} on a CPU"
+            yield found(case, row["library_us"], "µs a step and run", note)
+
+        yield from guarded(case, measure)
+
+
+class Part(NamedTuple):
+    """What is measured, and its share of the time."""
+
+    run: Callable[[str, bool], Iterator[Row]]
+    share: float
+    does: str
+
+
+PARTS = {
+    "tests": Part(device_tests, 0.15, "the tests that need a device"),
+    "kernel": Part(
+        kernel, 0.2, f"the Triton kernel against the CPU kernel, {len(FAMILIES)} families"
+    ),
+    "times": Part(times, 0.2, "its times, T = 2 … 128, batch 1 … 65,536"),
+    "gramian": Part(
+        gramian_times, 0.25, "Gramians beside TorchJD's: ResNet-18 T = 40, MLP, decoders"
+    ),
+    "toy": Part(toy_times, 0.2, "CAGrad's toy, compiled"),
+}
+ENDED = "the part"
+
+
+def run_part(name: str, device: str, tiny: bool, record: Record) -> None:
+    """In a process of its own: keep every row as it comes, and at the end the peak memory."""
+    for row in PARTS[name].run(device, tiny):
+        record.keep({"part": name} | row)
+    if device == "cuda":
+        peak, note = torch.cuda.max_memory_allocated(), "allocated on the device"
+    else:
+        peak, note = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "of the process"
+    record.keep({"part": name} | found("peak memory", peak / 2**20, "MiB", note))
+
+
+def _failed(row: Row) -> bool:
+    return row["note"].startswith(FAILED)
+
+
+def within(command: Sequence[str], seconds: float) -> str:
+    """Run a command and all that it starts for so long; how it ended, in words."""
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(command, cwd=ROOT, stderr=errors, start_new_session=True)
+        try:
+            status = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"stopped after its {seconds:.0f} s"
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        if status == 0:
+            return "finished"
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+        return f"failed with status {status}: {lines[-1] if lines else 'no message'}"
+
+
+def table(rows: list[Row], machine: str) -> str:
+    """One Markdown table."""
+    lines = ["# On one device", "", machine, ""]
+    lines += ["| part | case | measured | | at most | |", "|---|---|---|---|---|---|"]
+    order = {name: i for i, name in enumerate(PARTS)}
+    for row in sorted(rows, key=lambda row: (order[row["part"]], row["case"] == ENDED)):
+        value, target = row["value"], row["target"]
+        holds = "" if target is None else "not measured"
+        if target is not None and value is not None:
+            holds = "holds" if value <= target else "missed"
+        measured = "–" if value is None else f"{value:.3g} {row['unit']}".strip()
+        limit = "" if target is None else f"{target:.3g}"
+        cells = [row["part"], row["case"], measured, row["note"], limit, holds]
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
+    add("--minutes", type=positive, default=8.0, help="for everything (default: 8)")
+    add("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    add("--again", action="store_true", help="measure anew what the record already has")
+    add("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: to test this command")
+    add("--tiny", action="store_true", help="small sizes, to test this command")
+    add("--inside", choices=list(PARTS), help=argparse.SUPPRESS)  # of a part's own process
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    given = _parser().parse_args(arguments)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("torch finds no CUDA device: nothing is measured. On one, this would run")
+        for name in given.parts:
+            allowed = 60 * given.minutes * PARTS[name].share
+            print(f"  {name:8} {PARTS[name].does}, at most {allowed:.0f} s")
+        return
+    chosen = settings(device=given.device, tiny=given.tiny)
+    path = given.out / "gpu.json"
+    if given.inside:
+        run_part(given.inside, given.device, given.tiny, Record(path, ("part", "case"), chosen))
+        return
+    common = ["--out", str(given.out.resolve()), "--device", given.device]
+    common += ["--tiny"] * given.tiny
+    for name in given.parts:
+        record = Record(path, ("part", "case"), chosen)  # again: the part's process writes it, too
+        ended = [row for row in record.here() if (row["part"], row["case"]) == (name, ENDED)]
+        if ended and ended[0]["note"] == "finished" and not given.again:
+            continue
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "experiments.benchmarks.gpu", "--inside", name, *common]
+        said = within(command, 60 * given.minutes * PARTS[name].share)
+        record = Record(path, ("part", "case"), chosen)
+        failed = [row for row in record.here() if row["part"] == name and _failed(row)]
+        said += f", but {len(failed)} cases failed" if failed else ""
+        record.keep({"part": name} | found(ENDED, time.perf_counter() - start, "s", said))
+        record.write_tables(given.out / "gpu.md", table)
+        print(f"{name}: {said}", flush=True)
+    if path.exists():
+        print((given.out / "gpu.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What a CUDA device computes is what the CPU computes; without one the CPU runs the same checks.
+
+`python -m experiments.benchmarks.gpu` runs those whose name has the device in it.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+import mtlfunc as mf
+from experiments.benchmarks.families import FAMILIES, gramians
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])
+def device(request):
+    return request.param
+
+
+PROBLEMS = {
+    "min_norm": mf.solvers.min_norm,
+    "cagrad": lambda g: mf.solvers.cagrad(g, g.new_full((), 0.5)),
+    "dual_cone": lambda g: mf.solvers.dual_cone(g, torch.full_like(g[0], 1 / len(g))),
+}
+
+
+@pytest.mark.parametrize("draw", [mf.random.uniform, mf.random.normal])
+def test_random_numbers_are_the_same(device, draw):
+    keys = torch.arange(5)
+    here = vmap(lambda key: draw(key, (7,), torch.float64))(keys)
+    there = vmap(lambda key: draw(key, (7,), torch.float64))(keys.to(device))
+    assert there.device.type == device
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-14, atol=1e-14)
+
+
+def test_random_permutations_are_the_same(device):
+    there = mf.random.permutation(torch.tensor(3, device=device), 50)
+    assert there.cpu().tolist() == mf.random.permutation(torch.tensor(3), 50).tolist()
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("tasks", [2, 5, 33])
+def test_kernels_agree_on_hard_families(device, kind, tasks):
+    """In the direction, up to the square root of what rounding leaves of the gap."""
+    make, solve = PROBLEMS[kind], mf.solvers.active_set()
+    for name in FAMILIES:
+        g = gramians(name, tasks, 2, 0)
+        here = vmap(lambda g: solve(make(g)).weights)(g)
+        there = vmap(lambda g: solve(make(g)).weights)(g.to(device))
+        assert there.device.type == device
+        apart = there.cpu() - here
+        off = torch.einsum("bi,bij,bj->b", apart, g, apart).clamp_min(0)
+        size = g.diagonal(dim1=1, dim2=2).amax(-1).sqrt() * here.abs().sum(-1)
+        assert float((off.sqrt() / size).amax()) < 1e-6, name
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_derivatives_of_solutions_agree(device, kind):
+    g = gramians("gaussian", 4, 1, 1)[0] / 100
+    along = torch.tensor([1.0, -0.5, 0.3, 2.0], dtype=torch.float64)
+    solve = mf.solvers.active_set()
+
+    def reads(g):
+        return solve(PROBLEMS[kind](g)).weights @ along.to(g)
+
+    torch.testing.assert_close(
+        grad(reads)(g.to(device)).cpu(), grad(reads)(g), rtol=1e-8, atol=1e-10
+    )
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
+            self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(3))
+
+    def forward(self, x):
+        z = self.trunk(x)
+        return torch.cat([head(z) for head in self.heads], -1)
+
+
+def problem(device):
+    """Losses, parameters and a batch, float64."""
+    net = Net().double().to(device)
+    draw = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(12, n, generator=draw, dtype=torch.float64).to(device) for n in (5, 3))
+
+    def losses(params, batch):
+        x, y = batch
+        return (functional_call(net, params, (x,)) - y).square().mean(0)
+
+    return losses, mf.parameters(net), (x, y)
+
+
+@pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
+def test_gramians_agree(device, engine):
+    here, there = (
+        mf.task_gramian(*problem(where), shared="trunk.*", engine=engine)[1]
+        for where in ("cpu", device)
+    )
+    assert there.device.type == device
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["mean", "mgda", "pcgrad", "cagrad", "upgrad", "imtl_g"])
+def test_training_agrees(device, name):
+    """Ten steps of two seeds side by side, from the same random numbers."""
+    rule = mf.cagrad(0.4) if name == "cagrad" else getattr(mf, name)()
+    ends = []
+    for where in ("cpu", device):
+        losses, params, batch = problem(where)
+        step = mf.descend(losses, rule, mf.adam(0.01), mf.jacobian("trunk.*"))
+
+        def train(key, step=step, params=params, batch=batch):
+            state = step.init(params, batch, key=key)
+            for _ in range(10):
+                state, _ = step.update(state, batch)
+            return state.params
+
+        ends.append(vmap(train)(torch.arange(2, device=where)))
+    for leaf, here in ends[0].items():
+        there = ends[1][leaf]
+        assert there.device.type == device
+        torch.testing.assert_close(there.cpu(), here, rtol=1e-7, atol=1e-9)
+
+
+@needs_cuda
+def test_the_kernel_replays_in_a_cuda_graph():
+    g = gramians("gaussian", 8, 4, 0).cuda()
+    solve = vmap(lambda g: mf.solvers.active_set()(mf.solvers.min_norm(g)).weights)
+    given, expected = g.clone(), solve(2 * g.flip(0))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        solve(given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answer = solve(given)
+    given.copy_(2 * g.flip(0))
+    graph.replay()
+    torch.testing.assert_close(answer, expected, rtol=1e-12, atol=1e-14)
