@@ -25,8 +25,8 @@ from matplotlib.figure import Figure as Canvas
 import mtlfunc as mf
 from paper_repro.__main__ import main, reproduce, reproductions, selected
 from paper_repro.claims import KINDS, LEDGER, ONLY_FULL, PAPERS, ROWS
-from paper_repro.gradnorm import regression as gradnorm
-from paper_repro.mgda import upper_bound as mgda_ub
+from paper_repro.gradnorm import common as gradnorm
+from paper_repro.mgda import counterexample
 from paper_repro.report.cache import key, sources
 from paper_repro.report.figures import METHOD_COLOURS, STYLE
 from paper_repro.report.findings import QUICK, Claim, Figure, Settings, verdict_of
@@ -514,9 +514,9 @@ def test_pages_agree_with_the_ledger() -> None:
 
 
 def test_counterexample_in_fractions() -> None:
-    x = mgda_ub.fractions(mgda_ub.X)
-    v = [[-target for target in row] for row in mgda_ub.fractions(mgda_ub.Y)]
-    bound, exact = (mgda_ub.exact_step(x, v, bound=which) for which in (True, False))
+    x = counterexample.fractions(counterexample.X)
+    v = [[-target for target in row] for row in counterexample.fractions(counterexample.Y)]
+    bound, exact = (counterexample.exact_step(x, v, bound=which) for which in (True, False))
     assert bound.weights == [Fraction(1, 2), Fraction(1, 2)]
     assert bound.direction == [1, 0]
     assert bound.rates == [3, -1]
@@ -526,12 +526,14 @@ def test_counterexample_in_fractions() -> None:
 
 @pytest.mark.parametrize(("name", "rates"), [("MGDA-UB", [3.0, -1.0]), ("MGDA", [0.2, 0.2])])
 def test_counterexample_through_the_library(name: str, rates: list[float]) -> None:
-    assert mgda_ub.through_library(mgda_ub.probes()[name])[1] == pytest.approx(rates, abs=1e-12)
+    assert counterexample.through_library(counterexample.probes()[name])[1] == pytest.approx(
+        rates, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("name", "end"), [("MGDA-UB", [0.0, 2.0]), ("MGDA", [0.5, 0.5])])
 def test_counterexample_iterated(name: str, end: list[float]) -> None:
-    path = mgda_ub.trajectory(mgda_ub.probes()[name], 100, lr=0.2)
+    path = counterexample.trajectory(counterexample.probes()[name], 100, lr=0.2)
     assert path.losses[0].tolist() == [1, 1]
     assert path.losses[-1] == pytest.approx(end, abs=2e-2)
 
