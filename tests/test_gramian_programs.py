@@ -4,11 +4,14 @@ The programs reach their weights through views, cut them, use them twice, and pu
 activations, weights and nodes: whatever a tap cannot answer for has to be seen as such.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
@@ -129,13 +132,13 @@ USES = {  # [N, D] from an activation and a matrix
     "by hand": lambda h, m, p: (h[:, None] * m).sum(-1),
     "twice": lambda h, m, p: F.linear(torch.tanh(F.linear(h, m)), m),
     "twice, beside the whole": lambda h, m, p: F.linear(torch.tanh(F.linear(h, m)), p["w"]),
-    "with its decay": lambda h, m, p: F.linear(h, m) + m.square().sum(),
+    "with its decay": lambda h, m, p: F.linear(h, m) + 0.01 * m.square().sum(),
     "hooked": lambda h, m, p: hooked(F.linear(h, m, p["b"])),
     "node hooked": lambda h, m, p: node_hooked(F.linear(h, m, p["b"])),
     "node prehooked": lambda h, m, p: node_prehooked(h @ m),
     "in place after": lambda h, m, p: F.linear(h, m, p["b"]).tanh_(),
     "in place, half": lambda h, m, p: _doubled(F.linear(h, m)),
-    "bilinear": lambda h, m, p: F.bilinear(h, torch.tanh(h), m.expand(D, D, D)),
+    "bilinear": lambda h, m, p: 0.2 * F.bilinear(h, torch.tanh(h), m.expand(D, D, D)),
     "position by position": lambda h, m, p: F.linear(h.view(N, 2, 3).repeat(1, 1, 2), m).mean(1),
     "samples in the middle": lambda h, m, p: F.linear(torch.stack([h, h.cos()]), m).sum(0),
     "no grad": lambda h, m, p: h + _silent(h, m),
@@ -220,9 +223,9 @@ TASKS = {
 }
 
 
-def loop(losses):
+def loop(losses, params=LEAVES):
     """The Gramian of the losses by T single passes of plain autograd."""
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in LEAVES.items()}
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     out = losses(leaves)
     if isinstance(out, Tensor):
         # a hook on the vector is passed by one unit vector a row, as by any backward pass
@@ -282,3 +285,98 @@ STEP = st.sampled_from(sorted(STEPS)) | st.tuples(
 @settings(max_examples=60)
 def test_gramians_of_random_programs(steps, last, tasks, chunk_size):
     check(steps, last, tasks, chunk_size)
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_gramians_of_every_view_of_a_weight(matrix):
+    """Used once, used twice, and beside the whole."""
+    check([("twice", matrix), ("twice, beside the whole", matrix)], "two", "mean", None)
+    check([("linear with bias", matrix)], "one", "stacked", None)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_gramians_of_every_use_of_a_weight(use):
+    check([(use, "w"), "tanh", (use, "tall.chunk")], "two", "mean", None)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_gramians_of_every_step(step):
+    check([step, "tanh", step], "two", "mean", None)
+
+
+@pytest.mark.parametrize("tasks", TASKS)
+def test_gramians_of_every_form_of_losses(tasks):
+    check([("linear", "w"), "gated"], "two", tasks, None)
+    check([("linear", "w"), "gated"], "hooked losses", tasks, None)
+
+
+def test_hooks_are_named_by_the_explanation():
+    losses = program([("hooked", "w")], "two")
+    for samples in (False, True):
+        table = mf.explain_gramian(
+            lambda p, _, samples=samples: losses(p) if samples else losses(p).mean(0),
+            LEAVES,
+            (),
+            samples=samples,
+        )
+        assert all(layer.form == "rows" and "hooks" in layer.note for layer in table.layers)
+
+
+def adjusted(f):
+    net = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D), nn.Tanh(), nn.Linear(D, 2))
+    f(net.double())
+    with torch.no_grad():
+        for i, leaf in enumerate(net.parameters()):
+            if leaf.requires_grad:
+                leaf.copy_(entries(*leaf.shape, phase=float(i)))
+    return net
+
+
+class Symmetric(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w.triu() + w.triu(1).mT
+
+
+ADJUSTED = {
+    "forward hook that hooks": lambda n: n[2].register_forward_hook(
+        lambda module, ins, out: hooked(out)
+    ),
+    "forward hook that doubles": lambda n: n[2].register_forward_hook(
+        lambda module, ins, out: 2 * out
+    ),
+    "forward hook before": lambda n: n[2].register_forward_pre_hook(
+        lambda module, ins: (hooked(ins[0]),)
+    ),
+    "hook that only looks": lambda n: n[2].register_forward_hook(
+        lambda module, ins, out: (
+            torch.autograd.graph.register_multi_grad_hook([out, ins[0]], lambda g: None) and None
+        )
+    ),
+    "tied": lambda n: setattr(n[2], "weight", n[0].weight),
+    "parametrized": lambda n: parametrize.register_parametrization(n[0], "weight", Symmetric()),
+    "weight norm": lambda n: parametrizations.weight_norm(n[0]),
+    "orthogonal": lambda n: parametrizations.orthogonal(n[2]),
+    "pruned": lambda n: prune.l1_unstructured(n[0], "weight", amount=0.3),
+    "frozen": lambda n: n[0].weight.requires_grad_(False),
+    "hook on the module's own leaf": lambda n: n[0].weight.register_hook(lambda g: 5 * g),
+}
+
+
+@pytest.mark.parametrize("name", ADJUSTED)
+def test_gramians_of_adjusted_modules(name, monkeypatch):
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 1)
+    net = adjusted(ADJUSTED[name])
+    params = mf.parameters(net)
+
+    def samples(p, batch):
+        return functional_call(net, p, (X,)).square()
+
+    for engine in ("rows", "layerwise", "auto"):
+        close(
+            mf.task_gramian(lambda p, b: samples(p, b).mean(0), params, (), engine=engine)[1],
+            loop(lambda p: samples(p, ()).mean(0), params),
+        )
+        close(
+            mf.sample_gramian(samples, params, (), engine=engine)[1],
+            loop(lambda p: samples(p, ()), params),
+        )

@@ -147,35 +147,46 @@ def select(
 def _held(
     params: Mapping[str, Tensor], which: nn.Module | Tensor, argument: str
 ) -> tuple[str, ...]:
-    """The names of a module's trainable parameters, or of one parameter."""
-    what = type(which).__name__
-    leaves = [which] if isinstance(which, Tensor) else list(which.parameters())
-    names = [_name_of(params, leaf) for leaf in leaves]
-    if any(name is None and leaf.requires_grad for name, leaf in zip(names, leaves, strict=True)):
+    """The names of a module's trainable parameters, or of one parameter.
+
+    By their storage where it can be seen, else by the names that `parameters` gave them: a step
+    makes new tensors of the old names.
+    """
+    what, known = type(which).__name__, _known(which, tuple(params))
+    if not torch.compiler.is_compiling():
+        known = [
+            (next((n for n, x in params.items() if same_storage(x, leaf)), name), trainable)
+            for (name, trainable), leaf in zip(known, _leaves(which), strict=True)
+        ]
+    if any(name is None and trainable for name, trainable in known):
         raise ValueError(
             f"{argument}: a parameter of this {what} is not in params, whose names are "
             f"{', '.join(params)}; make them by mtlfunc.parameters of the module that holds it, or "
             "pass a glob on names"
         )
-    found = tuple(name for name in params if name in names)
+    held = [name for name, _ in known]
+    found = tuple(name for name in params if name in held)
     if not found:
         raise ValueError(
             f"{argument}: all parameters of this {what} are frozen, and frozen ones "
             "(requires_grad=False) are not in params; unfreeze them, or choose others"
-            if leaves
+            if known
             else f"{argument}: this {what} has no parameters"
         )
     return found
 
 
-def _name_of(params: Mapping[str, Tensor], leaf: Tensor) -> str | None:
-    """By the storage where it can be seen, else by the name that `parameters` gave it: a step makes
-    new tensors of the old names.
-    """
-    for name, other in params.items():
-        if other is leaf or same_storage(other, leaf):
-            return name
-    return next((name for name in _NAMES.get(leaf, {}) if name in params), None)
+def _leaves(which: nn.Module | Tensor) -> list[Tensor]:
+    return [which] if isinstance(which, Tensor) else list(which.parameters())
+
+
+@constant_when_compiled
+def _known(which: nn.Module | Tensor, names: tuple[str, ...]) -> list[tuple[str | None, bool]]:
+    """Of every leaf the name that `parameters` gave it, and whether it is trainable."""
+    return [
+        (next((n for n in _NAMES.get(leaf, {}) if n in names), None), leaf.requires_grad)
+        for leaf in _leaves(which)
+    ]
 
 
 def layer_of(name: str) -> str:

@@ -214,6 +214,10 @@ _CURES = {
         "not take; most often it is pack_padded_sequence: give the padded sequences to the "
         "recurrent layer, and mask the outputs beyond each one's length."
     ),
+    "retain_grad": (
+        "losses_fn calls Tensor.retain_grad, which torch.func does not take: return the tensor as "
+        "aux, or take its gradient by torch.autograd.grad outside."
+    ),
     "same dtype": _MIXED,
     "same device": _MIXED,
     "expected device": _MIXED,
