@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 from experiments.benchmarks.files import write
+from mtlfunc.rules.common import BY_HAND
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -178,7 +179,7 @@ RULES: dict[str, Entry] = {
     "aligned_mtl": Entry(mf.aligned_mtl, on_gramian("AlignedMTLWeighting")),
     "config": Entry(mf.config, on_jacobian("ConFIG")),
     "nash_mtl": Entry(
-        lambda: mf.nash_mtl(rescale="frobenius", max_norm=1.0),
+        lambda: mf.nash_mtl(max_norm=1.0),
         on_jacobian("NashMTL", lambda count: _peer("aggregation", "NashMTL", count).weighting),
     ),
     "fairgrad": Entry(lambda: mf.fairgrad(2.0), on_gramian("FairGradWeighting", 2.0)),
@@ -255,9 +256,8 @@ def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
     preference, present = _equal(count), torch.ones(count, dtype=torch.bool)
 
     def update(problem: Problem, state: Any) -> tuple[Tensor, Any]:
-        geometry = mf.Geometry(
-            problem.losses, problem.gramian, preference, present, {"jacobian": problem.jacobian}
-        )
+        extra = {"jacobian": problem.jacobian, BY_HAND: present}
+        geometry = mf.Geometry(problem.losses, problem.gramian, preference, present, extra)
         return rule.update(geometry, state)
 
     size = len(given.losses)
