@@ -65,9 +65,8 @@ def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
     preference, present = equal(count), torch.ones(count, dtype=torch.bool)
 
     def update(problem: Problem, state: Any) -> tuple[Tensor, Any]:
-        geometry = mf.Geometry(
-            problem.losses, problem.gramian, preference, present, {"jacobian": problem.jacobian}
-        )
+        extra = {"jacobian": problem.jacobian, "given": present}
+        geometry = mf.Geometry(problem.losses, problem.gramian, preference, present, extra)
         return rule.update(geometry, state)
 
     size = len(given.losses)

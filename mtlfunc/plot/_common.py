@@ -12,6 +12,7 @@ from torch.func import vmap
 
 from ..core import random
 from ..rules import stateless
+from ..rules.common import BY_HAND
 from ..types import Geometry, Rule
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
 
     def one(gramian: Tensor) -> Tensor:
         share, present = torch.full_like(losses, 1 / count), torch.ones(count, dtype=torch.bool)
-        geometry = Geometry(losses, gramian, share, present, {})
+        geometry = Geometry(losses, gramian, share, present, {BY_HAND: present})
         state, weights = made.init(losses, random.fold_in(root, 1)), losses
         for _ in range(steps):
             weights, state = made.update(geometry, state)
