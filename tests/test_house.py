@@ -81,7 +81,7 @@ def test_imports_run_one_way():
 
 
 def test_package_imports_what_it_declares_and_the_light_things_alone():
-    """In a fresh process: torch is loaded by torch itself; what is heavy waits for its first use."""
+    """In a fresh process: what is heavy waits for its first use."""
     code = (
         "import sys, torch; before = set(sys.modules); import mtlfunc; "
         "print(*sorted({x.split('.')[0] for x in set(sys.modules) - before})); "

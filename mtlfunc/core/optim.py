@@ -128,8 +128,8 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
 def exact_adam(lr: Scalar) -> Optimizer:
     """Adam with eps = 0: multiplying every gradient by a constant changes nothing.
 
-    That is so while the gradients' squares stay in the range of their dtype: in float32, for entries
-    of at least 1e-17 (smaller ones make shorter steps) and at most 1e19.
+    That is so while the gradients' squares stay in the range of their dtype: in float32, for
+    entries of at least 1e-17 (smaller ones make shorter steps) and at most 1e19.
 
     Args:
         lr: the learning rate, > 0.
