@@ -59,6 +59,15 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
     return any(innermost(leaf).requires_grad for leaf in _tensors(values))
 
 
+def twice_differentiated() -> bool:
+    """Whether two or more derivatives are being taken here, or one in forward mode."""
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    kinds = [level.key() for level in _functorch.get_interpreter_stack() or []]
+    kind = _functorch.TransformType
+    return kind.Jvp in kinds or kinds.count(kind.Grad) > 1
+
+
 def recording(values: object) -> AbstractContextManager[Any]:
     """A context for a backward pass that `values` enter: recorded where that can matter outside."""
     return nullcontext() if differentiated(values) else torch.no_grad()

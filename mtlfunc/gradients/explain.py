@@ -107,7 +107,7 @@ def explain_gramian(
     found: list[Explanation] = []
 
     def forward(level: Params) -> tuple[Tensor, Any]:
-        out, taps, _ = forward_pass(lambda: losses_fn(level, batch), Tapped(level))
+        out, taps, _ = forward_pass(lambda: losses_fn(level, batch), lambda: Tapped(level))
         if samples:
             found.append(_of_samples(out, taps, level, names))
             return out, ()

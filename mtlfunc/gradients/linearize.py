@@ -14,7 +14,7 @@ from torch.func import vmap
 from ..core.checks import check_autocast, differentiated, recording
 from ..core.tree import dot
 from ..types import Batch, LossesFn, Params, Rows
-from .forward import SafeOps, explained_vjp, forward_pass, split_output
+from .forward import explained_vjp, forward_pass, split_output
 from .layerwise import (
     Engine,
     Graph,
@@ -28,6 +28,7 @@ from .layerwise import (
     worth_watching,
 )
 from .passes import Backward, Passes
+from .safe_ops import SafeOps
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -144,7 +145,9 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not needed; vjp's own
     # pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        out, taps, hooked = forward_pass(lambda: losses_fn(level, batch), request.watch(level))
+        out, taps, hooked = forward_pass(
+            lambda: losses_fn(level, batch), lambda: request.watch(level)
+        )
         losses, scalars, aux = split_output(out)
         matrix, preference = request.cotangents(losses)
         backward.open(level, losses, differentiated((losses, matrix), own_levels=1))

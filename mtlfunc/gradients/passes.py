@@ -1,4 +1,4 @@
-"""Backward passes from the losses to leaves, and to outputs of tapped calls, of one forward."""
+"""Backward passes from the losses of one forward to leaves and to outputs of tapped calls."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import vmap
 
+from ..core.checks import depth
 from ..core.tree import dot
 from ..types import Params, Rows
 from .layerwise import Graph, Plan, read_graph, task_block
+from .safe_ops import factored, unbatched
 
 
 class Measured(NamedTuple):
@@ -25,25 +27,38 @@ class Measured(NamedTuple):
 
 
 class Target(NamedTuple):
+    """A place to differentiate with respect to."""
+
     edge: GradientEdge
     like: Callable[[], Tensor]  # zeros, for what no loss depends on
 
 
 class Backward:
-    """The graph of one forward, open for backward passes; recorded only where something outside
-    differentiates.
+    """The graph of one forward, open for backward passes.
 
-    It holds places in the graph, not tensors of the transform's level, so that it may be used after
-    the level is closed.
+    They are recorded only where something outside differentiates, or where an unrecorded one is
+    wrong. It holds places in the graph, not tensors of the transform's level, so that it can be
+    used after the level is closed.
+
+    Args:
+        params: the leaves `{name: tensor}`, outside the transform's level.
     """
 
     def __init__(self, params: Params) -> None:
-        self.params, self.record = params, True
+        self.params, self.record, self.factored = params, True, False
         self.root: GradientEdge | None = None
         self.targets: dict[str, Target] = {}
 
     def open(self, level: Params, losses: Tensor, record: bool) -> None:
+        """Take in the forward that was run.
+
+        Args:
+            level: the leaves as the forward saw them.
+            losses: what it returned, `[task]` or `[sample, task]`.
+            record: whether something outside may differentiate the passes.
+        """
         self.record = record
+        self.factored = depth() > 1 and factored(losses)
         self.root = get_gradient_edge(losses) if losses.requires_grad else None
         # a closure over self would be a cycle, and keep the graph until the next garbage collection
         params = self.params
@@ -55,6 +70,7 @@ class Backward:
     def __call__(
         self, root: GradientEdge | None, cotangent: Tensor, targets: Sequence[Target]
     ) -> list[Tensor]:
+        """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
             return [target.like() for target in targets]
         places: dict[tuple[object, int], GradientEdge] = {
@@ -65,7 +81,7 @@ class Backward:
             list(places.values()),
             [cotangent],
             retain_graph=True,
-            create_graph=self.record,
+            create_graph=self.record or self.factored,
             allow_unused=True,
         )
         found = dict(zip(places, grads, strict=True))
@@ -78,38 +94,42 @@ class Backward:
     def each(
         self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None
     ) -> list[Tensor]:
-        """One pass a cotangent, batched or (`chunk_size` 1, or one cotangent) single, stacked along
-        a new first axis.
+        """One pass a cotangent, stacked along a new first axis.
+
+        Batched, or single: with `chunk_size` 1, and where torch cannot batch some operation.
         """
         if not targets:
             return []
         if chunk_size == 1 or len(cotangents) == 1:
             return _stacked([self(self.root, cotangent, targets) for cotangent in cotangents])
-        return list(
-            vmap(lambda v: tuple(self(self.root, v, targets)), chunk_size=chunk_size)(cotangents)
-        )
-
-    def leaves(self, names: tuple[str, ...], cotangent: Tensor) -> Params:
-        return (
-            dict(
-                zip(
-                    names,
-                    self(self.root, cotangent, [self.targets[name] for name in names]),
-                    strict=True,
+        try:
+            return list(
+                vmap(lambda v: tuple(self(self.root, v, targets)), chunk_size=chunk_size)(
+                    cotangents
                 )
             )
-            if names
-            else {}
-        )
+        except RuntimeError as error:
+            if not unbatched(error):
+                raise
+            return self.each(cotangents, targets, 1)
+
+    def leaves(self, names: tuple[str, ...], cotangent: Tensor) -> Params:
+        """One pass: the gradients of the named leaves."""
+        if not names:
+            return {}
+        grads = self(self.root, cotangent, [self.targets[name] for name in names])
+        return dict(zip(names, grads, strict=True))
 
 
 class Passes:
     """One backward pass a row: batched, in chunks, in a loop, or from separate losses.
 
     Args:
+        backward: the open graph.
+        losses: `[task]`.
         matrix: cotangents of the losses [row, task].
-        loss_edges: the places of T separate losses, each to be differentiated by itself; None to
-            pull back the vector.
+        loss_edges: the places of T separate losses, each to be differentiated by itself; None
+            pulls back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
     """
 
@@ -121,17 +141,13 @@ class Passes:
         loss_edges: tuple[GradientEdge | None, ...] | None,
         chunk_size: int | None,
     ) -> None:
-        self.backward, self.losses, self.matrix, self.loss_edges, self.chunk_size = (
-            backward,
-            losses,
-            matrix,
-            loss_edges,
-            chunk_size,
-        )
+        self.backward, self.losses, self.matrix = backward, losses, matrix
+        self.loss_edges, self.chunk_size = loss_edges, chunk_size
 
     def private(self, names: tuple[str, ...], graph: Graph | None) -> dict[str, int]:
-        """Those leaves that one separate loss alone depends on, and which: their gradient can come
-        with that loss's row.
+        """Those leaves that one separate loss alone depends on, with the number of that loss.
+
+        Their gradient can come with that loss's row.
         """
         if self.loss_edges is None or not names:
             return {}
@@ -148,9 +164,7 @@ class Passes:
         private: dict[str, int] | None = None,
         rows: slice = slice(None),
     ) -> Measured:
-        """Deltas of the plan's uses, rows of the leaves `names`, and the private leaves' own
-        gradients.
-        """
+        """Deltas of the plan's uses, rows of `names`, and the private leaves' own gradients."""
         uses = plan.uses
         targets = [
             Target(use.edge, lambda use=use: self.losses.new_zeros(use.shape, dtype=use.dtype))
@@ -211,9 +225,7 @@ class Passes:
     def gramian_in_chunks(
         self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None
     ) -> Tensor:
-        """The Gramian block by block: two chunks of rows are held at any time, for about T/2·size
-        times as many passes.
-        """
+        """The Gramian by blocks: two chunks of rows held, for about T/2·size times the passes."""
         count = len(self.matrix)
         starts = range(0, count, size)
         blocks: dict[tuple[int, int], Tensor] = {}

@@ -1,26 +1,99 @@
-"""Operations whose derivatives torch gets wrong, written out: for passes under a transform or a
-compiler.
+"""Operations whose derivatives torch gets wrong, written out, and the nodes that give them away.
 
-The batched backward of a fused layer norm or train-mode batch norm takes the statistics for
-constants where the gradient of the scale is differentiated again, layer norm has wrong third
-derivatives, and the batched backward of cdist is wrong at once; all without a word (torch 2.13).
+All without a word (torch 2.13): the batched backward of a fused layer, instance or train-mode batch
+norm takes the statistics for constants where the gradient of the scale is differentiated again, and
+their third derivatives are wrong unbatched, too; so are second derivatives of weight norm and
+as_strided_scatter, forward mode of cholesky_inverse and products by scatter, batched backwards of
+prelu, cdist and select_scatter, and lu_solve wherever it broadcasts. Others have no second
+derivative or no batched form at all. Every spelling is caught: torch.nn.functional, torch, methods
+of tensors, torch._C._nn, torch.ops.aten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _nn  # pyright: ignore[reportAttributeAccessIssue]
 from torch.overrides import TorchFunctionMode
 
+from ..core.checks import twice_differentiated
 
-class Plain(TorchFunctionMode):
-    """While active, layer norm and cdist are written out, and train-mode batch norm is the bare
-    norm, times the scale, plus the shift.
+_AGAIN = (
+    "NativeLayerNorm",
+    "NativeBatchNorm",
+    "CudnnBatchNorm",
+    "MiopenBatchNorm",
+    "WeightNorm",
+    "Cdist",
+    "Pdist",
+    "Hardsigmoid",
+    "ScaledDotProduct",
+    "EmbeddingBag",
+    "CholeskyInverse",
+    "AsStridedScatter",
+)
+"""Nodes of operations that are written out because they cannot be differentiated again."""
+
+_FINAL = tuple(name for name in _AGAIN if not name.endswith(("LayerNorm", "BatchNorm")))
+"""Those of them that cannot be where nothing that is differentiated enters them, either."""
+
+_FACTORED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve")
+"""Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly."""
+
+
+def mistaken(losses: Tensor, again: bool) -> bool:
+    """Whether the graph holds a node whose backward is wrong; `again`: or cannot be differentiated.
+
+    A scatter of expanded values is what select_scatter becomes under a vmap inside `losses_fn`.
     """
+    for node in _nodes(losses):
+        name = node.name()
+        if again and name.startswith(_AGAIN):
+            return True
+        if name == "ScatterBackward0":
+            source = node.next_functions[1][0]
+            if source is not None and source.name() == "ExpandBackward0":
+                return True
+    return False
+
+
+def final(losses: Tensor) -> bool:
+    """Whether the graph holds a node whose backward has no derivative even by its cotangent."""
+    return any(node.name().startswith(_FINAL) for node in _nodes(losses))
+
+
+def factored(losses: Tensor) -> bool:
+    """Whether some backward pass of the graph is right under nested vmaps only if recorded."""
+    return any(node.name().startswith(_FACTORED) for node in _nodes(losses))
+
+
+def unbatched(error: RuntimeError) -> bool:
+    """Whether torch refused an operation under vmap (it has several ways to say so)."""
+    message = str(error)
+    words = ("vmap", "atching rule", "is not differentiable with respect to argument")
+    return any(part in message for part in words)
+
+
+def _nodes(losses: Tensor) -> list[Any]:
+    found = [] if losses.grad_fn is None else [losses.grad_fn]
+    seen = set(found)
+    for node in found:  # grows while it is read
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
+
+
+class SafeOps(TorchFunctionMode):
+    """While active, every operation of the table below is written out."""
 
     def __torch_function__(
         self,
@@ -30,46 +103,401 @@ class Plain(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.layer_norm:
-            return _layer_norm(*args, **kwargs)
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        if func is torch.cdist:
-            return _cdist(*args, **kwargs)
+        written = WRITTEN.get(func)
+        if written is not None:
+            return written(*args, **kwargs)
+        if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
+            with self:  # the attention inside
+                return looked_into(func)(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
-    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
+@cache
+def looked_into(func: FunctionType) -> FunctionType:
+    """`func` without its own hand-over to a watching mode, so that the calls inside reach it."""
+    body = FunctionType(
+        func.__code__,
+        func.__globals__ | {"has_torch_function": lambda *_: False},
+        func.__name__,
+        func.__defaults__,
+        func.__closure__,
+    )
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
+
+
+# --- norms --------------------------------------------------------------------------------------
+
+
+def _normalized(
+    x: Tensor, axes: tuple[int, ...], eps: float | int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output without a scale, the mean and the inverse standard deviation."""
+    mean = x.mean(axes, keepdim=True)
+    centred = x - mean
+    rate = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    return centred * rate, mean, rate
+
+
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _by_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = (-1, *(1,) * (x.ndim - 2))
+    return _scaled(
+        x,
+        None if weight is None else weight.reshape(shape),
+        None if bias is None else bias.reshape(shape),
+    )
+
+
+def _native_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | int = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, mean, rate = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
+    return _scaled(out, weight, bias), mean.detach(), rate.detach()
 
 
 def _layer_norm(
     input: Tensor,
-    normalized_shape: Any,
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    eps: float = 1e-5,
+    eps: float | int = 1e-5,
+    cudnn_enable: bool = True,
 ) -> Tensor:
-    axes = tuple(range(-len(normalized_shape), 0))
-    centred = input - input.mean(axes, keepdim=True)
-    out = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
+
+
+def _native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float | int,
+    eps: float | int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not training:
+        return torch.native_batch_norm(
+            input, weight, bias, running_mean, running_var, training, momentum, eps
+        )
+    if running_mean is not None or running_var is not None:  # to move them
+        with torch.no_grad():
+            torch.native_batch_norm(
+                input, None, None, running_mean, running_var, True, momentum, eps
+            )
+    out, mean, rate = _normalized(input, (0, *range(2, input.ndim)), eps)
+    return _by_channel(out, weight, bias), mean.detach().flatten(), rate.detach().flatten()
 
 
 def _batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float | int,
+    eps: float | int,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _functional_batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
+
+
+def _functional_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    momentum: float | int = 0.1,
+    eps: float | int = 1e-5,
 ) -> Tensor:
+    stats = (running_mean, running_var)
     if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    channels = (-1, *(1,) * (input.ndim - 2))
-    out = F.batch_norm(input, running_mean, running_var, None, None, training, momentum, eps)
-    out = out if weight is None else out * weight.reshape(channels)
-    return out if bias is None else out + bias.reshape(channels)
+        return F.batch_norm(input, *stats, weight, bias, training, momentum, eps)
+    if input.numel() == input.shape[1] or any(x is not None for x in stats):
+        with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
+            F.batch_norm(input, *stats, None, None, True, momentum, eps)
+    out, _, _ = _normalized(input, (0, *range(2, input.ndim)), eps)
+    return _by_channel(out, weight, bias)
+
+
+def _functional_instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float | int = 0.1,
+    eps: float | int = 1e-5,
+) -> Tensor:
+    stats = (running_mean, running_var)
+    if not use_input_stats:
+        return F.instance_norm(input, *stats, weight, bias, False, momentum, eps)
+    if math.prod(input.shape[2:]) == 1 or any(x is not None for x in stats):
+        with torch.no_grad():
+            F.instance_norm(input, *stats, None, None, True, momentum, eps)
+    out, _, _ = _normalized(input, tuple(range(2, input.ndim)), eps)
+    return _by_channel(out, weight, bias)
+
+
+def _instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float | int,
+    eps: float | int,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _functional_instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    axes = tuple(i for i in range(v.ndim) if dim == -1 or i != dim % v.ndim)
+    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
+
+
+# --- activations, layers and losses -------------------------------------------------------------
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:
+    if weight.numel() > 1 and (input.ndim < 2 or weight.numel() != input.shape[1]):
+        return F.prelu(input, weight)  # refuses it
+    shape = (-1, *(1,) * (input.ndim - 2)) if input.ndim > 1 else (1,) * input.ndim
+    return torch.where(input > 0, input, weight.reshape(shape) * input)
+
+
+def _rrelu(
+    input: Tensor,
+    lower: float | int = 1 / 8,
+    upper: float | int = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    if training:
+        return F.rrelu(input, lower, upper, training, inplace)
+    return F.leaky_relu(input, (lower + upper) / 2, inplace)
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(input.add_(3), inplace=True).div_(6) if inplace else F.relu6(input + 3) / 6
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float | int = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | int | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    return torch._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
+def _embedding_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Bags of equal length; others, and what is not derivative of an average, are left to torch."""
+    given = dict(zip(_BAG, args, strict=False)) | kwargs
+    mode, scales = given.pop("mode", "mean"), given.pop("per_sample_weights", None)
+    given.pop("norm_type", None)
+    if input.ndim != 2 or any(x is not None and x is not False for x in given.values()):
+        return F.embedding_bag(input, weight, *args, **kwargs)
+    rows = F.embedding(input, weight)
+    rows = rows if scales is None else rows * scales.unsqueeze(-1)
+    return rows.sum(1) if mode == "sum" else rows.mean(1) if mode == "mean" else rows.max(1)[0]
+
+
+_BAG = (
+    "offsets",
+    "max_norm",
+    "norm_type",
+    "scale_grad_by_freq",
+    "mode",
+    "sparse",
+    "per_sample_weights",
+    "include_last_offset",
+    "padding_idx",
+)
+
+
+def _gaussian_nll(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float | int,
+    full: bool = False,
+    eps: float | int = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """A negative variance, which torch refuses, gives NaN: it cannot be looked at."""
+    if not isinstance(var, Tensor):
+        var = torch.full_like(input, var)
+    if var.shape == input.shape[:-1] != input.shape:
+        var = var.unsqueeze(-1)
+    var = var.where(var >= 0, float("nan"))
+    var = var + (var.clamp_min(eps) - var).detach()
+    loss = 0.5 * (var.log() + (input - target).square() / var)
+    loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
+    return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float | int = 2.0, compute_mode: Any = None) -> Tensor:
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
+
+
+def _pdist(input: Tensor, p: float | int = 2.0) -> Tensor:
+    i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
+    return torch.linalg.vector_norm(input[i] - input[j], ord=p, dim=-1)
+
+
+def _pad_sequence(
+    sequences: Sequence[Tensor],
+    batch_first: bool = False,
+    padding_value: float | int = 0.0,
+    padding_side: str = "right",
+) -> Tensor:
+    longest = max(map(len, sequences))
+    padded = []
+    for x in sequences:
+        missing = longest - len(x)
+        ends = (0, missing) if padding_side == "right" else (missing, 0)
+        padded.append(F.pad(x, (*(0, 0) * (x.ndim - 1), *ends), value=padding_value))
+    return torch.stack(padded, 0 if batch_first else 1)
+
+
+# --- linear algebra and indexing ----------------------------------------------------------------
+
+
+def _lu_solve(
+    LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False
+) -> Tensor:
+    if not left:  # XA = B is AᴴXᴴ = Bᴴ
+        return _lu_solve(LU, pivots, B.mH, adjoint=not adjoint).mH
+    P, L, U = torch.lu_unpack(LU, pivots)
+    solve = torch.linalg.solve_triangular
+    if adjoint:
+        inner = solve(U.mH, B, upper=False)
+        return P @ solve(L.mH, inner, upper=True, unitriangular=True)
+    inner = solve(L, P.mT @ B, upper=False, unitriangular=True)
+    return solve(U, inner, upper=True)
+
+
+def _old_lu_solve(b: Tensor, LU_data: Tensor, LU_pivots: Tensor) -> Tensor:
+    return _lu_solve(LU_data, LU_pivots, b)
+
+
+def _cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
+    eye = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device)
+    inverse = torch.linalg.solve_triangular(
+        input.triu() if upper else input.tril(), eye.expand_as(input), upper=upper
+    )
+    return inverse @ inverse.mH if upper else inverse.mH @ inverse
+
+
+def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    index = index % input.shape[dim]
+    return torch.slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)
+
+
+def _scatter_reduce(
+    input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """Products, where they are differentiated twice, over a dense table of who goes where."""
+    if reduce != "prod" or not twice_differentiated():
+        return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
+    dim, size = dim % input.ndim, input.shape[dim]
+    src = src[tuple(slice(n) for n in index.shape)].unsqueeze(dim + 1)
+    places = torch.arange(size, device=index.device).reshape(-1, *(1,) * (input.ndim - 1 - dim))
+    here = index.unsqueeze(dim + 1) == places
+    product, hit = torch.where(here, src, 1).prod(dim), here.any(dim)
+    pad = [n for a, b in zip(input.shape, hit.shape, strict=True) for n in (a - b, 0)][::-1]
+    product, hit = F.pad(product, pad, value=1.0), F.pad(hit, pad)
+    return input * product if include_self else torch.where(hit, product, input)
+
+
+def _index_reduce(
+    input: Tensor,
+    dim: int,
+    index: Tensor,
+    source: Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Tensor:
+    if reduce != "prod" or not twice_differentiated():
+        return torch.index_reduce(input, dim, index, source, reduce, include_self=include_self)
+    shape = [-1 if i == dim % input.ndim else 1 for i in range(input.ndim)]
+    index = index.reshape(shape).expand_as(source)
+    return _scatter_reduce(input, dim, index, source, reduce, include_self=include_self)
+
+
+def _refused(name: str, instead: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"{name} has wrong derivatives in torch under a transform; use {instead} instead"
+        )
+
+    return refuse
+
+
+def _aten(name: str) -> tuple[Any, ...]:
+    """The operation of that name in torch.ops.aten, whose arguments are torch's own."""
+    packet = getattr(torch.ops.aten, name)
+    return packet, getattr(packet, "two" if name == "scatter_reduce" else "default")
+
+
+_TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
+    (_layer_norm, (F.layer_norm, torch.layer_norm, *_aten("layer_norm"))),
+    (_native_layer_norm, (torch.native_layer_norm, *_aten("native_layer_norm"))),
+    (_functional_batch_norm, (F.batch_norm,)),
+    (_batch_norm, (torch.batch_norm, *_aten("batch_norm"))),
+    (_native_batch_norm, (torch.native_batch_norm, *_aten("native_batch_norm"))),
+    (_functional_instance_norm, (F.instance_norm,)),
+    (_instance_norm, (torch.instance_norm, *_aten("instance_norm"))),
+    (_weight_norm, (torch._weight_norm, *_aten("_weight_norm"))),
+    (_prelu, (torch.prelu, Tensor.prelu, *_aten("prelu"))),
+    (_rrelu, (F.rrelu, torch.rrelu, *_aten("rrelu"))),
+    (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_aten("hardsigmoid"))),
+    (_attention, (F.scaled_dot_product_attention, *_aten("scaled_dot_product_attention"))),
+    (_embedding_bag, (F.embedding_bag,)),
+    (_gaussian_nll, (F.gaussian_nll_loss,)),
+    (_cdist, (torch.cdist, *_aten("cdist"))),
+    (_pdist, (torch.pdist, *_aten("pdist"))),
+    (_pad_sequence, (_nn.pad_sequence, *_aten("pad_sequence"))),
+    (_lu_solve, (torch.linalg.lu_solve, *_aten("linalg_lu_solve"))),
+    (_old_lu_solve, (torch.lu_solve, Tensor.lu_solve, *_aten("lu_solve"))),
+    (
+        _cholesky_inverse,
+        (torch.cholesky_inverse, Tensor.cholesky_inverse, *_aten("cholesky_inverse")),
+    ),
+    (_select_scatter, (torch.select_scatter, Tensor.select_scatter, *_aten("select_scatter"))),
+    (_scatter_reduce, (torch.scatter_reduce, Tensor.scatter_reduce, *_aten("scatter_reduce"))),
+    (_index_reduce, (torch.index_reduce, Tensor.index_reduce, *_aten("index_reduce"))),
+    (
+        _refused("torch.as_strided_scatter", "slice_scatter, diagonal_scatter or index_put"),
+        (torch.as_strided_scatter, Tensor.as_strided_scatter, *_aten("as_strided_scatter")),
+    ),
+)
+
+WRITTEN = {spelling: written for written, spellings in _TABLE for spelling in spellings}

@@ -64,7 +64,7 @@ def sample_by_layers(
     wide = gramian_dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
 
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        losses, taps, _ = forward_pass(lambda: losses_fn(level), Tapped(level))
+        losses, taps, _ = forward_pass(lambda: losses_fn(level), lambda: Tapped(level))
         graph = read_graph(losses)
         samples, tasks, device = losses.shape[0], losses[0].numel(), losses.device.type
         backward.open(level, losses, differentiated(losses, own_levels=1))

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...core.checks import depth
 from ...types import Params
+from ..safe_ops import looked_into
 from .elementwise import ELEMENTWISE
 from .products import PRODUCTS
 from .uses import NotUnderstood, Parts, Use
@@ -57,7 +56,7 @@ class Tapped(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # it calls F.linear inside, which must be seen
-                return _looked_into(func)(*args, **kwargs)
+                return looked_into(func)(*args, **kwargs)
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":  # W.T, W.mT
@@ -89,17 +88,3 @@ class Tapped(TorchFunctionMode):
         for use in self.uses:
             found.setdefault(use.part.leaf, []).append(use)
         return found
-
-
-@cache
-def _looked_into(func: FunctionType) -> FunctionType:
-    """`func` without its own hand-over to the mode, so that the calls inside it reach the mode."""
-    body = FunctionType(
-        func.__code__,
-        func.__globals__ | {"has_torch_function": lambda *_: False},
-        func.__name__,
-        func.__defaults__,
-        func.__closure__,
-    )
-    body.__kwdefaults__ = func.__kwdefaults__
-    return body
