@@ -54,9 +54,7 @@ def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
 
 
 def losses_alone(losses_fn: LossesFn) -> LossesFn:
-    """`losses_fn`, refusing a pair that could be read as (losses, aux), and losses that ignore
-    the parameters.
-    """
+    """`losses_fn`, refusing what could be (losses, aux), and losses that ignore the parameters."""
 
     def alone(params: Params, batch: Batch) -> Any:
         out = losses_fn(params, batch)
@@ -135,7 +133,7 @@ class _Guard(SafeOps):
 
     Args:
         always: it is needed for every operation.
-        watched: another mode is active, which is not to see the questions asked here.
+        watched: another mode is active, which must not see what is read here.
     """
 
     def __init__(self, always: bool, watched: bool) -> None:

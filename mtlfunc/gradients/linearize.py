@@ -128,7 +128,7 @@ def linearize(
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
 
     Returns:
-        losses, and what was asked for of their derivative.
+        losses, and what is wanted of their derivative.
 
     Raises:
         RuntimeError: under autocast, or for a `losses_fn` that torch.func does not take.
@@ -254,7 +254,7 @@ def _measure(
 
 
 def _traced(losses_fn: LossesFn, batch: Batch, request: _Request) -> Linear:
-    """`linearize` for the compiler, which traces vjp's own pullback and drops what is unread."""
+    """`linearize` for the compiler, which traces vjp's own pullback and drops what is unused."""
     shared, measured = request.shared, request.measured
 
     def forward(params: Params) -> tuple[Tensor, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, check_finite, everyone, visible
-from ..gradients.forward import explained_vjp, split_output
+from ..gradients.forward import check_connected, explained_vjp, split_output
 from ..gradients.linearize import Linear, linearize
 from ..types import Batch, LossesFn, Params
 
@@ -127,6 +127,7 @@ def first_losses(
     def forward(params: Params) -> tuple[Tensor, Any]:
         nonlocal reached
         losses, scalars, aux = split_output(losses_fn(params, batch))
+        check_connected(losses)
         if can_look_inside:
             reached = leaves_of_each(losses, scalars, params)
         return losses, aux
