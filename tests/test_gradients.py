@@ -347,6 +347,13 @@ def test_losses_that_ignore_the_parameters_are_refused(form, engine):
         mf.sample_gramian(lambda p, b: vector(PARAMS, b), PARAMS, BATCH, engine=engine)
 
 
+@pytest.mark.parametrize("probe", [mf.losses_only, partial(mf.jacobian, "trunk.*")])
+def test_a_step_of_losses_that_ignore_the_parameters_is_refused(probe):
+    step = mf.balance(lambda p, b: vector(PARAMS, b), mf.mean(), probe())
+    with pytest.raises(ValueError, match=r"no loss depends on params.*functional_call"):
+        step.init(PARAMS, BATCH)
+
+
 def test_losses_of_which_one_ignores_the_parameters_are_taken():
     rows = mf.task_gradients(
         lambda p, b: torch.stack([scalars(p, b)[0], torch.ones((), dtype=torch.float64)]),
@@ -495,10 +502,11 @@ def test_sample_gradients_of_what_vmap_cannot_batch(name):
             close(a[sample], b)
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
 @pytest.mark.parametrize(
     "norm", [torch.nn.LayerNorm(5), torch.nn.BatchNorm1d(5, track_running_stats=False)]
 )
-def test_losses_fn_runs_once_where_a_closure_requires_grad(norm):
+def test_losses_fn_runs_once_where_a_closure_requires_grad(norm, where):
     module = torch.nn.Sequential(torch.nn.Linear(4, 5), norm, torch.nn.Linear(5, 3)).double()
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     runs = 0
@@ -506,7 +514,9 @@ def test_losses_fn_runs_once_where_a_closure_requires_grad(norm):
     def losses(params, x):
         nonlocal runs
         runs += 1
-        return functional_call(module, params, (x * scale + scale**2 * x**2,)).square().mean(0)
+        x = x * scale + scale**2 * x**2 if where == "before" else x
+        out = functional_call(module, params, (x,)).square().mean(0)
+        return out if where == "before" else (out * scale).sin()
 
     for call in (
         partial(mf.task_gradients, losses),
@@ -516,3 +526,28 @@ def test_losses_fn_runs_once_where_a_closure_requires_grad(norm):
         runs = 0
         assert call(mf.parameters(module), BATCH[0])[0].requires_grad
         assert runs == 1
+
+
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+def test_closure_that_enters_after_a_norm_has_its_derivatives(engine):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.LayerNorm(5)).double()
+
+    def measure(scale):
+        def losses(params, x):
+            return (functional_call(module, params, (x,)).square().mean(0) * scale).sin()
+
+        gramian = mf.task_gramian(losses, mf.parameters(module), BATCH[0], engine=engine)[1]
+        return gramian.square().sum()
+
+    def slope(scale):
+        scale = scale.detach().requires_grad_()
+        return torch.autograd.grad(measure(scale), scale)[0]
+
+    at = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(measure(at), at, create_graph=True)
+    (second,) = torch.autograd.grad(first, at)
+    difference = (measure(at.detach() + 1e-5) - measure(at.detach() - 1e-5)) / 2e-5
+    torch.testing.assert_close(first, difference, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        second, (slope(at + 1e-5) - slope(at - 1e-5)) / 2e-5, rtol=1e-6, atol=1e-9
+    )

@@ -104,12 +104,12 @@ def test_taps_serve_all_leaves_but_those_listed(name):
 def test_no_row_is_formed(monkeypatch):
     """The whole Gramian of an MLP's weights: nothing of a weight's size is ever made for it."""
     net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 4)).double()
-    asked = []
+    formed = []
     original = backward.Backward.__call__
 
     def watched(self, root, cotangent, targets):
         answers = original(self, root, cotangent, targets)
-        asked.extend(tuple(answer.shape) for answer in answers)
+        formed.extend(tuple(answer.shape) for answer in answers)
         return answers
 
     monkeypatch.setattr(backward.Backward, "__call__", watched)
@@ -119,8 +119,8 @@ def test_no_row_is_formed(monkeypatch):
         torch.randn(6, 300, dtype=torch.float64),
     )
     assert gramian.shape == (4, 4)
-    assert asked
-    assert (200, 300) not in asked
+    assert formed
+    assert (200, 300) not in formed
 
 
 # Transforms.

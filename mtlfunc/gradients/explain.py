@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
-from .forward import explained_vjp, forward_pass, split_output
+from .forward import explained_vjp, forward_pass
 from .layerwise import (
     Form,
     Group,
@@ -107,11 +107,7 @@ def explain_gramian(
     found: list[Explanation] = []
 
     def forward(level: Params) -> tuple[Tensor, Any]:
-        def run() -> Any:
-            out = losses_fn(level, batch)
-            return out if samples else split_output(out)
-
-        out, taps, _ = forward_pass(run, lambda: Tapped(level))
+        out, taps, _ = forward_pass(lambda: losses_fn(level, batch), lambda: Tapped(level))
         if samples:
             found.append(_of_samples(out, taps, level, names))
             return out, ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from ..core.checks import at_level, depth, differentiated, innermost, is_pair
 from ..core.distributed import refusing_wrapped_calls
 from ..types import Batch, LossesFn, Params
 from .layerwise import Tapped
-from .safe_ops import SafeOps, mistaken, unbatched
+from .safe_ops import WRITTEN, SafeOps, final
 
 
 def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
@@ -55,9 +55,7 @@ def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
 
 
 def losses_alone(losses_fn: LossesFn) -> LossesFn:
-    """`losses_fn`, refusing a pair that could be read as (losses, aux), and losses that ignore
-    the parameters.
-    """
+    """`losses_fn`, refusing what could be (losses, aux), and losses that ignore the parameters."""
 
     def alone(params: Params, batch: Batch) -> Any:
         out = losses_fn(params, batch)
@@ -74,16 +72,21 @@ def losses_alone(losses_fn: LossesFn) -> LossesFn:
 
 def check_connected(out: Any) -> None:
     """Raise where no loss depends on any of the parameters that are being differentiated."""
-    if torch.compiler.is_compiling():
-        return
-    several = out.values() if isinstance(out, dict) else out
-    losses = tuple(several) if isinstance(out, dict | tuple | list) else (out,)
-    if losses and all(isinstance(x, Tensor) and not at_level(x) for x in losses):
+    losses = () if torch.compiler.is_compiling() else _losses(out)
+    if losses and not any(map(at_level, losses)):
         raise ValueError(
             "losses_fn: no loss depends on params, so every gradient would be zero; call the "
             "module as torch.func.functional_call(module, params, (x,)), with the params that "
             "losses_fn is given, and neither detach them nor work under torch.no_grad"
         )
+
+
+def _losses(out: Any) -> tuple[Tensor, ...]:
+    """The tensors in what `losses_fn` returned; none where that is not what it should be."""
+    out = out[0] if is_pair(out) else out
+    several = out.values() if isinstance(out, dict) else out
+    losses = tuple(several) if isinstance(out, dict | tuple | list) else (out,)
+    return losses if all(isinstance(x, Tensor) for x in losses) else ()
 
 
 class Forward(NamedTuple):
@@ -96,45 +99,42 @@ class Forward(NamedTuple):
     hooked: bool
 
 
-def forward_pass(run: Callable[[], Any], watch: Callable[[], Tapped | None]) -> Forward:
-    """`run()`, watched, with every operation written out that torch differentiates wrongly there.
+def forward_pass(run: Callable[[], Any], taps: Callable[[], Tapped | None]) -> Forward:
+    """`run()`, watched, with every operation written out that torch gets wrong there.
 
-    Under a transform outside all of them are written out, elsewhere those that a closure enters
-    which requires grad. What a transform inside `run` did, and what torch cannot differentiate
-    again, show only afterwards, in the graph or in a refusal: then `run` is called a second time.
+    That is so under a transform, outside or inside `run`, and for an operation that something
+    enters which requires grad. What needs no second derivative of an operation but meets one after
+    it (a flash attention, and then a scale that requires grad) shows only in the finished graph:
+    there alone `run` is called a second time.
 
     Args:
-        run: gives the losses, or a tuple whose first entry they are.
-        watch: makes the taps for one run; None is none.
+        run: gives what `losses_fn` returned.
+        taps: makes the taps of one run, or None.
 
     Returns:
         what `run` returned; the taps, unless there are hooks, for which taps cannot answer.
     """
 
     def once(always: bool) -> Forward:
-        taps = watch()
-        guard = _Guard(always, watched=taps is not None)
-        with taps or nullcontext(), guard:
+        watching = taps()
+        guard = _Guard(always, watching is not None)
+        with watching or nullcontext(), guard:
             out = run()
-        return Forward(out, None if guard.hooked else taps, guard.hooked)
+        return Forward(out, None if guard.hooked else watching, guard.hooked)
 
-    if depth() > 1:
-        return once(always=True)
-    try:
-        found = once(always=False)
-    except RuntimeError as error:
-        if unbatched(error):
-            return once(always=True)
-        raise
-    losses = found.out[0] if isinstance(found.out, tuple) else found.out
-    if mistaken(losses, again=differentiated(losses, own_levels=1)):
+    found = once(always=depth() > 1)
+    losses = _losses(found.out)
+    if depth() == 1 and differentiated(losses, own_levels=1) and any(map(final, losses)):
         return once(always=True)
     return found
 
 
 class _Guard(SafeOps):
-    """Notes whether hooks can have been put on derivatives, and writes out what `SafeOps` does:
-    always, or in those calls that a closure enters which requires grad.
+    """`SafeOps` where it is needed; and whether hooks can have been put on derivatives.
+
+    Args:
+        always: it is needed for every operation.
+        watched: another mode is active, which must not see what is read here.
     """
 
     def __init__(self, always: bool, watched: bool) -> None:
@@ -150,17 +150,15 @@ class _Guard(SafeOps):
     ) -> Any:
         if func in _HOOKING:
             self.hooked = True
-        if self.always or self._needed(args) or (kwargs and self._needed(kwargs.values())):
+        if self.always or (func in WRITTEN and self._needed(args, kwargs or {})):
             return super().__torch_function__(func, types, args, kwargs)
         return func(*args, **kwargs) if kwargs else func(*args)
 
-    def _needed(self, given: Iterable[Any]) -> bool:
-        """Whether one of the tensors inside all wrappers requires grad."""
+    def _needed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Under a transform inside `run`, or where a tensor inside all wrappers requires grad."""
         with torch._C.DisableTorchFunction() if self.watched else _NOTHING:
-            for x in given:
-                if isinstance(x, Tensor) and innermost(x).requires_grad:
-                    return True
-        return False
+            given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+            return depth() > 1 or any(innermost(x).requires_grad for x in given)
 
 
 _NOTHING = nullcontext()

@@ -14,7 +14,7 @@ from torch.func import vmap
 from ..core.checks import check_autocast, differentiated, recording
 from ..core.tree import dot
 from ..types import Batch, LossesFn, Params, Rows
-from .forward import SafeOps, explained_vjp, forward_pass, split_output
+from .forward import explained_vjp, forward_pass, split_output
 from .layerwise import (
     Engine,
     Graph,
@@ -28,6 +28,7 @@ from .layerwise import (
     worth_watching,
 )
 from .passes import Backward, Passes
+from .safe_ops import SafeOps
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -127,7 +128,7 @@ def linearize(
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
 
     Returns:
-        losses, and what was asked for of their derivative.
+        losses, and what is wanted of their derivative.
 
     Raises:
         RuntimeError: under autocast, or for a `losses_fn` that torch.func does not take.
@@ -144,9 +145,10 @@ def linearize(
     # torch.autograd.grad inside the level that vjp opens prunes what is not needed; vjp's own
     # pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        (losses, scalars, aux), taps, hooked = forward_pass(
-            lambda: split_output(losses_fn(level, batch)), lambda: request.watch(level)
+        out, taps, hooked = forward_pass(
+            lambda: losses_fn(level, batch), lambda: request.watch(level)
         )
+        losses, scalars, aux = split_output(out)
         matrix, preference = request.cotangents(losses)
         backward.open(level, losses, differentiated((losses, matrix), own_levels=1))
         route = _route(
@@ -252,7 +254,7 @@ def _measure(
 
 
 def _traced(losses_fn: LossesFn, batch: Batch, request: _Request) -> Linear:
-    """`linearize` for the compiler, which traces vjp's own pullback and drops what is unread."""
+    """`linearize` for the compiler, which traces vjp's own pullback and drops what is unused."""
     shared, measured = request.shared, request.measured
 
     def forward(params: Params) -> tuple[Tensor, Any]:

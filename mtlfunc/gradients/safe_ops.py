@@ -41,6 +41,9 @@ _AGAIN = (
 )
 """Nodes of operations that are written out because they cannot be differentiated again."""
 
+_FINAL = tuple(name for name in _AGAIN if not name.endswith(("LayerNorm", "BatchNorm")))
+"""Those of them that cannot be where nothing that is differentiated enters them, either."""
+
 _FACTORED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve")
 """Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly."""
 
@@ -59,6 +62,11 @@ def mistaken(losses: Tensor, again: bool) -> bool:
             if source is not None and source.name() == "ExpandBackward0":
                 return True
     return False
+
+
+def final(losses: Tensor) -> bool:
+    """Whether the graph holds a node whose backward has no derivative even by its cotangent."""
+    return any(node.name().startswith(_FINAL) for node in _nodes(losses))
 
 
 def factored(losses: Tensor) -> bool:
@@ -95,7 +103,7 @@ class SafeOps(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        written = _WRITTEN.get(func)
+        written = WRITTEN.get(func)
         if written is not None:
             return written(*args, **kwargs)
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
@@ -492,4 +500,4 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     ),
 )
 
-_WRITTEN = {spelling: written for written, spellings in _TABLE for spelling in spellings}
+WRITTEN = {spelling: written for written, spellings in _TABLE for spelling in spellings}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.checks import all_present, can_look, check_finite, everyone, visible
 from ..core.expect import expect_function
-from ..gradients.forward import explained_vjp, split_output
+from ..gradients.forward import check_connected, explained_vjp, split_output
 from ..gradients.linearize import Linear, linearize
 from ..types import Batch, LossesFn, Params, Rows, Select, State
 
@@ -166,6 +166,7 @@ def first_losses(
     def forward(params: Params) -> tuple[Tensor, Any]:
         nonlocal reached
         losses, scalars, aux = split_output(losses_fn(params, batch))
+        check_connected(losses)
         if can_look_inside:
             reached = leaves_of_each(losses, scalars, params)
         return losses, aux

@@ -1,6 +1,4 @@
-"""torch.compile without graph breaks: partial labels, groups, and probes with a memory or several
-batches.
-"""
+"""torch.compile without graph breaks: choices of parameters, partial labels, groups, memories."""
 
 import pytest
 import torch
@@ -8,7 +6,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.problems import BATCH, nets, opaque
+from tests.problems import BATCH, net, nets, opaque
 from tests.test_partial_labels import MASKS, given
 from tests.test_partial_labels import vector as labelled
 from tests.test_probes_stateful import METHODS
@@ -17,6 +15,14 @@ TRACED = {"fullgraph": True, "backend": "aot_eager"}
 SHARED = "trunk.*"
 CASES = {name: (opaque, *METHODS[name]) for name in ("modo, three batches", "db_mtl", "excess_mtl")}
 CASES |= {
+    "shared as a module": (opaque, mf.mgda, lambda: mf.jacobian(net.trunk), BATCH),
+    "shared as parameters": (
+        opaque,
+        mf.mgda,
+        lambda: mf.jacobian([*net.trunk.parameters()]),
+        BATCH,
+    ),
+    "shared as globs": (opaque, mf.mgda, lambda: mf.jacobian(["trunk.0.*", "trunk.2.*"]), BATCH),
     "groups, a random rule": (
         opaque,
         mf.pcgrad,
@@ -51,6 +57,7 @@ def test_vmapped_step_traces_as_one_graph(name):
     losses, rule, probe, batch = CASES[name]
     step = mf.descend(losses, rule(), mf.sgd(0.05), probe())
     everyone = (*batch[:2], MASKS[2]) if "present" in name else batch
+    mf.parameters(net)  # whose parameters the choices are: stacked ones share their names
     state = vmap(lambda params, seed: step.init(params, everyone, key=seed))(
         mf.stack(nets), torch.arange(3)
     )

@@ -141,7 +141,7 @@ def layouts(use: Use, samples: int) -> list[Layout]:
 
 
 Choices = tuple[tuple[Layout, Tensor], ...]
-"""Candidates, each with whether it is the one; more than one where values may not be looked at."""
+"""Candidates, each with whether it is the one; more than one where values cannot be read."""
 
 
 def by_sample(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:

@@ -45,7 +45,7 @@ class Graph(NamedTuple):
     parents: dict[Node, set[Node]]  # who consumes a node's output; empty for the roots
     reach: dict[Node, int]  # the roots behind it, one bit each
     batched: bool  # whether every operation has a batched backward
-    twice: bool  # whether a batched backward may be differentiated
+    twice: bool  # whether a batched backward can be differentiated
 
     def serves(self, edge: GradientEdge) -> int:
         return self.reach.get(edge.node, 0)
