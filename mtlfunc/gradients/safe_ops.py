@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._C import _nn  # pyright: ignore[reportAttributeAccessIssue]
 from torch.overrides import TorchFunctionMode
 
-from ..core.checks import twice_differentiated
+from ..core.checks import derivative_levels
 
 _AGAIN = (
     "NativeLayerNorm",
@@ -95,7 +95,7 @@ class SafeOps(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        written = _WRITTEN.get(func)
+        written = WRITTEN.get(func)
         if written is not None:
             return written(*args, **kwargs)
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
@@ -416,7 +416,7 @@ def _scatter_reduce(
     input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """Products, where they are differentiated twice, over a dense table of who goes where."""
-    if reduce != "prod" or not twice_differentiated():
+    if reduce != "prod" or derivative_levels() <= (1, 0):
         return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
     dim, size = dim % input.ndim, input.shape[dim]
     src = src[tuple(slice(n) for n in index.shape)].unsqueeze(dim + 1)
@@ -437,20 +437,25 @@ def _index_reduce(
     *,
     include_self: bool = True,
 ) -> Tensor:
-    if reduce != "prod" or not twice_differentiated():
+    if reduce != "prod" or derivative_levels() <= (1, 0):
         return torch.index_reduce(input, dim, index, source, reduce, include_self=include_self)
     shape = [-1 if i == dim % input.ndim else 1 for i in range(input.ndim)]
     index = index.reshape(shape).expand_as(source)
     return _scatter_reduce(input, dim, index, source, reduce, include_self=include_self)
 
 
-def _refused(name: str, instead: str) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(
-            f"{name} has wrong derivatives in torch under a transform; use {instead} instead"
-        )
+def _refused(
+    name: str, instead: str, function: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """An error for every call, or if there is a `function` for third derivatives of it."""
 
-    return refuse
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if function is not None and sum(derivative_levels()) < 3:
+            return function(*args, **kwargs)
+        which = "derivatives under a transform" if function is None else "third derivatives"
+        raise NotImplementedError(f"{name}: torch's {which} are wrong; use {instead} instead")
+
+    return call
 
 
 def _aten(name: str) -> tuple[Any, ...]:
@@ -477,6 +482,14 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_cdist, (torch.cdist, *_aten("cdist"))),
     (_pdist, (torch.pdist, *_aten("pdist"))),
     (_pad_sequence, (_nn.pad_sequence, *_aten("pad_sequence"))),
+    (
+        _refused("torch.det", "torch.slogdet", torch.det),
+        (torch.det, torch.linalg.det, Tensor.det, *_aten("det"), *_aten("linalg_det")),
+    ),
+    (
+        _refused("torch.logcumsumexp", "torch.logsumexp", torch.logcumsumexp),
+        (torch.logcumsumexp, Tensor.logcumsumexp, *_aten("logcumsumexp")),
+    ),
     (_lu_solve, (torch.linalg.lu_solve, *_aten("linalg_lu_solve"))),
     (_old_lu_solve, (torch.lu_solve, Tensor.lu_solve, *_aten("lu_solve"))),
     (
@@ -492,4 +505,5 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     ),
 )
 
-_WRITTEN = {spelling: written for written, spellings in _TABLE for spelling in spellings}
+WRITTEN = {spelling: written for written, spellings in _TABLE for spelling in spellings}
+"""Every spelling of an operation that is written out, and how it is called then."""
