@@ -29,10 +29,9 @@ def _input(shape: tuple[int, ...], seed: int, kind: str) -> Tensor:
     if kind == "unit":
         return 1.6 * uniform - 0.8
     normal = torch.randn(shape, generator=generator, dtype=DOUBLE)
-    square = len(shape) > 1 and shape[-1] == shape[-2]
-    return (
-        normal + 2 * torch.eye(shape[-1], dtype=DOUBLE) if kind == "matrix" and square else normal
-    )
+    if kind == "matrix" and shape[-2:-1] == shape[-1:]:
+        return normal + 2 * torch.eye(*shape[-2:], dtype=DOUBLE)
+    return normal
 
 
 def op(call: Callable[..., Any], *shapes: tuple[int, ...], kind: str = "any") -> Operation:

@@ -215,7 +215,7 @@ LAYERS = {
         lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), [2]), SEQUENCE
     ),
     "max_unpool2d": op(
-        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2]), (1, 2, 4, 4)
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]), (1, 2, 4, 4)
     ),
     "lp_pool1d": op(lambda x: F.lp_pool1d(x, 3, 2), SEQUENCE, kind="positive"),
     "lp_pool2d": op(lambda x: F.lp_pool2d(x, 2, 2), (1, 2, 4, 4), kind="positive"),
