@@ -1,10 +1,10 @@
 """Every type of the library on one screen: a method is a probe, a rule and perhaps a solver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; every leaf is a floating tensor."""
@@ -31,8 +31,8 @@ Gramian = Float[Tensor, "row row"]
 LossesFn = Callable[[Params, Batch], Any]
 """Stateless losses: a vector `[task]`, a tuple or a dict of T scalars, or `(losses, aux)`."""
 
-Select = str | Callable[[str], bool]
-"""Which parameters: a glob on their names, or a predicate."""
+Select = str | Callable[[str], bool] | nn.Module | Iterable[str | Tensor | nn.Module]
+"""Which parameters: a glob on names, a predicate, a module, or several globs or parameters."""
 
 
 class Geometry(NamedTuple):

@@ -8,8 +8,11 @@ from functools import partial
 import pytest
 import torch
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from mtlfunc.core import tree
+from mtlfunc.core.tree import select
 from mtlfunc.gradients import passes as backward
 from tests.problems import (
     BATCH,
@@ -237,3 +240,279 @@ def test_chunked_gramian_holds_two_chunks_of_rows(monkeypatch):
     monkeypatch.setattr(backward.Passes, "__call__", watched)
     mf.task_gramian(opaque, PARAMS, BATCH, shared="trunk.*", engine="rows", chunk_size=1)
     assert peak == 2
+
+
+# Which parameters.
+
+
+class Named(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh())
+        self.neck = torch.nn.Linear(6, 5)
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(5, 2) for _ in range(2))
+
+
+SELECTED = {
+    "module": lambda m: m.trunk,
+    "its parameters": lambda m: m.trunk.parameters(),
+    "a list of its parameters": lambda m: list(m.trunk.parameters()),
+    "a glob": lambda m: "trunk.*",
+    "globs": lambda m: ["trunk.0.weight", "trunk.*"],
+    "a tuple": lambda m: (m.trunk[0].bias, "trunk.0.w*"),
+}
+
+
+@pytest.mark.parametrize("how", SELECTED)
+def test_select_takes_modules_parameters_and_lists(how):
+    module = Named()
+    params, expected = mf.parameters(module), ("trunk.0.weight", "trunk.0.bias")
+    assert select(params, SELECTED[how](module)) == expected
+    # a step makes new tensors of the old names, and so does a population
+    moved = {name: leaf + 1 for name, leaf in params.items()}
+    assert select(moved, SELECTED[how](module)) == expected
+    assert select(mf.stack([module, Named()]), SELECTED[how](module)) == expected
+    vmap(lambda p: torch.zeros(len(select(p, SELECTED[how](module)))))(mf.stack([module]))
+
+
+def test_select_finds_the_parameters_of_another_dict_by_their_storage():
+    module = Named()
+    params = {f"net/{name}": leaf.detach() for name, leaf in module.named_parameters()}
+    assert select(params, module.neck) == ("net/neck.weight", "net/neck.bias")
+
+
+def test_select_tells_two_heads_of_one_shape_apart():
+    module = Named()
+    assert select(mf.parameters(module), module.heads[1]) == ("heads.1.weight", "heads.1.bias")
+
+
+def test_select_says_what_was_wrong():
+    module = Named()
+    params = mf.parameters(module)
+    for which, error, message in (
+        (
+            ["trunk.*", "body.*"],
+            ValueError,
+            r"shared='body\.\*' matches no parameter; there are: t",
+        ),
+        ([], ValueError, "at least one glob"),
+        ((x for x in ()), ValueError, "empty after its first use"),
+        (Named().trunk, ValueError, "of this Sequential is not in params.*mtlfunc.parameters"),
+        (module.trunk[1], ValueError, "this Tanh has no parameters"),
+        (lambda name: False, ValueError, "predicate accepts no parameter"),
+    ):
+        with pytest.raises(error, match=message):
+            select(params, which)
+    module.trunk.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"frozen.*requires_grad=False.*not in params"):
+        select(mf.parameters(module), module.trunk)
+    # half frozen: the rest is meant
+    module.trunk[0].bias.requires_grad_(True)
+    assert select(mf.parameters(module), module.trunk) == ("trunk.0.bias",)
+
+
+def test_shared_as_a_module_gives_the_gramian_of_its_glob():
+    expected = mf.task_gramian(vector, PARAMS, BATCH, shared="trunk.*")[1]
+    for shared in (net.trunk, net.trunk.parameters(), ["trunk.0.*", "trunk.2.*"]):
+        close(mf.task_gramian(vector, PARAMS, BATCH, shared=shared)[1], expected)
+
+
+def test_globs_are_constants_to_the_compiler():
+    """As the public decorator makes them, which would import the compiler."""
+
+    def f():
+        pass
+
+    torch.compiler.assume_constant_result(f)
+    marks = [name for name in vars(f) if name.startswith("_dynamo")]
+    assert marks == [name for name in vars(tree._matches) if name.startswith("_dynamo")]
+
+
+# What torch.func does not take, and what would be wrong.
+
+
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+@pytest.mark.parametrize("form", ["vector", "tuple", "dict"])
+def test_losses_that_ignore_the_parameters_are_refused(form, engine):
+    closure = {name: leaf.clone().requires_grad_() for name, leaf in PARAMS.items()}
+    for given in (PARAMS, closure):
+        for call in (
+            lambda f: mf.task_gradients(f, PARAMS, BATCH),
+            lambda f: mf.task_gramian(f, PARAMS, BATCH, engine=engine),
+            lambda f: vmap(lambda p: mf.task_gramian(f, p, BATCH)[1])(mf.stack(nets)),
+        ):
+            with pytest.raises(ValueError, match=r"no loss depends on params.*functional_call"):
+                call(lambda p, b, given=given: FORMS[form](given, b))
+    with pytest.raises(ValueError, match=r"no loss depends on params"):
+        mf.sample_gramian(lambda p, b: vector(PARAMS, b), PARAMS, BATCH, engine=engine)
+
+
+def test_losses_of_which_one_ignores_the_parameters_are_taken():
+    rows = mf.task_gradients(
+        lambda p, b: torch.stack([scalars(p, b)[0], torch.ones((), dtype=torch.float64)]),
+        PARAMS,
+        BATCH,
+    )[1]
+    assert not flatten({name: row[1] for name, row in rows.items()}).any()
+
+
+CALLS = {
+    "task_gradients": lambda f: mf.task_gradients(f, PARAMS, BATCH)[1],
+    "task_gramian": lambda f: mf.task_gramian(f, PARAMS, BATCH)[1],
+    "layerwise": lambda f: mf.task_gramian(f, PARAMS, BATCH, engine="layerwise")[1],
+    "sample_gradients": lambda f: mf.sample_gradients(f, PARAMS, BATCH)[1],
+    "sample_gramian": lambda f: mf.sample_gramian(f, PARAMS, BATCH)[1],
+    "sample rows": lambda f: mf.sample_gramian(f, PARAMS, BATCH, engine="rows")[1],
+}
+
+
+def _losses_of(name):
+    def per_sample(params, batch):
+        outputs = torch.stack(functional_call(net, params, (batch[0],)), 1)
+        return (outputs - batch[1]).square().mean(2)
+
+    return per_sample if name in ("sample_gramian", "sample rows") else vector
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_around_a_call_is_refused(name):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match=r"autocast is active.*inside losses_fn"),
+    ):
+        CALLS[name](_losses_of(name))
+
+
+def _step(probe):
+    def call(losses_fn):
+        step = mf.balance(losses_fn, mf.mean(), probe())
+        return step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[0]
+
+    return call
+
+
+PROBES = {
+    "losses_only": _step(mf.losses_only),
+    "jacobian": _step(partial(mf.jacobian, "trunk.*")),
+    "jacobian, layerwise": _step(partial(mf.jacobian, "trunk.*", engine="layerwise")),
+}
+
+
+@pytest.mark.parametrize("name", [*CALLS, *PROBES])
+def test_inference_mode_changes_nothing(name):
+    call = (CALLS | PROBES)[name]
+    expected = call(_losses_of(name))
+    with torch.inference_mode():
+        got = call(_losses_of(name))
+    for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
+        close(a, b)
+
+
+class OldStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        return 2 * grad_outputs[0]
+
+
+def _with_hook(kind):
+    module = torch.nn.Linear(4, 2).double()
+    if kind == "full":
+        module.register_full_backward_hook(lambda module, ins, outs: None)
+    else:
+        module.register_full_backward_pre_hook(lambda module, outs: None)
+    return module
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_torch_func_refuses_is_an_error_with_a_cure(name):
+    x = BATCH[0]
+    for kind in ("full", "pre"):
+        module = _with_hook(kind)
+        p = mf.parameters(module)
+        with pytest.raises(RuntimeError, match=r"setup_context.*full backward hook"):
+            mf.task_gradients(lambda p, b, m=module: functional_call(m, p, (b,)).mean(0), p, x)
+    with pytest.raises(RuntimeError, match=r"without ctx.*setup_context"):
+        CALLS[name](lambda p, b: OldStyle.apply(_losses_of(name)(p, b)))
+    with pytest.raises(RuntimeError, match=r"retain_grad.*aux"):
+        CALLS[name](lambda p, b: _retained(_losses_of(name)(p, b)))
+
+
+def _retained(x):
+    x.retain_grad()
+    return x
+
+
+def test_packed_sequences_are_an_error_with_a_cure():
+    lstm = torch.nn.LSTM(4, 3, batch_first=True).double()
+
+    def losses(params, x):
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([2, 3]), True, False)
+        return functional_call(lstm, params, (packed,))[0].data.mean(0)
+
+    with pytest.raises(RuntimeError, match=r"pack_padded_sequence.*mask"):
+        mf.task_gradients(losses, mf.parameters(lstm), BATCH[0].view(2, 4, 4))
+
+
+UNBATCHED = {
+    "nn.RNN": lambda m, p, x: functional_call(m[0], _of(p, 0), (x,))[0].mean((0, 1)),
+    "nn.GRU": lambda m, p, x: functional_call(m[1], _of(p, 1), (x,))[0].mean((0, 1)),
+    "a branch": lambda m, p, x: _of(p, 2)["weight"].sum(0) * (2 if x.sum() > 0 else x.mean()),
+    "item": lambda m, p, x: _of(p, 2)["weight"].sum(0) * x.mean().item(),
+}
+
+
+def _of(params, index):
+    prefix = f"{index}."
+    return {
+        name.removeprefix(prefix): leaf for name, leaf in params.items() if name.startswith(prefix)
+    }
+
+
+@pytest.mark.parametrize("name", UNBATCHED)
+def test_sample_gradients_of_what_vmap_cannot_batch(name):
+    modules = torch.nn.ModuleList(
+        [
+            torch.nn.RNN(4, 3, batch_first=True),
+            torch.nn.GRU(4, 3, batch_first=True),
+            torch.nn.Linear(3, 2),
+        ]
+    ).double()
+    params, x = mf.parameters(modules), BATCH[0].view(2, 4, 4)
+
+    def losses(p, x):
+        return UNBATCHED[name](modules, p, x)
+
+    with pytest.raises(RuntimeError, match="chunk_size=1"):
+        mf.sample_gradients(losses, params, x)
+    got = mf.sample_gradients(losses, params, x, chunk_size=1)
+    for sample in range(2):
+        alone = mf.task_gradients(losses, params, x[sample : sample + 1])
+        for a, b in zip(tree_leaves(got), tree_leaves(alone), strict=True):
+            close(a[sample], b)
+
+
+@pytest.mark.parametrize(
+    "norm", [torch.nn.LayerNorm(5), torch.nn.BatchNorm1d(5, track_running_stats=False)]
+)
+def test_losses_fn_runs_once_where_a_closure_requires_grad(norm):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 5), norm, torch.nn.Linear(5, 3)).double()
+    scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    runs = 0
+
+    def losses(params, x):
+        nonlocal runs
+        runs += 1
+        return functional_call(module, params, (x * scale + scale**2 * x**2,)).square().mean(0)
+
+    for call in (
+        partial(mf.task_gradients, losses),
+        partial(mf.task_gramian, losses),
+        partial(mf.task_gramian, losses, engine="layerwise"),
+    ):
+        runs = 0
+        assert call(mf.parameters(module), BATCH[0])[0].requires_grad
+        assert runs == 1

@@ -130,17 +130,30 @@ def test_graph_proves_common_networks_apart():
         assert not rows_apart((network(x) - network(x).mean(0)).square().mean(-1).grad_fn, 5)
 
 
-def test_hook_on_an_activation_is_not_passed_over():
-    """A hook may mix what the graph keeps apart; the second pass sees it."""
-    x = torch.randn(4, 3, dtype=F64)
+@pytest.mark.parametrize("where", ["tensor", "node after", "node before"])
+def test_hook_on_an_activation_is_differentiated_row_by_row(where):
+    """A hook may mix what the graph keeps apart; ordinary differentiation does what it does."""
+    x, w = torch.randn(4, 3, dtype=F64), torch.randn(3, 2, dtype=F64)
 
     def losses(params, batch):
         h = batch @ params["w"]
-        h.register_hook(lambda g: g + g.mean(0))
+        if where == "tensor":
+            h.register_hook(lambda g: g + g.mean(0))
+        elif where == "node after":
+            h.grad_fn.register_hook(
+                lambda after, before: tuple(None if x is None else 3 * x for x in after)
+            )
+        else:
+            h.grad_fn.register_prehook(lambda before: (before[0] + before[0].mean(0),))
         return h.square().sum(1)
 
-    with pytest.raises(ValueError, match="the samples mix"):
-        mf.sample_gramian(losses, {"w": torch.randn(3, 2, dtype=F64)}, x)
+    leaf = w.clone().requires_grad_()
+    out = losses({"w": leaf}, x)
+    rows = [torch.autograd.grad(one, leaf, retain_graph=True)[0].flatten() for one in out]
+    expected = torch.stack(rows) @ torch.stack(rows).mT
+    for engine in ("auto", "layerwise", "rows"):
+        got = mf.sample_gramian(losses, {"w": w}, x, engine=engine)[1]
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_as_many_ensembles_as_samples():

@@ -15,7 +15,8 @@ from torch.func import grad, jvp, vmap
 
 from ..core.checks import can_look, check_gramian, check_params, check_scalar, poison, transformed
 from ..core.tree import dot, layer_of, map_params, select
-from ..gradients.rows import check_chunk_size, linearize, split_output
+from ..gradients.forward import split_output
+from ..gradients.linearize import check_chunk_size, linearize
 from ..solvers import auto, min_norm
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver

@@ -20,7 +20,7 @@ from torch.func import grad_and_value
 
 from ..core.checks import check_gramian, check_scalar, check_vector, normalized_preference
 from ..core.tree import map_params
-from ..gradients.rows import split_output
+from ..gradients.forward import split_output
 from ..solvers import auto, dual_cone
 from ..solvers.problems import or_one, root
 from ..types import Batch, LossesFn, Params, Scalar, Solver

@@ -1,15 +1,15 @@
-"""What may be looked at, and the errors that say what was wrong with an argument.
+"""Where values can be read, and the errors that say what was wrong with an argument.
 
-Looking at a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
+Reading a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
 breaks a compiled graph. So values are examined only where `can_look` allows it; shapes and dtypes
 always.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def transformed() -> bool:
@@ -30,21 +32,23 @@ def depth() -> int:
 
 
 def can_look(*values: object) -> bool:
-    """Whether the values of these tensors may be read: on CPU, with no transform and no compiler at
-    work.
-    """
+    """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
     if torch.compiler.is_compiling() or transformed():
         return False
     return all(leaf.is_cpu for leaf in _tensors(values))
 
 
 def differentiated(values: object, *, own_levels: int = 0) -> bool:
-    """Whether something outside may differentiate through `values`.
+    """Whether something outside can differentiate through `values`.
 
     True under `grad`, `vjp`, `jvp` or forward-mode AD (the `own_levels` innermost transforms, the
     caller's own, aside), when a tensor requires grad by itself (through a closure, too), and while
-    compiling, where it cannot be known. Only where this is False may a backward pass run without
-    recording it: elsewhere the outer derivative would be wrong without a word.
+    compiling, where it cannot be known. Only where this is False can a backward pass run without
+    being recorded: elsewhere the outer derivative would be wrong without a word.
+
+    Args:
+        values: any nest of tensors.
+        own_levels: how many of the innermost transforms are the caller's own.
     """
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return True
@@ -52,7 +56,7 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
     levels = _functorch.get_interpreter_stack() or []
     if any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
-    return any(_innermost(leaf).requires_grad for leaf in _tensors(values))
+    return any(innermost(leaf).requires_grad for leaf in _tensors(values))
 
 
 def derivative_levels() -> tuple[int, int]:
@@ -68,10 +72,23 @@ def derivative_levels() -> tuple[int, int]:
 
 
 def recording(values: object) -> AbstractContextManager[Any]:
-    """A context for a backward pass that `values` enter: recorded where something outside may
-    differentiate through them, else not.
-    """
+    """A context for a backward pass that `values` enter: recorded where that can matter outside."""
     return nullcontext() if differentiated(values) else torch.no_grad()
+
+
+def constant_when_compiled(f: F) -> F:
+    """`torch.compiler.assume_constant_result` without its import of the compiler (two seconds)."""
+    f._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return f
+
+
+def same_storage(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors can be seen to be the same memory in the same shape."""
+    if torch.compiler.is_compiling() or x.shape != y.shape or not x.numel():
+        return False
+    if any(_functorch.is_functorch_wrapped_tensor(z) or z.is_meta for z in (x, y)):
+        return False
+    return x.device == y.device and x.data_ptr() == y.data_ptr()
 
 
 def _tensors(values: object) -> list[Tensor]:
@@ -80,10 +97,16 @@ def _tensors(values: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _innermost(x: Tensor) -> Tensor:
+def innermost(x: Tensor) -> Tensor:
+    """The tensor inside all wrappers of transforms."""
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x
+
+
+def at_level(x: Tensor) -> bool:
+    """Whether the innermost transform, a `vjp` or `grad`, has a derivative of `x`."""
+    return x.requires_grad and _functorch.maybe_get_level(x) == _functorch.maybe_current_level()
 
 
 def is_pair(out: Any) -> bool:
@@ -96,15 +119,13 @@ def is_pair(out: Any) -> bool:
 
 
 def everyone(like: Tensor) -> Tensor:
-    """All of the rows of `like` [row] present; never batched, so that `all_present` can see it also
-    under `vmap`.
-    """
+    """All rows of `like` [row] present; never batched, so that `all_present` can see it."""
     return torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
 
 
 def visible(mask: Tensor) -> bool:
-    """Whether the entries of a mask or key that no transform batches may be read, transforms or
-    not: on CPU, nothing compiling or tracing.
+    """Whether the entries of a mask or key that no transform batches can be read: on CPU, and
+    nothing compiles or traces.
     """
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
     return not traced and mask.is_cpu and not _functorch.is_functorch_wrapped_tensor(mask)
@@ -148,9 +169,22 @@ def check_params(params: Params) -> None:
             )
 
 
+def check_autocast(params: Params) -> None:
+    """Raise if autocast is active: it would round the products of gradients to half precision."""
+    if torch.is_autocast_enabled(next(iter(params.values())).device.type):
+        raise RuntimeError(
+            "autocast is active around the call and would round rows and Gramian to half "
+            "precision; open it inside losses_fn instead"
+        )
+
+
 def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = False) -> None:
-    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite and (on request)
-    symmetric where that can be seen.
+    """Raise unless `gramian` is a floating `[T, T]` matrix with T >= 1, finite where seen.
+
+    Args:
+        gramian: the matrix.
+        name: what to call it in errors.
+        symmetric: raise where it can be seen not to be symmetric, too.
     """
     if not isinstance(gramian, Tensor):
         raise TypeError(
@@ -191,16 +225,12 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
 
 
 def _adds_up(*values: Tensor) -> bool:
-    """Whether the entries have a finite sum, and so are finite themselves: nearly always, and one
-    number says so. False says nothing, a sum may overflow.
-    """
+    """Whether the entries have a finite sum, and so are finite; False says nothing."""
     return all(math.isfinite(float(value.detach().sum())) for value in values)
 
 
 def check_vector(value: Tensor, like: Tensor, name: str) -> None:
-    """Raise unless `value` is a finite vector `[T]` of the dtype and device of the matrix `like`
-    `[T, T]`.
-    """
+    """Raise unless `value` is a finite vector `[T]` like the matrix `like` `[T, T]`."""
     if value.shape != like.shape[-1:]:
         raise ValueError(
             f"{name}: expected shape [{like.shape[-1]}], one entry a task, got {list(value.shape)}"
@@ -233,8 +263,13 @@ def check_gradients(grads: Params) -> None:
 def check_scalar(
     value: Scalar, name: str, *, positive: bool = False, below: float = float("inf")
 ) -> None:
-    """Raise unless `value` is a number or a 0-d tensor, not negative (or positive) and less than
-    `below`, where that can be seen.
+    """Raise unless `value` is a number or a 0-d tensor in range, where that can be seen.
+
+    Args:
+        value: the number.
+        name: what to call it in errors.
+        positive: 0 is out of range, too, beside negative numbers.
+        below: an upper limit, out of range itself.
     """
     if isinstance(value, Tensor):
         if value.ndim:
@@ -293,9 +328,7 @@ def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor
 
 
 def poison(answer: Any, *inputs: Tensor) -> Any:
-    """`answer` where all inputs are finite, NaN elsewhere: what cannot be looked at must not look
-    plausible.
-    """
+    """`answer` where all inputs are finite, NaN elsewhere: nothing plausible from what is not."""
     if can_look(answer, *inputs) and _adds_up(*inputs):
         return answer
     finite = torch.stack([x.isfinite().all() for x in inputs]).all()

@@ -1,13 +1,18 @@
-"""Parameter dicts: pick leaves by name, take inner products of rows, combine rows, stack modules."""
+"""Parameter dicts: pick leaves by name, inner products of rows, combine rows, stack modules."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..types import Params, Rows, Select
+from .checks import constant_when_compiled, same_storage
+
+_NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
+"""The names under which `parameters` handed a module's parameters out."""
 
 
 def parameters(module: nn.Module) -> Params:
@@ -18,16 +23,28 @@ def parameters(module: nn.Module) -> Params:
     graph of every step alive; so would leaving out a parameter that still requires grad in the
     module: freeze it there.
 
+    Args:
+        module: any; tied parameters count once.
+
+    Returns:
+        `{name: tensor}` by the names of `module.named_parameters()`.
+
     Examples:
         >>> sorted(parameters(nn.Linear(2, 1)))
         ['bias', 'weight']
     """
-    return {name: leaf.detach() for name, leaf in module.named_parameters() if leaf.requires_grad}
+    found = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
+    for name, leaf in found.items():
+        _NAMES.setdefault(leaf, {})[name] = None
+    return {name: leaf.detach() for name, leaf in found.items()}
 
 
 def assign_gradients(module: nn.Module, grads: Params) -> None:
-    """Set `.grad` of a module's parameters, detached, for an optimizer of `torch.optim`; parameters
-    without a gradient get None.
+    """Set `.grad` of a module's parameters, detached, for an optimizer of `torch.optim`.
+
+    Args:
+        module: parameters of it without a gradient get None.
+        grads: `{name: tensor}` in the parameters' shapes, dtypes and devices.
 
     Raises:
         KeyError: if `grads` has a name that the module lacks.
@@ -50,53 +67,124 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
 
 
 def stack(modules: Sequence[nn.Module]) -> Params:
-    """Parameters of several modules of one architecture, stacked along a new first axis, for
-    `vmap`.
+    """Parameters of several modules of one architecture, stacked for `vmap`.
 
     Frozen parameters and buffers are not among them: they stay those of the one module that
     `losses_fn` calls.
+
+    Args:
+        modules: at least one; all with the same names and shapes of parameters.
+
+    Returns:
+        `{name: tensor [module, *shape]}`.
 
     Raises:
         ValueError: if there are none, or if names or shapes differ.
     """
     if not modules:
         raise ValueError("modules: expected at least one module")
-    all_params = [parameters(module) for module in modules]
-    for params in all_params[1:]:
-        if {n: p.shape for n, p in params.items()} != {
-            n: p.shape for n, p in all_params[0].items()
-        }:
-            raise ValueError(
-                "modules: names or shapes of parameters differ; only modules of one architecture "
-                "can be stacked"
-            )
-    return {name: torch.stack([params[name] for params in all_params]) for name in all_params[0]}
+    first, *rest = [parameters(module) for module in modules]
+    shapes = {name: leaf.shape for name, leaf in first.items()}
+    if any({name: leaf.shape for name, leaf in params.items()} != shapes for params in rest):
+        raise ValueError(
+            "modules: names or shapes of parameters differ; only modules of one architecture can "
+            "be stacked"
+        )
+    return {name: torch.stack([params[name] for params in (first, *rest)]) for name in first}
 
 
 def select(
     params: Mapping[str, Tensor], which: Select, argument: str = "shared"
 ) -> tuple[str, ...]:
-    """Names that a glob matches or a predicate accepts, in the order of `params`.
+    """The names that are meant, in the order of `params`.
+
+    Args:
+        params: `{name: tensor}`.
+        which: a glob on names, a predicate on names, a module (or one of its parameters) whose
+            trainable parameters are in `params`, or several globs, modules or parameters.
+        argument: what to call `which` in errors.
+
+    Returns:
+        at least one name.
 
     Raises:
-        ValueError: naming `argument`, if there are none.
-        TypeError: for anything but a string or a callable.
+        ValueError: if there are none; if one glob of several matches nothing; if a trainable
+            parameter of a module is not in `params`.
+        TypeError: for anything else.
     """
-    if not isinstance(which, str) and not callable(which):
+    if isinstance(which, str):
+        found = _matches(tuple(params), which)
+        if not found:
+            raise ValueError(
+                f"{argument}={which!r} matches no parameter; there are: {', '.join(params)}"
+            )
+    elif isinstance(which, nn.Module | Tensor):
+        found = _held(params, which, argument)
+    elif callable(which):
+        found = tuple(name for name in params if which(name))
+        if not found:
+            raise ValueError(
+                f"{argument}: the predicate accepts no parameter; there are: {', '.join(params)}"
+            )
+    elif isinstance(which, Iterable):
+        union = {name for one in which for name in select(params, one, argument)}
+        found = tuple(name for name in params if name in union)
+        if not found:
+            raise ValueError(
+                f"{argument}: expected at least one glob or parameter, got none (a generator such "
+                "as module.parameters() is empty after its first use; pass the module, or a list)"
+            )
+    else:
         raise TypeError(
-            f"{argument}: expected a glob such as 'trunk.*' or a predicate on names, got "
-            f"{type(which).__name__}"
+            f"{argument}: expected a glob such as 'trunk.*', a predicate on names, a module, or a "
+            f"list of globs, modules or parameters, got {type(which).__name__}"
         )
-    names = (
-        _matches(tuple(params), which)
-        if isinstance(which, str)
-        else tuple(name for name in params if which(name))
-    )
-    if not names:
+    return found
+
+
+def _held(
+    params: Mapping[str, Tensor], which: nn.Module | Tensor, argument: str
+) -> tuple[str, ...]:
+    """The names of a module's trainable parameters, or of one parameter.
+
+    By their storage where it can be seen, else by the names that `parameters` gave them: a step
+    makes new tensors of the old names.
+    """
+    what, known = type(which).__name__, _known(which, tuple(params))
+    if not torch.compiler.is_compiling():
+        known = [
+            (next((n for n, x in params.items() if same_storage(x, leaf)), name), trainable)
+            for (name, trainable), leaf in zip(known, _leaves(which), strict=True)
+        ]
+    if any(name is None and trainable for name, trainable in known):
         raise ValueError(
-            f"{argument}={which!r} matches no parameter; there are: {', '.join(params)}"
+            f"{argument}: a parameter of this {what} is not in params, whose names are "
+            f"{', '.join(params)}; make them by mtlfunc.parameters of the module that holds it, or "
+            "pass a glob on names"
         )
-    return names
+    held = [name for name, _ in known]
+    found = tuple(name for name in params if name in held)
+    if not found:
+        raise ValueError(
+            f"{argument}: all parameters of this {what} are frozen, and frozen ones "
+            "(requires_grad=False) are not in params; unfreeze them, or choose others"
+            if known
+            else f"{argument}: this {what} has no parameters"
+        )
+    return found
+
+
+def _leaves(which: nn.Module | Tensor) -> list[Tensor]:
+    return [which] if isinstance(which, Tensor) else list(which.parameters())
+
+
+@constant_when_compiled
+def _known(which: nn.Module | Tensor, names: tuple[str, ...]) -> list[tuple[str | None, bool]]:
+    """Of every leaf the name that `parameters` gave it, and whether it is trainable."""
+    return [
+        (next((n for n in _NAMES.get(leaf, {}) if n in names), None), leaf.requires_grad)
+        for leaf in _leaves(which)
+    ]
 
 
 def layer_of(name: str) -> str:
@@ -104,16 +192,22 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _matches(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
     return tuple(name for name in names if fnmatchcase(name, pattern))
+
+
+BLOCK = 4096
+"""Entries that one product sums at once."""
 
 
 def inner(
     left: Float[Tensor, "row width"], right: Float[Tensor, "other width"]
 ) -> Float[Tensor, "row other"]:
-    """left @ rightᵀ, summed in blocks: one long sum in float32 loses digits in proportion to its
-    length (1e-3 for 2 million equal signs).
+    """left @ rightᵀ, summed in blocks.
+
+    One long sum in float32 loses digits in proportion to its length: 1e-3 for 2 million equal
+    signs.
     """
     width = left.shape[1]
     whole = width - width % BLOCK
@@ -123,25 +217,28 @@ def inner(
     return (a @ b.mT).sum(0) + left[:, whole:] @ right[:, whole:].mT
 
 
-BLOCK = 4096
-
-
 def dot(
     left: Mapping[str, Tensor],
     right: Mapping[str, Tensor],
     names: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "row other"]:
-    """Inner products of two sets of rows over the named leaves, accumulated in `dtype` or at least
-    float32; nothing is concatenated.
+    """Inner products of two sets of rows, leaf by leaf; nothing is concatenated.
+
+    Args:
+        left: `{name: [row, *shape]}`.
+        right: `{name: [other, *shape]}`.
+        names: the leaves to sum over; at least one.
+        dtype: of the accumulation; None is the rows' own, at least float32.
+
+    Returns:
+        `[row, other]`.
     """
     total = None
     for name in names:
         wide = dtype or torch.promote_types(left[name].dtype, torch.float32)
-        part = inner(
-            *(rows[name].reshape(rows[name].shape[0], -1).to(wide) for rows in (left, right))
-        )
-        total = part if total is None else total + part
+        a, b = (rows[name].reshape(rows[name].shape[0], -1).to(wide) for rows in (left, right))
+        total = inner(a, b) if total is None else total + inner(a, b)
     assert total is not None, "names is never empty: select() raises"
     return total
 

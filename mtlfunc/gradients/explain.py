@@ -9,11 +9,13 @@ from torch import Tensor
 from ..core.checks import check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
+from .forward import explained_vjp, forward_pass, split_output
 from .layerwise import (
     Form,
     Group,
     Plan,
     Tapped,
+    Use,
     costs,
     decide,
     groups_of,
@@ -22,7 +24,6 @@ from .layerwise import (
     sample_plan,
     worth_watching,
 )
-from .rows import explained_vjp, split_output
 
 
 class Layer(NamedTuple):
@@ -73,12 +74,13 @@ def explain_gramian(
     samples: bool = False,
     combined: bool = False,
 ) -> Explanation:
-    """How `engine="auto"` makes the Gramian, layer by layer, from one forward pass and no backward
-    pass.
+    """How `engine="auto"` makes the Gramian, layer by layer, from one forward pass alone.
 
     Args:
-        losses_fn, params, batch, shared: as in `task_gramian`; with `samples` as in
-            `sample_gramian`.
+        losses_fn: as in `task_gramian`; with `samples` as in `sample_gramian`.
+        params: `{name: tensor}`, where to differentiate.
+        batch: handed to `losses_fn`.
+        shared: which parameters the Gramian sums over, as in `task_gramian`.
         samples: explain the per-sample Gramian.
         combined: the rows are combined afterwards, as in the probe `jacobian`: a plan without rows
             then pays one more backward pass.
@@ -87,6 +89,10 @@ def explain_gramian(
         an object with `.layers`, `.rows` and `.passes`, and a table as its `str`. Floating-point
         operations and bytes are those of each layer's part of G from its inputs and deltas; the
         backward passes that make the deltas are the same for all forms.
+
+    Raises:
+        TypeError: for losses or parameters that are no floating tensors.
+        ValueError: if `shared` matches nothing; for losses of another shape.
 
     Examples:
         >>> import torch
@@ -98,92 +104,98 @@ def explain_gramian(
     """
     check_params(params)
     names = select(params, shared)
-    layers: list[Layer] = []
-    passes, rows = "", 0
+    found: list[Explanation] = []
 
     def forward(level: Params) -> tuple[Tensor, Any]:
-        nonlocal passes, rows
-        taps = Tapped(level)
-        with taps:
-            out = losses_fn(level, batch)
+        out, taps, _ = forward_pass(lambda: losses_fn(level, batch), lambda: Tapped(level))
         if samples:
-            if not isinstance(out, Tensor) or out.ndim not in (1, 2):
-                raise ValueError("losses_fn: expected [sample] or [sample, task]")
-            rows = out.numel()
-            count = len(out)
-            plan = sample_plan(
-                taps, level, names, read_graph(out), count, rows // count, out.device.type
-            )
-            groups = [group for group, _ in plan.tapped]
-            check = (
-                "; the graph proves that they do not mix"
-                if proved_apart(taps, plan.uses, out)
-                else ", and as many to check that they do not mix"
-            )
-            passes = f"{rows // count} backward pass(es) for all samples{check}"
-        else:
-            losses, scalars, _ = split_output(out)
-            rows = len(losses)
-            decision = decide(
-                taps, level, losses, scalars, names, rows, "auto", keep=combined, mixed=False
-            )
-            plan, count = decision.plan, None
-            known = decision.groups or groups_of(
-                taps,
-                level,
-                names,
-                read_graph(losses, decision.ways),
-                separate=decision.ways is not None,
-            )
-            groups = [group for parts in known.values() for group in parts]
-            how = (
-                "each separate loss by itself"
-                if decision.ways
-                else "a loop of single passes"
-                if decision.one_at_a_time
-                else "one batched pass"
-            )
-            passes = f"backward: {how}"
-            if not worth_watching(level, names):
-                plan, passes = (
-                    Plan((), names),
-                    'engine "rows" throughout: fewer than 20,000 shared parameters',
-                )
-        forms: dict[str, Form] = {group.name: form for group, form in plan.tapped}
-        by_leaf: dict[str, list[Group]] = {}
-        for group in groups:
-            by_leaf.setdefault(group.uses[0].part.leaf, []).append(group)
-        used = taps.by_leaf()
-        for name in names:
-            for part in by_leaf.get(name, ()):
-                found = costs(part, rows, count)
-                layers.append(
-                    Layer(
-                        part.name,
-                        part.op,
-                        forms.get(part.name, "rows"),
-                        {form: cost.flops / 1e9 for form, cost in found.items()},
-                        {form: cost.bytes / 2**20 for form, cost in found.items()},
-                        "",
-                    )
-                )
-            if name not in by_leaf:
-                note = (
-                    "used outside the calls that are understood, too"
-                    if name in used
-                    else "used in no call that is understood"
-                )
-                layers.append(
-                    Layer(
-                        name,
-                        "?",
-                        "rows",
-                        {},
-                        {},
-                        note + ("; one row a sample and task" if samples else ""),
-                    )
-                )
-        return (out if isinstance(out, Tensor) else split_output(out)[0]), ()
+            found.append(_of_samples(out, taps, level, names))
+            return out, ()
+        losses, scalars, _ = split_output(out)
+        found.append(_of_tasks(losses, scalars, taps, level, names, combined))
+        return losses, ()
 
     explained_vjp(forward, params)
-    return Explanation(tuple(layers), rows, passes)
+    return found[0]
+
+
+HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"
+
+
+def _of_samples(
+    out: Any, taps: Tapped | None, level: Params, names: tuple[str, ...]
+) -> Explanation:
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2):
+        raise ValueError("losses_fn: expected [sample] or [sample, task]")
+    rows, count = out.numel(), len(out)
+    if taps is None:
+        layers = _layers(Plan((), names), [], names, {}, rows, count, HOOKED)
+        return Explanation(layers, rows, "one backward pass a sample and task")
+    plan = sample_plan(taps, level, names, read_graph(out), count, rows // count, out.device.type)
+    check = (
+        "; the graph proves that they do not mix"
+        if proved_apart(plan.uses, out)
+        else ", and as many to check that they do not mix"
+    )
+    groups = [group for group, _ in plan.tapped]
+    layers = _layers(plan, groups, names, taps.by_leaf(), rows, count)
+    return Explanation(layers, rows, f"{rows // count} backward pass(es) for all samples{check}")
+
+
+def _of_tasks(
+    losses: Tensor,
+    scalars: tuple[Tensor, ...] | None,
+    taps: Tapped | None,
+    level: Params,
+    names: tuple[str, ...],
+    combined: bool,
+) -> Explanation:
+    rows = len(losses)
+    if taps is None:
+        layers = _layers(Plan((), names), [], names, {}, rows, None, HOOKED)
+        return Explanation(layers, rows, 'engine "rows" throughout')
+    decision = decide(taps, level, losses, scalars, names, rows, "auto", keep=combined, mixed=False)
+    edges = decision.loss_edges
+    known = decision.groups or groups_of(
+        taps, level, names, read_graph(losses, edges), separate=edges is not None
+    )
+    groups = [group for parts in known.values() for group in parts]
+    how = "a loop of single passes" if decision.one_at_a_time else "one batched pass"
+    plan, passes = decision.plan, f"backward: {'each separate loss by itself' if edges else how}"
+    if not worth_watching(level, names):
+        plan = Plan((), names)
+        passes = 'engine "rows" throughout: fewer than 20,000 shared parameters'
+    return Explanation(_layers(plan, groups, names, taps.by_leaf(), rows, None), rows, passes)
+
+
+def _layers(
+    plan: Plan,
+    groups: list[Group],
+    names: tuple[str, ...],
+    used: dict[str, list[Use]],
+    rows: int,
+    samples: int | None,
+    why: str | None = None,
+) -> tuple[Layer, ...]:
+    """One line for each of the groups, and one for each leaf that has none."""
+    forms: dict[str, Form] = {group.name: form for group, form in plan.tapped}
+    by_leaf: dict[str, list[Group]] = {}
+    for group in groups:
+        by_leaf.setdefault(group.uses[0].part.leaf, []).append(group)
+    layers: list[Layer] = []
+    for name in names:
+        for group in by_leaf.get(name, ()):
+            found = costs(group, rows, samples)
+            gflop = {form: cost.flops / 1e9 for form, cost in found.items()}
+            mib = {form: cost.bytes / 2**20 for form, cost in found.items()}
+            form = forms.get(group.name, "rows")
+            layers.append(Layer(group.name, group.op, form, gflop, mib, ""))
+        if name not in by_leaf:
+            note = why or (
+                "used outside the calls that are understood, too"
+                if name in used
+                else "used in no call that is understood"
+            )
+            note += "" if samples is None else "; one row a sample and task"
+            layers.append(Layer(name, "?", "rows", {}, {}, note))
+    return tuple(layers)

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..core.checks import can_look, check_option, check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
+from .forward import check_connected, losses_alone
 from .layerwise import Engine
-from .rows import linearize, losses_alone
+from .linearize import linearize
 from .samples import sample_by_layers
 
 
@@ -34,15 +35,17 @@ def task_gramian(
 
     Args:
         losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars.
-        params, batch: where to differentiate.
-        shared: which parameters to sum over, a glob on their names or a predicate.
+        params: `{name: tensor}`, where to differentiate.
+        batch: handed to `losses_fn`.
+        shared: which parameters to sum over: a glob on their names, a list of globs, a predicate
+            on names, a module (`net.trunk`) or parameters of one.
         engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row
             of it where that is cheaper (linear, convolutions, embedding, attention's projections,
             matmul and einsum with a parameter); leaves it does not know, or that are used outside
             known calls too, are differentiated row by row in the same passes. `"rows"` does that
             for all leaves. `"auto"` chooses leaf by leaf (`explain_gramian` shows what), and is
-            `"rows"` below 20,000 shared parameters. All give the same numbers; while compiling all
-            are `"rows"`.
+            `"rows"` below 20,000 shared parameters. All give the same numbers; while compiling,
+            and where `losses_fn` puts hooks on derivatives, all are `"rows"`.
         chunk_size: None keeps what all T backward passes bring back until the end: T deltas of
             every layer, or rows of every leaf. A number k keeps two chunks of k at any time, beside
             one forward's graph, and pays for it with about T/2k times as many backward passes.
@@ -53,11 +56,15 @@ def task_gramian(
         losses `[task]` and G `[task, task]`.
 
     Raises:
-        ValueError: if `shared` matches nothing. TypeError, ValueError: for losses or parameters of
-        the wrong kind.
+        TypeError: for losses or parameters that are no floating tensors.
+        ValueError: if `shared` matches nothing; for losses of another shape, or losses that do not
+            depend on `params`.
+        RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
+            torch.func does not take.
 
     Examples:
-        >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[1].tolist()
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
     check_params(params)
@@ -87,31 +94,39 @@ def sample_gramian(
     engine: Engine = "auto",
     gramian_dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n n"]]:
-    """Losses and the Gramian of per-sample (and per-task) gradients, from one or two backward
-    passes a task, whatever the number of samples.
+    """Losses and the Gramian of per-sample gradients, from one or two backward passes a task.
 
-    One pass holds the deltas of all samples. Where the autograd graph does not prove that the
-    samples stay apart (it does for dense and convolutional networks), a second one checks that they
-    do not mix, and finds the sample's axis in every layer. Leaves that no tap serves cost one
-    backward pass a sample and task (`explain_gramian(..., samples=True)` names them).
+    One pass holds the deltas of all samples, however many there are. Where the autograd graph does
+    not prove that the samples stay apart (it does for dense and convolutional networks), a second
+    one checks that they do not mix, and finds the sample's axis in every layer. Leaves that no tap
+    serves cost one backward pass a sample and task (`explain_gramian(..., samples=True)` names
+    them).
 
     Args:
         losses_fn: `(params, batch) -> [sample]` or `[sample, task]`; entry i depends on sample i
             alone.
-        params, batch, shared, gramian_dtype: as in `task_gramian`.
+        params: `{name: tensor}`, where to differentiate.
+        batch: handed to `losses_fn`.
+        shared: which parameters to sum over, as in `task_gramian`.
         engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry,
-            whatever it depends on.
+            whatever it depends on, as all do where `losses_fn` puts hooks on derivatives.
+        gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
 
     Returns:
         the losses as they came and the Gramian `[n, n]` over the flattened losses.
         `diagnostics.sample_noise` reads noise and conflict off it.
 
     Raises:
+        TypeError: for losses or parameters that are no floating tensors.
         ValueError: where samples mix (train-mode batch norm, a contrastive loss), if that can be
-        seen; elsewhere the Gramian is NaN.
+            seen; elsewhere the Gramian is NaN. If `shared` matches nothing; for losses of another
+            shape, or losses that do not depend on `params`.
+        RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
+            torch.func does not take.
 
     Examples:
-        >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[1].tolist()
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
     check_params(params)
@@ -126,6 +141,7 @@ def sample_gramian(
             )
         if not out.is_floating_point():
             raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
+        check_connected(out)
         return out
 
     if engine != "rows" and not torch.compiler.is_compiling():

@@ -25,11 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.checks import derivative_levels
 
-_AGAIN = (
-    "NativeLayerNorm",
-    "NativeBatchNorm",
-    "CudnnBatchNorm",
-    "MiopenBatchNorm",
+_FINAL = (
     "WeightNorm",
     "Cdist",
     "Pdist",
@@ -39,26 +35,15 @@ _AGAIN = (
     "CholeskyInverse",
     "AsStridedScatter",
 )
-"""Nodes of operations that are written out because they cannot be differentiated again."""
+"""Nodes of operations whose backward has a wrong derivative, or none, even by its cotangent."""
 
 _FACTORED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve")
 """Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly."""
 
 
-def mistaken(losses: Tensor, again: bool) -> bool:
-    """Whether the graph holds a node whose backward is wrong; `again`: or cannot be differentiated.
-
-    A scatter of expanded values is what select_scatter becomes under a vmap inside `losses_fn`.
-    """
-    for node in _nodes(losses):
-        name = node.name()
-        if again and name.startswith(_AGAIN):
-            return True
-        if name == "ScatterBackward0":
-            source = node.next_functions[1][0]
-            if source is not None and source.name() == "ExpandBackward0":
-                return True
-    return False
+def final(losses: Tensor) -> bool:
+    """Whether some backward pass of the graph cannot be differentiated even by its cotangent."""
+    return any(node.name().startswith(_FINAL) for node in _nodes(losses))
 
 
 def factored(losses: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import check_option, check_params, everyone
 from ..core.tree import map_params, select
-from ..gradients.rows import Linear, check_chunk_size, linearize
+from ..gradients.linearize import Linear, check_chunk_size, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads
 from .common import first_losses

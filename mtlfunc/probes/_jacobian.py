@@ -15,7 +15,7 @@ from ..core import random
 from ..core.checks import check_option, check_params
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.rows import check_chunk_size, linearize
+from ..gradients.linearize import check_chunk_size, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Rows, Select, State, TaskGradients
 from .common import Present, check_leak, first_losses, labelled, labels, with_labels
 from .groups import Blocks, Groups, combine_groups, gramians, partition

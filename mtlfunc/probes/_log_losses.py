@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_scalar
-from ..gradients.rows import split_output
+from ..gradients.forward import split_output
 from ..types import Batch, LossesFn, Params, Probe, Scalar, State, TaskGradients
 from ._double_sampling import stepped_on
 

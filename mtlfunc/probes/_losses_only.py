@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.checks import check_params
-from ..gradients.rows import linearize
+from ..gradients.linearize import linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, State, TaskGradients
 from .common import Present, check_leak, first_losses, labelled, labels, with_labels
 

@@ -13,7 +13,8 @@ from torch.func import vjp
 
 from ..core.checks import can_look, check_params, recording
 from ..core.tree import combine, dot, select
-from ..gradients.rows import explained_vjp, linearize, split_output
+from ..gradients.forward import explained_vjp, split_output
+from ..gradients.linearize import linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from .common import Present, check_leak, first_losses, labelled, labels, leaves_of_each, with_labels
 

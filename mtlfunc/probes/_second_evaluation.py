@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..gradients.rows import split_output
+from ..gradients.forward import split_output
 from ..types import Batch, LossesFn, Params, Probe, State, TaskGradients
 
 

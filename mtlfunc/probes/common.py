@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, check_finite, everyone, visible
-from ..gradients.rows import Linear, explained_vjp, linearize, split_output
+from ..gradients.forward import explained_vjp, split_output
+from ..gradients.linearize import Linear, linearize
 from ..types import Batch, LossesFn, Params
 
 Present = Callable[[Batch], Tensor]

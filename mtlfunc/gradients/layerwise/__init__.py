@@ -1,6 +1,4 @@
-"""Gramians layer by layer: what a forward pass shows of its layers, and the cheapest form of each
-one's part of G.
-"""
+"""Gramians layer by layer: what a forward shows, and the cheapest form of each layer's part."""
 
 from .forms import Choices as Choices
 from .forms import Form as Form
@@ -11,6 +9,7 @@ from .forms import layouts as layouts
 from .forms import sample_block as sample_block
 from .forms import task_block as task_block
 from .graph import Graph as Graph
+from .graph import batching as batching
 from .graph import better_apart as better_apart
 from .graph import read_graph as read_graph
 from .graph import separate as separate
@@ -23,4 +22,4 @@ from .plan import worth_watching as worth_watching
 from .samplewise import proved_apart as proved_apart
 from .samplewise import rows_apart as rows_apart
 from .taps import Tapped as Tapped
-from .taps import Use as Use
+from .uses import Use as Use

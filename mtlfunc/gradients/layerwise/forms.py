@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...core.tree import inner
-from .taps import Use
+from .uses import Use
 
 Form = Literal["kernel", "gemm", "rows"]
 
@@ -31,9 +31,7 @@ class Cost(NamedTuple):
 
 
 class Group(NamedTuple):
-    """All uses of one leaf, or of one part of a leaf that was split; `alike` if they are one sum
-    over the positions of all of them.
-    """
+    """All uses of one leaf, or of one part of a leaf that was split."""
 
     name: str
     uses: tuple[Use, ...]
@@ -43,6 +41,7 @@ class Group(NamedTuple):
 
     @property
     def alike(self) -> bool:
+        """Whether they are one sum over the positions of all of them."""
         first = self.uses[0]
         return first.kind != "local" and all(
             use.layout == first.layout and use.sizes[1:] == first.sizes[1:] for use in self.uses
@@ -50,9 +49,7 @@ class Group(NamedTuple):
 
     @property
     def calls(self) -> tuple[tuple[object, int], ...]:
-        """The calls' outputs: a weight and the bias that was added to its products have the same
-        ones.
-        """
+        """The calls' outputs: a weight and the bias added to its products have the same ones."""
         return tuple((use.edge.node, use.edge.output_nr) for use in self.uses)
 
     @property
@@ -78,11 +75,13 @@ def positions(use: Use) -> int:
 def costs(
     group: Group, rows: int, samples: int | None = None, itemsize: int = 4
 ) -> dict[Form, Cost]:
-    """Floating-point operations and peak extra bytes of every form that this group has, for `rows`
-    rows.
+    """Floating-point operations and peak extra bytes of every form that this group has.
 
-    Per sample, `rows` counts entries (samples × tasks), and every row sums over the positions of
-    its own sample alone.
+    Args:
+        group: the uses of one leaf, or of one part of it.
+        rows: the Gramian's; per sample, samples × tasks.
+        samples: None by task; per sample every row sums over its own sample's positions alone.
+        itemsize: bytes a number.
     """
     width = group.numel
     dot = 2.0 * rows * rows * width
@@ -123,9 +122,7 @@ def costs(
 
 
 class Layout(NamedTuple):
-    """Where the samples are in one call's output: in its axis `axis`, as the slow (`major`) or the
-    fast index of it.
-    """
+    """Where the samples are in one call's output: the slow (`major`) or fast index of an axis."""
 
     axis: int
     major: bool
@@ -172,7 +169,11 @@ def task_block(
     """This group's part of the Gramian between two sets of tasks.
 
     Args:
-        left, right: for every use the deltas [row, *shape]; None for `right` means the same rows.
+        group: the uses of one leaf, or of one part of it.
+        form: "kernel" or "gemm".
+        left: for every use the deltas [row, *shape].
+        right: those of the other tasks; None means the same.
+        dtype: of the accumulation.
     """
 
     def varied(deltas: Sequence[Tensor]) -> list[Tensor]:  # [row, group, position, o]
@@ -222,11 +223,17 @@ def sample_block(
     *,
     biased: bool = False,
 ) -> Tensor:
-    """This group's part of the Gramian [sample·task, sample·task]; deltas [task, *shape] for every
-    use.
+    """This group's part of the Gramian [sample·task, sample·task].
 
-    With `biased`, of the kernel form, the part of the same calls' bias as well: an input that is 1
-    everywhere.
+    Args:
+        group: the uses of one leaf, or of one part of it.
+        form: "kernel" or "gemm".
+        where: for every use where its samples are.
+        deltas: for every use [task, *shape].
+        samples: how many there are.
+        dtype: of the accumulation.
+        biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
+            everywhere.
     """
 
     # [task, sample, position, group, o]
@@ -247,41 +254,46 @@ def sample_block(
         varied(use, layout, delta)
         for use, layout, delta in zip(group.uses, where, deltas, strict=True)
     ]
-    tasks = len(parts[0])
+    inputs = [
+        torch.empty(0) if use.fixed is None else fixed(use, layout)
+        for use, layout in zip(group.uses, where, strict=True)
+    ]
     if form == "kernel":
-        x = _joined([fixed(use, layout) for use, layout in zip(group.uses, where, strict=True)], 1)
-        q = _joined(parts, 2)
-        count = q.shape[2]
-        flat = x.flatten(0, 1)
-        # [group, (sample position)²]
-        kernel = _kernel(
-            group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype
-        )
-        kernel = kernel + 1 if biased else kernel
-        y = q.movedim(3, 0).flatten(1, 3)  # [group, (task sample position), o]
-        pairs = (
-            (y @ y.mT).unflatten(2, (tasks, samples * count)).unflatten(1, (tasks, samples * count))
-        )
-        weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
-        # [task, sample, task, sample]
-        small = weighed.unflatten(3, (samples, count)).unflatten(1, (samples, count)).sum((2, 5))
-        return small.permute(1, 0, 3, 2).reshape(samples * tasks, samples * tasks)
+        return _sample_kernel(group, _joined(inputs, 1), _joined(parts, 2), dtype, biased)
     folded = []
-    for use, layout, part in zip(group.uses, where, parts, strict=True):
-        if use.fixed is None:
+    for use, x, part in zip(group.uses, inputs, parts, strict=True):
+        if use.kind == "local":
             summed = part.sum(2)[..., None]
         elif use.kind == "lookup":
-            index = fixed(use, layout)[:, :, None].expand(-1, -1, use.sizes[3])
+            index = x[:, :, None].expand(-1, -1, use.sizes[3])
             empty = part.new_zeros(samples, use.sizes[2], use.sizes[3])
             summed = torch.stack(
-                [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(tasks)]
+                [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(len(part))]
             ).mT[:, :, None]
         else:
-            summed = torch.einsum("tspgo,spga->tsgoa", part, fixed(use, layout))
+            summed = torch.einsum("tspgo,spga->tsgoa", part, x)
         folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
     total = sum(folded[1:], start=folded[0])
     rows = total.reshape(len(total), -1)
     return inner(rows, rows)
+
+
+def _sample_kernel(
+    group: Group, x: Tensor, deltas: Tensor, dtype: torch.dtype, biased: bool
+) -> Tensor:
+    """From x [sample, position, group, a] (lookup: [sample, position]) and deltas [task, sample,
+    position, group, o], by the inner products of all pairs of positions.
+    """
+    tasks, samples, count = deltas.shape[:3]
+    flat = x.flatten(0, 1)
+    kernel = _kernel(group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype)
+    kernel = kernel + 1 if biased else kernel  # [group, (sample position)²]
+    y = deltas.movedim(3, 0).flatten(1, 3)  # [group, (task sample position), o]
+    pairs = (y @ y.mT).unflatten(2, (tasks, -1)).unflatten(1, (tasks, -1))
+    weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
+    # [task, sample, task, sample]
+    small = weighed.unflatten(3, (samples, count)).unflatten(1, (samples, count)).sum((2, 5))
+    return small.permute(1, 0, 3, 2).reshape(samples * tasks, samples * tasks)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -1,5 +1,6 @@
-"""What the autograd graph says of a forward pass: who uses a leaf, which losses a call serves,
-which calls no batched backward knows.
+"""What the autograd graph says of a forward pass.
+
+Who uses a leaf, which losses a call serves, and which calls have no batched backward.
 """
 
 from __future__ import annotations
@@ -50,13 +51,12 @@ class Graph(NamedTuple):
         return self.reach.get(edge.node, 0)
 
 
-def read_graph(losses: Tensor, ways: Sequence[GradientEdge | None] | None = None) -> Graph:
-    """Walk from the losses to the leaves: from each of them, if they are separate, else from their
-    vector.
-    """
-    roots = (
-        [losses.grad_fn] if ways is None else [None if way is None else way.node for way in ways]
-    )
+def read_graph(losses: Tensor, loss_edges: Sequence[GradientEdge | None] | None = None) -> Graph:
+    """Walk to the leaves from each loss, if they are separate, else from their vector."""
+    if loss_edges is None:
+        roots = [losses.grad_fn]
+    else:
+        roots = [None if edge is None else edge.node for edge in loss_edges]
     tops = [node for node in roots if node is not None]
     order: list[Node] = []
     seen: set[Node] = set()
@@ -78,27 +78,42 @@ def read_graph(losses: Tensor, ways: Sequence[GradientEdge | None] | None = None
     for bit, node in enumerate(roots):
         if node is not None:
             reach[node] |= 1 << bit
-    batched = twice = True
-    norm = cast = False
     for node in reversed(order):  # consumers first
-        batched = batched and not node.name().startswith(_UNBATCHED)
-        twice = twice and not node.name().startswith(_STALE)
-        norm, cast = (
-            norm or node.name().startswith(_NORMS),
-            cast or node.name().startswith("ToCopy"),
-        )
         for child, _ in node.next_functions:
             if child is not None:
                 parents[child].add(node)
                 reach[child] |= reach[node]
-    return Graph(parents, reach, batched and not (norm and cast), twice)
+    return Graph(parents, reach, *_batching(order))
+
+
+def batching(losses: Tensor) -> tuple[bool, bool]:
+    """`batched` and `twice` of `read_graph(losses)`, and no more."""
+    todo = [] if losses.grad_fn is None else [losses.grad_fn]
+    seen: set[Node] = set(todo)
+    while todo:
+        for child, _ in todo.pop().next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                todo.append(child)
+    return _batching(seen)
+
+
+def _batching(nodes: Iterable[Node]) -> tuple[bool, bool]:
+    names = {node.name() for node in nodes}
+
+    def some(kinds: tuple[str, ...]) -> bool:
+        return any(name.startswith(kinds) for name in names)
+
+    mixed = some(_NORMS) and some(("ToCopy",))
+    return not some(_UNBATCHED) and not mixed, not some(_STALE)
 
 
 def separate(
     losses: Tensor, scalars: tuple[Tensor, ...] | None
 ) -> tuple[GradientEdge | None, ...] | None:
-    """The places of T separate losses in the graph, also where they were stacked to a vector; None
-    for a vector computed as a whole.
+    """The places of T separate losses in the graph; None for a vector computed as a whole.
+
+    Losses that were stacked to a vector are separate, too.
     """
     if scalars is not None:
         return tuple(get_gradient_edge(x) if x.requires_grad else None for x in scalars)
@@ -135,7 +150,7 @@ OVERHEAD = 1e4
 
 
 def region(edge: GradientEdge, leaf: Node, inputs: frozenset[Node]) -> set[Node]:
-    """The nodes of one call on the ways from its output to a leaf, not through its other inputs."""
+    """The nodes of one call between its output and a leaf, not through its other inputs."""
     found: set[Node] = set()
     paths: list[tuple[Node, tuple[Node, ...]]] = [(edge.node, (edge.node,))]
     while paths:
@@ -155,8 +170,12 @@ Farther is another call.
 
 
 def only_through(leaf: Node, graph: Graph, regions: Iterable[tuple[Node, set[Node]]]) -> bool:
-    """Whether all derivatives that reach a leaf pass through the given calls' outputs: pairs (the
-    output's node, its region).
+    """Whether all derivatives that reach a leaf pass through the outputs of the given calls.
+
+    Args:
+        leaf: its node.
+        graph: of the whole forward pass.
+        regions: of every call its output's node and its region.
     """
     pairs = list(regions)
     inside = set().union(*(nodes for _, nodes in pairs))

@@ -17,7 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ...types import Params
 from .forms import Cost, Form, Group, costs, layouts, positions
 from .graph import Graph, only_through, read_graph, region, separate
-from .taps import Tapped, Use
+from .taps import Tapped
+from .uses import Use
 
 Engine = Literal["auto", "layerwise", "rows"]
 
@@ -62,20 +63,23 @@ class Plan(NamedTuple):
 def groups_of(
     taps: Tapped, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False
 ) -> dict[str, list[Group]]:
-    """The leaves among `names` that are seen through taps alone, each with its parts; the others
-    have to be differentiated row by row.
+    """The leaves that are seen through taps alone, each with its parts.
+
+    Args:
+        taps: what was seen.
+        params: the leaves of that pass.
+        names: those to look at; what is not among the answers is differentiated row by row.
+        graph: of that pass, from separate losses if `separate`.
+        separate: each loss is differentiated by itself.
     """
     found: dict[str, list[Group]] = {}
     used = taps.by_leaf()
     for name in names:
         uses = used.get(name, [])
-        spans = sorted(
-            {use.part.span or (0, len(params[name]) if params[name].ndim else 1) for use in uses}
-        )
+        whole = (0, len(params[name]) if params[name].ndim else 1)
+        spans = sorted({use.part.span or whole for use in uses})
         apart = all(before[1] <= after[0] for before, after in pairwise(spans))
-        # a hook changes the leaf's gradient, not the deltas
-        hooked = any(tensor._backward_hooks for tensor in (params[name], *taps.cuts_of(name)))
-        if not uses or not apart or hooked or not all(use.intact for use in uses):
+        if not uses or not apart or not all(use.intact for use in uses):
             continue
         leaf = get_gradient_edge(params[name]).node
         if not only_through(
@@ -125,6 +129,11 @@ def task_plan(
     """Forms of the leaves in `names` for `rows` tasks.
 
     Args:
+        groups: what taps serve, by leaf.
+        names: the leaves.
+        rows: how many tasks, or mixtures of them.
+        engine: "auto" or "layerwise".
+        device: "cpu", "cuda", …
         keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more
             backward pass, for the combination.
     """
@@ -181,8 +190,9 @@ def sample_plan(
     tasks: int,
     device: str,
 ) -> Plan:
-    """Forms of the leaves in `names` for every sample and task; row by row those that no tap
-    serves, or whose calls have no axis for the samples.
+    """Forms of the leaves in `names` for every sample and task.
+
+    Row by row are those that no tap serves, or whose calls have no axis for the samples.
     """
     groups = groups_of(taps, params, names, graph)
     served = [
@@ -205,7 +215,7 @@ class Decision(NamedTuple):
 
     plan: Plan
     # the separate losses, where each is differentiated by itself
-    ways: tuple[GradientEdge | None, ...] | None
+    loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that taps serve
     graph: Graph | None  # None where nothing had to be read off it
@@ -214,9 +224,7 @@ class Decision(NamedTuple):
 def _any_better_than_rows(
     taps: Tapped, params: Params, names: Sequence[str], rows: int, device: str
 ) -> bool:
-    """Whether some leaf could gain at all, even if every call served every loss; cheaper to know
-    than what the graph says.
-    """
+    """Whether some leaf could gain at all, if every call served every loss; no graph is read."""
     found = taps.by_leaf()
     groups = [
         Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found
@@ -242,28 +250,34 @@ def decide(
     """Read the graph of a watched forward pass and choose.
 
     Args:
+        taps: what was seen.
         params: the leaves of that pass.
+        losses: [task].
         scalars: the losses, where they came as separate scalars: these are always differentiated
             one by one, unless `mixed`.
+        names: the leaves that are measured.
+        rows: the Gramian's.
+        engine: "auto" or "layerwise".
         keep: the rows are needed afterwards, to be combined.
+        mixed: the rows are mixtures of the tasks.
     """
-    ways = separate(losses, scalars)
+    loss_edges = separate(losses, scalars)
     if (
-        ways
+        loss_edges
         and scalars is not None
         and not mixed
         and engine == "auto"
         and not _any_better_than_rows(taps, params, names, rows, losses.device.type)
     ):
-        return Decision(Plan((), tuple(names)), ways, False, {}, None)
-    graph = read_graph(losses, ways)
+        return Decision(Plan((), tuple(names)), loss_edges, False, {}, None)
+    graph = read_graph(losses, loss_edges)
     device = losses.device.type
-    apart, one_at_a_time = looped(taps, graph, params, len(losses), ways is not None, device)
-    ways = ways if not mixed and (apart or scalars is not None) else None
-    groups = groups_of(taps, params, names, graph, separate=ways is not None)
+    apart, one_at_a_time = looped(taps, graph, params, len(losses), loss_edges is not None, device)
+    loss_edges = loss_edges if not mixed and (apart or scalars is not None) else None
+    groups = groups_of(taps, params, names, graph, separate=loss_edges is not None)
     return Decision(
         task_plan(groups, names, rows, engine, device, keep=keep),
-        ways,
+        loss_edges,
         one_at_a_time,
         groups,
         graph,
@@ -273,8 +287,8 @@ def decide(
 def looped(
     taps: Tapped, graph: Graph, params: Params, count: int, separable: bool, device: str
 ) -> tuple[bool, bool]:
-    """Whether T losses should be differentiated each by itself from where they were stacked, and
-    else whether one at a time.
+    """Whether T losses should be differentiated each from where they were stacked; else, whether
+    one at a time.
     """
     alone = common = conv = 0.0
     for use in taps.uses:

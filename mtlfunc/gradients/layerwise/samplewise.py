@@ -1,9 +1,8 @@
-"""What the autograd graph alone proves about samples: that row i of every activation serves entry i
-of the losses and no other.
+"""What the autograd graph alone proves about samples: that they stay apart.
 
-Only operations that are known to keep the rows of their first axis apart are accepted, with the
-shapes they had; anything else proves nothing, and is left to a second backward pass (see
-`mtlfunc.samples`).
+Row i of every activation serves entry i of the losses and no other. Only operations that are known
+to keep the rows of their first axis apart are accepted, with the shapes they had; anything else
+proves nothing, and is left to a second backward pass (see `mtlfunc.gradients.samples`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .taps import Tapped, Use
+from .uses import Use
 
 Node = Any  # torch.autograd.graph.Node
 Keeps = Callable[[Node, int, tuple[int, ...], tuple[int, ...]], bool]
@@ -22,22 +21,16 @@ their first axis; is sample i still row i?
 """
 
 
-def proved_apart(taps: Tapped, uses: Sequence[Use], losses: Tensor) -> bool:
-    """Whether a sample's deltas are its own in every use, row i for sample i, and that needs no
-    second pass to be seen.
-    """
+def proved_apart(uses: Sequence[Use], losses: Tensor) -> bool:
+    """Whether the graph shows that every use has a sample's own deltas in row i for sample i."""
     samples = len(losses)
-    return (
-        not taps.hooked
-        and all(use.shape[0] == samples and 0 in use.axes for use in uses)
-        and rows_apart(losses.grad_fn, samples)
+    return all(use.shape[0] == samples and 0 in use.axes for use in uses) and rows_apart(
+        losses.grad_fn, samples
     )
 
 
 def rows_apart(root: Node | None, samples: int) -> bool:
-    """Whether every operation between the losses and the parameters keeps the samples apart, in the
-    rows of its first axis.
-    """
+    """Whether all operations from the losses to the parameters keep the first axis' rows apart."""
     todo, seen = [root], {root}
     while todo:
         node = todo.pop()
@@ -85,7 +78,7 @@ _TURNS = {
 
 
 def _dims(node: Node, shape: tuple[int, ...]) -> set[int]:
-    """Axes of the input that a node names, counted from 0 (torch keeps negative ones as unsigned)."""
+    """Axes of the input that a node names, from 0 (torch keeps negative ones as unsigned)."""
     named = node._saved_dim
     named = named if isinstance(named, tuple) else (named,)
     return {(dim - 2**64 if dim >= 2**63 else dim) % len(shape) for dim in named}
@@ -113,46 +106,14 @@ def _always(node: Node, index: int, shape: tuple[int, ...], out: tuple[int, ...]
     return True
 
 
-_ELEMENTWISE = (
-    *(
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Neg",
-        "Abs",
-        "Pow",
-        "Sqrt",
-        "Rsqrt",
-        "Exp",
-        "Log",
-        "Log1P",
-        "Sin",
-        "Cos",
-        "Tanh",
-        "Sigmoid",
-        "LogSigmoid",
-        "Softplus",
-    ),
-    *(
-        "Relu",
-        "LeakyRelu",
-        "Gelu",
-        "Silu",
-        "Elu",
-        "Hardtanh",
-        "Clamp",
-        "ClampMin",
-        "ClampMax",
-        "Where",
-        "Clone",
-        "ToCopy",
-        "Expand",
-    ),
-)
+_ELEMENTWISE = """
+    Add Sub Mul Div Neg Abs Pow Sqrt Rsqrt Exp Log Log1P Sin Cos Tanh Sigmoid LogSigmoid
+    Softplus Relu LeakyRelu Gelu Silu Elu Hardtanh Clamp ClampMin ClampMax Where Clone ToCopy
+    Expand
+"""
 
 _KEEPS: dict[str, Keeps] = {
-    **{f"{name}Backward{i}": _elementwise for name in _ELEMENTWISE for i in (0, 1)},
+    **{f"{name}Backward{i}": _elementwise for name in _ELEMENTWISE.split() for i in (0, 1)},
     **{
         f"{name}Backward0": _unreduced
         for name in (

@@ -1,0 +1,281 @@
+"""The layerwise engine on random architectures, and on calls that a hostile reader thought of."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, vmap
+
+import mtlfunc as mf
+from tests.test_layerwise import agree
+
+# Random architectures.
+
+LAYERS = {
+    "linear": lambda c: nn.Linear(c, 3),
+    "linear without bias": lambda c: nn.Linear(c, 4, bias=False),
+    "layer norm": lambda c: nn.LayerNorm(c),
+    "rms norm": lambda c: nn.RMSNorm(c),
+    "tanh": lambda c: nn.Tanh(),
+    "relu": lambda c: nn.ReLU(),
+    "tied": None,
+    "conv": lambda c: nn.Conv1d(c, 4, 3, padding=1, groups=2 if c % 2 == 0 else 1),
+    "transposed conv": lambda c: nn.ConvTranspose1d(c, 3, 2, stride=2),
+    "group norm": lambda c: nn.GroupNorm(1, c),
+    "batch norm": lambda c: nn.BatchNorm1d(c, affine=True).eval(),
+}
+OVER_CHANNELS = ("conv", "transposed conv", "group norm", "batch norm")
+
+
+class Drawn(nn.Module):
+    """Layers drawn by name on [sample, position, channel]; "tied" calls the last linear layer that
+    fits again.
+    """
+
+    def __init__(self, names):
+        super().__init__()
+        self.names, self.layers, width = names, nn.ModuleList(), 4
+        for name in names:
+            if name == "tied":
+                self.layers.append(
+                    next(
+                        (
+                            x
+                            for x in reversed(self.layers)
+                            if isinstance(x, nn.Linear) and x.in_features == x.out_features == width
+                        ),
+                        nn.Identity(),
+                    )
+                )
+                continue
+            layer = LAYERS[name](width)
+            width = getattr(layer, "out_features", getattr(layer, "out_channels", width))
+            self.layers.append(layer)
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x):
+        for name, layer in zip(self.names, self.layers, strict=True):
+            x = layer(x.mT).mT if name in OVER_CHANNELS else layer(x)
+        return self.last(torch.tanh(x)).square().mean(1)
+
+
+@given(
+    st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.integers(0, 2**31),
+    st.booleans(),
+)
+def test_random_architectures(names, positions, seed, stacked):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Drawn(names).double()
+        x = torch.randn(3, positions, 4, dtype=torch.float64)
+    params = mf.parameters(net)
+
+    def samples(p, x):
+        return functional_call(net, p, x)
+
+    def tasks(p, x):
+        out = samples(p, x).mean(0)
+        return torch.stack(list(out)) if stacked else out
+
+    agree(
+        mf.task_gramian(tasks, params, x, engine="layerwise")[1],
+        mf.task_gramian(tasks, params, x, engine="rows")[1],
+        1e-12,
+    )
+    agree(
+        mf.sample_gramian(samples, params, x, engine="layerwise")[1],
+        mf.sample_gramian(samples, params, x, engine="rows")[1],
+        1e-12,
+    )
+
+
+# What a hostile reading found.
+
+X, W = (
+    torch.linspace(-1.5, 2, n, dtype=torch.float64).sin().reshape(shape)
+    for n, shape in ((30, (5, 6)), (36, (6, 6)))
+)
+
+
+def literal(losses_fn, leaves):
+    leaf = {name: value.clone().requires_grad_() for name, value in leaves.items()}
+    losses = losses_fn(leaf).flatten()
+    rows = []
+    for loss in losses:
+        grads = torch.autograd.grad(
+            loss, list(leaf.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    matrix = torch.stack(rows)
+    return matrix @ matrix.mT
+
+
+TWICE_IN_ONE_CALL = {
+    "linear(W, W)": lambda p: (
+        F.linear(X, p["w"]).tanh().mean(0)[:3] + (F.linear(p["w"], p["w"])).square().sum()
+    ),
+    "linear of two cuts": lambda p: F.linear(*p["w"].chunk(2)).sin().mean(0),
+    "linear(W.T, W)": lambda p: F.linear(p["w"].T, p["w"]).square().mean(0)[:3],
+    "addmm(W, x, W)": lambda p: torch.addmm(p["w"][:5], X, p["w"]).square().mean(0)[:3],
+    "addmm(W, W, W)": lambda p: torch.addmm(p["w"], p["w"], p["w"]).square().mean(0)[:3],
+    "einsum with a broadcast letter": lambda p: (
+        torch.einsum("bi,oi->bo", X[:, :1], p["w"]).square().mean(0)[:3]
+    ),
+    "einsum with a letter of length one in W": lambda p: (
+        torch.einsum("bi,oi->bo", X, p["w"][:, :1] * 1 + 0 * p["w"][:, :1]).square().mean(0)[:3]
+    ),
+    "cdist": lambda p: torch.cdist(F.linear(X, p["w"]), X).mean(1)[:3],
+    "keyword spellings": lambda p: (
+        (torch.mm(X, mat2=p["w"].transpose(dim0=0, dim1=1)) @ p["w"].chunk(chunks=2)[0].mT)
+        .square()
+        .mean(0)[:3]
+    ),
+    "hook on the leaf's transpose": lambda p: (X @ _hooked(p["w"].T)).square().mean(0)[:3],
+}
+
+
+def _hooked(x):
+    x.register_hook(lambda grad: 3 * grad)
+    return x
+
+
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+@pytest.mark.parametrize("name", TWICE_IN_ONE_CALL)
+def test_task_gramian_of_awkward_calls(name, engine):
+    f = TWICE_IN_ONE_CALL[name]
+    got = mf.task_gramian(lambda p, b: f(p), {"w": W}, None, engine=engine)[1]
+    agree(got, literal(f, {"w": W}), 1e-12)
+    agree(
+        vmap(lambda s: mf.task_gramian(lambda p, b: f(p), {"w": W * s}, None, engine=engine)[1])(
+            torch.ones(2, dtype=W.dtype)
+        )[1],
+        got,
+        1e-11,
+    )
+
+
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+def test_one_task_is_one_single_pass(engine):
+    """A batch of one pass would be as wrong through cdist as any other batch."""
+
+    def losses(p):
+        return torch.cdist(F.linear(X, p["w"]), X).mean()[None]
+
+    agree(
+        mf.task_gramian(lambda p, b: losses(p), {"w": W}, None, engine=engine)[1],
+        literal(losses, {"w": W}),
+        1e-12,
+    )
+
+
+AWKWARD_SAMPLES = {
+    "bias of length one": (
+        lambda p: F.linear(X, p["w"], p["b"][:1] * 1).square().mean(1),
+        {"w": W, "b": W[0]},
+    ),
+    "bias that is no vector": (
+        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
+        {"w": W, "b": X},
+    ),
+    "bias of one number": (
+        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
+        {"w": W, "b": W[0, :1]},
+    ),
+    "scale of one number": (
+        lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1),
+        {"w": W, "s": W[0, 0]},
+    ),
+    "spectral scale": (
+        lambda p: torch.fft.irfft(torch.fft.rfft(X) * p["b"], n=6).square().mean(1),
+        {"b": W[0, :4]},
+    ),
+    "cdist": (lambda p: torch.cdist(F.linear(X, p["w"]), X[:3]).mean(1), {"w": W}),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD_SAMPLES)
+def test_sample_gramian_of_awkward_calls(name):
+    f, leaves = AWKWARD_SAMPLES[name]
+    agree(mf.sample_gramian(lambda p, b: f(p), leaves, None)[1], literal(f, leaves), 1e-12)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 11, 61, 62, 121])
+def test_shifted_losses_are_refused(shift):
+    x = torch.arange(122 * 4, dtype=torch.float32).cos().reshape(122, 4)
+    weight = torch.arange(12, dtype=torch.float32).sin().reshape(3, 4)
+    with pytest.raises(ValueError, match="samples mix"):
+        mf.sample_gramian(
+            lambda p, x: F.linear(x, p["w"]).square().sum(1).roll(shift), {"w": weight}, x
+        )
+    assert (
+        mf.sample_gramian(lambda p, x: F.linear(x, p["w"]).square().sum(1), {"w": weight}, x)[1]
+        .isfinite()
+        .all()
+    )
+
+
+def test_one_light_sample_that_mixes_into_another_is_refused():
+    share, second = torch.tensor([1, 1e-5, 1e-5, 1, 1, 1.0]), torch.eye(6)[2]
+    x, weight = torch.arange(24.0).cos().reshape(6, 4), torch.arange(12.0).sin().reshape(3, 4)
+
+    def losses(p, x):
+        z = F.linear(x, p["w"]).tanh()
+        return (z.square().sum(1) + 10 * second * z[1].sum()) * share
+
+    with pytest.raises(ValueError, match="samples mix"):
+        mf.sample_gramian(losses, {"w": weight}, x)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.BatchNorm1d(6).eval()],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_autocast_with_norms(norm):
+    net = nn.Sequential(nn.Linear(4, 6), norm, nn.ReLU(), nn.Linear(6, 3))
+    x = torch.arange(20.0).cos().reshape(5, 4)
+
+    def samples(p, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return functional_call(net, p, x).float().square()
+
+    for measure in (
+        partial(mf.task_gramian, lambda p, x: samples(p, x).mean(0)),
+        partial(mf.sample_gramian, samples),
+    ):
+        for engine in ("rows", "layerwise"):
+            gramian = measure(mf.parameters(net), x, engine=engine)[1]
+            assert gramian.dtype == torch.float32
+            assert gramian.isfinite().all()
+
+
+def test_second_hypergradient_through_a_closure_and_a_layer_norm():
+    net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)).double()
+
+    def squared(scale):
+        return (
+            mf.task_gramian(
+                lambda p, b: functional_call(net, p, X * scale).square().mean(0),
+                mf.parameters(net),
+                None,
+            )[1]
+            .square()
+            .sum()
+        )
+
+    def first(scale):
+        scale = scale.detach().requires_grad_()
+        return torch.autograd.grad(squared(scale), scale)[0]
+
+    at = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(squared(at), at, create_graph=True)
+    (second,) = torch.autograd.grad(slope, at)
+    torch.testing.assert_close(
+        second, (first(at + 1e-5) - first(at - 1e-5)) / 2e-5, rtol=1e-6, atol=1e-6
+    )
