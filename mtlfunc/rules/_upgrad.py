@@ -9,7 +9,7 @@ from torch.func import vmap
 
 from ..core.checks import normalized_preference
 from ..solvers import dual_cone
-from ..solvers._active_set import on_dual_cone
+from ..solvers._auto import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
 from .common import gramian_of, preference_of, stand_ins
 
