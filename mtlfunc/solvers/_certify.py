@@ -26,8 +26,8 @@ class Certificate(NamedTuple):
     complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|
     worst: Tensor  # the task with the lowest rate, as a cosine
     stationary: Bool[Tensor, ""]  # numerically Pareto stationary: kappa is noise
-    # the weights meet the optimality conditions of a G' with |G' - G| <= 3 backward ‖g_s‖‖g_t‖
-    # (min_norm and dual_cone; NaN for cagrad)
+    # the weights, up to this fraction of Σ|w_s|‖g_s‖, meet the optimality conditions of a G' with
+    # |G' - G| <= 3 backward ‖g_s‖‖g_t‖ (min_norm and dual_cone; NaN for cagrad)
     backward: Float[Tensor, ""]
 
     def __str__(self) -> str:
@@ -147,8 +147,8 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
 
 
 def _backward(multiplier: Tensor, dual: Tensor, length: Tensor, magnitude: Tensor) -> Tensor:
-    """max |f_t| / (‖g_t‖ Σ|w_s|‖g_s‖) of the residual f of the optimality conditions: 3 times that,
-    in units of ‖g_s‖‖g_t‖, is enough of a symmetric change E of G for E w = f.
+    """The largest residual of the optimality conditions in units of Σ|w_s|‖g_s‖: of a negative
+    multiplier, or of a positive one times whose weight should be 0 and is not, the smaller of both.
     """
-    residual = torch.where(dual > 0, multiplier.abs(), (-multiplier).clamp_min(0))
-    return (residual / length).amax() / or_one(magnitude)
+    price, weight = multiplier / length, dual.clamp_min(0) * length
+    return torch.maximum(-price, torch.minimum(price.abs(), weight)).amax() / or_one(magnitude)
