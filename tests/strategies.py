@@ -81,6 +81,22 @@ def integer_ties(rng: np.random.Generator, count: int, width: int) -> Array:
     return rng.integers(-2, 3, (count, min(width, 4))).astype(np.float64)
 
 
+def weakly_stationary(rng: np.random.Generator, count: int, width: int) -> Array:
+    """Rows in float32 of which some add up to 0 with positive weights, to their own rounding, while
+    one direction lowers the losses of all others and leaves these as they are.
+    """
+    if count < 3:
+        return pareto_stationary(rng, count, width).astype(np.float32).astype(np.float64)
+    order, sizes = rng.permutation(count), np.abs(gaussian(rng, count, 1))
+    null = sizes * (order < rng.integers(2, count))[:, None]
+    frame = np.concatenate([sizes - null, null, gaussian(rng, count, count - 2)], 1)
+    rank = min(width, max(2, 5 * count // 8))
+    basis = np.linalg.qr(frame)[0][:, np.arange(count) != 1][:, :rank]
+    basis[:, 0] = np.abs(basis[:, 0])
+    rows = basis * np.abs(gaussian(rng, 1, rank)) @ np.linalg.qr(gaussian(rng, width, rank))[0].T
+    return rows.astype(np.float32).astype(np.float64)
+
+
 FAMILIES: dict[str, Family] = {
     f.__name__: f
     for f in (
@@ -97,8 +113,15 @@ FAMILIES: dict[str, Family] = {
         orthogonal,
         identical,
         integer_ties,
+        weakly_stationary,
     )
 }
+
+# each family's own stream of random numbers
+_NUMBERS = {
+    name: number for number, name in enumerate(sorted(set(FAMILIES) - {"weakly_stationary"}))
+}
+_NUMBERS["weakly_stationary"] = len(_NUMBERS)
 
 REGULAR = ("gaussian", "hull", "orthogonal")
 """Families where G is well conditioned, weights are unique and nothing is close to a kink."""
@@ -114,7 +137,7 @@ def jacobian(
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """One Jacobian [T, P], P = T + 10 by default."""
-    rng = np.random.default_rng([seed, count, sorted(FAMILIES).index(family)])
+    rng = np.random.default_rng([seed, count, _NUMBERS[family]])
     return torch.from_numpy(
         scale * FAMILIES[family](rng, count, count + 10 if width is None else width)
     ).to(dtype)

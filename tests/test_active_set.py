@@ -2,6 +2,7 @@
 with the derivatives of finite differences.
 """
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,21 @@ import quadprog
 import torch
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
+import mtlfunc as mf
 from experiments.benchmarks.families import FAMILIES, gramians
-from mtlfunc.solvers import active_set, auto, cagrad, certify, cvx, dual_cone, faces, min_norm
+from mtlfunc.solvers import (
+    active_set,
+    auto,
+    cagrad,
+    certify,
+    cvx,
+    dual_cone,
+    faces,
+    min_norm,
+    projected_gradient,
+)
+from mtlfunc.solvers.problems import resolution
+from tests.strategies import weakly_stationary
 
 SIZES = {2: 60, 3: 60, 8: 60, 32: 30, 64: 10, 128: 4}
 SEPARABLE = [name for name in FAMILIES if name not in ("zero gradient", "stationary")]
@@ -439,3 +453,136 @@ def test_certificate_reports_stationarity_infeasibility_and_nan():
     assert str(certify(min_norm(g), torch.ones(5, dtype=torch.float64))).startswith("infeasible")
     with pytest.raises(ValueError, match="weights"):
         certify(min_norm(g), torch.full((5,), float("nan"), dtype=torch.float64))
+
+
+# --- cones thinner than a Gramian resolves ------------------------------------------------------
+
+THIN = torch.tensor(  # rows in float32; the last two are antiparallel up to rounding
+    [
+        [-0.35901209712028503, -0.2727375030517578, 0.6712432503700256],
+        [1.624623417854309, -0.6796815991401672, 0.02268335223197937],
+        [0.1589324027299881, 0.1495116949081421, 0.10957420617341995],
+        [-0.811701774597168, -0.7635881304740906, -0.5596188902854919],
+    ],
+    dtype=torch.float64,
+)
+BUILT = torch.tensor(
+    [[-0.36, -0.27, 0.67], [1.6, -0.68, 0.02], [1, 0, 0], [-1, 1e-9, 0]], dtype=torch.float64
+)
+SEVERAL = {
+    "active_set": active_set(),
+    "faces": faces(),
+    "cvx": cvx(),
+    "projected_gradient": projected_gradient(5000),
+}
+
+
+def cosines(rows, weights):
+    d = weights @ rows
+    return rows @ d / rows.norm(dim=1) / d.norm()
+
+
+def uniform(g):
+    return torch.full_like(g[0], 1 / len(g))
+
+
+@pytest.mark.parametrize("solver", SEVERAL)
+@pytest.mark.parametrize("rows", [THIN, BUILT], ids=["rounded", "built"])
+def test_solvers_agree_on_a_thin_cone(rows, solver):
+    g = rows @ rows.mT
+    expected = projected_gradient(20_000)(dual_cone(g, uniform(g))).weights @ rows
+    weights = SEVERAL[solver](dual_cone(g, uniform(g))).weights
+    assert (cosines(rows, weights) >= -1e-7).all()
+    torch.testing.assert_close(weights @ rows, expected, rtol=0, atol=1e-2 * float(expected.norm()))
+    certificate = certify(dual_cone(g, uniform(g)), weights)
+    if solver in ("active_set", "faces"):
+        assert certificate.backward <= resolution(4, torch.finfo(g.dtype).eps)
+        assert str(certificate).startswith(("optimal to rounding", "optimal as far as the Gramian"))
+        assert weights.abs().max() <= 1e5
+    for c in (1.0, 2.0):
+        answer = SEVERAL[solver](cagrad(g, c))
+        assert (cosines(rows, answer.weights) >= -1e-7).all()
+
+
+@pytest.mark.parametrize(("count", "width", "draws"), [(8, 5, 60), (16, 8, 60), (20, 10, 30)])
+@pytest.mark.parametrize("nudged", [False, True])
+def test_no_task_is_hurt_at_a_weakly_stationary_point(count, width, draws, nudged):
+    """`nudged` multiplies the Gramian's entries by 1 ± 2⁻⁵², as another processor's product does."""
+    for seed in range(draws):
+        random = np.random.default_rng([seed, count])
+        rows = torch.from_numpy(weakly_stationary(random, count, width))
+        g = rows @ rows.mT
+        if nudged:
+            signs = np.triu(random.choice([-1.0, 0.0, 1.0], (count, count)))
+            g = g * (1 + 2.0**-52 * torch.from_numpy(signs + np.triu(signs, 1).T))
+        g = 0.5 * (g + g.mT)
+        for rule in (mf.dualproj(), mf.upgrad(), mf.cagrad(1.0), mf.cagrad(2.0)):
+            weights = mf.weights(rule, g)
+            assert cosines(rows, weights).min() >= -1e-6
+            assert weights.abs().max() <= 1e7
+        assert certify(dual_cone(g, uniform(g)), mf.weights(mf.dualproj(), g)).backward <= 1e-12
+
+
+def exact_dual_cone(g, given, steps=2):
+    """u of the proximal-point method on unit rows (lengths rounded to powers of two), in rational
+    arithmetic, face by face.
+    """
+    count = len(g)
+    n = [Fraction(2) ** int(np.floor(0.5 * np.log2(float(g[i, i])) + 0.5)) for i in range(count)]
+    c = [[Fraction(float(g[i, j])) / n[i] / n[j] for j in range(count)] for i in range(count)]
+    y = [Fraction(float(given[i])) * n[i] for i in range(count)]
+    beta = [sum(c[i][j] * y[j] for j in range(count)) for i in range(count)]
+    ridge = Fraction(resolution(count, float(np.finfo(float).eps)))
+    centre = [Fraction(0)] * count
+    for _ in range(steps):
+        linear = [b - ridge * z for b, z in zip(beta, centre, strict=True)]
+        ridged = [[c[i][j] + ridge * (i == j) for j in range(count)] for i in range(count)]
+        for size, k in ((size, k) for size in range(count + 1) for k in range(2**count)):
+            face = [i for i in range(count) if k >> i & 1]
+            if len(face) != size:
+                continue
+            u = [Fraction(0)] * count
+            rows = [[ridged[i][j] for j in face] + [-linear[i]] for i in face]
+            for p in range(size):  # Gauss–Jordan; the matrix is positive definite
+                rows[p] = [x / rows[p][p] for x in rows[p]]
+                for r in range(size):
+                    if r != p:
+                        rows[r] = [
+                            x - rows[r][p] * z for x, z in zip(rows[r], rows[p], strict=True)
+                        ]
+            for row, i in zip(rows, face, strict=True):
+                u[i] = row[-1]
+            slack = [
+                linear[i] + sum(ridged[i][j] * u[j] for j in range(count)) for i in range(count)
+            ]
+            if min(u) >= 0 and min(slack) >= 0:
+                break
+        centre = u
+    return torch.tensor([float(u / m) for u, m in zip(centre, n, strict=True)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rows", [THIN, BUILT], ids=["rounded", "built"])
+def test_thin_cones_in_rational_arithmetic(rows):
+    g = rows @ rows.mT
+    g = 0.5 * (g + g.mT)
+    exact = exact_dual_cone(g, uniform(g))
+    found = solve(dual_cone(g, uniform(g)))
+    torch.testing.assert_close(found.dual, exact, rtol=1e-2, atol=1e-12)
+    direction = (uniform(g) + exact) @ rows
+    torch.testing.assert_close(
+        found.weights @ rows, direction, rtol=0, atol=1e-4 * float(direction.norm())
+    )
+
+
+def test_a_gramian_made_in_float32_and_widened_is_accepted():
+    for seed in range(60):
+        rows = torch.randn(5, 200, generator=torch.Generator().manual_seed(seed))
+        widened = (rows @ rows.mT).double()
+        skew = widened.clone()
+        skew[0, 1] *= 1 + 2e-7
+        for g in (widened, skew):
+            for problem in (min_norm(g), cagrad(g, 0.5), dual_cone(g, uniform(g))):
+                assert solve(problem).weights.isfinite().all()
+    other = rows + 1e-3 * torch.randn(5, 200, generator=torch.Generator().manual_seed(60))
+    with pytest.raises(ValueError, match="not symmetric"):
+        min_norm((rows @ other.mT).double())

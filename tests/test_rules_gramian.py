@@ -22,7 +22,7 @@ from torch.func import grad, jacrev, vmap
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.rules._newton import bargain
-from mtlfunc.solvers._active_set import on_dual_cone
+from mtlfunc.solvers._auto import on_dual_cone
 from mtlfunc.types import Geometry
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
 

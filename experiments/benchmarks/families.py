@@ -1,4 +1,4 @@
-"""Thirteen families of Jacobians on which solvers of the small problems go wrong:
+"""Fourteen families of Jacobians on which solvers of the small problems go wrong:
 `FAMILIES[name](count, generator) -> J [task, param]`, float64.
 """
 
@@ -99,6 +99,21 @@ def nearly_stationary(count: int, generator: Generator) -> Tensor:
     return rows + 1e-5 * rows.norm(dim=-1).mean() * _unit(_normal(1, rows.shape[1], generator))
 
 
+def weakly_stationary(count: int, generator: Generator) -> Tensor:
+    """Rows in float32 of which the first half add up to 0 with positive weights, to their rounding;
+    one direction lowers the losses of the others and leaves these as they are.
+    """
+    if count < 3:
+        return antiparallel(count, generator).float().double()
+    rank = max(2, 5 * count // 8)
+    sizes = torch.rand(count, 1, generator=generator, dtype=torch.float64) + 0.1
+    null = sizes * (torch.arange(count) < max(2, count // 2))[:, None]
+    frame = torch.cat([null, sizes - null, _normal(count, rank, generator)], 1)
+    basis = torch.linalg.qr(frame)[0][:, 1 : rank + 1]
+    basis[:, 0] = basis[:, 0].abs()
+    return (basis @ _normal(rank, _params(count), generator)).float().double()
+
+
 def agreeing(count: int, generator: Generator) -> Tensor:
     """No conflict at all."""
     return gaussian(count, generator).abs()
@@ -118,6 +133,7 @@ FAMILIES: dict[str, Family] = {
     "stationary": stationary,
     "stationary to 1e-5": nearly_stationary,
     "agreeing": agreeing,
+    "weakly stationary, float32": weakly_stationary,
 }
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..solvers import dual_cone
-from ..solvers._active_set import on_dual_cone
+from ..solvers._auto import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
 from .common import fill_absent, gramian_of, no_state, preference_of
 

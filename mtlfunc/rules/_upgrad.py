@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..solvers import dual_cone
-from ..solvers._active_set import on_dual_cone
+from ..solvers._auto import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
 from .common import fill_absent, gramian_of, no_state, preference_of
 

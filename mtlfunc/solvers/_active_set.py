@@ -1,6 +1,4 @@
-"""Exact for any number of tasks: an active-set kernel finds the face, the closed form on it carries
-the derivatives.
-"""
+"""Exact for any number of tasks: a kernel finds the face, a closed form carries derivatives."""
 
 from __future__ import annotations
 
@@ -9,11 +7,9 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.func import vmap
 
-from ..core.checks import can_look, check_gramian, differentiated, transformed
+from ..core.checks import can_look, differentiated, transformed
 from ..types import Solution, Solver
 from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, solver
@@ -23,24 +19,25 @@ MOST_TASKS = 128
 
 
 def active_set() -> Solver:
-    """Wolfe's algorithm and its relatives on the Gramian, finite and exact to rounding; takes all
-    three problems, any T.
+    """Wolfe's algorithm and its relatives: finite, exact to rounding; all three problems, any T.
 
     min_norm is solved by Wolfe's algorithm, dual_cone by Lawson and Hanson's, cagrad by the same
     loop with the closed-form minimiser of its dual on a face. A task enters by the cosine of its
     violation and all thresholds are multiples of ε·‖g_t‖·Σ w_s‖g_s‖, ε the machine epsilon of the
     Gramian's dtype: no absolute number, so no scale at which the answer changes. At
     Pareto-stationary points, where CAGrad's dual weights say nothing of d, the answer is the
-    projection on the dual cone, if the ball holds it.
+    projection on the dual cone, if the ball holds it. What exact means where the dual cone is
+    thinner than the Gramian resolves is said in `mtlfunc.solvers.problems`.
 
     Returns:
-        the exact answer; `steps` counts the faces solved. A compiled kernel (seconds to compile
-        once, then cached on disk) does the work in float64, in parallel over the problems of a
-        `vmap`: nested ones fold into one call, and UPGrad's T right-hand sides are a vmap over
-        `weights`. CUDA tensors up to T = 128 are solved where they are, where Triton is installed:
-        one launch for a whole batch, no host synchronisation, and it may be captured in a CUDA
-        graph after a first call has compiled it; others travel to the CPU and back. Both kernels
-        give the same direction to rounding; weights may differ where several give it.
+        the exact answer; `steps` counts the faces solved. A compiled kernel (half a minute to
+        compile once, then cached on disk; see `mtlfunc.warmup`) does the work in float64, in
+        parallel over the problems of a `vmap`: nested ones fold into one call, and UPGrad's T
+        right-hand sides are a vmap over `weights`. CUDA tensors up to T = 128 are solved where they
+        are, where Triton is installed: one launch for a whole batch, no host synchronisation, and
+        it may be captured in a CUDA graph after a first call has compiled it; others travel to the
+        CPU and back. Both kernels give the same direction to rounding; weights may differ where
+        several give it.
 
     It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
     differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is
@@ -48,8 +45,7 @@ def active_set() -> Solver:
     those of one side.
 
     Raises:
-        ValueError: for an indefinite matrix where values can be looked at; elsewhere its answer is
-            NaN.
+        ValueError: for an indefinite matrix where values can be read; elsewhere its answer is NaN.
 
     Source:
         Wolfe 1976; Lawson & Hanson 1974, ch. 23.
@@ -65,37 +61,17 @@ def active_set() -> Solver:
         if not isinstance(problem, MinNorm | CAGrad | DualCone) or differentiated(problem):
             return with_derivatives(problem)
         count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
-        report, _, info = _run(problem, torch.finfo(dtype).eps)
+        report, _, info = run(problem, torch.finfo(dtype).eps)
         weights, dual, rates, (value, gap) = report.to(dtype).split([count, count, count, 2])
         return Solution(weights, dual, rates, value, gap, info[0])
 
     return solve
 
 
-def on_dual_cone(
-    gramian: Float[Tensor, "task task"], weights: Float[Tensor, "... task"]
-) -> Float[Tensor, "... task"]:
-    """`auto()(dual_cone(gramian, w)).weights` for one w or several: one call of the kernel, where
-    nothing differentiates.
-
-    Raises:
-        ValueError: for a bad Gramian (see `min_norm`); the weights are taken as they are.
-    """
-    check_gramian(gramian, symmetric=True)
-    if differentiated((gramian, weights)) or not kernel_at(gramian):
-        from ._auto import auto  # auto imports this module
-
-        solve = auto()
-        several = vmap(lambda w: solve(DualCone(gramian, w)).weights)
-        return several(weights) if weights.ndim > 1 else solve(DualCone(gramian, weights)).weights
-    report, _, _ = _run(DualCone(gramian, weights), torch.finfo(gramian.dtype).eps)
-    return report.to(gramian.dtype).narrow(-1, 0, len(gramian))
-
-
 def _on_the_face(problem: Problem, eps: float) -> Answer:
     """The kernel's answer, with the derivatives of the closed form on its support."""
     count = problem.gramian.shape[-1]
-    report, support, info = _run(type(problem)(*(x.detach() for x in problem)), eps)
+    report, support, info = run(type(problem)(*(x.detach() for x in problem)), eps)
     weights, dual, steps = report[:count], report[count : 2 * count], info[0]
     if isinstance(problem, MinNorm):
         w = carry(dual, min_norm_face(problem, support[0]))
@@ -119,19 +95,18 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
     )
 
 
-def _run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel), for each vector; raises
-    for an indefinite matrix where it can be seen.
+def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel), for each vector.
+
+    Raises:
+        ValueError: for an indefinite matrix, where that can be seen.
     """
     gramian = problem.gramian
-    vector = (
-        problem.preference
-        if isinstance(problem, CAGrad)
-        else problem.weights
-        if isinstance(problem, DualCone)
-        else None
-    )
-    c = problem.c if isinstance(problem, CAGrad) else None
+    vector, c = None, None
+    if isinstance(problem, CAGrad):
+        vector, c = problem.preference, problem.c
+    elif isinstance(problem, DualCone):
+        vector = problem.weights
     direct = not torch.compiler.is_compiling() and not transformed()
     answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
     if direct and can_look(gramian) and int(answer[2].flatten()[1]) < 0:
@@ -176,9 +151,8 @@ def _kernel(
 
         answer = solve_on_gpu(matrix, vector, c, eps)
     else:
-        from ._kernels.active_set_cpu import (
-            solve as solve_on_cpu,  # numba takes half a second to import
-        )
+        # numba takes half a second to import
+        from ._kernels.active_set_cpu import solve as solve_on_cpu
 
         others = None if vector is None else _array(vector), None if c is None else _array(c)
         answer = (

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
 
+from ..core.checks import check_gramian, differentiated
 from ..types import Solution, Solver
-from ._active_set import active_set, kernel_at
+from ._active_set import active_set, kernel_at, run
 from ._faces import faces
-from .problems import Problem, check_problem, solver
+from .problems import DualCone, Problem, check_problem, solver
 from .two_tasks import two_tasks
 
 FEW_TASKS = 4
@@ -38,3 +42,29 @@ def auto() -> Solver:
         return (formula if count == 2 else few)(problem)
 
     return solve
+
+
+def on_dual_cone(
+    gramian: Float[Tensor, "task task"], weights: Float[Tensor, "... task"]
+) -> Float[Tensor, "... task"]:
+    """`auto()(dual_cone(gramian, w)).weights` for one w or several, in one call of the kernel.
+
+    Where something differentiates it is a `vmap` over w.
+
+    Args:
+        gramian: G `[task, task]`.
+        weights: w, one or a batch.
+
+    Returns:
+        v `[…, task]`.
+
+    Raises:
+        ValueError: for a bad Gramian (see `min_norm`); the weights are taken as they are.
+    """
+    check_gramian(gramian, symmetric=True)
+    if differentiated((gramian, weights)) or not kernel_at(gramian):
+        solve = auto()
+        several = vmap(lambda w: solve(DualCone(gramian, w)).weights)
+        return several(weights) if weights.ndim > 1 else solve(DualCone(gramian, weights)).weights
+    report, _, _ = run(DualCone(gramian, weights), torch.finfo(gramian.dtype).eps)
+    return report.to(gramian.dtype).narrow(-1, 0, len(gramian))

@@ -1,6 +1,4 @@
-"""How good given weights are, wherever they come from: gap, margin and residuals of the optimality
-conditions.
-"""
+"""How good given weights are, wherever they come from: gap, margin and residuals."""
 
 from __future__ import annotations
 
@@ -12,13 +10,11 @@ from torch import Tensor
 
 from ..core.checks import check_vector
 from ._active_set import active_set
-from .problems import CAGrad, MinNorm, Problem, check_problem, or_one, root
+from .problems import CAGrad, MinNorm, Problem, check_problem, or_one, resolution, root
 
 
 class Certificate(NamedTuple):
-    """What is proved of an answer. All numbers but `gap` are free of scale; `str()` puts them into
-    one line.
-    """
+    """What is proved of an answer; all numbers but `gap` are free of scale, `str()` is one line."""
 
     # bounds what the objective (CAGrad: the worst task's rate) can still gain
     gap: Float[Tensor, ""]
@@ -30,6 +26,9 @@ class Certificate(NamedTuple):
     complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|
     worst: Tensor  # the task with the lowest rate, as a cosine
     stationary: Bool[Tensor, ""]  # numerically Pareto stationary: kappa is noise
+    # the weights, up to this fraction of Σ|w_s|‖g_s‖, meet the optimality conditions of a G' with
+    # |G' - G| <= 3 backward ‖g_s‖‖g_t‖ (min_norm and dual_cone; NaN for cagrad)
+    backward: Float[Tensor, ""]
 
     def __str__(self) -> str:
         numbers = (
@@ -50,6 +49,12 @@ class Certificate(NamedTuple):
             )
         if self.relative_gap <= rounding:
             return f"optimal to rounding ({numbers})"
+        if self.backward <= rounding:
+            within = float(self.backward) / torch.finfo(self.gap.dtype).eps
+            return (
+                f"optimal as far as the Gramian can say: for one within {within:.0f} machine "
+                f"epsilons of it ({numbers})"
+            )
         if self.kappa < 0:
             return (
                 f"not optimal, and the step raises the loss of task {int(self.worst)} ({numbers})"
@@ -72,19 +77,22 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         ‖g_t‖·Σ|v_s|‖g_s‖.
 
     Raises:
-        TypeError: for anything but a problem. ValueError: for weights of another shape, dtype or
-        device, or not finite.
+        TypeError: for anything but a problem.
+        ValueError: for weights of another shape, dtype or device, or not finite.
 
     Examples:
         >>> from mtlfunc.solvers import min_norm
-        >>> print(certify(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]])), torch.tensor([0.8, 0.2])))
+        >>> problem = min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        >>> print(certify(problem, torch.tensor([0.8, 0.2])))
         optimal to rounding (kappa 1, relative gap ..., infeasibility ...)
-        >>> print(certify(min_norm(torch.tensor([[1.0, -1.5], [-1.5, 4.0]])), torch.tensor([0.5, 0.5])))
-        not optimal, and the step raises the loss of task 0 (kappa -0.5, relative gap 2.5e-01, infeasibility 0.0e+00)
+        >>> problem = min_norm(torch.tensor([[1.0, -1.5], [-1.5, 4.0]]))
+        >>> print(certify(problem, torch.tensor([0.5, 0.5])))
+        not optimal, and the step raises the loss of task 0 (kappa -0.5, relative gap 2.5e-01, ...)
     """
     check_problem(problem)
     check_vector(weights, problem.gramian, "weights")
     dtype = weights.dtype
+    resolved = resolution(len(weights), torch.finfo(dtype).eps)
     eps = torch.finfo(dtype).eps
     problem = type(problem)(*(x.detach().double() for x in problem))
     weights = weights.detach().double()
@@ -103,7 +111,9 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         complementarity = (weights.abs() * (rates - square).abs()).sum() / or_one(magnitude**2)
         stationary = square <= 8 * len(n) * eps * magnitude**2
         kappa = torch.where(square > 0, kappa, 1.0)
+        backward = _backward(rates - square, weights, length, magnitude)
     elif isinstance(problem, CAGrad):
+        backward = gramian.new_full((), torch.nan)
         best = active_set()(problem)
         bound = problem.objective(best.dual)
         gap = (bound - rates.amin()).clamp_min(0)
@@ -119,7 +129,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         violation = ((bound - rates) / length).amax().clamp_min(0) / or_one(magnitude)
         complementarity = best.dual @ (rates - bound).abs() / or_one(n.amax() * magnitude)
         shortest = best.dual @ gramian @ best.dual
-        stationary = shortest <= 8 * len(n) * eps * (n @ best.dual) ** 2
+        stationary = shortest <= resolved * (n @ best.dual) ** 2
     else:
         dual = weights - problem.weights
         solution = problem.solution(weights, dual, torch.zeros((), dtype=torch.int64))
@@ -128,11 +138,17 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         kappa = 1 - violation
         infeasibility = (-dual * length).amax().clamp_min(0) / or_one(magnitude)
         complementarity = (dual.abs() * rates.abs()).sum() / or_one(magnitude**2)
+        backward = _backward(rates, dual, length, magnitude)
         stationary = square <= 8 * len(n) * eps * magnitude**2
     relative = gap / or_one(n.amax() * magnitude)
-    gap, relative, kappa, infeasibility, violation, complementarity = (
-        x.to(dtype) for x in (gap, relative, kappa, infeasibility, violation, complementarity)
-    )
-    return Certificate(
-        gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary
-    )
+    numbers = gap, relative, kappa, infeasibility, violation, complementarity
+    narrow = (x.to(dtype) for x in numbers)
+    return Certificate(*narrow, worst, stationary, backward.to(dtype))
+
+
+def _backward(multiplier: Tensor, dual: Tensor, length: Tensor, magnitude: Tensor) -> Tensor:
+    """The largest residual of the optimality conditions in units of Σ|w_s|‖g_s‖: of a negative
+    multiplier, or of a positive one times whose weight should be 0 and is not, the smaller of both.
+    """
+    price, weight = multiplier / length, dual.clamp_min(0) * length
+    return torch.maximum(-price, torch.minimum(price.abs(), weight)).amax() / or_one(magnitude)

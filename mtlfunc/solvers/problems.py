@@ -1,12 +1,44 @@
 """The three small problems behind the rules, on the Gramian G = J Jᵀ of T gradients g_t.
 
-    min_norm    min over the simplex of ½ wᵀG w                              (MGDA; the shortest
-    convex combination) cagrad      max over ‖d - g₀‖ <= c‖g₀‖ of min_t g_t·d,  g₀ = Jᵀp
-    (CAGrad; its dual is over the simplex) dual_cone   min over v >= w of ½ vᵀG v
-    (DualProj, UPGrad; Jᵀw projected on {d: J d >= 0})
+- `min_norm`: min over the simplex of ½ wᵀG w (MGDA; the shortest convex combination).
+- `cagrad`: max over ‖d - g₀‖ <= c‖g₀‖ of min_t g_t·d, g₀ = Jᵀp (its dual is over the simplex).
+- `dual_cone`: min over v >= w of ½ vᵀG v (DualProj, UPGrad; Jᵀw projected on {d: J d >= 0}).
 
 Each problem knows its objective and turns a solver's answer into a `Solution` whose gap is computed
 from that answer alone.
+
+What a Gramian can say
+----------------------
+The entries of G carry rounding of ε‖g_s‖‖g_t‖, ε the machine epsilon of its dtype, and with them
+every matrix nearby is as good a Gramian. The cone {d: J d >= 0} can be very thin: where a gradient
+nearly lies in the span of others, say g₂ = -g₁ + η (an ordinary situation: gradients in float32 at
+a weakly Pareto-stationary point), the constraint g₂·d >= 0 on top of g₁·d >= 0 is one on η·d, and
+‖η‖² is a *pivot*, the squared sine of the angle of a gradient with the span of those before it, of
+size ε. Its relative error is ε/‖η‖²: G resolves openings of the cone down to √ε, not to ε, and
+below that the weights v, about η·d/‖η‖², have no correct digit, be they 1e7 or 1e10.
+
+So what is solved for the dual cone is the problem of G + δ diag(G), δ = `resolution(T, ε)` = 4Tε +
+2⁻⁴⁰ (9.1e-13 in float64; 2⁻⁴⁰ is 4096 of its machine epsilons: the least pivot on which the
+solver's own arithmetic keeps three digits), followed by one more step of the proximal-point method,
+min ½ uᵀG u + (G w)ᵀu + ½δ‖u - u₁‖² in units of ‖g_t‖, which takes the effect out again wherever G
+resolves the answer: there it is exact to rounding. Where it does not:
+
+- The weights are bounded, Σ v_t‖g_t‖ <~ ‖g₀‖/√δ; they are the small ones among those that explain
+  G.
+- No rate is below -δ‖g_t‖ Σ v_s‖g_s‖, hence none below about -√δ‖g_t‖‖g₀‖.
+- It meets the optimality conditions of a G' with |G' - G| <= 3κ‖g_s‖‖g_t‖, κ the `backward` error
+  of `certify`, below δ.
+
+There is a trade: a rate of -h‖g_t‖ that is to be explained by a change of G of size κ takes weights
+of h/κ. With rows rounded to float32, h is some 1e-8: weights of 1e2 to 1e5 go with κ = 1e-12.
+(Weights of order 1 would need κ = 1e-8, and near-duplicates 1e-6 apart would no longer be
+resolved.)
+
+CAGrad's answer at a Pareto-stationary point is the projection on the dual cone, if the ball holds
+it; stationary is where ‖g_w‖² <= δ(Σ w_t‖g_t‖)² for the shortest g_w. All exact solvers
+(`active_set` on both devices, `faces`, the closed form for two tasks, `cvx`) use this δ, and so
+agree on d as far as their certificates say. `projected_gradient` needs none: so many steps from 0
+cannot make large weights.
 """
 
 from __future__ import annotations
@@ -137,6 +169,11 @@ Problem = MinNorm | CAGrad | DualCone
 
 def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
     """The shortest vector in the convex hull of the gradients: min ½ wᵀG w over the simplex.
+
+    Args:
+        gramian: G `[task, task]`, positive semidefinite. Asymmetry of up to 64 machine epsilons of
+            float32, relative to ‖g_s‖‖g_t‖, is rounding of a product that was made in float32 (and
+            perhaps widened since): the symmetric part counts. More, as of J₁J₂ᵀ, is refused.
 
     Raises:
         ValueError: for a matrix that is not square, symmetric and finite.

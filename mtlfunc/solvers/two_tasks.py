@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from ._faces import at_stationary_points
-from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, or_one, root
+from .problems import (
+    Answer,
+    CAGrad,
+    DualCone,
+    MinNorm,
+    Problem,
+    constant_steps,
+    or_one,
+    resolution,
+    root,
+)
 
 
 def two_tasks(problem: Problem, eps: float) -> Answer:
@@ -67,10 +77,8 @@ def _dual_cone(problem: DualCone, eps: float) -> Tensor:
     n = root(problem.gramian.diagonal())
     noise = 16 * eps * n.flip(0) * (n @ problem.weights.abs() + n * alone)
     one = (alone > 0) & (left >= -noise)
-    determinant = first * second - inner**2
-    both = torch.stack(
-        [inner * linear[1] - second * linear[0], inner * linear[0] - first * linear[1]]
-    ) / or_one(determinant)
+    both = _inverse_times(problem.gramian, -linear, eps)
+    both = both + _inverse_times(problem.gramian, -linear - problem.gramian @ both, eps)
     unit = torch.eye(2, dtype=n.dtype, device=n.device)
     single = torch.where(one[0], unit[0], unit[1]) * alone
     return torch.where(
@@ -78,3 +86,12 @@ def _dual_cone(problem: DualCone, eps: float) -> Tensor:
         0.0,
         torch.where(one.any(), single, both.clamp_min(0)),
     )
+
+
+def _inverse_times(gramian: Tensor, right: Tensor, eps: float) -> Tensor:
+    """x of (G + δ diag(G)) x = right, δ what G resolves."""
+    first, inner, second = _entries(gramian)
+    first, second = (x * (1 + resolution(2, eps)) for x in (first, second))
+    determinant = first * second - inner**2
+    x = [second * right[0] - inner * right[1], first * right[1] - inner * right[0]]
+    return torch.stack(x) / or_one(determinant)

@@ -203,9 +203,9 @@ def _descend(
     """The add-and-drop loop from a feasible y with support `inside`, if `active`; return y, the
     number of faces solved and, for the dual cone, yᵀC y.
 
-    See the loops of `active_set_cpu`; one turn solves one face. Should rounding make the loop turn in a
-    circle all the same, tasks that left stay out after 4T + 20 entries, and after 20T + 100 faces
-    the best point so far is the answer: its gap is computed from it.
+    See the loops of `active_set_cpu`; one turn solves one face. Should rounding make the loop turn
+    in a circle all the same, tasks that left stay out after 4T + 20 entries, and after 20T + 100
+    faces the best point so far is the answer: its gap is computed from it.
     """
     zero = tl.sum(tl.zeros_like(y), axis=0)
     root = tl.zeros_like(cosine)
