@@ -1,4 +1,4 @@
-"""TorchJD's properties of aggregators, restated from their definitions, on the rules that claim them.
+"""TorchJD's properties of aggregators, restated from their definitions, on rules that claim them.
 
 With d = A(J): non-conflicting, J d >= 0; strongly stationary, d = 0 only where a combination of the
 gradients with positive weights vanishes; permutation invariant, A(PJ) = A(J); linear under scaling,
