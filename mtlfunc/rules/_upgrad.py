@@ -26,9 +26,9 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
 
     Returns:
         weights, each at least its preference; they are p, of sum 1, when nothing conflicts. No rate
-        is negative beyond the rounding of the Gramian, ε‖g_t‖ Σ v_s‖g_s‖. For T = 2 this is PCGrad's
-        mean. d is linear in the length of every
-        gradient: multiplying one by s > 0 multiplies its own projection by s and leaves the others.
+        is negative beyond the rounding of the Gramian, ε‖g_t‖ Σ v_s‖g_s‖. For T = 2 it is PCGrad's
+        mean. d is linear in the length of every gradient: multiplying one by s > 0 multiplies its
+        own projection by s and leaves the others.
 
     Raises:
         ValueError: for a bad preference.
