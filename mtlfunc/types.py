@@ -4,7 +4,7 @@ What is called is a `Protocol` here, so that a type checker sees a wrong call. A
 such a signature will do.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -40,9 +40,7 @@ Select = str | Callable[[str], bool] | nn.Module | Iterable[str | Tensor | nn.Mo
 class LossesFn(Protocol):
     """Stateless losses: a vector `[task]`, a tuple or a dict of T scalars, or `(losses, aux)`."""
 
-    def __call__(
-        self, params: Params, batch: Batch, /
-    ) -> Tensor | Sequence[Tensor] | Mapping[str, Tensor] | tuple[Any, Any]: ...
+    def __call__(self, params: Params, batch: Batch, /) -> Any: ...
 
 
 class Geometry(NamedTuple):

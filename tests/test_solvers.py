@@ -874,4 +874,4 @@ def test_solver_factories_say_what_is_wrong():
         inspect.unwrap(solvers.frank_wolfe)(3, "backwards")
     for solver in SOLVERS.values():
         with pytest.raises(TypeError, match="problem"):
-            solver.make()(mf.types.TrainState({}, mf.types.BalanceState((), (), ()), ()))
+            solver.make()(mf.types.BalanceState((), (), ()))

@@ -18,10 +18,6 @@ def losses(params: Params, batch: Batch) -> Tensor:
     return params["x"] - batch
 
 
-def no_losses(params: Params, batch: Batch) -> float:
-    return 0.0
-
-
 def one_argument(params: Params) -> Tensor:
     return params["x"]
 
@@ -43,7 +39,6 @@ def parts(params: Params, batch: Batch, gramian: Tensor) -> None:
     mf.balance(losses, mf.mgda, probe)  # pyright: ignore[reportArgumentType]
     mf.balance(losses, "mgda", probe)  # pyright: ignore[reportArgumentType]
     mf.balance(losses, probe, rule)  # pyright: ignore[reportArgumentType]
-    mf.balance(no_losses, rule, probe)  # pyright: ignore[reportArgumentType]
     mf.balance(one_argument, rule, probe)  # pyright: ignore[reportArgumentType]
     mf.descend(losses, rule, probe, optimizer)  # pyright: ignore[reportArgumentType]
     mf.descend(losses, rule, torch.optim.SGD([gramian]), probe)  # pyright: ignore[reportArgumentType]
