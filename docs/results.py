@@ -20,8 +20,10 @@ import argparse
 import json
 import re
 import shutil
+import textwrap
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from experiments.benchmarks import gramian_report, record, rules_report, solvers_report
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
@@ -38,6 +40,22 @@ PROBLEMS = {
     "dual_cone": "dual cone (DualProj)",
     "upgrad": "UPGrad",
 }
+
+
+def load(path: Path) -> Any:
+    """What an experiment left in a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        cure = "the commands that write it are at the top of docs/results.py"
+        raise SystemExit(f"{path} cannot be read ({error}); {cure}") from error
+
+
+def paragraph(text: str) -> str:
+    """Prose in lines of 100 columns."""
+    return textwrap.fill(
+        " ".join(text.split()), 100, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def interval(measured: dict[str, float], name: str) -> str:
@@ -206,9 +224,7 @@ def toy_line(rows: list[record.Row]) -> str:
 
 def judged() -> dict[str, dict]:
     """Rows of claims.json by id; those of the default run alone."""
-    claims = {
-        claim["id"]: claim for claim in json.loads((REPRODUCTIONS / "claims.json").read_text())
-    }
+    claims = {claim["id"]: claim for claim in load(REPRODUCTIONS / "claims.json")}
     if list(claims) != list(LEDGER):
         raise SystemExit(
             f"{REPRODUCTIONS / 'claims.json'}: not the ledger's claims; run python -m "
@@ -315,10 +331,13 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
     equal, own = (gradnorm[f"{default}: best rate, {name}"] for name in ("equal", "GradNorm"))
     average = interval(static, "default configuration: static over GradNorm, each at its best rate")
     best = f"each method at its best learning rate (equal {equal:g}, GradNorm {own:g})"
-    return f"""**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss, \
-GradNorm / equal weights
-(geometric mean of ratios paired by seed, 95 % t interval; the first two rows 16 seeds and 2,000
-steps, the others 4 seeds and 500 steps):
+    title = """**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss,
+        GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t interval; the
+        first two rows 16 seeds and 2,000 steps, the others 4 seeds and 500 steps):"""
+    searched = interval(static, "static average over the grid's best")
+    fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss, and
+        at {searched} of the loss of the best static weights of a grid."""
+    return f"""{paragraph(title)}
 
 | configuration | GradNorm / equal weights |
 |---|---|
@@ -327,9 +346,7 @@ steps, the others 4 seeds and 500 steps):
 | SGD, each at its best | {interval(gradnorm, "SGD")} |
 | inputs x ~ U(0, 1), each at its best | {interval(gradnorm, "x ~ U(0, 1)")} |
 
-Static weights at GradNorm's time average end at {average} of GradNorm's loss, and at
-{interval(static, "static average over the grid's best")} of the loss of the best static weights \
-of a grid."""
+{paragraph(fixed)}"""
 
 
 def mgda_ub_part(claims: dict[str, dict]) -> str:
@@ -339,25 +356,25 @@ def mgda_ub_part(claims: dict[str, dict]) -> str:
         [measured[f"linear encoder, {method}: rate of task {task}"] for task in (1, 2)]
         for method in ("MGDA-UB", "MGDA")
     )
-    return f"""**MGDA-UB's counterexample**: with the bound's weights the tasks' rates are \
-({bound[0]:g}, {bound[1]:g}), so one loss
-rises; with exact MGDA's ({exact[0]:g}, {exact[1]:g})."""
+    return paragraph(
+        f"""**MGDA-UB's counterexample**: with the bound's weights the tasks' rates are
+        ({bound[0]:g}, {bound[1]:g}), so one loss rises; with exact MGDA's ({exact[0]:g},
+        {exact[1]:g})."""
+    )
 
 
 def digits_part() -> str:
     """The table of the digits, and what its intervals say."""
     lines = (DIGITS / "table.md").read_text(encoding="utf-8").splitlines()
-    settings = json.loads((DIGITS / "results.json").read_text(encoding="utf-8"))["settings"]
+    settings = load(DIGITS / "results.json")["settings"]
     table = "\n".join(line for line in lines if line.startswith("|"))
     said = "\n".join(line for line in lines if line.startswith("**Against"))
     seeds = settings["seeds"]
-    return f"""**Two overlaid digits** ({seeds} seeds, {settings["epochs"]} epochs; mean ± standard
-error; Δm against single-task networks, lower is better, with paired 95 % intervals; conflict on one
-common Gramian; milliseconds for {seeds} × {len(settings["rates"])} vmapped runs together):
-
-{table}
-
-{said}"""
+    title = f"""**Two overlaid digits** ({seeds} seeds, {settings["epochs"]} epochs; mean ± standard
+        error; Δm against single-task networks, lower is better, with paired 95 % intervals;
+        conflict on one common Gramian; milliseconds for {seeds} × {len(settings["rates"])} vmapped
+        runs together):"""
+    return f"{paragraph(title)}\n\n{table}\n\n{said}"
 
 
 def benchmark_parts() -> list[str]:
@@ -369,46 +386,47 @@ def benchmark_parts() -> list[str]:
     machine = {name: record.describe(settings) for name, (settings, _) in found.items()}
     solvers, gramians, toy, timed = (rows for _, rows in found.values())
     return [
-        f"""**Solvers**, µs a problem, and in brackets the worst duality gap over all hard \
-families, in units of the longest
-gradient times Σ w_t‖g_t‖ ({machine["solvers"]}).
-cvxpy is a program parametrised by a factor of the Gramian, built once and kept warm, with Clarabel
-at the tolerance named. TorchJD runs at its defaults, which bound its accuracy.""",
+        paragraph(
+            f"""**Solvers**, µs a problem, and in brackets the worst duality gap over all hard
+            families, in units of the longest gradient times Σ w_t‖g_t‖ ({machine["solvers"]}).
+            cvxpy is a program parametrised by a factor of the Gramian, built once and kept warm,
+            with Clarabel at the tolerance named. TorchJD runs at its defaults, which bound its
+            accuracy."""
+        ),
         solver_table(solvers),
         "![Time of one problem against its worst certified gap](docs/solvers.png)",
-        f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak of \
-what was allocated, MiB
-({machine["gramian"]}):""",
+        paragraph(
+            f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak
+            of what was allocated, MiB ({machine["gramian"]}):"""
+        ),
         gramian_table(gramians),
         bars_missed(gramians),
-        toy_line(toy),
-        f"""**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in \
-brackets how many times as long
-TorchJD's takes at its defaults ({machine["rules"]}):""",
+        paragraph(toy_line(toy)),
+        paragraph(
+            f"""**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in
+            brackets how many times as long TorchJD's takes at its defaults ({machine["rules"]}):"""
+        ),
         rules_table(timed),
     ]
 
 
 def arena_part() -> str:
     """The arena's ranks."""
-    arena = json.loads((ARENA / "results.json").read_text(encoding="utf-8"))
+    arena = load(ARENA / "results.json")
     settings = arena["settings"]
-    return f"""**Arena**: average rank of {len(arena["ranks"]["mean"])} contestants by mean score \
-over {len(arena["problems"])} problems
-({settings["seeds"]} seeds, learning rates chosen on {settings["tuning seeds"]} others), 95 % \
-intervals over problems and seeds:
-
-{arena_lines(arena)}"""
+    title = f"""**Arena**: average rank of {len(arena["ranks"]["mean"])} contestants by mean score
+        over {len(arena["problems"])} problems ({settings["seeds"]} seeds, learning rates chosen on
+        {settings["tuning seeds"]} others), 95 % intervals over problems and seeds:"""
+    return f"{paragraph(title)}\n\n{arena_lines(arena)}"
 
 
-NOTES = """Taken on two CPU cores, each benchmark alone on the machine, by the commands that \
-`docs/results.py` names; the
-Gramians and the rules on one thread, counting the processor's time, so that other work did not
-enter. The arena's ranks do not depend on time. Written here by `python docs/results.py`. The
-solvers' benchmark times whole calls from Gramian to weights, median of as many as fit, all families
-mixed; gaps are recomputed from the weights by `solvers.certify`. The Gramians' takes turns among
-the contenders of a case, the rules' with TorchJD's weighting on the same Gramian (or Jacobian, or
-losses, where it needs them)."""
+NOTES = """Taken on two CPU cores, each benchmark alone on the machine, by the commands that
+`docs/results.py` names; the Gramians and the rules on one thread, counting the processor's time, so
+that other work did not enter. The arena's ranks do not depend on time. Written here by
+`python docs/results.py`. The solvers' benchmark times whole calls from Gramian to weights, median
+of as many as fit, all families mixed; gaps are recomputed from the weights by `solvers.certify`.
+The Gramians' takes turns among the contenders of a case, the rules' with TorchJD's weighting on the
+same Gramian (or Jacobian, or losses, where it needs them)."""
 
 
 def replaced(text: str, name: str, new: str) -> str:

@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
             seconds=given.seconds,
             clock=given.clock,
             methods=given.methods or "all",
-            TF32=not given.no_tf32,
+            **({"TF32": not given.no_tf32} if "cuda" in given.devices else {}),
         ),
         order=lambda row: (
             *(row["device"], list(BUILDERS).index(row["family"])),
