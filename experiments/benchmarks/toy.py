@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.func import vmap
 from tqdm import tqdm
 
+from mtlfunc.core.files import write_whole
 from paper_repro.cagrad import toy as cagrad_toy
-from paper_repro.report.page import replace_file
 
 OUT = Path(__file__).parent / "out"
 BAR = 100
@@ -170,7 +170,7 @@ def main() -> None:
                         "script_us": script,
                     }
                 )
-                replace_file(
+                write_whole(
                     given.out / "toy.json",
                     lambda file: file.write(
                         json.dumps({"machine": machine, "rows": rows}, indent=1).encode()
