@@ -70,8 +70,8 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
             matching = [name for name in modules if name.startswith(word)]
         if not matching:
             raise ValueError(
-                f"--only: no reproduction named {word}; there are: {', '.join(modules)}; a beginning "
-                "of these names or a claim's id will do, too"
+                f"--only: no reproduction named {word}; there are: {', '.join(modules)}; "
+                "a beginning of these names or a claim's id will do, too"
             )
         found += matching
     return list(dict.fromkeys(found))

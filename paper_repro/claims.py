@@ -9,6 +9,9 @@ from .cross_paper.claims import ROWS as CROSS_PAPER
 from .gradnorm.claims import ROWS as GRADNORM
 from .mgda.claims import ROWS as MGDA
 from .pcgrad.claims import ROWS as PCGRAD
+from .report.ledger import KINDS
+
+__all__ = ["KINDS", "LEDGER", "PAPERS", "ROWS"]
 
 PAPERS = {
     "PC": "PCGrad (Yu et al. 2020)",

@@ -1,4 +1,4 @@
-"""PCGrad's reproductions: exact findings, the arms of the ablation, and what holds at any budget."""
+"""PCGrad's reproductions: exact findings, the ablation's arms, what holds at any budget."""
 
 import re
 from fractions import Fraction

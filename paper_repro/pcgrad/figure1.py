@@ -77,9 +77,8 @@ def figure_1(found: Paths) -> Figure:
             canvas.colorbar(filled, ax=panel, label="L₁ + L₂", pad=0.01)
         thin = {"colors": "#999999", "linewidths": 0.3, "linestyles": "solid"}
         panel.contour(x, y, total, levels, zorder=-1, **thin)
-    for (arm, i), colour, panel in zip(
-        lane.items(), ("C0", COLOURS["PCGrad"]), panels[1:3], strict=True
-    ):
+    colours = ("C0", COLOURS["PCGrad"])
+    for i, colour, panel in zip(lane.values(), colours, panels[1:3], strict=True):
         theta = found.theta[:, i].numpy()
         panel.plot(theta[:, 0], theta[:, 1], color=colour, linewidth=1.2)
         panel.plot(*theta[0], "k*", markersize=11)
