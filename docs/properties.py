@@ -1,12 +1,10 @@
-"""The table of properties of all rules, as the audit finds them: `python docs/properties.py` prints
-it in markdown.
+"""The table of properties of all rules, as the audit finds them, in markdown.
 
-`python docs/properties.py --write` puts it into the README, between its two markers. One audit
-takes about a second.
+`python docs/properties.py` prints it, `python docs/properties.py --write` puts it into the README,
+between its two markers. One audit takes a second or two.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 from mtlfunc.audit import Report, audit
+from mtlfunc.core.files import write_whole
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- properties -->", "<!-- end of properties -->"
@@ -75,19 +74,22 @@ HEADS = {
     "T = 1": "T = 1",
 }
 LEGEND = """\
-✓ holds over all instances of the audit; ✗ fails; (✗) fails only where gradients are linearly dependent; – not applicable. *order*: equivariant to the
-order of the tasks, for one key of a random rule; *scale*: d(sJ) = s·d(J); *task scale*: the direction does not turn when one task is multiplied; *loss
-shift*: nor when a constant is added to a loss; *identical*: d = g where all tasks are one; *duplicates*: a task listed twice changes nothing; *no
-conflict*: no task is ever raised to first order; *identity*: the mean where nothing conflicts; *convex*: weights >= 0 that sum to 1; *rests*: d = 0
-where a positive combination of the gradients is 0; *linear*: d(diag(c)J) is linear in c > 0; *continuous*; *smooth*: right derivatives away from kinks;
-*T = 1*: d = g; *computes*: finite weights at every T up to 128, in float32 and for zero gradients, NaN for NaN, vmap equals loop, pure, states that can
-be saved, no weight for absent tasks. A rule with state is judged over three updates. `mf.audit(rule)` shows the smallest counterexample of every ✗."""
+✓ holds over all instances of the audit; ✗ fails; (✗) fails only where gradients are linearly
+dependent; – not applicable. *order*: equivariant to the order of the tasks, for one key of a random
+rule; *scale*: d(sJ) = s·d(J); *task scale*: the direction does not turn when one task is
+multiplied; *loss shift*: nor when a constant is added to a loss; *identical*: d = g where all tasks
+are one; *duplicates*: a task listed twice changes nothing; *no conflict*: no task is ever raised to
+first order; *identity*: the mean where nothing conflicts; *convex*: weights >= 0 that sum to 1;
+*rests*: d = 0 where a positive combination of the gradients is 0; *linear*: d(diag(c)J) is linear
+in c > 0; *continuous*; *smooth*: right derivatives away from kinks; *T = 1*: d = g; *computes*:
+finite weights at every T that is tried up to 128, in float32, for zero gradients and for losses of
+0 or below (or a refusal), NaN for NaN, vmap equals loop, pure, states that can be saved, no weight
+for absent tasks. T is 1 to 5, two numbers between and 128. A rule with state is tested over three
+updates. `mf.audit(rule)` shows the smallest counterexample of every ✗."""
 
 
 def measured(jacobian: torch.Tensor, losses: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the probes of special rules put into `geometry.extra`: for `excess_mtl` the first step's
-    excess risks, Σ|J|.
-    """
+    """What special probes put into `geometry.extra`: for `excess_mtl` the first step's Σ|J|."""
     return {"excess_risk": jacobian.abs().sum(-1)}
 
 
@@ -97,43 +99,29 @@ def report(rule: str) -> Report:
 
 def cell(found: Report, name: str) -> str:
     row = found[name]
-    return (
-        "–"
-        if row.status == "not applicable"
-        else "✓"
-        if row.status == "holds"
-        else "(✗)"
-        if row.dependent
-        else "✗"
-    )
+    if row.status == "fails":
+        return "(✗)" if row.dependent else "✗"
+    return "✓" if row.status == "holds" else "–"
 
 
-def table(rules: tuple[str, ...] = RULES) -> str:
-    """Rules by properties, what the symbols mean, and what the audit found wrong with how a rule
-    computes.
-    """
+def reports(rules: tuple[str, ...] = RULES) -> dict[str, Report]:
+    """The audits of rules, written as one writes them after `from mtlfunc import *`."""
+    return {rule: report(rule) for rule in tqdm(rules, desc="audits", leave=False)}
+
+
+def table(found: dict[str, Report]) -> str:
+    """Rules by properties, what the symbols mean, and what is wrong with how a rule computes."""
     lines = [
         "| rule | " + " | ".join(HEADS.values()) + " | computes |",
         "|---|" + ":-:|" * (len(HEADS) + 1),
     ]
     defects = []
-    for rule in tqdm(rules, desc="audits", leave=False):
-        found = report(rule)
-        broken = [row for row in found.rows if row.contract and row.status == "fails"]
-        lines.append(
-            f"| `{rule}` | "
-            + " | ".join(cell(found, name) for name in HEADS)
-            + f" | {'✗' if broken else '✓'} |"
-        )
-        defects += [f"`{rule}`, {row.name}: {row.detail} at `{row.literal}`." for row in broken]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            LEGEND,
-            *(["", "\n".join(f"- {defect}" for defect in defects)] if defects else []),
-        ]
-    )
+    for rule, audited in found.items():
+        broken = [row for row in audited.rows if row.contract and row.status == "fails"]
+        cells = [*(cell(audited, name) for name in HEADS), "✗" if broken else "✓"]
+        lines.append(f"| `{rule}` | " + " | ".join(cells) + " |")
+        defects += [f"- `{rule}`, {row.name}: {row.detail} at `{row.literal}`." for row in broken]
+    return "\n".join([*lines, "", LEGEND, *(["", *defects] if defects else [])])
 
 
 def inserted(readme: str, text: str) -> str:
@@ -154,13 +142,11 @@ def main() -> int:
         "--write", action="store_true", help="put the table into README.md, between its markers"
     )
     options = parser.parse_args()
-    text = table()
+    text = table(reports())
     if not options.write:
         print(text)
         return 0
-    written = README.with_name(README.name + ".part")
-    written.write_text(inserted(README.read_text(), text))
-    os.replace(written, README)
+    write_whole(README, inserted(README.read_text(), text))
     return 0
 
 

@@ -53,18 +53,6 @@ def test_method_table_names_what_exists():
     assert rules <= named, f"the README's table lacks {rules - named}"
 
 
-def test_table_of_properties_is_what_the_audit_finds():
-    """All rules are audited anew (in a process without the annotations' checks, which would take
-    three times as long).
-    """
-    text = README.split(properties.BEGIN)[1].split(properties.END)[0].strip()
-    command = [sys.executable, "docs/properties.py"]
-    assert (
-        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        == text
-    )
-
-
 def test_table_of_properties_names_every_rule():
     named = {re.match(r"\w+", rule).group() for rule in properties.RULES}  # pyright: ignore[reportOptionalMemberAccess]
     rules = {

@@ -7,6 +7,7 @@ import ast
 import importlib
 import os
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,13 @@ and that is no defect.
 
 
 def load(spec: str) -> Any:
-    """What `module:name`, `module:name.attribute` or `module:name(literal, key=literal)` stands
-    for; the working directory is searched, too.
+    """What a name on the command line stands for; the working directory is searched, too.
+
+    Args:
+        spec: `module:name`, `module:name.attribute` or `module:name(literal, key=literal)`.
+
+    Returns:
+        the object.
 
     Raises:
         ValueError: that says what is wrong with the name.
@@ -76,8 +82,7 @@ def load(spec: str) -> Any:
     return found(*args, **named)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the table; returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m mtlfunc.audit",
         description="What a balancing rule does and what it breaks, with the smallest "
@@ -117,6 +122,12 @@ def main(argv: list[str] | None = None) -> int:
         help="relative; larger for a rule with an iterative solver inside (default 1e-5)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as HTML, too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    parser = _parser()
     options = parser.parse_args(argv)
     unknown = [name for name in options.require if name not in NAMES]
     if unknown:
@@ -124,15 +135,15 @@ def main(argv: list[str] | None = None) -> int:
             f"--require: expected names among {', '.join(NAMES)}; got "
             f"{', '.join(map(repr, unknown))}"
         )
-    only = [
-        *options.only,
-        *(name for name in options.require if options.only and name not in options.only),
-    ]
+    if options.html:
+        unwritable = _unwritable(options.html)
+        if unwritable:  # now rather than after the audit
+            parser.error(f"--html: {unwritable}")
+    more = [name for name in options.require if options.only and name not in options.only]
     try:
-        rule = load(options.rule)
         report = audit(
-            rule,
-            only=only,
+            load(options.rule),
+            only=[*options.only, *more],
             instances=options.instances,
             tolerance=options.tolerance,
             name=options.rule.partition(":")[2],
@@ -141,11 +152,24 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     print(report)
     if options.html:
-        page = f'<!doctype html><meta charset="utf-8"><title>{options.rule}</title>'
-        write_whole(options.html, f"{page}{report._repr_html_()}\n")
-    return (
-        0 if report.sound and all(report[name].status == "holds" for name in options.require) else 1
-    )
+        head = f'<!doctype html><meta charset="utf-8"><title>{escape(options.rule)}</title>'
+        try:
+            write_whole(options.html, f"{head}{report._repr_html_()}\n")
+        except OSError as error:
+            parser.error(f"--html: {options.html} cannot be written: {error.strerror}")
+    holds = all(report[name].status == "holds" for name in options.require)
+    return 0 if report.sound and holds else 1
+
+
+def _unwritable(path: Path) -> str:
+    """What keeps a file from being written there; empty if nothing does."""
+    if path.is_dir():
+        return f"{path} is a folder; expected a file"
+    if not path.parent.is_dir():
+        return f"{path.parent} is no folder; make it first, or pass another file"
+    if not os.access(path.parent, os.W_OK):
+        return f"nothing can be written into {path.parent}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""The instances: every small integer Jacobian in a fixed order, smallest first, and a few generic
-ones of any size.
+"""The instances: small integer Jacobians, smallest first, and generic ones of any size.
 
 A rule sees Gramians alone, so of all integer Jacobians with one Gramian only the simplest is kept.
 Zero columns change no Gramian, so with them all instances with T tasks have one shape, and are one
@@ -8,6 +7,7 @@ batch.
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import NamedTuple
 
@@ -23,9 +23,7 @@ LARGEST = 5
 
 
 class Case(NamedTuple):
-    """One instance, or a batch of them along a new first axis: T gradients, and the losses of one
-    or several updates.
-    """
+    """One instance, or a batch of them along a new first axis: gradients, and losses by update."""
 
     jacobian: Float[Tensor, "*batch task param"]
     losses: Float[Tensor, "*batch update task"]
@@ -33,8 +31,7 @@ class Case(NamedTuple):
 
 @cache
 def integers(count: int, deep: bool = False) -> Float[Tensor, "case task 3"]:
-    """Integer Jacobians of T <= 3 tasks with different Gramians, J = 0 left out, from the smallest
-    to the largest.
+    """Integer Jacobians of T <= 3 tasks with different Gramians, from the smallest; J = 0 left out.
 
     The order: those without a zero gradient first, then by the largest |entry|, the sum of all
     |entries|, the columns in use, the number of negative entries, and the entries themselves.
@@ -80,8 +77,9 @@ def pick(cases: Tensor, most: int) -> Tensor:
 
 
 def _grid(count: int, columns: int, largest: int, most: int = 0) -> Tensor:
-    """All integer matrices `[case, count, 3]` with entries from -largest to largest in the first
-    columns; of too many, `most` drawn ones.
+    """All integer matrices `[case, count, 3]` with entries in ±largest in the first columns.
+
+    Of too many, `most` drawn ones.
     """
     base, digits = 2 * largest + 1, count * columns
     if most:
@@ -120,17 +118,31 @@ def _order(cases: Tensor) -> Tensor:
     return order
 
 
-FAMILIES = ("gaussian", "agreeing", "spread", "stationary")
+FAMILIES = ("gaussian", "agreeing", "spread", "stationary", "weak", "identical")
+
+SMALL = 12
+"""The most tasks of instances that come in batches and are printed as numbers."""
 
 
 def generic(family: str, count: int, size: int) -> Float[Tensor, "case task param"]:
     """Jacobians with nothing special about them but their family.
 
     gaussian; agreeing: positive entries, so that nothing conflicts; spread: lengths from 1 to 1e-4;
-    stationary: Jᵀw = 0 for weights w between ½ and 3/2, to rounding.
+    stationary: Jᵀw = 0 for weights w between ½ and 3/2, to rounding; weak: fewer dimensions than
+    tasks, and two gradients opposite up to float32's rounding; identical: one gradient for all.
+
+    Many tasks have so many columns that the gradients are clearly independent.
     """
     key = random.fold_in(random.fold_in(random.key(FAMILIES.index(family)), count), size)
-    rows = random.normal(key, (size, count, count + 2), torch.float64)
+    columns = max(count + 2, count**2 // 16)
+    rows = random.normal(key, (size, count, columns), torch.float64)
+    if family == "identical":
+        return rows[:, :1].expand_as(rows).clone()
+    if family == "weak":
+        rows = rows[..., : max(1, count // 2 + 1)].float()
+        share = 0.5 + random.uniform(random.fold_in(key, 1), (size, 1, 1), torch.float32)
+        flat = torch.cat([rows[:, :-1], -share * rows[:, :1]], 1).double()
+        return widened(flat, columns)
     if family == "agreeing":
         return rows.abs()
     if family == "spread":
@@ -141,14 +153,27 @@ def generic(family: str, count: int, size: int) -> Float[Tensor, "case task para
     return rows
 
 
+def source(jacobian: Float[Tensor, "task param"]) -> str:
+    """How to make a generic Jacobian of more than five tasks, as code; empty for others."""
+    count = len(jacobian)
+    if count <= 5:
+        return ""
+    for family, size in itertools.product(FAMILIES, (1, 2, 3) if count <= SMALL else (1,)):
+        for i, made in enumerate(generic(family, count, size)):
+            if made.shape == jacobian.shape and torch.equal(made, jacobian):
+                return f'mtlfunc.audit.cases.generic("{family}", {count}, {size})[{i}]'
+    if torch.equal(jacobian, torch.eye(count, dtype=jacobian.dtype)):
+        return f"torch.eye({count}, dtype=torch.float64)"
+    return ""
+
+
 def widened(rows: Tensor, width: int) -> Tensor:
     """With zero columns, which change no Gramian, up to `width`."""
     return torch.cat([rows, rows.new_zeros(*rows.shape[:-1], width - rows.shape[-1])], -1)
 
 
 def patterns(count: int, updates: int, read: bool) -> Float[Tensor, "pattern update task"]:
-    """The losses that go with every Jacobian: 2 for all; for a rule that reads them also 2, 3, … T
-    + 1, which fall at different rates.
+    """The losses that go with every Jacobian: 2 for all; 2, 3, … T + 1, falling, if they are read.
 
     A loss of 1 would be a special case: its logarithm is 0, and learned weights rest there.
     """

@@ -1,6 +1,4 @@
-"""A rule, whatever it was given as, put to work: from Jacobians and losses to the weights of a few
-updates, never with a traceback.
-"""
+"""A rule, whatever it was given as: from Jacobians and losses to the weights of a few updates."""
 
 from __future__ import annotations
 
@@ -108,8 +106,9 @@ def _required(f: Any) -> int:
 def geometry(
     jacobian: Tensor, losses: Tensor, extra: Extra | None = None, present: Tensor | None = None
 ) -> Geometry:
-    """What a probe would hand to the rule; every tensor is new. Absent tasks have zero gradients,
-    losses and preferences.
+    """What a probe would hand to the rule; every tensor is new.
+
+    Absent tasks have zero gradients, losses and preferences.
     """
     here = torch.ones_like(losses, dtype=torch.bool)
     share = torch.full_like(losses, 1 / len(losses))
@@ -147,11 +146,10 @@ def step(rule: Rule, seen: Geometry, state: Any) -> tuple[Tensor, Any]:
 
 
 def evaluator(rule: Rule, extra: Extra | None = None) -> Evaluate:
-    """The weights of successive updates, on one Jacobian and the losses of each update, from a
-    fresh state.
+    """The function from one Jacobian and the losses of each update to the weights of each update.
 
     Weights of another dtype are converted, unless `strict`: that they are is a finding of its own.
-    `present` [task]: who is there at the updates; the state begins with all.
+    `present` [task] is who is there at the updates; the state, fresh each time, begins with all.
     """
 
     def evaluate(
@@ -186,8 +184,11 @@ class Outcome(NamedTuple):
     after: Tensor
 
 
-Check = Callable[[Evaluate, Tensor, Tensor], Outcome]
-"""One instance under one property: pure, so that a vmap makes it a batch."""
+Check = Callable[[Evaluate, Tensor, Tensor, float], Outcome]
+"""One instance under one property: (evaluate, jacobian, losses, unit); pure, so vmap batches it.
+
+`unit` is what Σ|w_t|‖g_t‖ / max‖g_t‖ usually is for this rule and so many tasks.
+"""
 
 
 class Batch(NamedTuple):
@@ -197,23 +198,24 @@ class Batch(NamedTuple):
     errors: dict[int, str]  # by instance: what the rule raised
 
 
-def together(check: Check, evaluate: Evaluate, cases: Case) -> Batch | None:
+def together(check: Check, evaluate: Evaluate, cases: Case, unit: float) -> Batch | None:
     """All instances in one vmapped call; None where that raises."""
     with quiet():
         try:
-            return Batch(vmap(lambda rows, losses: check(evaluate, rows, losses))(*cases), {})
+            found = vmap(lambda rows, losses: check(evaluate, rows, losses, unit))(*cases)
+            return Batch(found, {})
         except Exception:  # whatever a rule may raise
             return None
 
 
-def one_by_one(check: Check, evaluate: Evaluate, cases: Case) -> Batch:
+def one_by_one(check: Check, evaluate: Evaluate, cases: Case, unit: float) -> Batch:
     """The same in a loop, in which it shows which instance raises."""
     found: list[Outcome | None] = []
     errors = {}
     with quiet():
         for i, case in enumerate(zip(*cases, strict=True)):
             try:
-                found.append(check(evaluate, *case))
+                found.append(check(evaluate, *case, unit))
             except Exception as error:
                 errors[i] = describe_error(error)
                 found.append(None)
@@ -221,12 +223,8 @@ def one_by_one(check: Check, evaluate: Evaluate, cases: Case) -> Batch:
     if like is None:
         return Batch(None, errors)
     blank = Outcome(*(torch.full_like(x, float("nan")) for x in like))
-    return Batch(
-        Outcome(
-            *(torch.stack(x) for x in zip(*(outcome or blank for outcome in found), strict=True))
-        ),
-        errors,
-    )
+    parts = zip(*(outcome or blank for outcome in found), strict=True)
+    return Batch(Outcome(*(torch.stack(x) for x in parts)), errors)
 
 
 def quiet() -> warnings.catch_warnings:

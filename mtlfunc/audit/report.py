@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .cases import source
+
 Status = Literal["holds", "fails", "not applicable"]
 
 COLOURS = {"holds": "#1a7f37", "fails": "#cf222e", "not applicable": "#6e7781"}
@@ -31,8 +33,11 @@ class Row:
 
     @property
     def literal(self) -> str:
-        """The counterexample as code, for `mtlfunc.aggregate(rule, …)`; empty if there is none."""
-        return "" if self.jacobian is None else literal(self.jacobian)
+        """The counterexample as code, for `mtlfunc.aggregate(rule, …)`; empty if there is none.
+
+        Of many tasks it is the call that makes it.
+        """
+        return "" if self.jacobian is None else source(self.jacobian) or literal(self.jacobian)
 
     @property
     def verdict(self) -> str:
@@ -149,10 +154,16 @@ class Report:
         )
 
 
+MANY = 36
+"""Equal numbers that are not written out."""
+
+
 def literal(x: Tensor) -> str:
     """A matrix as code that gives it back: in the default dtype where float32 holds every number,
     else in float64.
     """
+    if x.numel() > MANY and bool((x == x.flatten()[0]).all()):
+        return f"torch.full({tuple(x.shape)}, {x.flatten()[0]})"
     exact = torch.equal(x.float().double(), x.double())
 
     def number(v: float) -> str:

@@ -1,5 +1,10 @@
-"""The table of a study: scores at chosen learning rates, paired bootstrap intervals, average ranks,
-and what of it can be told from chance.
+"""The table of a study: scores at chosen learning rates, average ranks, and what is not chance.
+
+Two kinds of intervals. What other *seeds* of these problems might give: a bootstrap of tuning and
+reporting seeds in which every draw chooses its learning rates anew, widened as Student's t widens
+(`resampled`). What other *problems* like these might give: a problem is one draw, its seeds and
+choices included, and subsets of the problems give the exact interval (`typical`); fewer than
+`ENOUGH` problems can say nothing at 95 %, and nothing is said.
 """
 
 from __future__ import annotations
@@ -8,6 +13,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -32,14 +38,18 @@ that are worse (0 on the front; problems whose front is not known are left out).
 BASELINE = "mean"
 TIE = 1e-4
 """Scores are rounded to this before they are ranked: what nobody would notice is a tie."""
-DRAWS = 2000
+DRAWS = 1000
 HALVES = 100
+ENOUGH = 6
+"""Problems: of five, the most extreme of the 2⁵ sign patterns have a probability of 2/32 > .05."""
+SUBSETS = 1 << 14
+"""At most so many subsets of problems are looked at; beyond 14 problems they are drawn."""
 REFERENCE_POINT = 1.1
 """Of hypervolumes, in units of score, for every task."""
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % percentile bootstrap interval."""
+    """A mean and its 95 % interval; NaN ends where there is none."""
 
     mean: float
     low: float
@@ -51,24 +61,22 @@ class Rank(NamedTuple):
 
     rule: str
     rank: float
-    seeds: Interval  # seeds resampled: what other seeds of these problems might give
-    problems: Interval  # problems and seeds resampled: what other problems like these might give
-    # rank less that of the mean and of the static search, problems and seeds resampled; negative is
-    # better
+    seeds: Interval  # what other seeds of these problems might give
+    problems: Interval  # what other problems like these might give
+    # rank less that of the mean and of the static search, over problems; negative is better
     against: dict[str, Interval]
 
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """Every rule on every problem. Printed, it is the table of ranks; `_repr_html_` is what a
-    notebook shows.
-    """
+    """Every rule on every problem; printed, and in a notebook, it is the table of ranks."""
 
     problems: dict[str, BenchmarkProblem]
     cells: dict[str, dict[str, Cell]]  # by problem, by rule
     settings: Settings
     # by problem, rule and measure: [config, seed]
     scores: dict[str, dict[str, dict[str, Tensor]]] = field(init=False)
+    drawn: dict[tuple[str, ...], Resampled] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         scores = {
@@ -78,6 +86,7 @@ class Result:
             for name, cells in self.cells.items()
         }
         object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "drawn", {})
 
     @property
     def rules(self) -> list[str]:
@@ -88,8 +97,9 @@ class Result:
         ]
 
     def chosen(self, problem: str, rule: str, by: str = "mean") -> int:
-        """The configuration whose mean score over the tuning seeds is least; one that is not finite
-        on all of them loses to any that is.
+        """The configuration whose mean score over the tuning seeds is least.
+
+        One that is not finite on all of them loses to any that is.
         """
         tuning = self.scores[problem][rule][by][:, : self.settings.tuning]
         return int(torch.where(tuning.isfinite(), tuning, torch.inf).mean(-1).argmin())
@@ -97,18 +107,14 @@ class Result:
     def reported(
         self, problem: str, rule: str, by: str = "mean", measure: str | None = None
     ) -> Float[Tensor, " seed"]:
-        """Scores on the reporting seeds at the configuration chosen `by`; what is not finite is
-        infinite.
-        """
+        """Scores on the reporting seeds at the configuration chosen `by`; NaN is infinite."""
         score = self.scores[problem][rule][measure or by][
             self.chosen(problem, rule, by), self.settings.tuning :
         ]
         return torch.where(score.isfinite(), score, torch.inf)
 
     def status(self, problem: str, rule: str, by: str = "mean") -> str:
-        """Empty if all went well; what the rule raised, how many seeds did not stay finite, or that
-        it ended above its start.
-        """
+        """Empty if all went well, else what the rule raised, lost or made worse."""
         cell = self.cells[problem][rule]
         if cell.error:
             return f"raised {cell.error}"
@@ -125,8 +131,7 @@ class Result:
         )
 
     def ranks(self, by: str = "mean") -> list[Rank]:
-        """Average ranks, best first, over the problems that have this measure and the rules that
-        met all of them.
+        """Average ranks, best first, of the rules that met all problems with this measure.
 
         In each problem and seed the rules are ranked by their score, ties sharing their ranks and a
         score that is not finite sharing the last ones.
@@ -134,65 +139,63 @@ class Result:
         rules, names = self.rules, self._ranked(by)
         if not rules or not names:
             return []
-        grids = [
-            _ranks(torch.stack([self.reported(name, rule, by) for rule in rules])) for name in names
-        ]
-        seeds, both = self._resampled(grids)
-        average = torch.stack([grid.mean(-1) for grid in grids]).mean(0)
+        places = self._places(by)
+        drawn = torch.stack([self._resampled(name, by, rules).places for name in names]).mean(0)
+        average = places.mean(0)
         found = []
         for i, rule in enumerate(rules):
             against = {
-                other: _interval(
-                    float(average[i] - average[rules.index(other)]),
-                    both[:, i] - both[:, rules.index(other)],
-                )
+                other: typical(places[:, i] - places[:, rules.index(other)])
                 for other in (BASELINE, STATIC)
                 if other in rules and other != rule
             }
-            found.append(
-                Rank(
-                    rule,
-                    float(average[i]),
-                    _interval(float(average[i]), seeds[:, i]),
-                    _interval(float(average[i]), both[:, i]),
-                    against,
-                )
-            )
+            seeds = _interval(float(average[i]), drawn[:, i], self.settings.seeds)
+            found.append(Rank(rule, float(average[i]), seeds, typical(places[:, i]), against))
         return sorted(found, key=lambda rank: rank.rank)
 
     def critical_difference(self, by: str = "mean") -> float:
-        """How far two average ranks must lie apart to differ, at 95 % for all pairs at once,
-        problems and seeds resampled; NaN without ranks.
+        """What two average ranks must differ by, and more, to differ at 95 %, all pairs at once.
+
+        The 95 % quantile of the largest difference when the rules of each problem change places at
+        random, which is exact if no rule is better than another. NaN for fewer than `ENOUGH`
+        problems.
         """
-        rules, names = self.rules, self._ranked(by)
-        if not rules or not names:
+        if not self.rules or len(self._ranked(by)) < ENOUGH:
             return math.nan
-        grids = [
-            _ranks(torch.stack([self.reported(name, rule, by) for rule in rules])) for name in names
-        ]
-        _, both = self._resampled(grids)
-        away = both - torch.stack([grid.mean(-1) for grid in grids]).mean(0)
-        return float((away.amax(-1) - away.amin(-1)).quantile(0.95))
+        return spread(self._places(by))
+
+    def _places(self, by: str) -> Float[Tensor, "problem rule"]:
+        """Mean ranks over the reporting seeds."""
+        return torch.stack(
+            [
+                _ranks(torch.stack([self.reported(name, rule, by) for rule in self.rules])).mean(-1)
+                for name in self._ranked(by)
+            ]
+        )
 
     def records(self, by: str = "mean") -> list[dict[str, Any]]:
-        """One flat dict for each problem and rule, at the configuration chosen `by`; NaN where
-        something is not known or not measured.
+        """One flat dict for each problem and rule, at the configuration chosen `by`.
+
+        NaN where something is not known or not measured.
         """
         found = []
         for name, cells in self.cells.items():
             measure = self._measure(name, by)
-            draws = resamples(self.settings.seeds, len(found))
-            everyone = _ranks(
-                torch.stack([self.reported(name, rule, measure) for rule in cells])
-            ).mean(-1)
+            scores = torch.stack([self.reported(name, rule, measure) for rule in cells])
             volumes = self._hypervolumes(name, measure)
-            for rule, place in zip(cells, everyone.tolist(), strict=True):
-                found.append(self._record(name, rule, measure, draws, place) | volumes[rule])
+            for rule, place in zip(cells, _ranks(scores).mean(-1).tolist(), strict=True):
+                found.append(self._record(name, rule, measure, place) | volumes[rule])
         return found
 
     def plot(self, ax: Axes | None = None, by: str = "mean") -> Axes:
-        """Average ranks, best on top: thick with seeds resampled, thin with problems and seeds
-        resampled.
+        """Average ranks, best on top: thick the interval over seeds, thin that over problems.
+
+        Args:
+            ax: where to draw; None makes a figure.
+            by: the measure, one of `MEASURES`.
+
+        Returns:
+            the Axes.
         """
         if ax is None:
             from matplotlib.figure import Figure
@@ -203,7 +206,8 @@ class Result:
         ranks = self.ranks(by)
         for i, rank in enumerate(ranks):
             colour = "C1" if rank.rule in (BASELINE, STATIC) else "C0"
-            ax.plot(rank.problems[1:], (i, i), color=colour, linewidth=1)
+            if math.isfinite(rank.problems.low):
+                ax.plot(rank.problems[1:], (i, i), color=colour, linewidth=1)
             ax.plot(
                 rank.seeds[1:], (i, i), color=colour, linewidth=4, alpha=0.5, solid_capstyle="butt"
             )
@@ -238,44 +242,24 @@ class Result:
         )
         top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
-        return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>{self._details()}"
+        table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+        return f"{table}<ul>{notes}</ul>{self._details()}"
 
     def notes(self, by: str = "mean") -> list[str]:
         """What the table shows, how it was taken, and what was lost on the way."""
-        settings, ranks = self.settings, self.ranks(by)
+        settings = self.settings
         notes = [
             f"Scores: {MEASURES[by]}, mean over {settings.seeds} seeds, from (loss - "
             "ideal)/(nadir - ideal) of every task: 0 is what each task reaches alone. "
             "+ better, - worse than the rule mean on this problem (the 95 % interval of the "
-            f"seed-paired difference lies beyond {TIE:g}, one cell at a time).",
+            f"seed-paired difference, the choice of both learning rates drawn anew, lies beyond "
+            f"{TIE:g}, one cell at a time).",
             "The learning rate of every rule, and the weights of the static search, are those "
             f"that are best on {settings.tuning} other seeds, from one grid "
             "a problem, so that no rule profits from its scale and no score chose its own "
-            "configuration.",
+            f"configuration.{self._budget()}",
+            *self._comparison(by),
         ]
-        if ranks:
-            notes.append(
-                f"Average ranks, {_problems(len(self._ranked(by)))}, with 95 % intervals, "
-                "problems and seeds resampled. All pairs taken together, two rules "
-                f"differ if their ranks are {self.critical_difference(by):.2f} apart."
-            )
-            for other in (BASELINE, STATIC):
-                better = [
-                    rank.rule
-                    for rank in ranks
-                    if other in rank.against and rank.against[other].high < 0
-                ]
-                worse = [
-                    rank.rule
-                    for rank in ranks
-                    if other in rank.against and rank.against[other].low > 0
-                ]
-                if any(other in rank.against for rank in ranks):
-                    notes.append(
-                        f"Against {other}, one rule at a time: better "
-                        f"{', '.join(better) or 'none'}; worse {', '.join(worse) or 'none'}; "
-                        "others open."
-                    )
         failures: dict[tuple[str, str], list[str]] = {}
         for name, cells in self.cells.items():
             for rule in cells:
@@ -288,6 +272,44 @@ class Result:
         ]
 
     # ---- parts ----
+
+    def _budget(self) -> str:
+        """How many weight vectors the static search has seen, where it takes part."""
+        cells = [rules[STATIC] for rules in self.cells.values() if STATIC in rules]
+        tried = sorted({len(cell.lr) // len(cell.lr.unique()) for cell in cells})
+        if not tried:
+            return ""
+        count = "–".join(str(x) for x in dict.fromkeys((tried[0], tried[-1])))
+        return (
+            f" The static search has tried {count} weight vectors at each learning rate, every "
+            "other rule one setting of its own: it has had the larger budget."
+        )
+
+    def _comparison(self, by: str) -> list[str]:
+        """What the average ranks can tell."""
+        ranks, count = self.ranks(by), len(self._ranked(by))
+        if not ranks:
+            return []
+        if count < ENOUGH:
+            return [
+                f"Average ranks, {_problems(count)}: with fewer than {ENOUGH} nothing can be said "
+                "at 95 % about other problems; the intervals are of other seeds of these."
+            ]
+        notes = [
+            f"Average ranks, {_problems(count)}, with 95 % intervals over problems. All pairs "
+            "taken together, two rules differ if their ranks are more than "
+            f"{self.critical_difference(by):.2f} apart."
+        ]
+        for other in (BASELINE, STATIC):
+            against = {rank.rule: rank.against[other] for rank in ranks if other in rank.against}
+            better = [rule for rule, interval in against.items() if interval.high < 0]
+            worse = [rule for rule, interval in against.items() if interval.low > 0]
+            if against:
+                notes.append(
+                    f"Against {other}, one rule at a time: better {', '.join(better) or 'none'}; "
+                    f"worse {', '.join(worse) or 'none'}; others open."
+                )
+        return notes
 
     def _ranked(self, by: str) -> list[str]:
         """Problems that have this measure."""
@@ -303,22 +325,20 @@ class Result:
         """`by`, or the mean score where the front is not known."""
         return by if problem in self._ranked(by) else "mean"
 
-    def _resampled(self, grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Average ranks `[draw, rule]` with seeds resampled, and with problems resampled as well."""
-        # [draw, problem, rule]
-        drawn = torch.stack(
-            [resamples(self.settings.seeds, i) @ grid.mT for i, grid in enumerate(grids)], 1
-        )
-        return drawn.mean(1), torch.einsum("dp,dpr->dr", resamples(len(grids), -1), drawn)
+    def _resampled(self, name: str, by: str, rules: Sequence[str]) -> Resampled:
+        """The study of one problem again, on drawn seeds; the same draws for every rule."""
+        key = (name, by, *rules)
+        if key not in self.drawn:
+            scores = [self.scores[name][rule][by] for rule in rules]
+            stream = list(self.cells).index(name)
+            self.drawn[key] = resampled(scores, self.settings.tuning, stream)
+        return self.drawn[key]
 
-    def _record(self, name: str, rule: str, by: str, draws: Tensor, place: float) -> dict[str, Any]:
-        problem, cell, best = (
-            self.problems[name],
-            self.cells[name][rule],
-            self.chosen(name, rule, by),
-        )
-        report = slice(self.settings.tuning, None)
+    def _record(self, name: str, rule: str, by: str, place: float) -> dict[str, Any]:
+        problem, cell = self.problems[name], self.cells[name][rule]
+        best, report = self.chosen(name, rule, by), slice(self.settings.tuning, None)
         final = cell.losses[best, report]
+        draws = resamples(self.settings.seeds, list(self.cells).index(name))
         record: dict[str, Any] = {
             "problem": name,
             "rule": rule,
@@ -334,13 +354,14 @@ class Result:
             record |= _fields("excess", final.mean(-1).sub(problem.least) / start, draws)
         for measure in self.scores[name][rule]:
             record |= _fields(measure, self.reported(name, rule, by, measure), draws)
+        rules = list(self.cells[name])
+        means = dict(zip(rules, self._resampled(name, by, rules).means.unbind(-1), strict=True))
         for other in (BASELINE, STATIC):
             if other in self.cells[name] and other != rule:
-                record |= _fields(
-                    f"{by} less {other}'s",
-                    self.reported(name, rule, by) - self.reported(name, other, by),
-                    draws,
-                )
+                gap = self.reported(name, rule, by) - self.reported(name, other, by)
+                drawn = means[rule] - means[other]
+                interval = _interval(float(gap.mean()), drawn, self.settings.seeds)
+                record |= _named(f"{by} less {other}'s", interval)
         for key, values in (
             ("worst rate before", cell.before),
             ("worst rate after", cell.after),
@@ -372,7 +393,7 @@ class Result:
             found[rule] = dict(
                 zip(
                     ("hypervolume", "hypervolume, low", "hypervolume, high"),
-                    _interval(float(volumes.mean()), volumes),
+                    (float(volumes.mean()), *_ends(volumes)),
                     strict=True,
                 )
             )
@@ -381,8 +402,13 @@ class Result:
     def _summary(self, by: str = "mean") -> list[list[str]]:
         """Rows of the table: rank, interval, and a score for each problem."""
         at = {(record["problem"], record["rule"]): record for record in self.records(by)}
-        rows = [["rule", "rank", "95 %", *self.cells]]
         ranks = self.ranks(by)
+        few = len(self._ranked(by)) < ENOUGH
+        rows = [["rule", "rank", "95 %, seeds" if few else "95 %", *self.cells]]
+
+        def interval(rank: Rank) -> Interval:
+            return rank.seeds if few else rank.problems
+
         left = [
             rule
             for rule in dict.fromkeys(rule for cells in self.cells.values() for rule in cells)
@@ -395,7 +421,7 @@ class Result:
             place = (
                 ["", ""]
                 if rank is None
-                else [f"{rank.rank:.2f}", f"{rank.problems.low:.1f} to {rank.problems.high:.1f}"]
+                else [f"{rank.rank:.2f}", f"{interval(rank).low:.1f} to {interval(rank).high:.1f}"]
             )
             rows.append([rule, *place, *(_cell(at.get((name, rule)), by) for name in self.cells)])
         return rows
@@ -411,11 +437,15 @@ class Result:
             )
             head = "".join(f"<th>{html.escape(column)}</th>" for column in DETAILS)
             body = "".join(
-                f"<tr>{''.join(f'<td>{html.escape(show(row))}</td>' for show in DETAILS.values())}</tr>"
-                for row in rows
+                f"<tr>{cells}</tr>"
+                for cells in (
+                    "".join(f"<td>{html.escape(show(row))}</td>" for show in DETAILS.values())
+                    for row in rows
+                )
             )
             parts.append(
-                f"<details><summary>{html.escape(name)}</summary><p>{html.escape(self.problems[name].text)}</p>"
+                f"<details><summary>{html.escape(name)}</summary>"
+                f"<p>{html.escape(self.problems[name].text)}</p>"
                 f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></details>"
             )
         return "".join(parts)
@@ -440,20 +470,86 @@ def scores_of(
     return scores
 
 
-def resamples(count: int, stream: int) -> Float[Tensor, "draw item"]:
-    """Bootstrap weights: each row is how often each of `count` items was drawn with replacement,
-    over `count`; a fixed stream of random numbers.
+# ---- intervals ----
+
+
+class Resampled(NamedTuple):
+    """A study of one problem on drawn seeds."""
+
+    places: Float[Tensor, "draw rule"]  # mean ranks
+    means: Float[Tensor, "draw rule"]  # mean scores
+
+
+def resampled(
+    scores: Sequence[Float[Tensor, "config seed"]], tuning: int, stream: int
+) -> Resampled:
+    """A bootstrap over seeds: each draw chooses every rule's configuration anew, then reports.
+
+    Args:
+        scores: of every rule, at all configurations and seeds, tuning seeds first.
+        tuning: how many those are.
+        stream: of random numbers.
     """
-    drawn = (
-        random.uniform(random.fold_in(random.key(17), stream), (DRAWS, count), torch.float64)
-        * count
-    ).long()
-    return (
-        torch.zeros(DRAWS, count, dtype=torch.float64).scatter_add_(
-            1, drawn, torch.ones_like(drawn, dtype=torch.float64)
-        )
-        / count
-    )
+    for_tuning = resamples(tuning, 2 * stream)
+    weights = resamples(scores[0].shape[1] - tuning, 2 * stream + 1)
+    reports = []
+    for score in scores:
+        bounded = torch.where(score.isfinite(), score, WORST)
+        best = (for_tuning @ bounded[:, :tuning].mT).argmin(-1)
+        reports.append(torch.where(score.isfinite(), score, torch.inf)[best, tuning:])
+    report = torch.stack(reports, 1)  # [draw, rule, seed]
+    places = (vmap(_ranks)(report) * weights[:, None]).sum(-1)
+    means = torch.where(weights[:, None] > 0, report * weights[:, None], 0.0).sum(-1)
+    return Resampled(places, means)
+
+
+WORST = 1e30
+"""A score that is not finite, where it must be averaged."""
+
+
+def resamples(count: int, stream: int) -> Float[Tensor, "draw item"]:
+    """Bootstrap weights: how often each of `count` items was drawn with replacement, over `count`.
+
+    From a fixed stream of random numbers.
+    """
+    key = random.fold_in(random.key(17), stream)
+    drawn = (random.uniform(key, (DRAWS, count), torch.float64) * count).long()
+    ones = torch.ones_like(drawn, dtype=torch.float64)
+    return torch.zeros(DRAWS, count, dtype=torch.float64).scatter_add_(1, drawn, ones) / count
+
+
+def typical(values: Float[Tensor, " problem"]) -> Interval:
+    """The mean over problems with its 95 % interval, exact for symmetric differences.
+
+    The means of all subsets of n independent values that are symmetric about θ cut the line into 2ⁿ
+    intervals that hold θ with equal probability (Hartigan 1969, theorem 1). For a difference of two
+    rules, of which neither is the better, symmetry is no assumption: the rules could change places.
+    """
+    count = len(values)
+    if count < ENOUGH or not bool(values.isfinite().all()):
+        return Interval(float(values.mean()), math.nan, math.nan)
+    if 1 << count <= SUBSETS:
+        codes = torch.arange(1, 1 << count)
+        chosen = (codes[:, None] >> torch.arange(count)) & 1
+    else:
+        chosen = random.uniform(random.key(count), (SUBSETS, count), torch.float64) < 0.5
+        chosen = chosen[chosen.any(-1)]
+    chosen = chosen.to(values)
+    means = (chosen @ values / chosen.sum(-1)).sort().values
+    tail = int(0.025 * (len(means) + 1))
+    return Interval(float(values.mean()), float(means[tail - 1]), float(means[-tail]))
+
+
+def spread(places: Float[Tensor, "problem rule"]) -> float:
+    """The 95 % quantile of the range of mean ranks, when rules change places on each problem."""
+    rules = places.shape[1]
+    moved = [
+        values[random.permutation(random.fold_in(random.key(18), i), rules, rows=2 * DRAWS)]
+        for i, values in enumerate(places)
+    ]
+    ranges = torch.cat([torch.stack(moved).mean(0), places.mean(0)[None]])
+    ranges = (ranges.amax(-1) - ranges.amin(-1)).sort().values
+    return float(ranges[math.ceil(0.95 * len(ranges)) - 1])
 
 
 def _ranks(scores: Float[Tensor, "rule seed"]) -> Float[Tensor, "rule seed"]:
@@ -464,17 +560,39 @@ def _ranks(scores: Float[Tensor, "rule seed"]) -> Float[Tensor, "rule seed"]:
     return (less + 0.5 * (same + 1)).double()
 
 
-def _interval(mean: float, draws: Tensor) -> Interval:
+def _ends(draws: Tensor) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles; NaN where some draw is not finite."""
     if not bool(draws.isfinite().all()):
-        return Interval(mean, math.nan, math.nan)
+        return math.nan, math.nan
     low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
-    return Interval(mean, low, high)
+    return low, high
+
+
+def _interval(mean: float, draws: Tensor, count: int) -> Interval:
+    """A bootstrap interval over `count` seeds, widened as Student's t widens the normal one."""
+    low, high = _ends(draws)
+    more = _widening(count)
+    return Interval(mean, mean + more * (low - mean), mean + more * (high - mean))
+
+
+@cache
+def _widening(count: int) -> float:
+    """A bootstrap's variance lacks the factor n/(n - 1), and its quantiles are a normal's."""
+    from scipy.special import ndtri, stdtrit
+
+    if count < 2:
+        return math.nan
+    return float(stdtrit(count - 1, 0.975) / ndtri(0.975)) * (count / (count - 1)) ** 0.5
+
+
+def _named(key: str, interval: Interval) -> dict[str, float]:
+    """The fields of a record."""
+    return {key: interval.mean, f"{key}, low": interval.low, f"{key}, high": interval.high}
 
 
 def _fields(key: str, values: Float[Tensor, " seed"], draws: Tensor) -> dict[str, float]:
     """A mean over seeds and its bootstrap interval, NaN if it is not finite."""
-    interval = _interval(float(values.mean()), draws @ values)
-    return {key: interval.mean, f"{key}, low": interval.low, f"{key}, high": interval.high}
+    return _named(key, _interval(float(values.mean()), draws @ values, len(values)))
 
 
 def _cell(record: Mapping[str, Any] | None, by: str) -> str:

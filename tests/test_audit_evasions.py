@@ -1,0 +1,406 @@
+"""Rules that are wrong where an audit may not look, and rules that are right but look wrong.
+
+Each evasion hides one defect: at one number of tasks, in a task that is not the first, after many
+calls, under a vmap alone. None may come out as sound, or without the failure that names it.
+"""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+import mtlfunc as mf
+from mtlfunc.audit import audit
+from mtlfunc.audit.__main__ import main
+from mtlfunc.audit.cases import generic, independent
+
+F64 = torch.float64
+
+
+def mean(gramian: Any) -> Any:
+    return torch.full_like(gramian[0], 1 / len(gramian))
+
+
+def min_norm(gramian: Any) -> Any:
+    return mf.solvers.auto()(mf.solvers.min_norm(gramian)).weights
+
+
+def by_length(gramian: Any) -> Any:
+    """Invariant to the order, homogeneous, pure; NaN for NaN."""
+    n = gramian.diagonal()
+    total = n.sum()
+    return torch.where(total == 0, 1.0, n) / torch.where(total == 0, len(n), total)
+
+
+def only(count: int, wrong: Any, right: Any = by_length) -> Any:
+    """`wrong` for so many tasks, `right` for others."""
+    return lambda gramian: (wrong if len(gramian) == count else right)(gramian)
+
+
+def counted(limit: int, count: int = 0) -> Any:
+    """Other weights after so many calls, of any number of tasks or one."""
+    seen: list[int] = []
+
+    def weights(gramian: Any) -> Any:
+        if not count or len(gramian) == count:
+            seen.append(1)
+        return by_length(gramian) * (1.0 + (len(seen) > limit))
+
+    return weights
+
+
+def counting_dict() -> Any:
+    """A dict that counts calls where T = 5, which the weights show."""
+    calls: dict[int, int] = {}
+
+    def weights(gramian: Any) -> Any:
+        calls[len(gramian)] = calls.get(len(gramian), 0) + 1
+        w = by_length(gramian)
+        return w / calls[len(gramian)] if len(gramian) == 5 else w
+
+    return weights
+
+
+def alternating() -> Any:
+    """Right on every second call and so by the time that a failure is looked at again."""
+    seen: list[int] = []
+
+    def weights(gramian: Any) -> Any:
+        if len(gramian) == 4 and _functorch.get_interpreter_stack():
+            seen.append(1)
+        return by_length(gramian) * (1 + 0.5 * (len(seen) % 2))
+
+    return weights
+
+
+def in_place(gramian: Any) -> Any:
+    w = by_length(gramian)
+    gramian[0, 0] += 0.0 if _functorch.get_interpreter_stack() else 1.0
+    return w
+
+
+def in_place_at_conflict(gramian: Any) -> Any:
+    w = by_length(gramian)
+    if not _functorch.get_interpreter_stack() and bool((gramian < 0).any()):
+        gramian.neg_()
+    return w
+
+
+def losses_in_place(gramian: Any, losses: Any) -> Any:
+    if len(losses) == 4:
+        losses.add_(1)
+    return by_length(gramian)
+
+
+def at_depth(depth: int, count: int) -> Any:
+    """Tripled under so many transforms."""
+
+    def weights(gramian: Any) -> Any:
+        deep = len(_functorch.get_interpreter_stack() or ())
+        return by_length(gramian) * (3.0 if deep >= depth and len(gramian) == count else 1.0)
+
+    return weights
+
+
+class ManyMixed(torch.autograd.Function):
+    """Doubled where more than 30 problems are batched."""
+
+    @staticmethod
+    def forward(w: Any) -> Any:
+        return w.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, w: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        w = w.movedim(in_dims[0], 0)
+        return w * (2.0 if info.batch_size > 30 else 1.0), 0
+
+
+def nan_dropped(tasks: Any) -> Any:
+    """NaN of some tasks' gradients is read as 0."""
+
+    def weights(gramian: Any) -> Any:
+        n = gramian.diagonal()
+        kept = torch.tensor([t in tasks(len(n)) for t in range(len(n))])
+        n = torch.where(kept, n.nan_to_num(0.0), n) + 1e-300
+        return n / n.sum()
+
+    return weights
+
+
+def loss_nan_dropped(gramian: Any, losses: Any) -> Any:
+    last = torch.arange(len(losses)) == len(losses) - 1
+    kept = torch.where(last, losses.nan_to_num(1.0), losses)
+    return torch.softmax(kept, -1) + 0 * gramian.diagonal()
+
+
+def first_preferred(gramian: Any) -> Any:
+    return torch.softmax(torch.arange(len(gramian), 0, -1).to(gramian), -1)
+
+
+def inner_swap(gramian: Any) -> Any:
+    """The second task counts double, the first and the last do not differ."""
+    w = by_length(gramian)
+    return torch.where(torch.arange(len(w)) == 1, 2 * w, w)
+
+
+def shift_of_the_second(gramian: Any, losses: Any) -> Any:
+    """Reads the loss of an inner task alone."""
+    w = by_length(gramian)
+    return w * (1 + 0.1 * losses[len(losses) // 2] * (len(losses) > 2))
+
+
+def always_wide(gramian: Any) -> Any:
+    return by_length(gramian).double()
+
+
+def stateful(update: Any, init: Any = lambda losses, key: torch.zeros_like(losses)) -> mf.Rule:
+    return mf.Rule(init, update)
+
+
+def growing(geometry: Any, state: Any) -> Any:
+    more = torch.cat([state, state]) if len(geometry.losses) == 4 else state
+    return by_length(geometry.gramian), more
+
+
+def writes_at_the_second_update(geometry: Any, state: Any) -> Any:
+    if not _functorch.get_interpreter_stack() and bool(state[0] > 0):
+        geometry.gramian.mul_(2)
+    return mean(geometry.gramian), state + 1
+
+
+def ignores_two_absent(geometry: Any, state: Any) -> Any:
+    """Right where one task is absent, or all are."""
+    here = geometry.present
+    lonely = here.sum() < len(here) - 1
+    w = torch.where(lonely, torch.ones_like(geometry.losses), here.to(geometry.losses))
+    w = w * here.any()
+    return w / w.sum().clamp_min(1), state
+
+
+class Evasion(NamedTuple):
+    rule: Any
+    property: str
+    seen: str = ""  # part of what is said
+    whole: bool = False  # whether it takes all rows to find it
+
+
+EVASIONS = {
+    # what came out sound, or broke the audit, once
+    "counts calls at T = 5": Evasion(
+        counting_dict(), "purity", "remembered outside the state", whole=True
+    ),
+    "NaN read as 0 on tasks 2, …": Evasion(
+        nan_dropped(lambda count: range(1, count)), "NaN", "although the gradient of task 2 is NaN"
+    ),
+    "a Gramian edited in place at T = 5": Evasion(
+        only(5, in_place), "purity", "changes the gramian in place"
+    ),
+    "tripled under vmap at T = 4": Evasion(at_depth(1, 4), "vmapped == loop", "in a loop"),
+    "order at T = 4": Evasion(only(4, first_preferred), "permutation equivariance", "the order"),
+    "1e6 too large at T = 128": Evasion(
+        only(128, lambda g: 1e6 * by_length(g)), "T = 128", "add up to 1e+06"
+    ),
+    "1/l": Evasion(
+        lambda gramian, losses: 1 / losses + 0 * gramian[0],
+        "losses of 0 or below",
+        "weights are (inf) where",
+    ),
+    # their relatives
+    "NaN read as 0 on the last of four": Evasion(
+        only(4, nan_dropped(lambda count: [3])), "NaN", "although the gradient of task 4 is NaN"
+    ),
+    "NaN read as 0 for many tasks": Evasion(
+        only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 128 is NaN"
+    ),
+    "NaN of the last loss": Evasion(loss_nan_dropped, "NaN", "although the loss of task"),
+    "edited in place at conflict": Evasion(in_place_at_conflict, "purity", "the gramian in place"),
+    "edited in place for many tasks": Evasion(
+        only(128, in_place), "purity", "changes the gramian in place"
+    ),
+    "losses edited in place at T = 4": Evasion(losses_in_place, "purity", "the losses in place"),
+    "edited at the second update": Evasion(
+        stateful(writes_at_the_second_update), "purity", "the gramian in place"
+    ),
+    "tripled under nested vmaps": Evasion(at_depth(2, 6), "vmapped == loop", "nested vmaps"),
+    "tripled under vmap at T = 7": Evasion(at_depth(1, 7), "vmapped == loop", "in a loop"),
+    "doubled in large batches": Evasion(
+        lambda gramian: ManyMixed.apply(by_length(gramian)),
+        "vmapped == loop",
+        "instances, ",
+    ),
+    "an inner task counts double": Evasion(
+        only(5, inner_swap), "permutation equivariance", "the order"
+    ),
+    "order for many tasks": Evasion(
+        only(128, first_preferred), "permutation equivariance", "the order"
+    ),
+    "changes after 500 calls": Evasion(
+        counted(500), "purity", "remembered outside the state", whole=True
+    ),
+    "changes after 60 calls at T = 3": Evasion(counted(60, 3), "purity", "remembered", whole=True),
+    "alternates under vmap": Evasion(alternating(), "vmapped == loop", "in a loop", whole=True),
+    "1e6 too large from T = 16 on": Evasion(
+        lambda g: (1e6 if len(g) >= 16 else 1) * by_length(g), "T = 128", "of 16 orthonormal"
+    ),
+    "1/l turns a weight round": Evasion(
+        lambda gramian, losses: 1 / torch.where(losses == 0, 1.0, losses) + 0 * gramian[0],
+        "losses of 0 or below",
+        "weights are (-1) where the losses are (-1)",
+    ),
+    "half of the losses' roots": Evasion(
+        lambda gramian, losses: losses.sqrt() + 0 * gramian[0], "losses of 0 or below", "nan"
+    ),
+    "reads an inner loss": Evasion(
+        shift_of_the_second, "invariance to shifting a loss", "the loss of task 2"
+    ),
+    "float64 at T = 4": Evasion(only(4, always_wide), "float32", "returned float64 weights"),
+    "a state that grows at T = 4": Evasion(stateful(growing), "state round-trip", "after init"),
+    "1/0 at T = 4": Evasion(
+        only(4, lambda g: 1 / g.diagonal()), "zero gradients", "weights are (inf, inf, inf, inf)"
+    ),
+    "two absent tasks": Evasion(
+        stateful(ignores_two_absent), "absent tasks", "with tasks 1 and 3 absent"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVASIONS)
+def test_no_evasion_passes(name):
+    case = EVASIONS[name]
+    wanted = [] if case.whole else [case.property]
+    report = audit(case.rule, only=wanted, instances=40, name=name)
+    row = report[case.property]
+    assert row.status == "fails", str(report)
+    assert case.seen in row.detail
+    assert row.literal
+    assert len(row.literal) < 2000
+    if row.contract:
+        assert not report.sound
+
+
+@pytest.mark.parametrize(
+    "rule", [counted(900), counted(2000), counted(30, 5), alternating(), counting_dict()]
+)
+def test_what_does_not_repeat_is_a_finding_and_no_crash(rule):
+    """Wherever in the audit it begins, and whatever rows are wanted."""
+    report = audit(rule, instances=20)
+    assert not report.sound or report["positive homogeneity"].status == "holds"
+    failing = [row for row in report.rows if row.status == "fails"]
+    assert all(row.detail and row.jacobian is not None for row in failing)
+
+
+def test_between_follows_the_key():
+    """What is wrong at one T between is found by some key; the same key gives the same report."""
+    rule = only(9, first_preferred)
+    wanted = ["permutation equivariance"]
+    found = [audit(rule, only=wanted, instances=5, key=key) for key in range(12)]
+    assert {row["permutation equivariance"].status for row in found} == {"holds", "fails"}
+    again = audit(rule, only=wanted, instances=5, key=3)
+    assert str(again) == str(found[3])
+
+
+def test_counterexample_of_many_tasks_is_a_call():
+    rule = only(128, first_preferred)
+    row = audit(rule, only=["permutation equivariance"], instances=5)["permutation equivariance"]
+    assert row.literal == 'mtlfunc.audit.cases.generic("gaussian", 128, 1)[0]'
+    assert row.jacobian is not None
+    assert torch.equal(row.jacobian, generic("gaussian", 128, 1)[0])
+    assert bool(independent(row.jacobian[None])[0])
+
+
+# ---- what is right ------------------------------------------------------------------------------
+
+
+def by_inverse_length(gramian: Any) -> Any:
+    """w = 1/‖g‖ with a finite stand-in at 0: exactly invariant to rescaling a task."""
+    n = gramian.diagonal().sqrt()
+    return 1 / n.where(n > 0, 1.0)
+
+
+def test_an_exactly_invariant_rule_is_invariant():
+    name = "invariance to rescaling one task"
+    assert audit(by_inverse_length, only=[name])[name].status == "holds"
+
+
+def test_rounding_of_a_zero_direction_is_no_failure():
+    """Weights of 1e-17 where the direction is 0: tenfold noise in them changes nothing."""
+    wanted = [
+        "permutation equivariance",
+        "invariance to rescaling one task",
+        "non-conflict",
+        "Pareto-stationary fixed points",
+        "continuity",
+        "linear under scaling",
+    ]
+
+    def tiny(gramian: Any) -> Any:
+        """The projection off all others for T > 1: 0 up to rounding where gradients depend."""
+        w = min_norm(gramian)
+        length = (w @ gramian @ w).clamp_min(0).sqrt()
+        noise = 1e-17 * torch.sin(1e3 * gramian.sum(-1)) * gramian.diagonal().amax().sqrt()
+        return w * length + noise  # Σ|w|‖g‖ is 1e-17 at Pareto-stationary points
+
+    def clean(gramian: Any) -> Any:
+        w = min_norm(gramian)
+        return w * (w @ gramian @ w).clamp_min(0).sqrt()
+
+    noisy, exact = audit(tiny, only=wanted), audit(clean, only=wanted)
+    for name in wanted:
+        assert noisy[name].status == exact[name].status, (name, noisy[name].detail)
+    assert exact["Pareto-stationary fixed points"].status == "holds"
+
+
+@pytest.mark.parametrize("rule", ["config", "aligned_mtl"])
+def test_order_is_no_failure_of_what_does_not_depend_on_it(rule):
+    """The weights of [[1, 1], [0, -1], [-1, 0]] are 1e-17 and their order is rounding."""
+    found = audit(getattr(mf, rule)(), only=["permutation equivariance"])
+    assert found["permutation equivariance"].status == "holds"
+
+
+def test_aligned_mtl_jumps_where_its_definition_does():
+    """Two parallel gradients, then nearly parallel ones: the least singular value scales d."""
+    row = audit(mf.aligned_mtl(), only=["continuity"])["continuity"]
+    assert row.status == "fails"
+    assert row.jacobian is not None
+    d = mf.aggregate(mf.aligned_mtl(), row.jacobian)
+    moved = torch.nn.functional.pad(row.jacobian, (0, 1))
+    moved[0, -1] = 1e-6 * row.jacobian.abs().max()
+    other = mf.aggregate(mf.aligned_mtl(), moved)
+    assert d.norm() > 0.1
+    assert other.norm() < 1e-4 * d.norm()
+
+
+def test_refusing_low_losses_is_sound():
+    def refuses(gramian: Any, losses: Any) -> Any:
+        good = (losses > 0).all()
+        if not _functorch.get_interpreter_stack() and not bool(good):
+            raise ValueError("losses: expected numbers > 0")
+        return torch.where(good, losses / losses.sum(), torch.nan)
+
+    name = "losses of 0 or below"
+    row = audit(refuses, only=[name], instances=20)[name]
+    assert (row.status, row.detail) == ("not applicable", "the rule refuses losses of 0 and below")
+    fine = audit(lambda gramian, losses: torch.softmax(losses, -1), only=[name], instances=20)[name]
+    assert fine.status == "holds"
+
+
+# ---- the shell ----------------------------------------------------------------------------------
+
+
+def test_html_into_a_missing_folder_is_an_error_before_the_audit(tmp_path, capsys):
+    for page, text in (
+        (tmp_path / "missing" / "page.html", "is no folder; make it first"),
+        (tmp_path, "is a folder; expected a file"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["mtlfunc:mean", "--html", str(page)])
+        assert stopped.value.code == 2
+        out = capsys.readouterr()
+        assert "--html" in out.err
+        assert text in out.err
+        assert not out.out  # no table
