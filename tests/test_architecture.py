@@ -151,6 +151,8 @@ def test_experiments_use_public_names_only(path):
                 "mtlfunc",
                 "mtlfunc.arena",
                 "mtlfunc.audit",
+                "mtlfunc.core.files",
+                "mtlfunc.studies.arena",
                 "mtlfunc.types",
                 "mtlfunc.solvers",
             ), node.module

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import mtlfunc as mf
 from experiments.benchmarks import toy as benchmark
-from paper_repro.cagrad import fast as cagrad_fast
-from paper_repro.cagrad import theory as cagrad_theory
-from paper_repro.cagrad import toy as cagrad_toy
-from paper_repro.report.findings import Claim, Figure, Finding, Settings
+from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy, toy_runs
+from paper_repro.claims import ROWS
+from paper_repro.report.findings import Figure, Finding, Settings
+from tests.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.0006)
 
@@ -46,10 +46,10 @@ def plain_rows(x: np.ndarray, sign: float) -> np.ndarray:
     ).T
 
 
-@pytest.mark.parametrize("sign", [cagrad_toy.CODE, cagrad_toy.PAPER_SIGN])
+@pytest.mark.parametrize("sign", [toy.CODE, toy.PAPER_SIGN])
 def test_losses_are_the_plain_formula(sign: float) -> None:
-    points = [*cagrad_toy.STARTS, (-5.0, 2.14), (5.03, 0.3), (3.0, -8.4), (0.1, -0.2)]
-    found = cagrad_toy.at(torch.tensor(points, dtype=torch.float64), sign)
+    points = [*toy.STARTS, (-5.0, 2.14), (5.03, 0.3), (3.0, -8.4), (0.1, -0.2)]
+    found = toy.at(torch.tensor(points, dtype=torch.float64), sign)
     np.testing.assert_allclose(
         found, [plain_losses(*point, sign) for point in points], rtol=1e-13, atol=1e-13
     )
@@ -60,8 +60,8 @@ def test_the_signs_differ_above_the_axis_only() -> None:
         torch.tensor([3.0, 4.0], dtype=torch.float64),
         torch.tensor([3.0, -4.0], dtype=torch.float64),
     )
-    assert not torch.equal(cagrad_toy.at(above, 1.0), cagrad_toy.at(above, -1.0))
-    assert torch.equal(cagrad_toy.at(below, 1.0), cagrad_toy.at(below, -1.0))
+    assert not torch.equal(toy.at(above, 1.0), toy.at(above, -1.0))
+    assert torch.equal(toy.at(below, 1.0), toy.at(below, -1.0))
 
 
 def test_minimum_of_the_mean_by_scipy() -> None:
@@ -71,7 +71,7 @@ def test_minimum_of_the_mean_by_scipy() -> None:
         method="BFGS",
         options={"gtol": 1e-9},
     )
-    where, value = cagrad_toy.minimum_of_mean()
+    where, value = toy.minimum_of_mean()
     assert value == pytest.approx(found.fun, abs=1e-9)
     np.testing.assert_allclose(where, found.x, atol=1e-4)
     assert value == pytest.approx(-15.0916, abs=1e-4)
@@ -79,16 +79,16 @@ def test_minimum_of_the_mean_by_scipy() -> None:
 
 
 def test_pareto_set_has_opposed_gradients() -> None:
-    for point in cagrad_toy.pareto_set()[5:-5:10]:
+    for point in toy.pareto_set()[5:-5:10]:
         g1, g2 = plain_rows(point, 1.0)
         assert g1 @ g2 / np.linalg.norm(g1) / np.linalg.norm(g2) == pytest.approx(-1, abs=1e-4)
 
 
-@pytest.mark.parametrize(("slope", "moves"), [(cagrad_toy.ramp, True), (torch.relu, False)])
+@pytest.mark.parametrize(("slope", "moves"), [(toy.ramp, True), (torch.relu, False)])
 def test_the_kink_decides_whether_the_origin_moves(slope: Any, moves: bool) -> None:
     zero = torch.zeros(2, dtype=torch.float64)
     rows = mf.task_gradients(
-        lambda params, sign: cagrad_toy.losses(params, sign, slope), {"x": zero}, torch.tensor(1.0)
+        lambda params, sign: toy.losses(params, sign, slope), {"x": zero}, torch.tensor(1.0)
     )[1]["x"]
     assert bool(rows.abs().sum() > 0) == moves
 
@@ -127,34 +127,32 @@ LITERAL = {
 }
 
 
-@pytest.mark.parametrize("sign", [cagrad_toy.CODE, cagrad_toy.PAPER_SIGN])
+@pytest.mark.parametrize("sign", [toy.CODE, toy.PAPER_SIGN])
 @pytest.mark.parametrize("name", LITERAL)
 def test_first_steps_are_those_of_a_literal_loop(name: str, sign: float) -> None:
     """One start at a time, one autograd call a task, torch's own Adam."""
     steps = 30
-    run = cagrad_toy.trajectories(
-        name, torch.zeros(0, 2, dtype=torch.float64), steps, compiled=False
-    )
-    for start in cagrad_toy.STARTS:
+    run = toy_runs.trajectories(name, torch.zeros(0, 2, dtype=torch.float64), steps, compiled=False)
+    for start in toy.STARTS:
         if start == (0.0, 0.0):  # equal lengths and a symmetric pair: the weights are not unique
             continue
         x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([x], lr=1e-3)
         for _ in range(steps):
-            both = cagrad_toy.losses({"x": x}, torch.tensor(sign, dtype=torch.float64))
+            both = toy.losses({"x": x}, torch.tensor(sign, dtype=torch.float64))
             g1, g2 = (torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in both)
-            x.grad = LITERAL[name](g1, g2, cagrad_toy.USUAL[name])
+            x.grad = LITERAL[name](g1, g2, toy.USUAL[name])
             optimizer.step()
-        found = run.watched[steps, run.lanes.find(start, cagrad_toy.USUAL[name], sign)]
+        found = run.watched[steps, run.lanes.find(start, toy.USUAL[name], sign)]
         torch.testing.assert_close(found, x.detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_random_starts_get_a_lane_of_their_own() -> None:
     starts = torch.tensor([[1.0, 2.0], [-3.0, 4.0]], dtype=torch.float64)
-    lanes, random = cagrad_toy.lanes_of("CAGrad", starts)
+    lanes, random = toy.lanes_of("CAGrad", starts)
     assert torch.equal(lanes.start[random], starts)
     assert lanes.hyper[random].tolist() == [0.5, 0.5]
-    assert len(lanes.sign) == len(cagrad_toy.CS) * 2 * len(cagrad_toy.STARTS) + 2
+    assert len(lanes.sign) == len(toy.CS) * 2 * len(toy.STARTS) + 2
 
 
 @pytest.mark.parametrize("c", [0.5, 1.0, 10.0])
@@ -163,9 +161,7 @@ def test_epsilons_are_those_of_the_official_search(c: float) -> None:
     for _ in range(20):
         rows = torch.randn(2, 2, generator=generator, dtype=torch.float64)
         found = (
-            mf.weights(
-                cagrad_toy.with_epsilons(torch.tensor(c, dtype=torch.float64)), rows @ rows.mT
-            )
+            mf.weights(toy.with_epsilons(torch.tensor(c, dtype=torch.float64)), rows @ rows.mT)
             @ rows
         )
         # the search stops at 1e-5 of the weight
@@ -175,22 +171,21 @@ def test_epsilons_are_those_of_the_official_search(c: float) -> None:
 def test_epsilons_allow_equal_gradients() -> None:
     rows = torch.tensor([[0.0, 2.0], [0.0, 2.0]], dtype=torch.float64)
     found = (
-        mf.weights(cagrad_toy.with_epsilons(torch.tensor(1.0, dtype=torch.float64)), rows @ rows.mT)
-        @ rows
+        mf.weights(toy.with_epsilons(torch.tensor(1.0, dtype=torch.float64)), rows @ rows.mT) @ rows
     )
     torch.testing.assert_close(found, rows[0], rtol=1e-3, atol=1e-3)
 
 
 def test_the_transcribed_script_takes_the_same_first_steps() -> None:
     points = benchmark.script_run("GD", (9.0, 9.0), 20)
-    run = cagrad_toy.trajectories("GD", torch.zeros(0, 2, dtype=torch.float64), 20, compiled=False)
+    run = toy_runs.trajectories("GD", torch.zeros(0, 2, dtype=torch.float64), 20, compiled=False)
     torch.testing.assert_close(
         points[-1].double(), run.watched[20, run.lanes.find((9.0, 9.0), 0.0)], rtol=1e-5, atol=1e-5
     )
 
 
 def test_contact_and_way_along_the_set() -> None:
-    front = cagrad_toy.pareto_set()
+    front = toy.pareto_set()
     points = torch.tensor(
         [
             [[8.0, -8.0]],
@@ -199,18 +194,37 @@ def test_contact_and_way_along_the_set() -> None:
             [[4.0, np.interp(4.0, *front.T)]],
         ]
     )
-    assert cagrad_toy.contact(points).tolist() == [2]
-    np.testing.assert_allclose(cagrad_toy.off_the_set(points)[1], [1.0], atol=1e-3)
+    assert toy_runs.contact(points).tolist() == [2]
+    np.testing.assert_allclose(toy_runs.off_the_set(points)[1], [1.0], atol=1e-3)
 
 
-def collected(module: Any) -> tuple[dict[str, Claim], list[Finding]]:
-    found = list(module.run(TINY))
-    return {finding.id: finding for finding in found if isinstance(finding, Claim)}, found
+@pytest.fixture(scope="module")
+def every() -> dict[str, list[Finding]]:
+    return findings_of("cagrad", TINY)
 
 
-def test_a_short_toy_decides_nothing_that_needs_the_whole() -> None:
-    claims, found = collected(cagrad_toy)
-    assert set(claims) == {
+@pytest.fixture(scope="module")
+def found(every: dict[str, list[Finding]]) -> dict[str, Any]:
+    return by_name(every)
+
+
+def test_ledger_and_findings_agree(every: dict[str, list[Finding]]) -> None:
+    check_ledger(every)
+    ids = {f"CA-{n:02}" for n in range(1, 39)} | {"X-01", "X-02", "X-04", "X-05"}
+    data = {"CA-01", "CA-30", "CA-31", "CA-32", "CA-33", "CA-35", "CA-36", "CA-38"}
+    others = data | {"CA-07", "CA-37"}  # an aim, and one of the questions between the texts
+    assert {name for name in by_name(every) if name[-2:].isdigit()} == ids - others
+
+
+def test_findings_are_complete(every: dict[str, list[Finding]]) -> None:
+    check_complete(every)
+
+
+def test_a_short_toy_decides_nothing_that_needs_the_whole(
+    every: dict[str, list[Finding]], found: dict[str, Any]
+) -> None:
+    of_the_toy = {row.id for row in ROWS if row.module.startswith("cagrad.toy")}
+    assert of_the_toy == {
         "CA-04",
         "CA-06",
         "CA-08",
@@ -224,12 +238,16 @@ def test_a_short_toy_decides_nothing_that_needs_the_whole() -> None:
         "X-02",
         "X-05",
     }
-    assert claims["CA-08"].verdict == "does not hold"
-    for name, claim in claims.items():
-        assert name == "CA-08" or claim.verdict == "inconclusive"
-        assert claim.measured
-        assert claim.where
-    assert [finding.name for finding in found if isinstance(finding, Figure)] == [
+    for name in of_the_toy:
+        expected = "does not hold" if name == "CA-08" else "inconclusive"
+        assert found[name].verdict == expected, name
+    figures = {
+        finding.name
+        for module, findings in every.items()
+        for finding in findings
+        if module.startswith("cagrad.toy") and isinstance(finding, Figure)
+    }
+    assert figures == {
         "surface",
         "trajectories",
         "printed-sign",
@@ -237,36 +255,28 @@ def test_a_short_toy_decides_nothing_that_needs_the_whole() -> None:
         "losses",
         "ends",
         "random-starts",
-    ]
-
-
-def test_what_is_exact_in_the_theory_holds_at_any_budget() -> None:
-    claims, _ = collected(cagrad_theory)
-    assert set(claims) == {
-        "X-04",
-        *(f"CA-{n:02}" for n in (2, 3, 5, 9, 10, 11, 12, 13, 15, 16, 18, 19, 20, 21, 29)),
     }
-    verdicts = {name: claim.verdict for name, claim in claims.items()}
+
+
+def test_what_is_exact_in_the_theory_holds_at_any_budget(found: dict[str, Any]) -> None:
     for name in ("CA-10", "CA-16", "CA-11", "CA-18", "CA-20", "CA-29", "X-04"):
-        assert verdicts[name] == "holds", name
+        assert found[name].verdict == "holds", name
     for name in ("CA-03", "CA-12", "CA-13"):
-        assert verdicts[name] == "holds only when", name
-    assert verdicts["CA-05"] == "does not hold"
+        assert found[name].verdict == "holds only when", name
+    assert found["CA-05"].verdict == "does not hold"
 
 
-def test_the_fast_variant_keeps_the_ball_at_any_budget() -> None:
-    claims, found = collected(cagrad_fast)
-    assert set(claims) == {"CA-17", "CA-22", "CA-23", "CA-34"}
-    assert claims["CA-22"].verdict == "holds"
-    assert [finding.name for finding in found if isinstance(finding, Figure)] == ["solvers", "fast"]
+def test_the_fast_variant_keeps_the_ball_at_any_budget(found: dict[str, Any]) -> None:
+    assert found["CA-22"].verdict == "holds"
+    assert {"solvers", "fast"} <= set(found)
 
 
 def test_threshold_of_two_opposed_gradients_is_one() -> None:
     # (1, 0) and (-2, 0): no task may fall, so v = 0
     g = torch.tensor([[[1.0, -2.0], [-2.0, 4.0]]], dtype=torch.float64)
-    c, v = cagrad_theory.threshold(g)
+    c, v = common.threshold(g)
     assert float(c) == pytest.approx(1)
-    assert float(cagrad_theory.length(g, v)) == pytest.approx(0, abs=1e-9)
+    assert float(common.length(g, v)) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("tasks", [3, 50])
@@ -291,25 +301,23 @@ def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
     w = min(tried, key=lambda pair: pair[0])[1]
     expected = 1 / tasks + radius / ((w @ scaled @ w + 1e-4).sqrt() + 1e-4) * w
     torch.testing.assert_close(
-        cagrad_fast.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12
+        dual_solvers.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12
     )
 
 
 def test_slsqp_finds_the_exact_dual_value() -> None:
     rows = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     g = rows @ rows.mT
-    w = cagrad_fast.slsqp_weights(g, 0.5) - 1 / 6
+    w = dual_solvers.slsqp_weights(g, 0.5) - 1 / 6
     w = w / w.sum()
     value = w @ g.mean(1) + 0.5 * g.mean().sqrt() * (w @ g @ w).sqrt()
-    assert float(value) == pytest.approx(
-        float(cagrad_theory.cagrad(g[None], 0.5).value[0]), rel=1e-5
-    )
+    assert float(value) == pytest.approx(float(common.cagrad(g[None], 0.5).value[0]), rel=1e-5)
 
 
 def test_sum_of_squares_against_a_literal_loop() -> None:
-    problem = cagrad_theory.quadratics(2, 3, 3, 5)
+    problem = common.quadratics(2, 3, 3, 5)
     c, steps = 0.5, 15
-    found = cagrad_theory.descend(problem, (0.2, c), steps, "test")[1]
+    found = convergence.descend(problem, (0.2, c), steps, "test")[1]
     for i in range(2):
         matrix, middle, x = (
             problem.matrix[i].numpy(),
@@ -335,7 +343,7 @@ def test_sum_of_squares_against_a_literal_loop() -> None:
 
 
 def test_all_rows_are_the_full_method() -> None:
-    rows = cagrad_theory.rows_of(1, 6, 20, 4)[0]
-    full = cagrad_fast.sampled(rows, 6, 0.5, 8)
+    rows = common.rows_of(1, 6, 20, 4)[0]
+    full = fast.sampled(rows, 6, 0.5, 8)
     assert max(full.bias, full.deviation, abs(full.missed), full.mean_error) < 1e-9
-    assert cagrad_fast.sampled(rows, 2, 0.5, 8).deviation > 0.01
+    assert fast.sampled(rows, 2, 0.5, 8).deviation > 0.01

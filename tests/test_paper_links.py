@@ -1,43 +1,38 @@
-"""The links' reproduction: exact rest points, what a lane of the study trains, and which way the
-weights go.
-"""
+"""What the texts say of each other: exact rest points, what a lane of the study trains."""
 
 from fractions import Fraction
 from typing import Any
 
-import matplotlib as mpl
 import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro import cross_paper as links
-from paper_repro.report.findings import Claim, Figure, Settings
+from paper_repro.cross_paper import digits, rest_points
+from paper_repro.report.findings import Finding, Settings
+from tests.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.02)
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    mpl.use("Agg")
+def every() -> dict[str, list[Finding]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(links, "HALVINGS", 4)
-        return {
-            finding.id if isinstance(finding, Claim) else finding.name: finding
-            for finding in links.run(TINY)
-        }
+        patch.setattr(rest_points, "HALVINGS", 4)
+        return findings_of("cross_paper", TINY)
 
 
-def test_findings_are_complete(found):
-    assert list(found) == ["X-03", "CA-37", "auxiliaries"]
-    for finding in found.values():
-        if isinstance(finding, Figure):
-            assert finding.caption
-            assert all(axis.get_xlabel() and axis.get_ylabel() for axis in finding.canvas.axes)
-        else:
-            assert finding.where
-            assert all(isinstance(value, int | float) for value in finding.measured.values()), (
-                finding.id
-            )
+@pytest.fixture(scope="module")
+def found(every) -> dict[str, Any]:
+    return by_name(every)
+
+
+def test_ledger_and_findings_agree(every):
+    check_ledger(every)
+    assert set(by_name(every)) == {"X-03", "CA-37", "auxiliaries"}
+
+
+def test_findings_are_complete(every):
+    check_complete(every)
 
 
 def test_rest_point_holds_at_any_budget(found):
@@ -48,49 +43,57 @@ def test_rest_point_holds_at_any_budget(found):
 
 
 def test_fractions_of_the_examples():
-    assert links.exact_rest(links.PAIR, 2) == (
+    assert rest_points.exact_rest(rest_points.PAIR, 2) == (
         [Fraction(13, 18), Fraction(5, 18)],
         [Fraction(245, 9), Fraction(637, 9)],
     )
-    assert links.exact_rest(links.TRIPLE, 2)[0] == [Fraction(2, 5), Fraction(2, 5), Fraction(1, 5)]
-    assert min(links.exact_rest(links.OUTSIDE, 1)[1]) < 0  # on both coordinates, though not on W
+    assert rest_points.exact_rest(rest_points.TRIPLE, 2)[0] == [
+        Fraction(2, 5),
+        Fraction(2, 5),
+        Fraction(1, 5),
+    ]
+    assert (
+        min(rest_points.exact_rest(rest_points.OUTSIDE, 1)[1]) < 0
+    )  # on both coordinates, though not on W
 
 
 def test_a_rule_that_rests_elsewhere_is_seen(monkeypatch):
     right = mf.gradnorm
-    monkeypatch.setattr(links, "HALVINGS", 2)
+    monkeypatch.setattr(rest_points, "HALVINGS", 2)
     monkeypatch.setattr(
         mf, "gradnorm", lambda *args, **options: right(*args, **(options | {"floor": 0.5}))
     )
-    assert links.unit_gradients(TINY).verdict == "does not hold"
+    assert rest_points.unit_gradients(TINY).verdict == "does not hold"
     monkeypatch.setattr(mf, "gradnorm", right)
-    assert links.unit_gradients(TINY).verdict == "holds"
+    assert rest_points.unit_gradients(TINY).verdict == "holds"
 
 
 def test_images_are_turned_each_by_its_own_number():
     images = torch.arange(2 * 4 * 64.0).reshape(2, 4, 64)
-    turned = links.turn(images, torch.tensor([[0, 1, 2, 3], [3, 3, 0, 2]]))
+    turned = digits.turn(images, torch.tensor([[0, 1, 2, 3], [3, 3, 0, 2]]))
     assert torch.equal(turned[0, 0], images[0, 0])
     assert torch.equal(turned[1, 1].reshape(8, 8), torch.rot90(images[1, 1].reshape(8, 8), 3))
 
 
 def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     """One seed of the study against the same run put together by itself."""
-    monkeypatch.setattr(links, "RATES", (1e-2,))
-    data, seed, steps = links.split(TINY), 1, 4
-    runs = links.train(mf.cagrad(c=0.4), 64.0, data, steps, TINY, "test")
-    batches = [links.Batch(*(leaf[seed] for leaf in links.batch_of(data, i))) for i in range(steps)]
+    monkeypatch.setattr(digits, "RATES", (1e-2,))
+    data, seed, steps = digits.split(TINY), 1, 4
+    runs = digits.train(mf.cagrad(c=0.4), 64.0, data, steps, TINY, "test")
+    batches = [
+        digits.Batch(*(leaf[seed] for leaf in digits.batch_of(data, i))) for i in range(steps)
+    ]
     scales = torch.tensor([1.0, 1.0, 64.0])
     step = mf.descend(
-        lambda params, batch: scales * links.losses(params, batch),
+        lambda params, batch: scales * digits.losses(params, batch),
         mf.cagrad(c=0.4),
         mf.adam(1e-2),
         mf.jacobian("trunk.*"),
     )
-    state = step.init(links.network(mf.random.fold_in(mf.random.key(seed), 2)), batches[0])
+    state = step.init(digits.network(mf.random.fold_in(mf.random.key(seed), 2)), batches[0])
     for i, batch in enumerate(batches):
         rows = mf.task_gradients(
-            lambda params, batch: scales * links.losses(params, batch), state.params, batch
+            lambda params, batch: scales * digits.losses(params, batch), state.params, batch
         )[1]
         flat = torch.cat(
             [row.flatten(1) for name, row in rows.items() if name.startswith("trunk.")], 1
@@ -108,5 +111,5 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
         )
     images, labels = (part[seed] for part in data.test)
     assert float(runs.accuracy[seed]) == pytest.approx(
-        float(links.accuracy(state.params, images, labels)), abs=0.006
+        float(digits.accuracy(state.params, images, labels)), abs=0.006
     )

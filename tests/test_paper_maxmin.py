@@ -6,49 +6,49 @@ import re
 from fractions import Fraction
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from paper_repro.mgda import adam as maxmin_adam
-from paper_repro.mgda import common as _maxmin
-from paper_repro.mgda import cost as maxmin_cost
-from paper_repro.mgda import maxmin
-from paper_repro.mgda import theory as maxmin_theory
-from paper_repro.report.findings import Claim, Figure, Settings
+from paper_repro.mgda import (
+    adam,
+    common,
+    cost_of_weights,
+    duality,
+    naive,
+    network,
+    pareto,
+    smoothing,
+    softmax,
+    unit_gradients,
+)
+from paper_repro.report.findings import Finding, Settings
+from tests.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
-MODULES = (maxmin, maxmin_adam, maxmin_cost, maxmin_theory)
-ELSEWHERE = {"SU-28", "SU-30", "SU-31", "SU-32", "SU-33", "SU-34", "SU-35", "SU-36"}  # of mgda_ub
 OPEN = {"SU-04", "SU-37"}  # a choice, and one that needs data
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    mpl.use("Agg")
-    every = [finding for module in MODULES for finding in module.run(TINY)]
-    return {
-        finding.id if isinstance(finding, Claim) else finding.name: finding for finding in every
-    }
+def every() -> dict[str, list[Finding]]:
+    return findings_of("mgda", TINY)
 
 
-def test_every_exact_and_synthetic_row_is_judged(found):
-    decided = {name for name in found if re.fullmatch(r"SU-\d\d", name)}
-    assert decided == {f"SU-{i:02d}" for i in range(1, 38)} - ELSEWHERE - OPEN
+@pytest.fixture(scope="module")
+def found(every) -> dict[str, Any]:
+    return by_name(every)
 
 
-def test_findings_are_complete(found):
-    for finding in found.values():
-        if isinstance(finding, Figure):
-            assert finding.caption
-            assert all(axis.get_xlabel() or axis.get_ylabel() for axis in finding.canvas.axes)
-        else:
-            assert finding.measured
-            assert all(isinstance(value, float) for value in finding.measured.values()), finding.id
-            assert finding.where
+def test_every_exact_and_synthetic_row_is_judged(every):
+    check_ledger(every)
+    decided = {name for name in by_name(every) if re.fullmatch(r"SU-\d\d", name)}
+    assert decided == {f"SU-{i:02d}" for i in range(1, 38)} - OPEN
+
+
+def test_findings_are_complete(every):
+    check_complete(every)
 
 
 def test_what_is_exact_at_any_budget(found):
@@ -66,18 +66,23 @@ def test_what_is_exact_at_any_budget(found):
         "SU-19",
         "SU-22",
         "SU-26",
+        "SU-28",
+        "SU-31",
+        "SU-33",
+        "SU-34",
     ):
         assert found[identifier].verdict == "holds", identifier
     for identifier in ("SU-03", "SU-05", "SU-15", "SU-18"):
         assert found[identifier].verdict == "holds only when", identifier
     assert found["SU-07"].verdict == "does not hold"
+    assert found["SU-30"].measured["draws in which MGDA itself raises a task"] == 0
 
 
 def test_rules_that_guarantee_descent_never_break_it_by_themselves(found):
     measured = found["SU-11"].measured
     assert all(
         measured[f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task"] == 0
-        for problem in maxmin_adam.PROBLEMS
+        for problem in adam.PROBLEMS
     )
 
 
@@ -85,7 +90,7 @@ def test_rules_that_guarantee_descent_never_break_it_by_themselves(found):
 
 
 def test_average_of_own_iterates_in_fractions():
-    exact = maxmin.example()
+    exact = naive.example()
     assert [exact["own iterates, x"], exact["own iterates, y"]] == [1, Fraction(1, 2)]
     assert [exact["min-norm point, x"], exact["min-norm point, y"]] == [
         Fraction(2, 5),
@@ -94,8 +99,8 @@ def test_average_of_own_iterates_in_fractions():
 
 
 def test_naive_iteration_follows_the_smallest_product():
-    rows = _maxmin.rows_of(5, 4, 6, 0)
-    visited = maxmin.followed(_maxmin.gram(rows), 20)
+    rows = common.rows_of(5, 4, 6, 0)
+    visited = naive.followed(common.gram(rows), 20)
     for draw, matrix in enumerate(rows):
         u = matrix.mean(0)
         for n in range(21):
@@ -106,13 +111,13 @@ def test_naive_iteration_follows_the_smallest_product():
 
 def test_cycle_lengths():
     visited = torch.tensor([[0, 1, 2], [1, 1, 0], [2, 1, 1], [1, 1, 0], [2, 1, 1]])
-    assert maxmin.cycles(visited).tolist() == [2, 1, 2]
+    assert naive.cycles(visited).tolist() == [2, 1, 2]
 
 
 @pytest.mark.parametrize("sharpness", [0.1, 10.0, 1e3])
 def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
-    g = _maxmin.gram(_maxmin.rows_of(3, 4, 6, 2))
-    found = maxmin.smoothed(g, torch.full((3,), sharpness, dtype=torch.float64))
+    g = common.gram(common.rows_of(3, 4, 6, 2))
+    found = smoothing.smoothed(g, torch.full((3,), sharpness, dtype=torch.float64))
     logits = found.weights.log()
 
     def objective(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -121,21 +126,21 @@ def test_smoothed_answer_is_the_entropy_regularised_minimum(sharpness):
 
     slope = vmap(grad(objective))(logits, g)
     assert slope.abs().max() < 1e-9 * g.abs().max()
-    nearby = logits + 0.1 * _maxmin.normal(9, (50, 3, 4))
+    nearby = logits + 0.1 * common.normal(9, (50, 3, 4))
     values = vmap(lambda a: vmap(objective)(a, g))(nearby)
     assert (values >= vmap(objective)(logits, g) - 1e-12).all()
 
 
 def test_families_are_what_they_are_called():
-    for name, g in _maxmin.families(40).items():
-        support = (_maxmin.shortest(g) > 1e-9).all(-1)
+    for name, g in common.families(40).items():
+        support = (common.shortest(g) > 1e-9).all(-1)
         assert support.all() == (name == "interior")
         assert not support.any() or name == "interior"
         assert ((g < 0).any((-1, -2))).all()  # some tasks conflict in every draw
 
 
 def test_softmax_descent_is_gradient_descent_on_the_logits():
-    g = _maxmin.scaled(_maxmin.families(1)["face"])[0]
+    g = common.scaled(common.families(1)["face"])[0]
 
     def objective(a: torch.Tensor) -> torch.Tensor:
         w = torch.softmax(a, -1)
@@ -145,7 +150,7 @@ def test_softmax_descent_is_gradient_descent_on_the_logits():
     for _ in range(5):
         a = a - 3.0 * grad(objective)(a)
     torch.testing.assert_close(
-        maxmin.softmax_descent(5, 3.0)(mf.solvers.min_norm(g)).weights,
+        softmax.softmax_descent(5, 3.0)(mf.solvers.min_norm(g)).weights,
         torch.softmax(a, -1),
         rtol=1e-12,
         atol=0,
@@ -153,12 +158,12 @@ def test_softmax_descent_is_gradient_descent_on_the_logits():
 
 
 def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
-    g = _maxmin.families(3)["interior"]
-    grid = maxmin.softmax_grid(g, 30)
+    g = common.families(3)["interior"]
+    grid = softmax.softmax_grid(g, 30)
     scale, rate = 1, 8
-    unit = float(grid.scales[scale]) * _maxmin.scaled(g)
-    direct = _maxmin.relative_gap(
-        unit, _maxmin.solved(maxmin.softmax_descent(30, float(grid.rates[rate])), unit).weights
+    unit = float(grid.scales[scale]) * common.scaled(g)
+    direct = common.relative_gap(
+        unit, common.solved(softmax.softmax_descent(30, float(grid.rates[rate])), unit).weights
     )
     torch.testing.assert_close(grid.gaps[scale, rate], direct, rtol=1e-9, atol=1e-15)
     assert float(grid.scales[1] / grid.scales[0]) == pytest.approx(
@@ -168,22 +173,22 @@ def test_softmax_grid_is_the_solver_and_depends_on_rate_times_scale():
 
 
 def test_stationary_rows_are_stationary():
-    rows = _maxmin.stationary_rows(20, 4, 7, 5)
-    assert maxmin_theory.stationary(rows).all()
-    assert not maxmin_theory.stationary(_maxmin.rows_of(20, 3, 9, 5)).any()
+    rows = common.stationary_rows(20, 4, 7, 5)
+    assert pareto.stationary(rows).all()
+    assert not pareto.stationary(common.rows_of(20, 3, 9, 5)).any()
 
 
 # ---- premises and duality ----
 
 
 def test_three_unit_gradients_in_fractions():
-    assert maxmin_theory.broken_rates() == [Fraction(-3, 5), Fraction(6, 5), Fraction(6, 5)]
-    for row in maxmin_theory.BROKEN:
+    assert unit_gradients.broken_rates() == [Fraction(-3, 5), Fraction(6, 5), Fraction(6, 5)]
+    for row in unit_gradients.BROKEN:
         assert sum(x * x for x in row) == 1
     rows = torch.tensor(
-        [[float(x) for x in row] for row in maxmin_theory.BROKEN], dtype=torch.float64
+        [[float(x) for x in row] for row in unit_gradients.BROKEN], dtype=torch.float64
     )
-    u = mf.aggregate(_maxmin.normalised(), rows)
+    u = mf.aggregate(common.normalised(), rows)
     assert (rows @ u).tolist() == pytest.approx([-0.6, 1.2, 1.2])
 
 
@@ -193,21 +198,21 @@ def test_weak_system_at_the_boundary_of_the_hull():
     """
     edge = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
     around = torch.tensor([[[1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]]], dtype=torch.float64)
-    assert maxmin_theory.stationary(edge).all()
-    assert maxmin_theory.stationary(around).all()
-    assert maxmin_theory.linear_programs(edge, weak=True).all()
-    assert not maxmin_theory.linear_programs(edge, weak=False).any()
-    assert not maxmin_theory.linear_programs(around, weak=True).any()
+    assert pareto.stationary(edge).all()
+    assert pareto.stationary(around).all()
+    assert pareto.linear_programs(edge, weak=True).all()
+    assert not pareto.linear_programs(edge, weak=False).any()
+    assert not pareto.linear_programs(around, weak=True).any()
 
 
 def test_primal_of_orthogonal_gradients():
     rows = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     # weights ∝ 1/‖g‖²: (.8, .4), squared length .8
-    assert maxmin_theory.primal(rows) == pytest.approx(0.5 * 0.8, rel=1e-9)
+    assert duality.primal(rows) == pytest.approx(0.5 * 0.8, rel=1e-9)
 
 
 def test_two_unit_gradients_never_raise_a_task():
-    raised, end, start = maxmin_theory.unit_descent(8, 2, 6, 60)
+    raised, end, start = unit_gradients.unit_descent(8, 2, 6, 60)
     assert raised.max() == 0
     assert (end < start).all()
 
@@ -217,7 +222,7 @@ def test_closed_form_of_equal_gradients():
         [[[1.0, 2.0], [1.0, 2.0]], [[1.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [1.0, -1.0]]],
         dtype=torch.float64,
     )
-    assert maxmin_theory.closed_form(rows).tolist() == [[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]
+    assert duality.closed_form(rows).tolist() == [[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]
 
 
 # ---- the optimizer, and costs ----
@@ -225,14 +230,12 @@ def test_closed_form_of_equal_gradients():
 
 @pytest.mark.parametrize("index", range(3))
 def test_lanes_are_the_optimizers_they_stand_for(index):
-    alone = (mf.sgd(maxmin_adam.LR), mf.sgd(maxmin_adam.LR / 10, momentum=0.9), mf.adam(0.05))[
-        index
-    ]
-    losses, draw = maxmin_adam.PROBLEMS["convex quadratics"]
+    alone = (mf.sgd(adam.LR), mf.sgd(adam.LR / 10, momentum=0.9), mf.adam(0.05))[index]
+    losses, draw = adam.PROBLEMS["convex quadratics"]
     params, batch = draw(torch.tensor(0))
     steps = [
         mf.descend(losses, mf.mgda(), optimizer, mf.jacobian())
-        for optimizer in (alone, maxmin_adam.lane(torch.tensor(index), 0.05))
+        for optimizer in (alone, adam.lane(torch.tensor(index), 0.05))
     ]
     states = [step.init(params, batch) for step in steps]
     for _ in range(4):
@@ -241,7 +244,7 @@ def test_lanes_are_the_optimizers_they_stand_for(index):
 
 
 def test_rates_along_a_plain_step_are_those_of_the_direction():
-    rates = maxmin_adam.followed("tanh network", mf.mgda(), 3, 10, "test")
+    rates = adam.followed("tanh network", mf.mgda(), 3, 10, "test")
     torch.testing.assert_close(rates["SGD"].before, rates["SGD"].after, rtol=1e-7, atol=1e-9)
     assert not rates["SGD"].lost.any()
     assert rates["Adam"].before.shape == rates["Adam"].rise.shape == (10, 3)
@@ -250,14 +253,14 @@ def test_rates_along_a_plain_step_are_those_of_the_direction():
 
 
 def test_frank_wolfe_on_vectors_is_that_on_the_gramian():
-    rows = _maxmin.rows_of(1, 5, 40, 1)[0]
+    rows = common.rows_of(1, 5, 40, 1)[0]
     solved = mf.solvers.frank_wolfe(50, "1/(n+1)")(mf.solvers.min_norm(rows @ rows.mT)).weights
-    torch.testing.assert_close(maxmin_cost.on_vectors(rows, 50), solved, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(cost_of_weights.on_vectors(rows, 50), solved, rtol=1e-9, atol=1e-12)
 
 
 def test_operations_and_bytes_are_counted():
     a, b = torch.ones(30, 40), torch.ones(40, 50)
-    assert maxmin_cost.operations(lambda: a @ b) == 2 * 30 * 40 * 50
-    assert maxmin_cost.peak_bytes(
+    assert network.operations(lambda: a @ b) == 2 * 30 * 40 * 50
+    assert network.peak_bytes(
         lambda: (torch.ones(1000, 1000), torch.ones(500, 1000))
     ) == pytest.approx(6e6, rel=0.01)

@@ -1,10 +1,9 @@
-"""PCGrad's reproductions: exact findings, the arms of the ablation, and what holds at any budget."""
+"""PCGrad's reproductions: exact findings, the ablation's arms, what holds at any budget."""
 
 import re
 from fractions import Fraction
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -12,44 +11,43 @@ from torch.func import hessian, vmap
 
 import mtlfunc as mf
 from mtlfunc.analysis import theory
-from paper_repro.pcgrad import common as _pcgrad
-from paper_repro.pcgrad import definitions as pcgrad_definitions
-from paper_repro.pcgrad import landscape as pcgrad_landscape
-from paper_repro.pcgrad import many as pcgrad_many
-from paper_repro.pcgrad import theory as pcgrad_theory
-from paper_repro.pcgrad import training as pcgrad_training
-from paper_repro.report.findings import Claim, Figure, Settings
+from paper_repro.pcgrad import (
+    common,
+    events,
+    figure1,
+    landscape,
+    problems,
+    quadratics,
+    rational,
+    theorem2,
+    three_tasks,
+    training,
+)
+from paper_repro.report.findings import Finding, Settings
+from tests.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
-MODULES = (pcgrad_definitions, pcgrad_landscape, pcgrad_many, pcgrad_theory, pcgrad_training)
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    mpl.use("Agg")
-    every = [finding for module in MODULES for finding in module.run(TINY)]
-    return {
-        finding.id if isinstance(finding, Claim) else finding.name: finding for finding in every
-    }
+def every() -> dict[str, list[Finding]]:
+    return findings_of("pcgrad", TINY)
 
 
-def test_every_exact_and_synthetic_row_is_judged(found):
-    decided = {name for name in found if re.fullmatch(r"PC-\d\d", name)}
+@pytest.fixture(scope="module")
+def found(every) -> dict[str, Any]:
+    return by_name(every)
+
+
+def test_every_exact_and_synthetic_row_is_judged(every):
+    check_ledger(every)
+    decided = {name for name in by_name(every) if re.fullmatch(r"PC-\d\d", name)}
     open_to_data = {"PC-01", "PC-07", "PC-08", "PC-21", "PC-22"}
     assert decided == {f"PC-{i:02d}" for i in range(1, 33)} - open_to_data
 
 
-def test_findings_are_complete(found):
-    for finding in found.values():
-        if isinstance(finding, Figure):
-            assert finding.caption
-            assert all(axis.get_xlabel() or axis.get_ylabel() for axis in finding.canvas.axes)
-        else:
-            assert finding.measured
-            assert all(isinstance(value, int | float) for value in finding.measured.values()), (
-                finding.id
-            )
-            assert finding.where
+def test_findings_are_complete(every):
+    check_complete(every)
 
 
 def test_what_is_exact_at_any_budget(found):
@@ -73,7 +71,7 @@ def test_no_corrected_theorem_is_violated(found):
 
 
 def test_counterexample_in_fractions():
-    exact = pcgrad_theory.counterexample()
+    exact = theorem2.counterexample()
     assert exact["L(θ^MT)"] == -2
     assert exact["L(θ^PCGrad)"] == 0
     assert exact["uniform curvature"] == Fraction(1, 2)
@@ -83,7 +81,7 @@ def test_counterexample_in_fractions():
 
 
 def test_study_is_not_vacuous():
-    steps = pcgrad_theory.together(pcgrad_theory.study(50, (-1, 3)))
+    steps = quadratics.together(quadratics.study(50, (-1, 3)))
     worse = steps.plain_fall - steps.fall > steps.rounding
     assert steps.second.applies.sum() > 50
     assert not (worse & steps.second.applies).any()
@@ -95,8 +93,8 @@ def test_study_is_not_vacuous():
 
 def test_study_steps_equal_the_written_out_ones():
     key = torch.tensor(7)
-    found = pcgrad_theory.one_step(key, 5, aligned=False, decades=(-1, 1))
-    (g, h), hessians = pcgrad_theory.draw(key, 5, aligned=False)
+    found = quadratics.one_step(key, 5, aligned=False, decades=(-1, 1))
+    (g, h), hessians = quadratics.draw(key, 5, aligned=False)
     A = hessians.sum(0)
     t = found.relative / torch.linalg.eigvalsh(A)[-1]
     inner = (g @ h).clamp_max(0)
@@ -110,7 +108,7 @@ def test_study_steps_equal_the_written_out_ones():
 
 
 def test_three_gradients_at_120_degrees():
-    fan = pcgrad_many.under_all_orders(pcgrad_many.FAN)
+    fan = rational.under_all_orders(rational.FAN)
     assert sorted(fan.squares) == [0, 0, *[Fraction(3, 16)] * 6]
     assert fan.difference < 1e-14
     mean = [sum(c[i] for c in fan.coefficients) for i in range(3)]
@@ -118,17 +116,17 @@ def test_three_gradients_at_120_degrees():
 
 
 def test_some_task_is_raised_under_every_order():
-    found = pcgrad_many.under_all_orders(pcgrad_many.gramian_of(pcgrad_many.RAISED))
+    found = rational.under_all_orders(rational.gramian_of(rational.RAISED))
     worst = [min(rates) for rates in found.rates]
     assert len(worst) == 8
     assert max(worst) == Fraction(-1, 2)
 
 
 def test_minimum_of_three_quadratics():
-    for curvatures in pcgrad_many.CURVATURES.values():
-        params = {"x": torch.from_numpy(pcgrad_many.minimum(curvatures))}
+    for curvatures in three_tasks.CURVATURES.values():
+        params = {"x": torch.from_numpy(three_tasks.minimum(curvatures))}
         rows = mf.task_gradients(
-            pcgrad_many.losses, params, torch.tensor(curvatures, dtype=torch.float64)
+            three_tasks.losses, params, torch.tensor(curvatures, dtype=torch.float64)
         )[1]["x"]
         assert rows.sum(0).abs().max() < 1e-12
 
@@ -139,26 +137,19 @@ def test_minimum_of_three_quadratics():
 def test_landscape_is_the_papers():
     x, y = 0.5, -3.0
     expected = [20 * np.log(abs(x / 2 + np.tanh(y))), 25 * np.log(abs(x / 2 - np.tanh(y) + 2))]
-    assert pcgrad_landscape.values(
-        torch.tensor([x, y], dtype=torch.float64)
-    ).tolist() == pytest.approx(expected, rel=1e-12)
-    on_the_cusp = torch.tensor([-2 * np.tanh(1.0), 1.0], dtype=torch.float64)
-    assert float(pcgrad_landscape.values(on_the_cusp)[0]) == pytest.approx(
-        20 * np.log(5e-6), rel=1e-9
+    assert landscape.values(torch.tensor([x, y], dtype=torch.float64)).tolist() == pytest.approx(
+        expected, rel=1e-12
     )
+    on_the_cusp = torch.tensor([-2 * np.tanh(1.0), 1.0], dtype=torch.float64)
+    assert float(landscape.values(on_the_cusp)[0]) == pytest.approx(20 * np.log(5e-6), rel=1e-9)
 
 
 def test_log_of_a_modulus_is_concave_off_its_cusp():
     for theta in torch.tensor([[0.5, -3.0], [1.8, -1.5], [-1.0, 0.4]], dtype=torch.float64):
-        point = pcgrad_landscape.conditions(theta[None], theta[None] + 1e-4)
+        point = figure1.conditions(theta[None], theta[None] + 1e-4)
         assert point.pointwise[0] < 0
-        g = mf.task_gradients(pcgrad_landscape.losses, {"theta": theta}, None)[1]["theta"].sum(0)
-        direct = (
-            g
-            @ hessian(lambda at: pcgrad_landscape.losses({"theta": at}).sum())(theta)
-            @ g
-            / (g @ g)
-        )
+        g = mf.task_gradients(landscape.losses, {"theta": theta}, None)[1]["theta"].sum(0)
+        direct = g @ hessian(lambda at: landscape.losses({"theta": at}).sum())(theta) @ g / (g @ g)
         assert point.pointwise[0] == pytest.approx(float(direct), rel=1e-9)
 
 
@@ -166,9 +157,9 @@ def test_arms_are_what_they_are_called():
     gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
     weights = {
         name: mf.weights(
-            _pcgrad.arms(torch.tensor(i)), gramian, losses=torch.ones(2, dtype=torch.float64)
+            common.arms(torch.tensor(i)), gramian, losses=torch.ones(2, dtype=torch.float64)
         )
-        for i, name in enumerate(_pcgrad.ARMS)
+        for i, name in enumerate(common.ARMS)
     }
     length = {name: float(w @ gramian @ w) for name, w in weights.items()}
     torch.testing.assert_close(weights["sum"], torch.full((2,), 0.5, dtype=torch.float64))
@@ -184,7 +175,7 @@ def test_arms_are_what_they_are_called():
 
 @pytest.mark.parametrize(
     ("arm", "rule"),
-    [("sum", mf.mean()), ("PCGrad", mf.pcgrad()), ("GradNorm", mf.gradnorm(_pcgrad.ALPHA))],
+    [("sum", mf.mean()), ("PCGrad", mf.pcgrad()), ("GradNorm", mf.gradnorm(common.ALPHA))],
 )
 @pytest.mark.parametrize("sgd", [False, True])
 def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
@@ -194,13 +185,13 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
         torch.tensor(1e-3, dtype=torch.float64),
     )
     alone = mf.descend(
-        pcgrad_landscape.losses,
+        landscape.losses,
         rule,
         mf.sgd(lr) if sgd else mf.adam(lr),
         mf.jacobian(),
         reduction="sum",
     )
-    lane = pcgrad_landscape.step_of(torch.tensor(_pcgrad.ARMS.index(arm)), torch.tensor(sgd), lr)
+    lane = landscape.step_of(torch.tensor(common.ARMS.index(arm)), torch.tensor(sgd), lr)
     states = [step.init(start, None) for step in (alone, lane)]
     for _ in range(3):
         states = [
@@ -210,12 +201,10 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
 
 
 def test_paths_start_at_the_papers_point():
-    found = pcgrad_landscape.paths(TINY)
+    found = landscape.paths(TINY)
     assert found.theta.shape[1:] == found.following.shape[1:] == (len(found.lanes.arm), 2)
-    for arm in _pcgrad.ARMS:
-        assert found.theta[0, found.chosen(arm, sgd=False)[0]].tolist() == list(
-            pcgrad_landscape.START
-        )
+    for arm in common.ARMS:
+        assert found.theta[0, found.chosen(arm, sgd=False)[0]].tolist() == list(landscape.START)
     assert not torch.equal(found.theta[0], found.following[0])
 
 
@@ -224,46 +213,44 @@ def test_paths_start_at_the_papers_point():
 
 def test_maze_values_are_the_fixed_point():
     params, batch = (
-        pcgrad_training.maze_start(torch.tensor(0)),
-        pcgrad_training.maze_batch(torch.tensor(0), torch.tensor(0)),
+        problems.maze_start(torch.tensor(0)),
+        problems.maze_batch(torch.tensor(0), torch.tensor(0)),
     )
     transition, goals = batch
     torch.testing.assert_close(
         transition.sum(-1), torch.ones(transition.shape[:2], dtype=torch.float64)
     )
-    values = -pcgrad_training.maze(params, batch)
+    values = -problems.maze(params, batch)
     assert ((values > 0) & (values < 1)).all()
     assert values[0] > values[1]  # the near goal
     # A policy of equal chances, by value iteration.
     even = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
     value = torch.zeros_like(goals)
     for _ in range(400):
-        value = goals + (1 - goals) * pcgrad_training.DISCOUNT * (value @ transition.mean(0).T)
-    begin = pcgrad_training.BEGIN[0] * pcgrad_training.SIDE + pcgrad_training.BEGIN[1]
-    torch.testing.assert_close(
-        -pcgrad_training.maze(even, batch), value[:, begin], rtol=1e-9, atol=1e-12
-    )
+        value = goals + (1 - goals) * problems.DISCOUNT * (value @ transition.mean(0).T)
+    begin = problems.BEGIN[0] * problems.SIDE + problems.BEGIN[1]
+    torch.testing.assert_close(-problems.maze(even, batch), value[:, begin], rtol=1e-9, atol=1e-12)
 
 
 def test_exponential_fit_and_change_points():
     steps = np.arange(200)
-    slope, quality, positive = pcgrad_training.exponential(steps, np.exp(0.03 * steps - 2))
+    slope, quality, positive = training.exponential(steps, np.exp(0.03 * steps - 2))
     assert (slope, quality, positive) == pytest.approx((0.03, 1, 1))
-    assert pcgrad_training.exponential(steps, np.where(steps % 2, 1.0, -1.0))[2] == 0.5
-    assert pcgrad_training.knee(np.clip(steps - 80.0, 0, None)) == 80
-    assert pcgrad_training.shift((steps >= 120).astype(float)) == 120
+    assert training.exponential(steps, np.where(steps % 2, 1.0, -1.0))[2] == 0.5
+    assert events.knee(np.clip(steps - 80.0, 0, None)) == 80
+    assert events.shift((steps >= 120).astype(float)) == 120
 
 
 def test_rolling_mean():
     values = np.arange(10.0)
-    assert pcgrad_training.rolling(values, 3).tolist() == [
+    assert training.rolling(values, 3).tolist() == [
         values[max(0, i - 2) : i + 1].mean() for i in range(10)
     ]
 
 
 def test_random_quadratics_do_not_depend_on_how_many_there_are():
     few, many = (
-        vmap(lambda key: pcgrad_theory.draw(key, 3, aligned=True))(torch.arange(n)) for n in (2, 5)
+        vmap(lambda key: quadratics.draw(key, 3, aligned=True))(torch.arange(n)) for n in (2, 5)
     )
     torch.testing.assert_close(few, tuple(part[:2] for part in many))
     assert theory.pcgrad_theorem1(few[0][0] @ few[0][0].mT, 1.0, 1.0).decrease >= 0

@@ -1,10 +1,8 @@
-"""Common descent before and after the optimizer (essay, Su 2022, on guarantees for plain steps):
-first-order rates along d and along the step taken.
+"""Does Adam keep a common descent direction?
 
-A rule gives d, an optimizer the step Δ = θ_k - θ_{k+1}. To first order task t falls by ⟨g_t, d⟩ per
-unit of a plain step, and by ⟨g_t, Δ⟩ in the step taken; it is raised where the cosine is below
--1e-6.
-"""
+First-order rates along d and along the step taken. A rule gives d, an optimizer the step Δ = θ_k -
+θ_{k+1}. To first order task t falls by ⟨g_t, d⟩ per unit of a plain step, and by ⟨g_t, Δ⟩ in the
+step taken; it is raised where the cosine is below -1e-6."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.intervals import Interval, mean_interval
-from .common import COLOURS, DASHES, claim, gram, judged, normalised, rows_of, solved, square
+from ..report.findings import Claim, Figure, Findings, Settings, judged
+from ..report.intervals import Interval, mean_interval, named
+from .common import COLOURS, DASHES, claim, gram, normalised, rows_of, solved, square
 
 RAISES = -1e-6
 TASKS = 3
@@ -108,8 +106,9 @@ class Rates(NamedTuple):
 
 
 def lane(which: Tensor, adam_lr: float) -> mf.Optimizer:
-    """The optimizer `OPTIMIZERS[which]`: all are worked out and one is taken, so that they run side
-    by side in one vmap.
+    """The optimizer `OPTIMIZERS[which]`, as a lane of one program.
+
+    All are worked out and one is taken, so that they run side by side in one vmap.
     """
     kinds = mf.sgd(LR), mf.sgd(LR / 10, momentum=0.9), mf.adam(adam_lr)
 
@@ -280,10 +279,15 @@ def course_figure(found: dict[tuple[str, str, str], Rates], seeds: int) -> Figur
 # ---- the guarantee ----
 
 
-def guarantee(
-    found: dict[tuple[str, str, str], Rates], settings: Settings, seeds: int, steps: int
-) -> Claim:
-    draws = settings.count(2000)
+class Exactness(NamedTuple):
+    """The max–min problem's answer u* on random matrices, largest deviations."""
+
+    below: float  # of min ⟨g_t, u*⟩/‖u*‖² from 1
+    off: float  # of the value from ½‖u*‖², relative
+    apart: float  # of u* by another solver, relative
+
+
+def exactness(draws: int) -> Exactness:
     below = off = apart = 0.0
     for tasks, size in ((2, 3), (5, 8), (20, 30)):
         rows = rows_of(draws, tasks, size, 500 + 2 * tasks, spread=5.0, common=0.3)
@@ -301,33 +305,40 @@ def guarantee(
             apart,
             float((square(g[few], other.weights - exact.weights[few]) / least[few]).max() ** 0.5),
         )
+    return Exactness(below, off, apart)
+
+
+def shares_of(problem: str, found: dict[tuple[str, str, str], Rates]) -> dict[str, float]:
+    """Of steps of one problem that raise a task."""
+    plain = [
+        float((found[problem, rule, name].before < RAISES).double().mean())
+        for rule in SAFE
+        for name in OPTIMIZERS
+    ]
+    numbers = {f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task": max(plain)}
+    for rule in RULES:
+        for name in OPTIMIZERS[1:]:
+            label = f"{problem}, {rule}, {name}: share of steps that raise a task, d raising none"
+            numbers |= named(label, share(found[problem, rule, name].lost))
+    for name in OPTIMIZERS:
+        numbers[f"{problem}, MGDA, {name}: share of steps after which a loss is higher"] = float(
+            found[problem, "MGDA", name].rise.double().mean()
+        )
+    return numbers
+
+
+def guarantee(
+    found: dict[tuple[str, str, str], Rates], settings: Settings, seeds: int, steps: int
+) -> Claim:
+    draws = settings.count(2000)
+    below, off, apart = exactness(draws)
     numbers: dict[str, float] = {
         "largest |min ⟨g_t, u*⟩/‖u*‖² - 1|": below,
         "largest relative difference of the value from ½‖u*‖²": off,
         "active set against projected gradient: largest relative difference of u*": apart,
     }
     for problem in PROBLEMS:
-        plain = [
-            float((found[problem, rule, name].before < RAISES).double().mean())
-            for rule in SAFE
-            for name in OPTIMIZERS
-        ]
-        numbers[f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task"] = max(plain)
-        for rule in RULES:
-            for name in OPTIMIZERS[1:]:
-                value = share(found[problem, rule, name].lost)
-                label = (
-                    f"{problem}, {rule}, {name}: share of steps that raise a task, d raising none"
-                )
-                numbers |= {
-                    label: value.mean,
-                    f"{label}, low": value.low,
-                    f"{label}, high": value.high,
-                }
-        for name in OPTIMIZERS:
-            numbers[f"{problem}, MGDA, {name}: share of steps after which a loss is higher"] = (
-                float(found[problem, "MGDA", name].rise.double().mean())
-            )
+        numbers |= shares_of(problem, found)
     lost = [
         float(found[problem, rule, "Adam"].lost.double().mean())
         for problem in PROBLEMS

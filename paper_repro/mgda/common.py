@@ -1,6 +1,4 @@
-"""What the reproductions of the essay on Frank–Wolfe as smoothed max–min share: names, colours,
-draws and exact answers.
-"""
+"""What the questions of the essay (Su 2022) share: names, draws and exact answers."""
 
 from __future__ import annotations
 
@@ -16,11 +14,8 @@ from ..report.findings import Claim, Verdict
 
 PAPER = "Multi-task learning from gradients (essay, Su 2022)"
 COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "#777777")
+ROUNDING = 1e-9
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-
-
-def judged(holds: bool, *, only_when: bool = False) -> Verdict:
-    return ("holds only when" if only_when else "holds") if holds else "does not hold"
 
 
 def claim(
@@ -50,8 +45,9 @@ def uniform(tag: int, shape: tuple[int, ...]) -> Tensor:
 def rows_of(
     draws: int, tasks: int, size: int, tag: int, *, spread: float = 1.0, common: float = 0.0
 ) -> Tensor:
-    """Normal matrices `[draw, task, param]` plus a common vector; lengths rise from 1 to `spread`
-    over the tasks.
+    """Normal matrices `[draw, task, param]` plus a common vector.
+
+    Lengths rise from 1 to `spread` over the tasks.
     """
     lengths = torch.logspace(0, 1, tasks, base=spread, dtype=torch.float64)
     return (
@@ -60,8 +56,9 @@ def rows_of(
 
 
 def stationary_rows(draws: int, tasks: int, size: int, tag: int) -> Tensor:
-    """Rows with 0 inside their hull: a random convex combination of them, positive in every weight,
-    is subtracted.
+    """Rows with 0 inside their hull.
+
+    A random convex combination of them, positive in every weight, is subtracted.
     """
     rows = rows_of(draws, tasks, size, tag)
     shares = 0.3 + uniform(tag, (draws, 1, tasks))
@@ -78,11 +75,10 @@ HEIGHT = 0.3
 
 
 def families(draws: int) -> dict[str, Tensor]:
-    """Gramians `[draw, task, task]` of ten tasks with the optimum inside the simplex, and on a face
-    of it; tasks conflict in both.
+    """Gramians `[draw, task, task]` of ten tasks, the optimum inside the simplex and on a face.
 
-    Inside: rows with 0 in the interior of their hull, all moved by one vector orthogonal to them,
-    which then is the min-norm point.
+    Tasks conflict in both. Inside: rows with 0 in the interior of their hull, all moved by one
+    vector orthogonal to them, which then is the min-norm point.
     """
     return {
         "interior": gram(stationary_rows(draws, TASKS, SIZE, 100)) + HEIGHT**2 * SIZE,

@@ -1,6 +1,4 @@
-"""What the reproductions of PCGrad share: names, colours, axes, the arms of the ablation, and the
-compiler where there is one.
-"""
+"""What PCGrad's questions share: names, colours, the ablation's arms, the compiler."""
 
 from __future__ import annotations
 
@@ -8,16 +6,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
+from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
 
 from ..report.figures import METHOD_COLOURS
-from ..report.intervals import Interval
+from ..report.findings import Settings
 
 PAPER = "PCGrad (Yu et al. 2020)"
 COLOURS = {
@@ -30,27 +27,9 @@ COLOURS = {
 LINES = {"sum": "-", "PCGrad": "-", "direction only": "--", "magnitude only": "-.", "GradNorm": ":"}
 ARMS = tuple(COLOURS)
 ALPHA = 0.12  # of GradNorm, as in its paper's synthetic regression
+EXACT = 1e-12
+"""What float64 identities may differ by, relative to their terms."""
 WILSON, STUDENT = "95 % Wilson intervals", "95 % t intervals over seeds"
-
-
-def arrow(
-    axis: Axes,
-    start: np.ndarray,
-    end: np.ndarray,
-    colour: str,
-    style: str = "-",
-    width: float = 2.0,
-) -> None:
-    axis.annotate(
-        "",
-        tuple(end),
-        tuple(start),
-        arrowprops={"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": width},
-    )
-
-
-def named(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.mean, f"{name}, low": interval.low, f"{name}, high": interval.high}
 
 
 def normal(key: Tensor, tag: int, shape: tuple[int, ...]) -> Tensor:
@@ -63,7 +42,7 @@ def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
 
 
 def compiled(f: Callable[..., Any], *example: Any) -> Callable[..., Any] | None:
-    """`f` as one compiled graph, tried on `example`; None, with a notice, where that cannot be had."""
+    """`f` as one compiled graph, tried on `example`; None, with a notice, where there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's compiler warns of itself
@@ -82,9 +61,9 @@ def compiled(f: Callable[..., Any], *example: Any) -> Callable[..., Any] | None:
 
 
 def arms(arm: Tensor) -> mf.Rule:
-    """The rule of `ARMS[arm]`: all are worked out and one is taken, so that lanes with different
-    rules make one program.
+    """The rule of `ARMS[arm]`, as a lane of one program.
 
+    All are worked out and one is taken, so that lanes with different rules make one program.
     "direction only" is PCGrad's direction at the plain gradient's length, "magnitude only" the
     plain direction at PCGrad's length.
     """
@@ -121,3 +100,8 @@ def either(sgd: Tensor, lr: Tensor) -> mf.Optimizer:
         return {name: torch.where(sgd, straight[name], leaf) for name, leaf in moved.items()}, state
 
     return mf.Optimizer(adam.init, update)
+
+
+def jacobians(settings: Settings, tasks: int, size: int) -> Tensor:
+    """Normal ones, `[draw, task, param]`."""
+    return vmap(lambda key: normal(key, 0, (tasks, size)))(torch.arange(settings.count(500)))

@@ -1,175 +1,23 @@
-"""PCGrad's definitions and algorithm (Yu et al. 2020, section 2): identities in exact fractions
-where they are rational, on random draws elsewhere.
-"""
+"""Are conflict, similarity, curvature and ξ what PCGrad's definitions say?"""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings
-from .common import PAPER, arrow, normal
-from .many import FAN, ORDERS, RAISED, exact_coefficients, gramian_of, times
-from .training import PROBLEMS, regression, regression_batch, regression_start
-
-EXACT = 1e-12
-"""What float64 identities may differ by, relative to their terms."""
-
-
-def jacobians(settings: Settings, tasks: int, size: int) -> Tensor:
-    return vmap(lambda key: normal(key, 0, (tasks, size)))(torch.arange(settings.count(500)))
-
-
-def literal(jacobian: Tensor, orders: list[list[int]]) -> Tensor:
-    """Algorithm 1 on the vectors themselves; the sum of the projected gradients."""
-    total = torch.zeros_like(jacobian[0])
-    for task, order in enumerate(orders):
-        p = jacobian[task].clone()
-        for j in order:
-            inner = p @ jacobian[j]
-            if j != task and inner < 0:
-                p = p - inner / (jacobian[j] @ jacobian[j]) * jacobian[j]
-        total = total + p
-    return total
-
-
-def claim(
-    identifier: str,
-    text: str,
-    ok: bool,
-    numbers: dict[str, float],
-    where: str,
-    *,
-    partly: bool = False,
-) -> Claim:
-    return Claim(
-        identifier,
-        PAPER,
-        text,
-        ("holds only when" if partly else "holds") if ok else "does not hold",
-        numbers,
-        where,
-    )
-
-
-# ---- what the method reads ----
-
-
-def model_agnostic(settings: Settings) -> Claim:
-    """The direction is a function of the gradients alone, and the same call serves a regression, a
-    policy and a goal-conditioned maze.
-    """
-    J = jacobians(settings, 4, 12)
-    basis = torch.linalg.qr(vmap(lambda key: normal(key, 1, (12, 12)))(torch.arange(len(J))))[0]
-    keys = torch.arange(len(J))
-    direction = vmap(lambda J, key: mf.weights(mf.pcgrad(), J @ J.mT, key=key) @ J)
-    rotated, plain = direction(J @ basis, keys), direction(J, keys)
-    turned = float(
-        ((rotated - plain[:, None].matmul(basis)[:, 0]).norm(dim=-1) / plain.norm(dim=-1)).max()
-    )
-    numbers = {"largest relative difference of rotated directions": turned}
-    zero = torch.zeros((), dtype=torch.int64)
-    worst = 0.0
-    for name, problem in PROBLEMS.items():
-
-        def one(key: Tensor, problem=problem) -> Tensor:
-            params, batch = problem.start(key), problem.batch(key, zero)
-            step = mf.balance(problem.losses, mf.pcgrad(), mf.jacobian())
-            grads, _, info = step.update(params, batch, step.init(params, batch))
-            rows = mf.task_gradients(problem.losses, params, batch)[1]
-            alpha = mf.weights(mf.pcgrad(), info.gramian)
-            errors = [
-                (grads[leaf] - torch.tensordot(alpha, row, 1)).abs().max()
-                for leaf, row in rows.items()
-            ]
-            return (
-                torch.stack(errors).max()
-                / torch.stack([grad.abs().max() for grad in grads.values()]).max()
-            )
-
-        found = float(vmap(one)(torch.arange(settings.seeds)).max())
-        numbers[f"{name}: largest relative difference of the step from Jᵀα(G)"] = found
-        worst = max(worst, found)
-    return claim(
-        "PC-06",
-        "PCGrad edits gradients only, so it is model-agnostic: supervised, reinforcement and "
-        "goal-conditioned problems alike.",
-        max(worst, turned) < 1e-9,
-        numbers,
-        f"{len(J)} random Jacobians of 4 tasks under orthogonal changes of basis; a regression "
-        "and a maze with two goals, exact policy gradients, the goal a "
-        f"one-hot input, by the same mtlfunc.balance, {settings.seeds} seeds each; holds below "
-        "1e-9. That it can be applied, not that it helps",
-    )
-
-
-def the_sum(settings: Settings) -> Claim:
-    """L = Σ L_i; the mean is its expectation over uniform tasks; a one-hot task code is a head
-    selected by its index.
-    """
-    zero = torch.zeros((), dtype=torch.int64)
-
-    def one(key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        params, batch = regression_start(key), regression_batch(key, zero)
-        steps = {
-            kind: mf.balance(regression, mf.mean(), mf.jacobian(), reduction=kind)
-            for kind in ("sum", "mean")
-        }
-        grads = {
-            kind: step.update(params, batch, step.init(params, batch))[0]
-            for kind, step in steps.items()
-        }
-        _, rows = mf.task_gradients(regression, params, batch)
-        flat = {
-            kind: torch.cat([leaf.flatten() for leaf in found.values()])
-            for kind, found in grads.items()
-        }
-        straight = torch.cat([leaf.sum(0).flatten() for leaf in rows.values()])
-        # The same network with the code z as an input of its last layer: out = Σ_i z_i head_i.
-        coded = mf.task_gradients(coded_regression, params, batch)[1]
-        apart = torch.stack([(coded[name] - rows[name]).abs().max() for name in rows]).max()
-        return (
-            (flat["sum"] - straight).norm() / straight.norm(),
-            (flat["sum"] - 2 * flat["mean"]).norm() / straight.norm(),
-            apart,
-        )
-
-    direct, scale, coded = (float(x.max()) for x in vmap(one)(torch.arange(settings.seeds)))
-    return claim(
-        "PC-09",
-        "The training loss is the plain sum Σ L_i, T times the expectation over uniform tasks; a "
-        "task-conditioned f(y given x, z) has the same gradients.",
-        max(direct, scale, coded) < EXACT,
-        {
-            'reduction="sum" against the sum of task gradients': direct,
-            'reduction="sum" against T times "mean"': scale,
-            "one-hot code against heads by index, largest difference of rows": coded,
-        },
-        f"regression with two tasks, {settings.seeds} seeds, float64; holds below {EXACT:g}. "
-        "Step sizes and ℒ of the theorems are at the scale of the sum",
-    )
-
-
-def coded_regression(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """`regression` with each task's one-hot code as an input."""
-    x, y = batch
-    for layer in ("trunk.0", "trunk.1"):
-        x = torch.tanh(x @ params[f"{layer}.weight"].mT + params[f"{layer}.bias"])
-    codes = torch.eye(2, dtype=x.dtype)
-    out = torch.stack(
-        [(x @ params["heads.weight"].mT + params["heads.bias"]) @ z for z in codes], -1
-    )
-    return (out - y).square().mean(0)
-
-
-# ---- Definitions 1 to 5 ----
+from ..report.figures import arrow, axes
+from ..report.findings import Claim, Figure, Findings, Settings, judged
+from .common import EXACT, PAPER, jacobians, normal
+from .problems import regression, regression_batch, regression_start
+from .rational import gramian_of, tensor_of
 
 
 def conflict(settings: Settings) -> Claim:
@@ -182,17 +30,18 @@ def conflict(settings: Settings) -> Claim:
     expected, found = [], []
     for pair in pairs.values():
         expected.append(gramian_of(pair)[0][1] < 0)
-        found.append(bool(mf.diagnostics.conflicts(_float(gramian_of(pair)))[0, 1]))
+        found.append(bool(mf.diagnostics.conflicts(tensor_of(gramian_of(pair)))[0, 1]))
     J = jacobians(settings, 2, 5)
     gramian = J @ J.mT
     same = (
         vmap(mf.diagnostics.conflicts)(gramian)[:, 0, 1]
         == (vmap(mf.diagnostics.cosines)(gramian)[:, 0, 1] < 0)
     ).all()
-    return claim(
+    return Claim(
         "PC-10",
+        PAPER,
         "Definition 1: two gradients conflict if cos φ < 0.",
-        expected == found and bool(same),
+        judged(expected == found and bool(same)),
         {f"{name}: conflict": float(value) for name, value in zip(pairs, found, strict=True)}
         | {"draws": len(J)},
         "integer pairs against exact fractions, random pairs against the cosine; a right angle "
@@ -212,13 +61,16 @@ def similarity(settings: Settings) -> Claim:
     zeros = bool(mf.diagnostics.magnitude_similarity(torch.zeros(2, 2))[0, 1].isnan())
     inside = bool(((phi >= 0) & (phi <= 1)).all())
     below = bool((phi[(a / b - 1).abs() > 1e-6] < 1).all())
-    return claim(
+    return Claim(
         "PC-11",
+        PAPER,
         "Definition 2: Φ = 2‖g_i‖‖g_j‖/(‖g_i‖² + ‖g_j‖²).",
-        inside
-        and zeros
-        and below
-        and max(by_definition, common, float((1 - equal).abs().max())) < EXACT,
+        judged(
+            inside
+            and zeros
+            and below
+            and max(by_definition, common, float((1 - equal).abs().max())) < EXACT
+        ),
         {
             "largest difference from the definition": by_definition,
             "largest |1 - Φ| for equal lengths": float((1 - equal).abs().max()),
@@ -252,11 +104,12 @@ def curvature(settings: Settings) -> Claim:
     measured, expected = vmap(vmap(one, (0, None)), (None, 0))(keys, lr)
     error = float(((measured - expected).abs() / (1 + expected.abs())).max())
     share = float((measured.abs() > 1e-6).double().mean())
-    return claim(
+    return Claim(
         "PC-12",
+        PAPER,
         "Definition 3: H = ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds, read as how the curvature changes over "
         "a step.",
-        error < 1e-10,
+        judged(error < 1e-10, only_when=share > 0.5),
         {
             "largest relative difference from gᵀA g, steps 0 to 10": error,
             "share of quadratics with H ≠ 0, where curvature never changes": share,
@@ -264,14 +117,11 @@ def curvature(settings: Settings) -> Claim:
         f"{len(keys)} random quadratics; the definition holds (H = gᵀA g, whatever the step) "
         "only when H is read as the mean curvature along g: as a change "
         "of curvature it would be 0 here. Theorem 2 needs the weight 2(1 - s) (PC-19)",
-        partly=share > 0.5,
     )
 
 
 def one_step(settings: Settings) -> Claim:
-    """θ^MT and θ^PCGrad are points: θ less t times the sum of the gradients, or of the projected
-    ones.
-    """
+    """θ^MT and θ^PCGrad are points: θ less t times the sum of the (projected) gradients."""
     zero, lr = torch.zeros((), dtype=torch.int64), 0.03
 
     def one(key: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,11 +140,12 @@ def one_step(settings: Settings) -> Claim:
         return errors[0], errors[1]
 
     plain, edited = (float(x.max()) for x in vmap(one)(torch.arange(settings.seeds)))
-    return claim(
+    return Claim(
         "PC-13",
+        PAPER,
         "Definition 4: L = L_1 + L_2, g = g_1 + g_2 with g_i = ∇L_i; θ^MT and θ^PCGrad are the "
         "parameters after one step along g or along PCGrad's sum.",
-        max(plain, edited) < 1e-11,
+        judged(max(plain, edited) < 1e-11),
         {
             "plain step, largest relative difference": plain,
             "PCGrad's step, largest relative difference": edited,
@@ -325,7 +176,7 @@ def bound(settings: Settings) -> Claim:
     )
     over = float((xi - (1 + cos.abs()) ** 2).max())
     near, along = (
-        float(mf.diagnostics.curvature_bound(_float(gramian_of(pair)))[0, 1])
+        float(mf.diagnostics.curvature_bound(tensor_of(gramian_of(pair)))[0, 1])
         for pair in ([[1000, 1], [-1000, 0]], [[1001, 0], [-1000, 0]])
     )
     # G = [[1, -1], [-1, 4]]: cos = -1/2, ‖g_1 - g_2‖² = 7, ‖g_1 + g_2‖² = 3
@@ -339,10 +190,13 @@ def bound(settings: Settings) -> Claim:
         - float(exact)
     )
     implied = int(((xi <= 1) & (cos > -phi)).sum())
-    return claim(
+    return Claim(
         "PC-14",
+        PAPER,
         "Definition 5: ξ = (1 - cos²φ)‖g_1 - g_2‖²/‖g_1 + g_2‖².",
-        error < 1e-9 and scaled < 1e-9 and integer < EXACT and over <= EXACT and implied == 0,
+        judged(
+            error < 1e-9 and scaled < 1e-9 and integer < EXACT and over <= EXACT and implied == 0
+        ),
         {
             "‖PCGrad's sum‖² against ξ‖g_1 + g_2‖², largest relative difference": error,
             "largest change under a common scale": scaled,
@@ -358,155 +212,34 @@ def bound(settings: Settings) -> Claim:
     )
 
 
-# ---- Algorithm 1 ----
-
-
-def algorithm(settings: Settings) -> Claim:
-    J = jacobians(settings, 5, 7)
-    errors = []
-    for seed, jacobian in enumerate(J[: settings.count(200)]):
-        orders = mf.random.permutation(mf.random.key(seed), 5, rows=5)
-        expected = literal(jacobian, orders.tolist())
-        gramian = jacobian @ jacobian.mT
-        errors.append(
-            float(
-                (5 * mf.weights(mf.pcgrad(orders), gramian) @ jacobian - expected).norm()
-                / expected.norm()
-            )
-        )
-    J[0, 2] = 0
-    orders = mf.random.permutation(mf.random.key(0), 5, rows=5)
-    with_zero = float(
-        (
-            5 * mf.weights(mf.pcgrad(orders), J[0] @ J[0].mT) @ J[0]
-            - literal_without_zero(J[0], orders.tolist())
-        ).norm()
-    )
-    first = exact_coefficients(gramian_of(RAISED), ORDERS[0])
-    library = 3 * mf.weights(
-        mf.pcgrad(torch.tensor([[i, *order] for i, order in enumerate(ORDERS[0])])),
-        _float(gramian_of(RAISED)),
-    )
-    fraction = max(abs(float(a) - float(b)) for a, b in zip(first, library, strict=True))
-    return claim(
-        "PC-15",
-        "Algorithm 1: project a copy of every gradient off the others it conflicts with, in "
-        "random order; update with all the edited gradients.",
-        max(*errors, with_zero, fraction) < EXACT,
-        {
-            "largest relative difference of literal vectors and the recurrence on G": max(errors),
-            "largest difference with a zero gradient, skipped": with_zero,
-            "largest difference from exact fractions, one order of three tasks": fraction,
-        },
-        f"{len(errors)} Jacobians of 5 tasks with given random orders; the current copy is "
-        f"tested against the original gradients; holds below {EXACT:g}",
-    )
-
-
-def literal_without_zero(jacobian: Tensor, orders: list[list[int]]) -> Tensor:
-    """`literal` with the zero gradients left out of every order."""
-    return literal(jacobian, [[j for j in order if bool(jacobian[j].any())] for order in orders])
-
-
-def after_projection(settings: Settings) -> Claim:
-    J = jacobians(settings, 2, 6)
-    gramian = J @ J.mT
-    cos = vmap(mf.diagnostics.cosines)(gramian)[:, 0, 1]
-    rates = 2 * torch.einsum(
-        "dst,dt->ds", gramian, vmap(lambda G: mf.weights(mf.pcgrad(), G))(gramian)
-    )
-    square = gramian.diagonal(dim1=-2, dim2=-1)
-    clash = cos < 0
-    two = float(((rates - (1 - cos**2)[:, None] * square).abs() / square)[clash].max())
-    agreeing = J.abs()
-    same = (
-        float(
-            (4 * vmap(lambda G: mf.weights(mf.pcgrad(), G))(agreeing @ agreeing.mT) - 2).abs().max()
-        )
-        / 2
-    )
-    negative = sum(
-        rate < 0
-        for rate in times(gramian_of(RAISED), exact_coefficients(gramian_of(RAISED), ORDERS[0]))
-    )
-    # Unit gradients at 120°: task 1's copy, projected off task 2 and then off task 3.
-    own, left = [Fraction(1), Fraction(0), Fraction(0)], []
-    for j in (1, 2):
-        own[j] -= min(times(FAN, own)[j], Fraction(0)) / FAN[j][j]
-        left.append(times(FAN, own)[j])
-    again = times(FAN, own)[1]
-    ok = two < 1e-10 and same < EXACT and all(x == 0 for x in left)
-    return claim(
-        "PC-16",
-        "After its projection a gradient has no component against the one it was projected on; "
-        "gradients without conflict are left alone.",
-        ok,
-        {
-            "T = 2: largest relative difference of g_i·d from (1 - cos²φ)‖g_i‖²": two,
-            "no conflict: largest difference of the coefficients from 1": same,
-            "120°: task 1 right after its projection on task 2, p·g_2": float(left[0]),
-            "120°: the same after the next projection, on task 3, p·g_2": float(again),
-            "(-2, -2), (-2, 0), (2, 1): tasks raised by the final direction": negative,
-        },
-        f"{len(J)} random pairs; three unit gradients at 120° and (-2, -2), (-2, 0), (2, 1) in "
-        "exact fractions. Holds of one projection and of two tasks only: "
-        "with three a later projection can restore an earlier conflict",
-        partly=negative > 0 or again < 0,
-    )
+def run(settings: Settings) -> Findings:
+    yield definitions_figure()
+    for check in (conflict, similarity, curvature, one_step, bound):
+        yield check(settings)
 
 
 def definitions_figure() -> Figure:
     canvas, panels = axes(1, 3, (15, 4.6))
-    g, h = np.array([1.3, 1.1]), np.array([-0.9, 0.2])
-    off = lambda a, b: a - min(a @ b, 0) / (b @ b) * b  # noqa: E731
-    vectors = (
-        (g, "g₁", "C0", "-"),
-        (h, "g₂", "C1", "-"),
-        (off(g, h), "g₁ off g₂", "C0", "--"),
-        (off(h, g), "g₂ off g₁", "C1", "--"),
-    )
-    for vector, label, colour, style in (
-        *vectors,
-        (off(g, h) + off(h, g), "PCGrad", "black", "-"),
-        (g + h, "g₁ + g₂", "#777777", ":"),
-    ):
-        arrow(panels[0], np.zeros(2), vector, colour, style)
-        panels[0].plot([], [], color=colour, linestyle=style, label=label)
-    for end, start in ((off(g, h), g), (off(h, g), h)):
-        panels[0].plot(*np.stack([start, end]).T, color="#aaaaaa", linewidth=1)
-    panels[0].set(xlabel="θ₁", ylabel="θ₂", xlim=(-1.5, 1.7), ylim=(-0.2, 2.6), aspect="equal")
-    panels[0].legend(frameon=False, loc="upper left", fontsize="small", ncols=2)
-    cos, ratio = (
-        torch.linspace(-0.999, 0, 181, dtype=torch.float64),
-        torch.logspace(-2, 2, 181, dtype=torch.float64),
-    )
-    grid = vmap(
-        vmap(
-            lambda c, r: torch.stack(
-                [torch.stack([torch.ones_like(r), c * r]), torch.stack([c * r, r**2])]
-            ),
-            (0, None),
-        ),
-        (None, 0),
-    )(cos, ratio)
+    projections(panels[0])
+    cos = torch.linspace(-0.999, 0, 181, dtype=torch.float64)
+    ratio = torch.logspace(-2, 2, 181, dtype=torch.float64)
+
+    def gramian(c: Tensor, r: Tensor) -> Tensor:
+        return torch.stack([torch.stack([torch.ones_like(r), c * r]), torch.stack([c * r, r**2])])
+
+    grid = vmap(vmap(gramian, (0, None)), (None, 0))(cos, ratio)
     both = [
         vmap(vmap(f))(grid)[..., 0, 1].numpy()
         for f in (mf.diagnostics.curvature_bound, mf.diagnostics.magnitude_similarity)
     ]
     shades = ([0, 0.1, 0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4], np.linspace(0, 1, 11))
+    lines: dict[str, Any] = {"colors": "white", "linewidths": 2}
     for panel, values, name, levels in zip(panels[1:], both, ("ξ", "Φ"), shades, strict=True):
         filled = panel.contourf(cos, ratio, values, levels=levels, cmap="cividis")
         canvas.colorbar(filled, ax=panel, label=name, ticks=levels, format="%g")
-        panel.contour(cos, ratio, both[0], levels=[1], colors="white", linewidths=2)
-        panel.contour(
-            cos,
-            ratio,
-            cos.numpy() + both[1],
-            levels=[0],
-            colors="white",
-            linestyles="dashed",
-            linewidths=2,
-        )
+        panel.contour(cos, ratio, both[0], levels=[1], **lines)
+        condition = cos.numpy() + both[1]
+        panel.contour(cos, ratio, condition, levels=[0], linestyles="dashed", **lines)
         panel.plot([], [], color="#bbbbbb", label="ξ = 1")
         panel.plot([], [], color="#bbbbbb", linestyle="--", label="cos φ = -Φ")
         panel.set(xlabel="cos φ", ylabel="‖g₂‖ / ‖g₁‖", yscale="log")
@@ -523,21 +256,21 @@ def definitions_figure() -> Figure:
     )
 
 
-def _float(gramian: list[list[Fraction]]) -> Tensor:
-    return torch.tensor([[float(x) for x in row] for row in gramian], dtype=torch.float64)
-
-
-def run(settings: Settings) -> Findings:
-    yield definitions_figure()
-    for check in (
-        model_agnostic,
-        the_sum,
-        conflict,
-        similarity,
-        curvature,
-        one_step,
-        bound,
-        algorithm,
-        after_projection,
+def projections(panel: Axes) -> None:
+    """Two conflicting gradients, each projected off the other, and the sums of both pairs."""
+    g, h = np.array([1.3, 1.1]), np.array([-0.9, 0.2])
+    off = lambda a, b: a - min(a @ b, 0) / (b @ b) * b  # noqa: E731
+    for vector, label, colour, style in (
+        (g, "g₁", "C0", "-"),
+        (h, "g₂", "C1", "-"),
+        (off(g, h), "g₁ off g₂", "C0", "--"),
+        (off(h, g), "g₂ off g₁", "C1", "--"),
+        (off(g, h) + off(h, g), "PCGrad", "black", "-"),
+        (g + h, "g₁ + g₂", "#777777", ":"),
     ):
-        yield check(settings)
+        arrow(panel, np.zeros(2), vector, colour, style)
+        panel.plot([], [], color=colour, linestyle=style, label=label)
+    for end, start in ((off(g, h), g), (off(h, g), h)):
+        panel.plot(*np.stack([start, end]).T, color="#aaaaaa", linewidth=1)
+    panel.set(xlabel="θ₁", ylabel="θ₂", xlim=(-1.5, 1.7), ylim=(-0.2, 2.6), aspect="equal")
+    panel.legend(frameon=False, loc="upper left", fontsize="small", ncols=2)

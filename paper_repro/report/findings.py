@@ -10,9 +10,7 @@ Verdict = Literal["holds", "holds only when", "does not hold", "inconclusive", "
 
 
 class Claim(NamedTuple):
-    """One statement of a paper, what was measured about it, and the verdict that the measurements
-    give.
-    """
+    """One statement of a paper, what was measured about it, and the verdict that this gives."""
 
     id: str  # GN-21, SU-34: the ledger's number
     paper: str
@@ -24,7 +22,9 @@ class Claim(NamedTuple):
 
 
 class Figure(NamedTuple):
-    name: str  # of the file
+    """A drawing and its caption."""
+
+    name: str  # of the file, after the module's
     caption: str
     canvas: Canvas
 
@@ -34,9 +34,7 @@ Findings = Iterator[Finding]
 
 
 class Settings(NamedTuple):
-    """How much to compute. A module's `run(settings)` yields each figure and claim as soon as it is
-    there.
-    """
+    """How much a module's `run(settings)` computes."""
 
     seeds: int = 16  # >= 2: every interval is over seeds
     full: bool = False  # the papers' own sizes and budgets
@@ -54,11 +52,27 @@ QUICK = Settings(seeds=4, shrink=0.2)
 
 
 def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
-    """One verdict from the intervals of several configurations: on the claimed side, or wholly on
-    the other one.
+    """One verdict from the intervals of several configurations.
+
+    Args:
+        below: for each, whether its interval is wholly on the claimed side.
+        above: for each, whether its interval is wholly on the other side.
+
+    Returns:
+        "holds" where all are below, "holds only when" where some are, "does not hold" where none
+        is and some are above, else "inconclusive".
     """
     if all(below):
         return "holds"
     if any(below):
         return "holds only when"
     return "does not hold" if any(above) else "inconclusive"
+
+
+def judged(holds: bool, *, only_when: bool = False) -> Verdict:
+    """The verdict of an exact check; `only_when` marks a condition."""
+    return ("holds only when" if only_when else "holds") if holds else "does not hold"
+
+
+def yes(condition: bool) -> str:
+    return "yes" if condition else "no"

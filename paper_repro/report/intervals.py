@@ -9,6 +9,8 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
+    """A mean and the ends of its 95 % interval."""
+
     mean: float
     low: float
     high: float
@@ -31,9 +33,7 @@ def mean_interval(values: ArrayLike | Tensor) -> Interval:
 
 
 def ratio_interval(numerator: ArrayLike | Tensor, denominator: ArrayLike | Tensor) -> Interval:
-    """Geometric mean of the ratios `[seed]`, paired by seed, with the t interval of their
-    logarithms.
-    """
+    """Geometric mean of ratios `[seed]`, paired by seed, with the t interval of their logs."""
     logs = np.log(np.asarray(numerator, dtype=float)) - np.log(np.asarray(denominator, dtype=float))
     return Interval(*(float(np.exp(x)) for x in mean_interval(logs)))
 
@@ -42,3 +42,8 @@ def share_interval(hits: int, draws: int) -> Interval:
     """Wilson's interval of a share of independent draws."""
     interval = stats.binomtest(hits, draws).proportion_ci(0.95, "wilson")
     return Interval(hits / draws, float(interval.low), float(interval.high))
+
+
+def named(name: str, interval: Interval) -> dict[str, float]:
+    """A mean and its two ends as three entries of `Claim.measured`."""
+    return {name: interval.mean, f"{name}, low": interval.low, f"{name}, high": interval.high}

@@ -1,0 +1,168 @@
+"""What does c do between the mean gradient (0) and MGDA (∞)?"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, judged
+from .common import (
+    COLOURS,
+    DASHES,
+    PAPER,
+    angle,
+    cagrad,
+    gram,
+    length,
+    mean_weights,
+    min_norm,
+    rows_of,
+    threshold,
+    unit_of,
+)
+
+CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
+
+
+class Sweep(NamedTuple):
+    """Directions for every c of `CS`."""
+
+    worst: Tensor  # [c, draw], min_t rate, relative
+    mean_angle: Tensor  # [c, draw], to g₀
+    mgda_angle: Tensor  # [c, draw], to MGDA's direction
+    progress: Tensor  # [c, draw], g₀·d/‖g₀‖²
+    threshold: Tensor  # [draw], c*
+    stretch: Tensor  # [c, draw], ‖d‖/‖d_MGDA‖
+
+
+def sweep(rows: Tensor) -> Sweep:
+    g = gram(rows)
+    p, w = mean_weights(g), min_norm(g)
+    results = []
+    for c in CS:
+        found = cagrad(g, c)
+        a = found.weights
+        inner = torch.einsum("dt,dts,ds->d", p, g, a) / length(g, p) ** 2
+        results.append(
+            (
+                found.rates.amin(-1) / unit_of(g),
+                angle(g, a, p),
+                angle(g, a, w),
+                inner,
+                length(g, a) / length(g, w),
+            )
+        )
+    worst, to_mean, to_mgda, progress, stretch = (
+        torch.stack(x) for x in zip(*results, strict=True)
+    )
+    return Sweep(worst, to_mean, to_mgda, progress, threshold(g)[0], stretch)
+
+
+def run(settings: Settings) -> Findings:
+    draws = settings.count(300)
+    swept = {tasks: sweep(rows_of(draws, tasks, 20, 80 + tasks)) for tasks in (2, 5, 10)}
+    yield c_figure(swept, draws)
+    yield in_view(swept, draws)
+    yield both_ends(swept, draws)
+
+
+def in_view(swept: dict[int, Sweep], draws: int) -> Claim:
+    fall = max(float(-s.worst.diff(dim=0).min()) for s in swept.values())
+    slack = min(
+        float((s.progress - (1 - torch.tensor(CS, dtype=torch.float64))[:, None]).min())
+        for s in swept.values()
+    )
+    return Claim(
+        "CA-11",
+        PAPER,
+        "Keeping d in a ball around g₀ keeps the overall objective in view; c tunes how much the "
+        "worst task counts.",
+        judged(fall < 1e-9 and slack > -1e-9),
+        {
+            "largest fall of the worst rate from one c to the next": fall,
+            "least g₀·d/‖g₀‖² - (1 - c)": slack,
+        }
+        | {
+            f"T = {tasks}: median worst rate at c = {c:g}": float(s.worst[CS.index(c)].median())
+            for tasks, s in swept.items()
+            for c in (0.0, 0.4, 1.0)
+        },
+        f"{draws} draws each of 2, 5 and 10 tasks, {len(CS)} values of c from 0 to 100; holds if "
+        "the worst rate never falls with c and g₀·d >= (1 - c)‖g₀‖²",
+    )
+
+
+def both_ends(swept: dict[int, Sweep], draws: int) -> Claim:
+    at_zero = max(float(s.mean_angle[0].max()) for s in swept.values())
+    # Where MGDA's point is a corner of the hull, its direction is met exactly from some c on.
+    near, far = (
+        torch.cat([s.mgda_angle[CS.index(c)] for s in swept.values()]) for c in (10.0, 100.0)
+    )
+    inner = far > 1e-5
+    order = float((near[inner] / far[inner]).median())
+    last = max(float(s.mgda_angle[-1].max()) for s in swept.values())
+    grows = min(float((s.stretch[-1] / s.stretch[CS.index(10.0)]).median()) for s in swept.values())
+    limit = at_zero < 1e-7 and 8 < order < 12
+    return Claim(
+        "CA-12",
+        PAPER,
+        "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",
+        "holds only when" if limit and grows > 5 else "holds" if limit else "does not hold",
+        {
+            "c = 0: largest angle to g₀": at_zero,
+            "c = 100: largest angle to MGDA, radians": last,
+            "angle to MGDA at c = 10 over that at 100, median where it is not 0": order,
+            "share where it is 0, MGDA's point being a corner": float((~inner).double().mean()),
+        }
+        | {"‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median": grows},
+        f"{draws} draws each of 2, 5 and 10 tasks in 20 parameters. c = 0 is g₀; the angle to "
+        "MGDA falls like 1/c, while the length grows like c: "
+        "MGDA's direction in the limit, not its length. On the toy see CA-14",
+    )
+
+
+def c_figure(swept: dict[int, Sweep], draws: int) -> Figure:
+    canvas, panels = axes(1, 4, (16, 4.2))
+    c = np.array([0.07, *CS[1:]])  # 0 drawn there
+    for (tasks, s), colour, dash in zip(swept.items(), COLOURS, DASHES, strict=False):
+        for axis, values in zip(
+            panels,
+            (s.worst, torch.rad2deg(s.mean_angle), torch.rad2deg(s.mgda_angle)),
+            strict=False,
+        ):
+            low, middle, high = values.quantile(
+                torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1
+            ).numpy()
+            axis.plot(c, middle, color=colour, linestyle=dash, label=f"T = {tasks}")
+            axis.fill_between(c, low, high, color=colour, alpha=0.15, linewidth=0)
+        panels[3].step(
+            np.sort(s.threshold.numpy()),
+            np.arange(1, draws + 1) / draws,
+            color=colour,
+            linestyle=dash,
+            where="post",
+        )
+    panels[0].axhline(0, color="#777777", linewidth=1)
+    panels[0].set(
+        yscale="symlog", ylim=(-1, None), ylabel="worst task's rate / (‖g₀‖ · shortest gradient)"
+    )
+    panels[1].set(ylabel="angle to the mean gradient, degrees")
+    panels[2].set(ylabel="angle to MGDA's direction, degrees")
+    for axis in panels[:3]:
+        axis.set(xlabel="c (leftmost: 0)", xscale="log")
+        axis.set_xticks([0.07, 0.2, 1, 10, 100], ["0", "0.2", "1", "10", "100"])
+        axis.minorticks_off()
+    panels[3].set(
+        xlabel="c*: from here on no task's rate is negative",
+        ylabel="share of draws at or below",
+        ylim=(0, 1.02),
+    )
+    panels[0].legend(frameon=False)
+    return Figure(
+        "c",
+        f"CAGrad from c = 0 to 100 on {draws} random Jacobians of 20 parameters a T: medians, "
+        "bands from 5 to 95 %.",
+        canvas,
+    )

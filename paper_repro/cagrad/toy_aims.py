@@ -1,0 +1,169 @@
+"""Two aims that differ: never raise a loss, or trade losses for a better mean?"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.findings import Claim, Findings, Settings
+from .toy import CODE, PAPER, RULES, STARTS, USUAL, at, losses, minimum_of_mean
+from .toy_runs import EVERY, Run, Toy, decided, finite, largest, of, rises, toy
+
+
+def run(settings: Settings) -> Findings:
+    found = toy(settings)
+    yield finite(two_aims(found), found)
+    yield finite(where_pcgrad_rests(found, settings), found)
+    yield finite(adam_and_rates(found), found)
+
+
+def two_aims(toy: Toy) -> Claim:
+    runs = toy.runs
+    slide, rest = rises(runs["CAGrad"], 0.5), rises(runs["MGDA"], 0.0)
+    side = [i for i, start in enumerate(STARTS) if start[0] != 0]
+    met = np.isfinite(slide[side]).all() and np.isfinite(rest[side]).all()
+    outer = slide[[STARTS.index((10.0, -8.0)), STARTS.index((-8.5, -5.0))]].max(1)
+    gains = [
+        float(-at(runs["CAGrad"].of([start], 0.5)).mean(-1).diff(dim=0).sum())
+        for start in ((10.0, -8.0), (-8.5, -5.0))
+    ]
+    trades = bool(outer.min() > 1 and largest(rest) < 0.1)
+    return Claim(
+        "X-02",
+        PAPER,
+        "Never raising a loss (MGDA) and trading along the Pareto set for a better mean (CAGrad) "
+        "are two aims.",
+        decided(toy.whole and bool(met), "holds" if trades else "does not hold"),
+        of("CAGrad: rise of the losing task after contact", slide.max(1))
+        | of("MGDA: the same", rest.max(1))
+        | {"CAGrad: fall of the mean loss from (10, -8)": gains[0], "from (-8.5, -5)": gains[1]},
+        f"{toy.budget}; sum of all rises between points {EVERY} steps apart, after first contact; "
+        "holds if CAGrad (c = .5) raises a loss by more than 1 from the two outer starts "
+        "and MGDA none by more than .1",
+    )
+
+
+def where_pcgrad_rests(toy: Toy, settings: Settings) -> Claim:
+    pairs = convex_pairs(settings.count(300), settings.count(1500))
+    pcgrad = toy.runs["PCGrad"].mean_loss(STARTS, 0.0)[-1] - minimum_of_mean()[1]
+    at_rest, small = (
+        float((pairs["distance"] < 1e-3).mean()),
+        float((pairs["excess"] < 0.01).mean()),
+    )
+    return Claim(
+        "X-01",
+        PAPER,
+        "PCGrad practically reaches the optimum, or stops at Pareto points: which?",
+        decided(
+            toy.whole,
+            "holds only when"
+            if at_rest > 0.95 and small > 0.5 and float(pcgrad.max()) > 0.1
+            else "inconclusive",
+        ),
+        {
+            "convex pairs: share ending Pareto stationary": at_rest,
+            "convex pairs: median excess of the total over its fall": float(
+                np.median(pairs["excess"])
+            ),
+            "convex pairs: 95th percentile": float(np.quantile(pairs["excess"], 0.95)),
+            "convex pairs: share with an excess below 1 %": small,
+        }
+        | of("toy: PCGrad's excess of the mean loss", pcgrad),
+        f"{len(pairs['excess'])} random pairs of convex quadratics in 5 dimensions, plain steps "
+        f"of 1/H; toy: {toy.budget}. "
+        "Holds only when: it stops at Pareto points (95 % of the pairs), "
+        "and these are close to the optimum for most convex pairs, but not on the toy",
+    )
+
+
+def convex_pairs(draws: int, steps: int, size: int = 5) -> dict[str, np.ndarray]:
+    """PCGrad on pairs of quadratics ½(x - m_t)ᵀA_t(x - m_t).
+
+    Final excess of the total over its whole fall, and distance to stationarity.
+    """
+
+    def problem(key: Tensor) -> tuple[Tensor, Tensor]:
+        root = mf.random.normal(mf.random.fold_in(key, 0), (2, size, size), torch.float64)
+        return root @ root.mT / size + 0.1 * torch.eye(size, dtype=torch.float64), mf.random.normal(
+            mf.random.fold_in(key, 1), (3, size), torch.float64
+        )
+
+    def both(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+        matrix, middle = batch
+        off = params["x"] - middle
+        return 0.5 * torch.einsum("ti,tij,tj->t", off, matrix, off)
+
+    matrix, points = vmap(problem)(torch.arange(draws))
+    middle, start = points[:, :2], 3 * points[:, 2]
+    largest = torch.linalg.eigvalsh(matrix.sum(1)).amax(-1)
+    batch = (matrix, middle)
+
+    def step_at(lr: Tensor) -> mf.Step:
+        return mf.descend(both, mf.pcgrad(), mf.sgd(lr), mf.jacobian(), reduction="sum")
+
+    state = vmap(lambda lr, x, b: step_at(lr).init({"x": x}, b))(1 / largest, start, batch)
+    move = vmap(lambda lr, state, b: step_at(lr).update(state, b)[0])
+    for _ in tqdm(range(steps), desc="convex pairs", leave=False):
+        state = move(1 / largest, state, batch)
+    lowest = torch.linalg.solve(matrix.sum(1), torch.einsum("dtij,dtj->di", matrix, middle))
+    first, end, least = (
+        vmap(both)({"x": x}, batch).sum(-1) for x in (start, state.params["x"], lowest)
+    )
+    g = vmap(lambda x, b: mf.task_gramian(both, {"x": x}, b)[1])(state.params["x"], batch)
+    length = (
+        vmap(lambda g: mf.diagnostics.stationarity(g).length)(g)
+        / g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()
+    )
+    return {"excess": ((end - least) / (first - least)).numpy(), "distance": length.numpy()}
+
+
+def first_order(run: Run, name: str) -> tuple[float, float]:
+    """Shares of watched steps at which d, and Adam's step, raise some task to first order.
+
+    From the named starts; of the second share, where d raises none.
+    """
+    hyper = USUAL[name]
+    lanes = [run.lanes.find(start, hyper) for start in STARTS]
+    points = run.watched[:, lanes]
+    taken = (points[:-1] - points[1:]).reshape(-1, 2)  # along -θ̇, as d is
+    before = points[:-1].reshape(-1, 2)
+    rows = vmap(lambda x: mf.task_gradients(losses, {"x": x}, x.new_tensor(CODE))[1]["x"])(before)
+    g = rows @ rows.mT
+    length = g.diagonal(dim1=-2, dim2=-1).sqrt()
+    rule = RULES[name][0](torch.tensor(hyper, dtype=torch.float64, device=g.device))
+    d = torch.einsum("nt,ntp->np", vmap(lambda g: mf.weights(rule, g))(g), rows)
+
+    def raises(step: Tensor) -> Tensor:
+        rates = torch.einsum("ntp,np->nt", rows, step)
+        return (rates < -1e-6 * length * step.norm(dim=-1, keepdim=True)).any(-1)
+
+    moving = (length > 0).all(-1) & (d.norm(dim=-1) > 1e-9 * length.amax(-1))
+    quiet = moving & ~raises(d)
+    return float((moving & raises(d)).sum() / moving.sum()), float(
+        (quiet & raises(taken)).sum() / quiet.sum().clamp_min(1)
+    )
+
+
+def adam_and_rates(toy: Toy) -> Claim:
+    runs = toy.runs
+    shares = {name: first_order(runs[name], name) for name in ("MGDA", "PCGrad", "CAGrad")}
+    lost = any(shares[name][1] > 0.001 for name in ("MGDA", "PCGrad"))
+    safe = all(shares[name][0] == 0 for name in ("MGDA", "PCGrad"))
+    return Claim(
+        "X-05",
+        PAPER,
+        "Descent guarantees are for plain steps along d, while the experiments use Adam: the "
+        "guarantee is lost.",
+        decided(toy.whole, "holds" if lost and safe else "does not hold"),
+        {f"{name}: share of steps whose d raises a task": x for name, (x, _) in shares.items()}
+        | {
+            f"{name}: share of Adam's steps that raise a task, d raising none": x
+            for name, (_, x) in shares.items()
+        },
+        f"first {len(runs['MGDA'].watched) - 1} steps from the six starts, + in f₂; to first "
+        "order, cosine below -1e-6; "
+        "CAGrad with c = .5, which may raise a task by itself",
+    )

@@ -1,0 +1,185 @@
+"""The toy (Liu et al. 2021, section 5.1): which rules get past the cusps?"""
+
+import functools
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure as Canvas
+from mpl_toolkits.mplot3d import Axes3D
+
+import mtlfunc as mf
+
+from ..report.findings import Claim, Figure, Findings, Settings, judged
+from .toy import (
+    CODE,
+    PAPER,
+    PAPER_SIGN,
+    PRINTED,
+    SCRIPT,
+    STARTS,
+    USUAL,
+    at,
+    losses,
+    ramp,
+)
+from .toy_maps import LEGEND, maps
+from .toy_runs import COLOURS, DASHES, Run, Toy, decided, finite, of, title_of, toy
+
+
+def run(settings: Settings) -> Findings:
+    yield surface()
+    found = toy(settings)
+    yield from trajectories(found.runs)
+    yield loss_curves(found.runs)
+    yield finite(stuck(found), found)
+    yield finite(reproducible(found), found)
+
+
+def surface() -> Figure:
+    canvas = Canvas(figsize=(13, 4.6), layout="constrained")
+    side = torch.linspace(-11, 11, 221, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
+    values = at(grid)
+    for i, (name, z) in enumerate(
+        {"L₁": values[..., 0], "L₂": values[..., 1], "mean loss": values.mean(-1)}.items()
+    ):
+        axis = canvas.add_subplot(1, 3, i + 1, projection="3d")
+        assert isinstance(axis, Axes3D)
+        axis.plot_surface(
+            grid[..., 0].numpy(),
+            grid[..., 1].numpy(),
+            z.numpy(),
+            cmap="viridis",
+            rcount=110,
+            ccount=110,
+            linewidth=0,
+            vmin=-20,
+            vmax=10,
+        )
+        axis.view_init(25)
+        axis.set_box_aspect(None, zoom=0.78)  # pyright: ignore[reportArgumentType]  # room for the label of the z axis
+        axis.set(
+            xlabel="x₁",
+            ylabel="x₂",
+            zlabel="loss",
+            title=name,
+            zlim=(-21, 11),
+            xticks=[-10, 0, 10],
+            yticks=[-10, 0, 10],
+            zticks=[-20, -10, 0, 10],
+        )
+    return Figure(
+        "surface",
+        "The toy's two losses and their mean; + in f₂, as in the paper's code. The two narrow "
+        "valleys are cusps of log|·|.",
+        canvas,
+    )
+
+
+def trajectories(runs: dict[str, Run]) -> Findings:
+    """Maps by either sign."""
+    usual = {title_of(name): (runs[name], hyper) for name, hyper in USUAL.items()}
+    panels = usual | {"CAGrad, c = 0.8": (runs["CAGrad"], 0.8)}
+    yield Figure(
+        "trajectories",
+        f"Trajectories, + in f₂. {LEGEND}",
+        maps(panels, CODE, 3),
+    )
+    yield Figure(
+        "printed-sign",
+        f"The same with the sign that the paper prints in f₂. {LEGEND}",
+        maps(panels, PAPER_SIGN, 3),
+    )
+
+
+def loss_curves(runs: dict[str, Run]) -> Figure:
+    canvas = Canvas(figsize=(13, 7), layout="constrained")
+    for i, start in enumerate(STARTS):
+        axis = canvas.add_subplot(2, 3, i + 1)
+        for name, hyper in (USUAL | {"CAGrad, epsilons": 10.0}).items():
+            label = "CAGrad, c = 10 with epsilons" if "eps" in name else title_of(name)
+            value = runs[name].mean_loss([start], hyper)[:, 0]
+            axis.plot(
+                runs[name].times / 1000,
+                value,
+                color=COLOURS[name],
+                linestyle=DASHES[name],
+                linewidth=1.8,
+                label=label,
+            )
+        axis.set(
+            title=f"from ({start[0]:g}, {start[1]:g})", xlabel="thousand steps", ylabel="mean loss"
+        )
+        axis.grid()
+        if i == 0:
+            canvas.legend(
+                *axis.get_legend_handles_labels(),
+                loc="outside lower center",
+                ncols=6,
+                frameon=False,
+            )
+    return Figure(
+        "losses", "Mean of the two losses along the trajectories, from each start; + in f₂.", canvas
+    )
+
+
+def steepest_at_kink() -> dict[str, float]:
+    """The longest gradient at (0, 0) by the subderivative of max(tanh, 0) there."""
+    kink = torch.zeros(2, dtype=torch.float64)
+    found = {}
+    for slope, at_0 in {"1": ramp, "0": torch.relu}.items():
+        loss = functools.partial(losses, ramp=at_0)
+        gramian = mf.task_gramian(loss, {"x": kink}, kink.new_tensor(CODE))[1]
+        found[f"longest gradient at (0, 0) with subderivative {slope}"] = float(
+            gramian.diagonal().max().sqrt()
+        )
+    return found
+
+
+def stuck(toy: Toy) -> Claim:
+    descent = toy.runs["GD"]
+    exchanged = [SCRIPT[1] if start == (-8.5, 5.0) else start for start in PRINTED]
+    ends = {
+        "printed starts": descent.mean_loss(PRINTED, 0.0),
+        "printed starts, printed sign": descent.mean_loss(PRINTED, 0.0, PAPER_SIGN),
+        "(-8.5, -5) for (-8.5, 5)": descent.mean_loss(exchanged, 0.0),
+        "the script's three": descent.mean_loss(SCRIPT, 0.0),
+    }
+    counts = {name: int((loss[-1] > 0).sum()) for name, loss in ends.items()}
+    printed, changed = counts["printed starts"], counts["(-8.5, -5) for (-8.5, 5)"]
+    return Claim(
+        "CA-25",
+        PAPER,
+        "Gradient descent halts in 2 of 5 runs.",
+        decided(
+            toy.whole,
+            "holds" if printed == 2 else "holds only when" if changed == 2 else "does not hold",
+        ),
+        {f"stuck, {name}": float(count) for name, count in counts.items()}
+        | of("mean loss at the end", descent.mean_loss(STARTS, 0.0)[-1]),
+        f"{toy.budget}; stuck: mean loss above 0 at the end. "
+        f"From the printed starts {printed} of 5, with (-8.5, -5), a start of the code, for "
+        f"(-8.5, 5) {changed} of 5",
+    )
+
+
+def reproducible(toy: Toy) -> Claim:
+    numbers = {
+        f"{name}{', printed sign' if sign < 0 else ''}: mean loss at the end from ({start[0]:g}, "
+        f"{start[1]:g})": float(toy.runs[name].mean_loss([start], USUAL[name], sign)[-1, 0])
+        for name in ("GD", "MGDA", "PCGrad", "CAGrad")
+        for sign in (CODE, PAPER_SIGN)
+        for start in STARTS
+    }
+    moved = float(toy.runs["GD"].of([(0.0, 0.0)], 0.0)[-1].norm())
+    return Claim(
+        "CA-24",
+        PAPER,
+        "The 2-D toy: gradient descent, MGDA, PCGrad and CAGrad from five starts, Adam 1e-3, 1e5 "
+        "steps.",
+        decided(toy.whole, judged(bool(np.isfinite(list(numbers.values())).all()))),
+        steepest_at_kink() | {"GD's way from (0, 0)": moved} | numbers,
+        f"{toy.budget}; reproducible: all runs finite, none random. Starts printed and scripted, "
+        "both signs. At (0, 0) the subderivative of max(tanh, 0) decides: "
+        "clamp's 1 is used, with 0 both gradients vanish and nothing moves",
+    )

@@ -1,0 +1,296 @@
+"""The toy: who rests on the Pareto set, and who reaches the least mean loss?"""
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, judged, yes
+from .toy import (
+    CODE,
+    CS,
+    PAPER,
+    PAPER_SIGN,
+    RULES,
+    STARTS,
+    USUAL,
+    at,
+    distance_to_stationarity,
+    gramians,
+    minimum_of_mean,
+    pareto_set,
+)
+from .toy_maps import LEGEND, maps
+from .toy_runs import (
+    CLOSE,
+    COLOURS,
+    CONTACT,
+    DASHES,
+    DECIDED,
+    MARKERS,
+    Run,
+    Toy,
+    decided,
+    finite,
+    largest,
+    moved_after_contact,
+    of,
+    title_of,
+    toy,
+)
+
+
+def run(settings: Settings) -> Findings:
+    yield not_flat()
+    found = toy(settings)
+    yield large_c(found.runs)
+    yield end_points(found.runs)
+    for judge in (arriving, stops, depends_on_start, goes_on):
+        yield finite(judge(found), found)
+
+
+def end_points(runs: dict[str, Run]) -> Figure:
+    canvas, (left, right) = axes(1, 2, (13, 5))
+    beside_front(left, runs)
+    against_c(right, runs)
+    return Figure(
+        "ends",
+        "Left: losses at the end beside the Pareto front, six starts a rule. Right: CAGrad's "
+        "ends against c, one line a start. + in f₂.",
+        canvas,
+    )
+
+
+def beside_front(panel: Axes, runs: dict[str, Run]) -> None:
+    front = at(torch.tensor(pareto_set())).numpy()
+    grey = {"color": "#999999", "linewidth": 5, "alpha": 0.6, "solid_capstyle": "round"}
+    panel.plot(*front.T, label="Pareto front", **grey)
+    for name, hyper in (USUAL | {"CAGrad, epsilons": 10.0}).items():
+        ends = at(runs[name].of(STARTS, hyper)[-1]).cpu().numpy()
+        panel.plot(
+            *ends.T,
+            MARKERS[name],
+            label="CAGrad, c = 10 with epsilons" if "eps" in name else title_of(name),
+            markersize=12 if name == "CAGrad" else 8,
+            markerfacecolor="none",
+            markeredgewidth=1.8,
+            markeredgecolor=COLOURS[name],
+            linestyle="none",
+        )
+    middle = front[len(front) // 2]
+    panel.plot(*middle, "*", color="black", markersize=9, label="minimum of the mean")
+    panel.set(xlabel="L₁ at the end", ylabel="L₂ at the end")
+    panel.legend(frameon=False, fontsize=8)
+
+
+def against_c(panel: Axes, runs: dict[str, Run]) -> None:
+    _, value = minimum_of_mean()
+    labels = {"CAGrad": "exact", "CAGrad, epsilons": "with the script's epsilons"}
+    for name, label in labels.items():
+        values = RULES[name][1]
+        excess = np.array([runs[name].mean_loss(STARTS, c)[-1] - value for c in values])
+        for start in range(len(STARTS)):
+            panel.plot(
+                values,
+                np.maximum(excess[:, start], 1e-12),
+                MARKERS[name],
+                color=COLOURS[name],
+                linestyle=DASHES[name],
+                linewidth=0.8,
+                label=label if start == 0 else None,
+                fillstyle="none",
+            )
+    panel.set(
+        xscale="log",
+        yscale="log",
+        xlabel="c",
+        ylabel="mean loss at the end above its minimum\n(below 1e-12 drawn there)",
+    )
+    panel.set_xticks([0.2, 0.5, 1, 3, 10, 100], ["0.2", "0.5", "1", "3", "10", "100"])
+    panel.minorticks_off()
+    panel.legend(frameon=False)
+
+
+def large_c(runs: dict[str, Run]) -> Figure:
+    rules = {"exact": "CAGrad", "with 1e-4 in its roots": "CAGrad, epsilons"}
+    panels = {
+        f"{label}, c = {c:g}": (runs[name], c)
+        for label, name in rules.items()
+        for c in (1.0, 3.0, 10.0)
+    }
+    return Figure(
+        "large-c",
+        "c from 1 on: solved exactly CAGrad halts on the Pareto set, with the official script's "
+        f"epsilons it slides on. {LEGEND}",
+        maps(panels, CODE, 3),
+    )
+
+
+def not_flat() -> Claim:
+    """What is read off the Pareto set without a run."""
+    front = torch.tensor(pareto_set())
+    values, g = at(front), gramians(front)
+    mean = values.mean(-1).numpy()
+    length = g.diagonal(dim1=-2, dim2=-1).sqrt()
+    flatness = (g.sum((1, 2)).sqrt() / 2 / length.amax(-1)).numpy()
+    off_minimum = np.abs(front[:, 0].numpy()) > 0.5
+    stationary = float(distance_to_stationarity(front).max())
+    return Claim(
+        "CA-08",
+        PAPER,
+        "At a Pareto-stationary point the mean loss is about the same whichever way one moves.",
+        "does not hold"
+        if flatness[off_minimum].min() > 1e-2 and stationary < 1e-3
+        else "holds"
+        if flatness.max() < 1e-2
+        else "inconclusive",
+        {
+            "least mean loss on the Pareto set": float(mean.min()),
+            "largest": float(mean.max()),
+            "largest ‖g₀‖ over the longest gradient": float(flatness.max()),
+            "smallest where |x₁| > 0.5": float(flatness[off_minimum].min()),
+            "largest distance of 0 from the gradients' hull, same unit": stationary,
+        },
+        f"the toy's Pareto set, {len(front)} minimisers of weighted means; does not hold if g₀ "
+        "is nowhere near 0 but at the minimum of the mean",
+    )
+
+
+def arriving(toy: Toy) -> Claim:
+    runs, value = toy.runs, minimum_of_mean()[1]
+    run = runs["CAGrad"]
+    at_70k = int(np.searchsorted(run.times, DECIDED))
+    at_70k = min(at_70k, len(run.times) - 1)
+    numbers: dict[str, float] = {"minimum of the mean": value}
+    reached: dict[str, bool] = {}
+    for c in (0.2, 0.5, 0.8):
+        for sign in (CODE, PAPER_SIGN):
+            excess = run.mean_loss(STARTS, c, sign) - value
+            name = f"c = {c:g}{', printed sign' if sign < 0 else ''}"
+            late = np.array(
+                [run.times[np.argmax(e < CLOSE)] if (e < CLOSE).any() else np.inf for e in excess.T]
+            )
+            numbers[f"{name}: largest excess at {run.times[at_70k]} steps"] = float(
+                excess[at_70k].max()
+            )
+            numbers[f"{name}: largest excess at the end"] = float(excess[-1].max())
+            if np.isfinite(late).all():
+                numbers[f"{name}: steps until all are within {CLOSE:g}"] = float(late.max())
+            reached[name] = bool((excess[at_70k] < CLOSE).all())
+    spread = {
+        name: float(np.ptp(runs[name].of(STARTS, USUAL[name])[-1, :, 0].cpu().numpy()))
+        for name in ("MGDA", "PCGrad")
+    }
+    held = {
+        name: float(distance_to_stationarity(runs[name].of(STARTS, USUAL[name])[-1]).max())
+        for name in ("MGDA", "PCGrad")
+    }
+    numbers |= {f"{name}: spread of x₁ at the end": x for name, x in spread.items()}
+    numbers |= {
+        f"{name}: largest distance of 0 from the gradients' hull at the end, over the longest": x
+        for name, x in held.items()
+    }
+    arrives = reached["c = 0.5"] and reached["c = 0.8"]
+    differ = min(spread.values()) > 1 and max(held.values()) < 1e-2
+    return Claim(
+        "CA-26",
+        PAPER,
+        "MGDA and PCGrad end at different Pareto-stationary points by start; CAGrad reaches the "
+        "minimum of the mean from all.",
+        decided(toy.steps >= DECIDED, "holds" if arrives and differ else "does not hold"),
+        numbers,
+        f"{toy.budget}, six starts; CAGrad arrives: mean loss within {CLOSE:g} of its minimum by "
+        f"{DECIDED} steps for c = .5 and .8, + in f₂"
+        "; within it at that time: "
+        f"{', '.join(name for name, ok in reached.items() if ok) or 'none'}. "
+        "The others: stationary to 1e-2, x₁ spread over more than 1",
+    )
+
+
+def stops(toy: Toy) -> Claim:
+    moved = {name: moved_after_contact(toy.runs[name], 0.0) for name in ("MGDA", "PCGrad")} | {
+        "MGDA, 1e-8": moved_after_contact(toy.runs["MGDA, epsilon"], 1e-8)
+    }
+    rests = {name: bool((path < 1e-2).all()) for name, path in moved.items()}
+    met = all(np.isfinite(path).all() for path in moved.values())
+    either = rests["MGDA"] or rests["PCGrad"]
+    return Claim(
+        "CA-04",
+        PAPER,
+        "MGDA and PCGrad stop learning once they meet the Pareto set.",
+        decided(
+            toy.whole and met,
+            judged(either, only_when=not (rests["MGDA"] and rests["PCGrad"])),
+        ),
+        {
+            f"{name}: largest movement after contact": float(path.max())
+            for name, path in moved.items()
+        }
+        | of("PCGrad's movement after contact", moved["PCGrad"])
+        | of("MGDA's", moved["MGDA"]),
+        f"{toy.budget}; way along the set from first contact (within {CONTACT:g} of it) to the "
+        "end, stopped if below 1e-2. MGDA solved exactly "
+        f"{'rests' if rests['MGDA'] else 'moves on'}, PCGrad "
+        f"{'rests' if rests['PCGrad'] else 'creeps on under Adam'}; "
+        "with 1e-8 in the denominator, as in the official script, MGDA "
+        f"{'rests' if rests['MGDA, 1e-8'] else 'drifts'}",
+    )
+
+
+def depends_on_start(toy: Toy) -> Claim:
+    arms = ("MGDA", "PCGrad")
+    points = {name: toy.runs[name].of(STARTS, 0.0)[-1] for name in arms}
+    far = {name: float(np.ptp(x[:, 0].cpu().numpy())) / 14 for name, x in points.items()}
+    apart = {name: float(at(x).diff(dim=-1).abs().max()) for name, x in points.items()}
+    worst = {name: float(toy.runs[name].mean_loss(STARTS, USUAL[name])[-1].max()) for name in arms}
+    return Claim(
+        "CA-06",
+        PAPER,
+        "Which Pareto point is reached depends strongly on the start; such runs may end "
+        "unbalanced, some tasks good and others poor.",
+        decided(toy.whole, judged(min(far.values()) > 0.5)),
+        {f"{name}: spread of x₁ at the end over the set's length": x for name, x in far.items()}
+        | {f"{name}: largest |L₁ - L₂| at the end": x for name, x in apart.items()}
+        | {f"{name}: worst mean loss at the end": x for name, x in worst.items()}
+        | {"minimum of the mean": minimum_of_mean()[1]},
+        f"{toy.budget}, six starts; holds if the end points spread over more than half of the "
+        "Pareto set",
+    )
+
+
+def goes_on(toy: Toy) -> Claim:
+    value = minimum_of_mean()[1]
+    exact, eps = (
+        {c: toy.runs[name].mean_loss(STARTS, c)[-1] - value for c in RULES[name][1]}
+        for name in ("CAGrad", "CAGrad, epsilons")
+    )
+    # (0, 0) runs down the middle and meets the set at the minimum of the mean whatever the rule.
+    side = [i for i, start in enumerate(STARTS) if start[0] != 0]
+    below = all(exact[c].max() < CLOSE for c in CS if c < 1)
+    above = all(exact[c][side].min() > 0.1 for c in CS if c >= 1)
+    slides = max(x.max() for x in eps.values()) < CLOSE
+    halts = {c: largest(moved_after_contact(toy.runs["CAGrad"], c)) for c in CS if c >= 1}
+    return Claim(
+        "CA-14",
+        PAPER,
+        "MGDA moves only where all agree and halts at disagreement; CAGrad puts the common good "
+        "first and does not halt.",
+        decided(toy.whole, judged(below, only_when=above)),
+        {f"exact, c = {c:g}: largest excess at the end": float(x.max()) for c, x in exact.items()}
+        | {
+            f"exact, c = {c:g}: smallest excess at the end, (0, 0) aside": float(
+                exact[c][side].min()
+            )
+            for c in CS
+            if c >= 1
+        }
+        | {f"exact, c = {c:g}: largest movement of x₁ after contact": x for c, x in halts.items()}
+        | {
+            f"with the script's epsilons, c = {c:g}: largest excess at the end": float(x.max())
+            for c, x in eps.items()
+        },
+        f"{toy.budget}; excess: mean loss above its minimum. solved exactly, c < 1 goes on to the "
+        f"minimum of the mean: {yes(below)}; "
+        f"c >= 1 halts away from it: {yes(above)}; with the official script's epsilons every c "
+        f"goes on: {yes(slides)}",
+    )

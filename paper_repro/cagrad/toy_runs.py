@@ -1,0 +1,236 @@
+"""All rules of the toy from all of its starts, run once, and what is read off the runs."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.findings import Claim, Settings, Verdict
+from .toy import (
+    CODE,
+    LR,
+    RULES,
+    STARTS,
+    Lanes,
+    advance,
+    at,
+    lanes_of,
+    minimum_of_mean,
+    pareto_set,
+    step_of,
+)
+
+STEPS, EAGER_STEPS, DECIDED = 100_000, 10_000, 70_000
+WATCHED = 20_000  # first steps that are all kept, for what Adam does to the rates
+EVERY = 50  # steps between the points kept of the whole run
+# steps a compiled call: with tens of lanes more of them cost compilation and save nothing
+# (experiments/benchmarks/toy.py)
+UNROLL = 2
+COMPILE_FROM = 5_000  # steps from which compiling pays
+CONTACT = 0.01  # the Pareto set is met at this distance
+CLOSE = 1e-3  # of the mean loss to its minimum
+COLOURS = {
+    "GD": "#444444",
+    "MGDA": "#0072b2",
+    "PCGrad": "#e69f00",
+    "GradNorm": "#009e73",
+    "CAGrad": "#d55e00",
+    "CAGrad, epsilons": "#cc79a7",
+}
+MARKERS = {
+    "GD": "s",
+    "MGDA": "^",
+    "PCGrad": "D",
+    "GradNorm": "v",
+    "CAGrad": "o",
+    "CAGrad, epsilons": "P",
+}
+DASHES: dict[str, Any] = {
+    "GD": "-",
+    "MGDA": "--",
+    "PCGrad": "-.",
+    "GradNorm": ":",
+    "CAGrad": "-",
+    "CAGrad, epsilons": (0, (1, 2)),
+}
+
+
+class Run(NamedTuple):
+    """One rule from all of its starts."""
+
+    lanes: Lanes
+    random: list[int]  # lanes that started at random points
+    times: np.ndarray  # [time], steps taken
+    points: Tensor  # [time, lane, 2]
+    watched: Tensor  # [step, lane, 2], every point from the start on
+
+    def of(self, starts: Sequence[Sequence[float]], hyper: float, sign: float = CODE) -> Tensor:
+        """Points `[time, start, 2]`."""
+        return self.points[:, [self.lanes.find(start, hyper, sign) for start in starts]]
+
+    def mean_loss(
+        self, starts: Sequence[Sequence[float]], hyper: float, sign: float = CODE
+    ) -> np.ndarray:
+        """`[time, start]`."""
+        return at(self.of(starts, hyper, sign), sign).mean(-1).cpu().numpy()
+
+
+def compiler_works(device: torch.device) -> bool:
+    """Whether torch.compile finds its tools, by trying; a notice says why not."""
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.zeros(3, dtype=torch.float64, device=device))
+    except Exception as error:  # a missing compiler shows in many ways
+        tqdm.write(
+            "[the toy] torch.compile does not work here "
+            f"({str(error).splitlines()[0][:100]}): running eagerly and for fewer steps"
+        )
+        return False
+    return True
+
+
+def trajectories(name: str, random_starts: Tensor, steps: int, *, compiled: bool) -> Run:
+    """Adam from all starts; interruptible between chunks of steps."""
+    lanes, random = lanes_of(name, random_starts)
+    state = vmap(lambda hyper, sign, x: step_of(name, hyper).init({"x": x}, sign))(
+        lanes.hyper, lanes.sign, lanes.start
+    )
+    unroll = UNROLL if compiled else 1
+    program = advance(name, unroll)
+    if compiled:
+        program = torch.compile(program, dynamic=False, fullgraph=True)
+    watched, points, times = [lanes.start[:, None]], [lanes.start], [0]
+    bar = tqdm(range(unroll, steps + unroll, unroll), desc=name, leave=False, mininterval=1.0)
+    for taken in bar:
+        state, chunk = program(lanes.hyper, lanes.sign, state)
+        if taken <= WATCHED:
+            watched.append(chunk)
+        if taken % EVERY < unroll or taken >= steps:
+            times.append(taken)
+            points.append(chunk[:, -1])
+    return Run(
+        lanes, random, np.array(times), torch.stack(points), torch.cat(watched, 1).transpose(0, 1)
+    )
+
+
+class Toy(NamedTuple):
+    """The runs of every rule, and what the claims say of them."""
+
+    runs: dict[str, Run]
+    steps: int
+    budget: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether the runs are as long as the paper's."""
+        return self.steps >= STEPS
+
+
+@functools.cache
+def toy(settings: Settings) -> Toy:
+    """Every rule from all of its starts: once in a process, whoever needs it first."""
+    # programs of another run must not count against the limit of recompilations
+    torch.compiler.reset()
+    compiled = settings.count(STEPS) >= COMPILE_FROM and compiler_works(settings.device)
+    steps = settings.count(STEPS if compiled or settings.shrink != 1 else EAGER_STEPS)
+    if not compiled and settings.shrink != 1:
+        tqdm.write(f"[the toy] {steps} steps: too few for compilation to pay, running eagerly")
+    keys = torch.arange((8 if settings.full else 2) * settings.seeds, device=settings.device)
+    uniform = vmap(
+        lambda key: mf.random.uniform(mf.random.fold_in(mf.random.key(7), key), (2,), torch.float64)
+    )
+    random_starts = 20 * uniform(keys) - 10
+    runs = {
+        name: trajectories(name, random_starts, steps, compiled=compiled)
+        for name in tqdm(RULES, desc="toy", leave=False)
+    }
+    last = int(runs["GD"].times[-1])
+    budget = f"Adam {LR:g}, {last} steps, float64, + in f₂ unless said otherwise"
+    return Toy(runs, last, budget)
+
+
+def finite(claim: Claim, toy: Toy) -> Claim:
+    """A claim with the number of steps, and without the numbers that are not finite."""
+    numbers = claim.measured | {"steps": toy.steps}
+    return claim._replace(measured={name: x for name, x in numbers.items() if np.isfinite(x)})
+
+
+def title_of(name: str) -> str:
+    return {"GradNorm": "GradNorm, α = 0.12", "CAGrad": "CAGrad, c = 0.5"}.get(name, name)
+
+
+def random_ends(run: Run) -> np.ndarray:
+    """Mean loss at the end from random starts."""
+    return at(run.points[-1, run.random]).mean(-1).cpu().numpy()
+
+
+def arrivals(run: Run) -> np.ndarray:
+    """Steps to within .1 of the minimum of the mean from random starts.
+
+    Infinite where it was not met.
+    """
+    there = at(run.points[:, run.random]).mean(-1).cpu().numpy() < minimum_of_mean()[1] + 0.1
+    return np.where(there.any(0), run.times[there.argmax(0)], np.inf)
+
+
+def off_the_set(points: Tensor) -> np.ndarray:
+    """Distance `[...]` from the Pareto set of points `[..., 2]`."""
+    front = pareto_set()
+    x = points.cpu().numpy()
+    at_x = np.clip(x[..., 0], front[0, 0], front[-1, 0])
+    return np.hypot(x[..., 0] - at_x, x[..., 1] - np.interp(at_x, *front.T))
+
+
+def contact(points: Tensor) -> np.ndarray:
+    """Index `[start]` in time of the first contact with the Pareto set, -1 for none.
+
+    Points `[time, start, 2]`.
+    """
+    near = off_the_set(points) < CONTACT
+    return np.where(near.any(0), near.argmax(0), -1)
+
+
+def moved_after_contact(run: Run, hyper: float, sign: float = CODE) -> np.ndarray:
+    """Way `[start]` along the Pareto set between first contact and end; NaN without contact."""
+    points = run.of(STARTS, hyper, sign)
+    first, x = contact(points), points[..., 0].cpu().numpy().clip(*pareto_set()[[0, -1], 0])
+    return np.array([abs(x[-1, i] - x[k, i]) if k >= 0 else np.nan for i, k in enumerate(first)])
+
+
+def rises(run: Run, hyper: float) -> np.ndarray:
+    """What each loss rose by after contact with the Pareto set, summed `[start, task]`.
+
+    Between kept points.
+    """
+    points = run.of(STARTS, hyper)
+    change = at(points).diff(dim=0).clamp_min(0).cpu().numpy()
+    first = contact(points)
+    return np.stack(
+        [change[k:, i].sum(0) if k >= 0 else np.full(2, np.nan) for i, k in enumerate(first)]
+    )
+
+
+def decided(long_enough: bool, verdict: Verdict) -> Verdict:
+    """A verdict, of runs that are long enough for one."""
+    return verdict if long_enough else "inconclusive"
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest finite value; NaN for none, as where nothing met the Pareto set."""
+    values = values[np.isfinite(values)]
+    return float(values.max()) if values.size else float("nan")
+
+
+def of(
+    name: str, values: np.ndarray, starts: Sequence[Sequence[float]] = STARTS
+) -> dict[str, float]:
+    return {
+        f"{name} from ({start[0]:g}, {start[1]:g})": float(value)
+        for start, value in zip(starts, values, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""What the texts say of each other, one question a file."""

@@ -1,0 +1,215 @@
+"""Does MGDA neglect a main task among auxiliary ones, and does CAGrad keep the balance?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+import mtlfunc as mf
+
+from ..report.figures import METHOD_COLOURS, axes, band
+from ..report.findings import Claim, Figure, Findings, Settings, verdict_of
+from ..report.intervals import mean_interval, named
+from .digits import HIDDEN, LABELS, RATES, SCALES, TASKS, Runs, moments, split, train
+
+CAGRAD = "CAGrad (Liu et al. 2021)"
+
+
+def run(settings: Settings) -> Findings:
+    data, steps = split(settings), settings.count(300)
+    alone = train(
+        mf.mean(torch.tensor([1.0, 0.0, 0.0], device=settings.device)),
+        1.0,
+        data,
+        steps,
+        settings,
+        "main task alone",
+    )
+    rules = {"mean": mf.mean(), "MGDA": mf.mgda(), "CAGrad": mf.cagrad(c=0.4)}
+    runs = {
+        name: {
+            m: train(rule, scale, data, steps, settings, f"{m}, {name}")
+            for m, rule in rules.items()
+        }
+        for name, scale in SCALES.items()
+    }
+    where = (
+        f"digits, {LABELS} labels, rotation and reconstruction as auxiliaries, trunk of "
+        f"{HIDDEN}-{HIDDEN}, {steps} steps of Adam at the best of {len(RATES)} "
+        f"rates, {settings.seeds} seeds, 95 % t intervals, paired"
+    )
+    yield judge(runs, alone, where)
+    yield course(runs, alone, where)
+
+
+FAR, NEAR = 0.05, 0.01  # in accuracy
+WINDOWS = 20
+
+
+def described(name: str, methods: dict[str, Runs], alone: Runs) -> dict[str, float]:
+    """Numbers of every method at one scale of the reconstruction error."""
+    base = methods["mean"]
+    numbers = named(f"{name}: equal weights, accuracy", mean_interval(base.accuracy))
+    for m, run in methods.items():
+        numbers |= named(
+            f"{name}: {m} minus main task alone, accuracy",
+            mean_interval(run.accuracy - alone.accuracy),
+        )
+        numbers[f"{name}: {m}'s best rate"] = run.lr
+        for t, task in enumerate(TASKS):
+            cosine, loss = run.cosines[..., t], (run.held_out / base.held_out)[:, t]
+            numbers |= {
+                f"{name}: {m}, mean cosine of d with {task}": float(cosine.mean()),
+                f"{name}: {m}, share of steps with ⟨g_t, d⟩ < 0, {task}": float(
+                    (cosine < -1e-6).double().mean()
+                ),
+                f"{name}: {m}, test loss over equal weights', {task}": float(
+                    loss.log().mean().exp()
+                ),
+            }
+    return numbers
+
+
+class Part(NamedTuple):
+    """The claim's parts after some of the steps, at one scale."""
+
+    numbers: dict[str, float]
+    shown: dict[str, bool]
+    against: bool  # whether some part is contradicted
+
+
+def part(label: str, methods: dict[str, Runs], end: int) -> Part:
+    """Up to the moment of index `end`."""
+    base = methods["mean"]
+    steps = moments(len(base.weights))[end]
+    label = f"{label}, {steps} steps"
+    share = mean_interval(methods["MGDA"].weights[:steps, :, 0].mean(0))
+    mgda, cagrad = (
+        mean_interval(methods[m].curve[end] - base.curve[end]) for m in ("MGDA", "CAGrad")
+    )
+    # The task that d serves least: the smallest over tasks of the mean cosine.
+    least = {m: run.cosines[:steps].mean(0).amin(-1) for m, run in methods.items()}
+    balance = mean_interval(least["CAGrad"] - least["mean"])
+    numbers = (
+        named(f"{label}: MGDA's weight on the main task", share)
+        | named(f"{label}: MGDA minus equal weights, accuracy", mgda)
+        | named(f"{label}: CAGrad minus equal weights, accuracy", cagrad)
+        | named(f"{label}: least cosine of d with a task, CAGrad minus equal weights", balance)
+    )
+    shown = {
+        "MGDA's weight is low": share.high < 1 / 3,
+        "MGDA is below": mgda.high < 0,
+        "far below": mgda.high < -FAR,
+        "CAGrad is balanced": cagrad.low > -NEAR and balance.low > 0,
+    }
+    against = share.low > 1 / 3 or mgda.low > -FAR or cagrad.high < -NEAR or balance.high < 0
+    return Part(numbers, shown, against)
+
+
+def judge(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Claim:
+    numbers = named("main task alone: accuracy", mean_interval(alone.accuracy))
+    parts: dict[str, Part] = {}
+    for name, methods in runs.items():
+        numbers |= described(name, methods, alone)
+        count = len(methods["mean"].curve)
+        for end in (count // 3 - 1, count - 1):
+            found = part(name, methods, end)
+            numbers |= found.numbers
+            parts[f"{name}, {moments(len(methods['mean'].weights))[end]} steps"] = found
+    every = [label for label, found in parts.items() if all(found.shown.values())]
+    shown = "; ".join(
+        f"{label}: {', '.join(text for text, ok in found.shown.items() if ok) or 'none'}"
+        for label, found in parts.items()
+    )
+    edges = [
+        f"{m} {name}"
+        for name, methods in runs.items()
+        for m, run in methods.items()
+        if run.lr in (RATES[0], RATES[-1])
+    ]
+    return Claim(
+        "CA-37",
+        CAGRAD,
+        "MGDA neglects the main task and falls far below the baseline; CAGrad keeps main and "
+        "auxiliary tasks balanced.",
+        verdict_of(
+            [all(found.shown.values()) for found in parts.values()],
+            [found.against for found in parts.values()],
+        ),
+        numbers,
+        f"all of it in: {'; '.join(every) or 'none'}. Both scales of the reconstruction error, "
+        "after a third of the steps and after all: accuracies at the rate that is best then, the "
+        "rest at the rate that is best at the end. Judged: MGDA's mean weight on the main task is "
+        f"below 1/3; its accuracy is more than {FAR:g} below that of equal weights; "
+        f"CAGrad's is at most {NEAR:g} below, and the task that d serves least "
+        f"has a larger cosine. Shown: {shown}. {where}; best at the edge of the rates: "
+        f"{', '.join(edges) or 'none'}",
+    )
+
+
+def course(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Figure:
+    canvas, panels = axes(2, 2, (13, 9))
+    steps = len(alone.weights)
+    for (name, methods), dash, panel in zip(runs.items(), ("-", "--"), panels[2:], strict=True):
+        for m in ("MGDA", "CAGrad"):
+            colour, label = METHOD_COLOURS[m], f"{m}, {name}"
+            weights = windows(methods[m].weights[..., 0])
+            band(panels[0], *weights, colour, label, dash=dash, alpha=0.2)
+            gain = 100 * (methods[m].curve - methods["mean"].curve)
+            times = np.array(moments(steps))
+            band(panels[1], times, gain.numpy(), colour, label, dash=dash, alpha=0.2)
+        cosines(panel, methods)
+        panel.set_title(f"reconstruction error {name}")
+    panels[0].axhline(1 / 3, color=METHOD_COLOURS["mean"], linewidth=1, label="equal weights")
+    panels[0].set(
+        ylabel="weight on the main task (sum 1)",
+        title="weights",
+        ylim=(0, 1.4),
+        yticks=np.arange(0, 1.1, 0.2),
+    )
+    panels[1].axhline(0, color=METHOD_COLOURS["mean"], linewidth=1)
+    panels[1].axhline(-100 * FAR, color="#999999", linewidth=1, linestyle=":")
+    panels[1].set(
+        ylabel="accuracy minus equal weights', points",
+        title="main task, test images; lines as on the left, dotted: far below",
+    )
+    panels[1].set_yscale("symlog", linthresh=5)
+    ticks = [-50, -20, -10, -5, 0, 5, 10, 20, 50]
+    panels[1].set_yticks(ticks, [str(tick) for tick in ticks])
+    for panel in panels:
+        panel.set(xlabel="step", xlim=(0, steps))
+        if panel is not panels[1]:
+            panel.legend(ncols=2, loc="upper right", fontsize=10, handlelength=1.8, columnspacing=1)
+    return Figure(
+        "auxiliaries",
+        "A main task with few labels among auxiliary ones; bands: 95 % intervals over seeds. "
+        f"{where}.",
+        canvas,
+    )
+
+
+def cosines(panel: Axes, methods: dict[str, Runs]) -> None:
+    """Of d with the main task and with the auxiliary one that it serves least."""
+    for m, run in methods.items():
+        rows = {"main": ("-", run.cosines[..., 0])}
+        rows["lesser auxiliary"] = (":", run.cosines[..., 1:].amin(-1))
+        for label, (dash, values) in rows.items():
+            colour = METHOD_COLOURS[m]
+            band(panel, *windows(values), colour, f"{m}, {label}", dash=dash, alpha=0.2)
+    panel.set(
+        ylabel="cosine of $g_t$ and d over the trunk",
+        ylim=(-0.2, 1.5),
+        yticks=np.arange(0, 1.1, 0.2),
+    )
+
+
+def windows(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Middles of windows of training and means in them, `[window, seed]`, of `[step, seed]`."""
+    parts = values.tensor_split(min(WINDOWS, len(values)))
+    return len(values) * (np.arange(len(parts)) + 0.5) / len(parts), torch.stack(
+        [part.mean(0) for part in parts]
+    ).numpy()

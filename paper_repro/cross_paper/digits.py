@@ -1,0 +1,212 @@
+"""A main task of few labels among auxiliary ones: data, network, training.
+
+Digits with few class labels; how far an image was turned and the image itself are auxiliary tasks
+on the others. A method's learning rate is the one that is best on validation images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.findings import Settings
+
+LABELS, VALIDATION, TEST = 200, 400, 400
+HIDDEN, BATCH = 32, 32
+RATES = (3e-3, 1e-2, 3e-2)
+TASKS = ("class", "rotation", "image")
+SCALES = {"per pixel": 1.0, "summed over pixels": 64.0}
+"""What the error of reconstruction is multiplied by: two conventions, between which min-norm
+weights are not indifferent.
+"""
+
+MOMENTS = 6
+
+
+class Data(NamedTuple):
+    """Every leaf has the seed first: a seed is a split of its own."""
+
+    labelled: tuple[Tensor, Tensor]  # images [seed, image, pixel] in [0, 1], labels [seed, image]
+    unlabelled: Tensor  # the labelled ones' images and others, for the auxiliaries
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+class Batch(NamedTuple):
+    images: Tensor  # [image, pixel], labelled
+    labels: Tensor
+    plain: Tensor  # [image, pixel], to be reconstructed
+    turned: Tensor  # the same, by a number of quarter turns
+    turns: Tensor
+
+
+def split(settings: Settings) -> Data:
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = (torch.as_tensor(part, device=settings.device) for part in (pixels, digits))
+    images = images.float() / 16
+    order = torch.stack(
+        [
+            mf.random.permutation(
+                mf.random.fold_in(mf.random.key(s, settings.device), 0), len(labels)
+            )
+            for s in range(settings.seeds)
+        ]
+    )
+    test, validation, others = order.split((TEST, VALIDATION, len(labels) - TEST - VALIDATION), 1)
+    few = others[:, :LABELS]
+    return Data(
+        (images[few], labels[few]),
+        images[others],
+        (images[validation], labels[validation]),
+        (images[test], labels[test]),
+    )
+
+
+def batch_of(data: Data, step: int, size: int = BATCH) -> Batch:
+    """Images of one step for all seeds, drawn with replacement."""
+    seeds = torch.arange(len(data.unlabelled), device=data.unlabelled.device)[:, None]
+    key = mf.random.fold_in(mf.random.fold_in(mf.random.key(5, seeds.device), 1), step)
+    u = mf.random.uniform(key, (3, len(seeds), size))
+    labelled = (u[0] * data.labelled[1].shape[1]).long()
+    plain, turns = (
+        data.unlabelled[seeds, (u[1] * data.unlabelled.shape[1]).long()],
+        (4 * u[2]).long(),
+    )
+    return Batch(
+        data.labelled[0][seeds, labelled],
+        data.labelled[1][seeds, labelled],
+        plain,
+        turn(plain, turns),
+        turns,
+    )
+
+
+def turn(images: Tensor, turns: Tensor) -> Tensor:
+    """Each of `[seed, image, pixel]` by its own number of quarter turns."""
+    square = images.unflatten(-1, (8, 8))
+    every = torch.stack([torch.rot90(square, k, (-2, -1)) for k in range(4)])
+    return torch.gather(every, 0, turns[None, :, :, None, None].expand(1, *square.shape))[
+        0
+    ].flatten(-2)
+
+
+def network(key: Tensor) -> mf.types.Params:
+    widths = {
+        "trunk.0": (64, HIDDEN),
+        "trunk.1": (HIDDEN, HIDDEN),
+        "class": (HIDDEN, 10),
+        "rotation": (HIDDEN, 4),
+        "image": (HIDDEN, 64),
+    }
+    params = {}
+    for i, (name, shape) in enumerate(widths.items()):
+        gain = 2.0 if name.startswith("trunk") else 1.0
+        params[f"{name}.weight"] = (gain / shape[0]) ** 0.5 * mf.random.normal(
+            mf.random.fold_in(key, i), shape
+        )
+        params[f"{name}.bias"] = 0 * params[f"{name}.weight"][0]
+    return params
+
+
+def linear(params: mf.types.Params, name: str, x: Tensor) -> Tensor:
+    return x @ params[f"{name}.weight"] + params[f"{name}.bias"]
+
+
+def encode(params: mf.types.Params, x: Tensor) -> Tensor:
+    return F.relu(linear(params, "trunk.1", F.relu(linear(params, "trunk.0", x))))
+
+
+def losses(params: mf.types.Params, batch: Batch) -> Tensor:
+    """Cross-entropy of the class and of the rotation in nats, mean squared error of a pixel."""
+    images, turned, plain = encode(
+        params, torch.cat([batch.images, batch.turned, batch.plain])
+    ).chunk(3)
+    entropies = (
+        F.cross_entropy(linear(params, "class", images), batch.labels),
+        F.cross_entropy(linear(params, "rotation", turned), batch.turns),
+    )
+    return torch.stack([*entropies, (linear(params, "image", plain) - batch.plain).square().mean()])
+
+
+def accuracy(params: mf.types.Params, images: Tensor, labels: Tensor) -> Tensor:
+    return (linear(params, "class", encode(params, images)).argmax(-1) == labels).double().mean()
+
+
+class Runs(NamedTuple):
+    """Of one method at its best rate."""
+
+    lr: float
+    # [moment, seed], accuracy of the main task on test images, had training stopped there: at the
+    # rate that is best there
+    curve: Tensor
+    held_out: Tensor  # [seed, task], losses on test images
+    weights: Tensor  # [step, seed, task], scaled to sum 1
+    cosines: Tensor  # [step, seed, task], of g_t and d over the trunk
+
+    @property
+    def accuracy(self) -> Tensor:
+        return self.curve[-1]
+
+
+def train(
+    rule: mf.Rule, scale: float, data: Data, steps: int, settings: Settings, label: str
+) -> Runs:
+    """All learning rates and seeds at once.
+
+    The rate with the best mean accuracy on validation images is kept.
+    """
+    scales = torch.tensor([1.0, 1.0, scale], device=settings.device)
+    rates, seeds = (
+        torch.tensor(RATES, device=settings.device),
+        torch.arange(settings.seeds, device=settings.device),
+    )
+
+    def method(lr: Tensor) -> mf.Step:
+        return mf.descend(
+            lambda params, batch: scales * losses(params, batch),
+            rule,
+            mf.adam(lr),
+            mf.jacobian("trunk.*"),
+        )
+
+    def advance(
+        lr: Tensor, state: mf.TrainState, batch: Batch
+    ) -> tuple[mf.TrainState, Tensor, Tensor]:
+        state, info = method(lr).update(state, batch)
+        length = (info.weights @ info.rates).clamp_min(0).sqrt() * info.gramian.diagonal().sqrt()
+        return state, info.weights / info.weights.sum(), info.rates / length.clamp_min(1e-30)
+
+    def first(lr: Tensor, seed: Tensor, batch: Batch) -> mf.TrainState:
+        return method(lr).init(network(mf.random.fold_in(mf.random.key(seed), 2)), batch)
+
+    state = vmap(vmap(first, (None, 0, 0)), (0, None, None))(rates, seeds, batch_of(data, 0))
+    move, score = (
+        vmap(vmap(advance, (None, 0, 0)), (0, 0, None)),
+        vmap(vmap(accuracy), (0, None, None)),
+    )
+    weights, cosines, curve, best = [], [], [], 0
+    for step in tqdm(range(steps), desc=label, leave=False):
+        state, w, c = move(rates, state, batch_of(data, step))
+        weights.append(w)
+        cosines.append(c)
+        if step + 1 in moments(steps):
+            best = int(score(state.params, *data.validation).mean(1).argmax())
+            curve.append(score(state.params, *data.test)[best])
+    params = {name: leaf[best] for name, leaf in state.params.items()}
+    held_out = vmap(losses)(
+        params, batch_of(Data(data.test, data.test[0], data.test, data.test), steps, 4 * BATCH)
+    )
+    kept = (torch.stack(part)[:, best].double().cpu() for part in (weights, cosines))
+    return Runs(RATES[best], torch.stack(curve).cpu(), held_out.double().cpu(), *kept)
+
+
+def moments(steps: int) -> list[int]:
+    return sorted({-(-steps * i // MOMENTS) for i in range(1, MOMENTS + 1)})

@@ -1,0 +1,182 @@
+"""What does α do, and what are its average weights worth kept fixed?"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, judged, verdict_of, yes
+from ..report.intervals import half_width, mean_interval, named, ratio_interval
+from .common import (
+    ALPHA,
+    COLOURS,
+    INTERVAL,
+    PAPER,
+    Problem,
+    Runs,
+    Variants,
+    default_runs,
+    few,
+    train,
+)
+
+
+class Sweeps(NamedTuple):
+    """At GradNorm's best learning rate, a quarter of the steps and seeds."""
+
+    alphas: list[str]
+    learnt: Runs  # one variant an α
+    last: np.ndarray  # [alpha, seed], the large task's weight in the last quarter
+    second: Tensor  # [weight], w_2 of the static grid
+    static: Runs  # one variant a grid weight, then GradNorm's average at α = .12
+    setting: str
+
+
+def swept(settings: Settings) -> Sweeps:
+    """α, and a grid of static weights."""
+    seeds, device, problem = few(settings), settings.device, Problem()
+    problem = problem._replace(
+        rates=(problem.rates[default_runs(settings)["GradNorm"].best()],),
+        steps=problem.steps if settings.full else problem.steps // 4,
+    )
+    alphas = torch.tensor([0.0, ALPHA, 0.5, 1.0, 2.0], device=device)
+    lr = torch.full_like(alphas, problem.rates[0])
+    every = Variants(lr, alphas, torch.ones(len(alphas), seeds, 2, device=device))
+    learnt = train("gradnorm", problem, every, settings, "sweep of α", seeds)
+    second = torch.tensor([1.0, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4], device=device)
+    fixed = torch.stack([2 - second, second], -1)[:, None].expand(-1, seeds, -1)
+    one = lr[:1].expand(len(second) + 1)
+    grid = Variants(one, one, torch.cat([fixed, learnt.average[1:2]]))
+    static = train("weighted", problem, grid, settings, "grid of static weights", seeds)
+    return Sweeps(
+        [f"{alpha:g}" for alpha in alphas.tolist()],
+        learnt,
+        learnt.weights[-len(learnt.weights) // 4 :, ..., 1].mean(0),
+        second,
+        static,
+        f"Adam {problem.rates[0]:g}, {settings.count(problem.steps)} steps, {seeds} seeds",
+    )
+
+
+def run(settings: Settings) -> Findings:
+    sweeps = swept(settings)
+    yield figure(sweeps)
+    yield balanced(sweeps)
+    yield degrees(sweeps)
+    yield kept_fixed(sweeps, default_runs(settings))
+
+
+def figure(sweeps: Sweeps) -> Figure:
+    final, grid, second = sweeps.learnt.final(), sweeps.static.final(), sweeps.second.tolist()
+    average = [float(sweeps.learnt.average[1:2][..., 1].mean())]
+    canvas, panels = axes(1, 3, (13, 4.2))
+    look: dict[str, Any] = {"color": COLOURS["GradNorm"], "marker": "o"}
+    for panel, values in zip(panels, (final, sweeps.last), strict=False):
+        panel.errorbar(sweeps.alphas, values.mean(1), half_width(values), **look)
+    panels[0].set(xlabel="α", ylabel="Σ L_i/L_i(0) on test data at the end", ylim=(0, None))
+    panels[1].set(xlabel="α", ylabel="w_2, last quarter of the run", ylim=(0, None))
+    fixed: dict[str, Any] = {"color": COLOURS["static"], "marker": "o", "label": "static grid"}
+    own: dict[str, Any] = {"color": "#000000", "marker": "s", "label": "GradNorm's average"}
+    for at, values, style in ((second, grid[:-1], fixed), (average, grid[-1:], own)):
+        panels[2].errorbar(at, values.mean(1), half_width(values), **style)
+    panels[2].axhline(
+        final[1].mean(), color=COLOURS["GradNorm"], linestyle="--", label=f"GradNorm, α = {ALPHA}"
+    )
+    panels[2].set(
+        xlabel="static weight w_2 (w_1 = 2 - w_2)",
+        ylabel="Σ L_i/L_i(0) on test data at the end",
+        xscale="log",
+        ylim=(0, None),
+    )
+    panels[2].legend(frameon=False)
+    caption = f"Sweep of α and grid of static weights; {sweeps.setting}. {INTERVAL}."
+    return Figure("sweeps", caption, canvas)
+
+
+def balanced(sweeps: Sweeps) -> Claim:
+    learnt, last, names = sweeps.learnt, sweeps.last, sweeps.alphas
+    halves = learnt.weights * learnt.lengths
+    halves = halves[len(halves) // 2 :]
+    # [alpha, seed]
+    unequal = np.exp(np.median(np.abs(np.log(halves[..., 0]) - np.log(halves[..., 1])), axis=0))
+    plain = learnt.lengths[0, 0]
+    changes = [ratio_interval(last[i + 1], last[i]) for i in range(len(names) - 1)]
+    near, ordered = mean_interval(unequal[1]).high < 1.5, all(change.high < 1 for change in changes)
+    falls = ratio_interval(last[-1], last[0])
+    return Claim(
+        "GN-05",
+        PAPER,
+        "Acting on gradient lengths balances them, and α controls the dynamics: the final "
+        "weights move monotonically with it.",
+        judged(near or ordered, only_when=not (near and ordered)),
+        {
+            "larger over smaller length, unweighted, at the start": float(
+                np.mean(plain[:, 1] / plain[:, 0])
+            ),
+            **named(f"larger over smaller G_i, α = {ALPHA}", mean_interval(unequal[1])),
+            **{
+                f"w_2 at α = {name}": float(value)
+                for name, value in zip(names, last.mean(1), strict=True)
+            },
+            **named("w_2 at α = 2 over α = 0", falls),
+        },
+        f"{sweeps.setting}; lengths balanced if their ratio (median of the second half) is "
+        f"below 1.5: {yes(near)}; "
+        f"w_2 falls with every step of α: {yes(ordered)}; {INTERVAL}",
+    )
+
+
+def degrees(sweeps: Sweeps) -> Claim:
+    final, names = sweeps.learnt.final(), sweeps.alphas
+    rates = sweeps.learnt.test[1:]
+    spread = np.exp(np.abs(np.log(rates[..., 0]) - np.log(rates[..., 1])).mean(0))
+    effect = ratio_interval(spread[-1], spread[0])
+    loss = ratio_interval(final[-1], final[0])
+    return Claim(
+        "GN-12",
+        PAPER,
+        "Different α give different degrees of balance (that unequal tasks want a larger α is "
+        "not run).",
+        verdict_of([effect.high < 1], [effect.low > 1]),
+        {
+            **{
+                f"spread of L̃ at α = {name}": float(value)
+                for name, value in zip(names, spread.mean(1), strict=True)
+            },
+            **named("spread at α = 2 over α = 0", effect),
+            **named("final loss at α = 2 over α = 0", loss),
+        },
+        f"{sweeps.setting}; holds if the spread of L̃ is smaller at α = 2 than at 0; {INTERVAL}",
+    )
+
+
+def kept_fixed(sweeps: Sweeps, results: dict[str, Runs]) -> Claim:
+    final, grid = sweeps.learnt.final(), sweeps.static.final()
+    top = int(grid[:-1].mean(1).argmin())
+    near_grid, against = ratio_interval(grid[-1], grid[top]), ratio_interval(final[1], grid[top])
+    default = results["GradNorm"].final(), results["static"].final()
+    dynamic = ratio_interval(
+        default[1][results["static"].best()], default[0][results["GradNorm"].best()]
+    )
+    return Claim(
+        "GN-22",
+        PAPER,
+        "Static weights set to GradNorm's time average nearly match a grid search over static "
+        "weights.",
+        "holds"
+        if near_grid.high < 1.1
+        else "does not hold"
+        if near_grid.low > 1.1
+        else "inconclusive",
+        {
+            "best w_2 of the grid": float(sweeps.second[top]),
+            "final loss at the grid's best": float(grid[top].mean()),
+            **named("static average over the grid's best", near_grid),
+            **named("GradNorm over the grid's best", against),
+            **named("default configuration: static over GradNorm, each at its best rate", dynamic),
+        },
+        f"{sweeps.setting}, one learning rate; nearly: the ratio's interval is below 1.1; the "
+        f"grid's best is chosen on the same test data; {INTERVAL}",
+    )

@@ -1,0 +1,243 @@
+"""GradNorm's regressions that differ in scale (Chen et al. 2018, section 4), and their training.
+
+The tasks are f_i(x) = σ_i tanh((B + ε_i) x) with a common B and private ε_i; the metric is
+Σ_i L_i(t)/L_i(0) on test data. The paper does not state the law of x, batch, optimizer, learning
+rates or steps, and at its face value the argument of tanh has standard deviation 168, so that
+targets are sign functions. `Problem`'s defaults are one reading; the other configurations show how
+far the claims reach."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.figures import METHOD_COLOURS
+from ..report.findings import Settings
+
+PAPER = "GradNorm (Chen et al. 2018)"
+ALPHA = 0.12
+BATCH, TEST, HIDDEN, LAYERS = 100, 1000, 100, 4
+COLOURS = {"equal": METHOD_COLOURS["mean"], "GradNorm": METHOD_COLOURS["GradNorm"], "static": "C4"}
+INTERVAL = "95 % t intervals over seeds; ratios paired by seed (geometric mean)"
+Method = Literal["weighted", "gradnorm"]
+METHODS: dict[Method, str] = {"weighted": "equal", "gradnorm": "GradNorm"}
+
+
+class Problem(NamedTuple):
+    """Tasks, data and how they are trained on."""
+
+    scales: tuple[float, ...] = (1.0, 100.0)  # σ
+    inputs: int = 25
+    outputs: int = 10
+    # of x: N(0, I), U(0, 1) elementwise, uniform on the unit sphere
+    law: Literal["normal", "uniform", "unit"] = "normal"
+    # B ~ N(0, 10²), ε ~ N(0, 3.5²) as printed; else divided by the argument's standard deviation
+    # under N(0, I)
+    literal: bool = False
+    optimizer: Literal["adam", "sgd"] = "adam"
+    rates: tuple[float, ...] = (3e-4, 6e-4, 1e-3, 3e-3)
+    steps: int = 2000
+
+
+class Variants(NamedTuple):
+    """Settings that are run side by side on every seed."""
+
+    lr: Tensor  # [variant]
+    alpha: Tensor  # [variant]
+    weights: Tensor  # [variant, seed, task]; of method "weighted", any positive scale
+
+
+class Runs(NamedTuple):
+    """One method's runs; the first axis is time."""
+
+    steps: np.ndarray  # [time] at which test losses were taken
+    test: np.ndarray  # [time, variant, seed, task], L_i(t)/L_i(0)
+    initial: np.ndarray  # [seed, task], L_i(0) on test data
+    weights: np.ndarray  # [step, variant, seed, task], summing to T
+    lengths: np.ndarray  # [step, variant, seed, task], ‖∇_W L_i‖; empty without a Gramian
+    average: Tensor  # [variant, seed, task], the weights' average over time
+    rates: list[float]  # [variant], learning rates
+
+    def final(self) -> np.ndarray:
+        """Σ_i L_i/L_i(0) at the end, `[variant, seed]`; infinite for diverged runs."""
+        return np.nan_to_num(self.test[-1].sum(-1), nan=np.inf, posinf=np.inf)
+
+    def best(self) -> int:
+        """The variant of the smallest mean over seeds."""
+        return int(self.final().mean(1).argmin())
+
+
+def network(params: mf.types.Params, x: Tensor) -> Tensor:
+    """Predictions `[task, sample, output]`: ReLU layers and an affine head a task."""
+    for layer in range(LAYERS):
+        x = F.linear(x, params[f"trunk.{layer}.weight"], params[f"trunk.{layer}.bias"]).relu()
+    return torch.einsum("bh,toh->tbo", x, params["heads.weight"]) + params["heads.bias"][:, None]
+
+
+def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean squared errors `[task]`."""
+    x, y = batch
+    return (network(params, x) - y).square().mean((1, 2))
+
+
+def initial_params(key: Tensor, problem: Problem) -> mf.types.Params:
+    """PyTorch's default for linear layers: U(-1, 1)/√fan_in."""
+    widths = [problem.inputs] + [HIDDEN] * LAYERS
+    count = len(problem.scales)
+    shapes: dict[str, tuple[tuple[int, ...], int]] = {}
+    for layer in range(LAYERS):
+        shapes[f"trunk.{layer}.weight"] = (HIDDEN, widths[layer]), widths[layer]
+        shapes[f"trunk.{layer}.bias"] = (HIDDEN,), widths[layer]
+    shapes["heads.weight"] = (count, problem.outputs, HIDDEN), HIDDEN
+    shapes["heads.bias"] = (count, problem.outputs), HIDDEN
+    return {
+        name: (2 * mf.random.uniform(mf.random.fold_in(key, i), shape) - 1) * fan_in**-0.5
+        for i, (name, (shape, fan_in)) in enumerate(shapes.items())
+    }
+
+
+def linear_maps(key: Tensor, problem: Problem) -> Tensor:
+    """B + ε_i, `[task, output, input]`."""
+    common = 10 * mf.random.normal(mf.random.fold_in(key, 0), (problem.outputs, problem.inputs))
+    private = 3.5 * mf.random.normal(
+        mf.random.fold_in(key, 1), (len(problem.scales), problem.outputs, problem.inputs)
+    )
+    return (common + private) / (
+        1.0 if problem.literal else (problem.inputs * (10**2 + 3.5**2)) ** 0.5
+    )
+
+
+def sample(key: Tensor, maps: Tensor, problem: Problem, size: int) -> tuple[Tensor, Tensor]:
+    """A batch: x `[sample, input]` and targets `[task, sample, output]`."""
+    shape = (size, problem.inputs)
+    x = mf.random.uniform(key, shape) if problem.law == "uniform" else mf.random.normal(key, shape)
+    if problem.law == "unit":
+        x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scales = torch.tensor(problem.scales, device=x.device)[:, None, None]
+    return x, scales * torch.tanh(torch.einsum("bi,toi->tbo", x, maps))
+
+
+def step_of(
+    method: Method, problem: Problem, lr: Tensor, alpha: Tensor, weights: Tensor
+) -> mf.Step:
+    optimizer = mf.adam(lr) if problem.optimizer == "adam" else mf.sgd(lr)
+    if method == "weighted":
+        return mf.descend(losses, mf.mean(weights), optimizer, mf.losses_only(), reduction="sum")
+    # heads="weighted" gives every parameter outside `shared` the gradient of the weighted loss, and
+    # so does GradNorm to all of them: naming the measured layer alone as shared is
+    # jacobian("trunk.*", measure="trunk.3.*", heads="weighted") without the rows of the other
+    # layers.
+    probe = mf.jacobian(f"trunk.{LAYERS - 1}.*", heads="weighted")
+    return mf.descend(losses, mf.gradnorm(alpha), optimizer, probe, reduction="sum")
+
+
+def train(
+    method: Method, problem: Problem, variants: Variants, settings: Settings, label: str, seeds: int
+) -> Runs:
+    """All variants on all seeds as one program.
+
+    Seed s has the same start, data and batches in every variant and method.
+    """
+    device = settings.device
+    roots = torch.arange(seeds, device=device)
+    params = vmap(lambda root: initial_params(mf.random.fold_in(root, 0), problem))(roots)
+    maps = vmap(lambda root: linear_maps(mf.random.fold_in(root, 1), problem))(roots)
+    test = vmap(lambda root, m: sample(mf.random.fold_in(root, 2), m, problem, TEST))(roots, maps)
+    batch_at = vmap(
+        lambda root, m, t: sample(
+            mf.random.fold_in(mf.random.fold_in(root, 3), t), m, problem, BATCH
+        ),
+        (0, 0, None),
+    )
+
+    def grid(f: Callable[..., Any], *axes: tuple[int | None, ...]) -> Callable[..., Any]:
+        """Over variants, then seeds; `axes` are the in_dims of the two."""
+        return vmap(vmap(f, axes[1]), axes[0])
+
+    per_variant = (variants.lr, variants.alpha, variants.weights)
+    start = grid(
+        lambda lr, alpha, w, p, b: step_of(method, problem, lr, alpha, w).init(p, b),
+        (0, 0, 0, None, None),
+        (None, None, 0, 0, 0),
+    )
+    advance = grid(
+        lambda lr, alpha, w, state, b: step_of(method, problem, lr, alpha, w).update(state, b),
+        (0, 0, 0, 0, None),
+        (None, None, 0, 0, 0),
+    )
+    evaluate = grid(losses, (0, None), (0, 0))
+
+    first = batch_at(roots, maps, torch.zeros((), dtype=torch.int64, device=device))
+    state = start(*per_variant, params, first)
+    initial = vmap(losses)(params, test)
+    count = settings.count(problem.steps)
+    every = max(1, count // 25)
+    times, tests, weights, lengths = [0], [torch.ones_like(variants.weights)], [], []
+    for step in tqdm(range(count), desc=label, leave=False):
+        state, info = advance(
+            *per_variant,
+            state,
+            batch_at(roots, maps, torch.full((), step, dtype=torch.int64, device=device)),
+        )
+        weights.append(len(problem.scales) * info.weights)
+        lengths.append(info.gramian.diagonal(dim1=-2, dim2=-1).sqrt())
+        if (step + 1) % every == 0 or step + 1 == count:
+            times.append(step + 1)
+            tests.append(evaluate(state.params, test) / initial)
+    trail, rates = torch.stack(weights), [float(f"{rate:.6g}") for rate in variants.lr.tolist()]
+    return Runs(
+        np.array(times),
+        numpy_of(torch.stack(tests)),
+        numpy_of(initial),
+        numpy_of(trail),
+        numpy_of(torch.stack(lengths)),
+        trail.mean(0),
+        rates,
+    )
+
+
+def variants_of(
+    problem: Problem, seeds: int, settings: Settings, *, weights: Tensor | None = None
+) -> Variants:
+    """One variant a learning rate; equal weights unless given."""
+    lr = torch.tensor(problem.rates, device=settings.device)
+    ones = torch.ones(len(lr), seeds, len(problem.scales), device=settings.device)
+    return Variants(lr, torch.full_like(lr, ALPHA), ones if weights is None else weights)
+
+
+@functools.cache
+def default_runs(settings: Settings) -> dict[str, Runs]:
+    """Equal, learnt and static weights in the default problem: once in a process.
+
+    Static weights are paired with the GradNorm run of their own learning rate; by default only
+    with its best one, to save a third of the time.
+    """
+    problem, seeds = Problem(), settings.seeds
+    variants = variants_of(problem, seeds, settings)
+    equal = train("weighted", problem, variants, settings, "equal weights", seeds)
+    learnt = train("gradnorm", problem, variants, settings, "GradNorm", seeds)
+    best = learnt.best()
+    chosen = slice(None) if settings.full else slice(best, best + 1)
+    fixed = Variants(variants.lr[chosen], variants.alpha[chosen], learnt.average[chosen])
+    static = train("weighted", problem, fixed, settings, "static weights", seeds)
+    return {"equal": equal, "GradNorm": learnt, "static": static}
+
+
+def few(settings: Settings) -> int:
+    return max(2, settings.seeds // 4)
+
+
+def numpy_of(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()
+
+
+def norm_of(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts]).norm()

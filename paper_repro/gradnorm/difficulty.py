@@ -1,0 +1,258 @@
+"""Where does GradNorm help: unequal scale, difficulty, few data?"""
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch.func import vmap
+
+import mtlfunc as mf
+
+from ..report.figures import axes, band, beside_one, plain_ticks
+from ..report.findings import Claim, Figure, Findings, Settings, verdict_of
+from ..report.intervals import mean_interval, named, ratio_interval
+from .common import ALPHA, PAPER, Problem, linear_maps
+from .lanes import CHUNKS, COLOUR, EQUAL, MILD, NOISE, PAIRED, RATIOS, SHARPER, Size, Trace, size_of
+from .rivals import two_tasks
+
+
+def run(settings: Settings) -> Findings:
+    size = size_of(settings)
+    yield toy(size)
+    two, learnt = two_tasks(settings)
+    yield imbalance(two, size)
+    yield difficulty(two, learnt, size)
+    yield overfitting(two, learnt, size)
+    yield limits(two, learnt, size)
+
+
+def toy(size: Size) -> Claim:
+    """The printed problem at face value: 250 inputs, 100 outputs, T = 2."""
+    problem = Problem(inputs=250, outputs=100, literal=True)
+    numbers, roots = {}, torch.arange(size.seeds)
+    # [seed, task, output, input]
+    maps = vmap(lambda root: linear_maps(mf.random.fold_in(root, 1), problem))(roots)
+    x = vmap(lambda root: mf.random.normal(mf.random.fold_in(root, 2), (100, 250)))(roots)
+    z = torch.einsum("sbi,stoi->stbo", x, maps)
+    common = (maps[:, 0] * maps[:, 1]).mean((1, 2)).sqrt()
+    private = ((maps[:, 0] - maps[:, 1]).square().mean((1, 2)) / 2).sqrt()
+    deviation, saturated = (
+        z.square().mean((1, 2, 3)).sqrt(),
+        (torch.tanh(z).abs() > 0.99).double().mean((1, 2, 3)),
+    )
+    # Given x the argument is normal by either reading, so that rescaling it is drawing it anew.
+    fine = z * ((10 + 3.5) / (10**2 + 3.5**2)) ** 0.5
+    for name, values in (
+        ("deviation of B", common),
+        ("deviation of ε_i", private),
+        ("deviation of the argument of tanh", deviation),
+    ):
+        numbers |= named(name, mean_interval(values))
+    numbers |= named("share of |tanh| above .99", mean_interval(saturated))
+    numbers["deviation of the argument, 10 and 3.5 read as variances"] = float(
+        fine.square().mean().sqrt()
+    )
+    numbers |= named(
+        "share of |tanh| above .99, read as variances",
+        mean_interval((torch.tanh(fine).abs() > 0.99).double().mean((1, 2, 3))),
+    )
+    close = (
+        abs(float(common.mean()) / 10 - 1) < 0.02 and abs(float(private.mean()) / 3.5 - 1) < 0.02
+    )
+    return Claim(
+        "GN-18",
+        PAPER,
+        "The toy: σ_i tanh((B + ε_i)x), 250 inputs, 100 outputs, B ~ N(0, 10) common and ε_i ~ "
+        "N(0, 3.5) private.",
+        "holds" if close else "does not hold",
+        numbers,
+        f"x ~ N(0, I), {size.seeds} seeds; the generator has the printed deviations within 2 %; "
+        "at face value, by either reading, "
+        "most targets are signs. The law of x, batch, optimizer and number of steps are not stated",
+    )
+
+
+def imbalance(two: Trace, size: Size) -> Claim:
+    names = {
+        ratio: "static, 1" if ratio == RATIOS[-1] else f"scales, {ratio:g}" for ratio in RATIOS
+    }
+    curves = {ratio: two.curve(name) for ratio, name in names.items()}
+    level = np.max([curve.min(0) for curve in curves.values()], axis=0)
+    reached = {ratio: crossing(two.times, curve, level) for ratio, curve in curves.items()}
+    slower = [ratio_interval(reached[b], reached[a]) for a, b in pairwise(RATIOS)]
+    first = {ratio: two.of(two.lengths, name)[0] for ratio, name in names.items()}
+    unequal = {ratio: lengths[:, 1] / lengths[:, 0] for ratio, lengths in first.items()}
+    apart = [ratio_interval(unequal[b], unequal[a]) for a, b in pairwise(RATIOS)]
+    numbers: dict[str, float] = {}
+    for ratio, name in names.items():
+        numbers[f"ratio of gradient lengths at the start, σ_2/σ_1 = {ratio:g}"] = float(
+            np.exp(np.log(unequal[ratio]).mean())
+        )
+        numbers[f"steps to the level, σ_2/σ_1 = {ratio:g}"] = float(reached[ratio].mean())
+        numbers[f"best learning rate, σ_2/σ_1 = {ratio:g}"] = two.best(name).lr
+    numbers["level of the mean of L_i/L_i(0)"] = float(level.mean())
+    for (a, b), interval in zip(pairwise(RATIOS), slower, strict=True):
+        numbers |= named(f"steps at {b:g} over steps at {a:g}", interval)
+    return Claim(
+        "GN-02",
+        PAPER,
+        "Imbalance between tasks shows in unequal gradient lengths, and slows training.",
+        verdict_of(
+            [interval.low > 1 for interval in (*slower, *apart)],
+            [interval.high < 1 for interval in (*slower, *apart)],
+        ),
+        numbers,
+        "equal weights, T = 2, each ratio of scales at its best learning rate; level: seed by "
+        "seed the lowest that all reach; holds if a larger ratio "
+        f"makes gradients more unequal and takes more steps to the level; {size}; {PAIRED}",
+    )
+
+
+def difficulty(two: Trace, learnt: Trace, size: Size) -> Claim:
+    gains = {
+        name: ratio_interval(learnt.judged(name), two.judged(name)) for name in ("sharper", "noisy")
+    }
+    scale = ratio_interval(learnt.judged(f"GradNorm, {ALPHA:g}"), two.judged("static, 1"))
+    numbers = named("σ of 1 and 100", scale)
+    for name, gain in gains.items():
+        numbers |= named(name, gain)
+        numbers[f"{name}: the hard task's weight, mean over time"] = float(
+            learnt.of(learnt.weights, name)[..., 1].mean()
+        )
+        numbers |= {
+            f"{name}: best rate, equal": two.best(name).lr,
+            f"{name}: best rate, GradNorm": learnt.best(name).lr,
+        }
+    helped = [f"{name} ({gain.mean:.3g})" for name, gain in gains.items() if gain.high < 1]
+    return Claim(
+        "GN-28",
+        PAPER,
+        "Tasks of different difficulty fall out of step, and GradNorm helps; not scale alone.",
+        verdict_of(
+            [gain.high < 1 for gain in gains.values()], [gain.low > 1 for gain in gains.values()]
+        ),
+        numbers,
+        f"targets of deviation 1 for both tasks; sharper: one has {SHARPER:g} times the argument "
+        f"of tanh; noisy: label noise of {NOISE:g} deviations in "
+        f"training; final loss of GradNorm (α = {ALPHA}) over equal weights, below 1 with its "
+        f"interval: {'; '.join(helped) or 'none'}; {size}; {PAIRED}",
+    )
+
+
+def overfitting(two: Trace, learnt: Trace, size: Size) -> Claim:
+    pairs = [
+        (trace.of(trace.train, "finite").mean(-1), trace.of(trace.test, "finite").mean(-1))
+        for trace in (two, learnt)
+    ]
+    level = np.max([train.min(0) for train, _ in pairs], axis=0)
+    equal, gradnorm = (
+        at(crossing(two.times, train, level), two.times, test) - level for train, test in pairs
+    )
+    less = mean_interval(gradnorm - equal)
+    ends = [test[-1] - train[-1] for train, test in pairs]
+    return Claim(
+        "GN-27",
+        PAPER,
+        "GradNorm reduces overfitting.",
+        verdict_of([less.high < 0], [less.low > 0]),
+        {
+            "train loss at which the gaps are compared": float(level.mean()),
+            **named("test minus train loss there, equal weights", mean_interval(equal)),
+            **named("test minus train loss there, GradNorm", mean_interval(gradnorm)),
+            **named("their difference", less),
+            "gap at the end, equal weights": float(ends[0].mean()),
+            "gap at the end, GradNorm": float(ends[1].mean()),
+            **named(
+                "final test loss, GradNorm over equal",
+                ratio_interval(learnt.judged("finite"), two.judged("finite")),
+            ),
+            "best rate, equal": two.best("finite").lr,
+            "best rate, GradNorm": learnt.best("finite").lr,
+        },
+        f"σ = {MILD}, {CHUNKS * size.batch} samples in training, losses are means of L_i/L_i(0); "
+        "holds if the gap at the lowest train loss that both "
+        f"reach is smaller with GradNorm (α = {ALPHA}); {size}; {PAIRED}",
+    )
+
+
+def limits(two: Trace, learnt: Trace, size: Size) -> Figure:
+    canvas, panels = axes(1, 3, (13, 4.2))
+    for ratio, colour in zip(RATIOS, ("C5", "C0", "C6"), strict=True):
+        name = "static, 1" if ratio == RATIOS[-1] else f"scales, {ratio:g}"
+        label = f"σ₂/σ₁ = {ratio:g}, Adam {two.best(name).lr:g}"
+        band(panels[0], two.times, two.curve(name), colour, label, geometric=True)
+    panels[0].set(
+        xlabel="step", ylabel="mean of L_i/L_i(0) on test data", title="equal weights", yscale="log"
+    )
+    panels[0].set_ylim(top=10 * panels[0].get_ylim()[1] / 4)
+    panels[0].legend(loc="upper right")
+    rows = {
+        "σ of 1 and 100": ("static, 1", f"GradNorm, {ALPHA:g}"),
+        f"one task {SHARPER:g}× sharper": ("sharper",) * 2,
+        "noisy labels of one task": ("noisy",) * 2,
+    }
+    rows["few data, σ of 1 and 10"] = ("finite",) * 2
+    for y, (plain, other) in enumerate(rows.values()):
+        beside_one(panels[1], ratio_interval(learnt.judged(other), two.judged(plain)), -y)
+    panels[1].axvline(1, color="#999999", linewidth=1)
+    panels[1].set_yticks([-y for y in range(len(rows))], list(rows))
+    panels[1].set(xlabel="final test loss, GradNorm / equal weights", ylim=(0.5 - len(rows), 0.5))
+    for trace, label in ((two, EQUAL), (learnt, "GradNorm")):
+        train, test = (
+            np.exp(np.log(trace.of(values, "finite").mean(-1)).mean(1))
+            for values in (trace.train, trace.test)
+        )
+        panels[2].plot(
+            train,
+            test,
+            color=COLOUR[label],
+            marker="o",
+            markersize=4,
+            label=f"{label}, Adam {trace.best('finite').lr:g}",
+        )
+    panels[2].axline((1, 1), slope=1, color="#999999", linewidth=1)
+    panels[2].set(
+        xlabel=f"on the {CHUNKS * size.batch} training samples",
+        ylabel="on test data",
+        title="few data: mean of L_i/L_i(0)",
+        xscale="log",
+        yscale="log",
+    )
+    panels[2].legend()
+    for axis in (panels[0].yaxis, panels[2].xaxis, panels[2].yaxis):
+        plain_ticks(axis)
+    return Figure(
+        "limits",
+        "Left: unequal scales slow training with equal weights. Middle: where GradNorm (α = "
+        f"{ALPHA}) helps; blue: the interval is below 1, vermillion: "
+        "above, grey: it contains 1. Right: test against train loss along the run, geometric "
+        f"means over seeds. {size}. {PAIRED}.",
+        canvas,
+    )
+
+
+def crossing(times: np.ndarray, curves: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """The first time `[seed]` at which `curves[time, seed]` is at its level.
+
+    By log-linear interpolation; every curve must get there.
+    """
+    found = []
+    for curve, goal in zip(curves.T, level, strict=True):
+        i = int((curve <= goal).argmax())
+        part = (
+            1.0
+            if i == 0 or curve[i] == curve[i - 1]
+            else np.log(curve[i - 1] / goal) / np.log(curve[i - 1] / curve[i])
+        )
+        found.append(times[i] if i == 0 else times[i - 1] + part * (times[i] - times[i - 1]))
+    return np.array(found, dtype=float)
+
+
+def at(moments: np.ndarray, times: np.ndarray, curves: np.ndarray) -> np.ndarray:
+    """`curves[time, seed]` at one moment a seed, `[seed]`, log-linear between times."""
+    return np.array(
+        [
+            np.exp(np.interp(moment, times, np.log(curve)))
+            for moment, curve in zip(moments, curves.T, strict=True)
+        ]
+    )

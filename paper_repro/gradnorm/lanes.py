@@ -1,0 +1,332 @@
+"""GradNorm's rivals as lanes of one program: other weights, scales, difficulties, data.
+
+The regressions are those of `common`, with networks of half the width by default. Settings of the
+problem and of the method are lanes beside the seeds. A method's best setting is chosen on one half
+of the seeds and judged on the other, so that many settings do not win by chance."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.findings import Settings
+from .common import ALPHA, COLOURS, LAYERS, Problem, linear_maps, losses
+
+LAST = f"trunk.{LAYERS - 1}."
+TEN = (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)  # σ
+TWO, MILD = (1.0, 100.0), (1.0, 10.0)
+INPUTS, OUTPUTS, TEST = 25, 10, 200
+TWO_ALPHAS, TEN_ALPHAS = (0.0, ALPHA, 1.0), (0.0, ALPHA, 0.5)
+STRONG = f"GradNorm, {TEN_ALPHAS[-1]:g}"
+SECOND = (1e-2, 1e-3, 1e-4, 1e-5)  # the static grid's w_2/w_1 beside 1
+RECIPROCAL = (TWO[0] / TWO[1]) ** 2  # w_2/w_1 of weights 1/L_i(0): tasks differ in scale alone
+RATIOS = (1.0, 10.0, 100.0)  # σ_2/σ_1
+# the hard task's factor inside tanh; its label noise in units of its targets' deviation
+SHARPER, NOISE = 6.0, 2.0
+DRAWS = 16  # of the random search
+CHUNKS = 4  # batches in the finite training set
+WINDOWS = 16
+PAIRED = (
+    "95 % t intervals over seeds, ratios paired by seed; settings chosen on the other half "
+    "of the seeds"
+)
+EQUAL, FIXED, SEARCH = "equal", "1/L_i(0)", "random weights"
+COLOUR = {
+    EQUAL: COLOURS["equal"],
+    "GradNorm": COLOURS["GradNorm"],
+    "normalised": "C5",
+    FIXED: COLOURS["static"],
+    SEARCH: "C3",
+}
+Method = Literal["weighted", "gradnorm", "normalised", "trunk"]
+
+
+class Size(NamedTuple):
+    """Of networks, batches, runs and grids of learning rates."""
+
+    width: int
+    batch: int
+    steps: int
+    seeds: int
+    # Adam's learning rates, one grid for every method at T = 2; without the smallest where tasks
+    # are less unequal
+    two: tuple[float, ...]
+    ten: tuple[float, ...]  # and at T = 10
+
+    def __str__(self) -> str:
+        return (
+            f"25 inputs, 10 outputs, width {self.width}, batches of {self.batch}, "
+            f"{self.steps} Adam steps, {self.seeds} seeds"
+        )
+
+
+class Lane(NamedTuple):
+    """One setting, run on every seed; the names say what it is for."""
+
+    name: str
+    lr: float
+    alpha: float = ALPHA
+    weights: tuple[float, ...] = ()  # of "weighted", any positive scale; () is equal
+    scales: tuple[float, ...] = TWO
+    sharpness: tuple[float, ...] = ()  # factors inside tanh; () is all 1
+    noise: tuple[float, ...] = ()  # deviations of label noise in training; () is none
+    finite: bool = False  # train on CHUNKS batches in turn, else on fresh ones
+
+
+class Trace(NamedTuple):
+    """One program's runs; lanes in the order given."""
+
+    lanes: Sequence[Lane]
+    times: np.ndarray  # [time] steps at which the next four were taken
+    test: np.ndarray  # [time, lane, seed, task], L_i(t)/L_i(0) on noise-free test data
+    train: np.ndarray  # [time, lane, seed, task], the same on the finite training set
+    lengths: np.ndarray  # [time, lane, seed, task], ‖∇_W L_i‖ on test data, W the last shared layer
+    weights: np.ndarray  # [time, lane, seed, task], summing to T
+    excess: np.ndarray  # [lane, seed, step], L_grad/Ḡ on the training batch; empty for "weighted"
+
+    def named(self, name: str) -> list[int]:
+        """Lanes of that name or, of a longer one, of its part before a comma."""
+        return [
+            i
+            for i, lane in enumerate(self.lanes)
+            if lane.name == name or lane.name.startswith(f"{name}, ")
+        ]
+
+    def final(self, name: str) -> np.ndarray:
+        """Mean over tasks of L_i/L_i(0) at the end, `[lane, seed]`; infinite for diverged runs."""
+        return np.nan_to_num(self.test[-1, self.named(name)].mean(-1), nan=np.inf, posinf=np.inf)
+
+    def picked(self, name: str) -> np.ndarray:
+        """For every seed, `[seed]`, the lane of that name that is best on the other seeds.
+
+        That is, on the other half of them, in the mean.
+        """
+        final = self.final(name)
+        chosen = [self.named(name)[int(final[:, half::2].mean(1).argmin())] for half in (1, 0)]
+        return np.resize(chosen, final.shape[1])
+
+    def of(self, values: np.ndarray, name: str) -> np.ndarray:
+        """`values[time, lane, seed, ...]` of the picked lanes, `[time, seed, ...]`."""
+        return values[:, self.picked(name), np.arange(values.shape[2])]
+
+    def judged(self, name: str) -> np.ndarray:
+        """Mean over tasks of L_i/L_i(0) at the end in the picked lanes, `[seed]`."""
+        return np.nan_to_num(self.of(self.test, name)[-1].mean(-1), nan=np.inf, posinf=np.inf)
+
+    def curve(self, name: str) -> np.ndarray:
+        """The same over time, `[time, seed]`."""
+        return self.of(self.test, name).mean(-1)
+
+    def best(self, name: str) -> Lane:
+        """The lane of that name with the smallest mean over all seeds."""
+        return self.lanes[self.named(name)[int(self.final(name).mean(1).argmin())]]
+
+
+def size_of(settings: Settings) -> Size:
+    if settings.full:
+        return Size(
+            100,
+            100,
+            settings.count(2000),
+            settings.seeds,
+            (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        )
+    return Size(
+        50,
+        50,
+        settings.count(400),
+        max(min(settings.seeds, 4), settings.seeds // 2),
+        (3e-4, 1e-3, 3e-3, 1e-2),
+        (3e-3, 1e-2, 3e-2),
+    )
+
+
+def start_of(key: Tensor, tasks: int, width: int) -> mf.types.Params:
+    """PyTorch's default for linear layers: U(-1, 1)/√fan_in."""
+    widths = [INPUTS] + [width] * LAYERS
+    shapes: dict[str, tuple[tuple[int, ...], int]] = {}
+    for layer in range(LAYERS):
+        shapes[f"trunk.{layer}.weight"] = (width, widths[layer]), widths[layer]
+        shapes[f"trunk.{layer}.bias"] = (width,), widths[layer]
+    shapes["heads.weight"], shapes["heads.bias"] = (
+        ((tasks, OUTPUTS, width), width),
+        ((tasks, OUTPUTS), width),
+    )
+    return {
+        name: (2 * mf.random.uniform(mf.random.fold_in(key, i), shape) - 1) * fan_in**-0.5
+        for i, (name, (shape, fan_in)) in enumerate(shapes.items())
+    }
+
+
+def step_of(method: Method, lr: Tensor, alpha: Tensor, weights: Tensor) -> mf.Step:
+    if method == "weighted":
+        return mf.descend(losses, mf.mean(weights), mf.adam(lr), mf.losses_only(), reduction="sum")
+    rule = mf.gradnorm(alpha, normalize_targets=method == "normalised")
+    return mf.descend(
+        losses,
+        rule,
+        mf.adam(lr),
+        mf.jacobian("trunk.*" if method == "trunk" else f"{LAST}*", heads="weighted"),
+        reduction="sum",
+    )
+
+
+def lengths_of(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """‖∇_W L_i‖ `[task]`."""
+    measured = {name: leaf for name, leaf in params.items() if name.startswith(LAST)}
+    rows = jacrev(lambda part: losses({**params, **part}, batch))(measured)
+    return torch.cat([leaf.flatten(1) for leaf in rows.values()], 1).square().sum(1).sqrt()
+
+
+class Options(NamedTuple):
+    """Lanes as tensors, `[lane]` or `[lane, task]`."""
+
+    lr: Tensor
+    alpha: Tensor
+    weights: Tensor
+    scales: Tensor
+    sharpness: Tensor
+    noise: Tensor
+    finite: Tensor
+
+    def targets(self, z: Tensor) -> Tensor:
+        """Of one lane, at the arguments `[task, sample, output]` of its tanh."""
+        return self.scales[:, None, None] * torch.tanh(self.sharpness[:, None, None] * z)
+
+    def batch(self, drawn: Any) -> tuple[Tensor, Tensor]:
+        """Of one lane and seed: fresh, or of the finite training set."""
+        (x, z), (pool_x, pool_z), error = drawn
+        y = self.targets(torch.where(self.finite, pool_z, z))
+        return torch.where(self.finite, pool_x, x), y + self.noise[:, None, None] * error
+
+
+def options_of(lanes: Sequence[Lane], device: torch.device) -> Options:
+    tasks = len(lanes[0].scales)
+    ones, zeros = (1.0,) * tasks, (0.0,) * tasks
+    rows = zip(
+        *(
+            (
+                lane.lr,
+                lane.alpha,
+                lane.weights or ones,
+                lane.scales,
+                lane.sharpness or ones,
+                lane.noise or zeros,
+                lane.finite,
+            )
+            for lane in lanes
+        ),
+        strict=True,
+    )
+    return Options(*(torch.tensor(row, device=device) for row in rows))
+
+
+class Samples:
+    """Starts and data of every seed, the same in every lane and method."""
+
+    def __init__(self, tasks: int, size: Size, device: torch.device, *, noisy: bool) -> None:
+        self.tasks, self.size, self.noisy = tasks, size, noisy
+        self.roots = torch.arange(size.seeds, device=device)
+        problem = Problem(scales=(1.0,) * tasks, inputs=INPUTS, outputs=OUTPUTS)
+        maps = vmap(lambda root: linear_maps(mf.random.fold_in(root, 1), problem))
+        self.maps = maps(self.roots)
+        self.pool = [self.mapped(4, i, size.batch) for i in range(CHUNKS)]
+
+    def starts(self) -> mf.types.Params:
+        """Parameters `[seed, ...]`."""
+        start = lambda root: start_of(mf.random.fold_in(root, 0), self.tasks, self.size.width)  # noqa: E731
+        return vmap(start)(self.roots)
+
+    def normals(self, stream: int, number: int, *shape: int) -> Tensor:
+        """Of every seed, `[seed, *shape]`."""
+        at = torch.full((), number, device=self.roots.device)
+        fold_in = mf.random.fold_in
+        return vmap(lambda root: mf.random.normal(fold_in(fold_in(root, stream), at), shape))(
+            self.roots
+        )
+
+    def mapped(self, stream: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+        """Inputs, and the arguments of tanh."""
+        x = self.normals(stream, number, count, INPUTS)
+        return x, torch.einsum("sbi,stoi->stbo", x, self.maps)
+
+    def held_out(self) -> tuple[Any, Any]:
+        """Test data, and the whole finite training set."""
+        seen = torch.cat([x for x, _ in self.pool], 1), torch.cat([z for _, z in self.pool], 2)
+        return self.mapped(2, 0, TEST), seen
+
+    def batch(self, step: int) -> Any:
+        """What every lane makes its batch of."""
+        shape = (self.tasks, self.size.batch, OUTPUTS)
+        if self.noisy:
+            error = self.normals(5, step, *shape)
+        else:
+            error = torch.zeros(len(self.roots), *shape, device=self.roots.device)
+        return self.mapped(3, step, self.size.batch), self.pool[step % CHUNKS], error
+
+
+def evaluate(
+    option: Options, params: mf.types.Params, test: Any, seen: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Test losses, losses on the training set and gradient lengths of one lane and seed."""
+    held_out, known = ((x, option.targets(z)) for x, z in (test, seen))
+    return (
+        losses(params, held_out),
+        losses(params, known),
+        lengths_of(params, (held_out[0][:50], held_out[1][:, :50])),
+    )
+
+
+def train(
+    method: Method, lanes: Sequence[Lane], size: Size, settings: Settings, label: str
+) -> Trace:
+    """All lanes on all seeds as one program.
+
+    Seed s has the same start, x and maps in every lane and method.
+    """
+    tasks, options = len(lanes[0].scales), options_of(lanes, settings.device)
+    samples = Samples(tasks, size, settings.device, noisy=any(lane.noise for lane in lanes))
+
+    def step(option: Options) -> mf.Step:
+        return step_of(method, option.lr, option.alpha, option.weights)
+
+    def advance(option: Options, state: mf.TrainState, drawn: Any) -> Any:
+        following, info = step(option).update(state, option.batch(drawn))
+        if method == "weighted":
+            return following, info.weights, info.losses[:0]
+        length = tasks * info.weights * info.gramian.diagonal().sqrt()
+        ratio = info.losses / state.balance.rule.initial
+        target = (ratio / ratio.mean()) ** option.alpha
+        target = target / target.mean() if method == "normalised" else target
+        return following, info.weights, (length / length.mean() - target).abs().sum()[None]
+
+    first = vmap(
+        vmap(lambda option, p, d: step(option).init(p, option.batch(d)), (None, 0, 0)),
+        (0, None, None),
+    )
+    move = vmap(vmap(advance, (None, 0, 0)), (0, 0, None))
+    look = vmap(vmap(evaluate, (None, 0, 0, 0)), (0, 0, None, None))
+    state, held_out = first(options, samples.starts(), samples.batch(0)), samples.held_out()
+    begin = look(options, state.params, *held_out)
+    one = torch.ones_like(begin[0])
+    moments = {round(size.steps * i / WINDOWS) for i in range(1, WINDOWS + 1)}
+    times, excess, record = [0], [], [(one, torch.ones_like(begin[1]), begin[2], one)]
+    for number in tqdm(range(size.steps), desc=label, leave=False):
+        state, used, left = move(options, state, samples.batch(number))
+        excess.append(left)
+        if number + 1 in moments:
+            out, known, length = look(options, state.params, *held_out)
+            times.append(number + 1)
+            record.append((out / begin[0], known / begin[1], length, tasks * used))
+    tests, trains, lengths, used = (
+        torch.stack(part).double().cpu().numpy() for part in zip(*record, strict=True)
+    )
+    left = torch.cat(excess, -1).double().cpu().numpy()
+    return Trace(lanes, np.array(times), tests, trains, lengths, used, left)

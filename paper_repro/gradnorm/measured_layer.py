@@ -1,0 +1,64 @@
+"""Does it matter on which layer GradNorm measures the norms?"""
+
+import torch
+
+import mtlfunc as mf
+
+from ..report.findings import Claim, Findings, Settings
+from ..report.intervals import named, ratio_interval
+from .common import ALPHA, PAPER, Problem, linear_maps, losses, norm_of, sample
+from .lanes import INPUTS, LAST, OUTPUTS, PAIRED, Lane, Size, Trace, size_of, start_of, train
+from .rivals import two_tasks
+
+
+def run(settings: Settings) -> Findings:
+    size = size_of(settings)
+    lanes = [Lane("GradNorm", lr) for lr in size.two]
+    trunk = train("trunk", lanes, size, settings, "norms of the whole trunk")
+    yield measured_layer(two_tasks(settings)[1], trunk, size)
+
+
+def measured_layer(learnt: Trace, trunk: Trace, size: Size) -> Claim:
+    params = {
+        name: leaf.double() for name, leaf in start_of(mf.random.key(0), 2, size.width).items()
+    }
+    problem = Problem(inputs=INPUTS, outputs=OUTPUTS)
+    x, y = sample(mf.random.key(2), linear_maps(mf.random.key(1), problem), problem, size.batch)
+    batch = (x.double(), y.double())
+    leaves = {name: leaf.requires_grad_() for name, leaf in params.items()}
+    rows = []
+    for loss in losses(leaves, batch):
+        parts = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
+        rows.append(dict(zip(leaves, parts, strict=True)))
+    plain = {name: leaf.detach() for name, leaf in leaves.items()}
+    errors, ratios = [], {}
+    for name, chosen in (
+        ("first layer", "trunk.0.*"),
+        ("last shared layer", f"{LAST}*"),
+        ("whole trunk", "trunk.*"),
+    ):
+        found = mf.task_gramian(losses, plain, batch, shared=chosen)[1].diagonal().sqrt()
+        expected = torch.stack(
+            [
+                norm_of([part for key, part in row.items() if key.startswith(chosen[:-1])])
+                for row in rows
+            ]
+        )
+        errors.append(float((found / expected - 1).abs().max()))
+        ratios[f"‖∇_W L_2‖/‖∇_W L_1‖ before training, {name}"] = float(found[1] / found[0])
+        ratios[f"‖∇_W L_1‖, {name}"] = float(found[0])
+    effect = ratio_interval(trunk.judged("GradNorm"), learnt.judged(f"GradNorm, {ALPHA:g}"))
+    distinct = len({round(value, 9) for value in ratios.values()}) == len(ratios)
+    return Claim(
+        "GN-08",
+        PAPER,
+        "Norms are measured on a subset W of the weights, normally the last shared layer.",
+        "holds" if max(errors) < 1e-9 and distinct else "does not hold",
+        {
+            "largest relative difference from autograd": max(errors),
+            **ratios,
+            **named("final loss, whole trunk over last layer", effect),
+        },
+        "a definition: holds if the lengths are autograd's on each W (below 1e-9) and no two "
+        f"choices agree; training: T = 2, α = {ALPHA}, {size}; {PAIRED}",
+    )

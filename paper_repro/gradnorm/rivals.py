@@ -1,0 +1,103 @@
+"""The runs that several of GradNorm's questions share: T = 2 and T = 10, each method's lanes."""
+
+import functools
+
+import torch
+
+import mtlfunc as mf
+
+from ..report.findings import Settings
+from .lanes import (
+    DRAWS,
+    EQUAL,
+    FIXED,
+    MILD,
+    NOISE,
+    RATIOS,
+    SEARCH,
+    SECOND,
+    SHARPER,
+    TEN,
+    TEN_ALPHAS,
+    TWO_ALPHAS,
+    Lane,
+    Trace,
+    size_of,
+    train,
+)
+
+
+@functools.cache
+def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
+    """Static weights and GradNorm at T = 2: once in a process.
+
+    Tasks of other scales, of other difficulty, and with few data.
+    """
+    size = size_of(settings)
+    plain, sharp = deviation_of(1.0), deviation_of(SHARPER)
+
+    def others(lr: float) -> list[Lane]:
+        return [
+            Lane("sharper", lr, scales=(1 / plain, 1 / sharp), sharpness=(1.0, SHARPER)),
+            Lane("noisy", lr, scales=(1 / plain,) * 2, noise=(0.0, NOISE)),
+            Lane("finite", lr, scales=MILD, finite=True),
+        ]
+
+    static = [
+        Lane(f"scales, {ratio:g}", lr, scales=(1.0, ratio))
+        for ratio in RATIOS[:-1]
+        for lr in size.two[1:]
+    ]
+    static += [
+        Lane(f"static, {second:g}", lr, weights=(1.0, second))
+        for second in (1.0, *SECOND)
+        for lr in size.two
+    ]
+    static += [lane for lr in size.two[1:] for lane in others(lr)]
+    learnt = [
+        Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in TWO_ALPHAS for lr in size.two
+    ] + [lane for lr in size.two[1:] for lane in others(lr)]
+    return (
+        train("weighted", static, size, settings, "T = 2, static weights"),
+        train("gradnorm", learnt, size, settings, "T = 2, GradNorm"),
+    )
+
+
+@functools.cache
+def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
+    """Static weights, GradNorm, and GradNorm with normalised targets at T = 10.
+
+    Static: equal, 1/L_i(0) and a random search. Once in a process.
+    """
+    size = size_of(settings)
+    key = mf.random.key(10)
+    # log-uniform over three decades; σ² spans as many
+    drawn = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (DRAWS, len(TEN))))
+    rates = (mf.random.uniform(mf.random.fold_in(key, 1), (DRAWS,)) * len(size.ten)).long()
+    static = [Lane(EQUAL, lr, scales=TEN) for lr in size.ten]
+    static += [
+        Lane(FIXED, lr, scales=TEN, weights=tuple(scale**-2 for scale in TEN)) for lr in size.ten
+    ]
+    static += [
+        Lane(SEARCH, size.ten[int(rate)], scales=TEN, weights=tuple(w.tolist()))
+        for w, rate in zip(drawn, rates, strict=True)
+    ]
+    learnt = [
+        Lane(f"GradNorm, {alpha:g}", lr, alpha, scales=TEN)
+        for alpha in TEN_ALPHAS
+        for lr in size.ten
+    ]
+    corrected = [
+        Lane(f"GradNorm, {TEN_ALPHAS[-1]:g}", lr, TEN_ALPHAS[-1], scales=TEN) for lr in size.ten
+    ]
+    return (
+        train("weighted", static, size, settings, "T = 10, static weights"),
+        train("gradnorm", learnt, size, settings, "T = 10, GradNorm"),
+        train("normalised", corrected, size, settings, "T = 10, normalised targets"),
+    )
+
+
+def deviation_of(sharpness: float) -> float:
+    """Of tanh(sharpness·z), z ~ N(0, 1)."""
+    z = torch.linspace(-6, 6, 10001, dtype=torch.float64)
+    return float(torch.tanh(sharpness * z).square() @ torch.softmax(-z.square() / 2, 0)) ** 0.5

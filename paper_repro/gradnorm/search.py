@@ -1,0 +1,178 @@
+"""Does tuning α alone match a search over static weights?"""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, verdict_of
+from ..report.intervals import half_width, mean_interval, named, ratio_interval
+from .common import PAPER
+from .lanes import (
+    COLOUR,
+    DRAWS,
+    EQUAL,
+    FIXED,
+    PAIRED,
+    RECIPROCAL,
+    SEARCH,
+    SECOND,
+    TEN_ALPHAS,
+    TWO_ALPHAS,
+    Size,
+    Trace,
+    size_of,
+)
+from .rivals import ten_tasks, two_tasks
+
+
+def run(settings: Settings) -> Findings:
+    size, (two, learnt) = size_of(settings), two_tasks(settings)
+    static, dynamic, _ = ten_tasks(settings)
+    yield matches(two, learnt, static, dynamic, size)
+    yield few_runs(static, dynamic, size)
+    yield searches(two, learnt, static, dynamic, size)
+
+
+def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Size) -> Claim:
+    simple = {2: two.judged(f"static, {RECIPROCAL:g}"), 10: static.judged(FIXED)}
+    sides = {
+        2: (learnt.judged("GradNorm"), two.judged("static")),
+        10: (dynamic.judged("GradNorm"), static.judged(SEARCH)),
+    }
+    ratios = {count: ratio_interval(*side) for count, side in sides.items()}
+    runs = {
+        2: (len(learnt.named("GradNorm")), len(two.named("static"))),
+        10: (len(dynamic.named("GradNorm")), DRAWS),
+    }
+    numbers: dict[str, float] = {}
+    for count, ratio in ratios.items():
+        numbers |= named(f"T = {count}, GradNorm over the search's best", ratio)
+        numbers |= named(
+            f"T = {count}, GradNorm over static weights 1/L_i(0)",
+            ratio_interval(sides[count][0], simple[count]),
+        )
+        numbers |= {
+            f"T = {count}, runs of GradNorm": runs[count][0],
+            f"T = {count}, runs of the search": runs[count][1],
+        }
+    numbers["T = 2, best w_2/w_1 of the grid"] = two.best("static").weights[1]
+    numbers |= {
+        "T = 2, best α": learnt.best("GradNorm").alpha,
+        "T = 10, best α": dynamic.best("GradNorm").alpha,
+    }
+    verdicts = [
+        f"T = {count} {'matches' if r.high < 1.05 else 'worse' if r.low > 1 else 'open'}"
+        for count, r in ratios.items()
+    ]
+    return Claim(
+        "GN-06",
+        PAPER,
+        "Tuning α alone matches or beats an exhaustive search over the weights.",
+        verdict_of(
+            [ratio.high < 1.05 for ratio in ratios.values()],
+            [ratio.low > 1 for ratio in ratios.values()],
+        ),
+        numbers,
+        "final loss, learning rates searched along by both; T = 2: grid of w_2/w_1 from 1 to "
+        f"{SECOND[-1]:g}; T = 10: log-uniform random weights; matches: the "
+        f"ratio's interval is below 1.05: {', '.join(verdicts)}; weights 1/L_i(0) need no "
+        f"search; {size}; {PAIRED}",
+    )
+
+
+def few_runs(static: Trace, dynamic: Trace, size: Size) -> Claim:
+    target = dynamic.judged("GradNorm")
+    chances = static.final(SEARCH) <= target[None]  # [draw, seed]
+    share = mean_interval(chances.mean(0))
+    per_axis = len(SECOND) + 1
+    grid = {count: per_axis ** (count - 1) for count in (2, 5, 10)}
+    expected = 1 / share.mean if share.mean > 0 else float("inf")
+    learnt_runs = {count: len(alphas) for count, alphas in ((2, TWO_ALPHAS), (10, TEN_ALPHAS))}
+    return Claim(
+        "GN-25",
+        PAPER,
+        "A grid search costs exponentially many runs in T, GradNorm a few whatever T.",
+        "holds only when" if share.low > 0 else "holds",
+        {
+            **{
+                f"runs of a full grid of {per_axis} ratios, T = {count}": runs
+                for count, runs in grid.items()
+            },
+            **{f"values of α run, T = {count}": runs for count, runs in learnt_runs.items()},
+            **named(
+                "T = 10: share of random draws (weights and rate) at least as good as GradNorm",
+                share,
+            ),
+            "T = 10: random draws expected until one is": expected,
+            "T = 10: runs of GradNorm (α and rate)": len(dynamic.named("GradNorm")),
+        },
+        "the grid of α by its count, full grids by theirs; a learning rate multiplies both. Only "
+        "against full grids, if the share of random draws that "
+        f"match GradNorm has an interval above 0: {DRAWS} draws, log-uniform over three decades; "
+        f"{size}; {PAIRED}",
+    )
+
+
+def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Size) -> Figure:
+    canvas, panels = axes(1, 2, (11, 4.2))
+    grid = (1.0, *SECOND)
+    best = np.array([two.judged(f"static, {second:g}") for second in grid])
+    panels[0].errorbar(
+        grid,
+        best.mean(1),
+        half_width(best),
+        color=COLOUR[FIXED],
+        marker="o",
+        label="static weights",
+    )
+    _line(
+        panels[0],
+        learnt.judged("GradNorm"),
+        "GradNorm",
+        f"GradNorm, best of {len(learnt.named('GradNorm'))} runs",
+    )
+    panels[0].set(
+        xlabel=f"w_2/w_1 (1: equal; {RECIPROCAL:g}: 1/L_i(0))",
+        ylabel="mean of L_i/L_i(0) on test data at the end",
+        title="T = 2",
+        xscale="log",
+    )
+    drawn = static.final(SEARCH)
+    order = drawn.mean(1).argsort()
+    panels[1].errorbar(
+        np.arange(1, DRAWS + 1),
+        drawn[order].mean(1),
+        half_width(drawn[order]),
+        color=COLOUR[SEARCH],
+        marker="o",
+        linestyle="",
+        label=SEARCH,
+    )
+    _line(
+        panels[1],
+        dynamic.judged("GradNorm"),
+        "GradNorm",
+        f"GradNorm, best of {len(dynamic.named('GradNorm'))} runs",
+    )
+    for name in (EQUAL, FIXED):
+        _line(panels[1], static.judged(name), name, f"{name}, best of {len(size.ten)} rates")
+    panels[1].set(
+        xlabel="random draw of weights and learning rate, best first",
+        ylabel="mean of L_i/L_i(0) on test data at the end",
+        title="T = 10",
+    )
+    for panel in panels:
+        panel.set_ylim(0, 1.5 * panel.get_ylim()[1])
+        panel.legend(loc="upper left")
+    return Figure(
+        "searches",
+        f"GradNorm beside a search over static weights, learning rates searched along. {size}. "
+        f"{PAIRED}; bands and bars.",
+        canvas,
+    )
+
+
+def _line(axis: Axes, values: np.ndarray, name: str, label: str) -> None:
+    interval = mean_interval(values)
+    axis.axhline(interval.mean, color=COLOUR[name], linestyle="--", label=label)
+    axis.axhspan(interval.low, interval.high, color=COLOUR[name], alpha=0.15, linewidth=0)

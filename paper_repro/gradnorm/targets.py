@@ -1,0 +1,247 @@
+"""What are the targets Ḡ r_i^α, and can the norms reach them?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+from torch.func import vmap
+
+import mtlfunc as mf
+
+from ..report.figures import axes, plain_ticks
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import half_width, named, ratio_interval
+from .common import ALPHA, PAPER
+from .lanes import (
+    COLOUR,
+    EQUAL,
+    FIXED,
+    PAIRED,
+    RECIPROCAL,
+    STRONG,
+    TEN_ALPHAS,
+    Size,
+    Trace,
+    size_of,
+)
+from .rivals import ten_tasks, two_tasks
+
+
+def run(settings: Settings) -> Findings:
+    size, frozen = size_of(settings), still_targets(settings)
+    two, ten = two_tasks(settings), ten_tasks(settings)
+    yield targets_of_the_rule(ten[1], ten[2], frozen, size)
+    yield by_rate([two, ten[:2]], ten[2], frozen, size)
+
+
+class Update(NamedTuple):
+    """One update of the library's rule with SGD on the weights, against the formula."""
+
+    gap: Tensor  # [draw, task], of the next weights
+    total: Tensor  # [draw], Σ targets/(T·Ḡ)
+    left: Tensor  # [draw], L_grad/Ḡ at the weights in proportion r_i^α/‖∇_W L_i‖
+    bound: Tensor  # [draw], |T - Σ r_i^α|
+    alpha: Tensor  # [draw]
+
+
+def update(key: Tensor, *, normalised: bool) -> Update:
+    """With random lengths, losses, weights and α."""
+    tasks, lr = 5, 1e-5
+    u = mf.random.uniform(mf.random.fold_in(key, 7), (4, tasks), torch.float64)
+    length, now, begin = 10 ** (3 * u[:3] - 1.5)
+    w = 0.05 + u[3]
+    w = tasks * w / w.sum()
+    alpha = torch.tensor([0.0, ALPHA, 0.5, 1.0, 2.0], dtype=torch.float64)[key % 5]
+    rule = mf.gradnorm(alpha, lr, optimizer=mf.sgd, floor=1e-6, normalize_targets=normalised)
+    state = rule.init(begin, key)._replace(weights=w)
+    one = torch.ones(tasks, dtype=torch.float64)
+    geometry = mf.types.Geometry(now, torch.diag(length**2), one / tasks, one > 0, {})
+    following = rule.update(geometry, state)[1].weights
+    G, rate = w * length, (now / begin) / (now / begin).mean()
+    target = G.mean() * rate**alpha
+    target = target / (rate**alpha).mean() if normalised else target
+    slope = torch.where(target < G, length, -length)
+    moved = (w - lr * slope).clamp_min(1e-6)
+    balanced = rate**alpha / length
+    # the G_i at the weights in proportion r_i^α/‖∇_W L_i‖
+    balanced = tasks * balanced / balanced.sum() * length
+    shape = rate**alpha / (rate**alpha).mean() if normalised else rate**alpha
+    return Update(
+        following - tasks * moved / moved.sum(),
+        target.sum() / (tasks * G.mean()),
+        (balanced / balanced.mean() - shape).abs().sum(),
+        (tasks - (rate**alpha).sum()).abs(),
+        alpha,
+    )
+
+
+def targets_of_the_rule(
+    plain: Trace, normalised: Trace, frozen: dict[str, np.ndarray], size: Size
+) -> Claim:
+    draws = 4000
+    keys = torch.arange(draws)
+    gap, total, left, bound, alpha = vmap(lambda key: update(key, normalised=False))(keys)
+    gap_n, total_n, left_n, *_ = vmap(lambda key: update(key, normalised=True))(keys)
+    one, under, over = (alpha == 0) | (alpha == 1), (alpha > 0) & (alpha < 1), alpha > 1
+    error, error_n = float(gap.abs().max()), float(gap_n.abs().max())
+    numbers = {
+        "largest difference of the next weights from the formula's": error,
+        "the same, normalised targets": error_n,
+        "largest deviation of Σ targets/(T·Ḡ) from 1, α of 0 or 1": float(
+            (total[one] - 1).abs().max()
+        ),
+        "largest Σ targets/(T·Ḡ), 0 < α < 1": float(total[under].max()),
+        "smallest Σ targets/(T·Ḡ), α = 2": float(total[over].min()),
+        "largest deviation of Σ targets/(T·Ḡ) from 1, normalised targets": float(
+            (total_n - 1).abs().max()
+        ),
+        "L_grad/Ḡ at w_i ∝ r_i^α/‖∇_W L_i‖, α neither 0 nor 1, median": float(
+            left[under | over].median()
+        ),
+        "its lower bound |T - Σ r_i^α|, median": float(bound[under | over].median()),
+        "the same with normalised targets, largest": float(left_n.max()),
+        "draws": draws,
+        "L_grad/Ḡ after descending on w alone, median": float(np.median(frozen["GradNorm"][-1])),
+        "the same with normalised targets, median": float(np.median(frozen["normalised"][-1])),
+        **named(
+            f"training, T = 10, α = {TEN_ALPHAS[-1]:g}: final loss, normalised targets over plain",
+            ratio_interval(*(t.judged(STRONG) for t in (normalised, plain))),
+        ),
+    }
+    return Claim(
+        "GN-10",
+        PAPER,
+        "A task's target length is Ḡ r_i^α.",
+        "holds" if max(error, error_n) < 1e-9 else "does not hold",
+        numbers,
+        "random lengths, losses, weights, five tasks, α of 0, .12, .5, 1, 2, float64; holds "
+        "below 1e-9. The targets add up to T·Ḡ only for α of 0 or 1: "
+        "otherwise L_grad has no zero, unless the targets are normalised. "
+        f"Training: {size}; {PAIRED}",
+    )
+
+
+def still_targets(settings: Settings) -> dict[str, np.ndarray]:
+    """L_grad/Ḡ `[step, draw]` while the rule moves its weights alone.
+
+    Lengths and losses stay as they are; α = .5, five tasks.
+    """
+    draws, tasks, lr = 32, 5, 0.02
+    u = mf.random.uniform(mf.random.key(3), (2, draws, tasks), torch.float64)
+    lengths, rates = 10 ** (2 * u - 1)
+    target = (rates / rates.mean(1, keepdim=True)) ** TEN_ALPHAS[-1]
+    one = torch.ones(tasks, dtype=torch.float64)
+    found = {}
+    for name in ("GradNorm", "normalised"):
+        rule = mf.gradnorm(
+            TEN_ALPHAS[-1],
+            lr,
+            optimizer=mf.optim.multiplicative,
+            normalize_targets=name == "normalised",
+        )
+        state = vmap(lambda key, rule=rule: rule.init(one, key))(torch.arange(draws))
+        move = vmap(
+            lambda n, now, s, rule=rule: rule.update(
+                mf.types.Geometry(now, torch.diag(n**2), one / tasks, one > 0, {}), s
+            )[1]
+        )
+        aim = target / target.mean(1, keepdim=True) if name == "normalised" else target
+        left = []
+        for _ in range(settings.count(300)):
+            G = state.weights * lengths
+            left.append((G / G.mean(1, keepdim=True) - aim).abs().sum(1))
+            state = move(lengths, rates, state)
+        found[name] = torch.stack(left).numpy()
+    return found
+
+
+def by_rate(
+    both: Sequence[tuple[Trace, Trace]],
+    normalised: Trace,
+    frozen: dict[str, np.ndarray],
+    size: Size,
+) -> Figure:
+    canvas, panels = axes(1, 3, (13, 4.2))
+    (two, learnt), (static, dynamic) = both
+    arms = [
+        [
+            (EQUAL, two, "static, 1"),
+            ("GradNorm", learnt, f"GradNorm, {ALPHA:g}"),
+            (FIXED, two, f"static, {RECIPROCAL:g}"),
+        ],
+        [
+            (EQUAL, static, EQUAL),
+            ("GradNorm", dynamic, STRONG),
+            ("normalised", normalised, STRONG),
+            (FIXED, static, FIXED),
+        ],
+    ]
+    edges: list[str] = []
+    for panel, rows, rates in zip(panels, arms, (size.two, size.ten), strict=False):
+        edges += ends_by_rate(panel, rows, rates)
+    what_is_left(panels[2], frozen, {"GradNorm": dynamic, "normalised": normalised}, size)
+    return Figure(
+        "rates",
+        "Final loss by learning rate, every method on one grid; best at the edge of its grid: "
+        f"{'; '.join(edges) or 'none'}. Right: what is left of L_grad with plain and normalised "
+        "targets, where only the weights move and in training. "
+        f"{size}. 95 % t intervals over seeds.",
+        canvas,
+    )
+
+
+def ends_by_rate(
+    panel: Axes, rows: Sequence[tuple[str, Trace, str]], rates: Sequence[float]
+) -> list[str]:
+    """Final losses of methods over the learning rate; returns those best at the grid's edge."""
+    edges = []
+    for shift, (label, trace, name) in zip((0.91, 0.97, 1.03, 1.09), rows, strict=False):
+        final = trace.final(name)
+        if trace.best(name).lr in (rates[0], rates[-1]):
+            edges.append(f"{label}, T = {trace.test.shape[-1]}")
+        alpha = "" if label in (EQUAL, FIXED) else f", α = {trace.best(name).alpha:g}"
+        text = "normalised targets" if label == "normalised" else label
+        final[~np.isfinite(final)] = np.nan
+        panel.errorbar(
+            np.array(rates) * shift,
+            final.mean(1),
+            half_width(final),
+            color=COLOUR[label],
+            marker="o",
+            label=text + alpha,
+        )
+    panel.set(
+        xlabel="Adam's learning rate",
+        ylabel="mean of L_i/L_i(0) on test data at the end",
+        xscale="log",
+        title=f"T = {rows[0][1].test.shape[-1]}",
+    )
+    panel.set_ylim(0, 1.5 * panel.get_ylim()[1])
+    panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    panel.minorticks_off()
+    panel.legend(loc="upper right")
+    return edges
+
+
+def what_is_left(
+    panel: Axes, frozen: dict[str, np.ndarray], traces: dict[str, Trace], size: Size
+) -> None:
+    """L_grad where only the weights move, and in training."""
+    for label, trace in traces.items():
+        text = "normalised" if label == "normalised" else "Ḡ r^α"
+        colour = COLOUR[label]
+        panel.plot(np.median(frozen[label], 1), color=colour, label=f"{text}, network fixed")
+        values = np.median(trace.excess[trace.picked(STRONG), np.arange(size.seeds)], 0)
+        window = max(1, len(values) // 40)
+        values = values[: len(values) // window * window].reshape(-1, window).mean(1)
+        times = window * (np.arange(len(values)) + 0.5)
+        panel.plot(times, values, ":", color=colour, label=f"{text}, training")
+    panel.set(
+        xlabel="step", ylabel="L_grad/Ḡ, median", title=f"α = {TEN_ALPHAS[-1]:g}", yscale="log"
+    )
+    panel.set_ylim(top=8 * panel.get_ylim()[1])
+    plain_ticks(panel.yaxis)
+    panel.legend(loc="upper right")

@@ -1,0 +1,112 @@
+"""Does GradNorm reach its two aims: norms on one scale, similar rates?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..report.findings import Claim, Findings, Settings, verdict_of
+from ..report.intervals import Interval, mean_interval, named, ratio_interval
+from .common import ALPHA, PAPER
+from .lanes import EQUAL, PAIRED, TEN_ALPHAS, TWO_ALPHAS, WINDOWS, Size, Trace, size_of
+from .rivals import ten_tasks, two_tasks
+
+
+def run(settings: Settings) -> Findings:
+    size, both = size_of(settings), [two_tasks(settings), ten_tasks(settings)[:2]]
+    yield two_aims(both, size)
+    yield slow_tasks(both, size)
+
+
+def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
+    numbers: dict[str, float] = {}
+    below, above, smaller, others = [], [], [], []
+    for static, learnt in both:
+        count = static.test.shape[-1]
+        arms = {EQUAL: (static, "static, 1" if count == 2 else EQUAL)}
+        alphas = TWO_ALPHAS if count == 2 else TEN_ALPHAS
+        arms |= {f"α = {alpha:g}": (learnt, f"GradNorm, {alpha:g}") for alpha in alphas}
+        spreads = {}
+        for label, (trace, name) in arms.items():
+            rates, lengths = (
+                trace.of(trace.test, name)[1:],
+                trace.of(trace.weights * trace.lengths, name)[1:],
+            )
+            spreads[label] = [np.exp(np.log(values).std(-1).mean(0)) for values in (lengths, rates)]
+            numbers |= {
+                f"T = {count}, spread of {what}, {label}": float(v.mean())
+                for what, v in zip(("G_i", "L̃_i"), spreads[label], strict=True)
+            }
+        for what, index in (("G_i", 0), ("L̃_i", 1)):
+            against = ratio_interval(spreads[f"α = {ALPHA:g}"][index], spreads[EQUAL][index])
+            numbers |= named(f"T = {count}, spread of {what}, α = {ALPHA} over equal", against)
+            numbers |= named(
+                f"T = {count}, spread of {what}, α = {alphas[-1]:g} over 0",
+                ratio_interval(spreads[f"α = {alphas[-1]:g}"][index], spreads["α = 0"][index]),
+            )
+            below.append(against.high < 1)
+            above.append(against.low > 1)
+            (smaller if against.high < 1 else others).append(
+                f"{what} at T = {count} ({against.mean:.3g})"
+            )
+    return Claim(
+        "GN-07",
+        PAPER,
+        "Two aims: gradient lengths on one scale, and tasks that train at similar rates.",
+        verdict_of(below, above),
+        numbers,
+        "spread: exponential of the deviation over tasks of the logarithm, mean over the run, on "
+        "test data; holds if those of G_i and of L̃_i are smaller "
+        "than with equal weights at T = 2 and at T = 10. Smaller: "
+        f"{'; '.join(smaller) or 'none'}; not: {'; '.join(others) or 'none'}. "
+        f"Where α lowers one spread and raises the other they are two aims, not one. {size}; "
+        f"{PAIRED}",
+    )
+
+
+def slow_tasks(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
+    numbers: dict[str, float] = {}
+    differences: dict[str, Interval] = {}
+    for static, learnt in both:
+        count = static.test.shape[-1]
+        alphas = TWO_ALPHAS if count == 2 else TEN_ALPHAS
+        arms = {EQUAL: (static, "static, 1" if count == 2 else EQUAL)} | {
+            f"α = {alpha:g}": (learnt, f"GradNorm, {alpha:g}") for alpha in alphas
+        }
+        found = {
+            label: catching_up(trace.of(trace.test, name)) for label, (trace, name) in arms.items()
+        }
+        last = f"α = {alphas[-1]:g}"
+        for label, values in found.items():
+            numbers |= named(f"T = {count}, correlation, {label}", mean_interval(values))
+        for other in (EQUAL, "α = 0"):
+            differences[f"T = {count}, {last} minus {other}"] = mean_interval(
+                found[last] - found[other]
+            )
+    for name, difference in differences.items():
+        numbers |= named(name, difference)
+    larger = [f"{name} ({d.mean:.2g})" for name, d in differences.items() if d.low > 0]
+    return Claim(
+        "GN-11",
+        PAPER,
+        "A slow task has a larger target and so speeds up.",
+        verdict_of(
+            [d.low > 0 for d in differences.values()], [d.high < 0 for d in differences.values()]
+        ),
+        numbers,
+        f"correlation over tasks of log r_i with the fall of log L̃_i in the next of {WINDOWS} "
+        "windows; holds if it is larger at the largest α run than with "
+        "equal weights and than at α = 0, at T = 2 and 10 (that the target is larger is the "
+        f"formula, GN-10). Larger: {'; '.join(larger) or 'none'}; "
+        f"{size}; {PAIRED}",
+    )
+
+
+def catching_up(ratios: np.ndarray) -> np.ndarray:
+    """Correlation over tasks and windows of log r_i with the next fall of log L̃_i, `[seed]`.
+
+    Both about their mean over tasks.
+    """
+    logs = np.log(ratios[1:])  # at the start all r_i are 1
+    ahead, fall = logs[:-1], logs[:-1] - logs[1:]
+    ahead, fall = ahead - ahead.mean(-1, keepdims=True), fall - fall.mean(-1, keepdims=True)
+    return (ahead * fall).sum((0, 2)) / np.sqrt((ahead**2).sum((0, 2)) * (fall**2).sum((0, 2)))

@@ -1,0 +1,128 @@
+"""A trunk with a head a task, and what its steps cost: operations, time, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from .common import normal
+
+INPUTS, SAMPLES = 64, 32
+LARGE = "heads with 512 units"
+Encoded = dict[str, Tensor]
+
+
+def network(
+    tasks: int, width: int, *, code: int = 16, head: int = 0
+) -> tuple[mf.types.Params, Encoded]:
+    """A ReLU trunk of two layers with `width` units and a code.
+
+    A linear head a task, or one with `head` hidden units.
+    """
+    layers = {"trunk.0": (width, INPUTS), "trunk.1": (width, width), "trunk.2": (code, width)}
+    params = {
+        name: (normal(400 + i, shape) / shape[1] ** 0.5).float()
+        for i, (name, shape) in enumerate(layers.items())
+    }
+    if head:
+        params["heads.0"] = (normal(410, (tasks, head, code)) / code**0.5).float()
+    params["heads.1"] = (normal(411, (tasks, head or code)) / (head or code) ** 0.5).float()
+    return params, {
+        "x": normal(412, (SAMPLES, INPUTS)).float(),
+        "y": normal(413, (SAMPLES, tasks)).float(),
+    }
+
+
+def encode(params: mf.types.Params, batch: Encoded) -> Tensor:
+    hidden = F.linear(F.linear(batch["x"], params["trunk.0"]).relu(), params["trunk.1"]).relu()
+    return F.linear(hidden, params["trunk.2"])
+
+
+def decode(params: mf.types.Params, z: Tensor, batch: Encoded) -> Tensor:
+    if "heads.0" in params:
+        hidden = torch.einsum("bc,thc->bth", z, params["heads.0"]).relu()
+        out = torch.einsum("bth,th->bt", hidden, params["heads.1"])
+    else:
+        out = F.linear(z, params["heads.1"])
+    return (out - batch["y"]).square().mean(0)
+
+
+def losses(params: mf.types.Params, batch: Encoded) -> Tensor:
+    return decode(params, encode(params, batch), batch)
+
+
+def step_of(tasks: int, width: int, probe: mf.Probe, **sizes: int) -> Callable[[], Any]:
+    params, batch = network(tasks, width, **sizes)
+    step = mf.balance(losses, mf.mgda(), probe)
+    state = step.init(params, batch)
+    return lambda: step.update(params, batch, state)
+
+
+def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int, label: str) -> dict[Any, float]:
+    """The best time of each call, one call after the other in every turn.
+
+    So that a busy machine is busy for all.
+    """
+    best = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
+        call()
+    for _ in tqdm(range(turns), desc=label, leave=False):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """torch's profiler writes of itself to the file descriptor of stderr."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most memory that a call holds beyond what there was."""
+    call()
+    with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    results = seen.profiler.kineto_results if seen.profiler else None
+    held = most = 0
+    for event in (
+        sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+        if results
+        else ()
+    ):
+        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+        most = max(most, held)
+    return most
+
+
+def trunk_size(params: mf.types.Params) -> int:
+    """Number of shared parameters."""
+    return sum(leaf.numel() for name, leaf in params.items() if name.startswith("trunk"))

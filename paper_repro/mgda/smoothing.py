@@ -1,0 +1,196 @@
+"""What does the smoothed minimum give, and its fixed point?
+
+max over u of min_t ⟨g_t, u⟩ - ½‖u‖² has the dual min over the simplex of ½ wᵀG w and the answer
+u = Jᵀw. With -(1/λ) log Σ exp(-λ x_t) in place of the minimum, u = Σ softmax(-λ⟨g, u⟩)_t g_t."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, judged
+from .common import (
+    COLOURS,
+    DASHES,
+    ROUNDING,
+    TASKS,
+    claim,
+    families,
+    normal,
+    shortest,
+    square,
+    uniform,
+)
+
+
+def smooth_minimum(settings: Settings) -> Claim:
+    draws = settings.count(20000)
+    low, high = np.inf, -np.inf
+    for tasks in (2, 5, 20):
+        x = normal(120 + tasks, (draws, tasks)) * 10 ** (4 * uniform(130 + tasks, (draws, 1)) - 2)
+        x[0] = 1.0  # all equal: there the lower bound is attained
+        sharpness = 10 ** (6 * uniform(140 + tasks, (draws,)) - 3)
+        smooth = -torch.logsumexp(-sharpness[:, None] * x, -1) / sharpness
+        # In units of log T/λ: 0 is the minimum itself, -1 the lower bound.
+        error = (smooth - x.amin(-1)) * sharpness / np.log(tasks)
+        slack = 1e-13 * (1 + (sharpness[:, None] * x).abs().amax(-1)) / np.log(tasks)
+        low, high = min(low, float((error + slack).min())), max(high, float((error - slack).max()))
+        tight = float(error[0])
+    return claim(
+        "SU-12",
+        "First method: replace the minimum by -(1/λ) log Σ exp(-λ x_t), which lies between min x "
+        "- log T/λ and min x.",
+        judged(low >= -1 and high <= 0),
+        {
+            "lowest (smooth minimum - minimum)·λ/log T": low,
+            "highest": high,
+            "the same where all x are equal": tight,
+            "draws": 3 * draws,
+        },
+        "normal x of sizes 1e-2 to 1e2, T = 2, 5, 20, λ from 1e-3 to 1e3, float64, rounding of "
+        "λx allowed for; holds if the ratio stays within [-1, 0]",
+    )
+
+
+class Smoothed(NamedTuple):
+    """The smoothed problem's answer, and how well it is known."""
+
+    weights: Tensor  # [draw, task]
+    residual: Tensor  # [draw], of w = softmax(-λGw)
+    gap: Tensor  # [draw], dual less primal value of the smoothed problem
+
+
+def smoothed(gramians: Tensor, sharpness: Tensor, steps: int = 60) -> Smoothed:
+    """The smoothed problem max smin_λ(J d) - ½‖d‖², d = Jᵀα; λ `[draw]`.
+
+    By Newton's method with the best of a ladder of step lengths.
+    """
+    unit = gramians * sharpness[:, None, None]  # only λG enters
+    eye = torch.eye(gramians.shape[-1], dtype=gramians.dtype)
+    lengths = torch.cat(
+        [2.0 ** -torch.arange(12, dtype=gramians.dtype), torch.zeros(1, dtype=gramians.dtype)]
+    )
+
+    def value(alpha: Tensor) -> Tensor:
+        rates = torch.einsum("dts,...ds->...dt", unit, alpha)
+        return torch.logsumexp(-rates, -1) + 0.5 * (alpha * rates).sum(-1)
+
+    alpha = shortest(gramians)
+    for _ in range(steps):
+        weights = torch.softmax(-torch.einsum("dts,ds->dt", unit, alpha), -1)
+        spread = torch.diag_embed(weights) - weights[:, :, None] * weights[:, None]
+        newton = torch.linalg.solve(eye + spread @ unit, weights - alpha)
+        candidates = alpha + lengths[:, None, None] * newton
+        best = value(candidates).argmin(0)
+        # Near the end values differ by rounding alone: full steps there.
+        close = newton.abs().amax(-1) < 1e-4
+        alpha = torch.where(
+            close[:, None], candidates[0], candidates[best, torch.arange(len(alpha))]
+        )
+    rates = torch.einsum("dts,ds->dt", unit, alpha)
+    weights = torch.softmax(-rates, -1)
+    entropy = -torch.special.xlogy(weights, weights).sum(-1)
+    dual = 0.5 * square(unit, weights) - entropy
+    return Smoothed(
+        weights,
+        (weights - torch.softmax(-torch.einsum("dts,ds->dt", unit, weights), -1)).abs().amax(-1),
+        dual + value(alpha),
+    )
+
+
+class Course(NamedTuple):
+    """One family over λ."""
+
+    residual: float  # largest, of the fixed point
+    gap: float  # largest, of dual and primal value in units of 1/λ
+    short: Tensor  # [λ, draw], ½‖d*‖² - smoothed optimum
+    outside: float  # largest of that times λ/log T
+    distance: Tensor  # [λ, draw], ‖d_λ - d*‖/‖d*‖
+    raises: Tensor  # [λ], share of d_λ that raise a task
+
+
+def course(name: str, gramians: Tensor, sharpness: Tensor) -> Course:
+    """λ in units of 1/mean ‖g‖²."""
+    g = gramians / gramians.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    found = [
+        smoothed(g, level.expand(len(g)))
+        for level in tqdm(sharpness, desc=f"temperatures, {name}", leave=False)
+    ]
+    exact = shortest(g)
+    least = square(g, exact)
+    # value of the smoothed problem: ½wᵀGw - entropy/λ lies within log T/λ below ½‖d*‖²
+    weights = torch.stack([s.weights for s in found])
+    entropy = -torch.special.xlogy(weights, weights).sum(-1)
+    short = 0.5 * least - (0.5 * square(g, weights) - entropy / sharpness[:, None])
+    rates = torch.einsum("dts,lds->ldt", g, weights)
+    return Course(
+        max(float(s.residual.max()) for s in found),
+        max(float(s.gap.abs().max()) for s in found),
+        short,
+        float((short * sharpness[:, None] / np.log(TASKS)).max()),
+        square(g, weights - exact).sqrt() / least.sqrt(),
+        (rates < 0).any(-1).double().mean(-1),
+    )
+
+
+def run(settings: Settings) -> Findings:
+    yield smooth_minimum(settings)
+    draws = settings.count(200)
+    sharpness = torch.logspace(-2, 4, settings.count(19), dtype=torch.float64)
+    found = {name: course(name, g, sharpness) for name, g in families(draws).items()}
+    yield temperatures(found, sharpness, draws)
+    yield fixed_point(list(found.values()), sharpness, draws)
+
+
+def temperatures(found: dict[str, Course], sharpness: Tensor, draws: int) -> Figure:
+    canvas, panels = axes(1, 3, (15, 4.6))
+    for (name, one), colour, style in zip(found.items(), COLOURS, DASHES, strict=False):
+        drawn = (one.short.median(-1).values, one.distance.median(-1).values, one.raises)
+        for panel, values in zip(panels, drawn, strict=True):
+            panel.plot(sharpness, values, color=colour, linestyle=style, label=name)
+    bound = np.log(TASKS) / sharpness
+    panels[0].plot(sharpness, bound, ":", color="#999999", linewidth=2, label="log T/λ")
+    labels = (
+        "½‖d*‖² - smoothed optimum (median)",
+        "‖d_λ - d*‖ / ‖d*‖ (median)",
+        "share of d_λ that raise a task",
+    )
+    for panel, label in zip(panels, labels, strict=True):
+        panel.set(xlabel="sharpness λ · mean ‖g_t‖²", ylabel=label, xscale="log")
+        panel.legend()
+    panels[0].set_yscale("log")
+    panels[1].set_yscale("log")
+    return Figure(
+        "temperatures",
+        f"Entropy-regularised MGDA over the sharpness λ, {draws} Gramians of {TASKS} tasks a "
+        "family: optimum inside the simplex, or on a face of it. "
+        "Left: the value approaches ½‖d*‖² within log T/λ. Middle: so does the direction. Right: "
+        "d_λ is the mean at λ = 0 and a common descent "
+        "direction only from some λ on.",
+        canvas,
+    )
+
+
+def fixed_point(found: list[Course], sharpness: Tensor, draws: int) -> Claim:
+    residual, gap, outside = (
+        max(getattr(one, name) for one in found) for name in ("residual", "gap", "outside")
+    )
+    return claim(
+        "SU-13",
+        "Stationarity of the smoothed problem: u = Σ softmax(-λ⟨g, u⟩)_t g_t.",
+        judged(residual < 1e-8 and gap < 1e-6 and outside <= 1 + ROUNDING),
+        {
+            "largest |w - softmax(-λGw)|": residual,
+            "largest difference of dual and primal value, in units of 1/λ": gap,
+            "largest (½‖d*‖² - smoothed optimum)·λ/log T": outside,
+        },
+        f"{2 * draws} Gramians of {TASKS} tasks, {len(sharpness)} values of λ·mean ‖g‖² from "
+        "1e-2 to 1e4, Newton's method on max smin_λ(J d) - ½‖d‖²; the "
+        "dual is ½wᵀGw - entropy(w)/λ; holds if the fixed point is met to 1e-8 and both values "
+        "agree",
+    )

@@ -1,0 +1,82 @@
+"""Gradient descent on w = softmax(a), as a solver and over a grid of steps and scales."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from .common import relative_gap, scaled
+
+SMALL = 1e-6  # the relative gap that counts as reached
+
+
+def softmax_descent(steps: int, rate: float | Tensor) -> mf.types.Solver:
+    """w = softmax(a) and gradient descent on a, `steps` times from a = 0.
+
+    ∇_a ½wᵀGw = w ∘ (Gw - wᵀGw). Not scale-free: `rate` multiplies G.
+    """
+
+    def solve(problem: mf.solvers.MinNorm) -> mf.Solution:
+        a = torch.zeros_like(problem.gramian[0])
+        for _ in range(steps):
+            w = torch.softmax(a, -1)
+            rates = problem.gramian @ w
+            a = a - rate * w * (rates - w @ rates)
+        w = torch.softmax(a, -1)
+        return problem.solution(w, w, torch.full((), steps))
+
+    return solve
+
+
+class Grid(NamedTuple):
+    """The softmax form's relative gap at every (scale of G, step, draw)."""
+
+    scales: Tensor
+    rates: Tensor
+    gaps: Tensor  # [scale, rate, draw]
+    steps: int
+
+    def shares(self) -> Tensor:
+        """Of draws whose gap counts as reached, `[scale, rate]`."""
+        return (self.gaps < SMALL).double().mean(-1)
+
+    def tuned(self) -> float:
+        """The share at scale 1 and the best step there."""
+        return float(self.shares()[len(self.scales) // 2].max())
+
+    def span(self) -> float:
+        """The largest over the smallest step within 90 % of the best share; 0 for none."""
+        shares = self.shares()[len(self.scales) // 2]
+        if self.tuned() <= 0:
+            return 0.0
+        working = self.rates[shares >= 0.9 * shares.max()]
+        return float(working.max() / working.min())
+
+
+def softmax_grid(gramians: Tensor, steps: int) -> Grid:
+    scales, rates = (
+        torch.logspace(-4, 4, 3, dtype=torch.float64),
+        torch.logspace(-4, 8, 25, dtype=torch.float64),
+    )
+    g = (scales[:, None, None, None, None] * scaled(gramians)[None, None]).expand(
+        -1, len(rates), -1, -1, -1
+    )
+    a = torch.zeros(g.shape[:-1], dtype=torch.float64)
+    for _ in tqdm(range(steps), desc="softmax form", leave=False):
+        w = torch.softmax(a, -1)
+        speed = (g @ w[..., None])[..., 0]
+        a = a - rates[:, None, None] * w * (speed - (w * speed).sum(-1, keepdim=True))
+    flat = relative_gap(g.reshape(-1, *g.shape[-2:]), torch.softmax(a, -1).flatten(0, -2))
+    return Grid(scales, rates, flat.reshape(g.shape[:3]), steps)
+
+
+def best_rate(grids: list[Grid]) -> float:
+    """The step with the smallest median gaps at scale 1, averaged over the grids in logarithms."""
+    middle = len(grids[0].scales) // 2
+    logs = [grid.gaps[middle].median(-1).values.clamp_min(1e-17).log() for grid in grids]
+    return float(grids[0].rates[torch.stack(logs).sum(0).argmin()])

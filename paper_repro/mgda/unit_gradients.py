@@ -1,0 +1,308 @@
+"""Is a sum of unit gradients free of scales, and does it descend on every task?"""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+from torch.func import jacrev, vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.figures import arrow, axes
+from ..report.findings import Claim, Figure, Findings, Settings, judged
+from ..report.intervals import Interval, share_interval
+from .common import (
+    COLOURS,
+    ROUNDING,
+    claim,
+    gram,
+    normal,
+    normalised,
+    rows_of,
+    shortest,
+    square,
+    uniform,
+)
+from .quadratics import Batch, losses, quadratics
+
+
+class Drawn(NamedTuple):
+    """Random quadratics, and what their losses are multiplied by and shifted by."""
+
+    params: mf.types.Params
+    batch: Batch
+    scale: Tensor  # [draw, task]
+    shift: Tensor  # [draw, task]
+
+
+def run(settings: Settings) -> Findings:
+    draws, tasks = settings.count(500), 4
+    scale = 10 ** (20 * uniform(210, (draws, tasks)) - 10)
+    drawn = Drawn(*quadratics(draws, tasks, 12, 200), scale, normal(211, (draws, tasks)))
+    yield free_of_scales(drawn)
+    yield sum_of_units(drawn)
+    yield from descends(settings)
+
+
+def direction(
+    rule: mf.Rule, params: mf.types.Params, batch: Batch, scale: Tensor, shift: Tensor
+) -> Tensor:
+    step = mf.balance(lambda p, b: scale * losses(p, b) + shift, rule, mf.jacobian())
+    return step.update(params, batch, step.init(params, batch))[0]["x"]
+
+
+def change_of_scale(rule: mf.Rule, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    """The direction, and how far its unit vector moves under scales and shifts, `[draw]`."""
+    one, none = torch.ones_like(drawn.scale), torch.zeros_like(drawn.shift)
+    plain, moved = (
+        vmap(lambda p, b, s, c: direction(rule, p, b, s, c))(drawn.params, drawn.batch, *change)
+        for change in ((one, none), (drawn.scale, drawn.shift))
+    )
+    units = (u / u.norm(dim=-1, keepdim=True) for u in (plain, moved))
+    return plain, (next(units) - next(units)).norm(dim=-1)
+
+
+def free_of_scales(drawn: Drawn) -> Claim:
+    own = change_of_scale(normalised(), drawn)[1].max()
+    draws, tasks = drawn.scale.shape
+    return claim(
+        "SU-01",
+        "Weighting each task by 1/‖g_t‖ makes the update independent of rescaling and of "
+        "shifting any single loss.",
+        judged(float(own) < ROUNDING),
+        {
+            "largest change of the unit direction, weights 1/‖g‖": own,
+            "the same, equal weights": change_of_scale(mf.mean(), drawn)[1].max(),
+            "smallest scale": drawn.scale.min(),
+            "largest scale": drawn.scale.max(),
+        },
+        f"{draws} draws of {tasks} quadratics, L_t replaced by a·L_t + b with a from 1e-10 to "
+        "1e10, through mtlfunc.balance; while no gradient is zero: "
+        "there 1/‖g‖ is infinite",
+    )
+
+
+def designed(x: Tensor, batch: Batch, *, constant: bool) -> Tensor:
+    """The gradient of Σ L_t/‖g_t‖, the lengths held constant or not."""
+
+    def total(y: Tensor) -> Tensor:
+        at = x if constant else y
+        lengths = mf.task_gradients(losses, {"x": at}, batch)[1]["x"].norm(dim=-1)
+        return (losses({"x": y}, batch) / lengths).sum()
+
+    return jacrev(total)(x)
+
+
+def sum_of_units(drawn: Drawn) -> Claim:
+    params, batch = drawn.params, drawn.batch
+    draws, tasks = drawn.scale.shape
+    rows = vmap(lambda p, b: mf.task_gradients(losses, p, b)[1]["x"])(params, batch)
+    units = (rows / rows.norm(dim=-1, keepdim=True)).sum(1)
+    difference = (change_of_scale(normalised(), drawn)[0] - units).norm(dim=-1) / units.norm(dim=-1)
+    held = vmap(lambda x, b: designed(x, b, constant=True))(params["x"], batch)
+    free = vmap(lambda x, b: designed(x, b, constant=False))(params["x"], batch)
+    # A field is a gradient only if its Jacobian is symmetric.
+    field = vmap(jacrev(lambda x, b: designed(x, b, constant=True)))(params["x"], batch)
+    curl = (field - field.mT).flatten(1).norm(dim=-1) / field.flatten(1).norm(dim=-1)
+    return claim(
+        "SU-02",
+        "That weighting is the same as adding unit task gradients, so designing losses is at "
+        "bottom designing gradients.",
+        judged(
+            float(difference.max()) < ROUNDING
+            and float(((held - units).norm(dim=-1) / units.norm(dim=-1)).max()) < ROUNDING
+        ),
+        {
+            "weights 1/‖g‖ against the sum of unit gradients, largest relative "
+            "difference": difference.max(),
+            "gradient of Σ L_t/‖g_t‖, lengths constant, against it": (
+                (held - units).norm(dim=-1) / units.norm(dim=-1)
+            ).max(),
+            "the same, lengths differentiated too, median": (
+                (free - units).norm(dim=-1) / units.norm(dim=-1)
+            ).median(),
+            "antisymmetric part of the field's Jacobian, median relative size": curl.median(),
+        },
+        f"{draws} draws of {tasks} quadratics; up to a common factor, with the lengths held "
+        "constant. The Jacobian of the field is not symmetric: the sum of "
+        "unit gradients is the gradient of no loss, so that gradients are designed and not losses",
+    )
+
+
+BROKEN = [
+    [Fraction(1), Fraction(0)],
+    [Fraction(-4, 5), Fraction(3, 5)],
+    [Fraction(-4, 5), Fraction(3, 5)],
+]
+"""Three unit gradients whose sum raises the first task."""
+
+
+def broken_rates() -> list[Fraction]:
+    u = [sum(column, Fraction(0)) for column in zip(*BROKEN, strict=True)]
+    return [sum((a * b for a, b in zip(row, u, strict=True)), Fraction(0)) for row in BROKEN]
+
+
+def unit_descent(draws: int, tasks: int, dim: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps θ ← θ - Σ g_t/‖g_t‖ · 1/(T(k + 1)).
+
+    Shares of draws with a raised task `[step]`, distance at the end, distance at the start.
+    """
+    params, batch = quadratics(draws, tasks, dim, 270)
+    x = params["x"]
+    raised = []
+    measure = vmap(lambda x, b: mf.task_gradients(losses, {"x": x}, b)[1]["x"])
+    weigh = vmap(lambda g: mf.weights(normalised(), g))
+
+    def distance(x: Tensor) -> Tensor:
+        g = gram(measure(x, batch))
+        return square(g, shortest(g)).sqrt()
+
+    start = distance(x)
+    for k in tqdm(range(steps), desc=f"normalised gradients, T = {tasks}", leave=False):
+        rows = measure(x, batch)
+        u = torch.einsum("dt,dtp->dp", weigh(gram(rows)), rows)
+        rates = torch.einsum("dtp,dp->dt", rows, u) / rows.norm(dim=-1)
+        raised.append((rates < -ROUNDING).any(-1).double().mean())
+        x = x - u / (tasks * (k + 1) ** 0.75)
+    return torch.stack(raised), distance(x), start
+
+
+Shares = dict[tuple[int, int], Interval]
+"""Of draws in which the sum raises a task, by (parameters, tasks)."""
+Descents = dict[int, tuple[Tensor, Tensor, Tensor]]
+"""What `unit_descent` found, by tasks."""
+COUNTS, SIZES = (2, 3, 5, 10, 20), (5, 20, 100)
+
+
+def descends(settings: Settings) -> Findings:
+    draws, steps = settings.count(2000), settings.count(1000)
+    shares: Shares = {}
+    for size, count in itertools.product(SIZES, COUNTS):
+        g = gram(rows_of(draws, count, size, 290))
+        weights = vmap(lambda g: mf.weights(normalised(), g))(g)
+        rates = torch.einsum("dts,ds->dt", g, weights)
+        shares[size, count] = share_interval(int((rates < -ROUNDING).any(-1).sum()), len(g))
+    runs = {count: unit_descent(settings.count(48), count, 6, steps) for count in (2, 3, 6)}
+    yield figure(shares, runs, settings)
+    yield common_descent(shares, runs, formula_error(settings.count(10000)), steps)
+
+
+def formula_error(draws: int) -> float:
+    """Of ⟨g_t, u⟩ = ‖g_t‖(1 + cos) for two tasks, relative."""
+    rows = rows_of(draws, 2, 5, 280, spread=100.0)
+    length = rows.norm(dim=-1)
+    u = (rows / rows.norm(dim=-1, keepdim=True)).sum(1)
+    rates = torch.einsum("dtp,dp->dt", rows, u)
+    cosine = vmap(mf.diagnostics.cosines)(gram(rows))[:, 0, 1]
+    return float(((rates - length * (1 + cosine[:, None])).abs() / length).max())
+
+
+def figure(shares: Shares, runs: Descents, settings: Settings) -> Figure:
+    canvas, panels = axes(1, 3, (16, 5))
+    broken_panel(panels[0])
+    for size, colour, style in zip(SIZES, COLOURS, ("-", "--", "-."), strict=False):
+        found = [shares[size, count] for count in COUNTS]
+        bars = np.array([[s.mean - s.low, s.high - s.mean] for s in found]).T.clip(0)
+        panels[1].errorbar(
+            COUNTS,
+            [share.mean for share in found],
+            bars,
+            color=colour,
+            linestyle=style,
+            marker="o",
+            label=f"{size} parameters",
+        )
+    panels[1].set(
+        xlabel="tasks T",
+        ylabel="share of draws in which u raises a task",
+        ylim=(-0.03, 1.03),
+        xticks=COUNTS,
+    )
+    panels[1].legend()
+    for (count, (raised, _, _)), colour, style in zip(
+        runs.items(), COLOURS, ("-", "--", "-."), strict=False
+    ):
+        at = np.arange(1, len(raised) + 1)
+        panels[2].plot(at, raised, color=colour, linestyle=style, label=f"T = {count}")
+    panels[2].set(
+        xlabel="step",
+        ylabel="share of runs whose step raises a task",
+        xscale="log",
+        ylim=(-0.03, 1.03),
+    )
+    panels[2].legend()
+    return Figure(
+        "unit-gradients",
+        "The sum u of unit gradients. Left: (1, 0) and twice (-.8, .6), with ⟨g_1, u⟩ = "
+        f"{float(broken_rates()[0]):g}. Middle: share of normal matrices for which u "
+        f"raises a task, {settings.count(2000)} draws a point, Wilson's 95 % intervals: none for "
+        f"T = 2. Right: the same along {settings.count(48)} runs on "
+        "convex quadratics in 6 dimensions, steps falling as k^(-3/4).",
+        canvas,
+    )
+
+
+def broken_panel(panel: Axes) -> None:
+    """The three unit gradients whose sum raises the first task."""
+    plane = [[float(x) for x in row] for row in BROKEN]
+    total = np.sum(plane, axis=0).tolist()
+    for (x, y), label, colour, place in (
+        (plane[0], "g_1", COLOURS[0], (4, 6)),
+        (plane[1], "g_2 = g_3", COLOURS[2], (-36, 12)),
+        (total, "u", COLOURS[1], (8, -4)),
+    ):
+        arrow(panel, (0, 0), (x, y), colour)
+        beside: dict[str, Any] = {"xytext": place, "textcoords": "offset points"}
+        panel.annotate(label, (x, y), color=colour, fontsize=12, **beside)
+    panel.axvline(0, color="#888888", linestyle=":")
+    panel.annotate("⟨g_1, u⟩ < 0", (-0.06, -0.22), ha="right", fontsize=11)
+    panel.annotate("⟨g_1, u⟩ > 0", (0.06, -0.22), fontsize=11)
+    panel.set(
+        xlabel="first coordinate",
+        ylabel="second coordinate",
+        xlim=(-1.1, 1.25),
+        ylim=(-0.35, 1.45),
+        aspect="equal",
+    )
+
+
+def common_descent(shares: Shares, runs: Descents, formula: float, steps: int) -> Claim:
+    exact = broken_rates()
+    ends = {count: float((end / start).median()) for count, (_, end, start) in runs.items()}
+    arrived = float((runs[2][1] < 0.05 * runs[2][2]).double().mean())
+    two = max(shares[size, 2].mean for size in SIZES)
+    more = max(shares[size, 3].mean for size in SIZES)
+    return claim(
+        "SU-09",
+        "For two tasks u = g_1/‖g_1‖ + g_2/‖g_2‖ always has ⟨g_t, u⟩ >= 0, so gradient "
+        "normalisation reaches Pareto stationarity; with more the normalised sum "
+        "no longer suffices.",
+        judged(formula < ROUNDING and two == 0 and float(runs[2][0].max()) == 0 and min(exact) < 0)
+        if arrived > 0.95
+        else "inconclusive",
+        {
+            "T = 2: largest |⟨g_t, u⟩ - ‖g_t‖(1 + cos)|/‖g_t‖": formula,
+            "T = 2: share of draws with a negative rate": two,
+            "T = 2: share of steps that raise a task": runs[2][0].mean(),
+            "T = 2: share of runs that end within 5 % of the start's distance of 0 from the "
+            "hull": arrived,
+            "T = 3: largest share of draws with a negative rate": more,
+            "T = 3: share of steps that raise a task": runs[3][0].mean(),
+            "(1, 0), (-.8, .6), (-.8, .6): ⟨g_1, u⟩": float(exact[0]),
+        }
+        | {
+            f"T = {count}: median distance of 0 from the hull at the end, relative to the "
+            "start": end
+            for count, end in ends.items()
+        },
+        f"normal matrices, {steps} steps on random convex quadratics, and in fractions; small "
+        "steps, non-zero gradients. For T >= 3 it is common descent that "
+        "is lost: where the sum rests, Σ g_t/‖g_t‖ = 0 puts 0 in the hull for any T",
+    )

@@ -1,0 +1,141 @@
+"""Does the largest gradient dominate the sum?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import mtlfunc as mf
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, verdict_of
+from ..report.intervals import half_width, mean_interval, named
+from .common import PAPER, normal
+from .training import COLOURS
+
+RATIOS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+def progress(settings: Settings) -> dict[str, np.ndarray]:
+    """Fall of each task's loss over its initial gap, `[ratio, draw, task]`.
+
+    The second of two quadratic tasks is multiplied by ρ.
+    """
+    draws, dim, steps = settings.count(200), 10, settings.count(50)
+
+    def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        factors, centres, scale = batch
+        return (
+            scale
+            * 0.5
+            * torch.einsum("tij,tj->ti", factors, params["x"] - centres).square().sum(-1)
+        )
+
+    def one(key: Tensor, ratio: Tensor, adam: bool) -> tuple[Tensor, Tensor]:
+        factors, centres = normal(key, 0, (2, dim, dim)) / dim**0.5, normal(key, 1, (2, dim))
+        scale = torch.stack([torch.ones_like(ratio), ratio])
+        hessian = (scale[:, None, None] * (factors.mT @ factors)).sum(0)
+        optimizer = mf.adam(0.05) if adam else mf.sgd(1 / torch.linalg.eigvalsh(hessian)[-1])
+        step = mf.descend(losses, mf.mean(), optimizer, mf.jacobian(), reduction="sum")
+        batch, params = (factors, centres, scale), {"x": 2 * normal(key, 2, (dim,))}
+        state = step.init(params, batch)
+        first = losses(params, batch)
+        for _ in range(steps):
+            state, _ = step.update(state, batch)
+        square = mf.task_gramian(losses, params, batch)[1].diagonal()
+        return 1 - losses(state.params, batch) / first, square / square.sum()
+
+    grid = {}
+    for name, adam in (("SGD", False), ("Adam", True)):
+        both = vmap(vmap(lambda key, ratio, adam=adam: one(key, ratio, adam), (0, None)), (None, 0))
+        fall, share = both(torch.arange(draws), torch.tensor(RATIOS, dtype=torch.float64))
+        grid[name] = fall.numpy()
+        grid["share"] = share.numpy()
+    return grid
+
+
+def run(settings: Settings) -> Findings:
+    grid = progress(settings)
+    yield dominance_figure(grid, settings)
+    yield dominated(grid, settings)
+
+
+def dominance_figure(grid: dict[str, np.ndarray], settings: Settings) -> Figure:
+    canvas, panels = axes(1, 2, (11, 4.2))
+    panels[0].errorbar(
+        RATIOS,
+        grid["share"][:, :, 1].mean(1),
+        half_width(grid["share"][:, :, 1]),
+        color="#444444",
+        marker="o",
+        capsize=3,
+    )
+    panels[0].set(
+        xlabel="ρ, factor of task 2's loss",
+        ylabel="‖g₂‖² / (‖g₁‖² + ‖g₂‖²) at the start",
+        xscale="log",
+        ylim=(0, 1.05),
+    )
+    for (name, style), task in (
+        (pair, task) for pair in (("SGD", "-"), ("Adam", "--")) for task in (0, 1)
+    ):
+        values = grid[name][:, :, task]
+        panels[1].errorbar(
+            RATIOS,
+            values.mean(1),
+            half_width(values),
+            color=COLOURS[task],
+            linestyle=style,
+            marker="os"[task],
+            capsize=3,
+            label=f"task {task + 1}, {name}",
+        )
+    panels[1].set(
+        xlabel="ρ, factor of task 2's loss",
+        ylabel="fall of the loss / loss at the start",
+        xscale="log",
+    )
+    panels[1].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return Figure(
+        "dominance",
+        "Two random quadratic tasks in 10 dimensions, the second multiplied by ρ; "
+        f"{settings.count(50)} steps on the sum, {settings.count(200)} draws, "
+        "means with 95 % intervals. Left: share of the squared length of the gradients that is "
+        "task 2's. Right: what each task gains.",
+        canvas,
+    )
+
+
+def dominated(grid: dict[str, np.ndarray], settings: Settings) -> Claim:
+    small = {name: grid[name][:, :, 0] for name in ("SGD", "Adam")}
+    falls = {
+        name: [mean_interval(values[i + 1] - values[i]) for i in range(len(RATIOS) - 1)]
+        for name, values in small.items()
+    }
+    monotone = {name: all(change.high < 0 for change in changes) for name, changes in falls.items()}
+    over = {name: mean_interval(values[-1] - values[0]) for name, values in small.items()}
+    numbers: dict[str, float] = {
+        f"ρ = {ratio:g}: share of task 2": float(grid["share"][i, :, 1].mean())
+        for i, ratio in enumerate(RATIOS)
+    }
+    for name, values in small.items():
+        numbers |= {
+            f"{name}, ρ = {ratio:g}: fall of task 1": float(values[i].mean())
+            for i, ratio in enumerate(RATIOS)
+        }
+        numbers |= named(f"{name}: change of task 1's fall from ρ = 1 to 1000", over[name])
+    holds = [name for name, ok in monotone.items() if ok]
+    return Claim(
+        "PC-02",
+        PAPER,
+        "The summed gradient can be dominated by the largest one, which is then over-served "
+        "while the others are under-served.",
+        verdict_of([monotone[name] for name in small], [over[name].low > 0 for name in small]),
+        numbers,
+        f"{settings.count(200)} random pairs; SGD by 1/ℒ of the sum, Adam by .05, "
+        f"{settings.count(50)} steps; holds for an optimizer if the small-gradient "
+        "task's progress falls with every step of ρ (paired 95 % t intervals): "
+        f"{', '.join(holds) or 'none'}",
+    )

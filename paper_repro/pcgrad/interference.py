@@ -1,0 +1,131 @@
+"""Which of conflict, unequal lengths and curvature make interference harmful?"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import share_interval
+from .common import PAPER, normal, uniform
+from .quadratics import edited, losses
+
+DIM = 10
+Cell = tuple[bool, ...]
+"""Conflict, gap and curvature, on or off."""
+CELLS: tuple[Cell, ...] = tuple(itertools.product((False, True), repeat=3))
+LABELS = {
+    cell: ", ".join(
+        word if on else f"no {word}"
+        for word, on in zip(("conflict", "gap", "curvature"), cell, strict=True)
+    )
+    for cell in CELLS
+}
+AGAINST = ("the plain step", "a plain step of the same length")
+
+
+def gains(key: Tensor, conflict: bool, unequal: bool, curved: bool) -> tuple[Tensor, Tensor]:
+    """What PCGrad's step ends below the plain one by, and below one of its own length."""
+    first, other = normal(key, 0, (DIM,)), normal(key, 1, (DIM,))
+    first = first / torch.linalg.vector_norm(first)
+    other = other - (other @ first) * first
+    other = other / torch.linalg.vector_norm(other)
+    angle = torch.pi * (uniform(key, 2, 0.7, 0.95) if conflict else uniform(key, 2, 0.05, 0.45))
+    second = (0.1 if unequal else 1.0) * (angle.cos() * first + angle.sin() * other)
+    g = first + second
+    root = normal(key, 3, (DIM, DIM))
+    noise = root @ root.mT / (torch.linalg.matrix_norm(root, 2) ** 2)
+    # With t = 1: along g the curvature is 4 (the plain step overshoots) or at most .2 (it does
+    # not).
+    along = torch.outer(g, g) / (g @ g)
+    hessian = 0.2 * noise + (3.9 if curved else 0.0) * along
+    batch = (torch.stack([first, second]), torch.stack([hessian, torch.zeros_like(hessian)]))
+    params, step = {"x": torch.zeros(DIM, dtype=torch.float64)}, edited()
+    d = step.update(params, batch, step.init(params, batch))[0]["x"]
+    matched = g * torch.linalg.vector_norm(d) / torch.linalg.vector_norm(g)
+    plain, edited_end, long = (losses({"x": -x}, batch).sum() for x in (g, d, matched))
+    return (plain - edited_end) / (g @ g), (long - edited_end) / (g @ g)
+
+
+def run(settings: Settings) -> Findings:
+    draws = settings.count(2000)
+    shares = np.empty((len(AGAINST), len(CELLS), 2))  # of wins and of losses
+    for i, cell in enumerate(CELLS):
+        found = vmap(lambda key, cell=cell: gains(key, *cell))(torch.arange(draws))
+        for j, gain in enumerate(found):
+            shares[j, i] = [(side * gain > 1e-9).double().mean().item() for side in (1, -1)]
+    yield factorial_figure(shares, draws)
+    yield factorial(shares, draws)
+
+
+def factorial_figure(shares: np.ndarray, draws: int) -> Figure:
+    canvas, panels = axes(1, 2, (13, 4.4))
+    y = np.arange(len(CELLS))[::-1]
+    for panel, share, against in zip(panels, shares, AGAINST, strict=True):
+        panel.barh(y, share[:, 0], color="C0", label="PCGrad's step ends lower")
+        panel.barh(
+            y,
+            -share[:, 1],
+            color="C3",
+            hatch="//",
+            edgecolor="white",
+            label="the other step ends lower",
+        )
+        panel.axvline(0, color="black", linewidth=1)
+        for height in y[share.sum(1) == 0]:
+            panel.text(0.03, height, "level", va="center", color="#555555")
+        panel.set_yticks(y, list(LABELS.values()) if panel is panels[0] else [""] * len(CELLS))
+        panel.set_xticks([-1, -0.5, 0, 0.5, 1], ["100 %", "50 %", "0", "50 %", "100 %"])
+        panel.set(xlabel=f"against {against}: share of {draws} draws", xlim=(-1.05, 1.05))
+    canvas.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
+    )
+    return Figure(
+        "factorial",
+        "The three conditions on and off (angle of 126–171° or 9–81°, lengths 1 : 10 or 1 : 1, "
+        "curvature along g of about 4/t or at most .2/t), one "
+        "step of PCGrad against the plain one, and against the plain direction at PCGrad's "
+        "length; level: no draw differs. Without conflict "
+        "there is nothing to tell apart. With equal lengths PCGrad's direction is (1 - cos φ) g, "
+        "a longer plain step: that alone wins on flat ground.",
+        canvas,
+    )
+
+
+def factorial(shares: np.ndarray, draws: int) -> Claim:
+    """How often a PCGrad step ends below the plain one, with each condition on or off."""
+    numbers: dict[str, float] = {}
+    winners: list[list[Cell]] = []
+    for share, against in zip(shares.tolist(), AGAINST, strict=True):
+        for label, (better, worse) in zip(LABELS.values(), share, strict=True):
+            numbers |= {
+                f"{label}; against {against}: share of wins": better,
+                f"{label}; against {against}: share of losses": worse,
+            }
+        winners.append(
+            [
+                cell
+                for cell, (better, _) in zip(CELLS, share, strict=True)
+                if share_interval(round(better * draws), draws).low > 0.5
+            ]
+        )
+    every = (True, True, True)
+    only = [found == [every] for found in winners]
+    lists = ["; ".join(LABELS[cell] for cell in found) or "none" for found in winners]
+    return Claim(
+        "PC-03",
+        PAPER,
+        "Harmful interference needs three things together: conflict, very unequal magnitudes, "
+        "strong curvature.",
+        "holds" if all(only) else "holds only when" if any(only) else "does not hold",
+        numbers,
+        f"{draws} random quadratics a cell, {DIM} dimensions, t = 1; holds if PCGrad's step ends "
+        "below the other (in most draws) in the cell with all "
+        f"three alone. Against the plain step it does in: {lists[0]}. Against a plain step of "
+        f"PCGrad's length in: {lists[1]}",
+    )

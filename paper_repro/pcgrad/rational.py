@@ -1,0 +1,83 @@
+"""PCGrad on Gramians of integers, in exact fractions, under every order."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import mtlfunc as mf
+
+Vector = list[Fraction]
+Matrix = list[Vector]
+FAN: Matrix = [[Fraction(1) if i == j else Fraction(-1, 2) for j in range(3)] for i in range(3)]
+"""The Gramian of three unit gradients at 120°; all that PCGrad reads of them."""
+
+RAISED = [[-2, -2], [-2, 0], [2, 1]]
+"""Gradients of the smallest instance found whose direction raises a task whatever the order."""
+
+ORDERS = list(
+    itertools.product(
+        *[list(itertools.permutations([j for j in range(3) if j != i])) for i in range(3)]
+    )
+)
+"""All 8 choices of each task's order of the other two."""
+
+
+def times(matrix: Matrix, x: Vector) -> Vector:
+    return [sum((a * b for a, b in zip(row, x, strict=True)), Fraction(0)) for row in matrix]
+
+
+def exact_coefficients(gramian: Matrix, orders: tuple[tuple[int, ...], ...]) -> Vector:
+    """Algorithm 1 on the Gramian: coefficients of the **sum** of the projected gradients."""
+    total = [Fraction(0)] * 3
+    for task, order in enumerate(orders):
+        own = [Fraction(int(i == task)) for i in range(3)]
+        for j in order:
+            inner = times(gramian, own)[j]
+            if inner < 0:
+                own[j] -= inner / gramian[j][j]
+        total = [a + b for a, b in zip(total, own, strict=True)]
+    return total
+
+
+def gramian_of(gradients: list[list[int]]) -> Matrix:
+    return [
+        [Fraction(sum(a * b for a, b in zip(g, h, strict=True))) for h in gradients]
+        for g in gradients
+    ]
+
+
+def library_coefficients(gramian: Matrix, orders: tuple[tuple[int, ...], ...]) -> Tensor:
+    matrix = torch.tensor([[float(x) for x in row] for row in gramian], dtype=torch.float64)
+    rows = torch.tensor([[task, *order] for task, order in enumerate(orders)])
+    return 3 * mf.weights(mf.pcgrad(rows), matrix)
+
+
+class Outcome(NamedTuple):
+    """Of one instance under all 8 orders."""
+
+    coefficients: list[Vector]
+    rates: list[Vector]  # g_t·d
+    squares: list[Fraction]  # ‖d‖²
+    difference: float  # from the library, largest
+
+
+def under_all_orders(gramian: Matrix) -> Outcome:
+    coefficients = [exact_coefficients(gramian, orders) for orders in ORDERS]
+    rates = [times(gramian, c) for c in coefficients]
+    squares = [
+        sum((a * b for a, b in zip(c, r, strict=True)), Fraction(0))
+        for c, r in zip(coefficients, rates, strict=True)
+    ]
+    library = torch.stack([library_coefficients(gramian, orders) for orders in ORDERS])
+    exact = torch.tensor([[float(x) for x in c] for c in coefficients], dtype=torch.float64)
+    return Outcome(coefficients, rates, squares, float((library - exact).abs().max()))
+
+
+def tensor_of(gramian: Matrix) -> Tensor:
+    """A Gramian of fractions in float64."""
+    return torch.tensor([[float(x) for x in row] for row in gramian], dtype=torch.float64)

@@ -1,0 +1,273 @@
+"""Where does PCGrad rest with three tasks, and does the order matter?"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import mean_interval, named
+from .common import PAPER
+from .rational import FAN, Outcome, Vector, under_all_orders
+
+CURVATURES = {"equal curvatures": (1.0, 1.0, 1.0), "curvatures 1, 4, 1/4": (1.0, 4.0, 0.25)}
+CONSTANT = (0.1, 0.03, 0.01)
+STARTS = 6
+
+
+def centres() -> Tensor:
+    angle = torch.pi / 2 + 2 * torch.pi / 3 * torch.arange(3, dtype=torch.float64)
+    return torch.stack([angle.cos(), angle.sin()], -1)
+
+
+def losses(params: mf.types.Params, curvatures: Tensor) -> Tensor:
+    """½ a_t ‖θ - c_t‖², the centres c_t on the unit circle at 120°."""
+    return 0.5 * curvatures * (params["x"] - centres()).square().sum(-1)
+
+
+def minimum(curvatures: tuple[float, ...]) -> np.ndarray:
+    """Of the sum."""
+    a = np.array(curvatures)
+    return a @ centres().numpy() / a.sum()
+
+
+class Runs(NamedTuple):
+    """Ends and paths of all settings, side by side.
+
+    Axes: curvatures, fixed or random order, step rule (constant ones, then 1/k), start, seed, and
+    time where there is one.
+    """
+
+    path: np.ndarray  # [..., time, 2], thinned, logarithmic in time
+    times: np.ndarray
+    ball: np.ndarray  # [...], mean distance from the minimum of the sum over the second half
+    centre: np.ndarray  # [..., 2], mean over the second half
+    end: np.ndarray  # [..., 2]
+
+
+def runs(settings: Settings) -> Runs:
+    """Every combination as a lane; the fixed order is 1, 2, 3, as in the official code."""
+    seeds, steps = max(2, settings.seeds // 4), settings.count(30000 if settings.full else 3000)
+    shape = (len(CURVATURES), 2, len(CONSTANT) + 1, STARTS, seeds)
+    lanes = torch.cartesian_prod(*(torch.arange(n) for n in shape))
+    curvatures = torch.tensor(list(CURVATURES.values()), dtype=torch.float64)[lanes[:, 0]]
+    random, rule, start, seed = lanes[:, 1].bool(), lanes[:, 2], lanes[:, 3], lanes[:, 4]
+    angle = 2 * torch.pi * (start + 0.25) / STARTS
+    x = 2 * torch.stack([angle.cos(), angle.sin()], -1)
+    constant = torch.tensor([*CONSTANT, 0.0], dtype=torch.float64)[rule]
+    least = torch.tensor(np.stack([minimum(a) for a in CURVATURES.values()]))[lanes[:, 0]]
+
+    def advance(
+        x: Tensor, curvatures: Tensor, random: Tensor, constant: Tensor, key: Tensor, time: Tensor
+    ) -> Tensor:
+        orders = torch.where(
+            random,
+            mf.random.permutation(mf.random.fold_in(key, time), 3, rows=3),
+            torch.arange(3).expand(3, 3),
+        )
+        step = mf.balance(losses, mf.pcgrad(orders), mf.jacobian(), reduction="sum")
+        params = {"x": x}
+        direction, _, _ = step.update(params, curvatures, step.init(params, curvatures))
+        return x - torch.where(constant > 0, constant, 1 / (time + 5)) * direction["x"]
+
+    forward, zero = vmap(advance, (0, 0, 0, 0, 0, None)), torch.zeros((), dtype=torch.int64)
+    times = np.unique(np.geomspace(1, steps, 120).astype(int))
+    path, distance, middle, half = (
+        [x],
+        torch.zeros(len(lanes), dtype=torch.float64),
+        torch.zeros_like(x),
+        steps - steps // 2,
+    )
+    for time in tqdm(range(steps), desc="three quadratics", leave=False):
+        x = forward(x, curvatures, random, constant, seed, zero + time)
+        if time + 1 in times:
+            path.append(x)
+        if time >= half:
+            distance, middle = distance + (x - least).norm(dim=-1), middle + x
+    late = steps - half
+    final = x.reshape(*shape, 2).numpy()
+    trail = torch.stack(path, 1).reshape(*shape, len(path), 2).numpy()
+    return Runs(
+        trail,
+        np.concatenate([[0], times]),
+        (distance / late).reshape(shape).numpy(),
+        (middle / late).reshape(*shape, 2).numpy(),
+        final,
+    )
+
+
+def spread(points: np.ndarray) -> float:
+    """Largest distance of `[..., 2]` from their mean."""
+    flat = points.reshape(-1, 2)
+    return float(np.linalg.norm(flat - flat.mean(0), axis=1).max())
+
+
+def runs_figure(found: Runs) -> Figure:
+    canvas, panels = axes(2, 3, (14, 8.6))
+    for row, (name, curvatures) in enumerate(CURVATURES.items()):
+        for column, kind in enumerate(("fixed order", "random order")):
+            panel = panels[3 * row + column]
+            paths(panel, found.path[row, column], ("C0", "C1")[column], minimum(curvatures))
+            panel.set_title(f"{name}, {kind}, steps 1/(k + 5)")
+        panels[3 * row].legend(frameon=True, fontsize="small", loc="lower right")
+        by_step(panels[3 * row + 2], found, row, minimum(curvatures))
+        panels[3 * row + 2].set_title(name)
+    return Figure(
+        "runs",
+        f"PCGrad on three quadratics whose minimisers lie at 120°, {found.times[-1]:,} steps "
+        f"from {STARTS} starts. Left and middle: paths with steps 1/(k + 5) "
+        "and, thin, a constant one, under one fixed order and under random ones (first seed). "
+        "Right: constant steps, distance from the minimum of the sum in "
+        "the second half of the run (mean over starts and seeds).",
+        canvas,
+    )
+
+
+def paths(panel: Axes, path: np.ndarray, colour: str, least: np.ndarray) -> None:
+    """Of one curvature and kind of order `[step rule, start, seed, time, 2]`, the first seed's."""
+    panel.fill(*centres().numpy().T, color="#dddddd", zorder=-2, label="Pareto set")
+    hollow: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "markersize": 6}
+    for start in range(STARTS):
+        trail = path[-1, start, 0]
+        panel.plot(*trail.T, color=colour, linewidth=0.9)
+        label = "end points" if start == 0 else None
+        panel.plot(*trail[-1], "o", zorder=3, label=label, **hollow)
+    label = f"constant step {CONSTANT[0]:g}, one start"
+    panel.plot(*path[0, 0, 0].T, color="black", linewidth=0.6, label=label)
+    star: dict[str, Any] = {"color": "C3", "markeredgecolor": "black", "markersize": 14}
+    panel.plot(*least, "*", zorder=4, label="minimum of the sum", **star)
+    panel.set(xlabel="θ₁", ylabel="θ₂", xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal")
+
+
+def by_step(panel: Axes, found: Runs, row: int, least: np.ndarray) -> None:
+    """Distance from the minimum over the constant step."""
+    means = np.linalg.norm(found.centre[row, :, :-1] - least, axis=-1)
+    for measured, colour, style, label in (
+        (found.ball[row, 0, :-1], "C0", "o--", "fixed order: iterates"),
+        (found.ball[row, 1, :-1], "C1", "s-", "random order: iterates"),
+        (means[1], "black", "D:", "random order: mean of the iterates"),
+    ):
+        values = measured.reshape(len(CONSTANT), -1).mean(1)
+        panel.plot(CONSTANT, values, style, color=colour, label=label)
+    panel.set(
+        xlabel="constant step",
+        ylabel="distance from the minimum of the sum",
+        xscale="log",
+        ylim=(0, None),
+    )
+    panel.set_xticks(CONSTANT, [f"{step:g}" for step in CONSTANT])
+    panel.minorticks_off()
+    panel.legend(frameon=False, fontsize="small")
+
+
+def rest(fan: Outcome, found: Runs) -> Claim:
+    numbers: dict[str, float] = {
+        "120°: orders of 8 with d = 0": sum(square == 0 for square in fan.squares),
+        "120°: ‖d‖² under the other orders, smallest": float(
+            min(square for square in fan.squares if square)
+        ),
+        "120°: ‖d‖² under the other orders, largest": float(max(fan.squares)),
+        "120°: largest coefficient of the mean direction, less their mean": float(
+            max(_centred(fan))
+        ),
+        "library against fractions, largest difference": fan.difference,
+    }
+    settled, still = [], []
+    for row, (name, curvatures) in enumerate(CURVATURES.items()):
+        ends = found.end[row, 1, -1]
+        numbers |= {f"{name}, random order, 1/k: spread of the end points": spread(ends)}
+        numbers |= {
+            f"{name}, random order, 1/k: mean end, θ_{i + 1}": float(ends.reshape(-1, 2).mean(0)[i])
+            for i in (0, 1)
+        }
+        numbers |= {
+            f"{name}: minimum of the sum, θ_{i + 1}": float(minimum(curvatures)[i]) for i in (0, 1)
+        }
+        settled.append(spread(ends) < 0.1)
+        for i, step in enumerate(CONSTANT):
+            around = float(
+                np.linalg.norm(found.end[row, 1, i] - found.centre[row, 1, i], axis=-1).mean()
+            )
+            numbers |= {
+                f"{name}, random order, step {step:g}: distance of the last iterate from the "
+                "run's mean": around
+            }
+            still.append(around < 1e-3)
+    stays = any(square == 0 for square in fan.squares)
+    return Claim(
+        "PC-31",
+        PAPER,
+        "Open: three gradients at 120°, a stationary point; does PCGrad rest there, and does it "
+        "converge for three tasks?",
+        "holds" if all(still) and stays else "holds only when" if all(settled) else "does not hold",
+        numbers,
+        f"all 8 orders in exact fractions; three quadratics, {STARTS} starts, "
+        f"{found.end.shape[4]} seeds, {found.times[-1]:,} steps. Under random orders it "
+        "moves on by a random walk with mean 0; constant steps leave a ball that shrinks with "
+        "the step, steps of 1/k settle (end points within .1) at one "
+        "point, which is the minimum of the sum only in the symmetric case",
+    )
+
+
+def _centred(fan: Outcome) -> Vector:
+    """The direction's mean over orders, less a constant that g_1 + g_2 + g_3 = 0 makes void."""
+    mean = [
+        sum((c[i] for c in fan.coefficients), Fraction(0)) / len(fan.coefficients) for i in range(3)
+    ]
+    return [abs(x - sum(mean, Fraction(0)) / 3) for x in mean]
+
+
+def order_matters(found: Runs) -> Claim:
+    numbers: dict[str, float] = {}
+    unbiased, independent = [], []
+    for row, (name, curvatures) in enumerate(CURVATURES.items()):
+        for column, kind in enumerate(("fixed", "random")):
+            ends = found.end[row, column, -1]  # [start, seed, 2]
+            bias = (
+                mean_interval(np.linalg.norm(ends.mean(0) - minimum(curvatures), axis=-1))
+                if column
+                else None
+            )
+            distance = float(np.linalg.norm(ends.reshape(-1, 2).mean(0) - minimum(curvatures)))
+            by_start = spread(ends.mean(1))
+            numbers |= {
+                f"{name}, {kind} order: distance of the mean end point": distance,
+                f"{name}, {kind} order: spread over starts": by_start,
+            }
+            if bias:
+                numbers |= named(f"{name}, random order: distance of a seed's mean end point", bias)
+                unbiased.append(distance < 0.05)
+                independent.append(by_start < 0.1)
+    means, starts = (
+        "; ".join(name for name, ok in zip(CURVATURES, flags, strict=True) if ok) or "none"
+        for flags in (unbiased, independent)
+    )
+    return Claim(
+        "PC-32",
+        PAPER,
+        "With many tasks the random order of the projections takes care of the bias that one "
+        "order would have.",
+        "holds" if all(unbiased) else "holds only when" if any(unbiased) else "does not hold",
+        numbers,
+        f"three quadratics, steps 1/k, {STARTS} starts, {found.end.shape[4]} seeds; holds if the "
+        "mean end point lies within .05 of the minimum of the sum. "
+        f"It does for: {means}. End points that do not depend on the start "
+        f"(within .1), random order: {starts}. 95 % t intervals over seeds",
+    )
+
+
+def run(settings: Settings) -> Findings:
+    found = runs(settings)
+    yield runs_figure(found)
+    yield rest(under_all_orders(FAN), found)
+    yield order_matters(found)
