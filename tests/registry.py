@@ -8,6 +8,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from mtlfunc import solvers
+from mtlfunc.rules.common import BY_HAND
 from mtlfunc.training import optim
 from mtlfunc.types import Geometry, Params, Solver
 from tests.problems import decode, encode
@@ -43,6 +44,11 @@ def _fed(rule: mf.Rule, extra: Callable[[Geometry], dict[str, Tensor]]) -> mf.Ru
         rule.init,
         lambda geometry, state: rule.update(geometry._replace(extra=extra(geometry)), state),
     )
+
+
+def by_hand(rule: mf.Rule) -> mf.Rule:
+    """A rule on any Gramian, as if its own probe had measured that."""
+    return _fed(rule, lambda geometry: {BY_HAND: geometry.present})
 
 
 def _last_batch(geometry: Geometry) -> dict[str, Tensor]:
@@ -127,12 +133,12 @@ RULES: dict[str, RuleCase] = {
         reads_losses=True,
         reads_gramian=False,
     ),
-    "modo": RuleCase(mf.modo, homogeneous=False),
-    "moco": RuleCase(lambda: mf.moco(decay=0.5), homogeneous=False),
-    "sdmgrad": RuleCase(lambda: mf.sdmgrad(lr=0.3)),
+    "modo": RuleCase(lambda: by_hand(mf.modo()), homogeneous=False),
+    "moco": RuleCase(lambda: by_hand(mf.moco(decay=0.5)), homogeneous=False),
+    "sdmgrad": RuleCase(lambda: by_hand(mf.sdmgrad(lr=0.3))),
     # steps of 10 overshoot, and multiply rounding
-    "sdmgrad-default": RuleCase(mf.sdmgrad, smooth=False),
-    "db_mtl": RuleCase(mf.db_mtl, convex=False),
+    "sdmgrad-default": RuleCase(lambda: by_hand(mf.sdmgrad()), smooth=False),
+    "db_mtl": RuleCase(lambda: by_hand(mf.db_mtl()), convex=False),
     "gradvac": RuleCase(lambda: mf.gradvac(0.3), convex=False, random=True, masks=False),
     "krum": RuleCase(mf.krum),
     "krum-select": RuleCase(lambda: mf.krum(select=2)),
@@ -174,9 +180,6 @@ RULES: dict[str, RuleCase] = {
     # ‖d‖ = √T at every scale
     "nash_mtl": RuleCase(mf.nash_mtl, convex=False, shared_sum=None, homogeneous=False),
     "nash_mtl-sum": RuleCase(lambda: mf.nash_mtl(rescale="sum")),
-    "nash_mtl-frobenius": RuleCase(
-        lambda: mf.nash_mtl(rescale="frobenius"), convex=False, shared_sum=None
-    ),
     "fairgrad": RuleCase(
         lambda: mf.fairgrad(2.0), convex=False, shared_sum=None, homogeneous=False
     ),

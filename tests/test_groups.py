@@ -22,6 +22,7 @@ from tests.problems import (
     scalars,
     vector,
 )
+from tests.registry import by_hand
 
 F64 = torch.float64
 SHARED = "trunk.*"
@@ -47,7 +48,7 @@ RULES = {
     "cagrad": lambda: mf.cagrad(0.4),
     "pcgrad": mf.pcgrad,
     "gradnorm": lambda: mf.gradnorm(0.5),
-    "modo": mf.modo,
+    "modo": lambda: by_hand(mf.modo()),
     "stateless": lambda: mf.stateless(
         lambda gramian: gramian.diagonal() / gramian.diagonal().sum()
     ),

@@ -635,7 +635,7 @@ def test_pcgrad_without_conflicts_is_the_mean():
 
 
 def test_pcgrad_raises_a_task_under_every_order():
-    """(-2,-2), (-2,0), (2,1): the worst rate of the summed step is at most -½ whatever the order."""
+    """(-2,-2), (-2,0), (2,1): the worst rate of the summed step is at most -½ in any order."""
     J = torch.tensor([[-2.0, -2.0], [-2.0, 0.0], [2.0, 1.0]], dtype=F64)
     for orders in product(permutations(range(3)), repeat=3):
         assert (J @ (3 * mf.aggregate(mf.pcgrad(torch.tensor(orders)), J))).min() <= -0.5 + 1e-12
@@ -805,7 +805,7 @@ def test_cagrad_errors():
 
 
 def network(seed=0, count=3):
-    """Losses of one shared layer W [4, 3] with fixed targets: per-task quadratics of tanh features."""
+    """Losses of one shared layer W [4, 3] with fixed targets: quadratics of tanh features."""
     rng = np.random.default_rng(seed)
     x, y = (
         torch.from_numpy(rng.standard_normal((8, 3))),
@@ -1040,7 +1040,7 @@ torchjd = pytest.importorskip("torchjd.aggregation")
 
 
 def test_pcgrad_two_tasks_equal_torchjd():
-    """TorchJD sums the projected gradients and draws its orders, which do not matter for two tasks."""
+    """TorchJD sums the projected gradients; its random orders do not matter for two tasks."""
     for seed in range(10):
         J = jacobian("gaussian", 2, seed)
         torch.testing.assert_close(

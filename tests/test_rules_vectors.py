@@ -90,10 +90,8 @@ def test_kernel_under_nested_vmap_and_threads():
 # --- GradVac ------------------------------------------------------------------------------------
 
 
-def literal_gradvac(J, orders, targets, beta, *, only_corrected=False):
-    """Wang et al. 2021 on vectors; the corrected gradients and the new targets. LibMTL moves
-    targets only where it corrects.
-    """
+def literal_gradvac(J, orders, targets, beta):
+    """Wang et al. 2021 on vectors; the corrected gradients and the new targets."""
     targets, corrected = targets.copy(), []
     for i, order in enumerate(orders):
         c = J[i].copy()
@@ -117,8 +115,7 @@ def literal_gradvac(J, orders, targets, beta, *, only_corrected=False):
                 assert c @ J[j] / np.linalg.norm(c) / np.linalg.norm(J[j]) == pytest.approx(
                     goal, abs=1e-6
                 )
-            if phi < goal or not only_corrected:
-                targets[i, j] = (1 - beta) * goal + beta * phi
+            targets[i, j] = (1 - beta) * goal + beta * phi
         corrected.append(c)
     return np.stack(corrected), targets
 
@@ -261,18 +258,18 @@ def test_torchjd_gradvac_fades_at_small_gradients():
         )
 
 
-def test_libmtl_gradvac_targets_never_rise_above_zero():
-    """LibMTL moves φ̂ only inside the branch that corrects: from 0 it can but fall, so tasks that
-    agree are never pulled together.
-    """
+def test_gradvac_targets_rise_where_tasks_agree():
+    """φ̂ moves whether or not a pair is corrected: from 0 it rises to the tasks' cosines."""
     count, orders = 4, random_orders(4, 1)
-    ours = theirs = np.zeros((count, count))
+    rule, literal = mf.gradvac(0.5, orders), np.zeros((count, count))
+    state = rule.init(losses_of(count), mf.random.key(0))
     for step in range(20):
-        J = jacobian("hull", count, step % 3).numpy()
-        _, ours = literal_gradvac(J, orders.tolist(), ours, 0.5)
-        _, theirs = literal_gradvac(J, orders.tolist(), theirs, 0.5, only_corrected=True)
-    assert theirs.max() <= 0
-    assert ours[~np.eye(count, dtype=bool)].min() > 0.5
+        J = jacobian("hull", count, step % 3)
+        _, literal = literal_gradvac(J.numpy(), orders.tolist(), literal, 0.5)
+        _, state = rule.update(geometry(J @ J.mT, losses_of(count)), state)
+    apart = ~np.eye(count, dtype=bool)
+    np.testing.assert_allclose(state.targets.numpy()[apart], literal[apart], rtol=1e-9)
+    assert literal[apart].min() > 0.5
 
 
 def test_gradvac_errors():

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
+from ..rules.common import BY_HAND
 from ..types import Geometry, Rule
 from .cases import Case
 
@@ -118,7 +119,7 @@ def geometry(
     if present is not None:
         here, share = here & present, present.to(losses) / present.sum().clamp_min(1)
         jacobian, losses = jacobian * present[:, None], losses * present
-    measured = {} if extra is None else extra(jacobian, losses)
+    measured = {BY_HAND: here} | ({} if extra is None else extra(jacobian, losses))
     return Geometry(losses.clone(), jacobian @ jacobian.mT, share, here, measured)
 
 

@@ -27,6 +27,7 @@ from ..analysis.diagnostics import cosines, stationarity
 from ..analysis.pareto import Front, hypervolume, non_dominated
 from ..core import random
 from ..rules import stateless
+from ..rules.common import BY_HAND
 from ..rules.functional import aggregate
 from ..types import Geometry, Info, Rule, Solution
 
@@ -235,7 +236,7 @@ def _weights(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps: i
             gramian,
             torch.full_like(losses, 1 / count),
             torch.ones_like(losses, dtype=torch.bool),
-            {},
+            {BY_HAND: losses},
         )
         state, weights = made.init(losses, random.fold_in(root, 1)), losses
         for _ in range(steps):

@@ -62,6 +62,10 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         else:  # one such pair for each of several batches
             several, aux = zip(*measured.aux, strict=True)
             losses, aux = torch.stack(stepped_on(several)).mean(0), () if aux[0] == () else aux
-        return measured._replace(losses=losses, aux=aux), state
+        geometry = measured.geometry
+        extra = geometry.extra | {"log_losses": geometry.losses}
+        return measured._replace(
+            losses=losses, geometry=geometry._replace(extra=extra), aux=aux
+        ), state
 
     return Probe(init, update)

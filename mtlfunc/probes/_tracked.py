@@ -90,7 +90,7 @@ def tracked(
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
         return (
             {name: over(shown, y) * y for name, y in kept.items()},
-            {},
+            {"tracked": steps},
             TrackedState(kept, mass, steps),
         )
 

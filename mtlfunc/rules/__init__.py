@@ -1,39 +1,78 @@
 """One file a method: geometry and state in, weights out."""
 
-from ._aligned_mtl import aligned_mtl as aligned_mtl
-from ._cagrad import cagrad as cagrad
-from ._config import config as config
-from ._cosmos import cosmos as cosmos
-from ._db_mtl import db_mtl as db_mtl
-from ._dualproj import dualproj as dualproj
-from ._dwa import dwa as dwa
-from ._epo import epo as epo
-from ._every import every as every
-from ._excess_mtl import excess_mtl as excess_mtl
-from ._fairgrad import fairgrad as fairgrad
-from ._famo import famo as famo
-from ._gls import gls as gls
-from ._gradnorm import gradnorm as gradnorm
-from ._gradvac import gradvac as gradvac
-from ._imtl_g import imtl_g as imtl_g
-from ._imtl_l import imtl_l as imtl_l
-from ._krum import krum as krum
-from ._mean import mean as mean
-from ._mgda import mgda as mgda
-from ._moco import moco as moco
-from ._modo import modo as modo
-from ._momentum import momentum as momentum
-from ._nash_mtl import nash_mtl as nash_mtl
-from ._normalize import normalize as normalize
-from ._pareto_mtl import pareto_mtl as pareto_mtl
-from ._pbi import pbi as pbi
-from ._pcd import pcd as pcd
-from ._pcgrad import pcgrad as pcgrad
-from ._rlw import rlw as rlw
-from ._sdmgrad import sdmgrad as sdmgrad
-from ._stch import stch as stch
-from ._upgrad import upgrad as upgrad
-from ._uw import uw as uw
-from .common import stateless as stateless
-from .functional import aggregate as aggregate
-from .functional import weights as weights
+from ._aligned_mtl import aligned_mtl
+from ._cagrad import cagrad
+from ._config import config
+from ._cosmos import cosmos
+from ._db_mtl import db_mtl
+from ._dualproj import dualproj
+from ._dwa import dwa
+from ._epo import epo
+from ._every import every
+from ._excess_mtl import excess_mtl
+from ._fairgrad import fairgrad
+from ._famo import famo
+from ._gls import gls
+from ._gradnorm import gradnorm
+from ._gradvac import gradvac
+from ._imtl_g import imtl_g
+from ._imtl_l import imtl_l
+from ._krum import krum
+from ._mean import mean
+from ._mgda import mgda
+from ._moco import moco
+from ._modo import modo
+from ._momentum import momentum
+from ._nash_mtl import nash_mtl
+from ._normalize import normalize
+from ._pareto_mtl import pareto_mtl
+from ._pbi import pbi
+from ._pcd import pcd
+from ._pcgrad import pcgrad
+from ._rlw import rlw
+from ._sdmgrad import sdmgrad
+from ._stch import stch
+from ._upgrad import upgrad
+from ._uw import uw
+from .common import stateless
+from .functional import aggregate, weights
+
+__all__ = [
+    "aggregate",
+    "aligned_mtl",
+    "cagrad",
+    "config",
+    "cosmos",
+    "db_mtl",
+    "dualproj",
+    "dwa",
+    "epo",
+    "every",
+    "excess_mtl",
+    "fairgrad",
+    "famo",
+    "gls",
+    "gradnorm",
+    "gradvac",
+    "imtl_g",
+    "imtl_l",
+    "krum",
+    "mean",
+    "mgda",
+    "moco",
+    "modo",
+    "momentum",
+    "nash_mtl",
+    "normalize",
+    "pareto_mtl",
+    "pbi",
+    "pcd",
+    "pcgrad",
+    "rlw",
+    "sdmgrad",
+    "stateless",
+    "stch",
+    "upgrad",
+    "uw",
+    "weights",
+]

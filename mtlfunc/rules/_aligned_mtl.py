@@ -7,12 +7,12 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import threshold
 
-from ..core.checks import can_look, check_option, differentiated, normalized_preference
+from ..core.checks import check_option, poison
 from ..solvers.problems import root
 from ..types import Geometry, Rule, State
-from .common import gramian_of, preference_of
+from ._spectral import Spectral, eigenvalue, inverse_root, spectral
+from .common import gramian_of, no_state, preference_of
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -48,70 +48,26 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
     """
     check_option(scale, "scale", get_args(Scale))
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "aligned_mtl")
         p = preference_of(geometry, preference, gramian).double()
         noise = len(p) ** 2 * torch.finfo(gramian.dtype).eps
-        weights = None if differentiated((gramian, p)) else _compiled(gramian, p, noise, scale)
-        if weights is None:
-            weights = _balanced(gramian.double(), p, noise, scale)
+        longest = gramian.detach().diagonal().amax().double()
+        found = spectral(gramian.double() / longest.where(longest > 0, 1.0), noise)
+        balanced = found.basis @ inverse_root(found, p @ found.basis)
+        weights = torch.where(found.kept[-1], balanced * root(_squared(found, scale, noise)), p)
+        weights = poison(weights, gramian)
         return weights.where(geometry.present, 0.0).to(gramian.dtype), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)
 
 
-def _compiled(gramian: Tensor, p: Tensor, noise: float, scale: Scale) -> Tensor | None:
-    """B p by one call of a kernel where values can be looked at; None for a Gramian that is zero or
-    not finite.
-    """
-    if not can_look(gramian):
-        return None
-    from ._kernels.aligned import solve  # numba takes half a second to import
-
-    weights = p.numpy().copy()
-    return (
-        torch.from_numpy(weights)
-        if solve(
-            gramian.double().contiguous().numpy(), noise, get_args(Scale).index(scale), weights
-        )
-        else None
-    )
-
-
-def _balanced(wide: Tensor, p: Tensor, noise: float, scale: Scale) -> Tensor:
-    """B p by the eigenvectors; p where the Gramian is zero."""
-    whole = (wide * 0).sum()
-    longest = wide.detach().diagonal().amax()
-    wide = wide / longest.where(longest > 0, 1.0)
-    values, vectors = torch.linalg.eigh(wide.detach().nan_to_num(0.0, 0.0, 0.0))
-    f = threshold(values, noise, torch.inf).rsqrt()  # Λ^(-1/2), 0 where Λ is
-    share = p @ vectors
-    balanced = f * share
-    if differentiated((wide, p)):
-        # The derivative of V f(Λ) Vᵀ is in divided differences of f (Daleckii & Krein), finite also
-        # where eigenvalues are equal.
-        moved, kept = vectors.mT @ (wide - wide.detach()) @ vectors, f > 0
-        one_kept = kept[:, None] != kept
-        inside = -((f[:, None] * f) ** 2) / (f[:, None] + f).where(kept[:, None], 1.0)
-        across = (f[:, None] - f) / (values[:, None] - values).where(one_kept, 1.0)
-        balanced = balanced + (moved * torch.where(one_kept, across, inside)) @ share
-        f = f - 0.5 * f**3 * moved.diagonal()
-    return torch.where(f[-1] > 0, vectors @ balanced * _root_of_scale(f, scale), p) + whole
-
-
-def _root_of_scale(f: Tensor, scale: Scale) -> Tensor:
-    """√s from the f = λ^(-1/2) of the ascending eigenvalues, 0 for those that are 0; the others, of
-    a matrix with entries up to 1, are 1/√T at least.
-    """
-    least = 0.5 / len(f)
-    if scale == "min":
-        return 1 / f.amax().clamp_min(least)
-    kept = f > 0
-    if scale == "median":
-        middle = ((~kept).sum() + len(f) - 1) // 2
-        return 1 / f.gather(0, middle[None])[0].clamp_min(least)
-    return root((torch.where(kept, f, torch.inf) ** -2).sum() / kept.sum().clamp_min(1))
+def _squared(found: Spectral, scale: Scale, noise: float) -> Tensor:
+    """s, from the eigenvalues that are kept, which are the last ones."""
+    if scale == "rmse":
+        values = found.values if found.matrix is None else found.matrix.diagonal()
+        return values.where(found.kept, 0.0).sum() / found.kept.sum().clamp_min(1)
+    count = len(found.values)
+    place = (~found.kept).sum() + (found.kept.sum() - 1) // 2 * (scale == "median")
+    places = torch.arange(count, device=place.device)
+    return eigenvalue(found, places == place.clamp_max(count - 1), noise)

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import solvers
-from ..core.checks import check_option, check_scalar, normalized_preference
+from ..core.checks import check_option, check_scalar
 from ..types import Geometry, Rule, Scalar, Solver, State
-from .common import gramian_of, preference_of, stand_ins
+from .common import fill_absent, gramian_of, no_state, preference_of
 
 Rescale = Literal["none", "1+c", "1+c^2", "1+lambda"]
 
@@ -26,7 +26,7 @@ def cagrad(
 
     Args:
         c: radius >= 0. 0 gives the mean; below 1 the fixed points are those of the mean loss; from
-            1 on no task's rate is negative.
+            1 on no task's rate is negative beyond the rounding of the Gramian.
         solver: of `mtlfunc.solvers`; None is `auto()`, exact.
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
             mixed.
@@ -56,21 +56,17 @@ def cagrad(
     check_option(rescale, "rescale", get_args(Rescale))
     solve = solver or solvers.auto()
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "cagrad")
-        stand_in, back = stand_ins(gramian, geometry.present)
-        # A stand-in has no say in the mean; where nobody is present any preference gives the zero
+        filled, restore = fill_absent(gramian, geometry.present)
+        # A copy has no share in the mean; where no task is present any preference gives the zero
         # Gramian's answer, which is then dropped.
         p = preference_of(geometry, preference, gramian)
         p = p.where(p.sum() != 0, 1 / len(p))
-        weights = back(solve(solvers.cagrad(stand_in, c, p)).weights)
+        weights = restore(solve(solvers.cagrad(filled, c, p)).weights)
         if rescale == "1+lambda":
             total = weights.sum()
             return weights / total.where(geometry.present.any(), 1.0), ()
         return weights / {"none": 1, "1+c": 1 + c, "1+c^2": 1 + c**2}[rescale], ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

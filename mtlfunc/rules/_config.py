@@ -1,6 +1,4 @@
-"""ConFIG: the direction at the same angle to every gradient, as long as the gradients agree with
-it.
-"""
+"""ConFIG: the direction at one angle to all gradients, as long as these agree with it."""
 
 from __future__ import annotations
 
@@ -9,10 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from ..core.checks import normalized_preference
 from ..types import Geometry, Rule, State
 from ._equiangular import equiangular
-from .common import gramian_of, mean_present, preference_of
+from .common import gramian_of, mean_present, no_state, preference_of
 
 
 def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
@@ -46,10 +43,6 @@ def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
         [1.0, 1.0]
     """
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "config")
         p = preference_of(geometry, preference, gramian).double()
@@ -61,4 +54,4 @@ def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
             gramian.dtype
         ), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, poison
 from ..types import Geometry, Rule, Scalar, State
-from .common import preference_of
+from .common import no_state, preference_of
 from .losswise import unit_and_length
 
 
@@ -39,10 +39,6 @@ def cosmos(penalty: Scalar, preference: Float[Tensor, " task"] | None = None) ->
     """
     check_scalar(penalty, "penalty")
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         p = preference_of(geometry, preference)
         losses = geometry.losses.where(geometry.present, 0.0)
@@ -52,4 +48,4 @@ def cosmos(penalty: Scalar, preference: Float[Tensor, " task"] | None = None) ->
             p - penalty * (off / size.where(size != 0, 1.0)).where(size != 0, 0.0), geometry.losses
         ), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

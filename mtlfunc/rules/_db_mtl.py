@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..core.checks import normalized_preference, poison
+from ..core.checks import poison
 from ..solvers.problems import root
 from ..types import Geometry, Rule, State
-from .common import gramian_of, preference_of
+from .common import demand, gramian_of, no_state, preference_of
+
+PROBE = "mtlfunc.log_losses(mtlfunc.tracked(..., corrected=True))"
 
 
 def db_mtl(preference: Tensor | None = None) -> Rule:
@@ -19,12 +21,13 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
 
     Returns:
         weights >= p that sum to 1 when all rows are as long; the **mean** of the rescaled rows,
-        where the paper steps along their sum, T times as long. A zero row has weight p_t. The
-        method's rows are averages of ∇log L: `mtlfunc.log_losses(mtlfunc.tracked("trunk.*", rate=…,
-        corrected=True))`.
+        where the paper steps along their sum, T times as long. A zero row has weight p_t. The rows
+        are averages of ∇log L: the probe is `mtlfunc.log_losses(mtlfunc.tracked("trunk.*", rate=…,
+        corrected=True))`, without averages at `rate=1`; a Gramian given by hand, as in
+        `mtlfunc.weights`, is taken for theirs.
 
     Raises:
-        ValueError: for a bad preference.
+        ValueError: for a bad preference; at a step, for another probe.
 
     Source:
         Lin et al. 2023 (DB-MTL), section 3 and Algorithm 1. LibMTL adds 1e-8 to the lengths and
@@ -36,11 +39,9 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
         tensor([1.0000, 0.5000])
     """
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
+        for measured in ("tracked", "log_losses"):
+            demand(geometry, "db_mtl", measured, "tracked gradients of log losses", PROBE)
         gramian = gramian_of(geometry, "db_mtl")
         length = root(gramian.diagonal())
         ratio = (length.amax() / length.where(length > 0, 1.0)).where(length > 0, 1.0)
@@ -48,4 +49,4 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
             preference_of(geometry, preference, gramian) * ratio, gramian, geometry.losses
         ), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

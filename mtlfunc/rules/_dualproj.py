@@ -5,11 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import normalized_preference
 from ..solvers import dual_cone
 from ..solvers._active_set import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
-from .common import gramian_of, preference_of, stand_ins
+from .common import fill_absent, gramian_of, no_state, preference_of
 
 
 def dualproj(
@@ -24,8 +23,9 @@ def dualproj(
         solver: of `mtlfunc.solvers`; None is exact.
 
     Returns:
-        weights v >= p, equal to p, of sum 1, where g₀ hurts nobody. No rate is ever negative. At
-        Pareto-stationary points some are 0, and d = 0 only where nothing else is left.
+        weights v >= p, equal to p, of sum 1, where g₀ hurts nobody. No rate is negative beyond the
+        rounding of the Gramian, ε‖g_t‖ Σ v_s‖g_s‖. At Pareto-stationary points some are 0, and
+        d = 0 only where nothing else is left.
 
     Raises:
         ValueError: for a bad preference.
@@ -43,15 +43,11 @@ def dualproj(
         [0.0, 0.5]
     """
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, back = stand_ins(gramian_of(geometry, "dualproj"), geometry.present)
+        gramian, restore = fill_absent(gramian_of(geometry, "dualproj"), geometry.present)
         p = preference_of(geometry, preference, gramian)
-        return back(
+        return restore(
             on_dual_cone(gramian, p) if solver is None else solver(dual_cone(gramian, p)).weights
         ), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

@@ -47,7 +47,7 @@ def dwa(
 
     Source:
         Liu, Johns & Davison 2019, Dynamic Weight Average. As in the official code, TorchJD and
-        LibMTL, but for the sum. TorchJD is told of an epoch's end by a call of its `step`; LibMTL
+        LibMTL, but for the sum. TorchJD's epochs end with a call of its `step`; LibMTL
         averages over the epoch in its trainer.
 
     Examples:

@@ -1,6 +1,4 @@
-"""EPO search: descend to the point of the Pareto front on a given ray of losses, climbing a loss
-where the ray lies above it.
-"""
+"""EPO search: descend to the Pareto point on a given ray of losses, climbing a loss if need be."""
 
 from __future__ import annotations
 
@@ -8,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, normalized_preference, poison
+from ..core.checks import can_look, check_scalar, poison
 from ..solvers import auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State
 from ._least_distance import least_distance
-from .common import gramian_of, preference_of
+from .common import gramian_of, no_state, preference_of
 
 SHARPNESS = 1e3
 """The linear programme's objective, largest entry 1, against ½‖α - centre‖²: its loss is at most
@@ -37,7 +35,7 @@ def epo(
 
     Args:
         preference: r `[task]` >= 0, scaled to sum 1; the aim is the Pareto point where all r_t L_t
-            are equal, so a larger entry asks for a **smaller** loss. None is the geometry's, 1/T
+            are equal, so a larger entry aims at a **smaller** loss. None is the geometry's, 1/T
             unless tasks were mixed.
         tolerance: non-uniformity >= 0 from which to balance. For two tasks r₁L₁/r₂L₂ then ends
             within 1 ± √(8·tolerance).
@@ -62,15 +60,12 @@ def epo(
 
     Examples:
         >>> import torch, mtlfunc as mf
-        >>> mf.weights(epo(torch.tensor([1.0, 3.0])), torch.eye(2), losses=torch.tensor([1.0, 1.0])).tolist()
+        >>> rule = epo(torch.tensor([1.0, 3.0]))
+        >>> mf.weights(rule, torch.eye(2), losses=torch.ones(2)).tolist()
         [0.0, 1.0]
     """
     check_scalar(tolerance, "tolerance")
     solve = solver or auto()
-
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "epo")
@@ -112,7 +107,7 @@ def epo(
         losses = losses.where(losses >= 0, float("nan"))
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, losses), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)
 
 
 def _maximise(

@@ -1,4 +1,4 @@
-"""Any rule, asked once in k steps; its weights are held in between."""
+"""Any rule, at every k-th step; its weights are held in between."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..types import Geometry, Rule, State
+from .common import as_rule
 
 
 class EveryState(NamedTuple):
@@ -23,19 +24,20 @@ def every(rule: Rule, k: int) -> Rule:
     """The rule's weights at steps 0, k, 2k, …, and the last ones at all others, where the rule's
     own state does not move.
 
-    Weights that are all 0, the answer to a batch without labels, are not held: the next step asks
-    again.
+    Weights that are all 0, the answer to a batch without labels, are not held: the rule is updated
+    again at the next step.
 
     Args:
-        rule: any.
+        rule: any `Rule`.
         k: period >= 1, in steps.
 
     Returns:
-        the rule's weights. Absent tasks get 0; a task that was absent when the rule was asked gets
-        0 until it is asked again. The probe measures the geometry at every step all the same.
+        the rule's weights. Absent tasks get 0; a task that was absent when the rule was updated
+        gets 0 until its next update. The probe measures the geometry at every step all the same.
 
     Raises:
         ValueError: for k < 1.
+        TypeError: for a rule that is none.
 
     Source:
         `update_weights_every` of Nash-MTL (Navon et al. 2022), for any rule.
@@ -45,6 +47,7 @@ def every(rule: Rule, k: int) -> Rule:
         >>> mf.weights(every(mf.mgda(), 10), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
+    rule = as_rule(rule)
     if operator.index(k) < 1:
         raise ValueError(f"k: expected a number of steps >= 1, got {k}")
 
@@ -57,9 +60,9 @@ def every(rule: Rule, k: int) -> Rule:
 
     def update(geometry: Geometry, state: EveryState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)
-        ask = (state.steps % k == 0) | ~(state.weights != 0).any()
-        weights = torch.where(ask, now, state.weights.to(now))
-        inner = tree_map(lambda new, old: torch.where(ask, new, old), inner, state.rule)
+        due = (state.steps % k == 0) | ~(state.weights != 0).any()
+        weights = torch.where(due, now, state.weights.to(now))
+        inner = tree_map(lambda new, old: torch.where(due, new, old), inner, state.rule)
         held = EveryState(inner, weights.to(state.weights), state.steps + 1)
         return weights.where(geometry.present, 0.0), held
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_option, check_scalar, normalized_preference
+from ..core.checks import check_option, check_scalar
 from ..types import Geometry, Rule, Scalar, State
 from ._newton import bargain
-from .common import gramian_of, preference_of
+from .common import gramian_of, no_state, preference_of
 
 Rescale = Literal["none", "sum"]
 
@@ -33,7 +33,8 @@ def fairgrad(
     Returns:
         weights w > 0, in units of ‖g‖^(-2α/(1+α)); ‖Jᵀw‖² = Σ w^(1-1/α). Common descent: every rate
         is w_t^(-1/α) > 0. With "sum" d scales with the gradients. At Pareto-stationary points,
-        where no w exists, and for zero gradients the answer is as in `nash_mtl`.
+        where no w exists, and for zero gradients the answer is as in `nash_mtl`. Derivatives are
+        exact up to order 15.
 
     Raises:
         ValueError: for alpha <= 0, a bad preference or rescale; at a step, for an alpha below 1/3
@@ -53,10 +54,6 @@ def fairgrad(
     check_scalar(alpha, "alpha", positive=True)
     check_option(rescale, "rescale", get_args(Rescale))
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "fairgrad")
         p = preference_of(geometry, preference, gramian)
@@ -69,4 +66,4 @@ def fairgrad(
             w = w * longest ** (-2 / (power + 1))
         return w.to(gramian.dtype), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

@@ -1,4 +1,4 @@
-"""FAMO: raise the weight of the tasks whose loss the last step lowered least, relative to itself."""
+"""FAMO: raise the weights of the tasks whose losses the last step lowered least, relatively."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def famo(
 
     Examples:
         >>> import mtlfunc as mf
-        >>> mf.weights(famo(full_batch=True), torch.eye(2), losses=torch.tensor([1.0, 3.0])).tolist()
+        >>> rule = famo(full_batch=True)
+        >>> mf.weights(rule, torch.eye(2), losses=torch.tensor([1.0, 3.0])).tolist()
         [0.75, 0.25]
     """
     check_scalar(lr, "lr", positive=True)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import normalized_preference, poison
+from ..core.checks import poison
 from ..types import Geometry, Rule, State
-from .common import preference_of
+from .common import no_state, preference_of
 from .losswise import positive
 
 
@@ -39,10 +39,6 @@ def gls(preference: Float[Tensor, " task"] | None = None) -> Rule:
         [1.0, 0.25]
     """
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         p = preference_of(geometry, preference)
         losses = positive(geometry.losses, geometry.present, "gls")
@@ -54,4 +50,4 @@ def gls(preference: Float[Tensor, " task"] | None = None) -> Rule:
         ).where(geometry.present, 0.0)
         return poison(p * torch.exp((p * logs).sum() - logs), geometry.losses, losses), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

@@ -94,8 +94,7 @@ def gradnorm(
                 "or pass reference=, for instance log K for K-class cross-entropy"
             )
         weights = torch.ones_like(losses)
-        # Where that could not be looked at, NaN: the ratio of two negative losses would look
-        # plausible.
+        # NaN where that could not be read: the ratio of two negative losses would look plausible.
         initial = initial.where(initial > 0, float("nan"))
         return GradNormState(weights, initial, move.init({"x": weights}))
 

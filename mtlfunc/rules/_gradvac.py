@@ -52,9 +52,8 @@ def gradvac(
         ValueError: for beta outside [0, 1), and as `pcgrad` for orders and preference.
 
     Source:
-        Wang et al. 2021, the GradVac update rule; φ̂ starts at 0. LibMTL and TorchJD take β = .5;
-        LibMTL moves φ̂ only where φ < φ̂, so that its targets never rise above 0; TorchJD adds 1e-8
-        to both divisors. Both sum.
+        Wang et al. 2021, the GradVac update rule; φ̂ starts at 0. LibMTL and TorchJD take β = .5 and
+        sum; TorchJD adds 1e-8 to both divisors.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..types import Geometry, Rule, State
 from ._equiangular import equiangular, inverse_lengths
-from .common import gramian_of
+from .common import gramian_of, no_state
 
 
 def imtl_g() -> Rule:
@@ -23,7 +23,7 @@ def imtl_g() -> Rule:
         depend on each other: if a direction with equal projections is left, its shortest
         combination of unit gradients (duplicates share alike); otherwise, as where two gradients
         are opposite, the projections can only be equal to 0, and d = 0. A zero gradient has no
-        direction, no say and weight 0.
+        direction, and weight 0.
 
     Source:
         Liu et al. 2021, eq. 6, whose inverse does not exist for dependent gradients. TorchJD takes
@@ -38,9 +38,6 @@ def imtl_g() -> Rule:
         [0.75, 0.25]
     """
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "imtl_g")
         wide, eps = gramian.double(), torch.finfo(gramian.dtype).eps
@@ -49,7 +46,7 @@ def imtl_g() -> Rule:
         else:
             unit, a, unreached = equiangular(gramian, wide.new_ones(len(wide)))
             if unreached is not None:
-                # a zero row is not reached either, but has no say
+                # a zero row is not reached either, and does not count
                 null = torch.where(unit > 0, unreached, 0.0)
                 a = torch.where(null.square().sum() > eps**0.5, null, a)
             weights = unit * a
@@ -61,4 +58,4 @@ def imtl_g() -> Rule:
         )
         return (weights / total).to(gramian.dtype), ()
 
-    return Rule(init, update)
+    return Rule(no_state(), update)

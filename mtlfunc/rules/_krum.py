@@ -33,7 +33,8 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
 
     Examples:
         >>> import torch, mtlfunc as mf
-        >>> mf.weights(krum(), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.2, 0.0], [0.0, 0.0, 9.0]])).tolist()
+        >>> gramian = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.2, 0.0], [0.0, 0.0, 9.0]])
+        >>> mf.weights(krum(), gramian).tolist()
         [0.5, 0.5, 0.0]
     """
     if byzantine < 0:

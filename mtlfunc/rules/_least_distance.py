@@ -1,6 +1,4 @@
-"""Least-distance programming on a Gramian: the shortest vector that meets linear inequalities, as a
-projection on a dual cone.
-"""
+"""Least-distance programming on a Gramian: the shortest vector that meets linear inequalities."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ def least_distance(
         )
     n = or_one(root(square))
     unit, h = gramian / n[:, None] / n, torch.where(square > 0, offsets / n, 0.0)
-    scale = h.amax()  # the most that one inequality asks of ‖x‖
+    scale = h.amax()  # the most that one inequality demands of ‖x‖
     scale = scale.where(scale > 0, 1.0)
     h = h / scale
     edge = pad(h, (1, 0), value=-1.0)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import normalized_preference
 from ..types import Geometry, Rule, State
-from .common import preference_of
+from .common import no_state, preference_of
 
 
 def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
@@ -30,11 +29,7 @@ def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
         [0.25, 0.75]
     """
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         return preference_of(geometry, preference), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..solvers import auto, min_norm
 from ..types import Geometry, Rule, Solver, State
-from .common import gramian_of, stand_ins
+from .common import fill_absent, gramian_of, no_state
 
 
 def mgda(solver: Solver | None = None) -> Rule:
@@ -32,11 +32,8 @@ def mgda(solver: Solver | None = None) -> Rule:
     """
     solve = solver or auto()
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, back = stand_ins(gramian_of(geometry, "mgda"), geometry.present)
-        return back(solve(min_norm(gramian)).weights), ()
+        gramian, restore = fill_absent(gramian_of(geometry, "mgda"), geometry.present)
+        return restore(solve(min_norm(gramian)).weights), ()
 
-    return Rule(init, update)
+    return Rule(no_state(), update)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import check_scalar
 from ..types import Geometry, Rule, Scalar, State
 from ._modo import descended
-from .common import gramian_of
+from .common import demand, gramian_of
 
 
 class MoCoState(NamedTuple):
@@ -29,11 +29,11 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
         decay: σ >= 0.
 
     Returns:
-        weights >= 0 that sum to 1, those after the step; the direction is Yᵀλ. Use
-        `mtlfunc.tracked(...)` as probe.
+        weights >= 0 that sum to 1, those after the step; the direction is Yᵀλ. The probe is
+        `mtlfunc.tracked(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken for YYᵀ.
 
     Raises:
-        ValueError: for lr <= 0, rho < 0 or decay < 0.
+        ValueError: for lr <= 0, rho < 0 or decay < 0; at a step, for a probe that does not track.
 
     Source:
         Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code, which can
@@ -56,6 +56,7 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
         )
 
     def update(geometry: Geometry, state: MoCoState) -> tuple[Tensor, State]:
+        demand(geometry, "moco", "tracked", "tracked gradients", "mtlfunc.tracked(...)")
         steps = state.steps + geometry.present.any()
         step = lr / steps.clamp_min(1).to(state.weights) ** decay
         weights, following = descended(

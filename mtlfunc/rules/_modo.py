@@ -1,6 +1,4 @@
-"""MoDo: one projected gradient step a batch towards the min-norm weights, on two independent
-batches.
-"""
+"""MoDo: a projected gradient step a batch towards min-norm weights, on two independent batches."""
 
 from __future__ import annotations
 
@@ -13,7 +11,9 @@ from torch import Tensor
 from ..core.checks import check_scalar, poison
 from ..solvers.simplex import project
 from ..types import Geometry, Rule, Scalar, State
-from .common import gramian_of, total_present
+from .common import demand, gramian_of, total_present
+
+TWO_BATCHES = "the Gramian J₁J₂ᵀ of two independent batches"
 
 
 class MoDoState(NamedTuple):
@@ -30,12 +30,12 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         rho: ρ >= 0, in the unit of ‖gradient‖².
 
     Returns:
-        weights >= 0 that sum to 1, those after the step. Use `mtlfunc.double_sampling(...)` as
-        probe; on one batch's Gramian (as any other probe gives it) the same recursion follows the
-        biased JJᵀ.
+        weights >= 0 that sum to 1, those after the step. The probe is
+        `mtlfunc.double_sampling(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken
+        for J₁J₂ᵀ.
 
     Raises:
-        ValueError: for lr <= 0 or rho < 0.
+        ValueError: for lr <= 0 or rho < 0; at a step, for a probe that measures one batch.
 
     Source:
         Chen et al. 2023 (MoDo), eq. 2.9a; ρ, .1 in its code and in TorchJD's and LibMTL's defaults,
@@ -53,6 +53,7 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         return MoDoState(torch.full_like(losses, 1 / len(losses)))
 
     def update(geometry: Geometry, state: MoDoState) -> tuple[Tensor, State]:
+        demand(geometry, "modo", "second_losses", TWO_BATCHES, "mtlfunc.double_sampling(...)")
         weights, following = descended(
             state.weights, gramian_of(geometry, "modo", symmetric=False), geometry.present, lr, rho
         )
@@ -64,8 +65,9 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
 def descended(
     weights: Tensor, gramian: Tensor, present: Tensor, lr: Scalar | Tensor, rho: Scalar
 ) -> tuple[Tensor, Tensor]:
-    """Weights after one projected step on the present tasks, and the state after it, in which
-    absent tasks keep theirs and the others the rest.
+    """Weights after one projected step on the present tasks, and the state after it.
+
+    In the state absent tasks keep their weights and the others share the rest.
     """
     total = total_present(weights, present, 1.0)
     share = weights.where(present, 0.0) / total

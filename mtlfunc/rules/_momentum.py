@@ -1,6 +1,4 @@
-"""Momentum on the weights of any rule, so that they depend less on the batch that they are applied
-to.
-"""
+"""Momentum on the weights of any rule: they depend less on the batch that they are applied to."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar
 from ..types import Geometry, Rule, Scalar, State
+from .common import as_rule
 
 
 class MomentumState(NamedTuple):
@@ -24,7 +23,7 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
     """λ_k = a λ_{k-1} + (1 - a) λ̂_k, where λ̂_k are the rule's own weights.
 
     Args:
-        rule: any.
+        rule: any `Rule`.
         a: in [0, 1); 0 is the rule itself.
 
     Returns:
@@ -34,6 +33,7 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
 
     Raises:
         ValueError: for a outside [0, 1).
+        TypeError: for a rule that is none.
 
     Source:
         CR-MOGM, Zhou et al. 2022. TorchJD's `CRMOGMWeighting` starts with λ̂_1, too, unless it is
@@ -44,6 +44,7 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
         >>> mf.weights(momentum(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
+    rule = as_rule(rule)
     check_scalar(a, "a", below=1.0)
 
     def init(losses: Tensor, key: Tensor) -> State:

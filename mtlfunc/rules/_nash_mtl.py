@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_option, check_scalar, normalized_preference
+from ..core.checks import check_option, check_scalar
 from ..solvers.problems import root
 from ..types import Geometry, Rule, Scalar, State
 from ._newton import bargain
-from .common import gramian_of, preference_of
+from .common import gramian_of, no_state, preference_of
 
-Rescale = Literal["none", "sum", "frobenius"]
+Rescale = Literal["none", "sum"]
 
 
 def nash_mtl(
@@ -31,27 +31,28 @@ def nash_mtl(
     Args:
         preference: bargaining powers p `[task]` >= 0, scaled to sum 1: Π (g_t·d)^p_t, or G α = T
             p/α; None is the geometry's, 1/T unless tasks were mixed.
-        rescale: "none", the paper's own scale; "sum", weights that sum to 1; "frobenius", α for
-            G/‖G‖_F, as the official code.
+        rescale: "none", the paper's own scale, or "sum", weights that sum to 1.
         max_norm: shorten d to this length, > 0, where it is longer; None never does. The official
             code's is 1.
 
     Returns:
         weights α > 0, in units of 1/‖g‖: ‖Jᵀα‖ = √T **however short the gradients are**, so only
-        the optimizer's learning rate lets a run settle. With "sum" and "frobenius" d scales with
-        the gradients. At Pareto-stationary points no α exists: the weights are those of C + 4Tε I,
-        C the cosines, finite. Tasks in a combination that vanishes get about 1/(√ε‖g_t‖) and cancel
-        to √ε, and the others bargain for a direction at right angles to them ("sum" leaves these √ε
-        of the weight, so that d = 0 nearly). A task whose gradient is zero cannot gain, has no say
-        and gets weight 0; "sum" falls back on p where all are.
+        the optimizer's learning rate lets a run settle. With "sum" d scales with the gradients.
+
+        At Pareto-stationary points no α exists: the weights are those of C + 4Tε I, C the cosines,
+        finite. Tasks in a combination that vanishes get about 1/(√ε‖g_t‖) and cancel to √ε, and the
+        others bargain for a direction at right angles to them ("sum" leaves these √ε of the weight,
+        so that d = 0 nearly). A task whose gradient is zero cannot gain and gets weight 0; "sum"
+        falls back on p where all are. Derivatives are exact up to order 15.
 
     Raises:
         ValueError: for a bad preference, rescale or max_norm.
 
     Source:
-        Navon et al. 2022, eq. 2 and Algorithm 1. The official code and TorchJD solve a sequence of
-        cvxpy problems from the last step's α, to 1e-3, on G/‖G‖_F, and clip at norm 1: "frobenius"
-        with max_norm=1; LibMTL too.
+        Navon et al. 2022, eq. 2 and Algorithm 1. The official code, TorchJD and LibMTL solve a
+        sequence of cvxpy problems from the last step's α, to 1e-3, and clip at norm 1: "none" with
+        max_norm=1. They divide G by its norm and multiply by it again inside the problem, so that
+        their α is that of G, too.
 
     Examples:
         >>> import torch, mtlfunc as mf
@@ -62,10 +63,6 @@ def nash_mtl(
     if max_norm is not None:
         check_scalar(max_norm, "max_norm", positive=True)
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "nash_mtl")
         p = preference_of(geometry, preference, gramian)
@@ -75,11 +72,9 @@ def nash_mtl(
             alpha = torch.where(total > 0, alpha / total.where(total > 0, 1.0), p + 0 * total)
         else:
             alpha = alpha / longest
-        if rescale == "frobenius":
-            alpha = alpha * longest * root(root((gramian.double() / longest**2).square().sum()))
         if max_norm is not None:
             norm = root(alpha @ gramian.double() @ alpha)
             alpha = alpha * (max_norm / norm.where(norm > max_norm, max_norm))
         return alpha.to(gramian.dtype), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)

@@ -1,6 +1,4 @@
-"""α-fair bargaining on the Gramian: the one strictly convex problem behind Nash-MTL and FairGrad,
-by Newton's method.
-"""
+"""α-fair bargaining on the Gramian by Newton's method, for Nash-MTL and FairGrad."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, poison
+from ..core.checks import can_look, differentiated, poison
 
 STEPS = 64
 """So many where nobody can look: 6 do for Nash-MTL, 5 to 30 for powers from 1/3 to 3, 25 where 0 is
@@ -18,6 +16,8 @@ MORE = 256
 """At most so many for other powers: 180 do for 1/50 and 50 with 32 lengths over eight orders of
 magnitude. After STEPS only those are made that are large or shrink fast.
 """
+DOUBLINGS = 4
+"""Derivatives are exact up to order 2^4 - 1."""
 FACTOR = 8.0
 """No unknown changes by more than e^8 in a step."""
 
@@ -33,8 +33,10 @@ def bargain(
     to the gradients' lengths when power = 1. Newton's method takes the logarithms of z and of the
     rates r = C(c z) as unknowns, so that both stay positive without a line search. A ridge 4Tε on C
     keeps z below about 1/√ε where 0 is in the hull of the gradients and no solution exists. A last
-    step, on z alone and without the ridge, carries the derivatives: exact to first order by the
-    implicit function theorem.
+    step, on z alone, is without the ridge.
+
+    Where something differentiates, steps on z alone that start from the solution, held constant,
+    are differentiated too: each doubles the order to which derivatives are exact, and adds one.
 
     Returns:
         (weights for gradients scaled so that the longest has length 1, that length): w is weights ·
@@ -49,7 +51,7 @@ def bargain(
     longest = longest.where(longest > 0, 1.0)
     relative = torch.where(real, length / longest, 1.0)
     unit = torch.where(real, 1 / length, 0.0)
-    # who has no say bargains alone, and gets nothing in the end
+    # tasks without gradient or share bargain alone, and get nothing in the end
     cosine = gramian * unit * unit[:, None] + torch.diag((~real).to(unit))
     c = relative ** ((power - 1) / (power + 1)) * torch.where(real, share, 1.0) ** (
         power / (power + 1)
@@ -68,20 +70,26 @@ def bargain(
             "normalize(...) the rule"
         )
     z = torch.where(settled, z, float("nan"))
+    ridged = _ridged(cosine, eps)
+    for _ in range(DOUBLINGS if differentiated((cosine, c, power)) else 0):
+        rates = c * z**-power
+        z = z * (1 + _step(ridged, c * z, rates, rates - ridged @ (c * z), power, eps))
     rates = c * z**-power
-    last = _step(
-        cosine.detach(), (c * z).detach(), rates.detach(), rates - cosine @ (c * z), power, eps
-    )
+    last = _step(cosine, c * z, rates, rates - cosine @ (c * z), power, eps)
     # 1 + last to first order, and positive where the ridge was what held z up
     z = z * torch.where(last < 0, 1 / (1 - last.clamp_max(0)), 1 + last)
     return poison(torch.where(real, c / relative * z, 0.0), given, share), longest
+
+
+def _ridged(cosine: Tensor, eps: float) -> Tensor:
+    return cosine + 4 * len(cosine) * eps * torch.eye(len(cosine)).to(cosine)
 
 
 def _solve(cosine: Tensor, c: Tensor, power: float | Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """z, and whether it has settled: where 0 is in the hull rounding moves it by a few percent for
     ever, elsewhere by nothing.
     """
-    ridged = cosine + 4 * len(c) * eps * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    ridged = _ridged(cosine, eps)
     log_z, log_rates = torch.zeros_like(c), c.log()
     change = torch.full_like(c[0], torch.inf)
     for count in range(STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE):
@@ -108,8 +116,6 @@ def _step(
     """The relative change e of y with (C diag(y) + power diag(rates)) e = missing, solved on rows
     scaled to a unit diagonal.
     """
-    if isinstance(power, Tensor):
-        power = power.detach()
     barrier = power * rates
     most = y + barrier
     scale = (y / most).sqrt()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_option
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, State
-from .common import gramian_of, mean_present
+from .common import as_rule, gramian_of, mean_present
 
 By = Literal["norm", "loss", "both"]
 
@@ -20,7 +20,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
     apply to these: d = s̄ Σ w_t g̃_t, s̄ the mean of the s_t.
 
     Args:
-        rule: any; losses, preference and present tasks reach it as they are.
+        rule: any `Rule`; losses, preference and present tasks reach it as they are.
         by: "norm" for ‖g_t‖, "loss" for L_t, "both" for L_t‖g_t‖ (MGDA's "l2", "loss" and "loss+").
 
     Returns:
@@ -41,6 +41,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         >>> mf.aggregate(normalize(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
         [1.0, 1.0]
     """
+    rule = as_rule(rule)
     check_option(by, "by", get_args(By))
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:

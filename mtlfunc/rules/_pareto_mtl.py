@@ -1,6 +1,4 @@
-"""Pareto MTL: MGDA within the cone of loss vectors that are closest to one preference vector of
-several.
-"""
+"""Pareto MTL: MGDA in the cone of loss vectors that are closest to one of several preferences."""
 
 from __future__ import annotations
 
@@ -105,7 +103,7 @@ def pareto_mtl(
         rows = torch.cat([axes, apart])
         places = torch.arange(len(rows), device=used.device)
         first = torch.where(used, places, len(rows)).amin().clamp_max(len(rows) - 1)
-        # a copy has no say in the shortest vector
+        # a copy does not move the shortest vector
         rows = rows.index_select(0, torch.where(used, places, first))
         weights = torch.where(
             present, solve(min_norm(rows @ gramian @ rows.mT)).weights @ rows, 0.0

@@ -1,6 +1,4 @@
-"""SDMGrad: the min-norm weights pulled towards a preferred direction, by a few momentum steps on
-independent batches.
-"""
+"""SDMGrad: min-norm weights pulled towards a preferred direction, on independent batches."""
 
 from __future__ import annotations
 
@@ -14,7 +12,8 @@ from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import root
 from ..solvers.simplex import project
 from ..types import Geometry, Rule, Scalar, State
-from .common import gramian_of, mean_present, preference_of, total_present
+from ._modo import TWO_BATCHES
+from .common import demand, gramian_of, mean_present, preference_of, total_present
 
 
 class SDMGradState(NamedTuple):
@@ -36,18 +35,21 @@ def sdmgrad(
 
     Args:
         strength: λ >= 0; 0 is stochastic MGDA, ∞ the preferred direction.
-        lr, momentum, steps: η > 0, μ in [0, 1), and how many steps are made at a time. The default
-            η = 10 is past the limit of convergence of such an iteration, 2(1 + μ)/λ_max(A) <= 3:
-            where tasks conflict w can jump from corner to corner.
-        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's.
+        lr: η > 0. The default 10 is past the limit of convergence of such an iteration,
+            2(1 + μ)/λ_max(A) <= 3: where tasks conflict w can jump from corner to corner.
+        momentum: μ in [0, 1).
+        steps: how many steps >= 1 are made at a time.
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
 
     Returns:
         weights (w + λp)/(1 + λ) >= 0 that sum to 1; the paper's direction is (1 + λ) times as long.
-        Use `mtlfunc.double_sampling(...)` as probe with three batches, the third for the step.
+        The probe is `mtlfunc.double_sampling(...)` with three batches, the third for the step; a
+        Gramian given by hand, as in `mtlfunc.weights`, is taken for J₁J₂ᵀ.
 
     Raises:
         ValueError: for strength < 0, lr <= 0, momentum outside [0, 1), steps < 1 or a bad
-        preference.
+            preference; at a step, for a probe that measures one batch.
 
     Source:
         Xiao et al. 2023 (SDMGrad), Algorithm 1, which draws new batches at each inner step; scale,
@@ -57,7 +59,8 @@ def sdmgrad(
 
     Examples:
         >>> import torch, mtlfunc as mf
-        >>> mf.weights(sdmgrad(strength=0.0, lr=0.3, steps=100), torch.diag(torch.tensor([1.0, 4.0])))
+        >>> rule = sdmgrad(strength=0.0, lr=0.3, steps=100)
+        >>> mf.weights(rule, torch.diag(torch.tensor([1.0, 4.0])))
         tensor([0.8000, 0.2000])
     """
     check_scalar(strength, "strength")
@@ -71,6 +74,7 @@ def sdmgrad(
         return SDMGradState(torch.full_like(losses, 1 / len(losses)))
 
     def update(geometry: Geometry, state: SDMGradState) -> tuple[Tensor, State]:
+        demand(geometry, "sdmgrad", "second_losses", TWO_BATCHES, "mtlfunc.double_sampling(...)")
         gramian, present = gramian_of(geometry, "sdmgrad", symmetric=False), geometry.present
         p = preference_of(geometry, preference, gramian)
         s = mean_present(root(gramian.diagonal().clamp_min(0)), present)

@@ -7,11 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import normalized_preference
 from ..solvers import dual_cone
 from ..solvers._active_set import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
-from .common import gramian_of, preference_of, stand_ins
+from .common import fill_absent, gramian_of, no_state, preference_of
 
 
 def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None) -> Rule:
@@ -27,8 +26,9 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
 
     Returns:
         weights, each at least its preference; they are p, of sum 1, when nothing conflicts. No rate
-        is ever negative. For T = 2 this is PCGrad's mean. d is linear in the length of every
-        gradient: multiplying one by s > 0 multiplies its own projection by s and leaves the others.
+        is negative beyond the rounding of the Gramian, ε‖g_t‖ Σ v_s‖g_s‖. For T = 2 it is PCGrad's
+        mean. d is linear in the length of every gradient: multiplying one by s > 0 multiplies its
+        own projection by s and leaves the others.
 
     Raises:
         ValueError: for a bad preference.
@@ -45,19 +45,15 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
         [0.25, 0.75]
     """
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, back = stand_ins(gramian_of(geometry, "upgrad"), geometry.present)
+        gramian, restore = fill_absent(gramian_of(geometry, "upgrad"), geometry.present)
         each = torch.diag(preference_of(geometry, preference, gramian))
         projected = (
             on_dual_cone(gramian, each) if solver is None else _one_by_one(solver, gramian, each)
         )
-        return back(projected.sum(0)), ()
+        return restore(projected.sum(0)), ()
 
-    return Rule(init, update)
+    return Rule(no_state(preference), update)
 
 
 def _one_by_one(solve: Solver, gramian: Tensor, each: Tensor) -> Tensor:

@@ -1,25 +1,105 @@
-"""What several rules share: the demand for a Gramian, and rules without state."""
+"""What several rules share: rules without state, what a rule demands of its probe, absent rows."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from types import FunctionType
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, normalized_preference
-from ..types import Geometry, Rule, State
+from ..types import Geometry, Optimizer, Probe, Rule, State
+
+BY_HAND = "given"
+"""The entry of `geometry.extra` by which one-shot calls, plots and audits say that the Gramian was
+given by hand: it then stands for whatever the rule's own probe would have measured.
+"""
+
+
+def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], State]:
+    """The `init` of a rule without state: it checks the preference, if there is one."""
+
+    def init(losses: Tensor, key: Tensor) -> State:
+        normalized_preference(preference, losses)
+        return ()
+
+    return init
+
+
+def demand(geometry: Geometry, rule: str, measured: str, needs: str, probe: str) -> None:
+    """Raise unless the probe measured what the rule needs, by its entry in `geometry.extra`."""
+    if measured not in geometry.extra and BY_HAND not in geometry.extra:
+        raise ValueError(f"{rule} needs {needs}; use {probe} as probe")
+
+
+def as_rule(rule: Any, argument: str = "rule") -> Rule:
+    """`rule`, or a TypeError that names the cure of the commonest slips."""
+    if isinstance(rule, Rule):
+        return rule
+    start = f"{argument}: expected a mtlfunc.Rule, got "
+    if isinstance(rule, Probe):
+        raise TypeError(f"{start}a Probe: rule and probe are swapped; the rule comes first")
+    if isinstance(rule, str):
+        raise TypeError(f"{start}a string; pass mtlfunc.{_call(rule)}, not {rule!r}")
+    if isinstance(rule, Optimizer | torch.optim.Optimizer) or (
+        isinstance(rule, type) and issubclass(rule, torch.optim.Optimizer)
+    ):
+        raise TypeError(f"{start}an optimizer; the rule, for instance mtlfunc.mean(), comes first")
+    if not callable(rule):
+        raise TypeError(f"{start}{type(rule).__name__}; call a rule, for instance mtlfunc.mean()")
+    name = getattr(rule, "__name__", type(rule).__name__)
+    if makes_rules(rule):
+        public = (getattr(rule, "__module__", "") or "").startswith("mtlfunc.")
+        called = f"mtlfunc.{_call(name)}" if public else f"{name}(...)"
+        raise TypeError(f"{start}the function {name} that makes rules; call it: {called}")
+    if required_arguments(rule) in (1, 2):
+        raise TypeError(f"{start}the function {name}; wrap it: mtlfunc.stateless({name})")
+    raise TypeError(f"{start}the function {name}; call it if it makes a rule: {name}(...)")
+
+
+def rule_from(value: Any, argument: str = "rule") -> Rule:
+    """A rule from a rule, a factory that needs no arguments, or f(gramian[, losses]).
+
+    Raises:
+        TypeError: for anything else, with the cure.
+    """
+    if isinstance(value, Rule) or not callable(value) or isinstance(value, Probe | type):
+        return as_rule(value, argument)
+    required = required_arguments(value)
+    if required == 0:
+        made = value()
+        if not isinstance(made, Rule):
+            name = getattr(value, "__qualname__", type(value).__name__)
+            raise TypeError(
+                f"{argument}: {name}() needs no arguments, so it was called, but it gave a "
+                f"{type(made).__name__} and not a mtlfunc.Rule"
+            )
+        return made
+    return as_rule(value, argument) if makes_rules(value) or required > 2 else stateless(value)
+
+
+def makes_rules(f: Any) -> bool:
+    """Whether a function is annotated as one that returns a rule."""
+    names = (Rule, "Rule", "mf.Rule", "mtlfunc.Rule")
+    return getattr(f, "__annotations__", {}).get("return") in names
+
+
+def _call(name: str) -> str:
+    """How to write a rule's factory: `mean()`, `cagrad(...)` where arguments are needed."""
+    from .. import rules
+
+    made = getattr(rules, name, None) if name in rules.__all__ else None
+    return f"{name}()" if made is not None and required_arguments(made) == 0 else f"{name}(...)"
 
 
 def gramian_of(
     geometry: Geometry, rule: str, *, symmetric: bool = True
 ) -> Float[Tensor, "row row"]:
-    """The Gramian, or an error that says which probe to use; `symmetric` unless the rule is made
-    for J₁J₂ᵀ of two batches.
-    """
+    """The Gramian, or an error that names the probe; `symmetric` unless J₁J₂ᵀ will do as well."""
     if symmetric and "second_losses" in geometry.extra:
         raise ValueError(
             f"{rule} needs the Gramian JJᵀ of one batch, but the probe measures J₁J₂ᵀ of two; "
@@ -38,10 +118,10 @@ def gramian_of(
 def preference_of(
     geometry: Geometry, preference: Tensor | None = None, like: Tensor | None = None
 ) -> Float[Tensor, " row"]:
-    """The rule's own preference, or else the geometry's, over the present rows: it sums to 1, or is
-    all zero where none is present.
+    """The rule's own preference, or else the geometry's, over the present rows.
 
-    In the dtype of `like`, of the losses if that is None.
+    It sums to 1, or is all zero where no row is present, in the dtype of `like` (of the losses if
+    that is None).
     """
     own = normalized_preference(
         preference, geometry.preference.to(geometry.losses if like is None else like)
@@ -53,13 +133,13 @@ def preference_of(
     return kept / total.where(total > 0, 1.0)
 
 
-def stand_ins(gramian: Tensor, present: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The Gramian with absent rows replaced by copies of the first present one, and the way back
-    from weights of the copies.
+def fill_absent(gramian: Tensor, present: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The Gramian with copies of the first present row in place of absent ones, and `restore`.
 
-    For rules whose direction does not change when a gradient without a say in the mean is listed
-    twice: min-norm points, CAGrad, dual cones. The way back adds the copies' weights to the
-    original's; absent rows get 0, and so do all if none is present.
+    For rules whose direction stays the same when a gradient without a share in the mean is listed
+    twice: min-norm points, CAGrad, dual cones. `restore` turns the weights of the copies into
+    those of the rows: a copy's weight goes to its original, absent rows get 0, all of them where
+    none is present.
     """
     if all_present(present):
         return gramian, lambda weights: weights
@@ -67,10 +147,10 @@ def stand_ins(gramian: Tensor, present: Tensor) -> tuple[Tensor, Callable[[Tenso
     first = torch.where(present, tasks, len(present)).amin().clamp_max(len(present) - 1)
     owner = torch.where(present, tasks, first)
 
-    def back(weights: Tensor) -> Tensor:
+    def restore(weights: Tensor) -> Tensor:
         return (weights @ (owner[:, None] == tasks).to(weights)).where(present, 0.0)
 
-    return gramian.index_select(0, owner).index_select(1, owner), back
+    return gramian.index_select(0, owner).index_select(1, owner), restore
 
 
 def mean_present(x: Tensor, present: Tensor) -> Tensor:
@@ -81,9 +161,7 @@ def mean_present(x: Tensor, present: Tensor) -> Tensor:
 
 
 def total_present(x: Tensor, present: Tensor, whole: float) -> Tensor:
-    """The sum of `x` [row] over the present rows where some are absent; `whole`, what it is by
-    construction, where none is; 1 if all are.
-    """
+    """The sum of `x` [row] over the present rows: `whole` where none is absent, 1 where all are."""
     if all_present(present):
         return torch.full_like(x[0], whole)
     total = x.where(present, 0.0).sum()
@@ -91,9 +169,7 @@ def total_present(x: Tensor, present: Tensor, whole: float) -> Tensor:
 
 
 def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
-    """`weights`, or an error where a row is absent and the rule cannot do without it (NaN where
-    that cannot be seen).
-    """
+    """`weights`; an error where a row is absent, or NaN where that cannot be seen."""
     if all_present(geometry.present):
         return weights
     if can_look(geometry.present) and not bool(geometry.present.all()):
@@ -105,22 +181,29 @@ def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
 
 
 def stateless(f: Callable[..., Tensor]) -> Rule:
-    """A rule from a function of the Gramian `[row, row]`, or of the Gramian and the losses `[row]`,
-    to weights `[row]`.
+    """A rule from a function of the Gramian, or of the Gramian and the losses, to weights.
 
-    `f` sees every row, so a batch from which tasks are absent is refused; a rule that is to know
+    `f` sees every row, so a batch from which tasks are absent is refused; a rule that reads
     `geometry.present` is written as a `Rule`.
 
+    Args:
+        f: `f(gramian)` or `f(gramian, losses)`, with the Gramian `[row, row]` and the losses
+            `[row]`; returns weights `[row]`.
+
+    Returns:
+        a rule without state.
+
     Raises:
-        TypeError: for a function with neither one nor two positional arguments. ValueError: at a
-        step, for absent tasks.
+        TypeError: for a function with neither one nor two positional arguments without defaults.
+        ValueError: at a step, for absent tasks.
 
     Examples:
         >>> import torch, mtlfunc as mf
-        >>> mf.weights(mf.stateless(lambda gramian: torch.softmax(-gramian.diagonal(), -1)), torch.eye(2)).tolist()
+        >>> rule = mf.stateless(lambda gramian: torch.softmax(-gramian.diagonal(), -1))
+        >>> mf.weights(rule, torch.eye(2)).tolist()
         [0.5, 0.5]
     """
-    count = _arguments(f)
+    count = required_arguments(f)
     if count not in (1, 2):
         raise TypeError(
             f"stateless: expected f(gramian) or f(gramian, losses), got {count} arguments "
@@ -128,23 +211,23 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
         )
     name = getattr(f, "__name__", "the rule")
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        return ()
-
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, name, symmetric=False)
         weights = f(gramian) if count == 1 else f(gramian, geometry.losses)
         return refuse_absent(weights, geometry, name), ()
 
-    return Rule(init, update)
+    return Rule(no_state(), update)
 
 
-def _arguments(f: Callable[..., Tensor]) -> int:
-    """How many positional arguments without defaults `f` has."""
-    # so that a rule may be built while the compiler traces: it cannot follow inspect
-    if isinstance(f, FunctionType):
+def required_arguments(f: Any) -> int:
+    """How many positional arguments without defaults `f` has; 1 where that cannot be read."""
+    if isinstance(f, FunctionType) and not f.__code__.co_flags & inspect.CO_VARARGS:
+        # not by inspect: the compiler cannot follow it, and may be tracing
         return f.__code__.co_argcount - len(f.__defaults__ or ())
-    return sum(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-        for p in inspect.signature(f).parameters.values()
-    )
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    count = sum(p.kind in kinds and p.default is p.empty for p in parameters)
+    return 1 if count == 0 and any(p.kind is p.VAR_POSITIONAL for p in parameters) else count

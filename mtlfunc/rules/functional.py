@@ -9,6 +9,7 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import can_look, check_finite, check_gramian, check_vector, everyone
 from ..types import Geometry, Rule
+from .common import BY_HAND, as_rule
 
 
 def weights(
@@ -41,12 +42,14 @@ def weights(
     check_gramian(gramian)
     if losses is not None:
         check_vector(losses, gramian, "losses")
+    rule = as_rule(rule)
     first = random.fold_in(random.key(key, gramian.device), 1)
     preference, present = torch.full_like(gramian[0], 1 / len(gramian)), everyone(gramian)
 
     def once(losses: Tensor) -> Tensor:
         return rule.update(
-            Geometry(losses, gramian, preference, present, {}), rule.init(losses, first)
+            Geometry(losses, gramian, preference, present, {BY_HAND: present}),
+            rule.init(losses, first),
         )[0]
 
     ones = torch.ones_like(gramian[0])

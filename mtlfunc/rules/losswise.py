@@ -1,6 +1,4 @@
-"""What rules that read losses share: the demand for positive ones, a softmax over the present
-tasks, a step of learned numbers, unit vectors.
-"""
+"""What rules that read losses share: positive losses, softmax, learned numbers, unit vectors."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from ..types import Optimizer, State
 def positive(
     losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str
 ) -> Float[Tensor, " row"]:
-    """The losses, with 1 in place of those of absent tasks; an error where a present one is not
-    positive (NaN where that cannot be seen).
-    """
+    """The losses, 1 for absent tasks; an error where one is not positive, NaN if it is unseen."""
     if can_look(losses, present) and bool((present & (losses <= 0)).any()):
         raise ValueError(
             f"losses: {rule} takes logarithms and ratios, which need losses > 0, got "
@@ -28,9 +24,7 @@ def positive(
 
 
 def softmax(x: Float[Tensor, " row"], prior: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
-    """prior∘exp(x) / Σ prior∘exp(x): the usual softmax for a constant prior, 0 where the prior is,
-    and everywhere if it is.
-    """
+    """prior∘exp(x) / Σ prior∘exp(x): softmax for a constant prior, 0 where the prior is 0."""
     inside = prior > 0
     top = x.where(inside, x.amin()).amax()
     grown = prior * torch.exp((x - top).where(inside, 0.0))
@@ -45,8 +39,9 @@ def learn(
     state: State,
     present: Bool[Tensor, " row"],
 ) -> tuple[Tensor, State]:
-    """One step of an optimizer on x along its slope. Of absent tasks nothing moves, and a step
-    counter only where somebody is present.
+    """One step of an optimizer on x along its slope; nothing of an absent task moves.
+
+    Step counters move where some task is present.
     """
     moved, following = move.update({"x": slope.where(present, 0.0)}, state, {"x": x})
     following = tree_map(

@@ -1,0 +1,183 @@
+"""Derivatives of every rule: of order one against differences of values, of higher orders in every
+mode and nesting against differences of the order below.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+
+import mtlfunc as mf
+from mtlfunc.types import Geometry
+from tests.registry import RULES
+from tests.strategies import jacobian
+
+F64 = torch.float64
+SMOOTH = [name for name, case in RULES.items() if case.smooth]
+AT = torch.tensor(0.1, dtype=F64)
+H = 1e-4
+
+
+def curve(rule, count=3, width=4, steps=2, seed=0):
+    """A number that depends on all weights of a few steps, as a function of one: gradients, angles
+    and losses move with it.
+    """
+    start, move = (jacobian("gaussian", count, seed + i, width=width) for i in (0, 7))
+    task = torch.arange(count, dtype=F64)
+    probe = torch.from_numpy(np.random.default_rng(seed).standard_normal((steps, count)))
+
+    def value(s):
+        kept, state = [], None
+        for step in range(steps):
+            rows = start + (s + 0.1 * step) * 0.3 * move
+            losses = (1 + task) * torch.exp(-s * (0.2 + 0.1 * task) - 0.1 * step * task)
+            if state is None:
+                state = rule.init(losses, mf.random.key(5))
+            present = torch.ones(count, dtype=torch.bool)
+            weights, state = rule.update(
+                Geometry(losses, rows @ rows.mT, torch.full_like(losses, 1 / count), present, {}),
+                state,
+            )
+            kept.append(weights)
+        return (probe * torch.stack(kept)).sum()
+
+    return value
+
+
+def forward(f):
+    return lambda s: jvp(f, (s,), (torch.ones_like(s),))[1]
+
+
+def by_backward(f, order):
+    """The derivative by that many plain backward passes through a recorded graph."""
+    s = AT.clone().requires_grad_()
+    value = f(s)
+    for _ in range(order):
+        if not value.requires_grad:  # what does not depend on s any more has derivative 0
+            return torch.zeros_like(AT)
+        (found,) = torch.autograd.grad(value, s, create_graph=True, allow_unused=True)
+        value = torch.zeros_like(AT) if found is None else found
+    return value.detach()
+
+
+def difference(f):
+    return (f(AT + H) - f(AT - H)) / (2 * H)
+
+
+NESTINGS = {
+    "reverse over reverse": lambda f: grad(grad(f))(AT),
+    "forward over reverse": lambda f: forward(grad(f))(AT),
+    "reverse over forward": lambda f: grad(forward(f))(AT),
+    "forward over forward": lambda f: forward(forward(f))(AT),
+    "backward twice": lambda f: by_backward(f, 2),
+    "vmapped": lambda f: vmap(grad(grad(f)))(torch.stack([AT + 0.05, AT, AT - 0.05]))[1],
+    "vmapped, forward": lambda f: vmap(forward(forward(f)))(torch.stack([AT, AT + 0.05]))[0],
+}
+
+
+@pytest.mark.parametrize("rule", SMOOTH)
+def test_rule_derivatives_of_higher_order(rule):
+    """Of order two in every nesting, of order three in three of them; H = 1e-4.
+
+    Where a rule solves with cvx, the answers are as exact as its support is: the face solve is
+    made again. The difference is then taken on the rule that solves by faces.
+    """
+    f = curve(RULES[rule].make())
+    smooth = curve(RULES[rule.removesuffix("-cvx")].make())
+    first, second = forward(smooth), forward(grad(smooth))
+    # Truncation H² = 1e-8 and rounding 1e-13/H, times derivatives two orders higher.
+    expected = difference(first)
+    for name, nesting in NESTINGS.items():
+        error = float((nesting(f) - expected).abs())
+        assert error <= 1e-5 * (1 + float(expected.abs())), (name, error, float(expected))
+    expected = difference(second)
+    thirds = {
+        "reverse": lambda f: grad(grad(grad(f)))(AT),
+        "forward": lambda f: forward(forward(forward(f)))(AT),
+        "backward": lambda f: by_backward(f, 3),
+    }
+    for name, nesting in thirds.items():
+        error = float((nesting(f) - expected).abs())
+        assert error <= 1e-4 * (1 + float(expected.abs())), (name, error, float(expected))
+
+
+SPECTRAL = {
+    "imtl_g": mf.imtl_g,
+    "config": mf.config,
+    "aligned_mtl": mf.aligned_mtl,
+    "aligned_mtl-median": lambda: mf.aligned_mtl(scale="median"),
+    "aligned_mtl-rmse": lambda: mf.aligned_mtl(scale="rmse"),
+    "nash_mtl": mf.nash_mtl,
+    "fairgrad": lambda: mf.fairgrad(2.0),
+}
+
+
+@pytest.mark.parametrize(("count", "width"), [(2, 2), (5, 3), (9, 9), (12, 4)])
+@pytest.mark.parametrize("rule", SPECTRAL)
+def test_second_derivatives_of_directions(rule, count, width):
+    """Of q·d, d = Jᵀw, with more tasks than parameters, too: there the null space of G moves."""
+    start, move = (jacobian("gaussian", count, seed, width=width) for seed in (1, 2))
+    start, made = start + 1.0, SPECTRAL[rule]()  # some common descent
+    q = torch.linspace(1, -0.5, width, dtype=F64)
+
+    def value(s):
+        rows = start + 0.3 * s * move
+        return q @ (mf.weights(made, rows @ rows.mT) @ rows)
+
+    expected = difference(forward(value))
+    for name, nesting in NESTINGS.items():
+        error = float((nesting(value) - expected).abs())
+        assert error <= 1e-5 * (1 + float(expected.abs())), (name, error, float(expected))
+
+
+@pytest.mark.parametrize("rule", ["imtl_g", "config", "aligned_mtl-rmse", "nash_mtl", "fairgrad"])
+def test_second_derivatives_where_eigenvalues_are_equal(rule):
+    """Gradients at right angles, of one length: eigenvectors have no derivative, the rule has."""
+    made, move = SPECTRAL[rule](), jacobian("gaussian", 4, 3, width=4)
+    probe = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=F64)
+
+    def value(s):
+        rows = 2 * torch.eye(4, dtype=F64) + (s - AT) * move
+        return probe @ mf.weights(made, rows @ rows.mT)
+
+    for order in (forward, lambda f: forward(forward(f))):
+        expected = difference(order(value))
+        assert float((order(forward(value))(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
+        assert float((grad(order(value))(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
+
+
+def test_scales_of_aligned_mtl_where_other_eigenvalues_are_equal():
+    """The smallest eigenvalue is simple, the others coincide: no kink, so no NaN."""
+    move = jacobian("gaussian", 4, 3, width=4)
+    probe = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=F64)
+
+    def value(s):
+        rows = torch.diag(torch.tensor([1.0, 2.0, 2.0, 2.0], dtype=F64)) + (s - AT) * move
+        return probe @ mf.weights(mf.aligned_mtl(), rows @ rows.mT)
+
+    for f in (forward(value), forward(forward(value))):
+        expected = difference(f)
+        assert float((forward(f)(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
+        assert float((grad(f)(AT) - expected).abs()) <= 1e-5 * (1 + abs(expected))
+
+
+def test_fairgrad_differentiated_twice_in_alpha():
+    J = jacobian("gaussian", 3)
+    probe = torch.tensor([1.0, -2.0, 0.5], dtype=F64)
+
+    def value(s):
+        return probe @ mf.weights(mf.fairgrad(2 + s), J @ J.mT)
+
+    expected = difference(forward(value))
+    for name, nesting in NESTINGS.items():
+        error = float((nesting(value) - expected).abs())
+        assert error <= 1e-6 * (1 + float(expected.abs())), (name, error, float(expected))
+
+
+@pytest.mark.parametrize("rule", SPECTRAL)
+def test_fourth_derivatives(rule):
+    """Where Newton steps and closed forms replace a solution that is held constant."""
+    value = curve(SPECTRAL[rule](), steps=1, seed=2)
+    third = forward(forward(forward(value)))
+    expected, found = difference(third), forward(third)(AT)
+    assert float((found - expected).abs()) <= 1e-4 * (1 + abs(float(expected)))
