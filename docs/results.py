@@ -12,8 +12,10 @@ rules on one thread.
     python -m experiments.arena
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
 
-`python docs/results.py claims` writes the claims alone, after the first command. No number of these
-is typed by hand, and a record that mixes settings is refused.
+`python docs/results.py claims` writes the claims alone, after the first command; `python
+docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, with the
+verdicts as they stand. No number of these is typed by hand, and a record that mixes settings is
+refused.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from typing import Any
 
 from experiments.benchmarks import gramian_report, record, rules_report, solvers_report
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
-from paper_repro.report.page import VERDICTS
+from paper_repro.report.results import NOT_RUN, VERDICTS, Refused, read_claims
 
 ROOT = Path(__file__).parent.parent
 REPRODUCTIONS = ROOT / "paper_repro" / "out"
@@ -224,7 +226,11 @@ def toy_line(rows: list[record.Row]) -> str:
 
 def judged() -> dict[str, dict]:
     """Rows of claims.json by id; those of the default run alone."""
-    claims = {claim["id"]: claim for claim in load(REPRODUCTIONS / "claims.json")}
+    try:
+        rows = read_claims(REPRODUCTIONS / "claims.json", {row.module for row in ROWS})
+    except Refused as error:
+        raise SystemExit(str(error)) from error
+    claims = {claim["id"]: claim for claim in rows}
     if list(claims) != list(LEDGER):
         raise SystemExit(
             f"{REPRODUCTIONS / 'claims.json'}: not the ledger's claims; run python -m "
@@ -242,6 +248,13 @@ def judged() -> dict[str, dict]:
             "the default run; run python -m paper_repro again"
         )
     return claims
+
+
+def standing() -> dict[str, dict]:
+    """The verdicts that docs/claims.md has, by id."""
+    cells = (line.split(" | ") for line in (ROOT / "docs" / "claims.md").read_text().splitlines())
+    found = {row[0].removeprefix("| "): {"verdict": row[3]} for row in cells if len(row) == 5}
+    return {row.id: found.get(row.id, {"verdict": NOT_RUN}) for row in ROWS}
 
 
 def verdict_counts(claims: dict[str, dict]) -> str:
@@ -443,11 +456,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write the README's results and docs/claims.md from what the experiments left."
     )
-    parser.add_argument("part", nargs="?", choices=["claims"], help="the claims alone")
+    alone = "the claims alone, from a run; or with the verdicts as they stand, from the ledger"
+    parser.add_argument("part", nargs="?", choices=["claims", "ledger"], help=alone)
     part = parser.parse_args().part
     readme = ROOT / "README.md"
-    claims = judged()
-    if part == "claims":
+    claims = standing() if part == "ledger" else judged()
+    if part:
         readme.write_text(replaced(readme.read_text(), "claims", claims_block(claims)))
     else:
         readme.write_text(
@@ -458,7 +472,8 @@ def main() -> None:
             )
         )
         shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
-        shutil.copy(REPRODUCTIONS / "gradnorm-curves.png", ROOT / "docs" / "gradnorm.png")
+        curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
+        shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims))
 
 

@@ -40,6 +40,7 @@ from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, timed
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.rules_peers import RULES, Call, Entry, Problem, equal
 from experiments.benchmarks.rules_report import figure, tables
+from mtlfunc.rules.common import BY_HAND
 
 POOL = 8  # different problems that single calls go through in turn
 ROUNDS = 7
@@ -65,9 +66,8 @@ def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
     preference, present = equal(count), torch.ones(count, dtype=torch.bool)
 
     def update(problem: Problem, state: Any) -> tuple[Tensor, Any]:
-        geometry = mf.Geometry(
-            problem.losses, problem.gramian, preference, present, {"jacobian": problem.jacobian}
-        )
+        extra = {"jacobian": problem.jacobian, BY_HAND: present}
+        geometry = mf.Geometry(problem.losses, problem.gramian, preference, present, extra)
         return rule.update(geometry, state)
 
     size = len(given.losses)

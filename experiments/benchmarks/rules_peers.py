@@ -149,7 +149,7 @@ RULES: dict[str, Entry] = {
     "aligned_mtl": Entry(mf.aligned_mtl, on_gramian("AlignedMTLWeighting")),
     "config": Entry(mf.config, on_jacobian("ConFIG")),
     "nash_mtl": Entry(
-        lambda: mf.nash_mtl(rescale="frobenius", max_norm=1.0),
+        lambda: mf.nash_mtl(max_norm=1.0),
         on_jacobian("NashMTL", lambda count: _peer("aggregation", "NashMTL", count).weighting),
     ),
     "fairgrad": Entry(lambda: mf.fairgrad(2.0), on_gramian("FairGradWeighting", 2.0)),
