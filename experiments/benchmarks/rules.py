@@ -40,7 +40,6 @@ from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, timed
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.rules_peers import RULES, Call, Entry, Problem, equal
 from experiments.benchmarks.rules_report import figure, tables
-from mtlfunc.rules.common import BY_HAND
 
 POOL = 8  # different problems that single calls go through in turn
 ROUNDS = 7
@@ -66,7 +65,7 @@ def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
     preference, present = equal(count), torch.ones(count, dtype=torch.bool)
 
     def update(problem: Problem, state: Any) -> tuple[Tensor, Any]:
-        extra = {"jacobian": problem.jacobian, BY_HAND: present}
+        extra = {"jacobian": problem.jacobian, "given": present}  # by hand, from no probe
         geometry = mf.Geometry(problem.losses, problem.gramian, preference, present, extra)
         return rule.update(geometry, state)
 
