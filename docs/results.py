@@ -456,12 +456,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write the README's results and docs/claims.md from what the experiments left."
     )
-    parser.add_argument(
-        "part",
-        nargs="?",
-        choices=["claims", "ledger"],
-        help="the claims alone, from a run; or with the verdicts as they stand, from the ledger",
-    )
+    alone = "the claims alone, from a run; or with the verdicts as they stand, from the ledger"
+    parser.add_argument("part", nargs="?", choices=["claims", "ledger"], help=alone)
     part = parser.parse_args().part
     readme = ROOT / "README.md"
     claims = standing() if part == "ledger" else judged()
@@ -476,9 +472,8 @@ def main() -> None:
             )
         )
         shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
-        shutil.copy(
-            REPRODUCTIONS / "gradnorm.regression-curves.png", ROOT / "docs" / "gradnorm.png"
-        )
+        curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
+        shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims))
 
 

@@ -122,7 +122,7 @@ def accumulated(rule: mf.Rule) -> mf.Rule:
         square = geometry.extra["jacobian"].square()
         total = state[0] + square
         weights, inner = rule.update(
-            geometry._replace(extra={"excess": (square / total.sqrt()).sum(-1)}), state[1]
+            geometry._replace(extra={"excess_risk": (square / total.sqrt()).sum(-1)}), state[1]
         )
         return weights, (total, inner)
 
