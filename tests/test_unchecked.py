@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "name", ["active_set", "active_set_gpu", "compile", "compile_probes", "errors"]
+    "name", ["active_set", "active_set_gpu", "compile", "compile_probes", "errors", "operations"]
 )
 def test_without_enforced_annotations(name):
     path = ROOT / "tests" / "unchecked" / f"test_{name}.py"

@@ -59,13 +59,16 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
     return any(innermost(leaf).requires_grad for leaf in _tensors(values))
 
 
-def twice_differentiated() -> bool:
-    """Whether two or more derivatives are being taken here, or one in forward mode."""
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return True
+def derivative_levels() -> tuple[int, int]:
+    """How many derivatives in reverse and in forward mode are being taken around the caller.
+
+    While compiling, where it cannot be known, two and none.
+    """
+    if torch.compiler.is_compiling():
+        return 2, 0
     kinds = [level.key() for level in _functorch.get_interpreter_stack() or []]
-    kind = _functorch.TransformType
-    return kind.Jvp in kinds or kinds.count(kind.Grad) > 1
+    forward = torch.autograd.forward_ad._current_level + 1  # jvp enters one, too
+    return kinds.count(_functorch.TransformType.Grad), forward
 
 
 def recording(values: object) -> AbstractContextManager[Any]:

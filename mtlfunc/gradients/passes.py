@@ -84,6 +84,8 @@ class Backward:
             create_graph=self.record or self.factored,
             allow_unused=True,
         )
+        if not self.record:  # factored: recorded for its own sake
+            grads = [None if grad is None else grad.detach() for grad in grads]
         found = dict(zip(places, grads, strict=True))
         answers = [found[target.edge.node, target.edge.output_nr] for target in targets]
         return [

@@ -23,13 +23,9 @@ from torch import Tensor
 from torch._C import _nn  # pyright: ignore[reportAttributeAccessIssue]
 from torch.overrides import TorchFunctionMode
 
-from ..core.checks import twice_differentiated
+from ..core.checks import derivative_levels
 
-_AGAIN = (
-    "NativeLayerNorm",
-    "NativeBatchNorm",
-    "CudnnBatchNorm",
-    "MiopenBatchNorm",
+_FINAL = (
     "WeightNorm",
     "Cdist",
     "Pdist",
@@ -39,33 +35,14 @@ _AGAIN = (
     "CholeskyInverse",
     "AsStridedScatter",
 )
-"""Nodes of operations that are written out because they cannot be differentiated again."""
-
-_FINAL = tuple(name for name in _AGAIN if not name.endswith(("LayerNorm", "BatchNorm")))
-"""Those of them that cannot be where nothing that is differentiated enters them, either."""
+"""Nodes of operations whose backward has a wrong derivative, or none, even by its cotangent."""
 
 _FACTORED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve")
 """Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly."""
 
 
-def mistaken(losses: Tensor, again: bool) -> bool:
-    """Whether the graph holds a node whose backward is wrong; `again`: or cannot be differentiated.
-
-    A scatter of expanded values is what select_scatter becomes under a vmap inside `losses_fn`.
-    """
-    for node in _nodes(losses):
-        name = node.name()
-        if again and name.startswith(_AGAIN):
-            return True
-        if name == "ScatterBackward0":
-            source = node.next_functions[1][0]
-            if source is not None and source.name() == "ExpandBackward0":
-                return True
-    return False
-
-
 def final(losses: Tensor) -> bool:
-    """Whether the graph holds a node whose backward has no derivative even by its cotangent."""
+    """Whether some backward pass of the graph cannot be differentiated even by its cotangent."""
     return any(node.name().startswith(_FINAL) for node in _nodes(losses))
 
 
@@ -424,7 +401,7 @@ def _scatter_reduce(
     input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """Products, where they are differentiated twice, over a dense table of who goes where."""
-    if reduce != "prod" or not twice_differentiated():
+    if reduce != "prod" or derivative_levels() <= (1, 0):
         return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
     dim, size = dim % input.ndim, input.shape[dim]
     src = src[tuple(slice(n) for n in index.shape)].unsqueeze(dim + 1)
@@ -445,20 +422,25 @@ def _index_reduce(
     *,
     include_self: bool = True,
 ) -> Tensor:
-    if reduce != "prod" or not twice_differentiated():
+    if reduce != "prod" or derivative_levels() <= (1, 0):
         return torch.index_reduce(input, dim, index, source, reduce, include_self=include_self)
     shape = [-1 if i == dim % input.ndim else 1 for i in range(input.ndim)]
     index = index.reshape(shape).expand_as(source)
     return _scatter_reduce(input, dim, index, source, reduce, include_self=include_self)
 
 
-def _refused(name: str, instead: str) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(
-            f"{name} has wrong derivatives in torch under a transform; use {instead} instead"
-        )
+def _refused(
+    name: str, instead: str, function: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """An error for every call, or if there is a `function` for third derivatives of it."""
 
-    return refuse
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if function is not None and sum(derivative_levels()) < 3:
+            return function(*args, **kwargs)
+        which = "derivatives under a transform" if function is None else "third derivatives"
+        raise NotImplementedError(f"{name}: torch's {which} are wrong; use {instead} instead")
+
+    return call
 
 
 def _aten(name: str) -> tuple[Any, ...]:
@@ -485,6 +467,14 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_cdist, (torch.cdist, *_aten("cdist"))),
     (_pdist, (torch.pdist, *_aten("pdist"))),
     (_pad_sequence, (_nn.pad_sequence, *_aten("pad_sequence"))),
+    (
+        _refused("torch.det", "torch.slogdet", torch.det),
+        (torch.det, torch.linalg.det, Tensor.det, *_aten("det"), *_aten("linalg_det")),
+    ),
+    (
+        _refused("torch.logcumsumexp", "torch.logsumexp", torch.logcumsumexp),
+        (torch.logcumsumexp, Tensor.logcumsumexp, *_aten("logcumsumexp")),
+    ),
     (_lu_solve, (torch.linalg.lu_solve, *_aten("linalg_lu_solve"))),
     (_old_lu_solve, (torch.lu_solve, Tensor.lu_solve, *_aten("lu_solve"))),
     (
@@ -501,3 +491,4 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
 )
 
 WRITTEN = {spelling: written for written, spellings in _TABLE for spelling in spellings}
+"""Every spelling of an operation that is written out, and how it is called then."""

@@ -1,0 +1,304 @@
+"""Every operation by every engine, under every transform, against a loop of torch.autograd.grad.
+
+First derivatives are compared with one plain backward pass a task and network; hypergradients, the
+derivatives of a function of the Gramian by a scalar inside the losses, with differences of Gramians
+that were made by such loops. Many operations with leaves and hyper-parameters of their own go
+through one call: what is compared is still every operation's own number.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from torch.utils._pytree import tree_leaves
+
+import mtlfunc as mf
+from mtlfunc.gradients.layerwise import read_graph
+from mtlfunc.gradients.safe_ops import factored, final
+from mtlfunc.types import Params
+from tests.operations import COARSE, DOUBLE, OPERATIONS, REFUSED, constant
+
+Batch = tuple[Tensor, ...]
+U = torch.tensor([0.2, -0.5, 0.9], dtype=DOUBLE)
+
+
+class Losses:
+    """T losses, quadratic in the outputs of K operations whose inputs are leaves.
+
+    A batch (s [K], u) moves the inputs of operation k by s_k and scales all of them by u, the
+    sample.
+    """
+
+    def __init__(self, names: tuple[str, ...], tasks: int) -> None:
+        self.operations, self.tasks = [OPERATIONS[name] for name in names], tasks
+        self.scales = [1.0] * len(names)
+        values = self.parts(literal(self, self.params(0)))
+        self.scales = [1 / (float(value.abs()) ** 0.5 or 1.0) for value in values]
+
+    def params(self, network: int) -> Params:
+        """Another point for each of three networks."""
+        return {
+            f"{k}.{i}": x * (1 + 0.1 * network * constant(*x.shape, 4 + i)[..., i])
+            for k, operation in enumerate(self.operations)
+            for i, x in enumerate(operation.inputs)
+        }
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        total = torch.zeros(self.tasks, dtype=DOUBLE)
+        for k, (operation, scale) in enumerate(zip(self.operations, self.scales, strict=True)):
+            inputs = [params[f"{k}.{i}"] for i in range(len(operation.inputs))]
+            if batch:
+                s, u = batch
+                moves = [
+                    0.2 * s[k] * constant(*x.shape, 1 + i)[..., i] for i, x in enumerate(inputs)
+                ]
+                inputs = [
+                    (x + move) * (1 + 0.05 * u.reshape(()))
+                    for x, move in zip(inputs, moves, strict=True)
+                ]
+            leaves = tree_leaves(operation.call(*inputs))
+            reals = [torch.view_as_real(x) if x.is_complex() else x for x in leaves]
+            out = torch.cat([x.flatten() for x in reals])
+            first, second = constant(2, self.tasks, out.shape[0])
+            total = total + scale * (first @ out + second @ out.square())
+        return total
+
+    def parts(self, rows: Params) -> Tensor:
+        """A function of the Gramian of every operation's rows alone, [K]."""
+        mixed = constant(self.tasks, self.tasks)
+        values = [torch.zeros((), dtype=DOUBLE) for _ in self.operations]
+        for name, row in rows.items():
+            flat = row.reshape(len(row), -1)
+            k = int(name.split(".")[0])
+            values[k] = values[k] + (flat * (mixed @ flat)).sum()
+        return torch.stack(values)
+
+
+def stacked(networks: list[Params]) -> Params:
+    return {name: torch.stack([params[name] for params in networks]) for name in networks[0]}
+
+
+def literal(losses: Losses, params: Params, batch: Batch = ()) -> Params:
+    """Rows {name: [task, *shape]}, one backward pass each."""
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in params.values()]
+    rows = [
+        torch.autograd.grad(value, leaves, retain_graph=True, materialize_grads=True)
+        for value in losses(dict(zip(params, leaves, strict=True)), batch)
+    ]
+    return {
+        name: torch.stack(found)
+        for name, found in zip(params, zip(*rows, strict=True), strict=True)
+    }
+
+
+def gramian(rows: Params, leads: int = 1) -> Tensor:
+    flat = torch.cat([row.reshape(*row.shape[:leads], -1) for row in rows.values()], -1)
+    return flat @ flat.mT
+
+
+class Comparison:
+    """Collects what is neither right nor refused as the table says."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self.mistakes = names, list[str]()
+        self.kinds, self.words = REFUSED.get(names[0], ((), "")) if len(names) == 1 else ((), "")
+
+    def __call__(self, mode: str, f: Callable[[], Any], expected: Any, **near: Any) -> None:
+        refusable = any(kind in mode for kind in self.kinds)
+        try:
+            got = f()
+        except (RuntimeError, NotImplementedError) as error:
+            if not (refusable and re.search(self.words, str(error))):
+                self.mistakes.append(f"{mode}: {', '.join(self.names)}: {error}")
+            return
+        if isinstance(expected, dict):  # rows, leaf by leaf
+            for name, row in expected.items():
+                self.compare(f"{mode}: {self.names[int(name.split('.')[0])]}", got[name], row)
+        elif near:  # hypergradients [..., K]
+            for k, name in enumerate(self.names):
+                self.compare(f"{mode}: {name}", got[..., k], expected[..., k], **near)
+        else:
+            self.compare(f"{mode}: {', '.join(self.names)}", got, expected)
+
+    def compare(
+        self, where: str, got: Tensor, expected: Tensor, rtol: float = 1e-9, atol: float = 1e-13
+    ) -> None:
+        rtol = max(rtol, COARSE.get(self.names[0], 0.0))
+        size = float(expected.abs().max())
+        error = float((got - expected).abs().max())
+        if not error <= rtol * size + atol:
+            self.mistakes.append(f"{where}: off by {error:.1e} of {size:.1e}")
+
+
+def first_derivatives(names: tuple[str, ...], tasks: int = 3) -> list[str]:
+    """Three networks and three samples, as many as tasks, and two."""
+    check, losses = Comparison(names), Losses(names, tasks)
+    s = torch.full((len(names),), 0.3, dtype=DOUBLE)
+    networks = [losses.params(i) for i in range(3)]
+    params, every, pair = networks[0], stacked(networks), stacked(networks[:2])
+    each = [literal(losses, one) for one in networks]
+    rows, first = stacked(each), each[0]
+    samples = stacked([literal(losses, params, (s, u)) for u in U])
+
+    def rows_of(params: Params, **how: Any) -> Params:
+        return mf.task_gradients(losses, params, (), **how)[1]
+
+    def layerwise(params: Params) -> Tensor:
+        return mf.task_gramian(losses, params, (), engine="layerwise")[1]
+
+    def scalars(params: Params) -> Params:
+        return mf.task_gradients(lambda p, b: tuple(losses(p, b)), params, ())[1]
+
+    def of_samples(params: Params) -> Params:
+        return mf.sample_gradients(lambda p, u: losses(p, (s, u)), params, U)[1]
+
+    def of_two_networks() -> Params:
+        found = vmap(of_samples)(stacked([params, params]))
+        return {name: row[1] for name, row in found.items()}
+
+    def samples_inside() -> Tensor:
+        def each(params: Params, us: Tensor) -> Tensor:
+            return vmap(lambda u: losses(params, (s, u)))(us)
+
+        return mf.sample_gramian(each, params, U)[1]
+
+    def networks_inside() -> Params:
+        def summed(params: Params, batch: Batch) -> Tensor:
+            return vmap(lambda p: losses(p, batch))(params).sum(0)
+
+        found = mf.task_gradients(summed, every, ())[1]
+        return {name: row.movedim(1, 0) for name, row in found.items()}
+
+    check("rows", lambda: rows_of(params), first)
+    check("rows one by one", lambda: rows_of(params, chunk_size=1), first)
+    check("layerwise", lambda: layerwise(params), gramian(first))
+    check("vmap, 3 networks", lambda: vmap(rows_of)(every), rows)
+    check("vmap, 2 networks", lambda: vmap(rows_of)(pair), {n: row[:2] for n, row in rows.items()})
+    check("vmap, layerwise", lambda: vmap(layerwise)(every), gramian(rows, 2))
+    check("vmap, scalars", lambda: vmap(scalars)(every), rows)
+    check("vmap, samples", lambda: of_samples(params), samples)
+    check("vmap, samples of 2 networks", of_two_networks, samples)
+    check(
+        "inside, samples",
+        samples_inside,
+        gramian({name: row.flatten(0, 1) for name, row in samples.items()}),
+    )
+    check("inside, networks", networks_inside, rows)
+    return check.mistakes
+
+
+def hypergradients(names: tuple[str, ...], tasks: int = 2) -> list[str]:
+    """Two networks, as many as tasks."""
+    check, losses, u = Comparison(names), Losses(names, tasks), U[0]
+    at = torch.full((len(names),), 0.3, dtype=DOUBLE)
+    networks = [losses.params(i) for i in range(2)]
+    params, every = networks[0], stacked(networks)
+
+    h = 1e-3
+    a, b, c, d, e = (
+        torch.stack([losses.parts(literal(losses, one, (at + k * h, u))) for one in networks])
+        for k in (-2, -1, 0, 1, 2)
+    )
+    first = (8 * (d - b) - (e - a)) / (12 * h)  # to O(h⁴)
+    second = (16 * (b + d) - a - e - 30 * c) / (12 * h * h)
+
+    def parts(params: Params, s: Tensor) -> Tensor:
+        return losses.parts(mf.task_gradients(losses, params, (s, u))[1])
+
+    def slope(params: Params, s: Tensor = at) -> Tensor:
+        return grad(lambda s: parts(params, s).sum())(s)
+
+    def forward(params: Params) -> Tensor:
+        return jvp(lambda s: parts(params, s), (at,), (torch.ones_like(at),))[1]
+
+    def curvature(params: Params) -> Tensor:
+        return grad(lambda s: slope(params, s).sum())(at)
+
+    def layerwise(s: Tensor) -> Tensor:
+        found = mf.task_gramian(losses, params, (s, u), engine="layerwise")[1]
+        return (constant(tasks, tasks) * found).sum()
+
+    def inside(s: Tensor) -> Tensor:
+        def summed(params: Params, batch: Batch) -> Tensor:
+            return vmap(lambda p: losses(p, batch))(params).sum(0)
+
+        found = mf.task_gradients(summed, every, (s, u))[1]
+        return losses.parts(found).sum()
+
+    def closure(f: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = at.clone().requires_grad_()
+        out = f(leaf)
+        return torch.autograd.grad(out, leaf)[0] if out.requires_grad else torch.zeros_like(at)
+
+    def together(s: Tensor) -> Tensor:
+        return vmap(lambda p: parts(p, s))(every).sum()
+
+    near = {"rtol": 2e-6, "atol": 1e-9}
+    check("again, grad", lambda: slope(params), first[0], **near)
+    check("again, layerwise", lambda: grad(layerwise)(at), first[0], **near)
+    check("again, closure", lambda: closure(lambda s: parts(params, s).sum()), first[0], **near)
+    check(
+        "again, vmap, vmap, grad",
+        lambda: vmap(lambda s: vmap(lambda p: slope(p, s))(every))(torch.stack([at, at]))[1],
+        first,
+        **near,
+    )
+    check("again, grad, vmap", lambda: grad(together)(at), first.sum(0), **near)
+    check("again, vmap, forward", lambda: vmap(forward)(every), first, **near)
+    check("again, inside, closure", lambda: closure(inside), first.sum(0), **near)
+    check("again, vmap, closure", lambda: closure(together), first.sum(0), **near)
+    coarse = {"rtol": 2e-5, "atol": 1e-7}
+    check("again, third", lambda: curvature(params), second[0], **coarse)
+    check("again, vmap, third", lambda: vmap(curvature)(every), second, **coarse)
+    return check.mistakes
+
+
+def alike(name: str) -> tuple[bool, ...]:
+    """What decides how the passes of a whole graph are run: only operations alike go together."""
+    operation = OPERATIONS[name]
+    inputs = [x.clone().requires_grad_() for x in operation.inputs]
+    with warnings.catch_warnings(action="ignore"):  # of what is deprecated
+        leaves = tree_leaves(operation.call(*inputs))
+    total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
+    graph = read_graph(total)
+    return graph.batched, graph.twice, factored(total), final(total)
+
+
+def groups(size: int = 24) -> dict[str, tuple[str, ...]]:
+    """Operations alike, `size` at a time; what torch refuses somewhere, alone."""
+    kinds: dict[tuple[bool, ...], list[str]] = {}
+    found: list[tuple[str, ...]] = []
+    for name in OPERATIONS:
+        if name in REFUSED or name in COARSE:
+            found.append((name,))
+        else:
+            kinds.setdefault(alike(name), []).append(name)
+    for names in kinds.values():
+        found += [tuple(names[i : i + size]) for i in range(0, len(names), size)]
+    return {names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}": names for names in found}
+
+
+GROUPS = groups()
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.(lu_solve|cholesky|qr) is deprecated:UserWarning"),
+    pytest.mark.filterwarnings(r"ignore:index_reduce\(\) is in beta:UserWarning"),
+]
+
+
+@pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
+def test_rows_and_gramians_of_every_operation(names):
+    assert not first_derivatives(names)
+
+
+@pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
+def test_hypergradients_of_every_operation(names):
+    assert not hypergradients(names)

@@ -1,0 +1,58 @@
+"""Operations that torch differentiates wrongly, compiled: hypergradients of two networks."""
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+import mtlfunc as mf
+from tests.operations import DOUBLE
+from tests.test_operations import Losses, literal, stacked
+
+TRACED = {"fullgraph": True, "backend": "aot_eager"}
+NAMES = (
+    "layer_norm native",
+    "batch_norm torch",
+    "instance_norm F",
+    "prelu channels",
+    "attention",
+    "cdist",
+    "solve",
+    "lu_solve",
+    "select_scatter method",
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("names", [NAMES[:5], NAMES[5:]], ids=lambda names: names[0])
+def test_compiled_hypergradients(names):
+    losses, u = Losses(names, 2), torch.tensor(0.2, dtype=DOUBLE)
+    at = torch.full((len(names),), 0.3, dtype=DOUBLE)
+    networks = [losses.params(i) for i in range(2)]
+    every = stacked(networks)
+
+    def parts(params, s):
+        return losses.parts(mf.task_gradients(losses, params, (s, u))[1])
+
+    def slopes(params):
+        return grad(lambda s: parts(params, s).sum())(at)
+
+    def together(s):
+        return vmap(lambda params: parts(params, s))(every).sum()
+
+    h = 1e-3
+    a, b, d, e = (
+        torch.stack([losses.parts(literal(losses, one, (at + k * h, u))) for one in networks])
+        for k in (-2, -1, 1, 2)
+    )
+    expected = (8 * (d - b) - (e - a)) / (12 * h)
+    torch.testing.assert_close(
+        torch.compile(vmap(slopes), **TRACED)(every), expected, rtol=2e-6, atol=1e-9
+    )
+    torch.compiler.reset()
+    torch.testing.assert_close(
+        torch.compile(grad(together), **TRACED)(at), expected.sum(0), rtol=2e-6, atol=1e-9
+    )
