@@ -65,11 +65,7 @@ def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
     preference, present = equal(count), torch.ones(count, dtype=torch.bool)
 
     def update(problem: Problem, state: Any) -> tuple[Tensor, Any]:
-<<<<<<< HEAD
-        extra = {"jacobian": problem.jacobian, "given": present}
-=======
         extra = {"jacobian": problem.jacobian, "given": present}  # by hand, from no probe
->>>>>>> h-E-merge
         geometry = mf.Geometry(problem.losses, problem.gramian, preference, present, extra)
         return rule.update(geometry, state)
 
