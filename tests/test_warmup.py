@@ -41,7 +41,7 @@ def test_first_use_says_so_and_the_second_does_not(tmp_path):
 
 
 def test_importing_the_package_loads_no_compiler():
-    heavy = {"cvxpy", "numba", "triton", "scipy"}
+    heavy = {"cvxpy", "numba", "scipy"}
     code = (
         "import sys, torch; before = set(sys.modules); import mtlfunc; "
         f"print(sorted({heavy} & (set(sys.modules) - before)))"
