@@ -533,7 +533,7 @@ def exact_dual_cone(g, given, steps=2):
     y = [Fraction(float(given[i])) * n[i] for i in range(count)]
     beta = [sum(c[i][j] * y[j] for j in range(count)) for i in range(count)]
     ridge = Fraction(resolution(count, float(np.finfo(float).eps)))
-    centre = [Fraction(0)] * count
+    centre = u = [Fraction(0)] * count
     for _ in range(steps):
         linear = [b - ridge * z for b, z in zip(beta, centre, strict=True)]
         ridged = [[c[i][j] + ridge * (i == j) for j in range(count)] for i in range(count)]
@@ -575,6 +575,7 @@ def test_thin_cones_in_rational_arithmetic(rows):
 
 
 def test_a_gramian_made_in_float32_and_widened_is_accepted():
+    rows = torch.zeros(5, 200)
     for seed in range(60):
         rows = torch.randn(5, 200, generator=torch.Generator().manual_seed(seed))
         widened = (rows @ rows.mT).double()

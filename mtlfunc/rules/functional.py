@@ -71,10 +71,10 @@ def aggregate(
 
     The step is θ ← θ - ηd.
 
-    The Gramian is formed in float64, and d in float64 from its weights. That is enough for
-    gradients in float32, whose own rounding is above what such a Gramian resolves (a cone {d: J d >= 0} that
-    opens by 1e-6; see `mtlfunc.solvers.problems`). A QR of J in float64 would keep openings down to
-    1e-16, but a rule is a function of the Gramian, and no Gramian in float64 can hold them.
+    The Gramian is formed in float64, and d in float64 from its weights: cones {d: J d >= 0} that
+    open by less than 1e-6, some ten times the rounding of gradients in float32, count as closed
+    (see `mtlfunc.solvers.problems`). A QR of J in float64 would keep openings down to 1e-16, but a
+    rule is a function of the Gramian, and no Gramian in float64 can hold them.
 
     Args:
         rule: what `mtlfunc` calls a rule, freshly initialised here.
