@@ -507,7 +507,7 @@ def test_solvers_agree_on_a_thin_cone(rows, solver):
 @pytest.mark.parametrize(("count", "width", "draws"), [(8, 5, 60), (16, 8, 60), (20, 10, 30)])
 @pytest.mark.parametrize("nudged", [False, True])
 def test_no_task_is_hurt_at_a_weakly_stationary_point(count, width, draws, nudged):
-    """`nudged` multiplies the Gramian's entries by 1 ± 2⁻⁵², as another processor's product does."""
+    """`nudged` multiplies the entries of G by 1 ± 2⁻⁵², as on another processor."""
     for seed in range(draws):
         random = np.random.default_rng([seed, count])
         rows = torch.from_numpy(weakly_stationary(random, count, width))
