@@ -507,7 +507,7 @@ def test_solvers_agree_on_a_thin_cone(rows, solver):
 @pytest.mark.parametrize(("count", "width", "draws"), [(8, 5, 60), (16, 8, 60), (20, 10, 30)])
 @pytest.mark.parametrize("nudged", [False, True])
 def test_no_task_is_hurt_at_a_weakly_stationary_point(count, width, draws, nudged):
-    """`nudged` multiplies the Gramian's entries by 1 ± 2⁻⁵², as another processor's product does."""
+    """`nudged` multiplies the entries of G by 1 ± 2⁻⁵², as on another processor."""
     for seed in range(draws):
         random = np.random.default_rng([seed, count])
         rows = torch.from_numpy(weakly_stationary(random, count, width))
@@ -533,7 +533,7 @@ def exact_dual_cone(g, given, steps=2):
     y = [Fraction(float(given[i])) * n[i] for i in range(count)]
     beta = [sum(c[i][j] * y[j] for j in range(count)) for i in range(count)]
     ridge = Fraction(resolution(count, float(np.finfo(float).eps)))
-    centre = [Fraction(0)] * count
+    centre = u = [Fraction(0)] * count
     for _ in range(steps):
         linear = [b - ridge * z for b, z in zip(beta, centre, strict=True)]
         ridged = [[c[i][j] + ridge * (i == j) for j in range(count)] for i in range(count)]
@@ -575,6 +575,7 @@ def test_thin_cones_in_rational_arithmetic(rows):
 
 
 def test_a_gramian_made_in_float32_and_widened_is_accepted():
+    rows = torch.zeros(5, 200)
     for seed in range(60):
         rows = torch.randn(5, 200, generator=torch.Generator().manual_seed(seed))
         widened = (rows @ rows.mT).double()

@@ -18,6 +18,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.core.checks import check_scalar
+from mtlfunc.solvers.problems import resolution
 from mtlfunc.types import Solution
 from tests.registry import PROBLEMS, SOLVERS, SOLVES
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
@@ -99,7 +100,10 @@ def allowed(solver, problem, G, solution: Solution, c=0.4):
     if not G.any():
         return noise
     if problem == "dual_cone":
-        return noise + 2 * len(G) * (2 * delta) ** 0.5 * (n @ solution.weights.abs()) ** 2
+        size = n @ solution.weights.abs()
+        if size > 100 * n @ uniform(len(G)):  # a cone that G hardly resolves
+            noise = noise + 2 * resolution(len(G), EPS) * size**2
+        return noise + 2 * len(G) * (2 * delta) ** 0.5 * size**2
     curvature = 1.0
     if problem == "cagrad":
         radius = c * _root(uniform(len(G)) @ G @ uniform(len(G)))

@@ -22,12 +22,14 @@ def started(arguments, cache):
 @pytest.mark.slow
 def test_first_use_says_so_and_the_second_does_not(tmp_path):
     both = [started(["-c", FIRST_USE], tmp_path) for _ in range(2)]  # at once, into one cache
+    said = ""
     for process in both:
         out, err = process.communicate(timeout=900)
+        said += err
         assert process.returncode == 0, err
         assert out.split() == ["[0.5,", "0.5]", "[0.5,", "0.5]"]
-    assert "compiling the kernel active_set_cpu" in err
-    assert "python -m mtlfunc.warmup" in err
+    assert "compiling the kernel active_set_cpu" in said
+    assert "python -m mtlfunc.warmup" in said
     process = started(["-c", FIRST_USE], tmp_path)
     assert "compiling" not in process.communicate(timeout=900)[1]
     process = started(["-m", "mtlfunc.warmup"], tmp_path)
@@ -41,7 +43,7 @@ def test_first_use_says_so_and_the_second_does_not(tmp_path):
 
 
 def test_importing_the_package_loads_no_compiler():
-    heavy = {"cvxpy", "numba", "triton", "scipy"}
+    heavy = {"cvxpy", "numba", "scipy"}
     code = (
         "import sys, torch; before = set(sys.modules); import mtlfunc; "
         f"print(sorted({heavy} & (set(sys.modules) - before)))"

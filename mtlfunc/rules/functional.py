@@ -31,7 +31,7 @@ def weights(
 
     Raises:
         ValueError: for a Gramian that is not square or not finite, losses of another shape, dtype
-            or device; and, where values can be looked at, for missing losses when the rule's answer
+            or device; and, where values can be read, for missing losses when the rule's answer
             depends on them.
 
     Examples:
@@ -70,11 +70,20 @@ def aggregate(
     losses: Float[Tensor, " task"] | None = None,
     key: int | Tensor = 0,
 ) -> Float[Tensor, " param"]:
-    """The direction d = Jᵀweights that a fresh rule makes of a plain matrix of gradients; the step
-    is θ ← θ - ηd.
+    """The direction d = Jᵀweights that a fresh rule makes of a matrix of gradients.
+
+    The step is θ ← θ - ηd.
+
+    The Gramian is formed in float64, and d in float64 from its weights: cones {d: J d >= 0} that
+    open by less than 1e-6, some ten times the rounding of gradients in float32, count as closed
+    (see `mtlfunc.solvers.problems`). A QR of J in float64 would keep openings down to 1e-16, but a
+    rule is a function of the Gramian, and no Gramian in float64 can hold them.
 
     Args:
-        as in `weights`, with J `[task, param]` in place of its Gramian, which is formed in float64.
+        rule: what `mtlfunc` calls a rule, freshly initialised here.
+        jacobian: J `[task, param]`, one gradient a row.
+        losses: `[task]`, in the dtype of J; None where the rule needs none.
+        key: seed or key for rules that draw at random.
 
     Returns:
         d `[param]`, in the dtype of J.

@@ -141,9 +141,13 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         backward = _backward(rates, dual, length, magnitude)
         stationary = square <= 8 * len(n) * eps * magnitude**2
     relative = gap / or_one(n.amax() * magnitude)
-    numbers = gap, relative, kappa, infeasibility, violation, complementarity
-    narrow = (x.to(dtype) for x in numbers)
-    return Certificate(*narrow, worst, stationary, backward.to(dtype))
+    gap, relative, kappa, infeasibility, violation, complementarity, backward = (
+        x.to(dtype)
+        for x in (gap, relative, kappa, infeasibility, violation, complementarity, backward)
+    )
+    return Certificate(
+        gap, relative, kappa, infeasibility, violation, complementarity, worst, stationary, backward
+    )
 
 
 def _backward(multiplier: Tensor, dual: Tensor, length: Tensor, magnitude: Tensor) -> Tensor:
