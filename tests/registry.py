@@ -195,7 +195,7 @@ RULES: dict[str, RuleCase] = {
 
 
 # Rules are pure, and under the type checker making one costs a hundred times what a step does;
-# `make.__wrapped__` makes a new one.
+# `inspect.unwrap(make)` makes a new one.
 RULES = {name: case._replace(make=cache(case.make)) for name, case in RULES.items()}
 
 

@@ -79,7 +79,10 @@ def rule_from(value: Any, argument: str = "rule") -> Rule:
                 f"{type(made).__name__} and not a mtlfunc.Rule"
             )
         return made
-    return as_rule(value, argument) if makes_rules(value) or required > 2 else stateless(value)
+    if makes_rules(value) or required > 2:
+        return as_rule(value, argument)
+    function: Callable[..., Any] = value
+    return stateless(function)
 
 
 def makes_rules(f: Any) -> bool:

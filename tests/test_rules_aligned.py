@@ -1,0 +1,84 @@
+"""Aligned-MTL against its definition in exact and high precision."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+import mtlfunc as mf
+from tests.strategies import jacobian
+from tests.test_rules_gramian import EPS, F64, INDEPENDENT, preferences, updated
+
+# --- Aligned-MTL --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+@pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "rank_deficient", "zero_row"])
+def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
+    """d = √s Σ_k (u_k·p) v_k over the singular triplets of J that are not 0: no Gramian."""
+    for count, seed in product((1, 2, 5), range(3)):
+        J = jacobian(family, count, seed)
+        U, S, Vt = np.linalg.svd(J.numpy(), full_matrices=False)
+        kept = S / max(S.max(), 1e-300) > 1e-7
+        if not kept.any():
+            assert torch.equal(mf.aggregate(mf.aligned_mtl(scale=scale), J), torch.zeros_like(J[0]))
+            continue
+        root = {
+            "min": S[kept].min(),
+            "median": np.sort(S[kept])[(kept.sum() - 1) // 2],
+            "rmse": (S[kept] ** 2).mean() ** 0.5,
+        }
+        for p in (torch.full((count,), 1 / count, dtype=F64), preferences(count, seed)):
+            d = mf.aggregate(mf.aligned_mtl(p, scale=scale), J)
+            expected = root[scale] * (U[:, kept].T @ p.numpy()) @ Vt[kept]
+            spread = float((S[kept].max() / S[kept].min()) ** 2)
+            np.testing.assert_allclose(
+                d.numpy(),
+                expected,
+                rtol=0,
+                atol=16 * EPS * count * spread * float(np.linalg.norm(expected)) + 1e-14,
+            )
+
+
+def test_aligned_mtl_makes_the_system_of_gradients_orthonormal():
+    """(B J)(B J)ᵀ = s I, column by column of B from preferences that are unit vectors."""
+    J = jacobian("gaussian", 5)
+    B = torch.stack([mf.weights(mf.aligned_mtl(p), J @ J.mT) for p in torch.eye(5, dtype=F64)])
+    s = torch.linalg.eigvalsh(J @ J.mT)[0]
+    torch.testing.assert_close(
+        B @ J @ J.mT @ B, s * torch.eye(5, dtype=F64), rtol=0, atol=1e-12 * float(s)
+    )
+
+
+def test_aligned_mtl_derivative_at_equal_eigenvalues():
+    """G = I: B = √s G^(-1/2) with s = tr(G)/T, so that dB p = (tr(dG)/(2T) p - ½ dG p); automatic
+    differentiation of eigh gives NaN there.
+    """
+    p = preferences(3)
+    direction = torch.tensor([[1.0, 0.3, -0.2], [0.3, -0.5, 0.1], [-0.2, 0.1, 0.7]], dtype=F64)
+    slope = torch.func.jvp(
+        lambda G: updated(mf.aligned_mtl(p, scale="rmse"), G),
+        (torch.eye(3, dtype=F64),),
+        (direction,),
+    )[1]
+    torch.testing.assert_close(
+        slope, direction.trace() / 6 * p - 0.5 * direction @ p, rtol=1e-12, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+@pytest.mark.parametrize("family", ["gaussian", "hull", "spread", "duplicates"])
+def test_aligned_mtl_on_present_tasks_alone(family, scale):
+    """To ε times the condition number of what is kept of G, as good as eigenvalues are known."""
+    J, present = jacobian(family, 5, 3), torch.tensor([True, False, True, True, False])
+    rows = J * present[:, None]
+    rule = mf.aligned_mtl(scale=scale)
+    w, alone = updated(rule, rows @ rows.mT, present), updated(rule, J[present] @ J[present].mT)
+    values = torch.linalg.eigvalsh(J[present] @ J[present].mT)
+    values = values[values > 1e-12 * values[-1]]
+    tolerance = (
+        64 * EPS * float(values[-1] / values[0]) * float(alone.abs() @ J[present].norm(dim=1))
+    )
+    assert bool((w[~present] == 0).all())
+    torch.testing.assert_close(w @ J, alone @ J[present], rtol=0, atol=tolerance)

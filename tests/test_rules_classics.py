@@ -1,0 +1,615 @@
+"""Mean, PCGrad, MGDA, CAGrad and GradNorm against literal implementations of their papers."""
+
+import inspect
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
+
+import mtlfunc as mf
+from mtlfunc import solvers
+from mtlfunc.core import optim
+from tests.registry import RULES
+from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.test_rules import EPS, F64, GRADNORM, geometry, losses_of, trajectory
+
+# --- mean and preferences -----------------------------------------------------------------------
+
+
+def test_preference_scales_to_sum_one():
+    p = torch.tensor([1.0, 2.0, 5.0], dtype=F64)
+    J = jacobian("gaussian", 3)
+    torch.testing.assert_close(mf.weights(mf.mean(p), J @ J.mT), p / 8, rtol=4 * EPS, atol=0)
+    centre = p / 8 @ J
+    d = mf.aggregate(mf.cagrad(0.4, preference=p), J)
+    assert float((d - centre).norm()) == pytest.approx(0.4 * float(centre.norm()), rel=1e-9)
+    torch.testing.assert_close(
+        mf.aggregate(mf.cagrad(0.0, preference=p), J), centre, rtol=1e-12, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [mf.mean, lambda: mf.cagrad(0.0), mf.pcgrad], ids=["mean", "cagrad", "pcgrad"]
+)
+def test_preference_defaults_to_the_geometrys(make):
+    """Rows that were mixed carry their own shares; c = 0 and, without conflicts, pcgrad are that
+    mean, too.
+    """
+    rows = jacobian("hull", 3)
+    assert (rows @ rows.mT > 0).all()
+    p = torch.tensor([0.1, 0.2, 0.7], dtype=F64)
+    made = make()
+    weights, _ = made.update(
+        geometry(rows @ rows.mT, losses_of(3))._replace(preference=p),
+        made.init(losses_of(3), mf.random.key(0)),
+    )
+    torch.testing.assert_close(weights, p, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make", [mf.mean, lambda p: mf.cagrad(0.4, preference=p)], ids=["mean", "cagrad"]
+)
+def test_preference_errors(make):
+    for bad, message in (
+        ([1.0, -1.0], "finite entries >= 0"),
+        ([0.0, 0.0], "positive sum"),
+        ([1.0, 1.0, 1.0], r"expected shape \[2\]"),
+    ):
+        with pytest.raises(ValueError, match=f"preference: .*{message}"):
+            mf.weights(make(torch.tensor(bad, dtype=F64)), torch.eye(2, dtype=F64))
+
+
+# --- PCGrad -------------------------------------------------------------------------------------
+
+
+def literal_pcgrad(J, orders):
+    """Algorithm 1 of Yu et al. 2020 on vectors; the mean of the projected gradients."""
+    projected = []
+    for i, order in enumerate(orders):
+        p = J[i].copy()
+        for j in order:
+            if j != i and p @ J[j] < 0:
+                p = p - (p @ J[j]) / (J[j] @ J[j]) * J[j]
+        projected.append(p)
+    return np.mean(projected, 0)
+
+
+def random_orders(count, seed):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.stack([rng.permutation(count) for _ in range(count)]))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        f
+        for f in FAMILIES
+        if f not in ("orthogonal", "antiparallel", "near_duplicates", "duplicates", "identical")
+    ],
+)
+@pytest.mark.parametrize("count", [2, 3, 6, 12])
+def test_pcgrad_equals_literal_algorithm(family, count):
+    """Families whose products with a projected gradient are not zero by construction: there the
+    sign of rounding decides.
+    """
+    for seed in range(3):
+        J, orders = jacobian(family, count, seed), random_orders(count, seed)
+        if family in ("integer_ties", "rank_deficient", "pareto_stationary") and not decided(
+            J.numpy(), orders.tolist()
+        ):
+            continue
+        weights = mf.weights(mf.pcgrad(orders), J @ J.mT)
+        noise = 1e-12 * float((J.norm(dim=1) * weights.abs()).sum())
+        np.testing.assert_allclose(
+            (weights @ J).numpy(), literal_pcgrad(J.numpy(), orders.tolist()), rtol=0, atol=noise
+        )
+        assert (weights >= 1 / count - 8 * EPS).all()
+
+
+def decided(J, orders):
+    """Whether every test p·g_j < 0 of the literal algorithm is clear of rounding."""
+    for i, order in enumerate(orders):
+        p = J[i].copy()
+        for j in order:
+            product, scale = p @ J[j], np.linalg.norm(J[i]) * np.linalg.norm(J[j])
+            if j != i and abs(product) <= 1e-9 * scale and scale > 0:
+                return False
+            if j != i and product < 0:
+                p = p - product / (J[j] @ J[j]) * J[j]
+    return True
+
+
+def test_pcgrad_permutation_equivariant_with_its_orders():
+    for count in (3, 5):
+        G, orders = gramian("gaussian", count), random_orders(count, 0)
+        move = torch.from_numpy(np.random.default_rng(1).permutation(count))
+        back = move.argsort()
+        moved = mf.weights(mf.pcgrad(back[orders[move]]), G[move][:, move])
+        torch.testing.assert_close(
+            moved, mf.weights(mf.pcgrad(orders), G)[move], rtol=1e-12, atol=0
+        )
+
+
+@given(jacobians(least=2, most=2, families=("gaussian", "spread", "hull")))
+def test_pcgrad_two_task_identities(J):
+    """cos φ = k < 0: ‖d‖² = ξ‖g‖² and g_t·d = (1 - k²)n_t², for the sum d of projected gradients; k
+    >= 0: d = g.
+    """
+    G = J @ J.mT
+    g, d = J.sum(0), 2 * mf.aggregate(mf.pcgrad(), J)
+    n = J.norm(dim=1)
+    k = float((J[0] / n[0]) @ (J[1] / n[1]))
+    if k >= 0:
+        torch.testing.assert_close(d, g, rtol=0, atol=1e-12 * float(n.sum()))
+        return
+    bound = (1 - k**2) * float((J[0] - J[1]).norm()) ** 2
+    assert float(d @ d) == pytest.approx(bound, rel=1e-10)
+    torch.testing.assert_close(J @ d, (1 - k**2) * n**2, rtol=1e-10, atol=float(1e-13 * G.max()))
+
+
+def test_pcgrad_three_gradients_at_120_degrees():
+    """Pareto stationary with mean 0, yet six of the eight orders move, by √3/4 (as a sum): a random
+    walk.
+    """
+    angles = torch.arange(3, dtype=F64) * 2 * torch.pi / 3
+    J = torch.stack([angles.cos(), angles.sin()], -1)
+    sums = []
+    for flips in product((False, True), repeat=3):
+        orders = [
+            [j, k, i] if not flip else [k, j, i]
+            for flip, (i, j, k) in zip(flips, ((0, 1, 2), (1, 2, 0), (2, 0, 1)), strict=True)
+        ]
+        sums.append(3 * mf.aggregate(mf.pcgrad(torch.tensor(orders)), J))
+    lengths = torch.stack(sums).norm(dim=1).sort().values
+    torch.testing.assert_close(
+        lengths, torch.tensor([0.0] * 2 + [3**0.5 / 4] * 6, dtype=F64), rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        torch.stack(sums).mean(0), torch.zeros(2, dtype=F64), rtol=0, atol=1e-12
+    )
+    fixed = 3 * mf.aggregate(mf.pcgrad(torch.arange(3).expand(3, 3)), J)
+    torch.testing.assert_close(fixed, (J[2] - J[0]) / 4, rtol=0, atol=1e-12)
+
+
+def test_pcgrad_without_conflicts_is_the_mean():
+    for count in (2, 5):
+        J = jacobian("hull", count).abs()
+        torch.testing.assert_close(
+            mf.weights(mf.pcgrad(), J @ J.mT),
+            torch.full((count,), 1 / count, dtype=F64),
+            rtol=1e-12,
+            atol=0,
+        )
+
+
+def test_pcgrad_raises_a_task_under_every_order():
+    """(-2,-2), (-2,0), (2,1): the worst rate of the summed step is at most -½ in any order."""
+    J = torch.tensor([[-2.0, -2.0], [-2.0, 0.0], [2.0, 1.0]], dtype=F64)
+    for orders in product(permutations(range(3)), repeat=3):
+        assert (J @ (3 * mf.aggregate(mf.pcgrad(torch.tensor(orders)), J))).min() <= -0.5 + 1e-12
+
+
+def test_pcgrad_random_orders_differ_by_step_and_key():
+    G = gramian("pareto_stationary", 5)
+    rule = mf.pcgrad()
+    state = rule.init(losses_of(5), mf.random.key(0))
+    first, state = rule.update(geometry(G, losses_of(5)), state)
+    second, _ = rule.update(geometry(G, losses_of(5)), state)
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(first, mf.weights(rule, G, key=1))
+    # Each answer is the literal algorithm's for some orders: of three tasks, all 8 can be tried.
+    G = gramian("antiparallel", 3, 2)
+    partners = [[(0, 1, 2), (0, 2, 1)], [(0, 1, 2), (2, 1, 0)], [(0, 1, 2), (1, 0, 2)]]
+    possible = [mf.weights(mf.pcgrad(torch.tensor(o)), G) for o in product(*partners)]
+    for key in range(5):
+        assert min(float((mf.weights(rule, G, key=key) - w).abs().max()) for w in possible) <= 1e-12
+
+
+def test_pcgrad_orders_errors():
+    pcgrad = inspect.unwrap(mf.pcgrad)
+    with pytest.raises(ValueError, match=r"orders: expected integers of shape \[task, task\]"):
+        pcgrad(torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"orders: expected integers of shape \[task, task\]"):
+        pcgrad(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"orders: every row must be a permutation of 0 … 1"):
+        mf.pcgrad(torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"orders: made for 2 tasks, but there are 3 rows"):
+        mf.weights(mf.pcgrad(torch.tensor([[0, 1], [1, 0]])), torch.eye(3))
+
+
+# --- MGDA ---------------------------------------------------------------------------------------
+
+
+@given(jacobians(least=1, most=6))
+def test_mgda_common_descent_and_shortest(J):
+    """g_t·d >= ‖d‖² for every task, and no combination is shorter; both to rounding of a Gramian of
+    rows of length n.
+    """
+    d = mf.aggregate(mf.mgda(), J)
+    n = J.norm(dim=1)
+    noise = 64 * EPS * float(n.max()) * float(n.sum())
+    assert (J @ d).min() >= d @ d - noise
+    w = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(len(J)), 20))
+    assert float(d @ d) <= float((w @ J).square().sum(-1).min()) + noise
+    if float(d.norm()) > 1e-4 * float(n.min()) and float(d.norm()) > 1e-4 * float(n.max()):
+        assert (J @ d).min() >= (1 - 1e-6) * d @ d
+
+
+@pytest.mark.parametrize("family", ["pareto_stationary", "antiparallel", "zero_row"])
+def test_mgda_stops_at_stationary_points(family):
+    for count in (2, 4, 6):
+        for seed in range(5):
+            J = jacobian(family, count, seed)
+            # √ε: lengths read off G
+            assert mf.aggregate(mf.mgda(), J).norm() <= 1e-7 * J.norm(dim=1).max()
+
+
+def test_mgda_repeated_task_changes_nothing():
+    for count in (1, 2, 4):
+        J = jacobian("gaussian", count)
+        again = torch.cat([J, J[:1]])
+        torch.testing.assert_close(
+            mf.aggregate(mf.mgda(), again),
+            mf.aggregate(mf.mgda(), J),
+            rtol=0,
+            atol=1e-7 * float(J.norm()),
+        )
+
+
+# --- CAGrad -------------------------------------------------------------------------------------
+
+
+@given(jacobians(least=1, most=5), st.sampled_from([0.0, 0.1, 0.4, 0.9, 1.0, 3.0]))
+def test_cagrad_stays_in_its_ball_and_beats_the_mean(J, c):
+    """‖d - g₀‖ <= c‖g₀‖ (to √ε of the rows where ‖g_w‖, read off G, nearly vanishes) and min g_t·d
+    >= min g_t·g₀.
+    """
+    G = J @ J.mT
+    n, g0 = J.norm(dim=1), J.mean(0)
+    weights = mf.weights(mf.cagrad(c), G)
+    d = weights @ J
+    dual = solvers.faces()(solvers.cagrad(G, c)).dual
+    length = float((dual @ J).norm())
+    reach = float(n @ dual) * (64 * EPS) ** 0.5
+    relative = 1e-9 + (64 * EPS * float(n @ dual) ** 2 / length**2 if length > reach else 1.0)
+    if relative < 1e-3:
+        assert (d - g0).norm() <= c * g0.norm() * (1 + relative) + 64 * EPS * (n @ weights.abs())
+        if c > 0:
+            assert (d - g0).norm() >= c * g0.norm() * (1 - relative) - 64 * EPS * (
+                n @ weights.abs()
+            )
+    slack = c * float(g0.norm()) * reach + 64 * len(J) * EPS * float(n.max()) * float(
+        n @ weights.abs()
+    )
+    assert (J @ d).min() >= (J @ g0).min() - slack
+    if c >= 1:
+        assert (J @ d).min() >= -slack
+
+
+@pytest.mark.parametrize("rescale", ["1+c", "1+c^2", "1+lambda"])
+def test_cagrad_rescale_divides_by_what_it_says(rescale):
+    for family in REGULAR:
+        J = jacobian(family, 4)
+        c = 0.6
+        plain, scaled = (mf.weights(mf.cagrad(c, rescale=r), J @ J.mT) for r in ("none", rescale))
+        w = solvers.faces()(solvers.cagrad(J @ J.mT, c)).dual
+        divisor = {
+            "1+c": 1 + c,
+            "1+c^2": 1 + c**2,
+            "1+lambda": 1 + c * J.mean(0).norm() / (w @ J).norm(),
+        }[rescale]
+        torch.testing.assert_close(scaled, plain / divisor, rtol=1e-12, atol=0)
+
+
+def test_cagrad_two_tasks_on_a_grid():
+    """The worst rate on a fine grid of the circle around g₀ in the plane of two gradients is not
+    better.
+    """
+    for seed in range(5):
+        J = jacobian("gaussian", 2, seed, width=2)
+        g0, c = J.mean(0), 0.5
+        angle = torch.linspace(0, 2 * torch.pi, 100_001, dtype=F64)
+        circle = g0 + c * g0.norm() * torch.stack([angle.cos(), angle.sin()], -1)
+        best = (circle @ J.mT).amin(-1).max()
+        found = (J @ mf.aggregate(mf.cagrad(c), J)).min()
+        assert best <= found + 1e-12 * J.norm() ** 2
+        # one step of the grid
+        assert found <= best + c * g0.norm() * J.norm() * (2 * torch.pi / 1e5)
+
+
+def test_cagrad_errors():
+    with pytest.raises(ValueError, match="c: expected a finite number >= 0, got -1"):
+        mf.cagrad(-1.0)
+    with pytest.raises(ValueError, match="rescale='half': expected one of 'none'"):
+        inspect.unwrap(mf.cagrad)(0.4, rescale="half")
+
+
+# --- GradNorm -----------------------------------------------------------------------------------
+
+
+def network(seed=0, count=3):
+    """Losses of one shared layer W [4, 3] with fixed targets: quadratics of tanh features."""
+    rng = np.random.default_rng(seed)
+    x, y = (
+        torch.from_numpy(rng.standard_normal((8, 3))),
+        torch.from_numpy(
+            rng.standard_normal((count, 8, 4)) * np.arange(1, count + 1)[:, None, None]
+        ),
+    )
+
+    def losses(params, batch):
+        return (torch.tanh(x @ params["W"].mT) - y).square().mean((1, 2))
+
+    return losses, {"W": torch.from_numpy(rng.standard_normal((4, 3)))}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
+def test_gradnorm_slope_equals_double_backward(alpha):
+    """∂/∂w of Σ|‖∇_W(w_i L_i)‖ - target_i| by autograd through the gradient, target detached,
+    against one plain step of the rule.
+    """
+    losses_fn, params = network()
+    w = torch.tensor([0.5, 1.7, 0.8], dtype=F64)
+    initial = torch.tensor([3.0, 5.0, 20.0], dtype=F64)
+
+    W = params["W"].clone().requires_grad_()
+    w_leaf = w.clone().requires_grad_()
+    losses = losses_fn({"W": W}, ())
+    norms = torch.stack(
+        [
+            torch.autograd.grad(w_leaf[i] * losses[i], W, create_graph=True)[0].norm()
+            for i in range(3)
+        ]
+    )
+    rate = losses.detach() / initial
+    target = (norms.mean() * (rate / rate.mean()) ** alpha).detach()
+    (slope,) = torch.autograd.grad((norms - target).abs().sum(), w_leaf)
+
+    lr = 1e-3
+    rule = mf.gradnorm(alpha, lr, optimizer=optim.sgd)
+    _, G = mf.task_gramian(losses_fn, params, ())
+    state = rule.init(initial, mf.random.key(0))._replace(weights=w)
+    used, after = rule.update(geometry(G, losses.detach()), state)
+    torch.testing.assert_close(used, w / 3, rtol=1e-15, atol=0)
+    expected = w - lr * slope
+    torch.testing.assert_close(after.weights, 3 * expected / expected.sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_gradnorm_training_equals_literal_algorithm(optimizer):
+    """Algorithm 1 of Chen et al. 2018 with torch.optim and autograd, ten steps, against the
+    composed step.
+    """
+    alpha, lr_weights, lr = 1.2, 1e-2, 1e-2
+    losses_fn, params = network(1)
+    W = params["W"].clone().requires_grad_()
+    w = torch.ones(3, dtype=F64, requires_grad=True)
+    mover = (
+        torch.optim.SGD([w], lr=lr_weights)
+        if optimizer == "sgd"
+        else torch.optim.Adam([w], lr=lr_weights, eps=0.0)
+    )
+    model, initial = torch.optim.SGD([W], lr=lr), None
+    for _ in range(10):
+        losses = losses_fn({"W": W}, ())
+        initial = losses.detach() if initial is None else initial
+        norms = torch.stack(
+            [
+                torch.autograd.grad(w[i] * losses[i], W, create_graph=True, retain_graph=True)[
+                    0
+                ].norm()
+                for i in range(3)
+            ]
+        )
+        rate = losses.detach() / initial
+        target = (norms.mean() * (rate / rate.mean()) ** alpha).detach()
+        mover.zero_grad()
+        (w.grad,) = torch.autograd.grad((norms - target).abs().sum(), w, retain_graph=True)
+        model.zero_grad()
+        (w.detach() * losses).sum().backward(inputs=[W])
+        model.step()
+        mover.step()
+        with torch.no_grad():
+            w.mul_(3 / w.sum())
+
+    rule = mf.gradnorm(
+        alpha, lr_weights, optimizer=optim.sgd if optimizer == "sgd" else optim.exact_adam
+    )
+    step = mf.descend(losses_fn, rule, mf.sgd(lr), mf.jacobian(), reduction="sum")
+    state = step.init(params, ())
+    for _ in range(10):
+        state, _ = step.update(state, ())
+    torch.testing.assert_close(state.params["W"], W.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(state.balance.rule.weights, w.detach(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("rule", GRADNORM)
+def test_gradnorm_state_weights_sum_to_the_number_of_tasks(rule):
+    _, state = trajectory(RULES[rule].make(), gramian("spread", 5), steps=20)
+    assert float(state.weights.sum()) == pytest.approx(5, rel=1e-14)
+    assert (state.weights > 0).all()
+
+
+def settle(rule, G, losses, initial, steps=400):
+    """Lengths, their targets' common ratio r^α aside, after many steps with everything held
+    constant; every L_grad on the way.
+    """
+    state = rule.init(initial, mf.random.key(0))
+    for _ in range(steps):
+        _, state = rule.update(geometry(G, losses), state)
+    return state.weights
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optim.multiplicative, lambda lr: optim.log_space(optim.exact_adam(lr))],
+    ids=["multiplicative", "log-space adam"],
+)
+def test_gradnorm_equilibria(optimizer):
+    """alpha = 0: w ∝ 1/n; normalised targets: w ∝ r^α/n; within a few steps of size lr, the chatter
+    of a sign.
+    """
+    lr = 5e-3
+    G = (
+        gramian("gaussian", 3)
+        * torch.tensor([1.0, 2.0, 3.0], dtype=F64)[:, None]
+        * torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    )
+    n, losses, initial = (
+        G.diagonal().sqrt(),
+        torch.tensor([1.0, 2.0, 1.0], dtype=F64),
+        torch.tensor([2.0, 2.0, 4.0], dtype=F64),
+    )
+    equal = settle(mf.gradnorm(0.0, lr, optimizer=optimizer), G, losses, initial)
+    torch.testing.assert_close(equal, 3 / n / (1 / n).sum(), rtol=6 * lr, atol=0)
+    rate = (losses / initial) / (losses / initial).mean()
+    pulled = settle(
+        mf.gradnorm(0.5, lr, optimizer=optimizer, normalize_targets=True), G, losses, initial
+    )
+    torch.testing.assert_close(
+        pulled, 3 * rate**0.5 / n / (rate**0.5 / n).sum(), rtol=6 * lr, atol=0
+    )
+
+
+def test_gradnorm_targets_are_biased_unless_normalised():
+    """L_grad >= Ḡ|T - Σ r^α| > 0 for every w when rates differ and α is neither 0 nor 1; with
+    normalised targets it falls to the chatter.
+    """
+    lr, alpha = 2e-3, 2.0
+    G = gramian("gaussian", 3)
+    n, initial = G.diagonal().sqrt(), torch.ones(3, dtype=F64)
+    losses = torch.tensor([0.2, 0.5, 1.0], dtype=F64)
+    rate = (losses / losses.mean()) ** alpha
+
+    def mismatch(w, normalize):
+        length = w * n
+        return (
+            length - length.mean() * (rate / rate.mean() if normalize else rate)
+        ).abs().sum() / length.mean()
+
+    floor = abs(3 - rate.sum())
+    assert floor > 0.1
+    for normalize in (False, True):
+        w = settle(
+            mf.gradnorm(alpha, lr, optimizer=optim.multiplicative, normalize_targets=normalize),
+            G,
+            losses,
+            initial,
+            1500,
+        )
+        if normalize:
+            assert mismatch(w, True) <= 20 * lr
+        else:
+            assert mismatch(w, False) >= floor * (1 - 1e-12)
+
+
+def test_gradnorm_floor_keeps_weights_positive():
+    """Equilibrium weights 1e-6 : 1 under a plain Adam step: held at the floor (renormalising takes
+    at most a step from it).
+    """
+    G = torch.diag(torch.tensor([1.0, 1e12], dtype=F64))
+    lr, floor = 0.025, 1e-2
+    rule = mf.gradnorm(0.0, lr, floor=floor)
+    state = rule.init(torch.ones(2, dtype=F64), mf.random.key(0))
+    for _ in range(200):
+        _, state = rule.update(geometry(G, torch.ones(2, dtype=F64)), state)
+        assert (state.weights >= floor / (1 + lr)).all()
+        assert float(state.weights.sum()) == pytest.approx(2, rel=1e-14)
+    assert float(state.weights[1]) <= 2 * lr + floor
+
+
+def test_gradnorm_reference_replaces_initial_losses():
+    G, losses = gramian("gaussian", 3), losses_of(3)
+    reference = torch.tensor([1.0, 5.0, 2.0], dtype=F64)
+    one = mf.gradnorm(1.0, reference=reference)
+    assert torch.equal(one.init(losses, mf.random.key(0)).initial, reference)
+    assert not torch.equal(trajectory(one, G)[0], trajectory(mf.gradnorm(1.0), G)[0])
+
+
+def test_gradnorm_zero_gradient_and_zero_losses():
+    """A task without gradient has slope 0; losses that all reached 0 count as equal rates."""
+    G = torch.diag(torch.tensor([0.0, 1.0, 4.0], dtype=F64))
+    weights, state = trajectory(mf.gradnorm(1.0), G, steps=10)
+    assert weights.isfinite().all()
+    rule = mf.gradnorm(1.5)
+    state = rule.init(torch.ones(3, dtype=F64), mf.random.key(0))
+    weights, state = rule.update(geometry(gramian("gaussian", 3), torch.zeros(3, dtype=F64)), state)
+    assert all(leaf.isfinite().all() for leaf in tree_leaves((weights, state)))
+
+
+def test_gradnorm_errors():
+    G = torch.eye(2, dtype=F64)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"alpha": -1.0}, "alpha: expected"),
+        ({"alpha": 1.0, "lr": 0.0}, "lr: expected .* > 0"),
+        ({"alpha": 1.0, "floor": 0.0}, r"floor: expected a number in \(0, 1\)"),
+    ]
+    for kwargs, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            mf.gradnorm(**kwargs)
+    with pytest.raises(ValueError, match="need initial losses > 0, got"):
+        mf.weights(mf.gradnorm(1.0), G, torch.tensor([1.0, -1.0], dtype=F64))
+    with pytest.raises(ValueError, match="need initial losses > 0, got"):
+        mf.weights(
+            mf.gradnorm(1.0, reference=torch.tensor([0.0, 1.0])), G, torch.ones(2, dtype=F64)
+        )
+    with pytest.raises(ValueError, match=r"reference: expected shape \[2\]"):
+        mf.weights(mf.gradnorm(1.0, reference=torch.ones(3)), G, torch.ones(2, dtype=F64))
+
+
+# --- against TorchJD ----------------------------------------------------------------------------
+
+torchjd = pytest.importorskip("torchjd.aggregation")
+
+
+def test_pcgrad_two_tasks_equal_torchjd():
+    """TorchJD sums the projected gradients; its random orders do not matter for two tasks."""
+    for seed in range(10):
+        J = jacobian("gaussian", 2, seed)
+        torch.testing.assert_close(
+            2 * mf.aggregate(mf.pcgrad(), J),
+            torchjd.PCGrad()(J),
+            rtol=0,
+            atol=1e-12 * float(J.norm()),
+        )
+
+
+@pytest.mark.parametrize("family", REGULAR)
+def test_mgda_agrees_with_torchjd_as_far_as_its_gap_says(family):
+    """TorchJD's Frank–Wolfe stops early; ‖d₁ - d₂‖² <= the gap of its weights."""
+    for count in (2, 5):
+        J = jacobian(family, count)
+        G = J @ J.mT
+        theirs = torchjd.MGDA(epsilon=1e-6, max_iters=2000)(J)
+        w = torch.linalg.lstsq(J.mT, theirs[:, None]).solution[:, 0]
+        gap = w @ G @ w - (G @ w).min()
+        distance = (mf.aggregate(mf.mgda(), J) - theirs).norm()
+        assert distance <= gap.clamp_min(0).sqrt() + 1e-8 * J.norm()
+        assert distance <= 0.05 * J.norm()
+
+
+@pytest.mark.parametrize("family", REGULAR)
+def test_cagrad_agrees_with_torchjd_as_far_as_its_rate_says(family):
+    """Two points of the ball whose worst rates are within δ of the optimum F: each lies in a cap of
+    width √(2rδ/‖g_w‖).
+    """
+    c = 0.4
+    for count in (2, 5):
+        J = jacobian(family, count)
+        G, g0 = J @ J.mT, J.mean(0)
+        ours, theirs = mf.aggregate(mf.cagrad(c), J), torchjd.CAGrad(c=c, norm_eps=0.0)(J)
+        radius = c * g0.norm()
+        solution = solvers.faces()(solvers.cagrad(G, c))
+        # how far its own solver leaves the ball, moved back inside
+        outside = ((theirs - g0).norm() / radius - 1).clamp_min(0)
+        inside = g0 + (theirs - g0) / (1 + outside)
+        loss = (solution.value - (J @ inside).min()).clamp_min(0) + solution.gap
+        cap = (2 * radius * loss / (solution.dual @ J).norm()).sqrt()
+        assert outside <= 1e-3
+        assert loss <= 1e-3 * J.norm() ** 2
+        assert (ours - inside).norm() <= cap + 1e-7 * J.norm()

@@ -1,0 +1,268 @@
+"""EPO and Pareto MTL against their papers' algorithms on actual vectors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from torch.func import grad, jacrev, vmap
+
+import mtlfunc as mf
+from mtlfunc import solvers
+from tests.strategies import gramian, jacobian
+from tests.test_rules import geometry
+from tests.test_rules_vectors import F64, direction
+
+# --- EPO ----------------------------------------------------------------------------------------
+
+
+def literal_epo(G, losses, r, tolerance=1e-4):
+    """The official linear programme: its objective, its inequalities A @ alpha >= b on the simplex,
+    and the mode.
+    """
+    count = len(losses)
+    share = r * losses / (r @ losses)
+    mu = share @ np.log(share * count)
+    anchor = r * (np.log(share * count) - mu)
+    C = G / G.diagonal().max()
+    rates = C @ anchor
+    if mu <= tolerance:
+        return (
+            C.sum(0),
+            np.vstack([C, rates]),
+            np.append(np.zeros(count), min(rates.max(), 0)),
+            "descent",
+        )
+    if not (rates > 0).any():
+        return rates, C, np.zeros(count), "balance"
+    bound = np.where(rates > 0, -np.inf, rates)
+    bound[r * losses == (r * losses).max()] = 0
+    kept = np.isfinite(bound)
+    return rates, C[kept], bound[kept], "balance"
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_epo_solves_the_official_linear_programme(count):
+    """The objective within 1e-6 of HiGHS's and every bound met: where the losses are far from the
+    ray, and on it up to 1e-4.
+    """
+    modes = set()
+    for seed in range(30):
+        rng = np.random.default_rng([seed, count])
+        J, r = rng.standard_normal((count, count + 3)), rng.dirichlet(np.ones(count))
+        losses = (
+            1 / r * (1 + 1e-4 * rng.standard_normal(count))
+            if seed % 3 == 0
+            else rng.uniform(0.2, 2, count)
+        )
+        objective, A, b, mode = literal_epo(J @ J.T, losses, r)
+        best = linprog(
+            -objective, A_ub=-A, b_ub=-b, A_eq=np.ones((1, count)), b_eq=[1], method="highs"
+        )
+        weights = mf.weights(
+            mf.epo(torch.from_numpy(r)), torch.from_numpy(J @ J.T), torch.from_numpy(losses)
+        ).numpy()
+        # infeasible: the official training script falls back on the preference
+        if best.status == 2:
+            np.testing.assert_allclose(weights, r, rtol=1e-12)
+            continue
+        assert best.status == 0
+        modes.add(mode)
+        assert (weights >= 0).all()
+        assert abs(weights.sum() - 1) <= 1e-12
+        assert (A @ weights - b).min() >= -1e-9
+        assert -best.fun - objective @ weights <= 1e-6 * np.abs(objective).max()
+    assert modes == {"balance", "descent"}
+
+
+def quadratics(params, batch):
+    """‖x ∓ 1‖² in three dimensions; the front is the segment between the minima."""
+    return torch.stack([(params["x"] - 1).square().sum(), (params["x"] + 1).square().sum()])
+
+
+def vlmop2(params, batch):
+    x = params["x"]
+    return (
+        1
+        - torch.stack(
+            [-(x - len(x) ** -0.5).square().sum(), -(x + len(x) ** -0.5).square().sum()]
+        ).exp()
+    )
+
+
+def descend_along(losses_fn, make, rays, start, lrs, steps):
+    """One run of plain gradient steps for each ray, vmapped; the learning rate falls in stages.
+    Losses and parameters at the end.
+    """
+
+    def step(ray, x, state, lr):
+        losses, J = losses_fn({"x": x}, ()), jacrev(lambda x: losses_fn({"x": x}, ()))(x)
+        weights, state = make(ray).update(geometry(J @ J.mT, losses), state)
+        return x - lr * weights @ J, state
+
+    x, state = (
+        start,
+        vmap(lambda ray, x: make(ray).init(losses_fn({"x": x}, ()), mf.random.key(0)))(rays, start),
+    )
+    for lr in lrs:
+        for _ in range(steps):
+            x, state = vmap(step, (0, 0, 0, None))(rays, x, state, lr)
+    return vmap(lambda x: losses_fn({"x": x}, ()))(x), x
+
+
+@pytest.mark.parametrize("problem", [quadratics, vlmop2], ids=["quadratics", "vlmop2"])
+def test_epo_traces_the_front(problem):
+    """Seven preferences at once from random starts: r₁L₁/r₂L₂ ends within √(8·tolerance) of 1,
+    where balancing stops, and on the front.
+    """
+    tolerance = 1e-5
+    angles = torch.linspace(0.15, 0.85, 7, dtype=F64) * torch.pi / 2
+    rays = torch.stack([angles.cos(), angles.sin()], -1)
+    start = torch.from_numpy(np.random.default_rng(0).uniform(-0.4, 0.4, (7, 3)))
+    losses, x = descend_along(
+        problem, lambda r: mf.epo(r, tolerance), rays, start, (0.2, 0.05, 0.01, 0.003), 30
+    )
+    ratio = rays[:, 0] * losses[:, 0] / (rays[:, 1] * losses[:, 1])
+    assert float((ratio - 1).abs().max()) <= 1.05 * (8 * tolerance) ** 0.5
+    # the Pareto set is the part of the diagonal between the minima
+    spread = x - x.mean(-1, keepdim=True)
+    assert float(spread.norm(dim=-1).max()) <= 5e-3
+    if problem is quadratics:  # L₁ = 12s², L₂ = 12(1 - s)² at s along the segment
+        s = 1 / (1 + (rays[:, 0] / rays[:, 1]).sqrt())
+        torch.testing.assert_close(losses, 12 * torch.stack([s, 1 - s], -1) ** 2, rtol=2e-2, atol=0)
+    assert (losses[1:, 0] > losses[:-1, 0]).all()  # a smaller r₁ leaves a larger L₁
+
+
+def test_epo_climbs_to_reach_its_ray():
+    """On the front, off the ray, one loss rises and the other falls: nothing that MGDA could do."""
+    x = torch.full((3,), 0.9, dtype=F64)
+    J = torch.stack([grad(lambda x, t=t: quadratics({"x": x}, ())[t])(x) for t in range(2)])
+    losses = quadratics({"x": x}, ())
+    weights = mf.weights(mf.epo(), J @ J.mT, losses)
+    rates = J @ direction(weights, J)
+    assert rates[0] < 0 < rates[1]
+    assert mf.aggregate(mf.mgda(), J).norm() <= 1e-12
+
+
+def test_epo_edge_cases():
+    G = gramian("gaussian", 3)
+    even = mf.weights(mf.epo(), G, torch.zeros(3, dtype=F64))  # losses 0: nothing to balance
+    torch.testing.assert_close(even, mf.weights(mf.epo(), G, torch.ones(3, dtype=F64)))
+    assert (
+        mf.weights(
+            mf.epo(torch.tensor([0.0, 1.0], dtype=F64)),
+            torch.eye(2, dtype=F64),
+            torch.tensor([5.0, 1.0], dtype=F64),
+        )
+        .isfinite()
+        .all()
+    )
+    with pytest.raises(ValueError, match="needs losses >= 0, got"):
+        mf.weights(mf.epo(), G, torch.tensor([1.0, -1.0, 1.0], dtype=F64))
+    assert (
+        vmap(lambda losses: mf.weights(mf.epo(), G, losses))(
+            torch.tensor([[1.0, -1.0, 1.0]], dtype=F64)
+        )
+        .isnan()
+        .all()
+    )
+    with pytest.raises(ValueError, match="tolerance: expected"):
+        mf.epo(tolerance=-1.0)
+    with pytest.raises(ValueError, match="preference: expected finite entries"):
+        mf.weights(mf.epo(torch.tensor([-1.0, 1.0])), torch.eye(2), torch.ones(2))
+
+
+# --- Pareto MTL ---------------------------------------------------------------------------------
+
+
+def literal_pareto_mtl(J, losses, u, others, searching):
+    """Lin et al. 2019 on vectors: the direction, and how many constraints are violated."""
+    apart = others / np.linalg.norm(others, axis=1, keepdims=True) - u / np.linalg.norm(u)
+    violated = apart[apart @ losses > 1e-14]
+    if searching and len(violated):
+        rows = violated @ J
+    else:
+        rows = np.vstack([J, violated @ J]) if len(violated) else J
+    rows = torch.from_numpy(rows)
+    w = solvers.active_set()(solvers.min_norm(rows @ rows.mT)).weights
+    return (w @ rows).numpy(), len(violated)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_pareto_mtl_equals_literal_algorithm(count):
+    phases = set()
+    for seed in range(20):
+        rng = np.random.default_rng([seed, count])
+        J, losses, others = (
+            jacobian("gaussian", count, seed),
+            rng.uniform(0.1, 2, count),
+            rng.uniform(0.05, 1, (6, count)),
+        )
+        u = others[2]
+        for search in (0, 3):
+            rule = mf.pareto_mtl(torch.from_numpy(u), torch.from_numpy(others), search)
+            expected, violated = literal_pareto_mtl(J.numpy(), losses, u, others, search > 0)
+            phases.add((bool(search), violated > 0))
+            weights, state = rule.update(
+                geometry(J @ J.mT, torch.from_numpy(losses)),
+                rule.init(torch.from_numpy(losses), mf.random.key(0)),
+            )
+            np.testing.assert_allclose(
+                direction(weights, J).numpy(), expected, rtol=0, atol=1e-9 * float(J.norm())
+            )
+            assert int(state.search) == (max(search - 1, 0) if violated else 0)
+    assert len(phases) == 4
+
+
+def test_pareto_mtl_in_its_region_is_mgda():
+    J, losses = jacobian("gaussian", 3), torch.tensor([1.0, 1.1, 0.9], dtype=F64)
+    torch.testing.assert_close(
+        mf.weights(mf.pareto_mtl(), J @ J.mT, losses),
+        mf.weights(mf.mgda(), J @ J.mT),
+        rtol=1e-12,
+        atol=0,
+    )
+
+
+def test_pareto_mtl_searches_until_a_point_is_found():
+    """Once a point of the region was seen, the tasks' own gradients count for good."""
+    J, others = jacobian("gaussian", 2), torch.eye(2, dtype=F64)
+    rule = mf.pareto_mtl(torch.tensor([1.0, 1.0], dtype=F64), others, 10)
+    outside, inside = torch.tensor([1.0, 9.0], dtype=F64), torch.ones(2, dtype=F64)
+    state = rule.init(outside, mf.random.key(0))
+    seen = []
+    for losses in (outside, outside, inside, outside):
+        _, state = rule.update(geometry(J @ J.mT, losses), state)
+        seen.append(int(state.search))
+    assert seen == [9, 8, 0, 0]
+
+
+def test_pareto_mtl_covers_the_front():
+    """Seven preferences at once on VLMOP2: every run ends on the front, in its own region, and no
+    two in one place.
+    """
+    angles = torch.linspace(0.1, 0.9, 7, dtype=F64) * torch.pi / 2
+    rays = torch.stack([angles.cos(), angles.sin()], -1)
+    start = torch.from_numpy(np.random.default_rng(0).uniform(-0.4, 0.4, (7, 3)))
+    losses, x = descend_along(
+        vlmop2, lambda u: mf.pareto_mtl(u, rays), rays, start, (0.2, 0.05, 0.01), 40
+    )
+    nearest = (losses / losses.norm(dim=-1, keepdim=True) @ rays.mT).argmax(-1)
+    assert nearest.tolist() == list(range(7))
+    assert float((x - x.mean(-1, keepdim=True)).norm(dim=-1).max()) <= 5e-2
+    # a larger u₂ leaves a larger L₂: the reverse of EPO
+    assert (losses[1:, 1] > losses[:-1, 1]).all()
+
+
+def test_pareto_mtl_errors():
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"search": -1}, "search: expected"),
+        ({"others": torch.tensor([[1.0, -1.0]])}, "others: expected finite entries >= 0"),
+        ({"others": torch.zeros(1, 2)}, "others: expected finite entries >= 0"),
+        ({"others": torch.ones(1, 3)}, "others: made for 3 tasks, but there are 2 rows"),
+        ({"preference": torch.tensor([1.0, -1.0])}, "preference: expected finite entries"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            mf.weights(mf.pareto_mtl(**arguments), torch.eye(2), torch.ones(2))

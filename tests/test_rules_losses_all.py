@@ -1,0 +1,370 @@
+"""What every rule from the losses alone promises, its bad input, and edits of coordinates."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+from torch.utils._pytree import tree_leaves
+
+import mtlfunc as mf
+from mtlfunc.rules._famo import FAMOState
+from tests.problems import (
+    BATCH,
+    PARAMS,
+    TASKS,
+    TRUNK,
+    flatten,
+    literal_rows,
+    nets,
+    opaque,
+    vector,
+)
+from tests.test_rules_losses import F64, RULES, SERIES, SHARED, geometry, weights_of
+
+# --- every rule from the losses alone -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dwa", "gls", "famo", "pbi"])
+def test_a_common_factor_of_the_losses_changes_no_bit(name):
+    one, _ = weights_of(RULES[name](), SERIES)
+    for factor in (2.0**66, 2.0**-66):
+        assert torch.equal(one, weights_of(RULES[name](), SERIES * factor)[0])
+    for factor in (1e-30, 1e30):
+        torch.testing.assert_close(
+            weights_of(RULES[name](), SERIES * factor)[0], one, rtol=1e-10, atol=0
+        )
+
+
+def test_stch_scales_with_mu_and_with_warmup_as_the_inverse_of_the_losses():
+    one, _ = weights_of(mf.stch(0.3), SERIES)
+    logs, _ = weights_of(RULES["stch-warmup"](), SERIES)
+    for factor in (2.0**66, 2.0**-66):
+        assert torch.equal(one, weights_of(mf.stch(0.3 * factor), SERIES * factor)[0])
+        assert torch.equal(logs / factor, weights_of(RULES["stch-warmup"](), SERIES * factor)[0])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_uniform_preference_is_the_default_and_a_factor_does_not_count(name):
+    one, _ = weights_of(RULES[name](), SERIES)
+    torch.testing.assert_close(
+        weights_of(RULES[name](preference=torch.full((4,), 3.0, dtype=F64)), SERIES)[0],
+        one,
+        rtol=1e-12,
+        atol=0,
+    )
+    with pytest.raises(ValueError, match=r"preference: .*entries >= 0"):
+        weights_of(RULES[name](preference=-torch.ones(4, dtype=F64)), SERIES)
+    with pytest.raises(ValueError, match=r"preference: expected shape \[4\]"):
+        weights_of(RULES[name](preference=torch.ones(3, dtype=F64)), SERIES)
+    if name in ("cosmos", "pbi"):  # a task of preference 0 still pulls the losses off the ray
+        return
+    # A task of preference 0 has weight 0, and the others are weighed as without it (STCH keeps its
+    # exponential in the sum).
+    p = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64)
+    got, _ = weights_of(RULES[name](preference=p), SERIES)
+    assert not got[:, 1].any()
+    if not name.startswith("stch"):
+        keep = torch.tensor([0, 2, 3])
+        torch.testing.assert_close(
+            got[:, keep], weights_of(RULES[name](), SERIES[:, keep])[0], rtol=1e-12, atol=0
+        )
+
+
+PRESENT = torch.rand(12, 4, generator=torch.Generator().manual_seed(1)) < 0.7
+PRESENT[3] = False  # a batch without any label
+PRESENT[:, 3] = False  # a task that never has one
+
+
+@pytest.mark.parametrize("present", [None, PRESENT], ids=["everybody", "some"])
+@pytest.mark.parametrize("name", RULES)
+def test_derivatives_with_respect_to_the_losses_equal_central_differences(name, present):
+    probe = torch.linspace(-1, 2, 32, dtype=F64).reshape(8, 4)
+
+    def value(series):
+        return (probe * weights_of(RULES[name](), series, present)[0]).sum()
+
+    at, h = SERIES[:8], 1e-6
+    direction = torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=F64) * at
+    difference = (value(at + h * direction) - value(at - h * direction)) / (2 * h)
+    assert abs(difference) > 1e-4
+    torch.testing.assert_close(
+        (grad(value)(at) * direction).sum(), difference, rtol=1e-6, atol=1e-8
+    )
+    torch.testing.assert_close(jvp(value, (at,), (direction,))[1], difference, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        vmap(grad(value))(torch.stack([at, 2 * at]))[0], grad(value)(at), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_state_of_an_absent_task_does_not_move(name):
+    """Tasks come and go: weights are 0 where a task is absent, and those of a rule that never heard
+    of an always absent one.
+    """
+    present, rule = PRESENT, RULES[name]()
+    state = rule.init(SERIES[0], mf.random.key(0))
+    for losses, here in zip(SERIES, present, strict=True):
+        weights, following = rule.update(geometry(losses, here), state)
+        assert not weights[~here].any()
+        for new, old in zip(tree_leaves(following), tree_leaves(state), strict=True):
+            if new.ndim and not (
+                isinstance(following, FAMOState) and any(new is leaf for leaf in following.last)
+            ):
+                if name != "dwa":  # at an epoch's end its running sums start anew for all
+                    assert torch.equal(new[~here], old[~here])
+            elif not here.any() and not new.ndim and name in ("uw", "imtl_l", "famo"):
+                assert torch.equal(new, old)
+        state = following
+    torch.testing.assert_close(
+        weights_of(rule, SERIES, present)[0][:, :3],
+        weights_of(rule, SERIES[:, :3], present[:, :3])[0],
+        rtol=1e-12,
+        atol=0,
+    )
+    batched = vmap(lambda here: weights_of(rule, SERIES, here)[0])(
+        torch.stack([present, torch.ones_like(present)])
+    )
+    torch.testing.assert_close(
+        batched[0], weights_of(rule, SERIES, present)[0], rtol=1e-12, atol=1e-15
+    )
+    torch.testing.assert_close(batched[1], weights_of(rule, SERIES)[0], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_vmapped_over_losses_equals_loop_and_float32_keeps_its_type(name):
+    both = torch.stack([SERIES, SERIES.flip(0)])
+    together = vmap(lambda series: weights_of(RULES[name](), series)[0])(both)
+    for i in range(2):
+        torch.testing.assert_close(
+            together[i], weights_of(RULES[name](), both[i])[0], rtol=1e-12, atol=1e-300
+        )
+    narrow, state = weights_of(RULES[name](), SERIES.float())
+    assert narrow.dtype == torch.float32
+    assert all(leaf.dtype != F64 for leaf in tree_leaves(state))
+    torch.testing.assert_close(narrow.double(), together[0], rtol=2e-4, atol=1e-7)
+
+
+def test_grids_of_hyper_parameters_are_one_vmap():
+    grid = torch.tensor([0.05, 0.5], dtype=F64)
+    for make in (
+        mf.uw,
+        mf.imtl_l,
+        lambda tau: mf.dwa(2, tau),
+        mf.stch,
+        mf.cosmos,
+        mf.pbi,
+        lambda lr: mf.famo(lr, full_batch=True),
+        lambda d: mf.famo(decay=d, full_batch=True),
+    ):
+        together = vmap(lambda value, make=make: weights_of(make(value), SERIES)[0])(grid)
+        for i, value in enumerate(grid):
+            torch.testing.assert_close(
+                together[i], weights_of(make(float(value)), SERIES)[0], rtol=1e-12, atol=1e-300
+            )
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_nan_losses_give_nan_weights(name):
+    broken = SERIES[:3].clone()
+    broken[2, 1] = float("nan")
+    got = vmap(lambda series: weights_of(RULES[name](), series)[0])(broken[None])[0]
+    assert got[2].isnan().all()
+    assert got[:2].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [(name, bad) for name in ("gls", "stch-warmup", "famo") for bad in (0.0, -1.0)]
+    + [("dwa", -1.0)],
+)
+def test_losses_that_are_not_positive_raise_alone_and_are_nan_under_vmap(name, bad):
+    broken = SERIES.clone()
+    broken[1, 2] = bad
+    with pytest.raises(ValueError, match=r"losses: .* need losses >"):
+        weights_of(RULES[name](), broken)
+    got = vmap(lambda series: weights_of(RULES[name](), series)[0])(torch.stack([broken, SERIES]))
+    assert got[0, 2 * 2 if name == "dwa" else 1 :].isnan().any(-1).any()
+    torch.testing.assert_close(got[1], weights_of(RULES[name](), SERIES)[0], rtol=1e-12, atol=0)
+    # An absent task's loss is 0 and none of anybody's business.
+    assert (
+        weights_of(RULES[name](), broken, torch.tensor([[True, True, False, True]] * 12))[0]
+        .isfinite()
+        .all()
+    )
+
+
+def test_dwa_of_a_solved_task_raises():
+    solved = SERIES.clone()
+    solved[:2, 1] = 0.0
+    with pytest.raises(
+        ValueError, match=r"dwa divides by the means of epochs, and those of tasks \[1\] are 0"
+    ):
+        weights_of(mf.dwa(2), solved)
+    got = vmap(lambda series: weights_of(mf.dwa(2), series)[0])(solved[None])[0]
+    assert got[4:6].isnan().all()  # the epoch whose ratios divide by that mean
+
+
+def test_arguments_are_checked():
+    cases: list[tuple[Any, str]] = [
+        (lambda: mf.uw(0.0), "lr: .*> 0"),
+        (lambda: mf.imtl_l(-1.0), "lr: .*> 0"),
+        (lambda: mf.dwa(0), "epoch: .*>= 1"),
+        (lambda: mf.dwa(1, 0.0), "temperature: .*> 0"),
+        (lambda: mf.stch(0.0), "mu: .*> 0"),
+        (lambda: mf.stch(1.0, warmup=(0, 0)), "warmup: "),
+        (lambda: mf.stch(1.0, warmup=(1, 1), reference=torch.ones(4)), "warmup: .*no reference"),
+        (lambda: mf.cosmos(-1.0), "penalty: .*>= 0"),
+        (lambda: mf.pbi(-1.0), "theta: .*>= 0"),
+        (
+            lambda: weights_of(mf.pbi(reference=torch.ones(3)), SERIES),
+            r"reference: expected shape \[4\]",
+        ),
+        (lambda: mf.famo(0.0), "lr: .*> 0"),
+        (lambda: mf.famo(decay=-1.0), "decay: .*>= 0"),
+        (
+            lambda: weights_of(mf.stch(1.0, reference=torch.ones(3)), SERIES),
+            r"reference: expected shape \[4\]",
+        ),
+        (lambda: weights_of(mf.famo(lower=torch.ones(3)), SERIES), r"lower: expected shape \[4\]"),
+        (
+            lambda: weights_of(mf.famo(full_batch=True, lower=torch.ones(4)), SERIES),
+            "famo .less their lower bounds. .* need losses > 0",
+        ),
+        (
+            lambda: weights_of(mf.famo(), SERIES),
+            r"famo needs the losses of the last batch .* use mtlfunc.second_evaluation",
+        ),
+        (lambda: mf.graddrop(1.5), r"leak: .*\[0, 1\]"),
+        (lambda: mf.trimmed_mean(-1), "k: .*>= 0"),
+        (
+            lambda: mf.trimmed_mean(2)(mf.random.key(0), {"x": torch.ones(4, 1)}),
+            "k: .* at least 5 tasks, but there are 4",
+        ),
+        (
+            lambda: mf.graddrop(torch.ones(3))(mf.random.key(0), {"x": torch.ones(4, 1)}),
+            "leak: expected one a task, 4, got 3",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_revisit_says_what_it_cannot_take():
+    step = mf.descend(
+        vector, mf.famo(), mf.sgd(0.1), mf.second_evaluation(mf.jacobian(SHARED, mix=mf.subset(2)))
+    )
+    with pytest.raises(ValueError, match="revisit: the probe mixes 3 tasks into 2 rows"):
+        step.update(step.init(PARAMS, BATCH), BATCH)
+    step = mf.descend(
+        lambda params, batch: vector(params, batch[:2]),
+        mf.famo(),
+        mf.sgd(0.1),
+        mf.second_evaluation(mf.losses_only()),
+    )
+    with pytest.raises(TypeError, match=r"batch: revisit keeps it .* got str"):
+        step.init(PARAMS, (*BATCH, "name"))
+
+
+# --- edits of single coordinates ----------------------------------------------------------------
+
+
+def rows(count=5, width=40):
+    """A Jacobian with zeros, ties, and coordinates in which all agree."""
+    J = torch.randn(count, width, generator=torch.Generator().manual_seed(count), dtype=F64)
+    J[:, 0], J[:, 1], J[:, 2] = 0.0, J[:, 1].abs(), -J[:, 2].abs()
+    J[0, 3] = 0.0
+    J[:, 4] = 1.0
+    return J
+
+
+def uniform(key, width):
+    """The numbers that a mask draws for the first leaf."""
+    return mf.random.uniform(mf.random.fold_in(key, 0), (width,), F64)
+
+
+@pytest.mark.parametrize("leak", [None, torch.tensor([0.0, 0.3, 1.0, 0.5, 0.0], dtype=F64)])
+@pytest.mark.parametrize("f", [None, lambda p: p**2 * (3 - 2 * p)])
+def test_graddrop_equals_torchjd_given_the_same_numbers(monkeypatch, leak, f):
+    module = pytest.importorskip("torchjd.aggregation._graddrop")
+    J, key = rows(), mf.random.key(4)
+    monkeypatch.setattr(module.torch, "rand", lambda shape, **more: uniform(key, *shape))
+    # 0/0 there where all entries are 0
+    expected = module.GradDrop(f or (lambda p: p), leak)(J).nan_to_num()
+    edited = mf.graddrop(0.0 if leak is None else leak, f)(key, {"x": J})["x"]
+    torch.testing.assert_close(edited.sum(0), expected, rtol=1e-13, atol=1e-15)
+
+
+def test_graddrop_equals_the_algorithm_coordinate_by_coordinate():
+    J, key = rows(), mf.random.key(7)
+    edited = mf.graddrop()(key, {"x": J.reshape(5, 8, 5), "y": J})
+    for p, u in enumerate(uniform(key, 40).tolist()):
+        column = J[:, p].tolist()
+        size = sum(abs(g) for g in column)
+        purity = 0.5 * (1 + sum(column) / size) if size else 0.5
+        kept = [g if (purity > u and g > 0) or (purity < u and g < 0) else 0.0 for g in column]
+        assert edited["x"].reshape(5, 40)[:, p].tolist() == kept
+    # every leaf draws numbers of its own
+    assert not torch.equal(edited["x"].reshape(5, 40), edited["y"])
+
+
+def test_graddrop_expectation_and_scale():
+    """P·g⁺ + (1 - P)·g⁻ over many draws; a common gradient passes whole."""
+    J = rows(3, 20)
+    edited = vmap(lambda key: mf.graddrop()(key, {"x": J})["x"])(torch.arange(4000))
+    purity = 0.5 * (1 + J.sum(0) / J.abs().sum(0)).nan_to_num(0.5)
+    expected = purity * J.clamp_min(0) + (1 - purity) * J.clamp_max(0)
+    deviation = (purity * (1 - purity)).sqrt() * J.abs() / 4000**0.5
+    assert ((edited.mean(0) - expected).abs() <= 5 * deviation + 1e-12).all()
+    same = J[:1].expand(3, 20)
+    assert torch.equal(mf.graddrop()(mf.random.key(1), {"x": same})["x"], same)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_trimmed_mean_equals_torchjd_and_keeps_a_common_gradient(k):
+    J = rows()
+    J[1, 5] = J[2, 5]  # a tie
+    expected = J.sort(0).values[k : 5 - k].mean(0)
+    got = mf.trimmed_mean(k)(mf.random.key(0), {"x": J})["x"].mean(0)
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-15)
+    theirs = pytest.importorskip("torchjd.aggregation").TrimmedMean(k)
+    torch.testing.assert_close(got, theirs(J), rtol=1e-13, atol=1e-15)
+    same = J[:1].expand(5, 40)
+    torch.testing.assert_close(
+        mf.trimmed_mean(k)(mf.random.key(0), {"x": same})["x"].mean(0), J[0], rtol=1e-13, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize(
+    "mask", [mf.graddrop(0.2), mf.trimmed_mean(1)], ids=["graddrop", "trimmed_mean"]
+)
+def test_masks_in_a_step_edit_the_shared_rows_and_vmap(mask):
+    step = mf.balance(opaque, mf.mean(), mf.jacobian(SHARED, mask=mask))
+
+    def once(params, seed):
+        return step.update(params, BATCH, step.init(params, BATCH, key=seed))
+
+    grads, _, info = once(PARAMS, 3)
+    _, J = literal_rows(PARAMS, BATCH, TRUNK)
+    state = step.init(PARAMS, BATCH, key=3)
+    key = mf.random.fold_in(mf.random.draw(state.probe)[0], 1)
+    split = {
+        name: part.reshape(TASKS, *PARAMS[name].shape)
+        for name, part in zip(TRUNK, J.split([PARAMS[n].numel() for n in TRUNK], 1), strict=True)
+    }
+    edited = torch.cat([leaf.flatten(1) for leaf in mask(key, split).values()], 1)
+    torch.testing.assert_close(flatten(grads, TRUNK), edited.mean(0), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(info.gramian, edited @ edited.mT, rtol=1e-10, atol=1e-13)
+    together, _, _ = vmap(once)(mf.stack(nets), torch.arange(len(nets)))
+    for i, module in enumerate(nets):
+        alone, _, _ = once(mf.parameters(module), i)
+        torch.testing.assert_close(
+            flatten({n: leaf[i] for n, leaf in together.items()}),
+            flatten(alone),
+            rtol=1e-9,
+            atol=1e-12,
+        )
