@@ -1,6 +1,4 @@
-"""torch.compile without graph breaks: partial labels, groups, and probes with a memory or several
-batches.
-"""
+"""torch.compile without graph breaks: partial labels, groups, probes with a memory."""
 
 import pytest
 import torch
