@@ -1,6 +1,4 @@
-"""A small multi-task problem that the tests share: a trunk, three heads, and the same losses in
-every form.
-"""
+"""A small problem that the tests share: a trunk, three heads, the same losses in every form."""
 
 from typing import Any
 
@@ -54,9 +52,7 @@ def vector(params: Params, batch: Any) -> Tensor:
 
 
 def opaque(params: Params, batch: Any) -> Tensor:
-    """The same vector, but by one reduction over stacked outputs, so that the graph says nothing of
-    single tasks.
-    """
+    """The same vector by one reduction, so that the graph says nothing of single tasks."""
     x, y = batch
     outputs = torch.stack(functional_call(net, params, (x,)), 1)
     return (outputs - y).square().mean((0, 2))
@@ -87,9 +83,7 @@ def decode(params: Params, z: Tensor, batch: Any) -> Tensor:
 
 
 def literal_rows(params: Params, batch: Any, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Losses and the Jacobian [task, parameter] over the named leaves, by a loop of
-    torch.autograd.grad.
-    """
+    """Losses and the Jacobian [task, parameter] over the named leaves, by torch.autograd.grad."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     losses = scalars(leaves, batch)
     rows = []
@@ -117,7 +111,7 @@ HEADS = tuple(name for name in PARAMS if name.startswith("heads."))
 
 
 def named_tuples(state) -> set[Any]:
-    """The classes that `torch.load` has to be told of."""
+    """The named tuples in a state, which `torch.load` must know."""
     found = {type(state)} if hasattr(state, "_fields") else set()
     children = (
         state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()

@@ -126,9 +126,7 @@ def test_lightnings_checkpoint_holds_the_state_of_the_rule(tmp_path):
 
 
 def pcgrad_step(net: Net, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The Jacobian of the trunk [task, parameter], and the heads' gradient of the mean loss, by
-    plain autograd.
-    """
+    """The trunk's Jacobian [task, parameter] and the heads' mean gradient, by plain autograd."""
     trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
     losses = (net(batch[0]) - batch[1]).square().mean(0)
     rows = [

@@ -1,6 +1,4 @@
-"""Groups of shared parameters: the rule on each group's own Gramian, against a loop that runs it
-group by group.
-"""
+"""Groups of shared parameters: the rule on each one's Gramian, against a loop over the groups."""
 
 import pytest
 import torch
@@ -132,9 +130,7 @@ def test_mean_of_groups_is_the_mean(heads):
 
 
 def test_measure_mix_mask_and_dtype_within_groups():
-    """Each group's Gramian sums over its own measured leaves; mixed rows and edited rows are
-    grouped like others.
-    """
+    """Each Gramian sums over its group's measured leaves; mixed and edited rows group alike."""
     _, rows = mf.task_gradients(opaque, PARAMS, BATCH)
     matrix, preference = mf.subset(2)(mf.random.key(3), TASKS)
     edited = {name: torch.tensordot(matrix, row, 1).clamp_min(0) for name, row in rows.items()}
@@ -252,9 +248,7 @@ def test_layers_of_a_deeper_module_and_leaves_without_one():
 
 
 def test_extra_of_a_probe_is_common_to_the_groups_if_it_has_one_axis():
-    """FAMO's second evaluation, with as many groups as tasks so that a mistaken axis would not show
-    in the shapes.
-    """
+    """FAMO, with as many groups as tasks: a mistaken axis would not show in the shapes."""
     groups = lambda name: "abc"[min(TRUNK.index(name), 2)]  # noqa: E731
     probe = mf.second_evaluation(mf.jacobian(SHARED, groups=groups))
     step = mf.balance(vector, mf.famo(), probe)

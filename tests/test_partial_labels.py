@@ -42,9 +42,7 @@ def batch(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def form(name: str, mask: torch.Tensor | None = None, absent: float = 3.0):
-    """Losses of problems.py in one of their forms, an absent task's made another number with
-    another gradient; or of the masked tasks alone.
-    """
+    """Losses of problems.py, an absent task's with another gradient; or the masked tasks' alone."""
 
     def losses(params, batch):
         every = [
@@ -254,9 +252,7 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
 
 
 def over_labels(kind: str):
-    """Per-task losses over the samples that have labels [sample, task]; nothing is safe about the
-    division in "mean".
-    """
+    """Per-task losses over the labelled samples [sample, task]; "mean" divides without care."""
 
     def losses(params, batch):
         x, y, labelled = batch
@@ -362,9 +358,7 @@ def test_labels_picked_by_where_have_no_derivative_over_nothing(probe):
 
 
 def test_cross_entropy_without_a_label_has_no_derivative():
-    """F.cross_entropy with ignore_index: a NaN loss whose derivative is 0, so that any form is
-    safe, batched too.
-    """
+    """F.cross_entropy with ignore_index: a NaN loss with derivative 0, safe in any form."""
 
     def losses(params, batch):
         logits = functional_call(net, params, (batch[0],))
@@ -398,9 +392,7 @@ def test_cross_entropy_without_a_label_has_no_derivative():
 
 
 def test_absent_at_init_is_no_error_unless_the_rule_needs_the_first_loss():
-    """Neither a NaN nor a missing dependence of an absent task; GradNorm's first loss, though, must
-    be there.
-    """
+    """An absent loss may be NaN, or depend on nothing; GradNorm's first one must be there."""
 
     def losses(params, batch):
         first, _, third = scalars(params, batch[:2])

@@ -1,6 +1,4 @@
-"""Probes with a memory or with several batches, and their rules: against the methods' loops, their
-peers, and themselves under transforms.
-"""
+"""Probes with a memory or several batches, and their rules: against loops and peers."""
 
 import pytest
 import torch
@@ -9,6 +7,8 @@ from torch.utils._pytree import tree_leaves
 from torchjd.aggregation import ExcessMTLWeighting, MoDoWeighting, SDMGradWeighting
 
 import mtlfunc as mf
+from mtlfunc.probes.common import fixed
+from mtlfunc.probes.groups import fixed_groups
 from mtlfunc.solvers import simplex
 from mtlfunc.types import Geometry
 from tests.problems import (
@@ -98,9 +98,7 @@ def run(name, params, seed, lr, steps=3, losses_fn=opaque):
 
 
 def moved(params, direction, heads, lr):
-    """Parameters after one step of plain gradient descent, from flat directions on the trunk and on
-    the heads.
-    """
+    """Parameters after one plain step along flat directions on the trunk and on the heads."""
     flat = torch.cat([direction, heads]).split([params[name].numel() for name in (*TRUNK, *HEADS)])
     steps = dict(zip((*TRUNK, *HEADS), flat, strict=True))
     return {name: leaf - lr * steps[name].reshape(leaf.shape) for name, leaf in params.items()}
@@ -151,9 +149,7 @@ def test_modo_equals_its_loop(batches, form):
 
 
 def test_sdmgrad_equals_its_loop():
-    """The official code's inner loop, by torch.optim.SGD, on two batches; the step on the third,
-    the heads on the weighted loss.
-    """
+    """The official inner loop, by torch.optim.SGD, on two batches; the step is on the third."""
     lr, strength, eta, momentum = 0.1, 0.3, 0.3, 0.5
     step = mf.descend(
         vector,
@@ -265,9 +261,7 @@ def geometry(gramian: torch.Tensor, **extra: torch.Tensor) -> Geometry:
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_modo_and_sdmgrad_equal_torchjd(count):
-    """Over five pairs of Jacobians; one of TorchJD's weightings knows no zero scale, hence its
-    1e-8.
-    """
+    """Over five pairs of Jacobians; a weighting of TorchJD has no zero scale, hence its 1e-8."""
     pairs = [
         (jacobian("gaussian", count, seed), jacobian("gaussian", count, seed + 50))
         for seed in range(5)
@@ -288,9 +282,7 @@ def test_modo_and_sdmgrad_equal_torchjd(count):
 
 
 def test_excess_mtl_equals_torchjd_after_a_warm_up_of_one_step():
-    """Without one its first call exponentiates raw excess risks, ours relative ones, which are 1:
-    equal weights.
-    """
+    """Without one its first call exponentiates raw excess risks, ours relative ones, all 1."""
     theirs, unwarmed = (
         ExcessMTLWeighting(robust_step_size=0.2, n_warmup_steps=1),
         ExcessMTLWeighting(robust_step_size=0.2),
@@ -311,9 +303,7 @@ def test_excess_mtl_equals_torchjd_after_a_warm_up_of_one_step():
 
 
 def test_double_sampling_is_unbiased_and_one_batch_is_not():
-    """All pairs of samples, as two batches of one: their mean is the Gramian of the mean gradients;
-    that of JJᵀ exceeds it by the noise.
-    """
+    """Over all pairs of samples, the mean Gramian is that of the mean gradients."""
     probe = mf.double_sampling(SHARED)
     one = mf.jacobian(SHARED)
     samples = tuple(x[:, None] for x in BATCH)
@@ -336,9 +326,7 @@ def test_double_sampling_is_unbiased_and_one_batch_is_not():
 
 @pytest.mark.parametrize("factor", [2.0**20, 1e-6, 1e8])
 def test_db_mtl_and_excess_mtl_forget_units(factor):
-    """Losses in other units, all of them or (DB-MTL) each in its own: the same weights, and for
-    DB-MTL the same gradients of the logarithms.
-    """
+    """Losses in other units, all alike or (DB-MTL) each in its own, have the same weights."""
     units = torch.tensor([1.0, factor, factor**0.5], dtype=F64)
     for name, scaled in (
         ("excess_mtl", lambda p, b: factor * opaque(p, b)),
@@ -649,3 +637,16 @@ def test_a_run_with_graddrop_does_not_depend_on_the_order_of_the_parameters():
         ends.append(state.params)
     for name in PARAMS:
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-13, atol=1e-15)
+
+
+def test_an_iterator_of_parameters_is_read_once_and_for_all():
+    net = nets[0]
+    for which in (SHARED, net.trunk, str.islower, net.trunk[0].weight):
+        assert fixed(which) is which
+    first = fixed(net.trunk.parameters())
+    assert isinstance(first, tuple)
+    assert [id(leaf) for leaf in first] == [id(leaf) for leaf in net.trunk.parameters()]
+    assert fixed(name for name in ("a", "b")) == ("a", "b") == fixed(["a", "b"])
+    assert fixed_groups({"a": (name for name in ("b", "c"))}) == {"a": ("b", "c")}
+    assert fixed_groups("layer") == "layer"
+    assert fixed_groups(None) is None

@@ -222,7 +222,7 @@ def test_mean_gives_the_gradient_of_the_mean_loss(probe, form, reduction):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("heads", ["plain", "own", "weighted"])
-def test_heads_get_what_was_asked_for(heads, form):
+def test_heads_get_the_gradient_of_their_option(heads, form):
     weights = torch.tensor([0.2, 1.5, 0.4], dtype=torch.float64)
     balance = mf.balance(
         FORMS[form], mf.stateless(lambda gramian: weights), mf.jacobian(SHARED, heads=heads)
@@ -391,9 +391,7 @@ def test_descend_equals_literal_loop(rule, literal, rtol, form):
 
 
 def test_gradnorm_equals_literal_double_backward_loop():
-    """Algorithm 1 of Chen et al.: L_grad by autograd through the norms, the target held constant,
-    Adam on w, renormalisation.
-    """
+    """Algorithm 1 of Chen et al., L_grad by autograd through the norms, with Adam on w."""
     alpha, lr = 0.8, 0.05
     step = mf.descend(
         vector,

@@ -75,15 +75,7 @@ def double_sampling(
     ) -> tuple[Tensor, State]:
         check_params(params)
         names = select(params, shared)
-        stepped = stepped_on(_several(batch))
-        try:
-            several = [first_losses(losses_fn, params, one, names, hint=True) for one in stepped]
-        except Exception as error:
-            error.add_note(
-                "double_sampling: each entry of the batch is a batch of its own for losses_fn"
-            )
-            raise
-        losses = torch.stack(several).mean(0)
+        losses = _mean_losses(losses_fn, params, stepped_on(_several(batch)), names)
         blocks = () if groups is None else partition(names, groups)
         return torch.stack([losses] * len(blocks)) if blocks else losses, ()
 
@@ -94,18 +86,17 @@ def double_sampling(
         names = select(params, shared)
         blocks = () if groups is None else tuple(partition(names, groups).values())
 
-        def at(batch: Batch, rows: bool) -> Linear:
-            return linearize(
+        first, second, *third = [
+            linearize(
                 losses_fn,
                 params,
-                batch,
-                shared=names if rows else (),
-                heads=share_of(heads) if rows else None,
+                one,
+                shared=names if i < 2 else (),  # of the third no rows are kept
+                heads=share_of(heads) if i < 2 else None,
                 chunk_size=chunk_size,
             )
-
-        batches = _several(batch)
-        first, second, *third = [at(one, rows=i < 2) for i, one in enumerate(batches)]
+            for i, one in enumerate(_several(batch))
+        ]
         stepped = stepped_on([first, second, *third])
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
         gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
@@ -124,6 +115,17 @@ def double_sampling(
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
     return Probe(init, update)
+
+
+def _mean_losses(
+    losses_fn: LossesFn, params: Params, several: tuple[Any, ...], names: tuple[str, ...]
+) -> Tensor:
+    try:
+        losses = [first_losses(losses_fn, params, one, names, hint=True) for one in several]
+    except Exception as error:
+        error.add_note("double_sampling: each entry of the batch is a batch of its own")
+        raise
+    return torch.stack(losses).mean(0)
 
 
 def _of_rows(linear: Linear, weights: Tensor, blocks: Blocks, params: Params) -> Params:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..types import Probe, Rows, Select, State
-from ._jacobian import Edit, Heads, row_probe
+from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory, same_rows
 from .groups import Blocks, Groups
 
@@ -71,7 +71,7 @@ def excess_risk(
         groups = [torch.stack([risks[name] for name in names]).sum(0) for names in members]
         return rows, {"excess_risk": torch.stack(groups) if blocks else groups[0]}, squares
 
-    return row_probe(
+    options = RowOptions(
         shared,
         edit=Edit(init, update),
         groups=groups,
@@ -80,6 +80,7 @@ def excess_risk(
         chunk_size=chunk_size,
         gramian_dtype=gramian_dtype,
     )
+    return row_probe(options)
 
 
 def _risk(row: Tensor, squares: Tensor) -> Tensor:

@@ -166,97 +166,108 @@ def jacobian(
             "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
         )
     return row_probe(
-        shared,
-        measure=measure,
-        mix=mix,
-        mask=mask,
-        groups=groups,
-        present=present,
-        heads=heads,
-        engine=engine,
-        chunk_size=chunk_size,
-        gramian_dtype=gramian_dtype,
-    )
-
-
-def row_probe(
-    shared: Select,
-    *,
-    measure: Select | None = None,
-    mix: Mix | None = None,
-    mask: Mask | None = None,
-    edit: Edit | None = None,
-    groups: Groups | None = None,
-    present: Present | None = None,
-    heads: Heads = "plain",
-    engine: Engine = "auto",
-    chunk_size: int | None = None,
-    gramian_dtype: torch.dtype | None = None,
-) -> Probe:
-    """`jacobian`, and its relatives that edit the rows with a state (without mix and mask)."""
-    check_engine(engine)
-    check_chunk_size(chunk_size)
-    check_heads(heads, groups)
-    check_present(present)
-    check_dtype(gramian_dtype)
-    shared, measure = fixed(shared), None if measure is None else fixed(measure)
-    groups = fixed_groups(groups)
-    random_rows = mix is not None or mask is not None
-    with_rows = mask is not None or edit is not None or groups is not None
-
-    def init(
-        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-    ) -> tuple[Tensor, State]:
-        check_params(params)
-        names, _, blocks = _layout(params, shared, measure, groups)
-        here = labels(present, batch)
-        losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
-        state = random.stream(key) if random_rows else ()
-        if edit is not None:
-            state = edit.init(_zero_rows(params, names, len(losses)))
-        if mix is not None:
-            losses = _mixed(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
-        return torch.stack([losses] * len(blocks)) if blocks else losses, state
-
-    def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: State
-    ) -> tuple[TaskGradients, State]:
-        names, measured, blocks = _layout(params, shared, measure, groups)
-        key = torch.zeros((), dtype=torch.int64)
-        if random_rows:
-            check_memory(isinstance(state, random.Stream))
-            key, state = random.draw(state)
-        elif edit is None:
-            check_memory(is_empty(state))
-        here = labels(present, batch)
-        linear = linearize(
-            with_labels(losses_fn, here),
-            params,
-            batch,
-            shared=names,
-            mix=None if mix is None else partial(_mixed, mix, key),
-            heads=share_of(heads),
-            measured=() if with_rows else measured,
-            keep="rows" if with_rows else "combination",
+        RowOptions(
+            shared,
+            measure=measure,
+            mix=mix,
+            mask=mask,
+            groups=groups,
+            present=present,
+            heads=heads,
             engine=engine,
             chunk_size=chunk_size,
             gramian_dtype=gramian_dtype,
         )
-        found, rows, extra = labelled(linear, here), linear.rows, {}
-        if mask is not None:
-            rows = _masked(mask, random.fold_in(key, 1), rows)
-        if edit is not None:
-            rows, extra, state = edit.update(rows, found.present, blocks, state)
-        gramian = linear.gramian
-        if gramian is None:
-            gramian = gramians(rows, rows, measured, blocks, gramian_dtype)
-        check_leak(found, gramian, *linear.heads.values())
-        geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
-        share = found.share if heads == "plain" else None
-        combine = _combination(linear, rows, blocks, params, share)
-        return TaskGradients(found.losses, geometry, combine, found.aux), state
+    )
 
-    return Probe(init, update)
+
+class RowOptions(NamedTuple):
+    """The arguments of `jacobian` and of its relatives, which edit the rows with a state."""
+
+    shared: Select
+    measure: Select | None = None
+    mix: Mix | None = None
+    mask: Mask | None = None
+    edit: Edit | None = None  # not with mix or mask
+    groups: Groups | None = None
+    present: Present | None = None
+    heads: Heads = "plain"
+    engine: Engine = "auto"
+    chunk_size: int | None = None
+    gramian_dtype: torch.dtype | None = None
+
+
+def row_probe(options: RowOptions) -> Probe:
+    """The probe of these options, which are checked here."""
+    check_engine(options.engine)
+    check_chunk_size(options.chunk_size)
+    check_heads(options.heads, options.groups)
+    check_present(options.present)
+    check_dtype(options.gramian_dtype)
+    options = options._replace(
+        shared=fixed(options.shared),
+        measure=None if options.measure is None else fixed(options.measure),
+        groups=fixed_groups(options.groups),
+    )
+    return Probe(partial(_init, options), partial(_update, options))
+
+
+def _init(
+    options: RowOptions, losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
+) -> tuple[Tensor, State]:
+    check_params(params)
+    names, _, blocks = _layout(params, options)
+    here = labels(options.present, batch)
+    losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
+    state = ()
+    if options.edit is not None:
+        state = options.edit.init(_zero_rows(params, names, len(losses)))
+    elif options.mix is not None or options.mask is not None:
+        state = random.stream(key)
+    if options.mix is not None:
+        losses = _mixed(options.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
+    return torch.stack([losses] * len(blocks)) if blocks else losses, state
+
+
+def _update(
+    options: RowOptions, losses_fn: LossesFn, params: Params, batch: Batch, state: State
+) -> tuple[TaskGradients, State]:
+    _, _, mix, mask, edit, groups, present, heads, engine, chunk_size, gramian_dtype = options
+    names, measured, blocks = _layout(params, options)
+    with_rows = mask is not None or edit is not None or groups is not None
+    key = torch.zeros((), dtype=torch.int64)
+    if mix is not None or mask is not None:
+        check_memory(isinstance(state, random.Stream))
+        key, state = random.draw(state)
+    elif edit is None:
+        check_memory(is_empty(state))
+    here = labels(present, batch)
+    linear = linearize(
+        with_labels(losses_fn, here),
+        params,
+        batch,
+        shared=names,
+        mix=None if mix is None else partial(_mixed, mix, key),
+        heads=share_of(heads),
+        measured=() if with_rows else measured,
+        keep="rows" if with_rows else "combination",
+        engine=engine,
+        chunk_size=chunk_size,
+        gramian_dtype=gramian_dtype,
+    )
+    found, rows, extra = labelled(linear, here), linear.rows, {}
+    if mask is not None:
+        rows = _masked(mask, random.fold_in(key, 1), rows)
+    if edit is not None:
+        rows, extra, state = edit.update(rows, found.present, blocks, state)
+    gramian = linear.gramian
+    if gramian is None:
+        gramian = gramians(rows, rows, measured, blocks, gramian_dtype)
+    check_leak(found, gramian, *linear.heads.values())
+    geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
+    share = found.share if heads == "plain" else None
+    combine = _combination(linear, rows, blocks, params, share)
+    return TaskGradients(found.losses, geometry, combine, found.aux), state
 
 
 def check_heads(heads: Heads, groups: Groups | None) -> None:
@@ -274,19 +285,17 @@ def share_of(heads: Heads) -> Callable[[int], float | None]:
     return lambda count: {"plain": 1 / count, "own": 1.0, "weighted": None}[heads]
 
 
-def _layout(
-    params: Params, shared: Select, measure: Select | None, groups: Groups | None
-) -> tuple[tuple[str, ...], tuple[str, ...], Blocks]:
+def _layout(params: Params, options: RowOptions) -> tuple[tuple[str, ...], tuple[str, ...], Blocks]:
     """Names of the shared leaves, of those the Gramian sums over, and of those in each group."""
-    names = measured = select(params, shared)
-    if measure is not None:
-        measured = select({name: params[name] for name in names}, measure, "measure")
-    found = {} if groups is None else partition(names, groups)
+    names = measured = select(params, options.shared)
+    if options.measure is not None:
+        measured = select({name: params[name] for name in names}, options.measure, "measure")
+    found = {} if options.groups is None else partition(names, options.groups)
     for label, members in found.items():
         if not set(members) & set(measured):
             raise ValueError(
-                f"measure={measure!r}: group {label!r} has none of these parameters, and so no "
-                "Gramian"
+                f"measure={options.measure!r}: group {label!r} has none of these parameters, and "
+                "so no Gramian"
             )
     return names, measured, tuple(found.values())
 

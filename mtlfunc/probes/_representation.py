@@ -99,15 +99,7 @@ def representation(
         check_params(params)
         names = select(params, shared)
         here = labels(present, batch)
-        tasks: Tasks = ()
-
-        def first(params: Params) -> tuple[Tensor, Any]:
-            nonlocal tasks
-            out = losses_fn(params, batch)
-            tasks = tasks_of(out)
-            return split_output(out)[0], ()
-
-        losses = explained_vjp(first, params)[0]
+        losses, tasks = _first(losses_fn, params, batch)
         losses = losses if here is None else losses.where(here, 0.0)
         if can_look(batch, params):
             _check_encode(encode, params, batch, names, shared)
@@ -148,6 +140,19 @@ def representation(
         return TaskGradients(found.losses, geometry, combined, found.aux), state
 
     return Probe(init, update)
+
+
+def _first(losses_fn: LossesFn, params: Params, batch: Batch) -> tuple[Tensor, Tasks]:
+    """The losses of one forward pass, and which tasks they are."""
+    tasks: Tasks = ()
+
+    def forward(params: Params) -> tuple[Tensor, Any]:
+        nonlocal tasks
+        out = losses_fn(params, batch)
+        tasks = tasks_of(out)
+        return split_output(out)[0], ()
+
+    return explained_vjp(forward, params)[0], tasks
 
 
 def _in_order(out: Any, tasks: Tasks) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_scalar
 from ..core.expect import expect_function
 from ..types import Probe, Rows, Scalar, Select, State
-from ._jacobian import Edit, Heads, row_probe
+from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory, same_rows
 from .groups import Blocks, Groups
 
@@ -113,7 +113,7 @@ def tracked(
         rows = {name: _over(shown, y) * y for name, y in kept.items()}
         return rows, {"tracked": steps}, TrackedState(kept, mass, steps)
 
-    return row_probe(
+    options = RowOptions(
         shared,
         measure=measure,
         edit=Edit(init, update),
@@ -123,6 +123,7 @@ def tracked(
         chunk_size=chunk_size,
         gramian_dtype=gramian_dtype,
     )
+    return row_probe(options)
 
 
 def _over(vector: Tensor, leaf: Tensor) -> Tensor:

@@ -54,9 +54,7 @@ def test_vmapped_step_traces_as_one_graph(name):
     ],
 )
 def test_vmapped_rule_traces_as_one_graph(rule):
-    """Two updates of a batch of Gramians, the second from the state of the first, and no second
-    compilation.
-    """
+    """Two updates of a batch of Gramians in a row, without a second compilation."""
     made = RULES[rule].make()
     G = torch.stack([gramian("gaussian", 3, seed) for seed in range(2)])
     losses = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.5, 0.5]], dtype=torch.float64)
@@ -80,9 +78,7 @@ def test_vmapped_rule_traces_as_one_graph(rule):
 
 
 def toy(params, batch):
-    """The two-dimensional problem of Liu et al. 2021 (Figure 1), with the sign in f₂ that its
-    figures were made with.
-    """
+    """Liu et al. 2021, Figure 1, with the sign in f₂ that its figures were made with."""
     x, y = params["x"].unbind(-1)
     f1 = torch.log(torch.clamp_min((0.5 * (-x - 7) - torch.tanh(-y)).abs(), 5e-6)) + 6
     f2 = torch.log(torch.clamp_min((0.5 * (-x + 3) + torch.tanh(-y) + 2).abs(), 5e-6)) + 6
