@@ -1,4 +1,5 @@
 """The papers re-run: `python -m paper_repro`.
 
-One module a paper; names with a leading underscore are what they share.
+A folder a paper, a question a file: a module with `run(settings)`, which yields figures and claims.
+`report` is what they share, `claims` the ledger of every claim and what decides it.
 """

@@ -122,7 +122,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
 
 
 def test_a_finite_training_set_comes_round():
-    """Training loss there falls below that of fresh batches, and the two lanes share their start."""
+    """Training loss there falls below that of fresh batches; both lanes share their start."""
     size = SMALL._replace(steps=120, width=30)
     trace = lanes.train(
         "weighted",

@@ -15,11 +15,13 @@ import mtlfunc as mf
 from paper_repro.mgda import (
     adam,
     common,
+    cost_of_gradients,
     cost_of_weights,
     duality,
     naive,
     network,
     pareto,
+    random_encoders,
     smoothing,
     softmax,
     unit_gradients,
@@ -33,7 +35,14 @@ OPEN = {"SU-04", "SU-37"}  # a choice, and one that needs data
 
 @pytest.fixture(scope="module")
 def every() -> dict[str, list[Finding]]:
-    return findings_of("mgda", TINY)
+    """On small networks and few encoders: no verdict tested here is read off their sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost_of_gradients, "WIDTH", 64)
+        patch.setattr(cost_of_gradients, "BOUND_WIDTH", 32)
+        patch.setattr(cost_of_gradients, "HEADS", {"small heads": 0, network.LARGE: 64})
+        patch.setattr(random_encoders, "TASKS", (2, 5))
+        patch.setattr(random_encoders, "WIDTHS", (1, 8))
+        return findings_of("mgda", TINY)
 
 
 @pytest.fixture(scope="module")
