@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -504,44 +505,41 @@ def test_resampled_studies_are_studies():
         )
 
 
-def several(losses: dict[str, torch.Tensor], count: int) -> Result:
-    """The same study on so many problems; a problem's level differs."""
-    one = made_up(losses, tuning=2)
-    cell = one.cells["p"]
+def several(losses: Callable[[int], dict[str, torch.Tensor]], count: int) -> Result:
+    """So many problems, each with its own final losses [config, seed] by rule."""
+    studies = [made_up(losses(i), tuning=2) for i in range(count)]
     return Result(
-        {f"p{i}": one.problems["p"] for i in range(count)},
-        {
-            f"p{i}": {
-                rule: kept._replace(losses=kept.losses * (1 + 0.1 * i))
-                for rule, kept in cell.items()
-            }
-            for i in range(count)
-        },
-        one.settings,
+        {f"p{i}": one.problems["p"] for i, one in enumerate(studies)},
+        {f"p{i}": one.cells["p"] for i, one in enumerate(studies)},
+        studies[0].settings,
     )
 
 
 def test_intervals_tell_a_difference_and_do_not_make_one_up():
-    noise = mf.random.normal(mf.random.key(0), (4, 22), torch.float64)
-    base = 0.5 + 0.1 * noise[0]
-    rules = {
-        "mean": base,
-        "better": base - 0.05 + 0.01 * noise[1],
-        "twin": base.clone(),
-        "noisy": base + 0.05 * (-1) ** torch.arange(22),
-    }
-    found = several({rule: values[None] for rule, values in rules.items()}, 7)
+    def losses(i: int) -> dict[str, torch.Tensor]:
+        noise = mf.random.normal(mf.random.key(i), (3, 22), torch.float64)
+        base = 0.5 + 0.1 * noise[0]
+        rules = {
+            "mean": base,
+            "better": base - 0.05 + 0.01 * noise[1],
+            "twin": base.clone(),
+            "noisy": base + 0.05 * noise[2],  # no better and no worse
+        }
+        return {rule: values[None] for rule, values in rules.items()}
+
+    found = several(losses, 8)
     at = {record["rule"]: record for record in found.records() if record["problem"] == "p0"}
     assert at["better"]["mean less mean's, high"] < 0 < at["better"]["mean, low"]
     assert at["twin"]["mean less mean's, low"] == at["twin"]["mean less mean's, high"] == 0
     assert at["noisy"]["mean less mean's, low"] < 0 < at["noisy"]["mean less mean's, high"]
     ranks = {rank.rule: rank for rank in found.ranks()}
     assert ranks["better"].against["mean"].high < 0
+    assert ranks["noisy"].against["mean"].low < 0 < ranks["noisy"].against["mean"].high
     assert ranks["twin"].rank == ranks["mean"].rank
     assert ranks["twin"].seeds == ranks["mean"].seeds
     assert sum(rank.rank for rank in ranks.values()) == pytest.approx(10)
     assert 0 < found.critical_difference() < 3
-    twins = several({"mean": base[None], "twin": base[None]}, 7)
+    twins = several(lambda i: {"mean": losses(i)["mean"], "twin": losses(i)["mean"]}, 8)
     assert twins.critical_difference() == 0  # and no two ranks are more than that apart
     text = str(found)
     assert "Against mean, one rule at a time: better better; worse none" in text
@@ -550,7 +548,7 @@ def test_intervals_tell_a_difference_and_do_not_make_one_up():
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_few_problems_say_nothing_about_others(count):
     base = 0.5 + 0.1 * mf.random.normal(mf.random.key(0), (1, 22), torch.float64)
-    found = several({"mean": base, "better": base - 0.3}, count)
+    found = several(lambda i: {"mean": base, "better": base - 0.3}, count)
     assert math.isnan(found.critical_difference())
     (best, _) = found.ranks()
     assert best.rule == "better"
@@ -903,6 +901,25 @@ def test_command_refuses(argv, message, capsys):
         command.main(argv)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_command_refuses_a_folder_of_something_else(tmp_path, capsys):
+    (tmp_path / "cells").write_text("not a folder")
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "cannot be made a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", ["3", "[]", "{}", '{"key": 1, "cell": 2}', "null"])
+def test_a_foreign_cell_is_made_again(tmp_path, kept):
+    keeper = store.Store(tmp_path, TINY)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "r.json").write_text(kept)
+    assert keeper.read("p", "r", b"") is None
+    right = kept.replace("1", f'"{keeper.key("p", "r", b"")}"')
+    (tmp_path / "p" / "r.json").write_text(right)  # of an older version with this key
+    assert keeper.read("p", "r", b"") is None
 
 
 def test_digits_are_learnt():

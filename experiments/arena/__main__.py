@@ -114,6 +114,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _folder(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> Path:
+    """Where results go; a place that cannot be used fails now rather than after the first cell."""
+    out = asked.out or HERE / "out" / ("quick" if asked.quick else "")
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: {out} cannot be made a folder: {error.strerror}")
+    if not os.access(out / "cells", os.W_OK):
+        parser.error(f"argument --out: nothing can be written into {out / 'cells'}")
+    return out
+
+
+def _fill(found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store, jobs: int) -> bool:
+    """Run and keep what is missing; True if that was interrupted."""
+    threads = torch.get_num_threads()
+    try:
+        with tqdm(total=len(todo), desc="arena", unit="cell", disable=None) as bar:
+            for task, cell in perform_all(todo, min(jobs, max(1, len(todo)))):
+                found[task.problem][task.entrant.name] = cell
+                store.write(task.problem, task.entrant.name, task.entrant.source, cell)
+                bar.set_postfix_str(f"{task.entrant.name} on {task.problem}")
+                bar.update()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        torch.set_num_threads(threads)
+    return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; 0 when done, 130 when interrupted."""
     parser = _parser()
@@ -136,11 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if label in [entrant.name for entrant in entrants]:
             parser.error(f"argument --rule: {spec!r}: there is a rule {label!r} already")
         entrants.append(Entrant(label, spec, source_of(spec)))
-    out = asked.out or HERE / "out" / ("quick" if asked.quick else "")
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the first problem
-    except OSError as error:
-        parser.error(f"argument --out: {out} cannot be made a folder: {error.strerror}")
+    out = _folder(asked, parser)
     start = time.perf_counter()
     store = Store(out / "cells", settings)
     found: dict[str, dict[str, Cell]] = {name: {} for name in names}
@@ -152,19 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 todo.append(Task(name, entrant, settings))
             else:
                 found[name][entrant.name] = kept
-    threads = torch.get_num_threads()
-    interrupted = False
-    try:
-        with tqdm(total=len(todo), desc="arena", unit="cell", disable=None) as bar:
-            for task, cell in perform_all(todo, min(asked.jobs, max(1, len(todo)))):
-                found[task.problem][task.entrant.name] = cell
-                store.write(task.problem, task.entrant.name, task.entrant.source, cell)
-                bar.set_postfix_str(f"{task.entrant.name} on {task.problem}")
-                bar.update()
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        torch.set_num_threads(threads)
+    interrupted = _fill(found, todo, store, asked.jobs)
     complete = {
         name: {entrant.name: found[name][entrant.name] for entrant in entrants}
         for name in names

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,21 @@ def ranks(result: Result) -> tuple[Figure, str]:
     )
     for i, by in enumerate(measures):
         result.plot(figure.add_subplot(1, len(measures), i + 1), by)
+    apart = [
+        f"{result.critical_difference(by):.1f} ({by})"
+        for by in measures
+        if math.isfinite(result.critical_difference(by))
+    ]
     return figure, (
         "Average ranks, 1 is best, of every rule and (orange) the mean and the static search, at "
-        "the learning rate that is best by this measure on other "
-        "seeds. Thick: 95 % with seeds resampled; thin: with problems and seeds resampled. Ranks "
-        "must lie "
-        + ", ".join(f"{result.critical_difference(by):.1f} ({by})" for by in measures)
-        + " apart for two rules to differ, all pairs taken together."
+        "the learning rate that is best by this measure on other seeds. Thick: 95 % over seeds, "
+        "the choice of the learning rate included; thin: over problems, where there are enough. "
+        + (
+            f"Ranks must lie more than {', '.join(apart)} apart for two rules to differ, all "
+            "pairs taken together."
+            if apart
+            else "There are too few problems to tell rules apart on others."
+        )
     )
 
 

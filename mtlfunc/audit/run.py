@@ -112,8 +112,8 @@ def all_rows(found: Study, wanted: list[str], label: str, most: int) -> tuple[Ro
     from tqdm import tqdm
 
     while True:
+        bar = tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3)
         try:
-            bar = tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3)
             rows = tuple(row(found, each) for each in bar)
             if found.subject.repeats and "purity" in wanted:
                 once_more(found)

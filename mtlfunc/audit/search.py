@@ -141,8 +141,8 @@ def check_group(study: Study, each: Property, group: Group) -> Tested:
         batch = together(each.check, subject.evaluate, group.cases, group.unit)
     if batch is None:
         cases = Case(*(instances.pick(x, MOST) for x in group.cases))
-        picked = (instances.pick(x, MOST) for x in (group.generic, group.independent))
-        group = Group(cases, *picked, group.unit)
+        generic, free = (instances.pick(x, MOST) for x in (group.generic, group.independent))
+        group = Group(cases, generic, free, group.unit)
         batch = one_by_one(each.check, subject.evaluate, cases, group.unit)
     count, updates = group.cases.losses.shape[:2]
     failed, skipped = torch.zeros(count, updates, dtype=torch.bool), 0

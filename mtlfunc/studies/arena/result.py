@@ -480,13 +480,11 @@ class Resampled(NamedTuple):
     means: Float[Tensor, "draw rule"]  # mean scores
 
 
-def resampled(
-    scores: Sequence[Float[Tensor, "config seed"]], tuning: int, stream: int
-) -> Resampled:
+def resampled(scores: Sequence[Tensor], tuning: int, stream: int) -> Resampled:
     """A bootstrap over seeds: each draw chooses every rule's configuration anew, then reports.
 
     Args:
-        scores: of every rule, at all configurations and seeds, tuning seeds first.
+        scores: [config, seed] of every rule, tuning seeds first; each has its own configurations.
         tuning: how many those are.
         stream: of random numbers.
     """
