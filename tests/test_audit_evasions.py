@@ -243,7 +243,9 @@ EVASIONS = {
         counted(500), "purity", "remembered outside the state", whole=True
     ),
     "changes after 60 calls at T = 3": Evasion(counted(60, 3), "purity", "remembered", whole=True),
-    "alternates under vmap": Evasion(alternating(), "vmapped == loop", "in a loop", whole=True),
+    "alternates under vmap": Evasion(
+        alternating(), "purity", "remembered outside the state", whole=True
+    ),
     "1e6 too large from T = 16 on": Evasion(
         lambda g: (1e6 if len(g) >= 16 else 1) * by_length(g), "T = 128", "of 16 orthonormal"
     ),
