@@ -139,7 +139,7 @@ def softplus(params, batch):
 
 
 def test_curvature_equals_differences_of_the_gradient():
-    """∫₀¹ gᵀ∇²L(θ - s·lr·g)g ds = g·(∇L(θ) - ∇L(θ - lr·g))/lr, exactly; and at a point as lr → 0."""
+    """∫₀¹ gᵀ∇²L(θ - s·lr·g)g ds = g·(∇L(θ) - ∇L(θ - lr·g))/lr; and at a point as lr → 0."""
     batch = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 3)))
     x = torch.tensor([0.5, -1.0, 0.3], dtype=torch.float64)
     gradient = grad(lambda x: softplus({"x": x}, batch).sum())
@@ -281,7 +281,7 @@ def test_stationarity_verdict_elsewhere(family):
 
 
 def test_stationarity_noise_of_float32():
-    """1e-5 away from stationarity a float32 Gramian knows nothing, and says so; a float64 one does."""
+    """1e-5 from stationarity a float32 Gramian knows nothing, and says so; a float64 one does."""
     J = jacobian("near_stationary", 4, 1)
     G = J @ J.mT
     assert not diagnostics.stationarity(G).stationary
@@ -413,7 +413,7 @@ def test_layer_gramians_over_training():
 
 
 def test_predicted_change_of_quadratics():
-    """For L_t = ½(θ - c)ᵀA(θ - c): predicted g·Δ, and actual g·Δ + ½ΔᵀAΔ, exactly; Δ of any origin."""
+    """For L_t = ½(θ - c)ᵀA(θ - c): predicted g·Δ, actual g·Δ + ½ΔᵀAΔ, exactly; Δ of any origin."""
     rng = np.random.default_rng(0)
     for seed in range(3):
         losses, params, _ = quadratics(seed)
@@ -434,7 +434,7 @@ def test_predicted_change_of_quadratics():
 
 
 def gap(losses, params, e, J):
-    """A column of every task's Hessian: the change of the gradient of a quadratic over a unit step."""
+    """A column of every task's Hessian: the change of a quadratic's gradient over a unit step."""
     moved = {"a": params["a"] + e[:2], "b": params["b"] + e[2:]}
     rows = mf.task_gradients(losses, moved, ())[1]
     return (torch.cat([rows["a"], rows["b"]], 1) - J).mT

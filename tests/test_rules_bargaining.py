@@ -249,7 +249,9 @@ def test_nash_mtl_has_the_length_of_the_official_problem(count):
         for _ in range(20):
             x = cp.Variable(count, nonneg=True)
             slope = 1 / alpha + (1 / (unit @ alpha)) @ unit
-            bounds = [cp.log(x[i] * n) + cp.log(unit[i] @ x) >= 0 for i in range(count)]
+            bounds: list[cp.Constraint] = [
+                cp.log(x[i] * n) + cp.log(unit[i] @ x) >= 0 for i in range(count)
+            ]
             objective = cp.sum(unit @ x) + slope @ x / n
             cp.Problem(cp.Minimize(objective), bounds).solve(solver=cp.CLARABEL)
             alpha = np.asarray(x.value)
