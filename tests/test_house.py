@@ -180,4 +180,4 @@ def test_docstring_is_read_by_tools(name):
     assert ("raises" in sections) == ("Raises:" in text)
     for error in sections.get("raises", ()):
         for kind in str(error.annotation).split(", "):
-            assert re.fullmatch(r"\w*(Error|Interrupted|Unfinished)", kind), kind
+            assert re.fullmatch(r"\w*(Error|Exception|Interrupted|Unfinished)", kind), kind

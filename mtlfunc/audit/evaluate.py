@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
-from ..rules.common import BY_HAND
+from ..rules.common import BY_HAND, makes_rules, required_arguments
 from ..types import Geometry, Rule
 from .cases import Case
 
@@ -53,7 +52,7 @@ def as_rule(rule: Any) -> tuple[Rule, str, bool]:
             "rule: expected a mtlfunc.Rule, a factory of one, or a function of the Gramian [T, "
             f"T], got {type(rule).__name__}"
         )
-    count, name = _required(rule), _called(rule, -1)
+    count, name = required_arguments(rule), _called(rule, -1)
     if count == 0:
         made = rule()
         if not isinstance(made, Rule):
@@ -66,7 +65,7 @@ def as_rule(rule: Any) -> tuple[Rule, str, bool]:
         raise TypeError(
             f"rule: expected f(gramian) or f(gramian, losses), but {name} needs {count} arguments"
         )
-    if _makes_rules(rule):
+    if makes_rules(rule):
         raise TypeError(
             f"rule: {name} makes rules and needs arguments for that; pass the rule, {name}(...)"
         )
@@ -82,25 +81,6 @@ def _called(f: Any, part: int) -> str:
     """The name of a function (-1), or of the one that it was made in (0)."""
     name = getattr(f, "__qualname__", type(f).__name__).split(".<locals>")[part].lstrip(".")
     return "rule" if name == "<lambda>" else name
-
-
-def _makes_rules(f: Any) -> bool:
-    """Whether that is what it is annotated with."""
-    try:
-        return inspect.signature(f).return_annotation in (Rule, "Rule", "mf.Rule", "mtlfunc.Rule")
-    except (TypeError, ValueError):
-        return False
-
-
-def _required(f: Any) -> int:
-    """How many positional arguments without defaults it has; 1 where that cannot be read."""
-    try:
-        parameters = inspect.signature(f).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = sum(p.kind in kinds and p.default is p.empty for p in parameters)
-    return 1 if required == 0 and any(p.kind is p.VAR_POSITIONAL for p in parameters) else required
 
 
 def geometry(

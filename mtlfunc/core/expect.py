@@ -104,8 +104,8 @@ def _expect(value: Any, argument: str, part: type) -> None:
         name = getattr(value, "__name__", type(value).__name__)
         wrap = ", or mtlfunc.stateless(f) where f gives weights from a Gramian"
         raise TypeError(
-            f"{argument}: expected {noun}, got the function {name} itself; call it, as in "
-            f"{example}{wrap if part is Rule else ''}"
+            f"{argument}: expected {noun}, such as {example}, got the function {name} itself; "
+            f"call it, {name}(...), if it makes one{wrap if part is Rule else ''}"
         )
     raise TypeError(f"{argument}: expected {noun}, such as {example}, got {_found(value)}")
 

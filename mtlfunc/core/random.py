@@ -1,5 +1,4 @@
-"""Counter-based random numbers: a key is an int64 tensor, so a seed can be vmapped like any other
-tensor.
+"""Counter-based random numbers: a key is an int64 tensor, so a seed vmaps like any other tensor.
 
 `torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a
 key and a position: the same key gives the same numbers alone, vmapped and compiled, on every
@@ -33,11 +32,18 @@ class Stream(NamedTuple):
 
 
 def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Tensor, ""]:
-    """A key from a seed, which may be a (batched) integer tensor.
+    """A key from a seed.
+
+    Args:
+        seed: an integer that fits in 64 bits, or a 0-d integer tensor, which may be batched.
+        device: of the key; None is the seed's, or the CPU.
+
+    Returns:
+        a 0-d int64 tensor.
 
     Raises:
         TypeError: for a seed that is not an integer.
-        ValueError: for a tensor with dimensions.
+        ValueError: for a tensor with dimensions, or a number of more than 64 bits.
 
     Examples:
         >>> int(key(3)) == int(key(torch.tensor(3)))
@@ -61,19 +67,54 @@ def key(seed: int | Tensor, device: torch.device | str | None = None) -> Int[Ten
 
 
 def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
-    """A new key from a key and a number; different numbers give independent keys."""
+    """A new key from a key and a number; different numbers give independent keys.
+
+    Args:
+        key: a 0-d int64 tensor (see `key`), which may be batched.
+        data: an integer, or an integer tensor.
+
+    Returns:
+        a 0-d int64 tensor.
+
+    Examples:
+        >>> int(fold_in(key(0), 1)) == int(fold_in(key(0), 2))
+        False
+    """
     if _plain(key, data):
         return _scalar(_cpu().fold_in(key.item(), int(data)))
     return _hash(_hash(key + _GOLDEN) ^ _hash(data * torch.ones_like(key) + _FIRST))
 
 
 def stream(key: Int[Tensor, ""]) -> Stream:
-    """The start of a stream of draws."""
+    """The start of a stream of draws, for rules and probes that draw once a step.
+
+    Args:
+        key: a 0-d int64 tensor (see `key`), which may be batched.
+
+    Returns:
+        the key, with no draw taken.
+
+    Examples:
+        >>> int(stream(key(0)).drawn)
+        0
+    """
     return Stream(key, torch.zeros_like(key))
 
 
 def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
-    """The key of this draw, and the stream after it."""
+    """The key of this draw, and the stream after it.
+
+    Args:
+        stream: of `stream`, or of the last draw.
+
+    Returns:
+        a 0-d int64 key, and the stream to keep.
+
+    Examples:
+        >>> first, after = draw(stream(key(0)))
+        >>> int(first) == int(fold_in(key(0), 0)), int(after.drawn)
+        (True, 1)
+    """
     key, drawn = stream
     if _plain(key, drawn):
         count = int(drawn)
@@ -84,7 +125,21 @@ def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
 def uniform(
     key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "..."]:
-    """Numbers in [0, 1), as many bits as the dtype holds."""
+    """Numbers in [0, 1), with as many bits as the dtype holds.
+
+    Args:
+        key: a 0-d int64 tensor (see `key`), which may be batched.
+        shape: of the answer.
+        dtype: floating.
+
+    Returns:
+        a tensor of that shape; the same for the same key, alone, vmapped or compiled.
+
+    Examples:
+        >>> x = uniform(key(0), (3,))
+        >>> bool(((0 <= x) & (x < 1)).all())
+        True
+    """
     if dtype in _NUMPY and _plain(key):
         out = np.empty(shape, _NUMPY[dtype])
         _cpu().uniform(key.item(), 53 if dtype is torch.float64 else 24, out.reshape(-1))
@@ -96,7 +151,20 @@ def uniform(
 def normal(
     key: Int[Tensor, ""], shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "..."]:
-    """Standard normal numbers, by inversion."""
+    """Standard normal numbers, by inversion.
+
+    Args:
+        key: a 0-d int64 tensor (see `key`), which may be batched.
+        shape: of the answer.
+        dtype: floating.
+
+    Returns:
+        a tensor of that shape; the same for the same key, alone, vmapped or compiled.
+
+    Examples:
+        >>> normal(key(0), (2, 3)).shape
+        torch.Size([2, 3])
+    """
     if dtype in _NUMPY and _plain(key):
         cpu, out = _cpu(), np.empty(shape, _NUMPY[dtype])
         middle = np.empty(out.size)
@@ -109,7 +177,20 @@ def normal(
 
 
 def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Tensor, "..."]:
-    """A random order `[n]` of 0 … n-1, or `rows` independent ones `[rows, n]`."""
+    """A random order of 0 … n-1, or several independent ones.
+
+    Args:
+        key: a 0-d int64 tensor (see `key`), which may be batched.
+        n: how many there are to order.
+        rows: how many orders; None is one, without an axis for it.
+
+    Returns:
+        int64 `[n]`, or `[rows, n]`.
+
+    Examples:
+        >>> sorted(permutation(key(0), 4).tolist())
+        [0, 1, 2, 3]
+    """
     return uniform(key, (n,) if rows is None else (rows, n), torch.float64).argsort(-1)
 
 

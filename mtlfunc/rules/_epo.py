@@ -49,7 +49,7 @@ def epo(
 
     Raises:
         ValueError: for a bad preference or a negative tolerance; and for losses below 0, where they
-        can be seen (elsewhere: NaN).
+            can be seen; elsewhere weights are NaN.
 
     Source:
         Mahapatra & Rajan 2020; the programmes are those of the official code, `EPO_LP`. Two

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ..core.expect import expect_rule
 from ..types import Geometry, Rule, State
-from .common import as_rule
 
 
 class EveryState(NamedTuple):
@@ -47,7 +47,7 @@ def every(rule: Rule, k: int) -> Rule:
         >>> mf.weights(every(mf.mgda(), 10), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
-    rule = as_rule(rule)
+    expect_rule(rule)
     if operator.index(k) < 1:
         raise ValueError(f"k: expected a number of steps >= 1, got {k}")
 

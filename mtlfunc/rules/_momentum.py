@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.checks import check_scalar
+from ..core.expect import expect_rule
 from ..types import Geometry, Rule, Scalar, State
-from .common import as_rule
 
 
 class MomentumState(NamedTuple):
@@ -44,7 +44,7 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
         >>> mf.weights(momentum(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
-    rule = as_rule(rule)
+    expect_rule(rule)
     check_scalar(a, "a", below=1.0)
 
     def init(losses: Tensor, key: Tensor) -> State:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..core.checks import can_look, check_option
+from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, State
-from .common import as_rule, gramian_of, mean_present
+from .common import gramian_of, mean_present
 
 By = Literal["norm", "loss", "both"]
 
@@ -41,7 +42,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         >>> mf.aggregate(normalize(mf.mgda()), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
         [1.0, 1.0]
     """
-    rule = as_rule(rule)
+    expect_rule(rule)
     check_option(by, "by", get_args(By))
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:

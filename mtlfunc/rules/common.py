@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, normalized_preference
-from ..types import Geometry, Optimizer, Probe, Rule, State
+from ..types import Geometry, Rule, State
 
 BY_HAND = "given"
 """The entry of `geometry.extra` by which one-shot calls, plots and audits say that the Gramian was
@@ -36,67 +36,10 @@ def demand(geometry: Geometry, rule: str, measured: str, needs: str, probe: str)
         raise ValueError(f"{rule} needs {needs}; use {probe} as probe")
 
 
-def as_rule(rule: Any, argument: str = "rule") -> Rule:
-    """`rule`, or a TypeError that names the cure of the commonest slips."""
-    if isinstance(rule, Rule):
-        return rule
-    start = f"{argument}: expected a mtlfunc.Rule, got "
-    if isinstance(rule, Probe):
-        raise TypeError(f"{start}a Probe: rule and probe are swapped; the rule comes first")
-    if isinstance(rule, str):
-        raise TypeError(f"{start}a string; pass mtlfunc.{_call(rule)}, not {rule!r}")
-    if isinstance(rule, Optimizer | torch.optim.Optimizer) or (
-        isinstance(rule, type) and issubclass(rule, torch.optim.Optimizer)
-    ):
-        raise TypeError(f"{start}an optimizer; the rule, for instance mtlfunc.mean(), comes first")
-    if not callable(rule):
-        raise TypeError(f"{start}{type(rule).__name__}; call a rule, for instance mtlfunc.mean()")
-    name = getattr(rule, "__name__", type(rule).__name__)
-    if makes_rules(rule):
-        public = (getattr(rule, "__module__", "") or "").startswith("mtlfunc.")
-        called = f"mtlfunc.{_call(name)}" if public else f"{name}(...)"
-        raise TypeError(f"{start}the function {name} that makes rules; call it: {called}")
-    if required_arguments(rule) in (1, 2):
-        raise TypeError(f"{start}the function {name}; wrap it: mtlfunc.stateless({name})")
-    raise TypeError(f"{start}the function {name}; call it if it makes a rule: {name}(...)")
-
-
-def rule_from(value: Any, argument: str = "rule") -> Rule:
-    """A rule from a rule, a factory that needs no arguments, or f(gramian[, losses]).
-
-    Raises:
-        TypeError: for anything else, with the cure.
-    """
-    if isinstance(value, Rule) or not callable(value) or isinstance(value, Probe | type):
-        return as_rule(value, argument)
-    required = required_arguments(value)
-    if required == 0:
-        made = value()
-        if not isinstance(made, Rule):
-            name = getattr(value, "__qualname__", type(value).__name__)
-            raise TypeError(
-                f"{argument}: {name}() needs no arguments, so it was called, but it gave a "
-                f"{type(made).__name__} and not a mtlfunc.Rule"
-            )
-        return made
-    if makes_rules(value) or required > 2:
-        return as_rule(value, argument)
-    function: Callable[..., Any] = value
-    return stateless(function)
-
-
 def makes_rules(f: Any) -> bool:
     """Whether a function is annotated as one that returns a rule."""
     names = (Rule, "Rule", "mf.Rule", "mtlfunc.Rule")
     return getattr(f, "__annotations__", {}).get("return") in names
-
-
-def _call(name: str) -> str:
-    """How to write a rule's factory: `mean()`, `cagrad(...)` where arguments are needed."""
-    from .. import rules
-
-    made = getattr(rules, name, None) if name in rules.__all__ else None
-    return f"{name}()" if made is not None and required_arguments(made) == 0 else f"{name}(...)"
 
 
 def gramian_of(

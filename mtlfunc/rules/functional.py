@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import can_look, check_finite, check_gramian, check_vector, everyone
+from ..core.expect import expect_rule
 from ..types import Geometry, Rule
-from .common import BY_HAND, as_rule
+from .common import BY_HAND
 
 
 def weights(
@@ -42,7 +43,7 @@ def weights(
     check_gramian(gramian)
     if losses is not None:
         check_vector(losses, gramian, "losses")
-    rule = as_rule(rule)
+    expect_rule(rule)
     first = random.fold_in(random.key(key, gramian.device), 1)
     preference, present = torch.full_like(gramian[0], 1 / len(gramian)), everyone(gramian)
 

@@ -30,6 +30,14 @@ def auto() -> Solver:
     device), and `active_set` beyond. All are exact to rounding and give the same direction; weights
     may differ where several give it. None reads a value on the host, but for `active_set` on a
     device without a kernel.
+
+    Returns:
+        a solver: from a problem to its `Solution`.
+
+    Examples:
+        >>> from mtlfunc.solvers import min_norm
+        >>> auto()(min_norm(torch.diag(torch.tensor([1.0, 4.0])))).weights
+        tensor([0.8000, 0.2000])
     """
     formula, few, many = solver(two_tasks), faces(), active_set()
 

@@ -175,9 +175,20 @@ def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
             float32, relative to ‖g_s‖‖g_t‖, is rounding of a product that was made in float32 (and
             perhaps widened since): the symmetric part counts. More, as of J₁J₂ᵀ, is refused.
 
+    Returns:
+        the problem, for any solver of `mtlfunc.solvers`.
+
     Raises:
         ValueError: for a matrix that is not square, symmetric and finite.
         TypeError: for an integer one.
+
+    Source:
+        Désidéri 2012; Sener & Koltun 2018, eq. 3.
+
+    Examples:
+        >>> from mtlfunc.solvers import active_set
+        >>> active_set()(min_norm(torch.diag(torch.tensor([1.0, 4.0])))).weights
+        tensor([0.8000, 0.2000])
     """
     check_gramian(gramian, symmetric=True)
     return MinNorm(gramian)
@@ -186,16 +197,26 @@ def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
 def cagrad(
     gramian: Float[Tensor, "task task"], c: Scalar, preference: Float[Tensor, " task"] | None = None
 ) -> CAGrad:
-    """CAGrad's direction: the best worst rate within c‖g₀‖ of g₀ = Jᵀp (Liu 2021, eq. 3; dual,
-    Algorithm 1).
+    """CAGrad's direction: the best worst rate within c‖g₀‖ of g₀ = Jᵀp.
 
     Args:
         gramian: G `[task, task]`.
         c: radius, >= 0, relative to ‖g₀‖; 0 gives g₀, from 1 on no task's rate is negative.
         preference: p `[task]` >= 0, scaled to sum 1; None is 1/T.
 
+    Returns:
+        the problem, for any solver of `mtlfunc.solvers`.
+
     Raises:
         ValueError: for a bad Gramian (see `min_norm`), c or preference.
+
+    Source:
+        Liu et al. 2021, eq. 3; its dual, Algorithm 1.
+
+    Examples:
+        >>> from mtlfunc.solvers import active_set
+        >>> active_set()(cagrad(torch.eye(2), 0.5)).weights
+        tensor([0.7500, 0.7500])
     """
     check_gramian(gramian, symmetric=True)
     check_scalar(c, "c")
@@ -210,8 +231,24 @@ def cagrad(
 def dual_cone(gramian: Float[Tensor, "task task"], weights: Float[Tensor, " task"]) -> DualCone:
     """The projection of Jᵀw on the cone where no task's rate is negative: min ½ vᵀG v over v >= w.
 
+    Args:
+        gramian: G `[task, task]`.
+        weights: w `[task]`, of any sign.
+
+    Returns:
+        the problem, for the solvers that take it.
+
     Raises:
         ValueError: for a bad Gramian (see `min_norm`) or weights of another shape, dtype or device.
+
+    Source:
+        Lopez-Paz & Ranzato 2017, eq. 11 (GEM's dual).
+
+    Examples:
+        >>> from mtlfunc.solvers import active_set
+        >>> gramian = torch.tensor([[1.0, -1.0], [-1.0, 2.0]])
+        >>> active_set()(dual_cone(gramian, torch.tensor([1.0, 0.0]))).weights
+        tensor([1.0000, 0.5000])
     """
     check_gramian(gramian, symmetric=True)
     check_vector(weights, gramian, "weights")

@@ -43,11 +43,11 @@ PARTS = {
     "a rule not called": (lambda: mf.balance(vector, mf.cagrad, PROBE), "rule: .* cagrad"),
     "a probe not called": (
         lambda: mf.balance(vector, RULE, mf.jacobian),
-        r"probe: expected a probe, got the function jacobian itself; call it, as in mtlfunc\.jac",
+        r"probe: expected a probe, such as .*, got the function jacobian itself; call it, jacobian\(",
     ),
     "an optimizer not called": (
         lambda: mf.descend(vector, RULE, mf.adam, PROBE),
-        r"optimizer: .* got the function adam itself; call it, as in mtlfunc\.adam\(1e-3\)",
+        r"optimizer: .* got the function adam itself; call it, adam\(\.\.\.\)",
     ),
     "the name of a rule": (lambda: mf.balance(vector, "cagrad", PROBE), "rule.*cagrad"),
     "a glob for a probe": (
