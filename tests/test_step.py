@@ -23,6 +23,7 @@ from tests.problems import (
     encode,
     flatten,
     literal_rows,
+    net,
     nets,
     opaque,
     vector,
@@ -535,3 +536,27 @@ def test_train_mode_batch_norm_is_refused_with_the_pattern_that_works():
         )
     )
     assert both(mf.stack([module, module]), stacked)["1.running_mean"].shape == (2, 5)
+
+
+def test_shared_takes_modules_parameters_and_lists_of_globs():
+    """Each names the same leaves as the glob; an iterator of parameters serves every step."""
+    several = {
+        "module": lambda: net.trunk,
+        "parameters": lambda: net.trunk.parameters(),
+        "list": lambda: list(net.trunk.parameters()),
+        "globs": lambda: ["trunk.0.*", "trunk.2.*"],
+    }
+    wanted = mf.rollout(
+        *_run(mf.jacobian(SHARED)), [BATCH, BATCH], record=lambda state, info: state.params
+    )
+    for shared in several.values():
+        got = mf.rollout(
+            *_run(mf.jacobian(shared())), [BATCH, BATCH], record=lambda state, info: state.params
+        )
+        for one, other in zip(tree_leaves(got), tree_leaves(wanted), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def _run(probe):
+    step = mf.descend(vector, mf.mgda(), mf.sgd(0.1), probe)
+    return step, step.init(PARAMS, BATCH)
