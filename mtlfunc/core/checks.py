@@ -68,7 +68,10 @@ def derivative_levels() -> tuple[int, int]:
     if torch.compiler.is_compiling():
         return 2, 0
     kinds = [level.key() for level in _functorch.get_interpreter_stack() or []]
-    forward = torch.autograd.forward_ad._current_level + 1  # jvp enters one, too
+    # Nested jvp enter one level of forward-mode AD between them.
+    forward = max(
+        kinds.count(_functorch.TransformType.Jvp), torch.autograd.forward_ad._current_level + 1
+    )
     return kinds.count(_functorch.TransformType.Grad), forward
 
 

@@ -3,10 +3,10 @@
 All without a word (torch 2.13): the batched backward of a fused layer, instance or train-mode batch
 norm takes the statistics for constants where the gradient of the scale is differentiated again, and
 their third derivatives are wrong unbatched, too; so are second derivatives of weight norm and
-as_strided_scatter, forward mode of cholesky_inverse and products by scatter, batched backwards of
-prelu, cdist and select_scatter, and lu_solve wherever it broadcasts. Others have no second
-derivative or no batched form at all. Every spelling is caught: torch.nn.functional, torch, methods
-of tensors, torch._C._nn, torch.ops.aten.
+as_strided_scatter, those of solve with forward mode inside, forward mode of cholesky_inverse and
+products by scatter, batched backwards of prelu, cdist and select_scatter, and lu_solve wherever it
+broadcasts. Others have no second derivative or no batched form at all. Every spelling is caught:
+torch.nn.functional, torch, methods of tensors, torch._C._nn, torch.ops.aten.
 """
 
 from __future__ import annotations
@@ -366,6 +366,29 @@ def _pad_sequence(
 # --- linear algebra and indexing ----------------------------------------------------------------
 
 
+def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
+    """By the inverse, refined once, where forward mode is inside another derivative."""
+    grads, forward = derivative_levels()
+    if not forward or grads + forward < 3:
+        return torch.linalg.solve(A, B, left=left)
+    vector = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
+    rows = B.unsqueeze(-1) if vector else B
+    inverse = torch.linalg.inv(A)
+    if not left:
+        found = rows @ inverse
+        return found + (rows - found @ A) @ inverse
+    found = inverse @ rows
+    found = found + inverse @ (rows - A @ found)
+    return found.squeeze(-1) if vector else found
+
+
+def _solve_ex(
+    A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False
+) -> tuple[Tensor, Tensor]:
+    info = torch.linalg.solve_ex(A.detach(), B.detach(), left=left, check_errors=check_errors)[1]
+    return _solve(A, B, left=left), info
+
+
 def _lu_solve(
     LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False
 ) -> Tensor:
@@ -475,6 +498,8 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
         _refused("torch.logcumsumexp", "torch.logsumexp", torch.logcumsumexp),
         (torch.logcumsumexp, Tensor.logcumsumexp, *_aten("logcumsumexp")),
     ),
+    (_solve, (torch.linalg.solve, *_aten("linalg_solve"))),
+    (_solve_ex, (torch.linalg.solve_ex, *_aten("linalg_solve_ex"))),
     (_lu_solve, (torch.linalg.lu_solve, *_aten("linalg_lu_solve"))),
     (_old_lu_solve, (torch.lu_solve, Tensor.lu_solve, *_aten("lu_solve"))),
     (
