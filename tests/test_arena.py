@@ -61,10 +61,13 @@ def least(problem: BenchmarkProblem, weights: np.ndarray, seed: int) -> float:
     def losses(x: torch.Tensor) -> torch.Tensor:
         return problem.losses({leaf: x}, data)
 
+    def slope(x: np.ndarray) -> np.ndarray:
+        return weights @ jacrev(losses)(torch.from_numpy(x)).numpy()  # type: ignore[operator]
+
     answer = optimize.minimize(
         lambda x: float(weights @ losses(torch.from_numpy(x)).numpy()),
         start.numpy(),
-        jac=lambda x: weights @ jacrev(losses)(torch.from_numpy(x)).numpy(),  # type: ignore[operator]
+        jac=slope,
         tol=1e-12,
     )
     return float(answer.fun)

@@ -659,7 +659,8 @@ def test_absent_tasks():
     found = audit(mf.Rule(lambda losses, key: (), ignores), only=["absent tasks"], instances=20)[
         "absent tasks"
     ]
-    assert (found.status, len(found.jacobian)) == ("fails", 2)  # pyright: ignore[reportArgumentType]
+    assert found.jacobian is not None
+    assert (found.status, len(found.jacobian)) == ("fails", 2)
     assert found.detail == "weights are (0.5, 0.5) with task 1 absent; alone the others have (0, 1)"
     assert audit(mf.mgda(), only=["absent tasks"], instances=20)["absent tasks"].status == "holds"
     refused = audit(mf.stateless(dualproj), only=["absent tasks"], instances=20)["absent tasks"]

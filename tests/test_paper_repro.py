@@ -252,7 +252,11 @@ def test_list_names_every_reproduction(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == MODULES
-    assert len({re.match(r"[\w.]+ +", line).end() for line in lines}) == 1  # pyright: ignore[reportOptionalMemberAccess]
+    ends = {
+        re.match(r"[\w.]+ +", line).end()  # pyright: ignore[reportOptionalMemberAccess]
+        for line in lines
+    }
+    assert len(ends) == 1
     for line in lines:
         ids = [row.id for row in ROWS if row.module == line.split()[0]]
         assert line.endswith(f"? {', '.join(ids)}")
@@ -409,7 +413,12 @@ def test_captions_survive_a_run_of_another_module(made: Path, tmp_path: Path) ->
 
 def count_runs(module: ModuleType) -> list[Settings]:
     runs, run = [], module.run
-    module.run = lambda settings: (runs.append(settings), run(settings))[1]  # type: ignore[attr-defined]
+
+    def counted(settings: Settings) -> Any:
+        runs.append(settings)
+        return run(settings)
+
+    module.run = counted  # type: ignore[attr-defined]
     return runs
 
 

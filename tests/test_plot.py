@@ -93,7 +93,9 @@ def marked(panel: Axes, points: np.ndarray) -> np.ndarray:
 
 
 def labels(panel: Axes) -> list[str]:
-    return [text.get_text() for text in panel.get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
+    legend = panel.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
 
 
 # ---- portrait ----
@@ -290,7 +292,8 @@ def shares(points: np.ndarray) -> np.ndarray:
 def mapped(panel: Axes) -> tuple[np.ndarray, np.ndarray]:
     """Weights `[n, 3]` and colour values of the map."""
     mesh = panel.collections[0]
-    triangles = mesh._triangulation  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib has no public way to it
+    # matplotlib has no public way to it
+    triangles = mesh._triangulation  # pyright: ignore[reportAttributeAccessIssue]
     values = mesh.get_array()
     assert values is not None
     return shares(np.stack([triangles.x, triangles.y], -1)), np.asarray(values)
@@ -394,11 +397,10 @@ def test_cone_holds_exactly_the_directions_that_raise_no_loss(count, seed):
         np.meshgrid(np.linspace(left, right, 41)[1:-1], np.linspace(bottom, top, 37)[1:-1]), -1
     ).reshape(-1, 2)
     cone = [patch for patch in panel.patches if patch.get_label() == "no loss rises"]
-    inside = (
-        Outline(cone[0].get_xy()).contains_points(points)  # pyright: ignore[reportAttributeAccessIssue]
-        if cone
-        else np.zeros(len(points), dtype=bool)
-    )
+    inside = np.zeros(len(points), dtype=bool)
+    if cone:
+        corners = cone[0].get_xy()  # pyright: ignore[reportAttributeAccessIssue]
+        inside = Outline(corners).contains_points(points)
     np.testing.assert_array_equal(inside, (points @ jacobian.T > 0).all(1))
 
 
@@ -411,7 +413,8 @@ def test_cone_draws_gradients_hull_and_directions():
     jacobian = torch.tensor([[2.0, 0.3], [-0.9, 0.8], [0.4, 1.6], [0.3, 0.9]], dtype=torch.float64)
     panel = plot.cone(jacobian, RULES, axes(), names=list("abcd"))
     quiver = panel.collections[-1]
-    np.testing.assert_allclose(np.stack([quiver.U, quiver.V], -1), jacobian)  # pyright: ignore[reportAttributeAccessIssue]
+    arrows = np.stack([quiver.U, quiver.V], -1)  # pyright: ignore[reportAttributeAccessIssue]
+    np.testing.assert_allclose(arrows, jacobian)
     for line, (name, rule) in zip(panel.get_lines(), RULES.items(), strict=True):
         d = mf.aggregate(rule, jacobian, torch.ones(4, dtype=torch.float64))
         np.testing.assert_allclose(np.asarray(line.get_xydata()), [[0, 0], d.tolist()], atol=1e-12)
@@ -422,7 +425,8 @@ def test_cone_draws_gradients_hull_and_directions():
             rf"{name} (${{\uparrow}}$ {', '.join(raised)})" if raised else name
         )
     hull = next(patch for patch in panel.patches if patch.get_label() == "convex hull")
-    corner = {tuple(point) for point in hull.get_xy().round(9).tolist()}  # pyright: ignore[reportAttributeAccessIssue]
+    outline = hull.get_xy()  # pyright: ignore[reportAttributeAccessIssue]
+    corner = {tuple(point) for point in outline.round(9).tolist()}
     assert corner == {(2.0, 0.3), (-0.9, 0.8), (0.4, 1.6)}  # the fourth is inside
 
 
@@ -524,7 +528,8 @@ def test_cone_in_three_dimensions_draws_directions():
     ],
 )
 def test_cone_draws_degenerate_gradients(gradients):
-    plot.cone(gradients, {"mean": mf.mean()}).figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
+    panel = plot.cone(gradients, {"mean": mf.mean()})
+    panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # ---- heatmap ----
@@ -627,7 +632,10 @@ def test_weights_of_one_step_are_seen(record):
     assert all(line.get_marker() not in ("", "None") for line in panel.get_lines())
     for task, line in enumerate(panel.get_lines()):
         assert line.get_ydata() == pytest.approx([float(record[..., task].mean())])
-    ends = [bar.get_segments()[0][:, 1].tolist() for bar in panel.collections]  # pyright: ignore[reportAttributeAccessIssue]
+    ends = [
+        bar.get_segments()[0][:, 1].tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        for bar in panel.collections
+    ]
     if record.ndim == 3:
         assert ends == [
             pytest.approx(np.quantile(record[:, 0, task], [0.1, 0.9])) for task in range(2)
@@ -685,7 +693,10 @@ def test_front_compares_on_the_same_axes():
 def test_front_in_three_dimensions():
     points = rows(3, 40, 3).numpy()
     panel = plot.front(points, true=points[:5], names=["a", "b", "c"])
-    known, best, _ = (np.stack(line.get_data_3d(), -1) for line in panel.get_lines())  # pyright: ignore[reportAttributeAccessIssue]
+    known, best, _ = (
+        np.stack(line.get_data_3d(), -1)  # pyright: ignore[reportAttributeAccessIssue]
+        for line in panel.get_lines()
+    )
     dominated = [any((q <= p).all() and (q < p).any() for q in points) for p in points]
     np.testing.assert_allclose(known, points[:5])
     assert {tuple(p) for p in best} == {

@@ -67,7 +67,9 @@ def _kernel(
         )
 
     arrays = [array(x, rank) for x, rank in inputs]
-    answers = solve(*arrays, eps, lead.numel(), torch.get_num_threads())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    answers = solve(  # pyright: ignore[reportArgumentType, reportCallIssue]
+        *arrays, eps, lead.numel(), torch.get_num_threads()
+    )
     coefficients, cosines = (
         torch.from_numpy(x).to(gramian.dtype).reshape(*lead, *gramian.shape[-2:]) for x in answers
     )
