@@ -115,7 +115,9 @@ class ManyMixed(torch.autograd.Function):
         pass
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, w: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any, in_dims: Any, w: Any
+    ) -> Any:
         w = w.movedim(in_dims[0], 0)
         return w * (2.0 if info.batch_size > 30 else 1.0), 0
 

@@ -115,7 +115,10 @@ def test_lightnings_checkpoint_holds_the_state_of_the_rule(tmp_path):
         default_root_dir=tmp_path,
     )
     module = lightning_module.Balanced(data[0])
-    loader = torch.utils.data.DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]
+    loader = torch.utils.data.DataLoader(
+        data,  # pyright: ignore[reportArgumentType]
+        batch_size=None,
+    )
     trainer.fit(module, loader)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     again = lightning_module.Balanced.load_from_checkpoint(tmp_path / "run.ckpt", example=data[0])

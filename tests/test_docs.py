@@ -49,12 +49,18 @@ def test_method_table_names_what_exists():
     }
     for call in calls:
         assert isinstance(eval(call, scope), mf.Rule | mf.Probe), call
-    named = {re.match(r"mf\.(\w+)", call).group(1) for call in calls}  # pyright: ignore[reportOptionalMemberAccess]
+    named = {
+        re.match(r"mf\.(\w+)", call).group(1)  # pyright: ignore[reportOptionalMemberAccess]
+        for call in calls
+    }
     assert rules <= named, f"the README's table lacks {rules - named}"
 
 
 def test_table_of_properties_names_every_rule():
-    named = {re.match(r"\w+", rule).group() for rule in properties.RULES}  # pyright: ignore[reportOptionalMemberAccess]
+    named = {
+        re.match(r"\w+", rule).group()  # pyright: ignore[reportOptionalMemberAccess]
+        for rule in properties.RULES
+    }
     rules = {
         name
         for name in vars(mf.rules)

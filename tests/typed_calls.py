@@ -41,7 +41,8 @@ def parts(params: Params, batch: Batch, gramian: Tensor) -> None:
     mf.balance(losses, probe, rule)  # pyright: ignore[reportArgumentType]
     mf.balance(one_argument, rule, probe)  # pyright: ignore[reportArgumentType]
     mf.descend(losses, rule, probe, optimizer)  # pyright: ignore[reportArgumentType]
-    mf.descend(losses, rule, torch.optim.SGD([gramian]), probe)  # pyright: ignore[reportArgumentType]
+    sgd = torch.optim.SGD([gramian])
+    mf.descend(losses, rule, sgd, probe)  # pyright: ignore[reportArgumentType]
     mf.rollout(balanced, state, [batch])  # pyright: ignore[reportArgumentType]
     balanced.init(params)  # pyright: ignore[reportCallIssue]
     balanced.init(params, batch, seed=3)  # pyright: ignore[reportCallIssue]

@@ -21,7 +21,8 @@ class Store:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
-        plain = settings._replace(optimizer=settings.optimizer.__qualname__)  # type: ignore[arg-type]
+        name = settings.optimizer.__qualname__
+        plain = settings._replace(optimizer=name)  # type: ignore[arg-type]
         self.common = digest(sorted(sources()), plain, torch.__version__)
 
     def key(self, problem: str, rule: str, source: bytes) -> str:

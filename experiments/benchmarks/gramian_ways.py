@@ -140,7 +140,8 @@ def opacus(task: Problem) -> Call:
 
 def backpack(task: Problem) -> Call:
     """BackPACK's gradients of samples."""
-    from backpack import backpack, extend, extensions  # pyright: ignore[reportMissingImports]  # not a dependency
+    # not a dependency
+    from backpack import backpack, extend, extensions  # pyright: ignore[reportMissingImports]
 
     apart = task.to(task.batch[0].device.type, next(task.module.parameters()).dtype)
     net = extend(apart.module.get_submodule("net"))

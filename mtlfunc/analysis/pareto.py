@@ -82,7 +82,9 @@ def hypervolume(
         finite = np.isfinite(points).all() and np.isfinite(reference).all()
         return moocore.hypervolume(points, ref=reference) if finite else math.nan
 
-    return _OnHost.apply(volume, points, reference, torch.float64)  # pyright: ignore[reportReturnType]
+    return _OnHost.apply(  # pyright: ignore[reportReturnType]
+        volume, points, reference, torch.float64
+    )
 
 
 def preferences(
@@ -233,7 +235,9 @@ def _mask(points: Tensor) -> Tensor:
             kept[finite] = moocore.is_nondominated(points[finite], keep_weakly=True)
         return kept
 
-    return _OnHost.apply(mask, points.detach(), points.new_zeros(()), torch.bool)  # pyright: ignore[reportReturnType]
+    return _OnHost.apply(  # pyright: ignore[reportReturnType]
+        mask, points.detach(), points.new_zeros(()), torch.bool
+    )
 
 
 class _OnHost(torch.autograd.Function):

@@ -67,7 +67,8 @@ def _kernel(
         )
 
     arrays = [array(x, rank) for x, rank in inputs]
-    answers = solve(*arrays, eps, lead.numel(), torch.get_num_threads())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    settings = (eps, lead.numel(), torch.get_num_threads())
+    answers = solve(*arrays, *settings)  # pyright: ignore[reportArgumentType, reportCallIssue]
     coefficients, cosines = (
         torch.from_numpy(x).to(gramian.dtype).reshape(*lead, *gramian.shape[-2:]) for x in answers
     )

@@ -57,7 +57,8 @@ def surface() -> Figure:
             vmax=10,
         )
         axis.view_init(25)
-        axis.set_box_aspect(None, zoom=0.78)  # pyright: ignore[reportArgumentType]  # room for the label of the z axis
+        # room for the label of the z axis
+        axis.set_box_aspect(None, zoom=0.78)  # pyright: ignore[reportArgumentType]
         axis.set(
             xlabel="x₁",
             ylabel="x₂",

@@ -241,7 +241,10 @@ class Samples:
 
     def starts(self) -> mf.types.Params:
         """Parameters `[seed, ...]`."""
-        start = lambda root: start_of(mf.random.fold_in(root, 0), self.tasks, self.size.width)  # noqa: E731
+
+        def start(root: Tensor) -> mf.types.Params:
+            return start_of(mf.random.fold_in(root, 0), self.tasks, self.size.width)
+
         return vmap(start)(self.roots)
 
     def normals(self, stream: int, number: int, *shape: int) -> Tensor:

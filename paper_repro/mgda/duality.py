@@ -127,7 +127,10 @@ def swap(found: Answers, settings: Settings) -> Claim:
 def inner_maximum(found: Answers) -> Claim:
     rows, g, w, anyhow = found.rows, found.g, found.w, found.anyhow
     draws, tasks, size = rows.shape
-    inner = lambda v, w: torch.einsum("dt,dtp,dp->d", w, rows, v) - 0.5 * (v * v).sum(-1)  # noqa: E731
+
+    def inner(v: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum("dt,dtp,dp->d", w, rows, v) - 0.5 * (v * v).sum(-1)
+
     gw = torch.einsum("dt,dtp->dp", anyhow, rows)
     top = inner(gw, anyhow)
     better = max(

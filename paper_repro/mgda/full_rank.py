@@ -21,7 +21,9 @@ def weights_of(gramian: Tensor) -> Tensor:
 
 
 def normals(tag: int, draws: int, shape: tuple[int, ...]) -> Tensor:
-    draw = lambda key: mf.random.normal(mf.random.fold_in(key, tag), shape, torch.float64)  # noqa: E731
+    def draw(key: Tensor) -> Tensor:
+        return mf.random.normal(mf.random.fold_in(key, tag), shape, torch.float64)
+
     return vmap(draw)(torch.arange(draws))
 
 

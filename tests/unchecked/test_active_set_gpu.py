@@ -170,7 +170,8 @@ def test_what_a_batch_shares_is_given_once():
     ):
         together = gpu.solve(*arrays, EPS)
         for i in range(3):
-            alone = gpu.solve(*(x if x is None else x[i % len(x)][None] for x in arrays), EPS)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            one = [x if x is None else x[i % len(x)][None] for x in arrays]
+            alone = gpu.solve(*one, EPS)  # pyright: ignore[reportArgumentType, reportCallIssue]
             for batched, single in zip(together, alone, strict=True):
                 assert torch.equal(batched[i], single[0])
     assert [x.shape for x in gpu.solve(g[:0], None, None, EPS)] == [(0, 14), (0, 2, 4), (0, 2)]
@@ -285,7 +286,10 @@ def test_the_public_call_on_a_gpu(problem, make):
     )
     nested = vmap(vmap(lambda g: solve(problem(g)).weights))(on_gpu.reshape(2, 3, 8, 8))
     torch.testing.assert_close(nested.cpu().reshape(6, 8), expected, rtol=1e-10, atol=1e-12)
-    loss = lambda g: (solve(problem(g)).weights * torch.arange(8, device=g.device)).sum()  # noqa: E731
+
+    def loss(g):
+        return (solve(problem(g)).weights * torch.arange(8, device=g.device)).sum()
+
     slopes = vmap(grad(loss))(g)
     torch.testing.assert_close(vmap(grad(loss))(on_gpu).cpu(), slopes, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(grad(loss)(on_gpu[0]).cpu(), slopes[0], rtol=1e-8, atol=1e-10)

@@ -40,7 +40,12 @@ def test_bad_parameters_are_named():
     with pytest.raises(ValueError, match="chunk_size"):
         mf.task_gradients(vector, PARAMS, BATCH, chunk_size=0)
     with pytest.raises(ValueError, match="engine='layers'"):
-        mf.task_gramian(vector, PARAMS, BATCH, engine="layers")  # pyright: ignore[reportArgumentType]
+        mf.task_gramian(
+            vector,  # pyright: ignore[reportArgumentType]
+            PARAMS,
+            BATCH,
+            engine="layers",
+        )
 
 
 CASES = {

@@ -1,0 +1,501 @@
+"""Portraits, simplices and cones show the directions that were computed."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgba
+from matplotlib.contour import ContourSet
+from matplotlib.path import Path as Outline
+from torch import Tensor
+from torch.func import vmap
+
+import mtlfunc as mf
+from mtlfunc import plot
+from mtlfunc.core.random import normal
+from mtlfunc.plot._common import RISES
+from mtlfunc.plot._geometry import cone_faces, hull
+from tests.test_plot import axes, closed, labels, rows  # noqa: F401
+
+RULES = {
+    "mean": mf.mean(),
+    "mgda": mf.mgda(),
+    "pcgrad": mf.pcgrad(),
+    "cagrad": mf.cagrad(0.4),
+    "gradnorm": mf.gradnorm(0.12),
+}
+# Jᵀ(0.2, 0.4, 0.4) = 0
+STATIONARY = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
+SQRT3 = 3**0.5
+
+
+def meshed(panel: Axes) -> np.ndarray:
+    (mesh,) = (c for c in panel.collections if isinstance(c, QuadMesh))
+    values = mesh.get_array()
+    assert values is not None
+    return np.ma.filled(values, np.nan)
+
+
+def cells(
+    angles: int = 90, ratios: int = 81, limits: tuple[float, float] = (0.01, 100.0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Angles in radians and ratios `[ratio, angle]` of the portrait's cells, counted from the other
+    end.
+    """
+    phi = np.pi * (np.arange(angles) + 0.5) / angles
+    share = (np.arange(ratios) + 0.5) / ratios
+    ratio = limits[0] ** (1 - share) * limits[1] ** share
+    phi, ratio = np.meshgrid(phi, ratio)
+    return phi, ratio
+
+
+def contours(panel: Axes, *, filled: bool) -> list[ContourSet]:
+    return [c for c in panel.collections if isinstance(c, ContourSet) and c.filled is filled]
+
+
+def marked(panel: Axes, points: np.ndarray) -> np.ndarray:
+    """Which points lie in the hatched region."""
+    inside = np.zeros(len(points), dtype=bool)
+    for region in contours(panel, filled=True):
+        for path in region.get_paths():
+            for polygon in path.to_polygons():
+                inside ^= Outline(polygon).contains_points(points)  # even-odd: holes
+    return inside
+
+
+# ---- portrait ----
+
+
+def test_portrait_of_the_mean_is_its_formula():
+    direction, length, first, second = (meshed(panel) for panel in plot.portrait(mf.mean()))
+    phi, r = cells()
+    mean = np.sqrt(1 + r**2 + 2 * r * np.cos(phi))  # 2‖g₀‖ for ‖g₁‖ = 1
+    np.testing.assert_allclose(length, 1, rtol=1e-10)
+    np.testing.assert_allclose(first, (1 + r * np.cos(phi)) / mean, atol=1e-10)
+    np.testing.assert_allclose(second, (r + np.cos(phi)) / mean, atol=1e-10)
+    np.testing.assert_allclose(
+        direction, np.arctan2(r * np.sin(phi), 1 + r * np.cos(phi)) / phi, atol=1e-10
+    )
+
+
+def test_portrait_of_mgda_is_the_shortest_combination():
+    _, length, first, second = (meshed(panel) for panel in plot.portrait(mf.mgda(), cells=(40, 21)))
+    phi, r = cells(40, 21)
+    mean = 0.5 * np.sqrt(1 + r**2 + 2 * r * np.cos(phi))
+    inside = np.cos(phi) < np.minimum(r, 1 / r)
+    shortest = np.where(
+        inside, r * np.sin(phi) / np.sqrt(1 + r**2 - 2 * r * np.cos(phi)), np.minimum(r, 1)
+    )
+    np.testing.assert_allclose(length, shortest / mean, rtol=1e-9)
+    # g_t·d = ‖d‖² for both inside the face, for the shorter one elsewhere.
+    np.testing.assert_allclose(first[inside], (shortest**2 / mean)[inside], rtol=1e-7)
+    np.testing.assert_allclose(second[inside], (shortest**2 / mean / r)[inside], rtol=1e-7)
+
+
+def test_portrait_of_pcgrad_has_rates_of_one_minus_squared_cosine():
+    first, second = (
+        meshed(panel) for panel in plot.portrait(mf.pcgrad(), ("rate 1", "rate 2"), cells=(40, 21))
+    )
+    phi, r = cells(40, 21)
+    mean = np.sqrt(1 + r**2 + 2 * r * np.cos(phi))
+    conflict = np.cos(phi) < 0
+    np.testing.assert_allclose(first[conflict], (np.sin(phi) ** 2 / mean)[conflict], rtol=1e-9)
+    np.testing.assert_allclose(second[conflict], (np.sin(phi) ** 2 * r / mean)[conflict], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_portrait_equals_single_calls(name):
+    phi, r = cells(7, 5)
+    _, length, _, second = (
+        meshed(panel) for panel in plot.portrait(RULES[name], cells=(7, 5), key=3)
+    )
+    for i, j in ((0, 0), (2, 5), (4, 3)):
+        jacobian = torch.tensor(
+            [[1.0, 0.0], [r[i, j] * np.cos(phi[i, j]), r[i, j] * np.sin(phi[i, j])]],
+            dtype=torch.float64,
+        )
+        d = mf.aggregate(RULES[name], jacobian, torch.ones(2, dtype=torch.float64), key=3)
+        mean = jacobian.mean(0).norm()
+        assert length[i, j] == pytest.approx(float(d.norm() / mean), rel=1e-9)
+        assert second[i, j] == pytest.approx(
+            float(jacobian[1] @ d / jacobian[1].norm() / mean), rel=1e-8, abs=1e-10
+        )
+
+
+def test_portrait_hatches_where_the_mean_raises_a_loss():
+    direction, _, first, second = plot.portrait(mf.mean())
+    phi, r = cells()
+    raises = {first: 1 + r * np.cos(phi) < 0, second: r + np.cos(phi) < 0}
+    raises[direction] = raises[first] | raises[second]
+    for panel, expected in raises.items():
+        # Cells at the rim of the grid are the region's own corners.
+        inner = (slice(1, -1), slice(1, -1))
+        at = np.stack([np.rad2deg(phi[inner]), r[inner]], -1).reshape(-1, 2)
+        np.testing.assert_array_equal(marked(panel, at), expected[inner].ravel())
+        (line,) = contours(panel, filled=False)
+        assert list(line.levels) == [RISES]
+    # The line itself: ‖g₂‖/‖g₁‖ = -1/cos φ, to a cell's width.
+    (line,) = contours(first, filled=False)
+    vertices = np.concatenate([path.vertices for path in line.get_paths()])
+    assert np.abs(vertices[:, 1] * np.cos(np.deg2rad(vertices[:, 0])) + 1).max() < 0.06
+
+
+@pytest.mark.parametrize("rule", [mf.mgda(), mf.pcgrad(), mf.cagrad(1.0)])
+def test_portrait_hatches_nothing_for_rules_that_raise_no_loss(rule):
+    for panel in plot.portrait(rule, cells=(40, 21)):
+        assert not contours(panel, filled=True)
+        assert not contours(panel, filled=False)
+
+
+def test_portrait_of_cagrad_raises_a_loss_below_the_threshold_of_its_theory():
+    first, second = (
+        meshed(panel)
+        for panel in plot.portrait(mf.cagrad(0.4), ("rate 1", "rate 2"), cells=(40, 21))
+    )
+    phi, r = (torch.from_numpy(x.ravel()) for x in cells(40, 21))
+    jacobian = torch.stack(
+        [
+            torch.stack([torch.ones_like(r), torch.zeros_like(r)], -1),
+            r[:, None] * torch.stack([phi.cos(), phi.sin()], -1),
+        ],
+        1,
+    )
+    threshold = vmap(lambda g: mf.theory.cagrad_threshold(g))(jacobian @ jacobian.mT).numpy()
+    apart = np.abs(threshold - 0.4) > 1e-6
+    np.testing.assert_array_equal(
+        (np.minimum(first, second).ravel() < RISES)[apart], (threshold > 0.4)[apart]
+    )
+
+
+def test_portrait_of_gradnorm_settles_at_equal_lengths():
+    limits = (0.25, 4.0)
+    fresh, settled = (
+        # angles up to 90°
+        meshed(
+            plot.portrait(
+                mf.gradnorm(0.0), ("direction",), ratios=limits, cells=(10, 9), steps=steps
+            )[0]
+        )[:, :5]
+        for steps in (1, 150)
+    )
+    assert np.abs(fresh - 0.5).max() > 0.2
+    # Weights ∝ 1/‖g_t‖ make d the bisector; they move by 0.025 a step around 2/(1 + 4) and 2/(1 +
+    # 1/4).
+    assert np.abs(settled - 0.5).max() < 0.025
+
+
+def test_portrait_takes_functions_and_rules_that_cannot_be_vmapped():
+    calls = []
+
+    def batched(gramian: Tensor) -> Tensor:
+        return torch.softmax(-gramian.diagonal().log(), -1)
+
+    def branching(gramian: Tensor) -> Tensor:
+        calls.append(float(gramian[0, 0]))
+        return torch.softmax(-gramian.diagonal().log(), -1)
+
+    first, second = (
+        meshed(plot.portrait(f, ("length",), cells=(6, 5))[0]) for f in (batched, branching)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-12)
+    assert len(calls) == 30
+
+
+def test_portrait_passes_losses_and_key():
+    by_loss = plot.portrait(
+        lambda gramian, losses: losses / losses.sum(), ("rate 1",), cells=(6, 5), losses=[1.0, 3.0]
+    )
+    static = plot.portrait(mf.mean(torch.tensor([0.25, 0.75])), ("rate 1",), cells=(6, 5))
+    np.testing.assert_allclose(meshed(by_loss[0]), meshed(static[0]), rtol=1e-12)
+
+    def draw(losses: Tensor, key: Tensor) -> Tensor:
+        return torch.softmax(normal(key, (2,), torch.float64), -1)
+
+    rule = mf.Rule(draw, lambda geometry, state: (state, state))
+    share = mf.weights(rule, torch.eye(2, dtype=torch.float64), key=5)
+    drawn = plot.portrait(rule, ("rate 2",), cells=(6, 5), key=5)
+    np.testing.assert_allclose(
+        meshed(drawn[0]),
+        meshed(plot.portrait(mf.mean(share), ("rate 2",), cells=(6, 5))[0]),
+        rtol=1e-12,
+    )
+
+
+def test_portrait_leaves_cells_grey_where_weights_are_not_finite():
+    def rule(gramian: Tensor) -> Tensor:
+        return (gramian[0, 1] * torch.ones(2, dtype=gramian.dtype)).sqrt()  # NaN in conflict
+
+    with pytest.warns(
+        UserWarning, match=r"NaN or infinite weights at 15 of 30 points, first at 105°"
+    ):
+        (panel,) = plot.portrait(rule, ("length",), cells=(6, 5))
+    np.testing.assert_array_equal(np.isnan(meshed(panel)), cells(6, 5)[0] > np.pi / 2)
+    assert panel.get_facecolor() == to_rgba("0.75")
+
+
+def test_portrait_has_no_direction_where_d_is_zero():
+    (panel,) = plot.portrait(
+        lambda gramian: torch.zeros_like(gramian[0]), ("direction",), cells=(4, 3)
+    )
+    assert np.isnan(meshed(panel)).all()
+
+
+# ---- simplex ----
+
+
+def corners(weights: np.ndarray) -> np.ndarray:
+    return np.stack([weights[..., 1] + weights[..., 2] / 2, SQRT3 / 2 * weights[..., 2]], -1)
+
+
+def shares(points: np.ndarray) -> np.ndarray:
+    """Weights `[n, 3]` at points of the triangle."""
+    third = points[:, 1] * 2 / SQRT3
+    second = points[:, 0] - third / 2
+    return np.stack([1 - second - third, second, third], -1)
+
+
+def mapped(panel: Axes) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[n, 3]` and colour values of the map."""
+    mesh = panel.collections[0]
+    # matplotlib has no public way to it
+    triangles = mesh._triangulation  # pyright: ignore[reportAttributeAccessIssue]
+    values = mesh.get_array()
+    assert values is not None
+    return shares(np.stack([triangles.x, triangles.y], -1)), np.asarray(values)
+
+
+def spot(panel: Axes, label: str) -> np.ndarray:
+    (line,) = (line for line in panel.get_lines() if str(line.get_label()).startswith(label))
+    return shares(np.asarray(line.get_xydata()))[0]
+
+
+def test_simplex_map_is_the_worst_cosine_and_the_length():
+    jacobian = rows(1, 3, 5).numpy()
+    weights, worst = mapped(plot.simplex(jacobian @ jacobian.T, ax=axes(), resolution=20))
+    d = weights @ jacobian
+    cosines = d @ jacobian.T / np.linalg.norm(d, axis=1)[:, None] / np.linalg.norm(jacobian, axis=1)
+    assert len(weights) == 21 * 22 // 2
+    np.testing.assert_allclose(worst, cosines.min(1), atol=1e-10)
+    _, length = mapped(
+        plot.simplex(jacobian @ jacobian.T, ax=axes(), value="length", resolution=20)
+    )
+    np.testing.assert_allclose(
+        length, np.linalg.norm(d, axis=1) / np.linalg.norm(jacobian, axis=1).max(), atol=1e-10
+    )
+
+
+def test_simplex_hatches_where_a_loss_rises():
+    jacobian = np.array([[2.0, 0.0, 0.5], [-0.6, 1.5, 0.0], [-0.5, -0.6, 0.8]])
+    panel = plot.simplex(jacobian @ jacobian.T, ax=axes(), resolution=30)
+    weights, worst = mapped(panel)
+    inner = (weights > 1e-9).all(1) & (np.abs(worst) > 1e-9)
+    raises = (weights @ jacobian @ jacobian.T).min(1) < 0
+    assert 0 < raises[inner].sum() < inner.sum()
+    np.testing.assert_array_equal(marked(panel, corners(weights[inner])), raises[inner])
+
+
+def test_simplex_marks_rules_and_the_shortest_combination():
+    gramian = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    panel = plot.simplex(
+        gramian,
+        {"mean": mf.mean(), "cagrad": mf.cagrad(0.4), "negative": lambda g: g[0] - 0.25},
+        axes(),
+        names=["a", "b", "c"],
+    )
+    np.testing.assert_allclose(spot(panel, "min-norm"), np.array([4, 2, 1]) / 7, atol=1e-12)
+    np.testing.assert_allclose(spot(panel, "mean"), np.full(3, 1 / 3), atol=1e-12)
+    weights = mf.weights(mf.cagrad(0.4), gramian).numpy()
+    np.testing.assert_allclose(spot(panel, "cagrad"), weights / weights.sum(), atol=1e-12)
+    # outside the triangle
+    np.testing.assert_allclose(spot(panel, "negative"), [3, -1, -1], atol=1e-12)
+    assert {"a", "b", "c"} <= {text.get_text() for text in panel.texts}
+    assert labels(panel)[0].endswith(f"= {(4 / 7) ** 0.5:.3g}")  # ‖d‖² = 1/(1 + 1/2 + 1/4)
+
+
+def test_simplex_says_that_a_point_is_pareto_stationary():
+    panel = plot.simplex(STATIONARY @ STATIONARY.mT, ax=axes())
+    np.testing.assert_allclose(spot(panel, "min-norm"), [0.2, 0.4, 0.4], atol=1e-7)
+    assert labels(panel)[0].endswith("Pareto stationary")
+    weights, worst = mapped(panel)
+    assert (worst[np.abs(weights - [0.2, 0.4, 0.4]).max(1) > 1e-9] < 0).all()
+
+
+def test_simplex_draws_categories_and_functions():
+    gramian = rows(2, 3, 4)
+    gramian = gramian @ gramian.mT
+    panel = plot.simplex(gramian, ax=axes(), value=lambda w: (gramian @ w).argmin(), resolution=10)
+    collection = panel.collections[0]
+    middles = np.stack([np.asarray(path.vertices)[:3].mean(0) for path in collection.get_paths()])
+    expected = (shares(middles) @ gramian.numpy()).argmin(1)
+    values = collection.get_array()
+    assert values is not None
+    np.testing.assert_array_equal(np.asarray(values), expected)
+    assert len(middles) == 100
+    weights, entropy = mapped(
+        plot.simplex(
+            gramian, ax=axes(), value=lambda w: -torch.special.xlogy(w, w).sum(), resolution=10
+        )
+    )
+    positive = np.clip(weights, 1e-300, None)
+    np.testing.assert_allclose(entropy, -(positive * np.log(positive)).sum(1), atol=1e-9)
+
+
+def test_simplex_takes_a_zero_gradient():
+    gramian = torch.diag(torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64))
+    panel = plot.simplex(gramian, {"mgda": mf.mgda()}, axes())
+    assert labels(panel)[0].endswith("Pareto stationary")
+    assert not contours(panel, filled=True)  # nothing conflicts
+    np.testing.assert_array_equal(mapped(plot.simplex(torch.zeros(3, 3), ax=axes()))[1], 0)
+
+
+# ---- cone ----
+
+
+@pytest.mark.parametrize(
+    ("count", "seed"), [(1, 0), (2, 1), (2, 2), (3, 3), (3, 4), (4, 5), (5, 11)]
+)
+def test_cone_holds_exactly_the_directions_that_raise_no_loss(count, seed):
+    jacobian = rows(seed, count, 2).numpy()
+    panel = plot.cone(jacobian, ax=axes())
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+    points = np.stack(
+        np.meshgrid(np.linspace(left, right, 41)[1:-1], np.linspace(bottom, top, 37)[1:-1]), -1
+    ).reshape(-1, 2)
+    cone = [patch for patch in panel.patches if patch.get_label() == "no loss rises"]
+    inside = np.zeros(len(points), dtype=bool)
+    if cone:
+        corners = cone[0].get_xy()  # pyright: ignore[reportAttributeAccessIssue]
+        inside = Outline(corners).contains_points(points)
+    np.testing.assert_array_equal(inside, (points @ jacobian.T > 0).all(1))
+
+
+def test_cone_of_a_pareto_stationary_point_is_empty():
+    panel = plot.cone(STATIONARY, {"mgda": mf.mgda(), "mean": mf.mean()}, axes())
+    assert labels(panel) == ["convex hull", "mgda", r"mean (${\uparrow}$ task 2, task 3)"]
+
+
+def test_cone_draws_gradients_hull_and_directions():
+    jacobian = torch.tensor([[2.0, 0.3], [-0.9, 0.8], [0.4, 1.6], [0.3, 0.9]], dtype=torch.float64)
+    panel = plot.cone(jacobian, RULES, axes(), names=list("abcd"))
+    quiver = panel.collections[-1]
+    arrows = np.stack([quiver.U, quiver.V], -1)  # pyright: ignore[reportAttributeAccessIssue]
+    np.testing.assert_allclose(arrows, jacobian)
+    for line, (name, rule) in zip(panel.get_lines(), RULES.items(), strict=True):
+        d = mf.aggregate(rule, jacobian, torch.ones(4, dtype=torch.float64))
+        np.testing.assert_allclose(np.asarray(line.get_xydata()), [[0, 0], d.tolist()], atol=1e-12)
+        raised = [
+            task for task, rate in zip("abcd", (jacobian @ d).tolist(), strict=True) if rate < 0
+        ]
+        assert line.get_label() == (
+            rf"{name} (${{\uparrow}}$ {', '.join(raised)})" if raised else name
+        )
+    hull = next(patch for patch in panel.patches if patch.get_label() == "convex hull")
+    outline = hull.get_xy()  # pyright: ignore[reportAttributeAccessIssue]
+    corner = {tuple(point) for point in outline.round(9).tolist()}
+    assert corner == {(2.0, 0.3), (-0.9, 0.8), (0.4, 1.6)}  # the fourth is inside
+
+
+def facets(points: np.ndarray) -> set[frozenset[int]]:
+    """All sets of dim points `[n, dim]` with the others on one side, by trying them."""
+    count, dim = points.shape
+    found = set()
+    for chosen in itertools.combinations(range(count), dim):
+        edges = points[list(chosen[1:])] - points[chosen[0]]
+        normal = np.array([-edges[0, 1], edges[0, 0]]) if dim == 2 else np.cross(*edges)
+        height = np.delete((points - points[chosen[0]]) @ normal, chosen)
+        if (height > 0).all() or (height < 0).all():
+            found.add(frozenset(chosen))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("count", "dim", "seed"), [(3, 2, 4), (4, 2, 0), (7, 2, 1), (4, 3, 7), (5, 3, 2), (8, 3, 3)]
+)
+@pytest.mark.parametrize("thin", [1.0, 1e-7])
+def test_cone_hull_has_all_points_on_one_side(count, dim, seed, thin):
+    points = rows(seed, count, dim).numpy() * np.array([1.0, *[thin] * (dim - 1)])
+    index = {tuple(point): i for i, point in enumerate(points.tolist())}
+    polygons = [[index[tuple(corner)] for corner in face.tolist()] for face in hull(points)]
+    if dim == 2:
+        (order,) = polygons
+        polygons = list(zip(order, order[1:] + order[:1], strict=True))
+    assert {frozenset(corners) for corners in polygons} == facets(points)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_cone_hull_of_flat_points(dim):
+    ends = np.array([[0.0, 1.0, -1.0], [2.0, 3.0, 1.0]])[:, :dim]
+    line = np.stack([ends[0], ends.mean(0), ends[1]])
+    (segment,) = hull(line)
+    assert sorted(map(tuple, segment)) == sorted(map(tuple, ends))
+    (point,) = hull(np.tile(ends[0], (3, 1)))
+    assert point.tolist() == [ends[0].tolist()]
+    (point,) = hull(np.zeros((2, dim)))
+    assert point.tolist() == [[0.0] * dim]
+    if dim == 3:  # a rectangle and its middle, in a slanted plane
+        plane = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+        square = np.array([[0, 0], [1, 0], [0.5, 0.5], [1, 1], [0, 1]]) @ plane
+        (face,) = hull(square)
+        assert {tuple(x) for x in face.tolist()} == {tuple(x) for x in np.delete(square, 2, 0)}
+        sides = np.linalg.norm(face - np.roll(face, 1, 0), axis=1)
+        np.testing.assert_allclose(sorted(sides), [1, 1, 2**0.5, 2**0.5])  # not √3, a diagonal
+
+
+@pytest.mark.parametrize(("count", "seed"), [(1, 0), (2, 1), (3, 2), (3, 5), (4, 6)])
+def test_cone_faces_in_three_dimensions_bound_the_cone(count, seed):
+    jacobian = rows(seed, count, 3).numpy()
+    low, high = np.full(3, -3.0), np.full(3, 3.0)
+    faces = cone_faces(jacobian, low, high)
+    for face in faces:
+        heights = face @ jacobian.T
+        assert heights.min() > -1e-7
+        assert np.abs(heights).max(0).min() < 1e-7  # in one task's plane
+        assert (face >= low - 1e-9).all()
+        assert (face <= high + 1e-9).all()
+    # As many faces as tasks whose half-space is not implied by the others, by sampling the
+    # directions in its plane.
+    free = 0
+    for i in range(count):
+        circle = np.linalg.svd(jacobian[i : i + 1])[2][1:].T @ np.stack(
+            [np.cos(np.linspace(0, 7, 4000)), np.sin(np.linspace(0, 7, 4000))]
+        )
+        free += bool((np.delete(jacobian, i, 0) @ circle > 1e-3).all(0).any())
+    assert len(faces) == free
+
+
+def test_cone_of_orthogonal_gradients_is_the_octant():
+    faces = cone_faces(np.eye(3), np.full(3, -9.0), np.full(3, 9.0))
+    assert len(faces) == 3
+    for face in faces:
+        # The plane across (1, 1, 1) at distance 1 from the origin: corners at √3 on two axes.
+        corner = {tuple(point) for point in (np.abs(face) / SQRT3).round(6).tolist()}
+        assert len(corner) == 3
+        assert corner < {(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)}
+
+
+def test_cone_in_three_dimensions_draws_directions():
+    jacobian = rows(2, 3, 3)
+    panel = plot.cone(jacobian, {"mgda": mf.mgda()})
+    assert panel.name == "3d"
+    (line,) = panel.get_lines()
+    tip = np.stack(line.get_data_3d(), -1)[1]  # pyright: ignore[reportAttributeAccessIssue]
+    np.testing.assert_allclose(tip, mf.aggregate(mf.mgda(), jacobian), atol=1e-12)
+    panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    "gradients",
+    [
+        torch.zeros(2, 2),
+        torch.zeros(1, 3),
+        torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),
+        torch.tensor([[1.0, 2.0, 3.0]]),
+    ],
+)
+def test_cone_draws_degenerate_gradients(gradients):
+    panel = plot.cone(gradients, {"mean": mf.mean()})
+    panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,329 @@
+"""Solvers under vmap and derivatives, at extreme scales, in other dtypes, and what they refuse."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+
+import mtlfunc as mf
+from mtlfunc import solvers
+from mtlfunc.core.checks import check_scalar
+from mtlfunc.types import Solution
+from tests.registry import PROBLEMS, SOLVERS, SOLVES
+from tests.strategies import FAMILIES, REGULAR, gramian, jacobian
+from tests.test_solvers import EPS, EXACT, F64, lengths, rounding, uniform
+
+IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].implicit]
+
+# --- transforms ---------------------------------------------------------------------------------
+
+
+def tie_tolerance(solver):
+    """Line searches along a difference of two tasks stop where an objective known to ε is flat,
+    within some √ε; everything else is rounding.
+    """
+    return 64 * EPS**0.5 if solver.endswith(("away", "pairwise")) else 1e-12
+
+
+def batched(family, count, size=3):
+    return torch.stack([gramian(family, count, seed) for seed in range(size)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("solver", "problem"), SOLVES)
+def test_solver_vmapped_equals_loop(solver, problem, family):
+    solve = SOLVERS[solver].make()
+    for count in (1, 3):
+        G = batched(family, count)
+        together = vmap(lambda g: solve(PROBLEMS[problem](g)))(G)
+        for i, g in enumerate(G):
+            alone = solve(PROBLEMS[problem](g))
+            mine = Solution(*(x[i] for x in together))
+            if family in REGULAR:
+                torch.testing.assert_close(
+                    mine,
+                    alone,
+                    rtol=1e-9,
+                    atol=tie_tolerance(solver) * float(g.diagonal().max().clamp_min(1)),
+                )
+            # Where weights are not unique batched arithmetic may pick others: equal objectives, as
+            # far as the gaps tell.
+            noise = rounding(problem, g, mine) + rounding(problem, g, alone) + mine.gap + alone.gap
+            assert abs(mine.value - alone.value) <= noise
+
+
+@pytest.mark.parametrize(("solver", "problem"), SOLVES)
+def test_solver_vmap_of_vmap(solver, problem):
+    solve = SOLVERS[solver].make()
+    J = torch.stack([jacobian("gaussian", 3, seed) for seed in range(2)])
+    factors = torch.tensor([1.0, 3.0], dtype=F64)
+
+    def weights(J, factor):
+        rows = J * torch.stack([factor, factor.new_ones(()), factor.new_ones(())])[:, None]
+        return solve(PROBLEMS[problem](rows @ rows.mT)).weights
+
+    nested = vmap(vmap(weights, (None, 0)), (0, None))(J, factors)
+    for i in range(2):
+        for j in range(2):
+            torch.testing.assert_close(
+                nested[i, j], weights(J[i], factors[j]), rtol=1e-9, atol=tie_tolerance(solver)
+            )
+
+
+def complementary(problem, count, how_many):
+    """Gramians where every weight and every multiplier is at least 1e-2: the support does not
+    change nearby.
+    """
+    found, seed = [], 0
+    while len(found) < how_many:
+        J = jacobian("gaussian", count, seed, width=count)
+        seed += 1
+        if problem == "dual_cone":
+            J = J - 0.5 * J.mean(0)
+        G = J @ J.mT
+        solution = solvers.faces()(PROBLEMS[problem](G))
+        n = lengths(G)
+        multiplier = (
+            solution.rates
+            if problem == "dual_cone"
+            else solution.rates - solution.dual @ solution.rates
+        ) / (n * n.max())
+        on = solution.dual > 0
+        if (
+            (solution.dual[on] * n[on] / n.max() > 1e-2).all()
+            and (multiplier[~on] > 1e-2).all()
+            and (problem != "dual_cone" or on.any())
+        ):
+            found.append(J)
+    return found
+
+
+def answer(solver, problem, probe, J):
+    solution = SOLVERS[solver].make()(PROBLEMS[problem](J @ J.mT))
+    return probe @ torch.cat([solution.weights, solution.dual])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("solver", "problem"), IMPLICIT)
+def test_solver_derivatives_equal_central_differences(solver, problem, count):
+    """grad, jvp and vmap(grad) of a random combination of weights and dual, with respect to the
+    Jacobian.
+
+    Central differences of the enumeration of faces, h = 1e-5: truncation h², rounding ε/h, 1e-10
+    each at unit scale and condition numbers up to 1e3. cvx evaluates the same formula at weights
+    that are right to 1e-6.
+    """
+    probe = torch.from_numpy(np.random.default_rng(0).standard_normal(2 * count))
+    examples = complementary(problem, count, 3)
+    tolerance = 1e-6 if SOLVERS[solver].objective == 0 or solver == "auto" else 1e-4
+    batch_of = vmap(grad(lambda J: answer(solver, problem, probe, J)))(torch.stack(examples))
+    for J, from_vmap in zip(examples, batch_of, strict=True):
+        direction = torch.from_numpy(np.random.default_rng(1).standard_normal(J.shape))
+        direction = direction / direction.norm() * J.norm() / count
+        h = 1e-5
+        difference = (
+            answer("faces", problem, probe, J + h * direction)
+            - answer("faces", problem, probe, J - h * direction)
+        ) / (2 * h)
+        gradient = grad(lambda J: answer(solver, problem, probe, J))(J)
+        tangent = jvp(lambda J: answer(solver, problem, probe, J), (J,), (direction,))[1]
+        scale = float(gradient.norm() * direction.norm())
+        assert abs(float((gradient * direction).sum() - difference)) <= tolerance * scale
+        assert abs(float(tangent - difference)) <= tolerance * scale
+        torch.testing.assert_close(
+            from_vmap, gradient, rtol=1e-6, atol=tolerance * float(gradient.abs().max())
+        )
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_faces_second_derivatives_equal_central_differences(problem):
+    probe = torch.from_numpy(np.random.default_rng(0).standard_normal(6))
+    for J in complementary(problem, 3, 2):
+        direction = torch.from_numpy(np.random.default_rng(1).standard_normal(J.shape)) / 3
+
+        def along(t, J=J, direction=direction):
+            return answer("faces", problem, probe, J + t * direction)
+
+        zero, h = torch.zeros((), dtype=F64), 1e-5
+        second = grad(grad(along))(zero)
+        difference = (grad(along)(zero + h) - grad(along)(zero - h)) / (2 * h)
+        torch.testing.assert_close(second, difference, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(jacfwd(jacrev(along))(zero), second, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["faces", "cvx"])
+def test_cagrad_derivative_in_its_radius(solver):
+    """c may be a tensor: batched, and differentiated."""
+    (J,) = complementary("cagrad", 3, 1)
+    G = J @ J.mT
+    solve = SOLVERS[solver].make()
+
+    def first(c):
+        return solve(solvers.cagrad(G, c)).weights[0]
+
+    radii = torch.tensor([0.35, 0.4, 0.45], dtype=F64)
+    torch.testing.assert_close(
+        vmap(first)(radii), torch.stack([first(c) for c in radii]), rtol=1e-9, atol=0
+    )
+    h = 1e-5
+    exact = solvers.faces()
+    difference = (
+        exact(solvers.cagrad(G, 0.4 + h)).weights[0] - exact(solvers.cagrad(G, 0.4 - h)).weights[0]
+    ) / (2 * h)
+    torch.testing.assert_close(
+        grad(first)(radii[1]), difference, rtol=1e-6 if solver == "faces" else 1e-4, atol=0
+    )
+
+
+# --- dtypes, scales, degenerate inputs ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("solver", "problem"), [(s, p) for s, p in EXACT if s != "auto"])
+def test_solver_float32_equals_float64(solver, problem, family):
+    """Rounding G to float32 changes the optimum of ½wᵀGw by at most ½ε(n·w)²; of F by as much, but
+    √ε where ‖g_w‖ vanishes.
+    """
+    eps = torch.finfo(torch.float32).eps
+    for count in (1, 2, 5):
+        G = gramian(family, count)
+        wide, narrow = (SOLVERS[solver].make()(PROBLEMS[problem](g)) for g in (G, G.float()))
+        assert all(x.dtype == torch.float32 for x in narrow[:-1])
+        n = lengths(G)
+        if problem == "min_norm":
+            assert abs(narrow.value - wide.value) <= 2 * eps * n.max() ** 2 + wide.gap
+        elif problem == "cagrad":
+            assert (
+                abs(narrow.value - wide.value)
+                <= (4 * eps + 0.4 * (4 * eps) ** 0.5) * n.max() ** 2 + wide.gap
+            )
+        elif family in REGULAR:
+            # condition numbers here are below 1e2
+            torch.testing.assert_close(
+                narrow.weights.double(), wide.weights, rtol=1e3 * eps, atol=1e3 * eps
+            )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("solver", "problem"), SOLVES)
+def test_solver_scale_by_powers_of_two_changes_no_bit(solver, problem, family):
+    """J times 2^±33, about 1e±10: no absolute threshold anywhere."""
+    solve = SOLVERS[solver].make()
+    G = gramian(family, 3)
+    one = solve(PROBLEMS[problem](G))
+    for factor in (2.0**66, 2.0**-66):
+        other = solve(PROBLEMS[problem](G * factor))
+        assert torch.equal(one.weights, other.weights)
+        assert torch.equal(one.dual, other.dual)
+        assert torch.equal(one.value * factor, other.value)
+        assert torch.equal(one.gap * factor, other.gap)
+
+
+@pytest.mark.parametrize("exponent", [-300, -150, 150, 300])
+@pytest.mark.parametrize(("solver", "problem"), SOLVES)
+def test_solver_extreme_scales_finite(solver, problem, exponent):
+    G = gramian("gaussian", 3)
+    solve = SOLVERS[solver].make()
+    found, one = solve(PROBLEMS[problem](G * 10.0**exponent)), solve(PROBLEMS[problem](G))
+    torch.testing.assert_close(found.weights, one.weights, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("solver", "problem"), SOLVES)
+def test_solver_zero_gramian_and_single_task(solver, problem):
+    solve = SOLVERS[solver].make()
+    zero = solve(PROBLEMS[problem](torch.zeros(3, 3, dtype=F64)))
+    assert all(x.isfinite().all() for x in zero)
+    assert zero.gap == 0
+    alone = solve(PROBLEMS[problem](torch.tensor([[4.0]], dtype=F64)))
+    torch.testing.assert_close(
+        alone.weights,
+        torch.tensor([{"min_norm": 1.0, "cagrad": 1.4, "dual_cone": 1.0}[problem]], dtype=F64),
+        rtol=0,
+        atol=1e-11,
+    )
+
+
+@pytest.mark.parametrize(("solver", "problem"), SOLVES)
+def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
+    G = batched("gaussian", 3)
+    G[1, 0, 2] = G[1, 2, 0] = float("nan")
+    together = vmap(lambda g: SOLVERS[solver].make()(PROBLEMS[problem](g)))(G)
+    assert together.weights[1].isnan().all()
+    alone = SOLVERS[solver].make()(PROBLEMS[problem](G[0]))
+    torch.testing.assert_close(
+        together.weights[0], alone.weights, rtol=1e-9, atol=tie_tolerance(solver)
+    )
+    assert together.weights[2].isfinite().all()
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+# The undecorated functions: with the tests' shape checks on, a wrong shape never reaches the
+# message a user sees.
+_min_norm, _cagrad, _dual_cone = (
+    inspect.unwrap(f) for f in (solvers.min_norm, solvers.cagrad, solvers.dual_cone)
+)
+
+
+def test_problem_builders_say_what_is_wrong():
+    eye = torch.eye(2, dtype=F64)
+    skew = torch.tensor([[1.0, 0.5], [0.25, 1.0]], dtype=F64)
+    with pytest.raises(
+        ValueError, match=r"gramian: not symmetric: entry \[0, 1\] is 0.5 but \[1, 0\] is 0.25"
+    ):
+        solvers.min_norm(skew)
+    with pytest.raises(
+        ValueError, match=r"gramian: expected a square matrix .* got shape \(2, 3\)"
+    ):
+        _min_norm(torch.zeros(2, 3))
+    with pytest.raises(
+        ValueError, match=r"gramian: expected a square matrix .* got shape \(0, 0\)"
+    ):
+        _min_norm(torch.zeros(0, 0))
+    with pytest.raises(TypeError, match=r"gramian: expected a floating dtype, got torch.int64"):
+        _min_norm(torch.eye(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"gramian: NaN or infinite entries in rows \[1\]"):
+        solvers.min_norm(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]))
+    with pytest.raises(ValueError, match=r"c: expected a finite number >= 0, got -0.1"):
+        solvers.cagrad(eye, -0.1)
+    with pytest.raises(ValueError, match=r"c: expected a finite number >= 0, got nan"):
+        solvers.cagrad(eye, float("nan"))
+    with pytest.raises(ValueError, match=r"c: expected a number or a 0-d tensor, got shape \[1\]"):
+        inspect.unwrap(check_scalar)(torch.ones(1), "c")
+    for bad in ([1.0, -1.0], [0.0, 0.0], [1.0, float("nan")]):
+        with pytest.raises(
+            ValueError, match=r"preference: expected finite entries >= 0 with a positive sum"
+        ):
+            solvers.cagrad(eye, 0.4, torch.tensor(bad, dtype=F64))
+    with pytest.raises(
+        ValueError, match=r"preference: expected shape \[2\], one entry a task, got \[3\]"
+    ):
+        _cagrad(eye, 0.4, torch.ones(3, dtype=F64))
+    with pytest.raises(
+        ValueError, match=r"weights: expected shape \[2\], one entry a task, got \[3\]"
+    ):
+        _dual_cone(eye, torch.ones(3, dtype=F64))
+    with pytest.raises(
+        ValueError, match=r"weights is torch.float32 .* but the gramian is torch.float64"
+    ):
+        solvers.dual_cone(eye, torch.ones(2))
+    with pytest.raises(ValueError, match=r"weights: NaN or infinite entries \[0\]"):
+        solvers.dual_cone(eye, torch.tensor([float("inf"), 1.0], dtype=F64))
+
+
+def test_solver_factories_say_what_is_wrong():
+    eye = torch.eye(7, dtype=F64)
+    with pytest.raises(ValueError, match=r"faces: 7 tasks have 127 faces; at most 6"):
+        solvers.faces()(solvers.min_norm(eye))
+    with pytest.raises(TypeError, match=r"frank_wolfe takes min_norm and cagrad, not dual_cone"):
+        solvers.frank_wolfe(3)(solvers.dual_cone(eye, uniform(7)))
+    for factory in (solvers.frank_wolfe, solvers.projected_gradient):
+        with pytest.raises(ValueError, match=r"steps: expected an integer >= 1, got 0"):
+            factory(0)
+    with pytest.raises(ValueError, match=r"step='backwards': expected one of 'line-search'"):
+        inspect.unwrap(solvers.frank_wolfe)(3, "backwards")
+    for solver in SOLVERS.values():
+        with pytest.raises(TypeError, match="problem"):
+            solver.make()(mf.types.BalanceState((), (), ()))
