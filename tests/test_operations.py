@@ -218,6 +218,12 @@ def hypergradients(names: tuple[str, ...], tasks: int = 2) -> list[str]:
     def forward(params: Params) -> Tensor:
         return jvp(lambda s: parts(params, s), (at,), (torch.ones_like(at),))[1]
 
+    def twice(s: Tensor) -> Tensor:
+        def once(s: Tensor) -> Tensor:
+            return jvp(lambda s: parts(params, s), (s,), (torch.ones_like(at),))[1]
+
+        return jvp(once, (s,), (torch.ones_like(at),))[1]
+
     def curvature(params: Params) -> Tensor:
         return grad(lambda s: slope(params, s).sum())(at)
 
@@ -256,6 +262,7 @@ def hypergradients(names: tuple[str, ...], tasks: int = 2) -> list[str]:
     check("again, vmap, closure", lambda: closure(together), first.sum(0), **near)
     coarse = {"rtol": 2e-5, "atol": 1e-7}
     check("again, third", lambda: curvature(params), second[0], **coarse)
+    check("again, forward, forward", lambda: twice(at), second[0], **coarse)
     check("again, vmap, third", lambda: vmap(curvature)(every), second, **coarse)
     return check.mistakes
 

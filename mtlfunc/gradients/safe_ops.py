@@ -366,10 +366,15 @@ def _pad_sequence(
 # --- linear algebra and indexing ----------------------------------------------------------------
 
 
+def _forward_inside() -> bool:
+    """Whether forward mode may be inside another derivative than the passes' own."""
+    grads, forward = derivative_levels()
+    return forward > 0 and grads + forward > 2
+
+
 def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     """By the inverse, refined once, where forward mode is inside another derivative."""
-    grads, forward = derivative_levels()
-    if not forward or grads + forward < 3:
+    if not _forward_inside():
         return torch.linalg.solve(A, B, left=left)
     vector = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
     rows = B.unsqueeze(-1) if vector else B
@@ -386,7 +391,31 @@ def _solve_ex(
     A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False
 ) -> tuple[Tensor, Tensor]:
     info = torch.linalg.solve_ex(A.detach(), B.detach(), left=left, check_errors=check_errors)[1]
-    return _solve(A, B, left=left), info
+    found = _solve(A, B, left=left), info
+    return torch.return_types.linalg_solve_ex(found)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    if dims is not None:
+        A = A.movedim(tuple(dims), tuple(range(A.ndim - len(dims), A.ndim)))
+    found = _solve(A.reshape(B.numel(), B.numel()), B.reshape(-1))
+    return found.reshape(A.shape[B.ndim :])
+
+
+def _slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
+    """By LU where forward mode is inside another derivative; a real sign has no derivative."""
+    if not _forward_inside() or A.is_complex():
+        return torch.linalg.slogdet(A)
+    diagonal = torch.linalg.lu(A)[2].diagonal(dim1=-2, dim2=-1)
+    found = torch.linalg.slogdet(A.detach())[0], diagonal.abs().log().sum(-1)
+    return torch.return_types.linalg_slogdet(found)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _logdet(A: Tensor) -> Tensor:
+    if not _forward_inside():
+        return torch.logdet(A)
+    sign, size = _slogdet(A)
+    return size.where(sign != -1, float("nan"))
 
 
 def _lu_solve(
@@ -452,6 +481,20 @@ def _index_reduce(
     return _scatter_reduce(input, dim, index, source, reduce, include_self=include_self)
 
 
+def _refused_inside(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """An error where forward mode is inside another derivative."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not _forward_inside():
+            return function(*args, **kwargs)
+        raise NotImplementedError(
+            f"{name}: torch's derivatives of its forward mode are wrong; differentiate in reverse "
+            "(torch.func.grad), or use another operation"
+        )
+
+    return call
+
+
 def _refused(
     name: str, instead: str, function: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
@@ -500,6 +543,26 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     ),
     (_solve, (torch.linalg.solve, *_aten("linalg_solve"))),
     (_solve_ex, (torch.linalg.solve_ex, *_aten("linalg_solve_ex"))),
+    (_tensorsolve, (torch.linalg.tensorsolve, *_aten("linalg_tensorsolve"))),
+    (
+        _slogdet,
+        (
+            *(torch.slogdet, torch.linalg.slogdet, Tensor.slogdet),
+            *(*_aten("slogdet"), *_aten("linalg_slogdet")),
+        ),
+    ),
+    (_logdet, (torch.logdet, Tensor.logdet, *_aten("logdet"))),
+    (
+        _refused_inside("torch.linalg.eig", torch.linalg.eig),
+        (torch.linalg.eig, *_aten("linalg_eig")),
+    ),
+    (
+        _refused_inside("torch.linalg.householder_product", torch.linalg.householder_product),
+        (
+            *(torch.linalg.householder_product, torch.orgqr, Tensor.orgqr),
+            *_aten("linalg_householder_product"),
+        ),
+    ),
     (_lu_solve, (torch.linalg.lu_solve, *_aten("linalg_lu_solve"))),
     (_old_lu_solve, (torch.lu_solve, Tensor.lu_solve, *_aten("lu_solve"))),
     (

@@ -43,7 +43,7 @@ PARTS = {
     "a rule not called": (lambda: mf.balance(vector, mf.cagrad, PROBE), "rule: .* cagrad"),
     "a probe not called": (
         lambda: mf.balance(vector, RULE, mf.jacobian),
-        r"probe: expected a probe, such as .*, got the function jacobian itself; call it, jacobian\(",
+        r"probe: expected a probe, .* got the function jacobian itself; call it, jacobian\(",
     ),
     "an optimizer not called": (
         lambda: mf.descend(vector, RULE, mf.adam, PROBE),
