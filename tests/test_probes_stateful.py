@@ -277,7 +277,8 @@ def test_modo_and_sdmgrad_equal_torchjd(count):
         state = ours.init(torch.ones(count, dtype=F64), mf.random.key(0))
         for first, second in pairs:
             noisy = first @ (first + 0.1 * second).T
-            weights, state = ours.update(geometry(noisy), state)
+            seen = geometry(noisy, second_losses=torch.ones(count, dtype=F64))
+            weights, state = ours.update(seen, state)
             torch.testing.assert_close(weights, theirs(noisy), rtol=0, atol=tolerance)
 
 
@@ -372,16 +373,21 @@ def test_first_excess_that_is_zero_is_not_divided_by():
 
 
 @pytest.mark.parametrize(
-    "rule",
-    [lambda: mf.modo(0.1), lambda: mf.moco(0.1), lambda: mf.sdmgrad()],
+    ("rule", "measured"),
+    [
+        (lambda: mf.modo(0.1), "second_losses"),
+        (lambda: mf.moco(0.1), "tracked"),
+        (lambda: mf.sdmgrad(), "second_losses"),
+    ],
     ids=["modo", "moco", "sdmgrad"],
 )
-def test_weights_stay_on_the_simplex_at_any_length(rule):
+def test_weights_stay_on_the_simplex_at_any_length(rule, measured):
     """Lengths of 1e30 after one of 1: the 1 of the simplex is not lost beside them."""
     made = rule()
     state = made.init(torch.ones(3, dtype=F64), mf.random.key(0))
     for G in (gramian("gaussian", 3), 1e60 * gramian("gaussian", 3, 1), 1e-60 * gramian("hull", 3)):
-        weights, state = made.update(geometry(G), state)
+        seen = geometry(G, **{measured: torch.ones(3, dtype=F64)})
+        weights, state = made.update(seen, state)
         assert bool((weights >= 0).all())
         assert float(weights.sum()) == pytest.approx(1.0, rel=1e-12)
 

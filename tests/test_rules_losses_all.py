@@ -254,11 +254,11 @@ def test_arguments_are_checked():
             call()
 
 
-def test_revisit_says_what_it_cannot_take():
+def test_second_evaluation_says_what_it_cannot_take():
     step = mf.descend(
         vector, mf.famo(), mf.sgd(0.1), mf.second_evaluation(mf.jacobian(SHARED, mix=mf.subset(2)))
     )
-    with pytest.raises(ValueError, match="revisit: the probe mixes 3 tasks into 2 rows"):
+    with pytest.raises(ValueError, match="second_evaluation: the probe mixes 3 tasks into 2 rows"):
         step.update(step.init(PARAMS, BATCH), BATCH)
     step = mf.descend(
         lambda params, batch: vector(params, batch[:2]),
@@ -266,7 +266,7 @@ def test_revisit_says_what_it_cannot_take():
         mf.sgd(0.1),
         mf.second_evaluation(mf.losses_only()),
     )
-    with pytest.raises(TypeError, match=r"batch: revisit keeps it .* got str"):
+    with pytest.raises(TypeError, match=r"batch: second_evaluation keeps it .* got str"):
         step.init(PARAMS, (*BATCH, "name"))
 
 
