@@ -214,7 +214,9 @@ def reload(rule: Rule, case: Case, state: Any, extra: Extra | None) -> str:
         file = io.BytesIO()
         torch.save(state, file)
         file.seek(0)
-        with torch.serialization.safe_globals(list(named_tuples(state))):
+        # those that are known already would be forgotten afterwards
+        known = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([x for x in named_tuples(state) if x not in known]):
             loaded = torch.load(file, weights_only=True)
     except Exception as error:
         return f"the state cannot be saved and loaded: {describe_error(error)}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
-from .forward import explained_vjp, forward_pass
+from .forward import explained_vjp, forward_pass, split_output
 from .layerwise import (
     Form,
     Group,
@@ -111,7 +111,7 @@ def explain_gramian(
         if samples:
             found.append(_of_samples(out, taps, level, names))
             return out, ()
-        losses, scalars, _ = out
+        losses, scalars, _ = split_output(out)
         found.append(_of_tasks(losses, scalars, taps, level, names, combined))
         return losses, ()
 
