@@ -557,6 +557,10 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
         (torch.linalg.eig, *_aten("linalg_eig")),
     ),
     (
+        _refused_inside("torch.linalg.eigvals", torch.linalg.eigvals),
+        (torch.linalg.eigvals, *_aten("linalg_eigvals")),
+    ),
+    (
         _refused_inside("torch.linalg.householder_product", torch.linalg.householder_product),
         (
             *(torch.linalg.householder_product, torch.orgqr, Tensor.orgqr),
