@@ -537,8 +537,8 @@ def test_no_task_is_hurt_at_a_weakly_stationary_point(count, width, draws, nudge
 
 
 def exact_dual_cone(g, given, steps=2):
-    """u of the proximal-point method on unit rows (lengths rounded to powers of two), in rational
-    arithmetic, face by face.
+    """u of the proximal-point method with the ridge δ diag(C) on rows divided by powers of two, in
+    rational arithmetic, face by face.
     """
     count = len(g)
     n = [Fraction(2) ** int(np.floor(0.5 * np.log2(float(g[i, i])) + 0.5)) for i in range(count)]
@@ -548,8 +548,8 @@ def exact_dual_cone(g, given, steps=2):
     ridge = Fraction(resolution(count, float(np.finfo(float).eps)))
     centre = u = [Fraction(0)] * count
     for _ in range(steps):
-        linear = [b - ridge * z for b, z in zip(beta, centre, strict=True)]
-        ridged = [[c[i][j] + ridge * (i == j) for j in range(count)] for i in range(count)]
+        linear = [beta[i] - ridge * c[i][i] * centre[i] for i in range(count)]
+        ridged = [[c[i][j] * (1 + ridge * (i == j)) for j in range(count)] for i in range(count)]
         for size, k in ((size, k) for size in range(count + 1) for k in range(2**count)):
             face = [i for i in range(count) if k >> i & 1]
             if len(face) != size:
