@@ -181,10 +181,10 @@ def moved(rows):
 
     Take the rows of a face at unit length and a singular value s of theirs, the opening of a cone.
     Two steps of the proximal-point method with δ = `resolution` impose its constraint by a share
-    1 - (δ/(s² + δ))², 2s²/δ where s² << δ. Rounding each row by u <= 2⁻²⁴ turns the singular vector by √T u/s,
-    at most all the way, and d by that times the share. Rounding G by ε moves the multipliers of
-    the face, over δ at most, by Tε/δ of themselves, and d by that times the share. Projections of
-    p_t g_t are no longer than Σ p_t‖g_t‖ together.
+    1 - (δ/(s² + δ))², 2s²/δ where s² << δ. Rounding each row by u <= 2⁻²⁴ turns the singular
+    vector by √T u/s, at most all the way, and d by that times the share. Rounding G by ε moves the
+    multipliers of the face, over δ at most, by Tε/δ of themselves, and d by that times the share.
+    Projections of p_t g_t are no longer than Σ p_t‖g_t‖ together.
     """
     n = rows.double().norm(dim=1)
     unit = rows.double() / n.where(n > 0, 1.0)[:, None]
