@@ -13,6 +13,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
+from mtlfunc.solvers.problems import resolution
 from mtlfunc.types import Geometry
 from tests.registry import RULES
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian
@@ -268,12 +269,8 @@ def test_rule_weights_finite_and_convex(rule, family):
             torch.testing.assert_close(
                 weights.sum(-1), torch.ones(3, dtype=F64), rtol=0, atol=1e-12
             )
-        # these are J = 0 there
-        if (
-            count == 1
-            and case.shared_sum is not None
-            and family not in ("zero_row", "pareto_stationary")
-        ):
+        # a single task of a stationary family has J = 0: no length to share out
+        if count == 1 and case.shared_sum is not None and jacobian(family, 1).any():
             torch.testing.assert_close(
                 weights.sum(-1),
                 torch.full((3,), case.shared_sum, dtype=F64),
@@ -374,7 +371,19 @@ def test_rule_on_present_tasks_alone(rule, family):
     for present, together in zip(masks, batched, strict=True):
         weights = with_absent(case.make(), J, losses, present)
         assert bool((weights[:, ~present] == 0).all())
-        torch.testing.assert_close(together, weights, rtol=1e-9, atol=1e-12)
+        lengths = J[present].norm(dim=1)
+        magnitude = (weights[:, present].abs() @ lengths).amax()
+        # A product of matrices and one of a batch of them round G differently, by Tε‖g_s‖‖g_t‖,
+        # and where some gradients are the same one the face of the dual cone is solved with pivots
+        # of δ: the multipliers, |G| Σ v_s‖g_s‖ over δ, share that among the copies. d does not see
+        # it: along a direction of length s in units of ‖g_t‖ it moves by s/(s² + δ) <= 1/(2√δ).
+        noise = len(J) * EPS * magnitude if rule == "upgrad" and family == "duplicates" else 0.0
+        delta = resolution(len(J), EPS)
+        apart = 1e-12 + float(noise / delta / lengths.amin()) if present.any() else 1e-12
+        torch.testing.assert_close(together, weights, rtol=1e-9, atol=apart)
+        torch.testing.assert_close(
+            together @ J, weights @ J, rtol=1e-9, atol=1e-12 + float(noise) / delta**0.5 / 2
+        )
         if present.any():
             alone = with_absent(
                 case.make(),

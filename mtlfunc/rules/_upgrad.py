@@ -28,7 +28,8 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
         weights, each at least its preference; they are p, of sum 1, when nothing conflicts. No rate
         is negative beyond the rounding of the Gramian, ε‖g_t‖ Σ v_s‖g_s‖. For T = 2 it is PCGrad's
         mean. d is linear in the length of every gradient: multiplying one by s > 0 multiplies its
-        own projection by s and leaves the others.
+        own projection by s and leaves the others; to the rounding of the scaled gradients, which
+        counts where they nearly depend on each other (see `mtlfunc.solvers.problems`).
 
     Raises:
         ValueError: for a bad preference.

@@ -202,7 +202,8 @@ def _factorise(v: Array, k: Array, m: Array, ridge: float, floor: float, least: 
         for j in range(i + 1):
             entry = m[COSINE, task, k[INDEX, j]] + v[E, task] * v[E, k[INDEX, j]]
             m[MATRIX, i, j] = m[MATRIX, j, i] = entry
-        pivot = _eliminate(m, MATRIX, i, ridge)
+        # in units of ‖g_t‖²; a zero gradient has none of its own
+        pivot = _eliminate(m, MATRIX, i, ridge * max(m[COSINE, task, task], 0.5))
         if pivot < floor:
             k[COUNT, VALID] = i
             return
@@ -621,8 +622,8 @@ def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: 
 @_jit
 @no_type_check
 def _lowest_in_cone(v: Array, k: Array, m: Array, ridge: float, rough: bool) -> bool:
-    """z = (C + ridge)⁻¹(ridge·centre - β) on the face, as a correction of the centre; return
-    whether the rough phase goes on.
+    """z = (C + R)⁻¹(R·centre - β) on the face, R = ridge·diag(C), as a correction of the centre;
+    return whether the rough phase goes on.
     """
     _factorise(v, k, m, ridge, np.sqrt(ridge) if rough else 0.0, 0.25 * ridge)
     while k[COUNT, VALID] < k[COUNT, SIZE]:
@@ -648,8 +649,8 @@ def _dual_cone(
 ) -> float:
     """½ yᵀC y + β·y over y >= 0, from 0; `magnitude` is Σ|·| of the vector that β is C times.
 
-    Two steps of the proximal-point method, each with ½ ridge‖y - centre‖² added: no pivot is below
-    the ridge, so that no face is without a correct digit. Return yᵀC y.
+    Two steps of the proximal-point method, each with ½ ridge Σ C_tt(y_t - centre_t)² added: no
+    pivot is below the ridge, so that no face is without a correct digit. Return yᵀC y.
     """
     count = m.shape[1]
     for i in range(count):
@@ -663,7 +664,7 @@ def _dual_cone(
             if settled:
                 _, total = _times(v, k, m, y)
                 for i in range(count):
-                    v[RATES, i] += v[BETA, i] + ridge * (v[y, i] - v[CENTRE, i])
+                    v[RATES, i] += v[BETA, i] + ridge * m[COSINE, i, i] * (v[y, i] - v[CENTRE, i])
                 noise = 8 * eps * (magnitude + total) * (64 if rough else 1)
                 worst = _price(v, k, count, 0.0, noise, 0.0)
                 if not rough and k[COUNT, NEWEST] < 0:
@@ -684,7 +685,8 @@ def _dual_cone(
             v[CENTRE, i] = v[y, i]
     reach = 0.0
     for i in range(count):  # yᵀC y, without the cancellation in it
-        reach -= v[y, i] * (v[BETA, i] + ridge * (v[y, i] - v[CENTRE, i]))
+        pull = ridge * m[COSINE, i, i] * (v[y, i] - v[CENTRE, i])
+        reach -= v[y, i] * (v[BETA, i] + pull)
     return max(reach, 0.0)
 
 
@@ -715,11 +717,11 @@ def _shortest(v: Array, k: Array, m: Array, zero: bool, eps: float) -> None:
 
 @_jit
 @no_type_check
-def _worst_rate(v: Array, count: int, pull: float) -> float:
-    """Of β + pull·C y, in the units of min(n); `rates` holds C y."""
+def _worst_rate(v: Array, count: int, pull: float, noise: float) -> float:
+    """Of β + pull·C y + noise, in the units of min(n); `rates` holds C y."""
     worst = np.inf
     for i in range(count):
-        worst = min(worst, (v[BETA, i] + pull * v[RATES, i]) / v[A, i])
+        worst = min(worst, (v[BETA, i] + pull * v[RATES, i] + noise) / v[A, i])
     return worst
 
 
@@ -767,7 +769,7 @@ def _in_ball(
         reach = _dual_cone(v, k, m, PUSH, magnitude, eps, ridge)
         _times(v, k, m, PUSH)
         shrink = min(1.0, radius / np.sqrt(reach)) if reach > 0 else 1.0
-        safest = _worst_rate(v, count, shrink)
+        safest = _worst_rate(v, count, shrink, 0.0)
         pareto = square <= ridge * total * total
         value, total = radius * np.sqrt(reach), 0.0
         for i in range(count):
@@ -785,9 +787,10 @@ def _in_ball(
         _only(v, count, vertex)
     _cagrad(v, k, m, radius, magnitude, eps)
     square, total = _times(v, k, m, Y)
-    # the projection may do better than what g_w says of d
+    # The projection may do better than what g_w says of d: by more than rounding, for a projection
+    # cut off by the ball has the derivatives of g_w's branch where both are one direction.
     pull = radius / np.sqrt(max(square, 0.0) + ROUNDING * total * total)
-    return _worst_rate(v, count, pull) < safest
+    return _worst_rate(v, count, pull, 8 * ROUNDING * (magnitude + pull * total)) < safest
 
 
 @_jit

@@ -133,16 +133,16 @@ def _inverse_times(root, x):
 
 @triton.jit
 @no_type_check
-def _with(root, cosine, e, here, ridge, floor):
+def _with(root, cosine, e, here, ridge, squares, floor):
     """W with the task `here` added to the face, and its pivot: the square of what its row adds to
     the others' span.
     """
     column = _column(cosine, here)
     e_here = _at(e, here)
-    corner = _at(column, here) + e_here * e_here + ridge
+    corner = _at(column, here) + e_here * e_here + ridge * _at(squares, here)
     column = column + e * e_here
     first = _inverse_times(root, column)  # zero outside the face, as W is
-    image = _times(cosine, first) + e * tl.sum(e * first, axis=0) + ridge * first
+    image = _times(cosine, first) + e * tl.sum(e * first, axis=0) + ridge * squares * first
     residual = column - image
     v = first + _inverse_times(root, residual)
     # an error of v enters by its square
@@ -216,6 +216,9 @@ def _descend(
         tl.sum(index * 0, axis=0),
     )
     unit, delta = zero + 1.0, _resolution(EPS, tasks)
+    # ridges are in units of ‖g_t‖²; a zero gradient has none of its own
+    own = index[:, None] == index[None, :]
+    squares = tl.maximum(tl.sum(tl.where(own, cosine, 0.0), axis=0), 0.5)
     ridge, centre, again = zero, tl.zeros_like(y), active
     rebuild = active
     while active:
@@ -235,7 +238,7 @@ def _descend(
         root = tl.where(rebuild, 0.0, root)
         while tl.max(todo.to(tl.int32), axis=0) > 0:
             here = index == tl.argmax(todo.to(tl.int32), axis=0)
-            root, pivot = _with(root, cosine, e, here, ridge, floor)
+            root, pivot = _with(root, cosine, e, here, ridge, squares, floor)
             dependent = (pivot < floor) & (ridge == 0)  # never in the dual cone
             ridge = tl.where(dependent, floor, ridge)
             todo = tl.where(dependent, inside, todo & ~here)
@@ -247,7 +250,7 @@ def _descend(
         if KIND == DUAL_CONE:
             held = tl.where(inside, centre, 0.0)
             right = tl.where(inside, -beta - _times(cosine, held), 0.0)
-            z = held + _solve_face(root, cosine, e, right, delta)
+            z = held + _solve_face(root, cosine, e, right, delta * squares)
         else:
             x = _solve_face(root, cosine, e, e, zero)
             sum_x = tl.sum(a * x, axis=0)
@@ -295,7 +298,7 @@ def _descend(
             rates = beta + pull * rates
             level, noise = tl.sum(y * rates, axis=0), 8 * EPS * (magnitude + pull * total)
         else:
-            rates = beta + rates + delta * (y - centre)
+            rates = beta + rates + delta * squares * (y - centre)
             level, noise = zero, 8 * EPS * (magnitude + total)
         if KIND == DUAL_CONE:
             violation = -rates - noise
@@ -311,7 +314,8 @@ def _descend(
             centre = tl.where(again & ~active, y, centre)
             active, again = active | again, again & active
         active = active & (solved < 20 * tasks + 100)
-    reach = tl.sum(y * (beta + delta * (y - centre)), axis=0)  # without the cancellation in yᵀC y
+    # without the cancellation in yᵀC y
+    reach = tl.sum(y * (beta + delta * squares * (y - centre)), axis=0)
     return y, solved, tl.maximum(-reach, 0.0)
 
 
@@ -480,7 +484,10 @@ def _solve_one(
             # the projection, or as much of it as the ball holds, may do better than what g_w says
             push = push * tl.minimum(1.0, radius / tl.sqrt(tl.where(reach > 0, reach, 1e-300)))
             pull = radius / tl.sqrt(tl.maximum(square, 0.0) + 2.2e-16 * total * total)
-            recovered = tl.min(tl.where(there, (beta + pull * image) / a, infinity), axis=0)
+            # by more than rounding: see `active_set_cpu`
+            noise = 8 * 2.2e-16 * (magnitude + pull * total)
+            recovered = (beta + pull * image + noise) / a
+            recovered = tl.min(tl.where(there, recovered, infinity), axis=0)
             safest = (beta + _times(cosine, push)) / a
             safest = tl.min(tl.where(there, safest, infinity), axis=0)
             late = active & near & ~flat & (recovered < safest)
