@@ -174,11 +174,11 @@ def check_params(params: Params) -> None:
             )
 
 
-def check_autocast(params: Params) -> None:
+def check_autocast(params: Params, around: str = "call") -> None:
     """Raise if autocast is active: it would round the products of gradients to half precision."""
     if torch.is_autocast_enabled(next(iter(params.values())).device.type):
         raise RuntimeError(
-            "autocast is active around the call and would round rows and Gramian to half "
+            f"autocast is active around the {around} and would round rows and Gramian to half "
             "precision; open it inside losses_fn instead"
         )
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..core import random
 from ..core.checks import (
     all_present,
+    check_autocast,
     check_finite,
     check_gradients,
     check_option,
@@ -114,7 +115,7 @@ def balance(
         expect_state(state, BalanceState, "init")
         if not isinstance(params, Mapping):
             check_params(params)
-        _refuse_autocast(params)
+        check_autocast(params, "step")
 
         def named(params: Params, batch: Batch) -> Any:
             return aligned(_declared(losses_fn(params, batch), has_aux), state.tasks)
@@ -263,11 +264,3 @@ def _rates(gramian: Tensor, weights: Tensor) -> Tensor:
         return gramian.new_zeros(0)
     wide = weights.to(gramian.dtype)
     return gramian @ wide if gramian.ndim == 2 else (gramian @ wide[..., None])[..., 0]
-
-
-def _refuse_autocast(params: Params) -> None:
-    if torch.is_autocast_enabled(next(iter(params.values())).device.type):
-        raise RuntimeError(
-            "autocast is active around the step and would round the Gramian to half precision; "
-            "open it inside losses_fn instead"
-        )
