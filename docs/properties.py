@@ -1,7 +1,7 @@
 """The table of properties of all rules, as the audit finds them, in markdown.
 
-`python docs/properties.py` prints it, `python docs/properties.py --write` puts it into the README,
-between its two markers. One audit takes a second or two.
+`python docs/properties.py` prints it, `python docs/properties.py --write` puts it into
+`docs/properties.md`, between its two markers. One audit takes a second or two.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import mtlfunc as mf
 from mtlfunc.audit import Report, audit
 from mtlfunc.core.files import write_whole
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent / "properties.md"
 BEGIN, END = "<!-- properties -->", "<!-- end of properties -->"
 
 RULES = (
@@ -77,15 +77,16 @@ LEGEND = """\
 ✓ holds over all instances of the audit; ✗ fails; (✗) fails only where gradients are linearly
 dependent; – not applicable. *order*: equivariant to the order of the tasks, for one key of a random
 rule; *scale*: d(sJ) = s·d(J); *task scale*: the direction does not turn when one task is
-multiplied; *loss shift*: nor when a constant is added to a loss; *identical*: d = g where all tasks
-are one; *duplicates*: a task listed twice changes nothing; *no conflict*: no task is ever raised to
-first order; *identity*: the mean where nothing conflicts; *convex*: weights >= 0 that sum to 1;
-*rests*: d = 0 where a positive combination of the gradients is 0; *linear*: d(diag(c)J) is linear
-in c > 0; *continuous*; *smooth*: right derivatives away from kinks; *T = 1*: d = g; *computes*:
-finite weights at every T that is tried up to 128, in float32, for zero gradients and for losses of
-0 or below (or a refusal), NaN for NaN, vmap equals loop, pure, states that can be saved, no weight
-for absent tasks. T is 1 to 5, two numbers between and 128. A rule with state is tested over three
-updates. `mf.audit(rule)` shows the smallest counterexample of every ✗."""
+multiplied; *loss shift*: it does not turn when a constant is added to a loss; *identical*: d = g
+where all tasks are one; *duplicates*: a task listed twice changes nothing; *no conflict*: no task
+is ever raised to first order; *identity*: the mean where nothing conflicts; *convex*: weights >= 0
+that sum to 1; *rests*: d = 0 where a positive combination of the gradients is 0; *linear*:
+d(diag(c)J) is linear in c > 0; *continuous*: no jump between close gradients; *smooth*: right
+derivatives away from kinks; *T = 1*: d = g; *computes*: finite weights at every T that is tried up
+to 128, in float32, for zero gradients and for losses of 0 or below (or a refusal), NaN for NaN,
+vmap equals loop, pure, states that can be saved, no weight for absent tasks. T is 1 to 5, two
+numbers between and 128. A rule with state is tested over three updates. `mf.audit(rule)` shows the
+smallest counterexample of every ✗."""
 
 
 def measured(jacobian: torch.Tensor, losses: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -124,29 +125,31 @@ def table(found: dict[str, Report]) -> str:
     return "\n".join([*lines, "", LEGEND, *(["", *defects] if defects else [])])
 
 
-def inserted(readme: str, text: str) -> str:
-    """The README with `text` between the markers.
+def inserted(page: str, text: str) -> str:
+    """The page with `text` between the markers.
 
     Raises:
         ValueError: if it has no markers.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"expected the markers {BEGIN} and {END} once each")
-    head, rest = readme.split(BEGIN)
+    head, rest = page.split(BEGIN)
     return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Rules by properties, in markdown.")
     parser.add_argument(
-        "--write", action="store_true", help="put the table into README.md, between its markers"
+        "--write",
+        action="store_true",
+        help="put the table into docs/properties.md, between its markers",
     )
     options = parser.parse_args()
     text = table(reports())
     if not options.write:
         print(text)
         return 0
-    write_whole(README, inserted(README.read_text(), text))
+    write_whole(PAGE, inserted(PAGE.read_text(), text))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Write the README's results and figure, and docs/claims.md, from what the experiments left.
+"""Write docs/benchmarks.md, its figures and docs/claims.md from what the experiments left.
 
 `python docs/results.py`, after the commands below, each alone on the machine; the Gramians and the
 rules on one thread.
@@ -72,7 +72,7 @@ SOLVERS = {
     ("cvxpy (DPP, 1e-12)", 1): "cvxpy, 1e-12",
     ("TorchJD (defaults)", 1): "TorchJD, defaults",
 }
-"""Solver and batch of every column that the README shows."""
+"""Solver and batch of every column that the page shows."""
 
 
 def solver_table(rows: list[record.Row]) -> str:
@@ -106,7 +106,7 @@ GRAMIANS = {
     "decoders": (4, 8),
     "own-inputs": (8, 64),
 }
-"""Tasks and batch of every case that the README shows."""
+"""Tasks and batch of every case that the page shows."""
 WAYS = ("loop", "vmap(vjp)", "vmap(grad)", "TorchJD autojac", "TorchJD autogram", "ours, auto")
 
 
@@ -267,7 +267,7 @@ def verdict_counts(claims: dict[str, dict]) -> str:
     }
     lines = [f"| text | claims | {' | '.join(VERDICTS)} |", "|---" * (2 + len(VERDICTS)) + "|"]
     for paper, counted in [*found.items(), ("", sum(found.values(), Counter()))]:
-        name = f"[{PAPERS[paper]}](docs/claims.md#{anchor(PAPERS[paper])})" if paper else "all"
+        name = f"[{PAPERS[paper]}](claims.md#{anchor(PAPERS[paper])})" if paper else "all"
         lines.append(
             f"| {name} | {counted.total()} | "
             f"{' | '.join(str(counted[verdict] or '–') for verdict in VERDICTS)} |"
@@ -309,22 +309,21 @@ def claims_page(claims: dict[str, dict]) -> str:
 
 
 def claims_block(claims: dict[str, dict]) -> str:
-    """The README's part on the claims."""
+    """The page's part on the claims."""
     return f"""<!-- claims -->
 
 {verdict_counts(claims)}
 
-Every claim in a sentence, with its verdict: [docs/claims.md](docs/claims.md). The numbers and
+Every claim in a sentence, with its verdict: [docs/claims.md](claims.md). The numbers and
 figures behind them: `paper_repro/out/report.html`, after `python -m paper_repro`.
 
 <!-- end of claims -->"""
 
 
 def section() -> str:
-    """The README's results."""
+    """All results."""
     claims = judged()
     parts = [
-        "## Results",
         gradnorm_part(claims),
         mgda_ub_part(claims),
         "**Claims of the papers**, by verdict of the default run:",
@@ -335,6 +334,13 @@ def section() -> str:
         NOTES,
     ]
     return "\n\n".join(parts)
+
+
+CURVES = """\
+![GradNorm's synthetic regression: test loss of equal, GradNorm's and static weights](gradnorm.png)
+
+*Test losses in units of their initial values, each method at its own best learning rate; mean and
+95 % band over seeds.*"""
 
 
 def gradnorm_part(claims: dict[str, dict]) -> str:
@@ -358,6 +364,8 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
 | Adam 3e-4 | {interval(gradnorm, "default at Adam 0.0003")} |
 | SGD, each at its best | {interval(gradnorm, "SGD")} |
 | inputs x ~ U(0, 1), each at its best | {interval(gradnorm, "x ~ U(0, 1)")} |
+
+{CURVES}
 
 {paragraph(fixed)}"""
 
@@ -407,7 +415,7 @@ def benchmark_parts() -> list[str]:
             accuracy."""
         ),
         solver_table(solvers),
-        "![Time of one problem against its worst certified gap](docs/solvers.png)",
+        "![Time of one problem against its worst certified gap](solvers.png)",
         paragraph(
             f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak
             of what was allocated, MiB ({machine["gramian"]}):"""
@@ -442,31 +450,84 @@ The Gramians' takes turns among the contenders of a case, the rules' with TorchJ
 same Gramian (or Jacobian, or losses, where it needs them)."""
 
 
+def summary(page: str) -> str:
+    """The README's five lines: numbers as docs/benchmarks.md has them."""
+
+    def row(first: str) -> list[str]:
+        """The cells of the line of a table that starts so."""
+        found = re.search(rf"^\| {re.escape(first)}[^|\n]*\|(.*)\|$", page, re.MULTILINE)
+        if not found:
+            raise SystemExit(f"docs/benchmarks.md: no row starts with {first!r}")
+        return [cell.strip() for cell in found[1].split("|")]
+
+    def said(pattern: str) -> str:
+        found = re.search(pattern, flowing)
+        if not found:
+            raise SystemExit(f"docs/benchmarks.md: nothing matches {pattern!r}")
+        return found[1]
+
+    flowing = " ".join(page.split())
+
+    total, holds, partly, fails = row("all")[:4]
+    best = said(r"([\d.]+ \[[^]]*\]) of the loss of the best static weights")
+    contestants = said(r"average rank of ([0-9]+)")
+    gramian = row("MLP 3×512, 128 samples")
+    against = said(r"Against mean, one rule at a time: (better [^;.]*)[;.]")
+    ranks = page[page.index("**Arena**") :].split("\n\n")[1]
+    first, rank = ranks.split(" [")[0].rsplit(" ", 1)
+    lines = [
+        f"""**Claims**: of {total}, {holds} hold, {partly} hold only under conditions that the page
+        names, {fails} do not; the others need data that are not here, or stay open.""",
+        f"""**GradNorm's toy**: test loss {row("each method at its best")[0]} of equal weights',
+        each at its best learning rate; static weights at its time average end at {best} times the
+        loss of the best static weights of a grid.""",
+        f"""**Arena**, each of {contestants} contestants at its own best learning rate: the best
+        average rank is {rank}, of {first}; against the mean, {against}.""",
+        f"""**Solvers**: {row("min-norm (MGDA) | 32")[0].split(" ")[0]} µs for MGDA's
+        problem of 32 tasks, exact to rounding, with a certificate.""",
+        f"""**Gramian of 128 samples**: {gramian[-1].split(" ")[0]} times a mean gradient's time;
+        TorchJD's autogram takes {gramian[-2].split(" ")[0]}.""",
+    ]
+    bullets = "\n".join(
+        textwrap.fill(
+            " ".join(line.split()),
+            100,
+            initial_indent="- ",
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    )
+    link = (
+        "Tables, intervals and the commands behind them: [docs/benchmarks.md](docs/benchmarks.md)."
+    )
+    return f"<!-- summary -->\n{bullets}\n\n{link}\n<!-- end of summary -->"
+
+
 def replaced(text: str, name: str, new: str) -> str:
     """`text` with what is between the markers of `name`, and these, exchanged."""
     pattern = re.compile(f"<!-- {name} -->.*<!-- end of {name} -->", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(
-            f"README.md: the markers <!-- {name} --> and <!-- end of {name} --> are missing"
-        )
+        raise SystemExit(f"the markers <!-- {name} --> and <!-- end of {name} --> are missing")
     return pattern.sub(lambda _: new, text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Write the README's results and docs/claims.md from what the experiments left."
+        description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
     alone = "the claims alone, from a run; or with the verdicts as they stand, from the ledger"
     parser.add_argument("part", nargs="?", choices=["claims", "ledger"], help=alone)
     part = parser.parse_args().part
-    readme = ROOT / "README.md"
+    page = ROOT / "docs" / "benchmarks.md"
     claims = standing() if part == "ledger" else judged()
     if part:
-        readme.write_text(replaced(readme.read_text(), "claims", claims_block(claims)))
+        page.write_text(replaced(page.read_text(), "claims", claims_block(claims)))
     else:
-        readme.write_text(
+        page.write_text(
             replaced(
-                readme.read_text(),
+                page.read_text(),
                 "results",
                 f"<!-- results -->\n\n{section()}\n<!-- end of results -->",
             )
@@ -475,6 +536,8 @@ def main() -> None:
         curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
         shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims))
+    front = ROOT / "README.md"
+    front.write_text(replaced(front.read_text(), "summary", summary(page.read_text())))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -49,3 +51,50 @@ def folder(text: str) -> Path:
             f"{path} cannot be made a folder: {error.strerror}"
         ) from error
     return path
+
+
+def existing_folder(text: str) -> Path:
+    """A folder that is there already, as the `type` of an argument."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is not a folder")
+    return path
+
+
+def among(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Some of `known`, comma-separated, as the `type` of an argument."""
+
+    def parse(text: str) -> list[str]:
+        given = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in given if name not in known]
+        if unknown or not given:
+            raise argparse.ArgumentTypeError(
+                f"unknown {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}"
+            )
+        return list(dict.fromkeys(given))
+
+    return parse
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """`N` for 0 … N-1 or `A:B` for A … B-1, at least two, as the `type` of an argument."""
+    first, colon, end = text.partition(":")
+    found = range(int(first), int(end)) if colon else range(int(text))
+    if len(found) < 2 or found[0] < 0:
+        raise argparse.ArgumentTypeError(
+            f"expected N >= 2, or A:B with A >= 0 and at least two seeds, got {text}"
+        )
+    return tuple(found)
+
+
+def device(text: str) -> torch.device:
+    """A device of torch that works here, as the `type` of an argument."""
+    try:
+        found = torch.device(text)
+        torch.zeros((), device=found)
+    # a CPU build of torch answers with an assertion
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+    return found

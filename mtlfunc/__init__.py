@@ -16,6 +16,7 @@ from .gradients import (
     explain_gramian,
     sample_gradients,
     sample_gramian,
+    sample_lengths,
     task_gradients,
     task_gramian,
 )
@@ -73,7 +74,7 @@ from .rules import (
 )
 from .studies import Unfinished, grid
 from .studies.arena import arena
-from .training import Interrupted, balance, descend, rollout
+from .training import Balancer, Interrupted, balance, descend, rollout, scalars
 from .types import (
     Balance,
     Geometry,
@@ -93,6 +94,7 @@ _allow_loading(__name__)
 
 __all__ = [
     "Balance",
+    "Balancer",
     "Geometry",
     "Info",
     "Interrupted",
@@ -159,6 +161,8 @@ __all__ = [
     "rollout",
     "sample_gradients",
     "sample_gramian",
+    "sample_lengths",
+    "scalars",
     "sdmgrad",
     "second_evaluation",
     "sgd",

@@ -90,6 +90,7 @@ class Probe(NamedTuple):
 
     init: ProbeInit
     update: ProbeUpdate
+    group: Any = None  # the processes whose batches are one batch (see `mtlfunc.jacobian`)
 
 
 class RuleInit(Protocol):

@@ -28,9 +28,10 @@ def warmup() -> dict[str, Path]:
 def _solvers() -> Path:
     import numpy as np
 
-    from .solvers._kernels import active_set_cpu
+    from .solvers._kernels import active_set_batch, active_set_cpu
 
-    active_set_cpu.solve(np.eye(2)[None], None, None, 1e-16, 1)  # one kernel for all three problems
+    # one kernel for all three problems
+    active_set_batch.solve(np.eye(2)[None], None, None, 1e-16, 1)
     return _folder(active_set_cpu._range)
 
 

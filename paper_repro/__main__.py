@@ -2,30 +2,43 @@
 
 import argparse
 import importlib
+import os
 import pkgutil
 import platform
+import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import matplotlib as mpl
 import torch
-from matplotlib import style
-from tqdm import tqdm
 
 from mtlfunc.core.files import write_whole
 
 from .claims import LEDGER
 from .report.cache import key
-from .report.figures import STYLE
-from .report.findings import QUICK, Figure, Finding, Settings
-from .report.page import page, table
-from .report.results import Refused, Results, reserved
-from .report.where import places
+from .report.display import Display
+from .report.findings import QUICK, Settings
+from .report.page import page
+from .report.results import PARTS, Refused, Results, reserved
+from .report.summary import table
+from .report.where import places, title
+from .report.workers import Question, Run, Stopped, described, longest_first, stoppable
 
 HERE = Path(__file__).parent
+SLOW = (
+    "cagrad.toy_aims",
+    "pcgrad.ablation",
+    "gradnorm.alpha",
+    "gradnorm.difficulty",
+    "cagrad.convergence",
+    "cross_paper.auxiliaries",
+    "cross_paper.rest_points",
+    "gradnorm.reach",
+    "pcgrad.training",
+)
+"""Questions that take longest: they begin first, so that none is waited for alone at the end."""
 
 
 def reproductions() -> dict[str, ModuleType]:
@@ -38,11 +51,6 @@ def reproductions() -> dict[str, ModuleType]:
     )
     modules = {name: importlib.import_module(f"{__package__}.{name}") for name in names}
     return {name: module for name, module in modules.items() if hasattr(module, "run")}
-
-
-def title(module: ModuleType) -> str:
-    """A reproduction's question: the first line of its docstring."""
-    return (module.__doc__ or module.__name__).strip().splitlines()[0]
 
 
 def listed(name: str, module: ModuleType) -> str:
@@ -94,91 +102,82 @@ def reproduce(
     out: Path,
     *,
     fresh: bool = False,
+    workers: int = 1,
+    single_file: bool = False,
 ) -> int:
-    """Run the chosen modules; what one found is in place before the next one starts.
+    """Run the chosen modules; what one found is in place as soon as it is found.
 
     Args:
         modules: all that there are, by name.
-        only: names of those to run, in this order.
+        only: names of those to run.
         settings: how much to compute.
         out: the folder of the results.
         fresh: whether to run again what has not changed.
+        workers: questions side by side, each in a process of its own; 1 is all in this one, in
+            the order of `only`.
+        single_file: whether the page has the figures in it, or links them.
 
     Returns:
-        The exit status: 0, or 130 after an interruption.
+        The exit status: 0, 1 where a question failed, 130 after Ctrl-C and 143 after SIGTERM.
 
     Raises:
         Refused: before anything runs, where `out` cannot be used.
     """
+    # before any runs: a source may be edited meanwhile
+    keys = {name: key(module, settings) for name, module in modules.items()}
+    questions = [Question(name, modules[name], keys[name]) for name in only]
+    with stoppable(), reserved(out):
+        results = Results(out, configuration_of(settings), modules)
+        run = Run(results, Display(len(only)), settings, out / PARTS)
+        for notice in results.notices:
+            run.display.line(notice)
+        if fresh:
+            shutil.rmtree(run.parts, ignore_errors=True)
+        run.parts.mkdir(exist_ok=True)
+        try:
+            left = [q for q in questions if fresh or not results.kept(q.name, q.key)]
+            for question in questions:
+                if question not in left:
+                    run.skip(question.name)
+            if workers == 1 or len(left) < 2:
+                run.one_by_one(left)
+            else:
+                order = longest_first([q.name for q in left], SLOW)
+                run.side_by_side(sorted(left, key=lambda q: order.index(q.name)), workers)
+            if not list(run.parts.glob("begun-*")):  # nobody comes back for the rest
+                shutil.rmtree(run.parts)
+        except KeyboardInterrupt as stop:
+            print(f"\ninterrupted {interrupted(run, only)} {out};", file=sys.stderr)
+            print("the same command goes on from there", file=sys.stderr)
+            return 143 if isinstance(stop, Stopped) else 130
+        finally:
+            text = page(results, modules, keys, single_file=single_file)
+            write_whole(out / "report.html", text)
+    print(f"\n{table(results, only)}\n\n{out / 'report.html'}")
+    for name, text in run.failed.items():
+        print(f"{name} failed: {text}", file=sys.stderr)
+    return 1 if run.failed else 0
+
+
+def configuration_of(settings: Settings) -> dict[str, str]:
+    """What the page says of a run."""
     configuration = {
         "seeds": str(settings.seeds),
         "sizes": "the papers' own" if settings.full else "reduced",
         "device": str(settings.device),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
         "python": platform.python_version(),
     }
     if settings.shrink != 1:
         configuration["budget"] = f"{settings.shrink:g} of the usual steps and draws"
-    titles = {name: title(module) for name, module in modules.items()}
-    # before any runs: a source may be edited meanwhile
-    keys = {name: key(modules[name], settings) for name in only}
-    done: list[str] = []
-    found: list[Finding] = []
-    with reserved(out):
-        results = Results(out, configuration, titles)
-        try:
-            for name in tqdm(only, desc="papers", disable=len(only) < 2):
-                found = []
-                if not fresh and results.kept(name, keys[name]):
-                    tqdm.write(
-                        f"[{name}] same code and settings as when it last ran: results kept "
-                        "(--fresh runs it again)"
-                    )
-                else:
-                    run_one(name, modules[name], settings, results, keys[name], found)
-                done.append(name)
-        except KeyboardInterrupt:
-            where = f"in {only[len(done)]}, {described(found)}" if len(done) < len(only) else ""
-            print(
-                f"\ninterrupted {where or 'at the end'}; finished before: "
-                f"{', '.join(done) or 'none'}. All of that is in {out};\n"
-                "the same command goes on from there",
-                file=sys.stderr,
-            )
-            return 130
-        finally:
-            write_whole(out / "report.html", page(results, titles))
-    print(f"\n{table(results, only)}\n\n{out / 'report.html'}")
-    return 0
+    return configuration
 
 
-def run_one(
-    name: str,
-    module: ModuleType,
-    settings: Settings,
-    results: Results,
-    key: str,
-    found: list[Finding],
-) -> None:
-    """Run a module; its findings are put in place, and into `found`, one by one."""
-    start = time.perf_counter()
-    results.start(name)
-    with style.context(STYLE):
-        for finding in module.run(settings):
-            results.add(name, finding)
-            found.append(finding)
-            if isinstance(finding, Figure):
-                tqdm.write(f"[{name}] figure {finding.name}")
-            else:
-                tqdm.write(f"[{name}] {finding.id} {finding.verdict}")
-    results.finish(name, key, found)
-    tqdm.write(f"[{name}] finished in {time.perf_counter() - start:.0f} s")
-
-
-def described(found: list[Finding]) -> str:
-    """What an interrupted module had found."""
-    figures = sum(isinstance(finding, Figure) for finding in found)
-    return f"after {len(found) - figures} claims and {figures} figures of it"
+def interrupted(run: Run, only: Sequence[str]) -> str:
+    """Where a run was interrupted, and what it leaves."""
+    where = described(run)
+    done = ", ".join(name for name in only if name in run.done) or "none"
+    return f"{where or 'at the end'}; finished before: {done}. All of that is in"
 
 
 def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
@@ -186,8 +185,9 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m paper_repro",
         description="Re-run the papers' experiments and check their claims. Writes figures "
-        "(PNG), claims.json and report.html, and prints a table.",
-        epilog="Ctrl-C keeps what is finished. Results of code and settings that have not "
+        "(PNG and SVG), claims.json and report.html, and prints a table.",
+        epilog="Ctrl-C and SIGTERM keep what is finished (exit status 130 and 143), and the same "
+        "command goes on from there. Results of code and settings that have not "
         "changed since are kept, as are those of papers that are not run.",
     )
     parser.add_argument(
@@ -219,7 +219,19 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help=f"seeds of every experiment, at least 2 (default: {Settings().seeds})",
     )
     parser.add_argument("--device", default="cpu", help="a torch device (default: cpu)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="questions side by side, each in a process with one thread (default: as many as this "
+        f"process may use cores, here {cores()}; 1 on another device than the CPU)",
+    )
     parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
+    parser.add_argument(
+        "--single-file",
+        action="store_true",
+        help="put the figures into report.html, else it links them in its folder",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -228,6 +240,12 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         "sizes)",
     )
     return parser
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -263,13 +281,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(where(options.where, modules))
             return 0
         only = selected(options.only or list(modules), list(modules))
+        if options.workers is not None and options.workers < 1:
+            raise ValueError(f"--workers: expected at least 1, got {options.workers}")
         settings = settings_of(options)
     except ValueError as error:
         parser.error(str(error))
     default = "quick" if options.quick else "full" if options.full else ""
     try:
         out = options.out or HERE / "out" / default
-        return reproduce(modules, only, settings, out, fresh=options.fresh)
+        workers = options.workers or (cores() if settings.device.type == "cpu" else 1)
+        return reproduce(
+            modules,
+            only,
+            settings,
+            out,
+            fresh=options.fresh,
+            workers=workers,
+            single_file=options.single_file,
+        )
     except Refused as error:
         parser.error(str(error))
 

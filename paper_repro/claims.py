@@ -1,17 +1,24 @@
 """The ledger: every claim of the four texts, one row each, in the papers' order.
 
-Numbers and verdicts are not here: they come from the runs. A row that the reproductions do not
+Numbers and verdicts are not here: they come from the runs. How a verdict follows from the numbers,
+and what makes it lose, is here before any run: `DECISIONS`. A row that the reproductions do not
 decide says what deciding it would take.
 """
 
 from .cagrad.claims import ROWS as CAGRAD
+from .cagrad.decisions import DECISIONS as CAGRAD_DECISIONS
 from .cross_paper.claims import ROWS as CROSS_PAPER
+from .cross_paper.decisions import DECISIONS as CROSS_PAPER_DECISIONS
 from .gradnorm.claims import ROWS as GRADNORM
+from .gradnorm.decisions import DECISIONS as GRADNORM_DECISIONS
 from .mgda.claims import ROWS as MGDA
+from .mgda.decisions import DECISIONS as MGDA_DECISIONS
 from .pcgrad.claims import ROWS as PCGRAD
+from .pcgrad.decisions import DECISIONS as PCGRAD_DECISIONS
+from .report.decisions import Decision
 from .report.ledger import KINDS
 
-__all__ = ["KINDS", "LEDGER", "PAPERS", "ROWS"]
+__all__ = ["DECISIONS", "KINDS", "LEDGER", "PAPERS", "ROWS"]
 
 PAPERS = {
     "PC": "PCGrad (Yu et al. 2020)",
@@ -24,3 +31,11 @@ PAPERS = {
 
 ROWS = (*PCGRAD, *MGDA, *CAGRAD, *GRADNORM, *CROSS_PAPER)
 LEDGER = {row.id: row for row in ROWS}
+DECISIONS: dict[str, Decision] = {
+    **PCGRAD_DECISIONS,
+    **MGDA_DECISIONS,
+    **CAGRAD_DECISIONS,
+    **GRADNORM_DECISIONS,
+    **CROSS_PAPER_DECISIONS,
+}
+"""By the ids of the claims that reproductions decide."""

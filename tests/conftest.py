@@ -1,12 +1,16 @@
 """Shapes in signatures are enforced in every test; hypothesis draws the same examples on every
-machine.
+machine; Gramians get last-bit noise where that is asked for.
 """
 
 import os
+from contextlib import nullcontext
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+from .rounding import nudged
 
 # torch.compile cannot trace the checks, so the compiled tests run without them (tests/unchecked).
 if not os.environ.get("MTLFUNC_UNCHECKED"):
@@ -24,10 +28,32 @@ settings.register_profile(
 settings.load_profile("mtlfunc")
 
 
+NUDGE = os.environ.get("MTLFUNC_NUDGE")
+
+
+@pytest.fixture(scope="session", autouse=NUDGE is not None)
+def another_processor():
+    """The whole session on `MTLFUNC_NUDGE`, the seed of its roundings."""
+    with nudged(int(NUDGE or 0)):
+        yield
+
+
+@pytest.fixture(scope="module", params=[NUDGE] if NUDGE else ["none", "1", "2"])
+def roundings(request):
+    """For `usefixtures`: a test on this processor's own roundings and on two others'."""
+    with nudged(int(request.param)) if request.param not in ("none", NUDGE) else nullcontext():
+        yield
+
+
 def pytest_collection_modifyitems(items):
-    """The longest tests first, so that no worker is left with one of them at the end."""
+    """The slow tests first, and of these those of whole files, so that no worker is left with one
+    of them at the end.
+    """
     items.sort(
-        key=lambda item: "test_unchecked" not in item.nodeid and "test_notebooks" not in item.nodeid
+        key=lambda item: (
+            item.get_closest_marker("slow") is None,
+            "test_unchecked" not in item.nodeid,
+        )
     )
 
 

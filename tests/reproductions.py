@@ -1,17 +1,18 @@
 """What the reproductions' tests share: a paper's questions run once at a tiny budget."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import style
+from matplotlib.figure import Figure as Canvas
+from matplotlib.text import Text
 
 from paper_repro.__main__ import reproductions
 from paper_repro.claims import ROWS
-from paper_repro.report.figures import STYLE
+from paper_repro.report.figures import STYLE, fit, titles
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
-from paper_repro.report.ledger import ONLY_FULL
+from paper_repro.report.verdicts import findings as findings_under
 
 Found = Mapping[str, Sequence[Finding]]
 """Findings by the module that yielded them."""
@@ -22,7 +23,35 @@ def findings_of(paper: str, settings: Settings) -> dict[str, list[Finding]]:
     mpl.use("Agg")
     modules = {name: m for name, m in reproductions().items() if name.startswith(f"{paper}.")}
     with style.context(STYLE):
-        return {name: list(module.run(settings)) for name, module in modules.items()}
+        return {name: list(findings_under(module, settings)) for name, module in modules.items()}
+
+
+def misplaced(canvas: Canvas) -> list[str]:
+    """Text off a canvas, longer than its panel or not typeset; legends over a panel."""
+    canvas.draw_without_rendering()
+    found, room = [], canvas.bbox.padded(1)
+    texts = [text for panel in canvas.axes for text in (panel.xaxis.label, panel.yaxis.label)]
+    texts += [text for panel in canvas.axes for text in titles(panel)]
+    legends = [*canvas.legends, *(x for panel in canvas.axes if (x := panel.get_legend()))]
+    for thing in (*texts, *legends):
+        box = thing.get_window_extent()
+        name = thing.get_text() if isinstance(thing, Text) else "a legend"
+        if box.width and not (room.contains(*box.p0) and room.contains(*box.p1)):
+            found.append(f"off the canvas: {name}")
+    for panel in canvas.axes:
+        box, legend = panel.get_window_extent(), panel.get_legend()
+        if legend is not None and legend.get_window_extent().y0 < box.y1 - 1:
+            found.append("a legend over its panel")
+        if panel.name != "3d":
+            for text, across in ((panel.xaxis.label, "width"), (panel.yaxis.label, "height")):
+                if getattr(text.get_window_extent(), across) > getattr(box, across) + 2:
+                    found.append(f"longer than its panel: {text.get_text()}")
+    for text in canvas.findobj(Text):
+        assert isinstance(text, Text)
+        raw = "".join(text.get_text().split("$")[::2])
+        if "_" in raw or "^" in raw:
+            found.append(f"not typeset: {text.get_text()}")
+    return found
 
 
 def by_name(found: Found) -> dict[str, Any]:
@@ -42,7 +71,7 @@ def check_ledger(found: Found) -> None:
         for finding in findings
         if isinstance(finding, Claim)
     ]
-    named = {row.id: row.module for row in ROWS if row.module in found and row.needs != ONLY_FULL}
+    named = {row.id: row.module for row in ROWS if row.module in found}
     assert sorted(decided) == sorted(named.items())
 
 
@@ -56,7 +85,9 @@ def check_complete(found: Found) -> None:
                 assert finding.caption, finding.name
                 labelled = (axis.get_xlabel() or axis.get_ylabel() for axis in finding.canvas.axes)
                 assert all(labelled), finding.name
-                finding.canvas.savefig(io.BytesIO(), dpi=30)
+                with style.context(STYLE):
+                    fit(finding.canvas)
+                assert misplaced(finding.canvas) == [], finding.name
             else:
                 assert finding.measured, finding.id
                 assert finding.where, finding.id

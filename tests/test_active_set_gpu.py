@@ -14,10 +14,19 @@ from mtlfunc.solvers._kernels import active_set_gpu as gpu  # noqa: E402
 POINTERS = {"report": "*fp64", "support": "*i1", "info": "*i64"}
 
 
+@pytest.mark.slow
+# Every kind at the most tasks, which need the most shared memory, and there each width of the
+# input; few tasks, which take other launch options, once.
 @pytest.mark.parametrize(
-    "kind", [gpu.MIN_NORM, gpu.CAGRAD, gpu.DUAL_CONE], ids=["min_norm", "cagrad", "dual_cone"]
+    ("kind", "count", "dtype"),
+    [
+        (gpu.MIN_NORM, 128, "fp32"),
+        (gpu.CAGRAD, 128, "fp64"),
+        (gpu.DUAL_CONE, 128, "fp32"),
+        (gpu.CAGRAD, 5, "fp32"),
+    ],
+    ids=["min_norm-128-fp32", "cagrad-128-fp64", "dual_cone-128-fp32", "cagrad-5-fp32"],
 )
-@pytest.mark.parametrize(("count", "dtype"), [(5, "fp32"), (128, "fp64")])
 def test_compiles_for_hopper(kind, count, dtype, tmp_path, monkeypatch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -236,7 +236,7 @@ def test_best_rate_at_the_edge_is_said():
     [
         (
             ["--rules", "mean,nosuch"],
-            f"unknown rule 'nosuch'; choose from {', '.join(study.methods())}",
+            f"unknown 'nosuch'; choose from {', '.join(study.methods())}",
         ),
         (["--seeds", "1"], "expected an integer >= 2, got 1"),
         (["--epochs", "0"], "expected an integer >= 1, got 0"),

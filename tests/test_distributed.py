@@ -1,4 +1,12 @@
-"""Modules of several processes, which a step refuses; one gloo process shows it."""
+"""Several processes: their step is that of one process on the union of their batches; modules that
+belong to several are refused where no group is named.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,3 +98,71 @@ def test_a_compiled_module_keeps_its_prefix():
     wanted, _, _ = expected.update(plain, BATCH, expected.init(plain, BATCH))
     for name, grad in wanted.items():
         torch.testing.assert_close(grads[f"_orig_mod.{name}"], grad)
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def launch(check: str, size: int, folder: Path) -> list[tuple[int, str]]:
+    """(exit code, output) of every rank of `tests.ranks`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.ranks", check, str(rank), str(size), str(folder / "s")],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        outputs = [one.communicate(timeout=300)[0] for one in ranks]
+    finally:
+        for one in ranks:
+            one.kill()
+    return [(one.returncode, text) for one, text in zip(ranks, outputs, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("check", "size"), [("two", 2), ("three", 3)])
+def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
+    """What each rank checks is in `tests/ranks.py`."""
+    for code, text in launch(check, size, tmp_path):
+        assert code == 0, text[-3000:]
+        assert len(re.findall(r"^\w+: ok$", text, re.MULTILINE)) >= 4
+
+
+@pytest.mark.slow
+def test_a_dead_rank_ends_the_others_with_an_error(tmp_path):
+    (code, text), (dead, _) = launch("dies", 2, tmp_path)
+    assert (code, dead) == (0, 9), text[-3000:]
+    assert "ended with RuntimeError" in text
+
+
+def torchrun(page: str, folder: Path) -> str:
+    """The output of a page of `experiments.bridge` on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "--standalone", "-m", f"experiments.bridge.{page}", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["data_parallel", "sharded"])
+def test_the_pages_end_as_one_process_on_the_union(page, tmp_path):
+    """Through a checkpoint halfway."""
+    text = torchrun(page, tmp_path)
+    found = re.search(r"from one process on the union: ([0-9.e+-]+)", text)
+    assert found, text
+    assert float(found[1]) < 1e-5
+    assert "resumed at step 4" in text

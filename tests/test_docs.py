@@ -1,5 +1,5 @@
-"""What the project says of itself is true: the README runs, its tables name what exists, the
-environment files agree.
+"""What the project says of itself is true: the README and the tour run, tables name what exists,
+the environment files agree.
 """
 
 import re
@@ -13,21 +13,40 @@ import torch
 import yaml
 
 import mtlfunc as mf
-from docs import properties
+from docs import properties, results
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 RULES = set(mf.rules.__all__) - {"aggregate", "weights"}  # these two apply a rule
 
 
-def test_readme_runs_from_top_to_bottom(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 5
+def run_blocks(text: str, name: str) -> dict:
+    """All Python of a page, from top to bottom; what it leaves."""
     scope: dict = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), scope)
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(block, name, "exec"), scope)
+    return scope
+
+
+def test_readme_is_a_front_page_and_runs():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert "```python" in lines[:40], "code on the first screen"
+    scope = run_blocks(README, "README.md")
+    assert scope["info"].weights.shape == (3,)
+    assert scope["study"].shape == (3, 3)
+    assert scope["study"].isfinite().all()
+
+
+def test_readme_has_the_numbers_of_the_benchmarks():
+    assert results.summary((DOCS / "benchmarks.md").read_text()) in README
+
+
+def test_tour_runs_from_top_to_bottom(capsys):
+    scope = run_blocks((DOCS / "tour.md").read_text(), "tour.md")
     assert scope["grid"](
         mf.stack(scope["nets"]), torch.arange(4), torch.tensor([0.2, 0.4, 0.8])
     ).losses.shape == (4, 3, 3)
@@ -35,7 +54,8 @@ def test_readme_runs_from_top_to_bottom(capsys):
 
 
 def test_method_table_names_what_exists():
-    rows = [line for line in README.splitlines() if line.startswith("| ") and ("`mf." in line)]
+    table = (DOCS / "methods" / "index.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ") and ("`mf." in line)]
     calls = [call for row in rows for call in re.findall(r"`(mf\.[^`]+\))`", row)]
     scope = {
         "mf": mf,
@@ -49,7 +69,7 @@ def test_method_table_names_what_exists():
         re.match(r"mf\.(\w+)", call).group(1)  # pyright: ignore[reportOptionalMemberAccess]
         for call in calls
     }
-    assert named >= RULES, f"the README's table lacks {RULES - named}"
+    assert named >= RULES, f"the table of methods lacks {RULES - named}"
 
 
 def test_table_of_properties_names_every_rule():
@@ -61,14 +81,16 @@ def test_table_of_properties_names_every_rule():
 
 
 def test_solver_table_names_every_solver():
-    named = set(re.findall(r"^\| `solvers\.(\w+)", README, re.MULTILINE))
+    table = (DOCS / "solvers.md").read_text()
+    named = set(re.findall(r"^\| `solvers\.(\w+)", table, re.MULTILINE))
     solvers = {"active_set", "auto", "cvx", "faces", "frank_wolfe", "projected_gradient"}
     assert named == solvers
     assert all(hasattr(mf.solvers, name) for name in solvers)
 
 
 def test_folders_of_the_architecture_exist():
-    block = README[README.index("    mtlfunc/\n") : README.index("Imports go one way")]
+    page = (DOCS / "architecture.md").read_text()
+    block = page[page.index("    mtlfunc/\n") : page.index("Imports go one way")]
     for name in re.findall(r"(\w+\.py|\w+/)", block):
         assert list(ROOT.rglob(name.rstrip("/"))), name
     for path in (ROOT / "mtlfunc").iterdir():
@@ -78,9 +100,13 @@ def test_folders_of_the_architecture_exist():
             assert f"{path.name}/" in block, path.name
 
 
-def test_images_exist():
-    for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / image).is_file(), image
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=str)
+def test_images_and_files_that_are_linked_exist(path):
+    """As a reader of the repository finds them; pages that are made exist in the site alone."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
+        made = link.endswith(".rst") or re.search(r"(reproductions|notebooks)/|changelog", link)
+        assert made or (path.parent / link).exists(), link
 
 
 def test_environment_agrees_with_pyproject():

@@ -434,34 +434,74 @@ def _with_hook(kind):
     return module
 
 
+def _old_style(losses):
+    return 0.5 * OldStyle.apply(losses)
+
+
+def _retained(losses):
+    losses = losses * 1
+    losses.retain_grad()
+    return losses
+
+
 @pytest.mark.parametrize("name", CALLS)
-def test_what_torch_func_refuses_is_an_error_with_a_cure(name):
+@pytest.mark.parametrize("what", [_old_style, _retained])
+def test_functions_with_ctx_and_retained_gradients(name, what):
+    """Taken on plain leaves, refused with a cure under a transform."""
+    plain = _losses_of(name)
+    if name != "sample_gradients":  # a vmap over samples
+        close(CALLS[name](lambda p, b: what(plain(p, b))), CALLS[name](plain))
+    cure = r"without ctx.*setup_context" if what is _old_style else r"retain_grad.*aux"
+    with pytest.raises(RuntimeError, match=cure):
+        vmap(lambda s: CALLS[name](lambda p, b: what(s * plain(p, b))))(torch.ones(2).double())
+
+
+@pytest.mark.parametrize("kind", ["full", "pre"])
+def test_backward_hooks_of_modules(kind):
+    """The hooks see plain gradients, one row at a time; refused with a cure under a transform."""
+    module, seen = _with_hook(kind), []
     x = BATCH[0]
-    for kind in ("full", "pre"):
-        module = _with_hook(kind)
-        p = mf.parameters(module)
-        with pytest.raises(RuntimeError, match=r"setup_context.*full backward hook"):
-            mf.task_gradients(lambda p, b, m=module: functional_call(m, p, (b,)).mean(0), p, x)
-    with pytest.raises(RuntimeError, match=r"without ctx.*setup_context"):
-        CALLS[name](lambda p, b: OldStyle.apply(_losses_of(name)(p, b)))
-    with pytest.raises(RuntimeError, match=r"retain_grad.*aux"):
-        CALLS[name](lambda p, b: _retained(_losses_of(name)(p, b)))
+
+    def losses(params, batch):
+        return functional_call(module, params, (params["weight"].mean() * batch,)).mean(0)
+
+    register = (
+        module.register_full_backward_hook
+        if kind == "full"
+        else module.register_full_backward_pre_hook
+    )
+    register(lambda module, *grads: seen.append(grads[-1][0].tolist()))
+    _, rows = mf.task_gradients(losses, mf.parameters(module), x)
+    plain = torch.nn.Linear(4, 2).double()
+    _, expected = mf.task_gradients(
+        lambda p, b: functional_call(plain, p, (p["weight"].mean() * b,)).mean(0),
+        mf.parameters(module),
+        x,
+    )
+    for key in rows:
+        close(rows[key], expected[key])
+    assert len(seen) == 2
+    with pytest.raises(RuntimeError, match=r"setup_context.*full backward hook"):
+        vmap(lambda x: mf.task_gradients(losses, mf.parameters(module), x))(torch.stack([x, x]))
 
 
-def _retained(x):
-    x.retain_grad()
-    return x
-
-
-def test_packed_sequences_are_an_error_with_a_cure():
+def test_packed_sequences():
     lstm = torch.nn.LSTM(4, 3, batch_first=True).double()
+    x, lengths = BATCH[0].view(2, 4, 4), torch.tensor([2, 3])
 
     def losses(params, x):
-        packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([2, 3]), True, False)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, True, False)
         return functional_call(lstm, params, (packed,))[0].data.mean(0)
 
+    _, rows = mf.task_gradients(losses, mf.parameters(lstm), x)
+    for task in range(3):
+        lstm.zero_grad()
+        losses(dict(lstm.named_parameters()), x)[task].backward()
+        for name, leaf in lstm.named_parameters():
+            close(rows[name][task], leaf.grad)
+    one = torch.ones((), dtype=x.dtype)
     with pytest.raises(RuntimeError, match=r"pack_padded_sequence.*mask"):
-        mf.task_gradients(losses, mf.parameters(lstm), BATCH[0].view(2, 4, 4))
+        grad(lambda s: mf.task_gramian(losses, mf.parameters(lstm), s * x)[1].sum())(one)
 
 
 UNBATCHED = {

@@ -274,7 +274,7 @@ def alike(name: str) -> tuple[bool, ...]:
     with warnings.catch_warnings(action="ignore"):  # of what is deprecated
         leaves = tree_leaves(operation.call(*inputs))
     total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
-    graph = read_graph(total)
+    graph = read_graph(total, {str(i): x for i, x in enumerate(inputs)})
     return graph.batched, graph.twice, factored(total), final(total)
 
 

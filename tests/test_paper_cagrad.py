@@ -150,10 +150,12 @@ def test_first_steps_are_those_of_a_literal_loop(name: str, sign: float) -> None
 
 def test_random_starts_get_a_lane_of_their_own() -> None:
     starts = torch.tensor([[1.0, 2.0], [-3.0, 4.0]], dtype=torch.float64)
-    lanes, random = toy.lanes_of("CAGrad", starts)
+    lanes, random, nudged = toy.lanes_of("CAGrad", starts)
     assert torch.equal(lanes.start[random], starts)
+    named = torch.tensor(toy.STARTS, dtype=torch.float64)
+    torch.testing.assert_close(lanes.start[nudged], named + toy.NUDGE, rtol=0, atol=1e-12)
     assert lanes.hyper[random].tolist() == [0.5, 0.5]
-    assert len(lanes.sign) == len(toy.CS) * 2 * len(toy.STARTS) + 2
+    assert len(lanes.sign) == len(toy.CS) * 2 * len(toy.STARTS) + 2 + len(toy.STARTS)
 
 
 @pytest.mark.parametrize("c", [0.5, 1.0, 10.0])

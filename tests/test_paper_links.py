@@ -14,10 +14,17 @@ from tests.reproductions import by_name, check_complete, check_ledger, findings_
 TINY = Settings(seeds=2, shrink=0.02)
 
 
+def short(patch: pytest.MonkeyPatch) -> None:
+    """Fewer and longer steps to the rest points, over the same way."""
+    for name, value in {"HALVINGS": 6, "EACH": 10, "FIRST": 1.2}.items():
+        patch.setattr(rest_points, name, value)
+
+
 @pytest.fixture(scope="module")
 def every() -> dict[str, list[Finding]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rest_points, "HALVINGS", 4)
+        short(patch)
+        patch.setattr(digits, "RATES", (1e-2,))
         return findings_of("cross_paper", TINY)
 
 
@@ -28,7 +35,7 @@ def found(every) -> dict[str, Any]:
 
 def test_ledger_and_findings_agree(every):
     check_ledger(every)
-    assert set(by_name(every)) == {"X-03", "CA-37", "auxiliaries"}
+    assert set(by_name(every)) == {"X-03", "CA-37", "auxiliaries", "c"}
 
 
 def test_findings_are_complete(every):
@@ -59,7 +66,7 @@ def test_fractions_of_the_examples():
 
 def test_a_rule_that_rests_elsewhere_is_seen(monkeypatch):
     right = mf.gradnorm
-    monkeypatch.setattr(rest_points, "HALVINGS", 2)
+    short(monkeypatch)
     monkeypatch.setattr(
         mf, "gradnorm", lambda *args, **options: right(*args, **(options | {"floor": 0.5}))
     )

@@ -20,7 +20,7 @@ from paper_repro.claims import LEDGER, PAPERS, ROWS
 from paper_repro.report.cache import key, sources
 from paper_repro.report.figures import STYLE
 from paper_repro.report.findings import QUICK, Claim, Figure, Settings
-from paper_repro.report.ledger import KINDS, ONLY_FULL
+from paper_repro.report.ledger import KINDS
 from paper_repro.report.results import NOT_RUN, VERDICTS, Refused, Results, reserved
 from paper_repro.report.where import places
 
@@ -44,7 +44,7 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModuleType]:
     sources, real = tmp_path_factory.mktemp("sources"), reproductions()
     modules = {}
     for name in MODULES:
-        ids = [row.id for row in ROWS if row.module == name and row.needs != ONLY_FULL]
+        ids = [row.id for row in ROWS if row.module == name]
         findings = (figure("drawn"), *map(claim, ids))
         modules[name] = real[name] if name in CHEAP else fake(sources, *findings)
     return modules
@@ -55,7 +55,7 @@ def written(every: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFacto
     """What a run of everything leaves; run once, read by many tests."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("paper_repro.__main__.STYLE", [STYLE, {"savefig.dpi": 30}])
+        patch.setattr("paper_repro.report.workers.STYLE", [STYLE, {"savefig.dpi": 30}])
         mpl.use("Agg")
         assert reproduce(every, list(every), TINY, out) == 0
     return out
@@ -77,7 +77,8 @@ def fake(folder: Path, *findings: Claim | Figure, stop: bool = False) -> ModuleT
     module.__file__ = str(path)
 
     def run(settings: Settings) -> Iterator[Claim | Figure]:
-        yield from findings
+        # what is drawn is drawn anew
+        yield from (figure(x.name) if isinstance(x, Figure) else x for x in findings)
         if stop:
             raise KeyboardInterrupt
 
@@ -184,44 +185,28 @@ def test_rows_that_are_not_run_say_what_to_do(made: Path, tmp_path: Path) -> Non
     rows = {c["id"]: c for c in claims_in(tmp_path)}
     assert rows["PC-01"]["where"].startswith("needs real data")
     assert rows["PC-19"]["where"] == "python -m paper_repro --only pcgrad.theorem2"
-    assert rows["GN-23"]["where"] == ONLY_FULL
 
 
-def test_unknown_ids_are_refused(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"fake: there is no claim PC-99; give it a row in the paper's claims.py"
-    ):
-        reproduce({"fake": fake(made, claim("PC-01"), claim("PC-99"))}, ["fake"], TINY, tmp_path)
-    assert [c["id"] for c in found_in(tmp_path)] == ["PC-01"]
+def test_unknown_ids_are_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules = {
+        "fake": fake(made, claim("PC-01"), claim("PC-99"), claim("PC-02")),
+        "other": fake(made, claim("GN-01")),
+    }
+    assert reproduce(modules, ["fake", "other"], TINY, tmp_path) == 1
+    message = "fake: there is no claim PC-99; give it a row in the paper's claims.py"
+    assert message in capsys.readouterr().err
+    assert [c["id"] for c in found_in(tmp_path)] == ["PC-01", "GN-01"]
 
 
 # ---- what a run writes ----
 
 
-def test_page_is_self_contained(written: Path) -> None:
-    page = (written / "report.html").read_text(encoding="utf-8")
-    images, links = re.findall(r'src="([^"]*)"', page), re.findall(r'href="([^"]*)"', page)
-    assert len(images) == len(list(written.glob("*.png"))) >= 8
-    assert all(source.startswith("data:image/png;base64,") for source in images)
-    assert all(f'id="{link.removeprefix("#")}"' in page for link in links)
-    assert "<link" not in page
-    assert "<script" not in page
-
-
-def test_page_groups_every_claim_by_paper(written: Path) -> None:
-    page = re.sub(r'src="[^"]*"', "", (written / "report.html").read_text(encoding="utf-8"))
-    sections = re.split(r'<h2 id="', page)[1:]
-    assert [section.split('"')[0] for section in sections] == list(PAPERS)
-    for section in sections:
-        ids = re.findall(r'<td class="id">([\w-]+)</td>', section)
-        assert sorted(ids) == sorted(row.id for row in ROWS if row.paper == section.split('"')[0])
-    for paper, section in zip(PAPERS, sections, strict=True):
-        for module in re.findall(r'<h3 id="([\w.]+)">', section):
-            assert paper in {row.paper for row in ROWS if row.module == module}
-
-
-def test_only_pngs_json_and_html_are_written(written: Path) -> None:
-    assert {path.suffix for path in written.iterdir()} == {".png", ".json", ".html"}
+def test_figures_json_and_html_alone_are_written(written: Path) -> None:
+    assert {path.suffix for path in written.iterdir()} == {".png", ".svg", ".json", ".html"}
+    drawn = {path.stem for path in written.glob("*.png")}
+    assert drawn == {path.stem for path in written.glob("*.svg")}
 
 
 def test_a_second_run_keeps_everything(
@@ -279,9 +264,14 @@ def test_where_names_the_lines_that_decide(
     identifier: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--where", identifier]) == 0
-    found = re.fullmatch(r"(.*\.py):(\d+) in (\w+) \((\d+)-(\d+)\)\n", capsys.readouterr().out)
+    found = re.fullmatch(
+        r"(.*\.py):(\d+) in (\w+) \((\d+)-(\d+)\)\ndecided by (.*\.py):(\d+)-(\d+)\n",
+        capsys.readouterr().out,
+    )
     assert found
-    path, line, function, first, last = found.groups()
+    path, line, function, first, last, table, begin, end = found.groups()
+    decision = Path(table).read_text().splitlines()[int(begin) - 1 : int(end)]
+    assert decision[0].startswith(("@decided(", f'    "{identifier.upper()}": '))
     lines = Path(path).read_text().splitlines()
     assert lines[int(first) - 1].startswith(f"def {function}(")
     assert int(first) < int(line) <= int(last)
@@ -296,6 +286,7 @@ def test_where_names_the_lines_that_decide(
         (["--where", "PC-99"], "there is no claim PC-99"),
         (["--only", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),
         (["--seeds", "1"], "at least 2"),
+        (["--workers", "0"], "--workers: expected at least 1, got 0"),
         (["--device", "abacus"], "--device"),
         (["--quick", "--full"], "not allowed with"),
     ],
@@ -326,12 +317,12 @@ def test_sizes(
     calls = []
     monkeypatch.setattr(
         "paper_repro.__main__.reproduce",
-        lambda modules, only, settings, out, fresh: (
-            calls.append((only, settings, out.name, fresh)) or 0
+        lambda modules, only, settings, out, fresh, workers, single_file: (
+            calls.append((only, settings, out.name, fresh, workers)) or 0
         ),
     )
     assert main(arguments) == 0
-    assert calls == [(MODULES, settings, folder, False)]
+    assert calls == [(MODULES, settings, folder, False, len(os.sched_getaffinity(0)))]
 
 
 # ---- what stays ----
@@ -349,7 +340,9 @@ def test_interruption_keeps_what_is_finished(
     assert [c["id"] for c in found_in(tmp_path)] == ["PC-01", "PC-02"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "b-one.png",
+        "b-one.svg",
         "claims.json",
+        "parts",
         "report.html",
         "runs.json",
     ]
@@ -375,6 +368,7 @@ def test_interruption_while_writing_leaves_the_old_file(
     assert (tmp_path / "claims.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "claims.json",
+        "parts",
         "report.html",
         "runs.json",
     ]
@@ -391,7 +385,7 @@ def test_other_modules_stay_and_own_leftovers_go(made: Path, tmp_path: Path) -> 
         ("PC-01", 2.0),
         ("GN-01", 1.0),
     ]
-    assert not list(tmp_path.glob("*.png"))
+    assert not [*tmp_path.glob("*.png"), *tmp_path.glob("*.svg")]
     assert "caption of one" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -438,8 +432,10 @@ def test_what_has_not_changed_is_not_run_again(
     (tmp_path / "a-one.png").unlink()
     again()
     assert len(runs) == 6
+    (tmp_path / "a-one.svg").unlink()
     again()
-    assert len(runs) == 6
+    again()
+    assert len(runs) == 7
 
 
 def test_an_interrupted_run_is_not_kept(made: Path, tmp_path: Path) -> None:
@@ -489,7 +485,7 @@ def test_key_changes_with_a_source_a_folder_up(tmp_path: Path) -> None:
     assert key(module, TINY) != first
 
 
-# ---- what is refused before anything runs ----
+# ---- files that cannot be used, and what is refused before anything runs ----
 
 
 def never(made: Path) -> dict[str, ModuleType]:
@@ -499,24 +495,45 @@ def never(made: Path) -> dict[str, ModuleType]:
     return {"a": module}
 
 
+def without_page(folder: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.suffix not in (".html", ".unreadable")
+    }
+
+
 @pytest.mark.parametrize("name", ["claims.json", "runs.json", "a-one.png"])
-@pytest.mark.parametrize("content", [b"", b"{", b"null", b"\x89PNG\r\n\x1a\n", b"[3]", b'{"a": 3}'])
-def test_damaged_files_are_refused(name: str, content: bytes, made: Path, tmp_path: Path) -> None:
-    modules = {"a": fake(made, claim("PC-01"), figure("one"))}
-    reproduce(modules, ["a"], TINY, tmp_path)
-    (tmp_path / name).write_bytes(content)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(Refused, match=rf"{re.escape(name)}.*delete it, or name another"):
-        reproduce(never(made), ["a"], TINY, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_truncated_figure_is_refused(made: Path, tmp_path: Path) -> None:
-    reproduce({"a": fake(made, figure("one"))}, ["a"], TINY, tmp_path)
-    path = tmp_path / "a-one.png"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(Refused, match=r"a-one\.png is no whole figure"):
-        reproduce(never(made), ["a"], TINY, tmp_path)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"\x89PNG\r\n\x1a\n", b"[3]", b'{"a": 3}', -40]
+)
+def test_damaged_files_are_set_aside_and_computed_again(
+    name: str,
+    content: bytes | int,
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = fake(made, claim("PC-01"), figure("one"))
+    runs = count_runs(module)
+    assert reproduce({"a": module}, ["a"], TINY, tmp_path) == 0
+    before = without_page(tmp_path)
+    damaged = before[name][:content] if isinstance(content, int) else content
+    (tmp_path / name).write_bytes(damaged)
+    capsys.readouterr()
+    assert reproduce({"a": module}, ["a"], TINY, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"{re.escape(name)} .* set aside as {re.escape(name)}\.unreadable", said)
+    assert "computed again" in said
+    assert (tmp_path / f"{name}.unreadable").read_bytes() == damaged
+    assert len(runs) == 2
+    after = without_page(tmp_path)
+    assert after.keys() == before.keys()
+    assert {x: after[x] for x in after if x != "a-one.png"} == {
+        x: before[x] for x in before if x != "a-one.png"
+    }
+    reproduce({"a": module}, ["a"], TINY, tmp_path)
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize(
@@ -529,15 +546,18 @@ def test_a_truncated_figure_is_refused(made: Path, tmp_path: Path) -> None:
         ({"p-value": 0.1}, "other fields"),
     ],
 )
-def test_claims_of_another_version_are_refused(
+def test_claims_of_another_version_are_set_aside(
     change: dict[str, Any], why: str, made: Path, tmp_path: Path
 ) -> None:
     reproduce({"a": fake(made, claim("PC-01"))}, ["a"], TINY, tmp_path)
     claims = claims_in(tmp_path)
     claims[0].update(change)
     (tmp_path / "claims.json").write_text(json.dumps(claims))
-    with pytest.raises(Refused, match=rf"claims\.json was written by another version.*{why}"):
-        reproduce(never(made), ["a"], TINY, tmp_path)
+    results = Results(tmp_path, {}, ["a"])
+    (notice,) = results.notices
+    assert re.match(rf"claims\.json was written by another version.*{why}", notice)
+    assert json.loads((tmp_path / "claims.json.unreadable").read_text()) == claims
+    assert not results.kept("a", results.runs["a"]["key"])
 
 
 @pytest.mark.parametrize(
@@ -548,12 +568,12 @@ def test_claims_of_another_version_are_refused(
         ({"a": {"key": "", "claims": 3, "figures": []}}, "no list"),
     ],
 )
-def test_runs_of_another_version_are_refused(
-    runs: dict[str, Any], why: str, made: Path, tmp_path: Path
+def test_runs_of_another_version_are_set_aside(
+    runs: dict[str, Any], why: str, tmp_path: Path
 ) -> None:
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    with pytest.raises(Refused, match=rf"runs\.json was written by another version.*{why}"):
-        reproduce(never(made), ["a"], TINY, tmp_path)
+    (notice,) = Results(tmp_path, {}, ["a"]).notices
+    assert re.match(rf"runs\.json was written by another version.*{why}", notice)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing"])
@@ -585,7 +605,7 @@ def test_a_second_run_on_one_folder_is_refused(made: Path, tmp_path: Path) -> No
         assert other.stdout
         try:
             assert other.stdout.readline() == "held\n"
-            with pytest.raises(Refused, match=rf"in use by another run \(process {other.pid}\)"):
+            with pytest.raises(Refused, match=rf"in use by another run \(process {other.pid} on "):
                 reproduce(never(made), ["a"], TINY, tmp_path)
         finally:
             other.kill()
@@ -596,8 +616,8 @@ def test_a_second_run_on_one_folder_is_refused(made: Path, tmp_path: Path) -> No
 
 def test_a_lock_of_a_number_in_use_is_stale_without_its_holder(tmp_path: Path) -> None:
     """Another program may have got the number of a run that is long gone: here, this one."""
-    (tmp_path / ".lock").write_text(f"{os.getpid()}\n")
+    (tmp_path / ".lock").write_text(f"process {os.getpid()} on {os.uname().nodename}")
     with reserved(tmp_path), pytest.raises(Refused), reserved(tmp_path):
         pass
     with reserved(tmp_path):
-        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")

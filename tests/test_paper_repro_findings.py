@@ -14,8 +14,14 @@ from paper_repro.claims import LEDGER, PAPERS
 from paper_repro.gradnorm import common as gradnorm
 from paper_repro.mgda import counterexample
 from paper_repro.report.figures import METHOD_COLOURS, STYLE
-from paper_repro.report.findings import Settings, verdict_of
-from paper_repro.report.intervals import mean_interval, ratio_interval, share_interval
+from paper_repro.report.findings import Settings
+from paper_repro.report.grids import at_edge, chosen, judged
+from paper_repro.report.intervals import (
+    clustered_share,
+    mean_interval,
+    ratio_interval,
+    share_interval,
+)
 from paper_repro.report.results import VERDICTS
 from tests.test_paper_repro import IDS, ROOT
 
@@ -43,8 +49,8 @@ def test_colours_are_chosen_in_the_style() -> None:
 
 
 def test_pages_agree_with_the_ledger() -> None:
-    """docs/claims.md has every claim as the ledger states it, and the README counts that page's
-    verdicts.
+    """docs/claims.md has every claim as the ledger states it, and docs/benchmarks.md counts that
+    page's verdicts.
     """
     page = (ROOT / "docs" / "claims.md").read_text()
     rows = [
@@ -60,8 +66,8 @@ def test_pages_agree_with_the_ledger() -> None:
             f"{identifier}: run python docs/results.py claims"
         )
         counted[row.paper][verdict] += 1
-    readme = (ROOT / "README.md").read_text()
-    block = readme[readme.index("<!-- claims -->") : readme.index("<!-- end of claims -->")]
+    counts = (ROOT / "docs" / "benchmarks.md").read_text()
+    block = counts[counts.index("<!-- claims -->") : counts.index("<!-- end of claims -->")]
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in block.splitlines()
@@ -182,14 +188,33 @@ def test_intervals_match_known_values() -> None:
     assert share_interval(0, 100) == pytest.approx((0.0, 0.0, 0.0370), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("below", "above", "verdict"),
-    [
-        ([True, True], [False, False], "holds"),
-        ([True, False], [False, True], "holds only when"),
-        ([False, False], [True, False], "does not hold"),
-        ([False, False], [False, False], "inconclusive"),
-    ],
-)
-def test_verdicts(below: list[bool], above: list[bool], verdict: str) -> None:
-    assert verdict_of(below, above) == verdict
+def test_clustered_shares_stay_possible_and_widen_with_clusters() -> None:
+    """At shares that scatter as independent draws do it is Clopper and Pearson's own."""
+    none, whole = clustered_share(np.zeros(8)), clustered_share(np.ones(8))
+    assert none[:2] == (0, 0)
+    assert whole[0] == whole[2] == 1
+    assert none.high == pytest.approx(1 - 0.025 ** (1 / 8))
+    near = clustered_share([0.9, 1.0, 1.0, 1.0])
+    assert 0 < near.low < near.mean < near.high <= 1
+    rng = np.random.default_rng(0)
+    covered = [0, 0]
+    for _ in range(400):
+        # 12 seeds of 50 steps each, their probabilities apart: mean .3
+        values = rng.binomial(50, rng.beta(3, 7, 12)) / 50
+        found, naive = clustered_share(values), share_interval(int(values.sum() * 50), 600)
+        covered[0] += found.low <= 0.3 <= found.high
+        covered[1] += naive.low <= 0.3 <= naive.high
+    assert covered[0] >= 0.92 * 400 > covered[1]
+
+
+def test_settings_are_chosen_on_the_other_seeds() -> None:
+    """Seeds 0 and 2 prefer setting 0, seeds 1 and 3 setting 2: each gets what the others prefer."""
+    scores = np.array([[1.0, 9.0, 1.0, 9.0], [5.0, 5.0, 5.0, 5.0], [9.0, 1.0, 9.0, np.nan]])
+    scores[2, 3] = 1.0
+    assert chosen(scores).tolist() == [2, 0, 2, 0]
+    assert judged(scores).tolist() == [9, 9, 9, 9]
+    scores[2] = np.inf
+    assert chosen(scores).tolist() == [1, 0, 1, 0]
+    assert at_edge([1, 0], 3)
+    assert not at_edge([1, 1], 3)
+    assert not at_edge([0, 0], 1)

@@ -76,6 +76,28 @@ def test_epo_solves_the_official_linear_programme(count):
     assert modes == {"balance", "descent"}
 
 
+@pytest.mark.parametrize("count", [3, 7, 13, 26, 30])
+@pytest.mark.parametrize("loss", [2.0, 0.3])
+def test_epo_on_the_ray_has_no_anchor_but_rounding(count, loss):
+    """Equal losses: the programme without its last inequality, also where a task is absent."""
+    rows = jacobian("gaussian", count + 1, 1)
+    rest = torch.arange(count + 1) != 1
+    C = rows[rest] @ rows[rest].mT
+    A = C.numpy()
+    best = linprog(
+        -A.sum(0), A_ub=-A, b_ub=np.zeros(count), A_eq=np.ones((1, count)), b_eq=[1], method="highs"
+    )
+    weights = mf.weights(mf.epo(), C, torch.full((count,), loss, dtype=F64))
+    assert float((C @ weights).min()) >= -1e-9
+    assert -best.fun - float(C.sum(0) @ weights) <= 1e-6 * float(C.sum(0).abs().amax())
+    here = rows * rest[:, None]
+    seen = geometry(here @ here.mT, loss * rest.double())._replace(
+        present=rest, preference=rest / count
+    )
+    with_absent = mf.epo().update(seen, ())[0]
+    torch.testing.assert_close(with_absent[rest], weights, rtol=0, atol=1e-9)
+
+
 def quadratics(params, batch):
     """‖x ∓ 1‖² in three dimensions; the front is the segment between the minima."""
     return torch.stack([(params["x"] - 1).square().sum(), (params["x"] + 1).square().sum()])

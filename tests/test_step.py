@@ -1,5 +1,6 @@
 """Steps and whole runs: against literal loops of the papers' algorithms, and under transforms."""
 
+import copy
 from functools import partial
 
 import cvxpy as cp
@@ -505,7 +506,10 @@ def test_aux_is_handed_on():
     assert balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))[2].aux == ()
 
 
-def test_train_mode_batch_norm_is_refused_with_the_pattern_that_works():
+def test_train_mode_batch_norm():
+    """Its statistics move once a step, and not at init; under a transform it is refused, with the
+    pattern that works there.
+    """
     module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
     x, y = BATCH[0], BATCH[1][:, 0]
 
@@ -514,7 +518,19 @@ def test_train_mode_batch_norm_is_refused_with_the_pattern_that_works():
 
     step = mf.descend(captured, mf.mgda(), mf.sgd(0.1), mf.jacobian("0.*"))
     with pytest.raises(RuntimeError, match=r"batch-norm layer in train mode.*has_aux=True"):
-        step.init(mf.parameters(module), (x, y))
+        vmap(lambda seed: step.init(mf.parameters(module), (x, y), seed).balance.rule)(
+            torch.arange(2)
+        )
+    stock = copy.deepcopy(module)
+    state = step.init(mf.parameters(module), (x, y))
+    for ours, theirs in zip(module.buffers(), stock.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    state, _ = step.update(state, (x, y))
+    stock(x)
+    for ours, theirs in zip(module.buffers(), stock.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    for buffer in module.buffers():
+        buffer.zero_()
 
     def threaded(params, batch):
         x, y, buffers = batch

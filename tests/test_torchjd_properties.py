@@ -161,6 +161,24 @@ def test_linear_under_scaling(rule, dtype):
     report(wrong)
 
 
+@pytest.mark.parametrize("rule", LINEAR)
+def test_linear_in_float32_under_scaling_without_rounding(rule):
+    """Rows of 12 bits times integers: scaled exactly, all cones open enough for a Gramian in
+    float64, so that the peer's tolerance is met without a word about rounding.
+    """
+    wrong = []
+    for name, fine in matrices(torch.float32):
+        largest = fine.abs().amax(1, keepdim=True).clamp_min(2.0**-60)
+        unit = 2.0 ** torch.floor(largest.log2() - 12)
+        J = (fine / unit).round() * unit
+        draw = torch.Generator().manual_seed(0)
+        one, two = torch.randint(1, 16, (2, len(J)), generator=draw).float()
+        d, e, both = (mf.aggregate(LINEAR[rule](), c[:, None] * J) for c in (one, two, one + two))
+        if not close(both, d + e, 1e-4):
+            wrong.append((*name, float((both - d - e).abs().max())))
+    report(wrong)
+
+
 def test_upgrad_linear_under_scaling_of_rows_from_float32():
     """What rounding left of a thin cone is scaled with the rows, in float64."""
     wrong = []

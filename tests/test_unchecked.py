@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", sorted(path.stem[5:] for path in (ROOT / "tests" / "unchecked").glob("test_*.py"))
 )

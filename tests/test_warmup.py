@@ -6,10 +6,8 @@ import sys
 
 import pytest
 
-FIRST_USE = (
-    "import torch, mtlfunc as mf; print(mf.weights(mf.mgda(), torch.eye(2)).tolist(), "
-    "mf.weights(mf.pcgrad(), torch.eye(2)).tolist())"
-)
+# the kernel that compiles the quickest; both processes and the warm-up go the same way with any
+FIRST_USE = "import torch, mtlfunc as mf; print(mf.weights(mf.pcgrad(), torch.eye(2)).tolist())"
 
 
 def started(arguments, cache):
@@ -27,8 +25,8 @@ def test_first_use_says_so_and_the_second_does_not(tmp_path):
         out, err = process.communicate(timeout=900)
         said += err
         assert process.returncode == 0, err
-        assert out.split() == ["[0.5,", "0.5]", "[0.5,", "0.5]"]
-    assert "compiling the kernel active_set_cpu" in said
+        assert out.split() == ["[0.5,", "0.5]"]
+    assert "compiling the kernel surgery" in said
     assert "python -m mtlfunc.warmup" in said
     process = started(["-c", FIRST_USE], tmp_path)
     assert "compiling" not in process.communicate(timeout=900)[1]
@@ -36,7 +34,8 @@ def test_first_use_says_so_and_the_second_does_not(tmp_path):
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0
     assert str(tmp_path) in out
-    assert "active_set_cpu" not in err  # the rest is compiled here
+    assert "surgery" not in err
+    assert "compiling the kernel active_set_cpu" in err  # the rest is compiled here
     out, err = started(["-m", "mtlfunc.warmup"], tmp_path).communicate(timeout=900)
     assert err == ""
     assert len(out.splitlines()) == 3

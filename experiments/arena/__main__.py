@@ -4,14 +4,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from experiments.arguments import at_least
+from experiments.arguments import among, at_least, positive
 from mtlfunc.studies.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
 
 from .cells import SPECIAL, Entrant, Task, load, perform_all, problem_of, source_of
@@ -20,26 +20,6 @@ from .report import write
 from .store import Store
 
 HERE = Path(__file__).parent
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text}")
-    return value
-
-
-def _among(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        asked = [name.strip() for name in text.split(",") if name.strip()]
-        unknown = [name for name in asked if name not in known]
-        if unknown or not asked:
-            raise argparse.ArgumentTypeError(
-                f"unknown {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}"
-            )
-        return asked
-
-    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--against",
-        type=_among([*CONTESTANTS, STATIC]),
+        type=among([*CONTESTANTS, STATIC]),
         metavar="A,B,…",
         help=f"whom to meet, of {', '.join([*CONTESTANTS, STATIC])} (default: all)",
     )
     parser.add_argument(
         "--only",
-        type=_among(every),
+        type=among(every),
         action="extend",
         metavar="A,B,…",
         help=f"these problems alone, of {', '.join(every)}",
@@ -95,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"other seeds, that choose rates and weights (default: {Settings().tuning})",
     )
     parser.add_argument(
-        "--budget", type=_positive, metavar="X", help="times the usual steps (default: 1)"
+        "--budget", type=positive, metavar="X", help="times the usual steps (default: 1)"
     )
     parser.add_argument(
         "--jobs",

@@ -2,15 +2,13 @@
 
 import importlib
 import importlib.util
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from experiments.common import pool
 from mtlfunc.studies.arena import (
     STATIC,
     BenchmarkProblem,
@@ -89,21 +87,4 @@ def perform(task: Task) -> Cell:
 
 def perform_all(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Cell]]:
     """Every task with its result, as they are finished."""
-    if jobs == 1:
-        for task in tasks:
-            yield task, perform(task)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _ignore_interrupt) as pool:
-        try:
-            pending = {pool.submit(perform, task): task for task in tasks}
-            for done in as_completed(pending):
-                yield pending[done], done.result()
-        finally:
-            # after Ctrl-C the cells at work, seconds each, come to their end unread
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    # Ctrl-C reaches every process of the terminal; the first one decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return pool.perform_all(perform, tasks, jobs)

@@ -5,13 +5,12 @@ So a study that was stopped goes on where it was, and what changed is run again.
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import mtlfunc as mf
+from experiments.common.cells import package, slug
 from mtlfunc.core.files import digest, write_whole
 from mtlfunc.studies.arena import Cell, Settings
 
@@ -46,14 +45,14 @@ class Store:
         write_whole(path, json.dumps(kept))
 
     def _path(self, problem: str, rule: str) -> Path:
-        return self.folder / _slug(problem) / f"{_slug(rule)}.json"
+        return self.folder / slug(problem) / f"{slug(rule)}.json"
 
 
 def sources() -> list[Path]:
     """What a cell's numbers may depend on."""
     here = Path(__file__).parent
     return [
-        *Path(mf.__file__).parent.rglob("*.py"),
+        *package(),
         here / "contestants.py",
         here / "digits.py",
         here.parent / "digits" / "data.py",
@@ -90,7 +89,3 @@ def _cell(kept: dict[str, Any]) -> Cell:
 
 ODD = ("weights", "step_ms", "error")
 """Fields of a cell that are not always tensors."""
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name)

@@ -1,1 +1,1 @@
-"""mtlfunc in other training loops, four short examples: `python -m experiments.bridge.<name>`."""
+"""mtlfunc in training loops as they are, one page each: `python -m experiments.bridge.<name>`."""

@@ -1,111 +1,79 @@
-"""PyTorch Lightning, by manual optimization.
+"""PyTorch Lightning with its automatic optimisation, in bfloat16.
 
     pip install lightning
     python -m experiments.bridge.lightning_module
 
-Lightning's automatic optimization calls `backward` on one loss; a balanced step has a gradient
-instead. So `automatic_optimization = False`, and `training_step` does what the stock loop does. The
-rest of Lightning (loaders, logging, checkpoints, devices) works as ever, with three things to know:
+`training_step` returns one loss, weighted by `weigh`, and Lightning does the rest: scaling,
+accumulation, clipping, schedules, logging.
 
-- The balance's state goes into the checkpoint by two hooks.
-- `Trainer(gradient_clip_val=…)` is for automatic optimization; call `self.clip_gradients`. The
-  schedule is stepped by hand, too.
-- `Trainer(precision="bf16-mixed")` opens autocast around `training_step`, which a balanced step
-  refuses, because the Gramian would be rounded. Leave `precision` at its default and open autocast
-  inside `losses`, as `mixed_precision.py` does.
+What can go wrong:
+
+- `shared="trunk.*"` counts from the module that the balancer gets: `self.net` here; of `self` the
+  names would be `net.trunk.*`.
+- The rule's state is in no checkpoint without the two hooks below.
+- `accumulate_grad_batches=k`: the rule sees every micro-batch by itself (accumulation.py).
+- `precision="16-mixed"`: Lightning scales the returned loss, and what was measured before is not
+  scaled: faint gradients are 0 in it (mixed_precision.py). bfloat16 has no such limit.
+- `strategy="ddp"`: every process would weigh its own batch (data_parallel.py).
 """
 
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
-from torch.func import functional_call
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 import mtlfunc as mf
 from experiments.bridge.problem import Net, batches
 
 
-class Balanced(lightning.LightningModule):
-    """A network of several tasks, trained by PCGrad.
-
-    Args:
-        example: a batch, from which the first state is made.
-        lr: the learning rate of Adam.
-        decay: what it is multiplied by at every step.
-        clip: the largest norm of a gradient.
-    """
-
-    def __init__(
-        self, example: Any, lr: float = 1e-2, decay: float = 0.98, clip: float = 1.0
-    ) -> None:
+class Plain(lightning.LightningModule):
+    def __init__(self) -> None:
         super().__init__()
-        self.automatic_optimization, self.lr, self.decay, self.clip = False, lr, decay, clip
-        self.net = Net()
-        self.balance = mf.balance(self.losses, mf.pcgrad(), mf.jacobian(shared="trunk.*"))
-        self.balance_state = self.balance.init(mf.parameters(self.net), example, key=0)
-        self.seen: list[Tensor] = []
+        self.net, self.seen = Net(), []
 
-    def losses(self, params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         x, y = batch
-        return (functional_call(self.net, params, (x,)) - y).square().mean(0)
+        losses = (self.net(x).float() - y).square().mean(0)
+        self.seen.append(losses.detach())
+        return losses.mean()
 
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr)
-        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, self.decay)]
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.net.parameters(), lr=1e-2)
 
-    def on_fit_start(self) -> None:
-        # Lightning moves modules, not tuples
-        self.balance_state = tree_map(lambda leaf: leaf.to(self.device), self.balance_state)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        optimizer, schedule = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
-        grads, self.balance_state, info = self.balance.update(
-            mf.parameters(self.net), batch, self.balance_state
-        )
-        mf.assign_gradients(self.net, grads)
-        self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
-        optimizer.step()
-        schedule.step()
-        self.log_dict(dict(zip(("first", "second", "third"), info.losses.unbind(), strict=True)))
-        self.seen.append(info.losses)
+class Balanced(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.balancer = mf.Balancer(self.net, mf.pcgrad(), "trunk.*")  # 1
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        x, y = batch
+        with self.balancer:  # 2
+            losses = (self.net(x).float() - y).square().mean(0)
+        weights, info = self.balancer.weigh(losses)  # 3
+        self.log_dict(mf.scalars(info, ("first", "second", "third")))
+        self.seen.append(losses.detach())
+        return weights @ losses
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["balance"] = self.balance_state
+        checkpoint["balancer"] = self.balancer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.balance_state = checkpoint["balance"]
+        self.balancer.load_state_dict(checkpoint["balancer"])
 
 
-def main(steps: int = 200, *, size: int = 32, **trainer: Any) -> tuple[Net, Tensor]:
-    """Train in Lightning's loop.
-
-    Args:
-        steps: batches, one a step.
-        size: samples in a batch.
-        trainer: further arguments of the Trainer.
-
-    Returns:
-        the network and the losses `[step, task]`.
-    """
-    data = batches(steps, size)
-    module = Balanced(data[0])
+def main(module: Plain, steps: int = 200, **options: Any) -> Tensor:
+    """Train in Lightning's loop; returns losses `[step, task]`."""
+    common: Any = {"max_epochs": 1, "accelerator": "cpu", "precision": "bf16-mixed"}
+    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(**common | quiet | options)
     # a list is a dataset; its entries are batches already
-    loader = DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]
-    options = {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-    }
-    lightning.Trainer(**options | trainer).fit(module, loader)
-    return module.net, torch.stack(module.seen)
+    trainer.fit(module, DataLoader(batches(steps, 32), batch_size=None))  # pyright: ignore
+    return torch.stack(module.seen)
 
 
 if __name__ == "__main__":
-    _, losses = main()
-    print(f"losses of the tasks, first step: {losses[0].tolist()}")
-    print(f"                      last step: {losses[-1].tolist()}")
+    for module in (Plain(), Balanced()):
+        print(f"{type(module).__name__:9} last losses {main(module)[-1].tolist()}")

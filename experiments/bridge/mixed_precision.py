@@ -1,104 +1,75 @@
-"""Mixed precision: autocast inside `losses_fn`, and the gradient scaler of float16 around it.
+"""Mixed precision: autocast around the forward, and the gradient scaler of float16.
 
     python -m experiments.bridge.mixed_precision
 
-Parameters, Gramian, weights and gradients stay float32; only what `losses_fn` computes is in half
-precision. Autocast around the whole step is refused: it would round the Gramian.
+`weigh` finds the weights and leaves `.grad` alone, so that scaler, clipping and optimizer see one
+ordinary loss. The Gramian is summed in float32, outside autocast. All parameters get the weighted
+loss, the heads too.
 
-bfloat16 has the range of float32 and needs no scaler. In float16 small derivatives become 0, so the
-losses are multiplied by s before the backward passes:
+What can go wrong:
 
-- `scaler.scale(losses)` inside losses_fn: the rows come out s times, the Gramian s² times as large.
-- The rule should see neither: losses and Gramian are divided again for it (`unscaled`). Rules that
-  do not depend on a common factor could do without; GradNorm, which compares losses over time while
-  s changes, could not.
-- `mf.assign_gradients` puts s times the gradient into .grad, where the scaler expects that.
-- `scaler.unscale_`: .grad divided by s; from here on as ever: clip now, not before.
-- `scaler.step`, `scaler.update`: no step where an entry overflowed, and s is adapted. The rule's
-  state has seen that overflow: keep the one from before.
-
-s is a power of 2, so scaling changes no bit that does not leave the range. On a GPU an overflow
-arrives at the scaler as NaN; on a CPU the step looks at values and raises.
+- float16 without a scaler: small derivatives are 0, in `.grad` and in the Gramian, without a word.
+  bfloat16 has the range of float32 and needs none.
+- `weigh(losses)` beside `scaler.scale(...)`: then `.grad` is right, and the Gramian still of
+  derivatives that are 0. Weigh the scaled losses, and say by what they were scaled: the weights are
+  those of the losses themselves, and after an overflow they are nan, so that the scaler skips the
+  step, and the rule's state stays.
+- `scale=` with a scaler that is not enabled: nobody skips the step.
 """
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches
-from mtlfunc.types import Params
+from experiments.bridge.problem import Net, batches, difference, on
+
+Data = list[tuple[Tensor, Tensor]]
 
 
-def unscaled(rule: mf.Rule, scaler: torch.amp.GradScaler) -> mf.Rule:
-    """The rule, seeing losses and Gramian as they are without the scaler."""
-
-    def init(losses: Tensor, key: Tensor) -> mf.types.State:
-        return rule.init(losses / scaler.get_scale(), key)
-
-    def update(geometry: mf.Geometry, state: mf.types.State) -> tuple[Tensor, mf.types.State]:
-        s = scaler.get_scale()
-        return rule.update(
-            geometry._replace(losses=geometry.losses / s, gramian=geometry.gramian / s / s), state
-        )
-
-    return mf.Rule(init, update)
-
-
-def main(
-    steps: int = 200,
-    *,
-    size: int = 32,
-    half: torch.dtype | None = torch.bfloat16,
-    scale: float | None = None,
-    clip: float = 1.0,
-    device: str = "cpu",
-) -> tuple[Net, Tensor, float]:
-    """Train with autocast in half precision.
-
-    Args:
-        steps: batches, one a step.
-        size: samples in a batch.
-        half: the dtype inside `losses_fn`; None is float32.
-        scale: the first factor of the gradient scaler; None is no scaler.
-        clip: the largest norm of a gradient.
-        device: "cpu" or "cuda".
-
-    Returns:
-        the network, the losses `[step, task]` and the last scale.
-    """
-    net = Net().to(device)
+def plain(data: Data, half: torch.dtype, device: str = "cpu") -> Tensor:
+    """The mean loss under autocast, with a scaler for float16; losses `[step, task]`."""
+    net, seen = Net().to(device), []
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler(device, init_scale=scale or 1.0, enabled=scale is not None)
-
-    def losses(params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.autocast(device, half, enabled=half is not None):
-            outputs = functional_call(net, params, (batch[0],))
-        # sums over samples in float32
-        return scaler.scale((outputs.float() - batch[1]).square().mean(0))
-
-    data = [(x.to(device), y.to(device)) for x, y in batches(steps, size)]
-    balance = mf.balance(losses, unscaled(mf.gradnorm(0.5), scaler), mf.jacobian(shared="trunk.*"))
-    state, seen = balance.init(mf.parameters(net), data[0], key=0), []
-    for batch in data:
-        grads, moved, info = balance.update(mf.parameters(net), batch, state)
-        s = scaler.get_scale()
-        seen.append(info.losses / s)
-        mf.assign_gradients(net, grads)
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(net.parameters(), clip)
+    scaler = torch.amp.GradScaler(device, 2.0**10, enabled=half == torch.float16)
+    for x, y in data:
+        with torch.autocast(device, half):
+            losses = (net(x).float() - y).square().mean(0)
+        optimizer.zero_grad()
+        scaler.scale(losses.mean()).backward()
         scaler.step(optimizer)
         scaler.update()
-        state = state if scaler.get_scale() < s else moved
-    return net, torch.stack(seen), scaler.get_scale()
+        seen.append(losses.detach())
+    return torch.stack(seen)
+
+
+def balanced(data: Data, half: torch.dtype, device: str = "cpu") -> tuple[Tensor, float]:
+    """Three lines more: losses `[step, task]`, and how far the first `.grad` is from float64."""
+    net, seen, off = Net().to(device), [], 0.0
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler(device, 2.0**10, enabled=half == torch.float16)
+    balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")  # 1
+    for x, y in data:
+        with balancer, torch.autocast(device, half):  # 2
+            losses = (net(x).float() - y).square().mean(0)
+        scaled, scale = scaler.scale(losses), scaler.get_scale() if scaler.is_enabled() else None
+        weights, _ = balancer.weigh(scaled, scale=scale)  # 3
+        optimizer.zero_grad()
+        (weights @ scaled).backward()  # in place of the mean
+        scaler.unscale_(optimizer)
+        if not seen:
+            off = difference(net, on(x, y), weights)
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append(losses.detach())
+    return torch.stack(seen), off
 
 
 if __name__ == "__main__":
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, half, scale in (
-        ("float32", None, None),
-        ("bfloat16", torch.bfloat16, None),
-        ("float16, with a scaler", torch.float16, 2.0**10),
-    ):
-        _, losses, _ = main(half=half, scale=scale, device=where)
-        print(f"{name:22} losses of the tasks, last step: {losses[-1].tolist()}")
+    where, data = "cuda" if torch.cuda.is_available() else "cpu", batches(200, 32)
+    data = [(x.to(where), y.to(where)) for x, y in data]
+    for half in (torch.bfloat16, torch.float16):
+        print(f"{half}, plain     last losses {plain(data, half, where)[-1].tolist()}")
+        losses, off = balanced(data, half, where)
+        print(
+            f"{half}, balanced  last losses {losses[-1].tolist()}; .grad off float64 by {off:.0e}"
+        )

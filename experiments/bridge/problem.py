@@ -1,5 +1,10 @@
 """What the examples train: three regressions on one trunk, on data that conflict."""
 
+import copy
+import math
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -43,3 +48,43 @@ def batches(
     noise = torch.randn(count, size, TASKS, generator=draw, dtype=torch.float64)
     y = ((x @ teacher).sin() + 0.1 * noise) * torch.tensor([1.0, 3.0, 0.3], dtype=torch.float64)
     return list(zip(x.to(dtype), y.to(dtype), strict=True))
+
+
+def on(x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
+    """The losses `[task]` of a batch, as a function of the network in any precision."""
+    return lambda net: (net(x.to(next(net.parameters()).dtype)) - y).square().mean(0)
+
+
+def difference(
+    net: nn.Module,
+    losses_of: Callable[[nn.Module], Tensor],
+    weights: Tensor,
+    heads: Literal["mean", "weighted"] = "weighted",
+) -> float:
+    """How far `.grad` is from a loop over the tasks, in float64, with the same weights.
+
+    Args:
+        net: with its `.grad`; a copy in float64 is differentiated, one task at a time.
+        losses_of: from a network of this kind to losses `[task]`.
+        weights: `[task]`.
+        heads: what the parameters called `heads.*` got.
+
+    Returns:
+        ‖difference‖ / ‖gradient‖ over all parameters.
+    """
+    double = copy.deepcopy(net).double()
+    double.__dict__.pop("forward", None)  # a wrapper of the original's, from Accelerate
+    losses, apart, length = losses_of(double), 0.0, 0.0
+    own = dict(double.named_parameters())
+    rows = [
+        torch.autograd.grad(x, list(own.values()), retain_graph=True, materialize_grads=True)
+        for x in losses
+    ]
+    for name, leaf, *row in zip(own, net.parameters(), *rows, strict=True):
+        mean = heads == "mean" and name.startswith("heads.")
+        mine = torch.full_like(weights, 1 / len(weights)) if mean else weights.detach()
+        expected = torch.tensordot(mine.double(), torch.stack(row), 1)
+        found = torch.zeros_like(expected) if leaf.grad is None else leaf.grad.double()
+        apart += float((found - expected).square().sum())
+        length += float(expected.square().sum())
+    return math.sqrt(apart / length)

@@ -1,106 +1,80 @@
-"""A stock PyTorch loop: `torch.optim`, a learning-rate schedule, gradient clipping, checkpoints to
-save and resume.
+"""A stock PyTorch loop: optimizer, gradient clipping, checkpoints.
 
     python -m experiments.bridge.stock_loop
 
-Of the loop of a single task two lines change. `loss.backward()` becomes `balance.update`, which
-returns one gradient instead of adding it to `.grad`; and `mf.assign_gradients` puts it there, so
-there is nothing to zero. All that follows (clipping, optimizer, schedule) sees an ordinary
-gradient.
+What can go wrong:
 
-One thing joins the checkpoint: the state of the rule (random keys, averages, learned weights),
-without which a resumed run is another run.
+- Losses from before the last `optimizer.step()`: the balancer says so, as `backward` does.
+- `optimizer.zero_grad()` after `balancer.backward` instead of before it: nothing is trained.
+- The parameters under `shared` are balanced; the heads get the gradient of the mean loss. Names
+  that match nothing are an error, names that match too much are not: look at what they select.
+- A checkpoint without `balancer.state_dict()`: random keys, averages and learned weights start
+  again, so that a resumed run is another run.
 """
 
-import os
-import tempfile
-from pathlib import Path
-from typing import Any
+import io
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches
+from experiments.bridge.problem import Net, batches, difference, on
+
+Data = list[tuple[Tensor, Tensor]]
 
 
-class Run:
-    """All that a checkpoint has to hold: network, optimizer, schedule, and the balance's state."""
-
-    def __init__(self, example: Any, lr: float = 1e-2, decay: float = 0.98) -> None:
-        self.net = Net()
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=lr)
-        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, decay)
-        self.balance = mf.balance(self.losses, mf.pcgrad(), mf.jacobian(shared="trunk.*"))
-        # PCGrad draws its orders from this key, and from no other
-        self.state = self.balance.init(mf.parameters(self.net), example, key=0)
-
-    def losses(self, params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Stateless: with the parameters that it is given, not with the network's own."""
-        x, y = batch
-        return (functional_call(self.net, params, (x,)) - y).square().mean(0)
-
-    def step(self, batch: tuple[Tensor, Tensor], clip: float = 1.0) -> Tensor:
-        grads, self.state, info = self.balance.update(mf.parameters(self.net), batch, self.state)
-        mf.assign_gradients(self.net, grads)
-        nn.utils.clip_grad_norm_(self.net.parameters(), clip)
-        self.optimizer.step()
-        self.schedule.step()
-        return info.losses
-
-    def save(self, path: Path) -> None:
-        """Whole or not at all; `torch.load` takes states with its safe defaults."""
-        parts = {
-            "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-        torch.save(parts | {"balance": self.state}, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
-
-    def load(self, path: Path) -> None:
-        parts = torch.load(path)
-        self.net.load_state_dict(parts["net"])
-        self.optimizer.load_state_dict(parts["optimizer"])
-        self.schedule.load_state_dict(parts["schedule"])
-        self.state = parts["balance"]
+def plain(data: Data) -> Tensor:
+    """The mean loss, as everywhere; returns the losses `[step, task]`."""
+    net, seen = Net(), []
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for x, y in data:
+        losses = (net(x) - y).square().mean(0)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        seen.append(losses.detach())
+    return torch.stack(seen)
 
 
-def main(
-    steps: int = 200,
-    *,
-    size: int = 32,
-    clip: float = 1.0,
-    decay: float = 0.98,
-    stop: int | None = None,
-) -> tuple[Net, Tensor]:
-    """Train through a checkpoint after `stop` steps, if any.
+def balanced(data: Data, checkpoint: io.BytesIO, resume: bool = False) -> tuple[Tensor, float]:
+    """The same loop with three lines of another kind.
 
     Args:
-        steps: batches, one a step.
-        size: samples in a batch.
-        clip: the largest norm of a gradient.
-        decay: what the learning rate is multiplied by at every step.
-        stop: None is no checkpoint.
+        data: a batch a step.
+        checkpoint: where to write at the end.
+        resume: whether to read there at the start.
 
     Returns:
-        the network and the losses `[step, task]`.
+        losses `[step, task]`, and the first `.grad`'s difference from a loop over the tasks.
     """
-    data = batches(steps, size)
-    run = Run(data[0], decay=decay)
-    seen = [run.step(batch, clip) for batch in data[:stop]]
-    if stop is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            run.save(Path(folder) / "run.pt")
-            run = Run(data[0], decay=decay)
-            run.load(Path(folder) / "run.pt")
-        seen += [run.step(batch, clip) for batch in data[stop:]]
-    return run.net, torch.stack(seen)
+    net, seen, off = Net(), [], 0.0
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    balancer = mf.Balancer(net, mf.pcgrad(), "trunk.*")  # 1
+    if resume:
+        kept = torch.load(checkpoint)
+        net.load_state_dict(kept["net"])
+        optimizer.load_state_dict(kept["optimizer"])
+        balancer.load_state_dict(kept["balancer"])
+    for x, y in data:
+        with balancer:  # 2
+            losses = (net(x) - y).square().mean(0)
+        optimizer.zero_grad()
+        info = balancer.backward(losses)  # 3
+        off = off if seen else difference(net, on(x, y), info.weights, "mean")
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        seen.append(losses.detach())
+    parts = {"net": net, "optimizer": optimizer, "balancer": balancer}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, checkpoint)
+    checkpoint.seek(0)
+    return torch.stack(seen), off
 
 
 if __name__ == "__main__":
-    losses, resumed = main()[1], main(stop=100)[1]
-    print(f"losses of the tasks, first step: {losses[0].tolist()}")
-    print(f"                      last step: {losses[-1].tolist()}")
-    print(f"through a checkpoint at step 100 the same, bit for bit: {torch.equal(losses, resumed)}")
+    data, file = batches(200, 32), io.BytesIO()
+    print(f"plain     last losses {plain(data)[-1].tolist()}")
+    losses, off = balanced(data, io.BytesIO())
+    print(f"balanced  last losses {losses[-1].tolist()}; .grad off a loop by {off:.0e}")
+    both = [balanced(data[:100], file)[0], balanced(data[100:], file, resume=True)[0]]
+    print(f"through a checkpoint at step 100 bit for bit: {torch.equal(losses, torch.cat(both))}")

@@ -8,36 +8,13 @@ from pathlib import Path
 
 import torch
 
-from experiments.arguments import at_least, folder
+from experiments.arguments import among, at_least, device, folder
 
 from .data import digits
 from .report import table, write
 from .study import BATCH, MEASURE_EVERY, RATES, Method, Outcome, baselines, methods, study
 
 HERE = Path(__file__).parent
-
-
-def _rules(text: str) -> list[str]:
-    known = list(methods())
-    given = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in given if name not in known]
-    if unknown or not given:
-        raise argparse.ArgumentTypeError(
-            f"unknown rule {', '.join(map(repr, unknown or ['']))}; choose from {', '.join(known)}"
-        )
-    return [name for name in known if name in given]
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-        torch.zeros((), device=device)
-    # a CPU build of torch answers with an assertion
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
-    return device
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rules",
-        type=_rules,
+        type=among(list(methods())),
         default=list(methods()),
         metavar="A,B,…",
         help=f"comma-separated, from {', '.join(methods())} (default: all)",
@@ -75,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device",
-        type=_device,
+        type=device,
         default="cpu",
         help="of torch, for instance cpu or cuda (default: %(default)s)",
     )
@@ -110,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": given.threads,
     }
     available = methods()
-    todo = baselines(given.device) | {name: available[name] for name in given.rules}
+    todo = baselines(given.device) | {
+        name: method for name, method in available.items() if name in given.rules
+    }
     outcomes: dict[str, Outcome] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(given.threads)

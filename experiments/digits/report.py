@@ -1,7 +1,5 @@
 """From outcomes to a table, a JSON file and a figure."""
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,23 +7,14 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.special import stdtrit
 
 import mtlfunc as mf
-from mtlfunc.core.files import write_whole
+from experiments.common.intervals import Estimate, bracket, estimate, pm
+from experiments.common.tables import markdown, write_report
 
 from .study import BATCH, MEASURE_EVERY, TASKS, Outcome
 
 ALONE = {task: f"{task} alone" for task in TASKS}
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, its standard error, and the 95 % t-interval around it."""
-
-    mean: float
-    error: float
-    low: float
-    high: float
 
 
 class Row(NamedTuple):
@@ -39,15 +28,6 @@ class Row(NamedTuple):
     at_edge: bool
     conflict: Estimate | None  # per cent of the measurements
     step_ms: float
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard error and the 95 % interval of Student's t, over at least two seeds."""
-    count = len(values)
-    mean = sum(values) / count
-    error = math.sqrt(sum((x - mean) ** 2 for x in values) / (count - 1) / count)
-    reach = float(stdtrit(count - 1, 0.975)) * error
-    return Estimate(mean, error, mean - reach, mean + reach)
 
 
 def delta_m(outcome: Outcome, outcomes: dict[str, Outcome]) -> list[float]:
@@ -97,28 +77,23 @@ def table(outcomes: dict[str, Outcome]) -> str:
     """Markdown: the numbers, what they show, and how they were taken."""
     found = rows(outcomes)
     names = ["rule", "left, %", "right, %", "Δm, %", "Δm − Δm(mean)", "best rate"]
-    cells = [[*names, "conflict, %", "step, ms"]]
+    lines = []
     for row in found:
-        cells.append(
+        lines.append(
             [
                 row.rule,
-                *(_pm(row.accuracy.get(task)) for task in TASKS),
-                _interval(row.delta_m),
-                _interval(row.against_mean),
+                *(pm(row.accuracy.get(task)) for task in TASKS),
+                bracket(row.delta_m),
+                bracket(row.against_mean),
                 row.rate + (" (edge)" if row.at_edge else ""),
-                _pm(row.conflict, 1),
+                pm(row.conflict, 1),
                 f"{row.step_ms:.1f}",
             ]
         )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
-        for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     said = verdicts([row for row in found if row.delta_m])
     notes = _notes(outcomes, [row.rule for row in found if row.at_edge])
-    return "\n".join([*lines, "", *said, "", *(f"- {note}" for note in notes), ""])
+    numbers = markdown([*names, "conflict, %", "step, ms"], lines)
+    return "\n".join([numbers, "", *said, "", *(f"- {note}" for note in notes), ""])
 
 
 def _notes(outcomes: dict[str, Outcome], edges: Sequence[str]) -> list[str]:
@@ -182,14 +157,6 @@ def verdicts(compared: Sequence[Row]) -> list[str]:
         "if nothing differed, about one in twenty would still miss 0."
     )
     return [line for part in [*lines, caution] for line in (part, "")][:-1]
-
-
-def _pm(value: Estimate | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value.mean:.{digits}f} ± {value.error:.{digits}f}"
-
-
-def _interval(value: Estimate | None) -> str:
-    return "–" if value is None else f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
 
 
 def figure(outcomes: dict[str, Outcome]) -> Figure:
@@ -279,20 +246,11 @@ def _dots(
 
 def write(outcomes: dict[str, Outcome], settings: dict[str, object], folder: Path) -> list[Path]:
     """Numbers, table and figure, each file whole; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     methods = {
         row.rule: outcomes[row.rule]._asdict() | {"summary": _plain(row)} for row in rows(outcomes)
     }
-    numbers = json.dumps({"settings": settings, "methods": methods}, indent=1, ensure_ascii=False)
-    fig = figure(outcomes)
-    contents = {
-        "results.json": numbers + "\n",
-        "table.md": table(outcomes),
-        "digits.png": lambda file: fig.savefig(file, dpi=130, format="png"),
-    }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
+    numbers = {"settings": settings, "methods": methods}
+    return write_report(folder, numbers, table(outcomes), figure(outcomes), "digits")
 
 
 def _plain(row: Row) -> dict[str, object]:

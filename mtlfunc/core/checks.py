@@ -17,7 +17,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
-from .distributed import refuse_sharded
+from .distributed import held, refuse_sharded
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,8 +96,16 @@ def same_storage(x: Tensor, y: Tensor) -> bool:
 
 
 def _tensors(values: object) -> list[Tensor]:
-    if type(values) is tuple and all(type(x) is Tensor for x in values):  # nearly always
-        return list(values)
+    found: list[Tensor] = []
+    for value in values if type(values) is tuple else (values,):  # nearly always this will do
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value) is dict and all(isinstance(x, Tensor) for x in value.values()):
+            found.extend(value.values())
+        else:
+            break
+    else:
+        return found
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
@@ -139,11 +147,19 @@ def all_present(present: Tensor) -> bool:
     """Whether it can be seen that no row is absent. False says nothing: rules give the same answer
     either way, only later.
     """
-    return visible(present) and bool(present.all())
+    return visible(present) and False not in present.tolist()
 
 
-def check_params(params: Params) -> None:
-    """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
+def kept(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
+    """`x.where(mask, other)`, without the work where the mask can be seen to hold everywhere."""
+    return x if all_present(mask) else x.where(mask, other)
+
+
+def check_params(params: Params, group: Any = None) -> None:
+    """Raise unless `params` is a dict of floating tensors of one dtype on one device.
+
+    With a group of processes they may be sharded.
+    """
     if not isinstance(params, Mapping) or not params:
         raise TypeError(
             f"params: expected a non-empty dict {{name: tensor}}, got {type(params).__name__}; "
@@ -158,7 +174,8 @@ def check_params(params: Params) -> None:
                 "leave it out of params (pass integer tensors in the batch or let the module "
                 "keep them)"
             )
-    refuse_sharded(params)
+    if group is None:
+        refuse_sharded(params)
     first = next(iter(params))
     for name, leaf in params.items():
         if leaf.device != params[first].device:
@@ -208,7 +225,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         return
     gramian = gramian.detach()
     # Nearly always all is well, and two operations say so; what follows finds out what is not.
-    if _adds_up(gramian) and (not symmetric or torch.equal(gramian, gramian.mT)):
+    if adds_up(gramian) and (not symmetric or torch.equal(gramian, gramian.mT)):
         return
     if not bool(gramian.isfinite().all()):
         bad = (~gramian.isfinite()).any(-1).nonzero().flatten().tolist()
@@ -231,9 +248,17 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
             )
 
 
-def _adds_up(*values: Tensor) -> bool:
+def adds_up(*values: Tensor) -> bool:
     """Whether the entries have a finite sum, and so are finite; False says nothing."""
-    return all(math.isfinite(float(value.detach().sum())) for value in values)
+    return all(
+        math.isfinite(sum(value.tolist()) if _short(value) else float(value.detach().sum()))
+        for value in values
+    )
+
+
+def _short(value: Tensor) -> bool:
+    """Whether Python adds its entries faster than torch would."""
+    return value.ndim == 1 and len(value) <= 32
 
 
 def check_vector(value: Tensor, like: Tensor, name: str) -> None:
@@ -252,7 +277,7 @@ def check_vector(value: Tensor, like: Tensor, name: str) -> None:
 
 def check_finite(value: Tensor, name: str) -> None:
     """Raise if NaN or infinity can be seen in `value`."""
-    if can_look(value) and not _adds_up(value) and not bool(value.isfinite().all()):
+    if can_look(value) and not adds_up(value) and not bool(value.isfinite().all()):
         bad = (~value.isfinite()).nonzero().flatten().tolist() if value.ndim == 1 else ""
         raise ValueError(
             f"{name}: NaN or infinite entries {bad}".rstrip()
@@ -262,9 +287,13 @@ def check_finite(value: Tensor, name: str) -> None:
 
 def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
-    if can_look(grads) and not _adds_up(*grads.values()):
+    if not can_look(grads):
+        return
+    with torch.no_grad():
+        lengths = torch._foreach_norm([held(grad) for grad in grads.values()])
+    if not math.isfinite(float(torch.stack(lengths).sum())):
         for name, leaf in grads.items():
-            check_finite(leaf, f"gradient of {name!r}")
+            check_finite(held(leaf), f"gradient of {name!r}")
 
 
 def check_scalar(
@@ -336,7 +365,7 @@ def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor
 
 def poison(answer: Any, *inputs: Tensor) -> Any:
     """`answer` where all inputs are finite, NaN elsewhere: nothing plausible from what is not."""
-    if can_look(answer, *inputs) and _adds_up(*inputs):
+    if can_look(answer, *inputs) and adds_up(*inputs):
         return answer
     finite = torch.stack([x.isfinite().all() for x in inputs]).all()
     return torch.where(finite, answer, torch.full_like(answer, float("nan")))

@@ -1,42 +1,329 @@
-"""Modules wrapped for training in several processes, which a step refuses: it would see one
-process's part of the batch, or of a parameter, and say nothing.
+"""Several processes that train on one batch together: their collectives, and what they must agree
+on. Modules and parameters that belong to several processes are refused where no group is named.
 """
 
+from __future__ import annotations
+
 import threading
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+T = TypeVar("T")
+
+Group = Any
+"""A process group of torch.distributed, or a one-dimensional DeviceMesh; None is no other process.
+
+Not spelt out, because a build of torch may lack both.
+"""
 
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
 _CURE = (
     "every process would balance the gradients of its own part of the data, and weigh them "
-    "differently; pass the module inside (.module) in one process, or average the losses yourself"
+    "differently; pass the module inside (.module) and group= to the probe, or the wrapped module "
+    "to mtlfunc.Balancer(..., group=)"
 )
 
 
-def refuse_wrapped(module: nn.Module, argument: str = "module") -> None:
+class Peers(NamedTuple):
+    """The processes whose batches are one batch, as one of them sees it."""
+
+    group: Any  # of torch.distributed
+    rank: int
+    size: int
+    device: torch.device
+
+    def sums(self, *values: Tensor) -> list[Tensor]:
+        """Sums over the ranks of a few small tensors, with the same bits on every rank.
+
+        The broadcast makes it so: no backend promises it of an all-reduce.
+        """
+        flat = torch.cat([x.detach().to(self.device).flatten() for x in values])
+        dist.all_reduce(flat, group=self.group)
+        dist.broadcast(flat, group=self.group, group_src=0)
+        parts = flat.split([x.numel() for x in values])
+        return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, values, strict=True)]
+
+    def sum_leaves(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over the ranks leaf by leaf, in one all-reduce."""
+        if not leaves:
+            return {}
+        order = sorted(leaves)  # theirs may depend on a graph, and graphs on labels
+        flat = torch.cat([leaves[name].detach().flatten() for name in order])
+        dist.all_reduce(flat, group=self.group)
+        return unflattened(flat, {name: leaves[name].shape for name in order})
+
+    def scatter_sum(self, columns: Tensor) -> Tensor:
+        """Of the sum over the ranks of `[row, width]` one rank's columns `[row, ceil(width / R)]`;
+        the last rank's end in zeros.
+        """
+        width = columns.shape[1]
+        parts = pad(columns.detach(), (0, -width % self.size)).unflatten(1, (self.size, -1))
+        mine = torch.empty_like(parts[:, 0], memory_format=torch.contiguous_format)
+        every = [part.contiguous() for part in parts.unbind(1)]
+        dist.reduce_scatter(mine, every, group=self.group)
+        return mine
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """Every rank's `[width]`, one after the other."""
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine.contiguous(), group=self.group)
+        return torch.cat(parts)
+
+
+def unflattened(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """`[width]` cut into leaves of these shapes; what is left at the end is padding."""
+    found, at = {}, 0
+    for name, shape in shapes.items():
+        found[name] = flat[at : at + shape.numel()].view(shape)
+        at += shape.numel()
+    return found
+
+
+def check_group(group: Group) -> Any:
+    """The process group that is meant, None for None.
+
+    Raises:
+        TypeError: for something else.
+        ValueError: for a mesh of several dimensions, or a group without this process.
+    """
+    if group is None:
+        return None
+    if type(group).__name__ == "DeviceMesh":
+        if group.ndim != 1:
+            raise ValueError(
+                f"group: expected a one-dimensional DeviceMesh, got {group.ndim} dimensions "
+                f"{group.mesh_dim_names or ''}; pass the data-parallel one, such as mesh['data']"
+            )
+        group = group.get_group()
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup | int):
+        raise TypeError(
+            "group: expected a process group, such as torch.distributed.group.WORLD after "
+            "init_process_group, or a one-dimensional DeviceMesh, got " + type(group).__name__
+        )
+    if isinstance(group, int) or dist.get_rank(group) < 0:
+        raise ValueError("group: this process is not in it; call this in its members alone")
+    return group
+
+
+def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
+    """The processes of a group; None where this one is alone.
+
+    Raises:
+        ValueError: for a group whose backend does not take tensors where the parameters are.
+    """
+    group = check_group(group)
+    if group is None:
+        return None
+    leaves = list(params.values()) if isinstance(params, Mapping) else []
+    leaf = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    device = torch.device("cpu") if leaf is None else leaf.device
+    backends = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+    if device.type not in {entry.partition(":")[0] for entry in backends.split(",")}:
+        raise ValueError(
+            f"group: its backends are {backends}, and none takes the parameters, which are on "
+            f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
+        )
+    size = dist.get_world_size(group)
+    if size == 1 and not any(map(sharded, leaves)):
+        return None
+    return Peers(group, dist.get_rank(group), size, device)
+
+
+def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+    """What `work` answers; an error on every rank if it fails on one, or if their facts differ.
+
+    Args:
+        peers: who must agree.
+        work: gives this rank's answer, and by name the facts that all ranks must share.
+
+    Raises:
+        RuntimeError: if `work` fails on another rank; its own error on the rank itself.
+        ValueError: naming what differs, and on which rank.
+    """
+    if peers is None:
+        return work()[0]
+    answer, facts, error = None, {}, None
+    try:
+        answer, facts = work()
+    except Exception as found:
+        error = found
+    every: list[Any] = [None] * peers.size
+    failure = None if error is None else f"{type(error).__name__}: {error}"
+    dist.all_gather_object(every, (facts, failure), group=peers.group)
+    if error is not None:
+        raise error
+    for rank, (_, failed) in enumerate(every):
+        if failed:
+            raise RuntimeError(f"group: rank {rank} failed with {failed}")
+    for name in dict.fromkeys(name for found, _ in every for name in found):
+        told = [found.get(name, "nothing") for found, _ in every]
+        for rank, one in enumerate(told):
+            if one != told[0]:
+                raise ValueError(
+                    f"group: the ranks differ in {name}: {told[0]!s:.200} on rank 0, "
+                    f"{one!s:.200} on rank {rank}; start every rank alike (the same seed and "
+                    "code; torch.distributed.broadcast for the values of parameters)"
+                )
+    return answer  # pyright: ignore[reportReturnType]
+
+
+def described_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What ranks must share of their parameters: names, shapes, dtypes, and the values by a sum of
+    their bits; a sharded leaf's values are each rank's own.
+    """
+    facts: dict[str, Any] = {"the names of params": list(params)}
+    for name, leaf in params.items():
+        facts[f"params[{name!r}]"] = f"{leaf.dtype} {list(leaf.shape)}"
+        if not sharded(leaf):
+            facts[f"the values of params[{name!r}] (by a sum of bits)"] = _bits(leaf)
+    return facts
+
+
+def described(value: Any, depth: int = 4) -> str:
+    """A function by its name and what it was made with, as far as that can be compared."""
+    if isinstance(value, Tensor):
+        told = value.tolist() if value.numel() <= 64 else f"{list(value.shape)}, {_bits(value)}"
+        return f"{told}"
+    if isinstance(value, partial):
+        return described((value.func, value.args, value.keywords), depth)
+    if isinstance(value, tuple | list):
+        return f"({', '.join(described(x, depth) for x in value)})"
+    if isinstance(value, dict):
+        return f"({', '.join(f'{k}={described(x, depth)}' for k, x in value.items())})"
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return repr(value)
+    name = getattr(value, "__qualname__", type(value).__name__).partition(".<locals>")[0]
+    cells = getattr(value, "__closure__", None)
+    if not cells or not depth:
+        return name
+    inner = []
+    for variable, cell in zip(value.__code__.co_freevars, cells, strict=True):
+        try:
+            inner.append(f"{variable}={described(cell.cell_contents, depth - 1)}")
+        except ValueError:  # not yet assigned
+            continue
+    return f"{name}({', '.join(inner)})"
+
+
+def _bits(leaf: Tensor) -> int:
+    """A sum that has no rounding, whatever the order."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[leaf.element_size()]
+    return int(leaf.detach().contiguous().view(whole).sum(dtype=torch.int64))
+
+
+def warn_alone() -> None:
+    """Warn where several processes run, and a step was told of none of them."""
+    if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():
+        return
+    if dist.get_world_size() > 1:
+        warnings.warn(
+            f"{dist.get_world_size()} processes run here, and this step sees the batch of its own "
+            "alone: each will weigh its tasks differently. For one step on all batches pass "
+            "group=torch.distributed.group.WORLD (to the probe, or to Balancer); if the processes "
+            "are meant to be apart, pass a group of this one, "
+            "torch.distributed.new_group([rank], use_local_synchronization=True)",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def sharded(leaf: Any) -> bool:
+    """Whether this is a DTensor: by name, so that nothing more of torch.distributed is imported."""
+    return type(leaf).__name__ == "DTensor"
+
+
+def held(leaf: Tensor) -> Tensor:
+    """What this process holds of a leaf: of a DTensor its own shard."""
+    return leaf.to_local() if sharded(leaf) else leaf  # pyright: ignore
+
+
+def check_gathers(losses: Tensor, params: Mapping[str, Any]) -> None:
+    """Raise where `losses_fn` gathers a sharded parameter so that each process's gradient would
+    pass for the whole one.
+    """
+    if not any(map(sharded, params.values())):
+        return
+    todo, seen = [losses.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo.extend(child for child, _ in node.next_functions)
+        if node.name() == "_ToTorchTensorBackward":
+            found = getattr(node, "grad_placements", None)
+            if found is None or any(getattr(x, "reduce_op", None) != "avg" for x in found):
+                raise ValueError(
+                    "losses_fn: a sharded parameter becomes a whole one with grad_placements="
+                    f"{found}, and this process's gradient would pass for the group's; gather by "
+                    "leaf.full_tensor(grad_placements=[Partial('avg')])"
+                )
+
+
+def shard_like(local: Tensor, leaf: Any) -> Tensor:
+    """A tensor sharded as `leaf` is, from what this process holds of it; `leaf` may be plain."""
+    if not sharded(leaf):
+        return local
+    return type(leaf).from_local(
+        local,
+        leaf.device_mesh,
+        leaf.placements,
+        run_check=False,
+        shape=leaf.shape,
+        stride=leaf.stride(),
+    )
+
+
+def refuse_wrapped(
+    module: nn.Module, argument: str = "module", *, allowed: tuple[str, ...] = ()
+) -> None:
     """Raise where a module, or one inside it, is wrapped for training in several processes."""
     for name, inner in module.named_modules():
-        wrapper = _wrapper(inner)
-        if wrapper:
+        wrapper = wrapper_of(inner)
+        if wrapper and wrapper not in allowed:
             where = f"{argument}.{name}" if name else argument
             raise NotImplementedError(
-                f"{where} is wrapped in {wrapper}, which mtlfunc does not support: {_CURE}"
+                f"{where} is wrapped in {wrapper}, which mtlfunc does not support here: {_CURE}"
             )
+
+
+def unwrapped(module: nn.Module, group: Group) -> nn.Module:
+    """The module whose parameters have plain names: without the wrappers of torch.compile, and of
+    DistributedDataParallel where a group is named.
+    """
+    inner: Any = getattr(module, "_orig_mod", module)
+    if group is not None and wrapper_of(inner) == "DistributedDataParallel":
+        if getattr(inner, "static_graph", False):
+            raise NotImplementedError(
+                "module: DistributedDataParallel(static_graph=True) reduces gradients inside its "
+                "first backward pass, whoever runs it; make it without"
+            )
+        inner = getattr(inner.module, "_orig_mod", inner.module)
+    refuse_wrapped(inner, allowed=() if group is None else ("FSDPModule",))
+    for part in inner.modules():
+        if wrapper_of(part) == "FSDPModule":
+            part.reshard()  # between forward and backward the outermost holds gathered weights
+    return inner
 
 
 def refuse_sharded(params: Mapping[str, Any]) -> None:
     """Raise for parameters that are shards (FSDP2, tensor parallel), or a wrapper's own."""
     for name, leaf in params.items():
-        if type(leaf).__name__ == "DTensor":
+        if sharded(leaf):
             raise NotImplementedError(
                 f"params[{name!r}] is a DTensor, a shard of a parameter (fully_shard, tensor "
-                "parallel), which mtlfunc does not support: inner products of shards are not "
-                "those of the gradients; pass whole parameters, leaf.full_tensor()"
+                "parallel), which mtlfunc does not support without group=: inner products of "
+                "shards are not those of the gradients; pass group= to the probe, or whole "
+                "parameters, leaf.full_tensor()"
             )
 
 
@@ -45,9 +332,9 @@ def refusing_wrapped_calls() -> AbstractContextManager[None]:
 
     There is none without a process group, and then this costs nothing.
     """
-    if torch.compiler.is_compiling() or not torch.distributed.is_available():
+    if torch.compiler.is_compiling() or not dist.is_available():
         return nullcontext()
-    return _watching_calls() if torch.distributed.is_initialized() else nullcontext()
+    return _watching_calls() if dist.is_initialized() else nullcontext()
 
 
 @contextmanager
@@ -55,9 +342,9 @@ def _watching_calls() -> Iterator[None]:
     thread = threading.get_ident()
 
     def look(module: nn.Module, inputs: Any) -> None:
-        if threading.get_ident() == thread and _wrapper(module):
+        if threading.get_ident() == thread and wrapper_of(module):
             raise NotImplementedError(
-                f"losses_fn calls a module wrapped in {_wrapper(module)}, which mtlfunc does not "
+                f"losses_fn calls a module wrapped in {wrapper_of(module)}, which mtlfunc does not "
                 f"support: {_CURE}"
             )
 
@@ -68,7 +355,7 @@ def _watching_calls() -> Iterator[None]:
         hook.remove()
 
 
-def _wrapper(module: nn.Module) -> str | None:
+def wrapper_of(module: nn.Module) -> str | None:
     """The wrapper's name, or None: by name, so that nothing of torch.distributed is imported."""
     for kind in type(module).__mro__:
         if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):

@@ -79,7 +79,7 @@ def _signature(function: Any) -> inspect.Signature:
 def _expect(value: Any, argument: str, part: type) -> None:
     noun, example = _PARTS[part]
     if isinstance(value, part):
-        if not all(map(callable, value)):
+        if not (callable(value.init) and callable(value.update)):
             raise TypeError(f"{argument}: init and update of {noun} must be functions, got {value}")
         return
     if isinstance(value, str):

@@ -23,7 +23,7 @@ def tasks_of(out: Any) -> Tasks:
     return ((),) * len(losses) if isinstance(losses, tuple | list) else ()
 
 
-def aligned(out: Any, tasks: Tasks, function: str = "losses_fn") -> Any:
+def aligned(out: Any, tasks: Tasks, function: str = "losses_fn", first: str = "init") -> Any:
     """What `losses_fn` returned, a dict of losses put into the order of `tasks`.
 
     Raises:
@@ -36,27 +36,27 @@ def aligned(out: Any, tasks: Tasks, function: str = "losses_fn") -> Any:
     if named != isinstance(found, dict):
         forms = ("a dict", "without names") if named else ("without names", "a dict")
         raise ValueError(
-            f"{function}: the losses were {forms[0]} at init and are {forms[1]} at this step; "
+            f"{function}: the losses were {forms[0]} at {first} and are {forms[1]} at this step; "
             "return one form at every step"
         )
     absent = "return every task at every step, and say with present= which have labels"
     if not isinstance(found, dict):
         if len(found) != len(tasks):
             raise ValueError(
-                f"{function}: {len(tasks)} losses at init, {len(found)} at this step; {absent} "
-                "(for other tasks, init again)"
+                f"{function}: {len(tasks)} losses at {first}, {len(found)} at this step; {absent} "
+                "(for other tasks, start anew)"
             )
         return out
     missing = [name for name in tasks if name not in found]
     new = [name for name in found if name not in tasks]
     if missing:
         raise ValueError(
-            f"{function}: no loss at this step for {_listed(missing)}, which init saw; {absent}"
+            f"{function}: no loss at this step for {_listed(missing)}, which {first} saw; {absent}"
         )
     if new:
         raise ValueError(
-            f"{function}: {_listed(new)} is new at this step, init saw {_listed(list(tasks))}; "
-            "init again for other tasks"
+            f"{function}: {_listed(new)} is new at this step, {first} saw {_listed(list(tasks))}; "
+            "start anew for other tasks"
         )
     losses = {name: (out[0] if is_pair(out) else out)[name] for name in tasks}
     return (losses, out[1]) if is_pair(out) else losses

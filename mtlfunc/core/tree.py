@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -196,6 +197,11 @@ def layer_of(name: str) -> str:
 
 @constant_when_compiled
 def _matches(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
+    return _matched(names, pattern)
+
+
+@lru_cache(maxsize=64)
+def _matched(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
     return tuple(name for name in names if fnmatchcase(name, pattern))
 
 
@@ -219,13 +225,18 @@ def inner(
     return (a @ b.mT).sum(0) + left[:, whole:] @ right[:, whole:].mT
 
 
+def root(x: Tensor) -> Tensor:
+    """Square root of max(x, 0) with derivative 0, not NaN, at 0; NaN stays NaN."""
+    return torch.where(x <= 0, 0.0, x.where(~(x <= 0), 1.0).sqrt())
+
+
 def dot(
     left: Mapping[str, Tensor],
     right: Mapping[str, Tensor],
     names: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "row other"]:
-    """Inner products of two sets of rows, leaf by leaf; nothing is concatenated.
+    """Inner products of two sets of rows, leaf by leaf; of small leaves several at once.
 
     Args:
         left: `{name: [row, *shape]}`.
@@ -237,18 +248,41 @@ def dot(
         `[row, other]`.
     """
     total = None
-    for name in names:
-        wide = dtype or torch.promote_types(left[name].dtype, torch.float32)
-        a, b = (rows[name].reshape(rows[name].shape[0], -1).to(wide) for rows in (left, right))
+    for some in _in_blocks(left, names):
+        wide = dtype or torch.promote_types(left[some[0]].dtype, torch.float32)
+        a = _side_by_side(left, some).to(wide)
+        b = a if right is left else _side_by_side(right, some).to(wide)
         total = inner(a, b) if total is None else total + inner(a, b)
     assert total is not None, "names is never empty: select() raises"
     return total
 
 
+def _in_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:
+    """The names, small leaves of one dtype together, as many as fill one block."""
+    found: list[list[str]] = []
+    dtype, room = None, 0
+    for name in names:
+        leaf = rows[name]
+        width = leaf.numel() // max(leaf.shape[0], 1)
+        if leaf.dtype == dtype and width <= room:
+            found[-1].append(name)
+        else:
+            found.append([name])
+            dtype, room = leaf.dtype, 2 * BLOCK
+        room -= width
+    return found
+
+
+def _side_by_side(rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    flat = [rows[name].reshape(rows[name].shape[0], -1) for name in names]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+
 def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
     """Weighted sums of rows, leaf by leaf."""
     return {
-        name: torch.tensordot(weights.to(leaf.dtype), leaf, dims=1) for name, leaf in rows.items()
+        name: (weights.to(leaf.dtype) @ leaf.reshape(leaf.shape[0], -1)).reshape(leaf.shape[1:])
+        for name, leaf in rows.items()
     }
 
 

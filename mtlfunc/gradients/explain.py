@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
-from .forward import explained_vjp, forward_pass, split_output
+from .forward import forward_pass, split_output
 from .layerwise import (
     Form,
     Group,
@@ -18,12 +18,13 @@ from .layerwise import (
     Use,
     costs,
     decide,
+    entry_layouts,
     groups_of,
-    proved_apart,
     read_graph,
     sample_plan,
     worth_watching,
 )
+from .leaves import explained_vjp, without_trace
 
 
 class Layer(NamedTuple):
@@ -107,7 +108,10 @@ def explain_gramian(
     found: list[Explanation] = []
 
     def forward(level: Params) -> tuple[Tensor, Any]:
-        out, taps, _ = forward_pass(lambda: losses_fn(level, batch), lambda: Tapped(level))
+        with without_trace(level):
+            out, taps, *_ = forward_pass(
+                lambda: losses_fn(level, batch), level, outside=False, taps=lambda: Tapped(level)
+            )
         if samples:
             found.append(_of_samples(out, taps, level, names))
             return out, ()
@@ -119,6 +123,7 @@ def explain_gramian(
     return found[0]
 
 
+FREED = "in no call that is understood outside of activation checkpointing, whose savings taps undo"
 HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"
 
 
@@ -131,14 +136,16 @@ def _of_samples(
     if taps is None:
         layers = _layers(Plan((), names), [], names, {}, rows, count, HOOKED)
         return Explanation(layers, rows, "one backward pass a sample and task")
-    plan = sample_plan(taps, level, names, read_graph(out), count, rows // count, out.device.type)
+    graph = read_graph(out, level)
+    plan = sample_plan(taps, level, names, graph, count, rows // count, out.device.type)
     check = (
         "; the graph proves that they do not mix"
-        if proved_apart(plan.uses, out)
+        if entry_layouts(graph, out, None, plan.uses) is not None
         else ", and as many to check that they do not mix"
     )
     groups = [group for group, _ in plan.tapped]
-    layers = _layers(plan, groups, names, taps.by_leaf(), rows, count)
+    why = FREED if taps.checkpointed else None
+    layers = _layers(plan, groups, names, taps.by_leaf(), rows, count, why)
     return Explanation(layers, rows, f"{rows // count} backward pass(es) for all samples{check}")
 
 
@@ -154,18 +161,34 @@ def _of_tasks(
     if taps is None:
         layers = _layers(Plan((), names), [], names, {}, rows, None, HOOKED)
         return Explanation(layers, rows, 'engine "rows" throughout')
-    decision = decide(taps, level, losses, scalars, names, rows, "auto", keep=combined, mixed=False)
-    edges = decision.loss_edges
-    known = decision.groups or groups_of(
-        taps, level, names, read_graph(losses, edges), separate=edges is not None
+    seen = taps.uses
+    decision = decide(
+        taps,
+        level,
+        losses,
+        scalars,
+        names,
+        rows,
+        "auto",
+        keep=combined,
+        mixed=False,
+        whole=True,
     )
+    edges = decision.loss_edges
+    taps.uses = seen  # also calls that no loss depends on
+    graph = decision.graph or read_graph(losses, level, edges)
+    known = groups_of(taps, level, names, graph, separate=edges is not None)
     groups = [group for parts in known.values() for group in parts]
     how = "a loop of single passes" if decision.one_at_a_time else "one batched pass"
     plan, passes = decision.plan, f"backward: {'each separate loss by itself' if edges else how}"
+    if decision.slices is not None:
+        passes = "backward: one pass for all tasks, each of which reads a slice of its own"
     if not worth_watching(level, names):
         plan = Plan((), names)
         passes = 'engine "rows" throughout: fewer than 20,000 shared parameters'
-    return Explanation(_layers(plan, groups, names, taps.by_leaf(), rows, None), rows, passes)
+    why = FREED if taps.checkpointed else None
+    count = rows if decision.slices is not None and plan.tapped else None
+    return Explanation(_layers(plan, groups, names, taps.by_leaf(), rows, count, why), rows, passes)
 
 
 def _layers(

@@ -8,20 +8,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vjp
+from torch.utils._pytree import tree_map
 
 from ..core.checks import at_level, depth, differentiated, innermost, is_pair
-from ..core.distributed import refusing_wrapped_calls
 from ..types import Batch, LossesFn, Params
-from .layerwise import Tapped
+from .layerwise import HOOKING, Graph, Tapped, read_graph, separate
+from .leaves import Strangers, reaches
 from .safe_ops import WRITTEN, SafeOps, final
 
 
-def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
+def split_output(
+    out: Any, what: str = "losses_fn"
+) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
     """What `losses_fn` returned, as (losses [task], the scalars if they came separately, aux).
 
     Args:
         out: a tuple whose first entry is not a 0-d tensor is read as `(losses, aux)`.
+        what: gave it, in errors.
 
     Raises:
         ValueError: unless the losses are a vector, or a tuple or dict of scalars.
@@ -37,7 +40,7 @@ def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
                 else "reduce over samples, for instance with .mean(0)"
             )
             raise ValueError(
-                f"losses_fn: expected losses of shape [task], got {list(out.shape)}; {cure}"
+                f"{what}: expected losses of shape [task], got {list(out.shape)}; {cure}"
             )
     else:
         several = out.values() if isinstance(out, dict) else out
@@ -45,12 +48,12 @@ def split_output(out: Any) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
         if not scalars or not all(isinstance(x, Tensor) and x.ndim == 0 for x in scalars):
             kinds = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in scalars]
             raise ValueError(
-                "losses_fn: expected a vector [task], or a tuple or dict of scalar tensors, got "
+                f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
                 f"{kinds or type(out).__name__}; reduce each loss to one number"
             )
         losses = torch.stack(scalars)
     if not losses.is_floating_point():
-        raise TypeError(f"losses_fn: expected floating losses, got {losses.dtype}")
+        raise TypeError(f"{what}: expected floating losses, got {losses.dtype}")
     return losses, scalars, aux
 
 
@@ -64,16 +67,19 @@ def losses_alone(losses_fn: LossesFn) -> LossesFn:
                 "losses_fn: got a pair of which the first is not a scalar; reduce each loss to "
                 "one number, or leave aux out"
             )
-        check_connected(out)
+        check_connected(out, params)
         return out
 
     return alone
 
 
-def check_connected(out: Any) -> None:
-    """Raise where no loss depends on any of the parameters that are being differentiated."""
-    losses = () if torch.compiler.is_compiling() else _losses(out)
-    if losses and not any(map(at_level, losses)):
+def check_connected(out: Any, leaves: Params) -> None:
+    """Raise where no loss depends on any of the leaves, which are being differentiated."""
+    if torch.compiler.is_compiling():
+        return
+    losses = _losses(out)
+    connected = any(map(at_level, losses)) if depth() else reaches(losses, leaves)
+    if losses and not connected:
         raise ValueError(
             "losses_fn: no loss depends on params, so every gradient would be zero; call the "
             "module as torch.func.functional_call(module, params, (x,)), with the params that "
@@ -89,6 +95,37 @@ def _losses(out: Any) -> tuple[Tensor, ...]:
     return losses if all(isinstance(x, Tensor) for x in losses) else ()
 
 
+def losses_graph(out: Any, leaves: Params) -> Graph:
+    """The graph from what `losses_fn` returned, which is losses, to the leaves."""
+    losses = _losses(out)
+    whole = isinstance(out[0] if is_pair(out) else out, Tensor)
+    return read_graph(losses[0], leaves, separate(losses[0], None if whole else losses))
+
+
+def release(out: Any, graph: Graph) -> None:
+    """Free the graph of losses, as their last pass without `retain_graph` would.
+
+    The nodes are visited with undefined gradients, for which they compute nothing. A backward of
+    somebody's own would be run on zeros: such a graph stays until the losses are dropped.
+    """
+    losses = [x for x in _losses(out) if x.requires_grad]
+    if losses and not graph.custom:
+        torch.autograd.grad(_Nothing.apply(*losses), graph.variables(), allow_unused=True)
+
+
+class _Nothing(torch.autograd.Function):
+    """A number that depends on the losses, with no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *losses: Tensor) -> Tensor:  # pyright: ignore
+        ctx.count = len(losses)
+        return losses[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:  # pyright: ignore
+        return (None,) * ctx.count
+
+
 class Forward(NamedTuple):
     """One run, and what was seen of it."""
 
@@ -97,34 +134,64 @@ class Forward(NamedTuple):
     # Whether a hook may sit on some derivative: then only ordinary differentiation, from the losses
     # as they were returned, does what it does.
     hooked: bool
+    # Whether something outside may differentiate the losses, and so their derivatives.
+    recorded: bool
+    graph: Graph | None = None  # from the losses, each by itself if they are separate
+
+    def released(self, values: Any) -> Any:
+        """Values that came from the run, without its graph unless something outside needs that."""
+        if self.recorded or depth():  # a level's own graph ends with it
+            return values
+        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, values)
 
 
-def forward_pass(run: Callable[[], Any], taps: Callable[[], Tapped | None]) -> Forward:
+def forward_pass(
+    run: Callable[[], Any],
+    leaves: Params,
+    *,
+    outside: bool,
+    taps: Callable[[], Tapped | None] = lambda: None,
+) -> Forward:
     """`run()`, watched, with every operation written out that torch gets wrong there.
 
     That is so under a transform, outside or inside `run`, and for an operation that something
-    enters which requires grad. What needs no second derivative of an operation but meets one after
-    it (a flash attention, and then a scale that requires grad) shows only in the finished graph:
-    there alone `run` is called a second time.
+    enters which requires grad and is no leaf. What needs no second derivative of an operation but
+    meets one after it (a flash attention, and then a scale that requires grad) shows only in the
+    finished graph: there alone `run` is called a second time.
 
     Args:
         run: gives what `losses_fn` returned.
+        leaves: what it is given, plain or at a level.
+        outside: whether gradients were enabled around the call, before the leaves were made.
         taps: makes the taps of one run, or None.
 
     Returns:
         what `run` returned; the taps, unless there are hooks, for which taps cannot answer.
     """
+    if torch.compiler.is_compiling():
+        with SafeOps():
+            return Forward(run(), None, False, True)
+    plain = depth() == 0
+    carried = plain and any(not leaf.is_leaf for leaf in leaves.values())
 
     def once(always: bool) -> Forward:
         watching = taps()
-        guard = _Guard(always, watching is not None)
-        with watching or nullcontext(), guard:
-            out = run()
-        return Forward(out, None if guard.hooked else watching, guard.hooked)
+        guard = _Guard(leaves, always, watching is not None)
+        try:
+            with watching or nullcontext(), guard:
+                out = run()
+        finally:
+            guard.restore()
+        seen = None if guard.hooked else watching
+        losses = _losses(out)
+        if guard.strangers is None:
+            return Forward(out, seen, guard.hooked, differentiated(losses, own_levels=1))
+        graph = losses_graph(out, leaves) if outside and losses else None
+        recorded = outside and (carried or guard.foreign(graph.variables() if graph else []))
+        return Forward(out, seen, guard.hooked, recorded, graph)
 
-    found = once(always=depth() > 1)
-    losses = _losses(found.out)
-    if depth() == 1 and differentiated(losses, own_levels=1) and any(map(final, losses)):
+    found = once(always=carried or depth() > 1)
+    if found.recorded and not carried and depth() <= 1 and any(map(final, _losses(found.out))):
         return once(always=True)
     return found
 
@@ -133,13 +200,17 @@ class _Guard(SafeOps):
     """`SafeOps` where it is needed; and whether hooks can have been put on derivatives.
 
     Args:
+        leaves: of the pass.
         always: it is needed for every operation.
         watched: another mode is active, which must not see what is read here.
     """
 
-    def __init__(self, always: bool, watched: bool) -> None:
+    def __init__(self, leaves: Params, always: bool, watched: bool) -> None:
         super().__init__()
         self.always, self.watched, self.hooked = always, watched, False
+        self.depth = depth()
+        self.strangers = None if self.depth else Strangers(leaves)
+        self.made: list[Tensor] = []  # by the run itself, to differentiate inside
 
     def __torch_function__(
         self,
@@ -148,76 +219,46 @@ class _Guard(SafeOps):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _HOOKING:
+        if func in HOOKING:
             self.hooked = True
+        if func in _MAKING and not args[0].requires_grad:
+            self.made.append(args[0])
         if self.always or (func in WRITTEN and self._needed(args, kwargs or {})):
             return super().__torch_function__(func, types, args, kwargs)
-        return func(*args, **kwargs) if kwargs else func(*args)
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        if kwargs and kwargs.get("requires_grad") and isinstance(out, Tensor):
+            self.made.append(out)
+        return out
 
     def _needed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Under a transform inside `run`, or where a tensor inside all wrappers requires grad."""
+        """Under a transform inside `run`, or where something enters that requires grad and is no
+        leaf: on plain leaves by the graph, at a level inside all wrappers.
+        """
         with torch._C.DisableTorchFunction() if self.watched else _NOTHING:
-            given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-            return depth() > 1 or any(innermost(x).requires_grad for x in given)
+            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            if depth() > self.depth:
+                return True
+            if self.strangers is not None:
+                return self.strangers.enter(given)
+            return any(innermost(x).requires_grad for x in given)
+
+    def foreign(self, variables: list[Tensor]) -> bool:
+        """Whether a tensor from outside of the run requires grad and enters it.
+
+        Args:
+            variables: on which the losses depend.
+        """
+        if self.strangers is None:
+            return False
+        own = self.strangers.own | set(map(id, self.made))
+        return any(id(x) not in own for x in (*self.strangers.found, *variables))
+
+    def restore(self) -> None:
+        """Tensors from outside as they were: a batch that `run` differentiates by is one again."""
+        for x in self.made:
+            if x.is_leaf and not depth():
+                x.requires_grad_(False)
 
 
 _NOTHING = nullcontext()
-_HOOKING = {Tensor.register_hook, Tensor.grad_fn.__get__}  # pyright: ignore
-"""What is called, or read, to put a hook on a tensor or on the node that made it."""
-
-
-def explained_vjp(
-    f: Callable[[Params], tuple[Any, Any]], params: Params
-) -> tuple[Any, Callable[..., Any], Any]:
-    """`vjp` with aux, and errors that name the cure for what torch.func does not take."""
-    try:
-        with refusing_wrapped_calls():
-            return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
-    except RuntimeError as error:
-        message = str(error)
-        for words, cure in _CURES.items():
-            if words in message:
-                leaf = next(iter(params.values()))
-                where = f"params are {leaf.dtype} on {leaf.device}"
-                raise RuntimeError(cure.format(where=where, message=message)) from error
-        raise
-
-
-_MIXED = (
-    "losses_fn mixes dtypes or devices: {where}; convert the batch (and the module's buffers) to "
-    "that. torch said: {message}"
-)
-_CURES = {
-    "in-place operation": (
-        "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm "
-        "layer in train mode updating its running statistics. Either call module.eval(), or pass "
-        "the buffers in the batch: clone them inside losses_fn, give them to functional_call "
-        "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
-        "info.aux into the next batch."
-    ),
-    "saved tensor hooks": (
-        "losses_fn uses activation checkpointing (or other hooks on saved tensors), which "
-        "torch.func does not take: call the module without it; chunk_size bounds the memory of "
-        "the backward passes instead."
-    ),
-    "must override the setup_context": (
-        "losses_fn calls a torch.autograd.Function whose forward takes ctx, which torch.func does "
-        "not take. If it is your own, write forward(*inputs) without ctx, and "
-        "setup_context(ctx, inputs, output). If you wrote none, a module has a full backward hook "
-        "(register_full_backward_hook or register_full_backward_pre_hook), which is such a "
-        "Function: remove the hook, or register one on the tensor, output.register_hook."
-    ),
-    "Cannot access data pointer": (
-        "losses_fn calls an operation that reads a tensor's memory directly, which torch.func does "
-        "not take; most often it is pack_padded_sequence: give the padded sequences to the "
-        "recurrent layer, and mask the outputs beyond each one's length."
-    ),
-    "retain_grad": (
-        "losses_fn calls Tensor.retain_grad, which torch.func does not take: return the tensor as "
-        "aux, or take its gradient by torch.autograd.grad outside."
-    ),
-    "same dtype": _MIXED,
-    "same device": _MIXED,
-    "expected device": _MIXED,
-}
-"""What torch says, and what to do about it."""
+_MAKING = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore

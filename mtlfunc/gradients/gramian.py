@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import can_look, check_option, check_params
-from ..core.tree import select
+from ..core.tree import dot, root, select
 from ..types import Batch, LossesFn, Params, Select
 from .forward import check_connected, losses_alone
 from .layerwise import Engine
-from .linearize import linearize
+from .linearize import Keep, Linear, cross_gramian, linearize
 from .samples import sample_by_layers
 
 
@@ -27,11 +27,12 @@ def task_gramian(
     batch: Batch,
     *,
     shared: Select = "*",
+    other: Batch | None = None,
     engine: Engine = "auto",
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
-) -> tuple[Float[Tensor, " task"], Float[Tensor, "task task"]]:
-    """Losses and the Gramian of the tasks' gradients.
+) -> tuple[Float[Tensor, " task"], Float[Tensor, "task column"]]:
+    """Losses and the Gramian of the tasks' gradients, or that of one batch's with another's.
 
     Args:
         losses_fn: `(params, batch) -> losses`, a vector `[task]` or a tuple or dict of T scalars.
@@ -39,6 +40,9 @@ def task_gramian(
         batch: handed to `losses_fn`.
         shared: which parameters to sum over: a glob on their names, a list of globs, a predicate
             on names, a module (`net.trunk`) or parameters of one.
+        other: a second batch, such as one for validation: the columns are then the tasks on it, and
+            the Gramian is not symmetric. (Two functions are one, `lambda params, batch:
+            batch[0](params, batch[1])`, on batches that begin with a function.)
         engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row
             of it where that is cheaper (linear, convolutions, embedding, attention's projections,
             matmul and einsum with a parameter); leaves it does not know, or that are used outside
@@ -53,7 +57,7 @@ def task_gramian(
             float64 is worth its cost near Pareto stationarity, where float32 Gramians are noise.
 
     Returns:
-        losses `[task]` and G `[task, task]`.
+        losses `[task]` on `batch`, and G `[task, task]`.
 
     Raises:
         TypeError: for losses or parameters that are no floating tensors.
@@ -66,10 +70,22 @@ def task_gramian(
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
         >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
+        >>> task_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x, other=-x[:1])[1].tolist()
+        [[-1.0], [-1.0]]
     """
     check_params(params)
     check_engine(engine)
     names = select(params, shared)
+    if other is not None:
+        return cross_gramian(
+            losses_alone(losses_fn),
+            params,
+            (batch, other),
+            measured=names,
+            engine=engine,
+            chunk_size=chunk_size,
+            gramian_dtype=gramian_dtype,
+        )
     linear = linearize(
         losses_alone(losses_fn),
         params,
@@ -91,9 +107,10 @@ def sample_gramian(
     batch: Batch,
     *,
     shared: Select = "*",
+    other: Batch | None = None,
     engine: Engine = "auto",
     gramian_dtype: torch.dtype | None = None,
-) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n n"]]:
+) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n column"]]:
     """Losses and the Gramian of per-sample gradients, from one or two backward passes a task.
 
     One pass holds the deltas of all samples, however many there are. Where the autograd graph does
@@ -108,13 +125,16 @@ def sample_gramian(
         params: `{name: tensor}`, where to differentiate.
         batch: handed to `losses_fn`.
         shared: which parameters to sum over, as in `task_gramian`.
+        other: a second batch, of any number of samples, which are then the columns: inner products
+            of training with validation samples, say.
         engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry,
             whatever it depends on, as all do where `losses_fn` puts hooks on derivatives.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
 
     Returns:
-        the losses as they came and the Gramian `[n, n]` over the flattened losses.
-        `diagnostics.sample_noise` reads noise and conflict off it.
+        the losses on `batch` as they came and the Gramian `[n, n]` over the flattened losses, or
+        `[n, m]` with the m of `other`. `diagnostics.sample_noise` reads noise and conflict off it,
+        and `sample_lengths` has its diagonal for less.
 
     Raises:
         TypeError: for losses or parameters that are no floating tensors.
@@ -132,39 +152,126 @@ def sample_gramian(
     check_params(params)
     check_engine(engine)
     names = select(params, shared)
-
-    def checked(out: object) -> Tensor:
-        if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
-            raise ValueError(
-                "losses_fn: expected [sample] or [sample, task], got "
-                f"{list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
-            )
-        if not out.is_floating_point():
-            raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
-        check_connected(out)
-        return out
-
+    batches = (batch,) if other is None else (batch, other)
     if engine != "rows" and not torch.compiler.is_compiling():
-        return sample_by_layers(
-            lambda p: checked(losses_fn(p, batch)),
-            params,
-            names,
-            look=can_look(params, batch),
-            gramian_dtype=gramian_dtype,
+        return _by_layers(losses_fn, params, batches, names, gramian_dtype)
+    if other is not None:
+        sides = [_flat(losses_fn, params, each, names) for each in batches]
+        gramian = dot(sides[0].rows, sides[1].rows, names, gramian_dtype)
+        return sides[0].aux, gramian
+    linear = _flat(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
+    assert linear.gramian is not None
+    return linear.aux, linear.gramian
+
+
+def sample_lengths(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    *,
+    shared: Select = "*",
+    engine: Engine = "auto",
+    gramian_dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "*entry"]]:
+    """Losses and the lengths ‖g‖ of per-sample gradients: the roots of `sample_gramian`'s diagonal.
+
+    From the same passes, but each sample's own inputs and deltas alone enter: cost and memory grow
+    with the number of samples, not with its square. Few rows at a time are made of what no tap
+    serves.
+
+    Args:
+        losses_fn: as in `sample_gramian`.
+        params: `{name: tensor}`, where to differentiate.
+        batch: handed to `losses_fn`.
+        shared: which parameters to sum over, as in `task_gramian`.
+        engine: as in `sample_gramian`; `"rows"` holds a row of every entry at once.
+        gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
+
+    Returns:
+        the losses as they came, `[sample]` or `[sample, task]`, and the lengths in their shape, for
+        `diagnostics.noise_scale`, clipping or the choice of samples. The derivative of a length 0
+        is 0.
+
+    Raises:
+        TypeError: as in `sample_gramian`.
+        ValueError: as in `sample_gramian`.
+        RuntimeError: as in `sample_gramian`.
+
+    Source:
+        Goodfellow 2015 (arXiv:1510.01799) for linear layers.
+
+    Examples:
+        >>> x = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+        >>> sample_lengths(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
+        [5.0, 1.0]
+    """
+    check_params(params)
+    check_engine(engine)
+    names = select(params, shared)
+    if engine != "rows" and not torch.compiler.is_compiling():
+        losses, squares = _by_layers(
+            losses_fn, params, (batch,), names, gramian_dtype, diagonal=True
         )
+    else:
+        linear = _flat(losses_fn, params, batch, names)
+        wide = gramian_dtype or torch.promote_types(linear.losses.dtype, torch.float32)
+        parts = [linear.rows[name].to(wide).flatten(1).square().sum(1) for name in names]
+        losses, squares = linear.aux, torch.stack(parts).sum(0)
+    return losses, root(squares).reshape(losses.shape)
+
+
+def _by_layers(
+    losses_fn: LossesFn,
+    params: Params,
+    batches: tuple[Batch, ...],
+    names: tuple[str, ...],
+    gramian_dtype: torch.dtype | None,
+    *,
+    diagonal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    return sample_by_layers(
+        [lambda p, batch=batch: _checked(losses_fn(p, batch), p) for batch in batches],
+        params,
+        names,
+        look=can_look(params, batches),
+        gramian_dtype=gramian_dtype,
+        diagonal=diagonal,
+    )
+
+
+def _flat(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    names: tuple[str, ...],
+    gramian_dtype: torch.dtype | None = None,
+    *,
+    keep: Keep = "rows",
+) -> Linear:
+    """Every entry of the losses [sample] or [sample, task] as a task; aux has them as they came."""
 
     def flat(params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = checked(losses_fn(params, batch))
+        losses = _checked(losses_fn(params, batch), params)
         return losses.flatten(), losses
 
-    linear = linearize(
+    return linearize(
         flat,
         params,
         batch,
         shared=names,
-        measured=names,
-        keep="nothing",
+        measured=names if keep == "nothing" else (),
+        keep=keep,
         gramian_dtype=gramian_dtype,
     )
-    assert linear.gramian is not None
-    return linear.aux, linear.gramian
+
+
+def _checked(out: object, leaves: Params) -> Tensor:
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
+        raise ValueError(
+            "losses_fn: expected [sample] or [sample, task], got "
+            f"{list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
+        )
+    if not out.is_floating_point():
+        raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
+    check_connected(out, leaves)
+    return out

@@ -10,25 +10,30 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
-from ..core.checks import check_autocast, differentiated, recording
+from ..core.checks import check_autocast, depth, differentiated, recording
 from ..core.tree import dot
 from ..types import Batch, LossesFn, Params, Rows
-from .forward import explained_vjp, forward_pass, split_output
+from .forward import Forward, forward_pass, split_output
 from .layerwise import (
     Engine,
     Graph,
     Plan,
+    Slices,
     Tapped,
     batching,
     better_apart,
+    common,
     decide,
     read_graph,
     separate,
     worth_watching,
 )
-from .passes import Backward, Passes
+from .leaves import explained_vjp
+from .passes import Backward, Passes, cross_in_chunks
 from .safe_ops import SafeOps
+from .slices import sliced
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -49,6 +54,8 @@ class Linear(NamedTuple):
     # cotangents of the rows [row] -> a gradient for every leaf, or for those named
     pullback: Callable[..., Params]
     aux: Any
+    # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
+    restore: Callable[[Params], Params] = dict
 
 
 class _Request(NamedTuple):
@@ -63,14 +70,19 @@ class _Request(NamedTuple):
     heads: Callable[[int], float | None] | None
     chunk_size: int | None
     gramian_dtype: torch.dtype | None
+    # one pass may serve all tasks: no other forward's rows are multiplied with these, and hooks
+    # on derivatives, which may mix them, would have been seen
+    together: bool = True
 
     @property
     def others(self) -> tuple[str, ...]:
-        return tuple(name for name in self.params if name not in self.shared)
+        shared = set(self.shared)
+        return tuple([name for name in self.params if name not in shared])
 
     def share(self, count: int) -> float | None:
         """The weight of every task in the other leaves' gradient, if that is made here."""
-        return self.heads(count) if self.others and self.heads else None
+        some = len(self.shared) < len(self.params)
+        return self.heads(count) if some and self.heads else None
 
     def cotangents(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """(C [row, task], preference [row])"""
@@ -86,7 +98,7 @@ class _Request(NamedTuple):
             return None
         if self.engine == "auto" and not worth_watching(self.params, self.measured):
             return None
-        return Tapped(level, local=False)  # a bias' rows cost no more than its deltas
+        return Tapped(level)
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -141,37 +153,180 @@ def linearize(
     if torch.compiler.is_compiling():
         return _traced(losses_fn, batch, request)
     backward = Backward(params)
+    outside = torch.is_grad_enabled()
 
-    # torch.autograd.grad inside the level that vjp opens prunes what is not needed; vjp's own
-    # pullback always returns every leaf.
+    # torch.autograd.grad prunes what is not needed; vjp's own pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        out, taps, hooked = forward_pass(
-            lambda: losses_fn(level, batch), lambda: request.watch(level)
-        )
-        losses, scalars, aux = split_output(out)
-        matrix, preference = request.cotangents(losses)
-        backward.open(level, losses, differentiated((losses, matrix), own_levels=1))
-        route = _route(
-            request, (losses, scalars), taps, hooked, level, len(matrix), backward.record
-        )
-        passes = Passes(backward, losses, matrix, route.loss_edges, route.chunk_size)
-        rows, gramian, head_grads = _measure(request, passes, route)
-        # None is no pytree of tensors
-        kept = () if gramian is None else gramian
-        return losses, (aux, matrix, preference, rows, kept, head_grads)
+        forward, output, aux = _forward(request, losses_fn, batch, level, outside)
+        found = _passes(request, backward, output, Watched.of(forward), level)
+        losses, aux = forward.released((output[0], aux))
+        return losses, (found, aux)
 
-    losses, _, (aux, matrix, preference, rows, gramian, head_grads) = explained_vjp(
-        forward_and_backward, params
+    losses, _, (found, aux) = explained_vjp(forward_and_backward, params)
+    return _linear(request, backward, losses, found, aux)
+
+
+def linearize_losses(
+    out: Any,
+    leaves: Params,
+    watched: Watched,
+    *,
+    shared: tuple[str, ...],
+    measured: tuple[str, ...] = (),
+    keep: Keep = "rows",
+    engine: Engine = "rows",
+    heads: Callable[[int], float | None] | None = None,
+    chunk_size: int | None = None,
+    gramian_dtype: torch.dtype | None = None,
+) -> Linear:
+    """As `linearize`, of losses that exist already; nothing is recorded, and no graph is freed.
+
+    Args:
+        out: losses in any form that `losses_fn` may return, with their graph.
+        leaves: the places in that graph where to differentiate.
+        watched: what was seen of the forward.
+        shared: as in `linearize`, like the other arguments.
+        measured: see there.
+        keep: see there.
+        engine: see there.
+        heads: see there.
+        chunk_size: see there.
+        gramian_dtype: see there.
+
+    Returns:
+        the losses without their graph, and what is wanted of their derivative.
+    """
+    request = _Request(
+        leaves, shared, measured, keep, engine, None, heads, chunk_size, gramian_dtype, False
     )
+    backward = Backward(leaves)
+    losses, scalars, aux = split_output(out)
+    with torch.enable_grad():
+        found = _passes(request, backward, (losses, scalars), watched, leaves)
+    aux = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux) if aux else aux
+    return _linear(request, backward, losses.detach(), found, aux)
 
-    def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
+
+class Watched(NamedTuple):
+    """What was seen of a forward."""
+
+    taps: Tapped | None
+    hooked: bool  # as in `forward.Forward`
+    recorded: bool = False
+    graph: Graph | None = None
+
+    @staticmethod
+    def of(forward: Forward) -> Watched:
+        return Watched(forward.taps, forward.hooked, forward.recorded, forward.graph)
+
+
+class _Found(NamedTuple):
+    """What the passes of one forward brought back; all tensors, as a level demands."""
+
+    matrix: Tensor
+    preference: Tensor
+    rows: Rows
+    gramian: Any  # () where nothing is measured
+    heads: Params
+
+
+def _passes(
+    request: _Request,
+    backward: Backward,
+    output: tuple[Tensor, tuple[Tensor, ...] | None],
+    watched: Watched,
+    level: Params,
+) -> _Found:
+    """Choose a route through the graph, and take it."""
+    passes, route, preference = _open(request, backward, output, watched, level)
+    rows, gramian, heads = _measure(request, passes, route, level)
+    return _Found(passes.matrix, preference, rows, () if gramian is None else gramian, heads)
+
+
+def _open(
+    request: _Request,
+    backward: Backward,
+    output: tuple[Tensor, tuple[Tensor, ...] | None],
+    watched: Watched,
+    level: Params,
+) -> tuple[Passes, _Route, Tensor]:
+    """The passes of one forward, how they go, and the rows' preference."""
+    losses = output[0]
+    matrix, preference = request.cotangents(losses)
+    record = watched.recorded or differentiated(matrix, own_levels=1)
+    backward.open(level, losses, record)
+    route = _route(request, output, watched, level, len(matrix), record)
+    mixed = request.mix is not None
+    passes = Passes(backward, losses, matrix, route.loss_edges, route.chunk_size, mixed)
+    return passes, route, preference
+
+
+def _linear(
+    request: _Request, backward: Backward, losses: Tensor, found: _Found, aux: Any
+) -> Linear:
+    matrix, preference, rows, gramian, heads = found
+
+    def pullback(weights: Tensor, names: tuple[str, ...] = tuple(request.params)) -> Params:
         backward.record = differentiated((losses, weights, matrix))
         with torch.inference_mode(False):
             return backward.leaves(names, weights.to(losses.dtype) @ matrix)
 
-    mixed = losses if mix is None else matrix @ losses
-    found = gramian if measured else None
-    return Linear(losses, mixed, preference, rows, found, head_grads, pullback, aux)
+    mixed = losses if request.mix is None else matrix @ losses
+    measured = gramian if request.measured else None
+    return Linear(losses, mixed, preference, rows, measured, heads, pullback, aux)
+
+
+def cross_gramian(
+    losses_fn: LossesFn,
+    params: Params,
+    batches: tuple[Batch, Batch],
+    *,
+    measured: tuple[str, ...],
+    engine: Engine,
+    chunk_size: int | None,
+    gramian_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """Losses on the first batch, and inner products of its rows with the second's.
+
+    Arguments as in `linearize`.
+    """
+    check_chunk_size(chunk_size)
+    check_autocast(params)
+    request = _Request(
+        params, measured, measured, "nothing", engine, None, None, chunk_size, gramian_dtype, False
+    )
+    if torch.compiler.is_compiling():
+        one, other = (_traced(losses_fn, batch, request) for batch in batches)
+        return one.losses, dot(one.rows, other.rows, measured, gramian_dtype)
+
+    outside = torch.is_grad_enabled()
+
+    def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
+        def opened(batch: Batch) -> tuple[Passes, _Route, Forward]:
+            forward, output, _ = _forward(request, losses_fn, batch, level, outside)
+            watched = Watched.of(forward)
+            return *_open(request, Backward(params), output, watched, level)[:2], forward
+
+        (left, left_route, forward), (right, right_route, _) = map(opened, batches)
+        one, other = common(left_route.plan, right_route.plan)
+        gramian = cross_in_chunks(
+            ((left, one), (right, other)), measured, chunk_size, gramian_dtype
+        )
+        return forward.released(left.losses), gramian
+
+    losses, _, gramian = explained_vjp(forward_and_backward, params)
+    return losses, gramian
+
+
+def _forward(
+    request: _Request, losses_fn: LossesFn, batch: Batch, level: Params, outside: bool
+) -> tuple[Forward, tuple[Tensor, tuple[Tensor, ...] | None], Any]:
+    """One forward, watched: (forward, (losses, scalars), aux)."""
+    forward = forward_pass(
+        lambda: losses_fn(level, batch), level, outside=outside, taps=lambda: request.watch(level)
+    )
+    losses, scalars, aux = split_output(forward.out)
+    return forward, (losses, scalars), aux
 
 
 class _Route(NamedTuple):
@@ -181,21 +336,22 @@ class _Route(NamedTuple):
     loss_edges: tuple[GradientEdge | None, ...] | None  # of losses to be differentiated each alone
     chunk_size: int | None
     graph: Graph | None  # where it had to be read
+    slices: Slices | None = None  # every loss reads its own, and one pass is enough
 
 
 def _route(
     request: _Request,
     output: tuple[Tensor, tuple[Tensor, ...] | None],
-    taps: Tapped | None,
-    hooked: bool,
+    watched: Watched,
     level: Params,
     rows: int,
     record: bool,
 ) -> _Route:
     """Leaf by leaf the form of its Gramian; batched, in chunks, in a loop, or each loss alone."""
     losses, scalars = output
-    apart = request.mix is None
-    plan, graph, chunk = Plan((), request.shared), None, request.chunk_size
+    taps, hooked, _, graph = watched
+    apart = request.mix is None or _mixed_afterwards(request, output, level, rows)
+    plan, chunk = Plan((), request.shared), request.chunk_size
     edges = separate(losses, scalars) if apart and scalars else None
     if taps is not None:
         decision = decide(
@@ -208,8 +364,13 @@ def _route(
             request.engine,
             keep=request.keep == "combination",
             mixed=not apart,
+            whole=chunk is None and request.together,
+            shared=request.shared,
         )
-        plan, edges, graph = decision.plan, decision.loss_edges, decision.graph
+        if decision.slices is not None:
+            return _Route(plan, None, 1, decision.graph, decision.slices)
+        plan, edges = decision.plan, decision.loss_edges
+        graph = decision.graph or graph
         chunk = 1 if chunk is None and decision.one_at_a_time else chunk
     elif (
         request.measured
@@ -220,23 +381,46 @@ def _route(
         and worth_watching(request.params, tuple(request.params))
     ):
         every = separate(losses, None)
-        graph = None if every is None else read_graph(losses, every)
-        edges = every if graph and better_apart(graph, len(losses)) else None
+        if every is not None:
+            graph = graph or read_graph(losses, level, every)
+            edges = every if better_apart(graph, len(losses), rows) else None
     if edges is None and chunk != 1 and rows > 1:
-        batched, twice = (graph.batched, graph.twice) if graph else batching(losses)
+        batched, twice = (graph.batched, graph.twice) if graph else batching(losses, level)
         chunk = chunk if batched and (twice or not record) else 1
+    if hooked and not depth():  # hooks outside of transforms are written for plain gradients
+        chunk = 1
     return _Route(plan, edges, chunk, graph)
 
 
+def _mixed_afterwards(
+    request: _Request,
+    output: tuple[Tensor, tuple[Tensor, ...] | None],
+    level: Params,
+    rows: int,
+) -> bool:
+    """Whether T separate losses are better differentiated each alone, and their rows mixed."""
+    if not worth_watching(request.params, tuple(request.params)):
+        return False
+    edges = separate(*output)
+    graph = None if edges is None else read_graph(output[0], level, edges)
+    return graph is not None and better_apart(graph, len(output[0]), rows)
+
+
 def _measure(
-    request: _Request, passes: Passes, route: _Route
+    request: _Request, passes: Passes, route: _Route, level: Params
 ) -> tuple[Rows, Tensor | None, Params]:
     """(rows, Gramian, the other leaves' gradient), as far as they are wanted."""
     losses, plan, dtype = passes.losses, route.plan, request.gramian_dtype
     share = request.share(losses.shape[0])
+    if route.slices is not None:
+        mix = None if request.mix is None else passes.matrix
+        others, share = ((), 0.0) if share is None else (request.others, share)
+        rows, gramian, heads = sliced(route.slices, passes.backward, losses, mix, others, dtype)
+        return rows, gramian, {name: share * grad for name, grad in heads.items()}
     private = {}
-    if share is not None and request.shared:
-        private = passes.private(request.others, route.graph)
+    if share is not None and request.shared and route.loss_edges:
+        graph = route.graph or read_graph(losses, level, route.loss_edges)
+        private = passes.private(request.others, level, graph)
     rows, gramian, head_grads = {}, None, {}
     if request.keep == "nothing" and request.chunk_size is not None:
         gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
@@ -246,7 +430,9 @@ def _measure(
         if request.measured:
             gramian = passes.gramian(plan, found, found, request.measured, dtype)
         if share is not None:
-            head_grads = {name: share * grad for name, grad in found.own.items()}
+            head_grads = found.own
+            if share != 1.0:
+                head_grads = {name: share * grad for name, grad in head_grads.items()}
     if share is not None:
         together = tuple(name for name in request.others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, torch.full_like(losses, share))

@@ -7,14 +7,14 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import vmap
 
 from ..core.checks import depth
 from ..core.tree import dot
 from ..types import Params, Rows
-from .layerwise import Graph, Plan, read_graph, task_block
+from .layerwise import Graph, Plan, task_block
 from .safe_ops import factored, unbatched
 
 
@@ -29,8 +29,16 @@ class Measured(NamedTuple):
 class Target(NamedTuple):
     """A place to differentiate with respect to."""
 
-    edge: GradientEdge
+    place: GradientEdge | Tensor
     like: Callable[[], Tensor]  # zeros, for what no loss depends on
+
+    def key(self) -> tuple[object, int]:
+        """Equal for the same place."""
+        place = self.place
+        return (id(place), 0) if isinstance(place, Tensor) else (place.node, place.output_nr)
+
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 class Backward:
@@ -62,8 +70,13 @@ class Backward:
         self.root = get_gradient_edge(losses) if losses.requires_grad else None
         # a closure over self would be a cycle, and keep the graph until the next garbage collection
         params = self.params
+        plain = not depth()
         self.targets = {
-            name: Target(get_gradient_edge(leaf), lambda name=name: torch.zeros_like(params[name]))
+            name: Target(
+                # autograd finds a plain leaf's place faster than Python
+                leaf if plain and type(leaf) in _PLAIN else get_gradient_edge(leaf),
+                lambda name=name: torch.zeros_like(params[name]),
+            )
             for name, leaf in level.items()
         }
 
@@ -73,24 +86,24 @@ class Backward:
         """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
             return [target.like() for target in targets]
-        places: dict[tuple[object, int], GradientEdge] = {
-            (target.edge.node, target.edge.output_nr): target.edge for target in targets
-        }
-        grads = torch.autograd.grad(
+        keys = [target.key() for target in targets]
+        places = dict(zip(keys, [target.place for target in targets], strict=True))
+        grads = torch.autograd.grad(  # pyright: ignore
             [root],
-            list(places.values()),
+            list(places.values()),  # pyright: ignore
             [cotangent],
             retain_graph=True,
             create_graph=self.record or self.factored,
             allow_unused=True,
         )
         if not self.record:  # factored: recorded for its own sake
-            grads = [None if grad is None else grad.detach() for grad in grads]
-        found = dict(zip(places, grads, strict=True))
-        answers = [found[target.edge.node, target.edge.output_nr] for target in targets]
+            grads = [x.detach() if x is not None and x.requires_grad else x for x in grads]
+        if len(places) < len(keys):
+            found = dict(zip(places, grads, strict=True))
+            grads = [found[key] for key in keys]
         return [
-            target.like() if answer is None else answer
-            for answer, target in zip(answers, targets, strict=True)
+            target.like() if grad is None else grad
+            for grad, target in zip(grads, targets, strict=True)
         ]
 
     def each(
@@ -133,6 +146,7 @@ class Passes:
         loss_edges: the places of T separate losses, each to be differentiated by itself; None
             pulls back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
+        mixed: whether the rows are mixtures of the tasks.
     """
 
     def __init__(
@@ -142,19 +156,17 @@ class Passes:
         matrix: Tensor,
         loss_edges: tuple[GradientEdge | None, ...] | None,
         chunk_size: int | None,
+        mixed: bool = False,
     ) -> None:
         self.backward, self.losses, self.matrix = backward, losses, matrix
-        self.loss_edges, self.chunk_size = loss_edges, chunk_size
+        self.loss_edges, self.chunk_size, self.mixed = loss_edges, chunk_size, mixed
 
-    def private(self, names: tuple[str, ...], graph: Graph | None) -> dict[str, int]:
+    def private(self, names: tuple[str, ...], level: Params, graph: Graph) -> dict[str, int]:
         """Those leaves that one separate loss alone depends on, with the number of that loss.
 
         Their gradient can come with that loss's row.
         """
-        if self.loss_edges is None or not names:
-            return {}
-        graph = graph or read_graph(self.losses, self.loss_edges)
-        reached = {name: graph.serves(self.backward.targets[name].edge) for name in names}
+        reached = {name: graph.serves_leaf(level[name]) for name in names}
         return {
             name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1
         }
@@ -174,6 +186,7 @@ class Passes:
         ]
         targets += [self.backward.targets[name] for name in names]
         own: Params = {}
+        one = self.losses.new_ones(())
         if self.loss_edges is None:
             stacked = self.backward.each(self.matrix[rows], targets, self.chunk_size)
         else:
@@ -182,15 +195,25 @@ class Passes:
                 mine = [name for name, owner in (private or {}).items() if owner == task]
                 answers = self.backward(
                     self.loss_edges[task],
-                    self.losses.new_ones(()),
+                    one,
                     [*targets, *(self.backward.targets[name] for name in mine)],
                 )
                 found.append(answers[: len(targets)])
                 own |= dict(zip(mine, answers[len(targets) :], strict=True))
-            stacked = _stacked(found)
+                if self.mixed:
+                    found = [self._mixed(found, self.matrix[:, task])]
+            stacked = found[0] if self.mixed else _stacked(found)
         return Measured(
             stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), own
         )
+
+    def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
+        """The last of `found`, times its weight in every row, added to the sum before it."""
+        *before, last = found
+        rows = [weights.to(x.dtype).reshape(-1, *(1,) * x.ndim) * x for x in last]
+        if not before:
+            return rows
+        return [total + row for total, row in zip(before[0], rows, strict=True)]
 
     def gramian(
         self,
@@ -199,29 +222,31 @@ class Passes:
         right: Measured,
         measured: tuple[str, ...],
         dtype: torch.dtype | None,
+        across: tuple[Passes, Plan] | None = None,
     ) -> Tensor:
-        """Inner products over the measured leaves, of one set of rows with another."""
+        """Inner products over the measured leaves, of one set of rows with another.
+
+        `across`: the right set is of another forward, with its passes and its plan of the same
+        parts.
+        """
         wide = dtype or torch.promote_types(
             next(iter(self.backward.params.values())).dtype, torch.float32
         )
         parts, at = [], 0
-        with nullcontext() if self.backward.record else torch.no_grad():
+        others = across[1].tapped if across else [(None, None)] * len(plan.tapped)
+        record = self.backward.record or (across is not None and across[0].backward.record)
+        with nullcontext() if record else torch.no_grad():
             names = [name for name in measured if name in left.rows]
             if names:
                 parts.append(dot(left.rows, right.rows, names, dtype))
-            for group, form in plan.tapped:
+            there = 0
+            for (group, form), (other, _) in zip(plan.tapped, others, strict=True):
                 mine = slice(at, at + len(group.uses))
-                parts.append(
-                    task_block(
-                        group,
-                        form,
-                        left.deltas[mine],
-                        None if right is left else right.deltas[mine],
-                        wide,
-                    )
-                )
-                at = mine.stop
-            total = torch.stack(parts).sum(0)
+                theirs = slice(there, there + len((other or group).uses))
+                at, there = mine.stop, theirs.stop
+                deltas = None if right is left else right.deltas[theirs]
+                parts.append(task_block(group, form, left.deltas[mine], deltas, wide, other))
+            total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return 0.5 * (total + total.mT) if right is left else total
 
     def gramian_in_chunks(
@@ -240,6 +265,30 @@ class Passes:
                 )
                 blocks[j, i] = blocks[i, j].mT
         return torch.cat([torch.cat([blocks[i, j] for j in starts], 1) for i in starts])
+
+
+def cross_in_chunks(
+    sides: tuple[tuple[Passes, Plan], tuple[Passes, Plan]],
+    measured: tuple[str, ...],
+    size: int | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """The Gramian [row, row] of one forward's rows with another's; `size` None is all at once."""
+    (one, plan), (other, its_plan) = sides
+
+    def chunks(passes: Passes) -> list[slice]:
+        count = len(passes.matrix)
+        return [slice(i, i + (size or count)) for i in range(0, count, size or count)]
+
+    blocks = []
+    for mine in chunks(one):
+        left = one(plan, plan.rows, rows=mine)
+        row = []
+        for theirs in chunks(other):
+            right = other(its_plan, its_plan.rows, rows=theirs)
+            row.append(one.gramian(plan, left, right, measured, dtype, (other, its_plan)))
+        blocks.append(torch.cat(row, 1))
+    return torch.cat(blocks)
 
 
 def _stacked(found: list[list[Tensor]]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._C import _nn  # pyright: ignore[reportAttributeAccessIssue]
 from torch.overrides import TorchFunctionMode
 
-from ..core.checks import derivative_levels
+from ..core.checks import constant_when_compiled, derivative_levels
 
 _FINAL = (
     "WeightNorm",
@@ -72,6 +72,11 @@ def _nodes(losses: Tensor) -> list[Any]:
 class SafeOps(TorchFunctionMode):
     """While active, every operation of the table below is written out."""
 
+    def __enter__(self) -> TorchFunctionMode:
+        if torch.compiler.is_compiling():
+            _handed_over()
+        return super().__enter__()
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -87,6 +92,16 @@ class SafeOps(TorchFunctionMode):
             with self:  # the attention inside
                 return looked_into(func)(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+@constant_when_compiled
+def _handed_over() -> None:
+    """Let the compiler hand the whole table to modes: by itself it hands over what torch lists as
+    open to overriding, among which torch._weight_norm and F.hardsigmoid are not.
+    """
+    from torch._dynamo.variables.torch import get_overridable_functions  # two seconds
+
+    get_overridable_functions().update(WRITTEN)
 
 
 @cache
@@ -276,6 +291,10 @@ def _rrelu(
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return F.relu6(input.add_(3), inplace=True).div_(6) if inplace else F.relu6(input + 3) / 6
+
+
+def _hardsigmoid_(input: Tensor) -> Tensor:
+    return _hardsigmoid(input, inplace=True)
 
 
 def _attention(
@@ -527,6 +546,7 @@ _TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_prelu, (torch.prelu, Tensor.prelu, *_aten("prelu"))),
     (_rrelu, (F.rrelu, torch.rrelu, *_aten("rrelu"))),
     (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_aten("hardsigmoid"))),
+    (_hardsigmoid_, (_nn.hardsigmoid_, *_aten("hardsigmoid_"))),
     (_attention, (F.scaled_dot_product_attention, *_aten("scaled_dot_product_attention"))),
     (_embedding_bag, (F.embedding_bag,)),
     (_gaussian_nll, (F.gaussian_nll_loss,)),

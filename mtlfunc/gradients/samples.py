@@ -1,44 +1,113 @@
-"""The Gramian of per-sample gradients, from one backward pass a task."""
+"""Gramians and lengths of per-sample gradients, from one backward pass a task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_autocast, differentiated, poison
+from ..core.checks import check_autocast, depth, poison
 from ..core.tree import dot
 from ..types import Params
-from .forward import explained_vjp, forward_pass
+from .forward import Forward, forward_pass
 from .layerwise import (
     Choices,
+    Form,
     Graph,
-    Layout,
     Plan,
+    Sampled,
     Tapped,
     Use,
+    common,
+    entry_layouts,
     layouts,
-    proved_apart,
     read_graph,
     sample_block,
     sample_plan,
+    sample_squares,
 )
+from .leaves import explained_vjp
 from .passes import Backward, Target
 
 ROWS_AT_ONCE = 64
 """Rows in one batched pass where a leaf has to be differentiated sample by sample."""
 
 
+class Side(NamedTuple):
+    """One backward pass by sample."""
+
+    losses: Tensor  # [sample] or [sample, task]
+    forward: Forward
+    backward: Backward
+    graph: Graph
+    plan: Plan
+    deltas: list[Tensor]
+    where: list[Choices]
+    sound: list[Tensor]  # whether the samples were found; none where the graph proves it
+
+    def again(self, plan: Plan) -> Side:
+        """The same pass under a plan of some of its groups."""
+        kept = {group.name: group for group, _ in plan.tapped}
+        found = [
+            (delta, where)
+            for delta, where, name in zip(
+                self.deltas,
+                self.where,
+                (group.name for group, _ in self.plan.tapped for _ in group.uses),
+                strict=True,
+            )
+            if name in kept
+        ]
+        return self._replace(
+            plan=plan, deltas=[delta for delta, _ in found], where=[where for _, where in found]
+        )
+
+    def sampled(self) -> Iterator[tuple[Sampled, Form]]:
+        at = 0
+        for group, form in self.plan.tapped:
+            mine = slice(at, at + len(group.uses))
+            at = mine.stop
+            yield Sampled(group, self.where[mine], self.deltas[mine], len(self.losses)), form
+
+    def biases(self) -> dict[str, str]:
+        """The biases that their own calls' weight takes along, with that weight."""
+        weights = {
+            group.calls: group.name
+            for group, form in self.plan.tapped
+            if form == "kernel" and group.takes_bias
+        }
+        return {
+            group.name: weights[group.calls]
+            for group, _ in self.plan.tapped
+            if group.is_bias and group.calls in weights
+        }
+
+    def rows(self, entries: slice = slice(None)) -> Params:
+        """Rows [sample·task, *shape] of the leaves that no tap serves."""
+        backward, graph, losses = self.backward, self.graph, self.losses
+        every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device)[entries]
+        chunk = ROWS_AT_ONCE if graph.batched and (graph.twice or not backward.record) else 1
+        targets = [backward.targets[name] for name in self.plan.rows]
+        found = backward.each(every.reshape(-1, *losses.shape), targets, chunk)
+        return dict(zip(self.plan.rows, found, strict=True))
+
+
+LossesOf = Callable[[Params], Tensor]
+"""From the parameters to losses [sample] or [sample, task]."""
+
+
 def sample_by_layers(
-    losses_fn: Callable[[Params], Tensor],
+    losses_fns: Sequence[LossesOf],
     params: Params,
     names: tuple[str, ...],
     *,
     look: bool,
     gramian_dtype: torch.dtype | None,
+    diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Losses [sample] or [sample, task] and the Gramian over all of them, entry by entry.
 
@@ -47,50 +116,108 @@ def sample_by_layers(
     weighted differently, shows whether it is so, and which axis of a call's output is the sample.
 
     Args:
-        losses_fn: from the parameters to losses [sample] or [sample, task].
+        losses_fns: of the samples; a second one is of those that make the Gramian's columns.
         params: where to differentiate.
         names: the leaves that the Gramian sums over.
         look: whether values can be read.
         gramian_dtype: dtype of the accumulation; None is the parameters' own, at least float32.
+        diagonal: the Gramian's diagonal alone.
 
     Returns:
-        losses as they came, and G [n, n] over the flattened losses.
+        the first losses as they came, and G [n, m] over the flattened losses, or its diagonal [n].
 
     Raises:
         ValueError: where samples mix, if `look`; elsewhere the Gramian is NaN.
     """
     check_autocast(params)
-    backward = Backward(params)
     wide = gramian_dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
 
+    outside = torch.is_grad_enabled()
+
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        losses, taps, _ = forward_pass(lambda: losses_fn(level), lambda: Tapped(level))
-        graph = read_graph(losses)
-        samples, tasks, device = losses.shape[0], losses[0].numel(), losses.device.type
-        backward.open(level, losses, differentiated(losses, own_levels=1))
-        plan = Plan((), names)
-        if taps is not None:
-            plan = sample_plan(taps, level, names, graph, samples, tasks, device)
-        parts, sound = [], []
-        if plan.tapped:
-            deltas, where, sound = _deltas(backward, plan, graph, losses, look)
-            with _recorded(backward):
-                parts = _blocks(plan, deltas, where, samples, wide)
-        if plan.rows:
-            rows = _rows(backward, plan.rows, graph, losses)
-            parts.append(dot(rows, rows, plan.rows, gramian_dtype))
-        gramian = torch.stack(parts).sum(0)
-        gramian = 0.5 * (gramian + gramian.mT)
+        sides = [_side(f, level, params, names, look, outside) for f in losses_fns]
+        if len(sides) == 2:
+            plans = common(sides[0].plan, sides[1].plan)
+            sides = [side.again(plan) for side, plan in zip(sides, plans, strict=True)]
+        if diagonal:
+            gramian = _squares(sides[0], wide)
+        else:
+            gramian = _gramian(sides[0], sides[-1], wide, gramian_dtype)
+        sound = [right for side in sides for right in side.sound]
         if sound:
             gramian = torch.where(torch.stack(sound).all(), gramian, float("nan"))
-        return losses.sum(), (losses, gramian)
+        losses = [side.forward.released(side.losses) for side in sides]
+        return losses[0].sum(), (losses, gramian)
 
     _, _, (losses, gramian) = explained_vjp(forward_and_backward, params)
-    return losses, poison(gramian, losses)
+    return losses[0], poison(gramian, *losses)
 
 
-def _recorded(backward: Backward) -> AbstractContextManager[Any]:
-    return nullcontext() if backward.record else torch.no_grad()
+def _side(
+    losses_fn: LossesOf,
+    level: Params,
+    params: Params,
+    names: tuple[str, ...],
+    look: bool,
+    outside: bool,
+) -> Side:
+    """One forward, and the passes for the deltas of its calls."""
+    backward = Backward(params)
+    forward = forward_pass(
+        lambda: losses_fn(level), level, outside=outside, taps=lambda: Tapped(level)
+    )
+    losses, taps = forward.out, forward.taps
+    graph = read_graph(losses, level)
+    if forward.hooked and not depth():
+        graph = replace(graph, loops=True)
+    samples, tasks, device = losses.shape[0], losses[0].numel(), losses.device.type
+    backward.open(level, losses, forward.recorded)
+    plan = Plan((), names)
+    if taps is not None:
+        plan = sample_plan(taps, level, names, graph, samples, tasks, device)
+    found = _deltas(backward, plan, graph, losses, look) if plan.tapped else ([], [], [])
+    return Side(losses, forward, backward, graph, plan, *found)
+
+
+def _gramian(left: Side, right: Side, wide: torch.dtype, dtype: torch.dtype | None) -> Tensor:
+    """The Gramian [sample·task, sample·task] of one side with another, of one plan."""
+    same, parts = right is left, []
+    known = right.biases()
+    biases = {name: weight for name, weight in left.biases().items() if known.get(name) == weight}
+    with _recorded(left.backward, right.backward):
+        for (one, form), (other, _) in zip(left.sampled(), right.sampled(), strict=True):
+            name = one.group.name
+            if name not in biases:
+                block = sample_block(
+                    one, one if same else other, form, wide, biased=name in biases.values()
+                )
+                parts.append(block)
+    if left.plan.rows:
+        rows = left.rows()
+        parts.append(dot(rows, rows if same else right.rows(), left.plan.rows, dtype))
+    gramian = torch.stack(parts).sum(0)
+    return 0.5 * (gramian + gramian.mT) if same else gramian
+
+
+def _squares(side: Side, dtype: torch.dtype) -> Tensor:
+    """Squared lengths [sample·task]; of leaves that no tap serves a few rows at a time."""
+    biases, parts = side.biases(), []
+    with _recorded(side.backward):
+        for sampled, _ in side.sampled():
+            name = sampled.group.name
+            if name not in biases:
+                parts.append(sample_squares(sampled, dtype, biased=name in biases.values()))
+    if side.plan.rows:
+        found = []
+        for start in range(0, side.losses.numel(), ROWS_AT_ONCE):
+            rows = side.rows(slice(start, start + ROWS_AT_ONCE)).values()
+            found.append(torch.stack([x.to(dtype).flatten(1).square().sum(1) for x in rows]).sum(0))
+        parts.append(torch.cat(found))
+    return torch.stack(parts).sum(0)
+
+
+def _recorded(*backwards: Backward) -> AbstractContextManager[Any]:
+    return nullcontext() if any(x.record for x in backwards) else torch.no_grad()
 
 
 def _deltas(
@@ -108,42 +235,16 @@ def _deltas(
     by_task = eye[:, None].expand(tasks, samples, tasks)
     chunk = None if graph.batched else 1
     deltas = backward.each(by_task.reshape(tasks, *losses.shape), targets, chunk)
-    # Nothing between the losses and the parameters can mix samples or move them.
-    if proved_apart(uses, losses):
-        return deltas, [((Layout(0, True), losses.new_ones((), dtype=torch.bool)),)] * len(uses), []
+    proved = entry_layouts(graph, losses, None, uses)
+    if proved is not None:
+        sure = losses.new_ones((), dtype=torch.bool)
+        return deltas, [((layout, sure),) for layout in proved], []
     shares = _shares(samples, uses, losses)
     weighted = (shares[:, None] * by_task).reshape(tasks, *losses.shape)
     probe = backward.each(weighted, targets, chunk)
     with _recorded(backward):
         where, sound = _sample_axes(uses, deltas, probe, shares, look)
     return deltas, where, sound
-
-
-def _blocks(
-    plan: Plan, deltas: list[Tensor], where: list[Choices], samples: int, dtype: torch.dtype
-) -> list[Tensor]:
-    """The tapped groups' parts of the Gramian; a weight takes the bias of its own calls along."""
-    kernels = {group.calls for group, form in plan.tapped if form == "kernel" and group.takes_bias}
-    merged = kernels & {group.calls for group, _ in plan.tapped if group.is_bias}
-    parts, at = [], 0
-    for group, form in plan.tapped:
-        mine = slice(at, at + len(group.uses))
-        at = mine.stop
-        biased = group.calls in merged
-        if not (group.is_bias and biased):
-            parts.append(
-                sample_block(group, form, where[mine], deltas[mine], samples, dtype, biased=biased)
-            )
-    return parts
-
-
-def _rows(backward: Backward, names: tuple[str, ...], graph: Graph, losses: Tensor) -> Params:
-    """Rows [sample·task, *shape] of the leaves that no tap serves."""
-    every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device)
-    chunk = ROWS_AT_ONCE if graph.batched and (graph.twice or not backward.record) else 1
-    targets = [backward.targets[name] for name in names]
-    found = backward.each(every.reshape(-1, *losses.shape), targets, chunk)
-    return dict(zip(names, found, strict=True))
 
 
 def _shares(samples: int, uses: list[Use], losses: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of runs: weights over time, fronts of losses, solvers' gaps."""
+"""Pictures of runs: weights and cosines over time, fronts of losses, solvers' gaps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.func import vmap
 
+from ..analysis.diagnostics import cosines
 from ..analysis.pareto import Front, hypervolume, non_dominated
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
@@ -77,6 +79,133 @@ def weights(
         panel.set_xticks(x)
     panel.legend(frameon=False)
     return panel
+
+
+# ---- cosines -----------------------------------------------------------------------------------
+
+
+def cosines_over_time(
+    record: Array | Info,
+    ax: Axes | None = None,
+    *,
+    steps: Array | None = None,
+    names: Sequence[str] | None = None,
+    cells: int = 50,
+    band: float = 0.8,
+    **kwargs: Any,
+) -> Axes:
+    """Cosines between the tasks' gradients over time: a line a pair up to three tasks, else strips.
+
+    Neighbouring steps share a cell where there are more than `cells`, and all seeds do: drawn is
+    the mean of a cell's cosines, and for lines a band of their quantiles. Beside a pair's name
+    stands the share of all its cosines that are negative.
+
+    Args:
+        record: Gramians `[step, task, task]` or `[seed, step, task, task]`, or the `Info` that
+            `mtlfunc.rollout` recorded; those of groups are added up.
+        ax: None is the current Axes.
+        steps: `[step]`, increasing, where they were recorded; None is 0, 1, 2, …
+        names: of the tasks; None takes those of a recorded dict of losses.
+        cells: the most cells along the steps, >= 1.
+        band: share of a cell's cosines, in (0, 1], between the band's quantiles.
+        **kwargs: of `Axes.plot`, or of `Axes.pcolormesh` for strips: `vmax=1` for one scale over
+            several pictures.
+
+    Returns:
+        the Axes. For strips its first collection is the mesh `[pair, cell]`, blue above 0 and red,
+        a conflict, below; grey where a gradient is zero, as an absent task's is. Lines have a gap
+        there.
+
+    Raises:
+        ValueError: for other shapes, fewer than two tasks, NaN, or an `Info` without Gramians.
+    """
+    if isinstance(record, Info):
+        if not record.gramian.numel():
+            raise ValueError(
+                "record: no Gramian was measured; use a probe that does, such as mtlfunc.jacobian"
+            )
+        names = names or list(map(str, record.tasks)) or None
+        grouped = record.gramian.ndim - record.losses.ndim == 2
+        record = record.gramian.sum(-3) if grouped else record.gramian
+    gramians = array_of(record, "record", ("*", None, None, None))
+    count, tasks = gramians.shape[-3:-1]
+    if tasks != gramians.shape[-1] or tasks < 2 or cells < 1 or not 0 < band <= 1:
+        raise ValueError(
+            "record: expected Gramians [step, task, task] of at least two tasks, cells >= 1 and "
+            f"a band in (0, 1], got shape {list(gramians.shape)}, {cells} and {band}"
+        )
+    names = names_of(names, tasks)
+    x = np.arange(count) if steps is None else array_of(steps, "steps", (count,))
+    if (np.diff(x) <= 0).any():
+        raise ValueError(f"steps: expected increasing numbers, got {x.tolist()}")
+    one, other = np.triu_indices(tasks, 1)
+    flat = torch.from_numpy(gramians.reshape(-1, tasks, tasks))
+    pairs = vmap(cosines)(flat).numpy()[:, one, other].reshape(-1, count, len(one))
+    titles = [f"{names[s]} – {names[t]}" for s, t in zip(one, other, strict=True)]
+    for i in range(len(titles)):
+        known = pairs[..., i][~np.isnan(pairs[..., i])]
+        titles[i] += f"  {100 * np.mean(known < 0):.0f} %" if known.size else "  –"
+    starts = np.unique(np.arange(min(cells, count)) * count // min(cells, count))
+    drawn = [pairs[:, at].reshape(-1, len(one)) for at in np.split(np.arange(count), starts[1:])]
+    panel = axes_of(ax)
+    (_cosine_lines if tasks <= 3 else _strips)(panel, x, starts, drawn, titles, band, kwargs)
+    panel.xaxis.get_major_locator().set_params(integer=steps is None)
+    panel.set(xlabel="step")
+    return panel
+
+
+def _cosine_lines(
+    panel: Any,
+    x: np.ndarray,
+    starts: np.ndarray,
+    drawn: list[np.ndarray],
+    titles: list[str],
+    band: float,
+    kwargs: dict[str, Any],
+) -> None:
+    """Of every pair the mean of each cell `[n, pair]` at its middle, and a band."""
+    middles = np.array([at.mean() for at in np.split(x, starts[1:])])
+    panel.axhline(0, color="black", linewidth=0.8)
+    for i, title in enumerate(titles):
+        known = [cell[~np.isnan(cell[:, i]), i] for cell in drawn]
+        mean = [cell.mean() if cell.size else np.nan for cell in known]
+        look = {"color": cycle(i)["color"], "label": title}
+        look |= {"marker": cycle(i)["marker"]} if len(drawn) == 1 else {}
+        (line,) = panel.plot(middles, mean, **look | kwargs)
+        if max(map(len, known)) > 1:
+            ends = [(1 - band) / 2, (1 + band) / 2]
+            bands = [np.quantile(cell, ends) if cell.size else np.full(2, np.nan) for cell in known]
+            low, high = np.stack(bands, 1)
+            style = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
+            panel.fill_between(middles, low, high, **style)
+    panel.set(ylabel=r"$\cos\angle(g_i, g_j)$")
+    panel.legend(frameon=False, title="share in conflict", alignment="left")
+
+
+def _strips(
+    panel: Any,
+    x: np.ndarray,
+    starts: np.ndarray,
+    drawn: list[np.ndarray],
+    titles: list[str],
+    band: float,
+    kwargs: dict[str, Any],
+) -> None:
+    """Of every pair a row of cells, each with the mean of its cosines `[n, pair]` as colour."""
+    masked = [np.ma.masked_invalid(cell).mean(0) for cell in drawn]
+    mean, count = np.ma.stack(masked, 1), len(titles)
+    edges = np.append(x[starts], x[-1] + (x[-1] - x[-2] if len(x) > 1 else 1))
+    limit = kwargs.get("vmax") or np.ceil(10 * np.abs(mean).max()) / 10 or 1.0
+    look: dict[str, Any] = {"cmap": "RdBu", "rasterized": True}
+    look |= {} if "norm" in kwargs else {"vmin": -limit, "vmax": limit}
+    image = panel.pcolormesh(edges, np.arange(count + 1), mean, **look | kwargs)
+    panel.set_facecolor("0.75")
+    panel.hlines(np.arange(1, count), *edges[[0, -1]], color="white", linewidth=0.8)
+    size = {"fontsize": "xx-small" if count > 21 else "small" if count > 10 else "medium"}
+    panel.set_yticks(np.arange(count) + 0.5, titles, **size)
+    panel.tick_params(axis="y", length=0)
+    panel.set(ylim=(count, 0), ylabel="pair, share in conflict")
+    panel.figure.colorbar(image, ax=panel, label=r"$\cos\angle(g_i, g_j)$")
 
 
 # ---- fronts ------------------------------------------------------------------------------------

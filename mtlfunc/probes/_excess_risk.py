@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.distributed import Group
 from ..types import Probe, Rows, Select, State
 from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory, same_rows
@@ -19,6 +20,7 @@ def excess_risk(
     heads: Heads = "weighted",
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
+    group: Group = None,
 ) -> Probe:
     """`mtlfunc.jacobian`, and how far each task is from convergence, e_t = Σ_k J_tk²/√S_tk.
 
@@ -35,6 +37,8 @@ def excess_risk(
             the method weighs losses (with groups, `"plain"` or `"own"`).
         chunk_size: rows differentiated in one batched pass; None is all.
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
+        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
+            same memory.
 
     Returns:
         a probe with T rows of squares to remember; `geometry.extra["excess_risk"]` is e, `[task]`
@@ -79,6 +83,7 @@ def excess_risk(
         heads=heads,
         chunk_size=chunk_size,
         gramian_dtype=gramian_dtype,
+        group=group,
     )
     return row_probe(options)
 

@@ -11,11 +11,22 @@ import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_option, check_params
+from ..core.checks import can_look, check_option, check_params
+from ..core.distributed import Group, agree, check_group, sharded
 from ..core.expect import expect_function
 from ..core.tree import select
+from ..gradients.forward import split_output
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.linearize import Linear, check_chunk_size, linearize
+from ..gradients.hooked import linearize_hooked
+from ..gradients.layerwise import Hooks, Tapped, worth_watching
+from ..gradients.linearize import (
+    Keep,
+    Linear,
+    Watched,
+    check_chunk_size,
+    linearize,
+    linearize_losses,
+)
 from ..types import (
     Batch,
     Combine,
@@ -34,16 +45,21 @@ from .common import (
     check_leak,
     check_memory,
     check_present,
+    checked_first,
     first_losses,
     fixed,
     is_empty,
     labelled,
     labels,
+    leaves_of_each,
+    mask_of,
     same_rows,
+    weights_of,
     with_labels,
 )
 from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
 from .masks import Mask, graddrop
+from .together import Part, part_of, peers_here, scaled, shares, united
 
 Heads = Literal["plain", "own", "weighted"]
 
@@ -82,6 +98,7 @@ def jacobian(
     engine: Engine = "auto",
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
+    group: Group = None,
 ) -> Probe:
     """The geometry of the tasks' gradients in the shared parameters.
 
@@ -122,6 +139,15 @@ def jacobian(
             at a time), 1 a plain loop. What all passes bring back is kept until the end of the
             step.
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
+        group: the processes whose batches are one batch: a process group of torch.distributed or a
+            one-dimensional DeviceMesh; None is this process alone. Losses, Gramian, weights and
+            gradient are then those of the union, the weights bit by bit on every rank, and every
+            rank calls every step. Ranks count alike, or by `present`, which may then give numbers
+            of labels `[task]`: unequal batches, and ranks without labels of a task. Rows are made
+            whatever `engine` says; a rank keeps 1/R of their sum (`mask` needs all of it, for twice
+            the traffic). Parameters may be DTensors on this mesh, which `losses_fn` gathers by
+            `leaf.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial("avg")])`
+            (or `full_tensor` with these `grad_placements`). Aux stays each rank's own.
 
     Returns:
         a probe whose `combine(weights)` gives Σ w_r row_r on the shared leaves and the heads'
@@ -177,6 +203,7 @@ def jacobian(
             engine=engine,
             chunk_size=chunk_size,
             gramian_dtype=gramian_dtype,
+            group=group,
         )
     )
 
@@ -195,30 +222,53 @@ class RowOptions(NamedTuple):
     engine: Engine = "auto"
     chunk_size: int | None = None
     gramian_dtype: torch.dtype | None = None
+    group: Group = None
 
 
 def row_probe(options: RowOptions) -> Probe:
     """The probe of these options, which are checked here."""
+    options = checked_options(options)
+    return Probe(partial(_init, options), partial(_update, options), options.group)
+
+
+def checked_options(options: RowOptions) -> RowOptions:
+    """Options that serve every step, or an error that names the bad one."""
     check_engine(options.engine)
     check_chunk_size(options.chunk_size)
     check_heads(options.heads, options.groups)
     check_present(options.present)
     check_dtype(options.gramian_dtype)
-    options = options._replace(
+    check_group(options.group)
+    if options.group is not None and options.engine == "layerwise":
+        raise ValueError(
+            'engine="layerwise" makes no rows, and products of one process\'s gradients with '
+            'another\'s need them; with group= use engine="rows" or "auto"'
+        )
+    return options._replace(
         shared=fixed(options.shared),
         measure=None if options.measure is None else fixed(options.measure),
         groups=fixed_groups(options.groups),
     )
-    return Probe(partial(_init, options), partial(_update, options))
 
 
 def _init(
     options: RowOptions, losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
 ) -> tuple[Tensor, State]:
-    check_params(params)
+    peers = peers_here(options.group, params)
+
+    def alone() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
+        check_params(params, options.group)
+        names, measured, blocks = _layout(params, options)
+        counts = labels(options.present, batch, counts=options.group is not None)
+        here = mask_of(counts)
+        losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
+        facts = {"the number of tasks": len(losses), "shared": names, "measure": measured}
+        return (losses, counts), facts | {"groups": blocks, "heads": options.heads}
+
+    losses, counts = agree(peers, alone)
+    part = part_of(peers, counts)
+    losses = losses if part is None else part.total(losses)
     names, _, blocks = _layout(params, options)
-    here = labels(options.present, batch)
-    losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
     state = ()
     if options.edit is not None:
         state = options.edit.init(_zero_rows(params, names, len(losses)))
@@ -232,8 +282,8 @@ def _init(
 def _update(
     options: RowOptions, losses_fn: LossesFn, params: Params, batch: Batch, state: State
 ) -> tuple[TaskGradients, State]:
-    _, _, mix, mask, edit, groups, present, heads, engine, chunk_size, gramian_dtype = options
-    names, measured, blocks = _layout(params, options)
+    mix, mask, edit, groups = options.mix, options.mask, options.edit, options.groups
+    names, measured, _ = _layout(params, options)
     with_rows = mask is not None or edit is not None or groups is not None
     key = torch.zeros((), dtype=torch.int64)
     if mix is not None or mask is not None:
@@ -241,33 +291,121 @@ def _update(
         key, state = random.draw(state)
     elif edit is None:
         check_memory(is_empty(state))
-    here = labels(present, batch)
+    here = labels(options.present, batch, counts=options.group is not None)
+    part = part_of(peers_here(options.group, params), here)
     linear = linearize(
-        with_labels(losses_fn, here),
+        scaled(losses_fn, part, params) if part else with_labels(losses_fn, mask_of(here)),
         params,
         batch,
         shared=names,
         mix=None if mix is None else partial(_mixed, mix, key),
-        heads=share_of(heads),
-        measured=() if with_rows else measured,
-        keep="rows" if with_rows else "combination",
-        engine=engine,
-        chunk_size=chunk_size,
-        gramian_dtype=gramian_dtype,
+        heads=share_of(options.heads),
+        measured=() if with_rows or part else measured,
+        keep="rows" if with_rows or part else "combination",
+        engine=options.engine,
+        chunk_size=1 if any(map(sharded, params.values())) else options.chunk_size,
+        gramian_dtype=options.gramian_dtype,
     )
-    found, rows, extra = labelled(linear, here), linear.rows, {}
+    return _measured(options, linear, params, mask_of(here), key, state, part)
+
+
+def _measured(
+    options: RowOptions,
+    linear: Linear,
+    params: Params,
+    here: Tensor | None,
+    key: Tensor,
+    state: State,
+    part: Part | None = None,
+) -> tuple[TaskGradients, State]:
+    """What the rule sees of the rows, and the way back."""
+    mask, edit, heads, dtype = options.mask, options.edit, options.heads, options.gramian_dtype
+    _, measured, blocks = _layout(params, options)
+    whole = mask is not None or edit is not None
+    linear = united(linear, part, params, measured, blocks, whole=whole, dtype=dtype)
+    found = labelled(linear, here if part is None else part.present)
+    rows, extra = linear.rows, shares(part, linear.losses)
     if mask is not None:
         rows = _masked(mask, random.fold_in(key, 1), rows)
     if edit is not None:
-        rows, extra, state = edit.update(rows, found.present, blocks, state)
+        rows, added, state = edit.update(rows, found.present, blocks, state)
+        extra |= added
     gramian = linear.gramian
     if gramian is None:
-        gramian = gramians(rows, rows, measured, blocks, gramian_dtype)
-    check_leak(found, gramian, *linear.heads.values())
+        gramian = gramians(rows, rows, measured, blocks, dtype)
+    if here is not None or part is not None:
+        check_leak(found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if heads == "plain" else None
     combine = _combination(linear, rows, blocks, params, share)
     return TaskGradients(found.losses, geometry, combine, found.aux), state
+
+
+def first_of_losses(options: RowOptions, leaves: Params, out: Any, here: Tensor | None) -> Tensor:
+    """The rule's first losses, `[row]` or `[group, row]`, of losses that exist already."""
+    names, _, blocks = _layout(leaves, options)
+    losses, scalars, _ = split_output(out)
+    first = checked_first(
+        losses.detach(),
+        # the graph of a module under fully_shard ends in its gathered weights
+        None if any(map(sharded, leaves.values())) else leaves_of_each(losses, scalars, leaves),
+        names,
+        heads=weights_of(leaves, names),
+        present=here,
+        otherwise=list,  # a forward that cannot be run again
+        look=can_look(losses),
+    )
+    return torch.stack([first] * len(blocks)) if blocks else first
+
+
+def measured_losses(
+    options: RowOptions,
+    leaves: Params,
+    out: Any,
+    watched: Watched,
+    here: Tensor | None,
+    keep: Keep,
+    part: Part | None = None,
+) -> TaskGradients:
+    """What the probe of these options measures, on losses that exist already.
+
+    Args:
+        options: without mix, mask, edit and present.
+        leaves: the parameters.
+        out: losses in any form, with their graph.
+        watched: what was seen of the forward.
+        here: the tasks that have labels; None is all.
+        keep: "combination", or "nothing" where the answer's `combine` is not called.
+        part: of this process in a group, with its own labels.
+    """
+    names, measured, blocks = _layout(leaves, options)
+    heads = None if keep == "nothing" else share_of(options.heads)
+    local = scaled(lambda *_: out, part, leaves) if part else with_labels(lambda *_: out, here)
+    if any(map(sharded, leaves.values())):
+        linear = linearize_hooked(local(leaves, ()), leaves, shared=names, heads=heads)
+        return _measured(options, linear, leaves, here, linear.losses, (), part)[0]
+    linear = linearize_losses(
+        local(leaves, ()),
+        leaves,
+        watched,
+        shared=names,
+        heads=heads,
+        measured=() if blocks or part else measured,
+        keep="rows" if blocks or part else keep,
+        engine=options.engine,
+        chunk_size=options.chunk_size,
+        gramian_dtype=options.gramian_dtype,
+    )
+    return _measured(options, linear, leaves, here, linear.losses, (), part)[0]
+
+
+def watching(options: RowOptions, leaves: Params) -> Hooks:
+    """A mode that sees as much of a forward as a probe of these options makes use of."""
+    _, measured, blocks = _layout(leaves, options)
+    small = options.engine == "auto" and not worth_watching(leaves, measured)
+    if blocks or options.engine == "rows" or options.group is not None or small:
+        return Hooks()
+    return Tapped(leaves, local=False, live=True)  # a bias' rows cost no more than its deltas
 
 
 def check_heads(heads: Heads, groups: Groups | None) -> None:
@@ -333,9 +471,9 @@ def _combination(
 
     def combine(weights: Tensor) -> Params:
         heads = linear.heads
-        if share is not None:
+        if isinstance(share, Tensor) or share not in (None, 1.0):
             heads = {name: grad * share for name, grad in heads.items()}
-        grads = combine_groups(weights, rows, blocks) | heads
+        grads = linear.restore(combine_groups(weights, rows, blocks)) | heads
         # no row of theirs was kept, or they are heads of the weighted loss
         left = tuple(name for name in params if name not in grads)
         grads |= linear.pullback(weights, left) if left else {}

@@ -31,6 +31,7 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
 
     Raises:
         TypeError: for `probe` that is none.
+        NotImplementedError: for a probe with `group=`.
         ValueError: for eps < 0.
 
     Source:
@@ -45,6 +46,11 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         [[0.25, 0.25], [0.25, 0.25]]
     """
     expect_probe(probe)
+    if probe.group is not None:
+        raise NotImplementedError(
+            "probe: the logarithm of a group's loss is not the mean of its processes' logarithms; "
+            "log_losses takes probes without group="
+        )
     check_scalar(eps, "eps")
 
     def logarithm(x: Tensor) -> Tensor:

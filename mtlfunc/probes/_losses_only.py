@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..core.checks import check_params
-from ..gradients.linearize import linearize
+from ..core.distributed import Group, agree, check_group
+from ..gradients.linearize import Linear, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, State, TaskGradients
 from .common import (
     Present,
@@ -16,16 +19,20 @@ from .common import (
     is_empty,
     labelled,
     labels,
+    mask_of,
     with_labels,
 )
+from .together import Part, part_of, peers_here, scaled, shares, summed, totals
 
 
-def losses_only(*, present: Present | None = None) -> Probe:
+def losses_only(*, present: Present | None = None, group: Group = None) -> Probe:
     """No gradient is measured: for rules that read losses alone, at the price of one backward pass.
 
     Args:
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, as in
             `mtlfunc.jacobian`; None is all.
+        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; the step's
+            gradient is all-reduced.
 
     Returns:
         a probe whose Gramian is `[0, 0]`, so that a rule that needs one raises; every parameter
@@ -43,30 +50,52 @@ def losses_only(*, present: Present | None = None) -> Probe:
         2.0
     """
     check_present(present)
+    check_group(group)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, State]:
-        check_params(params)
-        here = labels(present, batch)
-        return first_losses(losses_fn, params, batch, tuple(params), present=here), ()
+        peers = peers_here(group, params)
+
+        def alone() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
+            check_params(params, group)
+            counts = labels(present, batch, counts=group is not None)
+            here = mask_of(counts)
+            losses = first_losses(losses_fn, params, batch, tuple(params), present=here)
+            return (losses, counts), {"the number of tasks": len(losses)}
+
+        losses, counts = agree(peers, alone)
+        part = part_of(peers, counts)
+        return losses if part is None else part.total(losses), ()
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
     ) -> tuple[TaskGradients, State]:
         check_memory(is_empty(state))
-        here = labels(present, batch)
-        linear = linearize(with_labels(losses_fn, here), params, batch, shared=())
-        found = labelled(linear, here)
-        geometry = Geometry(
-            linear.losses, linear.losses.new_zeros(0, 0), found.preference, found.present, {}
-        )
+        counts = labels(present, batch, counts=group is not None)
+        part, here = part_of(peers_here(group, params), counts), mask_of(counts)
+        local = scaled(losses_fn, part, params) if part else with_labels(losses_fn, here)
+        return weighted_losses(linearize(local, params, batch, shared=()), here, part), state
 
-        def combined(weights: Tensor) -> Params:
-            grads = linear.pullback(weights)
-            check_leak(found, *grads.values())
-            return grads
+    return Probe(init, update, group)
 
-        return TaskGradients(found.losses, geometry, combined, found.aux), state
 
-    return Probe(init, update)
+def weighted_losses(linear: Linear, here: Tensor | None, part: Part | None = None) -> TaskGradients:
+    """The losses alone, and the gradient of their weighted sum."""
+    if part is not None:
+        linear, here = totals(linear, part)[0], part.present
+    found = labelled(linear, here)
+    geometry = Geometry(
+        linear.losses,
+        linear.losses.new_zeros(0, 0),
+        found.preference,
+        found.present,
+        shares(part, linear.losses),
+    )
+
+    def combined(weights: Tensor) -> Params:
+        grads = summed(linear.pullback(weights), part.peers if part else None)
+        check_leak(found, *grads.values())
+        return grads
+
+    return TaskGradients(found.losses, geometry, combined, found.aux)

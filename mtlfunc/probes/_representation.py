@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from ..core.checks import can_look, check_params, recording
+from ..core.distributed import Group, agree, check_group, sharded
 from ..core.expect import expect_function
 from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import combine, dot, select
-from ..gradients.forward import explained_vjp, split_output
-from ..gradients.linearize import linearize
-from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
+from ..gradients.forward import forward_pass, split_output
+from ..gradients.leaves import explained_vjp, without_trace
+from ..gradients.linearize import Linear, Watched, linearize, linearize_losses
+from ..types import Batch, Geometry, LossesFn, Params, Probe, Rows, Select, State, TaskGradients
 from .common import (
     Present,
     check_leak,
@@ -25,8 +27,10 @@ from .common import (
     labelled,
     labels,
     leaves_of_each,
+    mask_of,
     with_labels,
 )
+from .together import Part, part_of, peers_here, scaled, shares, summed, totals
 
 
 @runtime_checkable
@@ -44,7 +48,12 @@ class Decode(Protocol):
 
 
 def representation(
-    encode: Encode, decode: Decode, *, shared: Select = "*", present: Present | None = None
+    encode: Encode,
+    decode: Decode,
+    *,
+    shared: Select = "*",
+    present: Present | None = None,
+    group: Group = None,
 ) -> Probe:
     """The geometry at z = encode(params, batch): T passes through the heads, one through the trunk.
 
@@ -63,6 +72,8 @@ def representation(
             modules or parameters; `init` raises if encode uses another one.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, as in
             `mtlfunc.jacobian`; None is all.
+        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`. z of the union
+            is the concatenation, so that the Gramian is a sum and one gradient is all-reduced.
 
     Returns:
         a probe whose `combine(weights)` is the gradient of Σ w_t L_t through z, plus that of the
@@ -91,26 +102,43 @@ def representation(
     expect_function(encode, "encode", "params, batch")
     expect_function(decode, "decode", "params, z, batch")
     check_present(present)
+    check_group(group)
     shared = fixed(shared)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, State]:
-        check_params(params)
-        names = select(params, shared)
-        here = labels(present, batch)
-        losses, tasks = _first(losses_fn, params, batch)
-        losses = losses if here is None else losses.where(here, 0.0)
-        if can_look(batch, params):
-            _check_encode(encode, params, batch, names, shared)
-            _check_decode(encode, decode, params, batch, here, tasks, losses)
-        return losses, tasks
+        peers = peers_here(group, params)
+
+        def alone() -> tuple[tuple[Tensor, Tensor | None, Tasks], dict[str, Any]]:
+            check_params(params, group)
+            names = select(params, shared)
+            counts = labels(present, batch, counts=group is not None)
+            here = mask_of(counts)
+            losses, tasks = _first(losses_fn, params, batch)
+            losses = losses if here is None else losses.where(here, 0.0)
+            if can_look(batch, params):
+                _check_encode(encode, params, batch, names, shared)
+                _check_decode(encode, decode, params, batch, here, tasks, losses)
+            facts = {"the number of tasks": len(losses), "shared": names}
+            return (losses, counts, tasks), facts
+
+        losses, counts, tasks = agree(peers, alone)
+        part = part_of(peers, counts)
+        return losses if part is None else part.total(losses), tasks
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
     ) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, dict | tuple) and not hasattr(state, "_fields"))
-        z, pull, _ = explained_vjp(lambda p: (_named(encode(p, batch)), ()), params)
+        outside = torch.is_grad_enabled()
+
+        def encoded(params: Params) -> tuple[Params, Params]:
+            ran = forward_pass(lambda: encode(params, batch), params, outside=outside)
+            z = _named(ran.out)
+            return z, ran.released(z)
+
+        _, pull, z = explained_vjp(encoded, params)
         leaves = {f"decode {name}": leaf for name, leaf in params.items()}
 
         def decoded(both: Params, batch: Batch) -> Any:
@@ -118,39 +146,138 @@ def representation(
             out = decode(own, _unnamed({name: both[name] for name in z}), batch)
             return _in_order(out, state)
 
-        here = labels(present, batch)
+        counts = labels(present, batch, counts=group is not None)
+        part, here = part_of(peers_here(group, params), counts), mask_of(counts)
         linear = linearize(
-            with_labels(decoded, here),
+            scaled(decoded, part, params) if part else with_labels(decoded, here),
             leaves | z,
             batch,
             shared=tuple(z),
             heads=lambda count: 1 / count,
+            chunk_size=1 if any(map(sharded, params.values())) else None,
         )
-        found = labelled(linear, here)
-        gramian = dot(linear.rows, linear.rows, tuple(z))
-        geometry = Geometry(linear.losses, gramian, found.preference, found.present, {})
-        check_leak(found, gramian, *linear.heads.values())
 
-        def combined(weights: Tensor) -> Params:
-            with recording((z, linear.rows, weights)):
-                through = pull(combine(weights, linear.rows))[0]
-            heads = {name: linear.heads[f"decode {name}"] * found.share for name in params}
-            return {name: through[name] + heads[name] for name in params}
+        def through(gradient: Params) -> Params:
+            with recording((z, linear.rows, gradient)):
+                return pull(gradient)[0]
 
-        return TaskGradients(found.losses, geometry, combined, found.aux), state
+        heads = {name: linear.heads[f"decode {name}"] for name in params}
+        return _measured(linear, here, through, heads, part), state
 
-    return Probe(init, update)
+    return Probe(init, update, group)
+
+
+def _measured(
+    linear: Linear,
+    here: Tensor | None,
+    through: Callable[[Params], Params],
+    heads: Params,
+    part: Part | None = None,
+) -> TaskGradients:
+    """The geometry of rows at z; `through` pulls a gradient at z back through the trunk."""
+    gramian = dot(linear.rows, linear.rows, tuple(linear.rows))
+    if part is not None:
+        linear, (gramian,) = totals(linear, part, gramian)
+        here = part.present
+    found = labelled(linear, here)
+    extra = shares(part, linear.losses)
+    geometry = Geometry(linear.losses, gramian, found.preference, found.present, extra)
+    check_leak(found, gramian, *heads.values())
+
+    def combined(weights: Tensor) -> Params:
+        trunk = through(combine(weights, linear.rows))
+        grads = {name: trunk[name] + heads[name] * found.share for name in trunk}
+        return summed(grads, part.peers if part else None)
+
+    return TaskGradients(found.losses, geometry, combined, found.aux)
+
+
+def measured_features(
+    out: Any,
+    features: Any,
+    leaves: Params,
+    names: tuple[str, ...],
+    here: Tensor | None,
+    part: Part | None = None,
+) -> TaskGradients:
+    """What `representation` measures, of losses and features that exist already.
+
+    Args:
+        out: losses in any form, with their graph.
+        features: z, a tensor or a dict of tensors in that graph.
+        leaves: the parameters.
+        names: those that may act through z.
+        here: the tasks that have labels; None is all.
+        part: of this process in a group, with its own labels.
+
+    Raises:
+        ValueError: where z has no graph, a loss does not depend on it, or another parameter acts
+            through it.
+    """
+    z = _named(features, "features")
+    if not all(leaf.requires_grad for leaf in z.values()):
+        raise ValueError(
+            "features: expected what the trunk computed in this forward, with its graph; neither "
+            "detach it nor work under torch.no_grad"
+        )
+    behind = set().union(
+        *((leaves_of_each(x[None], (x,), leaves) or [set()])[0] for x in z.values())
+    )
+    wrong = [name for name in leaves if name in behind and name not in names]
+    if wrong:
+        raise ValueError(
+            f"shared: the features depend on {', '.join(wrong)}, which it does not match; widen it"
+        )
+    local = scaled(lambda *_: out, part, leaves) if part else with_labels(lambda *_: out, here)
+    linear = linearize_losses(
+        local(leaves, ()),
+        leaves | z,
+        Watched(None, True),
+        shared=tuple(z),
+        heads=lambda count: 1 / count,
+    )
+    silent = [t for t in range(len(linear.losses)) if not _any(linear.rows, t, here)]
+    if silent and can_look(linear.losses):
+        raise ValueError(f"features: the losses of tasks {silent} do not depend on them")
+
+    def through(gradient: Params) -> Params:
+        grads = torch.autograd.grad(
+            list(z.values()),
+            list(leaves.values()),
+            list(gradient.values()),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        }
+
+    # the mean loss' whole gradient, less what of it goes through z
+    heads = {name: linear.heads[name] for name in leaves}
+    if any(bool(heads[name].any()) for name in behind):
+        count = len(linear.losses)
+        inside = through({name: rows.sum(0) / count for name, rows in linear.rows.items()})
+        heads = {n: x - inside[n] if n in behind else x for n, x in heads.items()}
+    return _measured(linear, here, through, heads, part)
+
+
+def _any(rows: Rows, task: int, here: Tensor | None) -> bool:
+    absent = here is not None and not bool(here[task])
+    return absent or any(bool(leaf[task].any()) for leaf in rows.values())
 
 
 def _first(losses_fn: LossesFn, params: Params, batch: Batch) -> tuple[Tensor, Tasks]:
     """The losses of one forward pass, and which tasks they are."""
     tasks: Tasks = ()
+    outside = torch.is_grad_enabled()
 
     def forward(params: Params) -> tuple[Tensor, Any]:
         nonlocal tasks
-        out = losses_fn(params, batch)
-        tasks = tasks_of(out)
-        return split_output(out)[0], ()
+        with without_trace(params):
+            ran = forward_pass(lambda: losses_fn(params, batch), params, outside=outside)
+        tasks = tasks_of(ran.out)
+        return ran.released(split_output(ran.out)[0]), ()
 
     return explained_vjp(forward, params)[0], tasks
 
@@ -174,11 +301,13 @@ def _check_encode(
 
     def used(params: Params) -> tuple[Tensor, Any]:
         nonlocal reached
-        total = torch.stack([leaf.sum() for leaf in _named(encode(params, batch)).values()]).sum()
+        with without_trace(params):
+            z = encode(params, batch)
+        total = torch.stack([leaf.sum() for leaf in _named(z).values()]).sum()
         reached = leaves_of_each(total[None], (total,), params)
         return total, ()
 
-    vjp(used, params, has_aux=True)
+    explained_vjp(used, params)
     found = reached[0] if reached else set()
     if not found:
         raise ValueError(
@@ -201,7 +330,8 @@ def _check_decode(
     losses: Tensor,
 ) -> None:
     """Raise where a task does not use z, or decode∘encode is not `losses_fn`."""
-    z = {name: leaf.detach() for name, leaf in _named(encode(params, batch)).items()}
+    with without_trace(params):
+        z = {name: leaf.detach() for name, leaf in _named(encode(params, batch)).items()}
 
     def decoded(leaves: Params, batch: Batch) -> Any:
         return _in_order(decode(params, _unnamed(leaves), batch), tasks)
@@ -214,13 +344,13 @@ def _check_decode(
         )
 
 
-def _named(z: Any) -> dict[str, Tensor]:
+def _named(z: Any, what: str = "encode") -> dict[str, Tensor]:
     named = z if isinstance(z, dict) else {"": z}
     if not named or not all(
         isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in named.values()
     ):
         raise TypeError(
-            f"encode: expected a floating tensor or a dict of them, got {type(z).__name__}"
+            f"{what}: expected a floating tensor or a dict of them, got {type(z).__name__}"
         )
     return {f"z {name}".strip(): leaf for name, leaf in named.items()}
 

@@ -13,6 +13,7 @@ from ..core.expect import expect_probe
 from ..gradients.forward import split_output
 from ..types import Batch, LossesFn, Params, Probe, State, TaskGradients
 from .common import check_memory
+from .together import of_union, peers_here
 
 
 class SecondEvaluationState(NamedTuple):
@@ -22,6 +23,7 @@ class SecondEvaluationState(NamedTuple):
     batch: Batch  # of the last step, copied
     losses: Float[Tensor, " task"]  # before the last step
     present: Bool[Tensor, " task"]  # in the last batch; nobody before the first step
+    share: Float[Tensor, " task"]  # of this process in the losses of a group; else 1
 
 
 def second_evaluation(probe: Probe) -> Probe:
@@ -67,7 +69,8 @@ def second_evaluation(probe: Probe) -> Probe:
         losses, inner = probe.init(losses_fn, params, batch, key)
         rows = losses.shape[-1:]
         nobody = losses.new_zeros(rows, dtype=torch.bool)
-        return losses, SecondEvaluationState(inner, _copied(batch), losses.new_zeros(rows), nobody)
+        zeros, ones = losses.new_zeros(rows), losses.new_ones(rows)
+        return losses, SecondEvaluationState(inner, _copied(batch), zeros, nobody, ones)
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
@@ -75,7 +78,9 @@ def second_evaluation(probe: Probe) -> Probe:
         check_memory(isinstance(state, SecondEvaluationState))
         measured, inner = probe.update(losses_fn, params, batch, state.probe)
         geometry = measured.geometry
+        peers = peers_here(probe.group, params)
         now = split_output(losses_fn(params, state.batch))[0]
+        now = of_union(now, state.share, peers)
         if geometry.losses.shape != now.shape:
             raise ValueError(
                 f"second_evaluation: the probe mixes {len(now)} tasks into "
@@ -93,11 +98,12 @@ def second_evaluation(probe: Probe) -> Probe:
         kept = (
             torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
             torch.zeros_like(state.present) | geometry.present,
+            torch.zeros_like(state.share) + geometry.extra.get("share", 1.0),
         )
         following = SecondEvaluationState(inner, _copied(batch), *kept)
         return measured._replace(geometry=geometry), following
 
-    return Probe(init, update)
+    return Probe(init, update, probe.group)
 
 
 def _copied(batch: Batch) -> Batch:

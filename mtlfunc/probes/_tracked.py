@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, check_scalar
+from ..core.distributed import Group
 from ..core.expect import expect_function
 from ..types import Probe, Rows, Scalar, Select, State
 from ._jacobian import Edit, Heads, RowOptions, row_probe
@@ -39,6 +40,7 @@ def tracked(
     heads: Heads = "plain",
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
+    group: Group = None,
 ) -> Probe:
     """`mtlfunc.jacobian` on rows averaged over the steps: Y ← Y - β(Y - J), from Y = 0.
 
@@ -57,6 +59,8 @@ def tracked(
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
         chunk_size: rows differentiated in one batched pass; None is all.
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
+        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
+            same memory.
 
     Returns:
         a probe that remembers T rows over the shared parameters; the Gramian is YYᵀ, and the
@@ -122,6 +126,7 @@ def tracked(
         heads=heads,
         chunk_size=chunk_size,
         gramian_dtype=gramian_dtype,
+        group=group,
     )
     return row_probe(options)
 

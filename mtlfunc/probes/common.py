@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ..core.checks import all_present, can_look, check_finite, everyone, visible
+from ..core.distributed import check_gathers
 from ..core.expect import expect_function
-from ..gradients.forward import check_connected, explained_vjp, split_output
+from ..gradients.forward import check_connected, forward_pass, split_output
+from ..gradients.leaves import explained_vjp, without_trace
 from ..gradients.linearize import Linear, linearize
 from ..types import Batch, LossesFn, Params, Rows, Select, State
 
 
 @runtime_checkable
 class Present(Protocol):
-    """From a batch to Bool[task]: which tasks have labels in it."""
+    """From a batch to Bool[task], which tasks have labels in it; with `group=` how many, too."""
 
     def __call__(self, batch: Batch, /) -> Tensor: ...
 
@@ -54,12 +56,15 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
-def labels(present: Present | None, batch: Batch) -> Tensor | None:
-    """Which tasks have labels in this batch; None where all have them by construction."""
+def labels(present: Present | None, batch: Batch, *, counts: bool = False) -> Tensor | None:
+    """Which tasks have labels in this batch, or `counts` of them; None where all have them by
+    construction.
+    """
     if present is None:
         return None
     mask = present(batch)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
+    numbers = isinstance(mask, Tensor) and (mask.dtype == torch.bool or counts)
+    if not isinstance(mask, Tensor) or not numbers or mask.ndim != 1:
         found = (
             f"{mask.dtype} of shape {list(mask.shape)}"
             if isinstance(mask, Tensor)
@@ -67,8 +72,14 @@ def labels(present: Present | None, batch: Batch) -> Tensor | None:
         )
         raise TypeError(
             f"present: expected a function from the batch to a boolean tensor [task], got {found}"
+            + ("" if counts else "; numbers of labels are for group=")
         )
     return mask
+
+
+def mask_of(counts: Tensor | None) -> Tensor | None:
+    """Bool[task] from labels, or from numbers of them."""
+    return counts if counts is None or counts.dtype == torch.bool else counts > 0
 
 
 def with_labels(losses_fn: LossesFn, mask: Tensor | None) -> LossesFn:
@@ -135,6 +146,8 @@ def check_leak(found: Labelled, *gradients: Tensor) -> None:
     """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
     if not (visible(found.present) and can_look(found.losses, gradients)):
         return
+    if all_present(found.present):
+        return
     if found.present.shape != found.losses.shape:
         return
     absent = (~found.present & ~found.losses.isfinite()).nonzero().flatten().tolist()
@@ -156,7 +169,7 @@ def first_losses(
     hint: bool = False,
     present: Tensor | None = None,
 ) -> Tensor:
-    """Losses `[task]` of one forward pass, 0 for absent tasks.
+    """Losses `[task]` of one forward pass that leaves no trace, 0 for absent tasks.
 
     Where values can be read, also an error about a task that does not depend on `shared`, and
     (`hint`) a warning about a leaf there that one task alone depends on.
@@ -165,14 +178,49 @@ def first_losses(
 
     def forward(params: Params) -> tuple[Tensor, Any]:
         nonlocal reached
-        losses, scalars, aux = split_output(losses_fn(params, batch))
-        check_connected(losses)
+        with without_trace(params):
+            ran = forward_pass(lambda: losses_fn(params, batch), params, outside=outside)
+        losses, scalars, aux = split_output(ran.out)
+        check_connected(losses, params)
+        check_gathers(losses, params)
         if can_look_inside:
             reached = leaves_of_each(losses, scalars, params)
-        return losses, aux
+        return ran.released((losses, aux))
 
-    can_look_inside = can_look(batch, params)
+    can_look_inside, outside = can_look(batch, params), torch.is_grad_enabled()
     losses, _, _ = explained_vjp(forward, params)
+    return checked_first(
+        losses,
+        reached,
+        shared,
+        heads=weights_of(params, shared) if hint else (),
+        present=present,
+        otherwise=lambda: _independent(losses_fn, params, batch, shared),
+        look=can_look_inside,
+    )
+
+
+def checked_first(
+    losses: Tensor,
+    reached: list[set[str]] | None,
+    shared: tuple[str, ...],
+    *,
+    heads: tuple[str, ...],
+    present: Tensor | None,
+    otherwise: Callable[[], list[int]],
+    look: bool,
+) -> Tensor:
+    """The first losses `[task]`, 0 for absent tasks, after the checks that `first_losses` promises.
+
+    Args:
+        losses: of one forward pass.
+        reached: the leaves behind each; None where the graph does not tell.
+        shared: names of the shared leaves.
+        heads: the names that call for a warning where one task alone depends on them.
+        present: as in `first_losses`.
+        otherwise: finds the tasks without shared leaves where the graph does not tell.
+        look: whether values can be read.
+    """
     if present is not None:
         if present.shape != losses.shape:
             raise ValueError(
@@ -180,10 +228,10 @@ def first_losses(
             )
         losses = losses.where(present, 0.0)
     check_finite(losses, "losses")
-    if not can_look_inside:
+    if not look:
         return losses
     if reached is None:
-        alone = _independent(losses_fn, params, batch, shared)
+        alone = otherwise()
     else:
         alone = [task for task, names in enumerate(reached) if not names & set(shared)]
     if present is not None:
@@ -194,16 +242,23 @@ def first_losses(
             f"parameters {', '.join(shared)}; leave these tasks out, or widen the glob to the "
             "parameters that they use"
         )
-    if hint and reached is not None and len(reached) > 1:
+    if heads and reached is not None and len(reached) > 1:
         private = [name for name in shared if sum(name in names for names in reached) == 1]
-        if private:
+        if not set(private).isdisjoint(heads):
             warnings.warn(
                 f"shared: only one task depends on {', '.join(private)}, which then counts in that "
                 "task's gradient length alone; if these are heads, pass a glob for the trunk, such "
                 "as shared='trunk.*'",
-                stacklevel=4,
+                stacklevel=5,
             )
     return losses
+
+
+def weights_of(params: Params, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that may be a head's: a bias alone is not, as the last of a network in a loss of its
+    derivatives.
+    """
+    return tuple(name for name in names if params[name].ndim > 1)
 
 
 def leaves_of_each(
@@ -245,12 +300,13 @@ def _independent(
         for name, leaf in params.items()
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_trace(broken):
             losses = split_output(losses_fn(broken, batch))[0]
     except Exception:  # a model may refuse NaN: then there is nothing to be learnt this way
         return []
     suspects = losses.isfinite().nonzero().flatten().tolist()
     if not suspects:
         return []
-    rows = linearize(losses_fn, params, batch, shared=shared).rows
+    with without_trace(params):
+        rows = linearize(losses_fn, params, batch, shared=shared).rows
     return [task for task in suspects if not any(bool(leaf[task].any()) for leaf in rows.values())]

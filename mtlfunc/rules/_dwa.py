@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, normalized_preference, poison
+from ..core.checks import (
+    all_present,
+    can_look,
+    check_scalar,
+    kept,
+    normalized_preference,
+    poison,
+)
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of
 from .losswise import softmax
@@ -72,7 +79,8 @@ def dwa(
 
     def update(geometry: Geometry, state: DWAState) -> tuple[Tensor, State]:
         losses, present = geometry.losses, geometry.present
-        if can_look(losses, present) and bool((present & (losses < 0)).any()):
+        whole, readable = all_present(present), can_look(losses, present)
+        if readable and any(x < 0 for x in (losses if whole else losses[present]).tolist()):
             raise ValueError(
                 "losses: dwa takes ratios of epoch means, which need losses >= 0, got "
                 f"{losses.tolist()}; shift them by a lower bound"
@@ -82,26 +90,27 @@ def dwa(
             losses,
             state.rate,
         )
-        total = state.total + losses.where(losses >= 0, float("nan")).where(present, 0.0)
+        if not readable:  # what can be read was checked above
+            losses = losses.where(losses >= 0, float("nan"))
+        total = state.total + (losses if whole else losses.where(present, 0.0))
         seen, steps = state.seen + present, state.steps + 1
-        over = steps == epoch
+        ended = can_look(steps)
+        if ended and int(steps) != epoch:
+            return weights, DWAState(state.rate, state.mean, total, seen, steps)
         mean = total / seen.clamp_min(1)
-        counts = over & (seen > 0)
+        over, known = steps == epoch, state.mean != 0
+        counts = seen > 0 if ended else over & (seen > 0)
         solved = counts & (mean == 0)
-        if can_look(solved) and bool(solved.any()):
+        if can_look(solved) and True in solved.tolist():
             raise ValueError(
                 "losses: dwa divides by the means of epochs, and those of tasks "
                 f"{solved.nonzero().flatten().tolist()} are 0; leave these out"
             )
-        mean = mean.where(~solved, float("nan"))
-        rate = mean / state.mean.where(state.mean != 0, 1.0)
-        following = DWAState(
-            rate.where(counts & (state.mean != 0), state.rate),
-            mean.where(counts, state.mean),
-            total.where(~over, 0.0),
-            seen.where(~over, 0),
-            steps.where(~over, 0),
-        )
-        return weights, following
+        mean = kept(mean, ~solved, float("nan"))
+        rate = kept(mean / kept(state.mean, known, 1.0), counts & known, state.rate)
+        mean = kept(mean, counts, state.mean)
+        begun = total, seen, steps
+        begun = (torch.zeros_like(x) if ended else x.where(~over, 0) for x in begun)
+        return weights, DWAState(rate, mean, *begun)
 
     return Rule(init, update)

@@ -84,9 +84,12 @@ def epo(
         share = torch.where((r * losses).sum() > 0, r * losses / or_one((r * losses).sum()), even)
         log = torch.where(share > 0, share / or_one(even), torch.finfo(r.dtype).tiny).log()
         mu = (share * log).sum()
-        anchor = r * (log - mu)
+        # what rounding leaves of equal r_t L_t points nowhere
+        excess = torch.where((log - mu).abs() > 8 * len(r) * torch.finfo(r.dtype).eps, log - mu, 0)
+        anchor = r * excess
         rates = c @ anchor  # how fast each loss falls along Jᵀa
-        balance, falls, worst = mu > tolerance, rates > 0, share >= share.amax()
+        balance = (mu > tolerance) & (excess != 0).any()
+        falls, worst = rates > 0, share >= share.amax()
 
         bound = torch.where(balance & falls.any(), torch.where(worst, 0.0, rates), 0.0)
         free = (balance & falls.any() & falls & ~worst) | ~present

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, poison
+from ..core.checks import all_present, check_scalar, kept, poison
 from ..types import Geometry, Rule, Scalar, State
 
 
@@ -49,14 +50,18 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
                 "excess_mtl needs every task's excess risk; use mtlfunc.excess_risk(...) as probe"
             )
         risk, present = geometry.extra["excess_risk"].to(state.first), geometry.present
-        first = state.first.where(state.first > 0, risk)
-        moved = state.logits + lr * (risk / first.where(first > 0, 1.0))
+        first = kept(state.first, state.first > 0, risk)
+        moved = state.logits + lr * (risk / kept(first, first > 0, 1.0))
+        if all_present(present):  # the logits of all tasks have the total that they began with
+            shares = poison(torch.log_softmax(moved, 0), risk)
+            return shares.exp(), ExcessMTLState(shares + math.log(len(shares)), first)
+
+        def total(x: Tensor) -> Tensor:
+            return x.where(present, -torch.inf).where(present.any(), 0.0).logsumexp(0)
+
         # The present tasks share what they had together; of an absent one nothing moves.
-        before, after = (
-            x.where(present, -torch.inf).where(present.any(), 0.0).logsumexp(0)
-            for x in (state.logits, moved)
-        )
-        logits = poison(moved - after + before, risk).where(present, state.logits)
+        before = total(state.logits)
+        logits = poison(moved - total(moved) + before, risk).where(present, state.logits)
         weights = (logits - before).exp().where(present, 0.0)
         return weights, ExcessMTLState(logits, first.where(present, state.first))
 

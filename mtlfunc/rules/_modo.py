@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, poison
-from ..solvers.simplex import project
+from ..core.checks import all_present, check_scalar, poison
+from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State
 from .common import demand, gramian_of, total_present
 
@@ -69,15 +69,19 @@ def descended(
 
     In the state absent tasks keep their weights and the others share the rest.
     """
+    share, total = shared_among_present(weights, present)
+    start = share.to(gramian)
+    point = start - lr * (gramian @ start + rho * start)
+    moved = poison(project_present(point, present), gramian, weights).to(weights.dtype)
+    return moved, moved if all_present(present) else (total * moved).where(present, weights)
+
+
+def shared_among_present(weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights [task] of the present tasks, scaled to sum 1, and what they had together."""
     total = total_present(weights, present, 1.0)
+    if all_present(present):
+        return weights, total
     share = weights.where(present, 0.0) / total
     count = present.sum().clamp_min(1)
     # all of the weight was with absent tasks
-    share = share.where(share.sum() > 0, present.to(weights) / count)
-    point = share.to(gramian) - lr * (gramian @ share.to(gramian) + rho * share.to(gramian))
-    # Relative to the largest entry, which changes no projection: the 1 of the simplex stays in
-    # sight of large entries, and what is 1 below is cut off.
-    top = point.where(present, -torch.inf).amax().where(present.any(), 0.0)
-    moved = project((point - top).where(present, -2.0))
-    moved = poison(moved.where(present, 0.0), gramian, weights).to(weights.dtype)
-    return moved, (total * moved).where(present, weights)
+    return share.where(share.sum() > 0, present.to(weights) / count), total

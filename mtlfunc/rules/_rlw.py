@@ -33,9 +33,8 @@ def rlw() -> Rule:
         return random.stream(key)
 
     def update(geometry: Geometry, state: random.Stream) -> tuple[Tensor, State]:
-        key, state = random.draw(state)
         losses, present = geometry.losses, geometry.present
-        draws = random.normal(key, tuple(losses.shape), losses.dtype)
+        draws, state = random.draw_normal(state, tuple(losses.shape), losses.dtype)
         if all_present(present):
             return torch.softmax(draws, -1), state
         return torch.softmax(draws.where(present, -torch.inf), -1).where(present, 0.0), state

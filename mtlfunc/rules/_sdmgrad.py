@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import root
-from ..solvers.simplex import project
+from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State
-from ._modo import TWO_BATCHES
-from .common import demand, gramian_of, mean_present, preference_of, total_present
+from ._modo import TWO_BATCHES, shared_among_present
+from .common import demand, gramian_of, mean_present, preference_of
 
 
 class SDMGradState(NamedTuple):
@@ -80,15 +80,12 @@ def sdmgrad(
         s = mean_present(root(gramian.diagonal().clamp_min(0)), present)
         s = s.where(s > 0, 1.0)
         matrix = gramian / s / s
-        total = total_present(state.weights, present, 1.0)
-        start = state.weights.where(present, 0.0) / total
-        w = start.where(start.sum() > 0, present.to(start) / present.sum().clamp_min(1)).to(gramian)
+        start, total = shared_among_present(state.weights, present)
+        w, pull = start.to(gramian), matrix @ (strength * p)
         velocity = torch.zeros_like(w)
         for _ in range(steps):
-            velocity = momentum * velocity + matrix @ (w + strength * p)
-            point = w - lr * velocity
-            top = point.where(present, -torch.inf).amax().where(present.any(), 0.0)
-            w = project((point - top).where(present, -2.0)).where(present, 0.0)
+            velocity = momentum * velocity + (matrix @ w + pull)
+            w = project_present(w - lr * velocity, present)
         w = poison(w, gramian, state.weights).to(state.weights.dtype)
         return (w + strength * p.to(w)) / (1 + strength), SDMGradState(
             (total * w).where(present, state.weights)

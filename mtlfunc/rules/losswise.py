@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..core.checks import can_look
+from ..core.checks import all_present, can_look
 from ..types import Optimizer, State
 
 
@@ -26,6 +26,8 @@ def positive(
 def softmax(x: Float[Tensor, " row"], prior: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
     """prior∘exp(x) / Σ prior∘exp(x): softmax for a constant prior, 0 where the prior is 0."""
     inside = prior > 0
+    if all_present(inside):
+        return torch.softmax(x + prior.log(), -1)
     top = x.where(inside, x.amin()).amax()
     grown = prior * torch.exp((x - top).where(inside, 0.0))
     total = grown.sum()

@@ -152,7 +152,7 @@ def _kernel(
         answer = solve_on_gpu(matrix, vector, c, eps)
     else:
         # numba takes half a second to import
-        from ._kernels.active_set_cpu import solve as solve_on_cpu
+        from ._kernels.active_set_batch import solve as solve_on_cpu
 
         others = None if vector is None else _array(vector), None if c is None else _array(c)
         answer = (

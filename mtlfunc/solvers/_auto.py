@@ -15,9 +15,7 @@ from .problems import DualCone, Problem, check_problem, solver
 from .two_tasks import two_tasks
 
 FEW_TASKS = 4
-"""Up to so many tasks formulas are preferred where a graph is compiled, or where no kernel runs on
-the Gramian's device.
-"""
+"""Up to so many tasks formulas are preferred where no kernel runs on the Gramian's device."""
 
 
 def auto() -> Solver:
@@ -25,11 +23,13 @@ def auto() -> Solver:
 
     Outside `torch.compile`, on a CPU and on CUDA with Triton (T <= 128), it is `active_set` for
     every T: one call of a compiled kernel, where formulas in eager torch pay for each of their 40
-    to 600 operations. Inside `torch.compile`, and on a device without a kernel, it is the closed
-    form for T = 2, `faces` up to T = 4 (both plain torch, so that they fuse, and never leave the
-    device), and `active_set` beyond. All are exact to rounding and give the same direction; weights
-    may differ where several give it. None reads a value on the host, but for `active_set` on a
-    device without a kernel.
+    to 600 operations. Inside `torch.compile` it is the closed form for T = 2 (plain torch, which
+    fuses) and `active_set` beyond, one operator of the graph: formulas for three tasks would be two
+    thirds of the graph of a small network's step, and most of the time that it takes to compile. On
+    a device without a kernel it is the closed form for T = 2, `faces` up to T = 4 (neither leaves
+    the device), and `active_set` beyond. All are exact to rounding and give the same direction;
+    weights may differ where several give it. None reads a value on the host, but for `active_set`
+    on a device without a kernel.
 
     Returns:
         a solver: from a problem to its `Solution`.
@@ -45,9 +45,9 @@ def auto() -> Solver:
         check_problem(problem)
         gramian = problem.gramian
         count = gramian.shape[-1]
-        if count > FEW_TASKS or (not torch.compiler.is_compiling() and kernel_at(gramian)):
-            return many(problem)
-        return (formula if count == 2 else few)(problem)
+        if count == 2 and (torch.compiler.is_compiling() or not kernel_at(gramian)):
+            return formula(problem)
+        return (few if count <= FEW_TASKS and not kernel_at(gramian) else many)(problem)
 
     return solve
 

@@ -56,7 +56,7 @@ def cvx() -> Solver:
             support = _active(u * _lengths(problem), problem.linear + problem.gramian @ u, problem)
             u = carry(u, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
-        weights, w = _outside(_cagrad, (2, 0, 1), fixed)
+        weights, w = _outside(partial(_cagrad, eps=eps), (2, 0, 1), fixed)
         rates = problem.gradient(w)
         support = _active(w * _lengths(problem), rates - w @ rates, problem)
         dual = carry(w, cagrad_face(problem, support)[0])
@@ -147,7 +147,7 @@ def _min_norm(gramian: Array) -> tuple[Array]:
     return (_run(*_min_norm_program(len(gramian)), R=_root(gramian)),)
 
 
-def _cagrad(gramian: Array, c: float, preference: Array) -> tuple[Array, Array]:
+def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Array, Array]:
     if not all(np.isfinite(x).all() for x in (gramian, c, preference)):
         return np.full(len(gramian), np.nan), np.full(len(gramian), np.nan)
     factor = _root(gramian)
@@ -162,11 +162,17 @@ def _cagrad(gramian: Array, c: float, preference: Array) -> tuple[Array, Array]:
     recovered = preference + radius / (length or 1.0) * w
     if length > 1e-3 * longest:
         return recovered, w
-    # Near Pareto stationarity d cannot be read off w: ask for it directly, too, and keep the better
-    # worst rate. The unknown there is d - g₀, which is bounded, not its coefficients, which are
-    # not; directions lost in rounding have none.
-    move = _run(*_cagrad_primal(len(gramian)), R=radius * factor, b=linear)
+    # Near Pareto stationarity d cannot be read off w. Where the ball holds the projection on the
+    # dual cone, that is the answer.
+    (push,) = _dual_cone(gramian, preference, eps)
+    reach, resolved = np.linalg.norm(factor @ push), resolution(len(gramian), eps)
     unit = _units(gramian)
+    if length**2 <= resolved * (unit @ w) ** 2 and reach <= (1 + resolved) * radius:
+        return preference + push, w
+    # Elsewhere ask for d directly, too, and keep the better worst rate. The unknown there is d -
+    # g₀, which is bounded, not its coefficients, which are not; directions lost in rounding have
+    # none.
+    move = _run(*_cagrad_primal(len(gramian)), R=radius * factor, b=linear)
     noise = np.sqrt(8 * len(gramian) * np.finfo(np.float64).eps)
     direct = preference + radius * np.linalg.lstsq(factor / unit, move, rcond=noise)[0] / unit
     return max(recovered, direct, key=lambda weights: float((gramian @ weights).min())), w

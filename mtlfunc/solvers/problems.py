@@ -51,6 +51,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import check_gramian, check_scalar, check_vector, normalized_preference, poison
+from ..core.tree import root
 from ..types import Scalar, Solution, Solver
 
 
@@ -264,11 +265,6 @@ three digits.
 def resolution(count: int, eps: float) -> float:
     """δ, the smallest squared sine that a Gramian of `count` tasks with noise `eps` resolves."""
     return 4 * count * eps + RESOLUTION
-
-
-def root(x: Tensor) -> Tensor:
-    """Square root of max(x, 0) with derivative 0, not NaN, at 0; NaN stays NaN."""
-    return torch.where(x <= 0, 0.0, x.where(~(x <= 0), 1.0).sqrt())
 
 
 def or_one(x: Tensor) -> Tensor:

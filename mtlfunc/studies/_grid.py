@@ -1,12 +1,18 @@
-"""A function of named axes on their whole product: vmapped, in chunks, saved as it goes."""
+"""A function of named axes on their whole product: vmapped, in chunks, by many workers, saved as it
+goes.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pickle
+import platform
+import queue
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ..core.checks import transformed
-from ..core.files import write_whole
 from ..core.points import check_chunk_size, evaluate
+from ._points import Axis, Chunk, Points
 
 if TYPE_CHECKING:
     import xarray
@@ -34,11 +40,12 @@ class Unfinished(KeyboardInterrupt):
         self.dataset = dataset
 
 
-class Axis(NamedTuple):
-    """One axis of a grid: what names its positions, and what `f` is given there."""
+class WorkerError(futures.BrokenExecutor):
+    """Raised by `grid` where an executor's worker died; `.dataset` is that of `Unfinished`."""
 
-    labels: list[Any]
-    values: Tensor | list[Any]  # a tensor is vmapped, a list is looped over
+    def __init__(self, text: str, dataset: xarray.Dataset) -> None:
+        super().__init__(text)
+        self.dataset = dataset
 
 
 def grid(
@@ -48,6 +55,8 @@ def grid(
     chunk_size: int | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     path: str | os.PathLike[str] | None = None,
+    executor: Any = None,
+    shard: tuple[int, int] | None = None,
 ) -> xarray.Dataset:
     """`f(**point)` at every point of the product of named axes, as a labelled dataset.
 
@@ -59,13 +68,21 @@ def grid(
             modules, settings), is looped over in Python: `f` gets the value itself.
         chunk_size: at most how many points are evaluated in one vmap, which bounds the memory; None
             is the product of all tensor axes, 1 a plain loop without vmap, for a function that
-            cannot be vmapped.
+            cannot be vmapped. A chunk is also what a worker gets and what is written.
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
             call with the same axes evaluates only what is missing, whatever its chunk_size. What
             `f` does is not compared, only the names, shapes and dtypes it returns: take a new
-            folder where its code changes.
+            folder where its code changes. One call at a time has the folder; shards share it.
+        executor: evaluates the chunks side by side: a `concurrent.futures.ProcessPoolExecutor` with
+            `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
+            mpi4py, ipyparallel and submitit: what has `submit(f, *arguments)`. Workers take this
+            process's default dtype and number of threads (`torch.set_num_threads(1)` before,
+            where they fill the cores), so answers are bitwise those of one process.
+        shard: `(i, n)`: of the chunks only every n-th from the i-th on, for job arrays that share
+            `path`. The dataset has what the folder holds at the end, and NaN elsewhere; a call
+            without `shard` collects all, and evaluates what is missing.
 
     Returns:
         an `xarray.Dataset` with the axes as its first dimensions, in the order of `axes`. A tensor
@@ -75,11 +92,15 @@ def grid(
 
     Raises:
         Unfinished: on Ctrl-C; a KeyboardInterrupt that carries the dataset so far.
+        WorkerError: where a worker died, a `concurrent.futures.BrokenExecutor`; `.dataset` has what
+            the others did.
         ValueError: for axes that are empty, repeated or not finite, outputs that differ between
-            points, and a folder that holds another grid, other files or a broken one.
-        TypeError: for axes of the wrong kind, and outputs that are no tensors.
-        RuntimeError: under a transform, where plain nested `vmap` is the way, or for an `f` that
-            cannot be vmapped.
+            points, a folder that holds another grid, other files or a broken one, and a shard that
+            is none or has no chunk.
+        TypeError: for axes of the wrong kind, outputs that are no tensors, and an `f` or values
+            that the executor cannot pickle.
+        RuntimeError: under a transform, where plain nested `vmap` is the way, for an `f` that
+            cannot be vmapped, and while another call has the folder.
 
     Examples:
         >>> def power(seed, c):
@@ -98,6 +119,11 @@ def grid(
     check_chunk_size(chunk_size)
     if not axes:
         raise ValueError("axes: expected at least one axis, {name: values}")
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise TypeError(
+            "executor: expected a concurrent.futures.Executor, or what has its submit(), got "
+            f"{type(executor).__name__}"
+        )
     table = {name: _axis(name, values) for name, values in axes.items()}
     named = {
         name: (names,) if isinstance(names, str) else tuple(names)
@@ -106,40 +132,206 @@ def grid(
     from tqdm import tqdm
 
     points = Points(table, named, None if path is None else Path(path))
-    points.resume()
-    looped = [name for name, axis in table.items() if not isinstance(axis.values, Tensor)]
-    try:
-        with tqdm(
-            total=points.total,
-            initial=int(points.done.sum()),
-            leave=False,
-            desc="grid",
-            unit="point",
-        ) as bar:
-            for flat, positions, fixed in points.missing(looped, chunk_size):
-                batched = {
-                    name: axis.values[positions[name]]
-                    for name, axis in table.items()
-                    if isinstance(axis.values, Tensor)
-                }
-
-                def at(
-                    point: dict[str, Tensor], fixed: dict[str, Any] = fixed
-                ) -> dict[str, Tensor]:
-                    return _variables(
-                        f(**{name: fixed[name] if name in fixed else point[name] for name in table})
-                    )
-
-                try:
-                    found = evaluate(at, batched, len(flat), "f")
-                except Exception as error:
-                    error.add_note(f"grid: {points.describe(flat)}")
-                    raise
-                points.store(flat, {name: _array(value) for name, value in found.items()})
-                bar.update(len(flat))
-    except KeyboardInterrupt as stop:
-        raise Unfinished(points.dataset(), int(points.done.sum()), points.total) from stop
+    chunks = points.chunks(chunk_size)
+    i, n = _shard(shard, path, len(chunks))
+    if executor is not None and len(chunks) == 1 < points.total:
+        warnings.warn(
+            f"executor: all {points.total} points are one chunk, which one worker evaluates; pass "
+            "a chunk_size to share them out",
+            stacklevel=2,
+        )
+    with points.reserved(i, n):
+        points.resume()
+        left = [chunk.without(points.done) for chunk in chunks[i::n]]
+        left = [chunk for chunk in left if len(chunk.flat)]
+        if left:
+            points.check_writable()
+        had = int(points.done.sum())
+        total = had + sum(len(chunk.flat) for chunk in left)
+        try:
+            with tqdm(total=total, initial=had, leave=False, desc="grid", unit="point") as bar:
+                if executor is None:
+                    _one_by_one(points, f, left, bar)
+                else:
+                    _side_by_side(points, f, left, executor, bar)
+        except KeyboardInterrupt as stop:
+            raise Unfinished(points.dataset(), int(points.done.sum()), points.total) from stop
+        if n > 1:
+            points.load()  # of the other shards
     return points.dataset()
+
+
+def _shard(
+    shard: tuple[int, int] | None, path: str | os.PathLike[str] | None, chunks: int
+) -> tuple[int, int]:
+    if shard is None:
+        return 0, 1
+    whole = isinstance(shard, Sequence) and len(shard) == 2
+    if not whole or not all(isinstance(x, int) for x in shard) or not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard: expected (i, n) with 0 <= i < n, got {shard!r}")
+    if path is None:
+        raise ValueError("shard: needs a path, the folder that the shards share")
+    if shard[1] > chunks:
+        raise ValueError(
+            f"shard: {chunks} chunk(s) cannot be shared by {shard[1]}; pass a smaller chunk_size, "
+            "the same one to every shard"
+        )
+    return shard[0], shard[1]
+
+
+# ---- evaluating a chunk, here or elsewhere ----
+
+
+def _evaluate(
+    f: Callable[..., Any],
+    names: Sequence[str],
+    batched: dict[str, Tensor],
+    fixed: dict[str, Any],
+    count: int,
+) -> dict[str, np.ndarray]:
+    def at(point: dict[str, Tensor]) -> dict[str, Tensor]:
+        return _variables(
+            f(**{name: fixed[name] if name in fixed else point[name] for name in names})
+        )
+
+    return {name: _array(value) for name, value in evaluate(at, batched, count, "f").items()}
+
+
+class Home(NamedTuple):
+    """What evaluating depends on beside its arguments; a worker takes it over."""
+
+    process: tuple[str, int]
+    dtype: torch.dtype
+    threads: int
+
+    @classmethod
+    def here(cls) -> Home:
+        process = platform.node(), os.getpid()
+        return cls(process, torch.get_default_dtype(), torch.get_num_threads())
+
+
+def _work(
+    home: Home,
+    f: Callable[..., Any],
+    names: Sequence[str],
+    batched: bytes,
+    fixed: dict[str, Any],
+    count: int,
+) -> tuple[tuple[str, int], dict[str, np.ndarray]]:
+    """What a worker does: which process it is, and its answers.
+
+    Axes come pickled: torch would send tensors as open files, of which a process may have few.
+    """
+    here = Home.here()
+    if here.process != home.process:
+        torch.set_default_dtype(home.dtype)
+        if here.threads != home.threads:
+            torch.set_num_threads(home.threads)
+    return here.process, _evaluate(f, names, pickle.loads(batched), fixed, count)
+
+
+def _one_by_one(points: Points, f: Callable[..., Any], chunks: list[Chunk], bar: Any) -> None:
+    for chunk in chunks:
+        batched, count = points.batch(chunk.flat), len(chunk.flat)
+        try:
+            found = _evaluate(f, list(points.axes), batched, chunk.fixed, count)
+        except Exception as error:
+            error.add_note(f"grid: {points.describe(chunk.flat)}")
+            raise
+        points.store(chunk.flat, found)
+        bar.update(count)
+
+
+def _side_by_side(
+    points: Points, f: Callable[..., Any], chunks: list[Chunk], executor: Any, bar: Any
+) -> None:
+    """Chunks by an executor's workers, stored as they come; after an error, those at work still."""
+    home, waiting, failed = Home.here(), {}, []
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    counts: Counter[tuple[str, int]] = Counter()
+    names = list(points.axes)
+    try:
+        for chunk in chunks:
+            batched = pickle.dumps(points.batch(chunk.flat))
+            job = (_work, home, f, names, batched, chunk.fixed, len(chunk.flat))
+            try:
+                future = executor.submit(*job)
+                waiting[future] = chunk
+                if isinstance(future, futures.Future):
+                    future.add_done_callback(done.put)
+            except Exception as error:  # of an executor that pickles at once, or is broken
+                failed.append((chunk, error))
+                break
+        while waiting:
+            if failed:
+                for job in waiting:
+                    job.cancel()
+            for job in _finished(waiting, done):
+                chunk = waiting.pop(job)
+                try:
+                    worker, found = job.result()
+                except futures.CancelledError:
+                    continue
+                except Exception as error:
+                    failed.append((chunk, error))
+                    continue
+                points.store(chunk.flat, found)
+                counts[worker] += len(chunk.flat)
+                shares = ", ".join(str(count) for count in counts.values())
+                bar.set_postfix_str(f"{len(counts)} workers: {shares}", refresh=False)
+                bar.update(len(chunk.flat))
+    except KeyboardInterrupt:
+        for job, chunk in waiting.items():
+            if not job.cancel() and job.done() and job.exception() is None:
+                points.store(chunk.flat, job.result()[1])
+        raise
+    finally:
+        for job in waiting:
+            job.cancel()
+    if failed:
+        _explain(points, chunks, *min(failed, key=lambda pair: int(pair[0].flat[0])))
+
+
+def _finished(waiting: dict[Any, Chunk], done: queue.SimpleQueue[Any]) -> list[Any]:
+    """Jobs that are done, at least one: as futures say it themselves; others, submitit's, are asked
+    in turn.
+    """
+    while True:
+        try:
+            return [done.get(timeout=0.5)]
+        except queue.Empty:
+            others = [job for job in waiting if not isinstance(job, futures.Future) and job.done()]
+            if others:
+                return others
+
+
+def _explain(points: Points, chunks: list[Chunk], chunk: Chunk, error: Exception) -> None:
+    """Raise what ended a job, with what to do."""
+    if isinstance(error, futures.BrokenExecutor):
+        lost = [chunk.without(points.done) for chunk in chunks]
+        lost = [points.describe(chunk.flat) for chunk in lost if len(chunk.flat)]
+        kept = (
+            f"the rest is in {points.folder}, and the same call goes on from there"
+            if points.folder
+            else "the rest is in .dataset; with a path, the same call would go on from there"
+        )
+        raise WorkerError(
+            f"executor: a worker died with {int(points.done.sum())} of {points.total} points done: "
+            "killed, for memory perhaps, or it could not import f, which must stand at the top "
+            "level of a module that workers can import (a script starts its pool under `if "
+            '__name__ == "__main__":`). Not evaluated: '
+            f"{'; '.join(lost[:5])}{f' and {len(lost) - 5} more chunks' if lost[5:] else ''}; "
+            f"{kept}",
+            points.dataset(),
+        ) from error
+    if isinstance(error, pickle.PicklingError) or "pickle" in str(error):
+        raise TypeError(
+            f"executor: it cannot send f or the value of an axis to its workers ({error}); write f "
+            "at the top level of a module, not as a lambda or inside another function, and make "
+            "rules and modules inside f, from names: {'rule': ['mgda', 'cagrad']}"
+        ) from error
+    error.add_note(f"grid: {points.describe(chunk.flat)}")
+    raise error
 
 
 def _axis(name: str, values: Any) -> Axis:
@@ -216,225 +408,3 @@ def _array(value: Tensor) -> np.ndarray:
     value = value.detach().cpu()
     # NumPy has no bfloat16
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-
-
-class Points:
-    """The answers at all points, in memory and in the folder, by flat index (looped and vmapped
-    axes in the caller's order).
-    """
-
-    def __init__(
-        self, axes: dict[str, Axis], dims: dict[str, tuple[str, ...]], folder: Path | None
-    ) -> None:
-        self.axes, self.dims, self.folder = axes, dims, folder
-        self.sizes = [len(axis.labels) for axis in axes.values()]
-        self.total = math.prod(self.sizes)
-        self.done = np.zeros(self.total, dtype=bool)
-        self.values: dict[str, np.ndarray] = {}
-
-    def missing(
-        self, looped: list[str], chunk_size: int | None
-    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor], dict[str, Any]]]:
-        """Chunks of points that share the values of the looped axes: their flat indices, their
-        positions on every axis, and those values.
-        """
-        position = dict(
-            zip(self.axes, np.unravel_index(np.arange(self.total), self.sizes), strict=True)
-        )
-        for choice in itertools.product(*(range(len(self.axes[name].labels)) for name in looped)):
-            here = ~self.done
-            for name, at in zip(looped, choice, strict=True):
-                here &= position[name] == at
-            fixed = {
-                name: self.axes[name].values[at] for name, at in zip(looped, choice, strict=True)
-            }
-            flat = np.flatnonzero(here)
-            for start in range(0, len(flat), chunk_size or self.total):
-                chunk = flat[start : start + (chunk_size or self.total)]
-                yield (
-                    chunk,
-                    {name: torch.from_numpy(position[name][chunk]) for name in self.axes},
-                    fixed,
-                )
-
-    def describe(self, flat: np.ndarray) -> str:
-        """The point, or the first and last of a chunk, in words."""
-        ends = [
-            dict(zip(self.axes, np.unravel_index(int(i), self.sizes), strict=True))
-            for i in {int(flat[0]), int(flat[-1])}
-        ]
-        names = [
-            "(" + ", ".join(f"{name}={self.axes[name].labels[i]}" for name, i in end.items()) + ")"
-            for end in sorted(ends, key=lambda e: [*e.values()])
-        ]
-        return "at " + " … ".join(names)
-
-    def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
-        self.keep(flat, found, f"f {self.describe(flat)}")
-        if self.folder:
-            arrays: dict[str, Any] = {"points": flat} | {
-                f"f.{name}": x for name, x in found.items()
-            }
-            write_whole(
-                self.folder / f"points-{flat[0]:09d}.npz", lambda file: np.savez(file, **arrays)
-            )
-        self.done[flat] = True
-
-    def keep(self, flat: np.ndarray, found: dict[str, np.ndarray], source: str) -> None:
-        """Put the answers where they belong, if they are of the kind of those before."""
-        if not self.values:
-            self.check_dims({name: x.shape[1:] for name, x in found.items()})
-            self.values = {
-                name: np.zeros((self.total, *x.shape[1:]), x.dtype) for name, x in found.items()
-            }
-        kinds = [
-            {name: f"{x.dtype} {list(x.shape[1:])}" for name, x in side.items()}
-            for side in (self.values, found)
-        ]
-        if kinds[0] != kinds[1]:
-            hint = (
-                f", or {self.folder} holds the points of another function: pass another path"
-                if self.folder
-                else ""
-            )
-            raise ValueError(
-                f"{source}: found {kinds[1]} but {kinds[0]} before; every point must give the "
-                f"same names, shapes and dtypes{hint}"
-            )
-        for name, x in found.items():
-            self.values[name][flat] = x
-
-    def check_dims(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        taken = sorted(set(shapes) & set(self.axes))
-        if taken:
-            raise ValueError(
-                f"f: returns {taken}, which axes of the grid are called; rename them in what f "
-                "returns"
-            )
-        unknown = sorted(set(self.dims) - set(shapes))
-        if unknown:
-            raise ValueError(f"dims: f returns no {unknown}; it returns {sorted(shapes)}")
-        sizes: dict[str, int] = {}
-        for name, shape in shapes.items():
-            names = self.names(name, len(shape))
-            if (
-                len(names) != len(shape)
-                or len(set(names)) < len(names)
-                or set(names) & {*self.axes, *shapes}
-            ):
-                raise ValueError(
-                    f"dims[{name!r}]: expected {len(shape)} names for shape {list(shape)}, all "
-                    f"different and none of an axis or a variable, got {list(names)}"
-                )
-            for dim, size in zip(names, shape, strict=True):
-                if sizes.setdefault(dim, size) != size:
-                    raise ValueError(
-                        f"dims[{name!r}]: {dim!r} has length {size} here but {sizes[dim]} "
-                        "elsewhere; give it a name of its own"
-                    )
-
-    def names(self, variable: str, ndim: int) -> tuple[str, ...]:
-        return self.dims.get(variable, tuple(f"{variable}_dim_{k}" for k in range(ndim)))
-
-    def resume(self) -> None:
-        """Read what the folder holds; begin it where it is new."""
-        if not self.folder:
-            return
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(
-                f"path: {self.folder} is a file; expected a folder, or a name for a new one"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        header = self.folder / "axes.json"
-        mine = {
-            name: {
-                "looped": not isinstance(axis.values, Tensor),
-                "dtype": str(getattr(axis.values, "dtype", "")),
-                "labels": axis.labels,
-            }
-            for name, axis in self.axes.items()
-        }
-        if not header.exists():
-            if any(not file.name.startswith(".") for file in self.folder.iterdir()):
-                raise ValueError(
-                    f"path: {self.folder} holds other files and no axes.json; pass an empty or a "
-                    "new folder"
-                )
-            write_whole(header, json.dumps(mine, default=_number))
-            return
-        self.check_header(header, json.loads(json.dumps(mine, default=_number)))
-        for file in sorted(self.folder.glob("points-*.npz")):
-            flat, found = self.read(file)
-            self.keep(flat, found, f"path: {file}")
-            self.done[flat] = True
-
-    def check_header(self, header: Path, mine: dict[str, Any]) -> None:
-        """Raise unless the folder's axes are these."""
-        try:
-            theirs = json.loads(header.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"path: {header} is not readable ({error}); pass a new folder"
-            ) from error
-        if not isinstance(theirs, dict):
-            raise ValueError(
-                f"path: {header} holds no axes of a grid; it was written by another version or "
-                "another program: pass a new folder"
-            )
-        if list(mine) != list(theirs):
-            raise ValueError(
-                f"path: {self.folder} holds a grid over {list(theirs)}, not {list(mine)}; pass "
-                "another path, or the axes of before"
-            )
-        for name, axis in mine.items():
-            if axis != theirs[name]:
-                raise ValueError(
-                    f"path: {self.folder} holds axes[{name!r}] = {theirs[name]}, not {axis}; pass "
-                    "another path, or the axes of before"
-                )
-
-    def read(self, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The flat indices and the answers of one finished chunk."""
-        try:
-            with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
-                arrays = {key: saved[key] for key in saved.files}
-            flat = arrays.pop("points")
-        except Exception as error:  # whatever zipfile and NumPy say of a broken file
-            raise ValueError(
-                f"path: {file} is broken ({error}); delete it, and its points are evaluated again"
-            ) from error
-        whole = flat.dtype == np.int64 and flat.ndim == 1
-        readable = (
-            whole
-            and bool(((flat >= 0) & (flat < self.total)).all())
-            and bool(arrays)
-            and all(key.startswith("f.") for key in arrays)
-            and all(x.ndim and len(x) == len(flat) for x in arrays.values())
-        )
-        if not readable:
-            raise ValueError(
-                f"path: {file} holds no points of this grid; delete it, and its points are "
-                "evaluated again"
-            )
-        return flat, {key.removeprefix("f."): x for key, x in arrays.items()}
-
-    def dataset(self) -> xarray.Dataset:
-        import xarray  # it brings pandas, and only a finished grid needs it
-
-        def whole(x: np.ndarray) -> np.ndarray:
-            if not self.done.all():
-                x = x.astype(x.dtype if x.dtype.kind in "fc" else np.float64)
-                x[~self.done] = np.nan
-            return x.reshape(*self.sizes, *x.shape[1:])
-
-        variables = {
-            name: ((*self.axes, *self.names(name, x.ndim - 1)), whole(x))
-            for name, x in self.values.items()
-        }
-        return xarray.Dataset(
-            variables, {name: (name, np.array(axis.labels)) for name, axis in self.axes.items()}
-        )
-
-
-def _number(x: Any) -> Any:
-    return x.item()  # NumPy's scalars

@@ -1,7 +1,9 @@
 """Steps: a method and an optimizer become a pure function from state and batch to state."""
 
 from ._balance import balance
+from ._balancer import Balancer
 from ._descend import descend
 from ._rollout import Interrupted, rollout
+from ._scalars import scalars
 
-__all__ = ["Interrupted", "balance", "descend", "rollout"]
+__all__ = ["Balancer", "Interrupted", "balance", "descend", "rollout", "scalars"]

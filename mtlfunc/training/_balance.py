@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core import random
 from ..core.checks import (
+    adds_up,
     all_present,
+    can_look,
     check_autocast,
     check_finite,
     check_gradients,
@@ -20,8 +22,10 @@ from ..core.checks import (
     check_params,
     is_pair,
 )
+from ..core.distributed import Peers, agree, described, described_params, held, warn_alone
 from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
 from ..core.tasks import Tasks, aligned, tasks_of
+from ..probes.together import peers_here
 from ..types import (
     Balance,
     BalanceState,
@@ -93,7 +97,15 @@ def balance(
     check_option(reduction, "reduction", get_args(Reduction))
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
-        check_params(params)
+        def start() -> tuple[Peers | None, dict[str, Any]]:
+            check_params(params, probe.group)
+            facts = {"rule": described(rule), "key": int(key)} if peers else {}
+            return peers, facts | (described_params(params) if peers else {})
+
+        if probe.group is None:
+            warn_alone()
+        peers = peers_here(probe.group, params)
+        agree(peers, start)
         tasks: Tasks = ()
 
         def first(params: Params, batch: Batch) -> Any:
@@ -102,40 +114,55 @@ def balance(
             tasks = tasks or tasks_of(out)
             return aligned(out, tasks)
 
-        leaf = next(iter(params.values()))
+        leaf = held(next(iter(params.values())))
         # Adding a zero of the parameters batches the key where they are batched: an expanded state
         # would make the compiler start twice.
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
         losses, probe_state = probe.init(first, params, batch, random.fold_in(root, 0))
-        return BalanceState(probe_state, _init_rule(rule, losses, random.fold_in(root, 1)), tasks)
+        agree(peers, lambda: (None, {"the names of the tasks": list(tasks)}))
+        return BalanceState(probe_state, init_rule(rule, losses, random.fold_in(root, 1)), tasks)
 
     def update(
         params: Params, batch: Batch, state: BalanceState
     ) -> tuple[Params, BalanceState, Info]:
         expect_state(state, BalanceState, "init")
         if not isinstance(params, Mapping):
-            check_params(params)
+            check_params(params, probe.group)
         check_autocast(params, "step")
 
         def named(params: Params, batch: Batch) -> Any:
             return aligned(_declared(losses_fn(params, batch), has_aux), state.tasks)
 
         measured, probe_state = probe.update(named, params, batch, state.probe)
-        losses, geometry = measured.losses, measured.geometry
-        _check_measured(measured)
-        weights, rule_state = _weigh(rule, geometry, state.rule)
-        grads = measured.combine(weights)
-        check_gradients(grads)
-        if reduction == "sum":
-            count = _count(measured)
-            grads = {name: count * grad for name, grad in grads.items()}
-        rates = _rates(geometry.gramian, weights)
-        names = state.tasks if isinstance(state.tasks, dict) else {}
-        tasks = dict(zip(names, losses.unbind(), strict=True)) if names else {}
-        info = Info(losses, geometry.gramian, weights, rates, measured.aux, tasks)
+        info, rule_state = weigh(rule, measured, state.rule, state.tasks)
+        grads = combined(measured, info.weights, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
     return Balance(init, update)
+
+
+def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tuple[Info, State]:
+    """The rule's answer to what was measured, checked, and its next state."""
+    losses, gramian = measured.losses, measured.geometry.gramian
+    _check_measured(measured)
+    weights, following = _weigh(rule, measured.geometry, state)
+    names = tasks if isinstance(tasks, dict) else {}
+    named = dict(zip(names, losses.unbind(), strict=True)) if names else {}
+    info = Info(losses, gramian, weights, _rates(gramian, weights), measured.aux, named)
+    return info, following
+
+
+def combined(
+    measured: TaskGradients, weights: Tensor, reduction: Reduction, *, check: bool = True
+) -> Params:
+    """The gradient of every parameter; `check` raises where one is not finite."""
+    grads = measured.combine(weights)
+    if check:
+        check_gradients(grads)
+    if reduction == "sum":
+        count = count_of(measured)
+        grads = {name: count * grad for name, grad in grads.items()}
+    return grads
 
 
 def _declared(out: Any, has_aux: bool) -> Any:
@@ -162,7 +189,7 @@ def _declared(out: Any, has_aux: bool) -> Any:
     return out
 
 
-def _init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
+def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
     """The rule's first state; one a group, with keys of their own, for losses [group, row]."""
     if losses.ndim == 1:
         return rule.init(losses, key)
@@ -227,7 +254,7 @@ def _foreign(rule: Rule, geometry: Geometry, state: State) -> bool:
     groups = geometry.gramian.shape[0] if geometry.gramian.ndim == 3 else 0
     losses = torch.stack([geometry.losses] * groups) if groups else geometry.losses
     try:
-        fresh = _init_rule(rule, losses, torch.zeros_like(losses[..., 0].sum(), dtype=torch.int64))
+        fresh = init_rule(rule, losses, torch.zeros_like(losses[..., 0].sum(), dtype=torch.int64))
     except Exception:  # it cannot start here: the state is not to blame
         return False
     return _shapes(fresh) != _shapes(state)
@@ -245,13 +272,15 @@ def _shapes(state: State) -> Any:
 
 def _check_measured(measured: TaskGradients) -> None:
     losses, (_, gramian, _, present, _) = measured.losses, measured.geometry
+    if can_look(losses, gramian) and adds_up(losses, gramian):
+        return
     if present.shape == losses.shape:
         losses = losses.where(present, 0.0)
     check_finite(losses, "losses")
     check_finite(gramian.diagonal(0, -2, -1), "gradients (squared lengths by task)")
 
 
-def _count(measured: TaskGradients) -> int | Tensor:
+def count_of(measured: TaskGradients) -> int | Tensor:
     """How many tasks the sum of the losses is over."""
     present, losses = measured.geometry.present, measured.losses
     if present.shape != losses.shape or all_present(present):

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Findings, Settings, judged, yes
-from .common import PAPER, gram, quadratic_losses, quadratics, rows_of
+from ..report.findings import Findings, Settings, yes
+from .common import gram, quadratic_losses, quadratics, rows_of
+from .decisions import claim
 
 
 class Hurt(NamedTuple):
@@ -62,12 +63,10 @@ def run(settings: Settings) -> Findings:
     draws, pairs, steps = settings.count(4000), settings.count(300), settings.count(1000)
     hurt, rho = hurt_pairs(draws), foretold(pairs, steps)
     strong = rho["cosine"] < -0.5
-    yield Claim(
+    yield claim(
         "CA-02",
-        PAPER,
         "Main cause: misaligned gradients, so the mean direction hurts some task; also unequal "
         "norms let a few tasks dominate.",
-        judged(hurt.violations == 0, only_when=not strong),
         {
             "pairs in which 'g₀ raises a task' and 'cos < -shorter/longer' differ": float(
                 hurt.violations

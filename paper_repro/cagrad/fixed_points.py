@@ -6,9 +6,8 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Findings, Settings, judged
+from ..report.findings import Claim, Findings, Settings
 from .common import (
-    PAPER,
     cagrad,
     dual_cone,
     gram,
@@ -18,6 +17,7 @@ from .common import (
     rows_of,
     stationary_rows,
 )
+from .decisions import claim
 
 
 def run(settings: Settings) -> Findings:
@@ -42,17 +42,10 @@ def stopping(draws: int) -> Claim:
                 mean_weights(g),
             )
         ]
-    stops = {tasks: [float(x.max()) < 1e-7 for x in found[:2]] for tasks, found in rest.items()}
-    return Claim(
+    return claim(
         "CA-03",
-        PAPER,
         "Earlier methods are heuristics without convergence guarantee and/or may stop at any "
         "Pareto-stationary point.",
-        "holds"
-        if all(map(all, stops.values()))
-        else "holds only when"
-        if all(stops[2])
-        else "does not hold",
         {
             f"T = {tasks}: largest ‖d‖ of {name}": float(x.max())
             for tasks, found in rest.items()
@@ -99,11 +92,9 @@ def halting(settings: Settings) -> Claim:
             outside = max(
                 outside, float((length(g, v - mean_weights(g)) / length(g, mean_weights(g))).max())
             )
-    return Claim(
+    return claim(
         "CA-18",
-        PAPER,
         "Fixed points of CAGrad are Pareto stationary (stated for c >= 1).",
-        judged(hull < 1e-6 and least > -1e-7 and outside < 1 + 1e-9),
         {
             "largest distance of 0 from the hull where d = 0": hull,
             "c < 1: least ‖d‖/‖g₀‖ - (1 - c)": least,

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, judged
+from ..report.findings import Claim, Figure, Findings, Settings
 from .common import (
     COLOURS,
     DASHES,
-    PAPER,
     angle,
     cagrad,
     gram,
@@ -22,6 +21,7 @@ from .common import (
     threshold,
     unit_of,
 )
+from .decisions import claim
 
 CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 
@@ -74,12 +74,10 @@ def in_view(swept: dict[int, Sweep], draws: int) -> Claim:
         float((s.progress - (1 - torch.tensor(CS, dtype=torch.float64))[:, None]).min())
         for s in swept.values()
     )
-    return Claim(
+    return claim(
         "CA-11",
-        PAPER,
         "Keeping d in a ball around g₀ keeps the overall objective in view; c tunes how much the "
         "worst task counts.",
-        judged(fall < 1e-9 and slack > -1e-9),
         {
             "largest fall of the worst rate from one c to the next": fall,
             "least g₀·d/‖g₀‖² - (1 - c)": slack,
@@ -104,12 +102,9 @@ def both_ends(swept: dict[int, Sweep], draws: int) -> Claim:
     order = float((near[inner] / far[inner]).median())
     last = max(float(s.mgda_angle[-1].max()) for s in swept.values())
     grows = min(float((s.stretch[-1] / s.stretch[CS.index(10.0)]).median()) for s in swept.values())
-    limit = at_zero < 1e-7 and 8 < order < 12
-    return Claim(
+    return claim(
         "CA-12",
-        PAPER,
         "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",
-        "holds only when" if limit and grows > 5 else "holds" if limit else "does not hold",
         {
             "c = 0: largest angle to g₀": at_zero,
             "c = 100: largest angle to MGDA, radians": last,
@@ -159,7 +154,7 @@ def c_figure(swept: dict[int, Sweep], draws: int) -> Figure:
         ylabel="share of draws at or below",
         ylim=(0, 1.02),
     )
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     return Figure(
         "c",
         f"CAGrad from c = 0 to 100 on {draws} random Jacobians of 20 parameters a T: medians, "

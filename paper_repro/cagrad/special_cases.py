@@ -8,10 +8,9 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Findings, Settings, judged
+from ..report.findings import Findings, Settings
 from ..report.intervals import share_interval
 from .common import (
-    PAPER,
     angle,
     cagrad,
     gram,
@@ -20,6 +19,7 @@ from .common import (
     threshold,
     unit_of,
 )
+from .decisions import claim
 
 
 class Projected(NamedTuple):
@@ -91,7 +91,6 @@ def run(settings: Settings) -> Findings:
         tasks: share_interval(int((x.angle < 0.02).sum()), len(x.angle))
         for tasks, x in nearest.items()
     }
-    general = matched[3].mean > 0.99 and matched[2].mean > 0.99
     numbers = {
         "c*: draws with a conflict to remove": float(projected.tested),
         "c*: draws with the wrong sign at .95 c* and 1.05 c*": float(projected.wrong),
@@ -107,12 +106,9 @@ def run(settings: Settings) -> Findings:
         "95 %": float(nearest[2].c.quantile(0.95)),
         "T = 2: largest ‖CAGrad‖/‖PCGrad‖ there": float(nearest[2].ratio.max()),
     }
-    some = projected.wrong == 0 and projected.away < 1e-6
-    yield Claim(
+    yield claim(
         "CA-13",
-        PAPER,
         "Earlier methods in general are special cases.",
-        judged(general or some, only_when=not general),
         numbers,
         f"DualProj's direction at c = c*, {draws} draws each of 2, 3, 5 and 10 tasks; PCGrad "
         f"(order 0, 1, 2) against {len(grid)} values of c "

@@ -186,17 +186,25 @@ class Lanes(NamedTuple):
         return int(same.nonzero()[0])
 
 
-def lanes_of(name: str, random_starts: Tensor) -> tuple[Lanes, list[int]]:
-    """Named starts by sign by hyper-parameter, then random ones at the usual hyper-parameter."""
+NUDGE = 1e-9
+
+
+def lanes_of(name: str, random_starts: Tensor) -> tuple[Lanes, list[int], list[int]]:
+    """Named starts by sign by hyper-parameter, then others at the usual hyper-parameter.
+
+    Random ones, and the named ones moved by `NUDGE` along both axes; their indices are returned.
+    """
     signs = (CODE,) if "epsilon" in name else (CODE, PAPER_SIGN)
     rows = [(*start, sign, hyper) for hyper in RULES[name][1] for sign in signs for start in STARTS]
     named = len(rows)
     if name in USUAL:
-        rows += [(*start, CODE, USUAL[name]) for start in random_starts.tolist()]
+        near = [[x + NUDGE, y + NUDGE] for x, y in STARTS]
+        rows += [(*start, CODE, USUAL[name]) for start in random_starts.tolist() + near]
     table = torch.tensor(rows, dtype=torch.float64, device=random_starts.device)
-    return Lanes(table[:, :2].clone(), table[:, 2].clone(), table[:, 3].clone()), list(
-        range(named, len(rows))
-    )
+    lanes = Lanes(table[:, :2].clone(), table[:, 2].clone(), table[:, 3].clone())
+    others = list(range(named, len(rows)))
+    count = len(random_starts)
+    return lanes, others[:count], others[count:]
 
 
 def step_of(name: str, hyper: Tensor) -> mf.Step:

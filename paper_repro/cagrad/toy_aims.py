@@ -9,37 +9,38 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.findings import Claim, Findings, Settings
-from .toy import CODE, PAPER, RULES, STARTS, USUAL, at, losses, minimum_of_mean
-from .toy_runs import EVERY, Run, Toy, decided, finite, largest, of, rises, toy
+from .decisions import claim
+from .toy import CODE, RULES, STARTS, USUAL, at, losses, minimum_of_mean
+from .toy_runs import EVERY, Run, Toy, finite, of, rises, toy
 
 
 def run(settings: Settings) -> Findings:
     found = toy(settings)
-    yield finite(two_aims(found), found)
-    yield finite(where_pcgrad_rests(found, settings), found)
-    yield finite(adam_and_rates(found), found)
+    yield two_aims(found)
+    yield where_pcgrad_rests(found, settings)
+    yield adam_and_rates(found)
 
 
 def two_aims(toy: Toy) -> Claim:
     runs = toy.runs
     slide, rest = rises(runs["CAGrad"], 0.5), rises(runs["MGDA"], 0.0)
-    side = [i for i, start in enumerate(STARTS) if start[0] != 0]
-    met = np.isfinite(slide[side]).all() and np.isfinite(rest[side]).all()
-    outer = slide[[STARTS.index((10.0, -8.0)), STARTS.index((-8.5, -5.0))]].max(1)
     gains = [
         float(-at(runs["CAGrad"].of([start], 0.5)).mean(-1).diff(dim=0).sum())
         for start in ((10.0, -8.0), (-8.5, -5.0))
     ]
-    trades = bool(outer.min() > 1 and largest(rest) < 0.1)
-    return Claim(
+    return claim(
         "X-02",
-        PAPER,
         "Never raising a loss (MGDA) and trading along the Pareto set for a better mean (CAGrad) "
         "are two aims.",
-        decided(toy.whole and bool(met), "holds" if trades else "does not hold"),
-        of("CAGrad: rise of the losing task after contact", slide.max(1))
-        | of("MGDA: the same", rest.max(1))
-        | {"CAGrad: fall of the mean loss from (10, -8)": gains[0], "from (-8.5, -5)": gains[1]},
+        finite(
+            of("CAGrad: rise of the losing task after contact", slide.max(1))
+            | of("MGDA: the same", rest.max(1))
+            | {
+                "CAGrad: fall of the mean loss from (10, -8)": gains[0],
+                "from (-8.5, -5)": gains[1],
+            },
+            toy,
+        ),
         f"{toy.budget}; sum of all rises between points {EVERY} steps apart, after first contact; "
         "holds if CAGrad (c = .5) raises a loss by more than 1 from the two outer starts "
         "and MGDA none by more than .1",
@@ -53,25 +54,21 @@ def where_pcgrad_rests(toy: Toy, settings: Settings) -> Claim:
         float((pairs["distance"] < 1e-3).mean()),
         float((pairs["excess"] < 0.01).mean()),
     )
-    return Claim(
+    return claim(
         "X-01",
-        PAPER,
         "PCGrad practically reaches the optimum, or stops at Pareto points: which?",
-        decided(
-            toy.whole,
-            "holds only when"
-            if at_rest > 0.95 and small > 0.5 and float(pcgrad.max()) > 0.1
-            else "inconclusive",
+        finite(
+            {
+                "convex pairs: share ending Pareto stationary": at_rest,
+                "convex pairs: median excess of the total over its fall": float(
+                    np.median(pairs["excess"])
+                ),
+                "convex pairs: 95th percentile": float(np.quantile(pairs["excess"], 0.95)),
+                "convex pairs: share with an excess below 1 %": small,
+            }
+            | of("toy: PCGrad's excess of the mean loss", pcgrad),
+            toy,
         ),
-        {
-            "convex pairs: share ending Pareto stationary": at_rest,
-            "convex pairs: median excess of the total over its fall": float(
-                np.median(pairs["excess"])
-            ),
-            "convex pairs: 95th percentile": float(np.quantile(pairs["excess"], 0.95)),
-            "convex pairs: share with an excess below 1 %": small,
-        }
-        | of("toy: PCGrad's excess of the mean loss", pcgrad),
         f"{len(pairs['excess'])} random pairs of convex quadratics in 5 dimensions, plain steps "
         f"of 1/H; toy: {toy.budget}. "
         "Holds only when: it stops at Pareto points (95 % of the pairs), "
@@ -150,19 +147,18 @@ def first_order(run: Run, name: str) -> tuple[float, float]:
 def adam_and_rates(toy: Toy) -> Claim:
     runs = toy.runs
     shares = {name: first_order(runs[name], name) for name in ("MGDA", "PCGrad", "CAGrad")}
-    lost = any(shares[name][1] > 0.001 for name in ("MGDA", "PCGrad"))
-    safe = all(shares[name][0] == 0 for name in ("MGDA", "PCGrad"))
-    return Claim(
+    return claim(
         "X-05",
-        PAPER,
         "Descent guarantees are for plain steps along d, while the experiments use Adam: the "
         "guarantee is lost.",
-        decided(toy.whole, "holds" if lost and safe else "does not hold"),
-        {f"{name}: share of steps whose d raises a task": x for name, (x, _) in shares.items()}
-        | {
-            f"{name}: share of Adam's steps that raise a task, d raising none": x
-            for name, (_, x) in shares.items()
-        },
+        finite(
+            {f"{name}: share of steps whose d raises a task": x for name, (x, _) in shares.items()}
+            | {
+                f"{name}: share of Adam's steps that raise a task, d raising none": x
+                for name, (_, x) in shares.items()
+            },
+            toy,
+        ),
         f"first {len(runs['MGDA'].watched) - 1} steps from the six starts, + in f₂; to first "
         "order, cosine below -1e-6; "
         "CAGrad with c = .5, which may raise a task by itself",

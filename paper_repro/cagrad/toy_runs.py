@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Settings, Verdict
+from ..report.findings import Settings
+from ..report.parts import kept
 from .toy import (
     CODE,
     LR,
@@ -67,6 +68,7 @@ class Run(NamedTuple):
 
     lanes: Lanes
     random: list[int]  # lanes that started at random points
+    nudged: list[int]  # lanes that started beside `STARTS`, one each
     times: np.ndarray  # [time], steps taken
     points: Tensor  # [time, lane, 2]
     watched: Tensor  # [step, lane, 2], every point from the start on
@@ -95,9 +97,10 @@ def compiler_works(device: torch.device) -> bool:
     return True
 
 
+@kept
 def trajectories(name: str, random_starts: Tensor, steps: int, *, compiled: bool) -> Run:
-    """Adam from all starts; interruptible between chunks of steps."""
-    lanes, random = lanes_of(name, random_starts)
+    """Adam from all starts."""
+    lanes, random, nudged = lanes_of(name, random_starts)
     state = vmap(lambda hyper, sign, x: step_of(name, hyper).init({"x": x}, sign))(
         lanes.hyper, lanes.sign, lanes.start
     )
@@ -114,9 +117,8 @@ def trajectories(name: str, random_starts: Tensor, steps: int, *, compiled: bool
         if taken % EVERY < unroll or taken >= steps:
             times.append(taken)
             points.append(chunk[:, -1])
-    return Run(
-        lanes, random, np.array(times), torch.stack(points), torch.cat(watched, 1).transpose(0, 1)
-    )
+    trail = torch.cat(watched, 1).transpose(0, 1)
+    return Run(lanes, random, nudged, np.array(times), torch.stack(points), trail)
 
 
 class Toy(NamedTuple):
@@ -132,9 +134,8 @@ class Toy(NamedTuple):
         return self.steps >= STEPS
 
 
-@functools.cache
 def toy(settings: Settings) -> Toy:
-    """Every rule from all of its starts: once in a process, whoever needs it first."""
+    """Every rule from all of its starts; workers that need it share the rules out."""
     # programs of another run must not count against the limit of recompilations
     torch.compiler.reset()
     compiled = settings.count(STEPS) >= COMPILE_FROM and compiler_works(settings.device)
@@ -146,19 +147,20 @@ def toy(settings: Settings) -> Toy:
         lambda key: mf.random.uniform(mf.random.fold_in(mf.random.key(7), key), (2,), torch.float64)
     )
     random_starts = 20 * uniform(keys) - 10
-    runs = {
-        name: trajectories(name, random_starts, steps, compiled=compiled)
-        for name in tqdm(RULES, desc="toy", leave=False)
-    }
+    runs = trajectories.together(
+        {
+            name: functools.partial(trajectories.now, name, random_starts, steps, compiled=compiled)
+            for name in RULES
+        }
+    )
     last = int(runs["GD"].times[-1])
     budget = f"Adam {LR:g}, {last} steps, float64, + in f₂ unless said otherwise"
     return Toy(runs, last, budget)
 
 
-def finite(claim: Claim, toy: Toy) -> Claim:
-    """A claim with the number of steps, and without the numbers that are not finite."""
-    numbers = claim.measured | {"steps": toy.steps}
-    return claim._replace(measured={name: x for name, x in numbers.items() if np.isfinite(x)})
+def finite(numbers: dict[str, float], toy: Toy) -> dict[str, float]:
+    """Numbers of a claim with that of steps, and without those that are not finite."""
+    return {name: x for name, x in numbers.items() if np.isfinite(x)} | {"steps": toy.steps}
 
 
 def title_of(name: str) -> str:
@@ -214,11 +216,6 @@ def rises(run: Run, hyper: float) -> np.ndarray:
     return np.stack(
         [change[k:, i].sum(0) if k >= 0 else np.full(2, np.nan) for i, k in enumerate(first)]
     )
-
-
-def decided(long_enough: bool, verdict: Verdict) -> Verdict:
-    """A verdict, of runs that are long enough for one."""
-    return verdict if long_enough else "inconclusive"
 
 
 def largest(values: np.ndarray) -> float:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.figures import METHOD_COLOURS, axes, band
-from ..report.findings import Claim, Figure, Findings, Settings, verdict_of
-from ..report.intervals import mean_interval, named
+from ..report.figures import METHOD_COLOURS, axes, band, plain_ticks
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.grids import at_edge
+from ..report.intervals import clustered_share, mean_interval, named, ratio_interval
+from .decisions import FAR, NEAR, claim
 from .digits import HIDDEN, LABELS, RATES, SCALES, TASKS, Runs, moments, split, train
 
 CAGRAD = "CAGrad (Liu et al. 2021)"
@@ -44,9 +46,52 @@ def run(settings: Settings) -> Findings:
     )
     yield judge(runs, alone, where)
     yield course(runs, alone, where)
+    yield over_c(settings)
 
 
-FAR, NEAR = 0.05, 0.01  # in accuracy
+CS = (0.1, 0.2, 0.4, 0.8, 2.0, 10.0)
+
+
+def over_c(settings: Settings) -> Figure:
+    """CAGrad's ablation over c, on half of the seeds and steps."""
+    settings = settings._replace(seeds=max(2, settings.seeds // 2))
+    data, steps, scale = split(settings), settings.count(150), SCALES["summed over pixels"]
+    plain = train(mf.mean(), scale, data, steps, settings, "mean, for c")
+    runs = [train(mf.cagrad(c=c), scale, data, steps, settings, f"c = {c:g}") for c in CS]
+    canvas, panels = axes(1, 2, (11, 4.4))
+    accuracies = [clustered_share(run.accuracy) for run in (plain, *runs)]
+    losses = [[run.held_out[:, task] for run in (plain, *runs)] for task in range(len(TASKS))]
+    along = (CS[0] / 2, *CS)
+    for panel, label, values in (
+        (panels[0], "class", accuracies),
+        *(
+            (panels[1], name, [ratio_interval(x, own[0]) for x in own])
+            for name, own in zip(TASKS, losses, strict=True)
+        ),
+    ):
+        bars = np.array([[x.mean - x.low, x.high - x.mean] for x in values]).T
+        look = {"class": ("C0", "o-"), "rotation": ("C1", "s--"), "image": ("C2", "^:")}[label]
+        middle = [x.mean for x in values]
+        panel.errorbar(along, middle, bars, fmt=look[1], color=look[0], label=label, capsize=3)
+    panels[0].set(ylabel="accuracy of the main task", ylim=(0, 1))
+    panels[1].set(ylabel="test loss over equal weights'", yscale="log")
+    plain_ticks(panels[1].yaxis)
+    panels[1].legend()
+    for panel in panels:
+        panel.set(xlabel="c (leftmost: 0, equal weights)", xscale="log")
+        panel.set_xticks(along, ["0", *(f"{c:g}" for c in CS)])
+        panel.minorticks_off()
+    return Figure(
+        "c",
+        "CAGrad against c (the ablation of Liu et al. 2021, there on overlaid fashion and digit "
+        "images and on networks for scenes): a main task with few labels among auxiliary ones, "
+        f"reconstruction error summed over pixels, {steps} steps of Adam at the best of "
+        f"{len(RATES)} rates, {settings.seeds} seeds; accuracies with Korn and Graubard's "
+        "intervals of shares, ratios paired by seed with 95 % t intervals.",
+        canvas,
+    )
+
+
 WINDOWS = 20
 
 
@@ -79,7 +124,6 @@ class Part(NamedTuple):
 
     numbers: dict[str, float]
     shown: dict[str, bool]
-    against: bool  # whether some part is contradicted
 
 
 def part(label: str, methods: dict[str, Runs], end: int) -> Part:
@@ -106,8 +150,7 @@ def part(label: str, methods: dict[str, Runs], end: int) -> Part:
         "far below": mgda.high < -FAR,
         "CAGrad is balanced": cagrad.low > -NEAR and balance.low > 0,
     }
-    against = share.low > 1 / 3 or mgda.low > -FAR or cagrad.high < -NEAR or balance.high < 0
-    return Part(numbers, shown, against)
+    return Part(numbers, shown)
 
 
 def judge(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Claim:
@@ -129,17 +172,15 @@ def judge(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Claim:
         f"{m} {name}"
         for name, methods in runs.items()
         for m, run in methods.items()
-        if run.lr in (RATES[0], RATES[-1])
+        if at_edge(run.choice, len(RATES))
     ]
-    return Claim(
+    for name, methods in runs.items():
+        edge = any(at_edge(run.choice, len(RATES)) for run in methods.values())
+        numbers[f"{name}: a best rate at the edge of its grid (1: yes)"] = float(edge)
+    return claim(
         "CA-37",
-        CAGRAD,
         "MGDA neglects the main task and falls far below the baseline; CAGrad keeps main and "
         "auxiliary tasks balanced.",
-        verdict_of(
-            [all(found.shown.values()) for found in parts.values()],
-            [found.against for found in parts.values()],
-        ),
         numbers,
         f"all of it in: {'; '.join(every) or 'none'}. Both scales of the reconstruction error, "
         "after a third of the steps and after all: accuracies at the rate that is best then, the "
@@ -183,7 +224,7 @@ def course(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Figure:
     for panel in panels:
         panel.set(xlabel="step", xlim=(0, steps))
         if panel is not panels[1]:
-            panel.legend(ncols=2, loc="upper right", fontsize=10, handlelength=1.8, columnspacing=1)
+            panel.legend()
     return Figure(
         "auxiliaries",
         "A main task with few labels among auxiliary ones; bands: 95 % intervals over seeds. "

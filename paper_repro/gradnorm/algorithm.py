@@ -7,11 +7,10 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Findings, Settings, judged
+from ..report.findings import Findings, Settings
 from .common import (
     ALPHA,
     LAYERS,
-    PAPER,
     Problem,
     initial_params,
     linear_maps,
@@ -19,6 +18,7 @@ from .common import (
     norm_of,
     sample,
 )
+from .decisions import claim
 
 LR, WEIGHT_LR = 1e-2, 1e-3
 Batch = tuple[Tensor, Tensor]
@@ -95,23 +95,18 @@ def run(settings: Settings) -> Findings:
         "largest difference of parameters": gaps.params,
         "steps": gaps.steps,
     }
-    same = gaps.weights < 1e-9 and gaps.params < 1e-9
     where = "three tasks, SGD on model and weights, float64; holds below 1e-9"
-    yield Claim(
+    yield claim(
         "GN-13",
-        PAPER,
         "L_grad = Σ|G_i - Ḡ r_i^α| with the target held constant; its slope in w_i is sign(G_i - "
         "target_i)‖∇_W L_i‖.",
-        judged(same),
         numbers,
         f"the closed form against autograd of the detached target; {where}",
     )
-    yield Claim(
+    yield claim(
         "GN-16",
-        PAPER,
         "The full loop: losses, G_i, Ḡ, r_i, L_grad, a step on w, a step on the network with the "
         "old weights, renormalisation.",
-        judged(same),
         {**numbers, "largest deviation of the sum of weights from T": gaps.total},
         f"the library's step against a literal loop with double backward; {where}",
     )

@@ -1,13 +1,13 @@
 """The claims of GradNorm (Chen et al. 2018), as the ledger states them."""
 
-from ..report.ledger import ONLY_FULL, Row
+from ..report.ledger import DIGITS, JOINT, Row
 
 ROWS = (
     Row(
         "GN-01",
         "data/RL",
         "One network can beat many, but is hard to balance.",
-        needs="tuned joint and single-task networks on data",
+        needs=JOINT,
     ),
     Row(
         "GN-02",
@@ -125,13 +125,12 @@ ROWS = (
         "Its weights, averaged over time and kept fixed, come close to the best of a grid.",
         "gradnorm.alpha",
     ),
-    Row("GN-23", "synthetic", "Ten tasks gain as well.", "gradnorm.reach", ONLY_FULL),
+    Row("GN-23", "synthetic", "Ten tasks gain as well.", "gradnorm.ten_tasks"),
     Row(
         "GN-24",
         "synthetic",
         "The gain grows with the number of tasks.",
-        "gradnorm.reach",
-        ONLY_FULL,
+        "gradnorm.ten_tasks",
     ),
     Row(
         "GN-25",
@@ -143,7 +142,11 @@ ROWS = (
         "GN-26",
         "data/RL",
         "It beats separate networks and other weightings in many settings.",
-        needs="tuned methods on data",
+        needs=(
+            f"tuned methods on the paper's data. A stand-in ({DIGITS}) says otherwise: GradNorm "
+            "ends below the separate networks and shows no difference from the mean loss; on "
+            "its own regressions see GN-21 and GN-23"
+        ),
     ),
     Row("GN-27", "synthetic", "It reduces overfitting.", "gradnorm.difficulty"),
     Row(

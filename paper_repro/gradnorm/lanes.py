@@ -16,12 +16,15 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.findings import Settings
-from .common import ALPHA, COLOURS, LAYERS, Problem, linear_maps, losses
+from ..report.grids import at_edge, chosen
+from ..report.parts import kept
+from .common import ALPHA, COLOURS, LAYERS, UNTRAINED, Problem, linear_maps, losses
 
 LAST = f"trunk.{LAYERS - 1}."
 TEN = (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)  # σ
 TWO, MILD = (1.0, 100.0), (1.0, 10.0)
 INPUTS, OUTPUTS, TEST = 25, 10, 200
+EVERY_ALPHA = (0.0, ALPHA, 0.5, 1.0, 2.0)
 TWO_ALPHAS, TEN_ALPHAS = (0.0, ALPHA, 1.0), (0.0, ALPHA, 0.5)
 STRONG = f"GradNorm, {TEN_ALPHAS[-1]:g}"
 SECOND = (1e-2, 1e-3, 1e-4, 1e-5)  # the static grid's w_2/w_1 beside 1
@@ -107,9 +110,20 @@ class Trace(NamedTuple):
 
         That is, on the other half of them, in the mean.
         """
-        final = self.final(name)
-        chosen = [self.named(name)[int(final[:, half::2].mean(1).argmin())] for half in (1, 0)]
-        return np.resize(chosen, final.shape[1])
+        return np.array(self.named(name))[chosen(self.final(name))]
+
+    def settles_nothing(self, name: str) -> bool:
+        """Whether its best rate is at the edge of its grid, or it learns nothing."""
+        lanes = self.named(name)
+        rates = sorted({self.lanes[i].lr for i in lanes})
+        taken = [rates.index(self.lanes[i].lr) for i in self.picked(name)]
+        return at_edge(taken, len(rates)) or bool(self.judged(name).mean() > UNTRAINED)
+
+    def judged_alpha(self, name: str) -> np.ndarray:
+        """The best α of every seed, `[seed]`, each at its best rate on the other half of them."""
+        alphas = sorted({self.lanes[i].alpha for i in self.named(name)})
+        ends = np.stack([self.judged(f"{name}, {alpha:g}") for alpha in alphas])
+        return np.array(alphas)[ends.argmin(0)]
 
     def of(self, values: np.ndarray, name: str) -> np.ndarray:
         """`values[time, lane, seed, ...]` of the picked lanes, `[time, seed, ...]`."""
@@ -143,8 +157,8 @@ def size_of(settings: Settings) -> Size:
         50,
         settings.count(400),
         max(min(settings.seeds, 4), settings.seeds // 2),
-        (3e-4, 1e-3, 3e-3, 1e-2),
-        (3e-3, 1e-2, 3e-2),
+        (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     )
 
 
@@ -287,6 +301,7 @@ def evaluate(
     )
 
 
+@kept
 def train(
     method: Method, lanes: Sequence[Lane], size: Size, settings: Settings, label: str
 ) -> Trace:

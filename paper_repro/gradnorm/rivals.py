@@ -1,7 +1,5 @@
 """The runs that several of GradNorm's questions share: T = 2 and T = 10, each method's lanes."""
 
-import functools
-
 import torch
 
 import mtlfunc as mf
@@ -10,6 +8,7 @@ from ..report.findings import Settings
 from .lanes import (
     DRAWS,
     EQUAL,
+    EVERY_ALPHA,
     FIXED,
     MILD,
     NOISE,
@@ -27,9 +26,8 @@ from .lanes import (
 )
 
 
-@functools.cache
 def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
-    """Static weights and GradNorm at T = 2: once in a process.
+    """Static weights and GradNorm at T = 2.
 
     Tasks of other scales, of other difficulty, and with few data.
     """
@@ -57,17 +55,25 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
     learnt = [
         Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in TWO_ALPHAS for lr in size.two
     ] + [lane for lr in size.two[1:] for lane in others(lr)]
+    learnt += [
+        Lane(f"ratio {ratio:g}, {alpha:g}", lr, alpha, scales=(1.0, ratio))
+        for ratio in (RATIOS[0], RATIOS[-1])
+        for alpha in EVERY_ALPHA
+        for lr in size.two[2:]
+    ]
+    # the first of the ten scales, for what a larger T does by itself
+    static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:]]
+    learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:]]
     return (
         train("weighted", static, size, settings, "T = 2, static weights"),
         train("gradnorm", learnt, size, settings, "T = 2, GradNorm"),
     )
 
 
-@functools.cache
 def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
     """Static weights, GradNorm, and GradNorm with normalised targets at T = 10.
 
-    Static: equal, 1/L_i(0) and a random search. Once in a process.
+    Static: equal, 1/L_i(0) and a random search.
     """
     size = size_of(settings)
     key = mf.random.key(10)
@@ -75,6 +81,8 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
     drawn = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (DRAWS, len(TEN))))
     rates = (mf.random.uniform(mf.random.fold_in(key, 1), (DRAWS,)) * len(size.ten)).long()
     static = [Lane(EQUAL, lr, scales=TEN) for lr in size.ten]
+    finite = [Lane("finite", lr, scales=TEN, finite=True) for lr in size.ten]
+    static += finite
     static += [
         Lane(FIXED, lr, scales=TEN, weights=tuple(scale**-2 for scale in TEN)) for lr in size.ten
     ]
@@ -86,7 +94,7 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
         Lane(f"GradNorm, {alpha:g}", lr, alpha, scales=TEN)
         for alpha in TEN_ALPHAS
         for lr in size.ten
-    ]
+    ] + finite
     corrected = [
         Lane(f"GradNorm, {TEN_ALPHAS[-1]:g}", lr, TEN_ALPHAS[-1], scales=TEN) for lr in size.ten
     ]
@@ -94,6 +102,16 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
         train("weighted", static, size, settings, "T = 10, static weights"),
         train("gradnorm", learnt, size, settings, "T = 10, GradNorm"),
         train("normalised", corrected, size, settings, "T = 10, normalised targets"),
+    )
+
+
+def five_tasks(settings: Settings) -> tuple[Trace, Trace]:
+    """Equal weights and GradNorm at the first five of the ten scales: once in a process."""
+    size = size_of(settings)
+    lanes = [Lane("of ten", lr, scales=TEN[:5]) for lr in size.ten]
+    return (
+        train("weighted", lanes, size, settings, "T = 5, equal weights"),
+        train("gradnorm", lanes, size, settings, "T = 5, GradNorm"),
     )
 
 

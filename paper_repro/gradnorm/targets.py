@@ -14,7 +14,8 @@ import mtlfunc as mf
 from ..report.figures import axes, plain_ticks
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, named, ratio_interval
-from .common import ALPHA, PAPER
+from .common import ALPHA
+from .decisions import claim
 from .lanes import (
     COLOUR,
     EQUAL,
@@ -111,11 +112,9 @@ def targets_of_the_rule(
             ratio_interval(*(t.judged(STRONG) for t in (normalised, plain))),
         ),
     }
-    return Claim(
+    return claim(
         "GN-10",
-        PAPER,
         "A task's target length is Ḡ r_i^α.",
-        "holds" if max(error, error_n) < 1e-9 else "does not hold",
         numbers,
         "random lengths, losses, weights, five tasks, α of 0, .12, .5, 1, 2, float64; holds "
         "below 1e-9. The targets add up to T·Ḡ only for α of 0 or 1: "
@@ -222,7 +221,7 @@ def ends_by_rate(
     panel.set_ylim(0, 1.5 * panel.get_ylim()[1])
     panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
     panel.minorticks_off()
-    panel.legend(loc="upper right")
+    panel.legend()
     return edges
 
 
@@ -244,4 +243,4 @@ def what_is_left(
     )
     panel.set_ylim(top=8 * panel.get_ylim()[1])
     plain_ticks(panel.yaxis)
-    panel.legend(loc="upper right")
+    panel.legend()

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..report.findings import Claim, Findings, Settings, verdict_of
+from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
-from .common import ALPHA, PAPER
+from .common import ALPHA
+from .decisions import claim
 from .lanes import EQUAL, PAIRED, TEN_ALPHAS, TWO_ALPHAS, WINDOWS, Size, Trace, size_of
 from .rivals import ten_tasks, two_tasks
 
@@ -48,11 +49,9 @@ def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
             (smaller if against.high < 1 else others).append(
                 f"{what} at T = {count} ({against.mean:.3g})"
             )
-    return Claim(
+    return claim(
         "GN-07",
-        PAPER,
         "Two aims: gradient lengths on one scale, and tasks that train at similar rates.",
-        verdict_of(below, above),
         numbers,
         "spread: exponential of the deviation over tasks of the logarithm, mean over the run, on "
         "test data; holds if those of G_i and of L̃_i are smaller "
@@ -85,13 +84,9 @@ def slow_tasks(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
     for name, difference in differences.items():
         numbers |= named(name, difference)
     larger = [f"{name} ({d.mean:.2g})" for name, d in differences.items() if d.low > 0]
-    return Claim(
+    return claim(
         "GN-11",
-        PAPER,
         "A slow task has a larger target and so speeds up.",
-        verdict_of(
-            [d.low > 0 for d in differences.values()], [d.high < 0 for d in differences.values()]
-        ),
         numbers,
         f"correlation over tasks of log r_i with the fall of log L̃_i in the next of {WINDOWS} "
         "windows; holds if it is larger at the largest α run than with "

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Verdict
-
 PAPER = "Multi-task learning from gradients (essay, Su 2022)"
 COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "#777777")
 ROUNDING = 1e-9
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-
-
-def claim(
-    identifier: str, text: str, verdict: Verdict, measured: Mapping[str, float | Tensor], where: str
-) -> Claim:
-    return Claim(
-        identifier,
-        PAPER,
-        text,
-        verdict,
-        {name: float(value) for name, value in measured.items()},
-        where,
-    )
 
 
 # ---- draws ----

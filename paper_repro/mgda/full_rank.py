@@ -10,9 +10,10 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
-from ..report.findings import Claim, Findings, Settings
+from ..report.findings import Findings, Settings
 from ..report.intervals import named, share_interval
-from .encoders import PAPER, raises
+from .decisions import claim
+from .encoders import raises
 
 
 def weights_of(gramian: Tensor) -> Tensor:
@@ -82,13 +83,10 @@ def run(settings: Settings) -> Findings:
         "A Aᵀ = 9 I: largest difference of weights": apart,
         "A Aᵀ = 9 I: draws that raise a task": float(scalar_raised),
     }
-    iff = disagree == 0
-    yield Claim(
+    yield claim(
         "SU-32",
-        PAPER,
         "With a full-rank ∂Z/∂θ the bound's optimum also finds Pareto-stationary points (and "
         "otherwise a direction that lowers all losses).",
-        "holds only when" if iff and raised.low > 0 else "holds" if iff else "does not hold",
         numbers,
         f"{draws} random draws each, T = {tasks}, 6 encodings, A of 9, 2 (rank-deficient) and 9 "
         f"orthogonal columns; 0 means below {zero:g} "

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -84,13 +83,6 @@ def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int, label: str) -> 
             call()
             best[name] = min(best[name], time.perf_counter() - start)
     return best
-
-
-def operations(call: Callable[[], Any]) -> int:
-    """Floating-point operations of matrix products."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 @contextlib.contextmanager

@@ -13,19 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, judged
+from ..report.findings import Claim, Figure, Findings, Settings
 from .common import (
     COLOURS,
     DASHES,
-    ROUNDING,
     TASKS,
-    claim,
     families,
     normal,
     shortest,
     square,
     uniform,
 )
+from .decisions import claim
 
 
 def smooth_minimum(settings: Settings) -> Claim:
@@ -45,7 +44,6 @@ def smooth_minimum(settings: Settings) -> Claim:
         "SU-12",
         "First method: replace the minimum by -(1/λ) log Σ exp(-λ x_t), which lies between min x "
         "- log T/λ and min x.",
-        judged(low >= -1 and high <= 0),
         {
             "lowest (smooth minimum - minimum)·λ/log T": low,
             "highest": high,
@@ -183,7 +181,6 @@ def fixed_point(found: list[Course], sharpness: Tensor, draws: int) -> Claim:
     return claim(
         "SU-13",
         "Stationarity of the smoothed problem: u = Σ softmax(-λ⟨g, u⟩)_t g_t.",
-        judged(residual < 1e-8 and gap < 1e-6 and outside <= 1 + ROUNDING),
         {
             "largest |w - softmax(-λGw)|": residual,
             "largest difference of dual and primal value, in units of 1/λ": gap,

@@ -16,12 +16,11 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.figures import arrow, axes
-from ..report.findings import Claim, Figure, Findings, Settings, judged
+from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, share_interval
 from .common import (
     COLOURS,
     ROUNDING,
-    claim,
     gram,
     normal,
     normalised,
@@ -30,6 +29,7 @@ from .common import (
     square,
     uniform,
 )
+from .decisions import claim
 from .quadratics import Batch, losses, quadratics
 
 
@@ -76,7 +76,6 @@ def free_of_scales(drawn: Drawn) -> Claim:
         "SU-01",
         "Weighting each task by 1/‖g_t‖ makes the update independent of rescaling and of "
         "shifting any single loss.",
-        judged(float(own) < ROUNDING),
         {
             "largest change of the unit direction, weights 1/‖g‖": own,
             "the same, equal weights": change_of_scale(mf.mean(), drawn)[1].max(),
@@ -115,10 +114,6 @@ def sum_of_units(drawn: Drawn) -> Claim:
         "SU-02",
         "That weighting is the same as adding unit task gradients, so designing losses is at "
         "bottom designing gradients.",
-        judged(
-            float(difference.max()) < ROUNDING
-            and float(((held - units).norm(dim=-1) / units.norm(dim=-1)).max()) < ROUNDING
-        ),
         {
             "weights 1/‖g‖ against the sum of unit gradients, largest relative "
             "difference": difference.max(),
@@ -284,9 +279,6 @@ def common_descent(shares: Shares, runs: Descents, formula: float, steps: int) -
         "For two tasks u = g_1/‖g_1‖ + g_2/‖g_2‖ always has ⟨g_t, u⟩ >= 0, so gradient "
         "normalisation reaches Pareto stationarity; with more the normalised sum "
         "no longer suffices.",
-        judged(formula < ROUNDING and two == 0 and float(runs[2][0].max()) == 0 and min(exact) < 0)
-        if arrived > 0.95
-        else "inconclusive",
         {
             "T = 2: largest |⟨g_t, u⟩ - ‖g_t‖(1 + cos)|/‖g_t‖": formula,
             "T = 2: share of draws with a negative rate": two,

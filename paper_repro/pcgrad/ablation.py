@@ -12,11 +12,14 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.decisions import OPEN
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, Verdict, verdict_of
+from ..report.findings import Figure, Findings, Settings
+from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import Interval, named, ratio_interval
-from .common import ALPHA, ARMS, COLOURS, LINES, PAPER, STUDENT, arms, either
-from .landscape import ADAM_RATE, ENOUGH, SGD_RATES, Paths, arrival, best_rate, paths, values
+from .common import ALPHA, ARMS, COLOURS, LINES, STUDENT, arms, either
+from .decisions import claim
+from .landscape import ADAM_RATE, SGD_RATES, Paths, arrival, by_rate, paths, values
 from .problems import Batch, regression, regression_batch, regression_start
 
 
@@ -24,42 +27,40 @@ class Arms(NamedTuple):
     """Every arm on the landscape and on the regression."""
 
     found: Paths
-    rates: dict[str, float]  # SGD's best on the landscape, by arm
+    choice: dict[str, np.ndarray]  # SGD's rate on the landscape, by arm, an index `[start]`
     steps: dict[tuple[str, str], np.ndarray]  # to the common side, by (optimizer, arm), `[start]`
     trials: dict[str, Trial]  # by optimizer
 
 
 def run(settings: Settings) -> Findings:
     found, trials = paths(settings), ablation_of_regression(settings)
-    rates = {arm: best_rate(found, arm) for arm in ARMS}
     steps = {("Adam", arm): arrival(found, arm, sgd=False) + 1.0 for arm in ARMS}
-    steps |= {("SGD", arm): arrival(found, arm, sgd=True, lr=rates[arm]) + 1.0 for arm in ARMS}
+    choice = {arm: chosen(np.log(by_rate(found, arm) + 1.0)) for arm in ARMS}
+    steps |= {("SGD", arm): judged(by_rate(found, arm) + 1.0, choice[arm]) for arm in ARMS}
+    rates = {arm: SGD_RATES[int(np.median(choice[arm]))] for arm in ARMS}
     yield ablation_figure(found, rates, trials)
-    every = Arms(found, rates, steps, trials)
-    yield Claim(
+    every = Arms(found, choice, steps, trials)
+    yield claim(
         "PC-23",
-        PAPER,
         "Ablation: PCGrad's direction at the plain gradient's length is worse than PCGrad.",
         *against_pcgrad("direction only", every),
     )
-    yield Claim(
+    yield claim(
         "PC-24",
-        PAPER,
         "Ablation: the plain direction at PCGrad's length is worse than PCGrad.",
         *against_pcgrad("magnitude only", every),
     )
-    yield Claim(
+    yield claim(
         "PC-25",
-        PAPER,
         "Ablation: GradNorm, which balances magnitudes alone, is worse than PCGrad.",
         *against_pcgrad("GradNorm", every),
     )
 
 
-def against_pcgrad(arm: str, arms: Arms) -> tuple[Verdict, dict[str, float], str]:
-    """Verdict, numbers and configuration of "this arm is worse than PCGrad"."""
-    found, rates, steps, trials = arms
-    numbers: dict[str, float] = {}
+def against_pcgrad(arm: str, arms: Arms) -> tuple[dict[str, float], str]:
+    """Numbers and configuration of "this arm is worse than PCGrad"."""
+    found, choice, steps, trials = arms
+    numbers: dict[str, float] = {"steps on the landscape": float(found.steps[-1])}
     worse: dict[str, tuple[bool, bool]] = {}
     for optimizer in ("Adam", "SGD"):
         ratio, label = (
@@ -81,17 +82,19 @@ def against_pcgrad(arm: str, arms: Arms) -> tuple[Verdict, dict[str, float], str
             for name, share in there.items()
         }
         if optimizer == "SGD":
+            edge = any(at_edge(choice[name], len(SGD_RATES)) for name in (arm, "PCGrad"))
+            numbers[f"{label}: steps of {arm} over PCGrad's{OPEN}"] = float(edge)
             numbers |= {
-                f"{label}: rate of {arm}": rates[arm],
-                f"{label}: rate of PCGrad": rates["PCGrad"],
+                f"{label}: rate of {name}": SGD_RATES[int(np.median(choice[name]))]
+                for name in (arm, "PCGrad")
             }
-        ratio = trials[optimizer].over(arm, "PCGrad")
+        trial = trials[optimizer]
+        ratio = trial.over(arm, "PCGrad")
         numbers |= named(f"regression, {optimizer}: loss of {arm} over PCGrad's", ratio)
+        edge = any(at_edge(trial.choice(name), len(trial.rates)) for name in (arm, "PCGrad"))
+        numbers[f"regression, {optimizer}: loss of {arm} over PCGrad's{OPEN}"] = float(edge)
         worse[f"regression, {optimizer}"] = ratio.low > 1, ratio.high < 1
     return (
-        verdict_of([a for a, _ in worse.values()], [b for _, b in worse.values()])
-        if int(found.steps[-1]) >= ENOUGH
-        else "inconclusive",
         numbers,
         f"worse: {'; '.join(name for name, (a, _) in worse.items() if a) or 'nowhere'}; "
         "better: "
@@ -100,8 +103,9 @@ def against_pcgrad(arm: str, arms: Arms) -> tuple[Verdict, dict[str, float], str
         f"{found.steps[-1]:,} (the count for those that do not get there), ratios paired "
         f"over {len(steps['Adam', 'sum'])} starts, "
         f"SGD at each arm's best of {', '.join(f'{r:g}' for r in SGD_RATES)}; regression: "
-        f"Σ L_i/Var y_i after {trials['Adam'].steps} steps, each arm at its best of three "
-        "rates, paired over seeds; GradNorm with "
+        f"Σ L_i/Var y_i after {trials['Adam'].steps} steps, each arm at its best of five "
+        "rates, paired over seeds; rates are chosen on the other half of starts or seeds, and one "
+        "at the edge of its grid settles nothing; GradNorm with "
         f"α = {ALPHA}, on losses above their floor. {STUDENT}",
     )
 
@@ -126,7 +130,7 @@ def ablation_figure(found: Paths, rates: dict[str, float], trials: dict[str, Tri
             xlabel="step", ylabel=f"L₂, {'SGD at its best rate' if sgd else f'Adam {ADAM_RATE:g}'}"
         )
         panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
-        panel.legend(frameon=True, fontsize="small")
+        panel.legend()
     others = [arm for arm in ARMS if arm != "PCGrad"]
     for i, (name, trial) in enumerate(trials.items()):
         for j, arm in enumerate(others):
@@ -146,7 +150,7 @@ def ablation_figure(found: Paths, rates: dict[str, float], trials: dict[str, Tri
     panels[2].set(ylabel="regression: Σ L_i / variance of y_i\nover PCGrad's", yscale="log")
     for axis in (panels[2].yaxis.set_major_formatter, panels[2].yaxis.set_minor_formatter):
         axis(lambda value, _: f"{value:g}")
-    panels[2].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    panels[2].legend()
     starts = len(found.chosen("sum", sgd=False))
     return Figure(
         "ablation",
@@ -166,15 +170,14 @@ class Trial(NamedTuple):
     rates: tuple[float, ...]
     steps: int
 
-    def best(self, arm: str) -> int:
-        return int(np.nan_to_num(self.final[ARMS.index(arm)].mean(-1), nan=np.inf).argmin())
+    def choice(self, arm: str) -> np.ndarray:
+        """The rate of every seed, an index `[seed]`, best on the other half of them."""
+        return chosen(self.final[ARMS.index(arm)])
 
     def over(self, arm: str, other: str) -> Interval:
         """Ratio of two arms, each at its best rate, paired by seed."""
-        return ratio_interval(
-            self.final[ARMS.index(arm), self.best(arm)],
-            self.final[ARMS.index(other), self.best(other)],
-        )
+        both = (judged(self.final[ARMS.index(name)], self.choice(name)) for name in (arm, other))
+        return ratio_interval(*both)
 
 
 def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
@@ -183,7 +186,7 @@ def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
         settings.seeds if settings.full else max(2, settings.seeds // 2),
         settings.count(3000 if settings.full else 400),
     )
-    rates = {"Adam": (3e-3, 1e-2, 3e-2), "SGD": (1e-2, 3e-2, 1e-1)}
+    rates = {"Adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "SGD": (1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
     every = [
         (arm, name == "SGD", rate, seed)
         for name, some in rates.items()
@@ -223,7 +226,7 @@ def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
     final = (
         (torch.stack(kept).mean(0) / targets.var(1)[seed])
         .sum(-1)
-        .reshape(2, len(ARMS), 3, seeds)
+        .reshape(2, len(ARMS), 5, seeds)
         .numpy()
     )
     return {name: Trial(final[i], some, steps) for i, (name, some) in enumerate(rates.items())}

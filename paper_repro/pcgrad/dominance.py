@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,9 +12,10 @@ from torch.func import vmap
 import mtlfunc as mf
 
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, verdict_of
+from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, mean_interval, named
-from .common import PAPER, normal
+from .common import normal
+from .decisions import claim
 from .training import COLOURS
 
 RATIOS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -97,7 +100,7 @@ def dominance_figure(grid: dict[str, np.ndarray], settings: Settings) -> Figure:
         ylabel="fall of the loss / loss at the start",
         xscale="log",
     )
-    panels[1].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    panels[1].legend()
     return Figure(
         "dominance",
         "Two random quadratic tasks in 10 dimensions, the second multiplied by ρ; "
@@ -126,13 +129,13 @@ def dominated(grid: dict[str, np.ndarray], settings: Settings) -> Claim:
             for i, ratio in enumerate(RATIOS)
         }
         numbers |= named(f"{name}: change of task 1's fall from ρ = 1 to 1000", over[name])
+        for (a, b), change in zip(pairwise(RATIOS), falls[name], strict=True):
+            numbers |= named(f"{name}, ρ = {a:g} to {b:g}: change of task 1's fall", change)
     holds = [name for name, ok in monotone.items() if ok]
-    return Claim(
+    return claim(
         "PC-02",
-        PAPER,
         "The summed gradient can be dominated by the largest one, which is then over-served "
         "while the others are under-served.",
-        verdict_of([monotone[name] for name in small], [over[name].low > 0 for name in small]),
         numbers,
         f"{settings.count(200)} random pairs; SGD by 1/ℒ of the sum, Adam by .05, "
         f"{settings.count(50)} steps; holds for an optimizer if the small-gradient "

@@ -9,9 +9,10 @@ import torch
 from scipy import stats
 
 from ..report.figures import axes
-from ..report.findings import Claim, Figure, Findings, Settings, verdict_of
-from ..report.intervals import share_interval
-from .common import PAPER
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.grids import judged
+from ..report.intervals import named, share_interval
+from .decisions import claim
 from .problems import PROBLEMS
 from .training import Log, logs_of, rolling, settings_of
 
@@ -54,11 +55,9 @@ class Marks(NamedTuple):
     best: str
 
     @property
-    def marked(self) -> bool:
-        """In most seeds, and in more than chance gives."""
-        hits = self.close[self.best]
-        low = share_interval(int(hits.sum()), len(hits)).low
-        return bool(hits.mean() > 0.5 and low > self.chance)
+    def hits(self) -> np.ndarray:
+        """Of the closest quantity, `[seed]`: in each half of the seeds that of the other half."""
+        return judged(1.0 - np.array(list(self.close.values()))) < 0.5
 
 
 def marks(name: str, whole: Log) -> Marks:
@@ -97,7 +96,7 @@ def events_figure(found: dict[str, Marks]) -> Figure:
         panel.axvline(0.5, color="C1", linestyle=":", label="most seeds")
         panel.set_yticks(order, list(mark.close))
         panel.set(xlabel=f"{name}: share of seeds", xlim=(0, 1))
-        panel.legend(frameon=False, loc="lower right")
+        panel.legend()
     return Figure(
         "events",
         "Does a logged quantity mark the step at which the second task sets in? Share of seeds "
@@ -122,13 +121,13 @@ def change_points(found: dict[str, Marks], where: str) -> Claim:
         f"{name}: {mark.best} in {mark.close[mark.best].mean():.0%} of the seeds"
         for name, mark in found.items()
     ]
-    marked = [mark.marked for mark in found.values()]
-    return Claim(
+    for name, mark in found.items():
+        share = share_interval(int(mark.hits.sum()), len(mark.hits))
+        numbers |= named(f"{name}: closest quantity, share of seeds", share)
+    return claim(
         "PC-29",
-        PAPER,
         "Open: the second task starts to be learnt at some point, yet curvature and conflict "
         "show no visible event then. Does some logged quantity?",
-        verdict_of(marked, [not one for one in marked]),
         numbers,
         f"{where}; holds if some quantity's change-point lies within 5 steps of the knee in task "
         f"2's loss in most seeds, and in more than chance gives. Closest: {'; '.join(closest)}",

@@ -16,8 +16,9 @@ import mtlfunc as mf
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
-from .common import COLOURS, PAPER, WILSON
-from .landscape import ADAM_RATE, ENOUGH, START, Paths, across, losses, paths, values
+from .common import COLOURS, WILSON
+from .decisions import LONG, claim
+from .landscape import ADAM_RATE, START, Paths, across, losses, paths, values
 
 
 class Conditions(NamedTuple):
@@ -117,7 +118,7 @@ def steepest(sum_panel: Axes, task_panel: Axes, at: Tensor) -> None:
             panel.plot([], [], color=colour, linestyle=style, label=label)
     for panel in (sum_panel, task_panel):
         panel.plot(*point, "s", color="black", markersize=5)
-        panel.legend(loc="upper right", fontsize="small")
+        panel.legend()
 
 
 def condition_curves(found: Paths, along: dict[str, Conditions]) -> Figure:
@@ -154,14 +155,7 @@ def condition_curves(found: Paths, along: dict[str, Conditions]) -> Figure:
             panel.set(xlabel="step")
             panel.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         for panel in here[1:]:
-            panel.legend(
-                frameon=False,
-                markerscale=5,
-                loc="lower left",
-                bbox_to_anchor=(0, 1),
-                ncols=2,
-                fontsize="small",
-            )
+            panel.legend(markerscale=5)
     return Figure(
         "conditions",
         "The paper's three conditions at every recorded point of the two paths. Left: conflict. "
@@ -177,7 +171,6 @@ def gets_through(found: Paths, along: dict[str, Conditions], lane: dict[str, int
         arm: (found.theta[-1, i].tolist(), values(found.theta[-1, i]).tolist())
         for arm, i in lane.items()
     }
-    stuck, passed = ends["sum"][1][1] > 30, bool(across(found, "PCGrad")[0])
     plain = found.chosen("sum", sgd=False)
     starts = len(plain)
     others = (
@@ -205,13 +198,11 @@ def gets_through(found: Paths, along: dict[str, Conditions], lane: dict[str, int
                 ((path.cosine <= -path.similarity) & (path.bound <= 1))[conflict].mean()
             )
         }
-    short = int(found.steps[-1]) < ENOUGH
-    return Claim(
+    short = int(found.steps[-1]) < LONG
+    return claim(
         "PC-04",
-        PAPER,
         "Figure 1: in sharp valley walls descent follows task 1's valley and learns task 2 "
         "extremely slowly; PCGrad gets out.",
-        "holds" if stuck and passed else "inconclusive" if stuck and short else "does not hold",
         numbers,
         f"Adam {ADAM_RATE:g} from {START}{', a short budget' if short else ''}; holds if the sum "
         "ends with L_2 > 30 and PCGrad with θ_1 < 0 and L_2 < 0. "
@@ -222,30 +213,23 @@ def gets_through(found: Paths, along: dict[str, Conditions], lane: dict[str, int
 
 def curved(found: Paths, along: dict[str, Conditions]) -> Claim:
     numbers: dict[str, float] = {}
-    positive, met = [], []
     for arm, path in along.items():
         needed = path.bound * np.nanmax(path.sharpest)
-        met.append(float(((path.cosine < 0) & (path.secant > needed)).mean()))
-        positive.append(float((path.pointwise > 0).mean()))
         numbers |= {
-            f"{arm}: share of points with gᵀ∇²L g > 0": positive[-1],
+            f"{arm}: share of points with gᵀ∇²L g > 0": float((path.pointwise > 0).mean()),
             f"{arm}: largest gᵀ∇²L g/‖g‖²": float(np.nanmax(path.pointwise)),
             f"{arm}: share of steps with a positive secant curvature": float(
                 (path.secant > 0).mean()
             ),
             f"{arm}: median secant curvature": float(np.nanmedian(path.secant)),
             f"{arm}: largest ‖∇²L‖ met, at most ℒ": float(np.nanmax(path.sharpest)),
-            f"{arm}: share of steps with ℓ > ξℒ by these": met[-1],
+            f"{arm}: share of steps with ℓ > ξℒ by these": float(
+                ((path.cosine < 0) & (path.secant > needed)).mean()
+            ),
         }
-    return Claim(
+    return claim(
         "PC-05",
-        PAPER,
         "The figure is an instance of sharp curvature in the sense of the theory.",
-        "does not hold"
-        if max(positive) == 0
-        else "holds"
-        if min(positive) > 0.5
-        else "holds only when",
         numbers,
         f"gᵀ∇²L g at {len(found.steps)} points of each path; holds if it is positive. log|·| is "
         "concave off its cusp; only the secant over a step across "

@@ -11,8 +11,9 @@ from torch.func import vmap
 
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.intervals import share_interval
-from .common import PAPER, normal, uniform
+from ..report.intervals import named, share_interval
+from .common import normal, uniform
+from .decisions import claim
 from .quadratics import edited, losses
 
 DIM = 10
@@ -103,10 +104,9 @@ def factorial(shares: np.ndarray, draws: int) -> Claim:
     winners: list[list[Cell]] = []
     for share, against in zip(shares.tolist(), AGAINST, strict=True):
         for label, (better, worse) in zip(LABELS.values(), share, strict=True):
-            numbers |= {
-                f"{label}; against {against}: share of wins": better,
-                f"{label}; against {against}: share of losses": worse,
-            }
+            wins = share_interval(round(better * draws), draws)
+            numbers |= named(f"{label}; against {against}: share of wins", wins)
+            numbers |= {f"{label}; against {against}: share of losses": worse}
         winners.append(
             [
                 cell
@@ -114,15 +114,11 @@ def factorial(shares: np.ndarray, draws: int) -> Claim:
                 if share_interval(round(better * draws), draws).low > 0.5
             ]
         )
-    every = (True, True, True)
-    only = [found == [every] for found in winners]
     lists = ["; ".join(LABELS[cell] for cell in found) or "none" for found in winners]
-    return Claim(
+    return claim(
         "PC-03",
-        PAPER,
         "Harmful interference needs three things together: conflict, very unequal magnitudes, "
         "strong curvature.",
-        "holds" if all(only) else "holds only when" if any(only) else "does not hold",
         numbers,
         f"{draws} random quadratics a cell, {DIM} dimensions, t = 1; holds if PCGrad's step ends "
         "below the other (in most draws) in the cell with all "

@@ -7,7 +7,6 @@ totals."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,15 +19,15 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.findings import Settings
+from ..report.parts import kept
 from .common import ARMS, arms, compiled, either, normal
 
 START = (0.5, -3.0)
 FLOOR = 5e-6
-ADAM_RATE, SGD_RATES = 1e-3, (1e-6, 3e-6, 1e-5)
+ADAM_RATE, SGD_RATES = 1e-3, (3e-7, 1e-6, 3e-6, 1e-5, 3e-5)
 # steps a compiled call; more cost compilation and, with these many lanes, save nothing
 UNROLLED = 2
 EAGER_STEPS = 20_000  # where nothing can be compiled
-ENOUGH = 200_000  # PCGrad needs about 150,000 steps to get across: fewer decide nothing
 POINTS = 1000  # of every path
 
 
@@ -97,9 +96,9 @@ def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
     return mf.descend(losses, arms(arm), either(sgd, lr), mf.jacobian(), reduction="sum")
 
 
-@functools.cache
+@kept
 def paths(settings: Settings) -> Paths:
-    """All lanes side by side: once in a process.
+    """All lanes side by side.
 
     `UNROLLED` steps in one compiled graph, or eager ones and a shorter budget where there is no
     compiler.
@@ -164,7 +163,6 @@ def arrival(found: Paths, arm: str, *, sgd: bool, lr: float | None = None) -> np
     return np.where(settled.any(0), found.steps[settled.argmax(0)], found.steps[-1] + 1)
 
 
-def best_rate(found: Paths, arm: str) -> float:
-    return min(
-        SGD_RATES, key=lambda lr: float(np.log(arrival(found, arm, sgd=True, lr=lr) + 1).mean())
-    )
+def by_rate(found: Paths, arm: str) -> np.ndarray:
+    """Steps of SGD to the common side, `[rate, start]`."""
+    return np.stack([arrival(found, arm, sgd=True, lr=lr) for lr in SGD_RATES])

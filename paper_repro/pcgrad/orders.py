@@ -6,7 +6,7 @@ import numpy as np
 
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
-from .common import PAPER
+from .decisions import claim
 from .rational import FAN, ORDERS, RAISED, Outcome, gramian_of, under_all_orders
 
 
@@ -25,11 +25,9 @@ def raised(found: Outcome) -> Claim:
         "worst task's rate, smallest over orders": float(min(worst)),
         "library against fractions, largest difference": found.difference,
     }
-    return Claim(
+    return claim(
         "PC-30",
-        PAPER,
         "All theory covers two tasks; projections may clash when there are more.",
-        "holds" if max(worst) < 0 and found.difference < 1e-12 else "does not hold",
         numbers,
         "gradients (-2, -2), (-2, 0), (2, 1) in exact fractions and through "
         "mtlfunc.pcgrad(orders), all 8 orders, d the sum of the projected gradients; "
@@ -71,9 +69,7 @@ def orders_figure(fan: Outcome, found: Outcome) -> Figure:
         xlabel="orders of tasks 1, 2 and 3, from top to bottom",
         ylabel="rate g_t·d; below 0: the task is raised",
     )
-    panels[1].legend(
-        frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize="small"
-    )
+    panels[1].legend()
     return Figure(
         "orders",
         "PCGrad with three tasks under all 8 orders. Left: unit gradients at 120°, a "

@@ -6,7 +6,6 @@ is a pair of convex quadratics L_t(x) = g_t·x + ½ xᵀA_t x at x = 0."""
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_map
 import mtlfunc as mf
 
 from ..report.findings import Settings
+from ..report.parts import kept
 from .common import normal, uniform
 
 DIMENSIONS = (2, 5, 20)
@@ -106,9 +106,9 @@ def one_step(key: Tensor, dim: int, *, aligned: bool, decades: tuple[float, floa
     )
 
 
-@functools.cache
+@kept
 def study(draws: int, decades: tuple[float, float]) -> dict[str, Steps]:
-    """All draws of every dimension and family, each in one vmap: once in a process."""
+    """All draws of every dimension and family, each in one vmap."""
     found = {}
     for dim in DIMENSIONS:
         for aligned in (False, True):

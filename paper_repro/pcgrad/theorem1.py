@@ -15,7 +15,8 @@ import mtlfunc as mf
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
-from .common import COLOURS, PAPER, WILSON
+from .common import COLOURS, WILSON
+from .decisions import claim
 from .quadratics import DIMENSIONS, Batch, Steps, convex_pair, edited, losses, study, together
 
 
@@ -52,7 +53,7 @@ def descent_figure(short: Steps, long: Steps, ends: dict[int, Ends]) -> Figure:
         xscale="log",
         ylim=(-1, 4),
     )
-    panels[0].legend(frameon=False, markerscale=3, loc="lower left")
+    panels[0].legend(markerscale=3)
     for (dim, end), colour, style in zip(
         ends.items(), ("C0", "C1", "#444444"), ("-", "--", ":"), strict=True
     ):
@@ -72,7 +73,7 @@ def descent_figure(short: Steps, long: Steps, ends: dict[int, Ends]) -> Figure:
         xscale="log",
         ylim=(0, 1.02),
     )
-    panels[1].legend(frameon=False)
+    panels[1].legend()
     return Figure(
         "descent",
         "Theorem 1. Left: fall of the summed loss in one PCGrad step over the promised (t/2)(1 - "
@@ -94,12 +95,10 @@ def theorem1(short: Steps, long: Steps, ends: dict[int, Ends]) -> Claim:
     met = int(short.first.applies.sum())
     conflicting = int((short.first.applies & short.conflict).sum())
     neither = sum(int(((end.cosine > -0.999) & (end.excess > 1e-6)).sum()) for end in ends.values())
-    return Claim(
+    return claim(
         "PC-17",
-        PAPER,
         "Theorem 1: for convex L_1, L_2 and t <= 1/ℒ PCGrad converges to a point with cos φ = -1 "
         "or to the minimum of L_1 + L_2.",
-        "does not hold" if violations else "inconclusive" if neither else "holds",
         {
             "draws that meet the hypotheses": met,
             "of these, conflicting": conflicting,
@@ -179,13 +178,10 @@ def rare(ends: dict[int, Ends]) -> Claim:
             f"dim {dim}: largest excess": float(end.excess.max()),
             f"dim {dim}: median excess": float(end.excess.median()),
         }
-    seldom, negligible = opposite.high < 0.05, all(share.high < 0.05 for share in shares.values())
-    return Claim(
+    return claim(
         "PC-18",
-        PAPER,
         "Alternative (a), cos φ = -1, is hard to reach, so that in practice the method nearly "
         "always reaches the optimum.",
-        "holds" if seldom and negligible else "holds only when" if seldom else "does not hold",
         numbers,
         f"{ends_text(ends)}; holds if (a) is rarer than 5 % and so is an excess above 1 %. cos φ "
         "= -1 at every Pareto-stationary point with two "

@@ -17,7 +17,7 @@ import mtlfunc as mf
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named
-from .common import PAPER
+from .decisions import claim
 from .rational import FAN, Outcome, Vector, under_all_orders
 
 CURVATURES = {"equal curvatures": (1.0, 1.0, 1.0), "curvatures 1, 4, 1/4": (1.0, 4.0, 0.25)}
@@ -119,7 +119,7 @@ def runs_figure(found: Runs) -> Figure:
             panel = panels[3 * row + column]
             paths(panel, found.path[row, column], ("C0", "C1")[column], minimum(curvatures))
             panel.set_title(f"{name}, {kind}, steps 1/(k + 5)")
-        panels[3 * row].legend(frameon=True, fontsize="small", loc="lower right")
+        panels[3 * row].legend()
         by_step(panels[3 * row + 2], found, row, minimum(curvatures))
         panels[3 * row + 2].set_title(name)
     return Figure(
@@ -167,7 +167,7 @@ def by_step(panel: Axes, found: Runs, row: int, least: np.ndarray) -> None:
     )
     panel.set_xticks(CONSTANT, [f"{step:g}" for step in CONSTANT])
     panel.minorticks_off()
-    panel.legend(frameon=False, fontsize="small")
+    panel.legend()
 
 
 def rest(fan: Outcome, found: Runs) -> Claim:
@@ -182,7 +182,6 @@ def rest(fan: Outcome, found: Runs) -> Claim:
         ),
         "library against fractions, largest difference": fan.difference,
     }
-    settled, still = [], []
     for row, (name, curvatures) in enumerate(CURVATURES.items()):
         ends = found.end[row, 1, -1]
         numbers |= {f"{name}, random order, 1/k: spread of the end points": spread(ends)}
@@ -193,7 +192,6 @@ def rest(fan: Outcome, found: Runs) -> Claim:
         numbers |= {
             f"{name}: minimum of the sum, θ_{i + 1}": float(minimum(curvatures)[i]) for i in (0, 1)
         }
-        settled.append(spread(ends) < 0.1)
         for i, step in enumerate(CONSTANT):
             around = float(
                 np.linalg.norm(found.end[row, 1, i] - found.centre[row, 1, i], axis=-1).mean()
@@ -202,14 +200,10 @@ def rest(fan: Outcome, found: Runs) -> Claim:
                 f"{name}, random order, step {step:g}: distance of the last iterate from the "
                 "run's mean": around
             }
-            still.append(around < 1e-3)
-    stays = any(square == 0 for square in fan.squares)
-    return Claim(
+    return claim(
         "PC-31",
-        PAPER,
         "Open: three gradients at 120°, a stationary point; does PCGrad rest there, and does it "
         "converge for three tasks?",
-        "holds" if all(still) and stays else "holds only when" if all(settled) else "does not hold",
         numbers,
         f"all 8 orders in exact fractions; three quadratics, {STARTS} starts, "
         f"{found.end.shape[4]} seeds, {found.times[-1]:,} steps. Under random orders it "
@@ -252,12 +246,10 @@ def order_matters(found: Runs) -> Claim:
         "; ".join(name for name, ok in zip(CURVATURES, flags, strict=True) if ok) or "none"
         for flags in (unbiased, independent)
     )
-    return Claim(
+    return claim(
         "PC-32",
-        PAPER,
         "With many tasks the random order of the projections takes care of the bias that one "
         "order would have.",
-        "holds" if all(unbiased) else "holds only when" if any(unbiased) else "does not hold",
         numbers,
         f"three quadratics, steps 1/k, {STARTS} starts, {found.end.shape[4]} seeds; holds if the "
         "mean end point lies within .05 of the minimum of the sum. "

@@ -1,10 +1,11 @@
-"""What a reproduction's results depend on, as one key: equal keys mean equal results."""
+"""What results depend on, as one key: equal keys mean equal results."""
 
 import ast
+import functools
+import platform
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-
-import torch
 
 import mtlfunc as mf
 from mtlfunc.core.files import digest
@@ -12,12 +13,44 @@ from mtlfunc.core.files import digest
 from .figures import STYLE
 from .findings import Settings
 
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "clarabel",
+    "cvxpy",
+    "numba",
+    "llvmlite",
+    "matplotlib",
+    "scikit-learn",
+    "triton",
+)
+"""Whose versions may change a number or a figure."""
+
 
 def key(module: ModuleType, settings: Settings) -> str:
-    """Of a module, all that it imports here, the package, the style, settings and torch."""
+    """Of a module, all that it imports here, the package, the style, settings and libraries."""
     package = Path(mf.__file__).parent
     files = [*sorted(sources(Path(str(module.__file__)))), STYLE, *sorted(package.rglob("*.py"))]
-    return digest(files, settings, torch.__version__)
+    return digest(files, settings, *versions())
+
+
+@functools.cache
+def versions() -> tuple[str, ...]:
+    """Of Python and of every library, `torch 2.13.0`."""
+    found = [f"python {platform.python_version()}"]
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} none")
+    return tuple(found)
+
+
+@functools.cache
+def base() -> str:
+    """Of the package and of the libraries, as they were when this was first asked."""
+    return digest(sorted(Path(mf.__file__).parent.rglob("*.py")), *versions())
 
 
 def sources(path: Path) -> set[Path]:
@@ -33,12 +66,21 @@ def sources(path: Path) -> set[Path]:
 def imported(path: Path) -> set[Path]:
     """The files that a file's relative imports name, whatever their level."""
     files: set[Path] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            # `from .module import name`, or `from .package import module`
-            named = (base / alias.name for alias in node.names)
-            candidates = [base.with_suffix(".py"), base / "__init__.py"] if node.module else []
-            candidates += [place.with_suffix(".py") for place in named]
-            files |= {file for file in candidates if file.is_file()}
+    for level, module, names in _relative(path.read_bytes()):
+        base = path.parents[level - 1].joinpath(*module.split("."))
+        # `from .module import name`, or `from .package import module`
+        named = (base / name for name in names)
+        candidates = [base.with_suffix(".py"), base / "__init__.py"] if module else []
+        candidates += [place.with_suffix(".py") for place in named]
+        files |= {file for file in candidates if file.is_file()}
     return files
+
+
+@functools.cache  # most files are imported by many
+def _relative(source: bytes) -> list[tuple[int, str, list[str]]]:
+    """Level, module and names of a source's relative imports."""
+    return [
+        (node.level, node.module or "", [alias.name for alias in node.names])
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]

@@ -4,17 +4,26 @@ Colours are those of the style's cycle by their names, C0 to C6, so that they ar
 place. A method keeps its colour from one paper to the next.
 """
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from .intervals import Interval, half_width
 
 STYLE = Path(__file__).with_name("style.mplstyle")
+_INDEX = "[A-Za-z0-9α-ωΑ-Ω]+"
+INDEXED = re.compile(
+    # a letter, or one of few words, with an index, a power or both; no part of a code's name
+    rf"(?<![^\W\d_])((?:[^\W\d_]|∇|max|min|target)\u0304?)(?:_({_INDEX}))?(?:\^([-−+]?{_INDEX}))?"
+    r"(?![A-Za-z_^])"
+)
 METHOD_COLOURS = {
     "mean": "#444444",
     "MGDA": "C0",
@@ -80,3 +89,123 @@ def arrow(
     (a, b), (x, y) = np.asarray(start, dtype=float), np.asarray(end, dtype=float)
     look = {"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": width}
     panel.annotate("", (x, y), (a, b), arrowprops=look)
+
+
+def fit(canvas: Canvas) -> None:
+    """Set a canvas's text: indices as such, nothing over data, no line longer than its panel.
+
+    Legends go above their panels, where nothing is drawn whatever the numbers are. The layout
+    gives labels room across their lines and none along them, so that a label longer than its
+    panel would run into its neighbour or off the canvas: it is broken into lines.
+    """
+    for text in canvas.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(typeset(text.get_text()))
+    canvas.draw_without_rendering()
+    for panel in canvas.axes:
+        if panel.get_legend() is not None:
+            _above(panel)
+    changed = True
+    while changed:  # lines that are added leave the panels smaller
+        canvas.draw_without_rendering()
+        changed = False
+        for panel in canvas.axes:
+            if panel.name == "3d":
+                continue
+            box = panel.get_window_extent()
+            changed |= _wrap(panel.xaxis.label, box.width)
+            changed |= _wrap(panel.yaxis.label, box.height, upright=True)
+            for text in titles(panel):
+                changed |= _wrap(text, box.width)
+    _raise_titles(canvas)
+
+
+def titles(panel: Axes) -> list[Text]:
+    """Its titles with words, at the left, the middle and the right."""
+    words = {panel.get_title(loc) for loc in ("left", "center", "right")} - {""}
+    return [x for x in panel.get_children() if isinstance(x, Text) and x.get_text() in words]
+
+
+def typeset(text: str) -> str:
+    """Indices and powers, as in w_i or θ^MT, as formulas; those of a formula stay."""
+    parts = text.split("$")
+    for i in range(0, len(parts), 2):
+        parts[i] = INDEXED.sub(_formula, parts[i])
+    return "$".join(parts)
+
+
+def _formula(found: re.Match[str]) -> str:
+    base, *marks = found.groups()
+    if marks == [None, None]:
+        return found[0]
+    # letters in a row are a name, not a product
+    names = [rf"\mathrm{{{x}}}" if x and len(x) > 1 and x.isalpha() else x for x in (base, *marks)]
+    shown = "".join(f"{sign}{{{x}}}" for sign, x in zip("_^", names[1:], strict=True) if x)
+    return f"${names[0]}{shown}$"
+
+
+def _above(panel: Axes) -> None:
+    """A panel's legend above it, in as many columns as are no wider than the panel."""
+    found = panel.get_legend()
+    assert found is not None
+    labels = [text.get_text() for text in found.get_texts()]
+    # what the legend draws for a bar with its ends is less than the bar itself
+    drawn, names = panel.get_legend_handles_labels()
+    handles = (
+        drawn
+        if [typeset(name) for name in names] == labels
+        else [x for x in found.legend_handles if x]
+    )
+    title, room = found.get_title().get_text() or None, panel.get_window_extent().width
+    look = {
+        "title": title,
+        "markerscale": found.markerscale,
+        "fontsize": found.get_texts()[0].get_fontsize(),
+    }
+    look |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0.2}
+    columns = len(labels)
+    while True:
+        placed = panel.legend(
+            handles, labels, ncols=columns, frameon=False, columnspacing=1.2, **look
+        )
+        excess = placed.get_window_extent().width - room
+        if excess <= 0 or columns == 1:
+            break
+        columns -= 1
+    for text in placed.get_texts():
+        _wrap(text, text.get_window_extent().width - max(0.0, excess))
+
+
+def _wrap(text: Text, room: float, *, upright: bool = False) -> bool:
+    """A text in the fewest lines that fit, of about one length; formulas stay whole.
+
+    Returns:
+        Whether it was changed: more lines than words there are not.
+    """
+    box = text.get_window_extent()
+    length = box.height if upright else box.width
+    if not text.get_text().strip() or length <= room:
+        return False
+    words = re.findall(r"(?:\$[^$]*\$|\S)+", text.get_text())
+    before = text.get_text().count("\n") + 1
+    lines = min(len(words), math.ceil(before * length / max(room, 1.0)))
+    most = max(len(" ".join(words)) / lines, *map(len, words))
+    wrapped = [words[0]]
+    for word in words[1:]:
+        if len(wrapped) < lines and len(f"{wrapped[-1]} {word}") > most + len(word) / 2:
+            wrapped.append(word)
+        else:
+            wrapped[-1] += f" {word}"
+    changed = len(wrapped) > before
+    text.set_text("\n".join(wrapped))
+    return changed
+
+
+def _raise_titles(canvas: Canvas) -> None:
+    """Titles above the legends that are above their panels."""
+    canvas.draw_without_rendering()
+    for panel in canvas.axes:
+        found, text = panel.get_legend(), panel.get_title("left")
+        if found is not None and text:
+            points = found.get_window_extent().height * 72 / canvas.dpi
+            panel.set_title(text, loc="left", pad=points + 6)

@@ -51,28 +51,5 @@ QUICK = Settings(seeds=4, shrink=0.2)
 """First verdicts: a quarter of the seeds, a fifth of the steps and draws."""
 
 
-def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
-    """One verdict from the intervals of several configurations.
-
-    Args:
-        below: for each, whether its interval is wholly on the claimed side.
-        above: for each, whether its interval is wholly on the other side.
-
-    Returns:
-        "holds" where all are below, "holds only when" where some are, "does not hold" where none
-        is and some are above, else "inconclusive".
-    """
-    if all(below):
-        return "holds"
-    if any(below):
-        return "holds only when"
-    return "does not hold" if any(above) else "inconclusive"
-
-
-def judged(holds: bool, *, only_when: bool = False) -> Verdict:
-    """The verdict of an exact check; `only_when` marks a condition."""
-    return ("holds only when" if only_when else "holds") if holds else "does not hold"
-
-
 def yes(condition: bool) -> str:
     return "yes" if condition else "no"

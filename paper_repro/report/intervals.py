@@ -44,6 +44,25 @@ def share_interval(hits: int, draws: int) -> Interval:
     return Interval(hits / draws, float(interval.low), float(interval.high))
 
 
+def clustered_share(shares: ArrayLike | Tensor) -> Interval:
+    """Mean of shares, one a seed `[seed]`, with an interval within [0, 1].
+
+    Clopper and Pearson's exact interval at the number of independent draws whose mean would scatter
+    as this one does (Korn & Graubard 1998), at least the number of seeds.
+    """
+    values = np.asarray(shares, dtype=float)
+    seeds, mean = len(values), float(values.mean())
+    square = float(values.var(ddof=1)) / seeds  # of the mean's standard error
+    count = float(seeds)
+    if 0 < mean < 1 and square > 0:
+        few = (stats.t.ppf(0.975, 10**6) / stats.t.ppf(0.975, seeds - 1)) ** 2
+        count = max(count, few * mean * (1 - mean) / square)
+    hits = mean * count
+    low = stats.beta.ppf(0.025, hits, count - hits + 1) if hits > 0 else 0.0
+    high = stats.beta.ppf(0.975, hits + 1, count - hits) if hits < count else 1.0
+    return Interval(mean, float(low), float(high))
+
+
 def named(name: str, interval: Interval) -> dict[str, float]:
     """A mean and its two ends as three entries of `Claim.measured`."""
     return {name: interval.mean, f"{name}, low": interval.low, f"{name}, high": interval.high}

@@ -1,185 +1,235 @@
-"""What a reader sees of an output folder: report.html, and a table for the terminal."""
+"""report.html: contents, a table of all claims that filters, and each claim with its evidence."""
 
-import base64
-import html
-import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from ..claims import PAPERS, ROWS
-from .results import VERDICTS, Results, check_figure
+from .entry import article, code, escaped, figure, listed, slug, typeset
+from .ledger import KINDS
+from .results import VERDICTS, Results
+from .summary import counts, paper_of
+from .where import Place, places, title
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.2; }
-h2 { margin-top: 3rem; border-bottom: 2px solid #999; padding-bottom: .3rem; }
-h3 { margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; font-size: .86rem; margin: 1rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .45rem .6rem;
-  border-bottom: 1px solid #ddd; }
-th { background: #f4f4f4; }
-table.claims td:nth-child(2), table.claims td:nth-child(4), table.claims td:nth-child(5) {
-  width: 27%; }
-td.id, td.verdict { white-space: nowrap; }
-td.id { font-weight: 600; }
-table.counts { width: auto; }
-table.counts td:not(:first-child) { text-align: right; }
-.holds { color: #00674c; }
-.holds-only-when { color: #8a5a00; }
-.does-not-hold { color: #a83f00; }
-.inconclusive, .not-testable-here, .not-run { color: #555; }
-figure { margin: 1.5rem 0; }
-img { max-width: 100%; height: auto; }
-figcaption { font-size: .9rem; color: #444; }
-ul { margin: 0; padding-left: 1rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
-dt { font-weight: 600; }
-dd { margin: 0; }
-"""
-
-SHOWN = 6
-"""Numbers of a claim that the page shows at once; the others unfold."""
+STYLE = Path(__file__).with_name("page.css")
+SCRIPT = Path(__file__).with_name("page.js")
+ORDER = {row.id: number for number, row in enumerate(ROWS)}
+MEANING = {
+    "holds": "as stated, in the configuration that was run",
+    "holds only when": "in a part of it; the row says which",
+    "does not hold": "the numbers lie on the other side",
+    "inconclusive": "they settle neither",
+    "not testable here": "it needs data or benchmarks that are not here",
+    "not run": "nothing has decided it yet",
+}
 
 
-def page(results: Results, titles: dict[str, str]) -> str:
-    """report.html, whole: figures are in it.
+class Asked(NamedTuple):
+    """A question that has left something, as the page shows it."""
+
+    name: str
+    title: str
+    paper: str  # whose section has its figures
+    figures: list[Path]
+    claims: list[dict[str, Any]]  # decided by it, of whatever paper, in the ledger's order
+    places: dict[str, Place]
+    notice: str = ""  # where its results are not those of today's code and settings
+
+
+def page(
+    results: Results,
+    modules: Mapping[str, ModuleType],
+    keys: Mapping[str, str],
+    *,
+    single_file: bool = False,
+) -> str:
+    """The page, whole.
 
     Args:
         results: of an output folder.
-        titles: the reproductions' questions, by their names.
+        modules: the reproductions, by name.
+        keys: what their results depend on today, by name.
+        single_file: whether figures are in the page; else they are linked, in its folder.
 
     Returns:
-        HTML with every claim under its paper, and those of one reproduction beside its figures.
+        HTML with every claim under its paper, and beside the figures of what decided it.
     """
+    claims = results.claims()
+    asked = questions(results, claims, modules, keys)
     settings = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>"
         for name, value in results.configuration.items()
     )
-    claims = results.claims()
     parts = [
-        "<h1>The papers re-run</h1><p>Every claim with its verdict, found by the reproductions or "
-        "still open. The last run's configuration:</p>"
-        f"<dl>{settings}</dl>{_counts(claims)}"
+        "<header><h1>The papers re-run</h1><p>Every claim of four texts with its verdict, found by "
+        "the reproductions or still open; each with its numbers, its figures, the lines that "
+        "decide it and the command that runs it again. The last run:</p>"
+        f"<dl>{settings}</dl></header>",
+        _contents(claims, asked),
+        f'<main><section id="claims"><h2>All claims</h2>{_counts(claims)}{_legend()}'
+        f"{_filter()}{_all(claims, asked)}</section>",
     ]
-    for paper, title in PAPERS.items():
-        parts.append(f'<h2 id="{paper}">{html.escape(title)}</h2>')
-        parts += _section(paper, results.folder, claims, titles)
-    head = f'<meta charset="utf-8"><title>The papers re-run</title><style>{STYLE}</style>'
+    for paper, heading in PAPERS.items():
+        section = _section(paper, claims, asked, results.configuration, single_file=single_file)
+        parts.append(f'<section id="{paper}"><h2>{escaped(heading)}</h2>{section}</section>')
+    parts.append(f"</main><script>{SCRIPT.read_text(encoding='utf-8')}</script>")
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><title>The papers re-run</title>'
+        f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
+    )
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
-def _section(
-    paper: str, folder: Path, claims: list[dict[str, Any]], titles: dict[str, str]
-) -> list[str]:
-    """A paper's reproductions with figures and claims, then its other claims."""
-    parts = []
-    own = [claim for claim in claims if _paper(claim) == paper]
-    for module, title in titles.items():
-        if _home(module, claims) != paper:
+def questions(
+    results: Results,
+    claims: list[dict[str, Any]],
+    modules: Mapping[str, ModuleType],
+    keys: Mapping[str, str],
+) -> dict[str, Asked]:
+    """Those that have left figures or claims, in the papers' order."""
+    found = {}
+    for name, module in modules.items():
+        figures = results.figures(name)
+        own = [claim for claim in claims if claim["configuration"] and claim["module"] == name]
+        if not figures and not own:
             continue
-        figures = sorted(folder.glob(f"{module}-*.png"))
-        rows = [claim for claim in own if claim["module"] == module]
-        if figures or any(claim["configuration"] for claim in rows):
-            parts.append(f'<h3 id="{module}">{html.escape(title)}</h3>')
-            parts += [*map(_embedded, figures), _table(rows)]
-            own = [claim for claim in own if claim["module"] != module]
-    elsewhere = [claim for claim in own if claim["configuration"]]
-    if elsewhere:
-        links = ", ".join(
-            f'<a href="#{module}">{module}</a>'
-            for module in dict.fromkeys(claim["module"] for claim in elsewhere)
+        run, notice = results.runs.get(name), ""
+        if run is None:
+            notice = "This question has not come to its end; some of what is here may be older."
+        elif run["key"] != keys[name]:
+            notice = (
+                "Found by an earlier run, of other code, settings or libraries; the lines below "
+                "are today's."
+            )
+        found[name] = Asked(
+            name, title(module), _home(name, own), figures, own, places(module), notice
         )
-        parts.append(f"<h3>Decided beside another paper's figures: {links}</h3>{_table(elsewhere)}")
-    rest = [claim for claim in own if not claim["configuration"]]
-    if rest:
-        parts.append(f"<h3>Not decided</h3>{_table(rest)}")
-    return parts
+    first = {
+        name: min((ORDER[c["id"]] for c in q.claims if paper_of(c) == q.paper), default=len(ORDER))
+        for name, q in found.items()
+    }
+    return {name: found[name] for name in sorted(found, key=lambda name: first[name])}
 
 
-def _home(module: str, claims: list[dict[str, Any]]) -> str:
-    """The paper whose figures a module draws: that of most of its claims."""
-    papers = [row.paper for row in ROWS if row.module == module] or [
-        _paper(claim) for claim in claims if claim["configuration"] and claim["module"] == module
-    ]
+def _home(name: str, claims: list[dict[str, Any]]) -> str:
+    """The paper whose figures a question draws: that of most of its claims."""
+    papers = [row.paper for row in ROWS if row.module == name] or [*map(paper_of, claims)]
     return Counter(papers).most_common(1)[0][0] if papers else next(iter(PAPERS))
 
 
+def _contents(claims: list[dict[str, Any]], asked: Mapping[str, Asked]) -> str:
+    parts = ['<li><a href="#claims">All claims</a></li>']
+    for paper, heading in PAPERS.items():
+        items = [
+            f'<li><a href="#{slug(name)}">{typeset(question.title)}</a></li>'
+            for name, question in asked.items()
+            if question.paper == paper
+        ]
+        if any(paper_of(claim) == paper and not claim["configuration"] for claim in claims):
+            items.append(f'<li><a href="#{paper}-open">Not decided</a></li>')
+        parts.append(f'<li><a href="#{paper}">{escaped(heading)}</a><ul>{"".join(items)}</ul></li>')
+    return f'<nav id="contents"><h2>Contents</h2><ul>{"".join(parts)}</ul></nav>'
+
+
 def _counts(claims: list[dict[str, Any]]) -> str:
-    head = "".join(f"<th>{verdict}</th>" for verdict in VERDICTS)
+    head = "".join(f'<th scope="col">{verdict}</th>' for verdict in VERDICTS)
     rows = []
     for paper, found in counts(claims).items():
         cells = "".join(f"<td>{count or '–'}</td>" for count in found.values())
-        rows.append(f'<tr><td><a href="#{paper}">{html.escape(PAPERS[paper])}</a></td>{cells}</tr>')
-    return f'<table class="counts"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
-
-
-def table(results: Results, modules: Iterable[str]) -> str:
-    """What these modules decided, and the counts of every paper, as text."""
-    claims, modules, lines = results.claims(), set(modules), []
-    for claim in claims:
-        if claim["module"] in modules and claim["configuration"]:
-            text = textwrap.wrap(claim["claim"], 100)
-            lines.append(f"{claim['id']:<7}{claim['verdict']:<18}{text[0]}")
-            lines.extend(" " * 25 + more for more in text[1:])
-    lines.append("")
-    for paper, found in counts(claims).items():
-        shown = ", ".join(f"{count} {verdict}" for verdict, count in found.items() if count)
-        lines.append(f"{paper:<4}{shown}")
-    return "\n".join(lines)
-
-
-def counts(claims: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Number of claims by paper and verdict."""
-    found = {paper: dict.fromkeys(VERDICTS, 0) for paper in PAPERS}
-    for claim in claims:
-        found[_paper(claim)][claim["verdict"]] += 1
-    return found
-
-
-def _paper(claim: dict[str, Any]) -> str:
-    return claim["id"].split("-")[0]
-
-
-def _table(claims: list[dict[str, Any]]) -> str:
-    titles = ("id", "claim", "verdict", "measured", "why, and where")
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    rows = "".join(map(_row, claims))
-    return f'<table class="claims"><tr>{head}</tr>{rows}</table>' if claims else ""
-
-
-def _row(claim: dict[str, Any]) -> str:
-    numbers = _numbers(claim["measured"])
-    shown, rest = "".join(numbers[:SHOWN]), "".join(numbers[SHOWN:])
-    unfold = f"<summary>{len(numbers) - SHOWN} more</summary><ul>{rest}</ul>"
-    more = f"<details>{unfold}</details>" if rest else ""
-    text = {name: html.escape(claim[name]) for name in ("id", "claim", "verdict", "where")}
-    style = claim["verdict"].replace(" ", "-")
+        rows.append(
+            f'<tr><th scope="row"><a href="#{paper}">{escaped(PAPERS[paper])}</a></th>{cells}</tr>'
+        )
     return (
-        f'<tr><td class="id">{text["id"]}</td><td>{text["claim"]}</td>'
-        f'<td class="verdict {style}">{text["verdict"]}</td>'
-        f"<td><ul>{shown}</ul>{more}</td><td>{text['where']}</td></tr>"
+        f'<div class="scroll"><table class="counts"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _numbers(measured: dict[str, float]) -> list[str]:
-    """One list item a number; a mean and the two ends of its interval make one."""
-    items = []
-    for name, value in measured.items():
-        low, high = measured.get(f"{name}, low"), measured.get(f"{name}, high")
-        if low is not None and high is not None:
-            items.append(f"<li>{html.escape(name)}: {value:.3g} [{low:.3g}, {high:.3g}]</li>")
-        elif not name.endswith((", low", ", high")):
-            items.append(f"<li>{html.escape(name)}: {value:.4g}</li>")
-    return items
-
-
-def _embedded(path: Path) -> str:
-    caption, data = check_figure(path), base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+def _legend() -> str:
+    meaning = {**MEANING, **KINDS}
+    items = "".join(
+        f"<dt>{_coloured(name) if name in MEANING else escaped(name)}</dt><dd>{escaped(text)}</dd>"
+        for name, text in meaning.items()
     )
+    return f"<details><summary>What verdicts and kinds say</summary><dl>{items}</dl></details>"
+
+
+def _coloured(verdict: str) -> str:
+    return f'<span class="verdict {slug(verdict)}">{escaped(verdict)}</span>'
+
+
+def _filter() -> str:
+    """Three choices; hidden until the script shows that there is one."""
+    choices = {
+        "paper": PAPERS,
+        "verdict": dict(zip(VERDICTS, VERDICTS, strict=True)),
+        "kind": dict(zip(KINDS, KINDS, strict=True)),
+    }
+    selects = "".join(
+        f'<label>{name} <select name="{name}"><option value="">all</option>'
+        + "".join(
+            f'<option value="{escaped(value)}">{escaped(text)}</option>'
+            for value, text in values.items()
+        )
+        + "</select></label>"
+        for name, values in choices.items()
+    )
+    return f'<form id="filter" hidden>{selects}<output></output></form>'
+
+
+def _all(claims: list[dict[str, Any]], asked: Mapping[str, Asked]) -> str:
+    """The table of every claim, in the papers' order; each row leads to its entry."""
+    rows = []
+    for claim in claims:
+        question = asked.get(claim["module"]) if claim["configuration"] else None
+        link = f'<a href="#{slug(question.name)}">{escaped(question.name)}</a>' if question else "–"
+        rows.append(
+            f'<tr data-paper="{paper_of(claim)}" data-verdict="{escaped(claim["verdict"])}" '
+            f'data-kind="{escaped(claim["kind"])}">'
+            f'<td class="id"><a href="#{claim["id"]}">{claim["id"]}</a></td>'
+            f"<td>{_coloured(claim['verdict'])}</td><td>{typeset(claim['claim'])}</td>"
+            f"<td>{escaped(claim['kind'])}</td><td>{link}</td></tr>"
+        )
+    titles = ("id", "verdict", "claim", "kind", "decided by")
+    head = "".join(f'<th scope="col">{text}</th>' for text in titles)
+    return (
+        f'<div class="scroll"><table class="claims"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _section(
+    paper: str,
+    claims: list[dict[str, Any]],
+    asked: Mapping[str, Asked],
+    configuration: dict[str, str],
+    *,
+    single_file: bool,
+) -> str:
+    """A paper's questions, each with figures, claims and code; then its other claims."""
+    parts = []
+    for name, question in asked.items():
+        own = [claim for claim in question.claims if paper_of(claim) == paper]
+        entries = "".join(article(claim, question, configuration) for claim in own)
+        if question.paper == paper:
+            elsewhere = [claim["id"] for claim in question.claims if paper_of(claim) != paper]
+            also = f"<p>It decides {listed(elsewhere)}, too.</p>" if elsewhere else ""
+            notice = f'<p class="notice">{escaped(question.notice)}</p>' if question.notice else ""
+            drawn = "".join(figure(path, embedded=single_file) for path in question.figures)
+            parts.append(
+                f'<section id="{slug(name)}"><h3>{typeset(question.title)}</h3>{notice}{also}'
+                f"{drawn}{entries}{code(question.name, question.places)}</section>"
+            )
+        elif own:
+            link = f'<a href="#{slug(name)}">{escaped(name)}</a>'
+            heading = f"<h3>Decided beside another text's figures: {link}</h3>"
+            parts.append(f"<section>{heading}{entries}</section>")
+    rest = [c for c in claims if paper_of(c) == paper and not c["configuration"]]
+    if rest:
+        entries = "".join(article(claim, None, configuration) for claim in rest)
+        parts.append(f'<section id="{paper}-open"><h3>Not decided</h3>{entries}</section>')
+    return "".join(parts)

@@ -1,32 +1,63 @@
-"""The output folder: PNG figures, claims.json with a row for every claim, runs.json.
+"""The output folder: figures as PNG and SVG, claims.json with a row for every claim, runs.json.
 
-Each file is written whole and then put in place. What another version left, or what was damaged,
-is refused before anything runs.
+Each file is written whole and then put in place. What is damaged, or of another version, is set
+aside before anything runs, with a notice, and what it held is computed again.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from PIL import Image
 
-from mtlfunc.core.files import write_whole
+from mtlfunc.core.files import InUse, write_whole
+from mtlfunc.core.files import reserved as locked
 
 from ..claims import LEDGER, PAPERS, ROWS
-from .findings import Claim, Figure, Finding, Verdict
+from .figures import fit
+from .findings import Claim, Figure, Verdict
 from .ledger import KINDS, Row
 
 NOT_RUN = "not run"
 VERDICTS: tuple[str, ...] = (*get_args(Verdict), NOT_RUN)
 LOCK = ".lock"
+PARTS = "parts"
+"""The folder of long computations, until a run has come to its end."""
+ASIDE = ".unreadable"
+"""What the name of a file that was set aside ends in."""
 
 
 class Refused(Exception):
     """The output folder cannot be used; the text is the sentence that says why."""
+
+
+class Unreadable(Exception):
+    """A file of results is damaged, or of another version; the text says why."""
+
+
+class Drawn(NamedTuple):
+    """A figure that is in its file."""
+
+    name: str
+    caption: str
+
+
+def draw(folder: Path, module: str, figure: Figure) -> Drawn:
+    """Put a figure in its files: pixels, and lines that print at any size."""
+    # The caption rides in the PNG, so that a later run of another module can rebuild the page.
+    text = {"Title": figure.name, "Description": figure.caption}
+    fit(figure.canvas)
+    for form, metadata in {"svg": text | {"Date": None}, "png": text}.items():
+        write_whole(
+            folder / f"{module}-{figure.name}.{form}",
+            lambda file, form=form, metadata=metadata: figure.canvas.savefig(
+                file, format=form, metadata=metadata
+            ),
+        )
+    return Drawn(figure.name, figure.caption)
 
 
 class Results:
@@ -37,26 +68,42 @@ class Results:
         configuration: of this run, kept with every claim that it decides.
         modules: names of the reproductions that there are.
 
-    Raises:
-        Refused: where a file of results is damaged or was written by another version.
+    `.notices` says which files could not be used and were set aside.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, str], modules: Iterable[str]) -> None:
         self.folder, self.configuration, modules = folder, configuration, list(modules)
-        rows = read_claims(folder / "claims.json", modules)
+        self.notices: list[str] = []
+        rows = self._read(read_claims, folder / "claims.json", modules) or []
         self.found = {row["id"]: row for row in rows if row["configuration"]}
         # of complete ones: their key and what they left
-        self.runs = read_runs(folder / "runs.json", modules)
+        self.runs = self._read(read_runs, folder / "runs.json", modules) or {}
         for module in modules:
             for path in folder.glob(f"{module}-*.png"):
-                check_figure(path)
+                self._read(check_figure, path)
+            for path in folder.glob(f"{module}-*.svg"):
+                self._read(check_vector, path)
+
+    def _read(self, read: Callable[..., Any], path: Path, *arguments: Any) -> Any:
+        """What is in a file; None where it cannot be used, and then it is set aside."""
+        try:
+            return read(path, *arguments)
+        except Unreadable as error:
+            aside = path.with_name(path.name + ASIDE)
+            path.replace(aside)
+            self.notices.append(
+                f"{path.name} {error}; set aside as {aside.name}, and what it held is computed "
+                "again when its question runs"
+            )
+            return None
 
     def kept(self, module: str, key: str) -> bool:
         """Whether what a complete run with this key left is all still here."""
         run = self.runs.get(module)
         if run is None or run["key"] != key:
             return False
-        return all((self.folder / name).is_file() for name in run["figures"]) and all(
+        files = [self.folder / name for name in run["figures"]]
+        return all(x.is_file() and x.with_suffix(".svg").is_file() for x in files) and all(
             self.found.get(identifier, {}).get("module") == module for identifier in run["claims"]
         )
 
@@ -65,16 +112,9 @@ class Results:
         if self.runs.pop(module, None) is not None:
             self._write("runs.json", self.runs)
 
-    def add(self, module: str, finding: Finding) -> None:
-        """Put a figure or a claim in its file."""
-        if isinstance(finding, Figure):
-            # The caption rides in the PNG, so that a later run of another module can rebuild the
-            # page.
-            text = {"Title": finding.name, "Description": finding.caption}
-            write_whole(
-                self.folder / f"{module}-{finding.name}.png",
-                lambda file: finding.canvas.savefig(file, format="png", metadata=text),
-            )
+    def add(self, module: str, finding: Claim | Drawn) -> None:
+        """Put a claim in its file; a figure is in its own."""
+        if isinstance(finding, Drawn):
             return
         if finding.id not in LEDGER:
             raise ValueError(
@@ -92,24 +132,30 @@ class Results:
         }
         self._write("claims.json", self.claims())
 
-    def finish(self, module: str, key: str, findings: Iterable[Finding]) -> None:
+    def finish(self, module: str, key: str, findings: Iterable[Claim | Drawn]) -> None:
         """Drop what an earlier run of this module left and this complete one did not find."""
         findings = list(findings)
         ids = {finding.id for finding in findings if isinstance(finding, Claim)}
-        names = {
-            f"{module}-{finding.name}.png" for finding in findings if isinstance(finding, Figure)
-        }
+        names = [
+            f"{module}-{finding.name}.png" for finding in findings if isinstance(finding, Drawn)
+        ]
         self.found = {
             identifier: row
             for identifier, row in self.found.items()
             if row["module"] != module or identifier in ids
         }
-        for path in self.folder.glob(f"{module}-*.png"):
-            if path.name not in names:
+        for path in (*self.folder.glob(f"{module}-*.png"), *self.folder.glob(f"{module}-*.svg")):
+            if path.with_suffix(".png").name not in names:
                 path.unlink()
-        self.runs[module] = {"key": key, "claims": sorted(ids), "figures": sorted(names)}
+        self.runs[module] = {"key": key, "claims": sorted(ids), "figures": names}
         self._write("claims.json", self.claims())
         self._write("runs.json", self.runs)
+
+    def figures(self, module: str) -> list[Path]:
+        """A module's PNGs, in the order that it drew them; of a run in progress by name."""
+        order = self.runs.get(module, {}).get("figures", [])
+        found = sorted(self.folder.glob(f"{module}-*.png"))
+        return sorted(found, key=lambda x: order.index(x.name) if x.name in order else len(order))
 
     def claims(self) -> list[dict[str, Any]]:
         """A row for every claim of the ledger: as found, or why it was not."""
@@ -155,19 +201,19 @@ def read_claims(path: Path, modules: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of a claims.json, none where there is no such file.
 
     Raises:
-        Refused: where it is damaged, or of another version: fields, ids, verdicts or modules.
+        Unreadable: where it is damaged, or of another version: fields, ids, verdicts or modules.
     """
     rows = _read(path, list)
     fields = set(_blank(ROWS[0]))
     for row in rows:
         if not isinstance(row, dict) or set(row) != fields:
-            raise _another(path, "its rows have other fields")
+            raise _another("its rows have other fields")
         if row["id"] not in LEDGER or row["verdict"] not in VERDICTS:
-            raise _another(path, f"{row['id']}, {row['verdict']!r}: no such claim or verdict")
+            raise _another(f"{row['id']}, {row['verdict']!r}: no such claim or verdict")
         if not isinstance(row["measured"], dict) or not isinstance(row["configuration"], dict):
-            raise _another(path, f"{row['id']}: its numbers or its configuration are no tables")
+            raise _another(f"{row['id']}: its numbers or its configuration are no tables")
         if row["configuration"] and row["module"] not in modules:
-            raise _another(path, f"there is no reproduction {row['module']}")
+            raise _another(f"there is no reproduction {row['module']}")
     return rows
 
 
@@ -175,31 +221,44 @@ def read_runs(path: Path, modules: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What complete runs left, by module; empty where there is no such file.
 
     Raises:
-        Refused: where it is damaged, or its fields or modules are not this version's.
+        Unreadable: where it is damaged, or its fields or modules are not this version's.
     """
     runs = _read(path, dict)
     for module, run in runs.items():
         if module not in modules:
-            raise _another(path, f"there is no reproduction {module}")
+            raise _another(f"there is no reproduction {module}")
         if not isinstance(run, dict) or set(run) != {"key", "claims", "figures"}:
-            raise _another(path, f"{module}: other fields")
+            raise _another(f"{module}: other fields")
         if not all(isinstance(run[name], list) for name in ("claims", "figures")):
-            raise _another(path, f"{module}: its claims or its figures are no list")
+            raise _another(f"{module}: its claims or its figures are no list")
     return runs
 
 
 def check_figure(path: Path) -> str:
-    """The caption of a figure. Raises Refused where the file is damaged or has none."""
+    """The caption of a figure. Raises Unreadable where the file is damaged or has none."""
     try:
         with Image.open(path) as image:
             caption = str(image.info["Description"])
             image.verify()
             return caption
     except (OSError, SyntaxError, ValueError, KeyError) as error:
-        raise Refused(f"{path} is no whole figure of this package; {CURE}") from error
+        raise Unreadable("is no whole figure of this package") from error
 
 
-CURE = "delete it, or name another folder with --out"
+def check_vector(path: Path) -> None:
+    """Raises Unreadable where a drawing as SVG is not whole."""
+    try:
+        whole = path.read_bytes().rstrip().endswith(b"</svg>")
+    except OSError as error:
+        raise Unreadable("cannot be read") from error
+    if not whole:
+        raise Unreadable("is no whole figure of this package")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG in pixels."""
+    with Image.open(path) as image:
+        return image.size
 
 
 def _read(path: Path, kind: type) -> Any:
@@ -208,14 +267,14 @@ def _read(path: Path, kind: type) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read as JSON; {CURE}") from error
+        raise Unreadable("cannot be read as JSON") from error
     if not isinstance(content, kind):
-        raise _another(path, f"no {kind.__name__}")
+        raise _another(f"no {kind.__name__}")
     return content
 
 
-def _another(path: Path, why: str) -> Refused:
-    return Refused(f"{path} was written by another version ({why}); {CURE}")
+def _another(why: str) -> Unreadable:
+    return Unreadable(f"was written by another version ({why})")
 
 
 # ---- one run a folder ----
@@ -225,35 +284,31 @@ def _another(path: Path, why: str) -> Refused:
 def reserved(folder: Path) -> Iterator[None]:
     """The folder, made where it is missing, for this run alone until the block ends.
 
-    The lock is the kernel's, on an open file: it goes with the process, however that ends.
+    What writes that were killed halfway left is taken away.
 
     Raises:
         Refused: where the folder cannot be made or written, or another run holds it.
     """
-    path = folder / LOCK
+    lock = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        lock.open("a").close()
     except OSError as error:
         reason = error.strerror or str(error)
         raise Refused(f"--out: {folder} is no folder that can be written ({reason})") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another run may have ended, and taken its file away, since this one opened it.
-            current = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            current = False
-        if not current:
-            file.seek(0)
-            raise Refused(
-                f"{folder} is in use by another run (process {file.read().strip() or 'unknown'}); "
-                "wait for it, or name another folder with --out"
-            )
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        try:
+    try:
+        with locked(lock):
+            _tidy(folder)
             yield
-        finally:
+            _tidy(folder)
+    except InUse as error:
+        raise Refused(
+            f"{folder} is in use by another run ({error.holder}); wait for it, or name another "
+            f"folder with --out{error.cure}"
+        ) from error
+
+
+def _tidy(folder: Path) -> None:
+    for path in (*folder.glob(".*"), *folder.glob(f"{PARTS}/.*")):
+        if re.search(r"\.\d+-[0-9a-f]{8}$", path.name):
             path.unlink(missing_ok=True)

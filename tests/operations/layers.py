@@ -44,6 +44,8 @@ ELEMENTWISE = {
     "softplus beta": op(lambda x: F.softplus(x, beta=2.0, threshold=1.0), X23),
     "threshold": op(lambda x: F.threshold(x, 0.1, 2.0), X23),
     "rrelu eval": op(lambda x: F.rrelu(x, training=False), X23),
+    "hardsigmoid in place": op(lambda x: F.hardsigmoid(1 * x, inplace=True), X23),
+    "hardsigmoid in place nn": op(lambda x: torch._C._nn.hardsigmoid_(1 * x), X23),
     "prelu": op(F.prelu, X23, (3,)),
     "prelu one": op(F.prelu, X23, (1,)),
     "prelu channels": op(F.prelu, (2, 3, 2), (3,)),

@@ -19,7 +19,7 @@ if not CUDA:
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from mtlfunc.solvers import active_set, auto, cagrad, dual_cone, min_norm  # noqa: E402
-from mtlfunc.solvers._kernels import active_set_cpu as cpu  # noqa: E402
+from mtlfunc.solvers._kernels import active_set_batch as cpu  # noqa: E402
 from mtlfunc.solvers._kernels import active_set_gpu as gpu  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"

@@ -19,6 +19,10 @@ NAMES = (
     "solve",
     "lu_solve",
     "select_scatter method",
+    "weight_norm",
+    "hardsigmoid",
+    "hardsigmoid in place",
+    "pad_sequence",
 )
 
 
@@ -27,7 +31,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("names", [NAMES[:5], NAMES[5:]], ids=lambda names: names[0])
+@pytest.mark.parametrize("names", [NAMES[:5], NAMES[5:9], NAMES[9:]], ids=lambda names: names[0])
 def test_compiled_hypergradients(names):
     losses, u = Losses(names, 2), torch.tensor(0.2, dtype=DOUBLE)
     at = torch.full((len(names),), 0.3, dtype=DOUBLE)

@@ -305,3 +305,11 @@ def test_a_rollout_counts_on_a_batch_a_step():
     with pytest.raises(ValueError, match="too many values") as error:
         mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), itertools.chain(BATCH))
     assert "batches yields one batch a step" in error.value.__notes__[0]
+
+
+def test_scalars_of_something_else():
+    for slip, found in ((stepped(), "tuple"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"info: expected the Info of a step, got {found}"):
+            mf.scalars(slip)
+    with pytest.raises(ValueError, match="names: expected 3 strings, one a task, got 'abc'"):
+        mf.scalars(stepped()[2], "abc")

@@ -4,6 +4,7 @@ numba keeps what it compiled in `NUMBA_CACHE_DIR` if that is set, else beside th
 where that folder cannot be written, in the user's cache folder.
 """
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,11 @@ event.register("numba:compile", _Notice())
 def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
     """numba's `njit` with what all kernels share: cached, without the interpreter's lock.
 
+    It reads a function as it was written, without what enforces annotations at run time
+    (jaxtyping's import hook wraps every function).
+
     Args:
         fastmath: which liberties the compiler has with floating-point sums (LLVM's names).
     """
-    return njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)
+    compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)
+    return lambda function: compiled(inspect.unwrap(function))

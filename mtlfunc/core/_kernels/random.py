@@ -2,8 +2,6 @@
 dozen small tensors on the way.
 """
 
-from typing import no_type_check
-
 import numpy as np
 
 from .compiling import jit
@@ -12,14 +10,11 @@ Array = np.ndarray
 
 # no fast-math: every operation is the one that torch does
 _jit = jit()
-# `no_type_check`: annotations enforced at run time (jaxtyping's import hook) would wrap functions
-# that numba has to read.
 
 GOLDEN = 0x9E3779B97F4A7C15
 
 
 @_jit
-@no_type_check
 def hashed(x: np.uint64) -> np.uint64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -27,10 +22,9 @@ def hashed(x: np.uint64) -> np.uint64:
 
 
 @_jit
-@no_type_check
 def fold_in(key: int, data: int) -> int:
     """`random.fold_in`."""
-    return np.int64(
+    return np.int64(  # pyright: ignore[reportReturnType]
         hashed(
             hashed(np.uint64(key) + np.uint64(GOLDEN))
             ^ hashed(np.uint64(data) + np.uint64(0xBF58476D1CE4E5B9))
@@ -39,7 +33,6 @@ def fold_in(key: int, data: int) -> int:
 
 
 @_jit
-@no_type_check
 def uniform(key: int, digits: int, out: Array) -> None:
     """Fill `out`, flat, with numbers in [0, 1) of so many binary digits."""
     root, unit = hashed(np.uint64(key) + np.uint64(GOLDEN)), 2.0**-digits
@@ -53,7 +46,6 @@ def uniform(key: int, digits: int, out: Array) -> None:
 
 
 @_jit
-@no_type_check
 def symmetric(key: int, out: Array) -> None:
     """Fill `out`, flat float64, with the numbers in (-1, 1) whose erfinv, times √2, is standard
     normal.
@@ -74,7 +66,6 @@ def symmetric(key: int, out: Array) -> None:
 
 
 @_jit
-@no_type_check
 def times(x: Array, factor: float, out: Array) -> None:
     """out = factor x, rounded to the dtype of `out`."""
     for i in range(len(x)):

@@ -165,6 +165,7 @@ def task_block(
     left: Sequence[Tensor],
     right: Sequence[Tensor] | None,
     dtype: torch.dtype,
+    other: Group | None = None,
 ) -> Tensor:
     """This group's part of the Gramian between two sets of tasks.
 
@@ -174,126 +175,175 @@ def task_block(
         left: for every use the deltas [row, *shape].
         right: those of the other tasks; None means the same.
         dtype: of the accumulation.
+        other: the uses in the other tasks' forward pass; None means the same pass.
     """
+    if form == "gemm":
+        a = _task_rows(group, left, dtype, fold=other is not None)
+        if right is None:
+            return inner(a, a)
+        return inner(a, _task_rows(other or group, right, dtype, fold=other is not None))
+    x = _task_inputs(group, dtype)
+    y = x if other is None else _task_inputs(other, dtype)
+    other = other or group
+    a = _joined(_task_deltas(group, left, dtype), 2)
+    b = a if right is None else _joined(_task_deltas(other, right, dtype), 2)
+    return inner(a.flatten(1), (_kernel(group, x, y, dtype) @ b).flatten(1))
 
-    def varied(deltas: Sequence[Tensor]) -> list[Tensor]:  # [row, group, position, o]
+
+def _task_inputs(group: Group, dtype: torch.dtype) -> Tensor:
+    axis = 1 if group.uses[0].kind == "outer" else 0
+    return _joined([_fixed(use, dtype) for use in group.uses], axis)
+
+
+def _task_deltas(
+    group: Group, deltas: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:  # [row, group, position, o]
+    return [
+        use.varied(delta).flatten(1, -3).transpose(1, 2).to(dtype)
+        for use, delta in zip(group.uses, deltas, strict=True)
+    ]
+
+
+def _task_rows(group: Group, deltas: Sequence[Tensor], dtype: torch.dtype, *, fold: bool) -> Tensor:
+    """Rows [row, width]; in the leaf's own order if `fold`."""
+    parts = _task_deltas(group, deltas, dtype)
+    if group.alike:
+        rows = _outer(group, _joined(parts, 2), _task_inputs(group, dtype))
+        return (group.uses[0].fold(rows) if fold else rows).flatten(1)
+    folded = []
+    for use, part in zip(group.uses, parts, strict=True):
+        summed = (
+            part.sum(2)[..., None]
+            if use.fixed is None
+            else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
+        )
+        folded.append(use.fold(summed))
+    total = sum(folded[1:], start=folded[0])
+    return total.reshape(len(total), -1)
+
+
+class Sampled(NamedTuple):
+    """A group in one backward pass by sample."""
+
+    group: Group
+    where: Sequence[Choices]  # for every use where its samples are
+    deltas: Sequence[Tensor]  # for every use [task, *shape]
+    samples: int  # how many there are
+
+    def parts(self, dtype: torch.dtype) -> list[Tensor]:
+        """For every use the deltas [task, sample, position, group, o]."""
         return [
-            use.varied(delta).flatten(1, -3).transpose(1, 2).to(dtype)
-            for use, delta in zip(group.uses, deltas, strict=True)
+            by_sample(use.varied(delta), use, choices, self.samples, 1).to(dtype)
+            for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True)
         ]
 
-    def rows(deltas: Sequence[Tensor]) -> Tensor:
-        parts = varied(deltas)
-        if group.alike:
-            return _outer(group, _joined(parts, 2), x).flatten(1)
+    def inputs(self, dtype: torch.dtype) -> list[Tensor]:
+        """For every use x [sample, position, group, a], lookup: indices [sample, position]."""
+
+        def fixed(use: Use, choices: Choices) -> Tensor:
+            if use.fixed is None:
+                return torch.empty(0)
+            if use.kind == "outer":
+                return by_sample(use.fixed(), use, choices, self.samples, 0).to(dtype)
+            indices = use.fixed()[..., None, None, None]
+            return by_sample(indices, use, choices, self.samples, 0)[..., 0, 0]
+
+        return [fixed(*each) for each in zip(self.group.uses, self.where, strict=True)]
+
+    def rows(self, dtype: torch.dtype) -> Tensor:
+        """[sample·task, width]"""
         folded = []
-        for use, part in zip(group.uses, parts, strict=True):
-            summed = (
-                part.sum(2)[..., None]
-                if use.fixed is None
-                else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
-            )
-            folded.append(use.fold(summed))
+        for use, x, part in zip(
+            self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True
+        ):
+            if use.kind == "local":
+                summed = part.sum(2)[..., None]
+            elif use.kind == "lookup":
+                index = x[:, :, None].expand(-1, -1, use.sizes[3])
+                empty = part.new_zeros(self.samples, use.sizes[2], use.sizes[3])
+                summed = torch.stack(
+                    [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(len(part))]
+                ).mT[:, :, None]
+            else:
+                summed = torch.einsum("tspgo,spga->tsgoa", part, x)
+            folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
 
-    x = (
-        _joined(
-            [_fixed(use, dtype) for use in group.uses], 1 if group.uses[0].kind == "outer" else 0
-        )
-        if group.alike
-        else torch.empty(0)
-    )
-    if form == "gemm":
-        a = rows(left)
-        return inner(a, a if right is None else rows(right))
-    kernel = _kernel(group, x, dtype)
-    a = _joined(varied(left), 2)
-    b = a if right is None else _joined(varied(right), 2)
-    return inner(a.flatten(1), (kernel @ b).flatten(1))
-
 
 def sample_block(
-    group: Group,
-    form: Form,
-    where: Sequence[Choices],
-    deltas: Sequence[Tensor],
-    samples: int,
-    dtype: torch.dtype,
-    *,
-    biased: bool = False,
+    left: Sampled, right: Sampled, form: Form, dtype: torch.dtype, *, biased: bool = False
 ) -> Tensor:
-    """This group's part of the Gramian [sample·task, sample·task].
+    """A group's part of the Gramian [sample·task, sample·task] of one backward pass with another.
 
     Args:
-        group: the uses of one leaf, or of one part of it.
-        form: "kernel" or "gemm".
-        where: for every use where its samples are.
-        deltas: for every use [task, *shape].
-        samples: how many there are.
+        left: the group.
+        right: the same, or the group of the same part of the same leaf in another forward pass.
+        form: "kernel", if both sides' uses are alike, or "gemm".
         dtype: of the accumulation.
         biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
             everywhere.
     """
+    if form == "gemm":
+        rows = left.rows(dtype)
+        return inner(rows, rows if right is left else right.rows(dtype))
+    first = _positions(left, dtype)
+    second = first if right is left else _positions(right, dtype)
+    return _sample_kernel(left.group, first, second, dtype, biased)
 
-    # [task, sample, position, group, o]
-    def varied(use: Use, choices: Choices, delta: Tensor) -> Tensor:
-        return by_sample(use.varied(delta), use, choices, samples, 1).to(dtype)
 
-    # [sample, position, group, a], lookup: [sample, position]
-    def fixed(use: Use, choices: Choices) -> Tensor:
-        assert use.fixed is not None
-        x = use.fixed()
-        return (
-            by_sample(x[..., None, None, None], use, choices, samples, 0)[..., 0, 0]
-            if use.kind == "lookup"
-            else by_sample(x, use, choices, samples, 0).to(dtype)
-        )
+def sample_squares(sample: Sampled, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
+    """The diagonal of `sample_block` [sample·task], from each sample's own positions alone."""
+    group, each = sample.group, sum(map(positions, sample.group.uses)) / sample.samples
+    if not group.alike or (not biased and rows_are_cheaper(group, each, len(sample.deltas[0]))):
+        return sample.rows(dtype).square().sum(1)
+    x, y = _positions(sample, dtype)
+    if group.uses[0].kind == "lookup":
+        kernel = (x[:, :, None] == x[:, None]).to(dtype)[:, None]
+    else:
+        x = x.movedim(2, 1)  # [sample, group, position, a]
+        kernel = x @ x.mT
+    kernel = kernel + 1 if biased else kernel
+    y = y.movedim(3, 2)  # [task, sample, group, position, o]
+    return (kernel * (y @ y.mT)).sum((2, 3, 4)).mT.flatten()
 
-    parts = [
-        varied(use, layout, delta)
-        for use, layout, delta in zip(group.uses, where, deltas, strict=True)
-    ]
-    inputs = [
-        torch.empty(0) if use.fixed is None else fixed(use, layout)
-        for use, layout in zip(group.uses, where, strict=True)
-    ]
-    if form == "kernel":
-        return _sample_kernel(group, _joined(inputs, 1), _joined(parts, 2), dtype, biased)
-    folded = []
-    for use, x, part in zip(group.uses, inputs, parts, strict=True):
-        if use.kind == "local":
-            summed = part.sum(2)[..., None]
-        elif use.kind == "lookup":
-            index = x[:, :, None].expand(-1, -1, use.sizes[3])
-            empty = part.new_zeros(samples, use.sizes[2], use.sizes[3])
-            summed = torch.stack(
-                [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(len(part))]
-            ).mT[:, :, None]
-        else:
-            summed = torch.einsum("tspgo,spga->tsgoa", part, x)
-        folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
-    total = sum(folded[1:], start=folded[0])
-    rows = total.reshape(len(total), -1)
-    return inner(rows, rows)
+
+def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
+    """Whether a sample's rows cost less than the products of its positions, `each` of them."""
+    _, groups, a, o = group.uses[0].sizes
+    reading = a if group.uses[0].kind == "outer" else 1
+    return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
+
+
+def _positions(sample: Sampled, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [sample, position, group, a] (lookup: [sample, position]) and deltas [task, sample,
+    position, group, o], over all uses' positions.
+    """
+    return _joined(sample.inputs(dtype), 1), _joined(sample.parts(dtype), 2)
 
 
 def _sample_kernel(
-    group: Group, x: Tensor, deltas: Tensor, dtype: torch.dtype, biased: bool
+    group: Group,
+    left: tuple[Tensor, Tensor],
+    right: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    biased: bool,
 ) -> Tensor:
-    """From x [sample, position, group, a] (lookup: [sample, position]) and deltas [task, sample,
-    position, group, o], by the inner products of all pairs of positions.
-    """
-    tasks, samples, count = deltas.shape[:3]
-    flat = x.flatten(0, 1)
-    kernel = _kernel(group, flat if group.uses[0].kind == "lookup" else flat.transpose(0, 1), dtype)
+    """By the inner products of all pairs of positions, of one side with the other."""
+    lookup = group.uses[0].kind == "lookup"
+    flat = [x.flatten() if lookup else x.flatten(0, 1).transpose(0, 1) for x, _ in (left, right)]
+    kernel = _kernel(group, flat[0], flat[1], dtype)
     kernel = kernel + 1 if biased else kernel  # [group, (sample position)²]
-    y = deltas.movedim(3, 0).flatten(1, 3)  # [group, (task sample position), o]
-    pairs = (y @ y.mT).unflatten(2, (tasks, -1)).unflatten(1, (tasks, -1))
+    # [group, (task sample position), o]
+    y, z = (deltas.movedim(3, 0).flatten(1, 3) for _, deltas in (left, right))
+    (tasks, samples, count), (others, partners, number) = (
+        deltas.shape[:3] for _, deltas in (left, right)
+    )
+    pairs = (y @ z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
     weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
     # [task, sample, task, sample]
-    small = weighed.unflatten(3, (samples, count)).unflatten(1, (samples, count)).sum((2, 5))
-    return small.permute(1, 0, 3, 2).reshape(samples * tasks, samples * tasks)
+    small = weighed.unflatten(3, (partners, number)).unflatten(1, (samples, count)).sum((2, 5))
+    return small.permute(1, 0, 3, 2).reshape(samples * tasks, partners * others)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
@@ -308,11 +358,17 @@ def _fixed(use: Use, dtype: torch.dtype) -> Tensor:
     return x.flatten() if use.kind == "lookup" else x.flatten(0, -3).transpose(0, 1).to(dtype)
 
 
-def _kernel(group: Group, x: Tensor, dtype: torch.dtype) -> Tensor:
+def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """Inner products of the inputs at all pairs of positions [group, position, position]."""
     if group.uses[0].kind == "lookup":
-        return (x[:, None] == x).to(dtype)[None]
-    return x @ x.mT
+        return (x[:, None] == y).to(dtype)[None]
+    return x @ y.mT
+
+
+def together(left: Group, right: Group) -> bool:
+    """Whether the positions of both, of two forward passes, can be multiplied pair by pair."""
+    (a, b), alike = (left.uses[0], right.uses[0]), left.alike and right.alike
+    return alike and a.layout == b.layout and a.sizes[1:] == b.sizes[1:]
 
 
 def _outer(group: Group, varied: Tensor, x: Tensor) -> Tensor:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ...core.checks import depth
+from ...types import Params
 
 Node = Any  # torch.autograd.graph.Node
 
@@ -41,55 +47,104 @@ _NORMS = (*_STALE, "NativeGroupNorm", "FusedRmsNorm", "RmsNorm")
 """Their batched backward refuses the mixed dtypes that autocast gives them."""
 
 
-class Graph(NamedTuple):
-    parents: dict[Node, set[Node]]  # who consumes a node's output; empty for the roots
-    reach: dict[Node, int]  # the roots behind it, one bit each
-    batched: bool  # whether every operation has a batched backward
-    twice: bool  # whether a batched backward can be differentiated
+@dataclass(frozen=True)
+class Graph:
+    """The nodes between losses and leaves, read once."""
+
+    below: dict[Node, tuple[Node, ...]]  # what a node's derivative flows to; none for the ends
+    reach: dict[Node, int]  # the roots behind a node, one bit each; producers first
+    loops: bool = False  # batched passes are out of the question for another reason
 
     def serves(self, edge: GradientEdge) -> int:
         return self.reach.get(edge.node, 0)
 
+    def serves_leaf(self, leaf: Tensor) -> int:
+        if leaf.grad_fn is None and not depth():
+            return self._variables.get(id(leaf), (leaf, 0))[1]
+        return self.serves(get_gradient_edge(leaf))
 
-def read_graph(losses: Tensor, loss_edges: Sequence[GradientEdge | None] | None = None) -> Graph:
+    def variables(self) -> list[Tensor]:
+        """The tensors without a graph of their own on which the roots depend."""
+        return [variable for variable, _ in self._variables.values()]
+
+    @cached_property
+    def _variables(self) -> dict[int, tuple[Tensor, int]]:
+        ends = (node for node, below in self.below.items() if not below)
+        found = ((node.variable, node) for node in ends if node.name() == _VARIABLE)
+        return {id(variable): (variable, self.reach[node]) for variable, node in found}
+
+    @cached_property
+    def parents(self) -> dict[Node, set[Node]]:
+        """Who consumes a node's output; empty for the roots."""
+        found: dict[Node, set[Node]] = {node: set() for node in self.reach}
+        for node, below in self.below.items():
+            for child in below:
+                found[child].add(node)
+        return found
+
+    @property
+    def custom(self) -> bool:
+        """Whether somebody's own backward is among the nodes, a compiled one too."""
+        return any(isinstance(node, BackwardCFunction) for node in self.reach)
+
+    @cached_property
+    def _batching(self) -> tuple[bool, bool]:
+        return _batching(self.reach)
+
+    @property
+    def batched(self) -> bool:
+        """Whether every operation has a batched backward."""
+        return not self.loops and self._batching[0]
+
+    @property
+    def twice(self) -> bool:
+        """Whether a batched backward can be differentiated."""
+        return self._batching[1]
+
+
+_VARIABLE = "torch::autograd::AccumulateGrad"
+
+
+def read_graph(
+    losses: Tensor, leaves: Params, loss_edges: Sequence[GradientEdge | None] | None = None
+) -> Graph:
     """Walk to the leaves from each loss, if they are separate, else from their vector."""
+    ends = _nodes(leaves)
     if loss_edges is None:
         roots = [losses.grad_fn]
     else:
         roots = [None if edge is None else edge.node for edge in loss_edges]
-    tops = [node for node in roots if node is not None]
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(node, False) for node in tops]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend(
-                (child, False)
-                for child, _ in node.next_functions
-                if child is not None and child not in seen
-            )
-    parents: dict[Node, set[Node]] = {node: set() for node in order}
-    reach = dict.fromkeys(order, 0)
+    below: dict[Node, tuple[Node, ...]] = {}
+    reach: dict[Node, int] = {}
+    todo = [node for node in roots if node is not None]
+    while todo:
+        node = todo.pop()
+        if node in below:  # once more: all below it has its place in the order
+            reach.setdefault(node, 0)
+            continue
+        next_functions = () if node in ends else node.next_functions
+        below[node] = found = tuple([child for child, _ in next_functions if child is not None])
+        todo.append(node)
+        todo += [child for child in found if child not in below]
     for bit, node in enumerate(roots):
         if node is not None:
             reach[node] |= 1 << bit
-    for node in reversed(order):  # consumers first
-        for child, _ in node.next_functions:
-            if child is not None:
-                parents[child].add(node)
-                reach[child] |= reach[node]
-    return Graph(parents, reach, *_batching(order))
+    for node in reversed(reach):  # consumers first
+        bits = reach[node]
+        for child in below[node]:
+            reach[child] |= bits
+    return Graph(below, reach)
 
 
-def batching(losses: Tensor) -> tuple[bool, bool]:
-    """`batched` and `twice` of `read_graph(losses)`, and no more."""
+def _nodes(leaves: Params) -> set[Node]:
+    """Where a walk ends: a leaf on which something outside depends has a graph below it."""
+    return {get_gradient_edge(leaf).node for leaf in leaves.values() if not leaf.is_leaf}
+
+
+def batching(losses: Tensor, leaves: Params) -> tuple[bool, bool]:
+    """`batched` and `twice` of `read_graph(losses, leaves)`, and no more."""
     todo = [] if losses.grad_fn is None else [losses.grad_fn]
-    seen: set[Node] = set(todo)
+    seen: set[Node] = _nodes(leaves) | set(todo)
     while todo:
         for child, _ in todo.pop().next_functions:
             if child is not None and child not in seen:
@@ -99,13 +154,16 @@ def batching(losses: Tensor) -> tuple[bool, bool]:
 
 
 def _batching(nodes: Iterable[Node]) -> tuple[bool, bool]:
+    nodes = list(nodes)
     names = {node.name() for node in nodes}
 
     def some(kinds: tuple[str, ...]) -> bool:
         return any(name.startswith(kinds) for name in names)
 
     mixed = some(_NORMS) and some(("ToCopy",))
-    return not some(_UNBATCHED) and not mixed, not some(_STALE)
+    # On plain leaves a custom function's own backward, a compiled one's too, runs as it is written.
+    custom = not depth() and any(isinstance(node, BackwardCFunction) for node in nodes)
+    return not (some(_UNBATCHED) or mixed or custom), not some(_STALE)
 
 
 def separate(
@@ -126,18 +184,19 @@ def separate(
     )
 
 
-def better_apart(graph: Graph, count: int) -> bool:
-    """Whether T stacked losses are better differentiated each by itself, judged by the graph alone.
+def better_apart(graph: Graph, count: int, rows: int | None = None) -> bool:
+    """Whether T stacked losses are better differentiated each by itself than as so many rows (T),
+    judged by the graph alone.
 
-    One batched pass pays every node's overhead once (twice, for the batching) and its numbers T
-    times, also those of nodes that serve one loss; T single passes pay what is common T times and
+    One batched pass pays every node's overhead once (twice, for the batching) and its numbers once
+    a row, also those of nodes that serve one loss; T single passes pay what is common T times and
     the rest once.
     """
     alone = common = 0.0
     batched = 0.0
     for node, losses in graph.reach.items():
         size = sum(math.prod(place.shape) for place in getattr(node, "_input_metadata", ()))
-        batched += 2 * OVERHEAD + count * size
+        batched += 2 * OVERHEAD + (rows or count) * size
         if losses.bit_count() == 1:
             alone += OVERHEAD + size
         else:

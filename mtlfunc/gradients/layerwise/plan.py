@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...types import Params
-from .forms import Cost, Form, Group, costs, layouts, positions
+from .forms import Cost, Form, Group, Layout, costs, layouts, positions, together
 from .graph import Graph, only_through, read_graph, region, separate
+from .owners import entry_layouts
 from .taps import Tapped
 from .uses import Use
 
@@ -210,6 +211,72 @@ def sample_plan(
     )
 
 
+class Slices(NamedTuple):
+    """Every loss reads entries of its own of all activations: one pass has the deltas of all."""
+
+    plan: Plan
+    layouts: tuple[Layout, ...]  # of every use where the tasks are
+    rows: bool  # whether the rows, which its forms make, are kept to be combined
+
+
+def slices_of(
+    groups: dict[str, list[Group]],
+    where: dict[GradientEdge, Layout],
+    unused: tuple[str, ...],
+    tasks: int,
+    device: str,
+    *,
+    keep: bool,
+) -> Slices:
+    """Forms of the leaves in `groups`.
+
+    Args:
+        groups: what taps serve, by leaf.
+        where: of every call's output where the tasks are.
+        unused: the other leaves, whose rows are zero.
+        tasks: how many.
+        device: "cpu", "cuda", …
+        keep: the rows are needed afterwards, to be combined: kept, or by one more backward pass.
+    """
+    every = [group for parts in groups.values() for group in parts]
+    forms: list[Form] = [
+        cheapest(group, tasks, device, tasks, ("kernel", "gemm")) for group in every
+    ]
+    by_rows = best = 0.0
+    for group, form in zip(every, forms, strict=True):
+        found = costs(group, tasks, tasks)
+        by_rows += weighted(found["gemm"], group, "gemm", device) + 2.0 * tasks * group.numel
+        best += weighted(found[form], group, form, device)
+        best += sum(4.0 * positions(use) * group.numel for use in group.uses if use.kind == "outer")
+    rows = keep and by_rows <= best
+    plan = Plan(
+        tuple((group, "gemm" if rows else form) for group, form in zip(every, forms, strict=True)),
+        unused,
+    )
+    return Slices(plan, tuple(where[use.edge] for use in plan.uses), rows)
+
+
+def common(left: Plan, right: Plan) -> tuple[Plan, Plan]:
+    """The plans of two forward passes with the same leaves, made to fit: the same parts of the same
+    leaves in the same order and form; what one of them has row by row, both have.
+    """
+    names = [{group.name: (group, form) for group, form in plan.tapped} for plan in (left, right)]
+    rows = {*left.rows, *right.rows}
+    for one, other in (names, names[::-1]):
+        rows |= {group.uses[0].part.leaf for name, (group, _) in one.items() if name not in other}
+    pairs: list[tuple[Group, Group, Form]] = []
+    for name, (group, form) in names[0].items():
+        if group.uses[0].part.leaf not in rows:
+            partner, its_form = names[1][name]
+            kernel = form == its_form == "kernel" and together(group, partner)
+            pairs.append((group, partner, "kernel" if kernel else "gemm"))
+    ordered = tuple(sorted(rows))
+    return (
+        Plan(tuple((group, form) for group, _, form in pairs), ordered),
+        Plan(tuple((partner, form) for _, partner, form in pairs), ordered),
+    )
+
+
 class Decision(NamedTuple):
     """How one Gramian is made."""
 
@@ -219,6 +286,7 @@ class Decision(NamedTuple):
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that taps serve
     graph: Graph | None  # None where nothing had to be read off it
+    slices: Slices | None = None  # where the tasks were found to be
 
 
 def _any_better_than_rows(
@@ -235,6 +303,22 @@ def _any_better_than_rows(
     )
 
 
+def _may_be_slices(taps: Tapped, names: Sequence[str], count: int, separate: bool) -> bool:
+    """Whether all calls that were seen have room for the tasks along an axis; scalars for which
+    every leaf has a call each come from forward passes of their own.
+    """
+    used = [uses for leaf, uses in taps.by_leaf().items() if leaf in names]
+    if count == 1 or (separate and all(len(uses) >= count for uses in used)):
+        return False
+    return all(layouts(use, count) for uses in used for use in uses)
+
+
+def _unused(params: Params, names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
+    """The leaves, if no loss depends on any of them."""
+    reached = any(get_gradient_edge(params[name]).node in graph.reach for name in names)
+    return None if reached else tuple(names)
+
+
 def decide(
     taps: Tapped,
     params: Params,
@@ -246,6 +330,8 @@ def decide(
     *,
     keep: bool,
     mixed: bool,
+    whole: bool = False,
+    shared: Sequence[str] | None = None,
 ) -> Decision:
     """Read the graph of a watched forward pass and choose.
 
@@ -260,8 +346,24 @@ def decide(
         engine: "auto" or "layerwise".
         keep: the rows are needed afterwards, to be combined.
         mixed: the rows are mixtures of the tasks.
+        whole: one pass may have the deltas of all tasks, which are then looked for in it.
+        shared: the leaves whose rows are combined, if they are others than `names`.
     """
     loss_edges = separate(losses, scalars)
+    device = losses.device.type
+    graph = None
+    if whole and _may_be_slices(taps, names, len(losses), scalars is not None):
+        graph = read_graph(losses, params, loss_edges)
+        taps.uses = [use for use in taps.uses if use.edge.node in graph.reach]
+        uses = [use for use in taps.uses if use.part.leaf in names]
+        where = entry_layouts(graph, losses, loss_edges, uses)
+        groups = {} if where is None else groups_of(taps, params, names, graph)
+        unused = _unused(params, [name for name in names if name not in groups], graph)
+        if where and unused is not None:
+            kept = keep and (shared is None or set(shared) == set(names))
+            known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
+            slices = slices_of(groups, known, unused, len(losses), device, keep=kept)
+            return Decision(slices.plan, None, False, groups, graph, slices)
     if (
         loss_edges
         and scalars is not None
@@ -270,8 +372,8 @@ def decide(
         and not _any_better_than_rows(taps, params, names, rows, losses.device.type)
     ):
         return Decision(Plan((), tuple(names)), loss_edges, False, {}, None)
-    graph = read_graph(losses, loss_edges)
-    device = losses.device.type
+    graph = graph or read_graph(losses, params, loss_edges)
+    taps.uses = [use for use in taps.uses if use.edge.node in graph.reach]
     apart, one_at_a_time = looped(taps, graph, params, len(losses), loss_edges is not None, device)
     loss_edges = loss_edges if not mixed and (apart or scalars is not None) else None
     groups = groups_of(taps, params, names, graph, separate=loss_edges is not None)

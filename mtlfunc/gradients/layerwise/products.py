@@ -327,8 +327,11 @@ def _windows(
         if keep is not None:
             x = x.narrow(axis, 0, keep[axis - 2])
     space = len(kernel)
-    windows = x.flatten(2 + space).flatten(2, 1 + space).unflatten(1, (groups, -1))
-    return windows.permute(0, 3, 1, 2, 4).flatten(3)
+    # Copied with the positions last: one entry of neighbouring windows lies together in x, too.
+    inner, outer = range(2 + space, 2 + 2 * space), range(2, 2 + space)
+    entries, places = x.shape[1] // groups * math.prod(kernel), math.prod(x.shape[2 : 2 + space])
+    windows = x.permute(0, 1, *inner, *outer).reshape(len(x), groups, entries, places)
+    return windows.permute(0, 3, 1, 2)
 
 
 PRODUCTS: dict[str, Callable[..., Iterator[Use]]] = {

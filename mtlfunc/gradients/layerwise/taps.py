@@ -8,6 +8,7 @@ computed.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
+    _top_saved_tensors_default_hooks as _saved_tensor_hooks,
+)
 from torch.overrides import TorchFunctionMode
 
 from ...core.checks import depth
@@ -27,20 +31,51 @@ from .uses import NotUnderstood, Parts, Use
 _EVERY = PRODUCTS | ELEMENTWISE
 
 
-class Tapped(TorchFunctionMode):
+HOOKING = {Tensor.register_hook, Tensor.retain_grad, Tensor.grad_fn.__get__}  # pyright: ignore
+"""What is called, or read, to put a hook on a tensor or on the node that made it."""
+
+
+class Hooks(TorchFunctionMode):
+    """While active, notes whether hooks can have been put on derivatives, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooked = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in HOOKING:
+            self.hooked = True
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+class Tapped(Hooks):
     """While active, notes in `uses` every call that it understands and that consumes a leaf.
+
+    What runs with hooks on saved tensors (activation checkpointing, offloading) is not noted: taps
+    would hold the inputs that these give up.
 
     Args:
         leaves: the leaves of the pass.
         local: whether biases, scales and shifts count.
+        live: whether outputs of calls can be given hooks after the block, too: they are seen in
+            `hooked_later`. (Hooks that are put on a node of the graph, not on a tensor, are not.)
     """
 
-    def __init__(self, leaves: Params, *, local: bool = True) -> None:
+    def __init__(self, leaves: Params, *, local: bool = True, live: bool = False) -> None:
         super().__init__()
         self.ops = _EVERY if local else PRODUCTS
         self.parts = Parts(leaves, local)
         self.uses: list[Use] = []
         self.depth = depth()
+        self.checkpointed = False  # some calls ran with hooks on saved tensors
+        self.live = live
+        self.later: list[dict[int, Any]] = []  # the outputs' own hooks, which may come yet
 
     def __torch_function__(
         self,
@@ -50,6 +85,8 @@ class Tapped(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in HOOKING:
+            self.hooked = True
         # losses_fn is compiled inside: nothing of it is seen, and its leaves are differentiated row
         # by row
         if torch.compiler.is_compiling():
@@ -63,6 +100,9 @@ class Tapped(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         reader = self.ops.get(name)
         if reader is None:
+            return out
+        if _saved_tensor_hooks(False) is not None:
+            self.checkpointed = True
             return out
         leaves, stops = [], []
         for x in (*args, *kwargs.values()):
@@ -81,7 +121,20 @@ class Tapped(TorchFunctionMode):
                     use._replace(stops=frozenset(stops))
                     for use in reader(self.parts, out, *args, **kwargs)
                 )
+                if self.live and isinstance(out, Tensor) and out.grad_fn is not None:
+                    self._follow(out)
         return out
+
+    def _follow(self, out: Tensor) -> None:
+        """Hold the dict that `register_hook` fills, and not the tensor."""
+        if out._backward_hooks is None:
+            out._backward_hooks = OrderedDict()
+            out.grad_fn._register_hook_dict(out)  # pyright: ignore
+        self.later.append(out._backward_hooks)
+
+    @property
+    def hooked_later(self) -> bool:
+        return any(self.later)
 
     def by_leaf(self) -> dict[str, list[Use]]:
         found: dict[str, list[Use]] = {}

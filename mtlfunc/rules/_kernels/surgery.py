@@ -4,7 +4,6 @@ them is a cosine times a length.
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import no_type_check
 
 import numpy as np
 
@@ -63,7 +62,6 @@ def solve(
 
 
 @_jit
-@no_type_check
 def _order(root: np.uint64, row: int, draws: Array, order: Array) -> None:
     """Row `row` of `random.permutation(key, T, rows=T)`: the order of T uniform numbers, by
     insertion.
@@ -81,7 +79,6 @@ def _order(root: np.uint64, row: int, draws: Array, order: Array) -> None:
 
 
 @_jit
-@no_type_check
 def _range(
     gramian: Array,
     key: Array,

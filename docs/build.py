@@ -1,0 +1,130 @@
+"""Build the site: `python docs/build.py OUT`, after `pip install -e ".[repro,docs]"`.
+
+Pages that are written are in `docs/`; those that follow from docstrings, tables and the ledger of
+claims are made by `docs/pages.py`. Warnings are errors, and nothing is read from a network.
+Portraits of rules are drawn once and kept in `docs/.portraits` until the sources change.
+"""
+
+import argparse
+import hashlib
+import inspect
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+KEPT = DOCS / ".portraits"
+NOTEBOOKS = ROOT / "experiments" / "notebooks"
+
+
+def sources_hash() -> str:
+    """Of all that a portrait depends on."""
+    import matplotlib
+    import torch
+
+    found = hashlib.sha256(f"{matplotlib.__version__} {torch.__version__}".encode())
+    for room in ("rules", "solvers", "core", "plot"):
+        for path in sorted((ROOT / "mtlfunc" / room).rglob("*.py")):
+            found.update(path.read_bytes())
+    found.update(inspect.getsource(draw).encode())
+    return found.hexdigest()
+
+
+def draw(call: str, path: Path) -> None:
+    """The portrait of a rule, written as one writes it after `from mtlfunc import *`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import torch
+    from matplotlib import pyplot as plt
+
+    import mtlfunc as mf
+
+    rule = eval(call, vars(mf).copy())
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cells without an answer are grey
+        panels = mf.plot.portrait(rule, cells=(60, 54))
+    figure = panels[0].figure
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def portraits(target: Path) -> set[str]:
+    """Draw every rule that two gradients and two losses determine; the names of those drawn."""
+    from docs.properties import RULES
+
+    current = KEPT / sources_hash()
+    if not current.is_dir():
+        shutil.rmtree(KEPT, ignore_errors=True)
+        current.mkdir(parents=True)
+    calls: dict[str, str] = {}
+    for call in RULES:
+        calls.setdefault(call.split("(")[0], call)
+    measured = {"excess_mtl"}  # reads what its own probe measures: no picture over two gradients
+    for name, call in calls.items():
+        path = current / f"{name}.svg"
+        if name not in measured and not path.exists():
+            print(f"portrait of {call}", flush=True)
+            half = path.with_suffix(".part.svg")
+            draw(call, half)
+            half.replace(path)
+    shutil.copytree(current, target)
+    return set(calls) - measured
+
+
+def assemble(source: Path) -> None:
+    """All pages, written and made, in one folder."""
+    from docs import pages
+
+    shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
+    shutil.copy(ROOT / "CHANGELOG.md", source / "changelog.md")
+    (source / "notebooks").mkdir()
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        shutil.copy(path, source / "notebooks")
+    drawn = portraits(source / "portraits")
+    if (source / "distributed.md").exists():
+        listed = source / "how-to" / "index.md"
+        text = listed.read_text(encoding="utf-8")
+        listed.write_text(
+            text.replace("\nlogging\n", "\nlogging\n/distributed\n"), encoding="utf-8"
+        )
+    made = pages.method_pages(drawn) | pages.api_pages() | pages.reproduction_pages()
+    for name, text in made.items():
+        path = source / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    anchors = {
+        re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-"): pages.FOLDERS[letters]
+        for letters, name in pages.PAPERS.items()
+    }
+    benchmarks = source / "benchmarks.md"
+    text = benchmarks.read_text(encoding="utf-8")
+    for anchor, folder in anchors.items():
+        text = text.replace(f"(claims.md#{anchor})", f"(reproductions/{folder}.md)")
+    text = text.replace("[docs/claims.md](claims.md)", "[Reproductions](reproductions/index.md)")
+    benchmarks.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the site as HTML.")
+    parser.add_argument("out", type=Path, help="a folder, made if need be")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    try:
+        from sphinx.cmd.build import build_main
+    except ImportError:
+        parser.error('Sphinx is not installed: pip install -e ".[repro,docs]"')
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        assemble(source)
+        keep = Path(folder) / "doctrees"
+        arguments = ["-b", "html", "-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(keep)]
+        return build_main([*arguments, str(source), str(options.out.resolve())])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What Sphinx is told; `docs/build.py` runs it."""
+
+import re
+import sys
+
+import mtlfunc as mf
+
+for room in ("diagnostics", "pareto", "theory", "optim", "random"):
+    # Public under these names, files elsewhere: documentation tools import what they name.
+    sys.modules.setdefault(f"mtlfunc.{room}", getattr(mf, room))
+
+project = "mtlfunc"
+author = "the mtlfunc authors"
+project_copyright = "the mtlfunc authors, MIT licence"
+version = release = mf.__version__
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_design",
+]
+html_theme = "furo"
+pygments_style = "default"
+pygments_dark_style = "github-dark"
+html_title = f"mtlfunc {release}"
+html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"navigation_with_keys": True}
+default_role = "code"
+exclude_patterns = ["claims.md"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+napoleon_custom_sections = ["Source"]
+napoleon_use_ivar = True
+maximum_signature_line_length = 60
+python_use_unqualified_type_names = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("Scalar", "Select", "Params", "Batch", "State")}
+autodoc_preserve_defaults = True
+suppress_warnings = ["config.cache"]
+
+DOCTEST = re.compile(r"((?:^[ ]*>>>.*\n(?:^[ ]*\S.*\n?)*)+)", re.MULTILINE)
+
+STAR = re.compile(r"(\*\*\w[^*\n]*\w\*\*|(?<=^ {4})\*+(?=\w+:))|\*", re.MULTILINE)
+"""A star; in the group what stays: **emphasis**, and the stars of an argument's name."""
+
+
+def plain(prose: str) -> str:
+    """Prose with what reStructuredText would read as markup written out; `code` stays code."""
+    parts = re.split(r"`([^`]+)`", prose)
+    marked = []
+    for i, part in enumerate(parts):
+        if i % 2:
+            left = "\\ " if re.search(r"[\w)\]‖]$", parts[i - 1]) else ""
+            right = "\\ " if re.match(r"[\w(\[‖]", parts[i + 1]) else ""
+            marked.append(f"{left}`{' '.join(part.split())}`{right}")
+        else:
+            bare = part.replace("\\", "\\\\").replace("|", "\\|")
+            bare = STAR.sub(lambda found: found[1] or r"\*", bare)
+            marked.append(re.sub(r"_(?=\W|$)", r"\\_", bare))
+    return "".join(marked)
+
+
+def returned(text: str) -> str:
+    """The section Returns as one field, so that a colon in it is not taken for a type."""
+    found = re.search(r"(?m)^Returns:\n((?:(?: {4}.*)?\n)+)", text + "\n")
+    if not found:
+        return text
+    body = found.group(1).rstrip().removeprefix("    ")
+    return text.replace(found.group(0).rstrip(), f":returns: {body}")
+
+
+def docstring(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings are plain prose with `code`: only that is marked up."""
+    parts = DOCTEST.split("\n".join(lines) + "\n")
+    parts[::2] = [plain(part) for part in parts[::2]]
+    lines[:] = returned("".join(parts)).split("\n")
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", docstring, priority=100)

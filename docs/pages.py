@@ -1,0 +1,329 @@
+"""The pages of the site that are made of docstrings, tables and the ledger of claims.
+
+Each function returns `{path below docs/: text}`; `docs/build.py` writes them.
+"""
+
+import inspect
+import re
+from pathlib import Path
+
+import mtlfunc as mf
+from paper_repro.claims import KINDS, PAPERS, ROWS
+
+DOCS = Path(__file__).parent
+APPLIED = {"aggregate", "weights"}  # these two apply a rule
+RULES = sorted(set(mf.rules.__all__) - APPLIED)
+FOLDERS = {"PC": "pcgrad", "SU": "mgda", "CA": "cagrad", "GN": "gradnorm", "X": "cross_paper"}
+"""Folders of paper_repro, which are also the names of the pages, by the letters of a claim."""
+REPRODUCED = {"pcgrad": "pcgrad", "mgda": "mgda", "cagrad": "cagrad", "gradnorm": "gradnorm"}
+
+GROUPS = {
+    "training": (
+        "Steps and loops",
+        """descend balance Balancer rollout Interrupted scalars adam sgd parameters stack
+        assign_gradients""",
+    ),
+    "probes": (
+        "Probes",
+        """jacobian representation losses_only double_sampling tracked excess_risk log_losses
+        second_evaluation graddrop trimmed_mean subset""",
+    ),
+    "gradients": (
+        "Gradients and Gramians",
+        """task_gradients task_gramian sample_gradients sample_gramian sample_lengths
+        explain_gramian""",
+    ),
+    "studies": ("Studies: grid, audit, arena", "grid Unfinished audit arena"),
+}
+TYPES = [
+    "Probe",
+    "Rule",
+    "Optimizer",
+    "Balance",
+    "Step",
+    "Geometry",
+    "Info",
+    "TaskGradients",
+    "TrainState",
+    "Solution",
+]
+ROOMS = {
+    "solvers": "Solvers",
+    "diagnostics": "Diagnostics",
+    "pareto": "Pareto fronts",
+    "theory": "Theory",
+    "plot": "Plots",
+    "optim": "Optimizers",
+    "random": "Random keys",
+}
+
+
+def title(text: str, line: str = "=") -> str:
+    """A heading of reStructuredText, wide characters allowed for."""
+    return f"{text}\n{line * (2 * len(text))}\n\n"
+
+
+def cells(row: str) -> list[str]:
+    """The cells of a row of a Markdown table."""
+    return [cell.strip() for cell in row.strip().strip("|").split(" | ")]
+
+
+def methods() -> list[list[str]]:
+    """The rows of the table of methods: method, probe, rule, what the weights sum to."""
+    text = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
+    return [cells(line) for line in text.splitlines() if line.startswith("| ") and "`mf." in line]
+
+
+def rst(cell: str) -> str:
+    """A cell of Markdown in reStructuredText."""
+    parts = re.split(r"`([^`]+)`", cell)
+    parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
+    parts[1::2] = [f"``{part}``" for part in parts[1::2]]
+    return "".join(parts) or "–"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A list table, whose first row is its head."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in [head, *rows]:
+        for i, cell in enumerate(row):
+            lines.append(f"   {'*' if not i else ' '} - {cell}")
+    return "\n".join(lines) + "\n\n"
+
+
+# ---- a page a rule -------------------------------------------------------------------------------
+
+
+def audited() -> tuple[list[str], dict[str, list[list[str]]], dict[str, str]]:
+    """Heads and rows of the table of properties by rule, and what each head means."""
+    text = (DOCS / "properties.md").read_text(encoding="utf-8")
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| ")]
+    found: dict[str, list[list[str]]] = {}
+    for row in rows[1:]:
+        found.setdefault(re.match(r"`(\w+)", row[0]).group(1), []).append(row)  # pyright: ignore
+    legend = " ".join(text[text.index("✓ holds") :].split("\n\n")[0].split())
+    meanings = dict(re.findall(r"\*([^*]+)\*:? ?([^*]*?)(?=[;.] \*|\. T is)", legend))
+    return rows[0][1:], found, meanings
+
+
+def properties_part(name: str) -> str:
+    """What the audit finds of a rule: one line a property."""
+    heads, found, meanings = audited()
+    rows = found.get(name, [])
+    if not rows:
+        return ""
+    lines = [
+        [f"*{head}*", rst(meanings.get(head, "")), *(row[i] for row in rows)]
+        for i, head in enumerate(heads, 1)
+    ]
+    head = ["property", "what it says", *(rst(row[0]) for row in rows)]
+    return (
+        title("What the audit finds", "-")
+        + "✓ holds over all instances; ✗ fails; (✗) fails only where gradients are linearly "
+        + "dependent; – does not apply. All rules beside each other, and how this is found: "
+        + ":doc:`/properties`. The smallest counterexample of every ✗: "
+        + f"``print(mf.audit({qualified(rows[0][0].strip('`'))}))``.\n\n"
+        + table(head, lines)
+    )
+
+
+def qualified(call: str) -> str:
+    """A rule as one writes it after `import mtlfunc as mf`."""
+    return re.sub(r"\b(?=[a-z_]+\()", "mf.", call)
+
+
+def heading(name: str) -> str:
+    """What a method is called, from the table of methods."""
+    for row in methods():
+        if re.match(rf"`mf\.{name}\(", row[2]):
+            return row[0][0].upper() + row[0][1:]
+    return name
+
+
+def method_page(name: str, drawn: bool) -> str:
+    """What a rule is, promises and looks like."""
+    used = [[rst(cell) for cell in row] for row in methods() if f"`mf.{name}(" in row[2]]
+    parts = [title(f"{heading(name)}: ``{name}``"), f".. autofunction:: mtlfunc.{name}\n\n"]
+    if used:
+        parts += [title("In use", "-"), table(["method", "probe", "rule", "weights sum to"], used)]
+    parts.append(properties_part(name))
+    if drawn:
+        parts += [
+            title("Portrait", "-"),
+            "Two tasks, over the angle between their gradients and the ratio of their lengths: "
+            "where the direction points, how long it is, and each task's rate; hatched where a "
+            "loss rises. By ``mtlfunc.plot.portrait``; more in the :doc:`gallery`.\n\n",
+            f".. image:: ../portraits/{name}.svg\n   :class: portrait\n"
+            f"   :alt: direction, length and rates of {name} over angle and ratio of lengths\n\n",
+        ]
+    if name in REPRODUCED:
+        parts += [
+            title("Reproduction", "-"),
+            f"The paper's claims, one by one: :doc:`/reproductions/{REPRODUCED[name]}`.\n",
+        ]
+    return "".join(parts)
+
+
+def method_pages(drawn: set[str]) -> dict[str, str]:
+    """A page for every rule, and the gallery of portraits."""
+    pages = {f"methods/rule-{name}.rst": method_page(name, name in drawn) for name in RULES}
+    gallery = [
+        title("Gallery of portraits"),
+        "What each rule does with two tasks, over the angle between their gradients (across, 0° to "
+        "180°) and the ratio of their lengths (upwards). From left to right: the direction, from "
+        "g₁ to g₂; its length, in units of the mean gradient; the rates of both tasks, where red "
+        "and hatched means that this loss rises. Rules with state are shown at their first step; "
+        "losses are equal.\n\n",
+    ]
+    for name in RULES:
+        if name in drawn:
+            gallery.append(
+                f"{title(heading(name), '-')}:doc:`rule-{name}`\n\n"
+                f".. image:: ../portraits/{name}.svg\n   :class: portrait\n"
+                f"   :alt: portrait of {name}\n\n"
+            )
+    pages["methods/gallery.rst"] = "".join(gallery)
+    return pages
+
+
+# ---- reference -----------------------------------------------------------------------------------
+
+
+def entry(path: str) -> str:
+    """The directive that documents a public name."""
+    found: object = mf
+    for part in path.split("."):
+        found = getattr(found, part)
+    if inspect.isclass(found):
+        tuple_like = issubclass(found, tuple)
+        error = issubclass(found, BaseException)
+        members = "" if tuple_like or error else "   :members:\n"
+        return f".. autoclass:: mtlfunc.{path}\n{members}\n"
+    return f".. autofunction:: mtlfunc.{path}\n\n"
+
+
+def public(room: str) -> list[str]:
+    """Public names of a room of functions."""
+    module = getattr(mf, room)
+    listed = getattr(module, "__all__", None)
+    if listed is None:
+        listed = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        ]
+    return sorted(listed, key=lambda name: (name[0].isupper(), name))
+
+
+def first_line(text: str | None) -> str:
+    """The first sentence of a docstring."""
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def api_pages() -> dict[str, str]:
+    """Every public name once: rules on their own pages, the rest by subject."""
+    pages = {}
+    for file, (name, members) in GROUPS.items():
+        pages[f"api/{file}.rst"] = title(name) + "".join(map(entry, members.split()))
+    for room, name in ROOMS.items():
+        about = first_line(getattr(mf, room).__doc__)
+        lines = [title(f"{name}: ``mtlfunc.{room}``"), f"{rst(about)}\n\n"]
+        pages[f"api/{room}.rst"] = "".join(
+            [*lines, *(entry(f"{room}.{member}") for member in public(room))]
+        )
+    rules = [
+        [f":doc:`{name} </methods/rule-{name}>`", rst(first_line(getattr(mf, name).__doc__))]
+        for name in RULES
+    ]
+    applied = "".join(entry(name) for name in sorted(APPLIED))
+    pages["api/rules.rst"] = title("Rules") + table(["rule", "what it is"], rules) + applied
+    types = DOCS.parent / "mtlfunc" / "types.py"
+    pages["api/types.rst"] = (
+        title("Types")
+        + "A method is made of named tuples of pure functions. All of them, on one screen, are at "
+        + "the end of this page.\n\n"
+        + "".join(map(entry, TYPES))
+        + title("mtlfunc/types.py", "-")
+        + f".. code-block:: python\n\n{indented(types.read_text(encoding='utf-8'))}\n"
+    )
+    order = ["training", "rules", "probes", "gradients", "studies", *ROOMS, "types"]
+    toctree = "\n".join(f"   {file}" for file in order)
+    pages["api/index.rst"] = (
+        title("API reference")
+        + "``import mtlfunc as mf``: every public name, with its arguments, what comes back and "
+        + f"what is raised.\n\n.. toctree::\n   :maxdepth: 1\n\n{toctree}\n"
+    )
+    return pages
+
+
+def indented(text: str) -> str:
+    """Text as the body of a directive."""
+    return "\n".join(f"   {line}".rstrip() for line in text.splitlines())
+
+
+def documented() -> set[str]:
+    """Names that have a place in the reference, as written after `mtlfunc.`."""
+    top = {name for _, members in GROUPS.values() for name in members.split()}
+    return top.union(
+        RULES, APPLIED, TYPES, (f"{room}.{name}" for room in ROOMS for name in public(room))
+    )
+
+
+# ---- reproductions -------------------------------------------------------------------------------
+
+
+def verdicts() -> dict[str, str]:
+    """The verdicts that docs/claims.md has, by id."""
+    rows = (cells(line) for line in (DOCS / "claims.md").read_text(encoding="utf-8").splitlines())
+    return {row[0]: row[3] for row in rows if len(row) == 5}
+
+
+def question(module: str) -> str:
+    """The question that a reproduction asks: the first line of its file."""
+    path = DOCS.parent / "paper_repro" / (module.replace(".", "/") + ".py")
+    text = re.match(r'"""(.*?)(?:\n\n|""")', path.read_text(encoding="utf-8"), re.DOTALL)
+    return " ".join(text.group(1).split()) if text else ""
+
+
+def claim_cell(text: str) -> str:
+    """Prose in a cell of Markdown: no bar ends it."""
+    return text.replace("|", "\\|")
+
+
+def reproduction_pages() -> dict[str, str]:
+    """A page a paper: its claims, their verdicts and the questions behind them."""
+    found = verdicts()
+    pages = {}
+    for letters, name in PAPERS.items():
+        rows = [row for row in ROWS if row.paper == letters]
+        folder = FOLDERS[letters]
+        modules = list(dict.fromkeys(row.module for row in rows if row.module))
+        counted: dict[str, int] = {}
+        for row in rows:
+            counted[found[row.id]] = counted.get(found[row.id], 0) + 1
+        said = ", ".join(f"{verdict} {count}" for verdict, count in counted.items())
+        lines = [
+            f"# {name}\n",
+            f"{len(rows)} claims: {said}. The numbers and figures behind each are in "
+            "`paper_repro/out/report.html`, after\n",
+            f"```bash\npython -m paper_repro --only {folder}\n```\n",
+            "## Claims\n\n| id | claim | kind | verdict | decided by |\n|---|---|---|---|---|",
+            *(
+                f'| <a id="{row.id.lower()}"></a>{row.id} | {claim_cell(row.statement)} '
+                f"| {row.kind} | {found[row.id]} | {f'`{row.module}`' if row.module else '–'} |"
+                for row in rows
+            ),
+            "\n## Questions\n\nEach is one file; `--only` takes its name, or a claim's.\n",
+            *(f"- `{module}`: {question(module)}" for module in modules),
+        ]
+        pages[f"reproductions/{folder}.md"] = "\n".join(lines) + "\n"
+    kinds = "\n".join(f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items())
+    listed = "\n".join(FOLDERS.values())
+    pages["reproductions/index.md"] = (
+        "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
+        "sentence, with the verdict of the default run of `python -m paper_repro`. A verdict "
+        "speaks of the configuration that was run, which the run's `report.html` names. A dash "
+        f"means that no reproduction decides the claim.\n\n{kinds}\n\n"
+        f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
+    )
+    return pages

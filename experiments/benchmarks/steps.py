@@ -1,0 +1,232 @@
+"""The time of one step of a stock loop, in units of the plain mean-loss step.
+
+    python -m experiments.benchmarks.steps [--networks mlp ...] [--seconds S] [--clock cpu]
+    [--out DIR]
+
+Writes steps.json and steps.md. Every contender makes the losses and leaves a gradient in `.grad`;
+the optimizer's own step is the same for all and is left out. All take turns, so that what else the
+machine does hits them alike; medians of the processor's time on one thread. Peers: a hand-written
+loop (one `torch.autograd.grad` a task, MGDA's weights by our solver), and TorchJD's `mtl_backward`
+where it is installed. The rule is MGDA on the trunk throughout.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from experiments.arguments import folder, positive
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, timed
+from experiments.benchmarks.networks import resnet18
+from experiments.benchmarks.record import Record, Row, settings
+
+Call = Callable[[], object]
+
+
+class Shared(nn.Module):
+    """A trunk, and one head a task on its features: a linear one on their mean over positions, or
+    a dense decoder of its own.
+    """
+
+    def __init__(self, trunk: nn.Module, width: int, tasks: int, *, dense: bool = False) -> None:
+        super().__init__()
+        self.trunk, self.dense = trunk, dense
+        self.heads = nn.ModuleList(
+            nn.Sequential(_convolutions((width, width, width)), nn.Conv2d(width, 1, 1))
+            if dense
+            else nn.Linear(width, 1)
+            for _ in range(tasks)
+        )
+
+    def features(self, x: Tensor) -> Tensor:
+        z = self.trunk(x)
+        if self.dense or z.ndim == 2:
+            return z
+        return z.flatten(2).mean(2) if z.ndim == 4 else z.mean(1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        z = self.features(x)
+        return [head(z) for head in self.heads]
+
+
+class Case(NamedTuple):
+    make: Callable[[], tuple[Shared, Tensor]]
+    what: str
+    bars: tuple[float | None, float | None]  # of the balancer and of the pure step
+
+
+def _convolutions(widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _lenet() -> tuple[Shared, Tensor]:
+    trunk = nn.Sequential(
+        nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(10, 20, 5), nn.MaxPool2d(2),
+        nn.ReLU(), nn.Flatten(), nn.Linear(320, 50), nn.ReLU(),
+    )  # fmt: skip
+    return Shared(trunk, 50, 2), torch.randn(64, 1, 28, 28)
+
+
+def _mlp() -> tuple[Shared, Tensor]:
+    trunk = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    return Shared(trunk, 64, 3), torch.randn(64, 16)
+
+
+def _transformer() -> tuple[Shared, Tensor]:
+    layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
+    return Shared(nn.TransformerEncoder(layer, 2), 64, 3), torch.randn(16, 32, 64)
+
+
+def _resnet() -> tuple[Shared, Tensor]:
+    return Shared(resnet18(64), 64, 10), torch.randn(8, 3, 32, 32)
+
+
+CASES = {
+    "mlp": Case(_mlp, "MLP 16-64-64, 3 tasks, batch 64", (2.0, 2.6)),
+    "lenet": Case(_lenet, "LeNet, 2 tasks, batch 64", (1.7, None)),
+    "convolutions": Case(
+        lambda: (Shared(_convolutions((3, 16, 32, 32)), 32, 3), torch.randn(8, 3, 32, 32)),
+        "convolutions with batch norm, 3 tasks, batch 8",
+        (None, None),
+    ),
+    "segnet": Case(
+        lambda: (Shared(_convolutions((3, 16, 32)), 32, 3, dense=True), torch.randn(8, 3, 32, 32)),
+        "convolutions, a dense decoder a task, batch norm, 3 tasks, batch 8",
+        (1.5, None),
+    ),
+    "transformer": Case(_transformer, "transformer, 3 tasks, 16 × 32 tokens", (1.6, None)),
+    "resnet": Case(_resnet, "ResNet-18, 10 tasks, batch 8", (5.5, None)),
+}
+
+
+def losses_of(outputs: list[Tensor]) -> list[Tensor]:
+    return [(out - k).square().mean() for k, out in enumerate(outputs)]
+
+
+def contenders(net: Shared, x: Tensor) -> dict[str, Call]:
+    """Every way to one step; each starts from no gradients."""
+
+    def plain() -> None:
+        net.zero_grad()
+        torch.stack(losses_of(net(x))).mean().backward()
+
+    trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
+
+    def loop() -> None:
+        net.zero_grad()
+        losses = losses_of(net(x))
+        rows = [torch.autograd.grad(loss, trunk, retain_graph=True) for loss in losses]
+        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+        weights = mf.weights(mf.mgda(), jacobian @ jacobian.T)
+        own = torch.autograd.grad(torch.stack(losses).mean(), heads)
+        for leaf, grads in zip(trunk, zip(*rows, strict=True), strict=True):
+            leaf.grad = torch.tensordot(weights, torch.stack(grads), 1)
+        for leaf, grad in zip(heads, own, strict=True):
+            leaf.grad = grad
+
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+
+    def live() -> None:
+        net.zero_grad()
+        with balancer:
+            losses = losses_of(net(x))
+        balancer.backward(losses)
+
+    step = mf.balance(
+        lambda params, x: tuple(losses_of(functional_call(net, params, (x,)))),
+        mf.mgda(),
+        mf.jacobian("trunk.*"),
+    )
+    state = step.init(mf.parameters(net), x)
+
+    def pure() -> None:
+        mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
+
+    found: dict[str, Call] = {
+        "plain": plain, "loop": loop, "mf.Balancer": live, "mf.balance": pure
+    }  # fmt: skip
+    try:
+        from torchjd.aggregation import MGDA
+        from torchjd.autojac import jac_to_grad, mtl_backward
+    except ImportError:
+        return found
+    aggregator = MGDA()
+
+    def peer() -> None:
+        net.zero_grad()
+        z = net.features(x)
+        losses = losses_of([head(z) for head in net.heads])
+        mtl_backward(losses, features=z)
+        jac_to_grad(net.trunk.parameters(), aggregator)
+
+    return found | {"TorchJD": peer}
+
+
+def measure(case: Case, seconds: float, clock: str) -> dict[str, float]:
+    """Median seconds of every contender that runs."""
+    torch.manual_seed(0)
+    net, x = case.make()
+    calls = contenders(net, x)
+    for name, call in list(calls.items()):
+        try:
+            for _ in range(3):
+                call()
+        except Exception as error:
+            if name != "TorchJD":
+                raise
+            print(f"TorchJD left out: {error}")
+            del calls[name]
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    times = max(1, int(2e-3 / timed(calls["plain"], clock)))
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(found["plain"]) < 7:
+        for name, call in calls.items():
+            found[name].append(timed(call, clock, times=times))
+    return {name: median(taken) for name, taken in found.items()}
+
+
+def table(rows: list[Row], line: str) -> str:
+    """Ratios to the plain step, a network a line; `line` says how they were taken."""
+    names = ["loop", "TorchJD", "mf.balance", "mf.Balancer"]
+    lines = [f"{line}\n", "| network | mean-loss step, ms | " + " | ".join(names) + " | bar |"]
+    lines.append("|---|" + "---|" * (len(names) + 2))
+    for row in rows:
+        seconds = row["seconds"]
+        ratios = [
+            f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–" for name in names
+        ]
+        case = CASES[row["network"]]
+        cells = [case.what, f"{1e3 * seconds['plain']:.3g}", *ratios, f"{case.bars[0] or '–'}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--seconds", type=positive, default=10.0, help="for every network")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
+    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = settings(clock=given.clock, seconds=given.seconds)
+    record = Record(given.out / "steps.json", ("network",), chosen)
+    for (name,) in record.missing((name,) for name in given.networks):
+        record.keep({"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)})
+        print(table(record.here()[-1:], "").splitlines()[-1], flush=True)
+        record.write_tables(given.out / "steps.md", table)
+
+
+if __name__ == "__main__":
+    main()

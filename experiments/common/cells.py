@@ -1,0 +1,100 @@
+"""One cell of a study, and the finished ones on disk, each under a key of all that it rests on."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import mtlfunc as mf
+from mtlfunc.core.files import digest, write_whole
+
+
+class Cell(NamedTuple):
+    """One training run."""
+
+    problem: str  # "" where a study has one
+    method: str
+    variant: str  # one of several among which validation chooses, static weights say; "" for one
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        named = [x for x in (self.problem, self.method, self.variant) if x]
+        return f"{', '.join(named)}, rate {self.rate:g}, seed {self.seed}"
+
+
+class Store:
+    """One JSON file a cell; what was made with other sources or settings is not read."""
+
+    def __init__(self, folder: Path, sources: Iterable[Path], settings: object) -> None:
+        """Nothing is touched on disk.
+
+        Args:
+            folder: where the files are; made when the first is written.
+            sources: files of the experiment that the numbers depend on. The package's are added.
+            settings: everything else that they depend on and the cell does not say.
+        """
+        self.folder = folder
+        self.key = digest([*package(), *sorted(sources)], settings, torch.__version__)
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """What an earlier run left; None for another key or an unreadable file."""
+        try:
+            kept = json.loads(self.path(cell).read_text(encoding="utf-8"))
+            if kept["key"] != self.key or kept["cell"] != list(cell):
+                return None
+            return filled(kept["numbers"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, cell: Cell, numbers: dict[str, Any]) -> None:
+        """Keep a cell, whole. Raises OSError where that cannot be done, on a full disk say."""
+        path = self.path(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {"cell": list(cell), "key": self.key, "numbers": plain(numbers)}
+        write_whole(path, json.dumps(kept, allow_nan=False))
+
+    def path(self, cell: Cell) -> Path:
+        """The file of a cell."""
+        method = slug(f"{cell.method} {cell.variant}".strip())
+        folder = self.folder / slug(cell.problem) if cell.problem else self.folder
+        return folder / method / f"rate {cell.rate:g} seed {cell.seed}.json"
+
+
+def package() -> list[Path]:
+    """The package's sources: whatever a rule computes may depend on them."""
+    return sorted(Path(mf.__file__).parent.rglob("*.py"))
+
+
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def plain(value: Any) -> Any:
+    """For JSON: tensors as lists, and `{"float": "nan"}` for what is not finite."""
+    if isinstance(value, torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def filled(value: Any) -> Any:
+    """`plain`, backwards, as far as JSON's types go."""
+    if isinstance(value, dict):
+        if list(value) == ["float"] and value["float"] in NOT_FINITE:
+            return NOT_FINITE[value["float"]]
+        return {key: filled(item) for key, item in value.items()}
+    return [filled(item) for item in value] if isinstance(value, list) else value
+
+
+def slug(name: str) -> str:
+    """A name of a file; names that are equal but for odd characters would meet in one."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name)

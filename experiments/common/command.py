@@ -1,0 +1,141 @@
+"""The command line that the studies share, and how they end."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from experiments.arguments import among, at_least, device, existing_folder, seeds
+
+from .pool import Terminated, terminable
+
+
+class DataError(ValueError):
+    """A folder of data that cannot be read; the message says what is wrong and what to do."""
+
+
+def parser(
+    name: str, description: str, rules: Sequence[str], defaults: Sequence[int], data: str
+) -> argparse.ArgumentParser:
+    """`--data --quick --full --rules --seeds --workers --device --out`, for one experiment.
+
+    Args:
+        name: of the experiment; results go to `experiments/<name>/out` by default.
+        description: what it does, first in the help.
+        rules: names to choose from.
+        defaults: how many seeds `--quick` takes, the default, and `--full`.
+        data: what the folder of `--data` holds.
+    """
+    found = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        epilog="Every finished run is kept: Ctrl-C, SIGTERM (exit status 130, 143) or a full disk "
+        "lose only the runs at work, and the same command goes on from there.",
+    )
+    size = found.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="at most a minute on two cores")
+    size.add_argument("--full", action="store_true", help="the papers' schedule and network")
+    found.add_argument("--data", type=existing_folder, metavar="FOLDER", help=data)
+    found.add_argument(
+        "--rules",
+        type=among(rules),
+        default=list(rules),
+        metavar="A,B,…",
+        help=f"comma-separated, from {', '.join(rules)} (default: all)",
+    )
+    found.add_argument(
+        "--seeds",
+        type=seeds,
+        metavar="N or A:B",
+        help="seeds 0 … N-1, or A … B-1; at least 2 (default: {} with --quick, {}, {} with "
+        "--full)".format(*defaults),
+    )
+    found.add_argument(
+        "--workers",
+        type=at_least(1),
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="processes side by side, one thread each (default: %(default)s)",
+    )
+    found.add_argument(
+        "--device",
+        type=device,
+        default="cpu",
+        help="of torch, for instance cpu or cuda (default: %(default)s)",
+    )
+    found.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="for results.json, table.md, the figure and the finished runs (default: "
+        f"experiments/{name}/out/quick, default or full)",
+    )
+    found.set_defaults(counts=tuple(defaults), name=name)
+    return found
+
+
+def size_of(given: argparse.Namespace) -> str:
+    """`"quick"`, `"default"` or `"full"`."""
+    return "quick" if given.quick else "full" if given.full else "default"
+
+
+def seeds_of(given: argparse.Namespace) -> tuple[int, ...]:
+    """The seeds that results are taken on."""
+    count = given.counts[("quick", "default", "full").index(size_of(given))]
+    return given.seeds or tuple(range(count))
+
+
+def out_of(given: argparse.Namespace, found: argparse.ArgumentParser) -> Path:
+    """Where results go; a place that cannot be used fails now rather than after the first cell."""
+    here = Path(__file__).parent.parent / given.name / "out"
+    out: Path = given.out or here / size_of(given)
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found.error(f"argument --out: {out} cannot be made a folder: {error.strerror}")
+    if not os.access(out / "cells", os.W_OK):
+        found.error(f"argument --out: nothing can be written into {out / 'cells'}")
+    return out
+
+
+def finish(body: Callable[[], None], out: Path) -> int:
+    """Run a study to its end, or say why not and what is kept.
+
+    Args:
+        body: the study.
+        out: its folder, whose `cells` holds one file a finished run.
+
+    Returns:
+        the exit status: 0; 130 after Ctrl-C; 143 after SIGTERM; 2 for data that cannot be read; 1
+        for a full disk or a worker that died. Other errors are raised.
+    """
+
+    def say(what: str, status: int) -> int:
+        kept = sum(1 for _ in (out / "cells").rglob("*.json"))
+        print(
+            f"\n{what}; {kept} finished runs are kept in {out / 'cells'}, and the same command "
+            "goes on from there",
+            file=sys.stderr,
+        )
+        return status
+
+    try:
+        with terminable():
+            body()
+    except Terminated:
+        return say("terminated", 143)
+    except KeyboardInterrupt:
+        return say("interrupted", 130)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        return say(f"stopped: {error.strerror}", 1)
+    except BrokenProcessPool:
+        return say("stopped: a worker died (out of memory?); fewer --workers may help", 1)
+    return 0

@@ -1,0 +1,87 @@
+"""Means over seeds with Student's t intervals, by themselves and several at once."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy.special import stdtrit
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, its standard error, and the t interval around it."""
+
+    mean: float
+    error: float
+    low: float
+    high: float
+
+    @property
+    def open(self) -> bool:
+        """Whether 0 lies inside, or nothing is known."""
+        return not (self.low > 0 or self.high < 0)
+
+
+def estimate(values: Sequence[float], comparisons: int = 1, level: float = 0.95) -> Estimate:
+    """Mean, standard error and the interval of Student's t, over at least two seeds.
+
+    Args:
+        values: one a seed; for a comparison the differences, paired by seed.
+        comparisons: with K > 1 the interval is Bonferroni's, at level 1 - (1 - level)/K, so that K
+            such intervals hold together with probability at least `level`, however they depend on
+            one another.
+        level: of the interval, or of all K together.
+
+    Returns:
+        the estimate; NaN or infinite ends where a value is not finite.
+
+    Raises:
+        ValueError: for fewer than two values or less than one comparison.
+    """
+    count = len(values)
+    if count < 2:
+        raise ValueError(f"values: an interval needs at least 2 seeds, got {count}")
+    if comparisons < 1:
+        raise ValueError(f"comparisons: expected at least 1, got {comparisons}")
+    if not all(map(math.isfinite, values)):
+        return Estimate(*(math.nan,) * 4)
+    mean = math.fsum(values) / count
+    error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count)
+    reach = float(stdtrit(count - 1, 1 - (1 - level) / comparisons / 2)) * error
+    return Estimate(mean, error, mean - reach, mean + reach)
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float], comparisons: int = 1) -> Estimate:
+    """The estimate of ours less theirs, seed by seed."""
+    return estimate([a - b for a, b in zip(ours, theirs, strict=True)], comparisons)
+
+
+def verdicts(found: dict[str, Estimate], *, lower_is_better: bool = True) -> dict[str, list[str]]:
+    """Names by what their intervals (of a difference to the one that they are compared with) say.
+
+    Returns:
+        `{"better": [...], "worse": [...], "no difference shown": [...], "failed": [...]}`, empty
+        groups left out; failed is what has a run without a finite number.
+    """
+    groups: dict[str, list[str]] = {
+        said: [] for said in ("better", "worse", "no difference shown", "failed")
+    }
+    for name, value in found.items():
+        if not math.isfinite(value.mean):
+            groups["failed"].append(name)
+        elif value.open:
+            groups["no difference shown"].append(name)
+        else:
+            groups["better" if (value.high < 0) == lower_is_better else "worse"].append(name)
+    return {said: names for said, names in groups.items() if names}
+
+
+def pm(value: Estimate | None, digits: int = 2) -> str:
+    """For a table: mean ± standard error."""
+    return "–" if value is None else f"{value.mean:.{digits}f} ± {value.error:.{digits}f}"
+
+
+def bracket(value: Estimate | None, digits: int = 2) -> str:
+    """For a table: mean [low, high], with signs."""
+    if value is None:
+        return "–"
+    return f"{value.mean:+.{digits}f} [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"

@@ -1,0 +1,93 @@
+"""Many calls of one function, in this process or side by side in several."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; whoever handles Ctrl-C handles it, too."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated` inside, as Ctrl-C raises KeyboardInterrupt."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it receives signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def perform_all(
+    perform: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Iterator[tuple[Job, Result]]:
+    """Every job with its result, as they are finished.
+
+    What is at work when the caller stops (an exception, Ctrl-C, a generator that is closed) is
+    ended at once and lost. Each process has one torch thread: the tensors are small, and threads
+    that wait for one another cost more than they save.
+
+    Args:
+        perform: from a job to its result; with several workers it and both ends are pickled.
+        jobs: what to do.
+        workers: processes side by side; with 1 all is done in this one.
+
+    Yields:
+        pairs of a job and its result, in the order in which they are finished.
+    """
+    if workers == 1 or len(jobs) < 2:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for job in jobs:
+                yield job, perform(job)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare) as pool:
+        finished = False
+        try:
+            pending = {pool.submit(perform, job): job for job in jobs}
+            for done in as_completed(pending):
+                yield pending[done], done.result()
+            finished = True
+        finally:
+            if not finished:
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare() -> None:
+    """In a new worker: one thread; Ctrl-C is the parent's matter; no life without the parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,39 @@
+"""Tables in Markdown, and an experiment's three files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mtlfunc.core.files import write_whole
+
+from .cells import plain
+
+
+def markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose columns are aligned in plain text, too."""
+    cells = [list(names), *map(list, lines)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    text = [
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
+        for line in cells
+    ]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(text)
+
+
+def write_report(
+    folder: Path, numbers: dict[str, Any], table: str, figure: Figure, name: str
+) -> list[Path]:
+    """`results.json`, `table.md` and `<name>.png`, each whole; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, Any] = {
+        "results.json": json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n",
+        "table.md": table.rstrip() + "\n",
+        f"{name}.png": lambda file: figure.savefig(file, dpi=130, format="png"),
+    }
+    for file, content in contents.items():
+        write_whole(folder / file, content)
+    return [folder / file for file in contents]

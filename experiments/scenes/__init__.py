@@ -1,0 +1,1 @@
+"""Dense prediction: classes, depth and normals of every pixel from one network."""

@@ -1,0 +1,110 @@
+"""`python -m experiments.scenes`: every rule on classes, depth and normals of every pixel."""
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.common import command
+from experiments.common.cells import Store
+from experiments.common.study import Plan, conduct
+from experiments.common.tables import write_report
+
+from .data import Folder
+from .report import figure, numbers_of, table
+from .train import ALONE, RULES, STATIC, Settings, benchmark_of, perform, weightings
+
+HERE = Path(__file__).parent
+SEEDS = (2, 5, 16)
+RATES = (1.7e-3, 5e-3, 1.5e-2)
+PAPERS = 1e-4
+"""The learning rate of the papers' code."""
+
+
+def _parser():
+    return command.parser(
+        "scenes",
+        "Dense prediction: semantic classes, depth and surface normals of every pixel by one "
+        "network, with every rule at its own best learning rate, against networks that learn one "
+        "task alone, which always run. Without --data on rooms that are rendered here, with a "
+        "small network; --full trains it longer. With --data on NYUv2 or CityScapes in the layout "
+        "of the papers' code; --full then is SegNet-MTAN with the papers' schedule and rate.",
+        RULES,
+        SEEDS,
+        "NYUv2 or CityScapes: {train,val}/{image,label,depth,normal}/0.npy …; CityScapes has no "
+        "normal, and label_7 or label (default: rendered rooms)",
+    )
+
+
+def settings_of(size: str, data: Path | None, device: str) -> Settings:
+    """Schedule and network of a size."""
+    common = {"data": None if data is None else str(data.resolve()), "device": device}
+    if data is not None and size == "full":
+        return Settings(
+            epochs=200, width=0, halved_every=100, averaged=10, held_out=False, **common
+        )
+    epochs = {"quick": 2, "default": 6, "full": 60}[size]
+    return Settings(epochs=epochs, width=32, halved_every=0, averaged=1, held_out=True, **common)
+
+
+def plan_of(size: str, settings: Settings, rules: Sequence[str], seeds: tuple[int, ...]) -> Plan:
+    """Which runs a size has. The first seeds choose the rates, on validation data."""
+    tasks = benchmark_of(settings).tasks
+    wide = (0.6e-3, *RATES, 4.5e-2)
+    rates = (PAPERS,) if not settings.held_out else wide if size == "full" else RATES
+    methods = {ALONE[task]: ("",) for task in tasks} | {
+        rule: weightings(tasks) if rule == STATIC and settings.held_out else ("",) for rule in rules
+    }
+    return Plan(methods, rates, seeds[: 4 if size == "full" else 1], seeds)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study; the exit status is that of `command.finish`."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    size, out = command.size_of(given), command.out_of(given, parser)
+    settings = settings_of(size, given.data, str(given.device))
+
+    def body() -> None:
+        rules = _possible(given.rules, settings)
+        benchmark = benchmark_of(settings)
+        pixels = Folder(given.data / "train", benchmark).size if given.data else benchmark.size
+        plan = plan_of(size, settings, rules, command.seeds_of(given))
+        sources = [*HERE.glob("*.py"), *(HERE.parent / "common").glob("*.py")]
+        own = [path for path in sources if path.name not in ("report.py", "__main__.py")]
+        store = Store(out / "cells", own, settings)
+        run = functools.partial(perform, settings, out / "unfinished")
+        found = conduct(plan, run, store, given.workers)
+        described: dict[str, Any] = settings._asdict() | {
+            "network": "SegNet-MTAN" if not settings.width else "a small encoder with three scales",
+            "torch": torch.__version__,
+            "workers": given.workers,
+        }
+        text = table(found, plan, benchmark, described, pixels)
+        numbers = numbers_of(found, plan, benchmark, described)
+        paths = write_report(out, numbers, text, figure(found, benchmark), "scenes")
+        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+
+    return command.finish(body, out)
+
+
+def _possible(rules: Sequence[str], settings: Settings) -> list[str]:
+    """The rules that the network admits; a line says which it does not."""
+    if settings.width:
+        return list(rules)
+    left_out = [rule for rule in rules if rule in ("mgda_ub", STATIC)]
+    if left_out:
+        print(
+            f"left out: {', '.join(left_out)}. SegNet-MTAN has no single representation between "
+            "trunk and heads (mgda_ub), and at the papers' one rate nothing is chosen (static "
+            "search)",
+            file=sys.stderr,
+        )
+    return [rule for rule in rules if rule not in left_out]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The benchmarks' losses and metrics, and Δm in both of its signs.
+
+With p the prediction and y the truth, over the pixels whose truth is known (a label within the
+classes, a depth other than 0, a normal other than the zero vector):
+
+- confusion matrix C[y, p], counted over all batches; mIoU = mean of C[c, c] / (Σ_p C[c, p] +
+  Σ_y C[y, c] - C[c, c]) over the classes that occur in truth or prediction; pixel accuracy =
+  Σ_c C[c, c] / Σ C;
+- absolute depth error = mean |p - y|, relative depth error = mean |p - y| / y;
+- angles between normals arccos(p·y / ‖p‖), clamped to [-1, 1]: mean and median in degrees, and the
+  shares below 11.25, 22.5 and 30 degrees.
+
+Those of depth and normals are taken a batch and averaged over batches, each counting as one, as the
+papers' code does. That code has NaN as mIoU where a class is absent; here it is left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import mtlfunc as mf
+
+from .render import Views
+
+SEGMENT, DEPTH, NORMAL = "segmentation", "depth", "normals"
+TASKS = (SEGMENT, DEPTH, NORMAL)
+
+Outputs = dict[str, Tensor]
+"""By task: logits `[view, class, height, width]`, depth `[view, 1, …]`, normals `[view, 3, …]`."""
+
+
+class Metric(NamedTuple):
+    """What is reported of a task."""
+
+    task: str
+    higher_is_better: bool
+
+
+METRICS = {
+    "mIoU": Metric(SEGMENT, True),
+    "pixel accuracy": Metric(SEGMENT, True),
+    "absolute error": Metric(DEPTH, False),
+    "relative error": Metric(DEPTH, False),
+    "mean angle": Metric(NORMAL, False),
+    "median angle": Metric(NORMAL, False),
+    "within 11.25°": Metric(NORMAL, True),
+    "within 22.5°": Metric(NORMAL, True),
+    "within 30°": Metric(NORMAL, True),
+}
+
+
+def metrics_of(tasks: Sequence[str]) -> dict[str, Metric]:
+    """The metrics of some tasks, in the published order."""
+    return {name: metric for name, metric in METRICS.items() if metric.task in tasks}
+
+
+def losses(outputs: Outputs, views: Views) -> dict[str, Tensor]:
+    """The papers' losses of the tasks that have outputs, by task, in the order of `TASKS`.
+
+    Cross-entropy over labelled pixels; mean |p - y| over pixels of known depth; one less the mean
+    of p·y/‖p‖ over pixels of known normals.
+    """
+    found = {}
+    if SEGMENT in outputs:
+        found[SEGMENT] = _cross_entropy(outputs[SEGMENT], views.label)
+    if DEPTH in outputs:
+        known = views.depth != 0
+        error = (outputs[DEPTH] - views.depth).abs() * known
+        found[DEPTH] = error.sum() / known.sum().clamp_min(1)
+    if NORMAL in outputs:
+        known = (views.normal != 0).any(1)
+        agree = (unit(outputs[NORMAL]) * views.normal).sum(1) * known
+        found[NORMAL] = 1 - agree.sum() / known.sum().clamp_min(1)
+    return found
+
+
+def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    known = label >= 0
+    # three times as fast on a CPU as cross_entropy, whose kernel for images has one thread's pace
+    right = logits.log_softmax(1).gather(1, label.clamp_min(0)[:, None])[:, 0]
+    return -(right * known).sum() / known.sum().clamp_min(1)
+
+
+def unit(normals: Float[Tensor, "view 3 height width"]) -> Float[Tensor, "view 3 height width"]:
+    """Of length 1; a zero vector stays one."""
+    x, y, z = normals.unbind(1)  # a norm over the channels is slow on a CPU
+    square = (x * x + y * y + z * z)[:, None]
+    return normals * square.clamp_min(1e-24).rsqrt()
+
+
+def confusion(
+    predicted: Int[Tensor, "*shape"], truth: Int[Tensor, "*shape"], classes: int
+) -> Int[Tensor, "class class"]:
+    """Counts of pixels by true class (rows) and predicted class, where the truth is known."""
+    known = (truth >= 0) & (truth < classes)
+    index = truth[known] * classes + predicted[known]
+    return torch.bincount(index, minlength=classes**2).reshape(classes, classes)
+
+
+def segmentation_scores(counts: Int[Tensor, "class class"]) -> dict[str, float]:
+    """mIoU over the classes that occur, and pixel accuracy, of a confusion matrix."""
+    right, counts = counts.diagonal().double(), counts.double()
+    union = counts.sum(0) + counts.sum(1) - right
+    occurs = union > 0
+    return {
+        "mIoU": float((right[occurs] / union[occurs]).mean()),
+        "pixel accuracy": float(right.sum() / counts.sum()),
+    }
+
+
+def depth_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """Absolute and relative error of one batch."""
+    known = truth != 0
+    error = (predicted[known] - truth[known]).abs().double()
+    relative = error / truth[known].double()
+    return {"absolute error": float(error.mean()), "relative error": float(relative.mean())}
+
+
+def normal_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """Angles of one batch: mean and median in degrees, shares within three of them."""
+    known = (truth != 0).any(1)
+    cosine = (unit(predicted).double() * truth.double()).sum(1)[known].clamp(-1, 1)
+    angle = torch.rad2deg(cosine.arccos())
+    return {
+        "mean angle": float(angle.mean()),
+        "median angle": float(angle.quantile(0.5)) if len(angle) < 2**24 else _median(angle),
+        "within 11.25°": float((angle < 11.25).double().mean()),
+        "within 22.5°": float((angle < 22.5).double().mean()),
+        "within 30°": float((angle < 30).double().mean()),
+    }
+
+
+def _median(values: Tensor) -> float:
+    """Mean of the two in the middle; `quantile` refuses so many."""
+    ordered = values.sort().values
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
+
+
+class Scores:
+    """Metrics over batches, in the papers' way."""
+
+    def __init__(self, classes: int) -> None:
+        """No batch yet, and so many classes."""
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64)
+        self.batches: dict[str, list[float]] = {}
+
+    def add(self, outputs: Outputs, views: Views) -> None:
+        """Count one batch of predictions."""
+        if SEGMENT in outputs:
+            predicted = outputs[SEGMENT].argmax(1)
+            self.counts += confusion(predicted, views.label, len(self.counts)).cpu()
+        found: dict[str, float] = {}
+        if DEPTH in outputs:
+            found |= depth_scores(outputs[DEPTH], views.depth)
+        if NORMAL in outputs:
+            found |= normal_scores(outputs[NORMAL], views.normal)
+        for name, value in found.items():
+            self.batches.setdefault(name, []).append(value)
+
+    def result(self) -> dict[str, float]:
+        """Every metric of the tasks that had outputs."""
+        found = segmentation_scores(self.counts) if bool(self.counts.any()) else {}
+        return found | {name: sum(each) / len(each) for name, each in self.batches.items()}
+
+
+def flat(values: Mapping[str, float], base: Mapping[str, float]) -> float:
+    """Δm flat over metrics, lower is better (CAGrad, Nash-MTL, FAMO), in per cent."""
+    higher = {name: METRICS[name].higher_is_better for name in values}
+    return mf.diagnostics.delta_m(values, base, higher)
+
+
+def by_task(values: Mapping[str, float], base: Mapping[str, float]) -> float:
+    """Δm by task first, higher is better (LibMTL), in per cent.
+
+    The mean over tasks of the mean over a task's metrics of the relative gain on the base.
+    """
+    gains: dict[str, list[float]] = {}
+    for name, value in values.items():
+        metric = METRICS[name]
+        gain = (value - base[name]) / abs(base[name]) * (1 if metric.higher_is_better else -1)
+        gains.setdefault(metric.task, []).append(gain)
+    return 100 * sum(sum(each) / len(each) for each in gains.values()) / len(gains)

@@ -1,0 +1,291 @@
+"""From runs to a table, a JSON file and a figure."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import mtlfunc as mf
+from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from experiments.common.study import Choice, Found, Plan, about_rates
+from experiments.common.tables import markdown
+
+from .data import Benchmark
+from .metrics import METRICS, by_task, flat, metrics_of
+from .published import PUBLISHED
+from .render import CLASSES, views
+from .train import ALONE, ROOMS
+
+SHORT = {"mIoU": "mIoU, %", "pixel accuracy": "pixels, %", "absolute error": "abs"}
+SHORT |= {"relative error": "rel", "mean angle": "mean, °", "median angle": "median, °"}
+SHORT |= {"within 11.25°": "11.25°, %", "within 22.5°": "22.5°, %", "within 30°": "30°, %"}
+
+
+class Row(NamedTuple):
+    """A rule in numbers, all paired over seeds. None where there is nothing to compare with."""
+
+    metrics: dict[str, Estimate]
+    flat: Estimate | None  # Δm flat over metrics, lower is better, corrected for the rules
+    by_task: Estimate | None  # Δm by task first, higher is better
+    against_mean: Estimate | None  # of flat, corrected for the rivals
+    tasks: dict[str, Estimate]  # by task, its own metrics' Δm less mean's, lower is better
+    weights: dict[str, float]
+    step_ms: float
+    published_base: float | None  # Δm flat against the published single-task metrics
+
+
+def tests_of(found: Found, method: str) -> list[dict[str, float]]:
+    """Test metrics, one entry a seed."""
+    return [run["test"] for run in found.runs[""][method]]
+
+
+def bases(found: Found, benchmark: Benchmark) -> list[dict[str, float]]:
+    """The single-task networks' metrics, one entry a seed."""
+    alone = [tests_of(found, ALONE[task]) for task in benchmark.tasks]
+    return [{k: v for part in seed for k, v in part.items()} for seed in zip(*alone, strict=True)]
+
+
+def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
+    """One row a method, the single-task networks first."""
+    base = bases(found, benchmark)
+    rules = [name for name in found.runs[""] if name not in ALONE.values()]
+    published = PUBLISHED.get(benchmark.name)
+
+    def deltas(method: str, delta: Callable[..., float], tasks: tuple[str, ...]) -> list[float]:
+        names = metrics_of(tasks)
+        return [
+            delta({k: test[k] for k in names}, {k: one[k] for k in names})
+            for test, one in zip(tests_of(found, method), base, strict=True)
+        ]
+
+    result = {}
+    for name, runs in found.runs[""].items():
+        tests, joint = tests_of(found, name), name in rules
+        compared = joint and name != "mean" and "mean" in rules
+        every = benchmark.tasks
+        metrics = {k: estimate([test[k] for test in tests]) for k in tests[0]}
+        result[name] = Row(
+            metrics=metrics,
+            flat=estimate(deltas(name, flat, every), len(rules)) if joint else None,
+            by_task=estimate(deltas(name, by_task, every), len(rules)) if joint else None,
+            against_mean=paired(
+                deltas(name, flat, every), deltas("mean", flat, every), len(rules) - 1
+            )
+            if compared
+            else None,
+            tasks={
+                task: paired(
+                    deltas(name, flat, (task,)),
+                    deltas("mean", flat, (task,)),
+                    (len(rules) - 1) * len(every),
+                )
+                for task in every
+            }
+            if compared
+            else {},
+            weights={t: sum(r["weights"][t] for r in runs) / len(runs) for t in runs[0]["weights"]},
+            step_ms=sorted(run["step_ms"] for run in runs)[len(runs) // 2],
+            published_base=flat({k: v.mean for k, v in metrics.items()}, published.base)
+            if published and joint
+            else None,
+        )
+    return result
+
+
+def table(
+    found: Found, plan: Plan, benchmark: Benchmark, settings: Mapping[str, Any], size: tuple
+) -> str:
+    """Markdown: the numbers, what they show, how they were taken."""
+    lines, names = [], list(metrics_of(benchmark.tasks))
+    found_rows, choices = rows(found, benchmark), found.choices[""]
+    for name, row in found_rows.items():
+        lines.append(
+            [
+                name,
+                *(_shown(k, row.metrics.get(k)) for k in names),
+                bracket(row.flat, 1),
+                bracket(row.against_mean, 1),
+                bracket(row.by_task, 1),
+                _rate(choices[name]),
+                f"{row.step_ms:.0f}",
+            ]
+        )
+    columns = ["rule", *(SHORT[k] for k in names), "Δm flat (lower is better), %"]
+    columns += ["Δm flat − that of mean", "Δm by task (higher is better), %", "rate", "step, ms"]
+    numbers = markdown(columns, lines)
+    said = [*_verdicts(found_rows, benchmark), *_beside(found_rows, benchmark, size)]
+    notes = _notes(found_rows, found, plan, benchmark, settings)
+    return "\n".join([numbers, "", *said, "", *(f"- {note}" for note in notes), ""])
+
+
+def _shown(name: str, value: Estimate | None) -> str:
+    if value is None:
+        return "–"
+    if "°" in SHORT[name] and "%" not in SHORT[name]:
+        return pm(value, 1)
+    if "%" in SHORT[name]:
+        return f"{100 * value.mean:.1f} ± {100 * value.error:.1f}"
+    return pm(value, 4 if value.mean < 0.1 else 3)
+
+
+def _rate(choice: Choice) -> str:
+    edge = " (edge)" if choice.edge else ""
+    return f"{choice.rate:g}{edge}" + (f", weights {choice.variant}" if choice.variant else "")
+
+
+def _verdicts(found: Mapping[str, Row], benchmark: Benchmark) -> list[str]:
+    """What the corrected intervals say."""
+
+    def line(what: str, values: Mapping[str, Estimate | None]) -> list[str]:
+        groups = verdicts({name: value for name, value in values.items() if value is not None})
+        said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
+        return [f"**{what}** — {said}.", ""] if said else []
+
+    joint = {name: row.flat for name, row in found.items()}
+    equal = {name: row.against_mean for name, row in found.items()}
+    lines = line("Δm flat against one task alone", joint) + line("Against the mean loss", equal)
+    for task in benchmark.tasks:
+        each = {name: row.tasks.get(task) for name, row in found.items()}
+        lines += line(f"Against the mean loss, metrics of {task}", each)
+    return lines
+
+
+def _beside(found: Mapping[str, Row], benchmark: Benchmark, size: tuple[int, int]) -> list[str]:
+    """Published numbers next to measured ones, where the images are the papers'."""
+    published = PUBLISHED.get(benchmark.name)
+    if published is None or size != benchmark.size:
+        return []
+    low, high = published.others
+    ours = ", ".join(
+        f"{name} {row.published_base:.2f}" for name, row in found.items() if row.published_base
+    )
+    return [
+        f"**Against the published single-task metrics**, Δm flat, lower is better — measured here: "
+        f"{ours}; published: CAGrad {published.cagrad:.2f}, other methods {low:.2f} to {high:.2f}.",
+        "",
+    ]
+
+
+def _notes(
+    found: Mapping[str, Row], result: Found, plan: Plan, benchmark: Benchmark, settings: Mapping
+) -> list[str]:
+    """How the numbers were taken."""
+    rules = sum(row.flat is not None for row in found.values())
+    rivals, tasks = max(rules - 1, 0), len(benchmark.tasks)
+    where = (
+        f"rendered rooms, {ROOMS.size[0]} x {ROOMS.size[1]} pixels, {len(CLASSES)} classes: of "
+        f"every seed {ROOMS.counts[0]} to learn from and {ROOMS.counts[1]} to test on of its own"
+        if benchmark is ROOMS
+        else f"{benchmark.name}, read from a folder"
+    )
+    return [
+        f"On {where}. Metrics: mean ± standard error over {len(plan.seeds)} seeds, which fix data, "
+        f"first weights and order of batches, the same for every rule; {settings['network']}, "
+        f"{settings['epochs']} epochs of batches of {benchmark.batch}, Adam.",
+        "Δm: mean relative change against networks of the same seed, encoder and schedule that "
+        "learnt one task alone. Flat: over all metrics, lower is better (CAGrad, Nash-MTL, FAMO); "
+        "by task: a task's metrics first, higher is better (LibMTL).",
+        "Brackets are Student's t intervals, paired by seed, with Bonferroni's correction: 95 % "
+        f"for all {rules} rules of a column together, for the {rivals} rivals of the mean, and in "
+        f"the verdicts by task for {rivals} rivals × {tasks} tasks.",
+        *about_rates(plan, result),
+        "The score on validation data is the mean over metrics of ± their logarithm: to first "
+        "order Δm, without a baseline. Weights of the static search are chosen by it, too.",
+        "step: median processor time of one step on one thread, whatever else the machine did.",
+    ]
+
+
+def figure(found: Found, benchmark: Benchmark) -> Figure:
+    """Δm against one task alone, by task against the mean loss, and the weights; some rooms."""
+    every = rows(found, benchmark)
+    rules = {name: row for name, row in every.items() if row.flat is not None}
+    pictured = benchmark is ROOMS
+    fig = Figure(figsize=(12, 7.6 if pictured else 4.4), layout="constrained")
+    lower: Any = fig
+    if pictured:
+        upper, lower = np.asarray(fig.subfigures(2, 1, height_ratios=[0.72, 1]))
+        _rooms(upper)
+    delta, tasks, weights = lower.subplots(1, 3)
+    places = {name: i for i, name in enumerate(rules)}
+    for name, row in rules.items():
+        _bar(delta, float(places[name]), row.flat, "C0", name == "mean")
+    delta.set(title="Against one task alone", xlabel="Δm flat, % (lower is better)")
+    for j, task in enumerate(benchmark.tasks):
+        shift = 0.22 * (j - (len(benchmark.tasks) - 1) / 2)
+        for name, row in rules.items():
+            _bar(tasks, places[name] + shift, row.tasks.get(task), f"C{j + 1}")
+        tasks.plot([], [], "o", color=f"C{j + 1}", label=task)
+    tasks.legend(loc="best", fontsize="small")
+    tasks.set(title="By task, against the mean loss", xlabel="Δm less mean's (lower is better)")
+    left = [0.0] * len(rules)
+    for j, task in enumerate(benchmark.tasks):
+        share = [row.weights[task] for row in rules.values()]
+        weights.barh(list(places.values()), share, left=left, color=f"C{j + 1}", height=0.6)
+        left = [a + b for a, b in zip(left, share, strict=True)]
+    weights.set(title="Weights, mean over steps", xlabel="weights of the trunk's gradients")
+    for axes in (delta, tasks, weights):
+        axes.set_yticks(list(places.values()), list(places) if axes is delta else [])
+        axes.set_ylim(len(rules) - 0.5, -0.5)
+        axes.grid(axis="x", alpha=0.3)
+        if axes is not weights:
+            axes.axvline(0, color="0.6", lw=1)
+    return fig
+
+
+def _bar(ax: Axes, place: float, value: Estimate | None, colour: str, hollow: bool = False) -> None:
+    if value is not None:
+        reach = [[value.mean - value.low], [value.high - value.mean]]
+        face = "white" if hollow else colour
+        ax.errorbar(value.mean, place, xerr=reach, fmt="o", color=colour, mfc=face, capsize=3)
+
+
+def _rooms(fig: Any) -> None:
+    """Six rooms: what is seen, and what is to be predicted."""
+    count = 6
+    seen = views(mf.random.key(0), count)
+    axes = np.asarray(fig.subplots(4, count))
+    for i in range(count):
+        pictures = (
+            (seen.image[i].movedim(0, -1) ** 0.6, {}),  # lighter, for print
+            (seen.label[i], {"vmin": 0, "vmax": len(CLASSES) - 1, "cmap": "tab20"}),
+            (seen.depth[i, 0], {"vmin": 0, "vmax": 7, "cmap": "viridis"}),
+            ((seen.normal[i].movedim(0, -1) + 1) / 2, {}),
+        )
+        for ax, (picture, options) in zip(axes[:, i], pictures, strict=True):
+            ax.imshow(torch.as_tensor(picture).numpy(), interpolation="nearest", **options)
+            ax.set(xticks=[], yticks=[])
+    for ax, name in zip(axes[:, 0], ("image", "class", "depth", "normal"), strict=True):
+        ax.set_ylabel(name)
+
+
+def numbers_of(
+    found: Found, plan: Plan, benchmark: Benchmark, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All of it, for `results.json`."""
+    return {
+        "benchmark": benchmark.name,
+        "settings": dict(settings),
+        "plan": plan._asdict(),
+        "Δm": {
+            "flat": "over metrics, lower is better (CAGrad, Nash-MTL, FAMO)",
+            "by task": "a task's metrics first, higher is better (LibMTL)",
+        },
+        "higher is better": {k: METRICS[k].higher_is_better for k in metrics_of(benchmark.tasks)},
+        "methods": {
+            name: {
+                "summary": _plain(row),
+                "choice": found.choices[""][name]._asdict(),
+                "runs": found.runs[""][name],
+            }
+            for name, row in rows(found, benchmark).items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate | Row):
+        return {key: _plain(item) for key, item in value._asdict().items()}
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

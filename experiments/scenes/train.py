@@ -1,0 +1,302 @@
+"""One run: a rule, a learning rate and a seed, from first weights to metrics."""
+
+import functools
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from experiments.common.cells import Cell
+from experiments.common.study import Numbers
+from mtlfunc import Probe, Rule
+from mtlfunc.core.files import write_whole
+from mtlfunc.types import Params
+
+from .data import HELD_OUT, Benchmark, Held, Part, Split, augment, find, read
+from .metrics import METRICS, TASKS, Scores, losses, metrics_of
+from .render import CLASSES, HEIGHT, WIDTH, Views, views
+from .segnet import SegNetMTAN
+from .small import Small
+
+STATIC = "static search"
+ALONE = {task: f"{task} alone" for task in TASKS}
+ROOMS = Benchmark("rooms", TASKS, len(CLASSES), (HEIGHT, WIDTH), (256, 128), 8, (), False)
+VALIDATION = 96
+"""Rooms that choose rates and weights."""
+
+
+class Settings(NamedTuple):
+    """What a run depends on beside its cell."""
+
+    data: str | None  # a folder; None for rooms
+    epochs: int
+    width: int  # of the small network; 0 takes SegNet-MTAN
+    halved_every: int  # epochs; 0 for a rate that falls to 0 along a cosine
+    averaged: int  # last epochs whose test metrics are averaged
+    held_out: bool  # choose rates on a part of the training images; else no rate is chosen
+    device: str
+
+
+def benchmark_of(settings: Settings) -> Benchmark:
+    """The rooms, or what the folder holds."""
+    return find(Path(settings.data)) if settings.data else ROOMS
+
+
+def weightings(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The static search's candidates: equal weights, and each task's loss four times as heavy."""
+    equal = ["1"] * len(tasks)
+    heavier = [":".join([*equal[:i], "4", *equal[i + 1 :]]) for i in range(len(tasks))]
+    return (":".join(equal), *heavier)
+
+
+RULES = ("mean", STATIC, "mgda", "mgda_ub", "pcgrad", "cagrad", "gradnorm", "nash_mtl", "famo")
+
+
+def method(cell: Cell, net: nn.Module, tasks: Sequence[str], device: str) -> tuple[Probe, Rule]:
+    """Probe and rule; the shared parameters are `trunk.*` in both networks."""
+    trunk = "trunk.*"
+    measured = "trunk.up.1.*" if isinstance(net, Small) else "trunk.decode_last.0.*"
+    if cell.method == STATIC:
+        weight = torch.tensor([float(x) for x in cell.variant.split(":")], device=device)
+        return mf.losses_only(), mf.mean(weight)
+    table = {
+        "mean": lambda: (mf.losses_only(), mf.mean()),
+        "mgda": lambda: (mf.jacobian(trunk), mf.mgda()),
+        "mgda_ub": lambda: (_at_representation(net, trunk), mf.mgda()),
+        "pcgrad": lambda: (mf.jacobian(trunk), mf.pcgrad()),
+        "cagrad": lambda: (mf.jacobian(trunk), mf.cagrad(0.4)),
+        "gradnorm": lambda: (
+            mf.jacobian(trunk, measure=measured, heads="weighted"),
+            mf.gradnorm(1.5),
+        ),
+        "nash_mtl": lambda: (mf.jacobian(trunk), mf.nash_mtl(rescale="sum")),
+        "famo": lambda: (mf.second_evaluation(mf.losses_only()), mf.famo()),
+    }
+    return table["mean" if cell.method in ALONE.values() else cell.method]()
+
+
+def _at_representation(net: nn.Module, trunk: str) -> Probe:
+    if not isinstance(net, Small):
+        raise ValueError("mgda_ub needs one representation between the trunk and every head")
+    shared, heads = net.trunk, net.heads
+
+    def own(params: Params, prefix: str) -> Params:
+        return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+    def encode(params: Params, batch: tuple[Views, Params]) -> Tensor:
+        return functional_call(shared, own(params, "trunk."), (batch[0].image,))
+
+    def decode(params: Params, z: Tensor, batch: tuple[Views, Params]) -> Any:
+        outputs = {
+            task: functional_call(head, own(params, f"heads.{task}."), (z,))
+            for task, head in heads.items()
+        }
+        return losses(outputs, batch[0]), batch[1]
+
+    return mf.representation(encode, decode, shared=trunk)
+
+
+class Data(NamedTuple):
+    """What one run reads."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+
+
+@functools.lru_cache(maxsize=2)
+def data_of(settings: Settings, seed: int) -> Data:
+    """Rooms of this seed, drawn anew for each; or the folder's images, the same for all seeds."""
+    if settings.data:
+        benchmark = benchmark_of(settings)
+        train, test = read(Path(settings.data), benchmark)
+        if not settings.held_out:
+            return Data(train, None, test)
+        chosen = range(0, len(train), HELD_OUT)
+        kept = tuple(i for i in range(len(train)) if i not in chosen)
+        return Data(Part(train, kept), Part(train, tuple(chosen)), test)
+    key = mf.random.key(seed)
+    counts = (ROOMS.counts[0], VALIDATION, ROOMS.counts[1])
+    return Data(*(Held(views(mf.random.fold_in(key, i), n)) for i, n in enumerate(counts)))
+
+
+def network(settings: Settings, benchmark: Benchmark, tasks: Sequence[str], seed: int) -> nn.Module:
+    """Its first weights are a function of the seed, the trunk's whatever the tasks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if settings.width:
+            return Small(benchmark.classes, tasks, settings.width)
+        return SegNetMTAN(benchmark.classes, tasks)
+
+
+def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
+    """Train and measure.
+
+    Args:
+        settings: what all cells share.
+        unfinished: folder of what long runs keep after every epoch, so as to go on from there.
+        cell: rule, rate and seed.
+
+    Returns:
+        `score` (validation), `test` by metric, `validation` by metric, `weights` by task (mean over
+        steps), `step_ms` (median processor time), `losses` (training loss of the last epoch by
+        task). A run whose numbers stop being finite has NaN everywhere.
+    """
+    benchmark = benchmark_of(settings)
+    tasks = [
+        t for t in benchmark.tasks if cell.method not in ALONE.values() or ALONE[t] == cell.method
+    ]
+    run = Run(settings, benchmark, tasks, cell)
+    kept = unfinished / f"{cell}.pt".replace("/", "_").replace(":", "_")
+    if kept.is_file():
+        run.resume(kept)
+    while run.epoch < settings.epochs and not run.failed:
+        run.one_epoch()
+        if not settings.width and run.epoch < settings.epochs:
+            unfinished.mkdir(parents=True, exist_ok=True)
+            run.keep(kept)
+    numbers = run.numbers()
+    kept.unlink(missing_ok=True)
+    return numbers
+
+
+class Run:
+    """The state of a run between two epochs."""
+
+    def __init__(
+        self, settings: Settings, benchmark: Benchmark, tasks: Sequence[str], cell: Cell
+    ) -> None:
+        self.settings, self.benchmark, self.tasks, self.cell = settings, benchmark, tasks, cell
+        self.data = data_of(settings, cell.seed)
+        self.net = network(settings, benchmark, tasks, cell.seed).to(settings.device)
+        self.params = mf.parameters(self.net)
+        self.buffers = {name: value.clone() for name, value in self.net.named_buffers()}
+        probe, rule = method(cell, self.net, tasks, settings.device)
+        self.balance = mf.balance(self.losses, rule, probe, has_aux=True)
+        self.state = self.balance.init(self.params, (self.batch([0, 1]), self.buffers), cell.seed)
+        self.moments = mf.adam(cell.rate).init(self.params)
+        self.epoch, self.failed = 0, False
+        self.times: list[float] = []
+        self.weights: list[list[float]] = []
+        self.last: list[list[float]] = []
+        self.tests: list[dict[str, float]] = []
+
+    def losses(self, params: Params, batch: tuple[Views, Params]) -> tuple[Any, Params]:
+        """The tasks' losses, and the buffers of batch norm as the step leaves them."""
+        seen, buffers = batch
+        after = {name: value.clone() for name, value in buffers.items()}
+        return losses(functional_call(self.net, (params, after), (seen.image,)), seen), after
+
+    def batch(self, index: Sequence[int], split: Split | None = None) -> Views:
+        """Some images, on the device."""
+        found = (split or self.data.train).take(index)
+        return Views(*(leaf.to(self.settings.device) for leaf in found))
+
+    def rate(self, share: float) -> float:
+        """The learning rate after a share of an epoch."""
+        settings = self.settings
+        if settings.halved_every:
+            return self.cell.rate * 0.5 ** (self.epoch // settings.halved_every)
+        return self.cell.rate * (1 + math.cos(math.pi * (self.epoch + share) / settings.epochs)) / 2
+
+    def one_epoch(self) -> None:
+        """Every training image once, in an order that the seed and the epoch fix."""
+        self.net.train()
+        generator = torch.Generator().manual_seed(1_000_003 * self.cell.seed + self.epoch)
+        order = torch.randperm(len(self.data.train), generator=generator).tolist()
+        size, self.last = self.benchmark.batch, []
+        for first in range(0, len(order), size):
+            seen = self.batch(order[first : first + size])
+            if self.benchmark.augmented:
+                seen = augment(seen, generator)
+            start = time.process_time()
+            try:
+                self.step(seen, self.rate(first / len(order)))
+            except ValueError as error:
+                if "NaN" not in str(error):
+                    raise
+                self.failed = True
+                return
+            self.times.append(time.process_time() - start)
+        self.epoch += 1
+        if self.epoch > self.settings.epochs - self.settings.averaged:
+            self.tests.append(self.measure(self.data.test))
+
+    def step(self, seen: Views, rate: float) -> None:
+        """One step of Adam along the rule's direction."""
+        batch = (seen, self.buffers)
+        grads, self.state, info = self.balance.update(self.params, batch, self.state)
+        self.params, self.moments = mf.adam(rate).update(grads, self.moments, self.params)
+        self.buffers = info.aux
+        self.weights.append(info.weights.tolist())
+        self.last.append(info.losses.tolist())
+
+    @torch.no_grad()
+    def measure(self, split: Split) -> dict[str, float]:
+        """All metrics of the learnt tasks, batch by batch as the papers do."""
+        self.net.eval()
+        scores = Scores(self.benchmark.classes)
+        size = self.benchmark.batch if self.settings.data else 64
+        for first in range(0, len(split), size):
+            seen = self.batch(range(first, min(first + size, len(split))), split)
+            scores.add(functional_call(self.net, (self.params, self.buffers), (seen.image,)), seen)
+        return scores.result()
+
+    def numbers(self) -> Numbers:
+        """What the run leaves."""
+        names = list(metrics_of(self.tasks))
+        nothing = dict.fromkeys(names, math.nan)
+        good = not self.failed and all(
+            math.isfinite(value) for test in self.tests for value in test.values()
+        )
+        validation = (
+            self.measure(self.data.validation) if good and self.data.validation else nothing
+        )
+        return {
+            "score": score(validation) if self.data.validation else 0.0,
+            "validation": validation,
+            "test": {k: sum(t[k] for t in self.tests) / len(self.tests) for k in names}
+            if good
+            else nothing,
+            "weights": _by_task(self.tasks, self.weights),
+            "losses": _by_task(self.tasks, self.last),
+            "step_ms": 1e3 * sorted(self.times)[len(self.times) // 2] if self.times else math.nan,
+        }
+
+    KEPT = ("params", "buffers", "state", "moments", "epoch", "times", "weights", "tests")
+
+    def keep(self, path: Path) -> None:
+        """Write all that `resume` needs, whole."""
+        values = (self.settings, {name: getattr(self, name) for name in self.KEPT})
+        write_whole(path, lambda file: torch.save(values, file))
+
+    def resume(self, path: Path) -> None:
+        """Go on after the last epoch that was kept; what was kept with other settings is left."""
+        settings, values = torch.load(path, map_location=self.settings.device, weights_only=False)
+        if settings == self.settings:
+            for name, value in values.items():
+                setattr(self, name, value)
+
+
+def score(validation: dict[str, float]) -> float:
+    """Mean over metrics of ± log, higher is better: to first order Δm, up to a constant that is the
+    same for every rule, so that no baseline has to be known.
+    """
+    terms = [
+        math.log(max(value, 1e-6)) * (1 if METRICS[name].higher_is_better else -1)
+        for name, value in validation.items()
+    ]
+    return sum(terms) / len(terms)
+
+
+def _by_task(tasks: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
+    columns = zip(*rows, strict=True) if rows else [[math.nan]] * len(tasks)
+    return {
+        task: sum(each) / len(each) for task, each in zip(tasks, map(list, columns), strict=True)
+    }

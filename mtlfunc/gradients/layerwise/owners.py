@@ -1,0 +1,435 @@
+"""Which loss reads which entries of every activation, as far as the autograd graph alone proves it.
+
+Each place in the graph is given owners: for every entry the one loss that depends on it, nobody, or
+several. They are walked from the losses to the parameters. An operation is followed entry by entry
+if it is known, by the shapes and axes that its node holds and never by values; any other is taken
+to let every output depend on all of its inputs. So what is said to be apart is apart, whatever the
+numbers are, and so are all of its derivatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from .forms import Layout, layouts
+from .graph import Graph
+from .uses import Use
+
+Node = Any  # torch.autograd.graph.Node
+Place = tuple[Node, int]  # a node and which of its outputs
+Shape = tuple[int, ...]
+
+NOBODY, SEVERAL = -1, -2
+Owners = int | np.ndarray
+"""One for all entries, or an array that broadcasts to the tensor's shape with its number of axes.
+"""
+
+Follow = Callable[[Node, int, int, np.ndarray, Shape, Shape], np.ndarray | None]
+"""(node, which of its inputs, which of its outputs, that output's owners, its shape, the input's
+shape) -> the input's owners, or None: then all of the input belongs to all owners of the output.
+"""
+
+LARGEST = 1 << 20
+"""Entries of an array of owners; a larger one is not followed."""
+
+
+def entry_layouts(
+    graph: Graph,
+    losses: Tensor,
+    loss_edges: Sequence[GradientEdge | None] | None,
+    uses: Sequence[Use],
+) -> tuple[Layout, ...] | None:
+    """Where the calls' outputs have what each entry of the losses' first axis depends on.
+
+    Args:
+        graph: of the whole forward pass, from separate losses if `loss_edges`.
+        losses: [task], [sample] or [sample, task].
+        loss_edges: the separate losses, each of them an entry.
+        uses: the calls.
+
+    Returns:
+        the layout of every call's output, or None unless the graph proves one for each.
+    """
+    if losses.grad_fn is None:
+        return None
+    count = len(losses)
+    roots: list[tuple[Place, Owners]] = [
+        ((edge.node, edge.output_nr), task)
+        for task, edge in enumerate(loss_edges or ())
+        if edge is not None
+    ]
+    if loss_edges is None:
+        each = np.arange(count).reshape(-1, *(1,) * (losses.ndim - 1))
+        roots = [((losses.grad_fn, losses.output_nr), each)]
+    wanted: dict[Place, list[Use]] = {}
+    for use in uses:
+        wanted.setdefault((use.edge.node, use.edge.output_nr), []).append(use)
+    found: dict[Place, Layout] = {}
+
+    def visit(place: Place, owners: Owners) -> bool:
+        calls = wanted.get(place)
+        if calls is None:
+            return True
+        layout = layout_of(owners, calls, count)
+        if layout is not None:
+            found[place] = layout
+        return layout is not None
+
+    if not walk(tuple(graph.reach), roots, visit):
+        return None
+    for place, calls in wanted.items():
+        if place not in found:  # no loss reads it: its deltas are zero, wherever they are
+            possible = layouts(calls[0], count)
+            if not possible or not all(possible[0] in layouts(use, count) for use in calls):
+                return None
+            found[place] = possible[0]
+    return tuple(found[use.edge.node, use.edge.output_nr] for use in uses)
+
+
+def layout_of(owners: Owners, uses: Sequence[Use], count: int) -> Layout | None:
+    """Owners 0, 1, … in equal runs, or by turns, along one axis of positions of one output."""
+    if isinstance(owners, int):
+        return None
+    owners = _compressed(owners)
+    varying = [axis for axis, size in enumerate(owners.shape) if size > 1]
+    if len(varying) != 1 or not all(varying[0] in use.axes for use in uses):
+        return None
+    along, axis = owners.reshape(-1), varying[0]
+    each, rest = divmod(len(along), count)
+    if rest or len(along) != uses[0].shape[axis]:
+        return None
+    index = np.arange(len(along))
+    for major, expected in ((True, index // each), (False, index % count)):
+        if ((along == expected) | (along == NOBODY)).all():
+            return Layout(axis, major)
+    return None
+
+
+def walk(
+    order: Sequence[Node],
+    roots: Sequence[tuple[Place, Owners]],
+    visit: Callable[[Place, Owners], bool],
+) -> bool:
+    """Give every place its owners, consumers first, until `visit` is false of one."""
+    known: dict[Node, dict[int, Owners]] = {}
+    inside = set(order)
+
+    def add(node: Node, place: int, owners: Owners) -> None:
+        places = known.setdefault(node, {})
+        places[place] = _either(places[place], owners) if place in places else owners
+
+    for (node, place), owners in roots:
+        add(node, place, owners)
+    for node in reversed(order):
+        places = known.pop(node, {})
+        if not all(visit((node, place), owners) for place, owners in places.items()):
+            return False
+        for index, (child, at) in enumerate(node.next_functions):
+            if child is not None and child in inside and child.next_functions:  # no leaf
+                for owners in _of_input(node, index, places, (child, at)):
+                    add(child, at, owners)
+    return True
+
+
+def _of_input(node: Node, index: int, places: Mapping[int, Owners], child: Place) -> list[Owners]:
+    """What every output's owners say of one input."""
+    follow = _KNOWN.get(node.name())
+    found: list[Owners] = []
+    for place, owners in places.items():
+        answer: Owners | None = None
+        if follow in _CUTS or not isinstance(owners, int):
+            out, shape = _shape(node, place), _shape(child[0], child[1])
+            answer = _followed(follow, node, index, place, owners, out, shape)
+        found.append(_whole(owners) if answer is None else answer)
+    return found
+
+
+def _followed(
+    follow: Follow | None,
+    node: Node,
+    index: int,
+    place: int,
+    owners: Owners,
+    out: Shape | None,
+    shape: Shape | None,
+) -> Owners | None:
+    if follow is None or out is None or shape is None or (place > 0 and follow not in _CUTS):
+        return None
+    if not shape or 0 in out or 0 in shape:
+        return None
+    if follow is _elementwise and out == shape:
+        return owners
+    array = np.full((1,) * len(out), owners) if isinstance(owners, int) else owners
+    answer = follow(node, index, place, array, out, shape)
+    if (
+        answer is None
+        or answer.ndim != len(shape)
+        or any(size not in (1, full) for size, full in zip(answer.shape, shape, strict=True))
+        or answer.size > LARGEST
+    ):
+        return None
+    first = int(answer.flat[0])
+    return first if (answer == first).all() else answer
+
+
+def _shape(node: Node, place: int) -> Shape | None:
+    metadata = node._input_metadata
+    return tuple(metadata[place].shape) if place < len(metadata) else None
+
+
+def _either(one: Owners, other: Owners) -> Owners:
+    """Of an entry that two consumers read."""
+    if isinstance(one, int) and isinstance(other, int):
+        return one if other in {one, NOBODY} else other if one == NOBODY else SEVERAL
+    a, b = np.asarray(one), np.asarray(other)
+    return np.where((a == b) | (b == NOBODY), a, np.where(a == NOBODY, b, SEVERAL))
+
+
+def _over(owners: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """The owners of what all entries along some axes depend on; these are kept, with length 1."""
+    axes = tuple(axis for axis in axes if owners.shape[axis] > 1)
+    if not axes:
+        return owners
+    highest = owners.max(axes, keepdims=True)
+    lowest = np.where(owners == NOBODY, highest, owners).min(axes, keepdims=True)
+    return np.where(lowest == highest, highest, SEVERAL)
+
+
+def _whole(owners: Owners) -> int:
+    return owners if isinstance(owners, int) else int(_over(owners, range(owners.ndim)).flat[0])
+
+
+def _compressed(owners: np.ndarray) -> np.ndarray:
+    """With length 1 along axes on which they do not depend."""
+    for axis, size in enumerate(owners.shape):
+        first = owners.take([0], axis)
+        if size > 1 and (owners == first).all():
+            owners = first
+    return owners
+
+
+# ---- known operations ----------------------------------------------------------------------------
+
+
+def _signed(n: int) -> int:
+    return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned
+
+
+def _dims(named: int | Sequence[int] | None, count: int) -> list[int]:
+    named = (named,) if isinstance(named, int) else named or ()
+    return sorted({_signed(dim) % count for dim in named})
+
+
+def _elementwise(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """Also where the input was broadcast."""
+    lead = len(out) - len(shape)
+    if lead < 0 or any(size not in (1, full) for size, full in zip(shape, out[lead:], strict=True)):
+        return None
+    broadcast = [lead + axis for axis, size in enumerate(shape) if size == 1]
+    merged = _over(owners, [*range(lead), *broadcast])
+    return merged.reshape(merged.shape[lead:])
+
+
+def _unreduced(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    if node._saved_reduction != 0:
+        return None
+    return _elementwise(node, index, place, owners, out, shape)
+
+
+def _view(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """Other axes for the same entries in the same order, group of axes by group."""
+    if math.prod(out) != math.prod(shape):
+        return None
+    full, after = [], []
+    for (i, j), (k, n) in _matched(out, shape):
+        varies = any(size > 1 for size in owners.shape[i:j])
+        full += out[i:j] if varies else owners.shape[i:j]
+        after += shape[k:n] if varies else [1] * (n - k)
+    if math.prod(full) > LARGEST:
+        return None
+    return _compressed(np.broadcast_to(owners, full).reshape(after))
+
+
+def _matched(a: Shape, b: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The shortest runs of axes that hold equally many entries, of two shapes that do."""
+    i = k = 0
+    found = []
+    while i < len(a) or k < len(b):
+        start, first = i, k
+        i, k = min(i + 1, len(a)), min(k + 1, len(b))
+        while math.prod(a[start:i]) != math.prod(b[first:k]):
+            if math.prod(a[start:i]) < math.prod(b[first:k]):
+                i += 1
+            else:
+                k += 1
+        found.append(((start, i), (first, k)))
+    return found
+
+
+def _permuted(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    axes = list(range(len(out)))
+    if node.name() == "PermuteBackward0":
+        axes = [_signed(dim) % len(out) for dim in node._saved_dims]
+    elif node.name() == "TransposeBackward0":
+        i, j = (_signed(dim) % len(out) for dim in (node._saved_dim0, node._saved_dim1))
+        axes[i], axes[j] = j, i
+    else:
+        axes.reverse()
+    return owners.transpose(np.argsort(axes))
+
+
+def _reduced(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """One number for all entries along some axes."""
+    dims = _dims(node._saved_dim, len(shape))
+    if index != 0 or not dims or len(shape) - len(out) not in (0, len(dims)):
+        return None
+    return owners if len(shape) == len(out) else np.expand_dims(owners, dims)
+
+
+def _along(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """Entries along some axes depend on one another."""
+    dims = _dims(node._saved_dim, len(shape))
+    return _over(owners, dims) if index == 0 and out == shape and dims else None
+
+
+def _cut(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """A piece of the input along one axis."""
+    (dim,) = _dims(node._saved_dim, len(shape))
+    kind, length = node.name(), shape[dim]
+    if kind == "SelectBackward0":
+        start = _signed(node._saved_index) % length
+        piece = slice(start, start + 1)
+    elif kind == "UnbindBackward0":
+        piece = slice(place, place + 1)
+    elif kind == "SliceBackward0":
+        start, end = node._saved_start or 0, node._saved_end
+        piece = slice(_signed(start), None if end is None else _signed(end), node._saved_step)
+    elif kind == "SplitBackward0":
+        piece = slice(place * node._saved_split_size, (place + 1) * node._saved_split_size)
+    else:
+        sizes = node._saved_split_sizes
+        piece = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+    if len(out) < len(shape):
+        owners, out = np.expand_dims(owners, dim), (*out[:dim], 1, *out[dim:])
+    if len(range(*piece.indices(length))) != out[dim]:
+        return None
+    found = np.full((*owners.shape[:dim], length, *owners.shape[dim + 1 :]), NOBODY)
+    found[(slice(None),) * dim + (piece,)] = owners
+    return found
+
+
+def _joined(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """All of one of the inputs is a piece of the output."""
+    (dim,) = _dims(node._saved_dim, len(out))
+    if node.name() == "StackBackward0":
+        one = owners.shape[dim] == 1
+        return owners.take(0 if one else index, dim)
+    shapes = [None if child is None else _shape(child, at) for child, at in node.next_functions]
+    if any(x is None or len(x) != len(out) for x in shapes):
+        return None  # where the piece begins is not known
+    ends = np.cumsum([0, *(x[dim] for x in shapes if x is not None)])
+    if ends[-1] != out[dim]:
+        return None
+    return owners if owners.shape[dim] == 1 else owners.take(range(*ends[index : index + 2]), dim)
+
+
+def _product(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """The last two axes of the output are one of the first factor's and one of the second's."""
+    added = "add" in node.name().lower()
+    if added and index == 0:
+        return _elementwise(node, index, place, owners, out, shape)
+    return _over(owners, [len(out) - 1 - (index - added)])
+
+
+def _matrix_vector(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    return owners[:, None] if index == 0 else None
+
+
+def _by_entry(inputs: int) -> Follow:
+    """Entries of the first axis are worked on one by one."""
+
+    def follow(
+        node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+    ) -> np.ndarray | None:
+        if index >= inputs or len(out) != len(shape) or out[0] != shape[0]:
+            return None
+        return _over(owners, range(1, len(out)))
+
+    return follow
+
+
+def _layer_norm(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    count = len(node._saved_normalized_shape)
+    return _over(owners, range(len(out) - count, len(out))) if index == 0 else None
+
+
+def _likelihood(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """[n, class, …] to [n, …]"""
+    whole = index > 0 or node._saved_reduction != 0 or len(shape) != len(out) + 1
+    return None if whole or shape[0] != out[0] else np.expand_dims(owners, 1)
+
+
+_NAMES: dict[Follow, str] = {
+    _elementwise: """
+        Add:0 Add:1 Sub:0 Sub:1 Rsub:0 Rsub:1 Mul:0 Mul:1 Div:0 Div:1 Neg:0 Abs:0 Pow:0 Pow:1 Pow:2
+        Sqrt:0 Rsqrt:0 Reciprocal:0 Exp:0 Exp2:0 Expm1:0 Log:0 Log1P:0 Log2:0 Log10:0 Sin:0 Cos:0
+        Tan:0 Atan:0 Sinh:0 Cosh:0 Erf:0 Tanh:0 Sigmoid:0 LogSigmoid:0 Softplus:0 Relu:0
+        LeakyRelu:0 LeakyRelu:1 Gelu:0 Silu:0 Mish:0 Elu:0 Elu:1 Hardtanh:0 Hardtanh:1 Hardswish:0
+        Hardsigmoid:0 Clamp:0 Clamp:1 ClampMin:0 ClampMin:1 ClampMax:0 ClampMax:1 Minimum:0
+        Maximum:0 Where:0 Clone:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0 Lerp:1
+        MaskedFill:0 NativeDropout:0
+        """,
+    _unreduced: "MseLoss:0 SmoothL1Loss:0 HuberLoss:0 BinaryCrossEntropy:0 "
+    "BinaryCrossEntropyWithLogits:0",
+    _view: "View:0 UnsafeView:0 ReshapeAlias:0 Unsqueeze:0 Squeeze:0 Squeeze:1 Squeeze:2",
+    _permuted: "T:0 Transpose:0 Permute:0",
+    _reduced: "Sum:1 Mean:1 Amax:0 Amin:0 Max:0 Min:0 Logsumexp:0 LinalgVectorNorm:0 Norm:1 Var:0 "
+    "Std:0",
+    _along: "Softmax:0 LogSoftmax:0 Cumsum:0",
+    _cut: "Select:0 Unbind:0 Slice:0 Split:0 SplitWithSizes:0",
+    _joined: "Cat:0 Stack:0",
+    _product: "Mm:0 Addmm:0 Bmm:0 Baddbmm:0",
+    _matrix_vector: "Mv:0",
+    _by_entry(1): "Convolution:0 NativeGroupNorm:0 MaxPool2DWithIndices:0 AvgPool2D:0 "
+    "AdaptiveAvgPool2D:0",
+    _by_entry(3): "ScaledDotProductFlashAttentionForCpu:0 ScaledDotProductFlashAttention:0 "
+    "ScaledDotProductEfficientAttention:0 ScaledDotProductCudnnAttention:0",
+    _layer_norm: "NativeLayerNorm:0",
+    _likelihood: "NllLoss:0 NllLoss2D:0",
+}
+_KNOWN: dict[str, Follow] = {
+    name.replace(":", "Backward"): follow
+    for follow, names in _NAMES.items()
+    for name in names.split()
+}
+_CUTS = (_cut,)  # what belongs to one loss as a whole is a piece of what went in

@@ -1,0 +1,261 @@
+"""The leaves of one forward pass: plain tensors, or, under a transform, those of a level of `vjp`.
+
+Outside of transforms the losses run on plain leaves, and everything that autograd takes works:
+batch norm in train mode, checkpointing, hooks, functions whose forward takes ctx. A level is opened
+where a transform is active, the compiler traces, or inference mode forbids plain leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.func import vjp
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..core.checks import transformed
+from ..core.distributed import refusing_wrapped_calls
+from ..types import Params
+
+Node = Any  # torch.autograd.graph.Node
+
+
+def needs_level(params: Params) -> bool:
+    """Whether derivatives at `params` are taken at a level of `torch.func`."""
+    return (
+        torch.compiler.is_compiling()
+        or transformed()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.is_inference_mode_enabled()
+        or any(leaf.is_inference() for leaf in params.values())
+    )
+
+
+def explained_vjp(
+    f: Callable[[Params], tuple[Any, Any]], params: Params
+) -> tuple[Any, Callable[[Any], tuple[Params]], Any]:
+    """`vjp` with aux, on plain leaves where these do, and errors that name the cure.
+
+    Args:
+        f: from leaves to (a tensor or a dict of tensors, aux). On plain leaves its answers are
+            handed on as they are, with their graph.
+        params: where to differentiate. Leaves that carry a graph keep it.
+
+    Returns:
+        the answer, its pullback (recorded where gradients are enabled around the call), and aux.
+    """
+    try:
+        with refusing_wrapped_calls():
+            if not needs_level(params):
+                try:
+                    return _plain(f, params)
+                except RuntimeError as error:
+                    if "Inference tensors cannot be saved" not in str(error):
+                        raise
+            return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
+    except RuntimeError as error:
+        message = str(error)
+        for words, cure in _CURES.items():
+            if words in message:
+                leaf = next(iter(params.values()))
+                where = f"params are {leaf.dtype} on {leaf.device}"
+                raise RuntimeError(cure.format(where=where, message=message)) from error
+        raise
+
+
+def _plain(
+    f: Callable[[Params], tuple[Any, Any]], params: Params
+) -> tuple[Any, Callable[[Any], tuple[Params]], Any]:
+    outside = torch.is_grad_enabled()
+    # A view is a place of its own, if two names hold one tensor.
+    leaves = {
+        name: leaf.view_as(leaf)
+        if outside and leaf.requires_grad
+        else leaf.detach().requires_grad_()
+        for name, leaf in params.items()
+    }
+    with torch.enable_grad():
+        out, aux = f(leaves)
+
+    def pull(cotangent: Any) -> tuple[Params]:
+        pairs = zip(tree_leaves(out), tree_leaves(cotangent), strict=True)
+        roots = [(x, v) for x, v in pairs if x.requires_grad]
+        grads: Sequence[Tensor | None] = [None] * len(leaves)
+        if roots:
+            grads = torch.autograd.grad(
+                [x for x, _ in roots],
+                list(leaves.values()),
+                [v for _, v in roots],
+                retain_graph=True,
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+        return (
+            {
+                name: torch.zeros_like(params[name]) if grad is None else grad
+                for name, grad in zip(leaves, grads, strict=True)
+            },
+        )
+
+    return out, pull, aux
+
+
+class Strangers:
+    """Tensors that require grad, are no leaves of the pass, and yet enter what it computed.
+
+    Args:
+        leaves: of the pass, plain ones.
+    """
+
+    def __init__(self, leaves: Params) -> None:
+        self.seen: set[Node] = {leaf.grad_fn for leaf in leaves.values() if leaf.grad_fn}
+        self.own = set(map(id, leaves.values()))
+        self.found: list[Tensor] = []
+
+    def enter(self, values: Iterable[Tensor]) -> bool:
+        """Whether any has been found, in the graph of these values or of those before."""
+        todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
+        while todo:
+            node = todo.pop()
+            if node not in self.seen:
+                self.seen.add(node)
+                variable = getattr(node, "variable", None)
+                if variable is None:
+                    todo.extend(child for child, _ in node.next_functions if child is not None)
+                elif id(variable) not in self.own:
+                    self.found.append(variable)
+        return bool(self.found)
+
+
+def reaches(values: Iterable[Tensor], leaves: Params) -> bool:
+    """Whether some value depends on some leaf, by the graph; it is walked until one is met."""
+    with torch._C.DisableTorchFunction():  # reading a node looks like putting a hook on it
+        own = {get_gradient_edge(leaf).node for leaf in leaves.values()}
+        todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if node in own:
+            return True
+        new = {child for child, _ in node.next_functions if child is not None} - seen
+        seen |= new
+        todo.extend(new)
+    return False
+
+
+def without_trace(params: Params) -> AbstractContextManager[Any]:
+    """While a forward pass runs that is no step: what it changes in place is restored afterwards.
+
+    Statistics of batch norm, vectors of spectral norm. Under a transform torch refuses such changes
+    by itself.
+    """
+    return nullcontext() if needs_level(params) else _restored()
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    changes = _Changes()
+    try:
+        with changes:
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in changes.kept.values():
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)
+
+
+class _Changes(TorchDispatchMode):
+    """Keeps a copy of every tensor from outside, before it is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.made: set[int | None] = set()  # storages
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        norm = "batch_norm" in func.__name__  # its schema does not admit the change
+        given = {}
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            given[argument.name] = (argument, value)
+        given |= {
+            argument.name: (argument, kwargs[argument.name])
+            for argument in func._schema.arguments
+            if argument.name in kwargs
+        }
+        for name, (argument, value) in given.items():
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written or (norm and name.startswith("running_")):
+                for tensor in tree_leaves(value):
+                    self._keep(tensor)
+        out = func(*args, **kwargs)
+        held = {_storage(x) for x in tree_leaves((args, kwargs))}
+        self.made |= {_storage(x) for x in tree_leaves(out)} - held
+        return out
+
+    def _keep(self, tensor: Any) -> None:
+        place = _storage(tensor)
+        if place is not None and place not in self.made and id(tensor) not in self.kept:
+            self.kept[id(tensor)] = (tensor, tensor.clone())
+
+
+def _storage(x: Any) -> int | None:
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        return None
+    return x.untyped_storage()._cdata
+
+
+_MIXED = (
+    "losses_fn mixes dtypes or devices: {where}; convert the batch (and the module's buffers) to "
+    "that. torch said: {message}"
+)
+_CURES = {
+    "in-place operation": (
+        "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm "
+        "layer in train mode updating its running statistics. Either call module.eval(), or pass "
+        "the buffers in the batch: clone them inside losses_fn, give them to functional_call "
+        "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
+        "info.aux into the next batch."
+    ),
+    "not compatible with .grad()": (
+        "losses_fn uses reentrant activation checkpointing, which goes with loss.backward() alone: "
+        "pass use_reentrant=False to torch.utils.checkpoint."
+    ),
+    "saved tensor hooks": (
+        "losses_fn uses activation checkpointing (or other hooks on saved tensors), which "
+        "torch.func does not take: call the module without it; chunk_size bounds the memory of "
+        "the backward passes instead."
+    ),
+    "must override the setup_context": (
+        "losses_fn calls a torch.autograd.Function whose forward takes ctx, which torch.func does "
+        "not take. If it is your own, write forward(*inputs) without ctx, and "
+        "setup_context(ctx, inputs, output). If you wrote none, a module has a full backward hook "
+        "(register_full_backward_hook or register_full_backward_pre_hook), which is such a "
+        "Function: remove the hook, or register one on the tensor, output.register_hook."
+    ),
+    "Cannot access data pointer": (
+        "losses_fn calls an operation that reads a tensor's memory directly, which torch.func does "
+        "not take; most often it is pack_padded_sequence: give the padded sequences to the "
+        "recurrent layer, and mask the outputs beyond each one's length."
+    ),
+    "retain_grad": (
+        "losses_fn calls Tensor.retain_grad, which torch.func does not take: return the tensor as "
+        "aux, or take its gradient by torch.autograd.grad outside."
+    ),
+    "same dtype": _MIXED,
+    "same device": _MIXED,
+    "expected device": _MIXED,
+}
+"""What torch says, and what to do about it."""

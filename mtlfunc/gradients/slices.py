@@ -1,0 +1,99 @@
+"""Rows and Gramian of tasks that read slices of their own, from one backward pass for all of them.
+
+The pullback of the losses' sum then holds every task's deltas, each in its slice, just as one of
+per-sample losses holds every sample's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ..core.tree import inner
+from ..types import Params, Rows
+from .layerwise import Sampled, Slices, sample_block
+from .passes import Backward, Target
+
+
+def sliced(
+    slices: Slices,
+    backward: Backward,
+    losses: Tensor,
+    mix: Tensor | None,
+    others: Sequence[str],
+    dtype: torch.dtype | None,
+) -> tuple[Rows, Tensor, Params]:
+    """One backward pass.
+
+    Args:
+        slices: how.
+        backward: the open graph.
+        losses: `[task]`.
+        mix: C [row, task] of the rows; None is the tasks themselves.
+        others: leaves whose gradient of the losses' sum is wanted.
+        dtype: of the Gramian's accumulation; None is the parameters' own, at least float32.
+
+    Returns:
+        rows `{name: [row, *shape]}` where they are kept, the Gramian [row, row], and the others'
+        gradient.
+    """
+    uses, tasks = slices.plan.uses, len(losses)
+    targets = [
+        Target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
+        for use in uses
+    ]
+    targets += [backward.targets[name] for name in others]
+    found = backward(backward.root, torch.ones_like(losses), targets)
+    heads = dict(zip(others, found[len(uses) :], strict=True))
+    sure = losses.new_ones((), dtype=torch.bool)
+    where = [((layout, sure),) for layout in slices.layouts]
+    wide = dtype or torch.promote_types(next(iter(backward.params.values())).dtype, torch.float32)
+    parts: list[Tensor] = []
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    at = 0
+    with nullcontext() if backward.record else torch.no_grad():
+        for group, form in slices.plan.tapped:
+            mine = slice(at, at + len(group.uses))
+            at = mine.stop
+            deltas = [delta[None] for delta in found[mine]]
+            each = Sampled(group, where[mine], deltas, tasks)
+            if not slices.rows:
+                parts.append(sample_block(each, each, form, wide))
+                continue
+            rows = each.rows(wide)
+            parts.append(inner(rows, rows))
+            part = group.uses[0].part
+            pieces.setdefault(part.leaf, []).append((part.span[0] if part.span else 0, rows))
+        gramian = torch.stack(parts).sum(0)
+        gramian = 0.5 * (gramian + gramian.mT)
+        if mix is not None:
+            gramian = mix.to(wide) @ gramian @ mix.to(wide).mT
+        kept = {name: _leaf(backward.params[name], part, mix) for name, part in pieces.items()}
+    if slices.rows:
+        leaves = {name: backward.params[name] for name in slices.plan.rows}
+        kept |= {
+            name: torch.zeros_like(leaf).expand(len(gramian), *leaf.shape)
+            for name, leaf in leaves.items()
+        }
+    return kept, gramian, heads
+
+
+def _leaf(leaf: Tensor, pieces: list[tuple[int, Tensor]], mix: Tensor | None) -> Tensor:
+    """Rows of a leaf [row, *shape] from those of its parts, each with its place on the first axis;
+    zero where no call used it.
+    """
+    width = leaf[0].numel() if leaf.ndim else 1
+    parts, at = [], 0
+    for start, rows in sorted(pieces, key=lambda piece: piece[0]):
+        if start * width > at:
+            parts.append(rows.new_zeros(len(rows), start * width - at))
+        parts.append(rows)
+        at = start * width + rows.shape[1]
+    if at < leaf.numel():
+        parts.append(parts[-1].new_zeros(len(parts[-1]), leaf.numel() - at))
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    rows = rows if mix is None else mix.to(rows.dtype) @ rows
+    return rows.reshape(len(rows), *leaf.shape).to(leaf.dtype)

@@ -1,0 +1,295 @@
+"""How the claims of CAGrad (Liu et al. 2021) are decided, and those of links that its toy shows."""
+
+from ..report.decisions import (
+    Condition,
+    Decision,
+    Judge,
+    Measured,
+    conditional,
+    decided,
+    exact,
+    named_so,
+    when,
+)
+from ..report.findings import Verdict
+
+STEPS, DECIDED = 100_000, 70_000  # of the toy: the paper's, and those by which CAGrad has arrived
+CLOSE = 1e-3  # of the mean loss to its minimum
+CONTACT = 0.01  # the Pareto set is met at this distance
+TEN = "T = 10, n = 4: operations, full over fast"
+FIFTY = "T = 50, n = 8: operations, full over fast"
+WHOLE = Condition("steps", ">=", STEPS)
+
+
+@decided(
+    "no common descent and 0 in the hull agree, and such a point is improved on", trained=False
+)
+def wording(measured: Measured) -> Verdict:
+    if measured["draws in which 'no common descent' and '0 in the hull' disagree"] > 0:
+        return "inconclusive"
+    beaten = measured["at 1/2"] < measured["L_1 = L_2 = -x² at its stationary point 0"]
+    return "does not hold" if beaten else "holds"
+
+
+@decided("PCGrad does not rest at two opposed gradients, or MGDA does not", trained=False)
+def stopping(measured: Measured) -> Verdict:
+    rest = {
+        tasks: all(
+            measured[f"T = {tasks}: largest ‖d‖ of {name}"] < 1e-7 for name in ("MGDA", "PCGrad")
+        )
+        for tasks in (2, 3)
+    }
+    if not rest[2]:
+        return "does not hold"
+    return "holds" if rest[3] else "holds only when"
+
+
+@decided("g₀ is away from 0 on the Pareto set but at the minimum of the mean", trained=False)
+def level(measured: Measured) -> Verdict:
+    away = measured["smallest where |x₁| > 0.5"] > 1e-2
+    stationary = measured["largest distance of 0 from the gradients' hull, same unit"] < 1e-3
+    if away and stationary:
+        return "does not hold"
+    flat = measured["largest ‖g₀‖ over the longest gradient"] < 1e-2
+    return "holds" if flat else "inconclusive"
+
+
+@decided("no c gives DualProj's direction, nor every direction of PCGrad", trained=False)
+def special_cases(measured: Measured) -> Verdict:
+    shares = [measured[f"T = {t}: share of PCGrad's directions met by some c"] for t in (2, 3)]
+    if min(shares) > 0.99:
+        return "holds"
+    threshold = measured["c*: draws with the wrong sign at .95 c* and 1.05 c*"] == 0
+    met = threshold and measured["c*: largest relative distance of d to DualProj's"] < 1e-6
+    return "holds only when" if met else "does not hold"
+
+
+@decided("no solver misses less than 1e-5 in every family at its defaults", trained=False)
+def solvers(measured: Measured) -> Verdict:
+    most: dict[str, float] = {}
+    for name in named_so(measured, "*, T = *: most"):
+        solver = name.split(", T = ")[0]
+        most[solver] = max(most.get(solver, 0.0), abs(measured[name]))
+    good = [solver for solver, missed in most.items() if missed < 1e-5]
+    if not good:
+        return "does not hold"
+    return "holds" if len(good) == len(most) else "holds only when"
+
+
+@decided("under 90 % of the exact runs of some c bring ‖g₀‖ below 1e-3 of its start")
+def approaches(measured: Measured) -> Verdict:
+    if measured["steps"] < 800:
+        return "inconclusive"
+    names = [name for name in named_so(measured, "*: share below 1e-3") if "fast" not in name]
+    return "holds" if all(measured[name] > 0.9 for name in names) else "does not hold"
+
+
+@decided("all ends are stationary, and none is the lowest minimum", trained=False)
+def lowest(measured: Measured) -> Verdict:
+    if measured["largest ‖g₀‖ at the end"] > 1e-3:
+        return "inconclusive"
+    other = measured["share ending at the other minimum"]
+    if other == 0:
+        return "holds"
+    return "holds only when" if other < 1 else "does not hold"
+
+
+@decided("neither ratio of operations is within 30 % of its published one", trained=False)
+def faster(measured: Measured) -> Verdict:
+    near = [
+        0.7 * claimed <= measured[name] <= 1.3 * claimed
+        for name, claimed in ((TEN, 2.0), (FIFTY, 5.0))
+    ]
+    if all(near):
+        return "holds"
+    return "holds only when" if any(near) else "does not hold"
+
+
+@decided("MGDA and PCGrad both move on along the set, by 1e-2 or more")
+def stops(measured: Measured) -> Verdict:
+    moved = [measured.get(f"{name}: largest movement after contact") for name in ("MGDA", "PCGrad")]
+    if any(way is None for way in moved):
+        return "inconclusive"
+    rests = [way < 1e-2 for way in moved if way is not None]
+    if all(rests):
+        return "holds"
+    return "holds only when" if any(rests) else "does not hold"
+
+
+@decided("some c below 1 does not end at the minimum of the mean from every start")
+def goes_on(measured: Measured) -> Verdict:
+    below = [measured[f"exact, c = {c:g}: largest excess at the end"] for c in (0.2, 0.5, 0.8, 0.9)]
+    if max(below) >= CLOSE:
+        return "does not hold"
+    names = named_so(measured, "exact, c = *: smallest excess at the end, (0, 0) aside")
+    halts = all(measured[name] > 0.1 for name in names)
+    return "holds only when" if halts else "holds"
+
+
+@decided("GD is not stuck from two starts, neither printed nor with (-8.5, -5)")
+def halts(measured: Measured) -> Verdict:
+    if measured["stuck, printed starts"] == 2:
+        return "holds"
+    changed = measured["stuck, (-8.5, -5) for (-8.5, 5)"] == 2
+    return "holds only when" if changed else "does not hold"
+
+
+@decided("with each of the four methods a nudge of 1e-9 at the start changes where a run ends")
+def reproducible(measured: Measured) -> Verdict:
+    names = named_so(measured, "*: largest change of the mean loss at the end under a nudge")
+    same = [measured[name] < 1e-2 for name in names]
+    if all(same):
+        return "holds"
+    return "holds only when" if any(same) else "does not hold"
+
+
+@decided(
+    "CAGrad's first contacts with the Pareto set do not come nearer to MGDA's as c grows, from "
+    "the starts that can tell"
+)
+def between(measured: Measured) -> Verdict:
+    """Starts from which GD does not meet the set, or meets it where MGDA does, cannot tell."""
+    telling = measured["starts that can tell"]
+    if telling == 0:
+        return "inconclusive"
+    ordered = measured["of these, with a distance that never grows with c"]
+    ends = measured["of these, with the largest c's contact within a tenth of the way"]
+    if min(ordered, ends) == telling:
+        return "holds"
+    return "holds only when" if max(ordered, ends) > 0 else "does not hold"
+
+
+@decided("CAGrad neither spreads least nor arrives more often than each of the others")
+def steadiest(measured: Measured) -> Verdict:
+    others = ("GD", "MGDA", "PCGrad")
+    spread = "{}: standard deviation of the mean loss at the end"
+    least = all(measured[spread.format("CAGrad")] < measured[spread.format(x)] for x in others)
+    low = measured["CAGrad: share arriving, low"]
+    clear = all(low > measured[f"{name}: share arriving, high"] for name in others)
+    if least and clear:
+        return "holds"
+    if least or clear:
+        return "holds only when"
+    beaten = any(measured[spread.format(x)] < measured[spread.format("CAGrad")] for x in others)
+    return "does not hold" if beaten else "inconclusive"
+
+
+@decided("PCGrad rests short of stationarity, or ends at the optimum on the toy as on pairs")
+def which(measured: Measured) -> Verdict:
+    if measured["convex pairs: share ending Pareto stationary"] <= 0.95:
+        return "inconclusive"
+    excess = [measured[name] for name in named_so(measured, "toy: PCGrad's excess of the mean *")]
+    small = measured["convex pairs: share with an excess below 1 %"]
+    if max(excess) > 0.1:
+        return "holds only when" if small > 0.5 else "does not hold"
+    return "holds" if small > 0.95 else "inconclusive"
+
+
+@decided("CAGrad raises no loss by more than 1 from an outer start, or MGDA raises one by .1")
+def two_aims(measured: Measured) -> Verdict:
+    outer = [
+        measured.get(f"CAGrad: rise of the losing task after contact from {start}")
+        for start in ("(10, -8)", "(-8.5, -5)")
+    ]
+    rest = [value for name, value in measured.items() if name.startswith("MGDA: the same from ")]
+    if any(rise is None for rise in outer) or not rest:
+        return "inconclusive"
+    trades = all(rise > 1 for rise in outer if rise is not None)
+    return "holds" if trades and max(rest) < 0.1 else "does not hold"
+
+
+@decided("a plain step along d raises a task, or Adam's steps raise none")
+def guarantee_lost(measured: Measured) -> Verdict:
+    safe = all(
+        measured[f"{name}: share of steps whose d raises a task"] == 0
+        for name in ("MGDA", "PCGrad")
+    )
+    lost = any(
+        measured[f"{name}: share of Adam's steps that raise a task, d raising none"] > 0.001
+        for name in ("MGDA", "PCGrad")
+    )
+    return "holds" if safe and lost else "does not hold"
+
+
+BALL = (
+    Condition("largest duality gap over longest gradient times ‖d‖", "<", 1e-10),
+    Condition("largest |‖d - g₀‖/(c‖g₀‖) - 1|", "<", 1e-9),
+)
+DECISIONS: dict[str, Decision] = {
+    "CA-02": conditional(
+        Condition("pairs in which 'g₀ raises a task' and * differ", "==", 0),
+        only_when=Condition(
+            "rank correlation of the worst task's end with the cosine at the start", ">=", -0.5
+        ),
+    ),
+    "CA-03": stopping,
+    "CA-04": when(WHOLE, decision=stops),
+    "CA-05": wording,
+    "CA-06": when(
+        WHOLE,
+        decision=exact(Condition("*: spread of x₁ at the end over the set's length", ">", 0.5)),
+    ),
+    "CA-08": level,
+    "CA-09": exact(
+        Condition("error at η = 1e-4 over that at 1e-6", ">", 50),
+        Condition("error at η = 1e-4 over that at 1e-6", "<", 200),
+        Condition("share with the other sign at η = 1e-06", "<", 0.01),
+    ),
+    "CA-10": exact(*BALL, Condition("best of 100 random points of the sphere above it", "<=", 0)),
+    "CA-11": exact(
+        Condition("largest fall of the worst rate from one c to the next", "<", 1e-9),
+        Condition("least g₀·d/‖g₀‖² - (1 - c)", ">", -1e-9),
+    ),
+    "CA-12": conditional(
+        Condition("c = 0: largest angle to g₀", "<", 1e-7),
+        Condition("angle to MGDA at c = 10 over that at 100, *", ">", 8),
+        Condition("angle to MGDA at c = 10 over that at 100, *", "<", 12),
+        only_when=Condition("‖d‖/‖d_MGDA‖ at c = 100 over that at 10, median", ">", 5),
+    ),
+    "CA-13": special_cases,
+    "CA-14": when(WHOLE, decision=goes_on),
+    "CA-15": exact(
+        Condition("unknowns of the dual, T = 10, less T", "==", 0),
+        Condition("operations of the dual at P = 100000 over those at P = 1000", "<=", 2),
+        Condition("unknowns of the primal at P = 100000 over those at P = 1000", "==", 100),
+    ),
+    "CA-16": exact(*BALL, Condition("largest difference to the conic solver's value", "<", 1e-5)),
+    "CA-17": solvers,
+    "CA-18": exact(
+        Condition("largest distance of 0 from the hull where d = 0", "<", 1e-6),
+        Condition("c < 1: least ‖d‖/‖g₀‖ - (1 - c)", ">", -1e-7),
+        Condition("largest c*", "<", 1 + 1e-9),
+        Condition("c = 1*: draws with d = 0", ">", 0),
+    ),
+    "CA-19": approaches,
+    "CA-20": exact(Condition("*: largest ratio of both sides", "<=", 1)),
+    "CA-21": lowest,
+    "CA-22": exact(
+        Condition("largest error of g₀, relative", "<", 1e-12),
+        Condition("largest ‖d - g₀‖/(c‖g₀‖) - 1", "<", 1e-9),
+    ),
+    "CA-23": exact(
+        Condition("T = *: operations a further row costs over one backward pass", ">", 0.7),
+        Condition("T = *: operations a further row costs over one backward pass", "<", 1.3),
+    ),
+    "CA-24": when(WHOLE, decision=reproducible),
+    "CA-25": when(WHOLE, decision=halts),
+    "CA-26": when(
+        Condition("steps", ">=", DECIDED),
+        decision=exact(
+            Condition(f"c = 0.5: largest excess at {DECIDED} steps", "<", CLOSE),
+            Condition(f"c = 0.8: largest excess at {DECIDED} steps", "<", CLOSE),
+            Condition("*: spread of x₁ at the end", ">", 1),
+            Condition("*: largest distance of 0 from the gradients' hull at the end, *", "<", 1e-2),
+        ),
+    ),
+    "CA-27": when(WHOLE, decision=between),
+    "CA-28": when(WHOLE, decision=steadiest),
+    "CA-29": exact(Condition("library less the fractions", "<", 1e-12)),
+    "CA-34": faster,
+    "X-01": when(WHOLE, decision=which),
+    "X-02": when(WHOLE, decision=two_aims),
+    "X-04": exact(Condition("largest difference of weights", "<", 1e-12)),
+    "X-05": when(WHOLE, decision=guarantee_lost),
+}
+claim = Judge("CAGrad (Liu et al. 2021)", DECISIONS)

@@ -1,0 +1,57 @@
+"""How claims that link the texts are decided."""
+
+from ..report.decisions import (
+    Condition,
+    Decision,
+    Judge,
+    Measured,
+    decided,
+    exact,
+    named_so,
+    verdict_of,
+)
+from ..report.findings import Verdict
+
+FAR, NEAR = 0.05, 0.01  # in accuracy
+
+
+@decided(
+    "in no case all parts are shown, and in one MGDA's weight on the main task is above 1/3, its "
+    f"accuracy less than {FAR:g} below, CAGrad's more than {NEAR:g} below, or CAGrad's least "
+    "cosine smaller than equal weights'"
+)
+def balance(measured: Measured) -> Verdict:
+    """Of every scale of the reconstruction error and time."""
+    shown, lost = [], []
+    for end in named_so(measured, "* steps: MGDA's weight on the main task, low"):
+        case = end.split(": MGDA's weight")[0]
+
+        def ends(what: str, case: str = case) -> tuple[float, float]:
+            return measured[f"{case}: {what}, low"], measured[f"{case}: {what}, high"]
+
+        share = ends("MGDA's weight on the main task")
+        mgda = ends("MGDA minus equal weights, accuracy")
+        cagrad = ends("CAGrad minus equal weights, accuracy")
+        least = ends("least cosine of d with a task, CAGrad minus equal weights")
+        if measured[f"{case.rsplit(', ', 1)[0]}: a best rate at the edge of its grid (1: yes)"]:
+            shown.append(False)
+            lost.append(False)
+            continue
+        near = cagrad[0] > -NEAR and least[0] > 0
+        shown.append(share[1] < 1 / 3 and mgda[1] < -FAR and near)
+        lost.append(share[0] > 1 / 3 or mgda[0] > -FAR or cagrad[1] < -NEAR or least[1] < 0)
+    return verdict_of(shown, lost)
+
+
+DECISIONS: dict[str, Decision] = {
+    "CA-37": balance,
+    "X-03": exact(
+        Condition("largest difference of Σ w_t g_t *, over T, in last step sizes", "<", 10),
+        Condition("library against these fractions, in last step sizes", "<", 10),
+        Condition("largest distance from the rest point over the step size, all sizes", "<", 10),
+        Condition("T = 2: share of draws in which a step on W raises a task", "==", 0),
+        Condition("smallest rate", ">=", 0),
+        Condition("rate of task 1, three tasks", "<", 0),
+    ),
+}
+claim = Judge("Links between the texts", DECISIONS)

@@ -1,0 +1,150 @@
+"""How the claims of GradNorm (Chen et al. 2018) are decided."""
+
+from itertools import pairwise
+
+from ..report.decisions import (
+    Condition,
+    Decision,
+    Judge,
+    Measured,
+    Side,
+    compare,
+    decided,
+    exact,
+    named_so,
+    sided,
+    verdict_of,
+)
+from ..report.findings import Verdict
+
+ALPHA = 0.12
+LITERAL = (
+    Condition("largest difference of weights", "<", 1e-9),
+    Condition("largest difference of parameters", "<", 1e-9),
+)
+STEPPED = Condition(
+    "largest difference of parameters from an SGD step on Σ w_i L_i, w fixed", "<", 1e-9
+)
+
+
+@decided(
+    "the lengths stay apart by more than 1.5 and the large task's weight does not fall with every "
+    "step of α"
+)
+def controlled(measured: Measured) -> Verdict:
+    ratio = f"larger over smaller G_i, α = {ALPHA:g}"
+    steps = [name.removesuffix(", low") for name in named_so(measured, "w_2 at α = * over *, low")]
+    shown = [
+        measured[f"{ratio}, high"] < 1.5,
+        all(measured[f"{step}, high"] < 1 for step in steps),
+    ]
+    lost = [
+        measured[f"{ratio}, low"] > 1.5,
+        any(measured[f"{step}, low"] > 1 for step in steps),
+    ]
+    if any(shown):
+        return "holds" if all(shown) else "holds only when"
+    return "does not hold" if all(lost) else "inconclusive"
+
+
+@decided("the interval of the ratio lies outside .9 to 1.1", trained=False)
+def comparable(measured: Measured) -> Verdict:
+    low, high = measured["their ratio, low"], measured["their ratio, high"]
+    if low > 0.9 and high < 1.1:
+        return "holds"
+    return "does not hold" if low > 1.1 or high < 0.9 else "inconclusive"
+
+
+@decided("in some seed the average weights are not 5 times apart")
+def separates(measured: Measured) -> Verdict:
+    """Early: by a quarter of the run; smooth: a path shorter than twice its range."""
+    if measured["smallest w_1/w_2 of a seed"] <= 5:
+        return "does not hold"
+    early = measured["smallest w_1/w_2 of a seed after a quarter of the run"] > 5
+    smooth = measured["path length of w_1 over its range, high"] < 2
+    return "holds" if early and smooth else "holds only when"
+
+
+@decided(
+    "a full grid is not exponential in T, GradNorm's runs grow with T, or random draws find as "
+    "good weights within GradNorm's number of runs (interval of their share)",
+    trained=False,
+)
+def search_costs(measured: Measured) -> Verdict:
+    """Against full grids by count alone; against random search by the share of good draws."""
+    grid = [measured[name] for name in named_so(measured, "runs of a full grid of *")]
+    exponential = all(later > 10 * sooner for sooner, later in pairwise(grid))
+    alphas = {measured[name] for name in named_so(measured, "values of α run, T = *")}
+    if not exponential or len(alphas) > 1:
+        return "does not hold"
+    share = "T = 10: share of random draws (weights and rate) at least as good as GradNorm"
+    runs = measured["T = 10: runs of GradNorm (α and rate)"]
+    # A search of `runs` draws finds one with probability 1 - (1 - share)^runs: one half here.
+    enough = 1 - 0.5 ** (1 / runs)
+    if compare(measured[f"{share}, low"], ">", enough):
+        return "holds only when"
+    return "holds" if compare(measured[f"{share}, high"], "<", enough) else "inconclusive"
+
+
+@decided("neither the spread of L̃ falls with α nor the best α grows with the ratio of scales")
+def strength(measured: Measured) -> Verdict:
+    spread, best = "spread at α = 2 over α = 0", "best α, √ scale, at the largest ratio less at 1"
+    shown = [measured[f"{spread}, high"] < 1, measured[f"{best}, low"] > 0]
+    lost = [measured[f"{spread}, low"] > 1, measured[f"{best}, high"] < 0]
+    return verdict_of(shown, lost)
+
+
+DECISIONS: dict[str, Decision] = {
+    "GN-02": sided(
+        Side("steps at * over steps at *", ">", 1),
+        Side("ratio of gradient lengths at * over that at *", ">", 1),
+    ),
+    "GN-03": exact(STEPPED, Condition("smallest change of the weights in a step", ">", 0)),
+    "GN-04": sided(Side("their ratio", "<", 1)),
+    "GN-05": controlled,
+    "GN-06": sided(Side("T = *, GradNorm over the search's best", "<", 1.05, refuted=1)),
+    "GN-07": sided(Side(f"T = *, spread of *, α = {ALPHA:g} over equal", "<", 1)),
+    "GN-08": exact(
+        Condition("largest relative difference from autograd", "<", 1e-9),
+        Condition("smallest relative difference between two choices of W", ">", 1e-9),
+    ),
+    "GN-09": exact(
+        Condition("largest difference of w_i‖∇_W L_i‖ from G_i", "<", 1e-9),
+        Condition("largest change of L_i(0)", "==", 0),
+        Condition("largest deviation of mean r_i from 1", "<", 1e-9),
+        Condition("L_i(0) = 0 is refused (1: yes)", "==", 1),
+        Condition("reference in place of L_i(0), less log 10", "<", 1e-6),
+    ),
+    "GN-10": exact(
+        Condition("largest difference of the next weights from the formula's", "<", 1e-9),
+        Condition("the same, normalised targets", "<", 1e-9),
+    ),
+    "GN-11": sided(Side("T = *, α = * minus *", ">", 0)),
+    "GN-12": strength,
+    "GN-13": exact(*LITERAL),
+    "GN-14": exact(
+        STEPPED,
+        Condition("length of the gradient of L_grad in the network, *, smallest", ">", 0),
+    ),
+    "GN-15": exact(Condition("largest deviation from T", "<", 1e-4)),
+    "GN-16": exact(
+        *LITERAL, Condition("largest deviation of the sum of weights from T", "<", 1e-9)
+    ),
+    "GN-17": sided(Side("L̃_1/L̃_2 at the end", ">", 1)),
+    "GN-18": exact(
+        Condition("deviation of B", ">", 9.8),
+        Condition("deviation of B", "<", 10.2),
+        Condition("deviation of ε_i", ">", 3.43),
+        Condition("deviation of ε_i", "<", 3.57),
+    ),
+    "GN-19": comparable,
+    "GN-20": separates,
+    "GN-21": sided(Side("GradNorm over equal: *", "<", 1)),
+    "GN-22": sided(Side("static average over the grid's best", "<", 1.1)),
+    "GN-23": sided(Side("GradNorm over equal, T = 10", "<", 1)),
+    "GN-24": sided(Side("ratio at T = * over that at T = *", "<", 1)),
+    "GN-25": search_costs,
+    "GN-27": sided(Side("*GradNorm's gap less equal weights'", "<", 0)),
+    "GN-28": sided(Side("sharper", "<", 1), Side("noisy", "<", 1)),
+}
+claim = Judge("GradNorm (Chen et al. 2018)", DECISIONS)

@@ -1,0 +1,204 @@
+"""Decisions: how a claim's verdict follows from its numbers, and what would make it lose.
+
+A decision is stated before anything runs and reads nothing but the numbers that `claims.json`
+keeps, so that every verdict can be worked out again from that file. A mean with an interval is
+three numbers: `name`, `name, low` and `name, high`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple, SupportsFloat
+
+from .findings import Claim, Verdict
+
+Measured = Mapping[str, float]
+Relation = Literal["<", "<=", ">", ">=", "=="]
+MISSED: dict[Relation, str] = {
+    "<": "is {} or more",
+    "<=": "is above {}",
+    ">": "is {} or less",
+    ">=": "is below {}",
+    "==": "is not {}",
+}
+OPEN = ", settles nothing"
+"""Ends the name of a number that is 1 where a configuration decides neither way: the best setting
+lies at the edge of its grid, or neither side has learnt anything.
+"""
+
+
+class Condition(NamedTuple):
+    """A relation that every number of that name meets; in a name `*` stands for any text."""
+
+    name: str
+    relation: Relation
+    bound: float
+
+    def met(self, measured: Measured) -> bool:
+        """Whether it is; NaN never does."""
+        return all(compare(value, self.relation, self.bound) for value in self.of(measured))
+
+    def of(self, measured: Measured) -> list[float]:
+        """The numbers of that name. Raises LookupError for none: that would check nothing."""
+        return [measured[name] for name in named_so(measured, self.name)]
+
+    def missed(self) -> str:
+        """What it looks like where it is not met."""
+        return f"{self.name.replace('*', '…')} {MISSED[self.relation].format(f'{self.bound:g}')}"
+
+
+def compare(value: float, relation: Relation, bound: float) -> bool:
+    return {
+        "<": value < bound,
+        "<=": value <= bound,
+        ">": value > bound,
+        ">=": value >= bound,
+        "==": value == bound,
+    }[relation]
+
+
+def named_so(measured: Measured, pattern: str) -> list[str]:
+    """Names that a pattern fits. Raises LookupError for none."""
+    fits = re.compile(re.escape(pattern).replace(r"\*", ".*"), re.DOTALL)
+    found = [name for name in measured if fits.fullmatch(name)]
+    if not found:
+        raise LookupError(f"no number named {pattern!r} among {', '.join(measured)}")
+    return found
+
+
+class Decision(NamedTuple):
+    """What would make a claim lose, and the verdict that its numbers give."""
+
+    fails: str
+    judge: Callable[[Measured], Verdict]
+    # of numbers that a shorter training or fewer draws change: a run below the default's budget
+    # cannot refute it
+    trained: bool = False
+    # what it is made of, where it is not a function of its own
+    conditions: tuple[Condition, ...] = ()
+    sides: tuple["Side", ...] = ()
+
+
+def exact(*conditions: Condition) -> Decision:
+    """It holds where every condition is met, and does not where one is not."""
+    return Decision(
+        f"fails if {'; or if '.join(condition.missed() for condition in conditions)}",
+        lambda measured: "holds" if met(measured, conditions) else "does not hold",
+        conditions=conditions,
+    )
+
+
+def conditional(*conditions: Condition, only_when: Condition) -> Decision:
+    """As `exact`, and of a part alone (`holds only when`) where one more condition is met."""
+
+    def judge(measured: Measured) -> Verdict:
+        if not met(measured, conditions):
+            return "does not hold"
+        return "holds only when" if only_when.met(measured) else "holds"
+
+    text = "; or if ".join(condition.missed() for condition in conditions)
+    part = f"in part unless {only_when.missed()}"
+    return Decision(f"fails if {text}; {part}", judge, conditions=conditions)
+
+
+def met(measured: Measured, conditions: tuple[Condition, ...]) -> bool:
+    return all(condition.met(measured) for condition in conditions)
+
+
+class Side(NamedTuple):
+    """Intervals that a claim puts on one side of a bound; in a name `*` stands for any text."""
+
+    name: str
+    relation: Literal["<", ">"]
+    bound: float
+    refuted: float | None = None  # the other side begins here, at the bound unless given
+
+    def cases(self, measured: Measured) -> Iterator[tuple[bool, bool]]:
+        """For each: whether it is wholly on the claimed side, and wholly on the other one."""
+        other = self.bound if self.refuted is None else self.refuted
+        for end in named_so(measured, f"{self.name}, low"):
+            name = end.removesuffix(", low")
+            low, high = measured[end], measured[f"{name}, high"]
+            settles = not measured.get(name + OPEN, 0.0)
+            if self.relation == "<":
+                yield settles and high < self.bound, settles and low > other
+            else:
+                yield settles and low > self.bound, settles and high < other
+
+    def lost(self) -> str:
+        side = {"<": "above", ">": "below"}[self.relation]
+        other = self.bound if self.refuted is None else self.refuted
+        return f"an interval of {self.name.replace('*', '…')} lies {side} {other:g}"
+
+
+def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
+    """One verdict from the intervals of several configurations.
+
+    Args:
+        below: for each, whether its interval is wholly on the claimed side.
+        above: for each, whether its interval is wholly on the other side.
+
+    Returns:
+        "holds" where all are below, "holds only when" where some are, "does not hold" where none
+        is and some are above, else "inconclusive".
+    """
+    if all(below):
+        return "holds"
+    if any(below):
+        return "holds only when"
+    return "does not hold" if any(above) else "inconclusive"
+
+
+def sided(*sides: Side, trained: bool = True) -> Decision:
+    """It holds where every interval is on its side; see `verdict_of`."""
+
+    def judge(measured: Measured) -> Verdict:
+        cases = [case for side in sides for case in side.cases(measured)]
+        return verdict_of([shown for shown, _ in cases], [lost for _, lost in cases])
+
+    text = "; or ".join(side.lost() for side in sides)
+    return Decision(f"fails if none is on its side and {text}", judge, trained, sides=sides)
+
+
+def when(*enough: Condition, decision: Decision) -> Decision:
+    """A decision that stays open where these conditions are not met."""
+
+    def judge(measured: Measured) -> Verdict:
+        return decision.judge(measured) if met(measured, enough) else "inconclusive"
+
+    text = "; ".join(condition.missed() for condition in enough)
+    return decision._replace(fails=f"{decision.fails} (open if {text})", judge=judge)
+
+
+def decided(fails: str, *, trained: bool = True) -> Callable[..., Decision]:
+    """Makes a decision of a function from numbers to a verdict; `fails` says what makes it lose."""
+    return lambda judge: Decision(f"fails if {fails}", judge, trained)
+
+
+class Judge:
+    """Makes the claims of one paper, each by its decision.
+
+    Args:
+        paper: its title.
+        decisions: by the claims' ids.
+    """
+
+    def __init__(self, paper: str, decisions: Mapping[str, Decision]) -> None:
+        self.paper, self.decisions = paper, decisions
+
+    def __call__(
+        self, identifier: str, text: str, measured: Mapping[str, SupportsFloat], where: str
+    ) -> Claim:
+        """A claim.
+
+        Args:
+            identifier: the ledger's number.
+            text: the statement.
+            measured: what was found; numbers, or tensors of one.
+            where: configuration, threshold and kind of interval.
+
+        Raises:
+            LookupError: where the decision misses a number.
+        """
+        numbers = {name: float(value) for name, value in measured.items()}
+        verdict = self.decisions[identifier].judge(numbers)
+        return Claim(identifier, self.paper, text, verdict, numbers, where)

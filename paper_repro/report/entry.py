@@ -1,0 +1,195 @@
+"""Parts of the page: a claim with all that stands behind it, a figure, a question's code."""
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from .figures import INDEXED
+from .findings import QUICK, Settings
+from .results import check_figure, picture_size
+from .where import Place
+
+SHOWN = 6
+"""Numbers of a claim that the page shows at once; the others unfold."""
+ROOT = Path(__file__).parents[2]
+
+
+class Question(Protocol):
+    """What an entry names of the question that decided its claim."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def figures(self) -> list[Path]: ...
+    @property
+    def places(self) -> dict[str, Place]: ...
+
+
+def escaped(text: Any) -> str:
+    return html.escape(str(text))
+
+
+def slug(text: str) -> str:
+    """A text as an id or a class."""
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def typeset(text: str) -> str:
+    """Text as HTML: `code`, and indices and powers of single letters."""
+    parts = re.split(r"`([^`]*)`", escaped(text))
+    for i, part in enumerate(parts):
+        if i % 2:
+            parts[i] = f"<code>{part}</code>"
+        else:
+            parts[i] = INDEXED.sub(_marked, part)
+    return "".join(parts)
+
+
+def _marked(found: re.Match[str]) -> str:
+    base, index, power = found.groups()
+    low, high = f"<sub>{index}</sub>" if index else "", f"<sup>{power}</sup>" if power else ""
+    return f"{base}{low}{high}"
+
+
+def listed(ids: Iterable[str]) -> str:
+    return ", ".join(f'<a href="#{x}">{x}</a>' for x in ids)
+
+
+def article(claim: dict[str, Any], question: Question | None, last: dict[str, str]) -> str:
+    """A claim with its verdict, numbers, reasons, figures, code and command.
+
+    Args:
+        claim: its row of claims.json.
+        question: what decided it; None for an open one.
+        last: the last run's configuration; the claim's own is shown where it is another.
+    """
+    identifier, verdict = claim["id"], claim["verdict"]
+    parts = [
+        f'<h4><a href="#{identifier}">{identifier}</a> '
+        f'<span class="verdict {slug(verdict)}">{escaped(verdict)}</span> '
+        f'<span class="kind">{escaped(claim["kind"])}</span></h4>'
+        f'<p class="statement">{typeset(claim["claim"])}</p>{_reasons(claim["where"])}'
+    ]
+    if claim["configuration"]:
+        parts.append(_numbers(claim["measured"]))
+        if claim["configuration"] != last:
+            own = ", ".join(f"{name} {value}" for name, value in claim["configuration"].items())
+            parts.append(f'<p class="notice">From another run: {escaped(own)}.</p>')
+    if question is not None:
+        if question.figures:
+            links = ", ".join(
+                f'<a href="#figure-{slug(path.stem)}">{escaped(path.stem.partition("-")[2])}</a>'
+                for path in question.figures
+            )
+            parts.append(f"<p>Figures: {links}.</p>")
+        command = escaped(command_of(identifier, claim["configuration"]))
+        parts.append(f'<p>Run again: <code class="command">{command}</code></p>')
+        if identifier in question.places:
+            parts.append(_lines(question.name, question.places[identifier]))
+    return f'<article id="{identifier}">{"".join(parts)}</article>'
+
+
+def _reasons(text: str) -> str:
+    """Where and how it was measured, and, on a line of its own, what would have made it fail."""
+    measured, said, fails = text.partition("Said beforehand: ")
+    return f"<p>{typeset(measured)}</p>" + (f"<p>{said}{typeset(fails)}</p>" if said else "")
+
+
+def command_of(identifier: str, configuration: Mapping[str, str]) -> str:
+    """The command that decides a claim again as a run of this configuration did."""
+    usual, words = Settings(), ["python -m paper_repro"]
+    if "budget" in configuration:
+        usual = QUICK
+        words.append("--quick")
+    elif configuration["sizes"] != "reduced":
+        words.append("--full")
+    if configuration["seeds"] != str(usual.seeds):
+        words.append(f"--seeds {configuration['seeds']}")
+    if configuration["device"] != "cpu":
+        words.append(f"--device {configuration['device']}")
+    return " ".join([*words, f"--only {identifier}"])
+
+
+def _numbers(measured: dict[str, float]) -> str:
+    """A row a number; a mean and the two ends of its interval make one."""
+    rows = []
+    for name, value in measured.items():
+        low, high = measured.get(f"{name}, low"), measured.get(f"{name}, high")
+        if low is not None and high is not None:
+            shown = f"<td>{value:.3g}</td><td>[{low:.3g}, {high:.3g}]</td>"
+        elif not name.endswith((", low", ", high")):
+            shown = f"<td>{value:.4g}</td><td></td>"
+        else:
+            continue
+        rows.append(f'<tr><th scope="row">{typeset(name)}</th>{shown}</tr>')
+    text = _table(rows[:SHOWN])
+    if rows[SHOWN:]:
+        more = f"<summary>{len(rows) - SHOWN} more numbers</summary>{_table(rows[SHOWN:])}"
+        text += f"<details>{more}</details>"
+    return text
+
+
+def _table(rows: list[str]) -> str:
+    return f'<div class="scroll"><table class="numbers">{"".join(rows)}</table></div>'
+
+
+def _lines(name: str, place: Place) -> str:
+    """The lines that decide a claim, and a link to those that put its numbers together."""
+    link = f'<a href="#{_code_id(name, place)}">{place.function}</a>'
+    built = f"<p>Its numbers: <code>{_shown(place.path)}:{place.line}</code> in {link}.</p>"
+    if place.decided is None:
+        return built
+    path, first, last = place.decided
+    summary = f"Decided by <code>{_shown(path)}:{first}–{last}</code>"
+    return f"{built}<details><summary>{summary}</summary>{_source(path, first, last)}</details>"
+
+
+def code(name: str, found: Mapping[str, Place]) -> str:
+    """The functions of a question that put its claims' numbers together."""
+    parts = {
+        place.function: (
+            f'<details id="{_code_id(name, place)}"><summary>'
+            f"<code>{_shown(place.path)}:{place.first}–{place.last}</code> "
+            f"({escaped(place.function)})</summary>"
+            f"{_source(place.path, place.first, place.last)}</details>"
+        )
+        for place in found.values()
+    }
+    return "".join(parts.values())
+
+
+def _code_id(name: str, place: Place) -> str:
+    return f"code-{slug(name)}-{slug(place.function)}"
+
+
+def _shown(path: Path) -> str:
+    """A source's path from the project's folder; nothing of the machine."""
+    return escaped(path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name)
+
+
+def _source(path: Path, first: int, last: int) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()[first - 1 : last]
+    numbered = [f"{first + i:>4}  {line}".rstrip() for i, line in enumerate(lines)]
+    return f'<pre class="scroll">{escaped(chr(10).join(numbered))}</pre>'
+
+
+def figure(path: Path, *, embedded: bool) -> str:
+    """A figure and its caption; linked, with its vector drawing, or in the page."""
+    caption, (width, height) = typeset(check_figure(path)), picture_size(path)
+    if embedded:
+        data = base64.b64encode(path.read_bytes()).decode()
+        source, links = f"data:image/png;base64,{data}", ""
+    else:
+        source, vector = quote(path.name), path.with_suffix(".svg")
+        links = f' <a href="{source}">PNG</a>'
+        if vector.exists():
+            links += f' <a href="{quote(vector.name)}">SVG</a>'
+    return (
+        f'<figure id="figure-{slug(path.stem)}"><div class="scroll"><img '
+        f'alt="{escaped(path.stem)}" src="{source}" width="{width}" height="{height}" '
+        f'loading="lazy"></div><figcaption>{caption}{links}</figcaption></figure>'
+    )

@@ -1,0 +1,27 @@
+"""Settings chosen from a grid on other seeds than those they are judged on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def chosen(scores: np.ndarray) -> np.ndarray:
+    """The setting of every seed, `[seed]`: the best one, in the mean, on the other half of them.
+
+    Args:
+        scores: what is to be small, `[setting, seed]`; a run that is not finite is never best.
+    """
+    finite = np.where(np.isfinite(scores), scores, np.inf)
+    best = [int(finite[:, half::2].mean(1).argmin()) for half in (1, 0)]
+    return np.resize(best, scores.shape[1])
+
+
+def judged(scores: np.ndarray, choice: np.ndarray | None = None) -> np.ndarray:
+    """Every seed's score at the setting chosen for it, `[seed]`."""
+    choice = chosen(scores) if choice is None else choice
+    return scores[choice, np.arange(scores.shape[1])]
+
+
+def at_edge(choice: Sequence[int] | np.ndarray, settings: int) -> bool:
+    """Whether a setting was chosen at an end of its grid, so that a wider one may have a better."""
+    return settings > 1 and bool(np.isin(choice, (0, settings - 1)).any())

@@ -1,0 +1,32 @@
+// The page is whole without this: it filters the table, and opens code that a link leads to.
+(() => {
+  const form = document.getElementById("filter");
+  const rows = [...document.querySelectorAll("table.claims tbody tr")];
+  const names = ["paper", "verdict", "kind"];
+  const show = () => {
+    let count = 0;
+    for (const row of rows) {
+      const hidden = names.some((name) => {
+        const chosen = form.elements[name].value;
+        return chosen && row.dataset[name] !== chosen;
+      });
+      row.hidden = hidden;
+      count += !hidden;
+    }
+    form.querySelector("output").textContent = `${count} of ${rows.length} claims`;
+  };
+  form.hidden = false;
+  form.addEventListener("change", show);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  show();
+
+  const open = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target instanceof HTMLDetailsElement) {
+      target.open = true;
+      target.scrollIntoView();
+    }
+  };
+  window.addEventListener("hashchange", open);
+  open();
+})();

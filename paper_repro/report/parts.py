@@ -1,0 +1,132 @@
+"""Long computations that are done once: by whichever question needs them first, in any process.
+
+What a kept function returned is in the process's memory and, while a run has a folder for it, in a
+file: so another question, another worker and the next run after an interruption have it, too.
+"""
+
+import functools
+import hashlib
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mtlfunc.core.files import InUse, digest, reserved, write_whole
+
+from .cache import base, sources
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Store:
+    """Where this process keeps what it computes; a run sets it."""
+
+    folder: Path | None = None
+    waits: Callable[[bool], object] = staticmethod(lambda waiting: None)
+    """Called with True where nothing is left to do until another process is done, then False."""
+
+
+class Kept(Generic[P, R]):
+    """A function whose results are kept, under all that they depend on: see `kept`."""
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        # now, while the sources are what is imported: they may be edited while a run goes on
+        file = Path(function.__code__.co_filename)
+        self.base = digest(
+            sorted(sources(file)), base(), function.__module__, function.__qualname__
+        )
+        self.memory: dict[str, R] = {}
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.together({"": functools.partial(self.now, *args, **kwargs)})[""]
+
+    def together(self, calls: Mapping[str, Callable[[], R]]) -> dict[str, R]:
+        """Several calls of `now`; what another process is at comes last.
+
+        Args:
+            calls: partials of `now`, by name.
+
+        Returns:
+            their results, in the order of `calls`.
+        """
+        found: dict[str, R] = {}
+        try:
+            while len(found) < len(calls):
+                count = len(found)
+                for name in calls.keys() - found.keys():
+                    try:
+                        found[name] = calls[name]()
+                    except InUse:
+                        continue
+                    Store.waits(False)
+                if len(found) == count:
+                    Store.waits(True)
+                    time.sleep(0.2)
+        finally:
+            Store.waits(False)
+        return {name: found[name] for name in calls}
+
+    def now(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The result, kept or computed. Raises InUse while another process computes it."""
+        key = digest([], self.base, *_texts((args, kwargs)))
+        if key in self.memory:
+            return self.memory[key]
+        if Store.folder is None:
+            self.memory[key] = self.function(*args, **kwargs)
+            return self.memory[key]
+        path = Store.folder / f"{self.function.__name__}-{key[:24]}"
+        if not path.exists():
+            with reserved(path.with_suffix(".lock")):
+                if not path.exists():  # nor has another process just finished it
+                    _write(path, self.function(*args, **kwargs))
+        try:
+            self.memory[key] = _read(path)
+        except Exception as error:  # whatever pickle says of a damaged file
+            tqdm.write(f"{path.name} is damaged ({error}) and computed again")
+            path.unlink(missing_ok=True)
+            return self.now(*args, **kwargs)
+        return self.memory[key]
+
+
+def kept(function: Callable[P, R]) -> Kept[P, R]:
+    """A function of settings, numbers, texts and tensors whose results are kept.
+
+    The key is of the arguments, the function's source and all that it imports, the package and the
+    versions of the libraries.
+    """
+    return Kept(function)
+
+
+def _write(path: Path, value: Any) -> None:
+    content = pickle.dumps(value)
+    write_whole(path, hashlib.sha256(content).digest() + content)
+
+
+def _read(path: Path) -> Any:
+    raw = path.read_bytes()
+    if hashlib.sha256(raw[32:]).digest() != raw[:32]:
+        raise ValueError("not what was written")
+    return pickle.loads(raw[32:])
+
+
+def _texts(x: Any) -> Sequence[str]:
+    """Arguments as texts, the same in every process."""
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu().numpy()
+    if isinstance(x, np.ndarray):
+        return [f"{x.dtype}{x.shape}{hashlib.sha256(x.tobytes()).hexdigest()}"]
+    if isinstance(x, Mapping):
+        x = list(x.items())
+    if isinstance(x, (tuple, list)):
+        return [type(x).__name__, *(text for item in x for text in _texts(item)), "end"]
+    if x is None or isinstance(x, (str, int, float, torch.device, torch.dtype)):
+        return [repr(x)]
+    raise TypeError(f"a kept function takes no {type(x).__name__}: {x!r} says not all of it")

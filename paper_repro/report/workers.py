@@ -1,0 +1,292 @@
+"""Questions one after the other, or side by side in processes of their own, one thread each."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import torch
+from matplotlib import style
+
+from .display import Display, caught
+from .figures import STYLE
+from .findings import Claim, Figure, Settings
+from .parts import Store
+from .results import Drawn, Results, draw
+from .verdicts import findings
+
+Send = Callable[[str, Any], object]
+"""Takes what a question has to say: "line", "progress", "waits", "found", "done" or "failed"."""
+
+
+class Question(NamedTuple):
+    """One that is to run."""
+
+    name: str
+    module: ModuleType
+    key: str  # of its results
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM came: as Ctrl-C."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM raises `Stopped` inside; once only, so that what it leaves can be tidied up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it receives signals
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Run:
+    """Questions at work, and what has come of them.
+
+    Args:
+        results: where findings go.
+        display: where words go.
+        settings: how much to compute.
+        parts: the folder of long computations.
+    """
+
+    def __init__(self, results: Results, display: Display, settings: Settings, parts: Path) -> None:
+        self.results, self.display, self.settings, self.parts = results, display, settings, parts
+        self.found: dict[str, list[Claim | Drawn]] = {}  # by question that has begun
+        self.keys: dict[str, str] = {}
+        self.done: list[str] = []
+        self.failed: dict[str, str] = {}  # what ended them
+        self.waiting: set[str] = set()  # for another question's long computation
+
+    def begin(self, question: Question) -> None:
+        self.results.start(question.name)
+        self.begun(question.name).touch()
+        self.found[question.name], self.keys[question.name] = [], question.key
+        self.display.begin(question.name)
+
+    def begun(self, name: str) -> Path:
+        """A file that is there while a question has begun and is not finished, in any run."""
+        return self.parts / f"begun-{name}"
+
+    def skip(self, name: str) -> None:
+        """Its results are those of an earlier run."""
+        self.begun(name).unlink(missing_ok=True)
+        self.done.append(name)
+        self.display.done += 1
+        self.display.line(
+            f"[{name}] same code and settings as when it last ran: results kept (--fresh runs it "
+            "again)"
+        )
+
+    def receive(self, name: str, kind: str, what: Any) -> None:
+        """Put what a question says in its place."""
+        if name in self.failed:
+            return  # its last words
+        if kind == "line":
+            self.display.line(f"[{name}] {what}")
+        elif kind == "progress":
+            self.display.progress(name, what)
+        elif kind == "waits":
+            (self.waiting.add if what else self.waiting.discard)(name)
+        elif kind == "found":
+            try:
+                self.results.add(name, what)
+            except ValueError as error:
+                return self.fail(name, str(error))
+            self.found[name].append(what)
+            text = f"figure {what.name}" if isinstance(what, Drawn) else f"{what.id} {what.verdict}"
+            self.display.line(f"[{name}] {text}")
+        elif kind == "done":
+            self.results.finish(name, self.keys[name], self.found[name])
+            self.begun(name).unlink(missing_ok=True)
+            self.done.append(name)
+            wall = self.display.end(name)
+            self.display.line(f"[{name}] finished in {wall:.0f} s, {what:.0f} s of processor time")
+        else:
+            self.fail(name, what)
+
+    def fail(self, name: str, text: str) -> None:
+        self.failed[name] = text.strip().splitlines()[-1]
+        self.display.end(name)
+        self.display.line(f"[{name}] failed:\n{text.rstrip()}")
+
+    def one_by_one(self, questions: Sequence[Question]) -> None:
+        """All in this process."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        Store.folder = self.parts
+        try:
+            for question in questions:
+                self.begin(question)
+                name = question.name
+
+                def send(kind: str, what: Any, name: str = name) -> None:
+                    self.receive(name, kind, what)
+
+                answer(question.module, name, self.settings, self.results.folder, send)
+        finally:
+            Store.folder = None
+            torch.set_num_threads(threads)
+
+    def side_by_side(self, questions: Sequence[Question], workers: int) -> None:
+        """Each in a process of its own, so many at a time; ended with this one."""
+        context = prepared()
+        left, work = list(questions), {}
+        try:
+            while left or work:
+                while left and len(work) - len(self.waiting) < workers:
+                    question = left.pop(0)
+                    self.begin(question)
+                    here, there = context.Pipe(duplex=False)
+                    job = (question.name, question.module.__name__, self.settings)
+                    process = context.Process(
+                        target=_worker,
+                        args=(*job, self.results.folder, self.parts, there),
+                        daemon=True,
+                    )
+                    process.start()
+                    there.close()
+                    work[here] = question.name, process
+                for link in connection.wait(list(work), timeout=0.5):
+                    name, process = work[link]
+                    if not self.heard(name, link):
+                        process.join()
+                        del work[link]
+                        self.ended(name, process.exitcode)
+                self.display.tick()
+        finally:
+            for link, (name, process) in work.items():
+                process.kill()
+                process.join()
+                while link.poll() and self.heard(name, link):
+                    pass
+
+    def heard(self, name: str, link: Any) -> bool:
+        """Take one message; False where there will be none any more."""
+        try:
+            kind, what = link.recv()
+        except (EOFError, OSError):
+            return False
+        self.receive(name, kind, what)
+        return True
+
+    def ended(self, name: str, status: int | None) -> None:
+        """A process is gone: with its last word, or killed."""
+        self.waiting.discard(name)
+        if name not in self.done and name not in self.failed:
+            how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
+            self.fail(
+                name,
+                f"its process ended {how}, killed for memory perhaps; the same command runs "
+                "it again",
+            )
+
+
+def prepared() -> Any:
+    """The context of new processes: forks of one that has imported everything, with one thread."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.preload"])
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    ours = dict.fromkeys((*names, "TORCHINDUCTOR_COMPILE_THREADS"), "1")
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ |= ours
+    try:
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return context
+
+
+def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:
+    """Run a question; `send` gets its findings one by one, and in the end that it is done."""
+    begin = sum(os.times()[:4])  # with what compilers take
+    try:
+        with (
+            style.context(STYLE),
+            caught(lambda text: send("line", text), lambda text: send("progress", text)),
+        ):
+            for finding in findings(module, settings):
+                if isinstance(finding, Figure):
+                    send("found", draw(folder, name, finding))
+                else:
+                    send("found", finding)
+    except Exception:
+        send("failed", traceback.format_exc())
+    else:
+        send("done", sum(os.times()[:4]) - begin)
+
+
+def _worker(
+    name: str, module: str, settings: Settings, folder: Path, parts: Path, link: Any
+) -> None:
+    """What a process does. Signals are its parent's matter; it has no life without the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    torch.set_num_threads(1)
+    mpl.use("Agg")
+
+    def send(kind: str, what: Any) -> None:
+        link.send((kind, what))
+
+    Store.folder, Store.waits = parts, _changes(lambda waiting: send("waits", waiting))
+    answer(importlib.import_module(module), name, settings, folder, send)
+
+
+def _changes(tell: Callable[[bool], object]) -> Callable[[bool], None]:
+    """Tells only what is new."""
+    last = False
+
+    def waits(waiting: bool) -> None:
+        nonlocal last
+        if waiting != last:
+            last = waiting
+            tell(waiting)
+
+    return waits
+
+
+def longest_first(names: Sequence[str], slow: Sequence[str]) -> list[str]:
+    """The slow ones in their order, then the others in theirs, so that no slow one is last."""
+    return [*(name for name in slow if name in names), *(n for n in names if n not in slow)]
+
+
+def described(run: Run) -> str:
+    """What questions that were interrupted had found."""
+    texts = []
+    for name in run.display.work:
+        found = run.found[name]
+        figures = sum(isinstance(finding, Drawn) for finding in found)
+        texts.append(f"in {name}, after {len(found) - figures} claims and {figures} figures of it")
+    return "; ".join(texts)

@@ -1,0 +1,516 @@
+"""Numbers made to win and to lose, for decisions that are functions of their own.
+
+By claim: a first case whole, then changes to it and the verdict that these must give.
+"""
+
+Numbers = dict[str, float]
+Cases = list[tuple[Numbers, str]]
+WON, PART, LOST, OPEN = "holds", "holds only when", "does not hold", "inconclusive"
+
+
+def between(name: str, low: float, high: float) -> Numbers:
+    """A number and its interval."""
+    return {name: (low + high) / 2, f"{name}, low": low, f"{name}, high": high}
+
+
+def both(name: str, cases: tuple[str, ...], low: float, high: float) -> Numbers:
+    """The same interval in several cases; `{}` in the name."""
+    return {
+        key: value for case in cases for key, value in between(name.format(case), low, high).items()
+    }
+
+
+def each(name: str, cases: tuple[str, ...], value: float) -> Numbers:
+    return {name.format(case): value for case in cases}
+
+
+OPTIMIZERS, PROBLEMS = ("SGD", "Adam"), ("regression", "maze")
+FALL, OVER = (
+    "{}, ρ = 1 to 3: change of task 1's fall",
+    "{}: change of task 1's fall from ρ = 1 to 1000",
+)
+THREE, TWO = "conflict, gap, curvature", "conflict, gap, no curvature"
+RIVALS = ("the plain step", "a plain step of the same length")
+WINS = "{}; against {}: share of wins"
+PAIRS = "long runs that end with neither cos < -.999 nor excess < 1e-6"
+EXCESS = "dim {}: share with an excess above 1 % of the initial gap"
+OPPOSED = "share that ends with cos φ < -.999"
+SLOPE, ROUND = "{}: slope of log H, per 100 steps", "{}: median R²"
+CLOSEST, CHANCE = "{}: closest quantity, share of seeds", "{}: share by chance, about"
+FAMILIES = ("interior", "face")
+REACHED = "{}: share that reaches a relative gap of 1e-6 at the best step"
+SINGLE = "{}: share that reaches 1e-6, best single step for scales 1e-4 to 1e4"
+TUNED = "{}: share that reaches 1e-6, step tuned to the scale"
+WORK = "{}, T = 2, P = 9: operations of the solver over the step's"
+ROWS = "T rows, T = 32: peak memory over one gradient's"
+LAYERS = "layerwise Gramian, T = 32: peak memory over one gradient's"
+END = "T = {}: mean normalised end loss, MGDA-UB less MGDA"
+RAISED = "T = {}: share raising a task at initialisation"
+AWAY = "{}: share of ends that are not stationary"
+FULL, THIN = "full row rank, {}", "row rank 2 of 4, {}"
+REST = "T = {}: largest ‖d‖ of {}"
+METHODS = ("GD", "MGDA", "PCGrad", "CAGrad")
+NUDGED = "{}: largest change of the mean loss at the end under a nudge"
+SPREAD, ARRIVING = "{}: standard deviation of the mean loss at the end", "{}: share arriving"
+PUSHED, LOSING = (
+    "MGDA: the same from (9, 9)",
+    "CAGrad: rise of the losing task after contact from {}",
+)
+OUTER = ("(10, -8)", "(-8.5, -5)")
+DIRECT = "{}: share of steps whose d raises a task"
+BY_ADAM = "{}: share of Adam's steps that raise a task, d raising none"
+FAST, FASTER = (
+    "T = 10, n = 4: operations, full over fast",
+    "T = 50, n = 8: operations, full over fast",
+)
+GAMMA, FALLS = "larger over smaller G_i, α = 0.12", "w_2 at α = 1 over 0.5"
+DRAWN = "T = 10: share of random draws (weights and rate) at least as good as GradNorm"
+STRENGTH = "best α, √ scale, at the largest ratio less at 1"
+SCALE = "summed, 9 steps: {}"
+EDGE = "summed: a best rate at the edge of its grid (1: yes)"
+WHOLE = {"steps": 100_000.0}
+
+PCGRAD: dict[str, Cases] = {
+    "PC-02": [
+        (both(FALL, OPTIMIZERS, -2, -1) | both(OVER, OPTIMIZERS, -3, -2), WON),
+        (both(FALL, ("SGD",), -2, 1), PART),
+        (both(FALL, OPTIMIZERS, -2, 1) | both(OVER, OPTIMIZERS, 1, 2), LOST),
+        (both(FALL, OPTIMIZERS, -2, 1) | both(OVER, OPTIMIZERS, -1, 2), OPEN),
+    ],
+    "PC-03": [
+        (
+            {
+                key: value
+                for rival in RIVALS
+                for key, value in (
+                    between(WINS.format(THREE, rival), 0.8, 0.9)
+                    | between(WINS.format(TWO, rival), 0.1, 0.2)
+                ).items()
+            },
+            WON,
+        ),
+        (between(WINS.format(TWO, RIVALS[0]), 0.6, 0.7), PART),
+        (
+            between(WINS.format(TWO, RIVALS[0]), 0.6, 0.7)
+            | between(WINS.format(THREE, RIVALS[1]), 0.1, 0.2),
+            LOST,
+        ),
+        (
+            between(WINS.format(THREE, RIVALS[0]), 0.4, 0.7)
+            | between(WINS.format(THREE, RIVALS[1]), 0.4, 0.7),
+            OPEN,
+        ),
+    ],
+    "PC-04": [
+        (
+            {
+                "steps": 250_000.0,
+                "sum: L_2 at the end": 35.0,
+                "PCGrad: θ_1 at the end": -1.0,
+                "PCGrad: L_2 at the end": -90.0,
+            },
+            WON,
+        ),
+        ({"sum: L_2 at the end": 20.0}, LOST),
+        ({"PCGrad: L_2 at the end": 5.0}, LOST),
+        ({"PCGrad: L_2 at the end": 5.0, "steps": 1000.0}, OPEN),
+    ],
+    "PC-05": [
+        (each("{}: share of points with gᵀ∇²L g > 0", ("sum", "PCGrad"), 0.8), WON),
+        ({"sum: share of points with gᵀ∇²L g > 0": 0.1}, PART),
+        (each("{}: share of points with gᵀ∇²L g > 0", ("sum", "PCGrad"), 0.0), LOST),
+    ],
+    "PC-17": [
+        ({"violations of the promised fall": 0, PAIRS: 0, "of these, conflicting": 9}, WON),
+        ({"violations of the promised fall": 1}, LOST),
+        ({PAIRS: 2}, OPEN),
+        ({"of these, conflicting": 0}, OPEN),
+    ],
+    "PC-18": [
+        (between(OPPOSED, 0.0, 0.04) | both(EXCESS, ("2", "10"), 0.0, 0.02), WON),
+        (between(EXCESS.format("2"), 0.1, 0.2), PART),
+        (between(OPPOSED, 0.9, 1.0), LOST),
+        (between(OPPOSED, 0.0, 0.5), OPEN),
+    ],
+    "PC-19": [
+        (
+            {
+                "draws that meet the corrected hypotheses": 9,
+                "violations of the corrected theorem": 0,
+                "violations with weight 2(1 - s)": 0,
+                "violations of the printed theorem": 0,
+                "counterexample: L(θ^MT)": 1,
+                "counterexample: L(θ^PCGrad)": 0,
+                "counterexample: step": 4,
+                "counterexample: shortest step, uniform weight": 4,
+            },
+            WON,
+        ),
+        ({"violations of the printed theorem": 3}, PART),
+        ({"counterexample: L(θ^MT)": -2}, PART),
+        ({"violations of the printed theorem": 3, "violations of the corrected theorem": 1}, LOST),
+    ],
+    "PC-26": [
+        (both(SLOPE, PROBLEMS, 1, 2) | each(ROUND, PROBLEMS, 0.9), WON),
+        ({ROUND.format("maze"): 0.5}, PART),
+        (each(ROUND, PROBLEMS, 0.5), LOST),
+        (both(SLOPE, PROBLEMS, -2, -1), LOST),
+        (both(SLOPE, PROBLEMS, -1, 1), OPEN),
+    ],
+    "PC-29": [
+        (both(CLOSEST, PROBLEMS, 0.6, 0.9) | each(CHANCE, PROBLEMS, 0.1), WON),
+        (both(CLOSEST, PROBLEMS, 0.1, 0.4), LOST),
+        (both(CLOSEST, PROBLEMS, 0.05, 0.7), OPEN),
+        (each(CHANCE, PROBLEMS, 2.0), LOST),
+    ],
+    "PC-31": [
+        (
+            {
+                "equal, step 1: distance of the last iterate from the run's mean": 0.0,
+                "120°: orders of 8 with d = 0": 8,
+                "equal, random order, 1/k: spread of the end points": 0.01,
+            },
+            WON,
+        ),
+        ({"equal, step 1: distance of the last iterate from the run's mean": 0.1}, PART),
+        (
+            {
+                "equal, step 1: distance of the last iterate from the run's mean": 0.1,
+                "equal, random order, 1/k: spread of the end points": 0.5,
+            },
+            LOST,
+        ),
+    ],
+    "PC-32": [
+        (each("{}, random order: distance of the mean end point", ("a", "b"), 0.01), WON),
+        ({"a, random order: distance of the mean end point": 0.5}, PART),
+        (each("{}, random order: distance of the mean end point", ("a", "b"), 0.5), LOST),
+    ],
+}
+
+MGDA: dict[str, Cases] = {
+    "SU-07": [
+        (
+            {
+                "(1, 0, 0), (-1, 0, 0): largest rate of Δ = (0, 1, 0)": 1,
+                "(1, 0, 0), (-1, 0, 0): length of (g_1 + g_2)/2": 0,
+            },
+            WON,
+        ),
+        ({"(1, 0, 0), (-1, 0, 0): largest rate of Δ = (0, 1, 0)": 0}, LOST),
+    ],
+    "SU-14": [
+        (
+            between("share of runs in a cycle longer than 1, optimum no vertex", 0.97, 1)
+            | {"largest excess of 1 - max softmax over (T - 1) exp(-λ·margin)": 0},
+            WON,
+        ),
+        (between("share of runs in a cycle longer than 1, optimum no vertex", 0.5, 0.7), LOST),
+        (between("share of runs in a cycle longer than 1, optimum no vertex", 0.9, 1), OPEN),
+        ({"largest excess of 1 - max softmax over (T - 1) exp(-λ·margin)": 0.1}, LOST),
+    ],
+    "SU-23": [
+        (
+            each(REACHED, FAMILIES, 1.0)
+            | each("{}: best step at the grid's edge (1: yes)", FAMILIES, 0)
+            | {"steps": 5000},
+            WON,
+        ),
+        ({REACHED.format("face"): 0.1}, PART),
+        (each(REACHED, FAMILIES, 0.1), LOST),
+        (each(REACHED, FAMILIES, 0.1) | {"steps": 100}, OPEN),
+        (
+            each(REACHED, FAMILIES, 0.1) | {"face: best step at the grid's edge (1: yes)": 1},
+            OPEN,
+        ),
+    ],
+    "SU-24": [
+        (each(SINGLE, FAMILIES, 0.2) | each(TUNED, FAMILIES, 1.0), WON),
+        ({TUNED.format("face"): 0.1}, PART),
+        (each(SINGLE, FAMILIES, 1.0), LOST),
+        (each(TUNED, FAMILIES, 0.1), OPEN),
+    ],
+    "SU-25": [
+        (each(WORK, ("exact", "loop"), 0.5), WON),
+        ({WORK.format("exact"): 0.01}, PART),
+        (each(WORK, ("exact", "loop"), 0.1), LOST),
+    ],
+    "SU-27": [
+        ({ROWS: 30, LAYERS: 30, "relative difference of the two Gramians, largest": 0}, WON),
+        ({LAYERS: 2}, PART),
+        ({ROWS: 3}, LOST),
+    ],
+    "SU-30": [
+        (both(END, ("2", "5"), -0.01, 0.01) | both(RAISED, ("2", "5"), 0, 0.01), WON),
+        (between(RAISED.format("5"), 0.3, 0.4), PART),
+        (both(END, ("2", "5"), 0.1, 0.2), LOST),
+        (both(END, ("2", "5"), -0.1, 0.2), OPEN),
+    ],
+    "SU-32": [
+        (
+            {"draws in which one optimum is 0 and the other is not, full row rank": 0}
+            | between("share whose bound direction raises a task, full row rank", 0, 0.1),
+            WON,
+        ),
+        (between("share whose bound direction raises a task, full row rank", 0.2, 0.4), PART),
+        ({"draws in which one optimum is 0 and the other is not, full row rank": 1}, LOST),
+    ],
+    "SU-35": [
+        (
+            between(AWAY.format(FULL.format("MGDA")), 0, 0.05)
+            | between(AWAY.format(FULL.format("MGDA-UB")), 0.3, 0.5)
+            | between(AWAY.format(THIN.format("MGDA")), 0, 0.05)
+            | between(AWAY.format(THIN.format("MGDA-UB")), 0.3, 0.5),
+            WON,
+        ),
+        (between(AWAY.format(FULL.format("MGDA-UB")), 0, 0.05), PART),
+        (
+            between(AWAY.format(FULL.format("MGDA-UB")), 0, 0.05)
+            | between(AWAY.format(THIN.format("MGDA-UB")), 0, 0.05),
+            LOST,
+        ),
+        (
+            between(AWAY.format(FULL.format("MGDA")), 0.3, 0.5)
+            | between(AWAY.format(THIN.format("MGDA")), 0.3, 0.5),
+            OPEN,
+        ),
+    ],
+    "SU-36": [
+        (
+            between("T = 2, q = 1, P = 61", 0.2, 0.3) | between("T = 2, q = 1, P = 999", 0, 0.01),
+            WON,
+        ),
+        (between("T = 2, q = 1, P = 999", 0.2, 0.3), LOST),
+        (between("T = 2, q = 1, P = 999", 0.05, 0.1), OPEN),
+    ],
+}
+
+CAGRAD: dict[str, Cases] = {
+    "CA-03": [
+        ({REST.format(t, name): 0 for t in (2, 3) for name in ("MGDA", "PCGrad")}, WON),
+        ({REST.format(3, "PCGrad"): 0.4}, PART),
+        ({REST.format(2, "PCGrad"): 0.4}, LOST),
+    ],
+    "CA-04": [
+        (WHOLE | each("{}: largest movement after contact", ("MGDA", "PCGrad"), 0), WON),
+        ({"PCGrad: largest movement after contact": 1}, PART),
+        (each("{}: largest movement after contact", ("MGDA", "PCGrad"), 1), LOST),
+        ({"steps": 100}, OPEN),
+    ],
+    "CA-05": [
+        (
+            {
+                "draws in which 'no common descent' and '0 in the hull' disagree": 0,
+                "L_1 = L_2 = -x² at its stationary point 0": 0,
+                "at 1/2": 1,
+            },
+            WON,
+        ),
+        ({"at 1/2": -0.25}, LOST),
+        ({"draws in which 'no common descent' and '0 in the hull' disagree": 1}, OPEN),
+    ],
+    "CA-08": [
+        (
+            {
+                "smallest where |x₁| > 0.5": 0,
+                "largest distance of 0 from the gradients' hull, same unit": 0,
+                "largest ‖g₀‖ over the longest gradient": 0,
+            },
+            WON,
+        ),
+        (
+            {
+                "smallest where |x₁| > 0.5": 0.1,
+                "largest ‖g₀‖ over the longest gradient": 0.5,
+            },
+            LOST,
+        ),
+    ],
+    "CA-13": [
+        (
+            each("T = {}: share of PCGrad's directions met by some c", ("2", "3"), 1)
+            | {
+                "c*: draws with the wrong sign at .95 c* and 1.05 c*": 0,
+                "c*: largest relative distance of d to DualProj's": 0,
+            },
+            WON,
+        ),
+        ({"T = 3: share of PCGrad's directions met by some c": 0.1}, PART),
+        (
+            {
+                "T = 3: share of PCGrad's directions met by some c": 0.1,
+                "c*: largest relative distance of d to DualProj's": 0.1,
+            },
+            LOST,
+        ),
+    ],
+    "CA-14": [
+        (
+            WHOLE
+            | each("exact, c = {}: largest excess at the end", ("0.2", "0.5", "0.8", "0.9"), 0)
+            | {"exact, c = 3: smallest excess at the end, (0, 0) aside": 0},
+            WON,
+        ),
+        ({"exact, c = 3: smallest excess at the end, (0, 0) aside": 5}, PART),
+        ({"exact, c = 0.5: largest excess at the end": 5}, LOST),
+    ],
+    "CA-17": [
+        (each("{}, T = 2: most", ("conic", "SLSQP"), 1e-8), WON),
+        ({"SLSQP, T = 2: most": 0.1}, PART),
+        (each("{}, T = 2: most", ("conic", "SLSQP"), 0.1), LOST),
+    ],
+    "CA-19": [
+        ({"steps": 800, "c = 0.2: share below 1e-3": 1, "c = 0.9: share below 1e-3": 1}, WON),
+        ({"c = 0.9: share below 1e-3": 0.5}, LOST),
+        ({"c = 0.9: share below 1e-3": 0.5, "steps": 10}, OPEN),
+    ],
+    "CA-21": [
+        ({"largest ‖g₀‖ at the end": 0, "share ending at the other minimum": 0}, WON),
+        ({"share ending at the other minimum": 0.5}, PART),
+        ({"share ending at the other minimum": 1}, LOST),
+        ({"largest ‖g₀‖ at the end": 1}, OPEN),
+    ],
+    "CA-24": [
+        (WHOLE | each(NUDGED, METHODS, 0), WON),
+        ({NUDGED.format("GD"): 1}, PART),
+        (each(NUDGED, METHODS, 1), LOST),
+    ],
+    "CA-25": [
+        (WHOLE | {"stuck, printed starts": 2, "stuck, (-8.5, -5) for (-8.5, 5)": 2}, WON),
+        ({"stuck, printed starts": 3}, PART),
+        ({"stuck, printed starts": 3, "stuck, (-8.5, -5) for (-8.5, 5)": 4}, LOST),
+    ],
+    "CA-27": [
+        (
+            WHOLE
+            | {
+                "starts that can tell": 3,
+                "of these, with a distance that never grows with c": 3,
+                "of these, with the largest c's contact within a tenth of the way": 3,
+            },
+            WON,
+        ),
+        ({"of these, with a distance that never grows with c": 1}, PART),
+        (
+            {
+                "of these, with a distance that never grows with c": 0,
+                "of these, with the largest c's contact within a tenth of the way": 0,
+            },
+            LOST,
+        ),
+        ({"starts that can tell": 0}, OPEN),
+    ],
+    "CA-28": [
+        (
+            WHOLE
+            | each(SPREAD, METHODS[:3], 3)
+            | both(ARRIVING, METHODS[:3], 0.1, 0.3)
+            | {SPREAD.format("CAGrad"): 0.1}
+            | between(ARRIVING.format("CAGrad"), 0.8, 1),
+            WON,
+        ),
+        (between(ARRIVING.format("CAGrad"), 0.2, 0.4), PART),
+        (between(ARRIVING.format("CAGrad"), 0.2, 0.4) | {SPREAD.format("CAGrad"): 9}, LOST),
+    ],
+    "CA-34": [({FAST: 2.1, FASTER: 5.5}, WON), ({FAST: 9}, PART), ({FAST: 9, FASTER: 1}, LOST)],
+    "X-01": [
+        (
+            WHOLE
+            | {
+                "convex pairs: share ending Pareto stationary": 1,
+                "convex pairs: share with an excess below 1 %": 1,
+                "toy: PCGrad's excess of the mean loss from (9, 9)": 0,
+            },
+            WON,
+        ),
+        ({"toy: PCGrad's excess of the mean loss from (9, 9)": 5}, PART),
+        (
+            {
+                "toy: PCGrad's excess of the mean loss from (9, 9)": 5,
+                "convex pairs: share with an excess below 1 %": 0.1,
+            },
+            LOST,
+        ),
+        ({"convex pairs: share ending Pareto stationary": 0.5}, OPEN),
+    ],
+    "X-02": [
+        (WHOLE | each(LOSING, OUTER, 5) | {PUSHED: 0}, WON),
+        ({PUSHED: 1}, LOST),
+        ({LOSING.format(OUTER[0]): 0}, LOST),
+    ],
+    "X-05": [
+        (WHOLE | each(DIRECT, ("MGDA", "PCGrad"), 0) | each(BY_ADAM, ("MGDA", "PCGrad"), 0.1), WON),
+        ({DIRECT.format("MGDA"): 0.1}, LOST),
+        (each(BY_ADAM, ("MGDA", "PCGrad"), 0), LOST),
+    ],
+}
+
+OTHERS: dict[str, Cases] = {
+    **PCGRAD,
+    **MGDA,
+    **CAGRAD,
+    "GN-05": [
+        (between(GAMMA, 1.1, 1.3) | between(FALLS, 0.7, 0.9), WON),
+        (between(FALLS, 1.1, 1.2), PART),
+        (between(GAMMA, 5, 9) | between(FALLS, 1.1, 1.2), LOST),
+        (between(GAMMA, 5, 9) | between(FALLS, 0.9, 1.2), OPEN),
+    ],
+    "GN-12": [
+        (between("spread at α = 2 over α = 0", 0.7, 0.9) | between(STRENGTH, 0.1, 0.5), WON),
+        (between(STRENGTH, -0.1, 0.5), PART),
+        (between("spread at α = 2 over α = 0", 1.1, 1.2) | between(STRENGTH, -0.5, -0.1), LOST),
+        (between("spread at α = 2 over α = 0", 0.9, 1.2) | between(STRENGTH, -0.5, 0.1), OPEN),
+    ],
+    "GN-19": [
+        (between("their ratio", 0.98, 1.02), WON),
+        (between("their ratio", 1.2, 1.4), LOST),
+        (between("their ratio", 0.8, 1.3), OPEN),
+    ],
+    "GN-20": [
+        (
+            {
+                "smallest w_1/w_2 of a seed": 30,
+                "smallest w_1/w_2 of a seed after a quarter of the run": 20,
+            }
+            | between("path length of w_1 over its range", 1.1, 1.3),
+            WON,
+        ),
+        (between("path length of w_1 over its range", 5, 9), PART),
+        ({"smallest w_1/w_2 of a seed after a quarter of the run": 2}, PART),
+        ({"smallest w_1/w_2 of a seed": 2}, LOST),
+    ],
+    "GN-25": [
+        (
+            {
+                "runs of a full grid of 5 ratios, T = 2": 5,
+                "runs of a full grid of 5 ratios, T = 5": 625,
+                "values of α run, T = 2": 3,
+                "values of α run, T = 10": 3,
+                "T = 10: runs of GradNorm (α and rate)": 9,
+            }
+            | between(DRAWN, 0, 0.02),
+            WON,
+        ),
+        (between(DRAWN, 0.3, 0.6), PART),
+        # more data must not turn a strong verdict into none: a wide interval is open
+        (between(DRAWN, 0, 0.4), OPEN),
+        ({"runs of a full grid of 5 ratios, T = 5": 12}, LOST),
+        ({"values of α run, T = 10": 30}, LOST),
+    ],
+    "CA-37": [
+        (
+            between(SCALE.format("MGDA's weight on the main task"), 0.1, 0.2)
+            | between(SCALE.format("MGDA minus equal weights, accuracy"), -0.3, -0.2)
+            | between(SCALE.format("CAGrad minus equal weights, accuracy"), 0.0, 0.1)
+            | between(
+                SCALE.format("least cosine of d with a task, CAGrad minus equal weights"), 0.1, 0.2
+            )
+            | {EDGE: 0},
+            WON,
+        ),
+        (between(SCALE.format("MGDA's weight on the main task"), 0.5, 0.6), LOST),
+        (between(SCALE.format("MGDA minus equal weights, accuracy"), -0.02, 0.02), LOST),
+        (between(SCALE.format("CAGrad minus equal weights, accuracy"), -0.2, 0.1), OPEN),
+        ({EDGE: 1}, OPEN),
+    ],
+}

@@ -1,0 +1,438 @@
+"""The balancer of a stock loop: the numbers of `mf.balance`, its states, and its errors."""
+
+import io
+import threading
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from mtlfunc.gradients.layerwise import plan
+from tests.registry import RULES
+
+F64 = torch.float64
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh())
+        self.heads = nn.ModuleList(nn.Linear(6, 2) for _ in range(3))
+
+    def forward(self, x):
+        z = self.trunk(x)
+        return [head(z) for head in self.heads]
+
+
+def scalars(outputs, y):
+    return [(out - y).square().mean() * (1 + k) for k, out in enumerate(outputs)]
+
+
+FORMS = {
+    "vector": lambda outputs, y: (torch.stack(outputs) - y).square().mean((1, 2)),
+    "stacked": lambda outputs, y: torch.stack(scalars(outputs, y)),
+    "tuple": lambda outputs, y: tuple(scalars(outputs, y)),
+    "list": scalars,
+    "dict": lambda outputs, y: dict(zip("abc", scalars(outputs, y), strict=True)),
+}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().double()
+
+
+def batches(count=2):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(5, 4, dtype=F64, generator=generator),
+            torch.randn(5, 2, dtype=F64, generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def pure(net, rule, probe, form="stacked", key=3, steps=2, **options):
+    """Gradients of the pure step, batch by batch."""
+    step = mf.balance(
+        lambda p, b: FORMS[form](functional_call(net, p, (b[0],)), b[1]), rule, probe, **options
+    )
+    params, found = mf.parameters(net), []
+    state = step.init(params, batches()[0], key=key)
+    for batch in batches(steps):
+        grads, state, info = step.update(params, batch, state)
+        found.append((grads, info))
+    return found
+
+
+def live(net, balancer, form="stacked", watched=True, steps=2):
+    found = []
+    for x, y in batches(steps):
+        net.zero_grad()
+        if watched:
+            with balancer:
+                losses = FORMS[form](net(x), y)
+        else:
+            losses = FORMS[form](net(x), y)
+        info = balancer.backward(losses)
+        found.append(({name: leaf.grad for name, leaf in net.named_parameters()}, info))
+    return found
+
+
+def agree(got, expected, rtol=1e-10):
+    for (grads, info), (others, other) in zip(got, expected, strict=True):
+        for name, grad in others.items():
+            scale = float(grad.abs().max())
+            assert float((grads[name] - grad).abs().max()) <= rtol * max(scale, 1e-3), name
+        torch.testing.assert_close(info.weights, other.weights, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(info.gramian, other.gramian, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(info.losses, other.losses, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_as_in_the_pure_step(name, net):
+    make = RULES[name].make
+    expected = pure(net, make(), mf.jacobian("trunk.*"))
+    agree(live(net, mf.Balancer(net, make(), "trunk.*", key=3)), expected)
+
+
+OPTIONS = {
+    "plain": {},
+    "measure": {"measure": "trunk.2.*"},
+    "own heads": {"heads": "own"},
+    "weighted heads": {"heads": "weighted"},
+    "groups": {"groups": "layer"},
+    "rows": {"engine": "rows"},
+    "layerwise": {"engine": "layerwise"},
+    "chunks": {"chunk_size": 2},
+    "loop": {"chunk_size": 1},
+    "gramian_dtype": {"gramian_dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("few", [0, plan.FEW_PARAMETERS])
+@pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_as_in_the_pure_step(option, form, watched, few, net, monkeypatch):
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", few)
+    options = OPTIONS[option]
+    other = "tuple" if form == "list" else form
+    expected = pure(net, mf.cagrad(0.4), mf.jacobian("trunk.*", **options), other)
+    balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*", key=3, **options)
+    agree(live(net, balancer, form, watched), expected, 1e-5 if "dtype" in option else 1e-10)
+
+
+@pytest.mark.parametrize("rule", [mf.uw, mf.dwa, mf.gls])
+def test_losses_alone(rule, net):
+    make = partial(rule, 0.1) if rule is mf.uw else partial(rule, 2) if rule is mf.dwa else rule
+    expected = pure(net, make(), mf.losses_only(), reduction="sum")
+    agree(live(net, mf.Balancer(net, make(), None, reduction="sum")), expected)
+    with pytest.raises(ValueError, match=r"shared=None measures nothing.*engine"):
+        mf.Balancer(net, mf.mean(), None, engine="rows")
+
+
+def test_sum_and_absent_tasks(net):
+    here = torch.tensor([True, False, True])
+    probe = mf.jacobian("trunk.*", present=lambda batch: here)
+    for form, make in FORMS.items():
+        expected = pure(
+            net, mf.mgda(), probe, "tuple" if form == "list" else form, steps=1, reduction="sum"
+        )
+        net.zero_grad()
+        balancer = mf.Balancer(net, mf.mgda(), "trunk.*", reduction="sum")
+        ((x, y),) = batches(1)
+        info = balancer.backward(make(net(x), y), present=here)
+        agree([({n: p.grad for n, p in net.named_parameters()}, info)], expected)
+
+
+def test_features_are_the_probe_of_the_representation(net):
+    def encode(params, batch):
+        return functional_call(net.trunk, _of(params, "trunk."), (batch[0],))
+
+    def decode(params, z, batch):
+        outputs = [
+            functional_call(head, _of(params, f"heads.{k}."), (z,))
+            for k, head in enumerate(net.heads)
+        ]
+        return torch.stack(scalars(outputs, batch[1]))
+
+    expected = pure(net, mf.mgda(), mf.representation(encode, decode, shared="trunk.*"), steps=1)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    ((x, y),) = batches(1)
+    z = net.trunk(x)
+    info = balancer.backward(scalars([head(z) for head in net.heads], y), features=z)
+    agree([({n: p.grad for n, p in net.named_parameters()}, info)], expected)
+    with pytest.raises(ValueError, match=r"features.*graph"):
+        balancer.backward(scalars(net(x), y), features=z.detach())
+    with pytest.raises(ValueError, match=r"features: the losses of tasks \[0, 1, 2\]"):
+        balancer.backward(scalars(net(x), y), features=z)
+    narrow = mf.Balancer(net, mf.mgda(), "trunk.0.*")
+    with pytest.raises(ValueError, match=r"shared: the features depend on trunk.2.weight"):
+        narrow.backward(scalars([head(z) for head in net.heads], y), features=z)
+
+
+def _of(params, prefix):
+    return {n.removeprefix(prefix): p for n, p in params.items() if n.startswith(prefix)}
+
+
+def test_weigh_and_measure(net):
+    """`weigh` moves the rule's state, `measure` nothing; neither touches gradients or graph."""
+    ((x, y),) = batches(1)
+    balancer, other = (mf.Balancer(net, mf.gradnorm(1.5), "trunk.*") for _ in range(2))
+    losses = scalars(net(x), y)
+    before = balancer.state_dict()
+    info = balancer.measure(losses)
+    assert balancer.state_dict() == before
+    weights, again = balancer.weigh(losses)
+    torch.testing.assert_close(weights, info.weights, rtol=0, atol=0)
+    assert all(leaf.grad is None for leaf in net.parameters())
+    moved = balancer.state_dict()
+    assert moved["started"]
+    assert any(leaf.ndim for leaf in moved["rule"].values())
+    (weights * torch.stack(losses)).sum().backward()  # the graph is there
+    weighted = [leaf.grad.clone() for leaf in net.parameters()]
+    net.zero_grad()
+    whole = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*", heads="weighted")
+    whole.backward(scalars(net(x), y))
+    for grad, leaf in zip(weighted, net.parameters(), strict=True):
+        torch.testing.assert_close(grad, leaf.grad, rtol=1e-12, atol=1e-14)
+    doubled = mf.Balancer(net, mf.mean(), "trunk.*", reduction="sum")
+    torch.testing.assert_close(doubled.weigh(scalars(net(x), y))[0], torch.ones(3, dtype=F64))
+    assert other.measure(scalars(net(x), y)).weights.shape == again.weights.shape
+    with pytest.raises(ValueError, match="groups"):
+        mf.Balancer(net, mf.mgda(), "trunk.*", groups="layer").weigh(scalars(net(x), y))
+
+
+@pytest.mark.parametrize(
+    "make", [partial(mf.gradnorm, 1.5), mf.pcgrad, lambda: mf.momentum(mf.mgda(), 0.6)]
+)
+def test_resuming_is_bit_exact(make, net):
+    """From a file that `torch.load` takes with its defaults, before and after a first step."""
+    whole = live(net, mf.Balancer(net, make(), "trunk.*", key=5), "dict", steps=3)
+    first = mf.Balancer(net, make(), "trunk.*", key=5)
+    live(net, first, "dict", steps=1)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    saved = torch.load(file)
+    fresh, started = (mf.Balancer(net, make(), "trunk.*", key=9) for _ in range(2))
+    live(net, started, "dict", steps=2)
+    for balancer in (fresh, started):
+        balancer.load_state_dict(saved)
+        assert balancer.state_dict()["tasks"] == saved["tasks"]
+        for (x, y), (grads, info) in list(zip(batches(3), whole, strict=True))[1:]:
+            net.zero_grad()
+            got = balancer.backward(FORMS["dict"](net(x), y))
+            assert torch.equal(got.weights, info.weights)
+            assert torch.equal(net.trunk[0].weight.grad, grads["trunk.0.weight"])
+
+
+def test_states_of_others_are_refused(net):
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
+    balancer.backward(FORMS["dict"](net(x), y))
+    saved = balancer.state_dict()
+    with pytest.raises(ValueError, match=r"state_dict: expected what Balancer.state_dict"):
+        balancer.load_state_dict({"rule": {}})
+    stateless = mf.Balancer(net, mf.mgda(), "trunk.*")
+    stateless.load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"another rule or number of tasks"):
+        stateless.backward(FORMS["dict"](net(x), y))
+    two = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
+    two.backward(scalars(net(x), y)[:2])
+    with pytest.raises(ValueError, match=r"'a', 'b', 'c', and this balancer of 2 tasks"):
+        two.load_state_dict(saved)
+    kept = two.state_dict()["rule"]
+    two.load_state_dict(two.state_dict())
+    assert {name: leaf.tolist() for name, leaf in kept.items()} == {
+        name: leaf.tolist() for name, leaf in two.state_dict()["rule"].items()
+    }
+
+
+def test_tasks_are_read_by_name(net):
+    ((x, y),) = batches(1)
+    balancer, sorted_ = (mf.Balancer(net, mf.mgda(), "trunk.*") for _ in range(2))
+    losses = FORMS["dict"](net(x), y)
+    first = balancer.backward(losses)
+    assert list(first.tasks) == ["a", "b", "c"]
+    again = balancer.backward({name: losses[name] for name in "cab"})
+    assert list(again.tasks) == ["a", "b", "c"]
+    assert torch.equal(again.weights, first.weights)
+    with pytest.raises(ValueError, match=r"no loss at this step for 'b', which the first step saw"):
+        balancer.backward({name: losses[name] for name in "ac"})
+    with pytest.raises(ValueError, match=r"'d' is new"):
+        balancer.backward(losses | {"d": losses["a"] * 2})
+    with pytest.raises(ValueError, match=r"without names"):
+        balancer.backward(tuple(losses.values()))
+    assert sorted_.backward(losses).tasks.keys() == first.tasks.keys()
+
+
+def _untouched(net, balancer, call, error, match):
+    """What raises leaves `.grad`, the rule's state and the graph as they were."""
+    grads = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    state = balancer.state_dict()
+    with pytest.raises(error, match=match):
+        call()
+    after = balancer.state_dict()
+    assert after["started"] == state["started"]
+    assert all(torch.equal(after["rule"][k], leaf) for k, leaf in state["rule"].items())
+    for p, grad in zip(net.parameters(), grads, strict=True):
+        assert (p.grad is None) == (grad is None)
+        assert grad is None or torch.equal(p.grad, grad)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_bad_losses_are_errors_that_change_nothing(started, net):
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
+    if started:
+        balancer.backward(scalars(net(x), y))
+    good = scalars(net(x), y)
+    bad = partial(_untouched, net, balancer)
+    with torch.no_grad():
+        gone = scalars(net(x), y)
+    bad(lambda: balancer.backward(gone), ValueError, r"losses: they depend on no parameter")
+    bad(lambda: balancer.backward(good[0]), ValueError, r"losses: .*losses\[None\]")
+    bad(lambda: balancer.backward([good[0], x, good[1]]), ValueError, r"losses: .*scalar")
+    nan = [good[0], good[1] * float("nan"), good[2]]
+    bad(lambda: balancer.backward(nan), ValueError, r"losses: NaN.*\[1\]")
+    apart = [good[0], good[1], net.heads[0].weight.square().sum()]
+    if not started:
+        bad(lambda: balancer.backward(apart), ValueError, r"tasks \[2\].*none of the shared")
+    balancer.backward(good)  # its graph has survived all that
+
+
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", engine=engine)
+    with balancer:
+        out = net(x)
+        losses = FORMS[form](out, y)
+    balancer.backward(losses, retain_graph=True)
+    once = [leaf.grad.clone() for leaf in net.parameters()]
+    net.zero_grad()
+    balancer.backward(losses)
+    assert all(torch.equal(a, leaf.grad) for a, leaf in zip(once, net.parameters(), strict=True))
+    _untouched(net, balancer, lambda: balancer.backward(losses), RuntimeError, "call the balancer")
+    several = losses if isinstance(losses, torch.Tensor) else torch.stack(_several(losses))
+    for loss in several:  # every head's nodes, too
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+
+
+def _several(losses):
+    return list(losses.values()) if isinstance(losses, dict) else list(losses)
+
+
+def test_freeing_runs_no_hook_and_no_custom_backward(net):
+    ((x, y),) = batches(1)
+    seen = []
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(grad.abs().sum().item())
+            return 2 * grad
+
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", engine="rows")
+    with balancer:
+        losses = scalars([Twice.apply(out) for out in net(x)], y)
+    balancer.backward(losses)
+    assert len(seen) == len(losses)
+    assert all(seen)
+    with balancer:
+        outs = net(x)
+        outs[0].register_hook(lambda grad: seen.append(grad.abs().sum().item()))
+        losses = scalars(outs, y)
+    balancer.backward(losses)
+    assert all(seen)
+
+
+def test_graphs_that_are_gone(net):
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    losses = scalars(net(x), y)
+    sum(losses).backward()
+    _untouched(net, balancer, lambda: balancer.backward(losses), RuntimeError, "call the balancer")
+    losses = scalars(net(x), y)
+    with torch.no_grad():
+        for leaf in net.parameters():
+            leaf.add_(1.0)
+    _untouched(net, balancer, lambda: balancer.backward(losses), RuntimeError, "compute the losses")
+
+
+def test_arguments_that_are_something_else(net):
+    with pytest.raises(ValueError, match="matches no parameter"):
+        mf.Balancer(net, mf.mgda(), "body.*")
+    with pytest.raises(NotImplementedError, match="DataParallel"):
+        mf.Balancer(nn.DataParallel(net), mf.mgda())
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    ((x, y),) = batches(1)
+    losses = scalars(net(x), y)
+    with pytest.raises(RuntimeError, match=r"transforms.*mtlfunc.balance"):
+        torch.func.vmap(lambda s: balancer.backward(losses).losses * s)(torch.ones(2))
+    with pytest.raises(ValueError, match="present"):
+        balancer.backward(losses, present=torch.ones(2, dtype=torch.bool))
+    with pytest.raises(TypeError, match="present"):
+        balancer.backward(losses, present=torch.ones(3))
+
+
+def test_an_exception_inside_the_block_leaves_no_mode_behind(net):
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", engine="layerwise")
+
+    def broken():
+        with balancer:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert torch._C._len_torch_function_stack() == 0
+    agree(
+        live(net, balancer, steps=1),
+        pure(net, mf.mgda(), mf.jacobian("trunk.*"), steps=1),
+    )
+
+
+def test_threads_see_their_own_forwards(net, monkeypatch):
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
+    nets = [Net().double() for _ in range(3)]
+    balancers = [mf.Balancer(n, mf.mean(), "trunk.*", engine="layerwise") for n in nets]
+    barrier, failed = threading.Barrier(3), []
+
+    def run(n, balancer):
+        try:
+            for x, y in batches(3):
+                n.zero_grad()
+                barrier.wait(30)
+                with balancer:
+                    losses = scalars(n(x), y)
+                    barrier.wait(30)
+                balancer.backward(losses)
+                got = n.trunk[0].weight.grad.clone()
+                n.zero_grad()
+                (sum(scalars(n(x), y)) / 3).backward()
+                torch.testing.assert_close(got, n.trunk[0].weight.grad)
+        except Exception as error:
+            failed.append(error)
+            barrier.abort()
+
+    threads = [
+        threading.Thread(target=run, args=pair) for pair in zip(nets, balancers, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed

@@ -1,0 +1,366 @@
+"""What stock loops hold: train mode, checkpointing, autocast, hooks, packed sequences, …
+
+The reference is a literal loop: `torch.autograd.grad` of every loss, of a copy of the network.
+"""
+
+import copy
+import weakref
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mtlfunc as mf
+from mtlfunc.gradients.layerwise import plan
+
+F64 = torch.float64
+X = torch.randn(6, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(params=["watched", "not watched"], autouse=True)
+def watched(request, monkeypatch):
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
+    torch.manual_seed(0)
+    return request.param == "watched"
+
+
+def rows_of(losses, leaves):
+    """[task, parameter] in the order of `leaves`, zeros where a loss does not depend on one."""
+    found = [
+        torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True) for loss in losses
+    ]
+    return torch.stack(
+        [
+            torch.cat(
+                [
+                    (torch.zeros_like(leaf) if g is None else g).flatten()
+                    for leaf, g in zip(leaves, grads, strict=True)
+                ]
+            )
+            for grads in found
+        ]
+    )
+
+
+def check(net, run, watched, shared="*", rtol=1e-10, **options):
+    """One step against the loop on a copy; what else a step changes, as one stock forward."""
+    twin = copy.deepcopy(net)
+    balancer = mf.Balancer(net, mf.cagrad(0.4), shared, **options)
+    torch.manual_seed(3)
+    if watched:
+        with balancer:
+            losses = run(net)
+    else:
+        losses = run(net)
+    info = balancer.backward(losses)
+    torch.manual_seed(3)
+    leaves = [leaf for leaf in twin.parameters() if leaf.requires_grad]
+    rows = rows_of(run(twin), leaves).double()
+    gramian = (rows @ rows.T).to(info.gramian)
+    torch.testing.assert_close(info.gramian, gramian, rtol=rtol, atol=rtol * float(gramian.max()))
+    expected = info.weights.double() @ rows
+    got = torch.cat([leaf.grad.flatten() for leaf in net.parameters() if leaf.requires_grad])
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=rtol * scale)
+    for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    return info
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
+def test_batch_norm_in_train_mode(engine, watched):
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+    check(net, lambda n: n(X).square().mean(0), watched, engine=engine)
+    assert int(net[1].num_batches_tracked) == 1
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Linear(4, 30), nn.Dropout(0.3), nn.Tanh())
+        self.b, self.entered = nn.Linear(30, 3), 0
+
+    def forward(self, x):
+        def inside(x):
+            self.entered += 1
+            return self.a(x)
+
+        return self.b(checkpoint(inside, x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("form", ["vector", "scalars"])
+def test_activation_checkpointing(form, watched):
+    """The inside is run again by the passes, with its random numbers; no tap holds its inputs."""
+    net = Checkpointed().double()
+
+    def run(n):
+        losses = n(X).square().mean(0)
+        return losses if form == "vector" else tuple(losses)
+
+    check(net, run, watched, engine="layerwise")
+    assert net.entered > 1
+    balancer = mf.Balancer(net, mf.mgda(), engine="layerwise")
+    with balancer:
+        net(X)
+    assert {use.part.leaf for seen in balancer._seen.done for use in seen.uses} == {"b.weight"}
+
+
+def test_compiled_module(watched):
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+    def run(n):
+        return torch.compile(n, backend="aot_eager")(X).square().mean(0)
+
+    check(net, run, watched)
+    whole = mf.Balancer(torch.compile(net, backend="aot_eager"), mf.mgda(), "0.*")
+    assert whole.measure(run(net)).gramian.shape == (3, 3)
+
+
+def test_autocast_around_the_forward(watched):
+    """Also around the call; the Gramian is accumulated in float32."""
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+
+    def run(n):
+        with torch.autocast("cpu", torch.bfloat16):
+            return n(X.float()).float().square().mean(0)
+
+    info = check(net, run, watched, rtol=2e-2)
+    assert info.gramian.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        again = mf.Balancer(net, mf.cagrad(0.4)).backward(run(net))
+    torch.testing.assert_close(again.gramian, info.gramian, rtol=2e-2, atol=1e-3)
+
+
+def test_float16_with_a_scaler(watched):
+    """Weights do not depend on the scale, and the scaled loss is stock in every way."""
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+    found = []
+    for scale in (1.0, 1024.0):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        balancer = mf.Balancer(net, mf.cagrad(0.4))
+        with torch.autocast("cpu", torch.float16):
+            if watched:
+                with balancer:
+                    out = net(X.float())
+            else:
+                out = net(X.float())
+            losses = list(out.float().square().mean(0))
+        weights, info = balancer.weigh(losses)
+        assert info.gramian.dtype == torch.float32
+        scaler.scale((weights * torch.stack(losses)).sum()).backward()
+        scaler.unscale_(optimizer)
+        found.append((weights, net[0].weight.grad.clone()))
+        optimizer.zero_grad()
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-4)
+
+
+def test_hooks_see_plain_gradients(watched):
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    seen = []
+    net[2].register_full_backward_hook(lambda m, i, o: seen.append(o[0].sum().item()))
+
+    def listen(module, inputs, out):
+        out.register_hook(lambda g: seen.append(g.sum().item()))
+
+    net[0].register_forward_hook(listen)
+    net[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append("done"))
+
+    def run(n):
+        h = n[0](X)
+        h.retain_grad()
+        return n[2](n[1](h)).square().mean(0)
+
+    balancer = mf.Balancer(net, mf.mgda())
+    if watched:
+        with balancer:
+            losses = run(net)
+    else:
+        losses = run(net)
+    balancer.backward(losses)
+    assert seen.count("done") == 1
+    assert len(seen) >= 7
+    net.zero_grad()
+    net[0].weight.register_hook(lambda g: seen.append(g.sum().item()))
+    mf.Balancer(net, mf.mgda()).backward(run(net))
+    assert seen.count("done") == 2
+
+
+class OldStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.abs()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy((grads[0] * 2 * x.abs()).numpy())
+
+
+def test_functions_with_ctx(watched):
+    """Even one whose backward leaves torch, which no batched pass could run."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).double()
+    check(net, lambda n: n[1](OldStyle.apply(n[0](X))).square().mean(0), watched)
+
+
+def test_packed_sequences(watched):
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 1]), True)
+            return self.head(self.lstm(packed)[1][0][0])
+
+    check(Tagger().double(), lambda n: n(X.view(2, 3, 4)).square().mean(0), watched)
+
+
+def test_tied_frozen_and_unused_parameters(watched):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+            self.mid, self.frozen, self.unused = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(2, 2)
+            self.out.weight = self.embed.weight
+            self.frozen.requires_grad_(False)
+
+        def forward(self, tokens):
+            return self.out(self.frozen(torch.tanh(self.mid(self.embed(tokens)))))
+
+    net = Tied().double()
+    balancer = mf.Balancer(net, mf.cagrad(0.4), lambda name: "unused" not in name)
+
+    def run(n):
+        out = n(torch.tensor([0, 3, 3]))
+        return out.square().mean(), out[1].exp().mean()
+
+    if watched:
+        with balancer:
+            losses = run(net)
+    else:
+        losses = run(net)
+    info = balancer.backward(losses)
+    leaves = [net.embed.weight, *net.mid.parameters()]
+    rows = rows_of(run(net), leaves)
+    torch.testing.assert_close(info.gramian, rows @ rows.T)
+    got = torch.cat([leaf.grad.flatten() for leaf in leaves])
+    torch.testing.assert_close(got, info.weights @ rows)
+    assert all(leaf.grad is None for m in (net.frozen, net.unused) for leaf in m.parameters())
+
+
+def test_derivatives_by_the_inputs(watched):
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+    def run(n):
+        x = X.clone().requires_grad_()
+        u = n(x)
+        (du,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        (ddu,) = torch.autograd.grad(du[:, 0].sum(), x, create_graph=True)
+        return {"inside": (ddu[:, 0] + u[:, 0]).square().mean(), "edge": u[:2].square().mean()}
+
+    twin = copy.deepcopy(net)
+    balancer = mf.Balancer(net, mf.cagrad(0.4))
+    if watched:
+        with balancer:
+            losses = run(net)
+    else:
+        losses = run(net)
+    info = balancer.backward(losses)
+    rows = rows_of(run(twin).values(), list(twin.parameters())[:-1])
+    got = torch.cat([leaf.grad.flatten() for leaf in list(net.parameters())[:-1]])
+    torch.testing.assert_close(got, info.weights @ rows)
+
+
+def test_gradient_accumulation(watched):
+    """Micro-batches add up: of a rule that is linear in the losses, to the whole batch."""
+    net = nn.Linear(4, 3).double()
+    whole, parts = copy.deepcopy(net), copy.deepcopy(net)
+    mf.Balancer(whole, mf.mean()).backward(whole(X).square().mean(0))
+    balancer = mf.Balancer(parts, mf.mean())
+    for x in X.chunk(3):
+        if watched:
+            with balancer:
+                losses = parts(x).square().mean(0) / 3
+        else:
+            losses = parts(x).square().mean(0) / 3
+        balancer.backward(losses)
+    torch.testing.assert_close(parts.weight.grad, whole.weight.grad)
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
+def test_losses_of_several_forwards(engine, watched):
+    """In several blocks, some of which serve no loss; the same losses a second time, too."""
+    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 1)).double()
+    balancer = mf.Balancer(net, mf.cagrad(0.4), engine=engine)
+    losses = []
+    for x in (X, 2 * X, 3 * X):
+        if watched:
+            with balancer:
+                losses.append(net(x).square().mean())
+        else:
+            losses.append(net(x).square().mean())
+    leaves = list(net.parameters())
+    rows = rows_of(losses[:2], leaves)
+    for _ in range(2):
+        net.zero_grad()
+        info = balancer.backward(losses[:2])
+        torch.testing.assert_close(info.gramian, rows @ rows.T)
+        got = torch.cat([leaf.grad.flatten() for leaf in leaves])
+        torch.testing.assert_close(got, info.weights @ rows)
+
+
+def test_many_forwards_before_one_backward(watched):
+    """Of the blocks only the last ones are kept; the forwards before are differentiated in rows.
+
+    Also where a user's own backward came between: what was watched does not pile up.
+    """
+    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 2)).double()
+    balancer = mf.Balancer(net, mf.mgda(), engine="layerwise")
+    inputs = []
+    for scale in range(1, 40):
+        with balancer if watched else nullcontext():
+            x = scale * X
+            out = net(x)
+        inputs.append(weakref.ref(x))
+        if scale > 20:
+            losses = losses + out.square().mean(0) if scale > 21 else out.square().mean(0)
+    del x, out
+    assert sum(x() is not None for x in inputs) < 20  # the other losses are gone
+    rows = rows_of(losses, list(net.parameters()))
+    torch.testing.assert_close(balancer.measure(losses).gramian, rows @ rows.T)
+
+
+def test_two_balancers_of_one_module(watched):
+    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+    first = mf.Balancer(net, mf.mgda(), "0.*", engine="layerwise")
+    second = mf.Balancer(net, mf.pcgrad(), "2.*", engine="layerwise")
+    if watched:
+        with first, second:
+            losses = net(X).square().mean(0)
+    else:
+        losses = net(X).square().mean(0)
+    rows = rows_of(losses, list(net.parameters()))
+    sizes = sum(leaf.numel() for leaf in net[0].parameters())
+    for balancer, part in ((first, rows[:, :sizes]), (second, rows[:, sizes:])):
+        torch.testing.assert_close(balancer.measure(losses).gramian, part @ part.T)
+
+
+def test_gradients_share_no_memory():
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.ones(3, dtype=F64)) for _ in range(2))
+
+    net = Sums()
+    for engine in ("rows", "layerwise"):
+        net.zero_grad()
+        balancer = mf.Balancer(net, mf.mean(), engine=engine)
+        balancer.backward([(net.a + net.b).sum(), 2 * (net.a + net.b).sum()])
+        net.a.grad.zero_()
+        assert bool((net.b.grad == 1.5).all())
+        assert net.b.grad.is_contiguous()

@@ -1,0 +1,361 @@
+"""Gramians of one batch with another, and lengths by sample, against loops of single backward
+passes, on every architecture and under every transform.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import mtlfunc as mf
+from mtlfunc.gradients import passes as backward
+from mtlfunc.gradients import samples as by_sample
+from mtlfunc.gradients.layerwise import forms
+from tests import architectures
+from tests.architectures import NAMES, SAMPLES, TASKS, build
+
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _attention_that_batches():
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def other_batch(name: str, samples: int = 7) -> tuple[Tensor, ...]:
+    """Another batch of the same network, with another number of samples."""
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(99)
+        patch.setattr(architectures, "SAMPLES", samples)
+        batch = architectures._ALL[name]().batch
+    return tuple(x.double() if x.is_floating_point() else x for x in batch)
+
+
+def literal(losses_fn: Any, params: dict[str, Tensor], batch: Any) -> Tensor:
+    """Rows [entry, parameter], one backward pass each."""
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
+    rows = []
+    for loss in losses_fn(leaves, batch).flatten():
+        grads = torch.autograd.grad(
+            loss, list(leaves.values()), retain_graph=True, allow_unused=True
+        )
+        whole = [
+            torch.zeros_like(leaf) if g is None else g
+            for g, leaf in zip(grads, leaves.values(), strict=True)
+        ]
+        rows.append(torch.cat([g.flatten() for g in whole]))
+    return torch.stack(rows)
+
+
+def agree(got: Tensor, left: Tensor, right: Tensor, relative: float = 1e-12) -> None:
+    """Entry by entry, in units of the two gradients' lengths."""
+    a, b = left.norm(dim=1), right.norm(dim=1)
+    scale = a.clamp_min(0.03 * a.amax())[:, None] * b.clamp_min(0.03 * b.amax())
+    assert got.shape == scale.shape
+    assert float(((got - left @ right.mT).abs() / scale).amax()) <= relative
+
+
+@pytest.mark.parametrize(
+    ("engine", "chunk_size"), [("layerwise", None), ("layerwise", 2), ("rows", None), ("rows", 1)]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_tasks_of_two_batches(name, engine, chunk_size):
+    net, other = build(name), other_batch(name)
+    losses, gramian = mf.task_gramian(
+        net.tasks, net.params, net.batch, other=other, engine=engine, chunk_size=chunk_size
+    )
+    torch.testing.assert_close(losses, net.tasks(net.params, net.batch), rtol=1e-13, atol=1e-14)
+    left, right = (literal(net.tasks, net.params, batch) for batch in (net.batch, other))
+    agree(gramian, left, right)
+
+
+@pytest.mark.parametrize("form", ["kernel", "gemm"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_across_batches(name, form, monkeypatch):
+    """Whatever the cost model would choose."""
+    original = forms.costs
+
+    def forced(*args, **kwargs):
+        found = original(*args, **kwargs)
+        return {form: found[form]} if form in found else {"gemm": found["gemm"]}
+
+    monkeypatch.setattr("mtlfunc.gradients.layerwise.plan.costs", lambda *a, **k: forced(*a, **k))
+    net, other = build(name), other_batch(name)
+    left, right = (literal(net.samples, net.params, batch) for batch in (net.batch, other))
+    agree(mf.sample_gramian(net.samples, net.params, net.batch, other=other)[1], left, right)
+
+
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_of_two_batches(name, engine):
+    net, other = build(name), other_batch(name)
+    losses, gramian = mf.sample_gramian(
+        net.samples, net.params, net.batch, other=other, engine=engine
+    )
+    assert losses.shape == (SAMPLES, TASKS)
+    left, right = (literal(net.samples, net.params, batch) for batch in (net.batch, other))
+    agree(gramian, left, right)
+
+
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+@pytest.mark.parametrize("name", NAMES)
+def test_lengths(name, engine, monkeypatch):
+    monkeypatch.setattr(by_sample, "ROWS_AT_ONCE", 4)  # several chunks where no tap serves
+    net = build(name)
+    losses, lengths = mf.sample_lengths(net.samples, net.params, net.batch, engine=engine)
+    torch.testing.assert_close(losses, net.samples(net.params, net.batch), rtol=1e-12, atol=1e-13)
+    known = literal(net.samples, net.params, net.batch).norm(dim=1).reshape(SAMPLES, TASKS)
+    torch.testing.assert_close(lengths, known, rtol=1e-12, atol=0)
+    one = mf.sample_lengths(lambda p, b: net.samples(p, b)[:, 1], net.params, net.batch)[1]
+    torch.testing.assert_close(one, known[:, 1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_both_ways_to_a_length(name, pairs, monkeypatch):
+    """From pairs of a sample's positions and from rows, whatever is cheaper."""
+    net = build(name)
+    known = literal(net.samples, net.params, net.batch).norm(dim=1).reshape(SAMPLES, TASKS)
+    monkeypatch.setattr(forms, "rows_are_cheaper", lambda group, each, tasks: not pairs)
+    _, lengths = mf.sample_lengths(net.samples, net.params, net.batch)
+    torch.testing.assert_close(lengths, known, rtol=1e-12, atol=0)
+
+
+def test_lengths_are_the_diagonal_in_single_precision():
+    net = build("convolutions")
+    params = {name: leaf.float() for name, leaf in net.params.items()}
+    batch = tuple(x.float() if x.is_floating_point() else x for x in net.batch)
+    net.module.float()
+    _, lengths = mf.sample_lengths(net.samples, params, batch)
+    _, wide = mf.sample_lengths(net.samples, params, batch, gramian_dtype=F64)
+    _, gramian = mf.sample_gramian(net.samples, params, batch)
+    assert lengths.dtype == torch.float32
+    assert wide.dtype == F64
+    torch.testing.assert_close(lengths.flatten(), gramian.diagonal().sqrt(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(wide.float(), lengths, rtol=1e-5, atol=0)
+
+
+def test_two_functions_are_one_on_batches_that_carry_them():
+    net = build("mlp")
+    x = net.batch[0]
+
+    def first(params, x):
+        return net.tasks(params, (x,)).exp()
+
+    def second(params, x):
+        return net.tasks(params, (x,)).square()[:2]
+
+    _, gramian = mf.task_gramian(
+        lambda p, b: b[0](p, b[1]), net.params, (first, x), other=(second, -x)
+    )
+    agree(gramian, literal(first, net.params, x), literal(second, net.params, -x))
+
+
+def test_separate_losses_and_a_vector():
+    """T scalars on one side are differentiated apart, the other side is one vector."""
+    net, other = build("mlp"), other_batch("mlp")
+
+    def losses_fn(params, batch):
+        found = net.tasks(params, batch)
+        return tuple(found) if len(batch[0]) == SAMPLES else found
+
+    _, gramian = mf.task_gramian(losses_fn, net.params, net.batch, other=other, engine="layerwise")
+    left, right = (literal(net.tasks, net.params, batch) for batch in (net.batch, other))
+    agree(gramian, left, right)
+
+
+def test_networks_that_run_another_way_on_the_other_batch():
+    """A leaf that one side sees through taps and the other does not, or in other calls."""
+    shared = {"w": torch.randn(4, 4, dtype=F64), "v": torch.randn(4, 4, dtype=F64)}
+
+    def losses_fn(params, batch):
+        x, twisted = batch
+        h = torch.tanh(x @ params["w"])
+        if twisted:  # w twice, v by something that no tap knows
+            return (h @ params["w"] @ torch.linalg.matrix_exp(params["v"])).square()
+        return (nn.functional.linear(h, params["v"])).square()
+
+    one, two = torch.randn(5, 4, dtype=F64), torch.randn(3, 4, dtype=F64)
+    for a, b in ((False, True), (True, False), (True, True)):
+        left, right = literal(losses_fn, shared, (one, a)), literal(losses_fn, shared, (two, b))
+        for engine in ("auto", "rows"):
+            _, gramian = mf.sample_gramian(
+                losses_fn, shared, (one, a), other=(two, b), engine=engine
+            )
+            agree(gramian, left, right)
+
+        def tasks(params, batch):
+            return losses_fn(params, batch).mean(0)
+
+        left, right = literal(tasks, shared, (one, a)), literal(tasks, shared, (two, b))
+        _, gramian = mf.task_gramian(tasks, shared, (one, a), other=(two, b), engine="layerwise")
+        agree(gramian, left, right)
+
+
+# Transforms.
+
+MLP, OTHER = build("mlp"), other_batch("mlp")
+READERS = {
+    "tasks": lambda p, x, y: mf.task_gramian(MLP.tasks, p, (x,), other=(y,), engine="layerwise")[1],
+    "rows": lambda p, x, y: mf.task_gramian(MLP.tasks, p, (x,), other=(y,), engine="rows")[1],
+    "samples": lambda p, x, y: mf.sample_gramian(MLP.samples, p, (x,), other=(y,))[1],
+    "lengths": lambda p, x, y: mf.sample_lengths(MLP.samples, p, (x,))[1] + 0 * y.sum(),
+    "rows of lengths": lambda p, x, y: (
+        mf.sample_lengths(MLP.samples, p, (x,), engine="rows")[1] + 0 * y.sum()
+    ),
+}
+
+
+def known(name: str, p: Any, x: Tensor, y: Tensor) -> Tensor:
+    """The same by a loop of torch.func's own gradients (its batched derivative of a layer norm is
+    wrong once it is differentiated again).
+    """
+    f = MLP.tasks if name in ("tasks", "rows") else MLP.samples
+
+    def rows(batch: Tensor) -> Tensor:
+        count = TASKS if f == MLP.tasks else TASKS * len(batch)
+        each = [grad(lambda p, i=i: f(p, (batch,)).flatten()[i])(p) for i in range(count)]
+        return torch.stack([torch.cat([leaf.flatten() for leaf in g.values()]) for g in each])
+
+    if "lengths" in name:
+        return rows(x).square().sum(1).sqrt().reshape(len(x), TASKS) + 0 * y.sum()
+    return rows(x) @ rows(y).mT
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_vmap_and_nested_vmap(name):
+    params = {key: torch.stack([leaf, 1.5 * leaf]) for key, leaf in MLP.params.items()}
+    x = torch.stack([MLP.batch[0], MLP.batch[0] - 1, 2 * MLP.batch[0]])
+    y = OTHER[0]
+    read = READERS[name]
+    got = vmap(vmap(read, (None, 0, None)), (0, None, None))(params, x, y)
+    for i in range(2):
+        alone = {key: leaf[i] for key, leaf in params.items()}
+        for j in range(3):
+            torch.testing.assert_close(got[i, j], read(alone, x[j], y), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_derivatives(name):
+    """By the parameters, by either batch, in both modes, and of second order."""
+    x, y = MLP.batch[0], OTHER[0]
+    weigh = torch.linspace(-1, 1, READERS[name](MLP.params, x, y).numel(), dtype=F64)
+
+    def total(read):
+        return lambda p, x, y: read(p, x, y).flatten() @ weigh
+
+    ours, theirs = total(READERS[name]), total(lambda p, x, y: known(name, p, x, y))
+    for argument in range(3):
+        torch.testing.assert_close(
+            grad(ours, argument)(MLP.params, x, y),
+            grad(theirs, argument)(MLP.params, x, y),
+            rtol=1e-9,
+            atol=1e-10,
+        )
+    along = torch.cos(torch.arange(x.numel(), dtype=F64)).reshape(x.shape)
+    forward = [jvp(lambda x, f=f: f(MLP.params, x, y), (x,), (along,))[1] for f in (ours, theirs)]
+    torch.testing.assert_close(*forward, rtol=1e-9, atol=1e-10)
+    # The Hessian along a direction, by central differences: their error is h² ~ 1e-10 times third
+    # derivatives, and rounding over h.
+    h = 1e-5
+    second = grad(lambda x: (grad(ours, 1)(MLP.params, x, y) * along).sum())(x)
+    ends = [grad(theirs, 1)(MLP.params, x + s * h * along, y) for s in (1, -1)]
+    size = float(second.abs().amax())
+    torch.testing.assert_close(second, (ends[0] - ends[1]) / (2 * h), rtol=0, atol=1e-6 * size)
+
+
+def test_derivative_that_only_one_side_carries():
+    """A tensor that requires grad by itself enters the second batch alone."""
+    x, y = MLP.batch[0], OTHER[0].clone().requires_grad_()
+    for name in ("tasks", "rows", "samples"):
+        found = torch.autograd.grad(READERS[name](MLP.params, x, y).square().sum(), y)[0]
+        expected = torch.autograd.grad(known(name, MLP.params, x, y).square().sum(), y)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_derivative_of_a_length_zero_is_zero():
+    def squares(params, x):
+        return (x @ params["w"]).square()
+
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    _, lengths = mf.sample_lengths(squares, {"w": torch.ones(2)}, x)
+    assert lengths[0] == 0
+    slope = grad(lambda w: mf.sample_lengths(squares, {"w": w}, x)[1].sum())(torch.ones(2))
+    assert slope.isfinite().all()
+
+
+# What is formed, and what is refused.
+
+
+def test_no_row_is_formed(monkeypatch):
+    net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 4)).double()
+    formed = []
+    original = backward.Backward.__call__
+
+    def watched(self, root, cotangent, targets):
+        answers = original(self, root, cotangent, targets)
+        formed.extend(tuple(answer.shape) for answer in answers)
+        return answers
+
+    monkeypatch.setattr(backward.Backward, "__call__", watched)
+    monkeypatch.setattr(forms.Sampled, "rows", None)  # is not called
+
+    def samples(p, x):
+        return functional_call(net, p, x).square()
+
+    x, y = torch.randn(6, 300, dtype=F64), torch.randn(3, 300, dtype=F64)
+    params = mf.parameters(net)
+    mf.task_gramian(lambda p, x: samples(p, x).mean(0), params, x, other=y)
+    assert formed
+    mf.sample_lengths(lambda p, x: samples(p, x).sum(1), params, x)
+    assert (200, 300) not in formed
+    assert (4, 200) not in formed
+
+
+def test_mixing_samples_is_an_error_on_either_side():
+    norm = nn.BatchNorm1d(4, affine=False, track_running_stats=False).double()
+    params = {"w": torch.randn(4, 4, dtype=F64)}
+
+    def losses_fn(params, batch):
+        x, mixing = batch
+        h = x @ params["w"]
+        return ((norm(h) if mixing else h) ** 3).sum(1)
+
+    x, y = torch.randn(5, 4, dtype=F64), torch.randn(6, 4, dtype=F64)
+    for a, b in ((True, False), (False, True)):
+        with pytest.raises(ValueError, match="the samples mix at w"):
+            mf.sample_gramian(losses_fn, params, (x, a), other=(y, b))
+        _, gramian = mf.sample_gramian(losses_fn, params, (x, a), other=(y, b), engine="rows")
+        agree(gramian, literal(losses_fn, params, (x, a)), literal(losses_fn, params, (y, b)))
+    with pytest.raises(ValueError, match="the samples mix at w"):
+        mf.sample_lengths(losses_fn, params, (x, True))
+    hidden = vmap(lambda x: mf.sample_lengths(losses_fn, params, (x, True))[1])(x[None])
+    assert hidden.isnan().all()
+
+
+def test_nan_in_either_batch_is_nan():
+    x, y = MLP.batch[0], OTHER[0]
+    bad = x.clone()
+    bad[0, 0] = float("nan")
+    for name in ("tasks", "samples"):
+        assert READERS[name](MLP.params, bad, y).isnan().any()
+        assert READERS[name](MLP.params, y, bad).isnan().any()
+    assert READERS["lengths"](MLP.params, bad, y).isnan().any()
+
+
+def test_noise_scale_from_lengths_is_that_from_the_gramian():
+    net = build("convolutions")
+    _, gramian = mf.sample_gramian(net.samples, net.params, net.batch)
+    _, lengths = mf.sample_lengths(net.samples, net.params, net.batch)
+    _, rows = mf.task_gradients(net.tasks, net.params, net.batch)
+    total = torch.stack([row.flatten(1).square().sum(1) for row in rows.values()]).sum(0).sqrt()
+    torch.testing.assert_close(
+        mf.diagnostics.noise_scale(lengths, total),
+        mf.diagnostics.noise_scale(gramian, tasks=TASKS),
+        rtol=1e-9,
+        atol=0,
+    )

@@ -1,0 +1,390 @@
+"""Reproductions side by side: findings as in one process, whatever ends a worker or the run."""
+
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from mtlfunc.core.files import reserved
+from paper_repro.__main__ import SLOW, reproduce, reproductions
+from paper_repro.report import parts
+from paper_repro.report.cache import key, versions
+from paper_repro.report.display import Display, caught
+from paper_repro.report.findings import Settings
+from paper_repro.report.parts import Store, kept
+from paper_repro.report.workers import longest_first
+
+ROOT = Path(__file__).parent.parent
+TINY = Settings(seeds=2, shrink=0.0001)
+QUESTION = '''"""What does {name} find?"""
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from tqdm import tqdm
+from matplotlib.figure import Figure as Canvas
+from paper_repro.report.findings import Claim, Figure
+from paper_repro.report.parts import kept
+HERE = Path(__file__).parent
+
+@kept
+def long(number, settings):
+    with (HERE / "calls").open("a") as file:
+        file.write(f"{{number}}\\n")
+    return torch.arange(number), {{"seeds": settings.seeds}}
+
+def claim(identifier, value):
+    return Claim(identifier, "a paper", "a claim", "holds", {{"value": float(value)}}, "here")
+
+def figure(name):
+    canvas = Canvas(figsize=(1, 1))
+    canvas.add_subplot().plot([0, 1])
+    return Figure(name, f"caption of {{name}}", canvas)
+
+def run(settings):
+    yield claim("{claim}", long(5, settings)[0].sum())
+{body}
+'''
+
+
+class Made:
+    """Questions in files that workers can import."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def question(self, name: str, claim: str, *body: str) -> ModuleType:
+        lines = "\n".join(f"    {line}" for line in body)
+        text = QUESTION.format(name=name, claim=claim, body=lines)
+        (self.folder / f"{name}.py").write_text(text)
+        invalidate_caches()
+        sys.modules.pop(name, None)
+        return import_module(name)
+
+    def calls(self) -> list[str]:
+        file = self.folder / "calls"
+        return file.read_text().split() if file.exists() else []
+
+
+@pytest.fixture
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Made:
+    """A folder of questions; their names must differ from those of other tests."""
+    folder = tmp_path_factory.mktemp("questions")
+    monkeypatch.syspath_prepend(str(folder))
+    mpl.use("Agg")
+    return Made(folder)
+
+
+def claims_in(folder: Path) -> list[dict[str, Any]]:
+    return [c for c in json.loads((folder / "claims.json").read_text()) if c["configuration"]]
+
+
+def left_in(folder: Path) -> dict[str, Any]:
+    """What a run leaves, without what tells one run from another."""
+    return {
+        "claims": claims_in(folder),
+        "runs": json.loads((folder / "runs.json").read_text()),
+        "figures": {path.name: path.read_bytes() for path in folder.glob("*.png")},
+    }
+
+
+def until(condition: Any) -> None:
+    limit = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+# ---- side by side ----
+
+
+def test_workers_find_what_one_process_finds(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And say so in whole lines; what a worker dies of is named, and the others come to an end."""
+    bar = "for _ in tqdm(range(3), desc='steps', leave=False): pass"
+    modules = {
+        "a": made.question("question_a", "PC-01", bar, "yield figure('one')", "print('a word')"),
+        "b": made.question("question_b", "GN-01", "yield claim('GN-02', torch.get_num_threads())"),
+        "c": made.question("question_c", "SU-01", "print('careful', file=sys.stderr)"),
+    }
+    assert reproduce(modules, list(modules), TINY, tmp_path / "one") == 0
+    assert made.calls() == ["5"] * 3  # each has a source of its own
+    capsys.readouterr()
+    assert reproduce(modules, list(modules), TINY, tmp_path / "two", workers=2) == 0
+    one, two = left_in(tmp_path / "one"), left_in(tmp_path / "two")
+    assert one == two
+    assert two["figures"].keys() == {"a-one.png"}
+    assert [c["measured"]["value"] for c in two["claims"] if c["id"] == "GN-02"] == [1.0]
+    shown = capsys.readouterr()
+    assert "\r" not in shown.out + shown.err
+    said = {"[a] PC-01 holds", "[a] figure one", "[a] a word", "[b] GN-02 holds", "[c] careful"}
+    assert said <= set(shown.out.splitlines())
+    assert not (tmp_path / "two" / "parts").exists()
+    assert sorted(p.suffix for p in (tmp_path / "two").iterdir()) == sorted(
+        [".png", ".json", ".json", ".html"]
+    )
+
+    dying = made.question("question_dying", "PC-02", "os.kill(os.getpid(), signal.SIGKILL)")
+    raising = made.question("question_raising", "PC-03", "raise ZeroDivisionError('for a reason')")
+    unknown = made.question("question_unknown", "PC-99")
+    modules |= {"dying": dying, "raising": raising, "unknown": unknown}
+    order = ["dying", "raising", "unknown", "a", "b"]
+    assert reproduce(modules, order, TINY, tmp_path / "two", workers=2, fresh=True) == 1
+    shown = capsys.readouterr()
+    assert "dying failed: its process ended by signal 9" in shown.err
+    assert "raising failed: ZeroDivisionError: for a reason" in shown.err
+    assert "unknown failed: unknown: there is no claim PC-99" in shown.err
+    left = left_in(tmp_path / "two")
+    assert set(left["runs"]) == {"a", "b", "c"}
+    assert {"PC-02", "PC-03"} < {c["id"] for c in left["claims"]}
+
+
+def test_sigterm_is_a_clean_stop(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of workers and of one process: what was found is reported, and the rest goes on later."""
+    me, before = os.getpid(), signal.getsignal(signal.SIGTERM)
+    stop = f"if not (HERE / 'on').exists(): os.kill({me}, signal.SIGTERM); time.sleep(100)"
+    modules = {
+        "done": made.question("question_done", "PC-01"),
+        "long": made.question(
+            "question_long", "GN-01", "while not (HERE / 'go').exists(): time.sleep(0.01)", stop
+        ),
+        "never": made.question("question_never", "SU-01"),
+    }
+    (made.folder / "go").touch()
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        (made.folder / "on").unlink(missing_ok=True)
+        (made.folder / "calls").unlink(missing_ok=True)
+        names = ["done", "long"] if workers == 1 else ["long", "done"]
+        if workers == 2:
+            (made.folder / "go").unlink()
+            modules["done"] = made.question("question_done", "PC-01", "(HERE / 'go').touch()")
+        assert reproduce(modules, [*names, "never"][: workers + 1], TINY, out, workers=workers) == (
+            143
+        )
+        assert signal.getsignal(signal.SIGTERM) is before
+        said = capsys.readouterr().err
+        assert "long, after 1 claims and 0 figures of it" in said
+        assert "the same command goes on from there" in said
+        assert {"PC-01", "GN-01"} <= {c["id"] for c in claims_in(out)}
+        assert "GN-01" in (out / "report.html").read_text()
+        if (out / "runs.json").exists():
+            assert "long" not in left_in(out)["runs"]
+        (made.folder / "on").touch()
+        count = made.calls().count("5")
+        assert reproduce(modules, [*names, "never"], TINY, out, workers=workers) == 0
+        assert set(left_in(out)["runs"]) == {"done", "long", "never"}
+        # the long computation of the interrupted question was kept
+        assert made.calls().count("5") - count <= 2
+        assert not (out / "parts").exists()
+
+
+RUN = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from paper_repro.__main__ import reproduce
+from paper_repro.report.findings import Settings
+folder, out = map(Path, sys.argv[1:])
+if __name__ == "__main__":
+    sys.path.insert(0, str(folder))
+    modules = {name: import_module(f"question_{name}") for name in ("x", "y", "z")}
+    reproduce(modules, list(modules), Settings(seeds=2, shrink=0.0001), out, workers=2)
+"""
+
+
+def test_a_killed_run_takes_its_workers_along_and_resumes(made: Made, tmp_path: Path) -> None:
+    wait = "if not (HERE / 'on').exists(): (HERE / str(os.getpid())).touch(); time.sleep(1000)"
+    modules = {
+        "x": made.question("question_x", "PC-01", "yield figure('one')"),
+        "y": made.question("question_y", "GN-01", wait, "yield claim('GN-02', 3)"),
+        "z": made.question("question_z", "SU-01", wait, "yield figure('two')"),
+    }
+    (made.folder / "run.py").write_text(RUN)
+    out = tmp_path / "out"
+    command = [sys.executable, str(made.folder / "run.py"), str(made.folder), str(out)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{made.folder}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        until(lambda: len([p for p in made.folder.iterdir() if p.name.isdigit()]) == 2)
+        process.kill()
+    for worker in [int(p.name) for p in made.folder.iterdir() if p.name.isdigit()]:
+        until(lambda worker=worker: not Path(f"/proc/{worker}").exists())
+    assert len(made.calls()) == 3
+    (made.folder / "on").touch()
+    assert reproduce(modules, list(modules), TINY, out) == 0
+    assert len(made.calls()) == 3
+    assert reproduce(modules, list(modules), TINY, tmp_path / "whole") == 0
+    assert left_in(out) == left_in(tmp_path / "whole")
+
+
+def test_slow_questions_come_first() -> None:
+    assert set(SLOW) <= set(reproductions())
+    assert longest_first(["a", "b", "c"], ("c", "d", "b")) == ["c", "b", "a"]
+
+
+# ---- what is kept ----
+
+
+@kept
+def squares(x: torch.Tensor, names: dict[str, float], settings: Settings, *, sign: int) -> Any:
+    CALLS.append(sign)
+    return {"x": sign * x**2, "names": names, "array": np.ones(3)}
+
+
+CALLS: list[int] = []
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Store, "folder", tmp_path)
+    CALLS.clear()
+    squares.memory.clear()
+    return tmp_path
+
+
+def test_parts_are_kept_under_all_their_arguments(store: Path) -> None:
+    x = torch.arange(3.0)
+    found = squares(x, {"a": 1.0}, TINY, sign=-1)
+    assert squares(x, {"a": 1.0}, TINY, sign=-1) is found
+    squares.memory.clear()
+    again = squares(x, {"a": 1.0}, TINY, sign=-1)
+    assert torch.equal(again["x"], found["x"])
+    assert CALLS == [-1]
+    squares(x + 1, {"a": 1.0}, TINY, sign=1)
+    squares(x.double(), {"a": 1.0}, TINY, sign=2)
+    squares(x[:, None], {"a": 1.0}, TINY, sign=3)
+    squares(x, {"b": 1.0}, TINY, sign=-1)
+    squares(x, {"a": 1.0}, TINY._replace(seeds=3), sign=-1)
+    assert CALLS == [-1, 1, 2, 3, -1, -1]
+    with pytest.raises(TypeError, match="takes no function"):
+        squares(x, {"a": max.__call__ and (lambda: 0)}, TINY, sign=1)  # pyright: ignore
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_damaged_parts_are_computed_again(
+    damage: bytes | None, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = torch.arange(3.0)
+    found = squares(x, {}, TINY, sign=1)
+    (path,) = store.iterdir()
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 1
+    path.write_bytes(bytes(raw) if damage is None else damage)
+    squares.memory.clear()
+    assert torch.equal(squares(x, {}, TINY, sign=1)["x"], found["x"])
+    assert CALLS == [1, 1]
+    assert "is damaged" in capsys.readouterr().out
+
+
+def test_another_process_is_waited_for_after_all_else(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several parts the one that another process is at comes last, and is not computed twice."""
+    x, waits = torch.arange(3.0), []
+    first = squares(x, {}, TINY, sign=1)
+    (path,) = store.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    squares.memory.clear()
+    CALLS.clear()
+
+    def other_finishes(_: float) -> None:
+        path.write_bytes(content)
+        lock.__exit__(None, None, None)
+
+    lock = reserved(path.with_suffix(".lock"))
+    lock.__enter__()
+    monkeypatch.setattr(Store, "waits", staticmethod(waits.append))
+    monkeypatch.setattr(
+        parts,
+        "time",
+        type("time", (), {"sleep": staticmethod(lambda s: other_finishes(s))}),
+    )
+    calls = {sign: (lambda sign=sign: squares.now(x, {}, TINY, sign=sign)) for sign in (1, 2, 3)}
+    found = squares.together({str(sign): call for sign, call in calls.items()})
+    assert list(found) == ["1", "2", "3"]
+    assert torch.equal(found["1"]["x"], first["x"])
+    assert sorted(CALLS) == [2, 3]
+    assert True in waits
+    assert waits[-1] is False
+
+
+def test_key_knows_the_libraries(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = made.question("question_key", "PC-01")
+    first = key(module, TINY)
+    found = versions()
+    for name in ("torch", "numpy", "scipy", "clarabel", "cvxpy", "numba"):
+        assert any(re.fullmatch(rf"{name} \d.*", version) for version in found), name
+    for i in range(len(found)):
+        other = (*found[:i], "another 1.0", *found[i + 1 :])
+        monkeypatch.setattr("paper_repro.report.cache.versions", lambda other=other: other)
+        assert key(module, TINY) != first
+
+
+# ---- what is shown ----
+
+
+def test_bars_and_words_are_told_apart() -> None:
+    from tqdm import tqdm
+
+    lines: list[str] = []
+    bars: list[str] = []
+    with caught(lines.append, bars.append):
+        for i in tqdm(range(4), desc="outer", leave=False):
+            for _ in tqdm(range(2), desc="inner", leave=False):
+                pass
+            if i == 2:
+                print("plain")
+                print("noticed", file=sys.stderr)
+                tqdm.write("written")
+    assert lines == ["plain", "noticed", "written"]
+    assert all(re.fullmatch(r"(outer|inner): \d+%", bar) for bar in bars)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_display(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is renewed on a terminal, and a new line now and then elsewhere."""
+    stream = Terminal() if terminal else io.StringIO()
+    clock = itertools.count(0, 31)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("paper_repro.report.display.time.monotonic", lambda: next(clock))
+    monkeypatch.setenv("COLUMNS", "200")
+    display = Display(3)
+    display.begin("a")
+    display.begin("b")
+    display.progress("b", "steps: 40%")
+    display.line("[a] a finding")
+    display.end("a")
+    display.tick()
+    shown = stream.getvalue()
+    assert re.search(r"0 of 3 done; at work: a \d+ s, b \d+ s \(steps: 40%\)", shown)
+    assert re.search(r"1 of 3 done; at work: b ", shown)
+    assert ("\r" in shown) == terminal
+    seen = [part.split("\r")[-1].strip() for part in shown.split("\n")]
+    assert "[a] a finding" in seen

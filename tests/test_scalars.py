@@ -1,0 +1,216 @@
+"""What a step logs: against literal sums over gradients, on every form of `Info`."""
+
+import math
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+import mtlfunc as mf
+from mtlfunc.solvers import certify, min_norm
+from mtlfunc.types import Info
+from tests.problems import BATCH, FORMS, PARAMS, TASKS
+
+F64 = torch.float64
+
+
+def info_of(rows: Tensor, weights: Tensor, tasks: dict[str, Tensor] | None = None) -> Info:
+    gramian = rows @ rows.mT
+    losses = torch.arange(1, len(rows) + 1, dtype=rows.dtype)
+    return Info(losses, gramian, weights, gramian @ weights, (), tasks or {})
+
+
+def expected(rows: Tensor, weights: Tensor, names: list[str]) -> dict[str, float]:
+    """By loops over vectors."""
+    found = {f"loss/{name}": i + 1.0 for i, name in enumerate(names)}
+    found |= {f"weight/{name}": float(w) for name, w in zip(names, weights, strict=True)}
+    direction = sum(w * row for w, row in zip(weights, rows, strict=True))
+    assert isinstance(direction, Tensor)
+    found |= {f"rate/{name}": float(row @ direction) for name, row in zip(names, rows, strict=True)}
+    some = [i for i, row in enumerate(rows) if bool(row.any())]
+    signs = []
+    for i, j in combinations(some, 2):
+        cosine = float(rows[i] @ rows[j] / rows[i].norm() / rows[j].norm())
+        found[f"cosine/{names[i]}-{names[j]}"] = cosine
+        signs.append(float(rows[i] @ rows[j]) < 0)
+    if signs:
+        found["conflict"] = sum(signs) / len(signs)
+    if float(weights.sum()) > 0:
+        direction = direction / weights.sum()
+    found["length"] = float(direction.norm())
+    rates = [float(rows[i] @ direction) for i in some]
+    found["gap"] = found["length"] ** 2 - min(rates, default=found["length"] ** 2)
+    return found
+
+
+@given(st.integers(1, 6), st.integers(0, 10**6), st.sampled_from(["simplex", "any", "zero"]))
+def test_scalars_are_those_of_loops_over_gradients(count, seed, kind):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(-3, 4, (count, 3), generator=generator).double()  # some are zero
+    weights = torch.randn(count, generator=generator, dtype=F64)
+    weights = {"simplex": weights.softmax(0), "any": weights, "zero": 0 * weights}[kind]
+    names = [f"t{i}" for i in range(count)]
+    found, known = mf.scalars(info_of(rows, weights), names), expected(rows, weights, names)
+    assert list(found) == list(known)
+    # products of integers below 50, divided at worst by a sum of weights near 0
+    slack = 1e-13 / min(1.0, abs(float(weights.sum())) ** 2 or 1.0)
+    for name, number in known.items():
+        assert type(found[name]) is float
+        # where rates cancel, the length is the root of their rounding
+        rounding = slack**0.5 if name == "length" else slack
+        assert found[name] == pytest.approx(number, rel=1e-11, abs=1e3 * rounding), name
+
+
+@given(st.integers(2, 5), st.integers(0, 10**6))
+def test_gap_is_the_certificate_and_bounds_hold(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, 4, generator=generator, dtype=F64)
+    weights = torch.randn(count, generator=generator, dtype=F64).softmax(0)
+    info = info_of(rows, weights)
+    found = mf.scalars(info)
+    certificate = certify(min_norm(info.gramian), weights)
+    assert found["gap"] == pytest.approx(float(certificate.gap), abs=1e-12)
+    distance = float(mf.diagnostics.stationarity(info.gramian).length)
+    assert (found["length"] ** 2 - found["gap"]) / found["length"] <= distance + 1e-9
+    assert distance <= found["length"] + 1e-12
+
+
+def test_gap_is_zero_at_the_min_norm_answer():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=F64)
+    weights = mf.weights(mf.mgda(), rows @ rows.mT)
+    found = mf.scalars(info_of(rows, weights))
+    assert found["gap"] == pytest.approx(0, abs=1e-12)
+    assert found["length"] == pytest.approx(2 / math.sqrt(5))
+
+
+def step_info(form: str, rule: mf.Rule, probe: mf.Probe, batch: Any = BATCH) -> Info:
+    step = mf.balance(FORMS[form], rule, probe)
+    return step.update(PARAMS, batch, step.init(PARAMS, batch))[2]
+
+
+def test_names_are_those_of_the_losses():
+    info = step_info("dict", mf.mean(), mf.jacobian("trunk.*"))
+    names = list(info.tasks)
+    assert {key for key in mf.scalars(info) if key.startswith("loss/")} == {
+        f"loss/{name}" for name in names
+    }
+    for name, loss in info.tasks.items():
+        assert mf.scalars(info)[f"loss/{name}"] == loss.item()
+    assert set(mf.scalars(step_info("vector", mf.mean(), mf.losses_only()))) == {
+        f"{kind}/{task}" for kind in ("loss", "weight") for task in range(TASKS)
+    }
+    assert "cosine/a-c" in mf.scalars(info, ["a", "b", "c"])
+
+
+def test_groups_add_up_and_keep_their_weights():
+    grouped = step_info("vector", mf.mgda(), mf.jacobian("trunk.*", groups="layer"))
+    groups = len(grouped.gramian)
+    assert groups > 1
+    found = mf.scalars(grouped)
+    whole = mf.scalars(step_info("vector", mf.mean(), mf.jacobian("trunk.*")))
+    for key, number in whole.items():
+        if key.startswith("cosine/") or key == "conflict":
+            assert found[key] == pytest.approx(number, rel=1e-5)  # float32 sums of layers
+    for group in range(groups):
+        for task in range(TASKS):
+            assert found[f"weight/{task}/{group}"] == grouped.weights[group, task].item()
+            assert f"weight/{task}" not in found
+    parts = grouped.weights[:, None] @ grouped.gramian @ grouped.weights[:, :, None]
+    assert found["length"] == pytest.approx(float(parts.sum().sqrt()), rel=1e-5)
+    total = (grouped.gramian @ grouped.weights[:, :, None]).sum(0).flatten()
+    for task in range(TASKS):
+        assert found[f"rate/{task}"] == pytest.approx(float(total[task]), rel=1e-4, abs=1e-6)
+    assert found["gap"] == pytest.approx(float(parts.sum() - total.min()), rel=1e-4, abs=1e-6)
+
+
+def test_absent_tasks_count_in_no_pair():
+    present = torch.tensor([True, False, True])
+    found = mf.scalars(
+        step_info("vector", mf.mgda(), mf.jacobian("trunk.*", present=lambda batch: present))
+    )
+    assert [key for key in found if key.startswith("cosine/")] == ["cosine/0-2"]
+    assert found["conflict"] in (0.0, 1.0)
+    assert found["weight/1"] == 0
+    assert found["gap"] == pytest.approx(0, abs=1e-5)  # mgda on the two that are present
+    alone = info_of(torch.zeros(2, 3), torch.tensor([0.5, 0.5]))
+    assert {"length": 0.0, "gap": 0.0}.items() <= mf.scalars(alone).items()
+    assert "conflict" not in mf.scalars(alone)
+
+
+def test_mixtures_of_tasks_are_numbered():
+    info = step_info("dict", mf.mean(), mf.jacobian("trunk.*", mix=mf.subset(2)))
+    found = mf.scalars(info)
+    assert {key for key in found if key.startswith("weight/")} == {
+        f"weight/{row}" for row in range(info.weights.shape[-1])
+    }
+
+
+def test_nan_is_nan():
+    info = info_of(torch.tensor([[1.0, 0.0], [float("nan"), 1.0]]), torch.tensor([0.5, 0.5]))
+    found = mf.scalars(info)
+    for key in ("cosine/0-1", "conflict", "length", "gap", "rate/1"):
+        assert math.isnan(found[key]), key
+
+
+def test_extreme_scales_keep_cosines():
+    rows = torch.tensor([[1e-18, 0.0], [-1e-18, 1e-18]])  # float32, squares near its smallest
+    found = mf.scalars(info_of(rows, torch.tensor([0.5, 0.5])))
+    assert found["cosine/0-1"] == pytest.approx(-math.sqrt(0.5), rel=1e-5)
+    assert found["conflict"] == 1
+
+
+class Synchronisations(TorchFunctionMode):
+    """Counts calls that wait for a device."""
+
+    NAMES = ("tolist", "item", "cpu", "numpy", "to", "__bool__", "__float__", "__int__", "nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in self.NAMES or func.__name__ == "__getitem__":
+            self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("groups", [None, "layer"])
+def test_one_synchronisation(groups):
+    info = step_info("dict", mf.mgda(), mf.jacobian("trunk.*", groups=groups))
+    with Synchronisations() as counted:
+        mf.scalars(info)
+    assert counted.seen == ["tolist"]
+
+
+def test_several_dtypes_and_a_graph():
+    info = info_of(torch.eye(2), torch.tensor([0.5, 0.5]))
+    info = info._replace(
+        losses=info.losses.bfloat16().requires_grad_(), gramian=info.gramian.double()
+    )
+    assert mf.scalars(info)["loss/1"] == 2
+
+
+def test_what_it_refuses():
+    info = info_of(torch.eye(2), torch.tensor([0.5, 0.5]))
+    several = tree_map(lambda x: torch.stack([x, x]), info)
+    with pytest.raises(ValueError, match=r"several steps or runs; take one"):
+        mf.scalars(several)
+    one = tree_map(lambda x: x[1], several)  # as the error says
+    assert mf.scalars(one) == mf.scalars(info)
+    with pytest.raises(RuntimeError, match="outside take one"):
+        vmap(lambda info: mf.scalars(info)["gap"])(several)
+    for names in (["a"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="expected 2 strings"):
+            mf.scalars(info, names)
+    with pytest.raises(ValueError, match="one key to two numbers"):
+        mf.scalars(info, ["a", "a"])
+    clash = info_of(torch.eye(4), torch.full((4,), 0.25))
+    with pytest.raises(ValueError, match="one key to two numbers"):
+        mf.scalars(clash, ["a", "b-c", "a-b", "c"])

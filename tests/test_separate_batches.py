@@ -1,0 +1,419 @@
+"""Losses of one forward pass that read slices of their own, and many that only seem to."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import mtlfunc as mf
+from mtlfunc.gradients import linearize
+from mtlfunc.gradients.layerwise import read_graph
+from mtlfunc.gradients.layerwise.owners import walk
+
+F64 = torch.float64
+T = B = D = 4  # tasks, samples and features of one number: every mistake about axes is possible
+
+
+def tensor(seed, *shape):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+X, Y = tensor(0, T, B, D), tensor(1, T, B, D)
+PARAMS = {
+    "w": tensor(2, D, D),
+    "b": tensor(3, D),
+    "v": tensor(4, D, D),
+    "c": tensor(5, D),
+    "k": tensor(6, D, 1, 2, 2),  # unused but by a convolution
+}
+
+
+def net(p, x):
+    return F.linear(torch.tanh(F.linear(x, p["w"], p["b"])), p["v"], p["c"])
+
+
+def error(h):
+    return (h - Y).square().mean((1, 2))
+
+
+class Mixing(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x * 1
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g + g.mean(0)
+
+
+Mixing.__name__ = Mixing.__qualname__ = "MulBackward0"
+
+
+def hooked(p):
+    h = net(p, X)
+    h.register_hook(lambda g: g + g.flip(0))
+    return error(h)
+
+
+def attention(h):
+    return F.scaled_dot_product_attention(h[:, None], h[:, None], h[:, None])[:, 0]
+
+
+def written(p):
+    h = net(p, X) * 1
+    h[0] = h[1] * 2
+    return error(h)
+
+
+def turned(p):
+    h = net(p, X)
+    return error(h + net(p, h.transpose(0, 1)))
+
+
+def both(p):
+    h = net(p, X)
+    return h.square().mean((0, 2)) + error(h)
+
+
+def conv(p):
+    h = F.conv2d(X.reshape(T * B, 1, 2, 2), p["k"], p["b"])
+    h = F.group_norm(h, 2, p["c"]).flatten(1) @ p["v"]
+    return h.reshape(T, B, D).square().mean((1, 2))
+
+
+APART = {
+    "three axes": lambda p: error(net(p, X)),
+    "samples in one axis": lambda p: error(net(p, X.flatten(0, 1)).reshape(T, B, D)),
+    "tasks second": lambda p: (net(p, X.transpose(0, 1)) ** 2).mean((0, 2)),
+    "tasks by turns": lambda p: net(p, X.reshape(-1, D)).reshape(B, T, D).square().sum((0, 2)),
+    "stacked again": lambda p: torch.stack([h.square().mean() for h in net(p, X)]),
+    "separate scalars": lambda p: tuple(h.exp().mean() for h in net(p, X)),
+    "chunks": lambda p: tuple(h.exp().mean() for h in net(p, X.flatten(0, 1)).chunk(T)),
+    "slices": lambda p: torch.stack(
+        [net(p, X.flatten(0, 1))[B * t : B * (t + 1)].square().sum() for t in range(T)]
+    ),
+    "matmul": lambda p: error(torch.tanh(X @ p["w"] + p["b"]) @ p["v"].T * p["c"]),
+    "einsum": lambda p: error(
+        torch.einsum("tbi,oi->tbo", torch.einsum("tbi,oi->tbo", X, p["w"]).relu(), p["v"])
+        + p["b"]
+        - p["c"]
+    ),
+    "attention inside": lambda p: error(F.linear(attention(net(p, X)), p["w"])),
+    "norms": lambda p: error(F.linear(F.layer_norm(net(p, X), (D,), p["b"], p["c"]), p["w"])),
+    "convolution": conv,
+    "two reads of one weight": lambda p: error(net(p, net(p, X) + X)),
+    "a task's two slices": lambda p: error(
+        net(p, torch.cat([X, X.flip(1)])).unflatten(0, (2, T)).sum(0)
+    ),
+    "twins": lambda p: error(net(p, X)) + error(net(p, X.flip(1))),
+    "statistic of a task": lambda p: error(net(p, X) - net(p, X).mean(1, keepdim=True)),
+    "detached statistic of all": lambda p: error(net(p, X) * net(p, X).detach().std()),
+    "cross-entropy": lambda p: (
+        F.cross_entropy(net(p, X).flatten(0, 1), torch.arange(T * B) % D, reduction="none")
+        .view(T, B)
+        .mean(1)
+    ),
+    "weighted": lambda p: error(net(p, X)) * torch.arange(1.0, T + 1, dtype=F64),
+    "a call that no loss reads": lambda p: (net(p, X + 1), error(net(p, X)))[1],
+    "embedding": lambda p: error(
+        net(p, F.embedding(torch.arange(T * B).reshape(T, B) % D, p["w"]))
+    ),
+    "in place": lambda p: error((2 * net(p, X)).mul_(2).tanh_()),
+    "a call turned": lambda p: error(net(p, X).transpose(0, 1) * net(p, X)),
+    "a call along the samples": lambda p: (net(p, X) ** 2).mean((0, 2)) + error(net(p, X)),
+}
+LOOK_ALIKES = {
+    "batch norm": lambda p: error(
+        F.batch_norm(net(p, X.flatten(0, 1)), None, None, training=True).reshape(T, B, D)
+    ),
+    "attention across": lambda p: error(attention(net(p, X).transpose(0, 1)).transpose(0, 1)),
+    "shared statistic": lambda p: error(net(p, X) - net(p, X).mean()),
+    "shared statistic of tasks": lambda p: error(net(p, X) - net(p, X).mean(0)),
+    "softmax of tasks": lambda p: error(net(p, X).softmax(0)),
+    "broadcast along another axis": lambda p: error(net(p, X) + net(p, X)[:, 0]),
+    "turned": turned,
+    "rolled": lambda p: error(net(p, X).roll(1, 1) + net(p, X).roll(1, 0)),
+    "a normaliser": lambda p: error(net(p, X)) / error(net(p, X)).sum(),
+    "permuted": lambda p: error(net(p, X))[torch.tensor([1, 0, 3, 2])],
+    "permuted, stacked": lambda p: torch.stack([error(net(p, X))[t] for t in (1, 0, 3, 2)]),
+    "a neighbour": lambda p: torch.stack(
+        [error(net(p, X))[t] + error(net(p, X))[t - 1] for t in range(T)]
+    ),
+    "one loss twice": lambda p: torch.stack([error(net(p, X))[t] for t in (0, 1, 2, 2)]),
+    "ragged": lambda p: torch.stack(
+        [h.square().mean() for h in net(p, X.flatten(0, 1)).split([1, 7, 3, 5])]
+    ),
+    "overlapping": lambda p: torch.stack(
+        [net(p, X.flatten(0, 1))[2 * t : 2 * t + 4].square().mean() for t in range(T)]
+    ),
+    "features": lambda p: net(p, X).square().mean((0, 1)),
+    "samples, too": both,
+    "in place on a view": lambda p: error(net(p, X).mul_(2)),
+    "a trunk": lambda p: torch.stack([(net(p, X[0]) - Y[t]).square().mean() for t in range(T)]),
+    "weight decay": lambda p: error(net(p, X)) + p["w"].square().sum(),
+    "a weight that was made": lambda p: error(F.linear(net(p, X), p["w"] * 2)),
+    "hook": hooked,
+    "own backward": lambda p: error(Mixing.apply(net(p, X))),
+    "written in place": written,
+    "coupled by zero": lambda p: error(net(p, X) + 0 * net(p, X).flip(0)),
+    "separate passes": lambda p: tuple(net(p, X[t]).square().mean() for t in range(T)),
+    "vmap inside": lambda p: vmap(lambda x: net(p, x).square().mean())(X),
+    "vmap over samples": lambda p: vmap(lambda x: net(p, x).square().mean(), in_dims=1)(X),
+}
+EVERY = {**APART, **LOOK_ALIKES}
+
+
+def loop(f, params, create_graph=False):
+    """Rows {name: [task, *shape]} of single passes."""
+    leaves = (
+        {k: v.clone().requires_grad_() for k, v in params.items()} if not create_graph else params
+    )
+    losses = f(leaves)
+    rows = [
+        torch.autograd.grad(
+            loss,
+            list(leaves.values()),
+            retain_graph=True,
+            allow_unused=True,
+            create_graph=create_graph,
+        )
+        for loss in losses
+    ]
+    return {
+        name: torch.stack([torch.zeros_like(leaves[name]) if x is None else x for x in some])
+        for name, *some in zip(leaves, *rows, strict=True)
+    }
+
+
+def gramian(rows):
+    flat = torch.cat([x.flatten(1) for x in rows.values()], 1)
+    return flat @ flat.mT
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How often one pass was enough."""
+    seen, real = [], linearize.sliced
+    monkeypatch.setattr(linearize, "sliced", lambda *args: seen.append(1) or real(*args))
+    return seen
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_gramian_is_that_of_single_passes(name, passes):
+    f = EVERY[name]
+    losses, got = mf.task_gramian(lambda p, _: f(p), PARAMS, (), engine="layerwise")
+    close(got, gramian(loop(f, PARAMS)))
+    assert losses.shape == (T,)
+    assert bool(passes) == (name in APART)
+
+
+@pytest.mark.parametrize("name", [*APART, "ragged", "separate passes", "permuted, stacked"])
+@pytest.mark.parametrize("mix", [None, mf.subset(2)])
+def test_combination_is_that_of_rows(name, mix):
+    """Of a Gramian's weights, with and without mixtures, and with heads."""
+    f = EVERY[name]
+    for shared in ("*", ["w", "b"]):
+        answers = []
+        for engine in ("layerwise", "rows"):
+            probe = mf.jacobian(shared, engine=engine, mix=mix)
+            balance = mf.balance(lambda p, _: f(p), mf.mgda(), probe)
+            answers.append(balance.update(PARAMS, (), balance.init(PARAMS, (), 3)))
+        (got, _, info), (expected, _, its) = answers
+        close(info.gramian, its.gramian)
+        for leaf in PARAMS:
+            torch.testing.assert_close(got[leaf], expected[leaf], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [x for x in EVERY if x not in ("hook", "vmap inside")])
+def test_composes_with_vmap_and_grad(name):
+    f = EVERY[name]
+    many = {k: torch.stack([v, v + 0.1, v.flip(0)]) for k, v in PARAMS.items()}
+
+    def found(p):
+        return mf.task_gramian(lambda p, _: f(p), p, (), engine="layerwise")[1]
+
+    if name != "own backward":  # torch.func asks a function of one's own for a vmap rule
+        together = vmap(found)(many)
+        for i in range(3):
+            close(together[i], gramian(loop(f, {k: v[i] for k, v in many.items()})))
+    weights = tensor(9, T, T)
+    got = grad(lambda p: (found(p) * weights).sum())(PARAMS)
+    leaves = {k: v.clone().requires_grad_() for k, v in PARAMS.items()}
+    with sdpa_kernel(SDPBackend.MATH):
+        value = (gramian(loop(f, leaves, create_graph=True)) * weights).sum()
+    for leaf, expected in zip(
+        PARAMS,
+        torch.autograd.grad(value, list(leaves.values()), materialize_grads=True),
+        strict=True,
+    ):
+        close(got[leaf], expected)
+
+
+def test_hook_after_the_forward_is_run_for_every_task():
+    """It may mix the tasks, and no mode has seen it."""
+    module = torch.nn.Linear(200, 200).double()
+    balancer = mf.Balancer(module, mf.mgda())
+    with balancer:
+        h = module(tensor(1, T, 3, 200)).tanh()
+        losses = h.square().mean((1, 2))
+    h.register_hook(lambda g: g + g.flip(0))
+    leaves = list(module.parameters())
+    rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+    found = balancer.measure(losses).gramian
+    flat = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
+    close(found, flat @ flat.mT)
+
+
+def test_explanation_says_what_was_seen():
+    params = {"w": tensor(0, 200, 200)}
+
+    def f(p, x):
+        return F.linear(x, p["w"]).square().mean((1, 2))
+
+    assert "a slice of its own" in mf.explain_gramian(f, params, tensor(1, 3, 5, 200)).passes
+    shared = mf.explain_gramian(lambda p, x: f(p, x) / f(p, x).sum(), params, tensor(1, 3, 5, 200))
+    assert "slice" not in shared.passes
+
+
+def test_mixtures_of_separate_losses_are_mixed_after_their_passes():
+    params = {"w": tensor(0, 200, 200), "b": tensor(1, 200)}
+    x = tensor(2, 6, 30, 200)
+
+    def f(p, x):
+        return tuple(F.linear(one, p["w"], p["b"]).tanh().square().mean() for one in x)
+
+    def answer(engine, losses_fn):
+        balance = mf.balance(
+            losses_fn, mf.cagrad(0.4), mf.jacobian(engine=engine, mix=mf.subset(3))
+        )
+        return balance.update(params, x, balance.init(params, x, 5))
+
+    expected = answer("rows", lambda p, x: torch.stack(f(p, x)) * 1)
+    for engine in ("auto", "layerwise", "rows"):
+        got = answer(engine, f)
+        close(got[2].gramian, expected[2].gramian)
+        for name in params:
+            torch.testing.assert_close(got[0][name], expected[0][name], rtol=1e-6, atol=1e-9)
+
+
+# ---- what the graph is said to prove -------------------------------------------------------------
+
+N = 3
+STEPS = {
+    "tanh": torch.tanh,
+    "turned": lambda h: h.transpose(0, 1),
+    "turned back": lambda h: h.permute(1, 2, 0),
+    "merged and split": lambda h: h.reshape(N * N, N).reshape(N, N, N),
+    "merged with features": lambda h: h.mT.reshape(N, N * N).reshape(N, N, N),
+    "unmatched": lambda h: h.reshape(-1).reshape(1, N * N, N, 1).reshape(N, N, N),
+    "linear": lambda h: F.linear(h, tensor(0, N, N), tensor(1, N)),
+    "from the left": lambda h: tensor(0, N, N) @ h,
+    "own product": lambda h: h @ h.mT,
+    "wrong product": lambda h: h @ h.permute(1, 2, 0),
+    "first product": lambda h: h @ h[0],
+    "addition to a product": lambda h: torch.baddbmm(h[:, :1], h, h.mT, alpha=0.5),
+    "addition to a wrong product": lambda h: torch.baddbmm(h[:1], h, h),
+    "add to matrix": lambda h: torch.addmm(h[0], h[1], h[2]).expand(N, N, N),
+    "unbound": lambda h: torch.stack([x.tanh() for x in h.unbind(1)], 1),
+    "unbound elsewhere": lambda h: torch.stack([x.tanh() for x in h.unbind(1)], 0),
+    "split": lambda h: torch.cat([x.exp() for x in h.split([1, 2], 0)], 0),
+    "split and turned": lambda h: torch.cat(h.split(2, 0)[::-1], 0),
+    "joined with constants": lambda h: torch.cat([tensor(3, 1, N, N), h], 0)[-3:],
+    "chunked": lambda h: torch.cat(h.chunk(2, 2), 2),
+    "last": lambda h: h[..., -1:] + h,
+    "steps": lambda h: torch.cat([h[::2], h[1::2]]),
+    "logsumexp": lambda h: h - h.logsumexp(1, keepdim=True),
+    "logsumexp, wrongly": lambda h: h - h.logsumexp(1),
+    "largest": lambda h: h * h.max(-1)[0][..., None],
+    "smallest": lambda h: h * h.amin((1, 2), keepdim=True),
+    "length": lambda h: h / h.norm(dim=-1, keepdim=True),
+    "length of all": lambda h: h / h.norm(),
+    "variance": lambda h: h + h.var(0),
+    "deviation": lambda h: h + h.std((1, 2))[:, None, None],
+    "cumulative": lambda h: h.cumsum(1),
+    "cumulative over the first": lambda h: h.cumsum(0),
+    "softmax of a number": lambda h: h * h.sum().softmax(0),
+    "where": lambda h: torch.where(h > 0, h, h[:, :1]),
+    "where, wrongly": lambda h: torch.where(h > 0, h, h[:1]),
+    "layer norm": lambda h: F.layer_norm(h, (N, N)),
+    "layer norm of all": lambda h: F.layer_norm(h, (N, N, N)),
+    "layer norm's scale": lambda h: F.layer_norm(h, (N,), h[0, 0]),
+    "group norm": lambda h: F.group_norm(h, 1),
+    "convolution": lambda h: F.conv1d(h, tensor(0, N, N, 1)),
+    "unbatched convolution": lambda h: F.conv2d(h[None], tensor(0, N, N, 1, 1))[0],
+    "own kernel": lambda h: F.conv1d(h, h[..., :1]),
+    "pooled": lambda h: h + F.max_pool2d(h, 1),
+    "pooled, adaptively": lambda h: h + F.adaptive_avg_pool2d(h, 1),
+    "attention": lambda h: F.scaled_dot_product_attention(h[:, None], h[:, None], h[:, None])[:, 0],
+    "attention of others": lambda h: F.scaled_dot_product_attention(
+        h[:, None], h.transpose(0, 1)[:, None], h[:, None]
+    )[:, 0],
+    "attention as heads": lambda h: F.scaled_dot_product_attention(h[None], h[None], h[None])[0],
+    "vector": lambda h: (h.reshape(N * N, N) @ tensor(0, N)).reshape(N, N, 1) * h,
+    "expand": lambda h: h[:1].expand(N, N, N),
+    "repeat": lambda h: h[:, :1].repeat(1, N, 1),
+    "diagonal": lambda h: h + h.diagonal(dim1=0, dim2=1),
+    "index": lambda h: h[torch.tensor([0, 2, 1])],
+    "gather": lambda h: h.gather(0, torch.arange(N**3).reshape(N, N, N) % N),
+    "written": lambda h: (h * 1).index_fill_(0, torch.tensor([1]), 0.5),
+}
+LAST = {
+    "first": lambda h: h.square().mean((1, 2)),
+    "second": lambda h: h.mean((0, 2)),
+    "third": lambda h: h.sum((0, 1)),
+    "stacked": lambda h: torch.stack([x.square().sum() for x in h]),
+    "parts": lambda h: torch.stack([x.square().sum() for x in h.reshape(-1).split([9, 12, 6])]),
+    "cross-entropy": lambda h: F.cross_entropy(
+        h, torch.arange(9).reshape(3, 3) % 3, reduction="none"
+    ).mean(1),
+    "error": lambda h: F.mse_loss(h, h[:1].expand(N, N, N), reduction="none").sum((1, 2)),
+    "sizes": lambda h: h[:, 0].norm(dim=1),
+}
+
+
+def wrong(steps, last):
+    """Whether an entry serves another loss than the graph is said to prove; and what is said."""
+    h = first = tensor(7, N, N, N).requires_grad_() * 1
+    for step in steps:
+        h = STEPS[step](h)
+    losses = LAST[last](h)
+    if losses.grad_fn is None:
+        return False, np.full(first.shape, -1)
+    graph, found = read_graph(losses, {}), {}
+
+    def visit(place, owner):
+        found[place] = owner
+        return True
+
+    walk(tuple(graph.reach), [((losses.grad_fn, losses.output_nr), np.arange(N))], visit)
+    claimed = np.broadcast_to(found.get((first.grad_fn, 0), -1), first.shape)
+    for i in range(N):
+        (row,) = torch.autograd.grad(losses[i], first, retain_graph=True, allow_unused=True)
+        served = np.zeros(first.shape, bool) if row is None else row.numpy() != 0
+        if (served & (claimed != i) & (claimed != -2)).any():
+            return True, claimed
+    return False, claimed
+
+
+def test_nothing_false_is_proved_of_any_operation():
+    answers = {(step, last): wrong([step], last) for step in STEPS for last in LAST}
+    assert not [names for names, (bad, _) in answers.items() if bad]
+    assert sum((said != -2).all() for _, said in answers.values()) > 120
+
+
+@given(st.lists(st.sampled_from(sorted(STEPS)), max_size=3), st.sampled_from(sorted(LAST)))
+@settings(max_examples=80)
+def test_nothing_false_is_proved_of_programs(steps, last):
+    assert not wrong(steps, last)[0]
