@@ -171,7 +171,7 @@ def test_no_verdict_reads_a_time():
             read.add(name)
             return super().__getitem__(name)
 
-        def get(self, name: str, default: object = None) -> object:
+        def get(self, name: str, default: object = None) -> object:  # pyright: ignore
             read.add(name)
             return super().get(name, default)  # pyright: ignore
 

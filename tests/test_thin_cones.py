@@ -33,7 +33,7 @@ def exact_projection(J):
         return sum(x * y for x, y in zip(a, b, strict=True))
 
     for face in (f for size in range(len(J) + 1) for f in combinations(rows, size)):
-        system = [[dot(a, b) for b in face] + [-dot(a, mean)] for a in face]
+        system: list[list] = [[*(dot(a, b) for b in face), -dot(a, mean)] for a in face]
         for p in range(len(face)):  # Gauss–Jordan; rows in general position
             pivot = system[p] = [x / system[p][p] for x in system[p]]
             for r, row in enumerate(system):

@@ -15,7 +15,9 @@ OPERATIONS: dict[str, Operation] = {
 }  # fmt: skip
 
 # Relative errors of torch's own single pass in float64: a sixth is a float32 number there.
-COARSE = dict.fromkeys(("hardsigmoid", "hardsigmoid in place", "hardsigmoid in place nn"), 1e-7)
+COARSE: dict[str, float] = dict.fromkeys(
+    ("hardsigmoid", "hardsigmoid in place", "hardsigmoid in place nn"), 1e-7
+)
 
 # What torch cannot do, and says so: kinds of modes in the sweep, and words of the error.
 _NO_FORWARD, _NO_SECOND = "forward AD with", "derivative for .* is not implemented"

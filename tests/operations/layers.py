@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _nn  # pyright: ignore[reportAttributeAccessIssue]
 
 from tests.operations.common import (
     DOUBLE,
@@ -45,7 +46,7 @@ ELEMENTWISE = {
     "threshold": op(lambda x: F.threshold(x, 0.1, 2.0), X23),
     "rrelu eval": op(lambda x: F.rrelu(x, training=False), X23),
     "hardsigmoid in place": op(lambda x: F.hardsigmoid(1 * x, inplace=True), X23),
-    "hardsigmoid in place nn": op(lambda x: torch._C._nn.hardsigmoid_(1 * x), X23),
+    "hardsigmoid in place nn": op(lambda x: _nn.hardsigmoid_(1 * x), X23),
     "prelu": op(F.prelu, X23, (3,)),
     "prelu one": op(F.prelu, X23, (1,)),
     "prelu channels": op(F.prelu, (2, 3, 2), (3,)),
