@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -357,7 +357,12 @@ def _watching_calls() -> Iterator[None]:
 
 def wrapper_of(module: nn.Module) -> str | None:
     """The wrapper's name, or None: by name, so that nothing of torch.distributed is imported."""
-    for kind in type(module).__mro__:
+    return _wrapper(type(module))
+
+
+@lru_cache(maxsize=256)
+def _wrapper(which: type[nn.Module]) -> str | None:
+    for kind in which.__mro__:
         if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
             return kind.__name__
     return None

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from ..types import Params, Rows, Select
 from .checks import constant_when_compiled, same_storage
@@ -15,6 +16,9 @@ from .distributed import refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 """The names under which `parameters` handed a module's parameters out."""
+
+_HANDED_OUT: MutableMapping[nn.Module, dict[str, TensorWeakRef]] = WeakKeyDictionary()
+"""Those of the last call for a module: there is nothing to note while they are the same."""
 
 
 def parameters(module: nn.Module) -> Params:
@@ -37,8 +41,11 @@ def parameters(module: nn.Module) -> Params:
     """
     refuse_wrapped(module)
     found = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
-    for name, leaf in found.items():
-        _NAMES.setdefault(leaf, {})[name] = None
+    known = _HANDED_OUT.get(module, {})
+    if known.keys() != found.keys() or any(known[name]() is not x for name, x in found.items()):
+        for name, leaf in found.items():
+            _NAMES.setdefault(leaf, {})[name] = None
+        _HANDED_OUT[module] = {name: TensorWeakRef(leaf) for name, leaf in found.items()}
     return {name: leaf.detach() for name, leaf in found.items()}
 
 

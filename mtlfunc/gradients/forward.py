@@ -14,6 +14,7 @@ from ..core.checks import at_level, depth, differentiated, innermost, is_pair
 from ..types import Batch, LossesFn, Params
 from .layerwise import HOOKING, Graph, Tapped, read_graph, separate
 from .leaves import Strangers, reaches
+from .passes import run_backward
 from .safe_ops import WRITTEN, SafeOps, final
 
 
@@ -110,7 +111,9 @@ def release(out: Any, graph: Graph) -> None:
     """
     losses = [x for x in _losses(out) if x.requires_grad]
     if losses and not graph.custom:
-        torch.autograd.grad(_Nothing.apply(*losses), graph.variables(), allow_unused=True)
+        nothing = _Nothing.apply(*losses)
+        places = tuple(graph.variables())
+        run_backward(nothing, nothing.detach(), places, keep=False)
 
 
 class _Nothing(torch.autograd.Function):

@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import (
+    GradientEdge,
+    _engine_run_backward,  # pyright: ignore[reportPrivateUsage]
+    get_gradient_edge,
+)
 from torch.func import vmap
 
 from ..core.checks import depth
@@ -39,6 +43,22 @@ class Target(NamedTuple):
 
 
 _PLAIN = (Tensor, nn.Parameter)
+
+
+def run_backward(
+    root: GradientEdge | Tensor,
+    cotangent: Tensor,
+    places: tuple[GradientEdge | Tensor, ...],
+    *,
+    keep: bool = True,
+    record: bool = False,
+) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad`, without a third of a small pass: what it does to arguments of all
+    kinds before it calls this. `keep`: the graph.
+    """
+    return _engine_run_backward(
+        (root,), (cotangent,), keep, record, places, True, accumulate_grad=False
+    )
 
 
 class Backward:
@@ -86,21 +106,14 @@ class Backward:
         """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
             return [target.like() for target in targets]
-        keys = [target.key() for target in targets]
-        places = dict(zip(keys, [target.place for target in targets], strict=True))
-        grads = torch.autograd.grad(  # pyright: ignore
-            [root],
-            list(places.values()),  # pyright: ignore
-            [cotangent],
-            retain_graph=True,
-            create_graph=self.record or self.factored,
-            allow_unused=True,
-        )
-        if not self.record:  # factored: recorded for its own sake
+        places = {target.key(): target.place for target in targets}
+        record = self.record or self.factored
+        grads = run_backward(root, cotangent, tuple(places.values()), record=record)
+        if record and not self.record:  # factored: recorded for its own sake
             grads = [x.detach() if x is not None and x.requires_grad else x for x in grads]
-        if len(places) < len(keys):
+        if len(places) < len(targets):
             found = dict(zip(places, grads, strict=True))
-            grads = [found[key] for key in keys]
+            grads = [found[target.key()] for target in targets]
         return [
             target.like() if grad is None else grad
             for grad, target in zip(grads, targets, strict=True)

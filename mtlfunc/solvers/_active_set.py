@@ -155,10 +155,10 @@ def _kernel(
         from ._kernels.active_set_batch import solve as solve_on_cpu
 
         others = None if vector is None else _array(vector), None if c is None else _array(c)
-        answer = (
-            torch.from_numpy(x).to(gramian.device)
-            for x in solve_on_cpu(_array(matrix), *others, eps, torch.get_num_threads())
-        )
+        found = solve_on_cpu(_array(matrix), *others, eps, torch.get_num_threads())
+        if gramian.is_cpu and len(lead) == 0:  # one problem: views in NumPy cost less than in torch
+            return tuple(torch.from_numpy(x[0]) for x in found)
+        answer = (torch.from_numpy(x).to(gramian.device) for x in found)
     report, support, info = answer
     return (
         report.reshape(*lead, 3 * count + 2),
