@@ -190,6 +190,48 @@ def test_hooks_see_plain_gradients(watched):
     assert seen.count("done") == 2
 
 
+LATE = {
+    "tensor": lambda h: h.register_hook(lambda g: 0.1 * g),
+    "node": lambda h: h.grad_fn.register_hook(
+        lambda ins, outs: tuple(None if g is None else 0.1 * g for g in ins)
+    ),
+    "node, before": lambda h: h.grad_fn.register_prehook(lambda outs: (0.1 * outs[0],)),
+    "node below": lambda h: h.grad_fn.next_functions[-1][0].register_hook(
+        lambda ins, outs: (0.1 * ins[0],)
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["rows", "layerwise"])
+@pytest.mark.parametrize("hook", LATE)
+def test_hooks_that_are_put_on_after_the_block(hook, engine, watched):
+    first, last = nn.Linear(4, 8).double(), nn.Linear(8, 3).double()
+    balancer = mf.Balancer(nn.Sequential(first, last), mf.mgda(), engine=engine)
+    with balancer if watched else nullcontext():
+        h = first(X)
+        losses = last(h.tanh()).square().mean(0)
+    plain = rows_of(losses, [first.weight])
+    LATE[hook](h)
+    rows = rows_of(losses, [*first.parameters(), *last.parameters()])
+    assert not torch.allclose(plain, rows[:, : plain.shape[1]])
+    torch.testing.assert_close(balancer.backward(losses).gramian, rows @ rows.T)
+
+
+def test_tensors_that_retain_their_gradient(watched):
+    """Also in a block that does not look for them, since the losses before were scalars."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).double()
+    balancer = mf.Balancer(net, mf.mgda(), engine="rows")
+    for scalars in (True, True, False, False):
+        with balancer if watched else nullcontext():
+            h = net[0](X)
+            h.retain_grad()
+            losses = net[1](h).square().mean(0)
+        expected = torch.autograd.grad(losses.sum(), h, retain_graph=True)[0]
+        h.grad = None
+        balancer.backward(list(losses) if scalars else losses)
+        torch.testing.assert_close(h.grad, expected)
+
+
 class OldStyle(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -297,7 +339,7 @@ def test_losses_of_several_forwards(engine, watched):
     rows = rows_of(losses[:2], leaves)
     for _ in range(2):
         net.zero_grad()
-        info = balancer.backward(losses[:2])
+        info = balancer.backward(losses[:2], retain_graph=True)
         torch.testing.assert_close(info.gramian, rows @ rows.T)
         torch.testing.assert_close(gradient(leaves), info.weights @ rows)
 

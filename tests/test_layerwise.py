@@ -5,6 +5,7 @@ transform; and what it refuses.
 import gc
 import warnings
 import weakref
+from collections import OrderedDict
 from functools import partial
 
 import pytest
@@ -473,10 +474,11 @@ def _decoders(form):
         for task, head in enumerate(heads):
             own = {name: params[f"heads.{task}.{name}"] for name, _ in head.named_parameters()}
             out = functional_call(head, own, z)
-            with torch._C.DisableTorchFunction():  # a hook that is seen changes the passes
-                out.register_hook(
-                    lambda grad, task=task: entered.__setitem__(task, entered[task] + 1)
-                )
+            # a hook without a handle: one that is seen changes the passes
+            out._backward_hooks = OrderedDict(
+                count=lambda grad, task=task: entered.__setitem__(task, entered[task] + 1)
+            )
+            out.grad_fn._register_hook_dict(out)
             found.append(out.square().mean())
         return tuple(found) if form == "tuple" else torch.stack(found)
 

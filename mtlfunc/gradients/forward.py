@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..core.checks import at_level, depth, differentiated, innermost, is_pair
 from ..types import Batch, LossesFn, Params
-from .layerwise import HOOKING, Graph, Tapped, read_graph, separate
+from .layerwise import RETAIN, Graph, Handles, Tapped, read_graph, separate
 from .leaves import Strangers, reaches
 from .passes import run_backward
 from .safe_ops import WRITTEN, SafeOps, final
@@ -179,19 +179,20 @@ def forward_pass(
 
     def once(always: bool) -> Forward:
         watching = taps()
-        guard = _Guard(leaves, always, watching is not None)
+        guard = _Guard(leaves, always)
         try:
             with watching or nullcontext(), guard:
                 out = run()
         finally:
             guard.restore()
-        seen = None if guard.hooked else watching
+        hooked = guard.retained or guard.handles.hooked
+        seen = None if hooked else watching
         losses = _losses(out)
         if guard.strangers is None:
-            return Forward(out, seen, guard.hooked, differentiated(losses, own_levels=1))
+            return Forward(out, seen, hooked, differentiated(losses, own_levels=1))
         graph = losses_graph(out, leaves) if outside and losses else None
         recorded = outside and (carried or guard.foreign(graph.variables() if graph else []))
-        return Forward(out, seen, guard.hooked, recorded, graph)
+        return Forward(out, seen, hooked, recorded, graph)
 
     found = once(always=carried or depth() > 1)
     if found.recorded and not carried and depth() <= 1 and any(map(final, _losses(found.out))):
@@ -205,12 +206,11 @@ class _Guard(SafeOps):
     Args:
         leaves: of the pass.
         always: it is needed for every operation.
-        watched: another mode is active, which must not see what is read here.
     """
 
-    def __init__(self, leaves: Params, always: bool, watched: bool) -> None:
+    def __init__(self, leaves: Params, always: bool) -> None:
         super().__init__()
-        self.always, self.watched, self.hooked = always, watched, False
+        self.always, self.retained, self.handles = always, False, Handles()
         self.depth = depth()
         self.strangers = None if self.depth else Strangers(leaves)
         self.made: list[Tensor] = []  # by the run itself, to differentiate inside
@@ -222,8 +222,8 @@ class _Guard(SafeOps):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in HOOKING:
-            self.hooked = True
+        if func is RETAIN:
+            self.retained = True
         if func in _MAKING and not args[0].requires_grad:
             self.made.append(args[0])
         if self.always or (func in WRITTEN and self._needed(args, kwargs or {})):
@@ -237,13 +237,12 @@ class _Guard(SafeOps):
         """Under a transform inside `run`, or where something enters that requires grad and is no
         leaf: on plain leaves by the graph, at a level inside all wrappers.
         """
-        with torch._C.DisableTorchFunction() if self.watched else _NOTHING:
-            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-            if depth() > self.depth:
-                return True
-            if self.strangers is not None:
-                return self.strangers.enter(given)
-            return any(innermost(x).requires_grad for x in given)
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if depth() > self.depth:
+            return True
+        if self.strangers is not None:
+            return self.strangers.enter(given)
+        return any(innermost(x).requires_grad for x in given)
 
     def foreign(self, variables: list[Tensor]) -> bool:
         """Whether a tensor from outside of the run requires grad and enters it.
@@ -263,5 +262,4 @@ class _Guard(SafeOps):
                 x.requires_grad_(False)
 
 
-_NOTHING = nullcontext()
 _MAKING = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # pyright: ignore

@@ -134,9 +134,8 @@ class Strangers:
 
 def reaches(values: Iterable[Tensor], leaves: Params) -> bool:
     """Whether some value depends on some leaf, by the graph; it is walked until one is met."""
-    with torch._C.DisableTorchFunction():  # reading a node looks like putting a hook on it
-        own = {get_gradient_edge(leaf).node for leaf in leaves.values()}
-        todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
+    own = {get_gradient_edge(leaf).node for leaf in leaves.values()}
+    todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
     seen = set(todo)
     while todo:
         node = todo.pop()

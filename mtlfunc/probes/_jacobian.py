@@ -405,7 +405,7 @@ def watching(options: RowOptions, leaves: Params) -> Hooks:
     small = options.engine == "auto" and not worth_watching(leaves, measured)
     if blocks or options.engine == "rows" or options.group is not None or small:
         return Hooks()
-    return Tapped(leaves, local=False, live=True)  # a bias' rows cost no more than its deltas
+    return Tapped(leaves, local=False)  # a bias' rows cost no more than its deltas
 
 
 def check_heads(heads: Heads, groups: Groups | None) -> None:

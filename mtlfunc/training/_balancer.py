@@ -31,7 +31,7 @@ from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import select
 from ..gradients.forward import losses_graph, release, split_output
 from ..gradients.hooked import linearize_hooked
-from ..gradients.layerwise import Engine, Graph, Hooks, Tapped
+from ..gradients.layerwise import Engine, Graph, Handles, Hooks, Tapped
 from ..gradients.linearize import Keep, Linear, Watched, linearize_losses
 from ..probes._jacobian import (
     Heads,
@@ -153,7 +153,9 @@ class Balancer:
             _ = watching(self._options, leaves)  # its globs match
 
     def __enter__(self) -> Balancer:
-        mode = Hooks() if self._options is None else watching(self._options, self._leaves())
+        mode = Handles() if self._options is None else watching(self._options, self._leaves())
+        if self._seen.apart and type(mode) is Hooks:  # whose only use is for batched passes
+            mode = Handles()
         mode.__enter__()
         self._seen.open.append(mode)
         return self
@@ -367,7 +369,8 @@ class Balancer:
         counts = labels(None if present is None else lambda _: present, (), counts=several)
         here, peers = mask_of(counts), peers_here(self._group, leaves)
         watched = self._seen.taken(
-            hooked=any(leaf._backward_hooks for leaf in leaves.values())  # pyright: ignore
+            hooked=any(leaf._backward_hooks for leaf in leaves.values()),  # pyright: ignore
+            apart=not isinstance(out, Tensor),
         )
         with self._no_autocast(leaves):
             state, first = self._state, None
@@ -480,30 +483,33 @@ class _Seen(threading.local):
     """What the blocks of one thread have seen since the last losses."""
 
     def __init__(self) -> None:
-        self.open: list[Hooks] = []
-        self.done: list[Hooks] = []
+        self.open: list[Hooks | Handles] = []
+        self.done: list[Hooks | Handles] = []
         self.used, self.hooked = False, True
+        self.apart = False  # the last losses were scalars, each with a pass of its own
 
     def __reduce__(self) -> tuple[type[_Seen], tuple[()]]:
         return _Seen, ()  # a copy of a balancer has seen nothing
 
-    def add(self, mode: Hooks) -> None:
-        self.done = [mode] if self.used else [*self.done[1 - _KEPT :], mode]
-        self.used = False
+    def add(self, mode: Hooks | Handles) -> None:
+        if self.used:
+            self.done = []
+        elif self.done:
+            mode.first = self.done[0].first
+        self.done, self.used = [*self.done[1 - _KEPT :], mode], False
 
-    def taken(self, *, hooked: bool) -> Watched:
-        self.used = True
-        self.hooked = not self.done or hooked or any(mode.hooked for mode in self.done)
+    def taken(self, *, hooked: bool, apart: bool) -> Watched:
+        self.used, self.apart = True, apart
+        blind = any(isinstance(mode, Handles) for mode in self.done)
+        seen = any(mode.hooked for mode in self.done)
+        self.hooked = not self.done or hooked or seen or (blind and not apart)
         if self.hooked:
             return Watched(None, True)
         taps = [mode for mode in self.done if isinstance(mode, Tapped)]
         if not taps:
             return Watched(None, False)
-        if any(tap.hooked_later for tap in taps):
-            return Watched(None, True)
         for other in taps[1:]:
             taps[0].uses += other.uses
-            taps[0].later += other.later
         self.done = [taps[0]]
         return Watched(taps[0], False)
 

@@ -24,7 +24,8 @@ from .plan import decide as decide
 from .plan import groups_of as groups_of
 from .plan import sample_plan as sample_plan
 from .plan import worth_watching as worth_watching
-from .taps import HOOKING as HOOKING
+from .taps import RETAIN as RETAIN
+from .taps import Handles as Handles
 from .taps import Hooks as Hooks
 from .taps import Tapped as Tapped
 from .uses import Use as Use

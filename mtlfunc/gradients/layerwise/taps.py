@@ -8,9 +8,8 @@ computed.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
     _top_saved_tensors_default_hooks as _saved_tensor_hooks,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ...core.checks import depth
 from ...types import Params
@@ -29,18 +29,37 @@ from .products import PRODUCTS
 from .uses import NotUnderstood, Parts, Use
 
 _EVERY = PRODUCTS | ELEMENTWISE
+RETAIN = Tensor.retain_grad
 
 
-HOOKING = {Tensor.register_hook, Tensor.retain_grad, Tensor.grad_fn.__get__}  # pyright: ignore
-"""What is called, or read, to put a hook on a tensor or on the node that made it."""
+class Handles(AbstractContextManager[Any]):
+    """Whether hooks can have been put on derivatives, at any time since it was made.
+
+    Every hook on a tensor, a node of the graph or a module has a handle with a number of its own.
+    That a tensor retains its gradient has none.
+    """
+
+    def __init__(self) -> None:
+        self.first = RemovableHandle.next_id
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was changed."""
+
+    @property
+    def hooked(self) -> bool:
+        return self.first != RemovableHandle.next_id
 
 
 class Hooks(TorchFunctionMode):
-    """While active, notes whether hooks can have been put on derivatives, and nothing else."""
+    """`Handles` that, while active, sees tensors that retain their gradient, too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hooked = False
+        self.first, self.retained = RemovableHandle.next_id, False
+
+    @property
+    def hooked(self) -> bool:
+        return self.retained or self.first != RemovableHandle.next_id
 
     def __torch_function__(
         self,
@@ -49,8 +68,8 @@ class Hooks(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in HOOKING:
-            self.hooked = True
+        if func is RETAIN:
+            self.retained = True
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
@@ -63,19 +82,15 @@ class Tapped(Hooks):
     Args:
         leaves: the leaves of the pass.
         local: whether biases, scales and shifts count.
-        live: whether outputs of calls can be given hooks after the block, too: they are seen in
-            `hooked_later`. (Hooks that are put on a node of the graph, not on a tensor, are not.)
     """
 
-    def __init__(self, leaves: Params, *, local: bool = True, live: bool = False) -> None:
+    def __init__(self, leaves: Params, *, local: bool = True) -> None:
         super().__init__()
         self.ops = _EVERY if local else PRODUCTS
         self.parts = Parts(leaves, local)
         self.uses: list[Use] = []
         self.depth = depth()
         self.checkpointed = False  # some calls ran with hooks on saved tensors
-        self.live = live
-        self.later: list[dict[int, Any]] = []  # the outputs' own hooks, which may come yet
 
     def __torch_function__(
         self,
@@ -85,8 +100,8 @@ class Tapped(Hooks):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in HOOKING:
-            self.hooked = True
+        if func is RETAIN:
+            self.retained = True
         # losses_fn is compiled inside: nothing of it is seen, and its leaves are differentiated row
         # by row
         if torch.compiler.is_compiling():
@@ -121,20 +136,7 @@ class Tapped(Hooks):
                     use._replace(stops=frozenset(stops))
                     for use in reader(self.parts, out, *args, **kwargs)
                 )
-                if self.live and isinstance(out, Tensor) and out.grad_fn is not None:
-                    self._follow(out)
         return out
-
-    def _follow(self, out: Tensor) -> None:
-        """Hold the dict that `register_hook` fills, and not the tensor."""
-        if out._backward_hooks is None:
-            out._backward_hooks = OrderedDict()
-            out.grad_fn._register_hook_dict(out)  # pyright: ignore
-        self.later.append(out._backward_hooks)
-
-    @property
-    def hooked_later(self) -> bool:
-        return any(self.later)
 
     def by_leaf(self) -> dict[str, list[Use]]:
         found: dict[str, list[Use]] = {}
