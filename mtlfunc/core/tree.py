@@ -288,7 +288,9 @@ def _side_by_side(rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
     """Weighted sums of rows, leaf by leaf."""
     return {
-        name: (weights.to(leaf.dtype) @ leaf.reshape(leaf.shape[0], -1)).reshape(leaf.shape[1:])
+        name: weights.to(leaf.dtype) @ leaf
+        if leaf.ndim == 2  # nearly half of all leaves
+        else (weights.to(leaf.dtype) @ leaf.reshape(len(leaf), -1)).reshape(leaf.shape[1:])
         for name, leaf in rows.items()
     }
 

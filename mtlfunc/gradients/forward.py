@@ -143,9 +143,16 @@ class Forward(NamedTuple):
 
     def released(self, values: Any) -> Any:
         """Values that came from the run, without its graph unless something outside needs that."""
-        if self.recorded or depth():  # a level's own graph ends with it
-            return values
-        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, values)
+        return values if self.recorded or depth() else detached(values)  # a level's ends with it
+
+
+def detached(values: Any) -> Any:
+    """Values, or a nest of them, without a graph."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    if type(values) is tuple:
+        return tuple(map(detached, values))
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, values)
 
 
 def forward_pass(

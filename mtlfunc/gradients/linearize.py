@@ -10,12 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from ..core.checks import check_autocast, depth, differentiated, recording
 from ..core.tree import dot
 from ..types import Batch, LossesFn, Params, Rows
-from .forward import Forward, forward_pass, split_output
+from .forward import Forward, detached, forward_pass, split_output
 from .layerwise import (
     Engine,
     Graph,
@@ -203,8 +202,7 @@ def linearize_losses(
     losses, scalars, aux = split_output(out)
     with torch.enable_grad():
         found = _passes(request, backward, (losses, scalars), watched, leaves)
-    aux = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux) if aux else aux
-    return _linear(request, backward, losses.detach(), found, aux)
+    return _linear(request, backward, losses.detach(), found, detached(aux))
 
 
 class Watched(NamedTuple):

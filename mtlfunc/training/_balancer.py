@@ -546,7 +546,8 @@ def _accumulate(leaves: Params, grads: Params) -> None:
     taken: set[int] = set()
     with torch.no_grad():
         for name, leaf in leaves.items():
-            grad = grads[name].detach()
+            grad = grads[name]
+            grad = grad.detach() if grad.requires_grad else grad
             if leaf.grad is not None:
                 leaf.grad += grad
             else:

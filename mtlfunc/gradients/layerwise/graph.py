@@ -69,9 +69,12 @@ class Graph:
 
     @cached_property
     def _variables(self) -> dict[int, tuple[Tensor, int]]:
-        ends = (node for node, below in self.below.items() if not below)
-        found = ((node.variable, node) for node in ends if node.name() == _VARIABLE)
-        return {id(variable): (variable, self.reach[node]) for variable, node in found}
+        found = [
+            (node.variable, self.reach[node])
+            for node, below in self.below.items()
+            if not below and hasattr(node, "variable")
+        ]
+        return {id(variable): (variable, bits) for variable, bits in found}
 
     @cached_property
     def parents(self) -> dict[Node, set[Node]]:
@@ -100,9 +103,6 @@ class Graph:
     def twice(self) -> bool:
         """Whether a batched backward can be differentiated."""
         return self._batching[1]
-
-
-_VARIABLE = "torch::autograd::AccumulateGrad"
 
 
 def read_graph(
