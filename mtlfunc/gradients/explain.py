@@ -77,6 +77,9 @@ def explain_gramian(
 ) -> Explanation:
     """How `engine="auto"` makes the Gramian, layer by layer, from one forward pass alone.
 
+    That of one batch with another (`other=`) is planned so for each: what either has row by row
+    both have, one pass never serves several tasks, and where calls differ the form is "gemm".
+
     Args:
         losses_fn: as in `task_gramian`; with `samples` as in `sample_gramian`.
         params: `{name: tensor}`, where to differentiate.

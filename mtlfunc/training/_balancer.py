@@ -56,7 +56,9 @@ class Balancer:
     The forward is the module's own, in train mode, under autocast, with hooks or checkpointing.
     `with balancer:` around it watches which calls consume which parameters, so that the Gramian
     needs no rows; without it every leaf is differentiated row by row, one task at a time. Calls
-    inside activation checkpointing are not watched: their leaves are differentiated row by row.
+    inside activation checkpointing are not watched: their leaves are differentiated row by row; so
+    are all where a hook is registered, by anyone on any tensor, graph node or module, between the
+    block's start and `backward`.
     Several forwards between two `backward` are one; each thread has its own.
 
     Over micro-batches gradients add up; each is balanced by its own Gramian, so that k small
