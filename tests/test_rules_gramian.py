@@ -216,7 +216,12 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
                 solvers.active_set()(solvers.dual_cone(G, w)).weights.sum() for w in each
             )
         )(G)
-        torch.testing.assert_close(carried, expected, rtol=1e-9, atol=1e-9)
+        # both solve with the scaled Gramian and its ridge: no closer than its condition allows
+        unit = G / (G.diagonal()[:, None] * G.diagonal()).sqrt().where(G.diagonal() > 0, 1)
+        least = float(torch.linalg.eigvalsh(unit.nan_to_num())[0])
+        condition = count / (max(least, 0) + resolution(count, EPS))
+        close = {"rtol": 1e-9 + 4 * EPS * condition, "atol": 1e-9}
+        torch.testing.assert_close(carried, expected, **close)
 
 
 def test_one_call_finds_an_indefinite_matrix():
