@@ -19,6 +19,7 @@ from torch.func import grad, jacrev, vmap
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.solvers._auto import on_dual_cone
+from mtlfunc.solvers.problems import or_one, resolution
 from mtlfunc.types import Geometry
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
 
@@ -216,12 +217,11 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
                 solvers.active_set()(solvers.dual_cone(G, w)).weights.sum() for w in each
             )
         )(G)
-        # both solve with the scaled Gramian and its ridge: no closer than its condition allows
-        unit = G / (G.diagonal()[:, None] * G.diagonal()).sqrt().where(G.diagonal() > 0, 1)
-        least = float(torch.linalg.eigvalsh(unit.nan_to_num())[0])
+        # both solve with the Gramian of directions and its ridge, as exactly as its condition allows
+        length = or_one(lengths(G))
+        least = float(torch.linalg.eigvalsh(G / length / length[:, None])[0])
         condition = count / (max(least, 0) + resolution(count, EPS))
-        close = {"rtol": 1e-9 + 4 * EPS * condition, "atol": 1e-9}
-        torch.testing.assert_close(carried, expected, **close)
+        torch.testing.assert_close(carried, expected, rtol=1e-9 + EPS * condition, atol=1e-9)
 
 
 def test_one_call_finds_an_indefinite_matrix():
