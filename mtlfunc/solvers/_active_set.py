@@ -157,7 +157,8 @@ def _kernel(
         others = None if vector is None else _array(vector), None if c is None else _array(c)
         found = solve_on_cpu(_array(matrix), *others, eps, torch.get_num_threads())
         if gramian.is_cpu and len(lead) == 0:  # one problem: views in NumPy cost less than in torch
-            return tuple(torch.from_numpy(x[0]) for x in found)
+            report, support, info = (torch.from_numpy(x[0]) for x in found)
+            return report, support, info
         answer = (torch.from_numpy(x).to(gramian.device) for x in found)
     report, support, info = answer
     return (
