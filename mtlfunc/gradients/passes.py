@@ -56,6 +56,8 @@ def run_backward(
     """`torch.autograd.grad`, without a third of a small pass: what it does to arguments of all
     kinds before it calls this. `keep`: the graph.
     """
+    if not places:  # autograd would take that for backward(), which adds to .grad
+        return ()
     return _engine_run_backward(
         (root,), (cotangent,), keep, record, places, True, accumulate_grad=False
     )

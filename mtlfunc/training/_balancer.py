@@ -497,7 +497,7 @@ class _Seen(threading.local):
         if self.used:
             self.done = []
         elif self.done:
-            mode.first = self.done[0].first
+            mode.first = min(mode.first, self.done[0].first)
         self.done, self.used = [*self.done[1 - _KEPT :], mode], False
 
     def taken(self, *, hooked: bool, apart: bool) -> Watched:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
+from torch._C._functions import AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -72,7 +73,7 @@ class Graph:
         found = [
             (node.variable, self.reach[node])
             for node, below in self.below.items()
-            if not below and hasattr(node, "variable")
+            if not below and type(node) is AccumulateGrad
         ]
         return {id(variable): (variable, bits) for variable, bits in found}
 
