@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch._C._functions import AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C import _functions  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -73,7 +73,7 @@ class Graph:
         found = [
             (node.variable, self.reach[node])
             for node, below in self.below.items()
-            if not below and type(node) is AccumulateGrad
+            if not below and type(node) is _functions.AccumulateGrad
         ]
         return {id(variable): (variable, bits) for variable, bits in found}
 
