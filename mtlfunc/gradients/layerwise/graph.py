@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch._C import _functions  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C import _functions  # pyright: ignore
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
