@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import can_look, check_option, check_params
+from ..core.checks import can_look, check_option, check_params, peers_here
 from ..core.distributed import Group, agree, check_group, sharded
 from ..core.expect import expect_function
 from ..core.tree import select
@@ -59,7 +59,7 @@ from .common import (
 )
 from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
 from .masks import Mask, graddrop
-from .together import Part, part_of, peers_here, scaled, shares, united
+from .together import Part, part_of, scaled, shares, united
 
 Heads = Literal["plain", "own", "weighted"]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_params, recording
+from ..core.checks import can_look, check_params, peers_here, recording
 from ..core.distributed import Group, agree, check_group, sharded
 from ..core.expect import expect_function
 from ..core.tasks import Tasks, aligned, tasks_of
@@ -30,7 +30,7 @@ from .common import (
     mask_of,
     with_labels,
 )
-from .together import Part, part_of, peers_here, scaled, shares, summed, totals
+from .together import Part, part_of, scaled, shares, summed, totals
 
 
 @runtime_checkable

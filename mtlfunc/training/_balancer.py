@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.checks import check_option, check_params, transformed
+from ..core.checks import check_option, check_params, peers_here, transformed
 from ..core.distributed import (
     Group,
     Peers,
@@ -45,7 +45,7 @@ from ..probes._losses_only import weighted_losses
 from ..probes._representation import measured_features
 from ..probes.common import labels, mask_of, with_labels
 from ..probes.groups import Groups
-from ..probes.together import Part, part_of, peers_here, scaled
+from ..probes.together import Part, part_of, scaled
 from ..types import Info, Params, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combined, count_of, init_rule, weigh
 
