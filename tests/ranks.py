@@ -297,6 +297,23 @@ def weighed(rank: int, size: int) -> None:
     bits(found)
 
 
+def several_batches(rank: int, size: int) -> None:
+    """Two and three independent batches a step."""
+    whole = tuple(x[: 8 // size * size] for x in BATCH)
+    batches = [whole, tuple(x.flip(0) * 1.5 for x in whole), tuple(x + 0.1 for x in whole)]
+    for count, options in ((2, {}), (3, {"heads": "own"}), (2, {"groups": "layer"})):
+
+        def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
+            probe = mf.double_sampling(TRUNK, group=group, **options)
+            step = mf.descend(losses_of, mf.modo(0.5), mf.sgd(0.1), probe)
+            return run(step, PARAMS, [batch] * 3)
+
+        wanted = steps(alone(), tuple(batches[:count]))
+        found = steps(world(), tuple(part(one, rank, size) for one in batches[:count]))
+        same(found, wanted, torch.float64, f"{count} batches {options}")
+        bits(found)
+
+
 def fails(call: Callable[[], Any], *words: str) -> None:
     """`call` raises on this rank, with these words."""
     with pytest.raises(Exception) as found:

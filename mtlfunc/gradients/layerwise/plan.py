@@ -259,15 +259,16 @@ def slices_of(
 class Sketch(NamedTuple):
     """What the plan of another pass over the same leaves, or process, has to fit."""
 
-    groups: Mapping[str, tuple[str, Form, tuple[Any, ...] | None]]  # by name: leaf, form, `Group.fits`
+    groups: Mapping[
+        str, tuple[str, Form, tuple[Any, ...] | None]
+    ]  # by name: leaf, form, `Group.fits`
     rows: tuple[str, ...]
 
 
 def sketch(plan: Plan) -> Sketch:
-    groups = {
-        group.name: (group.uses[0].part.leaf, form, group.fits) for group, form in plan.tapped
-    }
-    return Sketch(groups, plan.rows)
+    return Sketch(
+        {g.name: (g.uses[0].part.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows
+    )
 
 
 def common(plan: Plan, every: Sequence[Sketch]) -> Plan:
