@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import cache, partial
 from typing import Any
@@ -273,28 +274,31 @@ def unlabelled_modules(rank: int, size: int) -> None:
 
 
 def weighed(rank: int, size: int) -> None:
-    """`weigh` under DistributedDataParallel: the user's own backward gives the union's gradient."""
+    """`weigh` under DistributedDataParallel: the user's own backward gives the union's gradient,
+    and so it does where all but the last are accumulated under `no_sync`; with `backward`, too.
+    """
     whole, mine = uneven(rank, size)
 
-    def gradient(net: nn.Module, group: Any, batch: Any) -> list[Any]:
-        balancer = mf.Balancer(net, mf.mgda(), TRUNK, group=group)
-        x, y = batch
-        here, out = ~y.isnan(), net(x)
-        losses = torch.stack(
-            [
-                (one - y[:, t]).where(here[:, t], 0.0).square().sum()
-                / here[:, t].sum().clamp_min(1)
-                for t, one in enumerate(out)
-            ]
-        )
-        weights, info = balancer.weigh(losses, present=labels_in(batch))
-        (weights * losses).sum().backward()
-        return [info.weights, *(leaf.grad for leaf in net.parameters())]
+    def gradient(net: nn.Module, group: Any, batches: Any, own: bool = False) -> list[Any]:
+        balancer, seen = mf.Balancer(net, mf.mgda(), TRUNK, group=group), []
+        quiet = getattr(net, "no_sync", nullcontext)
+        for i, batch in enumerate(batches):
+            with nullcontext() if i == len(batches) - 1 else quiet():
+                losses = torch.stack(means(net(batch[0]), batch[1]))
+                if own:
+                    info = balancer.backward(losses, present=labels_in(batch))
+                else:
+                    weights, info = balancer.weigh(losses, present=labels_in(batch))
+                    (weights * losses).sum().backward()
+            seen += [info.losses, info.weights]
+        return [*seen, *(leaf.grad for leaf in net.parameters())]
 
-    wanted = gradient(TrunkAndHeads(0), alone(), whole[0])
-    found = gradient(DistributedDataParallel(TrunkAndHeads(0)), world(), mine[0])
-    same(found, wanted, torch.float64, "weighed")
-    bits(found)
+    for count, own in ((1, False), (2, False), (2, True)):
+        wanted = gradient(TrunkAndHeads(0), alone(), whole[:count], own)
+        ddp = DistributedDataParallel(TrunkAndHeads(0))
+        found = gradient(ddp, world(), mine[:count], own)
+        same(found, wanted, torch.float64, f"weighed {count} {own}")
+        bits(found)
 
 
 def several_batches(rank: int, size: int) -> None:
@@ -491,7 +495,7 @@ def dies(rank: int, size: int) -> None:
 
 CHECKS = {
     "two": [pure, modules, disagree, volume, unlabelled_modules, weighed, samples],
-    "three": [pure, ragged, unlabelled_modules, weighed, samples, unlike_samples],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, unlike_samples],
     "dies": [dies],
 }
 

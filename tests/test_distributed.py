@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, TrunkAndHeads, vector
+from tests.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
 
 
 @pytest.fixture
@@ -84,6 +84,20 @@ def test_a_plain_module_beside_a_process_group_is_fine():
     step = mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*"))
     grads, _, _ = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
     assert set(grads) == set(PARAMS)
+
+
+@pytest.mark.usefixtures("group")
+def test_every_probe_takes_a_group_or_says_why_not():
+    """One made of another has that one's."""
+    world = torch.distributed.group.WORLD
+    parts = {"subset", "graddrop", "trimmed_mean"}  # of a probe
+    of_one = {"second_evaluation": mf.second_evaluation, "log_losses": mf.log_losses}
+    for name in set(mf.probes.__all__) - parts - set(of_one):
+        given = (encode, decode) if name == "representation" else ()
+        assert getattr(mf, name)(*given, group=world).group is world, name
+    assert mf.second_evaluation(mf.losses_only(group=world)).group is world
+    with pytest.raises(NotImplementedError, match=r"^probe: .*takes probes without group="):
+        mf.log_losses(mf.tracked(group=world))
 
 
 def test_a_compiled_module_keeps_its_prefix():
