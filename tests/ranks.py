@@ -1,16 +1,17 @@
-"""What every process of `test_distributed.py` runs: `python -m tests.ranks CHECK RANK SIZE STORE`.
-
-One start of the processes serves all checks of a file of results, because torch takes seconds to
-import.
+"""What every process of `test_distributed.py` runs; by itself, one function of this module:
+`python -m tests.ranks FUNCTION RANK SIZE FOLDER` on every rank.
 """
 
 import os
+import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from experiments.bridge import sharded
 from tests.architectures import NAMES, SAMPLES, build
 from tests.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 from tests.test_cross_gramian import agree as agreeing
@@ -114,10 +116,12 @@ def bits(found: list[Any]) -> None:
 
 
 def pure(rank: int, size: int) -> None:
-    """Replicated and sharded parameters, every rule: three steps as on the union."""
+    """Replicated and sharded parameters, every rule: three steps as on the union. The processes
+    are two in float32.
+    """
     batch = tuple(x[: 8 // size * size] for x in BATCH)
     mesh = init_device_mesh("cpu", (size,))
-    for dtype in (torch.float64, torch.float32):
+    for dtype in (torch.float64, torch.float32)[: 4 - size]:
         params, whole = cast(PARAMS, dtype), cast(batch, dtype)
         mine = part(whole, rank, size)
         shards = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in params.items()}
@@ -479,6 +483,25 @@ def unlike_samples(rank: int, size: int) -> None:
     fails(lambda: torch.func.vmap(lambda x: gramian(batch=(x, y)))(x[None]), "inside a transform")
 
 
+def shards(rank: int, size: int) -> None:
+    """The page of `experiments.bridge` on sharded parameters, through its checkpoint."""
+    with tempfile.TemporaryDirectory() as own:
+        places = [own]
+        dist.broadcast_object_list(places)  # the first process's
+        assert sharded.main(Path(places[0])) < 1e-5
+        dist.barrier()
+
+
+def documentation(rank: int, size: int) -> None:
+    """The code of `docs/distributed.md` runs, and gives all the same."""
+    page = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
+    scope: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "distributed.md", "exec"), scope)
+    assert scope["noise"].shape == (2,)
+    bits([scope["noise"], *scope["net"].parameters()])
+
+
 def dies(rank: int, size: int) -> None:
     """A rank that is killed in the second step: the others' collectives end with an error."""
     step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
@@ -493,21 +516,36 @@ def dies(rank: int, size: int) -> None:
         os._exit(0)
 
 
-CHECKS = {
-    "two": [pure, modules, disagree, volume, unlabelled_modules, weighed, samples],
-    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, unlike_samples],
-    "dies": [dies],
+CHECKS: dict[str, list[Callable[[int, int], None]]] = {
+    "two": [
+        pure,
+        modules,
+        disagree,
+        volume,
+        unlabelled_modules,
+        weighed,
+        shards,
+        documentation,
+        unlike_samples,
+        dies,
+    ],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples],
 }
 
 
-def main(check: str, rank: int, size: int, store: str, timeout: float = 60) -> None:
+def begin(check: str, rank: int, size: int, folder: Path) -> None:
+    """Run the checks of one name as a rank of so many, with all output in `folder`."""
+    with (folder / f"{rank}.log").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(check, rank, size, folder)
+
+
+def main(check: str, rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group(
-        "gloo",
-        store=dist.FileStore(store, size),
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout),
+        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
     for one in CHECKS.get(check) or [globals()[check]]:
         one(rank, size)
@@ -516,4 +554,4 @@ def main(check: str, rank: int, size: int, store: str, timeout: float = 60) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
