@@ -1,5 +1,5 @@
-"""What the processes of `test_distributed.py` have imported and compiled before they are forked."""
+"""Kernels that are loaded once, in the process that those of `test_distributed.py` are forks of."""
 
-from mtlfunc import random
+from mtlfunc.warmup import warmup
 
-random.fold_in(random.key(0), 0)
+warmup()

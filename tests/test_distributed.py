@@ -124,7 +124,7 @@ def launch(check: str, size: int, folder: Path) -> list[tuple[int | None, str]]:
     everything, since torch takes seconds to import.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ranks_preload"])
+    context.set_forkserver_preload(["torch._dynamo", "tests.ranks", "tests.ranks_preload"])
     processes = [
         context.Process(target=begin, args=(check, rank, size, folder)) for rank in range(size)
     ]
