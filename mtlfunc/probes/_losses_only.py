@@ -62,7 +62,10 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
             counts = labels(present, batch, counts=group is not None)
             here = mask_of(counts)
             losses = first_losses(losses_fn, params, batch, tuple(params), present=here)
-            return (losses, counts), {"the number of tasks": len(losses)}
+            return (losses, counts), {
+                "the number of tasks": len(losses),
+                "whether present= is given": present is not None,
+            }
 
         losses, counts = agree(peers, alone)
         part = part_of(peers, counts)

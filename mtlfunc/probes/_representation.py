@@ -121,7 +121,8 @@ def representation(
                 _check_encode(encode, params, batch, names, shared)
                 _check_decode(encode, decode, params, batch, here, tasks, losses)
             facts = {"the number of tasks": len(losses), "shared": names}
-            return (losses, counts, tasks), facts
+            given = {"whether present= is given": present is not None}
+            return (losses, counts, tasks), facts | given
 
         losses, counts, tasks = agree(peers, alone)
         part = part_of(peers, counts)

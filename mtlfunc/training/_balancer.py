@@ -36,6 +36,7 @@ from ..gradients.linearize import Keep, Linear, Watched, linearize_losses
 from ..probes._jacobian import (
     Heads,
     RowOptions,
+    agreed,
     checked_options,
     first_of_losses,
     measured_losses,
@@ -407,7 +408,8 @@ class Balancer:
             return first, {}
         facts = {"the tasks": list(tasks), "rule": described(self._rule), "key": int(self._key)}
         if self._options is not None:
-            facts["shared"] = select(leaves, self._options.shared)
+            facts |= agreed(self._options, leaves)
+        facts["whether present= is given"] = here is not None
         return first, facts | described_params(leaves)
 
     def _started(self, first: Tensor) -> State:
