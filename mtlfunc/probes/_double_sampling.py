@@ -81,20 +81,17 @@ def double_sampling(
     ) -> tuple[Tensor, State]:
         peers = peers_here(group, params)
 
-        def alone() -> tuple[tuple[Tensor, int], dict[str, Any]]:
+        def alone() -> tuple[Tensor, dict[str, Any]]:
             check_params(params, group)
-            names = select(params, shared)
+            names, several = select(params, shared), _several(batch)
             blocks = {} if groups is None else partition(names, groups)
-            several = _several(batch)
             losses = _mean_losses(losses_fn, params, stepped_on(several), names)
             facts = {"the number of tasks": len(losses), "the number of batches": len(several)}
             facts |= {"shared": names, "groups": blocks, "heads": heads}
-            return (losses, len(blocks)), facts
+            return torch.stack([losses] * len(blocks)) if blocks else losses, facts
 
-        losses, blocks = agree(peers, alone)
-        part = part_of(peers, None)
-        losses = losses if part is None else part.total(losses)
-        return torch.stack([losses] * blocks) if blocks else losses, ()
+        losses, part = agree(peers, alone), part_of(peers, None)
+        return losses if part is None else part.total(losses), ()
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
@@ -106,14 +103,8 @@ def double_sampling(
         local = scaled(losses_fn, part, params) if part else losses_fn
 
         def taken(one: Batch, rows: bool) -> Linear:
-            linear = linearize(
-                local,
-                params,
-                one,
-                shared=names if rows else (),
-                heads=share_of(heads) if rows else None,
-                chunk_size=chunk_size,
-            )
+            kept, share = (names, share_of(heads)) if rows else ((), None)
+            linear = linearize(local, params, one, shared=kept, heads=share, chunk_size=chunk_size)
             return united(linear, part, params, names, blocks, whole=True, dtype=gramian_dtype)
 
         # of the third no rows are kept
