@@ -61,8 +61,8 @@ def sliced(
             deltas = [delta[None] for delta in found[mine]]
             each = Sampled(group, where[mine], deltas, tasks)
             if not slices.rows:
-                found = sample_factors(each, form, wide)
-                parts.append(sample_block(group, form, found, found, wide))
+                factors = sample_factors(each, form, wide)
+                parts.append(sample_block(group, form, factors, factors, wide))
                 continue
             rows = each.rows(wide)
             parts.append(inner(rows, rows))
