@@ -217,7 +217,7 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
                 solvers.active_set()(solvers.dual_cone(G, w)).weights.sum() for w in each
             )
         )(G)
-        # both solve with the Gramian of directions and its ridge, as exactly as its condition allows
+        # both solve with the Gramian of directions and its ridge, as exactly as its condition lets
         length = or_one(lengths(G))
         least = float(torch.linalg.eigvalsh(G / length / length[:, None])[0])
         condition = count / (max(least, 0) + resolution(count, EPS))

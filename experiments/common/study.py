@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from .cells import Cell, Store
-from .pool import perform_all
+from .pool import perform_all, unbroken
 
 Numbers = dict[str, Any]
 """What a cell leaves: plain numbers; `"score"` is its score on validation data, higher is better
@@ -154,7 +154,8 @@ def _fill(
                 known[cell] = kept
     with tqdm(total=len(missing), desc=doing, unit="run", leave=False, disable=None) as bar:
         for cell, numbers in perform_all(perform, missing, workers):
-            store.write(cell, numbers)
+            with unbroken():
+                store.write(cell, numbers)
             known[cell] = numbers
             bar.update()
 

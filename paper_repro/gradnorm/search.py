@@ -162,7 +162,7 @@ def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Siz
         panel.legend()
     return Figure(
         "searches",
-        f"GradNorm beside a search over static weights; every draw has a learning rate, too. {size}. "
+        f"GradNorm beside searches over static weights; a draw has a learning rate, too. {size}. "
         f"{PAIRED}; bands and bars.",
         canvas,
     )
