@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch._C import _functions  # pyright: ignore
+from torch._C import _functions
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -73,7 +73,7 @@ class Graph:
         found = [
             (node.variable, self.reach[node])
             for node, below in self.below.items()
-            if not below and type(node) is _functions.AccumulateGrad
+            if not below and type(node) is _ACCUMULATE
         ]
         return {id(variable): (variable, bits) for variable, bits in found}
 
@@ -104,6 +104,9 @@ class Graph:
     def twice(self) -> bool:
         """Whether a batched backward can be differentiated."""
         return self._batching[1]
+
+
+_ACCUMULATE = _functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_graph(
