@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -13,7 +15,7 @@ import mtlfunc as mf
 
 with install_import_hook("experiments.control", "beartype.beartype"):
     from experiments.control import __main__ as command
-    from experiments.control import grids, methods, parts, points, report
+    from experiments.control import cloning, grids, methods, parts, points, report, robots, sac
 from experiments.common.cells import Cell
 
 # ---- mazes ---------------------------------------------------------------------------------------
@@ -238,6 +240,236 @@ def test_copies_give_the_step_of_the_jacobian(explored):
             torch.testing.assert_close(together[leaf][i], alone[leaf], rtol=1e-3, atol=1e-6)
 
 
+# ---- soft actor–critic and cloning, on a stand-in for Meta-World ---------------------------------
+
+
+class Lines:
+    """Points on a line; task 1's goal lies the other way. Ends are of time, and begun anew."""
+
+    num_envs, length = 2, 10
+
+    def __init__(self, seed: int = 0) -> None:
+        self.single_observation_space = SimpleNamespace(shape=(3,))
+        self.single_action_space = SimpleNamespace(shape=(1,))
+        self.generator = np.random.default_rng(seed)
+
+    def reset(self, *, seed=None):
+        if seed is not None:
+            self.generator = np.random.default_rng(seed)
+        self.at, self.time = self.generator.uniform(-0.2, 0.2, 2), 0
+        return self.seen(), {}
+
+    def seen(self):
+        return np.concatenate([self.at[:, None], np.eye(2)], 1).astype(np.float32)
+
+    def step(self, actions):
+        self.at = self.at + 0.2 * np.clip(actions[:, 0], -1, 1)
+        self.time += 1
+        away = np.abs(self.at - np.array([1.0, -1.0]))
+        reached = (away < 0.25).astype(float)
+        info, late = {"success": reached}, np.full(2, self.time == self.length)
+        if late[0]:
+            last = np.empty(2, object)
+            last[:] = list(self.seen())
+            info = {"final_obs": last, "final_info": {"success": reached}}
+            self.reset()
+        return self.seen(), -away, np.zeros(2, bool), late, info
+
+
+def settings_of_sac(**changes) -> sac.Settings:
+    settings = sac.Settings("lines", "v2", 1.0, 10, 40, 10, 8, (8, 8), 32, 20, 1, "cpu")
+    return settings._replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def agent() -> tuple[sac.Learner, sac.Agent, sac.Batch]:
+    learner = sac.Learner("cagrad", 1e-2, 2, 5, 2, (6, 6))
+    found = learner.start(mf.random.key(0))
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(2, 4, *shape, generator=generator)
+
+    over = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2)
+    batch = sac.Batch(drawn(5), drawn(2).tanh(), drawn(), drawn(5), over)
+    return learner, found._replace(temperature={"log": torch.tensor([-1.0, 0.5])}), batch
+
+
+def test_squashed_density_is_torchs(agent):
+    _, found, batch = agent
+    noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(1))
+    actions, likelihood = sac.policy(found.actor.params, batch.seen, noise)
+    x = batch.seen
+    for layer in range(3):
+        weight = found.actor.params[f"actor.{layer}.weight"]
+        x = x @ weight.mT + found.actor.params[f"actor.{layer}.bias"]
+        x = x.relu() if layer < 2 else x
+    mean, spread = x.chunk(2, -1)
+    normal = torch.distributions.Normal(mean, spread.exp())
+    squashed = torch.distributions.TransformedDistribution(
+        normal, torch.distributions.TanhTransform(cache_size=1)
+    )
+    torch.testing.assert_close(actions, torch.tanh(mean + spread.exp() * noise))
+    torch.testing.assert_close(likelihood, squashed.log_prob(actions).sum(-1), rtol=1e-3, atol=1e-4)
+
+
+def test_goals_and_losses_of_the_critic_are_written_out(agent):
+    _, found, batch = agent
+    noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(2))
+    wanted = sac.goals(found, batch, noise)
+    actions, likelihood = sac.policy(found.actor.params, batch.after, noise)
+    ahead = sac.values(found.target, batch.after, actions)
+    now = sac.values(found.critic.params, batch.seen, batch.actions)
+    losses = sac.critic_losses(found.critic.params, (batch, wanted))
+    for task in range(2):
+        temperature, errors = math.exp([-1.0, 0.5][task]), []
+        for i in range(4):
+            lower = min(float(q[task, i]) for q in ahead)
+            soft = lower - temperature * float(likelihood[task, i])
+            expected = float(batch.rewards[task, i]) + (0 if i == 1 else 0.99 * soft)
+            assert float(wanted[task, i]) == pytest.approx(expected, abs=1e-5)
+            errors.append(sum((float(q[task, i]) - expected) ** 2 for q in now))
+        assert float(losses[task]) == pytest.approx(sum(errors) / 4, rel=1e-4)
+
+
+def test_losses_of_the_actor_are_written_out(agent):
+    _, found, batch = agent
+    noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(3))
+    critic, temperature = found.critic.params, found.temperature["log"].exp()
+    losses = sac.actor_losses(found.actor.params, (batch.seen, noise, critic, temperature))
+    actions, likelihood = sac.policy(found.actor.params, batch.seen, noise)
+    both = sac.values(critic, batch.seen, actions)
+    for task in range(2):
+        terms = [
+            float(temperature[task] * likelihood[task, i]) - min(float(q[task, i]) for q in both)
+            for i in range(4)
+        ]
+        assert float(losses[task]) == pytest.approx(sum(terms) / 4, abs=1e-5)
+
+
+def test_an_update_moves_every_part_as_written(agent):
+    """The slow critic by its share; a temperature up where actions are more certain than wanted."""
+    learner, found, batch = agent
+    after = learner.update(found, batch, mf.random.key(5))
+    for name, slow in found.target.items():
+        expected = slow + 0.005 * (after.critic.params[name] - slow)
+        torch.testing.assert_close(after.target[name], expected)
+        assert not torch.equal(after.critic.params[name], found.critic.params[name])
+    noise = mf.random.normal(mf.random.key(5), (2, *batch.actions.shape))
+    _, likelihood = sac.policy(found.actor.params, batch.seen, noise[1])
+    certain = likelihood.mean(-1) > 2  # the entropy that is wanted is minus the number of actions
+    moved = after.temperature["log"] - found.temperature["log"]
+    assert torch.equal(moved > 0, certain)
+    # Adam's first step has the length of the rate
+    torch.testing.assert_close(moved.abs(), torch.full((2,), 1e-2), rtol=1e-3, atol=0)
+
+
+def test_replay_keeps_the_last_and_draws_what_it_keeps():
+    replay = sac.Replay(2, 4, 3, 1, "cpu")
+    for i in range(6):
+        one = np.array([i, i + 100.0])
+        replay.add(np.repeat(one[:, None], 3, 1), one[:, None], one, one[:, None] + 1, one < 0)
+    drawn = replay.draw(mf.random.key(0), 64)
+    assert set(drawn.rewards[0].tolist()) == {2.0, 3.0, 4.0, 5.0}
+    assert set(drawn.rewards[1].tolist()) == {102.0, 103.0, 104.0, 105.0}
+    assert torch.equal(drawn.after[..., 0], drawn.rewards + 1)
+    assert torch.equal(drawn.seen[..., 0], drawn.rewards)
+    early = sac.Replay(1, 4, 1, 1, "cpu")
+    early.add(*(np.ones((1, *([] if i in (2, 4) else [1]))) for i in range(5)))
+    assert early.draw(mf.random.key(0), 9).rewards.tolist() == [[1.0] * 9]
+
+
+def test_ends_are_stored_with_what_was_seen_last_and_measured():
+    envs = Lines()
+    envs.reset(seed=3)
+    ahead = np.array([[1.0], [1.0]])  # right for task 0, wrong for task 1
+    for _ in range(Lines.length - 1):
+        envs.step(ahead)
+    before = envs.at.copy()
+    after, _, over, late, info = envs.step(ahead)
+    assert late.all()
+    assert not over.any()
+    found = sac.last_seen(after, late, info)
+    np.testing.assert_allclose(found[:, 0], before + 0.2, rtol=1e-6)
+    assert np.abs(after[:, 0]).max() <= 0.2
+    assert sac.last_seen(after, over, info) is after
+    success, returns = sac.measure(lambda seen: torch.ones(2, 1, 1), Lines(), 3, "cpu", 5)
+    assert success.tolist() == [1.0, 0.0]
+    assert returns[0] > returns[1]
+    idle, _ = sac.measure(lambda seen: torch.zeros(2, 1, 1), Lines(), 2, "cpu", 5)
+    assert idle.tolist() == [0.0, 0.0]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_measured(tmp_path, monkeypatch):
+    cell, settings = Cell("sac", "mean", "", 1e-3, 0), settings_of_sac(steps=60)
+    real, calls = sac.Learner.update, []
+
+    def stopping(self, *rest):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    monkeypatch.setattr(sac.Learner, "update", stopping)
+    stop = 35  # after the second measurement, at 40 steps
+    with pytest.raises(KeyboardInterrupt):
+        sac.perform(Lines, tmp_path, settings, cell)
+    stop = -1
+    numbers = sac.perform(Lines, tmp_path, settings, cell)
+    assert len(calls) == 35 + 20
+    assert len(numbers["curve"]) == 3
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="fewer than the 20 between"):
+        sac.perform(Lines, tmp_path, settings._replace(steps=10), cell)
+
+
+def test_soft_actor_critic_learns_two_opposite_tasks(tmp_path):
+    settings = settings_of_sac(steps=200, random=50, batch=32, hidden=(32,), capacity=200)
+    settings = settings._replace(every=200, episodes=4)
+    numbers = sac.perform(Lines, tmp_path, settings, Cell("sac", "mean", "", 2e-2, 0))
+    assert numbers["tasks"] == [1.0, 1.0]
+
+
+def lines_expert(seen: np.ndarray) -> np.ndarray:
+    return np.clip(3 * (np.array([[1.0], [-1.0]]) - seen[:, :1]), -1, 1)
+
+
+def test_cloning_imitates_up_to_success():
+    shown = cloning.demonstrate(Lines(), lines_expert, 2, 0)
+    for task, goal in enumerate((1.0, -1.0)):
+        count = int(shown.counts[task])
+        seen = shown.seen[task, :count]
+        assert ((seen[:, 0] - goal).abs() > 0.25).all()  # nothing after a success
+        assert torch.equal(seen[:, 1:], torch.eye(2)[task].expand(count, 2))
+        expected = lines_expert(np.repeat(seen.numpy()[None], 2, 0)[:, 0])[task]
+        assert shown.actions[task, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+        assert not shown.seen[task, count:].any()
+    settings = cloning.Settings("lines", "v2", 3, 50, 16, (16,), 4, "cpu")
+    numbers, blind = (
+        cloning.perform(Lines, lines_expert, settings, Cell("", name, "", 3e-2, 0))
+        for name in ("pcgrad", methods.BLIND)
+    )
+    assert numbers["tasks"] == [1.0, 1.0]
+    assert numbers["error"] < 0.2 * blind["error"]
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(robots, "EXTRA", ("torch", "no_such_package"))
+    argv = ["--parts", "sac,grids", "--out", str(tmp_path), "--workers", "1"]
+    assert command.main(argv) == 2
+    said = capsys.readouterr().err
+    assert "Not installed: no_such_package" in said
+    assert 'pip install -e ".[control]"' in said
+    ran: list[str] = []
+    monkeypatch.setattr(command, "run", lambda part, out, workers: ran.append(part.name))
+    assert command.main(["--full", "--out", str(tmp_path)]) == 0
+    assert "left out: cloning, sac" in capsys.readouterr().err
+    assert ran == ["grids", "points"]
+    monkeypatch.setattr(robots, "EXTRA", ("torch",))
+    assert command.main(["--full", "--out", str(tmp_path)]) == 0
+    assert ran[2:] == ["grids", "points", "cloning", "sac"]
+
+
 # ---- runs and the command ------------------------------------------------------------------------
 
 
@@ -253,8 +485,9 @@ def test_mazes_side_by_side_are_those_alone(name):
 
 
 @pytest.mark.parametrize("name", ["cagrad", methods.HEADS, methods.BLIND, methods.INDEPENDENT])
-def test_points_side_by_side_are_those_alone(name):
-    settings = points.Settings(4, "cpu")
+def test_points_side_by_side_are_those_alone(name, monkeypatch):
+    monkeypatch.setattr(points, "SEEN", 1)
+    settings = points.Settings(1, "cpu")
     cells = [Cell("points", name, "", 0.01, seed) for seed in (0, 1)]
     together = points.perform(settings, cells)
     (alone,) = points.perform(settings, [cells[1]])
@@ -274,10 +507,13 @@ def test_along_finds_an_exponential():
     assert math.isnan(report.along([[-1.0, -1.0, 2.0]] * 2, 1).slope.mean)
 
 
-def test_rates_are_chosen_on_seeds_of_no_result():
-    for name, size in itertools.product(command.PARTS, ("quick", "default", "full")):
-        plan = parts.part(name, size, methods.RULES, (0, 1), "cpu").plan
-        assert min(plan.tuning) >= parts.TUNED_ON
+def test_rates_are_chosen_on_seeds_of_no_result(tmp_path):
+    given = command._parser().parse_args(["--seeds", "7:9"])
+    for name, size in itertools.product(command.PARTS, parts.SIZES):
+        part = command.part(name, size, given, tmp_path)
+        assert min(part.plan.tuning) >= parts.TUNED_ON
+        assert part.plan.seeds == (7, 8)
+        assert all(path.is_file() for path in part.sources())
 
 
 def test_a_stopped_command_goes_on(tmp_path, monkeypatch, capsys):
@@ -292,7 +528,7 @@ def test_a_stopped_command_goes_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(grids, "perform", counted)
     argv = ["--quick", "--parts", "grids", "--rules", "mean,cagrad", "--workers", "1"]
-    argv += ["--out", str(tmp_path)]
+    argv += ["--seeds", "2", "--out", str(tmp_path)]
     stop = 2
     assert command.main(argv) == 130
     assert "16 finished runs are kept" in capsys.readouterr().err

@@ -21,7 +21,8 @@ from experiments.common.cells import Cell
 from experiments.common.study import Numbers
 from mtlfunc.types import Params
 
-from .methods import BLIND, HEADS, INDEPENDENT, copies, probe_and_rule
+from . import networks
+from .methods import HEADS, INDEPENDENT, copies, probe_and_rule
 
 TASKS, EPISODES, HORIZON = 10, 8, 32
 PUSH, DRAG, TIME = 1.0, 0.8, 0.15
@@ -102,52 +103,27 @@ def _distance(world: World, at: Tensor) -> Tensor:
 
 
 def start(key: Tensor, name: str) -> Params:
-    """First parameters; a leaf with an axis of tasks in front is each task's own."""
+    """First parameters of a method's policy and value."""
     key = mf.random.fold_in(key, 1)
-    sizes = (4 + (TASKS if name not in (BLIND, INDEPENDENT) else 0), HIDDEN, HIDDEN)
-    own = (TASKS,)
-    params: Params = {}
-    for i, (net, outputs) in enumerate((("policy", 2), ("value", 1))):
-        widths = (*sizes, outputs)
-        for layer in range(3):
-            last = layer == 2
-            tasks = own if name == INDEPENDENT or (name == HEADS and last) else ()
-            shape = (*tasks, widths[layer + 1], widths[layer])
-            drawn = mf.random.normal(mf.random.fold_in(key, 3 * i + layer), shape)
-            size = 0.01 if last and net == "policy" else widths[layer] ** -0.5
-            params[f"{net}.{layer}.weight"] = drawn * size
-            params[f"{net}.{layer}.bias"] = torch.zeros(shape[:-1], device=key.device)
-    spread = own if name in (HEADS, INDEPENDENT) else ()
-    params["spread"] = torch.full((*spread, 2), -0.5, device=key.device)  # log of the deviation
-    return params
+    widths = (networks.inputs(name, 4, TASKS), HIDDEN, HIDDEN)
+    params = {}
+    for i, (net, outputs, last) in enumerate((("policy", 2, 0.06), ("value", 1, 1.0))):
+        own = mf.random.fold_in(key, i)
+        params |= networks.start(own, net, (*widths, outputs), TASKS, name, last)
+    spread = (TASKS, 2) if name in (HEADS, INDEPENDENT) else (2,)
+    return params | {"spread": torch.full(spread, -0.5, device=key.device)}  # log of the deviation
 
 
 def network(params: Params, net: str, seen: Tensor) -> Tensor:
-    """`[task, sample, output]` from `[task, sample, 4]`.
-
-    The first layer takes the task's one-hot code along where it has columns for it. A leaf with one
-    more axis holds every task's own.
-    """
-    x = seen
-    for layer in range(3):
-        weight, bias = params[f"{net}.{layer}.weight"], params[f"{net}.{layer}.bias"]
-        if layer == 0 and weight.shape[-1] > x.shape[-1]:
-            codes = torch.eye(TASKS).to(x)[:, None].expand(-1, x.shape[1], -1)
-            x = torch.cat([x, codes], -1)
-        if weight.dim() == 2:
-            x = torch.nn.functional.linear(x, weight, bias)
-        else:
-            x = x @ weight.mT + bias[:, None]
-        x = torch.tanh(x) if layer < 2 else x
-    return x
+    """`[task, sample, output]` from `[task, sample, 4]`."""
+    return networks.network(params, net, torch.cat([seen, networks.codes(seen)], -1))
 
 
 def log_density(params: Params, mean: Tensor, actions: Tensor) -> Tensor:
     """Of independent normal actions; `[..., task, sample]`."""
     spread = params["spread"]
     spread = spread if spread.dim() == 1 else spread[:, None]
-    z = (actions - mean) / spread.exp()
-    return -(z.square() / 2 + spread + math.log(2 * math.pi) / 2).sum(-1)
+    return networks.log_normal((actions - mean) / spread.exp(), spread)
 
 
 def estimates(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,91 @@
+"""Meta-World: the only file that imports it, and what to install where it is missing."""
+
+import functools
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from experiments.common.command import DataError
+
+EXTRA = ("gymnasium", "mujoco", "metaworld", "packaging")
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "two": ("reach-v3", "drawer-close-v3"),
+    "MT10": (),
+    "MT50": (),
+}
+"""By name the tasks of a benchmark; empty where Meta-World knows them itself."""
+
+REWARD = "v2"
+"""Version of the rewards: numbers under another one are of another problem."""
+
+
+HORIZON = 500
+"""Steps of an episode, where nothing else is wanted."""
+
+INPUTS = 39
+"""Numbers of an observation before the task's code."""
+
+
+def missing() -> list[str]:
+    """Packages of the extra `control` that are not there."""
+    return [name for name in EXTRA if find_spec(name) is None]
+
+
+def needed() -> str:
+    """What to install, in a sentence."""
+    return (
+        f"Not installed: {', '.join(missing())}. Meta-World needs the extra `control`: "
+        'pip install -e ".[control]"; --parts grids,points run without'
+    )
+
+
+def require() -> None:
+    """Raises DataError that says what to install."""
+    if missing():
+        raise DataError(needed())
+
+
+def environments(benchmark: str, horizon: int, seed: int) -> Any:
+    """One environment a task, side by side, observations with the task's one-hot code.
+
+    Args:
+        benchmark: of `BENCHMARKS`.
+        horizon: steps of an episode.
+        seed: >= 0, of goals and noise.
+    """
+    require()
+    gymnasium = import_module("gymnasium")
+    import_module("metaworld")  # registers its environments
+    # 0 would be taken for no seed
+    given: dict[str, Any] = {"seed": seed + 1, "use_one_hot": True, "max_episode_steps": horizon}
+    given |= {"vector_strategy": "sync", "reward_function_version": REWARD}
+    tasks = BENCHMARKS[benchmark]
+    if tasks:
+        return gymnasium.make_vec("Meta-World/custom-mt-envs", envs_list=list(tasks), **given)
+    return gymnasium.make_vec(f"Meta-World/{benchmark}", **given)
+
+
+def names(benchmark: str) -> Sequence[str]:
+    """The tasks, in the order of the environments."""
+    require()
+    made = BENCHMARKS[benchmark]
+    return made or list(getattr(import_module("metaworld"), benchmark)(seed=0).train_classes)
+
+
+def expert(benchmark: str, seen: np.ndarray) -> np.ndarray:
+    """Actions `[task, 4]` of the scripted policies, within [-1, 1], from `[task, input]`."""
+    found = [
+        policy.get_action(row[:INPUTS].astype(np.float64))
+        for policy, row in zip(_policies(benchmark), seen, strict=True)
+    ]
+    return np.clip(np.stack(found), -1, 1).astype(np.float32)
+
+
+@functools.cache
+def _policies(benchmark: str) -> list[Any]:
+    require()
+    policies = import_module("metaworld.policies").ENV_POLICY_MAP
+    return [policies[name]() for name in names(benchmark)]
