@@ -106,13 +106,10 @@ def conduct_together(
         for problem, method in names
     }
 
-    def over(cells: Sequence[Cell], seeds: Sequence[int]) -> list[Cell]:
-        return [cell._replace(seed=seed) for cell in cells for seed in seeds]
-
     def best(name: tuple[str, str]) -> tuple[Cell, dict[str, dict[float, float]]]:
         scores = {
             variant: {
-                cell.rate: _mean([known[c]["score"] for c in over([cell], plan.tuning)])
+                cell.rate: _mean([known[c]["score"] for c in _over([cell], plan.tuning)])
                 for cell in cells
             }
             for variant, cells in tried[name].items()
@@ -121,7 +118,7 @@ def conduct_together(
         return max(every, key=lambda cell: scores[cell.variant][cell.rate]), scores
 
     fill(
-        [c for of in tried.values() for cells in of.values() for c in over(cells, plan.tuning)],
+        [c for of in tried.values() for cells in of.values() for c in _over(cells, plan.tuning)],
         "rates",
     )
     widened: dict[tuple[str, str], float] = {}
@@ -136,7 +133,7 @@ def conduct_together(
             c
             for name, rate in widened.items()
             for cells in tried[name].values()
-            for c in over([cell for cell in cells if cell.rate == rate], plan.tuning)
+            for c in _over([cell for cell in cells if cell.rate == rate], plan.tuning)
         ],
         "beyond the grid",
     )
@@ -149,11 +146,15 @@ def conduct_together(
             final[name].variant, rate, scores, widened.get(name), rate == widened.get(name)
         )
     # by seed first, so that an interruption leaves every method with some
-    fill([c for seed in plan.seeds for c in over(list(final.values()), [seed])], "results")
+    fill([c for seed in plan.seeds for c in _over(list(final.values()), [seed])], "results")
     runs: dict[str, dict[str, list[Numbers]]] = {problem: {} for problem in plan.problems}
     for (problem, method), cell in final.items():
-        runs[problem][method] = [known[c] for c in over([cell], plan.seeds)]
+        runs[problem][method] = [known[c] for c in _over([cell], plan.seeds)]
     return Found(choices, runs)
+
+
+def _over(cells: Sequence[Cell], seeds: Sequence[int]) -> list[Cell]:
+    return [cell._replace(seed=seed) for cell in cells for seed in seeds]
 
 
 def _fill(
