@@ -277,7 +277,7 @@ class Lines:
 
 
 def settings_of_sac(**changes) -> sac.Settings:
-    settings = sac.Settings("lines", "v2", 1.0, 10, 40, 10, 8, (8, 8), 32, 20, 1, "cpu")
+    settings = sac.Settings("lines", "v2", 1.0, 0.99, True, 10, 40, 10, 8, (8, 8), 32, 20, 1, "cpu")
     return settings._replace(**changes)
 
 
@@ -316,7 +316,7 @@ def test_squashed_density_is_torchs(agent):
 def test_goals_and_losses_of_the_critic_are_written_out(agent):
     _, found, batch = agent
     noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(2))
-    wanted = sac.goals(found, batch, noise)
+    wanted = sac.goals(found, batch, noise, 0.99)
     actions, likelihood = sac.policy(found.actor.params, batch.after, noise)
     ahead = sac.values(found.target, batch.after, actions)
     now = sac.values(found.critic.params, batch.seen, batch.actions)
@@ -424,8 +424,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_measured(tmp_path, monkeypatch)
 
 
 def test_soft_actor_critic_learns_two_opposite_tasks(tmp_path):
-    settings = settings_of_sac(steps=200, random=50, batch=32, hidden=(32,), capacity=200)
-    settings = settings._replace(every=200, episodes=4)
+    settings = settings_of_sac(steps=400, random=100, batch=32, hidden=(32,), capacity=400)
+    settings = settings._replace(every=400, episodes=4, discount=0.9)
     numbers = sac.perform(Lines, tmp_path, settings, Cell("sac", "mean", "", 2e-2, 0))
     assert numbers["tasks"] == [1.0, 1.0]
 

@@ -112,15 +112,6 @@ def train(name: str, rate: float, settings: Settings, data: Shown, key: Tensor) 
     return state.params
 
 
-def scales(data: Shown) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of every input over the samples of all tasks, codes left as they are."""
-    kept = torch.arange(data.seen.shape[1], device=data.seen.device) < data.counts[:, None]
-    samples = data.seen[kept]
-    mean, deviation = samples.mean(0), samples.std(0).clamp_min(1e-2)
-    mean[-len(data.seen) :], deviation[-len(data.seen) :] = 0, 1
-    return mean, deviation
-
-
 @functools.lru_cache(maxsize=2)
 def _demonstrated(
     make: Callable[[int], Environments], expert: Expert, episodes: int, seed: int
@@ -147,13 +138,13 @@ def perform(
     """
     shown, envs = _demonstrated(make, expert, settings.demonstrations, cell.seed)
     data = Shown(*(leaf.to(settings.device) for leaf in shown))
-    mean, deviation = scales(data)
+    kept = torch.arange(data.seen.shape[1], device=data.seen.device) < data.counts[:, None]
+    mean, deviation = networks.scales(data.seen[kept], len(data.seen))
     data = data._replace(seen=(data.seen - mean) / deviation)
     begun = time.process_time()
     key = mf.random.key(cell.seed, settings.device)
     params = train(cell.method, cell.rate, settings, data, key)
     step_ms = 1e3 * (time.process_time() - begun) / settings.steps
-    kept = torch.arange(data.seen.shape[1], device=data.seen.device) < data.counts[:, None]
     error = (act(params, data.seen) - data.actions).square().mean(-1)[kept].mean()
     success, _ = measure(
         lambda seen: act(params, (seen - mean) / deviation),

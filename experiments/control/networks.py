@@ -48,6 +48,13 @@ def codes(like: Tensor) -> Tensor:
     return torch.eye(len(like)).to(like)[:, None].expand(-1, like.shape[1], -1)
 
 
+def scales(samples: Tensor, tasks: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of observations `[sample, input]`; 0 and 1 for the codes at their end."""
+    mean, deviation = samples.mean(0), samples.std(0).clamp_min(1e-2)
+    mean[-tasks:], deviation[-tasks:] = 0, 1
+    return mean, deviation
+
+
 def network(
     params: Params, net: str, x: Tensor, squash: Callable[[Tensor], Tensor] = torch.tanh
 ) -> Tensor:

@@ -206,6 +206,8 @@ def sac_part(
         benchmark,
         robots.REWARD,
         scale=1.0 if papers else 0.1,
+        discount=0.99 if papers else 0.95,
+        scaled=not papers,
         horizon=robots.HORIZON if papers else 200,
         steps=2_000_000 if papers else (1_000, 5_000, 20_000)[level],
         random=1_500 if papers else 500,
@@ -219,7 +221,8 @@ def sac_part(
     rates = (3e-4,) if papers else (1e-3,) if size == "quick" else (3e-4, 1e-3)
     what = (
         f"soft actor–critic, {settings.steps} steps of every environment in episodes of "
-        f"{settings.horizon}, rewards times {settings.scale:g}, one update a step after "
+        f"{settings.horizon}, rewards times {settings.scale:g}, discount {settings.discount:g}, "
+        f"observations {'scaled' if settings.scaled else 'as they are'}, one update a step after "
         f"{settings.random} random ones, batches of {settings.batch} a task, layers "
         f"{settings.hidden}; success at any step of an episode, actions without noise, "
         f"{settings.episodes} episodes a task"

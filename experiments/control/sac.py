@@ -27,7 +27,9 @@ from mtlfunc.types import Params, TrainState
 from . import networks
 from .methods import probe_and_rule
 
-DISCOUNT, SLOW = 0.99, 0.005
+SLOW = 0.005
+"""Share of the critics that their slow copies take over a step."""
+
 WIDE, NARROW = 2.0, -20.0
 """Bounds of the log of the actions' deviation."""
 
@@ -51,6 +53,8 @@ class Settings(NamedTuple):
     benchmark: str
     reward: str  # the version of the rewards
     scale: float  # of the rewards that are learnt from
+    discount: float
+    scaled: bool  # observations, by their mean and deviation under random actions
     horizon: int  # steps of an episode
     steps: int  # of every environment
     random: int  # first ones, with random actions and without learning
@@ -105,12 +109,12 @@ def values(params: Params, seen: Tensor, actions: Tensor) -> tuple[Tensor, Tenso
     return one, two
 
 
-def goals(agent: Agent, batch: Batch, noise: Tensor) -> Tensor:
+def goals(agent: Agent, batch: Batch, noise: Tensor, discount: float) -> Tensor:
     """What the critics are drawn to, `[task, sample]`."""
     actions, likelihood = policy(agent.actor.params, batch.after, noise)
     lower = torch.minimum(*values(agent.target, batch.after, actions))
     ahead = lower - agent.temperature["log"].exp()[:, None] * likelihood
-    return batch.rewards + DISCOUNT * (1 - batch.over) * ahead
+    return batch.rewards + discount * (1 - batch.over) * ahead
 
 
 def critic_losses(params: Params, batch: tuple[Batch, Tensor]) -> Tensor:
@@ -164,11 +168,11 @@ class Learner:
             self.optimizer.init(temperature),
         )
 
-    def update(self, agent: Agent, batch: Batch, key: Tensor) -> Agent:
+    def update(self, agent: Agent, batch: Batch, key: Tensor, discount: float = 0.99) -> Agent:
         """One step of the critics, the actor, the temperatures and the slow copies."""
         noise = mf.random.normal(key, (2, *batch.actions.shape))
         with torch.no_grad():
-            wanted = goals(agent, batch, noise[0])
+            wanted = goals(agent, batch, noise[0], discount)
         critic, _ = self.critic.update(agent.critic, (batch, wanted))
         temperature = agent.temperature["log"].exp()
         actor, _ = self.actor.update(
@@ -265,7 +269,7 @@ def measure(
 class Run:
     """The state of a run; `go` ends it."""
 
-    KEPT = ("agent", "step", "curve", "returns", "spent")
+    KEPT = ("agent", "step", "scales", "curve", "returns", "spent")
 
     def __init__(
         self, settings: Settings, cell: Cell, make: Callable[[int], Environments], kept: Path
@@ -280,6 +284,10 @@ class Run:
         self.learner = Learner(cell.method, cell.rate, tasks, seen, actions, settings.hidden)
         self.agent = self.learner.start(mf.random.fold_in(self.key, 0))
         self.replay = Replay(tasks, settings.capacity, seen, actions, settings.device)
+        self.scales = (
+            torch.zeros(seen, device=settings.device),
+            torch.ones(seen, device=settings.device),
+        )
         self.step, self.spent = 0, 0.0
         self.curve: list[list[float]] = []
         self.returns: list[list[float]] = []
@@ -300,8 +308,14 @@ class Run:
             seen = after
             if self.step >= settings.random:
                 begun = time.process_time()
-                batch = self.replay.draw(mf.random.fold_in(now, 1), settings.batch)
-                self.agent = self.learner.update(self.agent, batch, mf.random.fold_in(now, 2))
+                if self.step == settings.random and settings.scaled:
+                    seen_so_far = self.replay.leaves.seen[:, : self.replay.count].flatten(0, 1)
+                    self.scales = networks.scales(seen_so_far, tasks)
+                drawn = self.replay.draw(mf.random.fold_in(now, 1), settings.batch)
+                batch = drawn._replace(seen=self.scale(drawn.seen), after=self.scale(drawn.after))
+                self.agent = self.learner.update(
+                    self.agent, batch, mf.random.fold_in(now, 2), settings.discount
+                )
                 self.spent += time.process_time() - begun
             self.step += 1
             bar.update()
@@ -328,13 +342,18 @@ class Run:
             "step_ms": 1e3 * self.spent / steps,
         }
 
+    def scale(self, seen: Tensor) -> Tensor:
+        """Observations as the networks take them."""
+        mean, deviation = self.scales
+        return (seen - mean) / deviation
+
     @torch.no_grad()
     def act(self, seen: np.ndarray, key: Tensor) -> np.ndarray:
         """Random actions first, then the policy's with its noise."""
         device, shape = self.settings.device, (len(seen), 1, self.learner.actions)
         if self.step < self.settings.random:
             return (2 * mf.random.uniform(key, shape) - 1)[:, 0].cpu().numpy()
-        rows = torch.as_tensor(seen, dtype=torch.float32, device=device)[:, None]
+        rows = self.scale(torch.as_tensor(seen, dtype=torch.float32, device=device)[:, None])
         actions, _ = policy(self.agent.actor.params, rows, mf.random.normal(key, shape))
         return actions[:, 0].cpu().numpy()
 
@@ -344,7 +363,7 @@ class Run:
             self.envs.num_envs, 1, self.learner.actions, device=self.settings.device
         )
         success, returns = measure(
-            lambda rows: policy(self.agent.actor.params, rows, zeros)[0],
+            lambda rows: policy(self.agent.actor.params, self.scale(rows), zeros)[0],
             self.apart,
             self.settings.episodes,
             self.settings.device,
