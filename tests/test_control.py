@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -421,6 +422,45 @@ def test_a_run_that_was_stopped_goes_on_where_it_measured(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="fewer than the 20 between"):
         sac.perform(Lines, tmp_path, settings._replace(steps=10), cell)
+
+
+def test_environments_begin_alike_after_a_seed():
+    class LateSeed(Lines):
+        """Draws where it begins before it looks at the seed, as Meta-World does."""
+
+        def reset(self, *, seed=None):
+            found = super().reset()
+            if seed is not None:
+                self.call("seed", seed)
+            return found
+
+        def call(self, name, seed):
+            self.generator = np.random.default_rng(seed)
+
+    late, envs = LateSeed(), robots.Seeded(LateSeed())
+    assert not np.array_equal(late.reset(seed=5)[0], late.reset(seed=5)[0])
+    one = envs.reset(seed=5)[0]
+    envs.step(np.ones((2, 1)))
+    assert np.array_equal(one, envs.reset(seed=5)[0])
+    assert not np.array_equal(one, envs.reset(seed=6)[0])
+
+
+def test_experts_and_environments_are_equal_by_what_they_make():
+    for made in (robots.Environments("MT10", 200), robots.Expert("MT10")):
+        again = pickle.loads(pickle.dumps(made))
+        assert again == made
+        assert hash(again) == hash(made)
+
+
+def test_what_diverges_has_no_numbers(tmp_path):
+    """A rate of 1e30: the rule refuses NaN, the run ends, and is never chosen."""
+    settings = settings_of_sac(steps=60)
+    numbers = sac.perform(Lines, tmp_path, settings, Cell("sac", "mgda", "", 1e30, 0))
+    assert math.isnan(numbers["score"])
+    assert len(numbers["curve"]) == len(numbers["returns"]) == 3
+    copied = cloning.Settings("lines", "v2", 1, 8, 4, (4,), 1, "cpu")
+    numbers = cloning.perform(Lines, lines_expert, copied, Cell("", "mgda", "", 1e30, 0))
+    assert math.isnan(numbers["score"])
 
 
 def test_soft_actor_critic_learns_two_opposite_tasks(tmp_path):

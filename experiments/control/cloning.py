@@ -116,7 +116,10 @@ def train(name: str, rate: float, settings: Settings, data: Shown, key: Tensor) 
 def _demonstrated(
     make: Callable[[int], Environments], expert: Expert, episodes: int, seed: int
 ) -> tuple[Shown, Environments]:
-    """Demonstrations of a seed, and environments to measure in: costly, and the same for all."""
+    """Demonstrations of a seed, and environments to measure in: costly, the same for all methods.
+
+    Found again by the values of `make` and `expert`, which pickling keeps.
+    """
     return demonstrate(make(seed), expert, episodes, seed), make(seed + 7919)
 
 
@@ -134,7 +137,7 @@ def perform(
     Returns:
         `score` and `final` (mean success over tasks), `worst` (least of them), `error` (mean
         squared error on what was demonstrated), `tasks` and `curve` (success by task), `samples`
-        (mean over tasks), `step_ms` (processor time of one step).
+        (mean over tasks), `step_ms` (processor time of one step). NaN where training diverged.
     """
     shown, envs = _demonstrated(make, expert, settings.demonstrations, cell.seed)
     data = Shown(*(leaf.to(settings.device) for leaf in shown))
@@ -143,7 +146,14 @@ def perform(
     data = data._replace(seen=(data.seen - mean) / deviation)
     begun = time.process_time()
     key = mf.random.key(cell.seed, settings.device)
-    params = train(cell.method, cell.rate, settings, data, key)
+    try:
+        params = train(cell.method, cell.rate, settings, data, key)
+    except ValueError as error:  # a rule that refuses what has diverged
+        if "NaN" not in str(error):
+            raise
+        nothing = [math.nan] * len(data.seen)
+        numbers = dict.fromkeys(("score", "final", "worst", "error", "step_ms"), math.nan)
+        return numbers | {"tasks": nothing, "curve": nothing, "samples": math.nan}
     step_ms = 1e3 * (time.process_time() - begun) / settings.steps
     error = (act(params, data.seen) - data.actions).square().mean(-1)[kept].mean()
     success, _ = measure(

@@ -182,8 +182,8 @@ def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device
         ),
         functools.partial(
             cloning.perform,
-            functools.partial(robots.environments, benchmark, robots.HORIZON),
-            functools.partial(robots.expert, benchmark),
+            robots.Environments(benchmark),
+            robots.Expert(benchmark),
             settings,
         ),
         False,
@@ -251,7 +251,7 @@ def sac_part(
         ),
         functools.partial(
             sac.perform,
-            functools.partial(robots.environments, benchmark, settings.horizon),
+            robots.Environments(benchmark, settings.horizon),
             unfinished / name,
             settings,
         ),

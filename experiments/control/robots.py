@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,24 +48,46 @@ def require() -> None:
         raise DataError(needed())
 
 
-def environments(benchmark: str, horizon: int, seed: int) -> Any:
-    """One environment a task, side by side, observations with the task's one-hot code.
+class Environments(NamedTuple):
+    """Called with a seed, makes one environment a task, side by side; equal by what it makes."""
 
-    Args:
-        benchmark: of `BENCHMARKS`.
-        horizon: steps of an episode.
-        seed: >= 0, of goals and noise.
+    benchmark: str
+    horizon: int = HORIZON
+
+    def __call__(self, seed: int) -> Any:
+        """Observations end with the task's one-hot code; the seed, >= 0, is of goals and noise."""
+        require()
+        gymnasium = import_module("gymnasium")
+        import_module("metaworld")  # registers its environments
+        # 0 would be taken for no seed
+        given: dict[str, Any] = {"seed": seed + 1, "use_one_hot": True}
+        given |= {"vector_strategy": "sync", "reward_function_version": REWARD}
+        given |= {"max_episode_steps": self.horizon}
+        tasks = BENCHMARKS[self.benchmark]
+        if tasks:
+            given["envs_list"] = list(tasks)
+        name = "custom-mt-envs" if tasks else self.benchmark
+        return Seeded(gymnasium.make_vec(f"Meta-World/{name}", **given))
+
+
+class Seeded:
+    """Environments that begin alike after `reset(seed=)`, whatever they did before.
+
+    Meta-World's own reset draws the goal before it looks at the seed.
     """
-    require()
-    gymnasium = import_module("gymnasium")
-    import_module("metaworld")  # registers its environments
-    # 0 would be taken for no seed
-    given: dict[str, Any] = {"seed": seed + 1, "use_one_hot": True, "max_episode_steps": horizon}
-    given |= {"vector_strategy": "sync", "reward_function_version": REWARD}
-    tasks = BENCHMARKS[benchmark]
-    if tasks:
-        return gymnasium.make_vec("Meta-World/custom-mt-envs", envs_list=list(tasks), **given)
-    return gymnasium.make_vec(f"Meta-World/{benchmark}", **given)
+
+    def __init__(self, envs: Any) -> None:
+        self.envs = envs
+        self.num_envs = envs.num_envs
+        self.single_observation_space = envs.single_observation_space
+        self.single_action_space = envs.single_action_space
+        self.step = envs.step
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """First observations."""
+        if seed is not None:
+            self.envs.call("seed", seed)
+        return self.envs.reset()
 
 
 def names(benchmark: str) -> Sequence[str]:
@@ -75,13 +97,18 @@ def names(benchmark: str) -> Sequence[str]:
     return made or list(getattr(import_module("metaworld"), benchmark)(seed=0).train_classes)
 
 
-def expert(benchmark: str, seen: np.ndarray) -> np.ndarray:
-    """Actions `[task, 4]` of the scripted policies, within [-1, 1], from `[task, input]`."""
-    found = [
-        policy.get_action(row[:INPUTS].astype(np.float64))
-        for policy, row in zip(_policies(benchmark), seen, strict=True)
-    ]
-    return np.clip(np.stack(found), -1, 1).astype(np.float32)
+class Expert(NamedTuple):
+    """The scripted policies of a benchmark's tasks."""
+
+    benchmark: str
+
+    def __call__(self, seen: np.ndarray) -> np.ndarray:
+        """Actions `[task, 4]` within [-1, 1], from observations `[task, input]`."""
+        found = [
+            policy.get_action(row[:INPUTS].astype(np.float64))
+            for policy, row in zip(_policies(self.benchmark), seen, strict=True)
+        ]
+        return np.clip(np.stack(found), -1, 1).astype(np.float32)
 
 
 @functools.cache

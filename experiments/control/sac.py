@@ -313,9 +313,18 @@ class Run:
                     self.scales = networks.scales(seen_so_far, tasks)
                 drawn = self.replay.draw(mf.random.fold_in(now, 1), settings.batch)
                 batch = drawn._replace(seen=self.scale(drawn.seen), after=self.scale(drawn.after))
-                self.agent = self.learner.update(
-                    self.agent, batch, mf.random.fold_in(now, 2), settings.discount
-                )
+                try:
+                    self.agent = self.learner.update(
+                        self.agent, batch, mf.random.fold_in(now, 2), settings.discount
+                    )
+                except ValueError as error:  # a rule that refuses what has diverged
+                    if "NaN" not in str(error):
+                        raise
+                    nothing = [math.nan] * tasks
+                    missing = settings.steps // settings.every - len(self.curve)
+                    self.curve += [nothing] * missing
+                    self.returns += [nothing] * missing
+                    break
                 self.spent += time.process_time() - begun
             self.step += 1
             bar.update()
