@@ -4,11 +4,13 @@ Each function returns `{path below docs/: text}`; `docs/build.py` writes them.
 """
 
 import inspect
+import json
 import re
 from pathlib import Path
 
 import mtlfunc as mf
 from paper_repro.claims import KINDS, PAPERS, ROWS
+from paper_repro.report.ledger import Row
 
 DOCS = Path(__file__).parent
 APPLIED = {"aggregate", "weights"}  # these two apply a rule
@@ -278,6 +280,25 @@ def verdicts() -> dict[str, str]:
     return {row[0]: row[3] for row in rows if len(row) == 5}
 
 
+def numbers() -> tuple[dict[str, dict], dict[str, str]]:
+    """Decisions and numbers by id, captions by folder: docs/measured.json, of a whole run."""
+    kept = json.loads((DOCS / "measured.json").read_text(encoding="utf-8"))
+    return kept["claims"], kept["captions"]
+
+
+def numbers_part(row: Row, verdict: str, kept: dict | None) -> str:
+    """What a claim's verdict rests on, folded: the decision in words, and every number."""
+    if kept is None:
+        return f"- {row.id}: {row.needs}\n" if row.needs else ""
+    table = "\n".join(
+        f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept["measured"].items()
+    )
+    return (
+        f"````{{dropdown}} {row.id}, {verdict}\n{row.statement}\n\n*{kept['where']}*\n\n"
+        f"| measured | |\n|---|---|\n{table}\n\n`python -m paper_repro --only {row.id}`\n````\n"
+    )
+
+
 def question(module: str) -> str:
     """The question that a reproduction asks: the first line of its file."""
     path = DOCS.parent / "paper_repro" / (module.replace(".", "/") + ".py")
@@ -292,12 +313,13 @@ def claim_cell(text: str) -> str:
 
 def reproduction_pages() -> dict[str, str]:
     """A page a paper: its claims, their verdicts and the questions behind them."""
-    found = verdicts()
+    found, (kept, captions) = verdicts(), numbers()
     pages = {}
     for letters, name in PAPERS.items():
         rows = [row for row in ROWS if row.paper == letters]
         folder = FOLDERS[letters]
         modules = list(dict.fromkeys(row.module for row in rows if row.module))
+        picture = captions.get(folder)
         counted: dict[str, int] = {}
         for row in rows:
             counted[found[row.id]] = counted.get(found[row.id], 0) + 1
@@ -307,12 +329,18 @@ def reproduction_pages() -> dict[str, str]:
             f"{len(rows)} claims: {said}. The numbers and figures behind each are in "
             "`paper_repro/out/report.html`, after\n",
             f"```bash\npython -m paper_repro --only {folder}\n```\n",
+            f"![]({folder}.png)\n\n{picture}\n" if picture else "",
             "## Claims\n\n| id | claim | kind | verdict | decided by |\n|---|---|---|---|---|",
             *(
                 f'| <a id="{row.id.lower()}"></a>{row.id} | {claim_cell(row.statement)} '
                 f"| {row.kind} | {found[row.id]} | {f'`{row.module}`' if row.module else '–'} |"
                 for row in rows
             ),
+            "\n## Numbers\n\nEach claim's decision in words and every number that was read, of the "
+            "default run; published numbers stand beside measured ones under their names.\n",
+            *(numbers_part(row, found[row.id], kept.get(row.id)) for row in rows if row.id in kept),
+            "## What it would take\n" if any(row.needs for row in rows) else "",
+            *(numbers_part(row, found[row.id], None) for row in rows if row.id not in kept),
             "\n## Questions\n\nEach is one file; `--only` takes its name, or a claim's.\n",
             *(f"- `{module}`: {question(module)}" for module in modules),
         ]

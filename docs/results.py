@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, its figures and docs/claims.md from what the experiments left.
+"""Write docs/benchmarks.md, docs/claims.md, their figures and docs/measured.json from what ran.
 
 `python docs/results.py`, after the commands below, each alone on the machine; the Gramians and the
 rules on one thread.
@@ -29,7 +29,7 @@ from typing import Any
 
 from experiments.benchmarks import gramian_report, record, rules_report, solvers_report
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
-from paper_repro.report.results import NOT_RUN, VERDICTS, Refused, read_claims
+from paper_repro.report.results import NOT_RUN, VERDICTS, Unreadable, check_figure, read_claims
 
 ROOT = Path(__file__).parent.parent
 REPRODUCTIONS = ROOT / "paper_repro" / "out"
@@ -228,8 +228,8 @@ def judged() -> dict[str, dict]:
     """Rows of claims.json by id; those of the default run alone."""
     try:
         rows = read_claims(REPRODUCTIONS / "claims.json", {row.module for row in ROWS})
-    except Refused as error:
-        raise SystemExit(str(error)) from error
+    except Unreadable as error:
+        raise SystemExit(f"{REPRODUCTIONS / 'claims.json'} {error}") from error
     claims = {claim["id"]: claim for claim in rows}
     if list(claims) != list(LEDGER):
         raise SystemExit(
@@ -278,6 +278,36 @@ def verdict_counts(claims: dict[str, dict]) -> str:
 def anchor(heading: str) -> str:
     """Where a heading is on a page of Markdown: lower case, hyphens for blanks, no punctuation."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+PICTURES = {
+    "pcgrad": "pcgrad.figure1-conditions.png",
+    "mgda": "mgda.cost_of_gradients-bound.png",
+    "cagrad": "cagrad.toy_cusps-trajectories.png",
+    "gradnorm": "gradnorm.regression-curves.png",
+    "cross_paper": "cross_paper.auxiliaries-auxiliaries.png",
+}
+"""The figure at the top of every paper's page, in the folder of the default run."""
+
+
+def keep_numbers(claims: dict[str, dict]) -> None:
+    """docs/measured.json and docs/reproductions/: what the papers' pages show of the run."""
+    folder = ROOT / "docs" / "reproductions"
+    folder.mkdir(exist_ok=True)
+    captions = {}
+    for name, picture in PICTURES.items():
+        captions[name] = check_figure(REPRODUCTIONS / picture)
+        shutil.copy(REPRODUCTIONS / picture, folder / f"{name}.png")
+    kept = {
+        name: {
+            "where": claim["where"],
+            "measured": {key: float(f"{x:.6g}") for key, x in claim["measured"].items()},
+        }
+        for name, claim in claims.items()
+        if claim["configuration"]
+    }
+    text = json.dumps({"claims": kept, "captions": captions}, indent=1, ensure_ascii=False)
+    (ROOT / "docs" / "measured.json").write_text(text + "\n", encoding="utf-8")
 
 
 CLAIMS = """# The claims of the papers, and what became of them
@@ -536,6 +566,8 @@ def main() -> None:
         curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
         shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims))
+    if part != "ledger":
+        keep_numbers(claims)
     front = ROOT / "README.md"
     front.write_text(replaced(front.read_text(), "summary", summary(page.read_text())))
 

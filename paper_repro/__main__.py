@@ -14,6 +14,7 @@ from types import ModuleType
 import matplotlib as mpl
 import torch
 
+from experiments.common.pool import Terminated, terminable
 from mtlfunc.core.files import write_whole
 
 from .claims import LEDGER
@@ -24,7 +25,7 @@ from .report.page import page
 from .report.results import PARTS, Refused, Results, reserved
 from .report.summary import table
 from .report.where import places, title
-from .report.workers import Question, Run, Stopped, described, longest_first, stoppable
+from .report.workers import Question, Run, described, longest_first
 
 HERE = Path(__file__).parent
 SLOW = (
@@ -126,7 +127,7 @@ def reproduce(
     # before any runs: a source may be edited meanwhile
     keys = {name: key(module, settings) for name, module in modules.items()}
     questions = [Question(name, modules[name], keys[name]) for name in only]
-    with stoppable(), reserved(out):
+    with terminable(), reserved(out):
         results = Results(out, configuration_of(settings), modules)
         run = Run(results, Display(len(only)), settings, out / PARTS)
         for notice in results.notices:
@@ -149,7 +150,7 @@ def reproduce(
         except KeyboardInterrupt as stop:
             print(f"\ninterrupted {interrupted(run, only)} {out};", file=sys.stderr)
             print("the same command goes on from there", file=sys.stderr)
-            return 143 if isinstance(stop, Stopped) else 130
+            return 143 if isinstance(stop, Terminated) else 130
         finally:
             text = page(results, modules, keys, single_file=single_file)
             write_whole(out / "report.html", text)

@@ -1,15 +1,17 @@
-"""What every process of `test_distributed.py` runs: `python -m tests.ranks CHECK RANK SIZE STORE`.
-
-One start of the processes serves all checks of a file of results, because torch takes seconds to
-import.
+"""What every process of `test_distributed.py` runs; by itself, one function of this module:
+`python -m tests.ranks FUNCTION RANK SIZE FOLDER` on every rank.
 """
 
 import os
+import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +22,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from experiments.bridge import sharded
+from tests.architectures import NAMES, SAMPLES, build
 from tests.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
+from tests.test_cross_gramian import agree as agreeing
+from tests.test_cross_gramian import literal
 
 TRUNK = "trunk.*"
 RULES: dict[str, Callable[[], mf.Rule]] = {
@@ -109,10 +116,12 @@ def bits(found: list[Any]) -> None:
 
 
 def pure(rank: int, size: int) -> None:
-    """Replicated and sharded parameters, every rule: three steps as on the union."""
+    """Replicated and sharded parameters, every rule: three steps as on the union. The processes
+    are two in float32.
+    """
     batch = tuple(x[: 8 // size * size] for x in BATCH)
     mesh = init_device_mesh("cpu", (size,))
-    for dtype in (torch.float64, torch.float32):
+    for dtype in (torch.float64, torch.float32)[: 4 - size]:
         params, whole = cast(PARAMS, dtype), cast(batch, dtype)
         mine = part(whole, rank, size)
         shards = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in params.items()}
@@ -269,28 +278,48 @@ def unlabelled_modules(rank: int, size: int) -> None:
 
 
 def weighed(rank: int, size: int) -> None:
-    """`weigh` under DistributedDataParallel: the user's own backward gives the union's gradient."""
+    """`weigh` under DistributedDataParallel: the user's own backward gives the union's gradient,
+    and so it does where all but the last are accumulated under `no_sync`; with `backward`, too.
+    """
     whole, mine = uneven(rank, size)
 
-    def gradient(net: nn.Module, group: Any, batch: Any) -> list[Any]:
-        balancer = mf.Balancer(net, mf.mgda(), TRUNK, group=group)
-        x, y = batch
-        here, out = ~y.isnan(), net(x)
-        losses = torch.stack(
-            [
-                (one - y[:, t]).where(here[:, t], 0.0).square().sum()
-                / here[:, t].sum().clamp_min(1)
-                for t, one in enumerate(out)
-            ]
-        )
-        weights, info = balancer.weigh(losses, present=labels_in(batch))
-        (weights * losses).sum().backward()
-        return [info.weights, *(leaf.grad for leaf in net.parameters())]
+    def gradient(net: nn.Module, group: Any, batches: Any, own: bool = False) -> list[Any]:
+        balancer, seen = mf.Balancer(net, mf.mgda(), TRUNK, group=group), []
+        quiet = getattr(net, "no_sync", nullcontext)
+        for i, batch in enumerate(batches):
+            with nullcontext() if i == len(batches) - 1 else quiet():
+                losses = torch.stack(means(net(batch[0]), batch[1]))
+                if own:
+                    info = balancer.backward(losses, present=labels_in(batch))
+                else:
+                    weights, info = balancer.weigh(losses, present=labels_in(batch))
+                    (weights * losses).sum().backward()
+            seen += [info.losses, info.weights]
+        return [*seen, *(leaf.grad for leaf in net.parameters())]
 
-    wanted = gradient(TrunkAndHeads(0), alone(), whole[0])
-    found = gradient(DistributedDataParallel(TrunkAndHeads(0)), world(), mine[0])
-    same(found, wanted, torch.float64, "weighed")
-    bits(found)
+    for count, own in ((1, False), (2, False), (2, True)):
+        wanted = gradient(TrunkAndHeads(0), alone(), whole[:count], own)
+        ddp = DistributedDataParallel(TrunkAndHeads(0))
+        found = gradient(ddp, world(), mine[:count], own)
+        same(found, wanted, torch.float64, f"weighed {count} {own}")
+        bits(found)
+
+
+def several_batches(rank: int, size: int) -> None:
+    """Two and three independent batches a step."""
+    whole = tuple(x[: 8 // size * size] for x in BATCH)
+    batches = [whole, tuple(x.flip(0) * 1.5 for x in whole), tuple(x + 0.1 for x in whole)]
+    for count, options in ((2, {}), (3, {"heads": "own"}), (2, {"groups": "layer"})):
+
+        def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
+            probe = mf.double_sampling(TRUNK, group=group, **options)
+            step = mf.descend(losses_of, mf.modo(0.5), mf.sgd(0.1), probe)
+            return run(step, PARAMS, [batch] * 3)
+
+        wanted = steps(alone(), tuple(batches[:count]))
+        found = steps(world(), tuple(part(one, rank, size) for one in batches[:count]))
+        same(found, wanted, torch.float64, f"{count} batches {options}")
+        bits(found)
 
 
 def fails(call: Callable[[], Any], *words: str) -> None:
@@ -324,6 +353,11 @@ def disagree(rank: int, size: int) -> None:
         names = ["a", "b", "c"] if rank == 0 else ["a", "c", "b"]
         return dict(zip(names, losses_of(params, batch), strict=True))
 
+    def balancer(present: Any = None, **options: Any) -> None:
+        net = TrunkAndHeads(0)
+        step = mf.Balancer(net, mf.mgda(), TRUNK, group=world(), **options)
+        step.backward(means(net(BATCH[0]), BATCH[1]), present=present)
+
     wide = PARAMS | {"more": torch.zeros(2 + rank, dtype=torch.float64)}
     other = {name: leaf + rank for name, leaf in PARAMS.items()}
     fails(begin(mf.mgda() if rank else mf.cagrad(0.4)), "differ in rule", "cagrad", "on rank 1")
@@ -335,6 +369,12 @@ def disagree(rank: int, size: int) -> None:
     fails(begin(key=rank), "key: 0 on rank 0, 1 on rank 1")
     fails(begin(losses=broken), "no such file")
     fails(begin(measure="trunk.0.*" if rank else "trunk.2.*"), "measure")
+    fails(begin(heads="own" if rank else "plain"), "differ in heads")
+    fails(begin(gramian_dtype=torch.float64 if rank else None), "differ in gramian_dtype")
+    fails(begin(mask=mf.graddrop() if rank else None), "differ in mask")
+    fails(begin(present=labels_in if rank else None), "whether present= is given")
+    fails(lambda: balancer(heads="own" if rank else "plain"), "differ in heads")
+    fails(lambda: balancer(present=labels_in(BATCH) if rank else None), "whether present= is given")
     fails(lambda: mf.jacobian(engine="layerwise", group=world()), "layerwise")
     fails(lambda: mf.jacobian(group="world"), "process group")
     fails(lambda: mf.Balancer(DistributedDataParallel(TrunkAndHeads(0)), mf.mgda()), "group=")
@@ -395,6 +435,84 @@ def volume(rank: int, size: int) -> None:
     }, sent
 
 
+def samples(rank: int, size: int) -> None:
+    """Rows of the union's Gramian, on every architecture: unlike numbers of samples, a loss that
+    is NaN, samples that mix on one rank, ranks that ask for different things.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        for name in NAMES:
+            made = build(name)
+            axes = [x.shape.index(SAMPLES) for x in made.batch]
+            cuts = [[1, 3], [4]][size == 2]
+
+            def cut(batch: Any, axes: Any = axes, cuts: Any = cuts) -> list[Any]:
+                parts = (x.tensor_split(cuts, axis) for x, axis in zip(batch, axes, strict=True))
+                return list(zip(*parts, strict=True))
+
+            flipped = tuple(x.flip(axis) for x, axis in zip(made.batch, axes, strict=True))
+            rows = literal(made.samples, made.params, made.batch)
+            turned = literal(made.samples, made.params, flipped)
+            entries = [len(each[0].movedim(axes[0], 0)) * TASKS for each in cut(made.batch)]
+            mine, its = rows.split(entries)[rank], cut(flipped)[::-1][rank]
+            order = [turned.split(entries)[i] for i in reversed(range(size))]
+            for engine in ("auto", "rows"):
+                call = partial(
+                    mf.sample_gramian, made.samples, made.params, engine=engine, group=world()
+                )
+                losses, gramian = call(cut(made.batch)[rank])
+                agreeing(gramian, mine, rows)
+                _, cross = call(cut(made.batch)[rank], other=its)
+                agreeing(cross, mine, torch.cat(order))
+            wanted = made.samples(made.params, made.batch).tensor_split(cuts)[rank]
+            same([losses], [wanted], torch.float64, name)
+
+
+def unlike_samples(rank: int, size: int) -> None:
+    """What ranks may not do, and what must not pass for a number."""
+
+    def losses(params: Any, batch: Any) -> Tensor:
+        out = torch.stack(functional_call(net, params, (batch[0],)), 1)
+        return (out - batch[1]).square().mean(2)
+
+    def gramian(losses: Any = losses, params: Any = PARAMS, batch: Any = None, **options: Any):
+        mine = part(BATCH, rank, size) if batch is None else batch
+        return mf.sample_gramian(losses, params, mine, group=world(), **options)[1]
+
+    def normalised(params: Any, batch: Any) -> Tensor:
+        found = losses(params, batch)
+        return found - found.mean(0) if rank == 1 else found
+
+    x, y = part(BATCH, rank, size)
+    assert gramian(batch=(x if rank else x / 0, y)).isnan().all()
+    other = {name: leaf + rank for name, leaf in PARAMS.items()}
+    fails(lambda: gramian(normalised), "samples mix")
+    fails(lambda: gramian(params=other), "the values of params['trunk.0.weight']")
+    fails(lambda: gramian(shared="trunk.*" if rank else "*"), "differ in shared")
+    fails(lambda: gramian(shared="trunk.*" if rank else "nothing"), "nothing")
+    fails(lambda: gramian(engine="rows" if rank else "auto"), "differ in engine")
+    fails(lambda: gramian(lambda p, b: losses(p, b)[:, : 2 + rank]), "number of tasks")
+    fails(lambda: torch.func.vmap(lambda x: gramian(batch=(x, y)))(x[None]), "inside a transform")
+
+
+def shards(rank: int, size: int) -> None:
+    """The page of `experiments.bridge` on sharded parameters, through its checkpoint."""
+    with tempfile.TemporaryDirectory() as own:
+        places = [own]
+        dist.broadcast_object_list(places)  # the first process's
+        assert sharded.main(Path(places[0])) < 1e-5
+        dist.barrier()
+
+
+def documentation(rank: int, size: int) -> None:
+    """The code of `docs/distributed.md` runs, and gives all the same."""
+    page = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
+    scope: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "distributed.md", "exec"), scope)
+    assert scope["noise"].shape == (2,)
+    bits([scope["noise"], *scope["net"].parameters()])
+
+
 def dies(rank: int, size: int) -> None:
     """A rank that is killed in the second step: the others' collectives end with an error."""
     step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
@@ -409,21 +527,36 @@ def dies(rank: int, size: int) -> None:
         os._exit(0)
 
 
-CHECKS = {
-    "two": [pure, modules, disagree, volume, unlabelled_modules, weighed],
-    "three": [pure, ragged, unlabelled_modules, weighed],
-    "dies": [dies],
+CHECKS: dict[str, list[Callable[[int, int], None]]] = {
+    "two": [
+        pure,
+        modules,
+        disagree,
+        volume,
+        unlabelled_modules,
+        weighed,
+        shards,
+        documentation,
+        unlike_samples,
+        dies,
+    ],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples],
 }
 
 
-def main(check: str, rank: int, size: int, store: str, timeout: float = 60) -> None:
+def begin(check: str, rank: int, size: int, folder: Path) -> None:
+    """Run the checks of one name as a rank of so many, with all output in `folder`."""
+    with (folder / f"{rank}.log").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(check, rank, size, folder)
+
+
+def main(check: str, rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group(
-        "gloo",
-        store=dist.FileStore(store, size),
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout),
+        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
     for one in CHECKS.get(check) or [globals()[check]]:
         one(rank, size)
@@ -432,4 +565,4 @@ def main(check: str, rank: int, size: int, store: str, timeout: float = 60) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -2,6 +2,7 @@
 belong to several are refused where no group is named.
 """
 
+import multiprocessing
 import os
 import re
 import subprocess
@@ -16,7 +17,8 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, TrunkAndHeads, vector
+from tests.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
+from tests.ranks import CHECKS, begin
 
 
 @pytest.fixture
@@ -86,6 +88,20 @@ def test_a_plain_module_beside_a_process_group_is_fine():
     assert set(grads) == set(PARAMS)
 
 
+@pytest.mark.usefixtures("group")
+def test_every_probe_takes_a_group_or_says_why_not():
+    """One made of another has that one's."""
+    world = torch.distributed.group.WORLD
+    parts = {"subset", "graddrop", "trimmed_mean"}  # of a probe
+    of_one = {"second_evaluation": mf.second_evaluation, "log_losses": mf.log_losses}
+    for name in set(mf.probes.__all__) - parts - set(of_one):
+        given = (encode, decode) if name == "representation" else ()
+        assert getattr(mf, name)(*given, group=world).group is world, name
+    assert mf.second_evaluation(mf.losses_only(group=world)).group is world
+    with pytest.raises(NotImplementedError, match=r"^probe: .*takes probes without group="):
+        mf.log_losses(mf.tracked(group=world))
+
+
 def test_a_compiled_module_keeps_its_prefix():
     """`torch.compile` puts `_orig_mod.` before the names; the numbers are the same."""
     module = TrunkAndHeads(0)
@@ -103,49 +119,50 @@ def test_a_compiled_module_keeps_its_prefix():
 ROOT = Path(__file__).parent.parent
 
 
-def launch(check: str, size: int, folder: Path) -> list[tuple[int, str]]:
-    """(exit code, output) of every rank of `tests.ranks`."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks", check, str(rank), str(size), str(folder / "s")],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
+def launch(check: str, size: int, folder: Path) -> list[tuple[int | None, str]]:
+    """(exit code, output) of every rank of `tests.ranks`; forks of one process that has imported
+    everything, since torch takes seconds to import.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "tests.ranks", "tests.ranks_preload"])
+    processes = [
+        context.Process(target=begin, args=(check, rank, size, folder)) for rank in range(size)
     ]
+    for process in processes:
+        process.start()
     try:
-        outputs = [one.communicate(timeout=300)[0] for one in ranks]
+        for process in processes:
+            process.join(300)
     finally:
-        for one in ranks:
-            one.kill()
-    return [(one.returncode, text) for one, text in zip(ranks, outputs, strict=True)]
+        for process in processes:
+            process.kill()
+    outputs = [(folder / f"{rank}.log").read_text() for rank in range(size)]
+    return [(one.exitcode, text) for one, text in zip(processes, outputs, strict=True)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("check", "size"), [("two", 2), ("three", 3)])
 def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
-    """What each rank checks is in `tests/ranks.py`."""
-    for code, text in launch(check, size, tmp_path):
-        assert code == 0, text[-3000:]
-        assert len(re.findall(r"^\w+: ok$", text, re.MULTILINE)) >= 4
+    """What each rank checks is in `tests/ranks.py`. In the end of two processes one dies, and the
+    other ends with an error.
+    """
+    dead = [9] if size == 2 else []
+    found = launch(check, size, tmp_path)
+    outputs = [text for _, text in found]
+    assert [code for code, _ in found] == [0] * (size - len(dead)) + dead, "\n".join(outputs)
+    done = re.findall(r"^(\w+): ok$", outputs[0], re.MULTILINE)
+    assert done + ["dies"] * len(dead) == [one.__name__ for one in CHECKS[check]]
+    assert ("ended with RuntimeError" in outputs[0]) == bool(dead)
 
 
 @pytest.mark.slow
-def test_a_dead_rank_ends_the_others_with_an_error(tmp_path):
-    (code, text), (dead, _) = launch("dies", 2, tmp_path)
-    assert (code, dead) == (0, 9), text[-3000:]
-    assert "ended with RuntimeError" in text
-
-
-def torchrun(page: str, folder: Path) -> str:
-    """The output of a page of `experiments.bridge` on two processes."""
+def test_a_page_ends_as_one_process_on_the_union(tmp_path):
+    """By the launcher that users have; through a checkpoint halfway. `tests/ranks.py` has the other
+    page.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "--standalone", "-m", f"experiments.bridge.{page}", str(folder)],
+        [*command, "--standalone", "-m", "experiments.bridge.data_parallel", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -154,15 +171,7 @@ def torchrun(page: str, folder: Path) -> str:
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", ["data_parallel", "sharded"])
-def test_the_pages_end_as_one_process_on_the_union(page, tmp_path):
-    """Through a checkpoint halfway."""
-    text = torchrun(page, tmp_path)
-    found = re.search(r"from one process on the union: ([0-9.e+-]+)", text)
-    assert found, text
+    found = re.search(r"from one process on the union: ([0-9.e+-]+)", done.stdout)
+    assert found, done.stdout
     assert float(found[1]) < 1e-5
-    assert "resumed at step 4" in text
+    assert "resumed at step 4" in done.stdout

@@ -139,7 +139,7 @@ def test_workers_find_what_one_process_finds(
     assert said <= set(shown.out.splitlines())
     assert not (tmp_path / "two" / "parts").exists()
     assert sorted(p.suffix for p in (tmp_path / "two").iterdir()) == sorted(
-        [".png", ".json", ".json", ".html"]
+        [".png", ".svg", ".json", ".json", ".html"]
     )
 
     dying = made.question("question_dying", "PC-02", "os.kill(os.getpid(), signal.SIGKILL)")

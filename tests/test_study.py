@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import install_import_hook
 from scipy import stats
 
 with install_import_hook("experiments.common", "beartype.beartype"):
-    from experiments.common import cells, command, intervals, study, tables
+    from experiments.common import cells, command, intervals, pool, study, tables
 from experiments.arguments import among, device, existing_folder, seeds
 
 ROOT = Path(__file__).parent.parent
@@ -213,6 +214,51 @@ def test_ctrl_c_says_what_is_kept(tmp_path, capsys):
 
     assert command.finish(body, tmp_path) == 130
     assert "interrupted; 20 finished runs are kept" in capsys.readouterr().err
+
+
+def test_signals_leave_the_writing_alone(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pool.terminable():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("SIGTERM was ignored")
+        except pool.Terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            (tmp_path / "report").touch()
+    assert (tmp_path / "report").exists()
+
+    @pool.unbroken()
+    def writes(number, name):
+        os.kill(os.getpid(), number)
+        (tmp_path / name).touch()
+
+    with pytest.raises(pool.Terminated), pool.terminable():
+        writes(signal.SIGTERM, "result")
+    with pytest.raises(KeyboardInterrupt):
+        writes(signal.SIGINT, "another")
+    assert {path.name for path in tmp_path.iterdir()} == {"report", "result", "another"}
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
+    """By every command, before anything is written; what holds the folder is named."""
+    (tmp_path / "cells").mkdir()
+
+    def main(module):
+        return import_module(f"experiments.{module}.__main__").main(["--out", str(tmp_path)])
+
+    with command.alone_in(tmp_path):
+        assert command.finish(lambda: pytest.fail("it ran"), tmp_path) == 2
+        assert main("scenes") == 2
+        for module in ("arena", "digits"):
+            with pytest.raises(SystemExit, match="2"):
+                main(module)
+        said = capsys.readouterr().err
+        assert said.count(f"{tmp_path} is in use by another study (process {os.getpid()} on ") == 4
+        assert said.count("name another folder with --out") == 4
+        assert sorted(x.name for x in tmp_path.rglob("*")) == [".lock", "cells"]
+    assert command.finish(lambda: None, tmp_path) == 0
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, capsys):

@@ -12,6 +12,8 @@ import torch
 from tqdm import tqdm
 
 from experiments.arguments import among, at_least, positive
+from experiments.common import command
+from experiments.common.pool import Terminated, unbroken
 from mtlfunc.studies.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
 
 from .cells import SPECIAL, Entrant, Task, load, perform_all, problem_of, source_of
@@ -33,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "constant weights, the baseline to beat. Writes ranks.png, scores.png, fronts.png, "
         "results.json and arena.html, and prints the table.",
         epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
-        "Ctrl-C (exit status 130) keeps all that is finished, reports "
+        "Ctrl-C and SIGTERM (exit status 130, 143) keep all that is finished, report "
         "on the problems that every rule has met, and the same command goes on from there.",
     )
     parser.add_argument(
@@ -94,37 +96,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _folder(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> Path:
-    """Where results go; a place that cannot be used fails now rather than after the first cell."""
-    out = asked.out or HERE / "out" / ("quick" if asked.quick else "")
-    try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --out: {out} cannot be made a folder: {error.strerror}")
-    if not os.access(out / "cells", os.W_OK):
-        parser.error(f"argument --out: nothing can be written into {out / 'cells'}")
-    return out
-
-
-def _fill(found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store, jobs: int) -> bool:
-    """Run and keep what is missing; True if that was interrupted."""
+def _fill(found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store, jobs: int) -> int:
+    """Run and keep what is missing; 0, or the exit status of an interruption."""
     threads = torch.get_num_threads()
     try:
         with tqdm(total=len(todo), desc="arena", unit="cell", disable=None) as bar:
             for task, cell in perform_all(todo, min(jobs, max(1, len(todo)))):
-                found[task.problem][task.entrant.name] = cell
-                store.write(task.problem, task.entrant.name, task.entrant.source, cell)
+                with unbroken():
+                    found[task.problem][task.entrant.name] = cell
+                    store.write(task.problem, task.entrant.name, task.entrant.source, cell)
                 bar.set_postfix_str(f"{task.entrant.name} on {task.problem}")
                 bar.update()
-    except KeyboardInterrupt:
-        return True
+    except KeyboardInterrupt as stop:
+        return 143 if isinstance(stop, Terminated) else 130
     finally:
         torch.set_num_threads(threads)
-    return False
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study; 0 when done, 130 when interrupted."""
+    """Run the study; 0 when done, 130 after Ctrl-C, 143 after SIGTERM."""
     parser = _parser()
     asked = parser.parse_args(argv)
     settings = SHORT if asked.quick else Settings()
@@ -145,7 +136,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if label in [entrant.name for entrant in entrants]:
             parser.error(f"argument --rule: {spec!r}: there is a rule {label!r} already")
         entrants.append(Entrant(label, spec, source_of(spec)))
-    out = _folder(asked, parser)
+    out = command.usable(asked.out or HERE / "out" / ("quick" if asked.quick else ""), parser)
+    try:
+        with command.alone_in(out):
+            return _run(asked, settings, names, entrants, out)
+    except command.DataError as error:
+        parser.error(str(error))
+
+
+def _run(
+    asked: argparse.Namespace,
+    settings: Settings,
+    names: list[str],
+    entrants: list[Entrant],
+    out: Path,
+) -> int:
+    """Fill the table, and report on it; the exit status."""
     start = time.perf_counter()
     store = Store(out / "cells", settings)
     found: dict[str, dict[str, Cell]] = {name: {} for name in names}
@@ -185,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "from there",
             file=sys.stderr,
         )
-        return 130
+        return interrupted
     print(
         f"{len(names)} problems, {len(entrants)} contestants, {len(todo)} of "
         f"{len(names) * len(entrants)} cells new, {time.perf_counter() - start:.0f} s"

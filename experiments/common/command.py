@@ -4,17 +4,19 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.arguments import among, at_least, device, existing_folder, seeds
+from mtlfunc.core.files import InUse, reserved
 
 from .pool import Terminated, terminable
 
 
 class DataError(ValueError):
-    """A folder of data that cannot be read; the message says what is wrong and what to do."""
+    """A folder that cannot be used; the message says what is wrong and what to do."""
 
 
 def parser(
@@ -89,9 +91,13 @@ def seeds_of(given: argparse.Namespace) -> tuple[int, ...]:
 
 
 def out_of(given: argparse.Namespace, found: argparse.ArgumentParser) -> Path:
-    """Where results go; a place that cannot be used fails now rather than after the first cell."""
+    """Where results go, as in `usable`."""
     here = Path(__file__).parent.parent / given.name / "out"
-    out: Path = given.out or here / size_of(given)
+    return usable(given.out or here / size_of(given), found)
+
+
+def usable(out: Path, found: argparse.ArgumentParser) -> Path:
+    """A folder of results; one that cannot be used fails now rather than after the first cell."""
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -99,6 +105,25 @@ def out_of(given: argparse.Namespace, found: argparse.ArgumentParser) -> Path:
     if not os.access(out / "cells", os.W_OK):
         found.error(f"argument --out: nothing can be written into {out / 'cells'}")
     return out
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """A folder of results, made where it is missing, for this study alone, which SIGTERM ends as
+    `terminable` says.
+
+    Raises:
+        DataError: where another study holds the folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with reserved(out / ".lock"), terminable():
+            yield
+    except InUse as error:
+        raise DataError(
+            f"{out} is in use by another study ({error.holder}); wait for it, or name another "
+            f"folder with --out{error.cure}"
+        ) from error
 
 
 def finish(body: Callable[[], None], out: Path) -> int:
@@ -109,8 +134,9 @@ def finish(body: Callable[[], None], out: Path) -> int:
         out: its folder, whose `cells` holds one file a finished run.
 
     Returns:
-        the exit status: 0; 130 after Ctrl-C; 143 after SIGTERM; 2 for data that cannot be read; 1
-        for a full disk or a worker that died. Other errors are raised.
+        the exit status: 0; 130 after Ctrl-C; 143 after SIGTERM; 2 for data that cannot be read or
+        a folder that another study holds; 1 for a full disk or a worker that died. Other errors
+        are raised.
     """
 
     def say(what: str, status: int) -> int:
@@ -123,7 +149,7 @@ def finish(body: Callable[[], None], out: Path) -> int:
         return status
 
     try:
-        with terminable():
+        with alone_in(out):
             body()
     except Terminated:
         return say("terminated", 143)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from .cells import Cell, Store
-from .pool import perform_all
+from .pool import perform_all, unbroken
 
 Numbers = dict[str, Any]
 """What a cell leaves: plain numbers; `"score"` is its score on validation data, higher is better
@@ -179,9 +179,10 @@ def _fill(
     total = sum(map(len, jobs))
     with tqdm(total=total, desc=doing, unit="run", leave=False, disable=None) as bar:
         for group, found in perform_all(perform, jobs, workers):
-            for cell, numbers in zip(group, found, strict=True):
-                store.write(cell, numbers)
-                known[cell] = numbers
+            with unbroken():
+                for cell, numbers in zip(group, found, strict=True):
+                    store.write(cell, numbers)
+                    known[cell] = numbers
             bar.update(len(group))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from experiments.arguments import among, at_least, device, folder
+from experiments.common.command import DataError, alone_in
+from experiments.common.pool import Terminated
 
 from .data import digits
 from .report import table, write
@@ -26,8 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         "is best on validation data, and is compared on test data "
         "with two networks that learnt one task alone.",
         epilog="The two single-task baselines always run, first. Results are written after every "
-        "finished method, so Ctrl-C (exit status 130) loses only the "
-        "method at work. At the defaults this takes about two minutes on one idle core.",
+        "finished method, so Ctrl-C and SIGTERM (exit status 130, 143) lose only "
+        "the method at work. At the defaults this takes about two minutes on one idle core.",
     )
     parser.add_argument(
         "--rules",
@@ -74,8 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study; 0 when done, 130 when interrupted."""
-    given = _parser().parse_args(argv)
+    """Run the study; 0 when done, 130 after Ctrl-C, 143 after SIGTERM."""
+    parser = _parser()
+    given = parser.parse_args(argv)
     settings: dict[str, object] = {
         "seeds": given.seeds,
         "epochs": given.epochs,
@@ -94,16 +97,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(given.threads)
     try:
-        paths = _run(todo, given, settings, outcomes)
-    except KeyboardInterrupt:
-        if outcomes:
-            write(outcomes, settings, given.out)  # the interruption may have come between two files
-            said = f"interrupted; {given.out} holds the results of: {', '.join(outcomes)}"
-        else:
-            said = "interrupted before the first method was finished; "
-            said += f"nothing was written to {given.out}"
-        print(f"\n{said}", file=sys.stderr)
-        return 130
+        with alone_in(given.out):
+            try:
+                paths = _run(todo, given, settings, outcomes)
+            except KeyboardInterrupt as stop:
+                if outcomes:
+                    write(outcomes, settings, given.out)  # it may have come between two files
+                    said = f"interrupted; {given.out} holds the results of: {', '.join(outcomes)}"
+                else:
+                    said = "interrupted before the first method was finished; "
+                    said += f"nothing was written to {given.out}"
+                print(f"\n{said}", file=sys.stderr)
+                return 143 if isinstance(stop, Terminated) else 130
+    except DataError as error:
+        parser.error(str(error))
     finally:
         torch.set_num_threads(threads)
     print("\n" + table(outcomes))

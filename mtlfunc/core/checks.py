@@ -17,7 +17,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
-from .distributed import held, refuse_sharded
+from .distributed import Group, Peers, held, peers_of, refuse_sharded
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +30,16 @@ def transformed() -> bool:
 def depth() -> int:
     """How many `torch.func` transforms are active."""
     return len(_functorch.get_interpreter_stack() or ())
+
+
+def peers_here(group: Group, params: Params) -> Peers | None:
+    """The processes of a group, where they can be talked to."""
+    if group is not None and (torch.compiler.is_compiling() or transformed()):
+        raise RuntimeError(
+            "group: processes cannot talk to each other inside a transform of torch.func or a "
+            "compiled function; call this outside, and compile losses_fn or the module"
+        )
+    return peers_of(group, params)
 
 
 def can_look(*values: object) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -77,6 +77,38 @@ class Peers(NamedTuple):
         parts = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(parts, mine.contiguous(), group=self.group)
         return torch.cat(parts)
+
+    def objects(self, mine: T) -> list[T]:
+        """Every rank's, pickled: for what is small."""
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, mine, group=self.group)
+        return every
+
+    def each(self, mine: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Every rank's tensors in turn, held one rank at a time; their lengths may differ, their
+        numbers of axes not.
+        """
+        shapes = self.gather(torch.tensor([n for x in mine for n in x.shape], device=self.device))
+        for rank, row in enumerate(shapes.view(self.size, -1).tolist()):
+            lengths = iter(row)
+            theirs = [
+                x.detach().contiguous()
+                if rank == self.rank
+                else x.new_empty([next(lengths) for _ in x.shape])
+                for x in mine
+            ]
+            for x in theirs:
+                dist.broadcast(x, group=self.group, group_src=rank)
+            yield theirs
+
+
+def columns(
+    peers: Peers | None, theirs: Sequence[Tensor], block: Callable[[Sequence[Tensor]], Tensor]
+) -> Tensor:
+    """`block` of these tensors, or of every process's: `[row, column]` side by side."""
+    if peers is None:
+        return block(theirs)
+    return torch.cat([block(each) for each in peers.each(theirs)], 1)
 
 
 def unflattened(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -156,9 +188,8 @@ def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> 
         answer, facts = work()
     except Exception as found:
         error = found
-    every: list[Any] = [None] * peers.size
     failure = None if error is None else f"{type(error).__name__}: {error}"
-    dist.all_gather_object(every, (facts, failure), group=peers.group)
+    every = peers.objects((facts, failure))
     if error is not None:
         raise error
     for rank, (_, failed) in enumerate(every):

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..types import Params, Rows, Select
 from .checks import constant_when_compiled, same_storage
-from .distributed import refuse_wrapped
+from .distributed import Peers, columns, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 """The names under which `parameters` handed a module's parameters out."""
@@ -235,6 +235,7 @@ def dot(
     right: Mapping[str, Tensor],
     names: Iterable[str],
     dtype: torch.dtype | None = None,
+    peers: Peers | None = None,
 ) -> Float[Tensor, "row other"]:
     """Inner products of two sets of rows, leaf by leaf; of small leaves several at once.
 
@@ -243,6 +244,7 @@ def dot(
         right: `{name: [other, *shape]}`.
         names: the leaves to sum over; at least one.
         dtype: of the accumulation; None is the rows' own, at least float32.
+        peers: processes whose `right`, one after the other, are the columns.
 
     Returns:
         `[row, other]`.
@@ -252,7 +254,8 @@ def dot(
         wide = dtype or torch.promote_types(left[some[0]].dtype, torch.float32)
         a = _side_by_side(left, some).to(wide)
         b = a if right is left else _side_by_side(right, some).to(wide)
-        total = inner(a, b) if total is None else total + inner(a, b)
+        part = columns(peers, [b], lambda each, a=a: inner(a, each[0]))
+        total = part if total is None else total + part
     assert total is not None, "names is never empty: select() raises"
     return total
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from contextlib import nullcontext
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, check_option, check_params
+from ..core.checks import can_look, check_option, check_params, peers_here
+from ..core.distributed import Group, Peers, agree, described_params
 from ..core.tree import dot, root, select
 from ..types import Batch, LossesFn, Params, Select
 from .forward import check_connected, losses_alone
@@ -110,6 +112,7 @@ def sample_gramian(
     other: Batch | None = None,
     engine: Engine = "auto",
     gramian_dtype: torch.dtype | None = None,
+    group: Group = None,
 ) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n column"]]:
     """Losses and the Gramian of per-sample gradients, from one or two backward passes a task.
 
@@ -130,6 +133,10 @@ def sample_gramian(
         engine: `"auto"` and `"layerwise"` are the same here; `"rows"` differentiates every entry,
             whatever it depends on, as all do where `losses_fn` puts hooks on derivatives.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
+        group: processes that call this together, each with samples of its own, as many as it has:
+            the columns are the samples (or `other`'s) of all, rank by rank. Every layer's inputs
+            and deltas, or its rows, are sent to all, layer by layer; nothing can be differentiated
+            through it.
 
     Returns:
         the losses on `batch` as they came and the Gramian `[n, n]` over the flattened losses, or
@@ -140,28 +147,41 @@ def sample_gramian(
         TypeError: for losses or parameters that are no floating tensors.
         ValueError: where samples mix (train-mode batch norm, a contrastive loss), if that can be
             seen; elsewhere the Gramian is NaN. If `shared` matches nothing; for losses of another
-            shape, or losses that do not depend on `params`.
+            shape, or losses that do not depend on `params`. Where the ranks of a group differ in
+            parameters or arguments.
         RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
-            torch.func does not take.
+            torch.func does not take. Where another rank of the group fails.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
         >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
-    check_params(params)
-    check_engine(engine)
-    names = select(params, shared)
+    peers = peers_here(group, params)
+
+    def chosen() -> tuple[tuple[str, ...], dict[str, Any]]:
+        check_params(params)
+        check_engine(engine)
+        names = select(params, shared)
+        options = {"shared": names, "engine": engine, "gramian_dtype": gramian_dtype}
+        options["whether there is another batch"] = other is not None
+        return names, options | described_params(params) if peers else {}
+
+    names = agree(peers, chosen)
     batches = (batch,) if other is None else (batch, other)
-    if engine != "rows" and not torch.compiler.is_compiling():
-        return _by_layers(losses_fn, params, batches, names, gramian_dtype)
-    if other is not None:
-        sides = [_flat(losses_fn, params, each, names) for each in batches]
-        gramian = dot(sides[0].rows, sides[1].rows, names, gramian_dtype)
-        return sides[0].aux, gramian
-    linear = _flat(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
-    assert linear.gramian is not None
-    return linear.aux, linear.gramian
+    by_layers = engine != "rows" and not torch.compiler.is_compiling()
+    if not by_layers and other is None and peers is None:
+        linear = _flat(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
+        assert linear.gramian is not None
+        return linear.aux, linear.gramian
+    measure = _by_layers if by_layers else _by_rows
+    with nullcontext() if peers is None else torch.no_grad():
+        losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, peers=peers)
+    if peers is not None:
+        # what one rank cannot answer for stands in the columns of all
+        (unknown,) = peers.sums(gramian.isnan().any().to(gramian.dtype))
+        gramian = torch.where(unknown > 0, torch.nan, gramian)
+    return losses, gramian
 
 
 def sample_lengths(
@@ -228,6 +248,7 @@ def _by_layers(
     gramian_dtype: torch.dtype | None,
     *,
     diagonal: bool = False,
+    peers: Peers | None = None,
 ) -> tuple[Tensor, Tensor]:
     return sample_by_layers(
         [lambda p, batch=batch: _checked(losses_fn(p, batch), p) for batch in batches],
@@ -236,7 +257,27 @@ def _by_layers(
         look=can_look(params, batches),
         gramian_dtype=gramian_dtype,
         diagonal=diagonal,
+        peers=peers,
     )
+
+
+def _by_rows(
+    losses_fn: LossesFn,
+    params: Params,
+    batches: tuple[Batch, ...],
+    names: tuple[str, ...],
+    gramian_dtype: torch.dtype | None,
+    *,
+    peers: Peers | None,
+) -> tuple[Tensor, Tensor]:
+    """Rows of the first batch with those of the last, of this process or of all."""
+
+    def sides() -> tuple[list[Linear], dict[str, Any]]:
+        found = [_flat(losses_fn, params, each, names) for each in batches]
+        return found, {"the number of tasks": [list(x.aux.shape[1:]) for x in found]}
+
+    found = agree(peers, sides)
+    return found[0].aux, dot(found[0].rows, found[-1].rows, names, gramian_dtype, peers)
 
 
 def _flat(

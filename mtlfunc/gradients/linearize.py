@@ -28,6 +28,7 @@ from .layerwise import (
     decide,
     read_graph,
     separate,
+    sketch,
     worth_watching,
 )
 from .leaves import explained_vjp
@@ -308,7 +309,8 @@ def cross_gramian(
             return *_open(request, Backward(params), output, watched, level)[:2], forward
 
         (left, left_route, forward), (right, right_route, _) = map(opened, batches)
-        one, other = common(left_route.plan, right_route.plan)
+        plans = left_route.plan, right_route.plan
+        one, other = (common(plan, [sketch(each) for each in plans]) for plan in plans)
         gramian = cross_in_chunks(
             ((left, one), (right, other)), measured, chunk_size, gramian_dtype
         )

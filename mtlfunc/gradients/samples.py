@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_autocast, depth, poison
+from ..core.distributed import Peers, agree, columns
 from ..core.tree import dot
 from ..types import Params
 from .forward import Forward, forward_pass
@@ -27,8 +29,10 @@ from .layerwise import (
     layouts,
     read_graph,
     sample_block,
+    sample_factors,
     sample_plan,
     sample_squares,
+    sketch,
 )
 from .leaves import explained_vjp
 from .passes import Backward, Target
@@ -51,19 +55,14 @@ class Side(NamedTuple):
 
     def again(self, plan: Plan) -> Side:
         """The same pass under a plan of some of its groups."""
-        kept = {group.name: group for group, _ in plan.tapped}
-        found = [
-            (delta, where)
-            for delta, where, name in zip(
-                self.deltas,
-                self.where,
-                (group.name for group, _ in self.plan.tapped for _ in group.uses),
-                strict=True,
-            )
-            if name in kept
+        names = [group.name for group, _ in self.plan.tapped for _ in group.uses]
+        order = [
+            i for group, _ in plan.tapped for i, name in enumerate(names) if name == group.name
         ]
         return self._replace(
-            plan=plan, deltas=[delta for delta, _ in found], where=[where for _, where in found]
+            plan=plan,
+            deltas=[self.deltas[i] for i in order],
+            where=[self.where[i] for i in order],
         )
 
     def sampled(self) -> Iterator[tuple[Sampled, Form]]:
@@ -108,6 +107,7 @@ def sample_by_layers(
     look: bool,
     gramian_dtype: torch.dtype | None,
     diagonal: bool = False,
+    peers: Peers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Losses [sample] or [sample, task] and the Gramian over all of them, entry by entry.
 
@@ -122,6 +122,8 @@ def sample_by_layers(
         look: whether values can be read.
         gramian_dtype: dtype of the accumulation; None is the parameters' own, at least float32.
         diagonal: the Gramian's diagonal alone.
+        peers: processes that call this together, each with samples of its own; all of theirs, one
+            rank after the other, make the columns. Nothing is differentiated through it.
 
     Returns:
         the first losses as they came, and G [n, m] over the flattened losses, or its diagonal [n].
@@ -135,14 +137,19 @@ def sample_by_layers(
     outside = torch.is_grad_enabled()
 
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        sides = [_side(f, level, params, names, look, outside) for f in losses_fns]
-        if len(sides) == 2:
-            plans = common(sides[0].plan, sides[1].plan)
-            sides = [side.again(plan) for side, plan in zip(sides, plans, strict=True)]
+        def all_sides() -> tuple[list[Side], dict[str, Any]]:
+            sides = [_side(f, level, params, names, look, outside) for f in losses_fns]
+            return sides, {"the number of tasks": [list(x.losses.shape[1:]) for x in sides]}
+
+        sides = agree(peers, all_sides)
+        if len(sides) == 2 or peers:
+            mine = [sketch(side.plan) for side in sides]
+            every = [x for one in peers.objects(mine) for x in one] if peers else mine
+            sides = [side.again(common(side.plan, every)) for side in sides]
         if diagonal:
             gramian = _squares(sides[0], wide)
         else:
-            gramian = _gramian(sides[0], sides[-1], wide, gramian_dtype)
+            gramian = _gramian(sides[0], sides[-1], wide, gramian_dtype, peers)
         sound = [right for side in sides for right in side.sound]
         if sound:
             gramian = torch.where(torch.stack(sound).all(), gramian, float("nan"))
@@ -179,24 +186,34 @@ def _side(
     return Side(losses, forward, backward, graph, plan, *found)
 
 
-def _gramian(left: Side, right: Side, wide: torch.dtype, dtype: torch.dtype | None) -> Tensor:
+def _gramian(
+    left: Side, right: Side, wide: torch.dtype, dtype: torch.dtype | None, peers: Peers | None
+) -> Tensor:
     """The Gramian [sample·task, sample·task] of one side with another, of one plan."""
     same, parts = right is left, []
-    known = right.biases()
-    biases = {name: weight for name, weight in left.biases().items() if known.get(name) == weight}
+    known = [left.biases(), right.biases()]
+    known = [x for one in peers.objects(known) for x in one] if peers else known
+    biases = {
+        name: weight
+        for name, weight in known[0].items()
+        if all(each.get(name) == weight for each in known)
+    }
     with _recorded(left.backward, right.backward):
         for (one, form), (other, _) in zip(left.sampled(), right.sampled(), strict=True):
             name = one.group.name
-            if name not in biases:
-                block = sample_block(
-                    one, one if same else other, form, wide, biased=name in biases.values()
-                )
-                parts.append(block)
+            if name in biases:
+                continue
+            mine = sample_factors(one, form, wide)
+            theirs = mine if same else sample_factors(other, form, wide)
+            block = partial(
+                sample_block, one.group, form, mine, dtype=wide, biased=name in biases.values()
+            )
+            parts.append(columns(peers, theirs, block))
     if left.plan.rows:
         rows = left.rows()
-        parts.append(dot(rows, rows if same else right.rows(), left.plan.rows, dtype))
+        parts.append(dot(rows, rows if same else right.rows(), left.plan.rows, dtype, peers))
     gramian = torch.stack(parts).sum(0)
-    return 0.5 * (gramian + gramian.mT) if same else gramian
+    return 0.5 * (gramian + gramian.mT) if same and not peers else gramian
 
 
 def _squares(side: Side, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.tree import inner
 from ..types import Params, Rows
-from .layerwise import Sampled, Slices, sample_block
+from .layerwise import Sampled, Slices, sample_block, sample_factors
 from .passes import Backward, Target
 
 
@@ -61,7 +61,8 @@ def sliced(
             deltas = [delta[None] for delta in found[mine]]
             each = Sampled(group, where[mine], deltas, tasks)
             if not slices.rows:
-                parts.append(sample_block(each, each, form, wide))
+                factors = sample_factors(each, form, wide)
+                parts.append(sample_block(group, form, factors, factors, wide))
                 continue
             rows = each.rows(wide)
             parts.append(inner(rows, rows))

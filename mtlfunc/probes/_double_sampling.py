@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_params, everyone
+from ..core.checks import check_params, everyone, peers_here
+from ..core.distributed import Group, agree, check_group
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linear, check_chunk_size, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
 from .common import check_dtype, check_memory, first_losses, fixed, is_empty
 from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
+from .together import part_of, scaled, united
 
 
 def double_sampling(
@@ -23,6 +25,7 @@ def double_sampling(
     heads: Heads = "plain",
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
+    group: Group = None,
 ) -> Probe:
     """The Gramian J₁J₂ᵀ of two independent batches, whose expectation is E[J]E[J]ᵀ.
 
@@ -40,6 +43,8 @@ def double_sampling(
             batches or from the third.
         chunk_size: rows differentiated in one batched pass; None is all.
         gramian_dtype: dtype of the Gramian's accumulation; None is the rows' own, at least float32.
+        group: the processes whose first batches are one batch, their second ones another, as in
+            `mtlfunc.jacobian`; every rank counts alike, and keeps the whole rows.
 
     Returns:
         a probe whose Gramian `[task, task]` is **not symmetric** and whose diagonal may be
@@ -68,16 +73,25 @@ def double_sampling(
     check_chunk_size(chunk_size)
     check_heads(heads, groups)
     check_dtype(gramian_dtype)
+    check_group(group)
     shared, groups = fixed(shared), fixed_groups(groups)
 
     def init(
         losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, State]:
-        check_params(params)
-        names = select(params, shared)
-        losses = _mean_losses(losses_fn, params, stepped_on(_several(batch)), names)
-        blocks = () if groups is None else partition(names, groups)
-        return torch.stack([losses] * len(blocks)) if blocks else losses, ()
+        peers = peers_here(group, params)
+
+        def alone() -> tuple[Tensor, dict[str, Any]]:
+            check_params(params, group)
+            names, several = select(params, shared), _several(batch)
+            blocks = {} if groups is None else partition(names, groups)
+            losses = _mean_losses(losses_fn, params, stepped_on(several), names)
+            facts = {"the number of tasks": len(losses), "the number of batches": len(several)}
+            facts |= {"shared": names, "groups": blocks, "heads": heads}
+            return torch.stack([losses] * len(blocks)) if blocks else losses, facts
+
+        losses, part = agree(peers, alone), part_of(peers, None)
+        return losses if part is None else part.total(losses), ()
 
     def update(
         losses_fn: LossesFn, params: Params, batch: Batch, state: State
@@ -85,18 +99,16 @@ def double_sampling(
         check_memory(is_empty(state))
         names = select(params, shared)
         blocks = () if groups is None else tuple(partition(names, groups).values())
+        part = part_of(peers_here(group, params), None)
+        local = scaled(losses_fn, part, params) if part else losses_fn
 
-        first, second, *third = [
-            linearize(
-                losses_fn,
-                params,
-                one,
-                shared=names if i < 2 else (),  # of the third no rows are kept
-                heads=share_of(heads) if i < 2 else None,
-                chunk_size=chunk_size,
-            )
-            for i, one in enumerate(_several(batch))
-        ]
+        def taken(one: Batch, rows: bool) -> Linear:
+            kept, share = (names, share_of(heads)) if rows else ((), None)
+            linear = linearize(local, params, one, shared=kept, heads=share, chunk_size=chunk_size)
+            return united(linear, part, params, names, blocks, whole=True, dtype=gramian_dtype)
+
+        # of the third no rows are kept
+        first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
         stepped = stepped_on([first, second, *third])
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
         gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
@@ -114,7 +126,7 @@ def double_sampling(
         aux = tuple(linear.aux for linear in (first, second, *third))
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
-    return Probe(init, update)
+    return Probe(init, update, group)
 
 
 def _mean_losses(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import can_look, check_option, check_params
-from ..core.distributed import Group, agree, check_group, sharded
+from ..core.checks import can_look, check_option, check_params, peers_here
+from ..core.distributed import Group, agree, check_group, described, sharded
 from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.forward import split_output
@@ -59,7 +59,7 @@ from .common import (
 )
 from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
 from .masks import Mask, graddrop
-from .together import Part, part_of, peers_here, scaled, shares, united
+from .together import Part, part_of, scaled, shares, united
 
 Heads = Literal["plain", "own", "weighted"]
 
@@ -258,12 +258,11 @@ def _init(
 
     def alone() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
         check_params(params, options.group)
-        names, measured, blocks = _layout(params, options)
+        names, _, _ = _layout(params, options)
         counts = labels(options.present, batch, counts=options.group is not None)
         here = mask_of(counts)
         losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
-        facts = {"the number of tasks": len(losses), "shared": names, "measure": measured}
-        return (losses, counts), facts | {"groups": blocks, "heads": options.heads}
+        return (losses, counts), {"the number of tasks": len(losses)} | agreed(options, params)
 
     losses, counts = agree(peers, alone)
     part = part_of(peers, counts)
@@ -277,6 +276,17 @@ def _init(
     if options.mix is not None:
         losses = _mixed(options.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
     return torch.stack([losses] * len(blocks)) if blocks else losses, state
+
+
+def agreed(options: RowOptions, params: Params) -> dict[str, Any]:
+    """What processes must have in common, or they would wait for one another, or sum what differs;
+    functions as far as they can be compared.
+    """
+    names, measured, blocks = _layout(params, options)
+    same = {name: getattr(options, name) for name in ("mask", "mix", "edit", "gramian_dtype")}
+    same |= {"shared": names, "measure": measured, "groups": blocks, "heads": options.heads}
+    given = {"whether present= is given": options.present is not None}
+    return {name: described(value) for name, value in same.items()} | given
 
 
 def _update(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.checks import check_params
+from ..core.checks import check_params, peers_here
 from ..core.distributed import Group, agree, check_group
 from ..gradients.linearize import Linear, linearize
 from ..types import Batch, Geometry, LossesFn, Params, Probe, State, TaskGradients
@@ -22,7 +22,7 @@ from .common import (
     mask_of,
     with_labels,
 )
-from .together import Part, part_of, peers_here, scaled, shares, summed, totals
+from .together import Part, part_of, scaled, shares, summed, totals
 
 
 def losses_only(*, present: Present | None = None, group: Group = None) -> Probe:
@@ -62,7 +62,10 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
             counts = labels(present, batch, counts=group is not None)
             here = mask_of(counts)
             losses = first_losses(losses_fn, params, batch, tuple(params), present=here)
-            return (losses, counts), {"the number of tasks": len(losses)}
+            return (losses, counts), {
+                "the number of tasks": len(losses),
+                "whether present= is given": present is not None,
+            }
 
         losses, counts = agree(peers, alone)
         part = part_of(peers, counts)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_params, recording
+from ..core.checks import can_look, check_params, peers_here, recording
 from ..core.distributed import Group, agree, check_group, sharded
 from ..core.expect import expect_function
 from ..core.tasks import Tasks, aligned, tasks_of
@@ -30,7 +30,7 @@ from .common import (
     mask_of,
     with_labels,
 )
-from .together import Part, part_of, peers_here, scaled, shares, summed, totals
+from .together import Part, part_of, scaled, shares, summed, totals
 
 
 @runtime_checkable
@@ -121,7 +121,8 @@ def representation(
                 _check_encode(encode, params, batch, names, shared)
                 _check_decode(encode, decode, params, batch, here, tasks, losses)
             facts = {"the number of tasks": len(losses), "shared": names}
-            return (losses, counts, tasks), facts
+            given = {"whether present= is given": present is not None}
+            return (losses, counts, tasks), facts | given
 
         losses, counts, tasks = agree(peers, alone)
         part = part_of(peers, counts)

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..core.checks import peers_here
 from ..core.expect import expect_probe
 from ..gradients.forward import split_output
 from ..types import Batch, LossesFn, Params, Probe, State, TaskGradients
 from .common import check_memory
-from .together import of_union, peers_here
+from .together import of_union
 
 
 class SecondEvaluationState(NamedTuple):

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import transformed
-from ..core.distributed import Group, Peers, held, peers_of, shard_like, sharded, unflattened
+from ..core.distributed import Peers, held, shard_like, sharded, unflattened
 from ..gradients.forward import split_output
 from ..gradients.linearize import Linear
 from ..types import Batch, LossesFn, Params, Rows
@@ -44,16 +43,6 @@ def of_union(losses: Tensor, share: Tensor, peers: Peers | None) -> Tensor:
     if peers is None:
         return losses
     return peers.sums(losses.where(share > 0, 0.0) * share.to(losses))[0]
-
-
-def peers_here(group: Group, params: Params) -> Peers | None:
-    """The processes of a group, where they can be talked to."""
-    if group is not None and (torch.compiler.is_compiling() or transformed()):
-        raise RuntimeError(
-            "group: processes cannot talk to each other inside a transform of torch.func or a "
-            "compiled function; call the step outside, and compile losses_fn or the module"
-        )
-    return peers_of(group, params)
 
 
 def part_of(peers: Peers | None, counts: Tensor | None) -> Part | None:

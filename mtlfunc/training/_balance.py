@@ -21,11 +21,11 @@ from ..core.checks import (
     check_option,
     check_params,
     is_pair,
+    peers_here,
 )
 from ..core.distributed import Peers, agree, described, described_params, held, warn_alone
 from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
 from ..core.tasks import Tasks, aligned, tasks_of
-from ..probes.together import peers_here
 from ..types import (
     Balance,
     BalanceState,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.checks import check_option, check_params, transformed
+from ..core.checks import check_option, check_params, peers_here, transformed
 from ..core.distributed import (
     Group,
     Peers,
@@ -36,6 +36,7 @@ from ..gradients.linearize import Keep, Linear, Watched, linearize_losses
 from ..probes._jacobian import (
     Heads,
     RowOptions,
+    agreed,
     checked_options,
     first_of_losses,
     measured_losses,
@@ -45,7 +46,7 @@ from ..probes._losses_only import weighted_losses
 from ..probes._representation import measured_features
 from ..probes.common import labels, mask_of, with_labels
 from ..probes.groups import Groups
-from ..probes.together import Part, part_of, peers_here, scaled
+from ..probes.together import Part, part_of, scaled
 from ..types import Info, Params, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combined, count_of, init_rule, weigh
 
@@ -407,7 +408,8 @@ class Balancer:
             return first, {}
         facts = {"the tasks": list(tasks), "rule": described(self._rule), "key": int(self._key)}
         if self._options is not None:
-            facts["shared"] = select(leaves, self._options.shared)
+            facts |= agreed(self._options, leaves)
+        facts["whether present= is given"] = here is not None
         return first, facts | described_params(leaves)
 
     def _started(self, first: Tensor) -> State:

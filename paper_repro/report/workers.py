@@ -4,18 +4,18 @@ import importlib
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import torch
 from matplotlib import style
+
+from experiments.common.pool import follow_parent, unbroken
 
 from .display import Display, caught
 from .figures import STYLE
@@ -34,28 +34,6 @@ class Question(NamedTuple):
     name: str
     module: ModuleType
     key: str  # of its results
-
-
-class Stopped(KeyboardInterrupt):
-    """SIGTERM came: as Ctrl-C."""
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM raises `Stopped` inside; once only, so that what it leaves can be tidied up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers, and only it receives signals
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Run:
@@ -96,6 +74,7 @@ class Run:
             "again)"
         )
 
+    @unbroken()
     def receive(self, name: str, kind: str, what: Any) -> None:
         """Put what a question says in its place."""
         if name in self.failed:
@@ -179,6 +158,7 @@ class Run:
                 while link.poll() and self.heard(name, link):
                     pass
 
+    @unbroken()
     def heard(self, name: str, link: Any) -> bool:
         """Take one message; False where there will be none any more."""
         try:
@@ -246,14 +226,7 @@ def _worker(
     """What a process does. Signals are its parent's matter; it has no life without the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(1)
     mpl.use("Agg")
 

@@ -8,6 +8,7 @@ from .forms import Sampled as Sampled
 from .forms import costs as costs
 from .forms import layouts as layouts
 from .forms import sample_block as sample_block
+from .forms import sample_factors as sample_factors
 from .forms import sample_squares as sample_squares
 from .forms import task_block as task_block
 from .graph import Graph as Graph
@@ -23,6 +24,7 @@ from .plan import common as common
 from .plan import decide as decide
 from .plan import groups_of as groups_of
 from .plan import sample_plan as sample_plan
+from .plan import sketch as sketch
 from .plan import worth_watching as worth_watching
 from .taps import HOOKING as HOOKING
 from .taps import Hooks as Hooks

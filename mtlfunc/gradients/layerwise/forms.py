@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,12 @@ class Group(NamedTuple):
         return first.kind != "local" and all(
             use.layout == first.layout and use.sizes[1:] == first.sizes[1:] for use in self.uses
         )
+
+    @property
+    def fits(self) -> tuple[Any, ...] | None:
+        """Equal for groups of two passes whose positions can be multiplied pair by pair."""
+        first = self.uses[0]
+        return (first.layout, first.sizes[1:]) if self.alike else None
 
     @property
     def calls(self) -> tuple[tuple[object, int], ...]:
@@ -271,25 +277,34 @@ class Sampled(NamedTuple):
         return total.reshape(len(total), -1)
 
 
+def sample_factors(sample: Sampled, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """What a block of the Gramian is multiplied from: rows, or inputs and deltas by position."""
+    return (sample.rows(dtype),) if form == "gemm" else _positions(sample, dtype)
+
+
 def sample_block(
-    left: Sampled, right: Sampled, form: Form, dtype: torch.dtype, *, biased: bool = False
+    group: Group,
+    form: Form,
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
+    dtype: torch.dtype,
+    *,
+    biased: bool = False,
 ) -> Tensor:
     """A group's part of the Gramian [sample·task, sample·task] of one backward pass with another.
 
     Args:
-        left: the group.
-        right: the same, or the group of the same part of the same leaf in another forward pass.
+        group: of the first pass.
         form: "kernel", if both sides' uses are alike, or "gemm".
+        left: its `sample_factors`.
+        right: the same, or those of the same part of the same leaf in another pass.
         dtype: of the accumulation.
         biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
             everywhere.
     """
     if form == "gemm":
-        rows = left.rows(dtype)
-        return inner(rows, rows if right is left else right.rows(dtype))
-    first = _positions(left, dtype)
-    second = first if right is left else _positions(right, dtype)
-    return _sample_kernel(left.group, first, second, dtype, biased)
+        return inner(left[0], right[0])
+    return _sample_kernel(group, left, right, dtype, biased)
 
 
 def sample_squares(sample: Sampled, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
@@ -324,8 +339,8 @@ def _positions(sample: Sampled, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _sample_kernel(
     group: Group,
-    left: tuple[Tensor, Tensor],
-    right: tuple[Tensor, Tensor],
+    left: Sequence[Tensor],
+    right: Sequence[Tensor],
     dtype: torch.dtype,
     biased: bool,
 ) -> Tensor:
@@ -363,12 +378,6 @@ def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     if group.uses[0].kind == "lookup":
         return (x[:, None] == y).to(dtype)[None]
     return x @ y.mT
-
-
-def together(left: Group, right: Group) -> bool:
-    """Whether the positions of both, of two forward passes, can be multiplied pair by pair."""
-    (a, b), alike = (left.uses[0], right.uses[0]), left.alike and right.alike
-    return alike and a.layout == b.layout and a.sizes[1:] == b.sizes[1:]
 
 
 def _outer(group: Group, varied: Tensor, x: Tensor) -> Tensor:

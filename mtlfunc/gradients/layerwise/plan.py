@@ -7,15 +7,15 @@ backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...types import Params
-from .forms import Cost, Form, Group, Layout, costs, layouts, positions, together
+from .forms import Cost, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph, only_through, read_graph, region, separate
 from .owners import entry_layouts
 from .taps import Tapped
@@ -256,25 +256,37 @@ def slices_of(
     return Slices(plan, tuple(where[use.edge] for use in plan.uses), rows)
 
 
-def common(left: Plan, right: Plan) -> tuple[Plan, Plan]:
-    """The plans of two forward passes with the same leaves, made to fit: the same parts of the same
-    leaves in the same order and form; what one of them has row by row, both have.
-    """
-    names = [{group.name: (group, form) for group, form in plan.tapped} for plan in (left, right)]
-    rows = {*left.rows, *right.rows}
-    for one, other in (names, names[::-1]):
-        rows |= {group.uses[0].part.leaf for name, (group, _) in one.items() if name not in other}
-    pairs: list[tuple[Group, Group, Form]] = []
-    for name, (group, form) in names[0].items():
-        if group.uses[0].part.leaf not in rows:
-            partner, its_form = names[1][name]
-            kernel = form == its_form == "kernel" and together(group, partner)
-            pairs.append((group, partner, "kernel" if kernel else "gemm"))
-    ordered = tuple(sorted(rows))
-    return (
-        Plan(tuple((group, form) for group, _, form in pairs), ordered),
-        Plan(tuple((partner, form) for _, partner, form in pairs), ordered),
+class Sketch(NamedTuple):
+    """What the plan of another pass over the same leaves, or process, has to fit."""
+
+    groups: Mapping[
+        str, tuple[str, Form, tuple[Any, ...] | None]
+    ]  # by name: leaf, form, `Group.fits`
+    rows: tuple[str, ...]
+
+
+def sketch(plan: Plan) -> Sketch:
+    return Sketch(
+        {g.name: (g.uses[0].part.leaf, form, g.fits) for g, form in plan.tapped}, plan.rows
     )
+
+
+def common(plan: Plan, every: Sequence[Sketch]) -> Plan:
+    """A plan that fits those of all passes, of which `every` has the sketches: the same parts of
+    the same leaves in the same order and form; what one of them has row by row, all have.
+    """
+    rows = {name for one in every for name in one.rows}
+    parts = {name: leaf for one in every for name, (leaf, _, _) in one.groups.items()}
+    rows |= {leaf for name, leaf in parts.items() if any(name not in one.groups for one in every)}
+
+    def form(name: str) -> Form:
+        _, forms, fits = zip(*(one.groups[name] for one in every), strict=True)
+        kernel = set(forms) == {"kernel"} and fits[0] is not None and len(set(fits)) == 1
+        return "kernel" if kernel else "gemm"
+
+    ordered = sorted(plan.tapped, key=lambda pair: pair[0].name)
+    kept = [group for group, _ in ordered if group.uses[0].part.leaf not in rows]
+    return Plan(tuple((group, form(group.name)) for group in kept), tuple(sorted(rows)))
 
 
 class Decision(NamedTuple):
