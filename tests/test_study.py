@@ -89,6 +89,26 @@ def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
     assert len(done) == 4 + 24
 
 
+def test_cells_that_belong_together_are_performed_in_one_call(tmp_path):
+    calls: list[list[cells.Cell]] = []
+
+    def many(group):
+        calls.append(list(group))
+        return [toy(cell) for cell in group]
+
+    apart = study.conduct(PLAN, toy, store_in(tmp_path / "a"))
+    store = store_in(tmp_path / "b")
+    found = study.conduct_together(PLAN, many, lambda cell: cell.method, store)
+    assert found == apart
+    assert all(len({cell.method for cell in group}) == 1 for group in calls)
+    assert len({cell.method for group in calls[:2] for cell in group}) == 2
+    every = [cell for group in calls for cell in group]
+    assert len(set(every)) == len(every) > len(calls)
+    before = len(calls)
+    assert study.conduct_together(PLAN, many, lambda cell: cell.method, store) == apart
+    assert len(calls) == before
+
+
 def test_a_failed_run_is_not_chosen(tmp_path):
     def fails(cell):
         lost = cell.rate > 0.1 and cell.seed == 9

@@ -1,8 +1,9 @@
 """Rates chosen on validation data, then results on seeds: all that a plan needs, nothing twice."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -17,6 +18,10 @@ and -inf for a run that failed.
 
 Perform = Callable[[Cell], Numbers]
 """Performs a cell; a function at the top of a module or a partial of one, to reach a worker."""
+
+
+Together = Callable[[Sequence[Cell]], list[Numbers]]
+"""Performs several cells in one program, and gives the numbers of each in their order."""
 
 
 class Plan(NamedTuple):
@@ -49,6 +54,21 @@ class Found(NamedTuple):
 
 
 def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Found:
+    """`conduct_together`, every cell by itself."""
+    return conduct_together(plan, functools.partial(_each, perform), lambda c: c, store, workers)
+
+
+def _each(perform: Perform, cells: Sequence[Cell]) -> list[Numbers]:
+    return [perform(cell) for cell in cells]
+
+
+def conduct_together(
+    plan: Plan,
+    perform: Together,
+    by: Callable[[Cell], Hashable],
+    store: Store,
+    workers: int = 1,
+) -> Found:
     """Tune, widen, run: every method of the plan at the rate that is best for it.
 
     All rates and variants run on the tuning seeds. Where a method's best rate is the smallest or
@@ -58,7 +78,8 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
 
     Args:
         plan: what is compared.
-        perform: one cell.
+        perform: cells that agree in `by`, in one program, a vmapped one say.
+        by: which cells are performed together; read in this process only.
         store: of finished cells.
         workers: processes side by side.
 
@@ -74,7 +95,7 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
     known: dict[Cell, Numbers] = {}
 
     def fill(cells: Sequence[Cell], doing: str) -> None:
-        _fill(known, cells, perform, store, workers, doing)
+        _fill(known, cells, perform, by, store, workers, doing)
 
     names = [(problem, method) for problem in plan.problems for method in plan.methods]
     tried = {
@@ -85,13 +106,10 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
         for problem, method in names
     }
 
-    def over(cells: Sequence[Cell], seeds: Sequence[int]) -> list[Cell]:
-        return [cell._replace(seed=seed) for cell in cells for seed in seeds]
-
     def best(name: tuple[str, str]) -> tuple[Cell, dict[str, dict[float, float]]]:
         scores = {
             variant: {
-                cell.rate: _mean([known[c]["score"] for c in over([cell], plan.tuning)])
+                cell.rate: _mean([known[c]["score"] for c in _over([cell], plan.tuning)])
                 for cell in cells
             }
             for variant, cells in tried[name].items()
@@ -100,7 +118,7 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
         return max(every, key=lambda cell: scores[cell.variant][cell.rate]), scores
 
     fill(
-        [c for of in tried.values() for cells in of.values() for c in over(cells, plan.tuning)],
+        [c for of in tried.values() for cells in of.values() for c in _over(cells, plan.tuning)],
         "rates",
     )
     widened: dict[tuple[str, str], float] = {}
@@ -115,7 +133,7 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
             c
             for name, rate in widened.items()
             for cells in tried[name].values()
-            for c in over([cell for cell in cells if cell.rate == rate], plan.tuning)
+            for c in _over([cell for cell in cells if cell.rate == rate], plan.tuning)
         ],
         "beyond the grid",
     )
@@ -128,36 +146,44 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
             final[name].variant, rate, scores, widened.get(name), rate == widened.get(name)
         )
     # by seed first, so that an interruption leaves every method with some
-    fill([c for seed in plan.seeds for c in over(list(final.values()), [seed])], "results")
+    fill([c for seed in plan.seeds for c in _over(list(final.values()), [seed])], "results")
     runs: dict[str, dict[str, list[Numbers]]] = {problem: {} for problem in plan.problems}
     for (problem, method), cell in final.items():
-        runs[problem][method] = [known[c] for c in over([cell], plan.seeds)]
+        runs[problem][method] = [known[c] for c in _over([cell], plan.seeds)]
     return Found(choices, runs)
+
+
+def _over(cells: Sequence[Cell], seeds: Sequence[int]) -> list[Cell]:
+    return [cell._replace(seed=seed) for cell in cells for seed in seeds]
 
 
 def _fill(
     known: dict[Cell, Numbers],
     cells: Sequence[Cell],
-    perform: Perform,
+    perform: Together,
+    by: Callable[[Cell], Hashable],
     store: Store,
     workers: int,
     doing: str,
 ) -> None:
     """Put every cell into `known`: from the store, or performed and kept there."""
-    missing = []
+    missing: dict[Hashable, list[Cell]] = {}
     for cell in dict.fromkeys(cells):
         if cell not in known:
             kept = store.read(cell)
             if kept is None:
-                missing.append(cell)
+                missing.setdefault(by(cell), []).append(cell)
             else:
                 known[cell] = kept
-    with tqdm(total=len(missing), desc=doing, unit="run", leave=False, disable=None) as bar:
-        for cell, numbers in perform_all(perform, missing, workers):
+    jobs = list(missing.values())
+    total = sum(map(len, jobs))
+    with tqdm(total=total, desc=doing, unit="run", leave=False, disable=None) as bar:
+        for group, found in perform_all(perform, jobs, workers):
             with unbroken():
-                store.write(cell, numbers)
-            known[cell] = numbers
-            bar.update()
+                for cell, numbers in zip(group, found, strict=True):
+                    store.write(cell, numbers)
+                    known[cell] = numbers
+            bar.update(len(group))
 
 
 def _mean(scores: Sequence[float]) -> float:

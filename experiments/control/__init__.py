@@ -1,0 +1,1 @@
+"""Control: many tasks for one policy, from exact policy gradients to soft actor–critic."""

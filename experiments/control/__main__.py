@@ -1,0 +1,108 @@
+"""`python -m experiments.control`: every rule where one policy has many tasks."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from experiments.arguments import among
+from experiments.common import command
+from experiments.common.cells import Store
+from experiments.common.study import conduct, conduct_together
+from experiments.common.tables import write_report
+
+from . import robots
+from .methods import RULES
+from .parts import Part, cloning_part, grids_part, points_part, sac_part
+from .report import numbers_of
+
+HERE = Path(__file__).parent
+SEEDS = (2, 10, 32)
+MAZES = 4
+"""Times as many seeds on mazes, where a run is cheap and seeds differ most."""
+
+FREE = ("grids", "points")
+"""Parts that need nothing but torch."""
+
+PARTS = (*FREE, "cloning", "sac", "mt10", "mt50")
+
+
+def _parser():
+    found = command.parser(
+        "control",
+        "Control of many tasks by one policy, with every rule at its own best learning rate: exact "
+        "policy gradients on small mazes (grids, four times as many seeds), proximal policy "
+        "optimisation of a point mass with ten goals (points), and on Meta-World, with the extra "
+        "`control`, imitation of experts (cloning) and soft actor–critic on two tasks (sac) or on "
+        "the papers' benchmarks (mt10, mt50). Rates are chosen on seeds of their own.",
+        RULES,
+        SEEDS,
+        "not used: every part makes its own tasks",
+    )
+    found.add_argument(
+        "--parts",
+        type=among(PARTS),
+        metavar="A,B,…",
+        help=f"comma-separated, from {', '.join(PARTS)} (default: {', '.join(FREE)}; with --full "
+        "cloning and sac, too)",
+    )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts; the exit status is that of `command.finish`."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.data is not None:
+        parser.error("argument --data: nothing is read here; every part makes its own tasks")
+    size, out = command.size_of(given), command.out_of(given, parser)
+
+    def body() -> None:
+        absent = robots.missing()
+        chosen = given.parts or (*FREE, *(("cloning", "sac") if size == "full" else ()))
+        if absent and given.parts:
+            if not set(chosen) <= set(FREE):
+                robots.require()
+        elif absent and size == "full":
+            chosen = FREE
+            print(f"left out: cloning, sac. {robots.needed()}", file=sys.stderr)
+        for name in chosen:
+            run(part(name, size, given, out), out, given.workers)
+
+    return command.finish(body, out)
+
+
+def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
+    """A part at a size, with the seeds of the command."""
+    seeds, device = command.seeds_of(given), str(given.device)
+    if name == "grids":
+        more = seeds if given.seeds else tuple(range(MAZES * len(seeds)))
+        return grids_part(size, given.rules, more, device)
+    if name == "points":
+        return points_part(size, given.rules, seeds, device)
+    if name == "cloning":
+        return cloning_part(size, given.rules, seeds, device)
+    return sac_part(name, size, given.rules, seeds, device, out / "unfinished")
+
+
+def run(chosen: Part, out: Path, workers: int) -> None:
+    """One part to its report, in a folder of its name."""
+    sources = [*chosen.sources(), *(HERE.parent / "common").glob("*.py")]
+    store = Store(out / "cells", sources, chosen.settings)
+    if chosen.together:
+        found = conduct_together(
+            chosen.plan, chosen.perform, lambda cell: cell.method, store, workers
+        )
+    else:
+        found = conduct(chosen.plan, chosen.perform, store, workers)
+    settings = chosen.settings._asdict() | {"torch": torch.__version__, "workers": workers}
+    text = chosen.table(found)
+    numbers = numbers_of(found, chosen.plan, chosen.shown, settings)
+    paths = write_report(out / chosen.name, numbers, text, chosen.figure(found), chosen.name)
+    print(f"\n{text}\nwritten: {', '.join(map(str, paths))}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

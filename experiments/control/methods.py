@@ -1,0 +1,71 @@
+"""The methods that are compared: rules, the same in every part, and baselines of the mean."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+import mtlfunc as mf
+from mtlfunc import Geometry, Probe, Rule, TaskGradients
+from mtlfunc.types import Batch, LossesFn, Params, State
+
+RULES = ("mean", "mgda", "pcgrad", "cagrad", "nash_mtl", "upgrad")
+"""Rules that take losses of either sign: returns and advantages have both."""
+
+SCALES_UNDONE = "mean, scales undone"
+HEADS = "mean, a head a task"
+BLIND = "mean, task not seen"
+INDEPENDENT = "independent"
+
+
+def probe_and_rule(name: str, probe: Probe | None = None) -> tuple[Probe, Rule]:
+    """A rule with what it measures: the gradients of all parameters (`probe`), or nothing."""
+    rules = {
+        "mgda": mf.mgda,
+        "pcgrad": mf.pcgrad,
+        "cagrad": lambda: mf.cagrad(0.5),
+        "nash_mtl": lambda: mf.nash_mtl(rescale="sum"),
+        "upgrad": mf.upgrad,
+    }
+    if name in rules:
+        return probe or mf.jacobian(), rules[name]()
+    return mf.losses_only(), mf.mean()
+
+
+def copies(tasks: int) -> Probe:
+    """`mf.jacobian()` for small networks and losses each of which reads episodes of its own.
+
+    One backward pass to a copy of the parameters a task gives all rows: `losses_fn` has to take
+    parameters with an axis of tasks in front, too, and then to use each task's own.
+    """
+
+    def init(
+        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
+    ) -> tuple[Tensor, State]:
+        return losses_fn(params, batch), ()
+
+    def update(
+        losses_fn: LossesFn, params: Params, batch: Batch, state: State
+    ) -> tuple[TaskGradients, State]:
+        def total(each: Params) -> tuple[Tensor, Any]:
+            losses = losses_fn(each, batch)
+            return losses.sum(), losses
+
+        each = {name: leaf.expand(tasks, *leaf.shape) for name, leaf in params.items()}
+        rows, losses = grad(total, has_aux=True)(each)
+        flat = torch.cat([row.flatten(1) for row in rows.values()], 1)
+        geometry = Geometry(
+            losses,
+            flat @ flat.mT,
+            torch.full_like(losses, 1 / tasks),
+            torch.ones_like(losses, dtype=torch.bool),
+            {},
+        )
+
+        def combine(weights: Tensor) -> Params:
+            return {name: torch.tensordot(weights, row, 1) for name, row in rows.items()}
+
+        return TaskGradients(losses, geometry, combine, None), state
+
+    return Probe(init, update)

@@ -1,0 +1,259 @@
+"""The parts of the study: what each compares, at which size, and how it is shown."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from experiments.common.study import Found, Plan
+
+from . import cloning, grids, methods, networks, points, report, robots, sac
+from .methods import BLIND, HEADS, INDEPENDENT, SCALES_UNDONE
+
+SIZES = ("quick", "default", "full")
+
+TUNED_ON = 1_000_000
+"""First of the seeds that choose rates; those of the results are below."""
+
+
+class Part(NamedTuple):
+    """One study: the plan and settings of a size, how cells are performed, how it is shown."""
+
+    name: str
+    module: ModuleType
+    settings: Any
+    plan: Plan
+    shown: report.Shown
+    perform: Any  # `study.Together` where cells go side by side, else `study.Perform`
+    together: bool
+    looks: dict[str, str] = {}  # noqa: RUF012  further series that the figure shows, by key
+    looked: int = 1  # steps between two of their entries
+
+    def sources(self) -> list[Path]:
+        """Files that the numbers depend on."""
+        used = {self.module, methods, networks, *([] if self.together else [robots, sac])}
+        return [Path(str(module.__file__)) for module in used]
+
+    def table(self, found: Found) -> str:
+        """Markdown."""
+        notes = report.landscape(found, self.looked) if self.looks else []
+        shown = self.shown._replace(notes=(*notes, *self.shown.notes))
+        return report.table(found, self.plan, shown)
+
+    def figure(self, found: Found) -> Figure:
+        """Curves, differences, looks."""
+        return report.figure(found, self.shown, self.looks, self.looked)
+
+
+def _plan(
+    name: str,
+    compared: Sequence[str],
+    rates: tuple[float, ...],
+    tuning: int,
+    seeds: tuple[int, ...],
+) -> Plan:
+    chosen = tuple(range(TUNED_ON, TUNED_ON + tuning))
+    return Plan(dict.fromkeys(compared, ("",)), rates, chosen, seeds, (name,))
+
+
+BASELINES = (
+    f"The task is seen as a one-hot code, but by `{BLIND}`; `{HEADS}` has last layers a task, "
+    f"`{INDEPENDENT}` a whole network a task, with as many times the parameters."
+)
+
+
+PUBLISHED = {
+    "MT10": "Published success on MT10, with an earlier release of Meta-World: CAGrad 0.83, its "
+    "fast variant 0.82, others 0.49 to 0.73, CARE, with descriptions of the tasks, 0.84.",
+    "MT50": "Published success on MT50, with an earlier release of Meta-World: CAGrad 0.52, its "
+    "fast variant 0.50, others 0.36 to 0.50, CARE, with descriptions of the tasks, 0.54.",
+}
+"""As reported by CAGrad's authors."""
+
+
+GRIDS = report.Shown(
+    metrics=(
+        report.Metric("area", "area under the gap", True),
+        report.Metric("final", "gap at the end", True),
+    ),
+    worst="gap of the worst task",
+    curve="Gap to the best policies, mean over tasks",
+    first=0,
+    every=1,
+    unit="steps of Adam",
+    notes=(
+        f"Mazes: {grids.TASKS} tasks of {grids.SIDE} x {grids.SIDE} fields, actions permuted, slip "
+        f"{grids.SLIP:g}, discount {grids.DISCOUNT:g}; {grids.WIDTH} shared tanh units; exact "
+        "values and gradients. The gap is the share of the best value that the policy misses; "
+        f"losses are gaps times {', '.join(f'{s:g}' for s in grids.SCALES)}. `{SCALES_UNDONE}` is "
+        "the mean of the gaps themselves: what one gains who knows the scales.",
+    ),
+)
+
+POINTS = report.Shown(
+    metrics=(
+        report.Metric("area", "success, mean over training", False),
+        report.Metric("final", "success at the end", False),
+    ),
+    worst="success on the worst goal",
+    curve="Goals reached, mean over tasks",
+    first=points.SEEN,
+    every=points.SEEN,
+    unit="iterations",
+    notes=(
+        f"Point mass: {points.TASKS} goals, actuators turned by an angle of the task's own, "
+        f"{points.EPISODES} episodes of {points.HORIZON} steps a task and iteration, "
+        f"{points.PASSES} steps of Adam on each, policy and value balanced by themselves. "
+        + BASELINES,
+    ),
+)
+
+
+def _robots(what: str, benchmark: str) -> str:
+    tasks = ", ".join(robots.BENCHMARKS[benchmark]) or benchmark
+    return f"Meta-World ({tasks}), rewards {robots.REWARD}: {what}. {BASELINES}"
+
+
+def grids_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:
+    """Exact policy gradients."""
+    level = SIZES.index(size)
+    settings = grids.Settings((30, 150, 600)[level], device)
+    return Part(
+        "grids",
+        grids,
+        settings,
+        _plan("grids", (*rules, SCALES_UNDONE), (3e-2, 1e-1, 3e-1, 1.0), (2, 8, 16)[level], seeds),
+        GRIDS,
+        functools.partial(grids.perform, settings),
+        True,
+        {"curvature": "Curvature gᵀ∇²L g / ‖g‖²", "conflict": "Share of pairs in conflict"},
+        grids.SEEN,
+    )
+
+
+def points_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:
+    """Proximal policy optimisation of a point mass."""
+    level = SIZES.index(size)
+    settings = points.Settings((8, 24, 96)[level], device)
+    compared, rates = (*rules, HEADS, BLIND, INDEPENDENT), (5e-3, 1e-2, 2e-2, 4e-2)
+    return Part(
+        "points",
+        points,
+        settings,
+        _plan("points", compared, rates, (1, 3, 16)[level], seeds),
+        POINTS,
+        functools.partial(points.perform, settings),
+        True,
+    )
+
+
+def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device: str) -> Part:
+    """Imitation of scripted experts."""
+    level = SIZES.index(size)
+    benchmark = "two" if size == "quick" else "MT10"
+    steps, episodes, demonstrations = (50, 500, 500)[level], (1, 5, 10)[level], (1, 5, 5)[level]
+    settings = cloning.Settings(
+        benchmark, robots.REWARD, demonstrations, steps, 64, (128, 128, 128), episodes, device
+    )
+    rates = (1e-3,) if size == "quick" else (3e-4, 1e-3, 3e-3)
+    what = (
+        f"imitation of scripted experts from {demonstrations} demonstrations a task, {steps} steps "
+        f"of Adam, success in {episodes} episodes a task with goals of their own"
+    )
+    return Part(
+        "cloning",
+        cloning,
+        settings,
+        _plan("cloning", (*rules, HEADS, BLIND, INDEPENDENT), rates, (1, 2, 4)[level], seeds),
+        report.Shown(
+            metrics=(
+                report.Metric("final", "success", False),
+                report.Metric("error", "squared error on the demonstrations", True),
+            ),
+            worst="success on the worst task",
+            curve="Success by task",
+            first=0,
+            every=1,
+            unit="task",
+            notes=(_robots(what, benchmark),),
+        ),
+        functools.partial(
+            cloning.perform,
+            robots.Environments(benchmark),
+            robots.Expert(benchmark),
+            settings,
+        ),
+        False,
+    )
+
+
+def sac_part(
+    name: str,
+    size: str,
+    rules: Sequence[str],
+    seeds: tuple[int, ...],
+    device: str,
+    unfinished: Path,
+) -> Part:
+    """Soft actor–critic: on two tasks (`sac`), or on `mt10` and `mt50` with the papers' budget."""
+    level = SIZES.index(size)
+    benchmark = {"sac": "two", "mt10": "MT10", "mt50": "MT50"}[name]
+    papers = name != "sac" and size == "full"
+    settings = sac.Settings(
+        benchmark,
+        robots.REWARD,
+        scale=1.0 if papers else 0.1,
+        discount=0.99 if papers else 0.95,
+        scaled=not papers,
+        horizon=robots.HORIZON if papers else 200,
+        steps=2_000_000 if papers else (1_000, 5_000, 20_000)[level],
+        random=1_500 if papers else 500,
+        batch=128,
+        hidden=(400, 400, 400) if papers else (256, 256),
+        capacity=100_000,
+        every=20_000 if papers else 1_000 if size == "full" else 500,
+        episodes=5 if papers else 2,
+        device=device,
+    )
+    rates = (3e-4,) if papers else (1e-3,) if size == "quick" else (3e-4, 1e-3)
+    what = (
+        f"soft actor–critic, {settings.steps} steps of every environment in episodes of "
+        f"{settings.horizon}, rewards times {settings.scale:g}, discount {settings.discount:g}, "
+        f"observations {'scaled' if settings.scaled else 'as they are'}, one update a step after "
+        f"{settings.random} random ones, batches of {settings.batch} a task, layers "
+        f"{settings.hidden}; success at any step of an episode, actions without noise, "
+        f"{settings.episodes} episodes a task"
+    )
+    return Part(
+        name,
+        sac,
+        settings,
+        _plan(name, (*rules, HEADS, BLIND, INDEPENDENT), rates, (1, 1, 2)[level], seeds),
+        report.Shown(
+            metrics=(
+                report.Metric("area", "success, mean over training", False),
+                report.Metric("final", "success at the end", False),
+                report.Metric("return", "return at the end", False),
+            ),
+            worst="success on the worst task",
+            curve="Success, mean over tasks",
+            first=settings.every,
+            every=settings.every,
+            unit="steps of every environment",
+            notes=(
+                _robots(what, benchmark),
+                "step: of one update of critics, actor and temperatures, the environments apart.",
+                *([PUBLISHED[benchmark]] if benchmark in PUBLISHED else []),
+            ),
+        ),
+        functools.partial(
+            sac.perform,
+            robots.Environments(benchmark, settings.horizon),
+            unfinished / name,
+            settings,
+        ),
+        False,
+    )

@@ -1,0 +1,432 @@
+"""Soft actor–critic for many tasks at once, critic and actor each balanced by a rule.
+
+The environments are a vector of one a task, with gymnasium's interface: `reset(seed=)` gives
+observations `[task, input]` that end with the task's one-hot code, `step(actions)` five values;
+what ends is begun anew in the same step, its last observation in `info["final_obs"]`. Every task
+has a replay, a batch and a temperature of its own.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import mtlfunc as mf
+from experiments.common.cells import Cell
+from experiments.common.study import Numbers
+from mtlfunc.core.files import write_whole
+from mtlfunc.types import Params, TrainState
+
+from . import networks
+from .methods import probe_and_rule
+
+SLOW = 0.005
+"""Share of the critics that their slow copies take over a step."""
+
+WIDE, NARROW = 2.0, -20.0
+"""Bounds of the log of the actions' deviation."""
+
+
+@runtime_checkable
+class Environments(Protocol):
+    """One environment a task, side by side."""
+
+    num_envs: int
+    single_observation_space: Any
+    single_action_space: Any
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]: ...
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
+
+
+class Settings(NamedTuple):
+    """What a run depends on beside its cell."""
+
+    benchmark: str
+    reward: str  # the version of the rewards
+    scale: float  # of the rewards that are learnt from
+    discount: float
+    scaled: bool  # observations, by their mean and deviation under random actions
+    horizon: int  # steps of an episode
+    steps: int  # of every environment
+    random: int  # first ones, with random actions and without learning
+    batch: int  # samples a task
+    hidden: tuple[int, ...]
+    capacity: int  # of every task's replay
+    every: int  # steps between two measurements of success
+    episodes: int  # a measurement
+    device: str
+
+
+class Batch(NamedTuple):
+    """Transitions `[task, sample, ...]`."""
+
+    seen: Tensor
+    actions: Tensor
+    rewards: Tensor
+    after: Tensor
+    over: Tensor  # 1.0 where the task ended there, rather than its time
+
+
+class Agent(NamedTuple):
+    """All that learns."""
+
+    actor: TrainState
+    critic: TrainState
+    target: Params
+    temperature: Params  # its logarithm, one a task
+    moments: Any  # of the temperature's optimizer
+
+
+def policy(params: Params, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions in (-1, 1) and their log-densities.
+
+    Args:
+        params: of the actor.
+        seen: `[task, sample, input]`.
+        noise: standard normal `[task, sample, action]`; zeros for the mode before squashing.
+    """
+    mean, spread = networks.network(params, "actor", seen, F.relu).chunk(2, -1)
+    spread = spread.clamp(NARROW, WIDE)
+    raw = mean + spread.exp() * noise
+    # log(1 - tanh²) in a form that does not cancel
+    squashing = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
+    return torch.tanh(raw), networks.log_normal(noise, spread) - squashing.sum(-1)
+
+
+def values(params: Params, seen: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Both critics, `[task, sample]`; actions stand first, since codes stand last."""
+    x = torch.cat([actions, seen], -1)
+    one, two = (networks.network(params, net, x, F.relu)[..., 0] for net in ("one", "two"))
+    return one, two
+
+
+def goals(agent: Agent, batch: Batch, noise: Tensor, discount: float) -> Tensor:
+    """What the critics are drawn to, `[task, sample]`."""
+    actions, likelihood = policy(agent.actor.params, batch.after, noise)
+    lower = torch.minimum(*values(agent.target, batch.after, actions))
+    ahead = lower - agent.temperature["log"].exp()[:, None] * likelihood
+    return batch.rewards + discount * (1 - batch.over) * ahead
+
+
+def critic_losses(params: Params, batch: tuple[Batch, Tensor]) -> Tensor:
+    """`[task]`: squared errors of both critics."""
+    (seen, actions, *_), wanted = batch
+    one, two = values(params, seen, actions)
+    return ((one - wanted).square() + (two - wanted).square()).mean(-1)
+
+
+def actor_losses(params: Params, batch: tuple[Tensor, Tensor, Params, Tensor]) -> Tensor:
+    """`[task]`: temperature times log-density, minus the lower critic."""
+    seen, noise, critic, temperature = batch
+    actions, likelihood = policy(params, seen, noise)
+    lower = torch.minimum(*values(critic, seen, actions))
+    return (temperature[:, None] * likelihood - lower).mean(-1)
+
+
+class Learner:
+    """The algorithm as functions of an `Agent`, for one method, rate and shape of the problem."""
+
+    def __init__(
+        self, name: str, rate: float, tasks: int, seen: int, actions: int, hidden: tuple[int, ...]
+    ) -> None:
+        probe, rule = probe_and_rule(name)
+        self.name, self.tasks, self.actions = name, tasks, actions
+        self.width, self.hidden = seen - tasks, hidden
+        self.optimizer = mf.adam(rate)
+        self.critic = mf.descend(critic_losses, rule, self.optimizer, probe)
+        self.actor = mf.descend(actor_losses, rule, self.optimizer, probe)
+
+    def start(self, key: Tensor) -> Agent:
+        """An agent that has learnt nothing."""
+
+        def net(i: int, name: str, width: int, outputs: int) -> Params:
+            widths = (networks.inputs(self.name, width, self.tasks), *self.hidden, outputs)
+            return networks.start(mf.random.fold_in(key, i), name, widths, self.tasks, self.name)
+
+        actor = net(0, "actor", self.width, 2 * self.actions)
+        width = self.width + self.actions
+        critic = net(1, "one", width, 1) | net(2, "two", width, 1)
+        temperature = {"log": torch.zeros(self.tasks, device=key.device)}
+        seen = torch.zeros(self.tasks, 1, self.width + self.tasks, device=key.device)
+        acted, number = seen[..., : self.actions], seen[..., 0]
+        batch = Batch(seen, acted, number, seen, number)
+        alone = mf.random.fold_in(key, 3)
+        return Agent(
+            self.actor.init(actor, (seen, acted, critic, temperature["log"]), alone),
+            self.critic.init(critic, (batch, number), alone),
+            critic,
+            temperature,
+            self.optimizer.init(temperature),
+        )
+
+    def update(self, agent: Agent, batch: Batch, key: Tensor, discount: float = 0.99) -> Agent:
+        """One step of the critics, the actor, the temperatures and the slow copies."""
+        noise = mf.random.normal(key, (2, *batch.actions.shape))
+        with torch.no_grad():
+            wanted = goals(agent, batch, noise[0], discount)
+        critic, _ = self.critic.update(agent.critic, (batch, wanted))
+        temperature = agent.temperature["log"].exp()
+        actor, _ = self.actor.update(
+            agent.actor, (batch.seen, noise[1], critic.params, temperature)
+        )
+        with torch.no_grad():
+            _, likelihood = policy(agent.actor.params, batch.seen, noise[1])
+            # of -log · (log-density + entropy that is wanted, minus the number of actions)
+            slope = {"log": -(likelihood.mean(-1) - self.actions)}
+            kept, moments = self.optimizer.update(slope, agent.moments, agent.temperature)
+            target = {
+                name: torch.lerp(slow, critic.params[name], SLOW)
+                for name, slow in agent.target.items()
+            }
+        return Agent(actor, critic, target, kept, moments)
+
+
+class Replay:
+    """The last transitions of every task."""
+
+    def __init__(self, tasks: int, capacity: int, seen: int, actions: int, device: str) -> None:
+        widths = {"seen": seen, "actions": actions, "rewards": 0, "after": seen, "over": 0}
+        self.leaves = Batch(
+            *(
+                torch.zeros(tasks, capacity, *([w] if w else []), device=device)
+                for w in widths.values()
+            )
+        )
+        self.capacity, self.count = capacity, 0
+
+    def add(self, *values: np.ndarray) -> None:
+        """One transition a task."""
+        at = self.count % self.capacity
+        for leaf, value in zip(self.leaves, values, strict=True):
+            leaf[:, at] = torch.as_tensor(np.asarray(value, dtype=np.float32))
+        self.count += 1
+
+    def draw(self, key: Tensor, size: int) -> Batch:
+        """`[task, size, ...]`, with replacement, for every task by itself."""
+        tasks = len(self.leaves.seen)
+        share = mf.random.uniform(key, (tasks, size), torch.float64)
+        index = (share * min(self.count, self.capacity)).long()
+        rows = torch.arange(tasks, device=index.device)[:, None]
+        return Batch(*(leaf[rows, index] for leaf in self.leaves))
+
+
+def last_seen(after: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+    """Observations after a step, before what ended was begun anew."""
+    if not ended.any():
+        return after
+    found = after.copy()
+    for task in np.flatnonzero(ended):
+        found[task] = info["final_obs"][task]
+    return found
+
+
+def successes(ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+    """Whether the step was a success, of every task; of one that ended it is in `final_info`."""
+    found = np.asarray(info.get("success", np.zeros(len(ended)))) > 0
+    if ended.any() and "success" in info.get("final_info", {}):
+        found = np.where(ended, np.asarray(info["final_info"]["success"]) > 0, found)
+    return found
+
+
+@torch.no_grad()
+def measure(
+    act: Callable[[Tensor], Tensor], envs: Environments, episodes: int, device: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of episodes with a success at any step, and mean returns, `[task]`.
+
+    Args:
+        act: from observations `[task, 1, input]` to actions.
+        envs: for measuring alone.
+        episodes: of every task.
+        device: of torch.
+        seed: of the episodes' beginnings.
+    """
+    seen, _ = envs.reset(seed=seed)
+    done, reached = np.zeros(envs.num_envs, int), np.zeros(envs.num_envs)
+    returns, now, sums = np.zeros(envs.num_envs), np.zeros(envs.num_envs), np.zeros(envs.num_envs)
+    while (done < episodes).any():
+        rows = torch.as_tensor(seen, dtype=torch.float32, device=device)[:, None]
+        seen, rewards, over, late, info = envs.step(act(rows)[:, 0].cpu().numpy())
+        ended = np.asarray(over) | np.asarray(late)
+        now = np.maximum(now, successes(ended, info))
+        sums += rewards
+        counted = ended & (done < episodes)
+        reached, returns = reached + now * counted, returns + sums * counted
+        done = done + counted
+        now, sums = np.where(ended, 0, now), np.where(ended, 0, sums)
+    return reached / episodes, returns / episodes
+
+
+class Run:
+    """The state of a run; `go` ends it."""
+
+    KEPT = ("agent", "step", "scales", "curve", "returns", "spent")
+
+    def __init__(
+        self, settings: Settings, cell: Cell, make: Callable[[int], Environments], kept: Path
+    ) -> None:
+        """Environments are made by `make(seed)`: one to learn in, one to measure."""
+        self.settings, self.cell, self.kept = settings, cell, kept
+        self.envs, self.apart = make(cell.seed), make(cell.seed + 7919)
+        tasks = self.envs.num_envs
+        seen = self.envs.single_observation_space.shape[0]
+        actions = self.envs.single_action_space.shape[0]
+        self.key = mf.random.key(cell.seed, settings.device)
+        self.learner = Learner(cell.method, cell.rate, tasks, seen, actions, settings.hidden)
+        self.agent = self.learner.start(mf.random.fold_in(self.key, 0))
+        self.replay = Replay(tasks, settings.capacity, seen, actions, settings.device)
+        self.scales = (
+            torch.zeros(seen, device=settings.device),
+            torch.ones(seen, device=settings.device),
+        )
+        self.step, self.spent = 0, 0.0
+        self.curve: list[list[float]] = []
+        self.returns: list[list[float]] = []
+        if kept.is_file():
+            self.resume()
+
+    def go(self) -> Numbers:
+        """Learn to the end; the state is kept at every measurement."""
+        settings, tasks = self.settings, self.envs.num_envs
+        seen, _ = self.envs.reset(seed=self.cell.seed + self.step)
+        bar = tqdm(total=settings.steps, initial=self.step, leave=False, disable=None, unit="step")
+        while self.step < settings.steps:
+            now = mf.random.fold_in(mf.random.fold_in(self.key, 1), self.step)
+            actions = self.act(seen, now)
+            after, rewards, over, late, info = self.envs.step(actions)
+            last = last_seen(after, np.asarray(over) | np.asarray(late), info)
+            self.replay.add(seen, actions, settings.scale * rewards, last, np.asarray(over))
+            seen = after
+            if self.step >= settings.random:
+                begun = time.process_time()
+                if self.step == settings.random and settings.scaled:
+                    seen_so_far = self.replay.leaves.seen[:, : self.replay.count].flatten(0, 1)
+                    self.scales = networks.scales(seen_so_far, tasks)
+                drawn = self.replay.draw(mf.random.fold_in(now, 1), settings.batch)
+                batch = drawn._replace(seen=self.scale(drawn.seen), after=self.scale(drawn.after))
+                try:
+                    self.agent = self.learner.update(
+                        self.agent, batch, mf.random.fold_in(now, 2), settings.discount
+                    )
+                except ValueError as error:  # a rule that refuses what has diverged
+                    if "NaN" not in str(error):
+                        raise
+                    nothing = [math.nan] * tasks
+                    missing = settings.steps // settings.every - len(self.curve)
+                    self.curve += [nothing] * missing
+                    self.returns += [nothing] * missing
+                    break
+                self.spent += time.process_time() - begun
+            self.step += 1
+            bar.update()
+            if self.step % settings.every == 0:
+                self.look(bar)
+        bar.close()
+        if not self.curve:
+            raise ValueError(
+                f"steps: {settings.steps} are fewer than the {settings.every} between "
+                "two measurements"
+            )
+        success, steps = np.array(self.curve), max(1, self.step - settings.random)
+        finite = all(bool(x.isfinite().all()) for x in self.agent.actor.params.values())
+        area = float(success.mean()) if finite else math.nan
+        return {
+            "score": area,
+            "area": area,
+            "final": float(success[-1].mean()) if finite else math.nan,
+            "worst": float(success[-1].min()) if finite else math.nan,
+            "return": float(np.mean(self.returns[-1])) if finite else math.nan,
+            "curve": success.mean(1).tolist(),
+            "tasks": success[-1].tolist(),
+            "returns": [sum(each) / tasks for each in self.returns],
+            "step_ms": 1e3 * self.spent / steps,
+        }
+
+    def scale(self, seen: Tensor) -> Tensor:
+        """Observations as the networks take them."""
+        mean, deviation = self.scales
+        return (seen - mean) / deviation
+
+    @torch.no_grad()
+    def act(self, seen: np.ndarray, key: Tensor) -> np.ndarray:
+        """Random actions first, then the policy's with its noise."""
+        device, shape = self.settings.device, (len(seen), 1, self.learner.actions)
+        if self.step < self.settings.random:
+            return (2 * mf.random.uniform(key, shape) - 1)[:, 0].cpu().numpy()
+        rows = self.scale(torch.as_tensor(seen, dtype=torch.float32, device=device)[:, None])
+        actions, _ = policy(self.agent.actor.params, rows, mf.random.normal(key, shape))
+        return actions[:, 0].cpu().numpy()
+
+    def look(self, bar: Any) -> None:
+        """Measure success without noise, and keep the state."""
+        zeros = torch.zeros(
+            self.envs.num_envs, 1, self.learner.actions, device=self.settings.device
+        )
+        success, returns = measure(
+            lambda rows: policy(self.agent.actor.params, self.scale(rows), zeros)[0],
+            self.apart,
+            self.settings.episodes,
+            self.settings.device,
+            self.cell.seed + self.step,
+        )
+        self.curve.append(success.tolist())
+        self.returns.append(returns.tolist())
+        bar.set_postfix_str(f"success {success.mean():.2f}, return {returns.mean():.0f}")
+        if self.step < self.settings.steps:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write all that `resume` needs, whole."""
+        count = min(self.replay.count, self.replay.capacity)
+        filled = [leaf[:, :count].clone() for leaf in self.replay.leaves]
+        values = {name: getattr(self, name) for name in self.KEPT}
+        kept = (tuple(self.settings), tuple(self.cell), values, filled, self.replay.count)
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.kept, lambda file: torch.save(kept, file))
+
+    def resume(self) -> None:
+        """Go on after the last measurement; environments begin anew there.
+
+        What other settings left is not read.
+        """
+        settings, cell, values, filled, count = torch.load(
+            self.kept, map_location=self.settings.device, weights_only=False
+        )
+        if (settings, cell) == (tuple(self.settings), tuple(self.cell)):
+            for name, value in values.items():
+                setattr(self, name, value)
+            for leaf, part in zip(self.replay.leaves, filled, strict=True):
+                leaf[:, : part.shape[1]] = part
+            self.replay.count = count
+
+
+def perform(
+    make: Callable[[int], Environments], unfinished: Path, settings: Settings, cell: Cell
+) -> Numbers:
+    """One run.
+
+    Args:
+        make: environments of a seed.
+        unfinished: folder of what runs keep on the way.
+        settings: what all cells share.
+        cell: method, rate and seed.
+
+    Returns:
+        `score` and `area` (mean success over measurements and tasks), `final`, `worst` (success at
+        the end: mean over tasks, least of them), `return` (at the end), `curve` and `returns` (mean
+        over tasks `[measurement]`), `tasks` (success at the end), `step_ms` (processor time of one
+        update). NaN where the parameters stopped being finite.
+    """
+    kept = unfinished / f"{cell}.pt".replace("/", "_")
+    numbers = Run(settings, cell, make, kept).go()
+    kept.unlink(missing_ok=True)
+    return numbers
