@@ -1,5 +1,6 @@
 """Rates chosen on validation data, then results on seeds: all that a plan needs, nothing twice."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ and -inf for a run that failed.
 
 Perform = Callable[[Cell], Numbers]
 """Performs a cell; a function at the top of a module or a partial of one, to reach a worker."""
+
+PerformAll = Callable[[tuple[Cell, ...]], list[Numbers]]
+"""Performs cells that differ in rate and seed alone, as one vmapped program say."""
 
 
 class Plan(NamedTuple):
@@ -49,6 +53,17 @@ class Found(NamedTuple):
 
 
 def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Found:
+    """`conduct_together` with a function of one cell."""
+    return conduct_together(plan, functools.partial(_each, perform), store, workers, 1)
+
+
+def _each(perform: Perform, cells: tuple[Cell, ...]) -> list[Numbers]:
+    return [perform(cell) for cell in cells]
+
+
+def conduct_together(
+    plan: Plan, perform: PerformAll, store: Store, workers: int = 1, most: int | None = None
+) -> Found:
     """Tune, widen, run: every method of the plan at the rate that is best for it.
 
     All rates and variants run on the tuning seeds. Where a method's best rate is the smallest or
@@ -58,9 +73,10 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
 
     Args:
         plan: what is compared.
-        perform: one cell.
+        perform: cells that differ in rate and seed alone, and are kept when all of them are done.
         store: of finished cells.
         workers: processes side by side.
+        most: how many cells one call performs; None for no limit.
 
     Returns:
         choices and runs.
@@ -74,7 +90,7 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
     known: dict[Cell, Numbers] = {}
 
     def fill(cells: Sequence[Cell], doing: str) -> None:
-        _fill(known, cells, perform, store, workers, doing)
+        _fill(known, _jobs(cells, known, store, most), perform, store, workers, doing)
 
     names = [(problem, method) for problem in plan.problems for method in plan.methods]
     tried = {
@@ -135,15 +151,10 @@ def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Fou
     return Found(choices, runs)
 
 
-def _fill(
-    known: dict[Cell, Numbers],
-    cells: Sequence[Cell],
-    perform: Perform,
-    store: Store,
-    workers: int,
-    doing: str,
-) -> None:
-    """Put every cell into `known`: from the store, or performed and kept there."""
+def _jobs(
+    cells: Sequence[Cell], known: dict[Cell, Numbers], store: Store, most: int | None
+) -> list[tuple[Cell, ...]]:
+    """What is neither known nor kept, as `perform` takes it; what is kept becomes known."""
     missing = []
     for cell in dict.fromkeys(cells):
         if cell not in known:
@@ -152,11 +163,34 @@ def _fill(
                 missing.append(cell)
             else:
                 known[cell] = kept
-    with tqdm(total=len(missing), desc=doing, unit="run", leave=False, disable=None) as bar:
-        for cell, numbers in perform_all(perform, missing, workers):
-            store.write(cell, numbers)
-            known[cell] = numbers
-            bar.update()
+    if most == 1:
+        return [(cell,) for cell in missing]  # in the order that was given
+    alike: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in missing:
+        alike.setdefault((cell.problem, cell.method, cell.variant), []).append(cell)
+    return [
+        tuple(group[first : first + (most or len(group))])
+        for group in alike.values()
+        for first in range(0, len(group), most or len(group))
+    ]
+
+
+def _fill(
+    known: dict[Cell, Numbers],
+    jobs: Sequence[tuple[Cell, ...]],
+    perform: PerformAll,
+    store: Store,
+    workers: int,
+    doing: str,
+) -> None:
+    """Put every cell into `known`, and keep it."""
+    count = sum(map(len, jobs))
+    with tqdm(total=count, desc=doing, unit="run", leave=False, disable=None) as bar:
+        for cells, found in perform_all(perform, jobs, workers):
+            for cell, numbers in zip(cells, found, strict=True):
+                store.write(cell, numbers)
+                known[cell] = numbers
+            bar.update(len(cells))
 
 
 def _mean(scores: Sequence[float]) -> float:
