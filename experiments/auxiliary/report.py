@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from experiments.common.intervals import (
+    Estimate,
+    all_above,
+    bracket,
+    estimate,
+    paired,
+    pm,
+    verdicts,
+)
 from experiments.common.study import Choice, Found, Plan, about_rates
 from experiments.common.tables import markdown
 
@@ -128,16 +136,9 @@ def _verdicts(every: Mapping[str, dict[str, Row]], settings: Mapping[str, Any]) 
 def highest(every: Mapping[str, dict[str, Row]]) -> str:
     """Whether CAGrad is above every rival in every problem; "" without CAGrad or a rival.
 
-    It holds where all intervals lie above 0, and does not where one lies below. All of them have
-    to, so that nothing is to be corrected for the number of problems.
+    All have to lie above 0, so that nothing is to be corrected for the number of problems.
     """
-    values = [r.cagrad_above for methods in every.values() for r in methods.values()]
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    if any(value.high < 0 for value in known):
-        return "does not hold"
-    return "holds" if all(value.low > 0 for value in known) else "inconclusive"
+    return all_above(row.cagrad_above for methods in every.values() for row in methods.values())
 
 
 def neglected(every: Mapping[str, dict[str, Row]]) -> str:
@@ -186,8 +187,8 @@ def figure(found: Found) -> Figure:
         upper, middle, lower = axes[:, j]
         names = list(every[problem])
         for i, (name, row) in enumerate(every[problem].items()):
-            _bar(upper, i, row.accuracy, f"C{i}")
-            _bar(middle, i, row.against_mean, f"C{i}")
+            _bar(upper, float(i), row.accuracy, f"C{i}")
+            _bar(middle, float(i), row.against_mean, f"C{i}")
             runs = found.runs[problem][name]
             if name != ALONE:
                 _course(lower, [run["course"][MAIN] for run in runs], f"C{i}", name)

@@ -27,6 +27,9 @@ EMBEDDED = 32
 ORDERS = tuple(itertools.permutations(range(4)))
 
 Images = Float[Tensor, "image channel h w"]
+Windows = Float[Tensor, "image channel tall wide"]
+Quarters = Float[Tensor, "quarter image channel tall wide"]
+Views = Float[Tensor, "view channel h w"]
 Key = Int[Tensor, ""]
 
 
@@ -35,7 +38,7 @@ class Task(NamedTuple):
 
     head: str  # whose outputs it reads; tasks may share a head
     outputs: int
-    views: Callable[[Images, Key], tuple[Images, Tensor]]  # and what is to be said of them
+    views: Callable[[Images, Key], tuple[Views, Tensor]]  # and what is to be said of them
     loss: Callable[[Tensor, Tensor], Tensor]  # of outputs and that; a scalar
 
 
@@ -56,7 +59,7 @@ def standard(images: Images, key: Key, look: Look) -> Images:
     return _chosen(torch.stack([found, found.flip(-1)]), turned)
 
 
-def window(images: Images, corner: Int[Tensor, "2 image"], size: tuple[int, int]) -> Images:
+def window(images: Images, corner: Int[Tensor, "2 image"], size: tuple[int, int]) -> Windows:
     """From every image the window with this upper left corner (row, column)."""
     rows, columns = (corner[i][:, None] + torch.arange(size[i]).to(corner) for i in (0, 1))
     tall = images.gather(
@@ -68,13 +71,13 @@ def window(images: Images, corner: Int[Tensor, "2 image"], size: tuple[int, int]
 def warped(images: Images, key: Key, look: Look) -> Images:
     """Every image turned by up to 23°, sheared, stretched and moved, bilinearly, 0 beyond the edge.
 
-    Angles up to .4, shears up to .3, sides times 1 ± .2, moves up to twice `look.reach` pixels.
+    Angles up to .4, shears up to .3, sides times 1 ± .2, moves up to `look.reach` pixels.
     """
     count, (h, w) = len(images), images.shape[-2:]
     drawn = 2 * mf.random.uniform(mf.random.fold_in(key, 0), (6, count)) - 1
     cos, sin = (0.4 * drawn[0]).cos(), (0.4 * drawn[0]).sin()
     wide, tall = 1 + 0.2 * drawn[1], 1 + 0.2 * drawn[2]
-    across, down = (4 * look.reach / side * u for side, u in ((w, drawn[4]), (h, drawn[5])))
+    across, down = (2 * look.reach / side * u for side, u in ((w, drawn[4]), (h, drawn[5])))
     if look.mirror:
         wide = wide * (2 * _below(2, mf.random.fold_in(key, 1), (count,)) - 1)
     matrix = torch.stack(
@@ -100,22 +103,22 @@ def _chosen(every: Float[Tensor, "way image *rest"], way: Int[Tensor, " image"])
     return every.gather(0, index)[0]
 
 
-def _turned(images: Images, key: Key) -> tuple[Images, Tensor]:
+def _turned(images: Images, key: Key) -> tuple[Views, Tensor]:
     turns = _below(4, key, (len(images),))
     return _chosen(torch.stack([images.rot90(k, (-2, -1)) for k in range(4)]), turns), turns
 
 
-def _quarters(images: Images) -> Float[Tensor, "quarter image channel h w"]:
+def _quarters(images: Images) -> Quarters:
     h, w = images.shape[-2] // 2, images.shape[-1] // 2
     upper, lower = images[..., :h, :], images[..., h:, :]
     return torch.stack([upper[..., :w], upper[..., w:], lower[..., :w], lower[..., w:]])
 
 
-def _joined(parts: Float[Tensor, "quarter image channel h w"]) -> Images:
+def _joined(parts: Quarters) -> Images:
     return torch.cat([torch.cat([parts[0], parts[1]], -1), torch.cat([parts[2], parts[3]], -1)], -2)
 
 
-def _jigsaw(images: Images, key: Key) -> tuple[Images, Tensor]:
+def _jigsaw(images: Images, key: Key) -> tuple[Views, Tensor]:
     """The quarters of an image in one of their 24 orders."""
     order = _below(len(ORDERS), key, (len(images),))
     parts = _quarters(images)
@@ -123,7 +126,7 @@ def _jigsaw(images: Images, key: Key) -> tuple[Images, Tensor]:
     return _joined(torch.stack([_chosen(parts, taken[:, i]) for i in range(4)])), order
 
 
-def _hidden(images: Images, key: Key) -> tuple[Images, Tensor]:
+def _hidden(images: Images, key: Key) -> tuple[Views, Tensor]:
     """One quarter set to 0, and that quarter."""
     place = _below(4, key, (len(images),))
     parts = _quarters(images)
@@ -131,7 +134,7 @@ def _hidden(images: Images, key: Key) -> tuple[Images, Tensor]:
     return _joined(parts * shown[..., None, None, None]), _chosen(parts, place).flatten(1)
 
 
-def _noised(images: Images, key: Key) -> tuple[Images, Tensor]:
+def _noised(images: Images, key: Key) -> tuple[Views, Tensor]:
     """Noise of one length in one of three colours: white, its running means, its differences."""
     colour = _below(3, mf.random.fold_in(key, 0), (len(images),))
     white = mf.random.normal(mf.random.fold_in(key, 1), tuple(images.shape)).to(images)
@@ -193,13 +196,13 @@ def tasks(size: int, channels: int, look: Look, classes: int = 10) -> dict[str, 
         which of nine), `noise` (of which colour) and `hidden` (the pixels of one quarter).
     """
 
-    def moved(images: Images, key: Key) -> tuple[Images, Tensor]:
+    def moved(images: Images, key: Key) -> tuple[Views, Tensor]:
         return standard(images, key, look), images.new_zeros(())
 
     def two(
         first: Callable[..., Images], second: Callable[..., Images]
-    ) -> Callable[[Images, Key], tuple[Images, Tensor]]:
-        def views(images: Images, key: Key) -> tuple[Images, Tensor]:
+    ) -> Callable[[Images, Key], tuple[Views, Tensor]]:
+        def views(images: Images, key: Key) -> tuple[Views, Tensor]:
             keys = [mf.random.fold_in(key, i) for i in (0, 1)]
             return torch.cat([first(images, keys[0], look), second(images, keys[1], look)]), (
                 images.new_zeros(())
@@ -207,7 +210,7 @@ def tasks(size: int, channels: int, look: Look, classes: int = 10) -> dict[str, 
 
         return views
 
-    def placed(images: Images, key: Key) -> tuple[Images, Tensor]:
+    def placed(images: Images, key: Key) -> tuple[Views, Tensor]:
         place = _below(9, key, (len(images),))
         corner = look.reach * torch.stack([place // 3, place % 3])
         return window(F.pad(images, (look.reach,) * 4), corner, (size, size)), place

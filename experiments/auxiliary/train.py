@@ -56,7 +56,10 @@ def tasks_of(settings: Settings, method: str) -> dict[str, Task]:
 def method_of(name: str, net: Net) -> tuple[Probe, Rule]:
     """Probe and rule; the shared parameters are `trunk.*` in both networks."""
     trunk = "trunk.*"
-    measured = "trunk.last.*" if isinstance(net.trunk, Small) else "trunk.blocks.11.*"
+    last = "last"
+    if not isinstance(net.trunk, Small):
+        last = f"blocks.{len(list(net.trunk.get_submodule('blocks').children())) - 1}"
+    measured = f"trunk.{last}.*"
     return {
         ALONE: lambda: (mf.losses_only(), mf.mean()),
         "mean": lambda: (mf.losses_only(), mf.mean()),
