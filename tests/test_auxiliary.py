@@ -319,9 +319,8 @@ def test_the_wide_network_is_wrn_28_2():
     norms = 2 * sum(m.num_features for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert sum(p.numel() for p in net.parameters()) == weights + norms + 1290
     sizes = []
-    trunk.blocks.apply(
-        lambda m: m.register_forward_hook(lambda _, __, out: sizes.append(out.shape[-1]))
-    )
+    for block in trunk.blocks:
+        block.register_forward_hook(lambda _, __, out: sizes.append(out.shape[-1]))
     assert net(torch.zeros(2, 3, 32, 32), "class").shape == (2, 10)
     assert set(sizes) == {32, 16, 8}
     with pytest.raises(ValueError, match="expected 6n"):
@@ -483,6 +482,7 @@ def never(*cells: Any) -> Any:
 def test_command_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "settings_of", lambda *rest: SHORT)
     monkeypatch.setattr(train, "DIGITS", data.DIGITS._replace(labels=(50, 100)))
+    monkeypatch.setattr(command, "RATES", (1e-2,))
     arguments = ["--quick", "--rules", "cagrad,mean", "--workers", "1", "--out", str(tmp_path)]
     assert command.main(arguments) == 0
     shown = capsys.readouterr().out

@@ -3,7 +3,6 @@
 import functools
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -341,7 +340,9 @@ def _data(settings: Settings, problem: str, seed: int) -> Data:
     return Data(*(leaf.to(settings.device) for leaf in data))
 
 
-_divided: Callable[[str | None, int, int], Data] = functools.lru_cache(maxsize=2)(divide)
+@functools.lru_cache(maxsize=2)
+def _divided(folder: str | None, labels: int, seed: int) -> Data:
+    return divide(folder, labels, seed)
 
 
 def _stacked(parts: list[Data]) -> Data:

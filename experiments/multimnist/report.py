@@ -84,14 +84,15 @@ def _rows(methods: Mapping[str, Runs]) -> dict[str, Row]:
 
 
 def _deltas(test: Mapping[str, list[float]], alone: Mapping[str, list[float]]) -> list[float]:
-    """Δm of every seed, lower is better."""
+    """Δm of every seed, lower is better; NaN where a network alone is never right."""
     higher: dict[str, bool] = dict.fromkeys(TASKS, True)
     seeds = range(len(test[TASKS[0]]))
 
     def of(values: Mapping[str, list[float]], seed: int) -> dict[str, float]:
         return {task: values[task][seed] for task in TASKS}
 
-    if not all(math.isfinite(x) for values in test.values() for x in values):
+    every = [x for values in (*test.values(), *alone.values()) for x in values]
+    if not all(map(math.isfinite, every)) or not all(x for v in alone.values() for x in v):
         return [math.nan] * len(seeds)
     return [mf.diagnostics.delta_m(of(test, s), of(alone, s), higher) for s in seeds]
 
