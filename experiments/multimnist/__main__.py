@@ -19,7 +19,7 @@ from .train import ALONE, RULES, SETTINGS, Settings, split, together
 HERE = Path(__file__).parent
 SEEDS = (2, 12, 32)
 TUNING = {"quick": 1, "default": 4, "full": 8}
-RATES = (2e-3, 6e-3, 1.8e-2)
+RATES = (6e-3, 1.8e-2, 5.4e-2)
 PAPERS_RATES = (1e-2, 3e-2, 1e-1)
 """Of SGD, on MNIST."""
 
@@ -53,7 +53,7 @@ def plan_of(size: str, settings: Settings, rules: Sequence[str], seeds: tuple[in
     """Which runs a size has. The first seeds choose the rates, on validation pairs."""
     rates = PAPERS_RATES if settings.papers else RATES
     if size == "full" and not settings.data:
-        rates = (6e-4, *rates, 5.4e-2)
+        rates = (2e-3, *rates, 0.16)
     tuning = seeds[: 1 if settings.data else TUNING[size]]
     return Plan(
         dict.fromkeys((*ALONE.values(), *rules), ("",)), rates, tuning, seeds, tuple(SETTINGS)
