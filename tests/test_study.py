@@ -88,6 +88,26 @@ def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
     assert len(done) == 4 + 24
 
 
+@pytest.mark.parametrize("most", [None, 2])
+def test_cells_together_are_those_one_by_one(tmp_path, most):
+    calls: list[tuple[cells.Cell, ...]] = []
+
+    def perform(alike: tuple[cells.Cell, ...]) -> list[study.Numbers]:
+        calls.append(alike)
+        return [toy(cell) for cell in alike]
+
+    found = study.conduct_together(PLAN, perform, store_in(tmp_path / "a"), 1, most)
+    assert found == study.conduct(PLAN, toy, store_in(tmp_path / "b"))
+    assert all(len({cell[:3] for cell in alike}) == 1 for alike in calls)
+    done = [cell for alike in calls for cell in alike]
+    assert len(done) == len(set(done)) == 24
+    # three methods and variants, one rate beyond the grid, two choices
+    assert len(calls) == (6 if most is None else 3 * 3 + 1 + 2)
+    calls.clear()
+    assert study.conduct_together(PLAN, perform, store_in(tmp_path / "b"), 1, most) == found
+    assert not calls
+
+
 def test_a_failed_run_is_not_chosen(tmp_path):
     def fails(cell):
         lost = cell.rate > 0.1 and cell.seed == 9

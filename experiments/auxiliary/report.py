@@ -171,7 +171,7 @@ def _notes(
         *about_rates(plan, found),
         "Weights: mean over steps of the weights on the trunk's gradients, scaled to sum 1. The "
         "main task falls where its gradient's product with the direction is above 0, which is "
-        "known where gradients are measured.",
+        "known where gradients are measured: over the trunk, of GradNorm over its last layer.",
         "step: median processor time of one step of one run on one thread"
         + (", of a vmapped program its share." if settings["data"] is None else "."),
     ]
@@ -200,9 +200,10 @@ def figure(found: Found) -> Figure:
         upper.set(title=problem, xlabel="test accuracy, % (95 % interval)")
         middle.set(xlabel="less that of the mean loss, points\n(intervals hold together at 95 %)")
         lower.set(xlabel="share of the steps", ylim=(0, None))
-    axes[2, 0].set_ylabel("weight on the main task (sum 1)")
-    if any(name != ALONE for name in every[problems[0]]):
-        axes[2, -1].legend(fontsize="small", ncols=2)
+    axes[2, 0].set_ylabel("weight on the main task\n(sum 1)")
+    handles, names = axes[2, 0].get_legend_handles_labels()
+    if handles:
+        fig.legend(handles, names, loc="outside lower center", ncols=len(names))
     return fig
 
 

@@ -74,7 +74,7 @@ def _rows(methods: Mapping[str, Runs]) -> dict[str, Row]:
             else {},
             gap=estimate(gap),
             gap_above=paired(gap, _gaps(methods, "alone")) if joint else None,
-            gradnorm_above=paired(both(methods, GRADNORM, "test"), own, len(rules))
+            gradnorm_above=paired(both(methods, GRADNORM, "test"), own, len(rules) - 1)
             if joint and name != GRADNORM and GRADNORM in rules
             else None,
             parameters=runs[0]["parameters"],
