@@ -140,7 +140,10 @@ class _Columns(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         seen = [images, images]
         for stage, stitch in zip(("first", "second"), self.stitches, strict=True):
-            own = [F.relu(c[stage](x)) for c, x in zip(self.columns, seen, strict=True)]  # pyright: ignore[reportIndexIssue]
+            own = [
+                F.relu(column.get_submodule(stage)(x))
+                for column, x in zip(self.columns, seen, strict=True)
+            ]
             seen = [stitch[i, 0] * own[0] + stitch[i, 1] * own[1] for i in (0, 1)]
         return seen[0], seen[1]
 
