@@ -87,7 +87,8 @@ def check_complete(found: Found) -> None:
                 assert all(labelled), finding.name
                 with style.context(STYLE):
                     fit(finding.canvas)
-                assert misplaced(finding.canvas) == [], finding.name
+                wrong = misplaced(finding.canvas)
+                assert not wrong, f"{finding.name}: {wrong}"
             else:
                 assert finding.measured, finding.id
                 assert finding.where, finding.id

@@ -335,7 +335,7 @@ def test_store_gives_back_what_it_was_given(tmp_path):
         (["--only", "nosuch"], "unknown 'nosuch'; choose from conflict"),
         (["--against", "mean,nosuch"], "unknown 'nosuch'; choose from mean"),
         (["--seeds", "1"], "expected an integer >= 2, got 1"),
-        (["--budget", "0"], "expected a number > 0, got 0"),
+        (["--budget", "0"], "expected a finite number above 0, got 0"),
         (["--rule", "nosuch"], "'nosuch': expected module:name"),
         (["--rule", "nosuch:rule"], "'nosuch:rule' cannot be imported: ModuleNotFoundError"),
         (["--rule", "math:pi"], "rule: expected a mtlfunc.Rule"),

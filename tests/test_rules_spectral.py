@@ -74,14 +74,18 @@ def test_spectral_rules_give_nan_for_what_is_not_finite(name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rule", [mf.upgrad, mf.dualproj])
-def test_batch_that_shares_gramians_changes_no_bit(rule, family):
+def test_batch_that_shares_gramians_changes_only_the_order_of_a_sum(rule, family):
+    """UPGrad's sum over tasks runs along the memory, and nesting lays that out anew."""
     made = rule()
     for count in (1, 2, 6):
         G = torch.stack([gramian(family, count, seed) for seed in range(4)])
         alone = torch.stack([updated(made, g) for g in G])
-        assert torch.equal(vmap(lambda g: updated(made, g))(G), alone)
+        rounding = count * EPS * float(alone.abs().sum(-1).max())
+        batched = vmap(lambda g: updated(made, g))(G)
+        torch.testing.assert_close(batched, alone, rtol=0, atol=rounding)
         nested = vmap(vmap(lambda g: updated(made, g)))(torch.stack([G, G.flip(0)]))
-        assert torch.equal(nested, torch.stack([alone, alone.flip(0)]))
+        both = torch.stack([alone, alone.flip(0)])
+        torch.testing.assert_close(nested, both, rtol=0, atol=rounding)
 
 
 def test_batch_over_gramians_and_preferences_in_either_order():

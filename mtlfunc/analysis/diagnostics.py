@@ -176,8 +176,8 @@ def noise_scale(
 
     Examples:
         >>> g = torch.tensor([[1.0, 1.0], [1.0, -1.0], [4.0, 0.0]]).double()
-        >>> noise_scale(g @ g.mT).tolist(), noise_scale(g.norm(dim=1), g.mean(0).norm()).tolist()
-        ([1.5], 1.5)
+        >>> noise_scale(g @ g.mT), noise_scale(g.norm(dim=1), g.mean(0).norm())
+        (tensor([1.5000], dtype=torch.float64), tensor(1.5000, dtype=torch.float64))
     """
     if size < 1:
         raise ValueError(f"size: expected a number of samples >= 1, got {size}")

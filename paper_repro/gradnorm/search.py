@@ -153,7 +153,7 @@ def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Siz
     for name in (EQUAL, FIXED):
         _line(panels[1], static.judged(name), name, f"{name}, best of {len(size.ten)} rates")
     panels[1].set(
-        xlabel="random draw of weights and learning rate, best first",
+        xlabel="random draw, best first",
         ylabel="mean of $L_i/L_i(0)$ on test data at the end",
         title="T = 10",
     )
@@ -162,7 +162,7 @@ def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Siz
         panel.legend()
     return Figure(
         "searches",
-        f"GradNorm beside a search over static weights, learning rates searched along. {size}. "
+        f"GradNorm beside a search over static weights; every draw has a learning rate, too. {size}. "
         f"{PAIRED}; bands and bars.",
         canvas,
     )
