@@ -46,7 +46,8 @@ ROWS = (
         "data/RL",
         "It adds to the gain of other multi-task architectures.",
         needs=(
-            "several architectures with and without it, on data. The stand-in has one: on it "
+            "several architectures with and without it, on the paper's data: `python -m "
+            "experiments.multimnist` has four, with --data on MNIST's files. In another stand-in "
             f"(hard sharing; {DIGITS}) PCGrad shows no gain over the mean loss that could add to "
             "another's"
         ),
