@@ -31,8 +31,8 @@ class Row(NamedTuple):
 DIGITS = "`python -m experiments.digits`, two overlaid digits, each method at its own best rate"
 JOINT = (
     f"tuned joint and single-task networks on the papers' data. A stand-in ({DIGITS}) says the "
-    "same in small: both tasks end worse by the mean loss than alone, paired over seeds. `python -m "
-    "experiments.multimnist` has controls of capacity and length, with --data on MNIST's files"
+    "same in small: both tasks end worse by the mean loss than alone, paired over seeds. `python "
+    "-m experiments.multimnist` has controls of capacity and length, with --data on MNIST's files"
 )
 META_WORLD = (
     "Meta-World. No stand-in: digits and the synthetic problems have neither policies nor success "
