@@ -47,9 +47,9 @@ ROWS = (
         "It adds to the gain of other multi-task architectures.",
         needs=(
             "several architectures with and without it, on the paper's data: `python -m "
-            "experiments.multimnist` has four, with --data on MNIST's files. In another stand-in "
-            f"(hard sharing; {DIGITS}) PCGrad shows no gain over the mean loss that could add to "
-            "another's"
+            "experiments.multimnist` has four, with --data on MNIST's files. Stand-in: inconclusive, "
+            "no difference from the mean loss is shown in any of them on overlaid digits; nor in "
+            f"another (hard sharing; {DIGITS})"
         ),
     ),
     Row(
