@@ -47,8 +47,8 @@ ROWS = (
         "It adds to the gain of other multi-task architectures.",
         needs=(
             "several architectures with and without it, on the paper's data: `python -m "
-            "experiments.multimnist` has four, with --data on MNIST's files. Stand-in: inconclusive, "
-            "no difference from the mean loss is shown in any of them on overlaid digits; nor in "
+            "experiments.multimnist` has four, with --data on MNIST's files. Stand-in: "
+            "inconclusive, no difference from the mean loss is shown in any of them on overlaid digits; nor in "
             f"another (hard sharing; {DIGITS})"
         ),
     ),
