@@ -48,8 +48,8 @@ ROWS = (
         needs=(
             "several architectures with and without it, on the paper's data: `python -m "
             "experiments.multimnist` has four, with --data on MNIST's files. Stand-in: "
-            "inconclusive, no difference from the mean loss is shown in any of them on overlaid digits; nor in "
-            f"another (hard sharing; {DIGITS})"
+            "inconclusive, no difference from the mean loss is shown in any of them on overlaid "
+            f"digits; nor in another (hard sharing; {DIGITS})"
         ),
     ),
     Row(
