@@ -1,7 +1,7 @@
 """Means over seeds with Student's t intervals, by themselves and several at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from scipy.special import stdtrit
@@ -73,6 +73,24 @@ def verdicts(found: dict[str, Estimate], *, lower_is_better: bool = True) -> dic
         else:
             groups["better" if (value.high < 0) == lower_is_better else "worse"].append(name)
     return {said: names for said, names in groups.items() if names}
+
+
+def all_above(values: Iterable[Estimate | None]) -> str:
+    """Whether every one of these differences is above 0.
+
+    Args:
+        values: their intervals; None where there is nothing to compare is left out.
+
+    Returns:
+        `"holds"` where all intervals lie above 0, `"does not hold"` where one lies below, else
+        `"inconclusive"`; `""` for none.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    if any(value.high < 0 for value in known):
+        return "does not hold"
+    return "holds" if all(value.low > 0 for value in known) else "inconclusive"
 
 
 def pm(value: Estimate | None, digits: int = 2) -> str:

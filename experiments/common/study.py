@@ -19,7 +19,6 @@ and -inf for a run that failed.
 Perform = Callable[[Cell], Numbers]
 """Performs a cell; a function at the top of a module or a partial of one, to reach a worker."""
 
-
 Together = Callable[[Sequence[Cell]], list[Numbers]]
 """Performs several cells in one program, and gives the numbers of each in their order."""
 
@@ -40,9 +39,8 @@ class Choice(NamedTuple):
     variant: str
     rate: float
     scores: dict[str, dict[float, float]]  # by variant and rate: mean over the tuning seeds
-    widened: (
-        float | None
-    )  # the rate beyond the grid that was tried because the best lay at its edge
+    # the rate beyond the grid that was tried because the best lay at its edge
+    widened: float | None
     edge: bool  # whether the choice lies at the edge of what was tried even so
 
 
@@ -51,6 +49,11 @@ class Found(NamedTuple):
 
     choices: dict[str, dict[str, Choice]]
     runs: dict[str, dict[str, list[Numbers]]]  # one entry a seed of the plan, at the choice
+
+
+def alike(cell: Cell) -> Hashable:
+    """What cells that differ in rate and seed alone agree in."""
+    return cell.problem, cell.method, cell.variant
 
 
 def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Found:

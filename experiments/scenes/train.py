@@ -26,7 +26,7 @@ from .small import Small
 
 STATIC = "static search"
 ALONE = {task: f"{task} alone" for task in TASKS}
-ROOMS = Benchmark("rooms", TASKS, len(CLASSES), (HEIGHT, WIDTH), (256, 128), 8, (), False)
+ROOMS = Benchmark("rooms", TASKS, len(CLASSES), (HEIGHT, WIDTH), (224, 128), 8, (), False)
 VALIDATION = 96
 """Rooms that choose rates and weights."""
 

@@ -172,7 +172,9 @@ ROWS = (
         "data/RL",
         "NYUv2: Δm .20 %, with surface normals no longer neglected.",
         needs=(
-            f"NYUv2. Of a neglected task a stand-in ({DIGITS}) has none: its two tasks are alike"
+            "NYUv2, on which `python -m experiments.scenes --data FOLDER --full` decides it; "
+            "without --data it draws rooms. Of a neglected task another stand-in "
+            f"({DIGITS}) has none: its two tasks are alike"
         ),
     ),
     Row(
@@ -180,7 +182,8 @@ ROWS = (
         "data/RL",
         "CityScapes: Δm 11.64 %, better on depth.",
         needs=(
-            f"CityScapes. On the stand-in with two tasks ({DIGITS}) CAGrad shows no difference "
+            "CityScapes, on which `python -m experiments.scenes --data FOLDER --full` decides it. "
+            f"On the stand-in with two tasks ({DIGITS}) CAGrad shows no difference "
             "from the mean loss"
         ),
     ),
@@ -213,9 +216,10 @@ ROWS = (
         "data/RL",
         "Semi-supervised CIFAR-10: highest mean accuracy for every number of labels.",
         needs=(
-            "CIFAR-10. A stand-in with few labels on digits is CA-37 (`python -m paper_repro "
-            "--only CA-37`), which has one number of labels and judges MGDA's and CAGrad's "
-            "balance"
+            "CIFAR-10, on which `python -m experiments.auxiliary --data FOLDER --full` decides it. "
+            "Stand-in: inconclusive on digits with 50, 100 and 200 labels (`python -m "
+            "experiments.auxiliary`), where CAGrad is above MGDA and shows no difference from the "
+            "mean loss and PCGrad. Its balance is CA-37"
         ),
     ),
     Row(

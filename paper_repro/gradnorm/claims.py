@@ -145,7 +145,8 @@ ROWS = (
         needs=(
             f"tuned methods on the paper's data. A stand-in ({DIGITS}) says otherwise: GradNorm "
             "ends below the separate networks and shows no difference from the mean loss; on "
-            "its own regressions see GN-21 and GN-23"
+            "its own regressions see GN-21 and GN-23. In four architectures (`python -m "
+            "experiments.multimnist`) it does not hold: both digits end below their own networks"
         ),
     ),
     Row("GN-27", "synthetic", "It reduces overfitting.", "gradnorm.difficulty"),

@@ -46,9 +46,10 @@ ROWS = (
         "data/RL",
         "It adds to the gain of other multi-task architectures.",
         needs=(
-            "several architectures with and without it, on data. The stand-in has one: on it "
-            f"(hard sharing; {DIGITS}) PCGrad shows no gain over the mean loss that could add to "
-            "another's"
+            "several architectures with and without it, on the paper's data: `python -m "
+            "experiments.multimnist` has four, with --data on MNIST's files. Stand-in: "
+            "inconclusive, no difference from the mean loss is shown in any of them on overlaid "
+            f"digits; nor in another (hard sharing; {DIGITS})"
         ),
     ),
     Row(

@@ -1,0 +1,117 @@
+"""`python -m experiments.auxiliary`: few labels, auxiliary tasks, every rule at its best rate."""
+
+import functools
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.arguments import among
+from experiments.common import command
+from experiments.common.cells import Store
+from experiments.common.study import Plan, alike, conduct, conduct_together
+from experiments.common.tables import write_report
+
+from .data import divide, find
+from .report import figure, numbers_of, table
+from .tasks import AUXILIARIES, CHOSEN
+from .train import ALONE, RULES, Settings, alone, benchmark_of, count_of, network, together
+
+HERE = Path(__file__).parent
+SEEDS = (2, 12, 32)
+TUNING = {"quick": 1, "default": 4, "full": 8}
+RATES = (3e-3, 1e-2, 3e-2)
+WIDE_RATES = (3e-4, 1e-3, 3e-3)
+"""For WRN-28-2."""
+
+
+def _parser():
+    found = command.parser(
+        "auxiliary",
+        "Images with few labels: a main task, their class, among auxiliary tasks on images without "
+        "labels, with every rule at its own best learning rate, against the main task alone, which "
+        "always runs. Without --data on scikit-learn's digits with a small network, all rates and "
+        "seeds of a rule as one vmapped program; with it on CIFAR-10 with WRN-28-2, and --full "
+        "then takes the papers' 200,000 steps.",
+        RULES,
+        SEEDS,
+        "CIFAR-10, torchvision's Python files, unpacked: data_batch_1 … data_batch_5, test_batch, "
+        "or cifar-10-batches-py with them (default: scikit-learn's digits)",
+    )
+    found.add_argument(
+        "--tasks",
+        type=among(AUXILIARIES),
+        default=list(CHOSEN),
+        metavar="A,B,…",
+        help=f"auxiliary tasks, comma-separated, from {', '.join(AUXILIARIES)} (default: "
+        f"{', '.join(CHOSEN)})",
+    )
+    return found
+
+
+def settings_of(size: str, data: Path | None, auxiliaries: Sequence[str], device: str) -> Settings:
+    """Schedule of a size."""
+    if data is None:
+        steps = {"quick": 40, "default": 200, "full": 2000}[size]
+        return Settings(None, tuple(auxiliaries), steps, 32, 0, 0, device)
+    steps = {"quick": 10, "default": 2_000, "full": 200_000}[size]
+    return Settings(str(data.resolve()), tuple(auxiliaries), steps, 100, 0.8, 1000, device)
+
+
+def plan_of(size: str, settings: Settings, rules: Sequence[str], seeds: tuple[int, ...]) -> Plan:
+    """Which runs a size has. The first seeds choose the rates, on validation images."""
+    rates = WIDE_RATES if settings.data else (1e-3, *RATES, 1e-1) if size == "full" else RATES
+    return Plan(
+        dict.fromkeys((ALONE, *rules), ("",)),
+        rates,
+        seeds[: 1 if settings.data else TUNING[size]],
+        seeds,
+        tuple(f"{count} labels" for count in benchmark_of(settings).labels),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study; the exit status is that of `command.finish`."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    size, out = command.size_of(given), command.out_of(given, parser)
+    settings = settings_of(size, given.data, given.tasks, str(given.device))
+
+    def body() -> None:
+        benchmark = benchmark_of(settings)
+        if given.data:
+            find(given.data)
+        data = divide(settings.data, max(benchmark.labels), 0)  # fails now rather than in a worker
+        plan = plan_of(size, settings, given.rules, command.seeds_of(given))
+        sources = [*HERE.glob("*.py"), *(HERE.parent / "common").glob("*.py")]
+        own = [path for path in sources if path.name not in ("report.py", "__main__.py")]
+        store = Store(out / "cells", own, settings)
+        if settings.data:
+            one = functools.partial(alone, settings, out / "unfinished")
+            found = conduct(plan, one, store, given.workers)
+            shutil.rmtree(out / "unfinished", ignore_errors=True)
+        else:
+            found = conduct_together(
+                plan, functools.partial(together, settings), alike, store, given.workers
+            )
+        described: dict[str, Any] = settings._asdict() | {
+            "images": f"{benchmark.name} ({len(data.unlabelled)} without labels, "
+            f"{len(data.validation)} that choose rates, {len(data.test)} to test on)",
+            "network": f"{'WRN-28-2' if settings.data else 'a small convolutional network'} of "
+            f"{count_of(network(settings, 0)):,} parameters",
+            "torch": torch.__version__,
+            "workers": given.workers,
+        }
+        text = table(found, plan, described)
+        numbers = numbers_of(found, plan, described)
+        paths = write_report(out, numbers, text, figure(found), "auxiliary")
+        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+
+    return command.finish(body, out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
