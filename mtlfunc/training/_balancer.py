@@ -196,8 +196,9 @@ class Balancer:
                 gets scaled gradients, and an overflow weighs nan and leaves the rule's state alone,
                 so that the scaler skips the step.
             retain_graph: keep the graph for another pass. Else it is freed, as by
-                `loss.backward()`; only where the forward was not watched, or hooks or custom
-                functions (compiled modules too) are in it, it stays until the losses are dropped.
+                `loss.backward()`; only where the forward was not watched, or hooks, checkpoints or
+                custom functions (compiled modules too) are in it, it stays until the losses are
+                dropped.
 
         Returns:
             what was measured and the weights; `.tasks` has the losses by name, from a dict.
@@ -218,7 +219,8 @@ class Balancer:
         reached = self._anywhere(leaves, reached)
         self._tasks, self._state, self._loaded = after
         _accumulate({name: leaves[name] for name in leaves if name in reached}, grads)
-        if not (retain_graph or self._seen.hooked or any(map(sharded, leaves.values()))):
+        stays = self._seen.hooked or self._seen.checkpointed or any(map(sharded, leaves.values()))
+        if not (retain_graph or stays):
             release(losses, graph)
             self._seen.forget()
         return info
@@ -489,7 +491,7 @@ class _Seen(threading.local):
     def __init__(self) -> None:
         self.open: list[Hooks | Handles] = []
         self.done: list[Hooks | Handles] = []
-        self.used, self.hooked = False, True
+        self.used, self.hooked, self.checkpointed = False, True, False
         self.apart = False  # the last losses were scalars, each with a pass of its own
 
     def __reduce__(self) -> tuple[type[_Seen], tuple[()]]:
@@ -503,7 +505,10 @@ class _Seen(threading.local):
         self.done, self.used = [*self.done[1 - _KEPT :], mode], False
 
     def taken(self, *, hooked: bool, apart: bool) -> Watched:
-        self.used, self.apart = True, apart
+        self.used = True
+        # to free a checkpointed graph would run the checkpoints once more
+        self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
+        self.apart = apart and not self.checkpointed
         blind = any(isinstance(mode, Handles) for mode in self.done)
         seen = any(mode.hooked for mode in self.done)
         self.hooked = not self.done or hooked or seen or (blind and not apart)

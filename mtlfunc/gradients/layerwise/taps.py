@@ -51,11 +51,16 @@ class Handles(AbstractContextManager[Any]):
 
 
 class Hooks(TorchFunctionMode):
-    """`Handles` that, while active, sees tensors that retain their gradient, too."""
+    """`Handles` that, while active, sees tensors that retain their gradient, too.
+
+    And in `checkpointed` whether calls ran with hooks on saved tensors (activation checkpointing,
+    offloading).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.retained = RemovableHandle.next_id, False
+        self.checkpointed = False
 
     @property
     def hooked(self) -> bool:
@@ -70,14 +75,15 @@ class Hooks(TorchFunctionMode):
     ) -> Any:
         if func is RETAIN:
             self.retained = True
+        if not torch.compiler.is_compiling() and _saved_tensor_hooks(False) is not None:
+            self.checkpointed = True
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
 class Tapped(Hooks):
     """While active, notes in `uses` every call that it understands and that consumes a leaf.
 
-    What runs with hooks on saved tensors (activation checkpointing, offloading) is not noted: taps
-    would hold the inputs that these give up.
+    What is `checkpointed` is not noted: taps would hold the inputs that it gives up.
 
     Args:
         leaves: the leaves of the pass.
@@ -90,7 +96,6 @@ class Tapped(Hooks):
         self.parts = Parts(leaves, local)
         self.uses: list[Use] = []
         self.depth = depth()
-        self.checkpointed = False  # some calls ran with hooks on saved tensors
 
     def __torch_function__(
         self,
