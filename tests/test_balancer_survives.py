@@ -217,6 +217,25 @@ def test_hooks_that_are_put_on_after_the_block(hook, engine, watched):
     torch.testing.assert_close(balancer.backward(losses).gramian, rows @ rows.T)
 
 
+@pytest.mark.parametrize("form", [list, torch.stack])
+@pytest.mark.parametrize("hook", LATE)
+def test_hooks_from_before_the_block(hook, form, watched):
+    """On what was computed before it, too; freeing the graph runs none of them."""
+    first, last = nn.Linear(4, 8).double(), nn.Linear(8, 2).double()
+    x = X.clone().requires_grad_()
+    x.register_hook(lambda g: 2 * g)
+    h = first(x)
+    h.retain_grad()
+    LATE[hook](h)
+    balancer = mf.Balancer(nn.Sequential(first, last), mf.mgda())
+    with balancer if watched else nullcontext():
+        losses = list(last(h.tanh()).square().mean(0))
+    rows = rows_of(losses, [*first.parameters(), *last.parameters()])
+    torch.testing.assert_close(balancer.backward(form(losses)).gramian, rows @ rows.T)
+    assert h.grad.shape == h.shape
+    assert torch.isfinite(h.grad).all()  # no tensor of a transform that is over
+
+
 def test_tensors_that_retain_their_gradient(watched):
     """Also in a block that does not look for them, since the losses before were scalars."""
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).double()
@@ -365,6 +384,82 @@ def test_many_forwards_before_one_backward(watched):
     torch.testing.assert_close(balancer.measure(losses).gramian, rows @ rows.T)
 
 
+def test_a_block_inside_itself_and_backward_inside_a_block():
+    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+    balancer = mf.Balancer(net, mf.mgda(), engine="layerwise")
+    for inside in (False, True):
+        with balancer:
+            with balancer:
+                losses = net(X).square().mean(0)
+            rows = rows_of(losses, list(net.parameters()))
+            if inside:
+                info = balancer.backward(losses)
+        if not inside:
+            info = balancer.backward(losses)
+        torch.testing.assert_close(info.gramian, rows @ rows.T)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("form", [list, torch.stack])
+def test_backward_where_gradients_are_disabled(mode, form, watched):
+    """As `loss.backward()`, which is called there, too."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).double()
+    leaves = list(net.parameters())
+    balancer = mf.Balancer(net, mf.mgda(), "0.*")
+    for _ in range(2):
+        with balancer if watched else nullcontext():
+            losses = form(list(net(X).square().mean(0)))
+        rows = rows_of(losses, leaves)
+        net.zero_grad()
+        with mode():
+            info = balancer.backward(losses)
+        assert not any(leaf.grad.is_inference() for leaf in leaves)
+        size = sum(leaf.numel() for leaf in leaves[:2])
+        expected = torch.cat([info.weights @ rows[:, :size], rows[:, size:].mean(0)])
+        torch.testing.assert_close(gradient(leaves), expected)
+
+
+def test_parameters_that_change_names_or_go(watched):
+    """The same tensors elsewhere: `shared` and `groups` mean what the module holds now."""
+    net = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(3, 2)}).double()
+    balancer = mf.Balancer(net, mf.mgda(), "a.*", groups="layer")
+
+    def gramian():
+        with balancer if watched else nullcontext():
+            losses = [layer(X[:, : layer.in_features]).square().sum() for layer in net.values()]
+            losses = [sum(losses), losses[0] + 2 * losses[1]]
+        rows = rows_of(losses, list(net["a"].parameters()))
+        return balancer.measure(losses).gramian, (rows @ rows.T)[None]
+
+    torch.testing.assert_close(*gramian())
+    net["a"], net["b"] = net["b"], net["a"]
+    torch.testing.assert_close(*gramian())
+    net["a"] = nn.Sequential(net["a"], nn.Identity())
+    net["a"].in_features = 3
+    torch.testing.assert_close(*gramian())
+
+
+def test_what_waited_for_losses_is_freed_before_the_next_forward():
+    """Inputs of the calls, where the losses had a backward of the loop's own, or hooks."""
+    net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+    balancer = mf.Balancer(net, mf.mgda(), engine="layerwise")
+    for hook in (False, True):
+        with balancer:
+            x = X.clone()
+            losses = net(x).square().mean(0)
+        kept = weakref.ref(x)
+        if hook:
+            losses.register_hook(lambda g: g)
+            balancer.backward(losses)
+        else:
+            balancer.weigh(losses)
+        del x, losses
+        if hook:
+            assert kept() is None
+        with balancer:
+            assert kept() is None
+
+
 def test_two_balancers_of_one_module(watched):
     net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double()
     first = mf.Balancer(net, mf.mgda(), "0.*", engine="layerwise")
@@ -375,6 +470,36 @@ def test_two_balancers_of_one_module(watched):
     sizes = sum(leaf.numel() for leaf in net[0].parameters())
     for balancer, part in ((first, rows[:, :sizes]), (second, rows[:, sizes:])):
         torch.testing.assert_close(balancer.measure(losses).gramian, part @ part.T)
+
+
+def test_gradients_that_a_backward_of_ones_own_keeps():
+    x = torch.ones(3)
+
+    class Dot(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            return (w * x).sum()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return x
+
+    net = nn.ParameterDict({"trunk": torch.randn(3), "head": torch.randn(3)})
+    balancer = mf.Balancer(net, mf.mgda(), "trunk", heads="own")
+    for _ in range(2):
+        with balancer:
+            losses = [net["trunk"].square().sum() + Dot.apply(net["head"]), net["trunk"].sum()]
+        balancer.backward(losses)
+    assert torch.equal(x, torch.ones(3))
+    assert torch.equal(net["head"].grad, 2 * x)
+
+
+def test_sparse_gradients_are_an_error_with_a_cure():
+    net = nn.Sequential(nn.Embedding(5, 2, sparse=True))
+    balancer = mf.Balancer(net, mf.mean(), None)
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        balancer.backward(net(torch.arange(3)).square().mean(0))
+    assert net[0].weight.grad is None
 
 
 def test_gradients_share_no_memory():

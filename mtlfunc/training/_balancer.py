@@ -59,7 +59,7 @@ class Balancer:
     needs no rows; without it every leaf is differentiated row by row, one task at a time. Calls
     inside activation checkpointing are not watched: their leaves are differentiated row by row; so
     are all where a hook is registered, by anyone on any tensor, graph node or module, between the
-    block's start and `backward`.
+    block's start and `backward`, and where part of the graph was made before the block.
     Several forwards between two `backward` are one; each thread has its own.
 
     Over micro-batches gradients add up; each is balanced by its own Gramian, so that k small
@@ -156,7 +156,12 @@ class Balancer:
             _ = watching(self._options, leaves)  # its globs match
 
     def __enter__(self) -> Balancer:
-        mode = Handles() if self._options is None else watching(self._options, self._leaves())
+        if self._seen.open:  # the outer block sees all
+            mode = Handles()
+        else:
+            self._seen.begin()
+            leaves = self._leaves(anew=True)
+            mode = Handles() if self._options is None else watching(self._options, leaves)
         if self._seen.apart and type(mode) is Hooks:  # whose only use is for batched passes
             mode = Handles()
         mode.__enter__()
@@ -171,7 +176,7 @@ class Balancer:
     ) -> None:
         mode = self._seen.open.pop()
         mode.__exit__(kind, error, trace)
-        if kind is None:
+        if kind is None and not self._seen.open:
             self._seen.add(mode)
 
     def backward(
@@ -216,12 +221,15 @@ class Balancer:
             )
             with self._no_autocast(leaves):
                 grads = combined(measured, info.weights, self._reduction, check=scale is None)
-        reached = self._anywhere(leaves, reached)
-        self._tasks, self._state, self._loaded = after
-        _accumulate({name: leaves[name] for name in leaves if name in reached}, grads)
-        stays = self._seen.hooked or self._seen.checkpointed or any(map(sharded, leaves.values()))
-        if not (retain_graph or stays):
-            release(losses, graph)
+            reached = self._anywhere(leaves, reached)
+            self._tasks, self._state, self._loaded = after
+            # what somebody's own backward or hook returns may be kept by them
+            fresh = not (graph.custom or self._seen.hooked)
+            _accumulate({name: leaves[name] for name in leaves if name in reached}, grads, fresh)
+            stays = self._seen.hooked or self._seen.checkpointed
+            if not (retain_graph or stays or any(map(sharded, leaves.values()))):
+                release(losses, graph)
+        if not retain_graph:
             self._seen.forget()
         return info
 
@@ -324,10 +332,12 @@ class Balancer:
         self._tasks, self._state = tasks if started else (), None
 
     def _leaves(self, *, anew: bool = False) -> Params:
-        """The parameters that are differentiated; read `anew` where a graph holds an unknown leaf,
-        so that no parameter of a module that has changed is missed.
+        """The parameters that are differentiated; read `anew` before a forward, or after one that
+        was not watched, or where a graph holds an unknown leaf: the module may have changed.
         """
-        if anew or not (self._known and all(x.requires_grad for x in self._known.values())):
+        known = self._known.values()
+        anew = anew and not any(map(sharded, known))  # a forward hides those
+        if anew or not (known and all(x.requires_grad for x in known)):
             named = self._module.named_parameters()
             self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
         return self._known
@@ -341,7 +351,7 @@ class Balancer:
             )
         split_output(losses, "losses")
         losses = aligned(losses, self._tasks, "losses", "the first step")
-        leaves = self._leaves()
+        leaves = self._leaves(anew=self._seen.unwatched)
         graph = losses_graph(losses, leaves)
         places = {id(x) for x in graph.variables()}
         if any(map(sharded, leaves.values())):  # their graph ends in gathered weights
@@ -373,10 +383,7 @@ class Balancer:
         several = self._group is not None
         counts = labels(None if present is None else lambda _: present, (), counts=several)
         here, peers = mask_of(counts), peers_here(self._group, leaves)
-        watched = self._seen.taken(
-            hooked=any(leaf._backward_hooks for leaf in leaves.values()),  # pyright: ignore
-            apart=not isinstance(out, Tensor),
-        )
+        watched = self._seen.taken(graph, apart=not isinstance(out, Tensor))
         with self._no_autocast(leaves):
             state, first = self._state, None
             if state is None:
@@ -446,8 +453,12 @@ class Balancer:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
+        """Gradients enabled as `loss.backward()` has them, wherever it is called; and errors that
+        name a cure.
+        """
         try:
-            yield
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
         except RuntimeError as error:
             for words, cure in _CURES.items():
                 if words in str(error):
@@ -467,6 +478,10 @@ _CURES = {
     "donated": (
         "module: a compiled module frees its graph in the first backward pass, and there is one a "
         "task: set torch._functorch.config.donated_buffer = False before it is compiled."
+    ),
+    "arguments from the 'Sparse": (
+        "module: a parameter has sparse gradients, of which no products are made: make its "
+        "embedding with sparse=False."
     ),
 }
 
@@ -497,21 +512,32 @@ class _Seen(threading.local):
     def __reduce__(self) -> tuple[type[_Seen], tuple[()]]:
         return _Seen, ()  # a copy of a balancer has seen nothing
 
-    def add(self, mode: Hooks | Handles) -> None:
+    @property
+    def unwatched(self) -> bool:
+        return self.used or bool(self.open) or not self.done
+
+    def begin(self) -> None:
+        """Before a forward: what was held for the losses before is not needed beside it."""
         if self.used:
             self.done = []
-        elif self.done:
+
+    def add(self, mode: Hooks | Handles) -> None:
+        if self.done:
             mode.first = min(mode.first, self.done[0].first)
+            mode.since = min(mode.since, self.done[0].since)
         self.done, self.used = [*self.done[1 - _KEPT :], mode], False
 
-    def taken(self, *, hooked: bool, apart: bool) -> Watched:
+    def taken(self, graph: Graph, *, apart: bool) -> Watched:
         self.used = True
+        hooked = any(x._backward_hooks for x in graph.variables())  # pyright: ignore
+        hooked = hooked or any(graph.older(mode.since) for mode in self.done[:1])
         # to free a checkpointed graph would run the checkpoints once more
         self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
         self.apart = apart and not self.checkpointed
         blind = any(isinstance(mode, Handles) for mode in self.done)
         seen = any(mode.hooked for mode in self.done)
-        self.hooked = not self.done or hooked or seen or (blind and not apart)
+        whole = bool(self.done) and not self.open
+        self.hooked = not whole or hooked or seen or (blind and not apart)
         if self.hooked:
             return Watched(None, True)
         taps = [mode for mode in self.done if isinstance(mode, Tapped)]
@@ -519,6 +545,7 @@ class _Seen(threading.local):
             return Watched(None, False)
         for other in taps[1:]:
             taps[0].uses += other.uses
+        taps[0].checkpointed = self.checkpointed
         self.done = [taps[0]]
         return Watched(taps[0], False)
 
@@ -550,8 +577,11 @@ def _weigh_unscaled(
     return info, tree_map(lambda new, old: new.where(fine, old), after, state)
 
 
-def _accumulate(leaves: Params, grads: Params) -> None:
-    """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing."""
+def _accumulate(leaves: Params, grads: Params, fresh: bool) -> None:
+    """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
+
+    `fresh`: whether the gradients are surely nobody else's.
+    """
     taken: set[int] = set()
     with torch.no_grad():
         for name, leaf in leaves.items():
@@ -562,7 +592,7 @@ def _accumulate(leaves: Params, grads: Params) -> None:
             else:
                 place = held(grad).untyped_storage().data_ptr()
                 own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
-                if not own or place in taken or grad._base is not None:
+                if not (own and fresh) or place in taken or grad._base is not None:
                     grad = torch.empty_like(leaf).copy_(grad)
                 taken.add(place)
                 leaf.grad = grad

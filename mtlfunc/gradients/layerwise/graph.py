@@ -86,6 +86,10 @@ class Graph:
                 found[child].add(node)
         return found
 
+    def older(self, number: int) -> bool:
+        """Whether a node was made before the one of this number, of which leaves have none."""
+        return any(node._sequence_nr() < number for node in self.reach)
+
     @property
     def custom(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
+    _get_sequence_nr as _nodes_made,  # in this thread
+)
+from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
     _top_saved_tensors_default_hooks as _saved_tensor_hooks,
 )
 from torch.overrides import TorchFunctionMode
@@ -36,11 +39,12 @@ class Handles(AbstractContextManager[Any]):
     """Whether hooks can have been put on derivatives, at any time since it was made.
 
     Every hook on a tensor, a node of the graph or a module has a handle with a number of its own.
-    That a tensor retains its gradient has none.
+    That a tensor retains its gradient has none. Nodes of the graph are numbered, too: on those from
+    before `since` hooks may have been put earlier.
     """
 
     def __init__(self) -> None:
-        self.first = RemovableHandle.next_id
+        self.first, self.since = RemovableHandle.next_id, _nodes_made()
 
     def __exit__(self, *_: object) -> None:
         """Nothing was changed."""
@@ -59,8 +63,8 @@ class Hooks(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.retained = RemovableHandle.next_id, False
-        self.checkpointed = False
+        self.first, self.since = RemovableHandle.next_id, _nodes_made()
+        self.retained = self.checkpointed = False
 
     @property
     def hooked(self) -> bool:
