@@ -459,7 +459,7 @@ def row(mean: float, above: list[float] | None, weight: float = 0.25) -> report.
 
 
 def test_verdicts_follow_the_intervals():
-    wins, loses, unclear = [3.0, 3.1], [-3.0, -3.1], [-1.0, 1.0]
+    wins, loses, unclear = [3.0, 3.1] * 4, [-3.0, -3.1] * 4, [-1.0, 1.0] * 4
     low, high, same = row(-5.0, wins, 0.03), row(2.0, wins), row(0.0, None)
     for rivals, said in (
         ([wins, wins], "holds"),
