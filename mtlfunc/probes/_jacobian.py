@@ -262,6 +262,8 @@ def _init(
         counts = labels(options.present, batch, counts=options.group is not None)
         here = mask_of(counts)
         losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
+        if peers is None:
+            return (losses, counts), {}
         return (losses, counts), {"the number of tasks": len(losses)} | agreed(options, params)
 
     losses, counts = agree(peers, alone)
