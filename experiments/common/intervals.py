@@ -44,7 +44,7 @@ def estimate(values: Sequence[float], comparisons: int = 1, level: float = 0.95)
     if comparisons < 1:
         raise ValueError(f"comparisons: expected at least 1, got {comparisons}")
     if not all(map(math.isfinite, values)):
-        return Estimate(*(math.nan,) * 4, count)
+        return Estimate(math.nan, math.nan, math.nan, math.nan, count)
     mean = math.fsum(values) / count
     error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count)
     reach = _reach(count, comparisons, level) * error
