@@ -79,7 +79,10 @@ def among(known: Sequence[str]) -> Callable[[str], list[str]]:
 def seeds(text: str) -> tuple[int, ...]:
     """`N` for 0 … N-1 or `A:B` for A … B-1, at least two, as the `type` of an argument."""
     first, colon, end = text.partition(":")
-    found = range(int(first), int(end)) if colon else range(int(text))
+    try:
+        found = range(int(first), int(end)) if colon else range(int(text))
+    except ValueError:
+        found = range(0)
     if len(found) < 2 or found[0] < 0:
         raise argparse.ArgumentTypeError(
             f"expected N >= 2, or A:B with A >= 0 and at least two seeds, got {text}"

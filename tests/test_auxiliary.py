@@ -20,7 +20,7 @@ import mtlfunc as mf
 with install_import_hook("experiments.auxiliary", "beartype.beartype"):
     from experiments.auxiliary import __main__ as command
     from experiments.auxiliary import data, networks, report, tasks, train
-from experiments.common.cells import Cell
+from experiments.common.cells import Cell, state_of
 from experiments.common.command import DataError
 from experiments.common.intervals import estimate
 
@@ -433,10 +433,12 @@ def test_a_long_run_goes_on_where_it_was(folder, tmp_path):
     run.advance()
     run.advance()
     (tmp_path / "b").mkdir()
-    run.keep(tmp_path / "b" / f"{cell}.pt")
+    kept = state_of(tmp_path / "b", cell)
+    run.keep(kept)
     again = train.Run(folder, cell)
-    again.resume(tmp_path / "b" / f"{cell}.pt")
+    again.resume(kept)
     assert again.done == 2
+    assert [leaf.shape for leaf in again.seen[0]] == [(2, len(again.program.learnt))] * 3
     rest = train.alone(folder, tmp_path / "b", cell)
     assert {**rest, "step_ms": 0} == {**whole, "step_ms": 0}
 
@@ -457,7 +459,7 @@ def row(mean: float, above: list[float] | None, weight: float = 0.25) -> report.
 
 
 def test_verdicts_follow_the_intervals():
-    wins, loses, unclear = [3.0, 3.1], [-3.0, -3.1], [-1.0, 1.0]
+    wins, loses, unclear = [3.0, 3.1] * 4, [-3.0, -3.1] * 4, [-1.0, 1.0] * 4
     low, high, same = row(-5.0, wins, 0.03), row(2.0, wins), row(0.0, None)
     for rivals, said in (
         ([wins, wins], "holds"),
@@ -465,8 +467,13 @@ def test_verdicts_follow_the_intervals():
         ([wins, loses], "does not hold"),
         ([unclear, loses], "does not hold"),
     ):
-        every = {str(i): {"cagrad": same, "x": row(0, r)} for i, r in enumerate(rivals)}
+        few = {str(i): {"cagrad": same, "mean": row(0, r)} for i, r in enumerate(rivals)}
+        names = (train.ALONE, *train.RULES)
+        every = {str(i): dict.fromkeys(names, row(0, r)) for i, r in enumerate(rivals)}
+        every = {problem: of | {"cagrad": same} for problem, of in every.items()}
         assert report.highest(every) == said
+        # not all rivals were there
+        assert report.highest(few) == said.replace("holds", "inconclusive")
     assert report.highest({"50": {"cagrad": same}}) == ""
     assert report.neglected({"50": {"mgda": low}, "100": {"mgda": low}}) == "holds"
     assert report.neglected({"50": {"mgda": low}, "100": {"mgda": high}}) == "does not hold"

@@ -291,6 +291,9 @@ def test_verdicts_follow_the_intervals():
         return report.verdicts_of(dict.fromkeys(architectures.ARCHITECTURES, rows))
 
     base = {"mean": row(alone=-3), "pcgrad": row(2), "gradnorm": row(alone=1, gradnorm=None)}
+    few = verdicts(**base | {"mean": row(alone=-3, gradnorm=2)})
+    assert few["GN-26"] == "inconclusive"  # the other weightings were not there
+    base |= {"uw": row(gradnorm=2), "dwa": row(gradnorm=2)}
     assert verdicts(**base) == {
         "PC-01": "holds",
         "CA-01": "holds",

@@ -1,7 +1,6 @@
 """`python -m experiments.auxiliary`: few labels, auxiliary tasks, every rule at its best rate."""
 
 import functools
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from experiments.arguments import among
 from experiments.common import command
-from experiments.common.cells import Store
+from experiments.common.cells import Store, sources_of, unfinished_in
 from experiments.common.study import Plan, alike, conduct, conduct_together
 from experiments.common.tables import write_report
 
@@ -86,13 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             find(given.data)
         data = divide(settings.data, max(benchmark.labels), 0)  # fails now rather than in a worker
         plan = plan_of(size, settings, given.rules, command.seeds_of(given))
-        sources = [*HERE.glob("*.py"), *(HERE.parent / "common").glob("*.py")]
-        own = [path for path in sources if path.name not in ("report.py", "__main__.py")]
-        store = Store(out / "cells", own, settings)
+        own = sources_of(HERE)
+        unfinished = unfinished_in(out, own)
+        store = Store(out / "cells", own, settings, unfinished)
         if settings.data:
-            one = functools.partial(alone, settings, out / "unfinished")
+            one = functools.partial(alone, settings, unfinished)
             found = conduct(plan, one, store, given.workers)
-            shutil.rmtree(out / "unfinished", ignore_errors=True)
         else:
             found = conduct_together(
                 plan, functools.partial(together, settings), alike, store, given.workers

@@ -16,11 +16,11 @@ from experiments.common.intervals import (
     pm,
     verdicts,
 )
-from experiments.common.study import Choice, Found, Plan, about_rates
-from experiments.common.tables import markdown
+from experiments.common.study import Found, Plan, about_rates, rate_of
+from experiments.common.tables import as_dicts, bar, markdown
 
 from .tasks import MAIN
-from .train import ALONE, WINDOWS
+from .train import ALONE, RULES, WINDOWS
 
 CAGRAD, MGDA, MEAN = "cagrad", "mgda", "mean"
 
@@ -78,7 +78,7 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
                     bracket(row.cagrad_above, 1),
                     pm(row.weights[MAIN], 3),
                     "–" if row.descends is None else pm(row.descends[MAIN], 1),
-                    _rate(found.choices[problem][name]),
+                    rate_of(found.choices[problem][name]),
                     f"{row.step_ms:.1f}",
                 ]
             )
@@ -95,10 +95,6 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
         ]
     )
     return text
-
-
-def _rate(choice: Choice) -> str:
-    return f"{choice.rate:g}" + (" (edge)" if choice.edge else "")
 
 
 def _said(values: Mapping[str, Estimate | None]) -> str:
@@ -136,9 +132,11 @@ def _verdicts(every: Mapping[str, dict[str, Row]], settings: Mapping[str, Any]) 
 def highest(every: Mapping[str, dict[str, Row]]) -> str:
     """Whether CAGrad is above every rival in every problem; "" without CAGrad or a rival.
 
-    All have to lie above 0, so that nothing is to be corrected for the number of problems.
+    It holds against all rules alone, not against those that `--rules` has left.
     """
-    return all_above(row.cagrad_above for methods in every.values() for row in methods.values())
+    said = all_above(row.cagrad_above for methods in every.values() for row in methods.values())
+    all_there = all({ALONE, *RULES} <= set(methods) for methods in every.values())
+    return "inconclusive" if said == "holds" and not all_there else said
 
 
 def neglected(every: Mapping[str, dict[str, Row]]) -> str:
@@ -187,8 +185,8 @@ def figure(found: Found) -> Figure:
         upper, middle, lower = axes[:, j]
         names = list(every[problem])
         for i, (name, row) in enumerate(every[problem].items()):
-            _bar(upper, float(i), row.accuracy, f"C{i}")
-            _bar(middle, float(i), row.against_mean, f"C{i}")
+            bar(upper, float(i), row.accuracy, f"C{i}")
+            bar(middle, float(i), row.against_mean, f"C{i}")
             runs = found.runs[problem][name]
             if name != ALONE:
                 _course(lower, [run["course"][MAIN] for run in runs], f"C{i}", name)
@@ -205,12 +203,6 @@ def figure(found: Found) -> Figure:
     if handles:
         fig.legend(handles, names, loc="outside lower center", ncols=len(names))
     return fig
-
-
-def _bar(ax: Axes, place: float, value: Estimate | None, colour: str) -> None:
-    if value is not None and math.isfinite(value.mean):
-        reach = [[value.mean - value.low], [value.high - value.mean]]
-        ax.errorbar(value.mean, place, xerr=reach, fmt="o", color=colour, capsize=3)
 
 
 def _course(ax: Axes, curves: list[list[float]], colour: str, name: str) -> None:
@@ -234,7 +226,7 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
         "problems": {
             problem: {
                 name: {
-                    "summary": _plain(row),
+                    "summary": as_dicts(row),
                     "choice": found.choices[problem][name]._asdict(),
                     "runs": found.runs[problem][name],
                 }
@@ -243,9 +235,3 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
             for problem, methods in every.items()
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate | Row):
-        return {key: _plain(item) for key, item in value._asdict().items()}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

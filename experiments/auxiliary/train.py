@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
+from experiments.common.cells import Cell, state_of
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.core.files import write_whole
@@ -232,8 +232,7 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
 
     Args:
         settings: what all cells share.
-        unfinished: folder of what long runs keep as they go, so as to go on from there; theirs
-            until their numbers are kept.
+        unfinished: folder of what long runs keep as they go, so as to go on from there.
         cell: method, rate, seed, and as the problem how many labels there are.
 
     Returns:
@@ -245,7 +244,7 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     """
     unfinished.mkdir(parents=True, exist_ok=True)
     run = Run(settings, cell)
-    kept = unfinished / f"{cell}.pt".replace("/", "_")
+    kept = state_of(unfinished, cell)
     if kept.is_file():
         run.resume(kept)
     while run.done < settings.steps and not run.failed:
@@ -267,7 +266,7 @@ class Run:
         self.key = torch.tensor(cell.seed, device=settings.device)
         self.lane = self.program.init(mf.parameters(net), buffers, self._batch(0), self.key)
         self.done, self.failed = 0, False
-        self.seen: list[Seen] = []
+        self.seen: list[Seen] = []  # each of some steps, the step first
         self.times: list[float] = []
 
     def _batch(self, step: int) -> Batch:
@@ -290,7 +289,7 @@ class Run:
             self.failed = True
             return
         self.times.append(time.process_time() - start)
-        self.seen.append(Seen(*(leaf.cpu() for leaf in seen)))
+        self.seen.append(Seen(*(leaf.cpu()[None] for leaf in seen)))
         self.done += 1
 
     @torch.no_grad()
@@ -309,14 +308,15 @@ class Run:
         validation = self.accuracy(data.validation, data.validation_labels) if good else math.nan
         test = self.accuracy(data.test, data.test_labels) if good else math.nan
         step_ms = 1e3 * sorted(self.times)[len(self.times) // 2] if self.times else math.nan
-        seen = self.seen or [Seen(*[torch.full((len(self.program.learnt),), math.nan)] * 3)]
-        stacked = Seen(*(torch.stack(leaves) for leaves in zip(*seen, strict=True)))
-        return _numbers(self.program, stacked, validation, test, step_ms)
+        nothing = Seen(*[torch.full((1, len(self.program.learnt)), math.nan)] * 3)
+        seen = _joined(self.seen or [nothing])
+        return _numbers(self.program, seen, validation, test, step_ms)
 
     KEPT = ("lane", "done", "seen", "times")
 
     def keep(self, path: Path) -> None:
         """Write all that `resume` needs, whole."""
+        self.seen = [_joined(self.seen)]  # a file of three tensors a step takes minutes to write
         state = (self.settings, {name: getattr(self, name) for name in self.KEPT})
         write_whole(path, lambda file: torch.save(state, file))
 
@@ -326,6 +326,10 @@ class Run:
         if settings == self.settings:
             for name, value in state.items():
                 setattr(self, name, value)
+
+
+def _joined(parts: list[Seen]) -> Seen:
+    return Seen(*(torch.cat(leaves) for leaves in zip(*parts, strict=True)))
 
 
 def _key(seed: Tensor, step: int) -> Tensor:

@@ -30,15 +30,23 @@ class Cell(NamedTuple):
 class Store:
     """One JSON file a cell; what was made with other sources or settings is not read."""
 
-    def __init__(self, folder: Path, sources: Iterable[Path], settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sources: Iterable[Path],
+        settings: object,
+        unfinished: Path | None = None,
+    ) -> None:
         """Nothing is touched on disk.
 
         Args:
             folder: where the files are; made when the first is written.
             sources: files of the experiment that the numbers depend on. The package's are added.
             settings: everything else that they depend on and the cell does not say.
+            unfinished: where runs keep their state as they go (`state_of`), which is removed as
+                soon as their numbers are kept, and not before.
         """
-        self.folder = folder
+        self.folder, self.unfinished = folder, unfinished
         self.key = digest([*package(), *sorted(sources)], settings, torch.__version__)
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
@@ -57,12 +65,36 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"cell": list(cell), "key": self.key, "numbers": plain(numbers)}
         write_whole(path, json.dumps(kept, allow_nan=False))
+        if self.unfinished is not None:
+            state_of(self.unfinished, cell).unlink(missing_ok=True)
 
     def path(self, cell: Cell) -> Path:
         """The file of a cell."""
         method = slug(f"{cell.method} {cell.variant}".strip())
         folder = self.folder / slug(cell.problem) if cell.problem else self.folder
         return folder / method / f"rate {cell.rate:g} seed {cell.seed}.json"
+
+
+def sources_of(here: Path) -> list[Path]:
+    """The files of an experiment, and those that all share, less what only shows numbers."""
+    every = [*here.glob("*.py"), *Path(__file__).parent.glob("*.py")]
+    return [path for path in every if path.name not in ("report.py", "__main__.py")]
+
+
+def unfinished_in(out: Path, sources: Iterable[Path]) -> Path:
+    """Where runs keep their state as they go: by version, as no run is to have two.
+
+    Args:
+        out: the study's folder.
+        sources: as of `Store`.
+    """
+    version = digest([*package(), *sorted(sources)], None, torch.__version__)
+    return out / "unfinished" / version[:16]
+
+
+def state_of(unfinished: Path, cell: Cell) -> Path:
+    """The file of a run's state."""
+    return unfinished / f"{slug(str(cell))}.pt"
 
 
 def package() -> list[Path]:

@@ -20,7 +20,11 @@ class DataError(ValueError):
 
 
 def parser(
-    name: str, description: str, rules: Sequence[str], defaults: Sequence[int], data: str
+    name: str,
+    description: str,
+    rules: Sequence[str],
+    defaults: Sequence[int],
+    data: str = "",
 ) -> argparse.ArgumentParser:
     """`--data --quick --full --rules --seeds --workers --device --out`, for one experiment.
 
@@ -29,7 +33,7 @@ def parser(
         description: what it does, first in the help.
         rules: names to choose from.
         defaults: how many seeds `--quick` takes, the default, and `--full`.
-        data: what the folder of `--data` holds.
+        data: what the folder of `--data` holds; without it there is no such argument.
     """
     found = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}",
@@ -39,8 +43,14 @@ def parser(
     )
     size = found.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="at most a minute on two cores")
-    size.add_argument("--full", action="store_true", help="the papers' schedule and network")
-    found.add_argument("--data", type=existing_folder, metavar="FOLDER", help=data)
+    size.add_argument(
+        "--full",
+        action="store_true",
+        help="longer, with more seeds: hours or days"
+        + (" (with --data the papers' schedule and network)" if data else ""),
+    )
+    if data:
+        found.add_argument("--data", type=existing_folder, metavar="FOLDER", help=data)
     found.add_argument(
         "--rules",
         type=among(rules),
@@ -52,8 +62,8 @@ def parser(
         "--seeds",
         type=seeds,
         metavar="N or A:B",
-        help="seeds 0 … N-1, or A … B-1; at least 2 (default: {} with --quick, {}, {} with "
-        "--full)".format(*defaults),
+        help="seeds 0 … N-1, or A … B-1; at least 2 (default: {1}; with --quick "
+        "{0}, with --full {2})".format(*defaults),
     )
     found.add_argument(
         "--workers",

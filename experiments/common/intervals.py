@@ -14,6 +14,7 @@ class Estimate(NamedTuple):
     error: float
     low: float
     high: float
+    seeds: int
 
     @property
     def open(self) -> bool:
@@ -43,11 +44,16 @@ def estimate(values: Sequence[float], comparisons: int = 1, level: float = 0.95)
     if comparisons < 1:
         raise ValueError(f"comparisons: expected at least 1, got {comparisons}")
     if not all(map(math.isfinite, values)):
-        return Estimate(*(math.nan,) * 4)
+        return Estimate(math.nan, math.nan, math.nan, math.nan, count)
     mean = math.fsum(values) / count
     error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1) / count)
-    reach = float(stdtrit(count - 1, 1 - (1 - level) / comparisons / 2)) * error
-    return Estimate(mean, error, mean - reach, mean + reach)
+    reach = _reach(count, comparisons, level) * error
+    return Estimate(mean, error, mean - reach, mean + reach, count)
+
+
+def _reach(count: int, comparisons: int, level: float = 0.95) -> float:
+    """Half an interval's length in standard errors."""
+    return float(stdtrit(count - 1, 1 - (1 - level) / comparisons / 2))
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float], comparisons: int = 1) -> Estimate:
@@ -78,17 +84,23 @@ def verdicts(found: dict[str, Estimate], *, lower_is_better: bool = True) -> dic
 def all_above(values: Iterable[Estimate | None]) -> str:
     """Whether every one of these differences is above 0.
 
+    That all are takes no correction: the weakest of them decides. That one is not does: of many
+    that are all above 0, some interval lies below by chance, the likelier the more there are.
+
     Args:
         values: their intervals; None where there is nothing to compare is left out.
 
     Returns:
-        `"holds"` where all intervals lie above 0, `"does not hold"` where one lies below, else
-        `"inconclusive"`; `""` for none.
+        `"holds"` where all intervals lie above 0, `"does not hold"` where one lies below even when
+        corrected for as many as there are here, else `"inconclusive"`; `""` for none.
     """
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    if any(value.high < 0 for value in known):
+    if any(
+        value.high < 0 and value.mean + _reach(value.seeds, len(known)) * value.error < 0
+        for value in known
+    ):
         return "does not hold"
     return "holds" if all(value.low > 0 for value in known) else "inconclusive"
 

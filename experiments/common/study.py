@@ -207,6 +207,12 @@ def _beyond(rate: float, rates: Sequence[float]) -> float | None:
     return None
 
 
+def rate_of(choice: Choice) -> str:
+    """For a table: the rate, whether it lies at the edge of what was tried, the variant."""
+    edge = " (edge)" if choice.edge else ""
+    return f"{choice.rate:g}{edge}" + (f", weights {choice.variant}" if choice.variant else "")
+
+
 def about_rates(plan: Plan, found: Found) -> list[str]:
     """Sentences for the notes of a table: the grid, what lay at its edge, what still does."""
     if len(plan.rates) == 1 and all(len(variants) == 1 for variants in plan.methods.values()):

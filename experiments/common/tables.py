@@ -1,15 +1,18 @@
-"""Tables in Markdown, and an experiment's three files."""
+"""Tables in Markdown, intervals in figures, and an experiment's three files."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtlfunc.core.files import write_whole
 
 from .cells import plain
+from .intervals import Estimate
 
 
 def markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -22,6 +25,21 @@ def markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     ]
     text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(text)
+
+
+def bar(ax: Axes, place: float, value: Estimate | None, colour: str, hollow: bool = False) -> None:
+    """A mean with its interval, lying; nothing for None or a failed run."""
+    if value is not None and math.isfinite(value.mean):
+        reach = [[value.mean - value.low], [value.high - value.mean]]
+        face = "white" if hollow else colour
+        ax.errorbar(value.mean, place, xerr=reach, fmt="o", ms=5, color=colour, mfc=face, capsize=3)
+
+
+def as_dicts(value: Any) -> Any:
+    """Named tuples as dictionaries, all the way down."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()  # pyright: ignore[reportAttributeAccessIssue]
+    return {k: as_dicts(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def write_report(

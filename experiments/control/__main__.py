@@ -9,7 +9,7 @@ import torch
 
 from experiments.arguments import among
 from experiments.common import command
-from experiments.common.cells import Store
+from experiments.common.cells import Store, sources_of, unfinished_in
 from experiments.common.study import conduct, conduct_together
 from experiments.common.tables import write_report
 
@@ -39,7 +39,6 @@ def _parser():
         "the papers' benchmarks (mt10, mt50). Rates are chosen on seeds of their own.",
         RULES,
         SEEDS,
-        "not used: every part makes its own tasks",
     )
     found.add_argument(
         "--parts",
@@ -55,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; the exit status is that of `command.finish`."""
     parser = _parser()
     given = parser.parse_args(argv)
-    if given.data is not None:
-        parser.error("argument --data: nothing is read here; every part makes its own tasks")
     size, out = command.size_of(given), command.out_of(given, parser)
 
     def body() -> None:
@@ -84,13 +81,14 @@ def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
         return points_part(size, given.rules, seeds, device)
     if name == "cloning":
         return cloning_part(size, given.rules, seeds, device)
-    return sac_part(name, size, given.rules, seeds, device, out / "unfinished")
+    unfinished = unfinished_in(out, sources_of(HERE)) / name
+    return sac_part(name, size, given.rules, seeds, device, unfinished)
 
 
 def run(chosen: Part, out: Path, workers: int) -> None:
     """One part to its report, in a folder of its name."""
     sources = [*chosen.sources(), *(HERE.parent / "common").glob("*.py")]
-    store = Store(out / "cells", sources, chosen.settings)
+    store = Store(out / "cells", sources, chosen.settings, chosen.unfinished)
     if chosen.together:
         found = conduct_together(
             chosen.plan, chosen.perform, lambda cell: cell.method, store, workers

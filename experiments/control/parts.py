@@ -31,6 +31,7 @@ class Part(NamedTuple):
     together: bool
     looks: dict[str, str] = {}  # noqa: RUF012  further series that the figure shows, by key
     looked: int = 1  # steps between two of their entries
+    unfinished: Path | None = None  # where runs keep their state as they go
 
     def sources(self) -> list[Path]:
         """Files that the numbers depend on."""
@@ -252,8 +253,9 @@ def sac_part(
         functools.partial(
             sac.perform,
             robots.Environments(benchmark, settings.horizon),
-            unfinished / name,
+            unfinished,
             settings,
         ),
         False,
+        unfinished=unfinished,
     )

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
-from experiments.common.study import Choice, Found, Plan, about_rates
-from experiments.common.tables import markdown
+from experiments.common.study import Found, Plan, about_rates, rate_of
+from experiments.common.tables import as_dicts, bar, markdown
 
 
 class Metric(NamedTuple):
@@ -78,7 +78,7 @@ def table(found: Found, plan: Plan, shown: Shown) -> str:
         line = [name]
         for metric in shown.metrics:
             line += [pm(row.values[metric.key], 3), bracket(row.against_mean[metric.key], 3)]
-        lines.append([*line, pm(row.worst, 3), _rate(choices[name]), f"{row.step_ms:.3g}"])
+        lines.append([*line, pm(row.worst, 3), rate_of(choices[name]), f"{row.step_ms:.3g}"])
     said = []
     for metric in shown.metrics:
         compared = {name: row.against_mean[metric.key] for name, row in result.items()}
@@ -100,10 +100,6 @@ def table(found: Found, plan: Plan, shown: Shown) -> str:
         "the machine did.",
     ]
     return "\n".join([markdown(columns, lines), "", *said, *(f"- {note}" for note in notes), ""])
-
-
-def _rate(choice: Choice) -> str:
-    return f"{choice.rate:g}{' (edge)' if choice.edge else ''}"
 
 
 class Along(NamedTuple):
@@ -186,10 +182,7 @@ def figure(found: Found, shown: Shown, looks: Mapping[str, str], every: int) -> 
     axes[0].legend(fontsize="small")
     metric = shown.metrics[0]
     for i, row in enumerate(rows(found, shown.metrics).values()):
-        value = row.against_mean[metric.key]
-        if value is not None and math.isfinite(value.mean):
-            reach = [[value.mean - value.low], [value.high - value.mean]]
-            axes[1].errorbar(value.mean, i, xerr=reach, fmt="o", color=f"C{i}", capsize=3)
+        bar(axes[1], float(i), row.against_mean[metric.key], f"C{i}")
     axes[1].set_yticks(range(len(runs)), list(runs))
     axes[1].set_ylim(len(runs) - 0.5, -0.5)
     axes[1].axvline(0, color="0.6", lw=1)
@@ -220,16 +213,10 @@ def numbers_of(found: Found, plan: Plan, shown: Shown, settings: Mapping[str, An
         "higher is better": {m.key: not m.lower_is_better for m in shown.metrics},
         "methods": {
             name: {
-                "summary": _plain(row),
+                "summary": as_dicts(row),
                 "choice": choices[name]._asdict(),
                 "runs": runs[name],
             }
             for name, row in rows(found, shown.metrics).items()
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate | Row):
-        return {key: _plain(item) for key, item in value._asdict().items()}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

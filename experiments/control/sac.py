@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
+from experiments.common.cells import Cell, state_of
 from experiments.common.study import Numbers
 from mtlfunc.core.files import write_whole
 from mtlfunc.types import Params, TrainState
@@ -426,7 +426,4 @@ def perform(
         over tasks `[measurement]`), `tasks` (success at the end), `step_ms` (processor time of one
         update). NaN where the parameters stopped being finite.
     """
-    kept = unfinished / f"{cell}.pt".replace("/", "_")
-    numbers = Run(settings, cell, make, kept).go()
-    kept.unlink(missing_ok=True)
-    return numbers
+    return Run(settings, cell, make, state_of(unfinished, cell)).go()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from experiments.common import command
-from experiments.common.cells import Store
+from experiments.common.cells import Store, sources_of
 from experiments.common.study import Plan, alike, conduct_together
 from experiments.common.tables import write_report
 
@@ -70,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> None:
         parts = split(settings, 0)  # fails now rather than in a worker
         plan = plan_of(size, settings, given.rules, command.seeds_of(given))
-        sources = [*HERE.glob("*.py"), *(HERE.parent / "common").glob("*.py")]
-        own = [path for path in sources if path.name not in ("report.py", "__main__.py")]
+        own = sources_of(HERE)
         store = Store(out / "cells", [*own, HERE.parent / "digits" / "data.py"], settings)
         # a lane of MNIST has its own pairs, too many to hold those of all
         by = (lambda cell: cell) if settings.data else alike

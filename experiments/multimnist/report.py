@@ -4,16 +4,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import mtlfunc as mf
 from experiments.common.intervals import Estimate, all_above, bracket, estimate, paired, pm
-from experiments.common.study import Choice, Found, Plan, about_rates
-from experiments.common.tables import markdown
+from experiments.common.study import Found, Plan, about_rates, rate_of
+from experiments.common.tables import as_dicts, bar, markdown
 
 from .architectures import ARCHITECTURES
-from .train import ALONE, BASE, SETTINGS, TASKS
+from .train import ALONE, BASE, RULES, SETTINGS, TASKS
 
 MEAN, PCGRAD, GRADNORM, WIDE = "mean", "pcgrad", "gradnorm", "twice as wide"
 Runs = list[dict[str, Any]]
@@ -115,7 +114,7 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
                     bracket(row.delta_m, 1),
                     bracket(row.against_mean),
                     pm(row.gap, 1),
-                    _rate(found.choices[setting][name]),
+                    rate_of(found.choices[setting][name]),
                     f"{row.parameters:,}",
                     f"{row.step_ms:.2f}",
                 ]
@@ -131,10 +130,6 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
             "",
         ]
     )
-
-
-def _rate(choice: Choice) -> str:
-    return f"{choice.rate:g}" + (" (edge)" if choice.edge else "")
 
 
 def below_alone(row: Row) -> str:
@@ -160,7 +155,10 @@ def verdicts_of(every: Mapping[str, dict[str, Row]]) -> dict[str, str]:
     if all(GRADNORM in methods for methods in shared):
         against = [row.gradnorm_above for methods in shared for row in methods.values()]
         alone = [value for m in shared for value in m[GRADNORM].against_alone.values()]
-        said["GN-26"] = all_above([*against, *alone])
+        above = all_above([*against, *alone])
+        whole = all(set(RULES) <= set(methods) for methods in shared)
+        # of "other weightings" all that are here, not those that `--rules` has left
+        said["GN-26"] = "inconclusive" if above == "holds" and not whole else above
     return {claim: verdict for claim, verdict in said.items() if verdict}
 
 
@@ -231,9 +229,9 @@ def figure(found: Found) -> Figure:
     for i, methods in enumerate(every.values()):
         for j, name in enumerate(names):
             shift, colour = 0.7 * ((j + 0.5) / len(names) - 0.5), f"C{j}"
-            _bar(delta, i + shift, methods[name].delta_m, colour)
-            _bar(gain, i + shift, methods[name].against_mean, colour)
-            _bar(gap, i + shift, methods[name].gap_above, colour)
+            bar(delta, i + shift, methods[name].delta_m, colour)
+            bar(gain, i + shift, methods[name].against_mean, colour)
+            bar(gap, i + shift, methods[name].gap_above, colour)
     for j, name in enumerate(names):
         gap.plot([], [], "o", color=f"C{j}", label=name)
     gap.legend(fontsize="small")
@@ -248,12 +246,6 @@ def figure(found: Found) -> Figure:
     return fig
 
 
-def _bar(ax: Axes, place: float, value: Estimate | None, colour: str) -> None:
-    if value is not None and math.isfinite(value.mean):
-        reach = [[value.mean - value.low], [value.high - value.mean]]
-        ax.errorbar(value.mean, place, xerr=reach, fmt="o", ms=4, color=colour, capsize=2)
-
-
 def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
     """All of it, for `results.json`."""
     every = rows(found)
@@ -265,7 +257,7 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
         "problems": {
             setting: {
                 name: {
-                    "summary": _plain(row),
+                    "summary": as_dicts(row),
                     "choice": found.choices[setting][name]._asdict(),
                     "runs": found.runs[setting][name],
                 }
@@ -274,9 +266,3 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
             for setting, methods in every.items()
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate | Row):
-        return {key: _plain(item) for key, item in value._asdict().items()}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from experiments.common import command
-from experiments.common.cells import Store
+from experiments.common.cells import Store, sources_of, unfinished_in
 from experiments.common.study import Plan, conduct
 from experiments.common.tables import write_report
 
@@ -73,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         benchmark = benchmark_of(settings)
         pixels = Folder(given.data / "train", benchmark).size if given.data else benchmark.size
         plan = plan_of(size, settings, rules, command.seeds_of(given))
-        sources = [*HERE.glob("*.py"), *(HERE.parent / "common").glob("*.py")]
-        own = [path for path in sources if path.name not in ("report.py", "__main__.py")]
-        store = Store(out / "cells", own, settings)
-        run = functools.partial(perform, settings, out / "unfinished")
+        own = sources_of(HERE)
+        unfinished = unfinished_in(out, own)
+        store = Store(out / "cells", own, settings, unfinished)
+        run = functools.partial(perform, settings, unfinished)
         found = conduct(plan, run, store, given.workers)
         described: dict[str, Any] = settings._asdict() | {
             "network": "SegNet-MTAN" if not settings.width else "a small encoder with three scales",

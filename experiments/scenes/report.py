@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import mtlfunc as mf
 from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
-from experiments.common.study import Choice, Found, Plan, about_rates
-from experiments.common.tables import markdown
+from experiments.common.study import Found, Plan, about_rates, rate_of
+from experiments.common.tables import as_dicts, bar, markdown
 
 from .data import Benchmark
 from .metrics import METRICS, by_task, flat, metrics_of
@@ -109,7 +108,7 @@ def table(
                 bracket(row.flat, 1),
                 bracket(row.against_mean, 1),
                 bracket(row.by_task, 1),
-                _rate(choices[name]),
+                rate_of(choices[name]),
                 f"{row.step_ms:.0f}",
             ]
         )
@@ -129,11 +128,6 @@ def _shown(name: str, value: Estimate | None) -> str:
     if "%" in SHORT[name]:
         return f"{100 * value.mean:.1f} ± {100 * value.error:.1f}"
     return pm(value, 4 if value.mean < 0.1 else 3)
-
-
-def _rate(choice: Choice) -> str:
-    edge = " (edge)" if choice.edge else ""
-    return f"{choice.rate:g}{edge}" + (f", weights {choice.variant}" if choice.variant else "")
 
 
 def _verdicts(found: Mapping[str, Row], benchmark: Benchmark) -> list[str]:
@@ -211,12 +205,12 @@ def figure(found: Found, benchmark: Benchmark) -> Figure:
     delta, tasks, weights = lower.subplots(1, 3)
     places = {name: i for i, name in enumerate(rules)}
     for name, row in rules.items():
-        _bar(delta, float(places[name]), row.flat, "C0", name == "mean")
+        bar(delta, float(places[name]), row.flat, "C0", name == "mean")
     delta.set(title="Against one task alone", xlabel="Δm flat, % (lower is better)")
     for j, task in enumerate(benchmark.tasks):
         shift = 0.22 * (j - (len(benchmark.tasks) - 1) / 2)
         for name, row in rules.items():
-            _bar(tasks, places[name] + shift, row.tasks.get(task), f"C{j + 1}")
+            bar(tasks, places[name] + shift, row.tasks.get(task), f"C{j + 1}")
         tasks.plot([], [], "o", color=f"C{j + 1}", label=task)
     tasks.legend(loc="best", fontsize="small")
     tasks.set(title="By task, against the mean loss", xlabel="Δm less mean's (lower is better)")
@@ -233,13 +227,6 @@ def figure(found: Found, benchmark: Benchmark) -> Figure:
         if axes is not weights:
             axes.axvline(0, color="0.6", lw=1)
     return fig
-
-
-def _bar(ax: Axes, place: float, value: Estimate | None, colour: str, hollow: bool = False) -> None:
-    if value is not None:
-        reach = [[value.mean - value.low], [value.high - value.mean]]
-        face = "white" if hollow else colour
-        ax.errorbar(value.mean, place, xerr=reach, fmt="o", color=colour, mfc=face, capsize=3)
 
 
 def _rooms(fig: Any) -> None:
@@ -276,16 +263,10 @@ def numbers_of(
         "higher is better": {k: METRICS[k].higher_is_better for k in metrics_of(benchmark.tasks)},
         "methods": {
             name: {
-                "summary": _plain(row),
+                "summary": as_dicts(row),
                 "choice": found.choices[""][name]._asdict(),
                 "runs": found.runs[""][name],
             }
             for name, row in rows(found, benchmark).items()
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate | Row):
-        return {key: _plain(item) for key, item in value._asdict().items()}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value

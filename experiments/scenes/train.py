@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from experiments.common.cells import Cell
+from experiments.common.cells import Cell, state_of
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.core.files import write_whole
@@ -153,7 +153,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
         t for t in benchmark.tasks if cell.method not in ALONE.values() or ALONE[t] == cell.method
     ]
     run = Run(settings, benchmark, tasks, cell)
-    kept = unfinished / f"{cell}.pt".replace("/", "_").replace(":", "_")
+    kept = state_of(unfinished, cell)
     if kept.is_file():
         run.resume(kept)
     while run.epoch < settings.epochs and not run.failed:
@@ -161,9 +161,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
         if not settings.width and run.epoch < settings.epochs:
             unfinished.mkdir(parents=True, exist_ok=True)
             run.keep(kept)
-    numbers = run.numbers()
-    kept.unlink(missing_ok=True)
-    return numbers
+    return run.numbers()
 
 
 class Run:
