@@ -33,7 +33,7 @@ WATCHED = 20_000  # first steps that are all kept, for what Adam does to the rat
 EVERY = 50  # steps between the points kept of the whole run
 # steps a compiled call: with tens of lanes more of them cost compilation and save nothing
 # (experiments/benchmarks/toy.py)
-UNROLL = 2
+UNROLL, UNROLL_FROM = 2, 50_000
 COMPILE_FROM = 5_000  # steps from which compiling pays
 CONTACT = 0.01  # the Pareto set is met at this distance
 CLOSE = 1e-3  # of the mean loss to its minimum
@@ -104,7 +104,7 @@ def trajectories(name: str, random_starts: Tensor, steps: int, *, compiled: bool
     state = vmap(lambda hyper, sign, x: step_of(name, hyper).init({"x": x}, sign))(
         lanes.hyper, lanes.sign, lanes.start
     )
-    unroll = UNROLL if compiled else 1
+    unroll = UNROLL if compiled and steps >= UNROLL_FROM else 1
     program = advance(name, unroll)
     if compiled:
         program = torch.compile(program, dynamic=False, fullgraph=True)
