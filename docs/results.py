@@ -9,13 +9,14 @@ rules on one thread.
     python -m experiments.benchmarks.gramian --clock cpu --cases FAMILY --tasks T --batch B
         (a command for each line of GRAMIANS below)
     python -m experiments.benchmarks.rules --clock cpu
+    python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.arena
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
 
 `python docs/results.py claims` writes the claims alone, after the first command; `python
 docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, with the
-verdicts as they stand. No number of these is typed by hand, and a record that mixes settings is
-refused.
+verdicts as they stand; `python docs/results.py steps` the table of steps alone. No number of these
+is typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import gramian_report, record, rules_report, solvers_report
+from experiments.benchmarks import gramian_report, record, rules_report, solvers_report, steps
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report.results import NOT_RUN, VERDICTS, Unreadable, check_figure, read_claims
 
@@ -428,6 +429,18 @@ def digits_part() -> str:
     return f"{paragraph(title)}\n\n{table}\n\n{said}"
 
 
+def steps_block() -> str:
+    """Whole steps of a stock loop, from the one command that takes them."""
+    chosen, rows = record.only(BENCHMARKS / "steps.json")
+    line = paragraph(
+        f"""**Steps of a stock loop**, in units of a plain mean-loss step, median processor time,
+        contenders taking turns ({record.describe(chosen)}). `loop` is one `torch.autograd.grad` a
+        task and our solver, TorchJD its `mtl_backward`; the rule is MGDA on the trunk. The last
+        column is what we aimed at for `mf.Balancer`:"""
+    )
+    return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n<!-- end of steps -->"
+
+
 def benchmark_parts() -> list[str]:
     """Solvers, Gramians, the toy and the rules."""
     found = {
@@ -458,6 +471,7 @@ def benchmark_parts() -> list[str]:
             brackets how many times as long TorchJD's takes at its defaults ({machine["rules"]}):"""
         ),
         rules_table(timed),
+        steps_block(),
     ]
 
 
@@ -547,10 +561,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
-    alone = "the claims alone, from a run; or with the verdicts as they stand, from the ledger"
-    parser.add_argument("part", nargs="?", choices=["claims", "ledger"], help=alone)
+    alone = (
+        "the claims alone, from a run; or with the verdicts as they stand, from the ledger; the "
+        "table of steps alone"
+    )
+    parser.add_argument("part", nargs="?", choices=["claims", "ledger", "steps"], help=alone)
     part = parser.parse_args().part
     page = ROOT / "docs" / "benchmarks.md"
+    if part == "steps":
+        page.write_text(replaced(page.read_text(), "steps", steps_block()))
+        return
     claims = standing() if part == "ledger" else judged()
     if part:
         page.write_text(replaced(page.read_text(), "claims", claims_block(claims)))
