@@ -438,7 +438,14 @@ def steps_block() -> str:
         task and our solver, TorchJD its `mtl_backward`; the rule is MGDA on the trunk. The last
         column is what we aimed at for `mf.Balancer`:"""
     )
-    return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n<!-- end of steps -->"
+    behind = [
+        steps.CASES[row["network"]].what.split(",")[0]
+        for row in rows
+        if min(row["seconds"].get(name, 1e9) for name in ("loop", "TorchJD"))
+        < min(row["seconds"][name] for name in ("mf.balance", "mf.Balancer"))
+    ]
+    said = f"A loop or TorchJD is faster on: {', '.join(behind) or 'none'}."
+    return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n{said}\n\n<!-- end of steps -->"
 
 
 def benchmark_parts() -> list[str]:
