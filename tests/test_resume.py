@@ -19,11 +19,9 @@ COUNT, BEFORE, AFTER = 4, 3, 4
 RESUME = f"""
 import sys, torch
 from tests.registry import RULES
-from tests.strategies import gramian
 from tests.test_rules import trajectory
 
-states = torch.load(sys.argv[1])
-G = gramian("gaussian", {COUNT})
+states, G = torch.load(sys.argv[1])
 weights = {{}}
 for name, state in states.items():
     rule = RULES[name].make()
@@ -41,7 +39,7 @@ def test_stateful_rules_resume_in_a_fresh_process(tmp_path):
             states[name] = state
             expected[name] = trajectory(case.make(), G, steps=BEFORE + AFTER, key=7)[0][BEFORE:]
     assert {"pcgrad", "gradnorm"} <= set(states)
-    torch.save(states, tmp_path / "states.pt")
+    torch.save((states, G), tmp_path / "states.pt")
     subprocess.run(
         [sys.executable, "-c", RESUME, str(tmp_path / "states.pt"), str(tmp_path / "weights.pt")],
         cwd=ROOT,
