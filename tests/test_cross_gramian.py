@@ -11,7 +11,6 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
-from mtlfunc.gradients import passes as backward
 from mtlfunc.gradients import samples as by_sample
 from mtlfunc.gradients.layerwise import forms
 from tests import architectures
@@ -291,17 +290,8 @@ def test_derivative_of_a_length_zero_is_zero():
 # What is formed, and what is refused.
 
 
-def test_no_row_is_formed(monkeypatch):
+def test_no_row_is_formed(monkeypatch, formed):
     net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 4)).double()
-    formed = []
-    original = backward.Backward.__call__
-
-    def watched(self, root, cotangent, targets):
-        answers = original(self, root, cotangent, targets)
-        formed.extend(tuple(answer.shape) for answer in answers)
-        return answers
-
-    monkeypatch.setattr(backward.Backward, "__call__", watched)
     monkeypatch.setattr(forms.Sampled, "rows", None)  # is not called
 
     def samples(p, x):

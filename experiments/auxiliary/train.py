@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, state_of
+from experiments.common.cells import Cell, keep_state, kept_state, state_of
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
-from mtlfunc.core.files import write_whole
 from mtlfunc.types import Balance, BalanceState, Params, State
 
 from .data import CIFAR10, DIGITS, Benchmark, Data, divide, values
@@ -317,15 +316,14 @@ class Run:
     def keep(self, path: Path) -> None:
         """Write all that `resume` needs, whole."""
         self.seen = [_joined(self.seen)]  # a file of three tensors a step takes minutes to write
-        state = (self.settings, {name: getattr(self, name) for name in self.KEPT})
-        write_whole(path, lambda file: torch.save(state, file))
+        state = {name: getattr(self, name) for name in self.KEPT}
+        keep_state(path, self.settings, self.cell, state)
 
     def resume(self, path: Path) -> None:
         """Go on from what was kept; what was kept with other settings is left."""
-        settings, state = torch.load(path, map_location=self.settings.device, weights_only=False)
-        if settings == self.settings:
-            for name, value in state.items():
-                setattr(self, name, value)
+        kept = kept_state(path, self.settings, self.cell, self.settings.device)
+        for name, value in kept.items():
+            setattr(self, name, value)
 
 
 def _joined(parts: list[Seen]) -> Seen:

@@ -97,6 +97,18 @@ def state_of(unfinished: Path, cell: Cell) -> Path:
     return unfinished / f"{slug(str(cell))}.pt"
 
 
+def keep_state(path: Path, settings: object, cell: Cell, state: dict[str, Any]) -> None:
+    """Write the state of a run, whole, with what it was made with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: torch.save((settings, cell, state), file))
+
+
+def kept_state(path: Path, settings: object, cell: Cell, device: str) -> dict[str, Any]:
+    """The state that `keep_state` wrote; empty where it is of other settings or another cell."""
+    made_with, whose, state = torch.load(path, map_location=device, weights_only=False)
+    return state if (made_with, whose) == (settings, cell) else {}
+
+
 def package() -> list[Path]:
     """The package's sources: whatever a rule computes may depend on them."""
     return sorted(Path(mf.__file__).parent.rglob("*.py"))

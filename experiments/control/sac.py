@@ -19,9 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, state_of
+from experiments.common.cells import Cell, keep_state, kept_state, state_of
 from experiments.common.study import Numbers
-from mtlfunc.core.files import write_whole
 from mtlfunc.types import Params, TrainState
 
 from . import networks
@@ -388,25 +387,23 @@ class Run:
         """Write all that `resume` needs, whole."""
         count = min(self.replay.count, self.replay.capacity)
         filled = [leaf[:, :count].clone() for leaf in self.replay.leaves]
-        values = {name: getattr(self, name) for name in self.KEPT}
-        kept = (tuple(self.settings), tuple(self.cell), values, filled, self.replay.count)
-        self.kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.kept, lambda file: torch.save(kept, file))
+        state = {name: getattr(self, name) for name in self.KEPT}
+        replay = {"filled": filled, "count": self.replay.count}
+        keep_state(self.kept, self.settings, self.cell, {"run": state, "replay": replay})
 
     def resume(self) -> None:
         """Go on after the last measurement; environments begin anew there.
 
         What other settings left is not read.
         """
-        settings, cell, values, filled, count = torch.load(
-            self.kept, map_location=self.settings.device, weights_only=False
-        )
-        if (settings, cell) == (tuple(self.settings), tuple(self.cell)):
-            for name, value in values.items():
-                setattr(self, name, value)
-            for leaf, part in zip(self.replay.leaves, filled, strict=True):
-                leaf[:, : part.shape[1]] = part
-            self.replay.count = count
+        kept = kept_state(self.kept, self.settings, self.cell, self.settings.device)
+        if not kept:
+            return
+        for name, value in kept["run"].items():
+            setattr(self, name, value)
+        for leaf, part in zip(self.replay.leaves, kept["replay"]["filled"], strict=True):
+            leaf[:, : part.shape[1]] = part
+        self.replay.count = kept["replay"]["count"]
 
 
 def perform(

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from experiments.common.cells import Cell, state_of
+from experiments.common.cells import Cell, keep_state, kept_state, state_of
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
-from mtlfunc.core.files import write_whole
 from mtlfunc.types import Params
 
 from .data import HELD_OUT, Benchmark, Held, Part, Split, augment, find, read
@@ -271,15 +270,14 @@ class Run:
 
     def keep(self, path: Path) -> None:
         """Write all that `resume` needs, whole."""
-        values = (self.settings, {name: getattr(self, name) for name in self.KEPT})
-        write_whole(path, lambda file: torch.save(values, file))
+        state = {name: getattr(self, name) for name in self.KEPT}
+        keep_state(path, self.settings, self.cell, state)
 
     def resume(self, path: Path) -> None:
         """Go on after the last epoch that was kept; what was kept with other settings is left."""
-        settings, values = torch.load(path, map_location=self.settings.device, weights_only=False)
-        if settings == self.settings:
-            for name, value in values.items():
-                setattr(self, name, value)
+        kept = kept_state(path, self.settings, self.cell, self.settings.device)
+        for name, value in kept.items():
+            setattr(self, name, value)
 
 
 def score(validation: dict[str, float]) -> float:
