@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mtlfunc as mf
 from paper_repro.claims import KINDS, PAPERS, ROWS
+from paper_repro.report import standins
 from paper_repro.report.ledger import Row
 
 DOCS = Path(__file__).parent
@@ -286,16 +287,41 @@ def numbers() -> tuple[dict[str, dict], dict[str, str]]:
     return kept["claims"], kept["captions"]
 
 
-def numbers_part(row: Row, verdict: str, kept: dict | None) -> str:
+def numbers_part(row: Row, verdict: str, kept: dict) -> str:
     """What a claim's verdict rests on, folded: the decision in words, and every number."""
-    if kept is None:
-        return f"- {row.id}: {row.needs}\n" if row.needs else ""
     table = "\n".join(
         f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept["measured"].items()
     )
     return (
         f"````{{dropdown}} {row.id}, {verdict}\n{row.statement}\n\n*{kept['where']}*\n\n"
         f"| measured | |\n|---|---|\n{table}\n\n`python -m paper_repro --only {row.id}`\n````\n"
+    )
+
+
+def standins_part(rows: list[Row]) -> str:
+    """Claims about data that are not here: published beside measured, then every gain."""
+    table = standins.table(rows)
+    folded = [standin_part(found) for row in rows for found in standins.of(row)]
+    return "\n".join(["## Other data, and what stands in\n", table, "", *folded]) if table else ""
+
+
+def standin_part(found: dict) -> str:
+    """Every gain that a stand-in was judged by, and every level, by seeds."""
+    runs = found["runs"]
+    lines = [
+        f"| {claim_cell(name)} | "
+        + " | ".join(
+            "{mean:+.3g} [{low:+.3g}, {high:+.3g}]".format(**run[part][name])
+            for run in runs.values()
+        )
+        + " |"
+        for part in ("gains", "levels")
+        for name in next(iter(runs.values()))[part]
+    ]
+    return (
+        f"````{{dropdown}} {found['claim']}, {found['study']}\n{standins.said(found)}. It holds if "
+        f"{found['holds']}.\n\n| gains, then levels | seeds {' | seeds '.join(runs)} |\n"
+        f"{'|---' * (1 + len(runs))}|\n" + "\n".join(lines) + "\n````\n"
     )
 
 
@@ -338,9 +364,8 @@ def reproduction_pages() -> dict[str, str]:
             ),
             "\n## Numbers\n\nEach claim's decision in words and every number that was read, of the "
             "default run; published numbers stand beside measured ones under their names.\n",
-            *(numbers_part(row, found[row.id], kept.get(row.id)) for row in rows if row.id in kept),
-            "## What it would take\n" if any(row.needs for row in rows) else "",
-            *(numbers_part(row, found[row.id], None) for row in rows if row.id not in kept),
+            *(numbers_part(row, found[row.id], kept[row.id]) for row in rows if row.id in kept),
+            standins_part(rows),
             "\n## Questions\n\nEach is one file; `--only` takes its name, or a claim's.\n",
             *(f"- `{module}`: {question(module)}" for module in modules),
         ]

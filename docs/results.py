@@ -14,9 +14,11 @@ rules on one thread.
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
 
 `python docs/results.py claims` writes the claims alone, after the first command; `python
-docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, with the
-verdicts as they stand; `python docs/results.py steps` the table of steps alone. No number of these
-is typed by hand, and a record that mixes settings is refused.
+docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, or after
+`python -m experiments.standins`, with the other verdicts as they stand; `python docs/results.py
+steps` the table of steps alone; `python docs/results.py search` that of the auxiliary tasks, after
+`python -m experiments.auxiliary --search`. No number of these is typed by hand, and a record that
+mixes settings is refused.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from typing import Any
 
 from experiments.benchmarks import gramian_report, record, rules_report, solvers_report, steps
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
+from paper_repro.report import standins
 from paper_repro.report.results import NOT_RUN, VERDICTS, Unreadable, check_figure, read_claims
 
 ROOT = Path(__file__).parent.parent
@@ -336,7 +339,42 @@ def claims_page(claims: dict[str, dict]) -> str:
                 cells.append(f"`{row.module}`" if row.module else "–")
                 parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
+        table = standins.table(row for row in ROWS if row.paper == paper)
+        parts += [STANDINS, table, ""] if table else []
     return "\n".join(parts)
+
+
+STANDINS = """Data that are not here: published numbers, and what studies on data of ours show, on
+their own seeds and on fresh ones. Gains are paired by seed; above 0 they speak for the claim;
+brackets are 95 % intervals, widened for the number of rivals.
+"""
+
+
+def agreement_block() -> str:
+    """How the studies' runs on fresh seeds agree with those on their own."""
+    lines = [
+        "| study | seeds | intervals | apart | apart, corrected | opposite | verdicts |",
+        "|---" * 7 + "|",
+    ]
+    for name, study in standins.kept()["studies"].items():
+        found, rows = study["agreement"], standins.kept()["stand-ins"]
+        mine = [row for row in rows if row["study"] == name]
+        changed = [
+            f"{row['claim']}: {' → '.join(run['verdict'] for run in row['runs'].values())}"
+            for row in mine
+            if len({run["verdict"] for run in row["runs"].values()}) > 1
+        ]
+        cells = [
+            f"`{study['command']}`",
+            " and ".join(mine[0]["runs"]),
+            str(found["compared"]),
+            f"{len(found['apart'])} ({100 * len(found['apart']) / found['compared']:.0f} %)",
+            "; ".join(found["apart, corrected"]) or "none",
+            "; ".join(found["opposite"]) or "none",
+            "; ".join(changed) or f"none of {len(mine)}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "<!-- fresh -->\n\n" + "\n".join(lines) + "\n\n<!-- end of fresh -->"
 
 
 def claims_block(claims: dict[str, dict]) -> str:
@@ -421,7 +459,7 @@ def digits_part() -> str:
     settings = load(DIGITS / "results.json")["settings"]
     table = "\n".join(line for line in lines if line.startswith("|"))
     said = "\n".join(line for line in lines if line.startswith("**Against"))
-    seeds = settings["seeds"]
+    seeds = len(settings["seeds"])
     title = f"""**Two overlaid digits** ({seeds} seeds, {settings["epochs"]} epochs; mean ± standard
         error; Δm against single-task networks, lower is better, with paired 95 % intervals;
         conflict on one common Gramian; milliseconds for {seeds} × {len(settings["rates"])} vmapped
@@ -570,15 +608,25 @@ def main() -> None:
     )
     alone = (
         "the claims alone, from a run; or with the verdicts as they stand, from the ledger; the "
-        "table of steps alone"
+        "table of steps alone; that of the search for auxiliary tasks"
     )
-    parser.add_argument("part", nargs="?", choices=["claims", "ledger", "steps"], help=alone)
+    choices = ["claims", "ledger", "steps", "search"]
+    parser.add_argument("part", nargs="?", choices=choices, help=alone)
     part = parser.parse_args().part
     page = ROOT / "docs" / "benchmarks.md"
     if part == "steps":
         page.write_text(replaced(page.read_text(), "steps", steps_block()))
         return
+    if part == "search":
+        readme = ROOT / "experiments" / "auxiliary" / "README.md"
+        table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8")
+        block = f"<!-- search -->\n\n{table}\n<!-- end of search -->"
+        readme.write_text(replaced(readme.read_text(), "search", block))
+        return
     claims = standing() if part == "ledger" else judged()
+    for row in ROWS:  # as `python -m experiments.standins` left them, perhaps since that run
+        if row.kind == "data/RL":
+            claims[row.id]["verdict"] = "stand-in" if standins.of(row) else "not testable here"
     if part:
         page.write_text(replaced(page.read_text(), "claims", claims_block(claims)))
     else:
@@ -593,6 +641,8 @@ def main() -> None:
         curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
         shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims))
+    studies = ROOT / "docs" / "experiments.md"
+    studies.write_text(replaced(studies.read_text(), "fresh", agreement_block()))
     if part != "ledger":
         keep_numbers(claims)
     front = ROOT / "README.md"

@@ -239,7 +239,7 @@ def test_best_rate_at_the_edge_is_said():
             ["--rules", "mean,nosuch"],
             f"unknown 'nosuch'; choose from {', '.join(study.methods())}",
         ),
-        (["--seeds", "1"], "expected an integer >= 2, got 1"),
+        (["--seeds", "1"], "expected N >= 2, or A:B"),
         (["--epochs", "0"], "expected an integer >= 1, got 0"),
         (["--device", "nosuch"], "'nosuch' cannot be used"),
         (["--out", __file__], "cannot be made a folder"),

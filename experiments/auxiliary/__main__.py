@@ -14,8 +14,8 @@ from experiments.common.cells import Store, sources_of, unfinished_in
 from experiments.common.study import Plan, alike, conduct, conduct_together
 from experiments.common.tables import write_report
 
+from . import report, search
 from .data import divide, find
-from .report import figure, numbers_of, table
 from .tasks import AUXILIARIES, CHOSEN
 from .train import ALONE, RULES, Settings, alone, benchmark_of, count_of, network, together
 
@@ -48,6 +48,13 @@ def _parser():
         help=f"auxiliary tasks, comma-separated, from {', '.join(AUXILIARIES)} (default: "
         f"{', '.join(CHOSEN)})",
     )
+    found.add_argument(
+        "--search",
+        action="store_true",
+        help="which auxiliary tasks help: each of them and two sets, by the mean loss, with 50 "
+        f"labels on digits, on seeds {search.SEEDS[0]} to {search.SEEDS[-1]} by default; without "
+        "--data, --rules, --tasks",
+    )
     return found
 
 
@@ -76,15 +83,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; the exit status is that of `command.finish`."""
     parser = _parser()
     given = parser.parse_args(argv)
+    if given.search and not given.out:
+        given.out = HERE / "out" / "search"
     size, out = command.size_of(given), command.out_of(given, parser)
     settings = settings_of(size, given.data, given.tasks, str(given.device))
+    if given.search and (given.data or given.rules != list(RULES) or given.tasks != list(CHOSEN)):
+        parser.error(
+            "argument --search: it takes every task by the mean loss on digits; leave out "
+            "--data, --rules and --tasks"
+        )
 
     def body() -> None:
+        shown = search if given.search else report
         benchmark = benchmark_of(settings)
         if given.data:
             find(given.data)
         data = divide(settings.data, max(benchmark.labels), 0)  # fails now rather than in a worker
-        plan = plan_of(size, settings, given.rules, command.seeds_of(given))
+        plan = (
+            search.plan(RATES, given.seeds or search.SEEDS)
+            if given.search
+            else plan_of(size, settings, given.rules, command.seeds_of(given))
+        )
         own = sources_of(HERE)
         unfinished = unfinished_in(out, own)
         store = Store(out / "cells", own, settings, unfinished)
@@ -92,9 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             one = functools.partial(alone, settings, unfinished)
             found = conduct(plan, one, store, given.workers)
         else:
-            found = conduct_together(
-                plan, functools.partial(together, settings), alike, store, given.workers
-            )
+            perform = functools.partial(search.perform if given.search else together, settings)
+            found = conduct_together(plan, perform, alike, store, given.workers)
         described: dict[str, Any] = settings._asdict() | {
             "images": f"{benchmark.name} ({len(data.unlabelled)} without labels, "
             f"{len(data.validation)} that choose rates, {len(data.test)} to test on)",
@@ -103,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
             "workers": given.workers,
         }
-        text = table(found, plan, described)
-        numbers = numbers_of(found, plan, described)
-        paths = write_report(out, numbers, text, figure(found), "auxiliary")
+        text = shown.table(found, plan, described)
+        numbers = shown.numbers_of(found, plan, described)
+        paths = write_report(out, numbers, text, shown.figure(found), "auxiliary")
         print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
 
     return command.finish(body, out)

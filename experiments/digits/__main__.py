@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.arguments import among, at_least, device, folder
+from experiments.arguments import among, at_least, device, folder, seeds
 from experiments.common.command import DataError, alone_in
 from experiments.common.pool import Terminated
 
@@ -40,10 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=at_least(2),
-        default=16,
-        metavar="N",
-        help="seeds 0 … N-1, at least 2 for a standard error (default: %(default)s)",
+        type=seeds,
+        default="16",
+        metavar="N or A:B",
+        help="seeds 0 … N-1, or A … B-1; at least 2 (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs",
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(argv)
     settings: dict[str, object] = {
-        "seeds": given.seeds,
+        "seeds": list(given.seeds),
         "epochs": given.epochs,
         "batch": BATCH,
         "rates": list(RATES),

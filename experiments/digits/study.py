@@ -1,7 +1,7 @@
 """One run as a pure function, and all seeds and learning rates of a rule in one vmapped program."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -191,7 +191,7 @@ def study(
     name: str,
     method: Method,
     source: Digits,
-    seeds: int,
+    seeds: Sequence[int],
     epochs: int,
     rates: tuple[float, ...] = RATES,
 ) -> Outcome:
@@ -201,16 +201,16 @@ def study(
         name: shown beside the progress bar.
         method: probe, rule and tasks.
         source: all single digits.
-        seeds: how many; 0, 1, …
+        seeds: of the runs.
         epochs: passes over the training pairs.
         rates: learning rates to choose from.
     """
     device, dtype = source.images.device, source.images.dtype
-    keys = torch.arange(seeds, device=device)
+    keys = torch.tensor(seeds, device=device)
     data = vmap(lambda key: splits(source, key))(keys)
     params = {
         leaf: value.to(device, dtype)
-        for leaf, value in mf.stack([Net(seed) for seed in range(seeds)]).items()
+        for leaf, value in mf.stack([Net(seed) for seed in seeds]).items()
     }
     lr = torch.tensor(rates, dtype=dtype, device=device)
     steps = epochs * (data.train.labels.shape[1] // BATCH)

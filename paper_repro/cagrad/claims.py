@@ -1,13 +1,13 @@
 """The claims of CAGrad (Liu et al. 2021), as the ledger states them."""
 
-from ..report.ledger import DIGITS, JOINT, META_WORLD, Row
+from ..report.ledger import META_WORLD, MULTIMNIST, Row
 
 ROWS = (
     Row(
         "CA-01",
         "data/RL",
         "Minimising the mean loss often leaves each task worse than alone.",
-        needs=JOINT,
+        needs=MULTIMNIST,
     ),
     Row(
         "CA-02",
@@ -171,36 +171,34 @@ ROWS = (
         "CA-30",
         "data/RL",
         "NYUv2: Δm .20 %, with surface normals no longer neglected.",
-        needs=(
-            "NYUv2, on which `python -m experiments.scenes --data FOLDER --full` decides it; "
-            "without --data it draws rooms. Of a neglected task another stand-in "
-            f"({DIGITS}) has none: its two tasks are alike"
-        ),
+        needs="`python -m experiments.scenes --data FOLDER --full`, on NYUv2",
+        published="Δm, %: CAGrad 0.20, others 1.38 to 6.96",
     ),
     Row(
         "CA-31",
         "data/RL",
         "CityScapes: Δm 11.64 %, better on depth.",
-        needs=(
-            "CityScapes, on which `python -m experiments.scenes --data FOLDER --full` decides it. "
-            f"On the stand-in with two tasks ({DIGITS}) CAGrad shows no difference "
-            "from the mean loss"
-        ),
+        needs="`python -m experiments.scenes --data FOLDER --full`, on CityScapes",
+        published="Δm, %: CAGrad 11.64, others 18.29 to 90.02",
     ),
     Row(
         "CA-32",
         "data/RL",
         "Meta-World: success .83 on MT10 and .52 on MT50, above the others.",
         needs=META_WORLD,
+        published="success on MT10 and MT50: CAGrad 0.83 and 0.52, others 0.49 to 0.73 and 0.36 to "
+        "0.50",
     ),
     Row(
         "CA-33",
         "data/RL",
         "CAGrad-Fast is slightly below it: .82 and .50.",
         needs=(
-            "Meta-World and CAGrad-Fast on it, which `python -m experiments.control` does not run; "
-            "CA-22 has what a subset loses at one point"
+            f"{META_WORLD}, with `mf.subset` as probe, which it does not offer. On two digits a "
+            "subset of one task is all tasks; CA-22 has what a subset loses at one point, CA-34 "
+            "its time"
         ),
+        published="success on MT10 and MT50: 0.82 and 0.50",
     ),
     Row(
         "CA-34",
@@ -212,20 +210,14 @@ ROWS = (
         "CA-35",
         "data/RL",
         "Only CARE, which reads language descriptions of the tasks, does better.",
-        needs="Meta-World and CARE with its descriptions; `python -m experiments.control` has none",
+        needs="Meta-World and CARE with descriptions of its tasks, of which nothing here stands in",
+        published="success of CARE on MT10 and MT50: 0.84 and 0.54",
     ),
     Row(
         "CA-36",
         "data/RL",
         "Semi-supervised CIFAR-10: highest mean accuracy for every number of labels.",
-        needs=(
-            "CIFAR-10, on which `python -m experiments.auxiliary --data FOLDER --full` decides it. "
-            "Stand-in: inconclusive on digits with 50, 100 and 200 labels (`python -m "
-            "experiments.auxiliary`), where CAGrad is above MGDA and shows no difference from the "
-            "mean loss and PCGrad. With auxiliary views that move twice as far, tried first on the "
-            "same seeds, it does not hold: with 100 and 200 labels the main task alone is above "
-            "it. Its balance is CA-37"
-        ),
+        needs="`python -m experiments.auxiliary --data FOLDER --full`, on CIFAR-10",
     ),
     Row(
         "CA-37",
@@ -237,10 +229,6 @@ ROWS = (
         "CA-38",
         "data/RL",
         "Overall better than earlier gradient manipulation.",
-        needs=(
-            "tuned methods on the papers' data. Stand-ins: on digits (`python -m "
-            "experiments.digits`) no method differs from the mean loss by more than its "
-            "interval; ranks over many synthetic problems are `python -m experiments.arena`"
-        ),
+        needs="what decides CA-30, CA-31, CA-32 and CA-36",
     ),
 )

@@ -6,7 +6,9 @@ from typing import Literal, NamedTuple
 import torch
 from matplotlib.figure import Figure as Canvas
 
-Verdict = Literal["holds", "holds only when", "does not hold", "inconclusive", "not testable here"]
+Verdict = Literal[
+    "holds", "holds only when", "does not hold", "inconclusive", "stand-in", "not testable here"
+]
 
 
 class Claim(NamedTuple):

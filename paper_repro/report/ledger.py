@@ -19,8 +19,9 @@ class Row(NamedTuple):
     kind: Kind
     statement: str  # one sentence; Δ, w, g, d as in the papers
     module: str = ""  # the reproduction that decides it, as in pcgrad.theorem1
-    # what else deciding it takes; of one that needs data, what a stand-in says, and its command
+    # what else deciding it takes; of one that needs data its command, or why nothing stands in
     needs: str = ""
+    published: str = ""  # numbers, of a claim about data that are not here
 
     @property
     def paper(self) -> str:
@@ -28,19 +29,8 @@ class Row(NamedTuple):
         return self.id.split("-")[0]
 
 
-DIGITS = "`python -m experiments.digits`, two overlaid digits, each method at its own best rate"
-JOINT = (
-    f"tuned joint and single-task networks on the papers' data. A stand-in ({DIGITS}) says the "
-    "same in small: both tasks end worse by the mean loss than alone, paired over seeds. `python "
-    "-m experiments.multimnist` finds so with networks twice as wide, trained twice as long and in "
-    "three other architectures; with --data it is MultiMNIST"
-)
-CONTROL = (
-    "`python -m experiments.control`, mazes and a point mass, each method at its own best rate"
-)
+MULTIMNIST = "`python -m experiments.multimnist --data FOLDER --full`, on MNIST's files"
 META_WORLD = (
-    "Meta-World: `python -m experiments.control --full --parts mt10` or `mt50`, months, at "
-    f"one rate; not run. Stand-ins ({CONTROL}) disagree: on mazes with exact gradients CAGrad ends "
-    "better than the mean loss; on the point mass it learns more slowly, and at the end no "
-    "difference is shown"
+    "Meta-World: `python -m experiments.control --full --parts mt10` or `mt50`, months at one "
+    "rate, not run"
 )

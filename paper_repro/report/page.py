@@ -21,6 +21,7 @@ MEANING = {
     "holds only when": "in a part of it; the row says which",
     "does not hold": "the numbers lie on the other side",
     "inconclusive": "they settle neither",
+    "stand-in": "other data stand in for the claim's; the row says what they show",
     "not testable here": "it needs data or benchmarks that are not here",
     "not run": "nothing has decided it yet",
 }

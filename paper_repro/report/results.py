@@ -17,6 +17,7 @@ from mtlfunc.core.files import InUse, write_whole
 from mtlfunc.core.files import reserved as locked
 
 from ..claims import LEDGER, PAPERS, ROWS
+from . import standins
 from .figures import fit
 from .findings import Claim, Figure, Verdict
 from .ledger import KINDS, Row
@@ -162,6 +163,8 @@ class Results:
         return [self.found.get(row.id) or {**_blank(row), **self._undecided(row)} for row in ROWS]
 
     def _undecided(self, row: Row) -> dict[str, str]:
+        if standins.of(row):
+            return {"verdict": "stand-in", "where": standins.sentence(row)}
         if row.kind in ("data/RL", "not here"):
             return {
                 "verdict": "not testable here",

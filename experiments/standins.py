@@ -1,0 +1,472 @@
+"""Claims about data that are not here, judged on data of ours, on two sets of seeds.
+
+`python -m experiments.standins` reads what these commands left, each about five minutes on a core,
+and writes `paper_repro/standins.json`, from which the ledger's pages are made:
+
+    python -m experiments.digits
+    python -m experiments.digits --seeds 100:116 --out experiments/digits/out/fresh
+    python -m experiments.multimnist
+    python -m experiments.multimnist --seeds 100:112 --out experiments/multimnist/out/fresh
+    python -m experiments.auxiliary
+    python -m experiments.auxiliary --seeds 200:212 --out experiments/auxiliary/out/fresh
+    python -m experiments.scenes
+    python -m experiments.scenes --seeds 100:105 --out experiments/scenes/out/fresh
+    python -m experiments.control
+    python -m experiments.control --parts grids --seeds 100:140 --out experiments/control/out/fresh
+    python -m experiments.control --parts points --seeds 100:110 --out experiments/control/out/fresh
+
+`STANDINS` has every criterion, each said before the runs on fresh seeds were looked at, and after
+those on the default ones: a method is above another where the gain, paired by seed, has its
+interval above 0, widened for the number of rivals; a claim of several gains holds where all are
+above 0, and does not hold where one is below when widened for all of them.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+
+from experiments.common.cells import filled, plain
+from experiments.common.intervals import Estimate, all_above, estimate, paired
+from experiments.common.tables import as_dicts
+from experiments.scenes.metrics import METRICS, TASKS, flat, metrics_of
+from mtlfunc.core.files import write_whole
+
+HERE = Path(__file__).parent
+TARGET = HERE.parent / "paper_repro" / "standins.json"
+
+
+class Study(NamedTuple):
+    """Where its runs are, and how it is called."""
+
+    on: str  # what it is about
+    command: str
+    folders: tuple[str, str]  # of the default run, and of the one on fresh seeds
+
+
+STUDIES = {
+    "digits": Study("two overlaid digits", "digits", ("digits/out", "digits/out/fresh")),
+    "multimnist": Study(
+        "overlaid digits in six settings",
+        "multimnist",
+        ("multimnist/out/default", "multimnist/out/fresh"),
+    ),
+    "auxiliary": Study(
+        "digits with few labels", "auxiliary", ("auxiliary/out/default", "auxiliary/out/fresh")
+    ),
+    "scenes": Study("rendered rooms", "scenes", ("scenes/out/default", "scenes/out/fresh")),
+    "mazes": Study(
+        "mazes with exact gradients",
+        "control --parts grids",
+        ("control/out/default/grids", "control/out/fresh/grids"),
+    ),
+    "point mass": Study(
+        "a point mass with ten goals",
+        "control --parts points",
+        ("control/out/default/points", "control/out/fresh/points"),
+    ),
+}
+
+EARLIER = ("mgda", "mgda-ub", "mgda_ub", "pcgrad", "gradnorm")
+"""Gradient manipulation from before CAGrad, as the studies name it."""
+
+ARCHITECTURES = ("hard sharing", "task-conditioned", "soft attention", "cross-stitch")
+BOTH = "two networks"
+PLAIN = ("mean", "static search", "uw", "dwa")
+HEADS, INDEPENDENT = "mean, a head a task", "independent"
+Values = dict[str, dict[str, list[float]]]
+"""By measure and method, one number a seed, the larger the better."""
+
+
+class Judged(NamedTuple):
+    """What a run says."""
+
+    verdict: str
+    gains: dict[str, Estimate]  # what was judged; above 0 speaks for the claim
+    levels: dict[str, Estimate] = {}  # noqa: RUF012  what stands beside published numbers
+
+
+class StandIn(NamedTuple):
+    """A claim's criterion on one study."""
+
+    claim: str
+    study: str
+    holds: str  # the claim, where …
+    judge: Callable[[Values], Judged]
+
+
+# ---- what the studies measured ----
+
+
+def values(study: str, results: Mapping[str, Any]) -> Values:
+    """One number a seed of every measure and method; accuracies and Δm in per cent."""
+    if study == "digits":
+        return _accuracies("hard sharing", {k: v["test"] for k, v in results["methods"].items()})
+    if study == "multimnist":
+        found: Values = {}
+        for setting, methods in results["problems"].items():
+            found |= _accuracies(setting, {k: _columns(v["runs"]) for k, v in methods.items()})
+        return found
+    if study == "auxiliary":
+        return {
+            problem: {
+                name: [100 * run["test"] for run in row["runs"]] for name, row in methods.items()
+            }
+            for problem, methods in results["problems"].items()
+        }
+    runs = {name: row["runs"] for name, row in results["methods"].items()}
+    if study == "scenes":
+        return _scenes(runs)
+    return {
+        key: {name: [x[key] if up else -x[key] for x in each] for name, each in runs.items()}
+        for key, up in results["higher is better"].items()
+    }
+
+
+def _columns(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    return {task: [run["test"][task] for run in runs] for task in runs[0]["test"]}
+
+
+def _accuracies(setting: str, tests: Mapping[str, Mapping[str, list[float]]]) -> Values:
+    """Mean over both tasks, and each of them; the networks that learnt one together as one."""
+    joint = {name: test for name, test in tests.items() if len(test) == 2}
+    joint[BOTH] = {task: x for test in tests.values() if len(test) == 1 for task, x in test.items()}
+    found = {
+        f"{setting}, {task}": {name: [100 * x for x in test[task]] for name, test in joint.items()}
+        for task in ("left", "right")
+    }
+    left, right = found.values()
+    mean = {n: [(a + b) / 2 for a, b in zip(left[n], right[n], strict=True)] for n in joint}
+    return {setting: mean, **found}
+
+
+def _scenes(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Values:
+    """-Δm flat, over all metrics and over those of a task."""
+    alone = [
+        [run["test"] for run in each] for each in runs.values() if len(each[0]["weights"]) == 1
+    ]
+    base = [{k: v for test in seed for k, v in test.items()} for seed in zip(*alone, strict=True)]
+
+    def gain(tests: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[float]:
+        return [
+            -flat({k: test[k] for k in names}, {k: one[k] for k in names})
+            for test, one in zip(tests, base, strict=True)
+        ]
+
+    joint = {k: [x["test"] for x in v] for k, v in runs.items() if len(v[0]["weights"]) > 1}
+    names = {"Δm": list(METRICS)} | {task: list(metrics_of([task])) for task in TASKS}
+    return {
+        task: {name: gain(tests, every) for name, tests in joint.items()}
+        for task, every in names.items()
+    }
+
+
+# ---- criteria ----
+
+
+def above(found: Values, measure: str, ours: str, rivals: Sequence[str]) -> dict[str, Estimate]:
+    """Gains on rivals that ran, in one measure, corrected for their number."""
+    every = found[measure]
+    there = [name for name in rivals if name in every and name != ours]
+    return {
+        f"{measure}: {ours} − {name}": paired(every[ours], every[name], len(there))
+        for name in there
+    }
+
+
+def every_one(gains: dict[str, Estimate], levels: dict[str, Estimate] | None = None) -> Judged:
+    """Holds where all gains are above 0."""
+    return Judged(all_above(gains.values()), gains, levels or {})
+
+
+def some_one(gains: dict[str, Estimate]) -> Judged:
+    """Holds where one gain is above 0 when corrected for all, and not where all are below."""
+    turned = [x._replace(mean=-x.mean, low=-x.high, high=-x.low) for x in gains.values()]
+    said = {"holds": "does not hold", "does not hold": "holds"}
+    return Judged(said.get(all_above(turned), "inconclusive"), gains)
+
+
+def levels(found: Values, measure: str, sign: int = 1) -> dict[str, Estimate]:
+    """What every method reached."""
+    return {
+        f"{measure}, {name}": estimate([sign * x for x in each])
+        for name, each in found[measure].items()
+    }
+
+
+def _alone(found: Values, settings: Sequence[str]) -> dict[str, Estimate]:
+    parts = [f"{setting}, {task}" for setting in settings for task in ("left", "right")]
+    return {k: v for part in parts for k, v in above(found, part, BOTH, ["mean"]).items()}
+
+
+def _over(
+    found: Values, measures: Sequence[str], ours: str, rivals: Sequence[str]
+) -> dict[str, Estimate]:
+    return {k: v for m in measures for k, v in above(found, m, ours, rivals).items()}
+
+
+def _settings(found: Values) -> list[str]:
+    return [name for name in found if not name.endswith((", left", ", right"))]
+
+
+def _rooms(found: Values, task: str) -> Judged:
+    gains = above(found, "Δm", "cagrad", (*PLAIN, *EARLIER)) | above(
+        found, task, "cagrad", ["mean"]
+    )
+    return every_one(gains, levels(found, "Δm", -1))
+
+
+def _published_wins(found: Values, ours: str, measure: str) -> Judged:
+    rivals = ("mean", "mgda", "pcgrad", HEADS, INDEPENDENT)
+    return every_one(above(found, measure, ours, rivals), levels(found, measure))
+
+
+def _pcgrad_wins(found: Values, measures: Sequence[str]) -> Judged:
+    return every_one(_over(found, measures, "pcgrad", ("mean", BOTH, HEADS, INDEPENDENT)))
+
+
+BELOW = "some task ends below its own network by the mean loss"
+FASTER = "PCGrad is above the mean loss along training and at the end"
+BETTER = "CAGrad is above every earlier gradient manipulation that runs"
+STANDINS = (
+    *(
+        StandIn("PC-01", study, BELOW, lambda v: some_one(_alone(v, ["hard sharing"])))
+        for study in ("digits", "multimnist")
+    ),
+    StandIn(
+        "PC-07",
+        "multimnist",
+        "PCGrad is above the mean loss in all four architectures",
+        lambda v: every_one(_over(v, ARCHITECTURES, "pcgrad", ["mean"])),
+    ),
+    *(
+        StandIn("PC-08", study, FASTER, lambda v: every_one(_over(v, list(v), "pcgrad", ["mean"])))
+        for study in ("mazes", "point mass")
+    ),
+    StandIn(
+        "PC-21",
+        "point mass",
+        "PCGrad ends above one policy, a head a task, independent ones",
+        lambda v: _pcgrad_wins(v, ["final"]),
+    ),
+    StandIn(
+        "PC-21",
+        "digits",
+        "PCGrad ends above the mean loss and the networks alone",
+        lambda v: _pcgrad_wins(v, ["hard sharing"]),
+    ),
+    *(
+        StandIn(
+            "SU-37",
+            study,
+            f"the bound is above the mean loss{' and the networks alone' * (study == 'digits')}",
+            lambda v, measure=measure, name=name: every_one(
+                above(v, measure, name, ("mean", BOTH)), above(v, measure, name, ["mgda"])
+            ),
+        )
+        for study, measure, name in (
+            ("digits", "hard sharing", "mgda-ub"),
+            ("scenes", "Δm", "mgda_ub"),
+        )
+    ),
+    StandIn(
+        "CA-01",
+        "multimnist",
+        "in all six settings both tasks end below their own networks by the mean loss",
+        lambda v: every_one(_alone(v, _settings(v))),
+    ),
+    *(
+        StandIn(
+            claim,
+            "scenes",
+            f"CAGrad's Δm is better than that of every other method from before it, and its {task} "
+            "better than the mean loss's",
+            lambda v, task=task: _rooms(v, task),
+        )
+        for claim, task in (("CA-30", "normals"), ("CA-31", "depth"))
+    ),
+    StandIn(
+        "CA-32",
+        "point mass",
+        "CAGrad ends above the mean loss, MGDA, PCGrad, a head a task, independent policies",
+        lambda v: _published_wins(v, "cagrad", "final"),
+    ),
+    StandIn(
+        "CA-36",
+        "auxiliary",
+        "CAGrad is above the main task alone and every other rule for every number of labels",
+        lambda v: every_one(
+            _over(v, list(v), "cagrad", list(next(iter(v.values())))),
+        ),
+    ),
+    *(
+        StandIn(
+            "CA-38",
+            study,
+            BETTER,
+            lambda v, measures=measures: every_one(
+                _over(v, measures or list(v), "cagrad", EARLIER)
+            ),
+        )
+        for study, measures in (
+            ("digits", ["hard sharing"]),
+            ("auxiliary", []),
+            ("scenes", ["Δm"]),
+            ("mazes", ["final"]),
+            ("point mass", ["final"]),
+        )
+    ),
+    StandIn(
+        "GN-01",
+        "multimnist",
+        "in some of six settings one network, by some rule, is above two",
+        lambda v: some_one(
+            {
+                k: x
+                for setting in _settings(v)
+                for rule in v[setting]
+                if rule != BOTH
+                for k, x in above(v, setting, rule, [BOTH]).items()
+            }
+        ),
+    ),
+    StandIn(
+        "GN-26",
+        "multimnist",
+        "GradNorm is above two networks and every other rule in all four architectures",
+        lambda v: every_one(_over(v, ARCHITECTURES, "gradnorm", list(v["hard sharing"]))),
+    ),
+)
+
+
+# ---- two runs ----
+
+
+def estimates(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Estimate]]:
+    """Every interval over seeds in a study's results, by where it is."""
+    if isinstance(tree, dict) and tree.keys() == set(Estimate._fields):
+        yield ", ".join(path), Estimate(**tree)
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            skipped = name in ("problems", "methods", "summary")
+            yield from estimates(value, path if skipped else (*path, name))
+
+
+def agreement(one: Any, other: Any) -> dict[str, Any]:
+    """Whether two runs of a study, on seeds of their own, say the same.
+
+    Returns:
+        `compared`, how many intervals were; `apart`, the names of those whose means differ by more
+        than the 95 % interval of a difference (Welch's), of which one in twenty does by chance;
+        `apart, corrected`, by more than the interval for all together; `opposite`, those that lie
+        above 0 in one run and below in the other.
+    """
+    first, second = dict(estimates(one)), dict(estimates(other))
+    both = [k for k, x in first.items() if k in second and x.error > 0 and second[k].error > 0]
+
+    def apart(name: str, comparisons: int = 1) -> bool:
+        a, b = first[name], second[name]
+        wide = math.hypot(a.error, b.error)
+        free = wide**4 / (a.error**4 / (a.seeds - 1) + b.error**4 / (b.seeds - 1))
+        return abs(a.mean - b.mean) > wide * float(stdtrit(free, 1 - 0.025 / comparisons))
+
+    return {
+        "compared": len(both),
+        "apart": [name for name in both if apart(name)],
+        "apart, corrected": [name for name in both if apart(name, len(both))],
+        "opposite": [
+            name
+            for name in both
+            if max(first[name].low, second[name].low) > 0 > min(first[name].high, second[name].high)
+        ],
+    }
+
+
+def read(study: str) -> dict[str, Any]:
+    """What both runs of a study left, by the seeds that they were on.
+
+    Raises:
+        SystemExit: for a run that is not there; the message names its command.
+    """
+    found = {}
+    for folder in STUDIES[study].folders:
+        path = HERE / folder / "results.json"
+        try:
+            results = filled(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            cure = "the commands are at the top of experiments/standins.py"
+            raise SystemExit(f"{path} cannot be read ({error}); {cure}") from error
+        seeds = results.get("plan", results["settings"])["seeds"]
+        found[f"{seeds[0]} to {seeds[-1]}"] = results
+    return found
+
+
+def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """All criteria on all runs, and how the runs of every study agree.
+
+    Args:
+        results: by study and seeds, what `read` gives.
+    """
+    measured = {
+        study: {seeds: values(study, result) for seeds, result in runs.items()}
+        for study, runs in results.items()
+    }
+    return {
+        "studies": {
+            study: {
+                "on": STUDIES[study].on,
+                "command": f"python -m experiments.{STUDIES[study].command}",
+                "agreement": agreement(*runs.values()),
+            }
+            for study, runs in results.items()
+        },
+        "stand-ins": [
+            {
+                "claim": row.claim,
+                "study": row.study,
+                "holds": row.holds,
+                "runs": {
+                    seeds: as_dicts(row.judge(found))
+                    for seeds, found in measured[row.study].items()
+                },
+            }
+            for row in STANDINS
+            if row.study in results
+        ],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.standins",
+        description="Judge claims about data that are not here by what the studies left, on the "
+        "default seeds and on fresh ones; the commands are at the top of experiments/standins.py.",
+    )
+    parser.add_argument("--out", type=Path, default=TARGET, help="the file (default: %(default)s)")
+    given = parser.parse_args(argv)
+    found = judged({study: read(study) for study in STUDIES})
+    write_whole(given.out, json.dumps(_short(plain(found)), indent=1, ensure_ascii=False) + "\n")
+    for row in found["stand-ins"]:
+        said = "; ".join(f"seeds {seeds}: {run['verdict']}" for seeds, run in row["runs"].items())
+        print(f"{row['claim']}  {row['study']:<12}{said}")
+    print(f"written: {given.out}")
+    return 0
+
+
+def _short(value: Any) -> Any:
+    """Numbers of six digits."""
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_short(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

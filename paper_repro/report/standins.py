@@ -1,0 +1,81 @@
+"""Stand-ins: what studies on data of ours say where a claim is about data that are not here.
+
+The numbers are those of `python -m experiments.standins`, which writes `standins.json`.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .ledger import Row
+
+PATH = Path(__file__).parent.parent / "standins.json"
+
+
+@functools.cache
+def kept() -> dict[str, Any]:
+    """`studies` by name, and `stand-ins`, a list of claims' criteria with their runs by seeds."""
+    return json.loads(PATH.read_text(encoding="utf-8"))
+
+
+def of(row: Row) -> list[dict[str, Any]]:
+    """A claim's stand-ins; none for a row that needs no data, or says why nothing stands in."""
+    return [each for each in kept()["stand-ins"] if each["claim"] == row.id]
+
+
+def said(found: dict[str, Any]) -> str:
+    """A stand-in in a sentence without its full stop: verdict, on what, on which seeds."""
+    verdicts = {seeds: run["verdict"] for seeds, run in found["runs"].items()}
+    study = kept()["studies"][found["study"]]
+    where = f"{study['on']} (`{study['command']}`)"
+    if len(set(verdicts.values())) == 1:
+        return (
+            f"stand-in: {next(iter(verdicts.values()))} on {where}, seeds {' and '.join(verdicts)}"
+        )
+    each = "; ".join(f"{verdict} on seeds {seeds}" for seeds, verdict in verdicts.items())
+    return f"stand-in: {each}, on {where}"
+
+
+def measured(found: dict[str, Any]) -> str:
+    """The gain that lies lowest, by seeds, and what stands beside a published level."""
+    parts = []
+    for seeds, run in found["runs"].items():
+        name, gain = min(run["gains"].items(), key=lambda pair: pair[1]["low"])
+        count = f"least of {len(run['gains'])} gains, " if len(run["gains"]) > 1 else ""
+        parts.append(
+            f"seeds {seeds}: {count}{name} {gain['mean']:+.3g} [{gain['low']:+.3g}, "
+            f"{gain['high']:+.3g}]"
+        )
+        levels = {key: level["mean"] for key, level in run["levels"].items()}
+        if levels:
+            ours = [key for key in levels if key.endswith(", cagrad")]
+            others = [value for key, value in levels.items() if key not in ours]
+            parts.append(
+                f"{ours[0]} {levels[ours[0]]:.3g}, others {min(others):.3g} to {max(others):.3g}"
+            )
+    return "; ".join(parts)
+
+
+def sentence(row: Row) -> str:
+    """All of a claim's stand-ins, with numbers, and what decides the published claim."""
+    each = [f"{said(found)}. It holds if {found['holds']}; {measured(found)}" for found in of(row)]
+    return ". ".join([*each, f"The published claim takes {row.needs}"])
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Published beside measured, a line a stand-in, as Markdown; "" where no row needs data."""
+    lines = [line for row in rows if row.kind == "data/RL" for line in _lines(row)]
+    if not lines:
+        return ""
+    heads = ["claim", "published", "stand-in", "holds if", "measured", "decides the published one"]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *lines])
+
+
+def _lines(row: Row) -> Iterator[list[str]]:
+    published = row.published or "without numbers"
+    if not of(row):
+        yield [row.id, published, "not testable here", "–", "–", row.needs]
+    for found in of(row):
+        yield [row.id, published, said(found), found["holds"], measured(found), row.needs]
