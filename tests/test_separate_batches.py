@@ -127,6 +127,8 @@ APART = {
         net(p, F.embedding(torch.arange(T * B).reshape(T, B) % D, p["w"]))
     ),
     "in place": lambda p: error((2 * net(p, X)).mul_(2).tanh_()),
+    "beside a constant": lambda p: torch.cat([Y, net(p, X)], -1).square().mean((1, 2)),
+    "all of it": lambda p: error(net(p, X)[..., :D]),
     "a call turned": lambda p: error(net(p, X).transpose(0, 1) * net(p, X)),
     "a call along the samples": lambda p: (net(p, X) ** 2).mean((0, 2)) + error(net(p, X)),
 }
@@ -157,6 +159,8 @@ LOOK_ALIKES = {
     "features": lambda p: net(p, X).square().mean((0, 1)),
     "samples, too": both,
     "in place on a view": lambda p: error(net(p, X).mul_(2)),
+    "in place on all of it": lambda p: error(net(p, X)[..., :D].mul_(2)),
+    "beside another task": lambda p: error(torch.cat([net(p, X), net(p, X).flip(0)], -1)[..., 2:6]),
     "a trunk": lambda p: torch.stack([(net(p, X[0]) - Y[t]).square().mean() for t in range(T)]),
     "weight decay": lambda p: error(net(p, X)) + p["w"].square().sum(),
     "a weight that was made": lambda p: error(F.linear(net(p, X), p["w"] * 2)),
@@ -331,7 +335,9 @@ STEPS = {
     "split": lambda h: torch.cat([x.exp() for x in h.split([1, 2], 0)], 0),
     "split and turned": lambda h: torch.cat(h.split(2, 0)[::-1], 0),
     "joined with constants": lambda h: torch.cat([tensor(3, 1, N, N), h], 0)[-3:],
+    "joined with constant features": lambda h: torch.cat([tensor(3, N, N, 1), h], 2)[..., -N:],
     "chunked": lambda h: torch.cat(h.chunk(2, 2), 2),
+    "whole": lambda h: h[:, :N],
     "last": lambda h: h[..., -1:] + h,
     "steps": lambda h: torch.cat([h[::2], h[1::2]]),
     "logsumexp": lambda h: h - h.logsumexp(1, keepdim=True),

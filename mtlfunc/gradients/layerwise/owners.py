@@ -346,13 +346,15 @@ def _joined(
     if node.name() == "StackBackward0":
         one = owners.shape[dim] == 1
         return owners.take(0 if one else index, dim)
+    if owners.shape[dim] == 1:
+        return owners if len(shape) == len(out) else None  # wherever the piece begins
     shapes = [None if child is None else _shape(child, at) for child, at in node.next_functions]
     if any(x is None or len(x) != len(out) for x in shapes):
         return None  # where the piece begins is not known
     ends = np.cumsum([0, *(x[dim] for x in shapes if x is not None)])
     if ends[-1] != out[dim]:
         return None
-    return owners if owners.shape[dim] == 1 else owners.take(range(*ends[index : index + 2]), dim)
+    return owners.take(range(*ends[index : index + 2]), dim)
 
 
 def _product(
@@ -406,7 +408,7 @@ _NAMES: dict[Follow, str] = {
         Tan:0 Atan:0 Sinh:0 Cosh:0 Erf:0 Tanh:0 Sigmoid:0 LogSigmoid:0 Softplus:0 Relu:0
         LeakyRelu:0 LeakyRelu:1 Gelu:0 Silu:0 Mish:0 Elu:0 Elu:1 Hardtanh:0 Hardtanh:1 Hardswish:0
         Hardsigmoid:0 Clamp:0 Clamp:1 ClampMin:0 ClampMin:1 ClampMax:0 ClampMax:1 Minimum:0
-        Maximum:0 Where:0 Clone:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0 Lerp:1
+        Maximum:0 Where:0 Clone:0 Alias:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0 Lerp:1
         MaskedFill:0 NativeDropout:0
         """,
     _unreduced: "MseLoss:0 SmoothL1Loss:0 HuberLoss:0 BinaryCrossEntropy:0 "
