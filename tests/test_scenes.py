@@ -345,6 +345,13 @@ def spoil(root: Path, name: str) -> None:
         np.save(file, np.full((32, 64), 0.5))
     elif name == "nan":
         np.save(root / "train" / "depth" / "1.npy", np.full((32, 64, 1), np.nan))
+    elif name == "text":
+        np.save(file, np.full((32, 64), "sofa"))
+    elif name == "behind the camera":
+        np.save(root / "val" / "depth" / "0.npy", np.full((32, 64), -2.0))
+    elif name == "two images":
+        for each in (root / "train").glob("*/2.npy"):
+            each.unlink()
     elif name == "no array":
         file.write_bytes(b"nothing")
     elif name == "other layout":
@@ -354,7 +361,7 @@ def spoil(root: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("missing file", r"looked for depth/1\.npy, which are not there; found files: 3 in image"),
+        ("missing file", r"looked for depth/1\.npy, not found; found files: 3 in image"),
         ("missing folder", r"looked for normal/0\.npy, normal/1\.npy, .*2 in image.*0 in normal"),
         ("no labels", "looked for the folder label, found depth, image, labels, normal"),
         ("another size", r"image.1\.npy: shape \(32, 32, 3\); expected \(32, 64, 3\)"),
@@ -362,6 +369,9 @@ def spoil(root: Path, name: str) -> None:
         ("class 13", r"label.1\.npy: labels 13 outside the classes; .* from -1 \(unknown\) to 12"),
         ("half a class", r"labels 0\.5 outside the classes"),
         ("nan", r"depth.1\.npy: holds numbers that are not finite"),
+        ("text", r"label.1\.npy: holds <U4; expected numbers"),
+        ("behind the camera", r"depth.0\.npy: holds depths below 0, -2 say"),
+        ("two images", r"train: 2 images; expected at least 3"),
         ("no array", r"label.1\.npy: no array can be read from it"),
         ("other layout", r"looked for train/normal or train/depth, found training, val"),
     ],
@@ -376,6 +386,25 @@ def test_a_bad_folder_says_what_is_wrong(name, said, tmp_path):
 
     with pytest.raises(DataError, match=said):
         read_all()
+
+
+def test_what_is_not_known_is_not_measured(tmp_path):
+    """A batch without known depths is left out; a split without any is refused by name."""
+    known, nothing = torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    scores = metrics.Scores(13)
+    for truth in (known, nothing):
+        blank = torch.zeros(2, 3, 4, 4)
+        seen = render.Views(blank, torch.zeros(2, 4, 4, dtype=torch.int64), truth, blank)
+        scores.add({metrics.DEPTH: known * 1.5}, seen)
+    assert scores.result() == {"absolute error": 0.5, "relative error": 0.5}
+    write_folder(tmp_path, data.NYUV2)
+    for file in (tmp_path / "val" / "depth").iterdir():
+        np.save(file, np.zeros((32, 64)))
+    settings = train.Settings(str(tmp_path), 1, 4, 0, 1, True, "cpu")
+    cell = Cell("", train.ALONE[metrics.DEPTH], "", 1e-3, 0)
+    run = train.Run(settings, data.find(tmp_path), [metrics.DEPTH], cell)
+    with pytest.raises(DataError, match=r"no pixel is known, .* no absolute error, relative error"):
+        run.measure(run.data.test)
 
 
 def test_images_that_cannot_be_halved_are_refused(tmp_path):

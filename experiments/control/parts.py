@@ -228,11 +228,12 @@ def sac_part(
         f"{settings.hidden}; success at any step of an episode, actions without noise, "
         f"{settings.episodes} episodes a task"
     )
+    plan = _plan(name, (*rules, HEADS, BLIND, INDEPENDENT), rates, (1, 1, 2)[level], seeds)
     return Part(
         name,
         sac,
         settings,
-        _plan(name, (*rules, HEADS, BLIND, INDEPENDENT), rates, (1, 1, 2)[level], seeds),
+        plan._replace(tuning=seeds[:1]) if papers else plan,  # one rate: no run but to choose it
         report.Shown(
             metrics=(
                 report.Metric("area", "success, mean over training", False),

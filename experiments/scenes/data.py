@@ -107,7 +107,7 @@ class Folder:
 
         Raises:
             DataError: for a file of another size, a label outside the classes, a number that is
-                not finite: the file, what it holds and what was expected.
+                not finite, a depth below 0: the file, what it holds and what was expected.
         """
         views = [self._view(self.numbers[i]) for i in index]
         return Views(*(torch.stack(leaves) for leaves in zip(*views, strict=True)))
@@ -148,8 +148,15 @@ class Folder:
                 f"{self._file(kind, number)}: shape {array.shape}; expected "
                 f"{' or '.join(map(str, shapes))}, as of the first image of {self.root.parent}"
             )
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{self._file(kind, number)}: holds {array.dtype}; expected numbers")
         if not np.isfinite(array).all():
             raise DataError(f"{self._file(kind, number)}: holds numbers that are not finite")
+        if kind == "depth" and (array < 0).any():
+            raise DataError(
+                f"{self._file(kind, number)}: holds depths below 0, {array.min():g} say; expected "
+                "more than 0, or 0 where the depth is not known"
+            )
         return array
 
     def _read(self, kind: str, number: int) -> np.ndarray:
@@ -197,6 +204,10 @@ def find(folder: Path) -> Benchmark:
 def read(folder: Path, benchmark: Benchmark) -> tuple[Folder, Folder]:
     """The training and the test images (the folder `val`). Raises DataError as `Folder` does."""
     train = Folder(folder / "train", benchmark)
+    if len(train) < 3:
+        raise DataError(
+            f"{train.root}: {len(train)} images; expected at least 3, one of them held out"
+        )
     return train, Folder(folder / "val", benchmark, train.size)
 
 
@@ -222,7 +233,7 @@ def _numbers(root: Path, kinds: Sequence[str]) -> list[int]:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         counts = ", ".join(f"{len(numbers)} in {kind}" for kind, numbers in found.items())
         raise DataError(
-            f"{root}: looked for {looked}{more}, which are not there; found files: {counts}; the "
+            f"{root}: looked for {looked}{more}, not found; found files: {counts}; the "
             f"folder holds {_listing(root)}"
         )
     return sorted(every)

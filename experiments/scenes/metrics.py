@@ -11,7 +11,8 @@ classes, a depth other than 0, a normal other than the zero vector):
   shares below 11.25, 22.5 and 30 degrees.
 
 Those of depth and normals are taken a batch and averaged over batches, each counting as one, as the
-papers' code does. That code has NaN as mIoU where a class is absent; here it is left out.
+papers' code does. That code has NaN as mIoU where a class is absent, and for errors where nothing
+in a batch is known; here the class and the batch are left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,16 +113,22 @@ def segmentation_scores(counts: Int[Tensor, "class class"]) -> dict[str, float]:
 
 
 def depth_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Absolute and relative error of one batch."""
+    """Absolute and relative error of one batch; none where nothing is known."""
     known = truth != 0
+    if not known.any():
+        return {}
     error = (predicted[known] - truth[known]).abs().double()
     relative = error / truth[known].double()
     return {"absolute error": float(error.mean()), "relative error": float(relative.mean())}
 
 
 def normal_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Angles of one batch: mean and median in degrees, shares within three of them."""
+    """Angles of one batch: mean and median in degrees, shares within three of them; none where
+    nothing is known.
+    """
     known = (truth != 0).any(1)
+    if not known.any():
+        return {}
     cosine = (unit(predicted).double() * truth.double()).sum(1)[known].clamp(-1, 1)
     angle = torch.rad2deg(cosine.arccos())
     return {
@@ -161,7 +168,7 @@ class Scores:
             self.batches.setdefault(name, []).append(value)
 
     def result(self) -> dict[str, float]:
-        """Every metric of the tasks that had outputs."""
+        """Every metric of the tasks that had outputs and pixels that are known."""
         found = segmentation_scores(self.counts) if bool(self.counts.any()) else {}
         return found | {name: sum(each) / len(each) for name, each in self.batches.items()}
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
+from experiments.common.command import DataError
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import Params
@@ -236,14 +237,26 @@ class Run:
 
     @torch.no_grad()
     def measure(self, split: Split) -> dict[str, float]:
-        """All metrics of the learnt tasks, batch by batch as the papers do."""
+        """All metrics of the learnt tasks, batch by batch as the papers do.
+
+        Raises:
+            DataError: where no pixel of the split is known of a task.
+        """
         self.net.eval()
         scores = Scores(self.benchmark.classes)
         size = self.benchmark.batch if self.settings.data else 64
         for first in range(0, len(split), size):
             seen = self.batch(range(first, min(first + size, len(split))), split)
             scores.add(functional_call(self.net, (self.params, self.buffers), (seen.image,)), seen)
-        return scores.result()
+        found = scores.result()
+        missing = [name for name in metrics_of(self.tasks) if name not in found]
+        if missing:
+            raise DataError(
+                f"{self.settings.data}: among {len(split)} images to be measured on no pixel is "
+                f"known, so that there is no {', '.join(missing)}; labels below 0, depths of 0 and "
+                "normals of 0 count as unknown"
+            )
+        return found
 
     def numbers(self) -> Numbers:
         """What the run leaves."""
