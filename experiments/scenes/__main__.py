@@ -19,6 +19,7 @@ from .train import ALONE, RULES, STATIC, Settings, benchmark_of, perform, weight
 
 HERE = Path(__file__).parent
 SEEDS = (2, 5, 16)
+TUNING = {"quick": 1, "default": 3, "full": 4}
 RATES = (1.7e-3, 5e-3, 1.5e-2)
 PAPERS = 1e-4
 """The learning rate of the papers' code."""
@@ -58,7 +59,7 @@ def plan_of(size: str, settings: Settings, rules: Sequence[str], seeds: tuple[in
     methods = {ALONE[task]: ("",) for task in tasks} | {
         rule: weightings(tasks) if rule == STATIC and settings.held_out else ("",) for rule in rules
     }
-    return Plan(methods, rates, seeds[: 4 if size == "full" else 1], seeds)
+    return Plan(methods, rates, seeds[: TUNING[size]], seeds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
