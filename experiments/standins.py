@@ -31,9 +31,14 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
+from experiments.auxiliary import train as auxiliary
 from experiments.common.cells import filled, plain
 from experiments.common.intervals import Estimate, all_above, estimate, paired
 from experiments.common.tables import as_dicts
+from experiments.control import methods as control
+from experiments.digits import study as digits
+from experiments.multimnist import train as multimnist
+from experiments.scenes import train as scenes
 from experiments.scenes.metrics import METRICS, TASKS, flat, metrics_of
 from mtlfunc.core.files import write_whole
 
@@ -46,28 +51,39 @@ class Study(NamedTuple):
 
     on: str  # what it is about
     command: str
+    rules: Sequence[str]  # that have to be there
     folders: tuple[str, str]  # of the default run, and of the one on fresh seeds
 
 
 STUDIES = {
-    "digits": Study("two overlaid digits", "digits", ("digits/out", "digits/out/fresh")),
+    "digits": Study(
+        "two overlaid digits", "digits", list(digits.methods()), ("digits/out", "digits/out/fresh")
+    ),
     "multimnist": Study(
         "overlaid digits in six settings",
         "multimnist",
+        multimnist.RULES,
         ("multimnist/out/default", "multimnist/out/fresh"),
     ),
     "auxiliary": Study(
-        "digits with few labels", "auxiliary", ("auxiliary/out/default", "auxiliary/out/fresh")
+        "digits with few labels",
+        "auxiliary",
+        auxiliary.RULES,
+        ("auxiliary/out/default", "auxiliary/out/fresh"),
     ),
-    "scenes": Study("rendered rooms", "scenes", ("scenes/out/default", "scenes/out/fresh")),
+    "scenes": Study(
+        "rendered rooms", "scenes", scenes.RULES, ("scenes/out/default", "scenes/out/fresh")
+    ),
     "mazes": Study(
         "mazes with exact gradients",
         "control --parts grids",
+        control.RULES,
         ("control/out/default/grids", "control/out/fresh/grids"),
     ),
     "point mass": Study(
         "a point mass with ten goals",
         "control --parts points",
+        control.RULES,
         ("control/out/default/points", "control/out/fresh/points"),
     ),
 }
@@ -88,6 +104,7 @@ class Judged(NamedTuple):
 
     verdict: str
     gains: dict[str, Estimate]  # what was judged; above 0 speaks for the claim
+    decisive: str  # the gain on which the verdict hangs
     levels: dict[str, Estimate] = {}  # noqa: RUF012  what stands beside published numbers
 
 
@@ -180,15 +197,20 @@ def above(found: Values, measure: str, ours: str, rivals: Sequence[str]) -> dict
 
 
 def every_one(gains: dict[str, Estimate], levels: dict[str, Estimate] | None = None) -> Judged:
-    """Holds where all gains are above 0."""
-    return Judged(all_above(gains.values()), gains, levels or {})
+    """Holds where all gains are above 0; the lowest decides, and against it the surest below 0."""
+    said = all_above(gains.values())
+    end = "high" if said == "does not hold" else "low"
+    return Judged(said, gains, min(gains, key=lambda k: getattr(gains[k], end)), levels or {})
 
 
 def some_one(gains: dict[str, Estimate]) -> Judged:
-    """Holds where one gain is above 0 when corrected for all, and not where all are below."""
+    """Holds where one gain is above 0 when corrected for all, and not where all are below; the
+    highest decides.
+    """
     turned = [x._replace(mean=-x.mean, low=-x.high, high=-x.low) for x in gains.values()]
     said = {"holds": "does not hold", "does not hold": "holds"}
-    return Judged(said.get(all_above(turned), "inconclusive"), gains)
+    best = max(gains, key=lambda name: gains[name].low)
+    return Judged(said.get(all_above(turned), "inconclusive"), gains, best)
 
 
 def levels(found: Values, measure: str, sign: int = 1) -> dict[str, Estimate]:
@@ -266,7 +288,7 @@ STANDINS = (
             study,
             f"the bound is above the mean loss{' and the networks alone' * (study == 'digits')}",
             lambda v, measure=measure, name=name: every_one(
-                above(v, measure, name, ("mean", BOTH)), above(v, measure, name, ["mgda"])
+                above(v, measure, name, ("mean", BOTH))
             ),
         )
         for study, measure, name in (
@@ -391,19 +413,38 @@ def read(study: str) -> dict[str, Any]:
     """What both runs of a study left, by the seeds that they were on.
 
     Raises:
-        SystemExit: for a run that is not there; the message names its command.
+        SystemExit: for a run that is not there, runs that share seeds or differ in anything else,
+            and methods that were left out.
     """
-    found = {}
+    found: dict[str, Any] = {}
+    cure = "the commands are at the top of experiments/standins.py"
     for folder in STUDIES[study].folders:
         path = HERE / folder / "results.json"
         try:
             results = filled(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            cure = "the commands are at the top of experiments/standins.py"
             raise SystemExit(f"{path} cannot be read ({error}); {cure}") from error
-        seeds = results.get("plan", results["settings"])["seeds"]
+        seeds = _seeds(results)
+        missing = sorted(set(STUDIES[study].rules) - _methods(results))
+        if missing:
+            raise SystemExit(f"{path} has no runs of {', '.join(missing)}; {cure}")
         found[f"{seeds[0]} to {seeds[-1]}"] = results
+    one, other = list(found.values()) if len(found) == 2 else 2 * list(found.values())
+    differ = [k for k in one["settings"] if one["settings"][k] != other["settings"].get(k)]
+    differ = sorted(set(differ) - {"workers", "seeds"})
+    if differ or set(_seeds(one)) & set(_seeds(other)):
+        what = f"differ in {', '.join(differ)}" if differ else "share seeds"
+        raise SystemExit(f"{' and '.join(STUDIES[study].folders)} {what}; {cure}")
     return found
+
+
+def _seeds(results: Mapping[str, Any]) -> list[int]:
+    return (results.get("plan") or results["settings"])["seeds"]
+
+
+def _methods(results: Mapping[str, Any]) -> set[str]:
+    every = results.get("problems") or {"": results["methods"]}
+    return set.intersection(*map(set, every.values()))
 
 
 def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

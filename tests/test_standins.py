@@ -83,10 +83,8 @@ def test_two_runs_agree_as_welch_says():
     found = standins.agreement(summary(**one), summary(**two))
 
     def p(name: str) -> float:
-        sides = [
-            x for each in (one, two) for x in (np.mean(each[name]), np.std(each[name], ddof=1))
-        ]
-        return ttest_ind_from_stats(*sides[:2], 6, *sides[2:], 9, equal_var=False).pvalue
+        (a, b), (c, d) = ((np.mean(x[name]), np.std(x[name], ddof=1)) for x in (one, two))
+        return ttest_ind_from_stats(a, b, 6, c, d, 9, equal_var=False).pvalue
 
     assert found["compared"] == 3
     assert found["apart"] == [f"{name}, gap" for name in one if p(name) < 0.05]
@@ -149,8 +147,9 @@ def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
     monkeypatch.setattr(standins, "STUDIES", {"mazes": standins.STUDIES["mazes"]})
     mazes = [row for row in standins.STANDINS if row.study == "mazes"]
     monkeypatch.setattr(standins, "STANDINS", mazes)
+    folder, found = "", {}
     for folder, first in zip(standins.STUDIES["mazes"].folders, (0, 100), strict=True):
-        gaps = {"mean": 0.9, "mgda": 0.5, "pcgrad": 0.3, "cagrad": 0.1}
+        gaps = {"mean": 0.9, "mgda": 0.5, "pcgrad": 0.3, "cagrad": 0.1, "nash_mtl": 0, "upgrad": 0}
         methods = {}
         for name, gap in gaps.items():
             each = [{"area": gap + 0.01 * i, "final": gap - 0.01 * i} for i in range(4)]
@@ -158,8 +157,9 @@ def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
             methods[name] = {"runs": each, "summary": {"values": values}}
         better = {"area": False, "final": False}
         found = {"plan": {"seeds": list(range(first, first + 4))}, "higher is better": better}
+        found |= {"settings": {"steps": 3, "workers": first}, "methods": methods}
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "results.json").write_text(json.dumps(found | {"methods": methods}))
+        (tmp_path / folder / "results.json").write_text(json.dumps(found))
     assert standins.main(["--out", str(tmp_path / "found.json")]) == 0
     kept = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert {run["verdict"] for row in kept["stand-ins"] for run in row["runs"].values()} == {
@@ -167,4 +167,13 @@ def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
     }
     assert {seeds for row in kept["stand-ins"] for seeds in row["runs"]} == {"0 to 3", "100 to 103"}
     agreed = kept["studies"]["mazes"]["agreement"]
-    assert agreed == {"compared": 8, "apart": [], "apart, corrected": [], "opposite": []}
+    assert agreed == {"compared": 12, "apart": [], "apart, corrected": [], "opposite": []}
+    for change, said in (
+        ({"settings": {"steps": 4}}, "differ in steps"),
+        ({"plan": {"seeds": [3, 4, 5, 6]}}, "share seeds"),
+        ({"plan": {"seeds": [0, 1, 2, 3]}}, "share seeds"),
+        ({"methods": {}}, "has no runs of cagrad, mean, mgda, nash_mtl, pcgrad, upgrad"),
+    ):
+        (tmp_path / folder / "results.json").write_text(json.dumps(found | change))
+        with pytest.raises(SystemExit, match=said):
+            standins.main(["--out", str(tmp_path / "other.json")])

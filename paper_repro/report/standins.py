@@ -39,21 +39,20 @@ def said(found: dict[str, Any]) -> str:
 
 
 def measured(found: dict[str, Any]) -> str:
-    """The gain that lies lowest, by seeds, and what stands beside a published level."""
+    """The gain that decides, by seeds, and what stands beside a published level."""
     parts = []
     for seeds, run in found["runs"].items():
-        name, gain = min(run["gains"].items(), key=lambda pair: pair[1]["low"])
-        count = f"least of {len(run['gains'])} gains, " if len(run["gains"]) > 1 else ""
+        name, gain = run["decisive"], run["gains"][run["decisive"]]
+        count = f"of {len(run['gains'])} gains " if len(run["gains"]) > 1 else ""
         parts.append(
             f"seeds {seeds}: {count}{name} {gain['mean']:+.3g} [{gain['low']:+.3g}, "
             f"{gain['high']:+.3g}]"
         )
         levels = {key: level["mean"] for key, level in run["levels"].items()}
-        if levels:
-            ours = [key for key in levels if key.endswith(", cagrad")]
-            others = [value for key, value in levels.items() if key not in ours]
+        for ours in (key for key in levels if key.endswith(", cagrad")):
+            others = [value for key, value in levels.items() if key != ours]
             parts.append(
-                f"{ours[0]} {levels[ours[0]]:.3g}, others {min(others):.3g} to {max(others):.3g}"
+                f"{ours} {levels[ours]:.3g}, others {min(others):.3g} to {max(others):.3g}"
             )
     return "; ".join(parts)
 
@@ -76,6 +75,13 @@ def table(rows: Iterable[Row]) -> str:
 def _lines(row: Row) -> Iterator[list[str]]:
     published = row.published or "without numbers"
     if not of(row):
-        yield [row.id, published, "not testable here", "–", "–", row.needs]
+        yield [f"**{row.id}**", published, "not testable here", "–", "–", row.needs]
     for found in of(row):
-        yield [row.id, published, said(found), found["holds"], measured(found), row.needs]
+        yield [
+            f"**{row.id}**",
+            published,
+            said(found),
+            found["holds"],
+            measured(found),
+            row.needs,
+        ]
