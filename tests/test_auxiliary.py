@@ -19,7 +19,7 @@ import mtlfunc as mf
 
 with install_import_hook("experiments.auxiliary", "beartype.beartype"):
     from experiments.auxiliary import __main__ as command
-    from experiments.auxiliary import data, networks, report, tasks, train
+    from experiments.auxiliary import data, networks, report, search, tasks, train
 from experiments.common.cells import Cell, state_of
 from experiments.common.command import DataError
 from experiments.common.intervals import estimate
@@ -519,6 +519,30 @@ def test_command_on_digits(tmp_path, monkeypatch, capsys):
         "results.json",
         "table.md",
     }
+
+
+def test_search_takes_each_set_by_itself(tmp_path, monkeypatch, capsys):
+    """Its runs are those of the mean loss with these auxiliary tasks alone."""
+    monkeypatch.setattr(command, "settings_of", lambda *rest: SHORT)
+    monkeypatch.setattr(search, "SETS", (("noise",), ("crops", "rotation")))
+    monkeypatch.setattr(command, "RATES", (1e-2,))
+    arguments = ["--search", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(f"| {name} " in shown for name in (train.ALONE, "noise", "crops, rotation"))
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    seeds = tuple(Cell("50 labels", "mean", "", 1e-2, seed) for seed in range(2))
+    alone = [100 * run["test"] for run in kept["runs"][train.ALONE]]
+    for chosen in search.SETS:
+        name = ", ".join(chosen)
+        wanted = train.together(SHORT._replace(auxiliaries=chosen), seeds)
+        got = kept["runs"][name]
+        assert [run["test"] for run in got] == [run["test"] for run in wanted]
+        gain = [100 * run["test"] - a for run, a in zip(got, alone, strict=True)]
+        assert kept["gains"][name] == pytest.approx(estimate(gain, 2)._asdict())
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--rules", "mean"])
+    assert "argument --search: it takes every task" in capsys.readouterr().err
 
 
 def test_command_on_a_folder(folder, tmp_path, monkeypatch, capsys):
