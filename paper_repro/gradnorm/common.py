@@ -26,7 +26,7 @@ from ..report.parts import kept
 PAPER = "GradNorm (Chen et al. 2018)"
 ALPHA = 0.12
 UNTRAINED = 0.9  # of the first losses: a method that ends above it has learnt nothing
-BATCH, TEST, HIDDEN, LAYERS = 50, 1000, 100, 4
+BATCH, TEST, HIDDEN, LAYERS = 50, 500, 100, 4
 COLOURS = {"equal": METHOD_COLOURS["mean"], "GradNorm": METHOD_COLOURS["GradNorm"], "static": "C4"}
 INTERVAL = "95 % t intervals over seeds; ratios paired by seed (geometric mean)"
 Method = Literal["weighted", "gradnorm"]
