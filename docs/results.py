@@ -289,7 +289,7 @@ def standing() -> dict[str, dict]:
 
 
 def with_standins(claims: dict[str, dict]) -> dict[str, dict]:
-    """The same, with stand-ins as `python -m experiments.standins` left them, perhaps since then."""
+    """The same, with the stand-ins of today: `python -m experiments.standins` may be younger."""
     for row in ROWS:
         if row.kind == "data/RL":
             claims[row.id]["verdict"] = "stand-in" if standins.of(row) else "not testable here"
