@@ -43,7 +43,7 @@ def measured(found: dict[str, Any]) -> str:
     parts = []
     for seeds, run in found["runs"].items():
         name, gain = run["decisive"], run["gains"][run["decisive"]]
-        count = f"of {len(run['gains'])} gains " if len(run["gains"]) > 1 else ""
+        count = f"of {len(run['gains'])} gains this decides, " if len(run["gains"]) > 1 else ""
         parts.append(
             f"seeds {seeds}: {count}{name} {gain['mean']:+.3g} [{gain['low']:+.3g}, "
             f"{gain['high']:+.3g}]"
