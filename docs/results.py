@@ -435,16 +435,18 @@ def steps_block() -> str:
     line = paragraph(
         f"""**Steps of a stock loop**, in units of a plain mean-loss step, median processor time,
         contenders taking turns ({record.describe(chosen)}). `loop` is one `torch.autograd.grad` a
-        task and our solver, TorchJD its `mtl_backward`; the rule is MGDA on the trunk. The last
-        column is what we aimed at for `mf.Balancer`:"""
+        task and our solver; `LibMTL-style` one `backward()` a task whose `.grad` is copied into a
+        row of a matrix, and Frank-Wolfe on its products (LibMTL's way, written anew: LibMTL is not
+        run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is MGDA
+        on the trunk. The last column is what we aimed at for `mf.Balancer`:"""
     )
     behind = [
         steps.CASES[row["network"]].what.split(",")[0]
         for row in rows
-        if min(row["seconds"].get(name, 1e9) for name in ("loop", "TorchJD"))
-        < min(row["seconds"][name] for name in ("mf.balance", "mf.Balancer"))
+        if min(row["seconds"].get(name, 1e9) for name in steps.PEERS)
+        < min(row["seconds"][name] for name in steps.OURS)
     ]
-    said = f"A loop or TorchJD is faster on: {', '.join(behind) or 'none'}."
+    said = f"A peer is faster on: {', '.join(behind) or 'none'}."
     return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n{said}\n\n<!-- end of steps -->"
 
 
