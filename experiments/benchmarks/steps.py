@@ -149,6 +149,8 @@ def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tenso
         rates = gramian @ w
         task = int(rates.argmin())
         square, lowest = w @ rates, rates[task]
+        if square <= lowest:
+            break
         step = ((square - lowest) / (square - 2 * lowest + gramian[task, task])).clamp(0, 1)
         moved = (1 - step) * w
         moved[task] += step
