@@ -12,7 +12,7 @@ rules on one thread.
     python -m experiments.benchmarks.rules --clock cpu
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.arena
-    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
+    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, with the

@@ -12,7 +12,7 @@ added, which no gradient sees."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -249,7 +249,7 @@ own 50 the formulas of two tasks grow so much that CAGrad's step takes twice as 
 
 
 def compile_steps(
-    name: str, unroll: int, lanes: Lanes, state: mf.TrainState, backend: str = "inductor"
+    name: str, unroll: int, lanes: Lanes, state: mf.TrainState, backend: Any = "inductor"
 ) -> Program:
     """`advance` compiled for such lanes and such a state.
 
@@ -266,18 +266,21 @@ def compile_steps(
         return tuple(x.clone() for x in (after.params["x"], *tree_leaves(after)))
 
     example = (lanes.hyper, lanes.sign, *tree_leaves(state))
-    graph = torch._dynamo.export(on_leaves, aten_graph=True)(*example).graph_module
-    region = torch.compiler.nested_compile_region(lambda *arguments: graph(*arguments))
+    export: Any = torch._dynamo.export  # under the compiler's own rules, unlike make_fx
+    graph = export(on_leaves, aten_graph=True)(*example).graph_module
+    region: Any = torch.compiler.nested_compile_region(lambda *arguments: graph(*arguments))
 
-    def several(hyper: Tensor, sign: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    def several(*arguments: Tensor) -> tuple[Tensor, ...]:
+        hyper, sign, *leaves = arguments
         points = []
         for _ in range(unroll):
             x, *leaves = region(hyper, sign, *leaves)
             points.append(x)
         return torch.stack(points, 1), *leaves
 
-    options = {"realize_opcount_threshold": INLINED} if backend == "inductor" else None
-    program = torch.compile(
+    # "inductor" alone takes options
+    options: Any = {"realize_opcount_threshold": INLINED} if backend == "inductor" else None
+    program: Any = torch.compile(
         several, dynamic=False, fullgraph=True, backend=backend, options=options
     )
 
