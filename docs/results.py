@@ -473,7 +473,8 @@ def scale_block() -> str:
         float64 over √(G_ii G_jj), and a study's against the run alone; `ours` are steps where it
         says so, else from Gramian to weights, from batch to Gramian, or whole runs."""
     picture = "![Time of solvers, Gramians and studies over their size](scale.png)"
-    parts = ["<!-- scale -->", picture, scale_report.table(rows, line).strip(), paragraph(errors)]
+    table = scale_report.table(rows, "").strip()
+    parts = ["<!-- scale -->", line, picture, table, paragraph(errors)]
     return "\n\n".join([*parts, "<!-- end of scale -->"])
 
 
