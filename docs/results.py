@@ -4,6 +4,7 @@
 rules on one thread.
 
     python -m paper_repro
+    python -m paper_repro --draw 1
     python -m experiments.digits
     python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4 --tasks 2 8 32 128
     python -m experiments.benchmarks.gramian --clock cpu --cases FAMILY --tasks T --batch B
@@ -15,7 +16,7 @@ rules on one thread.
     python -m experiments.arena
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
 
-`python docs/results.py claims` writes the claims alone, after the first command; `python
+`python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, with the
 verdicts as they stand; `python docs/results.py steps` the table of steps alone, `python
 docs/results.py scale` the curves. No number of these is typed by hand, and a record that mixes
@@ -235,18 +236,16 @@ def toy_line(rows: list[record.Row]) -> str:
     )
 
 
-def judged() -> dict[str, dict]:
-    """Rows of claims.json by id; those of the default run alone."""
+def judged(folder: Path = REPRODUCTIONS) -> dict[str, dict]:
+    """Rows of claims.json by id; those of a run of the default's sizes alone."""
+    path = folder / "claims.json"
     try:
-        rows = read_claims(REPRODUCTIONS / "claims.json", {row.module for row in ROWS})
+        rows = read_claims(path, {row.module for row in ROWS})
     except Unreadable as error:
-        raise SystemExit(f"{REPRODUCTIONS / 'claims.json'} {error}") from error
+        raise SystemExit(f"{path} {error}") from error
     claims = {claim["id"]: claim for claim in rows}
     if list(claims) != list(LEDGER):
-        raise SystemExit(
-            f"{REPRODUCTIONS / 'claims.json'}: not the ledger's claims; run python -m "
-            "paper_repro again"
-        )
+        raise SystemExit(f"{path}: not the ledger's claims; run python -m paper_repro again")
     ran = [claim for claim in claims.values() if claim["configuration"]]
     other = [
         claim["id"]
@@ -255,10 +254,38 @@ def judged() -> dict[str, dict]:
     ]
     if other:
         raise SystemExit(
-            f"{REPRODUCTIONS / 'claims.json'}: {len(other)} claims, {other[0]} first, are not of "
-            "the default run; run python -m paper_repro again"
+            f"{path}: {len(other)} claims, {other[0]} first, are not of the default run; run "
+            "python -m paper_repro again"
         )
     return claims
+
+
+def hanging(claims: dict[str, dict]) -> str:
+    """The verdicts that other random numbers change, of a run with `--draw 1`."""
+    others = judged(REPRODUCTIONS / "draw-1")
+    for name, claim in claims.items():
+        here, there = claim["configuration"], dict(others[name]["configuration"])
+        if there.pop("draw", "1") != "1" or here != there:
+            raise SystemExit(f"{name}: {here} and {there} differ in more than the draw")
+    rows = [
+        f"- {name}: {claim['verdict']}, with other numbers {others[name]['verdict']}"
+        for name, claim in claims.items()
+        if claim["verdict"] != others[name]["verdict"]
+    ]
+    decided = sum(bool(claim["configuration"]) for claim in claims.values())
+    text = f"""<!-- draws -->
+
+With other random numbers throughout (`python -m paper_repro --draw 1`) {len(rows)} of {decided}
+verdicts change: they are near a threshold.
+"""
+    return "\n".join([text, *rows, "", "<!-- end of draws -->\n"])
+
+
+def hanging_as_it_stands() -> str:
+    """The same part of docs/claims.md."""
+    page = (ROOT / "docs" / "claims.md").read_text()
+    found = re.search("<!-- draws -->.*<!-- end of draws -->\n", page, re.DOTALL)
+    return found[0] if found else ""
 
 
 def standing() -> dict[str, dict]:
@@ -331,9 +358,9 @@ names. Written by `python docs/results.py claims`.
 """
 
 
-def claims_page(claims: dict[str, dict]) -> str:
+def claims_page(claims: dict[str, dict], draws: str) -> str:
     """docs/claims.md: a line for every claim."""
-    parts = [CLAIMS, *(f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items()), ""]
+    parts = [CLAIMS, *(f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items()), "", draws]
     for paper, title in PAPERS.items():
         parts += [
             f"## {title}\n",
@@ -630,7 +657,8 @@ def main() -> None:
             shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
         curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
         shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
-    (ROOT / "docs" / "claims.md").write_text(claims_page(claims))
+    draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)
+    (ROOT / "docs" / "claims.md").write_text(claims_page(claims, draws))
     if part != "ledger":
         keep_numbers(claims)
     front = ROOT / "README.md"

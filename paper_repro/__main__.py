@@ -171,6 +171,8 @@ def configuration_of(settings: Settings) -> dict[str, str]:
     }
     if settings.shrink != 1:
         configuration["budget"] = f"{settings.shrink:g} of the usual steps and draws"
+    if settings.draw:
+        configuration["draw"] = str(settings.draw)
     return configuration
 
 
@@ -219,6 +221,14 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         metavar="N",
         help=f"seeds of every experiment, at least 2 (default: {Settings().seeds})",
     )
+    parser.add_argument(
+        "--draw",
+        type=int,
+        default=0,
+        metavar="N",
+        help="other random numbers for the whole run; verdicts that change with N hang on the draw "
+        "(default: 0)",
+    )
     parser.add_argument("--device", default="cpu", help="a torch device (default: cpu)")
     parser.add_argument(
         "--workers",
@@ -238,7 +248,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="where results go (default: paper_repro/out; its folders quick and full for these "
-        "sizes)",
+        "sizes, and in them draw-N)",
     )
     return parser
 
@@ -259,6 +269,9 @@ def settings_of(options: argparse.Namespace) -> Settings:
                 "2 are needed"
             )
         settings = settings._replace(seeds=options.seeds)
+    if options.draw < 0:
+        raise ValueError(f"--draw: expected at least 0, got {options.draw}")
+    settings = settings._replace(draw=options.draw)
     try:
         settings = settings._replace(device=torch.device(options.device))
         torch.zeros(1, device=settings.device)
@@ -289,7 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     default = "quick" if options.quick else "full" if options.full else ""
     try:
-        out = options.out or HERE / "out" / default
+        anew = f"draw-{options.draw}" if options.draw else ""
+        out = options.out or HERE / "out" / default / anew
         workers = options.workers or (cores() if settings.device.type == "cpu" else 1)
         return reproduce(
             modules,

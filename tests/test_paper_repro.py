@@ -13,11 +13,14 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
+import torch
 from matplotlib.figure import Figure as Canvas
 
+import mtlfunc as mf
 from paper_repro.__main__ import main, reproduce, reproductions, selected, title
 from paper_repro.claims import LEDGER, PAPERS, ROWS
 from paper_repro.report.cache import key, sources
+from paper_repro.report.draws import redrawn
 from paper_repro.report.figures import STYLE
 from paper_repro.report.findings import QUICK, Claim, Figure, Settings
 from paper_repro.report.ledger import KINDS
@@ -308,6 +311,8 @@ def test_bad_arguments_are_explained(
         (["--quick"], QUICK, "quick"),
         (["--full", "--seeds", "3"], Settings(seeds=3, full=True), "full"),
         (["--quick", "--seeds", "7", "--out", "there"], QUICK._replace(seeds=7), "there"),
+        (["--draw", "2"], Settings(draw=2), "draw-2"),
+        (["--quick", "--draw", "2"], QUICK._replace(draw=2), "draw-2"),
     ],
 )
 def test_sizes(
@@ -323,6 +328,38 @@ def test_sizes(
     )
     assert main(arguments) == 0
     assert calls == [(MODULES, settings, folder, False, len(os.sched_getaffinity(0)))]
+
+
+def test_another_draw_is_of_other_numbers(tmp_path: Path) -> None:
+    """In processes of its own and under its own keys; the page says which draw it is."""
+    name, drawn = "pcgrad.dominance", TINY._replace(draw=1)
+    modules = {name: reproductions()[name]}
+    for settings in (TINY, drawn):
+        assert reproduce(modules, [name], settings, tmp_path / str(settings.draw)) == 0
+    first, other = (found_in(tmp_path / draw) for draw in "01")
+    assert [claim["id"] for claim in first] == [claim["id"] for claim in other]
+    assert all(a["measured"] != b["measured"] for a, b in zip(first, other, strict=True))
+    assert all(claim["configuration"]["draw"] == "1" for claim in other)
+    assert "--draw 1 --only" in (tmp_path / "1" / "report.html").read_text()
+    assert key(modules[name], TINY) != key(modules[name], drawn)
+
+
+def test_other_draws_end_with_the_run() -> None:
+    root = mf.random.key(3)
+
+    def numbers() -> list[float]:
+        drawn = (mf.random.uniform(root, (2,)), mf.random.normal(root, (2,)))
+        return [*torch.cat(drawn).tolist(), *mf.random.permutation(root, 9).tolist()]
+
+    plain = numbers()
+    with redrawn(0):
+        assert numbers() == plain
+    with redrawn(1):
+        first = numbers()
+    with redrawn(2):
+        second = numbers()
+    assert plain == numbers()
+    assert len({tuple(plain), tuple(first), tuple(second)}) == 3
 
 
 # ---- what stays ----

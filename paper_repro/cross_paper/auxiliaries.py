@@ -199,7 +199,7 @@ def course(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Figure:
         for m in ("MGDA", "CAGrad"):
             colour, label = METHOD_COLOURS[m], f"{m}, {name}"
             weights = windows(methods[m].weights[..., 0])
-            band(panels[0], *weights, colour, label, dash=dash, alpha=0.2)
+            band(panels[0], *weights, colour, label, dash=dash, alpha=0.2, within=(0, 1))
             gain = 100 * (methods[m].curve - methods["mean"].curve)
             times = np.array(moments(steps))
             band(panels[1], times, gain.numpy(), colour, label, dash=dash, alpha=0.2)
@@ -240,7 +240,8 @@ def cosines(panel: Axes, methods: dict[str, Runs]) -> None:
         rows["lesser auxiliary"] = (":", run.cosines[..., 1:].amin(-1))
         for label, (dash, values) in rows.items():
             colour = METHOD_COLOURS[m]
-            band(panel, *windows(values), colour, f"{m}, {label}", dash=dash, alpha=0.2)
+            look = {"dash": dash, "alpha": 0.2, "within": (-1, 1)}
+            band(panel, *windows(values), colour, f"{m}, {label}", **look)
     panel.set(
         ylabel="cosine of $g_t$ and d over the trunk",
         ylim=(-0.2, 1.5),

@@ -17,11 +17,11 @@ from .common import (
     COLOURS,
     INTERVAL,
     UNTRAINED,
-    Problem,
     Runs,
     Variants,
     default_runs,
     few,
+    problem_of,
     train,
 )
 from .decisions import claim
@@ -30,7 +30,7 @@ from .rivals import two_tasks
 
 
 class Sweeps(NamedTuple):
-    """At GradNorm's best learning rate, a quarter of the steps and seeds."""
+    """At GradNorm's best learning rate, half of the steps and a quarter of the seeds."""
 
     alphas: list[str]
     learnt: Runs  # one variant an α
@@ -42,10 +42,10 @@ class Sweeps(NamedTuple):
 
 def swept(settings: Settings) -> Sweeps:
     """α, and a grid of static weights."""
-    seeds, device, problem = few(settings), settings.device, Problem()
+    seeds, device, problem = few(settings), settings.device, problem_of(settings)
     problem = problem._replace(
         rates=(problem.rates[default_runs(settings)["GradNorm"].best()],),
-        steps=problem.steps if settings.full else problem.steps // 4,
+        steps=problem.steps if settings.full else problem.steps // 2,
     )
     alphas = torch.tensor([0.0, ALPHA, 0.5, 1.0, 2.0], device=device)
     lr = torch.full_like(alphas, problem.rates[0])

@@ -26,7 +26,7 @@ from ..report.parts import kept
 PAPER = "GradNorm (Chen et al. 2018)"
 ALPHA = 0.12
 UNTRAINED = 0.9  # of the first losses: a method that ends above it has learnt nothing
-BATCH, TEST, HIDDEN, LAYERS = 100, 1000, 100, 4
+BATCH, TEST, HIDDEN, LAYERS = 50, 500, 100, 4
 COLOURS = {"equal": METHOD_COLOURS["mean"], "GradNorm": METHOD_COLOURS["GradNorm"], "static": "C4"}
 INTERVAL = "95 % t intervals over seeds; ratios paired by seed (geometric mean)"
 Method = Literal["weighted", "gradnorm"]
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
     literal: bool = False
     optimizer: Literal["adam", "sgd"] = "adam"
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
-    steps: int = 2000
+    steps: int = 1000
 
 
 class Variants(NamedTuple):
@@ -236,13 +236,18 @@ def variants_of(
     return Variants(lr, torch.full_like(lr, ALPHA), ones if weights is None else weights)
 
 
+def problem_of(settings: Settings) -> Problem:
+    """The default configuration; with --full for twice the steps."""
+    return Problem(steps=2000) if settings.full else Problem()
+
+
 def default_runs(settings: Settings) -> dict[str, Runs]:
     """Equal, learnt and static weights in the default problem.
 
     Static weights are paired with the GradNorm run of their own learning rate; by default only
     with its best one, to save a third of the time.
     """
-    problem, seeds = Problem(), settings.seeds
+    problem, seeds = problem_of(settings), settings.seeds
     variants = variants_of(problem, seeds, settings)
     equal = train("weighted", problem, variants, settings, "equal weights", seeds)
     learnt = train("gradnorm", problem, variants, settings, "GradNorm", seeds)

@@ -6,13 +6,23 @@ from ..report.decisions import OPEN
 from ..report.figures import axes, beside_one
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, named, ratio_interval
-from .common import INTERVAL, METHODS, Problem, Runs, default_runs, few, train, variants_of
+from .common import (
+    INTERVAL,
+    METHODS,
+    Problem,
+    Runs,
+    default_runs,
+    few,
+    problem_of,
+    train,
+    variants_of,
+)
 from .decisions import claim
 
 
 def others_of(problem: Problem, settings: Settings) -> dict[str, Problem]:
     """Other readings of the paper's problem; those of its own size with --full alone."""
-    short = problem if settings.full else problem._replace(steps=problem.steps // 4)
+    short = problem if settings.full else problem._replace(steps=problem.steps // 2)
     others = {
         "SGD": short._replace(
             optimizer="sgd", rates=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -32,7 +42,7 @@ def others_of(problem: Problem, settings: Settings) -> dict[str, Problem]:
 
 
 def run(settings: Settings) -> Findings:
-    problem, results = Problem(), default_runs(settings)
+    problem, results = problem_of(settings), default_runs(settings)
     comparisons = {"default: Adam, x ~ N(0, I)": compare(results["equal"], results["GradNorm"])}
     rates = {
         f"default at Adam {rate:g}": ratio_interval(
@@ -136,5 +146,5 @@ def reduction(
         f"{'; '.join(nothing) or 'none'}. At one rate for both, beside. Default "
         f"{settings.count(problem.steps)} steps, {settings.seeds} seeds; "
         f"other configurations {seeds} "
-        f"seeds{'' if settings.full else ', a quarter of the steps'}. {INTERVAL}",
+        f"seeds{'' if settings.full else ', half of the steps'}. {INTERVAL}",
     )

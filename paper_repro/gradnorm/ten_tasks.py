@@ -114,7 +114,7 @@ def figure_3(static: Trace, learnt: Trace, size: Size) -> Figure:
     )
     return Figure(
         "ten-tasks",
-        "Ten tasks: losses and weights (Figure 3 of Chen et al. 2018, its lower half; there, "
+        "Ten tasks: losses and weights (lower half of the toy's figure in Chen et al. 2018; there, "
         "250 inputs, 100 outputs, width 100). Left: each method at its best learning rate. Middle "
         f"and right: the tasks by scale, from the smallest (blue) to the largest. α = {ALPHA}; "
         f"{size}. {PAIRED}; bands of logarithms.",

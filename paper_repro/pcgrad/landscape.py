@@ -120,7 +120,7 @@ def paths(settings: Settings) -> Paths:
     state = vmap(lambda arm, sgd, lr, start: step_of(arm, sgd, lr).init({"theta": start}, None))(
         *each, lanes.start
     )
-    budget = settings.count(500_000 if settings.full else 250_000)
+    budget = settings.count(500_000 if settings.full else 200_000)
     program = compiled(forward, *each, state) if budget > EAGER_STEPS else None
     budget = budget if program else settings.count(EAGER_STEPS)
     forward = program or forward

@@ -126,7 +126,7 @@ def training_figure(logs: dict[str, Log]) -> Figure:
         here[0].set(ylabel=f"{name}: {PROBLEMS[name].unit}")
         here[0].legend()
         conflict = rolling((log.cosine < 0).astype(float))
-        band(here[1], steps, conflict, "#444444", alpha=0.2)
+        band(here[1], steps, conflict, "#444444", within=(0, 1))
         here[1].set(ylabel="share of steps with cos φ < 0", ylim=(-0.05, 1.05))
         for values, colour, style, label in (
             (log.similarity, "C0", "-", "Φ"),

@@ -109,6 +109,8 @@ def command_of(identifier: str, configuration: Mapping[str, str]) -> str:
         words.append("--full")
     if configuration["seeds"] != str(usual.seeds):
         words.append(f"--seeds {configuration['seeds']}")
+    if "draw" in configuration:
+        words.append(f"--draw {configuration['draw']}")
     if configuration["device"] != "cpu":
         words.append(f"--device {configuration['device']}")
     return " ".join([*words, f"--only {identifier}"])

@@ -53,15 +53,18 @@ def band(
     dash: str = "-",
     geometric: bool = False,
     alpha: float = 0.25,
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
-    """Mean over seeds of `values[time, seed]` and its 95 % band; `geometric`: of logarithms."""
+    """Mean over seeds of `values[time, seed]` and its 95 % band; `geometric`: of logarithms.
+
+    A t interval knows nothing of what a share or a cosine can be: `within` ends the band there.
+    """
     back = np.exp if geometric else np.asarray
     values = np.log(values) if geometric else values
     middle, half = values.mean(1), half_width(values)
     panel.plot(times, back(middle), dash, color=colour, label=label)
-    panel.fill_between(
-        times, back(middle - half), back(middle + half), color=colour, alpha=alpha, linewidth=0
-    )
+    low, high = (np.clip(back(middle + sign * half), *within) for sign in (-1, 1))
+    panel.fill_between(times, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def beside_one(panel: Axes, ratio: Interval, y: float) -> None:

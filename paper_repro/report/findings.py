@@ -41,6 +41,7 @@ class Settings(NamedTuple):
     device: torch.device = torch.device("cpu")
     # multiplies numbers of steps and draws; below 1 for a first look, and in tests
     shrink: float = 1.0
+    draw: int = 0  # of all random numbers: others for another number
 
     def count(self, number: int) -> int:
         """A number of steps or draws at this scale, at least 4."""

@@ -28,6 +28,7 @@ class Store:
     """Where this process keeps what it computes; a run sets it."""
 
     folder: Path | None = None
+    draw: int = 0  # see `draws`
     waits: Callable[[bool], object] = staticmethod(lambda waiting: None)
     """Called with True where nothing is left to do until another process is done, then False."""
 
@@ -76,7 +77,7 @@ class Kept(Generic[P, R]):
 
     def now(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, kept or computed. Raises InUse while another process computes it."""
-        key = digest([], self.base, *_texts((args, kwargs)))
+        key = digest([], self.base, f"draw {Store.draw}", *_texts((args, kwargs)))
         if key in self.memory:
             return self.memory[key]
         if Store.folder is None:

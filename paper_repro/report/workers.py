@@ -18,6 +18,7 @@ from matplotlib import style
 from experiments.common.pool import follow_parent, unbroken
 
 from .display import Display, caught
+from .draws import redrawn
 from .figures import STYLE
 from .findings import Claim, Figure, Settings
 from .parts import Store
@@ -208,6 +209,7 @@ def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send
         with (
             style.context(STYLE),
             caught(lambda text: send("line", text), lambda text: send("progress", text)),
+            redrawn(settings.draw),
         ):
             for finding in findings(module, settings):
                 if isinstance(finding, Figure):
