@@ -11,15 +11,16 @@ rules on one thread.
         (a command for each line of GRAMIANS below)
     python -m experiments.benchmarks.rules --clock cpu
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
+    python -m experiments.benchmarks.scale
+    python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
     python -m experiments.arena
-    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
+    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
-docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, or after
-`python -m experiments.standins`, with the other verdicts as they stand; `python docs/results.py
-steps` the table of steps alone; `python docs/results.py search` that of the auxiliary tasks, after
-`python -m experiments.auxiliary --search`. No number of these is typed by hand, and a record that
-mixes settings is refused.
+        "table of steps or the curves alone; that of the search for auxiliary tasks"
+    )
+    choices = ["claims", "ledger", "search", *BLOCKS]
+    parser.add_argument("part", nargs="?", choices=choices, help=alone)
 """
 
 import argparse
@@ -31,7 +32,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import gramian_report, record, rules_report, solvers_report, steps
+from experiments.benchmarks import (
+    gramian_report,
+    record,
+    rules_report,
+    scale_report,
+    solvers_report,
+    steps,
+)
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report import standins
 from paper_repro.report.results import NOT_RUN, VERDICTS, Unreadable, check_figure, read_claims
@@ -508,17 +516,39 @@ def steps_block() -> str:
     line = paragraph(
         f"""**Steps of a stock loop**, in units of a plain mean-loss step, median processor time,
         contenders taking turns ({record.describe(chosen)}). `loop` is one `torch.autograd.grad` a
-        task and our solver, TorchJD its `mtl_backward`; the rule is MGDA on the trunk. The last
-        column is what we aimed at for `mf.Balancer`:"""
+        task and our solver; `LibMTL-style` one `backward()` a task whose `.grad` is copied into a
+        row of a matrix, and Frank-Wolfe on its products (LibMTL's way, written anew: LibMTL is not
+        run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is MGDA
+        on the trunk. The last column is what we aimed at for `mf.Balancer`:"""
     )
     behind = [
         steps.CASES[row["network"]].what.split(",")[0]
         for row in rows
-        if min(row["seconds"].get(name, 1e9) for name in ("loop", "TorchJD"))
-        < min(row["seconds"][name] for name in ("mf.balance", "mf.Balancer"))
+        if min(row["seconds"].get(name, 1e9) for name in steps.PEERS)
+        < min(row["seconds"][name] for name in steps.OURS)
     ]
-    said = f"A loop or TorchJD is faster on: {', '.join(behind) or 'none'}."
+    said = f"A peer is faster on: {', '.join(behind) or 'none'}."
     return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n{said}\n\n<!-- end of steps -->"
+
+
+def scale_block() -> str:
+    """How cost grows, from the one command that measures it."""
+    chosen, rows = record.only(BENCHMARKS / "scale.json")
+    line = paragraph(
+        f"""**How cost grows**: time in units of one gradient of the mean loss on the same network
+        and batch (solvers: of a network of a million parameters; studies: of one run alone), median
+        processor time, all taking turns ({record.describe(chosen)}). `by hand` is one
+        `torch.autograd.grad` a task, `vmap(grad)` over samples, a loop over runs; TorchJD runs at
+        its defaults, its autogram for Gramians; cvxpy is parametrised and warm. A dash: not
+        applicable, or a call would take longer than {chosen["longest"]:g} s."""
+    )
+    errors = """Errors are the worst gap that a solver's weights certify, a Gramian's against one in
+        float64 over √(G_ii G_jj), and a study's against the run alone; `ours` are steps where it
+        says so, else from Gramian to weights, from batch to Gramian, or whole runs."""
+    picture = "![Time of solvers, Gramians and studies over their size](scale.png)"
+    table = scale_report.table(rows, "").strip()
+    parts = ["<!-- scale -->", line, picture, table, paragraph(errors)]
+    return "\n\n".join([*parts, "<!-- end of scale -->"])
 
 
 def benchmark_parts() -> list[str]:
@@ -552,6 +582,7 @@ def benchmark_parts() -> list[str]:
         ),
         rules_table(timed),
         steps_block(),
+        scale_block(),
     ]
 
 
@@ -637,20 +668,32 @@ def replaced(text: str, name: str, new: str) -> str:
     return pattern.sub(lambda _: new, text)
 
 
+BLOCKS = {"steps": steps_block, "scale": scale_block}
+"""Parts that are written alone."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
     alone = (
         "the claims alone, from a run; or with the verdicts as they stand, from the ledger; the "
+<<<<<<< HEAD
         "table of steps alone; that of the search for auxiliary tasks"
     )
     choices = ["claims", "ledger", "steps", "search"]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
+=======
+        "table of steps or the curves alone"
+    )
+    parser.add_argument("part", nargs="?", choices=["claims", "ledger", *BLOCKS], help=alone)
+>>>>>>> main
     part = parser.parse_args().part
     page = ROOT / "docs" / "benchmarks.md"
-    if part == "steps":
-        page.write_text(replaced(page.read_text(), "steps", steps_block()))
+    if part in BLOCKS:
+        page.write_text(replaced(page.read_text(), part, BLOCKS[part]()))
+        if part == "scale":
+            shutil.copy(BENCHMARKS / "scale.png", ROOT / "docs" / "scale.png")
         return
     if part == "search":
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
@@ -669,7 +712,8 @@ def main() -> None:
                 f"<!-- results -->\n\n{section()}\n<!-- end of results -->",
             )
         )
-        shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
+        for name in ("solvers.png", "scale.png"):
+            shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
         curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
         shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)

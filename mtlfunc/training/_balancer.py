@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from types import TracebackType
 from typing import Any, get_args
 
@@ -284,13 +285,20 @@ class Balancer:
             present: see there.
             features: see there.
             scale: see there.
+
+        Returns:
+            what `backward` would return.
         """
         with self._explained():
             leaves, _, graph = self._connected(losses)
             return self._measured(losses, leaves, graph, present, features, scale, "nothing")[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """The rule's state and the names of the tasks, in plain dicts."""
+        """What `load_state_dict` goes on from.
+
+        Returns:
+            the rule's state and the names of the tasks, in plain dicts.
+        """
         rule = dict(self._loaded) if self._state is None and self._loaded else {}
         if self._state is not None:
             rule = _flat(self._state)
@@ -330,6 +338,17 @@ class Balancer:
         # copies: an optimizer of the state's own tensors would change those in the dict
         self._loaded = {name: leaf.clone() for name, leaf in rule.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
+        other = memo[id(self)] = object.__new__(type(self))
+        other.__dict__.update(deepcopy(self.__dict__, memo))
+        return other
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Balancer holds its rule's functions, which cannot be pickled: save its "
+            "state_dict(), and load it into one that is made as this one was"
+        )
 
     def _leaves(self, *, anew: bool = False) -> Params:
         """The parameters that are differentiated; read `anew` before a forward, or after one that
@@ -478,10 +497,6 @@ _CURES = {
     "donated": (
         "module: a compiled module frees its graph in the first backward pass, and there is one a "
         "task: set torch._functorch.config.donated_buffer = False before it is compiled."
-    ),
-    "arguments from the 'Sparse": (
-        "module: a parameter has sparse gradients, of which no products are made: make its "
-        "embedding with sparse=False."
     ),
 }
 
