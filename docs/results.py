@@ -17,10 +17,10 @@ rules on one thread.
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
-        "table of steps or the curves alone; that of the search for auxiliary tasks"
-    )
-    choices = ["claims", "ledger", "search", *BLOCKS]
-    parser.add_argument("part", nargs="?", choices=choices, help=alone)
+docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, or after
+`python -m experiments.standins`, with the other verdicts as they stand; `steps` and `scale` write
+their tables alone, `search` that of `python -m experiments.auxiliary --search`. No number of these
+is typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -383,41 +383,8 @@ def claims_page(claims: dict[str, dict], draws: str) -> str:
                 parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
         table = standins.table(row for row in ROWS if row.paper == paper)
-        parts += [STANDINS, table, ""] if table else []
+        parts += [standins.ABOUT, table, ""] if table else []
     return "\n".join(parts)
-
-
-STANDINS = """Data that are not here: published numbers, and what studies on data of ours show, on
-their own seeds and on fresh ones. Gains are paired by seed; above 0 they speak for the claim;
-brackets are 95 % intervals, widened for the number of rivals.
-"""
-
-
-def agreement_block() -> str:
-    """How the studies' runs on fresh seeds agree with those on their own."""
-    lines = [
-        "| study | seeds | intervals | apart | apart, corrected | opposite | verdicts |",
-        "|---" * 7 + "|",
-    ]
-    for name, study in standins.kept()["studies"].items():
-        found, rows = study["agreement"], standins.kept()["stand-ins"]
-        mine = [row for row in rows if row["study"] == name]
-        changed = [
-            f"{row['claim']}: {' → '.join(run['verdict'] for run in row['runs'].values())}"
-            for row in mine
-            if len({run["verdict"] for run in row["runs"].values()}) > 1
-        ]
-        cells = [
-            f"`{study['command']}`",
-            " and ".join(mine[0]["runs"]),
-            str(found["compared"]),
-            f"{len(found['apart'])} ({100 * len(found['apart']) / found['compared']:.0f} %)",
-            "; ".join(found["apart, corrected"]) or "none",
-            "; ".join(found["opposite"]) or "none",
-            "; ".join(changed) or f"none of {len(mine)}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "<!-- fresh -->\n\n" + "\n".join(lines) + "\n\n<!-- end of fresh -->"
 
 
 def claims_block(claims: dict[str, dict]) -> str:
@@ -678,16 +645,10 @@ def main() -> None:
     )
     alone = (
         "the claims alone, from a run; or with the verdicts as they stand, from the ledger; the "
-<<<<<<< HEAD
-        "table of steps alone; that of the search for auxiliary tasks"
+        "table of steps or the curves alone; that of the search for auxiliary tasks"
     )
-    choices = ["claims", "ledger", "steps", "search"]
+    choices = ["claims", "ledger", "search", *BLOCKS]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
-=======
-        "table of steps or the curves alone"
-    )
-    parser.add_argument("part", nargs="?", choices=["claims", "ledger", *BLOCKS], help=alone)
->>>>>>> main
     part = parser.parse_args().part
     page = ROOT / "docs" / "benchmarks.md"
     if part in BLOCKS:
@@ -719,7 +680,8 @@ def main() -> None:
     draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims, draws))
     studies = ROOT / "docs" / "experiments.md"
-    studies.write_text(replaced(studies.read_text(), "fresh", agreement_block()))
+    block = f"<!-- fresh -->\n\n{standins.agreement()}\n\n<!-- end of fresh -->"
+    studies.write_text(replaced(studies.read_text(), "fresh", block))
     if part != "ledger":
         keep_numbers(claims)
     front = ROOT / "README.md"

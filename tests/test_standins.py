@@ -131,7 +131,7 @@ def test_pages_have_what_is_kept():
             "run python docs/results.py ledger"
         )
     studies = (results.ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
-    assert results.agreement_block() in studies
+    assert ledger.agreement() in studies
 
 
 def test_a_run_that_is_missing_is_named(tmp_path, monkeypatch):

@@ -11,6 +11,11 @@ from typing import Any
 
 from .ledger import Row
 
+ABOUT = """Data that are not here: published numbers, and what studies on data of ours show, on
+their own seeds and on fresh ones. Gains are paired by seed; above 0 they speak for the claim;
+brackets are 95 % intervals, widened for the number of rivals.
+"""
+
 PATH = Path(__file__).parent.parent / "standins.json"
 
 
@@ -85,3 +90,26 @@ def _lines(row: Row) -> Iterator[list[str]]:
             measured(found),
             row.needs,
         ]
+
+
+def agreement() -> str:
+    """How the studies' runs on fresh seeds agree with those on their own, as Markdown."""
+    heads = ["study", "seeds", "intervals", "apart", "apart, corrected", "opposite", "verdicts"]
+    lines = [heads, ["---"] * len(heads)]
+    for name, study in kept()["studies"].items():
+        found = study["agreement"]
+        mine = [row for row in kept()["stand-ins"] if row["study"] == name]
+        verdicts = {x["claim"]: [run["verdict"] for run in x["runs"].values()] for x in mine}
+        changed = [f"{claim}: {' → '.join(x)}" for claim, x in verdicts.items() if x[0] != x[-1]]
+        lines.append(
+            [
+                f"`{study['command']}`",
+                " and ".join(mine[0]["runs"]),
+                str(found["compared"]),
+                f"{len(found['apart'])} ({100 * len(found['apart']) / found['compared']:.0f} %)",
+                "; ".join(found["apart, corrected"]) or "none",
+                "; ".join(found["opposite"]) or "none",
+                "; ".join(changed) or f"{len(mine)}, none changed",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
