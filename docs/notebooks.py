@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -39,7 +40,7 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def _kernel(folder: Path) -> AsyncKernelManager:
-    """Whatever kernels are installed for the user."""
+    """A kernel of this interpreter, whatever kernels are installed for the user."""
     spec = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "Python 3",
@@ -76,8 +77,8 @@ def write(target: Path) -> None:
 
     They are run once, and kept in `docs/.notebooks` until a source that they may read changes.
     """
-    found = hashlib.sha256()
-    rooms = (ROOT / "mtlfunc", ROOT / "experiments" / "digits", ROOT / "experiments" / "common")
+    found = hashlib.sha256(f"{version('matplotlib')} {version('torch')}".encode())
+    rooms = (ROOT / "mtlfunc", ROOT / "experiments")
     for path in (*NOTEBOOKS, *(p for room in rooms for p in sorted(room.rglob("*.py")))):
         found.update(path.read_bytes())
     current = KEPT / found.hexdigest()
