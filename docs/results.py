@@ -14,7 +14,7 @@ rules on one thread.
     python -m experiments.benchmarks.scale
     python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
     python -m experiments.arena
-    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 2
+    python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, with the
@@ -472,16 +472,18 @@ def steps_block() -> str:
     line = paragraph(
         f"""**Steps of a stock loop**, in units of a plain mean-loss step, median processor time,
         contenders taking turns ({record.describe(chosen)}). `loop` is one `torch.autograd.grad` a
-        task and our solver, TorchJD its `mtl_backward`; the rule is MGDA on the trunk. The last
-        column is what we aimed at for `mf.Balancer`:"""
+        task and our solver; `LibMTL-style` one `backward()` a task whose `.grad` is copied into a
+        row of a matrix, and Frank-Wolfe on its products (LibMTL's way, written anew: LibMTL is not
+        run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is MGDA
+        on the trunk. The last column is what we aimed at for `mf.Balancer`:"""
     )
     behind = [
         steps.CASES[row["network"]].what.split(",")[0]
         for row in rows
-        if min(row["seconds"].get(name, 1e9) for name in ("loop", "TorchJD"))
-        < min(row["seconds"][name] for name in ("mf.balance", "mf.Balancer"))
+        if min(row["seconds"].get(name, 1e9) for name in steps.PEERS)
+        < min(row["seconds"][name] for name in steps.OURS)
     ]
-    said = f"A loop or TorchJD is faster on: {', '.join(behind) or 'none'}."
+    said = f"A peer is faster on: {', '.join(behind) or 'none'}."
     return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n{said}\n\n<!-- end of steps -->"
 
 

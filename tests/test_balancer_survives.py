@@ -4,12 +4,14 @@ The reference is a literal loop: `torch.autograd.grad` of every loss, of a copy 
 """
 
 import copy
+import pickle
 import weakref
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
@@ -492,12 +494,48 @@ def test_gradients_that_a_backward_of_ones_own_keeps():
     assert torch.equal(net["head"].grad, 2 * x)
 
 
-def test_sparse_gradients_are_an_error_with_a_cure():
+@pytest.mark.parametrize("rows", [False, True])
+def test_sparse_gradients_are_an_error_with_a_cure(rows):
     net = nn.Sequential(nn.Embedding(5, 2, sparse=True))
-    balancer = mf.Balancer(net, mf.mean(), None)
+    balancer = mf.Balancer(net, mf.mean(), "*" if rows else None)
+    out = net(torch.arange(3)).square().mean(0)
     with pytest.raises(RuntimeError, match="sparse=False"):
-        balancer.backward(net(torch.arange(3)).square().mean(0))
+        balancer.backward(tuple(out))
     assert net[0].weight.grad is None
+    step = mf.balance(
+        lambda params, x: tuple(functional_call(net, params, (x,)).square().mean(0)),
+        mf.mean(),
+        mf.jacobian() if rows else mf.losses_only(),
+    )
+    params = mf.parameters(net)
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        step.update(params, torch.arange(3), step.init(params, torch.arange(3)))
+
+
+def test_a_copy_goes_on_and_a_pickle_names_the_cure():
+    net = nn.Linear(2, 2)
+    balancer = mf.Balancer(net, mf.nash_mtl())
+    balancer.backward(tuple(net(torch.eye(2)).square().mean(0)))
+    twin = copy.deepcopy(balancer)
+    assert str(twin.state_dict()) == str(balancer.state_dict())
+    with pytest.raises(TypeError, match="state_dict"):
+        pickle.dumps(balancer)
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise"])
+def test_names_that_change_places_between_two_blocks(watched, engine):
+    """Those at the last block count, for what was watched before it, too."""
+    net = nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(4, 5)}).double()
+    balancer, losses = mf.Balancer(net, mf.mgda(), "a.*", engine=engine), [0, 0]
+    for turn in range(2):
+        net["a"], net["b"] = net["b"], net["a"]
+        with balancer if watched else nullcontext():
+            z = net["a"](X).tanh() + turn * net["b"](X).sin()
+            losses = [losses[0] + z[:, 0].square().mean(), losses[1] + z.exp().mean()]
+    rows = rows_of(losses, list(net["a"].parameters()))
+    torch.testing.assert_close(
+        balancer.measure(losses).gramian, rows @ rows.T, rtol=1e-10, atol=1e-14
+    )
 
 
 def test_gradients_share_no_memory():

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from docs import results
-from experiments.benchmarks import gramian, record, rules, solvers, solvers_peers, solvers_report
+from experiments.benchmarks import (
+    gramian,
+    record,
+    rules,
+    solvers,
+    solvers_peers,
+    solvers_report,
+    steps,
+)
 from experiments.benchmarks.families import gramians
 
 
@@ -184,3 +192,21 @@ def test_weights_that_are_not_finite_count_as_failures():
     for batched in (True, False):
         found = solvers.audit(nowhere, "min_norm", batched, problems, 1.0)
         assert found == {"gaussian": {"solved": 0, "failed": 2}}
+
+
+@pytest.mark.parametrize("network", ["mlp", "pinn"])
+def test_contenders_of_a_step_leave_one_direction(network):
+    torch.manual_seed(0)
+    net, x = steps.CASES[network].make()
+    calls = steps.contenders(net, x)
+    del calls["plain"]
+    found = {}
+    for name, call in calls.items():
+        call()
+        found[name] = torch.cat([leaf.grad.flatten() for leaf in net.trunk.parameters()])
+    scale = found["loop"].norm()
+    assert scale > 0
+    for name, direction in found.items():
+        # Frank-Wolfe stops where a step moves the weights by less than 1e-5
+        off = 1e-2 if name == "LibMTL-style" else 1e-4
+        assert (direction - found["loop"]).norm() <= off * scale, name

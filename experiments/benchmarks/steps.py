@@ -6,11 +6,15 @@
 Writes steps.json and steps.md. Every contender makes the losses and leaves a gradient in `.grad`;
 the optimizer's own step is the same for all and is left out. All take turns, so that what else the
 machine does hits them alike; medians of the processor's time on one thread. Peers: a hand-written
-loop (one `torch.autograd.grad` a task, MGDA's weights by our solver), and TorchJD's `mtl_backward`
-where it is installed. The rule is MGDA on the trunk throughout.
+loop (one `torch.autograd.grad` a task, MGDA's weights by our solver); a loop in the style of LibMTL
+(one `backward()` a task, `.grad` copied into rows of a matrix, weights by Frank-Wolfe; LibMTL is
+not run itself: it needs torchvision, and its weightings a trainer); and TorchJD where it is
+installed, its `mtl_backward` on the heads' input, or `backward` where there are no heads. The rule
+is MGDA on the trunk throughout.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -52,13 +56,36 @@ class Shared(nn.Module):
             return z
         return z.flatten(2).mean(2) if z.ndim == 4 else z.mean(1)
 
+    def above(self, z: Tensor) -> list[Tensor]:
+        """Losses of features."""
+        return [(head(z) - k).square().mean() for k, head in enumerate(self.heads)]
+
     def forward(self, x: Tensor) -> list[Tensor]:
-        z = self.features(x)
-        return [head(z) for head in self.heads]
+        return self.above(self.features(x))
+
+
+class Physics(nn.Module):
+    """-u'' = f on [0, 1] with u = 0 at both ends: residual and boundary share all parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)]
+        self.trunk, self.heads = nn.Sequential(*layers), nn.ModuleList()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        (du,) = torch.autograd.grad(self.trunk(x).sum(), x, create_graph=True)
+        (ddu,) = torch.autograd.grad(du.sum(), x, create_graph=True)
+        residual = ddu + math.pi**2 * (math.pi * x).sin()
+        ends = self.trunk(torch.tensor([[0.0], [1.0]]))
+        return [residual.square().mean(), ends.square().mean()]
+
+
+Net = Shared | Physics
 
 
 class Case(NamedTuple):
-    make: Callable[[], tuple[Shared, Tensor]]
+    make: Callable[[], tuple[Net, Tensor]]
     what: str
     bars: tuple[float | None, float | None]  # of the balancer and of the pure step
 
@@ -107,44 +134,81 @@ CASES = {
     ),
     "transformer": Case(_transformer, "transformer, 3 tasks, 16 × 32 tokens", (1.6, None)),
     "resnet": Case(_resnet, "ResNet-18, 10 tasks, batch 8", (5.5, None)),
+    "pinn": Case(
+        lambda: (Physics(), torch.rand(256, 1)), "PINN 1-64-64-1, 2 tasks, 256 points", (None, None)
+    ),
 }
+PEERS = ("loop", "LibMTL-style", "TorchJD")
+OURS = ("mf.balance", "mf.Balancer")
 
 
-def losses_of(outputs: list[Tensor]) -> list[Tensor]:
-    return [(out - k).square().mean() for k, out in enumerate(outputs)]
+def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tensor:
+    """Algorithm 2 of Sener & Koltun 2018, until a step moves the weights by less than `least`."""
+    w = torch.full_like(gramian[0], 1 / len(gramian))
+    for _ in range(steps):
+        rates = gramian @ w
+        task = int(rates.argmin())
+        square, lowest = w @ rates, rates[task]
+        if square <= lowest:
+            break
+        step = ((square - lowest) / (square - 2 * lowest + gramian[task, task])).clamp(0, 1)
+        moved = (1 - step) * w
+        moved[task] += step
+        if (moved - w).abs().sum() < least:
+            break
+        w = moved
+    return w
 
 
-def contenders(net: Shared, x: Tensor) -> dict[str, Call]:
+def contenders(net: Net, x: Tensor) -> dict[str, Call]:
     """Every way to one step; each starts from no gradients."""
 
     def plain() -> None:
         net.zero_grad()
-        torch.stack(losses_of(net(x))).mean().backward()
+        torch.stack(net(x)).mean().backward()
 
     trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
 
     def loop() -> None:
         net.zero_grad()
-        losses = losses_of(net(x))
-        rows = [torch.autograd.grad(loss, trunk, retain_graph=True) for loss in losses]
+        losses = net(x)
+        rows = [
+            torch.autograd.grad(loss, trunk, retain_graph=True, materialize_grads=True)
+            for loss in losses
+        ]
         jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
         weights = mf.weights(mf.mgda(), jacobian @ jacobian.T)
-        own = torch.autograd.grad(torch.stack(losses).mean(), heads)
+        own = torch.autograd.grad(torch.stack(losses).mean(), heads) if heads else ()
         for leaf, grads in zip(trunk, zip(*rows, strict=True), strict=True):
             leaf.grad = torch.tensordot(weights, torch.stack(grads), 1)
         for leaf, grad in zip(heads, own, strict=True):
             leaf.grad = grad
+
+    def passes() -> None:
+        net.zero_grad()
+        losses = net(x)
+        matrix = torch.zeros(len(losses), sum(leaf.numel() for leaf in trunk))
+        for task, (row, loss) in enumerate(zip(matrix, losses, strict=True)):
+            loss.backward(retain_graph=task + 1 < len(losses))
+            for part, leaf in zip(row.split([leaf.numel() for leaf in trunk]), trunk, strict=True):
+                if leaf.grad is not None:
+                    part.copy_(leaf.grad.flatten())
+                    leaf.grad.zero_()
+        direction = frank_wolfe(matrix @ matrix.T) @ matrix
+        parts = direction.split([leaf.numel() for leaf in trunk])
+        for part, leaf in zip(parts, trunk, strict=True):
+            leaf.grad = part.view_as(leaf).clone()
 
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
 
     def live() -> None:
         net.zero_grad()
         with balancer:
-            losses = losses_of(net(x))
+            losses = net(x)
         balancer.backward(losses)
 
     step = mf.balance(
-        lambda params, x: tuple(losses_of(functional_call(net, params, (x,)))),
+        lambda params, x: tuple(functional_call(net, params, (x,))),
         mf.mgda(),
         mf.jacobian("trunk.*"),
     )
@@ -154,20 +218,23 @@ def contenders(net: Shared, x: Tensor) -> dict[str, Call]:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
     found: dict[str, Call] = {
-        "plain": plain, "loop": loop, "mf.Balancer": live, "mf.balance": pure
+        "plain": plain, "loop": loop, "LibMTL-style": passes,
+        "mf.Balancer": live, "mf.balance": pure,
     }  # fmt: skip
     try:
         from torchjd.aggregation import MGDA
-        from torchjd.autojac import jac_to_grad, mtl_backward
+        from torchjd.autojac import backward, jac_to_grad, mtl_backward
     except ImportError:
         return found
     aggregator = MGDA()
 
     def peer() -> None:
         net.zero_grad()
-        z = net.features(x)
-        losses = losses_of([head(z) for head in net.heads])
-        mtl_backward(losses, features=z)
+        if isinstance(net, Shared):
+            z = net.features(x)
+            mtl_backward(net.above(z), features=z)
+        else:
+            backward(net(x))
         jac_to_grad(net.trunk.parameters(), aggregator)
 
     return found | {"TorchJD": peer}
@@ -198,7 +265,7 @@ def measure(case: Case, seconds: float, clock: str) -> dict[str, float]:
 
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
-    names = ["loop", "TorchJD", "mf.balance", "mf.Balancer"]
+    names = [*PEERS, *OURS]
     lines = [f"{line}\n", "| network | mean-loss step, ms | " + " | ".join(names) + " | bar |"]
     lines.append("|---|" + "---|" * (len(names) + 2))
     for row in rows:

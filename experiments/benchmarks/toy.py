@@ -104,13 +104,15 @@ def library_microseconds(
 ) -> tuple[float, float]:
     """(seconds of compilation, microseconds a step and start) of all lanes as one program."""
     torch.compiler.reset()
-    program = cagrad_toy.advance(name, unroll)
-    if compiled:
-        program = torch.compile(program, dynamic=False, fullgraph=True)
     state = vmap(lambda hyper, sign, x: cagrad_toy.step_of(name, hyper).init({"x": x}, sign))(
         lanes.hyper, lanes.sign, lanes.start
     )
     begin = time.perf_counter()
+    program = (
+        cagrad_toy.compile_steps(name, unroll, lanes, state)
+        if compiled
+        else cagrad_toy.advance(name, unroll)
+    )
     state, _ = program(lanes.hyper, lanes.sign, state)
     compilation = time.perf_counter() - begin
     calls = max(1, steps // unroll)

@@ -87,13 +87,15 @@ def _plain(
         roots = [(x, v) for x, v in pairs if x.requires_grad]
         grads: Sequence[Tensor | None] = [None] * len(leaves)
         if roots:
-            grads = torch.autograd.grad(
-                [x for x, _ in roots],
-                list(leaves.values()),
-                [v for _, v in roots],
-                retain_graph=True,
-                create_graph=torch.is_grad_enabled(),
-                allow_unused=True,
+            grads = strided(
+                torch.autograd.grad(
+                    [x for x, _ in roots],
+                    list(leaves.values()),
+                    [v for _, v in roots],
+                    retain_graph=True,
+                    create_graph=torch.is_grad_enabled(),
+                    allow_unused=True,
+                )
             )
         return (
             {
@@ -103,6 +105,21 @@ def _plain(
         )
 
     return out, pull, aux
+
+
+def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """`grads`, all dense.
+
+    Raises:
+        RuntimeError: for a sparse one, of which no products are made.
+    """
+    for grad in grads:
+        if grad is not None and grad.is_sparse:
+            raise RuntimeError(
+                f"a parameter of shape {list(grad.shape)} has sparse gradients, of which no rows "
+                "are stacked and no products made: make its embedding with sparse=False"
+            )
+    return grads
 
 
 class Strangers:

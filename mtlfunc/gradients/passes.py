@@ -19,6 +19,7 @@ from ..core.checks import depth
 from ..core.tree import dot
 from ..types import Params, Rows
 from .layerwise import Graph, Plan, task_block
+from .leaves import strided
 from .safe_ops import factored, unbatched
 
 
@@ -58,8 +59,10 @@ def run_backward(
     """
     if not places:  # autograd would take that for backward(), which adds to .grad
         return ()
-    return _engine_run_backward(
-        (root,), (cotangent,), keep, record, places, True, accumulate_grad=False
+    return strided(
+        _engine_run_backward(
+            (root,), (cotangent,), keep, record, places, True, accumulate_grad=False
+        )
     )
 
 

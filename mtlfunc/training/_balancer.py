@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from types import TracebackType
 from typing import Any, get_args
 
@@ -338,6 +339,17 @@ class Balancer:
         self._loaded = {name: leaf.clone() for name, leaf in rule.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
+        other = memo[id(self)] = object.__new__(type(self))
+        other.__dict__.update(deepcopy(self.__dict__, memo))
+        return other
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Balancer holds its rule's functions, which cannot be pickled: save its "
+            "state_dict(), and load it into one that is made as this one was"
+        )
+
     def _leaves(self, *, anew: bool = False) -> Params:
         """The parameters that are differentiated; read `anew` before a forward, or after one that
         was not watched, or where a graph holds an unknown leaf: the module may have changed.
@@ -485,10 +497,6 @@ _CURES = {
     "donated": (
         "module: a compiled module frees its graph in the first backward pass, and there is one a "
         "task: set torch._functorch.config.donated_buffer = False before it is compiled."
-    ),
-    "arguments from the 'Sparse": (
-        "module: a parameter has sparse gradients, of which no products are made: make its "
-        "embedding with sparse=False."
     ),
 }
 

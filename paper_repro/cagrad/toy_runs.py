@@ -22,6 +22,7 @@ from .toy import (
     Lanes,
     advance,
     at,
+    compile_steps,
     lanes_of,
     minimum_of_mean,
     pareto_set,
@@ -31,6 +32,8 @@ from .toy import (
 STEPS, EAGER_STEPS, DECIDED = 100_000, 10_000, 70_000
 WATCHED = 20_000  # first steps that are all kept, for what Adam does to the rates
 EVERY = 50  # steps between the points kept of the whole run
+# steps a compiled call: a call costs as much as a step (experiments/benchmarks/toy.py)
+UNROLL = 10
 COMPILE_FROM = 5_000  # steps from which compiling pays
 CONTACT = 0.01  # the Pareto set is met at this distance
 CLOSE = 1e-3  # of the mean loss to its minimum
@@ -101,18 +104,15 @@ def trajectories(name: str, random_starts: Tensor, steps: int, *, compiled: bool
     state = vmap(lambda hyper, sign, x: step_of(name, hyper).init({"x": x}, sign))(
         lanes.hyper, lanes.sign, lanes.start
     )
-    # with tens of lanes more steps a compiled call cost compilation and save nothing
-    # (experiments/benchmarks/toy.py)
-    program = advance(name, 1)
-    if compiled:
-        program = torch.compile(program, dynamic=False, fullgraph=True)
+    unroll = UNROLL if compiled else 1
+    program = compile_steps(name, unroll, lanes, state) if compiled else advance(name, unroll)
     watched, points, times = [lanes.start[:, None]], [lanes.start], [0]
-    bar = tqdm(range(1, steps + 1), desc=name, leave=False, mininterval=1.0)
+    bar = tqdm(range(unroll, steps + unroll, unroll), desc=name, leave=False, mininterval=1.0)
     for taken in bar:
         state, chunk = program(lanes.hyper, lanes.sign, state)
         if taken <= WATCHED:
             watched.append(chunk)
-        if taken % EVERY == 0 or taken == steps:
+        if taken % EVERY < unroll or taken >= steps:
             times.append(taken)
             points.append(chunk[:, -1])
     trail = torch.cat(watched, 1).transpose(0, 1)
