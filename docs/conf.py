@@ -81,5 +81,12 @@ def docstring(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = returned("".join(parts)).split("\n")
 
 
+def signature(app, what, name, obj, options, given: str | None, returns: str | None):
+    """Aliases of types by their names alone."""
+    names = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
+    return tuple(text and names.sub(r"\1", text) for text in (given, returns))
+
+
 def setup(app) -> None:
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", docstring, priority=100)

@@ -155,8 +155,7 @@ def method_page(name: str, drawn: bool) -> str:
             "Two tasks, over the angle between their gradients and the ratio of their lengths: "
             "where the direction points, how long it is, and each task's rate; hatched where a "
             "loss rises. By ``mtlfunc.plot.portrait``; more in the :doc:`gallery`.\n\n",
-            f".. image:: ../portraits/{name}.svg\n   :class: portrait\n"
-            f"   :alt: direction, length and rates of {name} over angle and ratio of lengths\n\n",
+            picture(name, f"direction, length and rates of {name} over angle and ratio of lengths"),
         ]
     if name in REPRODUCED:
         parts += [
@@ -164,6 +163,12 @@ def method_page(name: str, drawn: bool) -> str:
             f"The paper's claims, one by one: :doc:`/reproductions/{REPRODUCED[name]}`.\n",
         ]
     return "".join(parts)
+
+
+def picture(name: str, alt: str) -> str:
+    """A rule's portrait, in a box of its own that scrolls where the screen is narrow."""
+    image = f".. image:: ../portraits/{name}.svg\n   :class: portrait\n   :alt: {alt}"
+    return f".. container:: picture\n\n{indented(image)}\n\n"
 
 
 def method_pages(drawn: set[str]) -> dict[str, str]:
@@ -181,8 +186,7 @@ def method_pages(drawn: set[str]) -> dict[str, str]:
         if name in drawn:
             gallery.append(
                 f"{title(heading(name), '-')}:doc:`rule-{name}`\n\n"
-                f".. image:: ../portraits/{name}.svg\n   :class: portrait\n"
-                f"   :alt: portrait of {name}\n\n"
+                + picture(name, f"portrait of {name}")
             )
     pages["methods/gallery.rst"] = "".join(gallery)
     return pages

@@ -11,13 +11,16 @@ rules on one thread.
         (a command for each line of GRAMIANS below)
     python -m experiments.benchmarks.rules --clock cpu
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
+    python -m experiments.benchmarks.scale
+    python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
     python -m experiments.arena
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, with the
-verdicts as they stand; `python docs/results.py steps` the table of steps alone. No number of these
-is typed by hand, and a record that mixes settings is refused.
+verdicts as they stand; `python docs/results.py steps` the table of steps alone, `python
+docs/results.py scale` the curves. No number of these is typed by hand, and a record that mixes
+settings is refused.
 """
 
 import argparse
@@ -29,7 +32,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import gramian_report, record, rules_report, solvers_report, steps
+from experiments.benchmarks import (
+    gramian_report,
+    record,
+    rules_report,
+    scale_report,
+    solvers_report,
+    steps,
+)
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report.results import NOT_RUN, VERDICTS, Unreadable, check_figure, read_claims
 
@@ -483,6 +493,26 @@ def steps_block() -> str:
     return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n{said}\n\n<!-- end of steps -->"
 
 
+def scale_block() -> str:
+    """How cost grows, from the one command that measures it."""
+    chosen, rows = record.only(BENCHMARKS / "scale.json")
+    line = paragraph(
+        f"""**How cost grows**: time in units of one gradient of the mean loss on the same network
+        and batch (solvers: of a network of a million parameters; studies: of one run alone), median
+        processor time, all taking turns ({record.describe(chosen)}). `by hand` is one
+        `torch.autograd.grad` a task, `vmap(grad)` over samples, a loop over runs; TorchJD runs at
+        its defaults, its autogram for Gramians; cvxpy is parametrised and warm. A dash: not
+        applicable, or a call would take longer than {chosen["longest"]:g} s."""
+    )
+    errors = """Errors are the worst gap that a solver's weights certify, a Gramian's against one in
+        float64 over √(G_ii G_jj), and a study's against the run alone; `ours` are steps where it
+        says so, else from Gramian to weights, from batch to Gramian, or whole runs."""
+    picture = "![Time of solvers, Gramians and studies over their size](scale.png)"
+    table = scale_report.table(rows, "").strip()
+    parts = ["<!-- scale -->", line, picture, table, paragraph(errors)]
+    return "\n\n".join([*parts, "<!-- end of scale -->"])
+
+
 def benchmark_parts() -> list[str]:
     """Solvers, Gramians, the toy and the rules."""
     found = {
@@ -514,6 +544,7 @@ def benchmark_parts() -> list[str]:
         ),
         rules_table(timed),
         steps_block(),
+        scale_block(),
     ]
 
 
@@ -599,19 +630,25 @@ def replaced(text: str, name: str, new: str) -> str:
     return pattern.sub(lambda _: new, text)
 
 
+BLOCKS = {"steps": steps_block, "scale": scale_block}
+"""Parts that are written alone."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
     alone = (
         "the claims alone, from a run; or with the verdicts as they stand, from the ledger; the "
-        "table of steps alone"
+        "table of steps or the curves alone"
     )
-    parser.add_argument("part", nargs="?", choices=["claims", "ledger", "steps"], help=alone)
+    parser.add_argument("part", nargs="?", choices=["claims", "ledger", *BLOCKS], help=alone)
     part = parser.parse_args().part
     page = ROOT / "docs" / "benchmarks.md"
-    if part == "steps":
-        page.write_text(replaced(page.read_text(), "steps", steps_block()))
+    if part in BLOCKS:
+        page.write_text(replaced(page.read_text(), part, BLOCKS[part]()))
+        if part == "scale":
+            shutil.copy(BENCHMARKS / "scale.png", ROOT / "docs" / "scale.png")
         return
     claims = standing() if part == "ledger" else judged()
     if part:
@@ -624,7 +661,8 @@ def main() -> None:
                 f"<!-- results -->\n\n{section()}\n<!-- end of results -->",
             )
         )
-        shutil.copy(BENCHMARKS / "solvers.png", ROOT / "docs" / "solvers.png")
+        for name in ("solvers.png", "scale.png"):
+            shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
         curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
         shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)

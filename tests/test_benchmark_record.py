@@ -58,7 +58,7 @@ def test_machine_versions_and_sources_are_settings(tmp_path, other):
         ("", "cannot be read"),
     ],
 )
-@pytest.mark.parametrize("name", ["rules", "solvers", "gramian", "toy"])
+@pytest.mark.parametrize("name", ["rules", "solvers", "gramian", "scale", "toy"])
 def test_files_of_another_version_are_refused_with_a_sentence(tmp_path, name, content, said):
     (tmp_path / f"{name}.json").write_text(content)
     with pytest.raises(SystemExit, match=said):
@@ -87,6 +87,8 @@ def test_files_of_another_version_are_refused_with_a_sentence(tmp_path, name, co
         ("gramian", ["--image", "0"], "expected an integer >= 8, got 0"),
         ("gramian", ["--cases", "own-inputs", "--methods", "magic"], "unknown magic; of"),
         ("gramian", ["--devices", "tpu"], "got 'tpu'"),
+        ("scale", ["--sizes", "1"], "expected an integer >= 2, got 1"),
+        ("scale", ["--longest", "0"], "expected a finite number above 0, got 0"),
         ("toy", ["--steps", "0"], "expected an integer >= 1, got 0"),
         ("toy", ["--unroll", "0"], "expected an integer >= 1, got 0"),
         ("rules", ["--out", __file__], "cannot be made a folder"),

@@ -181,10 +181,21 @@ def test_docstring_is_read_by_tools(name):
     documented = {p.name.lstrip("*") for p in sections.get("parameters", ())}
     assert documented == parameters
     assert ("returns" in sections) == (str(function.returns) != "None")
-    assert ("examples" in sections) == (">>>" in text)
+    assert "examples" in sections
+    assert ">>>" in text
     for word in ("Raises:", "Returns:", "Examples:", "Args:"):
         assert len(re.findall(rf"(?m)^{word}$", text)) == text.count(word), f"{word} is not alone"
     assert ("raises" in sections) == ("Raises:" in text)
     for error in sections.get("raises", ()):
         for kind in str(error.annotation).split(", "):
             assert re.fullmatch(r"\w*(Error|Exception|Interrupted|Unfinished)", kind), kind
+
+
+def test_methods_of_the_balancer_are_read_by_tools():
+    for name, method in PACKAGE["training._balancer.Balancer"].functions.items():
+        if name.startswith("_"):
+            continue
+        sections = {section.kind.value: section.value for section in method.docstring.parsed}
+        documented = {p.name for p in sections.get("parameters", ())}
+        assert documented == {p.name for p in method.parameters} - {"self"}, name
+        assert ("returns" in sections) == (str(method.returns) != "None"), name

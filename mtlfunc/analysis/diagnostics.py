@@ -78,6 +78,11 @@ def magnitude_similarity(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "
 
     Source:
         Yu et al. 2020, Definition 2.
+
+    Examples:
+        >>> magnitude_similarity(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([[1.0000, 0.8000],
+                [0.8000, 1.0000]])
     """
     check_gramian(gramian)
     length = root(gramian.diagonal())
@@ -217,6 +222,11 @@ def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task 
 
     Source:
         Yu et al. 2020, Definition 5.
+
+    Examples:
+        >>> xi = curvature_bound(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]))
+        >>> round(xi[0, 1].item(), 4)
+        1.75
     """
     square = gramian.diagonal()
     total = square[:, None] + square
@@ -247,6 +257,11 @@ def curvature(
 
     Source:
         Yu et al. 2020, Definition 3.
+
+    Examples:
+        >>> params = {"w": torch.tensor([1.0, 2.0])}
+        >>> curvature(lambda params, batch: params["w"] ** 2, params, ())
+        tensor(40.)
     """
     check_scalar(lr, "lr")
     if nodes < 1:
@@ -302,6 +317,11 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
 
     Raises:
         ValueError: for what is no Gramian.
+
+    Examples:
+        >>> found = stationarity(torch.tensor([[1.0, -2.0], [-2.0, 4.0]]))
+        >>> found.weights, bool(found.stationary)
+        (tensor([0.6667, 0.3333]), True)
     """
     solution = (solver or auto())(min_norm(gramian))
     w = solution.weights

@@ -121,6 +121,13 @@ def pcgrad_theorem2(
 
     Source:
         Yu et al. 2020, Theorem 2, corrected as above.
+
+    Examples:
+        >>> opposed = torch.tensor([[1.0, -3.5], [-3.5, 16.0]])
+        >>> bool(pcgrad_theorem2(opposed, lr=1.0, lipschitz=10.0, curvature=80.0).applies)
+        True
+        >>> bool(pcgrad_theorem2(opposed, lr=0.5, lipschitz=10.0, curvature=80.0).applies)
+        False
     """
     _check_pair(gramian)
     check_scalar(lr, "lr", positive=True)

@@ -139,6 +139,13 @@ def exact_adam(lr: Scalar) -> Optimizer:
 
     Raises:
         ValueError: for lr <= 0.
+
+    Examples:
+        >>> optimizer, params = exact_adam(0.1), {"x": torch.zeros(1)}
+        >>> tiny = {"x": torch.full((1,), 1e-12)}
+        >>> params, _ = optimizer.update(tiny, optimizer.init(params), params)
+        >>> round(params["x"].item(), 4)
+        -0.1
     """
     return adam(lr, eps=0.0)
 
@@ -154,6 +161,11 @@ def multiplicative(lr: Scalar) -> Optimizer:
 
     Raises:
         ValueError: for lr <= 0.
+
+    Examples:
+        >>> params, _ = multiplicative(0.5).update({"x": torch.ones(1)}, (), {"x": torch.ones(1)})
+        >>> round(params["x"].item(), 4)  # exp(-0.5)
+        0.6065
     """
     check_scalar(lr, "lr", positive=True)
 
@@ -174,6 +186,12 @@ def log_space(optimizer: Optimizer) -> Optimizer:
 
     Returns:
         an optimizer with the state of the one given.
+
+    Examples:
+        >>> optimizer, params = log_space(sgd(1.0)), {"x": torch.ones(1)}
+        >>> params, _ = optimizer.update({"x": torch.ones(1)}, optimizer.init(params), params)
+        >>> round(params["x"].item(), 4)  # exp(-1)
+        0.3679
     """
     expect_optimizer(optimizer)
 

@@ -183,6 +183,11 @@ def draw_normal(
 
     Returns:
         standard normal numbers, and the stream after them.
+
+    Examples:
+        >>> x, after = draw_normal(stream(key(0)), (3,), torch.float32)
+        >>> bool((x == normal(draw(stream(key(0)))[0], (3,))).all()), int(after.drawn)
+        (True, 1)
     """
     key, drawn = stream
     if dtype in _NUMPY and _plain(key, drawn):

@@ -59,6 +59,12 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
     Raises:
         KeyError: if `grads` has a name that the module lacks.
         ValueError: if a shape, dtype or device differs.
+
+    Examples:
+        >>> net = nn.Linear(2, 1)
+        >>> assign_gradients(net, {"weight": torch.ones(1, 2)})
+        >>> net.weight.grad.tolist(), net.bias.grad
+        ([[1.0, 1.0]], None)
     """
     leaves = dict(module.named_parameters())
     for name, grad in grads.items():
@@ -90,6 +96,11 @@ def stack(modules: Sequence[nn.Module]) -> Params:
 
     Raises:
         ValueError: if there are none, or if names or shapes differ.
+
+    Examples:
+        >>> nets = [nn.Linear(2, 1) for _ in range(3)]
+        >>> {name: tuple(leaf.shape) for name, leaf in stack(nets).items()}
+        {'weight': (3, 1, 2), 'bias': (3, 1)}
     """
     if not modules:
         raise ValueError("modules: expected at least one module")

@@ -89,6 +89,13 @@ def portrait(
     Raises:
         ValueError: for a panel or limits that do not exist, another number of Axes, or weights of
             another shape than `[2]`.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> from matplotlib.figure import Figure
+        >>> panels = portrait(mf.mgda(), ["length"], Figure().add_subplot(), cells=(3, 3))
+        >>> panels[0].collections[0].get_array().shape
+        (3, 3)
     """
     if isinstance(show, str) or not show or not set(show) <= set(QUANTITIES):
         raise ValueError(
@@ -231,6 +238,12 @@ def simplex(
     Raises:
         ValueError: for a Gramian of another shape or with NaN, names of another length, or weights
             whose sum is not positive.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> ax = simplex(torch.eye(3), ax=Figure().add_subplot(), names=list("abc"), resolution=4)
+        >>> [text.get_text() for text in ax.texts[:3]]
+        ['a', 'b', 'c']
     """
     from matplotlib.tri import Triangulation
 
@@ -431,6 +444,13 @@ def cone(
     Raises:
         ValueError: for gradients of another shape or with NaN, names of another length,
             two-dimensional Axes for three dimensions.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> ax = Figure().add_subplot()
+        >>> ax = cone([[1.0, 0.5], [-0.5, 1.0]], ax=ax, names=["near", "far"])
+        >>> [text.get_text() for text in ax.texts]
+        ['near', 'far']
     """
     from matplotlib.patheffects import withStroke
 
@@ -535,6 +555,12 @@ def heatmap(
 
     Raises:
         ValueError: for a matrix that is not square or not finite, or names of another length.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> ax = heatmap(torch.tensor([[1.0, -0.5], [-0.5, 4.0]]), Figure().add_subplot())
+        >>> [text.get_text() for text in ax.texts]
+        ['1', '−0.5', '−0.5', '4']
     """
     g = array_of(gramian, "gramian", (None, None))
     if g.shape[0] != g.shape[1]:

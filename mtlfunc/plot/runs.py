@@ -49,6 +49,12 @@ def weights(
 
     Raises:
         ValueError: for other shapes, NaN, or a share outside (0, 1].
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> record = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+        >>> weights(record, Figure().add_subplot()).get_lines()[0].get_ydata().tolist()
+        [0.5, 0.25]
     """
     found = record.weights if isinstance(record, Info) else record
     values = array_of(found, "record", ("*", None, None))
@@ -118,6 +124,13 @@ def cosines_over_time(
 
     Raises:
         ValueError: for other shapes, fewer than two tasks, NaN, or an `Info` without Gramians.
+
+    Examples:
+        >>> from matplotlib.figure import Figure
+        >>> record = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
+        >>> ax = cosines_over_time(record, Figure().add_subplot())
+        >>> ax.get_legend().get_texts()[0].get_text()  # half of the cosines are below 0
+        'task 1 – task 2  50 %'
     """
     if isinstance(record, Info):
         if not record.gramian.numel():

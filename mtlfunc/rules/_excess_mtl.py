@@ -38,6 +38,14 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
         that sum to T. TorchJD's default step is 1 and its first call exponentiates e itself, which
         is one-hot at once where gradients are long. A task whose first gradient was 0 has e(first)
         from its first gradient that is not, where they divide by 0.
+
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> f = lambda params, batch: params["w"] ** 2
+        >>> step = mf.balance(f, excess_mtl(), mf.excess_risk())
+        >>> params = {"w": torch.tensor([1.0, 2.0])}
+        >>> step.update(params, (), step.init(params, ()))[2].weights
+        tensor([0.5000, 0.5000])
     """
     check_scalar(lr, "lr", positive=True)
 

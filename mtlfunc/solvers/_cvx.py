@@ -34,6 +34,11 @@ def cvx() -> Solver:
     Raises:
         RuntimeError: when Clarabel finds no solution.
         RuntimeError: under `torch.compile`, which cannot trace it.
+
+    Examples:
+        >>> from mtlfunc.solvers import min_norm
+        >>> cvx()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))).weights
+        tensor([0.7500, 0.2500])
     """
 
     def solve(problem: Problem, eps: float) -> Answer:

@@ -33,6 +33,11 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
     Raises:
         ValueError: for steps < 1 or another step.
         TypeError: for dual_cone, whose feasible set is unbounded.
+
+    Examples:
+        >>> from mtlfunc.solvers import min_norm
+        >>> frank_wolfe(10)(min_norm(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))).weights
+        tensor([0.7500, 0.2500])
     """
     if steps < 1:
         raise ValueError(f"steps: expected an integer >= 1, got {steps}")

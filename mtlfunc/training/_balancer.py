@@ -285,13 +285,20 @@ class Balancer:
             present: see there.
             features: see there.
             scale: see there.
+
+        Returns:
+            what `backward` would return.
         """
         with self._explained():
             leaves, _, graph = self._connected(losses)
             return self._measured(losses, leaves, graph, present, features, scale, "nothing")[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """The rule's state and the names of the tasks, in plain dicts."""
+        """What `load_state_dict` goes on from.
+
+        Returns:
+            the rule's state and the names of the tasks, in plain dicts.
+        """
         rule = dict(self._loaded) if self._state is None and self._loaded else {}
         if self._state is not None:
             rule = _flat(self._state)

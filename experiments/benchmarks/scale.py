@@ -1,0 +1,250 @@
+"""How cost grows with tasks, parameters, samples and lanes, beside what else computes the same.
+
+    python -m experiments.benchmarks.scale [--curves mgda ...] [--sizes N ...] [--seconds S]
+    [--longest S] [--clock wall] [--out DIR]
+
+Writes scale.json (after every size; a run that was stopped goes on where it was), scale.md and
+scale.png. One thread, medians; all ways of a size take turns, among them the unit: one gradient of
+the mean loss, for studies one run alone. A way whose next call would take longer than --longest, by
+how it grew between the last two sizes, is left out from there on. The default ends at ten million
+parameters; `--curves parameters --sizes 100000000` adds a hundred million (rows of 1.6 GB).
+
+By hand: `torch.autograd.grad` of every loss, for samples `vmap(grad)`; a study's loop over its
+runs. TorchJD: its weighting, its autogram, its `backward` run after run. cvxpy: the parametrised
+program at 1e-8. Solvers: the mean over a problem of each of FAMILIES. Errors: the worst gap that
+weights certify; four rows of a Gramian against float64; the first run against itself alone.
+"""
+
+import argparse
+import copy
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+import mtlfunc as mf
+from experiments.arguments import at_least, folder, positive
+from experiments.benchmarks import gramian_ways
+from experiments.benchmarks.families import gramians
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed
+from experiments.benchmarks.networks import CLASSES, Outputs, Problem, Samples, mlp
+from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.scale_report import CURVES, figure, table
+from experiments.benchmarks.solvers import measure as certified
+from experiments.benchmarks.solvers_peers import SOLVERS
+
+FAMILIES = ("gaussian", "conflicting", "weakly stationary, float32")
+ROUNDS = 7
+BATCH, STEPS = 64, 20
+
+
+class Cell(NamedTuple):
+    """What is timed at one size."""
+
+    unit: Call
+    ways: dict[str, Callable[[], Call]]
+    error: Callable[[Any], float]
+    problems: int = 1  # that a call solves
+
+
+def network(params: float, outputs: int, samples: int = 0) -> Problem:
+    """Three square layers of `params` weights together, and a loss an output or a sample."""
+    width = max(2, round((params / 3) ** 0.5))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, x = mlp(width, outputs), torch.randn(samples or BATCH, width)
+        y = torch.randint(outputs, (samples,)) if samples else torch.randn(BATCH, outputs)
+    module = Samples(net) if samples else Outputs(net)
+    return Problem(module, (x, y), "*", module, bool(samples))
+
+
+def solving(kind: str, tasks: int) -> Cell:
+    """From Gramians to weights."""
+    problems = [gramians(name, tasks, 1, 0)[0] for name in FAMILIES]
+    names = ("active_set", "TorchJD (defaults)", "cvxpy (DPP, 1e-8)")
+    named = zip(("ours", "TorchJD", "cvxpy"), names, strict=True)
+
+    def solve(name: str) -> Call:
+        weigh = SOLVERS[name].make(kind)
+        return lambda: torch.stack([weigh(g) for g in problems])
+
+    return Cell(
+        gramian_ways.mean_gradient(network(1e6, tasks)),
+        {way: lambda n=n: solve(n) for way, n in named if kind in SOLVERS[n].kinds},
+        lambda answer: certified(kind, torch.stack(problems), answer.detach())["gap"],
+        len(FAMILIES),
+    )
+
+
+def checked(task: Problem) -> Callable[[Any], float]:
+    """Worst |G_ij - H_ij| / √(H_ii H_jj) over four rows, of which H has gradients in float64."""
+    exact = task.to("cpu", torch.float64)
+    losses, leaves = exact.module(exact.batch), list(exact.module.parameters())
+    some = torch.linspace(0, len(losses) - 1, min(4, len(losses))).long()
+    rows = [torch.autograd.grad(losses[i], leaves, retain_graph=True) for i in some]
+    h = gramian_ways.gram([torch.stack(parts) for parts in zip(*rows, strict=True)])
+    scale = h.diagonal().sqrt()
+
+    def error(answer: Any) -> float:
+        g = answer[0] if isinstance(answer, tuple) else answer
+        return float(((g[some][:, some] - h).abs() / (scale[:, None] * scale)).amax())
+
+    return error
+
+
+def multiplying(task: Problem, *, step: bool = False) -> Cell:
+    """From parameters and batch to a Gramian."""
+    hand = gramian_ways.vmap_grad if task.per_sample else gramian_ways.loop
+    ways: dict[str, Callable[[], Call]] = {"ours": lambda: gramian_ways.ours(task, "auto")}
+    if step:
+        ways["ours, a step"] = lambda: gramian_ways.our_step(task, "auto")
+    ways |= {"by hand": lambda: hand(task), "TorchJD": lambda: gramian_ways.autogram(task)}
+    return Cell(gramian_ways.mean_gradient(task), ways, checked(task))
+
+
+def studying(lanes: int) -> Cell:
+    """Whole runs of a small network with CAGrad, each from its own weights and at its own c."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)) for _ in range(lanes)]
+        x, y = torch.randn(BATCH, 8), torch.randn(BATCH, 3)
+    params, radii, rate = mf.stack(nets), torch.linspace(0.1, 0.9, lanes), 1e-2
+
+    def losses_fn(p: mf.types.Params, batch: Any) -> Tensor:
+        return (functional_call(nets[0], p, (batch[0],)) - batch[1]).square().mean(0)
+
+    def train(p: mf.types.Params, c: Tensor) -> Tensor:
+        step = mf.descend(losses_fn, mf.cagrad(c), mf.sgd(rate), mf.jacobian())
+        state = step.init(p, (x, y))
+        for _ in range(STEPS):
+            state, _ = step.update(state, (x, y))
+        return torch.cat([leaf.flatten() for leaf in state.params.values()])
+
+    def alone(i: int) -> Tensor:
+        return train({n: leaf[i] for n, leaf in params.items()}, radii[i])
+
+    def peer(i: int) -> Tensor:
+        from torchjd.aggregation import CAGrad
+        from torchjd.autojac import backward, jac_to_grad
+
+        net, rule = copy.deepcopy(nets[i]), CAGrad(float(radii[i]))
+        optimizer = torch.optim.SGD(net.parameters(), rate)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            backward((net(x) - y).square().mean(0))
+            jac_to_grad(net.parameters(), rule)
+            optimizer.step()
+        return torch.cat([leaf.detach().flatten() for leaf in net.parameters()])
+
+    def every(one: Callable[[int], Tensor]) -> Call:
+        return lambda: torch.stack([one(i) for i in range(lanes)])
+
+    return Cell(
+        lambda: alone(0),
+        {
+            "ours": lambda: lambda: vmap(train)(params, radii),
+            "by hand": lambda: every(alone),
+            "TorchJD": lambda: every(peer),
+        },
+        lambda answer: float((answer[0] - alone(0)).norm() / alone(0).norm()),
+    )
+
+
+TASKS = 2, 8, 32, 128, 512
+CELLS: dict[str, tuple[tuple[int, ...], Callable[[int], Cell]]] = {
+    "mgda": (TASKS, lambda n: solving("min_norm", n)),
+    "cagrad": (TASKS, lambda n: solving("cagrad", n)),
+    "upgrad": (TASKS, lambda n: solving("upgrad", n)),
+    "tasks": ((4, 16, 64, 256), lambda n: multiplying(network(1e6, n))),
+    "parameters": ((10**4, 10**5, 10**6, 10**7), lambda n: multiplying(network(n, 4), step=True)),
+    "samples": ((64, 256, 1024, 4096), lambda n: multiplying(network(1e5, CLASSES, n))),
+    "lanes": ((1, 4, 16, 64, 256), studying),
+}
+
+
+def expected(rows: Sequence[Row], curve: str, way: str, size: int) -> float:
+    """Seconds of a call at the next size, by the factor between the last two; inf after a gap."""
+    smaller = [r for r in rows if (r["curve"], r["way"]) == (curve, way) and r["size"] < size]
+    if any(row["seconds"] is None for row in smaller):
+        return math.inf
+    taken = [row["seconds"] * row["problems"] for row in smaller]
+    return taken[-1] ** 2 / taken[-2] if len(taken) > 1 else 0.0
+
+
+def measure(curve: str, size: int, rows: Sequence[Row], given: argparse.Namespace) -> list[Row]:
+    """A row a way of one size, the unit first; `rows` has those of smaller sizes, in order."""
+    cell = CELLS[curve][1](size)
+    common = {"curve": curve, "size": size, "seconds": None, "problems": 1}
+    found: dict[str, Row] = {"unit": common | {"way": "unit"}}
+    calls = {"unit": cell.unit}
+    for way, make in cell.ways.items():
+        row = found[way] = common | {"way": way, "problems": cell.problems}
+        if (wait := expected(rows, curve, way, size)) > given.longest:
+            row["left out"] = f"about {wait:.0f} s a call" if wait < math.inf else "as before"
+            continue
+        try:
+            call = make()
+            answer = call()
+        except Exception as error:  # a peer that cannot do this is a result too
+            if way.startswith("ours"):
+                raise
+            row["left out"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        calls[way] = call
+        row["error"] = cell.error(answer)
+    for way, times in take_turns(calls, given).items():
+        seconds = median(times) / found[way]["problems"]
+        found[way] |= {"seconds": seconds, "calls": len(times)}
+    return list(found.values())
+
+
+def take_turns(calls: dict[str, Call], given: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of every call, in random turns; a single one of what takes a quarter of --longest."""
+    once = {way: timed(call, given.clock) for way, call in calls.items()}
+    quick = [way for way, time in once.items() if time <= given.longest / 4]
+    times = {way: [] if way in quick else [once[way]] for way in calls}
+    shuffle = random.Random(0).shuffle
+    for turn in range(ROUNDS):
+        shuffle(quick)
+        for way in quick:
+            if turn < max(3, (many := given.seconds / once[way])):
+                many = max(1, int(many / ROUNDS))
+                times[way].append(timed(calls[way], given.clock, times=many))
+    return times
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--curves", nargs="+", choices=list(CURVES), default=list(CURVES))
+    add("--sizes", nargs="+", type=at_least(2), help="instead of each curve's own, growing")
+    add("--seconds", type=positive, default=0.5, help="for every way of a size")
+    add("--longest", type=positive, default=10.0, help="seconds that a call may take")
+    add("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
+    add("--out", type=folder, default=str(Path(__file__).parent / "out"))
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = settings(clock=given.clock, seconds=given.seconds, longest=given.longest)
+    place = {curve: i for i, curve in enumerate(CURVES)}
+    path, fields = given.out / "scale.json", ("curve", "size")
+    record = Record(path, fields, chosen, lambda row: (place[row["curve"]], row["size"]))
+    wanted = [(c, n) for c in given.curves for n in sorted(given.sizes or CELLS[c][0])]
+    try:
+        for curve, size in record.missing(wanted):
+            record.keep(*(rows := measure(curve, size, record.here(), given)))
+            print(table(rows, "").splitlines()[4], flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped; the next run goes on from {path}")
+    record.write_tables(given.out / "scale.md", table)
+    if record.here():
+        figure(record.here(), given.out / "scale.png")
+
+
+if __name__ == "__main__":
+    main()
