@@ -2,7 +2,9 @@
 
 Pages that are written are in `docs/`; those that follow from docstrings, tables and the ledger of
 claims are made by `docs/pages.py`. Warnings are errors, and nothing is read from a network.
-Portraits of rules are drawn once and kept in `docs/.portraits` until the sources change.
+Portraits of rules are drawn once and kept in `docs/.portraits` until the sources change, the
+notebooks are run once and kept in `docs/.notebooks`; `--stored-notebooks` takes them as they are
+stored, without outputs.
 """
 
 import argparse
@@ -18,7 +20,6 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 KEPT = DOCS / ".portraits"
-NOTEBOOKS = ROOT / "experiments" / "notebooks"
 
 
 def sources_hash() -> str:
@@ -76,15 +77,18 @@ def portraits(target: Path) -> set[str]:
     return set(calls) - measured
 
 
-def assemble(source: Path) -> None:
-    """All pages, written and made, in one folder."""
-    from docs import pages
+def assemble(source: Path, *, run: bool) -> None:
+    """All pages, written and made, in one folder; `run` the notebooks for their outputs."""
+    from docs import notebooks, pages
 
     shutil.copytree(DOCS, source, ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
     shutil.copy(ROOT / "CHANGELOG.md", source / "changelog.md")
     (source / "notebooks").mkdir()
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        shutil.copy(path, source / "notebooks")
+    if run:
+        notebooks.write(source / "notebooks")
+    else:
+        for path in notebooks.NOTEBOOKS:
+            shutil.copy(path, source / "notebooks")
     drawn = portraits(source / "portraits")
     if (source / "distributed.md").exists():
         listed = source / "how-to" / "index.md"
@@ -112,6 +116,7 @@ def assemble(source: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the site as HTML.")
     parser.add_argument("out", type=Path, help="a folder, made if need be")
+    parser.add_argument("--stored-notebooks", action="store_true", help="without their outputs")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     try:
@@ -120,7 +125,7 @@ def main() -> int:
         parser.error('Sphinx is not installed: pip install -e ".[repro,docs]"')
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
-        assemble(source)
+        assemble(source, run=not options.stored_notebooks)
         keep = Path(folder) / "doctrees"
         arguments = ["-b", "html", "-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(keep)]
         return build_main([*arguments, str(source), str(options.out.resolve())])

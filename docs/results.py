@@ -495,6 +495,12 @@ def steps_block() -> str:
         < min(row["seconds"][name] for name in steps.OURS)
     ]
     said = f"A peer is faster on: {', '.join(behind) or 'none'}."
+    if behind:
+        said += """ There the rows are the cheapest form (`explain_gramian` says so), or the step is
+            so short that the calls around it count: watching the forward, reading the graph and the
+            checks then come on top. To lose nothing, what the graph said would have to be kept from
+            step to step; `engine="rows"` saves the watching."""
+    said = paragraph(said)
     return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n{said}\n\n<!-- end of steps -->"
 
 

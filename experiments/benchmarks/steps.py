@@ -17,6 +17,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -160,6 +161,23 @@ def frank_wolfe(gramian: Tensor, steps: int = 250, least: float = 1e-5) -> Tenso
     return w
 
 
+def libmtl_style(net: Net, x: Tensor) -> None:
+    """One `backward()` a task, `.grad` of the trunk copied into a matrix, and Frank-Wolfe."""
+    net.zero_grad()
+    losses, trunk = net(x), list(net.trunk.parameters())
+    sizes = [leaf.numel() for leaf in trunk]
+    matrix = torch.zeros(len(losses), sum(sizes))
+    for task, (row, loss) in enumerate(zip(matrix, losses, strict=True)):
+        loss.backward(retain_graph=task + 1 < len(losses))
+        for part, leaf in zip(row.split(sizes), trunk, strict=True):
+            if leaf.grad is not None:
+                part.copy_(leaf.grad.flatten())
+                leaf.grad.zero_()
+    direction = frank_wolfe(matrix @ matrix.T) @ matrix
+    for part, leaf in zip(direction.split(sizes), trunk, strict=True):
+        leaf.grad = part.view_as(leaf).clone()
+
+
 def contenders(net: Net, x: Tensor) -> dict[str, Call]:
     """Every way to one step; each starts from no gradients."""
 
@@ -184,21 +202,6 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         for leaf, grad in zip(heads, own, strict=True):
             leaf.grad = grad
 
-    def passes() -> None:
-        net.zero_grad()
-        losses = net(x)
-        matrix = torch.zeros(len(losses), sum(leaf.numel() for leaf in trunk))
-        for task, (row, loss) in enumerate(zip(matrix, losses, strict=True)):
-            loss.backward(retain_graph=task + 1 < len(losses))
-            for part, leaf in zip(row.split([leaf.numel() for leaf in trunk]), trunk, strict=True):
-                if leaf.grad is not None:
-                    part.copy_(leaf.grad.flatten())
-                    leaf.grad.zero_()
-        direction = frank_wolfe(matrix @ matrix.T) @ matrix
-        parts = direction.split([leaf.numel() for leaf in trunk])
-        for part, leaf in zip(parts, trunk, strict=True):
-            leaf.grad = part.view_as(leaf).clone()
-
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
 
     def live() -> None:
@@ -218,7 +221,7 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
     found: dict[str, Call] = {
-        "plain": plain, "loop": loop, "LibMTL-style": passes,
+        "plain": plain, "loop": loop, "LibMTL-style": partial(libmtl_style, net, x),
         "mf.Balancer": live, "mf.balance": pure,
     }  # fmt: skip
     try:
