@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, hessian, vmap
-from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 import mtlfunc as mf
+
+from ..report import regions
 
 PAPER = "CAGrad (Liu et al. 2021)"
 PRINTED = ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
@@ -241,51 +242,10 @@ def advance(name: str, unroll: int) -> Program:
     return several
 
 
-INLINED = 16
-"""Operations that the code generator copies to every user of a result rather than keep it. At its
-own 50 the formulas of two tasks grow so much that CAGrad's step takes twice as long to compile; at
-8 there are more loops, and it is slower by a third.
-"""
-
-
 def compile_steps(
     name: str, unroll: int, lanes: Lanes, state: mf.TrainState, backend: Any = "inductor"
 ) -> Program:
-    """`advance` compiled for such lanes and such a state.
-
-    The step is traced once, to plain operations, and they are a region that the program calls
-    `unroll` times: code is generated for one step, however many are unrolled. (The step itself
-    cannot be the region: torch traces none that enters a mode, and ours watches the losses.)
-    """
-    step, form = one_step(name), tree_structure(state)
-
-    # Arguments and answers are flat: a region that is handed or returns nests is traced at every
-    # call, and taken for another where it holds NaN. And it hands no input through.
-    def on_leaves(hyper: Tensor, sign: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-        after = step(hyper, sign, tree_unflatten(leaves, form))
-        return tuple(x.clone() for x in (after.params["x"], *tree_leaves(after)))
-
-    example = (lanes.hyper, lanes.sign, *tree_leaves(state))
-    export: Any = torch._dynamo.export  # under the compiler's own rules, unlike make_fx
-    graph = export(on_leaves, aten_graph=True)(*example).graph_module
-    region: Any = torch.compiler.nested_compile_region(lambda *arguments: graph(*arguments))
-
-    def several(*arguments: Tensor) -> tuple[Tensor, ...]:
-        hyper, sign, *leaves = arguments
-        points = []
-        for _ in range(unroll):
-            x, *leaves = region(hyper, sign, *leaves)
-            points.append(x)
-        return torch.stack(points, 1), *leaves
-
-    # "inductor" alone takes options
-    options: Any = {"realize_opcount_threshold": INLINED} if backend == "inductor" else None
-    program: Any = torch.compile(
-        several, dynamic=False, fullgraph=True, backend=backend, options=options
+    """`advance` compiled for such lanes and such a state."""
+    return regions.compile_steps(
+        one_step(name), unroll, (lanes.hyper, lanes.sign), state, "x", backend
     )
-
-    def run(hyper: Tensor, sign: Tensor, state: mf.TrainState) -> tuple[mf.TrainState, Tensor]:
-        points, *leaves = program(hyper, sign, *tree_leaves(state))
-        return tree_unflatten(leaves, form), points
-
-    return run

@@ -1,8 +1,8 @@
 """GradNorm's rivals as lanes of one program: other weights, scales, difficulties, data.
 
-The regressions are those of `common`, with networks of half the width by default. Settings of the
-problem and of the method are lanes beside the seeds. A method's best setting is chosen on one half
-of the seeds and judged on the other, so that many settings do not win by chance."""
+The regressions are those of `common`, with networks of a third of the width by default. Settings of
+the problem and of the method are lanes beside the seeds. A method's best setting is chosen on one
+half of the seeds and judged on the other, so that many settings do not win by chance."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -153,10 +153,10 @@ def size_of(settings: Settings) -> Size:
             (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         )
     return Size(
-        50,
-        50,
+        32,
+        32,
         settings.count(400),
-        max(min(settings.seeds, 4), settings.seeds // 2),
+        max(min(settings.seeds, 4), 3 * settings.seeds // 4),
         (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     )

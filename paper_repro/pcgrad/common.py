@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import mtlfunc as mf
 
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
+from ..report.regions import compile_steps
 
 PAPER = "PCGrad (Yu et al. 2020)"
 COLOURS = {
@@ -41,13 +42,15 @@ def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
     return low + (high - low) * mf.random.uniform(mf.random.fold_in(key, tag), (), torch.float64)
 
 
-def compiled(f: Callable[..., Any], *example: Any) -> Callable[..., Any] | None:
-    """`f` as one compiled graph, tried on `example`; None, with a notice, where there is none."""
+def compiled(
+    step: Callable[..., Any], unroll: int, lanes: Sequence[Tensor], state: Any, leaf: str
+) -> Callable[..., Any] | None:
+    """`compile_steps`, tried on its example; None, with a notice, where there is no compiler."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's compiler warns of itself
-            program = torch.compile(f, fullgraph=True)
-            program(*example)
+            program = compile_steps(step, unroll, lanes, state, leaf)
+            program(*lanes, state)
     except Exception as error:  # no C++ compiler, or a torch that cannot trace this
         tqdm.write(
             f"torch.compile is of no use here ({type(error).__name__}): eager steps and a "

@@ -8,7 +8,7 @@ totals."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from .common import ARMS, arms, compiled, either, normal
 START = (0.5, -3.0)
 FLOOR = 5e-6
 ADAM_RATE, SGD_RATES = 1e-3, (3e-7, 1e-6, 3e-6, 1e-5, 3e-5)
-# steps a compiled call; more cost compilation and, with these many lanes, save nothing
-UNROLLED = 2
+UNROLLED = 10  # steps a compiled call
 EAGER_STEPS = 20_000  # where nothing can be compiled
 POINTS = 1000  # of every path
 
@@ -106,30 +105,29 @@ def paths(settings: Settings) -> Paths:
     lanes = lanes_of(max(2, settings.seeds // (1 if settings.full else 4)))
     each = (lanes.arm, lanes.sgd, lanes.lr)
 
-    def advance(
-        arm: Tensor, sgd: Tensor, lr: Tensor, state: mf.TrainState
-    ) -> tuple[mf.TrainState, Tensor]:
-        step = step_of(arm, sgd, lr)
-        first, _ = step.update(state, None)
-        state = first
-        for _ in range(UNROLLED - 1):
-            state, _ = step.update(state, None)
-        return state, first.params["theta"]
+    def advance(arm: Tensor, sgd: Tensor, lr: Tensor, state: mf.TrainState) -> mf.TrainState:
+        return step_of(arm, sgd, lr).update(state, None)[0]
 
-    forward: Callable[..., Any] = vmap(advance)
+    step: Callable[..., mf.TrainState] = vmap(advance)
     state = vmap(lambda arm, sgd, lr, start: step_of(arm, sgd, lr).init({"theta": start}, None))(
         *each, lanes.start
     )
-    budget = settings.count(500_000 if settings.full else 200_000)
-    program = compiled(forward, *each, state) if budget > EAGER_STEPS else None
+    budget = settings.count(500_000 if settings.full else 210_000)
+    program = compiled(step, UNROLLED, each, state, "theta") if budget > EAGER_STEPS else None
     budget = budget if program else settings.count(EAGER_STEPS)
-    forward = program or forward
     blocks = max(1, budget // UNROLLED)
     every = max(1, blocks // POINTS)
     theta, following, steps = [], [], []
     for block in tqdm(range(blocks), desc=f"landscape, {UNROLLED} steps at a time", leave=False):
         before = state.params["theta"]
-        state, first = forward(*each, state)
+        if program:
+            state, values = program(*each, state)
+            first = values[:, 0]
+        else:
+            state = step(*each, state)
+            first = state.params["theta"]
+            for _ in range(UNROLLED - 1):
+                state = step(*each, state)
         if block % every == 0 or block + 1 == blocks:
             theta.append(before)
             following.append(first)
