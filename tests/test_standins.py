@@ -170,6 +170,7 @@ def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
     assert agreed == {"compared": 12, "apart": [], "apart, corrected": [], "opposite": []}
     for change, said in (
         ({"settings": {"steps": 4}}, "differ in steps"),
+        ({"settings": {"steps": 3, "other": 1}}, "differ in other"),
         ({"plan": {"seeds": [3, 4, 5, 6]}}, "share seeds"),
         ({"plan": {"seeds": [0, 1, 2, 3]}}, "share seeds"),
         ({"methods": {}}, "has no runs of cagrad, mean, mgda, nash_mtl, pcgrad, upgrad"),
