@@ -196,10 +196,15 @@ def above(found: Values, measure: str, ours: str, rivals: Sequence[str]) -> dict
 
 
 def every_one(gains: dict[str, Estimate], levels: dict[str, Estimate] | None = None) -> Judged:
-    """Holds where all gains are above 0; the lowest decides, and against it the surest below 0."""
+    """Holds where all gains are above 0; the lowest decides, and against it the surest below 0.
+
+    One without a number, of a run that failed, keeps it from holding.
+    """
     said = all_above(gains.values())
-    end = "high" if said == "does not hold" else "low"
-    return Judged(said, gains, min(gains, key=lambda k: getattr(gains[k], end)), levels or {})
+    failed = math.inf if said == "does not hold" else -math.inf
+    ends = {k: x.high if said == "does not hold" else x.low for k, x in gains.items()}
+    found = min(ends, key=lambda k: failed if math.isnan(ends[k]) else ends[k])
+    return Judged(said, gains, found, levels or {})
 
 
 def some_one(gains: dict[str, Estimate]) -> Judged:
@@ -208,7 +213,8 @@ def some_one(gains: dict[str, Estimate]) -> Judged:
     """
     turned = [x._replace(mean=-x.mean, low=-x.high, high=-x.low) for x in gains.values()]
     said = {"holds": "does not hold", "does not hold": "holds"}
-    best = max(gains, key=lambda name: gains[name].low)
+    lows = {k: -math.inf if math.isnan(x.low) else x.low for k, x in gains.items()}
+    best = max(lows, key=lambda name: lows[name])
     return Judged(said.get(all_above(turned), "inconclusive"), gains, best)
 
 
