@@ -499,11 +499,12 @@ def test_sparse_gradients_are_an_error_with_a_cure(rows):
     net = nn.Sequential(nn.Embedding(5, 2, sparse=True))
     balancer = mf.Balancer(net, mf.mean(), "*" if rows else None)
     out = net(torch.arange(3)).square().mean(0)
-    with pytest.raises(RuntimeError, match="sparse=False"):
-        balancer.backward(tuple(out))
+    for losses in (tuple(out), out):  # a pass a task, and one for all
+        with pytest.raises(RuntimeError, match="sparse=False"):
+            balancer.backward(losses)
     assert net[0].weight.grad is None
     step = mf.balance(
-        lambda params, x: tuple(functional_call(net, params, (x,)).square().mean(0)),
+        lambda params, x: functional_call(net, params, (x,)).square().mean(0),
         mf.mean(),
         mf.jacobian() if rows else mf.losses_only(),
     )

@@ -15,6 +15,7 @@ import matplotlib as mpl
 import pytest
 import torch
 from matplotlib.figure import Figure as Canvas
+from torch.func import vmap
 
 import mtlfunc as mf
 from paper_repro.__main__ import main, reproduce, reproductions, selected, title
@@ -361,6 +362,21 @@ def test_other_draws_end_with_the_run() -> None:
         second = numbers()
     assert plain == numbers()
     assert len({tuple(plain), tuple(first), tuple(second)}) == 3
+
+
+def test_what_rules_draw_is_the_same_in_every_draw() -> None:
+    """Alone, where kernels draw, and in lanes, where torch does."""
+    step = mf.balance(lambda params, batch: params["x"] ** 2, mf.rlw(), mf.losses_only())
+
+    def weights(seed: torch.Tensor) -> torch.Tensor:
+        params = {"x": torch.ones(3)}
+        return step.update(params, (), step.init(params, (), key=seed))[2].weights
+
+    plain = weights(torch.tensor(5))
+    with redrawn(1):
+        alone, lanes = weights(torch.tensor(5)), vmap(weights)(torch.tensor([5]))[0]
+    assert torch.equal(alone, plain)
+    torch.testing.assert_close(lanes, plain)
 
 
 # ---- what stays ----

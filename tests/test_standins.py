@@ -40,6 +40,26 @@ def test_claims_of_several_gains(means, every, some):
     assert standins.some_one(gains).verdict == some
 
 
+@pytest.mark.parametrize("names", ["failed worse better", "better worse failed"])
+def test_a_run_that_failed_decides_only_where_no_number_does(names, tmp_path, monkeypatch):
+    spread = {"failed": [math.nan, 1.0, 2.0], "worse": [-1.1, -1, -0.9], "better": [1.1, 1, 0.9]}
+    gains = {name: estimate(spread[name]) for name in names.split()}
+    judged = standins.every_one(gains)
+    assert (judged.verdict, judged.decisive) == ("does not hold", "worse")
+    assert standins.some_one(gains)[::2] == ("holds", "better")
+    gains.pop("worse")
+    judged = standins.every_one(gains)
+    assert (judged.verdict, judged.decisive) == ("inconclusive", "failed")
+    # and the pages say so
+    kept = {"studies": {}, "stand-ins": [{"runs": {"0 to 2": standins.as_dicts(judged)}}]}
+    monkeypatch.setattr(ledger, "PATH", tmp_path / "found.json")
+    ledger.PATH.write_text(json.dumps(standins.plain(kept)))
+    found = ledger.kept.__wrapped__()["stand-ins"][0]
+    assert (
+        ledger.measured(found) == "seeds 0 to 2: of 2 gains this decides, failed +nan [+nan, +nan]"
+    )
+
+
 def test_gains_are_paired_and_corrected_for_the_rivals_that_ran():
     found = {"m": {"a": runs(1), "b": runs(0), "c": runs(0)}}
     got = standins.above(found, "m", "a", ("b", "c", "absent", "a"))
@@ -170,6 +190,7 @@ def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
     assert agreed == {"compared": 12, "apart": [], "apart, corrected": [], "opposite": []}
     for change, said in (
         ({"settings": {"steps": 4}}, "differ in steps"),
+        ({"settings": {"steps": 3, "other": 1}}, "differ in other"),
         ({"plan": {"seeds": [3, 4, 5, 6]}}, "share seeds"),
         ({"plan": {"seeds": [0, 1, 2, 3]}}, "share seeds"),
         ({"methods": {}}, "has no runs of cagrad, mean, mgda, nash_mtl, pcgrad, upgrad"),

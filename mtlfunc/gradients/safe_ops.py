@@ -54,7 +54,9 @@ def factored(losses: Tensor) -> bool:
 def unbatched(error: RuntimeError) -> bool:
     """Whether torch refused an operation under vmap (it has several ways to say so)."""
     message = str(error)
-    words = ("vmap", "atching rule", "is not differentiable with respect to argument")
+    # sparse gradients are refused by name where they come one by one
+    sparse = "arguments from the 'Sparse"
+    words = ("vmap", "atching rule", "is not differentiable with respect to argument", sparse)
     return any(part in message for part in words)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import mtlfunc as mf
@@ -15,10 +16,12 @@ DRAWS = ("uniform", "normal", "permutation")
 def redrawn(draw: int) -> Iterator[None]:
     """Fold `draw` into the key of all that `mf.random` is asked for; 0 changes nothing.
 
-    The questions name their keys in some fifty places, so this is done once, beneath them. Rules
-    that draw for themselves, as PCGrad its orders, keep their streams.
+    The questions name their keys in some fifty places, so this is done once, beneath them. What the
+    package draws, as PCGrad its orders and `mf.subset` its tasks, stays: it reads the module, which
+    only the questions read by way of `mf`, and rules that draw in kernels could not be redirected.
     """
-    before = {name: getattr(mf.random, name) for name in DRAWS}
+    package: Any = mf
+    module = package.random
 
     def folded(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda key, *args, **kwargs: function(mf.random.fold_in(key, draw), *args, **kwargs)
@@ -26,10 +29,9 @@ def redrawn(draw: int) -> Iterator[None]:
     Store.draw = draw
     try:
         if draw:
-            for name, function in before.items():
-                setattr(mf.random, name, folded(function))
+            others = {name: folded(getattr(module, name)) for name in DRAWS}
+            package.random = SimpleNamespace(**{**vars(module), **others})
         yield
     finally:
         Store.draw = 0
-        for name, function in before.items():
-            setattr(mf.random, name, function)
+        package.random = module

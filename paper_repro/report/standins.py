@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.common.cells import filled
+
 from .ledger import Row
 
 ABOUT = """Data that are not here: published numbers, and what studies on data of ours show, on
@@ -22,7 +24,7 @@ PATH = Path(__file__).parent.parent / "standins.json"
 @functools.cache
 def kept() -> dict[str, Any]:
     """`studies` by name, and `stand-ins`, a list of claims' criteria with their runs by seeds."""
-    return json.loads(PATH.read_text(encoding="utf-8"))
+    return filled(json.loads(PATH.read_text(encoding="utf-8")))
 
 
 def of(row: Row) -> list[dict[str, Any]]:
