@@ -276,7 +276,7 @@ def hanging(claims: dict[str, dict]) -> str:
     decided = sum(bool(claim["configuration"]) for claim in claims.values())
     text = f"""<!-- draws -->
 
-With other random numbers throughout (`python -m paper_repro --draw 1`) {len(rows)} of {decided}
+With other random numbers (`python -m paper_repro --draw 1`) {len(rows)} of {decided}
 verdicts change: they are near a threshold.
 """
     return "\n".join([text, *rows, "", "<!-- end of draws -->\n"])

@@ -269,8 +269,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
                 "2 are needed"
             )
         settings = settings._replace(seeds=options.seeds)
-    if options.draw < 0:
-        raise ValueError(f"--draw: expected at least 0, got {options.draw}")
+    if not 0 <= options.draw < 2**63:
+        raise ValueError(f"--draw: expected 0 to 2**63 - 1, got {options.draw}")
     settings = settings._replace(draw=options.draw)
     try:
         settings = settings._replace(device=torch.device(options.device))

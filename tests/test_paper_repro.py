@@ -293,6 +293,8 @@ def test_where_names_the_lines_that_decide(
         (["--seeds", "1"], "at least 2"),
         (["--workers", "0"], "--workers: expected at least 1, got 0"),
         (["--device", "abacus"], "--device"),
+        (["--draw", "-1"], "--draw"),
+        (["--draw", str(2**70)], "--draw"),
         (["--quick", "--full"], "not allowed with"),
     ],
 )
