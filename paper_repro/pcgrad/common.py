@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,17 +46,13 @@ def compiled(
 ) -> Callable[..., Any] | None:
     """`compile_steps`, tried on its example; None, with a notice, where there is no compiler."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's compiler warns of itself
-            program = compile_steps(step, unroll, lanes, state, leaf)
-            program(*lanes, state)
+        return compile_steps(step, unroll, lanes, state, leaf)
     except Exception as error:  # no C++ compiler, or a torch that cannot trace this
         tqdm.write(
             f"torch.compile is of no use here ({type(error).__name__}): eager steps and a "
             "shorter budget instead"
         )
         return None
-    return program
 
 
 # ---- the arms of the ablation, as lanes of one program ----

@@ -1,5 +1,6 @@
 """Many steps of many lanes as one compiled program, in the time that one step takes to compile."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,9 @@ def compile_steps(
     program: Any = torch.compile(
         several, dynamic=False, fullgraph=True, backend=backend, options=options
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler warns of itself
+        program(*lanes, *tree_leaves(state))
 
     def run(*arguments: Any) -> tuple[TrainState, Tensor]:
         *lanes, state = arguments
