@@ -188,7 +188,10 @@ def test_no_claim_is_decided_twice(written: Path) -> None:
 def test_rows_that_are_not_run_say_what_to_do(made: Path, tmp_path: Path) -> None:
     reproduce({"gradnorm.reach": fake(made, claim("GN-21"))}, ["gradnorm.reach"], TINY, tmp_path)
     rows = {c["id"]: c for c in claims_in(tmp_path)}
-    assert rows["PC-01"]["where"].startswith("needs real data")
+    assert rows["PC-01"]["verdict"] == "stand-in"
+    assert "The published claim takes `python -m experiments." in rows["PC-01"]["where"]
+    assert rows["PC-22"]["verdict"] == "not testable here"
+    assert rows["PC-22"]["where"].startswith("needs ")
     assert rows["PC-19"]["where"] == "python -m paper_repro --only pcgrad.theorem2"
 
 

@@ -216,6 +216,15 @@ def test_ctrl_c_says_what_is_kept(tmp_path, capsys):
     assert "interrupted; 20 finished runs are kept" in capsys.readouterr().err
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal; what a shell starts with "&" ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_signals_leave_the_writing_alone(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pool.terminable():

@@ -143,8 +143,8 @@ ROWS = (
         "data/RL",
         "The baselines there: one policy for all, a head a task, independent policies.",
         needs=(
-            "nothing: it lists baselines, and no number could refute it. The point mass has all "
-            "three (`python -m experiments.control --parts points`), and so has Meta-World"
+            "a list of baselines, which no number could refute; the point mass has all three "
+            "(`python -m experiments.control --parts points`), and so has Meta-World"
         ),
     ),
     Row(
