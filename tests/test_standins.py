@@ -42,7 +42,11 @@ def test_claims_of_several_gains(means, every, some):
 
 @pytest.mark.parametrize("names", ["failed worse better", "better worse failed"])
 def test_a_run_that_failed_decides_only_where_no_number_does(names, tmp_path, monkeypatch):
-    spread = {"failed": [math.nan, 1.0, 2.0], "worse": [-1.1, -1, -0.9], "better": [1.1, 1, 0.9]}
+    spread = {
+        "failed": [math.nan, 1.0, 2.0],
+        "worse": [-1.1, -1.0, -0.9],
+        "better": [1.1, 1.0, 0.9],
+    }
     gains = {name: estimate(spread[name]) for name in names.split()}
     judged = standins.every_one(gains)
     assert (judged.verdict, judged.decisive) == ("does not hold", "worse")
