@@ -21,11 +21,16 @@ IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].i
 # --- transforms ---------------------------------------------------------------------------------
 
 
+def chooses(solver):
+    """Whether its path hangs on which task is chosen, so that rounding may part two paths."""
+    return solver.endswith(("away", "pairwise"))
+
+
 def tie_tolerance(solver):
     """Line searches along a difference of two tasks stop where an objective known to ε is flat,
     within some √ε; everything else is rounding.
     """
-    return 64 * EPS**0.5 if solver.endswith(("away", "pairwise")) else 1e-12
+    return 64 * EPS**0.5 if chooses(solver) else 1e-12
 
 
 def apart(solver, problem, mine, alone):
@@ -36,8 +41,8 @@ def apart(solver, problem, mine, alone):
     what both change on the way between the two.
     """
     tolerance = tie_tolerance(solver)
-    if not SOLVERS[solver].objective:  # exact to rounding, or no promise but the same steps
-        return tolerance
+    if not (SOLVERS[solver].objective or chooses(solver)):
+        return tolerance  # exact to rounding, or no promise but the same steps
     curvature = hessian(problem.objective)(alone.dual)
     if not isinstance(problem, DualCone):
         within = torch.linalg.svd(torch.ones(1, len(curvature), dtype=F64)).Vh[1:]
