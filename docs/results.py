@@ -42,6 +42,7 @@ from experiments.benchmarks import (
 )
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report import standins
+from paper_repro.report.decisions import OPEN
 from paper_repro.report.results import NOT_RUN, VERDICTS, Unreadable, check_figure, read_claims
 
 ROOT = Path(__file__).parent.parent
@@ -274,18 +275,17 @@ def hanging(claims: dict[str, dict]) -> str:
         if claim["verdict"] != others[name]["verdict"]
     ]
     decided = sum(bool(claim["configuration"]) for claim in claims.values())
-    text = f"""<!-- draws -->
-
-With other random numbers (`python -m paper_repro --draw 1`) {len(rows)} of {decided}
-verdicts change: they are near a threshold.
-"""
-    return "\n".join([text, *rows, "", "<!-- end of draws -->\n"])
+    said = paragraph(
+        f"""With other random numbers (`python -m paper_repro --draw 1`) {len(rows)} of {decided}
+        verdicts change: they are near a threshold."""
+    )
+    return marked("draws", said, *(["\n".join(rows)] if rows else []))
 
 
 def hanging_as_it_stands() -> str:
     """The same part of docs/claims.md."""
     page = (ROOT / "docs" / "claims.md").read_text()
-    found = re.search("<!-- draws -->.*<!-- end of draws -->\n", page, re.DOTALL)
+    found = re.search("<!-- draws -->.*<!-- end of draws -->", page, re.DOTALL)
     return found[0] if found else ""
 
 
@@ -369,7 +369,8 @@ names. Written by `python docs/results.py claims`.
 
 def claims_page(claims: dict[str, dict], draws: str) -> str:
     """docs/claims.md: a line for every claim."""
-    parts = [CLAIMS, *(f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items()), "", draws]
+    kinds = (f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items())
+    parts = [CLAIMS, *kinds, "", draws, ""]
     for paper, title in PAPERS.items():
         parts += [
             f"## {title}\n",
@@ -389,22 +390,16 @@ def claims_page(claims: dict[str, dict], draws: str) -> str:
 
 def claims_block(claims: dict[str, dict]) -> str:
     """The page's part on the claims."""
-    return f"""<!-- claims -->
-
-{verdict_counts(claims)}
-
-Every claim in a sentence, with its verdict: [docs/claims.md](claims.md). The numbers and
-figures behind them: `paper_repro/out/report.html`, after `python -m paper_repro`.
-
-<!-- end of claims -->"""
+    where = """Every claim in a sentence, with its verdict: [docs/claims.md](claims.md). The numbers
+        and figures behind them: `paper_repro/out/report.html`, after `python -m paper_repro`."""
+    return marked("claims", verdict_counts(claims), paragraph(where))
 
 
 def section() -> str:
     """All results."""
     claims = judged()
     parts = [
-        gradnorm_part(claims),
-        mgda_ub_part(claims),
+        run_block(claims),
         "**Claims of the papers**, by verdict of the default run:",
         claims_block(claims),
         digits_part(),
@@ -416,7 +411,7 @@ def section() -> str:
 
 
 CURVES = """\
-![GradNorm's synthetic regression: test loss of equal, GradNorm's and static weights](gradnorm.png)
+![Test loss of equal, GradNorm's and static weights](reproductions/gradnorm.png)
 
 *Test losses in units of their initial values, each method at its own best learning rate; mean and
 95 % band over seeds.*"""
@@ -427,26 +422,33 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
     gradnorm, static = (claims[name]["measured"] for name in ("GN-21", "GN-22"))
     default = "default: Adam, x ~ N(0, I)"
     equal, own = (gradnorm[f"{default}: best rate, {name}"] for name in ("equal", "GradNorm"))
+    rows = {
+        f"each method at its best learning rate (equal {equal:g}, GradNorm {own:g})": default,
+        "SGD, each at its best": "SGD",
+        "inputs x ~ U(0, 1), each at its best": "x ~ U(0, 1)",
+    }
+    cells: dict[str, str] = {}
+    for what, name in rows.items():
+        label = f"GradNorm over equal: {name}"
+        cells[what] = interval(gradnorm, label) + OPEN * bool(gradnorm[f"{label}{OPEN}"])
+    cells["first row, both at 3e-4"] = interval(gradnorm, "at one rate: default at Adam 0.0003")
+    sizes = re.search(r"Default (.*?); other configurations (.*?)\.", claims["GN-21"]["where"])
+    assert sizes is not None, "GN-21 says no longer how long its runs are"
+    title = f"""**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss,
+        GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t interval; Adam and
+        normal inputs with {sizes[1]}; other configurations with {sizes[2]}):"""
+    lines = [f"| {what} | {cell} |" for what, cell in cells.items()]
     average = interval(static, "default configuration: static over GradNorm, each at its best rate")
-    best = f"each method at its best learning rate (equal {equal:g}, GradNorm {own:g})"
-    title = """**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss,
-        GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t interval; the
-        first two rows 16 seeds and 2,000 steps, the others 4 seeds and 500 steps):"""
     searched = interval(static, "static average over the grid's best")
     fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss, and
         at {searched} of the loss of the best static weights of a grid."""
-    return f"""{paragraph(title)}
+    table = "\n".join(["| configuration | GradNorm / equal weights |", "|---|---|", *lines])
+    return "\n\n".join([paragraph(title), table, CURVES, paragraph(fixed)])
 
-| configuration | GradNorm / equal weights |
-|---|---|
-| {best} | {interval(gradnorm, default)} |
-| Adam 3e-4 | {interval(gradnorm, "default at Adam 0.0003")} |
-| SGD, each at its best | {interval(gradnorm, "SGD")} |
-| inputs x ~ U(0, 1), each at its best | {interval(gradnorm, "x ~ U(0, 1)")} |
 
-{CURVES}
-
-{paragraph(fixed)}"""
+def run_block(claims: dict[str, dict]) -> str:
+    """What the page shows of the default run beside its verdicts."""
+    return marked("run", gradnorm_part(claims), mgda_ub_part(claims))
 
 
 def mgda_ub_part(claims: dict[str, dict]) -> str:
@@ -500,8 +502,7 @@ def steps_block() -> str:
             so short that the calls around it count: watching the forward, reading the graph and the
             checks then come on top. To lose nothing, what the graph said would have to be kept from
             step to step; `engine="rows"` saves the watching."""
-    said = paragraph(said)
-    return f"<!-- steps -->\n\n{steps.table(rows, line)}\n\n{said}\n\n<!-- end of steps -->"
+    return marked("steps", steps.table(rows, line), paragraph(said))
 
 
 def scale_block() -> str:
@@ -520,8 +521,7 @@ def scale_block() -> str:
         says so, else from Gramian to weights, from batch to Gramian, or whole runs."""
     picture = "![Time of solvers, Gramians and studies over their size](scale.png)"
     table = scale_report.table(rows, "").strip()
-    parts = ["<!-- scale -->", line, picture, table, paragraph(errors)]
-    return "\n\n".join([*parts, "<!-- end of scale -->"])
+    return marked("scale", line, picture, table, paragraph(errors))
 
 
 def benchmark_parts() -> list[str]:
@@ -630,7 +630,12 @@ def summary(page: str) -> str:
     link = (
         "Tables, intervals and the commands behind them: [docs/benchmarks.md](docs/benchmarks.md)."
     )
-    return f"<!-- summary -->\n{bullets}\n\n{link}\n<!-- end of summary -->"
+    return marked("summary", bullets, link)
+
+
+def marked(name: str, *parts: str) -> str:
+    """A part of a page that is written anew between its markers."""
+    return "\n\n".join([f"<!-- {name} -->", *parts, f"<!-- end of {name} -->"])
 
 
 def replaced(text: str, name: str, new: str) -> str:
@@ -664,29 +669,21 @@ def main() -> None:
         return
     if part == "search":
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
-        table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8")
-        block = f"<!-- search -->\n\n{table}\n<!-- end of search -->"
-        readme.write_text(replaced(readme.read_text(), "search", block))
+        table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8").strip()
+        readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
     claims = standing() if part == "ledger" else judged()
     if part:
-        page.write_text(replaced(page.read_text(), "claims", claims_block(claims)))
+        text = replaced(page.read_text(), "claims", claims_block(claims))
+        page.write_text(text if part == "ledger" else replaced(text, "run", run_block(claims)))
     else:
-        page.write_text(
-            replaced(
-                page.read_text(),
-                "results",
-                f"<!-- results -->\n\n{section()}\n<!-- end of results -->",
-            )
-        )
+        page.write_text(replaced(page.read_text(), "results", marked("results", section())))
         for name in ("solvers.png", "scale.png"):
             shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
-        curves = REPRODUCTIONS / "gradnorm.regression-curves.png"
-        shutil.copy(curves, ROOT / "docs" / "gradnorm.png")
     draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims, draws))
     studies = ROOT / "docs" / "experiments.md"
-    block = f"<!-- fresh -->\n\n{standins.agreement()}\n\n<!-- end of fresh -->"
+    block = marked("fresh", standins.agreement())
     studies.write_text(replaced(studies.read_text(), "fresh", block))
     if part != "ledger":
         keep_numbers(claims)
