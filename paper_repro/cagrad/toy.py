@@ -219,32 +219,19 @@ def step_of(name: str, hyper: Tensor) -> mf.Step:
     )
 
 
-Program = Callable[[Tensor, Tensor, mf.TrainState], tuple[mf.TrainState, Tensor]]
-"""`(hyper [lane], sign [lane], state) -> (state, points [lane, unroll, 2])`, all lanes at once."""
-
-
 def one_step(name: str) -> Callable[[Tensor, Tensor, mf.TrainState], mf.TrainState]:
     """A step of all lanes."""
     return vmap(lambda hyper, sign, state: step_of(name, hyper).update(state, sign)[0])
 
 
-def advance(name: str, unroll: int) -> Program:
-    """`unroll` steps."""
-    step = one_step(name)
-
-    def several(hyper: Tensor, sign: Tensor, state: mf.TrainState) -> tuple[mf.TrainState, Tensor]:
-        points = []
-        for _ in range(unroll):
-            state = step(hyper, sign, state)
-            points.append(state.params["x"])
-        return state, torch.stack(points, 1)
-
-    return several
+def advance(name: str, unroll: int) -> regions.Program:
+    """`unroll` steps: `(hyper, sign, state) -> (state, points [lane, unroll, 2])`."""
+    return regions.plain_steps(one_step(name), unroll, "x")
 
 
 def compile_steps(
     name: str, unroll: int, lanes: Lanes, state: mf.TrainState, backend: Any = "inductor"
-) -> Program:
+) -> regions.Program:
     """`advance` compiled for such lanes and such a state."""
     return regions.compile_steps(
         one_step(name), unroll, (lanes.hyper, lanes.sign), state, "x", backend

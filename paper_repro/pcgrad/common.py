@@ -14,7 +14,7 @@ import mtlfunc as mf
 
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
-from ..report.regions import compile_steps
+from ..report.regions import Program, compile_steps
 
 PAPER = "PCGrad (Yu et al. 2020)"
 COLOURS = {
@@ -43,7 +43,7 @@ def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
 
 def compiled(
     step: Callable[..., Any], unroll: int, lanes: Sequence[Tensor], state: Any, leaf: str
-) -> Callable[..., Any] | None:
+) -> Program | None:
     """`compile_steps`, tried on its example; None, with a notice, where there is no compiler."""
     try:
         return compile_steps(step, unroll, lanes, state, leaf)

@@ -20,6 +20,7 @@ import mtlfunc as mf
 
 from ..report.findings import Settings
 from ..report.parts import kept
+from ..report.regions import plain_steps
 from .common import ARMS, arms, compiled, either, normal
 
 START = (0.5, -3.0)
@@ -114,23 +115,17 @@ def paths(settings: Settings) -> Paths:
     )
     budget = settings.count(500_000 if settings.full else 210_000)
     program = compiled(step, UNROLLED, each, state, "theta") if budget > EAGER_STEPS else None
-    budget = budget if program else settings.count(EAGER_STEPS)
+    if program is None:
+        program, budget = plain_steps(step, UNROLLED, "theta"), settings.count(EAGER_STEPS)
     blocks = max(1, budget // UNROLLED)
     every = max(1, blocks // POINTS)
     theta, following, steps = [], [], []
     for block in tqdm(range(blocks), desc=f"landscape, {UNROLLED} steps at a time", leave=False):
         before = state.params["theta"]
-        if program:
-            state, values = program(*each, state)
-            first = values[:, 0]
-        else:
-            state = step(*each, state)
-            first = state.params["theta"]
-            for _ in range(UNROLLED - 1):
-                state = step(*each, state)
+        state, after = program(*each, state)
         if block % every == 0 or block + 1 == blocks:
             theta.append(before)
-            following.append(first)
+            following.append(after[:, 0])
             steps.append(block * UNROLLED)
     return Paths(lanes, np.array(steps), torch.stack(theta), torch.stack(following))
 

@@ -17,6 +17,24 @@ own 50 the formulas of two tasks grow so much that CAGrad's step takes twice as 
 """
 
 
+Program = Callable[..., tuple[TrainState, Tensor]]
+"""`(*lanes, state) -> (state, values [lane, step, ...])`: steps of all lanes, and a parameter."""
+
+
+def plain_steps(step: Callable[..., TrainState], unroll: int, leaf: str) -> Program:
+    """`compile_steps` without a compiler."""
+
+    def several(*arguments: Any) -> tuple[TrainState, Tensor]:
+        *lanes, state = arguments
+        values = []
+        for _ in range(unroll):
+            state = step(*lanes, state)
+            values.append(state.params[leaf])
+        return state, torch.stack(values, 1)
+
+    return several
+
+
 def compile_steps(
     step: Callable[..., TrainState],
     unroll: int,
@@ -24,7 +42,7 @@ def compile_steps(
     state: TrainState,
     leaf: str,
     backend: Any = "inductor",
-) -> Callable[..., tuple[TrainState, Tensor]]:
+) -> Program:
     """`unroll` steps of all lanes, compiled for such lanes and such a state.
 
     The step is traced once, to plain operations, and they are a region that the program calls
@@ -40,7 +58,7 @@ def compile_steps(
         backend: of torch.compile.
 
     Returns:
-        `(*lanes, state) -> (state, values [lane, unroll, ...])`.
+        the program, warm.
     """
     form, count = tree_structure(state), len(lanes)
 
