@@ -264,7 +264,7 @@ def numbers_of(
         "methods": {
             name: {
                 "summary": as_dicts(row),
-                "choice": found.choices[""][name]._asdict(),
+                "choice": as_dicts(found.choices[""][name]),
                 "runs": found.runs[""][name],
             }
             for name, row in rows(found, benchmark).items()
