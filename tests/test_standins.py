@@ -192,6 +192,21 @@ def test_two_folders_of_results_are_judged(tmp_path, monkeypatch):
     assert {seeds for row in kept["stand-ins"] for seeds in row["runs"]} == {"0 to 3", "100 to 103"}
     agreed = kept["studies"]["mazes"]["agreement"]
     assert agreed == {"compared": 12, "apart": [], "apart, corrected": [], "opposite": []}
+    # of two studies one is made anew, and the other's part stays
+    other = standins.STANDINS[0]._replace(study="digits")
+    monkeypatch.setattr(standins, "STUDIES", standins.STUDIES | {"digits": None})
+    monkeypatch.setattr(standins, "STANDINS", [other, *mazes])
+    theirs = {"claim": other.claim, "study": "digits", "holds": "", "runs": {}}
+    both = {"studies": {"digits": {"on": "it"}, "mazes": {}}, "stand-ins": [theirs]}
+    (tmp_path / "both.json").write_text(json.dumps(both))
+    assert standins.main(["--studies", "mazes", "--out", str(tmp_path / "both.json")]) == 0
+    after = json.loads((tmp_path / "both.json").read_text(encoding="utf-8"))
+    assert after["stand-ins"] == [theirs, *kept["stand-ins"]]
+    assert after["studies"] == {"mazes": kept["studies"]["mazes"], "digits": {"on": "it"}}
+    with pytest.raises(SystemExit, match=r"none\.json cannot be read .*leave out --studies"):
+        standins.main(["--studies", "mazes", "--out", str(tmp_path / "none.json")])
+    monkeypatch.setattr(standins, "STUDIES", {"mazes": standins.STUDIES["mazes"]})
+    monkeypatch.setattr(standins, "STANDINS", mazes)
     for change, said in (
         ({"settings": {"steps": 4}}, "differ in steps"),
         ({"settings": {"steps": 3, "other": 1}}, "differ in other"),
