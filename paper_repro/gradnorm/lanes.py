@@ -18,7 +18,7 @@ import mtlfunc as mf
 from ..report.findings import Settings
 from ..report.grids import at_edge, chosen
 from ..report.parts import kept
-from .common import ALPHA, COLOURS, LAYERS, UNTRAINED, Problem, linear_maps, losses
+from .common import ALPHA, COLOURS, LAYERS, UNTRAINED, Problem, linear_maps, losses, losses_of
 
 LAST = f"trunk.{LAYERS - 1}."
 TEN = (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)  # σ
@@ -181,10 +181,11 @@ def start_of(key: Tensor, tasks: int, width: int) -> mf.types.Params:
 
 def step_of(method: Method, lr: Tensor, alpha: Tensor, weights: Tensor) -> mf.Step:
     if method == "weighted":
-        return mf.descend(losses, mf.mean(weights), mf.adam(lr), mf.losses_only(), reduction="sum")
+        rule, probe = mf.mean(weights), mf.losses_only()
+        return mf.descend(losses_of, rule, mf.adam(lr), probe, reduction="sum")
     rule = mf.gradnorm(alpha, normalize_targets=method == "normalised")
     return mf.descend(
-        losses,
+        losses_of,
         rule,
         mf.adam(lr),
         mf.jacobian("trunk.*" if method == "trunk" else f"{LAST}*", heads="weighted"),

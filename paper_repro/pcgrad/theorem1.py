@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -132,11 +134,28 @@ def pair_ends(settings: Settings) -> dict[int, Ends]:
         settings.count(800 if settings.full else 96),
         settings.count(3000 if settings.full else 2000),
     )
-    return {dim: _ends(dim, draws, steps) for dim in (2, 10, 50)}
+    dims = (2, 10, 50)
+    found = [
+        padded(*vmap(lambda key, dim=dim: convex_pair(key, dim))(torch.arange(draws)), dims[-1])
+        for dim in dims
+    ]
+    every = _ends(*tree_map(lambda *parts: torch.cat(parts), *found), steps)
+    cosine, excess = (x.split(draws) for x in every[:2])
+    return {dim: Ends(cosine[i], excess[i], steps) for i, dim in enumerate(dims)}
 
 
-def _ends(dim: int, draws: int, steps: int) -> Ends:
-    params, batch, lipschitz, least = vmap(lambda key: convex_pair(key, dim))(torch.arange(draws))
+def padded(
+    params: mf.types.Params, batch: Batch, lipschitz: Tensor, least: Tensor, dim: int
+) -> tuple[mf.types.Params, Batch, Tensor, Tensor]:
+    """The same pairs in more dimensions, on which no loss depends: nothing moves along them."""
+    more = dim - params["x"].shape[-1]
+    batch = F.pad(batch[0], (0, more)), F.pad(batch[1], (0, more, 0, more))
+    return {"x": F.pad(params["x"], (0, more))}, batch, lipschitz, least
+
+
+def _ends(
+    params: mf.types.Params, batch: Batch, lipschitz: Tensor, least: Tensor, steps: int
+) -> Ends:
     move = edited()
 
     def advance(params: mf.types.Params, batch: Batch, lipschitz: Tensor) -> mf.types.Params:
@@ -145,7 +164,7 @@ def _ends(dim: int, draws: int, steps: int) -> Ends:
 
     forward = vmap(advance)
     start = vmap(losses)(params, batch).sum(-1)
-    for _ in tqdm(range(steps), desc=f"pairs of quadratics, dim {dim}", leave=False):
+    for _ in tqdm(range(steps), desc="pairs of quadratics", leave=False):
         params = forward(params, batch, lipschitz)
     gramian = vmap(lambda p, b: mf.task_gramian(losses, p, b)[1])(params, batch)
     excess = (vmap(losses)(params, batch).sum(-1) - least) / (start - least)
