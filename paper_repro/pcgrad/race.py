@@ -64,7 +64,9 @@ def run(settings: Settings) -> Findings:
     draws = max(40, settings.count(400 if settings.full else 120))
     count = settings.count(300)
     by_dim = {dim: race(dim, draws, count) for dim in (2, 10)}
-    excess = {starts: {dim: found[starts] for dim, found in by_dim.items()} for starts in by_dim[2]}
+    excess: dict[Starts, dict[int, np.ndarray]] = {
+        starts: {dim: found[starts] for dim, found in by_dim.items()} for starts in get_args(Starts)
+    }
     yield race_figure(excess["near"])
     yield faster(excess, together(long_steps(settings)))
 

@@ -136,20 +136,24 @@ def pair_ends(settings: Settings) -> dict[int, Ends]:
     )
     dims = (2, 10, 50)
     found = [
-        padded(*vmap(lambda key, dim=dim: convex_pair(key, dim))(torch.arange(draws)), dims[-1])
+        padded(vmap(lambda key, dim=dim: convex_pair(key, dim))(torch.arange(draws)), dims[-1])
         for dim in dims
     ]
-    every = _ends(*tree_map(lambda *parts: torch.cat(parts), *found), steps)
-    cosine, excess = (x.split(draws) for x in every[:2])
+    params, batch, lipschitz, least = tree_map(lambda *parts: torch.cat(parts), *found)
+    every = _ends(params, batch, lipschitz, least, steps)
+    cosine, excess = every.cosine.split(draws), every.excess.split(draws)
     return {dim: Ends(cosine[i], excess[i], steps) for i, dim in enumerate(dims)}
 
 
-def padded(
-    params: mf.types.Params, batch: Batch, lipschitz: Tensor, least: Tensor, dim: int
-) -> tuple[mf.types.Params, Batch, Tensor, Tensor]:
+Pairs = tuple[mf.types.Params, Batch, Tensor, Tensor]
+"""What `convex_pair` returns, a draw each."""
+
+
+def padded(pairs: Pairs, dim: int) -> Pairs:
     """The same pairs in more dimensions, on which no loss depends: nothing moves along them."""
+    params, (gradients, hessians), lipschitz, least = pairs
     more = dim - params["x"].shape[-1]
-    batch = F.pad(batch[0], (0, more)), F.pad(batch[1], (0, more, 0, more))
+    batch = F.pad(gradients, (0, more)), F.pad(hessians, (0, more, 0, more))
     return {"x": F.pad(params["x"], (0, more))}, batch, lipschitz, least
 
 

@@ -97,7 +97,7 @@ class Run:
             text = f"figure {what.name}" if isinstance(what, Drawn) else f"{what.id} {what.verdict}"
             self.display.line(f"[{name}] {text}")
         elif kind == "done":
-            self.results.finish(name, self.keys[name], self.found[name])
+            self.results.finish(name, self.keys[name], self.found[name], what)
             self.begun(name).unlink(missing_ok=True)
             self.done.append(name)
             wall = self.display.end(name)
