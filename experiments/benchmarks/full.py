@@ -11,6 +11,7 @@ for each of them. Writes full.json.
 import argparse
 import os
 import textwrap
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
@@ -89,7 +90,7 @@ def described(path: Path) -> tuple[str, str]:
     return line, "\n".join(["| question | minutes | how |", "|---|---|---|", *lines])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Estimate how long the questions that --full has not answered yet take."
     )
@@ -101,13 +102,14 @@ def main() -> None:
         "no run with --full has answered)",
     )
     parser.add_argument("--out", type=folder, default=Path(__file__).parent / "out")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     names = list(reproductions())
-    chosen = (
-        selected(options.only, names)
-        if options.only
-        else [name for name in names if name not in finished()]
-    )
+    try:
+        chosen = selected(options.only or names, names)
+    except ValueError as error:
+        parser.error(str(error))
+    if not options.only:
+        chosen = [name for name in chosen if name not in finished()]
     record = Record(options.out / "full.json", ("question",), settings(shares=list(SHARES)))
     for (name,) in tqdm(record.missing([(name,) for name in chosen]), desc="questions"):
         record.keep(estimated(name))
