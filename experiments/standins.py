@@ -26,6 +26,7 @@ above 0, and does not hold where one is below when widened for all of them.
 import argparse
 import json
 import math
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,19 +35,29 @@ from typing import Any, NamedTuple
 from scipy.special import stdtrit
 
 from experiments.arguments import among
+from experiments.auxiliary import report as auxiliary_report
 from experiments.auxiliary import train as auxiliary
 from experiments.common.cells import filled, plain
 from experiments.common.intervals import Estimate, all_above, estimate, paired
+from experiments.common.study import Found
 from experiments.common.tables import as_dicts
 from experiments.control import methods as control
+from experiments.control import parts
+from experiments.control import report as control_report
 from experiments.digits import study as digits
+from experiments.multimnist import report as multimnist_report
 from experiments.multimnist import train as multimnist
+from experiments.scenes import report as scenes_report
 from experiments.scenes import train as scenes
 from experiments.scenes.metrics import METRICS, TASKS, flat, metrics_of
 from mtlfunc.core.files import write_whole
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "paper_repro" / "standins.json"
+
+
+Runs = dict[str, dict[str, list[dict[str, Any]]]]
+"""By problem and method, one entry a seed."""
 
 
 class Study(NamedTuple):
@@ -56,6 +67,8 @@ class Study(NamedTuple):
     command: str
     rules: Sequence[str]  # that have to be there
     folders: tuple[str, str]  # of the default run, and of the one on fresh seeds
+    # its estimates from its runs; None where these are not kept one by one
+    rows: Callable[[Found], Any] | None = None
 
 
 STUDIES = {
@@ -67,27 +80,35 @@ STUDIES = {
         "multimnist",
         multimnist.RULES,
         ("multimnist/out/default", "multimnist/out/fresh"),
+        multimnist_report.rows,
     ),
     "auxiliary": Study(
         "digits with few labels",
         "auxiliary",
         auxiliary.RULES,
         ("auxiliary/out/default", "auxiliary/out/fresh"),
+        auxiliary_report.rows,
     ),
     "scenes": Study(
-        "rendered rooms", "scenes", scenes.RULES, ("scenes/out/default", "scenes/out/fresh")
+        "rendered rooms",
+        "scenes",
+        scenes.RULES,
+        ("scenes/out/default", "scenes/out/fresh"),
+        lambda found: scenes_report.rows(found, scenes.ROOMS),
     ),
     "mazes": Study(
         "mazes with exact gradients",
         "control --parts grids",
         control.RULES,
         ("control/out/default/grids", "control/out/fresh/grids"),
+        lambda found: control_report.rows(found, parts.GRIDS.metrics),
     ),
     "point mass": Study(
         "a point mass with ten goals",
         "control --parts points",
         control.RULES,
         ("control/out/default/points", "control/out/fresh/points"),
+        lambda found: control_report.rows(found, parts.POINTS.metrics),
     ),
 }
 
@@ -418,6 +439,36 @@ def agreement(one: Any, other: Any) -> dict[str, Any]:
     }
 
 
+def by_chance(rows: Callable[[Found], Any], one: Runs, other: Runs, draws: int = 400) -> float:
+    """How often seeds alone set as many intervals apart as lie apart.
+
+    Rules that see the same data move together, so that many of a hundred intervals lie apart at
+    once where one does. A division of all seeds in two by chance has everything but their number.
+
+    Args:
+        rows: the estimates of some runs.
+        one: the runs of one study.
+        other: those of the same study on other seeds.
+        draws: divisions, in parts as large as the two.
+
+    Returns:
+        the share of the divisions with as many intervals apart as between the two, or more.
+    """
+    pooled = {p: {m: [*x, *other[p][m]] for m, x in found.items()} for p, found in one.items()}
+    first, second = (len(next(iter(next(iter(runs.values())).values()))) for runs in (one, other))
+
+    def apart(order: Sequence[int]) -> int:
+        halves = [
+            {p: {m: [x[i] for i in part] for m, x in found.items()} for p, found in pooled.items()}
+            for part in (order[:first], order[first:])
+        ]
+        return len(agreement(*(as_dicts(rows(Found({}, half))) for half in halves))["apart"])
+
+    seeds, generator = list(range(first + second)), random.Random(0)
+    here = apart(seeds)
+    return sum(apart(generator.sample(seeds, len(seeds))) >= here for _ in range(draws)) / draws
+
+
 def read(study: str) -> dict[str, Any]:
     """What both runs of a study left, by the seeds that they were on.
 
@@ -471,7 +522,8 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             study: {
                 "on": STUDIES[study].on,
                 "command": f"python -m experiments.{STUDIES[study].command}",
-                "agreement": agreement(*runs.values()),
+                "agreement": agreement(*runs.values())
+                | _chance(STUDIES[study].rows, *runs.values()),
             }
             for study, runs in results.items()
         },
@@ -489,6 +541,19 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             if row.study in results
         ],
     }
+
+
+def _chance(rows: Callable[[Found], Any] | None, one: Any, other: Any) -> dict[str, float]:
+    if rows is None:
+        return {}
+
+    def runs(results: Mapping[str, Any]) -> Runs:
+        return {
+            problem: {name: row["runs"] for name, row in methods.items()}
+            for problem, methods in (results.get("problems") or {"": results["methods"]}).items()
+        }
+
+    return {"as many by chance": by_chance(rows, runs(one), runs(other))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
