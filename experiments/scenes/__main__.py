@@ -47,7 +47,7 @@ def settings_of(size: str, data: Path | None, device: str) -> Settings:
         return Settings(
             epochs=200, width=0, halved_every=100, averaged=10, held_out=False, **common
         )
-    epochs = {"quick": 2, "default": 4, "full": 60}[size]
+    epochs = {"quick": 1, "default": 4, "full": 60}[size]
     return Settings(epochs=epochs, width=32, halved_every=0, averaged=1, held_out=True, **common)
 
 
