@@ -123,7 +123,7 @@ class Problem(NamedTuple):
 
 PROBLEMS = {
     "regression": Problem(
-        regression, regression_start, regression_batch, 5e-3, 500, "mean squared error"
+        regression, regression_start, regression_batch, 5e-3, 700, "mean squared error"
     ),
-    "maze": Problem(maze, maze_start, maze_batch, 3e-3, 300, "-value of the start"),
+    "maze": Problem(maze, maze_start, maze_batch, 3e-3, 400, "-value of the start"),
 }
