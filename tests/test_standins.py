@@ -126,9 +126,9 @@ def _gaps(found: Found) -> dict[str, Any]:
 
 def test_as_many_by_chance_is_seldom_little_where_seeds_are_alike():
     """Ten methods on the same data, whose intervals so lie apart together: over pairs of runs the
-    share is below 0.2 in a fifth at most, up to three standard errors. Where the runs differ, all lie
-    apart, and as many only in divisions that are the true one, or that one seed each way spoils: of
-    924 in 2 and 72.
+    share is below 0.2 in a fifth at most, up to three standard errors. Where the runs differ, all
+    lie apart, and as many only in divisions that are the true one, or that one seed each way
+    spoils: of 924 in 2 and 72.
     """
     low, pairs = 0, 40
 
