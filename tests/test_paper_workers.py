@@ -26,7 +26,7 @@ from paper_repro.report.cache import key, versions
 from paper_repro.report.display import Display, caught
 from paper_repro.report.findings import Settings
 from paper_repro.report.parts import Store, kept
-from paper_repro.report.workers import longest_first
+from paper_repro.report.workers import deaf, longest_first
 
 ROOT = Path(__file__).parent.parent
 TINY = Settings(seeds=2, shrink=0.0001)
@@ -250,6 +250,15 @@ def test_listing_the_questions_compiles_nothing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(sys.modules, preload, raising=False)
     reproductions()
     assert preload not in sys.modules
+
+
+def test_a_process_is_deaf_before_it_has_imported_anything() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    asks = [sys.executable, "-c", "import signal; print(int(signal.getsignal(signal.SIGINT)))"]
+    with deaf():
+        found = subprocess.run(asks, capture_output=True, text=True, check=True)
+    assert int(found.stdout) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # ---- what is kept ----
