@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 from torch import Tensor
 from torch._C import _functions
@@ -94,6 +95,14 @@ class Graph:
     def custom(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
         return any(isinstance(node, BackwardCFunction) for node in self.reach)
+
+    @cached_property
+    def kind(self) -> int:
+        """Equal for the same operations on the same shapes in the same order, in any process."""
+        names = [type(node).__name__ for node in self.reach]
+        above = [node for node, below in self.below.items() if below]
+        shapes = [x.shape for node in above for x in getattr(node, "_input_metadata", ())]
+        return crc32(repr((names, shapes)).encode())
 
     @cached_property
     def _batching(self) -> tuple[bool, bool]:
