@@ -118,7 +118,7 @@ def release(out: Any, graph: Graph) -> None:
 
 
 # hands no gradient on
-_UNDEFINED = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
+_UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Forward(NamedTuple):

@@ -160,13 +160,16 @@ def linearize(
         watch = request.watches()
         repeated = losses_fn if watch and isinstance(losses_fn, Repeated) and not depth() else None
         shapes = repeated and shapes_of(params, batch)
-        watch = watch and not (repeated and repeated.idle(shapes))
+        watch = watch and not (repeated and repeated.unwatched(shapes))
         forward, output, aux = _forward(losses_fn, batch, level, outside, watch)
-        if repeated and not forward.graph and not forward.hooked and repeated.open(shapes):
-            forward = forward._replace(graph=losses_graph(forward.out, level))
         found = _passes(request, backward, output, Watched.of(forward), level)
-        if repeated and forward.graph and not forward.hooked:
-            repeated.learn(shapes, forward.graph, forward.taps)
+        if repeated and not forward.hooked:
+            repeated.learn(
+                shapes,
+                lambda: forward.graph or losses_graph(forward.out, level),
+                forward.taps,
+                apart=output[1] is not None,
+            )
         losses, aux = forward.released((output[0], aux))
         return losses, (found, aux)
 

@@ -26,7 +26,7 @@ from ..core.checks import (
 from ..core.distributed import Peers, agree, described, described_params, held, warn_alone
 from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
 from ..core.tasks import Tasks, aligned, tasks_of
-from ..gradients.layerwise import Kinds, Repeated
+from ..gradients.layerwise import Idle, Repeated
 from ..types import (
     Balance,
     BalanceState,
@@ -96,7 +96,7 @@ def balance(
     expect_rule(rule)
     expect_probe(probe)
     check_option(reduction, "reduction", get_args(Reduction))
-    known: dict[Any, Kinds] = {}  # of forwards of some shapes: not to be watched in vain again
+    known: dict[Any, Idle] = {}  # of forwards of some shapes: not to be watched in vain again
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
         def start() -> tuple[Peers | None, dict[str, Any]]:

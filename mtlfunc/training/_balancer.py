@@ -37,10 +37,8 @@ from ..gradients.layerwise import (
     Graph,
     Handles,
     Hooks,
-    Kinds,
+    Idle,
     Tapped,
-    learnt,
-    unwatched,
 )
 from ..gradients.linearize import Keep, Linear, Watched, linearize_losses
 from ..probes._jacobian import (
@@ -160,7 +158,7 @@ class Balancer:
         self._state: State = None  # the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = _Seen()
-        self._kinds: Kinds = {}
+        self._idle = Idle()
         self._known: Params = {}
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         if self._options is not None:
@@ -173,8 +171,8 @@ class Balancer:
             self._seen.begin()
             leaves = self._leaves(anew=True)
             mode = Handles() if self._options is None else watching(self._options, leaves)
-        # whose only use is for batched passes, or nothing came of the last
-        if unwatched(self._kinds) if type(mode) is Tapped else self._seen.apart:
+        # whose only use is for batched passes; or all was in vain lately
+        if self._idle.unwatched if type(mode) is Tapped else self._seen.apart:
             mode = Handles()
         mode.__enter__()
         self._seen.open.append(mode)
@@ -234,7 +232,7 @@ class Balancer:
             with self._no_autocast(leaves):
                 grads = combined(measured, info.weights, self._reduction, check=scale is None)
             reached = self._anywhere(leaves, reached)
-            self._tasks, self._state, self._loaded, self._kinds = after
+            self._tasks, self._state, self._loaded, self._idle = after
             # what somebody's own backward or hook returns may be kept by them
             fresh = not (graph.custom or self._seen.hooked)
             _accumulate({name: leaves[name] for name in leaves if name in reached}, grads, fresh)
@@ -274,7 +272,7 @@ class Balancer:
             measured, info, after = self._measured(
                 losses, leaves, graph, present, features, scale, "nothing"
             )
-        self._tasks, self._state, self._loaded, self._kinds = after
+        self._tasks, self._state, self._loaded, self._idle = after
         weights = info.weights.detach()
         if "share" in measured.geometry.extra and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
@@ -319,7 +317,7 @@ class Balancer:
             "started": started,
             "tasks": {"count": len(self._tasks), "names": names},
             "rule": rule,
-            "kinds": dict(self._kinds),
+            "idle": {"kinds": list(self._idle.kinds), "streak": self._idle.streak},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -350,7 +348,8 @@ class Balancer:
         # copies: an optimizer of the state's own tensors would change those in the dict
         self._loaded = {name: leaf.clone() for name, leaf in rule.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
-        self._kinds = dict(state_dict.get("kinds", {}))
+        idle = state_dict.get("idle", {})
+        self._idle = Idle(tuple(idle.get("kinds", ())), int(idle.get("streak", 0)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
         other = memo[id(self)] = object.__new__(type(self))
@@ -408,9 +407,9 @@ class Balancer:
         features: Any,
         scale: float | Tensor | None,
         keep: Keep,
-    ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None, Kinds]]:
-        """What the rule sees, its answer, and (tasks, rule's state, nothing loaded, kinds of
-        forwards) after it.
+    ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None, Idle]]:
+        """What the rule sees, its answer, and (tasks, rule's state, nothing loaded, what
+        the forwards have shown) after it.
         """
         tasks = self._tasks or tasks_of(out)
         out = aligned(out, tasks, "losses", "the first step")
@@ -441,10 +440,10 @@ class Balancer:
                 info, state = weigh(self._rule, measured, state, tasks)
             else:
                 info, state = _weigh_unscaled(self._rule, measured, state, tasks, scale)
-        kinds = self._kinds
+        idle = self._idle
         if features is None and not self._seen.checkpointed:
-            kinds = learnt(kinds, graph, watched.taps)
-        return measured, info, (tasks, state, None, kinds)
+            idle = idle.after(lambda: graph, watched.taps, apart=not isinstance(out, Tensor))
+        return measured, info, (tasks, state, None, idle)
 
     def _first(
         self, out: Any, leaves: Params, here: Tensor | None, tasks: Tasks, peers: Peers | None

@@ -101,7 +101,8 @@ class Graph:
         """Equal for the same operations on the same shapes in the same order, in any process."""
         names = [type(node).__name__ for node in self.reach]
         above = [node for node, below in self.below.items() if below]
-        shapes = [x.shape for node in above for x in getattr(node, "_input_metadata", ())]
+        outputs = [x for node in above for x in getattr(node, "_input_metadata", ())]
+        shapes = [x.shape for x in outputs if not x.is_nested_tensor]
         return crc32(repr((names, shapes)).encode())
 
     @cached_property
