@@ -442,7 +442,7 @@ def _measure(
         gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
     elif request.shared:
         found = passes(plan, plan.rows if plan.tapped else request.shared, private)
-        rows = {} if plan.tapped else found.rows
+        rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
             gramian = passes.gramian(plan, found, found, request.measured, dtype)
         if share is not None:
