@@ -100,8 +100,9 @@ class Graph:
     def kind(self) -> int:
         """Equal for the same operations on the same shapes in the same order, in any process."""
         names = [type(node).__name__ for node in self.reach]
-        above = [node for node, below in self.below.items() if below]
-        outputs = [x for node in above for x in getattr(node, "_input_metadata", ())]
+        # enough of the nodes for their shapes to show those of all
+        where = [node for node, below in self.below.items() if len(below) > 1]
+        outputs = [x for node in where for x in getattr(node, "_input_metadata", ())]
         shapes = [x.shape for x in outputs if not x.is_nested_tensor]
         return crc32(repr((names, shapes)).encode())
 
