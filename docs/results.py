@@ -13,14 +13,15 @@ rules on one thread.
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
     python -m experiments.benchmarks.scale
     python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
+    python -m experiments.benchmarks.full
     python -m experiments.arena
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, or after
-`python -m experiments.standins`, with the other verdicts as they stand; `steps` and `scale` write
-their tables alone, `search` that of `python -m experiments.auxiliary --search`. No number of these
-is typed by hand, and a record that mixes settings is refused.
+`python -m experiments.standins`, with the other verdicts as they stand; `steps`, `scale`, `full`
+and `search` (of `python -m experiments.auxiliary --search`) write their tables alone. No number is
+typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks import (
+    full,
     gramian_report,
     record,
     rules_report,
@@ -67,10 +69,15 @@ def load(path: Path) -> Any:
         raise SystemExit(f"{path} cannot be read ({error}); {cure}") from error
 
 
-def paragraph(text: str) -> str:
-    """Prose in lines of 100 columns."""
+def paragraph(text: str, first: str = "", others: str = "") -> str:
+    """Prose in lines of 100 columns, which may begin with something."""
     return textwrap.fill(
-        " ".join(text.split()), 100, break_long_words=False, break_on_hyphens=False
+        " ".join(text.split()),
+        100,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 
@@ -556,6 +563,7 @@ def benchmark_parts() -> list[str]:
         rules_table(timed),
         steps_block(),
         scale_block(),
+        full_block(),
     ]
 
 
@@ -616,17 +624,7 @@ def summary(page: str) -> str:
         f"""**Gramian of 128 samples**: {gramian[-1].split(" ")[0]} times a mean gradient's time;
         TorchJD's autogram takes {gramian[-2].split(" ")[0]}.""",
     ]
-    bullets = "\n".join(
-        textwrap.fill(
-            " ".join(line.split()),
-            100,
-            initial_indent="- ",
-            subsequent_indent="  ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for line in lines
-    )
+    bullets = "\n".join(paragraph(line, "- ", "  ") for line in lines)
     link = (
         "Tables, intervals and the commands behind them: [docs/benchmarks.md](docs/benchmarks.md)."
     )
@@ -646,7 +644,12 @@ def replaced(text: str, name: str, new: str) -> str:
     return pattern.sub(lambda _: new, text)
 
 
-BLOCKS = {"steps": steps_block, "scale": scale_block}
+def full_block() -> str:
+    """How long every question takes with --full."""
+    return marked("full", *full.described(BENCHMARKS / "full.json"))
+
+
+BLOCKS = {"steps": steps_block, "scale": scale_block, "full": full_block}
 """Parts that are written alone."""
 
 

@@ -29,15 +29,16 @@ from .report.workers import Question, Run, described, longest_first
 
 HERE = Path(__file__).parent
 SLOW = (
+    "gradnorm.alpha",  # the first, as it needs no kernel, while all others wait for them
     "cagrad.toy_aims",
-    "pcgrad.ablation",
-    "gradnorm.alpha",
     "gradnorm.difficulty",
-    "cagrad.convergence",
+    "pcgrad.ablation",
     "cross_paper.auxiliaries",
-    "cross_paper.rest_points",
-    "gradnorm.reach",
     "pcgrad.training",
+    "gradnorm.reach",
+    "mgda.counterexample",
+    "pcgrad.theorem1",
+    "gradnorm.ten_tasks",
 )
 """Questions that take longest: they begin first, so that none is waited for alone at the end."""
 

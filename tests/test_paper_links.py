@@ -86,7 +86,8 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     """One seed of the study against the same run put together by itself."""
     monkeypatch.setattr(digits, "RATES", (1e-2,))
     data, seed, steps = digits.split(TINY), 1, 4
-    runs = digits.train(mf.cagrad(c=0.4), 64.0, data, steps, TINY, "test")
+    lanes = digits.Lanes(torch.tensor([1.0, 64.0]), torch.tensor([0.8, 0.4]))
+    _, runs = digits.train(lambda c: mf.cagrad(c=c), lanes, data, steps, TINY, "test")
     batches = [
         digits.Batch(*(leaf[seed] for leaf in digits.batch_of(data, i))) for i in range(steps)
     ]

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             claim = Claim(row.id, "", "w_i & <b>bold</b>", verdict, numbers, "<here>; `code_x`")
             results.add(name, claim)
             found.append(claim)
-        results.finish(name, f"key of {name}", found)
+        results.finish(name, f"key of {name}", found, 1.0)
     keys = {name: f"key of {name}" for name in modules} | {"pcgrad.race": "another"}
     (out / "report.html").write_text(page(results, modules, keys), encoding="utf-8")
     (out / "single.html").write_text(

@@ -622,9 +622,12 @@ def test_claims_of_another_version_are_set_aside(
 @pytest.mark.parametrize(
     ("runs", "why"),
     [
-        ({"gradnorm": {"key": "", "claims": [], "figures": []}}, "no reproduction gradnorm"),
+        (
+            {"gradnorm": {"key": "", "claims": [], "figures": [], "seconds": 1.0}},
+            "no reproduction gradnorm",
+        ),
         ({"a": {"key": "", "claims": []}}, "other fields"),
-        ({"a": {"key": "", "claims": 3, "figures": []}}, "no list"),
+        ({"a": {"key": "", "claims": 3, "figures": [], "seconds": 1.0}}, "no list"),
     ],
 )
 def test_runs_of_another_version_are_set_aside(

@@ -98,9 +98,11 @@ def claims_in(folder: Path) -> list[dict[str, Any]]:
 
 def left_in(folder: Path) -> dict[str, Any]:
     """What a run leaves, without what tells one run from another."""
+    runs = json.loads((folder / "runs.json").read_text())
+    assert all(run.pop("seconds") >= 0 for run in runs.values())
     return {
         "claims": claims_in(folder),
-        "runs": json.loads((folder / "runs.json").read_text()),
+        "runs": runs,
         "figures": {path.name: path.read_bytes() for path in folder.glob("*.png")},
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,29 +17,28 @@ from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge
 from ..report.intervals import clustered_share, mean_interval, named, ratio_interval
 from .decisions import FAR, NEAR, claim
-from .digits import HIDDEN, LABELS, RATES, SCALES, TASKS, Runs, moments, split, train
+from .digits import HIDDEN, LABELS, RATES, SCALES, TASKS, Lanes, Runs, moments, split, train
 
 CAGRAD = "CAGrad (Liu et al. 2021)"
 
 
 def run(settings: Settings) -> Findings:
-    data, steps = split(settings), settings.count(300)
-    alone = train(
-        mf.mean(torch.tensor([1.0, 0.0, 0.0], device=settings.device)),
-        1.0,
+    data, steps, scales = split(settings), settings.count(300), list(SCALES.values())
+    main, equal = [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+    alone, *means = train(
+        mf.mean,
+        lanes_of([1.0, *scales], [main, *[equal] * len(scales)], settings),
         data,
         steps,
         settings,
-        "main task alone",
+        "main task alone, mean",
     )
-    rules = {"mean": mf.mean(), "MGDA": mf.mgda(), "CAGrad": mf.cagrad(c=0.4)}
-    runs = {
-        name: {
-            m: train(rule, scale, data, steps, settings, f"{m}, {name}")
-            for m, rule in rules.items()
-        }
-        for name, scale in SCALES.items()
+    rules = {"MGDA": lambda _: mf.mgda(), "CAGrad": lambda c: mf.cagrad(c=c)}
+    both = lanes_of(scales, [C] * len(scales), settings)
+    every = {"mean": means} | {
+        m: train(rule, both, data, steps, settings, m) for m, rule in rules.items()
     }
+    runs = {name: {m: found[i] for m, found in every.items()} for i, name in enumerate(SCALES)}
     where = (
         f"digits, {LABELS} labels, rotation and reconstruction as auxiliaries, trunk of "
         f"{HIDDEN}-{HIDDEN}, {steps} steps of Adam at the best of {len(RATES)} "
@@ -49,18 +49,24 @@ def run(settings: Settings) -> Findings:
     yield over_c(settings)
 
 
-CS = (0.1, 0.2, 0.4, 0.8, 2.0, 10.0)
+def lanes_of(scales: Sequence[float], hypers: Sequence[Any], settings: Settings) -> Lanes:
+    return Lanes(*(torch.tensor(x, device=settings.device) for x in (scales, hypers)))
+
+
+C, CS = 0.4, (0.1, 0.2, 0.4, 0.8, 2.0, 10.0)
 
 
 def over_c(settings: Settings) -> Figure:
     """CAGrad's ablation over c, on half of the seeds and steps."""
     settings = settings._replace(seeds=max(2, settings.seeds // 2))
     data, steps, scale = split(settings), settings.count(150), SCALES["summed over pixels"]
-    plain = train(mf.mean(), scale, data, steps, settings, "mean, for c")
-    runs = [train(mf.cagrad(c=c), scale, data, steps, settings, f"c = {c:g}") for c in CS]
+    rows = (data, steps, settings)
+    plain = train(mf.mean, lanes_of([scale], [[1.0, 1.0, 1.0]], settings), *rows, "mean, for c")
+    of_c = lanes_of([scale] * len(CS), CS, settings)
+    runs = [*plain, *train(lambda c: mf.cagrad(c=c), of_c, *rows, "CAGrad over c")]
     canvas, panels = axes(1, 2, (11, 4.4))
-    accuracies = [clustered_share(run.accuracy) for run in (plain, *runs)]
-    losses = [[run.held_out[:, task] for run in (plain, *runs)] for task in range(len(TASKS))]
+    accuracies = [clustered_share(run.accuracy) for run in runs]
+    losses = [[run.held_out[:, task] for run in runs] for task in range(len(TASKS))]
     along = (CS[0] / 2, *CS)
     for panel, label, values in (
         (panels[0], "class", accuracies),

@@ -6,6 +6,7 @@ on the others. A method's learning rate is the one that is best on validation im
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -163,57 +164,80 @@ class Runs(NamedTuple):
         return self.curve[-1]
 
 
-def train(
-    rule: mf.Rule, scale: float, data: Data, steps: int, settings: Settings, label: str
-) -> Runs:
-    """All learning rates and seeds at once.
+class Lanes(NamedTuple):
+    """What is trained side by side beside rates and seeds."""
 
-    The rate with the best mean accuracy on the other half of the seeds' validation images is kept.
+    scale: Tensor  # [lane], of the error of reconstruction
+    hyper: Tensor  # [lane, ...], what the rule is made of
+
+
+def train(
+    rule_of: Callable[[Tensor], mf.Rule],
+    lanes: Lanes,
+    data: Data,
+    steps: int,
+    settings: Settings,
+    label: str,
+) -> list[Runs]:
+    """All lanes, learning rates and seeds at once.
+
+    Of a lane's rates the one with the best mean accuracy on the other half of the seeds'
+    validation images is kept.
     """
-    scales = torch.tensor([1.0, 1.0, scale], device=settings.device)
     rates, seeds = (
         torch.tensor(RATES, device=settings.device),
         torch.arange(settings.seeds, device=settings.device),
     )
 
-    def method(lr: Tensor) -> mf.Step:
+    def method(lane: Lanes, lr: Tensor) -> mf.Step:
+        one = torch.ones_like(lane.scale)
+        scales = torch.stack([one, one, lane.scale])
         return mf.descend(
             lambda params, batch: scales * losses(params, batch),
-            rule,
+            rule_of(lane.hyper),
             mf.adam(lr),
             mf.jacobian("trunk.*"),
         )
 
     def advance(
-        lr: Tensor, state: mf.TrainState, batch: Batch
+        lane: Lanes, lr: Tensor, state: mf.TrainState, batch: Batch
     ) -> tuple[mf.TrainState, Tensor, Tensor]:
-        state, info = method(lr).update(state, batch)
+        state, info = method(lane, lr).update(state, batch)
         length = (info.weights @ info.rates).clamp_min(0).sqrt() * info.gramian.diagonal().sqrt()
         return state, info.weights / info.weights.sum(), info.rates / length.clamp_min(1e-30)
 
-    def first(lr: Tensor, seed: Tensor, batch: Batch) -> mf.TrainState:
-        return method(lr).init(network(mf.random.fold_in(mf.random.key(seed), 2)), batch)
+    def first(lane: Lanes, lr: Tensor, seed: Tensor, batch: Batch) -> mf.TrainState:
+        return method(lane, lr).init(network(mf.random.fold_in(mf.random.key(seed), 2)), batch)
 
-    state = vmap(vmap(first, (None, 0, 0)), (0, None, None))(rates, seeds, batch_of(data, 0))
-    move, score = (
-        vmap(vmap(advance, (None, 0, 0)), (0, 0, None)),
-        vmap(vmap(accuracy), (0, None, None)),
+    # over seeds, then rates, then lanes
+    start = vmap(
+        vmap(vmap(first, (None, None, 0, 0)), (None, 0, None, None)), (0, None, None, None)
     )
-    weights, cosines, curve = [], [], []
-    choice = np.zeros(settings.seeds, dtype=int)
+    move = vmap(vmap(vmap(advance, (None, None, 0, 0)), (None, 0, 0, None)), (0, None, 0, None))
+    score = vmap(vmap(vmap(accuracy), (0, None, None)), (0, None, None))
+    state = start(lanes, rates, seeds, batch_of(data, 0))
+    count, weights, cosines = len(lanes.scale), [], []
+    curves: list[list[Tensor]] = [[] for _ in range(count)]
+    choices = np.zeros((count, settings.seeds), dtype=int)
     for step in tqdm(range(steps), desc=label, leave=False):
-        state, w, c = move(rates, state, batch_of(data, step))
+        state, w, c = move(lanes, rates, state, batch_of(data, step))
         weights.append(w)
         cosines.append(c)
         if step + 1 in moments(steps):
-            choice = chosen(1 - score(state.params, *data.validation).cpu().numpy())
-            curve.append(score(state.params, *data.test)[choice, seeds])
-    params = {name: leaf[choice, seeds] for name, leaf in state.params.items()}
-    held_out = vmap(losses)(
-        params, batch_of(Data(data.test, data.test[0], data.test, data.test), steps, 4 * BATCH)
-    )
-    kept = (torch.stack(part)[:, choice, seeds].double().cpu() for part in (weights, cosines))
-    return Runs(choice, torch.stack(curve).cpu(), held_out.double().cpu(), *kept)
+            errors = 1 - score(state.params, *data.validation).cpu().numpy()
+            found = score(state.params, *data.test)
+            for i, curve in enumerate(curves):
+                choices[i] = chosen(errors[i])
+                curve.append(found[i, choices[i], seeds])
+    test = batch_of(Data(data.test, data.test[0], data.test, data.test), steps, 4 * BATCH)
+    every = torch.stack(weights), torch.stack(cosines)
+    runs = []
+    for i, (choice, curve) in enumerate(zip(choices, curves, strict=True)):
+        params = {name: leaf[i, choice, seeds] for name, leaf in state.params.items()}
+        held_out = vmap(losses)(params, test).double().cpu()
+        kept = (part[:, i, choice, seeds].double().cpu() for part in every)
+        runs.append(Runs(choice, torch.stack(curve).cpu(), held_out, *kept))
+    return runs
 
 
 def moments(steps: int) -> list[int]:

@@ -18,7 +18,7 @@ import mtlfunc as mf
 from ..report.findings import Settings
 from ..report.grids import at_edge, chosen
 from ..report.parts import kept
-from .common import ALPHA, COLOURS, LAYERS, UNTRAINED, Problem, linear_maps, losses
+from .common import ALPHA, COLOURS, LAYERS, UNTRAINED, Problem, linear_maps, losses, losses_of
 
 LAST = f"trunk.{LAYERS - 1}."
 TEN = (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)  # σ
@@ -57,10 +57,9 @@ class Size(NamedTuple):
     batch: int
     steps: int
     seeds: int
-    # Adam's learning rates, one grid for every method at T = 2; without the smallest where tasks
-    # are less unequal
-    two: tuple[float, ...]
-    ten: tuple[float, ...]  # and at T = 10
+    # Adam's learning rates, one grid for every method; without the largest where tasks are less
+    # unequal
+    rates: tuple[float, ...]
 
     def __str__(self) -> str:
         return (
@@ -149,15 +148,13 @@ def size_of(settings: Settings) -> Size:
             100,
             settings.count(2000),
             settings.seeds,
-            (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-            (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         )
     return Size(
         32,
         32,
         settings.count(400),
         max(min(settings.seeds, 4), 3 * settings.seeds // 4),
-        (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     )
 
@@ -181,10 +178,11 @@ def start_of(key: Tensor, tasks: int, width: int) -> mf.types.Params:
 
 def step_of(method: Method, lr: Tensor, alpha: Tensor, weights: Tensor) -> mf.Step:
     if method == "weighted":
-        return mf.descend(losses, mf.mean(weights), mf.adam(lr), mf.losses_only(), reduction="sum")
+        rule, probe = mf.mean(weights), mf.losses_only()
+        return mf.descend(losses_of, rule, mf.adam(lr), probe, reduction="sum")
     rule = mf.gradnorm(alpha, normalize_targets=method == "normalised")
     return mf.descend(
-        losses,
+        losses_of,
         rule,
         mf.adam(lr),
         mf.jacobian("trunk.*" if method == "trunk" else f"{LAST}*", heads="weighted"),

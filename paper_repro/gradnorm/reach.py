@@ -143,8 +143,8 @@ def reduction(
         "on the other half of the seeds; below 1 with its interval: "
         f"{'; '.join(holds) or 'none'}. Not: {'; '.join(fails) or 'none'}. "
         f"Settling nothing (best rate at the edge of its grid, or nothing learnt): "
-        f"{'; '.join(nothing) or 'none'}. At one rate for both, beside. Default "
-        f"{settings.count(problem.steps)} steps, {settings.seeds} seeds; "
-        f"other configurations {seeds} "
-        f"seeds{'' if settings.full else ', half of the steps'}. {INTERVAL}",
+        f"{'; '.join(nothing) or 'none'}. At one rate for both, beside. {problem.inputs} inputs, "
+        f"{problem.outputs} outputs, width {problem.width}; default "
+        f"{settings.count(problem.steps)} steps, {settings.seeds} seeds; other configurations "
+        f"{seeds} seeds{'' if settings.full else ', half of the steps'}. {INTERVAL}",
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -27,12 +28,14 @@ LEVELS = (0.1, 0.01, 0.001)
 RELATIVE = (0.125, 0.25, 0.5, 1.0, 1.5, 1.9, 3.0, 6.0, 12.0)
 
 
-def race(dim: int, draws: int, steps: int, starts: Starts) -> np.ndarray:
+def race(dim: int, draws: int, steps: int) -> dict[Starts, np.ndarray]:
     """Excess of the sum over its minimum, in units of its start, `[method, step, pair, rate]`.
 
-    The rates are `RELATIVE`/ℒ. Starts: see `pairs`.
+    The rates are `RELATIVE`/ℒ. Pairs of all starts (see `pairs`) run side by side.
     """
-    params, batch, lipschitz, least = pairs(dim, draws, starts)
+    every = {starts: pairs(dim, draws, starts) for starts in get_args(Starts)}
+    counts = [len(lipschitz) for _, _, lipschitz, _ in every.values()]
+    params, batch, lipschitz, least = tree_map(lambda *parts: torch.cat(parts), *every.values())
     rates = torch.tensor(RELATIVE, dtype=torch.float64)
     start = vmap(losses)(params, batch).sum(-1)
     trails = []
@@ -53,15 +56,16 @@ def race(dim: int, draws: int, steps: int, starts: Starts) -> np.ndarray:
             x = x.clamp(-1e8, 1e8)  # a diverging run must not end the others
             trail.append((loss - least[:, None]) / (start - least)[:, None])
         trails.append(torch.stack(trail))
-    return torch.stack(trails).numpy()
+    found = torch.stack(trails).split(counts, 2)
+    return {starts: part.numpy() for starts, part in zip(every, found, strict=True)}
 
 
 def run(settings: Settings) -> Findings:
     draws = max(40, settings.count(400 if settings.full else 120))
     count = settings.count(300)
-    excess = {
-        starts: {dim: race(dim, draws, count, starts) for dim in (2, 10)}
-        for starts in get_args(Starts)
+    by_dim = {dim: race(dim, draws, count) for dim in (2, 10)}
+    excess: dict[Starts, dict[int, np.ndarray]] = {
+        starts: {dim: found[starts] for dim, found in by_dim.items()} for starts in get_args(Starts)
     }
     yield race_figure(excess["near"])
     yield faster(excess, together(long_steps(settings)))

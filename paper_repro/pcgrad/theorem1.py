@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -132,11 +134,32 @@ def pair_ends(settings: Settings) -> dict[int, Ends]:
         settings.count(800 if settings.full else 96),
         settings.count(3000 if settings.full else 2000),
     )
-    return {dim: _ends(dim, draws, steps) for dim in (2, 10, 50)}
+    dims = (2, 10, 50)
+    found = [
+        padded(vmap(lambda key, dim=dim: convex_pair(key, dim))(torch.arange(draws)), dims[-1])
+        for dim in dims
+    ]
+    params, batch, lipschitz, least = tree_map(lambda *parts: torch.cat(parts), *found)
+    every = _ends(params, batch, lipschitz, least, steps)
+    cosine, excess = every.cosine.split(draws), every.excess.split(draws)
+    return {dim: Ends(cosine[i], excess[i], steps) for i, dim in enumerate(dims)}
 
 
-def _ends(dim: int, draws: int, steps: int) -> Ends:
-    params, batch, lipschitz, least = vmap(lambda key: convex_pair(key, dim))(torch.arange(draws))
+Pairs = tuple[mf.types.Params, Batch, Tensor, Tensor]
+"""What `convex_pair` returns, a draw each."""
+
+
+def padded(pairs: Pairs, dim: int) -> Pairs:
+    """The same pairs in more dimensions, on which no loss depends: nothing moves along them."""
+    params, (gradients, hessians), lipschitz, least = pairs
+    more = dim - params["x"].shape[-1]
+    batch = F.pad(gradients, (0, more)), F.pad(hessians, (0, more, 0, more))
+    return {"x": F.pad(params["x"], (0, more))}, batch, lipschitz, least
+
+
+def _ends(
+    params: mf.types.Params, batch: Batch, lipschitz: Tensor, least: Tensor, steps: int
+) -> Ends:
     move = edited()
 
     def advance(params: mf.types.Params, batch: Batch, lipschitz: Tensor) -> mf.types.Params:
@@ -145,7 +168,7 @@ def _ends(dim: int, draws: int, steps: int) -> Ends:
 
     forward = vmap(advance)
     start = vmap(losses)(params, batch).sum(-1)
-    for _ in tqdm(range(steps), desc=f"pairs of quadratics, dim {dim}", leave=False):
+    for _ in tqdm(range(steps), desc="pairs of quadratics", leave=False):
         params = forward(params, batch, lipschitz)
     gramian = vmap(lambda p, b: mf.task_gramian(losses, p, b)[1])(params, batch)
     excess = (vmap(losses)(params, batch).sum(-1) - least) / (start - least)

@@ -133,8 +133,13 @@ class Results:
         }
         self._write("claims.json", self.claims())
 
-    def finish(self, module: str, key: str, findings: Iterable[Claim | Drawn]) -> None:
-        """Drop what an earlier run of this module left and this complete one did not find."""
+    def finish(
+        self, module: str, key: str, findings: Iterable[Claim | Drawn], seconds: float
+    ) -> None:
+        """Drop what an earlier run of this module left and this complete one did not find.
+
+        `seconds` of processor time are kept beside.
+        """
         findings = list(findings)
         ids = {finding.id for finding in findings if isinstance(finding, Claim)}
         names = [
@@ -148,7 +153,12 @@ class Results:
         for path in (*self.folder.glob(f"{module}-*.png"), *self.folder.glob(f"{module}-*.svg")):
             if path.with_suffix(".png").name not in names:
                 path.unlink()
-        self.runs[module] = {"key": key, "claims": sorted(ids), "figures": names}
+        self.runs[module] = {
+            "key": key,
+            "claims": sorted(ids),
+            "figures": names,
+            "seconds": round(seconds, 1),
+        }
         self._write("claims.json", self.claims())
         self._write("runs.json", self.runs)
 
@@ -230,7 +240,7 @@ def read_runs(path: Path, modules: Iterable[str]) -> dict[str, dict[str, Any]]:
     for module, run in runs.items():
         if module not in modules:
             raise _another(f"there is no reproduction {module}")
-        if not isinstance(run, dict) or set(run) != {"key", "claims", "figures"}:
+        if not isinstance(run, dict) or set(run) != {"key", "claims", "figures", "seconds"}:
             raise _another(f"{module}: other fields")
         if not all(isinstance(run[name], list) for name in ("claims", "figures")):
             raise _another(f"{module}: its claims or its figures are no list")

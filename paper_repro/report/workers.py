@@ -1,11 +1,13 @@
 """Questions one after the other, or side by side in processes of their own, one thread each."""
 
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 from types import ModuleType
@@ -95,7 +97,7 @@ class Run:
             text = f"figure {what.name}" if isinstance(what, Drawn) else f"{what.id} {what.verdict}"
             self.display.line(f"[{name}] {text}")
         elif kind == "done":
-            self.results.finish(name, self.keys[name], self.found[name])
+            self.results.finish(name, self.keys[name], self.found[name], what)
             self.begun(name).unlink(missing_ok=True)
             self.done.append(name)
             wall = self.display.end(name)
@@ -127,22 +129,29 @@ class Run:
             torch.set_num_threads(threads)
 
     def side_by_side(self, questions: Sequence[Question], workers: int) -> None:
-        """Each in a process of its own, so many at a time; ended with this one."""
-        context = prepared()
+        """Each in a process of its own, so many at a time; ended with this one.
+
+        The first imports for itself, and has begun while that which all others are forked from
+        still compiles kernels.
+        """
         left, work = list(questions), {}
+        contexts = itertools.chain(
+            [multiprocessing.get_context("spawn")], itertools.repeat(forked())
+        )
         try:
             while left or work:
                 while left and len(work) - len(self.waiting) < workers:
                     question = left.pop(0)
                     self.begin(question)
-                    here, there = context.Pipe(duplex=False)
+                    here, there = multiprocessing.Pipe(duplex=False)
                     job = (question.name, question.module.__name__, self.settings)
-                    process = context.Process(
+                    process = next(contexts).Process(
                         target=_worker,
                         args=(*job, self.results.folder, self.parts, there),
                         daemon=True,
                     )
-                    process.start()
+                    with one_thread():
+                        process.start()
                     there.close()
                     work[here] = question.name, process
                 for link in connection.wait(list(work), timeout=0.5):
@@ -181,25 +190,32 @@ class Run:
             )
 
 
-def prepared() -> Any:
-    """The context of new processes: forks of one that has imported everything, with one thread."""
+def forked() -> Any:
+    """The context of new processes: forks of one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.preload"])
+    from multiprocessing import forkserver
+
+    with one_thread():
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes that begin inside have one thread, and so have their compilers."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     ours = dict.fromkeys((*names, "TORCHINDUCTOR_COMPILE_THREADS"), "1")
     before = {name: os.environ.get(name) for name in ours}
     os.environ |= ours
     try:
-        from multiprocessing import forkserver
-
-        forkserver.ensure_running()
+        yield
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    return context
 
 
 def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:

@@ -1,0 +1,121 @@
+"""How long `python -m paper_repro --full` takes, a question at a time.
+
+    python -m experiments.benchmarks.full
+
+A question that came to its end in paper_repro/out/full left its processor time there. The others
+are estimated from their first percent: each runs in a process of its own with two shares of its
+steps and draws, and what these cost is continued along a line. What several questions share counts
+for each of them. Writes full.json.
+"""
+
+import argparse
+import os
+import textwrap
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from experiments.arguments import folder
+from experiments.benchmarks.record import Record, Row, describe, only, settings
+from paper_repro.__main__ import reproductions, selected
+from paper_repro.report.findings import Settings
+from paper_repro.report.results import read_runs
+
+SHARES = (0.005, 0.015)
+RUN = Path(__file__).parents[2] / "paper_repro" / "out" / "full" / "runs.json"
+LONG = 60.0
+"""Seconds from which a question has a line of its own in the table."""
+
+
+class Job(NamedTuple):
+    """A question at a share of `--full`."""
+
+    question: str
+    share: float
+
+
+def seconds_of(job: Job) -> float:
+    """Processor time of a question in this process, its compilers' included."""
+    torch.set_num_threads(1)
+    module = import_module(f"paper_repro.{job.question}")
+    begin = sum(os.times()[:4])
+    for _ in module.run(Settings(full=True, shrink=job.share)):
+        pass
+    return sum(os.times()[:4]) - begin
+
+
+def estimated(question: str) -> Row:
+    """A row: what the shares cost, and all of it."""
+    spent = []
+    for share in SHARES:
+        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+            spent.append(alone.submit(seconds_of, Job(question, share)).result())
+    slope = (spent[1] - spent[0]) / (SHARES[1] - SHARES[0])
+    whole = spent[1] + max(slope, 0.0) * (1 - SHARES[1])
+    return {"question": question, "spent": spent, "seconds": whole}
+
+
+def finished() -> dict[str, float]:
+    """Processor seconds of the questions that a run with `--full` has answered."""
+    return {name: run["seconds"] for name, run in read_runs(RUN, reproductions()).items()}
+
+
+def described(path: Path) -> tuple[str, str]:
+    """A sentence on how the times were taken, and their table as Markdown, longest first."""
+    chosen, rows = only(path)
+    done, every = finished(), len(reproductions())
+    times = {row["question"]: row["seconds"] for row in rows} | done
+    if len(times) < every:
+        raise SystemExit(f"{every - len(times)} questions lack a time: run this command first")
+    shares = " and ".join(f"{share:.1%}" for share in chosen["shares"])
+    line = f"""**All of it**: minutes of processor time that `python -m paper_repro --full` takes a
+        question ({describe(chosen)}). {len(done)} of {every} were run to their end, one thread
+        each; the others are estimated from {shares} of their steps and draws. What several
+        questions share counts for the first of those that were run, and for each of those that
+        were not."""
+    lines = [
+        f"| `{name}` | {spent / 60:,.1f} | {'run' if name in done else 'estimated'} |"
+        for name, spent in sorted(times.items(), key=lambda item: -item[1])
+        if spent >= LONG
+    ]
+    rest = [spent for spent in times.values() if spent < LONG]
+    lines.append(f"| {len(rest)} others, each below a minute | {sum(rest) / 60:,.1f} | run |")
+    line = textwrap.fill(" ".join(line.split()), 100)
+    return line, "\n".join(["| question | minutes | how |", "|---|---|---|", *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Estimate how long the questions that --full has not answered yet take."
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="a question, the beginning of some, or a claim; may be repeated (default: those that "
+        "no run with --full has answered)",
+    )
+    parser.add_argument("--out", type=folder, default=Path(__file__).parent / "out")
+    options = parser.parse_args(arguments)
+    names = list(reproductions())
+    try:
+        chosen = selected(options.only or names, names)
+    except ValueError as error:
+        parser.error(str(error))
+    if not options.only:
+        chosen = [name for name in chosen if name not in finished()]
+    record = Record(options.out / "full.json", ("question",), settings(shares=list(SHARES)))
+    for (name,) in tqdm(record.missing([(name,) for name in chosen]), desc="questions"):
+        record.keep(estimated(name))
+    for row in record.here():
+        print(f"{row['question']:<28}{row['seconds'] / 60:8.1f} min")
+
+
+if __name__ == "__main__":
+    main()
