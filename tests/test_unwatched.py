@@ -194,9 +194,12 @@ def test_resuming_is_bit_exact_where_kinds_change(tmp_path):
         step(net, balancer, seed)
         step(twin, other, seed)
         assert all(map(torch.equal, net.parameters(), twin.parameters()))
-    del (old := balancer.state_dict())["idle"]  # of an earlier version
-    other.load_state_dict(old)
-    assert not other._idle.unwatched
+    state = balancer.state_dict()
+    with pytest.raises(ValueError, match="state_dict: expected what"):
+        balancer.load_state_dict(state | {"idle": None})
+    del state["idle"]  # of an earlier version
+    balancer.load_state_dict(state)
+    assert balancer.state_dict()["idle"] == {"kinds": [], "streak": 0}
 
 
 def pure(net, options, losses_fn=None):

@@ -67,7 +67,9 @@ class Balancer:
     needs no rows; without it every leaf is differentiated row by row, one task at a time. Calls
     inside activation checkpointing are not watched: their leaves are differentiated row by row; so
     are all where a hook is registered, by anyone on any tensor, graph node or module, between the
-    block's start and `backward`, and where part of the graph was made before the block.
+    block's start and `backward`, and where part of the graph was made before the block. Where that
+    was cheapest for all leaves eight times in a row (separate losses alone), the block watches no
+    more, until the graph is of another kind.
     Several forwards between two `backward` are one; each thread has its own.
 
     Over micro-batches gradients add up; each is balanced by its own Gramian, so that k small
@@ -332,6 +334,8 @@ class Balancer:
         try:
             started, count = bool(state_dict["started"]), int(state_dict["tasks"]["count"])
             names, rule = list(state_dict["tasks"]["names"]), dict(state_dict["rule"])
+            shown = state_dict.get("idle", {"kinds": (), "streak": 0})  # new in version 0.2
+            idle = Idle(tuple(map(int, shown["kinds"])), int(shown["streak"]))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
@@ -348,8 +352,7 @@ class Balancer:
         # copies: an optimizer of the state's own tensors would change those in the dict
         self._loaded = {name: leaf.clone() for name, leaf in rule.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
-        idle = state_dict.get("idle", {})
-        self._idle = Idle(tuple(idle.get("kinds", ())), int(idle.get("streak", 0)))
+        self._idle = idle
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
         other = memo[id(self)] = object.__new__(type(self))
