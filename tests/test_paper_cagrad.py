@@ -132,8 +132,8 @@ LITERAL = {
 @pytest.mark.parametrize("name", LITERAL)
 def test_first_steps_are_those_of_a_literal_loop(name: str, sign: float) -> None:
     """One start at a time, one autograd call a task, torch's own Adam."""
-    steps = 30
-    run = toy_runs.trajectories(name, torch.zeros(0, 2, dtype=torch.float64), steps, compiled=False)
+    steps, alone = 30, torch.zeros(0, 2, dtype=torch.float64)
+    run = toy_runs.trajectories(tuple(LITERAL), alone, steps, compiled=False)[name]
     for start in toy.STARTS:
         if start == (0.0, 0.0):  # equal lengths and a symmetric pair: the weights are not unique
             continue
@@ -181,7 +181,8 @@ def test_epsilons_allow_equal_gradients() -> None:
 
 def test_the_transcribed_script_takes_the_same_first_steps() -> None:
     points = benchmark.script_run("GD", (9.0, 9.0), 20)
-    run = toy_runs.trajectories("GD", torch.zeros(0, 2, dtype=torch.float64), 20, compiled=False)
+    alone = torch.zeros(0, 2, dtype=torch.float64)
+    run = toy_runs.trajectories(("GD",), alone, 20, compiled=False)["GD"]
     torch.testing.assert_close(
         points[-1].double(), run.watched[20, run.lanes.find((9.0, 9.0), 0.0)], rtol=1e-5, atol=1e-5
     )

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torch.func import vmap
 from tqdm import tqdm
 
 from experiments.arguments import at_least, folder
@@ -104,24 +103,23 @@ def library_microseconds(
 ) -> tuple[float, float]:
     """(seconds of compilation, microseconds a step and start) of all lanes as one program."""
     torch.compiler.reset()
-    state = vmap(lambda hyper, sign, x: cagrad_toy.step_of(name, hyper).init({"x": x}, sign))(
-        lanes.hyper, lanes.sign, lanes.start
-    )
+    names, each = (name,), (lanes.which, lanes.hyper, lanes.sign)
+    state = cagrad_toy.start_of(names, lanes)
     begin = time.perf_counter()
     program = (
-        cagrad_toy.compile_steps(name, unroll, lanes, state)
+        cagrad_toy.compile_steps(names, unroll, lanes, state)
         if compiled
-        else cagrad_toy.advance(name, unroll)
+        else cagrad_toy.advance(names, unroll)
     )
-    state, _ = program(lanes.hyper, lanes.sign, state)
+    state, _ = program(*each, state)
     compilation = time.perf_counter() - begin
     calls = max(1, steps // unroll)
     for _ in range(min(20, calls)):
-        state, _ = program(lanes.hyper, lanes.sign, state)
+        state, _ = program(*each, state)
     synchronize(lanes.start.device)
     begin = time.perf_counter()
     for _ in range(calls):
-        state, _ = program(lanes.hyper, lanes.sign, state)
+        state, _ = program(*each, state)
     synchronize(lanes.start.device)
     return compilation, 1e6 * (time.perf_counter() - begin) / (calls * unroll * len(lanes.sign))
 

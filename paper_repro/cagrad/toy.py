@@ -178,6 +178,7 @@ class Lanes(NamedTuple):
     start: Tensor  # [lane, 2]
     sign: Tensor  # [lane]
     hyper: Tensor  # [lane]
+    which: Tensor  # [lane], index of the rule among those that are run side by side
 
     def find(self, start: Sequence[float], hyper: float, sign: float = CODE) -> int:
         same = (
@@ -203,36 +204,63 @@ def lanes_of(name: str, random_starts: Tensor) -> tuple[Lanes, list[int], list[i
         near = [[x + NUDGE, y + NUDGE] for x, y in STARTS]
         rows += [(*start, CODE, USUAL[name]) for start in random_starts.tolist() + near]
     table = torch.tensor(rows, dtype=torch.float64, device=random_starts.device)
-    lanes = Lanes(table[:, :2].clone(), table[:, 2].clone(), table[:, 3].clone())
+    which = torch.zeros(len(rows), dtype=torch.int64, device=table.device)
+    lanes = Lanes(table[:, :2].clone(), table[:, 2].clone(), table[:, 3].clone(), which)
     others = list(range(named, len(rows)))
     count = len(random_starts)
     return lanes, others[:count], others[count:]
 
 
-def step_of(name: str, hyper: Tensor) -> mf.Step:
-    shift = SHIFT if name == "GradNorm" else 0.0
+def one_of(names: Sequence[str], which: Tensor, hyper: Tensor) -> mf.Rule:
+    """The rule `names[which]`, none of which has a state, as a lane of one program.
+
+    All are worked out and one is taken, so that lanes of different rules make one program.
+    """
+    rules = [RULES[name][0](hyper) for name in names]
+
+    def update(geometry: mf.Geometry, state: Any) -> tuple[Tensor, Any]:
+        weights = torch.stack([rule.update(geometry, ())[0] for rule in rules])
+        return weights.index_select(0, which.reshape(1))[0], state
+
+    return mf.Rule(lambda losses, key: (), update)
+
+
+def step_of(names: Sequence[str], which: Tensor, hyper: Tensor) -> mf.Step:
+    shift = SHIFT if "GradNorm" in names else 0.0
     return mf.descend(
         lambda params, sign: losses(params, sign) + shift,
-        RULES[name][0](hyper),
+        RULES[names[0]][0](hyper) if len(names) == 1 else one_of(names, which, hyper),
         mf.adam(LR),
         mf.jacobian(),
     )
 
 
-def one_step(name: str) -> Callable[[Tensor, Tensor, mf.TrainState], mf.TrainState]:
+def start_of(names: Sequence[str], lanes: Lanes) -> mf.TrainState:
+    """The state of all lanes before the first step."""
+    return vmap(lambda which, hyper, sign, x: step_of(names, which, hyper).init({"x": x}, sign))(
+        lanes.which, lanes.hyper, lanes.sign, lanes.start
+    )
+
+
+def one_step(names: Sequence[str]) -> Callable[..., mf.TrainState]:
     """A step of all lanes."""
-    return vmap(lambda hyper, sign, state: step_of(name, hyper).update(state, sign)[0])
+    return vmap(
+        lambda which, hyper, sign, state: step_of(names, which, hyper).update(state, sign)[0]
+    )
 
 
-def advance(name: str, unroll: int) -> regions.Program:
-    """`unroll` steps: `(hyper, sign, state) -> (state, points [lane, unroll, 2])`."""
-    return regions.plain_steps(one_step(name), unroll, "x")
+def advance(names: Sequence[str], unroll: int) -> regions.Program:
+    """`unroll` steps: `(which, hyper, sign, state) -> (state, points [lane, unroll, 2])`."""
+    return regions.plain_steps(one_step(names), unroll, "x")
 
 
 def compile_steps(
-    name: str, unroll: int, lanes: Lanes, state: mf.TrainState, backend: Any = "inductor"
+    names: Sequence[str],
+    unroll: int,
+    lanes: Lanes,
+    state: mf.TrainState,
+    backend: Any = "inductor",
 ) -> regions.Program:
     """`advance` compiled for such lanes and such a state."""
-    return regions.compile_steps(
-        one_step(name), unroll, (lanes.hyper, lanes.sign), state, "x", backend
-    )
+    each = (lanes.which, lanes.hyper, lanes.sign)
+    return regions.compile_steps(one_step(names), unroll, each, state, "x", backend)

@@ -26,7 +26,7 @@ from .toy import (
     lanes_of,
     minimum_of_mean,
     pareto_set,
-    step_of,
+    start_of,
 )
 
 STEPS, EAGER_STEPS, DECIDED = 100_000, 10_000, 70_000
@@ -98,25 +98,36 @@ def compiler_works(device: torch.device) -> bool:
 
 
 @kept
-def trajectories(name: str, random_starts: Tensor, steps: int, *, compiled: bool) -> Run:
-    """Adam from all starts."""
-    lanes, random, nudged = lanes_of(name, random_starts)
-    state = vmap(lambda hyper, sign, x: step_of(name, hyper).init({"x": x}, sign))(
-        lanes.hyper, lanes.sign, lanes.start
-    )
+def trajectories(
+    names: tuple[str, ...], random_starts: Tensor, steps: int, *, compiled: bool
+) -> dict[str, Run]:
+    """Adam from all starts by every rule, as one program."""
+    apart = [lanes_of(name, random_starts) for name in names]
+    lanes = Lanes(*map(torch.cat, zip(*(part[0] for part in apart), strict=True)))
+    counts = [len(part[0].start) for part in apart]
+    index = torch.arange(len(names), device=lanes.which.device)
+    lanes = lanes._replace(which=index.repeat_interleave(torch.tensor(counts).to(index)))
+    state, each = start_of(names, lanes), (lanes.which, lanes.hyper, lanes.sign)
     unroll = UNROLL if compiled else 1
-    program = compile_steps(name, unroll, lanes, state) if compiled else advance(name, unroll)
+    program = compile_steps(names, unroll, lanes, state) if compiled else advance(names, unroll)
     watched, points, times = [lanes.start[:, None]], [lanes.start], [0]
-    bar = tqdm(range(unroll, steps + unroll, unroll), desc=name, leave=False, mininterval=1.0)
+    label = ", ".join(names)
+    bar = tqdm(range(unroll, steps + unroll, unroll), desc=label, leave=False, mininterval=1.0)
     for taken in bar:
-        state, chunk = program(lanes.hyper, lanes.sign, state)
+        state, chunk = program(*each, state)
         if taken <= WATCHED:
             watched.append(chunk)
         if taken % EVERY < unroll or taken >= steps:
             times.append(taken)
             points.append(chunk[:, -1])
-    trail = torch.cat(watched, 1).transpose(0, 1)
-    return Run(lanes, random, nudged, np.array(times), torch.stack(points), trail)
+    trails = torch.cat(watched, 1).transpose(0, 1).split(counts, 1)
+    runs = {}
+    for name, (own, random, nudged), where, trail in zip(
+        names, apart, torch.stack(points).split(counts, 1), trails, strict=True
+    ):
+        # a file of a part would else hold all of them
+        runs[name] = Run(own, random, nudged, np.array(times), where.clone(), trail.clone())
+    return runs
 
 
 class Toy(NamedTuple):
@@ -145,12 +156,18 @@ def toy(settings: Settings) -> Toy:
         lambda key: mf.random.uniform(mf.random.fold_in(mf.random.key(7), key), (2,), torch.float64)
     )
     random_starts = 20 * uniform(keys) - 10
-    runs = trajectories.together(
+    # GradNorm has a state and other losses, the others make one program
+    groups = tuple(name for name in RULES if name != "GradNorm"), ("GradNorm",)
+    found = trajectories.together(
         {
-            name: functools.partial(trajectories.now, name, random_starts, steps, compiled=compiled)
-            for name in RULES
+            names[0]: functools.partial(
+                trajectories.now, names, random_starts, steps, compiled=compiled
+            )
+            for names in groups
         }
     )
+    every = {name: run for runs in found.values() for name, run in runs.items()}
+    runs = {name: every[name] for name in RULES}
     last = int(runs["GD"].times[-1])
     budget = f"Adam {LR:g}, {last} steps, float64, + in f₂ unless said otherwise"
     return Toy(runs, last, budget)

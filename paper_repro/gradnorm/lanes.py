@@ -57,9 +57,10 @@ class Size(NamedTuple):
     batch: int
     steps: int
     seeds: int
-    # Adam's learning rates, one grid for every method; without the largest where tasks are less
-    # unequal
-    rates: tuple[float, ...]
+    # Adam's learning rates, one grid for every method at T = 2, where the best are decades apart;
+    # without its ends where tasks are less unequal, and at T = 10 without the smallest
+    two: tuple[float, ...]
+    ten: tuple[float, ...]
 
     def __str__(self) -> str:
         return (
@@ -148,6 +149,7 @@ def size_of(settings: Settings) -> Size:
             100,
             settings.count(2000),
             settings.seeds,
+            (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
             (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         )
     return Size(
@@ -155,6 +157,7 @@ def size_of(settings: Settings) -> Size:
         32,
         settings.count(400),
         max(min(settings.seeds, 4), 3 * settings.seeds // 4),
+        (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     )
 

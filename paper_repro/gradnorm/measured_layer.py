@@ -16,7 +16,7 @@ from .rivals import two_tasks
 
 def run(settings: Settings) -> Findings:
     size = size_of(settings)
-    lanes = [Lane("GradNorm", lr) for lr in size.rates]
+    lanes = [Lane("GradNorm", lr) for lr in size.two]
     trunk = train("trunk", lanes, size, settings, "norms of the whole trunk")
     yield measured_layer(two_tasks(settings)[1], trunk, size)
 

@@ -44,26 +44,26 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
     static = [
         Lane(f"scales, {ratio:g}", lr, scales=(1.0, ratio))
         for ratio in RATIOS[:-1]
-        for lr in size.rates[:-1]
+        for lr in size.two[1:-1]
     ]
     static += [
         Lane(f"static, {second:g}", lr, weights=(1.0, second))
         for second in (1.0, *SECOND)
-        for lr in size.rates
+        for lr in size.two
     ]
-    static += [lane for lr in size.rates[:-1] for lane in others(lr)]
+    static += [lane for lr in size.two[1:-1] for lane in others(lr)]
     learnt = [
-        Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in TWO_ALPHAS for lr in size.rates
-    ] + [lane for lr in size.rates[:-1] for lane in others(lr)]
+        Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in TWO_ALPHAS for lr in size.two
+    ] + [lane for lr in size.two[1:-1] for lane in others(lr)]
     learnt += [
         Lane(f"ratio {ratio:g}, {alpha:g}", lr, alpha, scales=(1.0, ratio))
         for ratio in (RATIOS[0], RATIOS[-1])
         for alpha in EVERY_ALPHA
-        for lr in size.rates[1:-1]
+        for lr in size.two[2:-1]
     ]
     # the first of the ten scales, for what a larger T does by itself
-    static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.rates[:-1]]
-    learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.rates[:-1]]
+    static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
+    learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
     return (
         train("weighted", static, size, settings, "T = 2, static weights"),
         train("gradnorm", learnt, size, settings, "T = 2, GradNorm"),
@@ -79,24 +79,24 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
     key = mf.random.key(10)
     # log-uniform over three decades; σ² spans as many
     drawn = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (DRAWS, len(TEN))))
-    rates = (mf.random.uniform(mf.random.fold_in(key, 1), (DRAWS,)) * len(size.rates)).long()
-    static = [Lane(EQUAL, lr, scales=TEN) for lr in size.rates]
-    finite = [Lane("finite", lr, scales=TEN, finite=True) for lr in size.rates]
+    rates = (mf.random.uniform(mf.random.fold_in(key, 1), (DRAWS,)) * len(size.ten)).long()
+    static = [Lane(EQUAL, lr, scales=TEN) for lr in size.ten]
+    finite = [Lane("finite", lr, scales=TEN, finite=True) for lr in size.ten]
     static += finite
     static += [
-        Lane(FIXED, lr, scales=TEN, weights=tuple(scale**-2 for scale in TEN)) for lr in size.rates
+        Lane(FIXED, lr, scales=TEN, weights=tuple(scale**-2 for scale in TEN)) for lr in size.ten
     ]
     static += [
-        Lane(SEARCH, size.rates[int(rate)], scales=TEN, weights=tuple(w.tolist()))
+        Lane(SEARCH, size.ten[int(rate)], scales=TEN, weights=tuple(w.tolist()))
         for w, rate in zip(drawn, rates, strict=True)
     ]
     learnt = [
         Lane(f"GradNorm, {alpha:g}", lr, alpha, scales=TEN)
         for alpha in TEN_ALPHAS
-        for lr in size.rates
+        for lr in size.ten
     ] + finite
     corrected = [
-        Lane(f"GradNorm, {TEN_ALPHAS[-1]:g}", lr, TEN_ALPHAS[-1], scales=TEN) for lr in size.rates
+        Lane(f"GradNorm, {TEN_ALPHAS[-1]:g}", lr, TEN_ALPHAS[-1], scales=TEN) for lr in size.ten
     ]
     return (
         train("weighted", static, size, settings, "T = 10, static weights"),
@@ -108,7 +108,7 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
 def five_tasks(settings: Settings) -> tuple[Trace, Trace]:
     """Equal weights and GradNorm at the first five of the ten scales: once in a process."""
     size = size_of(settings)
-    lanes = [Lane("of ten", lr, scales=TEN[:5]) for lr in size.rates]
+    lanes = [Lane("of ten", lr, scales=TEN[:5]) for lr in size.ten]
     return (
         train("weighted", lanes, size, settings, "T = 5, equal weights"),
         train("gradnorm", lanes, size, settings, "T = 5, GradNorm"),

@@ -151,7 +151,7 @@ def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Siz
         f"GradNorm, best of {len(dynamic.named('GradNorm'))} runs",
     )
     for name in (EQUAL, FIXED):
-        _line(panels[1], static.judged(name), name, f"{name}, best of {len(size.rates)} rates")
+        _line(panels[1], static.judged(name), name, f"{name}, best of {len(size.ten)} rates")
     panels[1].set(
         xlabel="random draw, best first",
         ylabel="mean of $L_i/L_i(0)$ on test data at the end",

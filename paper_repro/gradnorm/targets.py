@@ -179,8 +179,8 @@ def by_rate(
         ],
     ]
     edges: list[str] = []
-    for panel, rows in zip(panels, arms, strict=False):
-        edges += ends_by_rate(panel, rows, size.rates)
+    for panel, rows, rates in zip(panels, arms, (size.two, size.ten), strict=False):
+        edges += ends_by_rate(panel, rows, rates)
     what_is_left(panels[2], frozen, {"GradNorm": dynamic, "normalised": normalised}, size)
     return Figure(
         "rates",

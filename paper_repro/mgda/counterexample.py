@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -258,9 +260,10 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
         / path.start_distance
         for name, path in paths.items()
     }
-    for case, (samples, size) in CASES.items():
+    ends = {name: rest_points(name, draws, steps) for name in paths}
+    for case in CASES:
         for name in paths:
-            distance, worse = rest_points(name, draws, steps, samples, size)
+            distance, worse = ends[name][case]
             label = case.format(name)
             missed = share_interval(int((distance > 1e-2).sum()), draws)
             numbers |= named(label, missed)
@@ -305,13 +308,30 @@ def curved_problem(root: Tensor, samples: int, size: int) -> tuple[mf.types.Para
     return start, (x / torch.linalg.matrix_norm(x, 2), targets, bends)
 
 
-def rest_points(
-    name: str, draws: int, steps: int, samples: int, size: int
-) -> tuple[Tensor, Tensor]:
+def padded(x: Tensor, *shape: int) -> Tensor:
+    """With zeros behind, to a larger shape."""
+    missing = [n - size for n, size in zip(shape, x.shape, strict=True)]
+    return F.pad(x, [end for more in reversed(missing) for end in (0, more)])
+
+
+def rest_points(name: str, draws: int, steps: int) -> dict[str, tuple[Tensor, Tensor]]:
     """A method from random starts: how near it ends to stationarity, and whether a loss rose.
 
-    Distance of 0 from the gradients' hull, end over start `[draw]`, and losses that ended higher.
+    Of every case: distance of 0 from the gradients' hull, end over start `[draw]`, and losses that
+    ended higher. The cases run side by side; zeros behind the smaller ones change nothing.
     """
+    samples, size = (max(sizes) for sizes in zip(*CASES.values(), strict=True))
+
+    def problem(root: Tensor, own: tuple[int, int]) -> tuple[mf.types.Params, Any]:
+        start, (x, targets, bends) = curved_problem(root, *own)
+        batch = padded(x, samples, size), padded(targets, 2, samples)
+        return {"w": padded(start["w"], size)}, (*batch, padded(bends, 2, samples, samples))
+
+    every = [
+        vmap(lambda root, own=own: problem(root, own))(torch.arange(draws))
+        for own in CASES.values()
+    ]
+    params, batch = tree_map(lambda *parts: torch.cat(parts), *every)
     probe = {
         "MGDA-UB": lambda: mf.representation(
             lambda params, batch: batch[0] @ params["w"], curved_heads, shared="w"
@@ -319,7 +339,6 @@ def rest_points(
         "MGDA": mf.jacobian,
     }[name]()
     move = mf.balance(curved_losses, mf.mgda(), probe)
-    params, batch = vmap(lambda root: curved_problem(root, samples, size))(torch.arange(draws))
     start = params
 
     def length(params: mf.types.Params, batch: Any) -> Tensor:
@@ -335,4 +354,6 @@ def rest_points(
         rate = torch.tensor((1 + k / 100) ** -0.5, dtype=torch.float64)
         params = {"w": forward(params["w"], batch, rate)}
     before, after = (vmap(curved_losses)(point, batch) for point in (start, params))
-    return vmap(length)(params, batch) / vmap(length)(start, batch), (after > before + 1e-9).any(1)
+    distance = vmap(length)(params, batch) / vmap(length)(start, batch)
+    found = zip(distance.split(draws), (after > before + 1e-9).any(1).split(draws), strict=True)
+    return dict(zip(CASES, found, strict=True))
