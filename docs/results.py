@@ -497,16 +497,7 @@ def steps_block() -> str:
         run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is MGDA
         on the trunk. The last column is what we aimed at for `mf.Balancer`:"""
     )
-    behind, missed = [], []
-    for row in rows:
-        case, seconds = steps.CASES[row["network"]], row["seconds"]
-        what, bar = case.what.split(", batch")[0], case.bars[0]
-        peer, name = min((seconds[name], name) for name in steps.PEERS if name in seconds)
-        more = min(seconds[name] for name in steps.OURS) - peer
-        if more > 0:
-            behind.append(f"{what} ({name}, by {1e3 * more:.1f} ms)")
-        if bar and seconds["mf.Balancer"] > bar * seconds["plain"]:
-            missed.append(what)
+    behind, missed = steps.behind(rows), steps.missed(rows)
     said = f"A peer is faster on: {'; '.join(behind) or 'none'}."
     if behind:
         said += """ There rows are the cheapest form (`explain_gramian` says so), and the peer makes
