@@ -10,10 +10,12 @@ and writes `paper_repro/standins.json`, from which the ledger's pages are made:
     python -m experiments.auxiliary
     python -m experiments.auxiliary --seeds 200:212 --out experiments/auxiliary/out/fresh
     python -m experiments.scenes
-    python -m experiments.scenes --seeds 100:105 --out experiments/scenes/out/fresh
+    python -m experiments.scenes --seeds 100:108 --out experiments/scenes/out/fresh
     python -m experiments.control
     python -m experiments.control --parts grids --seeds 100:140 --out experiments/control/out/fresh
     python -m experiments.control --parts points --seeds 100:110 --out experiments/control/out/fresh
+
+With `--studies scenes` only that study's part of the file is made anew; the others' stay.
 
 `STANDINS` has every criterion, each said before the runs on fresh seeds were looked at, and after
 those on the default ones: a method is above another where the gain, paired by seed, has its
@@ -24,6 +26,7 @@ above 0, and does not hold where one is below when widened for all of them.
 import argparse
 import json
 import math
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,19 +34,30 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
+from experiments.arguments import among
+from experiments.auxiliary import report as auxiliary_report
 from experiments.auxiliary import train as auxiliary
 from experiments.common.cells import filled, plain
 from experiments.common.intervals import Estimate, all_above, estimate, paired
+from experiments.common.study import Found
 from experiments.common.tables import as_dicts
 from experiments.control import methods as control
+from experiments.control import parts
+from experiments.control import report as control_report
 from experiments.digits import study as digits
+from experiments.multimnist import report as multimnist_report
 from experiments.multimnist import train as multimnist
+from experiments.scenes import report as scenes_report
 from experiments.scenes import train as scenes
 from experiments.scenes.metrics import METRICS, TASKS, flat, metrics_of
 from mtlfunc.core.files import write_whole
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "paper_repro" / "standins.json"
+
+
+Runs = dict[str, dict[str, list[dict[str, Any]]]]
+"""By problem and method, one entry a seed."""
 
 
 class Study(NamedTuple):
@@ -53,6 +67,8 @@ class Study(NamedTuple):
     command: str
     rules: Sequence[str]  # that have to be there
     folders: tuple[str, str]  # of the default run, and of the one on fresh seeds
+    # its estimates from its runs; None where these are not kept one by one
+    rows: Callable[[Found], Any] | None = None
 
 
 STUDIES = {
@@ -64,27 +80,35 @@ STUDIES = {
         "multimnist",
         multimnist.RULES,
         ("multimnist/out/default", "multimnist/out/fresh"),
+        multimnist_report.rows,
     ),
     "auxiliary": Study(
         "digits with few labels",
         "auxiliary",
         auxiliary.RULES,
         ("auxiliary/out/default", "auxiliary/out/fresh"),
+        auxiliary_report.rows,
     ),
     "scenes": Study(
-        "rendered rooms", "scenes", scenes.RULES, ("scenes/out/default", "scenes/out/fresh")
+        "rendered rooms",
+        "scenes",
+        scenes.RULES,
+        ("scenes/out/default", "scenes/out/fresh"),
+        lambda found: scenes_report.rows(found, scenes.ROOMS),
     ),
     "mazes": Study(
         "mazes with exact gradients",
         "control --parts grids",
         control.RULES,
         ("control/out/default/grids", "control/out/fresh/grids"),
+        lambda found: control_report.rows(found, parts.GRIDS.metrics),
     ),
     "point mass": Study(
         "a point mass with ten goals",
         "control --parts points",
         control.RULES,
         ("control/out/default/points", "control/out/fresh/points"),
+        lambda found: control_report.rows(found, parts.POINTS.metrics),
     ),
 }
 
@@ -415,6 +439,36 @@ def agreement(one: Any, other: Any) -> dict[str, Any]:
     }
 
 
+def by_chance(rows: Callable[[Found], Any], one: Runs, other: Runs, draws: int = 400) -> float:
+    """How often seeds alone set as many intervals apart as lie apart.
+
+    Rules that see the same data move together, so that many of a hundred intervals lie apart at
+    once where one does. A division of all seeds in two by chance has everything but their number.
+
+    Args:
+        rows: the estimates of some runs.
+        one: the runs of one study.
+        other: those of the same study on other seeds.
+        draws: divisions, in parts as large as the two.
+
+    Returns:
+        the share of the divisions with as many intervals apart as between the two, or more.
+    """
+    pooled = {p: {m: [*x, *other[p][m]] for m, x in found.items()} for p, found in one.items()}
+    first, second = (len(next(iter(next(iter(runs.values())).values()))) for runs in (one, other))
+
+    def apart(order: Sequence[int]) -> int:
+        halves = [
+            {p: {m: [x[i] for i in part] for m, x in found.items()} for p, found in pooled.items()}
+            for part in (order[:first], order[first:])
+        ]
+        return len(agreement(*(as_dicts(rows(Found({}, half))) for half in halves))["apart"])
+
+    seeds, generator = list(range(first + second)), random.Random(0)
+    here = apart(seeds)
+    return sum(apart(generator.sample(seeds, len(seeds))) >= here for _ in range(draws)) / draws
+
+
 def read(study: str) -> dict[str, Any]:
     """What both runs of a study left, by the seeds that they were on.
 
@@ -468,7 +522,8 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             study: {
                 "on": STUDIES[study].on,
                 "command": f"python -m experiments.{STUDIES[study].command}",
-                "agreement": agreement(*runs.values()),
+                "agreement": agreement(*runs.values())
+                | _chance(STUDIES[study].rows, *runs.values()),
             }
             for study, runs in results.items()
         },
@@ -488,6 +543,19 @@ def judged(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _chance(rows: Callable[[Found], Any] | None, one: Any, other: Any) -> dict[str, float]:
+    if rows is None:
+        return {}
+
+    def runs(results: Mapping[str, Any]) -> Runs:
+        return {
+            problem: {name: row["runs"] for name, row in methods.items()}
+            for problem, methods in (results.get("problems") or {"": results["methods"]}).items()
+        }
+
+    return {"as many by chance": by_chance(rows, runs(one), runs(other))}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file."""
     parser = argparse.ArgumentParser(
@@ -495,15 +563,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Judge claims about data that are not here by what the studies left, on the "
         "default seeds and on fresh ones; the commands are at the top of experiments/standins.py.",
     )
+    parser.add_argument(
+        "--studies",
+        type=among(list(STUDIES)),
+        default=list(STUDIES),
+        metavar="A,B,…",
+        help=f"comma-separated, from {', '.join(STUDIES)} (default: all); the file's part of any "
+        "other stays as it is",
+    )
     parser.add_argument("--out", type=Path, default=TARGET, help="the file (default: %(default)s)")
     given = parser.parse_args(argv)
-    found = judged({study: read(study) for study in STUDIES})
-    write_whole(given.out, json.dumps(_short(plain(found)), indent=1, ensure_ascii=False) + "\n")
+    found = _short(plain(judged({study: read(study) for study in given.studies})))
+    if set(given.studies) < set(STUDIES):
+        found = _beside(_kept(given.out), found)
+    write_whole(given.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for row in found["stand-ins"]:
         said = "; ".join(f"seeds {seeds}: {run['verdict']}" for seeds, run in row["runs"].items())
         print(f"{row['claim']}  {row['study']:<12}{said}")
     print(f"written: {given.out}")
     return 0
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """What an earlier call wrote."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(
+            f"{path} cannot be read ({error}), and the studies that are left out stand there; "
+            "leave out --studies"
+        ) from error
+
+
+def _beside(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What is found in place of what was kept of the same studies, in the order of `STANDINS`."""
+    studies = kept["studies"] | found["studies"]
+    rows = [x for x in kept["stand-ins"] if x["study"] not in found["studies"]]
+    by_name = {(x["claim"], x["study"]): x for x in rows + found["stand-ins"]}
+    return {
+        "studies": {name: studies[name] for name in STUDIES if name in studies},
+        "stand-ins": [
+            by_name[row.claim, row.study] for row in STANDINS if (row.claim, row.study) in by_name
+        ],
+    }
 
 
 def _short(value: Any) -> Any:

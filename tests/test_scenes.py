@@ -402,7 +402,7 @@ def test_what_is_not_known_is_not_measured(tmp_path):
         np.save(file, np.zeros((32, 64)))
     settings = train.Settings(str(tmp_path), 1, 4, 0, 1, True, "cpu")
     cell = Cell("", train.ALONE[metrics.DEPTH], "", 1e-3, 0)
-    run = train.Run(settings, data.find(tmp_path), [metrics.DEPTH], cell)
+    run = train.Run(settings, cell)
     with pytest.raises(DataError, match=r"no pixel is known, .* no absolute error, relative error"):
         run.measure(run.data.test)
 
@@ -462,8 +462,7 @@ def narrow(classes: int, tasks: Sequence[str]) -> segnet.SegNetMTAN:
 
 @pytest.mark.parametrize("kind", [small.Small, narrow])
 def test_networks_have_heads_for_their_tasks_alone(kind):
-    views = render.views(mf.random.key(0), 2)
-    image = views.image[:, :, :32, :32]
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for tasks in (metrics.TASKS, (metrics.DEPTH,)):
         net = kind(13, tasks)
         outputs = net(image)
@@ -505,6 +504,12 @@ def test_every_rule_runs(name, tiny, tmp_path):
     assert list(numbers["test"]) == list(metrics.metrics_of(tasks))
     assert all(map(math.isfinite, numbers["test"].values()))
     assert numbers["score"] == pytest.approx(train.score(numbers["validation"]))
+    # in one program with another seed, and with a run that fails, which the others do not feel
+    others = [cell._replace(seed=1), cell._replace(rate=1e30)]
+    first, _, failed = train.together(tiny, tmp_path, [cell, *others])
+    for key in ("weights", "losses", "test", "validation"):
+        assert first[key] == pytest.approx(numbers[key], rel=1e-4), key
+    assert math.isnan(failed["score"])
     if name == "pcgrad":
         again = train.perform(tiny, tmp_path, cell)
         assert {**again, "step_ms": 0} == {**numbers, "step_ms": 0}
@@ -535,7 +540,7 @@ def test_batch_norm_follows_torchs_own_loop(thin, tmp_path):
     """Mean loss, two epochs: parameters and running statistics of a stock PyTorch loop."""
     write_folder(tmp_path, data.CITYSCAPES, label="label_7", counts=(4, 1))
     settings = train.Settings(str(tmp_path), 2, 0, 1, 1, False, "cpu")
-    run = train.Run(settings, data.CITYSCAPES, data.CITYSCAPES.tasks, Cell("", "mean", "", 0.01, 0))
+    run = train.Run(settings, Cell("", "mean", "", 0.01, 0))
     net = train.network(settings, data.CITYSCAPES, data.CITYSCAPES.tasks, 0).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for epoch in range(2):
@@ -548,9 +553,9 @@ def test_batch_norm_follows_torchs_own_loop(thin, tmp_path):
         torch.stack(list(metrics.losses(net(seen.image), seen).values())).mean().backward()
         optimizer.step()
     seen, kept = run.data.test.take([0]), dict(net.named_buffers())
-    for name, value in run.buffers.items():
+    for name, value in run.lane.buffers.items():
         torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=1e-4)
-    after = functional_call(net.eval(), (run.params, run.buffers), (seen.image,))
+    after = functional_call(net.eval(), run.lane[:2], (seen.image,))
     for task, value in net(seen.image).items():
         torch.testing.assert_close(after[task], value, rtol=1e-2, atol=1e-3)
 
@@ -560,7 +565,7 @@ def test_a_long_run_goes_on_after_its_last_epoch(thin, tmp_path):
     settings = train.Settings(str(tmp_path / "nyu"), 3, 0, 2, 2, False, "cpu")
     cell = Cell("", "gradnorm", "", 1e-3, 4)
     whole = train.perform(settings, tmp_path / "a", cell)
-    run = train.Run(settings, data.NYUV2, data.NYUV2.tasks, cell)
+    run = train.Run(settings, cell)
     run.one_epoch()
     run.one_epoch()
     (tmp_path / "b").mkdir()
@@ -609,7 +614,7 @@ def test_command_on_folders(thin, tmp_path, monkeypatch, capsys):
     assert "published" not in shown  # the images have another size
     settings = command.settings_of("full", tmp_path / "city", "cpu")
     assert settings == train.Settings(str(tmp_path / "city"), 200, 0, 100, 10, False, "cpu")
-    plan = command.plan_of("full", settings, ["mean"], (0, 1, 2))
+    plan = command.plan_of(settings, ["mean"], (0, 1, 2))
     assert plan.rates == (1e-4,)
     assert command._possible(["mean", "mgda_ub", "static search"], settings) == ["mean"]
     assert "left out: mgda_ub, static search" in capsys.readouterr().err

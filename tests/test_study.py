@@ -28,7 +28,7 @@ PLAN = study.Plan(
     methods={"one": ("",), "two": ("a", "b")}, rates=(0.1, 0.2, 0.4), tuning=(8, 9), seeds=(0, 1)
 )
 BEST = {"one": 0.2, "two": 0.8}
-"""Of the second, the grid's upper edge is best and one rate beyond it better still."""
+"""Of the second, the grid's upper edge is best, the rate beyond it better still, the next not."""
 
 
 def toy(cell: cells.Cell) -> study.Numbers:
@@ -41,13 +41,13 @@ def store_in(folder: Path, settings: object = "") -> cells.Store:
     return cells.Store(folder, [], settings)
 
 
-def test_rates_are_chosen_by_validation_and_widened_once(tmp_path):
+def test_rates_are_chosen_by_validation_and_widened_until_the_best_lies_inside(tmp_path):
     found = study.conduct(PLAN, toy, store_in(tmp_path))
-    one, two = found.choices[""]["one"], found.choices[""]["two"]
-    assert (one.variant, one.rate, one.widened, one.edge) == ("", 0.2, None, False)
-    assert (two.variant, two.rate, two.widened, two.edge) == ("b", 0.8, 0.8, True)
+    (one,), (two,) = found.choices[""].values()
+    assert (one.variant, one.rate, one.widened, one.edge) == ("", 0.2, (), False)
+    assert (two.variant, two.rate, two.widened, two.edge) == ("b", 0.8, (0.8, 1.6), False)
     assert set(two.scores["a"]) == {0.1, 0.2, 0.4}
-    assert set(two.scores["b"]) == {0.1, 0.2, 0.4, 0.8}
+    assert set(two.scores["b"]) == {0.1, 0.2, 0.4, 0.8, 1.6}
     for rate, score in two.scores["b"].items():
         cell = cells.Cell("", "two", "b", rate, 0)
         assert score == pytest.approx(
@@ -55,8 +55,76 @@ def test_rates_are_chosen_by_validation_and_widened_once(tmp_path):
         )
     assert [run["rate"] for run in found.runs[""]["one"]] == [0.2, 0.2]
     said = " ".join(study.about_rates(PLAN, found))
-    assert "tried: two 0.8" in said
-    assert "**Still best at the edge: two**" in said
+    assert "tried: two 0.8 and 1.6." in said
+    assert "No method's rate lies at the edge" in said
+    assert "on 2 seeds of no result" in said
+    assert study.rate_of([two]) == "0.8, weights b"
+
+
+def test_a_grid_is_not_widened_for_ever(tmp_path):
+    """The best falls without end; the choice is said to lie at the edge."""
+    found = study.conduct(PLAN, lambda cell: {"score": -cell.rate}, store_in(tmp_path))
+    for (choice,) in found.choices[""].values():
+        assert (choice.widened, choice.rate, choice.edge) == ((0.05, 0.025, 0.0125), 0.0125, True)
+    said = " ".join(study.about_rates(PLAN, found))
+    assert "**Still best at the edge: one, two**" in said
+    assert study.rate_of(found.choices[""]["one"]) == "0.0125 (edge)"
+
+
+def uneven(cell: cells.Cell) -> study.Numbers:
+    """As `toy`, but every second seed is best at half the rate, and with variant a."""
+    odd = cell.seed % 2
+    numbers = toy(cell._replace(rate=cell.rate * 2**odd))
+    return numbers | {"score": numbers["score"] - 2 * odd * (cell.variant == "b")}
+
+
+def test_seeds_that_choose_for_themselves_are_studies_of_their_own(tmp_path):
+    plan = PLAN._replace(tuning=(), seeds=(0, 1, 2))
+    found = study.conduct(plan, uneven, store_in(tmp_path / "all"))
+    for i, seed in enumerate(plan.seeds):
+        own = plan._replace(tuning=(seed,), seeds=(seed,))
+        alone = study.conduct(own, uneven, store_in(tmp_path / str(seed)))
+        for name in plan.methods:
+            assert found.choices[""][name][i] == alone.choices[""][name][0]
+            assert found.runs[""][name][i] == alone.runs[""][name][0]
+    assert study.rate_of(found.choices[""]["one"]) == "0.1 × 1, 0.2 × 2"
+    assert study.rate_of(found.choices[""]["two"]) == "0.4 × 1, 0.8 × 2, weights a × 1, b × 2"
+    said = " ".join(study.about_rates(plan, found))
+    assert "every seed for itself, so that intervals over seeds count the choice" in said
+    assert "tried: one 0.05, two 0.8 and 1.6." in said
+
+
+class Forgetful(cells.Store):
+    """Nothing is kept."""
+
+    def read(self, cell):
+        return None
+
+    def write(self, cell, numbers):
+        pass
+
+
+def test_intervals_count_the_choice_where_every_seed_makes_it(tmp_path):
+    """Two rates whose scores differ by chance alone, and whose results are 0 and 1 with some noise:
+    what the whole procedure gives is 1/2 in the mean. Intervals over seeds that each choose cover
+    it, up to four standard errors of the simulation; with one choice for all they never do.
+    """
+    generator, draws = np.random.default_rng(0), 100
+    store = Forgetful(tmp_path, [], "")
+
+    def perform(cell):
+        score = generator.normal() if cell.rate in (0.1, 0.2) else -math.inf
+        return {"score": score, "test": float(cell.rate > 0.15) + 0.1 * generator.normal()}
+
+    covered = {(): 0, (0, 1, 2): 0}
+    for _ in range(draws):
+        for tuning in covered:
+            plan = study.Plan({"m": ("",)}, (0.1, 0.2), tuning, tuple(range(8)))
+            runs = study.conduct(plan, perform, store).runs[""]["m"]
+            found = intervals.estimate([run["test"] for run in runs])
+            covered[tuning] += found.low < 0.5 < found.high
+    assert covered[()] / draws > 0.95 - 4 * math.sqrt(0.05 * 0.95 / draws)
+    assert covered[0, 1, 2] == 0
 
 
 def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
@@ -67,8 +135,8 @@ def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
         return toy(cell)
 
     first = study.conduct(PLAN, counted, store_in(tmp_path))
-    # 3 methods and variants × 3 rates × 2 tuning seeds, one rate more, two choices on two seeds
-    assert len(done) == len(set(done)) == 18 + 2 + 4
+    # 3 methods and variants × 3 rates × 2 tuning seeds, two rates more, two choices on two seeds
+    assert len(done) == len(set(done)) == 18 + 4 + 4
     done.clear()
     assert study.conduct(PLAN, counted, store_in(tmp_path)) == first
     assert not done
@@ -78,7 +146,7 @@ def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
     done.clear()
     same = PLAN._replace(tuning=(0, 1))
     study.conduct(same, counted, store_in(tmp_path / "same"))
-    assert len(done) == 18 + 2  # results are those of the tuning
+    assert len(done) == 18 + 4  # results are those of the tuning
     done.clear()
     file = next(tmp_path.rglob("rate 0.2 seed 0.json"))
     for broken in ("{", "[]", '{"key": 1}', ""):
@@ -86,7 +154,7 @@ def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
         study.conduct(PLAN, counted, store_in(tmp_path))
     assert len(done) == 4
     study.conduct(PLAN, counted, store_in(tmp_path, "other settings"))
-    assert len(done) == 4 + 24
+    assert len(done) == 4 + 26
 
 
 def test_cells_that_belong_together_are_performed_in_one_call(tmp_path):
@@ -115,9 +183,9 @@ def test_a_failed_run_is_not_chosen(tmp_path):
         return toy(cell) | ({"score": math.nan} if lost else {})
 
     found = study.conduct(PLAN, fails, store_in(tmp_path))
-    one = found.choices[""]["one"]
+    (one,) = found.choices[""]["one"]
     assert one.scores[""][0.2] == -math.inf
-    assert (one.rate, one.widened) == (0.1, 0.05)
+    assert (one.rate, one.widened) == (0.1, (0.05,))
 
 
 @pytest.mark.parametrize("rates", [(), (0.2, 0.1), (0.1, 0.1)])
@@ -129,9 +197,8 @@ def test_a_grid_has_to_rise(rates, tmp_path):
 def test_one_given_rate_is_not_widened(tmp_path):
     plan = PLAN._replace(methods={"two": ("",)}, rates=(0.4,))
     found = study.conduct(plan, toy, store_in(tmp_path))
-    assert found.choices[""]["two"] == study.Choice(
-        "", 0.4, found.choices[""]["two"].scores, None, False
-    )
+    (two,) = found.choices[""]["two"]
+    assert two == study.Choice("", 0.4, two.scores, (), False)
     assert study.about_rates(plan, found) == ["Learning rate: 0.4 for all, not chosen here."]
 
 
@@ -213,7 +280,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path, capsys):
         study.conduct(PLAN, interrupted, store_in(tmp_path / "cells"))
 
     assert command.finish(body, tmp_path) == 130
-    assert "interrupted; 20 finished runs are kept" in capsys.readouterr().err
+    assert "interrupted; 22 finished runs are kept" in capsys.readouterr().err
 
 
 @pytest.fixture

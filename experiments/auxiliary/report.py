@@ -227,7 +227,7 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
             problem: {
                 name: {
                     "summary": as_dicts(row),
-                    "choice": found.choices[problem][name]._asdict(),
+                    "choice": as_dicts(found.choices[problem][name]),
                     "runs": found.runs[problem][name],
                 }
                 for name, row in methods.items()

@@ -3,7 +3,8 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -23,12 +24,18 @@ Together = Callable[[Sequence[Cell]], list[Numbers]]
 """Performs several cells in one program, and gives the numbers of each in their order."""
 
 
+BEYOND = 3
+"""Rates beyond the grid that are tried at most, one after the other."""
+
+
 class Plan(NamedTuple):
     """What is compared."""
 
     methods: dict[str, tuple[str, ...]]  # each with the variants that validation chooses from
     rates: tuple[float, ...]  # rising: one grid for all
-    tuning: tuple[int, ...]  # seeds that choose rates and variants
+    # seeds that choose rates and variants for all; with none, every seed chooses its own, and
+    # intervals over seeds count that another choice might have been made
+    tuning: tuple[int, ...]
     seeds: tuple[int, ...]  # seeds that results are taken on; those of the tuning may be among them
     problems: tuple[str, ...] = ("",)
 
@@ -38,16 +45,16 @@ class Choice(NamedTuple):
 
     variant: str
     rate: float
-    scores: dict[str, dict[float, float]]  # by variant and rate: mean over the tuning seeds
-    # the rate beyond the grid that was tried because the best lay at its edge
-    widened: float | None
+    scores: dict[str, dict[float, float]]  # by variant and rate: mean over the seeds that choose
+    # rates beyond the grid that were tried, each because the best so far lay at the edge
+    widened: tuple[float, ...]
     edge: bool  # whether the choice lies at the edge of what was tried even so
 
 
 class Found(NamedTuple):
     """A finished study, by problem and method."""
 
-    choices: dict[str, dict[str, Choice]]
+    choices: dict[str, dict[str, tuple[Choice, ...]]]  # one a seed, or one for all of them
     runs: dict[str, dict[str, list[Numbers]]]  # one entry a seed of the plan, at the choice
 
 
@@ -74,10 +81,10 @@ def conduct_together(
 ) -> Found:
     """Tune, widen, run: every method of the plan at the rate that is best for it.
 
-    All rates and variants run on the tuning seeds. Where a method's best rate is the smallest or
-    the largest of the grid, one more beyond it, by the ratio of the last two, is tried with its
-    best variant, once. The choice then runs on the other seeds. Finished cells are kept one by
-    one, so that this can be stopped anywhere and goes on there.
+    All rates and variants run on the seeds that choose. While a method's best rate is the smallest
+    or the largest of those tried, one more beyond it, by the ratio of the last two, is tried with
+    its best variant, at most `BEYOND` times. The choice then runs on the other seeds that it is
+    for. Finished cells are kept one by one, so that this can be stopped anywhere and goes on there.
 
     Args:
         plan: what is compared.
@@ -100,60 +107,80 @@ def conduct_together(
     def fill(cells: Sequence[Cell], doing: str) -> None:
         _fill(known, cells, perform, by, store, workers, doing)
 
-    names = [(problem, method) for problem in plan.problems for method in plan.methods]
-    tried = {
-        (problem, method): {
-            variant: [Cell(problem, method, variant, rate, 0) for rate in plan.rates]
-            for variant in plan.methods[method]
-        }
-        for problem, method in names
-    }
-
-    def best(name: tuple[str, str]) -> tuple[Cell, dict[str, dict[float, float]]]:
-        scores = {
-            variant: {
-                cell.rate: _mean([known[c]["score"] for c in _over([cell], plan.tuning)])
-                for cell in cells
-            }
-            for variant, cells in tried[name].items()
-        }
-        every = [cell for cells in tried[name].values() for cell in cells]
-        return max(every, key=lambda cell: scores[cell.variant][cell.rate]), scores
-
-    fill(
-        [c for of in tried.values() for cells in of.values() for c in _over(cells, plan.tuning)],
-        "rates",
-    )
-    widened: dict[tuple[str, str], float] = {}
-    for name in names:
-        chosen, _ = best(name)
-        beyond = _beyond(chosen.rate, plan.rates)
-        if beyond is not None:
-            widened[name] = beyond
-            tried[name][chosen.variant].append(chosen._replace(rate=beyond))
+    shares = [(plan.tuning, plan.seeds)] if plan.tuning else [((s,), (s,)) for s in plan.seeds]
+    # by seed first where each chooses for itself, as one's data may be held in memory
+    searches = [
+        _Search(
+            choosing,
+            taken_on,
+            [Cell(problem, method, v, rate, choosing[0]) for v in variants for rate in plan.rates],
+        )
+        for choosing, taken_on in shares
+        for problem in plan.problems
+        for method, variants in plan.methods.items()
+    ]
+    fill([c for search in searches for c in _over(search.tried, search.choosing)], "rates")
+    for _ in range(BEYOND):
+        added = [c for search in searches for c in search.widen(known)]
+        fill(added, "beyond the grid")
+    # by seed first, so that an interruption leaves every method with some
     fill(
         [
-            c
-            for name, rate in widened.items()
-            for cells in tried[name].values()
-            for c in _over([cell for cell in cells if cell.rate == rate], plan.tuning)
+            search.best(known)._replace(seed=seed)
+            for seed in plan.seeds
+            for search in searches
+            if seed in search.taken_on
         ],
-        "beyond the grid",
+        "results",
     )
-    choices: dict[str, dict[str, Choice]] = {problem: {} for problem in plan.problems}
-    final: dict[tuple[str, str], Cell] = {}
-    for name in names:
-        final[name], scores = best(name)
-        rate = final[name].rate
-        choices[name[0]][name[1]] = Choice(
-            final[name].variant, rate, scores, widened.get(name), rate == widened.get(name)
-        )
-    # by seed first, so that an interruption leaves every method with some
-    fill([c for seed in plan.seeds for c in _over(list(final.values()), [seed])], "results")
+    choices: dict[str, dict[str, tuple[Choice, ...]]] = {problem: {} for problem in plan.problems}
     runs: dict[str, dict[str, list[Numbers]]] = {problem: {} for problem in plan.problems}
-    for (problem, method), cell in final.items():
-        runs[problem][method] = [known[c] for c in _over([cell], plan.seeds)]
+    for search in searches:
+        cell = search.best(known)
+        before = choices[cell.problem].get(cell.method, ())
+        choices[cell.problem][cell.method] = (*before, search.choice(known))
+        here = runs[cell.problem].setdefault(cell.method, [])
+        here += [known[c] for c in _over([cell], search.taken_on)]
     return Found(choices, runs)
+
+
+class _Search:
+    """The choice of a method's rate and variant on some seeds."""
+
+    def __init__(
+        self, choosing: tuple[int, ...], taken_on: tuple[int, ...], cells: list[Cell]
+    ) -> None:
+        self.choosing, self.taken_on = choosing, taken_on
+        self.tried = cells  # on the first of the seeds
+        self.widened: list[float] = []
+
+    def score(self, known: Mapping[Cell, Numbers], cell: Cell) -> float:
+        """Mean over the seeds that choose."""
+        return _mean([known[c]["score"] for c in _over([cell], self.choosing)])
+
+    def best(self, known: Mapping[Cell, Numbers]) -> Cell:
+        return max(self.tried, key=lambda cell: self.score(known, cell))
+
+    def beyond(self, best: Cell) -> float | None:
+        """The next rate where the best lies at the edge of those tried with its variant."""
+        return _beyond(best.rate, sorted(c.rate for c in self.tried if c.variant == best.variant))
+
+    def widen(self, known: Mapping[Cell, Numbers]) -> list[Cell]:
+        """Cells to be run next; none where the best lies inside."""
+        best = self.best(known)
+        rate = self.beyond(best)
+        if rate is None:
+            return []
+        self.widened.append(rate)
+        self.tried.append(best._replace(rate=rate))
+        return _over(self.tried[-1:], self.choosing)
+
+    def choice(self, known: Mapping[Cell, Numbers]) -> Choice:
+        best, scores = self.best(known), {cell.variant: {} for cell in self.tried}
+        for cell in self.tried:
+            scores[cell.variant][cell.rate] = self.score(known, cell)
+        edge = self.beyond(best) is not None
+        return Choice(best.variant, best.rate, scores, tuple(self.widened), edge)
 
 
 def _over(cells: Sequence[Cell], seeds: Sequence[int]) -> list[Cell]:
@@ -197,7 +224,7 @@ def _mean(scores: Sequence[float]) -> float:
 
 
 def _beyond(rate: float, rates: Sequence[float]) -> float | None:
-    """The next rate after an edge of the grid; None inside it, and for one rate that is given."""
+    """The next rate after an edge of some; None inside them, and for one rate that is given."""
     if len(rates) == 1:
         return None
     if rate == rates[-1]:
@@ -207,10 +234,21 @@ def _beyond(rate: float, rates: Sequence[float]) -> float | None:
     return None
 
 
-def rate_of(choice: Choice) -> str:
-    """For a table: the rate, whether it lies at the edge of what was tried, the variant."""
-    edge = " (edge)" if choice.edge else ""
-    return f"{choice.rate:g}{edge}" + (f", weights {choice.variant}" if choice.variant else "")
+def rate_of(choices: Sequence[Choice]) -> str:
+    """For a table: the rate, whether it lies at the edge of what was tried, the variant; with
+    several choices each with the number of seeds that made it.
+    """
+
+    def counted(each: Iterable[str]) -> str:
+        found = Counter(each)
+        if len(found) == 1:
+            return next(iter(found))
+        return ", ".join(f"{what} × {count}" for what, count in found.items())
+
+    ordered = sorted(choices, key=lambda choice: choice.rate)
+    rates = counted(f"{choice.rate:g}{' (edge)' if choice.edge else ''}" for choice in ordered)
+    variants = counted(choice.variant for choice in sorted(choices, key=lambda x: x.variant))
+    return rates + (f", weights {variants}" if variants else "")
 
 
 def about_rates(plan: Plan, found: Found) -> list[str]:
@@ -218,21 +256,33 @@ def about_rates(plan: Plan, found: Found) -> list[str]:
     if len(plan.rates) == 1 and all(len(variants) == 1 for variants in plan.methods.values()):
         return [f"Learning rate: {plan.rates[0]:g} for all, not chosen here."]
     grid = ", ".join(f"{rate:g}" for rate in plan.rates)
-    shared = set(plan.tuning) & set(plan.seeds)
     count = f"{len(plan.tuning)} seed{'s' if len(plan.tuning) > 1 else ''}"
+    if not plan.tuning:
+        how = "every seed for itself, so that intervals over seeds count the choice"
+    elif set(plan.tuning) & set(plan.seeds):
+        how = f"on the first {count} of the results"
+    else:
+        how = f"on {count} of no result"
     lines = [
-        f"Learning rates: each method at the best of {grid} by its score on validation data, on "
-        + (f"the first {count} of the results." if shared else f"{count} of no result.")
+        f"Learning rates: each method at the best of {grid} by its score on validation data, {how}."
     ]
     for problem, choices in found.choices.items():
         where = f" ({problem})" if problem else ""
-        wide = {name: choice for name, choice in choices.items() if choice.widened is not None}
-        if wide:
-            tried = ", ".join(f"{name} {choice.widened:g}" for name, choice in wide.items())
+        wide = {
+            name: dict.fromkeys(sorted(rate for choice in each for rate in choice.widened))
+            for name, each in choices.items()
+        }
+        tried = ", ".join(
+            f"{name} {' and '.join(f'{rate:g}' for rate in rates)}"
+            for name, rates in wide.items()
+            if rates
+        )
+        if tried:
             lines.append(
-                f"Best at the edge of the grid, so that one rate beyond was tried{where}: {tried}."
+                "While the best lay at the edge of what was tried, the next rate beyond was tried"
+                f"{where}: {tried}."
             )
-        edge = [name for name, choice in choices.items() if choice.edge]
+        edge = [name for name, each in choices.items() if any(choice.edge for choice in each)]
         lines.append(
             f"**Still best at the edge{where}: {', '.join(edge)}**; better rates may lie beyond."
             if edge

@@ -39,6 +39,8 @@ def as_dicts(value: Any) -> Any:
     """Named tuples as dictionaries, all the way down."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(value, tuple | list):
+        return [as_dicts(each) for each in value]
     return {k: as_dicts(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 

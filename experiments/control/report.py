@@ -214,7 +214,7 @@ def numbers_of(found: Found, plan: Plan, shown: Shown, settings: Mapping[str, An
         "methods": {
             name: {
                 "summary": as_dicts(row),
-                "choice": choices[name]._asdict(),
+                "choice": as_dicts(choices[name]),
                 "runs": runs[name],
             }
             for name, row in rows(found, shown.metrics).items()

@@ -258,7 +258,7 @@ def numbers_of(found: Found, plan: Plan, settings: Mapping[str, Any]) -> dict[st
             setting: {
                 name: {
                     "summary": as_dicts(row),
-                    "choice": found.choices[setting][name]._asdict(),
+                    "choice": as_dicts(found.choices[setting][name]),
                     "runs": found.runs[setting][name],
                 }
                 for name, row in methods.items()

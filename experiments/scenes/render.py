@@ -23,7 +23,7 @@ CLASSES = (
     *(f"{texture} box" for texture in TEXTURES),
 )
 FLOOR, CEILING, WALL, WINDOW, PICTURE, SPHERE, BOX = 0, 1, 2, 3, 4, 5, 9
-HEIGHT, WIDTH = 32, 48
+HEIGHT, WIDTH = 24, 36
 FOCAL = 0.8  # in widths of the image
 OBJECTS = 2  # of spheres, and as many boxes
 NOISE = 0.02  # standard deviation of the pixels' noise, of a range of 1

@@ -187,8 +187,10 @@ def _notes(
         f"the verdicts by task for {rivals} rivals × {tasks} tasks.",
         *about_rates(plan, result),
         "The score on validation data is the mean over metrics of ± their logarithm: to first "
-        "order Δm, without a baseline. Weights of the static search are chosen by it, too.",
-        "step: median processor time of one step on one thread, whatever else the machine did.",
+        "order Δm, without a baseline. Weights of the static search are chosen by it, too, so that "
+        "it chooses from more runs than the others.",
+        "step: median processor time of one step on one thread, whatever else the machine did; "
+        "where runs of a rule are one program, a run's share.",
     ]
 
 
@@ -264,7 +266,7 @@ def numbers_of(
         "methods": {
             name: {
                 "summary": as_dicts(row),
-                "choice": found.choices[""][name]._asdict(),
+                "choice": as_dicts(found.choices[""][name]),
                 "runs": found.runs[""][name],
             }
             for name, row in rows(found, benchmark).items()

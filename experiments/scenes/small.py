@@ -39,7 +39,7 @@ class Trunk(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(torch.cat([4 * image - 2, _place(image)], 1), STRIDE)
-        x = F.relu(_by_place(self.patches, patches))
+        x = F.silu(_by_place(self.patches, patches))
         scales = []
         for block in self.down:
             scales.append(x)
@@ -58,7 +58,7 @@ class _Block(nn.Module):
         self.norm = nn.GroupNorm(4, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        return F.silu(self.norm(self.conv(x)))
 
 
 def _by_place(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -84,4 +84,5 @@ class Head(nn.Module):
         self.out.bias.data.fill_(3.0 if channels == 1 else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(_by_place(self.out, F.relu(self.mix(x))), STRIDE)
+        # smooth: with rectifiers some seeds' heads for depth died at the higher rates
+        return F.pixel_shuffle(_by_place(self.out, F.silu(self.mix(x))), STRIDE)

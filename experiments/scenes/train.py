@@ -1,22 +1,24 @@
-"""One run: a rule, a learning rate and a seed, from first weights to metrics."""
+"""Runs of one rule, as one vmapped program over rates and seeds or one after the other."""
 
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
 from experiments.common.command import DataError
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
-from mtlfunc.types import Params
+from mtlfunc.types import BalanceState, Params, State
 
 from .data import HELD_OUT, Benchmark, Held, Part, Split, augment, find, read
 from .metrics import METRICS, TASKS, Scores, losses, metrics_of
@@ -110,7 +112,7 @@ class Data(NamedTuple):
     test: Split
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=32)  # of the seeds that run together; rooms take 14 MB each
 def data_of(settings: Settings, seed: int) -> Data:
     """Rooms of this seed, drawn anew for each; or the folder's images, the same for all seeds."""
     if settings.data:
@@ -136,7 +138,7 @@ def network(settings: Settings, benchmark: Benchmark, tasks: Sequence[str], seed
 
 
 def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
-    """Train and measure.
+    """Train and measure one run.
 
     Args:
         settings: what all cells share.
@@ -145,14 +147,11 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
 
     Returns:
         `score` (validation), `test` by metric, `validation` by metric, `weights` by task (mean over
-        steps), `step_ms` (median processor time), `losses` (training loss of the last epoch by
-        task). A run whose numbers stop being finite has NaN everywhere.
+        steps), `step_ms` (median processor time, of several runs together a run's share), `losses`
+        (training loss of the last epoch by task). A run whose numbers stop being finite has NaN
+        everywhere.
     """
-    benchmark = benchmark_of(settings)
-    tasks = [
-        t for t in benchmark.tasks if cell.method not in ALONE.values() or ALONE[t] == cell.method
-    ]
-    run = Run(settings, benchmark, tasks, cell)
+    run = Run(settings, cell)
     kept = state_of(unfinished, cell)
     if kept.is_file():
         run.resume(kept)
@@ -164,21 +163,55 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     return run.numbers()
 
 
+def together(settings: Settings, unfinished: Path, cells: Sequence[Cell]) -> list[Numbers]:
+    """Rooms: cells that differ in rate and seed, as one vmapped program; see `perform`."""
+    if len(cells) == 1:  # faster, and torch has convolutions that refuse a vmap over one
+        return [perform(settings, unfinished, cells[0])]
+    runs = [Run(settings, cell) for cell in cells]
+    lanes, advance = _stacked([run.lane for run in runs]), torch.vmap(runs[0].advance)
+    for _ in range(settings.epochs):
+        for drawn in zip(*(run.batches() for run in runs), strict=True):
+            seen = _stacked([batch for batch, _ in drawn])
+            rates = torch.tensor([rate for _, rate in drawn], device=settings.device)
+            start = time.process_time()
+            lanes, weights, found = advance(lanes, seen, rates)
+            seconds = (time.process_time() - start) / len(runs)
+            for run, weighed, lost in zip(runs, weights, found, strict=True):
+                run.took(weighed, lost, seconds)
+        for i, run in enumerate(runs):
+            run.lane = tree_map(lambda leaf, i=i: leaf[i], lanes)
+            run.ends_epoch()
+    return [run.numbers() for run in runs]
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return tree_map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+class Lane(NamedTuple):
+    """What a run carries from step to step."""
+
+    params: Params
+    buffers: Params
+    balance: BalanceState
+    moments: State
+
+
 class Run:
     """The state of a run between two epochs."""
 
-    def __init__(
-        self, settings: Settings, benchmark: Benchmark, tasks: Sequence[str], cell: Cell
-    ) -> None:
-        self.settings, self.benchmark, self.tasks, self.cell = settings, benchmark, tasks, cell
+    def __init__(self, settings: Settings, cell: Cell) -> None:
+        self.settings, self.cell, self.benchmark = settings, cell, benchmark_of(settings)
+        learns = {method: [task] for task, method in ALONE.items()}
+        self.tasks = learns.get(cell.method, self.benchmark.tasks)
         self.data = data_of(settings, cell.seed)
-        self.net = network(settings, benchmark, tasks, cell.seed).to(settings.device)
-        self.params = mf.parameters(self.net)
-        self.buffers = {name: value.clone() for name, value in self.net.named_buffers()}
-        probe, rule = method(cell, self.net, tasks, settings.device)
+        self.net = network(settings, self.benchmark, self.tasks, cell.seed).to(settings.device)
+        params = mf.parameters(self.net)
+        buffers = {name: value.clone() for name, value in self.net.named_buffers()}
+        probe, rule = method(cell, self.net, self.tasks, settings.device)
         self.balance = mf.balance(self.losses, rule, probe, has_aux=True)
-        self.state = self.balance.init(self.params, (self.batch([0, 1]), self.buffers), cell.seed)
-        self.moments = mf.adam(cell.rate).init(self.params)
+        state = self.balance.init(params, (self.batch([0, 1]), buffers), cell.seed)
+        self.lane = Lane(params, buffers, state, mf.adam(cell.rate).init(params))
         self.epoch, self.failed = 0, False
         self.times: list[float] = []
         self.weights: list[list[float]] = []
@@ -203,8 +236,8 @@ class Run:
             return self.cell.rate * 0.5 ** (self.epoch // settings.halved_every)
         return self.cell.rate * (1 + math.cos(math.pi * (self.epoch + share) / settings.epochs)) / 2
 
-    def one_epoch(self) -> None:
-        """Every training image once, in an order that the seed and the epoch fix."""
+    def batches(self) -> Iterator[tuple[Views, float]]:
+        """Every training image once, in an order that the seed and the epoch fix, and the rate."""
         self.net.train()
         generator = torch.Generator().manual_seed(1_000_003 * self.cell.seed + self.epoch)
         order = torch.randperm(len(self.data.train), generator=generator).tolist()
@@ -213,27 +246,42 @@ class Run:
             seen = self.batch(order[first : first + size])
             if self.benchmark.augmented:
                 seen = augment(seen, generator)
+            yield seen, self.rate(first / len(order))
+
+    def advance(
+        self, lane: Lane, seen: Views, rate: float | Tensor
+    ) -> tuple[Lane, Float[Tensor, " task"], Float[Tensor, " task"]]:
+        """One step of Adam along the rule's direction: the run after it, weights and losses."""
+        grads, state, info = self.balance.update(lane.params, (seen, lane.buffers), lane.balance)
+        params, moments = mf.adam(rate).update(grads, lane.moments, lane.params)
+        return Lane(params, info.aux, state, moments), info.weights, info.losses
+
+    def took(self, weights: Tensor, losses: Tensor, seconds: float) -> None:
+        """Keep what a step leaves."""
+        self.weights.append(weights.tolist())
+        self.last.append(losses.tolist())
+        self.times.append(seconds)
+
+    def one_epoch(self) -> None:
+        """Every training image once."""
+        for seen, rate in self.batches():
             start = time.process_time()
             try:
-                self.step(seen, self.rate(first / len(order)))
+                self.lane, weights, found = self.advance(self.lane, seen, rate)
             except ValueError as error:
                 if "NaN" not in str(error):
                     raise
                 self.failed = True
                 return
-            self.times.append(time.process_time() - start)
-        self.epoch += 1
-        if self.epoch > self.settings.epochs - self.settings.averaged:
-            self.tests.append(self.measure(self.data.test))
+            self.took(weights, found, time.process_time() - start)
+        self.ends_epoch()
 
-    def step(self, seen: Views, rate: float) -> None:
-        """One step of Adam along the rule's direction."""
-        batch = (seen, self.buffers)
-        grads, self.state, info = self.balance.update(self.params, batch, self.state)
-        self.params, self.moments = mf.adam(rate).update(grads, self.moments, self.params)
-        self.buffers = info.aux
-        self.weights.append(info.weights.tolist())
-        self.last.append(info.losses.tolist())
+    def ends_epoch(self) -> None:
+        """Measure on test images where the epoch is among those that are averaged."""
+        self.epoch += 1
+        self.failed |= not all(math.isfinite(x) for step in self.last for x in step)
+        if not self.failed and self.epoch > self.settings.epochs - self.settings.averaged:
+            self.tests.append(self.measure(self.data.test))
 
     @torch.no_grad()
     def measure(self, split: Split) -> dict[str, float]:
@@ -247,7 +295,7 @@ class Run:
         size = self.benchmark.batch if self.settings.data else 64
         for first in range(0, len(split), size):
             seen = self.batch(range(first, min(first + size, len(split))), split)
-            scores.add(functional_call(self.net, (self.params, self.buffers), (seen.image,)), seen)
+            scores.add(functional_call(self.net, self.lane[:2], (seen.image,)), seen)
         found = scores.result()
         missing = [name for name in metrics_of(self.tasks) if name not in found]
         if missing:
@@ -279,7 +327,7 @@ class Run:
             "step_ms": 1e3 * sorted(self.times)[len(self.times) // 2] if self.times else math.nan,
         }
 
-    KEPT = ("params", "buffers", "state", "moments", "epoch", "times", "weights", "tests")
+    KEPT = ("lane", "epoch", "times", "weights", "tests")
 
     def keep(self, path: Path) -> None:
         """Write all that `resume` needs, whole."""
