@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from experiments.arguments import folder
 from experiments.benchmarks.record import Record, Row, describe, only, settings
+from experiments.common.pool import follow_parent
 from paper_repro.__main__ import reproductions, selected
 from paper_repro.report.findings import Settings
 from paper_repro.report.results import read_runs
@@ -53,7 +54,7 @@ def seconds_of(job: Job) -> float:
 
 def spent(questions: Sequence[str], share: float) -> Iterator[float]:
     """Processor time of each, all in one process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+    with ProcessPoolExecutor(1, get_context("spawn"), follow_parent) as apart:
         for name in tqdm(questions, desc=f"{share:.1%} of every question"):
             yield apart.submit(seconds_of, Job(name, share)).result()
 
