@@ -76,3 +76,18 @@ def test_the_table_tells_runs_from_estimates(tmp_path, monkeypatch) -> None:
         f"| {len(names) - 2} others, each below a minute | {(len(names) - 2) / 10:.1f} | run |"
     ]
     assert f"{len(names) - 1} of {len(names)} were run" in " ".join(block.split())
+    # what is short may be estimated, too, and all of it may have been run
+    del runs[names[2]]
+    kept.keep({"question": names[2], "seconds": 6.0})
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    assert "| estimated or run |" in results.full_block()
+    (tmp_path / "full.json").unlink()
+    (tmp_path / "runs.json").write_text(json.dumps(dict.fromkeys(names, run)))
+    assert f"{len(names)} of {len(names)} were run" in " ".join(results.full_block().split())
+
+
+def test_a_run_of_another_version_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
+    full.RUN.write_text(json.dumps({QUICK: {"key": "", "claims": [], "figures": []}}))
+    with pytest.raises(SystemExit, match=r"another version.*move it away"):
+        full.finished()

@@ -244,6 +244,14 @@ def test_slow_questions_come_first() -> None:
     assert longest_first(["a", "b", "c"], ("c", "d", "b")) == ["c", "b", "a"]
 
 
+def test_listing_the_questions_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is for the process that workers are forked from, while the first question runs."""
+    preload = "paper_repro.report.preload"
+    monkeypatch.delitem(sys.modules, preload, raising=False)
+    reproductions()
+    assert preload not in sys.modules
+
+
 # ---- what is kept ----
 
 

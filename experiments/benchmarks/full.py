@@ -27,7 +27,7 @@ from experiments.benchmarks.record import Record, Row, describe, only, settings
 from experiments.common.pool import follow_parent
 from paper_repro.__main__ import reproductions, selected
 from paper_repro.report.findings import Settings
-from paper_repro.report.results import read_runs
+from paper_repro.report.results import Unreadable, read_runs
 
 SHARES = (0.01, 0.02)
 RUN = Path(__file__).parents[2] / "paper_repro" / "out" / "full" / "runs.json"
@@ -70,14 +70,24 @@ def estimated(questions: Sequence[str]) -> Iterator[Row]:
 
 
 def finished() -> dict[str, float]:
-    """Processor seconds of the questions that a run with `--full` has answered."""
-    return {name: run["seconds"] for name, run in read_runs(RUN, reproductions()).items()}
+    """Processor seconds of the questions that a run with `--full` has answered.
+
+    Raises:
+        SystemExit: where the run's file is damaged, or of another version.
+    """
+    try:
+        return {name: run["seconds"] for name, run in read_runs(RUN, reproductions()).items()}
+    except Unreadable as error:
+        raise SystemExit(
+            f"{RUN} {error}; move it away, and all of its questions are estimated"
+        ) from error
 
 
 def described(path: Path) -> tuple[str, str]:
     """A sentence on how the times were taken, and their table as Markdown, longest first."""
-    chosen, rows = only(path)
     done, every = finished(), len(reproductions())
+    # where all were run nothing is estimated, and there may be no file
+    chosen, rows = only(path) if len(done) < every else (settings(shares=list(SHARES)), [])
     times = {row["question"]: row["seconds"] for row in rows} | done
     if len(times) < every:
         raise SystemExit(f"{every - len(times)} questions lack a time: run this command first")
@@ -91,8 +101,11 @@ def described(path: Path) -> tuple[str, str]:
         for name, spent in sorted(times.items(), key=lambda item: -item[1])
         if spent >= LONG
     ]
-    rest = [spent for spent in times.values() if spent < LONG]
-    lines.append(f"| {len(rest)} others, each below a minute | {sum(rest) / 60:,.1f} | run |")
+    rest = {name: spent for name, spent in times.items() if spent < LONG}
+    if rest:
+        how = " or ".join(sorted({"run" if name in done else "estimated" for name in rest}))
+        minutes = sum(rest.values()) / 60
+        lines.append(f"| {len(rest)} others, each below a minute | {minutes:,.1f} | {how} |")
     line = textwrap.fill(" ".join(line.split()), 100)
     return line, "\n".join(["| question | minutes | how |", "|---|---|---|", *lines])
 

@@ -62,7 +62,8 @@ def swept(settings: Settings) -> Sweeps:
         learnt.weights[-len(learnt.weights) // 4 :, ..., 1].mean(0),
         second,
         static,
-        f"Adam {problem.rates[0]:g}, {settings.count(problem.steps)} steps, {seeds} seeds",
+        f"width {problem.width}, Adam {problem.rates[0]:g}, {settings.count(problem.steps)} steps, "
+        f"{seeds} seeds",
     )
 
 

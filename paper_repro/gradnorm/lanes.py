@@ -1,7 +1,7 @@
 """GradNorm's rivals as lanes of one program: other weights, scales, difficulties, data.
 
-The regressions are those of `common`, with networks of a third of the width by default. Settings of
-the problem and of the method are lanes beside the seeds. A method's best setting is chosen on one
+The regressions are those of `common`, with networks of half the width by default. Settings of the
+problem and of the method are lanes beside the seeds. A method's best setting is chosen on one
 half of the seeds and judged on the other, so that many settings do not win by chance."""
 
 from collections.abc import Sequence

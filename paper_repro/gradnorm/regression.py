@@ -22,7 +22,7 @@ def run(settings: Settings) -> Findings:
     problem, results = problem_of(settings), default_runs(settings)
     yield comparable(problem, results["equal"])
     yield dominated(problem, results["equal"])
-    yield curves(results)
+    yield curves(problem, results)
     yield weights_over_time(problem, results["GradNorm"])
     yield by_rate(problem, results)
     yield learnt_weights(problem, results["GradNorm"])
@@ -67,7 +67,7 @@ def dominated(problem: Problem, runs: Runs) -> Claim:
     )
 
 
-def curves(results: dict[str, Runs]) -> Figure:
+def curves(problem: Problem, results: dict[str, Runs]) -> Figure:
     canvas, panels = axes(1, 3, (13, 4.2))
     for axis, name in zip(
         panels, ("Σ L_i/L_i(0)", "L_1/L_1(0), σ = 1", "L_2/L_2(0), σ = 100"), strict=True
@@ -84,7 +84,8 @@ def curves(results: dict[str, Runs]) -> Figure:
     return Figure(
         "curves",
         "Test losses in units of their initial values (upper half of the toy's figure in Chen et "
-        "al. 2018, at the right; there, 250 inputs and 100 outputs), each method at its own best "
+        "al. 2018, at the right; there, 250 inputs, 100 outputs, width 100; here, "
+        f"{problem.inputs}, {problem.outputs} and {problem.width}), each method at its own best "
         "learning rate; mean and 95 % band "
         f"over {results['equal'].test.shape[2]} seeds. "
         "Static weights are GradNorm's average over time, seed by seed.",

@@ -1,11 +1,10 @@
 """What every worker needs, imported once, in the process that all of them are forked from."""
 
-import torch
+import signal
+from importlib import import_module
 
-from mtlfunc.warmup import warmup
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, in silence, from here on
 
-from ..__main__ import reproductions
-
-torch.set_num_threads(1)
-reproductions()
-warmup()
+import_module("torch").set_num_threads(1)
+import_module("paper_repro.__main__").reproductions()
+import_module("mtlfunc.warmup").warmup()

@@ -5,9 +5,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import connection
 from pathlib import Path
 from types import ModuleType
@@ -135,9 +136,8 @@ class Run:
         still compiles kernels.
         """
         left, work = list(questions), {}
-        contexts = itertools.chain(
-            [multiprocessing.get_context("spawn")], itertools.repeat(forked())
-        )
+        alone = multiprocessing.get_context("spawn")
+        contexts = itertools.chain([alone], itertools.repeat(forked()))
         try:
             while left or work:
                 while left and len(work) - len(self.waiting) < workers:
@@ -145,12 +145,14 @@ class Run:
                     self.begin(question)
                     here, there = multiprocessing.Pipe(duplex=False)
                     job = (question.name, question.module.__name__, self.settings)
-                    process = next(contexts).Process(
+                    context = next(contexts)
+                    process = context.Process(
                         target=_worker,
                         args=(*job, self.results.folder, self.parts, there),
                         daemon=True,
                     )
-                    with one_thread():
+                    # a fork may have to wait for the kernels, and Ctrl-C must end that
+                    with one_thread(), deaf() if context is alone else nullcontext():
                         process.start()
                     there.close()
                     work[here] = question.name, process
@@ -216,6 +218,19 @@ def one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Processes that begin inside do not hear Ctrl-C, not even while they import."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:
