@@ -497,18 +497,20 @@ def steps_block() -> str:
         run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is MGDA
         on the trunk. The last column is what we aimed at for `mf.Balancer`:"""
     )
-    behind = [
-        steps.CASES[row["network"]].what.split(",")[0]
-        for row in rows
-        if min(row["seconds"].get(name, 1e9) for name in steps.PEERS)
-        < min(row["seconds"][name] for name in steps.OURS)
-    ]
-    said = f"A peer is faster on: {', '.join(behind) or 'none'}."
+    behind, missed = steps.behind(rows), steps.missed(rows)
+    said = f"A peer is faster on: {'; '.join(behind) or 'none'}."
     if behind:
-        said += """ There the rows are the cheapest form (`explain_gramian` says so), or the step is
-            so short that the calls around it count: watching the forward, reading the graph and the
-            checks then come on top. To lose nothing, what the graph said would have to be kept from
-            step to step; `engine="rows"` saves the watching."""
+        said += """ There rows are the cheapest form (`explain_gramian` says so), and the peer makes
+            the same passes with less around them. Ours reads the graph (hooks, stale losses,
+            heads), checks losses, Gramian, weights and gradients, solves the rule's problem
+            exactly, and frees the graph by a visit of its own, since an error must leave it as it
+            was. Watching the forward is no part of it: that ends after eight steps. To lose nothing
+            these calls would have to be in C++, and an error would have to cost the graph. On long
+            steps runs of the benchmark differ by several per cent."""
+    if missed:
+        said += f""" The bar is missed on: {"; ".join(missed)}. Where a step is short, by the same
+            calls; else by the passes alone, one a task through all layers in which rows are
+            cheapest."""
     return marked("steps", steps.table(rows, line), paragraph(said))
 
 

@@ -31,25 +31,26 @@ def test_a_line_through_two_shares(monkeypatch: pytest.MonkeyPatch) -> None:
             return spent[self.share]
 
     monkeypatch.setattr(full, "ProcessPoolExecutor", Here)
-    row = full.estimated(QUICK)
+    (row,) = full.estimated([QUICK])
     assert row["seconds"] == pytest.approx(203.0)
     assert row["spent"] == list(spent.values())
     # a question that no share makes longer costs what it cost
     spent.update(dict.fromkeys(spent, 5.0))
-    assert full.estimated(QUICK)["seconds"] == 5.0
+    assert next(full.estimated([QUICK]))["seconds"] == 5.0
 
 
 def test_what_is_measured_is_kept(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
     seconds = full.seconds_of(full.Job(QUICK, full.SHARES[0]))
     assert 0 < seconds < 120
-    monkeypatch.setattr(full, "estimated", lambda name: {"question": name, "seconds": seconds})
+    rows = [{"question": QUICK, "seconds": seconds}]
+    monkeypatch.setattr(full, "estimated", lambda names: iter(rows if names == [QUICK] else ()))
     arguments = ["--only", QUICK, "--out", str(tmp_path)]
     full.main(arguments)
     _, (row,) = record.only(tmp_path / "full.json")
     assert (row["question"], row["seconds"]) == (QUICK, seconds)
     assert QUICK in capsys.readouterr().out
-    monkeypatch.setattr(full, "estimated", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr(full, "estimated", lambda names: names and pytest.fail("measured again"))
     full.main(arguments)
     with pytest.raises(SystemExit):
         full.main(["--only", "nothing", "--out", str(tmp_path)])

@@ -3,15 +3,16 @@
     python -m experiments.benchmarks.full
 
 A question that came to its end in paper_repro/out/full left its processor time there. The others
-are estimated from their first percent: each runs in a process of its own with two shares of its
-steps and draws, and what these cost is continued along a line. What several questions share counts
-for each of them. Writes full.json.
+are estimated from their first percents: they run with two shares of their steps and draws, and what
+these cost is continued along a line. What several questions share counts for the first of them.
+Runs of few steps are measured at every step, longer ones are not, so an estimate is rather high.
+Writes full.json.
 """
 
 import argparse
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
@@ -23,11 +24,12 @@ from tqdm import tqdm
 
 from experiments.arguments import folder
 from experiments.benchmarks.record import Record, Row, describe, only, settings
+from experiments.common.pool import follow_parent
 from paper_repro.__main__ import reproductions, selected
 from paper_repro.report.findings import Settings
 from paper_repro.report.results import Unreadable, read_runs
 
-SHARES = (0.005, 0.015)
+SHARES = (0.01, 0.02)
 RUN = Path(__file__).parents[2] / "paper_repro" / "out" / "full" / "runs.json"
 LONG = 60.0
 """Seconds from which a question has a line of its own in the table."""
@@ -50,15 +52,21 @@ def seconds_of(job: Job) -> float:
     return sum(os.times()[:4]) - begin
 
 
-def estimated(question: str) -> Row:
-    """A row: what the shares cost, and all of it."""
-    spent = []
-    for share in SHARES:
-        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-            spent.append(alone.submit(seconds_of, Job(question, share)).result())
-    slope = (spent[1] - spent[0]) / (SHARES[1] - SHARES[0])
-    whole = spent[1] + max(slope, 0.0) * (1 - SHARES[1])
-    return {"question": question, "spent": spent, "seconds": whole}
+def spent(questions: Sequence[str], share: float) -> Iterator[float]:
+    """Processor time of each, all in one process."""
+    with ProcessPoolExecutor(1, get_context("spawn"), follow_parent) as apart:
+        for name in tqdm(questions, desc=f"{share:.1%} of every question"):
+            yield apart.submit(seconds_of, Job(name, share)).result()
+
+
+def estimated(questions: Sequence[str]) -> Iterator[Row]:
+    """Rows: what the shares cost, and all of it."""
+    first, second = SHARES
+    few = list(spent(questions, first))
+    for name, less, more in zip(questions, few, spent(questions, second), strict=True):
+        slope = max(more - less, 0.0) / (second - first)
+        whole = more + slope * (1 - second)
+        yield {"question": name, "spent": [less, more], "seconds": whole}
 
 
 def finished() -> dict[str, float]:
@@ -86,9 +94,8 @@ def described(path: Path) -> tuple[str, str]:
     shares = " and ".join(f"{share:.1%}" for share in chosen["shares"])
     line = f"""**All of it**: minutes of processor time that `python -m paper_repro --full` takes a
         question ({describe(chosen)}). {len(done)} of {every} were run to their end, one thread
-        each; the others are estimated from {shares} of their steps and draws. What several
-        questions share counts for the first of those that were run, and for each of those that
-        were not."""
+        each; the others are estimated, rather too high, from {shares} of their steps and draws.
+        What several questions share counts for the first of them alone."""
     lines = [
         f"| `{name}` | {spent / 60:,.1f} | {'run' if name in done else 'estimated'} |"
         for name, spent in sorted(times.items(), key=lambda item: -item[1])
@@ -124,8 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.only:
         chosen = [name for name in chosen if name not in finished()]
     record = Record(options.out / "full.json", ("question",), settings(shares=list(SHARES)))
-    for (name,) in tqdm(record.missing([(name,) for name in chosen]), desc="questions"):
-        record.keep(estimated(name))
+    for row in estimated([name for (name,) in record.missing([(name,) for name in chosen])]):
+        record.keep(row)
     for row in record.here():
         print(f"{row['question']:<28}{row['seconds'] / 60:8.1f} min")
 

@@ -282,6 +282,32 @@ def table(rows: list[Row], line: str) -> str:
     return "\n".join(lines)
 
 
+def behind(rows: list[Row]) -> list[str]:
+    """Where a peer is faster than both of ours, which, and by how much."""
+    found = []
+    for row in rows:
+        seconds = row["seconds"]
+        peer, name = min((seconds[name], name) for name in PEERS if name in seconds)
+        more = min(seconds[name] for name in OURS) - peer
+        if more > 0:
+            found.append(f"{_brief(row)} ({name}, by {1e3 * more:.1f} ms)")
+    return found
+
+
+def missed(rows: list[Row]) -> list[str]:
+    """Where `mf.Balancer` is above its bar."""
+    return [
+        _brief(row)
+        for row in rows
+        if row["seconds"]["mf.Balancer"]
+        > (CASES[row["network"]].bars[0] or math.inf) * row["seconds"]["plain"]
+    ]
+
+
+def _brief(row: Row) -> str:
+    return CASES[row["network"]].what.split(", batch")[0]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))

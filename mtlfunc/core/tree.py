@@ -239,8 +239,13 @@ def inner(
     whole = width - width % BLOCK
     if whole < 2 * BLOCK:
         return left @ right.mT
-    a, b = (x[:, :whole].unflatten(1, (-1, BLOCK)).transpose(0, 1) for x in (left, right))
-    return (a @ b.mT).sum(0) + left[:, whole:] @ right[:, whole:].mT
+
+    def blocks(x: Tensor) -> Tensor:
+        return x[:, :whole].reshape(len(x), -1, BLOCK).transpose(0, 1)
+
+    a = blocks(left)
+    total = torch.bmm(a, (a if right is left else blocks(right)).mT).sum(0)
+    return total if whole == width else total + left[:, whole:] @ right[:, whole:].mT
 
 
 def root(x: Tensor) -> Tensor:
@@ -301,10 +306,11 @@ def _side_by_side(rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
     """Weighted sums of rows, leaf by leaf."""
+    cast = {dtype: weights.to(dtype) for dtype in {leaf.dtype for leaf in rows.values()}}
     return {
-        name: weights.to(leaf.dtype) @ leaf
+        name: cast[leaf.dtype] @ leaf
         if leaf.ndim == 2  # nearly half of all leaves
-        else (weights.to(leaf.dtype) @ leaf.reshape(len(leaf), -1)).reshape(leaf.shape[1:])
+        else (cast[leaf.dtype] @ leaf.reshape(len(leaf), -1)).reshape(leaf.shape[1:])
         for name, leaf in rows.items()
     }
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functions
 from torch.utils._pytree import tree_map
 
 from ..core.checks import at_level, depth, differentiated, innermost, is_pair
@@ -111,22 +112,13 @@ def release(out: Any, graph: Graph) -> None:
     """
     losses = [x for x in _losses(out) if x.requires_grad]
     if losses and not graph.custom:
-        nothing = _Nothing.apply(*losses)
+        nothing = _UNDEFINED()(torch.stack(losses))
         places = tuple(graph.variables())
         run_backward(nothing, nothing.detach(), places, keep=False)
 
 
-class _Nothing(torch.autograd.Function):
-    """A number that depends on the losses, with no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *losses: Tensor) -> Tensor:  # pyright: ignore
-        ctx.count = len(losses)
-        return losses[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:  # pyright: ignore
-        return (None,) * ctx.count
+# hands no gradient on
+_UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Forward(NamedTuple):

@@ -14,11 +14,12 @@ from torch.func import vmap
 from ..core.checks import check_autocast, depth, differentiated, recording
 from ..core.tree import dot
 from ..types import Batch, LossesFn, Params, Rows
-from .forward import Forward, detached, forward_pass, split_output
+from .forward import Forward, detached, forward_pass, losses_graph, split_output
 from .layerwise import (
     Engine,
     Graph,
     Plan,
+    Repeated,
     Slices,
     Tapped,
     batching,
@@ -27,6 +28,7 @@ from .layerwise import (
     decide,
     read_graph,
     separate,
+    shapes_of,
     sketch,
     worth_watching,
 )
@@ -93,12 +95,10 @@ class _Request(NamedTuple):
         matrix, preference = self.mix(count)
         return matrix.to(losses), preference.to(losses)
 
-    def watch(self, level: Params) -> Tapped | None:
+    def watches(self) -> bool:
         if not self.measured or self.engine == "rows":
-            return None
-        if self.engine == "auto" and not worth_watching(self.params, self.measured):
-            return None
-        return Tapped(level)
+            return False
+        return self.engine == "layerwise" or worth_watching(self.params, self.measured)
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -157,8 +157,19 @@ def linearize(
 
     # torch.autograd.grad prunes what is not needed; vjp's own pullback always returns every leaf.
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        forward, output, aux = _forward(request, losses_fn, batch, level, outside)
+        watch = request.watches()
+        repeated = losses_fn if watch and isinstance(losses_fn, Repeated) and not depth() else None
+        shapes = repeated and shapes_of(params, batch)
+        watch = watch and not (repeated and repeated.unwatched(shapes))
+        forward, output, aux = _forward(losses_fn, batch, level, outside, watch)
         found = _passes(request, backward, output, Watched.of(forward), level)
+        if repeated and not forward.hooked:
+            repeated.learn(
+                shapes,
+                lambda: forward.graph or losses_graph(forward.out, level),
+                forward.taps,
+                apart=output[1] is not None,
+            )
         losses, aux = forward.released((output[0], aux))
         return losses, (found, aux)
 
@@ -302,7 +313,7 @@ def cross_gramian(
 
     def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
         def opened(batch: Batch) -> tuple[Passes, _Route, Forward]:
-            forward, output, _ = _forward(request, losses_fn, batch, level, outside)
+            forward, output, _ = _forward(losses_fn, batch, level, outside, request.watches())
             watched = Watched.of(forward)
             return *_open(request, Backward(params), output, watched, level)[:2], forward
 
@@ -319,11 +330,14 @@ def cross_gramian(
 
 
 def _forward(
-    request: _Request, losses_fn: LossesFn, batch: Batch, level: Params, outside: bool
+    losses_fn: LossesFn, batch: Batch, level: Params, outside: bool, watch: bool
 ) -> tuple[Forward, tuple[Tensor, tuple[Tensor, ...] | None], Any]:
-    """One forward, watched: (forward, (losses, scalars), aux)."""
+    """One forward: (forward, (losses, scalars), aux)."""
     forward = forward_pass(
-        lambda: losses_fn(level, batch), level, outside=outside, taps=lambda: request.watch(level)
+        lambda: losses_fn(level, batch),
+        level,
+        outside=outside,
+        taps=lambda: Tapped(level) if watch else None,
     )
     losses, scalars, aux = split_output(forward.out)
     return forward, (losses, scalars), aux
@@ -370,6 +384,8 @@ def _route(
         if decision.slices is not None:
             return _Route(plan, None, 1, decision.graph, decision.slices)
         plan, edges = decision.plan, decision.loss_edges
+        separated = scalars is not None and edges is not None
+        taps.idle = request.engine == "auto" and separated and not plan.tapped
         graph = decision.graph or graph
         chunk = 1 if chunk is None and decision.one_at_a_time else chunk
     elif (
@@ -426,7 +442,7 @@ def _measure(
         gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
     elif request.shared:
         found = passes(plan, plan.rows if plan.tapped else request.shared, private)
-        rows = {} if plan.tapped else found.rows
+        rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
             gramian = passes.gramian(plan, found, found, request.measured, dtype)
         if share is not None:

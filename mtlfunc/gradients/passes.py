@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import (
-    GradientEdge,
-    _engine_run_backward,  # pyright: ignore[reportPrivateUsage]
-    get_gradient_edge,
-)
+from torch.autograd import Variable
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import vmap
 
 from ..core.checks import depth
@@ -36,14 +33,16 @@ class Target(NamedTuple):
 
     place: GradientEdge | Tensor
     like: Callable[[], Tensor]  # zeros, for what no loss depends on
+    key: object  # equal for the same place
 
-    def key(self) -> tuple[object, int]:
-        """Equal for the same place."""
-        place = self.place
-        return (id(place), 0) if isinstance(place, Tensor) else (place.node, place.output_nr)
+
+def target(place: GradientEdge | Tensor, like: Callable[[], Tensor]) -> Target:
+    tensor = isinstance(place, Tensor)
+    return Target(place, like, id(place) if tensor else (place.node, place.output_nr))
 
 
 _PLAIN = (Tensor, nn.Parameter)
+_engine: Any = Variable._execution_engine
 
 
 def run_backward(
@@ -60,7 +59,7 @@ def run_backward(
     if not places:  # autograd would take that for backward(), which adds to .grad
         return ()
     return strided(
-        _engine_run_backward(
+        _engine.run_backward(
             (root,), (cotangent,), keep, record, places, True, accumulate_grad=False
         )
     )
@@ -97,7 +96,7 @@ class Backward:
         params = self.params
         plain = not depth()
         self.targets = {
-            name: Target(
+            name: target(
                 # autograd finds a plain leaf's place faster than Python
                 leaf if plain and type(leaf) in _PLAIN else get_gradient_edge(leaf),
                 lambda name=name: torch.zeros_like(params[name]),
@@ -111,14 +110,14 @@ class Backward:
         """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
             return [target.like() for target in targets]
-        places = {target.key(): target.place for target in targets}
+        places = {target.key: target.place for target in targets}
         record = self.record or self.factored
         grads = run_backward(root, cotangent, tuple(places.values()), record=record)
         if record and not self.record:  # factored: recorded for its own sake
             grads = [x.detach() if x is not None and x.requires_grad else x for x in grads]
         if len(places) < len(targets):
             found = dict(zip(places, grads, strict=True))
-            grads = [found[target.key()] for target in targets]
+            grads = [found[target.key] for target in targets]
         return [
             target.like() if grad is None else grad
             for grad, target in zip(grads, targets, strict=True)
@@ -199,7 +198,7 @@ class Passes:
         """Deltas of the plan's uses, rows of `names`, and the private leaves' own gradients."""
         uses = plan.uses
         targets = [
-            Target(use.edge, lambda use=use: self.losses.new_zeros(use.shape, dtype=use.dtype))
+            target(use.edge, lambda use=use: self.losses.new_zeros(use.shape, dtype=use.dtype))
             for use in uses
         ]
         targets += [self.backward.targets[name] for name in names]

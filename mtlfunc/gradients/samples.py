@@ -35,7 +35,7 @@ from .layerwise import (
     sketch,
 )
 from .leaves import explained_vjp
-from .passes import Backward, Target
+from .passes import Backward, target
 
 ROWS_AT_ONCE = 64
 """Rows in one batched pass where a leaf has to be differentiated sample by sample."""
@@ -245,7 +245,7 @@ def _deltas(
     """
     uses, samples, tasks = plan.uses, losses.shape[0], losses[0].numel()
     targets = [
-        Target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
+        target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
         for use in uses
     ]
     eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.tree import inner
 from ..types import Params, Rows
 from .layerwise import Sampled, Slices, sample_block, sample_factors
-from .passes import Backward, Target
+from .passes import Backward, target
 
 
 def sliced(
@@ -42,7 +42,7 @@ def sliced(
     """
     uses, tasks = slices.plan.uses, len(losses)
     targets = [
-        Target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
+        target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
         for use in uses
     ]
     targets += [backward.targets[name] for name in others]

@@ -133,8 +133,8 @@ def jacobian(
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of the weighted loss
             (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
-        engine: as in `task_gramian`. Without rows the combination is one more backward pass, of the
-            weighted loss; `"auto"` counts that in, and keeps rows where they are cheaper.
+        engine: as in `task_gramian`. Leaves without rows are combined by one more backward pass, of
+            the weighted loss; `"auto"` counts that in, and keeps rows where they are cheaper.
         chunk_size: rows differentiated in one batched pass; None is all (on a CPU, convolutions one
             at a time), 1 a plain loop. What all passes bring back is kept until the end of the
             step.

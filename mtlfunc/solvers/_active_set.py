@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.checks import can_look, differentiated, transformed
 from ..types import Solution, Solver
 from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
-from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, solver
+from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, solver
 
 MOST_TASKS = 128
 """The GPU kernel's limit: two matrices of this size fill the registers of a multiprocessor."""
@@ -58,11 +58,12 @@ def active_set() -> Solver:
     with_derivatives = solver(_on_the_face)
 
     def solve(problem: Problem) -> Solution:
-        if not isinstance(problem, MinNorm | CAGrad | DualCone) or differentiated(problem):
+        if not isinstance(problem, PROBLEMS) or differentiated(problem):
             return with_derivatives(problem)
         count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
         report, _, info = run(problem, torch.finfo(dtype).eps)
-        weights, dual, rates, (value, gap) = report.to(dtype).split([count, count, count, 2])
+        weights, dual, rates, rest = report.to(dtype).split([count, count, count, 2])
+        value, gap = rest.unbind()  # taken apart by a loop, a tensor takes five times as long
         return Solution(weights, dual, rates, value, gap, info[0])
 
     return solve
@@ -109,7 +110,7 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         vector = problem.weights
     direct = not torch.compiler.is_compiling() and not transformed()
     answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
-    if direct and can_look(gramian) and int(answer[2].flatten()[1]) < 0:
+    if direct and can_look(gramian) and answer[2].flatten().tolist()[1] < 0:
         wide = gramian.detach().double()
         n = wide.diagonal().abs().sqrt()
         n = n.where(n > 0, 1.0)

@@ -166,6 +166,7 @@ class DualCone(NamedTuple):
 
 
 Problem = MinNorm | CAGrad | DualCone
+PROBLEMS = MinNorm, CAGrad, DualCone
 
 
 def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
@@ -299,7 +300,7 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
 
 
 def check_problem(problem: object) -> None:
-    if not isinstance(problem, MinNorm | CAGrad | DualCone):
+    if not isinstance(problem, PROBLEMS):
         raise TypeError(
             "problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, "
             f"got {type(problem).__name__}"

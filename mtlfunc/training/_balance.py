@@ -26,6 +26,7 @@ from ..core.checks import (
 from ..core.distributed import Peers, agree, described, described_params, held, warn_alone
 from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
 from ..core.tasks import Tasks, aligned, tasks_of
+from ..gradients.layerwise import Idle, Repeated
 from ..types import (
     Balance,
     BalanceState,
@@ -95,6 +96,7 @@ def balance(
     expect_rule(rule)
     expect_probe(probe)
     check_option(reduction, "reduction", get_args(Reduction))
+    known: dict[Any, Idle] = {}  # of forwards of some shapes: not to be watched in vain again
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
         def start() -> tuple[Peers | None, dict[str, Any]]:
@@ -133,7 +135,10 @@ def balance(
         def named(params: Params, batch: Batch) -> Any:
             return aligned(_declared(losses_fn(params, batch), has_aux), state.tasks)
 
-        measured, probe_state = probe.update(named, params, batch, state.probe)
+        traced = torch.compiler.is_compiling()
+        measured, probe_state = probe.update(
+            named if traced else Repeated(named, known), params, batch, state.probe
+        )
         info, rule_state = weigh(rule, measured, state.rule, state.tasks)
         grads = combined(measured, info.weights, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info

@@ -32,7 +32,14 @@ from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import select
 from ..gradients.forward import losses_graph, release, split_output
 from ..gradients.hooked import linearize_hooked
-from ..gradients.layerwise import Engine, Graph, Handles, Hooks, Tapped
+from ..gradients.layerwise import (
+    Engine,
+    Graph,
+    Handles,
+    Hooks,
+    Idle,
+    Tapped,
+)
 from ..gradients.linearize import Keep, Linear, Watched, linearize_losses
 from ..probes._jacobian import (
     Heads,
@@ -60,7 +67,9 @@ class Balancer:
     needs no rows; without it every leaf is differentiated row by row, one task at a time. Calls
     inside activation checkpointing are not watched: their leaves are differentiated row by row; so
     are all where a hook is registered, by anyone on any tensor, graph node or module, between the
-    block's start and `backward`, and where part of the graph was made before the block.
+    block's start and `backward`, and where part of the graph was made before the block. Where that
+    was cheapest for all leaves eight times in a row (separate losses alone), the block watches no
+    more, until the graph is of another kind.
     Several forwards between two `backward` are one; each thread has its own.
 
     Over micro-batches gradients add up; each is balanced by its own Gramian, so that k small
@@ -151,6 +160,7 @@ class Balancer:
         self._state: State = None  # the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = _Seen()
+        self._idle = Idle()
         self._known: Params = {}
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         if self._options is not None:
@@ -163,7 +173,8 @@ class Balancer:
             self._seen.begin()
             leaves = self._leaves(anew=True)
             mode = Handles() if self._options is None else watching(self._options, leaves)
-        if self._seen.apart and type(mode) is Hooks:  # whose only use is for batched passes
+        # whose only use is for batched passes; or all was in vain lately
+        if self._idle.unwatched if type(mode) is Tapped else self._seen.apart:
             mode = Handles()
         mode.__enter__()
         self._seen.open.append(mode)
@@ -223,7 +234,7 @@ class Balancer:
             with self._no_autocast(leaves):
                 grads = combined(measured, info.weights, self._reduction, check=scale is None)
             reached = self._anywhere(leaves, reached)
-            self._tasks, self._state, self._loaded = after
+            self._tasks, self._state, self._loaded, self._idle = after
             # what somebody's own backward or hook returns may be kept by them
             fresh = not (graph.custom or self._seen.hooked)
             _accumulate({name: leaves[name] for name in leaves if name in reached}, grads, fresh)
@@ -263,7 +274,7 @@ class Balancer:
             measured, info, after = self._measured(
                 losses, leaves, graph, present, features, scale, "nothing"
             )
-        self._tasks, self._state, self._loaded = after
+        self._tasks, self._state, self._loaded, self._idle = after
         weights = info.weights.detach()
         if "share" in measured.geometry.extra and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
@@ -308,6 +319,7 @@ class Balancer:
             "started": started,
             "tasks": {"count": len(self._tasks), "names": names},
             "rule": rule,
+            "idle": {"kinds": list(self._idle.kinds), "streak": self._idle.streak},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -322,6 +334,8 @@ class Balancer:
         try:
             started, count = bool(state_dict["started"]), int(state_dict["tasks"]["count"])
             names, rule = list(state_dict["tasks"]["names"]), dict(state_dict["rule"])
+            shown = state_dict.get("idle", {"kinds": (), "streak": 0})  # new in version 0.2
+            idle = Idle(tuple(map(int, shown["kinds"])), int(shown["streak"]))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
@@ -338,6 +352,7 @@ class Balancer:
         # copies: an optimizer of the state's own tensors would change those in the dict
         self._loaded = {name: leaf.clone() for name, leaf in rule.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
+        self._idle = idle
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
         other = memo[id(self)] = object.__new__(type(self))
@@ -395,8 +410,10 @@ class Balancer:
         features: Any,
         scale: float | Tensor | None,
         keep: Keep,
-    ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None]]:
-        """What the rule sees, its answer, and (tasks, rule's state, nothing loaded) after it."""
+    ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None, Idle]]:
+        """What the rule sees, its answer, and (tasks, rule's state, nothing loaded, what
+        the forwards have shown) after it.
+        """
         tasks = self._tasks or tasks_of(out)
         out = aligned(out, tasks, "losses", "the first step")
         several = self._group is not None
@@ -426,7 +443,10 @@ class Balancer:
                 info, state = weigh(self._rule, measured, state, tasks)
             else:
                 info, state = _weigh_unscaled(self._rule, measured, state, tasks, scale)
-        return measured, info, (tasks, state, None)
+        idle = self._idle
+        if features is None and not self._seen.checkpointed:
+            idle = idle.after(lambda: graph, watched.taps, apart=not isinstance(out, Tensor))
+        return measured, info, (tasks, state, None, idle)
 
     def _first(
         self, out: Any, leaves: Params, here: Tensor | None, tasks: Tasks, peers: Peers | None

@@ -84,6 +84,7 @@ class Run(NamedTuple):
         return at(self.of(starts, hyper, sign), sign).mean(-1).cpu().numpy()
 
 
+@kept  # the compiler itself takes seconds to be imported
 def compiler_works(device: torch.device) -> bool:
     """Whether torch.compile finds its tools, by trying; a notice says why not."""
     try:
@@ -109,6 +110,8 @@ def trajectories(
     lanes = lanes._replace(which=index.repeat_interleave(torch.tensor(counts).to(index)))
     state, each = start_of(names, lanes), (lanes.which, lanes.hyper, lanes.sign)
     unroll = UNROLL if compiled else 1
+    if compiled:  # programs of another run must not count against the limit of recompilations
+        torch.compiler.reset()
     program = compile_steps(names, unroll, lanes, state) if compiled else advance(names, unroll)
     watched, points, times = [lanes.start[:, None]], [lanes.start], [0]
     label = ", ".join(names)
@@ -145,8 +148,6 @@ class Toy(NamedTuple):
 
 def toy(settings: Settings) -> Toy:
     """Every rule from all of its starts; workers that need it share the rules out."""
-    # programs of another run must not count against the limit of recompilations
-    torch.compiler.reset()
     compiled = settings.count(STEPS) >= COMPILE_FROM and compiler_works(settings.device)
     steps = settings.count(STEPS if compiled or settings.shrink != 1 else EAGER_STEPS)
     if not compiled and settings.shrink != 1:

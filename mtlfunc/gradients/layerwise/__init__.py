@@ -16,6 +16,9 @@ from .graph import batching as batching
 from .graph import better_apart as better_apart
 from .graph import read_graph as read_graph
 from .graph import separate as separate
+from .idle import Idle as Idle
+from .idle import Repeated as Repeated
+from .idle import shapes_of as shapes_of
 from .owners import entry_layouts as entry_layouts
 from .plan import Engine as Engine
 from .plan import Plan as Plan

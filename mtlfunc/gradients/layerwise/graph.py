@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 from torch import Tensor
 from torch._C import _functions
@@ -94,6 +95,16 @@ class Graph:
     def custom(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
         return any(isinstance(node, BackwardCFunction) for node in self.reach)
+
+    @cached_property
+    def kind(self) -> int:
+        """Equal for the same operations on the same shapes in the same order, in any process."""
+        names = [type(node).__name__ for node in self.reach]
+        # enough of the nodes for their shapes to show those of all
+        where = [node for node, below in self.below.items() if len(below) > 1]
+        outputs = [x for node in where for x in getattr(node, "_input_metadata", ())]
+        shapes = [x.shape for x in outputs if not x.is_nested_tensor]
+        return crc32(repr((names, shapes)).encode())
 
     @cached_property
     def _batching(self) -> tuple[bool, bool]:

@@ -100,6 +100,7 @@ class Tapped(Hooks):
         self.parts = Parts(leaves, local)
         self.uses: list[Use] = []
         self.depth = depth()
+        self.idle = False  # separate losses, and rows of every leaf: nothing of it was needed
 
     def __torch_function__(
         self,
