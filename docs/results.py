@@ -444,8 +444,9 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
     )
     assert sizes is not None, "GN-21 says no longer how large its runs are"
     title = f"""**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss,
-        GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t interval; {sizes[1]},
-        Adam and normal inputs with {sizes[2]}; other configurations with {sizes[3]}):"""
+        GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t interval;
+        {sizes[1]}, Adam and normal inputs with {sizes[2]}; other configurations with
+        {sizes[3]}):"""
     lines = [f"| {what} | {cell} |" for what, cell in cells.items()]
     average = interval(static, "default configuration: static over GradNorm, each at its best rate")
     searched = interval(static, "static average over the grid's best")
