@@ -439,14 +439,11 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
         label = f"GradNorm over equal: {name}"
         cells[what] = interval(gradnorm, label) + OPEN * bool(gradnorm[f"{label}{OPEN}"])
     cells["first row, both at 3e-4"] = interval(gradnorm, "at one rate: default at Adam 0.0003")
-    sizes = re.search(
-        r"(width \d+); default (.*?); other configurations (.*?)\.", claims["GN-21"]["where"]
-    )
+    sizes = re.search(r"(width \d+); default (.*?); other \w+ (.*?)\.", claims["GN-21"]["where"])
     assert sizes is not None, "GN-21 says no longer how large its runs are"
     title = f"""**GradNorm's synthetic regression**, σ = (1, 100): final task-normalised test loss,
         GradNorm / equal weights (geometric mean of ratios paired by seed, 95 % t interval;
-        {sizes[1]}, Adam and normal inputs with {sizes[2]}; other configurations with
-        {sizes[3]}):"""
+        {sizes[1]}; Adam, normal inputs: {sizes[2]}; other configurations: {sizes[3]}):"""
     lines = [f"| {what} | {cell} |" for what, cell in cells.items()]
     average = interval(static, "default configuration: static over GradNorm, each at its best rate")
     searched = interval(static, "static average over the grid's best")
