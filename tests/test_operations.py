@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import read_graph
-from mtlfunc.gradients.safe_ops import factored, final
+from mtlfunc.gradients.safe_ops import final, recorded
 from mtlfunc.types import Params
 from tests.operations import COARSE, DOUBLE, OPERATIONS, REFUSED, constant
 
@@ -275,7 +275,7 @@ def alike(name: str) -> tuple[bool, ...]:
         leaves = tree_leaves(operation.call(*inputs))
     total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
     graph = read_graph(total, {str(i): x for i, x in enumerate(inputs)})
-    return graph.batched, graph.twice, factored(total), final(total)
+    return graph.batched, graph.twice, recorded(total), final(total)
 
 
 def groups(size: int = 24) -> dict[str, tuple[str, ...]]:

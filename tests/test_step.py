@@ -576,3 +576,33 @@ def test_shared_takes_modules_parameters_and_lists_of_globs():
 def _run(probe):
     step = mf.descend(vector, mf.mgda(), mf.sgd(0.1), probe)
     return step, step.init(PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("probe", [mf.losses_only, mf.jacobian])
+def test_a_group_norm_whose_channels_come_last_is_vmapped(probe, lanes: int) -> None:
+    """An unrecorded backward asks for a memory format, which a batched tensor does not tell."""
+
+    def losses(params, x):
+        h = (x.flatten(2).mT @ params["in"]).mT.unflatten(2, x.shape[2:])
+        y = nn.functional.silu(nn.functional.group_norm(h, 2)).flatten(2).mT @ params["out"]
+        return y.square().mean((0, 1))
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"in": (3, 4), "out": (4, 2), "x": (2, 3, 5, 5)}
+    params = {
+        name: torch.randn(lanes, *shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    x = params.pop("x")
+    step = mf.balance(losses, mf.mean(), probe())
+
+    def direction(params, x):
+        return step.update(params, x, step.init(params, x))[0]
+
+    found = vmap(direction)(params, x)
+    for i in range(lanes):
+        one = {name: leaf[i] for name, leaf in params.items()}
+        expected = grad(lambda params, x: losses(params, x).mean())(one, x[i])
+        for name, leaf in expected.items():
+            torch.testing.assert_close(found[name][i], leaf, rtol=1e-12, atol=1e-14)

@@ -165,7 +165,7 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
 
 def together(settings: Settings, unfinished: Path, cells: Sequence[Cell]) -> list[Numbers]:
     """Rooms: cells that differ in rate and seed, as one vmapped program; see `perform`."""
-    if len(cells) == 1:  # faster, and torch has convolutions that refuse a vmap over one
+    if len(cells) == 1:  # faster than one lane
         return [perform(settings, unfinished, cells[0])]
     runs = [Run(settings, cell) for cell in cells]
     lanes, advance = _stacked([run.lane for run in runs]), torch.vmap(runs[0].advance)

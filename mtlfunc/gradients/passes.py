@@ -17,7 +17,7 @@ from ..core.tree import dot
 from ..types import Params, Rows
 from .layerwise import Graph, Plan, task_block
 from .leaves import strided
-from .safe_ops import factored, unbatched
+from .safe_ops import recorded, unbatched
 
 
 class Measured(NamedTuple):
@@ -77,7 +77,7 @@ class Backward:
     """
 
     def __init__(self, params: Params) -> None:
-        self.params, self.record, self.factored = params, True, False
+        self.params, self.record, self.anyway = params, True, False
         self.root: GradientEdge | None = None
         self.targets: dict[str, Target] = {}
 
@@ -90,7 +90,7 @@ class Backward:
             record: whether something outside may differentiate the passes.
         """
         self.record = record
-        self.factored = depth() > 1 and factored(losses)
+        self.anyway = depth() > 1 and recorded(losses)
         self.root = get_gradient_edge(losses) if losses.requires_grad else None
         # a closure over self would be a cycle, and keep the graph until the next garbage collection
         params = self.params
@@ -111,9 +111,9 @@ class Backward:
         if root is None:
             return [target.like() for target in targets]
         places = {target.key: target.place for target in targets}
-        record = self.record or self.factored
+        record = self.record or self.anyway
         grads = run_backward(root, cotangent, tuple(places.values()), record=record)
-        if record and not self.record:  # factored: recorded for its own sake
+        if record and not self.record:  # recorded for its own sake
             grads = [x.detach() if x is not None and x.requires_grad else x for x in grads]
         if len(places) < len(targets):
             found = dict(zip(places, grads, strict=True))

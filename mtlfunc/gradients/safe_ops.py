@@ -37,8 +37,10 @@ _FINAL = (
 )
 """Nodes of operations whose backward has a wrong derivative, or none, even by its cotangent."""
 
-_FACTORED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve")
-"""Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly."""
+_RECORDED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve", "NativeGroupNorm")
+"""Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly, or
+asks for the memory format of its cotangent, which a batched tensor does not tell.
+"""
 
 
 def final(losses: Tensor) -> bool:
@@ -46,9 +48,9 @@ def final(losses: Tensor) -> bool:
     return any(node.name().startswith(_FINAL) for node in _nodes(losses))
 
 
-def factored(losses: Tensor) -> bool:
-    """Whether some backward pass of the graph is right under nested vmaps only if recorded."""
-    return any(node.name().startswith(_FACTORED) for node in _nodes(losses))
+def recorded(losses: Tensor) -> bool:
+    """Whether some backward pass of the graph is right under vmap only if recorded."""
+    return any(node.name().startswith(_RECORDED) for node in _nodes(losses))
 
 
 def unbatched(error: RuntimeError) -> bool:
