@@ -5,8 +5,8 @@
 A question that came to its end in paper_repro/out/full left its processor time there. The others
 are estimated from their first percents: they run with two shares of their steps and draws, and what
 these cost is continued along a line. What several questions share counts for the first of them.
-Runs of few steps are measured at every step, longer ones are not, so an estimate is rather high.
-Writes full.json.
+An estimate is rough: a run of few steps is measured at every one of them, which makes it too high,
+and few draws cost little more than fewer, which makes it too low. Writes full.json.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def described(path: Path) -> tuple[str, str]:
     shares = " and ".join(f"{share:.1%}" for share in chosen["shares"])
     line = f"""**All of it**: minutes of processor time that `python -m paper_repro --full` takes a
         question ({describe(chosen)}). {len(done)} of {every} were run to their end, one thread
-        each; the others are estimated, rather too high, from {shares} of their steps and draws.
+        each; the others are estimated, roughly, from {shares} of their steps and draws.
         What several questions share counts for the first of them alone."""
     lines = [
         f"| `{name}` | {spent / 60:,.1f} | {'run' if name in done else 'estimated'} |"
