@@ -86,6 +86,23 @@ def test_the_table_tells_runs_from_estimates(tmp_path, monkeypatch) -> None:
     assert f"{len(names)} of {len(names)} were run" in " ".join(results.full_block().split())
 
 
+def test_no_line_tells_what_grows_with_the_square(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(results, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
+    (square,) = full.SQUARE
+    with pytest.raises(SystemExit):
+        full.main(["--only", square, "--out", str(tmp_path)])
+    assert "told by a run alone" in capsys.readouterr().err
+    run = {"key": "", "claims": [], "figures": [], "seconds": 6.0}
+    runs = dict.fromkeys([name for name in reproductions() if name != square], run)
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    kept = record.Record(tmp_path / "full.json", ("question",), record.settings(shares=[0.1, 0.2]))
+    kept.keep({"question": square, "seconds": 60.0})
+    text = " ".join(results.full_block().split())
+    assert f"Not timed: `{square}`." in text
+    assert f"| `{square}`" not in text
+
+
 def test_a_run_of_another_version_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
     full.RUN.write_text(json.dumps({QUICK: {"key": "", "claims": [], "figures": []}}))
