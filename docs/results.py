@@ -529,8 +529,7 @@ def scale_block() -> str:
         float64 over √(G_ii G_jj), and a study's against the run alone; `ours` are steps where it
         says so, else from Gramian to weights, from batch to Gramian, or whole runs."""
     picture = "![Time of solvers, Gramians and studies over their size](scale.png)"
-    table = scale_report.table(rows, "").strip()
-    return marked("scale", line, picture, table, paragraph(errors))
+    return marked("scale", line, picture, scale_report.table(rows, "").strip(), paragraph(errors))
 
 
 def benchmark_parts() -> list[str]:
@@ -648,7 +647,8 @@ def replaced(text: str, name: str, new: str) -> str:
 
 def full_block() -> str:
     """How long every question takes with --full."""
-    return marked("full", *full.described(BENCHMARKS / "full.json"))
+    line, table = full.described(BENCHMARKS / "full.json")
+    return marked("full", paragraph(line), table)
 
 
 BLOCKS = {"steps": steps_block, "scale": scale_block, "full": full_block}

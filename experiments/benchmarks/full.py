@@ -11,7 +11,6 @@ and few draws cost little more than fewer, which makes it too low. Writes full.j
 
 import argparse
 import os
-import textwrap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -115,7 +114,6 @@ def described(path: Path) -> tuple[str, str]:
         how = " or ".join(sorted({"run" if name in done else "estimated" for name in rest}))
         minutes = sum(rest.values()) / 60
         lines.append(f"| {len(rest)} others, each below a minute | {minutes:,.1f} | {how} |")
-    line = textwrap.fill(" ".join(line.split()), 100)
     return line, "\n".join(["| question | minutes | how |", "|---|---|---|", *lines])
 
 

@@ -32,14 +32,7 @@ from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import select
 from ..gradients.forward import losses_graph, release, split_output
 from ..gradients.hooked import linearize_hooked
-from ..gradients.layerwise import (
-    Engine,
-    Graph,
-    Handles,
-    Hooks,
-    Idle,
-    Tapped,
-)
+from ..gradients.layerwise import Engine, Graph, Handles, Hooks, Idle, Tapped
 from ..gradients.linearize import Keep, Linear, Watched, linearize_losses
 from ..probes._jacobian import (
     Heads,

@@ -1,6 +1,8 @@
 """All rules of the toy from all of its starts, run once, and what is read off the runs."""
 
 import functools
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,8 +86,13 @@ class Run(NamedTuple):
         return at(self.of(starts, hyper, sign), sign).mean(-1).cpu().numpy()
 
 
-@kept  # the compiler itself takes seconds to be imported
-def compiler_works(device: torch.device) -> bool:
+def cpp_compiler() -> str:
+    """The C++ compiler of this machine; empty where there is none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
+
+
+@kept  # torch's compiler takes seconds to be imported; tried again where another C++ one is found
+def compiler_works(device: torch.device, cpp: str) -> bool:
     """Whether torch.compile finds its tools, by trying; a notice says why not."""
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.zeros(3, dtype=torch.float64, device=device))
@@ -148,7 +155,9 @@ class Toy(NamedTuple):
 
 def toy(settings: Settings) -> Toy:
     """Every rule from all of its starts; workers that need it share the rules out."""
-    compiled = settings.count(STEPS) >= COMPILE_FROM and compiler_works(settings.device)
+    compiled = settings.count(STEPS) >= COMPILE_FROM and compiler_works(
+        settings.device, cpp_compiler()
+    )
     steps = settings.count(STEPS if compiled or settings.shrink != 1 else EAGER_STEPS)
     if not compiled and settings.shrink != 1:
         tqdm.write(f"[the toy] {steps} steps: too few for compilation to pay, running eagerly")

@@ -6,7 +6,8 @@ is a pair of convex quadratics L_t(x) = g_t·x + ½ xᵀA_t x at x = 0."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from .common import normal, uniform
 DIMENSIONS = (2, 5, 20)
 # a conclusion is violated beyond this share of the terms that were subtracted: their rounding
 SLACK = 1e-9
+Parts = TypeVar("Parts")
 Batch = tuple[Tensor, Tensor]
 """Gradients at 0, `[task, dim]`, and Hessians, `[task, dim, dim]`."""
 
@@ -122,7 +124,8 @@ def study(draws: int, decades: tuple[float, float]) -> dict[str, Steps]:
     return found
 
 
-def together(found: dict[str, Steps]) -> Steps:
+def together(found: Mapping[Any, Parts]) -> Parts:
+    """Draws of several kinds as one batch, in their order."""
     return tree_map(lambda *leaves: torch.cat(leaves), *found.values())
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -35,7 +34,7 @@ def race(dim: int, draws: int, steps: int) -> dict[Starts, np.ndarray]:
     """
     every = {starts: pairs(dim, draws, starts) for starts in get_args(Starts)}
     counts = [len(lipschitz) for _, _, lipschitz, _ in every.values()]
-    params, batch, lipschitz, least = tree_map(lambda *parts: torch.cat(parts), *every.values())
+    params, batch, lipschitz, least = together(every)
     rates = torch.tensor(RELATIVE, dtype=torch.float64)
     start = vmap(losses)(params, batch).sum(-1)
     trails = []

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -139,9 +138,8 @@ def pair_ends(settings: Settings) -> dict[int, Ends]:
         for dim in (2, 10, 50)
     }
     # pairs in 2 dimensions cost next to nothing beside those in 10
-    both = tree_map(lambda *parts: torch.cat(parts), padded(found[2], 10), found[10])
-    together = _ends(both, steps)
-    halves = zip(together.cosine.split(draws), together.excess.split(draws), strict=True)
+    both = _ends(together({2: padded(found[2], 10), 10: found[10]}), steps)
+    halves = zip(both.cosine.split(draws), both.excess.split(draws), strict=True)
     few = {dim: Ends(*half, steps) for dim, half in zip((2, 10), halves, strict=True)}
     return few | {50: _ends(found[50], steps)}
 
