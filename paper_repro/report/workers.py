@@ -18,7 +18,7 @@ import matplotlib as mpl
 import torch
 from matplotlib import style
 
-from experiments.common.pool import follow_parent, unbroken
+from experiments.common.pool import follow_parent, keep_memory, unbroken
 
 from .display import Display, caught
 from .draws import redrawn
@@ -113,6 +113,7 @@ class Run:
 
     def one_by_one(self, questions: Sequence[Question]) -> None:
         """All in this process."""
+        keep_memory()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         Store.folder = self.parts
@@ -260,6 +261,7 @@ def _worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     follow_parent()
+    keep_memory()
     torch.set_num_threads(1)
     mpl.use("Agg")
 
