@@ -88,7 +88,7 @@ class Trace(NamedTuple):
     lanes: Sequence[Lane]
     times: np.ndarray  # [time] steps at which the next four were taken
     test: np.ndarray  # [time, lane, seed, task], L_i(t)/L_i(0) on noise-free test data
-    train: np.ndarray  # [time, lane, seed, task], the same on the finite training set
+    train: np.ndarray  # [time, lane, seed, task], the same on the finite training set; else NaN
     lengths: np.ndarray  # [time, lane, seed, task], ‖∇_W L_i‖ on test data, W the last shared layer
     weights: np.ndarray  # [time, lane, seed, task], summing to T
     excess: np.ndarray  # [lane, seed, step], L_grad/Ḡ on the training batch; empty for "weighted"
@@ -290,16 +290,17 @@ class Samples:
         return self.mapped(3, step, self.size.batch), self.pool[step % CHUNKS], error
 
 
-def evaluate(
-    option: Options, params: mf.types.Params, test: Any, seen: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Test losses, losses on the training set and gradient lengths of one lane and seed."""
-    held_out, known = ((x, option.targets(z)) for x, z in (test, seen))
-    return (
-        losses(params, held_out),
-        losses(params, known),
-        lengths_of(params, (held_out[0][:50], held_out[1][:, :50])),
-    )
+def losses_on(option: Options, params: mf.types.Params, data: Any) -> Tensor:
+    """Of one lane and seed, on test data or on the whole finite training set."""
+    x, z = data
+    return losses(params, (x, option.targets(z)))
+
+
+def evaluate(option: Options, params: mf.types.Params, test: Any) -> tuple[Tensor, Tensor]:
+    """Test losses and gradient lengths of one lane and seed."""
+    x, z = test
+    few = x[:50], option.targets(z[:, :50])
+    return losses_on(option, params, test), lengths_of(params, few)
 
 
 @kept
@@ -308,9 +309,13 @@ def train(
 ) -> Trace:
     """All lanes on all seeds as one program.
 
-    Seed s has the same start, x and maps in every lane and method.
+    Seed s has the same start, x and maps in every lane and method. Lanes that differ in nothing but
+    their name are run once.
     """
-    tasks, options = len(lanes[0].scales), options_of(lanes, settings.device)
+    alike = [lane._replace(name="") for lane in lanes]
+    apart = list(dict.fromkeys(alike))
+    index = [apart.index(lane) for lane in alike]
+    tasks, options = len(lanes[0].scales), options_of(apart, settings.device)
     samples = Samples(tasks, size, settings.device, noisy=any(lane.noise for lane in lanes))
 
     def step(option: Options) -> mf.Step:
@@ -331,21 +336,33 @@ def train(
         (0, None, None),
     )
     move = vmap(vmap(advance, (None, 0, 0)), (0, 0, None))
-    look = vmap(vmap(evaluate, (None, 0, 0, 0)), (0, 0, None, None))
-    state, held_out = first(options, samples.starts(), samples.batch(0)), samples.held_out()
-    begin = look(options, state.params, *held_out)
+    look = vmap(vmap(evaluate, (None, 0, 0)), (0, 0, None))
+    state, (test, seen) = first(options, samples.starts(), samples.batch(0)), samples.held_out()
+    finite = options.finite.nonzero().flatten()
+
+    def measure() -> tuple[Tensor, Tensor, Tensor]:
+        """Test losses, losses on the training set where it is finite, and gradient lengths."""
+        out, length = look(options, state.params, test)
+        known = torch.full_like(out, torch.nan)
+        if len(finite):
+            some = Options(*(leaf[finite] for leaf in options))
+            params = {name: leaf[finite] for name, leaf in state.params.items()}
+            known[finite] = vmap(vmap(losses_on, (None, 0, 0)), (0, 0, None))(some, params, seen)
+        return out, known, length
+
+    begin = measure()
     one = torch.ones_like(begin[0])
     moments = {round(size.steps * i / WINDOWS) for i in range(1, WINDOWS + 1)}
-    times, excess, record = [0], [], [(one, torch.ones_like(begin[1]), begin[2], one)]
+    times, excess, record = [0], [], [(one, begin[1] / begin[1], begin[2], one)]
     for number in tqdm(range(size.steps), desc=label, leave=False):
         state, used, left = move(options, state, samples.batch(number))
         excess.append(left)
         if number + 1 in moments:
-            out, known, length = look(options, state.params, *held_out)
+            out, known, length = measure()
             times.append(number + 1)
             record.append((out / begin[0], known / begin[1], length, tasks * used))
     tests, trains, lengths, used = (
-        torch.stack(part).double().cpu().numpy() for part in zip(*record, strict=True)
+        torch.stack(part)[:, index].double().cpu().numpy() for part in zip(*record, strict=True)
     )
-    left = torch.cat(excess, -1).double().cpu().numpy()
+    left = torch.cat(excess, -1)[index].double().cpu().numpy()
     return Trace(lanes, np.array(times), tests, trains, lengths, used, left)
