@@ -59,11 +59,10 @@ def train(problem: Problem, settings: Settings, label: str) -> Log:
         layers = torch.stack(
             [torch.cosine_similarity(leaf[0], leaf[1], 0) for leaf in flat.values()]
         )
-        curvature = mf.diagnostics.curvature(problem.losses, params, batch)
         g = {name: leaf.sum(0) for name, leaf in rows.items()}
         state = optimizer.update(g, state[1], params)
-        averaged = over_the_step(lambda p: problem.losses(p, batch).sum(), params, state[0], g)
-        return state, (losses, *pair, curvature, averaged, gramian.sum(), layers)
+        bent = curvatures(lambda p: problem.losses(p, batch).sum(), params, state[0], g)
+        return state, (losses, *pair, *bent, gramian.sum(), layers)
 
     zero = torch.zeros((), dtype=torch.int64)
     params = vmap(problem.start)(keys)
@@ -77,24 +76,27 @@ def train(problem: Problem, settings: Settings, label: str) -> Log:
     return Log(*(torch.stack(parts).numpy() for parts in zip(*kept, strict=True)))
 
 
-NODES, SHARES = np.polynomial.legendre.leggauss(3)
+NODES, SHARES = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(3))
 
 
-def over_the_step(
+def curvatures(
     loss: Callable[[mf.types.Params], Tensor],
     params: mf.types.Params,
     following: mf.types.Params,
     g: mf.types.Params,
-) -> Tensor:
-    """Definition 3's H: ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds between two iterates, by Gauss's rule."""
-    total = torch.zeros((), dtype=torch.float64)
-    for node, share in zip(NODES, SHARES, strict=True):
-        at = {
-            name: torch.lerp(leaf, following[name], 0.5 + node / 2) for name, leaf in params.items()
-        }
-        bent = jvp(grad(loss), (at,), (g,))[1]
-        total = total + share / 2 * torch.stack([(g[name] * bent[name]).sum() for name in g]).sum()
-    return total
+) -> tuple[Tensor, Tensor]:
+    """gᵀ∇²L(θ) g, and Definition 3's H: ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds between two iterates.
+
+    By Gauss's rule; all points side by side.
+    """
+
+    def at(s: Tensor) -> Tensor:
+        point = {name: torch.lerp(leaf, following[name], s) for name, leaf in params.items()}
+        bent = jvp(grad(loss), (point,), (g,))[1]
+        return torch.stack([(g[name] * bent[name]).sum() for name in g]).sum()
+
+    found = vmap(at)(torch.cat([torch.zeros_like(NODES[:1]), 0.5 + NODES / 2]))
+    return found[0], SHARES / 2 @ found[1:]
 
 
 @kept
