@@ -60,10 +60,8 @@ def over_c(settings: Settings) -> Figure:
     """CAGrad's ablation over c, on half of the seeds and steps."""
     settings = settings._replace(seeds=max(2, settings.seeds // 2))
     data, steps, scale = split(settings), settings.count(150), SCALES["summed over pixels"]
-    given = (data, steps, settings)
-    plain = train(mf.mean, lanes_of([scale], [[1.0, 1.0, 1.0]], settings), *given, "mean, for c")
-    of_c = lanes_of([scale] * len(CS), CS, settings)
-    runs = [*plain, *train(lambda c: mf.cagrad(c=c), of_c, *given, "CAGrad over c")]
+    of_c = lanes_of([scale] * (1 + len(CS)), (0.0, *CS), settings)  # c = 0: equal weights
+    runs = train(lambda c: mf.cagrad(c=c), of_c, data, steps, settings, "CAGrad over c")
     canvas, panels = axes(1, 2, (11, 4.4))
     accuracies = [clustered_share(run.accuracy) for run in runs]
     losses = [[run.held_out[:, task] for run in runs] for task in range(len(TASKS))]
