@@ -216,27 +216,25 @@ def train(
     move = vmap(vmap(vmap(advance, (None, None, 0, 0)), (None, 0, 0, None)), (0, None, 0, None))
     score = vmap(vmap(vmap(accuracy), (0, None, None)), (0, None, None))
     state = start(lanes, rates, seeds, batch_of(data, 0))
-    count, weights, cosines = len(lanes.scale), [], []
-    curves: list[list[Tensor]] = [[] for _ in range(count)]
-    choices = np.zeros((count, settings.seeds), dtype=int)
+    rows = torch.arange(len(lanes.scale), device=settings.device)[:, None]
+    weights, cosines, curve = [], [], []
+    choices, best = torch.zeros(0), {}
     for step in tqdm(range(steps), desc=label, leave=False):
         state, w, c = move(lanes, rates, state, batch_of(data, step))
         weights.append(w)
         cosines.append(c)
         if step + 1 in moments(steps):
             errors = 1 - score(state.params, *data.validation).cpu().numpy()
-            found = score(state.params, *data.test)
-            for i, curve in enumerate(curves):
-                choices[i] = chosen(errors[i])
-                curve.append(found[i, choices[i], seeds])
+            choices = torch.from_numpy(np.stack([chosen(part) for part in errors]))
+            best = {name: leaf[rows, choices, seeds] for name, leaf in state.params.items()}
+            curve.append(vmap(vmap(accuracy), (0, None, None))(best, *data.test).cpu())
     test = batch_of(Data(data.test, data.test[0], data.test, data.test), steps, 4 * BATCH)
-    every = torch.stack(weights), torch.stack(cosines)
+    held_out = vmap(vmap(losses), (0, None))(best, test).double().cpu()
+    every, curves = (torch.stack(weights), torch.stack(cosines)), torch.stack(curve)
     runs = []
-    for i, (choice, curve) in enumerate(zip(choices, curves, strict=True)):
-        params = {name: leaf[i, choice, seeds] for name, leaf in state.params.items()}
-        held_out = vmap(losses)(params, test).double().cpu()
+    for i, choice in enumerate(choices):
         kept = (part[:, i, choice, seeds].double().cpu() for part in every)
-        runs.append(Runs(choice, torch.stack(curve).cpu(), held_out, *kept))
+        runs.append(Runs(choice.numpy(), curves[:, i], held_out[i], *kept))
     return runs
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -40,12 +41,14 @@ def race(dim: int, draws: int, steps: int) -> dict[Starts, np.ndarray]:
     trails = []
     for rule in (mf.mean(), mf.pcgrad()):
         move = mf.balance(losses, rule, mf.jacobian(), reduction="sum")
+        # the same for all: neither rule keeps anything or draws orders for two tasks
+        first = move.init({"x": params["x"][0]}, (batch[0][0], batch[1][0]))
+        update = functools.partial(move.update, state=first)
 
         def advance(
-            x: Tensor, rate: Tensor, batch: Batch, lipschitz: Tensor, move: mf.Balance = move
+            x: Tensor, rate: Tensor, batch: Batch, lipschitz: Tensor, update: Any = update
         ) -> tuple[Tensor, Tensor]:
-            params = {"x": x}
-            direction, _, info = move.update(params, batch, move.init(params, batch))
+            direction, _, info = update({"x": x}, batch)
             return x - rate / lipschitz * direction["x"], info.losses.sum()
 
         forward = vmap(vmap(advance, (0, 0, None, None)), (0, None, 0, 0))

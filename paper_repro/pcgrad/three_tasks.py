@@ -67,20 +67,24 @@ def runs(settings: Settings) -> Runs:
     constant = torch.tensor([*CONSTANT, 0.0], dtype=torch.float64)[rule]
     least = torch.tensor(np.stack([minimum(a) for a in CURVATURES.values()]))[lanes[:, 0]]
 
+    fixed = torch.arange(3).expand(3, 3)
+
+    def move(orders: Tensor) -> mf.Balance:
+        return mf.balance(losses, mf.pcgrad(orders), mf.jacobian(), reduction="sum")
+
+    first = move(fixed).init({"x": x[0]}, curvatures[0])  # given orders leave nothing to keep
+
     def advance(
-        x: Tensor, curvatures: Tensor, random: Tensor, constant: Tensor, key: Tensor, time: Tensor
+        x: Tensor, curvatures: Tensor, orders: Tensor, constant: Tensor, time: Tensor
     ) -> Tensor:
-        orders = torch.where(
-            random,
-            mf.random.permutation(mf.random.fold_in(key, time), 3, rows=3),
-            torch.arange(3).expand(3, 3),
-        )
-        step = mf.balance(losses, mf.pcgrad(orders), mf.jacobian(), reduction="sum")
-        params = {"x": x}
-        direction, _, _ = step.update(params, curvatures, step.init(params, curvatures))
+        direction, _, _ = move(orders).update({"x": x}, curvatures, first)
         return x - torch.where(constant > 0, constant, 1 / (time + 5)) * direction["x"]
 
-    forward, zero = vmap(advance, (0, 0, 0, 0, 0, None)), torch.zeros((), dtype=torch.int64)
+    def drawn(key: Tensor, time: Tensor) -> Tensor:
+        return mf.random.permutation(mf.random.fold_in(key, time), 3, rows=3)
+
+    draw, forward = vmap(drawn, (0, None)), vmap(advance, (0, 0, 0, 0, None))
+    keys, zero = torch.arange(seeds), torch.zeros((), dtype=torch.int64)
     times = np.unique(np.geomspace(1, steps, 120).astype(int))
     path, distance, middle, half = (
         [x],
@@ -89,7 +93,8 @@ def runs(settings: Settings) -> Runs:
         steps - steps // 2,
     )
     for time in tqdm(range(steps), desc="three quadratics", leave=False):
-        x = forward(x, curvatures, random, constant, seed, zero + time)
+        orders = torch.where(random[:, None, None], draw(keys, zero + time)[seed], fixed)
+        x = forward(x, curvatures, orders, constant, zero + time)
         if time + 1 in times:
             path.append(x)
         if time >= half:
