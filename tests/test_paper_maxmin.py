@@ -253,8 +253,23 @@ def test_lanes_are_the_optimizers_they_stand_for(index):
     torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
 
 
+def test_lanes_are_the_rules_they_stand_for():
+    losses, draw = adam.PROBLEMS["tanh network"]
+    params, batch = draw(torch.tensor(1))
+    for index, make in enumerate(adam.RULES.values()):
+        steps = [
+            mf.descend(losses, rule, mf.sgd(0.1), mf.jacobian())
+            for rule in (make(), adam.one_of(torch.tensor(index)))
+        ]
+        states = [step.init(params, batch) for step in steps]
+        for _ in range(3):
+            states = [step.update(x, batch)[0] for step, x in zip(steps, states, strict=True)]
+        torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
+
+
 def test_rates_along_a_plain_step_are_those_of_the_direction():
-    rates = adam.followed("tanh network", mf.mgda(), 3, 10, "test")
+    found = adam.followed("tanh network", 3, 10)
+    rates = {name: found["tanh network", "MGDA", name] for name in adam.OPTIMIZERS}
     torch.testing.assert_close(rates["SGD"].before, rates["SGD"].after, rtol=1e-7, atol=1e-9)
     assert not rates["SGD"].lost.any()
     assert rates["Adam"].before.shape == rates["Adam"].rise.shape == (10, 3)

@@ -6,6 +6,7 @@ step taken; it is raised where the cosine is below -1e-6."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -128,36 +129,40 @@ def lane(which: Tensor, adam_lr: float) -> mf.Optimizer:
     return mf.Optimizer(lambda params: tuple(kind.init(params) for kind in kinds), update)
 
 
-def followed(problem: str, rule: mf.Rule, seeds: int, steps: int, label: str) -> dict[str, Rates]:
-    """Paths of every optimizer from the same starts, one lane an optimizer and seed."""
+def one_of(which: Tensor) -> mf.Rule:
+    """The rule `RULES[which]`, as a lane of one program; as with `lane`, all are worked out."""
+    rules = [make() for make in RULES.values()]
+
+    def update(geometry: mf.Geometry, states: Any) -> tuple[Tensor, Any]:
+        weights, states = zip(
+            *(rule.update(geometry, state) for rule, state in zip(rules, states, strict=True)),
+            strict=True,
+        )
+        return torch.stack(weights).index_select(0, which.reshape(1))[0], states
+
+    return mf.Rule(lambda losses, key: tuple(rule.init(losses, key) for rule in rules), update)
+
+
+def followed(problem: str, seeds: int, steps: int) -> dict[tuple[str, str, str], Rates]:
+    """Paths of every rule and optimizer from the same starts, one lane a pair and seed."""
     losses, draw = PROBLEMS[problem]
-    keys, which = (
-        torch.arange(seeds).repeat(len(OPTIMIZERS)),
-        torch.arange(len(OPTIMIZERS)).repeat_interleave(seeds),
-    )
+    pairs = list(itertools.product(range(len(RULES)), range(len(OPTIMIZERS))))
+    which = torch.tensor(pairs).repeat_interleave(seeds, 0)
+    keys = torch.arange(seeds).repeat(len(pairs))
     params, batch = vmap(draw)(keys)
 
     def step_of(which: Tensor) -> mf.Step:
-        return mf.descend(losses, rule, lane(which, ADAM_LR[problem]), mf.jacobian())
+        rule, optimizer = one_of(which[0]), lane(which[1], ADAM_LR[problem])
+        return mf.descend(losses, rule, optimizer, mf.jacobian())
 
     def advance(
         which: Tensor, state: mf.TrainState, batch: Batch
     ) -> tuple[mf.TrainState, tuple[Tensor, Tensor, Tensor]]:
         moved, info = step_of(which).update(state, batch)
+        step = {name: old - moved.params[name] for name, old in state.params.items()}
         rows = mf.task_gradients(losses, state.params, batch)[1]
-        taken = torch.stack(
-            [
-                torch.einsum("tp,p->t", rows[name].flatten(1), (old - moved.params[name]).flatten())
-                for name, old in state.params.items()
-            ]
-        ).sum(0)
-        length = (
-            torch.stack(
-                [(old - moved.params[name]).square().sum() for name, old in state.params.items()]
-            )
-            .sum()
-            .sqrt()
-        )
+        taken = sum(rows[name].flatten(1) @ part.flatten() for name, part in step.items())
+        length = torch.stack([part.square().sum() for part in step.values()]).sum().sqrt()
         n = info.gramian.diagonal().sqrt()
         along = (info.weights @ info.rates).clamp_min(0).sqrt()
         tiny = torch.finfo(n.dtype).tiny
@@ -170,16 +175,15 @@ def followed(problem: str, rule: mf.Rule, seeds: int, steps: int, label: str) ->
     forward = vmap(advance)
     state = vmap(lambda i, p, b, key: step_of(i).init(p, b, key))(which, params, batch, keys)
     kept = []
-    for _ in tqdm(range(steps), desc=label, leave=False):
+    for _ in tqdm(range(steps), desc=problem, leave=False):
         state, seen = forward(which, state, batch)
         kept.append(seen)
     before, after, values = (torch.stack(column) for column in zip(*kept, strict=True))
     last = vmap(losses)(state.params, batch)
     rise = (torch.cat([values, last[None]]).diff(dim=0) > 1e-12 * values.abs()).any(-1)
-    return {
-        name: Rates(before[:, which == i], after[:, which == i], rise[:, which == i])
-        for i, name in enumerate(OPTIMIZERS)
-    }
+    names = [(problem, *name) for name in itertools.product(RULES, OPTIMIZERS)]
+    parts = zip(*(x.split(seeds, 1) for x in (before, after, rise)), strict=True)
+    return {name: Rates(*part) for name, part in zip(names, parts, strict=True)}
 
 
 def share(flags: Tensor) -> Interval:
@@ -189,12 +193,9 @@ def share(flags: Tensor) -> Interval:
 
 def run(settings: Settings) -> Findings:
     seeds, steps = max(settings.seeds, 2), settings.count(1000 if settings.full else 150)
-    found = {
-        (problem, rule, name): rates
-        for problem in PROBLEMS
-        for rule, make in RULES.items()
-        for name, rates in followed(problem, make(), seeds, steps, f"{rule}, {problem}").items()
-    }
+    found: dict[tuple[str, str, str], Rates] = {}
+    for problem in PROBLEMS:
+        found |= followed(problem, seeds, steps)
     yield shares_figure(found, seeds, steps)
     yield course_figure(found, seeds)
     yield guarantee(found, settings, seeds, steps)
