@@ -260,7 +260,7 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
         / path.start_distance
         for name, path in paths.items()
     }
-    ends = {name: rest_points(name, draws, steps) for name in paths}
+    ends = rest_points(draws, steps)
     for case in CASES:
         for name in paths:
             distance, worse = ends[name][case]
@@ -285,25 +285,22 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
     )
 
 
-def curved_heads(params: mf.types.Params, z: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
-    """½(z - y_t)ᵀB_t(z - y_t): every task bends the encoding its own way."""
-    _, targets, bends = batch
-    off = z - targets
-    return 0.5 * torch.einsum("ti,tij,tj->t", off, bends, off)
+def curved_rows(w: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses ½(z - y_t)ᵀB_t(z - y_t) at z = Xw `[draw, task]`, v_t = B_t(z - y_t), g_t = Xᵀv_t."""
+    x, targets, bends = batch
+    off = (x @ w[..., None]).mT - targets
+    v = (bends @ off[..., None])[..., 0]
+    return 0.5 * (off * v).sum(-1), v, v @ x
 
 
-def curved_losses(params: mf.types.Params, batch: tuple[Tensor, ...]) -> Tensor:
-    return curved_heads(params, batch[0] @ params["w"], batch)
-
-
-def curved_problem(root: Tensor, samples: int, size: int) -> tuple[mf.types.Params, Any]:
+def curved_problem(root: Tensor, samples: int, size: int) -> tuple[Tensor, Any]:
     """A start, and an encoder of norm 1 with heads of norm 1, conditioned from 1 to 100."""
     part = [mf.random.fold_in(root, 100 + i) for i in range(5)]
     x = mf.random.normal(part[0], (samples, size), torch.float64)
     basis = torch.linalg.qr(mf.random.normal(part[3], (2, samples, samples), torch.float64))[0]
     scale = 100 ** -mf.random.uniform(part[4], (2, samples), torch.float64)
     bends = (basis * (scale / scale.amax(-1, keepdim=True))[:, None]) @ basis.mT
-    start = {"w": 2 * mf.random.normal(part[1], (size,), torch.float64)}
+    start = 2 * mf.random.normal(part[1], (size,), torch.float64)
     targets = mf.random.normal(part[2], (2, samples), torch.float64)
     return start, (x / torch.linalg.matrix_norm(x, 2), targets, bends)
 
@@ -314,46 +311,35 @@ def padded(x: Tensor, *shape: int) -> Tensor:
     return F.pad(x, [end for more in reversed(missing) for end in (0, more)])
 
 
-def rest_points(name: str, draws: int, steps: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """A method from random starts: how near it ends to stationarity, and whether a loss rose.
+def rest_points(draws: int, steps: int) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Both methods from random starts: how near they end to stationarity, whether a loss rose.
 
-    Of every case: distance of 0 from the gradients' hull, end over start `[draw]`, and losses that
-    ended higher. The cases run side by side; zeros behind the smaller ones change nothing.
+    Of every method and case: distance of 0 from the gradients' hull, end over start `[draw]`, and
+    losses that ended higher. All run side by side; zeros behind the smaller case change nothing.
     """
     samples, size = (max(sizes) for sizes in zip(*CASES.values(), strict=True))
 
-    def problem(root: Tensor, own: tuple[int, int]) -> tuple[mf.types.Params, Any]:
-        start, (x, targets, bends) = curved_problem(root, *own)
+    def problem(root: Tensor, own: tuple[int, int]) -> tuple[Tensor, Any]:
+        w, (x, targets, bends) = curved_problem(root, *own)
         batch = padded(x, samples, size), padded(targets, 2, samples)
-        return {"w": padded(start["w"], size)}, (*batch, padded(bends, 2, samples, samples))
+        return padded(w, size), (*batch, padded(bends, 2, samples, samples))
 
     every = [
         vmap(lambda root, own=own: problem(root, own))(torch.arange(draws))
         for own in CASES.values()
     ]
-    params, batch = tree_map(lambda *parts: torch.cat(parts), *every)
-    probe = {
-        "MGDA-UB": lambda: mf.representation(
-            lambda params, batch: batch[0] @ params["w"], curved_heads, shared="w"
-        ),
-        "MGDA": mf.jacobian,
-    }[name]()
-    move = mf.balance(curved_losses, mf.mgda(), probe)
-    start = params
-
-    def length(params: mf.types.Params, batch: Any) -> Tensor:
-        return mf.diagnostics.stationarity(mf.task_gramian(curved_losses, params, batch)[1]).length
-
-    def advance(w: Tensor, batch: Any, lr: Tensor) -> Tensor:
-        params = {"w": w}
-        direction = move.update(params, batch, move.init(params, batch))[0]
-        return w - lr * direction["w"]
-
-    forward = vmap(advance, (0, 0, None))
-    for k in tqdm(range(steps), desc=f"{name} to rest", leave=False):
-        rate = torch.tensor((1 + k / 100) ** -0.5, dtype=torch.float64)
-        params = {"w": forward(params["w"], batch, rate)}
-    before, after = (vmap(curved_losses)(point, batch) for point in (start, params))
-    distance = vmap(length)(params, batch) / vmap(length)(start, batch)
-    found = zip(distance.split(draws), (after > before + 1e-9).any(1).split(draws), strict=True)
-    return dict(zip(CASES, found, strict=True))
+    start, batch = tree_map(lambda *parts: torch.cat(parts * 2), *every)
+    weigh = vmap(lambda gramian: mf.weights(mf.mgda(), gramian))
+    w, bound = start, len(CASES) * draws  # lanes of MGDA-UB, before those of MGDA
+    for k in tqdm(range(steps), desc="to rest", leave=False):
+        _, v, g = curved_rows(w, batch)
+        weights = weigh(torch.cat([v[:bound] @ v[:bound].mT, g[bound:] @ g[bound:].mT]))
+        w = w - (1 + k / 100) ** -0.5 * (weights[:, None] @ g)[:, 0]
+    (before, _, first), (after, _, last) = curved_rows(start, batch), curved_rows(w, batch)
+    length = vmap(lambda rows: mf.diagnostics.stationarity(rows @ rows.mT).length)
+    distance, worse = length(last) / length(first), (after > before + 1e-9).any(1)
+    found = list(zip(distance.split(draws), worse.split(draws), strict=True))
+    return {
+        name: dict(zip(CASES, found[i:], strict=False))
+        for name, i in {"MGDA-UB": 0, "MGDA": len(CASES)}.items()
+    }
