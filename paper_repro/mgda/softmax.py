@@ -63,16 +63,16 @@ def softmax_grid(gramians: Tensor, steps: int) -> Grid:
         torch.logspace(-4, 4, 3, dtype=torch.float64),
         torch.logspace(-4, 8, 25, dtype=torch.float64),
     )
-    g = (scales[:, None, None, None, None] * scaled(gramians)[None, None]).expand(
-        -1, len(rates), -1, -1, -1
-    )
-    a = torch.zeros(g.shape[:-1], dtype=torch.float64)
+    g = scaled(gramians)
+    # only scale times step enters: one matrix a draw serves all of both
+    moves = (scales[:, None] * rates).reshape(-1, 1)
+    a = torch.zeros(len(g), len(moves), g.shape[-1], dtype=torch.float64)
     for _ in tqdm(range(steps), desc="softmax form", leave=False):
         w = torch.softmax(a, -1)
-        speed = (g @ w[..., None])[..., 0]
-        a = a - rates[:, None, None] * w * (speed - (w * speed).sum(-1, keepdim=True))
-    flat = relative_gap(g.reshape(-1, *g.shape[-2:]), torch.softmax(a, -1).flatten(0, -2))
-    return Grid(scales, rates, flat.reshape(g.shape[:3]), steps)
+        speed = w @ g
+        a = a - moves * w * (speed - (w * speed).sum(-1, keepdim=True))
+    gaps = relative_gap(g.repeat_interleave(len(moves), 0), torch.softmax(a, -1).flatten(0, 1))
+    return Grid(scales, rates, gaps.reshape(len(g), len(scales), -1).movedim(0, -1), steps)
 
 
 def best_rate(grids: list[Grid]) -> float:
