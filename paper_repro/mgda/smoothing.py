@@ -90,6 +90,8 @@ def smoothed(gramians: Tensor, sharpness: Tensor, steps: int = 60) -> Smoothed:
         alpha = torch.where(
             close[:, None], candidates[0], candidates[best, torch.arange(len(alpha))]
         )
+        if newton.abs().max() < 1e-10:  # all at rest
+            break
     rates = torch.einsum("dts,ds->dt", unit, alpha)
     weights = torch.softmax(-rates, -1)
     entropy = -torch.special.xlogy(weights, weights).sum(-1)
