@@ -88,28 +88,24 @@ def convex_pairs(draws: int, steps: int, size: int = 5) -> dict[str, np.ndarray]
             mf.random.fold_in(key, 1), (3, size), torch.float64
         )
 
-    def both(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
-        matrix, middle = batch
-        off = params["x"] - middle
-        return 0.5 * torch.einsum("ti,tij,tj->t", off, matrix, off)
-
     matrix, points = vmap(problem)(torch.arange(draws))
     middle, start = points[:, :2], 3 * points[:, 2]
-    largest = torch.linalg.eigvalsh(matrix.sum(1)).amax(-1)
-    batch = (matrix, middle)
 
-    def step_at(lr: Tensor) -> mf.Step:
-        return mf.descend(both, mf.pcgrad(), mf.sgd(lr), mf.jacobian(), reduction="sum")
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the losses, and the gradients."""
+        off = x[:, None] - middle
+        rows = (matrix @ off[..., None])[..., 0]
+        return 0.5 * (off * rows).sum((1, 2)), rows
 
-    state = vmap(lambda lr, x, b: step_at(lr).init({"x": x}, b))(1 / largest, start, batch)
-    move = vmap(lambda lr, state, b: step_at(lr).update(state, b)[0])
+    lr = 1 / torch.linalg.eigvalsh(matrix.sum(1)).amax(-1)
+    weigh = vmap(lambda g: 2 * mf.weights(mf.pcgrad(), g))  # of the sum
+    x = start
     for _ in tqdm(range(steps), desc="convex pairs", leave=False):
-        state = move(1 / largest, state, batch)
+        rows = both(x)[1]
+        x = x - lr[:, None] * (weigh(rows @ rows.mT)[:, None] @ rows)[:, 0]
     lowest = torch.linalg.solve(matrix.sum(1), torch.einsum("dtij,dtj->di", matrix, middle))
-    first, end, least = (
-        vmap(both)({"x": x}, batch).sum(-1) for x in (start, state.params["x"], lowest)
-    )
-    g = vmap(lambda x, b: mf.task_gramian(both, {"x": x}, b)[1])(state.params["x"], batch)
+    (first, _), (end, rows), (least, _) = both(start), both(x), both(lowest)
+    g = rows @ rows.mT
     length = (
         vmap(lambda g: mf.diagnostics.stationarity(g).length)(g)
         / g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()
