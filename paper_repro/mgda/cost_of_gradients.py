@@ -62,10 +62,10 @@ def many_gradients(turns: int) -> Costs:
 
 
 def run(settings: Settings) -> Findings:
-    costs = many_gradients(settings.count(6))
+    costs = many_gradients(settings.count(4))
     yield many_figure(costs)
     yield infeasible(costs)
-    yield from bound(settings.count(5))
+    yield from bound(settings.count(4))
 
 
 def many_figure(costs: Costs) -> Figure:
