@@ -108,21 +108,21 @@ def _range(
                     g[i, j] / length[i] / length[j] if length[i] > 0 and length[j] > 0 else 0.0
                 )
         if not finite:
-            coefficients[b] = np.nan
-            cosines[b] = np.nan
+            for i in range(count):  # slices would bring numba's strings along
+                for j in range(count):
+                    coefficients[b, i, j] = cosines[b, i, j] = np.nan
             continue
         for i in range(count):
-            if orders.shape[-1] == count:
-                order[:] = orders[b if len(orders) > 1 else 0, i]
-            else:
+            if orders.shape[-1] != count:
                 _order(root, i, draws, order)
             a = coefficients[b, i]
-            a[:] = 0.0
-            a[i] = 1.0
-            row[:] = unit[i]
+            for j in range(count):
+                if orders.shape[-1] == count:
+                    order[j] = orders[b if len(orders) > 1 else 0, i, j]
+                a[j], row[j] = 1.0 if j == i else 0.0, unit[i, j]
+                if adapt:
+                    cosines[b, i, j] = goal[i, j]
             size = 1.0 if length[i] > 0 else 0.0  # ‖c_i‖, in units of ‖g_i‖
-            if adapt:
-                cosines[b, i] = goal[i]
             for s in range(count):
                 j = order[s]
                 if j == i or length[j] == 0:

@@ -54,14 +54,14 @@ MIN_NORM, CAGRAD, DUAL_CONE = 0, 1, 2
 COSINE, MATRIX, FACTOR = 0, 1, 2
 """m `[3, T, T]`: C; C + eeᵀ on the face; its Cholesky factor, with the inverse diagonal."""
 INDEX, INSIDE, BLOCKED, REAL, COUNT = 0, 1, 2, 3, 4
-"""k `[5, T + 5]`, integers: the face's tasks in the order of the factor's rows; whether a task is
+"""k `[5, T + 6]`, integers: the face's tasks in the order of the factor's rows; whether a task is
 among them; whether it may not enter before there is progress; whether its gradient is not zero;
 counters.
 """
-SIZE, VALID, FRESH, SOLVED, NEWEST, UNLIKE = 0, 1, 2, 3, 4, 5
+SIZE, VALID, FRESH, SOLVED, NEWEST, UNLIKE, ROUNDS = 0, 1, 2, 3, 4, 5, 6
 """The counters: tasks on the face, rows of the factor that hold for it, tasks that have just
-entered, faces solved, the task that entered last (-1: none, or it has stayed), and whether the
-problems with this C have been seen to end on faces that differ.
+entered, faces solved, the task that entered last (-1: none, or it has stayed), whether the problems
+with this C have been seen to end on faces that differ, and in how many rounds a face is solved.
 """
 A, LENGTH, BETA, RATES, E, X, Z, OTHER, RESIDUAL, RIGHT, CENTRE, Y, PUSH, SCALAR = range(14)
 """v `[14, T + 2]`: a; √C_tt, between 1/√2 and √2; the linear term, C times the given vector; rates;
@@ -109,16 +109,16 @@ def _scale(gramian: Array, v: Array, k: Array, m: Array) -> tuple[float, bool, b
 
 
 @_jit
-def _eliminate(m: Array, which: int, i: int, ridge: float) -> float:
-    """Row i of the Cholesky factor of m[which] + ridge·I (inverse diagonal) but for its diagonal;
+def _eliminate(m: Array, i: int, ridge: float) -> float:
+    """Row i of the Cholesky factor of the matrix + ridge·I (inverse diagonal) but for its diagonal;
     return the square of that, the pivot.
     """
     for j in range(i):
-        entry = m[which, i, j]
+        entry = m[MATRIX, i, j]
         for l in range(j):
             entry -= m[FACTOR, i, l] * m[FACTOR, j, l]
         m[FACTOR, i, j] = entry * m[FACTOR, j, j]
-    pivot = m[which, i, i] + ridge
+    pivot = m[MATRIX, i, i] + ridge
     for l in range(i):
         pivot -= m[FACTOR, i, l] * m[FACTOR, i, l]
     return pivot
@@ -128,7 +128,9 @@ def _eliminate(m: Array, which: int, i: int, ridge: float) -> float:
 def _semidefinite(m: Array, bound: float) -> bool:
     """Whether C + bound·I has a Cholesky factor: no eigenvalue of C lies below -bound."""
     for i in range(m.shape[1]):
-        pivot = _eliminate(m, COSINE, i, bound)
+        for j in range(i + 1):
+            m[MATRIX, i, j] = m[COSINE, i, j]
+        pivot = _eliminate(m, i, bound)
         if not pivot > 0:
             return False
         m[FACTOR, i, i] = 1 / np.sqrt(pivot)
@@ -146,7 +148,7 @@ def _factorise(v: Array, k: Array, m: Array, ridge: float, floor: float, least: 
             entry = m[COSINE, task, k[INDEX, j]] + v[E, task] * v[E, k[INDEX, j]]
             m[MATRIX, i, j] = m[MATRIX, j, i] = entry
         # in units of ‖g_t‖²; a zero gradient has none of its own
-        pivot = _eliminate(m, MATRIX, i, ridge * max(m[COSINE, task, task], 0.5))
+        pivot = _eliminate(m, i, ridge * max(m[COSINE, task, task], 0.5))
         if pivot < floor:
             k[COUNT, VALID] = i
             return
@@ -155,20 +157,20 @@ def _factorise(v: Array, k: Array, m: Array, ridge: float, floor: float, least: 
 
 
 @_jit
-def _solve_face(v: Array, k: Array, m: Array, rounds: int, x: int) -> None:
-    """v[x] = (matrix + ridge)⁻¹ right; every round after the first refines it towards matrix⁻¹
+def _solve_face(v: Array, k: Array, m: Array) -> None:
+    """x = (matrix + ridge)⁻¹ right; every round after the first refines it towards matrix⁻¹
     right.
     """
     size = k[COUNT, SIZE]
     for i in range(size):
-        v[x, i] = 0.0
+        v[X, i] = 0.0
         v[RESIDUAL, i] = v[RIGHT, i]
-    for turn in range(rounds):
+    for turn in range(k[COUNT, ROUNDS]):
         if turn:
             for i in range(size):
                 entry = v[RIGHT, i]
                 for j in range(size):
-                    entry -= m[MATRIX, i, j] * v[x, j]
+                    entry -= m[MATRIX, i, j] * v[X, j]
                 v[RESIDUAL, i] = entry
         for i in range(size):
             entry = v[RESIDUAL, i]
@@ -177,41 +179,41 @@ def _solve_face(v: Array, k: Array, m: Array, rounds: int, x: int) -> None:
             v[RESIDUAL, i] = entry * m[FACTOR, i, i]
         for i in range(size - 1, -1, -1):
             step = v[RESIDUAL, i] * m[FACTOR, i, i]
-            v[x, i] += step
+            v[X, i] += step
             for j in range(i):
                 v[RESIDUAL, j] -= m[FACTOR, i, j] * step
 
 
 @_jit
-def _times(v: Array, k: Array, m: Array, y: int) -> tuple[float, float]:
+def _times(v: Array, k: Array, m: Array) -> tuple[float, float]:
     """rates = C y with y zero off the face; return yᵀC y and Σ y."""
     count, total, square = m.shape[1], 0.0, 0.0
     for i in range(count):
         v[RATES, i] = 0.0
     for j in range(k[COUNT, SIZE]):
         task = k[INDEX, j]
-        weight = v[y, task]
+        weight = v[Y, task]
         total += weight
         for i in range(count):
             v[RATES, i] += weight * m[COSINE, task, i]
     for j in range(k[COUNT, SIZE]):
-        square += v[y, k[INDEX, j]] * v[RATES, k[INDEX, j]]
+        square += v[Y, k[INDEX, j]] * v[RATES, k[INDEX, j]]
     return square, total  # pyright: ignore[reportReturnType]
 
 
 @_jit
-def _product(v: Array, m: Array, x: int, out: int) -> float:
-    """v[out] = C x; return xᵀC x. Rows whose x is 0 cost nothing: UPGrad has one task at a time."""
+def _product(v: Array, m: Array) -> float:
+    """rates = C x; return xᵀC x. Rows whose x is 0 cost nothing: UPGrad has one task at a time."""
     count, square = m.shape[1], 0.0
     for i in range(count):
-        v[out, i] = 0.0
+        v[RATES, i] = 0.0
     for j in range(count):
-        weight = v[x, j]
+        weight = v[X, j]
         if weight != 0:
             for i in range(count):
-                v[out, i] += weight * m[COSINE, j, i]
+                v[RATES, i] += weight * m[COSINE, j, i]
     for i in range(count):
-        square += v[x, i] * v[out, i]
+        square += v[X, i] * v[RATES, i]
     return square
 
 
@@ -219,14 +221,14 @@ def _product(v: Array, m: Array, x: int, out: int) -> float:
 
 
 @_jit
-def _begin(v: Array, k: Array, count: int, y: int) -> None:
+def _begin(v: Array, k: Array, count: int) -> None:
     """The face is the support of y."""
     size = 0
     for i in range(count):
-        k[INSIDE, i] = v[y, i] > 0
+        k[INSIDE, i] = v[Y, i] > 0
         k[BLOCKED, i] = 0
         v[E, i] = 0.0
-        if v[y, i] > 0:
+        if v[Y, i] > 0:
             k[INDEX, size] = i
             size += 1
     k[COUNT, SIZE], k[COUNT, VALID], k[COUNT, FRESH], k[COUNT, NEWEST] = size, 0, 0, -1
@@ -327,7 +329,7 @@ def _remove(v: Array, m: Array, place: int, size: int) -> None:
 
 
 @_jit
-def _advance(v: Array, k: Array, m: Array, y: int, bounded: bool, rough: bool, late: bool) -> bool:
+def _advance(v: Array, k: Array, m: Array, bounded: bool, rough: bool, late: bool) -> bool:
     """From y to the minimiser z, or along the direction z where there is none, as far as y >= 0;
     return whether nothing is in the way. Otherwise who reaches 0 leaves (in the rough phase, all
     whose z <= 0).
@@ -335,23 +337,23 @@ def _advance(v: Array, k: Array, m: Array, y: int, bounded: bool, rough: bool, l
     size, share, leaver = k[COUNT, SIZE], 1.0 if bounded else np.inf, -1
     for i in range(size):
         if v[Z, i] <= 0 if bounded else v[Z, i] < 0:
-            here = v[y, k[INDEX, i]]
+            here = v[Y, k[INDEX, i]]
             fraction = here / (here - v[Z, i]) if bounded else -here / v[Z, i]
             if leaver < 0 or fraction < share:
                 share, leaver = fraction, k[INDEX, i]
     if leaver < 0:
         for i in range(size if bounded else 0):
-            v[y, k[INDEX, i]] = v[Z, i]
+            v[Y, k[INDEX, i]] = v[Z, i]
         for i in range(0 if late else m.shape[1]):
             k[BLOCKED, i] = 0
         return True
     kept, valid, left = 0, k[COUNT, VALID], 0
     for i in range(size):
         task = k[INDEX, i]
-        target = v[Z, i] - v[y, task] if bounded else v[Z, i]
-        moved = v[Z, i] if rough and bounded else v[y, task] + share * target
-        v[y, task] = 0.0 if task == leaver else max(moved, 0.0)
-        if v[Z, i] <= 0 and v[y, task] == 0:
+        target = v[Z, i] - v[Y, task] if bounded else v[Z, i]
+        moved = v[Z, i] if rough and bounded else v[Y, task] + share * target
+        v[Y, task] = 0.0 if task == leaver else max(moved, 0.0)
+        if v[Z, i] <= 0 and v[Y, task] == 0:
             k[INSIDE, task] = 0
             k[BLOCKED, task] = late
             valid, left = min(valid, i), valid
@@ -384,9 +386,10 @@ def _prepare(v: Array, k: Array, m: Array, eps: float, rough: bool) -> bool:
         floor, ridge = np.sqrt(eps) if rough else 4 * size * eps, v[SCALAR, RIDGE]
         _factorise(v, k, m, ridge, floor if ridge == 0 else 0.0, 0.25 * floor)
         if k[COUNT, VALID] == size:
+            k[COUNT, ROUNDS] = 1 if rough else 2 if ridge == 0 else 4
             return rough
         if not rough:
-            v[SCALAR, RIDGE], k[COUNT, VALID] = floor, 0
+            v[SCALAR, RIDGE], k[COUNT, VALID], k[COUNT, ROUNDS] = floor, 0, 4
             _factorise(v, k, m, floor, 0.0, 0.25 * floor)
             return False
         rough = _without_dependent(k)
@@ -400,45 +403,46 @@ def _left(v: Array, k: Array) -> None:
 
 
 @_jit
-def _onto_simplex(v: Array, k: Array, y: int) -> None:
+def _onto_simplex(v: Array, k: Array) -> None:
     total = 0.0
     for i in range(k[COUNT, SIZE]):
-        total += v[A, k[INDEX, i]] * v[y, k[INDEX, i]]
+        total += v[A, k[INDEX, i]] * v[Y, k[INDEX, i]]
     for i in range(k[COUNT, SIZE]):
-        v[y, k[INDEX, i]] /= total
+        v[Y, k[INDEX, i]] /= total
 
 
 @_jit
-def _nearest(v: Array, k: Array, m: Array, rounds: int) -> None:
-    """z = the point of the face's affine hull that is nearest to 0."""
+def _nearest(v: Array, k: Array, m: Array) -> bool:
+    """z = the point of the face's affine hull that is nearest to 0; there is always one."""
     size, total = k[COUNT, SIZE], 0.0
     for i in range(size):
         v[RIGHT, i] = v[E, k[INDEX, i]]
-    _solve_face(v, k, m, rounds, X)
+    _solve_face(v, k, m)
     for i in range(size):
         total += v[A, k[INDEX, i]] * v[X, i]
     for i in range(size):
         v[Z, i] = v[X, i] / total
     k[COUNT, SOLVED] += 1
+    return True
 
 
 @_jit
-def _polish(v: Array, k: Array, m: Array, y: int, eps: float) -> None:
+def _polish(v: Array, k: Array, m: Array, eps: float) -> None:
     """Pareto stationary up to rounding: the answer is a null vector of C on this face, and inverse
     iteration finds it also where a·y = 1 hardly binds (norms 1e8 apart). y takes it if it is >= 0.
     """
     size = k[COUNT, SIZE]
     ridge = 4 * size * eps
     for i in range(size):
-        v[X, i] = v[y, k[INDEX, i]]
+        v[X, i] = v[Y, k[INDEX, i]]
         v[E, k[INDEX, i]] = 0.0
-    v[SCALAR, UNIT], v[SCALAR, RIDGE], k[COUNT, VALID] = 0.0, ridge, 0
+    v[SCALAR, UNIT], v[SCALAR, RIDGE], k[COUNT, VALID], k[COUNT, ROUNDS] = 0.0, ridge, 0, 1
     _factorise(v, k, m, ridge, 0.0, 0.25 * ridge)
     for _ in range(2):
         largest = 0.0
         for i in range(size):
             v[RIGHT, i] = v[X, i]
-        _solve_face(v, k, m, 1, X)
+        _solve_face(v, k, m)
         for i in range(size):
             largest = max(largest, abs(v[X, i]))
         for i in range(size):
@@ -447,19 +451,19 @@ def _polish(v: Array, k: Array, m: Array, y: int, eps: float) -> None:
         if not v[X, i] > -8 * size * eps:
             return
     for i in range(size):
-        v[y, k[INDEX, i]] = max(v[X, i], 0.0)
-    _onto_simplex(v, k, y)
+        v[Y, k[INDEX, i]] = max(v[X, i], 0.0)
+    _onto_simplex(v, k)
 
 
 @_jit
-def _min_norm(v: Array, k: Array, m: Array, y: int, eps: float) -> None:
+def _min_norm(v: Array, k: Array, m: Array, eps: float) -> None:
     """½ yᵀC y from a vertex y, by Wolfe's loop: y is the answer."""
     count, turn, rough, polished = m.shape[1], 0, True, False
-    _begin(v, k, count, y)
+    _begin(v, k, count)
     while True:
         turn += 1
         late = turn > 4 * count + 20
-        square, total = _times(v, k, m, y)
+        square, total = _times(v, k, m)
         noise = 8 * eps * total * (64 if rough else 1)  # nothing is refined yet
         worst = _price(v, k, count, square, noise, total)
         flat = square <= 8 * count * eps * total * total
@@ -468,7 +472,7 @@ def _min_norm(v: Array, k: Array, m: Array, y: int, eps: float) -> None:
         if not rough and k[COUNT, SIZE] > 1 and not polished and flat:
             # what violates now may be the error of y alone
             polished = True
-            _polish(v, k, m, y, eps)
+            _polish(v, k, m, eps)
             continue
         polished = False
         if rough and (k[COUNT, NEWEST] < 0 or turn >= ROUGH_TURNS or flat):
@@ -478,47 +482,47 @@ def _min_norm(v: Array, k: Array, m: Array, y: int, eps: float) -> None:
             _choose(v, k, count, worst, rough)
         while True:
             rough = _prepare(v, k, m, eps, rough)
-            _nearest(v, k, m, 1 if rough else 2 if v[SCALAR, RIDGE] == 0 else 4)
+            bounded = _nearest(v, k, m)
             if _rejected(v, k):
                 _left(v, k)
                 break
-            if _advance(v, k, m, y, True, rough, late):
+            if _advance(v, k, m, bounded, rough, late):
                 break
             _left(v, k)
-            _onto_simplex(v, k, y)
+            _onto_simplex(v, k)
 
 
 @_jit
-def _lowest_on_face(v: Array, k: Array, m: Array, radius: float, rounds: int) -> bool:
+def _lowest_on_face(v: Array, k: Array, m: Array, radius: float) -> bool:
     """z = the minimiser of β·y + radius·√(yᵀC y) on the face's affine hull, or (False) a direction
     along which it falls for ever.
     """
     size = k[COUNT, SIZE]
-    _nearest(v, k, m, rounds)
+    _nearest(v, k, m)
     if size == 1:
         return True
     for i in range(size):
         v[RIGHT, i] = v[BETA, k[INDEX, i]]
-    _solve_face(v, k, m, rounds, OTHER)
+    _solve_face(v, k, m)
     sum_other, height, along, e_z, e_d = 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(size):
-        sum_other += v[A, k[INDEX, i]] * v[OTHER, i]
+        sum_other += v[A, k[INDEX, i]] * v[X, i]
     for i in range(size):
-        v[OTHER, i] = v[Z, i] * sum_other - v[OTHER, i]
+        v[X, i] = v[Z, i] * sum_other - v[X, i]
         e_z += v[E, k[INDEX, i]] * v[Z, i]
-        e_d += v[E, k[INDEX, i]] * v[OTHER, i]
+        e_d += v[E, k[INDEX, i]] * v[X, i]
     for i in range(size):
         row_z, row_d = -e_z * v[E, k[INDEX, i]], -e_d * v[E, k[INDEX, i]]
         for j in range(size):
             row_z += m[MATRIX, i, j] * v[Z, j]
-            row_d += m[MATRIX, i, j] * v[OTHER, j]
+            row_d += m[MATRIX, i, j] * v[X, j]
         height += v[Z, i] * row_z
-        along += v[OTHER, i] * row_d
+        along += v[X, i] * row_d
     room = radius * radius - along
     bounded = room > 0
     stride = np.sqrt(max(height, 0.0) / room) if bounded else 0.0
     for i in range(size):
-        v[Z, i] = v[Z, i] + stride * v[OTHER, i] if bounded else v[OTHER, i]
+        v[Z, i] = v[Z, i] + stride * v[X, i] if bounded else v[X, i]
     return bounded
 
 
@@ -529,13 +533,13 @@ def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: 
     There is no rough phase where the start has more than one task: then it was chosen with care.
     """
     count, turn = m.shape[1], 0
-    _begin(v, k, count, Y)
+    _begin(v, k, count)
     rough = settled = k[COUNT, SIZE] == 1
     while True:
         turn += 1
         late = turn > 4 * count + 20
         if settled:
-            square, total = _times(v, k, m, Y)
+            square, total = _times(v, k, m)
             pull, level = radius / np.sqrt(square) if square > 0 else 0.0, 0.0
             for i in range(count):
                 v[RATES, i] = v[BETA, i] + pull * v[RATES, i]
@@ -554,15 +558,14 @@ def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: 
         settled = True
         while True:
             rough = _prepare(v, k, m, eps, rough)
-            rounds = 1 if rough else 2 if v[SCALAR, RIDGE] == 0 else 4
-            bounded = _lowest_on_face(v, k, m, radius, rounds)
+            bounded = _lowest_on_face(v, k, m, radius)
             if _rejected(v, k):
                 _left(v, k)
                 break
-            if _advance(v, k, m, Y, bounded, rough, late):
+            if _advance(v, k, m, bounded, rough, late):
                 break
             _left(v, k)
-            _onto_simplex(v, k, Y)
+            _onto_simplex(v, k)
 
 
 # --- the dual cone ------------------------------------------------------------------------------
@@ -580,18 +583,16 @@ def _lowest_in_cone(v: Array, k: Array, m: Array, ridge: float) -> int:
         for j in range(size):
             entry -= m[MATRIX, i, j] * v[CENTRE, k[INDEX, j]]
         v[RIGHT, i] = entry
-    _solve_face(v, k, m, 1, Z)
+    _solve_face(v, k, m)
     for i in range(size):
-        v[Z, i] += v[CENTRE, k[INDEX, i]]
+        v[Z, i] = v[X, i] + v[CENTRE, k[INDEX, i]]
         negative += v[Z, i] < 0
     k[COUNT, SOLVED] += 1
     return negative  # pyright: ignore[reportReturnType]
 
 
 @_jit
-def _dual_cone(
-    v: Array, k: Array, m: Array, y: int, magnitude: float, eps: float, ridge: float
-) -> float:
+def _dual_cone(v: Array, k: Array, m: Array, magnitude: float, eps: float, ridge: float) -> float:
     """½ yᵀC y + β·y over y >= 0; `magnitude` is Σ|·| of the vector that β is C times.
 
     It starts from the face that k still holds, which the last problem with this C left, if most of
@@ -601,22 +602,23 @@ def _dual_cone(
     """
     count = m.shape[1]
     for i in range(count):
-        v[y, i] = v[CENTRE, i] = 0.0
+        v[Y, i] = v[CENTRE, i] = 0.0
         k[BLOCKED, i] = 0
+    k[COUNT, ROUNDS] = 1
     warm = k[COUNT, SIZE] > 0 and k[COUNT, UNLIKE] == 0
     if warm and 8 * _lowest_in_cone(v, k, m, ridge) > k[COUNT, SIZE]:
         warm, k[COUNT, UNLIKE] = False, 1
     if not warm:
-        _begin(v, k, count, y)
+        _begin(v, k, count)
     for step in range(CENTRES):
         turn, settled, rough = 0, step == 0 and not warm, step == 0
         while True:
             turn += 1
             late = turn > 4 * count + 20
             if settled:
-                _, total = _times(v, k, m, y)
+                _, total = _times(v, k, m)
                 for i in range(count):
-                    v[RATES, i] += v[BETA, i] + ridge * m[COSINE, i, i] * (v[y, i] - v[CENTRE, i])
+                    v[RATES, i] += v[BETA, i] + ridge * m[COSINE, i, i] * (v[Y, i] - v[CENTRE, i])
                 noise = 8 * eps * (magnitude + total) * (64 if rough else 1)
                 worst = _price(v, k, count, 0.0, noise, 0.0)
                 if not rough and k[COUNT, NEWEST] < 0:
@@ -629,16 +631,16 @@ def _dual_cone(
             settled = True
             while k[COUNT, SIZE] > 0:
                 _lowest_in_cone(v, k, m, ridge)
-                if _rejected(v, k) or _advance(v, k, m, y, True, rough, late):
+                if _rejected(v, k) or _advance(v, k, m, True, rough, late):
                     break
         if k[COUNT, SIZE] == 0:
             return 0.0
         for i in range(count if step + 1 < CENTRES else 0):
-            v[CENTRE, i] = v[y, i]
+            v[CENTRE, i] = v[Y, i]
     reach = 0.0
     for i in range(count):  # yᵀC y, without the cancellation in it
-        pull = ridge * m[COSINE, i, i] * (v[y, i] - v[CENTRE, i])
-        reach -= v[y, i] * (v[BETA, i] + pull)
+        pull = ridge * m[COSINE, i, i] * (v[Y, i] - v[CENTRE, i])
+        reach -= v[Y, i] * (v[BETA, i] + pull)
     return max(reach, 0.0)
 
 
@@ -658,12 +660,12 @@ def _shortest(v: Array, k: Array, m: Array, zero: bool, eps: float) -> None:
             nearest = i
     if not zero:
         v[Y, nearest] = 1 / v[A, nearest]
-        _min_norm(v, k, m, Y, eps)
+        _min_norm(v, k, m, eps)
         return
     for i in range(count):
         if not k[REAL, i]:
             v[Y, i] = 1 / (v[A, i] * size)
-    _begin(v, k, count, Y)
+    _begin(v, k, count)
 
 
 @_jit
@@ -701,11 +703,11 @@ def _in_ball(
     if not zero:
         # Away from Pareto stationarity F is smooth, and the best vertex as good a start as any.
         _cagrad(v, k, m, radius, magnitude, eps)
-        square, total = _times(v, k, m, Y)
+        square, total = _times(v, k, m)
         if square > 1e-6 * total * total:
             return False
     _shortest(v, k, m, zero, eps)
-    square, total = _times(v, k, m, Y)
+    square, total = _times(v, k, m)
     square = 0.0 if zero else max(square, 0.0)
     lowest, safest, shrink = radius * np.sqrt(square), -np.inf, 1.0
     for i in range(count):
@@ -715,8 +717,12 @@ def _in_ball(
         # the answer; elsewhere its multipliers are a start with F < 0, from which g_w = 0 is never
         # visited.
         k[COUNT, SIZE] = 0
-        reach = _dual_cone(v, k, m, PUSH, magnitude, eps, ridge)
-        _times(v, k, m, PUSH)
+        for i in range(count):
+            v[OTHER, i] = v[Y, i]  # the loops have one place for their answers
+        reach = _dual_cone(v, k, m, magnitude, eps, ridge)
+        _times(v, k, m)
+        for i in range(count):
+            v[PUSH, i], v[Y, i] = v[Y, i], v[OTHER, i]
         shrink = min(1.0, radius / np.sqrt(reach)) if reach > 0 else 1.0
         safest = _worst_rate(v, count, shrink, 0.0)
         pareto = square <= ridge * total * total
@@ -735,7 +741,7 @@ def _in_ball(
     if vertex_value < lowest:
         _only(v, count, vertex)
     _cagrad(v, k, m, radius, magnitude, eps)
-    square, total = _times(v, k, m, Y)
+    square, total = _times(v, k, m)
     # The projection may do better than what g_w says of d: by more than rounding, for a projection
     # cut off by the ball has the derivatives of g_w's branch where both are one direction.
     pull = radius / np.sqrt(max(square, 0.0) + ROUNDING * total * total)
@@ -757,7 +763,7 @@ def _recover(
         v[X, i] = dual / v[A, i]
     if kind != CAGRAD:
         return value
-    square, total = max(_product(v, m, X, RATES), 0.0), 0.0
+    square, total = max(_product(v, m), 0.0), 0.0
     for i in range(count):
         value += v[BETA, i] * v[X, i]
         total += v[X, i]
@@ -777,7 +783,7 @@ def _certify(
     for i in range(count):
         v[X, i] = out[i] / v[A, i]
         spread += v[LENGTH, i] * abs(v[X, i])
-    _product(v, m, X, RATES)
+    _product(v, m)
     for i in range(count):
         rate = v[RATES, i] / v[A, i]
         out[2 * count + i] = rate * unit
@@ -801,7 +807,7 @@ def _range(
 ) -> None:  # fmt: skip
     """Problems lo … hi - 1 of the batch."""
     count = gramian.shape[2]
-    v, k = np.zeros((14, count + 2)), np.zeros((5, count + 5), np.int64)
+    v, k = np.zeros((14, count + 2)), np.zeros((5, count + 6), np.int64)
     # rows of three matrices a power of two apart would share lines of the cache
     m = np.empty((3, count, count + 8 if count >= 32 else count))
     least, finite, definite, zero = 1.0, False, False, False
@@ -822,17 +828,20 @@ def _range(
             support[problem, 0, i] = support[problem, 1, i] = False
         info[problem, 0], info[problem, 1] = 0, -1 if finite and not definite else 0
         if not fine:
-            report[problem, :] = np.nan
+            for i in range(report.shape[1]):  # a slice would bring numba's strings along
+                report[problem, i] = np.nan
             continue
         if kind != MIN_NORM:
-            radius = ball * np.sqrt(max(_product(v, m, X, BETA), 0.0))
+            radius = ball * np.sqrt(max(_product(v, m), 0.0))
+            for i in range(count):
+                v[BETA, i] = v[RATES, i]
         k[COUNT, SOLVED] = 0
         if kind == MIN_NORM:
             _shortest(v, k, m, zero, eps)
         elif kind == CAGRAD:
             stationary = _in_ball(v, k, m, zero, radius, magnitude, eps, ridge)
         else:
-            _dual_cone(v, k, m, Y, magnitude, eps, ridge)
+            _dual_cone(v, k, m, magnitude, eps, ridge)
             for i in range(count):
                 if given[i] > 0 and not k[INSIDE, i]:
                     _enter(k, i)  # the next problem begins at the support of v = w + u
