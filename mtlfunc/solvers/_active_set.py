@@ -30,7 +30,7 @@ def active_set() -> Solver:
     thinner than the Gramian resolves is said in `mtlfunc.solvers.problems`.
 
     Returns:
-        the exact answer; `steps` counts the faces solved. A compiled kernel (ten seconds to
+        the exact answer; `steps` counts the faces solved. A compiled kernel (twenty seconds to
         compile once, then cached on disk; see `mtlfunc.warmup`) does the work in float64, in
         parallel over the problems of a `vmap`: nested ones fold into one call, and UPGrad's T
         right-hand sides are a vmap over `weights`. CUDA tensors up to T = 128 are solved where they
