@@ -122,7 +122,9 @@ def test_lanes_are_the_runs_they_stand_for(method):
 
 
 def test_a_finite_training_set_comes_round():
-    """Training loss there falls below that of fresh batches; both lanes share their start."""
+    """Training loss there falls below test loss, which ends above that of fresh batches; both lanes
+    share their start. Fresh batches have no training set to be measured on.
+    """
     size = SMALL._replace(steps=120, width=30)
     trace = lanes.train(
         "weighted",
@@ -134,9 +136,23 @@ def test_a_finite_training_set_comes_round():
         Settings(),
         "t",
     )
-    fresh, few = (trace.of(trace.train, name)[-1].mean() for name in ("fresh", "few"))
-    assert few < 0.9 * fresh
+    assert np.isnan(trace.of(trace.train, "fresh")).all()
+    assert (trace.of(trace.train, "few")[0] == 1).all()
+    assert trace.of(trace.train, "few")[-1].mean() < 0.9 * trace.of(trace.test, "few")[-1].mean()
     assert trace.judged("few").mean() > trace.judged("fresh").mean()
+
+
+def test_lanes_that_are_the_same_run_once():
+    """Under each of their names they are what they are alone."""
+    named = [lanes.Lane(name, lr) for name, lr in (("a", 1e-3), ("b", 1e-2), ("c", 1e-3))]
+    whole = lanes.train("gradnorm", named, SMALL, Settings(), "t")
+    alone = lanes.train("gradnorm", named[1:], SMALL, Settings(), "t")
+    for values, other in zip(whole[2:], alone[2:], strict=True):
+        axis = 0 if values.ndim == 3 else 1  # excess has no time
+        first, second, third = (values.take(i, axis) for i in range(3))
+        np.testing.assert_array_equal(first, third)
+        np.testing.assert_allclose(second, other.take(0, axis), rtol=1e-3)
+        np.testing.assert_allclose(third, other.take(1, axis), rtol=1e-3)
 
 
 def test_settings_are_chosen_on_the_other_seeds():

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
@@ -195,9 +195,7 @@ def step_of(method: Method, lr: Tensor, alpha: Tensor, weights: Tensor) -> mf.St
 
 def lengths_of(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     """‖∇_W L_i‖ `[task]`."""
-    measured = {name: leaf for name, leaf in params.items() if name.startswith(LAST)}
-    rows = jacrev(lambda part: losses({**params, **part}, batch))(measured)
-    return torch.cat([leaf.flatten(1) for leaf in rows.values()], 1).square().sum(1).sqrt()
+    return mf.task_gramian(losses_of, params, batch, shared=f"{LAST}*")[1].diagonal().sqrt()
 
 
 class Options(NamedTuple):
