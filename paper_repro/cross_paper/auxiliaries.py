@@ -57,8 +57,8 @@ C, CS = 0.4, (0.1, 0.2, 0.4, 0.8, 2.0, 10.0)
 
 
 def over_c(settings: Settings) -> Figure:
-    """CAGrad's ablation over c, on half of the steps and a quarter of the seeds (--full: half)."""
-    settings = settings._replace(seeds=max(2, settings.seeds // (2 if settings.full else 4)))
+    """CAGrad's ablation over c, on half of the seeds and steps."""
+    settings = settings._replace(seeds=max(2, settings.seeds // 2))
     data, steps, scale = split(settings), settings.count(150), SCALES["summed over pixels"]
     of_c = lanes_of([scale] * (1 + len(CS)), (0.0, *CS), settings)  # c = 0: equal weights
     runs = train(lambda c: mf.cagrad(c=c), of_c, data, steps, settings, "CAGrad over c")
