@@ -25,6 +25,7 @@ def run(settings: Settings) -> Findings:
         settings.count(4000 if settings.full else 300),
         settings.count(1000 if settings.full else 100),
     )
+    few = max(1, draws // 3)  # of them are trained, for the figure alone
     cells: dict[str, dict[Study, Geometry]] = {
         "at initialisation": {},
         f"after {count} steps on the mean loss": {},
@@ -35,8 +36,7 @@ def run(settings: Settings) -> Findings:
         params, batch = drawn(study, draws, settings)
         first, last = cells.values()
         first[study] = geometry(params, batch)
-        # a third of them: these are for the figure alone
-        params, batch = tree_map(lambda x: x[: draws // 3], (params, batch))
+        params, batch = tree_map(lambda x: x[:few], (params, batch))
         moved = trained(plain, params, batch, count, f"T = {tasks}, q = {width}")
         last[study] = geometry(moved, batch)
     shares = {
@@ -46,12 +46,12 @@ def run(settings: Settings) -> Findings:
         for when, found in cells.items()
     }
     own = sum(int(g.exact_raises.sum()) for found in cells.values() for g in found.values())
-    yield heat_map(shares, draws, own)
+    yield heat_map(shares, f"{draws} draws a cell, {few} of them trained", own)
     yield like_exact(cells, shares, own, draws, settings)
     yield from room_to_move(settings)
 
 
-def heat_map(shares: dict[str, dict[Study, Interval]], draws: int, own: int) -> Figure:
+def heat_map(shares: dict[str, dict[Study, Interval]], sizes: str, own: int) -> Figure:
     canvas = Canvas(figsize=(11, 4), layout="constrained")
     image = None
     for i, (when, found) in enumerate(shares.items()):
@@ -77,8 +77,8 @@ def heat_map(shares: dict[str, dict[Study, Interval]], draws: int, own: int) -> 
     assert image is not None
     canvas.colorbar(image, ax=canvas.axes, label="share of encoders")
     caption = (
-        f"Share of random ReLU encoders whose MGDA-UB direction raises some task; {draws} "
-        f"draws a cell, {draws // 3} of them trained, Wilson's 95 % intervals. "
+        f"Share of random ReLU encoders whose MGDA-UB direction raises some task; {sizes}, "
+        "Wilson's 95 % intervals. "
     )
     return Figure("shares", f"{caption}MGDA itself raised a task in {own} draws.", canvas)
 
