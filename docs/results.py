@@ -647,7 +647,7 @@ def replaced(text: str, name: str, new: str) -> str:
 
 def full_block() -> str:
     """How long every question takes with --full."""
-    line, table = full.described(BENCHMARKS / "full.json")
+    line, table = full.described()
     return marked("full", paragraph(line), table)
 
 

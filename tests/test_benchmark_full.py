@@ -5,7 +5,7 @@ import json
 import pytest
 
 from docs import results
-from experiments.benchmarks import full, record
+from experiments.benchmarks import full
 from paper_repro.__main__ import reproductions
 
 QUICK = "gradnorm.definitions"
@@ -31,80 +31,91 @@ def test_a_line_through_two_shares(monkeypatch: pytest.MonkeyPatch) -> None:
             return spent[self.share]
 
     monkeypatch.setattr(full, "ProcessPoolExecutor", Here)
-    (row,) = full.estimated([QUICK])
-    assert row["seconds"] == pytest.approx(203.0)
-    assert row["spent"] == list(spent.values())
+    assert list(full.estimated([QUICK])) == [(QUICK, pytest.approx(203.0))]
     # a question that no share makes longer costs what it cost
     spent.update(dict.fromkeys(spent, 5.0))
-    assert next(full.estimated([QUICK]))["seconds"] == 5.0
+    assert next(full.estimated([QUICK])) == (QUICK, 5.0)
 
 
-def test_what_is_measured_is_kept(tmp_path, monkeypatch, capsys) -> None:
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The run's file and that of the times, in a folder of their own."""
     monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
+    monkeypatch.setattr(full, "TIMES", tmp_path / "times.json")
+    return tmp_path
+
+
+def time_of(seconds: float, *, run: bool = False) -> full.Time:
+    return full.Time(seconds, run, "2026-01-01", "a machine")
+
+
+RUN = {"key": "", "claims": [], "figures": [], "seconds": 6.0}
+
+
+def test_what_is_measured_is_kept(files, monkeypatch, capsys) -> None:
+    names = list(reproductions())
+    full.keep({name: time_of(1.0) for name in names if name != QUICK})
     seconds = full.seconds_of(full.Job(QUICK, full.SHARES[0]))
     assert 0 < seconds < 120
-    rows = [{"question": QUICK, "seconds": seconds}]
-    monkeypatch.setattr(full, "estimated", lambda names: iter(rows if names == [QUICK] else ()))
-    arguments = ["--only", QUICK, "--out", str(tmp_path)]
-    full.main(arguments)
-    _, (row,) = record.only(tmp_path / "full.json")
-    assert (row["question"], row["seconds"]) == (QUICK, seconds)
-    assert QUICK in capsys.readouterr().out
-    monkeypatch.setattr(full, "estimated", lambda names: names and pytest.fail("measured again"))
-    full.main(arguments)
+    monkeypatch.setattr(full, "estimated", lambda names: [(name, seconds) for name in names])
+    full.main([])
+    times = full.read_times()
+    assert times[QUICK].seconds == round(seconds, 1)
+    assert not times[QUICK].run
+    assert times[names[0]] == time_of(1.0)  # none but what was missing
+    assert f"{QUICK:<28}" in capsys.readouterr().out
+    # a run here stands for an estimate, and is taken over even where one asks for another question
+    full.RUN.write_text(json.dumps({QUICK: RUN}))
+    full.main(["--only", names[0]])
+    times = full.read_times()
+    assert times[names[1]] == time_of(1.0)
+    assert (times[QUICK].seconds, times[QUICK].run) == (6.0, True)
+    assert times[names[0]].seconds == round(seconds, 1)
     with pytest.raises(SystemExit):
-        full.main(["--only", "nothing", "--out", str(tmp_path)])
+        full.main(["--only", "nothing"])
     assert "no reproduction named nothing" in capsys.readouterr().err
+    full.TIMES.write_text("{")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        full.main([])
 
 
-def test_the_table_tells_runs_from_estimates(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(results, "BENCHMARKS", tmp_path)
-    monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
+def test_the_table_tells_runs_from_estimates(files) -> None:
     names = list(reproductions())
-    kept = record.Record(tmp_path / "full.json", ("question",), record.settings(shares=[0.1, 0.2]))
-    kept.keep({"question": names[0], "seconds": 7200.0}, {"question": names[1], "seconds": 60.0})
+    times = {names[0]: time_of(7200.0), names[1]: time_of(180.0, run=True)}
+    full.keep(times)
     with pytest.raises(SystemExit, match="questions lack a time"):
         results.full_block()
-    run = {"key": "", "claims": [], "figures": [], "seconds": 6.0}
-    runs = dict.fromkeys(names[2:], run) | {names[1]: run | {"seconds": 180.0}}
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    times |= dict.fromkeys(names[2:], time_of(6.0, run=True))
+    full.keep(times)
     block = results.full_block()
     rows = [line for line in block.splitlines() if line.startswith("| ")]
-    assert rows[1] == f"| `{names[0]}` | 120.0 | estimated |"
-    assert rows[2] == f"| `{names[1]}` | 3.0 | run |"  # what was run stands for what was estimated
+    assert rows[1] == f"| `{names[0]}` | 120.0 | estimated 2026-01-01 |"
+    assert rows[2] == f"| `{names[1]}` | 3.0 | run 2026-01-01 |"
     assert rows[3:] == [
         f"| {len(names) - 2} others, each below a minute | {(len(names) - 2) / 10:.1f} | run |"
     ]
     assert f"{len(names) - 1} of {len(names)} were run" in " ".join(block.split())
-    # what is short may be estimated, too, and all of it may have been run
-    del runs[names[2]]
-    kept.keep({"question": names[2], "seconds": 6.0})
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    full.keep(times | {names[2]: time_of(6.0)})  # what is short may be estimated, too
     assert "| estimated or run |" in results.full_block()
-    (tmp_path / "full.json").unlink()
-    (tmp_path / "runs.json").write_text(json.dumps(dict.fromkeys(names, run)))
-    assert f"{len(names)} of {len(names)} were run" in " ".join(results.full_block().split())
 
 
-def test_no_line_tells_what_grows_with_the_square(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(results, "BENCHMARKS", tmp_path)
-    monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
+def test_no_line_tells_what_grows_with_the_square(files, capsys) -> None:
     (square,) = full.SQUARE
     with pytest.raises(SystemExit):
-        full.main(["--only", square, "--out", str(tmp_path)])
+        full.main(["--only", square])
     assert "told by a run alone" in capsys.readouterr().err
-    run = {"key": "", "claims": [], "figures": [], "seconds": 6.0}
-    runs = dict.fromkeys([name for name in reproductions() if name != square], run)
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    kept = record.Record(tmp_path / "full.json", ("question",), record.settings(shares=[0.1, 0.2]))
-    kept.keep({"question": square, "seconds": 60.0})
-    text = " ".join(results.full_block().split())
-    assert f"Not timed: `{square}`." in text
-    assert f"| `{square}`" not in text
+    times = {name: time_of(6.0) for name in reproductions() if name != square}
+    full.keep(times)
+    assert f"Not timed: `{square}`." in " ".join(results.full_block().split())
+    full.keep(times | {square: time_of(600.0, run=True)})
+    assert f"| `{square}` | 10.0 | run" in results.full_block()
 
 
-def test_a_run_of_another_version_is_named(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(full, "RUN", tmp_path / "runs.json")
+def test_a_run_of_another_version_is_named(files) -> None:
     full.RUN.write_text(json.dumps({QUICK: {"key": "", "claims": [], "figures": []}}))
     with pytest.raises(SystemExit, match=r"another version.*move it away"):
         full.finished()
+
+
+def test_the_times_that_are_kept_can_be_read() -> None:
+    assert full.read_times().keys() <= reproductions().keys()

@@ -2,14 +2,18 @@
 
     python -m experiments.benchmarks.full
 
-A question that came to its end in paper_repro/out/full left its processor time there. The others
-are estimated from their first percents: they run with two shares of their steps and draws, and what
-these cost is continued along a line. What several questions share counts for the first of them.
-An estimate is rough: a run of few steps is measured at every one of them, which makes it too high,
-and few draws cost little more than fewer, which makes it too low. Writes full.json.
+A question that came to its end in paper_repro/out/full left its processor time there, which is
+taken over. One that never did is estimated from its first percents: it runs with two shares of its
+steps and draws, and what these cost is continued along a line. What several questions share counts
+for the first of them. An estimate is rough: a run of few steps is measured at every one of them,
+which makes it too high, and few draws cost little more than fewer, which makes it too low. All of
+it takes hours, so full_times.json beside this file keeps what was found, each with its day; a run
+stands for an estimate, and a later one for an earlier one.
 """
 
 import argparse
+import datetime
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,15 +25,16 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from experiments.arguments import folder
-from experiments.benchmarks.record import Record, Row, describe, only, settings
-from experiments.common.pool import follow_parent
+from experiments.benchmarks.record import settings
+from experiments.common.pool import follow_parent, keep_memory
+from mtlfunc.core.files import write_whole
 from paper_repro.__main__ import reproductions, selected
 from paper_repro.report.findings import Settings
 from paper_repro.report.results import Unreadable, read_runs
 
 SHARES = (0.01, 0.02)
 RUN = Path(__file__).parents[2] / "paper_repro" / "out" / "full" / "runs.json"
+TIMES = Path(__file__).parent / "full_times.json"
 SQUARE = ("mgda.random_encoders",)
 """Questions with both more draws and more steps: no line through small shares tells their time, and
 they are not estimated.
@@ -45,8 +50,18 @@ class Job(NamedTuple):
     share: float
 
 
+class Time(NamedTuple):
+    """What a question takes."""
+
+    seconds: float  # of processor time
+    run: bool  # else estimated
+    day: str
+    machine: str
+
+
 def seconds_of(job: Job) -> float:
     """Processor time of a question in this process, its compilers' included."""
+    keep_memory()
     torch.set_num_threads(1)
     module = import_module(f"paper_repro.{job.question}")
     begin = sum(os.times()[:4])
@@ -62,89 +77,121 @@ def spent(questions: Sequence[str], share: float) -> Iterator[float]:
             yield apart.submit(seconds_of, Job(name, share)).result()
 
 
-def estimated(questions: Sequence[str]) -> Iterator[Row]:
-    """Rows: what the shares cost, and all of it."""
+def estimated(questions: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Every question, and how long all of it takes."""
     first, second = SHARES
     few = list(spent(questions, first))
     for name, less, more in zip(questions, few, spent(questions, second), strict=True):
         slope = max(more - less, 0.0) / (second - first)
-        whole = more + slope * (1 - second)
-        yield {"question": name, "spent": [less, more], "seconds": whole}
+        yield name, more + slope * (1 - second)
 
 
-def finished() -> dict[str, float]:
-    """Processor seconds of the questions that a run with `--full` has answered.
+def read_times() -> dict[str, Time]:
+    """What is known; empty where there is no file.
+
+    Raises:
+        SystemExit: where the file is damaged.
+    """
+    try:
+        kept = json.loads(TIMES.read_text(encoding="utf-8"))
+        return {name: Time(**time) for name, time in kept.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SystemExit(
+            f"{TIMES} cannot be read ({error}): take it from the repository"
+        ) from error
+
+
+def keep(times: dict[str, Time]) -> None:
+    """Write what is known, without questions that there are no more."""
+    order = [name for name in reproductions() if name in times]
+    text = json.dumps({name: times[name]._asdict() for name in order}, indent=1)
+    write_whole(TIMES, text + "\n")
+
+
+def here() -> str:
+    """The machine of this process."""
+    found = settings()
+    return f"{found['processor']}, torch {found['torch']}"
+
+
+def finished() -> dict[str, Time]:
+    """Times of the questions that a run with `--full` has answered here.
 
     Raises:
         SystemExit: where the run's file is damaged, or of another version.
     """
     try:
-        return {name: run["seconds"] for name, run in read_runs(RUN, reproductions()).items()}
+        runs = read_runs(RUN, reproductions())
     except Unreadable as error:
-        raise SystemExit(
-            f"{RUN} {error}; move it away, and all of its questions are estimated"
-        ) from error
+        raise SystemExit(f"{RUN} {error}; move it away") from error
+    if not runs:
+        return {}
+    day = datetime.date.fromtimestamp(RUN.stat().st_mtime).isoformat()
+    return {name: Time(round(run["seconds"], 1), True, day, here()) for name, run in runs.items()}
 
 
-def described(path: Path) -> tuple[str, str]:
+def described() -> tuple[str, str]:
     """A sentence on how the times were taken, and their table as Markdown, longest first."""
-    done, every = finished(), len(reproductions())
-    # where all were run nothing is estimated, and there may be no file
-    chosen, rows = only(path) if len(done) < every else (settings(shares=list(SHARES)), [])
-    times = {
-        row["question"]: row["seconds"] for row in rows if row["question"] not in SQUARE
-    } | done
+    times, every = read_times(), len(reproductions())
     missing = [name for name in reproductions() if name not in times]
     if not set(missing) <= set(SQUARE):
         raise SystemExit(f"{len(missing)} questions lack a time: run this command first")
-    shares = " and ".join(f"{share:.1%}" for share in chosen["shares"])
+    shares = " and ".join(f"{share:.1%}" for share in SHARES)
     line = f"""**All of it**: minutes of processor time that `python -m paper_repro --full` takes a
-        question ({describe(chosen)}). {len(done)} of {every} were run to their end, one thread
+        question ({"; ".join(sorted({time.machine for time in times.values()}))}).
+        {sum(time.run for time in times.values())} of {every} were run to their end, one thread
         each; the others are estimated, roughly, from {shares} of their steps and draws.
         What several questions share counts for the first of them alone."""
     if missing:
         line += f" Not timed: {', '.join(f'`{name}`' for name in missing)}."
     lines = [
-        f"| `{name}` | {spent / 60:,.1f} | {'run' if name in done else 'estimated'} |"
-        for name, spent in sorted(times.items(), key=lambda item: -item[1])
-        if spent >= LONG
+        f"| `{name}` | {time.seconds / 60:,.1f} | {'run' if time.run else 'estimated'} {time.day} |"
+        for name, time in sorted(times.items(), key=lambda item: -item[1].seconds)
+        if time.seconds >= LONG
     ]
-    rest = {name: spent for name, spent in times.items() if spent < LONG}
+    rest = [time for time in times.values() if time.seconds < LONG]
     if rest:
-        how = " or ".join(sorted({"run" if name in done else "estimated" for name in rest}))
-        minutes = sum(rest.values()) / 60
+        how = " or ".join(sorted({"run" if time.run else "estimated" for time in rest}))
+        minutes = sum(time.seconds for time in rest) / 60
         lines.append(f"| {len(rest)} others, each below a minute | {minutes:,.1f} | {how} |")
     return line, "\n".join(["| question | minutes | how |", "|---|---|---|", *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Estimate how long the questions that --full has not answered yet take."
+        description="Take over the times of what --full has answered here, and estimate the rest."
     )
     parser.add_argument(
         "--only",
         action="append",
         metavar="NAME",
-        help="a question, the beginning of some, or a claim; may be repeated (default: those that "
-        "no run with --full has answered)",
+        help="estimate a question, the beginning of some, or a claim anew; may be repeated "
+        "(default: those that have no time yet)",
     )
-    parser.add_argument("--out", type=folder, default=Path(__file__).parent / "out")
     options = parser.parse_args(arguments)
     names = list(reproductions())
     try:
         chosen = selected(options.only or names, names)
     except ValueError as error:
         parser.error(str(error))
+    times, day, machine = read_times(), datetime.date.today().isoformat(), here()
+    for name, time in finished().items():
+        if name not in times or not times[name].run or times[name].day <= time.day:
+            times[name] = time
+    keep(times)
     chosen = [name for name in chosen if name not in SQUARE]
     if not options.only:
-        chosen = [name for name in chosen if name not in finished()]
+        chosen = [name for name in chosen if name not in times]
     elif not chosen:
         parser.error(f"--only: the time of {', '.join(SQUARE)} is told by a run alone")
-    record = Record(options.out / "full.json", ("question",), settings(shares=list(SHARES)))
-    for row in estimated([name for (name,) in record.missing([(name,) for name in chosen])]):
-        record.keep(row)
-    for row in record.here():
-        print(f"{row['question']:<28}{row['seconds'] / 60:8.1f} min")
+    for name, seconds in estimated(chosen):
+        times[name] = Time(round(seconds, 1), False, day, machine)
+        keep(times)
+    for name, time in times.items():
+        how = "run" if time.run else "estimated"
+        print(f"{name:<28}{time.seconds / 60:8.1f} min, {how} {time.day}")
 
 
 if __name__ == "__main__":
