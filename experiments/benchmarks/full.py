@@ -22,11 +22,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from experiments.benchmarks.record import settings
-from experiments.common.pool import follow_parent, keep_memory
+from experiments.common.pool import prepare
 from mtlfunc.core.files import write_whole
 from paper_repro.__main__ import reproductions, selected
 from paper_repro.report.findings import Settings
@@ -61,8 +60,6 @@ class Time(NamedTuple):
 
 def seconds_of(job: Job) -> float:
     """Processor time of a question in this process, its compilers' included."""
-    keep_memory()
-    torch.set_num_threads(1)
     module = import_module(f"paper_repro.{job.question}")
     begin = sum(os.times()[:4])
     for _ in module.run(Settings(full=True, shrink=job.share)):
@@ -72,7 +69,7 @@ def seconds_of(job: Job) -> float:
 
 def spent(questions: Sequence[str], share: float) -> Iterator[float]:
     """Processor time of each, all in one process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), follow_parent) as apart:
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare) as apart:
         for name in tqdm(questions, desc=f"{share:.1%} of every question"):
             yield apart.submit(seconds_of, Job(name, share)).result()
 

@@ -90,7 +90,7 @@ def perform_all(
         return
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, prepare) as pool:
         finished = False
         try:
             pending = {pool.submit(perform, job): job for job in jobs}
@@ -104,8 +104,8 @@ def perform_all(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare() -> None:
-    """In a new worker: one thread; Ctrl-C is the parent's matter."""
+def prepare() -> None:
+    """In a new worker: one thread; Ctrl-C is the parent's matter, without whom it has no life."""
     keep_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -159,9 +159,8 @@ def padded(pairs: Pairs, dim: int) -> Pairs:
 def _ends(pairs: Pairs, steps: int) -> Ends:
     params, batch, lipschitz, least = pairs
     move = edited()
-    first = move.init(
-        {"x": params["x"][0]}, (batch[0][0], batch[1][0])
-    )  # two tasks: no random order
+    # the same for all: two tasks need no random order
+    first = move.init({"x": params["x"][0]}, (batch[0][0], batch[1][0]))
 
     def advance(params: mf.types.Params, batch: Batch, lipschitz: Tensor) -> mf.types.Params:
         direction, _, _ = move.update(params, batch, first)

@@ -18,7 +18,7 @@ import matplotlib as mpl
 import torch
 from matplotlib import style
 
-from experiments.common.pool import follow_parent, keep_memory, unbroken
+from experiments.common.pool import keep_memory, prepare, unbroken
 
 from .display import Display, caught
 from .draws import redrawn
@@ -257,12 +257,9 @@ def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send
 def _worker(
     name: str, module: str, settings: Settings, folder: Path, parts: Path, link: Any
 ) -> None:
-    """What a process does. Signals are its parent's matter; it has no life without the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What a process does. Signals are its parent's matter."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    follow_parent()
-    keep_memory()
-    torch.set_num_threads(1)
+    prepare()
     mpl.use("Agg")
 
     def send(kind: str, what: Any) -> None:
