@@ -26,6 +26,7 @@ from paper_repro.mgda import (
     softmax,
     unit_gradients,
 )
+from paper_repro.report.choice import one_of
 from paper_repro.report.counting import operations
 from paper_repro.report.findings import Finding, Settings
 from tests.reproductions import by_name, check_complete, check_ledger, findings_of
@@ -256,10 +257,11 @@ def test_lanes_are_the_optimizers_they_stand_for(index):
 def test_lanes_are_the_rules_they_stand_for():
     losses, draw = adam.PROBLEMS["tanh network"]
     params, batch = draw(torch.tensor(1))
-    for index, make in enumerate(adam.RULES.values()):
+    rules = [make() for make in adam.RULES.values()]
+    for index, own in enumerate(rules):
         steps = [
             mf.descend(losses, rule, mf.sgd(0.1), mf.jacobian())
-            for rule in (make(), adam.one_of(torch.tensor(index)))
+            for rule in (own, one_of(rules, torch.tensor(index)))
         ]
         states = [step.init(params, batch) for step in steps]
         for _ in range(3):

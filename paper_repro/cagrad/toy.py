@@ -22,6 +22,7 @@ from torch.func import grad, hessian, vmap
 import mtlfunc as mf
 
 from ..report import regions
+from ..report.choice import one_of
 
 PAPER = "CAGrad (Liu et al. 2021)"
 PRINTED = ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
@@ -211,25 +212,12 @@ def lanes_of(name: str, random_starts: Tensor) -> tuple[Lanes, list[int], list[i
     return lanes, others[:count], others[count:]
 
 
-def one_of(names: Sequence[str], which: Tensor, hyper: Tensor) -> mf.Rule:
-    """The rule `names[which]`, none of which has a state, as a lane of one program.
-
-    All are worked out and one is taken, so that lanes of different rules make one program.
-    """
-    rules = [RULES[name][0](hyper) for name in names]
-
-    def update(geometry: mf.Geometry, state: Any) -> tuple[Tensor, Any]:
-        weights = torch.stack([rule.update(geometry, ())[0] for rule in rules])
-        return weights.index_select(0, which.reshape(1))[0], state
-
-    return mf.Rule(lambda losses, key: (), update)
-
-
 def step_of(names: Sequence[str], which: Tensor, hyper: Tensor) -> mf.Step:
     shift = SHIFT if "GradNorm" in names else 0.0
+    rules = [RULES[name][0](hyper) for name in names]
     return mf.descend(
         lambda params, sign: losses(params, sign) + shift,
-        RULES[names[0]][0](hyper) if len(names) == 1 else one_of(names, which, hyper),
+        rules[0] if len(names) == 1 else one_of(rules, which),
         mf.adam(LR),
         mf.jacobian(),
     )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.choice import one_of
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, clustered_share, named
@@ -129,20 +130,6 @@ def lane(which: Tensor, adam_lr: float) -> mf.Optimizer:
     return mf.Optimizer(lambda params: tuple(kind.init(params) for kind in kinds), update)
 
 
-def one_of(which: Tensor) -> mf.Rule:
-    """The rule `RULES[which]`, as a lane of one program; as with `lane`, all are worked out."""
-    rules = [make() for make in RULES.values()]
-
-    def update(geometry: mf.Geometry, states: Any) -> tuple[Tensor, Any]:
-        weights, states = zip(
-            *(rule.update(geometry, state) for rule, state in zip(rules, states, strict=True)),
-            strict=True,
-        )
-        return torch.stack(weights).index_select(0, which.reshape(1))[0], states
-
-    return mf.Rule(lambda losses, key: tuple(rule.init(losses, key) for rule in rules), update)
-
-
 def followed(problem: str, seeds: int, steps: int) -> dict[tuple[str, str, str], Rates]:
     """Paths of every rule and optimizer from the same starts, one lane a pair and seed."""
     losses, draw = PROBLEMS[problem]
@@ -152,8 +139,8 @@ def followed(problem: str, seeds: int, steps: int) -> dict[tuple[str, str, str],
     params, batch = vmap(draw)(keys)
 
     def step_of(which: Tensor) -> mf.Step:
-        rule, optimizer = one_of(which[0]), lane(which[1], ADAM_LR[problem])
-        return mf.descend(losses, rule, optimizer, mf.jacobian())
+        rule = one_of([make() for make in RULES.values()], which[0])
+        return mf.descend(losses, rule, lane(which[1], ADAM_LR[problem]), mf.jacobian())
 
     def advance(
         which: Tensor, state: mf.TrainState, batch: Batch
