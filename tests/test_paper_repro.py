@@ -60,7 +60,7 @@ def written(every: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFacto
     """What a run of everything leaves; run once, read by many tests."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("paper_repro.report.workers.STYLE", [STYLE, {"savefig.dpi": 30}])
+        patch.setattr("paper_repro.report.workers.STYLE", [STYLE, {"figure.dpi": 30}])
         mpl.use("Agg")
         assert reproduce(every, list(every), TINY, out) == 0
     return out

@@ -99,18 +99,22 @@ def fit(canvas: Canvas) -> None:
 
     Legends go above their panels, where nothing is drawn whatever the numbers are. The layout
     gives labels room across their lines and none along them, so that a label longer than its
-    panel would run into its neighbour or off the canvas: it is broken into lines.
+    panel would run into its neighbour or off the canvas: it is broken into lines. What is drawn
+    afterwards stays where it was laid out.
     """
+    layout = canvas.get_layout_engine()
+    assert layout is not None
     for text in canvas.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(typeset(text.get_text()))
-    canvas.draw_without_rendering()
+    layout.execute(canvas)
     for panel in canvas.axes:
         if panel.get_legend() is not None:
             _above(panel)
+    _raise_titles(canvas)
     changed = True
     while changed:  # lines that are added leave the panels smaller
-        canvas.draw_without_rendering()
+        layout.execute(canvas)
         changed = False
         for panel in canvas.axes:
             if panel.name == "3d":
@@ -120,7 +124,7 @@ def fit(canvas: Canvas) -> None:
             changed |= _wrap(panel.yaxis.label, box.height, upright=True)
             for text in titles(panel):
                 changed |= _wrap(text, box.width)
-    _raise_titles(canvas)
+    canvas.set_layout_engine("none")
 
 
 def titles(panel: Axes) -> list[Text]:
@@ -206,7 +210,6 @@ def _wrap(text: Text, room: float, *, upright: bool = False) -> bool:
 
 def _raise_titles(canvas: Canvas) -> None:
     """Titles above the legends that are above their panels."""
-    canvas.draw_without_rendering()
     for panel in canvas.axes:
         found, text = panel.get_legend(), panel.get_title("left")
         if found is not None and text:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
 from mtlfunc.core.files import InUse, write_whole
@@ -51,13 +53,13 @@ def draw(folder: Path, module: str, figure: Figure) -> Drawn:
     # The caption rides in the PNG, so that a later run of another module can rebuild the page.
     text = {"Title": figure.name, "Description": figure.caption}
     fit(figure.canvas)
-    for form, metadata in {"svg": text | {"Date": None}, "png": text}.items():
-        write_whole(
-            folder / f"{module}-{figure.name}.{form}",
-            lambda file, form=form, metadata=metadata: figure.canvas.savefig(
-                file, format=form, metadata=metadata
-            ),
-        )
+    # savefig would draw each of them twice, once for a layout that is there
+    pixels, lines = FigureCanvasAgg(figure.canvas), FigureCanvasSVG(figure.canvas)
+    for form, write in {
+        "png": lambda file: pixels.print_png(file, metadata=text),
+        "svg": lambda file: lines.print_svg(file, metadata=text | {"Date": None}),
+    }.items():
+        write_whole(folder / f"{module}-{figure.name}.{form}", write)
     return Drawn(figure.name, figure.caption)
 
 
