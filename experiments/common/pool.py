@@ -1,10 +1,12 @@
 """Many calls of one function, in this process or side by side in several."""
 
 import ctypes
+import functools
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ import torch
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+RETURNED = 30.0
+"""Seconds between two moments at which a process gives back what memory it does not use."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -112,19 +117,30 @@ def prepare() -> None:
     follow_parent()
 
 
+@functools.cache  # once a process
 def keep_memory() -> None:
     """Let this process keep the memory that its tensors free, where the C library is glibc.
 
     By default it hands blocks of more than some MB back to the system, which clears and maps them
-    anew at the next operation: half of the time of a program of a thousand lanes.
+    anew at the next operation: half of the time of a program of a thousand lanes. Now what is free
+    goes back every half minute alone. (Never would not do: a small tensor that stays may lie where
+    a large one was, which then finds no room again, and so the process grows with every step.)
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, TypeError):  # another C library; Windows, where None is no library
         return
     mmap_threshold, trim_threshold = -3, -1  # as malloc.h has them
     mallopt(mmap_threshold, 2**31 - 1)
     mallopt(trim_threshold, -1)  # never
+
+    def hand_back() -> None:
+        while True:
+            time.sleep(RETURNED)
+            trim(0)
+
+    threading.Thread(target=hand_back, daemon=True).start()
 
 
 def follow_parent() -> None:

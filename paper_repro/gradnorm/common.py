@@ -210,26 +210,30 @@ def train(
     initial = vmap(losses)(params, test)
     count = settings.count(problem.steps)
     every = max(1, count // 25)
-    times, tests, weights, lengths = [0], [torch.ones_like(variants.weights)], [], []
+    times, tests = [0], [torch.ones_like(variants.weights)]
+    # Written in place: small tensors that stay, one a step, would be put where large ones were
+    # freed, and those would never find room again.
+    weights = torch.empty(count, *variants.weights.shape, device=device)
+    lengths = weights[..., : len(problem.scales) if method == "gradnorm" else 0].clone()
     for step in tqdm(range(count), desc=label, leave=False):
         state, info = advance(
             *per_variant,
             state,
             batch_at(roots, maps, torch.full((), step, dtype=torch.int64, device=device)),
         )
-        weights.append(len(problem.scales) * info.weights)
-        lengths.append(info.gramian.diagonal(dim1=-2, dim2=-1).sqrt())
+        weights[step] = len(problem.scales) * info.weights
+        lengths[step] = info.gramian.diagonal(dim1=-2, dim2=-1).sqrt()
         if (step + 1) % every == 0 or step + 1 == count:
             times.append(step + 1)
             tests.append(evaluate(state.params, test) / initial)
-    trail, rates = torch.stack(weights), [float(f"{rate:.6g}") for rate in variants.lr.tolist()]
+    rates = [float(f"{rate:.6g}") for rate in variants.lr.tolist()]
     return Runs(
         np.array(times),
         numpy_of(torch.stack(tests)),
         numpy_of(initial),
-        numpy_of(trail),
-        numpy_of(torch.stack(lengths)),
-        trail.mean(0),
+        numpy_of(weights),
+        numpy_of(lengths),
+        weights.mean(0),
         rates,
     )
 

@@ -351,10 +351,12 @@ def train(
     begin = measure()
     one = torch.ones_like(begin[0])
     moments = {round(size.steps * i / WINDOWS) for i in range(1, WINDOWS + 1)}
-    times, excess, record = [0], [], [(one, begin[1] / begin[1], begin[2], one)]
+    # written in place, as in `common.train`
+    excess = torch.empty(*one.shape[:2], size.steps if method != "weighted" else 0).to(one)
+    times, record = [0], [(one, begin[1] / begin[1], begin[2], one)]
     for number in tqdm(range(size.steps), desc=label, leave=False):
         state, used, left = move(options, state, samples.batch(number))
-        excess.append(left)
+        excess[..., number : number + 1] = left
         if number + 1 in moments:
             out, known, length = measure()
             times.append(number + 1)
@@ -362,5 +364,5 @@ def train(
     tests, trains, lengths, used = (
         torch.stack(part)[:, index].double().cpu().numpy() for part in zip(*record, strict=True)
     )
-    left = torch.cat(excess, -1)[index].double().cpu().numpy()
+    left = excess[index].double().cpu().numpy()
     return Trace(lanes, np.array(times), tests, trains, lengths, used, left)
