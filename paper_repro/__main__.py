@@ -36,9 +36,15 @@ SLOW = (
     "cross_paper.auxiliaries",
     "pcgrad.training",
     "gradnorm.reach",
-    "mgda.counterexample",
-    "pcgrad.theorem1",
     "gradnorm.ten_tasks",
+    "pcgrad.theorem1",
+    "mgda.random_encoders",
+    "mgda.solvers",
+    "pcgrad.three_tasks",
+    "cagrad.convergence",
+    "cagrad.toy_cusps",
+    "mgda.adam",
+    "pcgrad.race",
 )
 """Questions that take longest: they begin first, so that none is waited for alone at the end."""
 

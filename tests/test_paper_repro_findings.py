@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import mtlfunc as mf
 from paper_repro.claims import LEDGER, PAPERS
@@ -186,6 +187,17 @@ def test_intervals_match_known_values() -> None:
     assert interval == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
     assert ratio_interval([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2.0, 2.0, 2.0))
     assert share_interval(0, 100) == pytest.approx((0.0, 0.0, 0.0370), abs=1e-4)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 7, 100, 4001])
+def test_wilsons_interval_is_that_of_scipy(draws: int) -> None:
+    for hits in {0, 1, draws // 2, draws - 1, draws}:
+        found, ours = (
+            binomtest(hits, draws).proportion_ci(0.95, "wilson"),
+            share_interval(hits, draws),
+        )
+        assert ours == pytest.approx((hits / draws, found.low, found.high), rel=1e-12)
+        assert (ours.low == 0, ours.high == 1) == (hits == 0, hits == draws)
 
 
 def test_clustered_shares_stay_possible_and_widen_with_clusters() -> None:

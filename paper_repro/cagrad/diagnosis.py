@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch.func import vmap
 from tqdm import tqdm
 
@@ -40,6 +39,8 @@ def hurt_pairs(draws: int) -> Hurt:
 
 def foretold(pairs: int, steps: int) -> dict[str, float]:
     """Rank correlation of the worst task's end, by descent on the mean, with the start."""
+    from scipy.stats import rankdata
+
     problem = quadratics(pairs, 2, 5, 160)
     eta, batch = 0.9 / problem.smoothness, (problem.matrix, problem.middle)
     matrix = problem.matrix.mean(1)
@@ -52,9 +53,9 @@ def foretold(pairs: int, steps: int) -> dict[str, float]:
     excess = (vmap(quadratic_losses)({"x": x}, batch) / first).amax(-1)  # each task alone reaches 0
     m = start.diagonal(dim1=-2, dim2=-1).sqrt()
     found = {"cosine": start[:, 0, 1] / m.prod(-1), "ratio of lengths": m.amin(-1) / m.amax(-1)}
-    ranks = stats.rankdata(excess.numpy())
+    ranks = rankdata(excess.numpy())
     return {
-        name: float(np.corrcoef(stats.rankdata(values.numpy()), ranks)[0, 1])
+        name: float(np.corrcoef(rankdata(values.numpy()), ranks)[0, 1])
         for name, values in found.items()
     }
 

@@ -16,6 +16,7 @@ import mtlfunc as mf
 
 from ..report.findings import Settings
 from ..report.parts import kept
+from ..report.regions import OPTIONS
 from .toy import (
     CODE,
     LR,
@@ -95,7 +96,8 @@ def cpp_compiler() -> str:
 def compiler_works(device: torch.device, cpp: str) -> bool:
     """Whether torch.compile finds its tools, by trying; a notice says why not."""
     try:
-        torch.compile(lambda x: 2 * x + 1)(torch.zeros(3, dtype=torch.float64, device=device))
+        example = torch.zeros(3, dtype=torch.float64, device=device)
+        torch.compile(lambda x: 2 * x + 1, options=OPTIONS)(example)
     except Exception as error:  # a missing compiler shows in many ways
         tqdm.write(
             "[the toy] torch.compile does not work here "

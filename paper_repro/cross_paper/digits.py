@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.func import vmap
 from tqdm import tqdm
@@ -52,6 +51,8 @@ class Batch(NamedTuple):
 
 
 def split(settings: Settings) -> Data:
+    from sklearn.datasets import load_digits
+
     pixels, digits = load_digits(return_X_y=True)
     images, labels = (torch.as_tensor(part, device=settings.device) for part in (pixels, digits))
     images = images.float() / 16

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -38,7 +37,9 @@ def shift(values: np.ndarray) -> int:
 
     The largest deviation of their cumulative sum.
     """
-    ranks = stats.rankdata(np.nan_to_num(values))
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.nan_to_num(values))
     count = len(values)
     size = np.arange(1, count)
     deviation = np.abs(np.cumsum(ranks - ranks.mean())[:-1]) / np.sqrt(size * (count - size))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import betaincinv, ndtri, stdtrit
 from torch import Tensor
 
 
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 def half_width(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """Half a 95 % t interval of the mean over `axis`, which holds n >= 2 values."""
     n = values.shape[axis]
-    return stats.t.ppf(0.975, n - 1) * values.std(axis, ddof=1) / np.sqrt(n)
+    return stdtrit(n - 1, 0.975) * values.std(axis, ddof=1) / np.sqrt(n)
 
 
 def mean_interval(values: ArrayLike | Tensor) -> Interval:
@@ -40,8 +40,12 @@ def ratio_interval(numerator: ArrayLike | Tensor, denominator: ArrayLike | Tenso
 
 def share_interval(hits: int, draws: int) -> Interval:
     """Wilson's interval of a share of independent draws."""
-    interval = stats.binomtest(hits, draws).proportion_ci(0.95, "wilson")
-    return Interval(hits / draws, float(interval.low), float(interval.high))
+    z = float(ndtri(0.975))
+    middle = (hits + z**2 / 2) / (draws + z**2)
+    half = z / (draws + z**2) * (hits * (draws - hits) / draws + z**2 / 4) ** 0.5
+    # at the ends it is 0 and 1, not what is left of rounding
+    low, high = middle - half if hits else 0.0, middle + half if hits < draws else 1.0
+    return Interval(hits / draws, low, high)
 
 
 def clustered_share(shares: ArrayLike | Tensor) -> Interval:
@@ -55,11 +59,11 @@ def clustered_share(shares: ArrayLike | Tensor) -> Interval:
     square = float(values.var(ddof=1)) / seeds  # of the mean's standard error
     count = float(seeds)
     if 0 < mean < 1 and square > 0:
-        few = (stats.t.ppf(0.975, 10**6) / stats.t.ppf(0.975, seeds - 1)) ** 2
+        few = (ndtri(0.975) / stdtrit(seeds - 1, 0.975)) ** 2
         count = max(count, few * mean * (1 - mean) / square)
     hits = mean * count
-    low = stats.beta.ppf(0.025, hits, count - hits + 1) if hits > 0 else 0.0
-    high = stats.beta.ppf(0.975, hits + 1, count - hits) if hits < count else 1.0
+    low = betaincinv(hits, count - hits + 1, 0.025) if hits > 0 else 0.0
+    high = betaincinv(hits + 1, count - hits, 0.975) if hits < count else 1.0
     return Interval(mean, float(low), float(high))
 
 

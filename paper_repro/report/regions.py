@@ -10,11 +10,15 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from mtlfunc.types import TrainState
 
-INLINED = 16
-"""Operations that the code generator copies to every user of a result rather than keep it. At its
-own 50 the formulas of two tasks grow so much that CAGrad's step takes twice as long to compile; at
-8 there are more loops, and it is slower by a third.
-"""
+OPTIONS = {
+    # Operations that the code generator copies to every user of a result rather than keep it. At
+    # its own 50 the formulas of two tasks grow so much that CAGrad's step takes twice as long to
+    # compile; at 8 there are more loops, and it is slower by a third.
+    "realize_opcount_threshold": 16,
+    # Vector instructions that the processor has are not tried out first, one program for each.
+    "cpp.vec_isa_ok": True,
+}
+"""Of the code generator, inductor."""
 
 
 Program = Callable[..., tuple[TrainState, Tensor]]
@@ -79,8 +83,7 @@ def compile_steps(
             values.append(x)
         return torch.stack(values, 1), *leaves
 
-    # "inductor" alone takes options
-    options: Any = {"realize_opcount_threshold": INLINED} if backend == "inductor" else None
+    options: Any = OPTIONS if backend == "inductor" else None  # which it alone takes
     program: Any = torch.compile(
         several, dynamic=False, fullgraph=True, backend=backend, options=options
     )
