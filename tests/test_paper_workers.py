@@ -299,6 +299,24 @@ def test_parts_are_kept_under_all_their_arguments(store: Path) -> None:
         squares(x, {"a": max.__call__ and (lambda: 0)}, TINY, sign=1)  # pyright: ignore
 
 
+def test_a_question_that_goes_on_counts_what_its_parts_took(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what another question computed for it, nor what this run did."""
+    x, clock = torch.arange(3.0), iter([5.0, 12.0, 20.0, 21.0])
+    monkeypatch.setattr(parts, "spent", lambda: next(clock))
+    monkeypatch.setattr(Store, "earlier", 0.0)
+    for question, sign in (("a", 1), ("b", 2)):
+        monkeypatch.setattr(Store, "question", question)
+        squares(x, {}, TINY, sign=sign)
+    assert Store.earlier == 0
+    squares.memory.clear()
+    monkeypatch.setattr(Store, "question", "a")
+    for sign in (1, 2, 1):
+        squares(x, {}, TINY, sign=sign)
+    assert Store.earlier == 7
+
+
 @pytest.mark.parametrize("damage", [b"", b"short", None])
 def test_damaged_parts_are_computed_again(
     damage: bytes | None, store: Path, capsys: pytest.CaptureFixture[str]

@@ -1,5 +1,8 @@
 """The runs that several of GradNorm's questions share: T = 2 and T = 10, each method's lanes."""
 
+import functools
+from collections.abc import Mapping, Sequence
+
 import torch
 
 import mtlfunc as mf
@@ -20,6 +23,7 @@ from .lanes import (
     TEN_ALPHAS,
     TWO_ALPHAS,
     Lane,
+    Method,
     Trace,
     size_of,
     train,
@@ -64,10 +68,14 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
     # the first of the ten scales, for what a larger T does by itself
     static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
     learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
-    return (
-        train("weighted", static, size, settings, "T = 2, static weights"),
-        train("gradnorm", learnt, size, settings, "T = 2, GradNorm"),
+    fixed_runs, learnt_runs = trained(
+        {
+            "T = 2, static weights": ("weighted", static),
+            "T = 2, GradNorm": ("gradnorm", learnt),
+        },
+        settings,
     )
+    return fixed_runs, learnt_runs
 
 
 def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
@@ -98,21 +106,37 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
     corrected = [
         Lane(f"GradNorm, {TEN_ALPHAS[-1]:g}", lr, TEN_ALPHAS[-1], scales=TEN) for lr in size.ten
     ]
-    return (
-        train("weighted", static, size, settings, "T = 10, static weights"),
-        train("gradnorm", learnt, size, settings, "T = 10, GradNorm"),
-        train("normalised", corrected, size, settings, "T = 10, normalised targets"),
+    fixed_runs, learnt_runs, corrected_runs = trained(
+        {
+            "T = 10, static weights": ("weighted", static),
+            "T = 10, GradNorm": ("gradnorm", learnt),
+            "T = 10, normalised targets": ("normalised", corrected),
+        },
+        settings,
     )
+    return fixed_runs, learnt_runs, corrected_runs
 
 
 def five_tasks(settings: Settings) -> tuple[Trace, Trace]:
     """Equal weights and GradNorm at the first five of the ten scales: once in a process."""
-    size = size_of(settings)
-    lanes = [Lane("of ten", lr, scales=TEN[:5]) for lr in size.ten]
-    return (
-        train("weighted", lanes, size, settings, "T = 5, equal weights"),
-        train("gradnorm", lanes, size, settings, "T = 5, GradNorm"),
+    lanes = [Lane("of ten", lr, scales=TEN[:5]) for lr in size_of(settings).ten]
+    equal_runs, learnt_runs = trained(
+        {"T = 5, equal weights": ("weighted", lanes), "T = 5, GradNorm": ("gradnorm", lanes)},
+        settings,
     )
+    return equal_runs, learnt_runs
+
+
+def trained(
+    programs: Mapping[str, tuple[Method, Sequence[Lane]]], settings: Settings
+) -> list[Trace]:
+    """Programs in their order, by their labels; workers that need the same share them out."""
+    size = size_of(settings)
+    calls = {
+        label: functools.partial(train.now, method, lanes, size, settings, label)
+        for label, (method, lanes) in programs.items()
+    }
+    return list(train.together(calls).values())
 
 
 def deviation_of(sharpness: float) -> float:

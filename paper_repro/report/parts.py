@@ -6,11 +6,12 @@ file: so another question, another worker and the next run after an interruption
 
 import functools
 import hashlib
+import os
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +30,23 @@ class Store:
 
     folder: Path | None = None
     draw: int = 0  # see `draws`
+    question: str = ""  # at work in this process
+    earlier: float = 0.0  # seconds that it took in earlier runs, for what it finds kept
     waits: Callable[[bool], object] = staticmethod(lambda waiting: None)
     """Called with True where nothing is left to do until another process is done, then False."""
+
+
+class Part(NamedTuple):
+    """What a file holds."""
+
+    question: str  # that computed it
+    seconds: float  # of processor time that it took
+    result: Any
+
+
+def spent() -> float:
+    """Seconds of processor time that this process has taken, with what compilers took."""
+    return sum(os.times()[:4])
 
 
 class Kept(Generic[P, R]):
@@ -62,7 +78,7 @@ class Kept(Generic[P, R]):
         try:
             while len(found) < len(calls):
                 count = len(found)
-                for name in calls.keys() - found.keys():
+                for name in [name for name in calls if name not in found]:
                     try:
                         found[name] = calls[name]()
                     except InUse:
@@ -84,17 +100,23 @@ class Kept(Generic[P, R]):
             self.memory[key] = self.function(*args, **kwargs)
             return self.memory[key]
         path = Store.folder / f"{self.function.__name__}-{key[:24]}"
+        computed = False
         if not path.exists():
             with reserved(path.with_suffix(".lock")):
                 if not path.exists():  # nor has another process just finished it
-                    _write(path, self.function(*args, **kwargs))
+                    begin, computed = spent(), True
+                    result = self.function(*args, **kwargs)
+                    _write(path, Part(Store.question, spent() - begin, result))
         try:
-            self.memory[key] = _read(path)
+            part = _read(path)
         except Exception as error:  # whatever pickle says of a damaged file
             tqdm.write(f"{path.name} is damaged ({error}) and computed again")
             path.unlink(missing_ok=True)
             return self.now(*args, **kwargs)
-        return self.memory[key]
+        if not computed and part.question == Store.question:
+            Store.earlier += part.seconds
+        self.memory[key] = part.result
+        return part.result
 
 
 def kept(function: Callable[P, R]) -> Kept[P, R]:
@@ -106,12 +128,12 @@ def kept(function: Callable[P, R]) -> Kept[P, R]:
     return Kept(function)
 
 
-def _write(path: Path, value: Any) -> None:
-    content = pickle.dumps(value)
+def _write(path: Path, part: Part) -> None:
+    content = pickle.dumps(part)
     write_whole(path, hashlib.sha256(content).digest() + content)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Part:
     raw = path.read_bytes()
     if hashlib.sha256(raw[32:]).digest() != raw[:32]:
         raise ValueError("not what was written")

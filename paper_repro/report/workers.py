@@ -24,7 +24,7 @@ from .display import Display, caught
 from .draws import redrawn
 from .figures import STYLE
 from .findings import Claim, Figure, Settings
-from .parts import Store
+from .parts import Store, spent
 from .results import Drawn, Results, draw
 from .verdicts import findings
 
@@ -236,7 +236,7 @@ def deaf() -> Iterator[None]:
 
 def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:
     """Run a question; `send` gets its findings one by one, and in the end that it is done."""
-    begin = sum(os.times()[:4])  # with what compilers take
+    Store.question, Store.earlier, begin = name, 0.0, spent()
     try:
         with (
             style.context(STYLE),
@@ -251,7 +251,7 @@ def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send
     except Exception:
         send("failed", traceback.format_exc())
     else:
-        send("done", sum(os.times()[:4]) - begin)
+        send("done", spent() - begin + Store.earlier)
 
 
 def _worker(
