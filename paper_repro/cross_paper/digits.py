@@ -128,16 +128,20 @@ def encode(params: mf.types.Params, x: Tensor) -> Tensor:
     return F.relu(linear(params, "trunk.1", F.relu(linear(params, "trunk.0", x))))
 
 
-def losses(params: mf.types.Params, batch: Batch) -> Tensor:
-    """Cross-entropy of the class and of the rotation in nats, mean squared error of a pixel."""
-    images, turned, plain = encode(
-        params, torch.cat([batch.images, batch.turned, batch.plain])
-    ).chunk(3)
-    entropies = (
-        F.cross_entropy(linear(params, "class", images), batch.labels),
-        F.cross_entropy(linear(params, "rotation", turned), batch.turns),
-    )
-    return torch.stack([*entropies, (linear(params, "image", plain) - batch.plain).square().mean()])
+def losses(params: mf.types.Params, batch: Batch) -> list[Tensor]:
+    """Cross-entropy of the class and of the rotation in nats, mean squared error of a pixel.
+
+    A scalar a task, from the task's own images, so that each is differentiated through these alone.
+    """
+
+    def outputs(head: str, images: Tensor) -> Tensor:
+        return linear(params, head, encode(params, images))
+
+    return [
+        F.cross_entropy(outputs("class", batch.images), batch.labels),
+        F.cross_entropy(outputs("rotation", batch.turned), batch.turns),
+        (outputs("image", batch.plain) - batch.plain).square().mean(),
+    ]
 
 
 def accuracy(params: mf.types.Params, images: Tensor, labels: Tensor) -> Tensor:
@@ -191,10 +195,12 @@ def train(
     )
 
     def method(lane: Lanes, lr: Tensor) -> mf.Step:
-        one = torch.ones_like(lane.scale)
-        scales = torch.stack([one, one, lane.scale])
+        def scaled(params: mf.types.Params, batch: Batch) -> list[Tensor]:
+            entropy, rotation, error = losses(params, batch)
+            return [entropy, rotation, lane.scale * error]
+
         return mf.descend(
-            lambda params, batch: scales * losses(params, batch),
+            scaled,
             rule_of(lane.hyper),
             mf.adam(lr),
             mf.jacobian("trunk.*"),
@@ -230,7 +236,11 @@ def train(
             best = {name: leaf[rows, choices, seeds] for name, leaf in state.params.items()}
             curve.append(vmap(vmap(accuracy), (0, None, None))(best, *data.test).cpu())
     test = batch_of(Data(data.test, data.test[0], data.test, data.test), steps, 4 * BATCH)
-    held_out = vmap(vmap(losses), (0, None))(best, test).double().cpu()
+    held_out = (
+        vmap(vmap(lambda params, batch: torch.stack(losses(params, batch))), (0, None))(best, test)
+        .double()
+        .cpu()
+    )
     every, curves = (torch.stack(weights), torch.stack(cosines)), torch.stack(curve)
     runs = []
     for i, choice in enumerate(choices):

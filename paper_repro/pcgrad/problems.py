@@ -6,6 +6,7 @@ values and exact policy gradients. Both are trained on the sum of the losses."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ def regression_batch(key: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+@functools.cache
 def moves() -> Tensor:
     """Transition probabilities `[action, state, state]` of a grid with walls around it.
 
