@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.figures import METHOD_COLOURS, axes, band, plain_ticks
+from ..report.figures import METHOD_COLOURS, axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge
 from ..report.intervals import clustered_share, mean_interval, named, ratio_interval
@@ -78,8 +78,7 @@ def over_c(settings: Settings) -> Figure:
         middle = [x.mean for x in values]
         panel.errorbar(along, middle, bars, fmt=look[1], color=look[0], label=label, capsize=3)
     panels[0].set(ylabel="accuracy of the main task", ylim=(0, 1))
-    panels[1].set(ylabel="test loss over equal weights'", yscale="log")
-    plain_ticks(panels[1].yaxis)
+    panels[1].set(ylabel="test loss over equal weights'")
     panels[1].legend()
     for panel in panels:
         panel.set(xlabel="c (leftmost: 0, equal weights)", xscale="log")

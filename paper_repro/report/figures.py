@@ -21,7 +21,7 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 _INDEX = "[A-Za-z0-9α-ωΑ-Ω]+"
 INDEXED = re.compile(
     # a letter, or one of few words, with an index, a power or both; no part of a code's name
-    rf"(?<![^\W\d_])((?:[^\W\d_]|∇|max|min|target)\u0304?)(?:_({_INDEX}))?(?:\^([-−+]?{_INDEX}))?"
+    rf"(?<![^\W\d_])((?:[^\W\d_]|∇|max|min|target)[\u0303\u0304]?)(?:_({_INDEX}))?(?:\^([-−+]?{_INDEX}))?"
     r"(?![A-Za-z_^])"
 )
 METHOD_COLOURS = {
