@@ -156,7 +156,8 @@ def reproduce(
                 shutil.rmtree(run.parts)
         except KeyboardInterrupt as stop:
             print(f"\ninterrupted {interrupted(run, only)} {out};", file=sys.stderr)
-            print("the same command goes on from there", file=sys.stderr)
+            again = "the same command without --fresh" if fresh else "the same command"
+            print(f"{again} goes on from there", file=sys.stderr)
             return 143 if isinstance(stop, Terminated) else 130
         finally:
             text = page(results, modules, keys, single_file=single_file)

@@ -43,7 +43,8 @@ def misplaced(canvas: Canvas) -> list[str]:
         if legend is not None and legend.get_window_extent().y0 < box.y1 - 1:
             found.append("a legend over its panel")
         if panel.name != "3d":
-            for text, across in ((panel.xaxis.label, "width"), (panel.yaxis.label, "height")):
+            across_it = [(text, "width") for text in (panel.xaxis.label, *titles(panel))]
+            for text, across in (*across_it, (panel.yaxis.label, "height")):
                 if getattr(text.get_window_extent(), across) > getattr(box, across) + 2:
                     found.append(f"longer than its panel: {text.get_text()}")
     for text in canvas.findobj(Text):

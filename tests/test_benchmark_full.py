@@ -6,7 +6,10 @@ import pytest
 
 from docs import results
 from experiments.benchmarks import full
-from paper_repro.__main__ import reproductions
+from paper_repro.__main__ import configuration_of, reproductions
+from paper_repro.claims import LEDGER
+from paper_repro.report.findings import Settings
+from paper_repro.report.results import _blank
 
 QUICK = "gradnorm.definitions"
 
@@ -113,9 +116,23 @@ def test_no_line_tells_what_grows_with_the_square(files, capsys) -> None:
 
 def test_a_run_of_another_version_is_named(files) -> None:
     full.RUN.write_text(json.dumps({QUICK: {"key": "", "claims": [], "figures": []}}))
-    with pytest.raises(SystemExit, match=r"another version.*move it away"):
+    with pytest.raises(SystemExit, match=r"another version.*move them away"):
         full.finished()
 
 
 def test_the_times_that_are_kept_can_be_read() -> None:
+    """And make the table of docs/benchmarks.md."""
     assert full.read_times().keys() <= reproductions().keys()
+    full.described()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"seeds": 2}, {"full": False}, {"draw": 1}, {"shrink": 0.5}]
+)
+def test_a_run_of_other_settings_is_no_run(changes, files) -> None:
+    settings = Settings(full=True)._replace(**changes)
+    found = {"verdict": "holds", "configuration": configuration_of(settings)}
+    rows = [_blank(LEDGER["GN-03"]) | found, _blank(LEDGER["GN-21"])]
+    full.RUN.write_text(json.dumps({QUICK: RUN}))
+    full.RUN.with_name("claims.json").write_text(json.dumps(rows))
+    assert list(full.finished()) == ([] if changes else [QUICK])

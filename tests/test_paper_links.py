@@ -92,17 +92,19 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
         digits.Batch(*(leaf[seed] for leaf in digits.batch_of(data, i))) for i in range(steps)
     ]
     scales = torch.tensor([1.0, 1.0, 64.0])
+
+    def scaled(params: mf.types.Params, batch: digits.Batch) -> torch.Tensor:
+        return scales * torch.stack(digits.losses(params, batch))
+
     step = mf.descend(
-        lambda params, batch: scales * digits.losses(params, batch),
+        scaled,
         mf.cagrad(c=0.4),
         mf.adam(1e-2),
         mf.jacobian("trunk.*"),
     )
     state = step.init(digits.network(mf.random.fold_in(mf.random.key(seed), 2)), batches[0])
     for i, batch in enumerate(batches):
-        rows = mf.task_gradients(
-            lambda params, batch: scales * digits.losses(params, batch), state.params, batch
-        )[1]
+        rows = mf.task_gradients(scaled, state.params, batch)[1]
         flat = torch.cat(
             [row.flatten(1) for name, row in rows.items() if name.startswith("trunk.")], 1
         ).double()

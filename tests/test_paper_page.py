@@ -198,8 +198,8 @@ def test_indices_are_typeset(raw: str, on_page: str, drawn: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 3])
-@pytest.mark.parametrize("entries", [1, 6])
-def test_text_is_fitted_whatever_its_length(columns: int, entries: int) -> None:
+@pytest.mark.parametrize(("entries", "aspect"), [(1, "auto"), (6, "auto"), (1, "equal")])
+def test_text_is_fitted_whatever_its_length(columns: int, entries: int, aspect: Any) -> None:
     canvas = Canvas(figsize=(4 * columns, 5), layout="constrained")
     for i in range(columns):
         panel = canvas.add_subplot(1, columns, i + 1)
@@ -209,6 +209,7 @@ def test_text_is_fitted_whatever_its_length(columns: int, entries: int) -> None:
             xlabel="a label that goes on for much longer than its panel is wide, in units of L_i",
             ylabel="another one that is longer than its panel is high, of θ^MT " * 2,
             title="a title, and no short one, either, for a panel of this width",
+            aspect=aspect,
         )
         panel.legend(loc="center")
     fit(canvas)

@@ -5,16 +5,15 @@
 A question that came to its end in paper_repro/out/full left its processor time there, which is
 taken over. One that never did is estimated from its first percents: it runs with two shares of its
 steps and draws, and what these cost is continued along a line. What several questions share counts
-for the first of them. An estimate is rough: a run of few steps is measured at every one of them,
-which makes it too high, and few draws cost little more than fewer, which makes it too low. All of
-it takes hours, so full_times.json beside this file keeps what was found, each with its day; a run
-stands for an estimate, and a later one for an earlier one.
+for whichever computed it. An estimate is rough: a run of few steps is measured at every one of
+them, which makes it too high, and few draws cost little more than fewer, which makes it too low.
+All of it takes hours, so full_times.json beside this file keeps what was found, each with its day;
+a run stands for an estimate, and a later one for an earlier one.
 """
 
 import argparse
 import datetime
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -27,9 +26,10 @@ from tqdm import tqdm
 from experiments.benchmarks.record import settings
 from experiments.common.pool import prepare
 from mtlfunc.core.files import write_whole
-from paper_repro.__main__ import reproductions, selected
+from paper_repro.__main__ import configuration_of, reproductions, selected
 from paper_repro.report.findings import Settings
-from paper_repro.report.results import Unreadable, read_runs
+from paper_repro.report.parts import spent
+from paper_repro.report.results import Unreadable, read_claims, read_runs
 
 SHARES = (0.01, 0.02)
 RUN = Path(__file__).parents[2] / "paper_repro" / "out" / "full" / "runs.json"
@@ -61,13 +61,13 @@ class Time(NamedTuple):
 def seconds_of(job: Job) -> float:
     """Processor time of a question in this process, its compilers' included."""
     module = import_module(f"paper_repro.{job.question}")
-    begin = sum(os.times()[:4])
+    begin = spent()
     for _ in module.run(Settings(full=True, shrink=job.share)):
         pass
-    return sum(os.times()[:4]) - begin
+    return spent() - begin
 
 
-def spent(questions: Sequence[str], share: float) -> Iterator[float]:
+def costs(questions: Sequence[str], share: float) -> Iterator[float]:
     """Processor time of each, all in one process."""
     with ProcessPoolExecutor(1, get_context("spawn"), prepare) as apart:
         for name in tqdm(questions, desc=f"{share:.1%} of every question"):
@@ -77,8 +77,8 @@ def spent(questions: Sequence[str], share: float) -> Iterator[float]:
 def estimated(questions: Sequence[str]) -> Iterator[tuple[str, float]]:
     """Every question, and how long all of it takes."""
     first, second = SHARES
-    few = list(spent(questions, first))
-    for name, less, more in zip(questions, few, spent(questions, second), strict=True):
+    few = list(costs(questions, first))
+    for name, less, more in zip(questions, few, costs(questions, second), strict=True):
         slope = max(more - less, 0.0) / (second - first)
         yield name, more + slope * (1 - second)
 
@@ -114,19 +114,32 @@ def here() -> str:
 
 
 def finished() -> dict[str, Time]:
-    """Times of the questions that a run with `--full` has answered here.
+    """Times of the questions that a run with `--full` has answered here, and with nothing else.
 
     Raises:
-        SystemExit: where the run's file is damaged, or of another version.
+        SystemExit: where the run's files are damaged, or of another version.
     """
+    names, usual = list(reproductions()), configuration_of(Settings(full=True))
     try:
-        runs = read_runs(RUN, reproductions())
+        runs, rows = read_runs(RUN, names), read_claims(RUN.with_name("claims.json"), names)
     except Unreadable as error:
-        raise SystemExit(f"{RUN} {error}; move it away") from error
+        raise SystemExit(f"{RUN} or claims.json beside it {error}; move them away") from error
     if not runs:
         return {}
     day = datetime.date.fromtimestamp(RUN.stat().st_mtime).isoformat()
-    return {name: Time(round(run["seconds"], 1), True, day, here()) for name, run in runs.items()}
+    others = {
+        row["module"]
+        for row in rows
+        if any(
+            row["configuration"].get(name) != usual.get(name)
+            for name in ("seeds", "sizes", "device", "budget", "draw")
+        )
+    }
+    return {
+        name: Time(round(run["seconds"], 1), True, day, here())
+        for name, run in runs.items()
+        if name not in others
+    }
 
 
 def described() -> tuple[str, str]:
@@ -140,7 +153,7 @@ def described() -> tuple[str, str]:
         question ({"; ".join(sorted({time.machine for time in times.values()}))}).
         {sum(time.run for time in times.values())} of {every} were run to their end, one thread
         each; the others are estimated, roughly, from {shares} of their steps and draws.
-        What several questions share counts for the first of them alone."""
+        What several questions share counts for whichever computed it."""
     if missing:
         line += f" Not timed: {', '.join(f'`{name}`' for name in missing)}."
     lines = [
@@ -175,7 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     times, day, machine = read_times(), datetime.date.today().isoformat(), here()
     for name, time in finished().items():
-        if name not in times or not times[name].run or times[name].day <= time.day:
+        known = times.get(name)
+        # the file's day is that of its last question: what it held before keeps its own
+        if known is None or not known.run or known.seconds != time.seconds:
             times[name] = time
     keep(times)
     chosen = [name for name in chosen if name not in SQUARE]

@@ -25,7 +25,7 @@ def run(settings: Settings) -> Findings:
         settings.count(4000 if settings.full else 300),
         settings.count(1000 if settings.full else 100),
     )
-    few = max(1, draws // 3)  # of them are trained, for the figure alone
+    few = max(1, draws // 3)  # of them are trained
     cells: dict[str, dict[Study, Geometry]] = {
         "at initialisation": {},
         f"after {count} steps on the mean loss": {},

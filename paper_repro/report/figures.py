@@ -102,19 +102,17 @@ def fit(canvas: Canvas) -> None:
     panel would run into its neighbour or off the canvas: it is broken into lines. What is drawn
     afterwards stays where it was laid out.
     """
-    layout = canvas.get_layout_engine()
-    assert layout is not None
     for text in canvas.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(typeset(text.get_text()))
-    layout.execute(canvas)
+    _lay_out(canvas)
     for panel in canvas.axes:
         if panel.get_legend() is not None:
             _above(panel)
     _raise_titles(canvas)
     changed = True
     while changed:  # lines that are added leave the panels smaller
-        layout.execute(canvas)
+        _lay_out(canvas)
         changed = False
         for panel in canvas.axes:
             if panel.name == "3d":
@@ -125,6 +123,16 @@ def fit(canvas: Canvas) -> None:
             for text in titles(panel):
                 changed |= _wrap(text, box.width)
     canvas.set_layout_engine("none")
+
+
+def _lay_out(canvas: Canvas) -> None:
+    """Panels where they will be drawn, at a fraction of what drawing takes."""
+    layout = canvas.get_layout_engine()
+    if layout is not None:
+        layout.execute(canvas)
+    for panel in canvas.axes:  # one with equal axes is smaller than its place
+        place: Any = panel.get_axes_locator()
+        panel.apply_aspect(place(panel, None) if place else None)
 
 
 def titles(panel: Axes) -> list[Text]:

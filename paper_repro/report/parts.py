@@ -11,7 +11,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Store:
     draw: int = 0  # see `draws`
     question: str = ""  # at work in this process
     earlier: float = 0.0  # seconds that it took in earlier runs, for what it finds kept
+    counted: ClassVar[set[str]] = set()  # keys of what is in its time already
     waits: Callable[[bool], object] = staticmethod(lambda waiting: None)
     """Called with True where nothing is left to do until another process is done, then False."""
 
@@ -60,7 +61,7 @@ class Kept(Generic[P, R]):
         self.base = digest(
             sorted(sources(file)), base(), function.__module__, function.__qualname__
         )
-        self.memory: dict[str, R] = {}
+        self.memory: dict[str, Part] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.together({"": functools.partial(self.now, *args, **kwargs)})[""]
@@ -94,36 +95,43 @@ class Kept(Generic[P, R]):
     def now(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, kept or computed. Raises InUse while another process computes it."""
         key = digest([], self.base, f"draw {Store.draw}", *_texts((args, kwargs)))
-        if key in self.memory:
-            return self.memory[key]
+        if key not in self.memory:
+            self.memory[key] = self._part(key, functools.partial(self.function, *args, **kwargs))
+        part = self.memory[key]
+        if part.question == Store.question and key not in Store.counted:
+            Store.counted.add(key)
+            Store.earlier += part.seconds
+        return part.result
+
+    def _part(self, key: str, function: Callable[[], R]) -> Part:
+        """From its file, or computed."""
+
+        def compute() -> Part:
+            begin = spent()
+            result = function()
+            Store.counted.add(key)
+            return Part(Store.question, spent() - begin, result)
+
         if Store.folder is None:
-            self.memory[key] = self.function(*args, **kwargs)
-            return self.memory[key]
+            return compute()
         path = Store.folder / f"{self.function.__name__}-{key[:24]}"
-        computed = False
         if not path.exists():
             with reserved(path.with_suffix(".lock")):
                 if not path.exists():  # nor has another process just finished it
-                    begin, computed = spent(), True
-                    result = self.function(*args, **kwargs)
-                    _write(path, Part(Store.question, spent() - begin, result))
+                    _write(path, compute())
         try:
-            part = _read(path)
+            return _read(path)
         except Exception as error:  # whatever pickle says of a damaged file
             tqdm.write(f"{path.name} is damaged ({error}) and computed again")
             path.unlink(missing_ok=True)
-            return self.now(*args, **kwargs)
-        if not computed and part.question == Store.question:
-            Store.earlier += part.seconds
-        self.memory[key] = part.result
-        return part.result
+            return self._part(key, function)
 
 
 def kept(function: Callable[P, R]) -> Kept[P, R]:
     """A function of settings, numbers, texts and tensors whose results are kept.
 
     The key is of the arguments, the function's source and all that it imports, the package and the
-    versions of the libraries.
+    versions of the libraries. It calls no other such function: what that took would count twice.
     """
     return Kept(function)
 

@@ -15,7 +15,8 @@ OPTIONS = {
     # its own 50 the formulas of two tasks grow so much that CAGrad's step takes twice as long to
     # compile; at 8 there are more loops, and it is slower by a third.
     "realize_opcount_threshold": 16,
-    # Vector instructions that the processor has are not tried out first, one program for each.
+    # Vector instructions that the processor has are not tried out first, one program for each:
+    # whatever compiles torch's headers knows them.
     "cpp.vec_isa_ok": True,
 }
 """Of the code generator, inductor."""

@@ -53,7 +53,8 @@ def draw(folder: Path, module: str, figure: Figure) -> Drawn:
     # The caption rides in the PNG, so that a later run of another module can rebuild the page.
     text = {"Title": figure.name, "Description": figure.caption}
     fit(figure.canvas)
-    # savefig would draw each of them twice, once for a layout that is there
+    # savefig would draw each of them twice, once for a layout that is there; PNG first, as the
+    # other leaves the canvas at its own number of dots an inch
     pixels, lines = FigureCanvasAgg(figure.canvas), FigureCanvasSVG(figure.canvas)
     for form, write in {
         "png": lambda file: pixels.print_png(file, metadata=text),

@@ -237,6 +237,7 @@ def deaf() -> Iterator[None]:
 def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:
     """Run a question; `send` gets its findings one by one, and in the end that it is done."""
     Store.question, Store.earlier, begin = name, 0.0, spent()
+    Store.counted.clear()
     try:
         with (
             style.context(STYLE),
