@@ -1,11 +1,16 @@
 """Processes that work: memory that is freed stays theirs."""
 
 import ctypes
+import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from experiments.common import pool
 
 PROGRAM = """
 import resource, sys
@@ -53,6 +58,26 @@ glibc = pytest.mark.skipif(
 def told(program: str, argument: str) -> float:
     command = [sys.executable, "-c", program, argument]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+class Cleared:
+    """Asks for an end while Python clears it away, which drops what is raised there."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_no_signal_is_lost() -> None:
+    before = sys.unraisablehook
+
+    def work() -> None:
+        with pool.terminable():
+            Cleared()
+            time.sleep(60)
+
+    with pytest.raises(pool.Terminated):
+        work()
+    assert sys.unraisablehook is before
 
 
 @glibc

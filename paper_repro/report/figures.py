@@ -21,7 +21,8 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 _INDEX = "[A-Za-z0-9α-ωΑ-Ω]+"
 INDEXED = re.compile(
     # a letter, or one of few words, with an index, a power or both; no part of a code's name
-    rf"(?<![^\W\d_])((?:[^\W\d_]|∇|max|min|target)[\u0303\u0304]?)(?:_({_INDEX}))?(?:\^([-−+]?{_INDEX}))?"
+    r"(?<![^\W\d_])((?:[^\W\d_]|∇|max|min|target)[\u0303\u0304]?)"
+    rf"(?:_({_INDEX}))?(?:\^([-−+]?{_INDEX}))?"
     r"(?![A-Za-z_^])"
 )
 METHOD_COLOURS = {
@@ -105,15 +106,15 @@ def fit(canvas: Canvas) -> None:
     for text in canvas.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(typeset(text.get_text()))
-    _lay_out(canvas)
-    for panel in canvas.axes:
-        if panel.get_legend() is not None:
-            _above(panel)
-    _raise_titles(canvas)
-    changed = True
+    first = changed = True
     while changed:  # lines that are added leave the panels smaller
         _lay_out(canvas)
         changed = False
+        for panel in canvas.axes:
+            if panel.get_legend() is not None:
+                changed |= _above(panel, anew=first)
+        _raise_titles(canvas)
+        first = False
         for panel in canvas.axes:
             if panel.name == "3d":
                 continue
@@ -159,11 +160,22 @@ def _formula(found: re.Match[str]) -> str:
     return f"${names[0]}{shown}$"
 
 
-def _above(panel: Axes) -> None:
-    """A panel's legend above it, in as many columns as are no wider than the panel."""
+def _above(panel: Axes, *, anew: bool) -> bool:
+    """A panel's legend above it, in as many columns as are no wider than the panel.
+
+    Args:
+        panel: with a legend.
+        anew: whether to place one that is no wider.
+
+    Returns:
+        Whether it is another one: narrower than before, unless it was placed anew.
+    """
     found = panel.get_legend()
     assert found is not None
-    labels = [text.get_text() for text in found.get_texts()]
+    before, room = found.get_window_extent().width, panel.get_window_extent().width
+    if not anew and before <= room:
+        return False
+    labels = [text.get_text().replace("\n", " ") for text in found.get_texts()]
     # what the legend draws for a bar with its ends is less than the bar itself
     drawn, names = panel.get_legend_handles_labels()
     handles = (
@@ -171,9 +183,8 @@ def _above(panel: Axes) -> None:
         if [typeset(name) for name in names] == labels
         else [x for x in found.legend_handles if x]
     )
-    title, room = found.get_title().get_text() or None, panel.get_window_extent().width
     look = {
-        "title": title,
+        "title": found.get_title().get_text() or None,
         "markerscale": found.markerscale,
         "fontsize": found.get_texts()[0].get_fontsize(),
     }
@@ -189,6 +200,7 @@ def _above(panel: Axes) -> None:
         columns -= 1
     for text in placed.get_texts():
         _wrap(text, text.get_window_extent().width - max(0.0, excess))
+    return anew or placed.get_window_extent().width < before - 1
 
 
 def _wrap(text: Text, room: float, *, upright: bool = False) -> bool:
