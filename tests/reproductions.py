@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from paper_repro.__main__ import reproductions
 from paper_repro.claims import ROWS
-from paper_repro.report.figures import STYLE, fit, titles
+from paper_repro.report.figures import STYLE, fit, place_of, room_above, titles
 from paper_repro.report.findings import Claim, Figure, Finding, Settings
 from paper_repro.report.verdicts import findings as findings_under
 
@@ -43,8 +43,11 @@ def misplaced(canvas: Canvas) -> list[str]:
         if legend is not None and legend.get_window_extent().y0 < box.y1 - 1:
             found.append("a legend over its panel")
         if panel.name != "3d":
-            across_it = [(text, "width") for text in (panel.xaxis.label, *titles(panel))]
-            for text, across in (*across_it, (panel.yaxis.label, "height")):
+            for text in titles(panel):
+                if text.get_window_extent().width > room_above(panel) + 2:
+                    found.append(f"longer than its panel: {text.get_text()}")
+            box = place_of(panel)
+            for text, across in ((panel.xaxis.label, "width"), (panel.yaxis.label, "height")):
                 if getattr(text.get_window_extent(), across) > getattr(box, across) + 2:
                     found.append(f"longer than its panel: {text.get_text()}")
     for text in canvas.findobj(Text):

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
+from matplotlib.transforms import BboxBase
 from numpy.typing import ArrayLike
 
 from .intervals import Interval, half_width
@@ -118,11 +119,11 @@ def fit(canvas: Canvas) -> None:
         for panel in canvas.axes:
             if panel.name == "3d":
                 continue
-            box = panel.get_window_extent()
+            box = place_of(panel)
             changed |= _wrap(panel.xaxis.label, box.width)
             changed |= _wrap(panel.yaxis.label, box.height, upright=True)
             for text in titles(panel):
-                changed |= _wrap(text, box.width)
+                changed |= _wrap(text, room_above(panel))
     canvas.set_layout_engine("none")
 
 
@@ -131,9 +132,22 @@ def _lay_out(canvas: Canvas) -> None:
     layout = canvas.get_layout_engine()
     if layout is not None:
         layout.execute(canvas)
-    for panel in canvas.axes:  # one with equal axes is smaller than its place
-        place: Any = panel.get_axes_locator()
-        panel.apply_aspect(place(panel, None) if place else None)
+    for panel in canvas.axes:
+        locator: Any = panel.get_axes_locator()
+        panel.apply_aspect(locator(panel, None) if locator else None)
+
+
+def place_of(panel: Axes) -> BboxBase:
+    """What the layout gave a panel, in pixels; one with equal axes is smaller, in its middle."""
+    if panel.get_axes_locator() is not None:  # a colour bar
+        return panel.get_window_extent()
+    assert panel.figure is not None
+    return panel.get_position(original=True).transformed(panel.figure.transSubfigure)
+
+
+def room_above(panel: Axes) -> float:
+    """Pixels between a panel's left edge, where title and legend begin, and its place's right."""
+    return place_of(panel).x1 - panel.get_window_extent().x0
 
 
 def titles(panel: Axes) -> list[Text]:
@@ -161,7 +175,7 @@ def _formula(found: re.Match[str]) -> str:
 
 
 def _above(panel: Axes, *, anew: bool) -> bool:
-    """A panel's legend above it, in as many columns as are no wider than the panel.
+    """A panel's legend above it, in as many columns as there is room for.
 
     Args:
         panel: with a legend.
@@ -172,7 +186,7 @@ def _above(panel: Axes, *, anew: bool) -> bool:
     """
     found = panel.get_legend()
     assert found is not None
-    before, room = found.get_window_extent().width, panel.get_window_extent().width
+    before, room = found.get_window_extent().width, room_above(panel)
     if not anew and before <= room:
         return False
     labels = [text.get_text().replace("\n", " ") for text in found.get_texts()]
