@@ -46,7 +46,10 @@ for _ in range(200):
     del gap
     pins.append(torch.ones(300))  # lies where the gap was
     last = following
-time.sleep(1)
+for _ in range(100 if pool.RETURNED < 1 else 1):
+    if resident() - before < 200:
+        break
+    time.sleep(0.2)
 print(resident() - before)
 """
 

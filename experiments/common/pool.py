@@ -144,7 +144,8 @@ def keep_memory() -> None:
     except (AttributeError, TypeError):  # another C library; Windows, where None is no library
         return
     mmap_threshold, trim_threshold = -3, -1  # as malloc.h has them
-    mallopt(mmap_threshold, 2**31 - 1) or mallopt(mmap_threshold, 2**25)  # before 2.35
+    if not mallopt(mmap_threshold, 2**31 - 1):  # before 2.35
+        mallopt(mmap_threshold, 2**25)
     mallopt(trim_threshold, -1)  # never
 
     def hand_back() -> None:
