@@ -39,13 +39,11 @@ def resident():  # MiB
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 before, pins = resident(), []
-last = torch.ones(2**20)  # 4 MiB
 for _ in range(200):
-    gap = torch.ones(2**20)
+    gap = torch.ones(2**20)  # 4 MiB
     following = torch.ones(2**20)
     del gap
     pins.append(torch.ones(300))  # lies where the gap was
-    last = following
 for _ in range(100 if pool.RETURNED < 1 else 1):
     if resident() - before < 200:
         break
@@ -85,7 +83,7 @@ def test_no_signal_is_lost() -> None:
 
 @glibc
 @pytest.mark.skipif(
-    tuple(map(int, platform.libc_ver()[1].split(".")[:2] or (0,))) < (2, 35),
+    [int(part) for part in platform.libc_ver()[1].split(".") if part] < [2, 35],
     reason="an older glibc keeps blocks of at most 32 MiB",
 )
 def test_freed_memory_is_used_again() -> None:

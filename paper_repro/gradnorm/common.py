@@ -214,7 +214,8 @@ def train(
     # Written in place: small tensors that stay, one a step, would be put where large ones were
     # freed, and those would never find room again.
     weights = torch.empty(count, *variants.weights.shape, device=device)
-    lengths = weights[..., : len(problem.scales) if method == "gradnorm" else 0].clone()
+    measured = len(problem.scales) if method == "gradnorm" else 0
+    lengths = weights.new_empty(*weights.shape[:-1], measured)
     for step in tqdm(range(count), desc=label, leave=False):
         state, info = advance(
             *per_variant,

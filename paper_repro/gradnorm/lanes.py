@@ -352,7 +352,7 @@ def train(
     one = torch.ones_like(begin[0])
     moments = {round(size.steps * i / WINDOWS) for i in range(1, WINDOWS + 1)}
     # written in place, as in `common.train`
-    excess = torch.empty(*one.shape[:2], size.steps if method != "weighted" else 0).to(one)
+    excess = one.new_empty(*one.shape[:2], size.steps if method != "weighted" else 0)
     times, record = [0], [(one, begin[1] / begin[1], begin[2], one)]
     for number in tqdm(range(size.steps), desc=label, leave=False):
         state, used, left = move(options, state, samples.batch(number))

@@ -40,12 +40,10 @@ def ratio_interval(numerator: ArrayLike | Tensor, denominator: ArrayLike | Tenso
 
 def share_interval(hits: int, draws: int) -> Interval:
     """Wilson's interval of a share of independent draws."""
-    z = float(ndtri(0.975))
-    middle = (hits + z**2 / 2) / (draws + z**2)
-    half = z / (draws + z**2) * (hits * (draws - hits) / draws + z**2 / 4) ** 0.5
-    # at the ends it is 0 and 1, not what is left of rounding
-    low, high = middle - half if hits else 0.0, middle + half if hits < draws else 1.0
-    return Interval(hits / draws, low, high)
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, draws).proportion_ci(0.95, "wilson")
+    return Interval(hits / draws, float(interval.low), float(interval.high))
 
 
 def clustered_share(shares: ArrayLike | Tensor) -> Interval:

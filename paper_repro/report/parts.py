@@ -31,8 +31,8 @@ class Store:
     folder: Path | None = None
     draw: int = 0  # see `draws`
     question: str = ""  # at work in this process
-    earlier: float = 0.0  # seconds that it took in earlier runs, for what it finds kept
-    counted: ClassVar[set[str]] = set()  # keys of what is in its time already
+    # what it computed: by key, seconds that it took in an earlier run
+    earlier: ClassVar[dict[str, float]] = {}
     waits: Callable[[bool], object] = staticmethod(lambda waiting: None)
     """Called with True where nothing is left to do until another process is done, then False."""
 
@@ -98,9 +98,8 @@ class Kept(Generic[P, R]):
         if key not in self.memory:
             self.memory[key] = self._part(key, functools.partial(self.function, *args, **kwargs))
         part = self.memory[key]
-        if part.question == Store.question and key not in Store.counted:
-            Store.counted.add(key)
-            Store.earlier += part.seconds
+        if part.question == Store.question:
+            Store.earlier.setdefault(key, part.seconds)
         return part.result
 
     def _part(self, key: str, function: Callable[[], R]) -> Part:
@@ -109,7 +108,7 @@ class Kept(Generic[P, R]):
         def compute() -> Part:
             begin = spent()
             result = function()
-            Store.counted.add(key)
+            Store.earlier[key] = 0.0
             return Part(Store.question, spent() - begin, result)
 
         if Store.folder is None:

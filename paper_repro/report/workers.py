@@ -236,8 +236,7 @@ def deaf() -> Iterator[None]:
 
 def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:
     """Run a question; `send` gets its findings one by one, and in the end that it is done."""
-    Store.question, Store.earlier, begin = name, 0.0, spent()
-    Store.counted.clear()
+    Store.question, Store.earlier, begin = name, {}, spent()
     try:
         with (
             style.context(STYLE),
@@ -252,7 +251,7 @@ def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send
     except Exception:
         send("failed", traceback.format_exc())
     else:
-        send("done", spent() - begin + Store.earlier)
+        send("done", spent() - begin + sum(Store.earlier.values()))
 
 
 def _worker(
