@@ -123,12 +123,9 @@ def test_intervals_win_lose_and_stay_open(identifier):
         found: Numbers = {"steps on the landscape": 1e6}
         for one in decision.sides:
             sign = side * (1 if one.relation == ">" else -1)
-            bounds = [one.bound, one.bound if one.refuted is None else one.refuted]
-            away = [bound + 0.2 * sign for bound in bounds]
-            low, high = min(away) - 0.1, max(away) + 0.1
-            if side == 0:
-                low, high = min(bounds) - 1, max(bounds) + 1
-            found |= interval(spelled(one.name), low, high)
+            half = 0.1 if side else 1
+            middle = one.bound + 0.11 * sign
+            found |= interval(spelled(one.name), middle - half, middle + half)
         return found
 
     assert decision.judge(numbers(1)) == "holds"

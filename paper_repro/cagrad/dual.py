@@ -7,6 +7,7 @@ import torch
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import cagrad, gram, rows_of, unit_of
 from .decisions import claim
@@ -22,13 +23,13 @@ def run(settings: Settings) -> Findings:
         for c in (0.1, 0.4, 0.8, 1.0, 3.0):
             found = cagrad(g, c)
             d, g0 = torch.einsum("dt,dtp->dp", found.weights, rows), rows.mean(1)
-            gap = max(gap, float((found.gap / (scale * d.norm(dim=-1))).max()))
-            tight = max(
+            gap = largest(gap, float((found.gap / (scale * d.norm(dim=-1))).max()))
+            tight = largest(
                 tight, float(((d - g0).norm(dim=-1) / (c * g0.norm(dim=-1)) - 1).abs().max())
             )
             for i in range(2):
                 other = mf.solvers.cvx()(mf.solvers.cagrad(g[i], c))
-                conic = max(
+                conic = largest(
                     conic, float((found.value[i] - other.value).abs() / unit_of(g[i : i + 1])[0])
                 )
             ball = rows_of(draws, 100, 20, 60 + tasks)
@@ -36,7 +37,7 @@ def run(settings: Settings) -> Findings:
                 dim=-1, keepdim=True
             )
             best = torch.einsum("dtp,dnp->dnt", rows, ball).amin(-1).amax(-1)
-            sampled = max(sampled, float(((best - found.rates.amin(-1)) / unit_of(g)).max()))
+            sampled = largest(sampled, float(((best - found.rates.amin(-1)) / unit_of(g)).max()))
     setting = f"{draws} draws each of 2, 3 and 10 tasks in 20 parameters, c = .1, .4, .8, 1, 3"
     yield claim(
         "CA-10",

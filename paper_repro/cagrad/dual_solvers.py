@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Figure, Findings, Settings
 from .common import COLOURS, cagrad, gram, rows_of, unit_of
@@ -116,7 +117,7 @@ def run(settings: Settings) -> Findings:
     yield solver_figure(results, list(families), draws)
     official = {family: results["official, softmax", family] for family in families}
     most = {
-        name: max(float(np.abs(results[name, family].missed).max()) for family in families)
+        name: largest(float(np.abs(results[name, family].missed).max()) for family in families)
         for name in SOLVERS
     }
     good = [name for name in SOLVERS if most[name] < 1e-5]

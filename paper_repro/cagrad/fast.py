@@ -13,6 +13,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.counting import operations
+from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, yes
 from .common import COLOURS, DASHES, cagrad, gram, rows_of
@@ -132,7 +133,7 @@ def in_the_ball(quality: Quality, where: str, draws: int) -> Claim:
         for name in ("bias", "deviation", "missed")
     }
     worst_mean, worst_ball = (
-        max(getattr(s, name) for found in quality.values() for s in found)
+        largest(getattr(s, name) for found in quality.values() for s in found)
         for name in ("mean_error", "outside")
     )
     falls = {

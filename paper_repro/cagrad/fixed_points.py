@@ -6,6 +6,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from .common import (
     cagrad,
@@ -85,11 +86,13 @@ def halting(settings: Settings) -> Claim:
             still = d < 1e-7
             resting[c] += int(still.sum())
             if still.any():
-                hull = max(hull, float(shortest[still].max()))
+                hull = largest(hull, float(shortest[still].max()))
             if c < 1:
-                least = min(least, float((d * scale / length(g, mean_weights(g)) - (1 - c)).min()))
+                least = smallest(
+                    least, float((d * scale / length(g, mean_weights(g)) - (1 - c)).min())
+                )
             v = dual_cone(g)
-            outside = max(
+            outside = largest(
                 outside, float((length(g, v - mean_weights(g)) / length(g, mean_weights(g))).max())
             )
     return claim(

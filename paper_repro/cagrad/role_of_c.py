@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..report.extremes import largest, smallest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from .common import (
@@ -69,8 +70,8 @@ def run(settings: Settings) -> Findings:
 
 
 def in_view(swept: dict[int, Sweep], draws: int) -> Claim:
-    fall = max(float(-s.worst.diff(dim=0).min()) for s in swept.values())
-    slack = min(
+    fall = largest(float(-s.worst.diff(dim=0).min()) for s in swept.values())
+    slack = smallest(
         float((s.progress - (1 - torch.tensor(CS, dtype=torch.float64))[:, None]).min())
         for s in swept.values()
     )
@@ -93,15 +94,17 @@ def in_view(swept: dict[int, Sweep], draws: int) -> Claim:
 
 
 def both_ends(swept: dict[int, Sweep], draws: int) -> Claim:
-    at_zero = max(float(s.mean_angle[0].max()) for s in swept.values())
+    at_zero = largest(float(s.mean_angle[0].max()) for s in swept.values())
     # Where MGDA's point is a corner of the hull, its direction is met exactly from some c on.
     near, far = (
         torch.cat([s.mgda_angle[CS.index(c)] for s in swept.values()]) for c in (10.0, 100.0)
     )
     inner = far > 1e-5
     order = float((near[inner] / far[inner]).median())
-    last = max(float(s.mgda_angle[-1].max()) for s in swept.values())
-    grows = min(float((s.stretch[-1] / s.stretch[CS.index(10.0)]).median()) for s in swept.values())
+    last = largest(float(s.mgda_angle[-1].max()) for s in swept.values())
+    grows = smallest(
+        float((s.stretch[-1] / s.stretch[CS.index(10.0)]).median()) for s in swept.values()
+    )
     return claim(
         "CA-12",
         "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",

@@ -8,6 +8,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.findings import Findings, Settings
 from ..report.intervals import share_interval
 from .common import (
@@ -44,7 +45,7 @@ def against_dualproj(draws: int) -> Projected:
         wrong += int((cagrad(g, 0.95 * c).rates.amin(-1) / unit > -1e-9).sum()) + int(
             (cagrad(g, 1.05 * c).rates.amin(-1) / unit < -1e-9).sum()
         )
-        away = max(away, float((length(g, cagrad(g, c).weights - v) / length(g, v)).max()))
+        away = largest(away, float((length(g, cagrad(g, c).weights - v) / length(g, v)).max()))
     return Projected(tested, wrong, away)
 
 

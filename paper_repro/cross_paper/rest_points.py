@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
 from .decisions import claim
@@ -91,7 +92,7 @@ def on_draws(draws: int) -> Drawn:
         scaled = weights * own.norm(dim=-1)
         d = torch.einsum("dt,dtp->dp", weights, own) / scaled.mean(-1, keepdim=True)
         errors.append(float((d - unit.sum(1)).norm(dim=-1).max() / tasks))
-        ratios.append(max(left / lr for lr, left in distance.items()))
+        ratios.append(largest(left / lr for lr, left in distance.items()))
         # The closed form's own rates: what is left of the distance to it would blur the sign of
         # those near 0.
         form = 1 / own.norm(dim=-1)
@@ -107,7 +108,7 @@ def on_draws(draws: int) -> Drawn:
         numbers[f"T = {tasks}: largest |log(w_t‖g_t‖) - mean| at the last step size"] = list(
             distance.values()
         )[-1]
-    return Drawn(numbers, max(errors), max(ratios), raised[2, "W"].mean)
+    return Drawn(numbers, largest(errors), largest(ratios), raised[2, "W"].mean)
 
 
 def library_error(examples: dict[tuple[Row, ...], list[Fraction]]) -> float:
@@ -116,7 +117,9 @@ def library_error(examples: dict[tuple[Row, ...], list[Fraction]]) -> float:
     for rows, exact in examples.items():
         matrix = torch.tensor(rows, dtype=torch.float64)[None]
         found = rest(matrix @ matrix.mT)[0][0]
-        worst = max(worst, *(abs(float(x) - float(y)) for x, y in zip(found, exact, strict=True)))
+        worst = largest(
+            worst, *(abs(float(x) - float(y)) for x, y in zip(found, exact, strict=True))
+        )
     return worst
 
 

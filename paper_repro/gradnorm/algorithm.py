@@ -7,6 +7,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.findings import Findings, Settings
 from .common import (
     ALPHA,
@@ -81,9 +82,14 @@ def against_literal() -> Gaps:
         weights = float((3 * info.weights - w).abs().max())
         total = abs(float(w.sum()) - 3)
         params, w = literal_step(params, w, initial, batch)
-        apart = max(float((state.params[name] - leaf).abs().max()) for name, leaf in params.items())
+        apart = largest(
+            float((state.params[name] - leaf).abs().max()) for name, leaf in params.items()
+        )
         gaps = Gaps(
-            max(gaps.weights, weights), max(gaps.params, apart), max(gaps.total, total), gaps.steps
+            largest(gaps.weights, weights),
+            largest(gaps.params, apart),
+            largest(gaps.total, total),
+            gaps.steps,
         )
     return gaps
 

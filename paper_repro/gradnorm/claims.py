@@ -134,7 +134,7 @@ ROWS = (
     ),
     Row(
         "GN-25",
-        "exact",
+        "synthetic",
         "A grid search is exponential in T; GradNorm takes a few runs whatever T.",
         "gradnorm.search",
     ),

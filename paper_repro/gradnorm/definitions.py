@@ -9,6 +9,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 
+from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from .common import ALPHA, Problem, initial_params, linear_maps, losses, norm_of, sample
 from .decisions import claim
@@ -36,7 +37,7 @@ class Steps(NamedTuple):
     def weighted(self) -> dict[str, float]:
         """Numbers of two claims."""
         return {
-            "largest difference of parameters from an SGD step on Σ w_i L_i, w fixed": max(
+            "largest difference of parameters from an SGD step on Σ w_i L_i, w fixed": largest(
                 self.apart
             ),
             "steps": len(self.apart),
@@ -67,7 +68,7 @@ def followed() -> Steps:
         leaves = {name: leaf.clone().requires_grad_() for name, leaf in before.params.items()}
         G, leak, model = by_autograd(leaves, weights, start, batch)
         found.apart.append(
-            max(
+            largest(
                 float((state.params[name] - leaf.detach() + LR * g).abs().max())
                 for (name, leaf), g in zip(leaves.items(), model, strict=True)
             )
@@ -107,7 +108,7 @@ def loss(steps: Steps) -> Claim:
     return claim(
         "GN-03",
         "The loss is Σ w_i(t) L_i, with weights that are updated at every step.",
-        {**steps.weighted, "smallest change of the weights in a step": min(steps.moved)},
+        {**steps.weighted, "smallest change of the weights in a step": smallest(steps.moved)},
         "the model steps along the gradient at detached weights, and no step leaves the weights "
         f"as they were; {steps.where}",
     )
@@ -120,10 +121,10 @@ def no_leak(steps: Steps) -> Claim:
         "L_grad reaches the network.",
         {
             **steps.weighted,
-            "length of the gradient of L_grad in the network, over the model's, smallest": min(
+            "length of the gradient of L_grad in the network, over the model's, smallest": smallest(
                 steps.leaks
             ),
-            "largest": max(steps.leaks),
+            "largest": largest(steps.leaks),
         },
         f"that gradient is not zero, so that a leak would show; {steps.where}",
     )
@@ -142,8 +143,8 @@ def measures(steps: Steps) -> Claim:
         "GN-09",
         "G_i = ‖∇_W(w_i L_i)‖, L̃_i = L_i(t)/L_i(0), r_i = L̃_i/mean L̃.",
         {
-            "largest difference of w_i‖∇_W L_i‖ from G_i": max(steps.lengths),
-            "largest change of L_i(0)": max(steps.kept),
+            "largest difference of w_i‖∇_W L_i‖ from G_i": largest(steps.lengths),
+            "largest change of L_i(0)": largest(steps.kept),
             "largest deviation of mean r_i from 1": steps.mean_rate,
             "L_i(0) = 0 is refused (1: yes)": refused,
             "reference in place of L_i(0)": float(reference[0]),

@@ -25,14 +25,14 @@ TEN = (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)  # σ
 TWO, MILD = (1.0, 100.0), (1.0, 10.0)
 INPUTS, OUTPUTS, TEST = 25, 10, 200
 EVERY_ALPHA = (0.0, ALPHA, 0.5, 1.0, 2.0)
-TWO_ALPHAS, TEN_ALPHAS = (0.0, ALPHA, 1.0), (0.0, ALPHA, 0.5)
-STRONG = f"GradNorm, {TEN_ALPHAS[-1]:g}"
+TEN_ALPHAS = EVERY_ALPHA[:-1]
+STRONG_ALPHA = 0.5
+STRONG = f"GradNorm, {STRONG_ALPHA:g}"
 SECOND = (1e-2, 1e-3, 1e-4, 1e-5)  # the static grid's w_2/w_1 beside 1
 RECIPROCAL = (TWO[0] / TWO[1]) ** 2  # w_2/w_1 of weights 1/L_i(0): tasks differ in scale alone
 RATIOS = (1.0, 10.0, 100.0)  # σ_2/σ_1
 # the hard task's factor inside tanh; its label noise in units of its targets' deviation
 SHARPER, NOISE = 6.0, 2.0
-DRAWS = 16  # of the random search
 CHUNKS = 4  # batches in the finite training set
 WINDOWS = 16
 PAIRED = (
@@ -61,6 +61,11 @@ class Size(NamedTuple):
     # without its ends where tasks are less unequal, and at T = 10 without the smallest
     two: tuple[float, ...]
     ten: tuple[float, ...]
+
+    @property
+    def draws(self) -> int:
+        """Of the random search at T = 10: as many as GradNorm has runs there."""
+        return len(TEN_ALPHAS) * len(self.ten)
 
     def __str__(self) -> str:
         return (
@@ -113,11 +118,16 @@ class Trace(NamedTuple):
         return np.array(self.named(name))[chosen(self.final(name))]
 
     def settles_nothing(self, name: str) -> bool:
-        """Whether its best rate is at the edge of its grid, or it learns nothing."""
-        lanes = self.named(name)
+        """Whether its best rate or α is at the edge of its grid, or it learns nothing.
+
+        Of α the upper edge: none is below 0.
+        """
+        lanes, picked = self.named(name), self.picked(name)
         rates = sorted({self.lanes[i].lr for i in lanes})
-        taken = [rates.index(self.lanes[i].lr) for i in self.picked(name)]
-        return at_edge(taken, len(rates)) or bool(self.judged(name).mean() > UNTRAINED)
+        alphas = {self.lanes[i].alpha for i in lanes}
+        largest = len(alphas) > 1 and any(self.lanes[i].alpha == max(alphas) for i in picked)
+        edge = largest or at_edge([rates.index(self.lanes[i].lr) for i in picked], len(rates))
+        return edge or bool(self.judged(name).mean() > UNTRAINED)
 
     def judged_alpha(self, name: str) -> np.ndarray:
         """The best α of every seed, `[seed]`, each at its best rate on the other half of them."""

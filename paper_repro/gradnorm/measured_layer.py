@@ -6,6 +6,7 @@ import torch
 
 import mtlfunc as mf
 
+from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA, Problem, linear_maps, losses, norm_of, sample
@@ -51,13 +52,13 @@ def measured_layer(learnt: Trace, trunk: Trace, size: Size) -> Claim:
         ratios[f"‖∇_W L_2‖/‖∇_W L_1‖ before training, {name}"] = float(found[1] / found[0])
         ratios[f"‖∇_W L_1‖, {name}"] = float(found[0])
     values = sorted(ratios.values())
-    apart = min(b / a - 1 for a, b in pairwise(values))
+    apart = smallest(b / a - 1 for a, b in pairwise(values))
     effect = ratio_interval(trunk.judged("GradNorm"), learnt.judged(f"GradNorm, {ALPHA:g}"))
     return claim(
         "GN-08",
         "Norms are measured on a subset W of the weights, normally the last shared layer.",
         {
-            "largest relative difference from autograd": max(errors),
+            "largest relative difference from autograd": largest(errors),
             **ratios,
             "smallest relative difference between two choices of W": apart,
             **named("final loss, whole trunk over last layer", effect),

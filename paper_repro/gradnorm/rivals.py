@@ -9,7 +9,6 @@ import mtlfunc as mf
 
 from ..report.findings import Settings
 from .lanes import (
-    DRAWS,
     EQUAL,
     EVERY_ALPHA,
     FIXED,
@@ -19,9 +18,10 @@ from .lanes import (
     SEARCH,
     SECOND,
     SHARPER,
+    STRONG,
+    STRONG_ALPHA,
     TEN,
     TEN_ALPHAS,
-    TWO_ALPHAS,
     Lane,
     Method,
     Trace,
@@ -57,13 +57,13 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
     ]
     static += [lane for lr in size.two[1:-1] for lane in others(lr)]
     learnt = [
-        Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in TWO_ALPHAS for lr in size.two
+        Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in EVERY_ALPHA for lr in size.two
     ] + [lane for lr in size.two[1:-1] for lane in others(lr)]
     learnt += [
         Lane(f"ratio {ratio:g}, {alpha:g}", lr, alpha, scales=(1.0, ratio))
         for ratio in (RATIOS[0], RATIOS[-1])
         for alpha in EVERY_ALPHA
-        for lr in size.two[2:-1]
+        for lr in size.two[1:-1]
     ]
     # the first of the ten scales, for what a larger T does by itself
     static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
@@ -86,8 +86,8 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
     size = size_of(settings)
     key = mf.random.key(10)
     # log-uniform over three decades; σ² spans as many
-    drawn = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (DRAWS, len(TEN))))
-    rates = (mf.random.uniform(mf.random.fold_in(key, 1), (DRAWS,)) * len(size.ten)).long()
+    drawn = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (size.draws, len(TEN))))
+    rates = (mf.random.uniform(mf.random.fold_in(key, 1), (size.draws,)) * len(size.ten)).long()
     static = [Lane(EQUAL, lr, scales=TEN) for lr in size.ten]
     finite = [Lane("finite", lr, scales=TEN, finite=True) for lr in size.ten]
     static += finite
@@ -103,9 +103,7 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
         for alpha in TEN_ALPHAS
         for lr in size.ten
     ] + finite
-    corrected = [
-        Lane(f"GradNorm, {TEN_ALPHAS[-1]:g}", lr, TEN_ALPHAS[-1], scales=TEN) for lr in size.ten
-    ]
+    corrected = [Lane(STRONG, lr, STRONG_ALPHA, scales=TEN) for lr in size.ten]
     fixed_runs, learnt_runs, corrected_runs = trained(
         {
             "T = 10, static weights": ("weighted", static),

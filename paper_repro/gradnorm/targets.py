@@ -23,7 +23,7 @@ from .lanes import (
     PAIRED,
     RECIPROCAL,
     STRONG,
-    TEN_ALPHAS,
+    STRONG_ALPHA,
     Size,
     Trace,
     size_of,
@@ -108,7 +108,7 @@ def targets_of_the_rule(
         "L_grad/Ḡ after descending on w alone, median": float(np.median(frozen["GradNorm"][-1])),
         "the same with normalised targets, median": float(np.median(frozen["normalised"][-1])),
         **named(
-            f"training, T = 10, α = {TEN_ALPHAS[-1]:g}: final loss, normalised targets over plain",
+            f"training, T = 10, α = {STRONG_ALPHA:g}: final loss, normalised targets over plain",
             ratio_interval(*(t.judged(STRONG) for t in (normalised, plain))),
         ),
     }
@@ -131,12 +131,12 @@ def still_targets(settings: Settings) -> dict[str, np.ndarray]:
     draws, tasks, lr = 32, 5, 0.02
     u = mf.random.uniform(mf.random.key(3), (2, draws, tasks), torch.float64)
     lengths, rates = 10 ** (2 * u - 1)
-    target = (rates / rates.mean(1, keepdim=True)) ** TEN_ALPHAS[-1]
+    target = (rates / rates.mean(1, keepdim=True)) ** STRONG_ALPHA
     one = torch.ones(tasks, dtype=torch.float64)
     found = {}
     for name in ("GradNorm", "normalised"):
         rule = mf.gradnorm(
-            TEN_ALPHAS[-1],
+            STRONG_ALPHA,
             lr,
             optimizer=mf.optim.multiplicative,
             normalize_targets=name == "normalised",
@@ -238,9 +238,7 @@ def what_is_left(
         values = values[: len(values) // window * window].reshape(-1, window).mean(1)
         times = window * (np.arange(len(values)) + 0.5)
         panel.plot(times, values, ":", color=colour, label=f"{text}, training")
-    panel.set(
-        xlabel="step", ylabel="L_grad/Ḡ, median", title=f"α = {TEN_ALPHAS[-1]:g}", yscale="log"
-    )
+    panel.set(xlabel="step", ylabel="L_grad/Ḡ, median", title=f"α = {STRONG_ALPHA:g}", yscale="log")
     panel.set_ylim(top=8 * panel.get_ylim()[1])
     plain_ticks(panel.yaxis)
     panel.legend()

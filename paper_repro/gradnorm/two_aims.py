@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..report.decisions import OPEN
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, ratio_interval
 from .common import ALPHA
 from .decisions import claim
-from .lanes import EQUAL, PAIRED, TEN_ALPHAS, TWO_ALPHAS, WINDOWS, Size, Trace, size_of
+from .lanes import EQUAL, EVERY_ALPHA, PAIRED, TEN_ALPHAS, WINDOWS, Size, Trace, size_of
 from .rivals import ten_tasks, two_tasks
 
 
@@ -24,7 +25,7 @@ def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
     for static, learnt in both:
         count = static.test.shape[-1]
         arms = {EQUAL: (static, "static, 1" if count == 2 else EQUAL)}
-        alphas = TWO_ALPHAS if count == 2 else TEN_ALPHAS
+        alphas = EVERY_ALPHA if count == 2 else TEN_ALPHAS
         arms |= {f"α = {alpha:g}": (learnt, f"GradNorm, {alpha:g}") for alpha in alphas}
         spreads = {}
         for label, (trace, name) in arms.items():
@@ -39,7 +40,14 @@ def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
             }
         for what, index in (("G_i", 0), ("L̃_i", 1)):
             against = ratio_interval(spreads[f"α = {ALPHA:g}"][index], spreads[EQUAL][index])
-            numbers |= named(f"T = {count}, spread of {what}, α = {ALPHA} over equal", against)
+            name = f"T = {count}, spread of {what}, α = {ALPHA} over equal"
+            numbers |= named(name, against)
+            numbers[name + OPEN] = float(
+                any(
+                    arms[label][0].settles_nothing(arms[label][1])
+                    for label in (EQUAL, f"α = {ALPHA:g}")
+                )
+            )
             numbers |= named(
                 f"T = {count}, spread of {what}, α = {alphas[-1]:g} over 0",
                 ratio_interval(spreads[f"α = {alphas[-1]:g}"][index], spreads["α = 0"][index]),
@@ -67,7 +75,7 @@ def slow_tasks(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
     differences: dict[str, Interval] = {}
     for static, learnt in both:
         count = static.test.shape[-1]
-        alphas = TWO_ALPHAS if count == 2 else TEN_ALPHAS
+        alphas = EVERY_ALPHA if count == 2 else TEN_ALPHAS
         arms = {EQUAL: (static, "static, 1" if count == 2 else EQUAL)} | {
             f"α = {alpha:g}": (learnt, f"GradNorm, {alpha:g}") for alpha in alphas
         }
@@ -78,9 +86,10 @@ def slow_tasks(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
         for label, values in found.items():
             numbers |= named(f"T = {count}, correlation, {label}", mean_interval(values))
         for other in (EQUAL, "α = 0"):
-            differences[f"T = {count}, {last} minus {other}"] = mean_interval(
-                found[last] - found[other]
-            )
+            name = f"T = {count}, {last} minus {other}"
+            differences[name] = mean_interval(found[last] - found[other])
+            edges = [trace.settles_nothing(lane) for trace, lane in (arms[last], arms[other])]
+            numbers[name + OPEN] = float(any(edges))
     for name, difference in differences.items():
         numbers |= named(name, difference)
     larger = [f"{name} ({d.mean:.2g})" for name, d in differences.items() if d.low > 0]

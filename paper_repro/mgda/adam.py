@@ -19,6 +19,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.choice import one_of
+from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, clustered_share, named
@@ -281,14 +282,14 @@ def exactness(draws: int) -> Exactness:
         g = gram(rows)
         exact = solved(mf.solvers.active_set(), g)
         least = square(g, exact.weights)
-        below = max(below, float((1 - exact.rates.amin(-1) / least).abs().max()))
+        below = largest(below, float((1 - exact.rates.amin(-1) / least).abs().max()))
         # The concave objective's value at u*, by its definition, against half the squared length.
-        off = max(
+        off = largest(
             off, float(((exact.rates.amin(-1) - 0.5 * least) / (0.5 * least) - 1).abs().max())
         )
         few = slice(0, max(4, draws // 20))
         other = solved(mf.solvers.projected_gradient(1000), g[few])
-        apart = max(
+        apart = largest(
             apart,
             float((square(g[few], other.weights - exact.weights[few]) / least[few]).max() ** 0.5),
         )
@@ -302,7 +303,7 @@ def shares_of(problem: str, found: dict[tuple[str, str, str], Rates]) -> dict[st
         for rule in SAFE
         for name in OPTIMIZERS
     ]
-    numbers = {f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task": max(plain)}
+    numbers = {f"{problem}: share of d of MGDA or CAGrad (c = 1) that raise a task": largest(plain)}
     for rule in RULES:
         for name in OPTIMIZERS[1:]:
             label = f"{problem}, {rule}, {name}: share of steps that raise a task, d raising none"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mtlfunc as mf
 
 from ..report.counting import operations
+from ..report.extremes import largest
 from ..report.figures import METHOD_COLOURS, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from .common import COLOURS, DASHES
@@ -56,7 +57,7 @@ def many_gradients(turns: int) -> Costs:
         )
         memory |= {(way, count): peak_bytes(calls[way, count]) for way in WAYS}
         exact, other = calls[ROWS, count]()[1], calls[LAYERS, count]()[1]
-        error = max(error, float((exact - other).norm() / exact.norm()))
+        error = largest(error, float((exact - other).norm() / exact.norm()))
     best = in_turns(calls, turns, "T gradients")
     return Costs(memory, best, error, trunk_size(network(2, WIDTH)[0]))
 

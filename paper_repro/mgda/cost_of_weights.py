@@ -13,6 +13,7 @@ from torch import Tensor
 import mtlfunc as mf
 
 from ..report.counting import operations
+from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from .common import COLOURS, DASHES, gram, rows_of
@@ -51,7 +52,7 @@ def gramian_once() -> Claim:
         "Inner products of gradients need computing once a step: ⟨g_t, Σ w_s g_s⟩ = Σ w_s G_ts, "
         "only w changes.",
         {
-            "largest difference of weights, vectors against Gramian": max(differences),
+            "largest difference of weights, vectors against Gramian": largest(differences),
             "operations of the Gramian over 2T²P": once,
             "operations of all iterations on the Gramian, the Gramian included, over those on "
             "vectors": whole / counts["vectors"],

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from .common import (
@@ -144,7 +145,7 @@ def inner_maximum(found: Answers) -> Claim:
 
     gw = torch.einsum("dt,dtp->dp", anyhow, rows)
     top = inner(gw, anyhow)
-    better = max(
+    better = largest(
         float((inner(gw + size_ * normal(312, (draws, size)), anyhow) - top).max())
         for size_ in (1e-3, 0.1, 10.0)
     )

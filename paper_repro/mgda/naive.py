@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
@@ -123,7 +124,7 @@ def followed_far(draws: int, steps: int) -> Naive:
         level = 10 ** (3 * uniform(tag + 5, (draws,)) - 1) / g.diagonal(dim1=-2, dim2=-1).mean(-1)
         missing = -torch.expm1(torch.log_softmax(-level[:, None] * rates, -1).amax(-1))
         bound = (tasks - 1) * torch.exp(-level * (low[:, 1] - low[:, 0]))
-        above = max(above, float((missing - bound - 1e-14).max()))
+        above = largest(above, float((missing - bound - 1e-14).max()))
         on = exact > 1e-9
         at_best = torch.einsum("dts,ds->dt", g, exact)
         high, least = at_best.where(on, -torch.inf), at_best.where(on, torch.inf)
@@ -203,7 +204,7 @@ def own_average(own_gap: Tensor, averages: dict[str, Averaged]) -> Claim:
     square = sum((exact[f"own iterates, {i}"] - exact[f"min-norm point, {i}"]) ** 2 for i in "xy")
     found = list(averages.values())
     counts = found[0].counts
-    worst = max(
+    worst = largest(
         float(
             (
                 run.suboptimal[i]
@@ -228,7 +229,7 @@ def own_average(own_gap: Tensor, averages: dict[str, Averaged]) -> Claim:
             "largest suboptimality over its bound (h_0 + ½diam²·Σ 1/k)/(n + 1)": worst,
             "exponent of n in the median gap, optimum inside": slopes[0],
             "exponent of n in the median gap, optimum on a face": slopes[1],
-            f"largest relative gap after {counts[-1]} steps": max(
+            f"largest relative gap after {counts[-1]} steps": largest(
                 float(run.gap[-1].max()) for run in found
             ),
             **{f"(2, 0), (0, 1): {name}": float(value) for name, value in exact.items()},

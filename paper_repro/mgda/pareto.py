@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import gram, normal, rows_of, shortest, stationary_rows
 from .decisions import claim
@@ -206,7 +207,7 @@ def scale_of_the_best(cases: Cases, in_hull: Flags, strict: Flags) -> Claim:
                 ]
                 for size in (1.0, s)
             )
-            ratio = max(ratio, float((many / (s * one) - 1).abs().max()) if len(one) else 0.0)
+            ratio = largest(ratio, float((many / (s * one) - 1).abs().max()) if len(one) else 0.0)
     return claim(
         "SU-10",
         "Maximising the smallest inner product, max over u of min_t ⟨g_t, u⟩, yields the desired "

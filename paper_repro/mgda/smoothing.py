@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..report.extremes import largest, smallest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from .common import (
@@ -38,7 +39,10 @@ def smooth_minimum(settings: Settings) -> Claim:
         # In units of log T/λ: 0 is the minimum itself, -1 the lower bound.
         error = (smooth - x.amin(-1)) * sharpness / np.log(tasks)
         slack = 1e-13 * (1 + (sharpness[:, None] * x).abs().amax(-1)) / np.log(tasks)
-        low, high = min(low, float((error + slack).min())), max(high, float((error - slack).max()))
+        low, high = (
+            smallest(low, float((error + slack).min())),
+            largest(high, float((error - slack).max())),
+        )
         tight = float(error[0])
     return claim(
         "SU-12",
@@ -129,8 +133,8 @@ def course(name: str, gramians: Tensor, sharpness: Tensor) -> Course:
     short = 0.5 * least - (0.5 * square(g, weights) - entropy / sharpness[:, None])
     rates = torch.einsum("dts,lds->ldt", g, weights)
     return Course(
-        max(float(s.residual.max()) for s in found),
-        max(float(s.gap.abs().max()) for s in found),
+        largest(float(s.residual.max()) for s in found),
+        largest(float(s.gap.abs().max()) for s in found),
         short,
         float((short * sharpness[:, None] / np.log(TASKS)).max()),
         square(g, weights - exact).sqrt() / least.sqrt(),
@@ -178,7 +182,7 @@ def temperatures(found: dict[str, Course], sharpness: Tensor, draws: int) -> Fig
 
 def fixed_point(found: list[Course], sharpness: Tensor, draws: int) -> Claim:
     residual, gap, outside = (
-        max(getattr(one, name) for one in found) for name in ("residual", "gap", "outside")
+        largest(getattr(one, name) for one in found) for name in ("residual", "gap", "outside")
     )
     return claim(
         "SU-13",

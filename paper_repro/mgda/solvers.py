@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge
@@ -68,7 +69,7 @@ def trace(
             once.append(time.perf_counter() - start)
         seconds.append(min(once) / len(gramians))
         gaps.append(relative_gap(gramians, weights))
-        infeasible = max(
+        infeasible = largest(
             infeasible, float(-weights.min()), float((weights.sum(-1) - 1).abs().max())
         )
     return Trace(list(counts), torch.stack(gaps), seconds, infeasible)
@@ -172,7 +173,7 @@ def line_search(traces: dict[str, Trace], gramians: Tensor, draws: int) -> Claim
         for name in traces
         if name in ("step 1/(n+1)", "step 2/(n+2)", "line search", "away", "pairwise")
     ]
-    infeasible = max(traces[name].infeasible for name in rules)
+    infeasible = largest(traces[name].infeasible for name in rules)
     numbers: dict[str, float] = {
         "one searched step against the closed form for T = 2, largest difference of "
         "weights": difference,

@@ -10,6 +10,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 
+from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from .common import EXACT, jacobians, normal
 from .decisions import claim
@@ -70,7 +71,7 @@ def model_agnostic(settings: Settings) -> Claim:
 
         found = float(vmap(one)(torch.arange(settings.seeds)).max())
         numbers[f"{name}: largest relative difference of the step from Jᵀα(G)"] = found
-        worst = max(worst, found)
+        worst = largest(worst, found)
     return claim(
         "PC-06",
         "PCGrad edits gradients only, so it is model-agnostic: supervised, reinforcement and "
@@ -169,13 +170,15 @@ def algorithm(settings: Settings) -> Claim:
         mf.pcgrad(torch.tensor([[i, *order] for i, order in enumerate(ORDERS[0])])),
         tensor_of(gramian_of(RAISED)),
     )
-    fraction = max(abs(float(a) - float(b)) for a, b in zip(first, library, strict=True))
+    fraction = largest(abs(float(a) - float(b)) for a, b in zip(first, library, strict=True))
     return claim(
         "PC-15",
         "Algorithm 1: project a copy of every gradient off the others it conflicts with, in "
         "random order; update with all the edited gradients.",
         {
-            "largest relative difference of literal vectors and the recurrence on G": max(errors),
+            "largest relative difference of literal vectors and the recurrence on G": largest(
+                errors
+            ),
             "largest difference with a zero gradient, skipped": with_zero,
             "largest difference from exact fractions, one order of three tasks": fraction,
         },

@@ -110,24 +110,21 @@ class Side(NamedTuple):
     name: str
     relation: Literal["<", ">"]
     bound: float
-    refuted: float | None = None  # the other side begins here, at the bound unless given
 
     def cases(self, measured: Measured) -> Iterator[tuple[bool, bool]]:
         """For each: whether it is wholly on the claimed side, and wholly on the other one."""
-        other = self.bound if self.refuted is None else self.refuted
         for end in named_so(measured, f"{self.name}, low"):
             name = end.removesuffix(", low")
             low, high = measured[end], measured[f"{name}, high"]
             settles = not measured.get(name + OPEN, 0.0)
             if self.relation == "<":
-                yield settles and high < self.bound, settles and low > other
+                yield settles and high < self.bound, settles and low > self.bound
             else:
-                yield settles and low > self.bound, settles and high < other
+                yield settles and low > self.bound, settles and high < self.bound
 
     def lost(self) -> str:
         side = {"<": "above", ">": "below"}[self.relation]
-        other = self.bound if self.refuted is None else self.refuted
-        return f"an interval of {self.name.replace('*', '…')} lies {side} {other:g}"
+        return f"an interval of {self.name.replace('*', '…')} lies {side} {self.bound:g}"
 
 
 def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
