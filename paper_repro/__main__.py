@@ -5,24 +5,28 @@ import importlib
 import os
 import pkgutil
 import platform
-import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C ends the imports, which take seconds, without a word
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
 import matplotlib as mpl
 import torch
 
-from experiments.common.pool import Terminated, terminable
+from experiments.common.pool import Terminated, terminable, unbroken
 from mtlfunc.core.files import write_whole
 
 from .claims import LEDGER
 from .report.cache import key
-from .report.display import Display
+from .report.display import Display, say
 from .report.findings import QUICK, Settings
 from .report.page import page
-from .report.results import PARTS, Refused, Results, reserved
+from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import table
 from .report.where import places, title
 from .report.workers import Question, Run, described, longest_first
@@ -68,13 +72,15 @@ def listed(name: str, module: ModuleType) -> str:
 
 
 def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
-    """Modules by name, by how the name begins, or by a claim that they decide.
+    """Modules by name, by how the name begins, or by a claim that they decide, in any case.
 
     Raises:
         ValueError: where a word is neither, or a claim that no reproduction decides.
     """
     found: list[str] = []
-    for word in words:
+    for word in map(str.lower, words):
+        if not word:
+            raise ValueError("--only: an empty word names no reproduction")
         row = LEDGER.get(word.upper())
         if row is not None and row.module not in modules:
             raise ValueError(f"--only: no reproduction decides {row.id} ({row.kind})")
@@ -126,7 +132,8 @@ def reproduce(
         single_file: whether the page has the figures in it, or links them.
 
     Returns:
-        The exit status: 0, 1 where a question failed, 130 after Ctrl-C and 143 after SIGTERM.
+        The exit status: 0, 1 where a question failed or nothing more could be written, 130 after
+        Ctrl-C and 143 after SIGTERM.
 
     Raises:
         Refused: before anything runs, where `out` cannot be used.
@@ -134,38 +141,52 @@ def reproduce(
     # before any runs: a source may be edited meanwhile
     keys = {name: key(module, settings) for name, module in modules.items()}
     questions = [Question(name, modules[name], keys[name]) for name in only]
-    with terminable(), reserved(out):
-        results = Results(out, configuration_of(settings), modules)
-        run = Run(results, Display(len(only)), settings, out / PARTS)
-        for notice in results.notices:
-            run.display.line(notice)
-        if fresh:
-            shutil.rmtree(run.parts, ignore_errors=True)
-        run.parts.mkdir(exist_ok=True)
-        try:
-            left = [q for q in questions if fresh or not results.kept(q.name, q.key)]
-            for question in questions:
-                if question not in left:
-                    run.skip(question.name)
-            if workers == 1 or len(left) < 2:
-                run.one_by_one(left)
-            else:
-                order = longest_first([q.name for q in left], SLOW)
-                run.side_by_side(sorted(left, key=lambda q: order.index(q.name)), workers)
-            if not list(run.parts.glob("begun-*")):  # nobody comes back for the rest
-                shutil.rmtree(run.parts)
-        except KeyboardInterrupt as stop:
-            print(f"\ninterrupted {interrupted(run, only)} {out};", file=sys.stderr)
-            again = "the same command without --fresh" if fresh else "the same command"
-            print(f"{again} goes on from there", file=sys.stderr)
-            return 143 if isinstance(stop, Terminated) else 130
-        finally:
-            text = page(results, modules, keys, single_file=single_file)
-            write_whole(out / "report.html", text)
-    print(f"\n{table(results, only)}\n\n{out / 'report.html'}")
+    again = "the same command without --fresh" if fresh else "the same command"
+    try:
+        with terminable(), reserved(out):
+            results = Results(out, configuration_of(settings), modules)
+            run = Run(results, Display(len(only)), settings, out / PARTS)
+            for notice in results.notices:
+                run.display.line(notice)
+            if fresh:
+                run.drop(only)
+            run.parts.mkdir(exist_ok=True)
+            try:
+                try:
+                    complete(run, questions, fresh=fresh, workers=workers)
+                finally:
+                    with unbroken():
+                        text = page(results, modules, keys, single_file=single_file)
+                        write_whole(out / PAGE, text)
+            except KeyboardInterrupt as stop:
+                said = f"interrupted {interrupted(run, only)} {out};\n{again} goes on from there"
+                say(f"\n{said}", sys.stderr)
+                return 143 if isinstance(stop, Terminated) else 130
+    except OSError as error:
+        say(
+            f"\nstopped: {error}; what is whole stays in {out}, and {again} goes on from there",
+            sys.stderr,
+        )
+        return 1
+    run.display.line(f"\n{table(results, only)}\n\n{out / PAGE}")
     for name, text in run.failed.items():
-        print(f"{name} failed: {text}", file=sys.stderr)
+        say(f"{name} failed: {text}", sys.stderr)
     return 1 if run.failed else 0
+
+
+def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: int) -> None:
+    """Run those whose results are not kept, as `reproduce` says."""
+    left = [q for q in questions if fresh or not run.results.kept(q.name, q.key)]
+    for question in questions:
+        if question not in left:
+            run.skip(question.name)
+    if workers == 1 or len(left) < 2:
+        run.one_by_one(left)
+    else:
+        order = longest_first([q.name for q in left], SLOW)
+        run.side_by_side(sorted(left, key=lambda q: order.index(q.name)), workers)
+    if not list(run.parts.glob("begun-*")):  # nobody comes back for the rest
+        run.drop()
 
 
 def configuration_of(settings: Settings) -> dict[str, str]:
@@ -291,16 +312,26 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    try:
+        with terminable():
+            return perform(arguments)
+    except KeyboardInterrupt as stop:  # before anything ran, or when all had been written
+        say("\ninterrupted", sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+
+
+def perform(arguments: Sequence[str] | None) -> int:
+    """What the command line says; returns the exit status."""
     mpl.use("Agg")
     modules = reproductions()
     parser = parser_of(list(modules))
     options = parser.parse_args(arguments)
     if options.list:
-        print("\n".join(map(listed, modules, modules.values())))
+        say("\n".join(map(listed, modules, modules.values())), sys.stdout)
         return 0
     try:
-        if options.where:
-            print(where(options.where, modules))
+        if options.where is not None:
+            say(where(options.where, modules), sys.stdout)
             return 0
         only = selected(options.only or list(modules), list(modules))
         if options.workers is not None and options.workers < 1:

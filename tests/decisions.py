@@ -35,7 +35,7 @@ WINS = "{}; against {}: share of wins"
 PAIRS = "long runs that end with neither cos < -.999 nor excess < 1e-6"
 EXCESS = "dim {}: share with an excess above 1 % of the initial gap"
 OPPOSED = "share that ends with cos φ < -.999"
-SLOPE, ROUND = "{}: slope of log H, per 100 steps", "{}: median R²"
+SLOPE, ROUND = "{}: slope of log H, per 100 steps", "{}: R²"
 CLOSEST, CHANCE = "{}: closest quantity, share of seeds", "{}: share by chance, about"
 FAMILIES = ("interior", "face")
 REACHED = "{}: share that reaches a relative gap of 1e-6 at the best step"
@@ -48,6 +48,9 @@ END = "T = {}: mean normalised end loss, MGDA-UB less MGDA"
 RAISED = "T = {}: share raising a task at initialisation"
 AWAY = "{}: share of ends that are not stationary"
 FULL, THIN = "full row rank, {}", "row rank 2 of 4, {}"
+OPTIMAL = "convex pairs: share with an excess below 1 %"
+MET = "T = {}: share of PCGrad's directions met by some c"
+BELOW = "c = {}: share below 1e-3"
 REST = "T = {}: largest ‖d‖ of {}"
 METHODS = ("GD", "MGDA", "PCGrad", "CAGrad")
 NUDGED = "{}: largest change of the mean loss at the end under a nudge"
@@ -67,7 +70,7 @@ GAMMA, FALLS = "larger over smaller G_i, α = 0.12", "w_2 at α = 1 over 0.5"
 DRAWN = "T = 10: GradNorm over the best of as many random draws"
 STRENGTH = "best α, √ scale, at the largest ratio less at 1"
 SCALE = "summed, 9 steps: {}"
-EDGE = "summed: a best rate at the edge of its grid (1: yes)"
+EDGE = "summed, 9 steps: a best rate at the edge of its grid (1: yes)"
 WHOLE = {"steps": 100_000.0}
 
 PCGRAD: dict[str, Cases] = {
@@ -151,9 +154,10 @@ PCGRAD: dict[str, Cases] = {
         ({"violations of the printed theorem": 3, "violations of the corrected theorem": 1}, LOST),
     ],
     "PC-26": [
-        (both(SLOPE, PROBLEMS, 1, 2) | each(ROUND, PROBLEMS, 0.9), WON),
-        ({ROUND.format("maze"): 0.5}, PART),
-        (each(ROUND, PROBLEMS, 0.5), LOST),
+        (both(SLOPE, PROBLEMS, 1, 2) | both(ROUND, PROBLEMS, 0.85, 0.95), WON),
+        (between(ROUND.format("maze"), 0.4, 0.6), PART),
+        (both(ROUND, PROBLEMS, 0.4, 0.6), LOST),
+        (both(ROUND, PROBLEMS, 0.7, 0.9), OPEN),
         (both(SLOPE, PROBLEMS, -2, -1), LOST),
         (both(SLOPE, PROBLEMS, -1, 1), OPEN),
     ],
@@ -161,6 +165,8 @@ PCGRAD: dict[str, Cases] = {
         (both(CLOSEST, PROBLEMS, 0.6, 0.9) | each(CHANCE, PROBLEMS, 0.1), WON),
         (both(CLOSEST, PROBLEMS, 0.1, 0.4), LOST),
         (both(CLOSEST, PROBLEMS, 0.05, 0.7), OPEN),
+        # more than a half of the seeds, but not by the interval
+        (both(CLOSEST, PROBLEMS, 0.29, 0.73), OPEN),
         (each(CHANCE, PROBLEMS, 2.0), LOST),
     ],
     "PC-31": [
@@ -211,24 +217,27 @@ MGDA: dict[str, Cases] = {
     ],
     "SU-23": [
         (
-            each(REACHED, FAMILIES, 1.0)
+            both(REACHED, FAMILIES, 0.96, 1.0)
             | each("{}: best step at the grid's edge (1: yes)", FAMILIES, 0)
             | {"steps": 5000},
             WON,
         ),
-        ({REACHED.format("face"): 0.1}, PART),
-        (each(REACHED, FAMILIES, 0.1), LOST),
-        (each(REACHED, FAMILIES, 0.1) | {"steps": 100}, OPEN),
+        (between(REACHED.format("face"), 0.0, 0.2), PART),
+        (both(REACHED, FAMILIES, 0.0, 0.2), LOST),
+        # 16 of 16
+        (both(REACHED, FAMILIES, 0.806, 1.0), OPEN),
+        (both(REACHED, FAMILIES, 0.0, 0.2) | {"steps": 100}, OPEN),
         (
-            each(REACHED, FAMILIES, 0.1) | {"face: best step at the grid's edge (1: yes)": 1},
+            both(REACHED, FAMILIES, 0.0, 0.2) | {"face: best step at the grid's edge (1: yes)": 1},
             OPEN,
         ),
     ],
     "SU-24": [
-        (each(SINGLE, FAMILIES, 0.2) | each(TUNED, FAMILIES, 1.0), WON),
-        ({TUNED.format("face"): 0.1}, PART),
-        (each(SINGLE, FAMILIES, 1.0), LOST),
-        (each(TUNED, FAMILIES, 0.1), OPEN),
+        (both(SINGLE, FAMILIES, 0.1, 0.3) | both(TUNED, FAMILIES, 0.96, 1.0), WON),
+        (between(TUNED.format("face"), 0.0, 0.2), PART),
+        (both(SINGLE, FAMILIES, 0.96, 1.0), LOST),
+        (both(SINGLE, FAMILIES, 0.9, 1.0), OPEN),
+        (both(TUNED, FAMILIES, 0.0, 0.2), OPEN),
     ],
     "SU-25": [
         (each(WORK, ("exact", "loop"), 0.5), WON),
@@ -244,6 +253,7 @@ MGDA: dict[str, Cases] = {
         (both(END, ("2", "5"), -0.01, 0.01) | both(RAISED, ("2", "5"), 0, 0.01), WON),
         (between(RAISED.format("5"), 0.3, 0.4), PART),
         (both(END, ("2", "5"), 0.1, 0.2), LOST),
+        (both(RAISED, ("2", "5"), 0.9, 0.95), LOST),
         (both(END, ("2", "5"), -0.1, 0.2), OPEN),
     ],
     "SU-32": [
@@ -328,21 +338,20 @@ CAGRAD: dict[str, Cases] = {
     ],
     "CA-13": [
         (
-            each("T = {}: share of PCGrad's directions met by some c", ("2", "3"), 1)
+            both(MET, ("2", "3"), 0.97, 1)
             | {
                 "c*: draws with the wrong sign at .95 c* and 1.05 c*": 0,
                 "c*: largest relative distance of d to DualProj's": 0,
             },
             WON,
         ),
-        ({"T = 3: share of PCGrad's directions met by some c": 0.1}, PART),
+        (between(MET.format("3"), 0.1, 0.2), PART),
         (
-            {
-                "T = 3: share of PCGrad's directions met by some c": 0.1,
-                "c*: largest relative distance of d to DualProj's": 0.1,
-            },
+            between(MET.format("3"), 0.1, 0.2)
+            | {"c*: largest relative distance of d to DualProj's": 0.1},
             LOST,
         ),
+        (between(MET.format("3"), 0.8, 1), OPEN),
     ],
     "CA-14": [
         (
@@ -360,9 +369,11 @@ CAGRAD: dict[str, Cases] = {
         (each("{}, T = 2: most", ("conic", "SLSQP"), 0.1), LOST),
     ],
     "CA-19": [
-        ({"steps": 800, "c = 0.2: share below 1e-3": 1, "c = 0.9: share below 1e-3": 1}, WON),
-        ({"c = 0.9: share below 1e-3": 0.5}, LOST),
-        ({"c = 0.9: share below 1e-3": 0.5, "steps": 10}, OPEN),
+        (both(BELOW, ("0.2", "0.9"), 0.95, 1) | {"steps": 800}, WON),
+        (between(BELOW.format("0.9"), 0.4, 0.6), LOST),
+        # 49 of 50
+        (between(BELOW.format("0.9"), 0.895, 0.996), OPEN),
+        (between(BELOW.format("0.9"), 0.4, 0.6) | {"steps": 10}, OPEN),
     ],
     "CA-21": [
         ({"largest ‖g₀‖ at the end": 0, "share ending at the other minimum": 0}, WON),
@@ -416,22 +427,18 @@ CAGRAD: dict[str, Cases] = {
     "X-01": [
         (
             WHOLE
-            | {
-                "convex pairs: share ending Pareto stationary": 1,
-                "convex pairs: share with an excess below 1 %": 1,
-                "toy: PCGrad's excess of the mean loss from (9, 9)": 0,
-            },
+            | between("convex pairs: share ending Pareto stationary", 0.97, 1)
+            | between(OPTIMAL, 0.93, 0.99)
+            | {"toy: PCGrad's excess of the mean loss from (9, 9)": 0},
             WON,
         ),
         ({"toy: PCGrad's excess of the mean loss from (9, 9)": 5}, PART),
+        (between(OPTIMAL, 0.1, 0.2), PART),
         (
-            {
-                "toy: PCGrad's excess of the mean loss from (9, 9)": 5,
-                "convex pairs: share with an excess below 1 %": 0.1,
-            },
+            between(OPTIMAL, 0.1, 0.2) | {"toy: PCGrad's excess of the mean loss from (9, 9)": 5},
             LOST,
         ),
-        ({"convex pairs: share ending Pareto stationary": 0.5}, OPEN),
+        (between("convex pairs: share ending Pareto stationary", 0.4, 0.6), OPEN),
     ],
     "X-02": [
         (WHOLE | each(LOSING, OUTER, 5) | {PUSHED: 0}, WON),

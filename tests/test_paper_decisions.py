@@ -4,9 +4,11 @@ Decisions made of conditions are tried on data made from these: all met, then ea
 Those made of intervals on data wholly on either side and across; the others on the tables below.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -31,6 +33,7 @@ from paper_repro.report.verdicts import stated
 from tests.decisions import OTHERS
 
 Numbers = dict[str, float]
+MEASURED = json.loads((Path(__file__).parents[1] / "docs" / "measured.json").read_text())["claims"]
 
 
 def spelled(name: str) -> str:
@@ -76,7 +79,7 @@ def test_conditions_win_and_lose(identifier):
     for missed in decision.conditions:
         loses = together(decision.conditions, {missed: value(missed, met=False)})
         assert judge(decision, loses) == "does not hold", missed
-        assert judge(decision, together(decision.conditions, {missed: math.nan})) != "holds"
+        assert judge(decision, together(decision.conditions, {missed: math.nan})) == "inconclusive"
 
 
 def together(conditions: tuple[Condition, ...], given: Mapping[Condition, float]) -> Numbers:
@@ -92,13 +95,13 @@ def together(conditions: tuple[Condition, ...], given: Mapping[Condition, float]
 
 def judge(decision: Decision, numbers: Numbers):
     """With what else it reads: enough of everything, and no part left out."""
-    return decision.judge(numbers | ELSE)
+    return decision.verdict(numbers | ELSE)
 
 
 ELSE: Numbers = {
     # steps and draws that leave nothing open
     "steps": 1e6,
-    "T = 2: share of runs that end within 5 % of some": 1.0,
+    "T = 2: share of runs that end within 5 % of some, low": 1.0,
     "draws with the answer some": 5.0,
     "optimum some, line search: median relative gap at the end": 1e-4,
     # of claims that hold in part: the further condition
@@ -128,12 +131,12 @@ def test_intervals_win_lose_and_stay_open(identifier):
             found |= interval(spelled(one.name), middle - half, middle + half)
         return found
 
-    assert decision.judge(numbers(1)) == "holds"
-    assert decision.judge(numbers(-1)) == "does not hold"
-    assert decision.judge(numbers(0)) == "inconclusive"
+    assert decision.verdict(numbers(1)) == "holds"
+    assert decision.verdict(numbers(-1)) == "does not hold"
+    assert decision.verdict(numbers(0)) == "inconclusive"
     settles = {spelled(one.name) + OPEN: 1.0 for one in decision.sides}
     for side in (1, -1):
-        assert decision.judge(numbers(side) | settles) == "inconclusive"
+        assert decision.verdict(numbers(side) | settles) == "inconclusive"
 
 
 def test_the_others_are_all_in_the_tables():
@@ -156,7 +159,18 @@ def test_others_win_and_lose(identifier, case):
     """The first case whole; a later one is the first with some numbers changed."""
     first, verdict = OTHERS[identifier][0]
     changed, expected = OTHERS[identifier][case]
-    assert DECISIONS[identifier].judge(first | changed) == (expected if case else verdict)
+    assert DECISIONS[identifier].verdict(first | changed) == (expected if case else verdict)
+
+
+@pytest.mark.parametrize("identifier", DECISIONS)
+def test_what_is_not_a_number_settles_nothing(identifier):
+    """Neither all of it, nor one number that the verdict asks for."""
+    kept = MEASURED[identifier]["measured"]
+    lost = dict.fromkeys(kept, math.nan)
+    assert DECISIONS[identifier].verdict(lost) == "inconclusive"
+    usual = DECISIONS[identifier].verdict(kept)
+    for name in kept:
+        assert DECISIONS[identifier].verdict(kept | {name: math.nan}) in (usual, "inconclusive")
 
 
 def test_no_verdict_reads_a_time():
@@ -186,7 +200,7 @@ def test_no_verdict_reads_a_time():
 
 def test_a_check_of_nothing_is_refused():
     with pytest.raises(LookupError, match="no number named 'largest"):
-        exact(Condition("largest *", "<", 1)).judge({"smallest": 0.0})
+        exact(Condition("largest *", "<", 1)).verdict({"smallest": 0.0})
 
 
 @given(st.floats(-2, 2), st.sampled_from(["<", "<=", ">", ">=", "=="]))
@@ -217,27 +231,27 @@ def test_verdicts(below, above, verdict):
 
 def test_conditional_open_and_sided():
     part = conditional(Condition("x", "<", 1), only_when=Condition("y", ">", 0))
-    assert part.judge({"x": 0, "y": 0}) == "holds"
-    assert part.judge({"x": 0, "y": 1}) == "holds only when"
-    assert part.judge({"x": 2, "y": 1}) == "does not hold"
+    assert part.verdict({"x": 0, "y": 0}) == "holds"
+    assert part.verdict({"x": 0, "y": 1}) == "holds only when"
+    assert part.verdict({"x": 2, "y": 1}) == "does not hold"
     later = when(Condition("steps", ">=", 10), decision=part)
-    assert later.judge({"steps": 9}) == "inconclusive"
+    assert later.verdict({"steps": 9}) == "inconclusive"
     both = sided(Side("* ratio", "<", 1))
     two = interval("first ratio", 0.5, 0.9) | interval("second ratio", 1.1, 1.2)
-    assert both.judge(two) == "holds only when"
-    assert both.judge(two | {f"first ratio{OPEN}": 1.0}) == "does not hold"
+    assert both.verdict(two) == "holds only when"
+    assert both.verdict(two | {f"first ratio{OPEN}": 1.0}) == "does not hold"
 
 
 def test_a_small_budget_refutes_nothing_that_training_could_change():
     numbers = interval("their ratio", 1.2, 1.3) | {"their ratio": 1.25}
-    claim = Judge("a paper", DECISIONS)("GN-04", "text", numbers, "here")
+    claim = Judge(DECISIONS)("GN-04", numbers, "here")
     assert claim.verdict == "does not hold"
     whole, short = stated(claim, Settings()), stated(claim, QUICK)
     assert whole.verdict == "does not hold"
     assert short.verdict == "inconclusive"
     for found in (whole, short):
         assert DECISIONS["GN-04"].fails in found.where
-    counterexample = Claim("PC-30", "a paper", "text", "does not hold", {}, "here")
+    counterexample = Claim("PC-30", "does not hold", {}, "here")
     assert stated(counterexample, QUICK).verdict == "does not hold"
 
 

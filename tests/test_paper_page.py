@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         found: list[Any] = [draw(out, name, Figure("drawn", f"<caption> of {name}", canvas))]
         for i, row in enumerate(row for row in ROWS if row.module == name):
             verdict: Any = VERDICTS[i % 4]
-            claim = Claim(row.id, "", "w_i & <b>bold</b>", verdict, numbers, "<here>; `code_x`")
+            claim = Claim(row.id, verdict, numbers, "<here>; w_i & <b>bold</b>; `code_x`")
             results.add(name, claim)
             found.append(claim)
         results.finish(name, f"key of {name}", found, 1.0)

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +101,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def claim(identifier: str, value: float = 1.0) -> Claim:
-    return Claim(identifier, "a paper", "a <claim>", "holds", {"value": value}, "here")
+    return Claim(identifier, "holds", {"value": value}, "here")
 
 
 def figure(name: str) -> Figure:
@@ -115,8 +118,8 @@ def test_ledger_has_every_claim_once() -> None:
     assert list(LEDGER) == IDS
     assert {row.paper for row in ROWS} == set(PAPERS)
     assert Counter(row.kind for row in ROWS) == {
-        "synthetic": 63,
-        "exact": 59,
+        "synthetic": 64,
+        "exact": 58,
         "data/RL": 16,
         "not here": 2,
     }
@@ -265,6 +268,7 @@ def test_only_takes_names_beginnings_and_ids() -> None:
     found = selected(["GN-21", "su-34", "mgda.c", "gradnorm.reach"], MODULES)
     costs = ["mgda.cost_of_gradients", "mgda.cost_of_weights"]
     assert found == ["gradnorm.reach", "mgda.counterexample", *costs]
+    assert selected(["PCGrad", "GradNorm.Reach"], MODULES) == [*pcgrad, "gradnorm.reach"]
 
 
 @pytest.mark.parametrize("identifier", ["GN-21", "su-34", "PC-23"])
@@ -290,6 +294,8 @@ def test_where_names_the_lines_that_decide(
     ("arguments", "message"),
     [
         (["--only", "nothing"], r"no reproduction named nothing; there are: cagrad\..*gradnorm\."),
+        (["--only", ""], "--only: an empty word"),
+        (["--where", ""], "there is no claim"),
         (["--where", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),
         (["--where", "PC-99"], "there is no claim PC-99"),
         (["--only", "PC-01"], r"no reproduction decides PC-01 \(data/RL\)"),
@@ -398,10 +404,10 @@ def test_interruption_keeps_what_is_finished(
     assert reproduce(modules, list(modules), TINY, tmp_path) == 130
     assert [c["id"] for c in found_in(tmp_path)] == ["PC-01", "PC-02"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".parts",
         "b-one.png",
         "b-one.svg",
         "claims.json",
-        "parts",
         "report.html",
         "runs.json",
     ]
@@ -426,11 +432,49 @@ def test_interruption_while_writing_leaves_the_old_file(
     assert reproduce({"fake": fake(made, claim("PC-02"))}, ["fake"], TINY, tmp_path) == 130
     assert (tmp_path / "claims.json").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".parts",
         "claims.json",
-        "parts",
         "report.html",
         "runs.json",
     ]
+
+
+def test_ctrl_c_before_anything_runs_is_no_traceback(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While keys are computed; and while torch and others are imported."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(
+            "paper_repro.__main__.key", lambda *_: signal.raise_signal(signal.SIGINT)
+        )
+        assert main(["--only", "pcgrad.orders", "--out", str(tmp_path)]) == 130
+        assert capsys.readouterr().err == "\ninterrupted\n"
+        (made / "matplotlib.py").write_text(
+            "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
+        )
+        command = [sys.executable, "-m", "paper_repro", "--out", str(tmp_path)]
+        environment = os.environ | {"PYTHONPATH": str(made)}
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (130, "")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_others_stay(made: Path, tmp_path: Path) -> None:
+    """Also in the folder of long computations, which stays with them."""
+    others = [tmp_path / folder / "notes-1" for folder in ("parts", ".parts")]
+    for path in others:
+        path.parent.mkdir()
+        path.touch()
+    for fresh in (False, True):
+        module = {"a": fake(made, claim("PC-01"))}
+        assert reproduce(module, ["a"], TINY, tmp_path, fresh=fresh) == 0
+    assert all(path.exists() for path in others)
+    assert [path.name for path in (tmp_path / ".parts").iterdir()] == ["notes-1"]
 
 
 def test_other_modules_stay_and_own_leftovers_go(made: Path, tmp_path: Path) -> None:
@@ -454,7 +498,7 @@ def test_captions_survive_a_run_of_another_module(made: Path, tmp_path: Path) ->
     reproduce(modules, ["b"], TINY, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "caption of one" in page
-    assert "a &lt;claim&gt;" in page
+    assert "<td>1</td>" in page
 
 
 def count_runs(module: ModuleType) -> list[Settings]:
@@ -563,9 +607,35 @@ def without_page(folder: Path) -> dict[str, bytes]:
     }
 
 
+def vast() -> bytes:
+    """A PNG whose header says 60,000 by 60,000 pixels."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0),
+        b"tEXt": b"Description\0a caption",
+        b"IDAT": zlib.compress(b""),
+        b"IEND": b"",
+    }
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 @pytest.mark.parametrize("name", ["claims.json", "runs.json", "a-one.png"])
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"null", b"\x89PNG\r\n\x1a\n", b"[3]", b'{"a": 3}', -40]
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"\x89PNG\r\n\x1a\n",
+        b"[3]",
+        b'{"a": 3}',
+        -40,
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, id="deep"),
+        pytest.param(vast(), id="vast"),
+    ],
 )
 def test_damaged_files_are_set_aside_and_computed_again(
     name: str,
@@ -602,7 +672,14 @@ def test_damaged_files_are_set_aside_and_computed_again(
         ({"module": "pcgrad_theory"}, "there is no reproduction pcgrad_theory"),
         ({"id": "PC-99"}, "no such claim"),
         ({"verdict": "true"}, "no such claim or verdict"),
-        ({"measured": [1]}, "no tables"),
+        ({"measured": [1]}, "other values"),
+        ({"measured": {"value": "0.5"}}, "other values"),
+        ({"measured": {"value": 10**400}}, "other values"),
+        ({"where": None}, "other values"),
+        ({"claim": " "}, "other values"),
+        ({"id": ["PC-01"]}, "other values"),
+        ({"configuration": {"seeds": 3}}, "other values"),
+        ({"configuration": {"seeds": "3", "device": "cpu"}}, "its configuration lacks"),
         ({"p-value": 0.1}, "other fields"),
     ],
 )
@@ -628,7 +705,10 @@ def test_claims_of_another_version_are_set_aside(
             "no reproduction gradnorm",
         ),
         ({"a": {"key": "", "claims": []}}, "other fields"),
-        ({"a": {"key": "", "claims": 3, "figures": [], "seconds": 1.0}}, "no list"),
+        ({"a": {"key": "", "claims": 3, "figures": [], "seconds": 1.0}}, "other values"),
+        ({"a": {"key": "", "claims": [], "figures": [1], "seconds": 1.0}}, "other values"),
+        ({"a": {"key": "", "claims": [["a"]], "figures": [], "seconds": 1.0}}, "other values"),
+        ({"a": {"key": "", "claims": [], "figures": [], "seconds": "1"}}, "other values"),
     ],
 )
 def test_runs_of_another_version_are_set_aside(
@@ -649,6 +729,18 @@ def test_an_out_that_is_no_folder_is_refused(
         main(["--only", "pcgrad.orders", "--out", str(tmp_path / place)])
     assert stopped.value.code == 2
     assert "no folder that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".parts", "report.html"])
+def test_what_stands_in_the_way_is_refused(name: str, made: Path, tmp_path: Path) -> None:
+    place = tmp_path / name
+    if name == ".parts":
+        place.touch()
+    else:
+        place.mkdir()
+    with pytest.raises(Refused, match=rf"{re.escape(name)} is no (file|folder); move it away"):
+        reproduce(never(made), ["a"], TINY, tmp_path)
+    assert list(tmp_path.iterdir()) == [place]
 
 
 HOLD = """

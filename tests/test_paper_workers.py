@@ -1,5 +1,6 @@
 """Reproductions side by side: findings as in one process, whatever ends a worker or the run."""
 
+import errno
 import io
 import itertools
 import json
@@ -25,7 +26,7 @@ from paper_repro.report import parts
 from paper_repro.report.cache import key, versions
 from paper_repro.report.display import Display, caught
 from paper_repro.report.findings import Settings
-from paper_repro.report.parts import Store, kept
+from paper_repro.report.parts import Store, kept, read
 from paper_repro.report.workers import deaf, longest_first
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +48,7 @@ def long(number, settings):
     return torch.arange(number), {{"seeds": settings.seeds}}
 
 def claim(identifier, value):
-    return Claim(identifier, "a paper", "a claim", "holds", {{"value": float(value)}}, "here")
+    return Claim(identifier, "holds", {{"value": float(value)}}, "here")
 
 def figure(name):
     canvas = Canvas(figsize=(1, 1))
@@ -139,7 +140,7 @@ def test_workers_find_what_one_process_finds(
     assert "\r" not in shown.out + shown.err
     said = {"[a] PC-01 holds", "[a] figure one", "[a] a word", "[b] GN-02 holds", "[c] careful"}
     assert said <= set(shown.out.splitlines())
-    assert not (tmp_path / "two" / "parts").exists()
+    assert not (tmp_path / "two" / ".parts").exists()
     assert sorted(p.suffix for p in (tmp_path / "two").iterdir()) == sorted(
         [".png", ".svg", ".json", ".json", ".html"]
     )
@@ -198,7 +199,76 @@ def test_sigterm_is_a_clean_stop(
         assert set(left_in(out)["runs"]) == {"done", "long", "never"}
         # the long computation of the interrupted question was kept
         assert made.calls().count("5") - count <= 2
-        assert not (out / "parts").exists()
+        assert not (out / ".parts").exists()
+
+
+def test_parts_wait_for_their_own_question_and_settings(made: Made, tmp_path: Path) -> None:
+    """What an interrupted run left, another question or other settings do not take away."""
+    stop = "if not (HERE / 'on').exists(): raise KeyboardInterrupt"
+    modules = {
+        "mine": made.question("question_mine", "PC-01", stop),
+        "yours": made.question("question_yours", "GN-01", stop),
+    }
+
+    def left() -> list[str]:
+        """The questions that have begun, and those that did what is kept."""
+        files = sorted((tmp_path / ".parts").iterdir())
+        return [p.name[:-25] if p.name.startswith("begun") else read(p).question for p in files]
+
+    begun = ["begun-mine", "begun-yours"]
+    for name in modules:
+        assert reproduce(modules, [name], TINY, tmp_path) == 130
+    assert sorted(left()) == [*begun, "mine", "yours"]
+    assert reproduce(modules, ["yours"], TINY, tmp_path, fresh=True) == 130
+    assert left() == [*begun, "mine"]  # in this process, its memory has the other
+    (made.folder / "on").touch()
+    for name in modules:
+        assert reproduce(modules, [name], TINY._replace(seeds=3), tmp_path) == 0
+    assert sorted(left()) == [*begun, "mine", "mine", "yours"]
+    assert reproduce(modules, list(modules), TINY, tmp_path) == 0
+    assert not (tmp_path / ".parts").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("place", ["question", "claims", "page"])
+def test_a_full_disk_is_a_sentence(
+    workers: int,
+    place: str,
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And no traceback, wherever it is noticed; what is whole stays."""
+    full = "raise OSError(28, 'No space left on device', 'a file')"
+    name = f"{place}_{workers}"
+    modules = {
+        "first": made.question(f"question_first_{name}", "PC-01"),
+        "second": made.question(
+            f"question_second_{name}",
+            "GN-01",
+            full if place == "question" else "yield claim('GN-02', 1)",
+        ),
+    }
+    assert reproduce(modules, ["first"], TINY, tmp_path) == 0
+    there = claims_in(tmp_path)
+
+    def write(path: Path, content: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    if place == "claims":
+        monkeypatch.setattr("paper_repro.report.results.write_whole", write)
+    elif place == "page":
+        monkeypatch.setattr("paper_repro.__main__.write_whole", write)
+    capsys.readouterr()
+    assert reproduce(modules, list(modules), TINY, tmp_path, workers=workers, fresh=True) == 1
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+    assert re.search(
+        rf"stopped: .*No space left on device.* stays in {tmp_path}, and the same command",
+        shown.err,
+    )
+    assert {c["id"] for c in there} <= {c["id"] for c in claims_in(tmp_path)}
 
 
 RUN = """
@@ -211,7 +281,7 @@ folder, out = map(Path, sys.argv[1:])
 if __name__ == "__main__":
     sys.path.insert(0, str(folder))
     modules = {name: import_module(f"question_{name}") for name in ("x", "y", "z")}
-    reproduce(modules, list(modules), Settings(seeds=2, shrink=0.0001), out, workers=2)
+    sys.exit(reproduce(modules, list(modules), Settings(seeds=2, shrink=0.0001), out, workers=2))
 """
 
 
@@ -237,6 +307,38 @@ def test_a_killed_run_takes_its_workers_along_and_resumes(made: Made, tmp_path: 
     assert len(made.calls()) == 3
     assert reproduce(modules, list(modules), TINY, tmp_path / "whole") == 0
     assert left_in(out) == left_in(tmp_path / "whole")
+
+
+def test_more_than_one_ctrl_c_is_one(made: Made, tmp_path: Path) -> None:
+    """Of a terminal, which sends it to the workers, too: the page is written, and nothing else
+    said.
+    """
+    bar = "for _ in tqdm(range(3), desc='steps', leave=False): pass"
+    wait = "(HERE / str(os.getpid())).touch(); time.sleep(1000)"
+    for name, claim in {"x": "PC-01", "y": "GN-01", "z": "SU-01"}.items():
+        made.question(f"question_{name}", claim, bar, wait)
+    (made.folder / "run.py").write_text(RUN)
+    command = [sys.executable, str(made.folder / "run.py"), str(made.folder), str(tmp_path)]
+    with subprocess.Popen(
+        ["env", "--default-signal=INT", *command],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{made.folder}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        until(lambda: len([p for p in made.folder.iterdir() if p.name.isdigit()]) == 2)
+        page = tmp_path / "report.html"
+        while not page.exists() and process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        assert process.stderr
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert page.exists()
+    lines = [line for line in said.strip().splitlines() if " done; at work: " not in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("interrupted in x, after 1 claims")
 
 
 def test_slow_questions_come_first() -> None:
@@ -398,6 +500,19 @@ def test_bars_and_words_are_told_apart() -> None:
                 tqdm.write("written")
     assert lines == ["plain", "noticed", "written"]
     assert all(re.fullmatch(r"(outer|inner): \d+%", bar) for bar in bars)
+
+
+def test_a_reader_that_is_gone_ends_nothing(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind `| head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        modules = {"deaf": made.question("question_deaf", "PC-01", "print('a word')")}
+        assert reproduce(modules, ["deaf"], TINY, tmp_path) == 0
+    assert (tmp_path / "report.html").exists()
 
 
 class Terminal(io.StringIO):

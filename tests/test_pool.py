@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -64,21 +65,62 @@ def told(program: str, argument: str) -> float:
 class Cleared:
     """Asks for an end while Python clears it away, which drops what is raised there."""
 
+    def __init__(self, number: int) -> None:
+        self.number = number
+
     def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), self.number)
 
 
-def test_no_signal_is_lost() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a terminal; what a shell starts with "&" ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_signal_is_lost(number: int) -> None:
     before = sys.unraisablehook
 
     def work() -> None:
         with pool.terminable():
-            Cleared()
+            Cleared(number)
             time.sleep(60)
 
-    with pytest.raises(pool.Terminated):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         work()
+    assert (stopped.type is pool.Terminated) == (number == signal.SIGTERM)
     assert sys.unraisablehook is before
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_the_last(first: int) -> None:
+    """Whatever others come, what follows it comes to its end."""
+    written = []
+    with pool.terminable():
+        try:
+            signal.raise_signal(first)
+        except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with pool.unbroken():
+                    signal.raise_signal(number)
+                signal.raise_signal(number)
+            written.append(first)
+    assert written == [first]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pool.terminable():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @glibc

@@ -29,33 +29,43 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated` inside, as Ctrl-C raises KeyboardInterrupt; once only, so that
-    another one does not end what writes down the results of the first.
+    """SIGTERM raises `Terminated` inside, as Ctrl-C raises KeyboardInterrupt; the first of them
+    alone, so that another one does not end what writes down the results.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers, and only it receives signals
         return
+    came = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        nonlocal came
+        if not came:
+            came = True
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def again(lost: Any) -> None:
         # Python drops what is raised while it clears an object away: so the signal comes anew,
         # and from another thread, as here it would be dropped, too.
-        if isinstance(lost.exc_value, Terminated):
-            signal.signal(signal.SIGTERM, stop)
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        nonlocal came
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            came, ended = False, isinstance(lost.exc_value, Terminated)
+            number = signal.SIGTERM if ended else signal.SIGINT
+            threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
         else:
             hook(lost)
 
-    before, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
-    sys.unraisablehook = again
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as Ctrl-C behind a shell's `&`
+    }
+    hook, sys.unraisablehook = sys.unraisablehook, again
     try:
         yield
     finally:
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

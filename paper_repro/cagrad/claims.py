@@ -12,31 +12,34 @@ ROWS = (
     Row(
         "CA-02",
         "synthetic",
-        "The main cause is gradients at odds: the mean direction hurts some task.",
+        "Main cause: misaligned gradients, so the mean direction hurts some task; also "
+        "unequal norms let a few tasks dominate.",
         "cagrad.diagnosis",
     ),
     Row(
         "CA-03",
         "exact",
-        "Earlier methods can rest anywhere on the Pareto-stationary set.",
+        "Earlier methods are heuristics without convergence guarantee and/or may stop at "
+        "any Pareto-stationary point.",
         "cagrad.fixed_points",
     ),
     Row(
         "CA-04",
         "synthetic",
-        "MGDA and PCGrad stop as soon as they meet the Pareto set.",
+        "MGDA and PCGrad stop learning once they meet the Pareto set.",
         "cagrad.toy_ends",
     ),
     Row(
         "CA-05",
         "exact",
-        "Where no direction lowers every loss the point is Pareto optimal.",
+        "A point is Pareto optimal when no direction improves all tasks at once.",
         "cagrad.definitions",
     ),
     Row(
         "CA-06",
         "synthetic",
-        "Which Pareto point they reach depends on the start, and some are unbalanced.",
+        "Which Pareto point is reached depends strongly on the start; such runs may end "
+        "unbalanced, some tasks good and others poor.",
         "cagrad.toy_ends",
     ),
     Row(
@@ -47,69 +50,82 @@ ROWS = (
     Row(
         "CA-08",
         "exact",
-        "The mean loss is about level around any Pareto-stationary point.",
+        "At a Pareto-stationary point the mean loss is about the same whichever way one moves.",
         "cagrad.toy_ends",
     ),
     Row(
         "CA-09",
         "exact",
-        "The conflict measure R(θ, d) is minus the smallest rate, to first order.",
+        "Conflict measure R(θ, d) = max_i (L_i(θ - ηd) - L_i(θ))/η ≈ -min_i ⟨g_i, d⟩; "
+        "below 0 every loss falls, above 0 some loss rises.",
         "cagrad.definitions",
     ),
     Row(
         "CA-10",
         "exact",
-        "The primal: the largest worst rate in a ball of radius c‖g₀‖ around the mean gradient.",
+        "Primal: max over d of min_i ⟨g_i, d⟩ subject to ‖d - g₀‖ <= c‖g₀‖.",
         "cagrad.dual",
     ),
     Row(
         "CA-11",
         "synthetic",
-        "The ball keeps the mean objective in view, and c sets how much the worst task counts.",
+        "Keeping d in a ball around g₀ keeps the overall objective in view; c tunes how "
+        "much the worst task counts.",
         "cagrad.role_of_c",
     ),
-    Row("CA-12", "exact", "It is gradient descent at c = 0 and MGDA as c → ∞.", "cagrad.role_of_c"),
+    Row(
+        "CA-12",
+        "exact",
+        "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",
+        "cagrad.role_of_c",
+    ),
     Row(
         "CA-13",
         "exact",
-        "Other earlier methods are special cases as well.",
+        "Earlier methods in general are special cases.",
         "cagrad.special_cases",
     ),
     Row(
         "CA-14",
         "synthetic",
-        "MGDA halts where tasks disagree; CAGrad does not.",
+        "MGDA moves only where all agree and halts at disagreement; CAGrad puts the "
+        "common good first and does not halt.",
         "cagrad.toy_ends",
     ),
     Row(
         "CA-15",
         "exact",
-        "The dual has T unknowns where the primal has as many as the model.",
+        "The primal has the model's dimension, the dual only T unknowns.",
         "cagrad.dual",
     ),
     Row(
         "CA-16",
         "exact",
-        "The dual is g_w·g₀ + √φ‖g_w‖ over the simplex, and gives d in closed form.",
+        "Dual: min over the simplex of g_w·g₀ + √φ‖g_w‖, φ = c²‖g₀‖²; d = g₀ + (√φ/‖g_w‖) g_w.",
         "cagrad.dual",
     ),
     Row(
         "CA-17",
         "synthetic",
-        "Standard optimisers solve the dual efficiently.",
+        "Standard optimisation libraries solve the dual efficiently.",
         "cagrad.dual_solvers",
     ),
-    Row("CA-18", "exact", "CAGrad's fixed points are Pareto stationary.", "cagrad.fixed_points"),
+    Row(
+        "CA-18",
+        "exact",
+        "Fixed points of CAGrad are Pareto stationary (stated for c >= 1).",
+        "cagrad.fixed_points",
+    ),
     Row(
         "CA-19",
         "synthetic",
-        "For c < 1 it approaches stationary points of the mean loss.",
+        "For 0 <= c < 1 the iterates approach stationary points of the mean loss.",
         "cagrad.convergence",
     ),
     Row(
         "CA-20",
         "synthetic",
-        "The squared mean gradients sum to at most 2(L₀(θ₀) - inf L₀)/(η(1 - c²)).",
+        "Rate: Σ_k ‖g₀(θ_k)‖² <= 2(L₀(θ₀) - inf L₀)/(η(1 - c²)).",
         "cagrad.convergence",
     ),
     Row(
@@ -121,50 +137,52 @@ ROWS = (
     Row(
         "CA-22",
         "synthetic",
-        "CAGrad-Fast: the minimum runs over a sampled subset of tasks.",
+        "CAGrad-Fast: gradients for a sampled subset of tasks (plus the mean), and only "
+        "those in the minimum.",
         "cagrad.fast",
     ),
     Row(
         "CA-23",
         "synthetic",
-        "Its cost is one backward pass for each sampled task, and one for the mean.",
+        "Cost falls from T backward passes plus the solve to the subset's size plus one.",
         "cagrad.fast",
     ),
     Row(
         "CA-24",
         "synthetic",
-        "The toy: four methods from five starts, 100,000 steps of Adam.",
+        "The 2-D toy is reproducible: gradient descent, MGDA, PCGrad and CAGrad from five "
+        "starts, Adam 1e-3, 1e5 steps.",
         "cagrad.toy_cusps",
     ),
     Row(
         "CA-25",
         "synthetic",
-        "Gradient descent halts in two of the five runs.",
+        "Gradient descent halts in 2 of 5 runs.",
         "cagrad.toy_cusps",
     ),
     Row(
         "CA-26",
         "synthetic",
-        "MGDA's and PCGrad's end points depend on the start, CAGrad's is the minimum of "
-        "the mean throughout.",
+        "MGDA and PCGrad end at different Pareto-stationary points by start; CAGrad "
+        "reaches the minimum of the mean from all.",
         "cagrad.toy_ends",
     ),
     Row(
         "CA-27",
         "synthetic",
-        "As c grows CAGrad's behaviour goes from gradient descent's to MGDA's.",
+        "Depending on c, CAGrad's behaviour lies between gradient descent and MGDA.",
         "cagrad.toy_c",
     ),
     Row(
         "CA-28",
         "synthetic",
-        "Of the four, CAGrad is the steadiest and the easiest to predict.",
+        "CAGrad is the most stable and predictable of the four.",
         "cagrad.toy_random_starts",
     ),
     Row(
         "CA-29",
         "exact",
-        "Δm is the relative drop against networks of one task each, averaged over all metrics.",
+        "Δm %: mean relative drop against single-task baselines, lower is better.",
         "cagrad.definitions",
     ),
     Row(
@@ -203,7 +221,7 @@ ROWS = (
     Row(
         "CA-34",
         "synthetic",
-        "CAGrad-Fast is about twice as fast for ten tasks and five times for fifty.",
+        "CAGrad-Fast is about 2× faster on MT10 and 5× on MT50.",
         "cagrad.fast",
     ),
     Row(
@@ -222,7 +240,8 @@ ROWS = (
     Row(
         "CA-37",
         "synthetic",
-        "There MGDA neglects the main task, and CAGrad keeps the balance.",
+        "MGDA neglects the main task and falls far below the baseline; CAGrad keeps main "
+        "and auxiliary tasks balanced.",
         "cross_paper.auxiliaries",
     ),
     Row(

@@ -9,6 +9,7 @@ from ..report.decisions import (
     decided,
     exact,
     named_so,
+    verdict_of,
     when,
 )
 from ..report.findings import Verdict
@@ -54,14 +55,22 @@ def level(measured: Measured) -> Verdict:
     return "holds" if flat else "inconclusive"
 
 
-@decided("no c gives DualProj's direction, nor every direction of PCGrad", trained=False)
+@decided(
+    "no c gives DualProj's direction, nor 95 % of PCGrad's by the interval of the share",
+    trained=False,
+)
 def special_cases(measured: Measured) -> Verdict:
-    shares = [measured[f"T = {t}: share of PCGrad's directions met by some c"] for t in (2, 3)]
-    if min(shares) > 0.99:
-        return "holds"
+    name = "T = {}: share of PCGrad's directions met by some c"
     threshold = measured["c*: draws with the wrong sign at .95 c* and 1.05 c*"] == 0
-    met = threshold and measured["c*: largest relative distance of d to DualProj's"] < 1e-6
-    return "holds only when" if met else "does not hold"
+    dualproj = threshold and measured["c*: largest relative distance of d to DualProj's"] < 1e-6
+    pcgrad = [
+        (measured[f"{name.format(t)}, low"], measured[f"{name.format(t)}, high"]) for t in (2, 3)
+    ]
+    if all(low > 0.95 for low, _ in pcgrad):
+        return "holds" if dualproj else "holds only when"
+    if any(high < 0.95 for _, high in pcgrad):
+        return "holds only when" if dualproj else "does not hold"
+    return "inconclusive"
 
 
 @decided("no solver misses less than 1e-5 in every family at its defaults", trained=False)
@@ -76,12 +85,17 @@ def solvers(measured: Measured) -> Verdict:
     return "holds" if len(good) == len(most) else "holds only when"
 
 
-@decided("under 90 % of the exact runs of some c bring ‖g₀‖ below 1e-3 of its start")
+@decided(
+    "under 90 % of the exact runs of some c, by the interval, bring ‖g₀‖ below 1e-3 of its start"
+)
 def approaches(measured: Measured) -> Verdict:
     if measured["steps"] < 800:
         return "inconclusive"
     names = [name for name in named_so(measured, "*: share below 1e-3") if "fast" not in name]
-    return "holds" if all(measured[name] > 0.9 for name in names) else "does not hold"
+    if all(measured[f"{name}, low"] > 0.9 for name in names):
+        return "holds"
+    below = any(measured[f"{name}, high"] < 0.9 for name in names)
+    return "does not hold" if below else "inconclusive"
 
 
 @decided("all ends are stationary, and none is the lowest minimum", trained=False)
@@ -107,10 +121,10 @@ def faster(measured: Measured) -> Verdict:
 
 @decided("MGDA and PCGrad both move on along the set, by 1e-2 or more")
 def stops(measured: Measured) -> Verdict:
-    moved = [measured.get(f"{name}: largest movement after contact") for name in ("MGDA", "PCGrad")]
-    if any(way is None for way in moved):
-        return "inconclusive"
-    rests = [way < 1e-2 for way in moved if way is not None]
+    """Open where a start never meets the set: then the number is NaN."""
+    rests = [
+        measured[f"{name}: largest movement after contact"] < 1e-2 for name in ("MGDA", "PCGrad")
+    ]
     if all(rests):
         return "holds"
     return "holds only when" if any(rests) else "does not hold"
@@ -174,28 +188,27 @@ def steadiest(measured: Measured) -> Verdict:
     return "does not hold" if beaten else "inconclusive"
 
 
-@decided("PCGrad rests short of stationarity, or ends at the optimum on the toy as on pairs")
+@decided(
+    "PCGrad ends short of the optimum on convex pairs (within 1 % in under 90 % of them, by the "
+    "interval) and on the toy (an excess above .1); open if the pairs are not at rest"
+)
 def which(measured: Measured) -> Verdict:
-    if measured["convex pairs: share ending Pareto stationary"] <= 0.95:
+    if measured["convex pairs: share ending Pareto stationary, low"] <= 0.95:
         return "inconclusive"
-    excess = [measured[name] for name in named_so(measured, "toy: PCGrad's excess of the mean *")]
-    small = measured["convex pairs: share with an excess below 1 %"]
-    if max(excess) > 0.1:
-        return "holds only when" if small > 0.5 else "does not hold"
-    return "holds" if small > 0.95 else "inconclusive"
+    small = "convex pairs: share with an excess below 1 %"
+    toy = [measured[name] for name in named_so(measured, "toy: PCGrad's excess of the mean *")]
+    shown = [measured[f"{small}, low"] > 0.9, max(toy) <= 0.1]
+    return verdict_of(shown, [measured[f"{small}, high"] < 0.9 and max(toy) > 0.1])
 
 
 @decided("CAGrad raises no loss by more than 1 from an outer start, or MGDA raises one by .1")
 def two_aims(measured: Measured) -> Verdict:
     outer = [
-        measured.get(f"CAGrad: rise of the losing task after contact from {start}")
+        measured[f"CAGrad: rise of the losing task after contact from {start}"]
         for start in ("(10, -8)", "(-8.5, -5)")
     ]
-    rest = [value for name, value in measured.items() if name.startswith("MGDA: the same from ")]
-    if any(rise is None for rise in outer) or not rest:
-        return "inconclusive"
-    trades = all(rise > 1 for rise in outer if rise is not None)
-    return "holds" if trades and max(rest) < 0.1 else "does not hold"
+    rest = [measured[name] for name in named_so(measured, "MGDA: the same from *")]
+    return "holds" if min(outer) > 1 and max(rest) < 0.1 else "does not hold"
 
 
 @decided("a plain step along d raises a task, or Adam's steps raise none")
@@ -292,4 +305,4 @@ DECISIONS: dict[str, Decision] = {
     "X-04": exact(Condition("largest difference of weights", "<", 1e-12)),
     "X-05": when(WHOLE, decision=guarantee_lost),
 }
-claim = Judge("CAGrad (Liu et al. 2021)", DECISIONS)
+claim = Judge(DECISIONS)

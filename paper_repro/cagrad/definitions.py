@@ -43,7 +43,6 @@ def pareto_points(settings: Settings) -> Claim:
     hill = [-(Fraction(x) ** 2) for x in (Fraction(0), Fraction(1, 2))]
     return claim(
         "CA-05",
-        "The notes call a point Pareto optimal when no direction improves all tasks at once.",
         {
             "draws in which 'no common descent' and '0 in the hull' disagree": float(disagree),
             "draws": float(2 * some),
@@ -62,8 +61,6 @@ def orthogonal(draws: int) -> Claim:
     off = float((w - inverse / inverse.sum(-1, keepdim=True)).abs().max())
     return claim(
         "X-04",
-        "Min-norm weights of orthogonal gradients are proportional to 1/‖g‖²: MGDA favours small "
-        "gradients.",
         {"largest difference of weights": off, "draws": float(draws)},
         "five orthogonal rows of log-normal lengths; holds below 1e-12",
     )
@@ -91,8 +88,6 @@ def conflict_measure(draws: int) -> Claim:
     flips = {eta: float(((m > 0) != (limit > 0)).double().mean()) for eta, m in measured.items()}
     return claim(
         "CA-09",
-        "Conflict measure R(θ, d) = max_i (L_i(θ - ηd) - L_i(θ))/η ≈ -min_i ⟨g_i, d⟩; below 0 "
-        "every loss falls, above 0 some loss rises.",
         {f"median relative error at η = {eta:g}": e for eta, e in error.items()}
         | {f"share with the other sign at η = {eta:g}": f for eta, f in flips.items()}
         | {"error at η = 1e-4 over that at 1e-6": error[1e-4] / error[1e-6]},
@@ -114,7 +109,6 @@ def delta_m() -> Claim:
     weighed = mf.diagnostics.delta_m(five, dict.fromkeys(five, 1.0), dict.fromkeys(five, False))
     return claim(
         "CA-29",
-        "Δm %: mean relative drop against single-task baselines, lower is better.",
         {
             "worked example, fractions": float(by_hand),
             "library": library,

@@ -66,8 +66,6 @@ def run(settings: Settings) -> Findings:
     strong = rho["cosine"] < -0.5
     yield claim(
         "CA-02",
-        "Main cause: misaligned gradients, so the mean direction hurts some task; also unequal "
-        "norms let a few tasks dominate.",
         {
             "pairs in which 'g₀ raises a task' and 'cos < -shorter/longer' differ": float(
                 hurt.violations

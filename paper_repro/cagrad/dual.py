@@ -41,7 +41,6 @@ def run(settings: Settings) -> Findings:
     setting = f"{draws} draws each of 2, 3 and 10 tasks in 20 parameters, c = .1, .4, .8, 1, 3"
     yield claim(
         "CA-10",
-        "Primal: max over d of min_i ⟨g_i, d⟩ subject to ‖d - g₀‖ <= c‖g₀‖.",
         {
             "largest duality gap over longest gradient times ‖d‖": gap,
             "largest |‖d - g₀‖/(c‖g₀‖) - 1|": tight,
@@ -52,7 +51,6 @@ def run(settings: Settings) -> Findings:
     )
     yield claim(
         "CA-16",
-        "Dual: min over the simplex of g_w·g₀ + √φ‖g_w‖, φ = c²‖g₀‖²; d = g₀ + (√φ/‖g_w‖) g_w.",
         {
             "largest duality gap over longest gradient times ‖d‖": gap,
             "largest |‖d - g₀‖/(c‖g₀‖) - 1|": tight,
@@ -94,7 +92,6 @@ def size_matters() -> Claim:
     }
     return claim(
         "CA-15",
-        "The primal has the model's dimension, the dual only T unknowns.",
         numbers,
         "ten tasks, 20 solutions given the Gramian; operations: faces that the active set solves "
         "times those of one, time beside; holds if the dual has T unknowns and a hundred times the "

@@ -135,7 +135,6 @@ def run(settings: Settings) -> Findings:
         }
     yield claim(
         "CA-17",
-        "Standard optimisation libraries solve the dual efficiently.",
         numbers,
         f"c = .5, {draws} draws a family (conic, and SLSQP at T = 50: {max(2, draws // 4)}), 100 "
         "parameters; missed: the worst task's rate below the "

@@ -158,8 +158,6 @@ def in_the_ball(quality: Quality, where: str, draws: int) -> Claim:
             numbers[f"T = {tasks}, n = {n}: {text}"] = means[name][tasks, n]
     return claim(
         "CA-22",
-        "CAGrad-Fast: gradients for a sampled subset of tasks (plus the mean), and only those in "
-        "the minimum.",
         numbers,
         f"n - 1 drawn tasks and the mean of the rest, c = {C:g}, {where} of "
         f"100 parameters with a common part, {draws} subsets each; holds "
@@ -184,7 +182,6 @@ def passes(clock: Clock, repeats: int) -> Claim:
         }
     return claim(
         "CA-23",
-        "Cost falls from T backward passes plus the solve to the subset's size plus one.",
         numbers,
         "shared trunk 64-256-256, 256 samples, one backward pass a row (`chunk_size=1`), counted "
         f"operations of matrix products; time, the fastest of {repeats} steps, beside; holds if "
@@ -206,7 +203,6 @@ def speed_up(clock: Clock, repeats: int) -> Claim:
             }
     return claim(
         "CA-34",
-        "CAGrad-Fast is about 2× faster on MT10 and 5× on MT50.",
         numbers,
         "a supervised network in place of the reinforcement-learning agents, the published subset "
         "sizes 4 of 10 and 8 of 50, one backward pass a row (batched passes beside it); holds if "

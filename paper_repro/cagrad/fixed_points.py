@@ -45,8 +45,6 @@ def stopping(draws: int) -> Claim:
         ]
     return claim(
         "CA-03",
-        "Earlier methods are heuristics without convergence guarantee and/or may stop at any "
-        "Pareto-stationary point.",
         {
             f"T = {tasks}: largest ‖d‖ of {name}": float(x.max())
             for tasks, found in rest.items()
@@ -97,7 +95,6 @@ def halting(settings: Settings) -> Claim:
             )
     return claim(
         "CA-18",
-        "Fixed points of CAGrad are Pareto stationary (stated for c >= 1).",
         {
             "largest distance of 0 from the hull where d = 0": hull,
             "c < 1: least ‖d‖/‖g₀‖ - (1 - c)": least,

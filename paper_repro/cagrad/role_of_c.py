@@ -77,8 +77,6 @@ def in_view(swept: dict[int, Sweep], draws: int) -> Claim:
     )
     return claim(
         "CA-11",
-        "Keeping d in a ball around g₀ keeps the overall objective in view; c tunes how much the "
-        "worst task counts.",
         {
             "largest fall of the worst rate from one c to the next": fall,
             "least g₀·d/‖g₀‖² - (1 - c)": slack,
@@ -107,7 +105,6 @@ def both_ends(swept: dict[int, Sweep], draws: int) -> Claim:
     )
     return claim(
         "CA-12",
-        "Gradient descent (c = 0) and MGDA (c → ∞) are special cases.",
         {
             "c = 0: largest angle to g₀": at_zero,
             "c = 100: largest angle to MGDA, radians": last,

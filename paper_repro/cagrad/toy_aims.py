@@ -9,9 +9,10 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.findings import Claim, Findings, Settings
+from ..report.intervals import named, share_interval
 from .decisions import claim
 from .toy import CODE, RULES, STARTS, USUAL, at, losses, minimum_of_mean
-from .toy_runs import EVERY, Run, Toy, finite, of, rises, toy
+from .toy_runs import EVERY, Run, Toy, of, rises, toy, with_steps
 
 
 def run(settings: Settings) -> Findings:
@@ -30,9 +31,7 @@ def two_aims(toy: Toy) -> Claim:
     ]
     return claim(
         "X-02",
-        "Never raising a loss (MGDA) and trading along the Pareto set for a better mean (CAGrad) "
-        "are two aims.",
-        finite(
+        with_steps(
             of("CAGrad: rise of the losing task after contact", slide.max(1))
             | of("MGDA: the same", rest.max(1))
             | {
@@ -51,28 +50,28 @@ def where_pcgrad_rests(toy: Toy, settings: Settings) -> Claim:
     pairs = convex_pairs(settings.count(300), settings.count(1500))
     pcgrad = toy.runs["PCGrad"].mean_loss(STARTS, 0.0)[-1] - minimum_of_mean()[1]
     at_rest, small = (
-        float((pairs["distance"] < 1e-3).mean()),
-        float((pairs["excess"] < 0.01).mean()),
+        share_interval(int(hits.sum()), len(hits))
+        for hits in (pairs["distance"] < 1e-3, pairs["excess"] < 0.01)
     )
     return claim(
         "X-01",
-        "PCGrad practically reaches the optimum, or stops at Pareto points: which?",
-        finite(
+        with_steps(
             {
-                "convex pairs: share ending Pareto stationary": at_rest,
+                **named("convex pairs: share ending Pareto stationary", at_rest),
                 "convex pairs: median excess of the total over its fall": float(
                     np.median(pairs["excess"])
                 ),
                 "convex pairs: 95th percentile": float(np.quantile(pairs["excess"], 0.95)),
-                "convex pairs: share with an excess below 1 %": small,
+                **named("convex pairs: share with an excess below 1 %", small),
             }
             | of("toy: PCGrad's excess of the mean loss", pcgrad),
             toy,
         ),
         f"{len(pairs['excess'])} random pairs of convex quadratics in 5 dimensions, plain steps "
         f"of 1/H; toy: {toy.budget}. "
-        "Holds only when: it stops at Pareto points (95 % of the pairs), "
-        "and these are close to the optimum for most convex pairs, but not on the toy",
+        "It stops at Pareto points (95 % of the pairs); practically the optimum: within 1 % of "
+        "the fall for 90 % of the pairs, and within .1 from every start of the toy. Wilson's "
+        "intervals",
     )
 
 
@@ -145,9 +144,7 @@ def adam_and_rates(toy: Toy) -> Claim:
     shares = {name: first_order(runs[name], name) for name in ("MGDA", "PCGrad", "CAGrad")}
     return claim(
         "X-05",
-        "Descent guarantees are for plain steps along d, while the experiments use Adam: the "
-        "guarantee is lost.",
-        finite(
+        with_steps(
             {f"{name}: share of steps whose d raises a task": x for name, (x, _) in shares.items()}
             | {
                 f"{name}: share of Adam's steps that raise a task, d raising none": x

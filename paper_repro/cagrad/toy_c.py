@@ -6,7 +6,7 @@ from torch import Tensor
 from ..report.findings import Claim, Findings, Settings, yes
 from .decisions import claim
 from .toy import CS, STARTS, minimum_of_mean
-from .toy_runs import CLOSE, CONTACT, Toy, contact, finite, toy
+from .toy_runs import CLOSE, CONTACT, Toy, contact, toy, with_steps
 
 
 def run(settings: Settings) -> Findings:
@@ -48,8 +48,7 @@ def between(toy: Toy) -> Claim:
     }
     return claim(
         "CA-27",
-        "Depending on c, CAGrad's behaviour lies between gradient descent and MGDA.",
-        finite(numbers, toy),
+        with_steps(numbers, toy),
         f"{toy.budget}; distance in x₁ between the first contacts with the Pareto set. A start "
         "can tell if GD meets the set, and elsewhere than MGDA (by more than "
         f"{10 * CONTACT:g}); never growing: by at most {CONTACT:g} from one c to the next, GD "

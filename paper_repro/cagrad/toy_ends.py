@@ -30,12 +30,12 @@ from .toy_runs import (
     MARKERS,
     Run,
     Toy,
-    finite,
     largest,
     moved_after_contact,
     of,
     title_of,
     toy,
+    with_steps,
 )
 
 
@@ -136,7 +136,6 @@ def not_flat() -> Claim:
     stationary = float(distance_to_stationarity(front).max())
     return claim(
         "CA-08",
-        "At a Pareto-stationary point the mean loss is about the same whichever way one moves.",
         {
             "least mean loss on the Pareto set": float(mean.min()),
             "largest": float(mean.max()),
@@ -185,9 +184,7 @@ def arriving(toy: Toy) -> Claim:
     }
     return claim(
         "CA-26",
-        "MGDA and PCGrad end at different Pareto-stationary points by start; CAGrad reaches the "
-        "minimum of the mean from all.",
-        finite(numbers, toy),
+        with_steps(numbers, toy),
         f"{toy.budget}, six starts; CAGrad arrives: mean loss within {CLOSE:g} of its minimum by "
         f"{DECIDED} steps for c = .5 and .8, + in f₂"
         "; within it at that time: "
@@ -203,8 +200,7 @@ def stops(toy: Toy) -> Claim:
     rests = {name: bool((path < 1e-2).all()) for name, path in moved.items()}
     return claim(
         "CA-04",
-        "MGDA and PCGrad stop learning once they meet the Pareto set.",
-        finite(
+        with_steps(
             {
                 f"{name}: largest movement after contact": float(path.max())
                 for name, path in moved.items()
@@ -230,9 +226,7 @@ def depends_on_start(toy: Toy) -> Claim:
     worst = {name: float(toy.runs[name].mean_loss(STARTS, USUAL[name])[-1].max()) for name in arms}
     return claim(
         "CA-06",
-        "Which Pareto point is reached depends strongly on the start; such runs may end "
-        "unbalanced, some tasks good and others poor.",
-        finite(
+        with_steps(
             {f"{name}: spread of x₁ at the end over the set's length": x for name, x in far.items()}
             | {f"{name}: largest |L₁ - L₂| at the end": x for name, x in apart.items()}
             | {f"{name}: worst mean loss at the end": x for name, x in worst.items()}
@@ -258,9 +252,7 @@ def goes_on(toy: Toy) -> Claim:
     halts = {c: largest(moved_after_contact(toy.runs["CAGrad"], c)) for c in CS if c >= 1}
     return claim(
         "CA-14",
-        "MGDA moves only where all agree and halts at disagreement; CAGrad puts the common good "
-        "first and does not halt.",
-        finite(
+        with_steps(
             {
                 f"exact, c = {c:g}: largest excess at the end": float(x.max())
                 for c, x in exact.items()

@@ -13,10 +13,10 @@ from .toy_runs import (
     Run,
     Toy,
     arrivals,
-    finite,
     random_ends,
     title_of,
     toy,
+    with_steps,
 )
 
 
@@ -51,7 +51,8 @@ def from_anywhere(runs: dict[str, Run]) -> Figure:
     count = len(runs["GD"].random)
     return Figure(
         "random-starts",
-        f"The same from {count} starts drawn uniformly from [-10, 10]², + in f₂.",
+        f"The toy's methods from {count} starts drawn uniformly from [-10, 10]², + in f₂: "
+        "where they end, and when.",
         canvas,
     )
 
@@ -91,8 +92,7 @@ def stability(toy: Toy) -> Claim:
         )
     return claim(
         "CA-28",
-        "CAGrad is the most stable and predictable of the four.",
-        finite(numbers, toy),
+        with_steps(numbers, toy),
         f"{toy.budget}, {count} starts drawn uniformly from [-10, 10]², CAGrad with c = .5; "
         "arriving: within .1 of the minimum of the mean. "
         "Holds if the mean loss at the "

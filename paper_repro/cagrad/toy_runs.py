@@ -185,9 +185,9 @@ def toy(settings: Settings) -> Toy:
     return Toy(runs, last, budget)
 
 
-def finite(numbers: dict[str, float], toy: Toy) -> dict[str, float]:
-    """Numbers of a claim with that of steps, and without those that are not finite."""
-    return {name: x for name, x in numbers.items() if np.isfinite(x)} | {"steps": toy.steps}
+def with_steps(numbers: dict[str, float], toy: Toy) -> dict[str, float]:
+    """Numbers of a claim, and that of steps. NaN stays: a run that diverged settles nothing."""
+    return numbers | {"steps": toy.steps}
 
 
 def title_of(name: str) -> str:

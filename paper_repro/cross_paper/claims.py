@@ -6,31 +6,35 @@ ROWS = (
     Row(
         "X-01",
         "synthetic",
-        "PCGrad practically reaches the optimum, or stops at Pareto points: the texts differ.",
+        "PCGrad practically reaches the optimum (elsewhere: it stops at Pareto points).",
         "cagrad.toy_aims",
     ),
     Row(
         "X-02",
         "synthetic",
-        "Never raise a loss, or trade losses for a better mean: two aims that differ.",
+        "Never raising a loss (MGDA) and trading along the Pareto set for a better mean "
+        "(CAGrad) are two aims.",
         "cagrad.toy_aims",
     ),
     Row(
         "X-03",
         "exact",
-        "GradNorm with α = 0 rests at the sum of unit gradients on W.",
+        "GradNorm with α = 0 at equilibrium weighs by 1/‖∇_W L_t‖: the sum of unit "
+        "gradients on W, a common descent direction on W for T = 2.",
         "cross_paper.rest_points",
     ),
     Row(
         "X-04",
         "exact",
-        "Min-norm weights of orthogonal gradients are ∝ 1/‖g‖²: MGDA favours small ones.",
+        "Min-norm weights of orthogonal gradients are proportional to 1/‖g‖²: MGDA "
+        "favours small gradients.",
         "cagrad.definitions",
     ),
     Row(
         "X-05",
         "synthetic",
-        "Descent guarantees hold for steps along d; the experiments step by Adam.",
+        "Descent guarantees are for plain steps along d, while the experiments use Adam: "
+        "the guarantee is lost.",
         "cagrad.toy_aims",
     ),
 )

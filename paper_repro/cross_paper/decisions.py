@@ -33,7 +33,7 @@ def balance(measured: Measured) -> Verdict:
         mgda = ends("MGDA minus equal weights, accuracy")
         cagrad = ends("CAGrad minus equal weights, accuracy")
         least = ends("least cosine of d with a task, CAGrad minus equal weights")
-        if measured[f"{case.rsplit(', ', 1)[0]}: a best rate at the edge of its grid (1: yes)"]:
+        if measured[f"{case}: a best rate at the edge of its grid (1: yes)"]:
             shown.append(False)
             lost.append(False)
             continue
@@ -54,4 +54,4 @@ DECISIONS: dict[str, Decision] = {
         Condition("rate of task 1, three tasks", "<", 0),
     ),
 }
-claim = Judge("Links between the texts", DECISIONS)
+claim = Judge(DECISIONS)

@@ -23,7 +23,7 @@ from ..report.grids import chosen
 
 LABELS, VALIDATION, TEST = 200, 400, 400
 HIDDEN, BATCH = 32, 32
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TASKS = ("class", "rotation", "image")
 SCALES = {"per pixel": 1.0, "summed over pixels": 64.0}
 """What the error of reconstruction is multiplied by: two conventions, between which min-norm
@@ -151,7 +151,7 @@ def accuracy(params: mf.types.Params, images: Tensor, labels: Tensor) -> Tensor:
 class Runs(NamedTuple):
     """Of one method at its best rate, by the validation images of the other half of the seeds."""
 
-    choice: np.ndarray  # [seed], index of `RATES` at the end
+    choice: np.ndarray  # [moment, seed], index of `RATES` that is best there
     # [moment, seed], accuracy of the main task on test images, had training stopped there: at the
     # rate that is best there
     curve: Tensor
@@ -162,7 +162,7 @@ class Runs(NamedTuple):
     @property
     def lr(self) -> float:
         """Of the median seed."""
-        return RATES[int(np.median(self.choice))]
+        return RATES[int(np.median(self.choice[-1]))]
 
     @property
     def accuracy(self) -> Tensor:
@@ -224,8 +224,8 @@ def train(
     score = vmap(vmap(vmap(accuracy), (0, None, None)), (0, None, None))
     state = start(lanes, rates, seeds, batch_of(data, 0))
     rows = torch.arange(len(lanes.scale), device=settings.device)[:, None]
-    weights, cosines, curve = [], [], []
-    choices, best = torch.zeros(0), {}
+    weights, cosines, curve, every_choice = [], [], [], []
+    best = {}
     for step in tqdm(range(steps), desc=label, leave=False):
         state, w, c = move(lanes, rates, state, batch_of(data, step))
         weights.append(w)
@@ -234,6 +234,7 @@ def train(
             errors = 1 - score(state.params, *data.validation).cpu().numpy()
             choices = torch.from_numpy(np.stack([chosen(part) for part in errors]))
             best = {name: leaf[rows, choices, seeds] for name, leaf in state.params.items()}
+            every_choice.append(choices.numpy())
             curve.append(vmap(vmap(accuracy), (0, None, None))(best, *data.test).cpu())
     test = batch_of(Data(data.test, data.test[0], data.test, data.test), steps, 4 * BATCH)
     held_out = (
@@ -242,10 +243,11 @@ def train(
         .cpu()
     )
     every, curves = (torch.stack(weights), torch.stack(cosines)), torch.stack(curve)
+    taken = np.stack(every_choice, 1)  # [lane, moment, seed]
     runs = []
-    for i, choice in enumerate(choices):
-        kept = (part[:, i, choice, seeds].double().cpu() for part in every)
-        runs.append(Runs(choice.numpy(), curves[:, i], held_out[i], *kept))
+    for i, choice in enumerate(taken):
+        kept = (part[:, i, choice[-1], seeds].double().cpu() for part in every)
+        runs.append(Runs(choice, curves[:, i], held_out[i], *kept))
     return runs
 
 

@@ -138,8 +138,6 @@ def unit_gradients(settings: Settings) -> Claim:
     last = FIRST * 2.0 ** (1 - HALVINGS)
     return claim(
         "X-03",
-        "GradNorm with α = 0 at equilibrium weighs by 1/‖∇_W L_t‖: the sum of unit gradients on "
-        "W, a common descent direction on W for T = 2.",
         {
             **drawn.numbers,
             "last step size": last,

@@ -104,15 +104,11 @@ def run(settings: Settings) -> Findings:
     where = "three tasks, SGD on model and weights, float64; holds below 1e-9"
     yield claim(
         "GN-13",
-        "L_grad = Σ|G_i - Ḡ r_i^α| with the target held constant; its slope in w_i is sign(G_i - "
-        "target_i)‖∇_W L_i‖.",
         numbers,
         f"the closed form against autograd of the detached target; {where}",
     )
     yield claim(
         "GN-16",
-        "The full loop: losses, G_i, Ḡ, r_i, L_grad, a step on w, a step on the network with the "
-        "old weights, renormalisation.",
         {**numbers, "largest deviation of the sum of weights from T": gaps.total},
         f"the library's step against a literal loop with double backward; {where}",
     )

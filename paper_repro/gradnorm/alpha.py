@@ -114,8 +114,6 @@ def balanced(sweeps: Sweeps) -> Claim:
     falls = ratio_interval(last[-1], last[0])
     return claim(
         "GN-05",
-        "Acting on gradient lengths balances them, and α controls the dynamics: the final "
-        "weights move monotonically with it.",
         {
             "larger over smaller length, unweighted, at the start": float(
                 np.mean(plain[:, 1] / plain[:, 0])
@@ -155,7 +153,6 @@ def degrees(sweeps: Sweeps, learnt: Trace, size: Size) -> Claim:
     largest = "best α, √ scale, at the largest ratio less at 1"
     return claim(
         "GN-12",
-        "α sets the strength of the pull back to a common rate: larger for more unequal tasks.",
         {
             **{
                 f"spread of L̃ at α = {name}": float(value)
@@ -184,8 +181,6 @@ def kept_fixed(sweeps: Sweeps, results: dict[str, Runs]) -> Claim:
     dynamic = ratio_interval(results["static"].judged(), results["GradNorm"].judged())
     return claim(
         "GN-22",
-        "Static weights set to GradNorm's time average nearly match a grid search over static "
-        "weights.",
         {
             "best w_2 of the grid": float(sweeps.second[int(np.median(tops))]),
             "final loss at the grid's best": float(best.mean()),

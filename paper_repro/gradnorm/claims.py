@@ -12,47 +12,53 @@ ROWS = (
     Row(
         "GN-02",
         "synthetic",
-        "Imbalance shows in unequal gradient norms, and slows training.",
+        "Imbalance between tasks shows in unequal gradient lengths, and slows training.",
         "gradnorm.difficulty",
     ),
     Row(
         "GN-03",
         "exact",
-        "The loss is Σ w_i(t) L_i with weights updated at every step.",
+        "The loss is Σ w_i(t) L_i, with weights that are updated at every step.",
         "gradnorm.definitions",
     ),
-    Row("GN-04", "synthetic", "Balanced tasks train at similar rates.", "gradnorm.regression"),
+    Row(
+        "GN-04",
+        "synthetic",
+        "Balance means that all tasks train at similar rates.",
+        "gradnorm.regression",
+    ),
     Row(
         "GN-05",
         "synthetic",
-        "Acting on gradient norms balances them, and α controls how.",
+        "Acting on gradient lengths balances them, and α controls the dynamics: the final "
+        "weights move monotonically with it.",
         "gradnorm.alpha",
     ),
     Row(
         "GN-06",
         "synthetic",
-        "Tuning α alone matches or beats a grid search over the weights.",
+        "Tuning α alone matches or beats an exhaustive search over the weights.",
         "gradnorm.search",
     ),
     Row(
         "GN-07",
         "synthetic",
-        "Two aims: gradient norms on one scale, and similar training rates.",
+        "Two aims: gradient lengths on one scale, and tasks that train at similar rates.",
         "gradnorm.two_aims",
     ),
     Row(
         "GN-08",
         "exact",
-        "Norms are measured on the last shared layer W.",
+        "Norms are measured on a subset W of the weights, normally the last shared layer.",
         "gradnorm.measured_layer",
     ),
     Row(
         "GN-09",
         "exact",
-        "Definitions of G_i, of the loss ratio L̃_i and of the relative inverse rate r_i.",
+        "G_i = ‖∇_W(w_i L_i)‖, L̃_i = L_i(t)/L_i(0), r_i = L̃_i/mean L̃.",
         "gradnorm.definitions",
     ),
-    Row("GN-10", "exact", "A task's target norm is Ḡ r_i^α.", "gradnorm.targets"),
+    Row("GN-10", "exact", "A task's target length is Ḡ r_i^α.", "gradnorm.targets"),
     Row(
         "GN-11",
         "synthetic",
@@ -62,19 +68,21 @@ ROWS = (
     Row(
         "GN-12",
         "synthetic",
-        "α sets the strength of the pull: larger for more unequal tasks.",
+        "α sets the strength of the pull back to a common rate: larger for more unequal tasks.",
         "gradnorm.alpha",
     ),
     Row(
         "GN-13",
         "exact",
-        "L_grad adds up the distances of the norms from their targets, which are held constant.",
+        "L_grad = Σ abs(G_i - Ḡ r_i^α) with the target held constant; its slope in w_i is "
+        "sign(G_i - target_i)‖∇_W L_i‖.",
         "gradnorm.algorithm",
     ),
     Row(
         "GN-14",
         "exact",
-        "L_grad moves the weights alone, never the network.",
+        "L_grad moves the weights alone; they scale each task's gradient, and no gradient "
+        "of L_grad reaches the network.",
         "gradnorm.definitions",
     ),
     Row(
@@ -86,56 +94,62 @@ ROWS = (
     Row(
         "GN-16",
         "exact",
-        "The whole loop: norms, rates, a step on the weights, a step on the network, rescaling.",
+        "The full loop: losses, G_i, Ḡ, r_i, L_grad, a step on w, a step on the network "
+        "with the old weights, renormalisation.",
         "gradnorm.algorithm",
     ),
     Row(
         "GN-17",
         "synthetic",
-        "With equal weights the task of the larger scale dominates.",
+        "With equal weights the large-scale, large-gradient task dominates: the small one "
+        "is left behind.",
         "gradnorm.regression",
     ),
     Row(
         "GN-18",
         "synthetic",
-        "The toy: regressions σ_i tanh((B + ε_i)x) by a ReLU network with a head a task.",
+        "The toy: σ_i tanh((B + ε_i)x), 250 inputs, 100 outputs, B ~ N(0, 10) common and "
+        "ε_i ~ N(0, 3.5) private.",
         "gradnorm.difficulty",
     ),
     Row(
         "GN-19",
         "exact",
-        "The tasks differ in σ_i alone, so adding loss ratios is a fair metric.",
+        "Tasks differ only in σ_i, so L_i(0)/σ_i² is the same for all and the sum of loss "
+        "ratios is a fair metric.",
         "gradnorm.regression",
     ),
     Row(
         "GN-20",
         "synthetic",
-        "T = 2: the small task's weight rises early, and the curves stay smooth.",
+        "From equal weights w_1 rises far above w_2; the curves separate early and stay smooth.",
         "gradnorm.regression",
     ),
     Row(
         "GN-21",
         "synthetic",
-        "So balanced the tasks end lower, in units of their first losses, than with equal weights.",
+        "Balanced by GradNorm the tasks reach a lower normalised test error than with "
+        "equal weights.",
         "gradnorm.reach",
     ),
     Row(
         "GN-22",
         "synthetic",
-        "Its weights, averaged over time and kept fixed, come close to the best of a grid.",
+        "Static weights set to GradNorm's time average nearly match a grid search over "
+        "static weights.",
         "gradnorm.alpha",
     ),
-    Row("GN-23", "synthetic", "Ten tasks gain as well.", "gradnorm.ten_tasks"),
+    Row("GN-23", "synthetic", "Ten tasks also gain from GradNorm.", "gradnorm.ten_tasks"),
     Row(
         "GN-24",
         "synthetic",
-        "The gain grows with the number of tasks.",
+        "The benefit grows with the number of tasks.",
         "gradnorm.ten_tasks",
     ),
     Row(
         "GN-25",
         "synthetic",
-        "A grid search is exponential in T; GradNorm takes a few runs whatever T.",
+        "A grid search costs exponentially many runs in T, GradNorm a few whatever T.",
         "gradnorm.search",
     ),
     Row(
@@ -144,11 +158,11 @@ ROWS = (
         "It beats separate networks and other weightings in many settings.",
         needs=f"{MULTIMNIST}, in four architectures",
     ),
-    Row("GN-27", "synthetic", "It reduces overfitting.", "gradnorm.difficulty"),
+    Row("GN-27", "synthetic", "GradNorm reduces overfitting.", "gradnorm.difficulty"),
     Row(
         "GN-28",
         "synthetic",
-        "It helps where tasks differ in difficulty, not in scale alone.",
+        "Tasks of different difficulty fall out of step, and GradNorm helps; not scale alone.",
         "gradnorm.difficulty",
     ),
 )

@@ -85,6 +85,10 @@ class Runs(NamedTuple):
         """Σ_i L_i/L_i(0) at the end in the variants chosen, `[seed]`."""
         return judged(self.final(), self.choice())
 
+    def judged_rates(self) -> list[float]:
+        """The learning rates of the even and of the odd seeds, as judged."""
+        return [self.rates[int(i)] for i in self.choice()[:2]]
+
     def of(self, values: np.ndarray) -> np.ndarray:
         """`values[time, variant, seed, ...]` of the variants chosen, `[time, seed, ...]`."""
         return values[:, self.choice(), np.arange(values.shape[2])]

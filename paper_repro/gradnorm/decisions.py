@@ -144,4 +144,4 @@ DECISIONS: dict[str, Decision] = {
     "GN-27": sided(Side("*GradNorm's gap less equal weights'", "<", 0)),
     "GN-28": sided(Side("sharper", "<", 1), Side("noisy", "<", 1)),
 }
-claim = Judge("GradNorm (Chen et al. 2018)", DECISIONS)
+claim = Judge(DECISIONS)

@@ -107,7 +107,6 @@ def run(settings: Settings) -> Findings:
 def loss(steps: Steps) -> Claim:
     return claim(
         "GN-03",
-        "The loss is Σ w_i(t) L_i, with weights that are updated at every step.",
         {**steps.weighted, "smallest change of the weights in a step": smallest(steps.moved)},
         "the model steps along the gradient at detached weights, and no step leaves the weights "
         f"as they were; {steps.where}",
@@ -117,8 +116,6 @@ def loss(steps: Steps) -> Claim:
 def no_leak(steps: Steps) -> Claim:
     return claim(
         "GN-14",
-        "L_grad moves the weights alone; they scale each task's gradient, and no gradient of "
-        "L_grad reaches the network.",
         {
             **steps.weighted,
             "length of the gradient of L_grad in the network, over the model's, smallest": smallest(
@@ -141,7 +138,6 @@ def measures(steps: Steps) -> Claim:
     reference = mf.gradnorm(ALPHA, reference=given).init(zero, root).initial
     return claim(
         "GN-09",
-        "G_i = ‖∇_W(w_i L_i)‖, L̃_i = L_i(t)/L_i(0), r_i = L̃_i/mean L̃.",
         {
             "largest difference of w_i‖∇_W L_i‖ from G_i": largest(steps.lengths),
             "largest change of L_i(0)": largest(steps.kept),

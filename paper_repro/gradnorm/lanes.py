@@ -16,7 +16,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.findings import Settings
-from ..report.grids import at_edge, chosen
+from ..report.grids import at_edge, chosen, spelled
 from ..report.parts import kept
 from .common import ALPHA, COLOURS, LAYERS, UNTRAINED, Problem, linear_maps, losses, losses_of
 
@@ -142,6 +142,10 @@ class Trace(NamedTuple):
     def judged(self, name: str) -> np.ndarray:
         """Mean over tasks of L_i/L_i(0) at the end in the picked lanes, `[seed]`."""
         return np.nan_to_num(self.of(self.test, name)[-1].mean(-1), nan=np.inf, posinf=np.inf)
+
+    def rates(self, name: str) -> str:
+        """The learning rates of the picked lanes."""
+        return spelled(self.lanes[i].lr for i in self.picked(name))
 
     def curve(self, name: str) -> np.ndarray:
         """The same over time, `[time, seed]`."""

@@ -56,7 +56,6 @@ def measured_layer(learnt: Trace, trunk: Trace, size: Size) -> Claim:
     effect = ratio_interval(trunk.judged("GradNorm"), learnt.judged(f"GradNorm, {ALPHA:g}"))
     return claim(
         "GN-08",
-        "Norms are measured on a subset W of the weights, normally the last shared layer.",
         {
             "largest relative difference from autograd": largest(errors),
             **ratios,

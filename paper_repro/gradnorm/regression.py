@@ -5,6 +5,7 @@ import numpy as np
 from ..report.decisions import OPEN
 from ..report.figures import axes, band, plain_ticks
 from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.grids import spelled
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
 from .common import (
     ALPHA,
@@ -35,8 +36,6 @@ def comparable(problem: Problem, runs: Runs) -> Claim:
     spread = ratio_interval(scaled[:, 0], scaled[:, 1])
     return claim(
         "GN-19",
-        "Tasks differ only in σ_i, so L_i(0)/σ_i² is the same for all and the sum of loss ratios "
-        "is a fair metric.",
         {
             "L_1(0)/σ_1², mean over seeds": scaled[:, 0].mean(),
             "L_2(0)/σ_2²": scaled[:, 1].mean(),
@@ -51,15 +50,13 @@ def dominated(problem: Problem, runs: Runs) -> Claim:
     final = runs.of(runs.test)[-1]
     ratio = ratio_interval(final[:, 0], final[:, 1])
     numbers = {
-        "best learning rate": problem.rates[runs.best()],
+        "best learning rate over all seeds": problem.rates[runs.best()],
         **named("L̃_1/L̃_2 at the end", ratio),
         f"L̃_1/L̃_2 at the end{OPEN}": float(runs.settles_nothing()),
     }
     numbers |= {f"L̃_{task + 1} at the end": float(final[:, task].mean()) for task in (0, 1)}
     return claim(
         "GN-17",
-        "With equal weights the large-scale, large-gradient task dominates: the small one is "
-        "left behind.",
         numbers,
         "equal weights at their best learning rate, by the other half of the seeds; L̃_i = "
         "L_i/L_i(0); holds if the interval of "
@@ -156,7 +153,7 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
 
 
 def learnt_weights(problem: Problem, runs: Runs) -> Claim:
-    best, weights = runs.best(), runs.of(runs.weights)
+    weights = runs.of(runs.weights)
     average, early = weights.mean(0), weights[: max(1, len(weights) // 4)][-1]
     separation, soon = average[:, 0] / average[:, 1], early[:, 0] / early[:, 1]
     trail = weights[..., 0]
@@ -164,7 +161,6 @@ def learnt_weights(problem: Problem, runs: Runs) -> Claim:
     smooth = wander.high < 2
     return claim(
         "GN-20",
-        "From equal weights w_1 rises far above w_2; the curves separate early and stay smooth.",
         {
             "average w_1": float(average[:, 0].mean()),
             "average w_2": float(average[:, 1].mean()),
@@ -172,8 +168,8 @@ def learnt_weights(problem: Problem, runs: Runs) -> Claim:
             "smallest w_1/w_2 of a seed after a quarter of the run": float(soon.min()),
             **named("path length of w_1 over its range", wander),
         },
-        f"α = {ALPHA}, Adam {problem.rates[best]:g}; separated if the averages' ratio is above 5 "
-        "in every seed, "
+        f"α = {ALPHA}, Adam {spelled(runs.judged_rates())}; separated if the averages' ratio is "
+        "above 5 in every seed, "
         "smooth if w_1's path is shorter than twice its "
         f"range{'' if smooth else ': they separate, but chatter'}; {INTERVAL}",
     )
@@ -188,7 +184,6 @@ def similar_rates(results: dict[str, Runs]) -> Claim:
     spread = ratio_interval(unequal["GradNorm"], unequal["equal"])
     return claim(
         "GN-04",
-        "Balance means that all tasks train at similar rates.",
         {
             "spread, equal weights": float(unequal["equal"].mean()),
             "spread, GradNorm": float(unequal["GradNorm"].mean()),
@@ -206,7 +201,6 @@ def rescaled(problem: Problem, runs: Runs) -> Claim:
     sums = np.abs(runs.weights.sum(-1) - len(problem.scales)).max()
     return claim(
         "GN-15",
-        "After each update the weights are rescaled to sum to T.",
         {"largest deviation from T": float(sums), "smallest weight": float(runs.weights.min())},
         "every step, seed and learning rate, float32; weights stay positive through the floor of "
         "the library's rule",

@@ -72,7 +72,6 @@ def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Size
     matched = [f"T = {count}: {yes(ratio.high < 1.05)}" for count, ratio in ratios.items()]
     return claim(
         "GN-06",
-        "Tuning α alone matches or beats an exhaustive search over the weights.",
         numbers,
         "final loss, learning rates searched along by both; T = 2: grid of w_2/w_1 from 1 to "
         f"{SECOND[-1]:g}; T = 10: {size.draws} log-uniform random weights and 1/L_i(0), which "
@@ -93,7 +92,6 @@ def few_runs(static: Trace, dynamic: Trace, size: Size) -> Claim:
     learnt_runs = {count: len(alphas) for count, alphas in ((2, EVERY_ALPHA), (10, TEN_ALPHAS))}
     return claim(
         "GN-25",
-        "A grid search costs exponentially many runs in T, GradNorm a few whatever T.",
         {
             **{
                 f"runs of a full grid of {per_axis} ratios, T = {count}": runs

@@ -114,7 +114,6 @@ def targets_of_the_rule(
     }
     return claim(
         "GN-10",
-        "A task's target length is Ḡ r_i^α.",
         numbers,
         "random lengths, losses, weights, five tasks, α of 0, .12, .5, 1, 2, float64; holds "
         "below 1e-9. The targets add up to T·Ḡ only for α of 0 or 1: "

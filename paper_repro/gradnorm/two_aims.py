@@ -59,7 +59,6 @@ def two_aims(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
             )
     return claim(
         "GN-07",
-        "Two aims: gradient lengths on one scale, and tasks that train at similar rates.",
         numbers,
         "spread: exponential of the deviation over tasks of the logarithm, mean over the run, on "
         "test data; holds if those of G_i and of L̃_i are smaller "
@@ -95,7 +94,6 @@ def slow_tasks(both: Sequence[tuple[Trace, Trace]], size: Size) -> Claim:
     larger = [f"{name} ({d.mean:.2g})" for name, d in differences.items() if d.low > 0]
     return claim(
         "GN-11",
-        "A slow task has a larger target and so speeds up.",
         numbers,
         f"correlation over tasks of log r_i with the fall of log L̃_i in the next of {WINDOWS} "
         "windows; holds if it is larger at the largest α run than with "

@@ -334,9 +334,6 @@ def guarantee(
     ]
     return claim(
         "SU-11",
-        "Regularised problem: max over u of min_t ⟨g_t, u⟩ - ½‖u‖². At the solution min_t ⟨g_t, "
-        "u*⟩ >= ½‖u*‖² >= 0, so a non-zero u* gives common descent "
-        "along -u*.",
         numbers,
         f"{3 * draws} random matrices, T = 2, 5, 20: the minimum even equals ‖u*‖², and u* is "
         "unique. Of a plain step along u*: with Adam up to "

@@ -44,7 +44,6 @@ def bound_holds(settings: Settings) -> Claim:
     difference, tightness, _ = vmap(one)(params, batch, weights)
     return claim(
         "SU-28",
-        "∂L_t/∂θ is the pullback of ∂L_t/∂Z, and ‖Σ w_t ∇_θ L_t‖ <= ‖∂Z/∂θ‖·‖Σ w_t ∇_Z L_t‖.",
         {
             "largest relative difference of pullback and direct gradient": float(difference.max()),
             "left over right side, largest": float(tightness.max()),
@@ -68,8 +67,6 @@ def disjoint_labels(settings: Settings) -> Claim:
     difference = (info.weights - (1 / square) / (1 / square).sum(-1, keepdim=True)).abs().amax(-1)
     return claim(
         "SU-31",
-        "With disjoint labelled sets the encoding gradients are orthogonal and the bound ignores "
-        "how tasks relate: w_t is proportional to 1/‖v_t‖².",
         {
             "largest |v_s·v_t| over largest ‖v_t‖²": float(across.max()),
             "largest difference of weights from 1/‖v_t‖² weighting": float(difference.max()),

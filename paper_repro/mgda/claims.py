@@ -6,135 +6,147 @@ ROWS = (
     Row(
         "SU-01",
         "exact",
-        "Weights 1/‖g_i‖ make the update blind to the scale and the offset of every loss.",
+        "Weighting each task by 1/‖g_t‖ makes the update independent of rescaling and of "
+        "shifting any single loss.",
         "mgda.unit_gradients",
     ),
     Row(
         "SU-02",
         "exact",
-        "These weights add up unit gradients: designing losses is designing gradients.",
+        "That weighting is the same as adding unit task gradients, so designing losses is "
+        "at bottom designing gradients.",
         "mgda.unit_gradients",
     ),
     Row(
         "SU-03",
         "exact",
-        "To first order a step lowers a loss when it makes an obtuse angle with the "
-        "gradient; steepest is against it.",
+        "To first order L(θ + Δ) < L(θ) means ⟨∇L, Δ⟩ < 0, an angle of more than 90°; "
+        "-η∇L is the natural choice.",
         "mgda.pareto",
     ),
     Row("SU-04", "not here", "Equal importance of tasks means that no step may raise any loss."),
     Row(
         "SU-05",
         "exact",
-        "Pareto optimal: every change that lowers one loss raises another.",
+        "Pareto optimality: at θ every change raises some loss; no task can gain "
+        "without another's loss.",
         "mgda.pareto",
     ),
     Row(
         "SU-06",
         "exact",
-        "Steps with ⟨g_i, Δ⟩ ≤ 0 for all tasks always exist: Δ = 0 is one.",
+        "Seek Δ with ⟨g_t, Δ⟩ <= 0 for all t; Δ = 0 is always feasible, so the set is never empty.",
         "mgda.pareto",
     ),
     Row(
         "SU-07",
         "exact",
-        "Where Δ = 0 is the only one the point is Pareto stationary.",
+        "If the system has no solution but Δ = 0, the point is Pareto stationary.",
         "mgda.pareto",
     ),
     Row(
         "SU-08",
         "exact",
-        "Pareto stationarity is necessary for optimality, not sufficient.",
+        "Pareto stationarity is necessary for Pareto optimality but not sufficient.",
         "mgda.pareto",
     ),
     Row(
         "SU-09",
         "exact",
-        "The sum of unit gradients never raises one of two losses and rests only at "
-        "stationarity; of three it may raise one.",
+        "For two tasks u = g_1/‖g_1‖ + g_2/‖g_2‖ always has ⟨g_t, u⟩ >= 0, so gradient "
+        "normalisation reaches Pareto stationarity; with more the normalised sum no "
+        "longer suffices.",
         "mgda.unit_gradients",
     ),
     Row(
         "SU-10",
         "exact",
-        "Maximising the smallest ⟨g_i, u⟩ gives a common descent direction, and is "
-        "unbounded without a penalty.",
+        "Maximising the smallest inner product, max over u of min_t ⟨g_t, u⟩, yields the "
+        "desired direction; without a penalty the maximum is infinite as soon as one good "
+        "direction exists.",
         "mgda.pareto",
     ),
     Row(
         "SU-11",
         "exact",
-        "With the penalty ½‖u‖² the maximiser descends on every task at a rate of at "
-        "least half its squared length.",
+        "Regularised problem: max over u of min_t ⟨g_t, u⟩ - ½‖u‖². Where it is "
+        "largest min_t ⟨g_t, u⟩ >= ½‖u‖² >= 0, so a non-zero u gives common descent along -u.",
         "mgda.adam",
     ),
     Row(
         "SU-12",
         "exact",
-        "The smallest product can be smoothed by a log-sum-exp of temperature 1/λ.",
+        "First method: replace the minimum by -(1/λ) log Σ exp(-λ x_t), which lies "
+        "between min x - log T/λ and min x.",
         "mgda.smoothing",
     ),
     Row(
         "SU-13",
         "exact",
-        "At the smoothed optimum u is a softmax-weighted mean of the gradients.",
+        "Stationarity of the smoothed problem: u = Σ softmax(-λ⟨g, u⟩)_t g_t.",
         "mgda.smoothing",
     ),
     Row(
         "SU-14",
         "exact",
-        "As λ grows this becomes u ← the gradient of the smallest product, an iteration "
-        "that oscillates.",
+        "If the inner products differ by far more than 1/λ, λ → ∞ gives u = g_τ, τ = "
+        "argmin ⟨g_t, u⟩; the naive iteration u ← g_τ will very likely oscillate.",
         "mgda.naive",
     ),
     Row(
         "SU-15",
         "synthetic",
-        "The running average of that iteration converges to the optimum.",
+        "The naive iteration oscillates around the optimum, so the running average "
+        "u_{n+1} = (n·u_n + g_τ)/(n + 1) converges to it.",
         "mgda.naive",
     ),
     Row(
         "SU-16",
         "exact",
-        "The limit is a convex combination of the gradients: its weights are the best "
-        "weighting of the tasks.",
+        "The limit is a weighted mean of the g_t, its weights the current best task "
+        "weighting; the smoothing route is heuristic, though the result is right.",
         "mgda.duality",
     ),
     Row(
         "SU-17",
         "exact",
-        "A minimum over tasks is a minimum over distributions on them.",
+        "The set of T-ary distributions is the simplex, and min_t x_t is the minimum over "
+        "it of Σ w_t x_t.",
         "mgda.duality",
     ),
     Row(
         "SU-18",
         "exact",
-        "Maximum and minimum may be swapped, by von Neumann's theorem.",
+        "The objective is concave in u and convex in w, both domains are convex, so by "
+        "von Neumann's minimax theorem maximum and minimum swap.",
         "mgda.duality",
     ),
     Row(
         "SU-19",
         "exact",
-        "The dual problem is the shortest convex combination of the gradients.",
+        "The inner maximum is u = Σ w_t g_t, so the problem is to find the shortest "
+        "convex combination: the minimum of ½‖Σ w_t g_t‖².",
         "mgda.duality",
     ),
     Row(
         "SU-20",
         "exact",
-        "For two tasks it is a perpendicular dropped on a segment: a clipped quotient.",
+        "T = 2: dropping a perpendicular in a triangle, w_1 = clip((G_22 - G_12)/(G_11 + "
+        "G_22 - 2G_12), 0, 1); three cases.",
         "mgda.duality",
     ),
     Row(
         "SU-21",
         "synthetic",
-        "For more, Frank–Wolfe with that quotient as its line search solves it, feasible "
-        "throughout.",
+        "T > 2: Frank–Wolfe, towards τ = argmin ⟨g_t, Σ w g⟩, with a search on the "
+        "segment from w to e_τ, which is the T = 2 problem; it suits convex sets.",
         "mgda.solvers",
     ),
     Row(
         "SU-22",
         "exact",
-        "With step 1/(n+1) Frank–Wolfe is the averaged smoothing iteration.",
+        "With the fixed step 1/(n+1) in place of the search, Frank–Wolfe coincides with "
+        "the averaged smoothing iteration.",
         "mgda.naive",
     ),
     Row(
@@ -146,76 +158,86 @@ ROWS = (
     Row(
         "SU-24",
         "synthetic",
-        "Open question: why nobody does that; perhaps because of its learning rate.",
+        "A guess: nobody uses the unconstrained form because its learning rate needs tuning.",
         "mgda.solvers",
     ),
     Row(
         "SU-25",
         "synthetic",
-        "Solving for the weights within each training step costs considerably.",
+        "Both schemes run an inner iteration at every training step, so the cost is considerable.",
         "mgda.cost_of_weights",
     ),
     Row(
         "SU-26",
         "exact",
-        "Inner products of gradients are needed once a step: only the weights change inside.",
+        "Inner products of gradients need computing once a step: ⟨g_t, Σ w_s g_s⟩ = Σ w_s "
+        "G_ts, only w changes.",
         "mgda.cost_of_weights",
     ),
     Row(
         "SU-27",
         "synthetic",
-        "Even T separate gradients are out of reach for a very large model.",
+        "For very large models even T separate gradients are infeasible.",
         "mgda.cost_of_gradients",
     ),
     Row(
         "SU-28",
         "exact",
-        "Task gradients are pulled back from the representation, so their combination is "
-        "bounded by the one taken there.",
+        "∂L_t/∂θ is the pullback of ∂L_t/∂Z, and ‖Σ w_t ∇_θ L_t‖ <= ‖∂Z/∂θ‖·‖Σ w_t ∇_Z L_t‖.",
         "mgda.bound",
     ),
     Row(
         "SU-29",
         "synthetic",
-        "Minimising that bound needs gradients at the representation alone, which is much cheaper.",
+        "Minimise the bound's right-hand side: only gradients with respect to encodings "
+        "are needed, which is much cheaper.",
         "mgda.cost_of_gradients",
     ),
     Row(
         "SU-30",
         "synthetic",
-        "Minimising the bound gives about what minimising the exact norm gives.",
+        "Minimising the upper bound gives results like minimising the exact norm.",
         "mgda.random_encoders",
     ),
     Row(
         "SU-31",
         "exact",
-        "With disjointly labelled samples the bound ignores how the tasks relate.",
+        "With disjoint labelled sets the encoding gradients are orthogonal and the bound "
+        "ignores how tasks relate: w_t is proportional to 1/‖v_t‖².",
         "mgda.bound",
     ),
     Row(
         "SU-32",
         "exact",
-        "With an encoder Jacobian of full rank the bound's optimum finds Pareto-stationary points.",
+        "With a full-rank ∂Z/∂θ the bound's optimum also finds Pareto-stationary points "
+        "(and otherwise a direction that lowers all losses).",
         "mgda.full_rank",
     ),
-    Row("SU-33", "exact", "The published proof uses a lemma that is false.", "mgda.counterexample"),
+    Row(
+        "SU-33",
+        "exact",
+        "The published proof uses a false lemma: for symmetric positive definite M, xᵀMy "
+        ">= 0 iff xᵀy >= 0.",
+        "mgda.counterexample",
+    ),
     Row(
         "SU-34",
         "exact",
-        "No other proof can exist: a full-rank encoder does not keep the bound's "
-        "direction from raising a task.",
+        "The proof cannot be repaired: even with a full-rank encoder Jacobian the bound's "
+        "direction may raise a task.",
         "mgda.counterexample",
     ),
     Row(
         "SU-35",
         "synthetic",
-        "Hence the method may miss Pareto-stationary points.",
+        "Hence the method may fail to find a Pareto-stationary point.",
         "mgda.counterexample",
     ),
     Row(
         "SU-36",
         "synthetic",
-        "It works in practice because networks have parameters to spare.",
+        "The bound works well in experiments because deep networks have so many "
+        "parameters that there is room to move.",
         "mgda.random_encoders",
     ),
     Row(

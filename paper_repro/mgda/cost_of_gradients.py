@@ -97,7 +97,6 @@ def infeasible(costs: Costs) -> Claim:
     last = {way: memory[way, most] / memory[ONE, most] for way in WAYS}
     return claim(
         "SU-27",
-        "For very large models even T separate gradients are infeasible.",
         {
             f"{way}, T = {count}: peak memory, MiB": memory[way, count] / 2**20
             for way, count in memory
@@ -180,8 +179,6 @@ def cheaper(counted: Steps, best: Steps) -> Claim:
     flops = {key: counted[*key, most] / counted[*key, 1] for key in series}
     return claim(
         "SU-29",
-        "Minimise the bound's right-hand side: only gradients with respect to encodings are "
-        "needed, which is much cheaper.",
         {
             f"{name}, {place}: operations at T = {most} over T = 1": value
             for (name, place), value in flops.items()

@@ -113,8 +113,6 @@ def lemma() -> Claim:
     minors = m[0][0], m[0][0] * m[1][1] - m[0][1] * m[1][0]
     return claim(
         "SU-33",
-        "The published proof uses a false lemma: for symmetric positive definite M, xᵀMy >= 0 "
-        "iff xᵀy >= 0.",
         {
             "xᵀy": float(plain),
             "xᵀMy": float(through),
@@ -159,8 +157,6 @@ def descent_fails() -> Claim:
     }
     return claim(
         "SU-34",
-        "The proof cannot be repaired: even with a full-rank encoder Jacobian the bound's "
-        "direction may raise a task.",
         numbers,
         "two examples in exact fractions, the second end to end also through "
         "mtlfunc.representation and mtlfunc.jacobian; "
@@ -273,7 +269,6 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
     ends_worse = bool((bound.losses[-1] > bound.losses[0]).any())
     return claim(
         "SU-35",
-        "Hence the method may fail to find a Pareto-stationary point.",
         numbers,
         f"{draws} random linear encoders a case with two curved quadratic heads, plain steps, "
         f"{steps} of them, of falling length, MGDA-UB and MGDA alike from the same starts; with "

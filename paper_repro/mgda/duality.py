@@ -88,8 +88,6 @@ def simplex(anyhow: Tensor, settings: Settings) -> Claim:
     excess = float(((anyhow * x).sum(-1) - x.amin(-1)).min())
     return claim(
         "SU-17",
-        "The set of T-ary distributions is the simplex, and min_t x_t is the minimum over it of "
-        "Σ w_t x_t.",
         {
             "linear program over the simplex against the minimum, largest difference": difference,
             "smallest Σ w_t x_t - min x over random weights": excess,
@@ -109,8 +107,6 @@ def swap(found: Answers, settings: Settings) -> Claim:
     reach = float((u.norm(dim=-1) / rows.norm(dim=-1).amax(-1)).max())
     return claim(
         "SU-18",
-        "The objective is concave in u and convex in w, both domains are convex, so by von "
-        "Neumann's minimax theorem maximum and minimum swap.",
         {
             "largest |primal - dual value| / min ‖g‖²": off,
             "largest ‖u*‖/max ‖g_t‖": reach,
@@ -118,10 +114,10 @@ def swap(found: Answers, settings: Settings) -> Claim:
         },
         f"the result is right: {few} random matrices, primal by SLSQP in parameter space, dual "
         "by mtlfunc.solvers. Concave in u, convex in w and two convex domains alone do not make "
-        "them swap: u + w over the whole lines does not, by its values over |u| <= 10 and 1,000 "
-        "and |w| <= 1,000 and 10. The reason holds only when u is first confined to the ball "
-        "of radius max ‖g_t‖, which loses nothing: von Neumann asks for two compact sets and u "
-        "is unbounded; Sion's theorem asks for one",
+        "them swap, by a counterexample that no draw can change: u + w over the whole lines, from "
+        "its values over |u| <= 10 and 1,000 and |w| <= 1,000 and 10. The reason holds only when u "
+        "is first confined to the ball of radius max ‖g_t‖, which loses nothing: von Neumann asks "
+        "for two compact sets and u is unbounded; Sion's theorem asks for one",
     )
 
 
@@ -156,8 +152,6 @@ def inner_maximum(found: Answers) -> Claim:
     longer = float((square(g, anyhow) - square(g, w)).min())
     return claim(
         "SU-19",
-        "The inner maximum is u = Σ w_t g_t, so the problem is to find the shortest convex "
-        "combination: the minimum of ½‖Σ w_t g_t‖².",
         {
             "largest gain of a move away from u = Jᵀw": better,
             "inner maximum less ½‖Jᵀw‖²": at_top,
@@ -182,8 +176,6 @@ def weighted_mean(found: Answers, settings: Settings) -> Claim:
     apart = (alike - other).abs().amax(-1)
     return claim(
         "SU-16",
-        "The limit is a weighted mean of the g_t, its weights the current best task weighting; "
-        "the smoothing route is heuristic, though the result is right.",
         {
             "averaged iteration: largest ‖u_n - u*‖²/‖u*‖²": distance.max(),
             "its bound, the duality gap over ‖u*‖², largest": bound.max(),
@@ -273,8 +265,6 @@ def perpendicular(settings: Settings) -> Claim:
     counted = torch.stack(list(cases.values()), -1).to(torch.int8).argmax(-1)
     return claim(
         "SU-20",
-        "T = 2: dropping a perpendicular in a triangle, w_1 = clip((G_22 - G_12)/(G_11 + G_22 - "
-        "2G_12), 0, 1); three cases.",
         {
             f"closed form against {name}: largest difference of directions, units of max ‖g‖": value
             for name, value in off.items()

@@ -85,8 +85,6 @@ def run(settings: Settings) -> Findings:
     }
     yield claim(
         "SU-32",
-        "With a full-rank ∂Z/∂θ the bound's optimum also finds Pareto-stationary points (and "
-        "otherwise a direction that lowers all losses).",
         numbers,
         f"{draws} random draws each, T = {tasks}, 6 encodings, A of 9, 2 (rank-deficient) and 9 "
         f"orthogonal columns; 0 means below {zero:g} "

@@ -153,8 +153,6 @@ def oscillates(found: Naive) -> Claim:
     label = "share of runs in a cycle longer than 1, optimum no vertex"
     return claim(
         "SU-14",
-        "If the inner products differ by far more than 1/λ, λ → ∞ gives u = g_τ, τ = argmin "
-        "⟨g_t, u⟩; the naive iteration u ← g_τ will very likely oscillate.",
         {
             **named(label, share),
             "runs with a vertex as optimum": found.fixed,
@@ -223,8 +221,6 @@ def own_average(own_gap: Tensor, averages: dict[str, Averaged]) -> Claim:
     share = share_interval(int((own_gap > 0.01).sum()), max(len(own_gap), 1))
     return claim(
         "SU-15",
-        "The naive iteration oscillates around the optimum, so the running average u_{n+1} = "
-        "(n·u_n + g_τ)/(n + 1) converges to it.",
         {
             "largest suboptimality over its bound (h_0 + ½diam²·Σ 1/k)/(n + 1)": worst,
             "exponent of n in the median gap, optimum inside": slopes[0],
@@ -337,8 +333,6 @@ def averaged_smoothing(settings: Settings) -> Claim:
         )
     return claim(
         "SU-22",
-        "With the fixed step 1/(n+1) in place of the search, Frank–Wolfe coincides with the "
-        "averaged smoothing iteration.",
         worst,
         f"{len(rows)} random matrices of 6 gradients; u ← (n·u + g_τ)/(n + 1) on vectors against "
         "mtlfunc's Frank–Wolfe on the Gramian, both from the mean",

@@ -24,9 +24,9 @@ Encoded = dict[str, Tensor]
 
 
 def network(
-    tasks: int, width: int, *, code: int = 16, head: int = 0
+    tasks: int, width: int, *, code: int = 16, head: int = 0, samples: int = SAMPLES
 ) -> tuple[mf.types.Params, Encoded]:
-    """A ReLU trunk of two layers with `width` units and a code.
+    """A ReLU trunk of two layers with `width` units and a code, and a batch.
 
     A linear head a task, or one with `head` hidden units.
     """
@@ -39,8 +39,8 @@ def network(
         params["heads.0"] = (normal(410, (tasks, head, code)) / code**0.5).float()
     params["heads.1"] = (normal(411, (tasks, head or code)) / (head or code) ** 0.5).float()
     return params, {
-        "x": normal(412, (SAMPLES, INPUTS)).float(),
-        "y": normal(413, (SAMPLES, tasks)).float(),
+        "x": normal(412, (samples, INPUTS)).float(),
+        "y": normal(413, (samples, tasks)).float(),
     }
 
 

@@ -59,8 +59,6 @@ def first_order(settings: Settings) -> Claim:
     steepest = float((best <= along).double().mean())
     return claim(
         "SU-03",
-        "To first order L(θ + Δ) < L(θ) means ⟨∇L, Δ⟩ < 0, an angle of more than 90°; -η∇L is "
-        "the natural choice.",
         {
             "order of |L(θ + Δ) - L(θ) - ⟨∇L, Δ⟩| in ‖Δ‖": order,
             "share of points where no random direction of the same length does better than "
@@ -143,7 +141,6 @@ def never_empty(cases: Cases, in_hull: Flags) -> Claim:
     ]
     return claim(
         "SU-06",
-        "Seek Δ with ⟨g_t, Δ⟩ <= 0 for all t; Δ = 0 is always feasible, so the set is never empty.",
         {
             "linear programs without a solution": sum(program.status != 0 for program in programs),
             "draws": sum(len(rows) for rows in cases.values()),
@@ -176,7 +173,6 @@ def weak_system(cases: Cases, in_hull: Flags, strict: Flags) -> Claim:
     along = [row[0] * 0 + row[1] * -1 for row in flat]
     return claim(
         "SU-07",
-        "If the system has no solution but Δ = 0, the point is Pareto stationary.",
         numbers
         | {
             "(1, 0, 0), (-1, 0, 0): largest rate of Δ = (0, 1, 0)": float(max(rates)),
@@ -210,9 +206,6 @@ def scale_of_the_best(cases: Cases, in_hull: Flags, strict: Flags) -> Claim:
             ratio = largest(ratio, float((many / (s * one) - 1).abs().max()) if len(one) else 0.0)
     return claim(
         "SU-10",
-        "Maximising the smallest inner product, max over u of min_t ⟨g_t, u⟩, yields the desired "
-        "direction; without a penalty the maximum is infinite as "
-        "soon as one good direction exists.",
         {
             "draws": sum(len(rows) for rows in cases.values()),
             "draws where the value over the unit box is positive and the point stationary, or "
@@ -254,8 +247,6 @@ def front(settings: Settings) -> Claim:
     )
     return claim(
         "SU-05",
-        "Pareto optimality: from θ* every change raises some loss; no task can gain without "
-        "another's loss.",
         {
             "pairs of a Pareto point and a sampled point": float(len(sampled) * draws),
             "of these, in which the sampled point dominates": on_front,
@@ -303,7 +294,6 @@ def sufficient(settings: Settings) -> Claim:
     drop = float((saddle(below, torch.zeros(1)) - saddle(origin, torch.zeros(1))).max())
     return claim(
         "SU-08",
-        "Pareto stationarity is necessary for Pareto optimality but not sufficient.",
         {
             "Pareto optima of convex quadratics: largest distance of 0 from the hull, units of "
             "max ‖g‖": distance.max(),

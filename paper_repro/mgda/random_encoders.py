@@ -110,7 +110,6 @@ def like_exact(
     numbers["draws in which MGDA itself raises a task"] = float(own)
     return claim(
         "SU-30",
-        "Minimising the upper bound gives results like minimising the exact norm.",
         numbers,
         f"random ReLU encoders at initialisation; {few} draws trained by either method, Adam "
         f"1e-2, {count} steps on one batch "
@@ -165,8 +164,6 @@ def room_to_move(settings: Settings) -> Findings:
     yield Figure("parameters", f"Does room to move help? {caption}Wilson's 95 % intervals.", canvas)
     yield claim(
         "SU-36",
-        "The bound works well in experiments because deep networks have so many parameters that "
-        "there is room to move.",
         numbers,
         f"random ReLU encoders at initialisation, batch of {SAMPLES}; part of the claim. Holds "
         "if the share that raises a task is below .02 at the "

@@ -46,8 +46,6 @@ def smooth_minimum(settings: Settings) -> Claim:
         tight = float(error[0])
     return claim(
         "SU-12",
-        "First method: replace the minimum by -(1/λ) log Σ exp(-λ x_t), which lies between min x "
-        "- log T/λ and min x.",
         {
             "lowest (smooth minimum - minimum)·λ/log T": low,
             "highest": high,
@@ -186,7 +184,6 @@ def fixed_point(found: list[Course], sharpness: Tensor, draws: int) -> Claim:
     )
     return claim(
         "SU-13",
-        "Stationarity of the smoothed problem: u = Σ softmax(-λ⟨g, u⟩)_t g_t.",
         {
             "largest |w - softmax(-λGw)|": residual,
             "largest difference of dual and primal value, in units of 1/λ": gap,

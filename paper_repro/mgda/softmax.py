@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.intervals import Interval, share_interval
 from .common import relative_gap, scaled
 
 SMALL = 1e-6  # the relative gap that counts as reached
@@ -45,14 +46,20 @@ class Grid(NamedTuple):
         """Of draws whose gap counts as reached, `[scale, rate]`."""
         return (self.gaps < SMALL).double().mean(-1)
 
-    def tuned(self) -> float:
+    def tuned(self) -> Interval:
         """The share at scale 1 and the best step there."""
-        return float(self.shares()[len(self.scales) // 2].max())
+        there = self.gaps[len(self.scales) // 2] < SMALL
+        return share_interval(int(there.sum(-1).max()), there.shape[-1])
+
+    def single(self) -> Interval:
+        """The share that gets there at every scale with one step, the best for that."""
+        served = (self.gaps < SMALL).all(0)
+        return share_interval(int(served.sum(-1).max()), served.shape[-1])
 
     def span(self) -> float:
         """The largest over the smallest step within 90 % of the best share; 0 for none."""
         shares = self.shares()[len(self.scales) // 2]
-        if self.tuned() <= 0:
+        if self.tuned().mean <= 0:
             return 0.0
         working = self.rates[shares >= 0.9 * shares.max()]
         return float(working.max() / working.min())

@@ -17,7 +17,7 @@ import mtlfunc as mf
 
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.intervals import Interval, share_interval
+from ..report.intervals import Interval, named, share_interval
 from .common import (
     COLOURS,
     ROUNDING,
@@ -74,8 +74,6 @@ def free_of_scales(drawn: Drawn) -> Claim:
     draws, tasks = drawn.scale.shape
     return claim(
         "SU-01",
-        "Weighting each task by 1/‖g_t‖ makes the update independent of rescaling and of "
-        "shifting any single loss.",
         {
             "largest change of the unit direction, weights 1/‖g‖": own,
             "the same, equal weights": change_of_scale(mf.mean(), drawn)[1].max(),
@@ -112,8 +110,6 @@ def sum_of_units(drawn: Drawn) -> Claim:
     curl = (field - field.mT).flatten(1).norm(dim=-1) / field.flatten(1).norm(dim=-1)
     return claim(
         "SU-02",
-        "That weighting is the same as adding unit task gradients, so designing losses is at "
-        "bottom designing gradients.",
         {
             "weights 1/‖g‖ against the sum of unit gradients, largest relative "
             "difference": difference.max(),
@@ -274,20 +270,21 @@ def broken_panel(panel: Axes) -> None:
 def common_descent(shares: Shares, runs: Descents, formula: float, steps: int) -> Claim:
     exact = broken_rates()
     ends = {count: float((end / start).median()) for count, (_, end, start) in runs.items()}
-    arrived = float((runs[2][1] < 0.05 * runs[2][2]).double().mean())
+    close = runs[2][1] < 0.05 * runs[2][2]
+    arrived = share_interval(int(close.sum()), len(close))
     two = max(shares[size, 2].mean for size in SIZES)
     more = max(shares[size, 3].mean for size in SIZES)
     return claim(
         "SU-09",
-        "For two tasks u = g_1/‖g_1‖ + g_2/‖g_2‖ always has ⟨g_t, u⟩ >= 0, so gradient "
-        "normalisation reaches Pareto stationarity; with more the normalised sum "
-        "no longer suffices.",
         {
             "T = 2: largest |⟨g_t, u⟩ - ‖g_t‖(1 + cos)|/‖g_t‖": formula,
             "T = 2: share of draws with a negative rate": two,
             "T = 2: share of steps that raise a task": runs[2][0].mean(),
-            "T = 2: share of runs that end within 5 % of the start's distance of 0 from the "
-            "hull": arrived,
+            **named(
+                "T = 2: share of runs that end within 5 % of the start's distance of 0 from the "
+                "hull",
+                arrived,
+            ),
             "T = 3: largest share of draws with a negative rate": more,
             "T = 3: share of steps that raise a task": runs[3][0].mean(),
             "(1, 0), (-.8, .6), (-.8, .6): ⟨g_1, u⟩": float(exact[0]),

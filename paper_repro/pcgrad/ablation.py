@@ -42,17 +42,14 @@ def run(settings: Settings) -> Findings:
     every = Arms(found, choice, steps, trials)
     yield claim(
         "PC-23",
-        "Ablation: PCGrad's direction at the plain gradient's length is worse than PCGrad.",
         *against_pcgrad("direction only", every),
     )
     yield claim(
         "PC-24",
-        "Ablation: the plain direction at PCGrad's length is worse than PCGrad.",
         *against_pcgrad("magnitude only", every),
     )
     yield claim(
         "PC-25",
-        "Ablation: GradNorm, which balances magnitudes alone, is worse than PCGrad.",
         *against_pcgrad("GradNorm", every),
     )
 

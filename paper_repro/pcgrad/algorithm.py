@@ -74,8 +74,6 @@ def model_agnostic(settings: Settings) -> Claim:
         worst = largest(worst, found)
     return claim(
         "PC-06",
-        "PCGrad edits gradients only, so it is model-agnostic: supervised, reinforcement and "
-        "goal-conditioned problems alike.",
         numbers,
         f"{len(J)} random Jacobians of 4 tasks under orthogonal changes of basis; a regression "
         "and a maze with two goals, exact policy gradients, the goal a "
@@ -120,8 +118,6 @@ def the_sum(settings: Settings) -> Claim:
     direct, scale, coded = (float(x.max()) for x in vmap(one)(torch.arange(settings.seeds)))
     return claim(
         "PC-09",
-        "The training loss is the plain sum Σ L_i, T times the expectation over uniform tasks; a "
-        "task-conditioned f(y given x, z) has the same gradients.",
         {
             'reduction="sum" against the sum of task gradients': direct,
             'reduction="sum" against T times "mean"': scale,
@@ -173,8 +169,6 @@ def algorithm(settings: Settings) -> Claim:
     fraction = largest(abs(float(a) - float(b)) for a, b in zip(first, library, strict=True))
     return claim(
         "PC-15",
-        "Algorithm 1: project a copy of every gradient off the others it conflicts with, in "
-        "random order; update with all the edited gradients.",
         {
             "largest relative difference of literal vectors and the recurrence on G": largest(
                 errors
@@ -221,8 +215,6 @@ def after_projection(settings: Settings) -> Claim:
     again = times(FAN, own)[1]
     return claim(
         "PC-16",
-        "After its projection a gradient has no component against the one it was projected on; "
-        "gradients without conflict are left alone.",
         {
             "T = 2: largest relative difference of g_i·d from (1 - cos²φ)‖g_i‖²": two,
             "no conflict: largest difference of the coefficients from 1": same,

@@ -12,33 +12,35 @@ ROWS = (
     Row(
         "PC-02",
         "synthetic",
-        "The largest gradient dominates the sum, and the tasks with small ones are under-served.",
+        "The summed gradient can be dominated by the largest one, which is then "
+        "over-served while the others are under-served.",
         "pcgrad.dominance",
     ),
     Row(
         "PC-03",
         "synthetic",
-        "Interference does harm only where conflict, unequal lengths and high curvature meet.",
+        "Harmful interference needs three things together: conflict, very unequal "
+        "magnitudes, strong curvature.",
         "pcgrad.interference",
     ),
     Row(
         "PC-04",
         "synthetic",
-        "Figure 1: on a landscape of sharp valleys Adam on the sum is stuck and PCGrad "
-        "gets through.",
+        "Figure 1: in sharp valley walls descent follows task 1's valley and learns task "
+        "2 extremely slowly; PCGrad gets out.",
         "pcgrad.figure1",
     ),
     Row(
         "PC-05",
         "exact",
-        "That landscape is sharply curved in the sense of the theory.",
+        "The figure is an instance of sharp curvature in the sense of the theory.",
         "pcgrad.figure1",
     ),
     Row(
         "PC-06",
         "exact",
-        "PCGrad edits gradients alone, so it fits any model, supervised, reinforcement or "
-        "goal-conditioned.",
+        "PCGrad edits gradients only, so it is model-agnostic: supervised, reinforcement "
+        "and goal-conditioned problems alike.",
         "pcgrad.algorithm",
     ),
     Row(
@@ -56,80 +58,82 @@ ROWS = (
     Row(
         "PC-09",
         "exact",
-        "The loss is the plain sum of the tasks' losses, an expectation over tasks up to "
-        "a factor T.",
+        "The training loss is the plain sum Σ L_i, T times the expectation over uniform "
+        "tasks; a task-conditioned f(y given x, z) has the same gradients.",
         "pcgrad.algorithm",
     ),
     Row(
         "PC-10",
         "exact",
-        "Definition 1: two gradients conflict when their cosine is negative.",
+        "Definition 1: two gradients conflict if cos φ < 0.",
         "pcgrad.definitions",
     ),
     Row(
         "PC-11",
         "exact",
-        "Definition 2: magnitude similarity Φ compares two lengths, 1 when they are equal.",
+        "Definition 2: Φ = 2‖g_i‖‖g_j‖/(‖g_i‖² + ‖g_j‖²).",
         "pcgrad.definitions",
     ),
     Row(
         "PC-12",
         "exact",
-        "Definition 3: multi-task curvature is gᵀ∇²L g averaged over the step, read as "
-        "the change of curvature along it.",
+        "Definition 3: H = ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds, read as how the curvature "
+        "changes over a step.",
         "pcgrad.definitions",
     ),
     Row(
         "PC-13",
         "exact",
-        "Definition 4: one plain step and one PCGrad step on the sum of two losses.",
+        "Definition 4: L = L_1 + L_2, g = g_1 + g_2 with g_i = ∇L_i; θ^MT and θ^PCGrad "
+        "are the parameters after one step along g or along PCGrad's sum.",
         "pcgrad.definitions",
     ),
     Row(
         "PC-14",
         "exact",
-        "Definition 5: ξ, the factor by which PCGrad changes the squared length of a "
-        "conflicting sum.",
+        "Definition 5: ξ = (1 - cos²φ)‖g_1 - g_2‖²/‖g_1 + g_2‖².",
         "pcgrad.definitions",
     ),
     Row(
         "PC-15",
         "exact",
-        "Algorithm 1: project each gradient off every conflicting other one in random "
-        "order, and add them up.",
+        "Algorithm 1: project a copy of every gradient off the others it conflicts with, "
+        "in random order; update with all the edited gradients.",
         "pcgrad.algorithm",
     ),
     Row(
         "PC-16",
         "exact",
-        "A projected gradient no longer conflicts with the one it was projected off; "
-        "without conflict nothing changes.",
+        "After its projection a gradient has no component against the one it was "
+        "projected on; gradients without conflict are left alone.",
         "pcgrad.algorithm",
     ),
     Row(
         "PC-17",
         "synthetic",
-        "Theorem 1: on convex smooth losses with steps up to 1/ℒ PCGrad reaches opposed "
-        "gradients or the optimum.",
+        "Theorem 1: for convex L_1, L_2 and t <= 1/ℒ PCGrad converges to a point with cos "
+        "φ = -1 or to the minimum of L_1 + L_2.",
         "pcgrad.theorem1",
     ),
     Row(
         "PC-18",
         "synthetic",
-        "In practice it nearly always reaches the optimum, not opposed gradients.",
+        "Alternative (a), cos φ = -1, is hard to reach, so that in practice the method "
+        "nearly always reaches the optimum.",
         "pcgrad.theorem1",
     ),
     Row(
         "PC-19",
         "synthetic",
-        "Theorem 2: under conflict, high curvature and a long step, PCGrad's step ends no "
-        "higher than the plain one.",
+        "Theorem 2: with curvature >= ℓ‖g‖², (a) cos φ <= -Φ, (b) ℓ >= ξ and (c) t >= "
+        "2/(ℓ - ξℒ), L(θ^PCGrad) <= L(θ^MT).",
         "pcgrad.theorem2",
     ),
     Row(
         "PC-20",
         "synthetic",
-        "So PCGrad converges faster than gradient descent where these three conditions meet.",
+        "With conflict, a large gap of magnitudes, high curvature and a large enough step "
+        "PCGrad converges faster than plain descent.",
         "pcgrad.race",
     ),
     Row(
@@ -150,62 +154,64 @@ ROWS = (
     Row(
         "PC-23",
         "synthetic",
-        "Ablation: PCGrad's direction at the plain gradient's length does worse.",
+        "Ablation: PCGrad's direction at the plain gradient's length is worse than PCGrad.",
         "pcgrad.ablation",
     ),
     Row(
         "PC-24",
         "synthetic",
-        "Ablation: the plain direction at PCGrad's length does worse.",
+        "Ablation: the plain direction at PCGrad's length is worse than PCGrad.",
         "pcgrad.ablation",
     ),
     Row(
         "PC-25",
         "synthetic",
-        "Ablation: balancing lengths alone (GradNorm) does worse.",
+        "Ablation: GradNorm, which balances magnitudes alone, is worse than PCGrad.",
         "pcgrad.ablation",
     ),
     Row(
         "PC-26",
         "synthetic",
-        "Figure 5: the curvature rises about exponentially in training.",
+        "Figure 5, left: the multi-task curvature rises about exponentially during training.",
         "pcgrad.training",
     ),
     Row(
         "PC-27",
         "synthetic",
-        "Figure 5: conflict becomes more frequent in training.",
+        "Figure 5, middle: conflicts become more frequent as training proceeds.",
         "pcgrad.training",
     ),
     Row(
         "PC-28",
         "synthetic",
-        "Figure 5: one task's progress dominates early on.",
+        "Figure 5, right: one task's progress dominates while the other is not learnt.",
         "pcgrad.training",
     ),
     Row(
         "PC-29",
         "synthetic",
-        "Open question: does any logged quantity mark the moment at which the second task sets in?",
+        "Open: some logged quantity marks the step at which the second task starts to be "
+        "learnt (curvature and conflict show no visible event).",
         "pcgrad.events",
     ),
     Row(
         "PC-30",
         "exact",
-        "The theory covers two tasks; with three, projections can undo one another.",
+        "All theory covers two tasks; projections may clash when there are more.",
         "pcgrad.orders",
     ),
     Row(
         "PC-31",
         "synthetic",
-        "Open question: what does PCGrad do with three gradients at 120°, and does it "
-        "converge for T ≥ 3?",
+        "Open: PCGrad rests at a stationary point with three gradients at 120°, and "
+        "converges for three tasks.",
         "pcgrad.three_tasks",
     ),
     Row(
         "PC-32",
         "synthetic",
-        "The random order of projections is the remedy for many tasks.",
+        "With many tasks the random order of the projections takes care of the bias that "
+        "one order would have.",
         "pcgrad.three_tasks",
     ),
 )

@@ -40,7 +40,6 @@ def conflict(settings: Settings) -> Claim:
     wrong = sum(a != b for a, b in zip(expected, found, strict=True))
     return claim(
         "PC-10",
-        "Definition 1: two gradients conflict if cos φ < 0.",
         {f"{name}: conflict": float(value) for name, value in zip(pairs, found, strict=True)}
         | {
             "pairs in which library and fractions differ": wrong,
@@ -65,7 +64,6 @@ def similarity(settings: Settings) -> Claim:
     one = int((phi[(a / b - 1).abs() > 1e-6] >= 1).sum())
     return claim(
         "PC-11",
-        "Definition 2: Φ = 2‖g_i‖‖g_j‖/(‖g_i‖² + ‖g_j‖²).",
         {
             "largest difference from the definition": by_definition,
             "largest |1 - Φ| for equal lengths": float((1 - equal).abs().max()),
@@ -103,8 +101,6 @@ def curvature(settings: Settings) -> Claim:
     share = float((measured.abs() > 1e-6).double().mean())
     return claim(
         "PC-12",
-        "Definition 3: H = ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds, read as how the curvature changes over "
-        "a step.",
         {
             "largest relative difference from gᵀA g, steps 0 to 10": error,
             "share of quadratics with H ≠ 0, where curvature never changes": share,
@@ -137,8 +133,6 @@ def one_step(settings: Settings) -> Claim:
     plain, edited = (float(x.max()) for x in vmap(one)(torch.arange(settings.seeds)))
     return claim(
         "PC-13",
-        "Definition 4: L = L_1 + L_2, g = g_1 + g_2 with g_i = ∇L_i; θ^MT and θ^PCGrad are the "
-        "parameters after one step along g or along PCGrad's sum.",
         {
             "plain step, largest relative difference": plain,
             "PCGrad's step, largest relative difference": edited,
@@ -185,7 +179,6 @@ def bound(settings: Settings) -> Claim:
     implied = int(((xi <= 1) & (cos > -phi)).sum())
     return claim(
         "PC-14",
-        "Definition 5: ξ = (1 - cos²φ)‖g_1 - g_2‖²/‖g_1 + g_2‖².",
         {
             "‖PCGrad's sum‖² against ξ‖g_1 + g_2‖², largest relative difference": error,
             "largest change under a common scale": scaled,

@@ -134,8 +134,6 @@ def dominated(grid: dict[str, np.ndarray], settings: Settings) -> Claim:
     holds = [name for name, ok in monotone.items() if ok]
     return claim(
         "PC-02",
-        "The summed gradient can be dominated by the largest one, which is then over-served "
-        "while the others are under-served.",
         numbers,
         f"{settings.count(200)} random pairs; SGD by 1/ℒ of the sum, Adam by .05, "
         f"{settings.count(50)} steps; holds for an optimizer if the small-gradient "

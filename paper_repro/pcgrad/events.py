@@ -127,8 +127,6 @@ def change_points(found: dict[str, Marks], where: str) -> Claim:
         numbers |= named(f"{name}: closest quantity, share of seeds", share)
     return claim(
         "PC-29",
-        "Open: the second task starts to be learnt at some point, yet curvature and conflict "
-        "show no visible event then. Does some logged quantity?",
         numbers,
         f"{where}; holds if some quantity's change-point lies within 5 steps of the knee in task "
         f"2's loss in most seeds, and in more than chance gives. Closest: {'; '.join(closest)}",

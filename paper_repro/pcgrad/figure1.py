@@ -96,7 +96,7 @@ def figure_1(found: Paths) -> Figure:
     ends = {arm: found.theta[-1, i].tolist() for arm, i in lane.items()}
     return Figure(
         "figure1",
-        "Figure 1 of the paper. Contours of the sum (white: high) and of each loss; the paths "
+        "Figure 1 of Yu et al. 2020. Contours of the sum (white: high) and of each loss; the paths "
         f"of {steps:,} steps of Adam {ADAM_RATE:g} from the star to the "
         f"circle, the sum's at ({ends['sum'][0]:.2f}, {ends['sum'][1]:.2f}), PCGrad's at "
         f"({ends['PCGrad'][0]:.2f}, {ends['PCGrad'][1]:.2f}). Square: a point "
@@ -201,8 +201,6 @@ def gets_through(found: Paths, along: dict[str, Conditions], lane: dict[str, int
     short = int(found.steps[-1]) < LONG
     return claim(
         "PC-04",
-        "Figure 1: in sharp valley walls descent follows task 1's valley and learns task 2 "
-        "extremely slowly; PCGrad gets out.",
         numbers,
         f"Adam {ADAM_RATE:g} from {START}{', a short budget' if short else ''}; holds if the sum "
         "ends with L_2 > 30 and PCGrad with θ_1 < 0 and L_2 < 0. "
@@ -229,7 +227,6 @@ def curved(found: Paths, along: dict[str, Conditions]) -> Claim:
         }
     return claim(
         "PC-05",
-        "The figure is an instance of sharp curvature in the sense of the theory.",
         numbers,
         f"gᵀ∇²L g at {len(found.steps)} points of each path; holds if it is positive. log|·| is "
         "concave off its cusp; only the secant over a step across "

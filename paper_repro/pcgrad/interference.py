@@ -117,8 +117,6 @@ def factorial(shares: np.ndarray, draws: int) -> Claim:
     lists = ["; ".join(LABELS[cell] for cell in found) or "none" for found in winners]
     return claim(
         "PC-03",
-        "Harmful interference needs three things together: conflict, very unequal magnitudes, "
-        "strong curvature.",
         numbers,
         f"{draws} random quadratics a cell, {DIM} dimensions, t = 1; holds if PCGrad's step ends "
         "below the other (in most draws) in the cell with all "

@@ -27,7 +27,6 @@ def raised(found: Outcome) -> Claim:
     }
     return claim(
         "PC-30",
-        "All theory covers two tasks; projections may clash when there are more.",
         numbers,
         "gradients (-2, -2), (-2, 0), (2, 1) in exact fractions and through "
         "mtlfunc.pcgrad(orders), all 8 orders, d the sum of the projected gradients; "

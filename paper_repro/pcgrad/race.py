@@ -193,8 +193,6 @@ def faster(excess: dict[Starts, dict[int, np.ndarray]], steps: Steps) -> Claim:
     count = excess["any"][2].shape[1]
     return claim(
         "PC-20",
-        "With conflict, a large gap of magnitudes, high curvature and a large enough step PCGrad "
-        "converges faster than plain descent.",
         numbers,
         "convex pairs in 2 and 10 dimensions from starts that meet cos φ <= -Φ and ℓ > ξℒ: random "
         "ones, started about their minimisers (near), and ones built so, with gradients nearly "

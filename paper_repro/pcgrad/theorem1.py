@@ -98,8 +98,6 @@ def theorem1(short: Steps, long: Steps, ends: dict[int, Ends]) -> Claim:
     neither = sum(int(((end.cosine > -0.999) & (end.excess > 1e-6)).sum()) for end in ends.values())
     return claim(
         "PC-17",
-        "Theorem 1: for convex L_1, L_2 and t <= 1/ℒ PCGrad converges to a point with cos φ = -1 "
-        "or to the minimum of L_1 + L_2.",
         {
             "draws that meet the hypotheses": met,
             "of these, conflicting": conflicting,
@@ -203,8 +201,6 @@ def rare(ends: dict[int, Ends]) -> Claim:
         }
     return claim(
         "PC-18",
-        "Alternative (a), cos φ = -1, is hard to reach, so that in practice the method nearly "
-        "always reaches the optimum.",
         numbers,
         f"{ends_text(ends)}; holds if (a) is rarer than 5 % and so is an excess above 1 %. cos φ "
         "= -1 at every Pareto-stationary point with two "

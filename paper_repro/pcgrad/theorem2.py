@@ -114,8 +114,6 @@ def run(settings: Settings) -> Findings:
     yield curvature_figure(steps, worse, exact)
     yield claim(
         "PC-19",
-        "Theorem 2: with curvature >= ℓ‖g‖², (a) cos φ <= -Φ, (b) ℓ >= ξ and (c) t >= 2/(ℓ - "
-        "ξℒ), L(θ^PCGrad) <= L(θ^MT).",
         numbers,
         f"{len(worse)} random pairs of quadratics ({', '.join(families)}), t·ℒ from .1 to 1e3; "
         "the 1-D counterexample in exact fractions and "

@@ -207,8 +207,6 @@ def rest(fan: Outcome, found: Runs) -> Claim:
             }
     return claim(
         "PC-31",
-        "Open: three gradients at 120°, a stationary point; does PCGrad rest there, and does it "
-        "converge for three tasks?",
         numbers,
         f"all 8 orders in exact fractions; three quadratics, {STARTS} starts, "
         f"{found.end.shape[4]} seeds, {found.times[-1]:,} steps. Under random orders it "
@@ -253,8 +251,6 @@ def order_matters(found: Runs) -> Claim:
     )
     return claim(
         "PC-32",
-        "With many tasks the random order of the projections takes care of the bias that one "
-        "order would have.",
         numbers,
         f"three quadratics, steps 1/k, {STARTS} starts, {found.end.shape[4]} seeds; holds if the "
         "mean end point lies within .05 of the minimum of the sum. "

@@ -5,6 +5,7 @@ keeps, so that every verdict can be worked out again from that file. A mean with
 three numbers: `name`, `name, low` and `name, high`.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple, SupportsFloat
@@ -65,6 +66,20 @@ def named_so(measured: Measured, pattern: str) -> list[str]:
     return found
 
 
+class Read(dict[str, float]):
+    """Numbers that remember which of those asked for are none."""
+
+    def __init__(self, measured: Measured) -> None:
+        super().__init__(measured)
+        self.missing: list[str] = []
+
+    def __getitem__(self, name: str) -> float:
+        value = super().__getitem__(name)
+        if math.isnan(value):
+            self.missing.append(name)
+        return value
+
+
 class Decision(NamedTuple):
     """What would make a claim lose, and the verdict that its numbers give."""
 
@@ -76,6 +91,12 @@ class Decision(NamedTuple):
     # what it is made of, where it is not a function of its own
     conditions: tuple[Condition, ...] = ()
     sides: tuple["Side", ...] = ()
+
+    def verdict(self, measured: Measured) -> Verdict:
+        """What the numbers say: nothing, where one that was asked for is NaN."""
+        read = Read(measured)
+        found = self.judge(read)
+        return "inconclusive" if read.missing else found
 
 
 def exact(*conditions: Condition) -> Decision:
@@ -116,7 +137,7 @@ class Side(NamedTuple):
         for end in named_so(measured, f"{self.name}, low"):
             name = end.removesuffix(", low")
             low, high = measured[end], measured[f"{name}, high"]
-            settles = not measured.get(name + OPEN, 0.0)
+            settles = name + OPEN not in measured or not measured[name + OPEN]
             if self.relation == "<":
                 yield settles and high < self.bound, settles and low > self.bound
             else:
@@ -136,7 +157,8 @@ def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
 
     Returns:
         "holds" where all are below, "holds only when" where some are, "does not hold" where none
-        is and some are above, else "inconclusive".
+        is and some are above, else "inconclusive". Each is an interval of 95 %, not widened for
+        their number: of k that are chance alone, one is below with a probability of up to k/40.
     """
     if all(below):
         return "holds"
@@ -172,24 +194,16 @@ def decided(fails: str, *, trained: bool = True) -> Callable[..., Decision]:
 
 
 class Judge:
-    """Makes the claims of one paper, each by its decision.
+    """Makes the claims of one paper, each by its decision; `decisions` by the claims' ids."""
 
-    Args:
-        paper: its title.
-        decisions: by the claims' ids.
-    """
+    def __init__(self, decisions: Mapping[str, Decision]) -> None:
+        self.decisions = decisions
 
-    def __init__(self, paper: str, decisions: Mapping[str, Decision]) -> None:
-        self.paper, self.decisions = paper, decisions
-
-    def __call__(
-        self, identifier: str, text: str, measured: Mapping[str, SupportsFloat], where: str
-    ) -> Claim:
+    def __call__(self, identifier: str, measured: Mapping[str, SupportsFloat], where: str) -> Claim:
         """A claim.
 
         Args:
             identifier: the ledger's number.
-            text: the statement.
             measured: what was found; numbers, or tensors of one.
             where: configuration, threshold and kind of interval.
 
@@ -197,5 +211,5 @@ class Judge:
             LookupError: where the decision misses a number.
         """
         numbers = {name: float(value) for name, value in measured.items()}
-        verdict = self.decisions[identifier].judge(numbers)
-        return Claim(identifier, self.paper, text, verdict, numbers, where)
+        verdict = self.decisions[identifier].verdict(numbers)
+        return Claim(identifier, verdict, numbers, where)

@@ -5,15 +5,26 @@ at once stay readable and a log that is no terminal gets whole lines and no carr
 """
 
 import io
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TextIO
 
 EVERY = {True: 0.5, False: 30.0}
 """Seconds between two looks at what is at work, on a terminal and elsewhere."""
+
+
+def say(text: str, stream: TextIO, end: str = "\n") -> None:
+    """Print at once; words that nobody takes any more, as behind `| head`, end nothing."""
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except OSError:
+        # its number leads elsewhere from here on: what waits in the stream would be tried again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Display:
@@ -32,7 +43,7 @@ class Display:
 
     def line(self, text: str) -> None:
         self._clear()
-        print(text, file=self.out, flush=True)
+        say(text, self.out)
 
     def begin(self, name: str) -> None:
         self.work[name] = time.monotonic(), ""
@@ -60,15 +71,15 @@ class Display:
         ]
         text = f"{self.done} of {self.total} done; at work: {', '.join(parts)}"
         if not self.terminal:
-            print(text, file=self.err, flush=True)
+            say(text, self.err)
             return
         text = text[: shutil.get_terminal_size().columns - 1]
-        print(f"\r{text.ljust(self.width)}", end="", file=self.err, flush=True)
+        say(f"\r{text.ljust(self.width)}", self.err, end="")
         self.shown, self.width = True, len(text)
 
     def _clear(self) -> None:
         if self.shown:
-            print(f"\r{' ' * self.width}\r", end="", file=self.err, flush=True)
+            say(f"\r{' ' * self.width}\r", self.err, end="")
             self.shown, self.width = False, 0
 
 

@@ -12,11 +12,9 @@ Verdict = Literal[
 
 
 class Claim(NamedTuple):
-    """One statement of a paper, what was measured about it, and the verdict that this gives."""
+    """What was measured about one statement of a paper, and the verdict that this gives."""
 
     id: str  # GN-21, SU-34: the ledger's number
-    paper: str
-    claim: str
     verdict: Verdict
     measured: dict[str, float]
     # configuration, threshold and kind of interval; for "holds only when", the condition

@@ -1,6 +1,6 @@
 """Settings chosen from a grid on other seeds than those they are judged on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,6 +20,11 @@ def judged(scores: np.ndarray, choice: np.ndarray | None = None) -> np.ndarray:
     """Every seed's score at the setting chosen for it, `[seed]`."""
     choice = chosen(scores) if choice is None else choice
     return scores[choice, np.arange(scores.shape[1])]
+
+
+def spelled(settings: Iterable[float]) -> str:
+    """Those that were judged: one, or one for either half of the seeds."""
+    return " and ".join(f"{setting:g}" for setting in sorted(set(settings)))
 
 
 def at_edge(choice: Sequence[int] | np.ndarray, settings: int) -> bool:

@@ -20,13 +20,19 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   show();
 
-  const open = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  // ids are of ASCII alone: what is not decoded names none
+  const open = (hash) => {
+    const target = document.getElementById(hash.slice(1));
     if (target instanceof HTMLDetailsElement) {
       target.open = true;
       target.scrollIntoView();
     }
   };
-  window.addEventListener("hashchange", open);
-  open();
+  window.addEventListener("hashchange", () => open(location.hash));
+  // a second click leads where the address is already
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (link) open(link.hash);
+  });
+  open(location.hash);
 })();

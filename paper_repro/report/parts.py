@@ -119,7 +119,7 @@ class Kept(Generic[P, R]):
                 if not path.exists():  # nor has another process just finished it
                     _write(path, compute())
         try:
-            return _read(path)
+            return read(path)
         except Exception as error:  # whatever pickle says of a damaged file
             tqdm.write(f"{path.name} is damaged ({error}) and computed again")
             path.unlink(missing_ok=True)
@@ -140,7 +140,8 @@ def _write(path: Path, part: Part) -> None:
     write_whole(path, hashlib.sha256(content).digest() + content)
 
 
-def _read(path: Path) -> Part:
+def read(path: Path) -> Part:
+    """What a file holds. Raises whatever pickle says of a damaged one."""
     raw = path.read_bytes()
     if hashlib.sha256(raw[32:]).digest() != raw[:32]:
         raise ValueError("not what was written")

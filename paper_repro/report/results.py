@@ -27,8 +27,9 @@ from .ledger import KINDS, Row
 NOT_RUN = "not run"
 VERDICTS: tuple[str, ...] = (*get_args(Verdict), NOT_RUN)
 LOCK = ".lock"
-PARTS = "parts"
+PARTS = ".parts"
 """The folder of long computations, until a run has come to its end."""
+PAGE = "report.html"
 ASIDE = ".unreadable"
 """What the name of a file that was set aside ends in."""
 
@@ -106,8 +107,11 @@ class Results:
         run = self.runs.get(module)
         if run is None or run["key"] != key:
             return False
-        files = [self.folder / name for name in run["figures"]]
-        return all(x.is_file() and x.with_suffix(".svg").is_file() for x in files) and all(
+        there = {path.name for path in self.folder.iterdir()}
+        return all(
+            name in there and Path(name).with_suffix(".svg").name in there
+            for name in run["figures"]
+        ) and all(
             self.found.get(identifier, {}).get("module") == module for identifier in run["claims"]
         )
 
@@ -127,7 +131,6 @@ class Results:
             )
         self.found[finding.id] = {
             **_blank(LEDGER[finding.id]),
-            "claim": finding.claim,
             "verdict": finding.verdict,
             "measured": finding.measured,
             "where": finding.where,
@@ -213,21 +216,48 @@ def _blank(row: Row) -> dict[str, Any]:
 # ---- reading what is there ----
 
 
+NUMBER = int | float
+ROW = {
+    **dict.fromkeys(("id", "paper", "kind", "claim", "verdict", "where", "module"), str),
+    "measured": {str: NUMBER},
+    "configuration": {str: str},
+}
+"""What a row of claims.json is made of, as `_fits` says; an entry of runs.json is of `RUN`."""
+RUN = {"key": str, "claims": [str], "figures": [str], "seconds": NUMBER}
+CONFIGURATION = {"seeds", "sizes", "device"}
+"""What a finding's configuration has in any case: the command that finds it again needs them."""
+
+
+def _fits(x: Any, form: Any) -> bool:
+    """Whether JSON has a form: a type, a list of one form, a table of any names or of these."""
+    if isinstance(form, list):
+        return isinstance(x, list) and all(_fits(value, form[0]) for value in x)
+    if isinstance(form, dict):
+        forms = dict.fromkeys(x, form[str]) if isinstance(x, dict) and str in form else form
+        return (
+            isinstance(x, dict)
+            and x.keys() == forms.keys()
+            and all(_fits(x[name], forms[name]) for name in forms)
+        )
+    # a whole number that no float holds cannot be shown
+    return isinstance(x, form) and not (isinstance(x, int) and x.bit_length() > 64)
+
+
 def read_claims(path: Path, modules: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of a claims.json, none where there is no such file.
 
     Raises:
-        Unreadable: where it is damaged, or of another version: fields, ids, verdicts or modules.
+        Unreadable: where it is damaged, or of another version: fields, their types, ids, verdicts
+            or modules.
     """
     rows = _read(path, list)
-    fields = set(_blank(ROWS[0]))
     for row in rows:
-        if not isinstance(row, dict) or set(row) != fields:
-            raise _another("its rows have other fields")
+        if not _fits(row, ROW) or not row["claim"].strip():
+            raise _another("its rows have other fields, or other values in them")
         if row["id"] not in LEDGER or row["verdict"] not in VERDICTS:
             raise _another(f"{row['id']}, {row['verdict']!r}: no such claim or verdict")
-        if not isinstance(row["measured"], dict) or not isinstance(row["configuration"], dict):
-            raise _another(f"{row['id']}: its numbers or its configuration are no tables")
+        if row["configuration"] and not row["configuration"].keys() >= CONFIGURATION:
+            raise _another(f"{row['id']}: its configuration lacks something")
         if row["configuration"] and row["module"] not in modules:
             raise _another(f"there is no reproduction {row['module']}")
     return rows
@@ -237,16 +267,15 @@ def read_runs(path: Path, modules: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What complete runs left, by module; empty where there is no such file.
 
     Raises:
-        Unreadable: where it is damaged, or its fields or modules are not this version's.
+        Unreadable: where it is damaged, or its fields, their types or modules are not this
+            version's.
     """
     runs = _read(path, dict)
     for module, run in runs.items():
         if module not in modules:
             raise _another(f"there is no reproduction {module}")
-        if not isinstance(run, dict) or set(run) != {"key", "claims", "figures", "seconds"}:
-            raise _another(f"{module}: other fields")
-        if not all(isinstance(run[name], list) for name in ("claims", "figures")):
-            raise _another(f"{module}: its claims or its figures are no list")
+        if not _fits(run, RUN):
+            raise _another(f"{module}: other fields, or other values in them")
     return runs
 
 
@@ -257,7 +286,7 @@ def check_figure(path: Path) -> str:
             caption = str(image.info["Description"])
             image.verify()
             return caption
-    except (OSError, SyntaxError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever Pillow says of a damaged file, or of a vast one
         raise Unreadable("is no whole figure of this package") from error
 
 
@@ -282,7 +311,8 @@ def _read(path: Path, kind: type) -> Any:
         return kind()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        json.dumps(content, ensure_ascii=False).encode()  # no half of a character: it is rewritten
+    except (OSError, ValueError, RecursionError) as error:
         raise Unreadable("cannot be read as JSON") from error
     if not isinstance(content, kind):
         raise _another(f"no {kind.__name__}")
@@ -303,11 +333,15 @@ def reserved(folder: Path) -> Iterator[None]:
     What writes that were killed halfway left is taken away.
 
     Raises:
-        Refused: where the folder cannot be made or written, or another run holds it.
+        Refused: where the folder cannot be made or written, or another run holds it, or something
+            else stands where a file or a folder belongs.
     """
     lock = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path, kind in ((folder / PAGE, "file"), (folder / PARTS, "folder")):
+            if path.exists() and path.is_dir() != (kind == "folder"):
+                raise Refused(f"--out: {path} is no {kind}; move it away, or name another folder")
         lock.open("a").close()
     except OSError as error:
         reason = error.strerror or str(error)

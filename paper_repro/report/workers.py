@@ -1,14 +1,16 @@
 """Questions one after the other, or side by side in processes of their own, one thread each."""
 
+import errno
 import importlib
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import connection
 from pathlib import Path
 from types import ModuleType
@@ -17,19 +19,26 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import torch
 from matplotlib import style
+from tqdm import tqdm
 
 from experiments.common.pool import keep_memory, prepare, unbroken
+from mtlfunc.core.files import digest
 
 from .display import Display, caught
 from .draws import redrawn
 from .figures import STYLE
 from .findings import Claim, Figure, Settings
-from .parts import Store, spent
+from .parts import Store, read, spent
 from .results import Drawn, Results, draw
 from .verdicts import findings
 
 Send = Callable[[str, Any], object]
-"""Takes what a question has to say: "line", "progress", "waits", "found", "done" or "failed"."""
+"""Takes what a question has to say: "line", "progress", "waits", "found", "done", "failed", "full".
+"""
+OURS = re.compile(r"(begun-)?[\w.]+-[0-9a-f]{24}(\.lock)?")
+"""Names of what runs write into the folder of long computations."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the system says where nothing more can be written."""
 
 
 class Question(NamedTuple):
@@ -65,8 +74,18 @@ class Run:
         self.display.begin(question.name)
 
     def begun(self, name: str) -> Path:
-        """A file that is there while a question has begun and is not finished, in any run."""
-        return self.parts / f"begun-{name}"
+        """A file that is there while a question has begun and is not finished, in any run of these
+        settings.
+        """
+        return self.parts / f"begun-{name}-{digest([], self.settings)[:24]}"
+
+    def drop(self, names: Collection[str] | None = None) -> None:
+        """Take away the long computations of these questions, or all; what no run wrote stays."""
+        for path in filter(Path.is_file, self.parts.glob("*")):
+            if OURS.fullmatch(path.name) and (names is None or _question(path) in names):
+                path.unlink()
+        with suppress(OSError):  # not empty
+            self.parts.rmdir()
 
     def skip(self, name: str) -> None:
         """Its results are those of an earlier run."""
@@ -103,6 +122,8 @@ class Run:
             self.done.append(name)
             wall = self.display.end(name)
             self.display.line(f"[{name}] finished in {wall:.0f} s, {what:.0f} s of processor time")
+        elif kind == "full":
+            raise OSError(*what)
         else:
             self.fail(name, what)
 
@@ -137,6 +158,7 @@ class Run:
         still compiles kernels.
         """
         left, work = list(questions), {}
+        others = set(multiprocessing.active_children())
         alone = multiprocessing.get_context("spawn")
         contexts = itertools.chain([alone], itertools.repeat(forked()))
         try:
@@ -165,8 +187,9 @@ class Run:
                         self.ended(name, process.exitcode)
                 self.display.tick()
         finally:
-            for link, (name, process) in work.items():
+            for process in set(multiprocessing.active_children()) - others:
                 process.kill()
+            for link, (name, process) in work.items():
                 process.join()
                 while link.poll() and self.heard(name, link):
                     pass
@@ -199,7 +222,7 @@ def forked() -> Any:
     context.set_forkserver_preload([f"{__package__}.preload"])
     from multiprocessing import forkserver
 
-    with one_thread():
+    with one_thread(), deaf():
         forkserver.ensure_running()
     return context
 
@@ -248,8 +271,11 @@ def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send
                     send("found", draw(folder, name, finding))
                 else:
                     send("found", finding)
-    except Exception:
-        send("failed", traceback.format_exc())
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            send("full", (error.errno, error.strerror, error.filename))
+        else:
+            send("failed", traceback.format_exc())
     else:
         send("done", spent() - begin + sum(Store.earlier.values()))
 
@@ -261,6 +287,8 @@ def _worker(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     prepare()
     mpl.use("Agg")
+    # else a semaphore of the system, whose loss Python would report when this process is killed
+    tqdm.set_lock(threading.RLock())
 
     def send(kind: str, what: Any) -> None:
         link.send((kind, what))
@@ -280,6 +308,14 @@ def _changes(tell: Callable[[bool], object]) -> Callable[[bool], None]:
             tell(waiting)
 
     return waits
+
+
+def _question(path: Path) -> str:
+    """That did a long computation; none of a file that holds none, or not whole."""
+    try:
+        return read(path).question
+    except Exception:  # as where it is used
+        return ""
 
 
 def longest_first(names: Sequence[str], slow: Sequence[str]) -> list[str]:
