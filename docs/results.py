@@ -20,8 +20,8 @@ rules on one thread.
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, or after
 `python -m experiments.standins`, with the other verdicts as they stand; `steps`, `scale`, `full`
-and `search` (of `python -m experiments.auxiliary --search`) write their tables alone. No number is
-typed by hand, and a record that mixes settings is refused.
+(with the verdicts that --full changes) and `search` (of `python -m experiments.auxiliary --search`)
+write their tables alone. No number is typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -42,10 +42,21 @@ from experiments.benchmarks import (
     solvers_report,
     steps,
 )
+from paper_repro.__main__ import reproductions
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report import standins
+from paper_repro.report.cache import key
 from paper_repro.report.decisions import OPEN
-from paper_repro.report.results import NOT_RUN, VERDICTS, Unreadable, check_figure, read_claims
+from paper_repro.report.findings import Settings
+from paper_repro.report.grids import spelled
+from paper_repro.report.results import (
+    NOT_RUN,
+    VERDICTS,
+    Unreadable,
+    check_figure,
+    read_claims,
+    read_runs,
+)
 
 ROOT = Path(__file__).parent.parent
 REPRODUCTIONS = ROOT / "paper_repro" / "out"
@@ -269,9 +280,25 @@ def judged(folder: Path = REPRODUCTIONS) -> dict[str, dict]:
     return with_standins(claims)
 
 
+def check_code(folder: Path, settings: Settings) -> None:
+    """Raises SystemExit where a question's results are not of the code and libraries of today."""
+    modules = reproductions()
+    runs = read_runs(folder / "runs.json", list(modules))
+    stale = [
+        name for name in modules if runs.get(name, {}).get("key") != key(modules[name], settings)
+    ]
+    if stale:
+        raise SystemExit(
+            f"{folder}: {len(stale)} questions, {stale[0]} first, are of other code; run python -m "
+            "paper_repro and python -m paper_repro --draw 1 again"
+        )
+
+
 def hanging(claims: dict[str, dict]) -> str:
     """The verdicts that other random numbers change, of a run with `--draw 1`."""
     others = judged(REPRODUCTIONS / "draw-1")
+    check_code(REPRODUCTIONS, Settings())
+    check_code(REPRODUCTIONS / "draw-1", Settings(draw=1))
     for name, claim in claims.items():
         here, there = claim["configuration"], dict(others[name]["configuration"])
         if there.pop("draw", "1") != "1" or here != there:
@@ -294,6 +321,22 @@ def hanging_as_it_stands() -> str:
     page = (ROOT / "docs" / "claims.md").read_text()
     found = re.search("<!-- draws -->.*<!-- end of draws -->", page, re.DOTALL)
     return found[0] if found else ""
+
+
+def enlarged(claims: dict[str, dict]) -> str:
+    """The verdicts that the papers' own sizes change, of the last runs with `--full`."""
+    answers = full.read().values()
+    others = {name: verdict for answer in answers for name, verdict in answer.verdicts.items()}
+    rows = [
+        f"- {name}: {claims[name]['verdict']}, with `--full` {verdict}"
+        for name, verdict in sorted(others.items(), key=lambda item: list(LEDGER).index(item[0]))
+        if verdict != claims[name]["verdict"]
+    ]
+    said = paragraph(
+        f"""With the papers' own sizes and more draws (`python -m paper_repro --full`, hours:
+        [times](benchmarks.md)) {len(rows)} of {len(others)} verdicts change:"""
+    )
+    return marked("sizes", said, *(["\n".join(rows)] if rows else []))
 
 
 def standing() -> dict[str, dict]:
@@ -377,7 +420,7 @@ names. Written by `python docs/results.py claims`.
 def claims_page(claims: dict[str, dict], draws: str) -> str:
     """docs/claims.md: a line for every claim."""
     kinds = (f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items())
-    parts = [CLAIMS, *kinds, "", draws, ""]
+    parts = [CLAIMS, *kinds, "", draws, "", enlarged(claims), ""]
     for paper, title in PAPERS.items():
         parts += [
             f"## {title}\n",
@@ -428,9 +471,14 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
     """GradNorm against equal and static weights."""
     gradnorm, static = (claims[name]["measured"] for name in ("GN-21", "GN-22"))
     default = "default: Adam, x ~ N(0, I)"
-    equal, own = (gradnorm[f"{default}: best rate, {name}"] for name in ("equal", "GradNorm"))
+    equal, own = (
+        spelled(
+            gradnorm[f"{default}: rate of the {half} seeds, {name}"] for half in ("even", "odd")
+        )
+        for name in ("equal", "GradNorm")
+    )
     rows = {
-        f"each method at its best learning rate (equal {equal:g}, GradNorm {own:g})": default,
+        f"each method at its best learning rate (equal {equal}, GradNorm {own})": default,
         "SGD, each at its best": "SGD",
         "inputs x ~ U(0, 1), each at its best": "x ~ U(0, 1)",
     }
@@ -671,6 +719,9 @@ def main() -> None:
         page.write_text(replaced(page.read_text(), part, BLOCKS[part]()))
         if part == "scale":
             shutil.copy(BENCHMARKS / "scale.png", ROOT / "docs" / "scale.png")
+        if part == "full":
+            told = ROOT / "docs" / "claims.md"
+            told.write_text(replaced(told.read_text(), "sizes", enlarged(standing())))
         return
     if part == "search":
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
@@ -678,6 +729,7 @@ def main() -> None:
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
     claims = standing() if part == "ledger" else judged()
+    draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)
     if part:
         text = replaced(page.read_text(), "claims", claims_block(claims))
         page.write_text(text if part == "ledger" else replaced(text, "run", run_block(claims)))
@@ -685,7 +737,6 @@ def main() -> None:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
         for name in ("solvers.png", "scale.png"):
             shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
-    draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)
     (ROOT / "docs" / "claims.md").write_text(claims_page(claims, draws))
     studies = ROOT / "docs" / "experiments.md"
     block = marked("fresh", standins.agreement())

@@ -1,110 +1,61 @@
-"""How long `python -m paper_repro --full` takes, a question at a time.
+"""How long `python -m paper_repro --full` takes and what it says, a question at a time.
 
     python -m experiments.benchmarks.full
 
-A question that came to its end in paper_repro/out/full left its processor time there, which is
-taken over. One that never did is estimated from its first percents: it runs with two shares of its
-steps and draws, and what these cost is continued along a line. What several questions share counts
-for whichever computed it. An estimate is rough: a run of few steps is measured at every one of
-them, which makes it too high, and few draws cost little more than fewer, which makes it too low.
-All of it takes hours, so full_times.json beside this file keeps what was found, each with its day;
-a run stands for an estimate, and a later one for an earlier one.
+A question that came to its end in paper_repro/out/full left its processor time and its verdicts
+there, which are taken over. What several questions share counts for whichever computed it. All of
+it takes hours and seldom comes from one run, so full.json beside this file keeps what was found,
+each with its day; a later run stands for an earlier one.
 """
 
 import argparse
 import datetime
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from importlib import import_module
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from experiments.benchmarks.record import settings
-from experiments.common.pool import prepare
 from mtlfunc.core.files import write_whole
-from paper_repro.__main__ import configuration_of, reproductions, selected
+from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.report.findings import Settings
-from paper_repro.report.parts import spent
 from paper_repro.report.results import Unreadable, read_claims, read_runs
 
-SHARES = (0.01, 0.02)
 RUN = Path(__file__).parents[2] / "paper_repro" / "out" / "full" / "runs.json"
-TIMES = Path(__file__).parent / "full_times.json"
-SQUARE = ("mgda.random_encoders",)
-"""Questions with both more draws and more steps: no line through small shares tells their time, and
-they are not estimated.
-"""
+KEPT = Path(__file__).parent / "full.json"
 LONG = 60.0
 """Seconds from which a question has a line of its own in the table."""
 
 
-class Job(NamedTuple):
-    """A question at a share of `--full`."""
-
-    question: str
-    share: float
-
-
-class Time(NamedTuple):
-    """What a question takes."""
+class Answer(NamedTuple):
+    """What a question takes, and what it says."""
 
     seconds: float  # of processor time
-    run: bool  # else estimated
     day: str
     machine: str
+    verdicts: dict[str, str]  # by claim
 
 
-def seconds_of(job: Job) -> float:
-    """Processor time of a question in this process, its compilers' included."""
-    module = import_module(f"paper_repro.{job.question}")
-    begin = spent()
-    for _ in module.run(Settings(full=True, shrink=job.share)):
-        pass
-    return spent() - begin
-
-
-def costs(questions: Sequence[str], share: float) -> Iterator[float]:
-    """Processor time of each, all in one process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), prepare) as apart:
-        for name in tqdm(questions, desc=f"{share:.1%} of every question"):
-            yield apart.submit(seconds_of, Job(name, share)).result()
-
-
-def estimated(questions: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Every question, and how long all of it takes."""
-    first, second = SHARES
-    few = list(costs(questions, first))
-    for name, less, more in zip(questions, few, costs(questions, second), strict=True):
-        slope = max(more - less, 0.0) / (second - first)
-        yield name, more + slope * (1 - second)
-
-
-def read_times() -> dict[str, Time]:
+def read() -> dict[str, Answer]:
     """What is known; empty where there is no file.
 
     Raises:
         SystemExit: where the file is damaged.
     """
     try:
-        kept = json.loads(TIMES.read_text(encoding="utf-8"))
-        return {name: Time(**time) for name, time in kept.items()}
+        kept = json.loads(KEPT.read_text(encoding="utf-8"))
+        return {name: Answer(**answer) for name, answer in kept.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:
-        raise SystemExit(
-            f"{TIMES} cannot be read ({error}): take it from the repository"
-        ) from error
+        raise SystemExit(f"{KEPT} cannot be read ({error}): take it from the repository") from error
 
 
-def keep(times: dict[str, Time]) -> None:
+def keep(answers: dict[str, Answer]) -> None:
     """Write what is known, without questions that there are no more."""
-    order = [name for name in reproductions() if name in times]
-    text = json.dumps({name: times[name]._asdict() for name in order}, indent=1)
-    write_whole(TIMES, text + "\n")
+    order = [name for name in reproductions() if name in answers]
+    text = json.dumps({name: answers[name]._asdict() for name in order}, indent=1)
+    write_whole(KEPT, text + "\n")
 
 
 def here() -> str:
@@ -113,8 +64,8 @@ def here() -> str:
     return f"{found['processor']}, torch {found['torch']}"
 
 
-def finished() -> dict[str, Time]:
-    """Times of the questions that a run with `--full` has answered here, and with nothing else.
+def finished() -> dict[str, Answer]:
+    """The questions that a run with `--full` has answered here, and with nothing else.
 
     Raises:
         SystemExit: where the run's files are damaged, or of another version.
@@ -136,7 +87,12 @@ def finished() -> dict[str, Time]:
         )
     }
     return {
-        name: Time(round(run["seconds"], 1), True, day, here())
+        name: Answer(
+            round(run["seconds"], 1),
+            day,
+            here(),
+            {row["id"]: row["verdict"] for row in rows if row["module"] == name},
+        )
         for name, run in runs.items()
         if name not in others
     }
@@ -144,66 +100,44 @@ def finished() -> dict[str, Time]:
 
 def described() -> tuple[str, str]:
     """A sentence on how the times were taken, and their table as Markdown, longest first."""
-    times, every = read_times(), len(reproductions())
-    missing = [name for name in reproductions() if name not in times]
-    if not set(missing) <= set(SQUARE):
-        raise SystemExit(f"{len(missing)} questions lack a time: run this command first")
-    shares = " and ".join(f"{share:.1%}" for share in SHARES)
+    answers = read()
+    missing = [name for name in reproductions() if name not in answers]
+    machines = "; ".join(sorted({answer.machine for answer in answers.values()}))
     line = f"""**All of it**: minutes of processor time that `python -m paper_repro --full` takes a
-        question ({"; ".join(sorted({time.machine for time in times.values()}))}).
-        {sum(time.run for time in times.values())} of {every} were run to their end, one thread
-        each; the others are estimated, roughly, from {shares} of their steps and draws.
+        question ({machines}), one thread each.
         What several questions share counts for whichever computed it."""
     if missing:
-        line += f" Not timed: {', '.join(f'`{name}`' for name in missing)}."
+        line += f" Not run: {', '.join(f'`{name}`' for name in missing)}."
     lines = [
-        f"| `{name}` | {time.seconds / 60:,.1f} | {'run' if time.run else 'estimated'} {time.day} |"
-        for name, time in sorted(times.items(), key=lambda item: -item[1].seconds)
-        if time.seconds >= LONG
+        f"| `{name}` | {answer.seconds / 60:,.1f} | {answer.day} |"
+        for name, answer in sorted(answers.items(), key=lambda item: -item[1].seconds)
+        if answer.seconds >= LONG
     ]
-    rest = [time for time in times.values() if time.seconds < LONG]
+    rest = [answer for answer in answers.values() if answer.seconds < LONG]
     if rest:
-        how = " or ".join(sorted({"run" if time.run else "estimated" for time in rest}))
-        minutes = sum(time.seconds for time in rest) / 60
-        lines.append(f"| {len(rest)} others, each below a minute | {minutes:,.1f} | {how} |")
-    return line, "\n".join(["| question | minutes | how |", "|---|---|---|", *lines])
+        minutes = sum(answer.seconds for answer in rest) / 60
+        days = sorted({answer.day for answer in rest})
+        span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        lines.append(f"| {len(rest)} others, each below a minute | {minutes:,.1f} | {span} |")
+    return line, "\n".join(["| question | minutes | run |", "|---|---|---|", *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Take over the times of what --full has answered here, and estimate the rest."
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        metavar="NAME",
-        help="estimate a question, the beginning of some, or a claim anew; may be repeated "
-        "(default: those that have no time yet)",
-    )
-    options = parser.parse_args(arguments)
-    names = list(reproductions())
-    try:
-        chosen = selected(options.only or names, names)
-    except ValueError as error:
-        parser.error(str(error))
-    times, day, machine = read_times(), datetime.date.today().isoformat(), here()
-    for name, time in finished().items():
-        known = times.get(name)
+    argparse.ArgumentParser(
+        description="Take over times and verdicts of what --full has answered here."
+    ).parse_args(arguments)
+    answers = read()
+    for name, answer in finished().items():
         # the file's day is that of its last question: what it held before keeps its own
-        if known is None or not known.run or known.seconds != time.seconds:
-            times[name] = time
-    keep(times)
-    chosen = [name for name in chosen if name not in SQUARE]
-    if not options.only:
-        chosen = [name for name in chosen if name not in times]
-    elif not chosen:
-        parser.error(f"--only: the time of {', '.join(SQUARE)} is told by a run alone")
-    for name, seconds in estimated(chosen):
-        times[name] = Time(round(seconds, 1), False, day, machine)
-        keep(times)
-    for name, time in times.items():
-        how = "run" if time.run else "estimated"
-        print(f"{name:<28}{time.seconds / 60:8.1f} min, {how} {time.day}")
+        known = answers.get(name)
+        new = known is None or (known.seconds, known.verdicts) != (answer.seconds, answer.verdicts)
+        if new:
+            answers[name] = answer
+    keep(answers)
+    for name in reproductions():
+        known = answers.get(name)
+        told = f"{known.seconds / 60:8.1f} min, {known.day}" if known else "not run"
+        print(f"{name:<28}{told}")
 
 
 if __name__ == "__main__":
