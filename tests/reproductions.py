@@ -1,6 +1,9 @@
 """What the reproductions' tests share: a paper's questions run once at a tiny budget."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib as mpl
@@ -98,3 +101,52 @@ def check_complete(found: Found) -> None:
                 assert finding.where, finding.id
                 values = finding.measured.values()
                 assert all(isinstance(value, int | float) for value in values), finding.id
+
+
+# ---- fakes ----
+
+
+def claims_in(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "claims.json").read_text(encoding="utf-8"))
+
+
+def found_in(folder: Path) -> list[dict[str, Any]]:
+    return [claim for claim in claims_in(folder) if claim["configuration"]]
+
+
+def fake(folder: Path, *findings: Claim | Figure, stop: bool = False) -> ModuleType:
+    """A reproduction that finds these; its source is their text."""
+    module = ModuleType("fake", "A reproduction of nothing.")
+    path = folder / f"source{len(list(folder.iterdir()))}.py"
+    path.write_text(f"text = {str(findings)!r}")
+    module.__file__ = str(path)
+
+    def run(settings: Settings) -> Iterator[Claim | Figure]:
+        # what is drawn is drawn anew
+        yield from (figure(x.name) if isinstance(x, Figure) else x for x in findings)
+        if stop:
+            raise KeyboardInterrupt
+
+    module.run = run  # type: ignore[attr-defined]
+    return module
+
+
+def claim(identifier: str, value: float = 1.0) -> Claim:
+    return Claim(identifier, "holds", {"value": value}, "here")
+
+
+def figure(name: str) -> Figure:
+    canvas = Canvas(figsize=(1, 1))
+    canvas.add_subplot().plot([0, 1])
+    return Figure(name, f"caption of {name}", canvas)
+
+
+def count_runs(module: ModuleType) -> list[Settings]:
+    runs, run = [], module.run
+
+    def counted(settings: Settings) -> Any:
+        runs.append(settings)
+        return run(settings)
+
+    module.run = counted  # type: ignore[attr-defined]
+    return runs

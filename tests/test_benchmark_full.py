@@ -5,6 +5,7 @@ import json
 import pytest
 
 from docs import results
+from docs.verdicts import enlarged
 from experiments.benchmarks import full
 from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.claims import LEDGER, ROWS
@@ -84,7 +85,7 @@ def test_every_question_has_run() -> None:
 def test_the_page_lists_the_verdicts_that_change(files) -> None:
     verdicts = {"GN-14": "holds only when", "GN-03": "holds"}
     full.keep({QUICK: answer(6.0)._replace(verdicts=verdicts)})
-    found = results.enlarged({name: {"verdict": "holds"} for name in LEDGER})
+    found = enlarged({name: {"verdict": "holds"} for name in LEDGER})
     assert "1 of 2 verdicts change" in " ".join(found.split())
     assert found.count("\n- ") == 1
     assert "- GN-14: holds, with `--full` holds only when" in found

@@ -1,0 +1,29 @@
+"""Prose on pages of Markdown, and the parts of them that are written anew."""
+
+import re
+import textwrap
+
+
+def paragraph(text: str, first: str = "", others: str = "") -> str:
+    """Prose in lines of 100 columns, which may begin with something."""
+    return textwrap.fill(
+        " ".join(text.split()),
+        100,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def marked(name: str, *parts: str) -> str:
+    """A part of a page that is written anew between its markers."""
+    return "\n\n".join([f"<!-- {name} -->", *parts, f"<!-- end of {name} -->"])
+
+
+def replaced(text: str, name: str, new: str) -> str:
+    """`text` with what is between the markers of `name`, and these, exchanged."""
+    pattern = re.compile(f"<!-- {name} -->.*<!-- end of {name} -->", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"the markers <!-- {name} --> and <!-- end of {name} --> are missing")
+    return pattern.sub(lambda _: new, text)
