@@ -102,11 +102,13 @@ def enlarged(claims: dict[str, dict]) -> str:
         for name, verdict in sorted(others.items(), key=lambda item: list(LEDGER).index(item[0]))
         if verdict != claims[name]["verdict"]
     ]
-    said = paragraph(
-        f"""With the papers' own sizes and more draws (`python -m paper_repro --full`, hours:
-        [times](benchmarks.md)) {len(rows)} of {len(others)} verdicts change:"""
-    )
-    return marked("sizes", said, *(["\n".join(rows)] if rows else []))
+    missing = [row.id for row in ROWS if row.module and row.id not in others]
+    said = f"""With the papers' own sizes and more draws (`python -m paper_repro --full`, hours:
+        [times](benchmarks.md)) {len(rows)} of {len(others)} verdicts change"""
+    if missing:
+        said += f"""; the numbers of the last such run are not enough to decide
+            {", ".join(missing)} as today"""
+    return marked("sizes", paragraph(f"{said}."), *(["\n".join(rows)] if rows else []))
 
 
 def standing() -> dict[str, dict]:

@@ -29,7 +29,7 @@ from .report.page import page
 from .report.results import PAGE, PARTS, Refused, Results, reserved
 from .report.summary import table
 from .report.where import places, title
-from .report.workers import Question, Run, described, longest_first
+from .report.workers import Question, Run, described, longest_first, question_of
 
 HERE = Path(__file__).parent
 SLOW = (
@@ -149,7 +149,8 @@ def reproduce(
             for notice in results.notices:
                 run.display.line(notice)
             if fresh:
-                run.drop(only)
+                every = len(only) == len(modules)
+                run.drop(lambda path: every or question_of(path) in only)
             run.parts.mkdir(exist_ok=True)
             try:
                 try:
@@ -187,6 +188,8 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
         run.side_by_side(sorted(left, key=lambda q: order.index(q.name)), workers)
     if not list(run.parts.glob("begun-*")):  # nobody comes back for the rest
         run.drop()
+    elif not run.failed:  # but for that of other settings
+        run.drop(run.own)
 
 
 def configuration_of(settings: Settings) -> dict[str, str]:
@@ -218,9 +221,9 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         prog="python -m paper_repro",
         description="Re-run the papers' experiments and check their claims. Writes figures "
         "(PNG and SVG), claims.json and report.html, and prints a table.",
-        epilog="Ctrl-C and SIGTERM keep what is finished (exit status 130 and 143), and the same "
-        "command goes on from there. Results of code and settings that have not "
-        "changed since are kept, as are those of papers that are not run.",
+        epilog="Ctrl-C and SIGTERM keep what is finished (exit status 130 and 143; 1 on a full "
+        "disk), and the same command goes on from there. Results of code and settings that have "
+        "not changed since are kept, as are those of papers that are not run.",
     )
     parser.add_argument(
         "--only",
@@ -266,7 +269,11 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help="questions side by side, each in a process with one thread (default: as many as this "
         f"process may use cores, here {cores()}; 1 on another device than the CPU)",
     )
-    parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="run again even what has not changed, of --only what it names",
+    )
     parser.add_argument(
         "--single-file",
         action="store_true",

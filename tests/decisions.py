@@ -500,9 +500,11 @@ OTHERS: dict[str, Cases] = {
                 "values of α run, T = 2": 3,
                 "values of α run, T = 10": 3,
             }
-            | between(DRAWN, 0.7, 0.9),
+            | between(DRAWN, 0.7, 0.9)
+            | {f"{DRAWN}, settles nothing": 0},
             WON,
         ),
+        ({f"{DRAWN}, settles nothing": 1}, OPEN),
         (between(DRAWN, 1.1, 1.3), PART),
         (between(DRAWN, 0.9, 1.1), OPEN),
         ({"runs of a full grid of 5 ratios, T = 5": 12}, LOST),

@@ -8,7 +8,7 @@ from docs import results
 from docs.verdicts import enlarged
 from experiments.benchmarks import full
 from paper_repro.__main__ import configuration_of, reproductions
-from paper_repro.claims import LEDGER, ROWS
+from paper_repro.claims import DECISIONS, LEDGER, ROWS
 from paper_repro.report.findings import Settings
 from paper_repro.report.results import _blank
 
@@ -78,15 +78,17 @@ def test_a_run_of_another_version_is_named(files) -> None:
 def test_every_question_has_run() -> None:
     kept = full.read()
     assert list(kept) == list(reproductions())
-    verdicts = [name for found in kept.values() for name in found.verdicts]
-    assert sorted(verdicts) == sorted(row.id for row in ROWS if row.module)
+    verdicts = {name for found in kept.values() for name in found.verdicts}
+    assert verdicts <= {row.id for row in ROWS if row.module}
+    assert len(verdicts) > 100  # a decision may ask for what the last run did not count
 
 
 def test_the_page_lists_the_verdicts_that_change(files) -> None:
     verdicts = {"GN-14": "holds only when", "GN-03": "holds"}
     full.keep({QUICK: answer(6.0)._replace(verdicts=verdicts)})
     found = enlarged({name: {"verdict": "holds"} for name in LEDGER})
-    assert "1 of 2 verdicts change" in " ".join(found.split())
+    said = " ".join(found.split())
+    assert "1 of 2 verdicts change; the numbers of the last such run are not enough" in said
     assert found.count("\n- ") == 1
     assert "- GN-14: holds, with `--full` holds only when" in found
 
@@ -96,7 +98,10 @@ def test_the_page_lists_the_verdicts_that_change(files) -> None:
 )
 def test_a_run_of_other_settings_is_no_run(changes, files) -> None:
     settings = Settings(full=True)._replace(**changes)
-    found = {"verdict": "holds", "configuration": configuration_of(settings)}
+    decision = DECISIONS["GN-03"]
+    numbers = {condition.name: condition.bound / 2 for condition in decision.conditions}
+    numbers["smallest change of the weights in a step"] = 1.0
+    found = {"measured": numbers, "configuration": configuration_of(settings)}
     rows = [_blank(LEDGER["GN-03"]) | found, _blank(LEDGER["GN-21"])]
     full.RUN.write_text(json.dumps({QUICK: RUN}))
     full.RUN.with_name("claims.json").write_text(json.dumps(rows))

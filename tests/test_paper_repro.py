@@ -425,6 +425,15 @@ def test_ctrl_c_before_anything_runs_is_no_traceback(
     assert not list(tmp_path.iterdir())
 
 
+def test_kept_rows_have_the_words_of_today(made: Path, tmp_path: Path) -> None:
+    modules = {"a": fake(made, claim("GN-01"))}
+    reproduce(modules, ["a"], TINY, tmp_path)
+    rows = [row | {"claim": "An older sentence."} for row in claims_in(tmp_path)]
+    (tmp_path / "claims.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert reproduce(modules, ["a"], TINY, tmp_path) == 0
+    assert "An older sentence" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_files_of_others_stay(made: Path, tmp_path: Path) -> None:
     """Also in the folder of long computations, which stays with them."""
     others = [tmp_path / folder / "notes-1" for folder in ("parts", ".parts")]

@@ -224,7 +224,7 @@ def test_parts_wait_for_their_own_question_and_settings(made: Made, tmp_path: Pa
     (made.folder / "on").touch()
     for name in modules:
         assert reproduce(modules, [name], TINY._replace(seeds=3), tmp_path) == 0
-    assert sorted(left()) == [*begun, "mine", "mine", "yours"]
+    assert left() == [*begun, "mine"]  # nor do those runs leave anything
     assert reproduce(modules, list(modules), TINY, tmp_path) == 0
     assert not (tmp_path / ".parts").exists()
 

@@ -2,22 +2,25 @@
 
     python -m experiments.benchmarks.full
 
-A question that came to its end in paper_repro/out/full left its processor time and its verdicts
+A question that came to its end in paper_repro/out/full left its processor time and its numbers
 there, which are taken over. What several questions share counts for whichever computed it. All of
 it takes hours and seldom comes from one run, so full.json beside this file keeps what was found,
-each with its day; a later run stands for an earlier one.
+each with its day; a later run stands for an earlier one. A verdict is what today's decision says of
+those numbers, and there is none where they lack one that it asks for.
 """
 
 import argparse
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.benchmarks.record import settings
 from mtlfunc.core.files import write_whole
 from paper_repro.__main__ import configuration_of, reproductions
+from paper_repro.claims import DECISIONS
 from paper_repro.report.findings import Settings
 from paper_repro.report.results import Unreadable, read_claims, read_runs
 
@@ -64,6 +67,13 @@ def here() -> str:
     return f"{found['processor']}, torch {found['torch']}"
 
 
+def decided(rows: Iterable[dict]) -> Iterator[tuple[str, str]]:
+    """Claims and what today's decisions say of their numbers, where these are enough."""
+    for row in rows:
+        with suppress(LookupError):
+            yield row["id"], DECISIONS[row["id"]].verdict(row["measured"])
+
+
 def finished() -> dict[str, Answer]:
     """The questions that a run with `--full` has answered here, and with nothing else.
 
@@ -91,7 +101,7 @@ def finished() -> dict[str, Answer]:
             round(run["seconds"], 1),
             day,
             here(),
-            {row["id"]: row["verdict"] for row in rows if row["module"] == name},
+            dict(decided(row for row in rows if row["module"] == name)),
         )
         for name, run in runs.items()
         if name not in others

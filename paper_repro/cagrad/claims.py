@@ -131,7 +131,7 @@ ROWS = (
     Row(
         "CA-21",
         "synthetic",
-        "This shows convergence to the minimum of the mean.",
+        "CAGrad's theorem shows convergence to the minimum of the mean.",
         "cagrad.convergence",
     ),
     Row(

@@ -30,7 +30,7 @@ from .toy_runs import (
     MARKERS,
     Run,
     Toy,
-    largest,
+    largest_finite,
     moved_after_contact,
     of,
     title_of,
@@ -249,7 +249,7 @@ def goes_on(toy: Toy) -> Claim:
     below = all(exact[c].max() < CLOSE for c in CS if c < 1)
     above = all(exact[c][side].min() > 0.1 for c in CS if c >= 1)
     slides = max(x.max() for x in eps.values()) < CLOSE
-    halts = {c: largest(moved_after_contact(toy.runs["CAGrad"], c)) for c in CS if c >= 1}
+    halts = {c: largest_finite(moved_after_contact(toy.runs["CAGrad"], c)) for c in CS if c >= 1}
     return claim(
         "CA-14",
         with_steps(

@@ -245,7 +245,7 @@ def rises(run: Run, hyper: float) -> np.ndarray:
     )
 
 
-def largest(values: np.ndarray) -> float:
+def largest_finite(values: np.ndarray) -> float:
     """The largest finite value; NaN for none, as where nothing met the Pareto set."""
     values = values[np.isfinite(values)]
     return float(values.max()) if values.size else float("nan")

@@ -174,7 +174,7 @@ def judge(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Claim:
         for label, found in parts.items()
     )
     edges = [
-        f"{m} {name}, {'a third' if end > 0 else 'all'} of the steps"
+        f"{m} {name}, {'a third' if end >= 0 else 'all'} of the steps"
         for name, methods in runs.items()
         for m, run in methods.items()
         for end in (len(run.choice) // 3 - 1, -1)

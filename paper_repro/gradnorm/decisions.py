@@ -66,8 +66,8 @@ def separates(measured: Measured) -> Verdict:
 
 
 @decided(
-    "a full grid is not exponential in T, or more values of α are run at T = 10 than at 2; in part "
-    "if as many random draws as GradNorm has runs end lower (interval of the ratio)"
+    "by count a full grid is not exponential in T or α's grid grows with it; in part if as many "
+    "random draws as GradNorm has runs end lower (interval of the ratio)"
 )
 def search_costs(measured: Measured) -> Verdict:
     """Against full grids by count alone; against random search by what it finds."""
@@ -77,12 +77,17 @@ def search_costs(measured: Measured) -> Verdict:
     if not exponential or many > few:
         return "does not hold"
     ratio = "T = 10: GradNorm over the best of as many random draws"
+    if measured[ratio + OPEN]:
+        return "inconclusive"
     if measured[f"{ratio}, low"] > 1:
         return "holds only when"
     return "holds" if measured[f"{ratio}, high"] < 1 else "inconclusive"
 
 
-@decided("neither the spread of L̃ falls with α nor the best α grows with the ratio of scales")
+@decided(
+    "neither the spread of L̃ falls with α nor the best α grows with the ratio of scales, which is "
+    "open where a rate, or α in half of the seeds, is at the edge of its grid"
+)
 def strength(measured: Measured) -> Verdict:
     spread, best = "spread at α = 2 over α = 0", "best α, √ scale, at the largest ratio less at 1"
     settles = not measured[best + OPEN]
@@ -99,7 +104,7 @@ DECISIONS: dict[str, Decision] = {
     "GN-03": exact(STEPPED, Condition("smallest change of the weights in a step", ">", 0)),
     "GN-04": sided(Side("their ratio", "<", 1)),
     "GN-05": controlled,
-    "GN-06": sided(Side("T = *, GradNorm over the search's best", "<", 1.05)),
+    "GN-06": sided(Side("T = *, GradNorm over the best static weights", "<", 1.05)),
     "GN-07": sided(Side(f"T = *, spread of *, α = {ALPHA:g} over equal", "<", 1)),
     "GN-08": exact(
         Condition("largest relative difference from autograd", "<", 1e-9),

@@ -39,7 +39,7 @@ PAIRED = (
     "95 % t intervals over seeds, ratios paired by seed; settings chosen on the other half "
     "of the seeds"
 )
-EQUAL, FIXED, SEARCH = "equal", "1/L_i(0)", "random weights"
+EQUAL, FIXED, SEARCH, TRIED = "equal", "1/L_i(0)", "random weights", "tried"
 COLOUR = {
     EQUAL: COLOURS["equal"],
     "GradNorm": COLOURS["GradNorm"],

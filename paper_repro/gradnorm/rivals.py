@@ -22,6 +22,7 @@ from .lanes import (
     STRONG_ALPHA,
     TEN,
     TEN_ALPHAS,
+    TRIED,
     Lane,
     Method,
     Trace,
@@ -91,13 +92,16 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
     static = [Lane(EQUAL, lr, scales=TEN) for lr in size.ten]
     finite = [Lane("finite", lr, scales=TEN, finite=True) for lr in size.ten]
     static += finite
-    static += [
+    fixed = [
         Lane(FIXED, lr, scales=TEN, weights=tuple(scale**-2 for scale in TEN)) for lr in size.ten
     ]
-    static += [
+    search = [
         Lane(SEARCH, size.ten[int(rate)], scales=TEN, weights=tuple(w.tolist()))
         for w, rate in zip(drawn, rates, strict=True)
     ]
+    static += fixed + search
+    # what needs no search is among what a search tries: at T = 2 it is in the grid
+    static += [lane._replace(name=f"{TRIED}, {lane.name}") for lane in fixed + search]
     learnt = [
         Lane(f"GradNorm, {alpha:g}", lr, alpha, scales=TEN)
         for alpha in TEN_ALPHAS

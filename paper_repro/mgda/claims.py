@@ -13,7 +13,7 @@ ROWS = (
     Row(
         "SU-02",
         "exact",
-        "That weighting is the same as adding unit task gradients, so designing losses is "
+        "Weights 1/‖g_t‖ are the same as adding unit task gradients, so designing losses is "
         "at bottom designing gradients.",
         "mgda.unit_gradients",
     ),
@@ -124,7 +124,7 @@ ROWS = (
     Row(
         "SU-19",
         "exact",
-        "The inner maximum is u = Σ w_t g_t, so the problem is to find the shortest "
+        "In the dual the inner maximum is u = Σ w_t g_t, so the problem is to find the shortest "
         "convex combination: the minimum of ½‖Σ w_t g_t‖².",
         "mgda.duality",
     ),
@@ -152,7 +152,7 @@ ROWS = (
     Row(
         "SU-23",
         "synthetic",
-        "Gradient descent on w = softmax(a) solves it without constraints.",
+        "Gradient descent on w = softmax(a) solves the min-norm problem without constraints.",
         "mgda.solvers",
     ),
     Row(
@@ -164,7 +164,8 @@ ROWS = (
     Row(
         "SU-25",
         "synthetic",
-        "Both schemes run an inner iteration at every training step, so the cost is considerable.",
+        "Smoothing and Frank–Wolfe both run an inner iteration at every training step, so the cost "
+        "is considerable.",
         "mgda.cost_of_weights",
     ),
     Row(
@@ -230,7 +231,7 @@ ROWS = (
     Row(
         "SU-35",
         "synthetic",
-        "Hence the method may fail to find a Pareto-stationary point.",
+        "So MGDA-UB may fail to find a Pareto-stationary point.",
         "mgda.counterexample",
     ),
     Row(

@@ -33,7 +33,7 @@ ROWS = (
     Row(
         "PC-05",
         "exact",
-        "The figure is an instance of sharp curvature in the sense of the theory.",
+        "Figure 1 is an instance of sharp curvature in the sense of the theory.",
         "pcgrad.figure1",
     ),
     Row(
@@ -46,13 +46,13 @@ ROWS = (
     Row(
         "PC-07",
         "data/RL",
-        "It adds to the gain of other multi-task architectures.",
+        "PCGrad adds to the gain of other multi-task architectures.",
         needs=f"{MULTIMNIST}, in four architectures",
     ),
     Row(
         "PC-08",
         "data/RL",
-        "It needs less data, optimises faster and ends better.",
+        "PCGrad needs less data, optimises faster and ends better.",
         needs=META_WORLD,
     ),
     Row(
@@ -139,7 +139,8 @@ ROWS = (
     Row(
         "PC-21",
         "data/RL",
-        "It wins on Meta-World MT10 and MT50, on supervised and on goal-conditioned benchmarks.",
+        "PCGrad wins on Meta-World MT10 and MT50, on supervised and on goal-conditioned "
+        "benchmarks.",
         needs=f"{META_WORLD}; {MULTIMNIST}",
     ),
     Row(

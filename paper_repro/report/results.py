@@ -176,7 +176,13 @@ class Results:
 
     def claims(self) -> list[dict[str, Any]]:
         """A row for every claim of the ledger: as found, or why it was not."""
-        return [self.found.get(row.id) or {**_blank(row), **self._undecided(row)} for row in ROWS]
+        return [
+            # the ledger's words are those of today, whenever the row was found
+            {**self.found[row.id], **_words(row)}
+            if row.id in self.found
+            else {**_blank(row), **self._undecided(row)}
+            for row in ROWS
+        ]
 
     def _undecided(self, row: Row) -> dict[str, str]:
         if standins.of(row):
@@ -198,13 +204,19 @@ class Results:
         write_whole(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def _blank(row: Row) -> dict[str, Any]:
-    """A row of claims.json without a finding; only found ones have a configuration."""
+def _words(row: Row) -> dict[str, str]:
     return {
         "id": row.id,
         "paper": PAPERS[row.paper],
         "kind": row.kind,
         "claim": row.statement,
+    }
+
+
+def _blank(row: Row) -> dict[str, Any]:
+    """A row of claims.json without a finding; only found ones have a configuration."""
+    return {
+        **_words(row),
         "verdict": NOT_RUN,
         "measured": {},
         "where": "",

@@ -8,8 +8,9 @@ import os
 import re
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import connection
 from pathlib import Path
@@ -66,6 +67,7 @@ class Run:
         self.done: list[str] = []
         self.failed: dict[str, str] = {}  # what ended them
         self.waiting: set[str] = set()  # for another question's long computation
+        self.start = time.time()
 
     def begin(self, question: Question) -> None:
         self.results.start(question.name)
@@ -79,13 +81,17 @@ class Run:
         """
         return self.parts / f"begun-{name}-{digest([], self.settings)[:24]}"
 
-    def drop(self, names: Collection[str] | None = None) -> None:
-        """Take away the long computations of these questions, or all; what no run wrote stays."""
+    def drop(self, which: Callable[[Path], bool] = lambda path: True) -> None:
+        """Take away these long computations, or all; what no run wrote stays."""
         for path in filter(Path.is_file, self.parts.glob("*")):
-            if OURS.fullmatch(path.name) and (names is None or _question(path) in names):
+            if OURS.fullmatch(path.name) and which(path):
                 path.unlink()
         with suppress(OSError):  # not empty
             self.parts.rmdir()
+
+    def own(self, path: Path) -> bool:
+        """Whether a file holds a computation of this run."""
+        return not path.name.startswith("begun-") and path.stat().st_mtime >= self.start
 
     def skip(self, name: str) -> None:
         """Its results are those of an earlier run."""
@@ -189,10 +195,12 @@ class Run:
         finally:
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
-            for link, (name, process) in work.items():
+            for _, process in work.values():
                 process.join()
-                while link.poll() and self.heard(name, link):
-                    pass
+            for link, (name, _) in work.items():
+                with suppress(OSError):  # of a full disk: what ended the run is told already
+                    while link.poll() and self.heard(name, link):
+                        pass
 
     @unbroken()
     def heard(self, name: str, link: Any) -> bool:
@@ -310,7 +318,7 @@ def _changes(tell: Callable[[bool], object]) -> Callable[[bool], None]:
     return waits
 
 
-def _question(path: Path) -> str:
+def question_of(path: Path) -> str:
     """That did a long computation; none of a file that holds none, or not whole."""
     try:
         return read(path).question
