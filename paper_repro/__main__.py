@@ -269,11 +269,8 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help="questions side by side, each in a process with one thread (default: as many as this "
         f"process may use cores, here {cores()}; 1 on another device than the CPU)",
     )
-    parser.add_argument(
-        "--fresh",
-        action="store_true",
-        help="run again even what has not changed, of --only what it names",
-    )
+    again = "run all of it, or of --only, again, even what has not changed"
+    parser.add_argument("--fresh", action="store_true", help=again)
     parser.add_argument(
         "--single-file",
         action="store_true",
