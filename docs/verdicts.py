@@ -98,9 +98,9 @@ def enlarged(claims: dict[str, dict]) -> str:
     answers = full.read().values()
     others = {name: verdict for answer in answers for name, verdict in answer.verdicts.items()}
     rows = [
-        f"- {name}: {claims[name]['verdict']}, with `--full` {verdict}"
-        for name, verdict in sorted(others.items(), key=lambda item: list(LEDGER).index(item[0]))
-        if verdict != claims[name]["verdict"]
+        f"- {name}: {claims[name]['verdict']}, with `--full` {others[name]}"
+        for name in LEDGER
+        if name in others and others[name] != claims[name]["verdict"]
     ]
     missing = [row.id for row in ROWS if row.module and row.id not in others]
     said = f"""With the papers' own sizes and more draws (`python -m paper_repro --full`, hours:

@@ -7,6 +7,7 @@ from ..report.decisions import (
     Measured,
     conditional,
     decided,
+    ends,
     exact,
     named_so,
     verdict_of,
@@ -63,9 +64,7 @@ def special_cases(measured: Measured) -> Verdict:
     name = "T = {}: share of PCGrad's directions met by some c"
     threshold = measured["c*: draws with the wrong sign at .95 c* and 1.05 c*"] == 0
     dualproj = threshold and measured["c*: largest relative distance of d to DualProj's"] < 1e-6
-    pcgrad = [
-        (measured[f"{name.format(t)}, low"], measured[f"{name.format(t)}, high"]) for t in (2, 3)
-    ]
+    pcgrad = [ends(measured, name.format(t)) for t in (2, 3)]
     if all(low > 0.95 for low, _ in pcgrad):
         return "holds" if dualproj else "holds only when"
     if any(high < 0.95 for _, high in pcgrad):
@@ -92,10 +91,10 @@ def approaches(measured: Measured) -> Verdict:
     if measured["steps"] < 800:
         return "inconclusive"
     names = [name for name in named_so(measured, "*: share below 1e-3") if "fast" not in name]
-    if all(measured[f"{name}, low"] > 0.9 for name in names):
+    shares = [ends(measured, name) for name in names]
+    if all(low > 0.9 for low, _ in shares):
         return "holds"
-    below = any(measured[f"{name}, high"] < 0.9 for name in names)
-    return "does not hold" if below else "inconclusive"
+    return "does not hold" if any(high < 0.9 for _, high in shares) else "inconclusive"
 
 
 @decided("all ends are stationary, and none is the lowest minimum", trained=False)

@@ -6,6 +6,7 @@ from ..report.decisions import (
     Judge,
     Measured,
     decided,
+    ends,
     exact,
     named_so,
     verdict_of,
@@ -25,14 +26,15 @@ def balance(measured: Measured) -> Verdict:
     shown, lost = [], []
     for end in named_so(measured, "* steps: MGDA's weight on the main task, low"):
         case = end.split(": MGDA's weight")[0]
-
-        def ends(what: str, case: str = case) -> tuple[float, float]:
-            return measured[f"{case}: {what}, low"], measured[f"{case}: {what}, high"]
-
-        share = ends("MGDA's weight on the main task")
-        mgda = ends("MGDA minus equal weights, accuracy")
-        cagrad = ends("CAGrad minus equal weights, accuracy")
-        least = ends("least cosine of d with a task, CAGrad minus equal weights")
+        share, mgda, cagrad, least = (
+            ends(measured, f"{case}: {what}")
+            for what in (
+                "MGDA's weight on the main task",
+                "MGDA minus equal weights, accuracy",
+                "CAGrad minus equal weights, accuracy",
+                "least cosine of d with a task, CAGrad minus equal weights",
+            )
+        )
         if measured[f"{case}: a best rate at the edge of its grid (1: yes)"]:
             shown.append(False)
             lost.append(False)

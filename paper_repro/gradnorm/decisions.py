@@ -10,6 +10,7 @@ from ..report.decisions import (
     Measured,
     Side,
     decided,
+    ends,
     exact,
     named_so,
     sided,
@@ -49,7 +50,7 @@ def controlled(measured: Measured) -> Verdict:
 
 @decided("the interval of the ratio lies outside .9 to 1.1", trained=False)
 def comparable(measured: Measured) -> Verdict:
-    low, high = measured["their ratio, low"], measured["their ratio, high"]
+    low, high = ends(measured, "their ratio")
     if low > 0.9 and high < 1.1:
         return "holds"
     return "does not hold" if low > 1.1 or high < 0.9 else "inconclusive"

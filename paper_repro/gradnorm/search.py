@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ..report.decisions import OPEN
 from ..report.figures import axes
@@ -165,6 +166,7 @@ def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Siz
         ylabel="mean of $L_i/L_i(0)$ on test data at the end",
         title="T = 10",
     )
+    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in panels:
         panel.set_ylim(0, 1.5 * panel.get_ylim()[1])
         panel.legend()

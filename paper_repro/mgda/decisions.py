@@ -9,6 +9,7 @@ from ..report.decisions import (
     Measured,
     conditional,
     decided,
+    ends,
     exact,
     named_so,
     verdict_of,
@@ -50,19 +51,19 @@ def softmax_form(measured: Measured) -> Verdict:
     for family in ("interior", "face"):
         edge = measured[f"{family}: best step at the grid's edge (1: yes)"]
         settled = measured["steps"] >= ENOUGH and not edge
-        there.append(measured[f"{name.format(family)}, low"] > 0.95)
-        short.append(settled and measured[f"{name.format(family)}, high"] < 0.95)
+        low, high = ends(measured, name.format(family))
+        there.append(low > 0.95)
+        short.append(settled and high < 0.95)
     return verdict_of(there, [all(short)])
 
 
 @decided("one step length serves all scales in 95 % of the draws of both families, by the interval")
 def learning_rate(measured: Measured) -> Verdict:
-    def ends(name: str, family: str) -> tuple[float, float]:
-        share = f"{family}: share that reaches 1e-6, {name}"
-        return measured[f"{share}, low"], measured[f"{share}, high"]
-
     single, tuned = (
-        [ends(name, family) for family in ("interior", "face")]
+        [
+            ends(measured, f"{family}: share that reaches 1e-6, {name}")
+            for family in ("interior", "face")
+        ]
         for name in ("best single step for scales 1e-4 to 1e4", "step tuned to the scale")
     )
     if all(low > 0.95 for low, _ in single):
@@ -106,7 +107,7 @@ def like_exact(measured: Measured) -> Verdict:
     for end in named_so(measured, "*: mean normalised end loss, MGDA-UB less MGDA, low"):
         case = end.split(": ")[0]
         gap = f"{case}: mean normalised end loss, MGDA-UB less MGDA"
-        low, high = measured[f"{gap}, low"], measured[f"{gap}, high"]
+        low, high = ends(measured, gap)
         raising = f"{case}: share raising a task at initialisation"
         shown.append(low > -0.05 and high < 0.05 and measured[f"{raising}, high"] < 0.05)
         lost.append(low > 0.05 or high < -0.05 or measured[f"{raising}, low"] > 0.05)

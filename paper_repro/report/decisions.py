@@ -66,6 +66,11 @@ def named_so(measured: Measured, pattern: str) -> list[str]:
     return found
 
 
+def ends(measured: Measured, name: str) -> tuple[float, float]:
+    """The lower and the upper end of a number's interval."""
+    return measured[f"{name}, low"], measured[f"{name}, high"]
+
+
 class Read(dict[str, float]):
     """Numbers that remember which of those asked for are none."""
 
@@ -136,7 +141,7 @@ class Side(NamedTuple):
         """For each: whether it is wholly on the claimed side, and wholly on the other one."""
         for end in named_so(measured, f"{self.name}, low"):
             name = end.removesuffix(", low")
-            low, high = measured[end], measured[f"{name}, high"]
+            low, high = ends(measured, name)
             settles = name + OPEN not in measured or not measured[name + OPEN]
             if self.relation == "<":
                 yield settles and high < self.bound, settles and low > self.bound
