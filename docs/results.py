@@ -446,6 +446,12 @@ def summary(page: str) -> str:
             raise SystemExit(f"docs/benchmarks.md: nothing matches {pattern!r}")
         return found[1]
 
+    def age(section: str) -> str:
+        """The version that a table was taken with, where the page names one."""
+        told = page[page.index(f"**{section}**") :].split("\n\n", maxsplit=1)[0]
+        found = re.search(r"version \d+\.\d+\.\d+", told)
+        return f" ({found[0]})" if found else ""
+
     flowing = " ".join(page.split())
 
     total, holds, partly, fails = row("all")[:4]
@@ -461,10 +467,10 @@ def summary(page: str) -> str:
         f"""**GradNorm's toy**: test loss {row("each method at its best")[0]} of equal weights',
         each at its best learning rate; static weights at its time average end at {best} times the
         loss of the best static weights of a grid.""",
-        f"""**Arena**, each of {contestants} contestants at its own best learning rate: the best
-        average rank is {rank}, of {first}; against the mean, {against}.""",
-        f"""**Solvers**: {row("min-norm (MGDA) | 32")[0].split(" ")[0]} µs for MGDA's
-        problem of 32 tasks, exact to rounding, with a certificate.""",
+        f"""**Arena**{age("Arena")}, each of {contestants} contestants at its own best learning
+        rate: the best average rank is {rank}, of {first}; against the mean, {against}.""",
+        f"""**Solvers**{age("Solvers")}: {row("min-norm (MGDA) | 32")[0].split(" ")[0]} µs for
+        MGDA's problem of 32 tasks, exact to rounding, with a certificate.""",
         f"""**Gramian of 128 samples**: {gramian[-1].split(" ")[0]} times a mean gradient's time;
         TorchJD's autogram takes {gramian[-2].split(" ")[0]}.""",
     ]
