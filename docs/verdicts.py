@@ -53,7 +53,10 @@ def judged(folder: Path = REPRODUCTIONS) -> dict[str, dict]:
 def check_code(folder: Path, settings: Settings) -> None:
     """Raises SystemExit where a question's results are not of the code and libraries of today."""
     modules = reproductions()
-    runs = read_runs(folder / "runs.json", list(modules))
+    try:
+        runs = read_runs(folder / "runs.json", list(modules))
+    except Unreadable as error:
+        raise SystemExit(f"{folder / 'runs.json'} {error}") from error
     stale = [
         name for name in modules if runs.get(name, {}).get("key") != key(modules[name], settings)
     ]
