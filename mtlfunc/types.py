@@ -91,6 +91,8 @@ class Probe(NamedTuple):
     init: ProbeInit
     update: ProbeUpdate
     group: Any = None  # the processes whose batches are one batch (see `mtlfunc.jacobian`)
+    # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
+    measures: frozenset[str] | None = None
 
 
 class RuleInit(Protocol):
@@ -105,11 +107,20 @@ class RuleUpdate(Protocol):
     def __call__(self, geometry: Geometry, state: Any, /) -> tuple[Tensor, State]: ...
 
 
+GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
+"""Names of what `Geometry.gramian` can hold: JJᵀ; J₁J₂ᵀ of two batches, which is not symmetric; JJᵀ
+of log losses; YYᵀ of tracked gradients.
+"""
+
+
 class Rule(NamedTuple):
     """Turns geometry and its own state into weights."""
 
     init: RuleInit
     update: RuleUpdate
+    # the values of the geometry that decide the weights, now or later: "losses", "preference",
+    # "present", names of GRAMIANS, keys of `Geometry.extra`; None is unknown: perhaps all of them
+    reads: frozenset[str] | None = None
 
 
 class OptimizerInit(Protocol):

@@ -126,7 +126,7 @@ def double_sampling(
         aux = tuple(linear.aux for linear in (first, second, *third))
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
-    return Probe(init, update, group)
+    return Probe(init, update, group, frozenset({"cross_gramian", "second_losses"}))
 
 
 def _mean_losses(

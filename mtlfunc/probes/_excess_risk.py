@@ -77,7 +77,7 @@ def excess_risk(
 
     options = RowOptions(
         shared,
-        edit=Edit(init, update),
+        edit=Edit(init, update, frozenset({"excess_risk"})),
         groups=groups,
         present=present,
         heads=heads,

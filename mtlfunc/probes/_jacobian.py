@@ -84,6 +84,7 @@ class Edit(NamedTuple):
 
     init: Callable[[Rows], State]  # from zeros in the shape of the rows
     update: EditUpdate
+    measures: frozenset[str]  # as in `Probe`, next to the Gramian
 
 
 def jacobian(
@@ -228,7 +229,9 @@ class RowOptions(NamedTuple):
 def row_probe(options: RowOptions) -> Probe:
     """The probe of these options, which are checked here."""
     options = checked_options(options)
-    return Probe(partial(_init, options), partial(_update, options), options.group)
+    added = frozenset() if options.edit is None else options.edit.measures
+    measures = added | {"gramian"}
+    return Probe(partial(_init, options), partial(_update, options), options.group, measures)
 
 
 def checked_options(options: RowOptions) -> RowOptions:

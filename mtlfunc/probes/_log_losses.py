@@ -84,4 +84,6 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         geometry = geometry._replace(extra=geometry.extra | {"log_losses": geometry.losses})
         return measured._replace(losses=losses, geometry=geometry, aux=aux), state
 
-    return Probe(init, update)
+    logs = {"log_gramian"} if "gramian" in (probe.measures or ()) else set()
+    measures = None if probe.measures is None else probe.measures | logs
+    return Probe(init, update, measures=measures)

@@ -80,7 +80,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         local = scaled(losses_fn, part, params) if part else with_labels(losses_fn, here)
         return weighted_losses(linearize(local, params, batch, shared=()), here, part), state
 
-    return Probe(init, update, group)
+    return Probe(init, update, group, frozenset())
 
 
 def weighted_losses(linear: Linear, here: Tensor | None, part: Part | None = None) -> TaskGradients:

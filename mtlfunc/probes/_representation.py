@@ -165,7 +165,7 @@ def representation(
         heads = {name: linear.heads[f"decode {name}"] for name in params}
         return _measured(linear, here, through, heads, part), state
 
-    return Probe(init, update, group)
+    return Probe(init, update, group, frozenset({"gramian"}))
 
 
 def _measured(

@@ -104,7 +104,10 @@ def second_evaluation(probe: Probe) -> Probe:
         following = SecondEvaluationState(inner, _copied(batch), *kept)
         return measured._replace(geometry=geometry), following
 
-    return Probe(init, update, probe.group)
+    last = {"last_losses", "last_losses_now", "last_present"}
+    return Probe(
+        init, update, probe.group, None if probe.measures is None else probe.measures | last
+    )
 
 
 def _copied(batch: Batch) -> Batch:

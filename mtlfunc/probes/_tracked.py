@@ -120,7 +120,7 @@ def tracked(
     options = RowOptions(
         shared,
         measure=measure,
-        edit=Edit(init, update),
+        edit=Edit(init, update, frozenset({"tracked_gramian"})),
         groups=groups,
         present=present,
         heads=heads,

@@ -12,7 +12,7 @@ from ..core.checks import check_option, poison
 from ..solvers.problems import root
 from ..types import Geometry, Rule, State
 from ._spectral import Spectral, eigenvalue, inverse_root, spectral
-from .common import gramian_of, no_state, preference_of
+from .common import gramian_of, no_state, preference_of, reading
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -59,7 +59,7 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
         weights = poison(weights, gramian)
         return weights.where(geometry.present, 0.0).to(gramian.dtype), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", preference=preference))
 
 
 def _squared(found: Spectral, scale: Scale, noise: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import solvers
 from ..core.checks import check_option, check_scalar
 from ..types import Geometry, Rule, Scalar, Solver, State
-from .common import fill_absent, gramian_of, no_state, preference_of
+from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 Rescale = Literal["none", "1+c", "1+c^2", "1+lambda"]
 
@@ -69,4 +69,4 @@ def cagrad(
             return weights / total.where(geometry.present.any(), 1.0), ()
         return weights / {"none": 1, "1+c": 1 + c, "1+c^2": 1 + c**2}[rescale], ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", preference=preference))

@@ -9,7 +9,7 @@ from torch.nn.functional import threshold
 
 from ..types import Geometry, Rule, State
 from ._equiangular import equiangular
-from .common import gramian_of, mean_present, no_state, preference_of
+from .common import gramian_of, mean_present, no_state, preference_of, reading
 
 
 def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
@@ -54,4 +54,4 @@ def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
             gramian.dtype
         ), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", preference=preference))

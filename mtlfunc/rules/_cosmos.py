@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, poison
 from ..types import Geometry, Rule, Scalar, State
-from .common import no_state, preference_of
+from .common import no_state, preference_of, reading
 from .losswise import unit_and_length
 
 
@@ -48,4 +48,4 @@ def cosmos(penalty: Scalar, preference: Float[Tensor, " task"] | None = None) ->
             p - penalty * (off / size.where(size != 0, 1.0)).where(size != 0, 0.0), geometry.losses
         ), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("losses", preference=preference))

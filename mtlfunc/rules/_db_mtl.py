@@ -7,7 +7,7 @@ from torch import Tensor
 from ..core.checks import poison
 from ..solvers.problems import root
 from ..types import Geometry, Rule, State
-from .common import demand, gramian_of, no_state, preference_of
+from .common import demand, gramian_of, no_state, preference_of, reading
 
 PROBE = "mtlfunc.log_losses(mtlfunc.tracked(..., corrected=True))"
 
@@ -49,4 +49,8 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
             preference_of(geometry, preference, gramian) * ratio, gramian, geometry.losses
         ), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(
+        no_state(preference),
+        update,
+        reading("log_gramian", "tracked_gramian", preference=preference),
+    )

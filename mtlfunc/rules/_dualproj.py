@@ -8,7 +8,7 @@ from torch import Tensor
 from ..solvers import dual_cone
 from ..solvers._auto import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
-from .common import fill_absent, gramian_of, no_state, preference_of
+from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 
 def dualproj(
@@ -50,4 +50,4 @@ def dualproj(
             on_dual_cone(gramian, p) if solver is None else solver(dual_cone(gramian, p)).weights
         ), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", preference=preference))

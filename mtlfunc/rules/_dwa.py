@@ -18,7 +18,7 @@ from ..core.checks import (
     poison,
 )
 from ..types import Geometry, Rule, Scalar, State
-from .common import preference_of
+from .common import preference_of, reading
 from .losswise import softmax
 
 
@@ -113,4 +113,4 @@ def dwa(
         begun = (torch.zeros_like(x) if ended else x.where(~over, 0) for x in begun)
         return weights, DWAState(rate, mean, *begun)
 
-    return Rule(init, update)
+    return Rule(init, update, reading("losses", preference=preference))

@@ -11,7 +11,7 @@ from ..solvers import auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State
 from ._least_distance import least_distance
-from .common import gramian_of, no_state, preference_of
+from .common import gramian_of, no_state, preference_of, reading
 
 SHARPNESS = 1e3
 """The linear programme's objective, largest entry 1, against ½‖α - centre‖²: its loss is at most
@@ -110,7 +110,7 @@ def epo(
         losses = losses.where(losses >= 0, float("nan"))
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, losses), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", "losses", preference=preference))
 
 
 def _maximise(

@@ -66,4 +66,4 @@ def every(rule: Rule, k: int) -> Rule:
         held = EveryState(inner, weights.to(state.weights), state.steps + 1)
         return weights.where(geometry.present, 0.0), held
 
-    return Rule(init, update)
+    return Rule(init, update, None if rule.reads is None else rule.reads | {"present"})

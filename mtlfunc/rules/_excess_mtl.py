@@ -73,4 +73,4 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
         weights = (logits - before).exp().where(present, 0.0)
         return weights, ExcessMTLState(logits, first.where(present, state.first))
 
-    return Rule(init, update)
+    return Rule(init, update, frozenset({"excess_risk", "present"}))

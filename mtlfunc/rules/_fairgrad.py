@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import check_option, check_scalar
 from ..types import Geometry, Rule, Scalar, State
 from ._newton import bargain
-from .common import gramian_of, no_state, preference_of
+from .common import gramian_of, no_state, preference_of, reading
 
 Rescale = Literal["none", "sum"]
 
@@ -66,4 +66,4 @@ def fairgrad(
             w = w * longest ** (-2 / (power + 1))
         return w.to(gramian.dtype), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", preference=preference))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import Geometry, Optimizer, Rule, Scalar, State
-from .common import preference_of
+from .common import preference_of, reading
 from .losswise import learn, positive, softmax
 
 
@@ -128,4 +128,5 @@ def famo(
         )
         return weights, FAMOState(logits, optimizer_state, last)
 
-    return Rule(init, update)
+    last = () if full_batch else ("last_losses", "last_losses_now", "last_present")
+    return Rule(init, update, reading("losses", *last, preference=preference))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import poison
 from ..types import Geometry, Rule, State
-from .common import no_state, preference_of
+from .common import no_state, preference_of, reading
 from .losswise import positive
 
 
@@ -50,4 +50,4 @@ def gls(preference: Float[Tensor, " task"] | None = None) -> Rule:
         ).where(geometry.present, 0.0)
         return poison(p * torch.exp((p * logs).sum() - logs), geometry.losses, losses), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("losses", preference=preference))

@@ -128,4 +128,4 @@ def gradnorm(
         answer = poison(w.where(present, 0.0) / total, gramian, geometry.losses)
         return answer, GradNormState(following.where(present, w), state.initial, optimizer_state)
 
-    return Rule(init, update)
+    return Rule(init, update, frozenset({"gramian", "losses", "present"}))

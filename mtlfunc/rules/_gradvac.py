@@ -14,7 +14,7 @@ from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State
 from ._pcgrad import check_orders, draws_of, partners_of
 from ._surgery import compiled, surgery
-from .common import gramian_of, preference_of
+from .common import gramian_of, preference_of, reading
 
 
 class GradVacState(NamedTuple):
@@ -91,7 +91,7 @@ def gradvac(
             moved.to(state.targets), stream
         )
 
-    return Rule(init, update)
+    return Rule(init, update, reading("gramian", preference=preference))
 
 
 def vaccinate(

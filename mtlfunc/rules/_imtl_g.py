@@ -58,4 +58,4 @@ def imtl_g() -> Rule:
         )
         return (weights / total).to(gramian.dtype), ()
 
-    return Rule(no_state(), update)
+    return Rule(no_state(), update, frozenset({"gramian"}))

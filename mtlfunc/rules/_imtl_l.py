@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import Geometry, Optimizer, Rule, Scalar, State
-from .common import preference_of
+from .common import preference_of, reading
 from .losswise import learn
 
 
@@ -72,4 +72,4 @@ def imtl_l(
             *learn(move, state.s, scale * geometry.losses - 1, state.optimizer, geometry.present)
         )
 
-    return Rule(init, update)
+    return Rule(init, update, reading("losses", preference=preference))

@@ -69,7 +69,7 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
             kept = count.clamp_max(select)
         return poison(_lowest(score, kept).where(present, 0.0), gramian), ()
 
-    return Rule(init, update)
+    return Rule(init, update, frozenset({"gramian", "present"}))
 
 
 def _lowest(score: Tensor, kept: int | Tensor) -> Tensor:

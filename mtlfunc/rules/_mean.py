@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..types import Geometry, Rule, State
-from .common import no_state, preference_of
+from .common import no_state, preference_of, reading
 
 
 def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
@@ -32,4 +32,4 @@ def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         return preference_of(geometry, preference), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading(preference=preference))

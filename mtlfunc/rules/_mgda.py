@@ -36,4 +36,4 @@ def mgda(solver: Solver | None = None) -> Rule:
         gramian, restore = fill_absent(gramian_of(geometry, "mgda"), geometry.present)
         return restore(solve(min_norm(gramian)).weights), ()
 
-    return Rule(no_state(), update)
+    return Rule(no_state(), update, frozenset({"gramian", "present"}))

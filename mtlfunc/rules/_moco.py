@@ -64,4 +64,4 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
         )
         return weights, MoCoState(following, steps)
 
-    return Rule(init, update)
+    return Rule(init, update, frozenset({"present", "tracked_gramian"}))

@@ -59,7 +59,7 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         )
         return weights, MoDoState(following)
 
-    return Rule(init, update)
+    return Rule(init, update, frozenset({"cross_gramian", "present"}))
 
 
 def descended(

@@ -63,4 +63,4 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
             inner, kept.to(state.weights), state.begun | present
         )
 
-    return Rule(init, update)
+    return Rule(init, update, None if rule.reads is None else rule.reads | {"present"})

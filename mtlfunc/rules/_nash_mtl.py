@@ -12,7 +12,7 @@ from ..core.checks import check_option, check_scalar
 from ..solvers.problems import root
 from ..types import Geometry, Rule, Scalar, State
 from ._newton import bargain
-from .common import gramian_of, no_state, preference_of
+from .common import gramian_of, no_state, preference_of, reading
 
 Rescale = Literal["none", "sum"]
 
@@ -77,4 +77,4 @@ def nash_mtl(
             alpha = alpha * (max_norm / norm.where(norm > max_norm, max_norm))
         return alpha.to(gramian.dtype), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", preference=preference))

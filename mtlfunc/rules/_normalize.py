@@ -64,4 +64,6 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         weights, state = rule.update(geometry._replace(gramian=gramian), state)
         return weights * (mean / size).to(weights), state
 
-    return Rule(rule.init, update)
+    own = {"norm": {"gramian"}, "loss": {"losses"}, "both": {"gramian", "losses"}}[by]
+    reads = None if rule.reads is None else rule.reads | own | {"present"}
+    return Rule(rule.init, update, reads)

@@ -12,7 +12,7 @@ from ..core.checks import can_look, normalized_preference, poison
 from ..solvers import auto, min_norm
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Solver, State
-from .common import gramian_of, preference_of
+from .common import gramian_of, preference_of, reading
 
 
 class ParetoMTLState(NamedTuple):
@@ -115,4 +115,4 @@ def pareto_mtl(
             torch.where(present.any(), left, state.search)
         )
 
-    return Rule(init, update)
+    return Rule(init, update, reading("gramian", "losses", preference=preference))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
-from .common import preference_of
+from .common import preference_of, reading
 from .losswise import unit_and_length
 
 
@@ -71,4 +71,4 @@ def pbi(
         on_ray = distance <= 4 * len(p) * torch.finfo(p.dtype).eps
         return poison(p + theta * length * normal.where(~on_ray, 0.0), geometry.losses), ()
 
-    return Rule(init, update)
+    return Rule(init, update, reading("losses", preference=preference))

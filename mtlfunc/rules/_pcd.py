@@ -104,4 +104,4 @@ def pcd(
         )
         return poison(weights, gramian), PCDState(squares, seen)
 
-    return Rule(init, update)
+    return Rule(init, update, frozenset({"gramian", "present"}))

@@ -10,7 +10,7 @@ from ..core import random
 from ..core.checks import can_look, normalized_preference, poison
 from ..types import Geometry, Rule, State
 from ._surgery import compiled, surgery
-from .common import gramian_of, preference_of
+from .common import gramian_of, preference_of, reading
 
 
 def pcgrad(
@@ -68,7 +68,7 @@ def pcgrad(
             coefficients = poison(project(gramian, partners_of(draws, gramian)), gramian)
         return preference_of(geometry, preference, gramian) @ coefficients, state
 
-    return Rule(init, update)
+    return Rule(init, update, reading("gramian", preference=preference))
 
 
 def project(

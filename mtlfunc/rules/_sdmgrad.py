@@ -13,7 +13,7 @@ from ..solvers.problems import root
 from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State
 from ._modo import TWO_BATCHES, shared_among_present
-from .common import demand, gramian_of, mean_present, preference_of
+from .common import demand, gramian_of, mean_present, preference_of, reading
 
 
 class SDMGradState(NamedTuple):
@@ -91,4 +91,4 @@ def sdmgrad(
             (total * w).where(present, state.weights)
         )
 
-    return Rule(init, update)
+    return Rule(init, update, reading("cross_gramian", preference=preference))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
-from .common import preference_of
+from .common import preference_of, reading
 from .losswise import positive, softmax
 
 
@@ -109,4 +109,4 @@ def stch(
             total, seen, state.steps + 1
         )
 
-    return Rule(init, update)
+    return Rule(init, update, reading("losses", preference=preference))

@@ -10,7 +10,7 @@ from torch.func import vmap
 from ..solvers import dual_cone
 from ..solvers._auto import on_dual_cone
 from ..types import Geometry, Rule, Solver, State
-from .common import fill_absent, gramian_of, no_state, preference_of
+from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 
 def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None) -> Rule:
@@ -54,7 +54,7 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
         )
         return restore(projected.sum(0)), ()
 
-    return Rule(no_state(preference), update)
+    return Rule(no_state(preference), update, reading("gramian", preference=preference))
 
 
 def _one_by_one(solve: Solver, gramian: Tensor, each: Tensor) -> Tensor:

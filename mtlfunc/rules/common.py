@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, normalized_preference
-from ..types import Geometry, Rule, State
+from ..types import GRAMIANS, Geometry, Rule, State
 
 BY_HAND = "given"
 """The entry of `geometry.extra` by which one-shot calls, plots and audits say that the Gramian was
@@ -34,6 +34,17 @@ def demand(geometry: Geometry, rule: str, measured: str, needs: str, probe: str)
     """Raise unless the probe measured what the rule needs, by its entry in `geometry.extra`."""
     if measured not in geometry.extra and BY_HAND not in geometry.extra:
         raise ValueError(f"{rule} needs {needs}; use {probe} as probe")
+
+
+def may_read(rule: Rule, field: str) -> bool:
+    """Whether a rule reads a field of the geometry, or a key of its `extra`, as far as known."""
+    names = GRAMIANS if field == "gramian" else {field}
+    return rule.reads is None or not rule.reads.isdisjoint(names)
+
+
+def reading(*names: str, preference: Tensor | None = None) -> frozenset[str]:
+    """`Rule.reads` of a rule that calls `preference_of` with this preference."""
+    return frozenset((*names, "present", *(("preference",) if preference is None else ())))
 
 
 def makes_rules(f: Any) -> bool:
@@ -162,7 +173,8 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
         weights = f(gramian) if count == 1 else f(gramian, geometry.losses)
         return refuse_absent(weights, geometry, name), ()
 
-    return Rule(no_state(), update)
+    reads = ("gramian", "losses")[:count]
+    return Rule(no_state(), update, frozenset((*reads, "present")))
 
 
 def required_arguments(f: Any) -> int:
