@@ -21,6 +21,7 @@ from .gradients import (
     task_gramian,
 )
 from .probes import (
+    Run,
     double_sampling,
     excess_risk,
     graddrop,
@@ -101,6 +102,7 @@ __all__ = [
     "Optimizer",
     "Probe",
     "Rule",
+    "Run",
     "Solution",
     "Step",
     "TaskGradients",

@@ -16,6 +16,9 @@ Params = dict[str, Tensor]
 Rows = dict[str, Tensor]
 """Rows of a Jacobian, leaf by leaf: `{name: [row, *shape]}`."""
 
+Blocks = tuple[tuple[str, ...], ...]
+"""The names in each group of parameters; () where they are not grouped."""
+
 Batch = Any
 """Whatever `losses_fn` takes: a tensor, a tuple, a dict."""
 
@@ -67,22 +70,19 @@ class TaskGradients(NamedTuple):
     geometry: Geometry
     combine: Combine
     aux: Any
+    part: Tensor | None = None  # [task], this process's of each loss; None is all of it
 
 
 class ProbeInit(Protocol):
     """One forward pass, no backward: the losses `[row]` and the probe's first state."""
 
-    def __call__(
-        self, losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor, /
-    ) -> tuple[Tensor, State]: ...
+    def __call__(self, run: Any, batch: Batch, key: Tensor, /) -> tuple[Tensor, State]: ...
 
 
 class ProbeUpdate(Protocol):
     """The passes of one step: what was measured, and the next state."""
 
-    def __call__(
-        self, losses_fn: LossesFn, params: Params, batch: Batch, state: Any, /
-    ) -> tuple[TaskGradients, State]: ...
+    def __call__(self, run: Any, batch: Batch, state: Any, /) -> tuple[TaskGradients, State]: ...
 
 
 class Probe(NamedTuple):
@@ -93,6 +93,9 @@ class Probe(NamedTuple):
     group: Any = None  # the processes whose batches are one batch (see `mtlfunc.jacobian`)
     # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
     measures: frozenset[str] | None = None
+    # whether recording the calls of a forward pass is of use to it; None never is
+    watches: Callable[[Params], bool] | None = None
+    calls_model: bool = False  # itself, so that it has no use for losses that exist already
 
 
 class RuleInit(Protocol):

@@ -48,7 +48,7 @@ def roundings(request):
 @pytest.fixture
 def formed(monkeypatch):
     """Shapes of all that the backward passes of a test give, as they come."""
-    from mtlfunc.gradients.passes import Backward  # the import hook comes first
+    from mtlfunc.gradients.backward import Backward  # the import hook comes first
 
     shapes, original = [], Backward.__call__
 

@@ -194,7 +194,7 @@ def test_weigh_and_measure(net):
     assert all(leaf.grad is None for leaf in net.parameters())
     moved = balancer.state_dict()
     assert moved["started"]
-    assert any(leaf.ndim for leaf in moved["rule"].values())
+    assert any(leaf.ndim for leaf in moved["state"].values())
     (weights * torch.stack(losses)).sum().backward()  # the graph is there
     weighted = [leaf.grad.clone() for leaf in net.parameters()]
     net.zero_grad()
@@ -248,10 +248,10 @@ def test_states_of_others_are_refused(net):
     two.backward(scalars(net(x), y)[:2])
     with pytest.raises(ValueError, match=r"'a', 'b', 'c', and this balancer of 2 tasks"):
         two.load_state_dict(saved)
-    kept = two.state_dict()["rule"]
+    kept = two.state_dict()["state"]
     two.load_state_dict(two.state_dict())
     assert {name: leaf.tolist() for name, leaf in kept.items()} == {
-        name: leaf.tolist() for name, leaf in two.state_dict()["rule"].items()
+        name: leaf.tolist() for name, leaf in two.state_dict()["state"].items()
     }
 
 
@@ -281,7 +281,7 @@ def _untouched(net, balancer, call, error, match):
         call()
     after = balancer.state_dict()
     assert after["started"] == state["started"]
-    assert all(torch.equal(after["rule"][k], leaf) for k, leaf in state["rule"].items())
+    assert all(torch.equal(after["state"][k], leaf) for k, leaf in state["state"].items())
     for p, grad in zip(net.parameters(), grads, strict=True):
         assert (p.grad is None) == (grad is None)
         assert grad is None or torch.equal(p.grad, grad)

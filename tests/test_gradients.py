@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc.core import tree
 from mtlfunc.core.tree import select
-from mtlfunc.gradients import passes as backward
+from mtlfunc.gradients import backward
 from tests.problems import (
     BATCH,
     FORMS,

@@ -17,9 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.gradients import layerwise
+from mtlfunc.gradients import backward, layerwise
 from mtlfunc.gradients import linearize as gradients
-from mtlfunc.gradients import passes as backward
+from mtlfunc.gradients import run as forwards
 from tests.architectures import NAMES, SAMPLES, TASKS, Architecture, build
 
 
@@ -495,7 +495,7 @@ def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatc
         "worth_watching",
         lambda params, names: "trunk.weight" not in names or len(names) > 2,
     )
-    monkeypatch.setattr(gradients, "Tapped", None)
+    monkeypatch.setattr(forwards, "Tapped", None)
     monkeypatch.setattr(layerwise.graph, "OVERHEAD", 10.0)
     entered[:] = [0] * 4
     got = mf.task_gramian(losses, params, x, shared="trunk.*")[1]
@@ -573,7 +573,7 @@ def test_unbatched_operations_are_looped_without_a_warning():
 
 def test_watching_is_left_out_for_few_parameters(monkeypatch):
     net = build("mlp")
-    monkeypatch.setattr(gradients, "Tapped", None)
+    monkeypatch.setattr(forwards, "Tapped", None)
     mf.task_gramian(net.tasks, net.params, net.batch)
 
 

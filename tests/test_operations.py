@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import read_graph
+from mtlfunc.gradients.run import place_of
 from mtlfunc.gradients.safe_ops import final, recorded
 from mtlfunc.types import Params
 from tests.operations import COARSE, DOUBLE, OPERATIONS, REFUSED, constant
@@ -274,7 +276,9 @@ def alike(name: str) -> tuple[bool, ...]:
     with warnings.catch_warnings(action="ignore"):  # of what is deprecated
         leaves = tree_leaves(operation.call(*inputs))
     total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
-    graph = read_graph(total, {str(i): x for i, x in enumerate(inputs)})
+    graph = read_graph(
+        (get_gradient_edge(total),), {str(i): place_of(x) for i, x in enumerate(inputs)}
+    )
     return graph.batched, graph.twice, recorded(total), final(total)
 
 

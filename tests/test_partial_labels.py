@@ -152,8 +152,8 @@ def test_step_equals_the_step_on_present_tasks_alone(probe, rule):
 def test_geometry_and_heads_are_those_of_the_present(heads):
     """Against rows by a loop of autograd."""
     probe = mf.jacobian(SHARED, present=given, heads=heads)
-    _, state = probe.init(vector, PARAMS, batch(SOME), mf.random.key(0))
-    measured, _ = probe.update(vector, PARAMS, batch(SOME), state)
+    _, state = probe.init(mf.Run(vector, PARAMS), batch(SOME), mf.random.key(0))
+    measured, _ = probe.update(mf.Run(vector, PARAMS), batch(SOME), state)
     losses, rows = literal_rows(PARAMS, BATCH, TRUNK)
     rows = rows * SOME[:, None]
     geometry = measured.geometry
@@ -461,11 +461,11 @@ def test_all_present_changes_no_bit(name):
 
 def test_errors_name_present():
     step = mf.balance(vector, mf.mgda(), mf.jacobian(SHARED, present=lambda batch: batch[2][:2]))
-    with pytest.raises(ValueError, match="present: one entry a task is needed, 3, got 2"):
+    with pytest.raises(ValueError, match="present: expected one entry per task, 3, got 2"):
         step.init(PARAMS, batch(SOME))
     fine = mf.balance(vector, mf.mgda(), mf.jacobian(SHARED, present=given))
     state = fine.init(PARAMS, batch(SOME))
-    with pytest.raises(ValueError, match="present: one entry a task is needed, 3, got 2"):
+    with pytest.raises(ValueError, match="present: expected one entry per task, 3, got 2"):
         step.update(PARAMS, batch(SOME), state)
     with pytest.raises(
         TypeError,

@@ -308,11 +308,11 @@ def test_double_sampling_is_unbiased_and_one_batch_is_not():
     probe = mf.double_sampling(SHARED)
     one = mf.jacobian(SHARED)
     samples = tuple(x[:, None] for x in BATCH)
-    _, state = probe.init(opaque, PARAMS, (BATCH, BATCH), mf.random.key(0))
+    _, state = probe.init(mf.Run(opaque, PARAMS), (BATCH, BATCH), mf.random.key(0))
 
     def cross(i, j):
         batches = tuple(tuple(x.index_select(0, k[None])[0] for x in samples) for k in (i, j))
-        return probe.update(opaque, PARAMS, batches, state)[0].geometry.gramian
+        return probe.update(mf.Run(opaque, PARAMS), batches, state)[0].geometry.gramian
 
     pairs = torch.cartesian_prod(torch.arange(8), torch.arange(8))
     mean = vmap(cross)(pairs[:, 0], pairs[:, 1]).mean(0)
@@ -612,10 +612,12 @@ def test_a_task_more_in_remembered_rows_is_named():
 def test_excess_risk_of_scalar_parameters():
     """g²/√(Σ g²) of two steps, by hand; these leaves have no axis but the task's."""
     probe, params = mf.excess_risk(), {"x": torch.tensor(1.0, dtype=F64)}
-    _, state = probe.init(lambda p, b: b * p["x"], params, BATCH[0][0, :2], mf.random.key(0))
+    _, state = probe.init(
+        mf.Run(lambda p, b: b * p["x"], params), BATCH[0][0, :2], mf.random.key(0)
+    )
     for batch, expected in (([3.0, -4.0], [3.0, 4.0]), ([4.0, 3.0], [16 / 5, 9 / 5])):
         measured, state = probe.update(
-            lambda p, b: b * p["x"], params, torch.tensor(batch, dtype=F64), state
+            mf.Run(lambda p, b: b * p["x"], params), torch.tensor(batch, dtype=F64), state
         )
         risk = measured.geometry.extra["excess_risk"]
         torch.testing.assert_close(risk, torch.tensor(expected, dtype=F64), rtol=1e-15, atol=0.0)

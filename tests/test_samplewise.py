@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 from torch.func import vmap
 
 import mtlfunc as mf
@@ -78,7 +79,7 @@ LAST = {
 
 def owners(losses, places):
     """Of every tensor, which loss each entry is proved to serve alone (-1 none, -2 several)."""
-    graph, found = read_graph(losses, {}), {}
+    graph, found = read_graph((get_gradient_edge(losses),), {}), {}
 
     def visit(place, owner):
         found[place] = owner

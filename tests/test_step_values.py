@@ -103,9 +103,9 @@ def test_rule_that_needs_a_gramian_says_which_probe():
 
 def test_geometry_of_a_mix_has_rows_not_tasks():
     probe = mf.jacobian(SHARED, mix=mf.subset(2))
-    losses, state = probe.init(vector, PARAMS, BATCH, mf.random.key(0))
+    losses, state = probe.init(mf.Run(vector, PARAMS), BATCH, mf.random.key(0))
     assert losses.shape == (2,)
-    measured, _ = probe.update(vector, PARAMS, BATCH, state)
+    measured, _ = probe.update(mf.Run(vector, PARAMS), BATCH, state)
     assert isinstance(measured.geometry, Geometry)
     assert measured.losses.shape == (TASKS,)
     assert measured.geometry.gramian.shape == (2, 2)

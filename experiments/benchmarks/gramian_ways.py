@@ -177,10 +177,10 @@ def our_step(task: Problem, engine: Any, *, stacked: bool = False) -> Call:
     params, f = mf.parameters(task.module), losses_of(task)
     g = (lambda p, b: vector(f(p, b))) if stacked else f
     probe = mf.jacobian(task.shared, engine=engine)
-    _, state = probe.init(g, params, task.batch, torch.tensor(0))
+    _, state = probe.init(mf.Run(g, params), task.batch, torch.tensor(0))
 
     def call() -> tuple[Tensor, Any]:
-        measured, _ = probe.update(g, params, task.batch, state)
+        measured, _ = probe.update(mf.Run(g, params), task.batch, state)
         gramian = measured.geometry.gramian
         return gramian, measured.combine(some_weights(len(gramian), gramian))
 

@@ -8,7 +8,7 @@ from torch.func import grad
 
 import mtlfunc as mf
 from mtlfunc import Geometry, Probe, Rule, TaskGradients
-from mtlfunc.types import Batch, LossesFn, Params, State
+from mtlfunc.types import Batch, Params, State
 
 RULES = ("mean", "mgda", "pcgrad", "cagrad", "nash_mtl", "upgrad")
 """Rules that take losses of either sign: returns and advantages have both."""
@@ -40,14 +40,12 @@ def copies(tasks: int) -> Probe:
     parameters with an axis of tasks in front, too, and then to use each task's own.
     """
 
-    def init(
-        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-    ) -> tuple[Tensor, State]:
-        return losses_fn(params, batch), ()
+    def init(run: mf.Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        return run.losses_fn(run.params, batch), ()
 
-    def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: State
-    ) -> tuple[TaskGradients, State]:
+    def update(run: mf.Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        losses_fn, params = run.losses_fn, run.params
+
         def total(each: Params) -> tuple[Tensor, Any]:
             losses = losses_fn(each, batch)
             return losses.sum(), losses
@@ -68,4 +66,4 @@ def copies(tasks: int) -> Probe:
 
         return TaskGradients(losses, geometry, combine, None), state
 
-    return Probe(init, update)
+    return Probe(init, update, measures=frozenset({"gramian"}), calls_model=True)

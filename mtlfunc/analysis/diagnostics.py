@@ -13,8 +13,8 @@ from torch.func import grad, jvp, vmap
 
 from ..core.checks import can_look, check_gramian, check_params, check_scalar, poison, transformed
 from ..core.tree import dot, layer_of, map_params, select
-from ..gradients.forward import split_output
 from ..gradients.linearize import check_chunk_size, linearize
+from ..gradients.losses import parse_losses
 from ..solvers import auto, min_norm
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
@@ -268,7 +268,7 @@ def curvature(
         raise ValueError(f"nodes: expected an integer >= 1, got {nodes}")
 
     def total(params: Params) -> Tensor:
-        return split_output(losses_fn(params, batch))[0].sum()
+        return parse_losses(losses_fn(params, batch)).vector.sum()
 
     gradient = grad(total)
     g = gradient(params)
@@ -426,7 +426,7 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
         )
 
     def losses(params: Params) -> Tensor:
-        return split_output(losses_fn(params, batch))[0]
+        return parse_losses(losses_fn(params, batch)).vector
 
     moved = map_params(lambda start, end: end - start, before, after)
     start, predicted = jvp(losses, (before,), (moved,))[:2]
@@ -486,7 +486,7 @@ def affinity(
 
     def felt(row: Params) -> Tensor:
         moved = params | {name: params[name] - lr * step for name, step in row.items()}
-        return split_output(losses_fn(moved, batch))[0]
+        return parse_losses(losses_fn(moved, batch)).vector
 
     after = vmap(felt, chunk_size=chunk_size)(linear.rows)
     return torch.where(linear.losses == 0, float("nan"), 1 - after / linear.losses)

@@ -19,7 +19,7 @@ from torch.func import grad_and_value
 
 from ..core.checks import check_gramian, check_scalar, check_vector, normalized_preference
 from ..core.tree import map_params
-from ..gradients.forward import split_output
+from ..gradients.losses import parse_losses
 from ..solvers import auto, dual_cone
 from ..solvers.problems import or_one, root
 from ..types import Batch, LossesFn, Params, Scalar, Solver
@@ -180,7 +180,7 @@ def secant_curvature(
     check_scalar(lr, "lr", positive=True)
 
     def total(params: Params) -> Tensor:
-        return split_output(losses_fn(params, batch))[0].sum()
+        return parse_losses(losses_fn(params, batch)).vector.sum()
 
     g, before = grad_and_value(total)(params)
     square = torch.stack([leaf.square().sum() for leaf in g.values()]).sum()

@@ -17,7 +17,6 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
-from .distributed import Group, Peers, held, peers_of, refuse_sharded
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,16 +29,6 @@ def transformed() -> bool:
 def depth() -> int:
     """How many `torch.func` transforms are active."""
     return len(_functorch.get_interpreter_stack() or ())
-
-
-def peers_here(group: Group, params: Params) -> Peers | None:
-    """The processes of a group, where they can be talked to."""
-    if group is not None and (torch.compiler.is_compiling() or transformed()):
-        raise RuntimeError(
-            "group: processes cannot talk to each other inside a transform of torch.func or a "
-            "compiled function; call this outside, and compile losses_fn or the module"
-        )
-    return peers_of(group, params)
 
 
 def can_look(*values: object) -> bool:
@@ -165,11 +154,8 @@ def kept(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
     return x if all_present(mask) else x.where(mask, other)
 
 
-def check_params(params: Params, group: Any = None) -> None:
-    """Raise unless `params` is a dict of floating tensors of one dtype on one device.
-
-    With a group of processes they may be sharded.
-    """
+def check_params(params: Params) -> None:
+    """Raise unless `params` is a dict of floating tensors of one dtype on one device."""
     if not isinstance(params, Mapping) or not params:
         raise TypeError(
             f"params: expected a non-empty dict {{name: tensor}}, got {type(params).__name__}; "
@@ -184,8 +170,6 @@ def check_params(params: Params, group: Any = None) -> None:
                 "leave it out of params (pass integer tensors in the batch or let the module "
                 "keep them)"
             )
-    if group is None:
-        refuse_sharded(params)
     first = next(iter(params))
     for name, leaf in params.items():
         if leaf.device != params[first].device:
@@ -300,10 +284,15 @@ def check_gradients(grads: Params) -> None:
     if not can_look(grads):
         return
     with torch.no_grad():
-        lengths = torch._foreach_norm([held(grad) for grad in grads.values()])
-    if not math.isfinite(sum(length.item() for length in lengths)):
+        norms = torch._foreach_norm([local_part(grad) for grad in grads.values()])
+    if not math.isfinite(sum(norm.item() for norm in norms)):
         for name, leaf in grads.items():
-            check_finite(held(leaf), f"gradient of {name!r}")
+            check_finite(local_part(leaf), f"gradient of {name!r}")
+
+
+def local_part(leaf: Tensor) -> Tensor:
+    """What this process holds of a tensor: of a DTensor its own shard, else the tensor itself."""
+    return leaf.to_local() if type(leaf).__name__ == "DTensor" else leaf  # pyright: ignore
 
 
 def check_scalar(

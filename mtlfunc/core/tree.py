@@ -12,7 +12,7 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from ..types import Params, Rows, Select
 from .checks import constant_when_compiled, same_storage
-from .distributed import Peers, columns, refuse_wrapped
+from .wrappers import refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 """The names under which `parameters` handed a module's parameters out."""
@@ -223,6 +223,9 @@ def _matched(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
     return tuple(name for name in names if fnmatchcase(name, pattern))
 
 
+Columns = Callable[[Sequence[Tensor], Callable[[Sequence[Tensor]], Tensor]], Tensor]
+"""From tensors and what multiplies by them to the product's columns."""
+
 BLOCK = 4096
 """Entries that one product sums at once."""
 
@@ -258,7 +261,7 @@ def dot(
     right: Mapping[str, Tensor],
     names: Iterable[str],
     dtype: torch.dtype | None = None,
-    peers: Peers | None = None,
+    columns: Columns = lambda theirs, block: block(theirs),
 ) -> Float[Tensor, "row other"]:
     """Inner products of two sets of rows, leaf by leaf; of small leaves several at once.
 
@@ -267,7 +270,7 @@ def dot(
         right: `{name: [other, *shape]}`.
         names: the leaves to sum over; at least one.
         dtype: of the accumulation; None is the rows' own, at least float32.
-        peers: processes whose `right`, one after the other, are the columns.
+        columns: multiplies by `right`; `Union.columns` multiplies by that of every process in turn.
 
     Returns:
         `[row, other]`.
@@ -277,7 +280,7 @@ def dot(
         wide = dtype or torch.promote_types(left[some[0]].dtype, torch.float32)
         a = _side_by_side(left, some).to(wide)
         b = a if right is left else _side_by_side(right, some).to(wide)
-        part = columns(peers, [b], lambda each, a=a: inner(a, each[0]))
+        part = columns([b], lambda each, a=a: inner(a, each[0]))
         total = part if total is None else total + part
     assert total is not None, "names is never empty: select() raises"
     return total

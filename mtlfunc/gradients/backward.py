@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import Variable
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
 from ..core.checks import depth
 from ..core.tree import dot
 from ..types import Params, Rows
 from .layerwise import Graph, Plan, task_block
-from .leaves import strided
+from .levels import run_backward
+from .run import Forward
 from .safe_ops import recorded, unbatched
 
 
@@ -41,71 +41,39 @@ def target(place: GradientEdge | Tensor, like: Callable[[], Tensor]) -> Target:
     return Target(place, like, id(place) if tensor else (place.node, place.output_nr))
 
 
-_PLAIN = (Tensor, nn.Parameter)
-_engine: Any = Variable._execution_engine
-
-
-def run_backward(
-    root: GradientEdge | Tensor,
-    cotangent: Tensor,
-    places: tuple[GradientEdge | Tensor, ...],
-    *,
-    keep: bool = True,
-    record: bool = False,
-) -> Sequence[Tensor | None]:
-    """`torch.autograd.grad`, without a third of a small pass: what it does to arguments of all
-    kinds before it calls this. `keep`: the graph.
-    """
-    if not places:  # autograd would take that for backward(), which adds to .grad
-        return ()
-    return strided(
-        _engine.run_backward(
-            (root,), (cotangent,), keep, record, places, True, accumulate_grad=False
-        )
-    )
-
-
 class Backward:
     """The graph of one forward, open for backward passes.
 
     They are recorded only where something outside differentiates, or where an unrecorded one is
-    wrong. It holds places in the graph, not tensors of the transform's level, so that it can be
-    used after the level is closed.
+    wrong.
 
     Args:
-        params: the leaves `{name: tensor}`, outside the transform's level.
+        forward: it is held by its places alone: a cycle would keep the graph until the next garbage
+            collection.
+        record: whether something outside may differentiate the passes.
+        left_out: separate losses that no pass may enter, since they may be NaN.
     """
 
-    def __init__(self, params: Params) -> None:
-        self.params, self.record, self.anyway = params, True, False
-        self.root: GradientEdge | None = None
-        self.targets: dict[str, Target] = {}
-
-    def open(self, level: Params, losses: Tensor, record: bool) -> None:
-        """Take in the forward that was run.
-
-        Args:
-            level: the leaves as the forward saw them.
-            losses: what it returned, `[task]` or `[sample, task]`.
-            record: whether something outside may differentiate the passes.
-        """
-        self.record = record
-        self.anyway = depth() > 1 and recorded(losses)
-        self.root = get_gradient_edge(losses) if losses.requires_grad else None
-        # a closure over self would be a cycle, and keep the graph until the next garbage collection
+    def __init__(
+        self, forward: Forward, record: bool, left_out: frozenset[int] = frozenset()
+    ) -> None:
+        self.params, self.root, self.record = forward.params, forward.root, record
+        self.edges = forward.edges
+        if self.edges is not None and left_out:
+            self.edges = tuple(None if t in left_out else e for t, e in enumerate(self.edges))
+        self.some = self.edges if left_out else None
+        self.anyway = depth() > 0 and recorded(forward.losses.vector)
         params = self.params
-        plain = not depth()
         self.targets = {
-            name: target(
-                # autograd finds a plain leaf's place faster than Python
-                leaf if plain and type(leaf) in _PLAIN else get_gradient_edge(leaf),
-                lambda name=name: torch.zeros_like(params[name]),
-            )
-            for name, leaf in level.items()
+            name: target(place, lambda name=name: torch.zeros_like(params[name]))
+            for name, place in forward.places.items()
         }
 
     def __call__(
-        self, root: GradientEdge | None, cotangent: Tensor, targets: Sequence[Target]
+        self,
+        root: GradientEdge | tuple[GradientEdge, ...] | None,
+        cotangent: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Target],
     ) -> list[Tensor]:
         """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
@@ -149,17 +117,27 @@ class Backward:
         """One pass: the gradients of the named leaves."""
         if not names:
             return {}
-        grads = self(self.root, cotangent, [self.targets[name] for name in names])
+        targets = [self.targets[name] for name in names]
+        if self.some is None:
+            grads = self(self.root, cotangent, targets)
+        else:
+            pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
+            grads = (
+                self(*zip(*pairs, strict=True), targets)
+                if pairs
+                else self(None, cotangent, targets)
+            )
         return dict(zip(names, grads, strict=True))
 
 
 class Passes:
-    """One backward pass a row: batched, in chunks, in a loop, or from separate losses.
+    """One backward pass per row: batched, in chunks, in a loop, or from separate losses.
 
     Args:
         backward: the open graph.
-        losses: `[task]`.
-        matrix: cotangents of the losses [row, task].
+        value: the losses `[task]`, for their dtype and device.
+        matrix: C [row, task] of the rows, C @ losses.
+        scale: [task], multiplies the losses first; None is 1.
         loss_edges: the places of T separate losses, each to be differentiated by itself; None
             pulls back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
@@ -169,21 +147,22 @@ class Passes:
     def __init__(
         self,
         backward: Backward,
-        losses: Tensor,
+        value: Tensor,
         matrix: Tensor,
+        scale: Tensor | None,
         loss_edges: tuple[GradientEdge | None, ...] | None,
         chunk_size: int | None,
         mixed: bool = False,
     ) -> None:
-        self.backward, self.losses, self.matrix = backward, losses, matrix
+        self.backward, self.value, self.matrix, self.scale = backward, value, matrix, scale
         self.loss_edges, self.chunk_size, self.mixed = loss_edges, chunk_size, mixed
 
-    def private(self, names: tuple[str, ...], level: Params, graph: Graph) -> dict[str, int]:
+    def private(self, names: tuple[str, ...], graph: Graph) -> dict[str, int]:
         """Those leaves that one separate loss alone depends on, with the number of that loss.
 
         Their gradient can come with that loss's row.
         """
-        reached = {name: graph.serves_leaf(level[name]) for name in names}
+        reached = {name: graph.serves_leaf(name) for name in names}
         return {
             name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1
         }
@@ -198,21 +177,22 @@ class Passes:
         """Deltas of the plan's uses, rows of `names`, and the private leaves' own gradients."""
         uses = plan.uses
         targets = [
-            target(use.edge, lambda use=use: self.losses.new_zeros(use.shape, dtype=use.dtype))
+            target(use.edge, lambda use=use: self.value.new_zeros(use.shape, dtype=use.dtype))
             for use in uses
         ]
         targets += [self.backward.targets[name] for name in names]
         own: Params = {}
-        one = self.losses.new_ones(())
         if self.loss_edges is None:
-            stacked = self.backward.each(self.matrix[rows], targets, self.chunk_size)
+            matrix = self.matrix if self.scale is None else self.matrix * self.scale
+            stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
         else:
             found = []
+            one = self.value.new_ones(())
             for task in range(len(self.loss_edges))[rows]:
                 mine = [name for name, owner in (private or {}).items() if owner == task]
                 answers = self.backward(
                     self.loss_edges[task],
-                    one,
+                    one if self.scale is None else self.scale[task],
                     [*targets, *(self.backward.targets[name] for name in mine)],
                 )
                 found.append(answers[: len(targets)])

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..core.checks import check_params
 from ..core.tree import select
 from ..types import Batch, LossesFn, Params, Select
-from .forward import forward_pass, split_output
 from .layerwise import (
     Form,
     Group,
     Plan,
-    Tapped,
     Use,
+    by_leaf,
     costs,
     decide,
     entry_layouts,
     groups_of,
-    read_graph,
     sample_plan,
     worth_watching,
 )
-from .leaves import explained_vjp, without_trace
+from .levels import without_trace
+from .losses import Losses, parse_losses
+from .run import Forward, run
 
 
 class Layer(NamedTuple):
@@ -108,90 +109,68 @@ def explain_gramian(
     """
     check_params(params)
     names = select(params, shared)
-    found: list[Explanation] = []
+    with without_trace(params), torch.no_grad():
+        forward = run(
+            losses_fn,
+            params,
+            batch,
+            watch=True,
+            parse=_samples if samples else parse_losses,
+            separable=not samples,
+        )
+    return _of_samples(forward, names) if samples else _of_tasks(forward, names, combined)
 
-    def forward(level: Params) -> tuple[Tensor, Any]:
-        with without_trace(level):
-            out, taps, *_ = forward_pass(
-                lambda: losses_fn(level, batch), level, outside=False, taps=lambda: Tapped(level)
-            )
-        if samples:
-            found.append(_of_samples(out, taps, level, names))
-            return out, ()
-        losses, scalars, _ = split_output(out)
-        found.append(_of_tasks(losses, scalars, taps, level, names, combined))
-        return losses, ()
 
-    explained_vjp(forward, params)
-    return found[0]
+def _samples(out: Any) -> Losses:
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2):
+        raise ValueError("losses_fn: expected [sample] or [sample, task]")
+    return Losses(out)
 
 
 FREED = "in no call that is understood outside of activation checkpointing, whose savings taps undo"
 HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"
 
 
-def _of_samples(
-    out: Any, taps: Tapped | None, level: Params, names: tuple[str, ...]
-) -> Explanation:
-    if not isinstance(out, Tensor) or out.ndim not in (1, 2):
-        raise ValueError("losses_fn: expected [sample] or [sample, task]")
-    rows, count = out.numel(), len(out)
-    if taps is None:
+def _of_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
+    losses, calls, graph = forward.losses.vector, forward.calls, forward.graph
+    rows, count = losses.numel(), len(losses)
+    if calls is None:
         layers = _layers(Plan((), names), [], names, {}, rows, count, HOOKED)
         return Explanation(layers, rows, "one backward pass a sample and task")
-    graph = read_graph(out, level)
-    plan = sample_plan(taps, level, names, graph, count, rows // count, out.device.type)
+    device = losses.device.type
+    plan = sample_plan(calls.uses, forward.params, names, graph, count, rows // count, device)
     check = (
         "; the graph proves that they do not mix"
-        if entry_layouts(graph, out, None, plan.uses) is not None
+        if entry_layouts(graph, losses, None, plan.uses) is not None
         else ", and as many to check that they do not mix"
     )
     groups = [group for group, _ in plan.tapped]
-    why = FREED if taps.checkpointed else None
-    layers = _layers(plan, groups, names, taps.by_leaf(), rows, count, why)
+    why = FREED if calls.checkpointed else None
+    layers = _layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
     return Explanation(layers, rows, f"{rows // count} backward pass(es) for all samples{check}")
 
 
-def _of_tasks(
-    losses: Tensor,
-    scalars: tuple[Tensor, ...] | None,
-    taps: Tapped | None,
-    level: Params,
-    names: tuple[str, ...],
-    combined: bool,
-) -> Explanation:
-    rows = len(losses)
-    if taps is None:
+def _of_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Explanation:
+    calls, params, rows = forward.calls, forward.params, len(forward.value)
+    if calls is None:
         layers = _layers(Plan((), names), [], names, {}, rows, None, HOOKED)
         return Explanation(layers, rows, 'engine "rows" throughout')
-    seen = taps.uses
-    decision = decide(
-        taps,
-        level,
-        losses,
-        scalars,
-        names,
-        rows,
-        "auto",
-        keep=combined,
-        mixed=False,
-        whole=True,
-    )
+    decision = decide(forward, names, rows, "auto", keep=combined, mixed=False, whole=True)
     edges = decision.loss_edges
-    taps.uses = seen  # also calls that no loss depends on
-    graph = decision.graph or read_graph(losses, level, edges)
-    known = groups_of(taps, level, names, graph, separate=edges is not None)
+    # also calls that no loss depends on
+    known = groups_of(calls.uses, params, names, forward.graph, separate=edges is not None)
     groups = [group for parts in known.values() for group in parts]
     how = "a loop of single passes" if decision.one_at_a_time else "one batched pass"
     plan, passes = decision.plan, f"backward: {'each separate loss by itself' if edges else how}"
     if decision.slices is not None:
         passes = "backward: one pass for all tasks, each of which reads a slice of its own"
-    if not worth_watching(level, names):
+    if not worth_watching(params, names):
         plan = Plan((), names)
         passes = 'engine "rows" throughout: fewer than 20,000 shared parameters'
-    why = FREED if taps.checkpointed else None
+    why = FREED if calls.checkpointed else None
     count = rows if decision.slices is not None and plan.tapped else None
-    return Explanation(_layers(plan, groups, names, taps.by_leaf(), rows, count, why), rows, passes)
+    layers = _layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
+    return Explanation(layers, rows, passes)
 
 
 def _layers(

@@ -9,13 +9,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, check_option, check_params, peers_here
-from ..core.distributed import Group, Peers, agree, described_params
+from ..core.checks import can_look, check_option, check_params
 from ..core.tree import dot, root, select
+from ..processes import Group, Union, described_params, union_of
 from ..types import Batch, LossesFn, Params, Select
-from .forward import check_connected, losses_alone
 from .layerwise import Engine
-from .linearize import Keep, Linear, cross_gramian, linearize
+from .linearize import (
+    Keep,
+    Linearization,
+    Request,
+    check_chunk_size,
+    cross_gramian,
+    linearize,
+)
+from .losses import Losses, parse_alone, parse_samples
+from .run import Forward, check_connected, run
 from .samples import sample_by_layers
 
 
@@ -77,28 +85,21 @@ def task_gramian(
     """
     check_params(params)
     check_engine(engine)
+    check_chunk_size(chunk_size)
     names = select(params, shared)
-    if other is not None:
-        return cross_gramian(
-            losses_alone(losses_fn),
-            params,
-            (batch, other),
-            measured=names,
-            engine=engine,
-            chunk_size=chunk_size,
-            gramian_dtype=gramian_dtype,
-        )
-    linear = linearize(
-        losses_alone(losses_fn),
-        params,
-        batch,
-        shared=names,
-        measured=names,
-        keep="nothing",
-        engine=engine,
-        chunk_size=chunk_size,
-        gramian_dtype=gramian_dtype,
+    request = Request(
+        names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
     )
+
+    def forward(batch: Batch) -> Forward:
+        found = run(losses_fn, params, batch, watch=request.watches(params), parse=parse_alone)
+        check_connected(found)
+        return found
+
+    if other is not None:
+        both = forward(batch), forward(other)
+        return both[0].value, cross_gramian(both, request)
+    linear = linearize(forward(batch), request)
     assert linear.gramian is not None
     return linear.losses, linear.gramian
 
@@ -157,7 +158,7 @@ def sample_gramian(
         >>> sample_gramian(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [[1.0, 1.0], [1.0, 2.0]]
     """
-    peers = peers_here(group, params)
+    union = union_of(group, params)
 
     def chosen() -> tuple[tuple[str, ...], dict[str, Any]]:
         check_params(params)
@@ -165,22 +166,22 @@ def sample_gramian(
         names = select(params, shared)
         options = {"shared": names, "engine": engine, "gramian_dtype": gramian_dtype}
         options["whether there is another batch"] = other is not None
-        return names, options | described_params(params) if peers else {}
+        return names, options | described_params(params) if union.several else {}
 
-    names = agree(peers, chosen)
+    names = union.agree(chosen)
     batches = (batch,) if other is None else (batch, other)
     by_layers = engine != "rows" and not torch.compiler.is_compiling()
-    if not by_layers and other is None and peers is None:
+    if not by_layers and other is None and not union.several:
         linear = _flat(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
         assert linear.gramian is not None
         return linear.aux, linear.gramian
     measure = _by_layers if by_layers else _by_rows
-    with nullcontext() if peers is None else torch.no_grad():
-        losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, peers=peers)
-    if peers is not None:
+    with torch.no_grad() if union.several else nullcontext():
+        losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, union=union)
+    if union.several:
         # what one rank cannot answer for stands in the columns of all
-        (unknown,) = peers.sums(gramian.isnan().any().to(gramian.dtype))
-        gramian = torch.where(unknown > 0, torch.nan, gramian)
+        unknown = union.any(gramian.isnan().any())
+        gramian = torch.where(unknown, torch.nan, gramian)
     return losses, gramian
 
 
@@ -248,16 +249,17 @@ def _by_layers(
     gramian_dtype: torch.dtype | None,
     *,
     diagonal: bool = False,
-    peers: Peers | None = None,
+    union: Union = Union(),
 ) -> tuple[Tensor, Tensor]:
     return sample_by_layers(
-        [lambda p, batch=batch: _checked(losses_fn(p, batch), p) for batch in batches],
+        losses_fn,
         params,
+        batches,
         names,
         look=can_look(params, batches),
         gramian_dtype=gramian_dtype,
         diagonal=diagonal,
-        peers=peers,
+        union=union,
     )
 
 
@@ -268,16 +270,16 @@ def _by_rows(
     names: tuple[str, ...],
     gramian_dtype: torch.dtype | None,
     *,
-    peers: Peers | None,
+    union: Union,
 ) -> tuple[Tensor, Tensor]:
     """Rows of the first batch with those of the last, of this process or of all."""
 
-    def sides() -> tuple[list[Linear], dict[str, Any]]:
+    def sides() -> tuple[list[Linearization], dict[str, Any]]:
         found = [_flat(losses_fn, params, each, names) for each in batches]
         return found, {"the number of tasks": [list(x.aux.shape[1:]) for x in found]}
 
-    found = agree(peers, sides)
-    return found[0].aux, dot(found[0].rows, found[-1].rows, names, gramian_dtype, peers)
+    found = union.agree(sides)
+    return found[0].aux, dot(found[0].rows, found[-1].rows, names, gramian_dtype, union.columns)
 
 
 def _flat(
@@ -288,31 +290,14 @@ def _flat(
     gramian_dtype: torch.dtype | None = None,
     *,
     keep: Keep = "rows",
-) -> Linear:
+) -> Linearization:
     """Every entry of the losses [sample] or [sample, task] as a task; aux has them as they came."""
 
-    def flat(params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = _checked(losses_fn(params, batch), params)
-        return losses.flatten(), losses
+    def flat(out: Any) -> Losses:
+        losses = parse_samples(out).vector
+        return Losses(losses.flatten(), aux=losses)
 
-    return linearize(
-        flat,
-        params,
-        batch,
-        shared=names,
-        measured=names if keep == "nothing" else (),
-        keep=keep,
-        gramian_dtype=gramian_dtype,
-    )
-
-
-def _checked(out: object, leaves: Params) -> Tensor:
-    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
-        raise ValueError(
-            "losses_fn: expected [sample] or [sample, task], got "
-            f"{list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
-        )
-    if not out.is_floating_point():
-        raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
-    check_connected(out, leaves)
-    return out
+    forward = run(losses_fn, params, batch, parse=flat)
+    check_connected(forward)
+    measured = names if keep == "nothing" else ()
+    return linearize(forward, Request(names, measured, keep, gramian_dtype=gramian_dtype))

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd import Variable
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..core.checks import transformed
-from ..core.distributed import refusing_wrapped_calls
+from ..core.wrappers import refusing_wrapped_calls
 from ..types import Params
 
 Node = Any  # torch.autograd.graph.Node
@@ -107,6 +108,29 @@ def _plain(
     return out, pull, aux
 
 
+def run_backward(
+    roots: GradientEdge | Tensor | tuple[GradientEdge | Tensor, ...],
+    cotangents: Tensor | tuple[Tensor, ...],
+    places: tuple[GradientEdge | Tensor, ...],
+    *,
+    keep: bool = True,
+    record: bool = False,
+) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad`, without a third of a small pass: what it does to arguments of all
+    kinds before it calls this. `keep`: the graph.
+    """
+    if not places:  # autograd would take that for backward(), which adds to .grad
+        return ()
+    several = isinstance(cotangents, tuple)
+    roots, cotangents = (roots, cotangents) if several else ((roots,), (cotangents,))  # pyright: ignore
+    return strided(
+        _engine.run_backward(roots, cotangents, keep, record, places, True, accumulate_grad=False)
+    )
+
+
+_engine: Any = Variable._execution_engine
+
+
 def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """`grads`, all dense.
 
@@ -149,9 +173,9 @@ class Strangers:
         return bool(self.found)
 
 
-def reaches(values: Iterable[Tensor], leaves: Params) -> bool:
+def reaches(values: Iterable[Tensor], places: Iterable[GradientEdge | Tensor]) -> bool:
     """Whether some value depends on some leaf, by the graph; it is walked until one is met."""
-    own = {get_gradient_edge(leaf).node for leaf in leaves.values()}
+    own = {(get_gradient_edge(x) if isinstance(x, Tensor) else x).node for x in places}
     todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
     seen = set(todo)
     while todo:

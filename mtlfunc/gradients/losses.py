@@ -1,66 +1,176 @@
-"""Which task is which: a dict of losses is read by name, whatever its order at a step."""
+"""Losses, parsed once where they enter: from a `losses_fn`, or from the user's own forward pass."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from .checks import is_pair
+from ..core.checks import is_pair
 
 Tasks = dict[Any, tuple[()]] | tuple[tuple[()], ...]
-"""The tasks that a state remembers, in order: `{name: ()}`, or `((), ...)` where losses have no
-names. It holds no tensor, so that transforms, compilers and files see structure alone.
+"""The tasks that a state remembers, in order: `{name: ()}`, or `((), ...)` if losses have no names.
+It holds no tensor, so that transforms, compilers and files see structure alone.
 """
 
 
-def tasks_of(out: Any) -> Tasks:
-    """The tasks in what `losses_fn` returned; () where it is no losses at all."""
-    losses = out[0] if is_pair(out) else out
-    if isinstance(losses, Mapping):
-        return dict.fromkeys(losses, ())
-    if isinstance(losses, Tensor):
-        return ((),) * losses.shape[0] if losses.ndim == 1 else ()
-    return ((),) * len(losses) if isinstance(losses, tuple | list) else ()
+class Losses(NamedTuple):
+    """What `losses_fn` returned, or what the user holds, in one form."""
+
+    vector: Tensor  # [task]; of samples [sample] or [sample, task]
+    scalars: tuple[Tensor, ...] | None = None  # the same, if they came as separate scalars
+    names: tuple[Any, ...] | None = None  # if they came in a dict
+    aux: Any = ()
+
+    @property
+    def tasks(self) -> Tasks:
+        return ((),) * len(self.vector) if self.names is None else dict.fromkeys(self.names, ())
+
+    @property
+    def roots(self) -> tuple[Tensor, ...]:
+        """The tensors that the user made."""
+        return self.scalars or (self.vector,)
 
 
-def aligned(out: Any, tasks: Tasks, function: str = "losses_fn", first: str = "init") -> Any:
-    """What `losses_fn` returned, a dict of losses put into the order of `tasks`.
+def parse_losses(
+    out: Any, what: str = "losses_fn", *, tasks: Tasks = (), first: str = "init"
+) -> Losses:
+    """Parse losses in any form; a dict is put into the order of `tasks`.
+
+    Args:
+        out: a vector `[task]`, a tuple, list or dict of T scalars, or a pair (losses, aux): a tuple
+            whose first entry is not a 0-d tensor.
+        what: gave the losses, in errors.
+        tasks: those of the first step; () accepts any.
+        first: when that was, in errors.
 
     Raises:
-        ValueError: naming the tasks that are missing or new.
+        ValueError: unless the losses are a vector, or a tuple or dict of scalars, and of `tasks`.
+        TypeError: unless they are floating.
     """
-    found = tasks_of(out)
+    out, aux = out if is_pair(out) else (out, ())
+    if isinstance(out, Tensor):
+        if out.ndim != 1 or out.shape[0] == 0:
+            cure = (
+                f"{'return' if what == 'losses_fn' else 'pass'} losses[None] if there is one task, "
+                "else one loss per task"
+                if out.ndim == 0
+                else "reduce over samples, for instance with .mean(0)"
+            )
+            raise ValueError(
+                f"{what}: expected losses of shape [task], got {list(out.shape)}; {cure}"
+            )
+        losses = Losses(out, None, None, aux)
+        if tasks:
+            _check_tasks(losses.tasks, tasks, what, first)
+    else:
+        names = tuple(out) if isinstance(out, Mapping) else None
+        several = tuple(out.values() if isinstance(out, Mapping) else out if _listed(out) else ())
+        if tasks and several:
+            _check_tasks(
+                dict.fromkeys(names) if names else ((),) * len(several), tasks, what, first
+            )
+            if names is not None and names != tuple(tasks):
+                names, several = tuple(tasks), tuple(out[name] for name in tasks)
+        if not several or not all(isinstance(x, Tensor) and x.ndim == 0 for x in several):
+            kinds = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in several]
+            raise ValueError(
+                f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
+                f"{kinds or type(out).__name__}; reduce each loss to one number"
+            )
+        losses = Losses(torch.stack(several), several, names, aux)
+    if not losses.vector.is_floating_point():
+        raise TypeError(f"{what}: expected floating losses, got {losses.vector.dtype}")
+    return losses
+
+
+def parse_declared(out: Any, tasks: Tasks, *, has_aux: bool) -> Losses:
+    """`parse_losses` of what `losses_fn` returned, if that is what `has_aux` says."""
+    pair = is_pair(out)
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
+    if has_aux and not pair:
+        raise ValueError(
+            "losses_fn: expected losses of shape [task] in (losses, aux), got a scalar; with one "
+            "task, return losses[None]"
+        )
+    if not has_aux and pair:
+        raise ValueError(
+            "losses_fn returned (losses, aux): pass has_aux=True; or, if these are two losses, "
+            "reduce each to one number"
+        )
+    strange = [leaf for leaf in tree_leaves(out[1]) if not isinstance(leaf, Tensor)] if pair else []
+    if strange:
+        raise TypeError(
+            f"losses_fn: aux holds {strange[0]!r}, but all its leaves must be tensors; use "
+            "torch.as_tensor, and () for nothing"
+        )
+    return parse_losses(out, tasks=tasks)
+
+
+def parse_alone(out: Any) -> Losses:
+    """`parse_losses` of what `losses_fn` returned, which must not be (losses, aux)."""
+    if is_pair(out):
+        raise ValueError(
+            "losses_fn: got a pair of which the first is not a scalar; reduce each loss to one "
+            "number, or leave aux out"
+        )
+    return parse_losses(out)
+
+
+def parse_samples(out: Any) -> Losses:
+    """Losses `[sample]` or `[sample, task]`.
+
+    Raises:
+        ValueError: for another shape.
+        TypeError: unless they are floating.
+    """
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
+        raise ValueError(
+            "losses_fn: expected [sample] or [sample, task], got "
+            f"{list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
+        )
+    if not out.is_floating_point():
+        raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
+    return Losses(out)
+
+
+def _listed(out: Any) -> bool:
+    return isinstance(out, tuple | list)
+
+
+def _check_tasks(found: Any, tasks: Tasks, what: str, first: str) -> None:
+    """Raise unless the losses found are of the tasks of the first step."""
     named = isinstance(tasks, dict)
-    if not tasks or not found or (named and tuple(found) == tuple(tasks)):
-        return out
     if named != isinstance(found, dict):
         forms = ("a dict", "without names") if named else ("without names", "a dict")
         raise ValueError(
-            f"{function}: the losses were {forms[0]} at {first} and are {forms[1]} at this step; "
+            f"{what}: the losses were {forms[0]} at {first} and are {forms[1]} at this step; "
             "return one form at every step"
         )
     absent = "return every task at every step, and say with present= which have labels"
     if not isinstance(found, dict):
         if len(found) != len(tasks):
             raise ValueError(
-                f"{function}: {len(tasks)} losses at {first}, {len(found)} at this step; {absent} "
+                f"{what}: {len(tasks)} losses at {first}, {len(found)} at this step; {absent} "
                 "(for other tasks, start anew)"
             )
-        return out
+        return
     missing = [name for name in tasks if name not in found]
     new = [name for name in found if name not in tasks]
     if missing:
         raise ValueError(
-            f"{function}: no loss at this step for {_listed(missing)}, which {first} saw; {absent}"
+            f"{what}: no loss at this step for {_named(missing)}, which {first} saw; {absent}"
         )
     if new:
         raise ValueError(
-            f"{function}: {_listed(new)} is new at this step, {first} saw {_listed(list(tasks))}; "
+            f"{what}: {_named(new)} is new at this step, {first} saw {_named(list(tasks))}; "
             "start anew for other tasks"
         )
-    losses = {name: (out[0] if is_pair(out) else out)[name] for name in tasks}
-    return (losses, out[1]) if is_pair(out) else losses
 
 
-def _listed(names: list[Any]) -> str:
+def _named(names: list[Any]) -> str:
     return ", ".join(map(repr, names))

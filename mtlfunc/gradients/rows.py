@@ -9,8 +9,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.checks import check_autocast, check_params
 from ..types import Batch, LossesFn, Params, Rows
-from .forward import losses_alone
-from .linearize import check_chunk_size, linearize
+from .linearize import Request, check_chunk_size, linearize
+from .losses import parse_alone
+from .run import check_connected, run
 
 
 def task_gradients(
@@ -42,9 +43,10 @@ def task_gradients(
         [[18.0, 0.0], [0.0, 4.0]]
     """
     check_params(params)
-    linear = linearize(
-        losses_alone(losses_fn), params, batch, shared=tuple(params), chunk_size=chunk_size
-    )
+    check_chunk_size(chunk_size)
+    forward = run(losses_fn, params, batch, parse=parse_alone)
+    check_connected(forward)
+    linear = linearize(forward, Request(tuple(params), chunk_size=chunk_size))
     return linear.losses, linear.rows
 
 

@@ -1,87 +1,185 @@
-"""One run of `losses_fn`: what it returned, what was watched in it, and errors that name a cure."""
+"""One forward pass that can be differentiated: of a `losses_fn`, or one that the user has made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functions
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
-from ..core.checks import at_level, depth, differentiated, innermost, is_pair
+from ..core.checks import at_level, check_autocast, depth, differentiated, innermost
 from ..types import Batch, LossesFn, Params
-from .layerwise import RETAIN, Graph, Handles, Tapped, read_graph, separate
-from .leaves import Strangers, reaches
-from .passes import run_backward
+from .layerwise import RETAIN, Graph, Handles, Place, Tapped, batching, read_graph, separate
+from .levels import Strangers, explained_vjp, reaches, run_backward
+from .losses import Losses, parse_losses
 from .safe_ops import WRITTEN, SafeOps, final
 
+Pull = Callable[[Tensor], tuple[Params]]
 
-def split_output(
-    out: Any, what: str = "losses_fn"
-) -> tuple[Tensor, tuple[Tensor, ...] | None, Any]:
-    """What `losses_fn` returned, as (losses [task], the scalars if they came separately, aux).
+
+class Forward:
+    """Losses with their graph, and the places in it where they are differentiated.
+
+    It holds places rather than the leaves themselves, so that it can be used after a transform's
+    level is closed.
 
     Args:
-        out: a tuple whose first entry is not a 0-d tensor is read as `(losses, aux)`.
-        what: gave it, in errors.
+        losses: with their graph.
+        value: `losses.vector` and `losses.aux` outside of the level.
+        params: what is differentiated, outside of the level.
+        leaves: what the forward pass saw of it.
+        calls: those that consumed a parameter; None differentiates every leaf row by row.
+        hooked: whether a hook may sit on some derivative. Then only ordinary differentiation, from
+            the losses as they were returned, does what it does.
+        recorded: whether something outside may differentiate the losses, and so their derivatives.
+        separable: whether losses that were stacked may be differentiated one by one.
+        pull: the pullback of the compiler's trace, if it traces.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        value: tuple[Tensor, Any],
+        params: Params,
+        leaves: Params,
+        *,
+        calls: Tapped | None = None,
+        hooked: bool = False,
+        recorded: bool = False,
+        separable: bool = True,
+        pull: Pull | None = None,
+    ) -> None:
+        self.losses, self.params = losses, params
+        self.value, self.aux = value
+        self.calls, self.hooked, self.recorded, self.pull = calls, hooked, recorded, pull
+        # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
+        self.whole, self.by_hooks = True, False
+        self.by_rows = False  # whether each separate loss was differentiated row by row
+        if pull is not None:
+            return
+        vector = losses.vector
+        self.root = get_gradient_edge(vector) if vector.requires_grad else None
+        self.edges = separate(vector, losses.scalars) if separable else None
+        self.places: dict[str, Place] = {name: place_of(leaf) for name, leaf in leaves.items()}
+        self.reached = True if depth() else None  # whether any leaf; None where the graph says it
+
+    @cached_property
+    def graph(self) -> Graph:
+        """From the losses, each by itself if they are separate; it is read once."""
+        return read_graph((self.root,) if self.edges is None else self.edges, self.places)
+
+    def batching(self) -> tuple[bool, bool]:
+        """`Graph.batched` and `Graph.twice`, without reading all of the graph for them."""
+        if "graph" in vars(self):
+            return self.graph.batched, self.graph.twice
+        return batching(self.root, self.places)
+
+
+def place_of(leaf: Tensor) -> Place:
+    """Where autograd finds a leaf; a plain one faster than Python does."""
+    plain = type(leaf) in _PLAIN and leaf.is_leaf and not depth()
+    return leaf if plain else get_gradient_edge(leaf)
+
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def run(
+    losses_fn: LossesFn,
+    params: Params,
+    batch: Batch,
+    *,
+    watch: bool = False,
+    parse: Callable[[Any], Losses] = parse_losses,
+    separable: bool = True,
+) -> Forward:
+    """Call `losses_fn` once.
+
+    Args:
+        losses_fn: `(params, batch) -> losses`, in any form that `parse` takes.
+        params: where to differentiate.
+        batch: handed to `losses_fn`.
+        watch: record the calls that consume a parameter.
+        parse: from what `losses_fn` returned to losses.
+        separable: whether losses that were stacked may be differentiated one by one.
 
     Raises:
-        ValueError: unless the losses are a vector, or a tuple or dict of scalars.
-        TypeError: unless they are floating.
+        ValueError: if no loss depends on the parameters.
+        RuntimeError: under autocast, or for a `losses_fn` that torch.func does not take.
     """
-    out, aux = out if is_pair(out) else (out, ())
-    if isinstance(out, Tensor):
-        losses, scalars = out, None
-        if out.ndim != 1 or out.shape[0] == 0:
-            cure = (
-                "return losses[None] if there is one task, else one loss a task"
-                if out.ndim == 0
-                else "reduce over samples, for instance with .mean(0)"
-            )
-            raise ValueError(
-                f"{what}: expected losses of shape [task], got {list(out.shape)}; {cure}"
-            )
-    else:
-        several = out.values() if isinstance(out, dict) else out
-        scalars = tuple(several) if isinstance(out, dict | tuple | list) else ()
-        if not scalars or not all(isinstance(x, Tensor) and x.ndim == 0 for x in scalars):
-            kinds = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in scalars]
-            raise ValueError(
-                f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
-                f"{kinds or type(out).__name__}; reduce each loss to one number"
-            )
-        losses = torch.stack(scalars)
-    if not losses.is_floating_point():
-        raise TypeError(f"{what}: expected floating losses, got {losses.dtype}")
-    return losses, scalars, aux
-
-
-def losses_alone(losses_fn: LossesFn) -> LossesFn:
-    """`losses_fn`, refusing what could be (losses, aux), and losses that ignore the parameters."""
-
-    def alone(params: Params, batch: Batch) -> Any:
-        out = losses_fn(params, batch)
-        if is_pair(out):
-            raise ValueError(
-                "losses_fn: got a pair of which the first is not a scalar; reduce each loss to "
-                "one number, or leave aux out"
-            )
-        check_connected(out, params)
-        return out
-
-    return alone
-
-
-def check_connected(out: Any, leaves: Params) -> None:
-    """Raise where no loss depends on any of the leaves, which are being differentiated."""
+    check_autocast(params)
     if torch.compiler.is_compiling():
+        return _traced(losses_fn, params, batch, parse)
+    outside, found = torch.is_grad_enabled(), []
+
+    def forward(leaves: Params) -> tuple[Tensor, Any]:
+        seen = observe(
+            lambda: losses_fn(leaves, batch), leaves, parse, outside=outside, watch=watch,
+            separable=separable,
+        )  # fmt: skip
+        found.append(seen)
+        return seen.value, seen.aux
+
+    value, _, aux = explained_vjp(forward, params)
+    (seen,) = found
+    seen.params, seen.value, seen.aux = params, value, aux
+    return seen
+
+
+def live(
+    losses: Losses,
+    leaves: Params,
+    *,
+    calls: Tapped | None = None,
+    hooked: bool = False,
+    by_hooks: bool = False,
+) -> Forward:
+    """The forward pass behind losses that exist; nothing is recorded, and no graph is freed.
+
+    Args:
+        losses: with their graph.
+        leaves: the places in that graph where to differentiate.
+        calls: as in `Forward`.
+        hooked: as in `Forward`.
+        by_hooks: whether gradients arrive by hooks alone, as under `fully_shard`.
+    """
+    value = losses.vector.detach(), detached(losses.aux)
+    forward = Forward(losses, value, leaves, leaves, calls=calls, hooked=hooked)
+    forward.whole, forward.by_hooks = False, by_hooks
+    return forward
+
+
+def _traced(
+    losses_fn: LossesFn, params: Params, batch: Batch, parse: Callable[[Any], Losses]
+) -> Forward:
+    """`run` for the compiler, which traces vjp's own pullback and drops what is unused."""
+
+    def forward(leaves: Params) -> tuple[Tensor, Any]:
+        with SafeOps():
+            losses = parse(losses_fn(leaves, batch))
+        return losses.vector, losses.aux
+
+    value, pull, aux = explained_vjp(forward, params)
+    return Forward(Losses(value), (value, aux), params, params, recorded=True, pull=pull)
+
+
+def check_connected(forward: Forward) -> None:
+    """Raise where no loss depends on any of the leaves, which are being differentiated."""
+    if forward.pull is not None:
         return
-    losses = _losses(out)
-    connected = any(map(at_level, losses)) if depth() else reaches(losses, leaves)
-    if losses and not connected:
+    if depth():
+        connected = forward.reached
+    elif "graph" in vars(forward):
+        connected = bool(forward.graph.leaf_nodes)
+    else:
+        connected = reaches(forward.losses.roots, forward.places.values())
+    if not connected:
         raise ValueError(
             "losses_fn: no loss depends on params, so every gradient would be zero; call the "
             "module as torch.func.functional_call(module, params, (x,)), with the params that "
@@ -89,53 +187,21 @@ def check_connected(out: Any, leaves: Params) -> None:
         )
 
 
-def _losses(out: Any) -> tuple[Tensor, ...]:
-    """The tensors in what `losses_fn` returned; none where that is not what it should be."""
-    out = out[0] if is_pair(out) else out
-    several = out.values() if isinstance(out, dict) else out
-    losses = tuple(several) if isinstance(out, dict | tuple | list) else (out,)
-    return losses if all(isinstance(x, Tensor) for x in losses) else ()
-
-
-def losses_graph(out: Any, leaves: Params) -> Graph:
-    """The graph from what `losses_fn` returned, which is losses, to the leaves."""
-    losses = _losses(out)
-    whole = isinstance(out[0] if is_pair(out) else out, Tensor)
-    return read_graph(losses[0], leaves, separate(losses[0], None if whole else losses))
-
-
-def release(out: Any, graph: Graph) -> None:
+def release(forward: Forward) -> None:
     """Free the graph of losses, as their last pass without `retain_graph` would.
 
     The nodes are visited with undefined gradients, for which they compute nothing. A backward of
     somebody's own would be run on zeros: such a graph stays until the losses are dropped.
     """
-    losses = [x for x in _losses(out) if x.requires_grad]
-    if losses and not graph.custom:
+    losses = [x for x in forward.losses.roots if x.requires_grad]
+    if losses and not forward.graph.custom:
         nothing = _UNDEFINED()(torch.stack(losses))
-        places = tuple(graph.variables())
+        places = tuple(forward.graph.variables())
         run_backward(nothing, nothing.detach(), places, keep=False)
 
 
 # hands no gradient on
 _UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class Forward(NamedTuple):
-    """One run, and what was seen of it."""
-
-    out: Any
-    taps: Tapped | None
-    # Whether a hook may sit on some derivative: then only ordinary differentiation, from the losses
-    # as they were returned, does what it does.
-    hooked: bool
-    # Whether something outside may differentiate the losses, and so their derivatives.
-    recorded: bool
-    graph: Graph | None = None  # from the losses, each by itself if they are separate
-
-    def released(self, values: Any) -> Any:
-        """Values that came from the run, without its graph unless something outside needs that."""
-        return values if self.recorded or depth() else detached(values)  # a level's ends with it
 
 
 def detached(values: Any) -> Any:
@@ -147,54 +213,63 @@ def detached(values: Any) -> Any:
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, values)
 
 
-def forward_pass(
-    run: Callable[[], Any],
+def observe(
+    call: Callable[[], Any],
     leaves: Params,
+    parse: Callable[[Any], Losses],
     *,
     outside: bool,
-    taps: Callable[[], Tapped | None] = lambda: None,
+    watch: bool = False,
+    separable: bool = True,
 ) -> Forward:
-    """`run()`, watched, with every operation written out that torch gets wrong there.
+    """`call()` on these leaves, with every operation written out that torch gets wrong there.
 
-    That is so under a transform, outside or inside `run`, and for an operation that something
+    That is so under a transform, outside or inside `call`, and for an operation that something
     enters which requires grad and is no leaf. What needs no second derivative of an operation but
     meets one after it (a flash attention, and then a scale that requires grad) shows only in the
-    finished graph: there alone `run` is called a second time.
+    finished graph: there alone `call` is called a second time.
 
     Args:
-        run: gives what `losses_fn` returned.
+        call: runs `losses_fn`, or a part of it.
         leaves: what it is given, plain or at a level.
+        parse: from what it returned to losses.
         outside: whether gradients were enabled around the call, before the leaves were made.
-        taps: makes the taps of one run, or None.
+        watch: record the calls that consume a leaf.
+        separable: as in `run`.
 
     Returns:
-        what `run` returned; the taps, unless there are hooks, for which taps cannot answer.
+        the forward at this level; without its calls if there are hooks, for which they cannot
+        answer.
     """
-    if torch.compiler.is_compiling():
-        with SafeOps():
-            return Forward(run(), None, False, True)
     plain = depth() == 0
     carried = plain and any(not leaf.is_leaf for leaf in leaves.values())
 
     def once(always: bool) -> Forward:
-        watching = taps()
+        watching = Tapped(leaves) if watch else None
         guard = _Guard(leaves, always)
         try:
             with watching or nullcontext(), guard:
-                out = run()
+                out = call()
         finally:
             guard.restore()
         hooked = guard.retained or guard.handles.hooked
-        seen = None if hooked else watching
-        losses = _losses(out)
-        if guard.strangers is None:
-            return Forward(out, seen, hooked, differentiated(losses, own_levels=1))
-        graph = losses_graph(out, leaves) if outside and losses else None
-        recorded = outside and (carried or guard.foreign(graph.variables() if graph else []))
-        return Forward(out, seen, hooked, recorded, graph)
+        losses = parse(out)
+        forward = Forward(
+            losses, (losses.vector, losses.aux), leaves, leaves,
+            calls=None if hooked else watching, hooked=hooked, separable=separable,
+        )  # fmt: skip
+        if not plain:
+            forward.recorded = differentiated(losses.roots, own_levels=1)
+            forward.reached = any(map(at_level, losses.roots))
+            return forward
+        if outside:
+            forward.recorded = carried or guard.foreign(forward.graph.variables())
+        if not forward.recorded:
+            forward.value, forward.aux = forward.value.detach(), detached(losses.aux)
+        return forward
 
     found = once(always=carried or depth() > 1)
-    if found.recorded and not carried and depth() <= 1 and any(map(final, _losses(found.out))):
+    if found.recorded and not carried and depth() <= 1 and any(map(final, found.losses.roots)):
         return once(always=True)
     return found
 
@@ -233,7 +308,7 @@ class _Guard(SafeOps):
         return out
 
     def _needed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Under a transform inside `run`, or where something enters that requires grad and is no
+        """Under a transform inside the call, or where something enters that requires grad and is no
         leaf: on plain leaves by the graph, at a level inside all wrappers.
         """
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
@@ -244,7 +319,7 @@ class _Guard(SafeOps):
         return any(innermost(x).requires_grad for x in given)
 
     def foreign(self, variables: list[Tensor]) -> bool:
-        """Whether a tensor from outside of the run requires grad and enters it.
+        """Whether a tensor from outside of the call requires grad and enters it.
 
         Args:
             variables: on which the losses depend.
@@ -255,7 +330,7 @@ class _Guard(SafeOps):
         return any(id(x) not in own for x in (*self.strangers.found, *variables))
 
     def restore(self) -> None:
-        """Tensors from outside as they were: a batch that `run` differentiates by is one again."""
+        """Tensors from outside as they were: a batch that the call differentiates by is one again."""
         for x in self.made:
             if x.is_leaf and not depth():
                 x.requires_grad_(False)

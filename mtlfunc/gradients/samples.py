@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,31 +11,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_autocast, depth, poison
-from ..core.distributed import Peers, agree, columns
+from ..core.checks import depth, poison
 from ..core.tree import dot
-from ..types import Params
-from .forward import Forward, forward_pass
+from ..processes import Union
+from ..types import Batch, LossesFn, Params
+from .backward import Backward, target
 from .layerwise import (
     Choices,
     Form,
     Graph,
     Plan,
     Sampled,
-    Tapped,
     Use,
     common,
     entry_layouts,
     layouts,
-    read_graph,
     sample_block,
     sample_factors,
     sample_plan,
     sample_squares,
     sketch,
 )
-from .leaves import explained_vjp
-from .passes import Backward, target
+from .losses import parse_samples
+from .run import Forward, check_connected, run
 
 ROWS_AT_ONCE = 64
 """Rows in one batched pass where a leaf has to be differentiated sample by sample."""
@@ -95,19 +93,16 @@ class Side(NamedTuple):
         return dict(zip(self.plan.rows, found, strict=True))
 
 
-LossesOf = Callable[[Params], Tensor]
-"""From the parameters to losses [sample] or [sample, task]."""
-
-
 def sample_by_layers(
-    losses_fns: Sequence[LossesOf],
+    losses_fn: LossesFn,
     params: Params,
+    batches: Sequence[Batch],
     names: tuple[str, ...],
     *,
     look: bool,
     gramian_dtype: torch.dtype | None,
     diagonal: bool = False,
-    peers: Peers | None = None,
+    union: Union,
 ) -> tuple[Tensor, Tensor]:
     """Losses [sample] or [sample, task] and the Gramian over all of them, entry by entry.
 
@@ -116,13 +111,14 @@ def sample_by_layers(
     weighted differently, shows whether it is so, and which axis of a call's output is the sample.
 
     Args:
-        losses_fns: of the samples; a second one is of those that make the Gramian's columns.
+        losses_fn: `(params, batch) -> [sample]` or `[sample, task]`.
         params: where to differentiate.
+        batches: a second one has the samples that make the Gramian's columns.
         names: the leaves that the Gramian sums over.
         look: whether values can be read.
         gramian_dtype: dtype of the accumulation; None is the parameters' own, at least float32.
         diagonal: the Gramian's diagonal alone.
-        peers: processes that call this together, each with samples of its own; all of theirs, one
+        union: the processes that call this together, each with samples of its own; all of theirs, one
             rank after the other, make the columns. Nothing is differentiated through it.
 
     Returns:
@@ -131,68 +127,53 @@ def sample_by_layers(
     Raises:
         ValueError: where samples mix, if `look`; elsewhere the Gramian is NaN.
     """
-    check_autocast(params)
     wide = gramian_dtype or torch.promote_types(next(iter(params.values())).dtype, torch.float32)
 
-    outside = torch.is_grad_enabled()
+    def all_sides() -> tuple[list[Side], dict[str, Any]]:
+        sides = [_side(losses_fn, params, batch, names, look) for batch in batches]
+        return sides, {"the number of tasks": [list(x.losses.shape[1:]) for x in sides]}
 
-    def forward_and_backward(level: Params) -> tuple[Tensor, Any]:
-        def all_sides() -> tuple[list[Side], dict[str, Any]]:
-            sides = [_side(f, level, params, names, look, outside) for f in losses_fns]
-            return sides, {"the number of tasks": [list(x.losses.shape[1:]) for x in sides]}
-
-        sides = agree(peers, all_sides)
-        if len(sides) == 2 or peers:
-            mine = [sketch(side.plan) for side in sides]
-            every = [x for one in peers.objects(mine) for x in one] if peers else mine
+    sides = union.agree(all_sides)
+    with torch.inference_mode(False), torch.enable_grad():
+        if len(sides) == 2 or union.several:
+            every = union.lists([sketch(side.plan) for side in sides])
             sides = [side.again(common(side.plan, every)) for side in sides]
         if diagonal:
             gramian = _squares(sides[0], wide)
         else:
-            gramian = _gramian(sides[0], sides[-1], wide, gramian_dtype, peers)
+            gramian = _gramian(sides[0], sides[-1], wide, gramian_dtype, union)
         sound = [right for side in sides for right in side.sound]
         if sound:
             gramian = torch.where(torch.stack(sound).all(), gramian, float("nan"))
-        losses = [side.forward.released(side.losses) for side in sides]
-        return losses[0].sum(), (losses, gramian)
-
-    _, _, (losses, gramian) = explained_vjp(forward_and_backward, params)
+    losses = [side.forward.value for side in sides]
     return losses[0], poison(gramian, *losses)
 
 
 def _side(
-    losses_fn: LossesOf,
-    level: Params,
-    params: Params,
-    names: tuple[str, ...],
-    look: bool,
-    outside: bool,
+    losses_fn: LossesFn, params: Params, batch: Batch, names: tuple[str, ...], look: bool
 ) -> Side:
     """One forward, and the passes for the deltas of its calls."""
-    backward = Backward(params)
-    forward = forward_pass(
-        lambda: losses_fn(level), level, outside=outside, taps=lambda: Tapped(level)
-    )
-    losses, taps = forward.out, forward.taps
-    graph = read_graph(losses, level)
+    forward = run(losses_fn, params, batch, watch=True, parse=parse_samples, separable=False)
+    check_connected(forward)
+    losses, graph = forward.value, forward.graph
     if forward.hooked and not depth():
         graph = replace(graph, loops=True)
     samples, tasks, device = losses.shape[0], losses[0].numel(), losses.device.type
-    backward.open(level, losses, forward.recorded)
-    plan = Plan((), names)
-    if taps is not None:
-        plan = sample_plan(taps, level, names, graph, samples, tasks, device)
-    found = _deltas(backward, plan, graph, losses, look) if plan.tapped else ([], [], [])
-    return Side(losses, forward, backward, graph, plan, *found)
+    with torch.inference_mode(False), torch.enable_grad():
+        backward = Backward(forward, forward.recorded)
+        plan = Plan((), names)
+        if forward.calls is not None:
+            plan = sample_plan(forward.calls.uses, params, names, graph, samples, tasks, device)
+        deltas = _deltas(backward, plan, graph, forward, look) if plan.tapped else ([], [], [])
+    return Side(losses, forward, backward, graph, plan, *deltas)
 
 
 def _gramian(
-    left: Side, right: Side, wide: torch.dtype, dtype: torch.dtype | None, peers: Peers | None
+    left: Side, right: Side, wide: torch.dtype, dtype: torch.dtype | None, union: Union
 ) -> Tensor:
     """The Gramian [sample·task, sample·task] of one side with another, of one plan."""
     same, parts = right is left, []
-    known = [left.biases(), right.biases()]
-    known = [x for one in peers.objects(known) for x in one] if peers else known
+    known = union.lists([left.biases(), right.biases()])
     biases = {
         name: weight
         for name, weight in known[0].items()
@@ -208,12 +189,14 @@ def _gramian(
             block = partial(
                 sample_block, one.group, form, mine, dtype=wide, biased=name in biases.values()
             )
-            parts.append(columns(peers, theirs, block))
+            parts.append(union.columns(theirs, block))
     if left.plan.rows:
         rows = left.rows()
-        parts.append(dot(rows, rows if same else right.rows(), left.plan.rows, dtype, peers))
+        parts.append(
+            dot(rows, rows if same else right.rows(), left.plan.rows, dtype, union.columns)
+        )
     gramian = torch.stack(parts).sum(0)
-    return 0.5 * (gramian + gramian.mT) if same and not peers else gramian
+    return 0.5 * (gramian + gramian.mT) if same and not union.several else gramian
 
 
 def _squares(side: Side, dtype: torch.dtype) -> Tensor:
@@ -238,11 +221,12 @@ def _recorded(*backwards: Backward) -> AbstractContextManager[Any]:
 
 
 def _deltas(
-    backward: Backward, plan: Plan, graph: Graph, losses: Tensor, look: bool
+    backward: Backward, plan: Plan, graph: Graph, forward: Forward, look: bool
 ) -> tuple[list[Tensor], list[Choices], list[Tensor]]:
     """For every use its deltas [task, *shape] and the layouts that its samples may have; and
     whether one of them is right, unless that is proved.
     """
+    losses = forward.value
     uses, samples, tasks = plan.uses, losses.shape[0], losses[0].numel()
     targets = [
         target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
@@ -252,7 +236,7 @@ def _deltas(
     by_task = eye[:, None].expand(tasks, samples, tasks)
     chunk = None if graph.batched else 1
     deltas = backward.each(by_task.reshape(tasks, *losses.shape), targets, chunk)
-    proved = entry_layouts(graph, losses, None, uses)
+    proved = entry_layouts(graph, forward.losses.vector, None, uses)
     if proved is not None:
         sure = losses.new_ones((), dtype=torch.bool)
         return deltas, [((layout, sure),) for layout in proved], []

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..core.tree import inner
 from ..types import Params, Rows
+from .backward import Backward, target
 from .layerwise import Sampled, Slices, sample_block, sample_factors
-from .passes import Backward, target
 
 
 def sliced(
     slices: Slices,
     backward: Backward,
-    losses: Tensor,
+    cotangents: Tensor,
     mix: Tensor | None,
     others: Sequence[str],
     dtype: torch.dtype | None,
@@ -31,24 +31,24 @@ def sliced(
     Args:
         slices: how.
         backward: the open graph.
-        losses: `[task]`.
+        cotangents: of the losses `[task]`.
         mix: C [row, task] of the rows; None is the tasks themselves.
-        others: leaves whose gradient of the losses' sum is wanted.
+        others: leaves whose gradient of the cotangents' sum of losses is wanted.
         dtype: of the Gramian's accumulation; None is the parameters' own, at least float32.
 
     Returns:
         rows `{name: [row, *shape]}` where they are kept, the Gramian [row, row], and the others'
         gradient.
     """
-    uses, tasks = slices.plan.uses, len(losses)
+    uses, tasks = slices.plan.uses, len(cotangents)
     targets = [
-        target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
+        target(use.edge, lambda use=use: cotangents.new_zeros(use.shape, dtype=use.dtype))
         for use in uses
     ]
     targets += [backward.targets[name] for name in others]
-    found = backward(backward.root, torch.ones_like(losses), targets)
+    found = backward(backward.root, cotangents, targets)
     heads = dict(zip(others, found[len(uses) :], strict=True))
-    sure = losses.new_ones((), dtype=torch.bool)
+    sure = cotangents.new_ones((), dtype=torch.bool)
     where = [((layout, sure),) for layout in slices.layouts]
     wide = dtype or torch.promote_types(next(iter(backward.params.values())).dtype, torch.float32)
     parts: list[Tensor] = []

@@ -8,9 +8,11 @@ from ._losses_only import losses_only
 from ._representation import representation
 from ._second_evaluation import second_evaluation
 from ._tracked import tracked
+from .common import Run
 from .masks import graddrop, trimmed_mean
 
 __all__ = [
+    "Run",
     "double_sampling",
     "excess_risk",
     "graddrop",

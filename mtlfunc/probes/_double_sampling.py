@@ -7,15 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_params, everyone, peers_here
-from ..core.distributed import Group, agree, check_group
+from ..core.checks import check_params, everyone
 from ..core.tree import map_params, select
-from ..gradients.linearize import Linear, check_chunk_size, linearize
-from ..types import Batch, Geometry, LossesFn, Params, Probe, Select, State, TaskGradients
+from ..gradients.linearize import Linearization, Request, check_chunk_size
+from ..processes import Group, check_group, gramians
+from ..types import Batch, Blocks, Geometry, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
-from .common import check_dtype, check_memory, first_losses, fixed, is_empty
-from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
-from .together import part_of, scaled, united
+from .common import (
+    Run,
+    check_dtype,
+    check_memory,
+    first_losses,
+    fixed,
+    is_empty,
+    linearize_labelled,
+)
+from .groups import Groups, combine_groups, fixed_groups, partition
 
 
 def double_sampling(
@@ -66,8 +73,8 @@ def double_sampling(
         >>> losses = lambda params, batch: batch * params["x"]
         >>> probe, params = double_sampling(), {"x": torch.zeros(())}
         >>> batches = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
-        >>> _, state = probe.init(losses, params, batches, mf.random.key(0))
-        >>> probe.update(losses, params, batches, state)[0].geometry.gramian.tolist()
+        >>> _, state = probe.init(mf.Run(losses, params), batches, mf.random.key(0))
+        >>> probe.update(mf.Run(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
     check_chunk_size(chunk_size)
@@ -76,36 +83,38 @@ def double_sampling(
     check_group(group)
     shared, groups = fixed(shared), fixed_groups(groups)
 
-    def init(
-        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-    ) -> tuple[Tensor, State]:
-        peers = peers_here(group, params)
-
-        def alone() -> tuple[Tensor, dict[str, Any]]:
-            check_params(params, group)
-            names, several = select(params, shared), _several(batch)
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        def start() -> tuple[Tensor, dict[str, Any]]:
+            check_params(run.params)
+            names, several = select(run.params, shared), _several(batch)
             blocks = {} if groups is None else partition(names, groups)
-            losses = _mean_losses(losses_fn, params, stepped_on(several), names)
+            losses = _mean_losses(run, stepped_on(several), names)
             facts = {"the number of tasks": len(losses), "the number of batches": len(several)}
             facts |= {"shared": names, "groups": blocks, "heads": heads}
             return torch.stack([losses] * len(blocks)) if blocks else losses, facts
 
-        losses, part = agree(peers, alone), part_of(peers, None)
-        return losses if part is None else part.total(losses), ()
+        losses = run.union.agree(start)
+        return run.union.shares(None).total(losses), ()
 
-    def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: State
-    ) -> tuple[TaskGradients, State]:
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(is_empty(state))
+        params = run.params
         names = select(params, shared)
         blocks = () if groups is None else tuple(partition(names, groups).values())
-        part = part_of(peers_here(group, params), None)
-        local = scaled(losses_fn, part, params) if part else losses_fn
+        if run.labels(None, batch) is not None:
+            raise ValueError(
+                "present: double_sampling multiplies two batches' gradients, of which every task "
+                "needs labels; leave present out"
+            )
+        shares = run.union.shares(None)
 
-        def taken(one: Batch, rows: bool) -> Linear:
+        def taken(one: Batch, rows: bool) -> Linearization:
             kept, share = (names, share_of(heads)) if rows else ((), None)
-            linear = linearize(local, params, one, shared=kept, heads=share, chunk_size=chunk_size)
-            return united(linear, part, params, names, blocks, whole=True, dtype=gramian_dtype)
+            request = Request(kept, heads=share, chunk_size=chunk_size)
+            linear = linearize_labelled(run(one, request), request, shares)
+            return shares.linearization(
+                linear, params, names, blocks, whole=True, dtype=gramian_dtype
+            )
 
         # of the third no rows are kept
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
@@ -129,18 +138,16 @@ def double_sampling(
     return Probe(init, update, group, frozenset({"cross_gramian", "second_losses"}))
 
 
-def _mean_losses(
-    losses_fn: LossesFn, params: Params, several: tuple[Any, ...], names: tuple[str, ...]
-) -> Tensor:
+def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> Tensor:
     try:
-        losses = [first_losses(losses_fn, params, one, names, hint=True) for one in several]
+        losses = [first_losses(run, one, names, hint=True) for one in several]
     except Exception as error:
         error.add_note("double_sampling: each entry of the batch is a batch of its own")
         raise
     return torch.stack(losses).mean(0)
 
 
-def _of_rows(linear: Linear, weights: Tensor, blocks: Blocks, params: Params) -> Params:
+def _of_rows(linear: Linearization, weights: Tensor, blocks: Blocks, params: Params) -> Params:
     """The combination of one batch's rows, and its heads' gradient."""
     grads = combine_groups(weights, linear.rows, blocks) | linear.heads
     left = tuple(name for name in params if name not in grads)
@@ -148,7 +155,7 @@ def _of_rows(linear: Linear, weights: Tensor, blocks: Blocks, params: Params) ->
 
 
 def _afresh(
-    linear: Linear,
+    linear: Linearization,
     weights: Tensor,
     names: tuple[str, ...],
     members: Blocks,

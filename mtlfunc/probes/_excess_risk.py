@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.distributed import Group
-from ..types import Probe, Rows, Select, State
+from ..processes import Group
+from ..types import Blocks, Probe, Rows, Select, State
 from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory, same_rows
-from .groups import Blocks, Groups
+from .groups import Groups
 
 
 def excess_risk(
@@ -55,8 +55,8 @@ def excess_risk(
         >>> import mtlfunc as mf
         >>> losses = lambda params, batch: torch.stack([3 * params["x"], -4 * params["x"]])
         >>> probe, params = excess_risk(), {"x": torch.tensor(1.0)}
-        >>> _, state = probe.init(losses, params, (), mf.random.key(0))
-        >>> measured, _ = probe.update(losses, params, (), state)
+        >>> _, state = probe.init(mf.Run(losses, params), (), mf.random.key(0))
+        >>> measured, _ = probe.update(mf.Run(losses, params), (), state)
         >>> measured.geometry.extra["excess_risk"].tolist()
         [3.0, 4.0]
     """

@@ -11,27 +11,18 @@ import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import can_look, check_option, check_params, peers_here
-from ..core.distributed import Group, agree, check_group, described, sharded
+from ..core.checks import check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import select
-from ..gradients.forward import split_output
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.hooked import linearize_hooked
-from ..gradients.layerwise import Hooks, Tapped, worth_watching
-from ..gradients.linearize import (
-    Keep,
-    Linear,
-    Watched,
-    check_chunk_size,
-    linearize,
-    linearize_losses,
-)
+from ..gradients.layerwise import worth_watching
+from ..gradients.linearize import Linearization, Request, check_chunk_size
+from ..processes import Group, Shares, check_group, described, gramians
 from ..types import (
     Batch,
+    Blocks,
     Combine,
     Geometry,
-    LossesFn,
     Params,
     Probe,
     Rows,
@@ -41,25 +32,19 @@ from ..types import (
 )
 from .common import (
     Present,
+    Run,
     check_dtype,
     check_leak,
     check_memory,
     check_present,
-    checked_first,
     first_losses,
     fixed,
     is_empty,
-    labelled,
-    labels,
-    leaves_of_each,
-    mask_of,
+    linearize_labelled,
     same_rows,
-    weights_of,
-    with_labels,
 )
-from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
+from .groups import Groups, combine_groups, fixed_groups, partition
 from .masks import Mask, graddrop
-from .together import Part, part_of, scaled, shares, united
 
 Heads = Literal["plain", "own", "weighted"]
 
@@ -183,15 +168,10 @@ def jacobian(
         raise ValueError(
             'engine="layerwise" makes no rows, and mask edits them; use engine="rows" or "auto"'
         )
-    if present is not None and getattr(mask, "ranks_rows", False):
-        raise ValueError(
-            "present: this mask ranks the rows of all tasks, and would rank an absent one's "
-            "zeros; use it on batches with all labels"
-        )
+    if present is not None and ranks_rows(mask):
+        raise ValueError(_ABSENT_RANKED)
     if mix is not None and present is not None:
-        raise ValueError(
-            "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
-        )
+        raise ValueError(_ABSENT_MIXED)
     return row_probe(
         RowOptions(
             shared,
@@ -207,6 +187,17 @@ def jacobian(
             group=group,
         )
     )
+
+
+_ABSENT_RANKED = (
+    "present: this mask ranks the rows of all tasks, and would rank an absent one's zeros; use it "
+    "on batches with all labels"
+)
+_ABSENT_MIXED = "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
+
+
+def ranks_rows(mask: Mask | None) -> bool:
+    return getattr(mask, "ranks_rows", False)
 
 
 class RowOptions(NamedTuple):
@@ -231,7 +222,13 @@ def row_probe(options: RowOptions) -> Probe:
     options = checked_options(options)
     added = frozenset() if options.edit is None else options.edit.measures
     measures = added | {"gramian"}
-    return Probe(partial(_init, options), partial(_update, options), options.group, measures)
+    return Probe(
+        partial(_init, options),
+        partial(_update, options),
+        options.group,
+        measures,
+        partial(_watches, options),
+    )
 
 
 def checked_options(options: RowOptions) -> RowOptions:
@@ -254,24 +251,32 @@ def checked_options(options: RowOptions) -> RowOptions:
     )
 
 
-def _init(
-    options: RowOptions, losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-) -> tuple[Tensor, State]:
-    peers = peers_here(options.group, params)
+def _watches(options: RowOptions, params: Params) -> bool:
+    """Whether the calls of a forward pass are of use; raises where the globs match nothing."""
+    _, measured, _ = _layout(params, options)
+    if options.engine == "rows" or options.group is not None or _edits(options):
+        return False
+    return options.engine == "layerwise" or worth_watching(params, measured)
 
-    def alone() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
-        check_params(params, options.group)
+
+def _edits(options: RowOptions) -> bool:
+    """Whether the rows are needed between the backward passes and the Gramian."""
+    return not (options.mask is options.edit is options.groups is None)
+
+
+def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+    params = run.params
+
+    def start() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
+        check_params(params)
         names, _, _ = _layout(params, options)
-        counts = labels(options.present, batch, counts=options.group is not None)
-        here = mask_of(counts)
-        losses = first_losses(losses_fn, params, batch, names, hint=True, present=here)
-        if peers is None:
-            return (losses, counts), {}
-        return (losses, counts), {"the number of tasks": len(losses)} | agreed(options, params)
+        counts = _labels(options, run, batch)
+        losses = first_losses(run, batch, names, hint=True, counts=counts)
+        facts = {"the number of tasks": len(losses)} | _facts(options, run, counts)
+        return (losses, counts), facts
 
-    losses, counts = agree(peers, alone)
-    part = part_of(peers, counts)
-    losses = losses if part is None else part.total(losses)
+    losses, counts = run.union.agree(start)
+    losses = run.union.shares(counts).total(losses)
     names, _, blocks = _layout(params, options)
     state = ()
     if options.edit is not None:
@@ -283,144 +288,85 @@ def _init(
     return torch.stack([losses] * len(blocks)) if blocks else losses, state
 
 
-def agreed(options: RowOptions, params: Params) -> dict[str, Any]:
+def _facts(options: RowOptions, run: Run, counts: Tensor | None) -> dict[str, Any]:
     """What processes must have in common, or they would wait for one another, or sum what differs;
     functions as far as they can be compared.
     """
-    names, measured, blocks = _layout(params, options)
+    if not run.union.several:
+        return {}
+    names, measured, blocks = _layout(run.params, options)
     same = {name: getattr(options, name) for name in ("mask", "mix", "edit", "gramian_dtype")}
     same |= {"shared": names, "measure": measured, "groups": blocks, "heads": options.heads}
-    given = {"whether present= is given": options.present is not None}
+    given = {"whether present= is given": counts is not None}
     return {name: described(value) for name, value in same.items()} | given
 
 
+def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
+    counts = run.labels(options.present, batch, counts=options.group is not None)
+    if counts is not None and (options.mix is not None or ranks_rows(options.mask)):
+        raise ValueError(_ABSENT_MIXED if options.mix is not None else _ABSENT_RANKED)
+    return counts
+
+
 def _update(
-    options: RowOptions, losses_fn: LossesFn, params: Params, batch: Batch, state: State
+    options: RowOptions, run: Run, batch: Batch, state: State
 ) -> tuple[TaskGradients, State]:
-    mix, mask, edit, groups = options.mix, options.mask, options.edit, options.groups
-    names, measured, _ = _layout(params, options)
-    with_rows = mask is not None or edit is not None or groups is not None
+    mix, mask, edit, params, union = (
+        options.mix, options.mask, options.edit, run.params, run.union
+    )  # fmt: skip
+    names, measured, blocks = _layout(params, options)
     key = torch.zeros((), dtype=torch.int64)
     if mix is not None or mask is not None:
         check_memory(isinstance(state, random.Stream))
         key, state = random.draw(state)
     elif edit is None:
         check_memory(is_empty(state))
-    here = labels(options.present, batch, counts=options.group is not None)
-    part = part_of(peers_here(options.group, params), here)
-    linear = linearize(
-        scaled(losses_fn, part, params) if part else with_labels(losses_fn, mask_of(here)),
-        params,
-        batch,
-        shared=names,
-        mix=None if mix is None else partial(_mixed, mix, key),
-        heads=share_of(options.heads),
-        measured=() if with_rows or part else measured,
-        keep="rows" if with_rows or part else "combination",
-        engine=options.engine,
-        chunk_size=1 if any(map(sharded, params.values())) else options.chunk_size,
+    counts = _labels(options, run, batch)
+    shares = union.shares(counts)
+    with_rows = _edits(options) or union.several
+    request = Request(
+        names,
+        () if with_rows else measured,
+        "rows" if with_rows else "combination" if run.combines else "nothing",
+        options.engine,
+        None if mix is None else partial(_mixed, mix, key),
+        heads=share_of(options.heads) if run.combines else None,
+        chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
     )
-    return _measured(options, linear, params, mask_of(here), key, state, part)
+    linear = linearize_labelled(run(batch, request), request, shares)
+    return _measured(options, linear, params, shares, key, state, measured, blocks)
 
 
 def _measured(
     options: RowOptions,
-    linear: Linear,
+    linear: Linearization,
     params: Params,
-    here: Tensor | None,
+    shares: Shares,
     key: Tensor,
     state: State,
-    part: Part | None = None,
+    measured: tuple[str, ...],
+    blocks: Blocks,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
-    mask, edit, heads, dtype = options.mask, options.edit, options.heads, options.gramian_dtype
-    _, measured, blocks = _layout(params, options)
+    mask, edit, dtype = options.mask, options.edit, options.gramian_dtype
     whole = mask is not None or edit is not None
-    linear = united(linear, part, params, measured, blocks, whole=whole, dtype=dtype)
-    found = labelled(linear, here if part is None else part.present)
-    rows, extra = linear.rows, shares(part, linear.losses)
+    part = shares.part(linear.losses)
+    linear = shares.linearization(linear, params, measured, blocks, whole=whole, dtype=dtype)
+    found = shares.labelled(linear)
+    rows, extra = linear.rows, {}
     if mask is not None:
         rows = _masked(mask, random.fold_in(key, 1), rows)
     if edit is not None:
-        rows, added, state = edit.update(rows, found.present, blocks, state)
-        extra |= added
+        rows, extra, state = edit.update(rows, found.present, blocks, state)
     gramian = linear.gramian
     if gramian is None:
         gramian = gramians(rows, rows, measured, blocks, dtype)
-    if here is not None or part is not None:
-        check_leak(found, gramian, *linear.heads.values())
+    check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
-    share = found.share if heads == "plain" else None
+    share = found.share if options.heads == "plain" else None
     combine = _combination(linear, rows, blocks, params, share)
-    return TaskGradients(found.losses, geometry, combine, found.aux), state
-
-
-def first_of_losses(options: RowOptions, leaves: Params, out: Any, here: Tensor | None) -> Tensor:
-    """The rule's first losses, `[row]` or `[group, row]`, of losses that exist already."""
-    names, _, blocks = _layout(leaves, options)
-    losses, scalars, _ = split_output(out)
-    first = checked_first(
-        losses.detach(),
-        # the graph of a module under fully_shard ends in its gathered weights
-        None if any(map(sharded, leaves.values())) else leaves_of_each(losses, scalars, leaves),
-        names,
-        heads=weights_of(leaves, names),
-        present=here,
-        otherwise=list,  # a forward that cannot be run again
-        look=can_look(losses),
-    )
-    return torch.stack([first] * len(blocks)) if blocks else first
-
-
-def measured_losses(
-    options: RowOptions,
-    leaves: Params,
-    out: Any,
-    watched: Watched,
-    here: Tensor | None,
-    keep: Keep,
-    part: Part | None = None,
-) -> TaskGradients:
-    """What the probe of these options measures, on losses that exist already.
-
-    Args:
-        options: without mix, mask, edit and present.
-        leaves: the parameters.
-        out: losses in any form, with their graph.
-        watched: what was seen of the forward.
-        here: the tasks that have labels; None is all.
-        keep: "combination", or "nothing" where the answer's `combine` is not called.
-        part: of this process in a group, with its own labels.
-    """
-    names, measured, blocks = _layout(leaves, options)
-    heads = None if keep == "nothing" else share_of(options.heads)
-    local = scaled(lambda *_: out, part, leaves) if part else with_labels(lambda *_: out, here)
-    if any(map(sharded, leaves.values())):
-        linear = linearize_hooked(local(leaves, ()), leaves, shared=names, heads=heads)
-        return _measured(options, linear, leaves, here, linear.losses, (), part)[0]
-    linear = linearize_losses(
-        local(leaves, ()),
-        leaves,
-        watched,
-        shared=names,
-        heads=heads,
-        measured=() if blocks or part else measured,
-        keep="rows" if blocks or part else keep,
-        engine=options.engine,
-        chunk_size=options.chunk_size,
-        gramian_dtype=options.gramian_dtype,
-    )
-    return _measured(options, linear, leaves, here, linear.losses, (), part)[0]
-
-
-def watching(options: RowOptions, leaves: Params) -> Hooks:
-    """A mode that sees as much of a forward as a probe of these options makes use of."""
-    _, measured, blocks = _layout(leaves, options)
-    small = options.engine == "auto" and not worth_watching(leaves, measured)
-    if blocks or options.engine == "rows" or options.group is not None or small:
-        return Hooks()
-    return Tapped(leaves, local=False)  # a bias' rows cost no more than its deltas
+    return TaskGradients(linear.losses, geometry, combine, linear.aux, part), state
 
 
 def check_heads(heads: Heads, groups: Groups | None) -> None:
@@ -480,7 +426,7 @@ def _zero_rows(params: Params, names: tuple[str, ...], count: int) -> Rows:
 
 
 def _combination(
-    linear: Linear, rows: Rows, blocks: Blocks, params: Params, share: Tensor | float | None
+    linear: Linearization, rows: Rows, blocks: Blocks, params: Params, share: Tensor | float | None
 ) -> Combine:
     """The weighted sum of rows, and the heads' gradient, times `share` if that is given."""
 

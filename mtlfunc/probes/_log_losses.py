@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..core.checks import check_scalar
 from ..core.expect import expect_probe
-from ..gradients.forward import split_output
-from ..types import Batch, LossesFn, Params, Probe, Scalar, State, TaskGradients
+from ..gradients.losses import Losses
+from ..types import Batch, Probe, Scalar, State, TaskGradients
 from ._double_sampling import stepped_on
+from .common import Run
 
 
 def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
@@ -41,8 +40,8 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         >>> import mtlfunc as mf
         >>> losses = lambda params, batch: torch.stack([params["x"], 100 * params["x"]])
         >>> probe, params = log_losses(mf.jacobian()), {"x": torch.tensor(2.0)}
-        >>> _, state = probe.init(losses, params, (), mf.random.key(0))
-        >>> probe.update(losses, params, (), state)[0].geometry.gramian.tolist()
+        >>> _, state = probe.init(mf.Run(losses, params), (), mf.random.key(0))
+        >>> probe.update(mf.Run(losses, params), (), state)[0].geometry.gramian.tolist()
         [[0.25, 0.25], [0.25, 0.25]]
     """
     expect_probe(probe)
@@ -57,24 +56,18 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         positive = x + eps > 0  # an absent task's 0 must have no infinite derivative, nor a NaN one
         return torch.where(positive, (x + eps).where(positive, 1.0).log(), float("nan"))
 
-    def logged(losses_fn: LossesFn) -> LossesFn:
-        def fn(params: Params, batch: Batch) -> Any:
-            losses, scalars, aux = split_output(losses_fn(params, batch))
-            if scalars is None:
-                return logarithm(losses), (losses, aux)
-            return tuple(logarithm(x) for x in scalars), (losses, aux)
+    def logged(losses: Losses) -> Losses:
+        aux = losses.vector, losses.aux
+        if losses.scalars is None:
+            return Losses(logarithm(losses.vector), None, losses.names, aux)
+        scalars = tuple(logarithm(x) for x in losses.scalars)
+        return Losses(torch.stack(scalars), scalars, losses.names, aux)
 
-        return fn
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        return probe.init(run.edited(logged), batch, key)
 
-    def init(
-        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-    ) -> tuple[Tensor, State]:
-        return probe.init(logged(losses_fn), params, batch, key)
-
-    def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: State
-    ) -> tuple[TaskGradients, State]:
-        measured, state = probe.update(logged(losses_fn), params, batch, state)
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        measured, state = probe.update(run.edited(logged), batch, state)
         if isinstance(measured.aux[0], Tensor):
             losses, aux = measured.aux
         else:  # one such pair for each of several batches
@@ -86,4 +79,4 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
 
     logs = {"log_gramian"} if "gramian" in (probe.measures or ()) else set()
     measures = None if probe.measures is None else probe.measures | logs
-    return Probe(init, update, measures=measures)
+    return probe._replace(init=init, update=update, measures=measures)

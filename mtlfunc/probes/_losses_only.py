@@ -6,23 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.checks import check_params, peers_here
-from ..core.distributed import Group, agree, check_group
-from ..gradients.linearize import Linear, linearize
-from ..types import Batch, Geometry, LossesFn, Params, Probe, State, TaskGradients
+from ..core.checks import check_params
+from ..gradients.linearize import Request
+from ..processes import Group, check_group
+from ..types import Batch, Geometry, Params, Probe, State, TaskGradients
 from .common import (
     Present,
+    Run,
     check_leak,
     check_memory,
     check_present,
     first_losses,
     is_empty,
-    labelled,
-    labels,
-    mask_of,
-    with_labels,
+    linearize_labelled,
 )
-from .together import Part, part_of, scaled, shares, summed, totals
 
 
 def losses_only(*, present: Present | None = None, group: Group = None) -> Probe:
@@ -52,53 +49,34 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
     check_present(present)
     check_group(group)
 
-    def init(
-        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-    ) -> tuple[Tensor, State]:
-        peers = peers_here(group, params)
-
-        def alone() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
-            check_params(params, group)
-            counts = labels(present, batch, counts=group is not None)
-            here = mask_of(counts)
-            losses = first_losses(losses_fn, params, batch, tuple(params), present=here)
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        def start() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
+            check_params(run.params)
+            counts = run.labels(present, batch, counts=group is not None)
+            losses = first_losses(run, batch, tuple(run.params), counts=counts)
             return (losses, counts), {
                 "the number of tasks": len(losses),
-                "whether present= is given": present is not None,
+                "whether present= is given": counts is not None,
             }
 
-        losses, counts = agree(peers, alone)
-        part = part_of(peers, counts)
-        return losses if part is None else part.total(losses), ()
+        losses, counts = run.union.agree(start)
+        return run.union.shares(counts).total(losses), ()
 
-    def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: State
-    ) -> tuple[TaskGradients, State]:
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(is_empty(state))
-        counts = labels(present, batch, counts=group is not None)
-        part, here = part_of(peers_here(group, params), counts), mask_of(counts)
-        local = scaled(losses_fn, part, params) if part else with_labels(losses_fn, here)
-        return weighted_losses(linearize(local, params, batch, shared=()), here, part), state
+        shares = run.union.shares(run.labels(present, batch, counts=group is not None))
+        linear = linearize_labelled(run(batch), Request(()), shares)
+        part = shares.part(linear.losses)
+        linear, _ = shares.totals(linear)
+        found = shares.labelled(linear)
+        nothing = linear.losses.new_zeros(0, 0)
+        geometry = Geometry(linear.mixed, nothing, found.preference, found.present, {})
+
+        def combined(weights: Tensor) -> Params:
+            grads = run.union.gradient(linear.pullback(weights))
+            check_leak(linear.losses, found, *grads.values())
+            return grads
+
+        return TaskGradients(linear.losses, geometry, combined, linear.aux, part), state
 
     return Probe(init, update, group, frozenset())
-
-
-def weighted_losses(linear: Linear, here: Tensor | None, part: Part | None = None) -> TaskGradients:
-    """The losses alone, and the gradient of their weighted sum."""
-    if part is not None:
-        linear, here = totals(linear, part)[0], part.present
-    found = labelled(linear, here)
-    geometry = Geometry(
-        linear.losses,
-        linear.losses.new_zeros(0, 0),
-        found.preference,
-        found.present,
-        shares(part, linear.losses),
-    )
-
-    def combined(weights: Tensor) -> Params:
-        grads = summed(linear.pullback(weights), part.peers if part else None)
-        check_leak(found, *grads.values())
-        return grads
-
-    return TaskGradients(found.losses, geometry, combined, found.aux)

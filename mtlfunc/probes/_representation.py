@@ -8,29 +8,28 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_params, peers_here, recording
-from ..core.distributed import Group, agree, check_group, sharded
+from ..core.checks import can_look, check_params, depth, recording
 from ..core.expect import expect_function
-from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import combine, dot, select
-from ..gradients.forward import forward_pass, split_output
-from ..gradients.leaves import explained_vjp, without_trace
-from ..gradients.linearize import Linear, Watched, linearize, linearize_losses
-from ..types import Batch, Geometry, LossesFn, Params, Probe, Rows, Select, State, TaskGradients
+from ..gradients.levels import explained_vjp, without_trace
+from ..gradients.linearize import Linearization, Request
+from ..gradients.losses import Losses, Tasks, parse_losses
+from ..gradients.run import live, observe
+from ..gradients.run import run as run_once
+from ..gradients.safe_ops import SafeOps
+from ..processes import Group, Shares, check_group
+from ..types import Batch, Geometry, Params, Probe, Rows, Select, State, TaskGradients
 from .common import (
     Present,
+    Run,
     check_leak,
     check_memory,
     check_present,
     first_losses,
     fixed,
-    labelled,
-    labels,
     leaves_of_each,
-    mask_of,
-    with_labels,
+    linearize_labelled,
 )
-from .together import Part, part_of, scaled, shares, summed, totals
 
 
 @runtime_checkable
@@ -105,111 +104,101 @@ def representation(
     check_group(group)
     shared = fixed(shared)
 
-    def init(
-        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-    ) -> tuple[Tensor, State]:
-        peers = peers_here(group, params)
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        params = run.params
 
-        def alone() -> tuple[tuple[Tensor, Tensor | None, Tasks], dict[str, Any]]:
-            check_params(params, group)
+        def start() -> tuple[tuple[Tensor, Tensor | None, Tasks], dict[str, Any]]:
+            check_params(params)
             names = select(params, shared)
-            counts = labels(present, batch, counts=group is not None)
-            here = mask_of(counts)
-            losses, tasks = _first(losses_fn, params, batch)
-            losses = losses if here is None else losses.where(here, 0.0)
+            counts = run.labels(present, batch, counts=group is not None)
+            forward = run.first(batch)
+            losses, tasks = forward.value, forward.losses.tasks
+            mask = counts if counts is None or counts.dtype == torch.bool else counts > 0
+            losses = losses if mask is None else losses.where(mask, 0.0)
             if can_look(batch, params):
                 _check_encode(encode, params, batch, names, shared)
-                _check_decode(encode, decode, params, batch, here, tasks, losses)
+                _check_decode(encode, decode, params, batch, mask, tasks, losses)
             facts = {"the number of tasks": len(losses), "shared": names}
             given = {"whether present= is given": present is not None}
             return (losses, counts, tasks), facts | given
 
-        losses, counts, tasks = agree(peers, alone)
-        part = part_of(peers, counts)
-        return losses if part is None else part.total(losses), tasks
+        losses, counts, tasks = run.union.agree(start)
+        return run.union.shares(counts).total(losses), tasks
 
-    def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: State
-    ) -> tuple[TaskGradients, State]:
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, dict | tuple) and not hasattr(state, "_fields"))
-        outside = torch.is_grad_enabled()
+        params, outside = run.params, torch.is_grad_enabled()
 
-        def encoded(params: Params) -> tuple[Params, Params]:
-            ran = forward_pass(lambda: encode(params, batch), params, outside=outside)
-            z = _named(ran.out)
-            return z, ran.released(z)
+        def encoded(leaves: Params) -> tuple[Params, Params]:
+            if torch.compiler.is_compiling():
+                with SafeOps():
+                    z = _named(encode(leaves, batch))
+                return z, z
+            seen = observe(lambda: encode(leaves, batch), leaves, _parse_features, outside=outside)
+            z = dict(zip(seen.losses.names or (), seen.losses.roots, strict=True))
+            return z, z if seen.recorded or depth() else {n: x.detach() for n, x in z.items()}
 
         _, pull, z = explained_vjp(encoded, params)
         leaves = {f"decode {name}": leaf for name, leaf in params.items()}
 
         def decoded(both: Params, batch: Batch) -> Any:
             own = {name: both[f"decode {name}"] for name in params}
-            out = decode(own, _unnamed({name: both[name] for name in z}), batch)
-            return _in_order(out, state)
+            return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
-        counts = labels(present, batch, counts=group is not None)
-        part, here = part_of(peers_here(group, params), counts), mask_of(counts)
-        linear = linearize(
-            scaled(decoded, part, params) if part else with_labels(decoded, here),
-            leaves | z,
-            batch,
-            shared=tuple(z),
+        shares = run.union.shares(run.labels(present, batch, counts=group is not None))
+        request = Request(
+            tuple(z),
             heads=lambda count: 1 / count,
-            chunk_size=1 if any(map(sharded, params.values())) else None,
+            chunk_size=1 if run.union.by_hooks(params) else None,
         )
+        forward = run_once(decoded, leaves | z, batch, parse=lambda out: _parse_decoded(out, state))
+        linear = linearize_labelled(forward, request, shares)
 
         def through(gradient: Params) -> Params:
             with recording((z, linear.rows, gradient)):
                 return pull(gradient)[0]
 
         heads = {name: linear.heads[f"decode {name}"] for name in params}
-        return _measured(linear, here, through, heads, part), state
+        return _measured(linear, shares, through, heads), state
 
-    return Probe(init, update, group, frozenset({"gramian"}))
+    measures = frozenset({"gramian"})
+    return Probe(init, update, group, measures, calls_model=True)
 
 
 def _measured(
-    linear: Linear,
-    here: Tensor | None,
+    linear: Linearization,
+    shares: Shares,
     through: Callable[[Params], Params],
     heads: Params,
-    part: Part | None = None,
 ) -> TaskGradients:
     """The geometry of rows at z; `through` pulls a gradient at z back through the trunk."""
     gramian = dot(linear.rows, linear.rows, tuple(linear.rows))
-    if part is not None:
-        linear, (gramian,) = totals(linear, part, gramian)
-        here = part.present
-    found = labelled(linear, here)
-    extra = shares(part, linear.losses)
-    geometry = Geometry(linear.losses, gramian, found.preference, found.present, extra)
-    check_leak(found, gramian, *heads.values())
+    part = shares.part(linear.losses)
+    linear, (gramian,) = shares.totals(linear, gramian)
+    found = shares.labelled(linear)
+    geometry = Geometry(linear.mixed, gramian, found.preference, found.present, {})
+    check_leak(linear.losses, found, gramian, *heads.values())
 
     def combined(weights: Tensor) -> Params:
         trunk = through(combine(weights, linear.rows))
-        grads = {name: trunk[name] + heads[name] * found.share for name in trunk}
-        return summed(grads, part.peers if part else None)
+        return shares.union.gradient(
+            {name: trunk[name] + heads[name] * found.share for name in trunk}
+        )
 
-    return TaskGradients(found.losses, geometry, combined, found.aux)
+    return TaskGradients(linear.losses, geometry, combined, linear.aux, part)
 
 
-def measured_features(
-    out: Any,
-    features: Any,
-    leaves: Params,
-    names: tuple[str, ...],
-    here: Tensor | None,
-    part: Part | None = None,
+def measure_features(
+    losses: Losses, features: Any, leaves: Params, names: tuple[str, ...], shares: Shares
 ) -> TaskGradients:
     """What `representation` measures, of losses and features that exist already.
 
     Args:
-        out: losses in any form, with their graph.
+        losses: with their graph.
         features: z, a tensor or a dict of tensors in that graph.
         leaves: the parameters.
         names: those that may act through z.
-        here: the tasks that have labels; None is all.
-        part: of this process in a group, with its own labels.
+        shares: this process's part of every loss.
 
     Raises:
         ValueError: where z has no graph, a loss does not depend on it, or another parameter acts
@@ -221,23 +210,16 @@ def measured_features(
             "features: expected what the trunk computed in this forward, with its graph; neither "
             "detach it nor work under torch.no_grad"
         )
-    behind = set().union(
-        *((leaves_of_each(x[None], (x,), leaves) or [set()])[0] for x in z.values())
-    )
+    trunk = live(_parse_features(features), leaves)
+    behind = set().union(*(leaves_of_each(trunk) or ()))
     wrong = [name for name in leaves if name in behind and name not in names]
     if wrong:
         raise ValueError(
             f"shared: the features depend on {', '.join(wrong)}, which it does not match; widen it"
         )
-    local = scaled(lambda *_: out, part, leaves) if part else with_labels(lambda *_: out, here)
-    linear = linearize_losses(
-        local(leaves, ()),
-        leaves | z,
-        Watched(None, True),
-        shared=tuple(z),
-        heads=lambda count: 1 / count,
-    )
-    silent = [t for t in range(len(linear.losses)) if not _any(linear.rows, t, here)]
+    forward = live(losses, leaves | z, hooked=True)
+    linear = linearize_labelled(forward, Request(tuple(z), heads=lambda count: 1 / count), shares)
+    silent = [t for t in range(len(linear.losses)) if not _any(linear.rows, t, shares.here)]
     if silent and can_look(linear.losses):
         raise ValueError(f"features: the losses of tasks {silent} do not depend on them")
 
@@ -260,7 +242,7 @@ def measured_features(
         count = len(linear.losses)
         inside = through({name: rows.sum(0) / count for name, rows in linear.rows.items()})
         heads = {n: x - inside[n] if n in behind else x for n, x in heads.items()}
-    return _measured(linear, here, through, heads, part)
+    return _measured(linear, shares, through, heads)
 
 
 def _any(rows: Rows, task: int, here: Tensor | None) -> bool:
@@ -268,48 +250,33 @@ def _any(rows: Rows, task: int, here: Tensor | None) -> bool:
     return absent or any(bool(leaf[task].any()) for leaf in rows.values())
 
 
-def _first(losses_fn: LossesFn, params: Params, batch: Batch) -> tuple[Tensor, Tasks]:
-    """The losses of one forward pass, and which tasks they are."""
-    tasks: Tasks = ()
-    outside = torch.is_grad_enabled()
-
-    def forward(params: Params) -> tuple[Tensor, Any]:
-        nonlocal tasks
-        with without_trace(params):
-            ran = forward_pass(lambda: losses_fn(params, batch), params, outside=outside)
-        tasks = tasks_of(ran.out)
-        return ran.released(split_output(ran.out)[0]), ()
-
-    return explained_vjp(forward, params)[0], tasks
-
-
-def _in_order(out: Any, tasks: Tasks) -> Any:
+def _parse_decoded(out: Any, tasks: Tasks) -> Losses:
     """What decode returned, a dict of losses in the order of `losses_fn`'s."""
-    named = isinstance(tasks_of(out), dict)
-    if named and tasks and not isinstance(tasks, dict):
+    losses = parse_losses(out, "decode")
+    if losses.names is None or not tasks:
+        return losses
+    if not isinstance(tasks, dict):
         raise ValueError(
             "decode returned a dict of losses, so losses_fn must, too: their names say which loss "
             "is which"
         )
-    return aligned(out, tasks, "decode") if named or not isinstance(tasks, dict) else out
+    return parse_losses(out, "decode", tasks=tasks)
+
+
+def _parse_features(z: Any) -> Losses:
+    """Features in the form of losses: what is differentiated is one tensor after the other."""
+    named = _named(z)
+    several = tuple(named.values())
+    return Losses(several[0], several, tuple(named))
 
 
 def _check_encode(
     encode: Encode, params: Params, batch: Batch, names: tuple[str, ...], shared: Select
 ) -> None:
     """Raise where encode uses a parameter that is not shared."""
-    reached: list[set[str]] | None = None
-
-    def used(params: Params) -> tuple[Tensor, Any]:
-        nonlocal reached
-        with without_trace(params):
-            z = encode(params, batch)
-        total = torch.stack([leaf.sum() for leaf in _named(z).values()]).sum()
-        reached = leaves_of_each(total[None], (total,), params)
-        return total, ()
-
-    explained_vjp(used, params)
-    found = reached[0] if reached else set()
+    with without_trace(params):
+        forward = run_once(encode, params, batch, parse=_parse_features)
+    found = set().union(*(leaves_of_each(forward) or ()))
     if not found:
         raise ValueError(
             "encode: z depends on no parameter; compute it from params, without detach or no_grad"
@@ -334,10 +301,12 @@ def _check_decode(
     with without_trace(params):
         z = {name: leaf.detach() for name, leaf in _named(encode(params, batch)).items()}
 
-    def decoded(leaves: Params, batch: Batch) -> Any:
-        return _in_order(decode(params, _unnamed(leaves), batch), tasks)
-
-    found = first_losses(decoded, z, batch, tuple(z), present=here)
+    decoded = Run(
+        lambda leaves, batch: decode(params, _unnamed(leaves), batch),
+        z,
+        parse=lambda out: _parse_decoded(out, tasks),
+    )
+    found = first_losses(decoded, batch, tuple(z), counts=here)
     if found.shape != losses.shape or not torch.allclose(found, losses, rtol=1e-3, atol=0.0):
         raise ValueError(
             f"representation: decode(encode(·)) gives losses {found.tolist()}, but losses_fn gives "

@@ -9,12 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..core.checks import peers_here
 from ..core.expect import expect_probe
-from ..gradients.forward import split_output
-from ..types import Batch, LossesFn, Params, Probe, State, TaskGradients
-from .common import check_memory
-from .together import of_union
+from ..processes import of_union
+from ..types import Batch, Probe, State, TaskGradients
+from .common import Run, check_memory
 
 
 class SecondEvaluationState(NamedTuple):
@@ -56,32 +54,26 @@ def second_evaluation(probe: Probe) -> Probe:
         >>> losses = lambda params, batch: (params["x"] - batch).square()
         >>> probe = second_evaluation(mf.losses_only())
         >>> params, batch = {"x": torch.zeros(())}, torch.tensor([1.0, 2.0])
-        >>> _, state = probe.init(losses, params, batch, mf.random.key(0))
-        >>> _, state = probe.update(losses, params, batch, state)
-        >>> measured, _ = probe.update(losses, {"x": torch.ones(())}, batch, state)
+        >>> _, state = probe.init(mf.Run(losses, params), batch, mf.random.key(0))
+        >>> _, state = probe.update(mf.Run(losses, params), batch, state)
+        >>> measured, _ = probe.update(mf.Run(losses, {"x": torch.ones(())}), batch, state)
         >>> {name: row.tolist() for name, row in measured.geometry.extra.items()}
         {'last_losses': [1.0, 4.0], 'last_losses_now': [0.0, 1.0], 'last_present': [True, True]}
     """
     expect_probe(probe)
 
-    def init(
-        losses_fn: LossesFn, params: Params, batch: Batch, key: Tensor
-    ) -> tuple[Tensor, State]:
-        losses, inner = probe.init(losses_fn, params, batch, key)
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        losses, inner = probe.init(run, batch, key)
         rows = losses.shape[-1:]
         nobody = losses.new_zeros(rows, dtype=torch.bool)
         zeros, ones = losses.new_zeros(rows), losses.new_ones(rows)
         return losses, SecondEvaluationState(inner, _copied(batch), zeros, nobody, ones)
 
-    def update(
-        losses_fn: LossesFn, params: Params, batch: Batch, state: State
-    ) -> tuple[TaskGradients, State]:
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, SecondEvaluationState))
-        measured, inner = probe.update(losses_fn, params, batch, state.probe)
+        measured, inner = probe.update(run, batch, state.probe)
         geometry = measured.geometry
-        peers = peers_here(probe.group, params)
-        now = split_output(losses_fn(params, state.batch))[0]
-        now = of_union(now, state.share, peers)
+        now = of_union(run.evaluate(state.batch).vector, state.share, run.union)
         if geometry.losses.shape != now.shape:
             raise ValueError(
                 f"second_evaluation: the probe mixes {len(now)} tasks into "
@@ -99,15 +91,14 @@ def second_evaluation(probe: Probe) -> Probe:
         kept = (
             torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
             torch.zeros_like(state.present) | geometry.present,
-            torch.zeros_like(state.share) + geometry.extra.get("share", 1.0),
+            torch.zeros_like(state.share) + (1.0 if measured.part is None else measured.part),
         )
         following = SecondEvaluationState(inner, _copied(batch), *kept)
         return measured._replace(geometry=geometry), following
 
     last = {"last_losses", "last_losses_now", "last_present"}
-    return Probe(
-        init, update, probe.group, None if probe.measures is None else probe.measures | last
-    )
+    measures = None if probe.measures is None else probe.measures | last
+    return probe._replace(init=init, update=update, measures=measures, calls_model=True)
 
 
 def _copied(batch: Batch) -> Batch:

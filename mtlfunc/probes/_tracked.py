@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, check_scalar
-from ..core.distributed import Group
 from ..core.expect import expect_function
-from ..types import Probe, Rows, Scalar, Select, State
+from ..processes import Group
+from ..types import Blocks, Probe, Rows, Scalar, Select, State
 from ._jacobian import Edit, Heads, RowOptions, row_probe
 from .common import Present, check_memory, same_rows
-from .groups import Blocks, Groups
+from .groups import Groups
 
 Rate = Scalar | Callable[[Tensor], Tensor]
 

@@ -1,20 +1,21 @@
-"""What several probes share: the first forward pass, and batches from which tasks are absent."""
+"""What several probes share: the runs of one step, the first forward pass, and absent tasks."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import all_present, can_look, check_finite, everyone, visible
-from ..core.distributed import check_gathers
+from ..core.checks import all_present, can_look, check_finite, visible
 from ..core.expect import expect_function
-from ..gradients.forward import check_connected, forward_pass, split_output
-from ..gradients.leaves import explained_vjp, without_trace
-from ..gradients.linearize import Linear, linearize
+from ..gradients.levels import without_trace
+from ..gradients.linearize import Linearization, Request, linearize
+from ..gradients.losses import Losses, parse_losses
+from ..gradients.run import Forward, check_connected, run
+from ..processes import Labelled, Shares, Union, check_gathers
 from ..types import Batch, LossesFn, Params, Rows, Select, State
 
 
@@ -25,14 +26,86 @@ class Present(Protocol):
     def __call__(self, batch: Batch, /) -> Tensor: ...
 
 
-class Labelled(NamedTuple):
-    """One step's linearisation over the tasks that have labels."""
+class Run:
+    """The forward passes of one step of a pure function; `run(batch)` makes one.
 
-    losses: Tensor  # [task], as `losses_fn` gave them, absent tasks' too
-    present: Tensor  # Bool[row]
-    preference: Tensor  # [row], over the present
-    share: Tensor | float  # what turns a mean over all tasks into one over the present
-    aux: Any
+    Args:
+        losses_fn: `(params, batch) -> losses`.
+        params: where to differentiate.
+        union: of the processes that step together.
+        parse: from what `losses_fn` returned to losses.
+    """
+
+    combines = True  # whether the answer's `combine` will be called
+
+    def __init__(
+        self,
+        losses_fn: LossesFn,
+        params: Params,
+        union: Union | None = None,
+        parse: Callable[[Any], Losses] = parse_losses,
+    ) -> None:
+        self.losses_fn, self.params, self.parse = losses_fn, params, parse
+        self.union = Union() if union is None else union
+
+    def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
+        """One forward pass, watched as far as the request has use for it."""
+        watch = request is not None and request.watches(self.params)
+        return run(self.losses_fn, self.params, batch, watch=watch, parse=self.parse)
+
+    def first(self, batch: Batch) -> Forward:
+        """One forward pass that is no step: what it changes in place is restored."""
+        with without_trace(self.params):
+            return self(batch)
+
+    def evaluate(self, batch: Batch) -> Losses:
+        """The losses alone."""
+        return self.parse(self.losses_fn(self.params, batch))
+
+    def edited(self, edit: Callable[[Losses], Losses]) -> Run:
+        """The same forward passes with other losses made of theirs."""
+        return Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+
+    def labels(
+        self, present: Present | None, batch: Batch, *, counts: bool = False
+    ) -> Tensor | None:
+        """Which tasks have labels in this batch, or `counts` of them; None is all of them."""
+        if present is None:
+            return None
+        return checked_labels(present(batch), counts=counts, given="a function from the batch to ")
+
+    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
+        """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
+        broken = {
+            name: torch.full_like(leaf, float("nan")) if name in shared else leaf
+            for name, leaf in self.params.items()
+        }
+        try:
+            with torch.no_grad(), without_trace(broken):
+                losses = self.parse(self.losses_fn(broken, batch)).vector
+        except Exception:  # a model may refuse NaN: then there is nothing to be learnt this way
+            return []
+        suspects = losses.isfinite().nonzero().flatten().tolist()
+        if not suspects:
+            return []
+        rows = linearize(self.first(batch), Request(shared)).rows
+        return [t for t in suspects if not any(bool(leaf[t].any()) for leaf in rows.values())]
+
+
+def checked_labels(mask: Any, *, counts: bool, given: str = "") -> Tensor:
+    """Labels by task, if they are a boolean tensor, or with `counts` numbers."""
+    numbers = isinstance(mask, Tensor) and (mask.dtype == torch.bool or counts)
+    if not isinstance(mask, Tensor) or not numbers or mask.ndim != 1:
+        found = (
+            f"{mask.dtype} of shape {list(mask.shape)}"
+            if isinstance(mask, Tensor)
+            else type(mask).__name__
+        )
+        raise TypeError(
+            f"present: expected {given}a boolean tensor [task], got {found}"
+            + ("" if counts else "; numbers of labels are for group=")
+        )
+    return mask
 
 
 def check_present(present: Present | None) -> None:
@@ -56,66 +129,14 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
-def labels(present: Present | None, batch: Batch, *, counts: bool = False) -> Tensor | None:
-    """Which tasks have labels in this batch, or `counts` of them; None where all have them by
-    construction.
-    """
-    if present is None:
-        return None
-    mask = present(batch)
-    numbers = isinstance(mask, Tensor) and (mask.dtype == torch.bool or counts)
-    if not isinstance(mask, Tensor) or not numbers or mask.ndim != 1:
-        found = (
-            f"{mask.dtype} of shape {list(mask.shape)}"
-            if isinstance(mask, Tensor)
-            else type(mask).__name__
-        )
-        raise TypeError(
-            f"present: expected a function from the batch to a boolean tensor [task], got {found}"
-            + ("" if counts else "; numbers of labels are for group=")
-        )
-    return mask
-
-
-def mask_of(counts: Tensor | None) -> Tensor | None:
-    """Bool[task] from labels, or from numbers of them."""
-    return counts if counts is None or counts.dtype == torch.bool else counts > 0
-
-
-def with_labels(losses_fn: LossesFn, mask: Tensor | None) -> LossesFn:
-    """`losses_fn` with 0 for absent tasks' losses; aux is then (the losses as they were, aux)."""
-    if mask is None:
-        return losses_fn
-
-    def masked(params: Params, batch: Batch) -> Any:
-        losses, scalars, aux = split_output(losses_fn(params, batch))
-        if mask.shape != losses.shape:
-            raise ValueError(
-                f"present: one entry a task is needed, {losses.shape[0]}, got {mask.shape[0]}"
-            )
-        if scalars is None:
-            kept = losses if all_present(mask) else torch.where(mask, losses, 0.0)
-        elif visible(mask):
-            # nothing of an absent task enters the graph: no backward pass of it, and no NaN
-            both = zip(mask.tolist(), scalars, strict=True)
-            kept = tuple(x if here else x.new_zeros(()) for here, x in both)
-        else:
-            both = zip(mask.unbind(), scalars, strict=True)
-            kept = tuple(torch.where(here, x, 0.0) for here, x in both)
-        return kept, (losses, aux)
-
-    return masked
-
-
-def labelled(linear: Linear, mask: Tensor | None) -> Labelled:
-    """What `linearize` made of `with_labels(losses_fn, mask)`."""
-    if mask is None:
-        return Labelled(linear.losses, everyone(linear.mixed), linear.preference, 1.0, linear.aux)
-    losses, aux = linear.aux
-    if all_present(mask):
-        return Labelled(losses, mask, linear.preference, 1.0, aux)
-    count = mask.sum().clamp_min(1).to(linear.losses)
-    return Labelled(losses, mask, mask.to(linear.losses) / count, len(mask) / count, aux)
+def linearize_labelled(forward: Forward, request: Request, shares: Shares) -> Linearization:
+    """`linearize`, of the losses times this process's shares of them."""
+    return linearize(
+        forward,
+        request._replace(
+            scale=shares.scale(forward.value), left_out=shares.left_out(forward.params)
+        ),
+    )
 
 
 def is_empty(state: State) -> bool:
@@ -142,15 +163,15 @@ def check_memory(fits: bool) -> None:
         )
 
 
-def check_leak(found: Labelled, *gradients: Tensor) -> None:
+def check_leak(losses: Tensor, found: Labelled, *gradients: Tensor) -> None:
     """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
-    if not (visible(found.present) and can_look(found.losses, gradients)):
+    if not (visible(found.present) and can_look(losses, gradients)):
         return
     if all_present(found.present):
         return
-    if found.present.shape != found.losses.shape:
+    if found.present.shape != losses.shape:
         return
-    absent = (~found.present & ~found.losses.isfinite()).nonzero().flatten().tolist()
+    absent = (~found.present & ~losses.isfinite()).nonzero().flatten().tolist()
     if absent and not all(bool(x.isfinite().all()) for x in gradients):
         raise ValueError(
             f"present: tasks {absent} are absent and their losses are not finite, like a mean over "
@@ -161,90 +182,50 @@ def check_leak(found: Labelled, *gradients: Tensor) -> None:
 
 
 def first_losses(
-    losses_fn: LossesFn,
-    params: Params,
+    run: Run,
     batch: Batch,
     shared: tuple[str, ...],
     *,
     hint: bool = False,
-    present: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Losses `[task]` of one forward pass that leaves no trace, 0 for absent tasks.
 
     Where values can be read, also an error about a task that does not depend on `shared`, and
     (`hint`) a warning about a leaf there that one task alone depends on.
     """
-    reached: list[set[str]] | None = None
-
-    def forward(params: Params) -> tuple[Tensor, Any]:
-        nonlocal reached
-        with without_trace(params):
-            ran = forward_pass(lambda: losses_fn(params, batch), params, outside=outside)
-        losses, scalars, aux = split_output(ran.out)
-        check_connected(losses, params)
-        check_gathers(losses, params)
-        if can_look_inside:
-            reached = leaves_of_each(losses, scalars, params)
-        return ran.released((losses, aux))
-
-    can_look_inside, outside = can_look(batch, params), torch.is_grad_enabled()
-    losses, _, _ = explained_vjp(forward, params)
-    return checked_first(
-        losses,
-        reached,
-        shared,
-        heads=weights_of(params, shared) if hint else (),
-        present=present,
-        otherwise=lambda: _independent(losses_fn, params, batch, shared),
-        look=can_look_inside,
-    )
-
-
-def checked_first(
-    losses: Tensor,
-    reached: list[set[str]] | None,
-    shared: tuple[str, ...],
-    *,
-    heads: tuple[str, ...],
-    present: Tensor | None,
-    otherwise: Callable[[], list[int]],
-    look: bool,
-) -> Tensor:
-    """The first losses `[task]`, 0 for absent tasks, after the checks that `first_losses` promises.
-
-    Args:
-        losses: of one forward pass.
-        reached: the leaves behind each; None where the graph does not tell.
-        shared: names of the shared leaves.
-        heads: the names that call for a warning where one task alone depends on them.
-        present: as in `first_losses`.
-        otherwise: finds the tasks without shared leaves where the graph does not tell.
-        look: whether values can be read.
-    """
-    if present is not None:
-        if present.shape != losses.shape:
+    forward = run.first(batch)
+    check_connected(forward)
+    check_gathers(forward.losses.vector, run.params)
+    losses = forward.value
+    here = counts if counts is None or counts.dtype == torch.bool else counts > 0
+    if here is not None:
+        if here.shape != losses.shape:
             raise ValueError(
-                f"present: one entry a task is needed, {losses.shape[0]}, got {present.shape[0]}"
+                f"present: expected one entry per task, {losses.shape[0]}, got {here.shape[0]}"
             )
-        losses = losses.where(present, 0.0)
+        losses = losses.where(here, 0.0)
     check_finite(losses, "losses")
-    if not look:
+    if not can_look(batch, run.params, losses):
         return losses
+    # the graph of a module under fully_shard ends in its gathered weights
+    reached = None if run.union.by_hooks(run.params) else leaves_of_each(forward)
     if reached is None:
-        alone = otherwise()
+        silent = run.unreached(batch, shared)
     else:
-        alone = [task for task, names in enumerate(reached) if not names & set(shared)]
-    if present is not None:
-        alone = [task for task in alone if bool(present[task])]
-    if alone:
+        silent = [task for task, names in enumerate(reached) if not names & set(shared)]
+    if here is not None:
+        silent = [task for task in silent if bool(here[task])]
+    if silent:
         raise ValueError(
-            f"shared: the losses of tasks {alone} (counted from 0) depend on none of the shared "
+            f"shared: the losses of tasks {silent} (counted from 0) depend on none of the shared "
             f"parameters {', '.join(shared)}; leave these tasks out, or widen the glob to the "
             "parameters that they use"
         )
-    if heads and reached is not None and len(reached) > 1:
+    if hint and reached is not None and len(reached) > 1:
         private = [name for name in shared if sum(name in names for names in reached) == 1]
-        if not set(private).isdisjoint(heads):
+        # a bias alone is not a head's, as the last of a network in a loss of its derivatives
+        if any(run.params[name].ndim > 1 for name in private):
             warnings.warn(
                 f"shared: only one task depends on {', '.join(private)}, which then counts in that "
                 "task's gradient length alone; if these are heads, pass a glob for the trunk, such "
@@ -254,59 +235,10 @@ def checked_first(
     return losses
 
 
-def weights_of(params: Params, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that may be a head's: a bias alone is not, as the last of a network in a loss of its
-    derivatives.
-    """
-    return tuple(name for name in names if params[name].ndim > 1)
-
-
-def leaves_of_each(
-    losses: Tensor, scalars: tuple[Tensor, ...] | None, params: Params
-) -> list[set[str]] | None:
+def leaves_of_each(forward: Forward) -> list[set[str]] | None:
     """Names of the leaves behind each loss, by the autograd graph; None for an opaque vector."""
-    if not losses.requires_grad:
-        return [set() for _ in range(losses.shape[0])]
-    if scalars is None:
-        if losses.grad_fn is None or losses.grad_fn.name() != "StackBackward0":
-            return None
-        nodes = [node for node, _ in losses.grad_fn.next_functions]
-    else:
-        nodes = [
-            torch.autograd.graph.get_gradient_edge(scalar).node if scalar.requires_grad else None
-            for scalar in scalars
-        ]
-    leaf_nodes = {
-        torch.autograd.graph.get_gradient_edge(leaf).node: name for name, leaf in params.items()
-    }
-    reached = []
-    for node in nodes:
-        seen, todo = set(), [node]
-        while todo:
-            current = todo.pop()
-            if current is not None and current not in seen:
-                seen.add(current)
-                todo.extend(following for following, _ in current.next_functions)
-        reached.append({name for leaf_node, name in leaf_nodes.items() if leaf_node in seen})
-    return reached
-
-
-def _independent(
-    losses_fn: LossesFn, params: Params, batch: Batch, shared: tuple[str, ...]
-) -> list[int]:
-    """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
-    broken = {
-        name: torch.full_like(leaf, float("nan")) if name in shared else leaf
-        for name, leaf in params.items()
-    }
-    try:
-        with torch.no_grad(), without_trace(broken):
-            losses = split_output(losses_fn(broken, batch))[0]
-    except Exception:  # a model may refuse NaN: then there is nothing to be learnt this way
-        return []
-    suspects = losses.isfinite().nonzero().flatten().tolist()
-    if not suspects:
-        return []
-    with without_trace(params):
-        rows = linearize(losses_fn, params, batch, shared=shared).rows
-    return [task for task in suspects if not any(bool(leaf[task].any()) for leaf in rows.values())]
+    if forward.edges is None:
+        return [set() for _ in forward.value] if forward.root is None else None
+    served = {name: forward.graph.serves_leaf(name) for name in forward.params}
+    count = len(forward.edges)
+    return [{name for name, bits in served.items() if bits >> t & 1} for t in range(count)]

@@ -7,15 +7,12 @@ from collections.abc import Callable, Hashable, Mapping
 import torch
 from torch import Tensor
 
-from ..core.tree import combine, dot, layer_of, select
-from ..types import Params, Rows, Select
+from ..core.tree import combine, layer_of, select
+from ..types import Blocks, Params, Rows, Select
 from .common import fixed
 
 Groups = str | Callable[[str], Hashable] | Mapping[str, Select]
 """`"layer"`, a function from a name to its group's label, or `{label: glob or predicate}`."""
-
-Blocks = tuple[tuple[str, ...], ...]
-"""The names in each group; no groups at all is ()."""
 
 
 def partition(names: tuple[str, ...], groups: Groups) -> dict[Hashable, tuple[str, ...]]:
@@ -68,16 +65,6 @@ def fixed_groups(groups: Groups | None) -> Groups | None:
     if isinstance(groups, Mapping):
         return {label: fixed(which) for label, which in groups.items()}
     return groups
-
-
-def gramians(
-    left: Rows, right: Rows, measured: tuple[str, ...], blocks: Blocks, dtype: torch.dtype | None
-) -> Tensor:
-    """Inner products of two sets of rows: `[row, other]`, or `[group, row, other]`."""
-    if not blocks:
-        return dot(left, right, measured, dtype)
-    members = [tuple(name for name in names if name in measured) for names in blocks]
-    return torch.stack([dot(left, right, names, dtype) for names in members])
 
 
 def combine_groups(weights: Tensor, rows: Rows, blocks: Blocks) -> Params:

@@ -4,18 +4,17 @@ on. Modules and parameters that belong to several processes are refused where no
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ..core.wrappers import refuse_wrapped, wrapper_of
 
 T = TypeVar("T")
 
@@ -24,13 +23,6 @@ Group = Any
 
 Not spelt out, because a build of torch may lack both.
 """
-
-_WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
-_CURE = (
-    "every process would balance the gradients of its own part of the data, and weigh them "
-    "differently; pass the module inside (.module) and group= to the probe, or the wrapped module "
-    "to mtlfunc.Balancer(..., group=)"
-)
 
 
 class Peers(NamedTuple):
@@ -102,15 +94,6 @@ class Peers(NamedTuple):
             yield theirs
 
 
-def columns(
-    peers: Peers | None, theirs: Sequence[Tensor], block: Callable[[Sequence[Tensor]], Tensor]
-) -> Tensor:
-    """`block` of these tensors, or of every process's: `[row, column]` side by side."""
-    if peers is None:
-        return block(theirs)
-    return torch.cat([block(each) for each in peers.each(theirs)], 1)
-
-
 def unflattened(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """`[width]` cut into leaves of these shapes; what is left at the end is padding."""
     found, at = {}, 0
@@ -164,6 +147,15 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
             f"group: its backends are {backends}, and none takes the parameters, which are on "
             f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
         )
+    for leaf in filter(sharded, leaves):
+        mesh: Any = leaf.device_mesh  # pyright: ignore
+        ranks = dist.get_process_group_ranks(group)
+        if mesh.ndim != 1 or sorted(mesh.mesh.flatten().tolist()) != sorted(ranks):
+            raise ValueError(
+                f"group: its ranks are {ranks}, and a parameter is sharded over the mesh "
+                f"{mesh.mesh.tolist()}; expected one-dimensional meshes over exactly the ranks of "
+                "the group (no HSDP, no tensor parallelism)"
+            )
     size = dist.get_world_size(group)
     if size == 1 and not any(map(sharded, leaves)):
         return None
@@ -272,11 +264,6 @@ def sharded(leaf: Any) -> bool:
     return type(leaf).__name__ == "DTensor"
 
 
-def held(leaf: Tensor) -> Tensor:
-    """What this process holds of a leaf: of a DTensor its own shard."""
-    return leaf.to_local() if sharded(leaf) else leaf  # pyright: ignore
-
-
 def check_gathers(losses: Tensor, params: Mapping[str, Any]) -> None:
     """Raise where `losses_fn` gathers a sharded parameter so that each process's gradient would
     pass for the whole one.
@@ -314,19 +301,6 @@ def shard_like(local: Tensor, leaf: Any) -> Tensor:
     )
 
 
-def refuse_wrapped(
-    module: nn.Module, argument: str = "module", *, allowed: tuple[str, ...] = ()
-) -> None:
-    """Raise where a module, or one inside it, is wrapped for training in several processes."""
-    for name, inner in module.named_modules():
-        wrapper = wrapper_of(inner)
-        if wrapper and wrapper not in allowed:
-            where = f"{argument}.{name}" if name else argument
-            raise NotImplementedError(
-                f"{where} is wrapped in {wrapper}, which mtlfunc does not support here: {_CURE}"
-            )
-
-
 def unwrapped(module: nn.Module, group: Group) -> nn.Module:
     """The module whose parameters have plain names: without the wrappers of torch.compile, and of
     DistributedDataParallel where a group is named.
@@ -356,44 +330,3 @@ def refuse_sharded(params: Mapping[str, Any]) -> None:
                 "shards are not those of the gradients; pass group= to the probe, or whole "
                 "parameters, leaf.full_tensor()"
             )
-
-
-def refusing_wrapped_calls() -> AbstractContextManager[None]:
-    """While a forward pass runs: raise where it calls a wrapped module.
-
-    There is none without a process group, and then this costs nothing.
-    """
-    if torch.compiler.is_compiling() or not dist.is_available():
-        return nullcontext()
-    return _watching_calls() if dist.is_initialized() else nullcontext()
-
-
-@contextmanager
-def _watching_calls() -> Iterator[None]:
-    thread = threading.get_ident()
-
-    def look(module: nn.Module, inputs: Any) -> None:
-        if threading.get_ident() == thread and wrapper_of(module):
-            raise NotImplementedError(
-                f"losses_fn calls a module wrapped in {wrapper_of(module)}, which mtlfunc does not "
-                f"support: {_CURE}"
-            )
-
-    hook = register_module_forward_pre_hook(look)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def wrapper_of(module: nn.Module) -> str | None:
-    """The wrapper's name, or None: by name, so that nothing of torch.distributed is imported."""
-    return _wrapper(type(module))
-
-
-@lru_cache(maxsize=256)
-def _wrapper(which: type[nn.Module]) -> str | None:
-    for kind in which.__mro__:
-        if kind.__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
-            return kind.__name__
-    return None

@@ -1,167 +1,261 @@
-"""One step of several processes: sums over a group of what each linearised on its own batch.
+"""The union of the processes' batches: one step of several processes is one step on it.
 
 The union's loss of task t is Σ_r s_t^r L_t^r with the shares s_t^r that each rank has in it, so
-every derivative is a sum over the ranks of that of the scaled local losses.
+every derivative is a sum over the ranks of that of the scaled local losses. A `Union` of one process
+answers in the same words and exchanges nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from ..core.distributed import Peers, held, shard_like, sharded, unflattened
-from ..gradients.forward import split_output
-from ..gradients.linearize import Linear
-from ..types import Batch, LossesFn, Params, Rows
-from .groups import Blocks, gramians
+from ..core.checks import all_present, everyone, local_part, transformed, visible
+from ..core.tree import dot
+from ..types import Blocks, Params, Rows
+from .group import Group, Peers, agree, peers_of, refuse_sharded, shard_like, sharded, unflattened
+
+T = TypeVar("T")
 
 
-class Part(NamedTuple):
+class Union(NamedTuple):
+    """The processes whose batches are one batch, as one of them sees it; None is this one alone."""
+
+    peers: Peers | None = None
+
+    @property
+    def several(self) -> bool:
+        return self.peers is not None
+
+    @property
+    def size(self) -> int:
+        return 1 if self.peers is None else self.peers.size
+
+    def agree(self, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
+        """What `work` answers; an error on every rank if it fails on one, or if their facts differ."""
+        return agree(self.peers, work)
+
+    def lists(self, mine: list[T]) -> list[T]:
+        """Every rank's small objects, one rank after the other."""
+        return mine if self.peers is None else [x for one in self.peers.objects(mine) for x in one]
+
+    def any(self, fact: Tensor) -> Tensor:
+        """Whether a fact holds on some rank."""
+        if self.peers is None:
+            return fact
+        return self.peers.sums(fact.to(torch.float64))[0] > 0
+
+    def names(self, mine: set[str], every: Sequence[str]) -> set[str]:
+        """The names that some rank has."""
+        if self.peers is None:
+            return mine
+        (found,) = self.peers.sums(torch.tensor([float(name in mine) for name in every]))
+        return {name for name, count in zip(every, found.tolist(), strict=True) if count}
+
+    def columns(
+        self, theirs: Sequence[Tensor], block: Callable[[Sequence[Tensor]], Tensor]
+    ) -> Tensor:
+        """`block` of these tensors, or of every process's: `[row, column]` side by side."""
+        if self.peers is None:
+            return block(theirs)
+        return torch.cat([block(each) for each in self.peers.each(theirs)], 1)
+
+    def shares(self, counts: Tensor | None) -> Shares:
+        """This process's part of the union's losses: by its labels, or equal parts without any.
+
+        Args:
+            counts: `[task]`, this rank's labels; booleans count as 1 and 0. None is all.
+        """
+        here = counts if counts is None or counts.dtype == torch.bool else counts > 0
+        if self.peers is None:
+            return Shares(self, 1.0, 1.0, here, here)
+        if counts is None:
+            return Shares(self, 1 / self.size, 1 / self.size, None, None)
+        mine = counts.to(device=self.peers.device, dtype=torch.float64)
+        (total,) = self.peers.sums(mine.where(mine >= 0, float("nan")))
+        if bool(total.isnan().any()):  # on every rank, or the others would wait
+            raise ValueError("present: a rank's counts are negative or NaN; expected numbers >= 0")
+        share = mine / total.where(total > 0, 1.0)
+        told = share.where(total > 0, 1 / self.size)
+        return Shares(self, share, told, mine > 0, total > 0)
+
+    def by_hooks(self, params: Params) -> bool:
+        """Whether gradients of these leaves arrive by hooks alone, as under `fully_shard`."""
+        return self.peers is not None and any(map(sharded, params.values()))
+
+    def gradient(self, grads: Params) -> Params:
+        """Gradients of the union from gradients of every process's scaled losses.
+
+        A sharded leaf's is the mean over the ranks already: autograd has reduced it.
+        """
+        if self.peers is None:
+            return grads
+        plain = {name: leaf for name, leaf in grads.items() if not sharded(leaf)}
+        found = self.peers.sum_leaves(plain)
+        return {name: found[name] if name in found else self.size * grads[name] for name in grads}
+
+
+class Shares(NamedTuple):
     """This process's part in the losses of the union of the batches."""
 
-    peers: Peers
+    union: Union
     share: Tensor | float  # [task] of a task's samples
     told: Tensor | float  # the same, and 1/R for tasks that have labels nowhere
     here: Tensor | None  # Bool[task], the tasks that have labels on this rank; None is all
     present: Tensor | None  # Bool[task], those that have labels on any
 
-    def total(self, losses: Tensor) -> Tensor:
-        """The union's losses, from this process's as they are, 0 where it has no labels."""
-        return self.peers.sums(losses * _as(self.share, losses))[0]
+    def scale(self, losses: Tensor) -> Tensor | None:
+        """What multiplies this process's losses `[task]`: its share, 0 without labels; None is 1.
 
-
-def shares(part: Part | None, losses: Tensor) -> dict[str, Tensor]:
-    """For `Geometry.extra`: what makes other losses of this batch the union's, by `of_union`."""
-    return {} if part is None else {"share": _as(part.share, losses).clone()}
-
-
-def of_union(losses: Tensor, share: Tensor, peers: Peers | None) -> Tensor:
-    """The union's losses `[task]` from every process's and its shares `[task]`."""
-    if peers is None:
-        return losses
-    return peers.sums(losses.where(share > 0, 0.0) * share.to(losses))[0]
-
-
-def part_of(peers: Peers | None, counts: Tensor | None) -> Part | None:
-    """Shares of the ranks, equal ones without counts.
-
-    Args:
-        peers: the group's processes, or None.
-        counts: `[task]`, this rank's labels; booleans count as 1 and 0.
-    """
-    if peers is None:
-        return None
-    if counts is None:
-        return Part(peers, 1 / peers.size, 1 / peers.size, None, None)
-    mine = counts.to(device=peers.device, dtype=torch.float64)
-    (total,) = peers.sums(mine.where(mine >= 0, float("nan")))
-    if bool(total.isnan().any()):  # on every rank, or the others would wait
-        raise ValueError("present: a rank's counts are negative or NaN; expected numbers >= 0")
-    share = mine / total.where(total > 0, 1.0)
-    return Part(peers, share, share.where(total > 0, 1 / peers.size), mine > 0, total > 0)
-
-
-def scaled(losses_fn: LossesFn, part: Part, params: Params) -> LossesFn:
-    """`losses_fn` times this process's shares, and 0 where it has no labels.
-
-    As by `with_labels`, aux is (the losses as they were, aux) where there are counts.
-    """
-    # the passes of a sharded leaf are collectives, and every rank must join in each
-    collective = any(map(sharded, params.values()))
-
-    def local(params: Params, batch: Batch) -> Any:
-        losses, scalars, aux = split_output(losses_fn(params, batch))
-        share, here = _as(part.share, losses), part.here
-        if here is not None and here.shape != losses.shape:
+        Raises:
+            ValueError: for labels of another number of tasks.
+        """
+        if self.here is not None and self.here.shape != losses.shape:
             raise ValueError(
-                f"present: one entry a task is needed, {len(losses)}, got {here.shape[0]}"
+                f"present: expected one entry per task, {losses.shape[0]}, got {self.here.shape[0]}"
             )
-        told = aux if here is None else (losses, aux)
-        if scalars is None:
-            kept = losses if here is None else torch.where(here, losses, 0.0)
-            return kept * share, told
-        if here is None:
-            return tuple(x * one for one, x in zip(share, scalars, strict=True)), told
-        kept = [
-            x if mask else (torch.where(here[t], x, 0.0) if collective else x.new_zeros(()))
-            for t, (mask, x) in enumerate(zip(here.tolist(), scalars, strict=True))
-        ]
-        return tuple(x * one for one, x in zip(share, kept, strict=True)), told
+        if self.union.several:
+            share = _as(self.share, losses)
+            return share if self.here is None else share.where(self.here, 0.0)
+        return None if self.here is None or all_present(self.here) else self.here.to(losses)
 
-    return local
+    def left_out(self, params: Params) -> frozenset[int]:
+        """Tasks without labels whose separate losses need no pass, as far as that can be seen.
+
+        The passes of a sharded leaf are collectives, and every rank must join in each.
+        """
+        if self.here is None or not visible(self.here) or any(map(sharded, params.values())):
+            return frozenset()
+        return frozenset(t for t, here in enumerate(self.here.tolist()) if not here)
+
+    def total(self, losses: Tensor) -> Tensor:
+        """The union's losses from this process's, 0 for tasks without labels."""
+        scale = self.scale(losses)
+        if scale is None:
+            return losses
+        local = losses.where(scale != 0, 0.0) * scale
+        return self.union.peers.sums(local)[0] if self.union.peers else local
+
+    def linearization(
+        self,
+        linear: Any,
+        params: Params,
+        measured: tuple[str, ...],
+        blocks: Blocks,
+        *,
+        whole: bool,
+        dtype: torch.dtype | None,
+    ) -> Any:
+        """The union's losses, Gramian and gradients, from each process's.
+
+        Args:
+            linear: the `Linearization` of the scaled losses of this process, with its rows.
+            params: the leaves.
+            measured: names of those that the Gramian sums over.
+            blocks: the names in each group of parameters.
+            whole: every process needs the rows as a whole; else it gets its own columns of their
+                sum, for half the traffic.
+            dtype: of the Gramian's accumulation.
+        """
+        peers = self.union.peers
+        if peers is None:
+            return linear
+        if whole:
+            linear, _ = self.totals(linear)
+            rows, gramian, back = _whole(linear.rows, peers), None, linear.restore
+        else:
+            rows, back = _pieces(linear.rows, params, peers)
+            own = {
+                name: x if _counts(params[name], peers) else x[:, :0] for name, x in rows.items()
+            }
+            linear, (gramian,) = self.totals(linear, gramians(own, own, measured, blocks, dtype))
+            gramian = 0.5 * (gramian + gramian.mT)
+        inner = linear.pullback
+
+        def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
+            return self.union.gradient(inner(weights, names))
+
+        return linear._replace(
+            rows=rows,
+            gramian=gramian,
+            heads=self.union.gradient(linear.heads),
+            pullback=pullback,
+            restore=back,
+        )
+
+    def totals(self, linear: Any, *more: Tensor) -> tuple[Any, list[Tensor]]:
+        """The union's losses in place of this process's, and sums of `more`, in one exchange."""
+        if self.union.peers is None:
+            return linear, list(more)
+        raw = linear.losses
+        asked = raw if self.here is None else raw.where(self.here | ~self.present, 0.0)  # pyright: ignore
+        told, mixed, *found = self.union.peers.sums(
+            asked * _as(self.told, raw), linear.mixed, *more
+        )
+        return linear._replace(losses=told, mixed=mixed), found
+
+    def labelled(self, linear: Any) -> Labelled:
+        """What a rule is told of the labels, beside what `linear` has."""
+        if self.present is None:
+            return Labelled(everyone(linear.mixed), linear.preference, 1.0)
+        if all_present(self.present):
+            return Labelled(self.present, linear.preference, 1.0)
+        count = self.present.sum().clamp_min(1).to(linear.losses)
+        preference = self.present.to(linear.losses) / count
+        return Labelled(self.present, preference, len(self.present) / count)
+
+    def part(self, losses: Tensor) -> Tensor | None:
+        """`[task]`, what makes other losses of this batch the union's, by `of_union`."""
+        return _as(self.share, losses).clone() if self.union.several else None
 
 
-def united(
-    linear: Linear,
-    part: Part | None,
-    params: Params,
-    measured: tuple[str, ...],
-    blocks: Blocks,
-    *,
-    whole: bool,
-    dtype: torch.dtype | None,
-) -> Linear:
-    """The union's losses, Gramian and gradients, from each process's; without a group, as it is.
+class Labelled(NamedTuple):
+    """The labels of one step."""
 
-    Args:
-        linear: of the scaled losses of this process, with its rows.
-        part: which says how they were scaled.
-        params: the leaves.
-        measured: names of those that the Gramian sums over.
-        blocks: the names in each group of parameters.
-        whole: every process needs the rows as a whole; else it gets its own columns of their sum,
-            for half the traffic.
-        dtype: of the Gramian's accumulation.
+    present: Tensor  # Bool[row]
+    preference: Tensor  # [row], over the present
+    share: Tensor | float  # what turns a mean over all tasks into one over the present
+
+
+def union_of(group: Group, params: Mapping[str, Any]) -> Union:
+    """The union over the processes of a group; of this one alone for None.
+
+    Raises:
+        RuntimeError: where the processes cannot be talked to.
+        NotImplementedError: for sharded parameters without a group.
+        ValueError: for a group that does not fit the parameters.
     """
-    if part is None:
-        return linear
-    peers = part.peers
-    if whole:
-        linear, _ = totals(linear, part)
-        rows, gramian, back = _whole(linear.rows, peers), None, linear.restore
-    else:
-        rows, back = _pieces(linear.rows, params, peers)
-        own = {name: x if _counts(params[name], peers) else x[:, :0] for name, x in rows.items()}
-        linear, (gramian,) = totals(linear, part, gramians(own, own, measured, blocks, dtype))
-        gramian = 0.5 * (gramian + gramian.mT)
-
-    def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
-        return summed(linear.pullback(weights, names), peers)
-
-    return linear._replace(
-        rows=rows,
-        gramian=gramian,
-        heads=summed(linear.heads, peers),
-        pullback=pullback,
-        restore=back,
-    )
+    if group is None:
+        if dist.is_available() and dist.is_initialized() and isinstance(params, Mapping):
+            refuse_sharded(params)
+        return Union()
+    if torch.compiler.is_compiling() or transformed():
+        raise RuntimeError(
+            "group: processes cannot talk to each other inside a transform of torch.func or a "
+            "compiled function; call this outside, and compile losses_fn or the module"
+        )
+    return Union(peers_of(group, params))
 
 
-def totals(linear: Linear, part: Part, *more: Tensor) -> tuple[Linear, list[Tensor]]:
-    """The union's losses in place of this process's, and sums of `more`, in one exchange."""
-    told, aux = linear.losses, linear.aux
-    if part.here is not None:
-        raw, aux = linear.aux
-        asked = part.here | ~part.present  # pyright: ignore[reportOptionalOperand]
-        told = raw.where(asked, 0.0) * _as(part.told, raw)
-    losses, mixed, told, *found = part.peers.sums(linear.losses, linear.mixed, told, *more)
-    aux = aux if part.here is None else (told, aux)
-    return linear._replace(losses=losses, mixed=mixed, aux=aux), found
+def of_union(losses: Tensor, share: Tensor, union: Union) -> Tensor:
+    """The union's losses `[task]` from every process's and its shares `[task]`."""
+    if union.peers is None:
+        return losses
+    return union.peers.sums(losses.where(share > 0, 0.0) * share.to(losses))[0]
 
 
-def summed(grads: Params, peers: Peers | None) -> Params:
-    """Gradients of the union from gradients of every process's scaled losses.
-
-    A sharded leaf's is the mean over the ranks already: autograd has reduced it.
-    """
-    if peers is None:
-        return grads
-    plain = {name: leaf for name, leaf in grads.items() if not sharded(leaf)}
-    found = peers.sum_leaves(plain)
-    return {name: found[name] if name in found else peers.size * grads[name] for name in grads}
+def gramians(
+    left: Rows, right: Rows, measured: tuple[str, ...], blocks: Blocks, dtype: torch.dtype | None
+) -> Tensor:
+    """Inner products of two sets of rows: `[row, other]`, or `[group, row, other]`."""
+    if not blocks:
+        return dot(left, right, measured, dtype)
+    members = [tuple(name for name in names if name in measured) for names in blocks]
+    return torch.stack([dot(left, right, names, dtype) for names in members])
 
 
 def _whole(rows: Rows, peers: Peers) -> Rows:
@@ -178,7 +272,7 @@ def _pieces(rows: Rows, params: Params, peers: Peers) -> tuple[Rows, Callable[[P
     to whole leaves.
     """
     plain = {name: row for name, row in rows.items() if not sharded(row)}
-    pieces = {name: peers.size * held(row) for name, row in rows.items() if name not in plain}
+    pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
     width = 0
     if plain:
         mine = peers.scatter_sum(torch.cat([row.flatten(1) for row in plain.values()], 1))

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..core import random
 from ..core.checks import (
@@ -20,13 +20,12 @@ from ..core.checks import (
     check_gradients,
     check_option,
     check_params,
-    is_pair,
-    peers_here,
+    local_part,
 )
-from ..core.distributed import Peers, agree, described, described_params, held, warn_alone
 from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
-from ..core.tasks import Tasks, aligned, tasks_of
-from ..gradients.layerwise import Idle, Repeated
+from ..gradients.losses import Losses, Tasks, parse_declared
+from ..probes.common import Run
+from ..processes import described, described_params, union_of, warn_alone
 from ..types import (
     Balance,
     BalanceState,
@@ -96,32 +95,34 @@ def balance(
     expect_rule(rule)
     expect_probe(probe)
     check_option(reduction, "reduction", get_args(Reduction))
-    known: dict[Any, Idle] = {}  # of forwards of some shapes: not to be watched in vain again
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
-        def start() -> tuple[Peers | None, dict[str, Any]]:
-            check_params(params, probe.group)
-            facts = {"rule": described(rule), "key": int(key)} if peers else {}
-            return peers, facts | (described_params(params) if peers else {})
-
         if probe.group is None:
             warn_alone()
-        peers = peers_here(probe.group, params)
-        agree(peers, start)
+        union = union_of(probe.group, params)
+
+        def start() -> tuple[None, dict[str, Any]]:
+            check_params(params)
+            if not union.several:
+                return None, {}
+            return None, {"rule": described(rule), "key": int(key)} | described_params(params)
+
+        union.agree(start)
         tasks: Tasks = ()
 
-        def first(params: Params, batch: Batch) -> Any:
+        def first(out: Any) -> Losses:
             nonlocal tasks
-            out = _declared(losses_fn(params, batch), has_aux)
-            tasks = tasks or tasks_of(out)
-            return aligned(out, tasks)
+            losses = parse_declared(out, tasks, has_aux=has_aux)
+            tasks = tasks or losses.tasks
+            return losses
 
-        leaf = held(next(iter(params.values())))
+        leaf = local_part(next(iter(params.values())))
         # Adding a zero of the parameters batches the key where they are batched: an expanded state
         # would make the compiler start twice.
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
-        losses, probe_state = probe.init(first, params, batch, random.fold_in(root, 0))
-        agree(peers, lambda: (None, {"the names of the tasks": list(tasks)}))
+        run = Run(losses_fn, params, union, first)
+        losses, probe_state = probe.init(run, batch, random.fold_in(root, 0))
+        union.agree(lambda: (None, {"the names of the tasks": list(tasks)}))
         return BalanceState(probe_state, init_rule(rule, losses, random.fold_in(root, 1)), tasks)
 
     def update(
@@ -129,16 +130,14 @@ def balance(
     ) -> tuple[Params, BalanceState, Info]:
         expect_state(state, BalanceState, "init")
         if not isinstance(params, Mapping):
-            check_params(params, probe.group)
+            check_params(params)
         check_autocast(params, "step")
 
-        def named(params: Params, batch: Batch) -> Any:
-            return aligned(_declared(losses_fn(params, batch), has_aux), state.tasks)
+        def named(out: Any) -> Losses:
+            return parse_declared(out, state.tasks, has_aux=has_aux)
 
-        traced = torch.compiler.is_compiling()
-        measured, probe_state = probe.update(
-            named if traced else Repeated(named, known), params, batch, state.probe
-        )
+        run = Run(losses_fn, params, union_of(probe.group, params), named)
+        measured, probe_state = probe.update(run, batch, state.probe)
         info, rule_state = weigh(rule, measured, state.rule, state.tasks)
         grads = combined(measured, info.weights, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
@@ -168,30 +167,6 @@ def combined(
         count = count_of(measured)
         grads = {name: count * grad for name, grad in grads.items()}
     return grads
-
-
-def _declared(out: Any, has_aux: bool) -> Any:
-    """What `losses_fn` returned, if it is what `has_aux` says."""
-    pair = is_pair(out)
-    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
-    if has_aux and not pair:
-        raise ValueError(
-            "losses_fn: expected losses of shape [task] in (losses, aux), got a scalar; with one "
-            "task, return losses[None]"
-        )
-    if not has_aux and pair:
-        raise ValueError(
-            "losses_fn returned (losses, aux): pass has_aux=True; or, if these are two losses, "
-            "reduce each to one number"
-        )
-    strange = [leaf for leaf in tree_leaves(out[1]) if not isinstance(leaf, Tensor)] if pair else []
-    if strange:
-        raise TypeError(
-            f"losses_fn: aux holds {strange[0]!r}, but all its leaves must be tensors; use "
-            "torch.as_tensor, and () for nothing"
-        )
-    return out
 
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:

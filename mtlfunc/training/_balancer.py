@@ -1,9 +1,9 @@
-"""The same rules and engine on losses that exist already, in a stock training loop."""
+"""The same rules, probes and engine on losses that exist already, in a stock training loop."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from types import TracebackType
@@ -14,41 +14,29 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.checks import check_option, check_params, peers_here, transformed
-from ..core.distributed import (
+from ..core.checks import check_option, check_params, local_part, transformed
+from ..core.expect import expect_rule
+from ..core.tree import select
+from ..gradients.layerwise import Engine, Graph, Handles, Hooks, Tapped
+from ..gradients.linearize import Request
+from ..gradients.losses import Losses, Tasks, parse_losses
+from ..gradients.run import Forward, live, release
+from ..probes._jacobian import Heads, RowOptions, row_probe
+from ..probes._losses_only import losses_only
+from ..probes._representation import measure_features
+from ..probes.common import Present, Run, checked_labels
+from ..probes.groups import Groups
+from ..processes import (
     Group,
-    Peers,
-    agree,
+    Union,
     check_group,
     described,
     described_params,
-    held,
-    sharded,
+    union_of,
     unwrapped,
     warn_alone,
 )
-from ..core.expect import expect_rule
-from ..core.tasks import Tasks, aligned, tasks_of
-from ..core.tree import select
-from ..gradients.forward import losses_graph, release, split_output
-from ..gradients.hooked import linearize_hooked
-from ..gradients.layerwise import Engine, Graph, Handles, Hooks, Idle, Tapped
-from ..gradients.linearize import Keep, Linear, Watched, linearize_losses
-from ..probes._jacobian import (
-    Heads,
-    RowOptions,
-    agreed,
-    checked_options,
-    first_of_losses,
-    measured_losses,
-    watching,
-)
-from ..probes._losses_only import weighted_losses
-from ..probes._representation import measured_features
-from ..probes.common import labels, mask_of, with_labels
-from ..probes.groups import Groups
-from ..probes.together import Part, part_of, scaled
-from ..types import Info, Params, Rule, Select, State, TaskGradients
+from ..types import Batch, Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combined, count_of, init_rule, weigh
 
 
@@ -56,36 +44,39 @@ class Balancer:
     """A rule for the losses of a stock loop: it adds to `.grad` in place of `loss.backward()`.
 
     The forward is the module's own, in train mode, under autocast, with hooks or checkpointing.
-    `with balancer:` around it watches which calls consume which parameters, so that the Gramian
+    `with balancer:` around it records which calls consume which parameters, so that the Gramian
     needs no rows; without it every leaf is differentiated row by row, one task at a time. Calls
-    inside activation checkpointing are not watched: their leaves are differentiated row by row; so
-    are all where a hook is registered, by anyone on any tensor, graph node or module, between the
-    block's start and `backward`, and where part of the graph was made before the block. Where that
-    was cheapest for all leaves eight times in a row (separate losses alone), the block watches no
-    more, until the graph is of another kind.
-    Several forwards between two `backward` are one; each thread has its own.
+    inside activation checkpointing are not recorded: their leaves are differentiated row by row. So
+    are all leaves if a hook is registered, by anyone on any tensor, graph node or module, between
+    the block's start and `backward`, and if part of the graph was made before the block. After
+    eight steps in a row in which rows were the cheapest for every leaf (separate losses alone),
+    recording stops until the graph changes. Several forwards between two `backward` are one; each
+    thread has its own.
 
     Over micro-batches gradients add up; each is balanced by its own Gramian, so that k small
     batches are one large one only for rules that do not read it. A compiled module's backward runs
-    once a task, which needs `torch._functorch.config.donated_buffer = False`.
+    once per task, which needs `torch._functorch.config.donated_buffer = False`.
 
     Args:
-        module: holds the parameters; frozen ones are left alone.
+        module: holds the parameters; frozen ones are left alone. Every trained parameter that the
+            losses depend on must be in it.
         rule: turns geometry into weights, for instance `mtlfunc.cagrad(0.4)`.
-        shared: which parameters the tasks share, as in `mtlfunc.jacobian`; None for rules that read
-            losses alone: nothing is measured, and all parameters get the weighted loss.
+        probe: any probe that does not call the model itself, for instance
+            `mtlfunc.tracked("trunk.*")`; or which parameters the tasks share, which is short for
+            `mtlfunc.jacobian(shared)`, and None for `mtlfunc.losses_only()`.
+        shared: as `probe`, by name; the options that follow go with it alone.
         measure: as in `mtlfunc.jacobian`, like the next five.
-        heads: see there.
-        groups: see there.
-        engine: see there.
-        chunk_size: see there.
-        gramian_dtype: see there.
+        heads: the gradient of the parameters that are not shared.
+        groups: groups of shared parameters, each with weights of its own.
+        engine: how the Gramian is made.
+        chunk_size: rows differentiated in one batched pass.
+        gramian_dtype: dtype of the Gramian's accumulation.
         reduction: `"mean"` or `"sum"` over the tasks, as in `mtlfunc.balance`.
-        key: an integer or a 0-d integer tensor, for rules that draw.
+        key: an integer or a 0-d integer tensor, for rules and probes that draw.
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; every rank gets
             the union's gradient. The module may be wrapped in DistributedDataParallel, whose own
             averaging then has nothing to do, or have been through `fully_shard` (FSDP2). None is
-            this process alone.
+            this process alone, or what the probe says.
 
     Raises:
         TypeError: for a module or rule that is something else.
@@ -108,8 +99,9 @@ class Balancer:
         self,
         module: nn.Module,
         rule: Rule,
-        shared: Select | None = "*",
+        probe: Probe | Select | None = "*",
         *,
+        shared: Select | None = "*",
         measure: Select | None = None,
         heads: Heads = "plain",
         groups: Groups | None = None,
@@ -127,12 +119,8 @@ class Balancer:
             )
         expect_rule(rule)
         check_option(reduction, "reduction", get_args(Reduction))
-        self._group = check_group(group)
-        self._module = unwrapped(module, group)
-        if group is None:
-            warn_alone()
-        self._rule, self._key = rule, key
-        self._reduction: Reduction = reduction
+        if not isinstance(probe, Probe):
+            shared = shared if isinstance(probe, str) and probe == "*" else probe
         options = RowOptions(
             "*" if shared is None else shared,
             measure=measure,
@@ -141,34 +129,52 @@ class Balancer:
             engine=engine,
             chunk_size=chunk_size,
             gramian_dtype=gramian_dtype,
-            group=group,
+            group=check_group(group),
         )
-        if shared is None and options != RowOptions("*", group=group):
-            raise ValueError(
-                "shared=None measures nothing, so that measure, heads, groups, engine, chunk_size "
-                "and gramian_dtype have no meaning; leave them out"
-            )
-        self._options = None if shared is None else checked_options(options)
+        self._shared: Select | None = None  # if nothing but that was asked for
+        if isinstance(probe, Probe):
+            self._probe = _given(probe, options)
+        elif shared is None:
+            if options != RowOptions("*", group=options.group):
+                raise ValueError(
+                    "shared=None measures nothing, so that measure, heads, groups, engine, "
+                    "chunk_size and gramian_dtype have no meaning; leave them out"
+                )
+            self._probe = losses_only(group=group)
+        else:
+            self._probe = row_probe(options)
+            if options._replace(shared="*", group=None) == RowOptions("*"):
+                self._shared = options.shared
+        self._module = unwrapped(module, self._probe.group)
+        if self._probe.group is None:
+            warn_alone()
+        self._rule, self._key = rule, key
+        self._reduction: Reduction = reduction
         self._tasks: Tasks = ()
-        self._state: State = None  # the rule's, after the first losses
+        self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = _Seen()
-        self._idle = Idle()
+        self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
+        self._layout = _Layout(self._module)
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
-        if self._options is not None:
-            _ = watching(self._options, leaves)  # its globs match
+        if self._probe.watches is not None:
+            self._probe.watches(leaves)  # its globs match
 
     def __enter__(self) -> Balancer:
+        watches = self._probe.watches
         if self._seen.open:  # the outer block sees all
             mode = Handles()
         else:
             self._seen.begin()
-            leaves = self._leaves(anew=True)
-            mode = Handles() if self._options is None else watching(self._options, leaves)
-        # whose only use is for batched passes; or all was in vain lately
-        if self._idle.unwatched if type(mode) is Tapped else self._seen.apart:
-            mode = Handles()
+            leaves = self._leaves()
+            if watches is not None and watches(leaves):
+                # a bias' rows cost no more than its deltas
+                by_rows = self._rows[1] >= _STREAK
+                mode = Handles() if by_rows else Tapped(leaves, local=False)
+            else:
+                # a mode's only use is then for batched passes
+                mode = Handles() if self._seen.separate or watches is None else Hooks()
         mode.__enter__()
         self._seen.open.append(mode)
         return self
@@ -220,20 +226,24 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
-            leaves, reached, graph = self._connected(losses)
-            measured, info, after = self._measured(
-                losses, leaves, graph, present, features, scale, "combination"
-            )
+            run = self._run(losses, present)
+            measured, info, after = self._measured(run, losses, features, scale)
+            leaves = run.params
             with self._no_autocast(leaves):
                 grads = combined(measured, info.weights, self._reduction, check=scale is None)
-            reached = self._anywhere(leaves, reached)
-            self._tasks, self._state, self._loaded, self._idle = after
+            reached = run.union.names(run.reached, list(leaves))
+            self._tasks, self._state, self._loaded, self._rows = after
             # what somebody's own backward or hook returns may be kept by them
-            fresh = not (graph.custom or self._seen.hooked)
-            _accumulate({name: leaves[name] for name in leaves if name in reached}, grads, fresh)
+            custom = any(forward.graph.custom for forward in run.forwards)
+            _accumulate(
+                {name: leaves[name] for name in leaves if name in reached},
+                grads,
+                fresh=not (custom or self._seen.hooked),
+            )
             stays = self._seen.hooked or self._seen.checkpointed
-            if not (retain_graph or stays or any(map(sharded, leaves.values()))):
-                release(losses, graph)
+            if not (retain_graph or stays or run.union.by_hooks(leaves)):
+                for forward in run.forwards:
+                    release(forward)
         if not retain_graph:
             self._seen.forget()
         return info
@@ -260,18 +270,16 @@ class Balancer:
         Returns:
             weights `[task]`, times T for `reduction="sum"`, and what was measured.
         """
-        if self._options is not None and self._options.groups is not None:
-            raise ValueError("weigh: groups= has weights for each group; use backward")
         with self._explained():
-            leaves, _, graph = self._connected(losses)
-            measured, info, after = self._measured(
-                losses, leaves, graph, present, features, scale, "nothing"
-            )
-        self._tasks, self._state, self._loaded, self._idle = after
+            run = self._run(losses, present, combines=False)
+            measured, info, after = self._measured(run, losses, features, scale)
+        if info.weights.ndim > 1:
+            raise ValueError("weigh: groups= has weights for each group; use backward")
+        self._tasks, self._state, self._loaded, self._rows = after
         weights = info.weights.detach()
-        if "share" in measured.geometry.extra and present is not None:
+        if measured.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
-            weights = weights * measured.geometry.extra["share"] * self._size(leaves)
+            weights = weights * measured.part * run.union.size
         return weights * count_of(measured) if self._reduction == "sum" else weights, info
 
     def measure(
@@ -294,8 +302,8 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            leaves, _, graph = self._connected(losses)
-            return self._measured(losses, leaves, graph, present, features, scale, "nothing")[1]
+            run = self._run(losses, present, combines=False)
+            return self._measured(run, losses, features, scale)[1]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
@@ -303,36 +311,33 @@ class Balancer:
         Returns:
             the rule's state and the names of the tasks, in plain dicts.
         """
-        rule = dict(self._loaded) if self._state is None and self._loaded else {}
-        if self._state is not None:
-            rule = _flat(self._state)
+        flat = dict(self._loaded or {}) if self._state is None else _flat(self._state)
         names = list(self._tasks) if isinstance(self._tasks, dict) else []
         started = self._state is not None or self._loaded is not None
         return {
             "started": started,
             "tasks": {"count": len(self._tasks), "names": names},
-            "rule": rule,
-            "idle": {"kinds": list(self._idle.kinds), "streak": self._idle.streak},
+            "state": flat,
+            "rows": {"kind": self._rows[0], "count": self._rows[1]},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, bit by bit.
 
         Args:
-            state_dict: what `state_dict` of a balancer of the same rule and tasks returned.
+            state_dict: what `state_dict` of a balancer of the same rule, probe and tasks returned.
 
         Raises:
             ValueError: for a state of another rule or of other tasks, here or at the next step.
         """
         try:
             started, count = bool(state_dict["started"]), int(state_dict["tasks"]["count"])
-            names, rule = list(state_dict["tasks"]["names"]), dict(state_dict["rule"])
-            shown = state_dict.get("idle", {"kinds": (), "streak": 0})  # new in version 0.2
-            idle = Idle(tuple(map(int, shown["kinds"])), int(shown["streak"]))
+            names, flat = list(state_dict["tasks"]["names"]), dict(state_dict["state"])
+            rows = state_dict["rows"]["kind"], int(state_dict["rows"]["count"])
         except (KeyError, TypeError) as error:
             raise ValueError(
                 "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
-                "'tasks' and 'rule'"
+                "'tasks' and 'state'"
             ) from error
         tasks: Tasks = dict.fromkeys(names, ()) if names else ((),) * count
         if started and self._state is not None:
@@ -341,11 +346,11 @@ class Balancer:
                     f"state_dict: it is of {_described(tasks)}, and this balancer of "
                     f"{_described(self._tasks)}"
                 )
-            _filled(self._state, rule)
+            _filled(self._state, flat)
         # copies: an optimizer of the state's own tensors would change those in the dict
-        self._loaded = {name: leaf.clone() for name, leaf in rule.items()} if started else None
+        self._loaded = {name: leaf.clone() for name, leaf in flat.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
-        self._idle = idle
+        self._rows = rows
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Balancer:
         other = memo[id(self)] = object.__new__(type(self))
@@ -358,123 +363,118 @@ class Balancer:
             "state_dict(), and load it into one that is made as this one was"
         )
 
-    def _leaves(self, *, anew: bool = False) -> Params:
-        """The parameters that are differentiated; read `anew` before a forward, or after one that
-        was not watched, or where a graph holds an unknown leaf: the module may have changed.
+    def _leaves(self, *, again: bool = False) -> Params:
+        """The parameters that are differentiated; read `again` if a graph holds an unknown leaf.
+
+        A forward under fully_shard hides them, so that they are read before the first one.
         """
         known = self._known.values()
-        anew = anew and not any(map(sharded, known))  # a forward hides those
-        if anew or not (known and all(x.requires_grad for x in known)):
+        hidden = any(local_part(x) is not x for x in known)
+        if (
+            again
+            or not (known and all(x.requires_grad for x in known))
+            or not (hidden or self._layout.holds())
+        ):
             named = self._module.named_parameters()
             self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
+            self._layout = _Layout(self._module)
+            if self._known:
+                check_params(self._known)
         return self._known
 
-    def _connected(self, losses: Any) -> tuple[Params, set[str], Graph]:
-        """The leaves, the names of those in the graph of the losses, and this graph."""
+    def _run(self, losses: Any, present: Tensor | None, *, combines: bool = True) -> _Live:
+        """The forward passes behind these losses."""
         if transformed() or torch.compiler.is_compiling():
             raise RuntimeError(
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
                 "there use mtlfunc.balance, which is pure"
             )
-        split_output(losses, "losses")
-        losses = aligned(losses, self._tasks, "losses", "the first step")
-        leaves = self._leaves(anew=self._seen.unwatched)
-        graph = losses_graph(losses, leaves)
-        places = {id(x) for x in graph.variables()}
-        if any(map(sharded, leaves.values())):  # their graph ends in gathered weights
-            places |= {id(leaf) for leaf in leaves.values()}
-        elif not places <= {id(leaf) for leaf in leaves.values()}:
-            leaves = self._leaves(anew=True)
-        check_params(leaves, self._group)
-        reached = {name for name, leaf in leaves.items() if id(leaf) in places}
+        union = union_of(self._probe.group, self._known)
+        if present is not None:
+            present = checked_labels(present, counts=self._probe.group is not None)
+        several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
+        parsed = [
+            parse_losses(_alone(each), "losses", tasks=self._tasks, first="the first step")
+            for each in (losses if several else (losses,))
+        ]
+        by_hooks = union.by_hooks(self._known)
+        leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
+        forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
+        known = {id(leaf) for leaf in leaves.values()}
+        if not by_hooks and any(
+            id(x) not in known for forward in forwards for x in forward.graph.variables()
+        ):
+            leaves = self._leaves(again=True)
+            forwards = [live(each, leaves) for each in parsed]
+            if self._state is None:
+                _check_outside(forwards, leaves)
+        for forward in forwards:
+            separate = forward.losses.scalars is not None
+            forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
+        # under fully_shard the graph ends in gathered weights
+        reached = {
+            name for name in leaves
+            if by_hooks or any(name in forward.graph.leaf_nodes for forward in forwards)
+        }  # fmt: skip
         if not reached:
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
             )
-        return leaves, reached, graph
+        pieces = losses if several else (losses,)
+        made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
+        return _Live(leaves, union, made, present, reached, combines)
 
     def _measured(
-        self,
-        out: Any,
-        leaves: Params,
-        graph: Graph,
-        present: Tensor | None,
-        features: Any,
-        scale: float | Tensor | None,
-        keep: Keep,
-    ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None, Idle]]:
-        """What the rule sees, its answer, and (tasks, rule's state, nothing loaded, what
-        the forwards have shown) after it.
+        self, run: _Live, losses: Any, features: Any, scale: float | Tensor | None
+    ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None, tuple[int | None, int]]]:
+        """What the rule sees, its answer, and (tasks, states, nothing loaded, how often rows
+        were the cheapest) after it.
         """
-        tasks = self._tasks or tasks_of(out)
-        out = aligned(out, tasks, "losses", "the first step")
-        several = self._group is not None
-        counts = labels(None if present is None else lambda _: present, (), counts=several)
-        here, peers = mask_of(counts), peers_here(self._group, leaves)
-        watched = self._seen.taken(graph, apart=not isinstance(out, Tensor))
-        with self._no_autocast(leaves):
-            state, first = self._state, None
-            if state is None:
-                first = agree(peers, lambda: self._first(out, leaves, here, tasks, peers))
-            part = part_of(peers, counts)
-            if first is not None:
-                first = first if part is None else part.total(first)
-                state = self._started(first if scale is None else first / scale)
-            if self._options is None:
-                measured = weighted_losses(_weighable(out, leaves, watched, here, part), here, part)
-            elif features is not None:
-                if self._options._replace(shared="*") != RowOptions("*"):
-                    raise ValueError("features: of the options shared= alone goes with them")
-                names = select(leaves, self._options.shared)
-                measured = measured_features(out, features, leaves, names, here, part)
+        first = run.forwards[0]
+        tasks = self._tasks or first.losses.tasks
+        with self._no_autocast(run.params):
+            probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
+            if features is not None:
+                measured = self._at_features(run, features)
             else:
-                if here is None and part is None:  # else what is measured is another graph
-                    watched = watched._replace(graph=graph)
-                measured = measured_losses(self._options, leaves, out, watched, here, keep, part)
+                measured, probe_after = self._probe.update(run, losses, probe_state)
+            if features is not None:
+                probe_after = probe_state
             if scale is None:
-                info, state = weigh(self._rule, measured, state, tasks)
+                info, rule_after = weigh(self._rule, measured, rule_state, tasks)
             else:
-                info, state = _weigh_unscaled(self._rule, measured, state, tasks, scale)
-        idle = self._idle
-        if features is None and not self._seen.checkpointed:
-            idle = idle.after(lambda: graph, watched.taps, apart=not isinstance(out, Tensor))
-        return measured, info, (tasks, state, None, idle)
+                _check_scalable(self._probe, probe_state)
+                info, rule_after = _weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
+        rows = self._rows
+        if self._probe.watches is not None and features is None and not self._seen.checkpointed:
+            rows = _counted(rows, first)
+        return measured, info, (tasks, (probe_after, rule_after), None, rows)
 
-    def _first(
-        self, out: Any, leaves: Params, here: Tensor | None, tasks: Tasks, peers: Peers | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """The first losses of this process, and what the others must have in common with it."""
-        losses = split_output(out, "losses")[0]
-        if self._options is None:
-            first = losses.detach() if here is None else losses.detach().where(here, 0.0)
-        else:
-            first = first_of_losses(self._options, leaves, out, here)
-        if peers is None:
-            return first, {}
-        facts = {"the tasks": list(tasks), "rule": described(self._rule), "key": int(self._key)}
-        if self._options is not None:
-            facts |= agreed(self._options, leaves)
-        facts["whether present= is given"] = here is not None
-        return first, facts | described_params(leaves)
+    def _at_features(self, run: _Live, features: Any) -> TaskGradients:
+        if self._shared is None:
+            raise ValueError("features: of the options shared= alone goes with them")
+        names = select(run.params, self._shared)
+        shares = run.union.shares(run.present)
+        return measure_features(run.forwards[0].losses, features, run.params, names, shares)
 
-    def _started(self, first: Tensor) -> State:
-        """The rule's state before its first losses, or the one that was loaded."""
-        root = random.key(self._key, first.device)
-        fresh = init_rule(self._rule, first, random.fold_in(root, 1))
+    def _started(
+        self, run: _Live, losses: Any, tasks: Tasks, scale: float | Tensor | None
+    ) -> tuple[State, State]:
+        """The states before the first losses, or those that were loaded."""
+
+        def facts() -> tuple[None, dict[str, Any]]:
+            if not run.union.several:
+                return None, {}
+            found = {"the tasks": list(tasks), "rule": described(self._rule)}
+            return None, found | {"key": int(self._key)} | described_params(run.params)
+
+        run.union.agree(facts)
+        root = random.key(self._key, run.forwards[0].value.device)
+        first, probe_state = self._probe.init(run, losses, random.fold_in(root, 0))
+        first = first if scale is None else first / scale
+        fresh = probe_state, init_rule(self._rule, first, random.fold_in(root, 1))
         return fresh if self._loaded is None else _filled(fresh, self._loaded)
-
-    def _anywhere(self, leaves: Params, reached: set[str]) -> set[str]:
-        """The leaves that some process's losses depend on."""
-        peers = peers_here(self._group, leaves)
-        if peers is None:
-            return reached
-        (found,) = peers.sums(torch.tensor([float(name in reached) for name in leaves]))
-        return {name for name, count in zip(leaves, found.tolist(), strict=True) if count}
-
-    def _size(self, leaves: Params) -> int:
-        peers = peers_here(self._group, leaves)
-        return 1 if peers is None else peers.size
 
     def _no_autocast(self, leaves: Params) -> Any:
         """Products of gradients are not for half precision."""
@@ -514,14 +514,146 @@ _CURES = {
 }
 
 
-def _weighable(
-    out: Any, leaves: Params, watched: Watched, here: Tensor | None, part: Part | None
-) -> Linear:
-    """Losses that are weighed and not measured."""
-    local = scaled(lambda *_: out, part, leaves) if part else with_labels(lambda *_: out, here)
-    if any(map(sharded, leaves.values())):
-        return linearize_hooked(local(leaves, ()), leaves, shared=(), rows=False)
-    return linearize_losses(local(leaves, ()), leaves, watched, shared=())
+class _Layout:
+    """Where a module keeps its parameters, so that a change of names is seen without a walk."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = [held for x in module.modules() for held in (x._parameters, x._modules)]
+        self.sizes = [(held, len(held)) for held in parts]
+        self.entries = [(held, name, x) for held in parts for name, x in held.items()]
+
+    def holds(self) -> bool:
+        return all(len(held) == size for held, size in self.sizes) and all(
+            held.get(name) is x for held, name, x in self.entries
+        )
+
+
+class _Live(Run):
+    """The forward passes that the user has made; `run(losses)` finds the one of these losses."""
+
+    def __init__(
+        self,
+        leaves: Params,
+        union: Union,
+        made: dict[int, Forward],
+        present: Tensor | None,
+        reached: set[str],
+        combines: bool,
+        edit: Callable[[Losses], Losses] | None = None,
+    ) -> None:
+        self.params, self.union, self.present, self.edit = leaves, union, present, edit
+        self.made, self.reached, self.combines = made, reached, combines
+        self.forwards = list(made.values())
+
+    def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
+        found = self.made.get(id(batch))
+        if found is None:
+            raise ValueError(
+                "losses: expected a vector [task], or a tuple, list or dict of scalars, got "
+                "several; only a probe of several batches (mtlfunc.double_sampling) takes them"
+            )
+        if self.edit is None:
+            return found
+        return live(
+            self.edit(found.losses), self.params, calls=found.calls, hooked=found.hooked,
+            by_hooks=found.by_hooks,
+        )  # fmt: skip
+
+    def first(self, batch: Batch) -> Forward:
+        return self(batch)
+
+    def edited(self, edit: Callable[[Losses], Losses]) -> Run:
+        before = self.edit
+        both = edit if before is None else lambda losses: edit(before(losses))
+        return _Live(
+            self.params, self.union, self.made, self.present, self.reached, self.combines, both
+        )
+
+    def labels(
+        self, present: Present | None, batch: Batch, *, counts: bool = False
+    ) -> Tensor | None:
+        if present is not None:
+            raise ValueError(
+                "present: a Balancer is told of each step's labels by backward(losses, present=); "
+                "leave it out of the probe"
+            )
+        return self.present
+
+    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
+        return []  # a forward that cannot be run again
+
+
+_NEEDS_MODEL = (
+    "probe: it calls the model itself (second_evaluation the last batch again, representation its "
+    "encoder), and a Balancer has only losses that exist already; use mtlfunc.balance, or "
+    "backward(losses, features=) for the representation"
+)
+
+
+def _given(probe: Probe, options: RowOptions) -> Probe:
+    """A probe that a Balancer can use, with no other options beside it."""
+    if options != RowOptions("*"):
+        raise ValueError(
+            "probe: it has options of its own; pass shared, measure, heads, groups, engine, "
+            "chunk_size, gramian_dtype and group to the probe instead"
+        )
+    if probe.calls_model:
+        raise ValueError(_NEEDS_MODEL)
+    return probe
+
+
+def _is_whole(losses: Any) -> bool:
+    """Whether this is all losses of one batch, rather than one of them."""
+    return isinstance(losses, dict | tuple | list) or (
+        isinstance(losses, Tensor) and losses.ndim == 1
+    )
+
+
+def _alone(losses: Any) -> Any:
+    """A list, so that two losses are never read as losses and aux."""
+    return list(losses) if isinstance(losses, tuple) else losses
+
+
+def _check_outside(forwards: list[Forward], leaves: Params) -> None:
+    """Raise where a trained parameter is not the module's: it would get no gradient."""
+    known = {id(leaf) for leaf in leaves.values()}
+    found = [
+        list(x.shape)
+        for forward in forwards
+        for x in forward.graph.variables()
+        if id(x) not in known and isinstance(x, nn.Parameter)
+    ]
+    if found:
+        raise ValueError(
+            f"module: the losses depend on parameters that are not in it, of shapes {found}, which "
+            "would get no gradient; put all modules that train into one torch.nn.ModuleDict, and "
+            "say with shared= which of their parameters the tasks share"
+        )
+
+
+def _check_scalable(probe: Probe, state: State) -> None:
+    """Raise where a probe would mix gradients of several scales."""
+    simple = isinstance(state, random.Stream) or state == ()
+    if not simple or not (probe.measures or frozenset()) <= {"gramian"}:
+        raise ValueError(
+            "scale: this probe remembers gradients or takes logarithms, for which losses must not "
+            "be scaled; use bfloat16, or mtlfunc.jacobian"
+        )
+
+
+_STREAK = 8
+"""After so many steps by rows in a row the next is not recorded: if that should be one of those for
+which recording pays, what is lost is one step in nine at most.
+"""
+
+
+def _counted(rows: tuple[int | None, int], forward: Forward) -> tuple[int | None, int]:
+    """The kind of the last graph that was recorded, and how many steps in a row were by rows."""
+    kind, count = rows
+    if forward.calls is not None and forward.losses.scalars is not None and forward.by_rows:
+        return forward.graph.kind, min(count + 1, _STREAK)
+    same = forward.calls is None and count == _STREAK and forward.losses.scalars is not None
+    return rows if same and forward.graph.kind == kind else (None, 0)
 
 
 _KEPT = 16
@@ -535,7 +667,7 @@ class _Seen(threading.local):
         self.open: list[Hooks | Handles] = []
         self.done: list[Hooks | Handles] = []
         self.used, self.hooked, self.checkpointed = False, True, False
-        self.apart = False  # the last losses were scalars, each with a pass of its own
+        self.separate = False  # the last losses were scalars, each with a pass of its own
 
     def __reduce__(self) -> tuple[type[_Seen], tuple[()]]:
         return _Seen, ()  # a copy of a balancer has seen nothing
@@ -555,27 +687,28 @@ class _Seen(threading.local):
             mode.since = min(mode.since, self.done[0].since)
         self.done, self.used = [*self.done[1 - _KEPT :], mode], False
 
-    def taken(self, graph: Graph, *, apart: bool) -> Watched:
+    def take(self, graph: Graph, *, separate: bool) -> tuple[Tapped | None, bool]:
+        """(the calls that were recorded, whether there may be hooks on derivatives)"""
         self.used = True
         hooked = any(x._backward_hooks for x in graph.variables())  # pyright: ignore
         hooked = hooked or any(graph.older(mode.since) for mode in self.done[:1])
         # to free a checkpointed graph would run the checkpoints once more
         self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
-        self.apart = apart and not self.checkpointed
+        self.separate = separate and not self.checkpointed
         blind = any(isinstance(mode, Handles) for mode in self.done)
         seen = any(mode.hooked for mode in self.done)
         whole = bool(self.done) and not self.open
-        self.hooked = not whole or hooked or seen or (blind and not apart)
+        self.hooked = not whole or hooked or seen or (blind and not separate)
         if self.hooked:
-            return Watched(None, True)
+            return None, True
         taps = [mode for mode in self.done if isinstance(mode, Tapped)]
         if not taps:
-            return Watched(None, False)
+            return None, False
         for other in taps[1:]:
             taps[0].uses += other.uses
         taps[0].checkpointed = self.checkpointed
         self.done = [taps[0]]
-        return Watched(taps[0], False)
+        return taps[0], False
 
     def forget(self) -> None:
         """Drop what the calls that were seen read: their graph is gone."""
@@ -605,7 +738,7 @@ def _weigh_unscaled(
     return info, tree_map(lambda new, old: new.where(fine, old), after, state)
 
 
-def _accumulate(leaves: Params, grads: Params, fresh: bool) -> None:
+def _accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
     """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
 
     `fresh`: whether the gradients are surely nobody else's.
@@ -618,7 +751,7 @@ def _accumulate(leaves: Params, grads: Params, fresh: bool) -> None:
             if leaf.grad is not None:
                 leaf.grad += grad
             else:
-                place = held(grad).untyped_storage().data_ptr()
+                place = local_part(grad).untyped_storage().data_ptr()
                 own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
                 if not (own and fresh) or place in taken or grad._base is not None:
                     grad = torch.empty_like(leaf).copy_(grad)

@@ -12,13 +12,11 @@ from .forms import sample_factors as sample_factors
 from .forms import sample_squares as sample_squares
 from .forms import task_block as task_block
 from .graph import Graph as Graph
+from .graph import Place as Place
 from .graph import batching as batching
 from .graph import better_apart as better_apart
 from .graph import read_graph as read_graph
 from .graph import separate as separate
-from .idle import Idle as Idle
-from .idle import Repeated as Repeated
-from .idle import shapes_of as shapes_of
 from .owners import entry_layouts as entry_layouts
 from .plan import Engine as Engine
 from .plan import Plan as Plan
@@ -34,3 +32,4 @@ from .taps import Handles as Handles
 from .taps import Hooks as Hooks
 from .taps import Tapped as Tapped
 from .uses import Use as Use
+from .uses import by_leaf as by_leaf

@@ -6,7 +6,7 @@ Who uses a leaf, which losses a call serves, and which calls have no batched bac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +18,10 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ...core.checks import depth
-from ...types import Params
 
 Node = Any  # torch.autograd.graph.Node
+Place = GradientEdge | Tensor
+"""Where autograd finds a leaf: a plain leaf is a place itself."""
 
 _UNBATCHED = (
     "ScaledDotProduct",
@@ -55,28 +56,42 @@ class Graph:
 
     below: dict[Node, tuple[Node, ...]]  # what a node's derivative flows to; none for the ends
     reach: dict[Node, int]  # the roots behind a node, one bit each; producers first
+    places: Mapping[str, Place]  # of the leaves
     loops: bool = False  # batched passes are out of the question for another reason
 
     def serves(self, edge: GradientEdge) -> int:
         return self.reach.get(edge.node, 0)
 
-    def serves_leaf(self, leaf: Tensor) -> int:
-        if leaf.grad_fn is None and not depth():
-            return self._variables.get(id(leaf), (leaf, 0))[1]
-        return self.serves(get_gradient_edge(leaf))
+    def serves_leaf(self, name: str) -> int:
+        node = self.leaf_nodes.get(name)
+        return 0 if node is None else self.reach[node]
+
+    @cached_property
+    def leaf_nodes(self) -> dict[str, Node]:
+        """The nodes of the leaves on which some root depends."""
+        found = {}
+        for name, place in self.places.items():
+            node = self._variables.get(id(place)) if isinstance(place, Tensor) else place.node
+            if node is not None and node in self.reach:
+                found[name] = node
+        return found
+
+    def leaf_node(self, name: str) -> Node:
+        """The node of a leaf, whether or not some root depends on it."""
+        place = self.places[name]
+        return (
+            self.leaf_nodes.get(name)
+            or (get_gradient_edge(place) if isinstance(place, Tensor) else place).node
+        )
 
     def variables(self) -> list[Tensor]:
         """The tensors without a graph of their own on which the roots depend."""
-        return [variable for variable, _ in self._variables.values()]
+        return [node.variable for node in self._variables.values()]
 
     @cached_property
-    def _variables(self) -> dict[int, tuple[Tensor, int]]:
-        found = [
-            (node.variable, self.reach[node])
-            for node, below in self.below.items()
-            if not below and type(node) is _ACCUMULATE
-        ]
-        return {id(variable): (variable, bits) for variable, bits in found}
+    def _variables(self) -> dict[int, Node]:
+        ends = (node for node, below in self.below.items() if not below)
+        return {id(node.variable): node for node in ends if type(node) is _ACCUMULATE}
 
     @cached_property
     def parents(self) -> dict[Node, set[Node]]:
@@ -124,18 +139,13 @@ class Graph:
 _ACCUMULATE = _functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def read_graph(
-    losses: Tensor, leaves: Params, loss_edges: Sequence[GradientEdge | None] | None = None
-) -> Graph:
-    """Walk to the leaves from each loss, if they are separate, else from their vector."""
-    ends = _nodes(leaves)
-    if loss_edges is None:
-        roots = [losses.grad_fn]
-    else:
-        roots = [None if edge is None else edge.node for edge in loss_edges]
+def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
+    """Walk from the losses' places, each with a bit of its own, to the leaves."""
+    ends = _ends(places)
+    nodes = [None if edge is None else edge.node for edge in roots]
     below: dict[Node, tuple[Node, ...]] = {}
     reach: dict[Node, int] = {}
-    todo = [node for node in roots if node is not None]
+    todo = [node for node in nodes if node is not None]
     while todo:
         node = todo.pop()
         if node in below:  # once more: all below it has its place in the order
@@ -145,25 +155,25 @@ def read_graph(
         below[node] = found = tuple([child for child, _ in next_functions if child is not None])
         todo.append(node)
         todo += [child for child in found if child not in below]
-    for bit, node in enumerate(roots):
+    for bit, node in enumerate(nodes):
         if node is not None:
             reach[node] |= 1 << bit
     for node in reversed(reach):  # consumers first
         bits = reach[node]
         for child in below[node]:
             reach[child] |= bits
-    return Graph(below, reach)
+    return Graph(below, reach, places)
 
 
-def _nodes(leaves: Params) -> set[Node]:
+def _ends(places: Mapping[str, Place]) -> set[Node]:
     """Where a walk ends: a leaf on which something outside depends has a graph below it."""
-    return {get_gradient_edge(leaf).node for leaf in leaves.values() if not leaf.is_leaf}
+    return {place.node for place in places.values() if not isinstance(place, Tensor)}
 
 
-def batching(losses: Tensor, leaves: Params) -> tuple[bool, bool]:
-    """`batched` and `twice` of `read_graph(losses, leaves)`, and no more."""
-    todo = [] if losses.grad_fn is None else [losses.grad_fn]
-    seen: set[Node] = _nodes(leaves) | set(todo)
+def batching(root: GradientEdge | None, places: Mapping[str, Place]) -> tuple[bool, bool]:
+    """`batched` and `twice` of `read_graph((root,), places)`, and no more."""
+    todo = [] if root is None else [root.node]
+    seen: set[Node] = _ends(places) | set(todo)
     while todo:
         for child, _ in todo.pop().next_functions:
             if child is not None and child not in seen:

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from ...types import Params
 from .forms import Cost, Form, Group, Layout, costs, layouts, positions
-from .graph import Graph, only_through, read_graph, region, separate
+from .graph import Graph, only_through, region
 from .owners import entry_layouts
-from .taps import Tapped
-from .uses import Use
+from .uses import Use, by_leaf
 
 Engine = Literal["auto", "layerwise", "rows"]
 
@@ -62,19 +60,24 @@ class Plan(NamedTuple):
 
 
 def groups_of(
-    taps: Tapped, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False
+    calls: Sequence[Use],
+    params: Params,
+    names: Sequence[str],
+    graph: Graph,
+    *,
+    separate: bool = False,
 ) -> dict[str, list[Group]]:
-    """The leaves that are seen through taps alone, each with its parts.
+    """The leaves that recorded calls alone consume, each with its parts.
 
     Args:
-        taps: what was seen.
+        calls: those that were recorded.
         params: the leaves of that pass.
         names: those to look at; what is not among the answers is differentiated row by row.
         graph: of that pass, from separate losses if `separate`.
         separate: each loss is differentiated by itself.
     """
     found: dict[str, list[Group]] = {}
-    used = taps.by_leaf()
+    used = by_leaf(calls)
     for name in names:
         uses = used.get(name, [])
         whole = (0, len(params[name]) if params[name].ndim else 1)
@@ -82,7 +85,7 @@ def groups_of(
         apart = all(before[1] <= after[0] for before, after in pairwise(spans))
         if not uses or not apart or not all(use.intact for use in uses):
             continue
-        leaf = get_gradient_edge(params[name]).node
+        leaf = graph.leaf_node(name)
         if not only_through(
             leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]
         ):
@@ -183,7 +186,7 @@ def task_plan(
 
 
 def sample_plan(
-    taps: Tapped,
+    calls: Sequence[Use],
     params: Params,
     names: Sequence[str],
     graph: Graph,
@@ -195,7 +198,7 @@ def sample_plan(
 
     Row by row are those that no tap serves, or whose calls have no axis for the samples.
     """
-    groups = groups_of(taps, params, names, graph)
+    groups = groups_of(calls, params, names, graph)
     served = [
         name
         for name in names
@@ -296,16 +299,15 @@ class Decision(NamedTuple):
     # the separate losses, where each is differentiated by itself
     loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
-    groups: dict[str, list[Group]]  # every leaf that taps serve
-    graph: Graph | None  # None where nothing had to be read off it
+    groups: dict[str, list[Group]]  # every leaf that recorded calls serve
     slices: Slices | None = None  # where the tasks were found to be
 
 
 def _any_better_than_rows(
-    taps: Tapped, params: Params, names: Sequence[str], rows: int, device: str
+    calls: Sequence[Use], params: Params, names: Sequence[str], rows: int, device: str
 ) -> bool:
     """Whether some leaf could gain at all, if every call served every loss; no graph is read."""
-    found = taps.by_leaf()
+    found = by_leaf(calls)
     groups = [
         Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found
     ]
@@ -315,27 +317,23 @@ def _any_better_than_rows(
     )
 
 
-def _may_be_slices(taps: Tapped, names: Sequence[str], count: int, separate: bool) -> bool:
+def _may_be_slices(calls: Sequence[Use], names: Sequence[str], count: int, separate: bool) -> bool:
     """Whether all calls that were seen have room for the tasks along an axis; scalars for which
     every leaf has a call each come from forward passes of their own.
     """
-    used = [uses for leaf, uses in taps.by_leaf().items() if leaf in names]
+    used = [uses for leaf, uses in by_leaf(calls).items() if leaf in names]
     if count == 1 or (separate and all(len(uses) >= count for uses in used)):
         return False
     return all(layouts(use, count) for uses in used for use in uses)
 
 
-def _unused(params: Params, names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
+def _unused(names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
     """The leaves, if no loss depends on any of them."""
-    reached = any(get_gradient_edge(params[name]).node in graph.reach for name in names)
-    return None if reached else tuple(names)
+    return None if any(map(graph.serves_leaf, names)) else tuple(names)
 
 
 def decide(
-    taps: Tapped,
-    params: Params,
-    losses: Tensor,
-    scalars: tuple[Tensor, ...] | None,
+    forward: Any,
     names: Sequence[str],
     rows: int,
     engine: Engine,
@@ -345,14 +343,11 @@ def decide(
     whole: bool = False,
     shared: Sequence[str] | None = None,
 ) -> Decision:
-    """Read the graph of a watched forward pass and choose.
+    """Choose how the Gramian of a recorded forward pass is made.
 
     Args:
-        taps: what was seen.
-        params: the leaves of that pass.
-        losses: [task].
-        scalars: the losses, where they came as separate scalars: these are always differentiated
-            one by one, unless `mixed`.
+        forward: a `run.Forward` whose calls were recorded; separate scalars are always
+            differentiated one by one, unless `mixed`.
         names: the leaves that are measured.
         rows: the Gramian's.
         engine: "auto" or "layerwise".
@@ -361,51 +356,48 @@ def decide(
         whole: one pass may have the deltas of all tasks, which are then looked for in it.
         shared: the leaves whose rows are combined, if they are others than `names`.
     """
-    loss_edges = separate(losses, scalars)
+    losses, params = forward.losses.vector, forward.params
+    loss_edges, separated = forward.edges, forward.losses.scalars is not None
+    seen: Sequence[Use] = forward.calls.uses if forward.calls is not None else ()
     device = losses.device.type
-    graph = None
-    if whole and _may_be_slices(taps, names, len(losses), scalars is not None):
-        graph = read_graph(losses, params, loss_edges)
-        taps.uses = [use for use in taps.uses if use.edge.node in graph.reach]
-        uses = [use for use in taps.uses if use.part.leaf in names]
+    if whole and _may_be_slices(seen, names, len(losses), separated):
+        graph = forward.graph
+        calls = [use for use in seen if use.edge.node in graph.reach]
+        uses = [use for use in calls if use.part.leaf in names]
         where = entry_layouts(graph, losses, loss_edges, uses)
-        groups = {} if where is None else groups_of(taps, params, names, graph)
-        unused = _unused(params, [name for name in names if name not in groups], graph)
+        groups = {} if where is None else groups_of(calls, params, names, graph)
+        unused = _unused([name for name in names if name not in groups], graph)
         if where and unused is not None:
             kept = keep and (shared is None or set(shared) == set(names))
             known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
             slices = slices_of(groups, known, unused, len(losses), device, keep=kept)
-            return Decision(slices.plan, None, False, groups, graph, slices)
+            return Decision(slices.plan, None, False, groups, slices)
     if (
         loss_edges
-        and scalars is not None
+        and separated
         and not mixed
         and engine == "auto"
-        and not _any_better_than_rows(taps, params, names, rows, losses.device.type)
+        and not _any_better_than_rows(seen, params, names, rows, device)
     ):
-        return Decision(Plan((), tuple(names)), loss_edges, False, {}, None)
-    graph = graph or read_graph(losses, params, loss_edges)
-    taps.uses = [use for use in taps.uses if use.edge.node in graph.reach]
-    apart, one_at_a_time = looped(taps, graph, params, len(losses), loss_edges is not None, device)
-    loss_edges = loss_edges if not mixed and (apart or scalars is not None) else None
-    groups = groups_of(taps, params, names, graph, separate=loss_edges is not None)
+        return Decision(Plan((), tuple(names)), loss_edges, False, {})
+    graph = forward.graph
+    calls = [use for use in seen if use.edge.node in graph.reach]
+    apart, one_at_a_time = looped(calls, graph, params, len(losses), loss_edges is not None, device)
+    loss_edges = loss_edges if not mixed and (apart or separated) else None
+    groups = groups_of(calls, params, names, graph, separate=loss_edges is not None)
     return Decision(
-        task_plan(groups, names, rows, engine, device, keep=keep),
-        loss_edges,
-        one_at_a_time,
-        groups,
-        graph,
+        task_plan(groups, names, rows, engine, device, keep=keep), loss_edges, one_at_a_time, groups
     )
 
 
 def looped(
-    taps: Tapped, graph: Graph, params: Params, count: int, separable: bool, device: str
+    calls: Sequence[Use], graph: Graph, params: Params, count: int, separable: bool, device: str
 ) -> tuple[bool, bool]:
     """Whether T losses should be differentiated each from where they were stacked; else, whether
     one at a time.
     """
     alone = common = conv = 0.0
-    for use in taps.uses:
+    for use in calls:
         if use.kind != "outer":
             continue
         flops = float(positions(use) * params[use.part.leaf].numel())

@@ -100,7 +100,6 @@ class Tapped(Hooks):
         self.parts = Parts(leaves, local)
         self.uses: list[Use] = []
         self.depth = depth()
-        self.idle = False  # separate losses, and rows of every leaf: nothing of it was needed
 
     def __torch_function__(
         self,
@@ -147,9 +146,3 @@ class Tapped(Hooks):
                     for use in reader(self.parts, out, *args, **kwargs)
                 )
         return out
-
-    def by_leaf(self) -> dict[str, list[Use]]:
-        found: dict[str, list[Use]] = {}
-        for use in self.uses:
-            found.setdefault(use.part.leaf, []).append(use)
-        return found

@@ -11,7 +11,7 @@ The gradient of a weight is a sum over positions p (samples, pixels, tokens) of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -129,3 +129,11 @@ def use_of(
         fold,
         (kind, alike or op, *layout),
     )
+
+
+def by_leaf(calls: Iterable[Use]) -> dict[str, list[Use]]:
+    """The calls that consumed each leaf."""
+    found: dict[str, list[Use]] = {}
+    for use in calls:
+        found.setdefault(use.part.leaf, []).append(use)
+    return found

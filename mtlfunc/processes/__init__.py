@@ -1,0 +1,16 @@
+"""Several processes that train on one batch together; all that the rest of the library needs of it."""
+
+from .group import Group as Group
+from .group import check_gathers as check_gathers
+from .group import check_group as check_group
+from .group import described as described
+from .group import described_params as described_params
+from .group import shard_like as shard_like
+from .group import unwrapped as unwrapped
+from .group import warn_alone as warn_alone
+from .union import Labelled as Labelled
+from .union import Shares as Shares
+from .union import Union as Union
+from .union import gramians as gramians
+from .union import of_union as of_union
+from .union import union_of as union_of
