@@ -58,7 +58,7 @@ from .common import (
     with_labels,
 )
 from .groups import Blocks, Groups, combine_groups, fixed_groups, gramians, partition
-from .masks import Mask, graddrop
+from .masks import EditRows, Mask, graddrop
 from .together import Part, part_of, scaled, shares, united
 
 Heads = Literal["plain", "own", "weighted"]
@@ -92,7 +92,7 @@ def jacobian(
     *,
     measure: Select | None = None,
     mix: Mix | None = None,
-    mask: Mask | None = None,
+    mask: EditRows | None = None,
     groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
@@ -183,7 +183,7 @@ def jacobian(
         raise ValueError(
             'engine="layerwise" makes no rows, and mask edits them; use engine="rows" or "auto"'
         )
-    if present is not None and getattr(mask, "ranks_rows", False):
+    if present is not None and isinstance(mask, Mask) and mask.needs_all:
         raise ValueError(
             "present: this mask ranks the rows of all tasks, and would rank an absent one's "
             "zeros; use it on batches with all labels"
@@ -197,7 +197,7 @@ def jacobian(
             shared,
             measure=measure,
             mix=mix,
-            mask=mask,
+            mask=mask.edit if isinstance(mask, Mask) else mask,
             groups=groups,
             present=present,
             heads=heads,
@@ -215,7 +215,7 @@ class RowOptions(NamedTuple):
     shared: Select
     measure: Select | None = None
     mix: Mix | None = None
-    mask: Mask | None = None
+    mask: EditRows | None = None
     edit: Edit | None = None  # not with mix or mask
     groups: Groups | None = None
     present: Present | None = None
@@ -464,7 +464,7 @@ def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return matrix, preference
 
 
-def _masked(mask: Mask, key: Tensor, rows: Rows) -> Rows:
+def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:
     """What `mask` answers, if it is rows as they were given."""
     edited = mask(key, rows)
     if not same_rows(edited, rows):
