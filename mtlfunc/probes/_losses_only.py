@@ -35,7 +35,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
             gradient is all-reduced.
 
     Returns:
-        a probe whose Gramian is `[0, 0]`, so that a rule that needs one raises; every parameter
+        a probe without a Gramian: `mtlfunc.balance` refuses a rule that reads one. Every parameter
         gets the gradient of Σ w_t L_t.
 
     Raises:
@@ -89,11 +89,7 @@ def weighted_losses(linear: Linear, here: Tensor | None, part: Part | None = Non
         linear, here = totals(linear, part)[0], part.present
     found = labelled(linear, here)
     geometry = Geometry(
-        linear.losses,
-        linear.losses.new_zeros(0, 0),
-        found.preference,
-        found.present,
-        shares(part, linear.losses),
+        linear.losses, None, found.preference, found.present, shares(part, linear.losses)
     )
 
     def combined(weights: Tensor) -> Params:

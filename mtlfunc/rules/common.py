@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, normalized_preference
+from ..core.expect import rule_name
 from ..types import GRAMIANS, Geometry, Rule, State
 
 BY_HAND = "given"
@@ -28,12 +29,6 @@ def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], Sta
         return ()
 
     return init
-
-
-def demand(geometry: Geometry, rule: str, measured: str, needs: str, probe: str) -> None:
-    """Raise unless the probe measured what the rule needs, by its entry in `geometry.extra`."""
-    if measured not in geometry.extra and BY_HAND not in geometry.extra:
-        raise ValueError(f"{rule} needs {needs}; use {probe} as probe")
 
 
 def may_read(rule: Rule, field: str) -> bool:
@@ -53,21 +48,12 @@ def makes_rules(f: Any) -> bool:
     return getattr(f, "__annotations__", {}).get("return") in names
 
 
-def gramian_of(
-    geometry: Geometry, rule: str, *, symmetric: bool = True
-) -> Float[Tensor, "row row"]:
-    """The Gramian, or an error that names the probe; `symmetric` unless J₁J₂ᵀ will do as well."""
-    if symmetric and "second_losses" in geometry.extra:
+def gramian_of(geometry: Geometry) -> Float[Tensor, "row row"]:
+    """The Gramian, or an error if the probe measured none."""
+    if geometry.gramian is None:
         raise ValueError(
-            f"{rule} needs the Gramian JJᵀ of one batch, but the probe measures J₁J₂ᵀ of two; "
-            "use mtlfunc.jacobian(...), or mtlfunc.modo() or sdmgrad() as rule"
-        )
-    count = geometry.losses.shape[0]
-    if tuple(geometry.gramian.shape) != (count, count):
-        raise ValueError(
-            f"{rule} needs the Gramian of {count} rows, but the geometry holds one of shape "
-            f"{list(geometry.gramian.shape)}; "
-            "use mtlfunc.jacobian(...) or mtlfunc.representation(...) as probe, not losses_only()"
+            "gramian: this rule needs the Gramian, and the probe measures none; use "
+            "mtlfunc.jacobian(...) as probe"
         )
     return geometry.gramian
 
@@ -169,12 +155,42 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
     name = getattr(f, "__name__", "the rule")
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, name, symmetric=False)
+        gramian = gramian_of(geometry)
         weights = f(gramian) if count == 1 else f(gramian, geometry.losses)
         return refuse_absent(weights, geometry, name), ()
 
     reads = ("gramian", "losses")[:count]
     return Rule(no_state(), update, frozenset((*reads, "present")))
+
+
+def as_rule(rule: Any) -> Rule:
+    """A rule from a rule, a function without arguments that makes one, or one for `stateless`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if not callable(rule):
+        raise TypeError(
+            "rule: expected a mtlfunc.Rule, a function that makes one, or a function of the "
+            f"Gramian [T, T], got {type(rule).__name__}"
+        )
+    name = rule_name(rule)
+    if required_arguments(rule) == 0:
+        made = rule()
+        if not isinstance(made, Rule):
+            raise TypeError(
+                f"rule: {name}() needs no arguments, so it was called, but it gave a "
+                f"{type(made).__name__} and not a mtlfunc.Rule"
+            )
+        return made
+    if makes_rules(rule):
+        raise TypeError(
+            f"rule: {name} makes rules and needs arguments for that; pass the rule, {name}(...)"
+        )
+    function: Callable[..., Any] = rule
+    return stateless(function)
 
 
 def required_arguments(f: Any) -> int:

@@ -27,7 +27,7 @@ from ..core.distributed import (
     unwrapped,
     warn_alone,
 )
-from ..core.expect import expect_rule
+from ..core.expect import expect_rule, not_measured, probe_for, rule_name
 from ..core.tasks import Tasks, aligned, tasks_of
 from ..core.tree import select
 from ..gradients.forward import losses_graph, release, split_output
@@ -89,7 +89,8 @@ class Balancer:
 
     Raises:
         TypeError: for a module or rule that is something else.
-        ValueError: for options as in `mtlfunc.jacobian`.
+        ValueError: for options as in `mtlfunc.jacobian`, and for a rule that reads what a balancer
+            does not measure.
         NotImplementedError: for a module of several processes (DDP, FSDP2) without `group`; FSDP1
             and DataParallel.
 
@@ -149,6 +150,7 @@ class Balancer:
                 "and gramian_dtype have no meaning; leave them out"
             )
         self._options = None if shared is None else checked_options(options)
+        _expect_measured(rule, shared)
         self._tasks: Tasks = ()
         self._state: State = None  # the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
@@ -524,6 +526,21 @@ def _weighable(
     return linearize_losses(local(leaves, ()), leaves, watched, shared=())
 
 
+def _expect_measured(rule: Rule, shared: Select | None) -> None:
+    """Raise ValueError unless a balancer with this `shared` measures what the rule reads."""
+    missing = not_measured(rule, frozenset({"gramian"}))
+    if missing:
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads {missing}, which a Balancer does not measure; use "
+            f"mtlfunc.balance(losses_fn, rule, {probe_for(rule)})"
+        )
+    if shared is None and not_measured(rule, frozenset()):
+        raise ValueError(
+            f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
+            "which parameters the tasks share, for instance shared='*' for all"
+        )
+
+
 _KEPT = 16
 """Blocks that wait for their losses: those before hold memory, and are better made of rows."""
 
@@ -592,15 +609,20 @@ def _weigh_unscaled(
     No value is read: the rule answers to an identity in place of what is not finite.
     """
     geometry, losses = measured.geometry, measured.losses / scale
-    rows, gramian = geometry.losses / scale, geometry.gramian / scale / scale
-    fine = rows.isfinite().all() & gramian.isfinite().all()
-    one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-    finite = geometry._replace(losses=rows.where(fine, 1.0), gramian=gramian.where(fine, one))
+    rows, gramian = geometry.losses / scale, geometry.gramian
+    fine = rows.isfinite().all()
+    if gramian is not None:
+        gramian = gramian / scale / scale
+        fine = fine & gramian.isfinite().all()
+        one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+        geometry = geometry._replace(gramian=gramian.where(fine, one))
+    finite = geometry._replace(losses=rows.where(fine, 1.0))
     info, after = weigh(
         rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
     )
     names = dict(zip(info.tasks, losses.unbind(), strict=True)) if info.tasks else {}
     weights, rates = (x.where(fine, torch.nan) for x in (info.weights, info.rates))
+    gramian = info.gramian if gramian is None else gramian
     info = info._replace(losses=losses, gramian=gramian, weights=weights, rates=rates, tasks=names)
     return info, tree_map(lambda new, old: new.where(fine, old), after, state)
 
