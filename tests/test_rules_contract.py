@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
+from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc import rules
@@ -208,6 +210,21 @@ def test_a_rule_that_says_nothing_is_not_refused_and_says_itself_what_it_misses(
     step = mf.balance(vector, mf.mgda()._replace(reads=None), mf.losses_only())
     with pytest.raises(ValueError, match=r"gramian: .* the probe measures none; use mtlfunc\.jac"):
         step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+
+
+def test_a_geometry_without_a_gramian_goes_through_vmap():
+    rule, (losses, _, share, present, _) = mf.gls(), seen(0)
+    many = torch.stack([losses, losses.flip(0), 2 + losses])
+
+    def weigh(geometry: Geometry) -> torch.Tensor:
+        return rule.update(geometry, ())[0]
+
+    alone = torch.stack([weigh(Geometry(x, None, share, present, {})) for x in many])
+    closed = vmap(lambda x: weigh(Geometry(x, None, share, present, {})))(many)
+    dims = cast(Any, Geometry(0, None, None, None, {}))  # pyright: ignore[reportArgumentType]
+    passed = vmap(weigh, (dims,))(Geometry(many, None, share, present, {}))
+    torch.testing.assert_close(closed, alone, rtol=1e-14, atol=0)
+    torch.testing.assert_close(passed, alone, rtol=1e-14, atol=0)
 
 
 def test_one_shot_calls_run_a_rule_once():

@@ -39,18 +39,24 @@ def expect_step(value: Any, argument: str = "step") -> None:
 
 def expect_measured(rule: Rule, probe: Probe) -> None:
     """Raise ValueError unless the probe measures what the rule reads, as far as both say it."""
-    missing = not_measured(rule, probe.measures)
+    measures = getattr(probe, "measures", None)
+    missing = not_measured(rule, measures)
     if missing:
-        has = ", ".join(map(repr, sorted(probe.measures or ()))) or "the losses alone"
+        has = ", ".join(map(repr, sorted(measures or ()))) or "the losses alone"
         raise ValueError(
             f"rule: {rule_name(rule)} reads {missing}, but the probe measures {has}; "
             f"use {probe_for(rule)} as probe"
         )
 
 
+def reads_of(rule: Any) -> frozenset[str] | None:
+    """What a rule, or what has its shape, says that it reads; None if it does not say."""
+    return getattr(rule, "reads", None)
+
+
 def not_measured(rule: Rule, measures: frozenset[str] | None) -> str:
     """What a rule reads and nobody measures, quoted; empty if there is nothing, or if unknown."""
-    reads = getattr(rule, "reads", None)
+    reads = reads_of(rule)
     if reads is None or measures is None:
         return ""
     return ", ".join(map(repr, sorted(reads - measures - {"losses", "preference", "present"})))
@@ -58,7 +64,7 @@ def not_measured(rule: Rule, measures: frozenset[str] | None) -> str:
 
 def probe_for(rule: Rule) -> str:
     """A probe of this package that measures what a rule reads, as one writes it."""
-    reads = set(rule.reads or ())
+    reads = reads_of(rule) or frozenset()
     made = next((call for name, call in _SOURCES.items() if name in reads), "mtlfunc.losses_only()")
     if "log_gramian" in reads:
         made = f"mtlfunc.log_losses({made})"

@@ -11,7 +11,7 @@ from ..core.checks import can_look, check_option
 from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, State
-from .common import gramian_of, mean_present
+from .common import gramian_of, mean_present, reading_also
 
 By = Literal["norm", "loss", "both"]
 
@@ -64,6 +64,5 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         weights, state = rule.update(geometry, state)
         return weights * (mean / size).to(weights), state
 
-    own = {"norm": {"gramian"}, "loss": {"losses"}, "both": {"gramian", "losses"}}[by]
-    reads = None if rule.reads is None else rule.reads | own | {"present"}
-    return Rule(rule.init, update, reads)
+    size = {"norm": ["gramian"], "loss": ["losses"], "both": ["gramian", "losses"]}[by]
+    return Rule(rule.init, update, reading_also(rule, *size, "present"))

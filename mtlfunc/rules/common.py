@@ -12,13 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, normalized_preference
-from ..core.expect import rule_name
+from ..core.expect import reads_of, rule_name
 from ..types import GRAMIANS, Geometry, Rule, State
 
 BY_HAND = "given"
-"""The entry of `geometry.extra` by which one-shot calls, plots and audits say that the Gramian was
-given by hand: it then stands for whatever the rule's own probe would have measured.
-"""
+"""An entry of `geometry.extra` that `mtlfunc.audit` writes and no rule reads."""
 
 
 def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], State]:
@@ -34,7 +32,14 @@ def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], Sta
 def may_read(rule: Rule, field: str) -> bool:
     """Whether a rule reads a field of the geometry, or a key of its `extra`, as far as known."""
     names = GRAMIANS if field == "gramian" else {field}
-    return rule.reads is None or not rule.reads.isdisjoint(names)
+    reads = reads_of(rule)
+    return reads is None or not reads.isdisjoint(names)
+
+
+def reading_also(rule: Rule, *names: str) -> frozenset[str] | None:
+    """`Rule.reads` of a rule around another one, which itself reads these fields."""
+    reads = reads_of(rule)
+    return None if reads is None else reads.union(names)
 
 
 def reading(*names: str, preference: Tensor | None = None) -> frozenset[str]:

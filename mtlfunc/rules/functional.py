@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import can_look, check_finite, check_gramian, check_vector, everyone
-from ..core.expect import expect_rule, not_measured, probe_for, rule_name
+from ..core.expect import expect_rule, not_measured, probe_for, reads_of, rule_name
 from ..types import GRAMIANS, Geometry, Rule
 from .common import may_read
 
@@ -45,10 +45,11 @@ def weights(
         check_vector(losses, gramian, "losses")
     expect_rule(rule)
     if losses is None and may_read(rule, "losses"):
-        silent = "" if rule.reads else ", or write Rule(init, update, reads=...) without them"
+        verb, other = "reads", ""
+        if reads_of(rule) is None:
+            verb, other = "may read", ", or say what it reads: Rule(init, update, reads=...)"
         raise ValueError(
-            f"losses: {rule_name(rule)} {'reads' if rule.reads else 'may read'} the losses; pass "
-            f"losses=, one per task{silent}"
+            f"losses: {rule_name(rule)} {verb} the losses; pass losses=, one per task{other}"
         )
     missing = not_measured(rule, GRAMIANS)
     if missing:
