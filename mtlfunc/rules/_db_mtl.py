@@ -25,7 +25,7 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
         `mtlfunc.weights`, is taken for theirs.
 
     Raises:
-        ValueError: for a bad preference; for another probe, when a step is made.
+        ValueError: for a bad preference.
 
     Source:
         Lin et al. 2023 (DB-MTL), section 3 and Algorithm 1. LibMTL adds 1e-8 to the lengths and

@@ -31,7 +31,7 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
         task without a gradient).
 
     Raises:
-        ValueError: for lr <= 0, or where the geometry holds no excess risks.
+        ValueError: for lr <= 0.
 
     Source:
         He et al. 2024 (ExcessMTL), eq. 9 and section 3.2. The official code and LibMTL have weights

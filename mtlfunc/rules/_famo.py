@@ -54,8 +54,7 @@ def famo(
 
     Raises:
         ValueError: for lr <= 0, decay < 0, a bad preference or lower; at a step, for losses not
-        above their lower bound (NaN where that cannot be seen) and for a probe without
-        `second_evaluation`.
+        above their lower bound (NaN where that cannot be seen).
 
     Source:
         Liu et al. 2023, Algorithm 2. The official code, TorchJD and LibMTL add 1e-8 to L - b, which

@@ -33,7 +33,7 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
         `mtlfunc.tracked(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken for YYᵀ.
 
     Raises:
-        ValueError: for lr <= 0, rho < 0 or decay < 0; at a step, for a probe that does not track.
+        ValueError: for lr <= 0, rho < 0 or decay < 0.
 
     Source:
         Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code, which can

@@ -33,7 +33,7 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         for J₁J₂ᵀ.
 
     Raises:
-        ValueError: for lr <= 0 or rho < 0; at a step, for a probe that measures one batch.
+        ValueError: for lr <= 0 or rho < 0.
 
     Source:
         Chen et al. 2023 (MoDo), eq. 2.9a; ρ, .1 in its code and in TorchJD's and LibMTL's defaults,

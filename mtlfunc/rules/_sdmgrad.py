@@ -49,7 +49,7 @@ def sdmgrad(
 
     Raises:
         ValueError: for strength < 0, lr <= 0, momentum outside [0, 1), steps < 1 or a bad
-            preference; at a step, for a probe that measures one batch.
+            preference.
 
     Source:
         Xiao et al. 2023 (SDMGrad), Algorithm 1, which draws new batches at each inner step; scale,
