@@ -143,12 +143,21 @@ def heading(name: str) -> str:
     return name
 
 
+def reads(call: str) -> str:
+    """What a rule of the table of methods reads of the geometry, as the rule says it."""
+    scope = {"mf": mf, "f": lambda gramian: gramian[0]}
+    rule: mf.Rule = eval(call.split("`")[1], scope)
+    return ", ".join(f"``{field}``" for field in sorted(rule.reads or ())) or "anything"
+
+
 def method_page(name: str, drawn: bool) -> str:
     """What a rule is, promises and looks like."""
-    used = [[rst(cell) for cell in row] for row in methods() if f"`mf.{name}(" in row[2]]
+    found = [row for row in methods() if f"`mf.{name}(" in row[2]]
+    used = [[*map(rst, row[:3]), reads(row[2]), *map(rst, row[3:])] for row in found]
     parts = [title(f"{heading(name)}: ``{name}``"), f".. autofunction:: mtlfunc.{name}\n\n"]
     if used:
-        parts += [title("In use", "-"), table(["method", "probe", "rule", "weights sum to"], used)]
+        head = ["method", "probe", "rule", "reads", "weights sum to"]
+        parts += [title("In use", "-"), table(head, used)]
     parts.append(properties_part(name))
     if drawn:
         parts += [

@@ -50,7 +50,7 @@ class Geometry(NamedTuple):
     """All that a rule may see of one step."""
 
     losses: Float[Tensor, " row"]
-    gramian: Float[Tensor, "..."]  # [row, row]; [0, 0] from a probe that measures none
+    gramian: Float[Tensor, "..."] | None  # [row, row]; None from a probe that measures none
     preference: Float[Tensor, " row"]  # how the rows mix into the mean gradient; sums to 1
     present: Bool[Tensor, " row"]  # tasks that have labels in this batch
     extra: dict[str, Tensor]  # what a special probe measured
@@ -116,6 +116,10 @@ of log losses; YYᵀ of tracked gradients.
 """
 
 
+LAST_LOSSES = ("last_losses", "last_losses_now", "last_present")
+"""Keys of `Geometry.extra`: the last batch's losses then and now, and which tasks it had."""
+
+
 class Rule(NamedTuple):
     """Turns geometry and its own state into weights."""
 
@@ -149,7 +153,7 @@ class Info(NamedTuple):
     """Diagnostics of one step; never carried to the next."""
 
     losses: Float[Tensor, " task"]
-    gramian: Float[Tensor, "..."]
+    gramian: Float[Tensor, "..."]  # [0, 0] from a probe that measures none
     weights: Float[Tensor, " row"]
     rates: Float[Tensor, "..."]  # gramian @ weights: each row's first-order gain; [0] without one
     aux: Any

@@ -10,8 +10,8 @@ from torch import Tensor
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.core import optim
-from mtlfunc.rules.common import BY_HAND
-from mtlfunc.types import Geometry, Params, Solver
+from mtlfunc.rules.common import may_read
+from mtlfunc.types import GRAMIANS, Geometry, Params, Solver
 from tests.problems import decode, encode
 
 
@@ -23,8 +23,6 @@ class RuleCase(NamedTuple):
     # what the weights sum to when all tasks have one gradient and one loss
     shared_sum: float | None = 1.0
     random: bool = False
-    reads_losses: bool = False
-    reads_gramian: bool = True
     homogeneous: bool = True
     symmetric: bool = True  # no task is special
     smooth: bool = True  # differentiable in G at generic Gramians: no solver that stops halfway
@@ -33,23 +31,38 @@ class RuleCase(NamedTuple):
     # of weights on well conditioned problems: rounding, or what the solver inside reaches
     accuracy: float = 1e-9
 
+    @property
+    def reads_losses(self) -> bool:
+        return may_read(self.make(), "losses")
+
+    @property
+    def reads_gramian(self) -> bool:
+        return may_read(self.make(), "gramian")
+
 
 def _softmin(gramian: Tensor) -> Tensor:
     agree = gramian.mean(-1) / gramian.diagonal().clamp_min(torch.finfo(gramian.dtype).tiny).sqrt()
     return torch.softmax(agree / agree.abs().amax().clamp_min(torch.finfo(gramian.dtype).tiny), -1)
 
 
+def _normalised(x: Tensor) -> Tensor:
+    return x / x.sum()
+
+
 def _fed(rule: mf.Rule, extra: Callable[[Geometry], dict[str, Tensor]]) -> mf.Rule:
-    """A rule that reads what a probe of its own measures, given it."""
+    """A rule that reads what a probe of its own measures, given it, from the losses."""
+    assert rule.reads
     return mf.Rule(
         rule.init,
         lambda geometry, state: rule.update(geometry._replace(extra=extra(geometry)), state),
+        (rule.reads & {"gramian", "losses", "preference", "present"}) | {"losses"},
     )
 
 
-def by_hand(rule: mf.Rule) -> mf.Rule:
-    """A rule on any Gramian, as if its own probe had measured that."""
-    return _fed(rule, lambda geometry: {BY_HAND: geometry.present})
+def on_gramian(rule: mf.Rule) -> mf.Rule:
+    """A rule on JJᵀ in place of what its own probe measures."""
+    assert rule.reads
+    return rule._replace(reads=(rule.reads - GRAMIANS) | {"gramian"})
 
 
 def _last_batch(geometry: Geometry) -> dict[str, Tensor]:
@@ -64,7 +77,7 @@ def _last_batch(geometry: Geometry) -> dict[str, Tensor]:
 
 
 RULES: dict[str, RuleCase] = {
-    "mean": RuleCase(mf.mean, reads_gramian=False),
+    "mean": RuleCase(mf.mean),
     "mgda": RuleCase(mf.mgda),
     "mgda-cvx": RuleCase(lambda: mf.mgda(solvers.cvx()), masks=False, accuracy=1e-5),
     "mgda-frank-wolfe": RuleCase(
@@ -87,75 +100,55 @@ RULES: dict[str, RuleCase] = {
     ),
     "cagrad-1+lambda": RuleCase(lambda: mf.cagrad(0.4, rescale="1+lambda"), convex=False),
     "pcgrad": RuleCase(mf.pcgrad, convex=False, random=True, masks=False),
-    "gradnorm": RuleCase(lambda: mf.gradnorm(1.5), reads_losses=True),
-    "gradnorm-normalized": RuleCase(
-        lambda: mf.gradnorm(0.5, normalize_targets=True), reads_losses=True
-    ),
+    "gradnorm": RuleCase(lambda: mf.gradnorm(1.5)),
+    "gradnorm-normalized": RuleCase(lambda: mf.gradnorm(0.5, normalize_targets=True)),
     "gradnorm-sgd": RuleCase(
-        lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd), reads_losses=True, homogeneous=False
+        lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd), homogeneous=False
     ),
-    "gradnorm-multiplicative": RuleCase(
-        lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative), reads_losses=True
-    ),
+    "gradnorm-multiplicative": RuleCase(lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative)),
     "gradnorm-log-space": RuleCase(
         lambda: mf.gradnorm(1.5, optimizer=lambda lr: optim.log_space(optim.exact_adam(lr))),
-        reads_losses=True,
     ),
-    "uw": RuleCase(
-        lambda: mf.uw(0.1), convex=False, shared_sum=None, reads_losses=True, reads_gramian=False
-    ),
+    "uw": RuleCase(lambda: mf.uw(0.1), convex=False, shared_sum=None),
     "imtl_l": RuleCase(
         lambda: mf.imtl_l(0.1),
         convex=False,
         shared_sum=None,
-        reads_losses=True,
-        reads_gramian=False,
     ),
-    "dwa": RuleCase(lambda: mf.dwa(1), reads_losses=True, reads_gramian=False),
-    "gls": RuleCase(mf.gls, convex=False, reads_losses=True, reads_gramian=False),
-    "cosmos": RuleCase(
-        lambda: mf.cosmos(0.3), convex=False, reads_losses=True, reads_gramian=False
-    ),
-    "pbi": RuleCase(mf.pbi, convex=False, reads_losses=True, reads_gramian=False),
-    "stch": RuleCase(lambda: mf.stch(0.3), reads_losses=True, reads_gramian=False),
+    "dwa": RuleCase(lambda: mf.dwa(1)),
+    "gls": RuleCase(mf.gls, convex=False),
+    "cosmos": RuleCase(lambda: mf.cosmos(0.3), convex=False),
+    "pbi": RuleCase(mf.pbi, convex=False),
+    "stch": RuleCase(lambda: mf.stch(0.3)),
     "stch-warmup": RuleCase(
         lambda: mf.stch(0.3, warmup=(1, 1)),
         convex=False,
         shared_sum=None,
-        reads_losses=True,
-        reads_gramian=False,
     ),
-    "famo-full-batch": RuleCase(
-        lambda: mf.famo(full_batch=True), reads_losses=True, reads_gramian=False
-    ),
-    "famo": RuleCase(lambda: _fed(mf.famo(), _last_batch), reads_losses=True, reads_gramian=False),
+    "famo-full-batch": RuleCase(lambda: mf.famo(full_batch=True)),
+    "famo": RuleCase(lambda: _fed(mf.famo(), _last_batch)),
     "excess_mtl": RuleCase(
         lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses}),
-        reads_losses=True,
-        reads_gramian=False,
     ),
-    "modo": RuleCase(lambda: by_hand(mf.modo()), homogeneous=False),
-    "moco": RuleCase(lambda: by_hand(mf.moco(decay=0.5)), homogeneous=False),
-    "sdmgrad": RuleCase(lambda: by_hand(mf.sdmgrad(lr=0.3))),
+    "modo": RuleCase(lambda: on_gramian(mf.modo()), homogeneous=False),
+    "moco": RuleCase(lambda: on_gramian(mf.moco(decay=0.5)), homogeneous=False),
+    "sdmgrad": RuleCase(lambda: on_gramian(mf.sdmgrad(lr=0.3))),
     # steps of 10 overshoot, and multiply rounding
-    "sdmgrad-default": RuleCase(lambda: by_hand(mf.sdmgrad()), smooth=False),
-    "db_mtl": RuleCase(lambda: by_hand(mf.db_mtl()), convex=False),
+    "sdmgrad-default": RuleCase(lambda: on_gramian(mf.sdmgrad()), smooth=False),
+    "db_mtl": RuleCase(lambda: on_gramian(mf.db_mtl()), convex=False),
     "gradvac": RuleCase(lambda: mf.gradvac(0.3), convex=False, random=True, masks=False),
     "krum": RuleCase(mf.krum),
     "krum-select": RuleCase(lambda: mf.krum(select=2)),
     "pcd": RuleCase(mf.pcd, convex=False, masks=False, symmetric=False),
-    "epo": RuleCase(mf.epo, reads_losses=True),
-    "pareto_mtl": RuleCase(mf.pareto_mtl, convex=False, reads_losses=True),
+    "epo": RuleCase(mf.epo),
+    "pareto_mtl": RuleCase(mf.pareto_mtl, convex=False),
     "normalize-norm": RuleCase(lambda: mf.normalize(mf.mgda()), convex=False),
     "normalize-loss": RuleCase(
         lambda: mf.normalize(mf.cagrad(0.4), "loss"),
         convex=False,
         shared_sum=1.4,
-        reads_losses=True,
     ),
-    "normalize-both": RuleCase(
-        lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False, reads_losses=True
-    ),
+    "normalize-both": RuleCase(lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False),
     "momentum": RuleCase(lambda: mf.momentum(mf.mgda(), 0.6)),
     "every": RuleCase(lambda: mf.every(mf.mgda(), 2)),
     "every-pcgrad": RuleCase(
@@ -164,9 +157,8 @@ RULES: dict[str, RuleCase] = {
     "momentum-normalize-every-gradnorm": RuleCase(
         lambda: mf.momentum(mf.normalize(mf.every(mf.gradnorm(1.5), 2), "loss"), 0.6),
         convex=False,
-        reads_losses=True,
     ),
-    "rlw": RuleCase(mf.rlw, random=True, reads_gramian=False, masks=False),
+    "rlw": RuleCase(mf.rlw, random=True, masks=False),
     "dualproj": RuleCase(mf.dualproj, convex=False),
     "upgrad": RuleCase(mf.upgrad, convex=False),
     "upgrad-faces": RuleCase(lambda: mf.upgrad(solver=solvers.faces()), convex=False),
@@ -187,8 +179,7 @@ RULES: dict[str, RuleCase] = {
     "fairgrad-sum": RuleCase(lambda: mf.fairgrad(0.5, rescale="sum")),
     "stateless": RuleCase(lambda: mf.stateless(_softmin), masks=False),
     "stateless-losses": RuleCase(
-        lambda: mf.stateless(lambda gramian, losses: losses / losses.sum()),
-        reads_losses=True,
+        lambda: mf.stateless(lambda gramian, losses: _normalised(_softmin(gramian) * losses)),
         masks=False,
     ),
 }
@@ -254,7 +245,10 @@ class ProbeCase(NamedTuple):
     shared: str = "trunk.*"
     random: bool = False
     rows: int = 3
-    gramian: bool = True
+
+    @property
+    def gramian(self) -> bool:
+        return "gramian" in (self.make().measures or ())
 
 
 PROBES: dict[str, ProbeCase] = {
@@ -272,5 +266,5 @@ PROBES: dict[str, ProbeCase] = {
     "jacobian-chunk-2": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=2)),
     "jacobian-float64": ProbeCase(lambda: mf.jacobian("trunk.*", gramian_dtype=torch.float64)),
     "representation": ProbeCase(lambda: mf.representation(encode, decode, shared="trunk.*")),
-    "losses_only": ProbeCase(mf.losses_only, shared="*", gramian=False),
+    "losses_only": ProbeCase(mf.losses_only, shared="*"),
 }

@@ -67,7 +67,7 @@ def test_broken_rules_are_reported_and_rank_last():
         assert status["nan"] == "not finite on 3 of 3 seeds"
         assert status["scalar"].startswith("raised")
         assert status["up"] == "ends above its start"
-        assert "needs the Gramian" in status["losses"]
+        assert "reads 'gramian', but the probe measures the losses alone" in status["losses"]
     places = {rank.rule: rank.rank for rank in found.ranks()}
     lost = {"raises", "branches", "nan", "scalar", "losses"}
     assert {places[rule] for rule in lost} == {7.0}  # 5 to 9 of 9, shared

@@ -137,6 +137,32 @@ def test_losses_alone(rule, net):
         mf.Balancer(net, mf.mean(), None, engine="rows")
 
 
+def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(net):
+    with pytest.raises(ValueError, match=r"shared=None measures .*, but mgda reads .* shared='\*'"):
+        mf.Balancer(net, mf.mgda(), None)
+    for make, probe in (
+        (mf.famo, "second_evaluation"),
+        (mf.modo, "double_sampling"),
+        (mf.moco, "tracked"),
+        (mf.db_mtl, r"log_losses\(mtlfunc\.tracked"),
+        (mf.excess_mtl, "excess_risk"),
+    ):
+        for shared in (None, "*"):
+            with pytest.raises(ValueError, match=rf"{make.__name__} reads .* Balancer .*{probe}\("):
+                mf.Balancer(net, make(), shared)
+
+
+def test_a_scaled_loss_of_which_nothing_is_measured(net):
+    (x, y), *_ = batches(1)
+    plain, scaled = (mf.Balancer(net, mf.gls(), None) for _ in range(2))
+    expected = plain.measure(FORMS["stacked"](net(x), y))
+    info = scaled.measure(64.0 * FORMS["stacked"](net(x), y), scale=64.0)
+    torch.testing.assert_close(info.weights, expected.weights)
+    assert info.gramian.shape == expected.gramian.shape == (0, 0)
+    over = scaled.measure(float("inf") * FORMS["stacked"](net(x), y), scale=64.0)
+    assert bool(over.weights.isnan().all())
+
+
 def test_sum_and_absent_tasks(net):
     here = torch.tensor([True, False, True])
     probe = mf.jacobian("trunk.*", present=lambda batch: here)

@@ -80,7 +80,7 @@ def test_a_batch_gives_what_its_problems_give_alone(name):
             given.gramian[at],
             torch.full((4,), 0.25),
             torch.ones(4, dtype=torch.bool),
-            {"jacobian": given.jacobian[at], "given": torch.ones(4)},
+            {"jacobian": given.jacobian[at]},
         )
         for step in together:
             weights, state = rule.update(geometry, state)

@@ -68,6 +68,7 @@ def test_every_rule_has_its_method_properties_and_page():
         page = made[f"methods/rule-{name}.rst"]
         assert f"autofunction:: mtlfunc.{name}" in page
         assert "In use" in page
+        assert "``present``" in page or name == "imtl_g", "what the rule reads"
         if name != "stateless":
             assert "What the audit finds" in page
             assert page.count("\n     - ") >= 2 * 15, "every property, what it says, what is found"

@@ -20,7 +20,7 @@ from tests.problems import (
     scalars,
     vector,
 )
-from tests.registry import by_hand
+from tests.registry import on_gramian
 
 F64 = torch.float64
 SHARED = "trunk.*"
@@ -46,7 +46,7 @@ RULES = {
     "cagrad": lambda: mf.cagrad(0.4),
     "pcgrad": mf.pcgrad,
     "gradnorm": lambda: mf.gradnorm(0.5),
-    "modo": lambda: by_hand(mf.modo()),
+    "modo": lambda: on_gramian(mf.modo()),
     "stateless": lambda: mf.stateless(
         lambda gramian: gramian.diagonal() / gramian.diagonal().sum()
     ),

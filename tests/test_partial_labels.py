@@ -24,7 +24,7 @@ from tests.problems import (
     nets,
     scalars,
 )
-from tests.registry import by_hand
+from tests.registry import on_gramian
 
 F64 = torch.float64
 SHARED = "trunk.*"
@@ -92,8 +92,8 @@ RULES = {
     "mgda": mf.mgda,
     "cagrad": lambda: mf.cagrad(0.4),
     "gradnorm": lambda: mf.gradnorm(0.5),
-    "modo": lambda: by_hand(mf.modo()),
-    "db_mtl": lambda: by_hand(mf.db_mtl()),
+    "modo": lambda: on_gramian(mf.modo()),
+    "db_mtl": lambda: on_gramian(mf.db_mtl()),
 }
 RULES |= {"excess_mtl": mf.excess_mtl}
 CASES = [("jacobian", rule) for rule in RULES if rule != "excess_mtl"]

@@ -215,7 +215,7 @@ def test_portrait_passes_losses_and_key():
     def draw(losses: Tensor, key: Tensor) -> Tensor:
         return torch.softmax(normal(key, (2,), torch.float64), -1)
 
-    rule = mf.Rule(draw, lambda geometry, state: (state, state))
+    rule = mf.Rule(draw, lambda geometry, state: (state, state), frozenset())
     share = mf.weights(rule, torch.eye(2, dtype=torch.float64), key=5)
     drawn = plot.portrait(rule, ("rate 2",), cells=(6, 5), key=5)
     np.testing.assert_allclose(

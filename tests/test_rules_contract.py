@@ -1,13 +1,23 @@
 """What is a rule, and what a rule demands of its probe: errors that name the cure."""
 
+import re
+from collections.abc import Callable
+from typing import Any, cast
+
 import pytest
 import torch
+from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc import rules
-from mtlfunc.core.expect import expect_rule
-from mtlfunc.rules.common import required_arguments
+from mtlfunc.core.expect import expect_rule, rule_name
+from mtlfunc.rules.common import as_rule, may_read, required_arguments
+from mtlfunc.types import GRAMIANS, Geometry
 from tests.problems import BATCH, PARAMS, vector
+from tests.registry import PROBES, RULES
+from tests.strategies import jacobian
+
+F64 = torch.float64
 
 SLIPS = {
     "factory with arguments": (mf.cagrad, r"function cagrad itself; call it, cagrad\(\.\.\.\)"),
@@ -58,6 +68,190 @@ def test_required_arguments():
     assert required_arguments(torch.nn.Identity()) == 1
 
 
+ODD = {
+    "no function": (0.4, "function of the Gramian .*, got float"),
+    "makes none": (lambda: 0.4, "gave a float and not a mtlfunc.Rule"),
+    "needs arguments": (mf.cagrad, r"cagrad makes rules .*; pass the rule, cagrad\(\.\.\.\)"),
+    "three arguments": (lambda a, b, c: a, "stateless: expected f"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_as_rule_refuses_what_makes_no_rule(odd):
+    value, words = ODD[odd]
+    with pytest.raises(TypeError, match=words):
+        as_rule(value)
+
+
+def test_as_rule_takes_rules_functions_that_make_one_and_functions_of_the_gramian():
+    rule = mf.mgda()
+    assert as_rule(rule) is rule
+    G = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
+    assert torch.equal(mf.weights(as_rule(mf.mgda), G), mf.weights(rule, G))
+    assert torch.equal(mf.weights(as_rule(lambda gramian: gramian[0]), G), G[0])
+
+
+# What a rule reads
+
+FIELDS = ("losses", "gramian", "preference", "present")
+SPECIAL = {
+    "modo on a probe": mf.modo,
+    "moco on a probe": mf.moco,
+    "sdmgrad on a probe": mf.sdmgrad,
+    "db_mtl on a probe": mf.db_mtl,
+    "famo on a probe": mf.famo,
+    "excess_mtl on a probe": mf.excess_mtl,
+    "normalize-loss of mean": lambda: mf.normalize(mf.mean(), "loss"),
+    "momentum of uw": lambda: mf.momentum(mf.uw(0.1)),
+    "every of famo": lambda: mf.every(mf.famo(), 2),
+}
+OWN = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+SPECIAL |= {
+    f"{name} with a preference": lambda make=make: make(preference=OWN)
+    for name, make in {
+        "mean": mf.mean,
+        "pcgrad": mf.pcgrad,
+        "famo": mf.famo,
+        "cagrad": lambda preference: mf.cagrad(0.4, preference=preference),
+        "config": mf.config,
+        "sdmgrad": mf.sdmgrad,
+        "db_mtl": mf.db_mtl,
+        "uw": lambda preference: mf.uw(0.1, preference=preference),
+        "dwa": lambda preference: mf.dwa(1, preference=preference),
+        "epo": mf.epo,
+    }.items()
+}
+READERS = {name: case.make for name, case in RULES.items()} | SPECIAL
+
+
+def test_every_rule_is_asked_what_it_reads():
+    wanted = set(rules.__all__) - {"weights", "aggregate"}
+    assert wanted <= {rule_name(make()) for make in READERS.values()}
+
+
+def seen(seed: int) -> Geometry:
+    """A geometry in which all values differ, and one task of four batches is absent."""
+    rows, tasks = jacobian("gaussian", 3, seed), torch.arange(3, dtype=F64)
+    losses = 1 + ((seed + 1) * (tasks + 1) * 0.37) % 1
+    present = torch.tensor([True, True, seed % 4 != 3])
+    preference = (1 + ((seed + 2) * (tasks + 3) * 0.61) % 1) * present
+    extra = {
+        "last_losses": losses * (1.1 + tasks / 10),
+        "last_losses_now": losses * (1 - tasks / 20),
+        "last_present": torch.ones(3, dtype=torch.bool),
+        "excess_risk": 2 + losses.flip(0),
+    }
+    return Geometry(losses, rows @ rows.mT, preference / preference.sum(), present, extra)
+
+
+def answers(rule: mf.Rule, change: Callable[[Geometry], Geometry]) -> list[torch.Tensor]:
+    """The weights of five updates on changed geometries; an error ends them."""
+    given, found = [change(seen(seed)) for seed in range(5)], []
+    try:
+        state = rule.init(given[0].losses, mf.random.key(0))
+        for geometry in given:
+            weights, state = rule.update(geometry, state)
+            found.append(weights)
+    except ValueError:
+        pass
+    return found
+
+
+def other(field: str, value: torch.Tensor) -> torch.Tensor:
+    """Another value for a field, which is possible."""
+    if field in ("present", "last_present"):
+        return torch.tensor([False, True, True]) & value
+    scale = torch.tensor([0.1, 30.0, 1.0], dtype=F64)
+    if field == "gramian":
+        return scale[:, None] * value * scale
+    return scale * value.flip(0)
+
+
+def changed(geometry: Geometry, field: str, change: Callable[..., torch.Tensor]) -> Geometry:
+    if field in FIELDS:
+        return geometry._replace(**{field: change(getattr(geometry, field))})
+    return geometry._replace(extra=geometry.extra | {field: change(geometry.extra[field])})
+
+
+def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return len(one) == len(two) and all(map(torch.equal, one, two))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_a_rule_says_that_it_reads_is_what_it_reads(name):
+    """NaN or another value in a field that it does not name changes no bit; in one that it names, a
+    value changes the weights. A task that is absent for no reason stands for NaN in `present`.
+    """
+    rule = READERS[name]()
+    assert rule.reads is not None
+    plain = answers(rule, lambda geometry: geometry)
+    assert plain
+    for field in (*FIELDS, *seen(0).extra):
+        moved = answers(rule, lambda g, f=field: changed(g, f, lambda x: other(f, x)))
+        assert same(plain, moved) is not may_read(rule, field), field
+        if may_read(rule, field) or field in ("present", "last_present"):
+            continue
+        spoilt = answers(
+            rule, lambda g, f=field: changed(g, f, lambda x: torch.full_like(x, float("nan")))
+        )
+        assert same(plain, spoilt), field
+    known = {*FIELDS, *seen(0).extra, *GRAMIANS}
+    assert rule.reads <= known
+
+
+def test_wrappers_of_a_rule_that_says_nothing_say_nothing():
+    silent = mf.mgda()._replace(reads=None)
+    for made in (mf.momentum(silent), mf.every(silent, 2), mf.normalize(silent)):
+        assert made.reads is None
+    assert mf.balance(vector, mf.normalize(silent, "loss"), mf.losses_only())
+
+
+def test_a_rule_that_says_nothing_is_not_refused_and_says_itself_what_it_misses():
+    step = mf.balance(vector, mf.mgda()._replace(reads=None), mf.losses_only())
+    with pytest.raises(ValueError, match=r"gramian: .* the probe measures none; use mtlfunc\.jac"):
+        step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+
+
+def test_a_geometry_without_a_gramian_goes_through_vmap():
+    rule, (losses, _, share, present, _) = mf.gls(), seen(0)
+    many = torch.stack([losses, losses.flip(0), 2 + losses])
+
+    def weigh(geometry: Geometry) -> torch.Tensor:
+        return rule.update(geometry, ())[0]
+
+    alone = torch.stack([weigh(Geometry(x, None, share, present, {})) for x in many])
+    closed = vmap(lambda x: weigh(Geometry(x, None, share, present, {})))(many)
+    dims = cast(Any, Geometry(0, None, None, None, {}))  # pyright: ignore[reportArgumentType]
+    passed = vmap(weigh, (dims,))(Geometry(many, None, share, present, {}))
+    torch.testing.assert_close(closed, alone, rtol=1e-14, atol=0)
+    torch.testing.assert_close(passed, alone, rtol=1e-14, atol=0)
+
+
+def test_one_shot_calls_run_a_rule_once():
+    calls = []
+
+    def update(geometry, state):
+        calls.append(geometry)
+        return geometry.preference, state
+
+    rule = mf.Rule(lambda losses, key: (), update, frozenset({"preference"}))
+    mf.weights(rule, torch.eye(2))
+    mf.aggregate(rule, torch.eye(2))
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match=r"losses: .* may read the losses; pass losses=.* reads="):
+        mf.weights(rule._replace(reads=None), torch.eye(2))
+    mf.weights(rule._replace(reads=None), torch.eye(2), torch.ones(2))
+    assert len(calls) == 3
+
+
+def test_one_shot_calls_refuse_a_rule_that_reads_what_a_probe_alone_measures():
+    for make, cure in ((mf.famo, r"second_evaluation\("), (mf.excess_mtl, r"excess_risk\(")):
+        with pytest.raises(ValueError, match=rf"{make.__name__} reads '.* use .*mtlfunc\.{cure}"):
+            mf.weights(make(), torch.eye(2), torch.ones(2))
+
+
+# What a probe measures
+
 JACOBIAN, TRACKED = mf.jacobian("trunk.*"), mf.tracked("trunk.*")
 TWO = mf.double_sampling("trunk.*")
 WRONG = {
@@ -78,8 +272,37 @@ RIGHT = {
 }
 
 
+PROBED = {name: case.make for name, case in PROBES.items()} | {
+    "tracked": lambda: TRACKED,
+    "tracked log losses": lambda: mf.log_losses(TRACKED),
+    "two batches": lambda: TWO,
+    "log losses of two batches": lambda: mf.log_losses(TWO),
+    "log losses alone": lambda: mf.log_losses(mf.losses_only()),
+    "excess risk": lambda: mf.excess_risk("trunk.*"),
+    "second evaluation": lambda: mf.second_evaluation(mf.losses_only()),
+    "second evaluation of rows": lambda: mf.second_evaluation(mf.excess_risk("trunk.*")),
+}
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_what_a_probe_says_that_it_measures_is_what_the_geometry_holds(name):
+    probe = PROBED[name]()
+    assert probe.measures is not None
+    other = tuple(leaf.flip(0) * 1.5 if leaf.is_floating_point() else leaf for leaf in BATCH)
+    batch = (BATCH, other) if "cross_gramian" in probe.measures else BATCH
+    _, state = probe.init(vector, PARAMS, batch, mf.random.key(0))
+    geometry = probe.update(vector, PARAMS, batch, state)[0].geometry
+    kinds = probe.measures & GRAMIANS
+    assert set(geometry.extra) == probe.measures - GRAMIANS
+    assert (geometry.gramian is not None) == bool(kinds)
+    if geometry.gramian is not None:
+        assert geometry.gramian.isfinite().all()
+        apart = (geometry.gramian - geometry.gramian.mT).norm() > 1e-12 * geometry.gramian.norm()
+        assert bool(apart) is ("gramian" not in kinds)
+
+
 def step(rule, probe):
-    batch = (BATCH, BATCH, BATCH) if probe is TWO else BATCH
+    batch = (BATCH, BATCH, BATCH) if probe.measures == TWO.measures else BATCH
     balance = mf.balance(vector, rule, probe)
     return balance.update(PARAMS, batch, balance.init(PARAMS, batch))
 
@@ -89,8 +312,13 @@ def test_rule_on_a_probe_that_does_not_measure_what_it_needs_names_the_probe(nam
     rule, probes, right = WRONG[name]
     for probe in probes:
         for made in (rule, mf.momentum(rule), mf.every(rule, 2)):
-            with pytest.raises(ValueError, match=rf"{name} needs .* use mtlfunc\.{right}"):
-                step(made, probe)
+            called = rule_name(made)
+            words = rf"rule: {called} reads '.*, but the probe .*; use (mtlfunc\..*{right}.*) as"
+            with pytest.raises(ValueError, match=words) as error:
+                mf.balance(vector, made, probe)
+            cure = re.search(words, str(error.value))
+            assert cure
+            step(made, eval(cure[1].replace("...", "'trunk.*'"), {"mtlfunc": mf}))
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -234,10 +234,6 @@ def test_arguments_are_checked():
             lambda: weights_of(mf.famo(full_batch=True, lower=torch.ones(4)), SERIES),
             "famo .less their lower bounds. .* need losses > 0",
         ),
-        (
-            lambda: weights_of(mf.famo(), SERIES),
-            r"famo needs the losses of the last batch .* use mtlfunc.second_evaluation",
-        ),
         (lambda: mf.graddrop(1.5), r"leak: .*\[0, 1\]"),
         (lambda: mf.trimmed_mean(-1), "k: .*>= 0"),
         (

@@ -65,7 +65,7 @@ def ours(entry: Entry, count: int, given: Problem) -> Callable[[], Tensor]:
     preference, present = equal(count), torch.ones(count, dtype=torch.bool)
 
     def update(problem: Problem, state: Any) -> tuple[Tensor, Any]:
-        extra = {"jacobian": problem.jacobian, "given": present}  # by hand, from no probe
+        extra = {"jacobian": problem.jacobian}
         geometry = mf.Geometry(problem.losses, problem.gramian, preference, present, extra)
         return rule.update(geometry, state)
 

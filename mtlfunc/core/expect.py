@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..types import Balance, Optimizer, Probe, Rule, Step, TrainState
+from ..types import LAST_LOSSES, Balance, Optimizer, Probe, Rule, Step, TrainState
 
 _PARTS: dict[type, tuple[str, str]] = {
     Rule: ("a rule", "mtlfunc.cagrad(0.4)"),
@@ -35,6 +35,61 @@ def expect_optimizer(value: Any, argument: str = "optimizer") -> None:
 def expect_step(value: Any, argument: str = "step") -> None:
     """Raise TypeError unless `value` is a step with an optimizer."""
     _expect(value, argument, Step)
+
+
+def expect_measured(rule: Rule, probe: Probe) -> None:
+    """Raise ValueError unless the probe measures what the rule reads, as far as both say it."""
+    measures = getattr(probe, "measures", None)
+    missing = not_measured(rule, measures)
+    if missing:
+        has = ", ".join(map(repr, sorted(measures or ()))) or "the losses alone"
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads {missing}, but the probe measures {has}; "
+            f"use {probe_for(rule)} as probe"
+        )
+
+
+def reads_of(rule: Any) -> frozenset[str] | None:
+    """What a rule, or what has its shape, says that it reads; None if it does not say."""
+    return getattr(rule, "reads", None)
+
+
+def not_measured(rule: Rule, measures: frozenset[str] | None) -> str:
+    """What a rule reads and nobody measures, quoted; empty if there is nothing, or if unknown."""
+    reads = reads_of(rule)
+    if reads is None or measures is None:
+        return ""
+    return ", ".join(map(repr, sorted(reads - measures - {"losses", "preference", "present"})))
+
+
+def probe_for(rule: Rule) -> str:
+    """A probe of this package that measures what a rule reads, as one writes it."""
+    reads = reads_of(rule) or frozenset()
+    made = next((call for name, call in _SOURCES.items() if name in reads), "mtlfunc.losses_only()")
+    if "log_gramian" in reads:
+        made = f"mtlfunc.log_losses({made})"
+    if not reads.isdisjoint(LAST_LOSSES):
+        made = f"mtlfunc.second_evaluation({made})"
+    strange = reads - {*_SOURCES, *LAST_LOSSES, "losses", "preference", "present"}
+    return "one that measures " + ", ".join(map(repr, sorted(strange))) if strange else made
+
+
+_SOURCES = {
+    "excess_risk": "mtlfunc.excess_risk(...)",
+    "cross_gramian": "mtlfunc.double_sampling(...)",
+    "second_losses": "mtlfunc.double_sampling(...)",
+    "tracked_gramian": "mtlfunc.tracked(...)",
+    "log_gramian": "mtlfunc.jacobian(...)",
+    "gramian": "mtlfunc.jacobian(...)",
+}
+"""The probe that measures a quantity; the most special probe comes first."""
+
+
+def rule_name(rule: Any) -> str:
+    """The name of the function that made a rule, or of a function itself; "rule" for a lambda."""
+    f, part = (rule.update, 0) if hasattr(rule, "update") else (rule, -1)
+    name = getattr(f, "__qualname__", type(f).__name__).split(".<locals>")[part].lstrip(".")
+    return "rule" if name == "<lambda>" else name
 
 
 def expect_losses_fn(value: Any) -> None:

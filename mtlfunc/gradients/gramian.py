@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_option, check_params
 from ..core.tree import dot, root, select
-from ..processes import Group, Union, described_params, union_of
+from ..processes import ALONE, Group, Union, described_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .layerwise import Engine
 from .linearize import (
@@ -249,7 +249,7 @@ def _by_layers(
     gramian_dtype: torch.dtype | None,
     *,
     diagonal: bool = False,
-    union: Union = Union(),
+    union: Union = ALONE,
 ) -> tuple[Tensor, Tensor]:
     return sample_by_layers(
         losses_fn,

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
-from ..rules import stateless
-from ..rules.common import BY_HAND
+from ..rules.common import as_rule
 from ..types import Geometry, Rule
 
 if TYPE_CHECKING:
@@ -38,13 +37,13 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
     """
     if steps < 1:
         raise ValueError(f"steps: expected a number of updates >= 1, got {steps}")
-    made = rule if isinstance(rule, Rule) else stateless(rule)
+    made = as_rule(rule)
     root = random.key(key)
     count = gramians.shape[-1]
 
     def one(gramian: Tensor) -> Tensor:
         share, present = torch.full_like(losses, 1 / count), torch.ones(count, dtype=torch.bool)
-        geometry = Geometry(losses, gramian, share, present, {BY_HAND: present})
+        geometry = Geometry(losses, gramian, share, present, {})
         state, weights = made.init(losses, random.fold_in(root, 1)), losses
         for _ in range(steps):
             weights, state = made.update(geometry, state)

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ..analysis.diagnostics import cosines, stationarity
-from ..rules import stateless
+from ..rules.common import as_rule
 from ..rules.functional import aggregate
-from ..types import Rule
 from ._common import (
     COLOURS,
     RISES,
@@ -486,7 +485,7 @@ def cone(
 
 
 def _direction(rule: AnyRule, jacobian: Tensor, losses: Tensor, key: int) -> np.ndarray:
-    made = rule if isinstance(rule, Rule) else stateless(rule)
+    made = as_rule(rule)
     return aggregate(made, jacobian, losses, key).detach().numpy()
 
 

@@ -44,7 +44,7 @@ from .common import (
     same_rows,
 )
 from .groups import Groups, combine_groups, fixed_groups, partition
-from .masks import Mask, graddrop
+from .masks import EditRows, Mask, graddrop
 
 Heads = Literal["plain", "own", "weighted"]
 
@@ -77,7 +77,7 @@ def jacobian(
     *,
     measure: Select | None = None,
     mix: Mix | None = None,
-    mask: Mask | None = None,
+    mask: EditRows | None = None,
     groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
@@ -177,7 +177,7 @@ def jacobian(
             shared,
             measure=measure,
             mix=mix,
-            mask=mask,
+            mask=mask.edit if isinstance(mask, Mask) else mask,
             groups=groups,
             present=present,
             heads=heads,
@@ -197,7 +197,7 @@ _ABSENT_MIXED = "present: a row of mix= is a mixture that may hold absent tasks;
 
 
 def ranks_rows(mask: Mask | None) -> bool:
-    return getattr(mask, "ranks_rows", False)
+    return isinstance(mask, Mask) and mask.needs_all
 
 
 class RowOptions(NamedTuple):
@@ -206,7 +206,7 @@ class RowOptions(NamedTuple):
     shared: Select
     measure: Select | None = None
     mix: Mix | None = None
-    mask: Mask | None = None
+    mask: EditRows | None = None
     edit: Edit | None = None  # not with mix or mask
     groups: Groups | None = None
     present: Present | None = None
@@ -410,7 +410,7 @@ def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return matrix, preference
 
 
-def _masked(mask: Mask, key: Tensor, rows: Rows) -> Rows:
+def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:
     """What `mask` answers, if it is rows as they were given."""
     edited = mask(key, rows)
     if not same_rows(edited, rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.checks import check_scalar
+from ..core.checks import check_scalar, poison
 from ..core.expect import expect_probe
 from ..gradients.losses import Losses
 from ..types import Batch, Probe, Scalar, State, TaskGradients
@@ -25,8 +25,8 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
             1e-8.
 
     Returns:
-        a probe whose geometry holds the logarithms, in `losses` and `extra["log_losses"]`;
-        `Info.losses` shows the losses. Where L + eps <= 0 the logarithm is NaN.
+        a probe whose geometry holds the logarithms; `Info.losses` shows the losses. Where L + eps
+        <= 0 the logarithm and the whole Gramian are NaN.
 
     Raises:
         TypeError: for `probe` that is none.
@@ -74,7 +74,8 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
             several, aux = zip(*measured.aux, strict=True)
             losses, aux = torch.stack(stepped_on(several)).mean(0), () if aux[0] == () else aux
         geometry = measured.geometry
-        geometry = geometry._replace(extra=geometry.extra | {"log_losses": geometry.losses})
+        if geometry.gramian is not None:  # a logarithm that is NaN has a derivative of 0
+            geometry = geometry._replace(gramian=poison(geometry.gramian, geometry.losses))
         return measured._replace(losses=losses, geometry=geometry, aux=aux), state
 
     logs = {"log_gramian"} if "gramian" in (probe.measures or ()) else set()

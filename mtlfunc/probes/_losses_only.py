@@ -32,7 +32,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
             gradient is all-reduced.
 
     Returns:
-        a probe whose Gramian is `[0, 0]`, so that a rule that needs one raises; every parameter
+        a probe without a Gramian: `mtlfunc.balance` refuses a rule that reads one. Every parameter
         gets the gradient of Σ w_t L_t.
 
     Raises:
@@ -69,8 +69,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         part = shares.part(linear.losses)
         linear, _ = shares.totals(linear)
         found = shares.labelled(linear)
-        nothing = linear.losses.new_zeros(0, 0)
-        geometry = Geometry(linear.mixed, nothing, found.preference, found.present, {})
+        geometry = Geometry(linear.mixed, None, found.preference, found.present, {})
 
         def combined(weights: Tensor) -> Params:
             grads = run.union.gradient(linear.pullback(weights))

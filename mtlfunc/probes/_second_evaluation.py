@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.expect import expect_probe
 from ..processes import of_union
-from ..types import Batch, Probe, State, TaskGradients
+from ..types import LAST_LOSSES, Batch, Probe, State, TaskGradients
 from .common import Run, check_memory
 
 
@@ -79,12 +79,9 @@ def second_evaluation(probe: Probe) -> Probe:
                 f"second_evaluation: the probe mixes {len(now)} tasks into "
                 f"{len(geometry.losses)} rows; leave mix out"
             )
-        last = {
-            "last_losses": state.losses,
-            "last_losses_now": now.where(state.present, 0.0),
-            "last_present": state.present,
-        }
-        geometry = geometry._replace(extra=geometry.extra | last)
+        last = (state.losses, now.where(state.present, 0.0), state.present)
+        extra = geometry.extra | dict(zip(LAST_LOSSES, last, strict=True))
+        geometry = geometry._replace(extra=extra)
         # Laid out as before: a state of other strides would make the compiler start twice.
         # The losses as losses_fn gives them: the geometry's may be their logarithms, which are not
         # what will be evaluated again.
@@ -96,8 +93,7 @@ def second_evaluation(probe: Probe) -> Probe:
         following = SecondEvaluationState(inner, _copied(batch), *kept)
         return measured._replace(geometry=geometry), following
 
-    last = {"last_losses", "last_losses_now", "last_present"}
-    measures = None if probe.measures is None else probe.measures | last
+    measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures, calls_model=True)
 
 

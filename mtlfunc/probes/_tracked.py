@@ -65,7 +65,7 @@ def tracked(
     Returns:
         a probe that remembers T rows over the shared parameters; the Gramian is YYᵀ, and the
         combination is of the rows of Y. Weights 1/T give the tracked mean gradient there, the
-        current one on the heads. `geometry.extra["tracked"]` counts each task's steps.
+        current one on the heads.
 
     Raises:
         ValueError: for what `mtlfunc.jacobian` refuses, and for a rate outside (0, 1].
@@ -115,7 +115,7 @@ def tracked(
         kept = {name: y + _over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
         rows = {name: _over(shown, y) * y for name, y in kept.items()}
-        return rows, {"tracked": steps}, TrackedState(kept, mass, steps)
+        return rows, {}, TrackedState(kept, mass, steps)
 
     options = RowOptions(
         shared,

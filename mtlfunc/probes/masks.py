@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,10 +17,20 @@ from ..types import Rows
 
 
 @runtime_checkable
-class Mask(Protocol):
+class EditRows(Protocol):
     """Edits rows `{name: [task, *shape]}`, at random by a key."""
 
     def __call__(self, key: Tensor, rows: Rows, /) -> Rows: ...
+
+
+class Mask(NamedTuple):
+    """An edit of the rows, and whether it needs every task's: an absent one's are zeros."""
+
+    edit: EditRows
+    needs_all: bool = False
+
+    def __call__(self, key: Tensor, rows: Rows, /) -> Rows:
+        return self.edit(key, rows)
 
 
 def graddrop(
@@ -80,7 +90,7 @@ def graddrop(
             edited[name] = (passes + (1 - passes) * kept) * row
         return edited
 
-    return mask
+    return Mask(mask)
 
 
 def trimmed_mean(k: int) -> Mask:
@@ -124,9 +134,7 @@ def trimmed_mean(k: int) -> Mask:
             edited[name] = row * (kept * (count / (count - 2 * k)))
         return edited
 
-    # jacobian refuses it beside `present`
-    mask.ranks_rows = True  # pyright: ignore[reportFunctionMemberAccess]
-    return mask
+    return Mask(mask, needs_all=True)
 
 
 def _check_leak(leak: Tensor) -> None:

@@ -218,8 +218,9 @@ def described(value: Any, depth: int = 4) -> str:
         return f"{told}"
     if isinstance(value, partial):
         return described((value.func, value.args, value.keywords), depth)
-    if isinstance(value, tuple | list):
-        return f"({', '.join(described(x, depth) for x in value)})"
+    if isinstance(value, tuple | list | frozenset):
+        items = sorted(value) if isinstance(value, frozenset) else value
+        return f"({', '.join(described(x, depth) for x in items)})"
     if isinstance(value, dict):
         return f"({', '.join(f'{k}={described(x, depth)}' for k, x in value.items())})"
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):

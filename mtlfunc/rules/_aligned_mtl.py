@@ -49,7 +49,7 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
     check_option(scale, "scale", get_args(Scale))
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "aligned_mtl")
+        gramian = gramian_of(geometry)
         p = preference_of(geometry, preference, gramian).double()
         noise = len(p) ** 2 * torch.finfo(gramian.dtype).eps
         longest = gramian.detach().diagonal().amax().double()

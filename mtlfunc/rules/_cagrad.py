@@ -57,7 +57,7 @@ def cagrad(
     solve = solver or solvers.auto()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "cagrad")
+        gramian = gramian_of(geometry)
         filled, restore = fill_absent(gramian, geometry.present)
         # A copy has no share in the mean; where no task is present any preference gives the zero
         # Gramian's answer, which is then dropped.

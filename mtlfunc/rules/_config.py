@@ -44,7 +44,7 @@ def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
     """
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "config")
+        gramian = gramian_of(geometry)
         p = preference_of(geometry, preference, gramian).double()
         unit, a, _ = equiangular(gramian, p)
         weights = unit * a

@@ -7,9 +7,7 @@ from torch import Tensor
 from ..core.checks import poison
 from ..solvers.problems import root
 from ..types import Geometry, Rule, State
-from .common import demand, gramian_of, no_state, preference_of, reading
-
-PROBE = "mtlfunc.log_losses(mtlfunc.tracked(..., corrected=True))"
+from .common import gramian_of, no_state, preference_of, reading
 
 
 def db_mtl(preference: Tensor | None = None) -> Rule:
@@ -27,7 +25,7 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
         `mtlfunc.weights`, is taken for theirs.
 
     Raises:
-        ValueError: for a bad preference; at a step, for another probe.
+        ValueError: for a bad preference.
 
     Source:
         Lin et al. 2023 (DB-MTL), section 3 and Algorithm 1. LibMTL adds 1e-8 to the lengths and
@@ -40,14 +38,10 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
     """
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        for measured in ("tracked", "log_losses"):
-            demand(geometry, "db_mtl", measured, "tracked gradients of log losses", PROBE)
-        gramian = gramian_of(geometry, "db_mtl")
+        gramian = gramian_of(geometry)
         length = root(gramian.diagonal())
         ratio = (length.amax() / length.where(length > 0, 1.0)).where(length > 0, 1.0)
-        return poison(
-            preference_of(geometry, preference, gramian) * ratio, gramian, geometry.losses
-        ), ()
+        return poison(preference_of(geometry, preference, gramian) * ratio, gramian), ()
 
     return Rule(
         no_state(preference),

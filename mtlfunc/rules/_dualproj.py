@@ -44,7 +44,7 @@ def dualproj(
     """
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, restore = fill_absent(gramian_of(geometry, "dualproj"), geometry.present)
+        gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         p = preference_of(geometry, preference, gramian)
         return restore(
             on_dual_cone(gramian, p) if solver is None else solver(dual_cone(gramian, p)).weights

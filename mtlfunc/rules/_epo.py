@@ -68,7 +68,7 @@ def epo(
     solve = solver or auto()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "epo")
+        gramian = gramian_of(geometry)
         if can_look(geometry.losses) and bool((geometry.losses < 0).any()):
             raise ValueError(
                 f"epo: the ray r∘L = constant needs losses >= 0, got {geometry.losses.tolist()}; "

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..core.expect import expect_rule
 from ..types import Geometry, Rule, State
+from .common import reading_also
 
 
 class EveryState(NamedTuple):
@@ -66,4 +67,4 @@ def every(rule: Rule, k: int) -> Rule:
         held = EveryState(inner, weights.to(state.weights), state.steps + 1)
         return weights.where(geometry.present, 0.0), held
 
-    return Rule(init, update, None if rule.reads is None else rule.reads | {"present"})
+    return Rule(init, update, reading_also(rule, "present"))

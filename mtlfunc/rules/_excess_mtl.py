@@ -31,7 +31,7 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
         task without a gradient).
 
     Raises:
-        ValueError: for lr <= 0, or where the geometry holds no excess risks.
+        ValueError: for lr <= 0.
 
     Source:
         He et al. 2024 (ExcessMTL), eq. 9 and section 3.2. The official code and LibMTL have weights
@@ -53,10 +53,6 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
         return ExcessMTLState(torch.full_like(losses, 0.0), torch.zeros_like(losses))
 
     def update(geometry: Geometry, state: ExcessMTLState) -> tuple[Tensor, State]:
-        if "excess_risk" not in geometry.extra:
-            raise ValueError(
-                "excess_mtl needs every task's excess risk; use mtlfunc.excess_risk(...) as probe"
-            )
         risk, present = geometry.extra["excess_risk"].to(state.first), geometry.present
         first = kept(state.first, state.first > 0, risk)
         moved = state.logits + lr * (risk / kept(first, first > 0, 1.0))

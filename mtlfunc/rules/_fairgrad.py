@@ -55,7 +55,7 @@ def fairgrad(
     check_option(rescale, "rescale", get_args(Rescale))
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "fairgrad")
+        gramian = gramian_of(geometry)
         p = preference_of(geometry, preference, gramian)
         power = 1 / (alpha.double() if isinstance(alpha, Tensor) else alpha)
         w, longest = bargain(gramian, power, p * geometry.present.sum())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
-from ..types import Geometry, Optimizer, Rule, Scalar, State
+from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State
 from .common import preference_of, reading
 from .losswise import learn, positive, softmax
 
@@ -54,8 +54,7 @@ def famo(
 
     Raises:
         ValueError: for lr <= 0, decay < 0, a bad preference or lower; at a step, for losses not
-        above their lower bound (NaN where that cannot be seen) and for a probe without
-        `second_evaluation`.
+        above their lower bound (NaN where that cannot be seen).
 
     Source:
         Liu et al. 2023, Algorithm 2. The official code, TorchJD and LibMTL add 1e-8 to L - b, which
@@ -98,17 +97,8 @@ def famo(
         losses, present, extra = geometry.losses, geometry.present, geometry.extra
         if full_batch:
             before, after, both = state.last[0], losses, state.last[1] & present
-        elif "last_losses" in extra:
-            before, after, both = (
-                extra["last_losses"],
-                extra["last_losses_now"],
-                extra["last_present"],
-            )
         else:
-            raise ValueError(
-                "famo needs the losses of the last batch after the step; use "
-                "mtlfunc.second_evaluation(probe) as probe, or full_batch=True"
-            )
+            before, after, both = (extra[name] for name in LAST_LOSSES)
         fall = torch.log(above(before, both) / above(after, both))
         z = softmax(
             state.logits,
@@ -128,5 +118,5 @@ def famo(
         )
         return weights, FAMOState(logits, optimizer_state, last)
 
-    last = () if full_batch else ("last_losses", "last_losses_now", "last_present")
+    last = () if full_batch else LAST_LOSSES
     return Rule(init, update, reading("losses", *last, preference=preference))

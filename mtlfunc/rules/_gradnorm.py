@@ -99,7 +99,7 @@ def gradnorm(
         return GradNormState(weights, initial, move.init({"x": weights}))
 
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "gradnorm")
+        gramian = gramian_of(geometry)
         if can_look(geometry.losses) and bool((geometry.losses < 0).any()):
             raise ValueError(
                 "gradnorm: relative rates L(t)/L(0) need losses >= 0, got "

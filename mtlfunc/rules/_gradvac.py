@@ -76,7 +76,7 @@ def gradvac(
         )
 
     def update(geometry: Geometry, state: GradVacState) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "gradvac")
+        gramian = gramian_of(geometry)
         targets = state.targets.to(gramian)
         draws, stream = draws_of(orders, state.stream, gramian)
         if compiled(gramian, targets):

@@ -39,7 +39,7 @@ def imtl_g() -> Rule:
     """
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "imtl_g")
+        gramian = gramian_of(geometry)
         wide, eps = gramian.double(), torch.finfo(gramian.dtype).eps
         if len(wide) <= 2:
             weights = inverse_lengths(wide) + (wide * 0).sum()

@@ -51,7 +51,7 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
         return ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, present = gramian_of(geometry, "krum"), geometry.present
+        gramian, present = gramian_of(geometry), geometry.present
         total, square = len(gramian), gramian.diagonal()
         distance = (square[:, None] + square - 2 * gramian).clamp_min(0)
         if all_present(present):

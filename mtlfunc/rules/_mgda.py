@@ -33,7 +33,7 @@ def mgda(solver: Solver | None = None) -> Rule:
     solve = solver or auto()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, restore = fill_absent(gramian_of(geometry, "mgda"), geometry.present)
+        gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         return restore(solve(min_norm(gramian)).weights), ()
 
     return Rule(no_state(), update, frozenset({"gramian", "present"}))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import check_scalar
 from ..types import Geometry, Rule, Scalar, State
 from ._modo import descended
-from .common import demand, gramian_of
+from .common import gramian_of
 
 
 class MoCoState(NamedTuple):
@@ -33,7 +33,7 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
         `mtlfunc.tracked(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken for YYᵀ.
 
     Raises:
-        ValueError: for lr <= 0, rho < 0 or decay < 0; at a step, for a probe that does not track.
+        ValueError: for lr <= 0, rho < 0 or decay < 0.
 
     Source:
         Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code, which can
@@ -56,11 +56,10 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
         )
 
     def update(geometry: Geometry, state: MoCoState) -> tuple[Tensor, State]:
-        demand(geometry, "moco", "tracked", "tracked gradients", "mtlfunc.tracked(...)")
         steps = state.steps + geometry.present.any()
         step = lr / steps.clamp_min(1).to(state.weights) ** decay
         weights, following = descended(
-            state.weights, gramian_of(geometry, "moco"), geometry.present, step, rho
+            state.weights, gramian_of(geometry), geometry.present, step, rho
         )
         return weights, MoCoState(following, steps)
 

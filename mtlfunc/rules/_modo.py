@@ -11,9 +11,7 @@ from torch import Tensor
 from ..core.checks import all_present, check_scalar, poison
 from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State
-from .common import demand, gramian_of, total_present
-
-TWO_BATCHES = "the Gramian J₁J₂ᵀ of two independent batches"
+from .common import gramian_of, total_present
 
 
 class MoDoState(NamedTuple):
@@ -35,7 +33,7 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         for J₁J₂ᵀ.
 
     Raises:
-        ValueError: for lr <= 0 or rho < 0; at a step, for a probe that measures one batch.
+        ValueError: for lr <= 0 or rho < 0.
 
     Source:
         Chen et al. 2023 (MoDo), eq. 2.9a; ρ, .1 in its code and in TorchJD's and LibMTL's defaults,
@@ -53,9 +51,8 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         return MoDoState(torch.full_like(losses, 1 / len(losses)))
 
     def update(geometry: Geometry, state: MoDoState) -> tuple[Tensor, State]:
-        demand(geometry, "modo", "second_losses", TWO_BATCHES, "mtlfunc.double_sampling(...)")
         weights, following = descended(
-            state.weights, gramian_of(geometry, "modo", symmetric=False), geometry.present, lr, rho
+            state.weights, gramian_of(geometry), geometry.present, lr, rho
         )
         return weights, MoDoState(following)
 

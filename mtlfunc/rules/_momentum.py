@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.checks import check_scalar
 from ..core.expect import expect_rule
 from ..types import Geometry, Rule, Scalar, State
+from .common import reading_also
 
 
 class MomentumState(NamedTuple):
@@ -63,4 +64,4 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
             inner, kept.to(state.weights), state.begun | present
         )
 
-    return Rule(init, update, None if rule.reads is None else rule.reads | {"present"})
+    return Rule(init, update, reading_also(rule, "present"))

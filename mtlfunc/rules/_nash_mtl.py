@@ -64,7 +64,7 @@ def nash_mtl(
         check_scalar(max_norm, "max_norm", positive=True)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "nash_mtl")
+        gramian = gramian_of(geometry)
         p = preference_of(geometry, preference, gramian)
         alpha, longest = bargain(gramian, 1.0, p * geometry.present.sum())
         if rescale == "sum":

@@ -11,7 +11,7 @@ from ..core.checks import can_look, check_option
 from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, State
-from .common import gramian_of, mean_present
+from .common import gramian_of, mean_present, reading_also
 
 By = Literal["norm", "loss", "both"]
 
@@ -46,7 +46,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
     check_option(by, "by", get_args(By))
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        losses, gramian, present = geometry.losses, geometry.gramian, geometry.present
+        losses, present = geometry.losses, geometry.present
         if by != "norm" and can_look(losses) and bool((losses < 0).any()):
             raise ValueError(
                 f"normalize: dividing by the losses needs losses >= 0, got {losses.tolist()}; "
@@ -54,16 +54,15 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
             )
         size = torch.ones_like(losses) if by == "norm" else losses.where(losses >= 0, float("nan"))
         if by != "loss":
-            length = root(gramian_of(geometry, "normalize").diagonal())
+            length = root(gramian_of(geometry).diagonal())
             size = size.to(length) * length
         mean = or_one(mean_present(size, present))
         size = torch.where(size == 0, mean, size)
-        if gramian.numel():
-            divisor = size.to(gramian)
-            gramian = gramian / divisor[:, None] / divisor
-        weights, state = rule.update(geometry._replace(gramian=gramian), state)
+        if geometry.gramian is not None:
+            divisor = size.to(geometry.gramian)
+            geometry = geometry._replace(gramian=geometry.gramian / divisor[:, None] / divisor)
+        weights, state = rule.update(geometry, state)
         return weights * (mean / size).to(weights), state
 
-    own = {"norm": {"gramian"}, "loss": {"losses"}, "both": {"gramian", "losses"}}[by]
-    reads = None if rule.reads is None else rule.reads | own | {"present"}
-    return Rule(rule.init, update, reads)
+    size = {"norm": ["gramian"], "loss": ["losses"], "both": ["gramian", "losses"]}[by]
+    return Rule(rule.init, update, reading_also(rule, *size, "present"))

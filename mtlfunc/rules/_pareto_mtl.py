@@ -85,7 +85,7 @@ def pareto_mtl(
         return ParetoMTLState(torch.zeros_like(losses[0], dtype=torch.int64) + search)
 
     def update(geometry: Geometry, state: ParetoMTLState) -> tuple[Tensor, State]:
-        gramian, present = gramian_of(geometry, "pareto_mtl"), geometry.present
+        gramian, present = gramian_of(geometry), geometry.present
         count = len(gramian)
         losses, axes = (
             geometry.losses.to(gramian),

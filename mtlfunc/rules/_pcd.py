@@ -83,7 +83,7 @@ def pcd(
         return torch.cat([x[:primary], x[primary + 1 :]])
 
     def update(geometry: Geometry, state: PCDState) -> tuple[Tensor, State]:
-        gramian, present = gramian_of(geometry, "pcd"), geometry.present
+        gramian, present = gramian_of(geometry), geometry.present
         square = gramian.diagonal()
         squares = torch.where(
             present, beta * state.squares + (1 - beta) * square.to(state.squares), state.squares

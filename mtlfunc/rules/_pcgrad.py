@@ -60,7 +60,7 @@ def pcgrad(
         return random.stream(key) if orders is None and len(losses) > 2 else ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, "pcgrad")
+        gramian = gramian_of(geometry)
         draws, state = draws_of(orders, state, gramian)
         if compiled(gramian):
             coefficients, _ = surgery(gramian, draws, None)

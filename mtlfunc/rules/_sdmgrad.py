@@ -12,8 +12,8 @@ from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import root
 from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State
-from ._modo import TWO_BATCHES, shared_among_present
-from .common import demand, gramian_of, mean_present, preference_of, reading
+from ._modo import shared_among_present
+from .common import gramian_of, mean_present, preference_of, reading
 
 
 class SDMGradState(NamedTuple):
@@ -49,7 +49,7 @@ def sdmgrad(
 
     Raises:
         ValueError: for strength < 0, lr <= 0, momentum outside [0, 1), steps < 1 or a bad
-            preference; at a step, for a probe that measures one batch.
+            preference.
 
     Source:
         Xiao et al. 2023 (SDMGrad), Algorithm 1, which draws new batches at each inner step; scale,
@@ -74,8 +74,7 @@ def sdmgrad(
         return SDMGradState(torch.full_like(losses, 1 / len(losses)))
 
     def update(geometry: Geometry, state: SDMGradState) -> tuple[Tensor, State]:
-        demand(geometry, "sdmgrad", "second_losses", TWO_BATCHES, "mtlfunc.double_sampling(...)")
-        gramian, present = gramian_of(geometry, "sdmgrad", symmetric=False), geometry.present
+        gramian, present = gramian_of(geometry), geometry.present
         p = preference_of(geometry, preference, gramian)
         s = mean_present(root(gramian.diagonal().clamp_min(0)), present)
         s = s.where(s > 0, 1.0)

@@ -47,7 +47,7 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
     """
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, restore = fill_absent(gramian_of(geometry, "upgrad"), geometry.present)
+        gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         each = torch.diag(preference_of(geometry, preference, gramian))
         projected = (
             on_dual_cone(gramian, each) if solver is None else _one_by_one(solver, gramian, each)

@@ -12,12 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import all_present, can_look, normalized_preference
+from ..core.expect import reads_of, rule_name
 from ..types import GRAMIANS, Geometry, Rule, State
 
 BY_HAND = "given"
-"""The entry of `geometry.extra` by which one-shot calls, plots and audits say that the Gramian was
-given by hand: it then stands for whatever the rule's own probe would have measured.
-"""
+"""An entry of `geometry.extra` that `mtlfunc.audit` writes and no rule reads."""
 
 
 def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], State]:
@@ -30,16 +29,17 @@ def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], Sta
     return init
 
 
-def demand(geometry: Geometry, rule: str, measured: str, needs: str, probe: str) -> None:
-    """Raise unless the probe measured what the rule needs, by its entry in `geometry.extra`."""
-    if measured not in geometry.extra and BY_HAND not in geometry.extra:
-        raise ValueError(f"{rule} needs {needs}; use {probe} as probe")
-
-
 def may_read(rule: Rule, field: str) -> bool:
     """Whether a rule reads a field of the geometry, or a key of its `extra`, as far as known."""
     names = GRAMIANS if field == "gramian" else {field}
-    return rule.reads is None or not rule.reads.isdisjoint(names)
+    reads = reads_of(rule)
+    return reads is None or not reads.isdisjoint(names)
+
+
+def reading_also(rule: Rule, *names: str) -> frozenset[str] | None:
+    """`Rule.reads` of a rule around another one, which itself reads these fields."""
+    reads = reads_of(rule)
+    return None if reads is None else reads.union(names)
 
 
 def reading(*names: str, preference: Tensor | None = None) -> frozenset[str]:
@@ -53,21 +53,12 @@ def makes_rules(f: Any) -> bool:
     return getattr(f, "__annotations__", {}).get("return") in names
 
 
-def gramian_of(
-    geometry: Geometry, rule: str, *, symmetric: bool = True
-) -> Float[Tensor, "row row"]:
-    """The Gramian, or an error that names the probe; `symmetric` unless J₁J₂ᵀ will do as well."""
-    if symmetric and "second_losses" in geometry.extra:
+def gramian_of(geometry: Geometry) -> Float[Tensor, "row row"]:
+    """The Gramian, or an error if the probe measured none."""
+    if geometry.gramian is None:
         raise ValueError(
-            f"{rule} needs the Gramian JJᵀ of one batch, but the probe measures J₁J₂ᵀ of two; "
-            "use mtlfunc.jacobian(...), or mtlfunc.modo() or sdmgrad() as rule"
-        )
-    count = geometry.losses.shape[0]
-    if tuple(geometry.gramian.shape) != (count, count):
-        raise ValueError(
-            f"{rule} needs the Gramian of {count} rows, but the geometry holds one of shape "
-            f"{list(geometry.gramian.shape)}; "
-            "use mtlfunc.jacobian(...) or mtlfunc.representation(...) as probe, not losses_only()"
+            "gramian: this rule needs the Gramian, and the probe measures none; use "
+            "mtlfunc.jacobian(...) as probe"
         )
     return geometry.gramian
 
@@ -169,12 +160,42 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
     name = getattr(f, "__name__", "the rule")
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry, name, symmetric=False)
+        gramian = gramian_of(geometry)
         weights = f(gramian) if count == 1 else f(gramian, geometry.losses)
         return refuse_absent(weights, geometry, name), ()
 
     reads = ("gramian", "losses")[:count]
     return Rule(no_state(), update, frozenset((*reads, "present")))
+
+
+def as_rule(rule: Any) -> Rule:
+    """A rule from a rule, a function without arguments that makes one, or one for `stateless`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if not callable(rule):
+        raise TypeError(
+            "rule: expected a mtlfunc.Rule, a function that makes one, or a function of the "
+            f"Gramian [T, T], got {type(rule).__name__}"
+        )
+    name = rule_name(rule)
+    if required_arguments(rule) == 0:
+        made = rule()
+        if not isinstance(made, Rule):
+            raise TypeError(
+                f"rule: {name}() needs no arguments, so it was called, but it gave a "
+                f"{type(made).__name__} and not a mtlfunc.Rule"
+            )
+        return made
+    if makes_rules(rule):
+        raise TypeError(
+            f"rule: {name} makes rules and needs arguments for that; pass the rule, {name}(...)"
+        )
+    function: Callable[..., Any] = rule
+    return stateless(function)
 
 
 def required_arguments(f: Any) -> int:

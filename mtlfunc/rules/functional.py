@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import can_look, check_finite, check_gramian, check_vector, everyone
-from ..core.expect import expect_rule
-from ..types import Geometry, Rule
-from .common import BY_HAND
+from ..core.expect import expect_rule, not_measured, probe_for, reads_of, rule_name
+from ..types import GRAMIANS, Geometry, Rule
+from .common import may_read
 
 
 def weights(
@@ -24,7 +24,7 @@ def weights(
     Args:
         rule: any rule; its state starts anew.
         gramian: G = J Jᵀ `[task, task]`; batch with `torch.func.vmap`.
-        losses: `[task]`; None is all ones, for rules that do not read them.
+        losses: `[task]`; None for rules that do not read them.
         key: seed of random rules, an integer or a 0-d integer tensor.
 
     Returns:
@@ -32,8 +32,8 @@ def weights(
 
     Raises:
         ValueError: for a Gramian that is not square or not finite, losses of another shape, dtype
-            or device; and, where values can be read, for missing losses when the rule's answer
-            depends on them.
+            or device; for missing losses if the rule reads them (`rule.reads`), or does not say
+            what it reads; for a rule that reads what a probe alone measures.
 
     Examples:
         >>> import mtlfunc as mf
@@ -44,24 +44,25 @@ def weights(
     if losses is not None:
         check_vector(losses, gramian, "losses")
     expect_rule(rule)
-    first = random.fold_in(random.key(key, gramian.device), 1)
+    if losses is None and may_read(rule, "losses"):
+        verb, other = "reads", ""
+        if reads_of(rule) is None:
+            verb, other = "may read", ", or say what it reads: Rule(init, update, reads=...)"
+        raise ValueError(
+            f"losses: {rule_name(rule)} {verb} the losses; pass losses=, one per task{other}"
+        )
+    missing = not_measured(rule, GRAMIANS)
+    if missing:
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads {missing}, which a Gramian does not hold; use "
+            f"mtlfunc.balance(losses_fn, rule, {probe_for(rule)})"
+        )
+    losses = torch.ones_like(gramian[0]) if losses is None else losses
     preference, present = torch.full_like(gramian[0], 1 / len(gramian)), everyone(gramian)
-
-    def once(losses: Tensor) -> Tensor:
-        return rule.update(
-            Geometry(losses, gramian, preference, present, {BY_HAND: present}),
-            rule.init(losses, first),
-        )[0]
-
-    ones = torch.ones_like(gramian[0])
-    answer = once(ones if losses is None else losses)
+    first = random.fold_in(random.key(key, gramian.device), 1)
+    geometry = Geometry(losses, gramian, preference, present, {})
+    answer, _ = rule.update(geometry, rule.init(losses, first))
     check_finite(answer, "weights (the rule's answer)")
-    if losses is None and len(ones) > 1 and can_look(gramian, answer):
-        other = once(torch.arange(1, len(ones) + 1, dtype=ones.dtype, device=ones.device))
-        if not torch.equal(answer, other):
-            raise ValueError(
-                "losses: this rule's weights depend on the losses; pass losses=, one a task"
-            )
     return answer
 
 

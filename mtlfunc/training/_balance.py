@@ -22,7 +22,13 @@ from ..core.checks import (
     check_params,
     local_part,
 )
-from ..core.expect import expect_losses_fn, expect_probe, expect_rule, expect_state
+from ..core.expect import (
+    expect_losses_fn,
+    expect_measured,
+    expect_probe,
+    expect_rule,
+    expect_state,
+)
 from ..gradients.losses import Losses, Tasks, parse_declared
 from ..probes.common import Run
 from ..processes import described, described_params, union_of, warn_alone
@@ -73,9 +79,10 @@ def balance(
 
     Raises:
         TypeError: for a rule, probe, losses_fn or state that is something else.
-        ValueError: for tasks that come or go between steps; for a state of another rule, where that
-            can be known; for NaN or infinite losses, gradients or weights, where they can be seen
-            (on CPU, outside transforms); elsewhere they end up as NaN in grads.
+        ValueError: for a rule that reads what the probe does not measure (`Rule.reads`,
+            `Probe.measures`); for tasks that come or go between steps; for a state of another rule,
+            where that can be known; for NaN or infinite losses, gradients or weights, where they
+            can be seen (on CPU, outside transforms); elsewhere they end up as NaN in grads.
         RuntimeError: for autocast around the step.
         NotImplementedError: for modules or parameters of several processes (DDP, FSDP).
 
@@ -94,6 +101,7 @@ def balance(
     expect_losses_fn(losses_fn)
     expect_rule(rule)
     expect_probe(probe)
+    expect_measured(rule, probe)
     check_option(reduction, "reduction", get_args(Reduction))
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
@@ -148,7 +156,8 @@ def balance(
 def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tuple[Info, State]:
     """The rule's answer to what was measured, checked, and its next state."""
     losses, gramian = measured.losses, measured.geometry.gramian
-    _check_measured(measured)
+    gramian = losses.new_zeros(0, 0) if gramian is None else gramian
+    _check_measured(measured, gramian)
     weights, following = _weigh(rule, measured.geometry, state)
     names = tasks if isinstance(tasks, dict) else {}
     named = dict(zip(names, losses.unbind(), strict=True)) if names else {}
@@ -184,14 +193,20 @@ def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, 
 
     Of what a probe added, [row] is common to the groups.
     """
-    if geometry.gramian.ndim == 2:
+    gramian = geometry.gramian
+    if gramian is None or gramian.ndim == 2:
         return _pair(rule.update(geometry, state))
 
     def one(gramian: Tensor, extra: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
         return _pair(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
 
     dims = {name: None if leaf.ndim == 1 else 0 for name, leaf in geometry.extra.items()}
-    return vmap(one, (0, dims, 0))(geometry.gramian, geometry.extra, state)
+    return vmap(one, (0, dims, 0))(gramian, geometry.extra, state)
+
+
+def _groups(geometry: Geometry) -> torch.Size:
+    """`[group]`, or `[]` where the parameters are not grouped."""
+    return torch.Size() if geometry.gramian is None else geometry.gramian.shape[:-2]
 
 
 def _pair(answer: Any) -> tuple[Tensor, State]:
@@ -215,7 +230,7 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
         raise
     if type(following) is not type(state) and _foreign(rule, geometry, state):
         raise ValueError(_FOREIGN)
-    rows = geometry.gramian.shape[:-1] if geometry.gramian.ndim == 3 else geometry.losses.shape
+    rows = _groups(geometry) + geometry.losses.shape
     if not isinstance(weights, Tensor) or weights.shape != rows:
         found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise ValueError(f"rule: expected weights of shape {list(rows)} from update, got {found}")
@@ -231,8 +246,7 @@ _FOREIGN = (
 
 def _foreign(rule: Rule, geometry: Geometry, state: State) -> bool:
     """Whether a rule that starts here has a state of other types or shapes than `state`."""
-    groups = geometry.gramian.shape[0] if geometry.gramian.ndim == 3 else 0
-    losses = torch.stack([geometry.losses] * groups) if groups else geometry.losses
+    losses = geometry.losses.expand(_groups(geometry) + geometry.losses.shape)
     try:
         fresh = init_rule(rule, losses, torch.zeros_like(losses[..., 0].sum(), dtype=torch.int64))
     except Exception:  # it cannot start here: the state is not to blame
@@ -250,8 +264,8 @@ def _shapes(state: State) -> Any:
     return type(state)
 
 
-def _check_measured(measured: TaskGradients) -> None:
-    losses, (_, gramian, _, present, _) = measured.losses, measured.geometry
+def _check_measured(measured: TaskGradients, gramian: Tensor) -> None:
+    losses, present = measured.losses, measured.geometry.present
     if can_look(losses, gramian) and adds_up(losses, gramian):
         return
     if present.shape == losses.shape:

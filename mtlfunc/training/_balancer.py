@@ -15,7 +15,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_u
 
 from ..core import random
 from ..core.checks import check_option, check_params, local_part, transformed
-from ..core.expect import expect_rule
+from ..core.expect import expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
 from ..gradients.layerwise import Engine, Graph, Handles, Hooks, Tapped
 from ..gradients.linearize import Request
@@ -80,7 +80,8 @@ class Balancer:
 
     Raises:
         TypeError: for a module or rule that is something else.
-        ValueError: for options as in `mtlfunc.jacobian`.
+        ValueError: for options as in `mtlfunc.jacobian`, and for a rule that reads what a balancer
+            does not measure.
         NotImplementedError: for a module of several processes (DDP, FSDP2) without `group`; FSDP1
             and DataParallel.
 
@@ -148,6 +149,7 @@ class Balancer:
         self._module = unwrapped(module, self._probe.group)
         if self._probe.group is None:
             warn_alone()
+        _expect_measured(rule, self._probe, shared)
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._tasks: Tasks = ()
@@ -656,6 +658,24 @@ def _counted(rows: tuple[int | None, int], forward: Forward) -> tuple[int | None
     return rows if same and forward.graph.kind == kind else (None, 0)
 
 
+def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
+    """Raise ValueError unless a balancer with this probe measures what the rule reads."""
+    missing = not_measured(rule, probe.measures)
+    if not missing:
+        return
+    if shared is None and missing == "'gramian'":
+        raise ValueError(
+            f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
+            "which parameters the tasks share, for instance shared='*' for all"
+        )
+    source = probe_for(rule)
+    live = "second_evaluation" not in source
+    call = f"mtlfunc.Balancer(module, rule, {source})" if live else f"mtlfunc.balance(losses_fn, rule, {source})"
+    raise ValueError(
+        f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use {call}"
+    )
+
+
 _KEPT = 16
 """Blocks that wait for their losses: those before hold memory, and are better made of rows."""
 
@@ -725,15 +745,20 @@ def _weigh_unscaled(
     No value is read: the rule answers to an identity in place of what is not finite.
     """
     geometry, losses = measured.geometry, measured.losses / scale
-    rows, gramian = geometry.losses / scale, geometry.gramian / scale / scale
-    fine = rows.isfinite().all() & gramian.isfinite().all()
-    one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-    finite = geometry._replace(losses=rows.where(fine, 1.0), gramian=gramian.where(fine, one))
+    rows, gramian = geometry.losses / scale, geometry.gramian
+    fine = rows.isfinite().all()
+    if gramian is not None:
+        gramian = gramian / scale / scale
+        fine = fine & gramian.isfinite().all()
+        one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+        geometry = geometry._replace(gramian=gramian.where(fine, one))
+    finite = geometry._replace(losses=rows.where(fine, 1.0))
     info, after = weigh(
         rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
     )
     names = dict(zip(info.tasks, losses.unbind(), strict=True)) if info.tasks else {}
     weights, rates = (x.where(fine, torch.nan) for x in (info.weights, info.rates))
+    gramian = info.gramian if gramian is None else gramian
     info = info._replace(losses=losses, gramian=gramian, weights=weights, rates=rates, tasks=names)
     return info, tree_map(lambda new, old: new.where(fine, old), after, state)
 

@@ -115,7 +115,11 @@ def from_gramian(weights: Callable[[Tensor], Tensor]) -> mf.Rule:
 
     That inspects its argument's signature, which cannot be done while a program is compiled.
     """
-    return mf.Rule(lambda losses, key: (), lambda geometry, state: (weights(geometry.gramian), ()))
+    return mf.Rule(
+        lambda losses, key: (),
+        lambda geometry, state: (weights(geometry.gramian), ()),
+        frozenset({"gramian"}),
+    )
 
 
 def with_epsilons(c: Tensor) -> mf.Rule:

@@ -279,6 +279,16 @@ def test_what_has_the_shape_of_a_part_is_one():
         def forward(self, params, batch):
             return vector(params, batch)
 
+    class Mean:  # it does not say what it reads
+        def init(self, losses, key):
+            return ()
+
+        def update(self, geometry, state):
+            return geometry.preference, state
+
+    for rule in (Mean(), mf.momentum(Mean()), mf.normalize(Mean(), "loss")):
+        assert stepped(rule, probe=mf.losses_only())[2].weights.shape == (3,)
+
     own, ours = (
         mf.descend(f, RULE, o, PROBE) for f, o in ((Losses(), Half()), (vector, mf.sgd(0.5)))
     )

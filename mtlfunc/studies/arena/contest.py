@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from ...audit.evaluate import as_rule
+from ...core.expect import rule_name
 from ...probes import jacobian, losses_only
-from ...rules import cagrad, gradnorm, mean, mgda, pcgrad, stateless
+from ...rules import cagrad, gradnorm, mean, mgda, pcgrad
+from ...rules.common import as_rule
 from ...types import Probe, Rule
 from .problems import QUICK, BenchmarkProblem, standard
 from .result import Result
@@ -139,9 +140,7 @@ def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
         if isinstance(entry, Contestant):
             contestant, guess = entry, ""
         else:
-            one, guess, plain = as_rule(made)
-            # as in training: what a probe does not measure, and absent tasks, are errors
-            ready = stateless(made) if plain else one
+            ready, guess = as_rule(made), rule_name(made)
             contestant = Contestant(lambda ready=ready: ready, _prober(probe))
         label = name or (guess if _says_something(guess) else "your rule")
         while label in (*taken, *found):
