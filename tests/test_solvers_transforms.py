@@ -68,12 +68,16 @@ def test_solver_vmapped_equals_loop(solver, problem, family):
         for i, g in enumerate(G):
             alone = solve(PROBLEMS[problem](g))
             mine = Solution(*(x[i] for x in together))
-            if family in REGULAR:
+            if family in REGULAR and chooses(solver) and count > 1:  # the ends of two paths
                 torch.testing.assert_close(
-                    mine,
-                    alone,
+                    mine.weights,
+                    alone.weights,
                     rtol=1e-9,
-                    atol=tie_tolerance(solver) * float(g.diagonal().max().clamp_min(1)),
+                    atol=apart(solver, PROBLEMS[problem](g), mine, alone),
+                )
+            elif family in REGULAR:
+                torch.testing.assert_close(
+                    mine, alone, rtol=1e-9, atol=1e-12 * float(g.diagonal().max().clamp_min(1))
                 )
             # Where weights are not unique batched arithmetic may pick others: equal objectives, as
             # far as the gaps tell.
