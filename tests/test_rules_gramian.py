@@ -213,15 +213,20 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
         for several in (on_dual_cone(G, each), *vmap(on_dual_cone, (0, None))(batch, each)):
             assert (several >= each).all()
             assert (((several - one_by_one) @ J).norm(dim=1) <= noise).all()
-        carried = grad(lambda G, each=each: on_dual_cone(G, each).sum())(G)
-        expected = grad(
-            lambda G, each=each: sum(
-                solvers.active_set()(solvers.dual_cone(G, w)).weights.sum() for w in each
-            )
-        )(G)
+        carried = jacrev(lambda G, each=each: on_dual_cone(G, each).sum(1))(G)
+        expected = [
+            grad(lambda G, w=w: solvers.active_set()(solvers.dual_cone(G, w)).weights.sum())(G)
+            for w in each
+        ]
+        # Where neither a task's multiplier nor its rate is above rounding, two paths may end on two
+        # faces, and derivatives are those of one.
+        moved = (on_dual_cone(G, each) > each) != (one_by_one > each)
+        slack = torch.maximum((one_by_one - each) * length, one_by_one @ G / length)
+        assert (slack <= noise[:, None])[moved].all()
+        same = ~moved.any(1)
         # both solve with the Gramian of directions and its ridge, as exactly as its condition lets
         rtol = 1e-9 + EPS * count / resolved
-        torch.testing.assert_close(carried, expected, rtol=rtol, atol=1e-9)
+        torch.testing.assert_close(carried[same], torch.stack(expected)[same], rtol=rtol, atol=1e-9)
 
 
 def test_one_call_finds_an_indefinite_matrix():
