@@ -16,7 +16,7 @@ from ..types import Batch, LossesFn, Params
 from .layerwise import RETAIN, Graph, Handles, Tapped, read_graph, separate
 from .leaves import Strangers, reaches
 from .passes import run_backward
-from .safe_ops import WRITTEN, SafeOps, final
+from .safe_ops import ALWAYS, WRITTEN, SafeOps, final
 
 
 def split_output(
@@ -225,17 +225,21 @@ class _Guard(SafeOps):
             self.retained = True
         if func in _MAKING and not args[0].requires_grad:
             self.made.append(args[0])
-        if self.always or (func in WRITTEN and self._needed(args, kwargs or {})):
+        if self._written(func, args, kwargs or {}):
             return super().__torch_function__(func, types, args, kwargs)
         out = func(*args, **kwargs) if kwargs else func(*args)
         if kwargs and kwargs.get("requires_grad") and isinstance(out, Tensor):
             self.made.append(out)
         return out
 
-    def _needed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _written(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
         """Under a transform inside `run`, or where something enters that requires grad and is no
         leaf: on plain leaves by the graph, at a level inside all wrappers.
         """
+        if self.always or func not in WRITTEN or func in ALWAYS:
+            return self.always or func in ALWAYS
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         if depth() > self.depth:
             return True
