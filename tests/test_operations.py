@@ -85,7 +85,7 @@ def stacked(networks: list[Params]) -> Params:
     return {name: torch.stack([params[name] for params in networks]) for name in networks[0]}
 
 
-def literal(losses: Losses, params: Params, batch: Batch = ()) -> Params:
+def literal(losses: Callable[[Params, Batch], Tensor], params: Params, batch: Batch = ()) -> Params:
     """Rows {name: [task, *shape]}, one backward pass each."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in params.values()]
     rows = [

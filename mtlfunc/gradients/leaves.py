@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 from torch.func import vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..core.checks import transformed
+from ..core.checks import gradient_edge, transformed
 from ..core.distributed import refusing_wrapped_calls
 from ..types import Params
 
@@ -136,7 +135,7 @@ class Strangers:
 
     def enter(self, values: Iterable[Tensor]) -> bool:
         """Whether any has been found, in the graph of these values or of those before."""
-        todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
+        todo = [gradient_edge(x).node for x in values if x.requires_grad]
         while todo:
             node = todo.pop()
             if node not in self.seen:
@@ -151,8 +150,8 @@ class Strangers:
 
 def reaches(values: Iterable[Tensor], leaves: Params) -> bool:
     """Whether some value depends on some leaf, by the graph; it is walked until one is met."""
-    own = {get_gradient_edge(leaf).node for leaf in leaves.values()}
-    todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
+    own = {gradient_edge(leaf).node for leaf in leaves.values()}
+    todo = [gradient_edge(x).node for x in values if x.requires_grad]
     seen = set(todo)
     while todo:
         node = todo.pop()

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
-from ..core.checks import depth
+from ..core.checks import depth, gradient_edge
 from ..core.tree import dot
 from ..types import Params, Rows
 from .layerwise import Graph, Plan, task_block
@@ -91,14 +91,14 @@ class Backward:
         """
         self.record = record
         self.anyway = depth() > 1 and recorded(losses)
-        self.root = get_gradient_edge(losses) if losses.requires_grad else None
+        self.root = gradient_edge(losses) if losses.requires_grad else None
         # a closure over self would be a cycle, and keep the graph until the next garbage collection
         params = self.params
         plain = not depth()
         self.targets = {
             name: target(
                 # autograd finds a plain leaf's place faster than Python
-                leaf if plain and type(leaf) in _PLAIN else get_gradient_edge(leaf),
+                leaf if plain and type(leaf) in _PLAIN else gradient_edge(leaf),
                 lambda name=name: torch.zeros_like(params[name]),
             )
             for name, leaf in level.items()

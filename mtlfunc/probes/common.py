@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import all_present, can_look, check_finite, everyone, visible
+from ..core.checks import all_present, can_look, check_finite, everyone, gradient_edge, visible
 from ..core.distributed import check_gathers
 from ..core.expect import expect_function
 from ..gradients.forward import check_connected, forward_pass, split_output
@@ -272,13 +272,8 @@ def leaves_of_each(
             return None
         nodes = [node for node, _ in losses.grad_fn.next_functions]
     else:
-        nodes = [
-            torch.autograd.graph.get_gradient_edge(scalar).node if scalar.requires_grad else None
-            for scalar in scalars
-        ]
-    leaf_nodes = {
-        torch.autograd.graph.get_gradient_edge(leaf).node: name for name, leaf in params.items()
-    }
+        nodes = [gradient_edge(scalar).node if scalar.requires_grad else None for scalar in scalars]
+    leaf_nodes = {gradient_edge(leaf).node: name for name, leaf in params.items()}
     reached = []
     for node in nodes:
         seen, todo = set(), [node]

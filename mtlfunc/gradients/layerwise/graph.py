@@ -15,9 +15,9 @@ from zlib import crc32
 from torch import Tensor
 from torch._C import _functions
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from ...core.checks import depth
+from ...core.checks import depth, gradient_edge
 from ...types import Params
 
 Node = Any  # torch.autograd.graph.Node
@@ -63,7 +63,7 @@ class Graph:
     def serves_leaf(self, leaf: Tensor) -> int:
         if leaf.grad_fn is None and not depth():
             return self._variables.get(id(leaf), (leaf, 0))[1]
-        return self.serves(get_gradient_edge(leaf))
+        return self.serves(gradient_edge(leaf))
 
     def variables(self) -> list[Tensor]:
         """The tensors without a graph of their own on which the roots depend."""
@@ -157,7 +157,7 @@ def read_graph(
 
 def _nodes(leaves: Params) -> set[Node]:
     """Where a walk ends: a leaf on which something outside depends has a graph below it."""
-    return {get_gradient_edge(leaf).node for leaf in leaves.values() if not leaf.is_leaf}
+    return {gradient_edge(leaf).node for leaf in leaves.values() if not leaf.is_leaf}
 
 
 def batching(losses: Tensor, leaves: Params) -> tuple[bool, bool]:
@@ -193,7 +193,7 @@ def separate(
     Losses that were stacked to a vector are separate, too.
     """
     if scalars is not None:
-        return tuple(get_gradient_edge(x) if x.requires_grad else None for x in scalars)
+        return tuple(gradient_edge(x) if x.requires_grad else None for x in scalars)
     node = losses.grad_fn
     if node is None or node.name() != "StackBackward0":
         return None

@@ -12,8 +12,9 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
+from ...core.checks import gradient_edge
 from ...types import Params
 from .forms import Cost, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph, only_through, read_graph, region, separate
@@ -82,7 +83,7 @@ def groups_of(
         apart = all(before[1] <= after[0] for before, after in pairwise(spans))
         if not uses or not apart or not all(use.intact for use in uses):
             continue
-        leaf = get_gradient_edge(params[name]).node
+        leaf = gradient_edge(params[name]).node
         if not only_through(
             leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]
         ):
@@ -327,7 +328,7 @@ def _may_be_slices(taps: Tapped, names: Sequence[str], count: int, separate: boo
 
 def _unused(params: Params, names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
     """The leaves, if no loss depends on any of them."""
-    reached = any(get_gradient_edge(params[name]).node in graph.reach for name in names)
+    reached = any(gradient_edge(params[name]).node in graph.reach for name in names)
     return None if reached else tuple(names)
 
 
