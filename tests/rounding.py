@@ -2,10 +2,12 @@
 last-bit noise.
 
 The order in which a product of matrices is summed is the processor's and its library's, and with it
-the last bits. Whatever hangs on them is wrong somewhere else. `nudged(seed)` multiplies the entries
-of every such product, wherever it is made (package, tests, under transforms, inside torch), by
-1 + z·2⁻⁵² (2⁻²³ in float32), z one of -1, 0, 1, symmetrically. Equal operands get equal noise, as
-they do on one processor. Entries that end in zeros stay: small integers are exact everywhere.
+the last bits. Whatever hangs on them is wrong somewhere else. `nudged(seed)` adds z·2⁻⁵²·(|J||J|ᵀ)
+(2⁻²³ in float32), z one of -1, 0, 1, to the entries of every product J Jᵀ, wherever it is made
+(package, tests, under transforms, inside torch), symmetrically. (|J||J|ᵀ)ᵢⱼ is the scale of a sum's
+rounding error, at most √(Gᵢᵢ Gⱼⱼ): noise in units of Gᵢⱼ would leave right angles alone. Equal
+operands get equal noise, as they do on one processor. Entries whose (|J||J|ᵀ)ᵢⱼ ends in zeros stay:
+small integers, and gradients without a common parameter, are exact everywhere.
 
 `MTLFUNC_NUDGE=1 python -m pytest …` runs any test so; seeds are integers.
 """
@@ -26,20 +28,24 @@ sum of few short numbers is exact.
 """
 
 
-def noise(product: Tensor, seed: int) -> Tensor:
+def noise(product: Tensor, size: Tensor, seed: int) -> Tensor:
     """`product` [..., T, T] with last-bit noise that depends on its bits, the place and the seed
-    alone.
+    alone; `size` is the same product of absolute values.
     """
     integer, unit, ending = BITS[product.dtype]
-    lower = product.tril() + product.tril(-1).mT
-    bits = lower.contiguous().view(integer).to(torch.int64)
+
+    def bits(matrix: Tensor) -> Tensor:
+        lower = matrix.tril() + matrix.tril(-1).mT
+        return lower.contiguous().view(integer).to(torch.int64)
+
     place = torch.arange(product.shape[-1])
     low, high = torch.minimum(place, place[:, None]), torch.maximum(place, place[:, None])
-    mixed = bits + 0x1B873593 * (1 + seed + 131 * low + 16381 * high)
+    mixed = bits(product) + 0x1B873593 * (1 + seed + 131 * low + 16381 * high)
     for shift in (30, 27, 31):
         mixed = (mixed ^ (mixed >> shift)) * 0x5851F42D4C957F2D
     z = torch.remainder(mixed >> 33, 3) - 1
-    return product * (1 + unit * torch.where(bits & ending == 0, 0, z).to(product.dtype))
+    size = size.tril() + size.tril(-1).mT
+    return product + unit * size * torch.where(bits(size) & ending == 0, 0, z).to(product.dtype)
 
 
 @contextmanager
@@ -57,12 +63,18 @@ def nudged(seed: int) -> Iterator[None]:
     def mm(left: Tensor, right: Tensor) -> Tensor:
         out = left.new_empty(left.shape[0], right.shape[1])
         torch.ops.aten.mm.out(left, right, out=out)
-        return noise(out, seed) if own(left, right) else out
+        if not own(left, right):
+            return out
+        size = torch.empty_like(out)
+        return noise(out, torch.ops.aten.mm.out(left.abs(), right.abs(), out=size), seed)
 
     def bmm(left: Tensor, right: Tensor) -> Tensor:
         out = left.new_empty(*left.shape[:2], right.shape[2])
         torch.ops.aten.bmm.out(left, right, out=out)
-        return noise(out, seed) if own(left, right) else out
+        if not own(left, right):
+            return out
+        size = torch.empty_like(out)
+        return noise(out, torch.ops.aten.bmm.out(left.abs(), right.abs(), out=size), seed)
 
     # the kernels themselves, below autograd and functorch
     library = torch.library.Library("aten", "IMPL")

@@ -87,7 +87,7 @@ def stacked(networks: list[Params]) -> Params:
     return {name: torch.stack([params[name] for params in networks]) for name in networks[0]}
 
 
-def literal(losses: Losses, params: Params, batch: Batch = ()) -> Params:
+def literal(losses: Callable[[Params, Batch], Tensor], params: Params, batch: Batch = ()) -> Params:
     """Rows {name: [task, *shape]}, one backward pass each."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in params.values()]
     rows = [
@@ -313,3 +313,79 @@ def test_rows_and_gramians_of_every_operation(names):
 @pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
 def test_hypergradients_of_every_operation(names):
     assert not hypergradients(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["solve one batch", "solve", "weight_norm", "cdist", "attention", "batch_norm F"]
+)
+def test_a_scale_that_comes_after_the_operation(name):
+    """Operations on leaves alone, whose passes something outside differentiates."""
+    losses = Losses((name,), 3)
+    params, at, h = losses.params(0), torch.tensor(1.3, dtype=DOUBLE), 1e-3
+
+    def scaled(s: Tensor) -> Callable[..., Tensor]:
+        powers = torch.stack([s, s**2, s**3])
+        return lambda params, batch: powers * losses(params, batch) + (s * losses(params, ())).sin()
+
+    def difference(k: int) -> Tensor:
+        ahead, behind = (
+            losses.parts(literal(scaled(at + sign * k * h), params)).sum() for sign in (1, -1)
+        )
+        return (ahead - behind) / (2 * k * h)
+
+    s = at.clone().requires_grad_()
+    rows = mf.task_gradients(scaled(s), params, ())[1]
+    (slope,) = torch.autograd.grad(losses.parts(rows).sum(), s)
+    expected = (4 * difference(1) - difference(2)) / 3
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3, 3)])
+@pytest.mark.parametrize(
+    "call",
+    [torch.cholesky_inverse, lambda L, upper: torch.cholesky_solve(constant(3, 2), L, upper=upper)],
+)
+def test_a_factor_has_no_gradient_in_its_unused_triangle(call, shape, upper):
+    """Where it is not 0, torch's own backward gives it one: central differences are the measure."""
+    leaf = 0.3 * constant(*shape) + 2 * torch.eye(3, dtype=DOUBLE)
+
+    def losses(params: Params, batch: Batch) -> Tensor:
+        out = call(params["L"], upper=upper).flatten()
+        return constant(3, len(out)) @ out.sin()
+
+    unit = torch.eye(leaf.numel(), dtype=DOUBLE).reshape(-1, *shape)
+    ahead, behind = (
+        torch.stack([losses({"L": leaf + h * e}, ()) for e in unit]) for h in (1e-5, -1e-5)
+    )
+    expected = ((ahead - behind) / 2e-5).mT.reshape(3, *shape)
+    rows = mf.task_gradients(losses, {"L": leaf}, ())[1]["L"]
+    torch.testing.assert_close(rows, expected, rtol=1e-7, atol=1e-8)
+    several = vmap(lambda L: mf.task_gradients(losses, {"L": L}, ())[1]["L"])(
+        torch.stack([leaf, leaf])
+    )
+    torch.testing.assert_close(several, torch.stack([rows, rows]), rtol=1e-12, atol=1e-13)
+
+
+def test_what_is_refused_says_what_to_use_instead():
+    """Under a transform; single plain passes are torch's."""
+    with pytest.raises(NotImplementedError, match=r"_norm: .* use torch.nn.functional.batch_norm"):
+        vmap(
+            lambda x: mf.task_gradients(
+                lambda p, _: torch.native_batch_norm(
+                    p["x"], None, None, None, None, training=True, momentum=0.1, eps=1e-5
+                )[0].sum(0),
+                {"x": x},
+                (),
+            )
+        )(torch.ones(2, 4, 3))
+    with pytest.raises(NotImplementedError, match=r"scatter_reduce: .* products are wrong"):
+        jvp(
+            lambda x: mf.task_gradients(
+                lambda p, _: p["x"].scatter_reduce(0, torch.tensor([0, 0]), p["x"], reduce="prod"),
+                {"x": x},
+                (),
+            )[1]["x"],
+            (torch.ones(2),),
+            (torch.ones(2),),
+        )

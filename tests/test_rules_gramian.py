@@ -195,33 +195,38 @@ def test_without_conflicts_projections_are_the_mean():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
-    """The kernel's batch, under vmap and derivatives too; the weights may differ where several give
-    the same direction.
+    """The kernel's batch, under vmap and derivatives too. A batch goes on from the face of the
+    problem before, so that rounding differs, and weights where several give the same direction.
     """
     for count in (1, 2, 6):
         J = jacobian(family, count)
         G, each = J @ J.mT, torch.diag(preferences(count))
         one_by_one = torch.stack([solvers.auto()(solvers.dual_cone(G, w)).weights for w in each])
-        assert torch.equal(on_dual_cone(G, each), one_by_one)
         assert torch.equal(on_dual_cone(G, each[0]), one_by_one[0])
-        batch = torch.stack([G, 4 * G])
-        torch.testing.assert_close(
-            vmap(on_dual_cone, (0, None))(batch, each),
-            torch.stack([one_by_one, one_by_one]),
-            rtol=1e-9,
-            atol=1e-12,
-        )
-        carried = grad(lambda G, each=each: on_dual_cone(G, each).sum())(G)
-        expected = grad(
-            lambda G, each=each: sum(
-                solvers.active_set()(solvers.dual_cone(G, w)).weights.sum() for w in each
-            )
-        )(G)
-        # both solve with the Gramian of directions and its ridge, as exactly as its condition lets
         length = or_one(lengths(G))
         least = float(torch.linalg.eigvalsh(G / length / length[:, None])[0])
-        condition = count / (max(least, 0) + resolution(count, EPS))
-        torch.testing.assert_close(carried, expected, rtol=1e-9 + EPS * condition, atol=1e-9)
+        resolved = max(least, 0) + resolution(count, EPS)
+        # Equations of the face solved to δ, T terms of ε n·|v|, leave δ/λ in the weights and δ/√λ
+        # in the direction, λ the least eigenvalue of the matrix of cosines with its ridge.
+        noise = 64 * count * EPS / resolved**0.5 * one_by_one @ lengths(G)
+        batch = torch.stack([G, 4 * G])
+        for several in (on_dual_cone(G, each), *vmap(on_dual_cone, (0, None))(batch, each)):
+            assert (several >= each).all()
+            assert (((several - one_by_one) @ J).norm(dim=1) <= noise).all()
+        carried = jacrev(lambda G, each=each: on_dual_cone(G, each).sum(1))(G)
+        expected = [
+            grad(lambda G, w=w: solvers.active_set()(solvers.dual_cone(G, w)).weights.sum())(G)
+            for w in each
+        ]
+        # Where neither a task's multiplier nor its rate is above rounding, two paths may end on two
+        # faces, and derivatives are those of one.
+        moved = (on_dual_cone(G, each) > each) != (one_by_one > each)
+        slack = torch.maximum((one_by_one - each) * length, one_by_one @ G / length)
+        assert (slack <= noise[:, None])[moved].all()
+        same = ~moved.any(1)
+        # both solve with the Gramian of directions and its ridge, as exactly as its condition lets
+        rtol = 1e-9 + EPS * count / resolved
+        torch.testing.assert_close(carried[same], torch.stack(expected)[same], rtol=rtol, atol=1e-9)
 
 
 def test_one_call_finds_an_indefinite_matrix():

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C import DisableTorchFunctionSubclass, _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from ..types import Params, Scalar
@@ -29,6 +30,12 @@ def transformed() -> bool:
 def depth() -> int:
     """How many `torch.func` transforms are active."""
     return len(_functorch.get_interpreter_stack() or ())
+
+
+def gradient_edge(x: Tensor) -> GradientEdge:
+    """The place of `x` in the graph. Asked in a subclass's own way torch gives that of a view."""
+    with DisableTorchFunctionSubclass():
+        return get_gradient_edge(x)
 
 
 def can_look(*values: object) -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.func import vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..core.checks import transformed
+from ..core.checks import gradient_edge, transformed
 from ..core.wrappers import refusing_wrapped_calls
 from ..types import Params
 
@@ -160,7 +160,7 @@ class Strangers:
 
     def enter(self, values: Iterable[Tensor]) -> bool:
         """Whether any has been found, in the graph of these values or of those before."""
-        todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
+        todo = [gradient_edge(x).node for x in values if x.requires_grad]
         while todo:
             node = todo.pop()
             if node not in self.seen:
@@ -175,8 +175,8 @@ class Strangers:
 
 def reaches(values: Iterable[Tensor], places: Iterable[GradientEdge | Tensor]) -> bool:
     """Whether some value depends on some leaf, by the graph; it is walked until one is met."""
-    own = {(get_gradient_edge(x) if isinstance(x, Tensor) else x).node for x in places}
-    todo = [get_gradient_edge(x).node for x in values if x.requires_grad]
+    own = {(gradient_edge(x) if isinstance(x, Tensor) else x).node for x in places}
+    todo = [gradient_edge(x).node for x in values if x.requires_grad]
     seen = set(todo)
     while todo:
         node = todo.pop()

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _functions
-from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
-from ..core.checks import at_level, check_autocast, depth, differentiated, innermost
+from ..core.checks import at_level, check_autocast, depth, differentiated, gradient_edge, innermost
 from ..types import Batch, LossesFn, Params
 from .layerwise import RETAIN, Graph, Handles, Place, Tapped, batching, read_graph, separate
 from .levels import Strangers, explained_vjp, reaches, run_backward
 from .losses import Losses, parse_losses
-from .safe_ops import WRITTEN, SafeOps, final
+from .safe_ops import ALWAYS, WRITTEN, SafeOps, final
 
 Pull = Callable[[Tensor], tuple[Params]]
 
@@ -64,7 +63,7 @@ class Forward:
         if pull is not None:
             return
         vector = losses.vector
-        self.root = get_gradient_edge(vector) if vector.requires_grad else None
+        self.root = gradient_edge(vector) if vector.requires_grad else None
         self.edges = separate(vector, losses.scalars) if separable else None
         self.places: dict[str, Place] = {name: place_of(leaf) for name, leaf in leaves.items()}
         self.reached = True if depth() else None  # whether any leaf; None where the graph says it
@@ -84,7 +83,7 @@ class Forward:
 def place_of(leaf: Tensor) -> Place:
     """Where autograd finds a leaf; a plain one faster than Python does."""
     plain = type(leaf) in _PLAIN and leaf.is_leaf and not depth()
-    return leaf if plain else get_gradient_edge(leaf)
+    return leaf if plain else gradient_edge(leaf)
 
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -300,17 +299,21 @@ class _Guard(SafeOps):
             self.retained = True
         if func in _MAKING and not args[0].requires_grad:
             self.made.append(args[0])
-        if self.always or (func in WRITTEN and self._needed(args, kwargs or {})):
+        if self._written(func, args, kwargs or {}):
             return super().__torch_function__(func, types, args, kwargs)
         out = func(*args, **kwargs) if kwargs else func(*args)
         if kwargs and kwargs.get("requires_grad") and isinstance(out, Tensor):
             self.made.append(out)
         return out
 
-    def _needed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _written(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
         """Under a transform inside the call, or where something enters that requires grad and is no
         leaf: on plain leaves by the graph, at a level inside all wrappers.
         """
+        if self.always or func not in WRITTEN or func in ALWAYS:
+            return self.always or func in ALWAYS
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         if depth() > self.depth:
             return True
@@ -330,7 +333,7 @@ class _Guard(SafeOps):
         return any(id(x) not in own for x in (*self.strangers.found, *variables))
 
     def restore(self) -> None:
-        """Tensors from outside as they were: a batch that the call differentiates by is one again."""
+        """Tensors from outside as they were: a batch differentiated by is a plain one again."""
         for x in self.made:
             if x.is_leaf and not depth():
                 x.requires_grad_(False)

@@ -1,11 +1,13 @@
-"""Operations whose derivatives torch gets wrong, written out, and the nodes that give them away.
+"""Operations whose derivatives torch gets wrong: written out, or refused in words.
 
-All without a word (torch 2.13): the batched backward of a fused layer, instance or train-mode batch
-norm takes the statistics for constants where the gradient of the scale is differentiated again, and
-their third derivatives are wrong unbatched, too; so are second derivatives of weight norm and
-as_strided_scatter, those of solve with forward mode inside, forward mode of cholesky_inverse and
-products by scatter, batched backwards of prelu, cdist and select_scatter, and lu_solve wherever it
-broadcasts. Others have no second derivative or no batched form at all. Every spelling is caught:
+All without a word (torch 2.13). The batched backward of a fused layer, instance or train-mode batch
+norm takes the statistics for constants where the gradient of the scale is differentiated again;
+their third derivatives are wrong unbatched, too. Second derivatives of weight norm are wrong, and
+batched backwards of prelu, cdist and select_scatter. A batched solve mixes up batch axes that
+broadcast. A batched index_fill into a constant writes every value into one. Single passes of
+cholesky_inverse and cholesky_solve give the unused triangle a gradient, if it is not 0. Others have
+no second derivative or no batched form at all. What networks contain is written out; the rest is
+refused where torch would be wrong, and left alone elsewhere. Every spelling is caught:
 torch.nn.functional, torch, methods of tensors, torch._C._nn, torch.ops.aten.
 """
 
@@ -31,11 +33,13 @@ _FINAL = (
     "Pdist",
     "Hardsigmoid",
     "ScaledDotProduct",
-    "EmbeddingBag",
+    "LinalgSolve",
     "CholeskyInverse",
     "AsStridedScatter",
 )
-"""Nodes of operations whose backward has a wrong derivative, or none, even by its cotangent."""
+"""Nodes of operations whose backward, once recorded, is wrong in a batch or has a wrong derivative,
+or none, even by its cotangent.
+"""
 
 _RECORDED = ("LinalgSolve", "LinalgDet", "LinalgSlogdet", "LinalgLuSolve", "NativeGroupNorm")
 """Nodes whose unrecorded backward calls lu_solve on saved factors, which it broadcasts wrongly, or
@@ -74,7 +78,7 @@ def _nodes(losses: Tensor) -> list[Any]:
 
 
 class SafeOps(TorchFunctionMode):
-    """While active, every operation of the table below is written out."""
+    """While active, every operation of the tables below is written out or refused."""
 
     def __enter__(self) -> TorchFunctionMode:
         if torch.compiler.is_compiling():
@@ -171,46 +175,7 @@ def _layer_norm(
     return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
 
 
-def _native_batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float | int,
-    eps: float | int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not training:
-        return torch.native_batch_norm(
-            input, weight, bias, running_mean, running_var, training, momentum, eps
-        )
-    if running_mean is not None or running_var is not None:  # to move them
-        with torch.no_grad():
-            torch.native_batch_norm(
-                input, None, None, running_mean, running_var, True, momentum, eps
-            )
-    out, mean, rate = _normalized(input, (0, *range(2, input.ndim)), eps)
-    return _by_channel(out, weight, bias), mean.detach().flatten(), rate.detach().flatten()
-
-
 def _batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float | int,
-    eps: float | int,
-    cudnn_enabled: bool,
-) -> Tensor:
-    return _functional_batch_norm(
-        input, running_mean, running_var, weight, bias, training, momentum, eps
-    )
-
-
-def _functional_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -230,7 +195,7 @@ def _functional_batch_norm(
     return _by_channel(out, weight, bias)
 
 
-def _functional_instance_norm(
+def _instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -248,22 +213,6 @@ def _functional_instance_norm(
             F.instance_norm(input, *stats, None, None, True, momentum, eps)
     out, _, _ = _normalized(input, tuple(range(2, input.ndim)), eps)
     return _by_channel(out, weight, bias)
-
-
-def _instance_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    use_input_stats: bool,
-    momentum: float | int,
-    eps: float | int,
-    cudnn_enabled: bool,
-) -> Tensor:
-    return _functional_instance_norm(
-        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-    )
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -317,31 +266,6 @@ def _attention(
     )[0]
 
 
-def _embedding_bag(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Bags of equal length; others, and what is not derivative of an average, are left to torch."""
-    given = dict(zip(_BAG, args, strict=False)) | kwargs
-    mode, scales = given.pop("mode", "mean"), given.pop("per_sample_weights", None)
-    given.pop("norm_type", None)
-    if input.ndim != 2 or any(x is not None and x is not False for x in given.values()):
-        return F.embedding_bag(input, weight, *args, **kwargs)
-    rows = F.embedding(input, weight)
-    rows = rows if scales is None else rows * scales.unsqueeze(-1)
-    return rows.sum(1) if mode == "sum" else rows.mean(1) if mode == "mean" else rows.max(1)[0]
-
-
-_BAG = (
-    "offsets",
-    "max_norm",
-    "norm_type",
-    "scale_grad_by_freq",
-    "mode",
-    "sparse",
-    "per_sample_weights",
-    "include_last_offset",
-    "padding_idx",
-)
-
-
 def _gaussian_nll(
     input: Tensor,
     target: Tensor,
@@ -389,25 +313,13 @@ def _pad_sequence(
 # --- linear algebra and indexing ----------------------------------------------------------------
 
 
-def _forward_inside() -> bool:
-    """Whether forward mode may be inside another derivative than the passes' own."""
-    grads, forward = derivative_levels()
-    return forward > 0 and grads + forward > 2
-
-
 def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
-    """By the inverse, refined once, where forward mode is inside another derivative."""
-    if not _forward_inside():
+    """With equal batch axes: torch's batched form takes one of length 1 for another."""
+    if B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]):
         return torch.linalg.solve(A, B, left=left)
-    vector = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
-    rows = B.unsqueeze(-1) if vector else B
-    inverse = torch.linalg.inv(A)
-    if not left:
-        found = rows @ inverse
-        return found + (rows - found @ A) @ inverse
-    found = inverse @ rows
-    found = found + inverse @ (rows - A @ found)
-    return found.squeeze(-1) if vector else found
+    lead = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+    A, B = (x.expand(*lead, *x.shape[-2:]) for x in (A, B))
+    return torch.linalg.solve(A, B, left=left)
 
 
 def _solve_ex(
@@ -418,53 +330,14 @@ def _solve_ex(
     return torch.return_types.linalg_solve_ex(found)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
-    if dims is not None:
-        A = A.movedim(tuple(dims), tuple(range(A.ndim - len(dims), A.ndim)))
-    found = _solve(A.reshape(B.numel(), B.numel()), B.reshape(-1))
-    return found.reshape(A.shape[B.ndim :])
-
-
-def _slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
-    """By LU where forward mode is inside another derivative; a real sign has no derivative."""
-    if not _forward_inside() or A.is_complex():
-        return torch.linalg.slogdet(A)
-    diagonal = torch.linalg.lu(A)[2].diagonal(dim1=-2, dim2=-1)
-    found = torch.linalg.slogdet(A.detach())[0], diagonal.abs().log().sum(-1)
-    return torch.return_types.linalg_slogdet(found)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _logdet(A: Tensor) -> Tensor:
-    if not _forward_inside():
-        return torch.logdet(A)
-    sign, size = _slogdet(A)
-    return size.where(sign != -1, float("nan"))
-
-
-def _lu_solve(
-    LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False
-) -> Tensor:
-    if not left:  # XA = B is AᴴXᴴ = Bᴴ
-        return _lu_solve(LU, pivots, B.mH, adjoint=not adjoint).mH
-    P, L, U = torch.lu_unpack(LU, pivots)
-    solve = torch.linalg.solve_triangular
-    if adjoint:
-        inner = solve(U.mH, B, upper=False)
-        return P @ solve(L.mH, inner, upper=True, unitriangular=True)
-    inner = solve(L, P.mT @ B, upper=False, unitriangular=True)
-    return solve(U, inner, upper=True)
-
-
-def _old_lu_solve(b: Tensor, LU_data: Tensor, LU_pivots: Tensor) -> Tensor:
-    return _lu_solve(LU_data, LU_pivots, b)
-
-
 def _cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
     eye = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device)
-    inverse = torch.linalg.solve_triangular(
-        input.triu() if upper else input.tril(), eye.expand_as(input), upper=upper
-    )
-    return inverse @ inverse.mH if upper else inverse.mH @ inverse
+    return _cholesky_solve(eye.expand_as(input), input, upper)
+
+
+def _cholesky_solve(B: Tensor, L: Tensor, upper: bool = False) -> Tensor:
+    """Torch differentiates by the unused triangle, too."""
+    return torch.cholesky_solve(B, L.triu() if upper else L.tril(), upper)
 
 
 def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
@@ -472,139 +345,177 @@ def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
     return torch.slice_scatter(input, src.unsqueeze(dim), dim, index, index + 1)
 
 
-def _scatter_reduce(
-    input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
-) -> Tensor:
-    """Products, where they are differentiated twice, over a dense table of who goes where."""
-    if reduce != "prod" or derivative_levels() <= (1, 0):
-        return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
-    dim, size = dim % input.ndim, input.shape[dim]
-    src = src[tuple(slice(n) for n in index.shape)].unsqueeze(dim + 1)
-    places = torch.arange(size, device=index.device).reshape(-1, *(1,) * (input.ndim - 1 - dim))
-    here = index.unsqueeze(dim + 1) == places
-    product, hit = torch.where(here, src, 1).prod(dim), here.any(dim)
-    pad = [n for a, b in zip(input.shape, hit.shape, strict=True) for n in (a - b, 0)][::-1]
-    product, hit = F.pad(product, pad, value=1.0), F.pad(hit, pad)
-    return input * product if include_self else torch.where(hit, product, input)
+def _index_fill(input: Tensor, dim: int, index: Tensor, value: Tensor | float | int) -> Tensor:
+    """A batched value makes the input batched: torch writes every value into one otherwise."""
+    if isinstance(value, Tensor):
+        input = torch.where(torch.ones_like(input, dtype=torch.bool), input, value)
+    return torch.index_fill(input, dim, index, value)
 
 
-def _index_reduce(
-    input: Tensor,
-    dim: int,
-    index: Tensor,
-    source: Tensor,
-    reduce: str,
-    *,
-    include_self: bool = True,
-) -> Tensor:
-    if reduce != "prod" or derivative_levels() <= (1, 0):
-        return torch.index_reduce(input, dim, index, source, reduce, include_self=include_self)
-    shape = [-1 if i == dim % input.ndim else 1 for i in range(input.ndim)]
-    index = index.reshape(shape).expand_as(source)
-    return _scatter_reduce(input, dim, index, source, reduce, include_self=include_self)
-
-
-def _refused_inside(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """An error where forward mode is inside another derivative."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not _forward_inside():
-            return function(*args, **kwargs)
-        raise NotImplementedError(
-            f"{name}: torch's derivatives of its forward mode are wrong; differentiate in reverse "
-            "(torch.func.grad), or use another operation"
-        )
-
-    return call
+# --- what is refused ----------------------------------------------------------------------------
 
 
 def _refused(
-    name: str, instead: str, function: Callable[..., Any] | None = None
+    name: str, wrong: str, instead: str, function: Callable[..., Any], when: Callable[..., bool]
 ) -> Callable[..., Any]:
-    """An error for every call, or if there is a `function` for third derivatives of it."""
+    """`function`, with an error where torch differentiates it wrongly: `when(*args, **kwargs)`."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if function is not None and sum(derivative_levels()) < 3:
-            return function(*args, **kwargs)
-        which = "derivatives under a transform" if function is None else "third derivatives"
-        raise NotImplementedError(f"{name}: torch's {which} are wrong; use {instead} instead")
+        if when(*args, **kwargs):
+            raise NotImplementedError(f"{name}: torch's {wrong} are wrong; {instead}")
+        return function(*args, **kwargs)
 
     return call
+
+
+def _always(*_: Any, **__: Any) -> bool:
+    return True
+
+
+def _third(*_: Any, **__: Any) -> bool:
+    return sum(derivative_levels()) > 2
+
+
+def _forward_inside(*_: Any, **__: Any) -> bool:
+    """Whether forward mode may be inside another derivative than the passes' own."""
+    return derivative_levels()[1] > 0 and _third()
+
+
+def _product_again(*args: Any, **kwargs: Any) -> bool:
+    return kwargs.get("reduce", args[-1]) == "prod" and derivative_levels() > (1, 0)
+
+
+def _own_statistics(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool = False,
+    *_: Any,
+    use_input_stats: bool = False,
+    **__: Any,
+) -> bool:
+    return training or use_input_stats
 
 
 def _aten(name: str) -> tuple[Any, ...]:
     """The operation of that name in torch.ops.aten, whose arguments are torch's own."""
     packet = getattr(torch.ops.aten, name)
-    return packet, getattr(packet, "two" if name == "scatter_reduce" else "default")
+    return packet, *(getattr(packet, each) for each in packet.overloads() if "out" not in each)
 
 
-_TABLE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
+_WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
     (_layer_norm, (F.layer_norm, torch.layer_norm, *_aten("layer_norm"))),
     (_native_layer_norm, (torch.native_layer_norm, *_aten("native_layer_norm"))),
-    (_functional_batch_norm, (F.batch_norm,)),
-    (_batch_norm, (torch.batch_norm, *_aten("batch_norm"))),
-    (_native_batch_norm, (torch.native_batch_norm, *_aten("native_batch_norm"))),
-    (_functional_instance_norm, (F.instance_norm,)),
-    (_instance_norm, (torch.instance_norm, *_aten("instance_norm"))),
+    (_batch_norm, (F.batch_norm,)),
+    (_instance_norm, (F.instance_norm,)),
     (_weight_norm, (torch._weight_norm, *_aten("_weight_norm"))),
     (_prelu, (torch.prelu, Tensor.prelu, *_aten("prelu"))),
     (_rrelu, (F.rrelu, torch.rrelu, *_aten("rrelu"))),
     (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_aten("hardsigmoid"))),
     (_hardsigmoid_, (_nn.hardsigmoid_, *_aten("hardsigmoid_"))),
     (_attention, (F.scaled_dot_product_attention, *_aten("scaled_dot_product_attention"))),
-    (_embedding_bag, (F.embedding_bag,)),
     (_gaussian_nll, (F.gaussian_nll_loss,)),
     (_cdist, (torch.cdist, *_aten("cdist"))),
     (_pdist, (torch.pdist, *_aten("pdist"))),
     (_pad_sequence, (_nn.pad_sequence, *_aten("pad_sequence"))),
+    (_solve, (torch.linalg.solve, *_aten("linalg_solve"))),
+    (_solve_ex, (torch.linalg.solve_ex, *_aten("linalg_solve_ex"))),
     (
-        _refused("torch.det", "torch.slogdet", torch.det),
+        _cholesky_inverse,
+        (torch.cholesky_inverse, Tensor.cholesky_inverse, *_aten("cholesky_inverse")),
+    ),
+    (_cholesky_solve, (torch.cholesky_solve, Tensor.cholesky_solve, *_aten("cholesky_solve"))),
+    (_select_scatter, (torch.select_scatter, Tensor.select_scatter, *_aten("select_scatter"))),
+    (_index_fill, (torch.index_fill, Tensor.index_fill, *_aten("index_fill"))),
+)
+
+_SCALE = "batched second derivatives by the scale, where statistics are the batch's own,"
+_INSIDE = "derivatives of its forward mode"
+_REVERSE = "differentiate in reverse (torch.func.grad)"
+_REFUSED: tuple[tuple[str, str, str, Callable[..., bool], tuple[Any, ...]], ...] = (
+    (
+        *("torch.batch_norm", _SCALE, "use torch.nn.functional.batch_norm", _own_statistics),
+        (
+            *(torch.batch_norm, torch.native_batch_norm),
+            *(*_aten("batch_norm"), *_aten("native_batch_norm")),
+        ),
+    ),
+    (
+        *("torch.instance_norm", _SCALE, "use torch.nn.functional.instance_norm", _own_statistics),
+        (torch.instance_norm, *_aten("instance_norm")),
+    ),
+    (
+        *("torch.det", "third derivatives", "use torch.slogdet", _third),
         (torch.det, torch.linalg.det, Tensor.det, *_aten("det"), *_aten("linalg_det")),
     ),
     (
-        _refused("torch.logcumsumexp", "torch.logsumexp", torch.logcumsumexp),
+        *("torch.logcumsumexp", "third derivatives", "use torch.logsumexp", _third),
         (torch.logcumsumexp, Tensor.logcumsumexp, *_aten("logcumsumexp")),
     ),
-    (_solve, (torch.linalg.solve, *_aten("linalg_solve"))),
-    (_solve_ex, (torch.linalg.solve_ex, *_aten("linalg_solve_ex"))),
-    (_tensorsolve, (torch.linalg.tensorsolve, *_aten("linalg_tensorsolve"))),
     (
-        _slogdet,
+        *("torch.linalg.solve", _INSIDE, _REVERSE, _forward_inside),
         (
-            *(torch.slogdet, torch.linalg.slogdet, Tensor.slogdet),
-            *(*_aten("slogdet"), *_aten("linalg_slogdet")),
+            *(torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve),
+            *(*_aten("linalg_solve"), *_aten("linalg_solve_ex"), *_aten("linalg_tensorsolve")),
         ),
     ),
-    (_logdet, (torch.logdet, Tensor.logdet, *_aten("logdet"))),
     (
-        _refused_inside("torch.linalg.eig", torch.linalg.eig),
-        (torch.linalg.eig, *_aten("linalg_eig")),
+        *("torch.slogdet", _INSIDE, _REVERSE, _forward_inside),
+        (
+            *(torch.slogdet, torch.linalg.slogdet, Tensor.slogdet, torch.logdet, Tensor.logdet),
+            *(*_aten("slogdet"), *_aten("linalg_slogdet"), *_aten("logdet")),
+        ),
     ),
     (
-        _refused_inside("torch.linalg.eigvals", torch.linalg.eigvals),
-        (torch.linalg.eigvals, *_aten("linalg_eigvals")),
+        *("torch.linalg.eig", _INSIDE, _REVERSE, _forward_inside),
+        (
+            *(torch.linalg.eig, torch.linalg.eigvals),
+            *(*_aten("linalg_eig"), *_aten("linalg_eigvals")),
+        ),
     ),
     (
-        _refused_inside("torch.linalg.householder_product", torch.linalg.householder_product),
+        *("torch.linalg.householder_product", _INSIDE, _REVERSE, _forward_inside),
         (
             *(torch.linalg.householder_product, torch.orgqr, Tensor.orgqr),
             *_aten("linalg_householder_product"),
         ),
     ),
-    (_lu_solve, (torch.linalg.lu_solve, *_aten("linalg_lu_solve"))),
-    (_old_lu_solve, (torch.lu_solve, Tensor.lu_solve, *_aten("lu_solve"))),
     (
-        _cholesky_inverse,
-        (torch.cholesky_inverse, Tensor.cholesky_inverse, *_aten("cholesky_inverse")),
+        *("torch.linalg.lu_solve", "batched derivatives", "use torch.linalg.solve", _always),
+        (
+            *(torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve),
+            *(*_aten("linalg_lu_solve"), *_aten("lu_solve")),
+        ),
     ),
-    (_select_scatter, (torch.select_scatter, Tensor.select_scatter, *_aten("select_scatter"))),
-    (_scatter_reduce, (torch.scatter_reduce, Tensor.scatter_reduce, *_aten("scatter_reduce"))),
-    (_index_reduce, (torch.index_reduce, Tensor.index_reduce, *_aten("index_reduce"))),
     (
-        _refused("torch.as_strided_scatter", "slice_scatter, diagonal_scatter or index_put"),
+        "torch.as_strided_scatter",
+        "second derivatives",
+        "use slice_scatter, diagonal_scatter or index_put",
+        _always,
         (torch.as_strided_scatter, Tensor.as_strided_scatter, *_aten("as_strided_scatter")),
+    ),
+    (
+        "torch.scatter_reduce",
+        "second derivatives of products",
+        "multiply with torch.prod over a dense table",
+        _product_again,
+        (
+            *(torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_),
+            *(torch.index_reduce, Tensor.index_reduce, Tensor.index_reduce_),
+            *(*_aten("scatter_reduce"), *_aten("index_reduce")),
+        ),
     ),
 )
 
-WRITTEN = {spelling: written for written, spellings in _TABLE for spelling in spellings}
-"""Every spelling of an operation that is written out, and how it is called then."""
+WRITTEN = {spelling: written for written, spellings in _WRITTEN for spelling in spellings}
+WRITTEN |= {
+    spelling: _refused(name, wrong, instead, WRITTEN.get(spelling, spelling), when)
+    for name, wrong, instead, when, spellings in _REFUSED
+    for spelling in spellings
+}
+"""Every spelling of an operation that is written out or refused, and how it is called then."""
+
+ALWAYS = {f for f, written in WRITTEN.items() if written in (_cholesky_inverse, _cholesky_solve)}
+"""Operations that torch gets wrong in a single plain pass, too."""

@@ -118,8 +118,8 @@ def sample_by_layers(
         look: whether values can be read.
         gramian_dtype: dtype of the accumulation; None is the parameters' own, at least float32.
         diagonal: the Gramian's diagonal alone.
-        union: the processes that call this together, each with samples of its own; all of theirs, one
-            rank after the other, make the columns. Nothing is differentiated through it.
+        union: the processes that call this together, each with samples of its own; all of theirs,
+            one rank after the other, make the columns. Nothing is differentiated through it.
 
     Returns:
         the first losses as they came, and G [n, m] over the flattened losses, or its diagonal [n].

@@ -1,4 +1,4 @@
-"""Several processes that train on one batch together; all that the rest of the library needs of it."""
+"""Several processes that train on one batch together: all that other folders need of it."""
 
 from .group import Group as Group
 from .group import check_gathers as check_gathers
@@ -8,6 +8,7 @@ from .group import described_params as described_params
 from .group import shard_like as shard_like
 from .group import unwrapped as unwrapped
 from .group import warn_alone as warn_alone
+from .union import ALONE as ALONE
 from .union import Labelled as Labelled
 from .union import Shares as Shares
 from .union import Union as Union

@@ -1,8 +1,8 @@
 """The union of the processes' batches: one step of several processes is one step on it.
 
 The union's loss of task t is Σ_r s_t^r L_t^r with the shares s_t^r that each rank has in it, so
-every derivative is a sum over the ranks of that of the scaled local losses. A `Union` of one process
-answers in the same words and exchanges nothing.
+every derivative is a sum over the ranks of that of the scaled local losses. A `Union` of one
+process has the same methods and exchanges nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Union(NamedTuple):
         return 1 if self.peers is None else self.peers.size
 
     def agree(self, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
-        """What `work` answers; an error on every rank if it fails on one, or if their facts differ."""
+        """What `work` answers; an error on every rank if one fails, or if their facts differ."""
         return agree(self.peers, work)
 
     def lists(self, mine: list[T]) -> list[T]:
@@ -97,6 +97,9 @@ class Union(NamedTuple):
         plain = {name: leaf for name, leaf in grads.items() if not sharded(leaf)}
         found = self.peers.sum_leaves(plain)
         return {name: found[name] if name in found else self.size * grads[name] for name in grads}
+
+
+ALONE = Union()
 
 
 class Shares(NamedTuple):

@@ -670,7 +670,11 @@ def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
         )
     source = probe_for(rule)
     live = "second_evaluation" not in source
-    call = f"mtlfunc.Balancer(module, rule, {source})" if live else f"mtlfunc.balance(losses_fn, rule, {source})"
+    call = (
+        f"mtlfunc.Balancer(module, rule, {source})"
+        if live
+        else f"mtlfunc.balance(losses_fn, rule, {source})"
+    )
     raise ValueError(
         f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use {call}"
     )

@@ -28,7 +28,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         (("forward",), _NO_FORWARD),
     ),
     **dict.fromkeys(
-        ("embedding_bag offsets", "multi_margin", "multilabel_margin", "ctc", "segment_reduce"),
+        ("embedding_bag offsets", "embedding_bag sum", "embedding_bag mean", "embedding_bag max",
+         "embedding_bag weights", "multi_margin", "multilabel_margin", "ctc", "segment_reduce"),
         (("again",), f"{_NO_FORWARD}|{_NO_SECOND}"),
     ),
     **dict.fromkeys(
@@ -45,13 +46,25 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         ("glu", "glu axis", "huber mean", "huber none"), (("forward, forward",), _NO_FORWARD)
     ),
     **dict.fromkeys(
-        ("eig", "eigvals", "householder"),
+        ("eig", "eigvals", "householder", "solve", "solve vector", "solve batch",
+         "solve one batch", "solve three batches", "solve for two", "solve constant",
+         "solve right", "solve_ex", "tensorsolve", "complex solve", "slogdet", "slogdet linalg",
+         "slogdet method", "logdet", "logdet method"),
         (("again, forward, forward",), "torch's derivatives of its forward"),
+    ),
+    **dict.fromkeys(
+        ("lu_solve", "lu_solve constant", "lu_solve adjoint", "lu_solve torch"),
+        (("vmap", "inside", "again"), "lu_solve: torch's batched derivatives are wrong"),
+    ),
+    **dict.fromkeys(
+        ("batch_norm torch", "batch_norm native", "instance_norm torch"),
+        (("vmap", "inside", "again"), "_norm: torch's batched second derivatives"),
     ),
     "complex det": (("again",), "torch.allclose|det: torch.s third"),
     "conv_transpose1d": (("third",), "output_padding is not supported"),
     "as_strided_scatter": (("vmap", "inside", "again"), "as_strided_scatter"),
     **dict.fromkeys(
-        ("scatter_reduce prod", "index_reduce prod"), (("vmap, closure",), "vmap: It looks like")
+        ("scatter_reduce prod", "index_reduce prod"),
+        (("inside", "again"), "scatter_reduce: torch's second|vmap: It looks like"),
     ),
 }  # fmt: skip

@@ -32,6 +32,9 @@ LINALG = {
     "solve": op(torch.linalg.solve, X33, (3, 2), kind="matrix"),
     "solve vector": op(torch.linalg.solve, X33, (3,), kind="matrix"),
     "solve batch": op(torch.linalg.solve, (2, 3, 3), (2, 3, 1), kind="matrix"),
+    "solve one batch": op(torch.linalg.solve, X33, (1, 3, 1), kind="matrix"),
+    "solve three batches": op(torch.linalg.solve, X33, (3, 3, 1), kind="matrix"),
+    "solve for two": op(torch.linalg.solve, (2, 3, 3), (3, 2), kind="matrix"),
     "solve constant": op(lambda A: torch.linalg.solve(A, constant(3, 2)), X33, kind="matrix"),
     "solve right": op(
         lambda A, B: torch.linalg.solve(A, B, left=False), X33, (2, 3), kind="matrix"
@@ -74,6 +77,9 @@ LINALG = {
     ),
     "cholesky_inverse": op(
         lambda A: torch.cholesky_inverse(torch.linalg.cholesky(spd(A))), X33
+    ),
+    "cholesky_inverse upper": op(
+        lambda A: torch.linalg.cholesky(spd(A), upper=True).cholesky_inverse(True), X33
     ),
     "det": op(torch.det, X33),
     "det linalg": op(torch.linalg.det, (2, 3, 3)),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.operations.common import FLAGS, INDEX, SEQUENCE, X23, X33, op
+from tests.operations.common import FLAGS, INDEX, SEQUENCE, X23, X33, constant, op
 
 INDEXING = {
     "getitem": op(lambda x: x[1, :2], X23),
@@ -52,6 +52,9 @@ INDEXING = {
     "index_copy": op(lambda x, y: torch.index_copy(x, 1, INDEX, y), X23, (2, 2)),
     "index_fill": op(lambda x: torch.index_fill(x, 1, INDEX, 3.0), X23),
     "index_fill tensor": op(lambda x, v: torch.index_fill(x, 1, INDEX, v), X23, ()),
+    "index_fill constant": op(
+        lambda v: torch.index_fill(constant(2, 3), 1, torch.tensor([0, 2]), v), ()
+    ),
     "index_put": op(
         lambda x, y: torch.index_put(x, (torch.tensor([0, 1]), INDEX), y), X23, (2,)
     ),

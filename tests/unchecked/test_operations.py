@@ -11,13 +11,15 @@ from tests.test_operations import Losses, literal, stacked
 TRACED = {"fullgraph": True, "backend": "aot_eager"}
 NAMES = (
     "layer_norm native",
-    "batch_norm torch",
+    "batch_norm F",
     "instance_norm F",
     "prelu channels",
     "attention",
     "cdist",
     "solve",
-    "lu_solve",
+    "solve one batch",
+    "cholesky_inverse upper",
+    "index_fill constant",
     "select_scatter method",
     "weight_norm",
     "hardsigmoid",
@@ -31,7 +33,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("names", [NAMES[:5], NAMES[5:9], NAMES[9:]], ids=lambda names: names[0])
+@pytest.mark.parametrize("names", [NAMES[:5], NAMES[5:11], NAMES[11:]], ids=lambda names: names[0])
 def test_compiled_hypergradients(names):
     losses, u = Losses(names, 2), torch.tensor(0.2, dtype=DOUBLE)
     at = torch.full((len(names),), 0.3, dtype=DOUBLE)

@@ -233,12 +233,14 @@ def _broadcast(
         )
 
 
-ELEMENTWISE: dict[str, Callable[..., Iterator[Use]]] = {
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "batch_norm": _batch_norm,
-    "add": add,
-    "sub": _sub,
-    "mul": _mul,
-}
+_CALLS: tuple[tuple[Callable[..., Iterator[Use]], tuple[Any, ...]], ...] = (
+    (_layer_norm, (F.layer_norm, torch.layer_norm)),
+    (_rms_norm, (F.rms_norm, torch.rms_norm)),
+    (_group_norm, (F.group_norm, torch.group_norm)),
+    (_batch_norm, (F.batch_norm,)),  # torch.batch_norm takes the scale first
+    (add, (torch.add, Tensor.add)),
+    (_sub, (torch.sub, Tensor.sub)),
+    (_mul, (torch.mul, Tensor.mul)),
+)
+
+ELEMENTWISE = {call: reader for reader, calls in _CALLS for call in calls}

@@ -15,9 +15,9 @@ from zlib import crc32
 from torch import Tensor
 from torch._C import _functions
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from ...core.checks import depth
+from ...core.checks import depth, gradient_edge
 
 Node = Any  # torch.autograd.graph.Node
 Place = GradientEdge | Tensor
@@ -81,7 +81,7 @@ class Graph:
         place = self.places[name]
         return (
             self.leaf_nodes.get(name)
-            or (get_gradient_edge(place) if isinstance(place, Tensor) else place).node
+            or (gradient_edge(place) if isinstance(place, Tensor) else place).node
         )
 
     def variables(self) -> list[Tensor]:
@@ -203,7 +203,7 @@ def separate(
     Losses that were stacked to a vector are separate, too.
     """
     if scalars is not None:
-        return tuple(get_gradient_edge(x) if x.requires_grad else None for x in scalars)
+        return tuple(gradient_edge(x) if x.requires_grad else None for x in scalars)
     node = losses.grad_fn
     if node is None or node.name() != "StackBackward0":
         return None

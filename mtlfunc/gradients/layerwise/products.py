@@ -334,19 +334,19 @@ def _windows(
     return windows.permute(0, 3, 1, 2)
 
 
-PRODUCTS: dict[str, Callable[..., Iterator[Use]]] = {
-    "linear": _linear,
-    "matmul": _matmul,
-    "mm": _matmul,
-    "addmm": _addmm,
-    "einsum": _einsum,
-    "embedding": _embedding,
-    "t": _transpose,
-    "T": _transpose,
-    "mT": _transpose,
-    "transpose": _transpose,
-    "split": _split,
-    "chunk": _split,
-    **{f"conv{n}d": _conv for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": _conv_transpose for n in (1, 2, 3)},
-}
+_aten: Any = torch.ops.aten
+_CALLS: tuple[tuple[Callable[..., Iterator[Use]], tuple[Any, ...]], ...] = (
+    (_linear, (F.linear, _aten.linear)),
+    (_matmul, (torch.matmul, Tensor.matmul, _aten.matmul, torch.mm, Tensor.mm, _aten.mm)),
+    (_addmm, (torch.addmm, Tensor.addmm, _aten.addmm)),
+    (_einsum, (torch.einsum, _aten.einsum)),
+    (_embedding, (F.embedding,)),  # torch.embedding takes the weight first
+    (_transpose, (torch.t, Tensor.t, torch.transpose, Tensor.transpose)),
+    (_transpose, (Tensor.T.__get__, Tensor.mT.__get__)),  # pyright: ignore
+    (_split, (torch.split, Tensor.split, torch.chunk, Tensor.chunk)),
+    (_conv, (F.conv1d, F.conv2d, F.conv3d, _aten.conv1d, _aten.conv2d, _aten.conv3d)),
+    (_conv_transpose, (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)),
+)
+
+PRODUCTS = {call: reader for reader, calls in _CALLS for call in calls}
+"""By the function itself: another of the same name is another function."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
     _get_sequence_nr as _nodes_made,  # in this thread
 )
@@ -32,6 +32,7 @@ from .products import PRODUCTS
 from .uses import NotUnderstood, Parts, Use
 
 _EVERY = PRODUCTS | ELEMENTWISE
+_PLAIN = frozenset({Tensor, nn.Parameter})
 RETAIN = Tensor.retain_grad
 
 
@@ -115,14 +116,13 @@ class Tapped(Hooks):
         # by row
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
+        if not _PLAIN.issuperset(types):  # a subclass may make anything of any call
+            return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # it calls F.linear inside, which must be seen
                 return looked_into(func)(*args, **kwargs)
         out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name == "__get__":  # W.T, W.mT
-            name = getattr(getattr(func, "__self__", None), "__name__", "")
-        reader = self.ops.get(name)
+        reader = self.ops.get(func)
         if reader is None:
             return out
         if _saved_tensor_hooks(False) is not None:

@@ -1,0 +1,204 @@
+"""Parameters, inputs, calls and checkpoints that are not what they look like, by every engine, pure
+and live, against one `torch.autograd.grad` a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+
+ENGINES = ("layerwise", "rows", "auto")
+
+
+def network(width: int = 5) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)).double()
+
+
+def inputs(count: int = 7) -> Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def literal(losses: Tensor, net: nn.Module) -> Tensor:
+    """Rows [task, parameter]."""
+    parameters = list(net.parameters())
+    rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    flat = [torch.cat([grad.flatten() for grad in row]) for row in rows]
+    return torch.stack(flat).as_subclass(Tensor)
+
+
+def compare(net: nn.Module, run: Callable[[nn.Module], Tensor]) -> None:
+    """Gramians of each engine, rows, and a live step of UPGrad, with the literal rows."""
+    rows = literal(run(net), net)
+
+    def vector(params: Any, batch: Any) -> Tensor:
+        return run(lambda *given: functional_call(net, params, given))
+
+    def scalars(params: Any, batch: Any) -> tuple[Tensor, ...]:
+        return tuple(vector(params, batch))
+
+    params = mf.parameters(net)
+    for losses_fn in (vector, scalars):
+        for engine in ENGINES:
+            found = mf.task_gramian(losses_fn, params, (), engine=engine)[1]
+            torch.testing.assert_close(found.as_subclass(Tensor), rows @ rows.mT)
+        found = mf.task_gradients(losses_fn, params, ())[1]
+        flat = torch.cat([row.flatten(1) for row in found.values()], 1)
+        torch.testing.assert_close(flat.as_subclass(Tensor), rows)
+    weights = mf.weights(mf.upgrad(), rows @ rows.mT)
+    for engine in ENGINES:
+        for form in (tuple, lambda losses: losses):
+            balancer = mf.Balancer(net, mf.upgrad(), engine=engine)
+            net.zero_grad()
+            with balancer:
+                losses = run(net)
+            balancer.backward(form(losses))
+            made = torch.cat([leaf.grad.flatten() for leaf in net.parameters()])
+            torch.testing.assert_close(made.as_subclass(Tensor), weights @ rows)
+
+
+# --- parameters and inputs of a subclass --------------------------------------------------------
+
+
+class Plain(Tensor):
+    """A subclass that does nothing."""
+
+
+class Halved(Tensor):
+    """Halves the input of a linear layer, whatever tensor is asked."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.functional.linear:
+            x, *rest = args
+            return super().__torch_function__(func, types, (0.5 * x, *rest), kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("kind", [Plain, Halved])
+@pytest.mark.parametrize("names", [("weight",), ("bias",), ("weight", "bias")])
+def test_parameters_of_a_subclass(kind, names):
+    net = network()
+    for layer in (net[0], net[2]):
+        for name in names:
+            leaf = getattr(layer, name).detach().as_subclass(kind)
+            setattr(layer, name, nn.Parameter(leaf))
+    compare(net, lambda module: module(inputs()).square().mean(0).as_subclass(Tensor))
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
+    """In the first layer, in the second, in both."""
+    net = network()
+
+    def run(module: Any) -> Tensor:
+        kinds = [(Halved, Tensor), (Tensor, Halved), (Halved, Halved)][where]
+        x = inputs().as_subclass(kinds[0])
+        if isinstance(module, nn.Module):
+            z = module[1](module[0](x)).as_subclass(Tensor)
+            return module[2](z.as_subclass(kinds[1])).square().mean(0).as_subclass(Tensor)
+        return module(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return run(self.layers)
+
+    whole = Net()
+    assert not torch.equal(whole(inputs()), network()(inputs()).square().mean(0))
+    compare(whole, lambda module: module(inputs()))
+
+
+# --- calls of a name that is not theirs ---------------------------------------------------------
+
+
+LIBRARY = torch.library.Library("disguised", "DEF")
+for _name in ("linear", "matmul", "add", "layer_norm"):
+    LIBRARY.define(f"{_name}(Tensor x, Tensor w) -> Tensor")
+    LIBRARY.impl(_name, lambda x, w: torch.tanh(x @ w.mT), "CompositeImplicitAutograd")
+
+
+def dispatching(name: str) -> Callable[..., Tensor]:
+    """A function of this name that hands over to modes, as those of torch do."""
+
+    def call(x: Tensor, w: Tensor) -> Tensor:
+        if torch.overrides.has_torch_function((x, w)):
+            return torch.overrides.handle_torch_function(call, (x, w), x, w)
+        return torch.tanh(x @ w.mT)
+
+    call.__name__ = name
+    return call
+
+
+SPELLINGS = {
+    "packet linear": torch.ops.disguised.linear,
+    "packet matmul": torch.ops.disguised.matmul,
+    "packet add": torch.ops.disguised.add,
+    "packet layer_norm": torch.ops.disguised.layer_norm,
+    "overload": torch.ops.disguised.linear.default,
+    "function linear": dispatching("linear"),
+    "function mm": dispatching("mm"),
+    "function __get__": dispatching("__get__"),
+}
+
+
+class Called(nn.Module):
+    """Two weights, read by a call."""
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Parameter(network()[0].weight.detach())
+        self.second = nn.Parameter(network()[2].weight.detach())
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.call(x, self.first), self.second)
+
+
+@pytest.mark.parametrize("call", SPELLINGS.values(), ids=SPELLINGS)
+def test_calls_that_share_a_name_with_one_of_torch(call):
+    compare(Called(call), lambda module: module(inputs()).square().mean(0))
+
+
+OWN = {
+    "F.linear": nn.functional.linear,
+    "aten.linear": torch.ops.aten.linear,
+    "@": lambda x, w: x @ w.T,
+    "matmul": lambda x, w: torch.matmul(x, w.mT),
+    "mm": lambda x, w: x.mm(w.t()),
+    "aten.mm": lambda x, w: torch.ops.aten.mm(x, w.transpose(0, 1)),
+    "addmm": lambda x, w: torch.addmm(x.new_zeros(len(w)), x, w.T),
+    "einsum": lambda x, w: torch.einsum("ni,oi->no", x, w),
+    "split": lambda x, w: torch.cat([x @ part.T for part in w.split(2)], 1),
+}
+
+
+@pytest.mark.parametrize("call", OWN.values(), ids=OWN)
+def test_torch_s_own_spellings_are_recognised(call, formed):
+    """All weights of a square network, where the Gramian needs none of their rows."""
+    width, net = 40, nn.ParameterList(torch.randn(40, 40) / 40 for _ in range(2))
+    params, x = mf.parameters(net), torch.randn(1, width)
+
+    def losses(params: Any, batch: Any) -> Tensor:
+        first, second = params.values()
+        return call(call(x, first).tanh(), second).reshape(4, -1).square().mean(1)
+
+    found = mf.task_gramian(losses, params, (), engine="layerwise")[1]
+    shapes = list(formed)
+    rows = mf.task_gradients(losses, params, ())[1]
+    flat = torch.cat([row.flatten(1) for row in rows.values()], 1)
+    torch.testing.assert_close(found, flat @ flat.mT)
+    assert not any(shape[-2:] == (width, width) for shape in shapes)
