@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import Handles, Tapped, plan
-from mtlfunc.training import _balancer
+from mtlfunc.training import _balancer, _live
 
 F64 = torch.float64
 MANY, FEW = 40, 2  # samples: rows are cheapest, or layers
@@ -23,7 +23,8 @@ STREAK = 3
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
-    monkeypatch.setattr(_balancer, "_STREAK", STREAK)
+    monkeypatch.setattr(_live, "STREAK", STREAK)
+    monkeypatch.setattr(_balancer, "STREAK", STREAK)
     torch.manual_seed(0)
 
 

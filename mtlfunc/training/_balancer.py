@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from types import TracebackType
@@ -17,18 +16,16 @@ from ..core import random
 from ..core.checks import check_option, check_params, local_part, transformed
 from ..core.expect import expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
-from ..gradients.layerwise import Engine, Graph, Handles, Hooks, Tapped
-from ..gradients.linearize import Request
-from ..gradients.losses import Losses, Tasks, parse_losses
-from ..gradients.run import Forward, live, release
+from ..gradients.layerwise import Engine, Handles, Hooks, Tapped
+from ..gradients.losses import Tasks, parse_losses
+from ..gradients.run import live, release
 from ..probes._jacobian import Heads, RowOptions, row_probe
 from ..probes._losses_only import losses_only
 from ..probes._representation import measure_features
-from ..probes.common import Present, Run, checked_labels
+from ..probes.common import checked_labels
 from ..probes.groups import Groups
 from ..processes import (
     Group,
-    Union,
     check_group,
     described,
     described_params,
@@ -36,8 +33,9 @@ from ..processes import (
     unwrapped,
     warn_alone,
 )
-from ..types import Batch, Info, Params, Probe, Rule, Select, State, TaskGradients
+from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combined, count_of, init_rule, weigh
+from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows
 
 
 class Balancer:
@@ -155,10 +153,10 @@ class Balancer:
         self._tasks: Tasks = ()
         self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
-        self._seen = _Seen()
+        self._seen = Seen()
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
-        self._layout = _Layout(self._module)
+        self._layout = Layout(self._module)
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
@@ -172,7 +170,7 @@ class Balancer:
             leaves = self._leaves()
             if watches is not None and watches(leaves):
                 # a bias' rows cost no more than its deltas
-                by_rows = self._rows[1] >= _STREAK
+                by_rows = self._rows[1] >= STREAK
                 mode = Handles() if by_rows else Tapped(leaves, local=False)
             else:
                 # a mode's only use is then for batched passes
@@ -379,12 +377,12 @@ class Balancer:
         ):
             named = self._module.named_parameters()
             self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
-            self._layout = _Layout(self._module)
+            self._layout = Layout(self._module)
             if self._known:
                 check_params(self._known)
         return self._known
 
-    def _run(self, losses: Any, present: Tensor | None, *, combines: bool = True) -> _Live:
+    def _run(self, losses: Any, present: Tensor | None, *, combines: bool = True) -> LiveRun:
         """The forward passes behind these losses."""
         if transformed() or torch.compiler.is_compiling():
             raise RuntimeError(
@@ -409,7 +407,7 @@ class Balancer:
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             if self._state is None:
-                _check_outside(forwards, leaves)
+                check_outside(forwards, leaves)
         for forward in forwards:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
@@ -425,10 +423,10 @@ class Balancer:
             )
         pieces = losses if several else (losses,)
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
-        return _Live(leaves, union, made, present, reached, combines)
+        return LiveRun(leaves, union, made, present, reached, combines)
 
     def _measured(
-        self, run: _Live, losses: Any, features: Any, scale: float | Tensor | None
+        self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
     ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None, tuple[int | None, int]]]:
         """What the rule sees, its answer, and (tasks, states, nothing loaded, how often rows
         were the cheapest) after it.
@@ -450,10 +448,10 @@ class Balancer:
                 info, rule_after = _weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
         rows = self._rows
         if self._probe.watches is not None and features is None and not self._seen.checkpointed:
-            rows = _counted(rows, first)
+            rows = count_rows(rows, first)
         return measured, info, (tasks, (probe_after, rule_after), None, rows)
 
-    def _at_features(self, run: _Live, features: Any) -> TaskGradients:
+    def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
         if self._shared is None:
             raise ValueError("features: of the options shared= alone goes with them")
         names = select(run.params, self._shared)
@@ -461,7 +459,7 @@ class Balancer:
         return measure_features(run.forwards[0].losses, features, run.params, names, shares)
 
     def _started(
-        self, run: _Live, losses: Any, tasks: Tasks, scale: float | Tensor | None
+        self, run: LiveRun, losses: Any, tasks: Tasks, scale: float | Tensor | None
     ) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
 
@@ -516,75 +514,6 @@ _CURES = {
 }
 
 
-class _Layout:
-    """Where a module keeps its parameters, so that a change of names is seen without a walk."""
-
-    def __init__(self, module: nn.Module) -> None:
-        parts = [held for x in module.modules() for held in (x._parameters, x._modules)]
-        self.sizes = [(held, len(held)) for held in parts]
-        self.entries = [(held, name, x) for held in parts for name, x in held.items()]
-
-    def holds(self) -> bool:
-        return all(len(held) == size for held, size in self.sizes) and all(
-            held.get(name) is x for held, name, x in self.entries
-        )
-
-
-class _Live(Run):
-    """The forward passes that the user has made; `run(losses)` finds the one of these losses."""
-
-    def __init__(
-        self,
-        leaves: Params,
-        union: Union,
-        made: dict[int, Forward],
-        present: Tensor | None,
-        reached: set[str],
-        combines: bool,
-        edit: Callable[[Losses], Losses] | None = None,
-    ) -> None:
-        self.params, self.union, self.present, self.edit = leaves, union, present, edit
-        self.made, self.reached, self.combines = made, reached, combines
-        self.forwards = list(made.values())
-
-    def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
-        found = self.made.get(id(batch))
-        if found is None:
-            raise ValueError(
-                "losses: expected a vector [task], or a tuple, list or dict of scalars, got "
-                "several; only a probe of several batches (mtlfunc.double_sampling) takes them"
-            )
-        if self.edit is None:
-            return found
-        return live(
-            self.edit(found.losses), self.params, calls=found.calls, hooked=found.hooked,
-            by_hooks=found.by_hooks,
-        )  # fmt: skip
-
-    def first(self, batch: Batch) -> Forward:
-        return self(batch)
-
-    def edited(self, edit: Callable[[Losses], Losses]) -> Run:
-        before = self.edit
-        both = edit if before is None else lambda losses: edit(before(losses))
-        return _Live(
-            self.params, self.union, self.made, self.present, self.reached, self.combines, both
-        )
-
-    def labels(
-        self, present: Present | None, batch: Batch, *, counts: bool = False
-    ) -> Tensor | None:
-        if present is not None:
-            raise ValueError(
-                "present: a Balancer is told of each step's labels by backward(losses, present=); "
-                "leave it out of the probe"
-            )
-        return self.present
-
-    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
-        return []  # a forward that cannot be run again
-
-
 _NEEDS_MODEL = (
     "probe: it calls the model itself (second_evaluation the last batch again, representation its "
     "encoder), and a Balancer has only losses that exist already; use mtlfunc.balance, or "
@@ -604,35 +533,6 @@ def _given(probe: Probe, options: RowOptions) -> Probe:
     return probe
 
 
-def _is_whole(losses: Any) -> bool:
-    """Whether this is all losses of one batch, rather than one of them."""
-    return isinstance(losses, dict | tuple | list) or (
-        isinstance(losses, Tensor) and losses.ndim == 1
-    )
-
-
-def _alone(losses: Any) -> Any:
-    """A list, so that two losses are never read as losses and aux."""
-    return list(losses) if isinstance(losses, tuple) else losses
-
-
-def _check_outside(forwards: list[Forward], leaves: Params) -> None:
-    """Raise where a trained parameter is not the module's: it would get no gradient."""
-    known = {id(leaf) for leaf in leaves.values()}
-    found = [
-        list(x.shape)
-        for forward in forwards
-        for x in forward.graph.variables()
-        if id(x) not in known and isinstance(x, nn.Parameter)
-    ]
-    if found:
-        raise ValueError(
-            f"module: the losses depend on parameters that are not in it, of shapes {found}, which "
-            "would get no gradient; put all modules that train into one torch.nn.ModuleDict, and "
-            "say with shared= which of their parameters the tasks share"
-        )
-
-
 def _check_scalable(probe: Probe, state: State) -> None:
     """Raise where a probe would mix gradients of several scales."""
     simple = isinstance(state, random.Stream) or state == ()
@@ -641,21 +541,6 @@ def _check_scalable(probe: Probe, state: State) -> None:
             "scale: this probe remembers gradients or takes logarithms, for which losses must not "
             "be scaled; use bfloat16, or mtlfunc.jacobian"
         )
-
-
-_STREAK = 8
-"""After so many steps by rows in a row the next is not recorded: if that should be one of those for
-which recording pays, what is lost is one step in nine at most.
-"""
-
-
-def _counted(rows: tuple[int | None, int], forward: Forward) -> tuple[int | None, int]:
-    """The kind of the last graph that was recorded, and how many steps in a row were by rows."""
-    kind, count = rows
-    if forward.calls is not None and forward.losses.scalars is not None and forward.by_rows:
-        return forward.graph.kind, min(count + 1, _STREAK)
-    same = forward.calls is None and count == _STREAK and forward.losses.scalars is not None
-    return rows if same and forward.graph.kind == kind else (None, 0)
 
 
 def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
@@ -669,76 +554,23 @@ def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
             "which parameters the tasks share, for instance shared='*' for all"
         )
     source = probe_for(rule)
-    live = "second_evaluation" not in source
-    call = (
-        f"mtlfunc.Balancer(module, rule, {source})"
-        if live
-        else f"mtlfunc.balance(losses_fn, rule, {source})"
-    )
+    where = "balance(losses_fn" if "second_evaluation" in source else "Balancer(module"
     raise ValueError(
-        f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use {call}"
+        f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use "
+        f"mtlfunc.{where}, rule, {source})"
     )
 
 
-_KEPT = 16
-"""Blocks that wait for their losses: those before hold memory, and are better made of rows."""
+def _is_whole(losses: Any) -> bool:
+    """Whether this is all losses of one batch, rather than one of them."""
+    return isinstance(losses, dict | tuple | list) or (
+        isinstance(losses, Tensor) and losses.ndim == 1
+    )
 
 
-class _Seen(threading.local):
-    """What the blocks of one thread have seen since the last losses."""
-
-    def __init__(self) -> None:
-        self.open: list[Hooks | Handles] = []
-        self.done: list[Hooks | Handles] = []
-        self.used, self.hooked, self.checkpointed = False, True, False
-        self.separate = False  # the last losses were scalars, each with a pass of its own
-
-    def __reduce__(self) -> tuple[type[_Seen], tuple[()]]:
-        return _Seen, ()  # a copy of a balancer has seen nothing
-
-    @property
-    def unwatched(self) -> bool:
-        return self.used or bool(self.open) or not self.done
-
-    def begin(self) -> None:
-        """Before a forward: what was held for the losses before is not needed beside it."""
-        if self.used:
-            self.done = []
-
-    def add(self, mode: Hooks | Handles) -> None:
-        if self.done:
-            mode.first = min(mode.first, self.done[0].first)
-            mode.since = min(mode.since, self.done[0].since)
-        self.done, self.used = [*self.done[1 - _KEPT :], mode], False
-
-    def take(self, graph: Graph, *, separate: bool) -> tuple[Tapped | None, bool]:
-        """(the calls that were recorded, whether there may be hooks on derivatives)"""
-        self.used = True
-        hooked = any(x._backward_hooks for x in graph.variables())  # pyright: ignore
-        hooked = hooked or any(graph.older(mode.since) for mode in self.done[:1])
-        # to free a checkpointed graph would run the checkpoints once more
-        self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
-        self.separate = separate and not self.checkpointed
-        blind = any(isinstance(mode, Handles) for mode in self.done)
-        seen = any(mode.hooked for mode in self.done)
-        whole = bool(self.done) and not self.open
-        self.hooked = not whole or hooked or seen or (blind and not separate)
-        if self.hooked:
-            return None, True
-        taps = [mode for mode in self.done if isinstance(mode, Tapped)]
-        if not taps:
-            return None, False
-        for other in taps[1:]:
-            taps[0].uses += other.uses
-        taps[0].checkpointed = self.checkpointed
-        self.done = [taps[0]]
-        return taps[0], False
-
-    def forget(self) -> None:
-        """Drop what the calls that were seen read: their graph is gone."""
-        for mode in self.done:
-            if isinstance(mode, Tapped):
-                mode.uses = []
+def _alone(losses: Any) -> Any:
+    """A list, so that two losses are never read as losses and aux."""
+    return list(losses) if isinstance(losses, tuple) else losses
 
 
 def _weigh_unscaled(

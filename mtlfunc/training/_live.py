@@ -1,0 +1,177 @@
+"""What a `Balancer` knows of the user's own forward passes: what was seen, and the losses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..gradients.layerwise import Graph, Handles, Hooks, Tapped
+from ..gradients.linearize import Request
+from ..gradients.losses import Losses
+from ..gradients.run import Forward, live
+from ..probes.common import Present, Run
+from ..processes import Union
+from ..types import Batch, Params
+
+KEPT = 16
+"""Blocks that wait for their losses: those before hold memory, and are better made of rows."""
+
+
+class Seen(threading.local):
+    """What the blocks of one thread have seen since the last losses."""
+
+    def __init__(self) -> None:
+        self.open: list[Hooks | Handles] = []
+        self.done: list[Hooks | Handles] = []
+        self.used, self.hooked, self.checkpointed = False, True, False
+        self.separate = False  # the last losses were scalars, each with a pass of its own
+
+    def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
+        return Seen, ()  # a copy of a balancer has seen nothing
+
+    @property
+    def unwatched(self) -> bool:
+        return self.used or bool(self.open) or not self.done
+
+    def begin(self) -> None:
+        """Before a forward: what was held for the losses before is not needed beside it."""
+        if self.used:
+            self.done = []
+
+    def add(self, mode: Hooks | Handles) -> None:
+        if self.done:
+            mode.first = min(mode.first, self.done[0].first)
+            mode.since = min(mode.since, self.done[0].since)
+        self.done, self.used = [*self.done[1 - KEPT :], mode], False
+
+    def take(self, graph: Graph, *, separate: bool) -> tuple[Tapped | None, bool]:
+        """(the calls that were recorded, whether there may be hooks on derivatives)"""
+        self.used = True
+        hooked = any(x._backward_hooks for x in graph.variables())  # pyright: ignore
+        hooked = hooked or any(graph.older(mode.since) for mode in self.done[:1])
+        # to free a checkpointed graph would run the checkpoints once more
+        self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
+        self.separate = separate and not self.checkpointed
+        blind = any(isinstance(mode, Handles) for mode in self.done)
+        seen = any(mode.hooked for mode in self.done)
+        whole = bool(self.done) and not self.open
+        self.hooked = not whole or hooked or seen or (blind and not separate)
+        if self.hooked:
+            return None, True
+        taps = [mode for mode in self.done if isinstance(mode, Tapped)]
+        if not taps:
+            return None, False
+        for other in taps[1:]:
+            taps[0].uses += other.uses
+        taps[0].checkpointed = self.checkpointed
+        self.done = [taps[0]]
+        return taps[0], False
+
+    def forget(self) -> None:
+        """Drop what the calls that were seen read: their graph is gone."""
+        for mode in self.done:
+            if isinstance(mode, Tapped):
+                mode.uses = []
+
+
+class Layout:
+    """Where a module keeps its parameters, so that a change of names is seen without a walk."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = [held for x in module.modules() for held in (x._parameters, x._modules)]
+        self.sizes = [(held, len(held)) for held in parts]
+        self.entries = [(held, name, x) for held in parts for name, x in held.items()]
+
+    def holds(self) -> bool:
+        return all(len(held) == size for held, size in self.sizes) and all(
+            held.get(name) is x for held, name, x in self.entries
+        )
+
+
+class LiveRun(Run):
+    """The forward passes that the user has made; `run(losses)` finds the one of these losses."""
+
+    def __init__(
+        self,
+        leaves: Params,
+        union: Union,
+        made: dict[int, Forward],
+        present: Tensor | None,
+        reached: set[str],
+        combines: bool,
+        edit: Callable[[Losses], Losses] | None = None,
+    ) -> None:
+        self.params, self.union, self.present, self.edit = leaves, union, present, edit
+        self.made, self.reached, self.combines = made, reached, combines
+        self.forwards = list(made.values())
+
+    def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
+        found = self.made.get(id(batch))
+        if found is None:
+            raise ValueError(
+                "losses: expected a vector [task], or a tuple, list or dict of scalars, got "
+                "several; only a probe of several batches (mtlfunc.double_sampling) takes them"
+            )
+        if self.edit is None:
+            return found
+        return live(
+            self.edit(found.losses), self.params, calls=found.calls, hooked=found.hooked,
+            by_hooks=found.by_hooks,
+        )  # fmt: skip
+
+    def first(self, batch: Batch) -> Forward:
+        return self(batch)
+
+    def edited(self, edit: Callable[[Losses], Losses]) -> Run:
+        before = self.edit
+        both = edit if before is None else lambda losses: edit(before(losses))
+        return LiveRun(
+            self.params, self.union, self.made, self.present, self.reached, self.combines, both
+        )
+
+    def labels(
+        self, present: Present | None, batch: Batch, *, counts: bool = False
+    ) -> Tensor | None:
+        if present is not None:
+            raise ValueError(
+                "present: a Balancer is told of each step's labels by backward(losses, present=); "
+                "leave it out of the probe"
+            )
+        return self.present
+
+    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
+        return []  # a forward that cannot be run again
+
+
+def check_outside(forwards: list[Forward], leaves: Params) -> None:
+    """Raise where a trained parameter is not the module's: it would get no gradient."""
+    known = {id(leaf) for leaf in leaves.values()}
+    found = [
+        list(x.shape)
+        for forward in forwards
+        for x in forward.graph.variables()
+        if id(x) not in known and isinstance(x, nn.Parameter)
+    ]
+    if found:
+        raise ValueError(
+            f"module: the losses depend on parameters that are not in it, of shapes {found}, which "
+            "would get no gradient; put all modules that train into one torch.nn.ModuleDict, and "
+            "say with shared= which of their parameters the tasks share"
+        )
+
+
+STREAK = 8
+"""After so many steps by rows in a row the next is not recorded: if that should be one of those for
+which recording pays, what is lost is one step in nine at most.
+"""
+
+
+def count_rows(rows: tuple[int | None, int], forward: Forward) -> tuple[int | None, int]:
+    """The kind of the last graph that was recorded, and how many steps in a row were by rows."""
+    kind, count = rows
+    if forward.calls is not None and forward.losses.scalars is not None and forward.by_rows:
+        return forward.graph.kind, min(count + 1, STREAK)
+    same = forward.calls is None and count == STREAK and forward.losses.scalars is not None
+    return rows if same and forward.graph.kind == kind else (None, 0)
