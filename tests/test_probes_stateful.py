@@ -317,7 +317,7 @@ def test_double_sampling_is_unbiased_and_one_batch_is_not():
     mean = vmap(cross)(pairs[:, 0], pairs[:, 1]).mean(0)
     rows = literal_rows(PARAMS, BATCH, TRUNK)[1]
     torch.testing.assert_close(mean, rows @ rows.T, rtol=1e-10, atol=1e-13)
-    alone = vmap(lambda x, y: one.update(opaque, PARAMS, (x, y), ())[0].geometry.gramian)(
+    alone = vmap(lambda x, y: one.update(mf.Run(opaque, PARAMS), (x, y), ())[0].geometry.gramian)(
         *samples
     ).mean(0)
     excess = torch.linalg.eigvalsh(alone - mean)

@@ -13,8 +13,9 @@ from torch.func import grad, jvp, vmap
 
 from ..core.checks import can_look, check_gramian, check_params, check_scalar, poison, transformed
 from ..core.tree import dot, layer_of, map_params, select
-from ..gradients.linearize import check_chunk_size, linearize
+from ..gradients.linearize import Request, check_chunk_size, linearize
 from ..gradients.losses import parse_losses
+from ..gradients.run import run
 from ..solvers import auto, min_norm
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
@@ -376,7 +377,7 @@ def layer_gramians(
     """
     check_params(params)
     names = select(params, shared)
-    rows = linearize(losses_fn, params, batch, shared=names).rows
+    rows = linearize(run(losses_fn, params, batch), Request(names)).rows
     layers: dict[str, list[str]] = {}
     for name in names:
         layers.setdefault((by or layer_of)(name), []).append(name)
@@ -475,9 +476,8 @@ def affinity(
     check_params(params)
     check_scalar(lr, "lr", positive=True)
     check_chunk_size(chunk_size)
-    linear = linearize(
-        losses_fn, params, batch, shared=select(params, shared), chunk_size=chunk_size
-    )
+    request = Request(select(params, shared), chunk_size=chunk_size)
+    linear = linearize(run(losses_fn, params, batch), request)
     if can_look(linear.losses) and bool((linear.losses < 0).any()):
         raise ValueError(
             f"losses_fn: losses {linear.losses.tolist()} are not all positive, and a change "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_option, check_params
 from ..core.tree import dot, root, select
-from ..processes import ALONE, Group, Union, described_params, union_of
+from ..processes import ALONE, Group, Union, check_whole, described_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .layerwise import Engine
 from .linearize import (
@@ -84,6 +84,7 @@ def task_gramian(
         [[-1.0], [-1.0]]
     """
     check_params(params)
+    check_whole(params)
     check_engine(engine)
     check_chunk_size(chunk_size)
     names = select(params, shared)
@@ -227,6 +228,7 @@ def sample_lengths(
         [5.0, 1.0]
     """
     check_params(params)
+    check_whole(params)
     check_engine(engine)
     names = select(params, shared)
     if engine != "rows" and not torch.compiler.is_compiling():

@@ -170,7 +170,8 @@ def _open(
     record = forward.recorded or differentiated((matrix, request.scale))
     route = _route(forward, request, len(matrix), record, paired)
     forward.by_rows = route.loss_edges is not None and not route.plan.tapped
-    backward = Backward(forward, record, request.left_out)
+    left_out = request.left_out if forward.losses.scalars else frozenset()
+    backward = Backward(forward, record, left_out)
     passes = Passes(
         backward,
         forward.value,

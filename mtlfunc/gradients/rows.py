@@ -8,6 +8,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.checks import check_autocast, check_params
+from ..processes import check_whole
 from ..types import Batch, LossesFn, Params, Rows
 from .linearize import Request, check_chunk_size, linearize
 from .losses import parse_alone
@@ -43,6 +44,7 @@ def task_gradients(
         [[18.0, 0.0], [0.0, 4.0]]
     """
     check_params(params)
+    check_whole(params)
     check_chunk_size(chunk_size)
     forward = run(losses_fn, params, batch, parse=parse_alone)
     check_connected(forward)
@@ -82,6 +84,7 @@ def sample_gradients(
         torch.Size([2, 1, 2, 1])
     """
     check_params(params)
+    check_whole(params)
     check_chunk_size(chunk_size)
     check_autocast(params)
     lengths = {leaf.shape[:1] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}

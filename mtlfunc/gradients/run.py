@@ -170,7 +170,7 @@ def _traced(
 
 def check_connected(forward: Forward) -> None:
     """Raise where no loss depends on any of the leaves, which are being differentiated."""
-    if forward.pull is not None:
+    if forward.pull is not None or forward.by_hooks:
         return
     if depth():
         connected = forward.reached

@@ -196,7 +196,8 @@ _ABSENT_RANKED = (
 _ABSENT_MIXED = "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
 
 
-def ranks_rows(mask: Mask | None) -> bool:
+def ranks_rows(mask: Any) -> bool:
+    """Whether a mask compares the rows of all tasks, so that none may be absent."""
     return isinstance(mask, Mask) and mask.needs_all
 
 

@@ -209,7 +209,7 @@ def first_losses(
     if not can_look(batch, run.params, losses):
         return losses
     # the graph of a module under fully_shard ends in its gathered weights
-    reached = None if run.union.by_hooks(run.params) else leaves_of_each(forward)
+    reached = None if forward.by_hooks else leaves_of_each(forward)
     if reached is None:
         silent = run.unreached(batch, shared)
     else:

@@ -12,6 +12,7 @@ from .union import ALONE as ALONE
 from .union import Labelled as Labelled
 from .union import Shares as Shares
 from .union import Union as Union
+from .union import check_whole as check_whole
 from .union import gramians as gramians
 from .union import of_union as of_union
 from .union import union_of as union_of

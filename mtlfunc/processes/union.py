@@ -233,8 +233,7 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Union:
         ValueError: for a group that does not fit the parameters.
     """
     if group is None:
-        if dist.is_available() and dist.is_initialized() and isinstance(params, Mapping):
-            refuse_sharded(params)
+        check_whole(params)
         return Union()
     if torch.compiler.is_compiling() or transformed():
         raise RuntimeError(
@@ -242,6 +241,12 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Union:
             "compiled function; call this outside, and compile losses_fn or the module"
         )
     return Union(peers_of(group, params))
+
+
+def check_whole(params: Mapping[str, Any]) -> None:
+    """Raise for sharded parameters, where no group is named."""
+    if dist.is_available() and dist.is_initialized() and isinstance(params, Mapping):
+        refuse_sharded(params)
 
 
 def of_union(losses: Tensor, share: Tensor, union: Union) -> Tensor:

@@ -17,7 +17,7 @@ from ..core.checks import check_option, check_params, local_part, transformed
 from ..core.expect import expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
 from ..gradients.layerwise import Engine, Handles, Hooks, Tapped
-from ..gradients.losses import Tasks, parse_losses
+from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import live, release
 from ..probes._jacobian import Heads, RowOptions, row_probe
 from ..probes._losses_only import losses_only
@@ -427,20 +427,18 @@ class Balancer:
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
-    ) -> tuple[TaskGradients, Info, tuple[Tasks, State, None, tuple[int | None, int]]]:
-        """What the rule sees, its answer, and (tasks, states, nothing loaded, how often rows
-        were the cheapest) after it.
+    ) -> tuple[TaskGradients, Info, tuple[Any, ...]]:
+        """What the rule sees, its answer, and after it (tasks, states, what was loaded and is not
+        used yet, how often rows were the cheapest).
         """
         first = run.forwards[0]
         tasks = self._tasks or first.losses.tasks
         with self._no_autocast(run.params):
             probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
-            if features is not None:
-                measured = self._at_features(run, features)
-            else:
+            if features is None:
                 measured, probe_after = self._probe.update(run, losses, probe_state)
-            if features is not None:
-                probe_after = probe_state
+            else:
+                measured, probe_after = self._at_features(run, features), probe_state
             if scale is None:
                 info, rule_after = weigh(self._rule, measured, rule_state, tasks)
             else:
@@ -449,7 +447,9 @@ class Balancer:
         rows = self._rows
         if self._probe.watches is not None and features is None and not self._seen.checkpointed:
             rows = count_rows(rows, first)
-        return measured, info, (tasks, (probe_after, rule_after), None, rows)
+        lost = self._state is None and scale is not None and not first.value.isfinite().all()
+        states = None if lost else (probe_after, rule_after)
+        return measured, info, (tasks, states, None if states else self._loaded, rows)
 
     def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
         if self._shared is None:
@@ -471,7 +471,9 @@ class Balancer:
 
         run.union.agree(facts)
         root = random.key(self._key, run.forwards[0].value.device)
-        first, probe_state = self._probe.init(run, losses, random.fold_in(root, 0))
+        # after an overflow the rule starts on losses that it will not see again
+        begin = run if scale is None else run.edited(_finite)
+        first, probe_state = self._probe.init(begin, losses, random.fold_in(root, 0))
         first = first if scale is None else first / scale
         fresh = probe_state, init_rule(self._rule, first, random.fold_in(root, 1))
         return fresh if self._loaded is None else _filled(fresh, self._loaded)
@@ -559,6 +561,11 @@ def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
         f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use "
         f"mtlfunc.{where}, rule, {source})"
     )
+
+
+def _finite(losses: Losses) -> Losses:
+    """Losses of which those that are not finite are 1."""
+    return Losses(losses.vector.where(losses.vector.isfinite(), 1.0), None, losses.names)
 
 
 def _is_whole(losses: Any) -> bool:
