@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from ..core.checks import can_look, poison
 from ._spectral import solve, spectral
 
 
@@ -26,8 +25,8 @@ def equiangular(
     float32 have eigenvalues of that size in a Gramian of any dtype.
 
     Returns:
-        1/‖g‖ `[row]`, 0 for a zero row, all NaN where an entry of the Gramian is not finite; a
-        `[row]`, 0 for a zero row; and what no direction can reach, the part of `cosines` in the
+        1/‖g‖ `[row]`, 0 for a zero row; a `[row]`, 0 for a zero row, all NaN where an entry of the
+        Gramian is not finite; and what no direction can reach, the part of `cosines` in the
         null space of C, or None where it can be seen that there is none. All in float64.
     """
     single = torch.finfo(torch.float32).eps
@@ -36,7 +35,7 @@ def equiangular(
     unit = inverse_lengths(gramian)
     found = spectral(gramian * unit * unit[:, None], noise)
     share = cosines @ found.basis
-    a, unit = found.basis @ solve(found, share), poison(unit, gramian)
-    if can_look(found.kept) and bool(found.kept.all()):
+    a = found.basis @ solve(found, share)
+    if found.kept is None:
         return unit, a, None
     return unit, a, cosines - found.basis @ share
