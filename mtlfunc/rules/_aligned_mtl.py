@@ -7,7 +7,6 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import threshold
 
 from ..core.checks import check_option, kept
 from ..types import Geometry, Rule, State
@@ -51,14 +50,13 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry, "aligned_mtl")
-        p = preference_of(geometry, preference, gramian).double()
-        noise = len(p) ** 2 * torch.finfo(gramian.dtype).eps
+        noise = len(gramian) ** 2 * torch.finfo(gramian.dtype).eps
         # the longest gradient first: `spectral` is then exact however much the norms differ
         squares, order = gramian.detach().diagonal().sort(descending=True)
-        longest = threshold(squares[0].double(), 0.0, 1.0)
+        longest = torch.threshold(squares[0].double(), 0.0, 1.0)
         ordered = gramian.index_select(0, order).index_select(1, order).double()
         found = spectral(ordered / longest, noise)
-        p = p.index_select(0, order)
+        p = preference_of(geometry, preference, ordered).index_select(0, order)
         weights = found.basis @ inverse_root(found, p @ found.basis)
         weights = weights * _squared(found, scale, noise).sqrt()
         if found.kept is not None:
@@ -72,10 +70,10 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
 def _squared(found: Spectral, scale: Scale, noise: float) -> Tensor:
     """s, from the eigenvalues that are kept, which are the last ones; 1 if there are none."""
     count = len(found.values)
-    number = count if found.kept is None else found.kept.sum()
+    number = count if found.kept is None else found.kept.sum().clamp_min(1)
     if scale == "rmse":
         values = found.values if found.moved is None else found.values + found.moved.diagonal()
         values = values if found.kept is None else values.where(found.kept, 0.0)
-        return threshold(values.sum() / number, 0.0, 1.0)
+        return torch.threshold(values.sum() / number, 0.0, 1.0)
     middle = (number - 1) // 2 if scale == "median" else 0
     return eigenvalue(found, count - number + middle, noise)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import threshold
 
 from ..core.checks import adds_up, can_look, differentiated
 
@@ -44,7 +43,7 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
     constant = matrix.detach()
     if can_look(matrix) and adds_up(constant):
         values, vectors = torch.linalg.eigh(constant)
-        if values[0].item() > noise:
+        if values.tolist()[0] > noise:
             if not differentiated(matrix):
                 return Spectral(values, None, vectors, None)
             return Spectral(values, None, vectors, vectors.mT @ (matrix - constant) @ vectors)
@@ -52,7 +51,7 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
         values, vectors = torch.linalg.eigh(constant.nan_to_num(0.0, 0.0, 0.0))
         values = values + 0.0 * constant.sum()  # NaN, and kept, where an entry is not finite
     kept = ~(values <= noise)
-    values, range_ = threshold(values, noise, 1.0), vectors * kept.to(values)
+    values, range_ = torch.threshold(values, noise, 1.0), vectors * kept.to(values)
     if not differentiated(matrix):
         return Spectral(values, kept, range_, None)
     null, vectors = vectors - range_, range_
