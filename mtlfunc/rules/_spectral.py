@@ -1,11 +1,11 @@
 """A positive semidefinite matrix in its eigenbasis, with derivatives up to order ORDERS.
 
 The eigenvectors of equal eigenvalues have no derivative, functions of the matrix do. So the basis
-is constant, up to what turns the range. In it the matrix is K = Λ + E, where E has value 0 and
-carries the derivatives. Each equation for a function of K is solved by substitution: E stays on the
-right side, and Λ is inverted entry by entry. Each substitution makes the next order of derivatives
-exact. Divisions by sums of roots of eigenvalues are the only ones, so equal eigenvalues do no harm,
-and neither do eigenvalues of very different sizes: no term is much larger than the sum.
+is constant, except where the range turns. In it the matrix is K = Λ + E, where E has value 0 and
+carries the derivatives. Equations for functions of K are solved by substitution: E stays on the
+right side, and Λ is inverted entry by entry. Each substitution makes one more order of derivatives
+exact. Nothing is divided by a difference of eigenvalues except in `eigenvalue`, so equal ones are
+allowed. Eigenvalues of very different sizes do not cancel each other either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.checks import adds_up, can_look, differentiated
 
 ORDERS = 4
-"""Derivatives are exact up to this order."""
+"""Derivatives are exact up to this order, and up to order 3 where the range turns."""
 
 
 class Spectral(NamedTuple):
@@ -51,33 +51,32 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
         values, vectors = torch.linalg.eigh(constant.nan_to_num(0.0, 0.0, 0.0))
         values = values + 0.0 * constant.sum()  # NaN, and kept, where an entry is not finite
     kept = ~(values <= noise)
-    values, range_ = torch.threshold(values, noise, 1.0), vectors * kept.to(values)
+    values, spanning = torch.threshold(values, noise, 1.0), vectors * kept.to(values)
     if not differentiated(matrix):
-        return Spectral(values, kept, range_, None)
-    null, vectors = vectors - range_, range_
-    change = matrix - constant
-    inside, across = vectors.mT @ change @ vectors, null.mT @ change @ vectors
-    # the range of A is that of V + N Z, with Z VᵀA V = NᵀA V
-    turn = across / values
-    for _ in range(ORDERS - 1):
-        turn = (across - turn @ inside) / values
-    square, one = turn.mT @ turn, torch.diag(torch.ones_like(values))
-    shrink = one - 0.5 * square + 0.375 * square @ square  # (I + ZᵀZ)^(-1/2) up to order 5
-    moved = null @ turn
-    mixed, rest = turn.mT @ across, moved.mT @ change @ moved
-    turned = torch.diag(values) + inside + mixed + mixed.mT + rest
-    basis = (vectors + moved) @ shrink
-    return Spectral(values, kept, basis, shrink @ turned @ shrink - torch.diag(values))
+        return Spectral(values, kept, spanning, None)
+    null, vectors = vectors - spanning, spanning
+    change = (matrix - constant) @ vectors
+    inside = vectors.mT @ change
+    # The range of A is that of V + Y with Y VᵀAV = N NᵀAV, N the eigenvectors taken for 0.
+    lift = (null @ null.mT) @ change
+    turn = lift / values
+    for _ in range(2):
+        turn = (lift - turn @ inside) / values
+    square = turn.mT @ turn
+    # (I + YᵀY)^(1/2) K (I + YᵀY)^(1/2), and below (I + YᵀY)^(-1/2), up to order 3
+    mixed = 0.5 * (square * values + square @ inside)
+    basis = vectors + turn
+    return Spectral(values, kept, basis - 0.5 * basis @ square, inside + mixed + mixed.mT)
 
 
 def solve(found: Spectral, x: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
     """K⁻¹ x."""
-    answer = x / found.values
     if found.moved is None:
-        return answer
-    for _ in range(ORDERS):
-        answer = (x - found.moved @ answer) / found.values
-    return answer
+        return x / found.values
+    scale = found.values.rsqrt()
+    one = torch.eye(len(scale), dtype=scale.dtype, device=scale.device)
+    unit = one + found.moved * scale * scale[:, None]
+    return scale * (torch.linalg.inv_ex(unit)[0] @ (scale * x))
 
 
 def inverse_root(found: Spectral, x: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
