@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def warmup() -> dict[str, Path]:
-    """Compile the CPU kernels that are not cached yet: solvers, random numbers, gradient surgery.
+    """Compile the CPU kernels that are not cached yet: solvers, random numbers, rules.
 
     Returns:
         the folder of the cache for each kernel.
@@ -58,10 +58,20 @@ def _surgery() -> Path:
     return _folder(surgery._range)
 
 
+def _equiangular() -> Path:
+    import numpy as np
+
+    from .rules._kernels import equiangular
+
+    equiangular.solve(np.eye(2), np.ones(2), 1e-16, np.empty(2), np.empty(2))
+    return _folder(equiangular.solve)
+
+
 _KERNELS: dict[str, Callable[[], Path]] = {
     "solvers": _solvers,
     "random numbers": _random,
     "gradient surgery": _surgery,
+    "equal angles": _equiangular,
 }
 
 

@@ -419,7 +419,7 @@ def volume(rank: int, size: int) -> None:
     trunk = sum(leaf.numel() for name, leaf in PARAMS.items() if name.startswith("trunk"))
     heads = sum(leaf.numel() for leaf in PARAMS.values()) - trunk
     shard = -(-trunk // size)
-    small = TASKS * TASKS + 3 * TASKS  # the Gramian, and the losses three times
+    small = TASKS * TASKS + 2 * TASKS  # the Gramian, and the losses twice
     step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
     state, mine = step.init(PARAMS, BATCH), part(BATCH, rank, size)
     for name in inputs:

@@ -2,9 +2,11 @@
 
 from itertools import product
 
+import mpmath as mp
 import numpy as np
 import pytest
 import torch
+from torch.func import jacrev, jvp, vmap
 
 import mtlfunc as mf
 from tests.strategies import jacobian
@@ -82,3 +84,73 @@ def test_aligned_mtl_on_present_tasks_alone(family, scale):
     )
     assert bool((w[~present] == 0).all())
     torch.testing.assert_close(w @ J, alone @ J[present], rtol=0, atol=tolerance)
+
+
+# --- derivatives where norms differ -------------------------------------------------------------
+
+
+def in_high_precision(gramian, preference, scale):
+    """The weights √s V Λ^(-1/2) Vᵀ p of a definite Gramian of mpmath."""
+    values, vectors = mp.eigsy(gramian)
+    ordered = sorted(values)
+    s = {
+        "min": ordered[0],
+        "median": ordered[(len(ordered) - 1) // 2],
+        "rmse": mp.fsum(ordered) / len(ordered),
+    }[scale]
+    inner = vectors.T * preference
+    return vectors * mp.matrix([mp.sqrt(s / v) * x for v, x in zip(values, inner, strict=True)])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0)], ids=str)
+@pytest.mark.parametrize("decades", [0, 1.5, 2, 3])
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+def test_aligned_mtl_derivatives_where_norms_differ(scale, decades, order):
+    """Norms 10^±decades: values, first and second derivatives in 60 digits, in every nesting and
+    vmapped. Each task's part of d, relative to the largest, is exact to ε times the ratio of the
+    norms, the root of the condition number.
+    """
+    norms = torch.tensor([10.0**decades, 1.0, 10.0**-decades], dtype=F64)[list(order)]
+    unit = torch.nn.functional.normalize(jacobian("gaussian", 3), dim=1)
+    move = jacobian("gaussian", 3, 7)[:, :3]
+    outer = norms * norms[:, None]
+    G, direction = (x + x.mT for x in (unit @ unit.mT * outer, (move + move.mT) * outer))
+    p, rule = preferences(3), mf.aligned_mtl(preferences(3), scale=scale)
+
+    with mp.workdps(60):
+        h, wide, step = mp.mpf(10) ** -18, mp.matrix(G.tolist()), mp.matrix(direction.tolist())
+        before, at, after = (
+            in_high_precision(wide + k * h * step, mp.matrix(p.tolist()), scale) for k in (-1, 0, 1)
+        )
+        expected = [
+            torch.tensor([float(x) for x in found], dtype=F64)
+            for found in (at, (after - before) / (2 * h), (after - 2 * at + before) / h**2)
+        ]
+
+    def weights(t):
+        return mf.weights(rule, G + t * direction)
+
+    def slope(t):
+        return jvp(weights, (t,), (torch.ones_like(t),))[1]
+
+    def curvature(t):
+        return jvp(slope, (t,), (torch.ones_like(t),))[1]
+
+    zero, both = torch.zeros((), dtype=F64), torch.zeros(2, dtype=F64)
+    reverse = jacrev(weights)
+    found = [
+        [weights(zero), vmap(weights)(both)[1]],
+        [slope(zero), reverse(zero), vmap(slope)(both)[1], vmap(reverse)(both)[1]],
+        [
+            curvature(zero),
+            jacrev(reverse)(zero),
+            jacrev(slope)(zero),
+            vmap(curvature)(both)[1],
+            vmap(jacrev(reverse))(both)[1],
+        ],
+    ]
+    for answers, reference in zip(found, expected, strict=True):
+        for answer in answers:
+            error = float(((answer - reference) * norms).abs().max())
+            largest = float((reference * norms).abs().max())
+            assert error <= 64 * EPS * 10 ** (2 * decades) * largest

@@ -38,7 +38,7 @@ def test_first_use_says_so_and_the_second_does_not(tmp_path):
     assert "compiling the kernel active_set_cpu" in err  # the rest is compiled here
     out, err = started(["-m", "mtlfunc.warmup"], tmp_path).communicate(timeout=900)
     assert err == ""
-    assert len(out.splitlines()) == 3
+    assert len(out.splitlines()) == 4
 
 
 def test_importing_the_package_loads_no_compiler():

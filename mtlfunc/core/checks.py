@@ -60,8 +60,8 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return True
     kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
-    levels = _functorch.get_interpreter_stack() or []
-    if any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
+    levels = _functorch.get_interpreter_stack()
+    if levels and any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
     return any(innermost(leaf).requires_grad for leaf in _tensors(values))
 
@@ -251,15 +251,15 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
 
 def adds_up(*values: Tensor) -> bool:
     """Whether the entries have a finite sum, and so are finite; False says nothing."""
-    return all(
-        math.isfinite(sum(value.tolist()) if _short(value) else float(value.detach().sum()))
-        for value in values
-    )
+    return all(math.isfinite(_total(value)) for value in values)
 
 
-def _short(value: Tensor) -> bool:
-    """Whether Python adds its entries faster than torch would."""
-    return value.ndim == 1 and len(value) <= 32
+def _total(value: Tensor) -> float:
+    if value.ndim == 1 and len(value) <= 32:  # Python adds so few faster than torch would
+        return sum(value.tolist())
+    if value.ndim == 2 and value.numel() <= 16:
+        return sum(map(sum, value.tolist()))
+    return value.sum().item()
 
 
 def check_vector(value: Tensor, like: Tensor, name: str) -> None:

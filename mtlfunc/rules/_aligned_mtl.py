@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_option, poison
-from ..solvers.problems import root
+from ..core.checks import check_option, kept
 from ..types import Geometry, Rule, State
 from ._spectral import Spectral, eigenvalue, inverse_root, spectral
 from .common import gramian_of, no_state, preference_of, reading
@@ -22,7 +21,8 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
     number 1, all singular values √s.
 
     Eigenvalues up to T²ε times the largest ‖g_t‖² are taken for 0, in Λ^(-1/2) as in s, ε that of
-    the Gramian's dtype; the answer is exact to ε times the condition number of G.
+    the Gramian's dtype; the answer and its derivatives are exact to ε times the condition number
+    of G, or to ε times its root if that comes from the norms alone.
 
     Args:
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
@@ -50,24 +50,30 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        p = preference_of(geometry, preference, gramian).double()
-        noise = len(p) ** 2 * torch.finfo(gramian.dtype).eps
-        longest = gramian.detach().diagonal().amax().double()
-        found = spectral(gramian.double() / longest.where(longest > 0, 1.0), noise)
-        balanced = found.basis @ inverse_root(found, p @ found.basis)
-        weights = torch.where(found.kept[-1], balanced * root(_squared(found, scale, noise)), p)
-        weights = poison(weights, gramian)
-        return weights.where(geometry.present, 0.0).to(gramian.dtype), ()
+        noise = len(gramian) ** 2 * torch.finfo(gramian.dtype).eps
+        # the longest gradient first: `spectral` is then exact however much the norms differ
+        squares, order = gramian.detach().diagonal().sort(descending=True)
+        longest = torch.threshold(squares[0].double(), 0.0, 1.0)
+        ordered = gramian.index_select(0, order).index_select(1, order).double()
+        found = spectral(ordered / longest, noise)
+        p = preference_of(geometry, preference, ordered).index_select(0, order)
+        weights = found.basis @ inverse_root(found, p @ found.basis)
+        weights = weights * _squared(found, scale, noise).sqrt()
+        if found.kept is not None:
+            weights = torch.where(found.kept[-1], weights, p)
+        weights = weights.index_select(0, order.argsort())
+        return kept(weights, geometry.present, 0.0).to(gramian.dtype), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
 
 
 def _squared(found: Spectral, scale: Scale, noise: float) -> Tensor:
-    """s, from the eigenvalues that are kept, which are the last ones."""
-    if scale == "rmse":
-        values = found.values if found.matrix is None else found.matrix.diagonal()
-        return values.where(found.kept, 0.0).sum() / found.kept.sum().clamp_min(1)
+    """s, from the eigenvalues that are kept, which are the last ones; 1 if there are none."""
     count = len(found.values)
-    place = (~found.kept).sum() + (found.kept.sum() - 1) // 2 * (scale == "median")
-    places = torch.arange(count, device=place.device)
-    return eigenvalue(found, places == place.clamp_max(count - 1), noise)
+    number = count if found.kept is None else found.kept.sum().clamp_min(1)
+    if scale == "rmse":
+        values = found.values if found.moved is None else found.values + found.moved.diagonal()
+        values = values if found.kept is None else values.where(found.kept, 0.0)
+        return torch.threshold(values.sum() / number, 0.0, 1.0)
+    middle = (number - 1) // 2 if scale == "median" else 0
+    return eigenvalue(found, count - number + middle, noise)

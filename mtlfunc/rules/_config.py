@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import threshold
 
 from ..types import Geometry, Rule, State
 from ._equiangular import equiangular
@@ -45,13 +44,13 @@ def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        p = preference_of(geometry, preference, gramian).double()
+        wide = gramian.double()
+        p = preference_of(geometry, preference, wide)
         unit, a, _ = equiangular(gramian, p)
         weights = unit * a
         # ‖Uᵀa‖² = pᵀC⁺p >= ‖part of p within reach‖²/T
-        square = threshold(p @ a, torch.finfo(gramian.dtype).eps, torch.inf)
-        return (weights * (mean_present(gramian.double() @ weights, geometry.present) / square)).to(
-            gramian.dtype
-        ), ()
+        square = torch.threshold(p @ a, torch.finfo(gramian.dtype).eps, torch.inf)
+        length = mean_present(wide @ weights, geometry.present) / square
+        return (weights * length).to(gramian.dtype), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import threshold
 
-from ..core.checks import can_look, poison
+from ..core.checks import can_look, differentiated
 from ._spectral import solve, spectral
+
+_SINGLE = torch.finfo(torch.float32).eps
 
 
 def inverse_lengths(gramian: Float[Tensor, "row row"]) -> Float[Tensor, " row"]:
     """1/‖g‖; 0 for a zero row."""
-    return threshold(gramian.diagonal(), 0.0, torch.inf).rsqrt()
+    return torch.threshold(gramian.diagonal(), 0.0, torch.inf).rsqrt()
 
 
 def equiangular(
@@ -23,20 +25,31 @@ def equiangular(
 
     That is a = C⁺ cosines, C the matrix of cosines, where eigenvalues up to T² max(ε, ε₃₂²) are
     taken for 0, ε of the Gramian's dtype, ε₃₂ of float32: gradients that depend on each other in
-    float32 have eigenvalues of that size in a Gramian of any dtype.
+    float32 have eigenvalues of that size in a Gramian of any dtype. Where the determinant can be
+    seen to exclude such eigenvalues, and nothing differentiates, a compiled kernel solves with
+    Cholesky's factor.
 
     Returns:
-        1/‖g‖ `[row]`, 0 for a zero row, all NaN where an entry of the Gramian is not finite; a
-        `[row]`, 0 for a zero row; and what no direction can reach, the part of `cosines` in the
+        1/‖g‖ `[row]`, 0 for a zero row; a `[row]`, 0 for a zero row, all NaN where an entry of the
+        Gramian is not finite; and what no direction can reach, the part of `cosines` in the
         null space of C, or None where it can be seen that there is none. All in float64.
     """
-    single = torch.finfo(torch.float32).eps
-    noise = len(cosines) ** 2 * max(torch.finfo(gramian.dtype).eps, single**2)
+    count = cosines.shape[0]
+    noise = count**2 * max(torch.finfo(gramian.dtype).eps, _SINGLE**2)
     gramian = gramian.double()
+    if can_look(gramian, cosines) and not differentiated((gramian, cosines)):
+        from ._kernels.equiangular import solve as solve_on_cpu  # numba takes long to import
+
+        found = np.empty((2, count))
+        given = gramian.contiguous().numpy(), cosines.contiguous().numpy()
+        if solve_on_cpu(*given, noise, *found):
+            unit, a = torch.from_numpy(found).unbind()
+            return unit, a, None
     unit = inverse_lengths(gramian)
-    found = spectral(gramian * unit * unit[:, None], noise)
+    matrix = gramian * unit * unit.unsqueeze(1)
+    found = spectral(matrix, noise)
     share = cosines @ found.basis
-    a, unit = found.basis @ solve(found, share), poison(unit, gramian)
-    if can_look(found.kept) and bool(found.kept.all()):
+    a = found.basis @ solve(found, share)
+    if found.kept is None:
         return unit, a, None
     return unit, a, cosines - found.basis @ share

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..core.checks import can_look
 from ..types import Geometry, Rule, State
 from ._equiangular import equiangular, inverse_lengths
 from .common import gramian_of, no_state
@@ -50,12 +53,10 @@ def imtl_g() -> Rule:
                 null = torch.where(unit > 0, unreached, 0.0)
                 a = torch.where(null.square().sum() > eps**0.5, null, a)
             weights = unit * a
-        total = weights.sum()
-        total = torch.where(
-            total.abs() > 1024 * len(wide) * eps * torch.linalg.vector_norm(weights),
-            total,
-            torch.inf,
-        )
+        total, rounding = weights.sum(), 1024 * len(wide) * eps
+        if not (can_look(weights) and abs(total.item()) > rounding * math.hypot(*weights.tolist())):
+            least = rounding * torch.linalg.vector_norm(weights)
+            total = torch.where(total.abs() > least, total, torch.inf)
         return (weights / total).to(gramian.dtype), ()
 
     return Rule(no_state(), update, frozenset({"gramian"}))

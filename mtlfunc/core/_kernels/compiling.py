@@ -12,7 +12,7 @@ from typing import Any
 from numba import njit
 from numba.core import event
 
-SECONDS = {"active_set_cpu": 20, "surgery": 2, "random": 1}
+SECONDS = {"active_set_cpu": 20, "surgery": 2, "random": 1, "equiangular": 1}
 """About how long compiling the kernels of a module takes on one core."""
 
 
