@@ -2,6 +2,7 @@
 nothing lost.
 """
 
+import errno
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from mtlfunc.core.files import InUse, holder, reserved
+from mtlfunc.core.files import InUse, reserved
 from mtlfunc.studies import Unfinished, grid
 
 ROOT = Path(__file__).parent.parent
@@ -295,36 +296,42 @@ def test_a_folder_that_cannot_be_written_is_read_or_refused(tmp_path, monkeypatc
 # --- locks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", [True, False])
-def test_locks(kernel, tmp_path, monkeypatch):
-    """With the kernel's locks, and on a file system that has none."""
-    if not kernel:
-        monkeypatch.setattr("mtlfunc.core.files.fcntl", None)
+def refused(lock):
+    with pytest.raises(InUse) as caught, reserved(lock):
+        pass
+    return caught.value
+
+
+def test_a_lock_names_its_process_and_a_dead_one_is_nobodys(tmp_path):
+    lock, here = tmp_path / "lock", os.uname().nodename
+    with reserved(lock):
+        assert lock.read_text() == f"{os.getpid()}\n{here}\n"
+        found = refused(lock)
+        assert (found.holder, found.cure) == (f"process {os.getpid()} on {here}", "")
+    assert not lock.exists()
+    for stale in (f"{os.getpid()}\n{here}\n", "1\nanother\n", ""):  # the kernel knows better
+        lock.write_text(stale)
+        with reserved(lock):
+            assert refused(lock).holder == f"process {os.getpid()} on {here}"
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_without_locks_has_the_file(tmp_path, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", missing)
     lock = tmp_path / "lock"
     with reserved(lock):
-        assert holder(lock) == lock.read_text()
-        assert f"process {os.getpid()} on " in holder(lock)
-        with pytest.raises(InUse, match=f"process {os.getpid()}"), reserved(lock):
-            pass
+        assert refused(lock).holder == f"process {os.getpid()} on {os.uname().nodename}"
     assert not lock.exists()
-    assert holder(lock) == ""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    here = os.uname().nodename
-    for stale in (f"process {gone.pid} on {here}", f"process {os.getpid()} on {here}", ""):
-        lock.write_text(stale)
-        assert holder(lock) == ""
-        with reserved(lock):
-            assert holder(lock)
-    lock.write_text("process 1 on another")
-    if kernel:  # the kernel knows that it has gone
-        assert holder(lock) == ""
-    else:
-        with pytest.raises(InUse) as caught, reserved(lock):
-            pass
-        assert caught.value.cure == f"; if it no longer runs, delete {lock}"
-        lock.write_text(f"process 1 on {here}")
-        assert holder(lock)
+    lock.write_text(f"{gone.pid}\n{os.uname().nodename}\n")
+    with reserved(lock):
+        pass
+    lock.write_text("1\nanother\n")
+    assert refused(lock).cure == f"; if it no longer runs, delete {lock}"
 
 
 def test_a_forked_child_keeps_no_lock(tmp_path):
@@ -334,7 +341,6 @@ def test_a_forked_child_keeps_no_lock(tmp_path):
             time.sleep(30)
             os._exit(0)
     try:
-        assert holder(tmp_path / "lock") == ""
         with reserved(tmp_path / "lock"):
             pass
     finally:

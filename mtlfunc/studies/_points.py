@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import InUse, holder, reserved, write_whole
+from ..core.files import InUse, reserved, write_whole
 
 if TYPE_CHECKING:
     import xarray
@@ -187,8 +187,9 @@ class Points:
         try:
             with reserved(mine):
                 for lock in [whole] if n > 1 else sorted(self.folder.glob(".lock-*-of-*")):
-                    if lock != mine and (other := holder(lock)):
-                        raise InUse(lock, other)
+                    if lock != mine and lock.exists():
+                        with reserved(lock):
+                            pass
                 yield
         except InUse as error:
             raise RuntimeError(
