@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -140,6 +141,61 @@ def test_what_cannot_be_pickled_is_explained(pool):
         grid(weights, AXES, executor="processes")
 
 
+class Quotes:
+    """Raises a job's error as Ray and submitit do: their own, which quotes the worker's."""
+
+    def submit(self, do, *arguments):
+        future = Future()
+        try:
+            future.set_result(do(*arguments))
+        except Exception:
+            future.set_exception(RuntimeError(traceback.format_exc()))
+        return future
+
+
+def test_an_error_that_quotes_pickle_is_not_one_of_sending():
+    with pytest.raises(RuntimeError, match=r"pickle.loads(.|\n)*ZeroDivisionError: for cagrad"):
+        grid(raises, AXES, chunk_size=3, executor=Quotes())
+
+
+ORPHANS = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from tests.test_sweep_workers import number_of
+from mtlfunc.studies import grid
+import torch
+with ProcessPoolExecutor(2, get_context(sys.argv[1])) as pool:
+    found = grid(number_of, {"k": torch.arange(8)}, chunk_size=1, executor=pool)
+    print(*set(found["value"].values.tolist()), flush=True)
+    time.sleep(60)
+"""
+
+
+def number_of(k):
+    time.sleep(0.1)
+    return torch.tensor(os.getpid()) + 0 * k
+
+
+def runs(process):
+    """Whether a process has memory; one that ended and was not waited for has none."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("kind", ["spawn", "fork", "forkserver"])
+def test_workers_end_with_a_parent_that_was_killed(kind):
+    command = [sys.executable, "-c", ORPHANS, kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout
+        workers = [int(x) for x in parent.stdout.readline().split()]
+        parent.kill()
+    assert workers
+    until(lambda: not any(map(runs, workers)))
+
+
 @ONE_PROCESSOR
 def test_a_dead_worker_is_named_and_the_rest_kept(whole, tmp_path):
     with (
@@ -184,7 +240,7 @@ class Interrupted:
 
 def test_interruption_keeps_what_the_workers_have_done(whole, tmp_path):
     executor = Interrupted()
-    with pytest.raises(Unfinished, match="after 8 of 36 points") as caught:
+    with pytest.raises(Unfinished, match=r"after 8 of 36 points.*same call goes on") as caught:
         grid(weights, AXES, chunk_size=4, executor=executor, path=tmp_path)
     assert int((~np.isnan(caught.value.dataset["default"])).sum()) == 8
     assert len(list(tmp_path.glob("points-*"))) == 2
