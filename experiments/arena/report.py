@@ -161,10 +161,6 @@ DETAILS = {
     "worst": "worst score",
     "front": "distance to front",
     "excess": "excess of the mean loss",
-    "worst rate before": "worst cosine, direction",
-    "worst rate after": "worst cosine, step",
-    "rises": "steps that raise a loss",
-    "conflict": "steps in conflict",
     "step, ms": "ms per step",
 }
 """Columns of a problem's table, by their names in a record."""

@@ -363,13 +363,6 @@ class Result:
                 drawn = means[rule] - means[other]
                 interval = _interval(float(gap.mean()), drawn, self.settings.seeds)
                 record |= _named(f"{by} less {other}'s", interval)
-        for key, values in (
-            ("worst rate before", cell.before),
-            ("worst rate after", cell.after),
-            ("rises", cell.rises),
-            ("conflict", cell.conflict),
-        ):
-            record |= _fields(key, values[best, report], draws)
         return record | {"step, ms": cell.step_ms}
 
 
