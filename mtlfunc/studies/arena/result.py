@@ -12,8 +12,8 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -70,29 +70,28 @@ class Result:
     """Every rule on every problem; printed, and in a notebook, it is the table of ranks."""
 
     problems: dict[str, BenchmarkProblem]
-    cells: dict[str, dict[str, Cell]]  # by problem, by rule
+    cells: dict[str, dict[str, Cell]]  # by problem, by rule, the same rules for every problem
     settings: Settings
-    # by problem, rule and measure: [config, seed]
-    scores: dict[str, dict[str, dict[str, Tensor]]] = field(init=False)
-    drawn: dict[tuple[str, ...], Resampled] = field(init=False, compare=False)
 
-    def __post_init__(self) -> None:
-        scores = {
+    @cached_property
+    def scores(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """By problem, rule and measure: `[config, seed]`."""
+        return {
             name: {
                 rule: scores_of(self.problems[name], cell.losses) for rule, cell in cells.items()
             }
             for name, cells in self.cells.items()
         }
-        object.__setattr__(self, "scores", scores)
-        object.__setattr__(self, "drawn", {})
+
+    @cached_property
+    def drawn(self) -> dict[tuple[str, str], Resampled]:
+        """By problem and measure, as they are asked for."""
+        return {}
 
     @property
     def rules(self) -> list[str]:
-        """Rules that met every problem, in their order."""
-        every = list(self.cells.values())
-        return [
-            rule for rule in (every[0] if every else {}) if all(rule in cells for cells in every)
-        ]
+        """All rules, in their order."""
+        return list(next(iter(self.cells.values())))
 
     def chosen(self, problem: str, rule: str, by: str = "mean") -> int:
         """The configuration whose mean score over the tuning seeds is least.
@@ -129,16 +128,16 @@ class Result:
         )
 
     def ranks(self, by: str = "mean") -> list[Rank]:
-        """Average ranks, best first, of the rules that met all problems with this measure.
+        """Average ranks, best first, over the problems that have this measure.
 
         In each problem and seed the rules are ranked by their score, ties sharing their ranks and a
         score that is not finite sharing the last ones.
         """
         rules, names = self.rules, self._ranked(by)
-        if not rules or not names:
+        if not names:
             return []
         places = self._places(by)
-        drawn = torch.stack([self._resampled(name, by, rules).places for name in names]).mean(0)
+        drawn = torch.stack([self._resampled(name, by).places for name in names]).mean(0)
         average = places.mean(0)
         found = []
         for i, rule in enumerate(rules):
@@ -158,7 +157,7 @@ class Result:
         random, which is exact if no rule is better than another. NaN for fewer than `ENOUGH`
         problems.
         """
-        if not self.rules or len(self._ranked(by)) < ENOUGH:
+        if len(self._ranked(by)) < ENOUGH:
             return math.nan
         return spread(self._places(by))
 
@@ -317,23 +316,20 @@ class Result:
         if by not in MEASURES:
             raise ValueError(f"by={by!r}: expected one of {', '.join(map(repr, MEASURES))}")
         return [
-            name
-            for name, rules in self.scores.items()
-            if all(by in scores for scores in rules.values())
+            name for name in self.cells if by != "front" or self.problems[name].front is not None
         ]
 
     def _measure(self, problem: str, by: str) -> str:
         """`by`, or the mean score where the front is not known."""
         return by if problem in self._ranked(by) else "mean"
 
-    def _resampled(self, name: str, by: str, rules: Sequence[str]) -> Resampled:
+    def _resampled(self, name: str, by: str) -> Resampled:
         """The study of one problem again, on drawn seeds; the same draws for every rule."""
-        key = (name, by, *rules)
-        if key not in self.drawn:
-            scores = [self.scores[name][rule][by] for rule in rules]
+        if (name, by) not in self.drawn:
+            scores = [scores[by] for scores in self.scores[name].values()]
             stream = list(self.cells).index(name)
-            self.drawn[key] = resampled(scores, self.settings.tuning, stream)
-        return self.drawn[key]
+            self.drawn[name, by] = resampled(scores, self.settings.tuning, stream)
+        return self.drawn[name, by]
 
     def _record(self, name: str, rule: str, by: str, place: float) -> dict[str, Any]:
         problem, cell = self.problems[name], self.cells[name][rule]
@@ -355,8 +351,7 @@ class Result:
             record |= _fields("excess", final.mean(-1).sub(problem.least) / start, draws)
         for measure in self.scores[name][rule]:
             record |= _fields(measure, self.reported(name, rule, by, measure), draws)
-        rules = list(self.cells[name])
-        means = dict(zip(rules, self._resampled(name, by, rules).means.unbind(-1), strict=True))
+        means = dict(zip(self.rules, self._resampled(name, by).means.unbind(-1), strict=True))
         for other in (BASELINE, STATIC):
             if other in self.cells[name] and other != rule:
                 gap = self.reported(name, rule, by) - self.reported(name, other, by)
