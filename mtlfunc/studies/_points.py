@@ -59,27 +59,14 @@ class Points:
         """All points in chunks; they depend on the axes and chunk_size alone, not on what is done,
         so that every shard and every later call cuts alike.
         """
-        position = dict(
-            zip(self.axes, np.unravel_index(np.arange(self.total), self.sizes), strict=True)
-        )
-        looped = {
-            name: axis.values
-            for name, axis in self.axes.items()
-            if not isinstance(axis.values, Tensor)
-        }
-        found = []
+        looped = {n: x.values for n, x in self.axes.items() if not isinstance(x.values, Tensor)}
+        flat = np.arange(self.total).reshape(self.sizes)
+        size, found = chunk_size or self.total, []
         for choice in itertools.product(*(range(len(values)) for values in looped.values())):
-            here = np.ones(self.total, dtype=bool)
-            for name, at in zip(looped, choice, strict=True):
-                here &= position[name] == at
-            fixed = {
-                name: values[at] for (name, values), at in zip(looped.items(), choice, strict=True)
-            }
-            flat = np.flatnonzero(here)
-            size = chunk_size or self.total
-            found += [
-                Chunk(flat[start : start + size], fixed) for start in range(0, len(flat), size)
-            ]
+            at = dict(zip(looped, choice, strict=True))
+            here = flat[tuple(at.get(name, slice(None)) for name in self.axes)].ravel()
+            fixed = {name: looped[name][k] for name, k in at.items()}
+            found += [Chunk(here[i : i + size], fixed) for i in range(0, len(here), size)]
         return found
 
     def batch(self, flat: np.ndarray) -> dict[str, Tensor]:
