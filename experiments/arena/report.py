@@ -160,7 +160,6 @@ DETAILS = {
     f"mean less {STATIC}'s": "less the static search's",
     "worst": "worst score",
     "front": "distance to front",
-    "excess": "excess of the mean loss",
     "step, ms": "ms per step",
 }
 """Columns of a problem's table, by their names in a record."""

@@ -332,7 +332,7 @@ class Result:
         return self.drawn[name, by]
 
     def _record(self, name: str, rule: str, by: str, place: float) -> dict[str, Any]:
-        problem, cell = self.problems[name], self.cells[name][rule]
+        cell = self.cells[name][rule]
         best, report = self.chosen(name, rule, by), slice(self.settings.tuning, None)
         final = cell.losses[best, report]
         draws = resamples(self.settings.seeds, list(self.cells).index(name))
@@ -346,9 +346,6 @@ class Result:
             "weights": None if cell.weights is None else cell.weights[best].tolist(),
             "losses": final.mean(0).tolist(),
         }
-        if problem.least is not None:
-            start = cell.start[report].mean(-1) - problem.least
-            record |= _fields("excess", final.mean(-1).sub(problem.least) / start, draws)
         for measure in self.scores[name][rule]:
             record |= _fields(measure, self.reported(name, rule, by, measure), draws)
         means = dict(zip(self.rules, self._resampled(name, by).means.unbind(-1), strict=True))
