@@ -54,7 +54,7 @@ def texts(value: Any, other: Callable[[Any], Iterable[str]]) -> list[str]:
         other: gives the texts of everything else.
     """
     if isinstance(value, torch.Tensor):
-        content = value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+        content = value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
         return [f"{value.dtype}{list(value.shape)}{hashlib.sha256(content).hexdigest()}"]
     if isinstance(value, np.ndarray):
         return [f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"]

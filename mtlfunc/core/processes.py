@@ -4,7 +4,6 @@ import functools
 import multiprocessing
 import os
 import threading
-import time
 
 
 @functools.cache
@@ -21,9 +20,9 @@ def follow_parent(process: int) -> None:
     assert parent is not None
 
     def follow() -> None:
-        # a forked sibling may keep the pipe open that `is_alive` looks at; Windows keeps the number
+        # a forked sibling may keep the pipe open that `join` waits for; Windows keeps the number
         while os.getppid() == number and parent.is_alive():
-            time.sleep(1.0)
+            parent.join(1.0)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
