@@ -30,7 +30,7 @@ from paper_repro.cagrad import toy as cagrad_toy
 from paper_repro.pcgrad import landscape as pcgrad_landscape
 
 ROOT = Path(__file__).parent.parent
-TINY = Settings(seeds=3, tuning=2, budget=0.02, looks=3)
+TINY = Settings(seeds=3, tuning=2, budget=0.02)
 FRONTS = [name for name, problem in standard().items() if problem.front is not None]
 
 
@@ -122,9 +122,7 @@ def test_no_sampled_point_dominates_the_front(name):
 # whose cusps stop a quasi-Newton method
 @pytest.mark.parametrize("name", [name for name in FRONTS if name != "pcgrad landscape"])
 def test_front_supports_what_a_quasi_newton_method_finds(name):
-    """For several weights the least weighted loss is that of the front; with equal ones it is
-    `least`.
-    """
+    """For several weights the least weighted loss is that of the front."""
     problem = standard()[name]
     front = problem.front
     assert front is not None
@@ -141,8 +139,6 @@ def test_front_supports_what_a_quasi_newton_method_finds(name):
         # reached.
         best = float((front.numpy() @ weights).min())
         assert best - 2e-4 * unit < found < best + 2e-3 * unit
-        if np.allclose(weights, 1 / tasks):
-            assert found == pytest.approx(problem.least, abs=1e-5 * unit)
 
 
 def test_fronts_are_reached_where_they_are_said_to_be():
@@ -169,9 +165,11 @@ def test_fronts_are_reached_where_they_are_said_to_be():
 
 def test_landscapes_are_those_of_the_reproductions():
     points = 6 * mf.random.normal(mf.random.key(4), (200, 2), torch.float64)
+    front = standard()["cagrad toy"].front
+    assert front is not None
     ours = vmap(lambda x: standard()["cagrad toy"].losses({"x": x}, x))(points)
     torch.testing.assert_close(ours - 21, cagrad_toy.at(points))
-    assert standard()["cagrad toy"].least == pytest.approx(cagrad_toy.minimum_of_mean()[1] + 21)
+    assert float(front.mean(-1).amin()) == pytest.approx(cagrad_toy.minimum_of_mean()[1] + 21)
     ours = vmap(lambda x: standard()["pcgrad landscape"].losses({"x": x}, x))(points)
     theirs = vmap(lambda x: pcgrad_landscape.losses({"theta": x}))(points)
     torch.testing.assert_close(ours, theirs)
@@ -219,34 +217,11 @@ def test_study_equals_a_loop_of_descend(name, rule):
         state = mf.descend(problem.losses, made, mf.adam(1.0), probe).init(
             params, batch(0), key=mf.random.fold_in(key, 2)
         )
-        looks = []
         for k in range(steps):
             step = mf.descend(
                 problem.losses, made, mf.adam(problem.rates[config] * (1 - k / steps)), probe
             )
-            old = state.params
-            grads, _, _ = mf.balance(problem.losses, made, probe).update(
-                old, batch(k), state.balance
-            )
             state, _ = step.update(state, batch(k))
-            if k % (steps // TINY.looks) == 0:
-                losses, rows = mf.task_gradients(problem.losses, old, batch(k))
-                shared = [leaf for leaf in old if not leaf.startswith("heads")]
-                flat = torch.cat([rows[leaf].flatten(1) for leaf in shared], 1)
-                moves = (
-                    [grads[leaf] for leaf in shared],
-                    [old[leaf] - state.params[leaf] for leaf in shared],
-                )
-                cosines = [
-                    torch.cosine_similarity(
-                        flat, torch.cat([leaf.flatten() for leaf in move])[None]
-                    ).amin()
-                    for move in moves
-                ]
-                rises = (problem.losses(state.params, batch(k)) > losses).any()
-                looks.append(
-                    torch.stack([*cosines, rises.to(flat), (flat @ flat.mT < 0).any().to(flat)])
-                )
         final = (problem.evaluate or problem.losses)(state.params, data)
         rtol, atol = (1e-6, 1e-9) if final.dtype == torch.float64 else (1e-3, 1e-4)
         torch.testing.assert_close(cell.losses[config, seed], final.double(), rtol=rtol, atol=atol)
@@ -256,15 +231,6 @@ def test_study_equals_a_loop_of_descend(name, rule):
             rtol=rtol,
             atol=atol,
         )
-        found = torch.stack(
-            [
-                cell.before[config, seed],
-                cell.after[config, seed],
-                cell.rises[config, seed],
-                cell.conflict[config, seed],
-            ]
-        )
-        torch.testing.assert_close(found, torch.stack(looks).double().mean(0), rtol=rtol, atol=atol)
 
 
 def test_static_search_is_the_mean_with_each_weight_vector():
@@ -309,23 +275,17 @@ def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
         zero,
         one,
         None,
-        None,
         1,
         (0.1, 0.2),
     )
     found = {}
     for rule, final in losses.items():
-        nothing = torch.zeros_like(final)
         start = torch.ones(final.shape[1], 1).double()
         found[rule] = Cell(
             torch.arange(1.0, len(final) + 1).double(),
             None,
             start,
             final[..., None],
-            nothing,
-            nothing,
-            nothing,
-            nothing,
             1.0,
             "",
         )
@@ -551,7 +511,7 @@ def test_few_problems_say_nothing_about_others(count):
     assert found.plot() is not None
 
 
-def test_distance_to_the_front_and_hypervolume_of_known_points():
+def test_distance_to_the_front_of_known_points():
     problem = standard()["zdt1"]
     final = (
         torch.tensor([[0.25, 0.5], [0.25, 0.8], [1.25, 0.3], [0.25, 0.1]]).double().expand(1, 4, 2)
@@ -567,6 +527,4 @@ def test_distance_to_the_front_and_hypervolume_of_known_points():
     cell = compete(problem, contest.REFERENCES["mean"], TINY)
     cell = cell._replace(losses=torch.tensor([0.25, 0.5]).double().expand_as(cell.losses))
     record = Result({"zdt1": problem}, {"zdt1": {"mean": cell}}, TINY).records()[0]
-    front = 1.1**2 - 1 / 3  # all of the box but what lies under 1 - √x, 1/3 of the unit square
-    assert record["hypervolume"] == pytest.approx((1.1 - 0.25) * (1.1 - 0.5) / front, rel=1e-3)
-    assert record["excess"] == pytest.approx(0, abs=1e-12)
+    assert record["front"] == 0

@@ -89,15 +89,8 @@ def test_arena_of_a_rule_shows_it():
     for record in records:
         assert math.isfinite(record["mean"])
         assert record["mean, low"] <= record["mean"] <= record["mean, high"]
-        assert -1 <= record["worst rate before"] <= 1
-        assert 0 <= record["conflict"] <= 1
         assert record["step, ms"] > 0
-        assert (
-            ("front" in record)
-            == ("hypervolume" in record)
-            == ("excess" in record)
-            == (record["problem"] == "conflict")
-        )
+        assert ("front" in record) == (record["problem"] == "conflict")
     assert [rank.rule for rank in found.ranks("front")]
     ax = found.plot()
     assert [label.get_text() for label in ax.get_yticklabels()] == [
@@ -237,12 +230,12 @@ def test_command_writes_its_report(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "2 problems, 4 contestants, 8 of 8 cells new" in run.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "arena.html",
         "cells",
         "fronts.png",
         "ranks.png",
         "results.json",
         "scores.png",
+        "table.md",
     ]
     found = json.loads(
         (tmp_path / "out" / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
@@ -256,15 +249,15 @@ def test_command_writes_its_report(tmp_path):
     assert {rank["rule"] for rank in found["ranks"]["front"]} == {"mean", "mgda", STATIC, "soft"}
     for name in ("ranks", "scores", "fronts"):
         assert plt.imread(tmp_path / "out" / f"{name}.png").std() > 0
-    page = (tmp_path / "out" / "arena.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3
-    assert "soft" in page
+    page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert page.count(".png)") == 3
+    assert page.count("\n| soft ") == 3  # the ranks, and every problem
     problem = standard()["conflict"]
     kept = json.loads(
         (tmp_path / "out" / "cells" / "conflict" / "soft.json").read_text(encoding="utf-8")
     )
     alone = compete(problem, contestants(soft)["soft"], Settings(seeds=2, tuning=1, budget=0.02))
-    torch.testing.assert_close(torch.tensor(kept["cell"]["losses"]).double(), alone.losses)
+    torch.testing.assert_close(torch.tensor(kept["numbers"]["losses"]).double(), alone.losses)
 
 
 def test_another_process_finds_the_same():
@@ -357,13 +350,15 @@ def test_command_refuses_a_folder_of_something_else(tmp_path, capsys):
     assert "cannot be made a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kept", ["3", "[]", "{}", '{"key": 1, "cell": 2}', "null"])
+@pytest.mark.parametrize(
+    "kept", ["3", "[]", "{}", '{"key": 1, "cell": ["p", "r"], "numbers": 2}', "null"]
+)
 def test_a_foreign_cell_is_made_again(tmp_path, kept):
     keeper = store.Store(tmp_path, TINY)
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "r.json").write_text(kept)
     assert keeper.read("p", "r", b"") is None
-    right = kept.replace("1", f'"{keeper.key("p", "r", b"")}"')
+    right = kept.replace("1", f'"{keeper.of(b"").key}"')
     (tmp_path / "p" / "r.json").write_text(right)  # of an older version with this key
     assert keeper.read("p", "r", b"") is None
 
@@ -374,4 +369,3 @@ def test_digits_are_learnt():
     assert not cell.error
     final = normalized(problem, cell.losses)
     assert final[1].mean() < 0.85 < float(normalized(problem, cell.start).mean())
-    assert 0 < cell.conflict.mean() < 1

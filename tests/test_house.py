@@ -119,6 +119,7 @@ def test_experiments_use_public_names_only():
         "mtlfunc",
         "mtlfunc.audit",
         "mtlfunc.core.files",
+        "mtlfunc.core.processes",
         "mtlfunc.solvers",
         "mtlfunc.studies.arena",
         "mtlfunc.types",

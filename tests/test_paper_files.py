@@ -211,8 +211,9 @@ def test_a_second_run_on_one_folder_is_refused(made: Path, tmp_path: Path) -> No
 
 def test_a_lock_of_a_number_in_use_is_stale_without_its_holder(tmp_path: Path) -> None:
     """Another program may have got the number of a run that is long gone: here, this one."""
-    (tmp_path / ".lock").write_text(f"process {os.getpid()} on {os.uname().nodename}")
+    record = f"{os.getpid()}\n{os.uname().nodename}\n"
+    (tmp_path / ".lock").write_text(record)
     with reserved(tmp_path), pytest.raises(Refused), reserved(tmp_path):
         pass
     with reserved(tmp_path):
-        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        assert (tmp_path / ".lock").read_text() == record

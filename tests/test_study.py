@@ -469,7 +469,7 @@ def test_report_is_written_whole(tmp_path):
         "| 1     | 2         |",
         "| three | 4         |",
     ]
-    paths = tables.write_report(tmp_path / "new", numbers, table, Figure(), "picture")
+    paths = tables.write_report(tmp_path / "new", numbers, table, {"picture": Figure()})
     assert [path.name for path in paths] == ["results.json", "table.md", "picture.png"]
     assert sorted(paths) == sorted((tmp_path / "new").iterdir())
     kept = json.loads(paths[0].read_text(encoding="utf-8"))

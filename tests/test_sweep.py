@@ -1,5 +1,10 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
+import functools
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -318,6 +323,58 @@ def begun(tmp_path):
 def test_grid_refuses_the_folder_of_other_axes(begun, axes, message):
     with pytest.raises(ValueError, match=message):
         grid(lambda **point: point["a"], axes, path=begun)
+
+
+def linear(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda k: float(k),
+        lambda k: torch.tensor([0.0, k], dtype=torch.bfloat16),
+        lambda k: {"rates": (0.1, k)},
+        lambda k: mf.cagrad(0.1 + k),
+        lambda k: functools.partial(mf.cagrad, c=k),
+        linear,
+        lambda k: ["mgda", mf.pcgrad()][k],
+        lambda k: SimpleNamespace(c=k),
+    ],
+)
+def test_grid_refuses_the_folder_of_other_values_under_the_same_labels(value, tmp_path):
+    axes = [{"x": {"one": value(k), "two": 2.0}, "k": torch.arange(2)} for k in (0, 0, 1)]
+    first = grid(lambda x, k: k, axes[0], path=tmp_path)
+    assert grid(lambda x, k: k, axes[1], path=tmp_path).identical(first)
+    with pytest.raises(ValueError, match=r"holds axes\['x'\] with other values under the same lab"):
+        grid(lambda x, k: k, axes[2], path=tmp_path)
+
+
+VALUES = """
+import torch, mtlfunc as mf
+from mtlfunc.studies._points import Axis, _digest_of
+torch.manual_seed(0)
+values = [mf.cagrad(0.4),
+    torch.nn.Linear(2, 2), {"a", "b", "c"}, mf.jacobian("*"), mf.momentum(mf.mgda(), 0.9)]
+print(_digest_of(Axis(list("abcde"), values))["values"])
+"""
+
+
+def test_values_are_the_same_in_every_process():
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", VALUES],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in "12"
+    ]
+    assert said[0] == said[1]
+    assert len(said[0]) == 65
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 nothing lost.
 """
 
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from mtlfunc.core.files import InUse, holder, reserved
+from mtlfunc.core.files import InUse, reserved
 from mtlfunc.studies import Unfinished, grid
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +141,61 @@ def test_what_cannot_be_pickled_is_explained(pool):
         grid(weights, AXES, executor="processes")
 
 
+class Quotes:
+    """Raises a job's error as Ray and submitit do: their own, which quotes the worker's."""
+
+    def submit(self, do, *arguments):
+        future = Future()
+        try:
+            future.set_result(do(*arguments))
+        except Exception:
+            future.set_exception(RuntimeError(traceback.format_exc()))
+        return future
+
+
+def test_an_error_that_quotes_pickle_is_not_one_of_sending():
+    with pytest.raises(RuntimeError, match=r"pickle.loads(.|\n)*ZeroDivisionError: for cagrad"):
+        grid(raises, AXES, chunk_size=3, executor=Quotes())
+
+
+ORPHANS = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from tests.test_sweep_workers import number_of
+from mtlfunc.studies import grid
+import torch
+with ProcessPoolExecutor(2, get_context(sys.argv[1])) as pool:
+    found = grid(number_of, {"k": torch.arange(8)}, chunk_size=1, executor=pool)
+    print(*set(found["value"].values.tolist()), flush=True)
+    time.sleep(60)
+"""
+
+
+def number_of(k):
+    time.sleep(0.1)
+    return torch.tensor(os.getpid()) + 0 * k
+
+
+def runs(process):
+    """Whether a process has memory; one that ended and was not waited for has none."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("kind", ["spawn", "fork", "forkserver"])
+def test_workers_end_with_a_parent_that_was_killed(kind):
+    command = [sys.executable, "-c", ORPHANS, kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout
+        workers = [int(x) for x in parent.stdout.readline().split()]
+        parent.kill()
+    assert workers
+    until(lambda: not any(map(runs, workers)))
+
+
 @ONE_PROCESSOR
 def test_a_dead_worker_is_named_and_the_rest_kept(whole, tmp_path):
     with (
@@ -183,7 +240,7 @@ class Interrupted:
 
 def test_interruption_keeps_what_the_workers_have_done(whole, tmp_path):
     executor = Interrupted()
-    with pytest.raises(Unfinished, match="after 8 of 36 points") as caught:
+    with pytest.raises(Unfinished, match=r"after 8 of 36 points.*same call goes on") as caught:
         grid(weights, AXES, chunk_size=4, executor=executor, path=tmp_path)
     assert int((~np.isnan(caught.value.dataset["default"])).sum()) == 8
     assert len(list(tmp_path.glob("points-*"))) == 2
@@ -295,36 +352,42 @@ def test_a_folder_that_cannot_be_written_is_read_or_refused(tmp_path, monkeypatc
 # --- locks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", [True, False])
-def test_locks(kernel, tmp_path, monkeypatch):
-    """With the kernel's locks, and on a file system that has none."""
-    if not kernel:
-        monkeypatch.setattr("mtlfunc.core.files.fcntl", None)
+def refused(lock):
+    with pytest.raises(InUse) as caught, reserved(lock):
+        pass
+    return caught.value
+
+
+def test_a_lock_names_its_process_and_a_dead_one_is_nobodys(tmp_path):
+    lock, here = tmp_path / "lock", os.uname().nodename
+    with reserved(lock):
+        assert lock.read_text() == f"{os.getpid()}\n{here}\n"
+        found = refused(lock)
+        assert (found.holder, found.cure) == (f"process {os.getpid()} on {here}", "")
+    assert not lock.exists()
+    for stale in (f"{os.getpid()}\n{here}\n", "1\nanother\n", ""):  # the kernel knows better
+        lock.write_text(stale)
+        with reserved(lock):
+            assert refused(lock).holder == f"process {os.getpid()} on {here}"
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_without_locks_has_the_file(tmp_path, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", missing)
     lock = tmp_path / "lock"
     with reserved(lock):
-        assert holder(lock) == lock.read_text()
-        assert f"process {os.getpid()} on " in holder(lock)
-        with pytest.raises(InUse, match=f"process {os.getpid()}"), reserved(lock):
-            pass
+        assert refused(lock).holder == f"process {os.getpid()} on {os.uname().nodename}"
     assert not lock.exists()
-    assert holder(lock) == ""
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    here = os.uname().nodename
-    for stale in (f"process {gone.pid} on {here}", f"process {os.getpid()} on {here}", ""):
-        lock.write_text(stale)
-        assert holder(lock) == ""
-        with reserved(lock):
-            assert holder(lock)
-    lock.write_text("process 1 on another")
-    if kernel:  # the kernel knows that it has gone
-        assert holder(lock) == ""
-    else:
-        with pytest.raises(InUse) as caught, reserved(lock):
-            pass
-        assert caught.value.cure == f"; if it no longer runs, delete {lock}"
-        lock.write_text(f"process 1 on {here}")
-        assert holder(lock)
+    lock.write_text(f"{gone.pid}\n{os.uname().nodename}\n")
+    with reserved(lock):
+        pass
+    lock.write_text("1\nanother\n")
+    assert refused(lock).cure == f"; if it no longer runs, delete {lock}"
 
 
 def test_a_forked_child_keeps_no_lock(tmp_path):
@@ -334,7 +397,6 @@ def test_a_forked_child_keeps_no_lock(tmp_path):
             time.sleep(30)
             os._exit(0)
     try:
-        assert holder(tmp_path / "lock") == ""
         with reserved(tmp_path / "lock"):
             pass
     finally:

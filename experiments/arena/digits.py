@@ -58,7 +58,6 @@ def problem() -> BenchmarkProblem:
         torch.zeros(2, dtype=torch.float64),
         torch.full((2,), math.log(10), dtype=torch.float64),
         None,
-        None,
         steps=120,
         rates=(0.00316, 0.01, 0.0316, 0.1),
         shared="trunk.*",

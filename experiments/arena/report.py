@@ -1,8 +1,5 @@
 """From a result to figures, a page and a JSON file."""
 
-import base64
-import html
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,22 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from mtlfunc.core.files import write_whole
+from experiments.common.tables import as_dicts, markdown, write_report
 from mtlfunc.studies.arena import MEASURES, STATIC, Result, normalized
 
-from .store import plain
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 90rem; margin: 2rem auto;
-  padding: 0 1rem; }
-table { border-collapse: collapse; font-size: .8rem; margin: 1rem 0; display: block;
-  overflow-x: auto; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .5rem;
-  border-bottom: 1px solid #ddd; }
-th { background: #f4f4f4; }
-td { white-space: nowrap; } summary { cursor: pointer; font-weight: 600; }
-img { max-width: 100%; height: auto; } figcaption { color: #444; }
-"""
 PICTURED = ("mean", "mgda", "pcgrad", "cagrad", STATIC)
 """Drawn on the fronts, beside the user's."""
 
@@ -168,63 +152,63 @@ def fronts(result: Result, mine: tuple[str, ...]) -> tuple[Figure, str] | None:
 MARKERS = "sD^ov<>P*X"
 
 
+DETAILS = {
+    "rank": "rank",
+    "lr": "learning rate",
+    "mean": "mean score",
+    "mean less mean's": "less the mean's",
+    f"mean less {STATIC}'s": "less the static search's",
+    "worst": "worst score",
+    "front": "distance to front",
+    "step, ms": "ms per step",
+}
+"""Columns of a problem's table, by their names in a record."""
+
+
 def write(result: Result, settings: dict[str, Any], mine: tuple[str, ...], out: Path) -> list[Path]:
-    """results.json, the figures and arena.html, each whole before it is put in place."""
-    figures: dict[str, tuple[Figure, str]] = {"ranks": ranks(result), "scores": scores(result)}
+    """results.json, table.md and the figures, each written atomically."""
     drawn = fronts(result, mine)
+    figures = {"ranks": ranks(result), "scores": scores(result)}
     figures |= {"fronts": drawn} if drawn else {}
-    paths = []
-    for name, (figure, _) in figures.items():
-        paths.append(out / f"{name}.png")
-        write_whole(
-            paths[-1], lambda file, figure=figure: figure.savefig(file, format="png", dpi=130)
-        )
     if not drawn:
         (out / "fronts.png").unlink(missing_ok=True)
     content = {
         "settings": settings,
         "problems": {name: problem.text for name, problem in result.problems.items()},
         "notes": result.notes(),
-        "ranks": {by: [_rank(rank._asdict()) for rank in result.ranks(by)] for by in MEASURES},
+        "ranks": {by: result.ranks(by) for by in MEASURES},
         "critical difference": {
             by: result.critical_difference(by) for by in MEASURES if result.ranks(by)
         },
         "records": {by: result.records(by) for by in MEASURES},
     }
-    paths += [out / "results.json", out / "arena.html"]
-    captions = {name: text for name, (_, text) in figures.items()}
-    write_whole(paths[-2], json.dumps(plain(content), indent=1, ensure_ascii=False))
-    write_whole(paths[-1], page(result, settings, captions, out))
-    return paths
+    pictures = {name: figure for name, (figure, _) in figures.items()}
+    return write_report(out, as_dicts(content), page(result, settings, figures), pictures)
 
 
-def page(result: Result, settings: dict[str, Any], captions: dict[str, str], out: Path) -> str:
-    """The whole study as one HTML page, figures included."""
+def page(result: Result, settings: dict[str, Any], figures: dict[str, tuple[Figure, str]]) -> str:
+    """The whole study as a page in Markdown."""
+    table = result.table()
+    parts = [
+        "# The arena\n\nEvery rule on small problems with known answers, against constant weights "
+        f"that were searched for. {'; '.join(f'{name} {x}' for name, x in settings.items())}.",
+        markdown(list(table.columns), table.values.tolist()),
+        "\n".join(f"- {note}" for note in result.notes()),
+        *(f"![{name}]({name}.png)\n\n{caption}" for name, (_, caption) in figures.items()),
+    ]
+    records = result.records()
+    for name, problem in result.problems.items():
+        rows = sorted((x for x in records if x["problem"] == name), key=lambda x: x["rank"])
+        shown = {key: head for key, head in DETAILS.items() if any(key in row for row in rows)}
+        lines = [[row["rule"], *(_number(row, key) for key in shown)] for row in rows]
+        head = f"## {name}\n\n{problem.text}"
+        parts.append(f"{head}\n\n{markdown(['rule', *shown.values()], lines)}")
+    return "\n\n".join(parts)
 
-    def image(name: str) -> str:
-        content = base64.b64encode((out / f"{name}.png").read_bytes()).decode()
-        return f'<img alt="{name}" src="data:image/png;base64,{content}">'
 
-    figures = "".join(
-        f"<figure>{image(name)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for name, caption in captions.items()
-    )
-    how = "; ".join(f"{name} {value}" for name, value in settings.items())
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>The arena</title>'
-        f"<style>{STYLE}</style><h1>The arena</h1>"
-        "<p>Every rule on small problems with known answers, against constant weights that were "
-        f"searched for. {html.escape(how)}.</p>"
-        f"{result._repr_html_()}{figures}</html>"
-    )
-
-
-def _rank(rank: dict[str, Any]) -> dict[str, Any]:
-    def named(interval: Any) -> dict[str, float]:
-        return dict(zip(("mean", "low", "high"), interval, strict=True))
-
-    return rank | {
-        "seeds": named(rank["seeds"]),
-        "problems": named(rank["problems"]),
-        "against": {other: named(interval) for other, interval in rank["against"].items()},
-    }
+def _number(row: dict[str, Any], key: str) -> str:
+    """A mean with its interval where there is one; empty where it is not finite."""
+    value, low, high = (row.get(name, math.nan) for name in (key, f"{key}, low", f"{key}, high"))
+    if not math.isfinite(value):
+        return ""
+    return f"{value:.3g}" + (f" [{low:.3g}, {high:.3g}]" if math.isfinite(low) else "")

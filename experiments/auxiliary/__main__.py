@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = shown.table(found, plan, described)
         numbers = shown.numbers_of(found, plan, described)
-        paths = write_report(out, numbers, text, shown.figure(found), "auxiliary")
+        paths = write_report(out, numbers, text, {"auxiliary": shown.figure(found)})
         print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
 
     return command.finish(body, out)

@@ -22,13 +22,22 @@ class Cell(NamedTuple):
     rate: float
     seed: int
 
+    @property
+    def file(self) -> Path:
+        """Where a store keeps it, in its folder."""
+        method = slug(f"{self.method} {self.variant}".strip())
+        return Path(slug(self.problem), method, f"rate {self.rate:g} seed {self.seed}.json")
+
     def __str__(self) -> str:
         named = [x for x in (self.problem, self.method, self.variant) if x]
         return f"{', '.join(named)}, rate {self.rate:g}, seed {self.seed}"
 
 
 class Store:
-    """One JSON file a cell; what was made with other sources or settings is not read."""
+    """One JSON file per cell, a named tuple with its `.file`.
+
+    What was made with other sources or settings is not read.
+    """
 
     def __init__(
         self,
@@ -49,7 +58,7 @@ class Store:
         self.folder, self.unfinished = folder, unfinished
         self.key = digest([*package(), *sorted(sources)], settings, torch.__version__)
 
-    def read(self, cell: Cell) -> dict[str, Any] | None:
+    def read(self, cell: Any) -> dict[str, Any] | None:
         """What an earlier run left; None for another key or an unreadable file."""
         try:
             kept = json.loads(self.path(cell).read_text(encoding="utf-8"))
@@ -59,7 +68,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, cell: Cell, numbers: dict[str, Any]) -> None:
+    def write(self, cell: Any, numbers: dict[str, Any]) -> None:
         """Keep a cell, whole. Raises OSError where that cannot be done, on a full disk say."""
         path = self.path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +77,9 @@ class Store:
         if self.unfinished is not None:
             state_of(self.unfinished, cell).unlink(missing_ok=True)
 
-    def path(self, cell: Cell) -> Path:
+    def path(self, cell: Any) -> Path:
         """The file of a cell."""
-        method = slug(f"{cell.method} {cell.variant}".strip())
-        folder = self.folder / slug(cell.problem) if cell.problem else self.folder
-        return folder / method / f"rate {cell.rate:g} seed {cell.seed}.json"
+        return self.folder / cell.file
 
 
 def sources_of(here: Path) -> list[Path]:

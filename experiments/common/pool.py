@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from mtlfunc.core.processes import follow_parent
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -136,7 +138,7 @@ def prepare() -> None:
     keep_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    follow_parent()
+    follow_parent(os.getpid())
 
 
 @functools.cache  # once a process
@@ -164,15 +166,3 @@ def keep_memory() -> None:
             trim(0)
 
     threading.Thread(target=hand_back, daemon=True).start()
-
-
-def follow_parent() -> None:
-    """In a new worker: no life without the process that started it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

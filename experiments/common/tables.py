@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,16 @@ def as_dicts(value: Any) -> Any:
 
 
 def write_report(
-    folder: Path, numbers: dict[str, Any], table: str, figure: Figure, name: str
+    folder: Path, numbers: dict[str, Any], table: str, figures: Mapping[str, Figure]
 ) -> list[Path]:
-    """`results.json`, `table.md` and `<name>.png`, each whole; their paths."""
+    """`results.json`, `table.md` and a PNG per figure, each written atomically; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, Any] = {
         "results.json": json.dumps(plain(numbers), indent=1, ensure_ascii=False) + "\n",
         "table.md": table.rstrip() + "\n",
-        f"{name}.png": lambda file: figure.savefig(file, dpi=130, format="png"),
     }
+    for name, figure in figures.items():
+        contents[f"{name}.png"] = partial(figure.savefig, dpi=130, format="png")
     for file, content in contents.items():
         write_whole(folder / file, content)
     return [folder / file for file in contents]

@@ -98,7 +98,7 @@ def run(chosen: Part, out: Path, workers: int) -> None:
     settings = chosen.settings._asdict() | {"torch": torch.__version__, "workers": workers}
     text = chosen.table(found)
     numbers = numbers_of(found, chosen.plan, chosen.shown, settings)
-    paths = write_report(out / chosen.name, numbers, text, chosen.figure(found), chosen.name)
+    paths = write_report(out / chosen.name, numbers, text, {chosen.name: chosen.figure(found)})
     print(f"\n{text}\nwritten: {', '.join(map(str, paths))}", flush=True)
 
 

@@ -250,7 +250,7 @@ def write(outcomes: dict[str, Outcome], settings: dict[str, object], folder: Pat
         row.rule: outcomes[row.rule]._asdict() | {"summary": _plain(row)} for row in rows(outcomes)
     }
     numbers = {"settings": settings, "methods": methods}
-    return write_report(folder, numbers, table(outcomes), figure(outcomes), "digits")
+    return write_report(folder, numbers, table(outcomes), {"digits": figure(outcomes)})
 
 
 def _plain(row: Row) -> dict[str, object]:

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = table(found, plan, described)
         numbers = numbers_of(found, plan, described)
-        paths = write_report(out, numbers, text, figure(found), "multimnist")
+        paths = write_report(out, numbers, text, {"multimnist": figure(found)})
         print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
 
     return command.finish(body, out)

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         text = table(found, plan, benchmark, described, pixels)
         numbers = numbers_of(found, plan, benchmark, described)
-        paths = write_report(out, numbers, text, figure(found, benchmark), "scenes")
+        paths = write_report(out, numbers, text, {"scenes": figure(found, benchmark)})
         print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
 
     return command.finish(body, out)

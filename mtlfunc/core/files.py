@@ -1,25 +1,22 @@
-"""Files that are whole or absent, locks, and one number for what several files hold."""
+"""Atomic writes, locks, and digests of files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+import numpy as np
+import torch
+from filelock import FileLock, SoftFileLock, Timeout
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
-    """Write a file under a temporary name, then move it in place: who finds it finds it whole.
+    """Write a file atomically: under a temporary name, which is then moved in place.
 
     Args:
         path: where to; an older file there stays until the new one is complete.
@@ -49,115 +46,71 @@ def digest(files: Iterable[Path], *others: object) -> str:
     return found.hexdigest()
 
 
-# ---- locks ----
+def texts(value: Any, other: Callable[[Any], Iterable[str]]) -> list[str]:
+    """A value as texts that are the same in every process.
 
-_HELD: set[TextIO] = set()
-"""Open lock files of this process."""
+    Args:
+        value: tensors, arrays, numbers, strings, None, and mappings and sequences of these.
+        other: gives the texts of everything else.
+    """
+    if isinstance(value, torch.Tensor):
+        content = value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+        return [f"{value.dtype}{list(value.shape)}{hashlib.sha256(content).hexdigest()}"]
+    if isinstance(value, np.ndarray):
+        return [f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"]
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, tuple | list):
+        inside = (text for item in value for text in texts(item, other))
+        return [type(value).__name__, *inside, "end"]
+    if value is None or isinstance(value, str | int | float | torch.device | torch.dtype):
+        return [repr(value)]
+    return [*other(value)]
+
+
+# ---- locks ----
 
 
 class InUse(Exception):
     """Another process, `.holder` in words, has the lock; `.cure` is what to do if it has not."""
 
-    def __init__(self, lock: Path, holder: str) -> None:
-        super().__init__(f"{lock} is held by {holder}")
-        self.holder = holder
-        here = holder.endswith(f" on {platform.node()}")
-        self.cure = "" if here else f"; if it no longer runs, delete {lock}"
+    def __init__(self, lock: Path) -> None:
+        record: list[str] = []
+        with suppress(OSError, ValueError):  # the holder may end now; Windows lets nobody read
+            record = lock.read_text(encoding="utf-8").split("\n")
+        process, node = record[:2] if len(record) > 1 else ("", "")
+        self.holder = f"process {process} on {node}" if node else "another process"
+        self.cure = (
+            "" if node in ("", platform.node()) else f"; if it no longer runs, delete {lock}"
+        )
+        super().__init__(f"{lock} is held by {self.holder}")
 
 
 @contextmanager
 def reserved(lock: Path) -> Iterator[None]:
-    """A lock file, for this process alone until the block ends.
+    """Hold a lock file until the block ends.
 
-    The lock is the kernel's, on an open file, so it goes with the process, however that ends; the
-    text of the file says who has it, `process 17 on lab3`. Where the file system has no locks, the
-    text alone counts: stale where that process of this machine has ended, in use otherwise.
+    The lock is the kernel's, through `filelock`, so it ends with the process, however that ends. On
+    a file system without locks the file itself is the lock, which warns.
 
     Args:
-        lock: the file, in a folder that exists; taken away at the end.
+        lock: the file, in a folder that exists; deleted at the end.
 
     Raises:
         InUse: where another process has it, or this one already.
         OSError: where the file cannot be written.
     """
-    other = ""
-    for _ in range(5):
-        file = lock.open("a+", encoding="utf-8")
-        # Another process may have ended, and taken its file away, since this one opened it.
-        if _take(file, lock) and _same(file, lock):
-            break
-        other = _text(file)
-        file.close()
-        time.sleep(0.05)  # or one only looks who has it
-    else:
-        raise InUse(lock, other or "a process that just starts")
-    _HELD.add(file)
+    held = FileLock(lock, thread_local=False)
     try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        held.acquire(timeout=0.2, poll_interval=0.02)  # or another one only looks who has it
+    except Timeout as error:
+        raise InUse(lock) from error
+    try:
+        if not isinstance(held, SoftFileLock):  # which writes the same two lines, and a third
+            with suppress(PermissionError):  # Windows
+                lock.write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8")
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        _HELD.discard(file)
-        file.close()
-
-
-def holder(lock: Path) -> str:
-    """Who has a lock, `process 17 on lab3`; empty where nobody has."""
-    try:
-        with lock.open("r+", encoding="utf-8") as file:
-            return "" if _take(file, lock) else _text(file)
-    except FileNotFoundError:
-        return ""
-
-
-def _take(file: TextIO, lock: Path) -> bool:
-    if fcntl:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            pass
-    return not _runs(_text(file), lock)
-
-
-def _runs(text: str, lock: Path) -> bool:
-    """Whether the process that a lock's text names may still run."""
-    found = re.fullmatch(r"process (\d+) on (.*)", text)
-    if not found or found[2] != platform.node() or os.name != "posix":
-        return bool(text)
-    if int(found[1]) == os.getpid():  # or of another one that had this number before
-        return any(Path(file.name) == lock for file in _HELD)
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return False
-    except (OverflowError, PermissionError):  # of another user
-        pass
-    return True
-
-
-def _text(file: TextIO) -> str:
-    file.seek(0)
-    return file.read().strip()
-
-
-def _same(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _forget() -> None:
-    """In a forked child: it has the open files, too, and would keep the locks of a dead parent."""
-    for file in _HELD:
-        file.close()
-    _HELD.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+        with suppress(PermissionError):
+            lock.unlink(missing_ok=True)
+        held.release()

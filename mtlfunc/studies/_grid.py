@@ -5,6 +5,7 @@ goes.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import pickle
 import platform
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ..core.checks import transformed
 from ..core.points import check_chunk_size, evaluate
+from ..core.processes import follow_parent
 from ._points import Axis, Chunk, Points
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ class Unfinished(KeyboardInterrupt):
     `.dataset` is NaN where a point is missing; integers become floats for it.
     """
 
-    def __init__(self, dataset: xarray.Dataset, done: int, total: int) -> None:
-        super().__init__(f"grid interrupted after {done} of {total} points; .dataset holds them")
+    def __init__(self, dataset: xarray.Dataset, done: int, total: int, rest: str) -> None:
+        super().__init__(f"grid interrupted after {done} of {total} points; {rest}")
         self.dataset = dataset
 
 
@@ -72,9 +74,11 @@ def grid(
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
-            call with the same axes evaluates only what is missing, whatever its chunk_size. What
-            `f` does is not compared, only the names, shapes and dtypes it returns: take a new
-            folder where its code changes. One call at a time has the folder; shards share it.
+            call with the same axes evaluates only what is missing, whatever its chunk_size. The
+            values of a dict are compared as well: numbers, tensors, the parameters of a module,
+            what a rule was made with. What `f` does is not compared, only the names, shapes and
+            dtypes it returns: take a new folder where its code changes. One call at a time has the
+            folder; shards share it.
         executor: evaluates the chunks side by side: a `concurrent.futures.ProcessPoolExecutor` with
             `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
             mpi4py, ipyparallel and submitit: what has `submit(f, *arguments)`. Workers take this
@@ -155,7 +159,8 @@ def grid(
                 else:
                     _side_by_side(points, f, left, executor, bar)
         except KeyboardInterrupt as stop:
-            raise Unfinished(points.dataset(), int(points.done.sum()), points.total) from stop
+            done = int(points.done.sum())
+            raise Unfinished(points.dataset(), done, points.total, _resumed(points)) from stop
         if n > 1:
             points.load()  # of the other shards
     return points.dataset()
@@ -210,6 +215,10 @@ class Home(NamedTuple):
         return cls(process, torch.get_default_dtype(), torch.get_num_threads())
 
 
+RAISED = "f raised this"
+"""Tells an error of `f` from one of the executor that could not send it."""
+
+
 def _work(
     home: Home,
     f: Callable[..., Any],
@@ -227,7 +236,14 @@ def _work(
         torch.set_default_dtype(home.dtype)
         if here.threads != home.threads:
             torch.set_num_threads(home.threads)
-    return here.process, _evaluate(f, names, pickle.loads(batched), fixed, count)
+        parent = multiprocessing.parent_process()
+        if parent is not None and (here.process[0], parent.pid) == home.process:
+            follow_parent(os.getpid())
+    try:
+        return here.process, _evaluate(f, names, pickle.loads(batched), fixed, count)
+    except Exception as error:
+        error.add_note(f"grid: {RAISED} in process {here.process[1]} on {here.process[0]}")
+        raise
 
 
 def _one_by_one(points: Points, f: Callable[..., Any], chunks: list[Chunk], bar: Any) -> None:
@@ -305,26 +321,31 @@ def _finished(waiting: dict[Any, Chunk], done: queue.SimpleQueue[Any]) -> list[A
                 return others
 
 
+def _resumed(points: Points) -> str:
+    """Where the finished points are, and how to go on."""
+    if points.folder:
+        return (
+            f"what is done is in .dataset and {points.folder}, and the same call goes on from there"
+        )
+    return "what is done is in .dataset; with a path, the same call would go on from there"
+
+
 def _explain(points: Points, chunks: list[Chunk], chunk: Chunk, error: Exception) -> None:
     """Raise what ended a job, with what to do."""
     if isinstance(error, futures.BrokenExecutor):
         lost = [chunk.without(points.done) for chunk in chunks]
         lost = [points.describe(chunk.flat) for chunk in lost if len(chunk.flat)]
-        kept = (
-            f"the rest is in {points.folder}, and the same call goes on from there"
-            if points.folder
-            else "the rest is in .dataset; with a path, the same call would go on from there"
-        )
         raise WorkerError(
             f"executor: a worker died with {int(points.done.sum())} of {points.total} points done: "
             "killed, for memory perhaps, or it could not import f, which must stand at the top "
             "level of a module that workers can import (a script starts its pool under `if "
             '__name__ == "__main__":`). Not evaluated: '
             f"{'; '.join(lost[:5])}{f' and {len(lost) - 5} more chunks' if lost[5:] else ''}; "
-            f"{kept}",
+            f"{_resumed(points)}",
             points.dataset(),
         ) from error
-    if isinstance(error, pickle.PicklingError) or "pickle" in str(error):
+    said = [str(error), *getattr(error, "__notes__", ())]  # Ray and submitit quote the notes
+    if "pickl" in f"{type(error)} {said[0]}".lower() and not any(RAISED in text for text in said):
         raise TypeError(
             f"executor: it cannot send f or the value of an axis to its workers ({error}); write f "
             "at the top level of a module, not as a lambda or inside another function, and make "

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import InUse, holder, reserved, write_whole
+from ..core.files import InUse, digest, reserved, texts, write_whole
 
 if TYPE_CHECKING:
     import xarray
@@ -57,27 +59,14 @@ class Points:
         """All points in chunks; they depend on the axes and chunk_size alone, not on what is done,
         so that every shard and every later call cuts alike.
         """
-        position = dict(
-            zip(self.axes, np.unravel_index(np.arange(self.total), self.sizes), strict=True)
-        )
-        looped = {
-            name: axis.values
-            for name, axis in self.axes.items()
-            if not isinstance(axis.values, Tensor)
-        }
-        found = []
+        looped = {n: x.values for n, x in self.axes.items() if not isinstance(x.values, Tensor)}
+        flat = np.arange(self.total).reshape(self.sizes)
+        size, found = chunk_size or self.total, []
         for choice in itertools.product(*(range(len(values)) for values in looped.values())):
-            here = np.ones(self.total, dtype=bool)
-            for name, at in zip(looped, choice, strict=True):
-                here &= position[name] == at
-            fixed = {
-                name: values[at] for (name, values), at in zip(looped.items(), choice, strict=True)
-            }
-            flat = np.flatnonzero(here)
-            size = chunk_size or self.total
-            found += [
-                Chunk(flat[start : start + size], fixed) for start in range(0, len(flat), size)
-            ]
+            at = dict(zip(looped, choice, strict=True))
+            here = flat[tuple(at.get(name, slice(None)) for name in self.axes)].ravel()
+            fixed = {name: looped[name][k] for name, k in at.items()}
+            found += [Chunk(here[i : i + size], fixed) for i in range(0, len(here), size)]
         return found
 
     def batch(self, flat: np.ndarray) -> dict[str, Tensor]:
@@ -187,8 +176,9 @@ class Points:
         try:
             with reserved(mine):
                 for lock in [whole] if n > 1 else sorted(self.folder.glob(".lock-*-of-*")):
-                    if lock != mine and (other := holder(lock)):
-                        raise InUse(lock, other)
+                    if lock != mine and lock.exists():
+                        with reserved(lock):
+                            pass
                 yield
         except InUse as error:
             raise RuntimeError(
@@ -216,6 +206,7 @@ class Points:
                 "dtype": str(getattr(axis.values, "dtype", "")),
                 "labels": axis.labels,
             }
+            | _digest_of(axis)
             for name, axis in self.axes.items()
         }
         # Looked at before the header is: another shard may begin the folder just now.
@@ -260,9 +251,17 @@ class Points:
                 "another path, or the axes of before"
             )
         for name, axis in mine.items():
-            if axis != theirs[name]:
+            other = theirs[name]
+            if isinstance(other, dict) and axis | {"values": ""} == other | {"values": ""}:
+                if axis == other:
+                    continue
                 raise ValueError(
-                    f"path: {self.folder} holds axes[{name!r}] = {theirs[name]}, not {axis}; pass "
+                    f"path: {self.folder} holds axes[{name!r}] with other values under the same "
+                    "labels; pass another path, or the values of before"
+                )
+            if axis != other:
+                raise ValueError(
+                    f"path: {self.folder} holds axes[{name!r}] = {other}, not {axis}; pass "
                     "another path, or the axes of before"
                 )
 
@@ -311,3 +310,36 @@ class Points:
 
 def _number(x: Any) -> Any:
     return x.item()  # NumPy's scalars
+
+
+def _digest_of(axis: Axis) -> dict[str, str]:
+    """A digest of the values of an axis `{label: value}`; elsewhere the labels are the values."""
+    if isinstance(axis.values, Tensor) or all(map(operator.is_, axis.labels, axis.values)):
+        return {}
+    inside: list[int] = []
+
+    def parts(x: Any) -> list[str]:
+        """The name of a function or a class, and what a function or an object holds."""
+        name = getattr(x, "__qualname__", type(x).__qualname__)
+        if id(x) in inside:  # by way of itself
+            return [name]
+        try:
+            content = _content(x)
+        except Exception:  # whatever an object says that cannot be taken apart
+            return [name]
+        inside.append(id(x))
+        found = texts(content, parts)
+        inside.pop()
+        return [name, *found]
+
+    return {"values": digest([], *texts(axis.values, parts))}
+
+
+def _content(x: Any) -> Any:
+    if isinstance(x, FunctionType):
+        return x.__defaults__, x.__kwdefaults__, [c.cell_contents for c in x.__closure__ or ()]
+    if isinstance(x, type | BuiltinFunctionType):
+        return ()
+    if isinstance(x, set | frozenset):
+        return sorted(map(repr, x))
+    return x.__reduce_ex__(2)  # as pickle takes it apart

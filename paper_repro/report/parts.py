@@ -9,15 +9,13 @@ import hashlib
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from mtlfunc.core.files import InUse, digest, reserved, write_whole
+from mtlfunc.core.files import InUse, digest, reserved, texts, write_whole
 
 from .cache import base, sources
 
@@ -94,7 +92,7 @@ class Kept(Generic[P, R]):
 
     def now(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, kept or computed. Raises InUse while another process computes it."""
-        key = digest([], self.base, f"draw {Store.draw}", *_texts((args, kwargs)))
+        key = digest([], self.base, f"draw {Store.draw}", *texts((args, kwargs), _refused))
         if key not in self.memory:
             self.memory[key] = self._part(key, functools.partial(self.function, *args, **kwargs))
         part = self.memory[key]
@@ -148,16 +146,5 @@ def read(path: Path) -> Part:
     return pickle.loads(raw[32:])
 
 
-def _texts(x: Any) -> Sequence[str]:
-    """Arguments as texts, the same in every process."""
-    if isinstance(x, torch.Tensor):
-        x = x.detach().cpu().numpy()
-    if isinstance(x, np.ndarray):
-        return [f"{x.dtype}{x.shape}{hashlib.sha256(x.tobytes()).hexdigest()}"]
-    if isinstance(x, Mapping):
-        x = list(x.items())
-    if isinstance(x, (tuple, list)):
-        return [type(x).__name__, *(text for item in x for text in _texts(item)), "end"]
-    if x is None or isinstance(x, (str, int, float, torch.device, torch.dtype)):
-        return [repr(x)]
+def _refused(x: Any) -> list[str]:
     raise TypeError(f"a kept function takes no {type(x).__name__}: {x!r} says not all of it")

@@ -12,8 +12,8 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ...analysis.pareto import hypervolume
 from ...core import random
 from .problems import BenchmarkProblem
 from .study import STATIC, Cell, Settings
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.axes import Axes
 
 MEASURES = {"mean": "mean score", "worst": "worst task's score", "front": "distance to the front"}
@@ -44,8 +44,6 @@ ENOUGH = 6
 """Problems: of five, the most extreme of the 2⁵ sign patterns have a probability of 2/32 > .05."""
 SUBSETS = 1 << 14
 """At most so many subsets of problems are looked at; beyond 14 problems they are drawn."""
-REFERENCE_POINT = 1.1
-"""Of hypervolumes, in units of score, for every task."""
 
 
 class Interval(NamedTuple):
@@ -72,29 +70,28 @@ class Result:
     """Every rule on every problem; printed, and in a notebook, it is the table of ranks."""
 
     problems: dict[str, BenchmarkProblem]
-    cells: dict[str, dict[str, Cell]]  # by problem, by rule
+    cells: dict[str, dict[str, Cell]]  # by problem, by rule, the same rules for every problem
     settings: Settings
-    # by problem, rule and measure: [config, seed]
-    scores: dict[str, dict[str, dict[str, Tensor]]] = field(init=False)
-    drawn: dict[tuple[str, ...], Resampled] = field(init=False, compare=False)
 
-    def __post_init__(self) -> None:
-        scores = {
+    @cached_property
+    def scores(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """By problem, rule and measure: `[config, seed]`."""
+        return {
             name: {
                 rule: scores_of(self.problems[name], cell.losses) for rule, cell in cells.items()
             }
             for name, cells in self.cells.items()
         }
-        object.__setattr__(self, "scores", scores)
-        object.__setattr__(self, "drawn", {})
+
+    @cached_property
+    def drawn(self) -> dict[tuple[str, str], Resampled]:
+        """By problem and measure, as they are asked for."""
+        return {}
 
     @property
     def rules(self) -> list[str]:
-        """Rules that met every problem, in their order."""
-        every = list(self.cells.values())
-        return [
-            rule for rule in (every[0] if every else {}) if all(rule in cells for cells in every)
-        ]
+        """All rules, in their order."""
+        return list(next(iter(self.cells.values())))
 
     def chosen(self, problem: str, rule: str, by: str = "mean") -> int:
         """The configuration whose mean score over the tuning seeds is least.
@@ -131,16 +128,16 @@ class Result:
         )
 
     def ranks(self, by: str = "mean") -> list[Rank]:
-        """Average ranks, best first, of the rules that met all problems with this measure.
+        """Average ranks, best first, over the problems that have this measure.
 
         In each problem and seed the rules are ranked by their score, ties sharing their ranks and a
         score that is not finite sharing the last ones.
         """
         rules, names = self.rules, self._ranked(by)
-        if not rules or not names:
+        if not names:
             return []
         places = self._places(by)
-        drawn = torch.stack([self._resampled(name, by, rules).places for name in names]).mean(0)
+        drawn = torch.stack([self._resampled(name, by).places for name in names]).mean(0)
         average = places.mean(0)
         found = []
         for i, rule in enumerate(rules):
@@ -160,7 +157,7 @@ class Result:
         random, which is exact if no rule is better than another. NaN for fewer than `ENOUGH`
         problems.
         """
-        if not self.rules or len(self._ranked(by)) < ENOUGH:
+        if len(self._ranked(by)) < ENOUGH:
             return math.nan
         return spread(self._places(by))
 
@@ -182,9 +179,8 @@ class Result:
         for name, cells in self.cells.items():
             measure = self._measure(name, by)
             scores = torch.stack([self.reported(name, rule, measure) for rule in cells])
-            volumes = self._hypervolumes(name, measure)
             for rule, place in zip(cells, _ranks(scores).mean(-1).tolist(), strict=True):
-                found.append(self._record(name, rule, measure, place) | volumes[rule])
+                found.append(self._record(name, rule, measure, place))
         return found
 
     def plot(self, ax: Axes | None = None, by: str = "mean") -> Axes:
@@ -221,29 +217,33 @@ class Result:
         ax.grid(axis="x", alpha=0.25)
         return ax
 
+    def table(self, by: str = "mean") -> pandas.DataFrame:
+        """The table that is shown: a row per rule, best first, in words."""
+        import pandas  # with xarray; only a finished study needs it
+
+        ranks = self.ranks(by)
+        few = len(self._ranked(by)) < ENOUGH
+        rows: dict[str, dict[str, str]] = {}
+        for rank in ranks:
+            over = rank.seeds if few else rank.problems
+            rows[rank.rule] = {
+                "rule": rank.rule,
+                "rank": f"{rank.rank:.2f}",
+                "95 %, seeds" if few else "95 %": f"{over.low:.1f} to {over.high:.1f}",
+            }
+        for record in self.records(by):
+            row = rows.setdefault(record["rule"], {"rule": record["rule"]})
+            row[record["problem"]] = _cell(record, by)
+        return pandas.DataFrame(list(rows.values())).fillna("")
+
     def __str__(self) -> str:
-        head, *rows = self._summary()
-        cells = [head, *rows]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in cells
-        ]
-        lines.insert(1, "-" * len(lines[0]))
-        return "\n".join([*lines, "", *self.notes()])
+        return "\n".join([self.table().to_string(index=False), "", *self.notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *rows = self._summary()
-        body = "".join(
-            f"<tr>{''.join(f'<td{_colour(cell)}>{html.escape(cell)}</td>' for cell in row)}</tr>"
-            for row in rows
-        )
-        top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
-        table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-        return f"{table}<ul>{notes}</ul>{self._details()}"
+        return f"{self.table().to_html(index=False)}<ul>{notes}</ul>"
 
     def notes(self, by: str = "mean") -> list[str]:
         """What the table shows, how it was taken, and what was lost on the way."""
@@ -316,26 +316,23 @@ class Result:
         if by not in MEASURES:
             raise ValueError(f"by={by!r}: expected one of {', '.join(map(repr, MEASURES))}")
         return [
-            name
-            for name, rules in self.scores.items()
-            if all(by in scores for scores in rules.values())
+            name for name in self.cells if by != "front" or self.problems[name].front is not None
         ]
 
     def _measure(self, problem: str, by: str) -> str:
         """`by`, or the mean score where the front is not known."""
         return by if problem in self._ranked(by) else "mean"
 
-    def _resampled(self, name: str, by: str, rules: Sequence[str]) -> Resampled:
+    def _resampled(self, name: str, by: str) -> Resampled:
         """The study of one problem again, on drawn seeds; the same draws for every rule."""
-        key = (name, by, *rules)
-        if key not in self.drawn:
-            scores = [self.scores[name][rule][by] for rule in rules]
+        if (name, by) not in self.drawn:
+            scores = [scores[by] for scores in self.scores[name].values()]
             stream = list(self.cells).index(name)
-            self.drawn[key] = resampled(scores, self.settings.tuning, stream)
-        return self.drawn[key]
+            self.drawn[name, by] = resampled(scores, self.settings.tuning, stream)
+        return self.drawn[name, by]
 
     def _record(self, name: str, rule: str, by: str, place: float) -> dict[str, Any]:
-        problem, cell = self.problems[name], self.cells[name][rule]
+        cell = self.cells[name][rule]
         best, report = self.chosen(name, rule, by), slice(self.settings.tuning, None)
         final = cell.losses[best, report]
         draws = resamples(self.settings.seeds, list(self.cells).index(name))
@@ -349,106 +346,16 @@ class Result:
             "weights": None if cell.weights is None else cell.weights[best].tolist(),
             "losses": final.mean(0).tolist(),
         }
-        if problem.least is not None:
-            start = cell.start[report].mean(-1) - problem.least
-            record |= _fields("excess", final.mean(-1).sub(problem.least) / start, draws)
         for measure in self.scores[name][rule]:
             record |= _fields(measure, self.reported(name, rule, by, measure), draws)
-        rules = list(self.cells[name])
-        means = dict(zip(rules, self._resampled(name, by, rules).means.unbind(-1), strict=True))
+        means = dict(zip(self.rules, self._resampled(name, by).means.unbind(-1), strict=True))
         for other in (BASELINE, STATIC):
             if other in self.cells[name] and other != rule:
                 gap = self.reported(name, rule, by) - self.reported(name, other, by)
                 drawn = means[rule] - means[other]
                 interval = _interval(float(gap.mean()), drawn, self.settings.seeds)
                 record |= _named(f"{by} less {other}'s", interval)
-        for key, values in (
-            ("worst rate before", cell.before),
-            ("worst rate after", cell.after),
-            ("rises", cell.rises),
-            ("conflict", cell.conflict),
-        ):
-            record |= _fields(key, values[best, report], draws)
         return record | {"step, ms": cell.step_ms}
-
-    def _hypervolumes(self, name: str, by: str) -> dict[str, dict[str, float]]:
-        """Of the final points of half the seeds, over that of the front: mean and 95 % range over
-        random halves, the same for every rule.
-        """
-        problem, rules = self.problems[name], self.cells[name]
-        if problem.front is None or len(problem.ideal) > 3 or len(problem.front) < 2:
-            return {rule: {} for rule in rules}
-        reference = torch.full_like(problem.ideal, REFERENCE_POINT)
-        whole = float(hypervolume(normalized(problem, problem.front), reference))
-        count = self.settings.seeds
-        halves = random.permutation(random.key(0), count, rows=HALVES)[:, : max(1, count // 2)]
-        found = {}
-        for rule, cell in rules.items():
-            points = normalized(
-                problem, cell.losses[self.chosen(name, rule, by), self.settings.tuning :]
-            )
-            # dominates nothing
-            points = torch.where(points.isfinite().all(-1, keepdim=True), points, REFERENCE_POINT)
-            volumes = vmap(lambda half: hypervolume(half, reference))(points[halves]) / whole
-            found[rule] = dict(
-                zip(
-                    ("hypervolume", "hypervolume, low", "hypervolume, high"),
-                    (float(volumes.mean()), *_ends(volumes)),
-                    strict=True,
-                )
-            )
-        return found
-
-    def _summary(self, by: str = "mean") -> list[list[str]]:
-        """Rows of the table: rank, interval, and a score for each problem."""
-        at = {(record["problem"], record["rule"]): record for record in self.records(by)}
-        ranks = self.ranks(by)
-        few = len(self._ranked(by)) < ENOUGH
-        rows = [["rule", "rank", "95 %, seeds" if few else "95 %", *self.cells]]
-
-        def interval(rank: Rank) -> Interval:
-            return rank.seeds if few else rank.problems
-
-        left = [
-            rule
-            for rule in dict.fromkeys(rule for cells in self.cells.values() for rule in cells)
-            if rule not in self.rules
-        ]
-        for rule, rank in [
-            *((rank.rule, rank) for rank in ranks),
-            *((rule, None) for rule in left),
-        ]:
-            place = (
-                ["", ""]
-                if rank is None
-                else [f"{rank.rank:.2f}", f"{interval(rank).low:.1f} to {interval(rank).high:.1f}"]
-            )
-            rows.append([rule, *place, *(_cell(at.get((name, rule)), by) for name in self.cells)])
-        return rows
-
-    def _details(self, by: str = "mean") -> str:
-        """A folded table for each problem, in HTML."""
-        parts = []
-        records = self.records(by)
-        for name in self.cells:
-            rows = sorted(
-                (record for record in records if record["problem"] == name),
-                key=lambda record: record["rank"],
-            )
-            head = "".join(f"<th>{html.escape(column)}</th>" for column in DETAILS)
-            body = "".join(
-                f"<tr>{cells}</tr>"
-                for cells in (
-                    "".join(f"<td>{html.escape(show(row))}</td>" for show in DETAILS.values())
-                    for row in rows
-                )
-            )
-            parts.append(
-                f"<details><summary>{html.escape(name)}</summary>"
-                f"<p>{html.escape(self.problems[name].text)}</p>"
-                f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></details>"
-            )
-        return "".join(parts)
 
 
 def normalized(problem: BenchmarkProblem, losses: Tensor) -> Tensor:
@@ -593,9 +500,7 @@ def _fields(key: str, values: Float[Tensor, " seed"], draws: Tensor) -> dict[str
     return _named(key, _interval(float(values.mean()), draws @ values, len(values)))
 
 
-def _cell(record: Mapping[str, Any] | None, by: str) -> str:
-    if record is None:
-        return ""
+def _cell(record: Mapping[str, Any], by: str) -> str:
     if not math.isfinite(record.get(by, math.inf)):
         return "failed !" if record["status"] else ""
     low, high = (
@@ -607,51 +512,3 @@ def _cell(record: Mapping[str, Any] | None, by: str) -> str:
 
 def _problems(count: int) -> str:
     return f"{count} problem{'s' * (count != 1)}"
-
-
-def _colour(cell: str) -> str:
-    colours = {"+": "#d9efe5", "-": "#f7e0d3", "!": "#f3c6c6"}
-    return (
-        f' style="background:{colours[cell[-1]]};color:#222"'
-        if cell[-1:] in colours and " " in cell
-        else ""
-    )
-
-
-def _number(key: str, digits: str = ".3f") -> Any:
-    def show(row: Mapping[str, Any]) -> str:
-        value, low, high = (
-            row.get(name, math.nan) for name in (key, f"{key}, low", f"{key}, high")
-        )
-        if not math.isfinite(value):
-            return "failed" if row["status"] and key in row else ""
-        return f"{value:{digits}}" + (
-            f" [{low:{digits}}, {high:{digits}}]" if math.isfinite(low) else ""
-        )
-
-    return show
-
-
-DETAILS = {
-    "rule": lambda row: row["rule"] + (f" ({row['status']})" if row["status"] else ""),
-    "rank": lambda row: f"{row['rank']:.1f}",
-    "learning rate": lambda row: (
-        f"{row['lr']:g}" + (" (edge of the grid)" if row["lr at edge"] else "")
-    ),
-    "static weights": lambda row: (
-        ", ".join(f"{x:.2g}" for x in row["weights"]) if row["weights"] else ""
-    ),
-    "final losses": lambda row: ", ".join(f"{x:.4g}" for x in row["losses"]),
-    "mean score": _number("mean"),
-    "less the mean's": _number("mean less mean's"),
-    "less the static search's": _number(f"mean less {STATIC}'s"),
-    "worst score": _number("worst"),
-    "distance to front": _number("front"),
-    "excess of the mean loss": _number("excess"),
-    "hypervolume": _number("hypervolume"),
-    "worst cosine, direction": _number("worst rate before", ".2f"),
-    "worst cosine, step": _number("worst rate after", ".2f"),
-    "steps that raise a loss": _number("rises", ".2f"),
-    "steps in conflict": _number("conflict", ".2f"),
-    "ms a step": _number("step, ms", ".2f"),
-}

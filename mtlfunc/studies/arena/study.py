@@ -13,15 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ...analysis.diagnostics import conflicts
 from ...core import random
 from ...core.optim import adam
-from ...core.tree import dot, map_params, select
-from ...gradients.rows import task_gradients
 from ...probes import losses_only
 from ...rules import mean
 from ...training import balance
-from ...types import Batch, Optimizer, Params, Probe, Rule
+from ...types import Batch, Optimizer, Probe, Rule
 from .problems import BenchmarkProblem
 
 STATIC = "static search"
@@ -51,7 +48,6 @@ class Settings(NamedTuple):
     budget: float = 1.0  # times the problem's own number of steps
     # of the learning rate, which falls linearly to 0
     optimizer: Callable[[Tensor], Optimizer] = adam
-    looks: int = 25  # steps of a run at which rates and conflict are measured
 
 
 class Cell(NamedTuple):
@@ -63,26 +59,8 @@ class Cell(NamedTuple):
     weights: Float[Tensor, "config task"] | None  # of the static search
     start: Float[Tensor, "seed task"]
     losses: Float[Tensor, "config seed task"]  # at the end
-    # worst cosine of a task's gradient with the rule's direction, mean over looks
-    before: Float[Tensor, "config seed"]
-    after: Float[Tensor, "config seed"]  # the same with the step that the optimizer made of it
-    # share of looks at which the step raised some loss of its batch
-    rises: Float[Tensor, "config seed"]
-    # share of looks with g_i·g_j < 0 for some pair, over the shared leaves
-    conflict: Float[Tensor, "config seed"]
     step_ms: float  # median wall time of one step of all configurations and seeds together
     error: str  # what the rule raised; empty if nothing
-
-
-class Run(NamedTuple):
-    """What one training run leaves behind."""
-
-    start: Float[Tensor, " task"]
-    losses: Float[Tensor, " task"]
-    before: Float[Tensor, " look"]
-    after: Float[Tensor, " look"]
-    rises: Float[Tensor, " look"]
-    conflict: Float[Tensor, " look"]
 
 
 def train(
@@ -94,85 +72,45 @@ def train(
     lr: Tensor,
     *,
     steps: int,
-    looks: int,
     clock: Clock,
     batches: int = 1,
-) -> Run:
-    """One run: step k of `descend` with the optimizer at learning rate lr·(1 - k/steps); every
-    tensor may be batched.
+) -> tuple[Float[Tensor, " task"], Float[Tensor, " task"]]:
+    """Losses at the start and at the end of one run; every tensor may be batched.
+
+    Step k is `descend` with the optimizer at learning rate lr·(1 - k/steps).
 
     The key fixes start, data and batches, the same for every rule, and the rule's own randomness.
     """
     params, data = problem.draw(random.fold_in(key, 0))
     method = balance(problem.losses, rule, probe)
-    names = select(params, problem.shared)
-    every = max(1, steps // looks)
     evaluate = problem.evaluate or problem.losses
     start = evaluate(params, data)
 
-    def several(k: int) -> tuple[Batch, ...]:
-        """Those of step k; the first one is the same for every rule."""
+    def taken(k: int) -> Batch:
+        """The batch of step k, or a tuple of them; the first one is the same for every rule."""
         this = random.fold_in(random.fold_in(key, 1), k)
-        return tuple(
+        drawn = tuple(
             problem.batch(data, this if i == 0 else random.fold_in(this, i)) for i in range(batches)
         )
-
-    def taken(drawn: tuple[Batch, ...]) -> Batch:
         return drawn if batches > 1 else drawn[0]
 
-    state = method.init(params, taken(several(0)), random.fold_in(key, 2))
+    state = method.init(params, taken(0), random.fold_in(key, 2))
     moments = optimizer(lr).init(params)
-    seen = []
     for k in range(steps):
-        drawn = several(k)
+        batch = taken(k)
         began = time.perf_counter()
-        grads, state, info = method.update(params, taken(drawn), state)
+        grads, state, info = method.update(params, batch, state)
         if not isinstance(info.weights, Tensor) or info.weights.ndim != 1:
             raise ValueError(
                 f"weights: expected a vector, one entry a row, got {_shape(info.weights)}"
             )
-        moved, moments = optimizer(lr * (1 - k / steps)).update(grads, moments, params)
+        params, moments = optimizer(lr * (1 - k / steps)).update(grads, moments, params)
         clock(time.perf_counter() - began)
-        if k % every == 0:
-            seen.append(_look(problem, names, params, moved, grads, drawn[0]))
-        params = moved
-    before, after, rises, conflict = (torch.stack(part) for part in zip(*seen, strict=True))
-    return Run(start, evaluate(params, data), before, after, rises, conflict)
+    return start, evaluate(params, data)
 
 
 Clock = Callable[[float], None]
 """Told the wall time of every step, in seconds."""
-
-
-def _look(
-    problem: BenchmarkProblem,
-    names: tuple[str, ...],
-    params: Params,
-    moved: Params,
-    grads: Params,
-    batch: Batch,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a step did, on one common Gramian: that of the plain losses over the shared leaves,
-    whatever the rule's probe measures.
-    """
-    losses, rows = task_gradients(problem.losses, params, batch)
-    gramian = dot(rows, rows, names)
-    length = gramian.diagonal().sqrt()
-
-    def worst(direction: Params) -> Tensor:
-        towards = {name: direction[name][None] for name in names}
-        rates = dot(rows, towards, names)[:, 0]
-        scale = length * dot(towards, towards, names)[0, 0].sqrt()
-        return torch.where(
-            scale > 0, rates / scale.where(scale > 0, 1.0), torch.where(scale.isnan(), scale, 0.0)
-        ).amin()
-
-    rises = torch.where(
-        losses.isfinite().all(), (problem.losses(moved, batch) > losses).any().double(), torch.nan
-    )
-    # no square on the diagonal is negative
-    conflict = torch.where(gramian.isfinite().all(), conflicts(gramian).any().double(), torch.nan)
-    return worst(grads), worst(map_params(torch.sub, params, moved)), rises, conflict
 
 
 def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: Settings) -> Cell:
@@ -198,7 +136,7 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
     times: list[float] = []
     steps = max(1, round(settings.budget * problem.steps))
 
-    def run(seed: Tensor, lr: Tensor, weights: Tensor) -> Run:
+    def run(seed: Tensor, lr: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         rule, probe = (
             (mean(weights), losses_only())
             if contestant is None
@@ -214,31 +152,24 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
             key,
             lr,
             steps=steps,
-            looks=settings.looks,
             clock=times.append,
             batches=batches,
         )
 
     error = ""
     try:
-        runs = vmap(vmap(run, (0, None, None)), (None, 0, 0))(seeds, *configs)
-        start, losses = runs.start[0].double(), runs.losses.double()
-        before, after, rises, conflict = (part.double().mean(-1) for part in runs[2:])
+        start, losses = vmap(vmap(run, (0, None, None)), (None, 0, 0))(seeds, *configs)
+        start, losses = start[0].double(), losses.double()
     except Exception as raised:  # whatever a rule under study does is a finding, not a traceback
         error = _explained(raised)
         nothing = torch.full((len(configs[0]), len(seeds), tasks), torch.nan, dtype=torch.float64)
         start, losses = nothing[0], nothing
-        before = after = rises = conflict = nothing[..., 0]
     median = 1e3 * sorted(times)[len(times) // 2] if times else float("nan")
     return Cell(
         configs[0],
         configs[1] if contestant is None else None,
         start,
         losses,
-        before,
-        after,
-        rises,
-        conflict,
         median,
         error,
     )
