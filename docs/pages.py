@@ -23,17 +23,17 @@ REPRODUCED = {"pcgrad": "pcgrad", "mgda": "mgda", "cagrad": "cagrad", "gradnorm"
 GROUPS = {
     "training": (
         "Steps and loops",
-        """descend balance Balancer rollout Interrupted scalars adam sgd parameters stack
+        """descend balance Balancer rollout Interrupted log_dict adam sgd parameters stack
         assign_gradients""",
     ),
     "probes": (
         "Probes",
-        """jacobian representation losses_only double_sampling tracked excess_risk log_losses
-        second_evaluation graddrop trimmed_mean subset""",
+        """jacobian representation losses_only double_sampling moving_average excess_risk
+        log_losses second_evaluation graddrop trimmed_mean subset""",
     ),
     "gradients": (
         "Gradients and Gramians",
-        """task_gradients task_gramian sample_gradients sample_gramian sample_lengths
+        """task_gradients task_gramian sample_gradients sample_gramian sample_norms
         explain_gramian""",
     ),
     "studies": ("Studies: grid, audit, arena", "grid Unfinished audit arena"),

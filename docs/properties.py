@@ -53,7 +53,7 @@ RULES = (
     "pbi()",
     "normalize(mgda())",
     "momentum(mgda(), 0.6)",
-    "every(mgda(), 2)",
+    "update_every(mgda(), 2)",
 )
 """As one writes them after `from mtlfunc import *`."""
 

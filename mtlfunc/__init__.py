@@ -16,7 +16,7 @@ from .gradients import (
     explain_gramian,
     sample_gradients,
     sample_gramian,
-    sample_lengths,
+    sample_norms,
     task_gradients,
     task_gramian,
 )
@@ -28,10 +28,10 @@ from .probes import (
     jacobian,
     log_losses,
     losses_only,
+    moving_average,
     representation,
     second_evaluation,
     subset,
-    tracked,
     trimmed_mean,
 )
 from .rules import (
@@ -44,7 +44,6 @@ from .rules import (
     dualproj,
     dwa,
     epo,
-    every,
     excess_mtl,
     fairgrad,
     famo,
@@ -69,13 +68,14 @@ from .rules import (
     sdmgrad,
     stateless,
     stch,
+    update_every,
     upgrad,
     uw,
     weights,
 )
 from .studies import Unfinished, grid
 from .studies.arena import arena
-from .training import Balancer, Interrupted, balance, descend, rollout, scalars
+from .training import Balancer, Interrupted, balance, descend, log_dict, rollout
 from .types import (
     Balance,
     Geometry,
@@ -125,7 +125,6 @@ __all__ = [
     "dualproj",
     "dwa",
     "epo",
-    "every",
     "excess_mtl",
     "excess_risk",
     "explain_gramian",
@@ -140,6 +139,7 @@ __all__ = [
     "imtl_l",
     "jacobian",
     "krum",
+    "log_dict",
     "log_losses",
     "losses_only",
     "mean",
@@ -147,6 +147,7 @@ __all__ = [
     "moco",
     "modo",
     "momentum",
+    "moving_average",
     "nash_mtl",
     "normalize",
     "optim",
@@ -163,8 +164,7 @@ __all__ = [
     "rollout",
     "sample_gradients",
     "sample_gramian",
-    "sample_lengths",
-    "scalars",
+    "sample_norms",
     "sdmgrad",
     "second_evaluation",
     "sgd",
@@ -176,14 +176,21 @@ __all__ = [
     "task_gradients",
     "task_gramian",
     "theory",
-    "tracked",
     "trimmed_mean",
+    "update_every",
     "upgrad",
     "uw",
     "weights",
 ]
 
-_RENAMED = {"excess": "excess_risk", "revisit": "second_evaluation"}
+_RENAMED = {
+    "every": "update_every",
+    "excess": "excess_risk",
+    "revisit": "second_evaluation",
+    "sample_lengths": "sample_norms",
+    "scalars": "log_dict",
+    "tracked": "moving_average",
+}
 
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists

@@ -41,11 +41,11 @@ def _random() -> Path:
     from .core._kernels import random
 
     random.fold_in(0, 0)
-    random.symmetric(0, np.empty(1))
+    random.fill_symmetric(0, np.empty(1))
     for dtype, digits in ((np.float32, 24), (np.float64, 53)):
         out = np.empty(1, dtype)
         random.uniform(0, digits, out)
-        random.times(np.empty(1), 1.0, out)
+        random.scale_into(np.empty(1), 1.0, out)
     return _folder(random.fold_in)
 
 

@@ -127,12 +127,12 @@ def pure(rank: int, size: int) -> None:
         shards = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in params.items()}
         for name, rule in RULES.items():
             wanted = run(
-                mf.descend(losses_of, rule(), mf.sgd(0.1), probe_of(name, alone())),
+                mf.descend(losses_of, rule(), probe_of(name, alone()), mf.sgd(0.1)),
                 params,
                 [whole] * 3,
             )
             for leaves, group in ((params, world()), (shards, mesh)):
-                step = mf.descend(losses_of, rule(), mf.sgd(0.1), probe_of(name, group))
+                step = mf.descend(losses_of, rule(), probe_of(name, group), mf.sgd(0.1))
                 found = run(step, leaves, [mine] * 3)
                 same(found, wanted, dtype, f"{name} {group}")
                 bits(found)
@@ -229,19 +229,19 @@ def ragged(rank: int, size: int) -> None:
         "plain": with_labels(partial(mf.jacobian, TRUNK)),
         "own": with_labels(partial(mf.jacobian, TRUNK, heads="own", measure="trunk.2.*")),
         "weighted": with_labels(partial(mf.jacobian, TRUNK, heads="weighted")),
-        "groups": with_labels(partial(mf.jacobian, TRUNK, groups="layer")),
+        "groups": with_labels(partial(mf.jacobian, TRUNK, param_groups="layer")),
         "z": with_labels(partial(mf.representation, encode, decode_labelled, shared=TRUNK)),
         "mask": with_labels(partial(mf.jacobian, TRUNK, mask=mf.graddrop())),
-        "tracked": with_labels(partial(mf.tracked, TRUNK)),
+        "tracked": with_labels(partial(mf.moving_average, TRUNK)),
         "risk": with_labels(partial(mf.excess_risk, TRUNK)),
     }
     for name, probe in probes.items():
         rule = mf.mean() if name == "mask" else mf.mgda()
-        wanted = run(mf.descend(labelled, rule, mf.sgd(0.1), probe(alone())), PARAMS, whole)
+        wanted = run(mf.descend(labelled, rule, probe(alone()), mf.sgd(0.1)), PARAMS, whole)
         for leaves, group in ((PARAMS, world()), (shards, mesh)):
             if leaves is shards and name in ("mask", "tracked", "risk", "z"):
                 continue
-            found = run(mf.descend(labelled, rule, mf.sgd(0.1), probe(group)), leaves, mine)
+            found = run(mf.descend(labelled, rule, probe(group), mf.sgd(0.1)), leaves, mine)
             same(found, wanted, torch.float64, f"{name} {group}")
             bits(found)
 
@@ -309,11 +309,11 @@ def several_batches(rank: int, size: int) -> None:
     """Two and three independent batches a step."""
     whole = tuple(x[: 8 // size * size] for x in BATCH)
     batches = [whole, tuple(x.flip(0) * 1.5 for x in whole), tuple(x + 0.1 for x in whole)]
-    for count, options in ((2, {}), (3, {"heads": "own"}), (2, {"groups": "layer"})):
+    for count, options in ((2, {}), (3, {"heads": "own"}), (2, {"param_groups": "layer"})):
 
         def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
             probe = mf.double_sampling(TRUNK, group=group, **options)
-            step = mf.descend(losses_of, mf.modo(0.5), mf.sgd(0.1), probe)
+            step = mf.descend(losses_of, mf.modo(0.5), probe, mf.sgd(0.1))
             return run(step, PARAMS, [batch] * 3)
 
         wanted = steps(alone(), tuple(batches[:count]))

@@ -150,12 +150,12 @@ RULES: dict[str, RuleCase] = {
     ),
     "normalize-both": RuleCase(lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False),
     "momentum": RuleCase(lambda: mf.momentum(mf.mgda(), 0.6)),
-    "every": RuleCase(lambda: mf.every(mf.mgda(), 2)),
+    "every": RuleCase(lambda: mf.update_every(mf.mgda(), 2)),
     "every-pcgrad": RuleCase(
-        lambda: mf.every(mf.pcgrad(), 2), convex=False, random=True, masks=False
+        lambda: mf.update_every(mf.pcgrad(), 2), convex=False, random=True, masks=False
     ),
     "momentum-normalize-every-gradnorm": RuleCase(
-        lambda: mf.momentum(mf.normalize(mf.every(mf.gradnorm(1.5), 2), "loss"), 0.6),
+        lambda: mf.momentum(mf.normalize(mf.update_every(mf.gradnorm(1.5), 2), "loss"), 0.6),
         convex=False,
     ),
     "rlw": RuleCase(mf.rlw, random=True, masks=False),

@@ -294,11 +294,13 @@ def test_batched_hyperparameter_and_shared_gramian():
     g = spd(5, 0)
     c = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
     p = torch.rand(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    grid = vmap(vmap(lambda c, p: solve(cagrad(g, c, p)).weights, (0, None)), (None, 0))(c, p)
+    grid = vmap(vmap(lambda c, p: solve(cagrad(g, c, preference=p)).weights, (0, None)), (None, 0))(
+        c, p
+    )
     for i in range(4):
         for j in range(3):
             torch.testing.assert_close(
-                grid[i, j], solve(cagrad(g, c[j], p[i])).weights, rtol=0, atol=0
+                grid[i, j], solve(cagrad(g, c[j], preference=p[i])).weights, rtol=0, atol=0
             )
 
 

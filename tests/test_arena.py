@@ -214,12 +214,12 @@ def test_study_equals_a_loop_of_descend(name, rule):
         def batch(k, data=data, key=key):
             return problem.batch(data, mf.random.fold_in(mf.random.fold_in(key, 1), k))
 
-        state = mf.descend(problem.losses, made, mf.adam(1.0), probe).init(
+        state = mf.descend(problem.losses, made, probe, mf.adam(1.0)).init(
             params, batch(0), key=mf.random.fold_in(key, 2)
         )
         for k in range(steps):
             step = mf.descend(
-                problem.losses, made, mf.adam(problem.rates[config] * (1 - k / steps)), probe
+                problem.losses, made, probe, mf.adam(problem.rates[config] * (1 - k / steps))
             )
             state, _ = step.update(state, batch(k))
         final = (problem.evaluate or problem.losses)(state.params, data)
@@ -240,7 +240,7 @@ def test_static_search_is_the_mean_with_each_weight_vector():
     assert len(cell.lr) == len(problem.rates) * 9
     config = 5 * 9 + 2
     alone = compete(
-        problem, Contestant(lambda: mf.mean(study.static_grid(2)[2]), mf.jacobian), TINY
+        problem, Contestant(lambda: mf.mean(preference=study.static_grid(2)[2]), mf.jacobian), TINY
     )
     assert torch.equal(cell.weights[config], study.static_grid(2)[2])
     torch.testing.assert_close(cell.losses[config], alone.losses[5])
@@ -326,14 +326,14 @@ def test_ranks_are_those_of_scipy_and_what_is_lost_is_last():
 
 def test_bootstrap_has_the_standard_error_of_the_mean():
     values = mf.random.normal(mf.random.key(2), (40,), torch.float64)
-    draws = result.resamples(40, 0)
+    draws = result.bootstrap_weights(40, 0)
     torch.testing.assert_close(draws.sum(-1), torch.ones(len(draws)).double())
     means = draws @ values
     assert float(means.std()) == pytest.approx(float(values.std(correction=0)) / 40**0.5, rel=0.08)
     assert float(means.mean()) == pytest.approx(
         float(values.mean()), abs=4 * float(values.std()) / 40**0.5 / len(draws) ** 0.5
     )
-    assert torch.equal(draws, result.resamples(40, 0))
+    assert torch.equal(draws, result.bootstrap_weights(40, 0))
     interval = result._interval(float(values.mean()), means, 40)
     reference = stats.ttest_1samp(values.numpy(), 0).confidence_interval(0.95)
     # The 2.5 % quantile of 1,000 draws has a standard error of √(.025·.975/1000)/φ(1.96) = .085
@@ -348,7 +348,7 @@ def test_typical_values_are_the_sign_flip_test_turned_round():
     for count in (6, 9):
         values = mf.random.normal(mf.random.key(count), (count,), torch.float64) + 0.3
         signs = 1.0 - 2 * (torch.arange(2**count)[:, None] >> torch.arange(count) & 1).double()
-        interval = result.typical(values)
+        interval = result.mean_interval(values)
         assert interval.mean == pytest.approx(float(values.mean()))
         for theta in torch.linspace(-2, 2, 81, dtype=torch.float64):
             moved = values - theta
@@ -357,10 +357,10 @@ def test_typical_values_are_the_sign_flip_test_turned_round():
             high = float((sums >= moved.sum() - 1e-12).double().mean())
             assert (interval.low <= theta <= interval.high) == (min(low, high) > 0.025)
     six = torch.tensor([1.0, 2, 3, 4, 5, 6]).double()
-    assert result.typical(six)[1:] == (1, 6)  # all that six problems can say
+    assert result.mean_interval(six)[1:] == (1, 6)  # all that six problems can say
     for count in range(1, result.ENOUGH):
-        assert math.isnan(result.typical(six[:count]).low)
-    assert math.isnan(result.typical(torch.tensor([1.0, 2, 3, 4, 5, math.inf]).double()).high)
+        assert math.isnan(result.mean_interval(six[:count]).low)
+    assert math.isnan(result.mean_interval(torch.tensor([1.0, 2, 3, 4, 5, math.inf]).double()).high)
 
 
 def null(count: int, rules: int, studies: int, key: int) -> torch.Tensor:
@@ -380,8 +380,8 @@ def test_intervals_over_problems_cover(count):
     below. All pairs of nine rules are taken together in the critical difference.
     """
     places = null(count, 9, 1000, count)
-    differs = [result.typical(study[:, 0] - study[:, 1]) for study in places]
-    ranks = [result.typical(study[:, 0]) for study in places]
+    differs = [result.mean_interval(study[:, 0] - study[:, 1]) for study in places]
+    ranks = [result.mean_interval(study[:, 0]) for study in places]
     assert np.mean([one.low <= 0 <= one.high for one in differs]) > 0.95 - 4 * 0.007
     assert np.mean([one.low <= 5 <= one.high for one in ranks]) > 0.95 - 4 * 0.007
     average = places[:200].mean(1)
@@ -398,7 +398,7 @@ def test_intervals_over_problems_find_a_difference():
     places = null(11, 9, 100, 3)
     better = places.clone()
     better[..., 0] -= 2.5
-    found = [result.typical(study[:, 0] - study[:, 1]) for study in better]
+    found = [result.mean_interval(study[:, 0] - study[:, 1]) for study in better]
     assert np.mean([one.high < 0 for one in found]) > 0.5
 
 
@@ -425,9 +425,9 @@ def test_seed_intervals_hold_the_choice_of_the_learning_rate():
         report = torch.stack([score[i, 8:] for score, i in zip(scores, best, strict=True)])
         gap = report[0] - report[1]
         differences.append(float(gap.mean()))
-        again = result.resampled(scores, 8, key)
+        again = result.resample_study(scores, 8, key)
         found.append(result._interval(float(gap.mean()), again.means[:, 0] - again.means[:, 1], 16))
-        fixed.append(result._ends(result.resamples(16, key) @ gap))
+        fixed.append(result._quantile_interval(result.bootstrap_weights(16, key) @ gap))
     truth = float(np.mean(differences))
     covered = [one.low <= truth <= one.high for one in found]
     narrow = [low <= truth <= high for low, high in fixed]
@@ -440,8 +440,8 @@ def test_resampled_studies_are_studies():
     scores = made_up_study(3)
     scores[0][1, 2] = math.nan
     scores[1][:, 9] = math.inf
-    again = result.resampled(scores, 8, 5)
-    tuning, report = result.resamples(8, 10), result.resamples(16, 11)
+    again = result.resample_study(scores, 8, 5)
+    tuning, report = result.bootstrap_weights(8, 10), result.bootstrap_weights(16, 11)
     for draw in (0, 7, 500):
         rows = []
         for score in scores:

@@ -20,7 +20,7 @@ from mtlfunc.studies.arena import (
     compete,
     contest,
     contestants,
-    normalized,
+    normalize_losses,
     standard,
 )
 from tests.test_arena import ROOT, TINY
@@ -107,9 +107,9 @@ def test_arena_of_a_rule_shows_it():
 
 def test_built_in_rules_are_remembered():
     arena(soft, problems=["vlmop2"], settings=TINY, progress=False)
-    before = contest._remembered.cache_info()
+    before = contest._run_cached.cache_info()
     again = arena({"other": soft}, problems=["vlmop2"], settings=TINY, progress=False)
-    after = contest._remembered.cache_info()
+    after = contest._run_cached.cache_info()
     assert after.misses == before.misses
     assert after.hits == before.hits + 6
     mine = arena(
@@ -367,5 +367,5 @@ def test_digits_are_learnt():
     problem = cells.problem_of("digits")
     cell = compete(problem, CONTESTANTS["pcgrad"], Settings(seeds=2, tuning=1, budget=0.5))
     assert not cell.error
-    final = normalized(problem, cell.losses)
-    assert final[1].mean() < 0.85 < float(normalized(problem, cell.start).mean())
+    final = normalize_losses(problem, cell.losses)
+    assert final[1].mean() < 0.85 < float(normalize_losses(problem, cell.start).mean())

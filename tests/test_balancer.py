@@ -106,7 +106,7 @@ OPTIONS = {
     "measure": {"measure": "trunk.2.*"},
     "own heads": {"heads": "own"},
     "weighted heads": {"heads": "weighted"},
-    "groups": {"groups": "layer"},
+    "groups": {"param_groups": "layer"},
     "rows": {"engine": "rows"},
     "layerwise": {"engine": "layerwise"},
     "chunks": {"chunk_size": 2},
@@ -232,7 +232,7 @@ def test_weigh_and_measure(net):
     torch.testing.assert_close(doubled.weigh(scalars(net(x), y))[0], torch.ones(3, dtype=F64))
     assert other.measure(scalars(net(x), y)).weights.shape == again.weights.shape
     with pytest.raises(ValueError, match="groups"):
-        mf.Balancer(net, mf.mgda(), "trunk.*", groups="layer").weigh(scalars(net(x), y))
+        mf.Balancer(net, mf.mgda(), "trunk.*", param_groups="layer").weigh(scalars(net(x), y))
 
 
 @pytest.mark.parametrize(

@@ -423,7 +423,7 @@ def test_backward_where_gradients_are_disabled(mode, form, watched):
 def test_parameters_that_change_names_or_go(watched):
     """The same tensors elsewhere: `shared` and `groups` mean what the module holds now."""
     net = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 3)}).double()
-    balancer = mf.Balancer(net, mf.mgda(), "a.*", groups="layer")
+    balancer = mf.Balancer(net, mf.mgda(), "a.*", param_groups="layer")
 
     def gramian():
         with balancer if watched else nullcontext():

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
 from mtlfunc.gradients import samples as by_sample
-from mtlfunc.gradients.layerwise import forms
+from mtlfunc.gradients.layerwise import formulas
 from tests import architectures
 from tests.architectures import NAMES, SAMPLES, TASKS, build
 
@@ -76,7 +76,7 @@ def test_tasks_of_two_batches(name, engine, chunk_size):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_form_across_batches(name, form, monkeypatch):
     """Whatever the cost model would choose."""
-    original = forms.costs
+    original = formulas.costs
 
     def forced(*args, **kwargs):
         found = original(*args, **kwargs)
@@ -105,11 +105,11 @@ def test_samples_of_two_batches(name, engine):
 def test_lengths(name, engine, monkeypatch):
     monkeypatch.setattr(by_sample, "ROWS_AT_ONCE", 4)  # several chunks where no tap serves
     net = build(name)
-    losses, lengths = mf.sample_lengths(net.samples, net.params, net.batch, engine=engine)
+    losses, lengths = mf.sample_norms(net.samples, net.params, net.batch, engine=engine)
     torch.testing.assert_close(losses, net.samples(net.params, net.batch), rtol=1e-12, atol=1e-13)
     known = literal(net.samples, net.params, net.batch).norm(dim=1).reshape(SAMPLES, TASKS)
     torch.testing.assert_close(lengths, known, rtol=1e-12, atol=0)
-    one = mf.sample_lengths(lambda p, b: net.samples(p, b)[:, 1], net.params, net.batch)[1]
+    one = mf.sample_norms(lambda p, b: net.samples(p, b)[:, 1], net.params, net.batch)[1]
     torch.testing.assert_close(one, known[:, 1], rtol=1e-12, atol=0)
 
 
@@ -119,8 +119,8 @@ def test_both_ways_to_a_length(name, pairs, monkeypatch):
     """From pairs of a sample's positions and from rows, whatever is cheaper."""
     net = build(name)
     known = literal(net.samples, net.params, net.batch).norm(dim=1).reshape(SAMPLES, TASKS)
-    monkeypatch.setattr(forms, "rows_are_cheaper", lambda group, each, tasks: not pairs)
-    _, lengths = mf.sample_lengths(net.samples, net.params, net.batch)
+    monkeypatch.setattr(formulas, "rows_are_cheaper", lambda group, each, tasks: not pairs)
+    _, lengths = mf.sample_norms(net.samples, net.params, net.batch)
     torch.testing.assert_close(lengths, known, rtol=1e-12, atol=0)
 
 
@@ -129,8 +129,8 @@ def test_lengths_are_the_diagonal_in_single_precision():
     params = {name: leaf.float() for name, leaf in net.params.items()}
     batch = tuple(x.float() if x.is_floating_point() else x for x in net.batch)
     net.module.float()
-    _, lengths = mf.sample_lengths(net.samples, params, batch)
-    _, wide = mf.sample_lengths(net.samples, params, batch, gramian_dtype=F64)
+    _, lengths = mf.sample_norms(net.samples, params, batch)
+    _, wide = mf.sample_norms(net.samples, params, batch, gramian_dtype=F64)
     _, gramian = mf.sample_gramian(net.samples, params, batch)
     assert lengths.dtype == torch.float32
     assert wide.dtype == F64
@@ -202,9 +202,9 @@ READERS = {
     "tasks": lambda p, x, y: mf.task_gramian(MLP.tasks, p, (x,), other=(y,), engine="layerwise")[1],
     "rows": lambda p, x, y: mf.task_gramian(MLP.tasks, p, (x,), other=(y,), engine="rows")[1],
     "samples": lambda p, x, y: mf.sample_gramian(MLP.samples, p, (x,), other=(y,))[1],
-    "lengths": lambda p, x, y: mf.sample_lengths(MLP.samples, p, (x,))[1] + 0 * y.sum(),
+    "lengths": lambda p, x, y: mf.sample_norms(MLP.samples, p, (x,))[1] + 0 * y.sum(),
     "rows of lengths": lambda p, x, y: (
-        mf.sample_lengths(MLP.samples, p, (x,), engine="rows")[1] + 0 * y.sum()
+        mf.sample_norms(MLP.samples, p, (x,), engine="rows")[1] + 0 * y.sum()
     ),
 }
 
@@ -281,9 +281,9 @@ def test_derivative_of_a_length_zero_is_zero():
         return (x @ params["w"]).square()
 
     x = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
-    _, lengths = mf.sample_lengths(squares, {"w": torch.ones(2)}, x)
+    _, lengths = mf.sample_norms(squares, {"w": torch.ones(2)}, x)
     assert lengths[0] == 0
-    slope = grad(lambda w: mf.sample_lengths(squares, {"w": w}, x)[1].sum())(torch.ones(2))
+    slope = grad(lambda w: mf.sample_norms(squares, {"w": w}, x)[1].sum())(torch.ones(2))
     assert slope.isfinite().all()
 
 
@@ -292,7 +292,7 @@ def test_derivative_of_a_length_zero_is_zero():
 
 def test_no_row_is_formed(monkeypatch, formed):
     net = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 4)).double()
-    monkeypatch.setattr(forms.Sampled, "rows", None)  # is not called
+    monkeypatch.setattr(formulas.SampledGroup, "rows", None)  # is not called
 
     def samples(p, x):
         return functional_call(net, p, x).square()
@@ -301,7 +301,7 @@ def test_no_row_is_formed(monkeypatch, formed):
     params = mf.parameters(net)
     mf.task_gramian(lambda p, x: samples(p, x).mean(0), params, x, other=y)
     assert formed
-    mf.sample_lengths(lambda p, x: samples(p, x).sum(1), params, x)
+    mf.sample_norms(lambda p, x: samples(p, x).sum(1), params, x)
     assert (200, 300) not in formed
     assert (4, 200) not in formed
 
@@ -322,8 +322,8 @@ def test_mixing_samples_is_an_error_on_either_side():
         _, gramian = mf.sample_gramian(losses_fn, params, (x, a), other=(y, b), engine="rows")
         agree(gramian, literal(losses_fn, params, (x, a)), literal(losses_fn, params, (y, b)))
     with pytest.raises(ValueError, match="the samples mix at w"):
-        mf.sample_lengths(losses_fn, params, (x, True))
-    hidden = vmap(lambda x: mf.sample_lengths(losses_fn, params, (x, True))[1])(x[None])
+        mf.sample_norms(losses_fn, params, (x, True))
+    hidden = vmap(lambda x: mf.sample_norms(losses_fn, params, (x, True))[1])(x[None])
     assert hidden.isnan().all()
 
 
@@ -340,7 +340,7 @@ def test_nan_in_either_batch_is_nan():
 def test_noise_scale_from_lengths_is_that_from_the_gramian():
     net = build("convolutions")
     _, gramian = mf.sample_gramian(net.samples, net.params, net.batch)
-    _, lengths = mf.sample_lengths(net.samples, net.params, net.batch)
+    _, lengths = mf.sample_norms(net.samples, net.params, net.batch)
     _, rows = mf.task_gradients(net.tasks, net.params, net.batch)
     total = torch.stack([row.flatten(1).square().sum(1) for row in rows.values()]).sum(0).sqrt()
     torch.testing.assert_close(

@@ -113,7 +113,7 @@ def test_training_agrees(device, name):
     ends = []
     for where in ("cpu", device):
         losses, params, batch = problem(where)
-        step = mf.descend(losses, rule, mf.adam(0.01), mf.jacobian("trunk.*"))
+        step = mf.descend(losses, rule, mf.jacobian("trunk.*"), mf.adam(0.01))
 
         def train(key, step=step, params=params, batch=batch):
             state = step.init(params, batch, key=key)

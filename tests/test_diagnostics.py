@@ -380,7 +380,7 @@ def test_layer_gramians_over_training():
     history in one vmap.
     """
     losses, params, batch = network()
-    step = mf.descend(losses, mf.mgda(), mf.adam(0.02), mf.jacobian("trunk.*"))
+    step = mf.descend(losses, mf.mgda(), mf.jacobian("trunk.*"), mf.adam(0.02))
 
     def record(state, info):
         return state.params, diagnostics.layer_gramians(
@@ -442,14 +442,14 @@ def gap(losses, params, e, J):
 def test_predicted_change_of_steps():
     """A plain step: -lr times the rates; Adam's: the rows times its own step; vmapped over runs."""
     losses, params, batch = network()
-    plain = mf.descend(losses, mf.mgda(), mf.sgd(1e-3), mf.jacobian("*"))
+    plain = mf.descend(losses, mf.mgda(), mf.jacobian("*"), mf.sgd(1e-3))
     state = plain.init(params, batch)
     after, info = plain.update(state, batch)
     found = diagnostics.predicted_change(losses, state.params, after.params, batch)
     torch.testing.assert_close(found.predicted, -1e-3 * info.rates, rtol=1e-9, atol=0)
     # up to the curvature's share of a short step
     torch.testing.assert_close(found.actual, found.predicted, rtol=2e-2, atol=0)
-    adam = mf.descend(losses, mf.cagrad(0.5), mf.adam(0.01), mf.jacobian("trunk.*"))
+    adam = mf.descend(losses, mf.cagrad(0.5), mf.jacobian("trunk.*"), mf.adam(0.01))
 
     def one(scale):
         start = {name: scale * leaf for name, leaf in params.items()}

@@ -86,7 +86,7 @@ def test_affinity_vmapped_recorded_and_differentiated():
         diagnostics.affinity(losses, params, batch, lr=float(lr), shared="trunk.*") for lr in rates
     ]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-9, atol=1e-12)
-    step = mf.descend(losses, mf.mean(), mf.sgd(0.1), mf.jacobian("trunk.*"))
+    step = mf.descend(losses, mf.mean(), mf.jacobian("trunk.*"), mf.sgd(0.1))
 
     def record(state, info):
         return diagnostics.affinity(losses, state.params, batch, lr=0.1, shared="trunk.*")

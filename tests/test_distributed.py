@@ -57,7 +57,7 @@ def test_a_forward_of_a_data_parallel_module_is_refused():
     params = {name: leaf.detach() for name, leaf in wrapped.named_parameters()}
     losses, message = losses_of(wrapped), "losses_fn calls a module wrapped in DistributedDataPara"
     shared = "module.trunk.*"
-    for probe in (mf.jacobian(shared), mf.losses_only(), mf.tracked(shared)):
+    for probe in (mf.jacobian(shared), mf.losses_only(), mf.moving_average(shared)):
         with pytest.raises(NotImplementedError, match=message):
             mf.balance(losses, mf.mean(), probe).init(params, BATCH)
     for call in (mf.task_gradients, mf.task_gramian):
@@ -99,7 +99,7 @@ def test_every_probe_takes_a_group_or_says_why_not():
         assert getattr(mf, name)(*given, group=world).group is world, name
     assert mf.second_evaluation(mf.losses_only(group=world)).group is world
     with pytest.raises(NotImplementedError, match=r"^probe: .*takes probes without group="):
-        mf.log_losses(mf.tracked(group=world))
+        mf.log_losses(mf.moving_average(group=world))
 
 
 def test_a_compiled_module_keeps_its_prefix():

@@ -155,7 +155,7 @@ def test_sample_gradients_equal_loop():
 
 
 def test_sample_gradients_average_to_task_gradients():
-    _, per_sample = mf.sample_gradients(vector, PARAMS, BATCH, chunk_size=3)
+    _, per_sample = mf.sample_gradients(vector, PARAMS, BATCH, samples_at_once=3)
     _, rows = mf.task_gradients(vector, PARAMS, BATCH)
     for name in rows:
         close(per_sample[name].mean(0), rows[name])
@@ -325,7 +325,7 @@ def test_globs_are_constants_to_the_compiler():
 
     torch.compiler.assume_constant_result(f)
     marks = [name for name in vars(f) if name.startswith("_dynamo")]
-    assert marks == [name for name in vars(tree._matches) if name.startswith("_dynamo")]
+    assert marks == [name for name in vars(tree._match_names) if name.startswith("_dynamo")]
 
 
 # What torch.func does not take, and what would be wrong.
@@ -533,9 +533,9 @@ def test_sample_gradients_of_what_vmap_cannot_batch(name):
     def losses(p, x):
         return UNBATCHED[name](modules, p, x)
 
-    with pytest.raises(RuntimeError, match="chunk_size=1"):
+    with pytest.raises(RuntimeError, match="samples_at_once=1"):
         mf.sample_gradients(losses, params, x)
-    got = mf.sample_gradients(losses, params, x, chunk_size=1)
+    got = mf.sample_gradients(losses, params, x, samples_at_once=1)
     for sample in range(2):
         alone = mf.task_gradients(losses, params, x[sample : sample + 1])
         for a, b in zip(tree_leaves(got), tree_leaves(alone), strict=True):

@@ -67,7 +67,7 @@ def test_step_equals_a_loop_over_the_groups(rule, kind, engine):
     """Rows by torch.autograd.grad; each group has its own rule, state and key."""
     groups, blocks = GROUPS[kind]
     step = mf.descend(
-        opaque, RULES[rule](), mf.sgd(0.1), mf.jacobian(SHARED, groups=groups, engine=engine)
+        opaque, RULES[rule](), mf.jacobian(SHARED, param_groups=groups, engine=engine), mf.sgd(0.1)
     )
     state = step.init(PARAMS, BATCH, key=7)
     params = {name: leaf.clone() for name, leaf in PARAMS.items()}
@@ -122,7 +122,7 @@ def test_mean_of_groups_is_the_mean(heads):
     grads, expected = (
         balance.update(PARAMS, BATCH, balance.init(PARAMS, BATCH))[0]
         for balance in (
-            mf.balance(vector, mf.mean(), mf.jacobian(SHARED, groups=groups, heads=heads))
+            mf.balance(vector, mf.mean(), mf.jacobian(SHARED, param_groups=groups, heads=heads))
             for groups in ("layer", None)
         )
     )
@@ -136,7 +136,7 @@ def test_measure_mix_mask_and_dtype_within_groups():
     edited = {name: torch.tensordot(matrix, row, 1).clamp_min(0) for name, row in rows.items()}
     probe = mf.jacobian(
         SHARED,
-        groups="layer",
+        param_groups="layer",
         measure="*.weight",
         mix=lambda key, count: (matrix, preference),
         mask=lambda key, rows: {name: row.clamp_min(0) for name, row in rows.items()},
@@ -159,7 +159,9 @@ def test_measure_mix_mask_and_dtype_within_groups():
 @pytest.mark.parametrize("rule", ["mgda", "pcgrad", "gradnorm"])
 def test_vmapped_nested_equals_loop(rule):
     def run(params, seed, lr):
-        step = mf.descend(opaque, RULES[rule](), mf.adam(lr), mf.jacobian(SHARED, groups="layer"))
+        step = mf.descend(
+            opaque, RULES[rule](), mf.jacobian(SHARED, param_groups="layer"), mf.adam(lr)
+        )
         state, _ = step.update(step.init(params, BATCH, key=seed), BATCH)
         return step.update(state, BATCH)
 
@@ -184,7 +186,7 @@ def test_gradient_of_a_run_with_respect_to_c_and_through_the_losses(separate):
             return scaled if separate else torch.stack(scaled)
 
         step = mf.descend(
-            losses, mf.cagrad(both[0]), mf.sgd(0.05), mf.jacobian(SHARED, groups="layer")
+            losses, mf.cagrad(both[0]), mf.jacobian(SHARED, param_groups="layer"), mf.sgd(0.05)
         )
         state = step.init(PARAMS, BATCH)
         for _ in range(3):
@@ -202,7 +204,7 @@ def test_gradient_of_a_run_with_respect_to_c_and_through_the_losses(separate):
 
 @pytest.mark.parametrize("rule", ["pcgrad", "gradnorm", "modo"])
 def test_state_resumes_and_is_contiguous(rule, tmp_path):
-    step = mf.descend(opaque, RULES[rule](), mf.sgd(0.1), mf.jacobian(SHARED, groups="layer"))
+    step = mf.descend(opaque, RULES[rule](), mf.jacobian(SHARED, param_groups="layer"), mf.sgd(0.1))
     state = step.init(PARAMS, BATCH, key=5)
     assert all(leaf.is_contiguous() for leaf in tree_leaves(state))
     state, _ = step.update(state, BATCH)
@@ -216,7 +218,7 @@ def test_state_resumes_and_is_contiguous(rule, tmp_path):
 
 def test_groups_draw_orders_of_their_own():
     """One key a group: PCGrad's orders are not the same in all of them."""
-    step = mf.balance(vector, mf.pcgrad(), mf.jacobian(SHARED, groups="layer"))
+    step = mf.balance(vector, mf.pcgrad(), mf.jacobian(SHARED, param_groups="layer"))
     keys = step.init(PARAMS, BATCH, key=1).rule.key
     assert keys.shape == (2,)
     assert keys[0] != keys[1]
@@ -241,7 +243,7 @@ def test_layers_of_a_deeper_module_and_leaves_without_one():
         step = mf.balance(
             lambda p, b: functional_call(net, p, (b,)).square().mean((0, 1)),
             mf.mgda(),
-            mf.jacobian("*[!2]*", groups="layer"),
+            mf.jacobian("*[!2]*", param_groups="layer"),
         )
         _, _, info = step.update(params, x, step.init(params, x))
     assert info.gramian.shape == (4, 2, 2)  # scale, attention, its projection, the last layer
@@ -250,7 +252,7 @@ def test_layers_of_a_deeper_module_and_leaves_without_one():
 def test_extra_of_a_probe_is_common_to_the_groups_if_it_has_one_axis():
     """FAMO, with as many groups as tasks: a mistaken axis would not show in the shapes."""
     groups = lambda name: "abc"[min(TRUNK.index(name), 2)]  # noqa: E731
-    probe = mf.second_evaluation(mf.jacobian(SHARED, groups=groups))
+    probe = mf.second_evaluation(mf.jacobian(SHARED, param_groups=groups))
     step = mf.balance(vector, mf.famo(), probe)
     _, state, _ = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
     _, _, info = step.update(PARAMS, BATCH, state)
@@ -267,43 +269,45 @@ def test_extra_of_a_probe_is_common_to_the_groups_if_it_has_one_axis():
     [
         (
             {"a": "trunk.0.*", "b": "trunk.9.*"},
-            r"groups\['b'\]='trunk\.9\.\*' matches no parameter; there are: trunk\.0\.weight",
+            r"param_groups\['b'\]='trunk\.9\.\*' matches no parameter; there are: trunk\.0\.weight",
         ),
-        ({"a": "trunk.*", "b": "heads.*"}, r"groups\['b'\]='heads\.\*' matches no parameter"),
+        ({"a": "trunk.*", "b": "heads.*"}, r"param_groups\['b'\]='heads\.\*' matches no parameter"),
         (
             {"a": "trunk.*", "b": "trunk.2.*"},
-            r"groups: 'trunk\.2\.weight' is in 'a' and 'b'; every shared parameter belongs to "
-            r"one group",
+            r"param_groups: 'trunk\.2\.weight' is in 'a' and 'b'; every shared parameter belongs "
+            r"to one group",
         ),
-        ({"a": "trunk.0.*"}, r"groups: 'trunk\.2\.weight' is shared but in no group"),
+        ({"a": "trunk.0.*"}, r"param_groups: 'trunk\.2\.weight' is shared but in no group"),
         (
             lambda name: None if name == "trunk.0.bias" else 1,
-            r"groups: 'trunk\.0\.bias' is shared but in no group",
+            r"param_groups: 'trunk\.0\.bias' is shared but in no group",
         ),
-        ("layers", r"groups='layers': expected \"layer\""),
+        ("layers", r"param_groups='layers': expected \"layer\""),
     ],
     ids=["nothing", "not shared", "overlap", "left out", "no label", "word"],
 )
 def test_groups_that_are_no_partition_are_errors_at_init(groups, message):
     with pytest.raises(ValueError, match=message):
-        mf.balance(vector, mf.mgda(), mf.jacobian(SHARED, groups=groups)).init(PARAMS, BATCH)
+        mf.balance(vector, mf.mgda(), mf.jacobian(SHARED, param_groups=groups)).init(PARAMS, BATCH)
 
 
 def test_what_groups_cannot_be_combined_with():
     with pytest.raises(
         ValueError, match=r'heads="weighted": with groups there is one weight a group and task'
     ):
-        mf.jacobian(SHARED, groups="layer", heads="weighted")
+        mf.jacobian(SHARED, param_groups="layer", heads="weighted")
     with pytest.raises(
         ValueError, match=r"measure='trunk\.2\.\*': group 'trunk\.0' has none of these parameters"
     ):
         mf.balance(
-            vector, mf.mgda(), mf.jacobian(SHARED, groups="layer", measure="trunk.2.*")
+            vector, mf.mgda(), mf.jacobian(SHARED, param_groups="layer", measure="trunk.2.*")
         ).init(PARAMS, BATCH)
 
 
 def test_errors_of_the_rule_at_init_are_seen_through_the_groups():
     with pytest.raises(ValueError, match="need initial losses > 0"):
         mf.balance(
-            lambda p, b: vector(p, b) - 100, mf.gradnorm(0.5), mf.jacobian(SHARED, groups="layer")
+            lambda p, b: vector(p, b) - 100,
+            mf.gradnorm(0.5),
+            mf.jacobian(SHARED, param_groups="layer"),
         ).init(PARAMS, BATCH)

@@ -492,10 +492,10 @@ def test_stacked_losses_with_large_heads_are_taken_apart_without_taps(monkeypatc
     losses, params, x, entered = _decoders("stacked")
     monkeypatch.setattr(
         gradients,
-        "worth_watching",
+        "is_worth_recording",
         lambda params, names: "trunk.weight" not in names or len(names) > 2,
     )
-    monkeypatch.setattr(forwards, "Tapped", None)
+    monkeypatch.setattr(forwards, "Recorder", None)
     monkeypatch.setattr(layerwise.graph, "OVERHEAD", 10.0)
     entered[:] = [0] * 4
     got = mf.task_gramian(losses, params, x, shared="trunk.*")[1]
@@ -573,7 +573,7 @@ def test_unbatched_operations_are_looped_without_a_warning():
 
 def test_watching_is_left_out_for_few_parameters(monkeypatch):
     net = build("mlp")
-    monkeypatch.setattr(forwards, "Tapped", None)
+    monkeypatch.setattr(forwards, "Recorder", None)
     mf.task_gramian(net.tasks, net.params, net.batch)
 
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import read_graph
 from mtlfunc.gradients.run import place_of
-from mtlfunc.gradients.safe_ops import final, recorded
+from mtlfunc.gradients.safe_ops import has_final_backward, needs_recording
 from mtlfunc.types import Params
 from tests.operations import COARSE, DOUBLE, OPERATIONS, REFUSED, constant
 
@@ -279,7 +279,7 @@ def alike(name: str) -> tuple[bool, ...]:
     graph = read_graph(
         (get_gradient_edge(total),), {str(i): place_of(x) for i, x in enumerate(inputs)}
     )
-    return graph.batched, graph.twice, recorded(total), final(total)
+    return graph.can_batch, graph.can_batch_twice, needs_recording(total), has_final_backward(total)
 
 
 def groups(size: int = 24) -> dict[str, tuple[str, ...]]:

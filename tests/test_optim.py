@@ -79,7 +79,7 @@ def test_stock_loop_equals_descend_and_keeps_no_graph():
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     balance = mf.balance(vector, mf.cagrad(0.4), mf.jacobian(SHARED))
     state = balance.init(mf.parameters(module), BATCH)
-    step = mf.descend(vector, mf.cagrad(0.4), mf.adam(0.01), mf.jacobian(SHARED))
+    step = mf.descend(vector, mf.cagrad(0.4), mf.jacobian(SHARED), mf.adam(0.01))
     ours = step.init(PARAMS, BATCH)
 
     def live() -> tuple[int, int]:

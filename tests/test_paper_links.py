@@ -99,8 +99,8 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     step = mf.descend(
         scaled,
         mf.cagrad(c=0.4),
-        mf.adam(1e-2),
         mf.jacobian("trunk.*"),
+        mf.adam(1e-2),
     )
     state = step.init(digits.network(mf.random.fold_in(mf.random.key(seed), 2)), batches[0])
     for i, batch in enumerate(batches):

@@ -245,7 +245,7 @@ def test_lanes_are_the_optimizers_they_stand_for(index):
     losses, draw = adam.PROBLEMS["convex quadratics"]
     params, batch = draw(torch.tensor(0))
     steps = [
-        mf.descend(losses, mf.mgda(), optimizer, mf.jacobian())
+        mf.descend(losses, mf.mgda(), mf.jacobian(), optimizer)
         for optimizer in (alone, adam.lane(torch.tensor(index), 0.05))
     ]
     states = [step.init(params, batch) for step in steps]
@@ -260,7 +260,7 @@ def test_lanes_are_the_rules_they_stand_for():
     rules = [make() for make in adam.RULES.values()]
     for index, own in enumerate(rules):
         steps = [
-            mf.descend(losses, rule, mf.sgd(0.1), mf.jacobian())
+            mf.descend(losses, rule, mf.jacobian(), mf.sgd(0.1))
             for rule in (own, one_of(rules, torch.tensor(index)))
         ]
         states = [step.init(params, batch) for step in steps]

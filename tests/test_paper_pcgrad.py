@@ -187,8 +187,8 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
     alone = mf.descend(
         landscape.losses,
         rule,
-        mf.sgd(lr) if sgd else mf.adam(lr),
         mf.jacobian(),
+        mf.sgd(lr) if sgd else mf.adam(lr),
         reduction="sum",
     )
     lane = landscape.step_of(torch.tensor(common.ARMS.index(arm)), torch.tensor(sgd), lr)

@@ -131,8 +131,8 @@ def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None
     whole = mf.descend(
         gradnorm.losses,
         mf.gradnorm(alpha),
-        mf.adam(lr),
         mf.jacobian("trunk.*", measure=f"trunk.{gradnorm.LAYERS - 1}.*", heads="weighted"),
+        mf.adam(lr),
         reduction="sum",
     )
     states = [step.init(params, batch) for step in (short, whole)]

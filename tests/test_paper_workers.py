@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtlfunc.core.files import reserved
+from mtlfunc.core.files import hold_lock
 from paper_repro.__main__ import SLOW, reproduce, reproductions
 from paper_repro.report import parts
 from paper_repro.report.cache import key, versions
@@ -453,7 +453,7 @@ def test_another_process_is_waited_for_after_all_else(
         path.write_bytes(content)
         lock.__exit__(None, None, None)
 
-    lock = reserved(path.with_suffix(".lock"))
+    lock = hold_lock(path.with_suffix(".lock"))
     lock.__enter__()
     monkeypatch.setattr(Store, "waits", staticmethod(waits.append))
     monkeypatch.setattr(

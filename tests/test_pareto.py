@@ -248,19 +248,19 @@ def train(preference, seed: int | torch.Tensor = 0):
     """Gradient descent on the weighted sum from a random start; its minimiser is Σ w_t c_t."""
     x = mf.random.normal(mf.random.key(seed), (3,), DOUBLE)
     step = mf.descend(
-        losses_of, mf.stateless(lambda gramian: preference), mf.sgd(0.9), mf.jacobian()
+        losses_of, mf.stateless(lambda gramian: preference), mf.jacobian(), mf.sgd(0.9)
     )
     state, _ = mf.rollout(step, step.init({"x": x}, ()), [()] * 14, every=14)
     return losses_of(state.params, ()), state.params
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 4, 100])
-def test_front_of_quadratics_closed_form(chunk_size):
+@pytest.mark.parametrize("points_at_once", [None, 1, 4, 100])
+def test_front_of_quadratics_closed_form(points_at_once):
     """Weighted sums with all w > 0 end on the Pareto set, w @ centres; on a simplex face, too,
     since the losses are strictly convex.
     """
     preferences = pareto.preferences(4, 3, dtype=DOUBLE)
-    found = pareto.front(train, preferences, chunk_size=chunk_size)
+    found = pareto.front(train, preferences, points_at_once=points_at_once)
     ends = preferences @ CENTRES
     torch.testing.assert_close(found.aux["x"], ends, rtol=1e-9, atol=1e-10)
     expected = torch.stack([losses_of({"x": x}, ()) for x in ends])
@@ -298,7 +298,7 @@ def test_front_by_a_grid_that_is_saved(tmp_path):
     saved = grid(
         lambda run: train(preferences[run])[0],
         {"run": torch.arange(len(preferences))},
-        chunk_size=4,
+        points_at_once=4,
         path=tmp_path / "front",
     )
     torch.testing.assert_close(
@@ -336,11 +336,11 @@ def test_front_vmapped_over_seeds_and_differentiated():
 def test_front_of_what_cannot_be_vmapped(trick):
     preferences = pareto.preferences(3, 2)[1:3]
     with pytest.raises(
-        RuntimeError, match="train: cannot be vmapped; pass chunk_size=1, a plain loop"
+        RuntimeError, match="train: cannot be vmapped; pass points_at_once=1, a plain loop"
     ):
         pareto.front(trick, preferences)
     with torch.random.fork_rng():
-        assert pareto.front(trick, preferences, chunk_size=1).losses.shape == (2, 2)
+        assert pareto.front(trick, preferences, points_at_once=1).losses.shape == (2, 2)
 
 
 def test_front_errors():
@@ -361,9 +361,7 @@ def test_front_errors():
         pareto.front(train, torch.tensor([[2.0, -1.0]]))
     with pytest.raises(ValueError, match="preferences: expected at least one"):
         pareto.front(train, preferences[:0])
-    with pytest.raises(
-        ValueError, match="chunk_size: expected None or a number of points >= 1, got 0"
-    ):
-        pareto.front(train, preferences, chunk_size=0)
+    with pytest.raises(ValueError, match="points_at_once: expected None or a number >= 1, got 0"):
+        pareto.front(train, preferences, points_at_once=0)
     with pytest.raises(ZeroDivisionError):  # the caller's own error, as it is
         pareto.front(lambda p: p / (1 // 0), preferences)

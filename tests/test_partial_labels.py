@@ -79,12 +79,12 @@ PROBES = {
         present=present,
         mask=lambda key, rows: {n: r * (r.abs() > 0.01) for n, r in rows.items()},
     ),
-    "groups": lambda present: mf.jacobian(SHARED, present=present, groups="layer"),
+    "groups": lambda present: mf.jacobian(SHARED, present=present, param_groups="layer"),
     "losses only": lambda present: mf.losses_only(present=present),
     "representation": lambda present: mf.representation(
         encode, decode, shared=SHARED, present=present
     ),
-    "tracked": lambda present: mf.tracked(SHARED, rate=0.3, corrected=True, present=present),
+    "tracked": lambda present: mf.moving_average(SHARED, rate=0.3, corrected=True, present=present),
     "excess": lambda present: mf.excess_risk(SHARED, present=present),
 }
 RULES = {
@@ -184,8 +184,8 @@ def test_nobody_present_is_a_zero_step(probe):
         step = mf.descend(
             vector if probe == "representation" else form(name),
             rule_for(probe),
-            mf.sgd(0.1),
             PROBES[probe](given),
+            mf.sgd(0.1),
             reduction="sum",
         )
         state = step.init(PARAMS, batch(MASKS[2]))
@@ -202,7 +202,7 @@ def test_vmapped_over_masks_and_networks_equals_loop(probe):
         if probe in ("representation", "own", "weighted", "measure")
         else (vector, lambda p, b: scalars(p, b[:2]))
     ):
-        step = mf.descend(losses, rule_for(probe), mf.sgd(0.1), PROBES[probe](given))
+        step = mf.descend(losses, rule_for(probe), PROBES[probe](given), mf.sgd(0.1))
 
         def run(params, mask, step=step):
             state, _ = step.update(step.init(params, batch(MASKS[2])), batch(mask))
@@ -232,7 +232,7 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
                 [torch.ones_like(scale), scale, torch.ones_like(scale)]
             )
 
-        step = mf.descend(losses, rule(), mf.sgd(0.1), PROBES[probe](given))
+        step = mf.descend(losses, rule(), PROBES[probe](given), mf.sgd(0.1))
         state = step.init(PARAMS, batch(MASKS[2]))
         for mask in (MASKS[2], SOME, MASKS[2]):
             state, _ = step.update(state, batch(mask))
@@ -294,8 +294,8 @@ NAN_SAFE |= {
     "layerwise": mf.jacobian(SHARED, present=whole, engine="layerwise"),
 }
 NAN_SAFE |= {
-    "groups": mf.jacobian(SHARED, present=whole, groups="layer"),
-    "tracked": mf.tracked(SHARED, present=whole),
+    "groups": mf.jacobian(SHARED, present=whole, param_groups="layer"),
+    "tracked": mf.moving_average(SHARED, present=whole),
 }
 NAN_SAFE |= {"losses only": mf.losses_only(present=whole)}
 
@@ -412,7 +412,7 @@ def test_absent_at_init_is_no_error_unless_the_rule_needs_the_first_loss():
 
 def test_state_of_an_absent_task_stands_still():
     balance = mf.balance(
-        vector, mf.moco(), mf.tracked(SHARED, rate=lambda k: 0.5 / k**0.5, present=given)
+        vector, mf.moco(), mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5, present=given)
     )
     state = balance.init(PARAMS, batch(MASKS[2]))
     _, state, _ = balance.update(PARAMS, batch(MASKS[2]), state)

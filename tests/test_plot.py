@@ -21,7 +21,7 @@ import mtlfunc as mf
 from mtlfunc import plot
 from mtlfunc.analysis.pareto import Front
 from mtlfunc.core.random import normal
-from mtlfunc.plot._common import short
+from mtlfunc.plot._common import format_short
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -100,7 +100,7 @@ def test_heatmap_of_cosines():
     ],
 )
 def test_heatmap_numbers_are_short(number, text):
-    assert short(number) == text
+    assert format_short(number) == text
 
 
 # ---- weights ----
@@ -128,8 +128,8 @@ def test_weights_of_a_rollout():
     step = mf.descend(
         lambda p, batch: torch.stack([(p["x"] - 1) ** 2, 4 * (p["x"] + 1) ** 2]),
         mf.mgda(),
-        mf.sgd(0.01),
         mf.jacobian(),
+        mf.sgd(0.01),
     )
     _, info = mf.rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 6)
     panel = plot.weights(info, axes(), names=["near", "far"])

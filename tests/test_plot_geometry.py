@@ -209,7 +209,9 @@ def test_portrait_passes_losses_and_key():
     by_loss = plot.portrait(
         lambda gramian, losses: losses / losses.sum(), ("rate 1",), cells=(6, 5), losses=[1.0, 3.0]
     )
-    static = plot.portrait(mf.mean(torch.tensor([0.25, 0.75])), ("rate 1",), cells=(6, 5))
+    static = plot.portrait(
+        mf.mean(preference=torch.tensor([0.25, 0.75])), ("rate 1",), cells=(6, 5)
+    )
     np.testing.assert_allclose(meshed(by_loss[0]), meshed(static[0]), rtol=1e-12)
 
     def draw(losses: Tensor, key: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ def test_portrait_passes_losses_and_key():
     drawn = plot.portrait(rule, ("rate 2",), cells=(6, 5), key=5)
     np.testing.assert_allclose(
         meshed(drawn[0]),
-        meshed(plot.portrait(mf.mean(share), ("rate 2",), cells=(6, 5))[0]),
+        meshed(plot.portrait(mf.mean(preference=share), ("rate 2",), cells=(6, 5))[0]),
         rtol=1e-12,
     )
 

@@ -44,7 +44,7 @@ METHODS = {
     ),
     "modo, by layers": (
         lambda: mf.modo(0.05, 0.1),
-        lambda: mf.double_sampling(SHARED, groups="layer"),
+        lambda: mf.double_sampling(SHARED, param_groups="layer"),
         BATCHES,
     ),
     "sdmgrad": (
@@ -54,28 +54,30 @@ METHODS = {
     ),
     "moco": (
         lambda: mf.moco(0.05, 0.1, 0.5),
-        lambda: mf.tracked(SHARED, rate=lambda k: 0.5 / k**0.5),
+        lambda: mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5),
         BATCH,
     ),
     "moco, by layers": (
         lambda: mf.moco(0.05, 0.1),
-        lambda: mf.tracked(SHARED, rate=0.3, groups="layer"),
+        lambda: mf.moving_average(SHARED, rate=0.3, param_groups="layer"),
         BATCH,
     ),
     "db_mtl": (
         mf.db_mtl,
-        lambda: mf.log_losses(mf.tracked(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True)),
+        lambda: mf.log_losses(
+            mf.moving_average(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True)
+        ),
         BATCH,
     ),
     "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
     "excess_mtl, by layers": (
         lambda: mf.excess_mtl(0.3),
-        lambda: mf.excess_risk(SHARED, groups="layer", heads="own"),
+        lambda: mf.excess_risk(SHARED, param_groups="layer", heads="own"),
         BATCH,
     ),
     "cagrad, tracked": (
         lambda: mf.cagrad(0.4),
-        lambda: mf.tracked(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"),
+        lambda: mf.moving_average(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"),
         BATCH,
     ),
     "mgda, logarithms": (mf.mgda, lambda: mf.log_losses(mf.jacobian(SHARED), eps=1e-3), BATCH),
@@ -85,7 +87,7 @@ METHODS = {
 
 def run(name, params, seed, lr, steps=3, losses_fn=opaque):
     rule, probe, batch = METHODS[name]
-    step = mf.descend(losses_fn, rule(), mf.sgd(lr), probe())
+    step = mf.descend(losses_fn, rule(), probe(), mf.sgd(lr))
     state = step.init(params, batch, key=seed)
     infos = []
     for _ in range(steps):
@@ -123,7 +125,7 @@ def test_bisection_and_sorting_project_alike():
 @pytest.mark.parametrize("form", FORMS)
 def test_modo_equals_its_loop(batches, form):
     lr, gamma, rho = 0.1, 0.05, 0.1
-    step = mf.descend(FORMS[form], mf.modo(gamma, rho), mf.sgd(lr), mf.double_sampling(SHARED))
+    step = mf.descend(FORMS[form], mf.modo(gamma, rho), mf.double_sampling(SHARED), mf.sgd(lr))
     state = step.init(PARAMS, batches)
     params, w = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64)
     for _ in range(4):
@@ -154,8 +156,8 @@ def test_sdmgrad_equals_its_loop():
     step = mf.descend(
         vector,
         mf.sdmgrad(strength, eta, momentum, 20),
-        mf.sgd(lr),
         mf.double_sampling(SHARED, heads="weighted"),
+        mf.sgd(lr),
     )
     state = step.init(PARAMS, BATCHES)
     params, w = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64)
@@ -185,8 +187,8 @@ def test_moco_equals_its_loop(form):
     step = mf.descend(
         FORMS[form],
         mf.moco(gamma, rho, decay=0.5),
+        mf.moving_average(SHARED, rate=lambda k: beta / k**0.5),
         mf.sgd(lr),
-        mf.tracked(SHARED, rate=lambda k: beta / k**0.5),
     )
     state = step.init(PARAMS, BATCH)
     params, w, tracked = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64), 0.0
@@ -207,8 +209,10 @@ def test_moco_equals_its_loop(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_db_mtl_equals_its_loop(form, eps):
     lr, beta = 0.1, 0.9
-    probe = mf.log_losses(mf.tracked(SHARED, rate=lambda k: 1 - beta / k**0.5, corrected=True), eps)
-    step = mf.descend(FORMS[form], mf.db_mtl(), mf.sgd(lr), probe)
+    probe = mf.log_losses(
+        mf.moving_average(SHARED, rate=lambda k: 1 - beta / k**0.5, corrected=True), eps
+    )
+    step = mf.descend(FORMS[form], mf.db_mtl(), probe, mf.sgd(lr))
     state = step.init(PARAMS, BATCH)
     params, average, missing = PARAMS, 0.0, 1.0
     for k in range(1, 5):
@@ -235,7 +239,7 @@ def test_db_mtl_equals_its_loop(form, eps):
 @pytest.mark.parametrize("form", FORMS)
 def test_excess_mtl_equals_its_loop(form):
     lr, eta = 0.1, 0.3
-    step = mf.descend(FORMS[form], mf.excess_mtl(eta), mf.sgd(lr), mf.excess_risk(SHARED))
+    step = mf.descend(FORMS[form], mf.excess_mtl(eta), mf.excess_risk(SHARED), mf.sgd(lr))
     state = step.init(PARAMS, BATCH)
     params, w, squares, first = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64), 0.0, None
     for _ in range(4):
@@ -350,7 +354,10 @@ def test_db_mtl_and_excess_mtl_forget_units(factor):
 
 
 def test_rate_of_one_and_no_history_is_the_jacobian():
-    for probe in (mf.tracked(SHARED, rate=1.0), mf.tracked(SHARED, rate=0.2, corrected=True)):
+    for probe in (
+        mf.moving_average(SHARED, rate=1.0),
+        mf.moving_average(SHARED, rate=0.2, corrected=True),
+    ):
         tracked = mf.balance(vector, mf.mgda(), probe)
         plain = mf.balance(vector, mf.mgda(), mf.jacobian(SHARED))
         grads, _, _ = tracked.update(PARAMS, BATCH, tracked.init(PARAMS, BATCH))
@@ -427,15 +434,19 @@ def test_gradient_of_a_run_through_the_losses(name):
     [
         (mf.modo, lambda x: mf.double_sampling(SHARED), BATCHES),
         (mf.sdmgrad, lambda x: mf.double_sampling(SHARED), BATCHES),
-        (mf.moco, lambda x: mf.tracked(SHARED, rate=x), BATCH),
+        (mf.moco, lambda x: mf.moving_average(SHARED, rate=x), BATCH),
         (mf.excess_mtl, lambda x: mf.excess_risk(SHARED), BATCH),
-        (lambda x: mf.db_mtl(), lambda x: mf.log_losses(mf.tracked(SHARED, rate=x), eps=x), BATCH),
+        (
+            lambda x: mf.db_mtl(),
+            lambda x: mf.log_losses(mf.moving_average(SHARED, rate=x), eps=x),
+            BATCH,
+        ),
     ],
     ids=["modo", "sdmgrad", "moco", "excess_mtl", "db_mtl"],
 )
 def test_gradient_of_a_run_with_respect_to_the_hyper_parameter(rule, probe, batch):
     def end(x):
-        step = mf.descend(opaque, rule(x), mf.sgd(0.05), probe(x))
+        step = mf.descend(opaque, rule(x), probe(x), mf.sgd(0.05))
         state = step.init(PARAMS, batch)
         for _ in range(3):
             state, _ = step.update(state, batch)
@@ -453,7 +464,7 @@ def test_gradient_of_a_run_with_respect_to_the_hyper_parameter(rule, probe, batc
 @pytest.mark.parametrize("name", METHODS)
 def test_state_resumes_to_the_same_trajectory(name, tmp_path):
     rule, probe, batch = METHODS[name]
-    step = mf.descend(opaque, rule(), mf.sgd(0.05), probe())
+    step = mf.descend(opaque, rule(), probe(), mf.sgd(0.05))
     state = step.init(PARAMS, batch, key=11)
     assert all(
         isinstance(leaf, torch.Tensor) and leaf.is_contiguous() for leaf in tree_leaves(state)
@@ -461,7 +472,7 @@ def test_state_resumes_to_the_same_trajectory(name, tmp_path):
     state, _ = step.update(state, batch)
     torch.save(state, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt")
-    again = mf.descend(opaque, rule(), mf.sgd(0.05), probe())
+    again = mf.descend(opaque, rule(), probe(), mf.sgd(0.05))
     for _ in range(2):
         state, _ = step.update(state, batch)
         loaded, _ = again.update(loaded, batch)
@@ -472,7 +483,7 @@ def test_state_resumes_to_the_same_trajectory(name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_nan_is_an_error_outside_and_nan_inside_transforms(name):
     rule, probe, batch = METHODS[name]
-    step = mf.descend(opaque, rule(), mf.sgd(0.1), probe())
+    step = mf.descend(opaque, rule(), probe(), mf.sgd(0.1))
     state = step.init(PARAMS, batch)
     params = PARAMS | {"trunk.2.weight": torch.full_like(PARAMS["trunk.2.weight"], float("nan"))}
     with pytest.raises(ValueError, match="losses: NaN or infinite"):
@@ -513,7 +524,7 @@ def test_logarithm_of_what_is_not_positive():
         step = mf.balance(
             lambda p, b, shift=shift: opaque(p, b) - shift,
             mf.db_mtl(),
-            mf.log_losses(mf.tracked(SHARED)),
+            mf.log_losses(mf.moving_average(SHARED)),
         )
         with pytest.raises(ValueError, match="losses: NaN or infinite"):
             step.init(PARAMS, BATCH)
@@ -533,9 +544,9 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"excess_mtl reads 'excess_risk', .*mtlfunc\.excess_risk"):
         mf.balance(opaque, mf.excess_mtl(), mf.jacobian(SHARED))
     with pytest.raises(ValueError, match=r"rate: expected a number in \(0, 1\]"):
-        mf.tracked(rate=1.5)
+        mf.moving_average(rate=1.5)
     with pytest.raises(ValueError, match="rate: expected a finite number > 0"):
-        mf.tracked(rate=0.0)
+        mf.moving_average(rate=0.0)
     with pytest.raises(ValueError, match="eps: expected a finite number >= 0"):
         mf.log_losses(mf.losses_only(), -1.0)
     for make in (mf.modo, mf.moco, mf.excess_mtl):
@@ -551,7 +562,7 @@ def test_errors_name_the_argument():
         mf.sdmgrad(steps=0)
     for make in (mf.double_sampling, mf.excess_risk):
         with pytest.raises(ValueError, match='heads="weighted": with groups'):
-            make(SHARED, groups="layer", heads="weighted")
+            make(SHARED, param_groups="layer", heads="weighted")
 
 
 # Slips
@@ -560,8 +571,8 @@ def test_errors_name_the_argument():
 STATES = {
     "none": (lambda: mf.jacobian(SHARED), mf.mgda),
     "a stream": (lambda: mf.jacobian(SHARED, mix=mf.subset(2)), mf.mgda),
-    "rows": (lambda: mf.tracked(SHARED), mf.mgda),
-    "rows of other leaves": (lambda: mf.tracked("trunk.0.*"), mf.mgda),
+    "rows": (lambda: mf.moving_average(SHARED), mf.mgda),
+    "rows of other leaves": (lambda: mf.moving_average("trunk.0.*"), mf.mgda),
     "squares": (lambda: mf.excess_risk(SHARED), mf.excess_mtl),
     "squares of other leaves": (lambda: mf.excess_risk("trunk.0.*"), mf.excess_mtl),
     "a batch": (lambda: mf.second_evaluation(mf.jacobian(SHARED)), mf.famo),
@@ -586,8 +597,8 @@ def test_a_state_of_another_probe_is_named(of, to):
 
 
 def test_a_task_more_in_remembered_rows_is_named():
-    two = mf.balance(lambda p, b: vector(p, b)[:2], mf.mgda(), mf.tracked(SHARED))
-    three = mf.balance(vector, mf.mgda(), mf.tracked(SHARED))
+    two = mf.balance(lambda p, b: vector(p, b)[:2], mf.mgda(), mf.moving_average(SHARED))
+    three = mf.balance(vector, mf.mgda(), mf.moving_average(SHARED))
     state = two.init(PARAMS, BATCH)
     with pytest.raises(ValueError, match="losses_fn: 2 losses at init, 3 at this step"):
         three.update(PARAMS, BATCH, state)
@@ -622,7 +633,7 @@ def test_graddrop_does_not_depend_on_the_order_of_the_parameters():
 
 
 def test_a_run_with_graddrop_does_not_depend_on_the_order_of_the_parameters():
-    step = mf.descend(vector, mf.mean(), mf.sgd(0.1), mf.jacobian(SHARED, mask=mf.graddrop()))
+    step = mf.descend(vector, mf.mean(), mf.jacobian(SHARED, mask=mf.graddrop()), mf.sgd(0.1))
     ends = []
     for params in (PARAMS, dict(reversed(PARAMS.items()))):
         state = step.init(params, BATCH, key=2)

@@ -49,7 +49,7 @@ def test_draws_vmapped_equal_loop(draw):
 def in_torch(draw):
     """What `draw` gives where the compiled functions may not stand in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random, "_plain", lambda *numbers: False)
+        patch.setattr(random, "_is_plain", lambda *numbers: False)
         return draw()
 
 
@@ -116,11 +116,11 @@ def test_compiled_numbers_only_for_what_can_be_read():
     in torch is taken.
     """
     key, seen = random.key(3), []
-    assert random._plain(key)
-    assert random._plain(key, -5)
-    vmap(lambda k: seen.append(random._plain(k)) or k)(torch.arange(2))
+    assert random._is_plain(key)
+    assert random._is_plain(key, -5)
+    vmap(lambda k: seen.append(random._is_plain(k)) or k)(torch.arange(2))
     seen += [
-        random._plain(k)
+        random._is_plain(k)
         for k in (
             2**63,
             1.0,
@@ -131,7 +131,7 @@ def test_compiled_numbers_only_for_what_can_be_read():
         )
     ]
     with FakeTensorMode():
-        seen.append(random._plain(key))
+        seen.append(random._is_plain(key))
     assert seen == [False] * len(seen)
     with torch.no_grad():
         traced = make_fx(lambda key: random.uniform(key, (3,)))(key)

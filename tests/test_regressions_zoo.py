@@ -75,7 +75,7 @@ def test_negative_preference_is_nan_where_it_cannot_be_seen(make):
 def test_preference_that_is_no_tensor_is_an_error_that_names_it():
     """A list was an AttributeError about shape."""
     with pytest.raises(TypeError, match="preference"):
-        mf.weights(mf.mean([1.0, 2.0, 1.0]), torch.eye(3))  # pyright: ignore[reportArgumentType]
+        mf.weights(mf.mean(preference=[1.0, 2.0, 1.0]), torch.eye(3))  # pyright: ignore
 
 
 @pytest.mark.parametrize("alpha", [0.02, 0.1, 10.0, 50.0])
@@ -139,12 +139,12 @@ def test_tracking_rates_are_at_most_one():
     grow without bound.
     """
     with pytest.raises(ValueError, match=r"rate: expected a number in \(0, 1\]"):
-        mf.tracked(rate=torch.tensor(1.5))
+        mf.moving_average(rate=torch.tensor(1.5))
     with pytest.raises(
         ValueError,
         match=r"rate: expected numbers in \(0, 1\], got \[3.0, 3.0, 3.0\] at steps \[1, 1, 1\]",
     ):
-        of_steps(mf.mean(), mf.tracked("trunk.*", rate=lambda k: 3 * k), BATCH)
+        of_steps(mf.mean(), mf.moving_average("trunk.*", rate=lambda k: 3 * k), BATCH)
 
 
 def test_stch_says_whose_losses_were_never_averaged():
@@ -203,7 +203,7 @@ def test_trimmed_mean_refuses_absent_tasks():
 
 def test_every_asks_again_after_a_batch_without_labels():
     """The zero weights of a batch without labels are not held for k - 1 steps."""
-    rule = mf.every(mf.mgda(), 5)
+    rule = mf.update_every(mf.mgda(), 5)
     G, losses = torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     state = rule.init(losses, mf.random.key(0))
     nobody = mf.Geometry(0 * losses, 0 * G, 0 * losses, torch.zeros(2, dtype=torch.bool), {})

@@ -65,12 +65,12 @@ def test_training_states_load_in_a_fresh_process_by_default(tmp_path):
     methods = [
         (mf.gradnorm(0.5), mf.adam(0.1), mf.jacobian("trunk.*", mask=mf.graddrop())),
         (mf.famo(), mf.sgd(0.1, 0.9), mf.second_evaluation(mf.losses_only())),
-        (mf.moco(), mf.sgd(0.1), mf.tracked("trunk.*")),
+        (mf.moco(), mf.sgd(0.1), mf.moving_average("trunk.*")),
         (mf.mgda(), mf.adam(0.1), mf.representation(encode, decode)),
     ]
     states = []
     for rule, optimizer, probe in methods:
-        step = mf.descend(named, rule, optimizer, probe)
+        step = mf.descend(named, rule, probe, optimizer)
         state, info = step.update(step.init(PARAMS, BATCH), BATCH)
         states += [state, state.balance, info]
     solution = mf.solvers.active_set()(mf.solvers.min_norm(torch.eye(2)))

@@ -12,9 +12,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
-from mtlfunc.rules._every import EveryState
 from mtlfunc.rules._gradnorm import GradNormState
 from mtlfunc.rules._momentum import MomentumState
+from mtlfunc.rules._update_every import UpdateEveryState
 from mtlfunc.types import Geometry
 from tests.problems import BATCH, PARAMS, vector
 from tests.strategies import gramian, jacobian
@@ -191,7 +191,7 @@ def test_momentum_stays_for_absent_tasks():
 
 def test_momentum_errors():
     for a in (-0.1, 1.0):
-        with pytest.raises(ValueError, match="a: expected a finite number >= 0 and < 1"):
+        with pytest.raises(ValueError, match="decay: expected a finite number >= 0 and < 1"):
             mf.momentum(mf.mgda(), a)
 
 
@@ -204,7 +204,7 @@ def test_every_asks_at_multiples_of_k(inner, k):
     """At steps 0, k, 2k … what the rule gives that sees these steps alone; its state moves there
     only.
     """
-    held, states = drive(mf.every(INNER[inner](), k), steps=7)
+    held, states = drive(mf.update_every(INNER[inner](), k), steps=7)
     alone, kept = INNER[inner](), None
     state = alone.init(losses_of(4), mf.random.key(1))
     for step in range(7):
@@ -219,7 +219,7 @@ def test_every_asks_at_multiples_of_k(inner, k):
 def test_every_with_counters_that_differ():
     """Runs vmapped together may be at different steps."""
     rule, G = (
-        mf.every(mf.mgda(), 3),
+        mf.update_every(mf.mgda(), 3),
         torch.stack([gramian("gaussian", 3, seed) for seed in range(4)]),
     )
     start = rule.init(losses_of(3), mf.random.key(0))
@@ -235,15 +235,15 @@ def test_every_with_counters_that_differ():
 
 def test_every_gives_absent_tasks_nothing():
     present = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]], dtype=torch.bool)
-    weights, _ = drive(mf.every(mf.mgda(), 5), present, 2)
+    weights, _ = drive(mf.update_every(mf.mgda(), 5), present, 2)
     torch.testing.assert_close(weights[1], weights[0] * present[1])
 
 
 def test_every_errors():
-    with pytest.raises(ValueError, match="k: expected a number of steps >= 1, got 0"):
-        mf.every(mf.mgda(), 0)
+    with pytest.raises(ValueError, match="period: expected a number of steps >= 1, got 0"):
+        mf.update_every(mf.mgda(), 0)
     with pytest.raises(TypeError):
-        inspect.unwrap(mf.every)(mf.mgda(), 1.5)  # type: ignore[arg-type]
+        inspect.unwrap(mf.update_every)(mf.mgda(), 1.5)  # type: ignore[arg-type]
 
 
 # --- together -----------------------------------------------------------------------------------
@@ -253,12 +253,12 @@ def test_wrappers_compose_and_resume():
     """Six steps at once, or three, a state through torch.save, and three more."""
 
     def make():
-        return mf.momentum(mf.every(mf.normalize(mf.gradnorm(1.5), "loss"), 2), 0.6)
+        return mf.momentum(mf.update_every(mf.normalize(mf.gradnorm(1.5), "loss"), 2), 0.6)
 
     G = gramian("gaussian", 4)
     whole, state = trajectory(make(), G, steps=6)
     assert isinstance(state, MomentumState)
-    assert isinstance(state.rule, EveryState)
+    assert isinstance(state.rule, UpdateEveryState)
     assert isinstance(state.rule.rule, GradNormState)
     begun, state = trajectory(make(), G, steps=3)
     file = io.BytesIO()
@@ -271,8 +271,8 @@ def test_wrappers_compose_and_resume():
 
 def test_order_of_wrappers_matters():
     """The average of held answers is not the held average."""
-    one, _ = drive(mf.momentum(mf.every(mf.mgda(), 2), 0.5), steps=4)
-    two, _ = drive(mf.every(mf.momentum(mf.mgda(), 0.5), 2), steps=4)
+    one, _ = drive(mf.momentum(mf.update_every(mf.mgda(), 2), 0.5), steps=4)
+    two, _ = drive(mf.update_every(mf.momentum(mf.mgda(), 0.5), 2), steps=4)
     torch.testing.assert_close(two[0], two[1])
     assert not torch.allclose(one[2], one[3])
 

@@ -32,7 +32,7 @@ def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
             "rmse": (S[kept] ** 2).mean() ** 0.5,
         }
         for p in (torch.full((count,), 1 / count, dtype=F64), preferences(count, seed)):
-            d = mf.aggregate(mf.aligned_mtl(p, scale=scale), J)
+            d = mf.aggregate(mf.aligned_mtl(preference=p, scale=scale), J)
             expected = root[scale] * (U[:, kept].T @ p.numpy()) @ Vt[kept]
             spread = float((S[kept].max() / S[kept].min()) ** 2)
             np.testing.assert_allclose(
@@ -46,7 +46,9 @@ def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
 def test_aligned_mtl_makes_the_system_of_gradients_orthonormal():
     """(B J)(B J)ᵀ = s I, column by column of B from preferences that are unit vectors."""
     J = jacobian("gaussian", 5)
-    B = torch.stack([mf.weights(mf.aligned_mtl(p), J @ J.mT) for p in torch.eye(5, dtype=F64)])
+    B = torch.stack(
+        [mf.weights(mf.aligned_mtl(preference=p), J @ J.mT) for p in torch.eye(5, dtype=F64)]
+    )
     s = torch.linalg.eigvalsh(J @ J.mT)[0]
     torch.testing.assert_close(
         B @ J @ J.mT @ B, s * torch.eye(5, dtype=F64), rtol=0, atol=1e-12 * float(s)
@@ -60,7 +62,7 @@ def test_aligned_mtl_derivative_at_equal_eigenvalues():
     p = preferences(3)
     direction = torch.tensor([[1.0, 0.3, -0.2], [0.3, -0.5, 0.1], [-0.2, 0.1, 0.7]], dtype=F64)
     slope = torch.func.jvp(
-        lambda G: updated(mf.aligned_mtl(p, scale="rmse"), G),
+        lambda G: updated(mf.aligned_mtl(preference=p, scale="rmse"), G),
         (torch.eye(3, dtype=F64),),
         (direction,),
     )[1]
@@ -115,7 +117,7 @@ def test_aligned_mtl_derivatives_where_norms_differ(scale, decades, order):
     move = jacobian("gaussian", 3, 7)[:, :3]
     outer = norms * norms[:, None]
     G, direction = (x + x.mT for x in (unit @ unit.mT * outer, (move + move.mT) * outer))
-    p, rule = preferences(3), mf.aligned_mtl(preferences(3), scale=scale)
+    p, rule = preferences(3), mf.aligned_mtl(preference=preferences(3), scale=scale)
 
     with mp.workdps(60):
         h, wide, step = mp.mpf(10) ** -18, mp.matrix(G.tolist()), mp.matrix(direction.tolist())

@@ -65,7 +65,7 @@ def test_fairgrad_solves_its_equation(family, alpha):
         assert (w > 0).all()
         assert (left.abs() <= 1e-12 + 4 * rounding).all()
         p = preferences(count, seed)
-        w = mf.weights(mf.fairgrad(alpha, p), G)
+        w = mf.weights(mf.fairgrad(alpha, preference=p), G)
         left, rounding = defect(G, w, 1 / alpha, count * p)
         assert (left.abs() <= 1e-12 + 4 * rounding).all()
 
@@ -116,7 +116,7 @@ def test_nash_mtl_maximises_the_product_of_rates():
         cp.Problem(cp.Maximize(p.numpy() @ cp.log(J.numpy() @ d)), [cp.norm(d) <= 1]).solve(
             solver=cp.CLARABEL
         )
-        ours = mf.aggregate(mf.nash_mtl(p), J)
+        ours = mf.aggregate(mf.nash_mtl(preference=p), J)
         assert float(ours.norm()) == pytest.approx(2, rel=1e-12)
         np.testing.assert_allclose((ours / 2).numpy(), np.asarray(d.value), rtol=0, atol=1e-5)
 
@@ -222,14 +222,16 @@ def test_nash_mtl_zero_gradients_have_no_say():
     nothing = torch.zeros(4, 4, dtype=F64)
     p = preferences(4)
     torch.testing.assert_close(
-        mf.weights(mf.nash_mtl(p, rescale="sum"), nothing), p, rtol=1e-14, atol=0
+        mf.weights(mf.nash_mtl(preference=p, rescale="sum"), nothing), p, rtol=1e-14, atol=0
     )
     assert torch.equal(mf.weights(mf.nash_mtl(), nothing), torch.zeros(4, dtype=F64))
 
 
 def test_nash_mtl_preference_of_zero_leaves_the_bargain_to_the_others():
     G = gramian("gaussian", 4)
-    w = mf.weights(mf.nash_mtl(torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64), rescale="sum"), G)
+    w = mf.weights(
+        mf.nash_mtl(preference=torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64), rescale="sum"), G
+    )
     kept = torch.tensor([0, 2, 3])
     torch.testing.assert_close(
         w[kept], mf.weights(mf.nash_mtl(rescale="sum"), G[kept][:, kept]), rtol=1e-13, atol=0

@@ -24,7 +24,9 @@ from tests.test_rules import EPS, F64, GRADNORM, geometry, losses_of, trajectory
 def test_preference_scales_to_sum_one():
     p = torch.tensor([1.0, 2.0, 5.0], dtype=F64)
     J = jacobian("gaussian", 3)
-    torch.testing.assert_close(mf.weights(mf.mean(p), J @ J.mT), p / 8, rtol=4 * EPS, atol=0)
+    torch.testing.assert_close(
+        mf.weights(mf.mean(preference=p), J @ J.mT), p / 8, rtol=4 * EPS, atol=0
+    )
     centre = p / 8 @ J
     d = mf.aggregate(mf.cagrad(0.4, preference=p), J)
     assert float((d - centre).norm()) == pytest.approx(0.4 * float(centre.norm()), rel=1e-9)
@@ -420,7 +422,7 @@ def test_gradnorm_training_equals_literal_algorithm(optimizer):
     rule = mf.gradnorm(
         alpha, lr_weights, optimizer=optim.sgd if optimizer == "sgd" else optim.exact_adam
     )
-    step = mf.descend(losses_fn, rule, mf.sgd(lr), mf.jacobian(), reduction="sum")
+    step = mf.descend(losses_fn, rule, mf.jacobian(), mf.sgd(lr), reduction="sum")
     state = step.init(params, ())
     for _ in range(10):
         state, _ = step.update(state, ())

@@ -34,7 +34,7 @@ SLIPS = {
 PLACES = {
     "weights": lambda rule: mf.weights(rule, torch.eye(2)),
     "aggregate": lambda rule: mf.aggregate(rule, torch.eye(2)),
-    "every": lambda rule: mf.every(rule, 2),
+    "every": lambda rule: mf.update_every(rule, 2),
     "momentum": lambda rule: mf.momentum(rule),
     "normalize": lambda rule: mf.normalize(rule),
     "balance": lambda rule: mf.balance(vector, rule, mf.jacobian()),
@@ -103,7 +103,7 @@ SPECIAL = {
     "excess_mtl on a probe": mf.excess_mtl,
     "normalize-loss of mean": lambda: mf.normalize(mf.mean(), "loss"),
     "momentum of uw": lambda: mf.momentum(mf.uw(0.1)),
-    "every of famo": lambda: mf.every(mf.famo(), 2),
+    "every of famo": lambda: mf.update_every(mf.famo(), 2),
 }
 OWN = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
 SPECIAL |= {
@@ -201,7 +201,7 @@ def test_what_a_rule_says_that_it_reads_is_what_it_reads(name):
 
 def test_wrappers_of_a_rule_that_says_nothing_say_nothing():
     silent = mf.mgda()._replace(reads=None)
-    for made in (mf.momentum(silent), mf.every(silent, 2), mf.normalize(silent)):
+    for made in (mf.momentum(silent), mf.update_every(silent, 2), mf.normalize(silent)):
         assert made.reads is None
     assert mf.balance(vector, mf.normalize(silent, "loss"), mf.losses_only())
 
@@ -252,7 +252,7 @@ def test_one_shot_calls_refuse_a_rule_that_reads_what_a_probe_alone_measures():
 
 # What a probe measures
 
-JACOBIAN, TRACKED = mf.jacobian("trunk.*"), mf.tracked("trunk.*")
+JACOBIAN, TRACKED = mf.jacobian("trunk.*"), mf.moving_average("trunk.*")
 TWO = mf.double_sampling("trunk.*")
 WRONG = {
     "modo": (mf.modo(), (JACOBIAN, TRACKED, mf.log_losses(JACOBIAN)), "double_sampling"),
@@ -266,7 +266,7 @@ RIGHT = {
     "modo": (mf.modo(), TWO),
     "sdmgrad": (mf.sdmgrad(), TWO),
     "moco": (mf.moco(), TRACKED),
-    "moco by groups": (mf.moco(), mf.tracked("trunk.*", groups="layer")),
+    "moco by groups": (mf.moco(), mf.moving_average("trunk.*", param_groups="layer")),
     "db_mtl": (mf.db_mtl(), mf.log_losses(TRACKED)),
     "normalize": (mf.normalize(mf.moco()), TRACKED),
 }
@@ -311,7 +311,7 @@ def step(rule, probe):
 def test_rule_on_a_probe_that_does_not_measure_what_it_needs_names_the_probe(name):
     rule, probes, right = WRONG[name]
     for probe in probes:
-        for made in (rule, mf.momentum(rule), mf.every(rule, 2)):
+        for made in (rule, mf.momentum(rule), mf.update_every(rule, 2)):
             called = rule_name(made)
             words = rf"rule: {called} reads '.*, but the probe .*; use (mtlfunc\..*{right}.*) as"
             with pytest.raises(ValueError, match=words) as error:

@@ -191,7 +191,7 @@ def test_epo_edge_cases():
     )
     with pytest.raises(ValueError, match="tolerance: expected"):
         mf.epo(tolerance=-1.0)
-    with pytest.raises(ValueError, match="preference: expected finite entries"):
+    with pytest.raises(ValueError, match="inverse_ray: expected finite entries"):
         mf.weights(mf.epo(torch.tensor([-1.0, 1.0])), torch.eye(2), torch.ones(2))
 
 
@@ -283,7 +283,7 @@ def test_pareto_mtl_errors():
         ({"others": torch.tensor([[1.0, -1.0]])}, "others: expected finite entries >= 0"),
         ({"others": torch.zeros(1, 2)}, "others: expected finite entries >= 0"),
         ({"others": torch.ones(1, 3)}, "others: made for 3 tasks, but there are 2 rows"),
-        ({"preference": torch.tensor([1.0, -1.0])}, "preference: expected finite entries"),
+        ({"ray": torch.tensor([1.0, -1.0])}, "ray: expected finite entries"),
     ]
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):

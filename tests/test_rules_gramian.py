@@ -18,7 +18,7 @@ from torch.func import grad, jacrev, vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.solvers._auto import on_dual_cone
+from mtlfunc.solvers._auto import dual_cone_weights
 from mtlfunc.solvers.problems import or_one, resolution
 from mtlfunc.types import Geometry
 from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
@@ -116,11 +116,17 @@ def test_projections_equal_quadprog_on_the_gradients(family, count):
             scale = 1e-9 * float(w @ J.norm(dim=1))
             expected = project((w @ J).numpy(), J.numpy())
             np.testing.assert_allclose(
-                mf.aggregate(mf.dualproj(preference), J).numpy(), expected, rtol=0, atol=scale
+                mf.aggregate(mf.dualproj(preference=preference), J).numpy(),
+                expected,
+                rtol=0,
+                atol=scale,
             )
             expected = sum(project((w[t] * J[t]).numpy(), J.numpy()) for t in range(count))
             np.testing.assert_allclose(
-                mf.aggregate(mf.upgrad(preference), J).numpy(), expected, rtol=0, atol=scale
+                mf.aggregate(mf.upgrad(preference=preference), J).numpy(),
+                expected,
+                rtol=0,
+                atol=scale,
             )
 
 
@@ -167,7 +173,7 @@ def test_upgrad_two_tasks_is_pcgrad(family):
     for seed in range(5):
         J = jacobian(family, 2, seed)
         for p in (None, preferences(2, seed)):
-            d = mf.aggregate(mf.upgrad(p), J)
+            d = mf.aggregate(mf.upgrad(preference=p), J)
             torch.testing.assert_close(
                 d, mf.aggregate(mf.pcgrad(preference=p), J), rtol=0, atol=1e-12 * float(J.norm())
             )
@@ -178,7 +184,9 @@ def test_upgrad_is_linear_in_every_length():
     J = jacobian("gaussian", 4, 2)
     s = torch.tensor([1e-3, 1.0, 30.0, 5.0], dtype=F64)
     parts = (
-        torch.stack([mf.aggregate(mf.dualproj(torch.eye(4, dtype=F64)[t]), J) for t in range(4)])
+        torch.stack(
+            [mf.aggregate(mf.dualproj(preference=torch.eye(4, dtype=F64)[t]), J) for t in range(4)]
+        )
         / 4
     )
     torch.testing.assert_close(
@@ -190,7 +198,9 @@ def test_without_conflicts_projections_are_the_mean():
     J = jacobian("gaussian", 3).abs()
     p = preferences(3)
     for rule in (mf.upgrad, mf.dualproj):
-        torch.testing.assert_close(mf.weights(rule(p), J @ J.mT), p, rtol=2 * EPS, atol=0)
+        torch.testing.assert_close(
+            mf.weights(rule(preference=p), J @ J.mT), p, rtol=2 * EPS, atol=0
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -202,7 +212,7 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
         J = jacobian(family, count)
         G, each = J @ J.mT, torch.diag(preferences(count))
         one_by_one = torch.stack([solvers.auto()(solvers.dual_cone(G, w)).weights for w in each])
-        assert torch.equal(on_dual_cone(G, each[0]), one_by_one[0])
+        assert torch.equal(dual_cone_weights(G, each[0]), one_by_one[0])
         length = or_one(lengths(G))
         least = float(torch.linalg.eigvalsh(G / length / length[:, None])[0])
         resolved = max(least, 0) + resolution(count, EPS)
@@ -210,17 +220,20 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
         # in the direction, λ the least eigenvalue of the matrix of cosines with its ridge.
         noise = 64 * count * EPS / resolved**0.5 * one_by_one @ lengths(G)
         batch = torch.stack([G, 4 * G])
-        for several in (on_dual_cone(G, each), *vmap(on_dual_cone, (0, None))(batch, each)):
+        for several in (
+            dual_cone_weights(G, each),
+            *vmap(dual_cone_weights, (0, None))(batch, each),
+        ):
             assert (several >= each).all()
             assert (((several - one_by_one) @ J).norm(dim=1) <= noise).all()
-        carried = jacrev(lambda G, each=each: on_dual_cone(G, each).sum(1))(G)
+        carried = jacrev(lambda G, each=each: dual_cone_weights(G, each).sum(1))(G)
         expected = [
             grad(lambda G, w=w: solvers.active_set()(solvers.dual_cone(G, w)).weights.sum())(G)
             for w in each
         ]
         # Where neither a task's multiplier nor its rate is above rounding, two paths may end on two
         # faces, and derivatives are those of one.
-        moved = (on_dual_cone(G, each) > each) != (one_by_one > each)
+        moved = (dual_cone_weights(G, each) > each) != (one_by_one > each)
         slack = torch.maximum((one_by_one - each) * length, one_by_one @ G / length)
         assert (slack <= noise[:, None])[moved].all()
         same = ~moved.any(1)
@@ -340,7 +353,7 @@ def test_config_equals_the_pseudo_inverse_of_unit_gradients(family):
         n = J.norm(dim=1)
         unit = torch.where(n[:, None] > 0, J / n.where(n > 0, 1.0)[:, None], 0.0)
         for p in (torch.full((count,), 1 / count, dtype=F64), preferences(count, seed)):
-            d = mf.aggregate(mf.config(p), J)
+            d = mf.aggregate(mf.config(preference=p), J)
             best = torch.linalg.pinv(unit, rtol=1e-7) @ p
             # nothing of p within reach
             best = best / best.norm() if best.norm() > 1e-10 else 0 * best
@@ -403,7 +416,7 @@ PREFERRED: dict[str, Callable[..., mf.Rule]] = {
     "aligned_mtl": mf.aligned_mtl,
     "config": mf.config,
     "nash_mtl": mf.nash_mtl,
-    "fairgrad": lambda p=None: mf.fairgrad(2.0, p),
+    "fairgrad": lambda p=None: mf.fairgrad(2.0, preference=p),
 }
 
 
@@ -464,17 +477,23 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    "dualproj": Peer(lambda p, _: mf.dualproj(p), lambda p: torchjd.DualProj(p, unregularised())),
-    "upgrad": Peer(lambda p, _: mf.upgrad(p), lambda p: torchjd.UPGrad(p, unregularised())),
+    "dualproj": Peer(
+        lambda p, _: mf.dualproj(preference=p), lambda p: torchjd.DualProj(p, unregularised())
+    ),
+    "upgrad": Peer(
+        lambda p, _: mf.upgrad(preference=p), lambda p: torchjd.UPGrad(p, unregularised())
+    ),
     "imtl_g": Peer(lambda p, _: mf.imtl_g(), lambda p: torchjd.IMTLG()),
     # the sum of the projections, the paper's
-    "config": Peer(lambda p, _: mf.config(p), lambda p: torchjd.ConFIG(p), float),
-    "aligned_mtl": Peer(lambda p, _: mf.aligned_mtl(p), lambda p: torchjd.AlignedMTL(p)),
+    "config": Peer(lambda p, _: mf.config(preference=p), lambda p: torchjd.ConFIG(p), float),
+    "aligned_mtl": Peer(lambda p, _: mf.aligned_mtl(preference=p), lambda p: torchjd.AlignedMTL(p)),
     "aligned_mtl-median": Peer(
-        lambda p, _: mf.aligned_mtl(p, scale="median"), lambda p: torchjd.AlignedMTL(p, "median")
+        lambda p, _: mf.aligned_mtl(preference=p, scale="median"),
+        lambda p: torchjd.AlignedMTL(p, "median"),
     ),
     "aligned_mtl-rmse": Peer(
-        lambda p, _: mf.aligned_mtl(p, scale="rmse"), lambda p: torchjd.AlignedMTL(p, "rmse")
+        lambda p, _: mf.aligned_mtl(preference=p, scale="rmse"),
+        lambda p: torchjd.AlignedMTL(p, "rmse"),
     ),
     "fairgrad-0.5": Peer(lambda p, _: mf.fairgrad(0.5), lambda p: torchjd.FairGrad(0.5)),
     "fairgrad-1": Peer(lambda p, _: mf.fairgrad(1.0), lambda p: torchjd.FairGrad(1.0)),

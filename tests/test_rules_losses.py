@@ -87,7 +87,7 @@ def weights_of(rule, series, present=None):
 
 def train(rule, probe, data, params=PARAMS, lr=0.05, reduction: Reduction = "sum"):
     """Parameters after each batch."""
-    step = mf.descend(vector, rule, mf.sgd(lr), probe, reduction=reduction)
+    step = mf.descend(vector, rule, probe, mf.sgd(lr), reduction=reduction)
     state, kept = step.init(params, data[0]), []
     for batch in data:
         state, _ = step.update(state, batch)
@@ -228,7 +228,10 @@ def test_gls_equals_autograd_of_the_geometric_mean(preference):
     for losses in SERIES:
         expected = grad(lambda x: torch.prod(x**exponents))(losses)
         torch.testing.assert_close(
-            weights_of(mf.gls(preference), losses[None])[0][0], expected, rtol=1e-12, atol=0
+            weights_of(mf.gls(preference=preference), losses[None])[0][0],
+            expected,
+            rtol=1e-12,
+            atol=0,
         )
     if preference is None:
         theirs = pytest.importorskip("torchjd.scalarization").GeometricMean()
@@ -271,7 +274,7 @@ def test_stch_equals_autograd_and_torchjd(mu):
 
         theirs = pytest.importorskip("torchjd.scalarization").STCH(mu, p, z)
         for losses in SERIES[:4]:
-            got = weights_of(mf.stch(mu, p, reference=z), losses[None])[0][0]
+            got = weights_of(mf.stch(mu, preference=p, reference=z), losses[None])[0][0]
             torch.testing.assert_close(got, 4 * grad(objective)(losses), rtol=1e-12, atol=1e-300)
             torch.testing.assert_close(got, 4 * grad(theirs)(losses), rtol=1e-12, atol=1e-300)
 
@@ -282,13 +285,13 @@ def test_stch_between_the_maximum_and_the_mean():
     for losses in SERIES:
         worst = (p * losses).argmax()
         torch.testing.assert_close(
-            weights_of(mf.stch(1e-9, p), losses[None])[0][0],
+            weights_of(mf.stch(1e-9, preference=p), losses[None])[0][0],
             4 * p * (torch.arange(4) == worst),
             rtol=1e-12,
             atol=0,
         )
         torch.testing.assert_close(
-            weights_of(mf.stch(1e9, p), losses[None])[0][0], p, rtol=1e-6, atol=0
+            weights_of(mf.stch(1e9, preference=p), losses[None])[0][0], p, rtol=1e-6, atol=0
         )
 
 
@@ -326,7 +329,7 @@ def test_cosmos_and_pbi_equal_autograd_and_torchjd(p):
         return size * (along + 5 * (x - ideal - along * p / size).norm())
 
     for losses in SERIES[:5]:
-        got = weights_of(mf.cosmos(0.7, p), losses[None])[0][0]
+        got = weights_of(mf.cosmos(0.7, preference=p), losses[None])[0][0]
         torch.testing.assert_close(got, grad(penalised)(losses), rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(
             got,
@@ -351,12 +354,12 @@ def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
         torch.testing.assert_close(weights_of(mf.pbi(preference=p), losses)[0][0], p / p.sum())
         # Its penalty has the losses' unit.
         torch.testing.assert_close(
-            weights_of(mf.cosmos(scale, p), losses)[0][0],
+            weights_of(mf.cosmos(scale, preference=p), losses)[0][0],
             p / p.sum(),
             rtol=0,
             atol=8 * torch.finfo(dtype).eps,
         )
-    for rule in (mf.pbi(preference=p), mf.cosmos(1.0, p)):
+    for rule in (mf.pbi(preference=p), mf.cosmos(1.0, preference=p)):
         torch.testing.assert_close(
             weights_of(rule, torch.zeros(1, 4, dtype=dtype))[0][0], p / p.sum()
         )
@@ -435,7 +438,7 @@ def test_second_evaluation_copies_the_batch_and_takes_any_tree_of_tensors():
     def losses(params, batch):
         return vector(params, (batch["x"][0], batch["y"]))
 
-    step = mf.descend(losses, mf.famo(), mf.sgd(0.1), mf.second_evaluation(mf.losses_only()))
+    step = mf.descend(losses, mf.famo(), mf.second_evaluation(mf.losses_only()), mf.sgd(0.1))
     buffer = {"x": (BATCH[0].clone(),), "y": BATCH[1].clone()}
     state, _ = step.update(step.init(PARAMS, buffer), buffer)
     expected, _ = step.update(state, {"x": (2 * BATCH[0],), "y": BATCH[1]})
@@ -476,7 +479,7 @@ def test_famo_under_vmap_over_networks_rates_and_seeds_equals_the_loop():
 def test_famo_held_for_two_steps_compares_each_batch_with_itself():
     """Asked at steps 0, 2, …: the last step's fall is still that of its own batch."""
     step = mf.descend(
-        vector, mf.every(mf.famo(), 2), mf.sgd(0.05), mf.second_evaluation(mf.losses_only())
+        vector, mf.update_every(mf.famo(), 2), mf.second_evaluation(mf.losses_only()), mf.sgd(0.05)
     )
     state = step.init(PARAMS, BATCHES[0])
     before = {}
@@ -508,7 +511,7 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
         return ~batch[1].isnan().any(-1).any(0)
 
     def end(losses_fn, probe):
-        step = mf.descend(losses_fn, mf.famo(), mf.sgd(0.05), mf.second_evaluation(probe))
+        step = mf.descend(losses_fn, mf.famo(), mf.second_evaluation(probe), mf.sgd(0.05))
         state = step.init(PARAMS, broken[0])
         for batch in broken:
             state, _ = step.update(state, batch)
@@ -541,7 +544,7 @@ def test_hypergradient_of_famos_rate_through_training():
 @pytest.mark.parametrize("probe", PROBES)
 def test_famo_saved_with_its_last_batch_resumes(probe):
     def step():
-        return mf.descend(vector, mf.famo(), mf.adam(0.01), mf.second_evaluation(PROBES[probe]()))
+        return mf.descend(vector, mf.famo(), mf.second_evaluation(PROBES[probe]()), mf.adam(0.01))
 
     state = step().init(PARAMS, BATCHES[0])
     for batch in BATCHES[:4]:

@@ -252,15 +252,15 @@ def test_arguments_are_checked():
 
 def test_second_evaluation_says_what_it_cannot_take():
     step = mf.descend(
-        vector, mf.famo(), mf.sgd(0.1), mf.second_evaluation(mf.jacobian(SHARED, mix=mf.subset(2)))
+        vector, mf.famo(), mf.second_evaluation(mf.jacobian(SHARED, mix=mf.subset(2))), mf.sgd(0.1)
     )
     with pytest.raises(ValueError, match="second_evaluation: the probe mixes 3 tasks into 2 rows"):
         step.update(step.init(PARAMS, BATCH), BATCH)
     step = mf.descend(
         lambda params, batch: vector(params, batch[:2]),
         mf.famo(),
-        mf.sgd(0.1),
         mf.second_evaluation(mf.losses_only()),
+        mf.sgd(0.1),
     )
     with pytest.raises(TypeError, match=r"batch: second_evaluation keeps it .* got str"):
         step.init(PARAMS, (*BATCH, "name"))

@@ -120,7 +120,7 @@ def test_batch_over_gramians_and_preferences_in_either_order():
     )
 
     def weights(g, p):
-        return mf.weights(mf.upgrad(p), g)
+        return mf.weights(mf.upgrad(preference=p), g)
 
     expected = torch.stack([torch.stack([weights(g, q) for q in p]) for g in G])
     torch.testing.assert_close(

@@ -209,7 +209,9 @@ def test_gradvac_preference_weighs_the_corrected_gradients():
     )
     corrected, _ = literal_gradvac(J.numpy(), orders.tolist(), np.zeros((3, 3)), 0.1)
     np.testing.assert_allclose(
-        mf.aggregate(mf.gradvac(0.1, orders, p), J).numpy(), (p / 8).numpy() @ corrected, rtol=1e-10
+        mf.aggregate(mf.gradvac(0.1, orders, preference=p), J).numpy(),
+        (p / 8).numpy() @ corrected,
+        rtol=1e-10,
     )
 
 

@@ -210,8 +210,8 @@ def close(got, expected):
 @pytest.fixture
 def passes(monkeypatch):
     """How often one pass was enough."""
-    seen, real = [], linearize.sliced
-    monkeypatch.setattr(linearize, "sliced", lambda *args: seen.append(1) or real(*args))
+    seen, real = [], linearize.linearize_slices
+    monkeypatch.setattr(linearize, "linearize_slices", lambda *args: seen.append(1) or real(*args))
     return seen
 
 

@@ -333,7 +333,7 @@ def test_problem_builders_say_what_is_wrong():
         with pytest.raises(
             ValueError, match=r"preference: expected finite entries >= 0 with a positive sum"
         ):
-            solvers.cagrad(eye, 0.4, torch.tensor(bad, dtype=F64))
+            solvers.cagrad(eye, 0.4, preference=torch.tensor(bad, dtype=F64))
     with pytest.raises(
         ValueError, match=r"preference: expected shape \[2\], one entry a task, got \[3\]"
     ):

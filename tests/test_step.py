@@ -47,7 +47,7 @@ METHODS = {
     "mean, losses only": lambda: (mf.mean(), mf.losses_only()),
     "mean, masked": lambda: (mf.mean(), mf.jacobian(SHARED, mask=keep_positive)),
     "static weights": lambda: (
-        mf.mean(torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
+        mf.mean(preference=torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
         mf.losses_only(),
     ),
     "gradnorm": lambda: (
@@ -68,7 +68,7 @@ METHODS = {
 
 def step_of(name: str, lr: float | torch.Tensor = 0.02) -> mf.Step:
     rule, probe = METHODS[name]()
-    return mf.descend(opaque, rule, mf.adam(lr), probe)
+    return mf.descend(opaque, rule, probe, mf.adam(lr))
 
 
 def run(name: str, params, seed, lr, steps: int = 4):
@@ -102,7 +102,7 @@ def test_run_vmapped_nested_equals_loop(name):
 def test_grad_of_a_training_run_with_respect_to_c(name):
     def end(c):
         probe = METHODS[name]()[1]
-        step = mf.descend(opaque, mf.cagrad(c), mf.sgd(0.05), probe)
+        step = mf.descend(opaque, mf.cagrad(c), probe, mf.sgd(0.05))
         state = step.init(PARAMS, BATCH, key=3)
         for _ in range(4):
             state, _ = step.update(state, BATCH)
@@ -126,13 +126,15 @@ def test_weights_that_require_grad_by_themselves_are_differentiated(probe, heads
     """Plain autograd with respect to static weights, which no loss depends on."""
 
     def end(first):
-        rule = mf.mean(torch.stack([first, torch.ones_like(first), torch.ones_like(first)]))
+        rule = mf.mean(
+            preference=torch.stack([first, torch.ones_like(first), torch.ones_like(first)])
+        )
         probes = {
             "jacobian": mf.jacobian(SHARED, heads=heads),
             "representation": mf.representation(encode, decode),
             "losses_only": mf.losses_only(),
         }
-        step = mf.descend(vector, rule, mf.sgd(0.1), probes[probe])
+        step = mf.descend(vector, rule, probes[probe], mf.sgd(0.1))
         return vector(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
 
     at, h = torch.tensor(1.2, dtype=torch.float64), 1e-5
@@ -168,8 +170,8 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
         step = mf.descend(
             losses,
             rule,
-            mf.sgd(0.05),
             mf.representation(encode, decoded, shared=SHARED) if name == "mgda-ub" else probe,
+            mf.sgd(0.05),
         )
         state = step.init(PARAMS, BATCH)
         for _ in range(3):
@@ -379,7 +381,7 @@ def literal_cagrad(rows: np.ndarray, c: float = 0.4) -> np.ndarray:
 )
 def test_descend_equals_literal_loop(rule, literal, rtol, form):
     lr = 0.1
-    step = mf.descend(FORMS[form], rule(), mf.sgd(lr), mf.jacobian(SHARED))
+    step = mf.descend(FORMS[form], rule(), mf.jacobian(SHARED), mf.sgd(lr))
     state = step.init(PARAMS, BATCH)
     params = {name: leaf.clone() for name, leaf in PARAMS.items()}
     for _ in range(3):
@@ -398,8 +400,8 @@ def test_gradnorm_equals_literal_double_backward_loop():
     step = mf.descend(
         vector,
         mf.gradnorm(alpha, lr),
-        mf.sgd(0.1),
         mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted"),
+        mf.sgd(0.1),
         reduction="sum",
     )
     state = step.init(PARAMS, BATCH)
@@ -516,7 +518,7 @@ def test_train_mode_batch_norm():
     def captured(params, batch):
         return (functional_call(module, params, (batch[0],)) - batch[1]).square().mean(0)
 
-    step = mf.descend(captured, mf.mgda(), mf.sgd(0.1), mf.jacobian("0.*"))
+    step = mf.descend(captured, mf.mgda(), mf.jacobian("0.*"), mf.sgd(0.1))
     with pytest.raises(RuntimeError, match=r"batch-norm layer in train mode.*has_aux=True"):
         vmap(lambda seed: step.init(mf.parameters(module), (x, y), seed).balance.rule)(
             torch.arange(2)
@@ -539,7 +541,7 @@ def test_train_mode_batch_norm():
         return losses, buffers
 
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    step = mf.descend(threaded, mf.mgda(), mf.sgd(0.1), mf.jacobian("0.*"), has_aux=True)
+    step = mf.descend(threaded, mf.mgda(), mf.jacobian("0.*"), mf.sgd(0.1), has_aux=True)
     state = step.init(mf.parameters(module), (x, y, buffers))
     for _ in range(3):
         state, info = step.update(state, (x, y, buffers))
@@ -574,7 +576,7 @@ def test_shared_takes_modules_parameters_and_lists_of_globs():
 
 
 def _run(probe):
-    step = mf.descend(vector, mf.mgda(), mf.sgd(0.1), probe)
+    step = mf.descend(vector, mf.mgda(), probe, mf.sgd(0.1))
     return step, step.init(PARAMS, BATCH)
 
 

@@ -38,7 +38,7 @@ def test_task_without_shared_parameter_is_named():
             )
 
         with pytest.raises(ValueError, match=r"shared: the losses of tasks \[1\]"):
-            mf.descend(detached, mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED)).init(PARAMS, BATCH)
+            mf.descend(detached, mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)).init(PARAMS, BATCH)
 
 
 def test_relu_written_with_where_is_not_mistaken_for_independence():
@@ -46,12 +46,12 @@ def test_relu_written_with_where_is_not_mistaken_for_independence():
         z = batch[0] @ params["trunk.0.weight"].T
         return torch.where(z > 0, z, 0.0).sum(0)[:2]
 
-    mf.descend(losses, mf.mean(), mf.sgd(0.1), mf.jacobian("trunk.0.weight")).init(PARAMS, BATCH)
+    mf.descend(losses, mf.mean(), mf.jacobian("trunk.0.weight"), mf.sgd(0.1)).init(PARAMS, BATCH)
 
 
 def test_private_leaf_among_shared_ones_gets_a_hint():
     with pytest.warns(UserWarning, match=r"only one task depends on heads\.0\.weight"):
-        mf.descend(FORMS["tuple"], mf.mgda(), mf.sgd(0.1), mf.jacobian()).init(PARAMS, BATCH)
+        mf.descend(FORMS["tuple"], mf.mgda(), mf.jacobian(), mf.sgd(0.1)).init(PARAMS, BATCH)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -80,7 +80,7 @@ def test_infinite_gradient_of_finite_loss_is_an_error():
     def losses(params, batch):
         return torch.stack([params["x"].sqrt().sum(), 2 * params["x"].sqrt().sum()])
 
-    step = mf.descend(losses, mf.mgda(), mf.sgd(0.1), mf.jacobian())
+    step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.1))
     params = {"x": torch.zeros(2, dtype=torch.float64)}
     state = step.init(params, ())
     with pytest.raises(ValueError, match=r"gradients .*\[0, 1\]"):
@@ -96,7 +96,7 @@ def test_rule_that_needs_a_gramian_says_which_probe():
         mf.stateless(lambda gramian: gramian.diagonal()),
     ):
         with pytest.raises(ValueError, match=r"reads 'gramian'.* losses alone.*mtlfunc\.jacobian"):
-            mf.descend(vector, rule, mf.sgd(0.1), mf.losses_only())
+            mf.descend(vector, rule, mf.losses_only(), mf.sgd(0.1))
 
 
 def test_geometry_of_a_mix_has_rows_not_tasks():
@@ -117,13 +117,13 @@ def test_representation_checks_its_parts():
     step = mf.descend(
         lambda p, b: 2 * vector(p, b),
         mf.mgda(),
-        mf.sgd(0.1),
         mf.representation(encode, decode, shared=SHARED),
+        mf.sgd(0.1),
     )
     with pytest.raises(ValueError, match="must be the same function"):
         step.init(PARAMS, BATCH)
     step = mf.descend(
-        vector, mf.mgda(), mf.sgd(0.1), mf.representation(encode, decode, shared="trunk.2.*")
+        vector, mf.mgda(), mf.representation(encode, decode, shared="trunk.2.*"), mf.sgd(0.1)
     )
     with pytest.raises(ValueError, match=r"encode uses trunk\.0\.weight, trunk\.0\.bias"):
         step.init(PARAMS, BATCH)
@@ -152,7 +152,7 @@ def test_scalar_parameters_have_rows():
     def losses(params, batch):
         return params["s"] ** 2, params["s"]  # the second loss is the leaf itself
 
-    step = mf.descend(losses, mf.mgda(), mf.sgd(0.1), mf.jacobian())
+    step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.1))
     _, info = step.update(step.init({"s": torch.tensor(0.5, dtype=torch.float64)}, ()), ())
     torch.testing.assert_close(info.gramian, torch.ones(2, 2, dtype=torch.float64))
 
@@ -165,7 +165,7 @@ def test_autocast_around_a_step_is_refused_and_inside_works():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return opaque(params, batch).float()
 
-    step = mf.descend(inside, mf.mgda(), mf.adam(0.01), mf.jacobian(SHARED))
+    step = mf.descend(inside, mf.mgda(), mf.jacobian(SHARED), mf.adam(0.01))
     state = step.init(params, batch)
     _, info = step.update(state, batch)
     assert info.gramian.dtype == torch.float32
@@ -183,7 +183,7 @@ def test_learned_mix_is_differentiated():
             return matrix, torch.full((2,), 0.5, dtype=torch.float64)
 
         step = mf.descend(
-            vector, mf.mean(), mf.sgd(0.1), mf.jacobian(SHARED, mix=mix, heads="weighted")
+            vector, mf.mean(), mf.jacobian(SHARED, mix=mix, heads="weighted"), mf.sgd(0.1)
         )
         return vector(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
 
@@ -207,7 +207,7 @@ def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):
     def losses(params, batch):
         return opaque(params, batch) + params["heads.0.bias"].sqrt().sum()
 
-    step = mf.descend(losses, mf.mean(), mf.sgd(0.1), probe)
+    step = mf.descend(losses, mf.mean(), probe, mf.sgd(0.1))
     state = step.init(params, BATCH)
     with pytest.raises(ValueError, match=r"gradient of 'heads\.0\.bias': NaN or infinite"):
         step.update(state, BATCH)
@@ -215,7 +215,7 @@ def test_infinite_gradient_outside_the_measured_leaves_is_an_error(probe):
 
 def test_detached_losses_are_refused():
     step = mf.descend(
-        lambda p, b: opaque(p, b).detach(), mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED)
+        lambda p, b: opaque(p, b).detach(), mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)
     )
     with pytest.raises(ValueError, match=r"no loss depends on params.*neither detach"):
         step.init(PARAMS, BATCH)
@@ -231,7 +231,7 @@ def test_two_unreduced_losses_are_not_taken_for_losses_and_aux():
         with pytest.raises(ValueError, match="got a pair of which the first is not a scalar"):
             call(forgotten, PARAMS, BATCH)
     with pytest.raises(ValueError, match="or, if these are two losses, reduce each"):
-        mf.descend(forgotten, mf.mean(), mf.sgd(0.1), mf.losses_only()).init(PARAMS, BATCH)
+        mf.descend(forgotten, mf.mean(), mf.losses_only(), mf.sgd(0.1)).init(PARAMS, BATCH)
 
 
 def test_gradnorm_refuses_losses_that_fall_below_zero():
@@ -263,7 +263,7 @@ def test_negative_radius_under_vmap_gives_nan():
 
 
 def test_batch_of_another_dtype_or_device_is_explained():
-    step = mf.descend(opaque, mf.mgda(), mf.sgd(0.1), mf.jacobian(SHARED))
+    step = mf.descend(opaque, mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1))
     for batch in (tuple(x.float() for x in BATCH), tuple(x.to("meta") for x in BATCH)):
         with pytest.raises(
             RuntimeError,

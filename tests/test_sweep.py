@@ -30,7 +30,7 @@ def train(seed, c):
     """CAGrad from a random start: a random key, a solver, an optimizer and a rollout, inside one
     vmap.
     """
-    step = mf.descend(losses_of, mf.cagrad(c), mf.adam(0.05), mf.jacobian())
+    step = mf.descend(losses_of, mf.cagrad(c), mf.jacobian(), mf.adam(0.05))
     state = step.init({"x": mf.random.normal(mf.random.key(seed), (2,), DOUBLE)}, (), key=seed)
     state, info = mf.rollout(step, state, [()] * 6)
     return {"losses": info.losses, "final": state.params["x"]}
@@ -49,9 +49,9 @@ def loop(f, axes):
 # --- equal to the loop --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 5, 100])
-def test_grid_equals_nested_loops(chunk_size):
-    found = grid(train, AXES, chunk_size=chunk_size, dims={"losses": ("step", "task")})
+@pytest.mark.parametrize("points_at_once", [None, 1, 5, 100])
+def test_grid_equals_nested_loops(points_at_once):
+    found = grid(train, AXES, points_at_once=points_at_once, dims={"losses": ("step", "task")})
     expected = loop(train, AXES)
     assert found["losses"].dims == ("seed", "c", "step", "task")
     assert found["final"].dims == ("seed", "c", "final_dim_0")
@@ -68,7 +68,7 @@ def test_grid_equals_nested_loops(chunk_size):
 
 def test_grid_of_hypergradients_equals_differences():
     axes = {"seed": torch.arange(2), "c": torch.tensor([0.3, 0.6], dtype=DOUBLE)}
-    found = grid(slope, axes, chunk_size=3)["value"].values
+    found = grid(slope, axes, points_at_once=3)["value"].values
     np.testing.assert_allclose(found, torch.tensor(loop(slope, axes)).numpy(), rtol=1e-9)
     h = 1e-6
     for i, seed in enumerate(axes["seed"]):
@@ -102,8 +102,10 @@ def test_grid_loops_over_rules_between_vmapped_axes():
         "power": [1, 2],
         "shift": torch.tensor([0.0, 1.0], dtype=DOUBLE),
     }
-    for chunk_size in (None, 4, 1):
-        found = grid(weights, axes, chunk_size=chunk_size, dims={"value": ("task",)})["value"]
+    for points_at_once in (None, 4, 1):
+        found = grid(weights, axes, points_at_once=points_at_once, dims={"value": ("task",)})[
+            "value"
+        ]
         assert found.dims == ("scale", "rule", "power", "shift", "task")
         assert found["rule"].values.tolist() == ["mean", "mgda"]
         for i, scale in enumerate(axes["scale"]):
@@ -151,7 +153,7 @@ def test_grid_outputs_nested_of_every_kind():
     assert found["inner.half"].values.tolist() == [0.0, 0.5, 1.0]
     assert found["flag"].values.tolist() == [False, False, True]
     assert found["inner.complex"].values.tolist() == [0, 1j, 2j]
-    step = mf.descend(losses_of, mf.mean(), mf.sgd(0.1), mf.jacobian())
+    step = mf.descend(losses_of, mf.mean(), mf.jacobian(), mf.sgd(0.1))
 
     def one(seed):
         state = step.init({"x": mf.random.normal(mf.random.key(seed), (2,))}, ())
@@ -165,7 +167,7 @@ def test_grid_axes_of_any_name():
     found = grid(
         lambda flat, points, self: flat + points * self,
         {"flat": torch.arange(2), "points": [10, 20], "self": torch.arange(2)},
-        chunk_size=1,
+        points_at_once=1,
     )
     assert found["value"].values.tolist() == [[[0, 10], [0, 20]], [[1, 11], [1, 21]]]
 
@@ -185,7 +187,7 @@ def test_grid_coordinates_of_float32_are_what_was_typed():
 
 
 def test_grid_shows_progress_and_is_silent_inside(capsys):
-    grid(train, {"seed": torch.arange(2), "c": RADII[:1]}, chunk_size=2)
+    grid(train, {"seed": torch.arange(2), "c": RADII[:1]}, points_at_once=2)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "grid:" in shown.err
@@ -210,7 +212,7 @@ class Counted:
 
 def test_grid_interrupted_hands_over_what_is_finished():
     with pytest.raises(Unfinished, match="after 8 of 12 points") as caught:
-        grid(Counted(train, at=3), AXES, chunk_size=4)
+        grid(Counted(train, at=3), AXES, points_at_once=4)
     found, whole = caught.value.dataset, grid(train, AXES)
     flat = found["losses"].values.reshape(12, 6, 2)
     np.testing.assert_allclose(flat[:8], whole["losses"].values.reshape(12, 6, 2)[:8], rtol=1e-9)
@@ -219,7 +221,7 @@ def test_grid_interrupted_hands_over_what_is_finished():
         grid(Counted(train, at=1), AXES)
     assert dict(early.value.dataset.sizes) == {"seed": 4, "c": 3}
     with pytest.raises(Unfinished) as integers:
-        grid(Counted(lambda k: k, at=2), {"k": torch.arange(3)}, chunk_size=1)
+        grid(Counted(lambda k: k, at=2), {"k": torch.arange(3)}, points_at_once=1)
     np.testing.assert_array_equal(integers.value.dataset["value"].values, [0.0, np.nan, np.nan])
 
 
@@ -227,10 +229,10 @@ def test_grid_interrupted_hands_over_what_is_finished():
 def test_grid_resumes_only_what_is_missing(tmp_path, error):
     path = tmp_path / "sweep"
     with pytest.raises((Unfinished, ZeroDivisionError)):
-        grid(Counted(train, at=3, error=error), AXES, chunk_size=4, path=path)
+        grid(Counted(train, at=3, error=error), AXES, points_at_once=4, path=path)
     assert len(list(path.glob("points-*.npz"))) == 2
     second = Counted(train)
-    found = grid(second, AXES, chunk_size=3, path=path)  # another chunk size, 4 points left
+    found = grid(second, AXES, points_at_once=3, path=path)  # another chunk size, 4 points left
     assert second.calls == 2
     whole = grid(train, AXES)
     for name in ("losses", "final"):
@@ -250,9 +252,9 @@ def test_grid_resumes_between_looped_axes(tmp_path):
     whole = grid(f, axes)
     for at in range(1, 7):
         with pytest.raises(Unfinished):
-            grid(Counted(f, at=at), axes, chunk_size=4, path=tmp_path / str(at))
+            grid(Counted(f, at=at), axes, points_at_once=4, path=tmp_path / str(at))
         rest = Counted(f)
-        assert grid(rest, axes, chunk_size=4, path=tmp_path / str(at)).equals(whole)
+        assert grid(rest, axes, points_at_once=4, path=tmp_path / str(at)).equals(whole)
         assert rest.calls == 7 - at  # 2 powers of 9 points: 3 chunks each
 
 
@@ -281,7 +283,7 @@ def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", savez)
     with pytest.raises(Unfinished, match="after 4 of 12"):
-        grid(train, AXES, chunk_size=4, path=path)
+        grid(train, AXES, points_at_once=4, path=path)
     first = "points-000000000-000000003-4.npz"
     assert sorted(file.name for file in path.iterdir()) == ["axes.json", first]
     np.testing.assert_allclose(
@@ -297,7 +299,7 @@ def begun(tmp_path):
     grid(
         lambda a, b: a * b,
         {"a": torch.arange(3), "b": [1, 2]},
-        chunk_size=2,
+        points_at_once=2,
         path=tmp_path / "sweep",
     )
     return tmp_path / "sweep"
@@ -491,12 +493,12 @@ def test_grid_refuses_axes(values, error, message):
         np.zeros(2),
     ],
 )
-@pytest.mark.parametrize("chunk_size", [None, 1])
-def test_grid_refuses_outputs_that_are_no_tensors(out, chunk_size):
+@pytest.mark.parametrize("points_at_once", [None, 1])
+def test_grid_refuses_outputs_that_are_no_tensors(out, points_at_once):
     with pytest.raises(
         TypeError, match="f: expected a tensor, or a dict or NamedTuple of tensors, got"
     ):
-        grid(lambda k: out, {"k": torch.arange(2)}, chunk_size=chunk_size)
+        grid(lambda k: out, {"k": torch.arange(2)}, points_at_once=points_at_once)
 
 
 def test_grid_refuses_names_and_shapes_that_clash():
@@ -528,11 +530,11 @@ def test_grid_refuses_names_and_shapes_that_clash():
 
 def test_grid_explains_what_cannot_be_vmapped():
     with pytest.raises(
-        RuntimeError, match="f: cannot be vmapped; pass chunk_size=1, a plain loop"
+        RuntimeError, match="f: cannot be vmapped; pass points_at_once=1, a plain loop"
     ) as caught:
         grid(lambda k: k if k > 0 else -k, {"k": torch.arange(3)})
     assert caught.value.__notes__ == ["grid: at (k=0) … (k=2)"]
-    assert grid(lambda k: k if k > 1 else -k, {"k": torch.arange(3)}, chunk_size=1)[
+    assert grid(lambda k: k if k > 1 else -k, {"k": torch.arange(3)}, points_at_once=1)[
         "value"
     ].values.tolist() == [0, -1, 2]
 
@@ -542,7 +544,7 @@ def test_grid_names_the_point_of_an_error():
         grid(
             lambda rule, k: k / (1 // (k.ndim - rule)),
             {"rule": {"fine": 1, "bad": 0}, "k": torch.arange(4)},
-            chunk_size=2,
+            points_at_once=2,
         )
     assert caught.value.__notes__ == ["grid: at (rule=bad, k=0) … (rule=bad, k=1)"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'k'"):
@@ -554,7 +556,5 @@ def test_grid_refuses_transforms_and_no_axes():
         vmap(lambda x: grid(lambda k: k * x, {"k": torch.arange(2)}))(torch.ones(2))
     with pytest.raises(ValueError, match="axes: expected at least one axis"):
         grid(train, {})
-    with pytest.raises(
-        ValueError, match="chunk_size: expected None or a number of points >= 1, got 0"
-    ):
-        grid(train, AXES, chunk_size=0)
+    with pytest.raises(ValueError, match="points_at_once: expected None or a number >= 1, got 0"):
+        grid(train, AXES, points_at_once=0)

@@ -54,15 +54,15 @@ METHODS = {
     ),
     "two batches": lambda losses: (mf.modo(), mf.double_sampling(SHARED), (BATCH, BATCH)),
     "famo": lambda losses: (mf.famo(), mf.second_evaluation(mf.losses_only()), BATCH),
-    "logarithms": lambda losses: (mf.mgda(), mf.log_losses(mf.tracked(SHARED)), BATCH),
+    "logarithms": lambda losses: (mf.mgda(), mf.log_losses(mf.moving_average(SHARED)), BATCH),
     "excess risks": lambda losses: (mf.excess_mtl(), mf.excess_risk(SHARED), BATCH),
-    "groups": lambda losses: (mf.cagrad(0.4), mf.jacobian(SHARED, groups="layer"), BATCH),
+    "groups": lambda losses: (mf.cagrad(0.4), mf.jacobian(SHARED, param_groups="layer"), BATCH),
 }
 
 
 def run(name, wrap, params=PARAMS, steps=3):
     rule, probe, batch = METHODS[name](wrap)
-    step = mf.descend(wrap(named), rule, mf.sgd(0.02), probe)
+    step = mf.descend(wrap(named), rule, probe, mf.sgd(0.02))
     state, infos = step.init(params, batch, key=4), []
     for _ in range(steps):
         state, info = step.update(state, batch)
@@ -118,7 +118,7 @@ def test_names_come_with_aux_and_are_recorded():
         losses = Shuffled(named)(params, batch)
         return losses, {"total": torch.stack(tuple(losses.values())).sum()}
 
-    step = mf.descend(with_aux, mf.mgda(), mf.sgd(0.02), mf.jacobian(SHARED), has_aux=True)
+    step = mf.descend(with_aux, mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.02), has_aux=True)
     _, record = mf.rollout(step, step.init(PARAMS, BATCH), [BATCH] * 3)
     assert {name: loss.shape for name, loss in record.tasks.items()} == {
         name: torch.Size([3]) for name in NAMES

@@ -306,6 +306,6 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="lipschitz"):
         theory.pcgrad_theorem1(torch.eye(2), 1.0, -1.0)
     with pytest.raises(ValueError, match="preference"):
-        theory.cagrad_threshold(torch.eye(2), -torch.ones(2))
+        theory.cagrad_threshold(torch.eye(2), preference=-torch.ones(2))
     with pytest.raises(ValueError, match="lr"):
         theory.secant_curvature(smooth, {"x": torch.zeros(2)}, None, lr=0.0)

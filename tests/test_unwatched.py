@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.gradients.layerwise import Handles, Tapped, plan
+from mtlfunc.gradients.layerwise import Handles, Recorder, plan
 from mtlfunc.training import _balancer, _live
 
 F64 = torch.float64
@@ -67,9 +67,9 @@ def live(net, balancer, x, shared="trunk"):
     with balancer:
         losses = net(x)
     (mode,) = balancer._seen.done
-    assert type(mode) in (Tapped, Handles)
+    assert type(mode) in (Recorder, Handles)
     compare(balancer.backward(losses), net, net(x), shared)
-    return type(mode) is Tapped
+    return type(mode) is Recorder
 
 
 def seen(net, balancer, counts):
@@ -154,7 +154,7 @@ def test_losses_as_a_vector_and_no_block():
         with balancer:
             losses = torch.stack(net(x))
         compare(balancer.backward(losses), net, net(x), "trunk")
-    assert type(balancer._seen.done[0]) is Tapped  # a vector is of another kind
+    assert type(balancer._seen.done[0]) is Recorder  # a vector is of another kind
     net.zero_grad()
     compare(balancer.backward(net(x)), net, net(x), "trunk")
 

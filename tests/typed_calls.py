@@ -24,7 +24,7 @@ def one_argument(params: Params) -> Tensor:
 
 def parts(params: Params, batch: Batch, gramian: Tensor) -> None:
     rule, probe, optimizer = mf.mgda(), mf.jacobian(), mf.adam(1e-3)
-    step = mf.descend(losses, rule, optimizer, probe)
+    step = mf.descend(losses, rule, probe, optimizer)
     state = step.init(params, batch, key=3)
     assert_type(state, mf.TrainState)
     state, info = step.update(state, batch)
@@ -40,9 +40,9 @@ def parts(params: Params, batch: Batch, gramian: Tensor) -> None:
     mf.balance(losses, "mgda", probe)  # pyright: ignore[reportArgumentType]
     mf.balance(losses, probe, rule)  # pyright: ignore[reportArgumentType]
     mf.balance(one_argument, rule, probe)  # pyright: ignore[reportArgumentType]
-    mf.descend(losses, rule, probe, optimizer)  # pyright: ignore[reportArgumentType]
+    mf.descend(losses, rule, optimizer, probe)  # pyright: ignore[reportArgumentType]
     sgd = torch.optim.SGD([gramian])
-    mf.descend(losses, rule, sgd, probe)  # pyright: ignore[reportArgumentType]
+    mf.descend(losses, rule, probe, sgd)  # pyright: ignore[reportArgumentType]
     mf.rollout(balanced, state, [batch])  # pyright: ignore[reportArgumentType]
     balanced.init(params)  # pyright: ignore[reportCallIssue]
     balanced.init(params, batch, seed=3)  # pyright: ignore[reportCallIssue]

@@ -46,9 +46,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "pareto-mtl": Contestant(mf.pareto_mtl, mf.jacobian),
     "modo": Contestant(mf.modo, mf.double_sampling, batches=2),
     "sdmgrad": Contestant(mf.sdmgrad, mf.double_sampling, batches=3),
-    "moco": Contestant(mf.moco, mf.tracked),
+    "moco": Contestant(mf.moco, mf.moving_average),
     "db-mtl": Contestant(
-        mf.db_mtl, lambda shared: mf.log_losses(mf.tracked(shared, corrected=True))
+        mf.db_mtl, lambda shared: mf.log_losses(mf.moving_average(shared, corrected=True))
     ),
     "excess-mtl": Contestant(mf.excess_mtl, mf.excess_risk),
     "uncertainty": Contestant(lambda: mf.uw(0.025), losses_only),

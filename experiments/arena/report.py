@@ -10,7 +10,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from experiments.common.tables import as_dicts, markdown, write_report
-from mtlfunc.studies.arena import MEASURES, STATIC, Result, normalized
+from mtlfunc.studies.arena import MEASURES, STATIC, Result, normalize_losses
 
 PICTURED = ("mean", "mgda", "pcgrad", "cagrad", STATIC)
 """Drawn on the fronts, beside the user's."""
@@ -112,13 +112,13 @@ def fronts(result: Result, mine: tuple[str, ...]) -> tuple[Figure, str] | None:
         problem = result.problems[name]
         assert problem.front is not None
         ax.plot(
-            *normalized(problem, problem.front).T.numpy(),
+            *normalize_losses(problem, problem.front).T.numpy(),
             color="0.7",
             linewidth=3,
             label="Pareto front",
         )
         for j, rule in enumerate(shown):
-            final = normalized(
+            final = normalize_losses(
                 problem,
                 result.cells[name][rule].losses[
                     result.chosen(name, rule), result.settings.tuning :

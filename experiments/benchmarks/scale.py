@@ -120,7 +120,7 @@ def studying(lanes: int) -> Cell:
         return (functional_call(nets[0], p, (batch[0],)) - batch[1]).square().mean(0)
 
     def train(p: mf.types.Params, c: Tensor) -> Tensor:
-        step = mf.descend(losses_fn, mf.cagrad(c), mf.sgd(rate), mf.jacobian())
+        step = mf.descend(losses_fn, mf.cagrad(c), mf.jacobian(), mf.sgd(rate))
         state = step.init(p, (x, y))
         for _ in range(STEPS):
             state, _ = step.update(state, (x, y))

@@ -4,8 +4,8 @@ back to a file that it had left.
     python -m experiments.benchmarks.visits [--all]
 
 A profiler's hook sees every call. A call counts if the loss is among its arguments: the losses as
-the user holds them, one of them, their vector, or a `Losses` or `Forward` that holds them. A stay is
-a run of such calls in one file; a return is a stay in a file that had one before. `--all` counts
+the user holds them, one of them, their vector, or a `Losses` or `Forward` that holds them. A stay
+is a run of such calls in one file; a return is a stay in a file that had one before. `--all` counts
 every call, whatever its arguments.
 """
 

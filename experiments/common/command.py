@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.arguments import among, at_least, device, existing_folder, seeds
-from mtlfunc.core.files import InUse, reserved
+from mtlfunc.core.files import InUse, hold_lock
 
 from .pool import Terminated, terminable
 
@@ -127,7 +127,7 @@ def alone_in(out: Path) -> Iterator[None]:
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with reserved(out / ".lock"), terminable():
+        with hold_lock(out / ".lock"), terminable():
             yield
     except InUse as error:
         raise DataError(

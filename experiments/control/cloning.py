@@ -97,7 +97,7 @@ def train(name: str, rate: float, settings: Settings, data: Shown, key: Tensor) 
     widths = (networks.inputs(name, width - tasks, tasks), *settings.hidden, data.actions.shape[-1])
     params = networks.start(mf.random.fold_in(key, 0), "policy", widths, tasks, name)
     probe, rule = probe_and_rule(name)
-    step = mf.descend(losses, rule, mf.adam(rate), probe)
+    step = mf.descend(losses, rule, probe, mf.adam(rate))
     rows = torch.arange(tasks, device=key.device)[:, None]
 
     def draw(i: int) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,7 @@ def train(key: Tensor, rate: Tensor, *, name: str, steps: int) -> Run:
     batch, params = mazes(key), start(key)
     probe, rule = probe_and_rule(name)
     learnt = gaps if name == SCALES_UNDONE else losses
-    step = mf.descend(learnt, rule, mf.adam(rate), probe)
+    step = mf.descend(learnt, rule, probe, mf.adam(rate))
     state = step.init(params, batch, key=mf.random.fold_in(key, 2))
     seen, looks = [], []
     for i in range(steps):

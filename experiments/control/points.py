@@ -213,7 +213,7 @@ def train(key: Tensor, rate: Tensor, *, name: str, iterations: int) -> Tensor:
         "value": {k: leaf for k, leaf in params.items() if k.startswith("value")},
     }
     learnt = {"policy": policy_losses, "value": value_losses}
-    steps = {k: mf.descend(of, rule, mf.adam(rate), probe) for k, of in learnt.items()}
+    steps = {k: mf.descend(of, rule, probe, mf.adam(rate)) for k, of in learnt.items()}
     trying = mf.random.fold_in(key, 2)
     memory = explore(params, tasks, trying)
     states = {k: steps[k].init(parts[k], memory, mf.random.fold_in(key, 3)) for k in steps}

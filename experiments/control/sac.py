@@ -141,8 +141,8 @@ class Learner:
         self.name, self.tasks, self.actions = name, tasks, actions
         self.width, self.hidden = seen - tasks, hidden
         self.optimizer = mf.adam(rate)
-        self.critic = mf.descend(critic_losses, rule, self.optimizer, probe)
-        self.actor = mf.descend(actor_losses, rule, self.optimizer, probe)
+        self.critic = mf.descend(critic_losses, rule, probe, self.optimizer)
+        self.actor = mf.descend(actor_losses, rule, probe, self.optimizer)
 
     def start(self, key: Tensor) -> Agent:
         """An agent that has learnt nothing."""

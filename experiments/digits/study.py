@@ -93,7 +93,8 @@ def baselines(device: torch.device | str = "cpu") -> dict[str, Method]:
     """One task alone: all weight on its loss, so that the other's head is never trained."""
     weight = dict(zip(TASKS, torch.eye(len(TASKS), device=device), strict=True))
     return {
-        f"{task} alone": Method(mf.losses_only(), mf.mean(weight[task]), (task,)) for task in TASKS
+        f"{task} alone": Method(mf.losses_only(), mf.mean(preference=weight[task]), (task,))
+        for task in TASKS
     }
 
 
@@ -146,7 +147,7 @@ def train(
         around: called once a step for a context manager that the step runs in; `study` passes a
             stopwatch.
     """
-    step = mf.descend(losses, method.rule, mf.adam(lr), method.probe)
+    step = mf.descend(losses, method.rule, method.probe, mf.adam(lr))
     order_key, rule_key = mf.random.fold_in(seed, 10), mf.random.fold_in(seed, 11)
     state = step.init(
         params, _take(training, torch.arange(BATCH, device=seed.device)), key=rule_key

@@ -135,7 +135,7 @@ def method_of(
     for i, (task, alone) in enumerate(ALONE.items()):
         if name == alone:
             weight = torch.eye(len(TASKS), device=device)[i]
-            return mf.losses_only(), mf.mean(weight), (task,)
+            return mf.losses_only(), mf.mean(preference=weight), (task,)
     measured = MEASURED.get(architecture, "trunk.second.*")
     probe, rule = {
         "mean": lambda: (mf.losses_only(), mf.mean()),
@@ -181,7 +181,7 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
 
     def method(rate: Tensor) -> Step:
         optimizer = mf.sgd(rate) if settings.papers else mf.adam(rate)
-        return mf.descend(losses, rule, optimizer, probe)
+        return mf.descend(losses, rule, probe, optimizer)
 
     def init(params: Params, batch: Pairs, rate: Tensor, key: Tensor) -> TrainState:
         return method(rate).init(params, batch, mf.random.fold_in(key, 11))

@@ -66,7 +66,7 @@ def method(cell: Cell, net: nn.Module, tasks: Sequence[str], device: str) -> tup
     measured = "trunk.up.1.*" if isinstance(net, Small) else "trunk.decode_last.0.*"
     if cell.method == STATIC:
         weight = torch.tensor([float(x) for x in cell.variant.split(":")], device=device)
-        return mf.losses_only(), mf.mean(weight)
+        return mf.losses_only(), mf.mean(preference=weight)
     table = {
         "mean": lambda: (mf.losses_only(), mf.mean()),
         "mgda": lambda: (mf.jacobian(trunk), mf.mgda()),

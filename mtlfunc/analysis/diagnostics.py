@@ -11,7 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from ..core.checks import can_look, check_gramian, check_params, check_scalar, poison, transformed
+from ..core.checks import (
+    can_look,
+    check_gramian,
+    check_params,
+    check_scalar,
+    inside_transform,
+    poison,
+)
 from ..core.tree import dot, layer_of, map_params, select
 from ..gradients.linearize import Request, check_chunk_size, linearize
 from ..gradients.losses import parse_losses
@@ -139,7 +146,7 @@ def sample_noise(gramian: Float[Tensor, "n n"], tasks: int = 1) -> SampleNoise:
     blocks = gramian.reshape(count, tasks, count, tasks).permute(1, 3, 0, 2)
     own = blocks.diagonal(dim1=0, dim2=1)  # [sample, sample, task]
     spread, mean = own.diagonal(dim1=0, dim2=1).mean(-1), own.mean((0, 1))
-    signal, noise = _unbiased(spread, mean, count)
+    signal, noise = _unbiased_moments(spread, mean, count)
     apart = ~torch.eye(count, dtype=torch.bool, device=gramian.device)
     share = ((blocks < 0) & apart).sum((-2, -1)).to(gramian.dtype) / (count * (count - 1))
     return SampleNoise(signal, noise, signal / noise, poison(share, gramian))
@@ -165,7 +172,7 @@ def noise_scale(
 
     Args:
         samples: the Gramian `[n·task, n·task]` of `mtlfunc.sample_gramian`; or, with `total`, the
-            lengths ‖g_b‖ `[n]` or `[n, task]` of `mtlfunc.sample_lengths`, n >= 2.
+            lengths ‖g_b‖ `[n]` or `[n, task]` of `mtlfunc.sample_norms`, n >= 2.
         total: the length of the mean gradient, 0-d or `[task]`, such as `clip_grad_norm_` returns.
         tasks: T, of a Gramian.
         size: k, where g_b is the mean gradient of so many samples: of a micro-batch when gradients
@@ -190,7 +197,7 @@ def noise_scale(
     if total is None:
         signal, noise, _, _ = sample_noise(samples, tasks)
     elif samples.shape[1:] == total.shape and len(samples) > 1 and tasks == 1:
-        signal, noise = _unbiased(samples.square().mean(0), total.square(), len(samples))
+        signal, noise = _unbiased_moments(samples.square().mean(0), total.square(), len(samples))
     else:
         raise ValueError(
             "samples: expected the lengths [n] or [n, task] of at least two gradients, with total "
@@ -200,7 +207,7 @@ def noise_scale(
     return torch.where(hidden, torch.inf, size * noise / signal.where(~hidden, 1.0))
 
 
-def _unbiased(spread: Tensor, mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _unbiased_moments(spread: Tensor, mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """‖E g‖² and tr Cov(g) from the mean of ‖g_b‖² and ‖mean g_b‖² over so many."""
     noise = (spread - mean) * (count / (count - 1))
     return mean - noise / count, noise
@@ -484,11 +491,11 @@ def affinity(
             "relative to a negative loss has the wrong sign"
         )
 
-    def felt(row: Params) -> Tensor:
+    def losses_after(row: Params) -> Tensor:
         moved = params | {name: params[name] - lr * step for name, step in row.items()}
         return parse_losses(losses_fn(moved, batch)).vector
 
-    after = vmap(felt, chunk_size=chunk_size)(linear.rows)
+    after = vmap(losses_after, chunk_size=chunk_size)(linear.rows)
     return torch.where(linear.losses == 0, float("nan"), 1 - after / linear.losses)
 
 
@@ -537,7 +544,7 @@ def groups(
         >>> groups(Z, 2).groups
         [(0, 1), (2,)]
     """
-    if transformed():
+    if inside_transform():
         raise RuntimeError(
             "groups: a combinatorial search cannot run under a torch.func transform; call it on "
             "each affinity outside"

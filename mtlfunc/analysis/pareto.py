@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..core.checks import can_look, check_finite, is_pair, transformed
-from ..core.points import check_chunk_size, evaluate
+from ..core.batching import check_at_once, evaluate
+from ..core.checks import can_look, check_finite, inside_transform, is_pair
 
 
 def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]:
@@ -141,12 +141,12 @@ def front(
     train: Callable[[Tensor], Any],
     preferences: Float[Tensor, "point task"],
     *,
-    chunk_size: int | None = None,
+    points_at_once: int | None = None,
 ) -> Front:
     """One training run for every preference, all vmapped, and which ends are non-dominated.
 
     For long runs that should survive an interruption there is `mtlfunc.grid(lambda run:
-    train(p[run]), {"run": torch.arange(len(p))}, chunk_size=…, path=…)`.
+    train(p[run]), {"run": torch.arange(len(p))}, points_at_once=…, path=…)`.
 
     Args:
         train: `(preference [task]) -> losses [objective]`, or `(losses, aux)` with a pytree of
@@ -154,7 +154,7 @@ def front(
             to its last step.
         preferences: `[n, task]`, entries >= 0 with positive sums, such as `preferences(divisions,
             tasks)`.
-        chunk_size: how many runs go together; None is all, 1 a plain loop, for a `train` that
+        points_at_once: how many runs go together; None is all, 1 a plain loop, for a `train` that
             cannot be vmapped.
 
     Returns:
@@ -176,7 +176,7 @@ def front(
         bool((preferences >= 0).all()) and bool((preferences.sum(1) > 0).all())
     ):
         raise ValueError("preferences: expected entries >= 0 with a positive sum in every row")
-    check_chunk_size(chunk_size)
+    check_at_once(points_at_once, "points_at_once")
 
     def run(preference: Tensor) -> tuple[Tensor, Any]:
         out = train(preference)
@@ -197,14 +197,14 @@ def front(
             )
         return losses, aux
 
-    chunks = preferences.split(chunk_size or len(preferences))
-    quiet = len(chunks) == 1 or transformed() or torch.compiler.is_compiling()
-    found = [evaluate(run, chunk, len(chunk), "train") for chunk in _shown(chunks, quiet)]
+    chunks = preferences.split(points_at_once or len(preferences))
+    quiet = len(chunks) == 1 or inside_transform() or torch.compiler.is_compiling()
+    found = [evaluate(run, chunk, len(chunk), "train") for chunk in _show_progress(chunks, quiet)]
     losses, aux = tree_map(lambda *parts: torch.cat(parts), *found)
     return Front(preferences, losses, _mask(losses), aux)
 
 
-def _shown(chunks: Sequence[Tensor], quiet: bool) -> Iterable[Tensor]:
+def _show_progress(chunks: Sequence[Tensor], quiet: bool) -> Iterable[Tensor]:
     """The chunks, with a progress bar unless `quiet`."""
     if quiet:
         return chunks

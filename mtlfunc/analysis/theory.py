@@ -79,8 +79,8 @@ def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: 
     _check_pair(gramian)
     check_scalar(lr, "lr", positive=True)
     check_scalar(lipschitz, "lipschitz", positive=True)
-    share = 1 - _conflicting(gramian) ** 2
-    return Descent(_true(lr * lipschitz <= 1, gramian), lr / 2 * share * gramian.sum())
+    share = 1 - _conflict_cosine(gramian) ** 2
+    return Descent(_as_condition(lr * lipschitz <= 1, gramian), lr / 2 * share * gramian.sum())
 
 
 def pcgrad_theorem2(
@@ -190,6 +190,7 @@ def secant_curvature(
 
 def cagrad_threshold(
     gramian: Float[Tensor, "task task"],
+    *,
     preference: Float[Tensor, " task"] | None = None,
     solver: Solver | None = None,
 ) -> Float[Tensor, ""]:
@@ -229,13 +230,13 @@ def _check_pair(gramian: Tensor) -> None:
         )
 
 
-def _conflicting(gramian: Tensor) -> Tensor:
+def _conflict_cosine(gramian: Tensor) -> Tensor:
     """cos φ of a conflicting pair, 0 for another: zero gradients are none."""
     identity = torch.eye(2, dtype=gramian.dtype, device=gramian.device)
     return cosines(torch.where(gramian[0, 1] < 0, gramian, identity))[0, 1]
 
 
-def _true(condition: bool | Tensor, like: Tensor) -> Tensor:
+def _as_condition(condition: bool | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(condition, device=like.device)
 
 

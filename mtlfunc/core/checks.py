@@ -22,7 +22,7 @@ from ..types import Params, Scalar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def transformed() -> bool:
+def inside_transform() -> bool:
     """Whether a `torch.func` transform is active around the caller."""
     return bool(_functorch.get_interpreter_stack())
 
@@ -40,12 +40,12 @@ def gradient_edge(x: Tensor) -> GradientEdge:
 
 def can_look(*values: object) -> bool:
     """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_compiling() or inside_transform():
         return False
     return all(leaf.is_cpu for leaf in _tensors(values))
 
 
-def differentiated(values: object, *, own_levels: int = 0) -> bool:
+def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
     """Whether something outside can differentiate through `values`.
 
     True under `grad`, `vjp`, `jvp` or forward-mode AD (the `own_levels` innermost transforms, the
@@ -63,7 +63,7 @@ def differentiated(values: object, *, own_levels: int = 0) -> bool:
     levels = _functorch.get_interpreter_stack()
     if levels and any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
-    return any(innermost(leaf).requires_grad for leaf in _tensors(values))
+    return any(innermost_tensor(leaf).requires_grad for leaf in _tensors(values))
 
 
 def derivative_levels() -> tuple[int, int]:
@@ -81,9 +81,9 @@ def derivative_levels() -> tuple[int, int]:
     return kinds.count(_functorch.TransformType.Grad), forward
 
 
-def recording(values: object) -> AbstractContextManager[Any]:
+def recording_context(values: object) -> AbstractContextManager[Any]:
     """A context for a backward pass that `values` enter: recorded where that can matter outside."""
-    return nullcontext() if differentiated(values) else torch.no_grad()
+    return nullcontext() if is_differentiated(values) else torch.no_grad()
 
 
 def constant_when_compiled(f: F) -> F:
@@ -115,14 +115,14 @@ def _tensors(values: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def innermost(x: Tensor) -> Tensor:
+def innermost_tensor(x: Tensor) -> Tensor:
     """The tensor inside all wrappers of transforms."""
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x
 
 
-def at_level(x: Tensor) -> bool:
+def has_innermost_derivative(x: Tensor) -> bool:
     """Whether the innermost transform, a `vjp` or `grad`, has a derivative of `x`."""
     return x.requires_grad and _functorch.maybe_get_level(x) == _functorch.maybe_current_level()
 
@@ -136,12 +136,12 @@ def is_pair(out: Any) -> bool:
     )
 
 
-def everyone(like: Tensor) -> Tensor:
+def all_rows_mask(like: Tensor) -> Tensor:
     """All rows of `like` [row] present; never batched, so that `all_present` can see it."""
     return torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
 
 
-def visible(mask: Tensor) -> bool:
+def is_readable(mask: Tensor) -> bool:
     """Whether the entries of a mask or key that no transform batches can be read: on CPU, and
     nothing compiles or traces.
     """
@@ -153,10 +153,10 @@ def all_present(present: Tensor) -> bool:
     """Whether it can be seen that no row is absent. False says nothing: rules give the same answer
     either way, only later.
     """
-    return visible(present) and False not in present.tolist()
+    return is_readable(present) and False not in present.tolist()
 
 
-def kept(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
+def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
     """`x.where(mask, other)`, without the work where the mask can be seen to hold everywhere."""
     return x if all_present(mask) else x.where(mask, other)
 
@@ -226,7 +226,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         return
     gramian = gramian.detach()
     # Nearly always all is well, and two operations say so; what follows finds out what is not.
-    if adds_up(gramian) and (not symmetric or torch.equal(gramian, gramian.mT)):
+    if has_finite_sum(gramian) and (not symmetric or torch.equal(gramian, gramian.mT)):
         return
     if not bool(gramian.isfinite().all()):
         bad = (~gramian.isfinite()).any(-1).nonzero().flatten().tolist()
@@ -249,7 +249,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
             )
 
 
-def adds_up(*values: Tensor) -> bool:
+def has_finite_sum(*values: Tensor) -> bool:
     """Whether the entries have a finite sum, and so are finite; False says nothing."""
     return all(math.isfinite(_total(value)) for value in values)
 
@@ -278,7 +278,7 @@ def check_vector(value: Tensor, like: Tensor, name: str) -> None:
 
 def check_finite(value: Tensor, name: str) -> None:
     """Raise if NaN or infinity can be seen in `value`."""
-    if can_look(value) and not adds_up(value) and not bool(value.isfinite().all()):
+    if can_look(value) and not has_finite_sum(value) and not bool(value.isfinite().all()):
         bad = (~value.isfinite()).nonzero().flatten().tolist() if value.ndim == 1 else ""
         raise ValueError(
             f"{name}: NaN or infinite entries {bad}".rstrip()
@@ -337,23 +337,25 @@ def check_option(value: object, name: str, options: Sequence[object]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, options))}")
 
 
-def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor:
+def normalized_preference(
+    preference: Tensor | None, fallback: Tensor, argument: str = "preference"
+) -> Tensor:
     """The preference scaled to sum 1, or `fallback` where none was given; raises on a bad one."""
     if preference is None:
         return fallback
     if not isinstance(preference, Tensor):
         raise TypeError(
-            f"preference: expected a floating tensor [task], got {type(preference).__name__}; "
+            f"{argument}: expected a floating tensor [task], got {type(preference).__name__}; "
             "use torch.tensor"
         )
     if preference.shape != fallback.shape:
         raise ValueError(
-            f"preference: expected shape {list(fallback.shape)}, one entry a task, got "
+            f"{argument}: expected shape {list(fallback.shape)}, one entry a task, got "
             f"{list(preference.shape)}"
         )
     if not preference.is_floating_point() or preference.device != fallback.device:
         raise ValueError(
-            f"preference is {preference.dtype} on {preference.device}; expected a floating "
+            f"{argument} is {preference.dtype} on {preference.device}; expected a floating "
             f"tensor on {fallback.device}"
         )
     if not can_look(preference):
@@ -362,7 +364,7 @@ def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor
         bool((preference >= 0).all()) and 0 < float(preference.detach().sum()) < float("inf")
     ):
         raise ValueError(
-            "preference: expected finite entries >= 0 with a positive sum, got "
+            f"{argument}: expected finite entries >= 0 with a positive sum, got "
             f"{preference.tolist()}"
         )
     preference = preference.to(fallback.dtype)
@@ -371,7 +373,7 @@ def normalized_preference(preference: Tensor | None, fallback: Tensor) -> Tensor
 
 def poison(answer: Any, *inputs: Tensor) -> Any:
     """`answer` where all inputs are finite, NaN elsewhere: nothing plausible from what is not."""
-    if can_look(answer, *inputs) and adds_up(*inputs):
+    if can_look(answer, *inputs) and has_finite_sum(*inputs):
         return answer
     finite = torch.stack([x.isfinite().all() for x in inputs]).all()
     return torch.where(finite, answer, torch.full_like(answer, float("nan")))

@@ -13,7 +13,7 @@ _PARTS: dict[type, tuple[str, str]] = {
     Probe: ("a probe", "mtlfunc.jacobian('trunk.*')"),
     Optimizer: ("an optimizer", "mtlfunc.adam(1e-3)"),
     Balance: ("a balance", "mtlfunc.balance(losses_fn, rule, probe)"),
-    Step: ("a step", "mtlfunc.descend(losses_fn, rule, optimizer, probe)"),
+    Step: ("a step", "mtlfunc.descend(losses_fn, rule, probe, optimizer)"),
 }
 
 
@@ -78,7 +78,7 @@ _SOURCES = {
     "excess_risk": "mtlfunc.excess_risk(...)",
     "cross_gramian": "mtlfunc.double_sampling(...)",
     "second_losses": "mtlfunc.double_sampling(...)",
-    "tracked_gramian": "mtlfunc.tracked(...)",
+    "tracked_gramian": "mtlfunc.moving_average(...)",
     "log_gramian": "mtlfunc.jacobian(...)",
     "gramian": "mtlfunc.jacobian(...)",
 }
@@ -106,7 +106,7 @@ def expect_losses_fn(value: Any) -> None:
 def expect_function(value: Any, argument: str, takes: str) -> None:
     """Raise TypeError unless `value` can be called with as many arguments as `takes` names."""
     if not callable(value):
-        raise TypeError(f"{argument}: expected a function of ({takes}), got {_found(value)}")
+        raise TypeError(f"{argument}: expected a function of ({takes}), got {_describe(value)}")
     if not torch.compiler.is_compiling() and not _binds(value, takes.count(",") + 1):
         name = getattr(value, "__name__", type(value).__name__)
         raise TypeError(
@@ -150,8 +150,8 @@ def _expect(value: Any, argument: str, part: type) -> None:
         )
     if type(value) in _PARTS:
         raise TypeError(
-            f"{argument}: expected {noun}, such as {example}, got {_found(value)}; the order is "
-            "balance(losses_fn, rule, probe) and descend(losses_fn, rule, optimizer, probe)"
+            f"{argument}: expected {noun}, such as {example}, got {_describe(value)}; the order is "
+            "balance(losses_fn, rule, probe) and descend(losses_fn, rule, probe, optimizer)"
         )
     if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
         return  # anything with that shape fits
@@ -162,7 +162,7 @@ def _expect(value: Any, argument: str, part: type) -> None:
             f"{argument}: expected {noun}, such as {example}, got the function {name} itself; "
             f"call it, {name}(...), if it makes one{wrap if part is Rule else ''}"
         )
-    raise TypeError(f"{argument}: expected {noun}, such as {example}, got {_found(value)}")
+    raise TypeError(f"{argument}: expected {noun}, such as {example}, got {_describe(value)}")
 
 
 def expect_state(value: Any, kind: type, maker: str) -> None:
@@ -175,10 +175,10 @@ def expect_state(value: Any, kind: type, maker: str) -> None:
         cure = "unpack what update returns"
     else:
         cure = f"start with state = {maker}(params, batch), then pass on what update returns"
-    raise TypeError(f"state: expected what {maker} returned, got {_found(value)}; {cure}")
+    raise TypeError(f"state: expected what {maker} returned, got {_describe(value)}; {cure}")
 
 
-def _found(value: Any) -> str:
+def _describe(value: Any) -> str:
     if type(value) in _PARTS:
         return _PARTS[type(value)][0]
     return "None" if value is None else f"an object of type {type(value).__name__}"

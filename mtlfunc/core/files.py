@@ -87,7 +87,7 @@ class InUse(Exception):
 
 
 @contextmanager
-def reserved(lock: Path) -> Iterator[None]:
+def hold_lock(lock: Path) -> Iterator[None]:
     """Hold a lock file until the block ends.
 
     The lock is the kernel's, through `filelock`, so it ends with the process, however that ends. On

@@ -54,7 +54,7 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         return () if momentum is None else _zeros(params)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        _require(state == () if momentum is None else _over(state, params))
+        _require(state == () if momentum is None else _matches_params(state, params))
         if momentum is None:
             return map_params(lambda p, g: p - (lr * g).to(p.dtype), params, grads), ()
         velocity = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
@@ -104,10 +104,10 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         return AdamState(steps, _zeros(params), _zeros(params))
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        _require(isinstance(state, AdamState) and _over(state.mean, params))
+        _require(isinstance(state, AdamState) and _matches_params(state.mean, params))
         steps = state.steps + 1
-        mean = map_params(lambda m, g: _towards(m, g, 1 - first), state.mean, grads)
-        square = map_params(lambda v, g: _towards(v, g * g, 1 - second), state.square, grads)
+        mean = map_params(lambda m, g: _interpolate(m, g, 1 - first), state.mean, grads)
+        square = map_params(lambda v, g: _interpolate(v, g * g, 1 - second), state.square, grads)
         # The two bias corrections are folded into the step and eps, which saves a pass over the
         # parameters each; in float64, since in half precision .999 is 1.
         time = steps.double()
@@ -214,7 +214,7 @@ def _require(fits: bool) -> None:
         )
 
 
-def _over(state: State, params: Params) -> bool:
+def _matches_params(state: State, params: Params) -> bool:
     """Whether `state` holds a tensor for each of the parameters, in its shape."""
     return (
         isinstance(state, dict)
@@ -223,7 +223,7 @@ def _over(state: State, params: Params) -> bool:
     )
 
 
-def _towards(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
+def _interpolate(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
     if isinstance(share, float):
         return torch.lerp(old, new, share)
     return (old + share * (new - old)).to(old.dtype)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .checks import visible
+from .checks import is_readable
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -80,8 +80,8 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
         >>> int(fold_in(key(0), 1)) == int(fold_in(key(0), 2))
         False
     """
-    if _plain(key, data):
-        return _scalar(_cpu().fold_in(key.item(), int(data)))
+    if _is_plain(key, data):
+        return _scalar(_cpu_kernels().fold_in(key.item(), int(data)))
     return _hash(_hash(key + _GOLDEN) ^ _hash(data * torch.ones_like(key) + _FIRST))
 
 
@@ -116,9 +116,9 @@ def draw(stream: Stream) -> tuple[Int[Tensor, ""], Stream]:
         (True, 1)
     """
     key, drawn = stream
-    if _plain(key, drawn):
+    if _is_plain(key, drawn):
         count = int(drawn)
-        return _scalar(_cpu().fold_in(key.item(), count)), Stream(key, _scalar(count + 1))
+        return _scalar(_cpu_kernels().fold_in(key.item(), count)), Stream(key, _scalar(count + 1))
     return fold_in(key, drawn), Stream(key, drawn + 1)
 
 
@@ -140,9 +140,9 @@ def uniform(
         >>> bool(((0 <= x) & (x < 1)).all())
         True
     """
-    if dtype in _NUMPY and _plain(key):
+    if dtype in _NUMPY and _is_plain(key):
         out = np.empty(shape, _NUMPY[dtype])
-        _cpu().uniform(key.item(), 53 if dtype is torch.float64 else 24, out.reshape(-1))
+        _cpu_kernels().uniform(key.item(), 53 if dtype is torch.float64 else 24, out.reshape(-1))
         return torch.from_numpy(out)
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # more would round up to 1
     return (_shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits).to(dtype)
@@ -165,7 +165,7 @@ def normal(
         >>> normal(key(0), (2, 3)).shape
         torch.Size([2, 3])
     """
-    if dtype in _NUMPY and _plain(key):
+    if dtype in _NUMPY and _is_plain(key):
         return _plain_normal(int(key), shape, dtype)
     middle = (_shift(_bits(key, shape), 11).to(torch.float64) + 0.5) * 2.0**-53
     return (torch.erfinv(2 * middle - 1) * math.sqrt(2)).to(dtype)
@@ -190,20 +190,20 @@ def draw_normal(
         (True, 1)
     """
     key, drawn = stream
-    if dtype in _NUMPY and _plain(key, drawn):
+    if dtype in _NUMPY and _is_plain(key, drawn):
         count = int(drawn)
-        found = _plain_normal(_cpu().fold_in(int(key), count), shape, dtype)
+        found = _plain_normal(_cpu_kernels().fold_in(int(key), count), shape, dtype)
         return found, Stream(key, _scalar(count + 1))
     key, stream = draw(stream)
     return normal(key, shape, dtype), stream
 
 
 def _plain_normal(key: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    cpu, out = _cpu(), np.empty(shape, _NUMPY[dtype])
+    cpu, out = _cpu_kernels(), np.empty(shape, _NUMPY[dtype])
     middle = np.empty(out.size)
-    cpu.symmetric(key, middle)
+    cpu.fill_symmetric(key, middle)
     torch.from_numpy(middle).erfinv_()
-    cpu.times(middle, math.sqrt(2), out.reshape(-1))
+    cpu.scale_into(middle, math.sqrt(2), out.reshape(-1))
     return torch.from_numpy(out)
 
 
@@ -229,19 +229,19 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @cache
-def _cpu() -> ModuleType:
+def _cpu_kernels() -> ModuleType:
     from ._kernels import random as random_cpu  # numba takes half a second to import
 
     return random_cpu
 
 
-def _plain(*numbers: Any) -> bool:
+def _is_plain(*numbers: Any) -> bool:
     """Whether these 64-bit integers can be read: no tensor of a transform or a tracer, nothing
     compiling, all on a CPU.
     """
     for x in numbers:
         if type(x) is Tensor:
-            if x.ndim or x.dtype is not torch.int64 or not visible(x):
+            if x.ndim or x.dtype is not torch.int64 or not is_readable(x):
                 return False
         elif type(x) is not int or not -(2**63) <= x < 2**63:
             return False

@@ -134,13 +134,13 @@ def select(
         TypeError: for anything else.
     """
     if isinstance(which, str):
-        found = _matches(tuple(params), which)
+        found = _match_names(tuple(params), which)
         if not found:
             raise ValueError(
                 f"{argument}={which!r} matches no parameter; there are: {', '.join(params)}"
             )
     elif isinstance(which, nn.Module | Tensor):
-        found = _held(params, which, argument)
+        found = _names_of(params, which, argument)
     elif callable(which):
         found = tuple(name for name in params if which(name))
         if not found:
@@ -163,7 +163,7 @@ def select(
     return found
 
 
-def _held(
+def _names_of(
     params: Mapping[str, Tensor], which: nn.Module | Tensor, argument: str
 ) -> tuple[str, ...]:
     """The names of a module's trainable parameters, or of one parameter.
@@ -171,7 +171,7 @@ def _held(
     By their storage where it can be seen, else by the names that `parameters` gave them: a step
     makes new tensors of the old names.
     """
-    what, known = type(which).__name__, _known(which, tuple(params))
+    what, known = type(which).__name__, _known_names(which, tuple(params))
     if not torch.compiler.is_compiling():
         known = [
             (next((n for n, x in params.items() if same_storage(x, leaf)), name), trainable)
@@ -200,7 +200,9 @@ def _leaves(which: nn.Module | Tensor) -> list[Tensor]:
 
 
 @constant_when_compiled
-def _known(which: nn.Module | Tensor, names: tuple[str, ...]) -> list[tuple[str | None, bool]]:
+def _known_names(
+    which: nn.Module | Tensor, names: tuple[str, ...]
+) -> list[tuple[str | None, bool]]:
     """Of every leaf the name that `parameters` gave it, and whether it is trainable."""
     return [
         (next((n for n in _NAMES.get(leaf, {}) if n in names), None), leaf.requires_grad)
@@ -214,12 +216,12 @@ def layer_of(name: str) -> str:
 
 
 @constant_when_compiled
-def _matches(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
-    return _matched(names, pattern)
+def _match_names(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
+    return _match_names_cached(names, pattern)
 
 
 @lru_cache(maxsize=64)
-def _matched(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
+def _match_names_cached(names: tuple[str, ...], pattern: str) -> tuple[str, ...]:
     return tuple(name for name in names if fnmatchcase(name, pattern))
 
 
@@ -230,7 +232,7 @@ BLOCK = 4096
 """Entries that one product sums at once."""
 
 
-def inner(
+def inner_products(
     left: Float[Tensor, "row width"], right: Float[Tensor, "other width"]
 ) -> Float[Tensor, "row other"]:
     """left @ rightᵀ, summed in blocks.
@@ -276,17 +278,17 @@ def dot(
         `[row, other]`.
     """
     total = None
-    for some in _in_blocks(left, names):
+    for some in _split_blocks(left, names):
         wide = dtype or torch.promote_types(left[some[0]].dtype, torch.float32)
-        a = _side_by_side(left, some).to(wide)
-        b = a if right is left else _side_by_side(right, some).to(wide)
-        part = columns([b], lambda each, a=a: inner(a, each[0]))
+        a = _concatenate(left, some).to(wide)
+        b = a if right is left else _concatenate(right, some).to(wide)
+        part = columns([b], lambda each, a=a: inner_products(a, each[0]))
         total = part if total is None else total + part
     assert total is not None, "names is never empty: select() raises"
     return total
 
 
-def _in_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:
+def _split_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:
     """The names, small leaves of one dtype together, as many as fill one block."""
     found: list[list[str]] = []
     dtype, room = None, 0
@@ -302,7 +304,7 @@ def _in_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[st
     return found
 
 
-def _side_by_side(rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+def _concatenate(rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
     flat = [rows[name].reshape(rows[name].shape[0], -1) for name in names]
     return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 

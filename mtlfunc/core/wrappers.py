@@ -34,7 +34,7 @@ def refuse_wrapped(
             )
 
 
-def refusing_wrapped_calls() -> AbstractContextManager[None]:
+def refuse_wrapped_calls() -> AbstractContextManager[None]:
     """While a forward pass runs: raise where it calls a wrapped module.
 
     There is none without a process group, and then this costs nothing.

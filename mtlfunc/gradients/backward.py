@@ -17,7 +17,7 @@ from ..types import Params, Rows
 from .layerwise import Graph, Plan, task_block
 from .levels import run_backward
 from .run import Forward
-from .safe_ops import recorded, unbatched
+from .safe_ops import is_batching_error, needs_recording
 
 
 class Measured(NamedTuple):
@@ -62,7 +62,7 @@ class Backward:
         if self.edges is not None and left_out:
             self.edges = tuple(None if t in left_out else e for t, e in enumerate(self.edges))
         self.some = self.edges if left_out else None
-        self.anyway = depth() > 0 and recorded(forward.losses.vector)
+        self.anyway = depth() > 0 and needs_recording(forward.losses.vector)
         params = self.params
         self.targets = {
             name: target(place, lambda name=name: torch.zeros_like(params[name]))
@@ -109,7 +109,7 @@ class Backward:
                 )
             )
         except RuntimeError as error:
-            if not unbatched(error):
+            if not is_batching_error(error):
                 raise
             return self.each(cotangents, targets, 1)
 

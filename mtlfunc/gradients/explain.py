@@ -20,8 +20,8 @@ from .layerwise import (
     decide,
     entry_layouts,
     groups_of,
+    is_worth_recording,
     sample_plan,
-    worth_watching,
 )
 from .levels import without_trace
 from .losses import Losses, parse_losses
@@ -118,7 +118,7 @@ def explain_gramian(
             parse=_samples if samples else parse_losses,
             separable=not samples,
         )
-    return _of_samples(forward, names) if samples else _of_tasks(forward, names, combined)
+    return _explain_samples(forward, names) if samples else _explain_tasks(forward, names, combined)
 
 
 def _samples(out: Any) -> Losses:
@@ -131,11 +131,11 @@ FREED = "in no call that is understood outside of activation checkpointing, whos
 HOOKED = "hooks in losses_fn: their work is known to ordinary differentiation alone"
 
 
-def _of_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
+def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
     losses, calls, graph = forward.losses.vector, forward.calls, forward.graph
     rows, count = losses.numel(), len(losses)
     if calls is None:
-        layers = _layers(Plan((), names), [], names, {}, rows, count, HOOKED)
+        layers = _describe_layers(Plan((), names), [], names, {}, rows, count, HOOKED)
         return Explanation(layers, rows, "one backward pass a sample and task")
     device = losses.device.type
     plan = sample_plan(calls.uses, forward.params, names, graph, count, rows // count, device)
@@ -146,14 +146,14 @@ def _of_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
     )
     groups = [group for group, _ in plan.tapped]
     why = FREED if calls.checkpointed else None
-    layers = _layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
+    layers = _describe_layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
     return Explanation(layers, rows, f"{rows // count} backward pass(es) for all samples{check}")
 
 
-def _of_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Explanation:
+def _explain_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Explanation:
     calls, params, rows = forward.calls, forward.params, len(forward.value)
     if calls is None:
-        layers = _layers(Plan((), names), [], names, {}, rows, None, HOOKED)
+        layers = _describe_layers(Plan((), names), [], names, {}, rows, None, HOOKED)
         return Explanation(layers, rows, 'engine "rows" throughout')
     decision = decide(forward, names, rows, "auto", keep=combined, mixed=False, whole=True)
     edges = decision.loss_edges
@@ -164,16 +164,16 @@ def _of_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Expla
     plan, passes = decision.plan, f"backward: {'each separate loss by itself' if edges else how}"
     if decision.slices is not None:
         passes = "backward: one pass for all tasks, each of which reads a slice of its own"
-    if not worth_watching(params, names):
+    if not is_worth_recording(params, names):
         plan = Plan((), names)
         passes = 'engine "rows" throughout: fewer than 20,000 shared parameters'
     why = FREED if calls.checkpointed else None
     count = rows if decision.slices is not None and plan.tapped else None
-    layers = _layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
+    layers = _describe_layers(plan, groups, names, by_leaf(calls.uses), rows, count, why)
     return Explanation(layers, rows, passes)
 
 
-def _layers(
+def _describe_layers(
     plan: Plan,
     groups: list[Group],
     names: tuple[str, ...],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_option, check_params
 from ..core.tree import dot, root, select
-from ..processes import ALONE, Group, Union, check_whole, described_params, union_of
+from ..processes import ALONE, Group, Union, check_whole, describe_params, union_of
 from ..types import Batch, LossesFn, Params, Select
 from .layerwise import Engine
 from .linearize import (
@@ -143,7 +143,7 @@ def sample_gramian(
     Returns:
         the losses on `batch` as they came and the Gramian `[n, n]` over the flattened losses, or
         `[n, m]` with the m of `other`. `diagnostics.sample_noise` reads noise and conflict off it,
-        and `sample_lengths` has its diagonal for less.
+        and `sample_norms` has its diagonal for less.
 
     Raises:
         TypeError: for losses or parameters that are no floating tensors.
@@ -161,22 +161,22 @@ def sample_gramian(
     """
     union = union_of(group, params)
 
-    def chosen() -> tuple[tuple[str, ...], dict[str, Any]]:
+    def choose_names() -> tuple[tuple[str, ...], dict[str, Any]]:
         check_params(params)
         check_engine(engine)
         names = select(params, shared)
         options = {"shared": names, "engine": engine, "gramian_dtype": gramian_dtype}
         options["whether there is another batch"] = other is not None
-        return names, options | described_params(params) if union.several else {}
+        return names, options | describe_params(params) if union.several else {}
 
-    names = union.agree(chosen)
+    names = union.agree(choose_names)
     batches = (batch,) if other is None else (batch, other)
     by_layers = engine != "rows" and not torch.compiler.is_compiling()
     if not by_layers and other is None and not union.several:
-        linear = _flat(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
+        linear = _linearize_entries(losses_fn, params, batch, names, gramian_dtype, keep="nothing")
         assert linear.gramian is not None
         return linear.aux, linear.gramian
-    measure = _by_layers if by_layers else _by_rows
+    measure = _gramian_by_layers if by_layers else _gramian_by_rows
     with torch.no_grad() if union.several else nullcontext():
         losses, gramian = measure(losses_fn, params, batches, names, gramian_dtype, union=union)
     if union.several:
@@ -186,7 +186,7 @@ def sample_gramian(
     return losses, gramian
 
 
-def sample_lengths(
+def sample_norms(
     losses_fn: LossesFn,
     params: Params,
     batch: Batch,
@@ -224,7 +224,7 @@ def sample_lengths(
 
     Examples:
         >>> x = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-        >>> sample_lengths(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
+        >>> sample_norms(lambda p, x: x @ p["w"], {"w": torch.ones(2)}, x)[1].tolist()
         [5.0, 1.0]
     """
     check_params(params)
@@ -232,18 +232,18 @@ def sample_lengths(
     check_engine(engine)
     names = select(params, shared)
     if engine != "rows" and not torch.compiler.is_compiling():
-        losses, squares = _by_layers(
+        losses, squares = _gramian_by_layers(
             losses_fn, params, (batch,), names, gramian_dtype, diagonal=True
         )
     else:
-        linear = _flat(losses_fn, params, batch, names)
+        linear = _linearize_entries(losses_fn, params, batch, names)
         wide = gramian_dtype or torch.promote_types(linear.losses.dtype, torch.float32)
         parts = [linear.rows[name].to(wide).flatten(1).square().sum(1) for name in names]
         losses, squares = linear.aux, torch.stack(parts).sum(0)
     return losses, root(squares).reshape(losses.shape)
 
 
-def _by_layers(
+def _gramian_by_layers(
     losses_fn: LossesFn,
     params: Params,
     batches: tuple[Batch, ...],
@@ -265,7 +265,7 @@ def _by_layers(
     )
 
 
-def _by_rows(
+def _gramian_by_rows(
     losses_fn: LossesFn,
     params: Params,
     batches: tuple[Batch, ...],
@@ -276,15 +276,15 @@ def _by_rows(
 ) -> tuple[Tensor, Tensor]:
     """Rows of the first batch with those of the last, of this process or of all."""
 
-    def sides() -> tuple[list[Linearization], dict[str, Any]]:
-        found = [_flat(losses_fn, params, each, names) for each in batches]
+    def linearize_sides() -> tuple[list[Linearization], dict[str, Any]]:
+        found = [_linearize_entries(losses_fn, params, each, names) for each in batches]
         return found, {"the number of tasks": [list(x.aux.shape[1:]) for x in found]}
 
-    found = union.agree(sides)
+    found = union.agree(linearize_sides)
     return found[0].aux, dot(found[0].rows, found[-1].rows, names, gramian_dtype, union.columns)
 
 
-def _flat(
+def _linearize_entries(
     losses_fn: LossesFn,
     params: Params,
     batch: Batch,
@@ -295,11 +295,11 @@ def _flat(
 ) -> Linearization:
     """Every entry of the losses [sample] or [sample, task] as a task; aux has them as they came."""
 
-    def flat(out: Any) -> Losses:
+    def flat_losses(out: Any) -> Losses:
         losses = parse_samples(out).vector
         return Losses(losses.flatten(), aux=losses)
 
-    forward = run(losses_fn, params, batch, parse=flat)
+    forward = run(losses_fn, params, batch, parse=flat_losses)
     check_connected(forward)
     measured = names if keep == "nothing" else ()
     return linearize(forward, Request(names, measured, keep, gramian_dtype=gramian_dtype))

@@ -19,8 +19,8 @@ from torch.func import vjp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..core.checks import gradient_edge, transformed
-from ..core.wrappers import refusing_wrapped_calls
+from ..core.checks import gradient_edge, inside_transform
+from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
 
 Node = Any  # torch.autograd.graph.Node
@@ -30,7 +30,7 @@ def needs_level(params: Params) -> bool:
     """Whether derivatives at `params` are taken at a level of `torch.func`."""
     return (
         torch.compiler.is_compiling()
-        or transformed()
+        or inside_transform()
         or torch.autograd.forward_ad._current_level >= 0
         or torch.is_inference_mode_enabled()
         or any(leaf.is_inference() for leaf in params.values())
@@ -51,7 +51,7 @@ def explained_vjp(
         the answer, its pullback (recorded where gradients are enabled around the call), and aux.
     """
     try:
-        with refusing_wrapped_calls():
+        with refuse_wrapped_calls():
             if not needs_level(params):
                 try:
                     return _plain(f, params)

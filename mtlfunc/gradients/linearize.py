@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
-from ..core.checks import depth, differentiated, recording
+from ..core.checks import depth, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Params, Rows
 from .backward import Backward, Passes, cross_in_chunks
@@ -20,14 +20,14 @@ from .layerwise import (
     Engine,
     Plan,
     Slices,
-    better_apart,
-    common,
+    common_plan,
     decide,
+    is_worth_recording,
+    prefers_separate_passes,
     sketch,
-    worth_watching,
 )
 from .run import Forward
-from .slices import sliced
+from .slices import linearize_slices
 
 Mix = Callable[[int], tuple[Tensor, Tensor]]
 """From the number of tasks to (C [row, task], preference [row])."""
@@ -87,7 +87,7 @@ class Request(NamedTuple):
         """Whether recording the calls of a forward pass is worth its price."""
         if not self.measured or self.engine == "rows" or self.metric is not None:
             return False
-        return self.engine == "layerwise" or worth_watching(params, self.measured)
+        return self.engine == "layerwise" or is_worth_recording(params, self.measured)
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -122,7 +122,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         matrix = matrix * request.scale
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
-        backward.record = differentiated((value, weights, matrix))
+        backward.record = is_differentiated((value, weights, matrix))
         with torch.inference_mode(False):
             return backward.leaves(names, weights.to(value.dtype) @ matrix)
 
@@ -141,7 +141,7 @@ def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor
             _open(each, request, paired=True) for each in forwards
         )
         plans = left_route.plan, right_route.plan
-        one, other = (common(plan, [sketch(each) for each in plans]) for plan in plans)
+        one, other = (common_plan(plan, [sketch(each) for each in plans]) for plan in plans)
         return cross_in_chunks(
             ((left, one), (right, other)),
             request.measured,
@@ -167,7 +167,7 @@ def _open(
     `paired`: the rows are multiplied with another forward's.
     """
     matrix, preference = request.cotangents(forward.value)
-    record = forward.recorded or differentiated((matrix, request.scale))
+    record = forward.recorded or is_differentiated((matrix, request.scale))
     route = _route(forward, request, len(matrix), record, paired)
     forward.by_rows = route.loss_edges is not None and not route.plan.tapped
     left_out = request.left_out if forward.losses.scalars else frozenset()
@@ -212,8 +212,8 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
         and losses.scalars is None
         and forward.edges is not None
         and not forward.hooked
-        and worth_watching(params, tuple(params))
-        and better_apart(forward.graph, len(losses.vector), rows)
+        and is_worth_recording(params, tuple(params))
+        and prefers_separate_passes(forward.graph, len(losses.vector), rows)
     ):
         edges = forward.edges
     if edges is None and chunk != 1 and rows > 1:
@@ -226,9 +226,9 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
 
 def _mixed_afterwards(forward: Forward, rows: int) -> bool:
     """Whether T separate losses are better differentiated each alone, and their rows mixed."""
-    if forward.edges is None or not worth_watching(forward.params, tuple(forward.params)):
+    if forward.edges is None or not is_worth_recording(forward.params, tuple(forward.params)):
         return False
-    return better_apart(forward.graph, len(forward.value), rows)
+    return prefers_separate_passes(forward.graph, len(forward.value), rows)
 
 
 def _measure(
@@ -243,7 +243,9 @@ def _measure(
     if route.slices is not None:
         mix = None if request.mix is None else passes.matrix
         wanted, share = ((), 0.0) if share is None else (others, share)
-        rows, gramian, heads = sliced(route.slices, passes.backward, on_heads, mix, wanted, dtype)
+        rows, gramian, heads = linearize_slices(
+            route.slices, passes.backward, on_heads, mix, wanted, dtype
+        )
         return rows, gramian, {name: share * grad for name, grad in heads.items()}
     private = {}
     if share is not None and request.shared and route.loss_edges:
@@ -298,7 +300,7 @@ def _traced(forward: Forward, request: Request) -> Linearization:
         head_grads = {name: every[name] for name in others}
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
-        with recording((value, weights, matrix)):
+        with recording_context((value, weights, matrix)):
             grads = pull((weights.to(value.dtype) @ matrix) * scale)[0]
         return {name: grads[name] for name in names}
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..core.batching import check_at_once
 from ..core.checks import check_autocast, check_params
 from ..processes import check_whole
 from ..types import Batch, LossesFn, Params, Rows
@@ -53,7 +54,7 @@ def task_gradients(
 
 
 def sample_gradients(
-    losses_fn: LossesFn, params: Params, batch: Batch, *, chunk_size: int | None = None
+    losses_fn: LossesFn, params: Params, batch: Batch, *, samples_at_once: int | None = None
 ) -> tuple[Tensor, Rows]:
     """Gradients of every task on every sample, in one `vmap` over samples of `task_gradients`.
 
@@ -64,8 +65,8 @@ def sample_gradients(
         losses_fn: as in `task_gradients`; must not mix samples (as train-mode batch norm does).
         params: `{name: tensor}`.
         batch: a tensor, or a nested tuple or dict of tensors, whose first axis is the sample.
-        chunk_size: how many samples are differentiated at once; None is all of them. 1 is a plain
-            loop, which also takes what `vmap` does not: random numbers (train-mode dropout),
+        samples_at_once: how many samples are differentiated at once; None is all of them. 1 is a
+            plain loop, which also takes what `vmap` does not: random numbers (train-mode dropout),
             branches on values, `nn.RNN` and `nn.GRU`.
 
     Returns:
@@ -85,7 +86,7 @@ def sample_gradients(
     """
     check_params(params)
     check_whole(params)
-    check_chunk_size(chunk_size)
+    check_at_once(samples_at_once, "samples_at_once")
     check_autocast(params)
     lengths = {leaf.shape[:1] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
     if len(lengths) != 1 or lengths == {()}:
@@ -94,22 +95,22 @@ def sample_gradients(
             f"{sorted(map(list, lengths))}"
         )
 
-    def one(sample: Batch) -> tuple[Tensor, Rows]:
+    def gradients_of_sample(sample: Batch) -> tuple[Tensor, Rows]:
         alone = tree_map(lambda x: x[None] if isinstance(x, Tensor) else x, sample)
         return task_gradients(losses_fn, params, alone)
 
-    if chunk_size == 1:
+    if samples_at_once == 1:
         ((count,),) = lengths
-        each = [one(_sample(batch, i)) for i in range(count)]
+        each = [gradients_of_sample(_sample(batch, i)) for i in range(count)]
         return tree_map(lambda *leaves: torch.stack(leaves), *each)
     try:
-        return vmap(one, chunk_size=chunk_size)(batch)
+        return vmap(gradients_of_sample, chunk_size=samples_at_once)(batch)
     except RuntimeError as error:
         if any(words in str(error) for words in _UNBATCHED):
             raise RuntimeError(
                 "losses_fn does something that vmap cannot batch over samples: random numbers, a "
                 "branch on a value, .item(), a torch.autograd.Function without generate_vmap_rule, "
-                "nn.RNN or nn.GRU; pass chunk_size=1, a plain loop over samples, or use "
+                "nn.RNN or nn.GRU; pass samples_at_once=1, a plain loop over samples, or use "
                 f"sample_gramian, which needs no vmap. torch said: {error}"
             ) from error
         raise

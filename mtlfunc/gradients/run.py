@@ -12,12 +12,28 @@ from torch import Tensor, nn
 from torch._C import _functions
 from torch.utils._pytree import tree_map
 
-from ..core.checks import at_level, check_autocast, depth, differentiated, gradient_edge, innermost
+from ..core.checks import (
+    check_autocast,
+    depth,
+    gradient_edge,
+    has_innermost_derivative,
+    innermost_tensor,
+    is_differentiated,
+)
 from ..types import Batch, LossesFn, Params
-from .layerwise import RETAIN, Graph, Handles, Place, Tapped, batching, read_graph, separate
+from .layerwise import (
+    RETAIN,
+    Graph,
+    Handles,
+    Place,
+    Recorder,
+    batching_support,
+    read_graph,
+    separate_edges,
+)
 from .levels import Strangers, explained_vjp, reaches, run_backward
 from .losses import Losses, parse_losses
-from .safe_ops import ALWAYS, WRITTEN, SafeOps, final
+from .safe_ops import ALWAYS, WRITTEN, SafeOps, has_final_backward
 
 Pull = Callable[[Tensor], tuple[Params]]
 
@@ -48,7 +64,7 @@ class Forward:
         params: Params,
         leaves: Params,
         *,
-        calls: Tapped | None = None,
+        calls: Recorder | None = None,
         hooked: bool = False,
         recorded: bool = False,
         separable: bool = True,
@@ -64,7 +80,7 @@ class Forward:
             return
         vector = losses.vector
         self.root = gradient_edge(vector) if vector.requires_grad else None
-        self.edges = separate(vector, losses.scalars) if separable else None
+        self.edges = separate_edges(vector, losses.scalars) if separable else None
         self.places: dict[str, Place] = {name: place_of(leaf) for name, leaf in leaves.items()}
         self.reached = True if depth() else None  # whether any leaf; None where the graph says it
 
@@ -76,8 +92,8 @@ class Forward:
     def batching(self) -> tuple[bool, bool]:
         """`Graph.batched` and `Graph.twice`, without reading all of the graph for them."""
         if "graph" in vars(self):
-            return self.graph.batched, self.graph.twice
-        return batching(self.root, self.places)
+            return self.graph.can_batch, self.graph.can_batch_twice
+        return batching_support(self.root, self.places)
 
 
 def place_of(leaf: Tensor) -> Place:
@@ -135,7 +151,7 @@ def live(
     losses: Losses,
     leaves: Params,
     *,
-    calls: Tapped | None = None,
+    calls: Recorder | None = None,
     hooked: bool = False,
     by_hooks: bool = False,
 ) -> Forward:
@@ -193,7 +209,7 @@ def release(forward: Forward) -> None:
     somebody's own would be run on zeros: such a graph stays until the losses are dropped.
     """
     losses = [x for x in forward.losses.roots if x.requires_grad]
-    if losses and not forward.graph.custom:
+    if losses and not forward.graph.has_custom_backward:
         nothing = _UNDEFINED()(torch.stack(losses))
         places = tuple(forward.graph.variables())
         run_backward(nothing, nothing.detach(), places, keep=False)
@@ -244,7 +260,7 @@ def observe(
     carried = plain and any(not leaf.is_leaf for leaf in leaves.values())
 
     def once(always: bool) -> Forward:
-        watching = Tapped(leaves) if watch else None
+        watching = Recorder(leaves) if watch else None
         guard = _Guard(leaves, always)
         try:
             with watching or nullcontext(), guard:
@@ -258,8 +274,8 @@ def observe(
             calls=None if hooked else watching, hooked=hooked, separable=separable,
         )  # fmt: skip
         if not plain:
-            forward.recorded = differentiated(losses.roots, own_levels=1)
-            forward.reached = any(map(at_level, losses.roots))
+            forward.recorded = is_differentiated(losses.roots, own_levels=1)
+            forward.reached = any(map(has_innermost_derivative, losses.roots))
             return forward
         if outside:
             forward.recorded = carried or guard.foreign(forward.graph.variables())
@@ -268,7 +284,12 @@ def observe(
         return forward
 
     found = once(always=carried or depth() > 1)
-    if found.recorded and not carried and depth() <= 1 and any(map(final, found.losses.roots)):
+    if (
+        found.recorded
+        and not carried
+        and depth() <= 1
+        and any(map(has_final_backward, found.losses.roots))
+    ):
         return once(always=True)
     return found
 
@@ -319,7 +340,7 @@ class _Guard(SafeOps):
             return True
         if self.strangers is not None:
             return self.strangers.enter(given)
-        return any(innermost(x).requires_grad for x in given)
+        return any(innermost_tensor(x).requires_grad for x in given)
 
     def foreign(self, variables: list[Tensor]) -> bool:
         """Whether a tensor from outside of the call requires grad and enters it.

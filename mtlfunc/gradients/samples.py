@@ -21,9 +21,9 @@ from .layerwise import (
     Form,
     Graph,
     Plan,
-    Sampled,
+    SampledGroup,
     Use,
-    common,
+    common_plan,
     entry_layouts,
     layouts,
     sample_block,
@@ -51,7 +51,7 @@ class Side(NamedTuple):
     where: list[Choices]
     sound: list[Tensor]  # whether the samples were found; none where the graph proves it
 
-    def again(self, plan: Plan) -> Side:
+    def with_plan(self, plan: Plan) -> Side:
         """The same pass under a plan of some of its groups."""
         names = [group.name for group, _ in self.plan.tapped for _ in group.uses]
         order = [
@@ -63,12 +63,12 @@ class Side(NamedTuple):
             where=[self.where[i] for i in order],
         )
 
-    def sampled(self) -> Iterator[tuple[Sampled, Form]]:
+    def sampled_groups(self) -> Iterator[tuple[SampledGroup, Form]]:
         at = 0
         for group, form in self.plan.tapped:
             mine = slice(at, at + len(group.uses))
             at = mine.stop
-            yield Sampled(group, self.where[mine], self.deltas[mine], len(self.losses)), form
+            yield SampledGroup(group, self.where[mine], self.deltas[mine], len(self.losses)), form
 
     def biases(self) -> dict[str, str]:
         """The biases that their own calls' weight takes along, with that weight."""
@@ -87,7 +87,11 @@ class Side(NamedTuple):
         """Rows [sample·task, *shape] of the leaves that no tap serves."""
         backward, graph, losses = self.backward, self.graph, self.losses
         every = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device)[entries]
-        chunk = ROWS_AT_ONCE if graph.batched and (graph.twice or not backward.record) else 1
+        chunk = (
+            ROWS_AT_ONCE
+            if graph.can_batch and (graph.can_batch_twice or not backward.record)
+            else 1
+        )
         targets = [backward.targets[name] for name in self.plan.rows]
         found = backward.each(every.reshape(-1, *losses.shape), targets, chunk)
         return dict(zip(self.plan.rows, found, strict=True))
@@ -137,7 +141,7 @@ def sample_by_layers(
     with torch.inference_mode(False), torch.enable_grad():
         if len(sides) == 2 or union.several:
             every = union.lists([sketch(side.plan) for side in sides])
-            sides = [side.again(common(side.plan, every)) for side in sides]
+            sides = [side.with_plan(common_plan(side.plan, every)) for side in sides]
         if diagonal:
             gramian = _squares(sides[0], wide)
         else:
@@ -179,8 +183,10 @@ def _gramian(
         for name, weight in known[0].items()
         if all(each.get(name) == weight for each in known)
     }
-    with _recorded(left.backward, right.backward):
-        for (one, form), (other, _) in zip(left.sampled(), right.sampled(), strict=True):
+    with _recording_context(left.backward, right.backward):
+        for (one, form), (other, _) in zip(
+            left.sampled_groups(), right.sampled_groups(), strict=True
+        ):
             name = one.group.name
             if name in biases:
                 continue
@@ -202,8 +208,8 @@ def _gramian(
 def _squares(side: Side, dtype: torch.dtype) -> Tensor:
     """Squared lengths [sample·task]; of leaves that no tap serves a few rows at a time."""
     biases, parts = side.biases(), []
-    with _recorded(side.backward):
-        for sampled, _ in side.sampled():
+    with _recording_context(side.backward):
+        for sampled, _ in side.sampled_groups():
             name = sampled.group.name
             if name not in biases:
                 parts.append(sample_squares(sampled, dtype, biased=name in biases.values()))
@@ -216,7 +222,7 @@ def _squares(side: Side, dtype: torch.dtype) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _recorded(*backwards: Backward) -> AbstractContextManager[Any]:
+def _recording_context(*backwards: Backward) -> AbstractContextManager[Any]:
     return nullcontext() if any(x.record for x in backwards) else torch.no_grad()
 
 
@@ -234,7 +240,7 @@ def _deltas(
     ]
     eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)
     by_task = eye[:, None].expand(tasks, samples, tasks)
-    chunk = None if graph.batched else 1
+    chunk = None if graph.can_batch else 1
     deltas = backward.each(by_task.reshape(tasks, *losses.shape), targets, chunk)
     proved = entry_layouts(graph, forward.losses.vector, None, uses)
     if proved is not None:
@@ -243,7 +249,7 @@ def _deltas(
     shares = _shares(samples, uses, losses)
     weighted = (shares[:, None] * by_task).reshape(tasks, *losses.shape)
     probe = backward.each(weighted, targets, chunk)
-    with _recorded(backward):
+    with _recording_context(backward):
         where, sound = _sample_axes(uses, deltas, probe, shares, look)
     return deltas, where, sound
 
@@ -277,7 +283,7 @@ def _sample_axes(
     for place, use, delta, weighted in zip(places, uses, deltas, probe, strict=True):
         if place in known:
             continue
-        known[place] = _candidates(use, delta, weighted, shares, look)
+        known[place] = _candidate_layouts(use, delta, weighted, shares, look)
         if look and not any(bool(right) for _, right in known[place]):
             raise ValueError(
                 "losses_fn: entry i of the losses has to depend on sample i alone, but the "
@@ -291,7 +297,9 @@ def _sample_axes(
     return [known[place] for place in places], sound
 
 
-def _candidates(use: Use, delta: Tensor, weighted: Tensor, shares: Tensor, look: bool) -> Choices:
+def _candidate_layouts(
+    use: Use, delta: Tensor, weighted: Tensor, shares: Tensor, look: bool
+) -> Choices:
     """The layouts that fit one use's output, each with whether its samples stay apart in it; the
     first of which that can be read, alone.
     """
@@ -300,7 +308,7 @@ def _candidates(use: Use, delta: Tensor, weighted: Tensor, shares: Tensor, look:
         axis = 1 + layout.axis
         split = (samples, -1) if layout.major else (-1, samples)
         plain, scaled = (
-            _projected(
+            _project(
                 x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, 1).flatten(2)
             )
             for x in (delta, weighted)
@@ -319,7 +327,7 @@ def _candidates(use: Use, delta: Tensor, weighted: Tensor, shares: Tensor, look:
     return choices
 
 
-def _projected(x: Tensor) -> Tensor:
+def _project(x: Tensor) -> Tensor:
     """[..., width] on a fixed direction in general position: one number a sample is compared."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     fractions = torch.frac(

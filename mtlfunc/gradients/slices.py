@@ -12,13 +12,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..core.tree import inner
+from ..core.tree import inner_products
 from ..types import Params, Rows
 from .backward import Backward, target
-from .layerwise import Sampled, Slices, sample_block, sample_factors
+from .layerwise import SampledGroup, Slices, sample_block, sample_factors
 
 
-def sliced(
+def linearize_slices(
     slices: Slices,
     backward: Backward,
     cotangents: Tensor,
@@ -59,20 +59,22 @@ def sliced(
             mine = slice(at, at + len(group.uses))
             at = mine.stop
             deltas = [delta[None] for delta in found[mine]]
-            each = Sampled(group, where[mine], deltas, tasks)
+            each = SampledGroup(group, where[mine], deltas, tasks)
             if not slices.rows:
                 factors = sample_factors(each, form, wide)
                 parts.append(sample_block(group, form, factors, factors, wide))
                 continue
             rows = each.rows(wide)
-            parts.append(inner(rows, rows))
+            parts.append(inner_products(rows, rows))
             part = group.uses[0].part
             pieces.setdefault(part.leaf, []).append((part.span[0] if part.span else 0, rows))
         gramian = torch.stack(parts).sum(0)
         gramian = 0.5 * (gramian + gramian.mT)
         if mix is not None:
             gramian = mix.to(wide) @ gramian @ mix.to(wide).mT
-        kept = {name: _leaf(backward.params[name], part, mix) for name, part in pieces.items()}
+        kept = {
+            name: _rows_of_leaf(backward.params[name], part, mix) for name, part in pieces.items()
+        }
     if slices.rows:
         leaves = {name: backward.params[name] for name in slices.plan.rows}
         kept |= {
@@ -82,7 +84,7 @@ def sliced(
     return kept, gramian, heads
 
 
-def _leaf(leaf: Tensor, pieces: list[tuple[int, Tensor]], mix: Tensor | None) -> Tensor:
+def _rows_of_leaf(leaf: Tensor, pieces: list[tuple[int, Tensor]], mix: Tensor | None) -> Tensor:
     """Rows of a leaf [row, *shape] from those of its parts, each with its place on the first axis;
     zero where no call used it.
     """

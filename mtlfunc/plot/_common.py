@@ -41,7 +41,7 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
     root = random.key(key)
     count = gramians.shape[-1]
 
-    def one(gramian: Tensor) -> Tensor:
+    def weights_at(gramian: Tensor) -> Tensor:
         share, present = torch.full_like(losses, 1 / count), torch.ones(count, dtype=torch.bool)
         geometry = Geometry(losses, gramian, share, present, {})
         state, weights = made.init(losses, random.fold_in(root, 1)), losses
@@ -53,10 +53,10 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
             raise ValueError(f"rule: expected weights of shape [{count}], one a task, got {what}")
         return weights.detach().to(gramian)
 
-    return at_all(one, gramians, "rule")
+    return evaluate_points(weights_at, gramians, "rule")
 
 
-def at_all(f: Callable[[Tensor], Tensor], points: Tensor, what: str) -> Tensor:
+def evaluate_points(f: Callable[[Tensor], Tensor], points: Tensor, what: str) -> Tensor:
     """`f` at all points: in one vmapped call, or in a loop if it cannot be vmapped.
 
     What is wrong with `f` itself then raises there, without vmap's own text around it.
@@ -188,7 +188,7 @@ def axes_of(ax: Axes | None, solid: bool = False) -> Any:
     return panel
 
 
-def short(number: float) -> str:
+def format_short(number: float) -> str:
     """Two digits that count."""
     plain = number == 0 or 1e-3 <= abs(number) < 1e5
     text = (

@@ -26,15 +26,15 @@ from ._common import (
     Array,
     Axes,
     array_of,
-    at_all,
     axes_of,
     cycle,
+    evaluate_points,
+    format_short,
     losses_of,
     mark_rises,
     names_of,
     row_of_axes,
     rules_of,
-    short,
     weights_of,
 )
 from ._geometry import barycentric, clip, cone_faces, hull, units
@@ -113,7 +113,7 @@ def portrait(
     panels = row_of_axes(ax, len(show))
     lowest = np.minimum(values["rate 1"], values["rate 2"])
     for name, panel in zip(show, panels, strict=True):
-        title, label, style, ticks = _look(name)
+        title, label, style, ticks = _panel_style(name)
         shown = np.ma.masked_invalid(values[name])
         style = style | {"rasterized": True} | kwargs
         mesh = panel.pcolormesh(angle_edges, ratio_edges, shown, **style)
@@ -129,7 +129,7 @@ def portrait(
     return panels
 
 
-def _look(name: str) -> tuple[str, str, dict[str, Any], dict[float, str]]:
+def _panel_style(name: str) -> tuple[str, str, dict[str, Any], dict[float, str]]:
     """Title, label, style and ticks of a panel of the portrait."""
     from matplotlib.colors import LogNorm, Normalize
 
@@ -260,7 +260,7 @@ def simplex(
     worst, length = _worst_and_length(g, w)
     longest = g.diagonal().amax().clamp_min(0).sqrt()
     drawn = (
-        _valued(value, w)
+        _evaluate_value(value, w)
         if callable(value)
         else worst
         if value == "worst"
@@ -298,9 +298,9 @@ def _worst_and_length(g: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return cosine.where(scale > 1e-12 * longest**2, 0.0).amin(-1), length
 
 
-def _valued(value: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+def _evaluate_value(value: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
     """The caller's function at all weights `[n, 3]`."""
-    drawn = at_all(value, w, "value")
+    drawn = evaluate_points(value, w, "value")
     if drawn.shape != (len(w),):
         raise ValueError(
             f"value: expected one number for weights [3], got shape {list(drawn.shape[1:])}"
@@ -336,7 +336,7 @@ def _fill(
         "edgecolors": "face",
         "rasterized": True,
     }
-    categories = at_all(value, middles, "value").double().numpy()
+    categories = evaluate_points(value, middles, "value").double().numpy()
     return panel.tripcolor(mesh, facecolors=categories, **style | kwargs)
 
 
@@ -586,7 +586,7 @@ def heatmap(
             if np.isfinite(number):
                 red, green, blue, _ = image.cmap(image.norm(number))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                text = f"{number:.2f}".replace("-", "−") if cosine else short(number)
+                text = f"{number:.2f}".replace("-", "−") if cosine else format_short(number)
                 panel.text(j, i, text, ha="center", va="center", color="w" if dark else "k", **size)
     if colorbar:
         label = r"$\cos\angle(g_i, g_j)$" if cosine else r"$g_i \cdot g_j$"

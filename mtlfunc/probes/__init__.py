@@ -5,9 +5,9 @@ from ._excess_risk import excess_risk
 from ._jacobian import jacobian, subset
 from ._log_losses import log_losses
 from ._losses_only import losses_only
+from ._moving_average import moving_average
 from ._representation import representation
 from ._second_evaluation import second_evaluation
-from ._tracked import tracked
 from .common import Run
 from .masks import graddrop, trimmed_mean
 
@@ -19,9 +19,9 @@ __all__ = [
     "jacobian",
     "log_losses",
     "losses_only",
+    "moving_average",
     "representation",
     "second_evaluation",
     "subset",
-    "tracked",
     "trimmed_mean",
 ]

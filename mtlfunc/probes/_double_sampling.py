@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_params, everyone
+from ..core.checks import all_rows_mask, check_params
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request, check_chunk_size
 from ..processes import Group, check_group, gramians
@@ -28,7 +28,7 @@ from .groups import Groups, combine_groups, fixed_groups, partition
 def double_sampling(
     shared: Select = "*",
     *,
-    groups: Groups | None = None,
+    param_groups: Groups | None = None,
     heads: Heads = "plain",
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
@@ -44,7 +44,7 @@ def double_sampling(
     Args:
         shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
             globs, modules or parameters.
-        groups: groups of shared parameters, each with weights of its own, as in
+        param_groups: groups of shared parameters, each with weights of its own, as in
             `mtlfunc.jacobian`; None is one group.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; from the mean of two
             batches or from the third.
@@ -79,19 +79,19 @@ def double_sampling(
         [[3.0, 5.0], [6.0, 10.0]]
     """
     check_chunk_size(chunk_size)
-    check_heads(heads, groups)
+    check_heads(heads, param_groups)
     check_dtype(gramian_dtype)
     check_group(group)
-    shared, groups = fixed(shared), fixed_groups(groups)
+    shared, param_groups = fixed(shared), fixed_groups(param_groups)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         def start() -> tuple[Tensor, dict[str, Any]]:
             check_params(run.params)
             names, several = select(run.params, shared), _several(batch)
-            blocks = {} if groups is None else partition(names, groups)
+            blocks = {} if param_groups is None else partition(names, param_groups)
             losses = _mean_losses(run, stepped_on(several), names)
             facts = {"the number of tasks": len(losses), "the number of batches": len(several)}
-            facts |= {"shared": names, "groups": blocks, "heads": heads}
+            facts |= {"shared": names, "param_groups": blocks, "heads": heads}
             return torch.stack([losses] * len(blocks)) if blocks else losses, facts
 
         losses = run.union.agree(start)
@@ -101,7 +101,7 @@ def double_sampling(
         check_memory(is_empty(state))
         params = run.params
         names = select(params, shared)
-        blocks = () if groups is None else tuple(partition(names, groups).values())
+        blocks = () if param_groups is None else tuple(partition(names, param_groups).values())
         if run.labels(None, batch) is not None:
             raise ValueError(
                 "present: double_sampling multiplies two batches' gradients, of which every task "
@@ -123,7 +123,7 @@ def double_sampling(
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
         gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
         extra = {"second_losses": second.losses}
-        geometry = Geometry(losses, gramian, first.preference, everyone(losses), extra)
+        geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)
 
         def combine(weights: Tensor) -> Params:
             if third:

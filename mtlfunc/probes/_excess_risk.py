@@ -15,7 +15,7 @@ from .groups import Groups
 def excess_risk(
     shared: Select = "*",
     *,
-    groups: Groups | None = None,
+    param_groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "weighted",
     chunk_size: int | None = None,
@@ -29,7 +29,7 @@ def excess_risk(
     Args:
         shared: which parameters the tasks share: a glob on names, a predicate, a module, or several
             globs, modules or parameters.
-        groups: groups of shared parameters, each with weights of its own, as in
+        param_groups: groups of shared parameters, each with weights of its own, as in
             `mtlfunc.jacobian`; None is one group.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's squares stand still where it is absent. None is all.
@@ -78,7 +78,7 @@ def excess_risk(
     options = RowOptions(
         shared,
         edit=Edit(init, update, frozenset({"excess_risk"})),
-        groups=groups,
+        param_groups=param_groups,
         present=present,
         heads=heads,
         chunk_size=chunk_size,

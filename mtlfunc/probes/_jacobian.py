@@ -15,9 +15,9 @@ from ..core.checks import check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
-from ..gradients.layerwise import worth_watching
+from ..gradients.layerwise import is_worth_recording
 from ..gradients.linearize import Linearization, Request, check_chunk_size
-from ..processes import Group, Shares, check_group, described, gramians
+from ..processes import Group, Shares, check_group, describe, gramians
 from ..types import (
     Batch,
     Blocks,
@@ -78,7 +78,7 @@ def jacobian(
     measure: Select | None = None,
     mix: Mix | None = None,
     mask: EditRows | None = None,
-    groups: Groups | None = None,
+    param_groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
     engine: Engine = "auto",
@@ -108,11 +108,11 @@ def jacobian(
             the mean gradient. See `subset`.
         mask: `(key, rows) -> rows` edits the rows coordinate by coordinate before they are measured
             and combined.
-        groups: the rule is applied to each group of shared parameters by itself; None is one group.
-            `"layer"` groups by module, a function gives each name's label, a dict `{label: glob}`
-            lists the groups. Gramian `[group, row, row]`, weights and rates `[group, row]`, the
-            rule's state and key one a group, in the dict's order, else that of first appearance.
-            Every engine forms the rows then.
+        param_groups: the rule is applied to each group of shared parameters by itself; None is one
+            group. `"layer"` groups by module, a function gives each name's label, a dict `{label:
+            glob}` lists the groups. Gramian `[group, row, row]`, weights and rates `[group, row]`,
+            the rule's state and key one a group, in the dict's order, else that of first
+            appearance. Every engine forms the rows then.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, `lambda batch:
             batch[2].any(0)`. The step is then that on these tasks alone (heads included;
             `reduction="sum"` sums over them), and zero if there are none.
@@ -143,9 +143,9 @@ def jacobian(
     Raises:
         TypeError: for a function that cannot be called as it will be.
         ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks);
-            `heads="weighted"` with `groups` (whose weights?); at `init`, for a glob that matches
-            nothing, a task that depends on no shared parameter, a group without parameters, a
-            shared parameter in two groups or in none. A warning where `shared` holds a leaf that
+            `heads="weighted"` with `param_groups` (whose weights?); at `init`, for a glob that
+            matches nothing, a task that depends on no shared parameter, a group without parameters,
+            a shared parameter in two groups or in none. A warning where `shared` holds a leaf that
             one task alone depends on, which changes the Gramian.
 
     Examples:
@@ -178,7 +178,7 @@ def jacobian(
             measure=measure,
             mix=mix,
             mask=mask.edit if isinstance(mask, Mask) else mask,
-            groups=groups,
+            param_groups=param_groups,
             present=present,
             heads=heads,
             engine=engine,
@@ -209,7 +209,7 @@ class RowOptions(NamedTuple):
     mix: Mix | None = None
     mask: EditRows | None = None
     edit: Edit | None = None  # not with mix or mask
-    groups: Groups | None = None
+    param_groups: Groups | None = None
     present: Present | None = None
     heads: Heads = "plain"
     engine: Engine = "auto"
@@ -236,7 +236,7 @@ def checked_options(options: RowOptions) -> RowOptions:
     """Options that serve every step, or an error that names the bad one."""
     check_engine(options.engine)
     check_chunk_size(options.chunk_size)
-    check_heads(options.heads, options.groups)
+    check_heads(options.heads, options.param_groups)
     check_present(options.present)
     check_dtype(options.gramian_dtype)
     check_group(options.group)
@@ -248,7 +248,7 @@ def checked_options(options: RowOptions) -> RowOptions:
     return options._replace(
         shared=fixed(options.shared),
         measure=None if options.measure is None else fixed(options.measure),
-        groups=fixed_groups(options.groups),
+        param_groups=fixed_groups(options.param_groups),
     )
 
 
@@ -257,12 +257,12 @@ def _watches(options: RowOptions, params: Params) -> bool:
     _, measured, _ = _layout(params, options)
     if options.engine == "rows" or options.group is not None or _edits(options):
         return False
-    return options.engine == "layerwise" or worth_watching(params, measured)
+    return options.engine == "layerwise" or is_worth_recording(params, measured)
 
 
 def _edits(options: RowOptions) -> bool:
     """Whether the rows are needed between the backward passes and the Gramian."""
-    return not (options.mask is options.edit is options.groups is None)
+    return not (options.mask is options.edit is options.param_groups is None)
 
 
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
@@ -297,9 +297,9 @@ def _facts(options: RowOptions, run: Run, counts: Tensor | None) -> dict[str, An
         return {}
     names, measured, blocks = _layout(run.params, options)
     same = {name: getattr(options, name) for name in ("mask", "mix", "edit", "gramian_dtype")}
-    same |= {"shared": names, "measure": measured, "groups": blocks, "heads": options.heads}
+    same |= {"shared": names, "measure": measured, "param_groups": blocks, "heads": options.heads}
     given = {"whether present= is given": counts is not None}
-    return {name: described(value) for name, value in same.items()} | given
+    return {name: describe(value) for name, value in same.items()} | given
 
 
 def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
@@ -370,10 +370,10 @@ def _measured(
     return TaskGradients(linear.losses, geometry, combine, linear.aux, part), state
 
 
-def check_heads(heads: Heads, groups: Groups | None) -> None:
+def check_heads(heads: Heads, param_groups: Groups | None) -> None:
     """Raise unless `heads` is an option, and one that groups allow."""
     check_option(heads, "heads", get_args(Heads))
-    if heads == "weighted" and groups is not None:
+    if heads == "weighted" and param_groups is not None:
         raise ValueError(
             'heads="weighted": with groups there is one weight a group and task, and none for '
             'the heads; use "plain" or "own"'
@@ -390,7 +390,7 @@ def _layout(params: Params, options: RowOptions) -> tuple[tuple[str, ...], tuple
     names = measured = select(params, options.shared)
     if options.measure is not None:
         measured = select({name: params[name] for name in names}, options.measure, "measure")
-    found = {} if options.groups is None else partition(names, options.groups)
+    found = {} if options.param_groups is None else partition(names, options.param_groups)
     for label, members in found.items():
         if not set(members) & set(measured):
             raise ValueError(

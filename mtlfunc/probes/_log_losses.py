@@ -19,8 +19,8 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
     The heads follow the logarithms, too.
 
     Args:
-        probe: any, `mtlfunc.tracked(...)` for DB-MTL; `mtlfunc.representation`'s decode must give
-            the logarithms itself.
+        probe: any, `mtlfunc.moving_average(...)` for DB-MTL; `mtlfunc.representation`'s decode must
+            give the logarithms itself.
         eps: >= 0, in the losses' unit. 0, the default, is exactly scale-free; DB-MTL's code adds
             1e-8.
 

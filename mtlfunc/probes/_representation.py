@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_params, depth, recording
+from ..core.checks import can_look, check_params, depth, recording_context
 from ..core.expect import expect_function
 from ..core.tree import combine, dot, select
 from ..gradients.levels import explained_vjp, without_trace
@@ -155,7 +155,7 @@ def representation(
         linear = linearize_labelled(forward, request, shares)
 
         def through(gradient: Params) -> Params:
-            with recording((z, linear.rows, gradient)):
+            with recording_context((z, linear.rows, gradient)):
                 return pull(gradient)[0]
 
         heads = {name: linear.heads[f"decode {name}"] for name in params}

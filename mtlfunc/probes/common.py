@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import all_present, can_look, check_finite, visible
+from ..core.checks import all_present, can_look, check_finite, is_readable
 from ..core.expect import expect_function
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
@@ -165,7 +165,7 @@ def check_memory(fits: bool) -> None:
 
 def check_leak(losses: Tensor, found: Labelled, *gradients: Tensor) -> None:
     """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
-    if not (visible(found.present) and can_look(losses, gradients)):
+    if not (is_readable(found.present) and can_look(losses, gradients)):
         return
     if all_present(found.present):
         return

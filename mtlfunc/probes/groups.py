@@ -15,26 +15,28 @@ Groups = str | Callable[[str], Hashable] | Mapping[str, Select]
 """`"layer"`, a function from a name to its group's label, or `{label: glob or predicate}`."""
 
 
-def partition(names: tuple[str, ...], groups: Groups) -> dict[Hashable, tuple[str, ...]]:
+def partition(names: tuple[str, ...], param_groups: Groups) -> dict[Hashable, tuple[str, ...]]:
     """The shared leaves by group: in the order of a dict, else of first appearance.
 
     Raises:
         ValueError: for a glob that matches no shared leaf, a leaf in two groups or in none.
         TypeError: for anything but the three kinds.
     """
-    if isinstance(groups, str) and groups != "layer":
+    if isinstance(param_groups, str) and param_groups != "layer":
         raise ValueError(
-            f'groups={groups!r}: expected "layer", a function from a name to a label, or a dict '
-            "{label: glob}"
+            f'param_groups={param_groups!r}: expected "layer", a function from a name to a label, '
+            "or a dict {label: glob}"
         )
     found: dict[Hashable, tuple[str, ...]]
-    if isinstance(groups, Mapping):
+    if isinstance(param_groups, Mapping):
         found = {
-            label: select(dict.fromkeys(names, torch.empty(0)), which, f"groups[{label!r}]")
-            for label, which in groups.items()
+            label: select(dict.fromkeys(names, torch.empty(0)), which, f"param_groups[{label!r}]")
+            for label, which in param_groups.items()
         }
-    elif isinstance(groups, str) or callable(groups):
-        label_of: Callable[[str], Hashable] = layer_of if isinstance(groups, str) else groups
+    elif isinstance(param_groups, str) or callable(param_groups):
+        label_of: Callable[[str], Hashable] = (
+            layer_of if isinstance(param_groups, str) else param_groups
+        )
         found = {}
         for name in names:
             label = label_of(name)
@@ -42,29 +44,29 @@ def partition(names: tuple[str, ...], groups: Groups) -> dict[Hashable, tuple[st
                 found[label] = (*found.get(label, ()), name)
     else:
         raise TypeError(
-            'groups: expected "layer", a function from a name to a label, or a dict {label: '
-            f"glob}}, got {type(groups).__name__}"
+            'param_groups: expected "layer", a function from a name to a label, or a dict {label: '
+            f"glob}}, got {type(param_groups).__name__}"
         )
     for name in names:
         owners = [label for label, members in found.items() if name in members]
         if len(owners) > 1:
             raise ValueError(
-                f"groups: {name!r} is in {' and '.join(map(repr, owners))}; every shared "
+                f"param_groups: {name!r} is in {' and '.join(map(repr, owners))}; every shared "
                 "parameter belongs to one group"
             )
         if not owners:
             raise ValueError(
-                f"groups: {name!r} is shared but in no group; add it to one, or narrow shared to "
-                "the parameters that are grouped"
+                f"param_groups: {name!r} is shared but in no group; add it to one, or narrow "
+                "shared to the parameters that are grouped"
             )
     return found
 
 
-def fixed_groups(groups: Groups | None) -> Groups | None:
+def fixed_groups(param_groups: Groups | None) -> Groups | None:
     """Groups for every step: an iterator of parameters would be used up by the first."""
-    if isinstance(groups, Mapping):
-        return {label: fixed(which) for label, which in groups.items()}
-    return groups
+    if isinstance(param_groups, Mapping):
+        return {label: fixed(which) for label, which in param_groups.items()}
+    return param_groups
 
 
 def combine_groups(weights: Tensor, rows: Rows, blocks: Blocks) -> Params:

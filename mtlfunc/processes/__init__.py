@@ -3,11 +3,11 @@
 from .group import Group as Group
 from .group import check_gathers as check_gathers
 from .group import check_group as check_group
-from .group import described as described
-from .group import described_params as described_params
+from .group import describe as describe
+from .group import describe_params as describe_params
 from .group import shard_like as shard_like
-from .group import unwrapped as unwrapped
-from .group import warn_alone as warn_alone
+from .group import unwrap as unwrap
+from .group import warn_without_group as warn_without_group
 from .union import ALONE as ALONE
 from .union import Labelled as Labelled
 from .union import Shares as Shares

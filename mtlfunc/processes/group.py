@@ -51,7 +51,7 @@ class Peers(NamedTuple):
         order = sorted(leaves)  # theirs may depend on a graph, and graphs on labels
         flat = torch.cat([leaves[name].detach().flatten() for name in order])
         dist.all_reduce(flat, group=self.group)
-        return unflattened(flat, {name: leaves[name].shape for name in order})
+        return unflatten(flat, {name: leaves[name].shape for name in order})
 
     def scatter_sum(self, columns: Tensor) -> Tensor:
         """Of the sum over the ranks of `[row, width]` one rank's columns `[row, ceil(width / R)]`;
@@ -94,7 +94,7 @@ class Peers(NamedTuple):
             yield theirs
 
 
-def unflattened(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """`[width]` cut into leaves of these shapes; what is left at the end is padding."""
     found, at = {}, 0
     for name, shape in shapes.items():
@@ -147,7 +147,7 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
             f"group: its backends are {backends}, and none takes the parameters, which are on "
             f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
         )
-    for leaf in filter(sharded, leaves):
+    for leaf in filter(is_sharded, leaves):
         mesh: Any = leaf.device_mesh  # pyright: ignore
         ranks = dist.get_process_group_ranks(group)
         if mesh.ndim != 1 or sorted(mesh.mesh.flatten().tolist()) != sorted(ranks):
@@ -157,7 +157,7 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
                 "the group (no HSDP, no tensor parallelism)"
             )
     size = dist.get_world_size(group)
-    if size == 1 and not any(map(sharded, leaves)):
+    if size == 1 and not any(map(is_sharded, leaves)):
         return None
     return Peers(group, dist.get_rank(group), size, device)
 
@@ -199,30 +199,30 @@ def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> 
     return answer  # pyright: ignore[reportReturnType]
 
 
-def described_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
+def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
     """What ranks must share of their parameters: names, shapes, dtypes, and the values by a sum of
     their bits; a sharded leaf's values are each rank's own.
     """
     facts: dict[str, Any] = {"the names of params": list(params)}
     for name, leaf in params.items():
         facts[f"params[{name!r}]"] = f"{leaf.dtype} {list(leaf.shape)}"
-        if not sharded(leaf):
+        if not is_sharded(leaf):
             facts[f"the values of params[{name!r}] (by a sum of bits)"] = _bits(leaf)
     return facts
 
 
-def described(value: Any, depth: int = 4) -> str:
+def describe(value: Any, depth: int = 4) -> str:
     """A function by its name and what it was made with, as far as that can be compared."""
     if isinstance(value, Tensor):
         told = value.tolist() if value.numel() <= 64 else f"{list(value.shape)}, {_bits(value)}"
         return f"{told}"
     if isinstance(value, partial):
-        return described((value.func, value.args, value.keywords), depth)
+        return describe((value.func, value.args, value.keywords), depth)
     if isinstance(value, tuple | list | frozenset):
         items = sorted(value) if isinstance(value, frozenset) else value
-        return f"({', '.join(described(x, depth) for x in items)})"
+        return f"({', '.join(describe(x, depth) for x in items)})"
     if isinstance(value, dict):
-        return f"({', '.join(f'{k}={described(x, depth)}' for k, x in value.items())})"
+        return f"({', '.join(f'{k}={describe(x, depth)}' for k, x in value.items())})"
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return repr(value)
     name = getattr(value, "__qualname__", type(value).__name__).partition(".<locals>")[0]
@@ -232,7 +232,7 @@ def described(value: Any, depth: int = 4) -> str:
     inner = []
     for variable, cell in zip(value.__code__.co_freevars, cells, strict=True):
         try:
-            inner.append(f"{variable}={described(cell.cell_contents, depth - 1)}")
+            inner.append(f"{variable}={describe(cell.cell_contents, depth - 1)}")
         except ValueError:  # not yet assigned
             continue
     return f"{name}({', '.join(inner)})"
@@ -244,7 +244,7 @@ def _bits(leaf: Tensor) -> int:
     return int(leaf.detach().contiguous().view(whole).sum(dtype=torch.int64))
 
 
-def warn_alone() -> None:
+def warn_without_group() -> None:
     """Warn where several processes run, and a step was told of none of them."""
     if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():
         return
@@ -260,7 +260,7 @@ def warn_alone() -> None:
         )
 
 
-def sharded(leaf: Any) -> bool:
+def is_sharded(leaf: Any) -> bool:
     """Whether this is a DTensor: by name, so that nothing more of torch.distributed is imported."""
     return type(leaf).__name__ == "DTensor"
 
@@ -269,7 +269,7 @@ def check_gathers(losses: Tensor, params: Mapping[str, Any]) -> None:
     """Raise where `losses_fn` gathers a sharded parameter so that each process's gradient would
     pass for the whole one.
     """
-    if not any(map(sharded, params.values())):
+    if not any(map(is_sharded, params.values())):
         return
     todo, seen = [losses.grad_fn], set()
     while todo:
@@ -290,7 +290,7 @@ def check_gathers(losses: Tensor, params: Mapping[str, Any]) -> None:
 
 def shard_like(local: Tensor, leaf: Any) -> Tensor:
     """A tensor sharded as `leaf` is, from what this process holds of it; `leaf` may be plain."""
-    if not sharded(leaf):
+    if not is_sharded(leaf):
         return local
     return type(leaf).from_local(
         local,
@@ -302,7 +302,7 @@ def shard_like(local: Tensor, leaf: Any) -> Tensor:
     )
 
 
-def unwrapped(module: nn.Module, group: Group) -> nn.Module:
+def unwrap(module: nn.Module, group: Group) -> nn.Module:
     """The module whose parameters have plain names: without the wrappers of torch.compile, and of
     DistributedDataParallel where a group is named.
     """
@@ -324,7 +324,7 @@ def unwrapped(module: nn.Module, group: Group) -> nn.Module:
 def refuse_sharded(params: Mapping[str, Any]) -> None:
     """Raise for parameters that are shards (FSDP2, tensor parallel), or a wrapper's own."""
     for name, leaf in params.items():
-        if sharded(leaf):
+        if is_sharded(leaf):
             raise NotImplementedError(
                 f"params[{name!r}] is a DTensor, a shard of a parameter (fully_shard, tensor "
                 "parallel), which mtlfunc does not support without group=: inner products of "

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core.checks import all_present, everyone, local_part, transformed, visible
+from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
 from ..core.tree import dot
 from ..types import Blocks, Params, Rows
-from .group import Group, Peers, agree, peers_of, refuse_sharded, shard_like, sharded, unflattened
+from .group import Group, Peers, agree, is_sharded, peers_of, refuse_sharded, shard_like, unflatten
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class Union(NamedTuple):
 
     def by_hooks(self, params: Params) -> bool:
         """Whether gradients of these leaves arrive by hooks alone, as under `fully_shard`."""
-        return self.peers is not None and any(map(sharded, params.values()))
+        return self.peers is not None and any(map(is_sharded, params.values()))
 
     def gradient(self, grads: Params) -> Params:
         """Gradients of the union from gradients of every process's scaled losses.
@@ -94,7 +94,7 @@ class Union(NamedTuple):
         """
         if self.peers is None:
             return grads
-        plain = {name: leaf for name, leaf in grads.items() if not sharded(leaf)}
+        plain = {name: leaf for name, leaf in grads.items() if not is_sharded(leaf)}
         found = self.peers.sum_leaves(plain)
         return {name: found[name] if name in found else self.size * grads[name] for name in grads}
 
@@ -131,7 +131,7 @@ class Shares(NamedTuple):
 
         The passes of a sharded leaf are collectives, and every rank must join in each.
         """
-        if self.here is None or not visible(self.here) or any(map(sharded, params.values())):
+        if self.here is None or not is_readable(self.here) or any(map(is_sharded, params.values())):
             return frozenset()
         return frozenset(t for t, here in enumerate(self.here.tolist()) if not here)
 
@@ -204,7 +204,7 @@ class Shares(NamedTuple):
     def labelled(self, linear: Any) -> Labelled:
         """What a rule is told of the labels, beside what `linear` has."""
         if self.present is None:
-            return Labelled(everyone(linear.mixed), linear.preference, 1.0)
+            return Labelled(all_rows_mask(linear.mixed), linear.preference, 1.0)
         if all_present(self.present):
             return Labelled(self.present, linear.preference, 1.0)
         count = self.present.sum().clamp_min(1).to(linear.losses)
@@ -235,7 +235,7 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Union:
     if group is None:
         check_whole(params)
         return Union()
-    if torch.compiler.is_compiling() or transformed():
+    if torch.compiler.is_compiling() or inside_transform():
         raise RuntimeError(
             "group: processes cannot talk to each other inside a transform of torch.func or a "
             "compiled function; call this outside, and compile losses_fn or the module"
@@ -267,7 +267,7 @@ def gramians(
 
 
 def _whole(rows: Rows, peers: Peers) -> Rows:
-    if any(map(sharded, rows.values())):
+    if any(map(is_sharded, rows.values())):
         raise NotImplementedError(
             "group: mask= and probes with a memory need whole rows, and a sharded parameter has "
             "none; use them with replicated parameters"
@@ -279,7 +279,7 @@ def _pieces(rows: Rows, params: Params, peers: Peers) -> tuple[Rows, Callable[[P
     """This process's columns of the sum over the ranks, and the way back from combinations of them
     to whole leaves.
     """
-    plain = {name: row for name, row in rows.items() if not sharded(row)}
+    plain = {name: row for name, row in rows.items() if not is_sharded(row)}
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
     width = 0
     if plain:
@@ -296,7 +296,7 @@ def _pieces(rows: Rows, params: Params, peers: Peers) -> tuple[Rows, Callable[[P
         if plain:
             mine = torch.cat([grads[name] for name in plain])
             mine = torch.cat([mine, mine.new_zeros(width - len(mine))])
-            found |= unflattened(peers.gather(mine), shapes)
+            found |= unflatten(peers.gather(mine), shapes)
         return {name: found[name] for name in grads}
 
     return {name: pieces[name] for name in rows}, back
@@ -304,7 +304,7 @@ def _pieces(rows: Rows, params: Params, peers: Peers) -> tuple[Rows, Callable[[P
 
 def _counts(leaf: Any, peers: Peers) -> bool:
     """Whether this process's columns of a leaf enter the sum: a copy on every rank enters once."""
-    return not sharded(leaf) or not leaf.placements[0].is_replicate() or peers.rank == 0
+    return not is_sharded(leaf) or not leaf.placements[0].is_replicate() or peers.rank == 0
 
 
 def _as(share: Tensor | float, like: Tensor) -> Tensor:

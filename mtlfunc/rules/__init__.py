@@ -8,7 +8,6 @@ from ._db_mtl import db_mtl
 from ._dualproj import dualproj
 from ._dwa import dwa
 from ._epo import epo
-from ._every import every
 from ._excess_mtl import excess_mtl
 from ._fairgrad import fairgrad
 from ._famo import famo
@@ -32,6 +31,7 @@ from ._pcgrad import pcgrad
 from ._rlw import rlw
 from ._sdmgrad import sdmgrad
 from ._stch import stch
+from ._update_every import update_every
 from ._upgrad import upgrad
 from ._uw import uw
 from .common import stateless
@@ -47,7 +47,6 @@ __all__ = [
     "dualproj",
     "dwa",
     "epo",
-    "every",
     "excess_mtl",
     "fairgrad",
     "famo",
@@ -72,6 +71,7 @@ __all__ = [
     "sdmgrad",
     "stateless",
     "stch",
+    "update_every",
     "upgrad",
     "uw",
     "weights",

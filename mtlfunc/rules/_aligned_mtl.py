@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_option, kept
+from ..core.checks import check_option, select_where
 from ..types import Geometry, Rule, State
 from ._spectral import Spectral, eigenvalue, inverse_root, spectral
 from .common import gramian_of, no_state, preference_of, reading
@@ -16,7 +16,7 @@ from .common import gramian_of, no_state, preference_of, reading
 Scale = Literal["min", "median", "rmse"]
 
 
-def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scale = "min") -> Rule:
+def aligned_mtl(*, preference: Float[Tensor, " task"] | None = None, scale: Scale = "min") -> Rule:
     """d = Jᵀ B p, with G = V Λ Vᵀ, B = √s V Λ^(-1/2) Vᵀ: the balanced gradients B J have condition
     number 1, all singular values √s.
 
@@ -58,16 +58,16 @@ def aligned_mtl(preference: Float[Tensor, " task"] | None = None, *, scale: Scal
         found = spectral(ordered / longest, noise)
         p = preference_of(geometry, preference, ordered).index_select(0, order)
         weights = found.basis @ inverse_root(found, p @ found.basis)
-        weights = weights * _squared(found, scale, noise).sqrt()
+        weights = weights * _squared_scale(found, scale, noise).sqrt()
         if found.kept is not None:
             weights = torch.where(found.kept[-1], weights, p)
         weights = weights.index_select(0, order.argsort())
-        return kept(weights, geometry.present, 0.0).to(gramian.dtype), ()
+        return select_where(weights, geometry.present, 0.0).to(gramian.dtype), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
 
 
-def _squared(found: Spectral, scale: Scale, noise: float) -> Tensor:
+def _squared_scale(found: Spectral, scale: Scale, noise: float) -> Tensor:
     """s, from the eigenvalues that are kept, which are the last ones; 1 if there are none."""
     count = len(found.values)
     number = count if found.kept is None else found.kept.sum().clamp_min(1)

@@ -18,8 +18,8 @@ Rescale = Literal["none", "1+c", "1+c^2", "1+lambda"]
 def cagrad(
     c: Scalar,
     solver: Solver | None = None,
-    preference: Float[Tensor, " task"] | None = None,
     *,
+    preference: Float[Tensor, " task"] | None = None,
     rescale: Rescale = "none",
 ) -> Rule:
     """max over ‖d - g₀‖ <= c‖g₀‖ of min_t g_t·d, where g₀ = Σ p_t g_t is the mean gradient.
@@ -63,7 +63,7 @@ def cagrad(
         # Gramian's answer, which is then dropped.
         p = preference_of(geometry, preference, gramian)
         p = p.where(p.sum() != 0, 1 / len(p))
-        weights = restore(solve(solvers.cagrad(filled, c, p)).weights)
+        weights = restore(solve(solvers.cagrad(filled, c, preference=p)).weights)
         if rescale == "1+lambda":
             total = weights.sum()
             return weights / total.where(geometry.present.any(), 1.0), ()

@@ -11,7 +11,7 @@ from ._equiangular import equiangular
 from .common import gramian_of, mean_present, no_state, preference_of, reading
 
 
-def config(preference: Float[Tensor, " task"] | None = None) -> Rule:
+def config(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """d = mean_t(g_t·û) û, where û is the unit vector with cosines to the gradients in proportion
     to p.
 

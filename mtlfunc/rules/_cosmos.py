@@ -11,7 +11,7 @@ from .common import no_state, preference_of, reading
 from .losswise import unit_and_length
 
 
-def cosmos(penalty: Scalar, preference: Float[Tensor, " task"] | None = None) -> Rule:
+def cosmos(penalty: Scalar, *, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """The gradient of p·L - λ cos(p, L), which pulls the losses towards the ray through the
     preference.
 

@@ -10,7 +10,7 @@ from ..types import Geometry, Rule, State
 from .common import gramian_of, no_state, preference_of, reading
 
 
-def db_mtl(preference: Tensor | None = None) -> Rule:
+def db_mtl(*, preference: Tensor | None = None) -> Rule:
     """w_t = p_t max_j‖B_j‖/‖B_t‖: all the rows that are not zero come to the length of the longest.
 
     Args:
@@ -20,8 +20,8 @@ def db_mtl(preference: Tensor | None = None) -> Rule:
     Returns:
         weights >= p that sum to 1 when all rows are as long; the **mean** of the rescaled rows,
         where the paper steps along their sum, T times as long. A zero row has weight p_t. The rows
-        are averages of ∇log L: the probe is `mtlfunc.log_losses(mtlfunc.tracked("trunk.*", rate=…,
-        corrected=True))`, without averages at `rate=1`; a Gramian given by hand, as in
+        are averages of ∇log L: the probe is `mtlfunc.log_losses(mtlfunc.moving_average("trunk.*",
+        rate=…, corrected=True))`, without averages at `rate=1`; a Gramian given by hand, as in
         `mtlfunc.weights`, is taken for theirs.
 
     Raises:

@@ -6,13 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..solvers import dual_cone
-from ..solvers._auto import on_dual_cone
+from ..solvers._auto import dual_cone_weights
 from ..types import Geometry, Rule, Solver, State
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 
 def dualproj(
-    preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None
+    *, preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None
 ) -> Rule:
     """d = the point of {d: g_t·d >= 0 for all t} nearest to g₀ = Jᵀp: d = Jᵀv, v = argmin over v >=
     p of vᵀG v.
@@ -47,7 +47,9 @@ def dualproj(
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         p = preference_of(geometry, preference, gramian)
         return restore(
-            on_dual_cone(gramian, p) if solver is None else solver(dual_cone(gramian, p)).weights
+            dual_cone_weights(gramian, p)
+            if solver is None
+            else solver(dual_cone(gramian, p)).weights
         ), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))

@@ -13,9 +13,9 @@ from ..core.checks import (
     all_present,
     can_look,
     check_scalar,
-    kept,
     normalized_preference,
     poison,
+    select_where,
 )
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of, reading
@@ -32,7 +32,7 @@ class DWAState(NamedTuple):
 
 
 def dwa(
-    epoch: int, temperature: Scalar = 2.0, preference: Float[Tensor, " task"] | None = None
+    epoch: int, temperature: Scalar = 2.0, *, preference: Float[Tensor, " task"] | None = None
 ) -> Rule:
     """w = softmax(r/τ), where r_t is task t's mean loss over the last epoch divided by that over
     the epoch before.
@@ -106,9 +106,9 @@ def dwa(
                 "losses: dwa divides by the means of epochs, and those of tasks "
                 f"{solved.nonzero().flatten().tolist()} are 0; leave these out"
             )
-        mean = kept(mean, ~solved, float("nan"))
-        rate = kept(mean / kept(state.mean, known, 1.0), counts & known, state.rate)
-        mean = kept(mean, counts, state.mean)
+        mean = select_where(mean, ~solved, float("nan"))
+        rate = select_where(mean / select_where(state.mean, known, 1.0), counts & known, state.rate)
+        mean = select_where(mean, counts, state.mean)
         begun = total, seen, steps
         begun = (torch.zeros_like(x) if ended else x.where(~over, 0) for x in begun)
         return weights, DWAState(rate, mean, *begun)

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, check_scalar, poison
+from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..solvers import auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State
 from ._least_distance import least_distance
-from .common import gramian_of, no_state, preference_of, reading
+from .common import gramian_of, preference_of, reading
 
 SHARPNESS = 1e3
 """The linear programme's objective, largest entry 1, against ½‖α - centre‖²: its loss is at most
@@ -20,36 +20,36 @@ SHARPNESS = 1e3
 
 
 def epo(
-    preference: Float[Tensor, " task"] | None = None,
+    inverse_ray: Float[Tensor, " task"] | None = None,
     tolerance: Scalar = 1e-4,
     *,
     relaxed: bool = False,
     solver: Solver | None = None,
 ) -> Rule:
-    """A linear programme for α in the simplex, with r the preference, C = JJᵀ and the anchor a_t =
-    r_t (log(T s_t) - μ), s = r∘L / r·L, μ = Σ s_t log(T s_t).
+    """A linear programme for α in the simplex, with r the inverse ray, C = JJᵀ and the anchor a_t
+    = r_t (log(T s_t) - μ), s = r∘L / r·L, μ = Σ s_t log(T s_t).
 
     Balance, where the non-uniformity μ > tolerance: max αᵀCa; the tasks with the largest r_t L_t
     may not rise, and none may rise faster than along Jᵀa; no task may rise at all where none falls
     along Jᵀa. Descent, elsewhere: max Σ_t (Cα)_t with Cα >= 0 and αᵀCa >= 0 (as far as possible).
 
     Args:
-        preference: r `[task]` >= 0, scaled to sum 1; the aim is the Pareto point where all r_t L_t
-            are equal, so a larger entry aims at a **smaller** loss. None is the geometry's, 1/T
-            unless tasks were mixed.
+        inverse_ray: r `[task]` >= 0, scaled to sum 1; the aim is the Pareto point on the ray L ∝
+            1/r, where all r_t L_t are equal: a larger entry aims at a **smaller** loss. None is the
+            geometry's preference, 1/T unless tasks were mixed.
         tolerance: non-uniformity >= 0 from which to balance. For two tasks r₁L₁/r₂L₂ then ends
             within 1 ± √(8·tolerance).
         relaxed: leave out αᵀCa >= 0 in descent.
         solver: of `mtlfunc.solvers`, for `dual_cone`; None is `auto()`, exact.
 
     Returns:
-        weights α >= 0 that sum to 1; the preference where the programme has no solution. Needs a
+        weights α >= 0 that sum to 1; r where the programme has no solution. Needs a
         step that is small near the ray, since α does not shrink there: the official toy multiplies
         it by max(μ, .1).
 
     Raises:
-        ValueError: for a bad preference or a negative tolerance; and for losses below 0, where they
-            can be seen; elsewhere weights are NaN.
+        ValueError: for a bad inverse_ray or a negative tolerance; and for losses below 0, where
+            they can be seen; elsewhere weights are NaN.
 
     Source:
         Mahapatra & Rajan 2020; the programmes are those of the official code, `EPO_LP`. Two
@@ -76,7 +76,7 @@ def epo(
             )
         present, losses = geometry.present, geometry.losses.double()
         noise = 8 * len(losses) * torch.finfo(gramian.dtype).eps
-        r = preference_of(geometry, preference, losses)
+        r = preference_of(geometry, inverse_ray, losses)
         scale = gramian.diagonal().amax()
         c = (gramian / scale.where(scale > 0, 1.0)).double()
 
@@ -110,7 +110,11 @@ def epo(
         losses = losses.where(losses >= 0, float("nan"))
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, losses), ()
 
-    return Rule(no_state(preference), update, reading("gramian", "losses", preference=preference))
+    def init(losses: Tensor, key: Tensor) -> State:
+        normalized_preference(inverse_ray, losses, "inverse_ray")
+        return ()
+
+    return Rule(init, update, reading("gramian", "losses", preference=inverse_ray))
 
 
 def _maximise(
@@ -126,14 +130,14 @@ def _maximise(
     even + SHARPNESS·objective.
     """
 
-    def flat(x: Tensor) -> Tensor:  # its part along the simplex
+    def project_flat(x: Tensor) -> Tensor:  # its part along the simplex
         return (x - (x @ even)[..., None]) * present
 
-    slope = flat(objective)
+    slope = project_flat(objective)
     size = slope.abs().amax()
     least = noise * objective.abs().amax()
     slope = slope / torch.where(size > least, size, or_one(objective.abs().amax()))
-    along = flat(rows)
+    along = project_flat(rows)
     start = SHARPNESS * slope
     multipliers, feasible = least_distance(
         along @ along.mT, bounds - rows @ even - along @ start, solve

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import all_present, check_scalar, kept, poison
+from ..core.checks import all_present, check_scalar, poison, select_where
 from ..types import Geometry, Rule, Scalar, State
 
 
@@ -54,8 +54,8 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
 
     def update(geometry: Geometry, state: ExcessMTLState) -> tuple[Tensor, State]:
         risk, present = geometry.extra["excess_risk"].to(state.first), geometry.present
-        first = kept(state.first, state.first > 0, risk)
-        moved = state.logits + lr * (risk / kept(first, first > 0, 1.0))
+        first = select_where(state.first, state.first > 0, risk)
+        moved = state.logits + lr * (risk / select_where(first, first > 0, 1.0))
         if all_present(present):  # the logits of all tasks have the total that they began with
             shares = poison(torch.log_softmax(moved, 0), risk)
             return shares.exp(), ExcessMTLState(shares + math.log(len(shares)), first)

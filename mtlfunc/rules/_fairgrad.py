@@ -17,7 +17,7 @@ Rescale = Literal["none", "sum"]
 
 
 def fairgrad(
-    alpha: Scalar, preference: Float[Tensor, " task"] | None = None, *, rescale: Rescale = "none"
+    alpha: Scalar, *, preference: Float[Tensor, " task"] | None = None, rescale: Rescale = "none"
 ) -> Rule:
     """max over ‖d‖ <= 1 of Σ_t (g_t·d)^(1-α)/(1-α): d is along Jᵀw, where w > 0 solves G w =
     w^(-1/α).

@@ -13,7 +13,7 @@ from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State
 from .common import preference_of, reading
-from .losswise import learn, positive, softmax
+from .losswise import learn, require_positive, softmax
 
 
 class FAMOState(NamedTuple):
@@ -72,8 +72,8 @@ def famo(
     check_scalar(decay, "decay")
     move = optimizer(lr)
 
-    def above(losses: Tensor, present: Tensor) -> Tensor:
-        return positive(
+    def losses_above(losses: Tensor, present: Tensor) -> Tensor:
+        return require_positive(
             losses if lower is None else losses - lower.to(losses),
             present,
             "famo" if lower is None else "famo (less their lower bounds)",
@@ -99,7 +99,7 @@ def famo(
             before, after, both = state.last[0], losses, state.last[1] & present
         else:
             before, after, both = (extra[name] for name in LAST_LOSSES)
-        fall = torch.log(above(before, both) / above(after, both))
+        fall = torch.log(losses_above(before, both) / losses_above(after, both))
         z = softmax(
             state.logits,
             both.to(losses) if preference is None else preference.to(losses).where(both, 0.0),
@@ -107,7 +107,7 @@ def famo(
         slope = z * (fall - (z * fall).sum()) + decay * state.logits
         logits, optimizer_state = learn(move, state.logits, slope, state.optimizer, both)
 
-        distance = above(losses, present)
+        distance = losses_above(losses, present)
         share = softmax(logits, preference_of(geometry, preference)) / distance
         weights = poison(share / share.sum().where(present.any(), 1.0), losses, distance, logits)
         # Laid out as before: a state of other strides would make the compiler start twice.

@@ -9,10 +9,10 @@ from torch import Tensor
 from ..core.checks import poison
 from ..types import Geometry, Rule, State
 from .common import no_state, preference_of, reading
-from .losswise import positive
+from .losswise import require_positive
 
 
-def gls(preference: Float[Tensor, " task"] | None = None) -> Rule:
+def gls(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """The gradient of Π_t L_t^(p_t), where every task counts by its relative progress: weights
     p_t·Π_s L_s^(p_s) / L_t.
 
@@ -41,7 +41,7 @@ def gls(preference: Float[Tensor, " task"] | None = None) -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         p = preference_of(geometry, preference)
-        losses = positive(geometry.losses, geometry.present, "gls")
+        losses = require_positive(geometry.losses, geometry.present, "gls")
         # Relative to the largest, so that no product leaves the range of floats and a common factor
         # changes no bit.
         logs = torch.log(

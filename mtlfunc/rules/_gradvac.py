@@ -13,7 +13,7 @@ from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State
 from ._pcgrad import check_orders, draws_of, partners_of
-from ._surgery import compiled, surgery
+from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading
 
 
@@ -26,6 +26,7 @@ class GradVacState(NamedTuple):
 def gradvac(
     beta: Scalar = 0.01,
     orders: Int[Tensor, "task task"] | None = None,
+    *,
     preference: Float[Tensor, " task"] | None = None,
 ) -> Rule:
     """For each task: c = g_i; for the others j in order, with φ = cos(c, g_j): if φ < φ̂_ij, c ← c
@@ -79,7 +80,7 @@ def gradvac(
         gramian = gramian_of(geometry)
         targets = state.targets.to(gramian)
         draws, stream = draws_of(orders, state.stream, gramian)
-        if compiled(gramian, targets):
+        if kernel_applies(gramian, targets):
             coefficients, cosines = surgery(gramian, draws, targets)
         else:
             coefficients, cosines = (

@@ -67,12 +67,12 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
                 .where(present, torch.inf)
             )
             kept = count.clamp_max(select)
-        return poison(_lowest(score, kept).where(present, 0.0), gramian), ()
+        return poison(_select_lowest(score, kept).where(present, 0.0), gramian), ()
 
     return Rule(init, update, frozenset({"gramian", "present"}))
 
 
-def _lowest(score: Tensor, kept: int | Tensor) -> Tensor:
+def _select_lowest(score: Tensor, kept: int | Tensor) -> Tensor:
     """Equal weights on the `kept` lowest scores; those that tie for the last places share them."""
     if isinstance(kept, int) and kept == 1:
         last = (score == score.amin()).to(score)

@@ -9,7 +9,7 @@ from ..types import Geometry, Rule, State
 from .common import no_state, preference_of, reading
 
 
-def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
+def mean(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
     """Static weights: the gradient of Σ p_t L_t.
 
     Args:
@@ -25,7 +25,7 @@ def mean(preference: Float[Tensor, " task"] | None = None) -> Rule:
 
     Examples:
         >>> import torch, mtlfunc as mf
-        >>> mf.weights(mf.mean(torch.tensor([1.0, 3.0])), torch.eye(2)).tolist()
+        >>> mf.weights(mf.mean(preference=torch.tensor([1.0, 3.0])), torch.eye(2)).tolist()
         [0.25, 0.75]
     """
 

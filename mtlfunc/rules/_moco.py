@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar
 from ..types import Geometry, Rule, Scalar, State
-from ._modo import descended
+from ._modo import descend_weights
 from .common import gramian_of
 
 
@@ -30,7 +30,8 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
 
     Returns:
         weights >= 0 that sum to 1, those after the step; the direction is Yᵀλ. The probe is
-        `mtlfunc.tracked(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken for YYᵀ.
+        `mtlfunc.moving_average(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken
+        for YYᵀ.
 
     Raises:
         ValueError: for lr <= 0, rho < 0 or decay < 0.
@@ -58,7 +59,7 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
     def update(geometry: Geometry, state: MoCoState) -> tuple[Tensor, State]:
         steps = state.steps + geometry.present.any()
         step = lr / steps.clamp_min(1).to(state.weights) ** decay
-        weights, following = descended(
+        weights, following = descend_weights(
             state.weights, gramian_of(geometry), geometry.present, step, rho
         )
         return weights, MoCoState(following, steps)

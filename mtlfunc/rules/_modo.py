@@ -51,7 +51,7 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         return MoDoState(torch.full_like(losses, 1 / len(losses)))
 
     def update(geometry: Geometry, state: MoDoState) -> tuple[Tensor, State]:
-        weights, following = descended(
+        weights, following = descend_weights(
             state.weights, gramian_of(geometry), geometry.present, lr, rho
         )
         return weights, MoDoState(following)
@@ -59,21 +59,21 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
     return Rule(init, update, frozenset({"cross_gramian", "present"}))
 
 
-def descended(
+def descend_weights(
     weights: Tensor, gramian: Tensor, present: Tensor, lr: Scalar | Tensor, rho: Scalar
 ) -> tuple[Tensor, Tensor]:
     """Weights after one projected step on the present tasks, and the state after it.
 
     In the state absent tasks keep their weights and the others share the rest.
     """
-    share, total = shared_among_present(weights, present)
+    share, total = share_among_present(weights, present)
     start = share.to(gramian)
     point = start - lr * (gramian @ start + rho * start)
     moved = poison(project_present(point, present), gramian, weights).to(weights.dtype)
     return moved, moved if all_present(present) else (total * moved).where(present, weights)
 
 
-def shared_among_present(weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+def share_among_present(weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """The weights [task] of the present tasks, scaled to sum 1, and what they had together."""
     total = total_present(weights, present, 1.0)
     if all_present(present):

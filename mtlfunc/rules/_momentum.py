@@ -20,12 +20,12 @@ class MomentumState(NamedTuple):
     begun: Bool[Tensor, " row"]  # tasks that have been present
 
 
-def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
+def momentum(rule: Rule, decay: Scalar = 0.9) -> Rule:
     """λ_k = a λ_{k-1} + (1 - a) λ̂_k, where λ̂_k are the rule's own weights.
 
     Args:
         rule: any `Rule`.
-        a: in [0, 1); 0 is the rule itself.
+        decay: a in [0, 1); 0 is the rule itself.
 
     Returns:
         weights λ_k; as convex as the rule's while the same tasks are present. A task's λ starts as
@@ -33,7 +33,7 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
         the others lack of the rule's sum comes back at the rate 1 - a.
 
     Raises:
-        ValueError: for a outside [0, 1).
+        ValueError: for a decay outside [0, 1).
         TypeError: for a rule that is none.
 
     Source:
@@ -46,7 +46,7 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
         tensor([0.8000, 0.2000])
     """
     expect_rule(rule)
-    check_scalar(a, "a", below=1.0)
+    check_scalar(decay, "decay", below=1.0)
 
     def init(losses: Tensor, key: Tensor) -> State:
         return MomentumState(
@@ -58,7 +58,7 @@ def momentum(rule: Rule, a: Scalar = 0.9) -> Rule:
     def update(geometry: Geometry, state: MomentumState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)
         present = geometry.present
-        mixed = torch.where(state.begun, a * state.weights.to(now) + (1 - a) * now, now)
+        mixed = torch.where(state.begun, decay * state.weights.to(now) + (1 - decay) * now, now)
         kept = torch.where(present, mixed, state.weights.to(now))
         return torch.where(present, mixed, 0.0), MomentumState(
             inner, kept.to(state.weights), state.begun | present

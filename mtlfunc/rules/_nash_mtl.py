@@ -18,8 +18,8 @@ Rescale = Literal["none", "sum"]
 
 
 def nash_mtl(
-    preference: Float[Tensor, " task"] | None = None,
     *,
+    preference: Float[Tensor, " task"] | None = None,
     rescale: Rescale = "none",
     max_norm: Scalar | None = None,
 ) -> Rule:

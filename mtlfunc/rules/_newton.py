@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import can_look, differentiated, poison
+from ..core.checks import can_look, is_differentiated, poison
 
 STEPS = 64
 """So many where nobody can look: 6 do for Nash-MTL, 5 to 30 for powers from 1/3 to 3, 25 where 0 is
@@ -70,8 +70,8 @@ def bargain(
             "normalize(...) the rule"
         )
     z = torch.where(settled, z, float("nan"))
-    ridged = _ridged(cosine, eps)
-    for _ in range(DOUBLINGS if differentiated((cosine, c, power)) else 0):
+    ridged = _add_ridge(cosine, eps)
+    for _ in range(DOUBLINGS if is_differentiated((cosine, c, power)) else 0):
         rates = c * z**-power
         z = z * (1 + _step(ridged, c * z, rates, rates - ridged @ (c * z), power, eps))
     rates = c * z**-power
@@ -81,7 +81,7 @@ def bargain(
     return poison(torch.where(real, c / relative * z, 0.0), given, share), longest
 
 
-def _ridged(cosine: Tensor, eps: float) -> Tensor:
+def _add_ridge(cosine: Tensor, eps: float) -> Tensor:
     return cosine + 4 * len(cosine) * eps * torch.eye(len(cosine)).to(cosine)
 
 
@@ -89,7 +89,7 @@ def _solve(cosine: Tensor, c: Tensor, power: float | Tensor, eps: float) -> tupl
     """z, and whether it has settled: where 0 is in the hull rounding moves it by a few percent for
     ever, elsewhere by nothing.
     """
-    ridged = _ridged(cosine, eps)
+    ridged = _add_ridge(cosine, eps)
     log_z, log_rates = torch.zeros_like(c), c.log()
     change = torch.full_like(c[0], torch.inf)
     for count in range(STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE):

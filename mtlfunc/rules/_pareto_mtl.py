@@ -1,4 +1,4 @@
-"""Pareto MTL: MGDA in the cone of loss vectors that are closest to one of several preferences."""
+"""Pareto MTL: MGDA in the cone of loss vectors that are closest to one of several rays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ParetoMTLState(NamedTuple):
 
 
 def pareto_mtl(
-    preference: Float[Tensor, " task"] | None = None,
+    ray: Float[Tensor, " task"] | None = None,
     others: Float[Tensor, "vector task"] | None = None,
     search: int = 1000,
     solver: Solver | None = None,
@@ -33,10 +33,10 @@ def pareto_mtl(
     1, so the region is {L: no u_j makes a smaller angle with L than u}.
 
     Args:
-        preference: u `[task]` >= 0, a direction of the **loss vector**: a larger entry allows a
-            larger loss, the reverse of `epo`. None is the geometry's.
+        ray: u `[task]` >= 0, a direction of the **loss vector**: a larger entry allows a
+            larger loss, the reverse of `epo`. None is the geometry's preference.
         others: u_j `[vector, task]` >= 0, what u competes with, and may contain it; None is the T
-            axes. Front: vmap over the rows of `others` as preference.
+            axes. Front: vmap over the rows of `others` as ray.
         search: most steps >= 0 spent on the constraints alone.
         solver: of `mtlfunc.solvers`, for `min_norm`; None is `auto()`, exact.
 
@@ -45,7 +45,7 @@ def pareto_mtl(
         the sum differs from 1 while a constraint is violated. In the region it is `mgda`.
 
     Raises:
-        ValueError: for a bad preference, vectors that are negative, zero or of another length, or
+        ValueError: for a bad ray, vectors that are negative, zero or of another length, or
             search < 0.
 
     Source:
@@ -77,7 +77,7 @@ def pareto_mtl(
     solve = solver or auto()
 
     def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
+        normalized_preference(ray, losses, "ray")
         if others is not None and others.shape[1] != len(losses):
             raise ValueError(
                 f"others: made for {others.shape[1]} tasks, but there are {len(losses)} rows"
@@ -91,7 +91,7 @@ def pareto_mtl(
             geometry.losses.to(gramian),
             torch.eye(count, dtype=gramian.dtype, device=gramian.device),
         )
-        u = preference_of(geometry, preference, gramian)
+        u = preference_of(geometry, ray, gramian)
         vectors = (axes if others is None else others.to(gramian)) * present
         apart = vectors / or_one(vectors.norm(dim=-1, keepdim=True)) - u / or_one(u.norm())
         violated = (apart @ losses > 8 * count * torch.finfo(gramian.dtype).eps * losses.norm()) & (
@@ -115,4 +115,4 @@ def pareto_mtl(
             torch.where(present.any(), left, state.search)
         )
 
-    return Rule(init, update, reading("gramian", "losses", preference=preference))
+    return Rule(init, update, reading("gramian", "losses", preference=ray))

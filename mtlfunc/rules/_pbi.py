@@ -14,8 +14,8 @@ from .losswise import unit_and_length
 
 def pbi(
     theta: Scalar = 5.0,
-    preference: Float[Tensor, " task"] | None = None,
     *,
+    preference: Float[Tensor, " task"] | None = None,
     reference: Float[Tensor, " task"] | None = None,
 ) -> Rule:
     """The gradient of ‖p‖(d₁ + θd₂): with u = p/‖p‖, d₁ = u·(L - z) is how far the losses are along

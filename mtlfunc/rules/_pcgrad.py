@@ -9,12 +9,14 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import can_look, normalized_preference, poison
 from ..types import Geometry, Rule, State
-from ._surgery import compiled, surgery
+from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading
 
 
 def pcgrad(
-    orders: Int[Tensor, "task task"] | None = None, preference: Float[Tensor, " task"] | None = None
+    orders: Int[Tensor, "task task"] | None = None,
+    *,
+    preference: Float[Tensor, " task"] | None = None,
 ) -> Rule:
     """For each task: p = g_i; for the others j in order: if p·g_j < 0, p ← p - (p·g_j/‖g_j‖²) g_j.
     The answer is the mean of the p.
@@ -62,7 +64,7 @@ def pcgrad(
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
         draws, state = draws_of(orders, state, gramian)
-        if compiled(gramian):
+        if kernel_applies(gramian):
             coefficients, _ = surgery(gramian, draws, None)
         else:
             coefficients = poison(project(gramian, partners_of(draws, gramian)), gramian)

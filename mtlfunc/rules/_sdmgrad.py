@@ -12,7 +12,7 @@ from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import root
 from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State
-from ._modo import shared_among_present
+from ._modo import share_among_present
 from .common import gramian_of, mean_present, preference_of, reading
 
 
@@ -25,6 +25,7 @@ def sdmgrad(
     lr: Scalar = 10.0,
     momentum: Scalar = 0.5,
     steps: int = 20,
+    *,
     preference: Float[Tensor, " task"] | None = None,
 ) -> Rule:
     """min over the simplex of ½‖Jᵀw + λg₀‖², g₀ = Jᵀp, by `steps` of v ← μv + A(w + λp), w ← Π_Δ(w
@@ -79,7 +80,7 @@ def sdmgrad(
         s = mean_present(root(gramian.diagonal().clamp_min(0)), present)
         s = s.where(s > 0, 1.0)
         matrix = gramian / s / s
-        start, total = shared_among_present(state.weights, present)
+        start, total = share_among_present(state.weights, present)
         w, pull = start.to(gramian), matrix @ (strength * p)
         velocity = torch.zeros_like(w)
         for _ in range(steps):

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.checks import adds_up, can_look, differentiated
+from ..core.checks import can_look, has_finite_sum, is_differentiated
 
 ORDERS = 4
 """Derivatives are exact up to this order, and up to order 3 where the range turns."""
@@ -41,10 +41,10 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
     rank does not change, that is the range of A, and moves with it.
     """
     constant = matrix.detach()
-    if can_look(matrix) and adds_up(constant):
+    if can_look(matrix) and has_finite_sum(constant):
         values, vectors = torch.linalg.eigh(constant)
         if values.tolist()[0] > noise:
-            if not differentiated(matrix):
+            if not is_differentiated(matrix):
                 return Spectral(values, None, vectors, None)
             return Spectral(values, None, vectors, vectors.mT @ (matrix - constant) @ vectors)
     else:
@@ -52,7 +52,7 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
         values = values + 0.0 * constant.sum()  # NaN, and kept, where an entry is not finite
     kept = ~(values <= noise)
     values, spanning = torch.threshold(values, noise, 1.0), vectors * kept.to(values)
-    if not differentiated(matrix):
+    if not is_differentiated(matrix):
         return Spectral(values, kept, spanning, None)
     null, vectors = vectors - spanning, spanning
     change = (matrix - constant) @ vectors

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of, reading
-from .losswise import positive, softmax
+from .losswise import require_positive, softmax
 
 
 class STCHState(NamedTuple):
@@ -22,8 +22,8 @@ class STCHState(NamedTuple):
 
 def stch(
     mu: Scalar,
-    preference: Float[Tensor, " task"] | None = None,
     *,
+    preference: Float[Tensor, " task"] | None = None,
     reference: Float[Tensor, " task"] | None = None,
     warmup: tuple[int, int] | None = None,
 ) -> Rule:
@@ -91,7 +91,7 @@ def stch(
                 slopes(losses if reference is None else losses - reference.to(losses)), losses
             ), ()
         first, then = warmup
-        losses = positive(losses, present, "stch with warmup")
+        losses = require_positive(losses, present, "stch with warmup")
         averaged = present & (state.steps >= first) & (state.steps < first + then)
         total, seen = state.total + losses.where(averaged, 0.0), state.seen + averaged
         ready = state.steps >= first + then

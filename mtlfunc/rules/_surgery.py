@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import differentiated, transformed
+from ..core.checks import inside_transform, is_differentiated
 
 
-def compiled(gramian: Tensor, *others: Tensor) -> bool:
+def kernel_applies(gramian: Tensor, *others: Tensor) -> bool:
     """Whether `surgery` may stand in: on a CPU, outside `torch.compile`, and where nothing
     differentiates.
     """
-    return gramian.device.type == "cpu" and not differentiated((gramian, *others))
+    return gramian.device.type == "cpu" and not is_differentiated((gramian, *others))
 
 
 def surgery(gramian: Tensor, draws: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def surgery(gramian: Tensor, draws: Tensor, targets: Tensor | None) -> tuple[Ten
         be measured); all NaN where an input is. One call for a whole `vmap`, nested ones included.
     """
     key, orders = (None, draws) if draws.ndim else (draws, None)
-    return (torch.ops.mtlfunc.surgery if transformed() else _kernel)(
+    return (torch.ops.mtlfunc.surgery if inside_transform() else _kernel)(
         gramian, key, orders, targets, torch.finfo(gramian.dtype).eps
     )
 

@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..solvers import dual_cone
-from ..solvers._auto import on_dual_cone
+from ..solvers._auto import dual_cone_weights
 from ..types import Geometry, Rule, Solver, State
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 
-def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None) -> Rule:
+def upgrad(
+    *, preference: Float[Tensor, " task"] | None = None, solver: Solver | None = None
+) -> Rule:
     """d = Σ_t π(p_t g_t), π the projection on {d: g_s·d >= 0 for all s}: weights Σ_t argmin over v
     >= p_t e_t of vᵀG v.
 
@@ -50,12 +52,14 @@ def upgrad(preference: Float[Tensor, " task"] | None = None, solver: Solver | No
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         each = torch.diag(preference_of(geometry, preference, gramian))
         projected = (
-            on_dual_cone(gramian, each) if solver is None else _one_by_one(solver, gramian, each)
+            dual_cone_weights(gramian, each)
+            if solver is None
+            else _solve_each(solver, gramian, each)
         )
         return restore(projected.sum(0)), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
 
 
-def _one_by_one(solve: Solver, gramian: Tensor, each: Tensor) -> Tensor:
+def _solve_each(solve: Solver, gramian: Tensor, each: Tensor) -> Tensor:
     return vmap(lambda w: solve(dual_cone(gramian, w)).weights)(each)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import can_look, check_finite, check_gramian, check_vector, everyone
+from ..core.checks import all_rows_mask, can_look, check_finite, check_gramian, check_vector
 from ..core.expect import expect_rule, not_measured, probe_for, reads_of, rule_name
 from ..types import GRAMIANS, Geometry, Rule
 from .common import may_read
@@ -58,7 +58,7 @@ def weights(
             f"mtlfunc.balance(losses_fn, rule, {probe_for(rule)})"
         )
     losses = torch.ones_like(gramian[0]) if losses is None else losses
-    preference, present = torch.full_like(gramian[0], 1 / len(gramian)), everyone(gramian)
+    preference, present = torch.full_like(gramian[0], 1 / len(gramian)), all_rows_mask(gramian)
     first = random.fold_in(random.key(key, gramian.device), 1)
     geometry = Geometry(losses, gramian, preference, present, {})
     answer, _ = rule.update(geometry, rule.init(losses, first))

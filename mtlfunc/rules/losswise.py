@@ -11,7 +11,7 @@ from ..core.checks import all_present, can_look
 from ..types import Optimizer, State
 
 
-def positive(
+def require_positive(
     losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str
 ) -> Float[Tensor, " row"]:
     """The losses, 1 for absent tasks; an error where one is not positive, NaN if it is unseen."""

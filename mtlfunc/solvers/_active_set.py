@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, differentiated, transformed
+from ..core.checks import can_look, inside_transform, is_differentiated
 from ..types import Solution, Solver
-from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
+from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, solver
 
 MOST_TASKS = 128
@@ -55,10 +55,10 @@ def active_set() -> Solver:
         >>> active_set()(min_norm(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))).weights
         tensor([0.8000, 0.2000])
     """
-    with_derivatives = solver(_on_the_face)
+    with_derivatives = solver(_solve_on_face)
 
     def solve(problem: Problem) -> Solution:
-        if not isinstance(problem, PROBLEMS) or differentiated(problem):
+        if not isinstance(problem, PROBLEMS) or is_differentiated(problem):
             return with_derivatives(problem)
         count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
         report, _, info = run(problem, torch.finfo(dtype).eps)
@@ -69,16 +69,16 @@ def active_set() -> Solver:
     return solve
 
 
-def _on_the_face(problem: Problem, eps: float) -> Answer:
+def _solve_on_face(problem: Problem, eps: float) -> Answer:
     """The kernel's answer, with the derivatives of the closed form on its support."""
     count = problem.gramian.shape[-1]
     report, support, info = run(type(problem)(*(x.detach() for x in problem)), eps)
     weights, dual, steps = report[:count], report[count : 2 * count], info[0]
     if isinstance(problem, MinNorm):
-        w = carry(dual, min_norm_face(problem, support[0]))
+        w = carry_derivatives(dual, min_norm_face(problem, support[0]))
         return w, w, steps
     if isinstance(problem, DualCone):
-        u = carry(dual, dual_cone_face(problem, support[0], eps))
+        u = carry_derivatives(dual, dual_cone_face(problem, support[0], eps))
         return problem.weights + u, u, steps
     stationary = info[1] > 0
     # Each branch gets a harmless face where the other one is taken: derivatives of what is not
@@ -87,10 +87,12 @@ def _on_the_face(problem: Problem, eps: float) -> Answer:
     ordinary = cagrad_face(problem, torch.where(stationary, first, support[0]))[0]
     shortest = min_norm_face(MinNorm(problem.gramian), torch.where(stationary, support[0], first))
     push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1], eps)
-    w = carry(dual, torch.where(stationary, shortest, ordinary))
-    safe = torch.where(stationary, problem.preference, carry(dual, ordinary))
+    w = carry_derivatives(dual, torch.where(stationary, shortest, ordinary))
+    safe = torch.where(stationary, problem.preference, carry_derivatives(dual, ordinary))
     return (
-        carry(weights, torch.where(stationary, problem.preference + push, problem.recover(safe))),
+        carry_derivatives(
+            weights, torch.where(stationary, problem.preference + push, problem.recover(safe))
+        ),
         w,
         steps,
     )
@@ -108,7 +110,7 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         vector, c = problem.preference, problem.c
     elif isinstance(problem, DualCone):
         vector = problem.weights
-    direct = not torch.compiler.is_compiling() and not transformed()
+    direct = not torch.compiler.is_compiling() and not inside_transform()
     answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
     if direct and can_look(gramian) and answer[2].flatten().tolist()[1] < 0:
         wide = gramian.detach().double()
@@ -128,12 +130,12 @@ def kernel_at(gramian: Tensor) -> bool:
     tasks, where Triton is installed.
     """
     return gramian.device.type == "cpu" or (
-        gramian.is_cuda and gramian.shape[-1] <= MOST_TASKS and _triton()
+        gramian.is_cuda and gramian.shape[-1] <= MOST_TASKS and _triton_available()
     )
 
 
 @cache
-def _triton() -> bool:
+def _triton_available() -> bool:
     return torch.version.cuda is not None and find_spec("triton") is not None
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import check_gramian, differentiated
+from ..core.checks import check_gramian, is_differentiated
 from ..types import Solution, Solver
 from ._active_set import active_set, kernel_at, run
 from ._faces import faces
@@ -52,7 +52,7 @@ def auto() -> Solver:
     return solve
 
 
-def on_dual_cone(
+def dual_cone_weights(
     gramian: Float[Tensor, "task task"], weights: Float[Tensor, "... task"]
 ) -> Float[Tensor, "... task"]:
     """`auto()(dual_cone(gramian, w)).weights` for one w or several, in one call of the kernel.
@@ -70,7 +70,7 @@ def on_dual_cone(
         ValueError: for a bad Gramian (see `min_norm`); the weights are taken as they are.
     """
     check_gramian(gramian, symmetric=True)
-    if differentiated((gramian, weights)) or not kernel_at(gramian):
+    if is_differentiated((gramian, weights)) or not kernel_at(gramian):
         solve = auto()
         several = vmap(lambda w: solve(DualCone(gramian, w)).weights)
         return several(weights) if weights.ndim > 1 else solve(DualCone(gramian, weights)).weights

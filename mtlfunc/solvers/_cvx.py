@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..types import Solver
-from .face_solve import cagrad_face, carry, dual_cone_face, min_norm_face
+from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import Answer, DualCone, MinNorm, Problem, constant_steps, resolution, solver
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -50,22 +50,24 @@ def cvx() -> Solver:
         steps = constant_steps(problem, 0)
         fixed = [x.detach() for x in problem]
         if isinstance(problem, MinNorm):
-            (w,) = _outside(_min_norm, (2,), fixed)
-            support = _active(
+            (w,) = _call_outside(_min_norm, (2,), fixed)
+            support = _active_support(
                 w * _lengths(problem), problem.gradient(w) - w @ problem.gradient(w), problem
             )
-            w = carry(w, min_norm_face(problem, support))
+            w = carry_derivatives(w, min_norm_face(problem, support))
             return w, w, steps
         if isinstance(problem, DualCone):
-            (u,) = _outside(partial(_dual_cone, eps=eps), (2, 1), fixed)
-            support = _active(u * _lengths(problem), problem.linear + problem.gramian @ u, problem)
-            u = carry(u, dual_cone_face(problem, support, eps))
+            (u,) = _call_outside(partial(_dual_cone, eps=eps), (2, 1), fixed)
+            support = _active_support(
+                u * _lengths(problem), problem.linear + problem.gramian @ u, problem
+            )
+            u = carry_derivatives(u, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
-        weights, w = _outside(partial(_cagrad, eps=eps), (2, 0, 1), fixed)
+        weights, w = _call_outside(partial(_cagrad, eps=eps), (2, 0, 1), fixed)
         rates = problem.gradient(w)
-        support = _active(w * _lengths(problem), rates - w @ rates, problem)
-        dual = carry(w, cagrad_face(problem, support)[0])
-        return carry(weights, problem.recover(dual)), dual, steps
+        support = _active_support(w * _lengths(problem), rates - w @ rates, problem)
+        dual = carry_derivatives(w, cagrad_face(problem, support)[0])
+        return carry_derivatives(weights, problem.recover(dual)), dual, steps
 
     return solver(solve)
 
@@ -74,7 +76,7 @@ def _lengths(problem: Problem) -> Tensor:
     return problem.gramian.diagonal().detach().clamp_min(0).sqrt()
 
 
-def _active(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
+def _active_support(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
     """Strict complementarity: on the support the weight is the larger of the two, off it the
     multiplier.
     """
@@ -85,13 +87,13 @@ def _active(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
     return support & (weight > 0)
 
 
-def _outside(
+def _call_outside(
     call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], tensors: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    return _Outside.apply(call, ranks, *tensors)  # pyright: ignore[reportReturnType]
+    return _OutsideCall.apply(call, ranks, *tensors)  # pyright: ignore[reportReturnType]
 
 
-class _Outside(torch.autograd.Function):
+class _OutsideCall(torch.autograd.Function):
     """A numpy function of one problem, opaque to autograd; under vmap a loop over the batch."""
 
     @staticmethod
@@ -127,7 +129,7 @@ class _Outside(torch.autograd.Function):
             x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
             for x, dim in zip(tensors, in_dims[2:], strict=True)
         ]
-        answer = _Outside.apply(call, ranks, *moved)
+        answer = _OutsideCall.apply(call, ranks, *moved)
         return answer, tuple(0 for _ in answer)  # pyright: ignore[reportGeneralTypeIssues]
 
 

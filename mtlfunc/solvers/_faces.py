@@ -64,11 +64,11 @@ def faces() -> Solver:
 
 def _min_norm(problem: MinNorm) -> Float[Tensor, " task"]:
     fixed = MinNorm(problem.gramian.detach())
-    candidates = vmap(lambda face: on_simplex(min_norm_face(fixed, face)))(
+    candidates = vmap(lambda face: scale_to_simplex(min_norm_face(fixed, face)))(
         simplex.faces(len(fixed.gramian), fixed.gramian.device)
     )
     support = _support(candidates, vmap(lambda w: _violation(fixed, w))(candidates))
-    w = on_simplex(min_norm_face(problem, support))
+    w = scale_to_simplex(min_norm_face(problem, support))
     # a zero gradient: the hull holds 0, and every such task is as good
     converged = problem.gramian.diagonal() <= 0
     return torch.where(converged.any(), converged / converged.sum().clamp_min(1), w)
@@ -79,15 +79,15 @@ def _cagrad(problem: CAGrad, eps: float) -> tuple[Tensor, Tensor]:
 
     def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
         w, bounded = cagrad_face(fixed, face)
-        w = on_simplex(w)
+        w = scale_to_simplex(w)
         return w, _violation(fixed, w).where(bounded, torch.inf)
 
     support = _support(*vmap(candidate)(simplex.faces(len(fixed.gramian), fixed.gramian.device)))
-    w = on_simplex(cagrad_face(problem, support)[0])
+    w = scale_to_simplex(cagrad_face(problem, support)[0])
     flat = problem.radius == 0  # c = 0 or g₀ = 0: F is linear and d = g₀
     lowest = (torch.arange(len(w), device=w.device) == problem.linear.argmin()).to(w)
     w = torch.where(flat, lowest, w)
-    return at_stationary_points(
+    return stationary_answer(
         problem,
         _min_norm(MinNorm(problem.gramian)),
         _dual_cone(DualCone(problem.gramian, problem.preference), eps),
@@ -96,7 +96,7 @@ def _cagrad(problem: CAGrad, eps: float) -> tuple[Tensor, Tensor]:
     )
 
 
-def at_stationary_points(
+def stationary_answer(
     problem: CAGrad, shortest: Tensor, push: Tensor, w: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """(weights, dual): from w in general; at a Pareto-stationary point within reach of the dual
@@ -136,7 +136,7 @@ def _dual_cone(problem: DualCone, eps: float) -> Float[Tensor, " task"]:
     return dual_cone_face(problem, support, eps).clamp_min(0)
 
 
-def on_simplex(w: Tensor) -> Tensor:
+def scale_to_simplex(w: Tensor) -> Tensor:
     w = w.clamp_min(0)
     return w / w.sum()
 

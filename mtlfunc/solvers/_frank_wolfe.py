@@ -90,7 +90,7 @@ def _length(
         # needs that
         return 2 / (n + 1)
     assert not isinstance(problem, DualCone)
-    best = problem.along(w, direction).clamp_min(0)
+    best = problem.best_step(w, direction).clamp_min(0)
     return torch.where(
         limit.isfinite(), torch.minimum(best, limit), torch.where(best.isfinite(), best, 0.0)
     )

@@ -50,7 +50,9 @@ def projected_gradient(steps: int = 1000) -> Solver:
         if isinstance(problem, MinNorm):
             return w, w, count
         return (
-            _better(problem, w, _dual_cone(DualCone(problem.gramian, problem.preference), steps)),
+            _better_direction(
+                problem, w, _dual_cone(DualCone(problem.gramian, problem.preference), steps)
+            ),
             w,
             count,
         )
@@ -103,7 +105,7 @@ def _curvature(gramian: Tensor, n: Tensor) -> Tensor:
     return (gramian / (n[:, None] * n)).abs().sum(-1).amax()
 
 
-def _better(problem: CAGrad, w: Tensor, push: Tensor) -> Tensor:
+def _better_direction(problem: CAGrad, w: Tensor, push: Tensor) -> Tensor:
     """Of two feasible directions the one with the larger worst rate: from the dual weights, and
     towards the dual cone.
     """

@@ -67,7 +67,7 @@ def dual_cone_face(
     return _solve(matrix, support, right, resolution(len(n), eps), 2)[:, 0] / n
 
 
-def carry(value: Tensor, formula: Tensor) -> Tensor:
+def carry_derivatives(value: Tensor, formula: Tensor) -> Tensor:
     """`value`, with the derivatives of `formula`."""
     return value + (formula - formula.detach()).nan_to_num()
 

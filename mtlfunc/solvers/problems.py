@@ -66,7 +66,7 @@ class MinNorm(NamedTuple):
     def gradient(self, w: Tensor) -> Tensor:
         return self.gramian @ w
 
-    def along(self, w: Tensor, direction: Tensor) -> Tensor:
+    def best_step(self, w: Tensor, direction: Tensor) -> Tensor:
         """The unconstrained best step from w along `direction`; infinite where the objective falls
         for ever.
         """
@@ -113,7 +113,7 @@ class CAGrad(NamedTuple):
         gw = self.gramian @ w
         return self.linear + self.radius * gw / or_one(root(w @ gw))
 
-    def along(self, w: Tensor, direction: Tensor) -> Tensor:
+    def best_step(self, w: Tensor, direction: Tensor) -> Tensor:
         gd = self.gramian @ direction
         slope, q2, q1, q0 = self.linear @ direction, direction @ gd, w @ gd, w @ self.gramian @ w
         phi, centre = self.radius**2, -q1 / or_one(q2)
@@ -197,7 +197,10 @@ def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
 
 
 def cagrad(
-    gramian: Float[Tensor, "task task"], c: Scalar, preference: Float[Tensor, " task"] | None = None
+    gramian: Float[Tensor, "task task"],
+    c: Scalar,
+    *,
+    preference: Float[Tensor, " task"] | None = None,
 ) -> CAGrad:
     """CAGrad's direction: the best worst rate within c‖g₀‖ of g₀ = Jᵀp.
 
@@ -285,7 +288,7 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
     its noise level. All three problems are homogeneous, so the scale is a constant for derivatives.
     """
 
-    def certified(problem: Problem) -> Solution:
+    def solve_certified(problem: Problem) -> Solution:
         check_problem(problem)
         dtype = problem.gramian.dtype
         wide = type(problem)(*(x.double() for x in problem))
@@ -296,7 +299,7 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         solution = wide.solution(poison(weights, *wide), dual, steps)
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 
-    return certified
+    return solve_certified
 
 
 def check_problem(problem: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._faces import at_stationary_points
+from ._faces import stationary_answer
 from .problems import (
     Answer,
     CAGrad,
@@ -30,7 +30,7 @@ def two_tasks(problem: Problem, eps: float) -> Answer:
     if isinstance(problem, DualCone):
         u = _dual_cone(problem, eps)
         return problem.weights + u, u, steps
-    return *at_stationary_points(
+    return *stationary_answer(
         problem,
         _min_norm(MinNorm(problem.gramian)),
         _dual_cone(DualCone(problem.gramian, problem.preference), eps),

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import transformed
-from ..core.points import check_chunk_size, evaluate
+from ..core.batching import check_at_once, evaluate
+from ..core.checks import inside_transform
 from ..core.processes import follow_parent
 from ._points import Axis, Chunk, Points
 
@@ -54,7 +54,7 @@ def grid(
     f: Callable[..., Any],
     axes: Mapping[str, Any],
     *,
-    chunk_size: int | None = None,
+    points_at_once: int | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     path: str | os.PathLike[str] | None = None,
     executor: Any = None,
@@ -68,13 +68,13 @@ def grid(
         axes: `{name: values}`. A tensor `[n]` is vmapped: `f` gets 0-d tensors (a seed is a key's
             integer). A list of numbers or strings, or a dict `{label: value}` of anything (rules,
             modules, settings), is looped over in Python: `f` gets the value itself.
-        chunk_size: at most how many points are evaluated in one vmap, which bounds the memory; None
-            is the product of all tensor axes, 1 a plain loop without vmap, for a function that
+        points_at_once: at most how many points are evaluated in one vmap, which bounds the memory;
+            None is the product of all tensor axes, 1 a plain loop without vmap, for a function that
             cannot be vmapped. A chunk is also what a worker gets and what is written.
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
-            call with the same axes evaluates only what is missing, whatever its chunk_size. The
+            call with the same axes evaluates only what is missing, whatever its points_at_once. The
             values of a dict are compared as well: numbers, tensors, the parameters of a module,
             what a rule was made with. What `f` does is not compared, only the names, shapes and
             dtypes it returns: take a new folder where its code changes. One call at a time has the
@@ -115,12 +115,12 @@ def grid(
         >>> [round(value, 4) for value in found["power"].sel(seed=2, c=0.4).values.tolist()]
         [3.0, 2.4]
     """
-    if transformed():
+    if inside_transform():
         raise RuntimeError(
             "grid: a dataset cannot be made under a torch.func transform; nest torch.func.vmap "
             "instead, or call grid outside"
         )
-    check_chunk_size(chunk_size)
+    check_at_once(points_at_once, "points_at_once")
     if not axes:
         raise ValueError("axes: expected at least one axis, {name: values}")
     if executor is not None and not callable(getattr(executor, "submit", None)):
@@ -136,17 +136,17 @@ def grid(
     from tqdm import tqdm
 
     points = Points(table, named, None if path is None else Path(path))
-    chunks = points.chunks(chunk_size)
+    chunks = points.chunks(points_at_once)
     i, n = _shard(shard, path, len(chunks))
     if executor is not None and len(chunks) == 1 < points.total:
         warnings.warn(
             f"executor: all {points.total} points are one chunk, which one worker evaluates; pass "
-            "a chunk_size to share them out",
+            "points_at_once= to share them out",
             stacklevel=2,
         )
-    with points.reserved(i, n):
+    with points.hold_folder(i, n):
         points.resume()
-        left = [chunk.without(points.done) for chunk in chunks[i::n]]
+        left = [chunk.drop_done(points.done) for chunk in chunks[i::n]]
         left = [chunk for chunk in left if len(chunk.flat)]
         if left:
             points.check_writable()
@@ -155,9 +155,9 @@ def grid(
         try:
             with tqdm(total=total, initial=had, leave=False, desc="grid", unit="point") as bar:
                 if executor is None:
-                    _one_by_one(points, f, left, bar)
+                    _evaluate_serially(points, f, left, bar)
                 else:
-                    _side_by_side(points, f, left, executor, bar)
+                    _evaluate_in_workers(points, f, left, executor, bar)
         except KeyboardInterrupt as stop:
             done = int(points.done.sum())
             raise Unfinished(points.dataset(), done, points.total, _resumed(points)) from stop
@@ -178,8 +178,8 @@ def _shard(
         raise ValueError("shard: needs a path, the folder that the shards share")
     if shard[1] > chunks:
         raise ValueError(
-            f"shard: {chunks} chunk(s) cannot be shared by {shard[1]}; pass a smaller chunk_size, "
-            "the same one to every shard"
+            f"shard: {chunks} chunk(s) cannot be shared by {shard[1]}; pass a smaller "
+            "points_at_once, the same one to every shard"
         )
     return shard[0], shard[1]
 
@@ -194,12 +194,14 @@ def _evaluate(
     fixed: dict[str, Any],
     count: int,
 ) -> dict[str, np.ndarray]:
-    def at(point: dict[str, Tensor]) -> dict[str, Tensor]:
+    def evaluate_point(point: dict[str, Tensor]) -> dict[str, Tensor]:
         return _variables(
             f(**{name: fixed[name] if name in fixed else point[name] for name in names})
         )
 
-    return {name: _array(value) for name, value in evaluate(at, batched, count, "f").items()}
+    return {
+        name: _array(value) for name, value in evaluate(evaluate_point, batched, count, "f").items()
+    }
 
 
 class Home(NamedTuple):
@@ -210,7 +212,7 @@ class Home(NamedTuple):
     threads: int
 
     @classmethod
-    def here(cls) -> Home:
+    def of_this_process(cls) -> Home:
         process = platform.node(), os.getpid()
         return cls(process, torch.get_default_dtype(), torch.get_num_threads())
 
@@ -231,7 +233,7 @@ def _work(
 
     Axes come pickled: torch would send tensors as open files, of which a process may have few.
     """
-    here = Home.here()
+    here = Home.of_this_process()
     if here.process != home.process:
         torch.set_default_dtype(home.dtype)
         if here.threads != home.threads:
@@ -246,7 +248,9 @@ def _work(
         raise
 
 
-def _one_by_one(points: Points, f: Callable[..., Any], chunks: list[Chunk], bar: Any) -> None:
+def _evaluate_serially(
+    points: Points, f: Callable[..., Any], chunks: list[Chunk], bar: Any
+) -> None:
     for chunk in chunks:
         batched, count = points.batch(chunk.flat), len(chunk.flat)
         try:
@@ -258,11 +262,11 @@ def _one_by_one(points: Points, f: Callable[..., Any], chunks: list[Chunk], bar:
         bar.update(count)
 
 
-def _side_by_side(
+def _evaluate_in_workers(
     points: Points, f: Callable[..., Any], chunks: list[Chunk], executor: Any, bar: Any
 ) -> None:
     """Chunks by an executor's workers, stored as they come; after an error, those at work still."""
-    home, waiting, failed = Home.here(), {}, []
+    home, waiting, failed = Home.of_this_process(), {}, []
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     counts: Counter[tuple[str, int]] = Counter()
     names = list(points.axes)
@@ -282,7 +286,7 @@ def _side_by_side(
             if failed:
                 for job in waiting:
                     job.cancel()
-            for job in _finished(waiting, done):
+            for job in _finished_jobs(waiting, done):
                 chunk = waiting.pop(job)
                 try:
                     worker, found = job.result()
@@ -308,7 +312,7 @@ def _side_by_side(
         _explain(points, chunks, *min(failed, key=lambda pair: int(pair[0].flat[0])))
 
 
-def _finished(waiting: dict[Any, Chunk], done: queue.SimpleQueue[Any]) -> list[Any]:
+def _finished_jobs(waiting: dict[Any, Chunk], done: queue.SimpleQueue[Any]) -> list[Any]:
     """Jobs that are done, at least one: as futures say it themselves; others, submitit's, are asked
     in turn.
     """
@@ -333,7 +337,7 @@ def _resumed(points: Points) -> str:
 def _explain(points: Points, chunks: list[Chunk], chunk: Chunk, error: Exception) -> None:
     """Raise what ended a job, with what to do."""
     if isinstance(error, futures.BrokenExecutor):
-        lost = [chunk.without(points.done) for chunk in chunks]
+        lost = [chunk.drop_done(points.done) for chunk in chunks]
         lost = [points.describe(chunk.flat) for chunk in lost if len(chunk.flat)]
         raise WorkerError(
             f"executor: a worker died with {int(points.done.sum())} of {points.total} points done: "

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import InUse, digest, reserved, texts, write_whole
+from ..core.files import InUse, digest, hold_lock, texts, write_whole
 
 if TYPE_CHECKING:
     import xarray
@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
     flat: np.ndarray  # their flat indices
     fixed: dict[str, Any]  # those values
 
-    def without(self, done: np.ndarray) -> Chunk:
+    def drop_done(self, done: np.ndarray) -> Chunk:
         return self._replace(flat=self.flat[~done[self.flat]])
 
 
@@ -55,13 +55,13 @@ class Points:
         self.values: dict[str, np.ndarray] = {}
         self.seen: set[str] = set()  # files whose points are in memory
 
-    def chunks(self, chunk_size: int | None) -> list[Chunk]:
-        """All points in chunks; they depend on the axes and chunk_size alone, not on what is done,
-        so that every shard and every later call cuts alike.
+    def chunks(self, points_at_once: int | None) -> list[Chunk]:
+        """All points in chunks; they depend on the axes and points_at_once alone, not on what is
+        done, so that every shard and every later call cuts alike.
         """
         looped = {n: x.values for n, x in self.axes.items() if not isinstance(x.values, Tensor)}
         flat = np.arange(self.total).reshape(self.sizes)
-        size, found = chunk_size or self.total, []
+        size, found = points_at_once or self.total, []
         for choice in itertools.product(*(range(len(values)) for values in looped.values())):
             at = dict(zip(looped, choice, strict=True))
             here = flat[tuple(at.get(name, slice(None)) for name in self.axes)].ravel()
@@ -91,7 +91,7 @@ class Points:
         return "at " + " … ".join(names)
 
     def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
-        self.keep(flat, found, f"f {self.describe(flat)}")
+        self.keep_answers(flat, found, f"f {self.describe(flat)}")
         if self.folder:
             arrays: dict[str, Any] = {"points": flat} | {
                 f"f.{name}": x for name, x in found.items()
@@ -102,7 +102,7 @@ class Points:
             self.seen.add(name)
         self.done[flat] = True
 
-    def keep(self, flat: np.ndarray, found: dict[str, np.ndarray], source: str) -> None:
+    def keep_answers(self, flat: np.ndarray, found: dict[str, np.ndarray], source: str) -> None:
         """Put the answers where they belong, if they are of the kind of those before."""
         if not self.values:
             self.check_dims({name: x.shape[1:] for name, x in found.items()})
@@ -159,7 +159,7 @@ class Points:
         return self.dims.get(variable, tuple(f"{variable}_dim_{k}" for k in range(ndim)))
 
     @contextmanager
-    def reserved(self, i: int, n: int) -> Iterator[None]:
+    def hold_folder(self, i: int, n: int) -> Iterator[None]:
         """The folder, for this call alone, or for this shard beside other shards."""
         if not self.folder:
             yield
@@ -174,10 +174,10 @@ class Points:
             return
         mine, whole = self.folder / f".lock-{i}-of-{n}", self.folder / ".lock-0-of-1"
         try:
-            with reserved(mine):
+            with hold_lock(mine):
                 for lock in [whole] if n > 1 else sorted(self.folder.glob(".lock-*-of-*")):
                     if lock != mine and lock.exists():
-                        with reserved(lock):
+                        with hold_lock(lock):
                             pass
                 yield
         except InUse as error:
@@ -227,8 +227,8 @@ class Points:
         assert self.folder
         for file in sorted(self.folder.glob("points-*.npz")):
             if file.name not in self.seen:
-                flat, found = self.read(file)
-                self.keep(flat, found, f"path: {file}")
+                flat, found = self.read_chunk(file)
+                self.keep_answers(flat, found, f"path: {file}")
                 self.done[flat] = True
                 self.seen.add(file.name)
 
@@ -265,7 +265,7 @@ class Points:
                     "another path, or the axes of before"
                 )
 
-    def read(self, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def read_chunk(self, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The flat indices and the answers of one finished chunk."""
         try:
             with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:

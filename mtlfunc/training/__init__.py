@@ -3,7 +3,7 @@
 from ._balance import balance
 from ._balancer import Balancer
 from ._descend import descend
+from ._log_dict import log_dict
 from ._rollout import Interrupted, rollout
-from ._scalars import scalars
 
-__all__ = ["Balancer", "Interrupted", "balance", "descend", "rollout", "scalars"]
+__all__ = ["Balancer", "Interrupted", "balance", "descend", "log_dict", "rollout"]

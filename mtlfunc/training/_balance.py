@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_map
 
 from ..core import random
 from ..core.checks import (
-    adds_up,
     all_present,
     can_look,
     check_autocast,
@@ -20,6 +19,7 @@ from ..core.checks import (
     check_gradients,
     check_option,
     check_params,
+    has_finite_sum,
     local_part,
 )
 from ..core.expect import (
@@ -31,7 +31,7 @@ from ..core.expect import (
 )
 from ..gradients.losses import Losses, Tasks, parse_declared
 from ..probes.common import Run
-from ..processes import described, described_params, union_of, warn_alone
+from ..processes import describe, describe_params, union_of, warn_without_group
 from ..types import (
     Balance,
     BalanceState,
@@ -106,19 +106,19 @@ def balance(
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
         if probe.group is None:
-            warn_alone()
+            warn_without_group()
         union = union_of(probe.group, params)
 
         def start() -> tuple[None, dict[str, Any]]:
             check_params(params)
             if not union.several:
                 return None, {}
-            return None, {"rule": described(rule), "key": int(key)} | described_params(params)
+            return None, {"rule": describe(rule), "key": int(key)} | describe_params(params)
 
         union.agree(start)
         tasks: Tasks = ()
 
-        def first(out: Any) -> Losses:
+        def first_losses(out: Any) -> Losses:
             nonlocal tasks
             losses = parse_declared(out, tasks, has_aux=has_aux)
             tasks = tasks or losses.tasks
@@ -128,7 +128,7 @@ def balance(
         # Adding a zero of the parameters batches the key where they are batched: an expanded state
         # would make the compiler start twice.
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
-        run = Run(losses_fn, params, union, first)
+        run = Run(losses_fn, params, union, first_losses)
         losses, probe_state = probe.init(run, batch, random.fold_in(root, 0))
         union.agree(lambda: (None, {"the names of the tasks": list(tasks)}))
         return BalanceState(probe_state, init_rule(rule, losses, random.fold_in(root, 1)), tasks)
@@ -141,13 +141,13 @@ def balance(
             check_params(params)
         check_autocast(params, "step")
 
-        def named(out: Any) -> Losses:
+        def ordered_losses(out: Any) -> Losses:
             return parse_declared(out, state.tasks, has_aux=has_aux)
 
-        run = Run(losses_fn, params, union_of(probe.group, params), named)
+        run = Run(losses_fn, params, union_of(probe.group, params), ordered_losses)
         measured, probe_state = probe.update(run, batch, state.probe)
         info, rule_state = weigh(rule, measured, state.rule, state.tasks)
-        grads = combined(measured, info.weights, reduction)
+        grads = combine_gradients(measured, info.weights, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
     return Balance(init, update)
@@ -165,7 +165,7 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     return info, following
 
 
-def combined(
+def combine_gradients(
     measured: TaskGradients, weights: Tensor, reduction: Reduction, *, check: bool = True
 ) -> Params:
     """The gradient of every parameter; `check` raises where one is not finite."""
@@ -197,11 +197,13 @@ def _update_rule(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, 
     if gramian is None or gramian.ndim == 2:
         return _pair(rule.update(geometry, state))
 
-    def one(gramian: Tensor, extra: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
+    def update_group(
+        gramian: Tensor, extra: dict[str, Tensor], state: State
+    ) -> tuple[Tensor, State]:
         return _pair(rule.update(geometry._replace(gramian=gramian, extra=extra), state))
 
     dims = {name: None if leaf.ndim == 1 else 0 for name, leaf in geometry.extra.items()}
-    return vmap(one, (0, dims, 0))(gramian, geometry.extra, state)
+    return vmap(update_group, (0, dims, 0))(gramian, geometry.extra, state)
 
 
 def _groups(geometry: Geometry) -> torch.Size:
@@ -225,10 +227,10 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
     try:
         weights, following = _update_rule(rule, geometry, state)
     except Exception as error:
-        if _foreign(rule, geometry, state):
+        if _is_foreign(rule, geometry, state):
             raise ValueError(_FOREIGN) from error
         raise
-    if type(following) is not type(state) and _foreign(rule, geometry, state):
+    if type(following) is not type(state) and _is_foreign(rule, geometry, state):
         raise ValueError(_FOREIGN)
     rows = _groups(geometry) + geometry.losses.shape
     if not isinstance(weights, Tensor) or weights.shape != rows:
@@ -244,7 +246,7 @@ _FOREIGN = (
 )
 
 
-def _foreign(rule: Rule, geometry: Geometry, state: State) -> bool:
+def _is_foreign(rule: Rule, geometry: Geometry, state: State) -> bool:
     """Whether a rule that starts here has a state of other types or shapes than `state`."""
     losses = geometry.losses.expand(_groups(geometry) + geometry.losses.shape)
     try:
@@ -266,7 +268,7 @@ def _shapes(state: State) -> Any:
 
 def _check_measured(measured: TaskGradients, gramian: Tensor) -> None:
     losses, present = measured.losses, measured.geometry.present
-    if can_look(losses, gramian) and adds_up(losses, gramian):
+    if can_look(losses, gramian) and has_finite_sum(losses, gramian):
         return
     if present.shape == losses.shape:
         losses = losses.where(present, 0.0)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.checks import check_option, check_params, local_part, transformed
+from ..core.checks import check_option, check_params, inside_transform, local_part
 from ..core.expect import expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
-from ..gradients.layerwise import Engine, Handles, Hooks, Tapped
+from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import live, release
 from ..probes._jacobian import Heads, RowOptions, row_probe
@@ -27,14 +27,14 @@ from ..probes.groups import Groups
 from ..processes import (
     Group,
     check_group,
-    described,
-    described_params,
+    describe,
+    describe_params,
     union_of,
-    unwrapped,
-    warn_alone,
+    unwrap,
+    warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, combined, count_of, init_rule, weigh
+from ._balance import Reduction, combine_gradients, count_of, init_rule, weigh
 from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows
 
 
@@ -60,12 +60,12 @@ class Balancer:
             losses depend on must be in it.
         rule: turns geometry into weights, for instance `mtlfunc.cagrad(0.4)`.
         probe: any probe that does not call the model itself, for instance
-            `mtlfunc.tracked("trunk.*")`; or which parameters the tasks share, which is short for
-            `mtlfunc.jacobian(shared)`, and None for `mtlfunc.losses_only()`.
+            `mtlfunc.moving_average("trunk.*")`; or which parameters the tasks share, which is short
+            for `mtlfunc.jacobian(shared)`, and None for `mtlfunc.losses_only()`.
         shared: as `probe`, by name; the options that follow go with it alone.
         measure: as in `mtlfunc.jacobian`, like the next five.
         heads: the gradient of the parameters that are not shared.
-        groups: groups of shared parameters, each with weights of its own.
+        param_groups: groups of shared parameters, each with weights of its own.
         engine: how the Gramian is made.
         chunk_size: rows differentiated in one batched pass.
         gramian_dtype: dtype of the Gramian's accumulation.
@@ -103,7 +103,7 @@ class Balancer:
         shared: Select | None = "*",
         measure: Select | None = None,
         heads: Heads = "plain",
-        groups: Groups | None = None,
+        param_groups: Groups | None = None,
         engine: Engine = "auto",
         chunk_size: int | None = None,
         gramian_dtype: torch.dtype | None = None,
@@ -123,7 +123,7 @@ class Balancer:
         options = RowOptions(
             "*" if shared is None else shared,
             measure=measure,
-            groups=groups,
+            param_groups=param_groups,
             heads=heads,
             engine=engine,
             chunk_size=chunk_size,
@@ -144,9 +144,9 @@ class Balancer:
             self._probe = row_probe(options)
             if options._replace(shared="*", group=None) == RowOptions("*"):
                 self._shared = options.shared
-        self._module = unwrapped(module, self._probe.group)
+        self._module = unwrap(module, self._probe.group)
         if self._probe.group is None:
-            warn_alone()
+            warn_without_group()
         _expect_measured(rule, self._probe, shared)
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
@@ -171,7 +171,7 @@ class Balancer:
             if watches is not None and watches(leaves):
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
-                mode = Handles() if by_rows else Tapped(leaves, local=False)
+                mode = Handles() if by_rows else Recorder(leaves, local=False)
             else:
                 # a mode's only use is then for batched passes
                 mode = Handles() if self._seen.separate or watches is None else Hooks()
@@ -230,11 +230,13 @@ class Balancer:
             measured, info, after = self._measured(run, losses, features, scale)
             leaves = run.params
             with self._no_autocast(leaves):
-                grads = combined(measured, info.weights, self._reduction, check=scale is None)
+                grads = combine_gradients(
+                    measured, info.weights, self._reduction, check=scale is None
+                )
             reached = run.union.names(run.reached, list(leaves))
             self._tasks, self._state, self._loaded, self._rows = after
             # what somebody's own backward or hook returns may be kept by them
-            custom = any(forward.graph.custom for forward in run.forwards)
+            custom = any(forward.graph.has_custom_backward for forward in run.forwards)
             _accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
@@ -274,7 +276,7 @@ class Balancer:
             run = self._run(losses, present, combines=False)
             measured, info, after = self._measured(run, losses, features, scale)
         if info.weights.ndim > 1:
-            raise ValueError("weigh: groups= has weights for each group; use backward")
+            raise ValueError("weigh: param_groups= has weights for each group; use backward")
         self._tasks, self._state, self._loaded, self._rows = after
         weights = info.weights.detach()
         if measured.part is not None and present is not None:
@@ -384,7 +386,7 @@ class Balancer:
 
     def _run(self, losses: Any, present: Tensor | None, *, combines: bool = True) -> LiveRun:
         """The forward passes behind these losses."""
-        if transformed() or torch.compiler.is_compiling():
+        if inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
                 "there use mtlfunc.balance, which is pure"
@@ -466,8 +468,8 @@ class Balancer:
         def facts() -> tuple[None, dict[str, Any]]:
             if not run.union.several:
                 return None, {}
-            found = {"the tasks": list(tasks), "rule": described(self._rule)}
-            return None, found | {"key": int(self._key)} | described_params(run.params)
+            found = {"the tasks": list(tasks), "rule": describe(self._rule)}
+            return None, found | {"key": int(self._key)} | describe_params(run.params)
 
         run.union.agree(facts)
         root = random.key(self._key, run.forwards[0].value.device)

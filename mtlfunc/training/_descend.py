@@ -12,8 +12,8 @@ from ._balance import Reduction, balance
 def descend(
     losses_fn: LossesFn,
     rule: Rule,
-    optimizer: Optimizer,
     probe: Probe,
+    optimizer: Optimizer,
     *,
     reduction: Reduction = "mean",
     has_aux: bool = False,
@@ -23,9 +23,9 @@ def descend(
     Args:
         losses_fn: stateless, `(params, batch) -> losses`, as in `mtlfunc.balance`.
         rule: turns geometry into weights, for instance `mtlfunc.cagrad(0.4)`.
+        probe: measures the geometry and combines, for instance `mtlfunc.jacobian("trunk.*")`.
         optimizer: moves the parameters, for instance `mtlfunc.adam(1e-3)`; one of `torch.optim`
             goes with `mtlfunc.balance` and `mtlfunc.assign_gradients` instead.
-        probe: measures the geometry and combines, for instance `mtlfunc.jacobian("trunk.*")`.
         reduction: `"mean"` or `"sum"` over the tasks, as in `mtlfunc.balance`.
         has_aux: `losses_fn` returns `(losses, aux)`; aux is handed on in `Info.aux`.
 
@@ -39,14 +39,14 @@ def descend(
     Examples:
         >>> import torch, mtlfunc as mf
         >>> losses = lambda params, batch: (params["x"] - batch).square()
-        >>> step = mf.descend(losses, mf.mean(), mf.sgd(0.5), mf.losses_only())
+        >>> step = mf.descend(losses, mf.mean(), mf.losses_only(), mf.sgd(0.5))
         >>> batch = torch.tensor([1.0, 3.0])
         >>> state, info = step.update(step.init({"x": torch.zeros(())}, batch), batch)
         >>> state.params["x"].item()
         2.0
     """
-    expect_optimizer(optimizer)
     inner = balance(losses_fn, rule, probe, reduction=reduction, has_aux=has_aux)
+    expect_optimizer(optimizer)
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> TrainState:
         return TrainState(params, inner.init(params, batch, key), optimizer.init(params))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..gradients.layerwise import Graph, Handles, Hooks, Tapped
+from ..gradients.layerwise import Graph, Handles, Hooks, Recorder
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live
@@ -46,11 +46,11 @@ class Seen(threading.local):
             mode.since = min(mode.since, self.done[0].since)
         self.done, self.used = [*self.done[1 - KEPT :], mode], False
 
-    def take(self, graph: Graph, *, separate: bool) -> tuple[Tapped | None, bool]:
+    def take(self, graph: Graph, *, separate: bool) -> tuple[Recorder | None, bool]:
         """(the calls that were recorded, whether there may be hooks on derivatives)"""
         self.used = True
         hooked = any(x._backward_hooks for x in graph.variables())  # pyright: ignore
-        hooked = hooked or any(graph.older(mode.since) for mode in self.done[:1])
+        hooked = hooked or any(graph.has_node_before(mode.since) for mode in self.done[:1])
         # to free a checkpointed graph would run the checkpoints once more
         self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
         self.separate = separate and not self.checkpointed
@@ -60,7 +60,7 @@ class Seen(threading.local):
         self.hooked = not whole or hooked or seen or (blind and not separate)
         if self.hooked:
             return None, True
-        taps = [mode for mode in self.done if isinstance(mode, Tapped)]
+        taps = [mode for mode in self.done if isinstance(mode, Recorder)]
         if not taps:
             return None, False
         for other in taps[1:]:
@@ -72,7 +72,7 @@ class Seen(threading.local):
     def forget(self) -> None:
         """Drop what the calls that were seen read: their graph is gone."""
         for mode in self.done:
-            if isinstance(mode, Tapped):
+            if isinstance(mode, Recorder):
                 mode.uses = []
 
 

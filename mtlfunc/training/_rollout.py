@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..core.checks import transformed
+from ..core.checks import inside_transform
 from ..core.expect import expect_function, expect_state, expect_step
 from ..types import Batch, Info, State, Step, TrainState
 
@@ -61,7 +61,7 @@ def rollout(
     Examples:
         >>> import itertools, torch, mtlfunc as mf
         >>> losses = lambda params, batch: (params["x"] - batch).square()
-        >>> step = mf.descend(losses, mf.mean(), mf.sgd(0.25), mf.losses_only())
+        >>> step = mf.descend(losses, mf.mean(), mf.losses_only(), mf.sgd(0.25))
         >>> batch = torch.tensor([1.0, 3.0])
         >>> state = step.init({"x": torch.zeros(())}, batch)
         >>> state, record = mf.rollout(step, state, itertools.repeat(batch, 3))
@@ -78,21 +78,21 @@ def rollout(
     kept: list[Any] = []
     # One assignment binds the state and the length of its record: no interrupt comes between them.
     done = state, 0
-    quiet = transformed() or torch.compiler.is_compiling()
+    quiet = inside_transform() or torch.compiler.is_compiling()
     try:
         for count, batch in enumerate(batches if quiet else _progress(batches)):
             state, info = step.update(done[0], batch)
             if count % every == 0:
                 kept.append(_entry(take(state, info), kept))
             done = state, len(kept)
-        return done[0], _stacked(kept)
+        return done[0], _stack_entries(kept)
     except KeyboardInterrupt as stop:
-        raise Interrupted(done[0], _stacked(kept[: done[1]])) from stop
+        raise Interrupted(done[0], _stack_entries(kept[: done[1]])) from stop
     except Exception as error:
         if not quiet:
             error.add_note(_NOTE)
             # a type checker knows of no such attributes
-            vars(error).update(state=done[0], record=_stacked(kept[: done[1]]))
+            vars(error).update(state=done[0], record=_stack_entries(kept[: done[1]]))
         raise
 
 
@@ -135,5 +135,5 @@ def _tensor(leaf: Any) -> Tensor:
     return leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
 
 
-def _stacked(kept: list[Any]) -> Any:
+def _stack_entries(kept: list[Any]) -> Any:
     return tree_map(lambda *leaves: torch.stack(leaves), *kept) if kept else None

@@ -46,7 +46,7 @@ def descend(
     )
 
     def step_at(lr: Tensor, c: Tensor) -> mf.Step:
-        return mf.descend(quadratic_losses, mf.cagrad(c), mf.sgd(lr), probe)
+        return mf.descend(quadratic_losses, mf.cagrad(c), probe, mf.sgd(lr))
 
     state = vmap(lambda lr, c, x, b, key: step_at(lr, c).init({"x": x}, b, key))(
         eta, c, problem.start, batch, torch.arange(len(eta))

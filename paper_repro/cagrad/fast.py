@@ -37,7 +37,9 @@ def sampled(rows: Tensor, n: int, c: float, draws: int) -> Sampled:
     )(torch.arange(draws))
     mixed = matrix @ rows
     solve = mf.solvers.auto()
-    weights = vmap(lambda g, p: solve(mf.solvers.cagrad(g, c, p)).weights)(gram(mixed), preference)
+    weights = vmap(lambda g, p: solve(mf.solvers.cagrad(g, c, preference=p)).weights)(
+        gram(mixed), preference
+    )
     d = torch.einsum("dr,drp->dp", weights, mixed)
     full = cagrad(gram(rows)[None], c).weights[0] @ rows
     g0 = rows.mean(0)

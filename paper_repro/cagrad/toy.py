@@ -222,8 +222,8 @@ def step_of(names: Sequence[str], which: Tensor, hyper: Tensor) -> mf.Step:
     return mf.descend(
         lambda params, sign: losses(params, sign) + shift,
         rules[0] if len(names) == 1 else one_of(rules, which),
-        mf.adam(LR),
         mf.jacobian(),
+        mf.adam(LR),
     )
 
 

@@ -26,7 +26,7 @@ def run(settings: Settings) -> Findings:
     data, steps, scales = split(settings), settings.count(300), list(SCALES.values())
     main, equal = [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]
     alone, *means = train(
-        mf.mean,
+        lambda p: mf.mean(preference=p),
         lanes_of([1.0, *scales], [main, *[equal] * len(scales)], settings),
         data,
         steps,

@@ -202,8 +202,8 @@ def train(
         return mf.descend(
             scaled,
             rule_of(lane.hyper),
-            mf.adam(lr),
             mf.jacobian("trunk.*"),
+            mf.adam(lr),
         )
 
     def advance(

@@ -70,8 +70,8 @@ def against_literal() -> Gaps:
     step = mf.descend(
         losses,
         mf.gradnorm(ALPHA, WEIGHT_LR, optimizer=mf.sgd),
-        mf.sgd(LR),
         mf.jacobian("trunk.*", measure=f"trunk.{LAYERS - 1}.*", heads="weighted"),
+        mf.sgd(LR),
         reduction="sum",
     )
     state = step.init(params, batches[0])

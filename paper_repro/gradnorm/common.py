@@ -162,14 +162,14 @@ def step_of(
 ) -> mf.Step:
     optimizer = mf.adam(lr) if problem.optimizer == "adam" else mf.sgd(lr)
     if method == "weighted":
-        rule, probe = mf.mean(weights), mf.losses_only()
-        return mf.descend(losses_of, rule, optimizer, probe, reduction="sum")
+        rule, probe = mf.mean(preference=weights), mf.losses_only()
+        return mf.descend(losses_of, rule, probe, optimizer, reduction="sum")
     # heads="weighted" gives every parameter outside `shared` the gradient of the weighted loss, and
     # so does GradNorm to all of them: naming the measured layer alone as shared is
     # jacobian("trunk.*", measure="trunk.3.*", heads="weighted") without the rows of the other
     # layers.
     probe = mf.jacobian(f"trunk.{LAYERS - 1}.*", heads="weighted")
-    return mf.descend(losses_of, mf.gradnorm(alpha), optimizer, probe, reduction="sum")
+    return mf.descend(losses_of, mf.gradnorm(alpha), probe, optimizer, reduction="sum")
 
 
 @kept

@@ -56,7 +56,7 @@ def followed() -> Steps:
     drawn = [sample(mf.random.fold_in(root, 2 + t), maps, problem, 20) for t in range(20)]
     batches = [(x.double(), y.double()) for x, y in drawn]
     probe = mf.jacobian(f"{LAST}*", heads="weighted")
-    step = mf.descend(losses, mf.gradnorm(ALPHA, 1e-2), mf.sgd(LR), probe, reduction="sum")
+    step = mf.descend(losses, mf.gradnorm(ALPHA, 1e-2), probe, mf.sgd(LR), reduction="sum")
     state = step.init(params, batches[0])
     start = state.balance.rule.initial
     rates = torch.stack([losses(params, batch) / start for batch in batches])

@@ -195,14 +195,14 @@ def start_of(key: Tensor, tasks: int, width: int) -> mf.types.Params:
 
 def step_of(method: Method, lr: Tensor, alpha: Tensor, weights: Tensor) -> mf.Step:
     if method == "weighted":
-        rule, probe = mf.mean(weights), mf.losses_only()
-        return mf.descend(losses_of, rule, mf.adam(lr), probe, reduction="sum")
+        rule, probe = mf.mean(preference=weights), mf.losses_only()
+        return mf.descend(losses_of, rule, probe, mf.adam(lr), reduction="sum")
     rule = mf.gradnorm(alpha, normalize_targets=method == "normalised")
     return mf.descend(
         losses_of,
         rule,
-        mf.adam(lr),
         mf.jacobian("trunk.*" if method == "trunk" else f"{LAST}*", heads="weighted"),
+        mf.adam(lr),
         reduction="sum",
     )
 

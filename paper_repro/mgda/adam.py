@@ -141,7 +141,7 @@ def followed(problem: str, seeds: int, steps: int) -> dict[tuple[str, str, str],
 
     def step_of(which: Tensor) -> mf.Step:
         rule = one_of([make() for make in RULES.values()], which[0])
-        return mf.descend(losses, rule, lane(which[1], ADAM_LR[problem]), mf.jacobian())
+        return mf.descend(losses, rule, mf.jacobian(), lane(which[1], ADAM_LR[problem]))
 
     def advance(
         which: Tensor, state: mf.TrainState, batch: Batch

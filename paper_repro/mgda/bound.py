@@ -31,7 +31,9 @@ def bound_holds(settings: Settings) -> Claim:
 
     def one(params: mf.types.Params, batch: Batch, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         trunk = [name for name in params if name.startswith("trunk")]
-        step = mf.balance(losses, mf.mean(w), mf.representation(encode, decode, shared="trunk.*"))
+        step = mf.balance(
+            losses, mf.mean(preference=w), mf.representation(encode, decode, shared="trunk.*")
+        )
         pulled, _, info = step.update(params, batch, step.init(params, batch))
         rows = mf.task_gradients(losses, params, batch)[1]
         direct = torch.cat([torch.tensordot(w, rows[name], 1).flatten() for name in trunk])

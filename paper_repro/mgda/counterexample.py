@@ -173,7 +173,7 @@ class Path(NamedTuple):
 
 def trajectory(probe: mf.Probe, steps: int, lr: float = 0.1) -> Path:
     params, batch = start_linear()
-    step = mf.descend(losses_linear, mf.mgda(), mf.sgd(lr), probe)
+    step = mf.descend(losses_linear, mf.mgda(), probe, mf.sgd(lr))
 
     def record(state: mf.TrainState, info: mf.Info) -> tuple[Tensor, Tensor]:
         return losses_linear(state.params, batch), state.params["w"]

@@ -94,7 +94,7 @@ def steps_of(optimizer: mf.Optimizer) -> dict[str, mf.Step]:
         "MGDA-UB": mf.representation(encode, decode, shared="trunk.*"),
         "MGDA": mf.jacobian("trunk.*"),
     }
-    return {name: mf.descend(losses, mf.mgda(), optimizer, probe) for name, probe in probes.items()}
+    return {name: mf.descend(losses, mf.mgda(), probe, optimizer) for name, probe in probes.items()}
 
 
 class Geometry(NamedTuple):

@@ -30,7 +30,7 @@ def run(settings: Settings) -> Findings:
         "at initialisation": {},
         f"after {count} steps on the mean loss": {},
     }
-    plain = mf.descend(losses, mf.mean(), mf.adam(1e-2), mf.losses_only())
+    plain = mf.descend(losses, mf.mean(), mf.losses_only(), mf.adam(1e-2))
     for tasks, width in itertools.product(TASKS, WIDTHS):
         study = Study(tasks, width)
         params, batch = drawn(study, draws, settings)

@@ -196,7 +196,7 @@ def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
 
     def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
         return mf.descend(
-            regression, arms(arm), either(sgd, lr), mf.jacobian("trunk.*"), reduction="sum"
+            regression, arms(arm), mf.jacobian("trunk.*"), either(sgd, lr), reduction="sum"
         )
 
     def advance(

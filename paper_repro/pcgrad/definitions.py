@@ -124,7 +124,7 @@ def one_step(settings: Settings) -> Claim:
         projected = J.sum(0) - inner / gramian[1, 1] * J[1] - inner / gramian[0, 0] * J[0]
         errors = []
         for rule, expected in ((mf.mean(), J.sum(0)), (mf.pcgrad(), projected)):
-            step = mf.descend(regression, rule, mf.sgd(lr), mf.jacobian(), reduction="sum")
+            step = mf.descend(regression, rule, mf.jacobian(), mf.sgd(lr), reduction="sum")
             after = step.update(step.init(params, batch), batch)[0].params
             moved = torch.cat([(params[name] - after[name]).flatten() for name in rows])
             errors.append((moved - lr * expected).norm() / (lr * expected).norm())

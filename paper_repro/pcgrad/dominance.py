@@ -41,7 +41,7 @@ def progress(settings: Settings) -> dict[str, np.ndarray]:
         scale = torch.stack([torch.ones_like(ratio), ratio])
         hessian = (scale[:, None, None] * (factors.mT @ factors)).sum(0)
         optimizer = mf.adam(0.05) if adam else mf.sgd(1 / torch.linalg.eigvalsh(hessian)[-1])
-        step = mf.descend(losses, mf.mean(), optimizer, mf.jacobian(), reduction="sum")
+        step = mf.descend(losses, mf.mean(), mf.jacobian(), optimizer, reduction="sum")
         batch, params = (factors, centres, scale), {"x": 2 * normal(key, 2, (dim,))}
         state = step.init(params, batch)
         first = losses(params, batch)

@@ -93,7 +93,7 @@ def lanes_of(seeds: int) -> Lanes:
 
 
 def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
-    return mf.descend(losses, arms(arm), either(sgd, lr), mf.jacobian(), reduction="sum")
+    return mf.descend(losses, arms(arm), mf.jacobian(), either(sgd, lr), reduction="sum")
 
 
 @kept

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 
 from tqdm import tqdm
 
-from mtlfunc.core.files import InUse, digest, reserved, texts, write_whole
+from mtlfunc.core.files import InUse, digest, hold_lock, texts, write_whole
 
 from .cache import base, sources
 
@@ -113,7 +113,7 @@ class Kept(Generic[P, R]):
             return compute()
         path = Store.folder / f"{self.function.__name__}-{key[:24]}"
         if not path.exists():
-            with reserved(path.with_suffix(".lock")):
+            with hold_lock(path.with_suffix(".lock")):
                 if not path.exists():  # nor has another process just finished it
                     _write(path, compute())
         try:

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
 from mtlfunc.core.files import InUse, write_whole
-from mtlfunc.core.files import reserved as locked
+from mtlfunc.core.files import hold_lock as locked
 
 from ..claims import LEDGER, PAPERS, ROWS
 from . import standins

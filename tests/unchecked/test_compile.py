@@ -98,7 +98,7 @@ def toy(params, batch):
 
 def test_vmapped_step_compiles_on_the_toy():
     """The default backend, with code generated, ten steps from three starts."""
-    step = mf.descend(toy, mf.cagrad(0.5), mf.adam(1e-3), mf.jacobian())
+    step = mf.descend(toy, mf.cagrad(0.5), mf.jacobian(), mf.adam(1e-3))
     starts = {"x": torch.tensor([[-8.5, 7.5], [-8.5, -5.0], [9.0, 9.0]], dtype=torch.float64)}
     state = vmap(lambda p: step.init(p, ()))(starts)
     update = vmap(lambda state: step.update(state, ()))
@@ -149,7 +149,7 @@ def test_compiled_backward_through_faces():
 
 def test_gradient_of_a_compiled_run_with_respect_to_c():
     def end(c):
-        step = mf.descend(opaque, mf.cagrad(c), mf.sgd(0.05), mf.jacobian("trunk.*"))
+        step = mf.descend(opaque, mf.cagrad(c), mf.jacobian("trunk.*"), mf.sgd(0.05))
         state = step.init(PARAMS, BATCH)
         for _ in range(2):
             state, _ = step.update(state, BATCH)
@@ -212,8 +212,8 @@ def test_named_tasks_trace_as_one_graph():
     def backwards(params, batch):
         return dict(reversed(named(params, batch).items()))
 
-    start = mf.descend(named, mf.gradnorm(0.5), mf.sgd(0.02), mf.jacobian("trunk.*"))
-    step = mf.descend(backwards, mf.gradnorm(0.5), mf.sgd(0.02), mf.jacobian("trunk.*"))
+    start = mf.descend(named, mf.gradnorm(0.5), mf.jacobian("trunk.*"), mf.sgd(0.02))
+    step = mf.descend(backwards, mf.gradnorm(0.5), mf.jacobian("trunk.*"), mf.sgd(0.02))
     state = vmap(lambda p: start.init(p, BATCH))(mf.stack(nets))
     update = vmap(step.update, (0, None))
     compiled = torch.compile(update, **TRACED)
@@ -227,7 +227,7 @@ def test_named_tasks_trace_as_one_graph():
 
 def test_a_whole_run_with_its_init_traces_as_one_graph():
     def run(params):
-        step = mf.descend(named, mf.mgda(mf.solvers.faces()), mf.sgd(0.02), mf.jacobian("trunk.*"))
+        step = mf.descend(named, mf.mgda(mf.solvers.faces()), mf.jacobian("trunk.*"), mf.sgd(0.02))
         state = step.init(params, BATCH)
         return step.update(state, BATCH)[0].params
 

@@ -27,7 +27,7 @@ CASES |= {
     "groups, a random rule": (
         opaque,
         mf.pcgrad,
-        lambda: mf.jacobian(SHARED, groups={"a": "trunk.0.*", "b": "trunk.2.*"}),
+        lambda: mf.jacobian(SHARED, param_groups={"a": "trunk.0.*", "b": "trunk.2.*"}),
         BATCH,
     ),
     "present, losses only": (
@@ -39,7 +39,7 @@ CASES |= {
     "present, groups, tracked": (
         labelled,
         mf.moco,
-        lambda: mf.tracked(SHARED, groups="layer", present=given),
+        lambda: mf.moving_average(SHARED, param_groups="layer", present=given),
         (*BATCH, MASKS[0]),
     ),
 }
@@ -56,7 +56,7 @@ def fresh_compiler():
 def test_vmapped_step_traces_as_one_graph(name):
     """Two steps by one compilation."""
     losses, rule, probe, batch = CASES[name]
-    step = mf.descend(losses, rule(), mf.sgd(0.05), probe())
+    step = mf.descend(losses, rule(), probe(), mf.sgd(0.05))
     everyone = (*batch[:2], MASKS[2]) if "present" in name else batch
     mf.parameters(net)  # whose parameters the choices are: stacked ones share their names
     state = vmap(lambda params, seed: step.init(params, everyone, key=seed))(

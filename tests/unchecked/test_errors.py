@@ -139,22 +139,22 @@ CASES = {
         "reference: ",
     ),
     "preference negative": (
-        lambda: mf.weights(mf.mean(torch.tensor([1.0, -1.0])), G),
+        lambda: mf.weights(mf.mean(preference=torch.tensor([1.0, -1.0])), G),
         ValueError,
         "preference: expected finite entries >= 0",
     ),
     "preference zero": (
-        lambda: mf.weights(mf.mean(torch.zeros(2)), G),
+        lambda: mf.weights(mf.mean(preference=torch.zeros(2)), G),
         ValueError,
         "preference: .*positive sum",
     ),
     "preference shape": (
-        lambda: mf.weights(mf.mean(torch.ones(3)), G),
+        lambda: mf.weights(mf.mean(preference=torch.ones(3)), G),
         ValueError,
         r"preference: expected shape \[2\]",
     ),
     "preference integer": (
-        lambda: mf.weights(mf.mean(torch.ones(2, dtype=torch.int64)), G),
+        lambda: mf.weights(mf.mean(preference=torch.ones(2, dtype=torch.int64)), G),
         ValueError,
         "preference is torch.int64",
     ),
@@ -218,20 +218,20 @@ CASES = {
     ),
     "measure": (
         lambda: mf.descend(
-            vector, mf.mgda(), mf.sgd(0.1), mf.jacobian("trunk.*", measure="heads.*")
+            vector, mf.mgda(), mf.jacobian("trunk.*", measure="heads.*"), mf.sgd(0.1)
         ).init(PARAMS, BATCH),
         ValueError,
         r"measure='heads\.\*' matches no parameter; there are: trunk",
     ),
     "has_aux missing": (
         lambda: mf.descend(
-            lambda p, b: (vector(p, b), 1), mf.mean(), mf.sgd(0.1), mf.losses_only()
+            lambda p, b: (vector(p, b), 1), mf.mean(), mf.losses_only(), mf.sgd(0.1)
         ).init(PARAMS, BATCH),
         ValueError,
         "pass has_aux=True",
     ),
     "has_aux wrong": (
-        lambda: mf.descend(scalars, mf.mean(), mf.sgd(0.1), mf.losses_only(), has_aux=True).init(
+        lambda: mf.descend(scalars, mf.mean(), mf.losses_only(), mf.sgd(0.1), has_aux=True).init(
             PARAMS, BATCH
         ),
         ValueError,

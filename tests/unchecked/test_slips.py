@@ -16,13 +16,13 @@ from mtlfunc.types import BalanceState, TrainState
 from tests.problems import BATCH, PARAMS, TASKS, decode, encode, net, scalars, vector
 
 SHARED = "trunk.*"
-ORDER = "the order is balance(losses_fn, rule, probe) and descend(losses_fn, rule, optimizer, pr"
+ORDER = "the order is balance(losses_fn, rule, probe) and descend(losses_fn, rule, probe, optimi"
 TORCH = "got torch.optim.Adam, which moves parameters in place"
 LOOP = "mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
 RULE, PROBE, SGD = mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)
-PLAIN = mf.descend(vector, RULE, SGD, PROBE)
-LEARNING = mf.descend(vector, mf.gradnorm(0.5), mf.adam(0.1), PROBE)
-TWO = mf.descend(lambda p, b: vector(p, b)[:2], mf.gradnorm(0.5), mf.adam(0.1), PROBE)
+PLAIN = mf.descend(vector, RULE, PROBE, SGD)
+LEARNING = mf.descend(vector, mf.gradnorm(0.5), PROBE, mf.adam(0.1))
+TWO = mf.descend(lambda p, b: vector(p, b)[:2], mf.gradnorm(0.5), PROBE, mf.adam(0.1))
 
 
 def started(rule=RULE, probe=PROBE, losses_fn=vector, params=PARAMS, batch=BATCH, **options):
@@ -46,7 +46,7 @@ PARTS = {
         r"probe: expected a probe, .* got the function jacobian itself; call it, jacobian\(",
     ),
     "an optimizer not called": (
-        lambda: mf.descend(vector, RULE, mf.adam, PROBE),
+        lambda: mf.descend(vector, RULE, PROBE, mf.adam),
         r"optimizer: .* got the function adam itself; call it, adam\(\.\.\.\)",
     ),
     "the name of a rule": (lambda: mf.balance(vector, "cagrad", PROBE), "rule.*cagrad"),
@@ -56,15 +56,15 @@ PARTS = {
     ),
     "rule and probe swapped": (lambda: mf.balance(vector, PROBE, RULE), "rule: .*[Pp]robe.*order"),
     "probe and optimizer swapped": (
-        lambda: mf.descend(vector, RULE, PROBE, SGD),
-        "optimizer: .*got a probe; " + re.escape(ORDER),
+        lambda: mf.descend(vector, RULE, SGD, PROBE),
+        "probe: .*got an optimizer; " + re.escape(ORDER),
     ),
     "torch's optimizer": (
-        lambda: mf.descend(vector, RULE, torch.optim.Adam(net.parameters()), PROBE),
+        lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam(net.parameters())),
         f"optimizer: {TORCH}.*{re.escape(LOOP)}",
     ),
     "torch's optimizer, the class": (
-        lambda: mf.descend(vector, RULE, torch.optim.Adam, PROBE),
+        lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam),
         f"optimizer: {TORCH}",
     ),
     "torch's optimizer in log space": (
@@ -97,7 +97,10 @@ PARTS = {
         lambda: mf.losses_only(present=torch.ones(TASKS, dtype=torch.bool)),
         r"present: expected a function of \(batch\), got an object of type Tensor",
     ),
-    "a rate of nothing": (lambda: mf.tracked(rate=lambda: 0.1), r"rate: .*\(steps\), but <lambda>"),
+    "a rate of nothing": (
+        lambda: mf.moving_average(rate=lambda: 0.1),
+        r"rate: .*\(steps\), but <lambda>",
+    ),
     "a module for encode": (
         lambda: mf.representation(net.trunk, decode),
         r"encode: expected a function of \(params, batch\), but Sequential takes",
@@ -244,7 +247,7 @@ def test_what_does_not_belong_together_is_named(slip):
 
 
 def test_groups_that_are_each_a_rule_are_checked_too():
-    grouped = mf.jacobian(SHARED, groups="layer")
+    grouped = mf.jacobian(SHARED, param_groups="layer")
     learning, state = started(mf.gradnorm(0.5), grouped)
     with pytest.raises(ValueError, match="state: its rule's part"):
         learning.update(PARAMS, BATCH, state._replace(rule=started(mf.gradnorm(0.5))[1].rule))
@@ -290,17 +293,25 @@ def test_what_has_the_shape_of_a_part_is_one():
         assert stepped(rule, probe=mf.losses_only())[2].weights.shape == (3,)
 
     own, ours = (
-        mf.descend(f, RULE, o, PROBE) for f, o in ((Losses(), Half()), (vector, mf.sgd(0.5)))
+        mf.descend(f, RULE, PROBE, o) for f, o in ((Losses(), Half()), (vector, mf.sgd(0.5)))
     )
     ends = [step.update(step.init(PARAMS, BATCH), BATCH)[0].params for step in (own, ours)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in PARAMS)
 
 
 def test_old_names_say_the_new_ones():
-    with pytest.raises(AttributeError, match=r"mtlfunc\.revisit is called mtlfunc\.second_evaluat"):
-        getattr(mf, "revisit")  # noqa: B009
-    with pytest.raises(AttributeError, match=r"mtlfunc\.excess is called mtlfunc\.excess_risk now"):
-        getattr(mf, "excess")  # noqa: B009
+    names = {
+        "every": "update_every",
+        "excess": "excess_risk",
+        "revisit": "second_evaluation",
+        "sample_lengths": "sample_norms",
+        "scalars": "log_dict",
+        "tracked": "moving_average",
+    }
+    for old, new in names.items():
+        assert hasattr(mf, new)
+        with pytest.raises(AttributeError, match=rf"mtlfunc\.{old} is called mtlfunc\.{new} now"):
+            getattr(mf, old)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         getattr(mf, "nothing")  # noqa: B009
 
@@ -320,6 +331,6 @@ def test_a_rollout_counts_on_a_batch_a_step():
 def test_scalars_of_something_else():
     for slip, found in ((stepped(), "tuple"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"info: expected the Info of a step, got {found}"):
-            mf.scalars(slip)
+            mf.log_dict(slip)
     with pytest.raises(ValueError, match="names: expected 3 strings, one a task, got 'abc'"):
-        mf.scalars(stepped()[2], "abc")
+        mf.log_dict(stepped()[2], "abc")

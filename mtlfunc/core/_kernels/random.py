@@ -15,7 +15,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 @_jit
-def hashed(x: np.uint64) -> np.uint64:
+def hash_bits(x: np.uint64) -> np.uint64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -25,9 +25,9 @@ def hashed(x: np.uint64) -> np.uint64:
 def fold_in(key: int, data: int) -> int:
     """`random.fold_in`."""
     return np.int64(  # pyright: ignore[reportReturnType]
-        hashed(
-            hashed(np.uint64(key) + np.uint64(GOLDEN))
-            ^ hashed(np.uint64(data) + np.uint64(0xBF58476D1CE4E5B9))
+        hash_bits(
+            hash_bits(np.uint64(key) + np.uint64(GOLDEN))
+            ^ hash_bits(np.uint64(data) + np.uint64(0xBF58476D1CE4E5B9))
         )
     )
 
@@ -35,28 +35,30 @@ def fold_in(key: int, data: int) -> int:
 @_jit
 def uniform(key: int, digits: int, out: Array) -> None:
     """Fill `out`, flat, with numbers in [0, 1) of so many binary digits."""
-    root, unit = hashed(np.uint64(key) + np.uint64(GOLDEN)), 2.0**-digits
+    root, unit = hash_bits(np.uint64(key) + np.uint64(GOLDEN)), 2.0**-digits
     for i in range(len(out)):
         out[i] = (
             np.float64(
-                hashed(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(64 - digits)
+                hash_bits(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(64 - digits)
             )
             * unit
         )
 
 
 @_jit
-def symmetric(key: int, out: Array) -> None:
+def fill_symmetric(key: int, out: Array) -> None:
     """Fill `out`, flat float64, with the numbers in (-1, 1) whose erfinv, times √2, is standard
     normal.
     """
-    root = hashed(np.uint64(key) + np.uint64(GOLDEN))
+    root = hash_bits(np.uint64(key) + np.uint64(GOLDEN))
     for i in range(len(out)):
         out[i] = (
             2
             * (
                 (
-                    np.float64(hashed(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(11))
+                    np.float64(
+                        hash_bits(root + np.uint64(i + 1) * np.uint64(GOLDEN)) >> np.uint64(11)
+                    )
                     + 0.5
                 )
                 * 2.0**-53
@@ -66,7 +68,7 @@ def symmetric(key: int, out: Array) -> None:
 
 
 @_jit
-def times(x: Array, factor: float, out: Array) -> None:
+def scale_into(x: Array, factor: float, out: Array) -> None:
     """out = factor x, rounded to the dtype of `out`."""
     for i in range(len(x)):
         out[i] = factor * x[i]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .uses import NotUnderstood, Part, Parts, Use, use_of
+from .calls import Part, Parts, UnknownCall, Use, use_of
 
 
 def _layer_norm(
@@ -110,7 +110,7 @@ def _batch_norm(
 
 
 def add(parts: Parts, out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
-    yield from _broadcast(
+    yield from _broadcast_calls(
         parts,
         "add",
         out,
@@ -121,14 +121,14 @@ def add(parts: Parts, out: Tensor, input: Any, other: Any, *, alpha: float = 1) 
 
 
 def _sub(parts: Parts, out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Use]:
-    yield from _broadcast(
+    yield from _broadcast_calls(
         parts, "sub", out, (input, other), lambda delta, i: delta if i == 0 else -alpha * delta, ()
     )
 
 
 def _mul(parts: Parts, out: Tensor, input: Any, other: Any) -> Iterator[Use]:
     both = (input, other)
-    yield from _broadcast(
+    yield from _broadcast_calls(
         parts,
         "mul",
         out,
@@ -139,7 +139,7 @@ def _mul(parts: Parts, out: Tensor, input: Any, other: Any) -> Iterator[Use]:
 
 
 def shift(part: Part, op: str, out: Tensor, count: int, channel: int | None = None) -> Use:
-    return _local(part, op, out, (), lambda delta: delta, count, channel, ("shift",))
+    return _local_call(part, op, out, (), lambda delta: delta, count, channel, ("shift",))
 
 
 def _scale(
@@ -151,10 +151,10 @@ def _scale(
     count: int,
     channel: int | None = None,
 ) -> Use:
-    return _local(part, op, out, (x,), lambda delta: delta * normalized(), count, channel)
+    return _local_call(part, op, out, (x,), lambda delta: delta * normalized(), count, channel)
 
 
-def _local(
+def _local_call(
     part: Part,
     op: str,
     out: Tensor,
@@ -168,7 +168,7 @@ def _local(
     axes are inner positions.
     """
     if part.transposed:
-        raise NotUnderstood
+        raise UnknownCall
     shape = out.shape[out.ndim - count :] if channel is None else out.shape[channel : channel + 1]
     size = math.prod(shape)
     axes = tuple(range(out.ndim - count)) if channel is None else (0,)
@@ -195,7 +195,7 @@ def _local(
     )
 
 
-def _broadcast(
+def _broadcast_calls(
     parts: Parts,
     op: str,
     out: Any,
@@ -208,7 +208,7 @@ def _broadcast(
         if part is None:
             continue
         if part.transposed or parts.part(other) is not None or not isinstance(out, Tensor):
-            raise NotUnderstood
+            raise UnknownCall
         # An axis of the output counts positions where the leaf has none, or has length 1 there and
         # the output has not.
         offset = out.ndim - leaf.ndim

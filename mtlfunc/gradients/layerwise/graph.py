@@ -102,12 +102,12 @@ class Graph:
                 found[child].add(node)
         return found
 
-    def older(self, number: int) -> bool:
+    def has_node_before(self, number: int) -> bool:
         """Whether a node was made before the one of this number, of which leaves have none."""
         return any(node._sequence_nr() < number for node in self.reach)
 
     @property
-    def custom(self) -> bool:
+    def has_custom_backward(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
         return any(isinstance(node, BackwardCFunction) for node in self.reach)
 
@@ -123,15 +123,15 @@ class Graph:
 
     @cached_property
     def _batching(self) -> tuple[bool, bool]:
-        return _batching(self.reach)
+        return _batching_support(self.reach)
 
     @property
-    def batched(self) -> bool:
+    def can_batch(self) -> bool:
         """Whether every operation has a batched backward."""
         return not self.loops and self._batching[0]
 
     @property
-    def twice(self) -> bool:
+    def can_batch_twice(self) -> bool:
         """Whether a batched backward can be differentiated."""
         return self._batching[1]
 
@@ -170,8 +170,8 @@ def _ends(places: Mapping[str, Place]) -> set[Node]:
     return {place.node for place in places.values() if not isinstance(place, Tensor)}
 
 
-def batching(root: GradientEdge | None, places: Mapping[str, Place]) -> tuple[bool, bool]:
-    """`batched` and `twice` of `read_graph((root,), places)`, and no more."""
+def batching_support(root: GradientEdge | None, places: Mapping[str, Place]) -> tuple[bool, bool]:
+    """`can_batch` and `can_batch_twice` of `read_graph((root,), places)`, and no more."""
     todo = [] if root is None else [root.node]
     seen: set[Node] = _ends(places) | set(todo)
     while todo:
@@ -179,23 +179,23 @@ def batching(root: GradientEdge | None, places: Mapping[str, Place]) -> tuple[bo
             if child is not None and child not in seen:
                 seen.add(child)
                 todo.append(child)
-    return _batching(seen)
+    return _batching_support(seen)
 
 
-def _batching(nodes: Iterable[Node]) -> tuple[bool, bool]:
+def _batching_support(nodes: Iterable[Node]) -> tuple[bool, bool]:
     nodes = list(nodes)
     names = {node.name() for node in nodes}
 
-    def some(kinds: tuple[str, ...]) -> bool:
+    def any_of_kind(kinds: tuple[str, ...]) -> bool:
         return any(name.startswith(kinds) for name in names)
 
-    mixed = some(_NORMS) and some(("ToCopy",))
+    mixed = any_of_kind(_NORMS) and any_of_kind(("ToCopy",))
     # On plain leaves a custom function's own backward, a compiled one's too, runs as it is written.
     custom = not depth() and any(isinstance(node, BackwardCFunction) for node in nodes)
-    return not (some(_UNBATCHED) or mixed or custom), not some(_STALE)
+    return not (any_of_kind(_UNBATCHED) or mixed or custom), not any_of_kind(_STALE)
 
 
-def separate(
+def separate_edges(
     losses: Tensor, scalars: tuple[Tensor, ...] | None
 ) -> tuple[GradientEdge | None, ...] | None:
     """The places of T separate losses in the graph; None for a vector computed as a whole.
@@ -213,7 +213,7 @@ def separate(
     )
 
 
-def better_apart(graph: Graph, count: int, rows: int | None = None) -> bool:
+def prefers_separate_passes(graph: Graph, count: int, rows: int | None = None) -> bool:
     """Whether T stacked losses are better differentiated each by itself than as so many rows (T),
     judged by the graph alone.
 
@@ -257,7 +257,9 @@ Farther is another call.
 """
 
 
-def only_through(leaf: Node, graph: Graph, regions: Iterable[tuple[Node, set[Node]]]) -> bool:
+def is_reached_only_through(
+    leaf: Node, graph: Graph, regions: Iterable[tuple[Node, set[Node]]]
+) -> bool:
     """Whether all derivatives that reach a leaf pass through the outputs of the given calls.
 
     Args:

@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from .forms import Layout, layouts
+from .calls import Use
+from .formulas import Layout, layouts
 from .graph import Graph
-from .uses import Use
 
 Node = Any  # torch.autograd.graph.Node
 Place = tuple[Node, int]  # a node and which of its outputs
@@ -96,7 +96,7 @@ def layout_of(owners: Owners, uses: Sequence[Use], count: int) -> Layout | None:
     """Owners 0, 1, … in equal runs, or by turns, along one axis of positions of one output."""
     if isinstance(owners, int):
         return None
-    owners = _compressed(owners)
+    owners = _compress_owners(owners)
     varying = [axis for axis, size in enumerate(owners.shape) if size > 1]
     if len(varying) != 1 or not all(varying[0] in use.axes for use in uses):
         return None
@@ -122,7 +122,7 @@ def walk(
 
     def add(node: Node, place: int, owners: Owners) -> None:
         places = known.setdefault(node, {})
-        places[place] = _either(places[place], owners) if place in places else owners
+        places[place] = _merge_owners(places[place], owners) if place in places else owners
 
     for (node, place), owners in roots:
         add(node, place, owners)
@@ -132,12 +132,14 @@ def walk(
             return False
         for index, (child, at) in enumerate(node.next_functions):
             if child is not None and child in inside and child.next_functions:  # no leaf
-                for owners in _of_input(node, index, places, (child, at)):
+                for owners in _owners_of_input(node, index, places, (child, at)):
                     add(child, at, owners)
     return True
 
 
-def _of_input(node: Node, index: int, places: Mapping[int, Owners], child: Place) -> list[Owners]:
+def _owners_of_input(
+    node: Node, index: int, places: Mapping[int, Owners], child: Place
+) -> list[Owners]:
     """What every output's owners say of one input."""
     follow = _KNOWN.get(node.name())
     found: list[Owners] = []
@@ -145,12 +147,12 @@ def _of_input(node: Node, index: int, places: Mapping[int, Owners], child: Place
         answer: Owners | None = None
         if follow in _CUTS or not isinstance(owners, int):
             out, shape = _shape(node, place), _shape(child[0], child[1])
-            answer = _followed(follow, node, index, place, owners, out, shape)
-        found.append(_whole(owners) if answer is None else answer)
+            answer = _follow_owners(follow, node, index, place, owners, out, shape)
+        found.append(_owner_of_all(owners) if answer is None else answer)
     return found
 
 
-def _followed(
+def _follow_owners(
     follow: Follow | None,
     node: Node,
     index: int,
@@ -183,7 +185,7 @@ def _shape(node: Node, place: int) -> Shape | None:
     return tuple(metadata[place].shape) if place < len(metadata) else None
 
 
-def _either(one: Owners, other: Owners) -> Owners:
+def _merge_owners(one: Owners, other: Owners) -> Owners:
     """Of an entry that two consumers read."""
     if isinstance(one, int) and isinstance(other, int):
         return one if other in {one, NOBODY} else other if one == NOBODY else SEVERAL
@@ -191,7 +193,7 @@ def _either(one: Owners, other: Owners) -> Owners:
     return np.where((a == b) | (b == NOBODY), a, np.where(a == NOBODY, b, SEVERAL))
 
 
-def _over(owners: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+def _reduce_owners(owners: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     """The owners of what all entries along some axes depend on; these are kept, with length 1."""
     axes = tuple(axis for axis in axes if owners.shape[axis] > 1)
     if not axes:
@@ -201,11 +203,15 @@ def _over(owners: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     return np.where(lowest == highest, highest, SEVERAL)
 
 
-def _whole(owners: Owners) -> int:
-    return owners if isinstance(owners, int) else int(_over(owners, range(owners.ndim)).flat[0])
+def _owner_of_all(owners: Owners) -> int:
+    return (
+        owners
+        if isinstance(owners, int)
+        else int(_reduce_owners(owners, range(owners.ndim)).flat[0])
+    )
 
 
-def _compressed(owners: np.ndarray) -> np.ndarray:
+def _compress_owners(owners: np.ndarray) -> np.ndarray:
     """With length 1 along axes on which they do not depend."""
     for axis, size in enumerate(owners.shape):
         first = owners.take([0], axis)
@@ -217,13 +223,13 @@ def _compressed(owners: np.ndarray) -> np.ndarray:
 # ---- known operations ----------------------------------------------------------------------------
 
 
-def _signed(n: int) -> int:
+def _to_signed(n: int) -> int:
     return n - 2**64 if n >= 2**63 else n  # torch keeps negative ones as unsigned
 
 
 def _dims(named: int | Sequence[int] | None, count: int) -> list[int]:
     named = (named,) if isinstance(named, int) else named or ()
-    return sorted({_signed(dim) % count for dim in named})
+    return sorted({_to_signed(dim) % count for dim in named})
 
 
 def _elementwise(
@@ -234,11 +240,11 @@ def _elementwise(
     if lead < 0 or any(size not in (1, full) for size, full in zip(shape, out[lead:], strict=True)):
         return None
     broadcast = [lead + axis for axis, size in enumerate(shape) if size == 1]
-    merged = _over(owners, [*range(lead), *broadcast])
+    merged = _reduce_owners(owners, [*range(lead), *broadcast])
     return merged.reshape(merged.shape[lead:])
 
 
-def _unreduced(
+def _follow_unreduced(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     if node._saved_reduction != 0:
@@ -246,23 +252,23 @@ def _unreduced(
     return _elementwise(node, index, place, owners, out, shape)
 
 
-def _view(
+def _follow_view(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     """Other axes for the same entries in the same order, group of axes by group."""
     if math.prod(out) != math.prod(shape):
         return None
     full, after = [], []
-    for (i, j), (k, n) in _matched(out, shape):
+    for (i, j), (k, n) in _match_axes(out, shape):
         varies = any(size > 1 for size in owners.shape[i:j])
         full += out[i:j] if varies else owners.shape[i:j]
         after += shape[k:n] if varies else [1] * (n - k)
     if math.prod(full) > LARGEST:
         return None
-    return _compressed(np.broadcast_to(owners, full).reshape(after))
+    return _compress_owners(np.broadcast_to(owners, full).reshape(after))
 
 
-def _matched(a: Shape, b: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _match_axes(a: Shape, b: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """The shortest runs of axes that hold equally many entries, of two shapes that do."""
     i = k = 0
     found = []
@@ -278,21 +284,21 @@ def _matched(a: Shape, b: Shape) -> list[tuple[tuple[int, int], tuple[int, int]]
     return found
 
 
-def _permuted(
+def _follow_permutation(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     axes = list(range(len(out)))
     if node.name() == "PermuteBackward0":
-        axes = [_signed(dim) % len(out) for dim in node._saved_dims]
+        axes = [_to_signed(dim) % len(out) for dim in node._saved_dims]
     elif node.name() == "TransposeBackward0":
-        i, j = (_signed(dim) % len(out) for dim in (node._saved_dim0, node._saved_dim1))
+        i, j = (_to_signed(dim) % len(out) for dim in (node._saved_dim0, node._saved_dim1))
         axes[i], axes[j] = j, i
     else:
         axes.reverse()
     return owners.transpose(np.argsort(axes))
 
 
-def _reduced(
+def _follow_reduction(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     """One number for all entries along some axes."""
@@ -302,28 +308,28 @@ def _reduced(
     return owners if len(shape) == len(out) else np.expand_dims(owners, dims)
 
 
-def _along(
+def _follow_along_axes(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     """Entries along some axes depend on one another."""
     dims = _dims(node._saved_dim, len(shape))
-    return _over(owners, dims) if index == 0 and out == shape and dims else None
+    return _reduce_owners(owners, dims) if index == 0 and out == shape and dims else None
 
 
-def _cut(
+def _follow_slice(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     """A piece of the input along one axis."""
     (dim,) = _dims(node._saved_dim, len(shape))
     kind, length = node.name(), shape[dim]
     if kind == "SelectBackward0":
-        start = _signed(node._saved_index) % length
+        start = _to_signed(node._saved_index) % length
         piece = slice(start, start + 1)
     elif kind == "UnbindBackward0":
         piece = slice(place, place + 1)
     elif kind == "SliceBackward0":
         start, end = node._saved_start or 0, node._saved_end
-        piece = slice(_signed(start), None if end is None else _signed(end), node._saved_step)
+        piece = slice(_to_signed(start), None if end is None else _to_signed(end), node._saved_step)
     elif kind == "SplitBackward0":
         piece = slice(place * node._saved_split_size, (place + 1) * node._saved_split_size)
     else:
@@ -338,7 +344,7 @@ def _cut(
     return found
 
 
-def _joined(
+def _follow_concatenation(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     """All of one of the inputs is a piece of the output."""
@@ -364,7 +370,7 @@ def _product(
     added = "add" in node.name().lower()
     if added and index == 0:
         return _elementwise(node, index, place, owners, out, shape)
-    return _over(owners, [len(out) - 1 - (index - added)])
+    return _reduce_owners(owners, [len(out) - 1 - (index - added)])
 
 
 def _matrix_vector(
@@ -373,7 +379,7 @@ def _matrix_vector(
     return owners[:, None] if index == 0 else None
 
 
-def _by_entry(inputs: int) -> Follow:
+def _follow_by_entry(inputs: int) -> Follow:
     """Entries of the first axis are worked on one by one."""
 
     def follow(
@@ -381,7 +387,7 @@ def _by_entry(inputs: int) -> Follow:
     ) -> np.ndarray | None:
         if index >= inputs or len(out) != len(shape) or out[0] != shape[0]:
             return None
-        return _over(owners, range(1, len(out)))
+        return _reduce_owners(owners, range(1, len(out)))
 
     return follow
 
@@ -390,7 +396,7 @@ def _layer_norm(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
     count = len(node._saved_normalized_shape)
-    return _over(owners, range(len(out) - count, len(out))) if index == 0 else None
+    return _reduce_owners(owners, range(len(out) - count, len(out))) if index == 0 else None
 
 
 def _likelihood(
@@ -411,20 +417,20 @@ _NAMES: dict[Follow, str] = {
         Maximum:0 Where:0 Clone:0 Alias:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0 Lerp:1
         MaskedFill:0 NativeDropout:0
         """,
-    _unreduced: "MseLoss:0 SmoothL1Loss:0 HuberLoss:0 BinaryCrossEntropy:0 "
+    _follow_unreduced: "MseLoss:0 SmoothL1Loss:0 HuberLoss:0 BinaryCrossEntropy:0 "
     "BinaryCrossEntropyWithLogits:0",
-    _view: "View:0 UnsafeView:0 ReshapeAlias:0 Unsqueeze:0 Squeeze:0 Squeeze:1 Squeeze:2",
-    _permuted: "T:0 Transpose:0 Permute:0",
-    _reduced: "Sum:1 Mean:1 Amax:0 Amin:0 Max:0 Min:0 Logsumexp:0 LinalgVectorNorm:0 Norm:1 Var:0 "
-    "Std:0",
-    _along: "Softmax:0 LogSoftmax:0 Cumsum:0",
-    _cut: "Select:0 Unbind:0 Slice:0 Split:0 SplitWithSizes:0",
-    _joined: "Cat:0 Stack:0",
+    _follow_view: "View:0 UnsafeView:0 ReshapeAlias:0 Unsqueeze:0 Squeeze:0 Squeeze:1 Squeeze:2",
+    _follow_permutation: "T:0 Transpose:0 Permute:0",
+    _follow_reduction: "Sum:1 Mean:1 Amax:0 Amin:0 Max:0 Min:0 Logsumexp:0 "
+    "LinalgVectorNorm:0 Norm:1 Var:0 Std:0",
+    _follow_along_axes: "Softmax:0 LogSoftmax:0 Cumsum:0",
+    _follow_slice: "Select:0 Unbind:0 Slice:0 Split:0 SplitWithSizes:0",
+    _follow_concatenation: "Cat:0 Stack:0",
     _product: "Mm:0 Addmm:0 Bmm:0 Baddbmm:0",
     _matrix_vector: "Mv:0",
-    _by_entry(1): "Convolution:0 NativeGroupNorm:0 MaxPool2DWithIndices:0 AvgPool2D:0 "
+    _follow_by_entry(1): "Convolution:0 NativeGroupNorm:0 MaxPool2DWithIndices:0 AvgPool2D:0 "
     "AdaptiveAvgPool2D:0",
-    _by_entry(3): "ScaledDotProductFlashAttentionForCpu:0 ScaledDotProductFlashAttention:0 "
+    _follow_by_entry(3): "ScaledDotProductFlashAttentionForCpu:0 ScaledDotProductFlashAttention:0 "
     "ScaledDotProductEfficientAttention:0 ScaledDotProductCudnnAttention:0",
     _layer_norm: "NativeLayerNorm:0",
     _likelihood: "NllLoss:0 NllLoss2D:0",
@@ -434,4 +440,4 @@ _KNOWN: dict[str, Follow] = {
     for follow, names in _NAMES.items()
     for name in names.split()
 }
-_CUTS = (_cut,)  # what belongs to one loss as a whole is a piece of what went in
+_CUTS = (_follow_slice,)  # what belongs to one loss as a whole is a piece of what went in

@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 from torch.autograd.graph import GradientEdge
 
 from ...types import Params
-from .forms import Cost, Form, Group, Layout, costs, layouts, positions
-from .graph import Graph, only_through, region
+from .calls import Use, by_leaf
+from .formulas import Cost, Form, Group, Layout, costs, layouts, positions
+from .graph import Graph, is_reached_only_through, region
 from .owners import entry_layouts
-from .uses import Use, by_leaf
 
 Engine = Literal["auto", "layerwise", "rows"]
 
@@ -41,7 +41,7 @@ convolutions on a CPU are faster in a loop.
 LOOPED_CONVOLUTION = 0.55
 
 
-def worth_watching(params: Params, names: Sequence[str]) -> bool:
+def is_worth_recording(params: Params, names: Sequence[str]) -> bool:
     """Whether so many parameters repay a look at the graph."""
     return sum(params[name].numel() for name in names) >= FEW_PARAMETERS
 
@@ -86,7 +86,7 @@ def groups_of(
         if not uses or not apart or not all(use.intact for use in uses):
             continue
         leaf = graph.leaf_node(name)
-        if not only_through(
+        if not is_reached_only_through(
             leaf, graph, [(use.edge.node, region(use.edge, leaf, use.stops)) for use in uses]
         ):
             continue
@@ -107,18 +107,20 @@ def groups_of(
     return found
 
 
-def weighted(cost: Cost, group: Group, form: Form, device: str) -> float:
+def weighted_cost(cost: Cost, group: Group, form: Form, device: str) -> float:
     operation = "conv" if "conv" in group.op else "product"
     return cost.flops * SLOW.get((device, operation, form), 1.0)
 
 
-def cheapest(
+def cheapest_form(
     group: Group, rows: int, device: str, samples: int | None, allowed: Sequence[Form]
 ) -> Form:
     found: dict[Form, Cost] = {
         form: cost for form, cost in costs(group, rows, samples).items() if form in allowed
     }
-    return min(found, key=lambda form: (weighted(found[form], group, form, device), form != "rows"))
+    return min(
+        found, key=lambda form: (weighted_cost(found[form], group, form, device), form != "rows")
+    )
 
 
 def task_plan(
@@ -159,14 +161,14 @@ def task_plan(
             if engine == "layerwise" or len(outer) > 1
             else ["kernel", "gemm", "rows"]
         )
-        forms: list[Form] = [cheapest(group, rows, device, None, allowed) for group in outer]
+        forms: list[Form] = [cheapest_form(group, rows, device, None, allowed) for group in outer]
         if forms == ["rows"]:
             left.append(name)
             continue
         for group, form in zip(outer, forms, strict=True):
             tapped.append((group, form))
             found = costs(group, rows)
-            saved += weighted(found["rows"], group, "rows", device) - weighted(
+            saved += weighted_cost(found["rows"], group, "rows", device) - weighted_cost(
                 found[form], group, form, device
             )
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
@@ -207,7 +209,8 @@ def sample_plan(
     ]
     every = [group for name in served for group in groups[name]]
     forms: list[Form] = [
-        cheapest(group, samples * tasks, device, samples, ("kernel", "gemm")) for group in every
+        cheapest_form(group, samples * tasks, device, samples, ("kernel", "gemm"))
+        for group in every
     ]
     return Plan(
         tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in served)
@@ -243,13 +246,13 @@ def slices_of(
     """
     every = [group for parts in groups.values() for group in parts]
     forms: list[Form] = [
-        cheapest(group, tasks, device, tasks, ("kernel", "gemm")) for group in every
+        cheapest_form(group, tasks, device, tasks, ("kernel", "gemm")) for group in every
     ]
     by_rows = best = 0.0
     for group, form in zip(every, forms, strict=True):
         found = costs(group, tasks, tasks)
-        by_rows += weighted(found["gemm"], group, "gemm", device) + 2.0 * tasks * group.numel
-        best += weighted(found[form], group, form, device)
+        by_rows += weighted_cost(found["gemm"], group, "gemm", device) + 2.0 * tasks * group.numel
+        best += weighted_cost(found[form], group, form, device)
         best += sum(4.0 * positions(use) * group.numel for use in group.uses if use.kind == "outer")
     rows = keep and by_rows <= best
     plan = Plan(
@@ -274,7 +277,7 @@ def sketch(plan: Plan) -> Sketch:
     )
 
 
-def common(plan: Plan, every: Sequence[Sketch]) -> Plan:
+def common_plan(plan: Plan, every: Sequence[Sketch]) -> Plan:
     """A plan that fits those of all passes, of which `every` has the sketches: the same parts of
     the same leaves in the same order and form; what one of them has row by row, all have.
     """
@@ -282,14 +285,14 @@ def common(plan: Plan, every: Sequence[Sketch]) -> Plan:
     parts = {name: leaf for one in every for name, (leaf, _, _) in one.groups.items()}
     rows |= {leaf for name, leaf in parts.items() if any(name not in one.groups for one in every)}
 
-    def form(name: str) -> Form:
+    def form_of(name: str) -> Form:
         _, forms, fits = zip(*(one.groups[name] for one in every), strict=True)
         kernel = set(forms) == {"kernel"} and fits[0] is not None and len(set(fits)) == 1
         return "kernel" if kernel else "gemm"
 
     ordered = sorted(plan.tapped, key=lambda pair: pair[0].name)
     kept = [group for group, _ in ordered if group.uses[0].part.leaf not in rows]
-    return Plan(tuple((group, form(group.name)) for group in kept), tuple(sorted(rows)))
+    return Plan(tuple((group, form_of(group.name)) for group in kept), tuple(sorted(rows)))
 
 
 class Decision(NamedTuple):
@@ -312,7 +315,7 @@ def _any_better_than_rows(
         Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found
     ]
     return any(
-        cheapest(group, rows, device, None, ("kernel", "gemm", "rows")) != "rows"
+        cheapest_form(group, rows, device, None, ("kernel", "gemm", "rows")) != "rows"
         for group in groups
     )
 
@@ -327,7 +330,7 @@ def _may_be_slices(calls: Sequence[Use], names: Sequence[str], count: int, separ
     return all(layouts(use, count) for uses in used for use in uses)
 
 
-def _unused(names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
+def _unused_leaves(names: Sequence[str], graph: Graph) -> tuple[str, ...] | None:
     """The leaves, if no loss depends on any of them."""
     return None if any(map(graph.serves_leaf, names)) else tuple(names)
 
@@ -366,7 +369,7 @@ def decide(
         uses = [use for use in calls if use.part.leaf in names]
         where = entry_layouts(graph, losses, loss_edges, uses)
         groups = {} if where is None else groups_of(calls, params, names, graph)
-        unused = _unused([name for name in names if name not in groups], graph)
+        unused = _unused_leaves([name for name in names if name not in groups], graph)
         if where and unused is not None:
             kept = keep and (shared is None or set(shared) == set(names))
             known = {use.edge: layout for use, layout in zip(uses, where, strict=True)}
@@ -382,7 +385,9 @@ def decide(
         return Decision(Plan((), tuple(names)), loss_edges, False, {})
     graph = forward.graph
     calls = [use for use in seen if use.edge.node in graph.reach]
-    apart, one_at_a_time = looped(calls, graph, params, len(losses), loss_edges is not None, device)
+    apart, one_at_a_time = should_loop(
+        calls, graph, params, len(losses), loss_edges is not None, device
+    )
     loss_edges = loss_edges if not mixed and (apart or separated) else None
     groups = groups_of(calls, params, names, graph, separate=loss_edges is not None)
     return Decision(
@@ -390,7 +395,7 @@ def decide(
     )
 
 
-def looped(
+def should_loop(
     calls: Sequence[Use], graph: Graph, params: Params, count: int, separable: bool, device: str
 ) -> tuple[bool, bool]:
     """Whether T losses should be differentiated each from where they were stacked; else, whether
@@ -411,4 +416,4 @@ def looped(
     convolution = LOOPED_CONVOLUTION if device == "cpu" else penalty
     loop, batched = count * (penalty * common + convolution * conv), count * (common + conv)
     apart = separable and alone > 0 and loop + alone < batched + count * alone
-    return apart, not graph.batched or (device == "cpu" and loop < batched)
+    return apart, not graph.can_batch or (device == "cpu" and loop < batched)

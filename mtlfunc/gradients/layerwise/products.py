@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .calls import Part, Parts, UnknownCall, Use, use_of
 from .elementwise import add, shift
-from .uses import NotUnderstood, Part, Parts, Use, use_of
 
 
 def _linear(
@@ -34,7 +34,7 @@ def _linear(
 def _matmul(parts: Parts, out: Tensor, input: Tensor, other: Tensor) -> Iterator[Use]:
     part = parts.part(other)
     if part is None or parts.part(input) is not None or other.ndim != 2:
-        raise NotUnderstood
+        raise UnknownCall
     yield _product(part._replace(transposed=not part.transposed), "matmul", out, input)
 
 
@@ -49,7 +49,7 @@ def _addmm(
     alpha: float = 1,
 ) -> Iterator[Use]:
     if beta != 1 or alpha != 1:
-        raise NotUnderstood
+        raise UnknownCall
     if parts.part(mat2) is not None:
         yield from _matmul(parts, out, mat1, mat2)
     if parts.local_part(input) is not None:
@@ -77,7 +77,7 @@ def _letters(equation: str, leaf_first: bool) -> _Letters:
         or not set(mine) <= set(other + after)
         or not set(other) <= set(mine + after)
     ):
-        raise NotUnderstood
+        raise UnknownCall
     return _Letters(
         mine,
         [s for s in mine if s in other and s in after],
@@ -93,10 +93,10 @@ def _einsum(parts: Parts, out: Tensor, equation: Any, *operands: Any) -> Iterato
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     if not isinstance(equation, str) or len(operands) != 2:
-        raise NotUnderstood
+        raise UnknownCall
     which = [parts.part(x) is not None for x in operands]
     if "." in equation or "->" not in equation or sum(which) != 1:
-        raise NotUnderstood
+        raise UnknownCall
     leaf, x = operands if which[0] else operands[::-1]
     part = parts.part(leaf)
     assert part is not None
@@ -105,7 +105,7 @@ def _einsum(parts: Parts, out: Tensor, equation: Any, *operands: Any) -> Iterato
     every = zip(mine + other + after, (*leaf.shape, *x.shape, *out.shape), strict=True)
     # a letter of length 1 that was broadcast
     if part.transposed or any(size[s] != length for s, length in every):
-        raise NotUnderstood
+        raise UnknownCall
     sizes = [math.prod(size[s] for s in some) for some in (group, a, o)]
     read = [other.index(s) for s in (*position, *group, *a)]
     written = [1 + after.index(s) for s in (*position, *group, *o)]
@@ -139,16 +139,16 @@ def _conv(
 ) -> Iterator[Use]:
     space = weight.ndim - 2
     if input.ndim != weight.ndim:
-        raise NotUnderstood
+        raise UnknownCall
     kernel, channels = weight.shape[2:], weight.shape[0]
-    stride, dilation = _each(stride, space), _each(dilation, space)
+    stride, dilation = _as_tuple(stride, space), _as_tuple(dilation, space)
     if isinstance(padding, str):
         total = [
             d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
         ]
         before, after = [n // 2 for n in total], [n - n // 2 for n in total]
     else:
-        before = after = _each(padding, space)
+        before = after = _as_tuple(padding, space)
     if (part := parts.part(weight)) is not None and not part.transposed:
         inner, a, o = math.prod(out.shape[2:]), math.prod(weight.shape[1:]), channels // groups
 
@@ -188,9 +188,13 @@ def _conv_transpose(
 ) -> Iterator[Use]:
     space = weight.ndim - 2
     if input.ndim != weight.ndim:
-        raise NotUnderstood
+        raise UnknownCall
     kernel = weight.shape[2:]
-    stride, dilation, pad = _each(stride, space), _each(dilation, space), _each(padding, space)
+    stride, dilation, pad = (
+        _as_tuple(stride, space),
+        _as_tuple(dilation, space),
+        _as_tuple(padding, space),
+    )
     if (part := parts.part(weight)) is not None and not part.transposed:
         inner, a, o = math.prod(input.shape[2:]), len(weight) // groups, math.prod(weight.shape[1:])
 
@@ -231,7 +235,7 @@ def _embedding(
 ) -> Iterator[Use]:
     part = parts.part(weight)
     if part is None or part.transposed or max_norm is not None or scale_grad_by_freq or sparse:
-        raise NotUnderstood
+        raise UnknownCall
     skipped = None if padding_idx is None else padding_idx % len(weight)
 
     def varied(delta: Tensor) -> Tensor:
@@ -299,7 +303,7 @@ def _product(part: Part, op: str, out: Tensor, x: Tensor) -> Use:
     )
 
 
-def _each(value: Any, count: int) -> tuple[int, ...]:
+def _as_tuple(value: Any, count: int) -> tuple[int, ...]:
     return (
         (value,) * count
         if isinstance(value, int)

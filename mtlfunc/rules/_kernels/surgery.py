@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ...core._kernels.compiling import jit
-from ...core._kernels.random import GOLDEN, hashed
+from ...core._kernels.random import GOLDEN, hash_bits
 
 Array = np.ndarray
 PARALLEL_WORK = 2_000_000
@@ -68,7 +68,7 @@ def _order(root: np.uint64, row: int, draws: Array, order: Array) -> None:
     """
     count = len(order)
     for s in range(count):
-        draw = hashed(root + np.uint64(row * count + s + 1) * np.uint64(GOLDEN)) >> np.uint64(11)
+        draw = hash_bits(root + np.uint64(row * count + s + 1) * np.uint64(GOLDEN)) >> np.uint64(11)
         at = s
         while at > 0 and draws[at - 1] > draw:
             draws[at] = draws[at - 1]
@@ -97,7 +97,7 @@ def _range(
     for b in range(lo, hi):
         g = gramian[b if len(gramian) > 1 else 0]
         goal = targets[b if len(targets) > 1 else 0]
-        root = hashed(np.uint64(key[b if len(key) > 1 else 0]) + np.uint64(GOLDEN))
+        root = hash_bits(np.uint64(key[b if len(key) > 1 else 0]) + np.uint64(GOLDEN))
         for i in range(count):
             length[i] = np.sqrt(g[i, i]) if g[i, i] > 0 else 0.0
         finite = True

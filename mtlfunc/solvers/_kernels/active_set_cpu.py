@@ -276,7 +276,7 @@ def _choose(v: Array, k: Array, count: int, worst: float, rough: bool) -> None:
 
 
 @_jit
-def _without_dependent(k: Array) -> bool:
+def _drop_dependent(k: Array) -> bool:
     """Take the first of the fresh tasks that depends on those before it off the face again; whether
     the rough phase goes on.
     """
@@ -292,7 +292,7 @@ def _without_dependent(k: Array) -> bool:
 
 
 @_jit
-def _rejected(v: Array, k: Array) -> bool:
+def _rejects_newest(v: Array, k: Array) -> bool:
     """Whether the newest task, last on the face, wants to leave at once: off it goes, blocked."""
     newest = k[COUNT, NEWEST]
     if newest < 0 or v[Z, k[COUNT, SIZE] - 1] > 0:
@@ -392,18 +392,18 @@ def _prepare(v: Array, k: Array, m: Array, eps: float, rough: bool) -> bool:
             v[SCALAR, RIDGE], k[COUNT, VALID], k[COUNT, ROUNDS] = floor, 0, 4
             _factorise(v, k, m, floor, 0.0, 0.25 * floor)
             return False
-        rough = _without_dependent(k)
+        rough = _drop_dependent(k)
 
 
 @_jit
-def _left(v: Array, k: Array) -> None:
+def _drop_ridge(v: Array, k: Array) -> None:
     """A ridge is for the face that needed it: the next one is factorised anew."""
     if v[SCALAR, RIDGE] > 0:
         v[SCALAR, RIDGE], k[COUNT, VALID] = 0.0, 0
 
 
 @_jit
-def _onto_simplex(v: Array, k: Array) -> None:
+def _scale_to_simplex(v: Array, k: Array) -> None:
     total = 0.0
     for i in range(k[COUNT, SIZE]):
         total += v[A, k[INDEX, i]] * v[Y, k[INDEX, i]]
@@ -412,7 +412,7 @@ def _onto_simplex(v: Array, k: Array) -> None:
 
 
 @_jit
-def _nearest(v: Array, k: Array, m: Array) -> bool:
+def _nearest_on_face(v: Array, k: Array, m: Array) -> bool:
     """z = the point of the face's affine hull that is nearest to 0; there is always one."""
     size, total = k[COUNT, SIZE], 0.0
     for i in range(size):
@@ -452,7 +452,7 @@ def _polish(v: Array, k: Array, m: Array, eps: float) -> None:
             return
     for i in range(size):
         v[Y, k[INDEX, i]] = max(v[X, i], 0.0)
-    _onto_simplex(v, k)
+    _scale_to_simplex(v, k)
 
 
 @_jit
@@ -482,14 +482,14 @@ def _min_norm(v: Array, k: Array, m: Array, eps: float) -> None:
             _choose(v, k, count, worst, rough)
         while True:
             rough = _prepare(v, k, m, eps, rough)
-            bounded = _nearest(v, k, m)
-            if _rejected(v, k):
-                _left(v, k)
+            bounded = _nearest_on_face(v, k, m)
+            if _rejects_newest(v, k):
+                _drop_ridge(v, k)
                 break
             if _advance(v, k, m, bounded, rough, late):
                 break
-            _left(v, k)
-            _onto_simplex(v, k)
+            _drop_ridge(v, k)
+            _scale_to_simplex(v, k)
 
 
 @_jit
@@ -498,7 +498,7 @@ def _lowest_on_face(v: Array, k: Array, m: Array, radius: float) -> bool:
     along which it falls for ever.
     """
     size = k[COUNT, SIZE]
-    _nearest(v, k, m)
+    _nearest_on_face(v, k, m)
     if size == 1:
         return True
     for i in range(size):
@@ -559,13 +559,13 @@ def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: 
         while True:
             rough = _prepare(v, k, m, eps, rough)
             bounded = _lowest_on_face(v, k, m, radius)
-            if _rejected(v, k):
-                _left(v, k)
+            if _rejects_newest(v, k):
+                _drop_ridge(v, k)
                 break
             if _advance(v, k, m, bounded, rough, late):
                 break
-            _left(v, k)
-            _onto_simplex(v, k)
+            _drop_ridge(v, k)
+            _scale_to_simplex(v, k)
 
 
 # --- the dual cone ------------------------------------------------------------------------------
@@ -631,7 +631,7 @@ def _dual_cone(v: Array, k: Array, m: Array, magnitude: float, eps: float, ridge
             settled = True
             while k[COUNT, SIZE] > 0:
                 _lowest_in_cone(v, k, m, ridge)
-                if _rejected(v, k) or _advance(v, k, m, True, rough, late):
+                if _rejects_newest(v, k) or _advance(v, k, m, True, rough, late):
                     break
         if k[COUNT, SIZE] == 0:
             return 0.0
@@ -678,14 +678,14 @@ def _worst_rate(v: Array, count: int, pull: float, noise: float) -> float:
 
 
 @_jit
-def _only(v: Array, count: int, task: int) -> None:
+def _set_vertex(v: Array, count: int, task: int) -> None:
     """y is this vertex."""
     for i in range(count):
         v[Y, i] = 1 / v[A, i] if i == task else 0.0
 
 
 @_jit
-def _in_ball(
+def _solve_in_ball(
     v: Array, k: Array, m: Array, zero: bool, radius: float, magnitude: float, eps: float,
     ridge: float,
 ) -> bool:  # fmt: skip
@@ -697,7 +697,7 @@ def _in_ball(
         value = (v[BETA, i] + radius * v[LENGTH, i]) / v[A, i]
         if value < vertex_value:
             vertex, vertex_value = i, value
-    _only(v, count, vertex)
+    _set_vertex(v, count, vertex)
     if radius == 0:  # F is linear, the direction g₀
         return False
     if not zero:
@@ -739,7 +739,7 @@ def _in_ball(
             return True
         lowest = value / total if total > 0 and (value < lowest * total or pareto) else lowest
     if vertex_value < lowest:
-        _only(v, count, vertex)
+        _set_vertex(v, count, vertex)
     _cagrad(v, k, m, radius, magnitude, eps)
     square, total = _times(v, k, m)
     # The projection may do better than what g_w says of d: by more than rounding, for a projection
@@ -839,7 +839,7 @@ def _range(
         if kind == MIN_NORM:
             _shortest(v, k, m, zero, eps)
         elif kind == CAGRAD:
-            stationary = _in_ball(v, k, m, zero, radius, magnitude, eps, ridge)
+            stationary = _solve_in_ball(v, k, m, zero, radius, magnitude, eps, ridge)
         else:
             _dual_cone(v, k, m, magnitude, eps, ridge)
             for i in range(count):

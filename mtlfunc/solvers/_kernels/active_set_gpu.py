@@ -53,7 +53,7 @@ def solve(
     count = gramian.shape[-1]
     kind = MIN_NORM if vector is None else DUAL_CONE if c is None else CAGRAD
     # what a problem lacks is never read
-    arrays = [_readable(gramian if x is None else x) for x in (gramian, vector, c)]
+    arrays = [_make_contiguous(gramian if x is None else x) for x in (gramian, vector, c)]
     batch = max(len(x) for x in arrays)
     report = gramian.new_empty((batch, 3 * count + 2), dtype=torch.float64)
     support = gramian.new_empty((batch, 2, count), dtype=torch.bool)
@@ -78,7 +78,7 @@ def solve(
     return report, support, info
 
 
-def _readable(x: Tensor) -> Tensor:
+def _make_contiguous(x: Tensor) -> Tensor:
     """Contiguous; half precision is widened here, what remains in the kernel."""
     return (x if x.dtype in (torch.float32, torch.float64) else x.double()).contiguous()
 
@@ -120,7 +120,7 @@ def _column(matrix, here):
 
 @triton.jit
 @no_type_check
-def _at(x, here):
+def _entry_at(x, here):
     return tl.sum(tl.where(here, x, 0.0), axis=0)
 
 
@@ -133,13 +133,13 @@ def _inverse_times(root, x):
 
 @triton.jit
 @no_type_check
-def _with(root, cosine, e, here, ridge, squares, floor):
+def _add_task(root, cosine, e, here, ridge, squares, floor):
     """W with the task `here` added to the face, and its pivot: the square of what its row adds to
     the others' span.
     """
     column = _column(cosine, here)
-    e_here = _at(e, here)
-    corner = _at(column, here) + e_here * e_here + ridge * _at(squares, here)
+    e_here = _entry_at(e, here)
+    corner = _entry_at(column, here) + e_here * e_here + ridge * _entry_at(squares, here)
     column = column + e * e_here
     first = _inverse_times(root, column)  # zero outside the face, as W is
     image = _times(cosine, first) + e * tl.sum(e * first, axis=0) + ridge * squares * first
@@ -153,12 +153,12 @@ def _with(root, cosine, e, here, ridge, squares, floor):
 
 @triton.jit
 @no_type_check
-def _without(root, here):
+def _drop_task(root, here):
     """W with the task `here` taken off the face: a reflection of the rows leaves only its own with
     an entry in its column.
     """
     p = tl.sum(tl.where(here[None, :], root, 0.0), axis=1)
-    own, length = _at(p, here), tl.sqrt(tl.sum(p * p, axis=0))
+    own, length = _entry_at(p, here), tl.sqrt(tl.sum(p * p, axis=0))
     v = tl.where(here, p + tl.where(own < 0, -length, length), p)
     image = tl.sum(root * v[:, None], axis=0) * (1 / (length * (length + tl.abs(own))))
     rest = ~here[:, None] & ~here[None, :]
@@ -238,7 +238,7 @@ def _descend(
         root = tl.where(rebuild, 0.0, root)
         while tl.max(todo.to(tl.int32), axis=0) > 0:
             here = index == tl.argmax(todo.to(tl.int32), axis=0)
-            root, pivot = _with(root, cosine, e, here, ridge, squares, floor)
+            root, pivot = _add_task(root, cosine, e, here, ridge, squares, floor)
             dependent = (pivot < floor) & (ridge == 0)  # never in the dual cone
             ridge = tl.where(dependent, floor, ridge)
             todo = tl.where(dependent, inside, todo & ~here)
@@ -266,7 +266,7 @@ def _descend(
                 )
                 z = tl.where(bounded, z + stride * other, other)
         # 3. Take it, or go towards it as far as the simplex reaches.
-        rejected = (entered >= 0) & (_at(z, index == entered) <= 0)
+        rejected = (entered >= 0) & (_entry_at(z, index == entered) <= 0)
         blocking = inside & tl.where(bounded, z <= 0, z < 0)
         way = tl.where(bounded, y - z, -z)
         fraction = y / tl.where(blocking & (way > 0), way, 1.0)
@@ -286,7 +286,7 @@ def _descend(
         blocked = (blocked & (rejected | stopped | late)) | ((index == leaver) & (rejected | late))
         rebuild = (leaver >= 0) & (ridge > 0) if KIND != DUAL_CONE else leaver < -1
         if (leaver >= 0) & ~rebuild:
-            root = _without(root, index == leaver)
+            root = _drop_task(root, index == leaver)
         # 4. Which task enters: the one with the largest violation, as a cosine, if one stands out
         # from the noise.
         rates = _times(cosine, y)
@@ -328,7 +328,7 @@ def _semidefinite(cosine, bound, index, tasks):
     for k in range(tasks):
         here = index == k
         row = _column(matrix, here)
-        pivot = _at(row, here)
+        pivot = _entry_at(row, here)
         sound = sound & (pivot > 0)
         rest = ~here[:, None] & ~here[None, :]
         matrix = tl.where(

@@ -12,7 +12,7 @@ from .problems import standard as standard
 from .result import MEASURES as MEASURES
 from .result import Rank as Rank
 from .result import Result as Result
-from .result import normalized as normalized
+from .result import normalize_losses as normalize_losses
 from .study import STATIC as STATIC
 from .study import Cell as Cell
 from .study import Contestant as Contestant

@@ -107,7 +107,7 @@ def arena(
         )
         contestant = field[rival]
         cells[name][rival] = (
-            _remembered(name, rival, settings)
+            _run_cached(name, rival, settings)
             if remembered
             else compete(chosen[name], contestant, settings)
         )
@@ -115,7 +115,7 @@ def arena(
 
 
 @cache
-def _remembered(problem: str, rival: str, settings: Settings) -> Cell:
+def _run_cached(problem: str, rival: str, settings: Settings) -> Cell:
     """A built-in rule on a built-in problem, which no notebook changes."""
     return compete(standard()[problem], None if rival == STATIC else REFERENCES[rival], settings)
 
@@ -141,15 +141,15 @@ def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
             contestant, guess = entry, ""
         else:
             ready, guess = as_rule(made), rule_name(made)
-            contestant = Contestant(lambda ready=ready: ready, _prober(probe))
-        label = name or (guess if _says_something(guess) else "your rule")
+            contestant = Contestant(lambda ready=ready: ready, _probe_factory(probe))
+        label = name or (guess if _is_telling_name(guess) else "your rule")
         while label in (*taken, *found):
             label += " (yours)"
         found[label] = contestant
     return found
 
 
-def _prober(probe: Any) -> Callable[[str], Probe]:
+def _probe_factory(probe: Any) -> Callable[[str], Probe]:
     if isinstance(probe, Probe):
         return lambda shared: probe
     if not callable(probe):
@@ -165,6 +165,6 @@ def _is_pair(entry: Any) -> bool:
     return isinstance(entry, tuple) and not isinstance(entry, Rule | Contestant) and len(entry) == 2
 
 
-def _says_something(name: str) -> bool:
+def _is_telling_name(name: str) -> bool:
     """Whether a function's name names a rule: not a lambda's, nor that of `stateless` or a test."""
     return name not in ("", "rule", "stateless") and not name.startswith("test_")

@@ -2,9 +2,9 @@
 
 Two kinds of intervals. What other *seeds* of these problems might give: a bootstrap of tuning and
 reporting seeds in which every draw chooses its learning rates anew, widened as Student's t widens
-(`resampled`). What other *problems* like these might give: a problem is one draw, its seeds and
-choices included, and subsets of the problems give the exact interval (`typical`); fewer than
-`ENOUGH` problems can say nothing at 95 %, and nothing is said.
+(`resample_study`). What other *problems* like these might give: a problem is one draw, its seeds
+and choices included, and subsets of the problems give the exact interval (`mean_interval`); fewer
+than `ENOUGH` problems can say nothing at 95 %, and nothing is said.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Result:
         }
 
     @cached_property
-    def drawn(self) -> dict[tuple[str, str], Resampled]:
+    def drawn(self) -> dict[tuple[str, str], Resample]:
         """By problem and measure, as they are asked for."""
         return {}
 
@@ -142,12 +142,12 @@ class Result:
         found = []
         for i, rule in enumerate(rules):
             against = {
-                other: typical(places[:, i] - places[:, rules.index(other)])
+                other: mean_interval(places[:, i] - places[:, rules.index(other)])
                 for other in (BASELINE, STATIC)
                 if other in rules and other != rule
             }
             seeds = _interval(float(average[i]), drawn[:, i], self.settings.seeds)
-            found.append(Rank(rule, float(average[i]), seeds, typical(places[:, i]), against))
+            found.append(Rank(rule, float(average[i]), seeds, mean_interval(places[:, i]), against))
         return sorted(found, key=lambda rank: rank.rank)
 
     def critical_difference(self, by: str = "mean") -> float:
@@ -323,19 +323,19 @@ class Result:
         """`by`, or the mean score where the front is not known."""
         return by if problem in self._ranked(by) else "mean"
 
-    def _resampled(self, name: str, by: str) -> Resampled:
+    def _resampled(self, name: str, by: str) -> Resample:
         """The study of one problem again, on drawn seeds; the same draws for every rule."""
         if (name, by) not in self.drawn:
             scores = [scores[by] for scores in self.scores[name].values()]
             stream = list(self.cells).index(name)
-            self.drawn[name, by] = resampled(scores, self.settings.tuning, stream)
+            self.drawn[name, by] = resample_study(scores, self.settings.tuning, stream)
         return self.drawn[name, by]
 
     def _record(self, name: str, rule: str, by: str, place: float) -> dict[str, Any]:
         cell = self.cells[name][rule]
         best, report = self.chosen(name, rule, by), slice(self.settings.tuning, None)
         final = cell.losses[best, report]
-        draws = resamples(self.settings.seeds, list(self.cells).index(name))
+        draws = bootstrap_weights(self.settings.seeds, list(self.cells).index(name))
         record: dict[str, Any] = {
             "problem": name,
             "rule": rule,
@@ -354,11 +354,11 @@ class Result:
                 gap = self.reported(name, rule, by) - self.reported(name, other, by)
                 drawn = means[rule] - means[other]
                 interval = _interval(float(gap.mean()), drawn, self.settings.seeds)
-                record |= _named(f"{by} less {other}'s", interval)
+                record |= _interval_fields(f"{by} less {other}'s", interval)
         return record | {"step, ms": cell.step_ms}
 
 
-def normalized(problem: BenchmarkProblem, losses: Tensor) -> Tensor:
+def normalize_losses(problem: BenchmarkProblem, losses: Tensor) -> Tensor:
     """(loss - ideal)/(nadir - ideal), of any leading shape."""
     return (losses - problem.ideal) / (problem.nadir - problem.ideal)
 
@@ -367,10 +367,10 @@ def scores_of(
     problem: BenchmarkProblem, losses: Float[Tensor, "config seed task"]
 ) -> dict[str, Float[Tensor, "config seed"]]:
     """Every measure that the problem has."""
-    z = normalized(problem, losses)
+    z = normalize_losses(problem, losses)
     scores = {"mean": z.mean(-1), "worst": z.amax(-1)}
     if problem.front is not None:
-        front = normalized(problem, problem.front)
+        front = normalize_losses(problem, problem.front)
         scores["front"] = torch.stack(
             [(points[:, None] - front).clamp_min(0).norm(dim=-1).amin(-1) for points in z]
         )
@@ -380,14 +380,14 @@ def scores_of(
 # ---- intervals ----
 
 
-class Resampled(NamedTuple):
+class Resample(NamedTuple):
     """A study of one problem on drawn seeds."""
 
     places: Float[Tensor, "draw rule"]  # mean ranks
     means: Float[Tensor, "draw rule"]  # mean scores
 
 
-def resampled(scores: Sequence[Tensor], tuning: int, stream: int) -> Resampled:
+def resample_study(scores: Sequence[Tensor], tuning: int, stream: int) -> Resample:
     """A bootstrap over seeds: each draw chooses every rule's configuration anew, then reports.
 
     Args:
@@ -395,8 +395,8 @@ def resampled(scores: Sequence[Tensor], tuning: int, stream: int) -> Resampled:
         tuning: how many those are.
         stream: of random numbers.
     """
-    for_tuning = resamples(tuning, 2 * stream)
-    weights = resamples(scores[0].shape[1] - tuning, 2 * stream + 1)
+    for_tuning = bootstrap_weights(tuning, 2 * stream)
+    weights = bootstrap_weights(scores[0].shape[1] - tuning, 2 * stream + 1)
     reports = []
     for score in scores:
         bounded = torch.where(score.isfinite(), score, WORST)
@@ -405,14 +405,14 @@ def resampled(scores: Sequence[Tensor], tuning: int, stream: int) -> Resampled:
     report = torch.stack(reports, 1)  # [draw, rule, seed]
     places = (vmap(_ranks)(report) * weights[:, None]).sum(-1)
     means = torch.where(weights[:, None] > 0, report * weights[:, None], 0.0).sum(-1)
-    return Resampled(places, means)
+    return Resample(places, means)
 
 
 WORST = 1e30
 """A score that is not finite, where it must be averaged."""
 
 
-def resamples(count: int, stream: int) -> Float[Tensor, "draw item"]:
+def bootstrap_weights(count: int, stream: int) -> Float[Tensor, "draw item"]:
     """Bootstrap weights: how often each of `count` items was drawn with replacement, over `count`.
 
     From a fixed stream of random numbers.
@@ -423,7 +423,7 @@ def resamples(count: int, stream: int) -> Float[Tensor, "draw item"]:
     return torch.zeros(DRAWS, count, dtype=torch.float64).scatter_add_(1, drawn, ones) / count
 
 
-def typical(values: Float[Tensor, " problem"]) -> Interval:
+def mean_interval(values: Float[Tensor, " problem"]) -> Interval:
     """The mean over problems with its 95 % interval, exact for symmetric differences.
 
     The means of all subsets of n independent values that are symmetric about θ cut the line into 2ⁿ
@@ -465,7 +465,7 @@ def _ranks(scores: Float[Tensor, "rule seed"]) -> Float[Tensor, "rule seed"]:
     return (less + 0.5 * (same + 1)).double()
 
 
-def _ends(draws: Tensor) -> tuple[float, float]:
+def _quantile_interval(draws: Tensor) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles; NaN where some draw is not finite."""
     if not bool(draws.isfinite().all()):
         return math.nan, math.nan
@@ -475,13 +475,13 @@ def _ends(draws: Tensor) -> tuple[float, float]:
 
 def _interval(mean: float, draws: Tensor, count: int) -> Interval:
     """A bootstrap interval over `count` seeds, widened as Student's t widens the normal one."""
-    low, high = _ends(draws)
-    more = _widening(count)
+    low, high = _quantile_interval(draws)
+    more = _widening_factor(count)
     return Interval(mean, mean + more * (low - mean), mean + more * (high - mean))
 
 
 @cache
-def _widening(count: int) -> float:
+def _widening_factor(count: int) -> float:
     """A bootstrap's variance lacks the factor n/(n - 1), and its quantiles are a normal's."""
     from scipy.special import ndtri, stdtrit
 
@@ -490,14 +490,14 @@ def _widening(count: int) -> float:
     return float(stdtrit(count - 1, 0.975) / ndtri(0.975)) * (count / (count - 1)) ** 0.5
 
 
-def _named(key: str, interval: Interval) -> dict[str, float]:
+def _interval_fields(key: str, interval: Interval) -> dict[str, float]:
     """The fields of a record."""
     return {key: interval.mean, f"{key}, low": interval.low, f"{key}, high": interval.high}
 
 
 def _fields(key: str, values: Float[Tensor, " seed"], draws: Tensor) -> dict[str, float]:
     """A mean over seeds and its bootstrap interval, NaN if it is not finite."""
-    return _named(key, _interval(float(values.mean()), draws @ values, len(values)))
+    return _interval_fields(key, _interval(float(values.mean()), draws @ values, len(values)))
 
 
 def _cell(record: Mapping[str, Any], by: str) -> str:

@@ -86,7 +86,7 @@ def train(
     evaluate = problem.evaluate or problem.losses
     start = evaluate(params, data)
 
-    def taken(k: int) -> Batch:
+    def unpack_single(k: int) -> Batch:
         """The batch of step k, or a tuple of them; the first one is the same for every rule."""
         this = random.fold_in(random.fold_in(key, 1), k)
         drawn = tuple(
@@ -94,10 +94,10 @@ def train(
         )
         return drawn if batches > 1 else drawn[0]
 
-    state = method.init(params, taken(0), random.fold_in(key, 2))
+    state = method.init(params, unpack_single(0), random.fold_in(key, 2))
     moments = optimizer(lr).init(params)
     for k in range(steps):
-        batch = taken(k)
+        batch = unpack_single(k)
         began = time.perf_counter()
         grads, state, info = method.update(params, batch, state)
         if not isinstance(info.weights, Tensor) or info.weights.ndim != 1:
@@ -138,7 +138,7 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
 
     def run(seed: Tensor, lr: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         rule, probe = (
-            (mean(weights), losses_only())
+            (mean(preference=weights), losses_only())
             if contestant is None
             else (contestant.rule(), contestant.probe(problem.shared))
         )
@@ -161,7 +161,7 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
         start, losses = vmap(vmap(run, (0, None, None)), (None, 0, 0))(seeds, *configs)
         start, losses = start[0].double(), losses.double()
     except Exception as raised:  # whatever a rule under study does is a finding, not a traceback
-        error = _explained(raised)
+        error = _explain_error(raised)
         nothing = torch.full((len(configs[0]), len(seeds), tasks), torch.nan, dtype=torch.float64)
         start, losses = nothing[0], nothing
     median = 1e3 * sorted(times)[len(times) // 2] if times else float("nan")
@@ -185,7 +185,7 @@ def static_grid(tasks: int) -> Float[Tensor, "point task"]:
     return ratios / ratios.sum(-1, keepdim=True)
 
 
-def _explained(raised: Exception) -> str:
+def _explain_error(raised: Exception) -> str:
     """One line of an exception, or what to do about the commonest ones."""
     line = (str(raised).strip().splitlines() or [""])[0]
     if line.startswith("vmap:"):

@@ -87,7 +87,7 @@ class Parts:
         self.alive.append(tensor)
 
 
-class NotUnderstood(Exception):
+class UnknownCall(Exception):
     """This form of the call is left to ordinary differentiation."""
 
 
@@ -108,11 +108,11 @@ def use_of(
     """`alike`: the operation's name in its layout, where several operations fold alike."""
     # computed under no_grad: no derivative passes here
     if not isinstance(out, Tensor) or out.grad_fn is None:
-        raise NotUnderstood
+        raise UnknownCall
     if not out.is_floating_point() or any(
         x.layout != torch.strided or x.is_complex() or x.is_inference() for x in (out, *inputs)
     ):
-        raise NotUnderstood
+        raise UnknownCall
     read = tuple((x, x._version) for x in inputs)
     return Use(
         part,

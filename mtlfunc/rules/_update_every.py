@@ -15,13 +15,13 @@ from ..types import Geometry, Rule, State
 from .common import reading_also
 
 
-class EveryState(NamedTuple):
+class UpdateEveryState(NamedTuple):
     rule: State
     weights: Float[Tensor, " row"]  # the last answer
     steps: Int[Tensor, ""]
 
 
-def every(rule: Rule, k: int) -> Rule:
+def update_every(rule: Rule, period: int) -> Rule:
     """The rule's weights at steps 0, k, 2k, …, and the last ones at all others, where the rule's
     own state does not move.
 
@@ -30,14 +30,14 @@ def every(rule: Rule, k: int) -> Rule:
 
     Args:
         rule: any `Rule`.
-        k: period >= 1, in steps.
+        period: k >= 1, in steps.
 
     Returns:
         the rule's weights. Absent tasks get 0; a task that was absent when the rule was updated
         gets 0 until its next update. The probe measures the geometry at every step all the same.
 
     Raises:
-        ValueError: for k < 1.
+        ValueError: for a period below 1.
         TypeError: for a rule that is none.
 
     Source:
@@ -45,26 +45,26 @@ def every(rule: Rule, k: int) -> Rule:
 
     Examples:
         >>> import mtlfunc as mf
-        >>> mf.weights(every(mf.mgda(), 10), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        >>> mf.weights(update_every(mf.mgda(), 10), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
     expect_rule(rule)
-    if operator.index(k) < 1:
-        raise ValueError(f"k: expected a number of steps >= 1, got {k}")
+    if operator.index(period) < 1:
+        raise ValueError(f"period: expected a number of steps >= 1, got {period}")
 
     def init(losses: Tensor, key: Tensor) -> State:
-        return EveryState(
+        return UpdateEveryState(
             rule.init(losses, key),
             torch.zeros_like(losses),
             torch.zeros_like(losses[0], dtype=torch.int64),
         )
 
-    def update(geometry: Geometry, state: EveryState) -> tuple[Tensor, State]:
+    def update(geometry: Geometry, state: UpdateEveryState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)
-        due = (state.steps % k == 0) | ~(state.weights != 0).any()
+        due = (state.steps % period == 0) | ~(state.weights != 0).any()
         weights = torch.where(due, now, state.weights.to(now))
         inner = tree_map(lambda new, old: torch.where(due, new, old), inner, state.rule)
-        held = EveryState(inner, weights.to(state.weights), state.steps + 1)
+        held = UpdateEveryState(inner, weights.to(state.weights), state.steps + 1)
         return weights.where(geometry.present, 0.0), held
 
     return Rule(init, update, reading_also(rule, "present"))

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..core.checks import transformed
+from ..core.checks import inside_transform
 from ..types import Info
 
 
-def scalars(info: Info, names: Sequence[str] | None = None) -> dict[str, float]:
+def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]:
     """The numbers that people log of a step, by name: for TensorBoard, W&B, Lightning's `log_dict`.
 
     One transfer from the device, and nothing but NumPy after it. A family is a prefix: `{name: x
-    for name, x in mf.scalars(info).items() if not name.startswith("cosine/")}` leaves out the pairs
-    of many tasks.
+    for name, x in mf.log_dict(info).items() if not name.startswith("cosine/")}` leaves out the
+    pairs of many tasks.
 
     Args:
         info: of one step, from `mtlfunc.balance` or `mtlfunc.descend`.
@@ -52,7 +52,7 @@ def scalars(info: Info, names: Sequence[str] | None = None) -> dict[str, float]:
         ...     "near": (params["x"] - 1).square(), "far": (params["x"] + 3).square()}
         >>> step = mf.balance(losses, mf.mean(), mf.jacobian())
         >>> params = {"x": torch.tensor(0.0)}
-        >>> scalars(step.update(params, (), step.init(params, ()))[2])
+        >>> log_dict(step.update(params, (), step.init(params, ()))[2])
         {'loss/near': 1.0, 'loss/far': 9.0, 'weight/near': 0.5, 'weight/far': 0.5,
          'rate/near': -4.0, 'rate/far': 12.0, 'cosine/near-far': -1.0, 'conflict': 1.0,
          'length': 2.0, 'gap': 8.0}
@@ -62,7 +62,7 @@ def scalars(info: Info, names: Sequence[str] | None = None) -> dict[str, float]:
             f"info: expected the Info of a step, got {type(info).__name__}; it is the last of what "
             "update returns"
         )
-    if transformed():
+    if inside_transform():
         raise RuntimeError(
             "scalars: there are no numbers to read under a torch.func transform; return info from "
             f"the transformed function, and outside {_ONE}"

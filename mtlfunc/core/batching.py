@@ -9,10 +9,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise unless `chunk_size` is None or a number of points >= 1."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected None or a number of points >= 1, got {chunk_size}")
+def check_at_once(count: int | None, argument: str) -> None:
+    """Raise unless `count`, of points or samples in one vmap, is None or at least 1."""
+    if count is not None and count < 1:
+        raise ValueError(f"{argument}: expected None or a number >= 1, got {count}")
 
 
 def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) -> Any:
@@ -38,7 +38,7 @@ def evaluate(f: Callable[[Any], Any], points: Any, count: int, argument: str) ->
         if not any(sign in str(error) for sign in ("vmap", "data pointer", "storage")):
             raise
         raise RuntimeError(
-            f"{argument}: cannot be vmapped; pass chunk_size=1, a plain loop, or write it "
+            f"{argument}: cannot be vmapped; pass points_at_once=1, a plain loop, or write it "
             "without .item(), if and while on tensors, NumPy and torch's own random numbers "
             f"(mtlfunc.random has keys that can be vmapped). torch said: {error}"
         ) from error

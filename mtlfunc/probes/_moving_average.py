@@ -20,7 +20,7 @@ from .groups import Groups
 Rate = Scalar | Callable[[Tensor], Tensor]
 
 
-class TrackedState(NamedTuple):
+class MovingAverageState(NamedTuple):
     """The averaged rows, and for each task how far the average is from its start."""
 
     rows: Rows  # Y, {name: [task, *shape]}
@@ -29,13 +29,13 @@ class TrackedState(NamedTuple):
     steps: Int[Tensor, " task"]
 
 
-def tracked(
+def moving_average(
     shared: Select = "*",
     *,
     rate: Rate = 0.1,
     corrected: bool = False,
     measure: Select | None = None,
-    groups: Groups | None = None,
+    param_groups: Groups | None = None,
     present: Present | None = None,
     heads: Heads = "plain",
     chunk_size: int | None = None,
@@ -52,7 +52,7 @@ def tracked(
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
             step on, where Y itself starts β times as long.
         measure: the shared leaves that the Gramian sums over; None is all of them.
-        groups: groups of shared parameters, each with weights of its own, as in
+        param_groups: groups of shared parameters, each with weights of its own, as in
             `mtlfunc.jacobian`; None is one group.
         present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
             task's row stands still where it is absent. None is all.
@@ -78,7 +78,7 @@ def tracked(
     Examples:
         >>> import mtlfunc as mf
         >>> losses = lambda params, batch: batch * params["x"]
-        >>> step = mf.balance(losses, mf.mean(), tracked(rate=0.5))
+        >>> step = mf.balance(losses, mf.mean(), moving_average(rate=0.5))
         >>> params, batch = {"x": torch.zeros(())}, torch.tensor([2.0, 6.0])
         >>> state = step.init(params, batch)
         >>> for _ in range(2):
@@ -97,12 +97,12 @@ def tracked(
     def init(zeros: Rows) -> State:
         first = next(iter(zeros.values()))
         count = first.new_zeros(len(first))
-        return TrackedState(zeros, count, count.to(torch.int64))
+        return MovingAverageState(zeros, count, count.to(torch.int64))
 
     def update(
         rows: Rows, present: Tensor, blocks: Blocks, state: State
     ) -> tuple[Rows, dict[str, Tensor], State]:
-        check_memory(isinstance(state, TrackedState) and same_rows(state.rows, rows))
+        check_memory(isinstance(state, MovingAverageState) and same_rows(state.rows, rows))
         steps = state.steps + present
         beta = rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
         beta = beta * torch.ones_like(state.mass)
@@ -115,13 +115,13 @@ def tracked(
         kept = {name: y + _over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
         rows = {name: _over(shown, y) * y for name, y in kept.items()}
-        return rows, {}, TrackedState(kept, mass, steps)
+        return rows, {}, MovingAverageState(kept, mass, steps)
 
     options = RowOptions(
         shared,
         measure=measure,
         edit=Edit(init, update, frozenset({"tracked_gramian"})),
-        groups=groups,
+        param_groups=param_groups,
         present=present,
         heads=heads,
         chunk_size=chunk_size,

@@ -57,7 +57,7 @@ def test_scalars_are_those_of_loops_over_gradients(count, seed, kind):
     weights = torch.randn(count, generator=generator, dtype=F64)
     weights = {"simplex": weights.softmax(0), "any": weights, "zero": 0 * weights}[kind]
     names = [f"t{i}" for i in range(count)]
-    found, known = mf.scalars(info_of(rows, weights), names), expected(rows, weights, names)
+    found, known = mf.log_dict(info_of(rows, weights), names), expected(rows, weights, names)
     assert list(found) == list(known)
     # products of integers below 50, divided at worst by a sum of weights near 0
     slack = 1e-13 / min(1.0, abs(float(weights.sum())) ** 2 or 1.0)
@@ -74,7 +74,7 @@ def test_gap_is_the_certificate_and_bounds_hold(count, seed):
     rows = torch.randn(count, 4, generator=generator, dtype=F64)
     weights = torch.randn(count, generator=generator, dtype=F64).softmax(0)
     info = info_of(rows, weights)
-    found = mf.scalars(info)
+    found = mf.log_dict(info)
     certificate = certify(min_norm(info.gramian), weights)
     assert found["gap"] == pytest.approx(float(certificate.gap), abs=1e-12)
     distance = float(mf.diagnostics.stationarity(info.gramian).length)
@@ -85,7 +85,7 @@ def test_gap_is_the_certificate_and_bounds_hold(count, seed):
 def test_gap_is_zero_at_the_min_norm_answer():
     rows = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=F64)
     weights = mf.weights(mf.mgda(), rows @ rows.mT)
-    found = mf.scalars(info_of(rows, weights))
+    found = mf.log_dict(info_of(rows, weights))
     assert found["gap"] == pytest.approx(0, abs=1e-12)
     assert found["length"] == pytest.approx(2 / math.sqrt(5))
 
@@ -98,23 +98,23 @@ def step_info(form: str, rule: mf.Rule, probe: mf.Probe, batch: Any = BATCH) -> 
 def test_names_are_those_of_the_losses():
     info = step_info("dict", mf.mean(), mf.jacobian("trunk.*"))
     names = list(info.tasks)
-    assert {key for key in mf.scalars(info) if key.startswith("loss/")} == {
+    assert {key for key in mf.log_dict(info) if key.startswith("loss/")} == {
         f"loss/{name}" for name in names
     }
     for name, loss in info.tasks.items():
-        assert mf.scalars(info)[f"loss/{name}"] == loss.item()
-    assert set(mf.scalars(step_info("vector", mf.mean(), mf.losses_only()))) == {
+        assert mf.log_dict(info)[f"loss/{name}"] == loss.item()
+    assert set(mf.log_dict(step_info("vector", mf.mean(), mf.losses_only()))) == {
         f"{kind}/{task}" for kind in ("loss", "weight") for task in range(TASKS)
     }
-    assert "cosine/a-c" in mf.scalars(info, ["a", "b", "c"])
+    assert "cosine/a-c" in mf.log_dict(info, ["a", "b", "c"])
 
 
 def test_groups_add_up_and_keep_their_weights():
-    grouped = step_info("vector", mf.mgda(), mf.jacobian("trunk.*", groups="layer"))
+    grouped = step_info("vector", mf.mgda(), mf.jacobian("trunk.*", param_groups="layer"))
     groups = len(grouped.gramian)
     assert groups > 1
-    found = mf.scalars(grouped)
-    whole = mf.scalars(step_info("vector", mf.mean(), mf.jacobian("trunk.*")))
+    found = mf.log_dict(grouped)
+    whole = mf.log_dict(step_info("vector", mf.mean(), mf.jacobian("trunk.*")))
     for key, number in whole.items():
         if key.startswith("cosine/") or key == "conflict":
             assert found[key] == pytest.approx(number, rel=1e-5)  # float32 sums of layers
@@ -132,7 +132,7 @@ def test_groups_add_up_and_keep_their_weights():
 
 def test_absent_tasks_count_in_no_pair():
     present = torch.tensor([True, False, True])
-    found = mf.scalars(
+    found = mf.log_dict(
         step_info("vector", mf.mgda(), mf.jacobian("trunk.*", present=lambda batch: present))
     )
     assert [key for key in found if key.startswith("cosine/")] == ["cosine/0-2"]
@@ -140,13 +140,13 @@ def test_absent_tasks_count_in_no_pair():
     assert found["weight/1"] == 0
     assert found["gap"] == pytest.approx(0, abs=1e-5)  # mgda on the two that are present
     alone = info_of(torch.zeros(2, 3), torch.tensor([0.5, 0.5]))
-    assert {"length": 0.0, "gap": 0.0}.items() <= mf.scalars(alone).items()
-    assert "conflict" not in mf.scalars(alone)
+    assert {"length": 0.0, "gap": 0.0}.items() <= mf.log_dict(alone).items()
+    assert "conflict" not in mf.log_dict(alone)
 
 
 def test_mixtures_of_tasks_are_numbered():
     info = step_info("dict", mf.mean(), mf.jacobian("trunk.*", mix=mf.subset(2)))
-    found = mf.scalars(info)
+    found = mf.log_dict(info)
     assert {key for key in found if key.startswith("weight/")} == {
         f"weight/{row}" for row in range(info.weights.shape[-1])
     }
@@ -154,14 +154,14 @@ def test_mixtures_of_tasks_are_numbered():
 
 def test_nan_is_nan():
     info = info_of(torch.tensor([[1.0, 0.0], [float("nan"), 1.0]]), torch.tensor([0.5, 0.5]))
-    found = mf.scalars(info)
+    found = mf.log_dict(info)
     for key in ("cosine/0-1", "conflict", "length", "gap", "rate/1"):
         assert math.isnan(found[key]), key
 
 
 def test_extreme_scales_keep_cosines():
     rows = torch.tensor([[1e-18, 0.0], [-1e-18, 1e-18]])  # float32, squares near its smallest
-    found = mf.scalars(info_of(rows, torch.tensor([0.5, 0.5])))
+    found = mf.log_dict(info_of(rows, torch.tensor([0.5, 0.5])))
     assert found["cosine/0-1"] == pytest.approx(-math.sqrt(0.5), rel=1e-5)
     assert found["conflict"] == 1
 
@@ -183,9 +183,9 @@ class Synchronisations(TorchFunctionMode):
 
 @pytest.mark.parametrize("groups", [None, "layer"])
 def test_one_synchronisation(groups):
-    info = step_info("dict", mf.mgda(), mf.jacobian("trunk.*", groups=groups))
+    info = step_info("dict", mf.mgda(), mf.jacobian("trunk.*", param_groups=groups))
     with Synchronisations() as counted:
-        mf.scalars(info)
+        mf.log_dict(info)
     assert counted.seen == ["tolist"]
 
 
@@ -194,23 +194,23 @@ def test_several_dtypes_and_a_graph():
     info = info._replace(
         losses=info.losses.bfloat16().requires_grad_(), gramian=info.gramian.double()
     )
-    assert mf.scalars(info)["loss/1"] == 2
+    assert mf.log_dict(info)["loss/1"] == 2
 
 
 def test_what_it_refuses():
     info = info_of(torch.eye(2), torch.tensor([0.5, 0.5]))
     several = tree_map(lambda x: torch.stack([x, x]), info)
     with pytest.raises(ValueError, match=r"several steps or runs; take one"):
-        mf.scalars(several)
+        mf.log_dict(several)
     one = tree_map(lambda x: x[1], several)  # as the error says
-    assert mf.scalars(one) == mf.scalars(info)
+    assert mf.log_dict(one) == mf.log_dict(info)
     with pytest.raises(RuntimeError, match="outside take one"):
-        vmap(lambda info: mf.scalars(info)["gap"])(several)
+        vmap(lambda info: mf.log_dict(info)["gap"])(several)
     for names in (["a"], ["a", "b", "c"]):
         with pytest.raises(ValueError, match="expected 2 strings"):
-            mf.scalars(info, names)
+            mf.log_dict(info, names)
     with pytest.raises(ValueError, match="one key to two numbers"):
-        mf.scalars(info, ["a", "a"])
+        mf.log_dict(info, ["a", "a"])
     clash = info_of(torch.eye(4), torch.full((4,), 0.25))
     with pytest.raises(ValueError, match="one key to two numbers"):
-        mf.scalars(clash, ["a", "b-c", "a-b", "c"])
+        mf.log_dict(clash, ["a", "b-c", "a-b", "c"])

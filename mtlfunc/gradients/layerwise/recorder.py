@@ -1,8 +1,8 @@
 """Taps: which calls of one forward pass consumed which parameters.
 
-A `Tapped` mode watches the forward pass of any stateless `losses_fn` and notes, for each such call,
-its input and the place of its output in the autograd graph (before anything can change that output
-in place). The deltas are then derivatives at these places, and no weight's own gradient is
+A `Recorder` mode watches the forward pass of any stateless `losses_fn` and notes, for each such
+call, its input and the place of its output in the autograd graph (before anything can change that
+output in place). The deltas are then derivatives at these places, and no weight's own gradient is
 computed.
 """
 
@@ -26,10 +26,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ...core.checks import depth
 from ...types import Params
-from ..safe_ops import looked_into
+from ..safe_ops import unwrap_override
+from .calls import Parts, UnknownCall, Use
 from .elementwise import ELEMENTWISE
 from .products import PRODUCTS
-from .uses import NotUnderstood, Parts, Use
 
 _EVERY = PRODUCTS | ELEMENTWISE
 _PLAIN = frozenset({Tensor, nn.Parameter})
@@ -85,7 +85,7 @@ class Hooks(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
-class Tapped(Hooks):
+class Recorder(Hooks):
     """While active, notes in `uses` every call that it understands and that consumes a leaf.
 
     What is `checkpointed` is not noted: taps would hold the inputs that it gives up.
@@ -120,7 +120,7 @@ class Tapped(Hooks):
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self:  # it calls F.linear inside, which must be seen
-                return looked_into(func)(*args, **kwargs)
+                return unwrap_override(func)(*args, **kwargs)
         out = func(*args, **kwargs)
         reader = self.ops.get(func)
         if reader is None:
@@ -140,7 +140,7 @@ class Tapped(Hooks):
         # inside losses_fn has tensors of its own.
         if 0 < len(leaves) == len(set(leaves)) and self.depth == depth():
             # TypeError: another spelling of the arguments
-            with suppress(NotUnderstood, TypeError):
+            with suppress(UnknownCall, TypeError):
                 self.uses.extend(
                     use._replace(stops=frozenset(stops))
                     for use in reader(self.parts, out, *args, **kwargs)

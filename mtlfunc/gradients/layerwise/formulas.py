@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.tree import inner
-from .uses import Use
+from ...core.tree import inner_products
+from .calls import Use
 
 Form = Literal["kernel", "gemm", "rows"]
 
@@ -150,15 +150,15 @@ Choices = tuple[tuple[Layout, Tensor], ...]
 """Candidates, each with whether it is the one; more than one where values cannot be read."""
 
 
-def by_sample(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
+def split_samples(x: Tensor, use: Use, choices: Choices, samples: int, lead: int) -> Tensor:
     """[*lead, *axes, inner, group, k] to [*lead, sample, position, group, k]."""
-    found = _by_layout(x, use, choices[0][0], samples, lead)
+    found = _split_layout(x, use, choices[0][0], samples, lead)
     for layout, right in choices[1:]:
-        found = torch.where(right, _by_layout(x, use, layout, samples, lead), found)
+        found = torch.where(right, _split_layout(x, use, layout, samples, lead), found)
     return found
 
 
-def _by_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
+def _split_layout(x: Tensor, use: Use, layout: Layout, samples: int, lead: int) -> Tensor:
     axis = lead + use.axes.index(layout.axis)
     split = (samples, -1) if layout.major else (-1, samples)
     x = x.unflatten(axis, split).movedim(axis if layout.major else axis + 1, lead)
@@ -186,19 +186,19 @@ def task_block(
     if form == "gemm":
         a = _task_rows(group, left, dtype, fold=other is not None)
         if right is None:
-            return inner(a, a)
-        return inner(a, _task_rows(other or group, right, dtype, fold=other is not None))
+            return inner_products(a, a)
+        return inner_products(a, _task_rows(other or group, right, dtype, fold=other is not None))
     x = _task_inputs(group, dtype)
     y = x if other is None else _task_inputs(other, dtype)
     other = other or group
-    a = _joined(_task_deltas(group, left, dtype), 2)
-    b = a if right is None else _joined(_task_deltas(other, right, dtype), 2)
-    return inner(a.flatten(1), (_kernel(group, x, y, dtype) @ b).flatten(1))
+    a = _join_positions(_task_deltas(group, left, dtype), 2)
+    b = a if right is None else _join_positions(_task_deltas(other, right, dtype), 2)
+    return inner_products(a.flatten(1), (_kernel(group, x, y, dtype) @ b).flatten(1))
 
 
 def _task_inputs(group: Group, dtype: torch.dtype) -> Tensor:
     axis = 1 if group.uses[0].kind == "outer" else 0
-    return _joined([_fixed(use, dtype) for use in group.uses], axis)
+    return _join_positions([_fixed_factor(use, dtype) for use in group.uses], axis)
 
 
 def _task_deltas(
@@ -214,21 +214,21 @@ def _task_rows(group: Group, deltas: Sequence[Tensor], dtype: torch.dtype, *, fo
     """Rows [row, width]; in the leaf's own order if `fold`."""
     parts = _task_deltas(group, deltas, dtype)
     if group.alike:
-        rows = _outer(group, _joined(parts, 2), _task_inputs(group, dtype))
+        rows = _outer_product(group, _join_positions(parts, 2), _task_inputs(group, dtype))
         return (group.uses[0].fold(rows) if fold else rows).flatten(1)
     folded = []
     for use, part in zip(group.uses, parts, strict=True):
         summed = (
             part.sum(2)[..., None]
             if use.fixed is None
-            else _outer(group._replace(uses=(use,)), part, _fixed(use, dtype))
+            else _outer_product(group._replace(uses=(use,)), part, _fixed_factor(use, dtype))
         )
         folded.append(use.fold(summed))
     total = sum(folded[1:], start=folded[0])
     return total.reshape(len(total), -1)
 
 
-class Sampled(NamedTuple):
+class SampledGroup(NamedTuple):
     """A group in one backward pass by sample."""
 
     group: Group
@@ -239,7 +239,7 @@ class Sampled(NamedTuple):
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         """For every use the deltas [task, sample, position, group, o]."""
         return [
-            by_sample(use.varied(delta), use, choices, self.samples, 1).to(dtype)
+            split_samples(use.varied(delta), use, choices, self.samples, 1).to(dtype)
             for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True)
         ]
 
@@ -250,9 +250,9 @@ class Sampled(NamedTuple):
             if use.fixed is None:
                 return torch.empty(0)
             if use.kind == "outer":
-                return by_sample(use.fixed(), use, choices, self.samples, 0).to(dtype)
+                return split_samples(use.fixed(), use, choices, self.samples, 0).to(dtype)
             indices = use.fixed()[..., None, None, None]
-            return by_sample(indices, use, choices, self.samples, 0)[..., 0, 0]
+            return split_samples(indices, use, choices, self.samples, 0)[..., 0, 0]
 
         return [fixed(*each) for each in zip(self.group.uses, self.where, strict=True)]
 
@@ -277,7 +277,7 @@ class Sampled(NamedTuple):
         return total.reshape(len(total), -1)
 
 
-def sample_factors(sample: Sampled, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def sample_factors(sample: SampledGroup, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """What a block of the Gramian is multiplied from: rows, or inputs and deltas by position."""
     return (sample.rows(dtype),) if form == "gemm" else _positions(sample, dtype)
 
@@ -303,11 +303,11 @@ def sample_block(
             everywhere.
     """
     if form == "gemm":
-        return inner(left[0], right[0])
+        return inner_products(left[0], right[0])
     return _sample_kernel(group, left, right, dtype, biased)
 
 
-def sample_squares(sample: Sampled, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
+def sample_squares(sample: SampledGroup, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
     """The diagonal of `sample_block` [sample·task], from each sample's own positions alone."""
     group, each = sample.group, sum(map(positions, sample.group.uses)) / sample.samples
     if not group.alike or (not biased and rows_are_cheaper(group, each, len(sample.deltas[0]))):
@@ -330,11 +330,11 @@ def rows_are_cheaper(group: Group, each: float, tasks: int) -> bool:
     return 2 * tasks * group.numel < groups * each * (reading + tasks * o)
 
 
-def _positions(sample: Sampled, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _positions(sample: SampledGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x [sample, position, group, a] (lookup: [sample, position]) and deltas [task, sample,
     position, group, o], over all uses' positions.
     """
-    return _joined(sample.inputs(dtype), 1), _joined(sample.parts(dtype), 2)
+    return _join_positions(sample.inputs(dtype), 1), _join_positions(sample.parts(dtype), 2)
 
 
 def _sample_kernel(
@@ -361,12 +361,12 @@ def _sample_kernel(
     return small.permute(1, 0, 3, 2).reshape(samples * tasks, partners * others)
 
 
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+def _join_positions(parts: Sequence[Tensor], dim: int) -> Tensor:
     """All calls' positions in one axis; one call's without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _fixed(use: Use, dtype: torch.dtype) -> Tensor:
+def _fixed_factor(use: Use, dtype: torch.dtype) -> Tensor:
     """[group, position, a]; lookup: indices [position]."""
     assert use.fixed is not None
     x = use.fixed()
@@ -380,7 +380,7 @@ def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     return x @ y.mT
 
 
-def _outer(group: Group, varied: Tensor, x: Tensor) -> Tensor:
+def _outer_product(group: Group, varied: Tensor, x: Tensor) -> Tensor:
     """Rows [row, group, o, a] from [row, group, position, o] and x."""
     use = group.uses[0]
     if use.kind == "lookup":
