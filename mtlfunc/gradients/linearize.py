@@ -403,6 +403,8 @@ def _route(
     if edges is None and chunk != 1 and rows > 1:
         batched, twice = (graph.batched, graph.twice) if graph else batching(losses, level)
         chunk = chunk if batched and (twice or not record) else 1
+    elif graph is None and not depth():
+        batching(losses, level)  # for what it refuses
     if hooked and not depth():  # hooks outside of transforms are written for plain gradients
         chunk = 1
     return _Route(plan, edges, chunk, graph)
