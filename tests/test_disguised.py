@@ -162,8 +162,8 @@ class Called(nn.Module):
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.first = nn.Parameter(network()[0].weight.detach())
-        self.second = nn.Parameter(network()[2].weight.detach())
+        self.first = nn.Parameter(next(network()[0].parameters()).detach())
+        self.second = nn.Parameter(next(network()[2].parameters()).detach())
         self.calls = [call]
 
     def forward(self, x: Tensor) -> Tensor:

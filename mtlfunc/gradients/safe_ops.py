@@ -399,120 +399,77 @@ def _own_statistics(
     return training or use_input_stats
 
 
-def _aten(name: str) -> tuple[Any, ...]:
-    """The operation of that name in torch.ops.aten, whose arguments are torch's own."""
-    packet = getattr(torch.ops.aten, name)
-    return packet, *(getattr(packet, each) for each in packet.overloads() if "out" not in each)
+def _every(*names: str) -> tuple[Any, ...]:
+    """Every spelling of these operations of torch.ops.aten, whose arguments are torch's own."""
+    found: list[Any] = []
+    for name in names:
+        packet, short = getattr(torch.ops.aten, name), name.removeprefix("linalg_")
+        overloads = [getattr(packet, each) for each in packet.overloads() if "out" not in each]
+        found += [getattr(place, name) for place in (torch, Tensor) if hasattr(place, name)]
+        found += [getattr(torch.linalg, short)] if short != name else []
+        found += [packet, *overloads]
+    return tuple(found)
 
 
 _WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
-    (_layer_norm, (F.layer_norm, torch.layer_norm, *_aten("layer_norm"))),
-    (_native_layer_norm, (torch.native_layer_norm, *_aten("native_layer_norm"))),
+    (_layer_norm, (F.layer_norm, *_every("layer_norm"))),
+    (_native_layer_norm, _every("native_layer_norm")),
     (_batch_norm, (F.batch_norm,)),
     (_instance_norm, (F.instance_norm,)),
-    (_weight_norm, (torch._weight_norm, *_aten("_weight_norm"))),
-    (_prelu, (torch.prelu, Tensor.prelu, *_aten("prelu"))),
-    (_rrelu, (F.rrelu, torch.rrelu, *_aten("rrelu"))),
-    (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_aten("hardsigmoid"))),
-    (_hardsigmoid_, (_nn.hardsigmoid_, *_aten("hardsigmoid_"))),
-    (_attention, (F.scaled_dot_product_attention, *_aten("scaled_dot_product_attention"))),
+    (_weight_norm, _every("_weight_norm")),
+    (_prelu, _every("prelu")),
+    (_rrelu, (F.rrelu, *_every("rrelu"))),
+    (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_every("hardsigmoid"))),
+    (_hardsigmoid_, (_nn.hardsigmoid_, *_every("hardsigmoid_"))),
+    (_attention, (F.scaled_dot_product_attention, *_every("scaled_dot_product_attention"))),
     (_gaussian_nll, (F.gaussian_nll_loss,)),
-    (_cdist, (torch.cdist, *_aten("cdist"))),
-    (_pdist, (torch.pdist, *_aten("pdist"))),
-    (_pad_sequence, (_nn.pad_sequence, *_aten("pad_sequence"))),
-    (_solve, (torch.linalg.solve, *_aten("linalg_solve"))),
-    (_solve_ex, (torch.linalg.solve_ex, *_aten("linalg_solve_ex"))),
-    (
-        _cholesky_inverse,
-        (torch.cholesky_inverse, Tensor.cholesky_inverse, *_aten("cholesky_inverse")),
-    ),
-    (_cholesky_solve, (torch.cholesky_solve, Tensor.cholesky_solve, *_aten("cholesky_solve"))),
-    (_select_scatter, (torch.select_scatter, Tensor.select_scatter, *_aten("select_scatter"))),
-    (_index_fill, (torch.index_fill, Tensor.index_fill, *_aten("index_fill"))),
+    (_cdist, _every("cdist")),
+    (_pdist, _every("pdist")),
+    (_pad_sequence, (_nn.pad_sequence, *_every("pad_sequence"))),
+    (_solve, _every("linalg_solve")),
+    (_solve_ex, _every("linalg_solve_ex")),
+    (_cholesky_inverse, _every("cholesky_inverse")),
+    (_cholesky_solve, _every("cholesky_solve")),
+    (_select_scatter, _every("select_scatter")),
+    (_index_fill, _every("index_fill")),
 )
 
 _SCALE = "batched second derivatives by the scale, where statistics are the batch's own,"
-_INSIDE = "derivatives of its forward mode"
-_REVERSE = "differentiate in reverse (torch.func.grad)"
-_REFUSED: tuple[tuple[str, str, str, Callable[..., bool], tuple[Any, ...]], ...] = (
+_REFUSED: tuple[tuple[Callable[..., bool], tuple[Any, ...], str, str], ...] = (
     (
-        *("torch.batch_norm", _SCALE, "use torch.nn.functional.batch_norm", _own_statistics),
-        (
-            *(torch.batch_norm, torch.native_batch_norm),
-            *(*_aten("batch_norm"), *_aten("native_batch_norm")),
+        *(_own_statistics, _every("batch_norm", "native_batch_norm")),
+        *(_SCALE, "use torch.nn.functional.batch_norm"),
+    ),
+    (_own_statistics, _every("instance_norm"), _SCALE, "use torch.nn.functional.instance_norm"),
+    (_third, _every("det", "linalg_det"), "third derivatives", "use torch.slogdet"),
+    (_third, _every("logcumsumexp"), "third derivatives", "use torch.logsumexp"),
+    (
+        _forward_inside,
+        _every(
+            *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "slogdet", "linalg_slogdet"),
+            *("logdet", "linalg_eig", "linalg_eigvals", "linalg_householder_product", "orgqr"),
         ),
+        *("derivatives of its forward mode", "differentiate in reverse (torch.func.grad)"),
     ),
     (
-        *("torch.instance_norm", _SCALE, "use torch.nn.functional.instance_norm", _own_statistics),
-        (torch.instance_norm, *_aten("instance_norm")),
+        *(_always, _every("lu_solve", "linalg_lu_solve")),
+        *("batched derivatives", "use torch.linalg.solve"),
     ),
     (
-        *("torch.det", "third derivatives", "use torch.slogdet", _third),
-        (torch.det, torch.linalg.det, Tensor.det, *_aten("det"), *_aten("linalg_det")),
+        *(_always, _every("as_strided_scatter")),
+        *("second derivatives", "use slice_scatter, diagonal_scatter or index_put"),
     ),
     (
-        *("torch.logcumsumexp", "third derivatives", "use torch.logsumexp", _third),
-        (torch.logcumsumexp, Tensor.logcumsumexp, *_aten("logcumsumexp")),
-    ),
-    (
-        *("torch.linalg.solve", _INSIDE, _REVERSE, _forward_inside),
-        (
-            *(torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve),
-            *(*_aten("linalg_solve"), *_aten("linalg_solve_ex"), *_aten("linalg_tensorsolve")),
-        ),
-    ),
-    (
-        *("torch.slogdet", _INSIDE, _REVERSE, _forward_inside),
-        (
-            *(torch.slogdet, torch.linalg.slogdet, Tensor.slogdet, torch.logdet, Tensor.logdet),
-            *(*_aten("slogdet"), *_aten("linalg_slogdet"), *_aten("logdet")),
-        ),
-    ),
-    (
-        *("torch.linalg.eig", _INSIDE, _REVERSE, _forward_inside),
-        (
-            *(torch.linalg.eig, torch.linalg.eigvals),
-            *(*_aten("linalg_eig"), *_aten("linalg_eigvals")),
-        ),
-    ),
-    (
-        *("torch.linalg.householder_product", _INSIDE, _REVERSE, _forward_inside),
-        (
-            *(torch.linalg.householder_product, torch.orgqr, Tensor.orgqr),
-            *_aten("linalg_householder_product"),
-        ),
-    ),
-    (
-        *("torch.linalg.lu_solve", "batched derivatives", "use torch.linalg.solve", _always),
-        (
-            *(torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve),
-            *(*_aten("linalg_lu_solve"), *_aten("lu_solve")),
-        ),
-    ),
-    (
-        "torch.as_strided_scatter",
-        "second derivatives",
-        "use slice_scatter, diagonal_scatter or index_put",
-        _always,
-        (torch.as_strided_scatter, Tensor.as_strided_scatter, *_aten("as_strided_scatter")),
-    ),
-    (
-        "torch.scatter_reduce",
-        "second derivatives of products",
-        "multiply with torch.prod over a dense table",
         _product_again,
-        (
-            *(torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_),
-            *(torch.index_reduce, Tensor.index_reduce, Tensor.index_reduce_),
-            *(*_aten("scatter_reduce"), *_aten("index_reduce")),
-        ),
+        _every("scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_"),
+        *("second derivatives of products", "multiply with torch.prod over a dense table"),
     ),
 )
 
 WRITTEN = {spelling: written for written, spellings in _WRITTEN for spelling in spellings}
 WRITTEN |= {
-    spelling: _refused(name, wrong, instead, WRITTEN.get(spelling, spelling), when)
-    for name, wrong, instead, when, spellings in _REFUSED
+    spelling: _refused(spelling.__name__, wrong, instead, WRITTEN.get(spelling, spelling), when)
+    for when, spellings, wrong, instead in _REFUSED
     for spelling in spellings
 }
 """Every spelling of an operation that is written out or refused, and how it is called then."""
