@@ -466,7 +466,9 @@ _REFUSED: tuple[tuple[Callable[..., bool], tuple[Any, ...], str, str], ...] = (
     ),
 )
 
-WRITTEN = {spelling: written for written, spellings in _WRITTEN for spelling in spellings}
+WRITTEN: dict[Any, Callable[..., Any]] = {
+    spelling: written for written, spellings in _WRITTEN for spelling in spellings
+}
 WRITTEN |= {
     spelling: _refused(spelling.__name__, wrong, instead, WRITTEN.get(spelling, spelling), when)
     for when, spellings, wrong, instead in _REFUSED
