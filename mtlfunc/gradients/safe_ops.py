@@ -470,7 +470,7 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     spelling: written for written, spellings in _WRITTEN for spelling in spellings
 }
 WRITTEN |= {
-    spelling: _refused(spelling.__name__, wrong, instead, WRITTEN.get(spelling, spelling), when)
+    spelling: _refused(spelling.__name__, wrong, instead, WRITTEN.get(spelling) or spelling, when)
     for when, spellings, wrong, instead in _REFUSED
     for spelling in spellings
 }
