@@ -5,16 +5,19 @@ and live, against one `torch.autograd.grad` a task.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
+from mtlfunc.gradients.layerwise import Engine
 
-ENGINES = ("layerwise", "rows", "auto")
+ENGINES: tuple[Engine, ...] = ("layerwise", "rows", "auto")
 
 
 def network(width: int = 5) -> nn.Sequential:
@@ -35,7 +38,12 @@ def literal(losses: Tensor, net: nn.Module) -> Tensor:
     return torch.stack(flat).as_subclass(Tensor)
 
 
-def compare(net: nn.Module, run: Callable[[nn.Module], Tensor]) -> None:
+def gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def compare(net: nn.Module, run: Callable[[Any], Tensor]) -> None:
     """Gramians of each engine, rows, and a live step of UPGrad, with the literal rows."""
     rows = literal(run(net), net)
 
@@ -61,7 +69,7 @@ def compare(net: nn.Module, run: Callable[[nn.Module], Tensor]) -> None:
             with balancer:
                 losses = run(net)
             balancer.backward(form(losses))
-            made = torch.cat([leaf.grad.flatten() for leaf in net.parameters()])
+            made = torch.cat([gradient(leaf).flatten() for leaf in net.parameters()])
             torch.testing.assert_close(made.as_subclass(Tensor), weights @ rows)
 
 
@@ -101,21 +109,15 @@ def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
     """In the first layer, in the second, in both."""
     net = network()
 
-    def run(module: Any) -> Tensor:
-        kinds = [(Halved, Tensor), (Tensor, Halved), (Halved, Halved)][where]
-        x = inputs().as_subclass(kinds[0])
-        if isinstance(module, nn.Module):
-            z = module[1](module[0](x)).as_subclass(Tensor)
-            return module[2](z.as_subclass(kinds[1])).square().mean(0).as_subclass(Tensor)
-        return module(x)
-
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = net
+            self.first, self.second = net[0], net[2]
 
         def forward(self, x: Tensor) -> Tensor:
-            return run(self.layers)
+            kinds = [(Halved, Tensor), (Tensor, Halved), (Halved, Halved)][where]
+            z = self.first(x.as_subclass(kinds[0])).tanh().as_subclass(Tensor)
+            return self.second(z.as_subclass(kinds[1])).square().mean(0).as_subclass(Tensor)
 
     whole = Net()
     assert not torch.equal(whole(inputs()), network()(inputs()).square().mean(0))
@@ -160,12 +162,13 @@ class Called(nn.Module):
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.first = nn.Parameter(network()[0].weight.detach())
-        self.second = nn.Parameter(network()[2].weight.detach())
-        self.call = call
+        self.first = nn.Parameter(next(network()[0].parameters()).detach())
+        self.second = nn.Parameter(next(network()[2].parameters()).detach())
+        self.calls = [call]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.call(self.call(x, self.first), self.second)
+        (call,) = self.calls
+        return call(call(x, self.first), self.second)
 
 
 @pytest.mark.parametrize("call", SPELLINGS.values(), ids=SPELLINGS)
@@ -202,3 +205,64 @@ def test_torch_s_own_spellings_are_recognised(call, formed):
     flat = torch.cat([row.flatten(1) for row in rows.values()], 1)
     torch.testing.assert_close(found, flat @ flat.mT)
     assert not any(shape[-2:] == (width, width) for shape in shapes)
+
+
+# --- reentrant checkpoints ----------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    """The body in a reentrant checkpoint, after nothing, a frozen layer or a trained one."""
+
+    def __init__(self, lead: str) -> None:
+        super().__init__()
+        self.lead = nn.Linear(4, 4, dtype=torch.float64) if lead else nn.Identity()
+        self.lead.requires_grad_(lead == "trained")
+        self.layers = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lead(x.clone().requires_grad_())
+        z = checkpoint(self.layers[:2], x, use_reentrant=True)
+        return self.layers[2](z).square().mean(0)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("lead", ["", "frozen", "trained"])
+def test_reentrant_checkpoints_are_refused(lead, enabled):
+    """Whether or not gradients are enabled around a pure call."""
+    net = Checkpointed(lead)
+    params = mf.parameters(net)
+
+    def vector(params: Any, batch: Any) -> Tensor:
+        return functional_call(net, params, (inputs(),))
+
+    def scalars(params: Any, batch: Any) -> tuple[Tensor, ...]:
+        return tuple(vector(params, batch))
+
+    def each(params: Any, x: Tensor) -> Tensor:
+        return functional_call(net, params, (x,)) + torch.zeros(len(x), 3, dtype=x.dtype)
+
+    def step(losses_fn: Any, probe: mf.Probe) -> Any:
+        stepper = mf.balance(losses_fn, mf.mean(), probe)
+        return lambda: stepper.update(params, (), stepper.init(params, ()))
+
+    calls: list[Callable[[], Any]] = [lambda: mf.sample_gramian(each, params, inputs())]
+    for f in (vector, scalars):
+        calls += [partial(mf.task_gramian, f, params, (), engine=engine) for engine in ENGINES]
+        calls += [
+            partial(mf.task_gradients, f, params, (), chunk_size=size) for size in (None, 1, 2)
+        ]
+        calls += [step(f, probe) for probe in (mf.jacobian(), mf.losses_only())]
+    for call in calls:
+        with (
+            pytest.raises(RuntimeError, match=r"reentrant .* use_reentrant=False"),
+            torch.set_grad_enabled(enabled),
+        ):
+            call()
+    for rule in (mf.mean(), mf.upgrad()):
+        for form in (tuple, lambda losses: losses):
+            balancer = mf.Balancer(net, rule)
+            with balancer:
+                losses = net(inputs())
+            with pytest.raises(RuntimeError, match=r"reentrant .* use_reentrant=False"):
+                balancer.backward(form(losses))
+            assert all(leaf.grad is None for leaf in net.parameters())

@@ -13,7 +13,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunctionSubclass, _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C import (
+    DisableTorchFunctionSubclass,
+    _functorch,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 

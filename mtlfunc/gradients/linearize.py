@@ -219,6 +219,8 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     if edges is None and chunk != 1 and rows > 1:
         batched, twice = forward.batching()
         chunk = chunk if batched and (twice or not record) else 1
+    elif not depth() and "graph" not in vars(forward):
+        forward.batching()  # for what it refuses
     if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
         chunk = 1
     return _Route(plan, edges, chunk)

@@ -47,17 +47,17 @@ asks for the memory format of its cotangent, which a batched tensor does not tel
 """
 
 
-def has_final_backward(losses: Tensor) -> bool:
+def final(losses: Tensor) -> bool:
     """Whether some backward pass of the graph cannot be differentiated even by its cotangent."""
     return any(node.name().startswith(_FINAL) for node in _nodes(losses))
 
 
-def needs_recording(losses: Tensor) -> bool:
+def recorded(losses: Tensor) -> bool:
     """Whether some backward pass of the graph is right under vmap only if recorded."""
     return any(node.name().startswith(_RECORDED) for node in _nodes(losses))
 
 
-def is_batching_error(error: RuntimeError) -> bool:
+def unbatched(error: RuntimeError) -> bool:
     """Whether torch refused an operation under vmap (it has several ways to say so)."""
     message = str(error)
     # sparse gradients are refused by name where they come one by one
@@ -82,7 +82,7 @@ class SafeOps(TorchFunctionMode):
 
     def __enter__(self) -> TorchFunctionMode:
         if torch.compiler.is_compiling():
-            _hand_over_table()
+            _handed_over()
         return super().__enter__()
 
     def __torch_function__(
@@ -98,12 +98,12 @@ class SafeOps(TorchFunctionMode):
             return written(*args, **kwargs)
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
             with self:  # the attention inside
-                return unwrap_override(func)(*args, **kwargs)
+                return looked_into(func)(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 @constant_when_compiled
-def _hand_over_table() -> None:
+def _handed_over() -> None:
     """Let the compiler hand the whole table to modes: by itself it hands over what torch lists as
     open to overriding, among which torch._weight_norm and F.hardsigmoid are not.
     """
@@ -113,7 +113,7 @@ def _hand_over_table() -> None:
 
 
 @cache
-def unwrap_override(func: FunctionType) -> FunctionType:
+def looked_into(func: FunctionType) -> FunctionType:
     """`func` without its own hand-over to a watching mode, so that the calls inside reach it."""
     body = FunctionType(
         func.__code__,
@@ -129,7 +129,9 @@ def unwrap_override(func: FunctionType) -> FunctionType:
 # --- norms --------------------------------------------------------------------------------------
 
 
-def _normalize(x: Tensor, axes: tuple[int, ...], eps: float | int) -> tuple[Tensor, Tensor, Tensor]:
+def _normalized(
+    x: Tensor, axes: tuple[int, ...], eps: float | int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The output without a scale, the mean and the inverse standard deviation."""
     mean = x.mean(axes, keepdim=True)
     centred = x - mean
@@ -137,14 +139,14 @@ def _normalize(x: Tensor, axes: tuple[int, ...], eps: float | int) -> tuple[Tens
     return centred * rate, mean, rate
 
 
-def _scale_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
 
 
-def _scale_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _by_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     shape = (-1, *(1,) * (x.ndim - 2))
-    return _scale_shift(
+    return _scaled(
         x,
         None if weight is None else weight.reshape(shape),
         None if bias is None else bias.reshape(shape),
@@ -158,8 +160,8 @@ def _native_layer_norm(
     bias: Tensor | None = None,
     eps: float | int = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, mean, rate = _normalize(input, tuple(range(-len(normalized_shape), 0)), eps)
-    return _scale_shift(out, weight, bias), mean.detach(), rate.detach()
+    out, mean, rate = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
+    return _scaled(out, weight, bias), mean.detach(), rate.detach()
 
 
 def _layer_norm(
@@ -189,8 +191,8 @@ def _batch_norm(
     if input.numel() == input.shape[1] or any(x is not None for x in stats):
         with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
             F.batch_norm(input, *stats, None, None, True, momentum, eps)
-    out, _, _ = _normalize(input, (0, *range(2, input.ndim)), eps)
-    return _scale_channels(out, weight, bias)
+    out, _, _ = _normalized(input, (0, *range(2, input.ndim)), eps)
+    return _by_channel(out, weight, bias)
 
 
 def _instance_norm(
@@ -209,8 +211,8 @@ def _instance_norm(
     if math.prod(input.shape[2:]) == 1 or any(x is not None for x in stats):
         with torch.no_grad():
             F.instance_norm(input, *stats, None, None, True, momentum, eps)
-    out, _, _ = _normalize(input, tuple(range(2, input.ndim)), eps)
-    return _scale_channels(out, weight, bias)
+    out, _, _ = _normalized(input, tuple(range(2, input.ndim)), eps)
+    return _by_channel(out, weight, bias)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -353,7 +355,7 @@ def _index_fill(input: Tensor, dim: int, index: Tensor, value: Tensor | float | 
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def _refuse(
+def _refused(
     name: str, wrong: str, instead: str, function: Callable[..., Any], when: Callable[..., bool]
 ) -> Callable[..., Any]:
     """`function`, with an error where torch differentiates it wrongly: `when(*args, **kwargs)`."""
@@ -374,7 +376,7 @@ def _third(*_: Any, **__: Any) -> bool:
     return sum(derivative_levels()) > 2
 
 
-def _is_forward_inside(*_: Any, **__: Any) -> bool:
+def _forward_inside(*_: Any, **__: Any) -> bool:
     """Whether forward mode may be inside another derivative than the passes' own."""
     return derivative_levels()[1] > 0 and _third()
 
@@ -397,120 +399,79 @@ def _own_statistics(
     return training or use_input_stats
 
 
-def _aten(name: str) -> tuple[Any, ...]:
-    """The operation of that name in torch.ops.aten, whose arguments are torch's own."""
-    packet = getattr(torch.ops.aten, name)
-    return packet, *(getattr(packet, each) for each in packet.overloads() if "out" not in each)
+def _every(*names: str) -> tuple[Any, ...]:
+    """Every spelling of these operations of torch.ops.aten, whose arguments are torch's own."""
+    found: list[Any] = []
+    for name in names:
+        packet, short = getattr(torch.ops.aten, name), name.removeprefix("linalg_")
+        overloads = [getattr(packet, each) for each in packet.overloads() if "out" not in each]
+        found += [getattr(place, name) for place in (torch, Tensor) if hasattr(place, name)]
+        found += [getattr(torch.linalg, short)] if short != name else []
+        found += [packet, *overloads]
+    return tuple(found)
 
 
 _WRITTEN: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
-    (_layer_norm, (F.layer_norm, torch.layer_norm, *_aten("layer_norm"))),
-    (_native_layer_norm, (torch.native_layer_norm, *_aten("native_layer_norm"))),
+    (_layer_norm, (F.layer_norm, *_every("layer_norm"))),
+    (_native_layer_norm, _every("native_layer_norm")),
     (_batch_norm, (F.batch_norm,)),
     (_instance_norm, (F.instance_norm,)),
-    (_weight_norm, (torch._weight_norm, *_aten("_weight_norm"))),
-    (_prelu, (torch.prelu, Tensor.prelu, *_aten("prelu"))),
-    (_rrelu, (F.rrelu, torch.rrelu, *_aten("rrelu"))),
-    (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_aten("hardsigmoid"))),
-    (_hardsigmoid_, (_nn.hardsigmoid_, *_aten("hardsigmoid_"))),
-    (_attention, (F.scaled_dot_product_attention, *_aten("scaled_dot_product_attention"))),
+    (_weight_norm, _every("_weight_norm")),
+    (_prelu, _every("prelu")),
+    (_rrelu, (F.rrelu, *_every("rrelu"))),
+    (_hardsigmoid, (F.hardsigmoid, _nn.hardsigmoid, *_every("hardsigmoid"))),
+    (_hardsigmoid_, (_nn.hardsigmoid_, *_every("hardsigmoid_"))),
+    (_attention, (F.scaled_dot_product_attention, *_every("scaled_dot_product_attention"))),
     (_gaussian_nll, (F.gaussian_nll_loss,)),
-    (_cdist, (torch.cdist, *_aten("cdist"))),
-    (_pdist, (torch.pdist, *_aten("pdist"))),
-    (_pad_sequence, (_nn.pad_sequence, *_aten("pad_sequence"))),
-    (_solve, (torch.linalg.solve, *_aten("linalg_solve"))),
-    (_solve_ex, (torch.linalg.solve_ex, *_aten("linalg_solve_ex"))),
-    (
-        _cholesky_inverse,
-        (torch.cholesky_inverse, Tensor.cholesky_inverse, *_aten("cholesky_inverse")),
-    ),
-    (_cholesky_solve, (torch.cholesky_solve, Tensor.cholesky_solve, *_aten("cholesky_solve"))),
-    (_select_scatter, (torch.select_scatter, Tensor.select_scatter, *_aten("select_scatter"))),
-    (_index_fill, (torch.index_fill, Tensor.index_fill, *_aten("index_fill"))),
+    (_cdist, _every("cdist")),
+    (_pdist, _every("pdist")),
+    (_pad_sequence, (_nn.pad_sequence, *_every("pad_sequence"))),
+    (_solve, _every("linalg_solve")),
+    (_solve_ex, _every("linalg_solve_ex")),
+    (_cholesky_inverse, _every("cholesky_inverse")),
+    (_cholesky_solve, _every("cholesky_solve")),
+    (_select_scatter, _every("select_scatter")),
+    (_index_fill, _every("index_fill")),
 )
 
 _SCALE = "batched second derivatives by the scale, where statistics are the batch's own,"
-_INSIDE = "derivatives of its forward mode"
-_REVERSE = "differentiate in reverse (torch.func.grad)"
-_REFUSED: tuple[tuple[str, str, str, Callable[..., bool], tuple[Any, ...]], ...] = (
+_REFUSED: tuple[tuple[Callable[..., bool], tuple[Any, ...], str, str], ...] = (
     (
-        *("torch.batch_norm", _SCALE, "use torch.nn.functional.batch_norm", _own_statistics),
-        (
-            *(torch.batch_norm, torch.native_batch_norm),
-            *(*_aten("batch_norm"), *_aten("native_batch_norm")),
+        *(_own_statistics, _every("batch_norm", "native_batch_norm")),
+        *(_SCALE, "use torch.nn.functional.batch_norm"),
+    ),
+    (_own_statistics, _every("instance_norm"), _SCALE, "use torch.nn.functional.instance_norm"),
+    (_third, _every("det", "linalg_det"), "third derivatives", "use torch.slogdet"),
+    (_third, _every("logcumsumexp"), "third derivatives", "use torch.logsumexp"),
+    (
+        _forward_inside,
+        _every(
+            *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "slogdet", "linalg_slogdet"),
+            *("logdet", "linalg_eig", "linalg_eigvals", "linalg_householder_product", "orgqr"),
         ),
+        *("derivatives of its forward mode", "differentiate in reverse (torch.func.grad)"),
     ),
     (
-        *("torch.instance_norm", _SCALE, "use torch.nn.functional.instance_norm", _own_statistics),
-        (torch.instance_norm, *_aten("instance_norm")),
+        *(_always, _every("lu_solve", "linalg_lu_solve")),
+        *("batched derivatives", "use torch.linalg.solve"),
     ),
     (
-        *("torch.det", "third derivatives", "use torch.slogdet", _third),
-        (torch.det, torch.linalg.det, Tensor.det, *_aten("det"), *_aten("linalg_det")),
+        *(_always, _every("as_strided_scatter")),
+        *("second derivatives", "use slice_scatter, diagonal_scatter or index_put"),
     ),
     (
-        *("torch.logcumsumexp", "third derivatives", "use torch.logsumexp", _third),
-        (torch.logcumsumexp, Tensor.logcumsumexp, *_aten("logcumsumexp")),
-    ),
-    (
-        *("torch.linalg.solve", _INSIDE, _REVERSE, _is_forward_inside),
-        (
-            *(torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve),
-            *(*_aten("linalg_solve"), *_aten("linalg_solve_ex"), *_aten("linalg_tensorsolve")),
-        ),
-    ),
-    (
-        *("torch.slogdet", _INSIDE, _REVERSE, _is_forward_inside),
-        (
-            *(torch.slogdet, torch.linalg.slogdet, Tensor.slogdet, torch.logdet, Tensor.logdet),
-            *(*_aten("slogdet"), *_aten("linalg_slogdet"), *_aten("logdet")),
-        ),
-    ),
-    (
-        *("torch.linalg.eig", _INSIDE, _REVERSE, _is_forward_inside),
-        (
-            *(torch.linalg.eig, torch.linalg.eigvals),
-            *(*_aten("linalg_eig"), *_aten("linalg_eigvals")),
-        ),
-    ),
-    (
-        *("torch.linalg.householder_product", _INSIDE, _REVERSE, _is_forward_inside),
-        (
-            *(torch.linalg.householder_product, torch.orgqr, Tensor.orgqr),
-            *_aten("linalg_householder_product"),
-        ),
-    ),
-    (
-        *("torch.linalg.lu_solve", "batched derivatives", "use torch.linalg.solve", _always),
-        (
-            *(torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve),
-            *(*_aten("linalg_lu_solve"), *_aten("lu_solve")),
-        ),
-    ),
-    (
-        "torch.as_strided_scatter",
-        "second derivatives",
-        "use slice_scatter, diagonal_scatter or index_put",
-        _always,
-        (torch.as_strided_scatter, Tensor.as_strided_scatter, *_aten("as_strided_scatter")),
-    ),
-    (
-        "torch.scatter_reduce",
-        "second derivatives of products",
-        "multiply with torch.prod over a dense table",
         _product_again,
-        (
-            *(torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_),
-            *(torch.index_reduce, Tensor.index_reduce, Tensor.index_reduce_),
-            *(*_aten("scatter_reduce"), *_aten("index_reduce")),
-        ),
+        _every("scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_"),
+        *("second derivatives of products", "multiply with torch.prod over a dense table"),
     ),
 )
 
-WRITTEN = {spelling: written for written, spellings in _WRITTEN for spelling in spellings}
+WRITTEN: dict[Any, Callable[..., Any]] = {
+    spelling: written for written, spellings in _WRITTEN for spelling in spellings
+}
 WRITTEN |= {
-    spelling: _refuse(name, wrong, instead, WRITTEN.get(spelling, spelling), when)
-    for name, wrong, instead, when, spellings in _REFUSED
+    spelling: _refused(spelling.__name__, wrong, instead, WRITTEN.get(spelling) or spelling, when)
+    for when, spellings, wrong, instead in _REFUSED
     for spelling in spellings
 }
 """Every spelling of an operation that is written out or refused, and how it is called then."""

@@ -65,6 +65,6 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "as_strided_scatter": (("vmap", "inside", "again"), "as_strided_scatter"),
     **dict.fromkeys(
         ("scatter_reduce prod", "index_reduce prod"),
-        (("inside", "again"), "scatter_reduce: torch's second|vmap: It looks like"),
+        (("inside", "again"), "_reduce: torch's second|vmap: It looks like"),
     ),
 }  # fmt: skip

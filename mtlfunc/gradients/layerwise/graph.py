@@ -155,6 +155,7 @@ def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]
         below[node] = found = tuple([child for child, _ in next_functions if child is not None])
         todo.append(node)
         todo += [child for child in found if child not in below]
+    _refuse_reentrant(below)
     for bit, node in enumerate(nodes):
         if node is not None:
             reach[node] |= 1 << bit
@@ -179,7 +180,18 @@ def batching_support(root: GradientEdge | None, places: Mapping[str, Place]) -> 
             if child is not None and child not in seen:
                 seen.add(child)
                 todo.append(child)
+    _refuse_reentrant(seen)
     return _batching_support(seen)
+
+
+def _refuse_reentrant(nodes: Iterable[Node]) -> None:
+    """Raise where a backward of its own would run `backward()` on parameters that nobody sees."""
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+        raise RuntimeError(
+            "reentrant activation checkpointing goes with loss.backward() alone: the parameters "
+            "inside would get no gradient; pass use_reentrant=False to torch.utils.checkpoint "
+            '(in transformers, gradient_checkpointing_kwargs={"use_reentrant": False})'
+        )
 
 
 def _batching_support(nodes: Iterable[Node]) -> tuple[bool, bool]:
