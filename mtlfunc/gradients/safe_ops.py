@@ -47,17 +47,17 @@ asks for the memory format of its cotangent, which a batched tensor does not tel
 """
 
 
-def final(losses: Tensor) -> bool:
+def has_final_backward(losses: Tensor) -> bool:
     """Whether some backward pass of the graph cannot be differentiated even by its cotangent."""
     return any(node.name().startswith(_FINAL) for node in _nodes(losses))
 
 
-def recorded(losses: Tensor) -> bool:
+def needs_recording(losses: Tensor) -> bool:
     """Whether some backward pass of the graph is right under vmap only if recorded."""
     return any(node.name().startswith(_RECORDED) for node in _nodes(losses))
 
 
-def unbatched(error: RuntimeError) -> bool:
+def is_batching_error(error: RuntimeError) -> bool:
     """Whether torch refused an operation under vmap (it has several ways to say so)."""
     message = str(error)
     # sparse gradients are refused by name where they come one by one
@@ -82,7 +82,7 @@ class SafeOps(TorchFunctionMode):
 
     def __enter__(self) -> TorchFunctionMode:
         if torch.compiler.is_compiling():
-            _handed_over()
+            _hand_over_table()
         return super().__enter__()
 
     def __torch_function__(
@@ -98,12 +98,12 @@ class SafeOps(TorchFunctionMode):
             return written(*args, **kwargs)
         if func is F.multi_head_attention_forward and not torch.compiler.is_compiling():
             with self:  # the attention inside
-                return looked_into(func)(*args, **kwargs)
+                return unwrap_override(func)(*args, **kwargs)
         return func(*args, **kwargs)
 
 
 @constant_when_compiled
-def _handed_over() -> None:
+def _hand_over_table() -> None:
     """Let the compiler hand the whole table to modes: by itself it hands over what torch lists as
     open to overriding, among which torch._weight_norm and F.hardsigmoid are not.
     """
@@ -113,7 +113,7 @@ def _handed_over() -> None:
 
 
 @cache
-def looked_into(func: FunctionType) -> FunctionType:
+def unwrap_override(func: FunctionType) -> FunctionType:
     """`func` without its own hand-over to a watching mode, so that the calls inside reach it."""
     body = FunctionType(
         func.__code__,
@@ -129,9 +129,7 @@ def looked_into(func: FunctionType) -> FunctionType:
 # --- norms --------------------------------------------------------------------------------------
 
 
-def _normalized(
-    x: Tensor, axes: tuple[int, ...], eps: float | int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize(x: Tensor, axes: tuple[int, ...], eps: float | int) -> tuple[Tensor, Tensor, Tensor]:
     """The output without a scale, the mean and the inverse standard deviation."""
     mean = x.mean(axes, keepdim=True)
     centred = x - mean
@@ -139,14 +137,14 @@ def _normalized(
     return centred * rate, mean, rate
 
 
-def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scale_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
 
 
-def _by_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scale_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     shape = (-1, *(1,) * (x.ndim - 2))
-    return _scaled(
+    return _scale_shift(
         x,
         None if weight is None else weight.reshape(shape),
         None if bias is None else bias.reshape(shape),
@@ -160,8 +158,8 @@ def _native_layer_norm(
     bias: Tensor | None = None,
     eps: float | int = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, mean, rate = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
-    return _scaled(out, weight, bias), mean.detach(), rate.detach()
+    out, mean, rate = _normalize(input, tuple(range(-len(normalized_shape), 0)), eps)
+    return _scale_shift(out, weight, bias), mean.detach(), rate.detach()
 
 
 def _layer_norm(
@@ -191,8 +189,8 @@ def _batch_norm(
     if input.numel() == input.shape[1] or any(x is not None for x in stats):
         with torch.no_grad():  # to refuse one value a channel, and to move the running statistics
             F.batch_norm(input, *stats, None, None, True, momentum, eps)
-    out, _, _ = _normalized(input, (0, *range(2, input.ndim)), eps)
-    return _by_channel(out, weight, bias)
+    out, _, _ = _normalize(input, (0, *range(2, input.ndim)), eps)
+    return _scale_channels(out, weight, bias)
 
 
 def _instance_norm(
@@ -211,8 +209,8 @@ def _instance_norm(
     if math.prod(input.shape[2:]) == 1 or any(x is not None for x in stats):
         with torch.no_grad():
             F.instance_norm(input, *stats, None, None, True, momentum, eps)
-    out, _, _ = _normalized(input, tuple(range(2, input.ndim)), eps)
-    return _by_channel(out, weight, bias)
+    out, _, _ = _normalize(input, tuple(range(2, input.ndim)), eps)
+    return _scale_channels(out, weight, bias)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -355,7 +353,7 @@ def _index_fill(input: Tensor, dim: int, index: Tensor, value: Tensor | float | 
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def _refused(
+def _refuse(
     name: str, wrong: str, instead: str, function: Callable[..., Any], when: Callable[..., bool]
 ) -> Callable[..., Any]:
     """`function`, with an error where torch differentiates it wrongly: `when(*args, **kwargs)`."""
@@ -376,7 +374,7 @@ def _third(*_: Any, **__: Any) -> bool:
     return sum(derivative_levels()) > 2
 
 
-def _forward_inside(*_: Any, **__: Any) -> bool:
+def _is_forward_inside(*_: Any, **__: Any) -> bool:
     """Whether forward mode may be inside another derivative than the passes' own."""
     return derivative_levels()[1] > 0 and _third()
 
@@ -444,7 +442,7 @@ _REFUSED: tuple[tuple[Callable[..., bool], tuple[Any, ...], str, str], ...] = (
     (_third, _every("det", "linalg_det"), "third derivatives", "use torch.slogdet"),
     (_third, _every("logcumsumexp"), "third derivatives", "use torch.logsumexp"),
     (
-        _forward_inside,
+        _is_forward_inside,
         _every(
             *("linalg_solve", "linalg_solve_ex", "linalg_tensorsolve", "slogdet", "linalg_slogdet"),
             *("logdet", "linalg_eig", "linalg_eigvals", "linalg_householder_product", "orgqr"),
@@ -470,7 +468,7 @@ WRITTEN: dict[Any, Callable[..., Any]] = {
     spelling: written for written, spellings in _WRITTEN for spelling in spellings
 }
 WRITTEN |= {
-    spelling: _refused(spelling.__name__, wrong, instead, WRITTEN.get(spelling) or spelling, when)
+    spelling: _refuse(spelling.__name__, wrong, instead, WRITTEN.get(spelling) or spelling, when)
     for when, spellings, wrong, instead in _REFUSED
     for spelling in spellings
 }
