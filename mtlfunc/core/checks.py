@@ -257,7 +257,7 @@ def has_finite_sum(*values: Tensor) -> bool:
     return all(math.isfinite(_total(value)) for value in values)
 
 
-def _total(value: Tensor) -> float:
+def _total(value: Tensor) -> float | int:
     if value.ndim == 1 and len(value) <= 32:  # Python adds so few faster than torch would
         return sum(value.tolist())
     if value.ndim == 2 and value.numel() <= 16:

@@ -118,16 +118,12 @@ class Backward:
         if not names:
             return {}
         targets = [self.targets[name] for name in names]
-        if self.some is None:
-            grads = self(self.root, cotangent, targets)
-        else:
+        root, cotangents = self.root, cotangent
+        if self.some is not None:
             pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
-            grads = (
-                self(*zip(*pairs, strict=True), targets)
-                if pairs
-                else self(None, cotangent, targets)
-            )
-        return dict(zip(names, grads, strict=True))
+            root = tuple([edge for edge, _ in pairs]) or None
+            cotangents = tuple([value for _, value in pairs])
+        return dict(zip(names, self(root, cotangents, targets), strict=True))
 
 
 class Passes:

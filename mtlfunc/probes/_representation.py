@@ -135,7 +135,8 @@ def representation(
                     z = _named(encode(leaves, batch))
                 return z, z
             seen = observe(lambda: encode(leaves, batch), leaves, _parse_features, outside=outside)
-            z = dict(zip(seen.losses.names or (), seen.losses.roots, strict=True))
+            names: tuple[str, ...] = seen.losses.names or ()
+            z = dict(zip(names, seen.losses.roots, strict=True))
             return z, z if seen.recorded or depth() else {n: x.detach() for n, x in z.items()}
 
         _, pull, z = explained_vjp(encoded, params)

@@ -111,8 +111,8 @@ class LiveRun(Run):
         found = self.made.get(id(batch))
         if found is None:
             raise ValueError(
-                "losses: expected a vector [task], or a tuple, list or dict of scalars, got "
-                "several; only a probe of several batches (mtlfunc.double_sampling) takes them"
+                "losses: expected one batch's, a vector [task], or a tuple, list or dict of "
+                "scalars; with mtlfunc.double_sampling a tuple of two or three of these"
             )
         if self.edit is None:
             return found

@@ -1,0 +1,200 @@
+"""A balancer with any probe: the numbers of the pure step, its states, and what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+
+F64 = torch.float64
+TRUNK = "trunk.*"
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh())
+        self.heads = nn.ModuleList(nn.Linear(6, 2) for _ in range(3))
+
+    def forward(self, x):
+        z = self.trunk(x)
+        return [head(z) for head in self.heads]
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().double()
+
+
+def batch(seed, size=5):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(size, width, dtype=F64, generator=generator) for width in (4, 2))
+
+
+def losses_of(outputs, y, form):
+    each = [(out - y).square().mean() * (1 + k) for k, out in enumerate(outputs)]
+    return torch.stack(each) if form == "stacked" else tuple(each)
+
+
+def decaying(steps):
+    return 0.9 / steps**0.5
+
+
+METHODS = {
+    "moco": (mf.moco, lambda **more: mf.moving_average(TRUNK, rate=decaying, **more)),
+    "cagrad, averaged": (
+        lambda: mf.cagrad(0.4),
+        lambda **more: mf.moving_average(TRUNK, corrected=True, heads="own", **more),
+    ),
+    "excess_mtl": (mf.excess_mtl, lambda **more: mf.excess_risk(TRUNK, **more)),
+    "db_mtl": (
+        mf.db_mtl,
+        lambda **more: mf.log_losses(mf.moving_average(TRUNK, rate=decaying, **more)),
+    ),
+    "mgda of logs": (mf.mgda, lambda **more: mf.log_losses(mf.jacobian(TRUNK, **more))),
+    "graddrop": (mf.mean, lambda **more: mf.jacobian(TRUNK, mask=mf.graddrop(), **more)),
+    "subset": (lambda: mf.cagrad(0.4), lambda: mf.jacobian(TRUNK, mix=mf.subset(2))),
+    "modo": (mf.modo, lambda: mf.double_sampling(TRUNK)),
+    "sdmgrad": (mf.sdmgrad, lambda: mf.double_sampling(TRUNK, heads="own")),
+    "losses alone": (mf.gls, lambda **more: mf.losses_only(**more)),
+}
+BATCHES = {"modo": 2, "sdmgrad": 3}
+
+
+def data(name, step):
+    if name not in BATCHES:
+        return batch(step)
+    return tuple(batch(10 * step + k) for k in range(BATCHES[name]))
+
+
+def forwards(net, given, name, form):
+    """The losses of one batch, or of each of several."""
+    if name not in BATCHES:
+        return losses_of(net(given[0]), given[1], form)
+    return tuple(losses_of(net(x), y, form) for x, y in given)
+
+
+def compare(net, info, grads, expected):
+    for leaf, grad in grads.items():
+        torch.testing.assert_close(net.get_parameter(leaf).grad, grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(info.weights, expected.weights, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(info.gramian, expected.gramian, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(info.losses, expected.losses, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("form", ["stacked", "tuple"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, form, net):
+    rule, probe = METHODS[name]
+    step = mf.balance(
+        lambda p, b: losses_of(functional_call(net, p, (b[0],)), b[1], form), rule(), probe()
+    )
+    params = mf.parameters(net)
+    state = step.init(params, data(name, 0), key=3)
+    kept = None
+    for i in range(3):
+        balancer = mf.Balancer(net, rule(), probe(), key=3)
+        if kept is not None:
+            balancer.load_state_dict(kept)
+        grads, state, expected = step.update(params, data(name, i), state)
+        net.zero_grad()
+        with balancer:
+            losses = forwards(net, data(name, i), name, form)
+        measured = balancer.measure(losses)
+        info = balancer.backward(losses)
+        compare(net, info, grads, expected)
+        torch.testing.assert_close(measured.weights, info.weights, rtol=1e-12, atol=0)
+        kept = balancer.state_dict()
+
+
+@pytest.mark.parametrize("form", ["stacked", "tuple"])
+@pytest.mark.parametrize(
+    "name", ["moco", "excess_mtl", "db_mtl", "mgda of logs", "graddrop", "losses alone"]
+)
+def test_absent_tasks_as_in_the_pure_step(name, form, net):
+    rule, probe = METHODS[name]
+    masks = [torch.tensor(m) for m in ([True] * 3, [True, False, True], [False, True, True])]
+    step = mf.balance(
+        lambda p, b: losses_of(functional_call(net, p, (b[0],)), b[1], form),
+        rule(),
+        probe(present=lambda b: b[2]),
+    )
+    params = mf.parameters(net)
+    state = step.init(params, (*batch(0), masks[0]), key=3)
+    balancer = mf.Balancer(net, rule(), probe(), key=3)
+    for i, mask in enumerate(masks):
+        grads, state, expected = step.update(params, (*batch(i), mask), state)
+        net.zero_grad()
+        x, y = batch(i)
+        with balancer:
+            losses = losses_of(net(x), y, form)
+        compare(net, balancer.backward(losses, present=mask), grads, expected)
+
+
+def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
+    def encode(params, x):
+        return x
+
+    for probe in (
+        mf.second_evaluation(mf.jacobian(TRUNK)),
+        mf.log_losses(mf.second_evaluation(mf.jacobian(TRUNK))),
+        mf.representation(encode, lambda params, z, x: z),
+    ):
+        with pytest.raises(ValueError, match=r"probe: it calls the model itself.*mtlfunc\.balance"):
+            mf.Balancer(net, mf.mgda(), probe)
+    with pytest.raises(ValueError, match=r"probe: it has options of its own.*heads"):
+        mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK), heads="own")
+    with pytest.raises(ValueError, match=r"moco reads 'tracked_gramian'.*moving_average"):
+        mf.Balancer(net, mf.moco(), mf.jacobian(TRUNK))
+    with pytest.raises(ValueError, match=r"shared='nothing\.\*' matches no parameter"):
+        mf.Balancer(net, mf.mgda(), mf.jacobian("nothing.*"))
+
+
+def test_what_goes_wrong_at_a_step_is_named(net):
+    x, y = batch(0)
+    given = mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK, present=lambda b: b))
+    with pytest.raises(ValueError, match=r"present: a Balancer is told .*backward\(losses"):
+        given.backward(losses_of(net(x), y, "tuple"))
+    several = (losses_of(net(x), y, "tuple"), losses_of(net(x), y, "tuple"))
+    with pytest.raises(ValueError, match=r"losses: expected one batch's, .*double_sampling"):
+        mf.Balancer(net, mf.mgda(), TRUNK).backward(several)
+    with pytest.raises(ValueError, match=r"losses: .*double_sampling a tuple of two or three"):
+        mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)).backward(several[0])
+    absent = torch.tensor([True, False, True])
+    mixing = mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK, mix=mf.subset(2)))
+    with pytest.raises(ValueError, match="present: a row of mix="):
+        mixing.backward(losses_of(net(x), y, "tuple"), present=absent)
+    ranking = mf.Balancer(net, mf.mean(), mf.jacobian(TRUNK, mask=mf.trimmed_mean(1)))
+    with pytest.raises(ValueError, match="present: this mask ranks the rows"):
+        ranking.backward(losses_of(net(x), y, "tuple"), present=absent)
+    doubled = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
+    with pytest.raises(ValueError, match="present: double_sampling multiplies two batches"):
+        doubled.backward(several, present=absent)
+    for probe in (mf.moving_average(TRUNK), mf.log_losses(mf.jacobian(TRUNK))):
+        scaled = mf.Balancer(net, mf.cagrad(0.4), probe)
+        with pytest.raises(ValueError, match="scale: this probe remembers"):
+            scaled.backward(losses_of(net(x), y, "tuple"), scale=64.0)
+
+
+def test_parameters_outside_of_the_module_are_named(net):
+    x, y = batch(0)
+    balancer = mf.Balancer(net.trunk, mf.mgda())
+    with pytest.raises(ValueError, match=r"module: .*not in it, of shapes .*\[2, 6\].*ModuleDict"):
+        balancer.backward(losses_of(net(x), y, "tuple"))
+    assert all(leaf.grad is None for leaf in net.parameters())
+    points = x.clone().requires_grad_()  # no parameter, and none of the balancer's business
+    mf.Balancer(net, mf.mgda(), TRUNK).backward(losses_of(net(points), y, "tuple"))
+    assert points.grad is None
+
+
+def test_an_overflow_at_the_first_step_is_skipped(net):
+    x, y = batch(0)
+    balancer, plain = (mf.Balancer(net, mf.gradnorm(1.5), TRUNK) for _ in range(2))
+    over = balancer.backward(float("inf") * losses_of(net(x), y, "stacked"), scale=64.0)
+    assert bool(over.weights.isnan().all())
+    for _ in range(2):
+        got = balancer.weigh(64.0 * losses_of(net(x), y, "stacked"), scale=64.0)[0]
+        expected = plain.weigh(losses_of(net(x), y, "stacked"))[0]
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
