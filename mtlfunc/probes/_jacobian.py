@@ -177,7 +177,7 @@ def jacobian(
             shared,
             measure=measure,
             mix=mix,
-            mask=mask.edit if isinstance(mask, Mask) else mask,
+            mask=mask,
             param_groups=param_groups,
             present=present,
             heads=heads,
