@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_whole
-from .evaluate import describe_error
+from .harness import describe_error
 from .run import NAMES, audit
 
 EPILOG = """\

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .cases import source
+from .instances import source
 
 Status = Literal["holds", "fails", "not applicable"]
 
@@ -181,9 +181,3 @@ def literal(x: Tensor) -> str:
         + ("" if exact else ", dtype=torch.float64")
         + ")"
     )
-
-
-def trimmed(jacobian: Tensor) -> Tensor:
-    """Without the columns that are zero for every task, but one column at least."""
-    used = (jacobian != 0).any(0)
-    return jacobian[:, used] if bool(used.any()) else torch.zeros_like(jacobian[:, :1])

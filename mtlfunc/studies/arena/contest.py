@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from ...audit.evaluate import as_rule
+from ...audit.harness import as_rule
 from ...probes import jacobian, losses_only
 from ...rules import cagrad, gradnorm, mean, mgda, pcgrad, stateless
 from ...types import Probe, Rule
