@@ -64,6 +64,7 @@ HEADS = {
     "invariance to shifting a loss": "loss shift",
     "identical tasks": "identical",
     "duplicate tasks": "duplicates",
+    "preference": "preference",
     "non-conflict": "no conflict",
     "identity without conflict": "identity",
     "convex weights": "convex",

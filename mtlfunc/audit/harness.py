@@ -35,6 +35,9 @@ LONG = 16
 MANY = 128
 """The largest number of tasks."""
 
+BATCHED = 5
+"""The most tasks of instances that go through the rule in one vmap: of more there are few."""
+
 EVERY = tuple(range(1, 9))
 """Numbers of tasks that every property tries."""
 
@@ -166,7 +169,7 @@ class Harness:
     def answers(self, cases: Case) -> tuple[Tensor, Tensor]:
         """Weights [case, update, task] as far as there are any, and which instances are valid."""
         with quiet():
-            if self.vmapped and cases.losses.shape[-1] <= SMALL:
+            if self.vmapped and cases.losses.shape[-1] <= BATCHED:
                 try:
                     found = vmap(self.weigh)(*cases)
                     return found, found.isfinite().flatten(1).all(-1)
@@ -213,7 +216,8 @@ class Harness:
         count = rows.shape[1]
         updates = updates or (self.updates if count <= SMALL else 1)
         read = self.reads_losses and count <= SMALL
-        return instances.with_losses(rows, instances.patterns(count, updates, read))
+        patterns = instances.patterns(count, updates, read)
+        return instances.with_losses(rows, patterns if count <= BATCHED else patterns[-1:])
 
     def few(self) -> list[Case]:
         """A few small cases of different norms and angles, then two or one of every T."""
@@ -230,7 +234,7 @@ class Harness:
         return self.pools[count]
 
     def _make_pool(self, count: int) -> Pool:
-        size = 16 if count <= 3 else 8 if count <= 5 else 1
+        size = 16 if count <= 3 else 8 if count <= BATCHED else 1
         parts = [instances.pick(instances.integers(count), self.most)] if count <= 3 else []
         first = 1 - len(parts)
         families = instances.FAMILIES if count > 1 else ()

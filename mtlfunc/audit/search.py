@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from . import instances
-from .harness import LONG, Harness, attempt, describe_error, quiet, usual
+from .harness import BATCHED, LONG, Harness, attempt, describe_error, quiet, usual
 from .instances import LARGEST, SMALL, Case, nudged, trimmed
 from .properties import Check, Instance, Outcome
 from .report import Row
@@ -110,10 +110,11 @@ def groups(harness: Harness, check: Check, rows: dict[int, Tensor] | None) -> It
         for count, x in rows.items():
             yield answered(harness, harness.ready(x, 1 if count > SMALL else 0))
         return
-    numbers = torch.tensor([1 + instances.FAMILIES.index(f) for f in check.families]).long()
     more = harness.between if check.between else ()
     for count in (*check.tasks, *more, *((128,) if check.large else ())):
         pool = harness.pool(count)
+        families = check.families if count <= BATCHED else check.families[:1]
+        numbers = torch.tensor([1 + instances.FAMILIES.index(f) for f in families]).long()
         whole = pool.family == 0
         if check.where is not None and bool(whole.any()):
             whole = whole & check.where(pool.cases.jacobian)
@@ -152,7 +153,7 @@ def test_group(harness: Harness, check: Check, group: Group) -> Tested:
     count, updates = group.cases.losses.shape[:2]
     failed, skipped = torch.zeros(count, updates, dtype=torch.bool), 0
     if outcome is not None:
-        failed = excess(harness, check, outcome).expand(count, updates).clone()
+        failed = excess(harness, check, outcome.violation).expand(count, updates).clone()
         skipped = int((outcome.violation < 0).flatten(1).all(-1).sum())
     if not check.contract and outcome is not None and bool(failed.any()):
         places = failed.any(-1).nonzero().flatten()
@@ -167,29 +168,29 @@ def test_group(harness: Harness, check: Check, group: Group) -> Tested:
     return Tested(group, count - skipped, failing, update, first, outcome, errors)
 
 
-def excess(harness: Harness, check: Check, outcome: Outcome) -> Tensor:
-    """Which instances fail, [case, update]."""
+def excess(harness: Harness, check: Check, violation: Tensor) -> Tensor:
+    """Which instances fail in some variant, [case, update]."""
     limit = harness.tolerance if check.tolerance is None else check.tolerance
-    return (outcome.violation > limit).any(1)
+    return (violation > limit).any(1)
 
 
 def evaluate(
-    harness: Harness, check: Check, group: Group
+    harness: Harness, check: Check, group: Group, most: int = MOST
 ) -> tuple[Group, Outcome | None, dict[int, str]]:
     """The outcomes of a group in one vmapped call, or one by one if that raises.
 
-    One by one it shows which instance raises; then at most `MOST` instances are called.
+    One by one it shows which instance raises; then at most `most` instances are called.
     """
 
     def run(rows: Tensor, losses: Tensor, weights: Tensor) -> Outcome:
         return check.run(harness.weigh, Instance(rows, losses, weights, group.unit))
 
     with quiet():
-        if harness.vmapped and group.cases.losses.shape[-1] <= SMALL:
+        if harness.vmapped and group.cases.losses.shape[-1] <= BATCHED:
             outcome = attempt(vmap(run), *group.cases, group.weights)
             if outcome is not None:
                 return group, outcome, {}
-        group = group.take(instances.pick(torch.arange(len(group.weights)), MOST))
+        group = group.take(instances.pick(torch.arange(len(group.weights)), most))
         found: list[Outcome | None] = []
         errors = {}
         for i, x in enumerate(zip(*group.cases, group.weights, strict=True)):
@@ -214,23 +215,21 @@ def confirmed(
     All of them come again when gradients and losses are nudged, which breaks ties the same way
     everywhere; and the rule does not amplify the nudge, and so rounding, beyond the violation.
     """
-    limit = harness.tolerance if check.tolerance is None else check.tolerance
     violation = outcome.violation[places]
-    kept = violation > limit
-    most = violation.where(kept, 0.0).amax(1)
+    kept = excess(harness, check, violation)
+    most = violation.amax(1)
     direction = group.weights @ group.cases.jacobian
-    scale = torch.linalg.vector_norm(group.cases.jacobian, dim=-1)
-    scale = (group.weights.abs() * scale[:, None]).sum(-1).clamp_min(1e-300)
-    stays = torch.ones_like(most, dtype=torch.bool)
-    for sign in (1, -1):
-        moved = answered(harness, nudged(group.cases, sign * NUDGE), group.unit)
-        _, again, _ = evaluate(harness, check, moved)
-        if again is None or len(again.violation) < len(kept):
-            return excess(harness, check, Outcome(violation, violation, violation))
-        kept = kept & (again.violation > limit)
-        turn = moved.weights @ moved.cases.jacobian - direction
-        stays &= torch.linalg.vector_norm(turn, dim=-1) / scale <= AMPLIFIED * most
-    return kept.any(1) & stays
+    norms = torch.linalg.vector_norm(group.cases.jacobian, dim=-1)
+    unit = (group.weights.abs() * norms[:, None]).sum(-1).clamp_min(1e-300)
+    both = zip(*(nudged(group.cases, sign * NUDGE) for sign in (1, -1)), strict=True)
+    moved = answered(harness, Case(*map(torch.cat, both)), group.unit)
+    _, again, _ = evaluate(harness, check, moved, len(moved.weights))
+    if again is None:  # it raises there, and so fails
+        return kept
+    turn = (moved.weights @ moved.cases.jacobian).unflatten(0, (2, -1)) - direction
+    stays = torch.linalg.vector_norm(turn, dim=-1) / unit <= AMPLIFIED * most
+    repeated = excess(harness, check, again.violation).unflatten(0, (2, -1))
+    return kept & (repeated & stays).all(0)
 
 
 # ---- the smallest counterexample ---------------------------------------------------------------
