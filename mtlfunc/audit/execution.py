@@ -28,7 +28,7 @@ BATCHES = (1, 2, 3, 4, 5, 64)
 # ---- purity ------------------------------------------------------------------------------------
 
 
-def test_purity(harness: Harness) -> Finding:
+def check_purity(harness: Harness) -> Finding:
     """The same Gramian, losses and state give the same weights, and nothing else happens.
 
     torch's global generator stays as it was. Every case comes twice, the second time in the
@@ -67,7 +67,7 @@ def test_purity(harness: Harness) -> Finding:
 # ---- state -------------------------------------------------------------------------------------
 
 
-def test_state(harness: Harness) -> Finding | None:
+def check_state(harness: Harness) -> Finding | None:
     """The state is made of tensors, keeps its structure, and survives torch.save and torch.load.
 
     It moves on if it holds a key, and a run that goes on from it is the same bit by bit.
@@ -165,7 +165,7 @@ def reload(harness: Harness, case: Case, state: Any) -> str:
 # ---- vmap --------------------------------------------------------------------------------------
 
 
-def test_batching(harness: Harness) -> Finding:
+def check_batching(harness: Harness) -> Finding:
     """A vmap over Jacobians, losses and keys, nested too, gives the weights of a loop.
 
     Every number of tasks and every size of `BATCHES` comes at least once. `harness` notes whether

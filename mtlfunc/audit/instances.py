@@ -172,7 +172,7 @@ def widened(rows: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, width - rows.shape[-1]))
 
 
-def trimmed(rows: Float[Tensor, "task param"]) -> Float[Tensor, "task param"]:
+def trimmed(rows: Float[Tensor, "task param"]) -> Float[Tensor, "task used"]:
     """The rows without the columns that are zero for every task; one column stays."""
     used = (rows != 0).any(0)
     return rows[:, used] if bool(used.any()) else torch.zeros_like(rows[:, :1])

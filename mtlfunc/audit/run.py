@@ -9,7 +9,7 @@ import torch
 
 from . import instances as instances_of
 from .contracts import FLOAT32, VALID, allow_low_losses, drop_absent, propagate_nan, refuse_absent
-from .execution import test_batching, test_purity, test_state
+from .execution import check_batching, check_purity, check_state
 from .harness import EVERY, MANY, Extra, Finding, Harness, as_rule, describe_error, quiet
 from .instances import SMALL, Case, trimmed
 from .properties import PROPERTIES, Instance
@@ -109,9 +109,9 @@ def make_rows(harness: Harness, wanted: list[str], label: str, most: int) -> tup
     """The rows, in the order of the table."""
     from tqdm import tqdm
 
-    purity, batching = test_purity(harness), Finding(0)
+    purity, batching = check_purity(harness), Finding(0)
     if harness.repeats:
-        batching = test_batching(harness)
+        batching = check_batching(harness)
         harness.most = most if harness.vmapped else harness.most
     rows = {}
     for name in tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3):
@@ -133,13 +133,13 @@ def make_row(harness: Harness, name: str) -> Row:
     if not harness.repeats:
         return not_applicable(name, "the same input gives different answers")
     if name == "state round-trip":
-        found = test_state(harness)
+        found = check_state(harness)
         return row_of(harness, name, found) if found else not_applicable(name, "it has no state")
     if name == "zero gradients":
         zeros = {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in EVERY}
         return search(harness, VALID._replace(name=name), zeros)
     if name == "T = 128":
-        return test_many(harness, name)
+        return check_many(harness, name)
     if name == "NaN":
         if not harness.reads_gramian and not harness.reads_losses:
             return not_applicable(name, "weights depend on neither gradients nor losses")
@@ -168,7 +168,7 @@ def make_row(harness: Harness, name: str) -> Row:
     )
 
 
-def test_many(harness: Harness, name: str) -> Row:
+def check_many(harness: Harness, name: str) -> Row:
     """Valid weights for many tasks, whose size does not leap from one T to the next."""
     families = ("gaussian", "agreeing", "spread")
     rows = {MANY: torch.cat([instances_of.generic(family, MANY, 1) for family in families])}

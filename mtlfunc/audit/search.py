@@ -75,7 +75,7 @@ def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None
     tested, failing, dependent, general = 0, 0, True, False
     worst: tuple[tuple[bool, int, int, int], Tested] | None = None
     for group in groups(harness, check, rows):
-        found = test_group(harness, check, group)
+        found = check_group(harness, check, group)
         tested += found.tested
         failing += len(found.failing)
         general |= bool(found.group.independent.any())
@@ -147,7 +147,7 @@ def answered(harness: Harness, cases: Case, unit: float | None = None) -> Group:
     return Group(cases, weights, drawn, instances.independent(cases.jacobian), unit)
 
 
-def test_group(harness: Harness, check: Check, group: Group) -> Tested:
+def check_group(harness: Harness, check: Check, group: Group) -> Tested:
     """A check of every instance of a group; failures that hang on the last bits do not count."""
     group, outcome, errors = evaluate(harness, check, group)
     count, updates = group.cases.losses.shape[:2]
@@ -251,7 +251,7 @@ def smaller(harness: Harness, check: Check, found: Tested) -> Tested:
             group = answered(harness, harness.ready(part), found.group.unit)
             kept = group.weights.isfinite().flatten(1).all(-1) | check.everything
             if bool(kept.any()):
-                deeper = test_group(harness, check, group.take(kept))
+                deeper = check_group(harness, check, group.take(kept))
                 if deeper.failing:
                     return deeper._replace(first=deeper.failing[0])
     if not drawn or tasks > SMALL:
@@ -262,18 +262,18 @@ def smaller(harness: Harness, check: Check, found: Tested) -> Tested:
             return False
         if check.where is not None and not bool(check.where(candidate.jacobian[None])[0]):
             return False
-        one = test_one(harness, check, candidate, found.group.unit)
+        one = check_one(harness, check, candidate, found.group.unit)
         valid = check.everything or bool(one.group.weights.isfinite().all())
         return valid and bool(one.failing)
 
-    simplest = test_one(harness, check, shrink(found.case, fails), found.group.unit)
+    simplest = check_one(harness, check, shrink(found.case, fails), found.group.unit)
     return simplest if simplest.failing else found
 
 
-def test_one(harness: Harness, check: Check, case: Case, unit: float) -> Tested:
+def check_one(harness: Harness, check: Check, case: Case, unit: float) -> Tested:
     """A check of one instance."""
     one = Case(*(x[None] for x in case))
-    return test_group(harness, check, answered(harness, one, unit))
+    return check_group(harness, check, answered(harness, one, unit))
 
 
 def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:
@@ -331,7 +331,7 @@ def explain(harness: Harness, check: Check, found: Tested) -> str:
     if len(found.case.jacobian) <= SMALL:
         # without the columns that are zero for every task, if it fails so, too
         plain = Case(trimmed(found.case.jacobian), found.case.losses)
-        one = test_one(harness, check, plain, found.group.unit)
+        one = check_one(harness, check, plain, found.group.unit)
         shown, i = (one, 0) if one.failing and one.outcome is not None else (shown, i)
     outcome = shown.outcome
     assert outcome is not None
