@@ -21,7 +21,6 @@ from .properties import (
     distance,
     outcomes,
     perturbation,
-    say,
     size,
     weigh_all,
 )
@@ -105,7 +104,7 @@ def allow_low_losses(signs: bool) -> Check:
         return outcomes(*(judged(*pair) for pair in zip(given, found, strict=True)))
 
     text = "weights are {after} where the losses are {before}"
-    return Check("losses of 0 or below", run, say(text), most=40, contract=True)
+    return Check("losses of 0 or below", run, [text], most=40, contract=True)
 
 
 # ---- absent tasks ------------------------------------------------------------------------------
@@ -187,12 +186,12 @@ def convert(weigh: Weigh, x: Instance) -> Outcome:
 
 
 VALID = Check(
-    "valid weights", require_valid, say("weights are {after}"), everything=True, contract=True
+    "valid weights", require_valid, ["weights are {after}"], everything=True, contract=True
 )
 FLOAT32 = Check(
     "float32",
     convert,
-    say("weights {before} in float64 are {after} in float32"),
+    ["weights {before} in float64 are {after} in float32"],
     independent,
     ("gaussian",),
     tolerance=FLOAT32_ERROR,

@@ -223,10 +223,11 @@ def batch(harness: Harness, cases: Case, keys: Tensor, size: int, inner: int) ->
     """Weights [case, update, task] of the first `size` cases by one vmap, or by a vmap over a vmap
     over `inner` cases each; 0 is one vmap.
     """
-    given = [x[:size] for x in (*cases, keys)]
+    given: list[Any] = [x[:size] for x in (*cases, keys)]
     if not inner:
         return vmap(harness.weigh)(*given)
-    return vmap(vmap(harness.weigh))(*(x.unflatten(0, (-1, inner)) for x in given)).flatten(0, 1)
+    given = [x.unflatten(0, (-1, inner)) for x in given]
+    return vmap(vmap(harness.weigh))(*given).flatten(0, 1)
 
 
 def at(cases: Case, i: int) -> Case:

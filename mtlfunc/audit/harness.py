@@ -61,14 +61,24 @@ class Finding(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """All instances with T tasks, in one batch: integer Jacobians first, then generic families."""
+    """Instances with T tasks in one batch, and what the rule answers to them."""
 
     cases: Case
-    family: Tensor  # 0 for the integer ones, 1 + its number for a family of `instances.FAMILIES`
-    weights: Tensor  # [case, update, task]: the rule's answers
-    valid: Tensor  # whether they are finite
+    weights: Tensor  # [case, update, task]
+    family: Tensor  # 0 for integer Jacobians, 1 + its number for a family of `instances.FAMILIES`
     independent: Tensor  # whether the gradients are linearly independent
     unit: float  # what Σ|w_t|‖g_t‖ / max‖g_t‖ usually is
+
+    @property
+    def valid(self) -> Tensor:
+        """Which instances [case] have finite weights."""
+        return self.weights.isfinite().flatten(1).all(-1)
+
+    def take(self, places: Tensor) -> Pool:
+        """Some of the instances."""
+        cases = Case(*(x[places] for x in self.cases))
+        weights, family, free = self.weights[places], self.family[places], self.independent[places]
+        return Pool(cases, weights, family, free, self.unit)
 
 
 class Harness:
@@ -166,21 +176,19 @@ class Harness:
             kept.append(weights.to(jacobian.dtype))
         return torch.stack(kept)
 
-    def answers(self, cases: Case) -> tuple[Tensor, Tensor]:
-        """Weights [case, update, task] as far as there are any, and which instances are valid."""
+    def answers(self, cases: Case) -> Tensor:
+        """Weights [case, update, task] as far as there are any, NaN elsewhere."""
         with quiet():
             if self.vmapped and cases.losses.shape[-1] <= BATCHED:
-                try:
-                    found = vmap(self.weigh)(*cases)
-                    return found, found.isfinite().flatten(1).all(-1)
-                except Exception:  # whatever a rule may raise
-                    pass
+                found = attempt(vmap(self.weigh), *cases)
+                if found is not None:
+                    return found
             found = torch.full_like(cases.losses, torch.nan)
             for i, case in enumerate(zip(*cases, strict=True)):
                 weights = attempt(self.weigh, *case)
                 if weights is not None:
                     found[i] = weights.detach()
-        return found, found.isfinite().flatten(1).all(-1)
+        return found
 
     # ---- what it reads ---------------------------------------------------------------------------
 
@@ -227,28 +235,31 @@ class Harness:
             rows.append(torch.cat([instances.generic(family, count, 1) for family in families]))
         return [Case(*case) for x in rows for case in zip(*self.ready(x), strict=True)]
 
-    def pool(self, count: int) -> Pool:
-        """All instances of T = count tasks, and what the rule answers to them."""
-        if count not in self.pools:
-            self.pools[count] = self._make_pool(count)
-        return self.pools[count]
+    def answered(
+        self, cases: Case, unit: float | None = None, family: Tensor | None = None
+    ) -> Pool:
+        """Instances with the rule's answers, by default integer Jacobians."""
+        weights, rows = self.answers(cases), cases.jacobian
+        family = torch.zeros(len(rows)) if family is None else family
+        if unit is None:
+            plain = torch.isin(family, torch.tensor(PLAIN)) & weights.isfinite().all(-1).all(-1)
+            unit = usual(rows[plain], weights[plain])
+        return Pool(cases, weights, family, instances.independent(rows), unit)
 
-    def _make_pool(self, count: int) -> Pool:
-        size = 16 if count <= 3 else 8 if count <= BATCHED else 1
-        parts = [instances.pick(instances.integers(count), self.most)] if count <= 3 else []
-        first = 1 - len(parts)
-        families = instances.FAMILIES if count > 1 else ()
-        parts += [instances.generic(family, count, size) for family in families]
-        width = max(count + 2, *(part.shape[-1] for part in parts))
-        rows = torch.cat([instances.widened(part, width) for part in parts])
-        family = torch.cat([torch.full((len(x),), first + i) for i, x in enumerate(parts)])
-        cases = self.ready(rows)
-        weights, valid = self.answers(cases)
-        family = family.repeat_interleave(len(cases.losses) // len(family))
-        plain = valid & torch.isin(family, torch.tensor(PLAIN))
-        unit = usual(cases.jacobian[plain], weights[plain])
-        free = instances.independent(cases.jacobian)
-        return Pool(cases, family, weights, valid, free, unit)
+    def pool(self, count: int) -> Pool:
+        """All instances of T = count tasks: integer Jacobians first, then generic families."""
+        if count not in self.pools:
+            size = 16 if count <= 3 else 8 if count <= BATCHED else 1
+            parts = [instances.pick(instances.integers(count), self.most)] if count <= 3 else []
+            first = 1 - len(parts)
+            families = instances.FAMILIES if count > 1 else ()
+            parts += [instances.generic(family, count, size) for family in families]
+            width = max(count + 2, *(part.shape[-1] for part in parts))
+            cases = self.ready(torch.cat([instances.widened(part, width) for part in parts]))
+            family = torch.cat([torch.full((len(x),), first + i) for i, x in enumerate(parts)])
+            family = family.repeat_interleave(len(cases.losses) // len(family))
+            self.pools[count] = self.answered(cases, family=family)
+        return self.pools[count]
 
 
 def usual(jacobian: Tensor, weights: Tensor) -> float:

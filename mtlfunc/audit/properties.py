@@ -79,8 +79,9 @@ class Check(NamedTuple):
 
     name: str
     run: Callable[[Weigh, Instance], Outcome]  # pure, so that a vmap batches it
-    # T -> a sentence for every variant, or one for all, with the places {before} and {after}
-    sentences: Callable[[int], list[str]]
+    # with {before} and {after}: one for each variant, perhaps made for T, or one for all of them;
+    # {task} is the one of `chosen_tasks` that the variant changes
+    sentences: Sequence[str] | Callable[[int], list[str]]
     # which of the integer Jacobians [case, task, param]; None is all
     where: Callable[[Tensor], Tensor] | None = None
     families: tuple[str, ...] = ("gaussian", "spread")  # of `instances.generic`
@@ -95,10 +96,11 @@ class Check(NamedTuple):
 
     def explain(self, count: int, variant: int, before: Tensor, after: Tensor) -> str:
         """What was seen at a counterexample with T = count tasks."""
-        sentences = self.sentences(count)
-        return sentences[variant % len(sentences)].format(
-            before=vector(before), after=vector(after)
-        )
+        said = self.sentences(count) if callable(self.sentences) else list(self.sentences)
+        if "{task}" in said[0]:
+            said = [said[0].replace("{task}", str(t + 1)) for t in chosen_tasks(count)]
+        numbers = {"before": vector(before), "after": vector(after)}
+        return said[variant % len(said)].format(**numbers)
 
 
 def spent(rows: Tensor, weights: Tensor) -> Tensor:
@@ -170,11 +172,6 @@ def chosen_tasks(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1})
 
 
-def say(sentence: str) -> Callable[[int], list[str]]:
-    """The sentence for each of `chosen_tasks`, whose number is {task}."""
-    return lambda count: [sentence.replace("{task}", str(t + 1)) for t in chosen_tasks(count)]
-
-
 def vector(x: Tensor) -> str:
     """Numbers in parentheses, four digits each; of more than twelve the first four and the last."""
     numbers = [f"{0.0 if abs(v) < 1e-12 else v:.4g}" for v in x.flatten().tolist()]
@@ -200,7 +197,7 @@ def orders(count: int) -> list[list[int]]:
     return [rotation] if count == 2 else [rotation, swap]
 
 
-def orders_said(count: int) -> list[str]:
+def describe_orders(count: int) -> list[str]:
     said = [", ".join(str(i + 1) for i in order) for order in orders(count)]
     return [
         f"the direction is {{before}}, but {{after}} with the tasks in the order {order}"
@@ -244,7 +241,7 @@ def factors(count: int) -> list[tuple[int, float]]:
     return [(0, 2.0), *((task, 1024.0) for task in chosen_tasks(count))]
 
 
-def factors_said(count: int) -> list[str]:
+def describe_factors(count: int) -> list[str]:
     return [
         f"the direction turns from {{before}} to {{after}} when task {task + 1} is multiplied by "
         f"{factor:g}"
@@ -266,6 +263,14 @@ def shift(weigh: Weigh, x: Instance) -> Outcome:
         far = compare(x, x.rows, v)[0].nan_to_num(torch.inf)
         variants.append((torch.where(v.isnan().all(-1), -1.0, far), x.weights, v))
     return outcomes(*variants)
+
+
+def describe_shifts(count: int) -> list[str]:
+    return [
+        f"weights {{before}} become {{after}} when the loss of task {t + 1} is {change}"
+        for change in ("raised by 1", "lowered by 10")
+        for t in chosen_tasks(count)
+    ]
 
 
 def duplicates(x: Instance) -> list[tuple[Tensor, Tensor]]:
@@ -454,30 +459,21 @@ def differentiate(weigh: Weigh, x: Instance) -> Outcome:
 
 
 PROPERTIES = (
-    Check("permutation equivariance", permute, orders_said, tasks=SEVERAL, large=True),
+    Check("permutation equivariance", permute, describe_orders, tasks=SEVERAL, large=True),
     Check(
         "positive homogeneity",
         scale,
-        lambda count: [
+        [
             f"weights {{before}} become {{after}} when all gradients are multiplied by {s:.1e}"
             for s in SCALES
         ],
     ),
-    Check("invariance to rescaling one task", rescale, factors_said, tasks=SEVERAL),
-    Check(
-        "invariance to shifting a loss",
-        shift,
-        lambda count: [
-            f"weights {{before}} become {{after}} when the loss of task {t + 1} is {change}"
-            for change in ("raised by 1", "lowered by 10")
-            for t in chosen_tasks(count)
-        ],
-        tasks=SEVERAL,
-    ),
+    Check("invariance to rescaling one task", rescale, describe_factors, tasks=SEVERAL),
+    Check("invariance to shifting a loss", shift, describe_shifts, tasks=SEVERAL),
     Check(
         "identical tasks",
         reproduce,
-        say("all gradients are {before}, but the direction is {after}"),
+        ["all gradients are {before}, but the direction is {after}"],
         is_identical,
         ("identical",),
         SEVERAL,
@@ -486,16 +482,16 @@ PROPERTIES = (
     Check(
         "duplicate tasks",
         duplicate,
-        say("the direction is {before}, but {after} with task {task} listed twice"),
+        ["the direction is {before}, but {after} with task {task} listed twice"],
         grows=True,
     ),
     Check(
         "preference",
         prefer,
-        say(
+        [
             "the direction is {before} with task {task} listed twice, but {after} with twice the "
             "preference for it"
-        ),
+        ],
         tasks=SEVERAL,
         most=100,
         grows=True,
@@ -503,7 +499,7 @@ PROPERTIES = (
     Check(
         "non-conflict",
         agree,
-        say("weights {before} give the rates g·d = {after}: a task with a negative rate rises"),
+        ["weights {before} give the rates g·d = {after}: a task with a negative rate rises"],
         families=("gaussian", "spread", "weak"),
         tasks=SEVERAL,
         large=True,
@@ -511,20 +507,20 @@ PROPERTIES = (
     Check(
         "identity without conflict",
         keep_mean,
-        say("nothing conflicts and the mean gradient is {before}, but the direction is {after}"),
+        ["nothing conflicts and the mean gradient is {before}, but the direction is {after}"],
         has_no_conflict,
         ("agreeing",),
         SEVERAL,
         large=True,
     ),
-    Check("convex weights", mix, say("weights {before} sum to {after}"), large=True),
+    Check("convex weights", mix, ["weights {before} sum to {after}"], large=True),
     Check(
         "Pareto-stationary fixed points",
         rest,
-        say(
+        [
             "a positive combination of the gradients is 0, but weights {before} give the direction "
             "{after}"
-        ),
+        ],
         stationary,
         ("stationary",),
         SEVERAL,
@@ -533,28 +529,27 @@ PROPERTIES = (
     Check(
         "linear under scaling",
         combine,
-        say(
+        [
             "d(J) + d(J with task {task} doubled) is {before}, but the tasks times 2, task {task} "
             "times 3, give {after}"
-        ),
+        ],
         tasks=SEVERAL,
     ),
     Check(
         "continuity",
         nudge,
-        lambda count: [
-            "the direction jumps from {before} to {after} when the gradients move by "
-            f"{move:g} of their size"
+        [
+            f"the direction jumps from {{before}} to {{after}} when the gradients move by {move:g} "
+            "of their size"
             for move, _, _ in NUDGES
         ],
-        None,
-        ("gaussian",),
+        families=("gaussian",),
         tolerance=JUMP,
     ),
     Check(
         "differentiability",
         differentiate,
-        lambda count: [
+        [
             "torch.func.grad gives a slope of {after} along one line, difference quotients give "
             "{before}",
             "torch.func.grad of torch.func.grad gives a second derivative of {after} along one "
@@ -568,10 +563,9 @@ PROPERTIES = (
     Check(
         "T = 1",
         weigh_one,
-        say("the weight of the only task is {after}"),
-        None,
-        (),
-        (1,),
+        ["the weight of the only task is {after}"],
+        families=(),
+        tasks=(1,),
         everything=True,
         between=False,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from . import instances
-from .harness import BATCHED, LONG, Harness, attempt, describe_error, quiet, usual
-from .instances import LARGEST, SMALL, Case, nudged, trimmed
+from .harness import BATCHED, LONG, MANY, Harness, Pool, attempt, describe_error, quiet
+from .instances import SMALL, Case, nudged, trimmed
 from .properties import Check, Instance, Outcome
 from .report import Row
 
@@ -20,9 +20,6 @@ PART = 2000
 
 MOST = 100
 """Instances of one T that are tested one by one."""
-
-TRIES = 100
-"""Simplifications of a counterexample that are tried."""
 
 NUDGE = 1e-13
 """By which share of its size a gradient or loss is moved before a failure counts: 500 times
@@ -35,26 +32,10 @@ AMPLIFIED = 30.0
 """
 
 
-class Group(NamedTuple):
-    """Instances of one T, with what the rule answers."""
-
-    cases: Case
-    weights: Tensor  # [case, update, task]
-    generic: Tensor  # which are drawn, not integer Jacobians
-    independent: Tensor
-    unit: float
-
-    def take(self, places: Tensor | list[int]) -> Group:
-        """Some of the instances."""
-        cases = Case(*(x[places] for x in self.cases))
-        rest = (x[places] for x in (self.weights, self.generic, self.independent))
-        return Group(cases, *rest, self.unit)
-
-
 class Tested(NamedTuple):
     """What came of one group."""
 
-    group: Group  # those tested: not all, if they had to be called one by one
+    group: Pool  # those tested: not all, if they had to be called one by one
     tested: int
     failing: list[int]
     update: int  # the earliest at which one fails
@@ -74,7 +55,7 @@ def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None
     """
     tested, failing, dependent, general = 0, 0, True, False
     worst: tuple[tuple[bool, int, int, int], Tested] | None = None
-    for group in groups(harness, check, rows):
+    for group in choose_instances(harness, check, rows):
         found = check_group(harness, check, group)
         tested += found.tested
         failing += len(found.failing)
@@ -82,7 +63,7 @@ def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None
         if found.failing:
             dependent &= not bool(found.group.independent[found.failing].any())
             count = group.cases.losses.shape[-1]
-            rank = (bool(found.group.generic[found.first]), count, found.update, found.first)
+            rank = (bool(found.group.family[found.first] > 0), count, found.update, found.first)
             worst = min(worst or (rank, found), (rank, found), key=lambda x: x[0])
     if not tested:
         why = "no instance with valid weights that it speaks of"
@@ -104,14 +85,16 @@ def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None
     )
 
 
-def groups(harness: Harness, check: Check, rows: dict[int, Tensor] | None) -> Iterator[Group]:
+def choose_instances(
+    harness: Harness, check: Check, rows: dict[int, Tensor] | None
+) -> Iterator[Pool]:
     """All instances that a check applies to."""
     if rows is not None:
         for count, x in rows.items():
-            yield answered(harness, harness.ready(x, 1 if count > SMALL else 0))
+            yield harness.answered(harness.ready(x, 1 if count > SMALL else 0))
         return
     more = harness.between if check.between else ()
-    for count in (*check.tasks, *more, *((128,) if check.large else ())):
+    for count in (*check.tasks, *more, *((MANY,) if check.large else ())):
         pool = harness.pool(count)
         families = check.families if count <= BATCHED else check.families[:1]
         numbers = torch.tensor([1 + instances.FAMILIES.index(f) for f in families]).long()
@@ -121,7 +104,7 @@ def groups(harness: Harness, check: Check, rows: dict[int, Tensor] | None) -> It
         kept = (whole | torch.isin(pool.family, numbers)) & (pool.valid | check.everything)
         if check.grows:
             grown = harness.ready(instances.generic("gaussian", count + 1, 1))
-            if not bool(harness.answers(grown)[1].any()):
+            if not bool(harness.answers(grown).isfinite().any()):
                 continue
         places = kept.nonzero().flatten()
         if check.most is not None:
@@ -130,24 +113,14 @@ def groups(harness: Harness, check: Check, rows: dict[int, Tensor] | None) -> It
                 [instances.pick(integer, check.most), places[pool.family[places] > 0]]
             )
         if len(places):
-            free = pool.independent
-            yield Group(pool.cases, pool.weights, pool.family > 0, free, pool.unit).take(places)
+            yield pool.take(places)
     if check.name == "valid weights" and harness.updates > 1:
         for count in (1, 2, 3):
             x = instances.pick(instances.integers(count), 20)
-            yield answered(harness, harness.ready(x, LONG))
+            yield harness.answered(harness.ready(x, LONG))
 
 
-def answered(harness: Harness, cases: Case, unit: float | None = None) -> Group:
-    """A group of given instances."""
-    weights, valid = harness.answers(cases)
-    if unit is None:
-        unit = usual(cases.jacobian[valid], weights[valid])
-    drawn = torch.zeros(len(weights), dtype=torch.bool)
-    return Group(cases, weights, drawn, instances.independent(cases.jacobian), unit)
-
-
-def check_group(harness: Harness, check: Check, group: Group) -> Tested:
+def check_group(harness: Harness, check: Check, group: Pool) -> Tested:
     """A check of every instance of a group; failures that hang on the last bits do not count."""
     group, outcome, errors = evaluate(harness, check, group)
     count, updates = group.cases.losses.shape[:2]
@@ -161,7 +134,7 @@ def check_group(harness: Harness, check: Check, group: Group) -> Tested:
     failed[list(errors), 0] = True
     failing = failed.any(-1).nonzero().flatten().tolist()
     # An integer one before any other, the earliest update, the first in the order of the instances.
-    plain = failed & ~group.generic[:, None]
+    plain = failed & (group.family == 0)[:, None]
     candidates = plain if bool(plain.any()) else failed
     update = int(candidates.any(0).nonzero()[0]) if failing else 0
     first = int(candidates[:, update].nonzero()[0]) if failing else 0
@@ -175,8 +148,8 @@ def excess(harness: Harness, check: Check, violation: Tensor) -> Tensor:
 
 
 def evaluate(
-    harness: Harness, check: Check, group: Group, most: int = MOST
-) -> tuple[Group, Outcome | None, dict[int, str]]:
+    harness: Harness, check: Check, group: Pool, most: int = MOST
+) -> tuple[Pool, Outcome | None, dict[int, str]]:
     """The outcomes of a group in one vmapped call, or one by one if that raises.
 
     One by one it shows which instance raises; then at most `most` instances are called.
@@ -208,7 +181,7 @@ def evaluate(
 
 
 def confirmed(
-    harness: Harness, check: Check, group: Group, outcome: Outcome, places: Tensor
+    harness: Harness, check: Check, group: Pool, outcome: Outcome, places: Tensor
 ) -> Tensor:
     """Which failures [case, update] any machine finds.
 
@@ -222,7 +195,7 @@ def confirmed(
     norms = torch.linalg.vector_norm(group.cases.jacobian, dim=-1)
     unit = (group.weights.abs() * norms[:, None]).sum(-1).clamp_min(1e-300)
     both = zip(*(nudged(group.cases, sign * NUDGE) for sign in (1, -1)), strict=True)
-    moved = answered(harness, Case(*map(torch.cat, both)), group.unit)
+    moved = harness.answered(Case(*map(torch.cat, both)), group.unit)
     _, again, _ = evaluate(harness, check, moved, len(moved.weights))
     if again is None:  # it raises there, and so fails
         return kept
@@ -238,89 +211,28 @@ def confirmed(
 def smaller(harness: Harness, check: Check, found: Tested) -> Tested:
     """The first integer Jacobian with fewer tasks that fails, of more than were tested so far.
 
-    For a case that was drawn, the first with up to three tasks if it has at most four; or else the
-    case itself, simplified as long as it fails, unless it has too many tasks to print. Without any
-    of these `found`.
+    For a case that was drawn, the first with up to three tasks if it has at most four. Without
+    such a Jacobian `found`.
     """
-    drawn, tasks = bool(found.group.generic[found.first]), len(found.case.jacobian)
+    drawn, tasks = bool(found.group.family[found.first] > 0), len(found.case.jacobian)
     for count in check.tasks:
         if count > 3 or (tasks > 4 if drawn else count >= tasks):
             continue
         rows = instances.integers(count, deep=harness.vmapped)
         for part in (rows if check.where is None else rows[check.where(rows)]).split(PART):
-            group = answered(harness, harness.ready(part), found.group.unit)
-            kept = group.weights.isfinite().flatten(1).all(-1) | check.everything
+            group = harness.answered(harness.ready(part), found.group.unit)
+            kept = group.valid | check.everything
             if bool(kept.any()):
                 deeper = check_group(harness, check, group.take(kept))
                 if deeper.failing:
                     return deeper._replace(first=deeper.failing[0])
-    if not drawn or tasks > SMALL:
-        return found
-
-    def fails(candidate: Case) -> bool:
-        if len(candidate.jacobian) < min(check.tasks):
-            return False
-        if check.where is not None and not bool(check.where(candidate.jacobian[None])[0]):
-            return False
-        one = check_one(harness, check, candidate, found.group.unit)
-        valid = check.everything or bool(one.group.weights.isfinite().all())
-        return valid and bool(one.failing)
-
-    simplest = check_one(harness, check, shrink(found.case, fails), found.group.unit)
-    return simplest if simplest.failing else found
+    return found
 
 
 def check_one(harness: Harness, check: Check, case: Case, unit: float) -> Tested:
     """A check of one instance."""
     one = Case(*(x[None] for x in case))
-    return check_group(harness, check, answered(harness, one, unit))
-
-
-def shrink(case: Case, fails: Callable[[Case], bool]) -> Case:
-    """Takes the first simplification that still fails, as long as there is one."""
-    looked, found = 0, True
-    while found:
-        found = False
-        for candidate in simplifications(case):
-            if looked >= TRIES:
-                break
-            looked += 1
-            if fails(candidate):
-                case, found = candidate, True
-                break
-    return case
-
-
-def simplifications(case: Case) -> Iterator[Case]:
-    """A task less; small integers; a parameter less; an entry less; fewer digits. Each is simpler
-    than `case`, so that shrinking ends.
-    """
-    rows, losses = case
-    count, columns = rows.shape
-    for i in range(count if count > 1 else 0):
-        rest = [j for j in range(count) if j != i]
-        yield Case(rows[rest], losses[:, rest])
-    largest = rows.abs().amax()
-    whole = bool((rows == rows.round()).all())
-    for limit in range(1, LARGEST + 1):
-        rounded = (rows * limit / largest).round()
-        if bool((rounded != 0).any()) and (not whole or limit < largest):
-            yield Case(rounded, losses)
-    for i in range(columns if columns > 1 else 0):
-        if bool((rows[:, i] != 0).any()):
-            yield Case(rows.index_fill(1, torch.tensor(i), 0.0), losses)
-    for i in rows.flatten().nonzero().flatten().tolist():
-        yield Case(rows.flatten().index_fill(0, torch.tensor(i), 0.0).reshape(rows.shape), losses)
-    for digits in (1, 2, 3):
-        numbers = [float(f"{x:.{digits}g}") for x in rows.flatten().tolist()]
-        rounded = torch.tensor(numbers, dtype=rows.dtype).reshape(rows.shape)
-        if letters(rounded) < letters(rows):
-            yield Case(rounded, losses)
-
-
-def letters(rows: Tensor) -> int:
-    """The length of the matrix in print."""
-    return sum(len(repr(x)) for x in rows.flatten().tolist())
+    return check_group(harness, check, harness.answered(one, unit))
 
 
 def explain(harness: Harness, check: Check, found: Tested) -> str:
