@@ -21,6 +21,15 @@ SAME = 1e-7
 differs by the root of that.
 """
 
+REMEMBERS = (
+    "the same Gramian, losses and state give other weights the second time: something is "
+    "remembered outside the state"
+)
+GLOBAL = (
+    "the rule draws from torch's global generator; numbers come from the key that init gets (see "
+    "mtlfunc.random)"
+)
+
 BATCHES = (1, 2, 3, 4, 5, 64)
 """Numbers of instances in one vmap, each tried with two and three tasks."""
 
@@ -34,34 +43,26 @@ def check_purity(harness: Harness) -> Finding:
     torch's global generator stays as it was. Every case comes twice, the second time in the
     opposite order. `harness` notes whether answers repeat, and what is changed in place.
     """
-    cases = harness.few()
-    first: dict[int, Tensor] = {}
-    tested, found = 0, None
-    with quiet():
-        for i, case in [*enumerate(cases), *reversed([*enumerate(cases)])]:
-            generator = torch.get_rng_state()
+    cases, first = [*enumerate(harness.few())], {}
+    found = Finding(0)
+    for i, case in [*cases, *reversed(cases)]:
+        generator = torch.get_rng_state()
+        with quiet():
             weights = attempt(harness.weigh, *case)
-            if weights is None:  # "valid weights" reports it
-                continue
-            tested += 1
-            drawn = not torch.equal(generator, torch.get_rng_state())
-            differs = not same(first.setdefault(i, weights.detach().clone()), weights)
-            harness.repeats &= not differs
-            if found is None and drawn:
-                found = Finding(
-                    0,
-                    "the rule draws from torch's global generator; numbers come from the key that "
-                    "init gets (see mtlfunc.random)",
-                    case,
-                )
-            elif found is None and differs:
-                found = Finding(
-                    0,
-                    "the same Gramian, losses and state give other weights the second time: "
-                    "something is remembered outside the state",
-                    case,
-                )
-    return (found or Finding(0))._replace(instances=tested)
+        if weights is None:  # "valid weights" reports it
+            continue
+        seen = ""
+        if not same(first.setdefault(i, weights.detach().clone()), weights):
+            harness.repeats, seen = False, REMEMBERS
+        if not torch.equal(generator, torch.get_rng_state()):
+            seen = GLOBAL
+        tested = found.instances + 1
+        found = (
+            Finding(tested, seen, case)
+            if seen and not found.seen
+            else found._replace(instances=tested)
+        )
+    return found
 
 
 # ---- state -------------------------------------------------------------------------------------

@@ -395,7 +395,8 @@ def nudge(weigh: Weigh, x: Instance) -> Outcome:
     """Gradients and losses moved by a little, along lines both ways: d moves by a little.
 
     In units of max‖g_t‖ times Σ|w_t| or what the rule usually gives, if that is more: the weights
-    of a gradient that has just left 0 may be huge, and all of them 1e-17 at a direction of 0.
+    of a gradient that has just left 0 may be huge, and all of them 1e-17 at a direction of 0. The
+    check does not apply where the moved instance has no valid weights.
     """
     longest = torch.linalg.vector_norm(x.rows, dim=-1).amax()
     whole = longest * x.weights.abs().sum(-1).clamp_min(x.unit)
@@ -407,10 +408,10 @@ def nudge(weigh: Weigh, x: Instance) -> Outcome:
         )
         for move, variant, sign in NUDGES
     ]
-    variants = []
-    for (rows, _), v, (move, *_) in zip(problems, weigh_all(weigh, problems), NUDGES, strict=True):
-        far = distance(v @ rows, x.direction, spent(rows, v), whole)
-        variants.append((far * (JUMP / MOVES[move]), x.direction, v @ rows))
+    found, variants = weigh_all(weigh, problems, refuse=True), []
+    for (rows, _), v, (move, *_) in zip(problems, found, NUDGES, strict=True):
+        far = distance(v @ rows, x.direction, spent(rows, v), whole) * (JUMP / MOVES[move])
+        variants.append((torch.where(v.isfinite().all(-1), far, -1.0), x.direction, v @ rows))
     return outcomes(*variants)
 
 

@@ -175,22 +175,23 @@ def check_many(harness: Harness, name: str) -> Row:
     tested = search(harness, VALID._replace(name=name), rows)
     if tested.status != "holds":
         return tested
-    last, total_before = 0, 0.0
-    for count in (*range(4, 17), 31, 32, 33, 63, 64, 65, MANY - 1, MANY, MANY + 1):
+    totals: list[float] = []
+    counts = (*range(4, 17), 31, 32, 33, 63, 64, 65, MANY - 1, MANY, MANY + 1)
+    for i, count in enumerate(counts):
         eye = torch.eye(count, dtype=torch.float64)
-        case = Case(eye, torch.full((1, count), 2.0, dtype=torch.float64))
-        with quiet():
-            try:
-                total = float(harness.weigh(*case).abs().sum())
-            except Exception as error:
-                return row_of(harness, name, Finding(tested.instances, describe_error(error), case))
-        if last and not total_before / LEAP <= total <= total_before * LEAP:
+        case, seen = Case(eye, torch.full((1, count), 2.0, dtype=torch.float64)), ""
+        try:
+            with quiet():
+                totals.append(float(harness.weigh(*case).abs().sum()))
+        except Exception as error:
+            seen = describe_error(error)
+        if not seen and i and not totals[-2] / LEAP <= totals[-1] <= totals[-2] * LEAP:
             seen = (
-                f"the weights of {count} orthonormal gradients add up to {total:.4g}, those of "
-                f"{last} to {total_before:.4g}"
+                f"the weights of {count} orthonormal gradients add up to {totals[-1]:.4g}, those "
+                f"of {counts[i - 1]} to {totals[-2]:.4g}"
             )
+        if seen:
             return row_of(harness, name, Finding(tested.instances, seen, case))
-        last, total_before = count, total
     return tested
 
 
