@@ -188,7 +188,179 @@ def generator_in_the_state():
     return mf.Rule(lambda losses, key: torch.Generator().manual_seed(0), update)
 
 
+def by_norm(gramian):
+    """A sound rule: invariant to the order, homogeneous, NaN for NaN."""
+    n = gramian.diagonal()
+    total = n.sum()
+    return torch.where(total == 0, 1.0, n) / torch.where(total == 0, len(n), total)
+
+
+def only(count, wrong, right=by_norm):
+    """`wrong` for so many tasks, `right` for others."""
+    return lambda gramian: (wrong if len(gramian) == count else right)(gramian)
+
+
+def first_preferred(gramian):
+    return torch.softmax(torch.arange(len(gramian), 0, -1).to(gramian), -1)
+
+
+def edits_its_input(gramian):
+    if len(gramian) == 6:
+        gramian[0, 0] = 2 * gramian[0, 0]
+    return by_norm(gramian)
+
+
+def edits_at_call(number):
+    calls = []
+
+    def weights(gramian):
+        w = by_norm(gramian)
+        calls.append(1)
+        if len(calls) == number:
+            gramian.neg_()
+        return w
+
+    return weights
+
+
+class WrongInBatches(torch.autograd.Function):
+    """The identity, but doubled in batches of one size."""
+
+    @staticmethod
+    def forward(w, size):
+        return w.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, w, size):  # pyright: ignore[reportIncompatibleMethodOverride]
+        w = w.movedim(in_dims[0], 0) if in_dims[0] is not None else w
+        return w * (2.0 if info.batch_size == size else 1.0), 0
+
+
+class FirstDerivativeOnly(torch.autograd.Function):
+    """1/(1 + x), whose derivative is right and takes part in no further derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 1 / (1 + x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return -g / (1 + ctx.saved_tensors[0].detach()) ** 2
+
+
+def once_differentiable(gramian):
+    n = gramian.diagonal()
+    return FirstDerivativeOnly.apply(n / n.sum().clamp_min(1e-300))
+
+
+def one_negative_loss(gramian, losses):
+    """Reads losses only if exactly one is negative."""
+    w = by_norm(gramian)
+    return torch.where((losses < 0).sum() == 1, -w, w)
+
+
+def mean_without_preference():
+    return mf.Rule(
+        lambda losses, key: (),
+        lambda geometry, state: (
+            geometry.present.to(geometry.losses) / geometry.present.sum().clamp_min(1),
+            (),
+        ),
+    )
+
+
+def breaks_at_update(number):
+    def update(geometry, state):
+        w = torch.full_like(geometry.losses, 1 / len(geometry.losses))
+        return torch.where(state >= number - 1, torch.nan, w), state + 1
+
+    return mf.Rule(lambda losses, key: torch.zeros_like(losses), update)
+
+
+def nan_if_absent():
+    def update(geometry, state):
+        w = by_norm(geometry.gramian)
+        return torch.where(geometry.present.all(), w, torch.nan), state
+
+    return mf.Rule(lambda losses, key: (), update)
+
+
+class Note:
+    """An object that cannot be saved."""
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle a note")
+
+
+def unsaved_note():
+    def update(geometry, state):
+        return torch.full_like(geometry.losses, 1 / len(geometry.losses)), {"note": Note()}
+
+    return mf.Rule(lambda losses, key: {"note": Note()}, update)
+
+
+def reversed_from(count):
+    """The min-norm point, in the wrong order from so many tasks on."""
+
+    def weights(gramian):
+        w = solvers.auto()(solvers.min_norm(gramian)).weights
+        return w.flip(0) if len(gramian) >= count else w
+
+    return weights
+
+
 BROKEN = {
+    **{
+        f"wrong for {count} tasks": Broken(
+            only(count, first_preferred), "permutation equivariance", "the order", count
+        )
+        for count in range(4, 9)
+    },
+    "edits its input for 6 tasks": Broken(
+        edits_its_input, "purity", "the rule changes the gramian in place", 6
+    ),
+    "edits its input at the third call": Broken(
+        edits_at_call(3), "purity", "the rule changes the gramian in place"
+    ),
+    **{
+        f"wrong in batches of {size}": Broken(
+            lambda g, size=size: WrongInBatches.apply(by_norm(g), size),
+            "vmapped == loop",
+            f"under vmap over {size} instances",
+        )
+        for size in range(1, 6)
+    },
+    "wrong if one loss is negative": Broken(
+        one_negative_loss, "losses of 0 or below", "where the losses are (-1", 1
+    ),
+    "ignores the preference": Broken(
+        mean_without_preference(), "preference", "with twice the preference for it", 2
+    ),
+    "wrong second derivative": Broken(
+        once_differentiable, "differentiability", "gives a second derivative of", 2
+    ),
+    "NaN from the fifth update on": Broken(
+        breaks_at_update(5), "valid weights", "weights are (nan) (at update 5)", 1
+    ),
+    "NaN for absent tasks": Broken(
+        nan_if_absent(), "absent tasks", "weights are (nan, nan) with task 1 absent", 2
+    ),
+    "a state that cannot be saved": Broken(
+        unsaved_note(), "state round-trip", "the state holds a Note; only tensors"
+    ),
+    "in the wrong order from 9 tasks on": Broken(
+        reversed_from(9), "non-conflict", "a task with a negative rate rises"
+    ),
     "absolute epsilon": Broken(
         lambda g: inverse_norms(g, 1e-8),
         "positive homogeneity",
@@ -282,7 +454,7 @@ BROKEN = {
         counts_in_python, "state round-trip", "the state holds a int"
     ),
     "a generator in the state": Broken(
-        generator_in_the_state, "purity", "something is remembered outside the state"
+        generator_in_the_state, "state round-trip", "the state holds a Generator; only tensors"
     ),
     "a state that grows": Broken(grows, "state round-trip", "after an update"),
     "no derivative": Broken(

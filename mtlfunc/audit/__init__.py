@@ -2,7 +2,7 @@
 smallest counterexample.
 """
 
-from .cases import Case as Case
+from .instances import Case as Case
 from .report import Report as Report
 from .report import Row as Row
 from .run import audit as audit

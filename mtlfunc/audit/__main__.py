@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
 import os
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_whole
-from .evaluate import describe_error
+from .harness import describe_error
 from .run import NAMES, audit
 
 EPILOG = """\
@@ -32,54 +31,22 @@ and that is no defect.
 
 
 def load(spec: str) -> Any:
-    """What a name on the command line stands for; the working directory is searched, too.
-
-    Args:
-        spec: `module:name`, `module:name.attribute` or `module:name(literal, key=literal)`.
-
-    Returns:
-        the object.
+    """The object that `module:expression` names; the working directory is searched, too.
 
     Raises:
-        ValueError: that says what is wrong with the name.
+        ValueError: if it is not of this form, or importing or evaluating it raises.
     """
-    where, colon, what = spec.partition(":")
-    if not colon or not where or not what:
+    module, _, expression = spec.partition(":")
+    if not module or not expression:
         raise ValueError(
             f'{spec!r}: expected module:rule, for instance mtlfunc:mgda or "mtlfunc:cagrad(0.4)"'
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{spec!r}: there is no module {error.name!r}") from error
+        return eval(expression, dict(vars(importlib.import_module(module))))
     except Exception as error:  # whatever runs on import
-        raise ValueError(f"{spec!r}: importing {where} {describe_error(error)}") from error
-    try:
-        expression = ast.parse(what, mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"{spec!r}: {what!r} is neither a name nor a call") from error
-    call = expression if isinstance(expression, ast.Call) else None
-    path = ast.unparse(call.func if call else expression)
-    found: Any = module
-    for part in path.split("."):
-        if not part.isidentifier():
-            raise ValueError(f"{spec!r}: {path!r} is not a name")
-        if not hasattr(found, part):
-            raise ValueError(f"{spec!r}: {where} has no {path!r}")
-        found = getattr(found, part)
-    if call is None:
-        return found
-    try:
-        args = [ast.literal_eval(x) for x in call.args]
-        named = {str(x.arg): ast.literal_eval(x.value) for x in call.keywords}
-    except ValueError as error:
-        raise ValueError(
-            f"{spec!r}: arguments must be numbers, strings or other literals; define the rule in "
-            "a module and name it"
-        ) from error
-    return found(*args, **named)
+        raise ValueError(f"{spec!r}: {describe_error(error)}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,38 +57,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "rule",
-        help="module:rule, where rule is a Rule, a factory of one that needs no arguments, a "
-        "call of one, or f(gramian[, losses])",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=(),
-        metavar="PROPERTY",
-        help="test these properties only; quote names with spaces",
-    )
-    parser.add_argument(
-        "--require",
-        nargs="+",
-        default=(),
-        metavar="PROPERTY",
-        help="exit with 1 unless these hold, too",
-    )
-    parser.add_argument(
-        "--instances",
-        type=int,
-        default=400,
-        help="the most integer Jacobians for each T of 1, 2, 3 (default 400)",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-5,
-        help="relative; larger for a rule with an iterative solver inside (default 1e-5)",
-    )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as HTML, too")
+    add = parser.add_argument
+    names: Any = {"nargs": "+", "default": (), "metavar": "PROPERTY"}
+    add("rule", help="module:rule: a Rule, a factory of one, or f(gramian[, losses])")
+    add("--only", help="test these properties only; quote names with spaces", **names)
+    add("--require", help="exit with 1 unless these hold, too", **names)
+    number = "the most integer Jacobians for each T of 1, 2, 3 (default 400)"
+    add("--instances", type=int, default=400, help=number)
+    share = "relative; larger for a rule with an iterative solver inside (default 1e-5)"
+    add("--tolerance", type=float, default=1e-5, help=share)
+    add("--html", type=Path, metavar="FILE", help="write the table as HTML, too")
     return parser
 
 
@@ -167,9 +112,7 @@ def _unwritable(path: Path) -> str:
         return f"{path} is a folder; expected a file"
     if not path.parent.is_dir():
         return f"{path.parent} is no folder; make it first, or pass another file"
-    if not os.access(path.parent, os.W_OK):
-        return f"nothing can be written into {path.parent}"
-    return ""
+    return "" if os.access(path.parent, os.W_OK) else f"{path.parent} cannot be written into"
 
 
 if __name__ == "__main__":

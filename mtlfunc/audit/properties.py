@@ -1,35 +1,37 @@
 """The properties that one instance can show or break, as pure functions that a vmap batches.
 
-Answers are compared as directions d = Jᵀw, because weights are not unique where gradients depend on
-each other, and in units of Σ|w_t|‖g_t‖, the length that d has without cancellation: rounding in d
-is a multiple of that, whatever d's own length (`size`). A rule with state is tested over several
-updates on the same gradients, one that draws random numbers with key 0 throughout. Transformations
-of an integer Jacobian are exact in floating point, so that nothing but the rule can make a
+Answers are compared as directions d = Jᵀw, because weights are not unique if gradients are linearly
+dependent. The unit is Σ|w_t|‖g_t‖, the norm that d has without cancellation: rounding in d is a
+multiple of it, whatever the norm of d itself (`size`). A rule with state is tested over several
+updates on the same gradients, a rule that draws random numbers with key 0 throughout.
+Transformations of an integer Jacobian are exact in floating point, so only the rule can make a
 difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vmap
 
+from ..core.checks import transformed
 from ..solvers.problems import or_one
-from .cases import independent, stationary
-from .evaluate import Check, Evaluate, Outcome
+from .harness import EVERY, Weigh
+from .instances import independent, stationary, wave
 
 FLOOR = 1e-6
-"""Of the usual size of an answer: what is that much smaller counts as 0."""
+"""Of the usual size of an answer: what is smaller than that counts as 0."""
 
 MOVES = {1e-10: 1e-3, 1e-6: 0.05}
-"""Continuity: gradients move by the one of their size, the direction may move by the other.
+"""Continuity: when gradients move by the first share of their size, the direction may move by the
+second.
 
-A square root, the steepest that a projection on a hull can be, moves by 1e-5 and 1e-3. What jumps
-where a gradient gets out of the others' span is seen at the longer move alone: squared, the shorter
-one is below the Gramian's rounding.
+A square root, the steepest that a projection on a hull can be, moves by 1e-5 and 1e-3. A jump at a
+gradient that leaves the span of the others shows at the longer move only: squared, the shorter one
+is below the Gramian's rounding.
 """
 
 JUMP = MOVES[1e-10]
@@ -37,100 +39,157 @@ JUMP = MOVES[1e-10]
 STEP = 1e-5
 """Differentiability: the step of the difference quotients, of the gradients' size."""
 
+WIDER = 10
+"""Times that is the step for second derivatives."""
+
 SCALES = tuple(2.0**k for k in (-33, -17, 17, 33))
-"""Powers of two next to 1e-10, 1e-5, 1e5 and 1e10."""
+"""Powers of two close to 1e-10, 1e-5, 1e5 and 1e10."""
+
+SEVERAL = EVERY[1:]
+
+Compared = tuple[Tensor, Tensor, Tensor]
+"""(violation [update], before [update, …], after [update, …])."""
 
 
-class Property(NamedTuple):
-    """One line of the table: a check, the words for what it saw, and where it applies."""
+class Instance(NamedTuple):
+    """One instance, with what the rule answers to it."""
+
+    rows: Tensor  # [task, param]
+    losses: Tensor  # [update, task]
+    weights: Tensor  # [update, task]
+    unit: float  # what Σ|w_t|‖g_t‖ / max‖g_t‖ usually is for this rule and T
+
+    @property
+    def direction(self) -> Tensor:
+        return self.weights @ self.rows
+
+
+class Outcome(NamedTuple):
+    """What a check saw, in one instance or a batch."""
+
+    # [variant, update]: more than what is tolerated is a failure; a negative one says that the
+    # check does not apply to this instance
+    violation: Tensor
+    before: Tensor  # [variant, update, …]: the numbers that the explanation shows
+    after: Tensor
+
+
+class Check(NamedTuple):
+    """One line of the table: what is computed at an instance, and how a failure is explained."""
 
     name: str
-    check: Check
-    # (T, variant, before, after) -> what was seen at the counterexample
-    describe: Callable[[int, int, Tensor, Tensor], str]
-    # of the integer Jacobians [case, task, param]; None is all
+    run: Callable[[Weigh, Instance], Outcome]  # pure, so that a vmap batches it
+    # with {before} and {after}: one for each variant, perhaps made for T, or one for all of them;
+    # {task} is the one of `chosen_tasks` that the variant changes
+    sentences: Sequence[str] | Callable[[int], list[str]]
+    # which of the integer Jacobians [case, task, param]; None is all
     where: Callable[[Tensor], Tensor] | None = None
-    families: tuple[str, ...] = ("gaussian", "spread")  # of `cases.generic`
-    tasks: tuple[int, ...] = (1, 2, 3, 4, 5)
+    families: tuple[str, ...] = ("gaussian", "spread")  # of `instances.generic`
+    tasks: tuple[int, ...] = EVERY
     between: bool = True  # also with two numbers of tasks that the audit's key draws
-    large: bool = False  # also with `subject.MANY` tasks
+    large: bool = False  # also with `harness.MANY` tasks
     tolerance: float | None = None  # of the violation; None is the audit's
     most: int | None = None  # integer Jacobians for each T; None is the audit's
     grows: bool = False  # whether it also evaluates T + 1 tasks
-    everything: bool = False  # also of instances without valid weights
+    everything: bool = False  # also at instances without valid weights
     contract: bool = False  # about how the rule computes: a failure is a defect
 
+    def explain(self, count: int, variant: int, before: Tensor, after: Tensor) -> str:
+        """What was seen at a counterexample with T = count tasks."""
+        said = self.sentences(count) if callable(self.sentences) else list(self.sentences)
+        if "{task}" in said[0]:
+            said = [said[0].replace("{task}", str(t + 1)) for t in chosen_tasks(count)]
+        numbers = {"before": vector(before), "after": vector(after)}
+        return said[variant % len(said)].format(**numbers)
 
-def direction(jacobian: Tensor, weights: Tensor) -> Tensor:
-    return weights @ jacobian
 
-
-def spent(jacobian: Tensor, weights: Tensor) -> Tensor:
+def spent(rows: Tensor, weights: Tensor) -> Tensor:
     """Σ|w_t|‖g_t‖ of every update."""
-    return weights.abs() @ torch.linalg.vector_norm(jacobian, dim=-1)
+    return weights.abs() @ torch.linalg.vector_norm(rows, dim=-1)
 
 
-def size(jacobian: Tensor, weights: Tensor, unit: float) -> Tensor:
-    """Σ|w_t|‖g_t‖, above two floors in units of max‖g_t‖, below which there is rounding alone.
+def size(rows: Tensor, weights: Tensor, unit: float) -> Tensor:
+    """Σ|w_t|‖g_t‖, above two floors in units of max‖g_t‖; below them there is only rounding.
 
-    A thousandth of Σ|w_t|: where all weight is on a zero gradient the others' rounding is no
-    answer. A millionth of what the rule usually gives: where the direction is 0 and weights are
-    1e-17, they are no answer either.
+    A thousandth of Σ|w_t|: if all weight is on a zero gradient, the others' rounding is not an
+    answer. A millionth of what the rule usually gives: if the direction is 0 and weights are 1e-17,
+    they are not an answer either.
     """
-    longest = torch.linalg.vector_norm(jacobian, dim=-1).amax()
+    longest = torch.linalg.vector_norm(rows, dim=-1).amax()
     floor = (1e-3 * weights.abs().sum(-1)).clamp_min(FLOOR * unit) * longest
-    return torch.maximum(spent(jacobian, weights), floor)
+    return torch.maximum(spent(rows, weights), floor)
 
 
-def apart(one: Tensor, other: Tensor, *sizes: Tensor) -> Tensor:
-    """How far two directions are apart, in units of the largest size."""
+def distance(one: Tensor, other: Tensor, *sizes: Tensor) -> Tensor:
+    """The distance of two directions, in units of the largest size."""
     return torch.linalg.vector_norm(one - other, dim=-1) / or_one(torch.stack(sizes).amax(0))
 
 
-def outcomes(*variants: tuple[Tensor, Tensor, Tensor]) -> Outcome:
-    """(violation [update], before, after) of every variant; NaN is a violation without bound."""
+def compare(
+    x: Instance, rows: Tensor, weights: Tensor, expected: Tensor | None = None, factor: float = 1.0
+) -> Compared:
+    """The direction of `weights` against `expected`, by default `factor` times the instance's."""
+    expected = factor * x.direction if expected is None else expected
+    found = weights @ rows
+    sizes = size(rows, weights, x.unit), factor * size(x.rows, x.weights, x.unit)
+    return distance(found, expected, *sizes), expected, found
+
+
+def weigh_all(
+    weigh: Weigh, problems: Sequence[tuple[Tensor, ...]], *names: str, refuse: bool = False
+) -> list[Tensor]:
+    """The weights at several problems (rows, losses, and what else `names` says).
+
+    Inside a vmap those of one shape in one call. With `refuse` NaN if the rule raises.
+    """
+
+    def one(rows: Tensor, losses: Tensor, *rest: Tensor) -> Tensor:
+        try:
+            return weigh(rows, losses, **dict(zip(names, rest, strict=True)))
+        except Exception:
+            if refuse:
+                return torch.full_like(losses, torch.nan)
+            raise
+
+    if not transformed():
+        return [one(*problem) for problem in problems]
+    found: dict[int, Tensor] = {}
+    for count in {len(problem[0]) for problem in problems}:
+        places = [i for i, problem in enumerate(problems) if len(problem[0]) == count]
+        stacked = (torch.stack(x) for x in zip(*(problems[i] for i in places), strict=True))
+        found |= zip(places, vmap(one)(*stacked).unbind(0), strict=True)
+    return [found[i] for i in range(len(problems))]
+
+
+def outcomes(*variants: Compared) -> Outcome:
+    """All variants side by side; a NaN is a violation without bound."""
     violation, before, after = (torch.stack(x) for x in zip(*variants, strict=True))
     return Outcome(violation.nan_to_num(torch.inf), before, after)
 
 
-def some(count: int) -> list[int]:
+def chosen_tasks(count: int) -> list[int]:
     """The tasks that are changed, one at a time: the first, one inside and the last."""
     return sorted({0, count // 2, count - 1})
 
 
 def vector(x: Tensor) -> str:
-    """Numbers as a reader wants them; of many the ends."""
+    """Numbers in parentheses, four digits each; of more than twelve the first four and the last."""
     numbers = [f"{0.0 if abs(v) < 1e-12 else v:.4g}" for v in x.flatten().tolist()]
-    if len(numbers) > MOST_NUMBERS:
-        numbers = [*numbers[:4], "…", numbers[-1]]
-    return f"({', '.join(numbers)})"
-
-
-MOST_NUMBERS = 12
+    numbers = [*numbers[:4], "…", numbers[-1]] if len(numbers) > 12 else numbers
+    return numbers[0] if x.ndim == 0 else f"({', '.join(numbers)})"
 
 
 # ---- transformations of the problem ------------------------------------------------------------
 
 
-def permuted(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def permute(weigh: Weigh, x: Instance) -> Outcome:
     """Tasks (gradients with their losses) in another order: the same direction.
 
     A rotation and a swap, which generate all orders.
     """
-    count = len(rows)
-    w = evaluate(rows, losses)
-    d = direction(rows, w)
-
-    def one(order: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        moved = rows[order]
-        v = evaluate(moved, losses[:, order])
-        return (
-            apart(direction(moved, v), d, size(rows, w, unit), size(moved, v, unit)),
-            d,
-            direction(moved, v),
-        )
-
-    return outcomes(*(one(order) for order in orders(count)))
+    problems = [(x.rows[order], x.losses[:, order]) for order in orders(len(x.rows))]
+    found = weigh_all(weigh, problems)
+    return outcomes(*(compare(x, rows, v) for (rows, _), v in zip(problems, found, strict=True)))
 
 
 def orders(count: int) -> list[list[int]]:
@@ -138,270 +197,190 @@ def orders(count: int) -> list[list[int]]:
     return [rotation] if count == 2 else [rotation, swap]
 
 
-def describe_permuted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    order = ", ".join(str(i + 1) for i in orders(count)[variant])
-    return (
-        f"the direction is {vector(before)}, but {vector(after)} with the tasks in the order "
-        f"{order}"
-    )
+def describe_orders(count: int) -> list[str]:
+    said = [", ".join(str(i + 1) for i in order) for order in orders(count)]
+    return [
+        f"the direction is {{before}}, but {{after}} with the tasks in the order {order}"
+        for order in said
+    ]
 
 
-def scaled(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
-    """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s.
-
-    A rule with an absolute epsilon fails.
-    """
-    w = evaluate(rows, losses)
-
-    def one(s: float) -> tuple[Tensor, Tensor, Tensor]:
-        v = evaluate(s * rows, losses)
-        return (
-            apart(direction(rows, v), direction(rows, w), size(rows, v, unit), size(rows, w, unit)),
-            w,
-            v,
-        )
-
-    return outcomes(*(one(s) for s in SCALES))
+def scale(weigh: Weigh, x: Instance) -> Outcome:
+    """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s."""
+    found = weigh_all(weigh, [(s * x.rows, x.losses) for s in SCALES])
+    return outcomes(*((compare(x, x.rows, v)[0], x.weights, v) for v in found))
 
 
-def describe_scaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return (
-        f"weights {vector(before)} become {vector(after)} when all gradients are multiplied "
-        f"by {SCALES[variant]:.1e}"
-    )
-
-
-def rescaled(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
-    """One task, gradient and loss, times 2 or 1024: d keeps its direction, maybe not its length."""
-    w = evaluate(rows, losses)
+def rescale(weigh: Weigh, x: Instance) -> Outcome:
+    """One task, gradient and loss, times 2 or 1024: d keeps its direction, not always its norm."""
 
     def pointed(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """The unit vector along d, and the share of Σ|w_t|‖g_t‖ that cancellation left."""
-        d = direction(rows, w)
-        length = torch.linalg.vector_norm(d, dim=-1)
-        floor = FLOOR * unit * torch.linalg.vector_norm(rows, dim=-1).amax()
-        return d / or_one(length)[:, None], length / or_one(spent(rows, w).clamp_min(floor))
+        d = w @ rows
+        norm = torch.linalg.vector_norm(d, dim=-1)
+        floor = FLOOR * x.unit * torch.linalg.vector_norm(rows, dim=-1).amax()
+        return d / or_one(norm)[:, None], norm / or_one(spent(rows, w).clamp_min(floor))
 
-    before, share = pointed(rows, w)
+    before, share = pointed(x.rows, x.weights)
 
-    def one(task: int, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-        c = torch.where(torch.arange(len(rows)) == task, factor, 1.0).to(rows)
-        changed = c[:, None] * rows
-        v = evaluate(changed, c * losses)
-        after, other = pointed(changed, v)
+    def turned(rows: Tensor, v: Tensor) -> Compared:
+        after, other = pointed(rows, v)
         # The less is left, the more of the angle is rounding.
         turn = torch.linalg.vector_norm(before - after, dim=-1) * torch.maximum(share, other)
-        return turn, direction(rows, w), direction(changed, v)
+        return turn, x.direction, v @ rows
 
-    return outcomes(*(one(task, factor) for task, factor in stretched(len(rows))))
-
-
-def stretched(count: int) -> list[tuple[int, float]]:
-    """Tasks and factors: one far, three farther."""
-    return [(0, 2.0), *((task, 1024.0) for task in some(count))]
-
-
-def describe_rescaled(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    task, factor = stretched(count)[variant]
-    return (
-        f"the direction turns from {vector(before)} to {vector(after)} when task {task + 1} is "
-        f"multiplied by {factor:g}"
-    )
+    task = torch.arange(len(x.rows))
+    c = [torch.where(task == t, f, 1.0).to(x.rows) for t, f in factors(len(x.rows))]
+    problems = [(each[:, None] * x.rows, each * x.losses) for each in c]
+    found = weigh_all(weigh, problems)
+    return outcomes(*(turned(rows, v) for (rows, _), v in zip(problems, found, strict=True)))
 
 
-def shifted(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
-    """A constant, 1, added to one task's loss at every update: the same direction."""
-    w = evaluate(rows, losses)
-    d = direction(rows, w)
-
-    def one(task: int) -> tuple[Tensor, Tensor, Tensor]:
-        v = evaluate(rows, losses + (torch.arange(len(rows)) == task).to(losses))
-        return apart(direction(rows, v), d, size(rows, v, unit), size(rows, w, unit)), w, v
-
-    return outcomes(*(one(task) for task in some(len(rows))))
+def factors(count: int) -> list[tuple[int, float]]:
+    """Tasks and factors: the first one times 2, three times 1024."""
+    return [(0, 2.0), *((task, 1024.0) for task in chosen_tasks(count))]
 
 
-def describe_shifted(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return (
-        f"weights {vector(before)} become {vector(after)} when the loss of task "
-        f"{some(count)[variant] + 1} is raised by 1"
-    )
+def describe_factors(count: int) -> list[str]:
+    return [
+        f"the direction turns from {{before}} to {{after}} when task {task + 1} is multiplied by "
+        f"{factor:g}"
+        for task, factor in factors(count)
+    ]
 
 
-def duplicated(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def shift(weigh: Weigh, x: Instance) -> Outcome:
+    """A constant added to one task's loss at every update: the same direction.
+
+    1, and -10, which makes the loss negative; a rule may refuse that by raising or by NaN.
+    """
+
+    task = torch.arange(len(x.rows))
+    tasks = chosen_tasks(len(x.rows))
+    raised, lowered = ([(x.rows, x.losses + c * (task == t)) for t in tasks] for c in (1.0, -10.0))
+    variants = [(compare(x, x.rows, v)[0], x.weights, v) for v in weigh_all(weigh, raised)]
+    for v in weigh_all(weigh, lowered, refuse=True):
+        far = compare(x, x.rows, v)[0].nan_to_num(torch.inf)
+        variants.append((torch.where(v.isnan().all(-1), -1.0, far), x.weights, v))
+    return outcomes(*variants)
+
+
+def describe_shifts(count: int) -> list[str]:
+    return [
+        f"weights {{before}} become {{after}} when the loss of task {t + 1} is {change}"
+        for change in ("raised by 1", "lowered by 10")
+        for t in chosen_tasks(count)
+    ]
+
+
+def duplicates(x: Instance) -> list[tuple[Tensor, Tensor]]:
+    """Gradients and losses with one task listed twice."""
+    lists = [[*range(len(x.rows)), task] for task in chosen_tasks(len(x.rows))]
+    return [(x.rows[tasks], x.losses[:, tasks]) for tasks in lists]
+
+
+def duplicate(weigh: Weigh, x: Instance) -> Outcome:
     """One task listed twice: the same direction."""
-    w = evaluate(rows, losses)
-    d = direction(rows, w)
-
-    def one(task: int) -> tuple[Tensor, Tensor, Tensor]:
-        more = torch.cat([rows, rows[task : task + 1]])
-        v = evaluate(more, torch.cat([losses, losses[:, task : task + 1]], -1))
-        return (
-            apart(direction(more, v), d, size(more, v, unit), size(rows, w, unit)),
-            d,
-            direction(more, v),
-        )
-
-    return outcomes(*(one(task) for task in some(len(rows))))
+    problems = duplicates(x)
+    found = weigh_all(weigh, problems)
+    return outcomes(*(compare(x, rows, w) for (rows, _), w in zip(problems, found, strict=True)))
 
 
-def describe_duplicated(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return (
-        f"the direction is {vector(before)}, but {vector(after)} with task "
-        f"{some(count)[variant] + 1} listed twice"
-    )
+def prefer(weigh: Weigh, x: Instance) -> Outcome:
+    """Twice the preference for a task: the direction that the task listed twice has."""
+    twice, task = duplicates(x), torch.arange(len(x.rows))
+    shares = [
+        torch.where(task == t, 2.0, 1.0).to(x.rows) / (len(task) + 1)
+        for t in chosen_tasks(len(task))
+    ]
+    preferred = weigh_all(weigh, [(x.rows, x.losses, share) for share in shares], "preference")
+    expected = [w @ rows for (rows, _), w in zip(twice, weigh_all(weigh, twice), strict=True)]
+    return outcomes(*(compare(x, x.rows, v, d) for v, d in zip(preferred, expected, strict=True)))
 
 
-def linear(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
-    """d(diag(c)J) is linear in c > 0, losses times c too.
+def combine(weigh: Weigh, x: Instance) -> Outcome:
+    """d(diag(c)J) is linear in c > 0, losses times c, too.
 
     With c = 1 and c' = (1, …, 2, …, 1): d(diag(c + c')J) is d(J) + d(diag(c')J).
     """
-    count = len(rows)
-    w = evaluate(rows, losses)
+    task = torch.arange(len(x.rows))
+    double = [torch.where(task == t, 2.0, 1.0).to(x.rows) for t in chosen_tasks(len(task))]
+    problems = [(c[:, None] * x.rows, c * x.losses) for two in double for c in (two, 1 + two)]
+    found = weigh_all(weigh, problems)
+    answers = [(rows, w) for (rows, _), w in zip(problems, found, strict=True)]
 
-    def one(task: int) -> tuple[Tensor, Tensor, Tensor]:
-        double = torch.where(torch.arange(count) == task, 2.0, 1.0).to(rows)
-        second, both = double[:, None] * rows, (1 + double)[:, None] * rows
-        v, whole = evaluate(second, double * losses), evaluate(both, (1 + double) * losses)
-        parts, total = direction(rows, w) + direction(second, v), direction(both, whole)
-        return (
-            apart(
-                total, parts, size(both, whole, unit), size(rows, w, unit), size(second, v, unit)
-            ),
-            parts,
-            total,
-        )
+    def added(second: tuple[Tensor, Tensor], both: tuple[Tensor, Tensor]) -> Compared:
+        parts, total = x.direction + second[1] @ second[0], both[1] @ both[0]
+        sizes = (size(*each, x.unit) for each in ((x.rows, x.weights), second, both))
+        return distance(total, parts, *sizes), parts, total
 
-    return outcomes(*(one(task) for task in some(count)))
-
-
-def describe_linear(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    task = some(count)[variant] + 1
-    return (
-        f"d(J) + d(J with task {task} doubled) is {vector(before)}, but the tasks times 2, "
-        f"task {task} times 3, give {vector(after)}"
-    )
+    return outcomes(*(added(*pair) for pair in zip(answers[::2], answers[1::2], strict=True)))
 
 
 # ---- the answer itself -------------------------------------------------------------------------
 
 
-def identical(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def reproduce(weigh: Weigh, x: Instance) -> Outcome:
     """All tasks share one gradient g and one loss: d = g, the weights sum to 1."""
-    w = evaluate(rows, losses[:, :1].expand_as(losses))
-    return outcomes(
-        (
-            apart(direction(rows, w), rows[:1], size(rows, w, unit)),
-            rows[:1].expand(len(losses), -1),
-            direction(rows, w),
-        )
-    )
+    w = weigh(x.rows, x.losses[:, :1].expand_as(x.losses))
+    g = x.rows[:1].expand(len(w), -1)
+    return outcomes((distance(w @ x.rows, g, size(x.rows, w, x.unit)), g, w @ x.rows))
 
 
-def all_identical(rows: Tensor) -> Tensor:
+def is_identical(rows: Tensor) -> Tensor:
     return (rows == rows[:, :1]).flatten(1).all(-1)
 
 
-def describe_identical(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"all gradients are {vector(before)}, but the direction is {vector(after)}"
-
-
-def alone(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def weigh_one(weigh: Weigh, x: Instance) -> Outcome:
     """One task: the weight is 1, so d = g."""
-    w = evaluate(rows, losses)
-    return outcomes((torch.linalg.vector_norm(w - 1, dim=-1), torch.ones_like(w), w))
+    w = x.weights[:, 0]
+    return outcomes(((w - 1).abs(), torch.ones_like(w), w))
 
 
-def describe_alone(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"the weight of the only task is {vector(after)[1:-1]}"
-
-
-def agrees(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def agree(weigh: Weigh, x: Instance) -> Outcome:
     """No task is raised to first order: g_t·d >= 0, up to the tolerance times ‖g_t‖·Σ|w_s|‖g_s‖."""
-    w = evaluate(rows, losses)
-    rates = w @ (rows @ rows.mT)
-    scale = torch.linalg.vector_norm(rows, dim=-1) * size(rows, w, unit)[:, None]
-    return outcomes(((-rates / or_one(scale)).amax(-1).clamp_min(0), w, rates))
+    rates = x.weights @ (x.rows @ x.rows.mT)
+    norms = torch.linalg.vector_norm(x.rows, dim=-1)
+    unit = norms * size(x.rows, x.weights, x.unit)[:, None]
+    return outcomes(((-rates / or_one(unit)).amax(-1).clamp_min(0), x.weights, rates))
 
 
-def describe_agrees(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    raised = [str(i + 1) for i, rate in enumerate(after.tolist()) if rate < 0]
-    who = (
-        f"task {raised[0]} rises"
-        if len(raised) == 1
-        else f"tasks {', '.join(raised[:-1])} and {raised[-1]} rise"
-    )
-    return f"weights {vector(before)} give the rates g·d = {vector(after)}: {who}"
-
-
-def harmless(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def keep_mean(weigh: Weigh, x: Instance) -> Outcome:
     """No two gradients conflict (all g_i·g_j >= 0): d is the mean gradient."""
-    w = evaluate(rows, losses)
-    mean = rows.mean(0).expand(len(losses), -1)
-    return outcomes(
-        (
-            apart(
-                direction(rows, w),
-                mean,
-                size(rows, w, unit),
-                size(rows, torch.full_like(w, 1 / len(rows)), unit),
-            ),
-            mean,
-            direction(rows, w),
-        )
-    )
+    mean, w = x.rows.mean(0).expand(len(x.losses), -1), x.weights
+    sizes = (size(x.rows, v, x.unit) for v in (w, torch.full_like(w, 1 / len(x.rows))))
+    return outcomes((distance(x.direction, mean, *sizes), mean, x.direction))
 
 
-def no_conflict(rows: Tensor) -> Tensor:
+def has_no_conflict(rows: Tensor) -> Tensor:
     return (rows @ rows.mT >= 0).flatten(1).all(-1)
 
 
-def describe_harmless(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return (
-        f"nothing conflicts and the mean gradient is {vector(before)}, but the direction is "
-        f"{vector(after)}"
-    )
-
-
-def convex(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def mix(weigh: Weigh, x: Instance) -> Outcome:
     """Weights >= 0 that sum to 1."""
-    w = evaluate(rows, losses)
-    return outcomes((torch.maximum(-w.amin(-1), (w.sum(-1) - 1).abs()), w, w.sum(-1, keepdim=True)))
+    total = x.weights.sum(-1)
+    violation = torch.maximum(-x.weights.amin(-1), (total - 1).abs())
+    return outcomes((violation, x.weights, total))
 
 
-def describe_convex(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return f"weights {vector(before)} sum to {vector(after)[1:-1]}"
-
-
-def rests(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def rest(weigh: Weigh, x: Instance) -> Outcome:
     """Jᵀw = 0 for some weights w, all of them positive: d = 0.
 
     There every direction that lowers one task raises another. (With some w_t = 0 a point is Pareto
-    stationary too, if only because one gradient is zero: what then moves may lower a task without
-    raising any, so that is not held against a rule.)
+    stationary, too, if only because one gradient is zero. A direction may then lower a task without
+    raising any, so the check does not apply.)
     """
-    w = evaluate(rows, losses)
-    d = direction(rows, w)
-    return outcomes((torch.linalg.vector_norm(d, dim=-1) / or_one(size(rows, w, unit)), w, d))
-
-
-def describe_rests(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return (
-        f"a positive combination of the gradients is 0, but weights {vector(before)} give the "
-        f"direction {vector(after)}"
-    )
+    d = x.direction
+    unit = or_one(size(x.rows, x.weights, x.unit))
+    return outcomes((torch.linalg.vector_norm(d, dim=-1) / unit, x.weights, d))
 
 
 # ---- small changes -----------------------------------------------------------------------------
 
 
-def nudge(x: Tensor, variant: int) -> Tensor:
-    """A fixed matrix of the shape and size of x: a Weyl sequence, without pattern or generator."""
-    positions = torch.arange(1, x.numel() + 1, dtype=torch.float64)
-    positions = positions * (2 + variant) ** 0.5  # irrational for 0, 1 and 3
-    wave = (2 * (positions - positions.floor()) - 1).reshape(x.shape).to(x)
-    return wave * torch.linalg.vector_norm(x, dim=-1).amax()
+def perturbation(x: Tensor, variant: int) -> Tensor:
+    """A fixed matrix of the shape and size of x."""
+    return wave(x, variant) * torch.linalg.vector_norm(x, dim=-1).amax()
 
 
 NUDGES = tuple(
@@ -412,126 +391,184 @@ NUDGES = tuple(
 )
 
 
-def continuous(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
+def nudge(weigh: Weigh, x: Instance) -> Outcome:
     """Gradients and losses moved by a little, along lines both ways: d moves by a little.
 
     In units of max‖g_t‖ times Σ|w_t| or what the rule usually gives, if that is more: the weights
-    of a gradient that has just left 0 may be huge, and all of them 1e-17 where the direction is 0.
+    of a gradient that has just left 0 may be huge, and all of them 1e-17 at a direction of 0. The
+    check does not apply where the moved instance has no valid weights.
     """
-    w = evaluate(rows, losses)
-    d = direction(rows, w)
-    longest = torch.linalg.vector_norm(rows, dim=-1).amax()
-    whole = longest * w.abs().sum(-1).clamp_min(unit)
+    longest = torch.linalg.vector_norm(x.rows, dim=-1).amax()
+    whole = longest * x.weights.abs().sum(-1).clamp_min(x.unit)
 
-    def one(move: float, variant: int, sign: int) -> tuple[Tensor, Tensor, Tensor]:
-        moved = rows + sign * move * nudge(rows, variant)
-        v = evaluate(moved, losses + sign * move * nudge(losses, variant))
-        far = apart(direction(moved, v), d, spent(moved, v), whole)
-        return far * (JUMP / MOVES[move]), d, direction(moved, v)
-
-    return outcomes(*(one(*each) for each in NUDGES))
-
-
-def describe_continuous(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return (
-        f"the direction jumps from {vector(before)} to {vector(after)} when the gradients "
-        f"move by {NUDGES[variant][0]:g} of their size"
-    )
+    problems = [
+        (
+            x.rows + sign * move * perturbation(x.rows, variant),
+            x.losses + sign * move * perturbation(x.losses, variant),
+        )
+        for move, variant, sign in NUDGES
+    ]
+    found, variants = weigh_all(weigh, problems, refuse=True), []
+    for (rows, _), v, (move, *_) in zip(problems, found, NUDGES, strict=True):
+        far = distance(v @ rows, x.direction, spent(rows, v), whole) * (JUMP / MOVES[move])
+        variants.append((torch.where(v.isfinite().all(-1), far, -1.0), x.direction, v @ rows))
+    return outcomes(*variants)
 
 
-def differentiable(evaluate: Evaluate, rows: Tensor, losses: Tensor, unit: float) -> Outcome:
-    """torch.func.grad of the weights, by gradients and losses, is their difference quotient.
+def differentiate(weigh: Weigh, x: Instance) -> Outcome:
+    """The first two derivatives of the weights, by gradients and losses, are difference quotients:
+    those of the weights and of the first derivative.
 
-    Where the gradients are linearly independent, and the quotients of both sides and of two steps
-    agree: at a kink or a jump there is no derivative to get right.
+    Linearly independent gradients only, and only if the quotients of both sides and of two steps
+    agree: a kink or a jump has no derivative.
     """
-    # One number of all weights, of which the derivative is taken; bends are looked for in each.
-    mark = torch.arange(1, len(rows) + 1).to(rows) ** 0.5
-    across, beside = nudge(rows, 1), 0.1 * nudge(losses, 3)
+    # The derivative is that of one number, made of all weights; bends are looked for in each.
+    mark = torch.arange(1, len(x.rows) + 1).to(x.rows) ** 0.5
+    across, beside = perturbation(x.rows, 1), 0.1 * perturbation(x.losses, 3)
 
     def weights(t: Tensor) -> Tensor:
-        return evaluate(rows + t * across, losses + t * beside)
+        return weigh(x.rows + t * across, x.losses + t * beside)
 
-    zero = rows.new_zeros(())
-    slope = grad(lambda t: (weights(t) * mark).sum())(zero)
-    here, ahead, behind, far = (
-        weights(zero),
-        weights(zero + STEP),
-        weights(zero - STEP),
-        weights(zero + 2 * STEP),
-    )
-    quotient = ((ahead - behind) * mark).sum() / (2 * STEP)
-    scale = (here.abs() * mark).sum() + quotient.abs()
-    bend = torch.stack([ahead - 2 * here + behind, far - 2 * ahead + here]).abs().amax() / STEP
-    wrong = ((slope - quotient).abs() / scale).nan_to_num(torch.inf)
-    return Outcome(
-        torch.where(bend > 1e-4 * scale, -1.0, wrong)[None, None],
-        quotient[None, None, None],
-        slope[None, None, None],
-    )
+    def total(t: Tensor) -> Tensor:
+        return (weights(t) * mark).sum()
 
+    def along(f: Callable[[Tensor], Tensor], places: Tensor) -> list[Tensor]:
+        return list(
+            (vmap(f)(places) if transformed() else torch.stack([*map(f, places)])).unbind(0)
+        )
 
-def describe_differentiable(count: int, variant: int, before: Tensor, after: Tensor) -> str:
-    return (
-        f"torch.func.grad gives a slope of {vector(after)[1:-1]} along one line, difference "
-        f"quotients give {vector(before)[1:-1]}"
-    )
+    here = x.weights
+    slope = grad(total)
 
+    def compared(exact: Tensor, step: float, values: list[Tensor], limit: float) -> Compared:
+        """A derivative against the quotient of values at 0, step, -step and 2 step."""
+        at, ahead, behind, far = values
+        quotient = ((ahead - behind) * mark).sum() / (2 * step)
+        unit = (here.abs() * mark).sum() + quotient.abs()
+        bend = torch.stack([ahead - 2 * at + behind, far - 2 * ahead + at]).abs().amax() / step
+        wrong = ((exact - quotient).abs() / or_one(unit)).nan_to_num(torch.inf)
+        return torch.where(bend > limit * unit, -1.0, wrong)[None], quotient[None], exact[None]
 
-SEVERAL = (2, 3, 4, 5)
+    places = torch.tensor([0.0, 1.0, -1.0, 2.0]).to(x.rows)
+    slopes = along(slope, WIDER * STEP * places)
+    values = [here, *along(weights, STEP * places[1:])]
+    first = compared(slopes[0], STEP, values, 1e-4)
+    curvature, shares = grad(slope)(places[0]), [each / mark.sum() for each in slopes]
+    second = compared(curvature, WIDER * STEP, shares, 1e-2)
+    # a kink of the weights is no place for a second derivative
+    return outcomes(first, (torch.where(first[0] < 0, -1.0, second[0]), *second[1:]))
+
 
 PROPERTIES = (
-    Property("permutation equivariance", permuted, describe_permuted, tasks=SEVERAL, large=True),
-    Property("positive homogeneity", scaled, describe_scaled),
-    Property("invariance to rescaling one task", rescaled, describe_rescaled, tasks=SEVERAL),
-    Property("invariance to shifting a loss", shifted, describe_shifted, tasks=SEVERAL),
-    Property(
+    Check("permutation equivariance", permute, describe_orders, tasks=SEVERAL, large=True),
+    Check(
+        "positive homogeneity",
+        scale,
+        [
+            f"weights {{before}} become {{after}} when all gradients are multiplied by {s:.1e}"
+            for s in SCALES
+        ],
+    ),
+    Check("invariance to rescaling one task", rescale, describe_factors, tasks=SEVERAL),
+    Check("invariance to shifting a loss", shift, describe_shifts, tasks=SEVERAL),
+    Check(
         "identical tasks",
-        identical,
-        describe_identical,
-        all_identical,
+        reproduce,
+        ["all gradients are {before}, but the direction is {after}"],
+        is_identical,
         ("identical",),
         SEVERAL,
         large=True,
     ),
-    Property("duplicate tasks", duplicated, describe_duplicated, grows=True),
-    Property(
+    Check(
+        "duplicate tasks",
+        duplicate,
+        ["the direction is {before}, but {after} with task {task} listed twice"],
+        grows=True,
+    ),
+    Check(
+        "preference",
+        prefer,
+        [
+            "the direction is {before} with task {task} listed twice, but {after} with twice the "
+            "preference for it"
+        ],
+        tasks=SEVERAL,
+        most=100,
+        grows=True,
+    ),
+    Check(
         "non-conflict",
-        agrees,
-        describe_agrees,
+        agree,
+        ["weights {before} give the rates g·d = {after}: a task with a negative rate rises"],
         families=("gaussian", "spread", "weak"),
         tasks=SEVERAL,
         large=True,
     ),
-    Property(
+    Check(
         "identity without conflict",
-        harmless,
-        describe_harmless,
-        no_conflict,
+        keep_mean,
+        ["nothing conflicts and the mean gradient is {before}, but the direction is {after}"],
+        has_no_conflict,
         ("agreeing",),
         SEVERAL,
         large=True,
     ),
-    Property("convex weights", convex, describe_convex, large=True),
-    Property(
+    Check("convex weights", mix, ["weights {before} sum to {after}"], large=True),
+    Check(
         "Pareto-stationary fixed points",
-        rests,
-        describe_rests,
+        rest,
+        [
+            "a positive combination of the gradients is 0, but weights {before} give the direction "
+            "{after}"
+        ],
         stationary,
         ("stationary",),
         SEVERAL,
         large=True,
     ),
-    Property("linear under scaling", linear, describe_linear, tasks=SEVERAL),
-    Property("continuity", continuous, describe_continuous, None, ("gaussian",), tolerance=JUMP),
-    Property(
+    Check(
+        "linear under scaling",
+        combine,
+        [
+            "d(J) + d(J with task {task} doubled) is {before}, but the tasks times 2, task {task} "
+            "times 3, give {after}"
+        ],
+        tasks=SEVERAL,
+    ),
+    Check(
+        "continuity",
+        nudge,
+        [
+            f"the direction jumps from {{before}} to {{after}} when the gradients move by {move:g} "
+            "of their size"
+            for move, _, _ in NUDGES
+        ],
+        families=("gaussian",),
+        tolerance=JUMP,
+    ),
+    Check(
         "differentiability",
-        differentiable,
-        describe_differentiable,
+        differentiate,
+        [
+            "torch.func.grad gives a slope of {after} along one line, difference quotients give "
+            "{before}",
+            "torch.func.grad of torch.func.grad gives a second derivative of {after} along one "
+            "line, difference quotients of the slope give {before}",
+        ],
         independent,
         ("gaussian",),
         tolerance=1e-3,
+        most=100,
     ),
-    Property("T = 1", alone, describe_alone, None, (), (1,), everything=True, between=False),
+    Check(
+        "T = 1",
+        weigh_one,
+        ["the weight of the only task is {after}"],
+        families=(),
+        tasks=(1,),
+        everything=True,
+        between=False,
+    ),
 )
-"""What a rule is: no answer is wrong by itself."""
+"""What a rule does: no answer is wrong by itself."""

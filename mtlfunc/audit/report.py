@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .cases import source
+from .instances import source
 
 Status = Literal["holds", "fails", "not applicable"]
 
@@ -125,33 +125,23 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        left = 'style="text-align:left;vertical-align:top"'
+
         def line(row: Row) -> str:
-            shown = [f"<code>{escape(row.literal)}</code>"] if row.literal else []
-            shown += (
-                [f"losses <code>{escape(literal(row.losses))}</code>"]
-                if row.losses is not None
-                else []
-            )
+            code = [row.literal] if row.literal else []
+            code += [f"losses {literal(row.losses)}"] if row.losses is not None else []
+            shown = [f"<code>{escape(each)}</code>" for each in code]
             shown += [escape(row.detail)] if row.status == "fails" else []
             status = f'<span style="color:{COLOURS[row.status]}">{row.status}</span>'
-            cells = [escape(row.name), status, escape(row.verdict), "<br>".join(shown)]
-            return (
-                "<tr>"
-                + "".join(
-                    f'<td style="text-align:left;vertical-align:top">{cell}</td>' for cell in cells
-                )
-                + "</tr>"
-            )
+            cells = escape(row.name), status, escape(row.verdict), "<br>".join(shown)
+            return f"<tr>{''.join(f'<td {left}>{cell}</td>' for cell in cells)}</tr>"
 
-        parts = []
+        parts = [f"<caption {left}>{escape(self.title)}</caption>"]
         for contract, head in ((False, "What it does"), (True, "How it computes")):
             lines = [line(row) for row in self.rows if row.contract == contract]
             if lines:
-                parts += [f'<tr><th colspan="4" style="text-align:left">{head}</th></tr>', *lines]
-        return (
-            "<table><caption "
-            f'style="text-align:left">{escape(self.title)}</caption>{"".join(parts)}</table>'
-        )
+                parts += [f'<tr><th colspan="4" {left}>{head}</th></tr>', *lines]
+        return f"<table>{''.join(parts)}</table>"
 
 
 MANY = 36
@@ -166,24 +156,9 @@ def literal(x: Tensor) -> str:
         return f"torch.full({tuple(x.shape)}, {x.flatten()[0]})"
     exact = torch.equal(x.float().double(), x.double())
 
-    def number(v: float) -> str:
+    def written(v: Any) -> str:
+        if isinstance(v, list):
+            return f"[{', '.join(map(written, v))}]"
         return f"{v:.0f}." if v == round(v) and abs(v) < 1e6 else repr(v)
 
-    def rows(values: Any) -> str:
-        return (
-            "[" + ", ".join(rows(v) for v in values) + "]"
-            if isinstance(values, list)
-            else number(values)
-        )
-
-    return (
-        f"torch.tensor({rows((x + 0.0).tolist())}"
-        + ("" if exact else ", dtype=torch.float64")
-        + ")"
-    )
-
-
-def trimmed(jacobian: Tensor) -> Tensor:
-    """Without the columns that are zero for every task, but one column at least."""
-    used = (jacobian != 0).any(0)
-    return jacobian[:, used] if bool(used.any()) else torch.zeros_like(jacobian[:, :1])
+    return f"torch.tensor({written((x + 0.0).tolist())}{'' if exact else ', dtype=torch.float64'})"

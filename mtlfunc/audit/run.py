@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from . import cases as instances_of
-from .cases import Case
-from .contracts import FLOAT32, VALID, low_loss, missing, nan
-from .evaluate import Extra, as_rule, describe_error, quiet
-from .program import REMEMBERS, Finding, Inconsistent, resumes, same
-from .properties import PROPERTIES, Property
-from .report import Report, Row, trimmed
+from . import instances as instances_of
+from .contracts import FLOAT32, VALID, allow_low_losses, drop_absent, propagate_nan, refuse_absent
+from .execution import check_batching, check_purity, check_state
+from .harness import EVERY, MANY, Extra, Finding, Harness, as_rule, describe_error, quiet
+from .instances import SMALL, Case, trimmed
+from .properties import PROPERTIES, Instance
+from .report import Report, Row
 from .search import search
-from .subject import BATCHED, MANY, Study, few, recorded, study
 
 CONTRACTS = (
     "valid weights",
@@ -100,114 +98,100 @@ def audit(
     wanted = [each for each in NAMES if each in only or not only]
     generator = torch.get_rng_state()
     try:
-        subject = study(made, plain, extra, tolerance, instances, key)
-        rows = all_rows(subject, wanted, label, instances)
+        harness = Harness(made, plain, extra, tolerance, instances, key)
+        rows = make_rows(harness, wanted, label, instances)
     finally:
         torch.set_rng_state(generator)
-    return Report(label, rows, subject.subject.updates)
+    return Report(label, rows, harness.updates)
 
 
-def all_rows(found: Study, wanted: list[str], label: str, most: int) -> tuple[Row, ...]:
-    """The rows, from the start again where an answer did not repeat, which is a finding, too."""
+def make_rows(harness: Harness, wanted: list[str], label: str, most: int) -> tuple[Row, ...]:
+    """The rows, in the order of the table."""
     from tqdm import tqdm
 
-    while True:
-        bar = tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3)
-        try:
-            rows = tuple(row(found, each) for each in bar)
-            if found.subject.repeats and "purity" in wanted:
-                once_more(found)
-            return rows
-        except Inconsistent as seen:
-            bar.close()
-            found.subject = found.subject.after(seen, most)
-            found.pools.clear()
+    purity, batching = check_purity(harness), Finding(0)
+    if harness.repeats:
+        batching = check_batching(harness)
+        harness.most = most if harness.vmapped else harness.most
+    rows = {}
+    for name in tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3):
+        if name == "vmapped == loop" and harness.repeats:
+            rows[name] = row_of(harness, name, batching)
+        elif name != "purity":
+            rows[name] = make_row(harness, name)
+    if "purity" in wanted:  # after all calls, each of which is compared with its inputs
+        mutated = harness.mutation
+        found = purity if mutated is None else mutated._replace(instances=purity.instances)
+        rows["purity"] = row_of(harness, "purity", found)
+    return tuple(rows[name] for name in wanted)
 
 
-def once_more(found: Study) -> None:
-    """Purity again, after thousands of calls: what counts them may have waited."""
-    for one, other, case in zip(
-        found.first, recorded(found.subject), few(found.subject), strict=False
-    ):
-        if not same(one, other):
-            raise Inconsistent("purity", REMEMBERS, case)
-
-
-def row(found: Study, name: str) -> Row:
+def make_row(harness: Harness, name: str) -> Row:
     """One line of the table."""
-    subject = found.subject
-    if name == "purity":
-        return outside(found, name, subject.purity)
     if name == "valid weights":
-        return search(found, VALID)
-    if not subject.repeats:
-        return none(name, "the same input gives different answers")
-    if name == "vmapped == loop":
-        for count in (1, 2, 3) if subject.vmapped else ():
-            found.pool(count)  # compares answers of large batches, too
-        return outside(found, name, subject.batching)
+        return search(harness, VALID)
+    if not harness.repeats:
+        return not_applicable(name, "the same input gives different answers")
     if name == "state round-trip":
-        cases = [case for case in few(subject) if len(case.jacobian) <= BATCHED]
-        resumed = resumes(subject.rule, cases, subject.extra)
-        return outside(found, name, resumed) if resumed else none(name, "the rule has no state")
+        found = check_state(harness)
+        return row_of(harness, name, found) if found else not_applicable(name, "it has no state")
     if name == "zero gradients":
-        zeros = {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in range(1, 6)}
-        return search(found, VALID._replace(name=name), zeros)
+        zeros = {count: torch.zeros(1, count, 1, dtype=torch.float64) for count in EVERY}
+        return search(harness, VALID._replace(name=name), zeros)
     if name == "T = 128":
-        return many(found, name)
-    if name == "NaN" and not subject.reads_gramian and not subject.reads_losses:
-        return none(name, "weights depend on neither gradients nor losses")
-    if name == "losses of 0 or below" and not subject.reads_losses:
-        return none(name, "weights do not depend on losses")
-    if name == "absent tasks" and subject.plain:
-        return none(name, "a function of the Gramian does not see who is absent")
-    tested = search(found, property_of(found, name))
-    if tested.instances:
-        return tested
-    if name == "absent tasks":
-        return replace(tested, detail="the rule refuses batches in which a task is absent")
-    if name == "losses of 0 or below":
-        return replace(tested, detail="the rule refuses losses of 0 and below")
-    return tested
-
-
-def property_of(found: Study, name: str) -> Property:
-    """The check behind a line of the table."""
-    subject = found.subject
+        return check_many(harness, name)
     if name == "NaN":
-        return nan(subject.reads_gramian, subject.reads_losses)
+        if not harness.reads_gramian and not harness.reads_losses:
+            return not_applicable(name, "weights depend on neither gradients nor losses")
+        return search(harness, propagate_nan(harness.reads_gramian, harness.reads_losses))
     if name == "losses of 0 or below":
-        return low_loss(all(found.pool(count).positive for count in (1, 2, 3)))
+        if not harness.reads_losses:
+            return not_applicable(name, "weights do not depend on losses")
+        pools = [harness.pool(count) for count in (1, 2, 3)]
+        weights = [pool.weights[pool.valid] for pool in pools]
+        signed = all(bool((w >= -1e-9 * w.abs().sum(-1, keepdim=True)).all()) for w in weights)
+        found = search(harness, allow_low_losses(signed))
+        refused = not_applicable(name, "the rule refuses losses of 0 and below")
+        return found if found.instances else refused
     if name == "absent tasks":
-        return missing(subject.draws)
-    return FLOAT32 if name == "float32" else next(x for x in PROPERTIES if x.name == name)
+        if harness.plain:
+            return not_applicable(name, "a function of the Gramian does not see who is absent")
+        pool = harness.pool(3)
+        answers = zip(*pool.cases, pool.weights, strict=True)
+        if refuse_absent(harness, Instance(*next(answers), pool.unit)):
+            return not_applicable(name, "the rule refuses batches in which a task is absent")
+        return search(harness, drop_absent(harness.draws))
+    if name == "preference" and harness.plain:
+        return not_applicable(name, "a function of the Gramian does not see the preference")
+    return search(
+        harness, FLOAT32 if name == "float32" else next(x for x in PROPERTIES if x.name == name)
+    )
 
 
-def many(found: Study, name: str) -> Row:
+def check_many(harness: Harness, name: str) -> Row:
     """Valid weights for many tasks, whose size does not leap from one T to the next."""
-    subject = found.subject
     families = ("gaussian", "agreeing", "spread")
     rows = {MANY: torch.cat([instances_of.generic(family, MANY, 1) for family in families])}
-    tested = search(found, VALID._replace(name=name), rows)
+    tested = search(harness, VALID._replace(name=name), rows)
     if tested.status != "holds":
         return tested
-    before: tuple[int, float] | None = None
-    for count in (*range(4, 17), 31, 32, 33, 63, 64, 65, MANY - 1, MANY, MANY + 1):
+    totals: list[float] = []
+    counts = (*range(4, 17), 31, 32, 33, 63, 64, 65, MANY - 1, MANY, MANY + 1)
+    for i, count in enumerate(counts):
         eye = torch.eye(count, dtype=torch.float64)
-        losses = torch.full((1, count), 2.0, dtype=torch.float64)
-        with quiet():
-            try:
-                total = float(subject.evaluate(eye, losses).abs().sum())
-            except Exception as error:
-                seen = describe_error(error)
-                return outside(found, name, Finding(tested.instances, seen, Case(eye, losses)))
-        if before and not before[1] / LEAP <= total <= before[1] * LEAP:
+        case, seen = Case(eye, torch.full((1, count), 2.0, dtype=torch.float64)), ""
+        try:
+            with quiet():
+                totals.append(float(harness.weigh(*case).abs().sum()))
+        except Exception as error:
+            seen = describe_error(error)
+        if not seen and i and not totals[-2] / LEAP <= totals[-1] <= totals[-2] * LEAP:
             seen = (
-                f"the weights of {count} orthonormal gradients add up to {total:.4g}, those of "
-                f"{before[0]} to {before[1]:.4g}"
+                f"the weights of {count} orthonormal gradients add up to {totals[-1]:.4g}, those "
+                f"of {counts[i - 1]} to {totals[-2]:.4g}"
             )
-            return outside(found, name, Finding(tested.instances, seen, Case(eye, losses)))
-        before = (count, total)
+        if seen:
+            return row_of(harness, name, Finding(tested.instances, seen, case))
     return tested
 
 
@@ -217,20 +201,20 @@ next one tested, which is at most twice as many.
 """
 
 
-def none(name: str, why: str) -> Row:
+def not_applicable(name: str, why: str) -> Row:
     """A line that says why there is nothing to say."""
     return Row(name, "not applicable", 0, 0, why, contract=name in CONTRACTS)
 
 
-def outside(found: Study, name: str, finding: Finding) -> Row:
-    """The row of a contract that looks at the rule from outside."""
+def row_of(harness: Harness, name: str, finding: Finding) -> Row:
+    """The row of a test of the whole rule."""
     case = finding.case
     if finding.seen and case is not None:
-        few_tasks = len(case.jacobian) <= instances_of.SMALL
-        jacobian = trimmed(case.jacobian) if few_tasks else case.jacobian
-        losses = case.losses if found.subject.reads_losses else None
-        seen = finding.seen
-        return Row(name, "fails", finding.instances, 1, seen, jacobian, losses, contract=True)
+        jacobian = trimmed(case.jacobian) if len(case.jacobian) <= SMALL else case.jacobian
+        losses = case.losses if harness.reads_losses else None
+        return Row(
+            name, "fails", finding.instances, 1, finding.seen, jacobian, losses, contract=True
+        )
     if not finding.instances:
-        return none(name, "no instance with valid weights")
+        return not_applicable(name, "no instance with valid weights")
     return Row(name, "holds", finding.instances, 0, contract=True)

@@ -1,20 +1,19 @@
-"""One property over all its instances, and the smallest that breaks it."""
+"""One check over all its instances, and the smallest instance that fails."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from . import cases as instances
-from .cases import SMALL, Case
-from .evaluate import Batch, one_by_one, together
-from .program import REMEMBERS, Inconsistent, differs, other_answer
-from .properties import Property
-from .report import Row, trimmed
-from .shrink import shrink
-from .subject import BATCHED, Study, answers, counts, ready
+from . import instances
+from .harness import BATCHED, LONG, MANY, Harness, Pool, attempt, describe_error, quiet
+from .instances import SMALL, Case, nudged, trimmed
+from .properties import Check, Instance, Outcome
+from .report import Row
 
 PART = 2000
 """Instances in one call of the deeper search."""
@@ -22,228 +21,235 @@ PART = 2000
 MOST = 100
 """Instances of one T that are tested one by one."""
 
+NUDGE = 1e-13
+"""By which share of its size a gradient or loss is moved before a failure counts: 500 times
+float64's rounding, and far below every tolerance.
+"""
 
-class Group(NamedTuple):
-    """Instances of one T."""
-
-    cases: Case
-    generic: Tensor  # which are no integer Jacobians
-    independent: Tensor
-    unit: float
+AMPLIFIED = 30.0
+"""A failure does not count if nudges turn the direction by that many times the violation: rounding,
+500 times smaller than a nudge, then explains it.
+"""
 
 
 class Tested(NamedTuple):
     """What came of one group."""
 
-    group: Group  # those tested: not all, if it had to be looped over
+    group: Pool  # those tested: not all, if they had to be called one by one
     tested: int
     failing: list[int]
     update: int  # the earliest at which one fails
     first: int  # the first that fails there
-    batch: Batch
+    outcome: Outcome | None  # None if the rule raised at every instance
+    errors: dict[int, str]  # by instance: what the rule raised
 
     @property
     def case(self) -> Case:
         return Case(*(x[self.first] for x in self.group.cases))
 
 
-def search(study: Study, each: Property, rows: dict[int, Tensor] | None = None) -> Row:
-    """The row of a property.
+def search(harness: Harness, check: Check, rows: dict[int, Tensor] | None = None) -> Row:
+    """The row of a check.
 
     Over `rows` for each T, or over the integer Jacobians and the generic families that it names.
-
-    Raises:
-        Inconsistent: where a failure does not come again.
     """
     tested, failing, dependent, general = 0, 0, True, False
     worst: tuple[tuple[bool, int, int, int], Tested] | None = None
-    for group in groups(study, each, rows):
-        found = check_group(study, each, group)
+    for group in choose_instances(harness, check, rows):
+        found = check_group(harness, check, group)
         tested += found.tested
         failing += len(found.failing)
         general |= bool(found.group.independent.any())
         if found.failing:
             dependent &= not bool(found.group.independent[found.failing].any())
             count = group.cases.losses.shape[-1]
-            rank = (bool(found.group.generic[found.first]), count, found.update, found.first)
+            rank = (bool(found.group.family[found.first] > 0), count, found.update, found.first)
             worst = min(worst or (rank, found), (rank, found), key=lambda x: x[0])
     if not tested:
         why = "no instance with valid weights that it speaks of"
-        return Row(each.name, "not applicable", 0, 0, why, contract=each.contract)
+        return Row(check.name, "not applicable", 0, 0, why, contract=check.contract)
     if worst is None:
-        return Row(each.name, "holds", tested, 0, contract=each.contract)
-    found = worst[1]
-    drawn = bool(found.group.generic[found.first])
-    if rows is None:
-        settle(study, each, found)
-        found = smaller(study, each, found, drawn)
-    detail = describe(study, each, found)
-    case = found.case
-    many = len(case.jacobian) > SMALL
+        return Row(check.name, "holds", tested, 0, contract=check.contract)
+    found = worst[1] if rows is not None else smaller(harness, check, worst[1])
+    case, detail = found.case, explain(harness, check, found)
     return Row(
-        each.name,
+        check.name,
         "fails",
         tested,
         failing,
         detail,
-        case.jacobian if many else trimmed(case.jacobian),
-        case.losses if study.subject.reads_losses else None,
+        case.jacobian if len(case.jacobian) > SMALL else trimmed(case.jacobian),
+        case.losses if harness.reads_losses else None,
         dependent and general,
-        each.contract,
+        check.contract,
     )
 
 
-def groups(study: Study, each: Property, rows: dict[int, Tensor] | None) -> list[Group]:
-    """All instances that a property speaks of."""
-    subject = study.subject
+def choose_instances(
+    harness: Harness, check: Check, rows: dict[int, Tensor] | None
+) -> Iterator[Pool]:
+    """All instances that a check applies to."""
     if rows is not None:
-        return [
-            made(study, ready(subject, x, updates=1 if count > 5 else 0))
-            for count, x in rows.items()
-        ]
-    found = []
-    numbers = torch.tensor([1 + instances.FAMILIES.index(f) for f in each.families]).long()
-    for count in counts(subject, each):
-        pool = study.pool(count)
+        for count, x in rows.items():
+            yield harness.answered(harness.ready(x, 1 if count > SMALL else 0))
+        return
+    more = harness.between if check.between else ()
+    for count in (*check.tasks, *more, *((MANY,) if check.large else ())):
+        pool = harness.pool(count)
+        families = check.families if count <= BATCHED else check.families[:1]
+        numbers = torch.tensor([1 + instances.FAMILIES.index(f) for f in families]).long()
         whole = pool.family == 0
-        if each.where is not None and bool(whole.any()):
-            whole = whole & each.where(pool.cases.jacobian)
-        kept = (whole | torch.isin(pool.family, numbers)) & (pool.valid | each.everything)
-        if each.grows:
-            more = ready(subject, instances.generic("gaussian", count + 1, 1))
-            if not bool(answers(subject, more)[1].any()):
+        if check.where is not None and bool(whole.any()):
+            whole = whole & check.where(pool.cases.jacobian)
+        kept = (whole | torch.isin(pool.family, numbers)) & (pool.valid | check.everything)
+        if check.grows:
+            grown = harness.ready(instances.generic("gaussian", count + 1, 1))
+            if not bool(harness.answers(grown).isfinite().any()):
                 continue
         places = kept.nonzero().flatten()
-        if each.most is not None:
+        if check.most is not None:
             integer = places[pool.family[places] == 0]
-            places = torch.cat([integer[: each.most], places[pool.family[places] > 0]])
+            places = torch.cat(
+                [instances.pick(integer, check.most), places[pool.family[places] > 0]]
+            )
         if len(places):
-            cases = Case(*(x[places] for x in pool.cases))
-            generic, free = pool.family[places] > 0, pool.independent[places]
-            found.append(Group(cases, generic, free, pool.unit))
-    return found
+            yield pool.take(places)
+    if check.name == "valid weights" and harness.updates > 1:
+        for count in (1, 2, 3):
+            x = instances.pick(instances.integers(count), 20)
+            yield harness.answered(harness.ready(x, LONG))
 
 
-def made(study: Study, cases: Case) -> Group:
-    """A group of given instances."""
-    count, tasks = len(cases.losses), cases.losses.shape[-1]
-    unit = study.unit(tasks)
-    free = instances.independent(cases.jacobian)
-    return Group(cases, torch.zeros(count, dtype=torch.bool), free, unit)
-
-
-def check_group(study: Study, each: Property, group: Group) -> Tested:
-    """A property of every instance of a group."""
-    subject = study.subject
-    few_tasks = group.cases.losses.shape[-1] <= BATCHED
-    batch = None
-    if subject.vmapped and few_tasks:
-        batch = together(each.check, subject.evaluate, group.cases, group.unit)
-    if batch is None:
-        cases = Case(*(instances.pick(x, MOST) for x in group.cases))
-        generic, free = (instances.pick(x, MOST) for x in (group.generic, group.independent))
-        group = Group(cases, generic, free, group.unit)
-        batch = one_by_one(each.check, subject.evaluate, cases, group.unit)
+def check_group(harness: Harness, check: Check, group: Pool) -> Tested:
+    """A check of every instance of a group; failures that hang on the last bits do not count."""
+    group, outcome, errors = evaluate(harness, check, group)
     count, updates = group.cases.losses.shape[:2]
     failed, skipped = torch.zeros(count, updates, dtype=torch.bool), 0
-    if batch.outcome is not None:
-        violation = batch.outcome.violation
-        failed = (violation > tolerance(study, each)).any(1).expand(count, updates).clone()
-        skipped = int((violation < 0).flatten(1).all(-1).sum())
-    failed[list(batch.errors), 0] = True
+    if outcome is not None:
+        failed = excess(harness, check, outcome.violation).expand(count, updates).clone()
+        skipped = int((outcome.violation < 0).flatten(1).all(-1).sum())
+    if not check.contract and outcome is not None and bool(failed.any()):
+        places = failed.any(-1).nonzero().flatten()
+        failed[places] &= confirmed(harness, check, group.take(places), outcome, places)
+    failed[list(errors), 0] = True
     failing = failed.any(-1).nonzero().flatten().tolist()
     # An integer one before any other, the earliest update, the first in the order of the instances.
-    plain = failed & ~group.generic[:, None]
+    plain = failed & (group.family == 0)[:, None]
     candidates = plain if bool(plain.any()) else failed
     update = int(candidates.any(0).nonzero()[0]) if failing else 0
     first = int(candidates[:, update].nonzero()[0]) if failing else 0
-    return Tested(group, count - skipped, failing, update, first, batch)
+    return Tested(group, count - skipped, failing, update, first, outcome, errors)
 
 
-def tolerance(study: Study, each: Property) -> float:
-    return study.subject.tolerance if each.tolerance is None else each.tolerance
+def excess(harness: Harness, check: Check, violation: Tensor) -> Tensor:
+    """Which instances fail in some variant, [case, update]."""
+    limit = harness.tolerance if check.tolerance is None else check.tolerance
+    return (violation > limit).any(1)
 
 
-def alone(study: Study, each: Property, case: Case) -> Tested:
-    """A property of one instance."""
-    return check_group(study, each, made(study, Case(*(x[None] for x in case))))
+def evaluate(
+    harness: Harness, check: Check, group: Pool, most: int = MOST
+) -> tuple[Pool, Outcome | None, dict[int, str]]:
+    """The outcomes of a group in one vmapped call, or one by one if that raises.
 
-
-def settle(study: Study, each: Property, found: Tested) -> None:
-    """Raises where a failure in a group does not come again and the rule's answers are why.
-
-    What fails by a hair may fail in a batch alone, where products round differently.
+    One by one it shows which instance raises; then at most `most` instances are called.
     """
-    subject = study.subject
-    if not subject.repeats or alone(study, each, found.case).failing:
-        return
-    here, tasks = found.case, found.group.cases.losses.shape[-1]
-    one, (loop, fine) = Case(*(x[None] for x in here)), answers(subject, found.group.cases)
-    again = subject._replace(vmapped=False)
-    first, second = answers(again, one)[0], answers(again, one)[0]
-    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
-        raise Inconsistent("purity", REMEMBERS, here)
-    if subject.vmapped and tasks <= BATCHED and bool(fine[found.first]):
-        together_ = loop[found.first][None]
-        if bool(differs(one, together_, first, found.group.unit).any()):
-            how = f"vmap over {len(loop)} instances"
-            seen = other_answer(together_[0], first[0], how, "in a loop")
-            raise Inconsistent("vmapped == loop", seen, here)
-    if found.first not in check_group(study, each, found.group).failing:
-        raise Inconsistent("purity", REMEMBERS, here)
+
+    def run(rows: Tensor, losses: Tensor, weights: Tensor) -> Outcome:
+        return check.run(harness.weigh, Instance(rows, losses, weights, group.unit))
+
+    with quiet():
+        if harness.vmapped and group.cases.losses.shape[-1] <= BATCHED:
+            outcome = attempt(vmap(run), *group.cases, group.weights)
+            if outcome is not None:
+                return group, outcome, {}
+        group = group.take(instances.pick(torch.arange(len(group.weights)), most))
+        found: list[Outcome | None] = []
+        errors = {}
+        for i, x in enumerate(zip(*group.cases, group.weights, strict=True)):
+            try:
+                found.append(run(*x))
+            except Exception as error:
+                errors[i] = describe_error(error)
+                found.append(None)
+    like = next((outcome for outcome in found if outcome is not None), None)
+    if like is None:
+        return group, None, errors
+    blank = Outcome(*(torch.full_like(x, float("nan")) for x in like))
+    parts = zip(*(outcome or blank for outcome in found), strict=True)
+    return group, Outcome(*(torch.stack(x) for x in parts)), errors
 
 
-def smaller(study: Study, each: Property, found: Tested, drawn: bool) -> Tested:
+def confirmed(
+    harness: Harness, check: Check, group: Pool, outcome: Outcome, places: Tensor
+) -> Tensor:
+    """Which failures [case, update] any machine finds.
+
+    All of them come again when gradients and losses are nudged, which breaks ties the same way
+    everywhere; and the rule does not amplify the nudge, and so rounding, beyond the violation.
+    """
+    violation = outcome.violation[places]
+    kept = excess(harness, check, violation)
+    most = violation.amax(1)
+    direction = group.weights @ group.cases.jacobian
+    norms = torch.linalg.vector_norm(group.cases.jacobian, dim=-1)
+    unit = (group.weights.abs() * norms[:, None]).sum(-1).clamp_min(1e-300)
+    both = zip(*(nudged(group.cases, sign * NUDGE) for sign in (1, -1)), strict=True)
+    moved = harness.answered(Case(*map(torch.cat, both)), group.unit)
+    _, again, _ = evaluate(harness, check, moved, len(moved.weights))
+    if again is None:  # it raises there, and so fails
+        return kept
+    turn = (moved.weights @ moved.cases.jacobian).unflatten(0, (2, -1)) - direction
+    stays = torch.linalg.vector_norm(turn, dim=-1) / unit <= AMPLIFIED * most
+    repeated = excess(harness, check, again.violation).unflatten(0, (2, -1))
+    return kept & (repeated & stays).all(0)
+
+
+# ---- the smallest counterexample ---------------------------------------------------------------
+
+
+def smaller(harness: Harness, check: Check, found: Tested) -> Tested:
     """The first integer Jacobian with fewer tasks that fails, of more than were tested so far.
 
-    For a case that was drawn: the first with up to three tasks; or else the case itself, simplified
-    as long as it fails, unless it has too many tasks to print. Without any of these `found`.
+    For a case that was drawn, the first with up to three tasks if it has at most four. Without
+    such a Jacobian `found`.
     """
-    subject, tasks = study.subject, len(found.case.jacobian)
-    for count in each.tasks:
-        if count > 3 or (count >= tasks and not drawn):
+    drawn, tasks = bool(found.group.family[found.first] > 0), len(found.case.jacobian)
+    for count in check.tasks:
+        if count > 3 or (tasks > 4 if drawn else count >= tasks):
             continue
-        rows = instances.integers(count, deep=subject.vmapped)
-        for part in (rows if each.where is None else rows[each.where(rows)]).split(PART):
-            cases = ready(subject, part)
-            kept = answers(subject, cases)[1] | each.everything
+        rows = instances.integers(count, deep=harness.vmapped)
+        for part in (rows if check.where is None else rows[check.where(rows)]).split(PART):
+            group = harness.answered(harness.ready(part), found.group.unit)
+            kept = group.valid | check.everything
             if bool(kept.any()):
-                group = made(study, Case(*(x[kept] for x in cases)))
-                deeper = check_group(study, each, group)
+                deeper = check_group(harness, check, group.take(kept))
                 if deeper.failing:
                     return deeper._replace(first=deeper.failing[0])
-    if not drawn or tasks > SMALL:
-        return found
-
-    def fails(candidate: Case) -> bool:
-        one = Case(*(x[None] for x in candidate))
-        if len(candidate.jacobian) < min(each.tasks):
-            return False
-        if each.where is not None and not bool(each.where(one.jacobian)[0]):
-            return False
-        valid = each.everything or bool(answers(subject, one)[1][0])
-        return valid and bool(alone(study, each, candidate).failing)
-
-    simplest = alone(study, each, shrink(found.case, fails))
-    return simplest if simplest.failing else found
+    return found
 
 
-def describe(study: Study, each: Property, found: Tested) -> str:
+def check_one(harness: Harness, check: Check, case: Case, unit: float) -> Tested:
+    """A check of one instance."""
+    one = Case(*(x[None] for x in case))
+    return check_group(harness, check, harness.answered(one, unit))
+
+
+def explain(harness: Harness, check: Check, found: Tested) -> str:
     """What is seen at the counterexample."""
-    i = found.first
-    if i in found.batch.errors:
-        return found.batch.errors[i]
-    assert found.batch.outcome is not None
-    limit = tolerance(study, each)
-    broken = found.batch.outcome.violation[i] > limit  # [variant, update]
+    if found.first in found.errors:
+        return found.errors[found.first]
+    shown, i = found, found.first
+    if len(found.case.jacobian) <= SMALL:
+        # without the columns that are zero for every task, if it fails so, too
+        plain = Case(trimmed(found.case.jacobian), found.case.losses)
+        one = check_one(harness, check, plain, found.group.unit)
+        shown, i = (one, 0) if one.failing and one.outcome is not None else (shown, i)
+    outcome = shown.outcome
+    assert outcome is not None
+    limit = harness.tolerance if check.tolerance is None else check.tolerance
+    broken = outcome.violation[i] > limit  # [variant, update]
     update, variant = divmod(int(broken.mT.flatten().nonzero()[0]), len(broken))
-    shown, place = found.batch.outcome, i
-    case = found.case
-    if len(case.jacobian) <= SMALL and study.subject.repeats:
-        # Directions without the columns that are zero for every task, where that is how it fails.
-        plain = alone(study, each, Case(trimmed(case.jacobian), case.losses)).batch.outcome
-        if plain is not None and bool(plain.violation[0, variant, update] > limit):
-            shown, place = plain, 0
-    before, after = shown.before[place, variant, update], shown.after[place, variant, update]
-    text = each.describe(len(case.jacobian), variant, before, after)
+    before, after = outcome.before[i, variant, update], outcome.after[i, variant, update]
+    text = check.explain(len(found.case.jacobian), variant, before, after)
     return text + (f" (at update {update + 1})" if update else "")

@@ -154,31 +154,36 @@ def generic(family: str, count: int, size: int) -> Float[Tensor, "case task para
 
 
 def source(jacobian: Float[Tensor, "task param"]) -> str:
-    """How to make a generic Jacobian of more than five tasks, as code; empty for others."""
+    """The code that makes a generic Jacobian or an identity of more than three tasks, or ""."""
     count = len(jacobian)
-    if count <= 5:
-        return ""
-    for family, size in itertools.product(FAMILIES, (1, 2, 3) if count <= SMALL else (1,)):
+    for family, size in itertools.product(FAMILIES, (1, 8) if count > 3 else ()):
         for i, made in enumerate(generic(family, count, size)):
-            if made.shape == jacobian.shape and torch.equal(made, jacobian):
-                return f'mtlfunc.audit.cases.generic("{family}", {count}, {size})[{i}]'
-    if torch.equal(jacobian, torch.eye(count, dtype=jacobian.dtype)):
+            if trimmed(made).shape == jacobian.shape and torch.equal(trimmed(made), jacobian):
+                return f'mtlfunc.audit.instances.generic("{family}", {count}, {size})[{i}]'
+    if count > 3 and torch.equal(jacobian, torch.eye(count, dtype=jacobian.dtype)):
         return f"torch.eye({count}, dtype=torch.float64)"
     return ""
 
 
 def widened(rows: Tensor, width: int) -> Tensor:
-    """With zero columns, which change no Gramian, up to `width`."""
-    return torch.cat([rows, rows.new_zeros(*rows.shape[:-1], width - rows.shape[-1])], -1)
+    """The rows with zero columns, which change no Gramian, up to `width`."""
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[-1]))
+
+
+def trimmed(rows: Float[Tensor, "task param"]) -> Float[Tensor, "task used"]:
+    """The rows without the columns that are zero for every task; one column stays."""
+    used = (rows != 0).any(0)
+    return rows[:, used] if bool(used.any()) else torch.zeros_like(rows[:, :1])
 
 
 def patterns(count: int, updates: int, read: bool) -> Float[Tensor, "pattern update task"]:
-    """The losses that go with every Jacobian: 2 for all; 2, 3, … T + 1, falling, if they are read.
+    """The losses that go with every Jacobian: 2 for all; and 2, 3, … T + 1, falling over the first
+    three updates, if the rule reads losses.
 
     A loss of 1 would be a special case: its logarithm is 0, and learned weights rest there.
     """
     level = torch.full((updates, count), 2.0, dtype=torch.float64)
-    task, update = torch.arange(count), torch.arange(updates)[:, None]
+    task, update = torch.arange(count), torch.arange(updates)[:, None].clamp_max(2)
     falling = (2 + task) * 2.0 ** -(update * (task % 3)).double()  # exact, and positive
     return torch.stack([level, falling])[: 2 if read else 1]
 
@@ -190,16 +195,37 @@ def with_losses(
     return Case(rows.repeat_interleave(len(losses), 0), losses.repeat(len(rows), 1, 1))
 
 
+def wave(x: Tensor, variant: int) -> Tensor:
+    """A fixed matrix in (-1, 1) of the shape of x: a Weyl sequence, which has no pattern."""
+    positions = torch.arange(1, x.numel() + 1, dtype=torch.float64)
+    positions = positions * (2 + variant) ** 0.5  # irrational for 0, 1 and 3
+    return (2 * (positions - positions.floor()) - 1).reshape(x.shape).to(x)
+
+
+def nudged(cases: Case, share: float) -> Case:
+    """Every gradient and loss moved by a fixed `share` of its own size, far above rounding."""
+    rows, losses = cases
+    size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return Case(
+        rows + share * size * wave(rows[0], 0), losses + share * losses * wave(losses[0], 1)
+    )
+
+
 def independent(rows: Float[Tensor, "*batch task param"]) -> Bool[Tensor, "*batch"]:
     """Whether the gradients are linearly independent, clearly so."""
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    unit = rows / length.where(length > 0, 1.0)
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    unit = rows / norm.where(norm > 0, 1.0)
     return torch.linalg.det(unit @ unit.mT) > 1e-6
 
 
 def stationary(rows: Float[Tensor, "*batch task param"]) -> Bool[Tensor, "*batch"]:
-    """Whether Jᵀw = 0 for whole weights w from 1 to 5, all of them positive."""
+    """Whether Jᵀw = 0 for integer weights w from 1 to 5, all of them positive.
+
+    Up to five tasks all weights are tried; of more tasks none is called stationary.
+    """
     count = rows.shape[-2]
+    if count > 5:
+        return torch.zeros(rows.shape[:-2], dtype=torch.bool)
     codes = torch.arange(5**count)
     w = torch.stack([codes // 5**i % 5 + 1 for i in range(count)], -1).to(rows)
     return (w @ rows == 0).all(-1).any(-1)

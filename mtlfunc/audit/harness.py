@@ -1,0 +1,373 @@
+"""A rule under audit: how it is called, what it reads, and the instances that it is tested on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from ..core import random
+from ..core.checks import transformed
+from ..rules.common import BY_HAND, makes_rules, may_read, required_arguments
+from ..types import Geometry, Rule
+from . import instances
+from .instances import SMALL, Case
+
+Weigh = Callable[..., Tensor]
+"""(jacobian [task, param], losses [update, task]) -> weights [update, task]."""
+
+Extra = Callable[[Tensor, Tensor], dict[str, Tensor]]
+"""(jacobian [task, param], losses [task]) -> what a special probe would have put into
+`Geometry.extra`.
+"""
+
+UPDATES = 3
+"""Over which every answer of a rule with state is tested."""
+
+LONG = 16
+"""Updates of the run that looks for weights that stop being valid."""
+
+MANY = 128
+"""The largest number of tasks."""
+
+BATCHED = 5
+"""The most tasks of instances that go through the rule in one vmap: of more there are few."""
+
+EVERY = tuple(range(1, 9))
+"""Numbers of tasks that every property tries."""
+
+LOOPED = 50
+"""The most integer Jacobians for each T if a rule has to be called one instance at a time."""
+
+PLAIN = (0, *(1 + instances.FAMILIES.index(family) for family in ("gaussian", "agreeing")))
+"""Families whose answers have the usual size."""
+
+
+class Invalid(Exception):
+    """The rule answered, but not with weights."""
+
+
+class Finding(NamedTuple):
+    """What a test of the whole rule saw: over how many instances, what was wrong, and where."""
+
+    instances: int
+    seen: str = ""  # empty: nothing
+    case: Case | None = None
+
+
+class Pool(NamedTuple):
+    """Instances with T tasks in one batch, and what the rule answers to them."""
+
+    cases: Case
+    weights: Tensor  # [case, update, task]
+    family: Tensor  # 0 for integer Jacobians, 1 + its number for a family of `instances.FAMILIES`
+    independent: Tensor  # whether the gradients are linearly independent
+    unit: float  # what Σ|w_t|‖g_t‖ / max‖g_t‖ usually is
+
+    @property
+    def valid(self) -> Tensor:
+        """Which instances [case] have finite weights."""
+        return self.weights.isfinite().flatten(1).all(-1)
+
+    def take(self, places: Tensor) -> Pool:
+        """Some of the instances."""
+        cases = Case(*(x[places] for x in self.cases))
+        weights, family, free = self.weights[places], self.family[places], self.independent[places]
+        return Pool(cases, weights, family, free, self.unit)
+
+
+class Harness:
+    """A rule under audit, with what is known of it and its instances."""
+
+    def __init__(
+        self, rule: Rule, plain: bool, extra: Extra | None, tolerance: float, most: int, key: int
+    ) -> None:
+        self.rule, self.plain, self.extra, self.tolerance = rule, plain, extra, tolerance
+        self.mutation: Finding | None = None  # the first call that changed its inputs in place
+        self.repeats = True  # whether the same input gives the same answer
+        self.vmapped = False  # whether answers under vmap can be used
+        self.most = min(most, LOOPED)  # integer Jacobians for each T
+        self.pools: dict[int, Pool] = {}
+        draw = random.uniform(random.key(key), (2,), torch.float64).tolist()
+        self.between = 9 + int(draw[0] * (SMALL - 8)), SMALL + 1 + int(draw[1] * 20)
+        self.counts = (*EVERY, *self.between)
+        self._learn_inputs()
+
+    # ---- one call --------------------------------------------------------------------------------
+
+    def start(self, losses: Tensor, key: Tensor | None = None) -> Any:
+        """The state with which `mtlfunc.weights(rule, …, key=key)` begins; None is 0."""
+        seed = random.key(0) if key is None else key
+        return self.rule.init(losses.clone(), random.fold_in(seed, 1))
+
+    def step(self, seen: Geometry, state: Any) -> tuple[Tensor, Any, str]:
+        """One update: the weights, the next state, and which inputs it changed in place.
+
+        Raises:
+            Invalid: for an answer that is not a vector `[task]`.
+        """
+        before = None if transformed() else copied((seen, state))
+        answer = self.rule.update(seen, state)
+        changed = "" if before is None else changes(before, (seen, state))
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise Invalid(f"update returned {_kind(answer)} in place of (weights, state)")
+        weights, state = answer
+        if not isinstance(weights, Tensor):
+            raise Invalid(f"returned {_kind(weights)} in place of a tensor [{len(seen.losses)}]")
+        if weights.shape != seen.losses.shape:
+            raise Invalid(
+                f"returned weights of shape {list(weights.shape)} for {len(seen.losses)} "
+                f"task{'s' * (len(seen.losses) != 1)}"
+            )
+        return weights, state, changed
+
+    def geometry(
+        self,
+        jacobian: Tensor,
+        losses: Tensor,
+        present: Tensor | None = None,
+        preference: Tensor | None = None,
+    ) -> Geometry:
+        """What a probe would hand to the rule; every tensor is new.
+
+        Absent tasks have zero gradients, losses and preferences.
+        """
+        here = torch.ones_like(losses, dtype=torch.bool)
+        share = torch.full_like(losses, 1 / len(losses)) if preference is None else preference
+        if present is not None:
+            here, share = here & present, present.to(losses) / present.sum().clamp_min(1)
+            jacobian, losses = jacobian * present[:, None], losses * present
+        measured = {BY_HAND: here} | ({} if self.extra is None else self.extra(jacobian, losses))
+        return Geometry(losses.clone(), jacobian @ jacobian.mT, share.clone(), here, measured)
+
+    def weigh(
+        self,
+        jacobian: Tensor,
+        losses: Tensor,
+        key: Tensor | None = None,
+        strict: bool = False,
+        present: Tensor | None = None,
+        preference: Tensor | None = None,
+    ) -> Tensor:
+        """The weights of each update, from one Jacobian and the losses of each update.
+
+        Weights of another dtype are converted, unless `strict`: that is a finding of its own.
+        `present` and `preference` [task] hold at all updates; the state begins with all tasks.
+        """
+        state, kept = self.start(losses[0], key), []
+        for now in losses.unbind(0):
+            seen = self.geometry(jacobian, now, present, preference)
+            weights, state, changed = self.step(seen, state)
+            if changed and self.mutation is None:
+                self.mutation = Finding(
+                    0, f"the rule changes {changed} in place", Case(jacobian, losses)
+                )
+            if strict and weights.dtype != jacobian.dtype:
+                raise Invalid(
+                    f"returned {weights.dtype} weights for a {jacobian.dtype} Gramian".replace(
+                        "torch.", ""
+                    )
+                )
+            kept.append(weights.to(jacobian.dtype))
+        return torch.stack(kept)
+
+    def answers(self, cases: Case) -> Tensor:
+        """Weights [case, update, task] as far as there are any, NaN elsewhere."""
+        with quiet():
+            if self.vmapped and cases.losses.shape[-1] <= BATCHED:
+                found = attempt(vmap(self.weigh), *cases)
+                if found is not None:
+                    return found
+            found = torch.full_like(cases.losses, torch.nan)
+            for i, case in enumerate(zip(*cases, strict=True)):
+                weights = attempt(self.weigh, *case)
+                if weights is not None:
+                    found[i] = weights.detach()
+        return found
+
+    # ---- what it reads ---------------------------------------------------------------------------
+
+    def _learn_inputs(self) -> None:
+        """What the weights depend on: as the rule says, or else by running it."""
+        known = self.rule.reads is not None
+        self.reads_losses = known and may_read(self.rule, "losses")
+        self.reads_gramian = False
+        self.draws, self.updates = False, 1
+        with quiet():
+            for count in (2, 3):
+                rows = instances.integers(count)[[2, 5, 9, 14]]
+                level, falling = instances.patterns(count, UPDATES, True)
+                first = attempt(self.start, level[0])
+                self.updates = UPDATES if tree_leaves(first) else self.updates
+                plain = [attempt(self.weigh, each, level) for each in rows]
+                keyed = [attempt(self.weigh, each, level, torch.tensor(1)) for each in rows]
+                self.draws |= not same(plain, keyed)
+                if may_read(self.rule, "gramian"):
+                    self.reads_gramian |= not same(plain, plain[:1] * len(plain))
+                if known:
+                    continue
+                low = [level.index_fill(-1, torch.tensor(t), -1.0) for t in range(count)]
+                tried = [attempt(self.weigh, rows[0], losses) for losses in low]
+                self.reads_losses |= not same(tried, plain[:1] * count)
+                fallen = [attempt(self.weigh, each, falling) for each in rows]
+                self.reads_losses |= not same(fallen, plain)
+
+    # ---- instances -------------------------------------------------------------------------------
+
+    def ready(self, rows: Tensor, updates: int = 0) -> Case:
+        """Jacobians with their losses; of many tasks one update is enough."""
+        count = rows.shape[1]
+        updates = updates or (self.updates if count <= SMALL else 1)
+        read = self.reads_losses and count <= SMALL
+        patterns = instances.patterns(count, updates, read)
+        return instances.with_losses(rows, patterns if count <= BATCHED else patterns[-1:])
+
+    def few(self) -> list[Case]:
+        """A few small cases of different norms and angles, then two or one of every T."""
+        rows = [instances.integers(count)[[0, 3, 7]] for count in (2, 3, 1)]
+        for count in (*self.counts[3:], MANY):
+            families = ("gaussian", "stationary") if count <= SMALL else ("gaussian",)
+            rows.append(torch.cat([instances.generic(family, count, 1) for family in families]))
+        return [Case(*case) for x in rows for case in zip(*self.ready(x), strict=True)]
+
+    def answered(
+        self, cases: Case, unit: float | None = None, family: Tensor | None = None
+    ) -> Pool:
+        """Instances with the rule's answers, by default integer Jacobians."""
+        weights, rows = self.answers(cases), cases.jacobian
+        family = torch.zeros(len(rows)) if family is None else family
+        if unit is None:
+            plain = torch.isin(family, torch.tensor(PLAIN)) & weights.isfinite().all(-1).all(-1)
+            unit = usual(rows[plain], weights[plain])
+        return Pool(cases, weights, family, instances.independent(rows), unit)
+
+    def pool(self, count: int) -> Pool:
+        """All instances of T = count tasks: integer Jacobians first, then generic families."""
+        if count not in self.pools:
+            size = 16 if count <= 3 else 8 if count <= BATCHED else 1
+            parts = [instances.pick(instances.integers(count), self.most)] if count <= 3 else []
+            first = 1 - len(parts)
+            families = instances.FAMILIES if count > 1 else ()
+            parts += [instances.generic(family, count, size) for family in families]
+            width = max(count + 2, *(part.shape[-1] for part in parts))
+            cases = self.ready(torch.cat([instances.widened(part, width) for part in parts]))
+            family = torch.cat([torch.full((len(x),), first + i) for i, x in enumerate(parts)])
+            family = family.repeat_interleave(len(cases.losses) // len(family))
+            self.pools[count] = self.answered(cases, family=family)
+        return self.pools[count]
+
+
+def usual(jacobian: Tensor, weights: Tensor) -> float:
+    """The median of Σ|w_t|‖g_t‖ / max‖g_t‖ over instances and updates; 0 without any."""
+    norms = torch.linalg.vector_norm(jacobian, dim=-1)
+    spent, most = (weights.abs() * norms[:, None]).sum(-1), norms.amax(-1)
+    return float((spent / most[:, None])[most > 0].median()) if bool((most > 0).any()) else 0.0
+
+
+def attempt(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a function returns; None if it raises."""
+    try:
+        return function(*args, **options)
+    except Exception:  # whatever a rule may raise: "valid weights" reports it
+        return None
+
+
+def copied(tree: Any) -> Any:
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, tree)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees are equal bit by bit; NaN equals NaN."""
+    (a, shape), (b, other_shape) = tree_flatten(one), tree_flatten(other)
+    return shape == other_shape and all(
+        (
+            x.shape == y.shape
+            and x.dtype == y.dtype
+            and (torch.equal(x, y) or bool(torch.isclose(x, y, 0, 0, equal_nan=True).all()))
+        )
+        if isinstance(x, Tensor) and isinstance(y, Tensor)
+        else x is y
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def changes(before: Any, after: Any) -> str:
+    """Which fields of (geometry, state) differ, in words; empty if none does."""
+    if same(before, after):
+        return ""
+    fields = zip(Geometry._fields, before[0], after[0], strict=True)
+    names = [f"the {name}" for name, x, y in fields if not same(x, y)]
+    return ", ".join(names + ["its state"] * (not same(before[1], after[1])))
+
+
+def quiet() -> warnings.catch_warnings:
+    """A context in which the rule's warnings are ignored."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def describe_error(error: Exception) -> str:
+    """An exception in one line of at most 160 letters."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, Invalid):
+        return line
+    line = line if len(line) <= 160 else line.split(". ")[0][:160]
+    return f"raises {type(error).__name__}" + (f": {line}" if line else "")
+
+
+def _kind(x: Any) -> str:
+    return "None" if x is None else f"a {type(x).__name__}"
+
+
+def as_rule(rule: Any) -> tuple[Rule, str, bool]:
+    """A rule from a rule, a factory of one, or a function of the Gramian or Gramian and losses.
+
+    Args:
+        rule: a `Rule`, a callable that needs no arguments and gives one, or `f(gramian[, losses])`.
+
+    Returns:
+        the rule, its name, and whether it was given as a function of the Gramian.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(rule, Rule):
+        return rule, _called(rule.update, 0), False
+    if not callable(rule):
+        raise TypeError(
+            "rule: expected a mtlfunc.Rule, a factory of one, or a function of the Gramian [T, "
+            f"T], got {type(rule).__name__}"
+        )
+    count, name = required_arguments(rule), _called(rule, -1)
+    if count == 0:
+        made = rule()
+        if not isinstance(made, Rule):
+            raise TypeError(
+                f"rule: {name}() needs no arguments, so it was called, but it gave a "
+                f"{type(made).__name__} and not a mtlfunc.Rule"
+            )
+        return made, name, False
+    if count > 2:
+        raise TypeError(
+            f"rule: expected f(gramian) or f(gramian, losses), but {name} needs {count} arguments"
+        )
+    if makes_rules(rule):
+        raise TypeError(
+            f"rule: {name} makes rules and needs arguments for that; pass the rule, {name}(...)"
+        )
+
+    def update(geometry: Any, state: Any) -> Any:
+        seen = (geometry.gramian, geometry.losses)[:count]
+        return rule(*seen), ()
+
+    return Rule(lambda losses, key: (), update), name, True
+
+
+def _called(f: Any, part: int) -> str:
+    """The name of a function (-1), or of the one that it was made in (0)."""
+    name = getattr(f, "__qualname__", type(f).__name__).split(".<locals>")[part].lstrip(".")
+    return "rule" if name == "<lambda>" else name
