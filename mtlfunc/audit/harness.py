@@ -12,8 +12,8 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ..core import random
-from ..core.checks import transformed
-from ..rules.common import BY_HAND, makes_rules, may_read, required_arguments
+from ..core.checks import inside_transform
+from ..rules.common import may_read
 from ..types import Geometry, Rule
 from . import instances
 from .instances import SMALL, Case
@@ -111,7 +111,7 @@ class Harness:
         Raises:
             Invalid: for an answer that is not a vector `[task]`.
         """
-        before = None if transformed() else copied((seen, state))
+        before = None if inside_transform() else copied((seen, state))
         answer = self.rule.update(seen, state)
         changed = "" if before is None else changes(before, (seen, state))
         if not isinstance(answer, tuple) or len(answer) != 2:
@@ -142,7 +142,7 @@ class Harness:
         if present is not None:
             here, share = here & present, present.to(losses) / present.sum().clamp_min(1)
             jacobian, losses = jacobian * present[:, None], losses * present
-        measured = {BY_HAND: here} | ({} if self.extra is None else self.extra(jacobian, losses))
+        measured = {} if self.extra is None else self.extra(jacobian, losses)
         return Geometry(losses.clone(), jacobian @ jacobian.mT, share.clone(), here, measured)
 
     def weigh(
@@ -321,53 +321,3 @@ def describe_error(error: Exception) -> str:
 
 def _kind(x: Any) -> str:
     return "None" if x is None else f"a {type(x).__name__}"
-
-
-def as_rule(rule: Any) -> tuple[Rule, str, bool]:
-    """A rule from a rule, a factory of one, or a function of the Gramian or Gramian and losses.
-
-    Args:
-        rule: a `Rule`, a callable that needs no arguments and gives one, or `f(gramian[, losses])`.
-
-    Returns:
-        the rule, its name, and whether it was given as a function of the Gramian.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    if isinstance(rule, Rule):
-        return rule, _called(rule.update, 0), False
-    if not callable(rule):
-        raise TypeError(
-            "rule: expected a mtlfunc.Rule, a factory of one, or a function of the Gramian [T, "
-            f"T], got {type(rule).__name__}"
-        )
-    count, name = required_arguments(rule), _called(rule, -1)
-    if count == 0:
-        made = rule()
-        if not isinstance(made, Rule):
-            raise TypeError(
-                f"rule: {name}() needs no arguments, so it was called, but it gave a "
-                f"{type(made).__name__} and not a mtlfunc.Rule"
-            )
-        return made, name, False
-    if count > 2:
-        raise TypeError(
-            f"rule: expected f(gramian) or f(gramian, losses), but {name} needs {count} arguments"
-        )
-    if makes_rules(rule):
-        raise TypeError(
-            f"rule: {name} makes rules and needs arguments for that; pass the rule, {name}(...)"
-        )
-
-    def update(geometry: Any, state: Any) -> Any:
-        seen = (geometry.gramian, geometry.losses)[:count]
-        return rule(*seen), ()
-
-    return Rule(lambda losses, key: (), update), name, True
-
-
-def _called(f: Any, part: int) -> str:
-    """The name of a function (-1), or of the one that it was made in (0)."""
-    name = getattr(f, "__qualname__", type(f).__name__).split(".<locals>")[part].lstrip(".")
-    return "rule" if name == "<lambda>" else name

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ..core.checks import transformed
+from ..core.checks import inside_transform
 from ..solvers.problems import or_one
 from .harness import EVERY, Weigh
 from .instances import independent, stationary, wave
@@ -151,7 +151,7 @@ def weigh_all(
                 return torch.full_like(losses, torch.nan)
             raise
 
-    if not transformed():
+    if not inside_transform():
         return [one(*problem) for problem in problems]
     found: dict[int, Tensor] = {}
     for count in {len(problem[0]) for problem in problems}:
@@ -434,7 +434,7 @@ def differentiate(weigh: Weigh, x: Instance) -> Outcome:
 
     def along(f: Callable[[Tensor], Tensor], places: Tensor) -> list[Tensor]:
         return list(
-            (vmap(f)(places) if transformed() else torch.stack([*map(f, places)])).unbind(0)
+            (vmap(f)(places) if inside_transform() else torch.stack([*map(f, places)])).unbind(0)
         )
 
     here = x.weights

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from ..core.expect import rule_name
+from ..rules.common import as_rule, required_arguments
+from ..types import Rule
 from . import instances as instances_of
 from .contracts import FLOAT32, VALID, allow_low_losses, drop_absent, propagate_nan, refuse_absent
 from .execution import check_batching, check_purity, check_state
-from .harness import EVERY, MANY, Extra, Finding, Harness, as_rule, describe_error, quiet
+from .harness import EVERY, MANY, Extra, Finding, Harness, describe_error, quiet
 from .instances import SMALL, Case, trimmed
 from .properties import PROPERTIES, Instance
 from .report import Report, Row
@@ -83,7 +86,8 @@ def audit(
         >>> mf.aggregate(mf.mean(), torch.tensor([[2.], [-1.]]))  # task 2, of gradient -1, rises
         tensor([0.5000])
     """
-    made, called, plain = as_rule(rule)
+    made, called = as_rule(rule), rule_name(rule)
+    plain = not isinstance(rule, Rule) and required_arguments(rule) > 0  # of the Gramian alone
     unknown = [only] if isinstance(only, str) else [each for each in only if each not in NAMES]
     if unknown:
         raise ValueError(

@@ -15,9 +15,6 @@ from ..core.checks import all_present, can_look, normalized_preference
 from ..core.expect import reads_of, rule_name
 from ..types import GRAMIANS, Geometry, Rule, State
 
-BY_HAND = "given"
-"""An entry of `geometry.extra` that `mtlfunc.audit` writes and no rule reads."""
-
 
 def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], State]:
     """The `init` of a rule without state: it checks the preference, if there is one."""
