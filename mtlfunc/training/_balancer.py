@@ -136,8 +136,8 @@ class Balancer:
         elif shared is None:
             if options != RowOptions("*", group=options.group):
                 raise ValueError(
-                    "shared=None measures nothing, so that measure, heads, groups, engine, "
-                    "chunk_size and gramian_dtype have no meaning; leave them out"
+                    "shared=None measures nothing, so that measure, heads, param_groups, "
+                    "engine, chunk_size and gramian_dtype have no meaning; leave them out"
                 )
             self._probe = losses_only(group=group)
         else:
@@ -174,7 +174,8 @@ class Balancer:
                 mode = Handles() if by_rows else Recorder(leaves, local=False)
             else:
                 # a mode's only use is then for batched passes
-                mode = Handles() if self._seen.separate or watches is None else Hooks()
+                blind = self._seen.separate or not self._probe.measures
+                mode = Handles() if blind else Hooks()
         mode.__enter__()
         self._seen.open.append(mode)
         return self
