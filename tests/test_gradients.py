@@ -295,6 +295,11 @@ def test_select_says_what_was_wrong():
             ValueError,
             r"shared='body\.\*' matches no parameter; there are: t",
         ),
+        (
+            "trunk",
+            ValueError,
+            r"shared='trunk' matches no parameter \(use 'trunk\.\*'\); there are",
+        ),
         ([], ValueError, "at least one glob"),
         ((x for x in ()), ValueError, "empty after its first use"),
         (Named().trunk, ValueError, "of this Sequential is not in params.*mtlfunc.parameters"),

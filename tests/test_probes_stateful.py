@@ -9,6 +9,7 @@ from torchjd.aggregation import ExcessMTLWeighting, MoDoWeighting, SDMGradWeight
 import mtlfunc as mf
 from mtlfunc.probes.common import fixed
 from mtlfunc.probes.groups import fixed_groups
+from mtlfunc.rules.common import gramian_of
 from mtlfunc.solvers import simplex
 from mtlfunc.types import Geometry
 from tests.problems import (
@@ -315,15 +316,15 @@ def test_double_sampling_is_unbiased_and_one_batch_is_not():
 
     def cross(i, j):
         batches = tuple(tuple(x.index_select(0, k[None])[0] for x in samples) for k in (i, j))
-        return probe.update(mf.Run(opaque, PARAMS), batches, state)[0].geometry.gramian
+        return gramian_of(probe.update(mf.Run(opaque, PARAMS), batches, state)[0].geometry)
 
     pairs = torch.cartesian_prod(torch.arange(8), torch.arange(8))
     mean = vmap(cross)(pairs[:, 0], pairs[:, 1]).mean(0)
     rows = literal_rows(PARAMS, BATCH, TRUNK)[1]
     torch.testing.assert_close(mean, rows @ rows.T, rtol=1e-10, atol=1e-13)
-    alone = vmap(lambda x, y: one.update(mf.Run(opaque, PARAMS), (x, y), ())[0].geometry.gramian)(
-        *samples
-    ).mean(0)
+    alone = vmap(
+        lambda x, y: gramian_of(one.update(mf.Run(opaque, PARAMS), (x, y), ())[0].geometry)
+    )(*samples).mean(0)
     excess = torch.linalg.eigvalsh(alone - mean)
     assert float(excess[0]) > 0.01 * float(mean.trace())
 

@@ -137,14 +137,18 @@ def select(
         found = _match_names(tuple(params), which)
         if not found:
             below = f"{which}.*"
-            cure = f" (use {below!r})" if _matches(tuple(params), below) else ""
-            raise ValueError(f"{argument}={which!r} matches no parameter{cure}; {_names(params)}")
+            cure = f" (use {below!r})" if _match_names(tuple(params), below) else ""
+            raise ValueError(
+                f"{argument}={which!r} matches no parameter{cure}; {_list_names(params)}"
+            )
     elif isinstance(which, nn.Module | Tensor):
         found = _names_of(params, which, argument)
     elif callable(which):
         found = tuple(name for name in params if which(name))
         if not found:
-            raise ValueError(f"{argument}: the predicate accepts no parameter; {_names(params)}")
+            raise ValueError(
+                f"{argument}: the predicate accepts no parameter; {_list_names(params)}"
+            )
     elif isinstance(which, Iterable):
         union = {name for one in which for name in select(params, one, argument)}
         found = tuple(name for name in params if name in union)
@@ -208,7 +212,7 @@ def _known_names(
     ]
 
 
-def _names(params: Mapping[str, Tensor], most: int = 20) -> str:
+def _list_names(params: Mapping[str, Tensor], most: int = 20) -> str:
     """The names of the parameters, for an error."""
     more = f", … ({len(params)} in all)" if len(params) > most else ""
     return f"there are: {', '.join(list(params)[:most])}{more}"
