@@ -1,9 +1,11 @@
-"""Shapes in signatures are enforced in every test; hypothesis draws the same examples on every
-machine; Gramians get last-bit noise where that is asked for.
+"""Shapes in signatures are enforced if `MTLFUNC_TYPES=1` (three times slower; `.ci/run` does so for
+a tenth of the tests, `--share 10`); hypothesis draws the same examples on every machine; Gramians
+get last-bit noise where that is asked for.
 """
 
 import os
 from contextlib import nullcontext
+from zlib import crc32
 
 import pytest
 import torch
@@ -12,8 +14,7 @@ from jaxtyping import install_import_hook
 
 from .rounding import nudged
 
-# torch.compile cannot trace the checks, so the compiled tests run without them (tests/unchecked).
-if not os.environ.get("MTLFUNC_UNCHECKED"):
+if os.environ.get("MTLFUNC_TYPES"):
     install_import_hook("mtlfunc", "beartype.beartype")
 
 torch.set_num_threads(1)
@@ -61,10 +62,18 @@ def formed(monkeypatch):
     return shapes
 
 
-def pytest_collection_modifyitems(items):
-    """The slow tests first, and of these those of whole files, so that no worker is left with one
-    of them at the end.
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share", type=int, default=1, help="run one in so many tests, chosen by their names"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """The chosen share; the slow tests first, and of these those of whole files, so that no worker
+    is left with one of them at the end.
     """
+    share = config.getoption("--share")
+    items[:] = [item for item in items if crc32(item.nodeid.encode()) % share == 0]
     items.sort(
         key=lambda item: (
             item.get_closest_marker("slow") is None,
@@ -73,4 +82,5 @@ def pytest_collection_modifyitems(items):
     )
 
 
+# each of these files runs in a process of its own (test_unchecked.py)
 collect_ignore = [] if os.environ.get("MTLFUNC_UNCHECKED") else ["unchecked"]

@@ -257,7 +257,7 @@ TWO = mf.double_sampling("trunk.*")
 WRONG = {
     "modo": (mf.modo(), (JACOBIAN, TRACKED, mf.log_losses(JACOBIAN)), "double_sampling"),
     "sdmgrad": (mf.sdmgrad(), (JACOBIAN, TRACKED), "double_sampling"),
-    "moco": (mf.moco(), (JACOBIAN, TWO, mf.log_losses(JACOBIAN)), "tracked"),
+    "moco": (mf.moco(), (JACOBIAN, TWO, mf.log_losses(JACOBIAN)), "moving_average"),
     "db_mtl": (mf.db_mtl(), (JACOBIAN, TRACKED, mf.log_losses(JACOBIAN)), "log_losses"),
     "famo": (mf.famo(), (JACOBIAN, TRACKED), "second_evaluation"),
     "excess_mtl": (mf.excess_mtl(), (JACOBIAN, TRACKED), "excess_risk"),
