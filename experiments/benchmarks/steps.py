@@ -182,10 +182,10 @@ def libmtl_style(net: Net, x: Tensor) -> None:
         leaf.grad = part.view_as(leaf).clone()
 
 
-def shortest_loop(net: Net, x: Tensor) -> None:
+def shortest_loop(net: Net, x: Tensor, trunk: list[Tensor], heads: list[Tensor]) -> None:
     """What people write: the heads' gradients add up over the passes that make the rows."""
     net.zero_grad()
-    losses, rows, trunk = net(x), [], list(net.trunk.parameters())
+    losses, rows = net(x), []
     for loss in losses:
         loss.backward(retain_graph=loss is not losses[-1])
         row = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in trunk]
@@ -196,8 +196,8 @@ def shortest_loop(net: Net, x: Tensor) -> None:
     direction = mf.weights(mf.mgda(), jacobian @ jacobian.T) @ jacobian
     for part, leaf in zip(direction.split([leaf.numel() for leaf in trunk]), trunk, strict=True):
         leaf.grad = part.view_as(leaf)
-    for leaf in net.heads.parameters():
-        leaf.grad = None if leaf.grad is None else leaf.grad / len(losses)
+    for leaf in heads:
+        leaf.grad /= len(losses)
 
 
 def contenders(net: Net, x: Tensor) -> dict[str, Call]:
@@ -243,7 +243,7 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
     found: dict[str, Call] = {
-        "plain": plain, "shortest loop": partial(shortest_loop, net, x), "loop": loop,
+        "plain": plain, "shortest loop": partial(shortest_loop, net, x, trunk, heads), "loop": loop,
         "LibMTL-style": partial(libmtl_style, net, x), "mf.Balancer": live, "mf.balance": pure,
     }  # fmt: skip
     try:

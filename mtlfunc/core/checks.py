@@ -109,6 +109,8 @@ def _tensors(values: object) -> list[Tensor]:
     for value in values if type(values) is tuple else (values,):  # nearly always this will do
         if isinstance(value, Tensor):
             found.append(value)
+        elif value is None:
+            continue
         elif type(value) is dict and all(isinstance(x, Tensor) for x in value.values()):
             found.extend(value.values())
         else:

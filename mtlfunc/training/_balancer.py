@@ -415,10 +415,9 @@ class Balancer:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
         # under fully_shard the graph ends in gathered weights
-        reached = {
-            name for name in leaves
-            if by_hooks or any(name in forward.graph.leaf_nodes for forward in forwards)
-        }  # fmt: skip
+        reached = set(leaves) if by_hooks else set().union(
+            *(forward.graph.leaf_nodes for forward in forwards)
+        )  # fmt: skip
         if not reached:
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "

@@ -106,7 +106,7 @@ class Graph:
         """Whether a node was made before the one of this number, of which leaves have none."""
         return any(node._sequence_nr() < number for node in self.reach)
 
-    @property
+    @cached_property
     def has_custom_backward(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
         return any(isinstance(node, BackwardCFunction) for node in self.reach)
