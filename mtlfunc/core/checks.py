@@ -7,7 +7,7 @@ always.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -87,6 +87,16 @@ def derivative_levels() -> tuple[int, int]:
 def recording_context(values: object) -> AbstractContextManager[Any]:
     """A context for a backward pass that `values` enter: recorded where that can matter outside."""
     return nullcontext() if is_differentiated(values) else torch.no_grad()
+
+
+def enable_grad() -> AbstractContextManager[Any]:
+    """A context in which graphs can be made and read; none where that is so already."""
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return nullcontext()
+    found = ExitStack()
+    found.enter_context(torch.inference_mode(False))
+    found.enter_context(torch.enable_grad())
+    return found
 
 
 def constant_when_compiled(f: F) -> F:
