@@ -192,7 +192,7 @@ def batching_support(root: GradientEdge | None, places: Mapping[str, Place]) -> 
 
 def _refuse_reentrant(nodes: Iterable[Node]) -> None:
     """Raise where a backward of its own would run `backward()` on parameters that nobody sees."""
-    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+    if "CheckpointFunctionBackward" in {kind.__name__ for kind in set(map(type, nodes))}:
         raise RuntimeError(
             "reentrant activation checkpointing goes with loss.backward() alone: the parameters "
             "inside would get no gradient; pass use_reentrant=False to torch.utils.checkpoint "
