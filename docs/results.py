@@ -334,11 +334,12 @@ def steps_block() -> str:
     chosen, rows = record.only(BENCHMARKS / "steps.json")
     line = paragraph(
         f"""**Steps of a stock loop**, in units of a plain mean-loss step, median processor time,
-        contenders taking turns ({record.describe(chosen)}). `loop` is one `torch.autograd.grad` a
-        task and our solver; `LibMTL-style` one `backward()` a task whose `.grad` is copied into a
-        row of a matrix, and Frank-Wolfe on its products (LibMTL's way, written anew: LibMTL is not
-        run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is MGDA
-        on the trunk. The last column is what we aimed at for `mf.Balancer`:"""
+        contenders taking turns ({record.describe(chosen)}). `shortest loop` is one `backward()` per
+        task whose `.grad` is read into a row, and our solver; `loop` the same with
+        `torch.autograd.grad`; `LibMTL-style` one `backward()` per task whose `.grad` is copied into
+        a row of a matrix, and Frank-Wolfe on its products (LibMTL's way, written anew: LibMTL is
+        not run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is
+        MGDA on the trunk. The last two columns compare `mf.Balancer` with the shortest loop:"""
     )
     behind, missed = steps.behind(rows), steps.missed(rows)
     said = f"A peer is faster on: {'; '.join(behind) or 'none'}."

@@ -194,7 +194,7 @@ def test_weights_that_are_not_finite_count_as_failures():
         assert found == {"gaussian": {"solved": 0, "failed": 2}}
 
 
-@pytest.mark.parametrize("network", ["mlp", "pinn"])
+@pytest.mark.parametrize("network", ["mlp", "gru", "pinn"])
 def test_contenders_of_a_step_leave_one_direction(network):
     torch.manual_seed(0)
     net, x = steps.CASES[network].make()
@@ -211,3 +211,30 @@ def test_contenders_of_a_step_leave_one_direction(network):
         # Frank-Wolfe stops where a step moves the weights by less than 1e-5
         off = 1e-2 if name == "LibMTL-style" else 1e-4
         assert (direction - found["loop"]).norm() <= off * scale, name
+
+
+def test_the_shortest_loop_leaves_the_same_gradient_everywhere():
+    torch.manual_seed(0)
+    net, x = steps.CASES["mlp"].make()
+    calls = steps.contenders(net, x)
+    found = {}
+    for name in ("shortest loop", "mf.Balancer"):
+        calls[name]()
+        found[name] = {key: leaf.grad.clone() for key, leaf in net.named_parameters()}
+    torch.testing.assert_close(found["shortest loop"], found["mf.Balancer"])
+
+
+def test_missed_bars_are_those_of_the_table():
+    seconds = dict.fromkeys((*steps.PEERS, *steps.OURS, "plain"), 1.0)
+    rows = [
+        {"network": name, "seconds": seconds | {"mf.Balancer": ratio}}
+        for name, ratio in (("mlp", 1.25), ("gru", 1.05))
+    ]
+    rows[0]["compiled"] = {"plain": 2.0, "compiled pure step": 3.0}
+    assert steps.missed(rows) == ["MLP 16-64-64, 3 tasks (1.25)"]
+    text = steps.table(rows, "")
+    assert [line.split(" | ")[-2] for line in text.splitlines() if line[2:5] in ("MLP", "GRU")] == [
+        "1.25",
+        "1.05",
+    ]
+    assert "takes 1.50 of an eager plain step" in text

@@ -1,16 +1,18 @@
 """The time of one step of a stock loop, in units of the plain mean-loss step.
 
     python -m experiments.benchmarks.steps [--networks mlp ...] [--seconds S] [--clock cpu]
-    [--out DIR]
+    [--compiled] [--out DIR]
 
 Writes steps.json and steps.md. Every contender makes the losses and leaves a gradient in `.grad`;
 the optimizer's own step is the same for all and is left out. All take turns, so that what else the
-machine does hits them alike; medians of the processor's time on one thread. Peers: a hand-written
-loop (one `torch.autograd.grad` a task, MGDA's weights by our solver); a loop in the style of LibMTL
-(one `backward()` a task, `.grad` copied into rows of a matrix, weights by Frank-Wolfe; LibMTL is
-not run itself: it needs torchvision, and its weightings a trainer); and TorchJD where it is
-installed, its `mtl_backward` on the heads' input, or `backward` where there are no heads. The rule
-is MGDA on the trunk throughout.
+machine does hits them alike; medians of the processor's time on one thread. Peers: the shortest
+loop (one `backward()` per task, `.grad` of the trunk read into rows, MGDA's weights by our solver,
+the combination written into `.grad`); a loop with `torch.autograd.grad` per task; a loop in the
+style of LibMTL (one `backward()` per task, `.grad` copied into rows of a matrix, weights by
+Frank-Wolfe; LibMTL is not run itself: it needs torchvision, and its weightings a trainer); and
+TorchJD where it is installed, its `mtl_backward` on the heads' input, or `backward` where there are
+no heads. The rule is MGDA on the trunk throughout. `--compiled` also times, for the MLP, a pure
+step with its optimizer under `torch.compile`, in units of an eager plain step with its optimizer.
 """
 
 import argparse
@@ -53,6 +55,7 @@ class Shared(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         z = self.trunk(x)
+        z = z[0] if isinstance(z, tuple) else z  # a recurrent trunk's outputs
         if self.dense or z.ndim == 2:
             return z
         return z.flatten(2).mean(2) if z.ndim == 4 else z.mean(1)
@@ -88,7 +91,6 @@ Net = Shared | Physics
 class Case(NamedTuple):
     make: Callable[[], tuple[Net, Tensor]]
     what: str
-    bars: tuple[float | None, float | None]  # of the balancer and of the pure step
 
 
 def _convolutions(widths: tuple[int, ...]) -> nn.Sequential:
@@ -116,30 +118,32 @@ def _transformer() -> tuple[Shared, Tensor]:
     return Shared(nn.TransformerEncoder(layer, 2), 64, 3), torch.randn(16, 32, 64)
 
 
+def _gru() -> tuple[Shared, Tensor]:
+    return Shared(nn.GRU(32, 64, batch_first=True), 64, 3), torch.randn(16, 20, 32)
+
+
 def _resnet() -> tuple[Shared, Tensor]:
     return Shared(resnet18(64), 64, 10), torch.randn(8, 3, 32, 32)
 
 
 CASES = {
-    "mlp": Case(_mlp, "MLP 16-64-64, 3 tasks, batch 64", (2.0, 2.6)),
-    "lenet": Case(_lenet, "LeNet, 2 tasks, batch 64", (1.7, None)),
+    "mlp": Case(_mlp, "MLP 16-64-64, 3 tasks, batch 64"),
+    "lenet": Case(_lenet, "LeNet, 2 tasks, batch 64"),
     "convolutions": Case(
         lambda: (Shared(_convolutions((3, 16, 32, 32)), 32, 3), torch.randn(8, 3, 32, 32)),
         "convolutions with batch norm, 3 tasks, batch 8",
-        (None, None),
     ),
     "segnet": Case(
         lambda: (Shared(_convolutions((3, 16, 32)), 32, 3, dense=True), torch.randn(8, 3, 32, 32)),
         "convolutions, a dense decoder a task, batch norm, 3 tasks, batch 8",
-        (1.5, None),
     ),
-    "transformer": Case(_transformer, "transformer, 3 tasks, 16 × 32 tokens", (1.6, None)),
-    "resnet": Case(_resnet, "ResNet-18, 10 tasks, batch 8", (5.5, None)),
-    "pinn": Case(
-        lambda: (Physics(), torch.rand(256, 1)), "PINN 1-64-64-1, 2 tasks, 256 points", (None, None)
-    ),
+    "transformer": Case(_transformer, "transformer, 3 tasks, 16 × 32 tokens"),
+    "gru": Case(_gru, "GRU 32-64, 3 tasks, batch 16 × 20 steps"),
+    "resnet": Case(_resnet, "ResNet-18, 10 tasks, batch 8"),
+    "pinn": Case(lambda: (Physics(), torch.rand(256, 1)), "PINN 1-64-64-1, 2 tasks, 256 points"),
 }
-PEERS = ("loop", "LibMTL-style", "TorchJD")
+BAR = 1.10  # of `mf.Balancer` against the shortest loop
+PEERS = ("shortest loop", "loop", "LibMTL-style", "TorchJD")
 OURS = ("mf.balance", "mf.Balancer")
 
 
@@ -176,6 +180,24 @@ def libmtl_style(net: Net, x: Tensor) -> None:
     direction = frank_wolfe(matrix @ matrix.T) @ matrix
     for part, leaf in zip(direction.split(sizes), trunk, strict=True):
         leaf.grad = part.view_as(leaf).clone()
+
+
+def shortest_loop(net: Net, x: Tensor, trunk: list[Tensor], heads: list[Tensor]) -> None:
+    """What people write: the heads' gradients add up over the passes that make the rows."""
+    net.zero_grad()
+    losses, rows = net(x), []
+    for loss in losses:
+        loss.backward(retain_graph=loss is not losses[-1])
+        row = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in trunk]
+        rows.append(torch.cat([grad.flatten() for grad in row]))
+        for leaf in trunk:
+            leaf.grad = None
+    jacobian = torch.stack(rows)
+    direction = mf.weights(mf.mgda(), jacobian @ jacobian.T) @ jacobian
+    for part, leaf in zip(direction.split([leaf.numel() for leaf in trunk]), trunk, strict=True):
+        leaf.grad = part.view_as(leaf)
+    for leaf in heads:
+        leaf.grad /= len(losses)
 
 
 def contenders(net: Net, x: Tensor) -> dict[str, Call]:
@@ -221,8 +243,8 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
         mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
 
     found: dict[str, Call] = {
-        "plain": plain, "loop": loop, "LibMTL-style": partial(libmtl_style, net, x),
-        "mf.Balancer": live, "mf.balance": pure,
+        "plain": plain, "shortest loop": partial(shortest_loop, net, x, trunk, heads), "loop": loop,
+        "LibMTL-style": partial(libmtl_style, net, x), "mf.Balancer": live, "mf.balance": pure,
     }  # fmt: skip
     try:
         from torchjd.aggregation import MGDA
@@ -243,7 +265,31 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
     return found | {"TorchJD": peer}
 
 
-def measure(case: Case, seconds: float, clock: str) -> dict[str, float]:
+def compiled(net: Net, x: Tensor) -> dict[str, Call]:
+    """An eager plain step with its optimizer, and the compiled pure step with the same one."""
+
+    def losses_fn(params: mf.Params, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(functional_call(net, params, (x,)))
+
+    step = mf.descend(losses_fn, mf.mgda(), mf.sgd(1e-3), mf.jacobian("trunk.*"))
+    update, state = torch.compile(step.update), step.init(mf.parameters(net), x)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+
+    def plain() -> None:
+        optimizer.zero_grad()
+        torch.stack(net(x)).mean().backward()
+        optimizer.step()
+
+    def pure() -> None:
+        nonlocal state
+        state, _ = update(state, x)
+
+    return {"plain": plain, "compiled pure step": pure}
+
+
+def measure(
+    case: Case, seconds: float, clock: str, contenders: Callable[..., dict[str, Call]] = contenders
+) -> dict[str, float]:
     """Median seconds of every contender that runs."""
     torch.manual_seed(0)
     net, x = case.make()
@@ -268,17 +314,25 @@ def measure(case: Case, seconds: float, clock: str) -> dict[str, float]:
 
 def table(rows: list[Row], line: str) -> str:
     """Ratios to the plain step, a network a line; `line` says how they were taken."""
-    names = [*PEERS, *OURS]
-    lines = [f"{line}\n", "| network | mean-loss step, ms | " + " | ".join(names) + " | bar |"]
-    lines.append("|---|" + "---|" * (len(names) + 2))
+    names, over = [*PEERS, *OURS], f"mf.Balancer / {PEERS[0]}"
+    lines = [f"{line}\n", "| network | mean-loss step, ms | " + " | ".join(names)]
+    lines[-1] += f" | {over} | bar |"
+    lines.append("|---|" + "---|" * (len(names) + 3))
     for row in rows:
         seconds = row["seconds"]
         ratios = [
             f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–" for name in names
         ]
-        case = CASES[row["network"]]
-        cells = [case.what, f"{1e3 * seconds['plain']:.3g}", *ratios, f"{case.bars[0] or '–'}"]
+        ratios += [f"{_over_shortest(row):.2f}", f"{BAR:.2f}"]
+        cells = [CASES[row["network"]].what, f"{1e3 * seconds['plain']:.3g}", *ratios]
         lines.append("| " + " | ".join(cells) + " |")
+    for row in rows:
+        if both := row.get("compiled"):
+            ratio = both["compiled pure step"] / both["plain"]
+            lines.append(
+                f"\n{_brief(row)}: a compiled pure step with its optimizer takes {ratio:.2f} of an "
+                "eager plain step with its optimizer."
+            )
     return "\n".join(lines)
 
 
@@ -296,12 +350,11 @@ def behind(rows: list[Row]) -> list[str]:
 
 def missed(rows: list[Row]) -> list[str]:
     """Where `mf.Balancer` is above its bar."""
-    return [
-        _brief(row)
-        for row in rows
-        if row["seconds"]["mf.Balancer"]
-        > (CASES[row["network"]].bars[0] or math.inf) * row["seconds"]["plain"]
-    ]
+    return [f"{_brief(row)} ({over:.2f})" for row in rows if (over := _over_shortest(row)) > BAR]
+
+
+def _over_shortest(row: Row) -> float:
+    return row["seconds"]["mf.Balancer"] / row["seconds"][PEERS[0]]
 
 
 def _brief(row: Row) -> str:
@@ -313,14 +366,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seconds", type=positive, default=10.0, help="for every network")
     parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
+    parser.add_argument("--compiled", action="store_true", help="time a compiled pure step also")
     parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    chosen = settings(clock=given.clock, seconds=given.seconds)
+    chosen = settings(clock=given.clock, seconds=given.seconds, compiled=given.compiled)
     record = Record(given.out / "steps.json", ("network",), chosen)
     for (name,) in record.missing((name,) for name in given.networks):
-        record.keep({"network": name, "seconds": measure(CASES[name], given.seconds, given.clock)})
-        print(table(record.here()[-1:], "").splitlines()[-1], flush=True)
+        row: Row = {
+            "network": name, "seconds": measure(CASES[name], given.seconds, given.clock)
+        }  # fmt: skip
+        if given.compiled and name == "mlp":
+            row["compiled"] = measure(CASES[name], given.seconds, given.clock, compiled)
+        record.keep(row)
+        print(*table(record.here()[-1:], "").splitlines()[4:], sep="\n", flush=True)
         record.write_tables(given.out / "steps.md", table)
 
 

@@ -7,7 +7,7 @@ always.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -89,6 +89,16 @@ def recording_context(values: object) -> AbstractContextManager[Any]:
     return nullcontext() if is_differentiated(values) else torch.no_grad()
 
 
+def enable_grad() -> AbstractContextManager[Any]:
+    """A context in which graphs can be made and read; none where that is so already."""
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return nullcontext()
+    found = ExitStack()
+    found.enter_context(torch.inference_mode(False))
+    found.enter_context(torch.enable_grad())
+    return found
+
+
 def constant_when_compiled(f: F) -> F:
     """`torch.compiler.assume_constant_result` without its import of the compiler (two seconds)."""
     f._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -109,6 +119,8 @@ def _tensors(values: object) -> list[Tensor]:
     for value in values if type(values) is tuple else (values,):  # nearly always this will do
         if isinstance(value, Tensor):
             found.append(value)
+        elif value is None:
+            continue
         elif type(value) is dict and all(isinstance(x, Tensor) for x in value.values()):
             found.extend(value.values())
         else:

@@ -240,7 +240,7 @@ class Passes:
                 deltas = None if right is left else right.deltas[theirs]
                 parts.append(task_block(group, form, left.deltas[mine], deltas, wide, other))
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-            return 0.5 * (total + total.mT) if right is left else total
+            return (total + total.mT).mul_(0.5) if right is left else total
 
     def gramian_in_chunks(
         self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None

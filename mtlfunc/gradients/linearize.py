@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
-from ..core.checks import depth, is_differentiated, recording_context
+from ..core.checks import depth, enable_grad, is_differentiated, recording_context
 from ..core.tree import dot
 from ..types import Params, Rows
 from .backward import Backward, Passes, cross_in_chunks
@@ -114,7 +114,7 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         from .fsdp import linearize_by_hooks
 
         return linearize_by_hooks(forward, request)
-    with torch.inference_mode(False), torch.enable_grad():
+    with enable_grad():
         passes, route, preference = _open(forward, request)
         rows, gramian, heads = _measure(forward, request, passes, route)
     value, matrix, backward = forward.value, passes.matrix, passes.backward
@@ -136,7 +136,7 @@ def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor
     if forwards[0].pull is not None:
         one, other = (_traced(each, request).rows for each in forwards)
         return dot(one, other, request.measured, request.gramian_dtype)
-    with torch.inference_mode(False), torch.enable_grad():
+    with enable_grad():
         (left, left_route, _), (right, right_route, _) = (
             _open(each, request, paired=True) for each in forwards
         )
@@ -241,12 +241,15 @@ def _measure(
     shared = set(request.shared)
     others = tuple([name for name in forward.params if name not in shared])
     share = request.heads(len(value)) if others and request.heads else None
-    on_heads = value.new_ones(len(value)) if request.scale is None else request.scale
+
+    def on_heads() -> Tensor:
+        return value.new_ones(len(value)) if request.scale is None else request.scale
+
     if route.slices is not None:
         mix = None if request.mix is None else passes.matrix
         wanted, share = ((), 0.0) if share is None else (others, share)
         rows, gramian, heads = linearize_slices(
-            route.slices, passes.backward, on_heads, mix, wanted, dtype
+            route.slices, passes.backward, on_heads(), mix, wanted, dtype
         )
         return rows, gramian, {name: share * grad for name, grad in heads.items()}
     private = {}
@@ -266,7 +269,7 @@ def _measure(
                 head_grads = {name: share * grad for name, grad in head_grads.items()}
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
-        head_grads |= passes.backward.leaves(together, share * on_heads)
+        head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
     return rows, gramian, head_grads
 
 

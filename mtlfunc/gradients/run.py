@@ -208,11 +208,9 @@ def release(forward: Forward) -> None:
     The nodes are visited with undefined gradients, for which they compute nothing. A backward of
     somebody's own would be run on zeros: such a graph stays until the losses are dropped.
     """
-    losses = [x for x in forward.losses.roots if x.requires_grad]
-    if losses and not forward.graph.has_custom_backward:
-        nothing = _UNDEFINED()(torch.stack(losses))
-        places = tuple(forward.graph.variables())
-        run_backward(nothing, nothing.detach(), places, keep=False)
+    if forward.root is not None and not forward.graph.has_custom_backward:
+        nothing = _UNDEFINED()(forward.losses.vector)
+        run_backward(nothing, forward.value, tuple(forward.graph.variables()), keep=False)
 
 
 # hands no gradient on

@@ -316,7 +316,7 @@ def _update(
         options.mix, options.mask, options.edit, run.params, run.union
     )  # fmt: skip
     names, measured, blocks = _layout(params, options)
-    key = torch.zeros((), dtype=torch.int64)
+    key = _NO_KEY
     if mix is not None or mask is not None:
         check_memory(isinstance(state, random.Stream))
         key, state = random.draw(state)
@@ -337,6 +337,9 @@ def _update(
     )
     linear = linearize_labelled(run(batch, request), request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks)
+
+
+_NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
 
 
 def _measured(

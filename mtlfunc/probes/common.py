@@ -165,9 +165,9 @@ def check_memory(fits: bool) -> None:
 
 def check_leak(losses: Tensor, found: Labelled, *gradients: Tensor) -> None:
     """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
-    if not (is_readable(found.present) and can_look(losses, gradients)):
-        return
     if all_present(found.present):
+        return
+    if not (is_readable(found.present) and can_look(losses, gradients)):
         return
     if found.present.shape != losses.shape:
         return

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.checks import check_option, check_params, inside_transform, local_part
+from ..core.checks import (
+    check_option,
+    check_params,
+    enable_grad,
+    inside_transform,
+    local_part,
+)
 from ..core.expect import expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
@@ -372,11 +378,10 @@ class Balancer:
         A forward under fully_shard hides them, so that they are read before the first one.
         """
         known = self._known.values()
-        hidden = any(local_part(x) is not x for x in known)
         if (
             again
             or not (known and all(x.requires_grad for x in known))
-            or not (hidden or self._layout.holds())
+            or not (self._layout.holds() or any(local_part(x) is not x for x in known))
         ):
             named = self._module.named_parameters()
             self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
@@ -415,10 +420,9 @@ class Balancer:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
         # under fully_shard the graph ends in gathered weights
-        reached = {
-            name for name in leaves
-            if by_hooks or any(name in forward.graph.leaf_nodes for forward in forwards)
-        }  # fmt: skip
+        reached = set(leaves) if by_hooks else set().union(
+            *(forward.graph.leaf_nodes for forward in forwards)
+        )  # fmt: skip
         if not reached:
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "
@@ -494,7 +498,7 @@ class Balancer:
         name a cure.
         """
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with enable_grad():
                 yield
         except RuntimeError as error:
             for words, cure in _CURES.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from operator import is_
 
 from torch import Tensor, nn
 
@@ -80,14 +81,14 @@ class Layout:
     """Where a module keeps its parameters, so that a change of names is seen without a walk."""
 
     def __init__(self, module: nn.Module) -> None:
-        parts = [held for x in module.modules() for held in (x._parameters, x._modules)]
-        self.sizes = [(held, len(held)) for held in parts]
-        self.entries = [(held, name, x) for held in parts for name, x in held.items()]
+        self.parts = [held for x in module.modules() for held in (x._parameters, x._modules)]
+        self.sizes = list(map(len, self.parts))
+        self.places = [(held, name) for held in self.parts for name in held]
+        self.entries = [held[name] for held, name in self.places]
 
     def holds(self) -> bool:
-        return all(len(held) == size for held, size in self.sizes) and all(
-            held.get(name) is x for held, name, x in self.entries
-        )
+        now = [held.get(name) for held, name in self.places]
+        return list(map(len, self.parts)) == self.sizes and all(map(is_, now, self.entries))
 
 
 class LiveRun(Run):

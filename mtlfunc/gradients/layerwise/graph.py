@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import methodcaller
 from typing import Any
 from zlib import crc32
 
@@ -104,12 +105,12 @@ class Graph:
 
     def has_node_before(self, number: int) -> bool:
         """Whether a node was made before the one of this number, of which leaves have none."""
-        return any(node._sequence_nr() < number for node in self.reach)
+        return min(map(_NUMBER, self.reach), default=number) < number
 
-    @property
+    @cached_property
     def has_custom_backward(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
-        return any(isinstance(node, BackwardCFunction) for node in self.reach)
+        return any(issubclass(kind, BackwardCFunction) for kind in set(map(type, self.reach)))
 
     @cached_property
     def kind(self) -> int:
@@ -136,34 +137,39 @@ class Graph:
         return self._batching[1]
 
 
+_NUMBER = methodcaller("_sequence_nr")
 _ACCUMULATE = _functions.AccumulateGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
     """Walk from the losses' places, each with a bit of its own, to the leaves."""
     ends = _ends(places)
-    nodes = [None if edge is None else edge.node for edge in roots]
     below: dict[Node, tuple[Node, ...]] = {}
-    reach: dict[Node, int] = {}
-    todo = [node for node in nodes if node is not None]
-    while todo:
-        node = todo.pop()
-        if node in below:  # once more: all below it has its place in the order
-            reach.setdefault(node, 0)
-            continue
+    behind: dict[Node, int] = {}  # the roots behind a node, as far as known
+    for bit, edge in enumerate(roots):
+        if edge is not None:
+            behind[edge.node] = behind.get(edge.node, 0) | 1 << bit
+    waits = dict.fromkeys(behind, 0)  # how many uses of a node's output were not counted yet
+    found = list(waits)
+    for node in found:  # grows while it is read
         next_functions = () if node in ends else node.next_functions
-        below[node] = found = tuple([child for child, _ in next_functions if child is not None])
-        todo.append(node)
-        todo += [child for child in found if child not in below]
+        below[node] = children = tuple([child for child, _ in next_functions if child is not None])
+        for child in children:
+            if child in waits:
+                waits[child] += 1
+            else:
+                waits[child] = 1
+                found.append(child)
     _refuse_reentrant(below)
-    for bit, node in enumerate(nodes):
-        if node is not None:
-            reach[node] |= 1 << bit
-    for node in reversed(reach):  # consumers first
-        bits = reach[node]
+    ready = [node for node, count in waits.items() if not count]
+    for node in ready:  # consumers first
+        bits = behind[node]
         for child in below[node]:
-            reach[child] |= bits
-    return Graph(below, reach, places)
+            behind[child] = behind.get(child, 0) | bits
+            waits[child] -= 1
+            if not waits[child]:
+                ready.append(child)
+    return Graph(below, {node: behind[node] for node in reversed(ready)}, places)
 
 
 def _ends(places: Mapping[str, Place]) -> set[Node]:
@@ -186,7 +192,7 @@ def batching_support(root: GradientEdge | None, places: Mapping[str, Place]) -> 
 
 def _refuse_reentrant(nodes: Iterable[Node]) -> None:
     """Raise where a backward of its own would run `backward()` on parameters that nobody sees."""
-    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+    if "CheckpointFunctionBackward" in {kind.__name__ for kind in set(map(type, nodes))}:
         raise RuntimeError(
             "reentrant activation checkpointing goes with loss.backward() alone: the parameters "
             "inside would get no gradient; pass use_reentrant=False to torch.utils.checkpoint "
