@@ -268,10 +268,10 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
 def compiled(net: Net, x: Tensor) -> dict[str, Call]:
     """An eager plain step with its optimizer, and the compiled pure step with the same one."""
 
-    def losses_fn(params: mf.Params, x: Tensor) -> tuple[Tensor, ...]:
+    def losses_fn(params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
         return tuple(functional_call(net, params, (x,)))
 
-    step = mf.descend(losses_fn, mf.mgda(), mf.sgd(1e-3), mf.jacobian("trunk.*"))
+    step = mf.descend(losses_fn, mf.mgda(), mf.jacobian("trunk.*"), mf.sgd(1e-3))
     update, state = torch.compile(step.update), step.init(mf.parameters(net), x)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
 
