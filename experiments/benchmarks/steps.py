@@ -182,7 +182,9 @@ def libmtl_style(net: Net, x: Tensor) -> None:
         leaf.grad = part.view_as(leaf).clone()
 
 
-def shortest_loop(net: Net, x: Tensor, trunk: list[Tensor], heads: list[Tensor]) -> None:
+def shortest_loop(
+    net: Net, x: Tensor, trunk: list[nn.Parameter], heads: list[nn.Parameter]
+) -> None:
     """What people write: the heads' gradients add up over the passes that make the rows."""
     net.zero_grad()
     losses, rows = net(x), []
@@ -196,8 +198,8 @@ def shortest_loop(net: Net, x: Tensor, trunk: list[Tensor], heads: list[Tensor])
     direction = mf.weights(mf.mgda(), jacobian @ jacobian.T) @ jacobian
     for part, leaf in zip(direction.split([leaf.numel() for leaf in trunk]), trunk, strict=True):
         leaf.grad = part.view_as(leaf)
-    for leaf in heads:
-        leaf.grad /= len(losses)
+    for grad in [leaf.grad for leaf in heads if leaf.grad is not None]:
+        grad.div_(len(losses))
 
 
 def contenders(net: Net, x: Tensor) -> dict[str, Call]:
