@@ -37,7 +37,7 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_few_entries_at_the_top():
     entries = [path for path in (ROOT / "mtlfunc").iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 14, sorted(path.name for path in entries)
+    assert len(entries) <= 15, sorted(path.name for path in entries)
 
 
 def test_lines_and_files_are_short():

@@ -121,8 +121,8 @@ def run_backward(
     """
     if not places:  # autograd would take that for backward(), which adds to .grad
         return ()
-    several = isinstance(cotangents, tuple)
-    roots, cotangents = (roots, cotangents) if several else ((roots,), (cotangents,))  # pyright: ignore
+    if not isinstance(cotangents, tuple):
+        roots, cotangents = (roots,), (cotangents,)  # pyright: ignore
     return strided(
         _engine.run_backward(roots, cotangents, keep, record, places, True, accumulate_grad=False)
     )

@@ -195,7 +195,9 @@ class Shares(NamedTuple):
         if self.union.peers is None:
             return linear, list(more)
         raw = linear.losses
-        asked = raw if self.here is None else raw.where(self.here | ~self.present, 0.0)  # pyright: ignore
+        asked = raw
+        if self.here is not None and self.present is not None:
+            asked = raw.where(self.here | ~self.present, 0.0)
         told, mixed, *found = self.union.peers.sums(
             asked * _as(self.told, raw), linear.mixed, *more
         )

@@ -11,7 +11,6 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
-from mtlfunc.rules.common import gramian_of
 
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
@@ -71,7 +70,8 @@ def arms(arm: Tensor) -> mf.Rule:
     def update(geometry: mf.Geometry, state: Any) -> tuple[Tensor, Any]:
         plain, (edited, _) = geometry.preference, edit.update(geometry, ())
         weights, state = learnt.update(geometry, state)
-        ratio = length_ratio(gramian_of(geometry), edited, plain)
+        assert geometry.gramian is not None
+        ratio = length_ratio(geometry.gramian, edited, plain)
         choices = torch.stack([plain, edited, edited / ratio, plain * ratio, weights])
         return choices.index_select(0, arm.reshape(1))[0], state
 
