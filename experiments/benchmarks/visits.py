@@ -60,7 +60,7 @@ def stays(everything: bool = False) -> list[tuple[str, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--all", action="store_true", help="count every call")
     found = stays(parser.parse_args().all)
     names = dict.fromkeys(name for name, _ in found)
