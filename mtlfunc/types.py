@@ -73,41 +73,19 @@ class TaskGradients(NamedTuple):
     part: Tensor | None = None  # [task], this process's of each loss; None is all of it
 
 
-class ProbeInit(Protocol):
-    """One forward pass, no backward: the losses `[row]` and the probe's first state."""
-
-    def __call__(self, run: Any, batch: Batch, key: Tensor, /) -> tuple[Tensor, State]: ...
-
-
-class ProbeUpdate(Protocol):
-    """The passes of one step: what was measured, and the next state."""
-
-    def __call__(self, run: Any, batch: Batch, state: Any, /) -> tuple[TaskGradients, State]: ...
-
-
 class Probe(NamedTuple):
     """Decides what is differentiated and where the geometry of the tasks is measured."""
 
-    init: ProbeInit
-    update: ProbeUpdate
+    # (run, batch, key): one forward pass, no backward: the losses [row] and the first state
+    init: Callable[[Any, Batch, Tensor], tuple[Tensor, State]]
+    # (run, batch, state): the passes of one step: what was measured, and the next state
+    update: Callable[[Any, Batch, Any], tuple[TaskGradients, State]]
     group: Any = None  # the processes whose batches are one batch (see `mtlfunc.jacobian`)
     # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
     measures: frozenset[str] | None = None
     # whether recording the calls of a forward pass is of use to it; None never is
     watches: Callable[[Params], bool] | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
-
-
-class RuleInit(Protocol):
-    """The rule's first state, from the first losses `[row]` and a key."""
-
-    def __call__(self, losses: Tensor, key: Tensor, /) -> State: ...
-
-
-class RuleUpdate(Protocol):
-    """Weights `[row]` and the next state."""
-
-    def __call__(self, geometry: Geometry, state: Any, /) -> tuple[Tensor, State]: ...
 
 
 GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
@@ -123,30 +101,19 @@ LAST_LOSSES = ("last_losses", "last_losses_now", "last_present")
 class Rule(NamedTuple):
     """Turns geometry and its own state into weights."""
 
-    init: RuleInit
-    update: RuleUpdate
+    init: Callable[[Tensor, Tensor], State]  # from the first losses [row] and a key
+    update: Callable[[Geometry, Any], tuple[Tensor, State]]  # weights [row] and the next state
     # the values of the geometry that decide the weights, now or later: "losses", "preference",
     # "present", names of GRAMIANS, keys of `Geometry.extra`; None is unknown: perhaps all of them
     reads: frozenset[str] | None = None
 
 
-class OptimizerInit(Protocol):
-    """The optimizer's first state."""
-
-    def __call__(self, params: Params, /) -> State: ...
-
-
-class OptimizerUpdate(Protocol):
-    """The parameters after one step, and the next state."""
-
-    def __call__(self, grads: Params, state: Any, params: Params, /) -> tuple[Params, State]: ...
-
-
 class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
 
-    init: OptimizerInit
-    update: OptimizerUpdate
+    init: Callable[[Params], State]  # the first state
+    # (grads, state, params): the parameters after one step, and the next state
+    update: Callable[[Params, Any, Params], tuple[Params, State]]
 
 
 class Info(NamedTuple):

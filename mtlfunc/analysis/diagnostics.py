@@ -280,20 +280,16 @@ def curvature(
 
     gradient = grad(total)
     g = gradient(params)
-    points, weights = ([0.0], [1.0]) if not isinstance(lr, Tensor) and lr == 0 else _legendre(nodes)
+    pointwise = not isinstance(lr, Tensor) and lr == 0
+    points, weights = np.polynomial.legendre.leggauss(1 if pointwise else nodes)  # on [-1, 1]
     result = torch.zeros_like(next(iter(g.values())).sum())
-    for point, weight in zip(points, weights, strict=True):
+    for point, weight in zip(((points + 1) / 2).tolist(), (weights / 2).tolist(), strict=True):
         at = map_params(lambda p, d, s=point: p - s * lr * d, params, g)
         product = jvp(gradient, (at,), (g,))[1]
         result = (
             result + weight * torch.stack([(product[name] * g[name]).sum() for name in g]).sum()
         )
     return result
-
-
-def _legendre(nodes: int) -> tuple[list[float], list[float]]:
-    points, weights = np.polynomial.legendre.leggauss(nodes)
-    return ((points + 1) / 2).tolist(), (weights / 2).tolist()
 
 
 class Stationarity(NamedTuple):

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from ..core.batching import check_at_once, evaluate
 from ..core.checks import can_look, check_finite, inside_transform, is_pair
+from ..core.host import call_numpy
 
 
 def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]:
@@ -78,13 +79,13 @@ def hypervolume(
         )
     check_finite(reference, "reference")
 
-    def volume(moocore: Any, points: np.ndarray, reference: np.ndarray) -> float:
-        finite = np.isfinite(points).all() and np.isfinite(reference).all()
-        return moocore.hypervolume(points, ref=reference) if finite else math.nan
+    def volume(points: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray]:
+        from moocore import hypervolume  # only sets of losses need it
 
-    return _OnHost.apply(  # pyright: ignore[reportReturnType]
-        volume, points, reference, torch.float64
-    )
+        finite = np.isfinite(points).all() and np.isfinite(reference).all()
+        return (np.asarray(hypervolume(points, ref=reference) if finite else math.nan),)
+
+    return call_numpy("pareto: hypervolume", volume, (2, 1), points, reference)[0]
 
 
 def preferences(
@@ -228,65 +229,12 @@ def _check_points(points: Tensor, name: str) -> None:
 
 
 def _mask(points: Tensor) -> Tensor:
-    def mask(moocore: Any, points: np.ndarray, _: Any) -> np.ndarray:
-        finite = np.isfinite(points).all(1)
-        kept = np.zeros(len(points), dtype=bool)
-        if finite.any():
-            kept[finite] = moocore.is_nondominated(points[finite], keep_weakly=True)
-        return kept
+    def mask(points: np.ndarray) -> tuple[np.ndarray]:
+        from moocore import is_nondominated  # only sets of losses need it
 
-    return _OnHost.apply(  # pyright: ignore[reportReturnType]
-        mask, points.detach(), points.new_zeros(()), torch.bool
-    )
+        kept = np.all(np.isfinite(points), 1)
+        if kept.any():
+            kept[kept] = is_nondominated(points[kept], keep_weakly=True)
+        return (kept,)
 
-
-class _OnHost(torch.autograd.Function):
-    """A function of moocore, points [*batch, point, task] and other [*batch, …], as NumPy arrays:
-    vmapped by leading axes, without a derivative.
-    """
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(
-        f: Callable[[Any, Any, Any], Any], points: Tensor, other: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        import moocore  # only sets of losses need it
-
-        batch = points.shape[:-2]
-        flat, others = (
-            x.detach()
-            .to("cpu", torch.float64)
-            .reshape(math.prod(batch), *x.shape[len(batch) :])
-            .numpy()
-            for x in (points, other)
-        )
-        answers = torch.stack(
-            [
-                torch.as_tensor(f(moocore, one, two), dtype=dtype)
-                for one, two in zip(flat, others, strict=True)
-            ]
-        )
-        return answers.reshape((*batch, *answers.shape[1:])).to(points.device)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.dtype == torch.bool:
-            ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, int]:
-        f, points, other, dtype = args
-        points, other = (
-            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in ((points, in_dims[1]), (other, in_dims[2]))
-        )
-        return _OnHost.apply(f, points, other, dtype), 0
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError("pareto: hypervolume has no derivative here; detach the points")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError("pareto: hypervolume has no derivative here; detach the points")
+    return call_numpy("pareto: non_dominated", mask, (2,), points.detach())[0]

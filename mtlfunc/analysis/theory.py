@@ -80,7 +80,8 @@ def pcgrad_theorem1(gramian: Float[Tensor, "task task"], lr: Scalar, lipschitz: 
     check_scalar(lr, "lr", positive=True)
     check_scalar(lipschitz, "lipschitz", positive=True)
     share = 1 - _conflict_cosine(gramian) ** 2
-    return Descent(_as_condition(lr * lipschitz <= 1, gramian), lr / 2 * share * gramian.sum())
+    applies = torch.as_tensor(lr * lipschitz <= 1, device=gramian.device)
+    return Descent(applies, lr / 2 * share * gramian.sum())
 
 
 def pcgrad_theorem2(
@@ -216,7 +217,10 @@ def cagrad_threshold(
         >>> round(float(cagrad_threshold(gramian)), 4)
         0.2774
     """
-    p = _preference(gramian, preference)
+    if preference is not None:
+        check_vector(preference, gramian, "preference")
+    uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
+    p = normalized_preference(preference, uniform)
     moved = (solver or auto())(dual_cone(gramian, p)).weights - p
     return root(moved @ gramian @ moved) / or_one(root(p @ gramian @ p))
 
@@ -234,14 +238,3 @@ def _conflict_cosine(gramian: Tensor) -> Tensor:
     """cos φ of a conflicting pair, 0 for another: zero gradients are none."""
     identity = torch.eye(2, dtype=gramian.dtype, device=gramian.device)
     return cosines(torch.where(gramian[0, 1] < 0, gramian, identity))[0, 1]
-
-
-def _as_condition(condition: bool | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(condition, device=like.device)
-
-
-def _preference(gramian: Tensor, preference: Tensor | None) -> Tensor:
-    uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
-    if preference is not None:
-        check_vector(preference, gramian, "preference")
-    return normalized_preference(preference, uniform)

@@ -458,7 +458,8 @@ def cone(
     solid = rows.shape[1] == 3
     jacobian, given = torch.from_numpy(rows), losses_of(losses, len(rows))
     directions = {
-        name: _direction(rule, jacobian, given, key) for name, rule in rules_of(rules).items()
+        name: aggregate(as_rule(rule), jacobian, given, key).detach().numpy()
+        for name, rule in rules_of(rules).items()
     }
     drawn = np.stack([np.zeros(rows.shape[1]), *rows, *directions.values()])
     low, high = drawn.min(0), drawn.max(0)
@@ -482,11 +483,6 @@ def cone(
     corner = (0.95, 1.1) if solid else (1.0, 1.0)
     panel.legend(loc="upper left", bbox_to_anchor=corner, frameon=False)
     return panel
-
-
-def _direction(rule: AnyRule, jacobian: Tensor, losses: Tensor, key: int) -> np.ndarray:
-    made = as_rule(rule)
-    return aggregate(made, jacobian, losses, key).detach().numpy()
 
 
 def _draw_plane(panel: Any, rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..solvers import dual_cone
 from ..solvers._auto import dual_cone_weights
 from ..types import Geometry, Rule, Solver, State
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
@@ -46,10 +45,6 @@ def dualproj(
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         p = preference_of(geometry, preference, gramian)
-        return restore(
-            dual_cone_weights(gramian, p)
-            if solver is None
-            else solver(dual_cone(gramian, p)).weights
-        ), ()
+        return restore(dual_cone_weights(gramian, p, solver)), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))

@@ -13,7 +13,7 @@ from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State
 from .common import preference_of, reading
-from .losswise import learn, require_positive, softmax
+from .losswise import check_shape, learn, require_positive, softmax
 
 
 class FAMOState(NamedTuple):
@@ -81,11 +81,7 @@ def famo(
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
-        if lower is not None and lower.shape != losses.shape:
-            raise ValueError(
-                f"lower: expected shape {list(losses.shape)}, one bound a task, got "
-                f"{list(lower.shape)}"
-            )
+        check_shape(lower, losses, "lower")
         zero = torch.zeros_like(losses)
         return FAMOState(
             zero,

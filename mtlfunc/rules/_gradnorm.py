@@ -14,7 +14,7 @@ from ..core.checks import can_look, check_scalar, poison
 from ..solvers.problems import root
 from ..types import Geometry, Optimizer, Rule, Scalar, State
 from .common import gramian_of, mean_present, total_present
-from .losswise import learn
+from .losswise import check_shape, learn
 
 
 class GradNormState(NamedTuple):
@@ -79,11 +79,7 @@ def gradnorm(
     move = optimizer(lr)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        if reference is not None and reference.shape != losses.shape:
-            raise ValueError(
-                f"reference: expected shape {list(losses.shape)}, one loss a task, got "
-                f"{list(reference.shape)}"
-            )
+        check_shape(reference, losses, "reference")
         initial = (
             losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
         )

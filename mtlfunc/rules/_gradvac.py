@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core import random
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State
-from ._pcgrad import check_orders, draws_of, partners_of
+from ._pcgrad import check_orders, draws_of, partners_of, start_draws
 from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading
 
@@ -65,16 +64,9 @@ def gradvac(
     check_orders(orders)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        if orders is not None and len(orders) != len(losses):
-            raise ValueError(
-                f"orders: made for {len(orders)} tasks, but there are {len(losses)} rows"
-            )
         normalized_preference(preference, losses)
         count = len(losses)
-        return GradVacState(
-            losses.new_zeros(count, count),
-            random.stream(key) if orders is None and count > 2 else (),
-        )
+        return GradVacState(losses.new_zeros(count, count), start_draws(orders, count, key))
 
     def update(geometry: Geometry, state: GradVacState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)

@@ -43,7 +43,7 @@ def nash_mtl(
         finite. Tasks in a combination that vanishes get about 1/(√ε‖g_t‖) and cancel to √ε, and the
         others bargain for a direction at right angles to them ("sum" leaves these √ε of the weight,
         so that d = 0 nearly). A task whose gradient is zero cannot gain and gets weight 0; "sum"
-        falls back on p where all are. Derivatives are exact up to order 15.
+        falls back on p where all are. Derivatives are exact up to order 2.
 
     Raises:
         ValueError: for a bad preference, rescale or max_norm.

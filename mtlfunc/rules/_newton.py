@@ -16,8 +16,6 @@ MORE = 256
 """At most so many for other powers: 180 do for 1/50 and 50 with 32 lengths over eight orders of
 magnitude. After STEPS only those are made that are large or shrink fast.
 """
-DOUBLINGS = 4
-"""Derivatives are exact up to order 2^4 - 1."""
 FACTOR = 8.0
 """No unknown changes by more than e^8 in a step."""
 
@@ -35,8 +33,8 @@ def bargain(
     keeps z below about 1/√ε where 0 is in the hull of the gradients and no solution exists. A last
     step, on z alone, is without the ridge.
 
-    Where something differentiates, steps on z alone that start from the solution, held constant,
-    are differentiated too: each doubles the order to which derivatives are exact, and adds one.
+    Where something differentiates, a step on z alone that starts from the solution, held constant,
+    makes derivatives of order one exact; the last step makes those of order two exact.
 
     Returns:
         (weights for gradients scaled so that the longest has length 1, that length): w is weights ·
@@ -71,7 +69,7 @@ def bargain(
         )
     z = torch.where(settled, z, float("nan"))
     ridged = _add_ridge(cosine, eps)
-    for _ in range(DOUBLINGS if is_differentiated((cosine, c, power)) else 0):
+    if is_differentiated((cosine, c, power)):
         rates = c * z**-power
         z = z * (1 + _step(ridged, c * z, rates, rates - ridged @ (c * z), power, eps))
     rates = c * z**-power

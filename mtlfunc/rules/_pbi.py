@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of, reading
-from .losswise import unit_and_length
+from .losswise import check_shape, unit_and_length
 
 
 def pbi(
@@ -48,11 +48,7 @@ def pbi(
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
-        if reference is not None and reference.shape != losses.shape:
-            raise ValueError(
-                f"reference: expected shape {list(losses.shape)}, one loss a task, got "
-                f"{list(reference.shape)}"
-            )
+        check_shape(reference, losses, "reference")
         return ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:

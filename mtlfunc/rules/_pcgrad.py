@@ -54,12 +54,8 @@ def pcgrad(
     check_orders(orders)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        if orders is not None and len(orders) != len(losses):
-            raise ValueError(
-                f"orders: made for {len(orders)} tasks, but there are {len(losses)} rows"
-            )
         normalized_preference(preference, losses)
-        return random.stream(key) if orders is None and len(losses) > 2 else ()
+        return start_draws(orders, len(losses), key)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
@@ -90,6 +86,13 @@ def project(
     return torch.eye(count, dtype=gramian.dtype, device=gramian.device) - torch.cat(
         shares, -1
     ).gather(-1, partners.argsort(-1))
+
+
+def start_draws(orders: Tensor | None, count: int, key: Tensor) -> State:
+    """The stream that orders of `count` tasks are drawn from; () where none are drawn."""
+    if orders is not None and len(orders) != count:
+        raise ValueError(f"orders: made for {len(orders)} tasks, but there are {count} rows")
+    return random.stream(key) if orders is None and count > 2 else ()
 
 
 def draws_of(orders: Tensor | None, state: State, gramian: Tensor) -> tuple[Tensor, State]:

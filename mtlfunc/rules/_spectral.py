@@ -1,4 +1,4 @@
-"""A positive semidefinite matrix in its eigenbasis, with derivatives up to order ORDERS.
+"""A positive semidefinite matrix in its eigenbasis, with derivatives of order one and two.
 
 The eigenvectors of equal eigenvalues have no derivative, functions of the matrix do. So the basis
 is constant, except where the range turns. In it the matrix is K = Λ + E, where E has value 0 and
@@ -17,9 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, has_finite_sum, is_differentiated
-
-ORDERS = 4
-"""Derivatives are exact up to this order, and up to order 3 where the range turns."""
 
 
 class Spectral(NamedTuple):
@@ -59,14 +56,12 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
     inside = vectors.mT @ change
     # The range of A is that of V + Y with Y VᵀAV = N NᵀAV, N the eigenvectors taken for 0.
     lift = (null @ null.mT) @ change
-    turn = lift / values
-    for _ in range(2):
-        turn = (lift - turn @ inside) / values
+    turn = (lift - lift / values @ inside) / values
     square = turn.mT @ turn
-    # (I + YᵀY)^(1/2) K (I + YᵀY)^(1/2), and below (I + YᵀY)^(-1/2), up to order 3
-    mixed = 0.5 * (square * values + square @ inside)
-    basis = vectors + turn
-    return Spectral(values, kept, basis - 0.5 * basis @ square, inside + mixed + mixed.mT)
+    # (I + YᵀY)^(1/2) K (I + YᵀY)^(1/2), and below (I + YᵀY)^(-1/2), up to order 2
+    mixed = 0.5 * square * values
+    basis = vectors + turn - 0.5 * vectors @ square
+    return Spectral(values, kept, basis, inside + mixed + mixed.mT)
 
 
 def solve(found: Spectral, x: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
@@ -82,23 +77,19 @@ def solve(found: Spectral, x: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
 def inverse_root(found: Spectral, x: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
     """K^(-1/2) x: with K^(1/2) = Λ^(1/2) + D, Λ^(1/2) D + D Λ^(1/2) = E - D²."""
     root = found.values.sqrt()
-    answer = x / root
     if found.moved is None:
-        return answer
-    sums, change = root + root[:, None], torch.zeros_like(found.moved)
-    for _ in range(ORDERS):
-        change = (found.moved - change @ change) / sums
-    for _ in range(ORDERS):
-        answer = (x - change @ answer) / root
-    return answer
+        return x / root
+    sums = root + root[:, None]
+    first = found.moved / sums
+    change = (found.moved - first @ first) / sums
+    return (x - change @ ((x - change @ (x / root)) / root)) / root
 
 
 def eigenvalue(found: Spectral, place: int | Int[Tensor, ""], noise: float) -> Float[Tensor, ""]:
     """The eigenvalue of K at one place of `values`.
 
-    It is λ + δ with δ = E_ii + m·y and (λ + δ - Λ_R - E_R) y = m, where m is row i of E without the
-    entry i, R the rest. Others as large, up to `noise`, are left out: there the eigenvalue is at a
-    kink.
+    It is λ + E_ii + Σ_j E_ij²/(λ - Λ_j) up to order 2, j ≠ i. Others as large, up to `noise`, are
+    left out: there the eigenvalue is at a kink.
     """
     values, moved = found.values, found.moved
     if moved is None and isinstance(place, int):
@@ -107,12 +98,6 @@ def eigenvalue(found: Spectral, place: int | Int[Tensor, ""], noise: float) -> F
     value = values.where(at, 0.0).sum()
     if moved is None:
         return value
-    gap = value - values
+    gap, row = value - values, at.to(values) @ moved
     rest = ~at & (gap.abs() > noise)
-    gap, row = gap.where(rest, 1.0), at.to(values) @ moved
-    own, row = row.where(at, 0.0).sum(), row.where(rest, 0.0)
-    change, y = own, row / gap
-    for _ in range(ORDERS - 1):
-        change = own + row @ y
-        y = (row + (moved @ y - change * y).where(rest, 0.0)) / gap
-    return value + own + row @ y
+    return value + row.where(at, row * row / gap.where(rest, torch.inf)).sum()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_scalar, normalized_preference, poison
 from ..types import Geometry, Rule, Scalar, State
 from .common import preference_of, reading
-from .losswise import require_positive, softmax
+from .losswise import check_shape, require_positive, softmax
 
 
 class STCHState(NamedTuple):
@@ -69,11 +69,7 @@ def stch(
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
-        if reference is not None and reference.shape != losses.shape:
-            raise ValueError(
-                f"reference: expected shape {list(losses.shape)}, one loss a task, got "
-                f"{list(reference.shape)}"
-            )
+        check_shape(reference, losses, "reference")
         if warmup is None:
             return ()
         zero = torch.zeros_like(losses)

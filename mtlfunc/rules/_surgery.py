@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import inside_transform, is_differentiated
+from ..core.operators import flatten_batch, leading_shape, register_batching
 
 
 def kernel_applies(gramian: Tensor, *others: Tensor) -> bool:
@@ -48,23 +49,13 @@ def _kernel(
     from ._kernels.surgery import solve  # numba takes half a second to import
 
     inputs = list(zip((gramian, key, orders, targets), _RANKS, strict=True))
-    shapes = {x.shape[: x.ndim - rank] for x, rank in inputs if x is not None}
-    lead = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+    lead = leading_shape(inputs)
 
     def array(x: Tensor | None, rank: int) -> np.ndarray | None:
         if x is None:
             return None
-        core = x.shape[x.ndim - rank :]
-        x = x.detach().double() if x.is_floating_point() else x
-        return (
-            (
-                x.reshape(1, *core)
-                if x.numel() == core.numel()
-                else x.expand(*lead, *core).reshape(lead.numel(), *core)
-            )
-            .contiguous()
-            .numpy()
-        )
+        x = x.double() if x.is_floating_point() else x
+        return flatten_batch(x, lead, rank).contiguous().numpy()
 
     arrays = [array(x, rank) for x, rank in inputs]
     settings = (eps, lead.numel(), torch.get_num_threads())
@@ -75,8 +66,6 @@ def _kernel(
     return coefficients, cosines
 
 
-# An operator below autograd, as the solvers' kernel is: no transform can take a wrong derivative
-# from it.
 _LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
 _LIBRARY.define(
     "surgery(Tensor gramian, Tensor? key, Tensor? orders, Tensor? targets, float eps) -> "
@@ -84,26 +73,4 @@ _LIBRARY.define(
 )
 _LIBRARY.impl("surgery", _kernel, "CPU")
 
-
-def _batched(
-    info,
-    in_dims,
-    gramian: Tensor,
-    key: Tensor | None,
-    orders: Tensor | None,
-    targets: Tensor | None,
-    eps: float,
-):
-    inputs = list(zip((gramian, key, orders, targets), in_dims, _RANKS, strict=False))
-    depth = max(x.ndim - rank - (dim is not None) for x, dim, rank in inputs if x is not None)
-
-    def front(x: Tensor, dim: int | None, rank: int) -> Tensor:
-        moved = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
-        return moved.reshape(len(moved), *(1,) * (depth + 1 + rank - moved.ndim), *moved.shape[1:])
-
-    return torch.ops.mtlfunc.surgery(
-        *(None if x is None else front(x, dim, rank) for x, dim, rank in inputs), eps
-    ), (0, 0)
-
-
-torch.library.register_vmap("mtlfunc::surgery", _batched, lib=_LIBRARY)
+register_batching(_LIBRARY, "surgery", _RANKS)

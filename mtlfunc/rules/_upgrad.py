@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vmap
 
-from ..solvers import dual_cone
 from ..solvers._auto import dual_cone_weights
 from ..types import Geometry, Rule, Solver, State
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
@@ -51,15 +49,6 @@ def upgrad(
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, restore = fill_absent(gramian_of(geometry), geometry.present)
         each = torch.diag(preference_of(geometry, preference, gramian))
-        projected = (
-            dual_cone_weights(gramian, each)
-            if solver is None
-            else _solve_each(solver, gramian, each)
-        )
-        return restore(projected.sum(0)), ()
+        return restore(dual_cone_weights(gramian, each, solver).sum(0)), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
-
-
-def _solve_each(solve: Solver, gramian: Tensor, each: Tensor) -> Tensor:
-    return vmap(lambda w: solve(dual_cone(gramian, w)).weights)(each)

@@ -44,12 +44,6 @@ def reading(*names: str, preference: Tensor | None = None) -> frozenset[str]:
     return frozenset((*names, "present", *(("preference",) if preference is None else ())))
 
 
-def makes_rules(f: Any) -> bool:
-    """Whether a function is annotated as one that returns a rule."""
-    names = (Rule, "Rule", "mf.Rule", "mtlfunc.Rule")
-    return getattr(f, "__annotations__", {}).get("return") in names
-
-
 def gramian_of(geometry: Geometry) -> Float[Tensor, "row row"]:
     """The Gramian, or an error if the probe measured none."""
     if geometry.gramian is None:
@@ -187,7 +181,8 @@ def as_rule(rule: Any) -> Rule:
                 f"{type(made).__name__} and not a mtlfunc.Rule"
             )
         return made
-    if makes_rules(rule):
+    returned = getattr(rule, "__annotations__", {}).get("return")
+    if returned in (Rule, "Rule", "mf.Rule", "mtlfunc.Rule"):
         raise TypeError(
             f"rule: {name} makes rules and needs arguments for that; pass the rule, {name}(...)"
         )

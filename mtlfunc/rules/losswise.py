@@ -11,6 +11,15 @@ from ..core.checks import all_present, can_look
 from ..types import Optimizer, State
 
 
+def check_shape(given: Tensor | None, losses: Float[Tensor, " row"], argument: str) -> None:
+    """Raise unless `given`, if there is one, has an entry for each loss."""
+    if given is not None and given.shape != losses.shape:
+        raise ValueError(
+            f"{argument}: expected shape {list(losses.shape)}, one entry per task, got "
+            f"{list(given.shape)}"
+        )
+
+
 def require_positive(
     losses: Float[Tensor, " row"], present: Bool[Tensor, " row"], rule: str
 ) -> Float[Tensor, " row"]:

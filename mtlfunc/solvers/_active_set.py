@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from ..core.checks import can_look, inside_transform, is_differentiated
+from ..core.operators import flatten_batch, leading_shape, register_batching
 from ..types import Solution, Solver
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, solver
 
 MOST_TASKS = 128
 """The GPU kernel's limit: two matrices of this size fill the registers of a multiprocessor."""
+
+
+_RANKS = (2, 1, 0)  # of gramian, vector, c
 
 
 def active_set() -> Solver:
@@ -142,12 +146,12 @@ def _triton_available() -> bool:
 def _kernel(
     gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lead, count = _lead(gramian, vector, c), gramian.shape[-1]
+    lead, count = leading_shape(zip((gramian, vector, c), _RANKS, strict=True)), gramian.shape[-1]
     on_gpu = gramian.is_cuda and kernel_at(gramian)
-    matrix = _flat(gramian, lead, 2) if on_gpu else _runs(gramian, lead)
+    matrix = flatten_batch(gramian, lead, 2) if on_gpu else _runs(gramian, lead)
     vector, c = (
-        None if vector is None else _flat(vector, lead, 1),
-        None if c is None else _flat(c, lead, 0),
+        None if vector is None else flatten_batch(vector, lead, 1),
+        None if c is None else flatten_batch(c, lead, 0),
     )
     if on_gpu:
         from ._kernels.active_set_gpu import solve as solve_on_gpu  # Triton is optional
@@ -171,29 +175,6 @@ def _kernel(
     )
 
 
-def _lead(gramian: Tensor, vector: Tensor | None, c: Tensor | None) -> torch.Size:
-    shapes = [
-        x.shape[: x.ndim - rank] for x, rank in ((gramian, 2), (vector, 1), (c, 0)) if x is not None
-    ]
-    longest = max(shapes, key=len)
-    return (
-        longest
-        if all(shape == longest or not shape for shape in shapes)
-        else torch.broadcast_shapes(*shapes)
-    )
-
-
-def _flat(x: Tensor, lead: torch.Size, rank: int) -> Tensor:
-    """One batch axis of length 1, where all problems share x, or of the whole batch."""
-    core = x.shape[x.ndim - rank :]
-    shared = x.numel() == core.numel()
-    return (
-        x.detach().reshape(1, *core)
-        if shared
-        else x.detach().expand(*lead, *core).reshape(lead.numel(), *core)
-    )
-
-
 def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:
     """The Gramians on one batch axis, each once where the problems that share it follow each other,
     as UPGrad's T right-hand sides do under `vmap`.
@@ -203,7 +184,7 @@ def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:
     while kept and own[kept - 1] == 1:
         kept -= 1
     if kept == 0 or lead.numel() == 0:
-        return _flat(gramian, lead, 2)
+        return flatten_batch(gramian, lead, 2)
     ahead = lead[: len(lead) - len(own) + kept]
     core = gramian.shape[-2:]
     return (
@@ -218,8 +199,6 @@ def _array(x: Tensor) -> np.ndarray:
     return x.double().cpu().contiguous().numpy()
 
 
-# An operator below autograd: it takes detached tensors only, so that no transform can take a wrong
-# derivative from it.
 _LIBRARY = torch.library.Library("mtlfunc", "DEF")
 _LIBRARY.define(
     "active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)"
@@ -232,7 +211,7 @@ _LIBRARY.impl("active_set", _kernel, "CUDA")
 def _(
     gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lead, count = _lead(gramian, vector, c), gramian.shape[-1]
+    lead, count = leading_shape(zip((gramian, vector, c), _RANKS, strict=True)), gramian.shape[-1]
     return (
         gramian.new_empty((*lead, 3 * count + 2), dtype=torch.float64),
         gramian.new_empty((*lead, 2, count), dtype=torch.bool),
@@ -240,20 +219,4 @@ def _(
     )
 
 
-def _batched(info, in_dims, gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float):
-    inputs = [
-        (x, dim, rank)
-        for x, dim, rank in zip((gramian, vector, c), in_dims, (2, 1, 0), strict=False)
-    ]
-    depth = max(x.ndim - rank - (dim is not None) for x, dim, rank in inputs if x is not None)
-
-    def front(x: Tensor, dim: int | None, rank: int) -> Tensor:
-        moved = x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
-        return moved.reshape(len(moved), *(1,) * (depth + 1 + rank - moved.ndim), *moved.shape[1:])
-
-    return torch.ops.mtlfunc.active_set(
-        *(None if x is None else front(x, dim, rank) for x, dim, rank in inputs), eps
-    ), (0, 0, 0)
-
-
-torch.library.register_vmap("mtlfunc::active_set", _batched, lib=_LIBRARY)
+register_batching(_LIBRARY, "active_set", _RANKS)

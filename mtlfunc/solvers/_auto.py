@@ -53,15 +53,18 @@ def auto() -> Solver:
 
 
 def dual_cone_weights(
-    gramian: Float[Tensor, "task task"], weights: Float[Tensor, "... task"]
+    gramian: Float[Tensor, "task task"],
+    weights: Float[Tensor, "... task"],
+    solver: Solver | None = None,
 ) -> Float[Tensor, "... task"]:
-    """`auto()(dual_cone(gramian, w)).weights` for one w or several, in one call of the kernel.
+    """`solver(dual_cone(gramian, w)).weights` for one w or several; by default one kernel call.
 
-    Where something differentiates it is a `vmap` over w.
+    With a solver, or where something differentiates, it is a `vmap` over w.
 
     Args:
         gramian: G `[task, task]`.
         weights: w, one or a batch.
+        solver: of `mtlfunc.solvers`; None is `auto()`.
 
     Returns:
         v `[…, task]`.
@@ -70,8 +73,8 @@ def dual_cone_weights(
         ValueError: for a bad Gramian (see `min_norm`); the weights are taken as they are.
     """
     check_gramian(gramian, symmetric=True)
-    if is_differentiated((gramian, weights)) or not kernel_at(gramian):
-        solve = auto()
+    if solver or is_differentiated((gramian, weights)) or not kernel_at(gramian):
+        solve = solver or auto()
         several = vmap(lambda w: solve(DualCone(gramian, w)).weights)
         return several(weights) if weights.ndim > 1 else solve(DualCone(gramian, weights)).weights
     report, _, _ = run(DualCone(gramian, weights), torch.finfo(gramian.dtype).eps)

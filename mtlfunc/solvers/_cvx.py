@@ -5,7 +5,6 @@ fast ones.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.host import call_numpy
 from ..types import Solver
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import Answer, DualCone, MinNorm, Problem, constant_steps, resolution, solver
@@ -50,20 +50,20 @@ def cvx() -> Solver:
         steps = constant_steps(problem, 0)
         fixed = [x.detach() for x in problem]
         if isinstance(problem, MinNorm):
-            (w,) = _call_outside(_min_norm, (2,), fixed)
+            (w,) = call_numpy("cvx", _min_norm, (2,), *fixed)
             support = _active_support(
                 w * _lengths(problem), problem.gradient(w) - w @ problem.gradient(w), problem
             )
             w = carry_derivatives(w, min_norm_face(problem, support))
             return w, w, steps
         if isinstance(problem, DualCone):
-            (u,) = _call_outside(partial(_dual_cone, eps=eps), (2, 1), fixed)
+            (u,) = call_numpy("cvx", partial(_dual_cone, eps=eps), (2, 1), *fixed)
             support = _active_support(
                 u * _lengths(problem), problem.linear + problem.gramian @ u, problem
             )
             u = carry_derivatives(u, dual_cone_face(problem, support, eps))
             return problem.weights + u, u, steps
-        weights, w = _call_outside(partial(_cagrad, eps=eps), (2, 0, 1), fixed)
+        weights, w = call_numpy("cvx", partial(_cagrad, eps=eps), (2, 0, 1), *fixed)
         rates = problem.gradient(w)
         support = _active_support(w * _lengths(problem), rates - w @ rates, problem)
         dual = carry_derivatives(w, cagrad_face(problem, support)[0])
@@ -85,52 +85,6 @@ def _active_support(weight: Tensor, multiplier: Tensor, problem: Problem) -> Ten
     weight = weight.detach()
     support = weight / weight.abs().sum().where(weight.abs().sum() > 0, 1.0) > price / n.amax()
     return support & (weight > 0)
-
-
-def _call_outside(
-    call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], tensors: list[Tensor]
-) -> tuple[Tensor, ...]:
-    return _OutsideCall.apply(call, ranks, *tensors)  # pyright: ignore[reportReturnType]
-
-
-class _OutsideCall(torch.autograd.Function):
-    """A numpy function of one problem, opaque to autograd; under vmap a loop over the batch."""
-
-    @staticmethod
-    def forward(
-        call: Callable[..., tuple[Array, ...]], ranks: tuple[int, ...], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        batch = torch.broadcast_shapes(
-            *(x.shape[: x.ndim - rank] for x, rank in zip(tensors, ranks, strict=True))
-        )
-        flat = [
-            x.expand((*batch, *x.shape[x.ndim - rank :])).reshape(-1, *x.shape[x.ndim - rank :])
-            for x, rank in zip(tensors, ranks, strict=True)
-        ]
-        arrays = [x.cpu().numpy() for x in flat]
-        answers = [call(*problem) for problem in zip(*arrays, strict=True)]
-        return tuple(
-            torch.from_numpy(np.stack(answer)).reshape(*batch, -1).to(tensors[0])
-            for answer in zip(*answers, strict=True)
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise AssertionError("inputs are detached")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        call, ranks, *tensors = args
-        moved = [
-            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip(tensors, in_dims[2:], strict=True)
-        ]
-        answer = _OutsideCall.apply(call, ranks, *moved)
-        return answer, tuple(0 for _ in answer)  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _units(gramian: Array) -> Array:

@@ -39,7 +39,6 @@ BASELINE = "mean"
 TIE = 1e-4
 """Scores are rounded to this before they are ranked: what nobody would notice is a tie."""
 DRAWS = 1000
-HALVES = 100
 ENOUGH = 6
 """Problems: of five, the most extreme of the 2⁵ sign patterns have a probability of 2/32 > .05."""
 SUBSETS = 1 << 14
