@@ -416,14 +416,14 @@ PREFERRED: dict[str, Callable[..., mf.Rule]] = {
     "aligned_mtl": mf.aligned_mtl,
     "config": mf.config,
     "nash_mtl": mf.nash_mtl,
-    "fairgrad": lambda p=None: mf.fairgrad(2.0, preference=p),
+    "fairgrad": partial(mf.fairgrad, 2.0),
 }
 
 
 @pytest.mark.parametrize("name", PREFERRED)
 def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
     G, p = gramian("gaussian", 3), preferences(3)
-    given_, scaled = updated(PREFERRED[name](p), G), updated(PREFERRED[name](7 * p), G)
+    given_, scaled = (updated(PREFERRED[name](preference=x), G) for x in (p, 7 * p))
     torch.testing.assert_close(scaled, given_, rtol=1e-13, atol=0)
     torch.testing.assert_close(
         updated(PREFERRED[name](), G, preference=p), given_, rtol=1e-13, atol=0
@@ -435,7 +435,8 @@ def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
         ([1.0, 1.0, 1.0], r"expected shape \[2\]"),
     ):
         with pytest.raises(ValueError, match=f"preference: .*{message}"):
-            mf.weights(PREFERRED[name](torch.tensor(bad, dtype=F64)), torch.eye(2, dtype=F64))
+            rule = PREFERRED[name](preference=torch.tensor(bad, dtype=F64))
+            mf.weights(rule, torch.eye(2, dtype=F64))
 
 
 def test_errors_name_the_argument():
