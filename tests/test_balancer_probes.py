@@ -198,3 +198,26 @@ def test_an_overflow_at_the_first_step_is_skipped(net):
         got = balancer.weigh(64.0 * losses_of(net(x), y, "stacked"), scale=64.0)[0]
         expected = plain.weigh(losses_of(net(x), y, "stacked"))[0]
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("hooked", [0, 1], ids=["the first", "the second"])
+def test_a_hook_on_either_of_two_batches_sees_gradients_alone(hooked, net):
+    balancer, seen = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), []
+
+    def losses(step, x, y):
+        z = net.trunk(x)
+        if step == hooked:
+            z.register_hook(lambda grad: seen.append(grad) or 2 * grad)
+        return losses_of([head(z) for head in net.heads], y, "tuple")
+
+    if hooked == 0:
+        first = losses(0, *batch(1))
+        with balancer:
+            second = losses(1, *batch(2))
+    else:
+        with balancer:
+            first = losses(0, *batch(1))
+        second = losses(1, *batch(2))
+    balancer.backward((first, second))
+    assert len(seen) == 3
+    assert all(grad is not None for grad in seen)

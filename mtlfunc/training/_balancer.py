@@ -237,12 +237,13 @@ class Balancer:
             self._tasks, self._state, self._loaded, self._rows = after
             # what somebody's own backward or hook returns may be kept by them
             custom = any(forward.graph.has_custom_backward for forward in run.forwards)
+            hooked = any(forward.hooked for forward in run.forwards)
             _accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
-                fresh=not (custom or self._seen.hooked),
+                fresh=not (custom or hooked),
             )
-            stays = self._seen.hooked or self._seen.checkpointed
+            stays = hooked or self._seen.checkpointed
             if not (retain_graph or stays or run.union.by_hooks(leaves)):
                 for forward in run.forwards:
                     release(forward)
