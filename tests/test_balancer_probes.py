@@ -184,6 +184,11 @@ def test_parameters_outside_of_the_module_are_named(net):
     with pytest.raises(ValueError, match=r"module: .*not in it, of shapes .*\[2, 6\].*ModuleDict"):
         balancer.backward(losses_of(net(x), y, "tuple"))
     assert all(leaf.grad is None for leaf in net.parameters())
+    balancer = mf.Balancer(net, mf.mgda(), TRUNK)
+    balancer.backward(losses_of(net(x), y, "tuple"))
+    outside = nn.Parameter(torch.ones(2, dtype=F64))
+    with pytest.raises(ValueError, match=r"module: .*not in it, of shapes \[\[2\]\]"):
+        balancer.backward(losses_of([out * outside for out in net(x)], y, "tuple"))
     points = x.clone().requires_grad_()  # no parameter, and none of the balancer's business
     mf.Balancer(net, mf.mgda(), TRUNK).backward(losses_of(net(points), y, "tuple"))
     assert points.grad is None

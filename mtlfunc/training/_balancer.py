@@ -409,8 +409,7 @@ class Balancer:
         ):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
-            if self._state is None:
-                check_outside(forwards, leaves)
+            check_outside(forwards, leaves)
         for forward in forwards:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
