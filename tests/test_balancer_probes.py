@@ -226,3 +226,21 @@ def test_a_hook_on_either_of_two_batches_sees_gradients_alone(hooked, net):
     balancer.backward((first, second))
     assert len(seen) == 3
     assert all(grad is not None for grad in seen)
+
+
+def test_losses_in_a_dict_are_paired_by_name_from_the_first_two_batches_on(net):
+    def named(balancer, order):
+        first, second = (losses_of(net(batch(k)[0]), batch(k)[1], "tuple") for k in (1, 2))
+        net.zero_grad()
+        info = balancer.backward(
+            ({k: first[k] for k in range(3)}, {k: second[k] for k in order}),
+        )
+        return info, [leaf.grad.clone() for leaf in net.parameters()]
+
+    info, grads = named(mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), (2, 0, 1))
+    expected = named(mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), (0, 1, 2))
+    torch.testing.assert_close(info.gramian, expected[0].gramian, rtol=1e-10, atol=0)
+    torch.testing.assert_close(grads, expected[1], rtol=1e-10, atol=1e-14)
+    balancer = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
+    with pytest.raises(ValueError, match=r"losses: no loss .* for 2, which the first batch saw"):
+        named(balancer, (0, 1))

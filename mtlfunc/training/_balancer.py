@@ -136,7 +136,7 @@ class Balancer:
         elif shared is None:
             if options != RowOptions("*", group=options.group):
                 raise ValueError(
-                    "shared=None measures nothing, so that measure, heads, groups, engine, "
+                    "shared=None measures nothing, so that measure, heads, param_groups, engine, "
                     "chunk_size and gramian_dtype have no meaning; leave them out"
                 )
             self._probe = losses_only(group=group)
@@ -340,7 +340,7 @@ class Balancer:
         except (KeyError, TypeError) as error:
             raise ValueError(
                 "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
-                "'tasks' and 'state'"
+                "'tasks', 'state' and 'rows'"
             ) from error
         tasks: Tasks = dict.fromkeys(names, ()) if names else ((),) * count
         if started and self._state is not None:
@@ -396,10 +396,12 @@ class Balancer:
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
-        parsed = [
-            parse_losses(_alone(each), "losses", tasks=self._tasks, first="the first step")
-            for each in (losses if several else (losses,))
-        ]
+        pieces = losses if several else (losses,)
+        parsed: list[Losses] = []
+        for each in pieces:  # every batch's tasks are in the order of the first's
+            tasks = self._tasks or (parsed[0].tasks if parsed else ())
+            first = "the first step" if self._tasks else "the first batch"
+            parsed.append(parse_losses(_alone(each), "losses", tasks=tasks, first=first))
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
@@ -423,7 +425,6 @@ class Balancer:
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
             )
-        pieces = losses if several else (losses,)
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
         return LiveRun(leaves, union, made, present, reached, combines)
 
@@ -529,7 +530,7 @@ def _given(probe: Probe, options: RowOptions) -> Probe:
     """A probe that a Balancer can use, with no other options beside it."""
     if options != RowOptions("*"):
         raise ValueError(
-            "probe: it has options of its own; pass shared, measure, heads, groups, engine, "
+            "probe: it has options of its own; pass shared, measure, heads, param_groups, engine, "
             "chunk_size, gramian_dtype and group to the probe instead"
         )
     if probe.calls_model:
