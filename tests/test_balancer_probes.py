@@ -244,3 +244,28 @@ def test_losses_in_a_dict_are_paired_by_name_from_the_first_two_batches_on(net):
     balancer = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
     with pytest.raises(ValueError, match=r"losses: no loss .* for 2, which the first batch saw"):
         named(balancer, (0, 1))
+
+
+@pytest.mark.parametrize("form", ["separate", "stacked"])
+def test_batches_of_one_forward_are_as_those_of_several(form, net):
+    (x, y), (other, target) = batch(1), batch(2)
+
+    def step(outputs, targets):
+        net.zero_grad()
+        balancer = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
+        with balancer:
+            first, second = outputs()
+            losses = losses_of(first, y, form), losses_of(second, targets, form)
+        info = balancer.backward(losses)
+        if form == "separate":  # then the graph is freed
+            with pytest.raises(RuntimeError, match="second time"):
+                losses[0][0].backward()
+        return info.gramian, [leaf.grad.clone() for leaf in net.parameters()]
+
+    def split():
+        both = net(torch.cat([x, other]))
+        return [out[: len(x)] for out in both], [out[len(x) :] for out in both]
+
+    torch.testing.assert_close(
+        step(split, target), step(lambda: (net(x), net(other)), target), rtol=1e-9, atol=1e-12
+    )

@@ -202,17 +202,19 @@ def check_connected(forward: Forward) -> None:
         )
 
 
-def release(forward: Forward) -> None:
-    """Free the graph of losses, as their last pass without `retain_graph` would.
+def release(forwards: list[Forward]) -> None:
+    """Free the graphs of losses, as their last pass without `retain_graph` would.
 
-    The nodes are visited with undefined gradients, for which they compute nothing. A backward of
-    somebody's own would be run on zeros: such a graph stays until the losses are dropped.
+    The nodes are visited with undefined gradients, for which they compute nothing, and once, since
+    forwards may have some in common. A backward of somebody's own would be run on zeros: such a
+    graph stays until the losses are dropped.
     """
-    losses = [x for x in forward.losses.roots if x.requires_grad]
-    if losses and not forward.graph.has_custom_backward:
-        nothing = _UNDEFINED()(torch.stack(losses))
-        places = tuple(forward.graph.variables())
-        run_backward(nothing, nothing.detach(), places, keep=False)
+    freed = [forward for forward in forwards if not forward.graph.has_custom_backward]
+    losses = [x for forward in freed for x in forward.losses.roots if x.requires_grad]
+    if losses:
+        nothing = _UNDEFINED()(torch.cat([x.flatten() for x in losses]))
+        places = {id(x): x for forward in freed for x in forward.graph.variables()}
+        run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
 
 
 # hands no gradient on

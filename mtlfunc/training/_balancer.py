@@ -245,8 +245,7 @@ class Balancer:
             )
             stays = hooked or self._seen.checkpointed
             if not (retain_graph or stays or run.union.by_hooks(leaves)):
-                for forward in run.forwards:
-                    release(forward)
+                release(run.forwards)
         if not retain_graph:
             self._seen.forget()
         return info
