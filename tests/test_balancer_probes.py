@@ -184,6 +184,11 @@ def test_parameters_outside_of_the_module_are_named(net):
     with pytest.raises(ValueError, match=r"module: .*not in it, of shapes .*\[2, 6\].*ModuleDict"):
         balancer.backward(losses_of(net(x), y, "tuple"))
     assert all(leaf.grad is None for leaf in net.parameters())
+    balancer = mf.Balancer(net, mf.mgda(), TRUNK)
+    balancer.backward(losses_of(net(x), y, "tuple"))
+    outside = nn.Parameter(torch.ones(2, dtype=F64))
+    with pytest.raises(ValueError, match=r"module: .*not in it, of shapes \[\[2\]\]"):
+        balancer.backward(losses_of([out * outside for out in net(x)], y, "tuple"))
     points = x.clone().requires_grad_()  # no parameter, and none of the balancer's business
     mf.Balancer(net, mf.mgda(), TRUNK).backward(losses_of(net(points), y, "tuple"))
     assert points.grad is None
@@ -198,3 +203,69 @@ def test_an_overflow_at_the_first_step_is_skipped(net):
         got = balancer.weigh(64.0 * losses_of(net(x), y, "stacked"), scale=64.0)[0]
         expected = plain.weigh(losses_of(net(x), y, "stacked"))[0]
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("hooked", [0, 1], ids=["the first", "the second"])
+def test_a_hook_on_either_of_two_batches_sees_gradients_alone(hooked, net):
+    balancer, seen = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), []
+
+    def losses(step, x, y):
+        z = net.trunk(x)
+        if step == hooked:
+            z.register_hook(lambda grad: seen.append(grad) or 2 * grad)
+        return losses_of([head(z) for head in net.heads], y, "tuple")
+
+    if hooked == 0:
+        first = losses(0, *batch(1))
+        with balancer:
+            second = losses(1, *batch(2))
+    else:
+        with balancer:
+            first = losses(0, *batch(1))
+        second = losses(1, *batch(2))
+    balancer.backward((first, second))
+    assert len(seen) == 3
+    assert all(grad is not None for grad in seen)
+
+
+def test_losses_in_a_dict_are_paired_by_name_from_the_first_two_batches_on(net):
+    def named(balancer, order):
+        first, second = (losses_of(net(batch(k)[0]), batch(k)[1], "tuple") for k in (1, 2))
+        net.zero_grad()
+        info = balancer.backward(
+            ({k: first[k] for k in range(3)}, {k: second[k] for k in order}),
+        )
+        return info, [leaf.grad.clone() for leaf in net.parameters()]
+
+    info, grads = named(mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), (2, 0, 1))
+    expected = named(mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), (0, 1, 2))
+    torch.testing.assert_close(info.gramian, expected[0].gramian, rtol=1e-10, atol=0)
+    torch.testing.assert_close(grads, expected[1], rtol=1e-10, atol=1e-14)
+    balancer = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
+    with pytest.raises(ValueError, match=r"losses: no loss .* for 2, which the first batch saw"):
+        named(balancer, (0, 1))
+
+
+@pytest.mark.parametrize("form", ["separate", "stacked"])
+def test_batches_of_one_forward_are_as_those_of_several(form, net):
+    (x, y), (other, target) = batch(1), batch(2)
+
+    def step(outputs, targets):
+        net.zero_grad()
+        balancer = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
+        with balancer:
+            first, second = outputs()
+            losses = losses_of(first, y, form), losses_of(second, targets, form)
+        info = balancer.backward(losses)
+        if form == "separate":  # then the graph is freed
+            with pytest.raises(RuntimeError, match="second time"):
+                losses[0][0].backward()
+        return info.gramian, [leaf.grad.clone() for leaf in net.parameters()]
+
+    def split():
+        both = net(torch.cat([x, other]))
+        return [out[: len(x)] for out in both], [out[len(x) :] for out in both]
+
+    torch.testing.assert_close(
+        step(split, target), step(lambda: (net(x), net(other)), target), rtol=1e-9, atol=1e-12
+    )

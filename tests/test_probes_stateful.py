@@ -19,6 +19,8 @@ from tests.problems import (
     PARAMS,
     TASKS,
     TRUNK,
+    decode,
+    encode,
     flatten,
     literal_rows,
     nets,
@@ -527,8 +529,64 @@ def test_logarithm_of_what_is_not_positive():
             mf.db_mtl(),
             mf.log_losses(mf.moving_average(SHARED)),
         )
-        with pytest.raises(ValueError, match="losses: NaN or infinite"):
+        with pytest.raises(ValueError, match="losses: NaN or infinite") as caught:
             step.init(PARAMS, BATCH)
+        assert "L + eps <= 0" in caught.value.__notes__[0]
+
+
+NOT_POSITIVE = {
+    "losses_only": (mf.losses_only(), BATCH),
+    "jacobian": (mf.jacobian(SHARED), BATCH),
+    "moving_average": (mf.moving_average(SHARED), BATCH),
+    "double_sampling": (mf.double_sampling(SHARED), (BATCH, BATCH)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_POSITIVE)
+def test_a_loss_without_logarithm_is_named_at_a_step_and_is_nan_where_it_cannot_be_seen(name):
+    """Its derivative was 0, so that the gradients were those of the other tasks."""
+    inner, batch = NOT_POSITIVE[name]
+    shift = torch.zeros((), dtype=F64)
+
+    def shifted(params, batch):
+        losses = opaque(params, batch)
+        return torch.cat([losses[:1], losses[1:2] - shift, losses[2:]])
+
+    step = mf.balance(shifted, mf.mean(), mf.log_losses(inner))
+    state = step.init(PARAMS, batch)
+    shift = torch.tensor(1e3, dtype=F64)
+    with pytest.raises(ValueError, match=r"log_losses: tasks \[1\] .* use losses that"):
+        step.update(PARAMS, batch, state)
+
+    def grads(value):
+        nonlocal shift
+        shift = value
+        return step.update(PARAMS, batch, state)[0]
+
+    several = vmap(grads)(torch.tensor([0.0, 1e3], dtype=F64))
+    alone = grads(torch.zeros((), dtype=F64))
+    for leaf, expected in alone.items():
+        torch.testing.assert_close(several[leaf][0], expected, rtol=1e-9, atol=1e-12)
+        assert bool(several[leaf][1].isnan().all())
+
+
+def test_logarithms_of_a_representation():
+    def logs(params, z, batch):
+        return decode(params, z, batch).log()
+
+    step = mf.balance(
+        opaque, mf.mgda(), mf.log_losses(mf.representation(encode, logs, shared=SHARED))
+    )
+    grads, _, info = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+    plain = mf.balance(
+        lambda params, batch: opaque(params, batch).log(),
+        mf.mgda(),
+        mf.representation(encode, logs, shared=SHARED),
+    )
+    expected, _, other = plain.update(PARAMS, BATCH, plain.init(PARAMS, BATCH))
+    torch.testing.assert_close(info.losses, opaque(PARAMS, BATCH), rtol=1e-10, atol=0)
+    torch.testing.assert_close(info.gramian, other.gramian, rtol=1e-10, atol=0)
+    torch.testing.assert_close(flatten(grads), flatten(expected), rtol=1e-10, atol=1e-14)
 
 
 def test_errors_name_the_argument():

@@ -54,7 +54,9 @@ def test_preference_defaults_to_the_geometrys(make):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: mf.mean(preference=p), lambda p: mf.cagrad(0.4, preference=p)], ids=["mean", "cagrad"]
+    "make",
+    [lambda p: mf.mean(preference=p), lambda p: mf.cagrad(0.4, preference=p)],
+    ids=["mean", "cagrad"],
 )
 def test_preference_errors(make):
     for bad, message in (

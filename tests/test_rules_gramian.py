@@ -5,6 +5,7 @@ TorchJD where it is accurate.
 import inspect
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 

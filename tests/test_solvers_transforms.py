@@ -337,7 +337,7 @@ def test_problem_builders_say_what_is_wrong():
     with pytest.raises(
         ValueError, match=r"preference: expected shape \[2\], one entry a task, got \[3\]"
     ):
-        _cagrad(eye, 0.4, torch.ones(3, dtype=F64))
+        _cagrad(eye, 0.4, preference=torch.ones(3, dtype=F64))
     with pytest.raises(
         ValueError, match=r"weights: expected shape \[2\], one entry a task, got \[3\]"
     ):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
@@ -185,6 +186,9 @@ def test_grad_of_a_training_run_through_losses_fn(name, form):
     torch.testing.assert_close(
         jvp(end, (at,), (torch.ones_like(at),))[1], difference, rtol=1e-5, atol=0.0
     )
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(end(forward_ad.make_dual(at, torch.ones_like(at)))).tangent
+    torch.testing.assert_close(tangent, difference, rtol=1e-5, atol=0.0)
     leaf = at.clone().requires_grad_()
     torch.testing.assert_close(
         torch.autograd.grad(end(leaf), leaf)[0], difference, rtol=1e-5, atol=0.0

@@ -305,7 +305,8 @@ def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
     if not can_look(grads):
         return
-    with torch.no_grad():
+    # torch has no right forward-mode derivative of these norms
+    with torch.no_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(False):
         norms = torch._foreach_norm([local_part(grad) for grad in grads.values()])
     if not math.isfinite(sum(norm.item() for norm in norms)):
         for name, leaf in grads.items():

@@ -202,15 +202,19 @@ def check_connected(forward: Forward) -> None:
         )
 
 
-def release(forward: Forward) -> None:
-    """Free the graph of losses, as their last pass without `retain_graph` would.
+def release(forwards: list[Forward]) -> None:
+    """Free the graphs of losses, as their last pass without `retain_graph` would.
 
-    The nodes are visited with undefined gradients, for which they compute nothing. A backward of
-    somebody's own would be run on zeros: such a graph stays until the losses are dropped.
+    The nodes are visited with undefined gradients, for which they compute nothing, and once, since
+    forwards may have some in common. A backward of somebody's own would be run on zeros: such a
+    graph stays until the losses are dropped.
     """
-    if forward.root is not None and not forward.graph.has_custom_backward:
-        nothing = _UNDEFINED()(forward.losses.vector)
-        run_backward(nothing, forward.value, tuple(forward.graph.variables()), keep=False)
+    freed = [x for x in forwards if x.root is not None and not x.graph.has_custom_backward]
+    if freed:
+        vectors = [forward.losses.vector for forward in freed]
+        nothing = _UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
+        places = {id(x): x for forward in freed for x in forward.graph.variables()}
+        run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
 
 
 # hands no gradient on

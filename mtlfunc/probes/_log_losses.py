@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.checks import check_scalar, poison
+from ..core.checks import can_look, check_scalar, poison
 from ..core.expect import expect_probe
 from ..gradients.losses import Losses
-from ..types import Batch, Probe, Scalar, State, TaskGradients
+from ..types import Batch, Params, Probe, Scalar, State, TaskGradients
 from ._double_sampling import stepped_on
 from .common import Run
 
@@ -26,12 +26,12 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
 
     Returns:
         a probe whose geometry holds the logarithms; `Info.losses` shows the losses. Where L + eps
-        <= 0 the logarithm and the whole Gramian are NaN.
+        <= 0 the step raises; where values cannot be read, Gramian and gradients are NaN.
 
     Raises:
         TypeError: for `probe` that is none.
         NotImplementedError: for a probe with `group=`.
-        ValueError: for eps < 0.
+        ValueError: for eps < 0; at a step, for a loss that has no logarithm.
 
     Source:
         Lin et al. 2023 (DB-MTL), section 3.1.
@@ -64,20 +64,51 @@ def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
         return Losses(torch.stack(scalars), scalars, losses.names, aux)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        return probe.init(run.edited(logged), batch, key)
+        try:
+            return probe.init(run.edited(logged), batch, key)
+        except ValueError as error:
+            error.add_note("log_losses: the losses are logarithms here, NaN where L + eps <= 0")
+            raise
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         measured, state = probe.update(run.edited(logged), batch, state)
-        if isinstance(measured.aux[0], Tensor):
+        if not measured.aux:  # of a representation, whose decode gave the logarithms
+            losses, aux = measured.losses.exp() - eps, ()
+            several = (losses,)
+        elif isinstance(measured.aux[0], Tensor):
             losses, aux = measured.aux
+            several = (losses,)
         else:  # one such pair for each of several batches
             several, aux = zip(*measured.aux, strict=True)
             losses, aux = torch.stack(stepped_on(several)).mean(0), () if aux[0] == () else aux
         geometry = measured.geometry
-        if geometry.gramian is not None:  # a logarithm that is NaN has a derivative of 0
-            geometry = geometry._replace(gramian=poison(geometry.gramian, geometry.losses))
+        positive = (torch.stack(several) + eps > 0).all(0)
+        if geometry.present.shape == positive.shape:
+            positive = positive | ~geometry.present
+        _check_positive(positive, losses)
+        # a logarithm that is NaN has a derivative of 0
+        nothing = torch.zeros_like(losses).where(positive, torch.nan)
+        if geometry.gramian is not None:
+            geometry = geometry._replace(gramian=poison(geometry.gramian, nothing))
+        inner = measured.combine
+
+        def combine(weights: Tensor) -> Params:
+            return {name: poison(grad, nothing) for name, grad in inner(weights).items()}
+
+        measured = measured._replace(combine=combine)
         return measured._replace(losses=losses, geometry=geometry, aux=aux), state
 
     logs = {"log_gramian"} if "gramian" in (probe.measures or ()) else set()
     measures = None if probe.measures is None else probe.measures | logs
     return probe._replace(init=init, update=update, measures=measures)
+
+
+def _check_positive(positive: Tensor, losses: Tensor) -> None:
+    if not can_look(positive, losses) or not bool(losses.isfinite().all()):
+        return  # of data that are not finite the step says so
+    tasks = (~positive).nonzero().flatten().tolist()
+    if tasks:
+        raise ValueError(
+            f"log_losses: tasks {tasks} (counted from 0) have L + eps <= 0, which has no "
+            "logarithm; use losses that are positive, or a larger eps"
+        )

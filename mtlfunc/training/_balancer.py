@@ -244,15 +244,15 @@ class Balancer:
             self._tasks, self._state, self._loaded, self._rows = after
             # what somebody's own backward or hook returns may be kept by them
             custom = any(forward.graph.has_custom_backward for forward in run.forwards)
+            hooked = any(forward.hooked for forward in run.forwards)
             _accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
-                fresh=not (custom or self._seen.hooked),
+                fresh=not (custom or hooked),
             )
-            stays = self._seen.hooked or self._seen.checkpointed
+            stays = hooked or self._seen.checkpointed
             if not (retain_graph or stays or run.union.by_hooks(leaves)):
-                for forward in run.forwards:
-                    release(forward)
+                release(run.forwards)
         if not retain_graph:
             self._seen.forget()
         return info
@@ -346,7 +346,7 @@ class Balancer:
         except (KeyError, TypeError) as error:
             raise ValueError(
                 "state_dict: expected what Balancer.state_dict returned, a dict with 'started', "
-                "'tasks' and 'state'"
+                "'tasks', 'state' and 'rows'"
             ) from error
         tasks: Tasks = dict.fromkeys(names, ()) if names else ((),) * count
         if started and self._state is not None:
@@ -401,10 +401,12 @@ class Balancer:
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
-        parsed = [
-            parse_losses(_alone(each), "losses", tasks=self._tasks, first="the first step")
-            for each in (losses if several else (losses,))
-        ]
+        pieces = losses if several else (losses,)
+        parsed: list[Losses] = []
+        for each in pieces:  # every batch's tasks are in the order of the first's
+            tasks = self._tasks or (parsed[0].tasks if parsed else ())
+            first = "the first step" if self._tasks else "the first batch"
+            parsed.append(parse_losses(_alone(each), "losses", tasks=tasks, first=first))
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
@@ -414,8 +416,7 @@ class Balancer:
         ):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
-            if self._state is None:
-                check_outside(forwards, leaves)
+            check_outside(forwards, leaves)
         for forward in forwards:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
@@ -428,7 +429,6 @@ class Balancer:
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
             )
-        pieces = losses if several else (losses,)
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
         return LiveRun(leaves, union, made, present, reached, combines)
 
@@ -534,7 +534,7 @@ def _given(probe: Probe, options: RowOptions) -> Probe:
     """A probe that a Balancer can use, with no other options beside it."""
     if options != RowOptions("*"):
         raise ValueError(
-            "probe: it has options of its own; pass shared, measure, heads, groups, engine, "
+            "probe: it has options of its own; pass shared, measure, heads, param_groups, engine, "
             "chunk_size, gramian_dtype and group to the probe instead"
         )
     if probe.calls_model:

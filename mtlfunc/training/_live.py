@@ -26,7 +26,7 @@ class Seen(threading.local):
     def __init__(self) -> None:
         self.open: list[Hooks | Handles] = []
         self.done: list[Hooks | Handles] = []
-        self.used, self.hooked, self.checkpointed = False, True, False
+        self.used, self.checkpointed = False, False
         self.separate = False  # the last losses were scalars, each with a pass of its own
 
     def __reduce__(self) -> tuple[type[Seen], tuple[()]]:
@@ -58,8 +58,7 @@ class Seen(threading.local):
         blind = any(isinstance(mode, Handles) for mode in self.done)
         seen = any(mode.hooked for mode in self.done)
         whole = bool(self.done) and not self.open
-        self.hooked = not whole or hooked or seen or (blind and not separate)
-        if self.hooked:
+        if not whole or hooked or seen or (blind and not separate):
             return None, True
         taps = [mode for mode in self.done if isinstance(mode, Recorder)]
         if not taps:
