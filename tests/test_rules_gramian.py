@@ -435,9 +435,9 @@ def test_preference_is_the_geometrys_unless_given_and_scaled_to_one(name):
         ([0.0, 0.0], "positive sum"),
         ([1.0, 1.0, 1.0], r"expected shape \[2\]"),
     ):
+        rule = partial(PREFERRED[name], preference=torch.tensor(bad, dtype=F64))
         with pytest.raises(ValueError, match=f"preference: .*{message}"):
-            rule = PREFERRED[name](preference=torch.tensor(bad, dtype=F64))
-            mf.weights(rule, torch.eye(2, dtype=F64))
+            mf.weights(rule(), torch.eye(2, dtype=F64))
 
 
 def test_errors_name_the_argument():
