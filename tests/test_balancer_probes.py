@@ -152,6 +152,12 @@ def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
         mf.Balancer(net, mf.mgda(), mf.jacobian("nothing.*"))
 
 
+def test_what_is_shared_is_said_once(net):
+    for probe, shared in ((TRUNK, "heads.*"), (None, TRUNK), (net.trunk, None)):
+        with pytest.raises(ValueError, match=r"probe: .* so does shared=; pass one"):
+            mf.Balancer(net, mf.mean(), probe, shared=shared)
+
+
 def test_what_goes_wrong_at_a_step_is_named(net):
     x, y = batch(0)
     given = mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK, present=lambda b: b))

@@ -483,3 +483,27 @@ def test_errors_name_present():
         ValueError, match=r"needs every task in every batch, but tasks \[1\] are absent"
     ):
         refused.update(PARAMS, batch(SOME), refused.init(PARAMS, batch(SOME)))
+
+
+def test_derivatives_at_absent_losses_that_are_nan_are_those_of_the_present_ones():
+    """Inside `torch.func.grad` the labels are wrapped, and were not read."""
+    x, labelled = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    params = {"w": torch.tensor([1.0, 2.0]), "h": torch.tensor([1.0, 3.0])}
+
+    def losses(params, labelled):
+        errors = [(params["w"] * x * scale).square() for scale in params["h"]]
+        return tuple((e * n).sum() / n.sum() for e, n in zip(errors, labelled, strict=True))
+
+    probe = mf.jacobian("w", present=lambda labelled: labelled.sum(1) > 0)
+    step = mf.balance(losses, mf.mgda(), probe)
+    state = step.init(params, torch.ones(2, 2))
+
+    def length(params):
+        grads, _, info = step.update(params, labelled, state)
+        return sum(leaf.square().sum() for leaf in grads.values()) + info.gramian.sum()
+
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
+    outside = torch.autograd.grad(length(leaves), list(leaves.values()))
+    inside = torch.func.grad(length)(params)
+    torch.testing.assert_close(list(inside.values()), list(outside))
+    assert all(bool(leaf.isfinite().all()) for leaf in outside)

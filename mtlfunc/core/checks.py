@@ -161,7 +161,11 @@ def is_readable(mask: Tensor) -> bool:
     nothing compiles or traces.
     """
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    return not traced and mask.is_cpu and not _functorch.is_functorch_wrapped_tensor(mask)
+    if traced or not mask.is_cpu:
+        return False
+    while _functorch.is_functorch_wrapped_tensor(mask) and not _functorch.is_batchedtensor(mask):
+        mask = _functorch.get_unwrapped(mask)
+    return not _functorch.is_functorch_wrapped_tensor(mask)
 
 
 def all_present(present: Tensor) -> bool:

@@ -124,8 +124,10 @@ class Balancer:
             )
         expect_rule(rule)
         check_option(reduction, "reduction", get_args(Reduction))
-        if not isinstance(probe, Probe):
-            shared = shared if isinstance(probe, str) and probe == "*" else probe
+        if not isinstance(probe, Probe) and not _is_all(probe):
+            if not _is_all(shared):
+                raise ValueError("probe: it says what is shared, and so does shared=; pass one")
+            shared = probe
         options = RowOptions(
             "*" if shared is None else shared,
             measure=measure,
@@ -528,6 +530,10 @@ _NEEDS_MODEL = (
     "encoder), and a Balancer has only losses that exist already; use mtlfunc.balance, or "
     "backward(losses, features=) for the representation"
 )
+
+
+def _is_all(which: Any) -> bool:
+    return isinstance(which, str) and which == "*"
 
 
 def _given(probe: Probe, options: RowOptions) -> Probe:
