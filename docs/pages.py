@@ -29,7 +29,7 @@ GROUPS = {
     "probes": (
         "Probes",
         """jacobian representation losses_only double_sampling moving_average excess_risk
-        log_losses second_evaluation graddrop trimmed_mean subset""",
+        log_losses second_evaluation graddrop trimmed_mean subset Run""",
     ),
     "gradients": (
         "Gradients and Gramians",

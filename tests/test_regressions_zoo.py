@@ -65,9 +65,8 @@ def test_logarithms_of_several_batches(count):
 def test_negative_preference_is_nan_where_it_cannot_be_seen(make):
     """Under vmap a preference with a negative entry gave weights like any other."""
     preferences = torch.stack([torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64), ONES])
-    weights = vmap(lambda p: mf.weights(make(p), torch.eye(3, dtype=torch.float64), losses=ONES))(
-        preferences
-    )
+    eye = torch.eye(3, dtype=torch.float64)
+    weights = vmap(lambda p: mf.weights(make(preference=p), eye, losses=ONES))(preferences)
     assert bool(weights[0].isnan().all())
     assert bool(weights[1].isfinite().all())
 
@@ -130,7 +129,8 @@ def test_dwa_needs_whole_steps():
     """An epoch of 93.75 steps never ended, and the weights stayed equal for ever."""
     with pytest.raises(TypeError, match=r"integer|<class 'int'>"):
         mf.dwa(93.75)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"integer|<class 'int'>"):
+    whole = r"integer|<class 'int'>|k: expected a number of entries >= 0, got 1\.5"
+    with pytest.raises((TypeError, ValueError), match=whole):
         mf.trimmed_mean(1.5)  # pyright: ignore[reportArgumentType]
 
 

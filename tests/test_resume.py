@@ -86,7 +86,7 @@ def test_training_states_load_in_a_fresh_process_by_default(tmp_path):
     assert {"AdamState", "BalanceState", "FAMOState", "GradNormState", "Info", "Solution"} <= {
         *kinds
     }
-    assert {"MoCoState", "SecondEvaluationState", "Stream", "TrackedState", "TrainState"} <= {
+    assert {"MoCoState", "SecondEvaluationState", "Stream", "MovingAverageState", "TrainState"} <= {
         *kinds
     }
     expected = sum(float(leaf.double().sum()) for leaf in tree_leaves([*states, solution]))

@@ -118,7 +118,7 @@ SPECIAL |= {
         "db_mtl": mf.db_mtl,
         "uw": lambda preference: mf.uw(0.1, preference=preference),
         "dwa": lambda preference: mf.dwa(1, preference=preference),
-        "epo": mf.epo,
+        "epo": lambda preference: mf.epo(preference),
     }.items()
 }
 READERS = {name: case.make for name, case in RULES.items()} | SPECIAL
@@ -290,8 +290,9 @@ def test_what_a_probe_says_that_it_measures_is_what_the_geometry_holds(name):
     assert probe.measures is not None
     other = tuple(leaf.flip(0) * 1.5 if leaf.is_floating_point() else leaf for leaf in BATCH)
     batch = (BATCH, other) if "cross_gramian" in probe.measures else BATCH
-    _, state = probe.init(vector, PARAMS, batch, mf.random.key(0))
-    geometry = probe.update(vector, PARAMS, batch, state)[0].geometry
+    run = mf.Run(vector, PARAMS)
+    _, state = probe.init(run, batch, mf.random.key(0))
+    geometry = probe.update(run, batch, state)[0].geometry
     kinds = probe.measures & GRAMIANS
     assert set(geometry.extra) == probe.measures - GRAMIANS
     assert (geometry.gramian is not None) == bool(kinds)
