@@ -144,6 +144,10 @@ def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
     ):
         with pytest.raises(ValueError, match=r"probe: it calls the model itself.*mtlfunc\.balance"):
             mf.Balancer(net, mf.mgda(), probe)
+    for uncalled in (mf.jacobian, mf.double_sampling):
+        name = uncalled.__name__
+        with pytest.raises(TypeError, match=rf"probe: .*the function {name} itself; call it"):
+            mf.Balancer(net, mf.mgda(), uncalled)
     with pytest.raises(ValueError, match=r"probe: it has options of its own.*heads"):
         mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK), heads="own")
     with pytest.raises(ValueError, match=r"moco reads 'tracked_gramian'.*moving_average"):
@@ -182,6 +186,18 @@ def test_what_goes_wrong_at_a_step_is_named(net):
         scaled = mf.Balancer(net, mf.cagrad(0.4), probe)
         with pytest.raises(ValueError, match="scale: this probe remembers"):
             scaled.backward(losses_of(net(x), y, "tuple"), scale=64.0)
+
+
+def test_numbers_and_bad_scales_are_named(net):
+    x, y = batch(0)
+    balancer, losses = mf.Balancer(net, mf.mgda(), TRUNK), losses_of(net(x), y, "tuple")
+    with pytest.raises(ValueError, match=r"losses: .*pass tensors, without \.item\(\)"):
+        balancer.backward([loss.item() for loss in losses])
+    with pytest.raises(ValueError, match=r"scale: expected a finite number > 0, got -2"):
+        balancer.backward(losses, scale=-2.0)
+    with pytest.raises(TypeError, match=r"scale: expected a number or a 0-d tensor, got str"):
+        balancer.backward(losses, scale="2")
+    assert all(leaf.grad is None for leaf in net.parameters())
 
 
 def test_parameters_outside_of_the_module_are_named(net):

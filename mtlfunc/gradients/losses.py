@@ -77,9 +77,11 @@ def parse_losses(
                 names, several = tuple(tasks), tuple(out[name] for name in tasks)
         if not several or not all(isinstance(x, Tensor) and x.ndim == 0 for x in several):
             kinds = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in several]
+            numbers = any(isinstance(x, int | float) for x in several)
+            cure = "pass tensors, without .item()" if numbers else "reduce each loss to one number"
             raise ValueError(
                 f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
-                f"{kinds or type(out).__name__}; reduce each loss to one number"
+                f"{kinds or type(out).__name__}; {cure}"
             )
         losses = Losses(torch.stack(several), several, names, aux)
     if not losses.vector.is_floating_point():

@@ -16,16 +16,17 @@ from ..core import random
 from ..core.checks import (
     check_option,
     check_params,
+    check_scalar,
     enable_grad,
     inside_transform,
     local_part,
 )
-from ..core.expect import expect_rule, not_measured, probe_for, rule_name
+from ..core.expect import expect_probe, expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import live, release
-from ..probes._jacobian import Heads, RowOptions, row_probe
+from ..probes._jacobian import Heads, RowOptions, jacobian, row_probe
 from ..probes._losses_only import losses_only
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels
@@ -124,6 +125,8 @@ class Balancer:
             )
         expect_rule(rule)
         check_option(reduction, "reduction", get_args(Reduction))
+        if getattr(probe, "__module__", "").startswith(jacobian.__module__.rpartition(".")[0]):
+            expect_probe(probe)  # a function that makes probes, and is none
         if not isinstance(probe, Probe) and not _is_all(probe):
             if not _is_all(shared):
                 raise ValueError("probe: it says what is shared, and so does shared=; pass one")
@@ -440,6 +443,8 @@ class Balancer:
         """What the rule sees, its answer, and after it (tasks, states, what was loaded and is not
         used yet, how often rows were the cheapest).
         """
+        if scale is not None:
+            check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
         tasks = self._tasks or first.losses.tasks
         with self._no_autocast(run.params):
