@@ -1,5 +1,7 @@
 """A balancer with any probe: the numbers of the pure step, its states, and what it refuses."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ def batch(seed, size=5):
     return tuple(torch.randn(size, width, dtype=F64, generator=generator) for width in (4, 2))
 
 
-def losses_of(outputs, y, form):
+def losses_of(outputs, y, form) -> Any:
     each = [(out - y).square().mean() * (1 + k) for k, out in enumerate(outputs)]
     return torch.stack(each) if form == "stacked" else tuple(each)
 
@@ -147,7 +149,7 @@ def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
     for uncalled in (mf.jacobian, mf.double_sampling):
         name = uncalled.__name__
         with pytest.raises(TypeError, match=rf"probe: .*the function {name} itself; call it"):
-            mf.Balancer(net, mf.mgda(), uncalled)
+            mf.Balancer(net, mf.mgda(), uncalled)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"probe: it has options of its own.*heads"):
         mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK), heads="own")
     with pytest.raises(ValueError, match=r"moco reads 'tracked_gramian'.*moving_average"):
@@ -196,7 +198,7 @@ def test_numbers_and_bad_scales_are_named(net):
     with pytest.raises(ValueError, match=r"scale: expected a finite number > 0, got -2"):
         balancer.backward(losses, scale=-2.0)
     with pytest.raises(TypeError, match=r"scale: expected a number or a 0-d tensor, got str"):
-        balancer.backward(losses, scale="2")
+        balancer.backward(losses, scale="2")  # pyright: ignore[reportArgumentType]
     assert all(leaf.grad is None for leaf in net.parameters())
 
 
