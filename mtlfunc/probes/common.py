@@ -32,8 +32,14 @@ class Run:
     Args:
         losses_fn: `(params, batch) -> losses`.
         params: where to differentiate.
-        union: of the processes that step together.
+        union: of the processes that step together; None is this one alone.
         parse: from what `losses_fn` returned to losses.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> run = mf.Run(lambda params, batch: batch * params["x"], {"x": torch.ones(())})
+        >>> run(torch.tensor([2.0, 3.0])).value.tolist()
+        [2.0, 3.0]
     """
 
     combines = True  # whether the answer's `combine` will be called

@@ -158,7 +158,8 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
         raise ValueError(
             f"module: the losses depend on parameters that are not in it, of shapes {found}, which "
             "would get no gradient; put all modules that train into one torch.nn.ModuleDict, and "
-            "say with shared= which of their parameters the tasks share"
+            "say with shared= which of their parameters the tasks share; freeze the others "
+            "(requires_grad_(False))"
         )
 
 
