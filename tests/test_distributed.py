@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
@@ -79,6 +81,21 @@ def test_sharded_parameters_are_refused():
         mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")).init(params, BATCH)
     with pytest.raises(NotImplementedError, match=message):
         mf.task_gradients(vector, params, BATCH)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_mesh_that_is_not_the_group_is_refused():
+    """HSDP and tensor parallelism, whose shards a sum over the group would count wrongly."""
+    mesh = init_device_mesh("cpu", (1, 1))
+    params: dict[str, torch.Tensor] = {
+        name: distribute_tensor(leaf, mesh, [Shard(0), Replicate()])
+        for name, leaf in PARAMS.items()
+    }
+    step = mf.balance(
+        vector, mf.mgda(), mf.jacobian("trunk.*", group=torch.distributed.group.WORLD)
+    )
+    with pytest.raises(ValueError, match=r"group: its ranks are \[0\].*one-dimensional meshes"):
+        step.init(params, BATCH)
 
 
 @pytest.mark.usefixtures("group")

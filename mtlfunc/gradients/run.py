@@ -213,7 +213,8 @@ def release(forwards: list[Forward]) -> None:
     if freed:
         vectors = [forward.losses.vector for forward in freed]
         nothing = _UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
-        places = {id(x): x for forward in freed for x in forward.graph.variables()}
+        every = (x for forward in freed for x in forward.graph.variables())
+        places = {id(x): x for x in every if x.requires_grad}  # it may have been frozen since
         run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
 
 

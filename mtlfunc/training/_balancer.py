@@ -246,18 +246,19 @@ class Balancer:
                     measured, info.weights, self._reduction, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
-            self._tasks, self._state, self._loaded, self._rows = after
             # what somebody's own backward or hook returns may be kept by them
             custom = any(forward.graph.has_custom_backward for forward in run.forwards)
             hooked = any(forward.hooked for forward in run.forwards)
+            stays = hooked or self._seen.checkpointed
+            # before `.grad` is written: a hook on it may move the parameters
+            if not (retain_graph or stays or run.union.by_hooks(leaves)):
+                release(run.forwards)
             _accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
                 fresh=not (custom or hooked),
             )
-            stays = hooked or self._seen.checkpointed
-            if not (retain_graph or stays or run.union.by_hooks(leaves)):
-                release(run.forwards)
+            self._tasks, self._state, self._loaded, self._rows = after
         if not retain_graph:
             self._seen.forget()
         return info

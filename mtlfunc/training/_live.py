@@ -152,7 +152,7 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
         list(x.shape)
         for forward in forwards
         for x in forward.graph.variables()
-        if id(x) not in known and isinstance(x, nn.Parameter)
+        if id(x) not in known and isinstance(x, nn.Parameter) and x.requires_grad
     ]
     if found:
         raise ValueError(
