@@ -17,7 +17,7 @@ from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import live, observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
-from ..processes import Group, Shares, check_group
+from ..processes import Group, Shares, check_group, mask_of
 from ..types import Batch, Geometry, Params, Probe, Rows, Select, State, TaskGradients
 from .common import (
     Present,
@@ -113,7 +113,7 @@ def representation(
             counts = run.labels(present, batch, counts=group is not None)
             forward = run.first(batch)
             losses, tasks = forward.value, forward.losses.tasks
-            mask = counts if counts is None or counts.dtype == torch.bool else counts > 0
+            mask = mask_of(counts)
             losses = losses if mask is None else losses.where(mask, 0.0)
             if can_look(batch, params):
                 _check_encode(encode, params, batch, names, shared)

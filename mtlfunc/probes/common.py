@@ -15,7 +15,7 @@ from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, parse_losses
 from ..gradients.run import Forward, check_connected, run
-from ..processes import Labelled, Shares, Union, check_gathers
+from ..processes import Labelled, Shares, Union, check_gathers, mask_of
 from ..types import Batch, LossesFn, Params, Rows, Select, State
 
 
@@ -204,7 +204,7 @@ def first_losses(
     check_connected(forward)
     check_gathers(forward.losses.vector, run.params)
     losses = forward.value
-    here = counts if counts is None or counts.dtype == torch.bool else counts > 0
+    here = mask_of(counts)
     if here is not None:
         if here.shape != losses.shape:
             raise ValueError(

@@ -70,7 +70,7 @@ class Union(NamedTuple):
         Args:
             counts: `[task]`, this rank's labels; booleans count as 1 and 0. None is all.
         """
-        here = counts if counts is None or counts.dtype == torch.bool else counts > 0
+        here = mask_of(counts)
         if self.peers is None:
             return Shares(self, 1.0, 1.0, here, here)
         if counts is None:
@@ -243,6 +243,11 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Union:
             "compiled function; call this outside, and compile losses_fn or the module"
         )
     return Union(peers_of(group, params))
+
+
+def mask_of(counts: Tensor | None) -> Tensor | None:
+    """Bool[task] from labels, or from numbers of them; None is all."""
+    return counts if counts is None or counts.dtype == torch.bool else counts > 0
 
 
 def check_whole(params: Mapping[str, Any]) -> None:
