@@ -9,12 +9,13 @@ import torch
 
 from ..core.expect import rule_name
 from ..rules.common import as_rule, required_arguments
+from ..testing.integers import trimmed
 from ..types import Rule
 from . import instances as instances_of
 from .contracts import FLOAT32, VALID, allow_low_losses, drop_absent, propagate_nan, refuse_absent
 from .execution import check_batching, check_purity, check_state
 from .harness import EVERY, MANY, Extra, Finding, Harness, describe_error, quiet
-from .instances import SMALL, Case, trimmed
+from .instances import SMALL, Case
 from .properties import PROPERTIES, Instance
 from .report import Report, Row
 from .search import search
