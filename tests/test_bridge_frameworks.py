@@ -11,7 +11,7 @@ from torch import Tensor
 import mtlfunc as mf
 from experiments.bridge import mixed_precision
 from experiments.bridge.problem import Net, batches, difference, on
-from tests.test_bridge import falls, rows_of
+from tests.support.bridge import falls, rows_of
 
 HALVES = {torch.bfloat16: 0.02, torch.float16: 0.003}
 
