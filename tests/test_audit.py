@@ -24,8 +24,9 @@ from mtlfunc.analysis import theory
 from mtlfunc.audit import Report, audit
 from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.harness import Harness
-from mtlfunc.audit.instances import independent, integers, stationary
+from mtlfunc.audit.instances import independent, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
+from mtlfunc.testing.integers import integers
 from tests.support.broken_rules import (
     BROKEN,
     by_norm,

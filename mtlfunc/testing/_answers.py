@@ -36,8 +36,7 @@ def weights_of(problem: Problem, answer: Any) -> Float[Tensor, " task"]:
         raise Wrong(f"weights: expected a tensor, got {type(weights).__name__}; {HOW}")
     if weights.shape != like.shape[:1]:
         raise Wrong(
-            f"weights: expected shape [{len(like)}], one entry per task, got "
-            f"{list(weights.shape)}"
+            f"weights: expected shape [{len(like)}], one entry per task, got {list(weights.shape)}"
         )
     if weights.dtype != like.dtype:
         raise Wrong(
@@ -57,7 +56,8 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     - cagrad: the gap in units of max ‖g_t‖ · Σ|w_t|‖g_t‖; how far d leaves the ball is in units of
       Σ p_t‖g_t‖;
     - dual_cone: the same gap, or the `backward` error of `certify`, the smaller of both: where the
-      cone is thin, a Gramian knows no more.
+      cone is thin, a Gramian knows no more. Both are in units of the larger of Σ|v_t|‖g_t‖ and
+      Σ|w_t|‖g_t‖.
 
     Args:
         problem: of `mtlfunc.solvers`.
@@ -92,6 +92,9 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     elif isinstance(problem, CAGrad):
         p = problem.preference.double()
         infeasible = infeasible * or_one(root(p @ gramian @ p)) / or_one(n @ p)
-    else:
-        error = torch.minimum(error, proof.backward.double())
+    else:  # v may vanish where w does not: a task without a gradient
+        size, given = n @ w.abs(), n @ problem.weights.double().abs()
+        error = torch.minimum(error, proof.backward.double()) * size / or_one(size.maximum(given))
+        missed = (n * (problem.weights.double() - w)).amax().clamp_min(0)
+        infeasible = missed / or_one(size.maximum(given))
     return torch.maximum(error, infeasible).where(finite, torch.inf)

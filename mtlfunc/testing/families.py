@@ -7,6 +7,8 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
+from ..core.checks import check_option
+
 Array = np.ndarray
 Family = Callable[[Generator, int, int], Array]
 """From a generator, the number of tasks T >= 1 and of parameters P >= 1 to a Jacobian [T, P]."""
@@ -117,11 +119,11 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-# each family's own stream of random numbers
-_NUMBERS = {
+_STREAMS = {
     name: number for number, name in enumerate(sorted(set(FAMILIES) - {"weakly_stationary"}))
 }
-_NUMBERS["weakly_stationary"] = len(_NUMBERS)
+_STREAMS["weakly_stationary"] = len(_STREAMS)
+"""Each family's own stream of random numbers."""
 
 REGULAR = ("gaussian", "hull", "orthogonal")
 """Families where G is well conditioned, weights are unique and nothing is close to a kink."""
@@ -136,11 +138,33 @@ def jacobian(
     scale: float = 1.0,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """One Jacobian [T, P], P = T + 10 by default."""
-    rng = default_rng([seed, count, _NUMBERS[family]])
-    return torch.from_numpy(
-        scale * FAMILIES[family](rng, count, count + 10 if width is None else width)
-    ).to(dtype)
+    """One Jacobian of a hard family.
+
+    Args:
+        family: a name in `FAMILIES`.
+        count: T, the number of tasks, >= 1.
+        seed: >= 0; the same seed gives the same Jacobian on every machine, up to rounding.
+        width: P, the number of parameters, >= 1; None is T + 10. `integer_ties` has at most 4.
+        scale: of all gradients.
+        dtype: of the result; rows are drawn in float64.
+
+    Returns:
+        J `[task, parameter]`, the tasks' gradients as rows.
+
+    Raises:
+        ValueError: for an unknown family, or numbers below their least.
+
+    Examples:
+        >>> jacobian("antiparallel", 2, width=3).shape
+        torch.Size([2, 3])
+    """
+    width = count + 10 if width is None else width
+    check_option(family, "family", tuple(FAMILIES))
+    for name, value, least in (("count", count, 1), ("width", width, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+    rng = default_rng([seed, count, _STREAMS[family]])
+    return torch.from_numpy(scale * FAMILIES[family](rng, count, width)).to(dtype)
 
 
 def gramian(
@@ -151,6 +175,24 @@ def gramian(
     scale: float = 1.0,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """The Gramian [T, T] of `jacobian`, accumulated in float64."""
+    """The Gramian of `jacobian`, accumulated in float64.
+
+    Args:
+        family: a name in `FAMILIES`.
+        count: T, the number of tasks, >= 1.
+        seed: >= 0.
+        scale: of all gradients; the Gramian has its square.
+        dtype: of the result.
+
+    Returns:
+        G = J Jᵀ `[task, task]`.
+
+    Raises:
+        ValueError: for an unknown family, or numbers below their least.
+
+    Examples:
+        >>> bool((gramian("zero_row", 3).diagonal() == 0).any())
+        True
+    """
     rows = jacobian(family, count, seed, scale=scale)
     return (rows @ rows.mT).to(dtype)
