@@ -1,0 +1,125 @@
+"""Named tuples of tensors and of functions on one screen, in a terminal and in a notebook."""
+
+from functools import partial
+from html import escape
+from typing import Any
+
+from torch import Tensor
+
+WIDTH = 88
+"""Letters of one line; what is longer ends in …"""
+
+VALUES = 6
+"""The most numbers of a tensor that are written out; 9 in a matrix."""
+
+
+def show_fields(self: Any) -> str:
+    """A `__repr__`: one line per field, of large tensors the shape alone."""
+    names = self._fields
+    width = max(map(len, names), default=0)
+    lines = [f"  {name:{width}}  {_short(x)}" for name, x in zip(names, self, strict=True)]
+    return "\n".join([type(self).__name__, *lines])
+
+
+def table_fields(self: Any) -> str:
+    """A `_repr_html_`: the same as a table."""
+    left = 'style="text-align:left"'
+    rows = "".join(
+        f"<tr><td {left}>{name}</td><td {left}><code>{escape(_short(x))}</code></td></tr>"
+        for name, x in zip(self._fields, self, strict=True)
+    )
+    return f"<table><caption {left}>{type(self).__name__}</caption>{rows}</table>"
+
+
+def show_functions(self: Any) -> str:
+    """A `__repr__` of what is made of functions: the call that made it, and what it says of itself.
+
+    Of the call the numbers, names and parts are shown that its function holds.
+    """
+    said = [f"{type(self).__name__}: {made_by(self.update)}"]
+    for field, verb in (("reads", "reads"), ("measures", "measures")):
+        names = getattr(self, field, None)
+        if names is not None:
+            said.append(f"{verb} {', '.join(sorted(names)) or 'nothing else'}")
+    return "; ".join(said)
+
+
+def table_functions(self: Any) -> str:
+    """A `_repr_html_`: the same as a line of code."""
+    return f"<code>{escape(show_functions(self))}</code>"
+
+
+def made_by(function: Any, depth: int = 3) -> str:
+    """The call that made a function, as far as the function holds its arguments."""
+    held: dict[str, Any] = {}
+    if isinstance(function, partial):
+        for x in function.args:
+            default = getattr(type(x), "_field_defaults", {})
+            if hasattr(x, "_asdict"):
+                held |= {k: v for k, v in x._asdict().items() if v is not default.get(k, ...)}
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__name__).split(".<locals>")[0]
+    if name.startswith("_") and function.__module__.startswith(__package__ or ""):
+        # a file of one public function, which has its name
+        name = function.__module__.rpartition(".")[2].lstrip("_")
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    for key, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
+        try:
+            held[key] = cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    if "." not in getattr(function, "__qualname__", ".") and not held:
+        return name  # a function that nobody made
+    parts = {key: x.update if hasattr(x, "init") else x for key, x in held.items()}
+    calls = [
+        f"{key}={made_by(x, depth - 1)}" for key, x in parts.items() if callable(x) and depth > 0
+    ]
+    plain = [f"{key}={x!r}" for key, x in held.items() if isinstance(x, bool | int | float | str)]
+    return _cut(f"{name}({', '.join(calls + plain)})")
+
+
+def _short(x: Any) -> str:
+    return _cut(_describe(x))
+
+
+def _cut(text: str, width: int = WIDTH) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _describe(x: Any, nested: bool = False) -> str:
+    if isinstance(x, Tensor):
+        return str(list(x.shape)) if nested else _tensor(x)
+    if isinstance(x, dict):
+        size = f"{len(x)}: " if len(x) > 1 else ""
+        # of many entries the first; more would be cut off
+        shown = ", ".join(
+            f"{key} {_describe(value, True)}" for key, value in list(x.items())[:VALUES]
+        )
+        return f"{{{size}{shown}}}"
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        pairs = zip(x._fields, x, strict=True)
+        return (
+            f"{type(x).__name__}({', '.join(f'{name} {_describe(y, True)}' for name, y in pairs)})"
+        )
+    if isinstance(x, tuple | list):
+        return f"({', '.join(_describe(y, True) for y in x[:VALUES])}{', …' * (len(x) > VALUES)})"
+    if callable(x):
+        return made_by(x)
+    return " ".join(repr(x).split())
+
+
+def _tensor(x: Tensor) -> str:
+    shape = f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+    if x.numel() > (9 if x.ndim == 2 else VALUES) or x.ndim > 2:
+        return shape
+    try:
+        values = x.detach().tolist()
+    except Exception:  # under a transform, or without data, there is nothing to read
+        return shape
+    return f"{_numbers(values)} {str(x.dtype).removeprefix('torch.')}"
+
+
+def _numbers(values: Any) -> str:
+    if isinstance(values, list):
+        return f"[{', '.join(map(_numbers, values))}]"
+    return f"{values:.4g}" if isinstance(values, float) else str(values)
