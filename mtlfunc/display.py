@@ -1,6 +1,5 @@
 """Named tuples of tensors and of functions on one screen, in a terminal and in a notebook."""
 
-from functools import partial
 from html import escape
 from typing import Any
 
@@ -49,33 +48,53 @@ def table_functions(self: Any) -> str:
     return f"<code>{escape(show_functions(self))}</code>"
 
 
-def made_by(function: Any, depth: int = 3) -> str:
-    """The call that made a function, as far as the function holds its arguments."""
-    held: dict[str, Any] = {}
-    if isinstance(function, partial):
-        for x in function.args:
-            default = getattr(type(x), "_field_defaults", {})
-            if hasattr(x, "_asdict"):
-                held |= {k: v for k, v in x._asdict().items() if v is not default.get(k, ...)}
-        function = function.func
+def made_by(function: Any, functions: bool = True) -> str:
+    """The call that made a function, as far as the function holds its arguments.
+
+    Parts of a method are shown with theirs, functions only if asked for.
+    """
+    name, held = _base_name(function), _held(function)
+    if not held and ".<locals>" not in getattr(function, "__qualname__", ""):
+        return name if hasattr(function, "__qualname__") else f"{name}()"
+    shown = []
+    for key, x in held.items():
+        if hasattr(x, "init") and hasattr(x, "update"):
+            shown.append(f"{key}={made_by(x.update, False)}")
+        elif functions and callable(x):
+            shown.append(f"{key}={made_by(x, False)}")
+    shown += [f"{key}={x!r}" for key, x in held.items() if isinstance(x, bool | int | float | str)]
+    return _cut(f"{name}({', '.join(shown)})")
+
+
+def _base_name(function: Any) -> str:
+    """The name of the function that made it, or its own."""
+    function = getattr(function, "func", function)  # of a partial one
     name = getattr(function, "__qualname__", type(function).__name__).split(".<locals>")[0]
-    if name.startswith("_") and function.__module__.startswith(__package__ or ""):
-        # a file of one public function, which has its name
-        name = function.__module__.rpartition(".")[2].lstrip("_")
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    for key, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
+    module = getattr(function, "__module__", None) or ""
+    if name.startswith("_") and module.startswith(__package__ or "mtlfunc"):
+        return module.rpartition(".")[2].lstrip("_")  # a file of one public function
+    return name
+
+
+def _held(function: Any) -> dict[str, Any]:
+    """What a function holds: arguments of what made it, and of helpers that the same call made."""
+    held: dict[str, Any] = {}
+    for x in getattr(function, "args", ()):
+        default = getattr(type(x), "_field_defaults", {})
+        if hasattr(x, "_asdict"):
+            held |= {k: v for k, v in x._asdict().items() if v is not default.get(k, ...)}
+    inner = getattr(function, "func", function)
+    names = getattr(getattr(inner, "__code__", None), "co_freevars", ())
+    for key, cell in zip(names, getattr(inner, "__closure__", None) or (), strict=True):
         try:
-            held[key] = cell.cell_contents
+            x = cell.cell_contents
         except ValueError:  # not filled yet
             continue
-    if "." not in getattr(function, "__qualname__", ".") and not held:
-        return name  # a function that nobody made
-    parts = {key: x.update if hasattr(x, "init") else x for key, x in held.items()}
-    calls = [
-        f"{key}={made_by(x, depth - 1)}" for key, x in parts.items() if callable(x) and depth > 0
-    ]
-    plain = [f"{key}={x!r}" for key, x in held.items() if isinstance(x, bool | int | float | str)]
-    return _cut(f"{name}({', '.join(calls + plain)})")
+        if x is inner:
+            continue
+        own = callable(x) and hasattr(x, "__code__") and _base_name(x) == _base_name(function)
+        held |= _held(x) if own else {key: x}
+    return held
 
 
 def _short(x: Any) -> str:

@@ -57,6 +57,7 @@ class Report:
     rule: str
     rows: tuple[Row, ...]
     updates: int  # how many successive updates every answer was tested at
+    not_tried: tuple[str, ...] = ()  # what the table says nothing about
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
@@ -114,6 +115,8 @@ class Report:
             lines += [""] * bool(rows) + [
                 f"{row.name:{name}}  {row.status:{status}}  {row.verdict}".rstrip() for row in rows
             ]
+        if self.not_tried:
+            lines += ["", f"Not tried: {'; '.join(self.not_tried)}."]
         failing = [row for row in self.rows if row.status == "fails"]
         if failing:
             lines += ["", "Counterexamples, the smallest found; rows are the tasks' gradients:"]
@@ -141,4 +144,5 @@ class Report:
             lines = [line(row) for row in self.rows if row.contract == contract]
             if lines:
                 parts += [f'<tr><th colspan="4" {left}>{head}</th></tr>', *lines]
-        return f"<table>{''.join(parts)}</table>"
+        said = f"<p>Not tried: {escape('; '.join(self.not_tried))}.</p>" if self.not_tried else ""
+        return f"<table>{''.join(parts)}</table>{said}"
