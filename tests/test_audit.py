@@ -26,6 +26,7 @@ from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.harness import Harness
 from mtlfunc.audit.instances import independent, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
+from mtlfunc.core.checks import inside_transform
 from mtlfunc.testing.integers import integers
 from tests.support.broken_rules import (
     BROKEN,
@@ -475,15 +476,42 @@ def test_absent_tasks():
     assert (found.status, len(found.jacobian)) == ("fails", 2)
     assert found.detail == "weights are (0.5, 0.5) with task 1 absent; alone the others have (0, 1)"
     assert audit(mf.mgda(), only=["absent tasks"], instances=20)["absent tasks"].status == "holds"
-    refused = audit(mf.stateless(dualproj), only=["absent tasks"], instances=20)["absent tasks"]
-    assert (refused.status, refused.detail) == (
-        "not applicable",
-        "the rule refuses batches in which a task is absent",
+    for rule in (mf.stateless(dualproj), dualproj):
+        refused = audit(rule, only=["absent tasks"], instances=20)["absent tasks"]
+        assert refused.status == "not applicable"
+        assert refused.detail.startswith(
+            "the rule refuses batches in which a task is absent: raises ValueError: dualproj needs"
+        )
+
+
+def test_errors_but_refusals_are_defects_where_a_task_is_absent():
+    def breaks(geometry, state):
+        if not inside_transform() and not bool(geometry.present.all()):
+            raise IndexError("out of range")
+        return torch.full_like(geometry.losses, 1 / len(geometry.losses)), state
+
+    broken = mf.Rule(lambda losses, key: (), breaks)
+    row = audit(broken, only=["absent tasks"], instances=20)["absent tasks"]
+    assert (row.status, row.detail) == (
+        "fails",
+        "raises IndexError: out of range with task 1 absent",
     )
-    assert (
-        audit(dualproj, only=["absent tasks"], instances=20)["absent tasks"].status
-        == "not applicable"
-    )
+
+
+def test_nan_without_an_error_is_no_refusal_of_low_losses():
+    def silent(gramian, losses):
+        return torch.where((losses > 0).all(), losses / losses.sum(), torch.nan)
+
+    row = audit(silent, only=["losses of 0 or below"], instances=20)["losses of 0 or below"]
+    assert row.status == "fails"
+    assert row.detail == "weights are (nan, nan) where the losses are (0, 2), without an error"
+
+
+def test_report_says_what_was_not_tried():
+    report = audit(mf.mgda(), only=["T = 1"])
+    assert "24 properties that were not asked for" in report.not_tried
+    assert "Not tried: numbers of tasks but 1, 2, 3" in str(report)
+    assert "torch.compile" in report._repr_html_()
 
 
 # ---- the report --------------------------------------------------------------------------------
@@ -622,7 +650,7 @@ def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
             "'nowhere:rule': raises ModuleNotFoundError: No module named 'nowhere'",
         ),
         (["mtlfunc:nothing"], 2, "raises NameError: name 'nothing' is not defined"),
-        (["mtlfunc"], 2, "expected module:rule"),
+        (["mtlfunc"], 2, "expected module:name"),
         (["mtlfunc:cagrad(-1)"], 2, "c: expected a finite number >= 0"),
         (["mtlfunc:cagrad(torch)"], 2, "name 'torch' is not defined"),
         (["mtlfunc:cagrad"], 2, "cagrad makes rules and needs arguments"),

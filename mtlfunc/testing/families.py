@@ -144,7 +144,8 @@ def jacobian(
         family: a name in `FAMILIES`.
         count: T, the number of tasks, >= 1.
         seed: >= 0; the same seed gives the same Jacobian on every machine, up to rounding.
-        width: P, the number of parameters, >= 1; None is T + 10. `integer_ties` has at most 4.
+        width: P, the number of parameters, >= 1; None is T + 10. `integer_ties` has at most 4,
+            `orthogonal` at least T.
         scale: of all gradients.
         dtype: of the result; rows are drawn in float64.
 

@@ -147,8 +147,12 @@ def problems(
     st = _hypothesis()
     check_option(kind, "kind", KINDS)
     rows = jacobians(tasks, width, families=families, exponents=exponents)
-    variants = st.integers(0, VARIANTS[kind] - 1)
-    return st.builds(lambda rows, variant: pose(kind, rows, variant), rows, variants)
+
+    @st.composite
+    def drawn(draw: Any) -> Problem:
+        return pose(kind, draw(rows), draw(st.integers(0, VARIANTS[kind] - 1)))
+
+    return drawn()
 
 
 VARIANTS = {"min_norm": 1, "cagrad": 5, "dual_cone": 4}
