@@ -52,6 +52,7 @@ TYPES = [
 ]
 ROOMS = {
     "solvers": "Solvers",
+    "testing": "Testing of solvers",
     "diagnostics": "Diagnostics",
     "pareto": "Pareto fronts",
     "theory": "Theory",

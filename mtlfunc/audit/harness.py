@@ -221,9 +221,9 @@ class Harness:
     # ---- instances -------------------------------------------------------------------------------
 
     def ready(self, rows: Tensor, updates: int = 0) -> Case:
-        """Jacobians with their losses; of many tasks one update is enough."""
+        """Jacobians with their losses; of many tasks two updates at most: a state may need one."""
         count = rows.shape[1]
-        updates = updates or (self.updates if count <= SMALL else 1)
+        updates = updates or (self.updates if count <= SMALL else min(self.updates, 2))
         read = self.reads_losses and count <= SMALL
         patterns = instances.patterns(count, updates, read)
         return instances.with_losses(rows, patterns if count <= BATCHED else patterns[-1:])

@@ -1,7 +1,12 @@
 """One progress bar: a widget in a notebook, a line in a terminal."""
 
+import importlib.util
+import sys
 import warnings
 from typing import Any
+
+SELDOM = 10.0
+"""Seconds between two lines of a bar in a notebook without widgets, which keeps every line."""
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> Any:
@@ -14,6 +19,9 @@ def progress_bar(iterable: Any = None, **options: Any) -> Any:
     Returns:
         the bar.
     """
-    with warnings.catch_warnings(action="ignore"):  # without ipywidgets it is a line of text
+    with warnings.catch_warnings(action="ignore"):
         from tqdm.auto import tqdm
-    return tqdm(iterable, **{"leave": False} | options)
+    given: dict[str, Any] = {"leave": False} | options
+    if "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is None:
+        given["mininterval"] = given["delay"] = SELDOM
+    return tqdm(iterable, **given)
