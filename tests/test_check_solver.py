@@ -89,7 +89,7 @@ def test_exact_solvers_are_sound(solver, tasks):
 
 
 def test_reference_solver_is_sound_to_its_own_tolerance():
-    """Clarabel's 1e-12 of an objective is 1e-6 of a direction, and more where it nearly vanishes."""
+    """Clarabel's 1e-12 of an objective is 1e-6 of a direction, more where that nearly vanishes."""
     given = {"tolerance": 1e-4, "tasks": (1, 3), "claims": ["grad"]}
     report = testing.check_solver(solvers.cvx(), ["dual_cone"], **given)
     assert report.sound, report
