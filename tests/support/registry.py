@@ -12,7 +12,7 @@ from mtlfunc import solvers
 from mtlfunc.core import optim
 from mtlfunc.rules.common import may_read
 from mtlfunc.types import GRAMIANS, Geometry, Params, Solver
-from tests.problems import decode, encode
+from tests.support.problems import decode, encode
 
 
 class RuleCase(NamedTuple):
@@ -237,7 +237,7 @@ def _signs(key: Tensor, rows: Params) -> Params:
 
 
 class ProbeCase(NamedTuple):
-    """A probe for the network of `tests.problems`, and what it promises."""
+    """A probe for the network of `tests.support.problems`, and what it promises."""
 
     make: Callable[[], mf.Probe]
     # with rule mean() the gradients are those of the mean loss over all parameters
