@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..solvers import auto
 from ..core.checks import can_look, check_scalar, poison
+from ..solvers import auto
 from ..solvers.face_solve import face_hull, lengths
 from ..solvers.problems import min_norm, or_one, resolution, root
 from ..types import Geometry, Rule, Scalar, State
@@ -21,10 +21,10 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
     """max over ‖d‖ = ‖g₀‖ with cos(d, g₀) >= c of min_t g_t·d, where g₀ = Σ p_t g_t is the mean
     gradient.
 
-    That is MGDA's direction if it lies in the cone. Otherwise it is a direction on the cone's
-    surface, CAGrad's for the radius that reaches the surface. Where no direction of the cone
-    lowers every loss, it is the surface's direction with the largest worst rate, or that of g₀'s
-    own component where task gradients cancel.
+    If MGDA's direction lies in the cone, it is the answer. Otherwise the answer lies on the cone's
+    surface, and is CAGrad's direction for the radius that reaches the surface. It may raise a loss
+    where every direction of the cone does. If gradients cancel (a Pareto-stationary point), it is
+    what remains of g₀ after its part in their span is removed, if that lies in the cone.
 
     Args:
         c: smallest cosine in [0, 1) of the direction with the mean gradient. 0 gives MGDA's
@@ -78,7 +78,7 @@ def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
     height = off @ gramian @ off
     # cos(d, g₀) = c divides the unit vector among q₀ and what of q is orthogonal to it
     cosine = c * mean / or_one(root(square))
-    size = hull.abs() @ root(gramian.diagonal())
+    size = (hull.abs() + (hull - off).abs()) @ root(gramian.diagonal())
     resolved = height > resolution(len(p), eps) * size**2
     sine = torch.where(resolved & (cosine < 1), root(1 - cosine**2), 0.0)
     cosine = cosine.where(sine > 0, 1.0)
@@ -101,7 +101,7 @@ def _search(
     n = lengths(gramian)
     # Vectors with these products: (1 - s)g_t + s g₀ can be far shorter than what it is made of, and
     # its products, made of the Gramian's entries, would then be rounding.
-    values, basis = torch.linalg.eigh(gramian / (n[:, None] * n))
+    values, basis = torch.linalg.eigh((gramian / (n[:, None] * n)).nan_to_num())
     rows = n[:, None] * basis * values.where(values > least, 0.0).sqrt()
     mean = p @ rows
 
