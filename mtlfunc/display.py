@@ -115,8 +115,8 @@ def _describe(x: Any, nested: bool = False) -> str:
             f"{key} {_describe(value, True)}" for key, value in list(x.items())[:VALUES]
         )
         return f"{{{size}{shown}}}"
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        pairs = zip(x._fields, x, strict=True)
+    if hasattr(x, "_asdict"):
+        pairs = x._asdict().items()
         return (
             f"{type(x).__name__}({', '.join(f'{name} {_describe(y, True)}' for name, y in pairs)})"
         )

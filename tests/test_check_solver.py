@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mtlfunc import solvers, testing
 from mtlfunc.audit.__main__ import main
 from mtlfunc.testing._judge import judge
 from mtlfunc.testing.strategies import KINDS
+from mtlfunc.types import Solution
 from tests.support import ROOT
 
 F64 = torch.float64
@@ -69,6 +71,11 @@ def returns_the_dual(problem):
     return solvers.active_set()(problem).dual
 
 
+def fills_in_numbers(problem):
+    w = solvers.active_set()(problem).weights
+    return Solution(w, w, problem.gramian @ w, 0.5, 0.0, 1)  # pyright: ignore[reportArgumentType]
+
+
 def raises(problem):
     raise RuntimeError("no memory")
 
@@ -108,7 +115,8 @@ def test_planted_mistakes_have_small_counterexamples(solver, kind):
     assert not report.sound
     example = report.counterexamples[kind]
     assert len(example.jacobian) <= 3
-    scope = {"torch": torch} | {name: getattr(solvers, name) for name in solvers.__all__}
+    scope: dict[str, Any] = {"torch": torch}
+    scope |= {name: getattr(solvers, name) for name in solvers.__all__}
     exec(example.literal, scope)
     for mine, shown in zip(example.problem, scope["problem"], strict=True):
         torch.testing.assert_close(mine, shown, rtol=1e-15, atol=0)
@@ -125,6 +133,7 @@ def test_planted_mistakes_have_small_counterexamples(solver, kind):
         (answers_nan, "weights are not finite"),
         (changes_its_problem, "it changes problem.gramian in place"),
         (says_no_gap, "rates: the Solution says [2.0], but its weights and dual give [1.0]"),
+        (fills_in_numbers, "value: expected a tensor of shape []; return problem.solution("),
         (raises, "raises RuntimeError: no memory"),
     ],
 )
@@ -179,6 +188,18 @@ def test_claims_are_tried_only_if_made():
     assert report.claims["vmap"] == ""
     assert "torch.func.grad gives a slope of 0" in report.claims["grad"]
     assert "not claimed, not tried" in str(testing.check_solver(constant, **quick))
+
+
+def test_answers_that_do_not_repeat_are_reported():
+    calls = []
+
+    def seldom(problem):
+        calls.append(problem)
+        return uniform(problem) if len(calls) == 40 else solvers.active_set()(problem)
+
+    report = testing.check_solver(seldom, ["min_norm"], tasks=(2, 3))
+    assert not report.sound
+    assert "its answers do not repeat" in report.counterexamples["min_norm"].detail
 
 
 def test_report_as_records_and_html():

@@ -130,9 +130,10 @@ def examine_rule(options: argparse.Namespace) -> Report:
 
 def examine_solver(options: argparse.Namespace) -> SolverReport:
     """The check of the solver that is named there; a function without arguments makes one."""
-    found = load(options.solver)
+    found: Any = load(options.solver)
     if callable(found) and required_arguments(found) == 0:
-        found = found()
+        made: Any = found()
+        found = made
     return check_solver(
         found,
         options.problems,

@@ -124,14 +124,15 @@ def compare(
     if solvers is None:
         solvers = _all_that_take(problem)
     elif not isinstance(solvers, Mapping):
-        solvers = list(solvers)
-        names = [solver_name(solve) for solve in solvers]
+        several = list(solvers)
+        names = [solver_name(solve) for solve in several]
         counted = [
             name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
             for i, name in enumerate(names)
         ]
-        solvers = dict(zip(counted, solvers, strict=True))
-    return Comparison(problem, tuple(_row(name, solve, problem) for name, solve in solvers.items()))
+        solvers = dict(zip(counted, several, strict=True))
+    rows = [_row(name, solve, problem) for name, solve in dict(solvers).items()]
+    return Comparison(problem, tuple(rows))
 
 
 def _all_that_take(problem: Problem) -> dict[str, Solver]:
@@ -150,7 +151,7 @@ def _all_that_take(problem: Problem) -> dict[str, Solver]:
 def _row(name: str, solve: Any, problem: Problem) -> Compared:
     nan, seconds = problem.gramian[0] * torch.nan, []
     try:
-        solve(problem)  # kernels are compiled and programs made at the first call
+        answer = solve(problem)  # kernels are compiled and programs made at the first call
         while not seconds or (sum(seconds) < SHORTEST and len(seconds) < 100):
             start = time.perf_counter()
             answer = solve(problem)

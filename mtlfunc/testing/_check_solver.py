@@ -181,7 +181,8 @@ def counterexample(
     problem = least.problem(kind)
     verdict = judge(solver, problem, tolerance)
     rows = least.rows * 10.0**least.exponent
-    return Counterexample(problem, rows, verdict.weights, verdict.wrong, first.family)
+    wrong = verdict.wrong or "it was wrong here once, and not again: its answers do not repeat"
+    return Counterexample(problem, rows, verdict.weights, wrong, first.family)
 
 
 def shrink(fails: Callable[[Instance], bool], found: Instance) -> Instance:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..solvers import CAGrad, DualCone, certify
 from ..solvers.problems import Problem, root
 from ..types import Solution
-from ._answers import Wrong, certified_error, weights_of
+from ._answers import HOW, Wrong, certified_error, weights_of
 
 AnySolver = Callable[[Any], Any]
 """From a problem to a `Solution`, or to weights alone."""
@@ -64,10 +64,11 @@ def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -
 
 def contradiction(problem: Problem, solution: Solution, tolerance: float) -> str:
     """Which field of a `Solution` its weights and dual contradict, in words; empty if none."""
-    weights, dual = (x.detach() for x in solution[:2])
+    weights, dual = solution.weights.detach(), solution.dual
     n = root(problem.gramian.diagonal())
-    if not isinstance(dual, Tensor) or dual.shape != weights.shape:
-        return "dual: expected a tensor of the shape of the weights"
+    if not isinstance(dual, Tensor) or dual.shape != weights.shape or dual.dtype != weights.dtype:
+        return "dual: expected a tensor of the shape and dtype of the weights"
+    dual = dual.detach()
     sizes = [n @ weights.abs(), n @ dual.abs(), n.amax()]
     if isinstance(problem, DualCone):
         apart = (n * (problem.weights + dual - weights)).abs().amax()
@@ -80,9 +81,9 @@ def contradiction(problem: Problem, solution: Solution, tolerance: float) -> str
         unit = n.amax() * torch.stack(sizes).amax()
     true = problem.solution(weights, dual)
     for name, at in (("rates", n.amax() * sizes[0]), ("value", unit), ("gap", unit)):
-        claimed, exact = getattr(solution, name).detach(), getattr(true, name)
+        claimed, exact = getattr(solution, name), getattr(true, name)
         if not isinstance(claimed, Tensor) or claimed.shape != exact.shape:
-            return f"{name}: expected a tensor of shape {list(exact.shape)}"
+            return f"{name}: expected a tensor of shape {list(exact.shape)}; {HOW}"
         off = exact - claimed if name == "gap" else (exact - claimed).abs()
         if not bool((off <= tolerance * at).all()):  # NaN is wrong, too
             return (
