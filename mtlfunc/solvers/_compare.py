@@ -122,16 +122,18 @@ def compare(
     """
     check_problem(problem)
     if solvers is None:
-        solvers = _all_that_take(problem)
-    elif not isinstance(solvers, Mapping):
+        found: dict[Any, Any] = dict(_all_that_take(problem))
+    elif isinstance(solvers, Mapping):
+        found = dict(solvers)
+    else:
         several = list(solvers)
         names = [solver_name(solve) for solve in several]
         counted = [
             name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
             for i, name in enumerate(names)
         ]
-        solvers = dict(zip(counted, several, strict=True))
-    rows = [_row(name, solve, problem) for name, solve in dict(solvers).items()]
+        found = dict(zip(counted, several, strict=True))
+    rows = [_row(name, solve, problem) for name, solve in found.items()]
     return Comparison(problem, tuple(rows))
 
 
