@@ -70,17 +70,17 @@ def contradiction(problem: Problem, solution: Solution, tolerance: float) -> str
         return "dual: expected a tensor of the shape and dtype of the weights"
     dual = dual.detach()
     sizes = [n @ weights.abs(), n @ dual.abs(), n.amax()]
-    if isinstance(problem, DualCone):
+    if isinstance(problem, DualCone):  # the answer may vanish where w does not
+        sizes = [sizes[0], n @ problem.weights.abs()]
         apart = (n * (problem.weights + dual - weights)).abs().amax()
-        unit = (n @ weights.abs()) ** 2
-        if apart > tolerance * sizes[0].maximum(n @ problem.weights.abs()):
+        if apart > tolerance * torch.stack(sizes).amax():
             return "dual: expected weights - problem.weights, the multipliers"
-    else:
-        if dual.amin() < -tolerance or (dual.sum() - 1).abs() > tolerance:
-            return f"dual: expected weights on the simplex, got {dual.tolist()}"
-        unit = n.amax() * torch.stack(sizes).amax()
+    elif dual.amin() < -tolerance or (dual.sum() - 1).abs() > tolerance:
+        return f"dual: expected weights on the simplex, got {dual.tolist()}"
+    size = torch.stack(sizes).amax()
+    unit = size**2 if isinstance(problem, DualCone) else n.amax() * size
     true = problem.solution(weights, dual)
-    for name, at in (("rates", n.amax() * sizes[0]), ("value", unit), ("gap", unit)):
+    for name, at in (("rates", n.amax() * size), ("value", unit), ("gap", unit)):
         claimed, exact = getattr(solution, name), getattr(true, name)
         if not isinstance(claimed, Tensor) or claimed.shape != exact.shape:
             return f"{name}: expected a tensor of shape {list(exact.shape)}; {HOW}"

@@ -171,7 +171,7 @@ def pose(kind: str, rows: Tensor, variant: int) -> Problem:
     if variant in (1, 2):
         weights = (torch.arange(count) == (0, count - 1)[variant - 1]).to(rows)
     elif variant == 3:
-        weights = torch.linspace(-1, 1, count).to(rows)
+        weights = torch.linspace(-1, 1, count, dtype=rows.dtype)
     return dual_cone(gramian, weights)
 
 
