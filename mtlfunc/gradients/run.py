@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
@@ -213,8 +213,8 @@ def release(forwards: list[Forward]) -> None:
     if freed:
         vectors = [forward.losses.vector for forward in freed]
         nothing = _UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
-        every = (x for forward in freed for x in forward.graph.variables())
-        places = {id(x): x for x in every if x.requires_grad}  # it may have been frozen since
+        every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
+        places = {i: x for i, x in every.items() if x.requires_grad}  # it may have been frozen since
         run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
 
 
@@ -281,7 +281,7 @@ def observe(
             forward.reached = any(map(has_innermost_derivative, losses.roots))
             return forward
         if outside:
-            forward.recorded = carried or guard.foreign(forward.graph.variables())
+            forward.recorded = carried or guard.foreign(forward.graph.variables.values())
         if not forward.recorded:
             forward.value, forward.aux = forward.value.detach(), detached(losses.aux)
         return forward
@@ -345,7 +345,7 @@ class _Guard(SafeOps):
             return self.strangers.enter(given)
         return any(innermost_tensor(x).requires_grad for x in given)
 
-    def foreign(self, variables: list[Tensor]) -> bool:
+    def foreign(self, variables: Iterable[Tensor]) -> bool:
         """Whether a tensor from outside of the call requires grad and enters it.
 
         Args:

@@ -416,10 +416,8 @@ class Balancer:
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
-        known = {id(leaf) for leaf in leaves.values()}
-        if not by_hooks and any(
-            id(x) not in known for forward in forwards for x in forward.graph.variables()
-        ):
+        known = set(map(id, leaves.values()))
+        if not by_hooks and any(not known.issuperset(x.graph.variables) for x in forwards):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)

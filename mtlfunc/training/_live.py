@@ -50,7 +50,7 @@ class Seen(threading.local):
     def take(self, graph: Graph, *, separate: bool) -> tuple[Recorder | None, bool]:
         """(the calls that were recorded, whether there may be hooks on derivatives)"""
         self.used = True
-        hooked = any(x._backward_hooks for x in graph.variables())  # pyright: ignore
+        hooked = any([x._backward_hooks for x in graph.variables.values()])  # pyright: ignore
         hooked = hooked or any(graph.has_node_before(mode.since) for mode in self.done[:1])
         # to free a checkpointed graph would run the checkpoints once more
         self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
@@ -151,7 +151,7 @@ def check_outside(forwards: list[Forward], leaves: Params) -> None:
     found = [
         list(x.shape)
         for forward in forwards
-        for x in forward.graph.variables()
+        for x in forward.graph.variables.values()
         if id(x) not in known and isinstance(x, nn.Parameter) and x.requires_grad
     ]
     if found:

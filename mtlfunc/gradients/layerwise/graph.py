@@ -56,9 +56,27 @@ class Graph:
     """The nodes between losses and leaves, read once."""
 
     below: dict[Node, tuple[Node, ...]]  # what a node's derivative flows to; none for the ends
-    reach: dict[Node, int]  # the roots behind a node, one bit each; producers first
+    roots: dict[Node, int]  # their nodes, one bit each
     places: Mapping[str, Place]  # of the leaves
     loops: bool = False  # batched passes are out of the question for another reason
+
+    @cached_property
+    def reach(self) -> dict[Node, int]:
+        """The roots behind a node, one bit each; producers first."""
+        below, behind = self.below, dict(self.roots)  # as far as known
+        waits = dict.fromkeys(below, 0)  # how many uses of a node's output were not counted yet
+        for children in below.values():
+            for child in children:
+                waits[child] += 1
+        ready = [node for node, count in waits.items() if not count]
+        for node in ready:  # consumers first; it grows while it is read
+            bits = behind[node]
+            for child in below[node]:
+                behind[child] = behind.get(child, 0) | bits
+                waits[child] -= 1
+                if not waits[child]:
+                    ready.append(child)
+        return {node: behind[node] for node in reversed(ready)}
 
     def serves(self, edge: GradientEdge) -> int:
         return self.reach.get(edge.node, 0)
@@ -72,8 +90,8 @@ class Graph:
         """The nodes of the leaves on which some root depends."""
         found = {}
         for name, place in self.places.items():
-            node = self._variables.get(id(place)) if isinstance(place, Tensor) else place.node
-            if node is not None and node in self.reach:
+            node = self._ends.get(id(place)) if isinstance(place, Tensor) else place.node
+            if node is not None and node in self.below:
                 found[name] = node
         return found
 
@@ -85,19 +103,20 @@ class Graph:
             or (gradient_edge(place) if isinstance(place, Tensor) else place).node
         )
 
-    def variables(self) -> list[Tensor]:
-        """The tensors without a graph of their own on which the roots depend."""
-        return [node.variable for node in self._variables.values()]
+    @cached_property
+    def variables(self) -> dict[int, Tensor]:
+        """By id the tensors without a graph of their own on which the roots depend."""
+        found = [node.variable for node in self.below if type(node) is _ACCUMULATE]
+        return {id(x): x for x in found}
 
     @cached_property
-    def _variables(self) -> dict[int, Node]:
-        ends = (node for node, below in self.below.items() if not below)
-        return {id(node.variable): node for node in ends if type(node) is _ACCUMULATE}
+    def _ends(self) -> dict[int, Node]:
+        return {id(node.variable): node for node in self.below if type(node) is _ACCUMULATE}
 
     @cached_property
     def parents(self) -> dict[Node, set[Node]]:
         """Who consumes a node's output; empty for the roots."""
-        found: dict[Node, set[Node]] = {node: set() for node in self.reach}
+        found: dict[Node, set[Node]] = {node: set() for node in self.below}
         for node, below in self.below.items():
             for child in below:
                 found[child].add(node)
@@ -105,17 +124,17 @@ class Graph:
 
     def has_node_before(self, number: int) -> bool:
         """Whether a node was made before the one of this number, of which leaves have none."""
-        return min(map(_NUMBER, self.reach), default=number) < number
+        return min(map(_NUMBER, self.below), default=number) < number
 
     @cached_property
     def has_custom_backward(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
-        return any(issubclass(kind, BackwardCFunction) for kind in set(map(type, self.reach)))
+        return any(issubclass(kind, BackwardCFunction) for kind in set(map(type, self.below)))
 
     @cached_property
     def kind(self) -> int:
         """Equal for the same operations on the same shapes in the same order, in any process."""
-        names = [type(node).__name__ for node in self.reach]
+        names = [type(node).__name__ for node in self.below]
         # enough of the nodes for their shapes to show those of all
         where = [node for node, below in self.below.items() if len(below) > 1]
         outputs = [x for node in where for x in getattr(node, "_input_metadata", ())]
@@ -124,7 +143,7 @@ class Graph:
 
     @cached_property
     def _batching(self) -> tuple[bool, bool]:
-        return _batching_support(self.reach)
+        return _batching_support(self.below)
 
     @property
     def can_batch(self) -> bool:
@@ -143,33 +162,20 @@ _ACCUMULATE = _functions.AccumulateGrad  # pyright: ignore[reportAttributeAccess
 
 def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
     """Walk from the losses' places, each with a bit of its own, to the leaves."""
-    ends = _ends(places)
-    below: dict[Node, tuple[Node, ...]] = {}
-    behind: dict[Node, int] = {}  # the roots behind a node, as far as known
+    ends, below = _ends(places), {}
+    behind: dict[Node, int] = {}
     for bit, edge in enumerate(roots):
         if edge is not None:
             behind[edge.node] = behind.get(edge.node, 0) | 1 << bit
-    waits = dict.fromkeys(behind, 0)  # how many uses of a node's output were not counted yet
-    found = list(waits)
-    for node in found:  # grows while it is read
-        next_functions = () if node in ends else node.next_functions
-        below[node] = children = tuple([child for child, _ in next_functions if child is not None])
-        for child in children:
-            if child in waits:
-                waits[child] += 1
-            else:
-                waits[child] = 1
-                found.append(child)
+    todo = list(behind)
+    while todo:
+        node = todo.pop()
+        if node not in below:
+            next_functions = () if node in ends else node.next_functions
+            below[node] = children = tuple([x for x, _ in next_functions if x is not None])
+            todo += children
     _refuse_reentrant(below)
-    ready = [node for node, count in waits.items() if not count]
-    for node in ready:  # consumers first
-        bits = behind[node]
-        for child in below[node]:
-            behind[child] = behind.get(child, 0) | bits
-            waits[child] -= 1
-            if not waits[child]:
-                ready.append(child)
-    return Graph(below, {node: behind[node] for node in reversed(ready)}, places)
+    return Graph(below, behind, places)
 
 
 def _ends(places: Mapping[str, Place]) -> set[Node]:
