@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
 from ..core.checks import depth
-from ..core.tree import dot
+from ..core.tree import dot, inner_products
 from ..types import Params, Rows
-from .layerwise import Graph, Plan, task_block
+from .layerwise import Place, Plan, task_block
 from .levels import run_backward
-from .run import Forward
+from .run import PLAIN, UNDEFINED, Forward
 from .safe_ops import is_batching_error, needs_recording
 
 
@@ -25,7 +26,8 @@ class Measured(NamedTuple):
 
     deltas: list[Tensor]  # for every use of the plan, [row, *shape of its call's output]
     rows: Rows  # the leaves differentiated row by row
-    own: Params  # leaves that one loss alone depends on: the gradient of that loss
+    heads: Params  # gradients of the sum of the losses, if these are separate
+    matrix: Tensor | None = None  # [row, width], if the rows are views of one
 
 
 class Target(NamedTuple):
@@ -63,11 +65,10 @@ class Backward:
             self.edges = tuple(None if t in left_out else e for t, e in enumerate(self.edges))
         self.some = self.edges if left_out else None
         self.anyway = depth() > 0 and needs_recording(forward.losses.vector)
-        params = self.params
-        self.targets = {
-            name: target(place, lambda name=name: torch.zeros_like(params[name]))
-            for name, place in forward.places.items()
-        }
+        self.places = forward.places
+
+    def leaf(self, name: str) -> Target:
+        return target(self.places[name], partial(torch.zeros_like, self.params[name]))
 
     def __call__(
         self,
@@ -79,10 +80,7 @@ class Backward:
         if root is None:
             return [target.like() for target in targets]
         places = {target.key: target.place for target in targets}
-        record = self.record or self.anyway
-        grads = run_backward(root, cotangent, tuple(places.values()), record=record)
-        if record and not self.record:  # recorded for its own sake
-            grads = [x.detach() if x is not None and x.requires_grad else x for x in grads]
+        grads = self.bare(root, cotangent, tuple(places.values()))
         if len(places) < len(targets):
             found = dict(zip(places, grads, strict=True))
             grads = [found[target.key] for target in targets]
@@ -90,6 +88,28 @@ class Backward:
             target.like() if grad is None else grad
             for grad, target in zip(grads, targets, strict=True)
         ]
+
+    def bare(
+        self,
+        root: GradientEdge | tuple[GradientEdge, ...],
+        cotangent: Tensor | tuple[Tensor, ...],
+        places: tuple[Place, ...],
+        freed: Tensor | None = None,
+    ) -> Sequence[Tensor | None]:
+        """One pass, None where `root` does not depend on a place.
+
+        `freed`: `root` is one of these losses, and the graph of all is freed. Undefined gradients
+        enter the others, for which nodes compute nothing.
+        """
+        record = self.record or self.anyway
+        if freed is not None:
+            nothing: Any = UNDEFINED()(freed)
+            given = cotangent, nothing.detach()
+            return run_backward((root, nothing), given, places, keep=False)  # pyright: ignore
+        grads = run_backward(root, cotangent, places, record=record)
+        if record and not self.record:  # recorded for its own sake
+            return [x.detach() if x is not None and x.requires_grad else x for x in grads]
+        return grads
 
     def each(
         self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None
@@ -117,7 +137,7 @@ class Backward:
         """One pass: the gradients of the named leaves."""
         if not names:
             return {}
-        targets = [self.targets[name] for name in names]
+        targets = [self.leaf(name) for name in names]
         root, cotangents = self.root, cotangent
         if self.some is not None:
             pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
@@ -153,52 +173,102 @@ class Passes:
         self.backward, self.value, self.matrix, self.scale = backward, value, matrix, scale
         self.loss_edges, self.chunk_size, self.mixed = loss_edges, chunk_size, mixed
 
-    def private(self, names: tuple[str, ...], graph: Graph) -> dict[str, int]:
-        """Those leaves that one separate loss alone depends on, with the number of that loss.
-
-        Their gradient can come with that loss's row.
-        """
-        reached = {name: graph.serves_leaf(name) for name in names}
-        return {
-            name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1
-        }
-
     def __call__(
         self,
         plan: Plan,
         names: tuple[str, ...],
-        private: dict[str, int] | None = None,
+        heads: tuple[str, ...] = (),
         rows: slice = slice(None),
+        *,
+        views: bool = False,
+        freed: Tensor | None = None,
     ) -> Measured:
-        """Deltas of the plan's uses, rows of `names`, and the private leaves' own gradients."""
+        """Deltas of the plan's uses, and rows of leaves.
+
+        Args:
+            plan: has the uses.
+            names: of the leaves.
+            heads: other leaves, whose gradients come with the passes of separate losses.
+            rows: those of a chunk.
+            views: whether the rows may be views of one matrix.
+            freed: the losses `[task]`, if the last pass of separate ones is to free their graph.
+        """
         uses = plan.uses
         targets = [
             target(use.edge, lambda use=use: self.value.new_zeros(use.shape, dtype=use.dtype))
             for use in uses
         ]
-        targets += [self.backward.targets[name] for name in names]
-        own: Params = {}
-        if self.loss_edges is None:
+        targets += map(self.backward.leaf, names)
+        if self.loss_edges is not None:
+            tasks = range(len(self.loss_edges))[rows]
+            matrix = self._matrix(names, len(tasks)) if views and not uses else None
+            stacked, found = self._separate(targets, heads, tasks, matrix, freed)
+            if matrix is not None:
+                return Measured([], self._views(matrix, names), found, matrix)
+        else:
+            found = {}
             matrix = self.matrix if self.scale is None else self.matrix * self.scale
             stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
-        else:
-            found = []
-            one = self.value.new_ones(())
-            for task in range(len(self.loss_edges))[rows]:
-                mine = [name for name, owner in (private or {}).items() if owner == task]
-                answers = self.backward(
-                    self.loss_edges[task],
-                    one if self.scale is None else self.scale[task],
-                    [*targets, *(self.backward.targets[name] for name in mine)],
-                )
-                found.append(answers[: len(targets)])
-                own |= dict(zip(mine, answers[len(targets) :], strict=True))
-                if self.mixed:
-                    found = [self._mixed(found, self.matrix[:, task])]
-            stacked = found[0] if self.mixed else _stacked(found)
         return Measured(
-            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), own
+            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), found
         )
+
+    def _separate(
+        self,
+        targets: list[Target],
+        heads: tuple[str, ...],
+        tasks: range,
+        matrix: Tensor | None,
+        freed: Tensor | None,
+    ) -> tuple[list[Tensor], Params]:
+        """One pass a loss: what they bring back, stacked or as the rows of `matrix`, and sums."""
+        backward, edges = self.backward, self.loss_edges
+        assert edges is not None
+        places = tuple([x.place for x in targets] + [backward.places[name] for name in heads])
+        nowhere: Sequence[Tensor | None] = [None] * len(places)
+        one, count = self.value.new_ones(()), len(targets)
+        last = max([task for task in tasks if edges[task] is not None], default=None)
+        found: list[list[Tensor]] = []
+        total: Params = {}
+        for row, task in enumerate(tasks):
+            edge, cotangent = edges[task], one if self.scale is None else self.scale[task]
+            grads = nowhere
+            if edge is not None:
+                grads = backward.bare(edge, cotangent, places, freed if task == last else None)
+            for name, grad in zip(heads, grads[count:], strict=True):
+                if grad is not None:
+                    total[name] = total[name] + grad if name in total else grad
+            mine = [
+                target.like() if grad is None else grad
+                for target, grad in zip(targets, grads, strict=False)
+            ]
+            if matrix is not None:
+                torch.cat([x.flatten() for x in mine], out=matrix[row])
+            elif self.mixed:
+                found = [self._mixed([*found, mine], self.matrix[:, task])]
+            else:
+                found.append(mine)
+        for name in heads:
+            if name not in total:
+                total[name] = torch.zeros_like(backward.params[name])
+        return found[0] if self.mixed else _stacked(found), total
+
+    def _matrix(self, names: tuple[str, ...], rows: int) -> Tensor | None:
+        """Room for rows in one matrix; None where they are not plain numbers, or are mixed."""
+        backward, leaves = self.backward, [self.backward.params[name] for name in names]
+        if self.mixed or backward.record or backward.anyway or depth():
+            return None
+        if not leaves or not {type(leaf) for leaf in leaves} <= PLAIN:
+            return None
+        return leaves[0].new_empty((rows, sum([leaf.numel() for leaf in leaves])))
+
+    def _views(self, matrix: Tensor, names: tuple[str, ...]) -> Rows:
+        shapes = [self.backward.params[name].shape for name in names]
+        parts = matrix.split([shape.numel() for shape in shapes], 1)
+        return {
+            name: part if len(shape) == 1 else part.view(-1, *shape)
+            for name, shape, part in zip(names, shapes, parts, strict=True)
+        }
 
     def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
         """The last of `found`, times its weight in every row, added to the sum before it."""
@@ -230,7 +300,11 @@ class Passes:
         record = self.backward.record or (across is not None and across[0].backward.record)
         with nullcontext() if record else torch.no_grad():
             names = [name for name in measured if name in left.rows]
-            if names:
+            if left.matrix is not None and right is left and wide == left.matrix.dtype and (
+                len(names) == len(left.rows)
+            ):
+                parts.append(inner_products(left.matrix, left.matrix))
+            elif names:
                 parts.append(dot(left.rows, right.rows, names, dtype))
             there = 0
             for (group, form), (other, _) in zip(plan.tapped, others, strict=True):

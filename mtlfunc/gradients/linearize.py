@@ -69,6 +69,8 @@ class Request(NamedTuple):
     chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
     metric: Params | None = None  # P, a diagonal over the measured leaves; None is the identity
+    # no other request follows for the same forward, so that its graph may be freed
+    last: bool = False
 
     def cotangents(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """(C [row, task], preference [row])"""
@@ -252,21 +254,29 @@ def _measure(
             route.slices, passes.backward, on_heads(), mix, wanted, dtype
         )
         return rows, gramian, {name: share * grad for name, grad in heads.items()}
-    private = {}
-    if share is not None and request.shared and route.loss_edges:
-        private = passes.private(others, forward.graph)
     rows, gramian, head_grads = {}, None, {}
     if request.keep == "nothing" and request.chunk_size and request.metric is None:
         gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
     elif request.shared:
-        found = passes(plan, plan.rows if plan.tapped else request.shared, private)
+        apart, by_rows = route.loss_edges is not None, not plan.tapped
+        # whether nothing is pulled back later
+        final = apart and by_rows and (share is not None or not others)
+        forward.freed = (
+            final and request.last and forward.frees and not passes.backward.record
+        )
+        found = passes(
+            plan,
+            request.shared if by_rows else plan.rows,
+            () if share is None else others,
+            views=request.keep == "combination" and request.metric is None,
+            freed=forward.losses.vector if forward.freed else None,
+        )
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
             gramian = _gramian(request, passes, plan, found)
-        if share is not None:
-            head_grads = found.own
-            if share != 1.0:
-                head_grads = {name: share * grad for name, grad in head_grads.items()}
+        head_grads = found.heads
+        if share is not None and share != 1.0:
+            head_grads = {name: share * grad for name, grad in head_grads.items()}
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}

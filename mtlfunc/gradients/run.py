@@ -76,6 +76,8 @@ class Forward:
         # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
         self.whole, self.by_hooks = True, False
         self.by_rows = False  # whether each separate loss was differentiated row by row
+        self.frees = False  # whether what is last to differentiate it frees its graph; if it did:
+        self.freed = False
         if pull is not None:
             return
         vector = losses.vector
@@ -98,11 +100,11 @@ class Forward:
 
 def place_of(leaf: Tensor) -> Place:
     """Where autograd finds a leaf; a plain one faster than Python does."""
-    plain = type(leaf) in _PLAIN and leaf.is_leaf and not depth()
+    plain = type(leaf) in PLAIN and leaf.is_leaf and not depth()
     return leaf if plain else gradient_edge(leaf)
 
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def run(
@@ -209,17 +211,19 @@ def release(forwards: list[Forward]) -> None:
     forwards may have some in common. A backward of somebody's own would be run on zeros: such a
     graph stays until the losses are dropped.
     """
-    freed = [x for x in forwards if x.root is not None and not x.graph.has_custom_backward]
+    freed = [
+        x for x in forwards if not (x.freed or x.root is None or x.graph.has_custom_backward)
+    ]
     if freed:
         vectors = [forward.losses.vector for forward in freed]
-        nothing = _UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
+        nothing = UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
         places = {i: x for i, x in every.items() if x.requires_grad}  # it may have been frozen since
         run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
 
 
 # hands no gradient on
-_UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
+UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def detached(values: Any) -> Any:

@@ -18,6 +18,7 @@ from ..core.checks import (
     check_params,
     check_scalar,
     enable_grad,
+    has_finite_sum,
     inside_transform,
     local_part,
 )
@@ -239,20 +240,24 @@ class Balancer:
         """
         with self._explained():
             run = self._run(losses, present)
+            leaves, forwards = run.params, run.forwards
+            # what somebody's own backward or hook returns may be kept by them
+            custom = any([x.graph.has_custom_backward for x in forwards])
+            hooked = any([x.hooked for x in forwards])
+            frees = not (retain_graph or hooked or self._seen.checkpointed)
+            frees = frees and not run.union.by_hooks(leaves)
+            if frees and not custom and len(forwards) == 1:
+                # losses that are not finite, the error most worth another try, keep their graph
+                forwards[0].frees = has_finite_sum(forwards[0].value)
             measured, info, after = self._measured(run, losses, features, scale)
-            leaves = run.params
             with self._no_autocast(leaves):
                 grads = combine_gradients(
                     measured, info.weights, self._reduction, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
-            # what somebody's own backward or hook returns may be kept by them
-            custom = any(forward.graph.has_custom_backward for forward in run.forwards)
-            hooked = any(forward.hooked for forward in run.forwards)
-            stays = hooked or self._seen.checkpointed
             # before `.grad` is written: a hook on it may move the parameters
-            if not (retain_graph or stays or run.union.by_hooks(leaves)):
-                release(run.forwards)
+            if frees:
+                release(forwards)
             _accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
