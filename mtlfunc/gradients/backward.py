@@ -15,7 +15,7 @@ from torch.func import vmap
 from ..core.checks import depth
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
-from .layerwise import Place, Plan, task_block
+from .layerwise import Place, Plan, Use, task_block
 from .levels import run_backward
 from .run import PLAIN, UNDEFINED, Forward
 from .safe_ops import is_batching_error, needs_recording
@@ -152,26 +152,26 @@ class Passes:
     Args:
         backward: the open graph.
         value: the losses `[task]`, for their dtype and device.
-        matrix: C [row, task] of the rows, C @ losses.
+        matrix: C [row, task] of the rows, C @ losses; None is the tasks themselves.
         scale: [task], multiplies the losses first; None is 1.
         loss_edges: the places of T separate losses, each to be differentiated by itself; None
             pulls back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
-        mixed: whether the rows are mixtures of the tasks.
     """
 
     def __init__(
         self,
         backward: Backward,
         value: Tensor,
-        matrix: Tensor,
+        matrix: Tensor | None,
         scale: Tensor | None,
         loss_edges: tuple[GradientEdge | None, ...] | None,
         chunk_size: int | None,
-        mixed: bool = False,
     ) -> None:
         self.backward, self.value, self.matrix, self.scale = backward, value, matrix, scale
-        self.loss_edges, self.chunk_size, self.mixed = loss_edges, chunk_size, mixed
+        self.count = value.shape[0] if matrix is None else matrix.shape[0]
+        self.mixed = matrix is not None
+        self.loss_edges, self.chunk_size = loss_edges, chunk_size
 
     def __call__(
         self,
@@ -194,43 +194,47 @@ class Passes:
             freed: the losses `[task]`, if the last pass of separate ones is to free their graph.
         """
         uses = plan.uses
-        targets = [
-            target(use.edge, lambda use=use: self.value.new_zeros(use.shape, dtype=use.dtype))
-            for use in uses
-        ]
-        targets += map(self.backward.leaf, names)
         if self.loss_edges is not None:
-            tasks = range(len(self.loss_edges))[rows]
-            matrix = self._matrix(names, len(tasks)) if views and not uses else None
-            stacked, found = self._separate(targets, heads, tasks, matrix, freed)
-            if matrix is not None:
-                return Measured([], self._views(matrix, names), found, matrix)
-        else:
-            found = {}
-            matrix = self.matrix if self.scale is None else self.matrix * self.scale
-            stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
+            return self._separate(plan.uses, names, heads, rows, views, freed)
+        targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
+        mix = self.matrix
+        if mix is None:
+            mix = torch.eye(self.count, dtype=self.value.dtype, device=self.value.device)
+        matrix = mix if self.scale is None else mix * self.scale
+        stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
         return Measured(
-            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), found
+            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), {}
         )
+
+    def _at(self, use: Use) -> Target:
+        return target(use.edge, lambda: self.value.new_zeros(use.shape, dtype=use.dtype))
 
     def _separate(
         self,
-        targets: list[Target],
+        uses: list[Use],
+        names: tuple[str, ...],
         heads: tuple[str, ...],
-        tasks: range,
-        matrix: Tensor | None,
+        rows: slice,
+        views: bool,
         freed: Tensor | None,
-    ) -> tuple[list[Tensor], Params]:
-        """One pass a loss: what they bring back, stacked or as the rows of `matrix`, and sums."""
+    ) -> Measured:
+        """One pass a loss; what they bring back for the heads is added up."""
         backward, edges = self.backward, self.loss_edges
         assert edges is not None
-        places = tuple([x.place for x in targets] + [backward.places[name] for name in heads])
+        params, tasks = backward.params, range(len(edges))[rows]
+        places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
+        places, count = tuple(places), len(uses) + len(names)
+
+        def zeros(place: int) -> Tensor:
+            at = place - len(uses)
+            return (self._at(uses[place]) if at < 0 else backward.leaf(names[at])).like()
+
         nowhere: Sequence[Tensor | None] = [None] * len(places)
-        one, count = self.value.new_ones(()), len(targets)
+        one = self.value.new_ones(())
         last = max([task for task in tasks if edges[task] is not None], default=None)
         found: list[list[Tensor]] = []
         total: Params = {}
-        for row, task in enumerate(tasks):
+        for task in tasks:
             edge, cotangent = edges[task], one if self.scale is None else self.scale[task]
             grads = nowhere
             if edge is not None:
@@ -238,37 +242,42 @@ class Passes:
             for name, grad in zip(heads, grads[count:], strict=True):
                 if grad is not None:
                     total[name] = total[name] + grad if name in total else grad
-            mine = [
-                target.like() if grad is None else grad
-                for target, grad in zip(targets, grads, strict=False)
-            ]
-            if matrix is not None:
-                torch.cat([x.flatten() for x in mine], out=matrix[row])
-            elif self.mixed:
-                found = [self._mixed([*found, mine], self.matrix[:, task])]
-            else:
-                found.append(mine)
+            found.append(
+                [zeros(i) if grad is None else grad for i, grad in enumerate(grads[:count])]
+            )
+            if self.matrix is not None:
+                found = [self._mixed(found, self.matrix[:, task])]
         for name in heads:
             if name not in total:
-                total[name] = torch.zeros_like(backward.params[name])
-        return found[0] if self.mixed else _stacked(found), total
+                total[name] = torch.zeros_like(params[name])
+        if views and names and not uses and self._is_plain(names):
+            return self._as_matrix(found, names, total)
+        stacked = found[0] if self.mixed else _stacked(found)
+        by_name = dict(zip(names, stacked[len(uses) :], strict=True))
+        return Measured(stacked[: len(uses)], by_name, total)
 
-    def _matrix(self, names: tuple[str, ...], rows: int) -> Tensor | None:
-        """Room for rows in one matrix; None where they are not plain numbers, or are mixed."""
-        backward, leaves = self.backward, [self.backward.params[name] for name in names]
+    def _is_plain(self, names: tuple[str, ...]) -> bool:
+        """Whether rows are plain numbers, one task's each."""
+        backward = self.backward
         if self.mixed or backward.record or backward.anyway or depth():
-            return None
-        if not leaves or not {type(leaf) for leaf in leaves} <= PLAIN:
-            return None
-        return leaves[0].new_empty((rows, sum([leaf.numel() for leaf in leaves])))
+            return False
+        kinds = {(type(x), x.dtype, x.device) for x in map(backward.params.__getitem__, names)}
+        return len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
 
-    def _views(self, matrix: Tensor, names: tuple[str, ...]) -> Rows:
+    def _as_matrix(
+        self, found: list[list[Tensor]], names: tuple[str, ...], heads: Params
+    ) -> Measured:
+        """Rows that are views of one matrix."""
         shapes = [self.backward.params[name].shape for name in names]
-        parts = matrix.split([shape.numel() for shape in shapes], 1)
-        return {
-            name: part if len(shape) == 1 else part.view(-1, *shape)
-            for name, shape, part in zip(names, shapes, parts, strict=True)
+        sizes, count = [shape.numel() for shape in shapes], len(found)
+        matrix = torch.cat([x.flatten() for row in found for x in row]).view(count, sum(sizes))
+        rows = {
+            name: part if len(shape) == 1 else part.view(count, *shape)
+            for name, shape, part in zip(
+                names, shapes, matrix.split_with_sizes(sizes, 1), strict=True
+            )
         }
+        return Measured([], rows, heads, matrix)
 
     def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
         """The last of `found`, times its weight in every row, added to the sum before it."""
@@ -300,8 +309,11 @@ class Passes:
         record = self.backward.record or (across is not None and across[0].backward.record)
         with nullcontext() if record else torch.no_grad():
             names = [name for name in measured if name in left.rows]
-            if left.matrix is not None and right is left and wide == left.matrix.dtype and (
-                len(names) == len(left.rows)
+            if (
+                left.matrix is not None
+                and right is left
+                and wide == left.matrix.dtype
+                and (len(names) == len(left.rows))
             ):
                 parts.append(inner_products(left.matrix, left.matrix))
             elif names:
@@ -320,7 +332,7 @@ class Passes:
         self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None
     ) -> Tensor:
         """The Gramian by blocks: two chunks of rows held, for about T/2·size times the passes."""
-        count = len(self.matrix)
+        count = self.count
         starts = range(0, count, size)
         blocks: dict[tuple[int, int], Tensor] = {}
         for i in starts:
@@ -344,7 +356,7 @@ def cross_in_chunks(
     (one, plan), (other, its_plan) = sides
 
     def chunks(passes: Passes) -> list[slice]:
-        count = len(passes.matrix)
+        count = passes.count
         return [slice(i, i + (size or count)) for i in range(0, count, size or count)]
 
     blocks = []

@@ -83,8 +83,12 @@ class Forward:
         vector = losses.vector
         self.root = gradient_edge(vector) if vector.requires_grad else None
         self.edges = separate_edges(vector, losses.scalars) if separable else None
-        self.places: dict[str, Place] = {name: place_of(leaf) for name, leaf in leaves.items()}
-        self.reached = True if depth() else None  # whether any leaf; None where the graph says it
+        inside = depth() > 0
+        self.places: dict[str, Place] = {
+            name: leaf if not inside and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)
+            for name, leaf in leaves.items()
+        }
+        self.reached = True if inside else None  # whether any leaf; None where the graph says it
 
     @cached_property
     def graph(self) -> Graph:
@@ -211,14 +215,14 @@ def release(forwards: list[Forward]) -> None:
     forwards may have some in common. A backward of somebody's own would be run on zeros: such a
     graph stays until the losses are dropped.
     """
-    freed = [
-        x for x in forwards if not (x.freed or x.root is None or x.graph.has_custom_backward)
-    ]
+    freed = [x for x in forwards if not (x.freed or x.root is None or x.graph.has_custom_backward)]
     if freed:
         vectors = [forward.losses.vector for forward in freed]
         nothing = UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
-        places = {i: x for i, x in every.items() if x.requires_grad}  # it may have been frozen since
+        places = {
+            i: x for i, x in every.items() if x.requires_grad
+        }  # it may have been frozen since
         run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
 
 

@@ -43,7 +43,7 @@ from ..processes import (
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combine_gradients, count_of, init_rule, weigh
-from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows
+from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows, outside
 
 
 class Balancer:
@@ -169,6 +169,7 @@ class Balancer:
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
         self._layout = Layout(self._module)
+        self._watched: bool | None = None  # whether recording is of use to these; None is unknown
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
@@ -180,7 +181,9 @@ class Balancer:
         else:
             self._seen.begin()
             leaves = self._leaves()
-            if watches is not None and watches(leaves):
+            if watches is not None and self._watched is None:
+                self._watched = watches(leaves)
+            if self._watched:
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
                 mode = Handles() if by_rows else Recorder(leaves, local=False)
@@ -235,15 +238,17 @@ class Balancer:
         Raises:
             ValueError: for losses without a graph, of other tasks than at the first step, or that
                 are not finite; for a task that depends on no shared parameter. Then `.grad`, the
-                rule's state and the graph are as they were.
+                rule's state and the graph are as they were. After an error of the rule, or about
+                gradients or weights that are not finite, so are `.grad` and the state, but the
+                graph may be freed: pass `retain_graph=True` to use it again.
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
             run = self._run(losses, present)
             leaves, forwards = run.params, run.forwards
             # what somebody's own backward or hook returns may be kept by them
-            custom = any([x.graph.has_custom_backward for x in forwards])
-            hooked = any([x.hooked for x in forwards])
+            custom = any(x.graph.has_custom_backward for x in forwards)
+            hooked = any(x.hooked for x in forwards)
             frees = not (retain_graph or hooked or self._seen.checkpointed)
             frees = frees and not run.union.by_hooks(leaves)
             if frees and not custom and len(forwards) == 1:
@@ -396,7 +401,7 @@ class Balancer:
         ):
             named = self._module.named_parameters()
             self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
-            self._layout = Layout(self._module)
+            self._layout, self._watched = Layout(self._module), None
             if self._known:
                 check_params(self._known)
         return self._known
@@ -421,8 +426,7 @@ class Balancer:
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
-        known = set(map(id, leaves.values()))
-        if not by_hooks and any(not known.issuperset(x.graph.variables) for x in forwards):
+        if not by_hooks and outside(forwards, leaves):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
@@ -430,9 +434,7 @@ class Balancer:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
         # under fully_shard the graph ends in gathered weights
-        reached = set(leaves) if by_hooks else set().union(
-            *(forward.graph.leaf_nodes for forward in forwards)
-        )  # fmt: skip
+        reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         if not reached:
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "
