@@ -304,19 +304,16 @@ class Passes:
         wide = dtype or torch.promote_types(
             next(iter(self.backward.params.values())).dtype, torch.float32
         )
+        matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
+        if matrix is not None and wide == matrix.dtype:
+            total = inner_products(matrix, matrix)
+            return (total + total.mT).mul_(0.5)
         parts, at = [], 0
         others = across[1].tapped if across else [(None, None)] * len(plan.tapped)
         record = self.backward.record or (across is not None and across[0].backward.record)
         with nullcontext() if record else torch.no_grad():
             names = [name for name in measured if name in left.rows]
-            if (
-                left.matrix is not None
-                and right is left
-                and wide == left.matrix.dtype
-                and (len(names) == len(left.rows))
-            ):
-                parts.append(inner_products(left.matrix, left.matrix))
-            elif names:
+            if names:
                 parts.append(dot(left.rows, right.rows, names, dtype))
             there = 0
             for (group, form), (other, _) in zip(plan.tapped, others, strict=True):

@@ -14,6 +14,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_u
 
 from ..core import random
 from ..core.checks import (
+    can_look,
     check_option,
     check_params,
     check_scalar,
@@ -252,8 +253,9 @@ class Balancer:
             frees = not (retain_graph or hooked or self._seen.checkpointed)
             frees = frees and not run.union.by_hooks(leaves)
             if frees and not custom and len(forwards) == 1:
-                # losses that are not finite, the error most worth another try, keep their graph
-                forwards[0].frees = has_finite_sum(forwards[0].value)
+                # losses that can be seen not to be finite, an error, keep their graph
+                value = forwards[0].value
+                forwards[0].frees = not can_look(value) or has_finite_sum(value)
             measured, info, after = self._measured(run, losses, features, scale)
             with self._no_autocast(leaves):
                 grads = combine_gradients(
