@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.harness import Harness
 from mtlfunc.audit.instances import independent, integers, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
+from tests.support import ROOT
 from tests.support.broken_rules import (
     BROKEN,
     by_norm,
@@ -34,8 +34,6 @@ from tests.support.broken_rules import (
     moves_the_generator,
     swapped,
 )
-
-ROOT = Path(__file__).parent.parent
 
 
 def dualproj(gramian):

@@ -9,14 +9,13 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import griffe
 import pytest
 
 import mtlfunc as mf
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 ROOMS = ("mtlfunc", "tests", "experiments", "paper_repro", "docs")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
