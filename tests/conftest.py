@@ -1,6 +1,6 @@
-"""Shapes in signatures are enforced if `MTLFUNC_TYPES=1` (three times slower; `.ci/run` does so for
-a tenth of the tests, `--share 10`); hypothesis draws the same examples on every machine; Gramians
-get last-bit noise where that is asked for.
+"""Which tests are run; hypothesis draws the same examples on every machine; shapes in signatures are
+enforced if `MTLFUNC_TYPES=1`, and Gramians get last-bit noise if `MTLFUNC_NUDGE` is a seed
+(`test_elsewhere.py` does both).
 """
 
 import os
@@ -53,6 +53,12 @@ def roundings(request):
 
 
 @pytest.fixture
+def share(request):
+    """For tests that run others: `--share` chooses of those, and never leaves out this one."""
+    return request.config.getoption("--share")
+
+
+@pytest.fixture
 def formed(monkeypatch):
     """Shapes of all that the backward passes of a test give, as they come."""
     from mtlfunc.gradients.backward import Backward  # the import hook comes first
@@ -88,8 +94,12 @@ def pytest_collection_modifyitems(config, items):
     worker is left with one of them at the end.
     """
     first, _, count = config.getoption("--share").rpartition("/")
-    place, count = int(first or 1) - 1, int(count)
-    items[:] = [item for item in items if crc32(item.nodeid.encode()) % count == place]
+    items[:] = [
+        item
+        for item in items
+        if "share" in item.fixturenames
+        or crc32(item.nodeid.encode()) % int(count) == int(first or 1) - 1
+    ]
     for item in items:
         if item.path.parent.name in JOBS:
             item.add_marker(item.path.parent.name)
