@@ -88,6 +88,15 @@ def pytest_configure(config):
     )
 
 
+def pytest_ignore_collect(collection_path, config):
+    """What `-m` leaves out as a whole is not even imported."""
+    chosen, parents = config.option.markexpr, (collection_path, *collection_path.parents)
+    job = next((job for job in JOBS if Path(__file__).parent / job in parents), None)
+    if chosen in JOBS:
+        return True if job != chosen and (job or collection_path.is_file()) else None
+    return True if f"not {job}" in chosen.split(" and ") else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """A job's mark on what is in its folder; the chosen share; the slow tests first, so that no

@@ -15,6 +15,7 @@ import pytest
 
 import mtlfunc as mf
 from tests.support import ROOT
+from tests.support.every import every
 
 ROOMS = ("mtlfunc", "tests", "experiments", "paper_repro", "docs")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -215,3 +216,17 @@ def test_methods_of_the_balancer_are_read_by_tools():
         documented = {p.name for p in sections.get("parameters", ())}
         assert documented == {p.name for p in method.parameters} - {"self"}, name
         assert ("returns" in sections) == (str(method.returns) != "None"), name
+
+
+def test_each_that_fails_is_named() -> None:
+    seen = []
+
+    @every("family", ["a", "b", "c"])
+    def check(rule: str, family: str) -> None:
+        seen.append((rule, family))
+        assert family == "a", rule
+
+    assert list(inspect.signature(check).parameters) == ["rule"]
+    with pytest.raises(ExceptionGroup, match="2 of 3: family: b, family: c"):
+        check(rule="mgda")
+    assert seen == [("mgda", "a"), ("mgda", "b"), ("mgda", "c")]
