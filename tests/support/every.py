@@ -35,6 +35,6 @@ def every(name: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], C
 
 
 def few(values: Iterable[Any], chosen: Callable[[Any], bool]) -> list[Any]:
-    """Cases for `pytest.mark.parametrize`: those that are not chosen run under `exhaustive` alone."""
+    """Cases for `pytest.mark.parametrize`; `exhaustive` alone runs those that are not chosen."""
     mark = pytest.mark.exhaustive
     return [value if chosen(value) else pytest.param(value, marks=mark) for value in values]

@@ -1,6 +1,6 @@
 """The Triton kernel compiles for a Hopper GPU, which takes no GPU, to arithmetic in float64 alone,
-within a multiprocessor's shared memory: `python -m tests.support.hopper COUNT` for so many cases, in a
-process whose Triton is not its interpreter.
+within a multiprocessor's shared memory: `python -m tests.support.hopper COUNT` for so many cases,
+in a process whose Triton is not its interpreter.
 """
 
 import re
@@ -14,8 +14,8 @@ from triton.compiler import ASTSource
 from mtlfunc.solvers._kernels import active_set_gpu as gpu
 
 POINTERS = {"report": "*fp64", "support": "*i1", "info": "*i64"}
-# Few tasks, which take other launch options, once; every kind at the most tasks, which need the most
-# shared memory, and there each width of the input.
+# Few tasks, which take other launch options, once; every kind at the most tasks, which need the
+# most shared memory, and there each width of the input.
 CASES = [
     (gpu.CAGRAD, 5, "fp32"),
     (gpu.MIN_NORM, 128, "fp32"),
