@@ -467,7 +467,8 @@ def summary(page: str) -> str:
     who = "no method is" if better == "none" else f"{better} are"
     lines = [
         f"""**Papers**: of {total} claims, {holds} hold, {partly} hold only under conditions that
-        the page names, {fails} do not hold. The others need data that are not here, or stay open.""",
+        the page names, {fails} do not hold. The others need data that are not here, or stay
+        open.""",
         f"""**GradNorm's toy problem**: GradNorm's test loss is {row("each method at its best")[0]}
         of that of equal weights, each at its best learning rate. Fixing the weights at GradNorm's
         time average gives {best} times the loss of the best fixed weights from a grid search.""",

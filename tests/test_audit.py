@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,8 @@ from mtlfunc.audit.instances import independent, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
 from mtlfunc.core.checks import inside_transform
 from mtlfunc.testing.integers import integers
+from tests.support import ROOT
+from tests.support.audits import RULES
 from tests.support.broken_rules import (
     BROKEN,
     by_norm,
@@ -37,8 +38,6 @@ from tests.support.broken_rules import (
     swapped,
 )
 
-ROOT = Path(__file__).parent.parent
-
 
 def dualproj(gramian):
     """The mean gradient projected on the dual cone (Lopez-Paz & Ranzato 2017)."""
@@ -47,22 +46,9 @@ def dualproj(gramian):
     ).weights
 
 
-RULES = {
-    "mean": "mean()",
-    "mgda": "mgda()",
-    "pcgrad": "pcgrad()",
-    "cagrad": "cagrad(0.4)",
-    "cagrad-1": "cagrad(1.0)",
-    "gradnorm": "gradnorm(1.5)",
-    "upgrad": "upgrad()",
-    "dualproj": "dualproj()",
-}
-"""Those whose textbook is checked, as the table in docs/properties.md names them."""
-
-
 @pytest.fixture(scope="session")
 def written(tmp_path_factory) -> tuple[dict[str, Report], dict[str, Report]]:
-    """One run of all audits for the whole suite, whichever worker comes first.
+    """One run of the audits for the whole suite, whichever worker comes first.
 
     By a process without the enforced annotations, which would raise before the audit can look, and
     cost five times as much.
@@ -93,14 +79,6 @@ def written(tmp_path_factory) -> tuple[dict[str, Report], dict[str, Report]]:
 @pytest.fixture
 def reports(written) -> dict[str, Report]:
     return {name: written[0][rule] for name, rule in RULES.items()}
-
-
-@pytest.mark.slow
-def test_table_of_properties_is_what_the_audit_finds(written):
-    """docs/properties.md's, of all rules."""
-    text = (ROOT / "docs" / "properties.md").read_text()
-    text = text.split(properties.BEGIN)[1].split(properties.END)[0].strip()
-    assert properties.table(written[0]) == text
 
 
 # ---- the textbook ------------------------------------------------------------------------------

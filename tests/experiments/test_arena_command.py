@@ -5,13 +5,16 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 import mtlfunc as mf
+from experiments.arena import __main__ as command
+from experiments.arena import cells, store
+from experiments.arena.contestants import CONTESTANTS
 from mtlfunc.studies.arena import (
     STATIC,
     Contestant,
@@ -25,11 +28,6 @@ from mtlfunc.studies.arena import (
 )
 from tests.support import ROOT
 from tests.support.arena import TINY
-
-with install_import_hook("experiments.arena", "beartype.beartype"):
-    from experiments.arena import __main__ as command
-    from experiments.arena import cells, store
-    from experiments.arena.contestants import CONTESTANTS
 
 # ---- from a notebook ----
 
@@ -271,7 +269,7 @@ def test_another_process_finds_the_same():
 
 
 def test_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "sources", lambda: [ROOT / "tests" / "test_arena.py"])
+    monkeypatch.setattr(store, "sources", lambda: [Path(__file__)])
     arguments = [*SMALL, "--jobs", "1", "--out", str(tmp_path)]
     done = []
 

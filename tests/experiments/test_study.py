@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from scipy import stats
 
-with install_import_hook("experiments.common", "beartype.beartype"):
-    from experiments.common import cells, command, intervals, pool, study, tables
 from experiments.arguments import among, device, existing_folder, seeds
+from experiments.common import cells, command, intervals, pool, study, tables
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 PLAN = study.Plan(
     methods={"one": ("",), "two": ("a", "b")}, rates=(0.1, 0.2, 0.4), tuning=(8, 9), seeds=(0, 1)
 )

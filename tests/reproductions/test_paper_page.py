@@ -21,6 +21,7 @@ from paper_repro.report.figures import typeset as formulas
 from paper_repro.report.findings import QUICK, Claim, Figure, Settings
 from paper_repro.report.page import MEANING, page
 from paper_repro.report.results import VERDICTS, Results, draw
+from tests.support import ROOT
 from tests.support.reproductions import misplaced
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -118,7 +119,7 @@ def test_each_decided_claim_leads_to_its_evidence(text: str) -> None:
         assert re.search(rf"{path}:\d+</code> in <a href=\"#code-{row.module}-", entry), row.id
         decided = re.search(r"Decided by <code>(\S+\.py):(\d+)–(\d+)</code>", entry)
         assert decided, row.id
-        lines = Path(__file__).parents[1].joinpath(decided[1]).read_text().splitlines()
+        lines = ROOT.joinpath(decided[1]).read_text().splitlines()
         first = lines[int(decided[2]) - 1].rstrip()
         assert html.escape(f"{decided[2]:>4}  {first}") in entry
         assert "[0.25, 0.75]" in entry
@@ -153,7 +154,7 @@ def test_results_of_other_code_are_marked(text: str) -> None:
 
 
 def test_nothing_of_the_machine_is_in_it(text: str) -> None:
-    assert str(Path(__file__).parents[1]) not in text
+    assert str(ROOT) not in text
 
 
 def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:

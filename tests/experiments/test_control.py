@@ -9,15 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from torch.func import vmap
 
 import mtlfunc as mf
-
-with install_import_hook("experiments.control", "beartype.beartype"):
-    from experiments.control import __main__ as command
-    from experiments.control import cloning, grids, methods, parts, points, report, robots, sac
 from experiments.common.cells import Cell, state_of
+from experiments.control import __main__ as command
+from experiments.control import cloning, grids, methods, parts, points, report, robots, sac
 
 # ---- mazes ---------------------------------------------------------------------------------------
 

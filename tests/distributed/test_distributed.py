@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
+from tests.support import ROOT
 from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
 from tests.support.ranks import CHECKS, begin
 
@@ -131,9 +132,6 @@ def test_a_compiled_module_keeps_its_prefix():
     wanted, _, _ = expected.update(plain, BATCH, expected.init(plain, BATCH))
     for name, grad in wanted.items():
         torch.testing.assert_close(grads[f"_orig_mod.{name}"], grad)
-
-
-ROOT = Path(__file__).parent.parent
 
 
 def launch(check: str, size: int, folder: Path) -> list[tuple[int | None, str]]:

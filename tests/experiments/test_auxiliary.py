@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from jaxtyping import install_import_hook
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-
-with install_import_hook("experiments.auxiliary", "beartype.beartype"):
-    from experiments.auxiliary import __main__ as command
-    from experiments.auxiliary import data, networks, report, search, tasks, train
+from experiments.auxiliary import __main__ as command
+from experiments.auxiliary import data, networks, report, search, tasks, train
 from experiments.common.cells import Cell, state_of
 from experiments.common.command import DataError
 from experiments.common.intervals import estimate

@@ -28,8 +28,8 @@ from paper_repro.report.display import Display, caught
 from paper_repro.report.findings import Settings
 from paper_repro.report.parts import Store, kept, read
 from paper_repro.report.workers import deaf, longest_first
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 TINY = Settings(seeds=2, shrink=0.0001)
 QUESTION = '''"""What does {name} find?"""
 import os, signal, sys, time

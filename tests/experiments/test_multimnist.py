@@ -10,17 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from jaxtyping import install_import_hook
 from PIL import Image
 
 import mtlfunc as mf
-
-with install_import_hook("experiments.multimnist", "beartype.beartype"):
-    from experiments.multimnist import __main__ as command
-    from experiments.multimnist import architectures, mnist, report, train
 from experiments.common.cells import Cell
 from experiments.common.command import DataError
 from experiments.common.intervals import estimate
+from experiments.multimnist import __main__ as command
+from experiments.multimnist import architectures, mnist, report, train
 
 # ---- files and composition -----------------------------------------------------------------------
 

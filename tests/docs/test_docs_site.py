@@ -13,8 +13,8 @@ import torch
 
 import mtlfunc as mf
 from docs import pages
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RUN = [
     DOCS / "start.md",
@@ -116,7 +116,7 @@ def read(path: Path) -> Reader:
     reason='needs pip install -e ".[docs]"',
 )
 def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path):
-    # the notebooks' outputs are the matter of tests/test_notebooks.py
+    # the notebooks' outputs are the matter of test_notebooks.py
     command = [sys.executable, str(DOCS / "build.py"), str(tmp_path), "--stored-notebooks"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

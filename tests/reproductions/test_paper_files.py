@@ -16,9 +16,9 @@ import pytest
 from paper_repro.__main__ import main, reproduce
 from paper_repro.report.findings import Settings
 from paper_repro.report.results import Refused, Results, reserved
+from tests.support import ROOT
 from tests.support.reproductions import claim, claims_in, count_runs, fake, figure
 
-ROOT = Path(__file__).parent.parent
 TINY = Settings(seeds=2, shrink=0.0001)
 
 

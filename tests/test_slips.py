@@ -334,3 +334,15 @@ def test_scalars_of_something_else():
             mf.log_dict(slip)
     with pytest.raises(ValueError, match="names: expected 3 strings, one a task, got 'abc'"):
         mf.log_dict(stepped()[2], "abc")
+
+
+def test_arguments_that_are_something_else():
+    net = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"module: .*ModuleDict"):
+        mf.Balancer([net], mf.mgda())  # pyright: ignore
+    with pytest.raises(TypeError, match="rule"):
+        mf.Balancer(net, mf.mgda)  # pyright: ignore
+    with pytest.raises(ValueError, match="engine"):
+        mf.Balancer(net, mf.mgda(), engine="fast")  # pyright: ignore
+    with pytest.raises(ValueError, match="reduction"):
+        mf.Balancer(net, mf.mgda(), reduction="max")  # pyright: ignore

@@ -7,15 +7,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from scipy import stats
 from torch.func import vmap
 
 import mtlfunc as mf
-
-with install_import_hook("experiments.digits", "beartype.beartype"):
-    from experiments.digits import __main__ as command
-    from experiments.digits import data, report, study
+from experiments.digits import __main__ as command
+from experiments.digits import data, report, study
 
 
 @pytest.fixture(scope="module")

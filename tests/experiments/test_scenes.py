@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from torch.func import functional_call
 
 import mtlfunc as mf
-
-with install_import_hook("experiments.scenes", "beartype.beartype"):
-    from experiments.scenes import __main__ as command
-    from experiments.scenes import data, metrics, published, render, report, segnet, small, train
 from experiments.common.cells import Cell, state_of
 from experiments.common.command import DataError
+from experiments.scenes import __main__ as command
+from experiments.scenes import data, metrics, published, render, report, segnet, small, train
 
 # ---- the renderer --------------------------------------------------------------------------------
 

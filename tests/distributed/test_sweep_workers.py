@@ -21,9 +21,8 @@ import torch
 import mtlfunc as mf
 from mtlfunc.core.files import InUse, hold_lock
 from mtlfunc.studies import Unfinished, grid
+from tests.support import ROOT
 from tests.support.grids import AXES, weights
-
-ROOT = Path(__file__).parent.parent
 
 
 def raises(seed, rule, scale):

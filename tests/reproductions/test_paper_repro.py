@@ -26,9 +26,9 @@ from paper_repro.report.findings import QUICK, Settings
 from paper_repro.report.ledger import KINDS
 from paper_repro.report.results import NOT_RUN, VERDICTS, Results
 from paper_repro.report.where import places
+from tests.support import ROOT
 from tests.support.reproductions import IDS, claim, claims_in, count_runs, fake, figure, found_in
 
-ROOT = Path(__file__).parent.parent
 MODULES = sorted({row.module for row in ROWS if row.module})
 CHEAP = ("cagrad.definitions", "gradnorm.algorithm", "mgda.counterexample", "pcgrad.orders")
 TINY = Settings(seeds=2, shrink=0.0001)
@@ -102,7 +102,7 @@ def test_ledger_names_what_decides_each_row() -> None:
 
 def test_every_paper_has_a_test_that_runs_it() -> None:
     """The other half of the ledger's check: `findings_of(paper)` with `check_ledger`."""
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_paper_*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     for paper in {name.split(".")[0] for name in MODULES}:
         assert f'findings_of("{paper}"' in tests, paper
 

@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -30,10 +29,11 @@ from paper_repro.report.decisions import (
 )
 from paper_repro.report.findings import QUICK, Claim, Settings
 from paper_repro.report.verdicts import stated
+from tests.support import ROOT
 from tests.support.decisions import OTHERS
 
 Numbers = dict[str, float]
-MEASURED = json.loads((Path(__file__).parents[1] / "docs" / "measured.json").read_text())["claims"]
+MEASURED = json.loads((ROOT / "docs" / "measured.json").read_text())["claims"]
 
 
 def spelled(name: str) -> str:
