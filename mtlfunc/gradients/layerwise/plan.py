@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from torch.autograd.graph import GradientEdge
 
 from ...types import Params
+from .broadcast import over_samples
 from .calls import Use, by_leaf
 from .formulas import Cost, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph, is_reached_only_through, region
@@ -200,21 +201,30 @@ def sample_plan(
 
     Row by row are those that no tap serves, or whose calls have no axis for the samples.
     """
-    groups = groups_of(calls, params, names, graph)
-    served = [
-        name
-        for name in names
-        if name in groups
-        and all(layouts(use, samples) for group in groups[name] for use in group.uses)
-    ]
-    every = [group for name in served for group in groups[name]]
+    groups = sampled_groups(calls, params, names, graph, samples)
+    every = [group for parts in groups.values() for group in parts]
     forms: list[Form] = [
         cheapest_form(group, samples * tasks, device, samples, ("kernel", "gemm"))
         for group in every
     ]
     return Plan(
-        tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in served)
+        tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in groups)
     )
+
+
+def sampled_groups(
+    calls: Sequence[Use], params: Params, names: Sequence[str], graph: Graph, samples: int
+) -> dict[str, list[Group]]:
+    """`groups_of`, of the leaves whose calls may all have an axis for the samples."""
+    found = {
+        name: over_samples(groups, graph, samples)
+        for name, groups in groups_of(calls, params, names, graph).items()
+    }
+    return {
+        name: groups
+        for name, groups in found.items()
+        if all(layouts(use, samples) for group in groups for use in group.uses)
+    }
 
 
 class Slices(NamedTuple):
