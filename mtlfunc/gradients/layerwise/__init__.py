@@ -27,8 +27,10 @@ from .plan import common_plan as common_plan
 from .plan import decide as decide
 from .plan import groups_of as groups_of
 from .plan import is_worth_recording as is_worth_recording
+from .plan import is_worth_weighing as is_worth_weighing
 from .plan import sample_plan as sample_plan
 from .plan import sketch as sketch
+from .plan import weighted_plan as weighted_plan
 from .recorder import RETAIN as RETAIN
 from .recorder import Handles as Handles
 from .recorder import Hooks as Hooks

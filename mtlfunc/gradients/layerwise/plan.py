@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ...types import Params
@@ -45,6 +46,11 @@ LOOPED_CONVOLUTION = 0.55
 def is_worth_recording(params: Params, names: Sequence[str]) -> bool:
     """Whether so many parameters repay a look at the graph."""
     return sum(params[name].numel() for name in names) >= FEW_PARAMETERS
+
+
+def is_worth_weighing(params: Params, weightings: int) -> bool:
+    """Whether so many rows of so many parameters repay a look at the graph."""
+    return weightings * sum(map(Tensor.numel, params.values())) >= FEW_PARAMETERS
 
 
 WORTH = 1.25
@@ -225,6 +231,68 @@ def sampled_groups(
         for name, groups in found.items()
         if all(layouts(use, samples) for group in groups for use in group.uses)
     }
+
+
+class Weighted(NamedTuple):
+    """How tasks that are weightings of samples are measured from one backward pass by sample."""
+
+    plan: Plan  # of all leaves; forms matter where they are measured
+    worth: bool  # whether that is cheaper than one backward pass a task
+
+
+def weighted_plan(
+    calls: Sequence[Use],
+    params: Params,
+    measured: Sequence[str],
+    graph: Graph,
+    samples: int,
+    parts: int,
+    weightings: int,
+    device: str,
+    *,
+    proved: bool,
+    rows: bool,
+) -> Weighted:
+    """Forms of the leaves in `params`.
+
+    Args:
+        calls: those that were recorded.
+        params: the leaves.
+        measured: those that the Gramian sums over.
+        graph: of the forward pass.
+        samples: how many.
+        parts: losses of every sample.
+        weightings: tasks.
+        device: "cpu", "cuda", …
+        proved: where the samples are is known, without another pass.
+        rows: the rows of all tasks are wanted.
+    """
+    groups = sampled_groups(calls, params, tuple(params), graph, samples)
+    entries = samples * parts
+    tapped: list[tuple[Group, Form]] = []
+    work = products = 0.0
+    for name, every in groups.items():
+        for group in every:
+            allowed: list[Form] = ["mixed"] if rows else ["kernel", "gemm", "mixed"]
+            found = costs(group, entries, samples, weightings=weightings)
+            priced = {
+                form: weighted_cost(found[form], group, form, device)
+                for form in allowed
+                if form in found
+            }
+            form = min(priced, key=priced.__getitem__)
+            tapped.append((group, form))
+            work += priced[form] if name in measured else 0.0
+            product = sum(
+                2.0 * positions(use) * group.numel for use in group.uses if use.kind == "outer"
+            )
+            products += product
+            work += product * SLOW.get((device, "conv", "gemm"), 1.0) if "conv" in group.op else product
+    left = tuple(name for name in params if name not in groups)
+    passes = parts * (1 if proved else 2) + (weightings if left else 0)
+    dots = sum(2.0 * weightings * (weightings + 1) * params[name].numel() for name in measured)
+    fast, slow = work + passes * products, 2 * weightings * products + dots
+    return Weighted(Plan(tuple(tapped), left), fast < slow)
 
 
 class Slices(NamedTuple):
