@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
-from experiments.bridge import sharded
+from experiments.examples import sharded
 from tests.architectures import NAMES, SAMPLES, build
 from tests.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 from tests.test_cross_gramian import agree as agreeing
@@ -495,7 +495,7 @@ def unlike_samples(rank: int, size: int) -> None:
 
 
 def shards(rank: int, size: int) -> None:
-    """The page of `experiments.bridge` on sharded parameters, through its checkpoint."""
+    """The page of `experiments.examples` on sharded parameters, through its checkpoint."""
     with tempfile.TemporaryDirectory() as own:
         places = [own]
         dist.broadcast_object_list(places)  # the first process's

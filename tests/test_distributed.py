@@ -179,7 +179,7 @@ def test_a_page_ends_as_one_process_on_the_union(tmp_path):
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "--standalone", "-m", "experiments.bridge.data_parallel", str(tmp_path)],
+        [*command, "--standalone", "-m", "experiments.examples.data_parallel", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -1,6 +1,6 @@
 """Activation checkpointing: the trunk's activations are computed again in the backward passes.
 
-    python -m experiments.bridge.checkpointing
+    python -m experiments.examples.checkpointing
 
 What can go wrong:
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches, difference, on
+from experiments.examples.problem import Net, batches, difference, on
 
 
 class Checkpointed(Net):

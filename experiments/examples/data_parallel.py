@@ -1,6 +1,6 @@
 """Data parallel: a stock loop with DistributedDataParallel, each process with its own samples.
 
-    torchrun --nproc-per-node 2 -m experiments.bridge.data_parallel [FOLDER]
+    torchrun --nproc-per-node 2 -m experiments.examples.data_parallel [FOLDER]
 
 Of the loop of one process three things change: the module is wrapped, `group=` tells the balancer
 who else there is, and every process reads its own part of the data. Gramian, weights and gradients
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches
+from experiments.examples.problem import Net, batches
 
 
 class Run:

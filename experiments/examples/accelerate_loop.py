@@ -1,7 +1,7 @@
 """Hugging Face `accelerate`, in bfloat16 and with gradient accumulation.
 
     pip install accelerate
-    python -m experiments.bridge.accelerate_loop
+    python -m experiments.examples.accelerate_loop
 
 `weigh` gives one loss, and `accelerator.backward` takes it: scaling, accumulation and clipping stay
 Accelerate's. A balancer has `state_dict` and `load_state_dict`, which is all that
@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches, difference, on
+from experiments.examples.problem import Net, batches, difference, on
 
 Data = list[tuple[Tensor, Tensor]]
 

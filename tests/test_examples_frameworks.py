@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.bridge import mixed_precision
-from experiments.bridge.problem import Net, batches, difference, on
-from tests.test_bridge import falls, rows_of
+from experiments.examples import mixed_precision
+from experiments.examples.problem import Net, batches, difference, on
+from tests.test_examples import falls, rows_of
 
 HALVES = {torch.bfloat16: 0.02, torch.float16: 0.003}
 
@@ -140,7 +140,7 @@ def quiet(test):
 def test_lightning(tmp_path):
     import lightning
 
-    from experiments.bridge import lightning_module as page  # takes seconds to import
+    from experiments.examples import lightning_module as page  # takes seconds to import
 
     class First(lightning.Callback):
         """The gradient that Lightning hands to the first optimizer step, and what was logged."""
@@ -175,7 +175,7 @@ def test_lightning(tmp_path):
 def test_lightnings_checkpoint_and_copies_hold_the_state_of_the_rule(tmp_path):
     import lightning
 
-    from experiments.bridge import lightning_module as page
+    from experiments.examples import lightning_module as page
 
     module = page.Balanced()
     own: Any = {"enable_progress_bar": False, "default_root_dir": tmp_path}
@@ -209,7 +209,7 @@ def accelerator_of():
 
 @pytest.mark.parametrize(("precision", "most"), [("no", 1e-5), ("bf16", 0.02)])
 def test_accelerate(accelerator_of, precision, most):
-    from experiments.bridge import accelerate_loop as page
+    from experiments.examples import accelerate_loop as page
 
     data = batches(60, 32)
     plain = page.plain(data, accelerator_of(mixed_precision=precision))
@@ -222,7 +222,7 @@ def test_accelerate(accelerator_of, precision, most):
 
 
 def test_accelerate_keeps_the_state_of_the_rule(accelerator_of, tmp_path):
-    from experiments.bridge import accelerate_loop as page
+    from experiments.examples import accelerate_loop as page
 
     accelerator = accelerator_of()
     _, _, balancer = page.balanced(batches(3, 8), accelerator)
@@ -242,7 +242,7 @@ def test_accelerate_keeps_the_state_of_the_rule(accelerator_of, tmp_path):
 def test_transformers(tmp_path):
     import transformers
 
-    from experiments.bridge import transformers_trainer as page
+    from experiments.examples import transformers_trainer as page
 
     off = []
 

@@ -1,7 +1,7 @@
 """PyTorch Lightning with its automatic optimisation, in bfloat16.
 
     pip install lightning
-    python -m experiments.bridge.lightning_module
+    python -m experiments.examples.lightning_module
 
 `training_step` returns one loss, weighted by `weigh`, and Lightning does the rest: scaling,
 accumulation, clipping, schedules, logging.
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches
+from experiments.examples.problem import Net, batches
 
 
 class Plain(lightning.LightningModule):

@@ -1,6 +1,6 @@
 """A network through `torch.compile`.
 
-    python -m experiments.bridge.compiled
+    python -m experiments.examples.compiled
 
 What can go wrong:
 
@@ -18,7 +18,7 @@ import torch._functorch.config
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches, difference, on
+from experiments.examples.problem import Net, batches, difference, on
 
 
 def plain(data: list[tuple[Tensor, Tensor]], backend: str = "inductor") -> Tensor:

@@ -11,8 +11,8 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 import mtlfunc as mf
-from experiments.bridge import accumulation, checkpointing, compiled, pinn, stock_loop
-from experiments.bridge.problem import Net, batches, difference, on
+from experiments.examples import accumulation, checkpointing, compiled, pinn, stock_loop
+from experiments.examples.problem import Net, batches, difference, on
 
 STEPS, SIZE = 12, 8
 PAGES = [
@@ -164,7 +164,7 @@ def test_pages_are_short():
     for page in (folder / f"{name}.py" for name in PAGES):
         text = page.read_text()
         assert len(text.splitlines()) <= 80, page
-        assert f"python -m experiments.bridge.{page.stem}\n" in text
+        assert f"python -m experiments.examples.{page.stem}\n" in text
         assert "What can go wrong" in text, page
 
 

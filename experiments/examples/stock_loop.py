@@ -1,6 +1,6 @@
 """A stock PyTorch loop: optimizer, gradient clipping, checkpoints.
 
-    python -m experiments.bridge.stock_loop
+    python -m experiments.examples.stock_loop
 
 What can go wrong:
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches, difference, on
+from experiments.examples.problem import Net, batches, difference, on
 
 Data = list[tuple[Tensor, Tensor]]
 

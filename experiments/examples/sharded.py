@@ -1,6 +1,6 @@
 """Sharded parameters: a stock loop on a module under `fully_shard` (FSDP2).
 
-    torchrun --nproc-per-node 2 -m experiments.bridge.sharded [FOLDER]
+    torchrun --nproc-per-node 2 -m experiments.examples.sharded [FOLDER]
 
 Every process holds its part of each parameter, of its gradient and of the optimizer's state, and
 of the rows of the Jacobian: T times a part of the parameters. The balancer runs one backward pass a
@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches
+from experiments.examples.problem import Net, batches
 
 
 class Run:

@@ -1,7 +1,7 @@
 """Hugging Face `transformers.Trainer`: a tiny BERT with three classifiers, made on the spot.
 
     pip install transformers accelerate
-    python -m experiments.bridge.transformers_trainer
+    python -m experiments.examples.transformers_trainer
 
 `compute_loss` returns one loss, weighted by `weigh`; the Trainer accumulates, clips and logs it.
 
@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 import mtlfunc as mf
-from experiments.bridge.problem import TASKS
+from experiments.examples.problem import TASKS
 
 
 class Classifier(nn.Module):

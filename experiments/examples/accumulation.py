@@ -1,6 +1,6 @@
 """Gradient accumulation: one step from several micro-batches, in three ways that are not the same.
 
-    python -m experiments.bridge.accumulation
+    python -m experiments.examples.accumulation
 
 - `one by one`: a `backward` for every micro-batch, `.grad` adds up. Another method: the rule sees
   the noisier Gramian of few samples (E‖g‖² > ‖E g‖²), and its state takes a step for each.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches
+from experiments.examples.problem import Net, batches
 
 Micro = list[tuple[float, Tensor, Tensor]]  # the share of the samples, inputs, targets
 

@@ -1,6 +1,6 @@
 """Mixed precision: autocast around the forward, and the gradient scaler of float16.
 
-    python -m experiments.bridge.mixed_precision
+    python -m experiments.examples.mixed_precision
 
 `weigh` finds the weights and leaves `.grad` alone, so that scaler, clipping and optimizer see one
 ordinary loss. The Gramian is summed in float32, outside autocast. All parameters get the weighted
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.bridge.problem import Net, batches, difference, on
+from experiments.examples.problem import Net, batches, difference, on
 
 Data = list[tuple[Tensor, Tensor]]
 

@@ -1,6 +1,6 @@
 """A physics-informed network: -u'' = π² sin(πx) on [0, 1] with u(0) = u(1) = 0, so u = sin(πx).
 
-    python -m experiments.bridge.pinn
+    python -m experiments.examples.pinn
 
 The losses are written as everyone writes them: points with `requires_grad_()`, and `u''` by two
 calls of `torch.autograd.grad(..., create_graph=True)`. Residual and boundary are two tasks.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlfunc as mf
-from experiments.bridge.problem import difference
+from experiments.examples.problem import difference
 
 
 def network() -> nn.Module:
