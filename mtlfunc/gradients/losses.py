@@ -206,6 +206,16 @@ def flat_weightings(weightings: Tensor, losses: Losses, value: Tensor) -> Tensor
     return weightings.flatten(1)
 
 
+def check_weighed(losses: Tensor, tasks: Tasks, first: str) -> None:
+    """Raise unless there are as many weightings as at the first step."""
+    if tasks and len(losses) != len(tasks):
+        raise ValueError(
+            f"weightings: {len(tasks)} tasks at {first}, {len(losses)} at this step; give every "
+            "task a row at every step, of zeros where it has no samples (for other tasks, start "
+            "anew)"
+        )
+
+
 def _listed(out: Any) -> bool:
     return isinstance(out, tuple | list)
 
