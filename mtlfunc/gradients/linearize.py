@@ -90,7 +90,8 @@ class Request(NamedTuple):
     def watches(self, params: Params) -> bool:
         """Whether recording the calls of a forward pass is worth its price."""
         if self.weightings:
-            return self.engine != "rows" and is_worth_weighing(params, self.weightings)
+            worth = self.engine == "layerwise" or is_worth_weighing(params, self.weightings)
+            return worth and self.engine != "rows"
         if not self.measured or self.engine == "rows" or self.metric is not None:
             return False
         return self.engine == "layerwise" or is_worth_recording(params, self.measured)
