@@ -26,9 +26,11 @@ from .layerwise import (
     Plan,
     SampledGroup,
     Use,
+    Weighted,
     entry_layouts,
     sample_block,
     sample_factors,
+    sampled_groups,
     weighted_plan,
 )
 from .linearize import Linearization, Request
@@ -58,7 +60,7 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
     with enable_grad():
         graph = forward.graph
         uses = [use for use in forward.calls.uses if use.edge.node in graph.reach]
-        plan, worth, proved = _planned(forward, request, uses, samples, parts)
+        (plan, kept, worth), proved = _planned(forward, request, uses, (samples, parts))
         if not worth:
             return None
         matrix, preference = request.cotangents(value)
@@ -70,39 +72,40 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         if only and proved is None:
             _remember(forward, samples, plan, where)
         side = Side(value.reshape(shape), forward, backward, graph, plan, deltas, where, sound)
-        return _Weighings(side, request, matrix, preference).linearization()
+        return _Weighings(side, request, kept, matrix, preference).linearization()
 
 
 def _planned(
-    forward: Forward, request: Request, uses: Sequence[Use], samples: int, parts: int
-) -> tuple[Plan, bool, Sequence[Layout] | None]:
+    forward: Forward, request: Request, uses: Sequence[Use], entries: tuple[int, int]
+) -> tuple[Weighted, Sequence[Layout] | None]:
     """The form of every leaf, whether one pass is worth it, and where the samples are, if known."""
-    graph, rows = forward.graph, makes_rows(request)
+    graph, params, (samples, parts) = forward.graph, forward.params, entries
+    rows = makes_rows(request)
+    exact = request.gramian_dtype in (None, torch.promote_types(forward.value.dtype, torch.float32))
+    groups = sampled_groups(uses, params, tuple(params), graph, samples)
 
-    def planned(proved: bool) -> tuple[Plan, bool]:
-        plan, cheaper = weighted_plan(
-            uses,
-            forward.params,
+    def planned(passes: int) -> Weighted:
+        found = weighted_plan(
+            groups,
+            params,
             request.shared if rows else request.measured,
-            graph,
-            samples,
-            parts,
+            entries,
             request.weightings,
             forward.value.device.type,
-            proved=proved,
+            passes=passes,
             rows=rows,
+            keep=request.keep == "combination" and exact,
         )
-        return plan, bool(plan.tapped) and (cheaper or request.engine == "layerwise")
+        worth = found.worth or request.engine == "layerwise"
+        return found._replace(worth=worth and bool(found.plan.tapped))
 
-    plan, worth = planned(proved=True)
-    if not worth:
-        return plan, False, None
-    proved = entry_layouts(graph, forward.losses.vector, None, plan.uses, samples)
+    found = planned(parts)
+    if not found.worth:
+        return found, None
+    proved = entry_layouts(graph, forward.losses.vector, None, found.plan.uses, samples)
     if proved is None:
-        proved = _remembered(forward, samples, plan)
-    if proved is None:
-        plan, worth = planned(proved=False)
-    return plan, worth, proved
+        proved = _remembered(forward, samples, found.plan)
+    return found if proved else planned(2 * parts), proved
 
 
 def makes_rows(request: Request) -> bool:
@@ -116,12 +119,20 @@ class _Weighings:
     Args:
         side: the pass.
         request: what is wanted.
+        kept: the leaves whose rows are kept, to be combined.
         matrix: the weightings A [task, entry].
         preference: [task].
     """
 
-    def __init__(self, side: Side, request: Request, matrix: Tensor, preference: Tensor) -> None:
-        self.side, self.request, self.preference = side, request, preference
+    def __init__(
+        self,
+        side: Side,
+        request: Request,
+        kept: tuple[str, ...],
+        matrix: Tensor,
+        preference: Tensor,
+    ) -> None:
+        self.side, self.request, self.preference, self.kept = side, request, preference, kept
         self.params, self.backward, value = side.forward.params, side.backward, side.forward.value
         for right in side.sound:  # where samples mix unseen, nothing that is found is right
             matrix = torch.where(right, matrix, torch.nan)
@@ -137,7 +148,8 @@ class _Weighings:
         request, matrix = self.request, self.matrix
         with nullcontext() if self.backward.record else torch.no_grad():
             others = tuple(name for name in self.params if name not in set(request.shared))
-            rows = self.rows(request.shared if makes_rows(request) else self.side.plan.rows)
+            names = (*self.side.plan.rows, *self.kept)
+            rows = self.rows(request.shared if makes_rows(request) else names)
             gramian = self.gramian(rows) if request.measured else None
             share = request.heads(len(matrix)) if others and request.heads else None
             heads = {}

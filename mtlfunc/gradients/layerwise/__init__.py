@@ -23,12 +23,14 @@ from .owners import entry_layouts as entry_layouts
 from .plan import Engine as Engine
 from .plan import Plan as Plan
 from .plan import Slices as Slices
+from .plan import Weighted as Weighted
 from .plan import common_plan as common_plan
 from .plan import decide as decide
 from .plan import groups_of as groups_of
 from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
 from .plan import sample_plan as sample_plan
+from .plan import sampled_groups as sampled_groups
 from .plan import sketch as sketch
 from .plan import weighted_plan as weighted_plan
 from .recorder import RETAIN as RETAIN

@@ -116,6 +116,7 @@ def groups_of(
 
 def weighted_cost(cost: Cost, group: Group, form: Form, device: str) -> float:
     operation = "conv" if "conv" in group.op else "product"
+    form = "gemm" if form == "mixed" else form
     return cost.flops * SLOW.get((device, operation, form), 1.0)
 
 
@@ -237,62 +238,68 @@ class Weighted(NamedTuple):
     """How tasks that are weightings of samples are measured from one backward pass by sample."""
 
     plan: Plan  # of all leaves; forms matter where they are measured
+    kept: tuple[str, ...]  # the leaves whose rows are kept, to be combined
     worth: bool  # whether that is cheaper than one backward pass a task
 
 
 def weighted_plan(
-    calls: Sequence[Use],
+    groups: dict[str, list[Group]],
     params: Params,
     measured: Sequence[str],
-    graph: Graph,
-    samples: int,
-    parts: int,
+    entries: tuple[int, int],
     weightings: int,
     device: str,
     *,
-    proved: bool,
+    passes: int,
     rows: bool,
+    keep: bool,
 ) -> Weighted:
     """Forms of the leaves in `params`.
 
     Args:
-        calls: those that were recorded.
+        groups: what taps serve, by leaf.
         params: the leaves.
-        measured: those that the Gramian sums over.
-        graph: of the forward pass.
-        samples: how many.
-        parts: losses of every sample.
+        measured: those that the Gramian sums over, or whose rows are wanted.
+        entries: how many samples, and losses of each.
         weightings: tasks.
         device: "cpu", "cuda", …
-        proved: where the samples are is known, without another pass.
+        passes: how many make the deltas, and find the samples in them.
         rows: the rows of all tasks are wanted.
+        keep: they may be kept to be combined, where they are no larger than inputs and deltas.
     """
-    groups = sampled_groups(calls, params, tuple(params), graph, samples)
-    entries = samples * parts
+    samples, parts = entries
     tapped: list[tuple[Group, Form]] = []
+    kept: list[str] = []
     work = products = 0.0
     for name, every in groups.items():
+        forms: list[Form] = []
+        combining = reading = 0.0
         for group in every:
-            allowed: list[Form] = ["mixed"] if rows else ["kernel", "gemm", "mixed"]
-            found = costs(group, entries, samples, weightings=weightings)
-            priced = {
-                form: weighted_cost(found[form], group, form, device)
-                for form in allowed
-                if form in found
-            }
-            form = min(priced, key=priced.__getitem__)
-            tapped.append((group, form))
-            work += priced[form] if name in measured else 0.0
-            product = sum(
-                2.0 * positions(use) * group.numel for use in group.uses if use.kind == "outer"
-            )
-            products += product
-            work += product * SLOW.get((device, "conv", "gemm"), 1.0) if "conv" in group.op else product
+            found = costs(group, samples * parts, samples, weightings=weightings)
+            allowed = ["mixed"] if rows else [x for x in found if x != "rows"]
+            price = {x: weighted_cost(found[x], group, x, device) for x in allowed}
+            forms.append(min(price, key=price.__getitem__))
+            work += price[forms[-1]] if name in measured else 0.0
+            looped = LOOPED_CONVOLUTION if "conv" in group.op and device == "cpu" else 1.0
+            for use in group.uses:
+                _, number, a, o = use.sizes
+                reading += positions(use) * number * (a + parts * o)
+                if use.kind == "outer":
+                    product = Cost(2.0 * positions(use) * group.numel, 0.0)
+                    products += looped * product.flops
+                    combining += weighted_cost(product, group, "gemm", device)
+        if keep and name in measured and {*forms} == {"mixed"}:
+            if weightings * params[name].numel() <= reading:
+                kept.append(name)
+                combining = 2.0 * weightings * params[name].numel()
+        tapped += zip(every, forms, strict=True)
+        work += combining
     left = tuple(name for name in params if name not in groups)
-    passes = parts * (1 if proved else 2) + (weightings if left else 0)
     dots = sum(2.0 * weightings * (weightings + 1) * params[name].numel() for name in measured)
-    fast, slow = work + passes * products, 2 * weightings * products + dots
-    return Weighted(Plan(tuple(tapped), left), fast < slow)
+    work += (passes + (weightings if left else 0)) * products
+    return Weighted(
+        Plan(tuple(tapped), left), tuple(kept), work < 2 * weightings * products + dots
+    )
 
 
 class Slices(NamedTuple):
