@@ -25,6 +25,7 @@ from .layerwise import (
     is_worth_recording,
     is_worth_weighing,
     prefers_separate_passes,
+    should_loop,
     sketch,
 )
 from .losses import flat_weightings
@@ -211,7 +212,11 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     apart = request.mix is None or _mixed_afterwards(forward, rows)
     plan, chunk = Plan((), request.shared), request.chunk_size
     edges = forward.edges if apart and losses.scalars else None
-    if forward.calls is not None and request.watches(params):
+    if forward.calls is not None and request.weightings and request.engine == "auto":
+        uses, device = forward.calls.uses, forward.value.device.type
+        if should_loop(uses, forward.graph, params, rows, False, device)[1]:
+            chunk = 1
+    elif forward.calls is not None and request.watches(params):
         decision = decide(
             forward,
             request.measured,

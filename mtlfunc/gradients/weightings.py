@@ -31,12 +31,16 @@ from .layerwise import (
     sample_block,
     sample_factors,
     sampled_groups,
+    seen_groups,
     weighted_plan,
 )
 from .linearize import Linearization, Request
 from .run import Forward
 from .samples import Side, deltas_by_sample
 from .slices import rows_of_leaf
+
+FEW = 4
+"""Up to so many tasks one pass for all may cost more than one a task."""
 
 KEPT = 8
 """Kinds of graphs whose layouts a balancer remembers."""
@@ -82,7 +86,8 @@ def _planned(
     graph, params, (samples, parts) = forward.graph, forward.params, entries
     rows = makes_rows(request)
     exact = request.gramian_dtype in (None, torch.promote_types(forward.value.dtype, torch.float32))
-    groups = sampled_groups(uses, params, tuple(params), graph, samples)
+    # without a look at the graph, which would be dear where a few passes are cheaper
+    groups = seen_groups(uses, params)
 
     def planned(passes: int) -> Weighted:
         found = weighted_plan(
@@ -97,8 +102,11 @@ def _planned(
             keep=request.keep == "combination" and exact,
         )
         worth = found.worth or request.engine == "layerwise"
-        return found._replace(worth=worth and bool(found.plan.tapped))
+        return found._replace(worth=worth and bool(groups))
 
+    if request.weightings <= FEW and not (found := planned(parts)).worth:
+        return found, None
+    groups = sampled_groups(uses, params, tuple(params), graph, samples)
     found = planned(parts)
     if not found.worth:
         return found, None

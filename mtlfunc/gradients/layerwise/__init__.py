@@ -31,6 +31,8 @@ from .plan import is_worth_recording as is_worth_recording
 from .plan import is_worth_weighing as is_worth_weighing
 from .plan import sample_plan as sample_plan
 from .plan import sampled_groups as sampled_groups
+from .plan import seen_groups as seen_groups
+from .plan import should_loop as should_loop
 from .plan import sketch as sketch
 from .plan import weighted_plan as weighted_plan
 from .recorder import RETAIN as RETAIN

@@ -395,14 +395,20 @@ def _any_better_than_rows(
     calls: Sequence[Use], params: Params, names: Sequence[str], rows: int, device: str
 ) -> bool:
     """Whether some leaf could gain at all, if every call served every loss; no graph is read."""
-    found = by_leaf(calls)
-    groups = [
-        Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found
-    ]
     return any(
         cheapest_form(group, rows, device, None, ("kernel", "gemm", "rows")) != "rows"
+        for name, groups in seen_groups(calls, params).items()
         for group in groups
+        if name in names
     )
+
+
+def seen_groups(calls: Sequence[Use], params: Params) -> dict[str, list[Group]]:
+    """The leaves that recorded calls consume, as if those were all of their uses."""
+    return {
+        name: [Group(name, tuple(uses), params[name].numel())]
+        for name, uses in by_leaf(calls).items()
+    }
 
 
 def _may_be_slices(calls: Sequence[Use], names: Sequence[str], count: int, separate: bool) -> bool:
