@@ -323,9 +323,7 @@ def _sample_axes(
     return [known[place] for place in places], sound, only
 
 
-def _candidate_layouts(
-    use: Use, delta: Tensor, weighted: Tensor, shares: Tensor
-) -> Choices:
+def _candidate_layouts(use: Use, delta: Tensor, weighted: Tensor, shares: Tensor) -> Choices:
     """The layouts that fit one use's output, each with whether its samples stay apart in it."""
     samples, choices = len(shares), ()
     for layout in layouts(use, samples):

@@ -247,9 +247,7 @@ def _remembered(forward: Forward, samples: int, plan: Plan) -> Sequence[Layout] 
     return None if key is None or forward.layouts is None else forward.layouts.get(key)
 
 
-def _remember(
-    forward: Forward, samples: int, plan: Plan, where: Sequence[Choices]
-) -> None:
+def _remember(forward: Forward, samples: int, plan: Plan, where: Sequence[Choices]) -> None:
     """Keep the layouts that were seen, where whoever holds the forward remembers any."""
     if forward.layouts is None:
         return

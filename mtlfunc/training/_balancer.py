@@ -316,6 +316,8 @@ class Balancer:
         if measured.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
             weights = weights * measured.part * run.union.size
+        if weightings is not None:  # likewise, of a sum over the ranks
+            weights = weights * run.union.size
         return weights * count_of(measured) if self._reduction == "sum" else weights, info
 
     def measure(
@@ -439,10 +441,13 @@ class Balancer:
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
         pieces = losses if several and weightings is None else (losses,)
         parsed: list[Losses] = []
+        self._weightings = 0
         if weightings is not None:
             self._check_weighed(weightings, present)
             parsed.append(parse_weighed(losses, "losses"))
-        for each in pieces if weightings is None else ():  # every batch's tasks are in the order of the first's
+        for each in (
+            pieces if weightings is None else ()
+        ):  # every batch's tasks are in the order of the first's
             tasks = self._tasks or (parsed[0].tasks if parsed else ())
             first = "the first step" if self._tasks else "the first batch"
             parsed.append(parse_losses(_alone(each), "losses", tasks=tasks, first=first))

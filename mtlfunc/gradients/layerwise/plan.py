@@ -297,9 +297,7 @@ def weighted_plan(
     left = tuple(name for name in params if name not in groups)
     dots = sum(2.0 * weightings * (weightings + 1) * params[name].numel() for name in measured)
     work += (passes + (weightings if left else 0)) * products
-    return Weighted(
-        Plan(tuple(tapped), left), tuple(kept), work < 2 * weightings * products + dots
-    )
+    return Weighted(Plan(tuple(tapped), left), tuple(kept), work < 2 * weightings * products + dots)
 
 
 class Slices(NamedTuple):
