@@ -1,4 +1,4 @@
-"""Tasks that are weightings of samples: exact against one backward pass a task, by a literal loop."""
+"""Tasks that are weightings of samples: exact against a literal loop, one backward pass a task."""
 
 import pytest
 import torch
@@ -215,7 +215,7 @@ def test_step_equals_one_of_as_many_losses(name, rule, passes):
         mf.balance(tasks_of(losses), rule(), mf.jacobian(engine="rows")),
     )
     grads, _, info = step.update(params, batch, step.init(params, batch))
-    wanted, _, told = other.update(params, batch, other.init(params, batch))
+    _, _, told = other.update(params, batch, other.init(params, batch))
     assert passes == [True]
     close(info.gramian, told.gramian, name)
     close(info.losses, told.losses, name)
@@ -368,7 +368,7 @@ def test_live_equals_pure(name, passes):
         weights, _ = balancer.weigh(entries, weightings=part["A"])
         measured = balancer.measure(entries, weightings=part["A"])
         info = balancer.backward(entries, weightings=part["A"])
-        grads, state, told = step.update(mf.parameters(net), part, state)
+        _, state, told = step.update(mf.parameters(net), part, state)
         for found in (info, measured):
             close(found.gramian, told.gramian, name)
             close(found.losses, told.losses, name)
@@ -378,7 +378,7 @@ def test_live_equals_pure(name, passes):
         close(flat, info.weights @ jacobian, name, jacobian)
         with torch.no_grad():
             for leaf in leaves.values():
-                leaf -= 0.01 * leaf.grad / leaf.grad.norm().clamp_min(1e-3)
+                leaf.sub_(0.01 * leaf.grad / leaf.grad.norm().clamp_min(1e-3))
                 leaf.grad = None
     assert all(passes[4:])  # the first block does not record biases
 
@@ -432,7 +432,7 @@ def test_zero_deltas_are_no_layout():
         close(info.gramian, jacobian @ jacobian.T)
         with torch.no_grad():
             for leaf in net.parameters():
-                leaf -= 0.05 * leaf.grad
+                leaf.sub_(0.05 * leaf.grad)
                 leaf.grad = None
 
 
@@ -479,6 +479,20 @@ def test_clipped_surrogate_is_two_passes(clip):
     wanted, expected = mf.task_gramian(surrogates, params, None, engine="rows")
     close(losses, wanted)
     close(gramian, expected)
+
+
+def test_explanation_says_form_and_cost():
+    net, losses, batch = make("gpt", 20)
+    params = mf.parameters(net)
+    told = mf.explain_gramian(losses, params, batch, weightings=batch["A"])
+    assert (told.rows, {layer.form for layer in told.layers} & {"rows"}) == (20, set())
+    assert told.passes.startswith("1 backward pass(es) for all tasks; the graph proves")
+    assert all(layer.gflop[layer.form] == min(layer.gflop.values()) for layer in told.layers)
+    few = mf.explain_gramian(losses, params, batch, weightings=batch["A"][:1])
+    assert few.passes == "one backward pass a task"
+    net, losses, batch = make("rolled", 100)
+    told = mf.explain_gramian(losses, mf.parameters(net), batch, weightings=batch["A"])
+    assert "to check that samples do not mix" in told.passes
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -536,7 +550,7 @@ def test_refusals_of_a_balancer():
         balancer.backward(entries, weightings=matrix, present=torch.ones(3) > 0)
     with pytest.raises(ValueError, match="features: not with weightings"):
         balancer.backward(entries, weightings=matrix, features=batch["x"])
-    with pytest.raises(ValueError, match="go with mtlfunc.jacobian"):
+    with pytest.raises(ValueError, match=r"go with mtlfunc\.jacobian"):
         mf.Balancer(net, mf.mean(), None).backward(entries, weightings=matrix)
     own = mf.Balancer(net, mf.mgda(), mf.jacobian(weightings=lambda b: b))
     with pytest.raises(ValueError, match="leave it out of the probe"):

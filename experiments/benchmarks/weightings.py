@@ -15,7 +15,6 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple

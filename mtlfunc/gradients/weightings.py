@@ -1,8 +1,8 @@
 """Tasks that are weightings of samples, L = A ℓ, for the price of one backward pass.
 
-The pullback of Σ ℓ_n holds every sample's own deltas Δ_n. With a layer's inputs X they give its rows
-of samples R_n = X_nᵀΔ_n, those of the tasks A R, and the combination of these with weights w in one
-product, Σ_n v_n X_nᵀΔ_n with v = Aᵀw, without another pass.
+The pullback of Σ ℓ_n holds every sample's own deltas Δ_n. With a layer's inputs X they give its
+rows of samples R_n = X_nᵀΔ_n, those of the tasks A R, and the combination of these with weights w
+in one product, Σ_n v_n X_nᵀΔ_n with v = Aᵀw, without another pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from .layerwise import (
     Layout,
     Plan,
     SampledGroup,
-    Use,
     Weighted,
     entry_layouts,
     sample_block,
@@ -54,19 +53,14 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         forward: of losses of samples.
         request: its mix are the weightings, flattened as the losses are.
     """
-    losses, value = forward.losses, forward.value
-    if forward.calls is None or forward.hooked or request.weightings < 2 or forward.root is None:
-        return None
-    shape = losses.shape or value.shape
-    samples, parts = shape[0], shape[1:].numel()
-    if samples == 1:
-        return None
+    value = forward.value
     with enable_grad():
-        graph = forward.graph
-        uses = [use for use in forward.calls.uses if use.edge.node in graph.reach]
-        (plan, kept, worth), proved = _planned(forward, request, uses, (samples, parts))
-        if not worth:
+        found = plan_weightings(forward, request)
+        if found is None or not found[0].worth:
             return None
+        (plan, kept, _), proved = found
+        graph, shape = forward.graph, forward.losses.shape or value.shape
+        samples = shape[0]
         matrix, preference = request.cotangents(value)
         record = forward.recorded or is_differentiated(matrix)
         backward = Backward(forward, record)
@@ -79,11 +73,20 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         return _Weighings(side, request, kept, matrix, preference).linearization()
 
 
-def _planned(
-    forward: Forward, request: Request, uses: Sequence[Use], entries: tuple[int, int]
-) -> tuple[Weighted, Sequence[Layout] | None]:
-    """The form of every leaf, whether one pass is worth it, and where the samples are, if known."""
-    graph, params, (samples, parts) = forward.graph, forward.params, entries
+def plan_weightings(
+    forward: Forward, request: Request
+) -> tuple[Weighted, Sequence[Layout] | None] | None:
+    """The form of every leaf, whether one pass is worth it, and where the samples are, if known;
+    None where no calls were seen.
+    """
+    if forward.calls is None or forward.hooked or request.weightings < 2 or forward.root is None:
+        return None
+    shape = forward.losses.shape or forward.value.shape
+    entries = samples, parts = shape[0], shape[1:].numel()
+    if samples == 1:
+        return None
+    graph, params = forward.graph, forward.params
+    uses = [use for use in forward.calls.uses if use.edge.node in graph.reach]
     rows = makes_rows(request)
     exact = request.gramian_dtype in (None, torch.promote_types(forward.value.dtype, torch.float32))
     # without a look at the graph, which would be dear where a few passes are cheaper
@@ -184,9 +187,9 @@ class _Weighings:
             chunk = self.request.chunk_size
             chunk = chunk if batched and (twice or not self.backward.record) else 1
             found = dict(zip(passed, self.backward.each(self.matrix, targets, chunk), strict=True))
+        mix = self.matrix.to(self.own)
         for name in names:
             if name not in found:
-                mix = self.matrix.to(self.own)
                 found[name] = self._whole(name, lambda each: each.rows(self.own, mix))
         return {name: found[name] for name in names}
 
@@ -284,12 +287,23 @@ def _axes_of(kind: type) -> tuple[str, ...]:
     return tuple(axis for axis in _AXES if hasattr(kind, axis))
 
 
-_AXES = tuple(
-    f"_saved_{name}"
-    for name in (
-        "dim dims dim0 dim1 index start end step split_size split_sizes shifts sizes stride "
-        "storage_offset offset reduction"
-    ).split()
+_AXES = (
+    "_saved_dim",
+    "_saved_dims",
+    "_saved_dim0",
+    "_saved_dim1",
+    "_saved_index",
+    "_saved_start",
+    "_saved_end",
+    "_saved_step",
+    "_saved_split_size",
+    "_saved_split_sizes",
+    "_saved_shifts",
+    "_saved_size",
+    "_saved_stride",
+    "_saved_storage_offset",
+    "_saved_offset",
+    "_saved_reduction",
 )
 _MOVES = (
     "Index",

@@ -230,11 +230,11 @@ class Balancer:
             losses: a vector `[task]`, or a tuple, list or dict of scalars, with their graph.
             present: Bool[task], the tasks that have labels in this batch; with `group=` how many
                 labels, `[task]`. None is all, and equal batches.
-            weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn ℓ_n
-                of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward pass
-                (one a part), from the second step on: the first block does not know of them. The
-                samples may be others, and more or fewer, at every step. With `group=` the ranks'
-                losses are summed, each with weights of its own samples. For
+            weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
+                ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
+                pass (one a part), from the second step on: the first block does not know of them.
+                The samples may be others, and more or fewer, at every step. With `group=` the
+                ranks' losses are summed, each with weights of its own samples. For
                 `mtlfunc.jacobian` alone, and not with `present` and `features`.
             features: what the heads read, a tensor or a dict of tensors from this forward: the
                 Gramian is measured there, as by `mtlfunc.representation` (MGDA-UB).

@@ -1,7 +1,8 @@
 """Calls whose output every sample adds: a table of positions, looked up once for all of them.
 
-Nothing in such an output counts samples. But every derivative that reaches it passes through the sum
-that broadcasts it, whose output has the samples: the call is read there, as one equal call a sample.
+Nothing in such an output counts samples. But every derivative that reaches it passes through the
+sum that broadcasts it, whose output has the samples: the call is read there, as one equal call a
+sample.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _FARTHEST = 4
 
 
 def _only_consumer(node: Node, place: int, graph: Graph) -> Node | None:
-    """What alone reads an output, if it hands derivatives on as they are, apart from their shape."""
+    """What alone reads an output, if it hands derivatives on as they are but for their shape."""
     parents = graph.parents.get(node, set())
     if len(parents) != 1:
         return None

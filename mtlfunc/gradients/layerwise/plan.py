@@ -288,10 +288,10 @@ def weighted_plan(
                     product = Cost(2.0 * positions(use) * group.numel, 0.0)
                     products += looped * product.flops
                     combining += weighted_cost(product, group, "gemm", device)
-        if keep and name in measured and {*forms} == {"mixed"}:
-            if weightings * params[name].numel() <= reading:
-                kept.append(name)
-                combining = 2.0 * weightings * params[name].numel()
+        small = weightings * params[name].numel() <= reading
+        if keep and small and name in measured and {*forms} == {"mixed"}:
+            kept.append(name)
+            combining = 2.0 * weightings * params[name].numel()
         tapped += zip(every, forms, strict=True)
         work += combining
     left = tuple(name for name in params if name not in groups)
