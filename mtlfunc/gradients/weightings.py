@@ -151,6 +151,9 @@ class _Weighings:
         plain = next(iter(self.params.values())).dtype
         self.own = torch.promote_types(plain, torch.float32)
         self.wide = request.gramian_dtype or self.own
+        # Weightings may leave little of what samples have in common: products of samples are wider
+        # than what is left of them, where that costs twice as much and not 64 times.
+        self.widest = torch.float64 if self.value.is_cpu else self.wide
         self.groups: dict[str, list[SampledGroup]] = {}
         for each, _ in side.sampled_groups():
             self.groups.setdefault(each.group.uses[0].part.leaf, []).append(each)
@@ -232,14 +235,25 @@ class _Weighings:
                 mixed = each.rows(self.wide, mix)
                 parts.append(inner_products(mixed, mixed))
             elif name not in biases:
-                factors = sample_factors(each, form, self.wide)
-                biased = name in biases.values()
+                dtype = self.wide if form == "gemm" else self.widest
+                factors = tuple(
+                    x.to(self.widest) if x.is_floating_point() else x
+                    for x in sample_factors(each, form, dtype)
+                )
                 blocks.append(
-                    sample_block(each.group, form, factors, factors, self.wide, biased=biased)
+                    sample_block(
+                        each.group,
+                        form,
+                        factors,
+                        factors,
+                        self.widest,
+                        biased=name in biases.values(),
+                    )
                 )
         if blocks:
             by_sample = blocks[0] if len(blocks) == 1 else torch.stack(blocks).sum(0)
-            parts.append(mix @ by_sample @ mix.mT)
+            wide = self.matrix.to(self.widest)
+            parts.append((wide @ by_sample @ wide.mT).to(self.wide))
         gramian = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         return 0.5 * (gramian + gramian.mT)
 
