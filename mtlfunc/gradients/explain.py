@@ -172,7 +172,9 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
         layers = _describe_layers(Plan((), names), [], names, {}, tasks, None, HOOKED)
         return Explanation(layers, tasks, each)
     (plan, _, worth), proved = found
-    tapped = [(group, form) for group, form in plan.tapped if group.uses[0].part.leaf in names]
+    tapped: list[tuple[Group, Form]] = [
+        (group, form) for group, form in plan.tapped if group.uses[0].part.leaf in names
+    ]
     groups, used = [group for group, _ in tapped], by_leaf(calls.uses)
     why = FREED if calls.checkpointed else None
     if not (worth and is_worth_weighing(forward.params, tasks)):

@@ -21,7 +21,9 @@ from ..types import Params, Rows
 from .backward import Backward
 from .layerwise import (
     Choices,
+    Form,
     Graph,
+    Group,
     Layout,
     Plan,
     SampledGroup,
@@ -222,7 +224,7 @@ class _Weighings:
         if metric is not None:
             stretched = {name: rows[name] * metric[name] for name in given}
         parts = [dot(stretched, rows, given, dtype)] if given else []
-        tapped = [
+        tapped: list[tuple[Group, Form]] = [
             (group, form)
             for group, form in self.side.plan.tapped
             if group.uses[0].part.leaf in measured and group.uses[0].part.leaf not in rows
@@ -236,10 +238,9 @@ class _Weighings:
                 parts.append(inner_products(mixed, mixed))
             elif name not in biases:
                 dtype = self.wide if form == "gemm" else self.widest
-                factors = tuple(
-                    x.to(self.widest) if x.is_floating_point() else x
-                    for x in sample_factors(each, form, dtype)
-                )
+                factors = sample_factors(each, form, dtype)
+                if form == "gemm":
+                    factors = tuple(rows.to(self.widest) for rows in factors)
                 blocks.append(
                     sample_block(
                         each.group,

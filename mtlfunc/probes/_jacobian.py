@@ -296,7 +296,7 @@ def _edits(options: RowOptions) -> bool:
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     params = run.params
 
-    def start() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
+    def start() -> tuple[tuple[Tensor, Tensor | None, Tensor | None], dict[str, Any]]:
         check_params(params)
         names, _, _ = _layout(params, options)
         counts = _labels(options, run, batch)

@@ -498,12 +498,13 @@ class Balancer:
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
-        weighted = run.weighted is not None
-        if weighted and features is not None:
+        if run.weighted is not None and features is not None:
             raise ValueError(
                 "features: not with weightings=, whose tasks all come from one pass; leave it out"
             )
-        tasks = self._tasks or (((),) * len(run.weighted) if weighted else first.losses.tasks)
+        tasks = self._tasks or first.losses.tasks
+        if run.weighted is not None:
+            tasks = self._tasks or ((),) * len(run.weighted)
         with self._no_autocast(run.params):
             probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
             if features is None:

@@ -282,19 +282,21 @@ class SampledGroup(NamedTuple):
             if mix is None:
                 folded.append(use.fold(self._rows_of(use, x, part)))
                 continue
-            each = use.sizes[1] * use.sizes[2] * use.sizes[3] * len(part) * part.element_size()
-            count = max(1, PIECE // each)
-            total = None
-            for start in range(0, self.samples, count):
-                piece = slice(start, start + count)
-                rows = self._rows_of(use, x[piece], part[:, piece])
-                weights = mix[:, start * len(part) : (start + count) * len(part)]
-                shape = rows.shape[1:]
-                rows = weights @ rows.flatten(1)
-                total = rows if total is None else total + rows
-            folded.append(use.fold(total.unflatten(1, shape)))
+            folded.append(use.fold(self._mixed_of(use, x, part, mix)))
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
+
+    def _mixed_of(self, use: Use, x: Tensor, part: Tensor, mix: Tensor) -> Tensor:
+        """One call's [row, group, o, a], of some samples at a time."""
+        tasks, shape = len(part), (use.sizes[1], use.sizes[3], use.sizes[2])
+        count = max(1, PIECE // (tasks * math.prod(shape) * part.element_size()))
+        found: list[Tensor] = []
+        for start in range(0, self.samples, count):
+            piece = slice(start, start + count)
+            rows = self._rows_of(use, x[piece], part[:, piece]).flatten(1)
+            weights = mix[:, start * tasks : (start + count) * tasks]
+            found = [sum(found, start=weights @ rows)]
+        return found[0].unflatten(1, shape)
 
     def _rows_of(self, use: Use, x: Tensor, part: Tensor) -> Tensor:
         """One call's [sample·task, group, o, a], of these samples."""

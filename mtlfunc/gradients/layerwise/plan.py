@@ -276,11 +276,14 @@ def weighted_plan(
         combining = reading = 0.0
         for group in every:
             found = costs(group, samples * parts, samples, weightings=weightings)
-            allowed = ["mixed"] if rows else [x for x in found if x != "rows"]
-            price = {x: weighted_cost(found[x], group, x, device) for x in allowed}
+            allowed: list[Form] = ["mixed"] if rows else list(found)
+            price: dict[Form, float] = {
+                form: weighted_cost(found[form], group, form, device) for form in allowed
+            }
             if device == "cpu" and not rows:  # products in float64
                 price["gemm"] += 2.0 * (samples * parts) ** 2 * group.numel
-                price |= {"kernel": 2 * price["kernel"]} if "kernel" in price else {}
+                if "kernel" in price:
+                    price["kernel"] *= 2
             forms.append(min(price, key=price.__getitem__))
             work += price[forms[-1]] if name in measured else 0.0
             looped = LOOPED_CONVOLUTION if "conv" in group.op and device == "cpu" else 1.0
