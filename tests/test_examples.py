@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch._functorch.config
-from torch import Tensor, nn
 
 import mtlfunc as mf
 from experiments.examples import accumulation, checkpointing, compiled, pinn, stock_loop
 from experiments.examples.problem import Net, batches, difference, on
+from tests.support.examples import falls, rows_of
 
 STEPS, SIZE = 12, 8
 PAGES = [
@@ -26,25 +26,6 @@ PAGES = [
     "stock_loop",
     "transformers_trainer",
 ]
-
-
-def rows_of(net: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The trunk's Jacobian [task, parameter] and the heads' mean gradient, by plain autograd."""
-    trunk = [leaf for name, leaf in net.named_parameters() if name.startswith("trunk.")]
-    heads = [leaf for name, leaf in net.named_parameters() if name.startswith("heads.")]
-    losses = (net(batch[0]) - batch[1]).square().mean(0)
-    rows = [
-        torch.cat([x.flatten() for x in torch.autograd.grad(loss, trunk, retain_graph=True)])
-        for loss in losses
-    ]
-    return torch.stack(rows), torch.cat(
-        [x.flatten() for x in torch.autograd.grad(losses.mean(), heads)]
-    )
-
-
-def falls(seen: Tensor, *, factor: float = 0.6) -> None:
-    count = len(seen) // 4
-    assert (seen[-count:].mean(0) < factor * seen[:count].mean(0)).all()
 
 
 def test_the_difference_is_nought_for_a_loop_alone():

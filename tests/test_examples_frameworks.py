@@ -11,7 +11,7 @@ from torch import Tensor
 import mtlfunc as mf
 from experiments.examples import mixed_precision
 from experiments.examples.problem import Net, batches, difference, on
-from tests.test_examples import falls, rows_of
+from tests.support.examples import falls, rows_of
 
 HALVES = {torch.bfloat16: 0.02, torch.float16: 0.003}
 

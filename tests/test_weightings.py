@@ -383,6 +383,29 @@ def test_live_equals_pure(name, passes):
     assert all(passes[4:])  # the first block does not record biases
 
 
+@pytest.mark.parametrize("way", ["layerwise", "rows"])
+def test_losses_that_were_stacked(way):
+    """One by one, from samples that have forward passes of their own."""
+    net, losses, batch = make("dense", 4)
+
+    def one_by_one(params, batch):
+        return torch.stack([losses(params, {"x": x[None]})[0] for x in batch["x"]])
+
+    balancer = mf.Balancer(net, mf.mean(), shared="0.*", engine=way)
+    _, jacobian = loop(losses, mf.parameters(net), batch)
+    for _ in range(2):
+        net.zero_grad()
+        with balancer:
+            entries = one_by_one(dict(net.named_parameters()), batch)
+        balancer.backward(entries, weightings=batch["A"])
+        flat = torch.cat([leaf.grad.flatten() for leaf in net.parameters()])
+        close(flat, jacobian.mean(0), way)
+    step = step_of(one_by_one, mf.mean(), shared="0.*", engine=way)
+    params = mf.parameters(net)
+    grads, _, _ = step.update(params, batch, step.init(params, batch))
+    close(torch.cat([leaf.flatten() for leaf in grads.values()]), jacobian.mean(0), way)
+
+
 def test_layouts_are_remembered_where_values_showed_them():
     net, losses, batch = make("rolled", 6)
     balancer = mf.Balancer(net, mf.mean(), engine="layerwise")

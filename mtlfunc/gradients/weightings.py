@@ -187,7 +187,7 @@ class _Weighings:
         passed = [name for name in names if name not in self.groups]
         found = {}
         if passed:
-            targets = [self.backward.targets[name] for name in passed]
+            targets = [self.backward.leaf(name) for name in passed]
             batched, twice = self.side.forward.batching()
             chunk = self.request.chunk_size
             chunk = chunk if batched and (twice or not self.backward.record) else 1

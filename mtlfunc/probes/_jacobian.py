@@ -374,6 +374,7 @@ def _update(
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
         weightings=0 if weights is None else len(weights),
+        last=True,
     )
     forward = run(batch, request)
     if weights is not None:

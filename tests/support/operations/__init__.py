@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.operations.algebra import COMPLEX, LINALG, PRODUCTS, REDUCTIONS
-from tests.operations.common import DOUBLE as DOUBLE
-from tests.operations.common import Operation
-from tests.operations.common import constant as constant
-from tests.operations.layers import ELEMENTWISE, LAYERS, LOSSES, NORMS
-from tests.operations.places import INDEXING, SHAPES
+from tests.support.operations.algebra import COMPLEX, LINALG, PRODUCTS, REDUCTIONS
+from tests.support.operations.common import DOUBLE as DOUBLE
+from tests.support.operations.common import Operation
+from tests.support.operations.common import constant as constant
+from tests.support.operations.layers import ELEMENTWISE, LAYERS, LOSSES, NORMS
+from tests.support.operations.places import INDEXING, SHAPES
 
 OPERATIONS: dict[str, Operation] = {
     **ELEMENTWISE, **NORMS, **LAYERS, **LOSSES, **LINALG, **PRODUCTS, **REDUCTIONS, **INDEXING,

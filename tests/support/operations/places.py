@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.operations.common import FLAGS, INDEX, SEQUENCE, X23, X33, constant, op
+from tests.support.operations.common import FLAGS, INDEX, SEQUENCE, X23, X33, constant, op
 
 INDEXING = {
     "getitem": op(lambda x: x[1, :2], X23),

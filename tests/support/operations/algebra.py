@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.operations.common import (
+from tests.support.operations.common import (
     DOUBLE,
     FLAGS,
     SEQUENCE,

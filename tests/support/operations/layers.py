@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _nn  # pyright: ignore[reportAttributeAccessIssue]
 
-from tests.operations.common import (
+from tests.support.operations.common import (
     DOUBLE,
     FLAGS,
     LABELS,

@@ -12,7 +12,7 @@ from mtlfunc import solvers
 from mtlfunc.core import optim
 from mtlfunc.rules.common import may_read
 from mtlfunc.types import GRAMIANS, Geometry, Params, Solver
-from tests.problems import decode, encode
+from tests.support.problems import decode, encode
 
 
 class RuleCase(NamedTuple):
@@ -164,6 +164,7 @@ RULES: dict[str, RuleCase] = {
     "upgrad-faces": RuleCase(lambda: mf.upgrad(solver=solvers.faces()), convex=False),
     "imtl_g": RuleCase(mf.imtl_g, convex=False),
     "config": RuleCase(mf.config, convex=False),
+    "conicgrad": RuleCase(lambda: mf.conicgrad(0.5), convex=False),
     # eigenvalues know G to ε·cond(G): tests/test_rules_gramian.py
     "aligned_mtl": RuleCase(mf.aligned_mtl, convex=False, masks=False),
     "aligned_mtl-median": RuleCase(
@@ -237,7 +238,7 @@ def _signs(key: Tensor, rows: Params) -> Params:
 
 
 class ProbeCase(NamedTuple):
-    """A probe for the network of `tests.problems`, and what it promises."""
+    """A probe for the network of `tests.support.problems`, and what it promises."""
 
     make: Callable[[], mf.Probe]
     # with rule mean() the gradients are those of the mean loss over all parameters

@@ -1,5 +1,5 @@
 """What every process of `test_distributed.py` runs; by itself, one function of this module:
-`python -m tests.ranks FUNCTION RANK SIZE FOLDER` on every rank.
+`python -m tests.support.ranks FUNCTION RANK SIZE FOLDER` on every rank.
 """
 
 import os
@@ -29,10 +29,11 @@ from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from experiments.examples import sharded
-from tests.architectures import NAMES, SAMPLES, build
-from tests.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
-from tests.test_cross_gramian import agree as agreeing
-from tests.test_cross_gramian import literal
+from tests.support import ROOT
+from tests.support.architectures import NAMES, SAMPLES, build
+from tests.support.oracles import agree_across as agreeing
+from tests.support.oracles import literal
+from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 
 TRUNK = "trunk.*"
 RULES: dict[str, Callable[[], mf.Rule]] = {
@@ -554,7 +555,7 @@ def shards(rank: int, size: int) -> None:
 
 def documentation(rank: int, size: int) -> None:
     """The code of `docs/distributed.md` runs, and gives all the same."""
-    page = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
+    page = (ROOT / "docs" / "distributed.md").read_text()
     scope: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(block, "distributed.md", "exec"), scope)

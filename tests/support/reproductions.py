@@ -150,3 +150,10 @@ def count_runs(module: ModuleType) -> list[Settings]:
 
     module.run = counted  # type: ignore[attr-defined]
     return runs
+
+
+IDS = [
+    f"{paper}-{number:02d}"
+    for paper, count in {"PC": 32, "SU": 37, "CA": 38, "GN": 28, "X": 5}.items()
+    for number in range(1, count + 1)
+]
