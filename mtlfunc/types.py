@@ -92,7 +92,10 @@ class Probe(NamedTuple):
     # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
     measures: frozenset[str] | None = None
     # whether recording the calls of a forward pass is of use to it; None never is
-    watches: Callable[[Params], bool] | None = None
+    watches: Callable[..., bool] | None = None
+    # whether its tasks are weightings of the losses of samples: always, or if a Balancer is given
+    # them (False); None never
+    weightings: bool | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
 
     __repr__ = show_functions
