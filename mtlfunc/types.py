@@ -7,7 +7,7 @@ such a signature will do.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 Params = dict[str, Tensor]
@@ -125,6 +125,17 @@ class Info(NamedTuple):
     rates: Float[Tensor, "..."]  # gramian @ weights: each row's first-order gain; [0] without one
     aux: Any
     tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
+
+
+class Conflict(NamedTuple):
+    """What samples say of every pair of expected gradients (`mtlfunc.diagnostics.conflict`)."""
+
+    inner: Float[Tensor, "task task"]  # ⟨E g_s, E g_t⟩, unbiased; diagonal: squared lengths
+    low: Float[Tensor, "task task"]
+    high: Float[Tensor, "task task"]
+    cosine: Float[Tensor, "task task"]  # NaN where noise hides a length
+    needed: Float[Tensor, "task task"]  # samples for a verdict, about; inf where inner is 0
+    verdict: Int8[Tensor, "task task"]  # -1 conflict, 1 agreement, 0 open
 
 
 class BalanceState(NamedTuple):

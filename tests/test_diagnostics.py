@@ -20,7 +20,7 @@ from tests.strategies import FAMILIES, gramian, jacobian, jacobians
 EPS = torch.finfo(torch.float64).eps
 PAIRWISE = [
     diagnostics.cosines,
-    diagnostics.conflicts,
+    diagnostics.negative_products,
     diagnostics.magnitude_similarity,
     diagnostics.curvature_bound,
 ]
@@ -63,7 +63,7 @@ def test_pairwise_diagnostics_equal_definitions(J):
 
 def test_pairwise_diagnostics_examples():
     G = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 4.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    assert diagnostics.conflicts(G).tolist() == [
+    assert diagnostics.negative_products(G).tolist() == [
         [False, True, False],
         [True, False, False],
         [False, False, False],

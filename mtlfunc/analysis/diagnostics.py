@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,30 @@ from ..gradients.run import run
 from ..solvers import auto, min_norm
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
+from ._conflict import ConflictSums, conflict, running_conflict
+
+__all__ = [
+    "Change",
+    "ConflictSums",
+    "Grouping",
+    "SampleNoise",
+    "Stationarity",
+    "affinity",
+    "conflict",
+    "cosines",
+    "curvature",
+    "curvature_bound",
+    "delta_m",
+    "groups",
+    "layer_gramians",
+    "magnitude_similarity",
+    "negative_products",
+    "noise_scale",
+    "predicted_change",
+    "running_conflict",
+    "sample_noise",
+    "stationarity",
+]
 
 
 def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
@@ -49,8 +73,11 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     return (gramian / length[:, None] / length).clamp(-1, 1)
 
 
-def conflicts(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
-    """Pairs of tasks in conflict, g_i·g_j < 0; a right angle is no conflict.
+def negative_products(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
+    """Pairs of gradients with g_i·g_j < 0, of this batch as it is; a right angle is not one.
+
+    Yu et al. call such a pair conflicting. A batch has such pairs by chance, too: `conflict` says
+    what its samples prove.
 
     Args:
         gramian: G `[task, task]`.
@@ -65,7 +92,7 @@ def conflicts(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
         Yu et al. 2020, Definition 1.
 
     Examples:
-        >>> conflicts(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
+        >>> negative_products(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
         [[False, True], [True, False]]
     """
     check_gramian(gramian)
@@ -661,3 +688,14 @@ def delta_m(
         for name in metrics
     ]
     return 100 * sum(terms) / len(terms)
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        if name == "conflicts":
+            raise AttributeError(
+                "mtlfunc.diagnostics.conflicts is called mtlfunc.diagnostics.negative_products "
+                "now; mtlfunc.diagnostics.conflict says which conflicts are not noise"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
