@@ -116,7 +116,8 @@ def test_the_sequence_is_the_published_formula():
         )
         assert found.inner[0, 1].item() == pytest.approx(np.mean(estimates), abs=1e-12)
         assert (found.high - found.inner)[0, 1].item() == pytest.approx(half, rel=1e-3)
-    assert state is not None and int(state.steps) == 5
+    assert state is not None
+    assert int(state.steps) == 5
 
 
 def test_samples_needed_are_right_in_order_of_magnitude():
