@@ -63,6 +63,13 @@ class Combine(Protocol):
     def __call__(self, weights: Tensor, /) -> Params: ...
 
 
+class Metric(NamedTuple):
+    """The step that an optimizer will make of a gradient g: -(carried + scale·g)."""
+
+    scale: Params  # P, a diagonal, learning rates included
+    carried: Params  # c: momentum, weight decay, and gradients that wait in `.grad`
+
+
 class TaskGradients(NamedTuple):
     """What a probe measured in one step, and the way back from weights to a gradient."""
 
@@ -86,6 +93,7 @@ class Probe(NamedTuple):
     # whether recording the calls of a forward pass is of use to it; None never is
     watches: Callable[[Params], bool] | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
+    metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
 
 
 GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
@@ -114,6 +122,8 @@ class Optimizer(NamedTuple):
     init: Callable[[Params], State]  # the first state
     # (grads, state, params): the parameters after one step, and the next state
     update: Callable[[Params, Any, Params], tuple[Params, State]]
+    # (state, params): P and c such that the step is -(c + P·g); None where it is not linear in g
+    scales: Callable[[Any, Params], tuple[Params, Params]] | None = None
 
 
 class Info(NamedTuple):
@@ -122,7 +132,8 @@ class Info(NamedTuple):
     losses: Float[Tensor, " task"]
     gramian: Float[Tensor, "..."]  # [0, 0] from a probe that measures none
     weights: Float[Tensor, " row"]
-    rates: Float[Tensor, "..."]  # gramian @ weights: each row's first-order gain; [0] without one
+    # gramian @ weights: each row's first-order gain, with a metric + J c; [0] without a Gramian
+    rates: Float[Tensor, "..."]
     aux: Any
     tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
 

@@ -50,6 +50,7 @@ class Linearization(NamedTuple):
     aux: Any
     # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
+    carried: Tensor | None = None  # J c of a metric, over the measured leaves
 
 
 class Request(NamedTuple):
@@ -167,7 +168,8 @@ def _open(
     `paired`: the rows are multiplied with another forward's.
     """
     matrix, preference = request.cotangents(forward.value)
-    record = forward.recorded or is_differentiated((matrix, request.scale))
+    given = matrix, request.scale, request.metric
+    record = forward.recorded or is_differentiated(given)
     route = _route(forward, request, len(matrix), record, paired)
     forward.by_rows = route.loss_edges is not None and not route.plan.tapped
     left_out = request.left_out if forward.losses.scalars else frozenset()
@@ -278,10 +280,15 @@ def _gramian(request: Request, passes: Passes, plan: Plan, found: Any) -> Tensor
     measured, dtype = request.measured, request.gramian_dtype
     if request.metric is None:
         return passes.gramian(plan, found, found, measured, dtype)
-    stretched = {name: found.rows[name] * request.metric[name] for name in measured}
     with nullcontext() if passes.backward.record else torch.no_grad():
-        gramian = dot(stretched, found.rows, measured, dtype)
+        left = stretched(found.rows, request.metric, measured)
+        gramian = dot(left, found.rows, measured, dtype)
         return 0.5 * (gramian + gramian.mT)
+
+
+def stretched(rows: Rows, metric: Params, names: tuple[str, ...]) -> Rows:
+    """Rows times the diagonal of a metric."""
+    return {name: rows[name] * metric[name] for name in names}
 
 
 def _traced(forward: Forward, request: Request) -> Linearization:
@@ -296,7 +303,8 @@ def _traced(forward: Forward, request: Request) -> Linearization:
         return {name: grads[name] for name in shared}
 
     rows = vmap(row, chunk_size=request.chunk_size)(matrix) if shared else {}
-    gramian = dot(rows, rows, measured, request.gramian_dtype) if measured else None
+    left = rows if request.metric is None else stretched(rows, request.metric, measured)
+    gramian = dot(left, rows, measured, request.gramian_dtype) if measured else None
     others = tuple(name for name in forward.params if name not in shared)
     share = request.heads(len(value)) if others and request.heads else None
     head_grads = {}

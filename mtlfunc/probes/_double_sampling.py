@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import map_params, select
-from ..gradients.linearize import Linearization, Request, check_chunk_size
+from ..gradients.linearize import Linearization, Request, check_chunk_size, stretched
 from ..processes import Group, check_group, gramians
 from ..types import Batch, Blocks, Geometry, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
 from .common import (
     Run,
+    carried_by,
     check_dtype,
     check_memory,
     first_losses,
@@ -121,8 +122,13 @@ def double_sampling(
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
         stepped = stepped_on([first, second, *third])
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
-        gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
-        extra = {"second_losses": second.losses}
+        left, extra = first.rows, {"second_losses": second.losses}
+        if run.metric is not None:
+            metric = run.metric(names)
+            left = stretched(first.rows, metric.scale, names)
+            both = map_params(lambda a, b: 0.5 * (a + b), first.rows, second.rows)
+            extra["carried"] = carried_by(both, metric, names, blocks, gramian_dtype)
+        gramian = gramians(left, second.rows, names, blocks, gramian_dtype)
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)
 
         def combine(weights: Tensor) -> Params:
@@ -136,7 +142,8 @@ def double_sampling(
         aux = tuple(linear.aux for linear in (first, second, *third))
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
-    return Probe(init, update, group, frozenset({"cross_gramian", "second_losses"}))
+    measures = frozenset({"cross_gramian", "second_losses"})
+    return Probe(init, update, group, measures, metric=True)
 
 
 def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> Tensor:

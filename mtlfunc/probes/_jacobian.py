@@ -16,13 +16,14 @@ from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
-from ..gradients.linearize import Linearization, Request, check_chunk_size
+from ..gradients.linearize import Linearization, Request, check_chunk_size, stretched
 from ..processes import Group, Shares, check_group, describe, gramians
 from ..types import (
     Batch,
     Blocks,
     Combine,
     Geometry,
+    Metric,
     Params,
     Probe,
     Rows,
@@ -33,6 +34,7 @@ from ..types import (
 from .common import (
     Present,
     Run,
+    carried_by,
     check_dtype,
     check_leak,
     check_memory,
@@ -229,6 +231,7 @@ def row_probe(options: RowOptions) -> Probe:
         options.group,
         measures,
         partial(_watches, options),
+        metric=True,
     )
 
 
@@ -325,18 +328,25 @@ def _update(
     counts = _labels(options, run, batch)
     shares = union.shares(counts)
     with_rows = _edits(options) or union.several
+    metric = None if run.metric is None else run.metric(measured)
+    if metric is not None and options.engine == "layerwise":
+        raise ValueError(
+            'engine="layerwise" makes no rows, and a metric weighs their coordinates; use '
+            'engine="rows" or "auto"'
+        )
     request = Request(
         names,
         () if with_rows else measured,
-        "rows" if with_rows else "combination" if run.combines else "nothing",
+        "rows" if with_rows or metric is not None else "combination" if run.combines else "nothing",
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
+        metric=None if with_rows or metric is None else metric.scale,
     )
     linear = linearize_labelled(run(batch, request), request, shares)
-    return _measured(options, linear, params, shares, key, state, measured, blocks)
+    return _measured(options, linear, params, shares, key, state, measured, blocks, metric)
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -351,12 +361,15 @@ def _measured(
     state: State,
     measured: tuple[str, ...],
     blocks: Blocks,
+    metric: Metric | None,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
     mask, edit, dtype = options.mask, options.edit, options.gramian_dtype
     whole = mask is not None or edit is not None
     part = shares.part(linear.losses)
-    linear = shares.linearization(linear, params, measured, blocks, whole=whole, dtype=dtype)
+    linear = shares.linearization(
+        linear, params, measured, blocks, whole=whole, dtype=dtype, metric=metric
+    )
     found = shares.labelled(linear)
     rows, extra = linear.rows, {}
     if mask is not None:
@@ -365,7 +378,13 @@ def _measured(
         rows, extra, state = edit.update(rows, found.present, blocks, state)
     gramian = linear.gramian
     if gramian is None:
-        gramian = gramians(rows, rows, measured, blocks, dtype)
+        left = rows if metric is None else stretched(rows, metric.scale, measured)
+        gramian = gramians(left, rows, measured, blocks, dtype)
+    if metric is not None:
+        carried = linear.carried
+        if carried is None:
+            carried = carried_by(rows, metric, measured, blocks, dtype)
+        extra = extra | {"carried": carried}
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if options.heads == "plain" else None

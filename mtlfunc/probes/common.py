@@ -15,8 +15,8 @@ from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, parse_losses
 from ..gradients.run import Forward, check_connected, run
-from ..processes import Labelled, Shares, Union, check_gathers, mask_of
-from ..types import Batch, LossesFn, Params, Rows, Select, State
+from ..processes import Labelled, Shares, Union, check_gathers, gramians, mask_of
+from ..types import Batch, Blocks, LossesFn, Metric, Params, Rows, Select, State
 
 
 @runtime_checkable
@@ -43,6 +43,9 @@ class Run:
     """
 
     combines = True  # whether the answer's `combine` will be called
+    # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
+    # = J c; None is the identity
+    metric: Callable[[tuple[str, ...]], Metric] | None = None
 
     def __init__(
         self,
@@ -70,7 +73,9 @@ class Run:
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         """The same forward passes with other losses made of theirs."""
-        return Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        run = Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        run.metric = self.metric
+        return run
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -143,6 +148,18 @@ def linearize_labelled(forward: Forward, request: Request, shares: Shares) -> Li
             scale=shares.scale(forward.value), left_out=shares.left_out(forward.params)
         ),
     )
+
+
+def carried_by(
+    rows: Rows,
+    metric: Metric,
+    measured: tuple[str, ...],
+    blocks: Blocks,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """J c over the measured leaves: `[row]`, or `[group, row]`."""
+    column = {name: metric.carried[name][None] for name in measured}
+    return gramians(rows, column, measured, blocks, dtype)[..., 0]
 
 
 def is_empty(state: State) -> bool:

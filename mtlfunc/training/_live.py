@@ -127,9 +127,11 @@ class LiveRun(Run):
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         before = self.edit
         both = edit if before is None else lambda losses: edit(before(losses))
-        return LiveRun(
+        run = LiveRun(
             self.params, self.union, self.made, self.present, self.reached, self.combines, both
         )
+        run.metric = self.metric
+        return run
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
