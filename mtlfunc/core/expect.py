@@ -49,17 +49,22 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
             "log_losses and second_evaluation"
         )
     missing = not_measured(rule, measures, metric=metric)
-    if missing == "'carried'":
-        raise ValueError(
-            f"rule: {rule_name(rule)} reads 'carried', what the optimizer carries along from "
-            "earlier steps; say which one steps, mtlfunc.Balancer(module, rule, metric=optimizer) "
-            "or mtlfunc.descend(..., optimizer, metric=True)"
-        )
+    expect_carried(rule, missing)
     if missing:
         has = ", ".join(map(repr, sorted(measures or ()))) or "the losses alone"
         raise ValueError(
             f"rule: {rule_name(rule)} reads {missing}, but the probe measures {has}; "
             f"use {probe_for(rule)} as probe"
+        )
+
+
+def expect_carried(rule: Rule, missing: str) -> None:
+    """Raise ValueError where what is missing is told by an optimizer, and not by a probe."""
+    if "'carried'" in missing:
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads 'carried', what the optimizer carries along from "
+            "earlier steps; say which one steps, mtlfunc.Balancer(module, rule, metric=optimizer) "
+            "or mtlfunc.descend(..., optimizer, metric=True)"
         )
 
 

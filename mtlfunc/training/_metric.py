@@ -86,6 +86,8 @@ def metric_of(
             if decay:
                 decoupled = group.get("decoupled_weight_decay", False)
                 shrunk = decay * (group["lr"] if decoupled else found[name]) * weight
+                # where no gradient has been, P is 0 and the step's rates are not counted
+                shrunk = shrunk.where(found[name] != 0, 0.0)
                 rest = shrunk if rest is None else rest + shrunk
             if leaf.grad is not None:  # what is there already will step along
                 waiting = found[name] * local_part(leaf.grad).detach()
