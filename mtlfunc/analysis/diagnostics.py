@@ -44,6 +44,7 @@ __all__ = [
     "groups",
     "layer_gramians",
     "magnitude_similarity",
+    "metric_error",
     "negative_products",
     "noise_scale",
     "predicted_change",
@@ -350,6 +351,41 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
     moved = map_params(lambda start, end: end - start, before, after)
     start, predicted = jvp(losses, (before,), (moved,))[:2]
     return Change(predicted, losses(after) - start)
+
+
+def metric_error(rates: Float[Tensor, " task"], change: Change) -> Float[Tensor, ""]:
+    """How far the real step is from the promised one: max_t |r_t + Δ_t| / max_t |Δ_t|.
+
+    r are the rates of a step measured in the optimizer's metric, P of its state *before* the step,
+    and Δ the first-order changes of the losses by the step that it then took. For SGD the error is
+    rounding. Adam's P also holds the gradient of the step itself: errors of 0.1 are usual, and the
+    first steps are far off. An error that is not well below 1 says that the promise of a rule in
+    this metric was not kept, nor can be read off `Info.rates`.
+
+    Args:
+        rates: `Info.rates`, `[task]`, of `mtlfunc.descend(..., metric=True)` or a `Balancer` with
+            `metric=`; times T for `reduction="sum"`.
+        change: of `predicted_change`, where parameters over which the Gramian is not measured stay
+            as they were before.
+
+    Returns:
+        the error, 0-d; NaN for a step of length 0.
+
+    Raises:
+        ValueError: for other shapes.
+
+    Examples:
+        >>> change = Change(torch.tensor([-1.0, -2.0]), torch.tensor([-0.9, -1.9]))
+        >>> metric_error(torch.tensor([1.0, 1.5]), change)
+        tensor(0.2500)
+    """
+    if rates.shape != change.predicted.shape:
+        raise ValueError(
+            f"rates: expected one a task, {list(change.predicted.shape)}, got {list(rates.shape)}; "
+            "of groups of parameters pass info.rates.sum(0)"
+        )
+    off = rates.to(change.predicted) + change.predicted
+    return off.abs().amax() / change.predicted.abs().amax()
 
 
 def affinity(
