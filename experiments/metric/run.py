@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 import mtlfunc as mf
@@ -26,6 +26,17 @@ OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
     "SGD, momentum .9": lambda p, rate: torch.optim.SGD(p, 10 * rate, momentum=0.9),
 }
 FIRST = 10  # steps that are left out: P says little before
+
+
+class Called(nn.Module):
+    """A module at other parameters."""
+
+    def __init__(self, module: nn.Module, params: Any) -> None:
+        super().__init__()
+        self.inner, self.params = [module], params
+
+    def forward(self, x: Tensor) -> Any:
+        return functional_call(self.inner[0], self.params, (x,))
 
 
 class Cell(NamedTuple):
@@ -57,9 +68,10 @@ def perform(cell: Cell, seed: int, steps: int) -> Outcome:
     balancer = mf.Balancer(module, rule, problem.shared, metric=metric)
     leaves = dict(module.named_parameters())
 
+    shared = [n for n in leaves if problem.shared == "*" or n.startswith("trunk")]
+
     def losses_fn(params: Any, batch: Any) -> tuple[Tensor, ...]:
-        called = lambda *x: functional_call(module, params, x)  # noqa: E731
-        return tuple(problem.losses(called, batch))  # pyright: ignore[reportArgumentType]
+        return tuple(problem.losses(Called(module, params), batch))
 
     count, key, found = len(problem.data[0]), mf.random.key(seed), []
     for step in range(steps):
@@ -67,8 +79,8 @@ def perform(cell: Cell, seed: int, steps: int) -> Outcome:
         if cell.batch:
             order = mf.random.permutation(mf.random.fold_in(key, step), count)
             batch = tuple(x[order[: cell.batch]] for x in batch)
-        before = mf.parameters(module)
-        before = {name: leaf.clone() for name, leaf in before.items()}
+        before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        rows = mf.task_gradients(losses_fn, before, batch)[1] if step >= FIRST else {}
         optimizer.zero_grad()
         with balancer:
             losses = problem.losses(module, batch)
@@ -76,13 +88,10 @@ def perform(cell: Cell, seed: int, steps: int) -> Outcome:
         optimizer.step()
         if step < FIRST:
             continue
-        after = {
-            name: leaf.detach() if problem.shared == "*" or name.startswith("trunk") else before[name]
-            for name, leaf in leaves.items()
-        }
-        change = mf.diagnostics.predicted_change(losses_fn, before, after, batch)
-        error = mf.diagnostics.metric_error(info.rates, change).item()
-        found.append((change.predicted, info.rates, error))
+        moved = {name: (leaves[name].detach() - before[name]).flatten() for name in shared}
+        predicted = torch.stack([rows[n].flatten(1) @ moved[n] for n in shared]).sum(0)
+        change = mf.diagnostics.Change(predicted, predicted)
+        found.append((predicted, info.rates, mf.diagnostics.metric_error(info.rates, change)))
     changes = torch.stack([x[0] for x in found]).double()
     rates = torch.stack([x[1] for x in found]).double()
     rises = (changes.amax(1).clamp_min(0) / changes.abs().amax(1)).nan_to_num()
