@@ -9,13 +9,12 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import map_params, select
-from ..gradients.linearize import Linearization, Request, check_chunk_size, stretched
-from ..processes import Group, check_group, gramians
+from ..gradients.linearize import Linearization, Request, check_chunk_size
+from ..processes import Group, check_group, gramians, metric_gramians
 from ..types import Batch, Blocks, Geometry, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
 from .common import (
     Run,
-    carried_by,
     check_dtype,
     check_memory,
     first_losses,
@@ -122,13 +121,16 @@ def double_sampling(
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
         stepped = stepped_on([first, second, *third])
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
-        left, extra = first.rows, {"second_losses": second.losses}
-        if run.metric is not None:
+        extra = {"second_losses": second.losses}
+        if run.metric is None:
+            gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
+        else:
             metric = run.metric(names)
-            left = stretched(first.rows, metric.scale, names)
-            both = map_params(lambda a, b: 0.5 * (a + b), first.rows, second.rows)
-            extra["carried"] = carried_by(both, metric, names, blocks, gramian_dtype)
-        gramian = gramians(left, second.rows, names, blocks, gramian_dtype)
+            one, other = (
+                metric_gramians(left.rows, metric, names, blocks, gramian_dtype, right.rows)
+                for left, right in ((first, second), (second, first))
+            )
+            gramian, extra["carried"] = one[0], 0.5 * (one[1] + other[1])
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)
 
         def combine(weights: Tensor) -> Params:

@@ -16,8 +16,8 @@ from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
-from ..gradients.linearize import Linearization, Request, check_chunk_size, stretched
-from ..processes import Group, Shares, check_group, describe, gramians
+from ..gradients.linearize import Linearization, Request, check_chunk_size
+from ..processes import Group, Shares, check_group, describe, gramians, metric_gramians
 from ..types import (
     Batch,
     Blocks,
@@ -34,7 +34,6 @@ from ..types import (
 from .common import (
     Present,
     Run,
-    carried_by,
     check_dtype,
     check_leak,
     check_memory,
@@ -327,23 +326,24 @@ def _update(
         check_memory(is_empty(state))
     counts = _labels(options, run, batch)
     shares = union.shares(counts)
-    with_rows = _edits(options) or union.several
+    edited = _edits(options) or union.several
     metric = None if run.metric is None else run.metric(measured)
     if metric is not None and options.engine == "layerwise":
         raise ValueError(
             'engine="layerwise" makes no rows, and a metric weighs their coordinates; use '
             'engine="rows" or "auto"'
         )
+    with_rows = edited or metric is not None
     request = Request(
         names,
         () if with_rows else measured,
-        "rows" if with_rows or metric is not None else "combination" if run.combines else "nothing",
+        "combination" if run.combines and not edited else "rows" if with_rows else "nothing",
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
-        metric=None if with_rows or metric is None else metric.scale,
+        last=True,
     )
     linear = linearize_labelled(run(batch, request), request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks, metric)
@@ -377,14 +377,13 @@ def _measured(
     if edit is not None:
         rows, extra, state = edit.update(rows, found.present, blocks, state)
     gramian = linear.gramian
-    if gramian is None:
-        left = rows if metric is None else stretched(rows, metric.scale, measured)
-        gramian = gramians(left, rows, measured, blocks, dtype)
     if metric is not None:
         carried = linear.carried
-        if carried is None:
-            carried = carried_by(rows, metric, measured, blocks, dtype)
+        if gramian is None or carried is None:
+            gramian, carried = metric_gramians(rows, metric, measured, blocks, dtype)
         extra = extra | {"carried": carried}
+    elif gramian is None:
+        gramian = gramians(rows, rows, measured, blocks, dtype)
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if options.heads == "plain" else None

@@ -15,8 +15,8 @@ from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, parse_losses
 from ..gradients.run import Forward, check_connected, run
-from ..processes import Labelled, Shares, Union, check_gathers, gramians, mask_of
-from ..types import Batch, Blocks, LossesFn, Metric, Params, Rows, Select, State
+from ..processes import Labelled, Shares, Union, check_gathers, mask_of
+from ..types import Batch, LossesFn, Metric, Params, Rows, Select, State
 
 
 @runtime_checkable
@@ -148,18 +148,6 @@ def linearize_labelled(forward: Forward, request: Request, shares: Shares) -> Li
             scale=shares.scale(forward.value), left_out=shares.left_out(forward.params)
         ),
     )
-
-
-def carried_by(
-    rows: Rows,
-    metric: Metric,
-    measured: tuple[str, ...],
-    blocks: Blocks,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    """J c over the measured leaves: `[row]`, or `[group, row]`."""
-    column = {name: metric.carried[name][None] for name in measured}
-    return gramians(rows, column, measured, blocks, dtype)[..., 0]
 
 
 def is_empty(state: State) -> bool:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
-from ..core.tree import dot
+from ..core.tree import dot, metric_dot
 from ..types import Blocks, Metric, Params, Rows
 from .group import Group, Peers, agree, is_sharded, peers_of, refuse_sharded, shard_like, unflatten
 
@@ -178,15 +178,14 @@ class Shares(NamedTuple):
             own = {
                 name: x if _counts(params[name], peers) else x[:, :0] for name, x in rows.items()
             }
-            left, found = own, []
-            if metric is not None:
-                scale, carried = (cut(part, own) for part in metric)
-                left = {name: own[name] * scale[name] for name in measured}
-                found = [gramians(own, carried, measured, blocks, dtype)[..., 0]]
-            gramian = gramians(left, own, measured, blocks, dtype)
-            linear, (gramian, *found) = self.totals(linear, gramian, *found)
+            if metric is None:
+                products = (gramians(own, own, measured, blocks, dtype),)
+            else:
+                mine = Metric(*(cut(part, own) for part in metric))
+                products = metric_gramians(own, mine, measured, blocks, dtype)
+            linear, (gramian, *carried) = self.totals(linear, *products)
             gramian = 0.5 * (gramian + gramian.mT)
-            linear = linear._replace(carried=found[0] if found else None)
+            linear = linear._replace(carried=carried[0] if carried else None)
         inner = linear.pullback
 
         def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
@@ -283,6 +282,26 @@ def gramians(
     return torch.stack([dot(left, right, names, dtype) for names in members])
 
 
+def metric_gramians(
+    rows: Rows,
+    metric: Metric,
+    measured: tuple[str, ...],
+    blocks: Blocks,
+    dtype: torch.dtype | None,
+    others: Rows | None = None,
+) -> tuple[Tensor, Tensor]:
+    """J P J₂ᵀ and J₂ c of rows J and J₂, which are J unless others are given: `[row, row]` and
+    `[row]`, or `[group, row, row]` and `[group, row]`.
+    """
+    right = rows if others is None else others
+    members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
+    found = torch.stack([metric_dot(rows, *metric, right, names, dtype) for names in members])
+    gramian, carried = found[:, :-1], found[:, -1]
+    if others is None:
+        gramian = 0.5 * (gramian + gramian.mT)
+    return (gramian, carried) if blocks else (gramian[0], carried[0])
+
+
 def _whole(rows: Rows, peers: Peers) -> Rows:
     if any(map(is_sharded, rows.values())):
         raise NotImplementedError(
@@ -296,7 +315,7 @@ def _pieces(
     rows: Rows, params: Params, peers: Peers
 ) -> tuple[Rows, Callable[[Params], Params], Callable[[Params, Rows], Rows]]:
     """This process's columns of the sum over the ranks; the way back from combinations of them to
-    whole leaves; and the same columns of other leaves, as one row beside those given.
+    whole leaves; and the same columns of other leaves, beside those given.
     """
     plain = {name: row for name, row in rows.items() if not is_sharded(row)}
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
@@ -325,7 +344,7 @@ def _pieces(
         found = {}
         for name, leaf in leaves.items():
             part = leaf if name not in plain else leaf.flatten()[begins[name] :]
-            found[name] = part[: beside[name].shape[1]][None]
+            found[name] = part[: beside[name].shape[1]]
         return found
 
     return {name: pieces[name] for name in rows}, back, cut

@@ -112,10 +112,9 @@ def _adam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
         return _filled(leaf, group["lr"]), None
     (first, second), steps = group["betas"], _number(state["step"])
     square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    unit = _reciprocal(square, (1 - second**steps) ** 0.5, group["eps"])
-    share = group["lr"] / (1 - first ** (steps + 1))
-    mean = share * first * unit * state["exp_avg"] if first else None
-    return share * (1 - first) * unit, mean
+    share = group["lr"] * (1 - first) / (1 - first ** (steps + 1))
+    scale = _over_root(share, square, (1 - second**steps) ** 0.5, group["eps"])
+    return scale, _times(first / (1 - first), scale, state["exp_avg"]) if first else None
 
 
 def _nadam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
@@ -128,10 +127,11 @@ def _nadam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
 
     now, later = mu(steps + 1), mu(steps + 2)
     product = _number(state["mu_product"]) * now
-    unit = group["lr"] * _reciprocal(state["exp_avg_sq"], (1 - second**steps) ** 0.5, group["eps"])
     ahead = later / (1 - product * later)
     share = (1 - now) / (1 - product) + ahead * (1 - first)
-    return share * unit, ahead * first * unit * state["exp_avg"]
+    square, correction = state["exp_avg_sq"], (1 - second**steps) ** 0.5
+    scale = _over_root(group["lr"] * share, square, correction, group["eps"])
+    return scale, _times(ahead * first / share, scale, state["exp_avg"])
 
 
 def _rmsprop(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
@@ -142,7 +142,7 @@ def _rmsprop(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
         square = square - state["grad_avg"].square()
     buffer = state.get("momentum_buffer") if group["momentum"] else None
     carried = None if buffer is None else group["lr"] * group["momentum"] * buffer
-    return group["lr"] * _reciprocal(square, 1.0, group["eps"]), carried
+    return _over_root(group["lr"], square, 1.0, group["eps"]), carried
 
 
 def _adagrad(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
@@ -150,7 +150,7 @@ def _adagrad(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
     if steps == 0 and not group["initial_accumulator_value"]:
         return _filled(leaf, group["lr"]), None
     rate = group["lr"] / (1 + steps * group["lr_decay"])
-    return rate * _reciprocal(state["sum"], 1.0, group["eps"]), None
+    return _over_root(rate, state["sum"], 1.0, group["eps"]), None
 
 
 _FORMS: dict[type, Callable[[Group, dict[str, Tensor], Tensor], Parts]] = {
@@ -165,9 +165,18 @@ _NOT_LINEAR: dict[type, str] = {
 }
 
 
-def _reciprocal(square: Tensor, correction: Any, eps: Any) -> Tensor:
-    """1/(√square/correction + eps); 0 where no gradient has been yet, and nothing is known."""
-    return (square.sqrt() / correction + eps).reciprocal_().where(square > 0, 0.0)
+def _over_root(share: Any, square: Tensor, correction: Any, eps: Any) -> Tensor:
+    """share/(√square/correction + eps); 0 where no gradient has been yet, and nothing is known."""
+    size = square.sqrt()
+    size.masked_fill_(size == 0, torch.inf).add_(eps * correction)
+    return share * correction / size
+
+
+def _times(share: Any, scale: Tensor, mean: Tensor) -> Tensor:
+    """share·scale·mean, in one pass where the share is a number."""
+    if isinstance(share, Tensor):
+        return share * scale * mean
+    return torch.addcmul(scale.new_zeros(()), scale, mean, value=share)
 
 
 def _filled(leaf: Tensor, value: Any) -> Tensor:
