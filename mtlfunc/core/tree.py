@@ -319,7 +319,7 @@ def metric_dot(
     Returns:
         `[row + 1, other]`: left · P · rightᵀ above c · rightᵀ.
     """
-    total = None
+    parts = []
     for name in names:
         wide = dtype or torch.promote_types(left[name].dtype, torch.float32)
         one, other = left[name], right[name]
@@ -330,10 +330,9 @@ def metric_dot(
             other.reshape(other.shape[0], -1),
         ]
         for a, p, c, b in zip(*(x.split(CHUNK, -1) for x in flat), strict=True):
-            part = torch.cat([a.to(wide) * p, c.to(wide)[None]]) @ b.to(wide).mT
-            total = part if total is None else total + part
-    assert total is not None, "names is never empty: select() raises"
-    return total
+            b = b.to(wide)
+            parts.append(torch.cat([(a.to(wide) * p) @ b.mT, c.to(wide)[None] @ b.mT]))
+    return torch.stack(parts).sum(0)
 
 
 CHUNK = 2**15
