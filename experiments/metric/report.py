@@ -85,7 +85,7 @@ def table(outcomes: Outcomes) -> str:
 
 
 def figure(outcomes: Outcomes) -> Figure:
-    """The largest rise over the largest change, by rule and way; a panel a network and optimizer."""
+    """The largest rise over the largest change: a panel a network and optimizer."""
     panels = list(dict.fromkeys((c.network, c.optimizer) for c in outcomes))
     networks = list(dict.fromkeys(network for network, _ in panels))
     optimizers = list(dict.fromkeys(optimizer for _, optimizer in panels))
