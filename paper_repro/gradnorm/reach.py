@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from ..report.decisions import OPEN
 from ..report.figures import axes, beside_one
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -75,9 +77,11 @@ class Comparison(NamedTuple):
 
 def compare(equal: Runs, gradnorm: Runs) -> Comparison:
     a, b = gradnorm.judged(), equal.judged()
+    with np.errstate(invalid="ignore"):  # both may be infinite
+        of_means = float(a.mean() / b.mean())
     return Comparison(
         ratio_interval(a, b),
-        float(a.mean() / b.mean()),
+        of_means,
         equal.judged_rates(),
         gradnorm.judged_rates(),
         equal.settles_nothing() or gradnorm.settles_nothing(),
@@ -124,7 +128,7 @@ def reduction(
     ratios = {name: c.ratio for name, c in comparisons.items() if not c.open}
     nothing = [name for name, c in comparisons.items() if c.open]
     holds = [f"{name} ({ratio.mean:.3g})" for name, ratio in ratios.items() if ratio.high < 1]
-    fails = [f"{name} ({ratio.mean:.3g})" for name, ratio in ratios.items() if ratio.high >= 1]
+    fails = [f"{name} ({ratio.mean:.3g})" for name, ratio in ratios.items() if not ratio.high < 1]
     numbers: dict[str, float] = {}
     for name, c in comparisons.items():
         label = f"GradNorm over equal: {name}"

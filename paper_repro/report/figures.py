@@ -70,7 +70,14 @@ def band(
 
 
 def beside_one(panel: Axes, ratio: Interval, y: float) -> None:
-    """A ratio with its interval at height y: blue below 1, vermillion above, grey across."""
+    """A ratio with its interval at height y: blue below 1, vermillion above, grey across.
+
+    What has no interval, as where a run diverged, is said in its row.
+    """
+    if not all(map(math.isfinite, ratio)):
+        across = panel.get_yaxis_transform()  # from the left edge to the right one, at height y
+        panel.text(0.02, y, "not a number: runs diverged", transform=across, va="center")
+        return
     colour = "C0" if ratio.high < 1 else "C1" if ratio.low > 1 else "#777777"
     panel.errorbar(
         [ratio.mean],
