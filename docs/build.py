@@ -97,6 +97,7 @@ def assemble(source: Path, *, run: bool) -> None:
             text.replace("\nlogging\n", "\nlogging\n/distributed\n"), encoding="utf-8"
         )
     made = pages.method_pages(drawn) | pages.api_pages() | pages.reproduction_pages()
+    made |= pages.example_pages()
     for name, text in made.items():
         path = source / name
         path.parent.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 Each function returns `{path below docs/: text}`; `docs/build.py` writes them.
 """
 
+import ast
 import inspect
 import json
 import re
@@ -391,5 +392,35 @@ def reproduction_pages() -> dict[str, str]:
         "speaks of the configuration that was run, which the run's `report.html` names. A dash "
         f"means that no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
+    )
+    return pages
+
+
+# ---- examples ------------------------------------------------------------------------------------
+
+
+def example_pages() -> dict[str, str]:
+    """A page for every training loop of experiments/examples: what its file says, and its code."""
+    pages, rows = {}, []
+    for path in sorted((DOCS.parent / "experiments" / "examples").glob("[a-z]*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        said = ast.get_docstring(module)
+        assert said, path
+        head, _, rest = said.partition("\n\n")
+        head = " ".join(head.split())
+        name, code = path.stem, path.read_text(encoding="utf-8").split('"""', 2)[2].strip()
+        pages[f"examples/{name}.md"] = (
+            f"# {name.replace('_', ' ').capitalize()}\n\n{head}\n\n{rest}\n\n"
+            f"## The whole file\n\n`experiments/examples/{path.name}`\n\n"
+            f"```python\n{code}\n```\n"
+        )
+        rows.append(f"| [{name}]({name}.md) | {claim_cell(head)} |")
+    listed = "\n".join(name.split("/")[1].removesuffix(".md") for name in pages)
+    pages["examples/index.md"] = (
+        "# Examples in other training loops\n\nEach page is one file of a checkout and runs with "
+        "`python -m experiments.examples.NAME`. The examples train small networks on made-up data; "
+        "`problem` defines them.\n\n| example | what it shows |\n|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\n```{{toctree}}\n:hidden:\n{listed}\n```\n"
     )
     return pages

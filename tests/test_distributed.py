@@ -19,8 +19,8 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
-from tests.ranks import CHECKS, begin
+from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
+from tests.support.ranks import CHECKS, begin
 
 
 @pytest.fixture
@@ -137,11 +137,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def launch(check: str, size: int, folder: Path) -> list[tuple[int | None, str]]:
-    """(exit code, output) of every rank of `tests.ranks`; forks of one process that has imported
-    everything, since torch takes seconds to import.
+    """(exit code, output) of every rank of `tests.support.ranks`; forks of one process that has
+    imported everything, since torch takes seconds to import.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "tests.ranks", "tests.ranks_preload"])
+    context.set_forkserver_preload(
+        ["torch._dynamo", "tests.support.ranks", "tests.support.ranks_preload"]
+    )
     processes = [
         context.Process(target=begin, args=(check, rank, size, folder)) for rank in range(size)
     ]
@@ -160,8 +162,8 @@ def launch(check: str, size: int, folder: Path) -> list[tuple[int | None, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("check", "size"), [("two", 2), ("three", 3)])
 def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
-    """What each rank checks is in `tests/ranks.py`. In the end of two processes one dies, and the
-    other ends with an error.
+    """What each rank checks is in `tests/support/ranks.py`. In the end of two processes one dies,
+    and the other ends with an error.
     """
     dead = [9] if size == 2 else []
     found = launch(check, size, tmp_path)
@@ -174,12 +176,12 @@ def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
 
 @pytest.mark.slow
 def test_a_page_ends_as_one_process_on_the_union(tmp_path):
-    """By the launcher that users have; through a checkpoint halfway. `tests/ranks.py` has the other
-    page.
+    """By the launcher that users have; through a checkpoint halfway. `tests/support/ranks.py` has
+    the other page.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "--standalone", "-m", "experiments.bridge.data_parallel", str(tmp_path)],
+        [*command, "--standalone", "-m", "experiments.examples.data_parallel", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -32,7 +32,7 @@ from paper_repro.report.figures import axes, beside_one
 from paper_repro.report.findings import QUICK, Claim, Settings
 from paper_repro.report.intervals import ratio_interval
 from paper_repro.report.verdicts import stated
-from tests.decisions import OTHERS
+from tests.support.decisions import OTHERS
 
 Numbers = dict[str, float]
 MEASURED = json.loads((Path(__file__).parents[1] / "docs" / "measured.json").read_text())["claims"]
