@@ -14,7 +14,8 @@ from torch import Tensor
 
 import mtlfunc as mf
 from experiments.benchmarks import toy as benchmark
-from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy, toy_runs
+from paper_repro.cagrad import _toy as toy
+from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
 from paper_repro.claims import ROWS
 from paper_repro.report.findings import Figure, Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of

@@ -14,7 +14,7 @@ from mtlfunc.analysis import theory
 from paper_repro.pcgrad import (
     common,
     events,
-    figure1,
+    _figure1 as figure1,
     landscape,
     problems,
     quadratics,

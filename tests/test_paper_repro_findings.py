@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 import mtlfunc as mf
 from paper_repro.claims import LEDGER, PAPERS
 from paper_repro.gradnorm import common as gradnorm
-from paper_repro.mgda import counterexample
+from paper_repro.mgda import _counterexample as counterexample
 from paper_repro.report.figures import METHOD_COLOURS, STYLE
 from paper_repro.report.findings import Settings
 from paper_repro.report.grids import at_edge, chosen, judged

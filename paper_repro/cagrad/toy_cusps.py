@@ -10,8 +10,7 @@ from mpl_toolkits.mplot3d import Axes3D
 import mtlfunc as mf
 
 from ..report.findings import Claim, Figure, Findings, Settings
-from .decisions import claim
-from .toy import (
+from ._toy import (
     CODE,
     NUDGE,
     PAPER_SIGN,
@@ -23,6 +22,7 @@ from .toy import (
     losses,
     ramp,
 )
+from .decisions import claim
 from .toy_maps import LEGEND, maps
 from .toy_runs import COLOURS, DASHES, Run, Toy, of, title_of, toy, with_steps
 

@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 
-from .toy import STARTS, at, minimum_of_mean, pareto_set
+from ._toy import STARTS, at, minimum_of_mean, pareto_set
 from .toy_runs import Run
 
 LEGEND = (

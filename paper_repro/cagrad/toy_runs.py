@@ -17,7 +17,7 @@ import mtlfunc as mf
 from ..report.findings import Settings
 from ..report.parts import kept
 from ..report.regions import OPTIONS
-from .toy import (
+from ._toy import (
     CODE,
     LR,
     RULES,

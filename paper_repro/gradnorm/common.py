@@ -48,6 +48,7 @@ class Problem(NamedTuple):
     optimizer: Literal["adam", "sgd"] = "adam"
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     steps: int = 1000
+    batch: int = BATCH
 
 
 class Variants(NamedTuple):
@@ -187,7 +188,7 @@ def train(
     test = vmap(lambda root, m: sample(mf.random.fold_in(root, 2), m, problem, TEST))(roots, maps)
     batch_at = vmap(
         lambda root, m, t: sample(
-            mf.random.fold_in(mf.random.fold_in(root, 3), t), m, problem, BATCH
+            mf.random.fold_in(mf.random.fold_in(root, 3), t), m, problem, problem.batch
         ),
         (0, 0, None),
     )
