@@ -212,9 +212,8 @@ def test_a_reproduction_is_one_question_in_one_file() -> None:
         path = Path(str(module.__file__))
         assert len(path.read_text().splitlines()) <= 400, name
         assert title(module).endswith("?"), name
-        assert path.relative_to(ROOT / "paper_repro").with_suffix("").parts == tuple(
-            name.split(".")
-        )
+        paper, question = path.relative_to(ROOT / "paper_repro").with_suffix("").parts
+        assert f"{paper}.{question.removeprefix('_')}" == name
 
 
 def test_only_takes_names_beginnings_and_ids() -> None:

@@ -86,8 +86,8 @@ def weights_over_time(problem: Problem, runs: Runs) -> Figure:
         name_lines(panel, ends)
     return Figure(
         "weights",
-        f"GradNorm at Adam {problem.rates[best]:g}, α = {ALPHA}: weights (the middle of Figure 3 of "
-        "Chen et al. 2018), gradient lengths at the last shared layer, "
+        f"GradNorm at Adam {problem.rates[best]:g}, α = {ALPHA}: weights (the middle of Figure 3 "
+        "of Chen et al. 2018), gradient lengths at the last shared layer, "
         "relative inverse training rates; mean and 95 % band over seeds.",
         canvas,
     )

@@ -81,7 +81,7 @@ def check(parameter: Parameter, value: Any) -> None:
     if get_origin(kind) is tuple and len(value) < option.least:
         raise Impossible(f"{name}: expected at least {option.least} values, got {len(value)}")
     for entry in _entries(name, kind, value):
-        if isinstance(entry, str) or isinstance(entry, bool):
+        if isinstance(entry, str | bool):
             continue
         if not math.isfinite(entry):
             raise Impossible(f"{name}: expected finite numbers, got {entry}")
