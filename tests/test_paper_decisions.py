@@ -257,7 +257,7 @@ def test_a_configuration_that_settles_nothing_may_hold_no_number(low, high, verd
 
 
 def test_a_row_without_numbers_says_so():
-    canvas, (panel,) = axes(1, 1, (4, 2))
+    _, (panel,) = axes(1, 1, (4, 2))
     beside_one(panel, ratio_interval([1.0, math.inf], [1.0, math.inf]), 0)
     beside_one(panel, ratio_interval([1.0, 1.1], [1.0, 1.0]), 1)
     assert [text.get_text() for text in panel.texts] == ["not a number: runs diverged"]

@@ -11,10 +11,10 @@ from torch.func import hessian, vmap
 
 import mtlfunc as mf
 from mtlfunc.analysis import theory
+from paper_repro.pcgrad import _figure1 as figure1
 from paper_repro.pcgrad import (
     common,
     events,
-    _figure1 as figure1,
     landscape,
     problems,
     quadratics,
