@@ -1,6 +1,8 @@
 """What does c do between the mean gradient (0) and MGDA (∞)?"""
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from ..report.extremes import largest, smallest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.options import Draws, Option, drawn
 from .common import (
     COLOURS,
     DASHES,
@@ -27,8 +30,11 @@ from .decisions import claim
 CS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 
 
+SIZE = 20  # parameters
+
+
 class Sweep(NamedTuple):
-    """Directions for every c of `CS`."""
+    """Directions for every c."""
 
     worst: Tensor  # [c, draw], min_t rate, relative
     mean_angle: Tensor  # [c, draw], to g₀
@@ -38,11 +44,12 @@ class Sweep(NamedTuple):
     stretch: Tensor  # [c, draw], ‖d‖/‖d_MGDA‖
 
 
-def sweep(rows: Tensor) -> Sweep:
+def sweep(rows: Tensor, cs: Sequence[float] = CS) -> Sweep:
+    """Of Jacobians `[draw, task, parameter]`."""
     g = gram(rows)
     p, w = mean_weights(g), min_norm(g)
     results = []
-    for c in CS:
+    for c in cs:
         found = cagrad(g, c)
         a = found.weights
         inner = torch.einsum("dt,dts,ds->d", p, g, a) / length(g, p) ** 2
@@ -63,8 +70,8 @@ def sweep(rows: Tensor) -> Sweep:
 
 def run(settings: Settings) -> Findings:
     draws = settings.count(300)
-    swept = {tasks: sweep(rows_of(draws, tasks, 20, 80 + tasks)) for tasks in (2, 5, 10)}
-    yield c_figure(swept, draws)
+    swept = {tasks: sweep(rows_of(draws, tasks, SIZE, 80 + tasks)) for tasks in (2, 5, 10)}
+    yield c_figure(swept, draws, CS, SIZE)
     yield in_view(swept, draws)
     yield both_ends(swept, draws)
 
@@ -118,10 +125,38 @@ def both_ends(swept: dict[int, Sweep], draws: int) -> Claim:
     )
 
 
-def c_figure(swept: dict[int, Sweep], draws: int) -> Figure:
+@drawn
+def role_of_c(
+    c: Annotated[tuple[float, ...], Option("values of c", 0.0, 1e6, 2)] = CS,
+    tasks: Annotated[tuple[int, ...], Option("numbers of tasks", 2, 100)] = (2, 5, 10),
+    size: Annotated[int, Option("parameters", 1, 10_000)] = SIZE,
+    draws: Draws = 300,
+) -> Figure:
+    """CAGrad between the mean gradient and MGDA on random Jacobians, over c."""
+    c = tuple(sorted(set(c)))
+    swept = {count: sweep(rows_of(draws, count, size, 80 + count), c) for count in tasks}
+    return c_figure(swept, draws, c, size)
+
+
+def c_figure(swept: dict[int, Sweep], draws: int, cs: Sequence[float], size: int) -> Figure:
     canvas, panels = axes(1, 4, (16, 4.2))
-    c = np.array([0.07, *CS[1:]])  # 0 drawn there
-    for (tasks, s), colour, dash in zip(swept.items(), COLOURS, DASHES, strict=False):
+    positive = [value for value in cs if value > 0]
+    zero = 0.7 * positive[0]  # where 0 is drawn
+    c = np.array([value or zero for value in cs])
+    found: list[dict[str, Any]] = []
+    looks = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), strict=False)
+    for (tasks, s), (colour, dash) in zip(swept.items(), looks, strict=False):
+        found += [
+            {
+                "tasks": tasks,
+                "c": value,
+                "worst rate": float(s.worst[i].median()),
+                "angle to the mean": float(torch.rad2deg(s.mean_angle[i]).median()),
+                "angle to MGDA": float(torch.rad2deg(s.mgda_angle[i]).median()),
+                "share without a negative rate": float((s.threshold <= value).double().mean()),
+            }
+            for i, value in enumerate(cs)
+        ]
         for axis, values in zip(
             panels,
             (s.worst, torch.rad2deg(s.mean_angle), torch.rad2deg(s.mgda_angle)),
@@ -147,7 +182,9 @@ def c_figure(swept: dict[int, Sweep], draws: int) -> Figure:
     panels[2].set(ylabel="angle to MGDA's direction, degrees")
     for axis in panels[:3]:
         axis.set(xlabel="c (leftmost: 0)", xscale="log")
-        axis.set_xticks([0.07, 0.2, 1, 10, 100], ["0", "0.2", "1", "10", "100"])
+        ticks = [x for x in (0.2, 1, 10, 100, 1000) if positive[0] <= x <= positive[-1]]
+        first = [zero] if cs[0] == 0 else []
+        axis.set_xticks([*first, *ticks], [*("0" for _ in first), *map(str, ticks)])
         axis.minorticks_off()
     panels[3].set(
         xlabel="c*: from here on no task's rate is negative",
@@ -157,7 +194,8 @@ def c_figure(swept: dict[int, Sweep], draws: int) -> Figure:
     panels[0].legend()
     return Figure(
         "c",
-        f"CAGrad from c = 0 to 100 on {draws} random Jacobians of 20 parameters a T: medians, "
-        "bands from 5 to 95 %.",
+        f"CAGrad from c = {cs[0]:g} to {cs[-1]:g} on {draws} random Jacobians of {size} "
+        "parameters per T: medians, bands from 5 to 95 %.",
         canvas,
+        found,
     )

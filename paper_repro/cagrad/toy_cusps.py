@@ -5,7 +5,6 @@ import functools
 import numpy as np
 import torch
 from matplotlib.figure import Figure as Canvas
-from mpl_toolkits.mplot3d import Axes3D
 
 import mtlfunc as mf
 
@@ -23,6 +22,7 @@ from ._toy import (
     ramp,
 )
 from .decisions import claim
+from .toy_figures import surface
 from .toy_maps import LEGEND, maps
 from .toy_runs import COLOURS, DASHES, Run, Toy, of, title_of, toy, with_steps
 
@@ -34,52 +34,6 @@ def run(settings: Settings) -> Findings:
     yield loss_curves(found.runs)
     yield stuck(found)
     yield reproducible(found)
-
-
-def surface() -> Figure:
-    canvas = Canvas(figsize=(13, 4.2), layout="constrained")
-    side = torch.linspace(-11, 11, 221, dtype=torch.float64)
-    grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
-    values = at(grid)
-    for i, (name, z) in enumerate(
-        {"L₁": values[..., 0], "L₂": values[..., 1], "mean loss": values.mean(-1)}.items()
-    ):
-        axis = canvas.add_subplot(1, 3, i + 1, projection="3d")
-        assert isinstance(axis, Axes3D)
-        axis.plot_surface(
-            grid[..., 0].numpy(),
-            grid[..., 1].numpy(),
-            z.numpy(),
-            cmap="viridis",
-            rcount=110,
-            ccount=110,
-            linewidth=0,
-            vmin=-20,
-            vmax=10,
-            rasterized=True,
-        )
-        # a title would stand at the top of the box that holds the cube, far above the surface
-        axis.text2D(0.5, 0.86, name, transform=axis.transAxes, ha="center")
-        axis.view_init(25)
-        axis.zaxis.labelpad = 6  # beside its numbers
-        # room for the label of the z axis
-        axis.set_box_aspect(None, zoom=0.78)  # pyright: ignore[reportArgumentType]
-        axis.set(
-            xlabel="x₁",
-            ylabel="x₂",
-            zlabel="loss",
-            zlim=(-21, 11),
-            xticks=[-10, 0, 10],
-            yticks=[-10, 0, 10],
-            zticks=[-20, -10, 0, 10],
-        )
-    return Figure(
-        "surface",
-        "The toy's two losses and their mean (the surfaces of Figure 1 of Liu et al. 2021); + in "
-        "f₂, as in the paper's code. The two narrow "
-        "valleys are cusps of log|·|.",
-        canvas,
-    )
 
 
 def trajectories(runs: dict[str, Run]) -> Findings:

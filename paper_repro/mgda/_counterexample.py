@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import mtlfunc as mf
 
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
+from ..report.options import Impossible, Option, Steps, drawn
 from .decisions import DEFICIENT, FULL, claim
 from .encoders import COLOURS
 
@@ -103,7 +104,7 @@ def run(settings: Settings) -> Findings:
     yield lemma()
     yield descent_fails()
     paths = {name: trajectory(probe, settings.count(400)) for name, probe in probes().items()}
-    yield trajectories(paths)
+    yield trajectories(paths, start_linear())
     yield end_points(paths, settings)
 
 
@@ -171,8 +172,13 @@ class Path(NamedTuple):
     start_distance: float
 
 
-def trajectory(probe: mf.Probe, steps: int, lr: float = 0.1) -> Path:
-    params, batch = start_linear()
+Example = tuple[mf.types.Params, tuple[Tensor, Tensor]]
+
+
+def trajectory(
+    probe: mf.Probe, steps: int, lr: float = 0.1, example: Example | None = None
+) -> Path:
+    params, batch = example or start_linear()
     step = mf.descend(losses_linear, mf.mgda(), probe, mf.sgd(lr))
 
     def record(state: mf.TrainState, info: mf.Info) -> tuple[Tensor, Tensor]:
@@ -189,13 +195,42 @@ def trajectory(probe: mf.Probe, steps: int, lr: float = 0.1) -> Path:
     return Path(losses.numpy(), torch.cat([params["w"][None], kept[1]]).numpy(), *distances)
 
 
-def trajectories(paths: dict[str, Path]) -> Figure:
+@drawn
+def counterexample(
+    inputs: Annotated[
+        tuple[tuple[float, float], ...], Option("samples, as x1,x2", -1e3, 1e3, 2)
+    ] = ((2.0, 1.0), (1.0, 0.0)),
+    targets: Annotated[
+        tuple[tuple[float, ...], ...],
+        Option("targets of two tasks, a number a sample", -1e3, 1e3, 2),
+    ] = ((-1.0, -1.0), (1.0, -1.0)),
+    start: Annotated[tuple[float, float], Option("start w_1,w_2", -1e3, 1e3)] = (0.0, 0.0),
+    steps: Steps = 400,
+    rate: Annotated[float, Option("step length of plain descent", 1e-12, 1e3)] = 0.1,
+) -> Figure:
+    """MGDA and its upper bound on a linear encoder with two tasks: losses and parameters."""
+    if len(targets) != 2 or any(len(row) != len(inputs) for row in targets):
+        raise Impossible(f"targets: expected two rows of {len(inputs)} numbers, one a sample")
+    x, y = (torch.tensor(rows, dtype=torch.float64) for rows in (inputs, targets))
+    if torch.linalg.matrix_rank(x) < 2:
+        raise Impossible("inputs: expected samples that are not all on one line through 0")
+    example = {"w": torch.tensor(start, dtype=torch.float64)}, (x, y)
+    paths = {
+        name: trajectory(probe, steps, rate, example)
+        for name, probe in tqdm(probes().items(), desc="descent", leave=False)
+    }
+    if not all(np.isfinite(path.losses).all() for path in paths.values()):
+        raise Impossible(f"rate: {rate:g} is too large: descent diverges; try {rate / 10:g}")
+    return trajectories(paths, example)
+
+
+def trajectories(paths: dict[str, Path], example: Example) -> Figure:
     canvas = Canvas(figsize=(12, 4.6), layout="constrained")
     loss_space, parameter_space = canvas.add_subplot(1, 2, 1), canvas.add_subplot(1, 2, 2)
-    _, (x, y) = start_linear()
+    begin, (x, y) = example
     share = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
     # minimisers of s L_1 + (1 - s) L_2
-    optimal = torch.linalg.solve(x, (share * y[0] + (1 - share) * y[1]).T).T
+    optimal = torch.linalg.lstsq(x, (share * y[0] + (1 - share) * y[1]).T).solution.T
     front = torch.stack([losses_linear({"w": w}, (x, y)) for w in optimal])
     loss_space.plot(
         front[:, 0], front[:, 1], color="#999999", linewidth=4, alpha=0.6, label="Pareto front"
@@ -203,10 +238,13 @@ def trajectories(paths: dict[str, Path]) -> Figure:
     parameter_space.plot(
         optimal[:, 0], optimal[:, 1], color="#999999", linewidth=4, alpha=0.6, label="Pareto set"
     )
-    side = (
-        torch.linspace(-3.2, 2.2, 150, dtype=torch.float64),
-        torch.linspace(-1.6, 4.6, 150, dtype=torch.float64),
-    )
+    met = torch.cat([optimal, *(torch.from_numpy(path.params) for path in paths.values())])
+    low, high = met.aminmax(dim=0)
+    margin = 0.3 * float((high - low).max()) + 1e-9
+    side = [
+        torch.linspace(float(a) - margin, float(b) + margin, 150, dtype=torch.float64)
+        for a, b in zip(low, high, strict=True)
+    ]
     grid = torch.stack(torch.meshgrid(*side, indexing="xy"), -1)
     both = vmap(vmap(lambda w: losses_linear({"w": w}, (x, y))))(grid)
     for task, style in enumerate(("solid", "dotted")):
@@ -222,11 +260,16 @@ def trajectories(paths: dict[str, Path]) -> Figure:
         for axis, points in ((loss_space, path.losses), (parameter_space, path.params)):
             axis.plot(points[:, 0], points[:, 1], color=COLOURS[name], label=name)
             axis.plot(points[-1, 0], points[-1, 1], "o", color=COLOURS[name])
-    loss_space.plot(1, 1, "k*", markersize=11, label="start")
-    parameter_space.plot(0, 0, "k*", markersize=11)
-    top = paths["MGDA-UB"].losses[:, 1].max()
+    first = next(iter(paths.values())).losses[0]
+    loss_space.plot(*first, "k*", markersize=11, label="start")
+    parameter_space.plot(*begin["w"].numpy(), "k*", markersize=11)
+    every = np.concatenate([path.losses for path in paths.values()])
+    right, top = every.max(0)
     loss_space.set(
-        xlabel="loss of task 1", ylabel="loss of task 2", xlim=(-0.05, 1.2), ylim=(-0.05, 1.1 * top)
+        xlabel="loss of task 1",
+        ylabel="loss of task 2",
+        xlim=(-0.05 * right, 1.2 * right),
+        ylim=(-0.05 * top, 1.1 * top),
     )
     parameter_space.set(xlabel="w_1", ylabel="w_2")
     loss_space.legend()
@@ -234,13 +277,20 @@ def trajectories(paths: dict[str, Path]) -> Figure:
         name: f"({path.losses[-1, 0]:.2f}, {path.losses[-1, 1]:.2f})"
         for name, path in paths.items()
     }
+    at = f"({', '.join(f'{w:g}' for w in begin['w'].tolist())})"
+    most = paths["MGDA-UB"].losses[:, 1].max()
     return Figure(
         "trajectories",
-        "The end-to-end counterexample iterated from w = 0. Left: losses. Right: parameters, "
+        f"The end-to-end counterexample iterated from w = {at}. Left: losses. Right: parameters, "
         "with contours of task 1 (solid) and task 2 (dotted). "
-        f"From losses (1, 1) MGDA ends at {ends['MGDA']}; MGDA-UB ends at {ends['MGDA-UB']}, and "
-        f"its second loss reaches {top:.2f} on the way.",
+        f"From losses ({first[0]:.3g}, {first[1]:.3g}) MGDA ends at {ends['MGDA']}; MGDA-UB ends "
+        f"at {ends['MGDA-UB']}, and its second loss reaches {most:.2f} on the way.",
         canvas,
+        [
+            {"method": name, "step": i, "losses": loss.tolist(), "w": w.tolist()}
+            for name, path in paths.items()
+            for i, (loss, w) in enumerate(zip(path.losses, path.params, strict=True))
+        ],
     )
 
 

@@ -6,7 +6,7 @@ from ..report.options import exported
 
 FIGURES = {
     "figure1": "_figure1",
-    "conditions": "_figure1",
+    "conditions_along": "_figure1",
     "curvature": "training",
     "ends": "theorem1",
     "all_orders": "orders",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import SymmetricalLogLocator
+from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor
 from torch.func import grad, hessian, vmap
 
@@ -16,9 +19,10 @@ import mtlfunc as mf
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
+from ..report.options import Option, Rate, Steps, drawn
 from .common import COLOURS, WILSON
 from .decisions import LONG, claim
-from .landscape import ADAM_RATE, START, Paths, across, losses, paths, values
+from .landscape import ADAM_RATE, BUDGET, START, Paths, across, losses, paths, paths_from, values
 
 
 class Conditions(NamedTuple):
@@ -56,80 +60,134 @@ def conditions(theta: Tensor, following: Tensor) -> Conditions:
 
 def run(settings: Settings) -> Findings:
     found = paths(settings)
-    yield figure_1(found)
-    lane = {arm: int(found.chosen(arm, sgd=False)[0]) for arm in ("sum", "PCGrad")}
+    yield figure_1(found, ("sum", "PCGrad"))
+    lane = lanes_in(found, ("sum", "PCGrad"))
     along = {arm: conditions(found.theta[:, i], found.following[:, i]) for arm, i in lane.items()}
     yield condition_curves(found, along)
     yield gets_through(found, along, lane)
     yield curved(found, along)
 
 
-def figure_1(found: Paths) -> Figure:
-    canvas, panels = axes(1, 4, (18, 4.8))
-    x = torch.linspace(-4, 4, 161, dtype=torch.float64)
-    y = torch.linspace(-4, 7, 221, dtype=torch.float64)
-    grid = values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
-    lane = {arm: int(found.chosen(arm, sgd=False)[0]) for arm in ("sum", "PCGrad")}
-    deep = found.theta[len(found.theta) // 2, lane["sum"]]  # in the deep valley
-    levels, total = np.arange(-160, 81, 20), grid.sum(-1)
-    for panel in panels[:3]:
-        filled = panel.contourf(x, y, total, levels, cmap="Greys_r", extend="both", zorder=-2)
-        if panel is panels[2]:
-            canvas.colorbar(filled, ax=panel, label="L₁ + L₂", pad=0.01)
-        thin = {"colors": "#999999", "linewidths": 0.3, "linestyles": "solid"}
-        panel.contour(x, y, total, levels, zorder=-1, **thin)
-    colours = ("C0", COLOURS["PCGrad"])
-    for i, colour, panel in zip(lane.values(), colours, panels[1:3], strict=True):
-        theta = found.theta[:, i].numpy()
-        panel.plot(theta[:, 0], theta[:, 1], color=colour, linewidth=1.2)
-        panel.plot(*theta[0], "k*", markersize=11)
-        panel.plot(*theta[-1], "o", color="black", markerfacecolor="white", markersize=8)
-    for task, colour, style in ((0, "C0", "solid"), (1, "C1", "dashed")):
-        each = {"colors": colour, "linestyles": style, "linewidths": 0.8}
-        panels[3].contour(x, y, grid[..., task], np.arange(-40, 61, 10), **each)
-    steepest(panels[0], panels[3], deep)
-    titles = ("L₁ + L₂", "Adam on the sum", "Adam with PCGrad", "L₁ and L₂")
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set(xlabel="θ₁", ylabel="θ₂", xlim=(-4, 4), ylim=(-4, 7), title=title)
-        panel.grid(False)
-    steps = found.steps[-1]
-    ends = {arm: found.theta[-1, i].tolist() for arm, i in lane.items()}
+Methods = Annotated[
+    tuple[Literal["sum", "PCGrad", "direction only", "magnitude only", "GradNorm"], ...],
+    Option("methods, under Adam"),
+]
+Start = Annotated[tuple[float, float], Option("start θ_1,θ_2", -1e3, 1e3)]
+
+
+def lanes_in(found: Paths, methods: Sequence[str]) -> dict[str, int]:
+    """Adam's lane of every method from the first start."""
+    return {arm: int(found.chosen(arm, sgd=False)[0]) for arm in methods}
+
+
+@drawn
+def figure1(
+    start: Start = START,
+    methods: Methods = ("sum", "PCGrad"),
+    steps: Steps = BUDGET,
+    rate: Rate = ADAM_RATE,
+) -> Figure:
+    """The landscape, each task's part of it, and every method's path (Figure 1)."""
+    return figure_1(paths_from(start, methods, steps, rate), methods)
+
+
+@drawn
+def conditions_along(
+    start: Start = START,
+    methods: Methods = ("sum", "PCGrad"),
+    steps: Steps = BUDGET,
+    rate: Rate = ADAM_RATE,
+) -> Figure:
+    """Conflict, dominance and curvature along every method's path over the landscape."""
+    found = paths_from(start, methods, steps, rate)
+    lane = lanes_in(found, methods)
+    along = {arm: conditions(found.theta[:, i], found.following[:, i]) for arm, i in lane.items()}
+    return condition_curves(found, along)
+
+
+def named_arm(arm: str) -> str:
+    return "Adam on the sum" if arm == "sum" else f"Adam with {arm}"
+
+
+def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
+    """The surface of the sum, both tasks' contours, and the sum's with one path a method."""
+    lane = lanes_in(found, methods)
+    canvas = Canvas(figsize=(3.7 * (3 + len(methods)), 4.6), layout="constrained")
+    grid = canvas.add_gridspec(1, 3 + len(methods), width_ratios=[1.3] + [1.0] * (2 + len(methods)))
+    paths = {arm: found.theta[:, i].numpy() for arm, i in lane.items()}
+    reach = np.concatenate([*paths.values(), [[-4, -4], [4, 7]]])
+    x, y = (
+        torch.linspace(float(low) - 0.0, float(high), count, dtype=torch.float64)
+        for low, high, count in zip(reach.min(0), reach.max(0), (161, 221), strict=True)
+    )
+    each = values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
+    surface = canvas.add_subplot(grid[0], projection="3d")
+    assert isinstance(surface, Axes3D)
+    height = each.sum(-1).clip(-200)
+    mesh = np.meshgrid(x.numpy(), y.numpy())
+    surface.plot_surface(*mesh, height, cmap="viridis", rcount=110, ccount=110, rasterized=True)
+    surface.view_init(35, -120)
+    surface.set(xlabel="θ₁", ylabel="θ₂", zlabel="L₁ + L₂")
+    surface.set_box_aspect(None, zoom=0.8)  # pyright: ignore[reportArgumentType]
+    shown = [("L₁", each[..., 0]), ("L₂", each[..., 1])]
+    shown += [(named_arm(arm), each.sum(-1)) for arm in methods]
+    for i, (title, heights) in enumerate(shown):
+        panel = canvas.add_subplot(grid[i + 1])
+        levels = np.linspace(-160, 80, 13) * (1 if i > 1 else 0.5)
+        filled = panel.contourf(x, y, heights, levels, cmap="viridis", extend="both", zorder=-2)
+        if i == len(shown) - 1:
+            canvas.colorbar(filled, ax=panel, label="L₁ + L₂")
+        panel.set(xlabel="θ₁", ylabel="θ₂", title=title)
+        if i > 1:
+            theta = paths[methods[i - 2]]
+            panel.plot(theta[:, 0], theta[:, 1], color="white", linewidth=2.6)
+            panel.plot(theta[:, 0], theta[:, 1], color="black", linewidth=1.4)
+            panel.plot(*theta[-1], "o", color="black", markerfacecolor="white", markersize=8)
+        first = next(iter(paths.values()))[0]
+        panel.plot(*first, "*", color="white", markeredgecolor="black", markersize=13)
+    stuck = found.theta[-1, lane[methods[0]]]
+    steepest(canvas.axes[3], stuck, min(x[-1] - x[0], y[-1] - y[0]) / 5)
+    steps = int(found.steps[-1])
+    ends = ", ".join(f"{arm} ({path[-1][0]:.2f}, {path[-1][1]:.2f})" for arm, path in paths.items())
+    rate = float(found.lanes.lr[lane[methods[0]]])
     return Figure(
         "figure1",
-        "Figure 1 of Yu et al. 2020. Contours of the sum (white: high) and of each loss; the paths "
-        f"of {steps:,} steps of Adam {ADAM_RATE:g} from the star to the "
-        f"circle, the sum's at ({ends['sum'][0]:.2f}, {ends['sum'][1]:.2f}), PCGrad's at "
-        f"({ends['PCGrad'][0]:.2f}, {ends['PCGrad'][1]:.2f}). Square: a point "
-        "of the sum's path in task 1's deep valley, with the directions of steepest descent of "
-        "each task (arrows of one length; true lengths in the legend).",
+        "Figure 1 of Yu et al. 2020: the surface of the sum of the losses, the losses of either "
+        f"task, and the sum with the paths of {steps:,} steps of Adam {rate:g} from the star to "
+        f"the circle: {ends}. The arrows at the end of the first path are the directions of "
+        "steepest descent of both tasks (of one length; true lengths in the legend).",
         canvas,
+        [
+            {"method": arm, "step": int(step), "theta": at.tolist(), "losses": loss.tolist()}
+            for arm, i in lane.items()
+            for step, at, loss in zip(
+                found.steps, found.theta[:, i], values(found.theta[:, i]), strict=True
+            )
+        ],
     )
 
 
-def steepest(sum_panel: Axes, task_panel: Axes, at: Tensor) -> None:
+def steepest(panel: Axes, at: Tensor, length: float | Tensor) -> None:
     """The directions of steepest descent of each task at a point, of one length."""
     gradients = mf.task_gradients(losses, {"theta": at}, None)[1]["theta"].numpy()
     point = at.numpy()
-    for task, colour, style in ((0, "C0", "solid"), (1, "C1", "dashed")):
-        length, name = np.linalg.norm(gradients[task]), "₁₂"[task]
-        labels = (f"-g{name}, length {length:.2g}", f"L{name}")
-        for panel, label in zip((sum_panel, task_panel), labels, strict=True):
-            arrow(panel, point, point - 1.8 * gradients[task] / length, colour, style)
-            panel.plot([], [], color=colour, linestyle=style, label=label)
-    for panel in (sum_panel, task_panel):
-        panel.plot(*point, "s", color="black", markersize=5)
-        panel.legend()
+    for task, colour in ((0, "C1"), (1, "C4")):
+        norm, name = np.linalg.norm(gradients[task]), "₁₂"[task]
+        if norm > 0:  # on a cusp's floor there is none
+            arrow(panel, point, point - float(length) * gradients[task] / norm, colour, width=2.5)
+        panel.plot([], [], color=colour, label=f"-g{name}, length {norm:.2g}")
+    panel.legend()
 
 
 def condition_curves(found: Paths, along: dict[str, Conditions]) -> Figure:
-    canvas, panels = axes(2, 3, (15, 7.2))
+    canvas, panels = axes(len(along), 3, (15, 3.6 * len(along)))
     for row, (arm, path) in enumerate(along.items()):
         here, steps = panels[3 * row : 3 * row + 3], np.maximum(found.steps, 1)
-        colour = "C0" if arm == "sum" else COLOURS[arm]
+        colour = {"sum": "C0"}.get(arm, COLOURS[arm])
         here[0].plot(steps, path.cosine, ".", color=colour, markersize=2)
         here[0].axhline(0, color="black", linewidth=1)
         here[0].set(
-            ylabel=f"{'Adam on the sum' if arm == 'sum' else 'Adam with PCGrad'}: cos φ",
+            ylabel=f"{named_arm(arm)}: cos φ",
             ylim=(-1.05, 1.05),
         )
         conflict = path.cosine < 0
@@ -158,11 +216,17 @@ def condition_curves(found: Paths, along: dict[str, Conditions]) -> Figure:
             panel.legend(markerscale=5)
     return Figure(
         "conditions",
-        "The paper's three conditions at every recorded point of the two paths. Left: conflict. "
+        "The paper's three conditions at every recorded point of every path. Left: conflict. "
         "Middle: dominance, Φ at or below -cos φ. Right: curvature. "
         "log|·| is concave off its cusp, so the curvature at the point is never positive; over "
         "the step that is taken across a cusp it is.",
         canvas,
+        [
+            {"method": arm, "step": int(step)}
+            | {name: float(x[i]) for name, x in path._asdict().items()}
+            for arm, path in along.items()
+            for i, step in enumerate(found.steps)
+        ],
     )
 
 

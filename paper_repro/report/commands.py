@@ -105,17 +105,15 @@ def said(kind: Any, option: Option) -> str:
     return f"{option.text}{names}"
 
 
-def joined(words: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Words in which no negative number looks like an option: `--starts=-9,3`."""
+def joined(words: Sequence[str]) -> list[str]:
+    """An option and its values as one word, in which no negative number looks like an option."""
     found: list[str] = []
     for word in words:
-        negative = len(word) > 1 and word[0] == "-" and (word[1].isdigit() or word[1] == ".")
-        if negative and found and found[-1].startswith("--"):
-            option, equal, value = found[-1].partition("=")
-            if option in known:
-                found[-1] = f"{option}={value} {word}" if equal else f"{option}={word}"
-                continue
-        found.append(word)
+        value = not word.startswith("-") or word[1:2].isdigit() or word[1:2] == "."
+        if value and found and found[-1].startswith("--"):
+            found[-1] += f"{' ' if '=' in found[-1] else '='}{word}"
+        else:
+            found.append(word)
     return found
 
 
@@ -123,8 +121,7 @@ def values_of(
     words: Sequence[str], parser: argparse.ArgumentParser, of: Sequence[Parameter]
 ) -> Any:
     """The options that were given, as the function takes them, and where the figure goes."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    given = vars(parser.parse_args(joined(words, known)))
+    given = vars(parser.parse_args(joined(words)))
     out = given.pop("out")
     return {
         each.name: read(each.name, each.kind, " ".join(given[each.name]))
