@@ -153,6 +153,53 @@ def values(theta: Tensor) -> Tensor:
     return flat.reshape(*theta.shape[:-1], 2)
 
 
+def definition_3(
+    theta: Tensor, following: Tensor, floor: float = FLOOR, pieces: int = 16
+) -> Tensor:
+    """Definition 3's curvature over a step, ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds / ‖g‖², `[...]`.
+
+    L_t is φ_t(u_t) with φ = a log max(|u|, floor), so that ∇²L is φ''∇u∇uᵀ + φ'∇²u. On each piece
+    the mean of φ'' is the divided difference of φ', which is -a/(u₀u₁) beside the cusp and across
+    it: positive where u changes sign, whatever the floor. ∇u and ∇²u are those of the piece's
+    middle.
+
+    Args:
+        theta: points `[..., 2]`.
+        following: the points one step later.
+        floor: of |u|.
+        pieces: of the step.
+    """
+    scale = torch.tensor([20.0, 25.0], dtype=theta.dtype)
+    sign = torch.tensor([1.0, -1.0], dtype=theta.dtype)
+
+    def inner(at: Tensor) -> Tensor:
+        x, y = at[..., 0, None], at[..., 1, None]
+        return x / 2 + sign * torch.tanh(y) + torch.tensor([0.0, 2.0], dtype=theta.dtype)
+
+    def slope(u: Tensor) -> Tensor:
+        return torch.where(u.abs() > floor, scale / u, 0.0)
+
+    def along(at: Tensor) -> Tensor:  # ∇u's second part; the first is ½
+        return sign * (1 - torch.tanh(at[..., 1, None]) ** 2)
+
+    s = torch.linspace(0, 1, pieces + 1, dtype=theta.dtype)
+    points = torch.lerp(theta[..., None, :], following[..., None, :], s[:, None])
+    u, middle = inner(points), (points[..., 1:, :] + points[..., :-1, :]) / 2
+    first, last = u[..., :-1, :], u[..., 1:, :]
+    step, same = last - first, last == first
+    off = (first.abs() > floor) & (last.abs() > floor)
+    gap = step.where(~same, 1.0)
+    bend = torch.where(off, -scale / (first * last), (slope(last) - slope(first)) / gap)
+    height = scale * torch.log(u.abs().clamp_min(floor))
+    mean_slope = torch.where(same, slope(first), (height[..., 1:, :] - height[..., :-1, :]) / gap)
+    g_x = slope(inner(theta)).sum(-1) / 2
+    g_y = (slope(inner(theta)) * along(theta)).sum(-1)
+    rate = g_x[..., None, None] / 2 + g_y[..., None, None] * along(middle)
+    turn = -2 * torch.tanh(middle[..., 1, None]) * along(middle)  # ∂²u/∂θ_2²
+    parts = bend * rate.square() + mean_slope * turn * g_y[..., None, None].square()
+    return parts.sum(-1).mean(-1) / (g_x.square() + g_y.square())
+
+
 def across(found: Paths, arm: str) -> np.ndarray:
     """Whether each Adam lane ends on the common side, θ_1 < 0 and L_2 < 0."""
     end = found.theta[-1, found.chosen(arm, sgd=False)]
