@@ -55,7 +55,9 @@ def ten_gain(pair: Pair, size: Size) -> Claim:
             "best rate over all seeds, equal": pair[0].best(pair[1]).lr,
             "best rate over all seeds, GradNorm": pair[2].best(pair[3]).lr,
         },
-        f"ten scales from 3 to 81, α = {ALPHA}, each method at its best learning rate; {size}; "
+        f"ten scales from 3 to 81, α = {ALPHA}, each method at its best learning rate. Static "
+        f"weights 1/L_i(0), which need no search, end at {ratio_interval(fixed, equal)} of equal "
+        f"weights' loss, and GradNorm at {ratio_interval(learnt, fixed)} of theirs; {size}; "
         f"{PAIRED}",
     )
 

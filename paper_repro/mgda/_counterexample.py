@@ -306,7 +306,8 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
         / path.start_distance
         for name, path in paths.items()
     }
-    ends = rest_points(draws, steps)
+    ends, held = rest_points(draws, steps)
+    numbers["distance of 0 from the gradients' hull over ‖d‖ of MGDA-UB, largest"] = held
     for case in CASES:
         for name in paths:
             distance, worse = ends[name][case]
@@ -324,7 +325,10 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
         f"{steps} of them, of falling length, MGDA-UB and MGDA alike from the same starts; with "
         "identity heads, as in the counterexample, MGDA-UB would descend on a distance and could "
         "not fail. Stationary: 0 is within 1 % of its starting distance from the gradients' hull. "
-        "A zero direction is itself a convex combination of the gradients. What fails is descent: "
+        "That MGDA-UB cannot rest elsewhere is a proof: its direction is Aᵀ of a convex combination "
+        "of the v_t, and so a convex combination of the g_t = Aᵀv_t; where it is 0 the point is "
+        "stationary, whatever the rank of A (0 is never further from the hull than ‖d‖). So the "
+        "draws ask only whether it comes to rest. What fails is descent: "
         f"the end need not dominate the start ({'it does not' if ends_worse else 'it does'} in "
         "the counterexample). Wilson intervals",
     )
@@ -356,11 +360,14 @@ def padded(x: Tensor, *shape: int) -> Tensor:
     return F.pad(x, [end for more in reversed(missing) for end in (0, more)])
 
 
-def rest_points(draws: int, steps: int) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+def rest_points(
+    draws: int, steps: int
+) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], float]:
     """Both methods from random starts: how near they end to stationarity, whether a loss rose.
 
     Of every method and case: distance of 0 from the gradients' hull, end over start `[draw]`, and
-    losses that ended higher. All run side by side; zeros behind the smaller case change nothing.
+    losses that ended higher; and the largest distance over ‖d‖ on MGDA-UB's way. All run side by
+    side; zeros behind the smaller case change nothing.
     """
     samples, size = (max(sizes) for sizes in zip(*CASES.values(), strict=True))
 
@@ -375,16 +382,20 @@ def rest_points(draws: int, steps: int) -> dict[str, dict[str, tuple[Tensor, Ten
     ]
     start, batch = tree_map(lambda *parts: torch.cat(parts * 2), *every)
     weigh = vmap(lambda gramian: mf.weights(mf.mgda(), gramian))
+    length = vmap(lambda rows: mf.diagnostics.stationarity(rows @ rows.mT).length)
     w, bound = start, len(CASES) * draws  # lanes of MGDA-UB, before those of MGDA
+    held = 0.0
     for k in tqdm(range(steps), desc="to rest", leave=False):
         _, v, g = curved_rows(w, batch)
         weights = weigh(torch.cat([v[:bound] @ v[:bound].mT, g[bound:] @ g[bound:].mT]))
-        w = w - (1 + k / 100) ** -0.5 * (weights[:, None] @ g)[:, 0]
+        d = (weights[:, None] @ g)[:, 0]
+        if k % max(1, steps // 10) == 0:
+            held = max(held, float((length(g[:bound]) / d[:bound].norm(dim=-1)).max()))
+        w = w - (1 + k / 100) ** -0.5 * d
     (before, _, first), (after, _, last) = curved_rows(start, batch), curved_rows(w, batch)
-    length = vmap(lambda rows: mf.diagnostics.stationarity(rows @ rows.mT).length)
     distance, worse = length(last) / length(first), (after > before + 1e-9).any(1)
     found = list(zip(distance.split(draws), worse.split(draws), strict=True))
     return {
         name: dict(zip(CASES, found[i:], strict=False))
         for name, i in {"MGDA-UB": 0, "MGDA": len(CASES)}.items()
-    }
+    }, held

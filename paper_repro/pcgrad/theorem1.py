@@ -250,7 +250,8 @@ def rare(ends: dict[int, Ends]) -> Claim:
     return claim(
         "PC-18",
         numbers,
-        f"{ends_text(ends)}; holds if (a) is rarer than 5 % and so is an excess above 1 %. cos φ "
-        "= -1 at every Pareto-stationary point with two "
-        f"non-zero gradients, the optimum included when the tasks disagree. {WILSON}",
+        f"{ends_text(ends)}; holds if in every dimension fewer than 5 % of the pairs end more than "
+        "1 % of the initial gap above the minimum. The angle, beside, decides nothing: cos φ = -1 "
+        "at every Pareto-stationary point with two non-zero gradients, the optimum included when "
+        f"the tasks disagree. X-01 is this sentence on CAGrad's toy. {WILSON}",
     )
