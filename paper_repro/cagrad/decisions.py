@@ -5,11 +5,13 @@ from ..report.decisions import (
     Decision,
     Judge,
     Measured,
+    Side,
     conditional,
     decided,
     ends,
     exact,
     named_so,
+    sided,
     verdict_of,
     when,
 )

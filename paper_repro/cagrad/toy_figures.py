@@ -28,10 +28,9 @@ def lanes_from(
     names: Sequence[str], panels: Sequence[tuple[str, float]], starts: Starts, sign: float
 ) -> Lanes:
     """A lane a panel and start, panel by panel."""
-    rows = [(*start, hyper, names.index(name)) for name, hyper in panels for start in starts]
-    table = torch.tensor(rows, dtype=torch.float64)
-    which = table[:, 3].long()
-    start, hyper = table[:, :2].clone(), table[:, 2].clone()  # a program takes no views
+    rows = [(start, hyper, names.index(name)) for name, hyper in panels for start in starts]
+    start, hyper, which = (torch.tensor(column) for column in zip(*rows, strict=True))
+    start, hyper = start.double(), hyper.double()
     return Lanes(start, torch.full_like(hyper, sign), hyper, which)
 
 

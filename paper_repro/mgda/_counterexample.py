@@ -214,13 +214,14 @@ def counterexample(
     x, y = (torch.tensor(rows, dtype=torch.float64) for rows in (inputs, targets))
     if torch.linalg.matrix_rank(x) < 2:
         raise Impossible("inputs: expected samples that are not all on one line through 0")
+    most = 2 / float(torch.linalg.matrix_norm(x, 2)) ** 2
+    if rate > most:
+        raise Impossible(f"rate: {rate:g} is too large, as descent diverges above {most:.3g}")
     example = {"w": torch.tensor(start, dtype=torch.float64)}, (x, y)
     paths = {
         name: trajectory(probe, steps, rate, example)
         for name, probe in tqdm(probes().items(), desc="descent", leave=False)
     }
-    if not all(np.isfinite(path.losses).all() for path in paths.values()):
-        raise Impossible(f"rate: {rate:g} is too large: descent diverges; try {rate / 10:g}")
     return trajectories(paths, example)
 
 
@@ -325,10 +326,10 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
         f"{steps} of them, of falling length, MGDA-UB and MGDA alike from the same starts; with "
         "identity heads, as in the counterexample, MGDA-UB would descend on a distance and could "
         "not fail. Stationary: 0 is within 1 % of its starting distance from the gradients' hull. "
-        "That MGDA-UB cannot rest elsewhere is a proof: its direction is Aᵀ of a convex combination "
-        "of the v_t, and so a convex combination of the g_t = Aᵀv_t; where it is 0 the point is "
-        "stationary, whatever the rank of A (0 is never further from the hull than ‖d‖). So the "
-        "draws ask only whether it comes to rest. What fails is descent: "
+        "That MGDA-UB cannot rest elsewhere is a proof: its direction is Aᵀ of a convex "
+        "combination of the v_t, and so a convex combination of the g_t = Aᵀv_t; where it is 0 the "
+        "point is stationary, whatever the rank of A (0 is never further from the hull than ‖d‖). "
+        "So the draws ask only whether it comes to rest. What fails is descent: "
         f"the end need not dominate the start ({'it does not' if ends_worse else 'it does'} in "
         "the counterexample). Wilson intervals",
     )
