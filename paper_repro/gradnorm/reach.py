@@ -66,6 +66,29 @@ def run(settings: Settings) -> Findings:
     yield reduction(problem, comparisons, rates, settings, seeds)
 
 
+class Comparison(NamedTuple):
+    """Both methods in one configuration."""
+
+    ratio: Interval  # GradNorm over equal, each at its best learning rate
+    of_means: float  # the same as a ratio of means over seeds
+    equal_rates: list[float]  # of the even and of the odd seeds
+    gradnorm_rates: list[float]
+    open: bool  # it settles nothing: a rate at the edge of its grid, or nothing learnt
+
+
+def compare(equal: Runs, gradnorm: Runs) -> Comparison:
+    a, b = gradnorm.judged(), equal.judged()
+    with np.errstate(invalid="ignore"):  # both may be infinite
+        of_means = float(a.mean() / b.mean())
+    return Comparison(
+        ratio_interval(a, b),
+        of_means,
+        equal.judged_rates(),
+        gradnorm.judged_rates(),
+        equal.settles_nothing() or gradnorm.settles_nothing(),
+    )
+
+
 def alike(regression: Comparison, problem: Problem, settings: Settings) -> Claim:
     """The default problem, and the same maps as ten classes."""
     seeds = few(settings)
@@ -92,29 +115,6 @@ def alike(regression: Comparison, problem: Problem, settings: Settings) -> Claim
         f"classification: which of {problem.outputs} outputs of (B + ε_i)x is largest, σ_i times "
         f"the cross entropy, {settings.count(other.steps)} steps, {seeds} seeds, rates "
         f"{', '.join(f'{rate:g}' for rate in other.rates)}. {INTERVAL}",
-    )
-
-
-class Comparison(NamedTuple):
-    """Both methods in one configuration."""
-
-    ratio: Interval  # GradNorm over equal, each at its best learning rate
-    of_means: float  # the same as a ratio of means over seeds
-    equal_rates: list[float]  # of the even and of the odd seeds
-    gradnorm_rates: list[float]
-    open: bool  # it settles nothing: a rate at the edge of its grid, or nothing learnt
-
-
-def compare(equal: Runs, gradnorm: Runs) -> Comparison:
-    a, b = gradnorm.judged(), equal.judged()
-    with np.errstate(invalid="ignore"):  # both may be infinite
-        of_means = float(a.mean() / b.mean())
-    return Comparison(
-        ratio_interval(a, b),
-        of_means,
-        equal.judged_rates(),
-        gradnorm.judged_rates(),
-        equal.settles_nothing() or gradnorm.settles_nothing(),
     )
 
 
