@@ -288,6 +288,7 @@ MGDA: dict[str, Cases] = {
     ],
 }
 
+SIGNS = "share of |tanh| above .99, {}"
 STUCK = "stuck, printed starts, after {} steps (a literal loop)"
 CAGRAD: dict[str, Cases] = {
     "CA-03": [
