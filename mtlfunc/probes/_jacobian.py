@@ -334,6 +334,7 @@ def _update(
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
+        last=True,
     )
     linear = linearize_labelled(run(batch, request), request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks)

@@ -14,15 +14,18 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_u
 
 from ..core import random
 from ..core.checks import (
+    can_look,
     check_option,
     check_params,
     check_scalar,
     enable_grad,
+    has_finite_sum,
     inside_transform,
     local_part,
 )
 from ..core.expect import expect_probe, expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
+from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import live, release
@@ -42,7 +45,7 @@ from ..processes import (
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combine_gradients, count_of, init_rule, weigh
-from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows
+from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows, outside
 
 
 class Balancer:
@@ -168,9 +171,15 @@ class Balancer:
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
         self._layout = Layout(self._module)
+        self._watched: bool | None = None  # whether recording is of use to these; None is unknown
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
+
+    def __repr__(self) -> str:
+        measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
+        parts = made_by(self._rule.update), made_by(self._probe.update)
+        return f"Balancer of {type(self._module).__name__}: {', '.join(parts)}; {measured}"
 
     def __enter__(self) -> Balancer:
         watches = self._probe.watches
@@ -179,7 +188,9 @@ class Balancer:
         else:
             self._seen.begin()
             leaves = self._leaves()
-            if watches is not None and watches(leaves):
+            if watches is not None and self._watched is None:
+                self._watched = watches(leaves)
+            if self._watched:
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
                 mode = Handles() if by_rows else Recorder(leaves, local=False)
@@ -234,25 +245,32 @@ class Balancer:
         Raises:
             ValueError: for losses without a graph, of other tasks than at the first step, or that
                 are not finite; for a task that depends on no shared parameter. Then `.grad`, the
-                rule's state and the graph are as they were.
+                rule's state and the graph are as they were. After an error of the rule, or about
+                gradients or weights that are not finite, so are `.grad` and the state, but the
+                graph may be freed: pass `retain_graph=True` to use it again.
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
             run = self._run(losses, present)
+            leaves, forwards = run.params, run.forwards
+            # what somebody's own backward or hook returns may be kept by them
+            custom = any(x.graph.has_custom_backward for x in forwards)
+            hooked = any(x.hooked for x in forwards)
+            frees = not (retain_graph or hooked or self._seen.checkpointed)
+            frees = frees and not run.union.by_hooks(leaves)
+            if frees and not custom and len(forwards) == 1:
+                # losses that can be seen not to be finite, an error, keep their graph
+                value = forwards[0].value
+                forwards[0].frees = not can_look(value) or has_finite_sum(value)
             measured, info, after = self._measured(run, losses, features, scale)
-            leaves = run.params
             with self._no_autocast(leaves):
                 grads = combine_gradients(
                     measured, info.weights, self._reduction, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
-            # what somebody's own backward or hook returns may be kept by them
-            custom = any(forward.graph.has_custom_backward for forward in run.forwards)
-            hooked = any(forward.hooked for forward in run.forwards)
-            stays = hooked or self._seen.checkpointed
             # before `.grad` is written: a hook on it may move the parameters
-            if not (retain_graph or stays or run.union.by_hooks(leaves)):
-                release(run.forwards)
+            if frees:
+                release(forwards)
             _accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
@@ -391,7 +409,7 @@ class Balancer:
         ):
             named = self._module.named_parameters()
             self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
-            self._layout = Layout(self._module)
+            self._layout, self._watched = Layout(self._module), None
             if self._known:
                 check_params(self._known)
         return self._known
@@ -416,10 +434,7 @@ class Balancer:
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
-        known = {id(leaf) for leaf in leaves.values()}
-        if not by_hooks and any(
-            id(x) not in known for forward in forwards for x in forward.graph.variables()
-        ):
+        if not by_hooks and outside(forwards, leaves):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
@@ -427,9 +442,7 @@ class Balancer:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
         # under fully_shard the graph ends in gathered weights
-        reached = set(leaves) if by_hooks else set().union(
-            *(forward.graph.leaf_nodes for forward in forwards)
-        )  # fmt: skip
+        reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         if not reached:
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "

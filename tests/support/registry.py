@@ -164,6 +164,7 @@ RULES: dict[str, RuleCase] = {
     "upgrad-faces": RuleCase(lambda: mf.upgrad(solver=solvers.faces()), convex=False),
     "imtl_g": RuleCase(mf.imtl_g, convex=False),
     "config": RuleCase(mf.config, convex=False),
+    "conicgrad": RuleCase(lambda: mf.conicgrad(0.5), convex=False),
     # eigenvalues know G to ε·cond(G): tests/test_rules_gramian.py
     "aligned_mtl": RuleCase(mf.aligned_mtl, convex=False, masks=False),
     "aligned_mtl-median": RuleCase(
