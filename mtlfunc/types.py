@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
+from .display import show_fields, show_functions, table_fields, table_functions
+
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; every leaf is a floating tensor."""
 
@@ -55,6 +57,9 @@ class Geometry(NamedTuple):
     present: Bool[Tensor, " row"]  # tasks that have labels in this batch
     extra: dict[str, Tensor]  # what a special probe measured
 
+    __repr__ = show_fields
+    _repr_html_ = table_fields
+
 
 @runtime_checkable
 class Combine(Protocol):
@@ -79,6 +84,9 @@ class TaskGradients(NamedTuple):
     aux: Any
     part: Tensor | None = None  # [task], this process's of each loss; None is all of it
 
+    __repr__ = show_fields
+    _repr_html_ = table_fields
+
 
 class Probe(NamedTuple):
     """Decides what is differentiated and where the geometry of the tasks is measured."""
@@ -91,9 +99,15 @@ class Probe(NamedTuple):
     # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
     measures: frozenset[str] | None = None
     # whether recording the calls of a forward pass is of use to it; None never is
-    watches: Callable[[Params], bool] | None = None
+    watches: Callable[..., bool] | None = None
+    # whether its tasks are weightings of the losses of samples: always, or if a Balancer is given
+    # them (False); None never
+    weightings: bool | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
     metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
+
+    __repr__ = show_functions
+    _repr_html_ = table_functions
 
 
 GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
@@ -115,6 +129,9 @@ class Rule(NamedTuple):
     # "present", names of GRAMIANS, keys of `Geometry.extra`; None is unknown: perhaps all of them
     reads: frozenset[str] | None = None
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
@@ -124,6 +141,9 @@ class Optimizer(NamedTuple):
     update: Callable[[Params, Any, Params], tuple[Params, State]]
     # (state, params): P and c such that the step is -(c + P·g); None where it is not linear in g
     scales: Callable[[Any, Params], tuple[Params, Params]] | None = None
+
+    __repr__ = show_functions
+    _repr_html_ = table_functions
 
 
 class Info(NamedTuple):
@@ -136,6 +156,9 @@ class Info(NamedTuple):
     rates: Float[Tensor, "..."]
     aux: Any
     tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class Conflict(NamedTuple):
@@ -155,6 +178,9 @@ class BalanceState(NamedTuple):
     probe: State
     rule: State
     tasks: Any  # {name: 0-d number of the task}, or those numbers [task] where losses have no names
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class BalanceInit(Protocol):
@@ -177,6 +203,9 @@ class Balance(NamedTuple):
     init: BalanceInit
     update: BalanceUpdate
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class TrainState(NamedTuple):
     """What a training run carries from step to step."""
@@ -184,6 +213,9 @@ class TrainState(NamedTuple):
     params: Params
     balance: BalanceState
     optimizer: State
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class StepInit(Protocol):
@@ -204,6 +236,9 @@ class Step(NamedTuple):
     init: StepInit
     update: StepUpdate
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class Solution(NamedTuple):
     """A solver's answer with its certificate."""
@@ -214,6 +249,9 @@ class Solution(NamedTuple):
     value: Float[Tensor, ""]  # the objective at `dual`
     gap: Float[Tensor, ""]  # how far `value` can be from the optimum, computed from the answer
     steps: Int[Tensor, ""]
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 @runtime_checkable

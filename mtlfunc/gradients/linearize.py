@@ -22,9 +22,12 @@ from .layerwise import (
     common_plan,
     decide,
     is_worth_recording,
+    is_worth_weighing,
     prefers_separate_passes,
+    should_loop,
     sketch,
 )
+from .losses import flat_weightings
 from .run import Forward
 from .slices import linearize_slices
 
@@ -68,6 +71,8 @@ class Request(NamedTuple):
     heads: Callable[[int], float | None] | None = None
     chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
+    # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
+    weightings: int = 0
     # no other request follows for the same forward, so that its graph may be freed
     last: bool = False
 
@@ -85,9 +90,19 @@ class Request(NamedTuple):
 
     def watches(self, params: Params) -> bool:
         """Whether recording the calls of a forward pass is worth its price."""
+        if self.weightings:
+            worth = self.engine == "layerwise" or is_worth_weighing(params, self.weightings)
+            return worth and self.engine != "rows"
         if not self.measured or self.engine == "rows":
             return False
         return self.engine == "layerwise" or is_worth_recording(params, self.measured)
+
+
+def weighed(request: Request, weightings: Tensor, forward: Forward) -> Request:
+    """The request of rows that are weightings [task, *losses] of this forward's losses."""
+    matrix = flat_weightings(weightings, forward.losses, forward.value)
+    preference = matrix.new_full((len(matrix),), 1 / len(matrix))
+    return request._replace(mix=lambda count: (matrix, preference), weightings=len(matrix))
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -110,6 +125,12 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     """
     if forward.pull is not None:
         return _traced(forward, request)
+    if request.weightings:
+        from .weightings import linearize_weightings
+
+        found = linearize_weightings(forward, request)
+        if found is not None:
+            return found
     if forward.by_hooks:
         from .fsdp import linearize_by_hooks
 
@@ -130,7 +151,8 @@ def linearize(forward: Forward, request: Request) -> Linearization:
 
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
-    return Linearization(value, mixed, preference, rows, gramian, heads, pullback, forward.aux)
+    told = mixed if request.weightings else value
+    return Linearization(told, mixed, preference, rows, gramian, heads, pullback, forward.aux)
 
 
 def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor:
@@ -192,7 +214,11 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     apart = request.mix is None or _mixed_afterwards(forward, rows)
     plan, chunk = Plan((), request.shared), request.chunk_size
     edges = forward.edges if apart and losses.scalars else None
-    if forward.calls is not None and request.watches(params):
+    if forward.calls is not None and request.weightings and request.engine == "auto":
+        uses, device = forward.calls.uses, forward.value.device.type
+        if should_loop(uses, forward.graph, params, rows, False, device)[1]:
+            chunk = 1
+    elif forward.calls is not None and request.watches(params):
         decision = decide(
             forward,
             request.measured,
@@ -200,7 +226,9 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
             request.engine,
             keep=request.keep == "combination",
             mixed=not apart,
-            whole=chunk is None and not paired and forward.whole and not request.left_out,
+            whole=chunk is None
+            and not (paired or request.left_out or request.weightings)
+            and forward.whole,
             shared=request.shared,
         )
         if decision.slices is not None:
@@ -242,9 +270,12 @@ def _measure(
     value, plan, dtype = forward.value, route.plan, request.gramian_dtype
     shared = set(request.shared)
     others = tuple([name for name in forward.params if name not in shared])
-    share = request.heads(len(value)) if others and request.heads else None
+    count = request.weightings or len(value)
+    share = request.heads(count) if others and request.heads else None
 
     def on_heads() -> Tensor:
+        if request.weightings:
+            return passes.matrix.sum(0)
         return value.new_ones(len(value)) if request.scale is None else request.scale
 
     if route.slices is not None:
@@ -296,10 +327,11 @@ def _traced(forward: Forward, request: Request) -> Linearization:
     rows = vmap(row, chunk_size=request.chunk_size)(matrix) if shared else {}
     gramian = dot(rows, rows, measured, request.gramian_dtype) if measured else None
     others = tuple(name for name in forward.params if name not in shared)
-    share = request.heads(len(value)) if others and request.heads else None
+    count = request.weightings or len(value)
+    share = request.heads(count) if others and request.heads else None
     head_grads = {}
     if share is not None:
-        every = pull(share * scale)[0]
+        every = pull(share * (matrix.sum(0) if request.weightings else scale))[0]
         head_grads = {name: every[name] for name in others}
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
@@ -308,4 +340,5 @@ def _traced(forward: Forward, request: Request) -> Linearization:
         return {name: grads[name] for name in names}
 
     mixed = matrix @ request.scaled(value)
-    return Linearization(value, mixed, preference, rows, gramian, head_grads, pullback, forward.aux)
+    told = mixed if request.weightings else value
+    return Linearization(told, mixed, preference, rows, gramian, head_grads, pullback, forward.aux)

@@ -83,6 +83,10 @@ class Union(NamedTuple):
         told = share.where(total > 0, 1 / self.size)
         return Shares(self, share, told, mine > 0, total > 0)
 
+    def sums(self) -> Shares:
+        """All of every process's losses: the union's are their sums."""
+        return Shares(self, 1.0, 1.0, None, None)
+
     def by_hooks(self, params: Params) -> bool:
         """Whether gradients of these leaves arrive by hooks alone, as under `fully_shard`."""
         return self.peers is not None and any(map(is_sharded, params.values()))
@@ -121,7 +125,7 @@ class Shares(NamedTuple):
             raise ValueError(
                 f"present: expected one entry per task, {losses.shape[0]}, got {self.here.shape[0]}"
             )
-        if self.union.several:
+        if self.union.several and not (self.here is None and self.share == 1.0):
             share = _as(self.share, losses)
             return share if self.here is None else share.where(self.here, 0.0)
         return None if self.here is None or all_present(self.here) else self.here.to(losses)
@@ -138,9 +142,7 @@ class Shares(NamedTuple):
     def total(self, losses: Tensor) -> Tensor:
         """The union's losses from this process's, 0 for tasks without labels."""
         scale = self.scale(losses)
-        if scale is None:
-            return losses
-        local = losses.where(scale != 0, 0.0) * scale
+        local = losses if scale is None else losses.where(scale != 0, 0.0) * scale
         return self.union.peers.sums(local)[0] if self.union.peers else local
 
     def linearization(

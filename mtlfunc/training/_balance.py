@@ -29,7 +29,7 @@ from ..core.expect import (
     expect_rule,
     expect_state,
 )
-from ..gradients.losses import Losses, Tasks, parse_declared
+from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
 from ..probes.common import Run
 from ..processes import describe, describe_params, union_of, warn_without_group
 from ..types import (
@@ -136,6 +136,8 @@ def metric_balance(
 
         def first_losses(out: Any) -> Losses:
             nonlocal tasks
+            if probe.weightings:
+                return parse_weighed(out, has_aux=has_aux)
             losses = parse_declared(out, tasks, has_aux=has_aux)
             tasks = tasks or losses.tasks
             return losses
@@ -146,6 +148,8 @@ def metric_balance(
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
         run = Run(losses_fn, params, union, first_losses)
         losses, probe_state = probe.init(run, batch, random.fold_in(root, 0))
+        if probe.weightings:
+            tasks = ((),) * losses.shape[-1]
         union.agree(lambda: (None, {"the names of the tasks": list(tasks)}))
         return BalanceState(probe_state, init_rule(rule, losses, random.fold_in(root, 1)), tasks)
 
@@ -158,12 +162,16 @@ def metric_balance(
         check_autocast(params, "step")
 
         def ordered_losses(out: Any) -> Losses:
+            if probe.weightings:
+                return parse_weighed(out, has_aux=has_aux)
             return parse_declared(out, state.tasks, has_aux=has_aux)
 
         run = Run(losses_fn, params, union_of(probe.group, params), ordered_losses)
         if metric is not None:
             run.metric = lambda names: metric
         measured, probe_state = probe.update(run, batch, state.probe)
+        if probe.weightings:
+            check_weighed(measured.losses, state.tasks, "init")
         measured = reduce_carried(measured, reduction)
         info, rule_state = weigh(rule, measured, state.rule, state.tasks)
         grads = combine_gradients(measured, info.weights, reduction)

@@ -34,10 +34,18 @@ from ..core.expect import (
     rule_name,
 )
 from ..core.tree import select
+from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
-from ..gradients.losses import Losses, Tasks, parse_losses
+from ..gradients.losses import (
+    Losses,
+    Tasks,
+    check_weighed,
+    expect_weightings,
+    parse_losses,
+    parse_weighed,
+)
 from ..gradients.run import live, release
-from ..probes._jacobian import Heads, RowOptions, jacobian, row_probe
+from ..probes._jacobian import NOT_WEIGHED, Heads, RowOptions, jacobian, row_probe
 from ..probes._losses_only import losses_only
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels
@@ -197,6 +205,8 @@ class Balancer:
         self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = Seen()
+        self._weightings = 0  # how many tasks of the last losses were weightings of samples
+        self._layouts: dict[Any, Any] = {}  # where samples were found, by the kind of graph
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
         self._layout = Layout(self._module)
@@ -204,6 +214,11 @@ class Balancer:
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
+
+    def __repr__(self) -> str:
+        measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
+        parts = made_by(self._rule.update), made_by(self._probe.update)
+        return f"Balancer of {type(self._module).__name__}: {', '.join(parts)}; {measured}"
 
     def __enter__(self) -> Balancer:
         watches = self._probe.watches
@@ -214,7 +229,10 @@ class Balancer:
             leaves = self._leaves()
             if watches is not None and self._watched is None:  # a metric needs rows
                 self._watched = self._metric is None and watches(leaves)
-            if self._watched:
+            weightings = self._weightings
+            if weightings and watches is not None and watches(leaves, weightings):
+                mode = Recorder(leaves)  # a pass a task would be made for biases alone
+            elif self._watched:
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
                 mode = Handles() if by_rows else Recorder(leaves, local=False)
@@ -242,6 +260,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
         retain_graph: bool = False,
@@ -252,6 +271,12 @@ class Balancer:
             losses: a vector `[task]`, or a tuple, list or dict of scalars, with their graph.
             present: Bool[task], the tasks that have labels in this batch; with `group=` how many
                 labels, `[task]`. None is all, and equal batches.
+            weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
+                ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
+                pass (one a part), from the second step on: the first block does not know of them.
+                The samples may be others, and more or fewer, at every step. With `group=` the
+                ranks' losses are summed, each with weights of its own samples. For
+                `mtlfunc.jacobian` alone, and not with `present` and `features`.
             features: what the heads read, a tensor or a dict of tensors from this forward: the
                 Gramian is measured there, as by `mtlfunc.representation` (MGDA-UB).
             scale: for float16, what the losses have been multiplied by: `scaler.get_scale()` after
@@ -275,7 +300,7 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
-            run = self._run(losses, present)
+            run = self._run(losses, present, weightings)
             leaves, forwards = run.params, run.forwards
             # what somebody's own backward or hook returns may be kept by them
             custom = any(x.graph.has_custom_backward for x in forwards)
@@ -310,6 +335,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> tuple[Tensor, Info]:
@@ -321,6 +347,7 @@ class Balancer:
         Args:
             losses: as in `backward`, which says what is raised.
             present: see there.
+            weightings: see there.
             features: see there.
             scale: see there.
 
@@ -328,7 +355,7 @@ class Balancer:
             weights `[task]`, times T for `reduction="sum"`, and what was measured.
         """
         with self._explained():
-            run = self._run(losses, present, combines=False)
+            run = self._run(losses, present, weightings, combines=False)
             measured, info, after = self._measured(run, losses, features, scale)
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
@@ -337,6 +364,8 @@ class Balancer:
         if measured.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
             weights = weights * measured.part * run.union.size
+        if weightings is not None:  # likewise, of a sum over the ranks
+            weights = weights * run.union.size
         return weights * count_of(measured) if self._reduction == "sum" else weights, info
 
     def measure(
@@ -344,6 +373,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> Info:
@@ -352,6 +382,7 @@ class Balancer:
         Args:
             losses: as in `backward`, which says what is raised.
             present: see there.
+            weightings: see there.
             features: see there.
             scale: see there.
 
@@ -359,7 +390,7 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            run = self._run(losses, present, combines=False)
+            run = self._run(losses, present, weightings, combines=False)
             return self._measured(run, losses, features, scale)[1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -438,7 +469,14 @@ class Balancer:
                 check_params(self._known)
         return self._known
 
-    def _run(self, losses: Any, present: Tensor | None, *, combines: bool = True) -> LiveRun:
+    def _run(
+        self,
+        losses: Any,
+        present: Tensor | None,
+        weightings: Tensor | None = None,
+        *,
+        combines: bool = True,
+    ) -> LiveRun:
         """The forward passes behind these losses."""
         if inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
@@ -449,9 +487,15 @@ class Balancer:
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
-        pieces = losses if several else (losses,)
+        pieces = losses if several and weightings is None else (losses,)
         parsed: list[Losses] = []
-        for each in pieces:  # every batch's tasks are in the order of the first's
+        self._weightings = 0
+        if weightings is not None:
+            self._check_weighed(weightings, present)
+            parsed.append(parse_weighed(losses, "losses"))
+        for each in (
+            pieces if weightings is None else ()
+        ):  # every batch's tasks are in the order of the first's
             tasks = self._tasks or (parsed[0].tasks if parsed else ())
             first = "the first step" if self._tasks else "the first batch"
             parsed.append(parse_losses(_alone(each), "losses", tasks=tasks, first=first))
@@ -465,6 +509,7 @@ class Balancer:
         for forward in forwards:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
+            forward.layouts = self._layouts
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         if not reached:
@@ -473,7 +518,19 @@ class Balancer:
                 "with gradients enabled, and neither detach them nor call .item()"
             )
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
-        return LiveRun(leaves, union, made, present, reached, combines)
+        return LiveRun(leaves, union, made, present, reached, combines, weightings)
+
+    def _check_weighed(self, weightings: Tensor, present: Tensor | None) -> None:
+        """Raise unless these can be the tasks of this step."""
+        if self._probe.weightings is None:
+            raise ValueError(
+                "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
+                "(shared=, measure=, …), without mix=; this balancer's probe is another"
+            )
+        if present is not None:
+            raise ValueError(f"present: {NOT_WEIGHED['present']}")
+        check_weighed(expect_weightings(weightings), self._tasks, "the first step")
+        self._weightings = len(weightings)
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
@@ -484,7 +541,13 @@ class Balancer:
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
+        if run.weighted is not None and features is not None:
+            raise ValueError(
+                "features: not with weightings=, whose tasks all come from one pass; leave it out"
+            )
         tasks = self._tasks or first.losses.tasks
+        if run.weighted is not None:
+            tasks = self._tasks or ((),) * len(run.weighted)
         with self._no_autocast(run.params):
             probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
             if self._metric is not None:
@@ -632,7 +695,8 @@ def _expect_measured(rule: Rule, probe: Probe, shared: Select | None, metric: bo
 
 def _finite(losses: Losses) -> Losses:
     """Losses of which those that are not finite are 1."""
-    return Losses(losses.vector.where(losses.vector.isfinite(), 1.0), None, losses.names)
+    vector = losses.vector.where(losses.vector.isfinite(), 1.0)
+    return losses._replace(vector=vector, scalars=None, aux=())
 
 
 def _is_whole(losses: Any) -> bool:
