@@ -5,7 +5,7 @@ A method is a probe, a rule and perhaps a solver.
 
 from typing import TYPE_CHECKING, Any
 
-from . import plot, solvers
+from . import plot, solvers, testing
 from .analysis import diagnostics, pareto, theory
 from .audit import audit
 from .core import optim, random
@@ -177,6 +177,7 @@ __all__ = [
     "subset",
     "task_gradients",
     "task_gramian",
+    "testing",
     "theory",
     "trimmed_mean",
     "update_every",

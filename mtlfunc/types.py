@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .display import show_fields, show_functions, table_fields, table_functions
+
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; every leaf is a floating tensor."""
 
@@ -55,6 +57,9 @@ class Geometry(NamedTuple):
     present: Bool[Tensor, " row"]  # tasks that have labels in this batch
     extra: dict[str, Tensor]  # what a special probe measured
 
+    __repr__ = show_fields
+    _repr_html_ = table_fields
+
 
 @runtime_checkable
 class Combine(Protocol):
@@ -71,6 +76,9 @@ class TaskGradients(NamedTuple):
     combine: Combine
     aux: Any
     part: Tensor | None = None  # [task], this process's of each loss; None is all of it
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class Probe(NamedTuple):
@@ -89,6 +97,9 @@ class Probe(NamedTuple):
     # them (False); None never
     weightings: bool | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
+
+    __repr__ = show_functions
+    _repr_html_ = table_functions
 
 
 GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
@@ -110,6 +121,9 @@ class Rule(NamedTuple):
     # "present", names of GRAMIANS, keys of `Geometry.extra`; None is unknown: perhaps all of them
     reads: frozenset[str] | None = None
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
@@ -117,6 +131,9 @@ class Optimizer(NamedTuple):
     init: Callable[[Params], State]  # the first state
     # (grads, state, params): the parameters after one step, and the next state
     update: Callable[[Params, Any, Params], tuple[Params, State]]
+
+    __repr__ = show_functions
+    _repr_html_ = table_functions
 
 
 class Info(NamedTuple):
@@ -129,6 +146,9 @@ class Info(NamedTuple):
     aux: Any
     tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
 
+    __repr__ = show_fields
+    _repr_html_ = table_fields
+
 
 class BalanceState(NamedTuple):
     """What a balanced step carries: the probe's state, the rule's, and which tasks there are."""
@@ -136,6 +156,9 @@ class BalanceState(NamedTuple):
     probe: State
     rule: State
     tasks: Any  # {name: 0-d number of the task}, or those numbers [task] where losses have no names
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class BalanceInit(Protocol):
@@ -158,6 +181,9 @@ class Balance(NamedTuple):
     init: BalanceInit
     update: BalanceUpdate
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class TrainState(NamedTuple):
     """What a training run carries from step to step."""
@@ -165,6 +191,9 @@ class TrainState(NamedTuple):
     params: Params
     balance: BalanceState
     optimizer: State
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class StepInit(Protocol):
@@ -185,6 +214,9 @@ class Step(NamedTuple):
     init: StepInit
     update: StepUpdate
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class Solution(NamedTuple):
     """A solver's answer with its certificate."""
@@ -195,6 +227,9 @@ class Solution(NamedTuple):
     value: Float[Tensor, ""]  # the objective at `dual`
     gap: Float[Tensor, ""]  # how far `value` can be from the optimum, computed from the answer
     steps: Int[Tensor, ""]
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 @runtime_checkable

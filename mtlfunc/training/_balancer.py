@@ -25,6 +25,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_probe, expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
+from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import (
     Losses,
@@ -183,6 +184,11 @@ class Balancer:
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
+
+    def __repr__(self) -> str:
+        measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
+        parts = made_by(self._rule.update), made_by(self._probe.update)
+        return f"Balancer of {type(self._module).__name__}: {', '.join(parts)}; {measured}"
 
     def __enter__(self) -> Balancer:
         watches = self._probe.watches
