@@ -273,8 +273,8 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
         names, _, _ = _layout(params, options)
         counts = _labels(options, run, batch)
         losses = first_losses(run, batch, names, hint=True, counts=counts)
-        facts = {"the number of tasks": len(losses)} | _facts(options, run, counts)
-        return (losses, counts), facts
+        given = {"whether present= is given": counts is not None}
+        return (losses, counts), {"the number of tasks": len(losses)} | given | _facts(options, run)
 
     losses, counts = run.union.agree(start)
     losses = run.union.shares(counts).total(losses)
@@ -289,7 +289,7 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
     return torch.stack([losses] * len(blocks)) if blocks else losses, state
 
 
-def _facts(options: RowOptions, run: Run, counts: Tensor | None) -> dict[str, Any]:
+def _facts(options: RowOptions, run: Run) -> dict[str, Any]:
     """What processes must have in common, or they would wait for one another, or sum what differs;
     functions as far as they can be compared.
     """
@@ -298,8 +298,7 @@ def _facts(options: RowOptions, run: Run, counts: Tensor | None) -> dict[str, An
     names, measured, blocks = _layout(run.params, options)
     same = {name: getattr(options, name) for name in ("mask", "mix", "edit", "gramian_dtype")}
     same |= {"shared": names, "measure": measured, "param_groups": blocks, "heads": options.heads}
-    given = {"whether present= is given": counts is not None}
-    return {name: describe(value) for name, value in same.items()} | given
+    return {name: describe(value) for name, value in same.items()}
 
 
 def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
@@ -322,8 +321,6 @@ def _update(
         key, state = random.draw(state)
     elif edit is None:
         check_memory(is_empty(state))
-    counts = _labels(options, run, batch)
-    shares = union.shares(counts)
     with_rows = _edits(options) or union.several
     request = Request(
         names,
@@ -335,7 +332,10 @@ def _update(
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
     )
-    linear = linearize_labelled(run(batch, request), request, shares)
+    forward, shares = run.open(
+        batch, request, lambda: _labels(options, run, batch), lambda: _facts(options, run)
+    )
+    linear = linearize_labelled(forward, request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks)
 
 

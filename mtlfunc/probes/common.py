@@ -34,6 +34,7 @@ class Run:
         params: where to differentiate.
         union: of the processes that step together; None is this one alone.
         parse: from what `losses_fn` returned to losses.
+        facts: what the processes must have in common at this step, by name.
 
     Examples:
         >>> import mtlfunc as mf
@@ -50,14 +51,48 @@ class Run:
         params: Params,
         union: Union | None = None,
         parse: Callable[[Any], Losses] = parse_losses,
+        facts: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.losses_fn, self.params, self.parse = losses_fn, params, parse
+        self.losses_fn, self.params, self.parse, self.facts = losses_fn, params, parse, facts
         self.union = Union() if union is None else union
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         """One forward pass, watched as far as the request has use for it."""
         watch = request is not None and request.watches(self.params)
         return run(self.losses_fn, self.params, batch, watch=watch, parse=self.parse)
+
+    def open(
+        self,
+        batch: Batch,
+        request: Request | None = None,
+        labels: Callable[[], Tensor | None] = lambda: None,
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> tuple[Forward, Shares]:
+        """One forward pass of a step, and this process's part of its losses.
+
+        Args:
+            batch: handed to `losses_fn`.
+            request: what is wanted of the pass.
+            labels: gives this process's labels `[task]`, or numbers of them.
+            facts: what the probe must have in common with those of other processes.
+
+        Raises:
+            ValueError: on every process, where one does another step than the others.
+            RuntimeError: where the forward pass of another process fails.
+        """
+
+        def work() -> tuple[tuple[Forward, Tensor | None], dict[str, Any]]:
+            counts = labels()
+            forward = self(batch, request)
+            same = self.facts() | facts() | {"the number of tasks": len(forward.value)}
+            same["entries of present="] = None if counts is None else len(counts)
+            return (forward, counts), same
+
+        if not self.union.several:  # nothing is compared
+            counts = labels()
+            return self(batch, request), self.union.shares(counts)
+        forward, counts = self.union.agree(work)
+        return forward, self.union.shares(counts)
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is no step: what it changes in place is restored."""
@@ -70,7 +105,9 @@ class Run:
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         """The same forward passes with other losses made of theirs."""
-        return Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        return Run(
+            self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)), self.facts
+        )
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -201,7 +238,8 @@ def first_losses(
     (`hint`) a warning about a leaf there that one task alone depends on.
     """
     forward = run.first(batch)
-    check_connected(forward)
+    if not (run.union.several and counts is not None and not bool(counts.any())):
+        check_connected(forward)  # a rank without labels takes part
     check_gathers(forward.losses.vector, run.params)
     losses = forward.value
     here = mask_of(counts)

@@ -31,7 +31,7 @@ from ..core.expect import (
 )
 from ..gradients.losses import Losses, Tasks, parse_declared
 from ..probes.common import Run
-from ..processes import describe, describe_params, union_of, warn_without_group
+from ..processes import Union, describe, describe_params, union_of, warn_without_group
 from ..types import (
     Balance,
     BalanceState,
@@ -104,6 +104,9 @@ def balance(
     expect_measured(rule, probe)
     check_option(reduction, "reduction", get_args(Reduction))
 
+    def facts(params: Params) -> dict[str, Any]:
+        return {"rule": describe(rule), "reduction": reduction} | describe_params(params)
+
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
         if probe.group is None:
             warn_without_group()
@@ -113,7 +116,7 @@ def balance(
             check_params(params)
             if not union.several:
                 return None, {}
-            return None, {"rule": describe(rule), "key": int(key)} | describe_params(params)
+            return None, {"the call": "init", "key": int(key)} | facts(params)
 
         union.agree(start)
         tasks: Tasks = ()
@@ -144,11 +147,20 @@ def balance(
         def ordered_losses(out: Any) -> Losses:
             return parse_declared(out, state.tasks, has_aux=has_aux)
 
-        run = Run(losses_fn, params, union_of(probe.group, params), ordered_losses)
-        measured, probe_state = probe.update(run, batch, state.probe)
-        info, rule_state = weigh(rule, measured, state.rule, state.tasks)
-        grads = combine_gradients(measured, info.weights, reduction)
-        return grads, BalanceState(probe_state, rule_state, state.tasks), info
+        union = union_of(probe.group, params)
+        run = Run(
+            losses_fn, params, union, ordered_losses,
+            lambda: {"the call": "update", "the tasks": list(state.tasks)} | facts(params),
+        )  # fmt: skip
+
+        def answer() -> tuple[Any, dict[str, Any]]:
+            measured, probe_state = probe.update(run, batch, state.probe)
+            info, rule_state = weigh(rule, measured, state.rule, state.tasks)
+            return (measured, info, probe_state, rule_state), told(info)
+
+        measured, info, *states = union.agree(answer)
+        grads = combine_gradients(measured, info.weights, reduction, union)
+        return grads, BalanceState(*states, state.tasks), info
 
     return Balance(init, update)
 
@@ -165,12 +177,24 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     return info, following
 
 
+def told(info: Info) -> dict[str, Any]:
+    """What processes must have in common of a rule's answer."""
+    return {"weights (the rule's answer)": info.weights, "the Gramian": info.gramian}
+
+
 def combine_gradients(
-    measured: TaskGradients, weights: Tensor, reduction: Reduction, *, check: bool = True
+    measured: TaskGradients,
+    weights: Tensor,
+    reduction: Reduction,
+    union: Union,
+    *,
+    check: bool = True,
 ) -> Params:
-    """The gradient of every parameter; `check` raises where one is not finite."""
+    """The gradient of every parameter; `check` raises where one is not finite, on every process."""
     grads = measured.combine(weights)
-    if check:
+    if check and union.by_hooks(grads):  # each sees its own shards alone
+        union.agree(lambda: (check_gradients(grads), {}))
+    elif check:
         check_gradients(grads)
     if reduction == "sum":
         count = count_of(measured)

@@ -23,6 +23,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_probe, expect_rule, not_measured, probe_for, rule_name
 from ..core.tree import select
+from ..core.wrappers import check_averaging
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import live, release
@@ -33,6 +34,7 @@ from ..probes.common import checked_labels
 from ..probes.groups import Groups
 from ..processes import (
     Group,
+    Union,
     check_group,
     describe,
     describe_params,
@@ -41,7 +43,7 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, combine_gradients, count_of, init_rule, weigh
+from ._balance import Reduction, combine_gradients, count_of, init_rule, told, weigh
 from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows
 
 
@@ -155,7 +157,7 @@ class Balancer:
             self._probe = row_probe(options)
             if options._replace(shared="*", group=None) == RowOptions("*"):
                 self._shared = options.shared
-        self._module = unwrap(module, self._probe.group)
+        self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
         _expect_measured(rule, self._probe, shared)
@@ -169,6 +171,7 @@ class Balancer:
         self._known: Params = {}
         self._layout = Layout(self._module)
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
+        union_of(self._probe.group, leaves)  # the group is that of their shards
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
 
@@ -238,12 +241,11 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
-            run = self._run(losses, present)
-            measured, info, after = self._measured(run, losses, features, scale)
+            run, measured, info, after = self._answer("backward", losses, present, features, scale)
             leaves = run.params
             with self._no_autocast(leaves):
                 grads = combine_gradients(
-                    measured, info.weights, self._reduction, check=scale is None
+                    measured, info.weights, self._reduction, run.union, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
             # what somebody's own backward or hook returns may be kept by them
@@ -286,8 +288,7 @@ class Balancer:
             weights `[task]`, times T for `reduction="sum"`, and what was measured.
         """
         with self._explained():
-            run = self._run(losses, present, combines=False)
-            measured, info, after = self._measured(run, losses, features, scale)
+            run, measured, info, after = self._answer("weigh", losses, present, features, scale)
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
         self._tasks, self._state, self._loaded, self._rows = after
@@ -317,8 +318,7 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            run = self._run(losses, present, combines=False)
-            return self._measured(run, losses, features, scale)[1]
+            return self._answer("measure", losses, present, features, scale)[2]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
@@ -396,14 +396,47 @@ class Balancer:
                 check_params(self._known)
         return self._known
 
-    def _run(self, losses: Any, present: Tensor | None, *, combines: bool = True) -> LiveRun:
-        """The forward passes behind these losses."""
+    def _answer(
+        self, call: str, losses: Any, present: Any, features: Any, scale: float | Tensor | None
+    ) -> tuple[LiveRun, TaskGradients, Info, tuple[Any, ...]]:
+        """The forward passes behind these losses, and what `_measured` says of them; an error on
+        every process if one fails, or if they differ.
+        """
         if inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
                 "there use mtlfunc.balance, which is pure"
             )
         union = union_of(self._probe.group, self._known)
+
+        def run() -> tuple[LiveRun, dict[str, Any]]:
+            if union.several:
+                check_averaging(self._given)
+            found = self._run(losses, present, union, combines=call == "backward")
+            if not union.several:
+                return found, {}
+            return found, {
+                "the call": call,
+                "whether load_state_dict came before": self._loaded is not None,
+                "whether this is the first step": self._state is None,
+                "whether present= is given": present is not None,
+                "entries of present=": None if present is None else len(present),
+                "whether features= is given": features is not None,
+                "scale": None if scale is None else float(scale),
+                "rule": describe(self._rule),
+                "reduction": self._reduction,
+                "the tasks": list(self._tasks or found.forwards[0].losses.tasks),
+            } | describe_params(found.params)
+
+        def answer() -> tuple[Any, dict[str, Any]]:
+            found = union.agree(run)
+            measured, info, after = self._measured(found, losses, features, scale)
+            return (found, measured, info, after), told(info)
+
+        return union.agree(answer)
+
+    def _run(self, losses: Any, present: Tensor | None, union: Union, *, combines: bool) -> LiveRun:
+        """The forward passes behind these losses."""
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
@@ -430,7 +463,9 @@ class Balancer:
         reached = set(leaves) if by_hooks else set().union(
             *(forward.graph.leaf_nodes for forward in forwards)
         )  # fmt: skip
-        if not reached:
+        # a rank without labels takes part
+        idle = union.several and present is not None and not bool(present.any())
+        if not (reached or idle):
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
@@ -478,13 +513,7 @@ class Balancer:
     ) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
 
-        def facts() -> tuple[None, dict[str, Any]]:
-            if not run.union.several:
-                return None, {}
-            found = {"the tasks": list(tasks), "rule": describe(self._rule)}
-            return None, found | {"key": int(self._key)} | describe_params(run.params)
-
-        run.union.agree(facts)
+        run.union.agree(lambda: (None, {"key": int(self._key)} if run.union.several else {}))
         root = random.key(self._key, run.forwards[0].value.device)
         # after an overflow the rule starts on losses that it will not see again
         begin = run if scale is None else run.edited(_finite)

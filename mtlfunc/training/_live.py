@@ -13,7 +13,7 @@ from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live
 from ..probes.common import Present, Run
-from ..processes import Union
+from ..processes import Shares, Union
 from ..types import Batch, Params
 
 KEPT = 16
@@ -120,6 +120,16 @@ class LiveRun(Run):
             self.edit(found.losses), self.params, calls=found.calls, hooked=found.hooked,
             by_hooks=found.by_hooks,
         )  # fmt: skip
+
+    def open(
+        self,
+        batch: Batch,
+        request: Request | None = None,
+        labels: Callable[[], Tensor | None] = lambda: None,
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> tuple[Forward, Shares]:
+        # the processes were compared before
+        return self(batch), self.union.shares(labels())
 
     def first(self, batch: Batch) -> Forward:
         return self(batch)
