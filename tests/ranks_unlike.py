@@ -127,16 +127,15 @@ def unlike_states(rank: int, size: int) -> None:
     if rank == 0:
         step.load_state_dict(saved)
     fails(lambda: step.backward(losses(net)), fails_as)
-    other = {**saved, "state": {k: x * (1 + rank) for k, x in saved["state"].items()}}
     net, step = balancer(mf.gradnorm(1.5))
     step.backward(losses(net))
     saved = step.state_dict()
     other = {
         **saved,
-        "state": {
-            k: x * (1 + rank * torch.arange(len(x))) if x.ndim else x
-            for k, x in saved["state"].items()
-        },
+        "state": [
+            (name, x * (1 + rank * torch.arange(len(x))) if x.ndim else x)
+            for name, x in saved["state"]
+        ],
     }
     step.load_state_dict(other)
     fails(lambda: step.backward(losses(net)), "differ in weights")

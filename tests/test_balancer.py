@@ -220,7 +220,7 @@ def test_weigh_and_measure(net):
     assert all(leaf.grad is None for leaf in net.parameters())
     moved = balancer.state_dict()
     assert moved["started"]
-    assert any(leaf.ndim for leaf in moved["state"].values())
+    assert any(leaf.ndim for leaf in dict(moved["state"]).values())
     (weights * torch.stack(losses)).sum().backward()  # the graph is there
     weighted = [leaf.grad.clone() for leaf in net.parameters()]
     net.zero_grad()
@@ -274,10 +274,10 @@ def test_states_of_others_are_refused(net):
     two.backward(scalars(net(x), y)[:2])
     with pytest.raises(ValueError, match=r"'a', 'b', 'c', and this balancer of 2 tasks"):
         two.load_state_dict(saved)
-    kept = two.state_dict()["state"]
+    kept = dict(two.state_dict()["state"])
     two.load_state_dict(two.state_dict())
     assert {name: leaf.tolist() for name, leaf in kept.items()} == {
-        name: leaf.tolist() for name, leaf in two.state_dict()["state"].items()
+        name: leaf.tolist() for name, leaf in two.state_dict()["state"]
     }
 
 
@@ -307,7 +307,8 @@ def _untouched(net, balancer, call, error, match):
         call()
     after = balancer.state_dict()
     assert after["started"] == state["started"]
-    assert all(torch.equal(after["state"][k], leaf) for k, leaf in state["state"].items())
+    states = zip(after["state"], state["state"], strict=True)
+    assert all(name == k and torch.equal(leaf, x) for (name, leaf), (k, x) in states)
     for p, grad in zip(net.parameters(), grads, strict=True):
         assert (p.grad is None) == (grad is None)
         assert grad is None or torch.equal(p.grad, grad)

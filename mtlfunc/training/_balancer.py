@@ -324,7 +324,8 @@ class Balancer:
         """What `load_state_dict` goes on from.
 
         Returns:
-            the rule's state and the names of the tasks, in plain dicts.
+            the rule's state, as pairs of a name and a tensor, and the names of the tasks, for
+            `torch.save` and `torch.distributed.checkpoint`, which takes the balancer itself, too.
         """
         flat = dict(self._loaded or {}) if self._state is None else _flat(self._state)
         names = list(self._tasks) if isinstance(self._tasks, dict) else []
@@ -332,7 +333,8 @@ class Balancer:
         return {
             "started": started,
             "tasks": {"count": len(self._tasks), "names": names},
-            "state": flat,
+            # pairs, which a distributed checkpoint loads though a new balancer has none
+            "state": tuple(flat.items()),
             "rows": {"kind": self._rows[0], "count": self._rows[1]},
         }
 
