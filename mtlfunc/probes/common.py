@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import all_present, can_look, check_finite, is_readable
+from ..core.checks import all_present, can_look, check_losses, is_readable, user_level
 from ..core.expect import expect_function
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
@@ -249,7 +249,7 @@ def first_losses(
                 f"present: expected one entry per task, {losses.shape[0]}, got {here.shape[0]}"
             )
         losses = losses.where(here, 0.0)
-    check_finite(losses, "losses")
+    check_losses(losses, forward.losses.names)
     if not can_look(batch, run.params, losses):
         return losses
     # the graph of a module under fully_shard ends in its gathered weights
@@ -274,7 +274,7 @@ def first_losses(
                 f"shared: only one task depends on {', '.join(private)}, which then counts in that "
                 "task's gradient length alone; if these are heads, pass a glob for the trunk, such "
                 "as shared='trunk.*'",
-                stacklevel=5,
+                stacklevel=user_level(),
             )
     return losses
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..core.checks import user_level
 from ..core.wrappers import refuse_wrapped, wrapper_of
 
 T = TypeVar("T")
@@ -347,7 +348,7 @@ def warn_without_group() -> None:
             "are meant to be apart, pass a group of this one, "
             "torch.distributed.new_group([rank], use_local_synchronization=True)",
             UserWarning,
-            stacklevel=3,
+            stacklevel=user_level(),
         )
 
 

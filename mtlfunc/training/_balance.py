@@ -17,6 +17,7 @@ from ..core.checks import (
     check_autocast,
     check_finite,
     check_gradients,
+    check_losses,
     check_option,
     check_params,
     has_finite_sum,
@@ -169,7 +170,7 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     """The rule's answer to what was measured, checked, and its next state."""
     losses, gramian = measured.losses, measured.geometry.gramian
     gramian = losses.new_zeros(0, 0) if gramian is None else gramian
-    _check_measured(measured, gramian)
+    _check_measured(measured, gramian, tasks)
     weights, following = _weigh(rule, measured.geometry, state)
     names = tasks if isinstance(tasks, dict) else {}
     named = dict(zip(names, losses.unbind(), strict=True)) if names else {}
@@ -290,13 +291,13 @@ def _shapes(state: State) -> Any:
     return type(state)
 
 
-def _check_measured(measured: TaskGradients, gramian: Tensor) -> None:
+def _check_measured(measured: TaskGradients, gramian: Tensor, tasks: Tasks) -> None:
     losses, present = measured.losses, measured.geometry.present
     if can_look(losses, gramian) and has_finite_sum(losses, gramian):
         return
     if present.shape == losses.shape:
         losses = losses.where(present, 0.0)
-    check_finite(losses, "losses")
+    check_losses(losses, tasks)
     check_finite(gramian.diagonal(0, -2, -1), "gradients (squared lengths by task)")
 
 

@@ -498,7 +498,7 @@ class Balancer:
                 info, rule_after = _weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
         rows = self._rows
         if self._probe.watches is not None and features is None and not self._seen.checkpointed:
-            rows = count_rows(rows, first)
+            rows = count_rows(rows, run)
         lost = self._state is None and scale is not None and not first.value.isfinite().all()
         states = None if lost else (probe_after, rule_after)
         return measured, info, (tasks, states, None if states else self._loaded, rows)

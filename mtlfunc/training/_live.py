@@ -102,10 +102,12 @@ class LiveRun(Run):
         reached: set[str],
         combines: bool,
         edit: Callable[[Losses], Losses] | None = None,
+        edited: list[Forward] | None = None,
     ) -> None:
         self.params, self.union, self.present, self.edit = leaves, union, present, edit
         self.made, self.reached, self.combines = made, reached, combines
         self.forwards = list(made.values())
+        self.edits: list[Forward] = [] if edited is None else edited  # that were made of them
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         found = self.made.get(id(batch))
@@ -116,10 +118,12 @@ class LiveRun(Run):
             )
         if self.edit is None:
             return found
-        return live(
+        edited = live(
             self.edit(found.losses), self.params, calls=found.calls, hooked=found.hooked,
             by_hooks=found.by_hooks,
         )  # fmt: skip
+        self.edits.append(edited)
+        return edited
 
     def open(
         self,
@@ -138,8 +142,9 @@ class LiveRun(Run):
         before = self.edit
         both = edit if before is None else lambda losses: edit(before(losses))
         return LiveRun(
-            self.params, self.union, self.made, self.present, self.reached, self.combines, both
-        )
+            self.params, self.union, self.made, self.present, self.reached, self.combines, both,
+            self.edits,
+        )  # fmt: skip
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -179,10 +184,12 @@ which recording pays, what is lost is one step in nine at most.
 """
 
 
-def count_rows(rows: tuple[int | None, int], forward: Forward) -> tuple[int | None, int]:
+def count_rows(rows: tuple[int | None, int], run: LiveRun) -> tuple[int | None, int]:
     """The kind of the last graph that was recorded, and how many steps in a row were by rows."""
     kind, count = rows
-    if forward.calls is not None and forward.losses.scalars is not None and forward.by_rows:
+    forward = run.forwards[0]
+    by_rows = (run.edits[-1] if run.edits else forward).by_rows
+    if forward.calls is not None and forward.losses.scalars is not None and by_rows:
         return forward.graph.kind, min(count + 1, STREAK)
     same = forward.calls is None and count == STREAK and forward.losses.scalars is not None
     return rows if same and forward.graph.kind == kind else (None, 0)
