@@ -328,8 +328,23 @@ def meshes(rank: int, size: int) -> None:
     fails(lambda: step.init(terms, BATCH), "Partial")
 
 
+def dies(rank: int, size: int) -> None:
+    """A rank that is killed between two steps of a stock loop: the others end with an error."""
+    ddp = DistributedDataParallel(TrunkAndHeads(0))
+    _, step = balancer(net=ddp)
+    step.backward(losses(ddp))
+    dist.barrier()
+    if rank == 1:
+        os._exit(9)
+    try:
+        step.backward(losses(ddp))
+    except RuntimeError as error:
+        print(f"ended with {type(error).__name__}", flush=True)
+        os._exit(0)
+
+
 CHECKS = {
     2: [unlike_rules, unlike_states, unlike_steps, idle, sharded_settings, wrappers, meshes],
-    3: [unlike_steps, idle],
+    3: [unlike_steps, idle, dies],
     4: [unlike_states, idle, meshes],
 }

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ..core.checks import user_level
 from ..core.wrappers import refuse_wrapped, wrapper_of
@@ -56,15 +55,20 @@ class Peers(NamedTuple):
         dist.all_reduce(flat, group=self.group)
         return unflatten(flat, {name: leaves[name].shape for name in order})
 
-    def scatter_sum(self, columns: Tensor) -> Tensor:
-        """Of the sum over the ranks of `[row, width]` one rank's columns `[row, ceil(width / R)]`;
-        the last rank's end in zeros.
+    def scatter_sum(self, rows: Sequence[Tensor]) -> Tensor:
+        """Of the sum over the ranks of rows `[row, n]`, side by side, one rank's columns `[row,
+        ceil(width / R)]`; the last rank's end in zeros.
         """
-        width = columns.shape[1]
-        parts = pad(columns.detach(), (0, -width % self.size)).unflatten(1, (self.size, -1))
-        mine = torch.empty_like(parts[:, 0], memory_format=torch.contiguous_format)
-        every = [part.contiguous() for part in parts.unbind(1)]
-        dist.reduce_scatter(mine, every, group=self.group)
+        width = -(-sum(row.shape[1] for row in rows) // self.size)
+        # laid out as it is sent: no second copy of all rows
+        parts, at = rows[0].new_zeros(self.size, len(rows[0]), width), 0
+        for row in (row for row in rows if row.shape[1]):
+            for piece in row.detach().tensor_split(_cuts(at, row.shape[1], width), 1):
+                rank, start = divmod(at, width)
+                parts[rank, :, start : start + piece.shape[1]] = piece
+                at += piece.shape[1]
+        mine = torch.empty_like(parts[0])
+        dist.reduce_scatter(mine, list(parts.unbind()), group=self.group)
         return mine
 
     def gather(self, mine: Tensor) -> Tensor:
@@ -95,6 +99,11 @@ class Peers(NamedTuple):
             for x in theirs:
                 dist.broadcast(x, group=self.group, group_src=rank)
             yield theirs
+
+
+def _cuts(at: int, length: int, width: int) -> list[int]:
+    """Where a run of columns that begins at `at` enters the next rank's."""
+    return list(range(-at % width or width, length, width))
 
 
 def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
