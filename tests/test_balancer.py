@@ -463,3 +463,36 @@ def test_threads_see_their_own_forwards(net, monkeypatch):
     for thread in threads:
         thread.join()
     assert not failed, failed
+
+
+def test_a_nan_loss_names_its_task_and_present(net):
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+
+    def broken():
+        return {**(good := FORMS["dict"](net(x), y)), "b": good["b"] * torch.nan}
+
+    for _ in range(2):  # at the first step and later
+        with pytest.raises(ValueError, match=r"entries \[1\] of 'b'.*present="):
+            balancer.backward(broken())
+        balancer.backward(FORMS["dict"](net(x), y))
+
+
+def test_a_warning_names_the_users_line(net):
+    ((x, y),) = batches(1)
+    with pytest.warns(UserWarning, match="only one task depends on") as found:
+        mf.Balancer(net, mf.mgda()).backward(FORMS["dict"](net(x), y))
+    assert [one.filename for one in found] == [__file__]
+
+    def pure(params, batch):
+        return params["w"].sum() * params["a"].sum(), params["w"].sum() * params["b"].sum()
+
+    params = {name: torch.ones(2, 2) for name in "wab"}
+    steps = [
+        mf.balance(pure, mf.mgda(), mf.jacobian()),
+        mf.descend(pure, mf.mgda(), mf.jacobian(), mf.sgd(0.1)),
+    ]
+    for step in steps:
+        with pytest.warns(UserWarning, match="only one task depends on") as found:
+            step.init(params, ())
+        assert [one.filename for one in found] == [__file__]
