@@ -3,6 +3,7 @@
 Each function returns `{path below docs/: text}`; `docs/build.py` writes them.
 """
 
+import ast
 import inspect
 import json
 import re
@@ -94,7 +95,42 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-# ---- a page a rule -------------------------------------------------------------------------------
+# ---- front page ----------------------------------------------------------------------------------
+
+
+def front() -> str:
+    """The README from its first sentence to the comparison with the peers, with the site's links."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    text = text[text.index("\n") : text.index("## For whom")]
+    drawing = "::::{container} flow\n```{raw} html\n:file: flow.svg\n```\n::::"
+    text = re.sub(r"!\[[^]]*\]\(docs/flow\.svg\)", lambda _: drawing, text)
+    return text.replace("](docs/", "](").strip()
+
+
+def llms() -> str:
+    """llms.txt: what the site has, a line per page, for programs that read it."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    about = " ".join(text.split("\n\n")[1].split())
+    lines = ["# mtlfunc\n", f"> {about}\n", "## Pages\n"]
+    for path in ["agents", "start", "choosing", "concepts", "glossary", "tour", "solvers", "limits"]:
+        lines.append(f"- [{heading_of(DOCS / f'{path}.md')}]({path}.html)")
+    for folder in ("how-to", "from"):
+        for path in sorted((DOCS / folder).glob("*.md")):
+            if path.name != "index.md":
+                lines.append(f"- [{heading_of(path)}]({folder}/{path.stem}.html)")
+    rules = [
+        f"- [mf.{name}](methods/rule-{name}.html): {first_line(getattr(mf, name).__doc__)}"
+        for name in RULES
+    ]
+    return "\n".join([*lines, "\n## Rules\n", *rules, ""])
+
+
+def heading_of(path: Path) -> str:
+    """A page's title."""
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+
+
+# ---- a page per rule -------------------------------------------------------------------------------
 
 
 def audited() -> tuple[list[str], dict[str, list[list[str]]], dict[str, str]]:
@@ -391,5 +427,35 @@ def reproduction_pages() -> dict[str, str]:
         "speaks of the configuration that was run, which the run's `report.html` names. A dash "
         f"means that no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
+    )
+    return pages
+
+
+# ---- examples ------------------------------------------------------------------------------------
+
+
+def example_pages() -> dict[str, str]:
+    """A page for every training loop of experiments/examples: what its file says, and its code."""
+    pages, rows = {}, []
+    for path in sorted((DOCS.parent / "experiments" / "examples").glob("[a-z]*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        said = ast.get_docstring(module)
+        assert said, path
+        head, _, rest = said.partition("\n\n")
+        head = " ".join(head.split())
+        name, code = path.stem, path.read_text(encoding="utf-8").split('"""', 2)[2].strip()
+        pages[f"examples/{name}.md"] = (
+            f"# {name.replace('_', ' ').capitalize()}\n\n{head}\n\n{rest}\n\n"
+            f"## The whole file\n\n`experiments/examples/{path.name}`\n\n"
+            f"```python\n{code}\n```\n"
+        )
+        rows.append(f"| [{name}]({name}.md) | {claim_cell(head)} |")
+    listed = "\n".join(name.split("/")[1].removesuffix(".md") for name in pages)
+    pages["examples/index.md"] = (
+        "# Examples in other training loops\n\nEach page is one file of a checkout and runs with "
+        "`python -m experiments.examples.NAME`. The examples train small networks on made-up data; "
+        "`problem` defines them.\n\n| example | what it shows |\n|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\n```{{toctree}}\n:hidden:\n{listed}\n```\n"
     )
     return pages

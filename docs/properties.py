@@ -29,6 +29,7 @@ RULES = (
     "upgrad()",
     "imtl_g()",
     "config()",
+    "conicgrad(0.5)",
     "aligned_mtl()",
     "nash_mtl()",
     "fairgrad(2.0)",

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-from .rounding import nudged
+from .support.rounding import nudged
 
 if os.environ.get("MTLFUNC_TYPES"):
     install_import_hook("mtlfunc", "beartype.beartype")

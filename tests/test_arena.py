@@ -28,9 +28,9 @@ from mtlfunc.studies.arena import (
 )
 from paper_repro.cagrad import toy as cagrad_toy
 from paper_repro.pcgrad import landscape as pcgrad_landscape
+from tests.support.arena import TINY
 
 ROOT = Path(__file__).parent.parent
-TINY = Settings(seeds=3, tuning=2, budget=0.02)
 FRONTS = [name for name, problem in standard().items() if problem.front is not None]
 
 

@@ -23,7 +23,8 @@ from mtlfunc.studies.arena import (
     normalize_losses,
     standard,
 )
-from tests.test_arena import ROOT, TINY
+from tests.support import ROOT
+from tests.support.arena import TINY
 
 with install_import_hook("experiments.arena", "beartype.beartype"):
     from experiments.arena import __main__ as command

@@ -26,8 +26,7 @@ from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.harness import Harness
 from mtlfunc.audit.instances import independent, integers, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
-from mtlfunc.core.files import write_whole
-from tests.broken_rules import (
+from tests.support.broken_rules import (
     BROKEN,
     by_norm,
     global_noise,
@@ -59,14 +58,6 @@ RULES = {
 """Those whose textbook is checked, as the table in docs/properties.md names them."""
 
 
-def write(path: str) -> None:
-    """Whole audits of all rules, the built-in and the broken ones."""
-    torch.set_num_threads(1)
-    found = properties.reports()
-    broken = {name: audit(case.rule, name=name, instances=20) for name, case in BROKEN.items()}
-    write_whole(Path(path), pickle.dumps((found, broken)))
-
-
 @pytest.fixture(scope="session")
 def written(tmp_path_factory) -> tuple[dict[str, Report], dict[str, Report]]:
     """One run of all audits for the whole suite, whichever worker comes first.
@@ -79,7 +70,7 @@ def written(tmp_path_factory) -> tuple[dict[str, Report], dict[str, Report]]:
     path, lock = folder / "audits", folder / "audits.lock"
     try:
         lock.touch(exist_ok=False)
-        code = f"from tests.test_audit import write; write({str(path)!r})"
+        code = f"from tests.support.audits import write; write({str(path)!r})"
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
             cwd=ROOT,
@@ -310,7 +301,7 @@ def test_a_rule_that_goes_wrong_for_many_tasks_is_audited_in_seconds():
 import re, time
 from pathlib import Path
 from mtlfunc.audit import audit
-from tests.broken_rules import reversed_from
+from tests.support.broken_rules import reversed_from
 report = audit(reversed_from(9))
 failing = [row for row in report.rows if row.status == "fails"]
 print(report["non-conflict"].status, len(report["non-conflict"].jacobian))
@@ -618,7 +609,11 @@ def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
             1,
             "Audit of mean: 1 hold, 1 fail",
         ),
-        (["tests.broken_rules:mutates", "--only", "purity"], 1, "changes the gramian in place"),
+        (
+            ["tests.support.broken_rules:mutates", "--only", "purity"],
+            1,
+            "changes the gramian in place",
+        ),
         (["--help"], 0, "exit status:"),
         (
             ["nowhere:rule"],

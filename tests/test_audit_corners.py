@@ -14,7 +14,7 @@ import mtlfunc as mf
 from mtlfunc.audit import audit
 from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.instances import generic, independent
-from tests.broken_rules import by_norm, first_preferred, only
+from tests.support.broken_rules import by_norm, first_preferred, only
 
 F64 = torch.float64
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
-from tests.registry import RULES
+from tests.support.registry import RULES
 
 F64 = torch.float64
 

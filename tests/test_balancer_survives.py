@@ -556,3 +556,60 @@ def test_gradients_share_no_memory():
         a.zero_()
         assert bool((b == 1.5).all())
         assert b.is_contiguous()
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "rule"])
+def test_an_error_leaves_gradients_and_losses_that_are_not_finite_their_graph(what):
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"trunk": nn.Linear(3, 2), "heads": nn.Linear(2, 2)})
+    fails = mf.mgda()._replace(update=lambda geometry, state: 1 / 0)
+    balancer = mf.Balancer(net, fails if what == "rule" else mf.mgda(), "trunk.*")
+    with balancer:
+        z = net["heads"](net["trunk"](torch.ones(4, 3))).square().mean(0)
+        losses = [z[0], z[1]]
+        if what == "loss":
+            losses[1] = losses[1] * torch.inf
+        elif what == "gradient":  # sqrt has an infinite derivative at 0
+            losses[1] = losses[1] + (z[1] - z[1].detach()).sqrt()
+    with pytest.raises(ZeroDivisionError if what == "rule" else ValueError):
+        balancer.backward(losses)
+    assert all(leaf.grad is None for leaf in net.parameters())
+    assert not balancer.state_dict()["started"]
+    if what == "loss":
+        losses[0].backward()
+        assert net["trunk"].weight.grad is not None
+    else:
+        with pytest.raises(RuntimeError, match="second time"):
+            losses[0].backward()
+
+
+def test_heads_of_several_losses_and_leaves_without_numbers():
+    """What some losses share besides the trunk, and a leaf of no entries, against autograd."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({name: nn.Linear(3, 3) for name in ("trunk", "both", "one", "none")})
+    empty = nn.Parameter(torch.zeros(0, 2))
+    net["trunk"].register_parameter("empty", empty)
+
+    def losses():
+        z = net["trunk"](torch.ones(4, 3).cumsum(0)) + empty.sum()
+        h = net["both"](z).tanh()
+        return [h.square().mean(), net["one"](h).cos().mean(), z.sin().mean()]
+
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    info = balancer.backward(losses())
+    found = losses()
+    trunk = [leaf for name, leaf in net.named_parameters() if name.startswith("trunk")]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, trunk, retain_graph=True)])
+        for loss in found
+    ]
+    jac = torch.stack(rows)
+    torch.testing.assert_close(info.gramian, jac @ jac.T)
+    direction = info.weights @ jac
+    own = torch.cat([leaf.grad.flatten() for leaf in trunk if leaf.grad is not None])
+    torch.testing.assert_close(own, direction)
+    for name in ("both", "one"):
+        leaves = list(net[name].parameters())
+        grads = torch.autograd.grad(torch.stack(losses()).mean(), leaves)
+        torch.testing.assert_close([leaf.grad for leaf in leaves], list(grads))
+    assert net["none"].weight.grad is None

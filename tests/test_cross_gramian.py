@@ -13,8 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mtlfunc as mf
 from mtlfunc.gradients import samples as by_sample
 from mtlfunc.gradients.layerwise import formulas
-from tests import architectures
-from tests.architectures import NAMES, SAMPLES, TASKS, build
+from tests.support import architectures
+from tests.support.architectures import NAMES, SAMPLES, TASKS, build
+from tests.support.oracles import agree_across as agree
+from tests.support.oracles import literal
 
 F64 = torch.float64
 
@@ -32,30 +34,6 @@ def other_batch(name: str, samples: int = 7) -> tuple[Tensor, ...]:
         patch.setattr(architectures, "SAMPLES", samples)
         batch = architectures._ALL[name]().batch
     return tuple(x.double() if x.is_floating_point() else x for x in batch)
-
-
-def literal(losses_fn: Any, params: dict[str, Tensor], batch: Any) -> Tensor:
-    """Rows [entry, parameter], one backward pass each."""
-    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
-    rows = []
-    for loss in losses_fn(leaves, batch).flatten():
-        grads = torch.autograd.grad(
-            loss, list(leaves.values()), retain_graph=True, allow_unused=True
-        )
-        whole = [
-            torch.zeros_like(leaf) if g is None else g
-            for g, leaf in zip(grads, leaves.values(), strict=True)
-        ]
-        rows.append(torch.cat([g.flatten() for g in whole]))
-    return torch.stack(rows)
-
-
-def agree(got: Tensor, left: Tensor, right: Tensor, relative: float = 1e-12) -> None:
-    """Entry by entry, in units of the two gradients' lengths."""
-    a, b = left.norm(dim=1), right.norm(dim=1)
-    scale = a.clamp_min(0.03 * a.amax())[:, None] * b.clamp_min(0.03 * b.amax())
-    assert got.shape == scale.shape
-    assert float(((got - left @ right.mT).abs() / scale).amax()) <= relative
 
 
 @pytest.mark.parametrize(

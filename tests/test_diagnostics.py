@@ -15,7 +15,8 @@ from torch.func import grad, vmap
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.analysis import diagnostics
-from tests.strategies import FAMILIES, gramian, jacobian, jacobians
+from tests.support.families import FAMILIES, gramian, jacobian, jacobians
+from tests.support.networks import gradient_rows, network
 
 EPS = torch.finfo(torch.float64).eps
 PAIRWISE = [
@@ -298,47 +299,6 @@ def test_stationarity_vmapped_and_poisoned():
 
 
 # --- layers -------------------------------------------------------------------------------------
-
-
-def network(seed=0, tasks=3):
-    """A trunk of two layers and a head a task, in float64, with a batch."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = torch.nn.ModuleDict(
-            {
-                "trunk": torch.nn.Sequential(
-                    torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
-                ),
-                "heads": torch.nn.ModuleList([torch.nn.Linear(3, 1) for _ in range(tasks)]),
-            }
-        ).double()
-        x, y = torch.randn(6, 4).double(), torch.randn(6, tasks).double()
-
-    def forward(params, batch):
-        x, y = batch
-        h = (
-            torch.tanh(x @ params["trunk.0.weight"].mT + params["trunk.0.bias"])
-            @ params["trunk.2.weight"].mT
-            + params["trunk.2.bias"]
-        )
-        out = torch.cat(
-            [h @ params[f"heads.{t}.weight"].mT + params[f"heads.{t}.bias"] for t in range(tasks)],
-            1,
-        )
-        return (out - y).square().mean(0)
-
-    return forward, mf.parameters(net), (x, y)
-
-
-def gradient_rows(losses, params, batch, names):
-    """By torch.autograd, one task at a time: {name: [task, *shape]}."""
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
-    values = losses(leaves, batch)
-    grads = [
-        torch.autograd.grad(value, [leaves[name] for name in names], retain_graph=True)
-        for value in values
-    ]
-    return {name: torch.stack([g[k] for g in grads]) for k, name in enumerate(names)}
 
 
 def test_layer_gramians_equal_loops_and_add_up():

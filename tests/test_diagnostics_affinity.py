@@ -9,7 +9,7 @@ from torch.func import grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.analysis import diagnostics
-from tests.test_diagnostics import gradient_rows, network
+from tests.support.networks import gradient_rows, network
 
 # --- affinity -----------------------------------------------------------------------------------
 

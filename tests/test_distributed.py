@@ -21,9 +21,9 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from tests import ranks_unlike
-from tests.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
-from tests.ranks import CHECKS, Checks, begin
+from tests.support import ranks_unlike
+from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
+from tests.support.ranks import CHECKS, Checks, begin
 
 
 @pytest.fixture
@@ -162,12 +162,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def launch(check: str | Checks, size: int, folder: Path) -> list[tuple[int | None, str]]:
-    """(exit code, output) of every rank that runs checks, or those of `tests.ranks` by name.
+    """(exit code, output) of every rank that runs checks, or those of a name in `support/ranks.py`.
 
     They are forks of one process that has imported everything, since torch takes seconds to import.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "tests.ranks_unlike", "tests.ranks_preload"])
+    context.set_forkserver_preload(
+        ["torch._dynamo", "tests.support.ranks_unlike", "tests.support.ranks_preload"]
+    )
     processes = [
         context.Process(target=begin, args=(check, rank, size, folder)) for rank in range(size)
     ]
@@ -186,8 +188,8 @@ def launch(check: str | Checks, size: int, folder: Path) -> list[tuple[int | Non
 @pytest.mark.slow
 @pytest.mark.parametrize(("check", "size"), [("two", 2), ("three", 3)])
 def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
-    """What each rank checks is in `tests/ranks.py`. In the end of two processes one dies, and the
-    other ends with an error.
+    """What each rank checks is in `tests/support/ranks.py`. In the end of two processes one dies,
+    and the other ends with an error.
     """
     dead = [9] if size == 2 else []
     found = launch(check, size, tmp_path)
@@ -201,7 +203,7 @@ def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ranks_unlike.CHECKS)
 def test_ranks_that_differ_are_named_on_every_rank(size, tmp_path):
-    """What each rank checks is in `tests/ranks_unlike.py`; in the end of three one dies."""
+    """What each rank checks is in `tests/support/ranks_unlike.py`; in the end of three one dies."""
     checks = ranks_unlike.CHECKS[size]
     dead = ranks_unlike.dies in checks
     found = launch(checks, size, tmp_path)
@@ -215,12 +217,12 @@ def test_ranks_that_differ_are_named_on_every_rank(size, tmp_path):
 
 @pytest.mark.slow
 def test_a_page_ends_as_one_process_on_the_union(tmp_path):
-    """By the launcher that users have; through a checkpoint halfway. `tests/ranks.py` has the other
-    page.
+    """By the launcher that users have; through a checkpoint halfway. `tests/support/ranks.py` has
+    the other page.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "--standalone", "-m", "experiments.bridge.data_parallel", str(tmp_path)],
+        [*command, "--standalone", "-m", "experiments.examples.data_parallel", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -2,6 +2,8 @@
 the environment files agree.
 """
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -22,23 +24,45 @@ RULES = set(mf.rules.__all__) - {"aggregate", "weights"}  # these two apply a ru
 
 
 def run_blocks(text: str, name: str) -> dict:
-    """All Python of a page, from top to bottom; what it leaves."""
+    """All Python of a page, from top to bottom; what it leaves. A block `text` that follows a block
+    of code is what that code prints, numbers to their last digit but one.
+    """
     scope: dict = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            exec(compile(block, name, "exec"), scope)
+        blocks = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.DOTALL)
+        for block, printed in blocks:
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(block, name, "exec"), scope)
+            print(out.getvalue(), end="")
+            if printed:
+                same_print(out.getvalue(), printed)
     return scope
+
+
+def same_print(got: str, expected: str) -> None:
+    number = r"-?\d+\.\d*(?:e[+-]\d+)?"
+    assert re.split(number, got) == re.split(number, expected), got
+    for one, other in zip(re.findall(number, got), re.findall(number, expected), strict=True):
+        digits = len(re.sub(r"e.*|-|\.", "", other).rstrip("0").lstrip("0"))
+        assert float(one) == pytest.approx(float(other), rel=2 * 10 ** (1 - max(digits, 1))), got
 
 
 def test_readme_is_a_front_page_and_runs():
     lines = README.splitlines()
     assert len(lines) <= 150
     assert "```python" in lines[:40], "code on the first screen"
+    opening = README[: README.index("![")]
+    for number in re.findall(r"\d+\.\d+|\d+ of|; \d+", opening):  # each is in the results below
+        assert re.search(rf"\b{re.sub('[^0-9.]', '', number)}\b", results_part(README)), number
     scope = run_blocks(README, "README.md")
     assert scope["info"].weights.shape == (3,)
     assert scope["study"].shape == (3, 3)
     assert scope["study"].isfinite().all()
+
+
+def results_part(text: str) -> str:
+    return text[text.index("<!-- summary -->") :]
 
 
 def test_readme_has_the_numbers_of_the_benchmarks():

@@ -14,7 +14,7 @@ import mtlfunc as mf
 from mtlfunc.core import tree
 from mtlfunc.core.tree import select
 from mtlfunc.gradients import backward
-from tests.problems import (
+from tests.support.problems import (
     BATCH,
     FORMS,
     PARAMS,

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.problems import (
+from tests.support.problems import (
     BATCH,
     HEADS,
     PARAMS,
@@ -20,7 +20,7 @@ from tests.problems import (
     scalars,
     vector,
 )
-from tests.registry import on_gramian
+from tests.support.registry import on_gramian
 
 F64 = torch.float64
 SHARED = "trunk.*"

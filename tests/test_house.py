@@ -55,6 +55,17 @@ def test_lines_and_files_are_short():
     assert not long
 
 
+def test_no_test_module_imports_another():
+    """What two of them need is in `tests/support`."""
+    pattern = re.compile(r"^\s*(?:from|import) (?:tests)?\.(?:\w+\.)*test_\w+.*", re.MULTILINE)
+    found = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for line in pattern.findall(path.read_text())
+    }
+    assert not found
+
+
 def test_few_functions_are_long():
     found = {
         f"{path.relative_to(ROOT)}:{node.name}": code_lines(node)

@@ -20,7 +20,8 @@ import mtlfunc as mf
 from mtlfunc.gradients import backward, layerwise
 from mtlfunc.gradients import linearize as gradients
 from mtlfunc.gradients import run as forwards
-from tests.architectures import NAMES, SAMPLES, TASKS, Architecture, build
+from tests.support.architectures import NAMES, SAMPLES, TASKS, Architecture, build
+from tests.support.oracles import agree
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +29,6 @@ def _attention_that_batches():
     # the others warn that their backward is looped over the rows
     with sdpa_kernel(SDPBackend.MATH):
         yield
-
-
-def agree(got, expected, relative):
-    """Entry by entry, in units of the two gradients' lengths."""
-    length = expected.diagonal().clamp_min(0).sqrt()
-    scale = (length[:, None] * length).clamp_min(1e-3 * float(length.amax()) ** 2)
-    assert float(((got - expected).abs() / scale).amax()) <= relative
 
 
 def by_rows(rows):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 import mtlfunc as mf
-from tests.test_layerwise import agree
+from tests.support.oracles import agree
 
 # Random architectures.
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 import mtlfunc as mf
 from mtlfunc.solvers import certify, min_norm
 from mtlfunc.types import Info
-from tests.problems import BATCH, FORMS, PARAMS, TASKS
+from tests.support.problems import BATCH, FORMS, PARAMS, TASKS
 
 F64 = torch.float64
 

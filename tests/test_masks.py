@@ -3,7 +3,7 @@
 import torch
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, vector
+from tests.support.problems import BATCH, PARAMS, vector
 
 SHARED = "trunk.*"
 

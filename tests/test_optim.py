@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import grad
 
 import mtlfunc as mf
-from tests.problems import (
+from tests.support.problems import (
     BATCH,
     PARAMS,
     TrunkAndHeads,

@@ -17,7 +17,7 @@ from experiments.benchmarks import toy as benchmark
 from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy, toy_runs
 from paper_repro.claims import ROWS
 from paper_repro.report.findings import Figure, Finding, Settings
-from tests.reproductions import by_name, check_complete, check_ledger, findings_of
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.0002)
 

@@ -30,7 +30,7 @@ from paper_repro.report.decisions import (
 )
 from paper_repro.report.findings import QUICK, Claim, Settings
 from paper_repro.report.verdicts import stated
-from tests.decisions import OTHERS
+from tests.support.decisions import OTHERS
 
 Numbers = dict[str, float]
 MEASURED = json.loads((Path(__file__).parents[1] / "docs" / "measured.json").read_text())["claims"]

@@ -16,7 +16,7 @@ import pytest
 from paper_repro.__main__ import main, reproduce
 from paper_repro.report.findings import Settings
 from paper_repro.report.results import Refused, Results, reserved
-from tests.reproductions import claim, claims_in, count_runs, fake, figure
+from tests.support.reproductions import claim, claims_in, count_runs, fake, figure
 
 ROOT = Path(__file__).parent.parent
 TINY = Settings(seeds=2, shrink=0.0001)

@@ -12,7 +12,7 @@ import torch
 import mtlfunc as mf
 from paper_repro.gradnorm import common, difficulty, lanes, rivals, targets, two_aims
 from paper_repro.report.findings import Finding, Settings
-from tests.reproductions import by_name, check_complete, check_ledger, findings_of
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
 SMALL = lanes.Size(8, 10, 6, 3, (1e-3, 1e-2), (1e-3, 1e-2))

@@ -9,7 +9,7 @@ import torch
 import mtlfunc as mf
 from paper_repro.cross_paper import digits, rest_points
 from paper_repro.report.findings import Finding, Settings
-from tests.reproductions import by_name, check_complete, check_ledger, findings_of
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.02)
 

@@ -29,7 +29,7 @@ from paper_repro.mgda import (
 from paper_repro.report.choice import one_of
 from paper_repro.report.counting import operations
 from paper_repro.report.findings import Finding, Settings
-from tests.reproductions import by_name, check_complete, check_ledger, findings_of
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
 OPEN = {"SU-04", "SU-37"}  # a choice, and one that needs data

@@ -21,7 +21,7 @@ from paper_repro.report.figures import typeset as formulas
 from paper_repro.report.findings import QUICK, Claim, Figure, Settings
 from paper_repro.report.page import MEANING, page
 from paper_repro.report.results import VERDICTS, Results, draw
-from tests.reproductions import misplaced
+from tests.support.reproductions import misplaced
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 DECIDED = [row for row in ROWS if row.module]

@@ -24,7 +24,7 @@ from paper_repro.pcgrad import (
     training,
 )
 from paper_repro.report.findings import Finding, Settings
-from tests.reproductions import by_name, check_complete, check_ledger, findings_of
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
 

@@ -26,17 +26,12 @@ from paper_repro.report.findings import QUICK, Settings
 from paper_repro.report.ledger import KINDS
 from paper_repro.report.results import NOT_RUN, VERDICTS, Results
 from paper_repro.report.where import places
-from tests.reproductions import claim, claims_in, count_runs, fake, figure, found_in
+from tests.support.reproductions import IDS, claim, claims_in, count_runs, fake, figure, found_in
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted({row.module for row in ROWS if row.module})
 CHEAP = ("cagrad.definitions", "gradnorm.algorithm", "mgda.counterexample", "pcgrad.orders")
 TINY = Settings(seeds=2, shrink=0.0001)
-IDS = [
-    f"{paper}-{number:02d}"
-    for paper, count in {"PC": 32, "SU": 37, "CA": 38, "GN": 28, "X": 5}.items()
-    for number in range(1, count + 1)
-]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from paper_repro.report.intervals import (
     share_interval,
 )
 from paper_repro.report.results import VERDICTS
-from tests.test_paper_repro import IDS, ROOT
+from tests.support import ROOT
+from tests.support.reproductions import IDS
 
 # ---- the look of the figures, and the pages made of the claims ----
 

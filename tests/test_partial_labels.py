@@ -9,7 +9,9 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.problems import (
+from tests.support.labels import MASKS, given
+from tests.support.labels import labelled as vector
+from tests.support.problems import (
     BATCH,
     FORMS,
     HEADS,
@@ -24,17 +26,11 @@ from tests.problems import (
     nets,
     scalars,
 )
-from tests.registry import on_gramian
+from tests.support.registry import on_gramian
 
 F64 = torch.float64
 SHARED = "trunk.*"
-MASKS = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
 SOME = MASKS[0]
-
-
-def given(batch: Any) -> torch.Tensor:
-    """The mask rides in the batch."""
-    return batch[2]
 
 
 def batch(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -59,12 +55,6 @@ def form(name: str, mask: torch.Tensor | None = None, absent: float = 3.0):
         return tuple(kept) if name == "tuple" else torch.stack(kept)
 
     return losses
-
-
-def vector(params, batch):
-    x, y, _ = batch
-    outputs = torch.stack(functional_call(net, params, (x,)), 1)
-    return (outputs - y).square().mean((0, 2))
 
 
 PROBES = {

@@ -11,17 +11,15 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 from torch.func import vmap
 
 import mtlfunc as mf
 from mtlfunc import plot
 from mtlfunc.analysis.pareto import Front
-from mtlfunc.core.random import normal
 from mtlfunc.plot._common import format_short
+from tests.support.plots import axes, labels, rows
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -31,20 +29,6 @@ from matplotlib import pyplot as plt
 def closed():
     yield
     plt.close("all")
-
-
-def axes() -> Axes:
-    return Figure(layout="constrained").add_subplot()
-
-
-def rows(seed: int, *shape: int) -> Tensor:
-    return normal(torch.tensor(seed), shape, torch.float64)
-
-
-def labels(panel: Axes) -> list[str]:
-    legend = panel.get_legend()
-    assert legend is not None
-    return [text.get_text() for text in legend.get_texts()]
 
 
 # ---- heatmap ----

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgba
@@ -19,7 +20,7 @@ from mtlfunc import plot
 from mtlfunc.core.random import normal
 from mtlfunc.plot._common import RISES
 from mtlfunc.plot._geometry import cone_faces, hull
-from tests.test_plot import axes, closed, labels, rows  # noqa: F401
+from tests.support.plots import axes, labels, rows
 
 RULES = {
     "mean": mf.mean(),
@@ -31,6 +32,12 @@ RULES = {
 # Jᵀ(0.2, 0.4, 0.4) = 0
 STATIONARY = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
 SQRT3 = 3**0.5
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
 
 
 def meshed(panel: Axes) -> np.ndarray:

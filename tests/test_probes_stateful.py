@@ -12,7 +12,8 @@ from mtlfunc.probes.groups import fixed_groups
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.solvers import simplex
 from mtlfunc.types import Geometry
-from tests.problems import (
+from tests.support.families import gramian, jacobian
+from tests.support.problems import (
     BATCH,
     FORMS,
     HEADS,
@@ -27,65 +28,11 @@ from tests.problems import (
     opaque,
     vector,
 )
-from tests.strategies import gramian, jacobian
+from tests.support.steps import BATCHES, PAIR
+from tests.support.steps import STATEFUL as METHODS
 
 F64 = torch.float64
 SHARED = "trunk.*"
-_generator = torch.Generator().manual_seed(3)
-BATCHES = tuple(
-    tuple(x + 0.5 * torch.randn(x.shape, generator=_generator, dtype=F64) for x in BATCH)
-    for _ in range(3)
-)
-PAIR = BATCHES[:2]
-
-METHODS = {
-    "modo, two batches": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED), PAIR),
-    "modo, three batches": (
-        lambda: mf.modo(0.05, 0.1),
-        lambda: mf.double_sampling(SHARED),
-        BATCHES,
-    ),
-    "modo, by layers": (
-        lambda: mf.modo(0.05, 0.1),
-        lambda: mf.double_sampling(SHARED, param_groups="layer"),
-        BATCHES,
-    ),
-    "sdmgrad": (
-        lambda: mf.sdmgrad(0.3, lr=0.3),
-        lambda: mf.double_sampling(SHARED, heads="weighted"),
-        BATCHES,
-    ),
-    "moco": (
-        lambda: mf.moco(0.05, 0.1, 0.5),
-        lambda: mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5),
-        BATCH,
-    ),
-    "moco, by layers": (
-        lambda: mf.moco(0.05, 0.1),
-        lambda: mf.moving_average(SHARED, rate=0.3, param_groups="layer"),
-        BATCH,
-    ),
-    "db_mtl": (
-        mf.db_mtl,
-        lambda: mf.log_losses(
-            mf.moving_average(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True)
-        ),
-        BATCH,
-    ),
-    "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
-    "excess_mtl, by layers": (
-        lambda: mf.excess_mtl(0.3),
-        lambda: mf.excess_risk(SHARED, param_groups="layer", heads="own"),
-        BATCH,
-    ),
-    "cagrad, tracked": (
-        lambda: mf.cagrad(0.4),
-        lambda: mf.moving_average(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"),
-        BATCH,
-    ),
-    "mgda, logarithms": (mf.mgda, lambda: mf.log_losses(mf.jacobian(SHARED), eps=1e-3), BATCH),
-    "mean, logarithms": (mf.mean, lambda: mf.log_losses(mf.losses_only()), BATCH),
-}
 
 
 def run(name, params, seed, lr, steps=3, losses_fn=opaque):

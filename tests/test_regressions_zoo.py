@@ -5,8 +5,8 @@ import torch
 from torch.func import vmap
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, scalars
-from tests.strategies import gramian
+from tests.support.families import gramian
+from tests.support.problems import BATCH, PARAMS, scalars
 
 ONES = torch.ones(3, dtype=torch.float64)
 

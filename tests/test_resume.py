@@ -8,18 +8,18 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, decode, encode, named
-from tests.registry import RULES
-from tests.strategies import gramian
-from tests.test_rules import trajectory
+from tests.support.families import gramian
+from tests.support.problems import BATCH, PARAMS, decode, encode, named
+from tests.support.registry import RULES
+from tests.support.rules import trajectory
 
 ROOT = Path(__file__).parent.parent
 COUNT, BEFORE, AFTER = 4, 3, 4
 
 RESUME = f"""
 import sys, torch
-from tests.registry import RULES
-from tests.test_rules import trajectory
+from tests.support.registry import RULES
+from tests.support.rules import trajectory
 
 states, G = torch.load(sys.argv[1])
 weights = {{}}

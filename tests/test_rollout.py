@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.types import BalanceState, TrainState
-from tests.problems import (
+from tests.support.problems import (
     BATCH,
     PARAMS,
     TASKS,
     nets,
 )
-from tests.test_step import step_of
+from tests.support.steps import step_of
 
 
 def test_rollout_records_and_equals_loop():

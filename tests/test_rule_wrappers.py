@@ -16,9 +16,9 @@ from mtlfunc.rules._gradnorm import GradNormState
 from mtlfunc.rules._momentum import MomentumState
 from mtlfunc.rules._update_every import UpdateEveryState
 from mtlfunc.types import Geometry
-from tests.problems import BATCH, PARAMS, vector
-from tests.strategies import gramian, jacobian
-from tests.test_rules import geometry, losses_of, trajectory
+from tests.support.families import gramian, jacobian
+from tests.support.problems import BATCH, PARAMS, vector
+from tests.support.rules import geometry, losses_of, trajectory
 
 torchjd = pytest.importorskip("torchjd.aggregation")
 

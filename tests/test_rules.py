@@ -14,50 +14,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from mtlfunc.solvers.problems import resolution
-from mtlfunc.types import Geometry
-from tests.registry import RULES
-from tests.strategies import FAMILIES, REGULAR, gramian, jacobian
+from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
+from tests.support.registry import RULES
+from tests.support.rules import geometry, losses_of, trajectory, with_absent
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
 DETERMINISTIC = [name for name, case in RULES.items() if not case.random]
 READS_GRAMIAN = [name for name, case in RULES.items() if case.reads_gramian]
 GRADNORM = [name for name in RULES if name.startswith("gradnorm")]
-
-
-def losses_of(count, step=0):
-    """Positive, unequal, falling at unequal rates."""
-    task = torch.arange(count, dtype=F64)
-    return (1 + task) * (0.9 - 0.1 * task / count) ** step
-
-
-def geometry(gramian, losses):
-    return Geometry(
-        losses,
-        gramian,
-        torch.full_like(losses, 1 / len(losses)),
-        torch.ones_like(losses, dtype=torch.bool),
-        {},
-    )
-
-
-def trajectory(
-    rule, gramian, losses=None, steps=3, key: int | torch.Tensor = 0, state=None, start=0
-):
-    """Weights [step, task] and the state after them, on a Gramian whose tasks change lengths from
-    step to step.
-    """
-    count = len(gramian)
-    if state is None:
-        initial = losses_of(count).to(gramian) if losses is None else losses
-        state = rule.init(initial, mf.random.key(key))
-    kept = []
-    for step in range(start, start + steps):
-        factor = 1 + 0.1 * step * torch.arange(count, device=gramian.device).to(gramian)
-        now = losses_of(count, step).to(gramian) if losses is None else losses
-        weights, state = rule.update(geometry(gramian * factor[:, None] * factor, now), state)
-        kept.append(weights)
-    return torch.stack(kept), state
 
 
 # --- every rule ---------------------------------------------------------------------------------
@@ -340,21 +305,6 @@ def test_rule_nan_weights_under_vmap_are_all_nan(rule):
     G = gramian("gaussian", 3)[None].clone()
     G[0, 0, 2] = G[0, 2, 0] = float("nan")
     assert vmap(lambda g: mf.weights(RULES[rule].make(), g, losses_of(3)))(G).isnan().all()
-
-
-def with_absent(rule, J, losses, present, steps=3):
-    """Weights [step, task] on a batch from which tasks are absent: zero rows, no loss, no say in
-    the mean.
-    """
-    state, kept = rule.init(losses, mf.random.key(0)), []
-    share = present.to(F64) / present.sum().clamp_min(1)
-    rows = J * present[:, None]
-    for step in range(steps):
-        weights, state = rule.update(
-            Geometry(losses * present / (1 + step), rows @ rows.mT, share, present, {}), state
-        )
-        kept.append(weights)
-    return torch.stack(kept)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "spread", "duplicates"])

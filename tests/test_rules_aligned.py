@@ -9,8 +9,11 @@ import torch
 from torch.func import jacrev, jvp, vmap
 
 import mtlfunc as mf
-from tests.strategies import jacobian
-from tests.test_rules_gramian import EPS, F64, INDEPENDENT, preferences, updated
+from tests.support.families import jacobian
+from tests.support.rules import INDEPENDENT, preferences, updated
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
 
 # --- Aligned-MTL --------------------------------------------------------------------------------
 

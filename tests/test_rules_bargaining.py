@@ -14,16 +14,11 @@ from torch.func import grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.rules._newton import bargain
-from tests.strategies import FAMILIES, gramian, jacobian, jacobians
-from tests.test_rules_gramian import (
-    EPS,
-    F64,
-    INDEPENDENT,
-    STATIONARY,
-    lengths,
-    preferences,
-    updated,
-)
+from tests.support.families import FAMILIES, gramian, jacobian, jacobians
+from tests.support.rules import INDEPENDENT, STATIONARY, lengths, preferences, updated
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
 
 # --- bargaining: Nash-MTL and FairGrad ----------------------------------------------------------
 

@@ -14,9 +14,13 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.core import optim
-from tests.registry import RULES
-from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
-from tests.test_rules import EPS, F64, GRADNORM, geometry, losses_of, trajectory
+from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.registry import RULES
+from tests.support.rules import geometry, losses_of, random_orders, trajectory
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
+GRADNORM = [name for name in RULES if name.startswith("gradnorm")]
 
 # --- mean and preferences -----------------------------------------------------------------------
 
@@ -81,11 +85,6 @@ def literal_pcgrad(J, orders):
                 p = p - (p @ J[j]) / (J[j] @ J[j]) * J[j]
         projected.append(p)
     return np.mean(projected, 0)
-
-
-def random_orders(count, seed):
-    rng = np.random.default_rng(seed)
-    return torch.from_numpy(np.stack([rng.permutation(count) for _ in range(count)]))
 
 
 @pytest.mark.parametrize(

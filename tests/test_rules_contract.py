@@ -13,9 +13,9 @@ from mtlfunc import rules
 from mtlfunc.core.expect import expect_rule, rule_name
 from mtlfunc.rules.common import as_rule, may_read, required_arguments
 from mtlfunc.types import GRAMIANS, Geometry
-from tests.problems import BATCH, PARAMS, vector
-from tests.registry import PROBES, RULES
-from tests.strategies import jacobian
+from tests.support.families import jacobian
+from tests.support.problems import BATCH, PARAMS, vector
+from tests.support.registry import PROBES, RULES
 
 F64 = torch.float64
 

@@ -7,8 +7,8 @@ from torch.func import grad, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
-from tests.registry import RULES
-from tests.strategies import jacobian
+from tests.support.families import jacobian
+from tests.support.registry import RULES
 
 F64 = torch.float64
 SMOOTH = [name for name, case in RULES.items() if case.smooth]

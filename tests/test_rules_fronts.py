@@ -10,9 +10,15 @@ from torch.func import grad, jacrev, vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from tests.strategies import gramian, jacobian
-from tests.test_rules import geometry
-from tests.test_rules_vectors import F64, direction
+from tests.support.families import gramian, jacobian
+from tests.support.rules import geometry
+
+F64 = torch.float64
+
+
+def direction(weights, J):
+    return weights @ J
+
 
 # --- EPO ----------------------------------------------------------------------------------------
 

@@ -22,46 +22,17 @@ from mtlfunc import solvers
 from mtlfunc.solvers._auto import dual_cone_weights
 from mtlfunc.solvers.problems import or_one, resolution
 from mtlfunc.types import Geometry
-from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.rules import INDEPENDENT, lengths, preferences, updated
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
-STATIONARY = (
-    "antiparallel",
-    "pareto_stationary",
-    "near_stationary",
-    "integer_ties",
-    "rank_deficient",
-    "zero_row",
-)
-"""Families in which 0 may be in the hull of the gradients, or next to it."""
-INDEPENDENT = ("gaussian", "spread", "hull", "orthogonal")
-
-
-def lengths(G: Tensor) -> Tensor:
-    return G.diagonal().clamp_min(0).sqrt()
 
 
 def condition(G: Tensor) -> float:
     """Of the matrix of cosines."""
     n = lengths(G)
     return float(torch.linalg.cond(G / n / n[:, None]))
-
-
-def updated(
-    rule: mf.Rule, G: Tensor, present: Tensor | None = None, preference: Tensor | None = None
-) -> Tensor:
-    """Weights by way of a geometry: for absent tasks, and without the checks of `mf.weights`."""
-    count = len(G)
-    present = torch.ones(count, dtype=torch.bool) if present is None else present
-    preference = present.to(G) / present.sum().clamp_min(1) if preference is None else preference
-    geometry = Geometry(torch.ones_like(G[0]), G, preference, present, {})
-    return rule.update(geometry, rule.init(geometry.losses, mf.random.key(0)))[0]
-
-
-def preferences(count: int, seed: int = 0) -> Tensor:
-    p = torch.from_numpy(np.random.default_rng(seed).uniform(0.2, 2.0, count))
-    return p / p.sum()
 
 
 # --- random loss weighting ----------------------------------------------------------------------

@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.rules._famo import FAMOState
-from tests.problems import (
+from tests.support.losses import RULES, SERIES, geometry, weights_of
+from tests.support.problems import (
     BATCH,
     PARAMS,
     TASKS,
@@ -20,7 +21,9 @@ from tests.problems import (
     opaque,
     vector,
 )
-from tests.test_rules_losses import F64, RULES, SERIES, SHARED, geometry, weights_of
+
+F64 = torch.float64
+SHARED = "trunk.*"
 
 # --- every rule from the losses alone -----------------------------------------------------------
 

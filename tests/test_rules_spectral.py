@@ -14,7 +14,7 @@ import mtlfunc as mf
 from mtlfunc.rules._kernels.equiangular import solve
 from mtlfunc.solvers.problems import or_one
 from mtlfunc.types import Geometry
-from tests.strategies import FAMILIES, gramian
+from tests.support.families import FAMILIES, gramian
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps

@@ -18,9 +18,8 @@ from mtlfunc.rules._least_distance import least_distance
 from mtlfunc.rules._pcgrad import project
 from mtlfunc.rules._surgery import surgery
 from mtlfunc.types import Geometry
-from tests.strategies import gramian, jacobian
-from tests.test_rules import geometry, losses_of, trajectory, with_absent
-from tests.test_rules_classics import random_orders
+from tests.support.families import gramian, jacobian
+from tests.support.rules import geometry, losses_of, random_orders, trajectory, with_absent
 
 torchjd = pytest.importorskip("torchjd.aggregation")
 

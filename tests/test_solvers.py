@@ -14,22 +14,14 @@ from hypothesis import strategies as st
 from mtlfunc import solvers
 from mtlfunc.solvers.problems import resolution
 from mtlfunc.types import Solution
-from tests.registry import PROBLEMS, SOLVERS, SOLVES
-from tests.strategies import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
+from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
 EPS = torch.finfo(torch.float64).eps
 F64 = torch.float64
 FEW = (1, 2, 4)
-EXACT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].objective is not None]
 ON_SIMPLEX = [(solver, problem) for solver, problem in SOLVES if problem != "dual_cone"]
-
-
-def lengths(G):
-    return G.diagonal().sqrt()
-
-
-def uniform(count):
-    return torch.full((count,), 1 / count, dtype=F64)
 
 
 def certificate(problem, G, solution: Solution, c=0.4):
@@ -50,31 +42,6 @@ def certificate(problem, G, solution: Solution, c=0.4):
     n = np.sqrt(G.diagonal())
     charge = n @ np.abs(weights) / np.where(n > 0, n, 1)
     return weights @ rates / 2, dual @ np.abs(rates) + (np.maximum(-rates, 0) * charge).sum()
-
-
-def rounding(problem, G, solution: Solution, c=0.4):
-    """What rounding in double precision may do to value and gap: T terms of size n_max·(n·|w|), and
-    √ε where a length is a root of it.
-    """
-    n, count = lengths(G), len(G)
-    noise = 8 * count * EPS * n.max() * (n @ solution.weights.abs())
-    if problem == "dual_cone":
-        return 8 * count**2 * EPS * (n @ solution.weights.abs()) ** 2
-    if problem == "cagrad":
-        radius = c * (uniform(count) @ G @ uniform(count)).clamp_min(0).sqrt()
-        sizes, height = n @ solution.dual, _root(solution.dual @ G @ solution.dual)
-        noise = noise + radius * sizes * min(
-            (8 * count * EPS) ** 0.5, 8 * count * EPS * _ratio(sizes, height)
-        )
-    return noise
-
-
-def _root(x):
-    return x.clamp_min(0).sqrt()
-
-
-def _ratio(a, b):
-    return float(a / b) if b > 0 else float("inf")
 
 
 def allowed(solver, problem, G, solution: Solution, c=0.4):

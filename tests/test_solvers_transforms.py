@@ -12,9 +12,12 @@ from mtlfunc import solvers
 from mtlfunc.core.checks import check_scalar
 from mtlfunc.solvers.problems import CAGrad, DualCone
 from mtlfunc.types import Solution
-from tests.registry import PROBLEMS, SOLVERS, SOLVES
-from tests.strategies import FAMILIES, REGULAR, gramian, jacobian
-from tests.test_solvers import EPS, EXACT, F64, lengths, rounding, uniform
+from tests.support.bounds import EXACT, lengths, rounding, uniform
+from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
+from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
 
 IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].implicit]
 

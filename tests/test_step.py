@@ -13,8 +13,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from mtlfunc.types import Rows
-from tests.problems import (
+from tests.support.problems import (
     BATCH,
     FORMS,
     HEADS,
@@ -30,46 +29,10 @@ from tests.problems import (
     opaque,
     vector,
 )
+from tests.support.steps import METHODS, step_of
 
 SHARED = "trunk.*"
 ORDERS = torch.tensor([[1, 2, 0], [0, 2, 1], [2, 1, 0]])
-
-
-def keep_positive(key: torch.Tensor, rows: Rows) -> Rows:
-    """A random coordinate-wise edit, to test masks with."""
-    return {
-        name: row * (mf.random.uniform(key, tuple(row.shape[1:]), row.dtype) > 0.3)
-        for name, row in rows.items()
-    }
-
-
-METHODS = {
-    "mean": lambda: (mf.mean(), mf.jacobian(SHARED)),
-    "mean, losses only": lambda: (mf.mean(), mf.losses_only()),
-    "mean, masked": lambda: (mf.mean(), mf.jacobian(SHARED, mask=keep_positive)),
-    "static weights": lambda: (
-        mf.mean(preference=torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
-        mf.losses_only(),
-    ),
-    "gradnorm": lambda: (
-        mf.gradnorm(0.12, 0.025),
-        mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted"),
-    ),
-    "mgda": lambda: (mf.mgda(), mf.jacobian(SHARED)),
-    "mgda-ub": lambda: (mf.mgda(), mf.representation(encode, decode, shared=SHARED)),
-    "pcgrad": lambda: (mf.pcgrad(), mf.jacobian(SHARED, heads="own")),
-    "cagrad": lambda: (mf.cagrad(0.4), mf.jacobian(SHARED, chunk_size=2)),
-    "cagrad-fast": lambda: (mf.cagrad(0.4), mf.jacobian(SHARED, mix=mf.subset(2))),
-    "stateless": lambda: (
-        mf.stateless(lambda gramian, losses: torch.softmax(losses / gramian.diagonal(), -1)),
-        mf.jacobian(SHARED),
-    ),
-}
-
-
-def step_of(name: str, lr: float | torch.Tensor = 0.02) -> mf.Step:
-    rule, probe = METHODS[name]()
-    return mf.descend(opaque, rule, probe, mf.adam(lr))
 
 
 def run(name: str, params, seed, lr, steps: int = 4):

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, vmap
 import mtlfunc as mf
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.types import Geometry
-from tests.problems import (
+from tests.support.problems import (
     BATCH,
     FORMS,
     PARAMS,
@@ -19,7 +19,7 @@ from tests.problems import (
     opaque,
     vector,
 )
-from tests.test_step import METHODS, step_of
+from tests.support.steps import METHODS, step_of
 
 SHARED = "trunk.*"
 

@@ -21,20 +21,9 @@ import torch
 import mtlfunc as mf
 from mtlfunc.core.files import InUse, hold_lock
 from mtlfunc.studies import Unfinished, grid
+from tests.support.grids import AXES, weights
 
 ROOT = Path(__file__).parent.parent
-AXES = {
-    "seed": torch.arange(6),
-    "rule": ["mgda", "cagrad"],
-    "scale": torch.tensor([0.1, 1.0, 7.0], dtype=torch.float64),
-}
-
-
-def weights(seed, rule, scale):
-    """A solver's weights on a random Gramian, in the caller's default dtype where none is named."""
-    rows = mf.random.normal(mf.random.key(seed), (3, 5), torch.float64) * scale
-    rules = {"mgda": mf.mgda(), "cagrad": mf.cagrad(0.5)}
-    return {"weights": mf.weights(rules[rule], rows @ rows.mT), "default": torch.ones(()) * 0.1}
 
 
 def raises(seed, rule, scale):
@@ -162,7 +151,7 @@ ORPHANS = """
 import sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from tests.test_sweep_workers import number_of
+from tests.support.grids import number_of
 from mtlfunc.studies import grid
 import torch
 with ProcessPoolExecutor(2, get_context(sys.argv[1])) as pool:
@@ -170,11 +159,6 @@ with ProcessPoolExecutor(2, get_context(sys.argv[1])) as pool:
     print(*set(found["value"].values.tolist()), flush=True)
     time.sleep(60)
 """
-
-
-def number_of(k):
-    time.sleep(0.1)
-    return torch.tensor(os.getpid()) + 0 * k
 
 
 def runs(process):
@@ -287,7 +271,7 @@ def test_shards_that_are_none_are_refused(shard, message, tmp_path):
 
 STUDY = """
 import sys, time
-from tests.test_sweep_workers import AXES, weights
+from tests.support.grids import AXES, weights
 from mtlfunc.studies import grid
 def slow(**point):
     time.sleep(0.05)

@@ -6,7 +6,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, decode, encode, named, nets, scalars, vector
+from tests.support.problems import BATCH, PARAMS, decode, encode, named, nets, scalars, vector
 
 SHARED = "trunk.*"
 ORDERS = ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0))

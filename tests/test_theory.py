@@ -11,7 +11,7 @@ from torch.func import grad, hessian, vmap
 
 import mtlfunc as mf
 from mtlfunc.analysis import diagnostics, theory
-from tests.strategies import gramian
+from tests.support.families import gramian
 
 PRINTED_PAIR = [Fraction(3), Fraction(-2)]
 

@@ -38,6 +38,8 @@ def depth() -> int:
 
 def gradient_edge(x: Tensor) -> GradientEdge:
     """The place of `x` in the graph. Asked in a subclass's own way torch gives that of a view."""
+    if type(x) is Tensor and x.grad_fn is not None:
+        return GradientEdge(x.grad_fn, x.output_nr)
     with DisableTorchFunctionSubclass():
         return get_gradient_edge(x)
 
@@ -67,7 +69,8 @@ def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
     levels = _functorch.get_interpreter_stack()
     if levels and any(level.key() in kinds for level in levels[: len(levels) - own_levels]):
         return True
-    return any(innermost_tensor(leaf).requires_grad for leaf in _tensors(values))
+    found = _tensors(values)
+    return any(x.requires_grad for x in (map(innermost_tensor, found) if levels else found))
 
 
 def derivative_levels() -> tuple[int, int]:
@@ -271,7 +274,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
 
 def has_finite_sum(*values: Tensor) -> bool:
     """Whether the entries have a finite sum, and so are finite; False says nothing."""
-    return all(math.isfinite(_total(value)) for value in values)
+    return math.isfinite(sum(map(_total, values)))
 
 
 def _total(value: Tensor) -> float | int:
@@ -336,17 +339,23 @@ def check_gradients(grads: Params) -> None:
     """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
     if not can_look(grads):
         return
-    # torch has no right forward-mode derivative of these norms
-    with torch.no_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(False):
-        norms = torch._foreach_norm([local_part(grad) for grad in grads.values()])
-    if not math.isfinite(sum(norm.item() for norm in norms)):
+    parts = [local_part(grad) for grad in grads.values()]
+    if any(x.requires_grad for x in parts) or torch.autograd.forward_ad._current_level >= 0:
+        # torch has no right forward-mode derivative of these norms
+        with torch.no_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(False):
+            norms = torch._foreach_norm(parts)
+    else:
+        norms = torch._foreach_norm(parts)
+    if not math.isfinite(sum([norm.item() for norm in norms])):
         for name, leaf in grads.items():
             check_finite(local_part(leaf), f"gradient of {name!r}")
 
 
 def local_part(leaf: Tensor) -> Tensor:
     """What this process holds of a tensor: of a DTensor its own shard, else the tensor itself."""
-    return leaf.to_local() if type(leaf).__name__ == "DTensor" else leaf  # pyright: ignore
+    if type(leaf) is Tensor or type(leaf).__name__ != "DTensor":
+        return leaf
+    return leaf.to_local()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_scalar(

@@ -323,7 +323,7 @@ def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
     return {
         name: cast[leaf.dtype] @ leaf
         if leaf.ndim == 2  # nearly half of all leaves
-        else (cast[leaf.dtype] @ leaf.reshape(len(leaf), -1)).reshape(leaf.shape[1:])
+        else (cast[leaf.dtype] @ leaf.reshape(leaf.shape[0], -1)).reshape(leaf.shape[1:])
         for name, leaf in rows.items()
     }
 

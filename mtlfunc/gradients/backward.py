@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
 from ..core.checks import depth
-from ..core.tree import dot
+from ..core.tree import dot, inner_products
 from ..types import Params, Rows
-from .layerwise import Graph, Plan, task_block
+from .layerwise import Place, Plan, Use, task_block
 from .levels import run_backward
-from .run import Forward
+from .run import PLAIN, UNDEFINED, Forward
 from .safe_ops import is_batching_error, needs_recording
 
 
@@ -25,7 +26,8 @@ class Measured(NamedTuple):
 
     deltas: list[Tensor]  # for every use of the plan, [row, *shape of its call's output]
     rows: Rows  # the leaves differentiated row by row
-    own: Params  # leaves that one loss alone depends on: the gradient of that loss
+    heads: Params  # gradients of the sum of the losses, if these are separate
+    matrix: Tensor | None = None  # [row, width], if the rows are views of one
 
 
 class Target(NamedTuple):
@@ -63,11 +65,10 @@ class Backward:
             self.edges = tuple(None if t in left_out else e for t, e in enumerate(self.edges))
         self.some = self.edges if left_out else None
         self.anyway = depth() > 0 and needs_recording(forward.losses.vector)
-        params = self.params
-        self.targets = {
-            name: target(place, lambda name=name: torch.zeros_like(params[name]))
-            for name, place in forward.places.items()
-        }
+        self.places = forward.places
+
+    def leaf(self, name: str) -> Target:
+        return target(self.places[name], partial(torch.zeros_like, self.params[name]))
 
     def __call__(
         self,
@@ -79,10 +80,7 @@ class Backward:
         if root is None:
             return [target.like() for target in targets]
         places = {target.key: target.place for target in targets}
-        record = self.record or self.anyway
-        grads = run_backward(root, cotangent, tuple(places.values()), record=record)
-        if record and not self.record:  # recorded for its own sake
-            grads = [x.detach() if x is not None and x.requires_grad else x for x in grads]
+        grads = self.bare(root, cotangent, tuple(places.values()))
         if len(places) < len(targets):
             found = dict(zip(places, grads, strict=True))
             grads = [found[target.key] for target in targets]
@@ -90,6 +88,28 @@ class Backward:
             target.like() if grad is None else grad
             for grad, target in zip(grads, targets, strict=True)
         ]
+
+    def bare(
+        self,
+        root: GradientEdge | tuple[GradientEdge, ...],
+        cotangent: Tensor | tuple[Tensor, ...],
+        places: tuple[Place, ...],
+        freed: Tensor | None = None,
+    ) -> Sequence[Tensor | None]:
+        """One pass, None where `root` does not depend on a place.
+
+        `freed`: `root` is one of these losses, and the graph of all is freed. Undefined gradients
+        enter the others, for which nodes compute nothing.
+        """
+        record = self.record or self.anyway
+        if freed is not None:
+            nothing: Any = UNDEFINED()(freed)
+            given = cotangent, nothing.detach()
+            return run_backward((root, nothing), given, places, keep=False)  # pyright: ignore
+        grads = run_backward(root, cotangent, places, record=record)
+        if record and not self.record:  # recorded for its own sake
+            return [x.detach() if x is not None and x.requires_grad else x for x in grads]
+        return grads
 
     def each(
         self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None
@@ -117,7 +137,7 @@ class Backward:
         """One pass: the gradients of the named leaves."""
         if not names:
             return {}
-        targets = [self.targets[name] for name in names]
+        targets = [self.leaf(name) for name in names]
         root, cotangents = self.root, cotangent
         if self.some is not None:
             pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
@@ -132,73 +152,132 @@ class Passes:
     Args:
         backward: the open graph.
         value: the losses `[task]`, for their dtype and device.
-        matrix: C [row, task] of the rows, C @ losses.
+        matrix: C [row, task] of the rows, C @ losses; None is the tasks themselves.
         scale: [task], multiplies the losses first; None is 1.
         loss_edges: the places of T separate losses, each to be differentiated by itself; None
             pulls back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
-        mixed: whether the rows are mixtures of the tasks.
     """
 
     def __init__(
         self,
         backward: Backward,
         value: Tensor,
-        matrix: Tensor,
+        matrix: Tensor | None,
         scale: Tensor | None,
         loss_edges: tuple[GradientEdge | None, ...] | None,
         chunk_size: int | None,
-        mixed: bool = False,
     ) -> None:
         self.backward, self.value, self.matrix, self.scale = backward, value, matrix, scale
-        self.loss_edges, self.chunk_size, self.mixed = loss_edges, chunk_size, mixed
-
-    def private(self, names: tuple[str, ...], graph: Graph) -> dict[str, int]:
-        """Those leaves that one separate loss alone depends on, with the number of that loss.
-
-        Their gradient can come with that loss's row.
-        """
-        reached = {name: graph.serves_leaf(name) for name in names}
-        return {
-            name: bits.bit_length() - 1 for name, bits in reached.items() if bits.bit_count() == 1
-        }
+        self.count = value.shape[0] if matrix is None else matrix.shape[0]
+        self.mixed = matrix is not None
+        self.loss_edges, self.chunk_size = loss_edges, chunk_size
 
     def __call__(
         self,
         plan: Plan,
         names: tuple[str, ...],
-        private: dict[str, int] | None = None,
+        heads: tuple[str, ...] = (),
         rows: slice = slice(None),
+        *,
+        views: bool = False,
+        freed: Tensor | None = None,
     ) -> Measured:
-        """Deltas of the plan's uses, rows of `names`, and the private leaves' own gradients."""
+        """Deltas of the plan's uses, and rows of leaves.
+
+        Args:
+            plan: has the uses.
+            names: of the leaves.
+            heads: other leaves, whose gradients come with the passes of separate losses.
+            rows: those of a chunk.
+            views: whether the rows may be views of one matrix.
+            freed: the losses `[task]`, if the last pass of separate ones is to free their graph.
+        """
         uses = plan.uses
-        targets = [
-            target(use.edge, lambda use=use: self.value.new_zeros(use.shape, dtype=use.dtype))
-            for use in uses
-        ]
-        targets += [self.backward.targets[name] for name in names]
-        own: Params = {}
-        if self.loss_edges is None:
-            matrix = self.matrix if self.scale is None else self.matrix * self.scale
-            stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
-        else:
-            found = []
-            one = self.value.new_ones(())
-            for task in range(len(self.loss_edges))[rows]:
-                mine = [name for name, owner in (private or {}).items() if owner == task]
-                answers = self.backward(
-                    self.loss_edges[task],
-                    one if self.scale is None else self.scale[task],
-                    [*targets, *(self.backward.targets[name] for name in mine)],
-                )
-                found.append(answers[: len(targets)])
-                own |= dict(zip(mine, answers[len(targets) :], strict=True))
-                if self.mixed:
-                    found = [self._mixed(found, self.matrix[:, task])]
-            stacked = found[0] if self.mixed else _stacked(found)
+        if self.loss_edges is not None:
+            return self._separate(plan.uses, names, heads, rows, views, freed)
+        targets = [*map(self._at, uses), *map(self.backward.leaf, names)]
+        mix = self.matrix
+        if mix is None:
+            mix = torch.eye(self.count, dtype=self.value.dtype, device=self.value.device)
+        matrix = mix if self.scale is None else mix * self.scale
+        stacked = self.backward.each(matrix[rows], targets, self.chunk_size)
         return Measured(
-            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), own
+            stacked[: len(uses)], dict(zip(names, stacked[len(uses) :], strict=True)), {}
         )
+
+    def _at(self, use: Use) -> Target:
+        return target(use.edge, lambda: self.value.new_zeros(use.shape, dtype=use.dtype))
+
+    def _separate(
+        self,
+        uses: list[Use],
+        names: tuple[str, ...],
+        heads: tuple[str, ...],
+        rows: slice,
+        views: bool,
+        freed: Tensor | None,
+    ) -> Measured:
+        """One pass a loss; what they bring back for the heads is added up."""
+        backward, edges = self.backward, self.loss_edges
+        assert edges is not None
+        params, tasks = backward.params, range(len(edges))[rows]
+        places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
+        places, count = tuple(places), len(uses) + len(names)
+
+        def zeros(place: int) -> Tensor:
+            at = place - len(uses)
+            return (self._at(uses[place]) if at < 0 else backward.leaf(names[at])).like()
+
+        nowhere: Sequence[Tensor | None] = [None] * len(places)
+        one = self.value.new_ones(())
+        last = max([task for task in tasks if edges[task] is not None], default=None)
+        found: list[list[Tensor]] = []
+        total: Params = {}
+        for task in tasks:
+            edge, cotangent = edges[task], one if self.scale is None else self.scale[task]
+            grads = nowhere
+            if edge is not None:
+                grads = backward.bare(edge, cotangent, places, freed if task == last else None)
+            for name, grad in zip(heads, grads[count:], strict=True):
+                if grad is not None:
+                    total[name] = total[name] + grad if name in total else grad
+            found.append(
+                [zeros(i) if grad is None else grad for i, grad in enumerate(grads[:count])]
+            )
+            if self.matrix is not None:
+                found = [self._mixed(found, self.matrix[:, task])]
+        for name in heads:
+            if name not in total:
+                total[name] = torch.zeros_like(params[name])
+        if views and names and not uses and self._is_plain(names):
+            return self._as_matrix(found, names, total)
+        stacked = found[0] if self.mixed else _stacked(found)
+        by_name = dict(zip(names, stacked[len(uses) :], strict=True))
+        return Measured(stacked[: len(uses)], by_name, total)
+
+    def _is_plain(self, names: tuple[str, ...]) -> bool:
+        """Whether rows are plain numbers, one task's each."""
+        backward = self.backward
+        if self.mixed or backward.record or backward.anyway or depth():
+            return False
+        kinds = {(type(x), x.dtype, x.device) for x in map(backward.params.__getitem__, names)}
+        return len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
+
+    def _as_matrix(
+        self, found: list[list[Tensor]], names: tuple[str, ...], heads: Params
+    ) -> Measured:
+        """Rows that are views of one matrix."""
+        shapes = [self.backward.params[name].shape for name in names]
+        sizes, count = [shape.numel() for shape in shapes], len(found)
+        matrix = torch.cat([x.flatten() for row in found for x in row]).view(count, sum(sizes))
+        rows = {
+            name: part if len(shape) == 1 else part.view(count, *shape)
+            for name, shape, part in zip(
+                names, shapes, matrix.split_with_sizes(sizes, 1), strict=True
+            )
+        }
+        return Measured([], rows, heads, matrix)
 
     def _mixed(self, found: list[list[Tensor]], weights: Tensor) -> list[Tensor]:
         """The last of `found`, times its weight in every row, added to the sum before it."""
@@ -225,6 +304,10 @@ class Passes:
         wide = dtype or torch.promote_types(
             next(iter(self.backward.params.values())).dtype, torch.float32
         )
+        matrix = left.matrix if right is left and len(measured) == len(left.rows) else None
+        if matrix is not None and wide == matrix.dtype:
+            total = inner_products(matrix, matrix)
+            return (total + total.mT).mul_(0.5)
         parts, at = [], 0
         others = across[1].tapped if across else [(None, None)] * len(plan.tapped)
         record = self.backward.record or (across is not None and across[0].backward.record)
@@ -246,7 +329,7 @@ class Passes:
         self, plan: Plan, measured: tuple[str, ...], size: int, dtype: torch.dtype | None
     ) -> Tensor:
         """The Gramian by blocks: two chunks of rows held, for about T/2·size times the passes."""
-        count = len(self.matrix)
+        count = self.count
         starts = range(0, count, size)
         blocks: dict[tuple[int, int], Tensor] = {}
         for i in starts:
@@ -270,7 +353,7 @@ def cross_in_chunks(
     (one, plan), (other, its_plan) = sides
 
     def chunks(passes: Passes) -> list[slice]:
-        count = len(passes.matrix)
+        count = passes.count
         return [slice(i, i + (size or count)) for i in range(0, count, size or count)]
 
     blocks = []

@@ -69,13 +69,14 @@ class Request(NamedTuple):
     chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
     metric: Params | None = None  # P, a diagonal over the measured leaves; None is the identity
+    # no other request follows for the same forward, so that its graph may be freed
+    last: bool = False
 
-    def cotangents(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(C [row, task], preference [row])"""
+    def cotangents(self, value: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(C [row, task], or None for the tasks themselves; preference [row])"""
         count = value.shape[0]
         if self.mix is None:
-            eye = torch.eye(count, dtype=value.dtype, device=value.device)
-            return eye, value.new_full((count,), 1 / count)
+            return None, value.new_full((count,), 1 / count)
         matrix, preference = self.mix(count)
         return matrix.to(value), preference.to(value)
 
@@ -118,16 +119,18 @@ def linearize(forward: Forward, request: Request) -> Linearization:
         passes, route, preference = _open(forward, request)
         rows, gramian, heads = _measure(forward, request, passes, route)
     value, matrix, backward = forward.value, passes.matrix, passes.backward
-    if request.scale is not None:
-        matrix = matrix * request.scale
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
-        backward.record = is_differentiated((value, weights, matrix))
+        backward.record = is_differentiated((value, weights, matrix, request.scale))
         with torch.inference_mode(False):
-            return backward.leaves(names, weights.to(value.dtype) @ matrix)
+            cotangent = weights.to(value.dtype)
+            cotangent = cotangent if matrix is None else cotangent @ matrix
+            return backward.leaves(
+                names, cotangent if request.scale is None else cotangent * request.scale
+            )
 
     losses = request.scaled(value)
-    mixed = losses if request.mix is None else passes.matrix @ losses
+    mixed = losses if matrix is None else matrix @ losses
     return Linearization(value, mixed, preference, rows, gramian, heads, pullback, forward.aux)
 
 
@@ -168,7 +171,8 @@ def _open(
     """
     matrix, preference = request.cotangents(forward.value)
     record = forward.recorded or is_differentiated((matrix, request.scale))
-    route = _route(forward, request, len(matrix), record, paired)
+    rows = forward.value.shape[0] if matrix is None else matrix.shape[0]
+    route = _route(forward, request, rows, record, paired)
     forward.by_rows = route.loss_edges is not None and not route.plan.tapped
     left_out = request.left_out if forward.losses.scalars else frozenset()
     backward = Backward(forward, record, left_out)
@@ -179,7 +183,6 @@ def _open(
         request.scale,
         None if route.loss_edges is None else backward.edges,
         route.chunk_size,
-        request.mix is not None,
     )
     return passes, route, preference
 
@@ -246,27 +249,32 @@ def _measure(
         return value.new_ones(len(value)) if request.scale is None else request.scale
 
     if route.slices is not None:
-        mix = None if request.mix is None else passes.matrix
         wanted, share = ((), 0.0) if share is None else (others, share)
         rows, gramian, heads = linearize_slices(
-            route.slices, passes.backward, on_heads(), mix, wanted, dtype
+            route.slices, passes.backward, on_heads(), passes.matrix, wanted, dtype
         )
         return rows, gramian, {name: share * grad for name, grad in heads.items()}
-    private = {}
-    if share is not None and request.shared and route.loss_edges:
-        private = passes.private(others, forward.graph)
     rows, gramian, head_grads = {}, None, {}
     if request.keep == "nothing" and request.chunk_size and request.metric is None:
         gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
     elif request.shared:
-        found = passes(plan, plan.rows if plan.tapped else request.shared, private)
+        apart, by_rows = route.loss_edges is not None, not plan.tapped
+        # whether nothing is pulled back later
+        final = apart and by_rows and (share is not None or not others)
+        forward.freed = final and request.last and forward.frees and not passes.backward.record
+        found = passes(
+            plan,
+            request.shared if by_rows else plan.rows,
+            () if share is None else others,
+            views=request.keep == "combination" and request.metric is None,
+            freed=forward.losses.vector if forward.freed else None,
+        )
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
             gramian = _gramian(request, passes, plan, found)
-        if share is not None:
-            head_grads = found.own
-            if share != 1.0:
-                head_grads = {name: share * grad for name, grad in head_grads.items()}
+        head_grads = found.heads
+        if share is not None and share != 1.0:
+            head_grads = {name: share * grad for name, grad in head_grads.items()}
     if share is not None:
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
@@ -289,6 +297,8 @@ def _traced(forward: Forward, request: Request) -> Linearization:
     shared, measured, pull, value = request.shared, request.measured, forward.pull, forward.value
     assert pull is not None
     matrix, preference = request.cotangents(value)
+    if matrix is None:
+        matrix = torch.eye(value.shape[0], dtype=value.dtype, device=value.device)
     scale = value.new_ones(len(value)) if request.scale is None else request.scale
 
     def row(cotangent: Tensor) -> Params:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
@@ -76,13 +76,19 @@ class Forward:
         # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
         self.whole, self.by_hooks = True, False
         self.by_rows = False  # whether each separate loss was differentiated row by row
+        self.frees = False  # whether what is last to differentiate it frees its graph; if it did:
+        self.freed = False
         if pull is not None:
             return
         vector = losses.vector
         self.root = gradient_edge(vector) if vector.requires_grad else None
         self.edges = separate_edges(vector, losses.scalars) if separable else None
-        self.places: dict[str, Place] = {name: place_of(leaf) for name, leaf in leaves.items()}
-        self.reached = True if depth() else None  # whether any leaf; None where the graph says it
+        inside = depth() > 0
+        self.places: dict[str, Place] = {
+            name: leaf if not inside and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)
+            for name, leaf in leaves.items()
+        }
+        self.reached = True if inside else None  # whether any leaf; None where the graph says it
 
     @cached_property
     def graph(self) -> Graph:
@@ -98,11 +104,11 @@ class Forward:
 
 def place_of(leaf: Tensor) -> Place:
     """Where autograd finds a leaf; a plain one faster than Python does."""
-    plain = type(leaf) in _PLAIN and leaf.is_leaf and not depth()
+    plain = type(leaf) in PLAIN and leaf.is_leaf and not depth()
     return leaf if plain else gradient_edge(leaf)
 
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def run(
@@ -213,18 +219,21 @@ def release(forwards: list[Forward]) -> None:
     freed = [
         x
         for x in forwards
-        if x.root is not None and not (x.graph.has_custom_backward or x.graph.has_saved_hooks)
+        if x.root is not None
+        and not (x.freed or x.graph.has_custom_backward or x.graph.has_saved_hooks)
     ]
     if freed:
         vectors = [forward.losses.vector for forward in freed]
-        nothing = _UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
-        every = (x for forward in freed for x in forward.graph.variables())
-        places = {id(x): x for x in every if x.requires_grad}  # it may have been frozen since
+        nothing = UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
+        every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
+        places = {
+            i: x for i, x in every.items() if x.requires_grad
+        }  # it may have been frozen since
         run_backward(nothing, nothing.detach(), tuple(places.values()), keep=False)
 
 
 # hands no gradient on
-_UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
+UNDEFINED: Any = _functions.UndefinedGrad  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def detached(values: Any) -> Any:
@@ -286,7 +295,7 @@ def observe(
             forward.reached = any(map(has_innermost_derivative, losses.roots))
             return forward
         if outside:
-            forward.recorded = carried or guard.foreign(forward.graph.variables())
+            forward.recorded = carried or guard.foreign(forward.graph.variables.values())
         if not forward.recorded:
             forward.value, forward.aux = forward.value.detach(), detached(losses.aux)
         return forward
@@ -350,7 +359,7 @@ class _Guard(SafeOps):
             return self.strangers.enter(given)
         return any(innermost_tensor(x).requires_grad for x in given)
 
-    def foreign(self, variables: list[Tensor]) -> bool:
+    def foreign(self, variables: Iterable[Tensor]) -> bool:
         """Whether a tensor from outside of the call requires grad and enters it.
 
         Args:

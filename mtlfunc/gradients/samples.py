@@ -92,7 +92,7 @@ class Side(NamedTuple):
             if graph.can_batch and (graph.can_batch_twice or not backward.record)
             else 1
         )
-        targets = [backward.targets[name] for name in self.plan.rows]
+        targets = [backward.leaf(name) for name in self.plan.rows]
         found = backward.each(every.reshape(-1, *losses.shape), targets, chunk)
         return dict(zip(self.plan.rows, found, strict=True))
 

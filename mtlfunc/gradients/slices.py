@@ -45,7 +45,7 @@ def linearize_slices(
         target(use.edge, lambda use=use: cotangents.new_zeros(use.shape, dtype=use.dtype))
         for use in uses
     ]
-    targets += [backward.targets[name] for name in others]
+    targets += [backward.leaf(name) for name in others]
     found = backward(backward.root, cotangents, targets)
     heads = dict(zip(others, found[len(uses) :], strict=True))
     sure = cotangents.new_ones((), dtype=torch.bool)

@@ -331,6 +331,7 @@ def _update(
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
+        last=True,
     )
     forward, shares = run.open(
         batch, request, lambda: _labels(options, run, batch), lambda: _facts(options, run)

@@ -3,6 +3,7 @@
 from ._aligned_mtl import aligned_mtl
 from ._cagrad import cagrad
 from ._config import config
+from ._conicgrad import conicgrad
 from ._cosmos import cosmos
 from ._db_mtl import db_mtl
 from ._dualproj import dualproj
@@ -42,6 +43,7 @@ __all__ = [
     "aligned_mtl",
     "cagrad",
     "config",
+    "conicgrad",
     "cosmos",
     "db_mtl",
     "dualproj",

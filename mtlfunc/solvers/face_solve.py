@@ -40,9 +40,7 @@ def cagrad_face(
     cancels g₀ within the face and ρ = δᵀG δ.
     """
     gramian = problem.gramian
-    x, y = _affine(gramian, support, problem.linear)
-    centre = x / x.sum()
-    delta = -(y - y.sum() / x.sum() * x)
+    centre, delta = face_hull(gramian, support, problem.linear)
     height, along, square = (
         root(centre @ gramian @ centre),
         delta @ gramian @ delta,
@@ -53,6 +51,17 @@ def cagrad_face(
     bounded = (room > 0) | single
     step = height / room.where(room > 0, 1.0).sqrt()
     return centre + torch.where(single | ~bounded, 0.0, step) * delta, bounded
+
+
+def face_hull(
+    gramian: Tensor, support: Bool[Tensor, " task"], linear: Float[Tensor, " task"]
+) -> tuple[Float[Tensor, " task"], Float[Tensor, " task"]]:
+    """The weights of the shortest vector in the affine hull of a face, and the weights δ, which sum
+    to 0, that cancel within the face a vector whose products with the gradients are `linear`.
+    """
+    x, y = _affine(gramian, support, linear)
+    centre = x / x.sum()
+    return centre, -(y - y.sum() / x.sum() * x)
 
 
 def dual_cone_face(

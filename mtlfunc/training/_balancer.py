@@ -14,10 +14,12 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_u
 
 from ..core import random
 from ..core.checks import (
+    can_look,
     check_option,
     check_params,
     check_scalar,
     enable_grad,
+    has_finite_sum,
     inside_transform,
     local_part,
 )
@@ -44,7 +46,7 @@ from ..processes import (
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import Reduction, combine_gradients, count_of, init_rule, told, weigh
-from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows
+from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows, outside
 
 
 class Balancer:
@@ -170,6 +172,7 @@ class Balancer:
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
         self._layout = Layout(self._module)
+        self._watched: bool | None = None  # whether recording is of use to these; None is unknown
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
         union_of(self._probe.group, leaves)  # the group is that of their shards
         if self._probe.watches is not None:
@@ -182,7 +185,9 @@ class Balancer:
         else:
             self._seen.begin()
             leaves = self._leaves()
-            if watches is not None and watches(leaves):
+            if watches is not None and self._watched is None:
+                self._watched = watches(leaves)
+            if self._watched:
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
                 mode = Handles() if by_rows else Recorder(leaves, local=False)
@@ -237,28 +242,28 @@ class Balancer:
         Raises:
             ValueError: for losses without a graph, of other tasks than at the first step, or that
                 are not finite; for a task that depends on no shared parameter. Then `.grad`, the
-                rule's state and the graph are as they were.
+                rule's state and the graph are as they were. After an error of the rule, or about
+                gradients or weights that are not finite, so are `.grad` and the state, but the
+                graph may be freed: pass `retain_graph=True` to use it again.
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
-            run, measured, info, after = self._answer("backward", losses, present, features, scale)
+            run, measured, info, after = self._answer(
+                "backward", losses, present, features, scale, keeps=retain_graph
+            )
             leaves = run.params
             with self._no_autocast(leaves):
                 grads = combine_gradients(
                     measured, info.weights, self._reduction, run.union, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
-            # what somebody's own backward or hook returns may be kept by them
-            custom = any(forward.graph.has_custom_backward for forward in run.forwards)
-            hooked = any(forward.hooked for forward in run.forwards)
-            stays = hooked or self._seen.checkpointed
             # before `.grad` is written: a hook on it may move the parameters
-            if not (retain_graph or stays or run.union.by_hooks(leaves)):
+            if run.frees:
                 release(run.forwards)
             _accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
-                fresh=not (custom or hooked),
+                fresh=run.fresh,
             )
             self._tasks, self._state, self._loaded, self._rows = after
         if not retain_graph:
@@ -393,13 +398,20 @@ class Balancer:
         ):
             named = self._module.named_parameters()
             self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
-            self._layout = Layout(self._module)
+            self._layout, self._watched = Layout(self._module), None
             if self._known:
                 check_params(self._known)
         return self._known
 
     def _answer(
-        self, call: str, losses: Any, present: Any, features: Any, scale: float | Tensor | None
+        self,
+        call: str,
+        losses: Any,
+        present: Any,
+        features: Any,
+        scale: float | Tensor | None,
+        *,
+        keeps: bool = True,
     ) -> tuple[LiveRun, TaskGradients, Info, tuple[Any, ...]]:
         """The forward passes behind these losses, and what `_measured` says of them; an error on
         every process if one fails, or if they differ.
@@ -432,10 +444,25 @@ class Balancer:
 
         def answer() -> tuple[Any, dict[str, Any]]:
             found = union.agree(run)
+            self._let_free(found, keeps)
             measured, info, after = self._measured(found, losses, features, scale)
             return (found, measured, info, after), told(info)
 
         return union.agree(answer)
+
+    def _let_free(self, run: LiveRun, keeps: bool) -> None:
+        """Say whether the graphs of these forwards may be freed, in their last pass or after it."""
+        # what somebody's own backward or hook returns may be kept by them
+        custom = any(x.graph.has_custom_backward for x in run.forwards)
+        hooked = any(x.hooked for x in run.forwards)
+        run.fresh = not (custom or hooked)
+        if keeps or hooked or self._seen.checkpointed or run.union.by_hooks(run.params):
+            return
+        run.frees = not any(x.graph.has_saved_hooks for x in run.forwards)
+        if run.frees and not custom and len(run.forwards) == 1:
+            # losses that can be seen not to be finite, an error, keep their graph
+            value = run.forwards[0].value
+            run.forwards[0].frees = not can_look(value) or has_finite_sum(value)
 
     def _run(self, losses: Any, present: Tensor | None, union: Union, *, combines: bool) -> LiveRun:
         """The forward passes behind these losses."""
@@ -451,10 +478,7 @@ class Balancer:
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
-        known = {id(leaf) for leaf in leaves.values()}
-        if not by_hooks and any(
-            id(x) not in known for forward in forwards for x in forward.graph.variables()
-        ):
+        if not by_hooks and outside(forwards, leaves):
             leaves = self._leaves(again=True)
             forwards = [live(each, leaves) for each in parsed]
             check_outside(forwards, leaves)
@@ -462,9 +486,7 @@ class Balancer:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
         # under fully_shard the graph ends in gathered weights
-        reached = set(leaves) if by_hooks else set().union(
-            *(forward.graph.leaf_nodes for forward in forwards)
-        )  # fmt: skip
+        reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         # a rank without labels takes part
         idle = union.several and present is not None and not bool(present.any())
         if not (reached or idle):

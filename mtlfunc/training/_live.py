@@ -50,7 +50,7 @@ class Seen(threading.local):
     def take(self, graph: Graph, *, separate: bool) -> tuple[Recorder | None, bool]:
         """(the calls that were recorded, whether there may be hooks on derivatives)"""
         self.used = True
-        hooked = any(x._backward_hooks for x in graph.variables())  # pyright: ignore
+        hooked = any(x._backward_hooks for x in graph.variables.values())  # pyright: ignore
         hooked = hooked or any(graph.has_node_before(mode.since) for mode in self.done[:1])
         # to free a checkpointed graph would run the checkpoints once more
         self.checkpointed = any(isinstance(x, Hooks) and x.checkpointed for x in self.done)
@@ -92,6 +92,8 @@ class Layout:
 
 class LiveRun(Run):
     """The forward passes that the user has made; `run(losses)` finds the one of these losses."""
+
+    frees = fresh = False  # whether the graphs may be freed, and gradients are nobody else's
 
     def __init__(
         self,
@@ -160,20 +162,22 @@ class LiveRun(Run):
         return []  # a forward that cannot be run again
 
 
+def outside(forwards: list[Forward], leaves: Params) -> list[Tensor]:
+    """Parameters that train, on which the losses depend, and that are not among the leaves."""
+    known = set(map(id, leaves.values()))
+    found = [x for each in forwards for i, x in each.graph.variables.items() if i not in known]
+    return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad]
+
+
 def check_outside(forwards: list[Forward], leaves: Params) -> None:
     """Raise where a trained parameter is not the module's: it would get no gradient."""
-    known = {id(leaf) for leaf in leaves.values()}
-    found = [
-        list(x.shape)
-        for forward in forwards
-        for x in forward.graph.variables()
-        if id(x) not in known and isinstance(x, nn.Parameter) and x.requires_grad
-    ]
+    found = outside(forwards, leaves)
     if found:
+        shapes = [list(x.shape) for x in found]
         raise ValueError(
-            f"module: the losses depend on parameters that are not in it, of shapes {found}, which "
-            "would get no gradient; put all modules that train into one torch.nn.ModuleDict, and "
-            "say with shared= which of their parameters the tasks share; freeze the others "
+            f"module: the losses depend on parameters that are not in it, of shapes {shapes}, "
+            "which would get no gradient; put all modules that train into one torch.nn.ModuleDict, "
+            "and say with shared= which of their parameters the tasks share; freeze the others "
             "(requires_grad_(False))"
         )
 

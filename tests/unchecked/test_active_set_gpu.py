@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import grad, jacrev, vmap
 
-from tests.strategies import FAMILIES, gramian, jacobians
+from tests.support.families import FAMILIES, gramian, jacobians
 
 CUDA = torch.cuda.is_available()
 if not CUDA:

@@ -8,10 +8,10 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
-from tests.problems import BATCH, PARAMS, named, nets, opaque
-from tests.registry import PROBLEMS, RULES, SOLVERS
-from tests.strategies import gramian
-from tests.test_step import METHODS, step_of
+from tests.support.families import gramian
+from tests.support.problems import BATCH, PARAMS, named, nets, opaque
+from tests.support.registry import PROBLEMS, RULES, SOLVERS
+from tests.support.steps import METHODS, step_of
 
 # "aot_eager" traces, differentiates and functionalises as the default backend does, without
 # generating code; the default is used where marked.

@@ -6,10 +6,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
-from tests.problems import BATCH, net, nets, opaque
-from tests.test_partial_labels import MASKS, given
-from tests.test_partial_labels import vector as labelled
-from tests.test_probes_stateful import METHODS
+from tests.support.labels import MASKS, given, labelled
+from tests.support.problems import BATCH, net, nets, opaque
+from tests.support.steps import STATEFUL as METHODS
 
 TRACED = {"fullgraph": True, "backend": "aot_eager"}
 CAPTURED = {"fullgraph": True, "backend": "eager"}  # traces alone

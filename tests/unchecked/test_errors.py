@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from tests.problems import BATCH, PARAMS, scalars, vector
+from tests.support.problems import BATCH, PARAMS, scalars, vector
 
 G = torch.eye(2, dtype=torch.float64)
 

@@ -5,8 +5,8 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
-from tests.operations import DOUBLE
-from tests.test_operations import Losses, literal, stacked
+from tests.support.operations import DOUBLE
+from tests.support.operations.losses import Losses, literal, stacked
 
 TRACED = {"fullgraph": True, "backend": "aot_eager"}
 NAMES = (

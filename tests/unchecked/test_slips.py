@@ -13,7 +13,7 @@ from torch import nn
 
 import mtlfunc as mf
 from mtlfunc.types import BalanceState, TrainState
-from tests.problems import BATCH, PARAMS, TASKS, decode, encode, net, scalars, vector
+from tests.support.problems import BATCH, PARAMS, TASKS, decode, encode, net, scalars, vector
 
 SHARED = "trunk.*"
 ORDER = "the order is balance(losses_fn, rule, probe) and descend(losses_fn, rule, probe, optimi"

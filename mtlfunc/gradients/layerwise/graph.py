@@ -55,10 +55,37 @@ _NORMS = (*_STALE, "NativeGroupNorm", "FusedRmsNorm", "RmsNorm")
 class Graph:
     """The nodes between losses and leaves, read once."""
 
-    below: dict[Node, tuple[Node, ...]]  # what a node's derivative flows to; none for the ends
-    reach: dict[Node, int]  # the roots behind a node, one bit each; producers first
+    following: dict[Node, tuple[tuple[Node | None, int], ...]]  # as torch says; none for the ends
+    roots: dict[Node, int]  # their nodes, one bit each
     places: Mapping[str, Place]  # of the leaves
+    kinds: frozenset[type]  # of the nodes
     loops: bool = False  # batched passes are out of the question for another reason
+
+    @cached_property
+    def below(self) -> dict[Node, tuple[Node, ...]]:
+        """What a node's derivative flows to."""
+        return {
+            node: tuple([child for child, _ in pairs if child is not None])
+            for node, pairs in self.following.items()
+        }
+
+    @cached_property
+    def reach(self) -> dict[Node, int]:
+        """The roots behind a node, one bit each; producers first."""
+        below, behind = self.below, dict(self.roots)  # as far as known
+        waits = dict.fromkeys(below, 0)  # how many uses of a node's output were not counted yet
+        for children in below.values():
+            for child in children:
+                waits[child] += 1
+        ready = [node for node, count in waits.items() if not count]
+        for node in ready:  # consumers first; it grows while it is read
+            bits = behind[node]
+            for child in below[node]:
+                behind[child] = behind.get(child, 0) | bits
+                waits[child] -= 1
+                if not waits[child]:
+                    ready.append(child)
+        return {node: behind[node] for node in reversed(ready)}
 
     def serves(self, edge: GradientEdge) -> int:
         return self.reach.get(edge.node, 0)
@@ -72,10 +99,19 @@ class Graph:
         """The nodes of the leaves on which some root depends."""
         found = {}
         for name, place in self.places.items():
-            node = self._variables.get(id(place)) if isinstance(place, Tensor) else place.node
-            if node is not None and node in self.reach:
+            node = self._ends.get(id(place)) if isinstance(place, Tensor) else place.node
+            if node is not None and node in self.following:
                 found[name] = node
         return found
+
+    def reached(self) -> list[str]:
+        """The names of the leaves on which some root depends."""
+        ends, nodes = self.variables, self.following
+        return [
+            name
+            for name, place in self.places.items()
+            if (id(place) in ends if isinstance(place, Tensor) else place.node in nodes)
+        ]
 
     def leaf_node(self, name: str) -> Node:
         """The node of a leaf, whether or not some root depends on it."""
@@ -85,19 +121,20 @@ class Graph:
             or (gradient_edge(place) if isinstance(place, Tensor) else place).node
         )
 
-    def variables(self) -> list[Tensor]:
-        """The tensors without a graph of their own on which the roots depend."""
-        return [node.variable for node in self._variables.values()]
+    @cached_property
+    def variables(self) -> dict[int, Tensor]:
+        """By id the tensors without a graph of their own on which the roots depend."""
+        found = [node.variable for node in self.following if type(node) is _ACCUMULATE]
+        return {id(x): x for x in found}
 
     @cached_property
-    def _variables(self) -> dict[int, Node]:
-        ends = (node for node, below in self.below.items() if not below)
-        return {id(node.variable): node for node in ends if type(node) is _ACCUMULATE}
+    def _ends(self) -> dict[int, Node]:
+        return {id(node.variable): node for node in self.following if type(node) is _ACCUMULATE}
 
     @cached_property
     def parents(self) -> dict[Node, set[Node]]:
         """Who consumes a node's output; empty for the roots."""
-        found: dict[Node, set[Node]] = {node: set() for node in self.reach}
+        found: dict[Node, set[Node]] = {node: set() for node in self.below}
         for node, below in self.below.items():
             for child in below:
                 found[child].add(node)
@@ -105,12 +142,12 @@ class Graph:
 
     def has_node_before(self, number: int) -> bool:
         """Whether a node was made before the one of this number, of which leaves have none."""
-        return min(map(_NUMBER, self.reach), default=number) < number
+        return min(map(_NUMBER, self.following), default=number) < number
 
     @cached_property
     def has_custom_backward(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
-        return any(issubclass(kind, BackwardCFunction) for kind in set(map(type, self.reach)))
+        return any(issubclass(kind, BackwardCFunction) for kind in self.kinds)
 
     @cached_property
     def has_saved_hooks(self) -> bool:
@@ -119,7 +156,7 @@ class Graph:
         """
         return any(
             saved.unpack_hook is not None
-            for node in self.reach
+            for node in self.following
             for name in _saved_names(type(node))
             for saved in _several(getattr(node, name))
         )
@@ -127,16 +164,16 @@ class Graph:
     @cached_property
     def kind(self) -> int:
         """Equal for the same operations on the same shapes in the same order, in any process."""
-        names = [type(node).__name__ for node in self.reach]
+        names = [type(node).__name__ for node in self.following]
         # enough of the nodes for their shapes to show those of all
-        where = [node for node, below in self.below.items() if len(below) > 1]
+        where = [node for node, following in self.following.items() if len(following) > 1]
         outputs = [x for node in where for x in getattr(node, "_input_metadata", ())]
         shapes = [x.shape for x in outputs if not x.is_nested_tensor]
         return crc32(repr((names, shapes)).encode())
 
     @cached_property
     def _batching(self) -> tuple[bool, bool]:
-        return _batching_support(self.reach)
+        return _batching_support(self.following)
 
     @property
     def can_batch(self) -> bool:
@@ -165,33 +202,22 @@ _ACCUMULATE = _functions.AccumulateGrad  # pyright: ignore[reportAttributeAccess
 
 def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
     """Walk from the losses' places, each with a bit of its own, to the leaves."""
-    ends = _ends(places)
-    below: dict[Node, tuple[Node, ...]] = {}
-    behind: dict[Node, int] = {}  # the roots behind a node, as far as known
+    ends, following = _ends(places), {}
+    behind: dict[Node, int] = {}
     for bit, edge in enumerate(roots):
         if edge is not None:
             behind[edge.node] = behind.get(edge.node, 0) | 1 << bit
-    waits = dict.fromkeys(behind, 0)  # how many uses of a node's output were not counted yet
-    found = list(waits)
-    for node in found:  # grows while it is read
-        next_functions = () if node in ends else node.next_functions
-        below[node] = children = tuple([child for child, _ in next_functions if child is not None])
-        for child in children:
-            if child in waits:
-                waits[child] += 1
-            else:
-                waits[child] = 1
-                found.append(child)
-    _refuse_reentrant(below)
-    ready = [node for node, count in waits.items() if not count]
-    for node in ready:  # consumers first
-        bits = behind[node]
-        for child in below[node]:
-            behind[child] = behind.get(child, 0) | bits
-            waits[child] -= 1
-            if not waits[child]:
-                ready.append(child)
-    return Graph(below, {node: behind[node] for node in reversed(ready)}, places)
+    todo = list(behind)
+    while todo:
+        node = todo.pop()
+        if node not in following:
+            following[node] = pairs = () if node in ends else node.next_functions
+            for child, _ in pairs:
+                if child is not None and child not in following:
+                    todo.append(child)
+    kinds = frozenset(map(type, following))
+    _refuse_reentrant(kinds)
+    return Graph(following, behind, places, kinds)
 
 
 def _ends(places: Mapping[str, Place]) -> set[Node]:
@@ -208,13 +234,13 @@ def batching_support(root: GradientEdge | None, places: Mapping[str, Place]) -> 
             if child is not None and child not in seen:
                 seen.add(child)
                 todo.append(child)
-    _refuse_reentrant(seen)
+    _refuse_reentrant(set(map(type, seen)))
     return _batching_support(seen)
 
 
-def _refuse_reentrant(nodes: Iterable[Node]) -> None:
+def _refuse_reentrant(kinds: Iterable[type]) -> None:
     """Raise where a backward of its own would run `backward()` on parameters that nobody sees."""
-    if "CheckpointFunctionBackward" in {kind.__name__ for kind in set(map(type, nodes))}:
+    if "CheckpointFunctionBackward" in [kind.__name__ for kind in kinds]:
         raise RuntimeError(
             "reentrant activation checkpointing goes with loss.backward() alone: the parameters "
             "inside would get no gradient; pass use_reentrant=False to torch.utils.checkpoint "
@@ -243,7 +269,7 @@ def separate_edges(
     Losses that were stacked to a vector are separate, too.
     """
     if scalars is not None:
-        return tuple(gradient_edge(x) if x.requires_grad else None for x in scalars)
+        return tuple([gradient_edge(x) if x.requires_grad else None for x in scalars])
     node = losses.grad_fn
     if node is None or node.name() != "StackBackward0":
         return None

@@ -43,7 +43,7 @@ LOOPED_CONVOLUTION = 0.55
 
 def is_worth_recording(params: Params, names: Sequence[str]) -> bool:
     """Whether so many parameters repay a look at the graph."""
-    return sum(params[name].numel() for name in names) >= FEW_PARAMETERS
+    return sum([params[name].numel() for name in names]) >= FEW_PARAMETERS
 
 
 WORTH = 1.25

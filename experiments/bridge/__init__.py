@@ -1,1 +1,0 @@
-"""mtlfunc in training loops as they are, one page each: `python -m experiments.bridge.<name>`."""

@@ -1,0 +1,68 @@
+"""Hugging Face `accelerate`, in bfloat16 and with gradient accumulation.
+
+    pip install accelerate
+    python -m experiments.examples.accelerate_loop
+
+`weigh` gives one loss, and `accelerator.backward` takes it: scaling, accumulation and clipping stay
+Accelerate's. A balancer has `state_dict` and `load_state_dict`, which is all that
+`register_for_checkpointing` wants: `save_state` and `load_state` then keep the rule's state, too.
+
+What can go wrong:
+
+- With several processes `prepare` returns a DistributedDataParallel, which a balancer refuses:
+  every process would weigh its own batch (data_parallel.py).
+- A balancer made before `prepare` knows the network that was handed in; where `prepare` returns
+  another one, its parameters are not in the losses, and the balancer says so. Make it afterwards.
+- `gradient_accumulation_steps=k`: the rule sees every micro-batch by itself (accumulation.py).
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import mtlfunc as mf
+from experiments.examples.problem import Net, batches, difference, on
+
+Data = list[tuple[Tensor, Tensor]]
+
+
+def plain(data: Data, accelerator: Accelerator) -> Tensor:
+    """The mean loss; returns the losses `[step, task]`."""
+    net, seen = Net(), []
+    net, optimizer = accelerator.prepare(net, torch.optim.Adam(net.parameters(), lr=1e-2))
+    for x, y in data:
+        with accelerator.accumulate(net):
+            losses = (net(x) - y).square().mean(0)
+            accelerator.backward(losses.mean())
+            optimizer.step()
+            optimizer.zero_grad()
+        seen.append(losses.detach())
+    return torch.stack(seen)
+
+
+def balanced(data: Data, accelerator: Accelerator) -> tuple[Tensor, float, mf.Balancer]:
+    """Three lines more: losses, the first `.grad`'s difference from float64, the balancer."""
+    net, seen, off = Net(), [], 0.0
+    net, optimizer = accelerator.prepare(net, torch.optim.Adam(net.parameters(), lr=1e-2))
+    balancer = mf.Balancer(net, mf.pcgrad(), "trunk.*")  # 1
+    accelerator.register_for_checkpointing(balancer)
+    for x, y in data:
+        with accelerator.accumulate(net):
+            with balancer:  # 2
+                losses = (net(x) - y).square().mean(0)
+            weights, _ = balancer.weigh(losses)  # 3
+            accelerator.backward(weights @ losses)  # in place of the mean
+            if not seen:
+                share = weights / accelerator.gradient_accumulation_steps
+                off = difference(net, on(x, y), share)
+            optimizer.step()
+            optimizer.zero_grad()
+        seen.append(losses.detach())
+    return torch.stack(seen), off, balancer
+
+
+if __name__ == "__main__":
+    both = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
+    print(f"plain     last losses {plain(batches(200, 32), both)[-1].tolist()}")
+    losses, off, _ = balanced(batches(200, 32), both)
+    print(f"balanced  last losses {losses[-1].tolist()}; .grad off float64 by {off:.0e}")

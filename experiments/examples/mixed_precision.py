@@ -1,0 +1,75 @@
+"""Mixed precision: autocast around the forward, and the gradient scaler of float16.
+
+    python -m experiments.examples.mixed_precision
+
+`weigh` finds the weights and leaves `.grad` alone, so that scaler, clipping and optimizer see one
+ordinary loss. The Gramian is summed in float32, outside autocast. All parameters get the weighted
+loss, the heads too.
+
+What can go wrong:
+
+- float16 without a scaler: small derivatives are 0, in `.grad` and in the Gramian, without a word.
+  bfloat16 has the range of float32 and needs none.
+- `weigh(losses)` beside `scaler.scale(...)`: then `.grad` is right, and the Gramian still of
+  derivatives that are 0. Weigh the scaled losses, and say by what they were scaled: the weights are
+  those of the losses themselves, and after an overflow they are nan, so that the scaler skips the
+  step, and the rule's state stays.
+- `scale=` with a scaler that is not enabled: nobody skips the step.
+"""
+
+import torch
+from torch import Tensor
+
+import mtlfunc as mf
+from experiments.examples.problem import Net, batches, difference, on
+
+Data = list[tuple[Tensor, Tensor]]
+
+
+def plain(data: Data, half: torch.dtype, device: str = "cpu") -> Tensor:
+    """The mean loss under autocast, with a scaler for float16; losses `[step, task]`."""
+    net, seen = Net().to(device), []
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler(device, 2.0**10, enabled=half == torch.float16)
+    for x, y in data:
+        with torch.autocast(device, half):
+            losses = (net(x).float() - y).square().mean(0)
+        optimizer.zero_grad()
+        scaler.scale(losses.mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append(losses.detach())
+    return torch.stack(seen)
+
+
+def balanced(data: Data, half: torch.dtype, device: str = "cpu") -> tuple[Tensor, float]:
+    """Three lines more: losses `[step, task]`, and how far the first `.grad` is from float64."""
+    net, seen, off = Net().to(device), [], 0.0
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler(device, 2.0**10, enabled=half == torch.float16)
+    balancer = mf.Balancer(net, mf.cagrad(0.4), "trunk.*")  # 1
+    for x, y in data:
+        with balancer, torch.autocast(device, half):  # 2
+            losses = (net(x).float() - y).square().mean(0)
+        scaled, scale = scaler.scale(losses), scaler.get_scale() if scaler.is_enabled() else None
+        weights, _ = balancer.weigh(scaled, scale=scale)  # 3
+        optimizer.zero_grad()
+        (weights @ scaled).backward()  # in place of the mean
+        scaler.unscale_(optimizer)
+        if not seen:
+            off = difference(net, on(x, y), weights)
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append(losses.detach())
+    return torch.stack(seen), off
+
+
+if __name__ == "__main__":
+    where, data = "cuda" if torch.cuda.is_available() else "cpu", batches(200, 32)
+    data = [(x.to(where), y.to(where)) for x, y in data]
+    for half in (torch.bfloat16, torch.float16):
+        print(f"{half}, plain     last losses {plain(data, half, where)[-1].tolist()}")
+        losses, off = balanced(data, half, where)
+        print(
+            f"{half}, balanced  last losses {losses[-1].tolist()}; .grad off float64 by {off:.0e}"
+        )

@@ -1,0 +1,70 @@
+"""The differentiable operations of torch that a network can contain, in every spelling."""
+
+from __future__ import annotations
+
+from tests.support.operations.algebra import COMPLEX, LINALG, PRODUCTS, REDUCTIONS
+from tests.support.operations.common import DOUBLE as DOUBLE
+from tests.support.operations.common import Operation
+from tests.support.operations.common import constant as constant
+from tests.support.operations.layers import ELEMENTWISE, LAYERS, LOSSES, NORMS
+from tests.support.operations.places import INDEXING, SHAPES
+
+OPERATIONS: dict[str, Operation] = {
+    **ELEMENTWISE, **NORMS, **LAYERS, **LOSSES, **LINALG, **PRODUCTS, **REDUCTIONS, **INDEXING,
+    **SHAPES, **COMPLEX,
+}  # fmt: skip
+
+# Relative errors of torch's own single pass in float64: a sixth is a float32 number there.
+COARSE: dict[str, float] = dict.fromkeys(
+    ("hardsigmoid", "hardsigmoid in place", "hardsigmoid in place nn"), 1e-7
+)
+
+# What torch cannot do, and says so: kinds of modes in the sweep, and words of the error.
+_NO_FORWARD, _NO_SECOND = "forward AD with", "derivative for .* is not implemented"
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    **dict.fromkeys(
+        ("zeta", "conv_tbc", "grid_sample", "grid_sample border", "grid_sample 3d", "soft_margin",
+         "cholesky torch", "index_reduce mean", "index_reduce amax", "index_reduce amin"),
+        (("forward",), _NO_FORWARD),
+    ),
+    **dict.fromkeys(
+        ("embedding_bag offsets", "embedding_bag sum", "embedding_bag mean", "embedding_bag max",
+         "embedding_bag weights", "multi_margin", "multilabel_margin", "ctc", "segment_reduce"),
+        (("again",), f"{_NO_FORWARD}|{_NO_SECOND}"),
+    ),
+    **dict.fromkeys(
+        ("rnn", "lstm", "gru", "lstm_cell"), (("inside",), "rule not implemented for aten::")
+    ),
+    **dict.fromkeys(
+        ("hfft", "conj"), (("vmap", "inside"), "rule not implemented for aten::_neg_view")
+    ),
+    **dict.fromkeys(
+        ("det", "det linalg", "det method", "logcumsumexp 0", "logcumsumexp -1"),
+        (("third", "forward, forward"), "det: torch's third|logcumsumexp: torch's third"),
+    ),
+    **dict.fromkeys(
+        ("glu", "glu axis", "huber mean", "huber none"), (("forward, forward",), _NO_FORWARD)
+    ),
+    **dict.fromkeys(
+        ("eig", "eigvals", "householder", "solve", "solve vector", "solve batch",
+         "solve one batch", "solve three batches", "solve for two", "solve constant",
+         "solve right", "solve_ex", "tensorsolve", "complex solve", "slogdet", "slogdet linalg",
+         "slogdet method", "logdet", "logdet method"),
+        (("again, forward, forward",), "torch's derivatives of its forward"),
+    ),
+    **dict.fromkeys(
+        ("lu_solve", "lu_solve constant", "lu_solve adjoint", "lu_solve torch"),
+        (("vmap", "inside", "again"), "lu_solve: torch's batched derivatives are wrong"),
+    ),
+    **dict.fromkeys(
+        ("batch_norm torch", "batch_norm native", "instance_norm torch"),
+        (("vmap", "inside", "again"), "_norm: torch's batched second derivatives"),
+    ),
+    "complex det": (("again",), "torch.allclose|det: torch.s third"),
+    "conv_transpose1d": (("third",), "output_padding is not supported"),
+    "as_strided_scatter": (("vmap", "inside", "again"), "as_strided_scatter"),
+    **dict.fromkeys(
+        ("scatter_reduce prod", "index_reduce prod"),
+        (("inside", "again"), "_reduce: torch's second|vmap: It looks like"),
+    ),
+}  # fmt: skip

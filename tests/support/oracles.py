@@ -1,0 +1,37 @@
+"""Jacobians by single backward passes, and how far a Gramian may be from theirs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def agree(got, expected, relative):
+    """Entry by entry, in units of the two gradients' lengths."""
+    length = expected.diagonal().clamp_min(0).sqrt()
+    scale = (length[:, None] * length).clamp_min(1e-3 * float(length.amax()) ** 2)
+    assert float(((got - expected).abs() / scale).amax()) <= relative
+
+
+def literal(losses_fn: Any, params: dict[str, Tensor], batch: Any) -> Tensor:
+    """Rows [entry, parameter], one backward pass each."""
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in params.items()}
+    rows = []
+    for loss in losses_fn(leaves, batch).flatten():
+        grads = torch.autograd.grad(
+            loss, list(leaves.values()), retain_graph=True, allow_unused=True
+        )
+        whole = [
+            torch.zeros_like(leaf) if g is None else g
+            for g, leaf in zip(grads, leaves.values(), strict=True)
+        ]
+        rows.append(torch.cat([g.flatten() for g in whole]))
+    return torch.stack(rows)
+
+
+def agree_across(got: Tensor, left: Tensor, right: Tensor, relative: float = 1e-12) -> None:
+    """Entry by entry, in units of the two gradients' lengths."""
+    a, b = left.norm(dim=1), right.norm(dim=1)
+    scale = a.clamp_min(0.03 * a.amax())[:, None] * b.clamp_min(0.03 * b.amax())
+    assert got.shape == scale.shape
+    assert float(((got - left @ right.mT).abs() / scale).amax()) <= relative

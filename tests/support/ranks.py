@@ -1,0 +1,573 @@
+"""What every process of `test_distributed.py` runs; by itself, one function of this module:
+`python -m tests.support.ranks FUNCTION RANK SIZE FOLDER` on every rank.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+import mtlfunc as mf
+from experiments.examples import sharded
+from tests.support import ROOT
+from tests.support.architectures import NAMES, SAMPLES, build
+from tests.support.oracles import agree_across as agreeing
+from tests.support.oracles import literal
+from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
+
+TRUNK = "trunk.*"
+RULES: dict[str, Callable[[], mf.Rule]] = {
+    "mgda": mf.mgda,
+    "cagrad": lambda: mf.cagrad(0.4),
+    "pcgrad": mf.pcgrad,
+    "gradnorm": lambda: mf.gradnorm(1.5),
+    "upgrad": mf.upgrad,
+    "famo": mf.famo,
+}
+net = TrunkAndHeads(0)
+
+
+def world() -> Any:
+    return dist.group.WORLD
+
+
+@cache
+def alone() -> Any:
+    """A group of this process: what the others do is none of its business."""
+    return dist.new_group([dist.get_rank()], use_local_synchronization=True)
+
+
+def losses_of(params: dict[str, Tensor], batch: Any) -> tuple[Tensor, ...]:
+    """Means over this process's samples, gathering parameters that are sharded."""
+    full = {name: gathered(leaf) for name, leaf in params.items()}
+    x, y = batch
+    out = functional_call(net, full, (x,))
+    return tuple((one - y[:, task]).square().mean() for task, one in enumerate(out))
+
+
+def gathered(leaf: Tensor) -> Tensor:
+    if not isinstance(leaf, DTensor):
+        return leaf
+    return leaf.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial("avg")])
+
+
+def part(batch: Any, rank: int, size: int) -> Any:
+    return tuple(x.tensor_split(size)[rank] for x in batch)
+
+
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    return tree_map(lambda x: x.to(dtype), tree)
+
+
+def probe_of(name: str, group: Any = None) -> mf.Probe:
+    if name == "famo":
+        return mf.second_evaluation(mf.losses_only(group=group))
+    heads = "weighted" if name == "gradnorm" else "plain"
+    return mf.jacobian(TRUNK, heads=heads, group=group)
+
+
+def run(step: mf.Step, params: Any, batches: list[Any]) -> list[Any]:
+    state, seen = step.init(params, batches[0], key=3), []
+    for batch in batches:
+        state, info = step.update(state, batch)
+        seen += [info.losses, info.gramian, info.weights]
+    return [*seen, *state.params.values()]
+
+
+def same(found: list[Any], wanted: list[Any], dtype: torch.dtype, what: str = "") -> None:
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        whole = one.full_tensor() if isinstance(one, DTensor) else one
+        scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
+        torch.testing.assert_close(
+            whole,
+            other,
+            rtol=0,
+            atol=tolerance * scale,
+            msg=lambda text, i=i: f"{what} {i}: {text}",
+        )
+
+
+def bits(found: list[Any]) -> None:
+    """All ranks hold the same bits."""
+    whole = [x.full_tensor() if isinstance(x, DTensor) else x for x in found]
+    flat = torch.cat([x.detach().double().flatten() for x in whole])
+    every = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, flat)
+    assert all(torch.equal(one, every[0]) for one in every)
+
+
+def pure(rank: int, size: int) -> None:
+    """Replicated and sharded parameters, every rule: three steps as on the union. The processes
+    are two in float32.
+    """
+    batch = tuple(x[: 8 // size * size] for x in BATCH)
+    mesh = init_device_mesh("cpu", (size,))
+    for dtype in (torch.float64, torch.float32)[: 4 - size]:
+        params, whole = cast(PARAMS, dtype), cast(batch, dtype)
+        mine = part(whole, rank, size)
+        shards = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in params.items()}
+        for name, rule in RULES.items():
+            wanted = run(
+                mf.descend(losses_of, rule(), probe_of(name, alone()), mf.sgd(0.1)),
+                params,
+                [whole] * 3,
+            )
+            for leaves, group in ((params, world()), (shards, mesh)):
+                step = mf.descend(losses_of, rule(), probe_of(name, group), mf.sgd(0.1))
+                found = run(step, leaves, [mine] * 3)
+                same(found, wanted, dtype, f"{name} {group}")
+                bits(found)
+
+
+def stock(net: nn.Module, balancer: mf.Balancer, batches: list[Any], counts: Any = None) -> Any:
+    """A stock loop: what it saw, and the parameters at its end."""
+    optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
+    for x, y in batches:
+        with balancer:
+            out = net(x)
+        losses = [(one - y[:, task]).square().mean() for task, one in enumerate(out)]
+        info = balancer.backward(losses, present=counts)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen += [info.losses, info.gramian, info.weights]
+    return [*seen, *(leaf.detach() for leaf in net.parameters())]
+
+
+def balancer_of(net: nn.Module, name: str, group: Any) -> mf.Balancer:
+    if name == "famo":
+        return mf.Balancer(net, mf.famo(full_batch=True), None, group=group, key=3)
+    heads = "weighted" if name == "gradnorm" else "own"
+    return mf.Balancer(net, RULES[name](), TRUNK, heads=heads, group=group, key=3)
+
+
+def modules(rank: int, size: int) -> None:
+    """A stock loop on plain modules, under DistributedDataParallel and under fully_shard."""
+    mesh = init_device_mesh("cpu", (size,))
+    kinds: dict[str, Callable[[TrunkAndHeads], Any]] = {
+        "plain": lambda net: net,
+        "ddp": DistributedDataParallel,
+        "unused": lambda net: DistributedDataParallel(net, find_unused_parameters=True),
+        "fsdp": lambda net: fully_shard(fully_shard_layers(net, mesh), mesh=mesh),
+    }
+    for dtype in (torch.float64, torch.float32):
+        whole = cast(tuple(x[: 8 // size * size] for x in BATCH), dtype)
+        mine = part(whole, rank, size)
+        for name in RULES:
+            one = TrunkAndHeads(0).to(dtype)
+            wanted = stock(one, balancer_of(one, name, alone()), [whole] * 3)
+            for kind, wrap in kinds.items():
+                other = wrap(TrunkAndHeads(0).to(dtype))
+                found = stock(other, balancer_of(other, name, world()), [mine] * 3)
+                same(found, wanted, dtype, f"{name} {kind}")
+                bits(found)
+
+
+def fully_shard_layers(net: TrunkAndHeads, mesh: Any) -> nn.Module:
+    fully_shard(net.trunk, mesh=mesh)
+    return net
+
+
+def labelled(params: dict[str, Tensor], batch: Any) -> tuple[Tensor, ...]:
+    """Means over the labels that there are; the others are NaN."""
+    full = {name: gathered(leaf) for name, leaf in params.items()}
+    return means(functional_call(net, full, (batch[0],)), batch[1])
+
+
+def means(out: Any, y: Tensor) -> tuple[Tensor, ...]:
+    here = ~y.isnan()
+    return tuple(
+        (one - y[:, t]).where(here[:, t], 0.0).square().sum() / here[:, t].sum().clamp_min(1)
+        for t, one in enumerate(out)
+    )
+
+
+def labels_in(batch: Any) -> Tensor:
+    return (~batch[1].isnan()).sum((0, 2))
+
+
+def uneven(rank: int, size: int) -> tuple[Any, Any]:
+    """Two batches, one of which lacks a task everywhere, and this rank's part of them."""
+    x, y = BATCH[0], BATCH[1].clone()
+    y[5:, 1] = float("nan")  # the last ranks have no labels of task 1
+    y[2, 0, 1] = float("nan")
+    other = y.clone()
+    other[:, 2] = float("nan")
+    cuts = [[5, 7], [6]][size == 2]
+    whole = [(x, y), (x.flip(0), other)]
+    return whole, [tuple(z.tensor_split(cuts)[rank] for z in one) for one in whole]
+
+
+def ragged(rank: int, size: int) -> None:
+    """Batches of other sizes and other labels on every rank, with every probe."""
+    whole, mine = uneven(rank, size)
+    mesh = init_device_mesh("cpu", (size,))
+    shards = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in PARAMS.items()}
+
+    def with_labels(make: Callable[..., mf.Probe]) -> Callable[[Any], mf.Probe]:
+        return lambda group: make(present=labels_in, group=group)
+
+    probes = {
+        "plain": with_labels(partial(mf.jacobian, TRUNK)),
+        "own": with_labels(partial(mf.jacobian, TRUNK, heads="own", measure="trunk.2.*")),
+        "weighted": with_labels(partial(mf.jacobian, TRUNK, heads="weighted")),
+        "groups": with_labels(partial(mf.jacobian, TRUNK, param_groups="layer")),
+        "z": with_labels(partial(mf.representation, encode, decode_labelled, shared=TRUNK)),
+        "mask": with_labels(partial(mf.jacobian, TRUNK, mask=mf.graddrop())),
+        "tracked": with_labels(partial(mf.moving_average, TRUNK)),
+        "risk": with_labels(partial(mf.excess_risk, TRUNK)),
+    }
+    for name, probe in probes.items():
+        rule = mf.mean() if name == "mask" else mf.mgda()
+        wanted = run(mf.descend(labelled, rule, probe(alone()), mf.sgd(0.1)), PARAMS, whole)
+        for leaves, group in ((PARAMS, world()), (shards, mesh)):
+            if leaves is shards and name in ("mask", "tracked", "risk", "z"):
+                continue
+            found = run(mf.descend(labelled, rule, probe(group), mf.sgd(0.1)), leaves, mine)
+            same(found, wanted, torch.float64, f"{name} {group}")
+            bits(found)
+
+
+def decode_labelled(params: dict[str, Tensor], z: Tensor, batch: Any) -> tuple[Tensor, ...]:
+    out = [z @ params[f"heads.{t}.weight"].mT + params[f"heads.{t}.bias"] for t in range(TASKS)]
+    return means(out, batch[1])
+
+
+def unlabelled_modules(rank: int, size: int) -> None:
+    """A stock loop where a rank has no labels of a task, nor a graph for its loss."""
+    whole, mine = uneven(rank, size)
+
+    def loop(net: nn.Module, group: Any, batches: list[Any]) -> list[Any]:
+        balancer, seen = mf.Balancer(net, mf.mgda(), TRUNK, group=group), []
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
+        for x, y in batches:
+            here = ~y.isnan()
+            losses = [
+                (out - y[:, t])[here[:, t]].square().mean() if here[:, t].any() else x.new_zeros(())
+                for t, out in enumerate(net(x))
+            ]
+            info = balancer.backward(losses, present=labels_in((x, y)))
+            optimizer.step()
+            optimizer.zero_grad()
+            seen += [info.losses.where(labels_in(whole[len(seen) // 2]) > 0, 0.0), info.weights]
+        return [*seen, *(leaf.detach() for leaf in net.parameters())]
+
+    wanted = loop(TrunkAndHeads(0), alone(), whole)
+    for wrap in (lambda net: net, DistributedDataParallel):
+        found = loop(wrap(TrunkAndHeads(0)), world(), mine)
+        same(found, wanted, torch.float64, "unlabelled")
+        bits(found)
+
+
+def weighed(rank: int, size: int) -> None:
+    """`weigh` under DistributedDataParallel: the user's own backward gives the union's gradient,
+    and so it does where all but the last are accumulated under `no_sync`; with `backward`, too.
+    """
+    whole, mine = uneven(rank, size)
+
+    def gradient(net: nn.Module, group: Any, batches: Any, own: bool = False) -> list[Any]:
+        balancer, seen = mf.Balancer(net, mf.mgda(), TRUNK, group=group), []
+        quiet = getattr(net, "no_sync", nullcontext)
+        for i, batch in enumerate(batches):
+            with nullcontext() if i == len(batches) - 1 else quiet():
+                losses = torch.stack(means(net(batch[0]), batch[1]))
+                if own:
+                    info = balancer.backward(losses, present=labels_in(batch))
+                else:
+                    weights, info = balancer.weigh(losses, present=labels_in(batch))
+                    (weights * losses).sum().backward()
+            seen += [info.losses, info.weights]
+        return [*seen, *(leaf.grad for leaf in net.parameters())]
+
+    for count, own in ((1, False), (2, False), (2, True)):
+        wanted = gradient(TrunkAndHeads(0), alone(), whole[:count], own)
+        ddp = DistributedDataParallel(TrunkAndHeads(0))
+        found = gradient(ddp, world(), mine[:count], own)
+        same(found, wanted, torch.float64, f"weighed {count} {own}")
+        bits(found)
+
+
+def several_batches(rank: int, size: int) -> None:
+    """Two and three independent batches a step."""
+    whole = tuple(x[: 8 // size * size] for x in BATCH)
+    batches = [whole, tuple(x.flip(0) * 1.5 for x in whole), tuple(x + 0.1 for x in whole)]
+    for count, options in ((2, {}), (3, {"heads": "own"}), (2, {"param_groups": "layer"})):
+
+        def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
+            probe = mf.double_sampling(TRUNK, group=group, **options)
+            step = mf.descend(losses_of, mf.modo(0.5), probe, mf.sgd(0.1))
+            return run(step, PARAMS, [batch] * 3)
+
+        wanted = steps(alone(), tuple(batches[:count]))
+        found = steps(world(), tuple(part(one, rank, size) for one in batches[:count]))
+        same(found, wanted, torch.float64, f"{count} batches {options}")
+        bits(found)
+
+
+def fails(call: Callable[[], Any], *words: str) -> None:
+    """`call` raises on this rank, with these words."""
+    with pytest.raises(Exception) as found:
+        call()
+    assert all(word in str(found.value) for word in words), found.value
+
+
+def whole_by_default(params: Any, batch: Any) -> Any:
+    """The gather that first comes to mind, whose gradient is not the group's."""
+    return losses_of({name: leaf.full_tensor() for name, leaf in params.items()}, batch)
+
+
+def disagree(rank: int, size: int) -> None:
+    """Ranks that were started differently: an error on each, which says what differs where."""
+
+    def begin(rule=None, losses=losses_of, params=PARAMS, key=0, group=None, **options):
+        probe = mf.jacobian(TRUNK, group=group or world(), **options)
+        return lambda: mf.balance(losses, rule or mf.mgda(), probe).init(params, BATCH, key)
+
+    def two(params: Any, batch: Any) -> Any:
+        return losses_of(params, batch)[: 3 - rank]
+
+    def broken(params: Any, batch: Any) -> Any:
+        if rank == 1:
+            raise OSError("no such file")
+        return losses_of(params, batch)
+
+    def named(params: Any, batch: Any) -> Any:
+        names = ["a", "b", "c"] if rank == 0 else ["a", "c", "b"]
+        return dict(zip(names, losses_of(params, batch), strict=True))
+
+    def balancer(present: Any = None, **options: Any) -> None:
+        net = TrunkAndHeads(0)
+        step = mf.Balancer(net, mf.mgda(), TRUNK, group=world(), **options)
+        step.backward(means(net(BATCH[0]), BATCH[1]), present=present)
+
+    wide = PARAMS | {"more": torch.zeros(2 + rank, dtype=torch.float64)}
+    other = {name: leaf + rank for name, leaf in PARAMS.items()}
+    fails(begin(mf.mgda() if rank else mf.cagrad(0.4)), "differ in rule", "cagrad", "on rank 1")
+    fails(begin(mf.cagrad(0.4 + rank)), "differ in rule", "0.4", "1.4")
+    fails(begin(losses=two), "number of tasks", "3 on rank 0, 2 on rank 1")
+    fails(begin(losses=named), "names of the tasks")
+    fails(begin(params=wide), "params['more']", "[2] on rank 0", "[3] on rank 1")
+    fails(begin(params=other), "the values of params['trunk.0.weight']")
+    fails(begin(key=rank), "key: 0 on rank 0, 1 on rank 1")
+    fails(begin(losses=broken), "no such file")
+    fails(begin(measure="trunk.0.*" if rank else "trunk.2.*"), "measure")
+    fails(begin(heads="own" if rank else "plain"), "differ in heads")
+    fails(begin(gramian_dtype=torch.float64 if rank else None), "differ in gramian_dtype")
+    fails(begin(mask=mf.graddrop() if rank else None), "differ in mask")
+    fails(begin(present=labels_in if rank else None), "whether present= is given")
+    fails(lambda: balancer(heads="own" if rank else "plain"), "differ in heads")
+    fails(lambda: balancer(present=labels_in(BATCH) if rank else None), "whether present= is given")
+    fails(lambda: mf.jacobian(engine="layerwise", group=world()), "layerwise")
+    fails(lambda: mf.jacobian(group="world"), "process group")
+    fails(lambda: mf.Balancer(DistributedDataParallel(TrunkAndHeads(0)), mf.mgda()), "group=")
+    mesh = init_device_mesh("cpu", (1, size), mesh_dim_names=("a", "b"))
+    fails(lambda: mf.jacobian(group=mesh), "one-dimensional", "('a', 'b')")
+    step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=mesh["b"]))
+    state = step.init(PARAMS, BATCH)
+    fails(
+        lambda: torch.func.vmap(lambda x: step.update(PARAMS, (x, BATCH[1]), state)[2].losses)(
+            BATCH[0][None]
+        ),
+        "inside a transform",
+    )
+    shards = {name: distribute_tensor(x, mesh["b"], [Shard(0)]) for name, x in PARAMS.items()}
+    silent = {"losses": whole_by_default, "params": shards, "group": mesh["b"]}
+    fails(begin(**silent), "grad_placements=None", "Partial('avg')")
+    meta = {name: leaf.to("meta") for name, leaf in PARAMS.items()}
+    fails(begin(params=meta), "backends are", "meta")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK)).init(PARAMS, BATCH)
+        mf.Balancer(TrunkAndHeads(0), mf.mgda())
+        mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=alone())).init(PARAMS, BATCH)
+    assert [str(one.message)[:15] for one in seen] == ["2 processes run"] * 2, seen
+
+
+def volume(rank: int, size: int) -> None:
+    """Numbers sent a step, by kind of collective, are those of the documentation."""
+    sent: dict[str, list[int]] = {}
+    inputs = {"all_reduce": 0, "reduce_scatter": 1, "all_gather": 1, "broadcast": 0}
+    kept = {name: getattr(dist, name) for name in inputs}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            given = args[inputs[name]]
+            many = given if isinstance(given, list) else [given]
+            sent.setdefault(name, []).append(sum(x.numel() for x in many))
+            return kept[name](*args, **options)
+
+        return call
+
+    trunk = sum(leaf.numel() for name, leaf in PARAMS.items() if name.startswith("trunk"))
+    heads = sum(leaf.numel() for leaf in PARAMS.values()) - trunk
+    shard = -(-trunk // size)
+    small = TASKS * TASKS + 2 * TASKS  # the Gramian, and the losses twice
+    step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
+    state, mine = step.init(PARAMS, BATCH), part(BATCH, rank, size)
+    for name in inputs:
+        setattr(dist, name, counted(name))
+    step.update(PARAMS, mine, state)
+    for name, function in kept.items():
+        setattr(dist, name, function)
+    assert sent == {
+        "reduce_scatter": [TASKS * size * shard],
+        "all_reduce": [5, small, heads, 5],  # five integers compare the ranks
+        "broadcast": [small],
+        "all_gather": [shard],
+    }, sent
+
+
+def samples(rank: int, size: int) -> None:
+    """Rows of the union's Gramian, on every architecture: unlike numbers of samples, a loss that
+    is NaN, samples that mix on one rank, ranks that ask for different things.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        for name in NAMES:
+            made = build(name)
+            axes = [x.shape.index(SAMPLES) for x in made.batch]
+            cuts = [[1, 3], [4]][size == 2]
+
+            def cut(batch: Any, axes: Any = axes, cuts: Any = cuts) -> list[Any]:
+                parts = (x.tensor_split(cuts, axis) for x, axis in zip(batch, axes, strict=True))
+                return list(zip(*parts, strict=True))
+
+            flipped = tuple(x.flip(axis) for x, axis in zip(made.batch, axes, strict=True))
+            rows = literal(made.samples, made.params, made.batch)
+            turned = literal(made.samples, made.params, flipped)
+            entries = [len(each[0].movedim(axes[0], 0)) * TASKS for each in cut(made.batch)]
+            mine, its = rows.split(entries)[rank], cut(flipped)[::-1][rank]
+            order = [turned.split(entries)[i] for i in reversed(range(size))]
+            for engine in ("auto", "rows"):
+                call = partial(
+                    mf.sample_gramian, made.samples, made.params, engine=engine, group=world()
+                )
+                losses, gramian = call(cut(made.batch)[rank])
+                agreeing(gramian, mine, rows)
+                _, cross = call(cut(made.batch)[rank], other=its)
+                agreeing(cross, mine, torch.cat(order))
+            wanted = made.samples(made.params, made.batch).tensor_split(cuts)[rank]
+            same([losses], [wanted], torch.float64, name)
+
+
+def unlike_samples(rank: int, size: int) -> None:
+    """What ranks may not do, and what must not pass for a number."""
+
+    def losses(params: Any, batch: Any) -> Tensor:
+        out = torch.stack(functional_call(net, params, (batch[0],)), 1)
+        return (out - batch[1]).square().mean(2)
+
+    def gramian(losses: Any = losses, params: Any = PARAMS, batch: Any = None, **options: Any):
+        mine = part(BATCH, rank, size) if batch is None else batch
+        return mf.sample_gramian(losses, params, mine, group=world(), **options)[1]
+
+    def normalised(params: Any, batch: Any) -> Tensor:
+        found = losses(params, batch)
+        return found - found.mean(0) if rank == 1 else found
+
+    x, y = part(BATCH, rank, size)
+    assert gramian(batch=(x if rank else x / 0, y)).isnan().all()
+    other = {name: leaf + rank for name, leaf in PARAMS.items()}
+    fails(lambda: gramian(normalised), "samples mix")
+    fails(lambda: gramian(params=other), "the values of params['trunk.0.weight']")
+    fails(lambda: gramian(shared="trunk.*" if rank else "*"), "differ in shared")
+    fails(lambda: gramian(shared="trunk.*" if rank else "nothing"), "nothing")
+    fails(lambda: gramian(engine="rows" if rank else "auto"), "differ in engine")
+    fails(lambda: gramian(lambda p, b: losses(p, b)[:, : 2 + rank]), "number of tasks")
+    fails(lambda: torch.func.vmap(lambda x: gramian(batch=(x, y)))(x[None]), "inside a transform")
+
+
+def shards(rank: int, size: int) -> None:
+    """The page of `experiments.examples` on sharded parameters, through its checkpoint."""
+    with tempfile.TemporaryDirectory() as own:
+        places = [own]
+        dist.broadcast_object_list(places)  # the first process's
+        assert sharded.main(Path(places[0])) < 1e-5
+        dist.barrier()
+
+
+def documentation(rank: int, size: int) -> None:
+    """The code of `docs/distributed.md` runs, and gives all the same."""
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    scope: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "distributed.md", "exec"), scope)
+    assert scope["noise"].shape == (2,)
+    bits([scope["noise"], *scope["net"].parameters()])
+
+
+def dies(rank: int, size: int) -> None:
+    """A rank that is killed in the second step: the others' collectives end with an error."""
+    step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
+    state = step.init(PARAMS, BATCH)
+    step.update(PARAMS, BATCH, state)
+    if rank == 1:
+        os._exit(9)
+    try:
+        step.update(PARAMS, BATCH, state)
+    except RuntimeError as error:
+        print(f"ended with {type(error).__name__}", flush=True)
+        os._exit(0)
+
+
+CHECKS: dict[str, list[Callable[[int, int], None]]] = {
+    "two": [
+        pure,
+        modules,
+        disagree,
+        volume,
+        unlabelled_modules,
+        weighed,
+        shards,
+        documentation,
+        unlike_samples,
+        dies,
+    ],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples],
+}
+
+
+Checks = Sequence[Callable[[int, int], None]]
+
+
+def begin(check: str | Checks, rank: int, size: int, folder: Path) -> None:
+    """Run checks, or those of one name, as a rank of so many, with all output in `folder`."""
+    with (folder / f"{rank}.log").open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(check, rank, size, folder)
+
+
+def main(check: str | Checks, rank: int, size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    named = isinstance(check, str)
+    for one in CHECKS.get(check) or [globals()[check]] if named else check:
+        one(rank, size)
+        print(f"{one.__name__}: ok", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

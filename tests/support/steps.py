@@ -1,0 +1,109 @@
+"""Steps of every kind on the network of `tests.support.problems`."""
+
+import torch
+
+import mtlfunc as mf
+from mtlfunc.types import Rows
+from tests.support.problems import BATCH, decode, encode, opaque
+
+F64 = torch.float64
+SHARED = "trunk.*"
+
+
+def keep_positive(key: torch.Tensor, rows: Rows) -> Rows:
+    """A random coordinate-wise edit, to test masks with."""
+    return {
+        name: row * (mf.random.uniform(key, tuple(row.shape[1:]), row.dtype) > 0.3)
+        for name, row in rows.items()
+    }
+
+
+METHODS = {
+    "mean": lambda: (mf.mean(), mf.jacobian(SHARED)),
+    "mean, losses only": lambda: (mf.mean(), mf.losses_only()),
+    "mean, masked": lambda: (mf.mean(), mf.jacobian(SHARED, mask=keep_positive)),
+    "static weights": lambda: (
+        mf.mean(preference=torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
+        mf.losses_only(),
+    ),
+    "gradnorm": lambda: (
+        mf.gradnorm(0.12, 0.025),
+        mf.jacobian(SHARED, measure="trunk.2.*", heads="weighted"),
+    ),
+    "mgda": lambda: (mf.mgda(), mf.jacobian(SHARED)),
+    "mgda-ub": lambda: (mf.mgda(), mf.representation(encode, decode, shared=SHARED)),
+    "pcgrad": lambda: (mf.pcgrad(), mf.jacobian(SHARED, heads="own")),
+    "cagrad": lambda: (mf.cagrad(0.4), mf.jacobian(SHARED, chunk_size=2)),
+    "cagrad-fast": lambda: (mf.cagrad(0.4), mf.jacobian(SHARED, mix=mf.subset(2))),
+    "stateless": lambda: (
+        mf.stateless(lambda gramian, losses: torch.softmax(losses / gramian.diagonal(), -1)),
+        mf.jacobian(SHARED),
+    ),
+}
+
+
+def step_of(name: str, lr: float | torch.Tensor = 0.02) -> mf.Step:
+    rule, probe = METHODS[name]()
+    return mf.descend(opaque, rule, probe, mf.adam(lr))
+
+
+_generator = torch.Generator().manual_seed(3)
+
+
+BATCHES = tuple(
+    tuple(x + 0.5 * torch.randn(x.shape, generator=_generator, dtype=F64) for x in BATCH)
+    for _ in range(3)
+)
+
+
+PAIR = BATCHES[:2]
+
+
+STATEFUL = {
+    "modo, two batches": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED), PAIR),
+    "modo, three batches": (
+        lambda: mf.modo(0.05, 0.1),
+        lambda: mf.double_sampling(SHARED),
+        BATCHES,
+    ),
+    "modo, by layers": (
+        lambda: mf.modo(0.05, 0.1),
+        lambda: mf.double_sampling(SHARED, param_groups="layer"),
+        BATCHES,
+    ),
+    "sdmgrad": (
+        lambda: mf.sdmgrad(0.3, lr=0.3),
+        lambda: mf.double_sampling(SHARED, heads="weighted"),
+        BATCHES,
+    ),
+    "moco": (
+        lambda: mf.moco(0.05, 0.1, 0.5),
+        lambda: mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5),
+        BATCH,
+    ),
+    "moco, by layers": (
+        lambda: mf.moco(0.05, 0.1),
+        lambda: mf.moving_average(SHARED, rate=0.3, param_groups="layer"),
+        BATCH,
+    ),
+    "db_mtl": (
+        mf.db_mtl,
+        lambda: mf.log_losses(
+            mf.moving_average(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True)
+        ),
+        BATCH,
+    ),
+    "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
+    "excess_mtl, by layers": (
+        lambda: mf.excess_mtl(0.3),
+        lambda: mf.excess_risk(SHARED, param_groups="layer", heads="own"),
+        BATCH,
+    ),
+    "cagrad, tracked": (
+        lambda: mf.cagrad(0.4),
+        lambda: mf.moving_average(SHARED, rate=0.5, corrected=True, measure="trunk.2.*"),
+        BATCH,
+    ),
+    "mgda, logarithms": (mf.mgda, lambda: mf.log_losses(mf.jacobian(SHARED), eps=1e-3), BATCH),
+    "mean, logarithms": (mf.mean, lambda: mf.log_losses(mf.losses_only()), BATCH),
+}

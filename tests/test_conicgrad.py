@@ -1,0 +1,115 @@
+"""ConicGrad against cvxpy's primal and against the dual bound, on the hard families."""
+
+import warnings
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import mtlfunc as mf
+from tests.support.families import FAMILIES, jacobian
+
+ANGLES = (0.0, 0.2, 0.7, 0.99)
+# some of whose members have no direction that lowers every loss
+STATIONARY = {"pareto_stationary", "weakly_stationary", "antiparallel", "rank_deficient"}
+
+
+def solved(problem: cp.Problem) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Clarabel says that it stops short of these tolerances
+        try:
+            problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+        except cp.SolverError:
+            problem.solve(solver=cp.CLARABEL)
+    value = problem.value
+    assert isinstance(value, float | np.floating)
+    return float(value)
+
+
+def best_rate(rows: Tensor, c: float) -> float:
+    """max of min_t g_t·d over ‖d‖ <= 1 and cos(d, g₀) >= c."""
+    mean, d, t = rows.mean(0), cp.Variable(rows.shape[1]), cp.Variable()
+    angle = c * float(mean.norm()) * cp.norm(d) - mean.numpy() @ d
+    limits: Any = [rows.numpy() @ d >= t, cp.norm(d) <= 1, angle <= 0]
+    return solved(cp.Problem(cp.Maximize(t), limits))
+
+
+def dual_bound(rows: Tensor, c: float) -> float:
+    """min over the simplex and μ >= 0 of ‖g_w + μg₀‖ - μc‖g₀‖: no unit vector of the cone has a
+    better worst rate.
+    """
+    mean, w, mu = rows.mean(0), cp.Variable(len(rows), nonneg=True), cp.Variable(nonneg=True)
+    vector = rows.numpy().T @ w + mu * mean.numpy()
+    bound = cp.norm(vector) - mu * c * float(mean.norm())
+    simplex: Any = [cp.sum(w) == 1]
+    return solved(cp.Problem(cp.Minimize(bound), simplex))
+
+
+def direction(rows: Tensor, c: float) -> Tensor:
+    """As the rule gives it, after what it promises of length and angle was checked."""
+    d, mean = mf.aggregate(mf.conicgrad(c), rows), rows.mean(0)
+    length = float(mean.norm())
+    assert float(d.norm()) == pytest.approx(length, rel=2e-6)
+    assert float(d @ mean) >= (c - 2e-6) * length**2
+    return d / length
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_conicgrad_is_cvxpys_answer_where_all_losses_can_fall(seed):
+    rng = np.random.default_rng([7, seed])
+    rows = torch.from_numpy(rng.standard_normal((rng.integers(2, 7), 9)) + 1.0)
+    rows = rows * torch.from_numpy(10 ** rng.normal(0, 0.4, (len(rows), 1)))
+    c = float(rng.uniform(0, 0.98))
+    best, scale = best_rate(rows, c), float(rows.norm(dim=1).amax())
+    assert best > 1e-3 * scale  # else the ball's answer is 0 and says nothing
+    assert float((rows @ direction(rows, c)).amin()) == pytest.approx(best, abs=1e-8 * scale)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - STATIONARY))
+def test_conicgrad_attains_its_dual_bound(family):
+    for count in (2, 3, 5):
+        for seed, c in enumerate(ANGLES):
+            rows = jacobian(family, count, seed)
+            worst = float((rows @ direction(rows, c)).amin())
+            # 1e-8 in units of the largest gradient is what Clarabel reaches on near duplicates
+            assert worst == pytest.approx(
+                dual_bound(rows, c), abs=1e-8 * float(rows.norm(dim=1).amax())
+            ), (family, count, seed, c)
+
+
+@pytest.mark.parametrize("family", sorted(STATIONARY))
+def test_at_pareto_stationary_points_conicgrad_stays_in_the_cone(family):
+    for count in (2, 3, 5):
+        for seed, c in enumerate(ANGLES):
+            direction(jacobian(family, count, seed), c)
+
+
+def test_a_cosine_of_nought_gives_mgdas_direction():
+    rows = jacobian("gaussian", 4, 1)
+    shortest = mf.aggregate(mf.mgda(), rows)
+    torch.testing.assert_close(
+        mf.aggregate(mf.conicgrad(0.0), rows), shortest * rows.mean(0).norm() / shortest.norm()
+    )
+
+
+def test_conicgrad_vmapped_over_the_cosine_is_its_loop_and_has_its_derivative():
+    rows, c = jacobian("gaussian", 3, 2), torch.linspace(0.1, 0.95, 8, dtype=torch.float64)
+
+    def worst(c: Tensor) -> Tensor:
+        return (rows @ mf.aggregate(mf.conicgrad(c), rows)).amin()
+
+    torch.testing.assert_close(vmap(worst)(c), torch.stack([worst(one) for one in c]))
+    slope = vmap(torch.func.grad(worst))(c)
+    step = 1e-6
+    torch.testing.assert_close(
+        slope, (vmap(worst)(c + step) - vmap(worst)(c - step)) / (2 * step), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_conicgrad_refuses_a_cosine_of_one():
+    with pytest.raises(ValueError, match="c: expected a finite number >= 0 and < 1"):
+        mf.conicgrad(1.0)
