@@ -159,9 +159,9 @@ def balance(
             info, rule_state = weigh(rule, measured, state.rule, state.tasks)
             return (measured, info, probe_state, rule_state), told(info)
 
-        measured, info, *states = union.agree(answer)
+        measured, info, probe_state, rule_state = union.agree(answer)
         grads = combine_gradients(measured, info.weights, reduction, union)
-        return grads, BalanceState(*states, state.tasks), info
+        return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
     return Balance(init, update)
 

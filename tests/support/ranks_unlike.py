@@ -96,6 +96,7 @@ def unlike_rules(rank: int, size: int) -> None:
         own = mf.balance(losses_of, rule, mf.jacobian(TRUNK, group=alone()))
         state = own.init(PARAMS, BATCH)  # a checkpoint's, which nobody has compared
         fails(lambda pure=pure, state=state: pure.update(PARAMS, BATCH, state), "differ in")
+    state: Any = None
     for reduction in ("mean", "sum"):
         mine = reduction if rank else "mean"
         net, step = balancer(reduction=mine)
@@ -185,7 +186,7 @@ def unlike_steps(rank: int, size: int) -> None:
     fails(lambda: step.backward(losses(net)), "names of params")
     net.trunk[0].weight.requires_grad_(True)
     goes_on()
-    assert all(x.isfinite().all() for x in grads(net))
+    assert all(x is not None and x.isfinite().all() for x in grads(net))
 
     broken = []
 
@@ -311,7 +312,9 @@ def meshes(rank: int, size: int) -> None:
     for shape in shapes:
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("a", "b"))
         for placements in places:
-            leaves = {n: distribute_tensor(x, mesh, placements) for n, x in PARAMS.items()}
+            leaves: dict[str, Any] = {
+                n: distribute_tensor(x, mesh, placements) for n, x in PARAMS.items()
+            }
             step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=world()))
             fails(lambda step=step, leaves=leaves: step.init(leaves, BATCH), "one-dimensional")
             one = dict(PARAMS) | {"trunk.0.weight": leaves["trunk.0.weight"]}
@@ -323,7 +326,9 @@ def meshes(rank: int, size: int) -> None:
         if rank < 2:
             step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=some))
             step.init(PARAMS, BATCH)
-    terms = {n: DTensor.from_local(x, whole, [Partial()]) for n, x in PARAMS.items()}
+    terms: dict[str, Any] = {
+        n: DTensor.from_local(x, whole, [Partial()]) for n, x in PARAMS.items()
+    }
     step = mf.balance(losses_of, mf.mgda(), mf.jacobian(TRUNK, group=whole))
     fails(lambda: step.init(terms, BATCH), "Partial")
 
