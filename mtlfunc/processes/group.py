@@ -205,8 +205,11 @@ def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> 
             raise
         error, mine = _known(found), b"failed"
     digest = blake2b(mine, digest_size=5).digest()
-    if not _alike(peers, int.from_bytes(digest), failed=error is not None):
-        _find_difference(peers, facts, error)
+    try:
+        if not _alike(peers, int.from_bytes(digest), failed=error is not None):
+            _find_difference(peers, facts, error)
+    except Exception as broken:  # a rank is gone: what has failed before says more
+        raise _known(error or broken) from None
     return answer  # pyright: ignore[reportReturnType]
 
 
