@@ -53,6 +53,7 @@ TYPES = [
 ]
 ROOMS = {
     "solvers": "Solvers",
+    "testing": "Testing of solvers",
     "diagnostics": "Diagnostics",
     "pareto": "Pareto fronts",
     "theory": "Theory",
@@ -99,7 +100,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def front() -> str:
-    """The README from its first sentence to the comparison with the peers, with the site's links."""
+    """The README up to the comparison with the peers, with the site's links."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = text[text.index("\n") : text.index("## For whom")]
     drawing = "::::{container} flow\n```{raw} html\n:file: flow.svg\n```\n::::"
@@ -112,7 +113,16 @@ def llms() -> str:
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     about = " ".join(text.split("\n\n")[1].split())
     lines = ["# mtlfunc\n", f"> {about}\n", "## Pages\n"]
-    for path in ["agents", "start", "choosing", "concepts", "glossary", "tour", "solvers", "limits"]:
+    for path in [
+        "agents",
+        "start",
+        "choosing",
+        "concepts",
+        "glossary",
+        "tour",
+        "solvers",
+        "limits",
+    ]:
         lines.append(f"- [{heading_of(DOCS / f'{path}.md')}]({path}.html)")
     for folder in ("how-to", "from"):
         for path in sorted((DOCS / folder).glob("*.md")):
@@ -130,7 +140,7 @@ def heading_of(path: Path) -> str:
     return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
 
 
-# ---- a page per rule -------------------------------------------------------------------------------
+# ---- a page per rule -----------------------------------------------------------------------------
 
 
 def audited() -> tuple[list[str], dict[str, list[list[str]]], dict[str, str]]:

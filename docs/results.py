@@ -466,8 +466,9 @@ def summary(page: str) -> str:
     better = against.removeprefix("better ")
     who = "no method is" if better == "none" else f"{better} are"
     lines = [
-        f"""**Papers**: of {total} claims, {holds} hold, {partly} hold only under conditions that the
-        page names, {fails} do not hold. The others need data that are not here, or stay open.""",
+        f"""**Papers**: of {total} claims, {holds} hold, {partly} hold only under conditions that
+        the page names, {fails} do not hold. The others need data that are not here, or stay
+        open.""",
         f"""**GradNorm's toy problem**: GradNorm's test loss is {row("each method at its best")[0]}
         of that of equal weights, each at its best learning rate. Fixing the weights at GradNorm's
         time average gives {best} times the loss of the best fixed weights from a grid search.""",
@@ -475,7 +476,8 @@ def summary(page: str) -> str:
         learning rate: {who} significantly better than the mean loss. The best average rank is
         {rank}, of {first}. This is why one needs an instrument that tells when a method helps.""",
         f"""**Solvers**{age("Solvers")}: MGDA's problem of 32 tasks takes
-        {row("min-norm (MGDA) | 32")[0].split(" ")[0]} µs, exact to rounding, with a certificate.""",
+        {row("min-norm (MGDA) | 32")[0].split(" ")[0]} µs, exact to rounding, with a
+        certificate.""",
         f"""**Gramian of 128 samples**: {gramian[-1].split(" ")[0]} times the time of a mean
         gradient, where TorchJD's autogram takes {gramian[-2].split(" ")[0]} times.""",
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from types import TracebackType
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
@@ -23,13 +25,28 @@ from ..core.checks import (
     inside_transform,
     local_part,
 )
-from ..core.expect import expect_probe, expect_rule, not_measured, probe_for, rule_name
+from ..core.expect import (
+    expect_measured,
+    expect_probe,
+    expect_rule,
+    not_measured,
+    probe_for,
+    rule_name,
+)
 from ..core.tree import select
 from ..core.wrappers import check_averaging
+from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
-from ..gradients.losses import Losses, Tasks, parse_losses
+from ..gradients.losses import (
+    Losses,
+    Tasks,
+    check_weighed,
+    expect_weightings,
+    parse_losses,
+    parse_weighed,
+)
 from ..gradients.run import live, release
-from ..probes._jacobian import Heads, RowOptions, jacobian, row_probe
+from ..probes._jacobian import NOT_WEIGHED, Heads, RowOptions, jacobian, row_probe
 from ..probes._losses_only import losses_only
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels
@@ -45,8 +62,17 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, combine_gradients, count_of, init_rule, told, weigh
+from ._balance import (
+    Reduction,
+    combine_gradients,
+    count_of,
+    init_rule,
+    reduce_carried,
+    told,
+    weigh,
+)
 from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
+from ._metric import check_metric, metric_of
 
 
 class Balancer:
@@ -86,11 +112,20 @@ class Balancer:
             the union's gradient. The module may be wrapped in DistributedDataParallel, whose own
             averaging then has nothing to do, or have been through `fully_shard` (FSDP2). None is
             this process alone, or what the probe says.
+        metric: the `torch.optim` optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam,
+            RMSprop or Adagrad, whose step is -(c + P·g). The Gramian is then J P Jᵀ, in rows, and
+            `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first order
+            (with `reduction="sum"`, over T); momentum, weight decay and what waits in `.grad` are
+            in c. P is that of the optimizer's state now: the learning rates alone before the first
+            step, 0 in coordinates that have had no gradient. What happens to `.grad` after
+            `backward`, such as clipping, is not seen. See `mtlfunc.safe`, and
+            `mtlfunc.diagnostics.metric_error` for how far the real step is from it.
 
     Raises:
         TypeError: for a module or rule that is something else.
         ValueError: for options as in `mtlfunc.jacobian`, and for a rule that reads what a balancer
-            does not measure.
+            does not measure; for a metric whose step is not known to be linear in the gradient
+            (Muon, LBFGS, subclasses), or that lacks a parameter at a step.
         NotImplementedError: for a module of several processes (DDP, FSDP2) without `group`; FSDP1
             and DataParallel.
 
@@ -121,6 +156,7 @@ class Balancer:
         reduction: Reduction = "mean",
         key: int | Tensor = 0,
         group: Group = None,
+        metric: Optimizer | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(
@@ -162,13 +198,18 @@ class Balancer:
         self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
-        _expect_measured(rule, self._probe, shared)
+        _expect_measured(rule, self._probe, shared, metric is not None)
+        if metric is not None:
+            check_metric(metric)
+        self._metric = metric
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._tasks: Tasks = ()
         self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = Seen()
+        self._weightings = 0  # how many tasks of the last losses were weightings of samples
+        self._layouts: dict[Any, Any] = {}  # where samples were found, by the kind of graph
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
         self._layout = Layout(self._module)
@@ -178,6 +219,11 @@ class Balancer:
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
 
+    def __repr__(self) -> str:
+        measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
+        parts = made_by(self._rule.update), made_by(self._probe.update)
+        return f"Balancer of {type(self._module).__name__}: {', '.join(parts)}; {measured}"
+
     def __enter__(self) -> Balancer:
         watches = self._probe.watches
         if self._seen.open:  # the outer block sees all
@@ -185,9 +231,12 @@ class Balancer:
         else:
             self._seen.begin()
             leaves = self._leaves()
-            if watches is not None and self._watched is None:
-                self._watched = watches(leaves)
-            if self._watched:
+            if watches is not None and self._watched is None:  # a metric needs rows
+                self._watched = self._metric is None and watches(leaves)
+            weightings = self._weightings
+            if weightings and watches is not None and watches(leaves, weightings):
+                mode = Recorder(leaves)  # a pass a task would be made for biases alone
+            elif self._watched:
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
                 mode = Handles() if by_rows else Recorder(leaves, local=False)
@@ -215,6 +264,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
         retain_graph: bool = False,
@@ -225,6 +275,12 @@ class Balancer:
             losses: a vector `[task]`, or a tuple, list or dict of scalars, with their graph.
             present: Bool[task], the tasks that have labels in this batch; with `group=` how many
                 labels, `[task]`. None is all, and equal batches.
+            weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
+                ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
+                pass (one a part), from the second step on: the first block does not know of them.
+                The samples may be others, and more or fewer, at every step. With `group=` the
+                ranks' losses are summed, each with weights of its own samples. For
+                `mtlfunc.jacobian` alone, and not with `present` and `features`.
             features: what the heads read, a tensor or a dict of tensors from this forward: the
                 Gramian is measured there, as by `mtlfunc.representation` (MGDA-UB).
             scale: for float16, what the losses have been multiplied by: `scaler.get_scale()` after
@@ -249,7 +305,7 @@ class Balancer:
         """
         with self._explained():
             run, measured, info, after = self._answer(
-                "backward", losses, present, features, scale, keeps=retain_graph
+                "backward", losses, present, weightings, features, scale, keeps=retain_graph
             )
             leaves = run.params
             with self._no_autocast(leaves):
@@ -275,6 +331,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> tuple[Tensor, Info]:
@@ -286,6 +343,7 @@ class Balancer:
         Args:
             losses: as in `backward`, which says what is raised.
             present: see there.
+            weightings: see there.
             features: see there.
             scale: see there.
 
@@ -293,7 +351,9 @@ class Balancer:
             weights `[task]`, times T for `reduction="sum"`, and what was measured.
         """
         with self._explained():
-            run, measured, info, after = self._answer("weigh", losses, present, features, scale)
+            run, measured, info, after = self._answer(
+                "weigh", losses, present, weightings, features, scale
+            )
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
         self._tasks, self._state, self._loaded, self._rows = after
@@ -301,6 +361,8 @@ class Balancer:
         if measured.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
             weights = weights * measured.part * run.union.size
+        if weightings is not None:  # likewise, of a sum over the ranks
+            weights = weights * run.union.size
         return weights * count_of(measured) if self._reduction == "sum" else weights, info
 
     def measure(
@@ -308,6 +370,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> Info:
@@ -316,6 +379,7 @@ class Balancer:
         Args:
             losses: as in `backward`, which says what is raised.
             present: see there.
+            weightings: see there.
             features: see there.
             scale: see there.
 
@@ -323,7 +387,7 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            return self._answer("measure", losses, present, features, scale)[2]
+            return self._answer("measure", losses, present, weightings, features, scale)[2]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
@@ -408,6 +472,7 @@ class Balancer:
         call: str,
         losses: Any,
         present: Any,
+        weightings: Any,
         features: Any,
         scale: float | Tensor | None,
         *,
@@ -426,20 +491,24 @@ class Balancer:
         def run() -> tuple[LiveRun, dict[str, Any]]:
             if union.several:
                 check_averaging(self._given)
-            found = self._run(losses, present, union, combines=call == "backward")
+            found = self._run(losses, present, weightings, union, combines=call == "backward")
             if not union.several:
                 return found, {}
+            tasks = self._tasks or found.forwards[0].losses.tasks
             return found, {
                 "the call": call,
                 "whether load_state_dict came before": self._loaded is not None,
                 "whether this is the first step": self._state is None,
                 "whether present= is given": present is not None,
                 "entries of present=": None if present is None else len(present),
+                "whether weightings= are given": weightings is not None,
                 "whether features= is given": features is not None,
+                "whether metric= is given": self._metric is not None,
                 "scale": None if scale is None else float(scale),
                 "rule": describe(self._rule),
                 "reduction": self._reduction,
-                "the tasks": list(self._tasks or found.forwards[0].losses.tasks),
+                # the samples of weightings are a rank's own
+                "the tasks": list(tasks) if weightings is None else len(weightings),
             } | describe_params(found.params)
 
         def answer() -> tuple[Any, dict[str, Any]]:
@@ -464,14 +533,28 @@ class Balancer:
             value = run.forwards[0].value
             run.forwards[0].frees = not can_look(value) or has_finite_sum(value)
 
-    def _run(self, losses: Any, present: Tensor | None, union: Union, *, combines: bool) -> LiveRun:
+    def _run(
+        self,
+        losses: Any,
+        present: Tensor | None,
+        weightings: Tensor | None,
+        union: Union,
+        *,
+        combines: bool,
+    ) -> LiveRun:
         """The forward passes behind these losses."""
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
-        pieces = losses if several else (losses,)
+        pieces = losses if several and weightings is None else (losses,)
         parsed: list[Losses] = []
-        for each in pieces:  # every batch's tasks are in the order of the first's
+        self._weightings = 0
+        if weightings is not None:
+            self._check_weighed(weightings, present)
+            parsed.append(parse_weighed(losses, "losses"))
+        for each in (
+            pieces if weightings is None else ()
+        ):  # every batch's tasks are in the order of the first's
             tasks = self._tasks or (parsed[0].tasks if parsed else ())
             first = "the first step" if self._tasks else "the first batch"
             parsed.append(parse_losses(_alone(each), "losses", tasks=tasks, first=first))
@@ -485,6 +568,7 @@ class Balancer:
         for forward in forwards:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
+            forward.layouts = self._layouts
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         # a rank without labels takes part
@@ -495,7 +579,19 @@ class Balancer:
                 "with gradients enabled, and neither detach them nor call .item()"
             )
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
-        return LiveRun(leaves, union, made, present, reached, combines)
+        return LiveRun(leaves, union, made, present, reached, combines, weightings)
+
+    def _check_weighed(self, weightings: Tensor, present: Tensor | None) -> None:
+        """Raise unless these can be the tasks of this step."""
+        if self._probe.weightings is None:
+            raise ValueError(
+                "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
+                "(shared=, measure=, …), without mix=; this balancer's probe is another"
+            )
+        if present is not None:
+            raise ValueError(f"present: {NOT_WEIGHED['present']}")
+        check_weighed(expect_weightings(weightings), self._tasks, "the first step")
+        self._weightings = len(weightings)
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
@@ -506,13 +602,22 @@ class Balancer:
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
+        if run.weighted is not None and features is not None:
+            raise ValueError(
+                "features: not with weightings=, whose tasks all come from one pass; leave it out"
+            )
         tasks = self._tasks or first.losses.tasks
+        if run.weighted is not None:
+            tasks = self._tasks or ((),) * len(run.weighted)
         with self._no_autocast(run.params):
             probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
+            if self._metric is not None:
+                run.metric = partial(metric_of, self._metric, run.params, scale=scale)
             if features is None:
                 measured, probe_after = self._probe.update(run, losses, probe_state)
             else:
                 measured, probe_after = self._at_features(run, features), probe_state
+            measured = reduce_carried(measured, self._reduction)
             if scale is None:
                 info, rule_after = weigh(self._rule, measured, rule_state, tasks)
             else:
@@ -528,6 +633,11 @@ class Balancer:
     def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
         if self._shared is None:
             raise ValueError("features: of the options shared= alone goes with them")
+        if self._metric is not None:
+            raise ValueError(
+                "features: their gradients are not of parameters, and so have no metric=; leave "
+                "one of the two out"
+            )
         names = select(run.params, self._shared)
         shares = run.union.shares(run.present)
         return measure_features(run.forwards[0].losses, features, run.params, names, shares)
@@ -617,9 +727,11 @@ def _check_scalable(probe: Probe, state: State) -> None:
         )
 
 
-def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
+def _expect_measured(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    missing = not_measured(rule, probe.measures)
+    missing = not_measured(rule, probe.measures, metric=metric)
+    if metric or "'carried'" in missing:
+        expect_measured(rule, probe, metric=metric)
     if not missing:
         return
     if shared is None and missing == "'gramian'":
@@ -637,7 +749,8 @@ def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
 
 def _finite(losses: Losses) -> Losses:
     """Losses of which those that are not finite are 1."""
-    return Losses(losses.vector.where(losses.vector.isfinite(), 1.0), None, losses.names)
+    vector = losses.vector.where(losses.vector.isfinite(), 1.0)
+    return losses._replace(vector=vector, scalars=None, aux=())
 
 
 def _is_whole(losses: Any) -> bool:
@@ -667,6 +780,9 @@ def _weigh_unscaled(
         fine = fine & gramian.isfinite().all()
         one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
         geometry = geometry._replace(gramian=gramian.where(fine, one))
+    if "carried" in geometry.extra:
+        carried = (geometry.extra["carried"] / scale).where(fine, 0.0)
+        geometry = geometry._replace(extra=geometry.extra | {"carried": carried})
     finite = geometry._replace(losses=rows.where(fine, 1.0))
     info, after = weigh(
         rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks

@@ -15,7 +15,7 @@ from ..gradients.layerwise import Graph, Handles, Hooks, Recorder
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live
-from ..probes.common import Present, Run
+from ..probes.common import Present, Run, Weightings
 from ..processes import Shares, Union
 from ..types import Batch, Params
 
@@ -106,11 +106,13 @@ class LiveRun(Run):
         present: Tensor | None,
         reached: set[str],
         combines: bool,
+        weighted: Tensor | None = None,
         edit: Callable[[Losses], Losses] | None = None,
         edited: list[Forward] | None = None,
     ) -> None:
         self.params, self.union, self.present, self.edit = leaves, union, present, edit
         self.made, self.reached, self.combines = made, reached, combines
+        self.weighted = weighted
         self.forwards = list(made.values())
         self.edits: list[Forward] = [] if edited is None else edited  # that were made of them
 
@@ -146,10 +148,12 @@ class LiveRun(Run):
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         before = self.edit
         both = edit if before is None else lambda losses: edit(before(losses))
-        return LiveRun(
-            self.params, self.union, self.made, self.present, self.reached, self.combines, both,
-            self.edits,
+        run = LiveRun(
+            self.params, self.union, self.made, self.present, self.reached, self.combines,
+            self.weighted, both, self.edits,
         )  # fmt: skip
+        run.metric = self.metric
+        return run
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -160,6 +164,14 @@ class LiveRun(Run):
                 "leave it out of the probe"
             )
         return self.present
+
+    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
+        if given is not None:
+            raise ValueError(
+                "weightings: a Balancer is given each step's by backward(losses, weightings=); "
+                "leave it out of the probe"
+            )
+        return self.weighted
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again

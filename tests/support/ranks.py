@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -306,6 +307,54 @@ def weighed(rank: int, size: int) -> None:
         bits(found)
 
 
+def weightings(rank: int, size: int) -> None:
+    """Tasks that are weightings of all ranks' samples, which are unlike in number: sums."""
+    mesh = init_device_mesh("cpu", (size,))
+    wide = nn.Sequential(nn.Linear(6, 128), nn.Tanh(), nn.Linear(128, 128), nn.LayerNorm(128))
+    torch.manual_seed(0)
+    x, matrix = torch.randn(7, 6), torch.randn(3, 7)
+    for leaf in wide.parameters():
+        nn.init.normal_(leaf, std=0.2)
+    mine = slice(0, 5) if rank == 0 else slice(4 + rank, 5 + rank if rank + 1 < size else None)
+    whole, local = {"x": x, "A": matrix}, {"x": x[mine], "A": matrix[:, mine]}
+
+    def losses(params: dict[str, Tensor], batch: Any) -> Tensor:
+        full = {name: gathered(leaf) for name, leaf in params.items()}
+        return functional_call(wide, full, (batch["x"],)).sin().sum(1)
+
+    def probe(group: Any) -> mf.Probe:
+        return mf.jacobian("[02].*", weightings=lambda batch: batch["A"], group=group)
+
+    params = mf.parameters(wide)
+    shards = {name: distribute_tensor(leaf, mesh, [Shard(0)]) for name, leaf in params.items()}
+    for name in ("mgda", "upgrad"):
+        rule = RULES[name]
+        step = mf.descend(losses, rule(), probe(alone()), mf.sgd(0.1))
+        wanted = run(step, params, [whole] * 3)
+        for leaves, group in ((params, world()), (shards, mesh)):
+            step = mf.descend(losses, rule(), probe(group), mf.sgd(0.1))
+            found = run(step, leaves, [local] * 3)
+            same(found, wanted, torch.float32, f"{name} {group}")
+            bits(found)
+        kinds = (lambda net: net, DistributedDataParallel, lambda net: fully_shard(net, mesh=mesh))
+        expected: list[Any] = []
+        live = [(kinds[0], alone(), whole), *((kind, world(), local) for kind in kinds)]
+        for kind, group, batch in live:
+            net = kind(deepcopy(wide))
+            balancer = mf.Balancer(net, rule(), "*[02].*", group=group, key=3)
+            optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
+            for _ in range(3):
+                with balancer:
+                    out = net(batch["x"]).sin().sum(1)
+                info = balancer.backward(out, weightings=batch["A"])
+                optimizer.step()
+                optimizer.zero_grad()
+                seen += [info.losses, info.gramian, info.weights]
+            found = [*seen, *(leaf.detach() for leaf in net.parameters())]
+            expected = expected or found
+            same(found, expected, torch.float32, f"{name} live")
+
+
 def several_batches(rank: int, size: int) -> None:
     """Two and three independent batches a step."""
     whole = tuple(x[: 8 // size * size] for x in BATCH)
@@ -536,6 +585,7 @@ CHECKS: dict[str, list[Callable[[int, int], None]]] = {
         volume,
         unlabelled_modules,
         weighed,
+        weightings,
         shards,
         documentation,
         unlike_samples,
