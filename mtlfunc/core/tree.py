@@ -330,8 +330,8 @@ def metric_dot(
             other.reshape(other.shape[0], -1),
         ]
         for a, p, c, b in zip(*(x.split(CHUNK, -1) for x in flat), strict=True):
-            b = b.to(wide)
-            parts.append(torch.cat([(a.to(wide) * p) @ b.mT, c.to(wide)[None] @ b.mT]))
+            both = [(a.to(wide) * p), c.to(wide)[None]]
+            parts.append(torch.cat([x @ b.to(wide).mT for x in both]))
     return torch.stack(parts).sum(0)
 
 
