@@ -7,7 +7,7 @@ such a signature will do.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 from .display import show_fields, show_functions, table_fields, table_functions
@@ -68,6 +68,13 @@ class Combine(Protocol):
     def __call__(self, weights: Tensor, /) -> Params: ...
 
 
+class Metric(NamedTuple):
+    """The step that an optimizer will make of a gradient g: -(carried + scale·g)."""
+
+    scale: Params  # P, a diagonal, learning rates included
+    carried: Params  # c: momentum, weight decay, and gradients that wait in `.grad`
+
+
 class TaskGradients(NamedTuple):
     """What a probe measured in one step, and the way back from weights to a gradient."""
 
@@ -97,6 +104,7 @@ class Probe(NamedTuple):
     # them (False); None never
     weightings: bool | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
+    metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
 
     __repr__ = show_functions
     _repr_html_ = table_functions
@@ -131,6 +139,8 @@ class Optimizer(NamedTuple):
     init: Callable[[Params], State]  # the first state
     # (grads, state, params): the parameters after one step, and the next state
     update: Callable[[Params, Any, Params], tuple[Params, State]]
+    # (state, params): P and c such that the step is -(c + P·g); None where it is not linear in g
+    scales: Callable[[Any, Params], tuple[Params, Params]] | None = None
 
     __repr__ = show_functions
     _repr_html_ = table_functions
@@ -142,12 +152,24 @@ class Info(NamedTuple):
     losses: Float[Tensor, " task"]
     gramian: Float[Tensor, "..."]  # [0, 0] from a probe that measures none
     weights: Float[Tensor, " row"]
-    rates: Float[Tensor, "..."]  # gramian @ weights: each row's first-order gain; [0] without one
+    # gramian @ weights: each row's first-order gain, with a metric + J c; [0] without a Gramian
+    rates: Float[Tensor, "..."]
     aux: Any
     tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
 
     __repr__ = show_fields
     _repr_html_ = table_fields
+
+
+class Conflict(NamedTuple):
+    """What samples say of every pair of expected gradients (`mtlfunc.diagnostics.conflict`)."""
+
+    inner: Float[Tensor, "task task"]  # ⟨E g_s, E g_t⟩, unbiased; diagonal: squared lengths
+    low: Float[Tensor, "task task"]
+    high: Float[Tensor, "task task"]
+    cosine: Float[Tensor, "task task"]  # NaN where noise hides a length
+    needed: Float[Tensor, "task task"]  # samples for a verdict, about; inf where inner is 0
+    verdict: Int8[Tensor, "task task"]  # -1 conflict, 1 agreement, 0 open
 
 
 class BalanceState(NamedTuple):

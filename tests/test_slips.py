@@ -333,7 +333,7 @@ def test_scalars_of_something_else():
         with pytest.raises(TypeError, match=f"info: expected the Info of a step, got {found}"):
             mf.log_dict(slip)
     with pytest.raises(ValueError, match="names: expected 3 strings, one a task, got 'abc'"):
-        mf.log_dict(stepped()[2], "abc")
+        mf.log_dict(stepped()[2], names="abc")
 
 
 def test_arguments_that_are_something_else():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -53,6 +52,7 @@ class Linearization(NamedTuple):
     aux: Any
     # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
+    carried: Tensor | None = None  # J c of a metric, over the measured leaves
 
 
 class Request(NamedTuple):
@@ -73,7 +73,6 @@ class Request(NamedTuple):
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
-    metric: Params | None = None  # P, a diagonal over the measured leaves; None is the identity
     # no other request follows for the same forward, so that its graph may be freed
     last: bool = False
 
@@ -94,7 +93,7 @@ class Request(NamedTuple):
         if self.weightings:
             worth = self.engine == "layerwise" or is_worth_weighing(params, self.weightings)
             return worth and self.engine != "rows"
-        if not self.measured or self.engine == "rows" or self.metric is not None:
+        if not self.measured or self.engine == "rows":
             return False
         return self.engine == "layerwise" or is_worth_recording(params, self.measured)
 
@@ -286,7 +285,7 @@ def _measure(
         )
         return rows, gramian, {name: share * grad for name, grad in heads.items()}
     rows, gramian, head_grads = {}, None, {}
-    if request.keep == "nothing" and request.chunk_size and request.metric is None:
+    if request.keep == "nothing" and request.chunk_size:
         gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
     elif request.shared:
         apart, by_rows = route.loss_edges is not None, not plan.tapped
@@ -297,12 +296,12 @@ def _measure(
             plan,
             request.shared if by_rows else plan.rows,
             () if share is None else others,
-            views=request.keep == "combination" and request.metric is None,
+            views=request.keep == "combination",
             freed=forward.losses.vector if forward.freed else None,
         )
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
-            gramian = _gramian(request, passes, plan, found)
+            gramian = passes.gramian(plan, found, found, request.measured, dtype)
         head_grads = found.heads
         if share is not None and share != 1.0:
             head_grads = {name: share * grad for name, grad in head_grads.items()}
@@ -310,17 +309,6 @@ def _measure(
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
     return rows, gramian, head_grads
-
-
-def _gramian(request: Request, passes: Passes, plan: Plan, found: Any) -> Tensor:
-    """Inner products of the rows, in the metric if there is one."""
-    measured, dtype = request.measured, request.gramian_dtype
-    if request.metric is None:
-        return passes.gramian(plan, found, found, measured, dtype)
-    stretched = {name: found.rows[name] * request.metric[name] for name in measured}
-    with nullcontext() if passes.backward.record else torch.no_grad():
-        gramian = dot(stretched, found.rows, measured, dtype)
-        return 0.5 * (gramian + gramian.mT)
 
 
 def _traced(forward: Forward, request: Request) -> Linearization:

@@ -124,7 +124,7 @@ def plan_weightings(
 
 def makes_rows(request: Request) -> bool:
     """Whether the tasks' rows are wanted themselves."""
-    return request.keep == "rows" or request.metric is not None
+    return request.keep == "rows"
 
 
 class _Weighings:
@@ -221,10 +221,7 @@ class _Weighings:
         """[task, task], of what forms no rows and of these."""
         measured, dtype = self.request.measured, self.request.gramian_dtype
         given = [name for name in measured if name in rows]
-        metric, stretched = self.request.metric, rows
-        if metric is not None:
-            stretched = {name: rows[name] * metric[name] for name in given}
-        parts = [dot(stretched, rows, given, dtype)] if given else []
+        parts = [dot(rows, rows, given, dtype)] if given else []
         tapped: list[tuple[Group, Form]] = [
             (group, form)
             for group, form in self.side.plan.tapped

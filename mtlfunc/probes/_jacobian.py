@@ -17,12 +17,13 @@ from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
 from ..gradients.linearize import Linearization, Request, check_chunk_size, weighed
-from ..processes import Group, Shares, check_group, describe, gramians
+from ..processes import Group, Shares, check_group, describe, gramians, metric_gramians
 from ..types import (
     Batch,
     Blocks,
     Combine,
     Geometry,
+    Metric,
     Params,
     Probe,
     Rows,
@@ -255,6 +256,7 @@ def row_probe(options: RowOptions) -> Probe:
         measures,
         partial(_watches, options),
         None if options.edit or options.mix else options.weightings is not None,
+        metric=True,
     )
 
 
@@ -363,11 +365,18 @@ def _update(
     counts = _labels(options, run, batch)
     weights = run.weightings(options.weightings, batch)
     shares = _shares(run, counts, weights)
-    with_rows = _edits(options) or union.several
+    edited = _edits(options) or union.several
+    metric = None if run.metric is None else run.metric(measured)
+    if metric is not None and options.engine == "layerwise":
+        raise ValueError(
+            'engine="layerwise" makes no rows, and a metric weighs their coordinates; use '
+            'engine="rows" or "auto"'
+        )
+    with_rows = edited or metric is not None
     request = Request(
         names,
         () if with_rows else measured,
-        "rows" if with_rows else "combination" if run.combines else "nothing",
+        "combination" if run.combines and not edited else "rows" if with_rows else "nothing",
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
@@ -380,7 +389,7 @@ def _update(
     if weights is not None:
         request = weighed(request, weights, forward)
     linear = linearize_labelled(forward, request, shares)
-    return _measured(options, linear, params, shares, key, state, measured, blocks)
+    return _measured(options, linear, params, shares, key, state, measured, blocks, metric)
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -395,12 +404,15 @@ def _measured(
     state: State,
     measured: tuple[str, ...],
     blocks: Blocks,
+    metric: Metric | None,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
     mask, edit, dtype = options.mask, options.edit, options.gramian_dtype
     whole = mask is not None or edit is not None
     part = shares.part(linear.losses)
-    linear = shares.linearization(linear, params, measured, blocks, whole=whole, dtype=dtype)
+    linear = shares.linearization(
+        linear, params, measured, blocks, whole=whole, dtype=dtype, metric=metric
+    )
     found = shares.labelled(linear)
     rows, extra = linear.rows, {}
     if mask is not None:
@@ -408,7 +420,12 @@ def _measured(
     if edit is not None:
         rows, extra, state = edit.update(rows, found.present, blocks, state)
     gramian = linear.gramian
-    if gramian is None:
+    if metric is not None:
+        carried = linear.carried
+        if gramian is None or carried is None:
+            gramian, carried = metric_gramians(rows, metric, measured, blocks, dtype)
+        extra = extra | {"carried": carried}
+    elif gramian is None:
         gramian = gramians(rows, rows, measured, blocks, dtype)
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)

@@ -16,7 +16,7 @@ from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
 from ..gradients.run import Forward, check_connected, run
 from ..processes import Labelled, Shares, Union, check_gathers, mask_of
-from ..types import Batch, LossesFn, Params, Rows, Select, State
+from ..types import Batch, LossesFn, Metric, Params, Rows, Select, State
 
 
 @runtime_checkable
@@ -50,6 +50,9 @@ class Run:
     """
 
     combines = True  # whether the answer's `combine` will be called
+    # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
+    # = J c; None is the identity
+    metric: Callable[[tuple[str, ...]], Metric] | None = None
 
     def __init__(
         self,
@@ -77,7 +80,9 @@ class Run:
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         """The same forward passes with other losses made of theirs."""
-        return Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        run = Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        run.metric = self.metric
+        return run
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from types import TracebackType
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
@@ -23,7 +25,14 @@ from ..core.checks import (
     inside_transform,
     local_part,
 )
-from ..core.expect import expect_probe, expect_rule, not_measured, probe_for, rule_name
+from ..core.expect import (
+    expect_measured,
+    expect_probe,
+    expect_rule,
+    not_measured,
+    probe_for,
+    rule_name,
+)
 from ..core.tree import select
 from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
@@ -51,8 +60,16 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, combine_gradients, count_of, init_rule, weigh
+from ._balance import (
+    Reduction,
+    combine_gradients,
+    count_of,
+    init_rule,
+    reduce_carried,
+    weigh,
+)
 from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
+from ._metric import check_metric, metric_of
 
 
 class Balancer:
@@ -92,11 +109,20 @@ class Balancer:
             the union's gradient. The module may be wrapped in DistributedDataParallel, whose own
             averaging then has nothing to do, or have been through `fully_shard` (FSDP2). None is
             this process alone, or what the probe says.
+        metric: the `torch.optim` optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam,
+            RMSprop or Adagrad, whose step is -(c + P·g). The Gramian is then J P Jᵀ, in rows, and
+            `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first order
+            (with `reduction="sum"`, over T); momentum, weight decay and what waits in `.grad` are
+            in c. P is that of the optimizer's state now: the learning rates alone before the first
+            step, 0 in coordinates that have had no gradient. What happens to `.grad` after
+            `backward`, such as clipping, is not seen. See `mtlfunc.safe`, and
+            `mtlfunc.diagnostics.metric_error` for how far the real step is from it.
 
     Raises:
         TypeError: for a module or rule that is something else.
         ValueError: for options as in `mtlfunc.jacobian`, and for a rule that reads what a balancer
-            does not measure.
+            does not measure; for a metric whose step is not known to be linear in the gradient
+            (Muon, LBFGS, subclasses), or that lacks a parameter at a step.
         NotImplementedError: for a module of several processes (DDP, FSDP2) without `group`; FSDP1
             and DataParallel.
 
@@ -127,6 +153,7 @@ class Balancer:
         reduction: Reduction = "mean",
         key: int | Tensor = 0,
         group: Group = None,
+        metric: Optimizer | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(
@@ -168,7 +195,10 @@ class Balancer:
         self._module = unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
-        _expect_measured(rule, self._probe, shared)
+        _expect_measured(rule, self._probe, shared, metric is not None)
+        if metric is not None:
+            check_metric(metric)
+        self._metric = metric
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._tasks: Tasks = ()
@@ -197,8 +227,8 @@ class Balancer:
         else:
             self._seen.begin()
             leaves = self._leaves()
-            if watches is not None and self._watched is None:
-                self._watched = watches(leaves)
+            if watches is not None and self._watched is None:  # a metric needs rows
+                self._watched = self._metric is None and watches(leaves)
             weightings = self._weightings
             if weightings and watches is not None and watches(leaves, weightings):
                 mode = Recorder(leaves)  # a pass a task would be made for biases alone
@@ -520,10 +550,13 @@ class Balancer:
             tasks = self._tasks or ((),) * len(run.weighted)
         with self._no_autocast(run.params):
             probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
+            if self._metric is not None:
+                run.metric = partial(metric_of, self._metric, run.params, scale=scale)
             if features is None:
                 measured, probe_after = self._probe.update(run, losses, probe_state)
             else:
                 measured, probe_after = self._at_features(run, features), probe_state
+            measured = reduce_carried(measured, self._reduction)
             if scale is None:
                 info, rule_after = weigh(self._rule, measured, rule_state, tasks)
             else:
@@ -539,6 +572,11 @@ class Balancer:
     def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
         if self._shared is None:
             raise ValueError("features: of the options shared= alone goes with them")
+        if self._metric is not None:
+            raise ValueError(
+                "features: their gradients are not of parameters, and so have no metric=; leave "
+                "one of the two out"
+            )
         names = select(run.params, self._shared)
         shares = run.union.shares(run.present)
         return measure_features(run.forwards[0].losses, features, run.params, names, shares)
@@ -552,6 +590,7 @@ class Balancer:
             if not run.union.several:
                 return None, {}
             found = {"the tasks": list(tasks), "rule": describe(self._rule)}
+            found["whether metric= is given"] = self._metric is not None
             return None, found | {"key": int(self._key)} | describe_params(run.params)
 
         run.union.agree(facts)
@@ -634,9 +673,11 @@ def _check_scalable(probe: Probe, state: State) -> None:
         )
 
 
-def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
+def _expect_measured(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    missing = not_measured(rule, probe.measures)
+    missing = not_measured(rule, probe.measures, metric=metric)
+    if metric or "'carried'" in missing:
+        expect_measured(rule, probe, metric=metric)
     if not missing:
         return
     if shared is None and missing == "'gramian'":
@@ -685,6 +726,9 @@ def _weigh_unscaled(
         fine = fine & gramian.isfinite().all()
         one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
         geometry = geometry._replace(gramian=gramian.where(fine, one))
+    if "carried" in geometry.extra:
+        carried = (geometry.extra["carried"] / scale).where(fine, 0.0)
+        geometry = geometry._replace(extra=geometry.extra | {"carried": carried})
     finite = geometry._replace(losses=rows.where(fine, 1.0))
     info, after = weigh(
         rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks

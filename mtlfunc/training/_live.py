@@ -132,10 +132,12 @@ class LiveRun(Run):
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         before = self.edit
         both = edit if before is None else lambda losses: edit(before(losses))
-        return LiveRun(
+        run = LiveRun(
             self.params, self.union, self.made, self.present, self.reached, self.combines,
             self.weighted, both,
         )  # fmt: skip
+        run.metric = self.metric
+        return run
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False

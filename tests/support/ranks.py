@@ -577,6 +577,33 @@ def dies(rank: int, size: int) -> None:
         os._exit(0)
 
 
+def metric(rank: int, size: int) -> None:
+    """Replicated parameters and fully_shard: the Gramian in Adam's metric, and the momentum."""
+
+    def losses(module: nn.Module, batch: Any) -> list[Tensor]:
+        return [(x - batch[1][:, task]).square().mean() for task, x in enumerate(module(batch[0]))]
+
+    batch = tuple(x[: 8 // size * size] for x in BATCH)
+    for shard in (False, True):
+        both = TrunkAndHeads(0), TrunkAndHeads(0)
+        if shard:
+            fully_shard(both[0])
+        optimizers = [torch.optim.Adam(module.parameters(), 1e-2) for module in both]
+        balancers = [
+            mf.Balancer(module, mf.safe(mf.mgda()), TRUNK, metric=optimizer, group=group)
+            for module, optimizer, group in zip(both, optimizers, (world(), alone()), strict=True)
+        ]
+        for _ in range(4):
+            found = balancers[0].backward(losses(both[0], part(batch, rank, size)))
+            known = balancers[1].backward(losses(both[1], batch))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            torch.testing.assert_close(found.gramian, known.gramian, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found.rates, known.rates, rtol=1e-8, atol=1e-12)
+            torch.testing.assert_close(found.weights, known.weights, rtol=1e-6, atol=1e-8)
+
+
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         pure,
@@ -587,11 +614,12 @@ CHECKS: dict[str, list[Callable[[int, int], None]]] = {
         weighed,
         weightings,
         shards,
+        metric,
         documentation,
         unlike_samples,
         dies,
     ],
-    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, metric],
 }
 
 
