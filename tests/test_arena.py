@@ -25,7 +25,7 @@ from mtlfunc.studies.arena import (
     standard,
     study,
 )
-from paper_repro.cagrad import toy as cagrad_toy
+from paper_repro.cagrad import _toy as cagrad_toy
 from paper_repro.pcgrad import landscape as pcgrad_landscape
 from tests.support.arena import TINY
 

@@ -255,21 +255,18 @@ def test_options_of_the_probe(option, engine_name, passes):
     tree_close(grads, wanted, option)
 
 
-def test_metric_multiplies_the_rows():
-    """P, a diagonal, between the rows: G = (A J) P (A J)ᵀ."""
-    from mtlfunc.gradients.linearize import Request, linearize, weighed
-    from mtlfunc.gradients.losses import parse_weighed
-    from mtlfunc.gradients.run import run
-
+def test_weightings_in_the_metric_of_the_optimizer():
+    """A · J P Jᵀ · Aᵀ after a step, P and the step of momentum of Adam's state."""
     net, losses, batch = make("dense", 5)
-    params = mf.parameters(net)
-    metric = {name: torch.rand_like(leaf) for name, leaf in params.items()}
-    request = Request(tuple(params), tuple(params), "combination", "layerwise", metric=metric)
-    forward = run(losses, params, batch, watch=True, parse=parse_weighed, separable=False)
-    linear = linearize(forward, weighed(request, batch["A"], forward))
-    _, jacobian = loop(losses, params, batch)
-    scale = torch.cat([leaf.flatten() for leaf in metric.values()])
-    close(linear.gramian, (jacobian * scale) @ jacobian.T)
+    adam = mf.adam(1e-2, (0.0, 0.999))
+    probe = mf.jacobian(weightings=lambda batch: batch["A"])
+    step = mf.descend(losses, mf.mgda(), probe, adam, metric=True)
+    state, _ = step.update(step.init(mf.parameters(net), batch), batch)
+    _, jacobian = loop(losses, state.params, batch)
+    scale, _ = adam.scales(state.optimizer, state.params)
+    diagonal = torch.cat([leaf.flatten() for leaf in scale.values()])
+    _, info = step.update(state, batch)
+    close(info.gramian, (jacobian * diagonal) @ jacobian.T)
 
 
 @pytest.mark.parametrize("rule", [mf.mean, mf.mgda, mf.upgrad])
@@ -312,7 +309,8 @@ def test_derivatives_where_leaves_require_grad():
     state = step.init(mf.parameters(net), batch)
 
     def square(params):
-        return sum(x.square().sum() for x in step.update(params, batch, state)[0].values())
+        grads = step.update(params, batch, state)[0]
+        return torch.stack([x.square().sum() for x in grads.values()]).sum()
 
     found = torch.autograd.grad(square(leaves), list(leaves.values()))
     wanted = grad(square)(mf.parameters(net))
@@ -455,6 +453,7 @@ def test_zero_deltas_are_no_layout():
         close(info.gramian, jacobian @ jacobian.T)
         with torch.no_grad():
             for leaf in net.parameters():
+                assert leaf.grad is not None
                 leaf.sub_(0.05 * leaf.grad)
                 leaf.grad = None
 

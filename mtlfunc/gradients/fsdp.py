@@ -25,6 +25,7 @@ def linearize_by_hooks(forward: Forward, request: Request) -> Linearization:
     each = losses.scalars or losses.vector.unbind()
     if request.weightings:
         matrix, _ = request.cotangents(value)
+        assert matrix is not None
         each, value = (matrix @ losses.vector).unbind(), matrix @ value
         scale, losses = torch.ones_like(value), losses._replace(vector=matrix @ losses.vector)
     every = [_pass_backward(loss, x, leaves) for loss, x in zip(each, scale, strict=True) if rows]

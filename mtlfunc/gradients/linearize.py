@@ -274,7 +274,7 @@ def _measure(
     share = request.heads(count) if others and request.heads else None
 
     def on_heads() -> Tensor:
-        if request.weightings:
+        if request.weightings and passes.matrix is not None:
             return passes.matrix.sum(0)
         return value.new_ones(len(value)) if request.scale is None else request.scale
 

@@ -64,6 +64,7 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         graph, shape = forward.graph, forward.losses.shape or value.shape
         samples = shape[0]
         matrix, preference = request.cotangents(value)
+        assert matrix is not None
         record = forward.recorded or is_differentiated(matrix)
         backward = Backward(forward, record)
         deltas, where, sound, only = deltas_by_sample(

@@ -68,7 +68,7 @@ from ._balance import (
     reduce_carried,
     weigh,
 )
-from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows, outside
+from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
 from ._metric import check_metric, metric_of
 
 
@@ -320,7 +320,7 @@ class Balancer:
             # before `.grad` is written: a hook on it may move the parameters
             if frees:
                 release(forwards)
-            _accumulate(
+            accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
                 fresh=not (custom or hooked),
@@ -738,30 +738,6 @@ def _weigh_unscaled(
     gramian = info.gramian if gramian is None else gramian
     info = info._replace(losses=losses, gramian=gramian, weights=weights, rates=rates, tasks=names)
     return info, tree_map(lambda new, old: new.where(fine, old), after, state)
-
-
-def _accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
-    """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
-
-    `fresh`: whether the gradients are surely nobody else's.
-    """
-    taken: set[int] = set()
-    with torch.no_grad():
-        for name, leaf in leaves.items():
-            grad = grads[name]
-            grad = grad.detach() if grad.requires_grad else grad
-            if leaf.grad is not None:
-                leaf.grad += grad
-            else:
-                place = local_part(grad).untyped_storage().data_ptr()
-                own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
-                if not (own and fresh) or place in taken or grad._base is not None:
-                    grad = torch.empty_like(leaf).copy_(grad)
-                taken.add(place)
-                leaf.grad = grad
-            hooks: Any = leaf._post_accumulate_grad_hooks
-            for hook in (hooks or {}).values():
-                hook(leaf)
 
 
 def _flat(state: State) -> dict[str, Tensor]:

@@ -191,3 +191,27 @@ def count_rows(rows: tuple[int | None, int], forward: Forward) -> tuple[int | No
         return forward.graph.kind, min(count + 1, STREAK)
     same = forward.calls is None and count == STREAK and forward.losses.scalars is not None
     return rows if same and forward.graph.kind == kind else (None, 0)
+
+
+def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
+    """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
+
+    `fresh`: whether the gradients are surely nobody else's.
+    """
+    taken: set[int] = set()
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            grad = grads[name]
+            grad = grad.detach() if grad.requires_grad else grad
+            if leaf.grad is not None:
+                leaf.grad += grad
+            else:
+                place = local_part(grad).untyped_storage().data_ptr()
+                own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
+                if not (own and fresh) or place in taken or grad._base is not None:
+                    grad = torch.empty_like(leaf).copy_(grad)
+                taken.add(place)
+                leaf.grad = grad
+            hooks: Any = leaf._post_accumulate_grad_hooks
+            for hook in (hooks or {}).values():
+                hook(leaf)

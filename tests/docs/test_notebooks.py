@@ -12,8 +12,8 @@ from docs.notebooks import NOTEBOOKS, executed
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_all_five_are_there():
-    assert [path.name[0] for path in NOTEBOOKS] == list("12345")
+def test_all_nine_are_there():
+    assert [path.name[0] for path in NOTEBOOKS] == list("123456789")
 
 
 @by_name

@@ -27,7 +27,9 @@ from paper_repro.report.decisions import (
     verdict_of,
     when,
 )
+from paper_repro.report.figures import axes, beside_one
 from paper_repro.report.findings import QUICK, Claim, Settings
+from paper_repro.report.intervals import ratio_interval
 from paper_repro.report.verdicts import stated
 from tests.support import ROOT
 from tests.support.decisions import OTHERS
@@ -58,7 +60,7 @@ def interval(name: str, low: float, high: float) -> Numbers:
 def test_every_reproduced_row_is_decided_by_its_numbers():
     reproduced = {row.id for row in ROWS if row.module}
     assert set(DECISIONS) == reproduced
-    assert len(reproduced) == 122
+    assert len(reproduced) == 125
 
 
 @pytest.mark.parametrize("identifier", DECISIONS)
@@ -240,6 +242,25 @@ def test_conditional_open_and_sided():
     two = interval("first ratio", 0.5, 0.9) | interval("second ratio", 1.1, 1.2)
     assert both.verdict(two) == "holds only when"
     assert both.verdict(two | {f"first ratio{OPEN}": 1.0}) == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.5, 0.9, "holds only when"), (1.1, 1.2, "does not hold")]
+)
+def test_a_configuration_that_settles_nothing_may_hold_no_number(low, high, verdict):
+    """As where every rate diverged; one that does settle something has to have its numbers."""
+    lost = interval("lost ratio", math.nan, math.nan)
+    both, numbers = sided(Side("* ratio", "<", 1)), interval("other ratio", low, high) | lost
+    assert both.verdict(numbers | {f"lost ratio{OPEN}": 1.0}) == verdict
+    assert both.verdict(numbers | {f"lost ratio{OPEN}": 0.0}) == "inconclusive"
+    assert both.verdict(numbers | {f"lost ratio{OPEN}": math.nan}) == "inconclusive"
+
+
+def test_a_row_without_numbers_says_so():
+    _, (panel,) = axes(1, 1, (4, 2))
+    beside_one(panel, ratio_interval([1.0, math.inf], [1.0, math.inf]), 0)
+    beside_one(panel, ratio_interval([1.0, 1.1], [1.0, 1.0]), 1)
+    assert [text.get_text() for text in panel.texts] == ["not a number: runs diverged"]
 
 
 def test_a_small_budget_refutes_nothing_that_training_could_change():

@@ -115,7 +115,7 @@ def test_each_decided_claim_leads_to_its_evidence(text: str) -> None:
             continue
         assert f'href="#figure-{row.module}-drawn"' in entry
         assert f"python -m paper_repro --quick --only {row.id}</code>" in entry
-        path = f"paper_repro/{row.module.replace('.', '/')}.py"
+        path = f"paper_repro/{row.module.replace('.', '/_?')}.py"
         assert re.search(rf"{path}:\d+</code> in <a href=\"#code-{row.module}-", entry), row.id
         decided = re.search(r"Decided by <code>(\S+\.py):(\d+)–(\d+)</code>", entry)
         assert decided, row.id

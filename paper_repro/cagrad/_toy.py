@@ -216,14 +216,14 @@ def lanes_of(name: str, random_starts: Tensor) -> tuple[Lanes, list[int], list[i
     return lanes, others[:count], others[count:]
 
 
-def step_of(names: Sequence[str], which: Tensor, hyper: Tensor) -> mf.Step:
+def step_of(names: Sequence[str], which: Tensor, hyper: Tensor, rate: float = LR) -> mf.Step:
     shift = SHIFT if "GradNorm" in names else 0.0
     rules = [RULES[name][0](hyper) for name in names]
     return mf.descend(
         lambda params, sign: losses(params, sign) + shift,
         rules[0] if len(names) == 1 else one_of(rules, which),
         mf.jacobian(),
-        mf.adam(LR),
+        mf.adam(rate),
     )
 
 
@@ -234,16 +234,16 @@ def start_of(names: Sequence[str], lanes: Lanes) -> mf.TrainState:
     )
 
 
-def one_step(names: Sequence[str]) -> Callable[..., mf.TrainState]:
+def one_step(names: Sequence[str], rate: float = LR) -> Callable[..., mf.TrainState]:
     """A step of all lanes."""
     return vmap(
-        lambda which, hyper, sign, state: step_of(names, which, hyper).update(state, sign)[0]
+        lambda which, hyper, sign, state: step_of(names, which, hyper, rate).update(state, sign)[0]
     )
 
 
-def advance(names: Sequence[str], unroll: int) -> regions.Program:
+def advance(names: Sequence[str], unroll: int, rate: float = LR) -> regions.Program:
     """`unroll` steps: `(which, hyper, sign, state) -> (state, points [lane, unroll, 2])`."""
-    return regions.plain_steps(one_step(names), unroll, "x")
+    return regions.plain_steps(one_step(names, rate), unroll, "x")
 
 
 def compile_steps(
@@ -252,7 +252,8 @@ def compile_steps(
     lanes: Lanes,
     state: mf.TrainState,
     backend: Any = "inductor",
+    rate: float = LR,
 ) -> regions.Program:
     """`advance` compiled for such lanes and such a state."""
     each = (lanes.which, lanes.hyper, lanes.sign)
-    return regions.compile_steps(one_step(names), unroll, each, state, "x", backend)
+    return regions.compile_steps(one_step(names, rate), unroll, each, state, "x", backend)

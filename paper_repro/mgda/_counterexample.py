@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
 
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
-from .decisions import DEFICIENT, FULL, claim
+from ..report.options import Impossible, Option, Steps, drawn
+from .curved import CASES, rest_points
+from .decisions import claim
 from .encoders import COLOURS
 
 X = [[2, 1], [1, 0]]
@@ -103,7 +103,7 @@ def run(settings: Settings) -> Findings:
     yield lemma()
     yield descent_fails()
     paths = {name: trajectory(probe, settings.count(400)) for name, probe in probes().items()}
-    yield trajectories(paths)
+    yield trajectories(paths, start_linear())
     yield end_points(paths, settings)
 
 
@@ -171,8 +171,13 @@ class Path(NamedTuple):
     start_distance: float
 
 
-def trajectory(probe: mf.Probe, steps: int, lr: float = 0.1) -> Path:
-    params, batch = start_linear()
+Example = tuple[mf.types.Params, tuple[Tensor, Tensor]]
+
+
+def trajectory(
+    probe: mf.Probe, steps: int, lr: float = 0.1, example: Example | None = None
+) -> Path:
+    params, batch = example or start_linear()
     step = mf.descend(losses_linear, mf.mgda(), probe, mf.sgd(lr))
 
     def record(state: mf.TrainState, info: mf.Info) -> tuple[Tensor, Tensor]:
@@ -189,13 +194,43 @@ def trajectory(probe: mf.Probe, steps: int, lr: float = 0.1) -> Path:
     return Path(losses.numpy(), torch.cat([params["w"][None], kept[1]]).numpy(), *distances)
 
 
-def trajectories(paths: dict[str, Path]) -> Figure:
+@drawn
+def counterexample(
+    inputs: Annotated[
+        tuple[tuple[float, float], ...], Option("samples, as x1,x2", -1e3, 1e3, 2)
+    ] = ((2.0, 1.0), (1.0, 0.0)),
+    targets: Annotated[
+        tuple[tuple[float, ...], ...],
+        Option("targets of two tasks, a number a sample", -1e3, 1e3, 2),
+    ] = ((-1.0, -1.0), (1.0, -1.0)),
+    start: Annotated[tuple[float, float], Option("start w_1,w_2", -1e3, 1e3)] = (0.0, 0.0),
+    steps: Steps = 400,
+    rate: Annotated[float, Option("step length of plain descent", 1e-12, 1e3)] = 0.1,
+) -> Figure:
+    """MGDA and its upper bound on a linear encoder with two tasks: losses and parameters."""
+    if len(targets) != 2 or any(len(row) != len(inputs) for row in targets):
+        raise Impossible(f"targets: expected two rows of {len(inputs)} numbers, one a sample")
+    x, y = (torch.tensor(rows, dtype=torch.float64) for rows in (inputs, targets))
+    if torch.linalg.matrix_rank(x) < 2:
+        raise Impossible("inputs: expected samples that are not all on one line through 0")
+    most = 2 / float(torch.linalg.matrix_norm(x, 2)) ** 2
+    if rate > most:
+        raise Impossible(f"rate: {rate:g} is too large, as descent diverges above {most:.3g}")
+    example = {"w": torch.tensor(start, dtype=torch.float64)}, (x, y)
+    paths = {
+        name: trajectory(probe, steps, rate, example)
+        for name, probe in tqdm(probes().items(), desc="descent", leave=False)
+    }
+    return trajectories(paths, example)
+
+
+def trajectories(paths: dict[str, Path], example: Example) -> Figure:
     canvas = Canvas(figsize=(12, 4.6), layout="constrained")
     loss_space, parameter_space = canvas.add_subplot(1, 2, 1), canvas.add_subplot(1, 2, 2)
-    _, (x, y) = start_linear()
+    begin, (x, y) = example
     share = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
     # minimisers of s L_1 + (1 - s) L_2
-    optimal = torch.linalg.solve(x, (share * y[0] + (1 - share) * y[1]).T).T
+    optimal = torch.linalg.lstsq(x, (share * y[0] + (1 - share) * y[1]).T).solution.T
     front = torch.stack([losses_linear({"w": w}, (x, y)) for w in optimal])
     loss_space.plot(
         front[:, 0], front[:, 1], color="#999999", linewidth=4, alpha=0.6, label="Pareto front"
@@ -203,10 +238,13 @@ def trajectories(paths: dict[str, Path]) -> Figure:
     parameter_space.plot(
         optimal[:, 0], optimal[:, 1], color="#999999", linewidth=4, alpha=0.6, label="Pareto set"
     )
-    side = (
-        torch.linspace(-3.2, 2.2, 150, dtype=torch.float64),
-        torch.linspace(-1.6, 4.6, 150, dtype=torch.float64),
-    )
+    met = torch.cat([optimal, *(torch.from_numpy(path.params) for path in paths.values())])
+    low, high = met.aminmax(dim=0)
+    margin = 0.3 * float((high - low).max()) + 1e-9
+    side = [
+        torch.linspace(float(a) - margin, float(b) + margin, 150, dtype=torch.float64)
+        for a, b in zip(low, high, strict=True)
+    ]
     grid = torch.stack(torch.meshgrid(*side, indexing="xy"), -1)
     both = vmap(vmap(lambda w: losses_linear({"w": w}, (x, y))))(grid)
     for task, style in enumerate(("solid", "dotted")):
@@ -222,11 +260,16 @@ def trajectories(paths: dict[str, Path]) -> Figure:
         for axis, points in ((loss_space, path.losses), (parameter_space, path.params)):
             axis.plot(points[:, 0], points[:, 1], color=COLOURS[name], label=name)
             axis.plot(points[-1, 0], points[-1, 1], "o", color=COLOURS[name])
-    loss_space.plot(1, 1, "k*", markersize=11, label="start")
-    parameter_space.plot(0, 0, "k*", markersize=11)
-    top = paths["MGDA-UB"].losses[:, 1].max()
+    first = next(iter(paths.values())).losses[0]
+    loss_space.plot(*first, "k*", markersize=11, label="start")
+    parameter_space.plot(*begin["w"].numpy(), "k*", markersize=11)
+    every = np.concatenate([path.losses for path in paths.values()])
+    right, top = every.max(0)
     loss_space.set(
-        xlabel="loss of task 1", ylabel="loss of task 2", xlim=(-0.05, 1.2), ylim=(-0.05, 1.1 * top)
+        xlabel="loss of task 1",
+        ylabel="loss of task 2",
+        xlim=(-0.05 * right, 1.2 * right),
+        ylim=(-0.05 * top, 1.1 * top),
     )
     parameter_space.set(xlabel="w_1", ylabel="w_2")
     loss_space.legend()
@@ -234,18 +277,21 @@ def trajectories(paths: dict[str, Path]) -> Figure:
         name: f"({path.losses[-1, 0]:.2f}, {path.losses[-1, 1]:.2f})"
         for name, path in paths.items()
     }
+    at = f"({', '.join(f'{w:g}' for w in begin['w'].tolist())})"
+    most = paths["MGDA-UB"].losses[:, 1].max()
     return Figure(
         "trajectories",
-        "The end-to-end counterexample iterated from w = 0. Left: losses. Right: parameters, "
+        f"The end-to-end counterexample iterated from w = {at}. Left: losses. Right: parameters, "
         "with contours of task 1 (solid) and task 2 (dotted). "
-        f"From losses (1, 1) MGDA ends at {ends['MGDA']}; MGDA-UB ends at {ends['MGDA-UB']}, and "
-        f"its second loss reaches {top:.2f} on the way.",
+        f"From losses ({first[0]:.3g}, {first[1]:.3g}) MGDA ends at {ends['MGDA']}; MGDA-UB ends "
+        f"at {ends['MGDA-UB']}, and its second loss reaches {most:.2f} on the way.",
         canvas,
+        [
+            {"method": name, "step": i, "losses": loss.tolist(), "w": w.tolist()}
+            for name, path in paths.items()
+            for i, (loss, w) in enumerate(zip(path.losses, path.params, strict=True))
+        ],
     )
-
-
-CASES = {FULL: (3, 5), DEFICIENT: (4, 2)}
-"""Samples (the encoding's length) and parameters of a random linear encoder."""
 
 
 def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
@@ -256,7 +302,8 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
         / path.start_distance
         for name, path in paths.items()
     }
-    ends = rest_points(draws, steps)
+    ends, held = rest_points(draws, steps)
+    numbers["distance of 0 from the gradients' hull over ‖d‖ of MGDA-UB, largest"] = held
     for case in CASES:
         for name in paths:
             distance, worse = ends[name][case]
@@ -274,67 +321,10 @@ def end_points(paths: dict[str, Path], settings: Settings) -> Claim:
         f"{steps} of them, of falling length, MGDA-UB and MGDA alike from the same starts; with "
         "identity heads, as in the counterexample, MGDA-UB would descend on a distance and could "
         "not fail. Stationary: 0 is within 1 % of its starting distance from the gradients' hull. "
-        "A zero direction is itself a convex combination of the gradients. What fails is descent: "
+        "That MGDA-UB cannot rest elsewhere is a proof: its direction is Aᵀ of a convex "
+        "combination of the v_t, and so a convex combination of the g_t = Aᵀv_t; where it is 0 the "
+        "point is stationary, whatever the rank of A (0 is never further from the hull than ‖d‖). "
+        "So the draws ask only whether it comes to rest. What fails is descent: "
         f"the end need not dominate the start ({'it does not' if ends_worse else 'it does'} in "
         "the counterexample). Wilson intervals",
     )
-
-
-def curved_rows(w: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ½(z - y_t)ᵀB_t(z - y_t) at z = Xw `[draw, task]`, v_t = B_t(z - y_t), g_t = Xᵀv_t."""
-    x, targets, bends = batch
-    off = (x @ w[..., None]).mT - targets
-    v = (bends @ off[..., None])[..., 0]
-    return 0.5 * (off * v).sum(-1), v, v @ x
-
-
-def curved_problem(root: Tensor, samples: int, size: int) -> tuple[Tensor, Any]:
-    """A start, and an encoder of norm 1 with heads of norm 1, conditioned from 1 to 100."""
-    part = [mf.random.fold_in(root, 100 + i) for i in range(5)]
-    x = mf.random.normal(part[0], (samples, size), torch.float64)
-    basis = torch.linalg.qr(mf.random.normal(part[3], (2, samples, samples), torch.float64))[0]
-    scale = 100 ** -mf.random.uniform(part[4], (2, samples), torch.float64)
-    bends = (basis * (scale / scale.amax(-1, keepdim=True))[:, None]) @ basis.mT
-    start = 2 * mf.random.normal(part[1], (size,), torch.float64)
-    targets = mf.random.normal(part[2], (2, samples), torch.float64)
-    return start, (x / torch.linalg.matrix_norm(x, 2), targets, bends)
-
-
-def padded(x: Tensor, *shape: int) -> Tensor:
-    """With zeros behind, to a larger shape."""
-    missing = [n - size for n, size in zip(shape, x.shape, strict=True)]
-    return F.pad(x, [end for more in reversed(missing) for end in (0, more)])
-
-
-def rest_points(draws: int, steps: int) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Both methods from random starts: how near they end to stationarity, whether a loss rose.
-
-    Of every method and case: distance of 0 from the gradients' hull, end over start `[draw]`, and
-    losses that ended higher. All run side by side; zeros behind the smaller case change nothing.
-    """
-    samples, size = (max(sizes) for sizes in zip(*CASES.values(), strict=True))
-
-    def problem(root: Tensor, own: tuple[int, int]) -> tuple[Tensor, Any]:
-        w, (x, targets, bends) = curved_problem(root, *own)
-        batch = padded(x, samples, size), padded(targets, 2, samples)
-        return padded(w, size), (*batch, padded(bends, 2, samples, samples))
-
-    every = [
-        vmap(lambda root, own=own: problem(root, own))(torch.arange(draws))
-        for own in CASES.values()
-    ]
-    start, batch = tree_map(lambda *parts: torch.cat(parts * 2), *every)
-    weigh = vmap(lambda gramian: mf.weights(mf.mgda(), gramian))
-    w, bound = start, len(CASES) * draws  # lanes of MGDA-UB, before those of MGDA
-    for k in tqdm(range(steps), desc="to rest", leave=False):
-        _, v, g = curved_rows(w, batch)
-        weights = weigh(torch.cat([v[:bound] @ v[:bound].mT, g[bound:] @ g[bound:].mT]))
-        w = w - (1 + k / 100) ** -0.5 * (weights[:, None] @ g)[:, 0]
-    (before, _, first), (after, _, last) = curved_rows(start, batch), curved_rows(w, batch)
-    length = vmap(lambda rows: mf.diagnostics.stationarity(rows @ rows.mT).length)
-    distance, worse = length(last) / length(first), (after > before + 1e-9).any(1)
-    found = list(zip(distance.split(draws), worse.split(draws), strict=True))
-    return {
-        name: dict(zip(CASES, found[i:], strict=False))
-        for name, i in {"MGDA-UB": 0, "MGDA": len(CASES)}.items()
-    }

@@ -1,13 +1,18 @@
 """Does tuning α alone match a search over static weights?"""
 
+from typing import Annotated, Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+
+import mtlfunc as mf
 
 from ..report.decisions import OPEN
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, yes
 from ..report.intervals import half_width, mean_interval, named, ratio_interval, share_interval
+from ..report.options import Option, Seeds, Steps, drawn
 from .decisions import claim
 from .lanes import (
     COLOUR,
@@ -18,13 +23,17 @@ from .lanes import (
     RECIPROCAL,
     SEARCH,
     SECOND,
+    TEN,
     TEN_ALPHAS,
     TRIED,
-    Size,
+    Lane,
     Trace,
     size_of,
+    train,
 )
+from .lanes import Size as Sizes
 from .rivals import ten_tasks, two_tasks
+from .toy_figures import Scales, Size
 
 
 def run(settings: Settings) -> Findings:
@@ -35,7 +44,7 @@ def run(settings: Settings) -> Findings:
     yield searches(two, learnt, static, dynamic, size)
 
 
-def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Size) -> Claim:
+def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Sizes) -> Claim:
     simple = {2: two.judged(f"static, {RECIPROCAL:g}"), 10: static.judged(FIXED)}
     sides = {
         2: (learnt.judged("GradNorm"), two.judged("static")),
@@ -82,7 +91,7 @@ def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Size
     )
 
 
-def few_runs(static: Trace, dynamic: Trace, size: Size) -> Claim:
+def few_runs(static: Trace, dynamic: Trace, size: Sizes) -> Claim:
     # a draw is as good if it is in the mean over seeds: draws are independent of each other
     target = float(dynamic.judged("GradNorm").mean())
     good = int((static.final(SEARCH).mean(1) <= target).sum())
@@ -118,7 +127,7 @@ def few_runs(static: Trace, dynamic: Trace, size: Size) -> Claim:
     )
 
 
-def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Size) -> Figure:
+def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Sizes) -> Figure:
     canvas, panels = axes(1, 2, (11, 4.2))
     grid = (1.0, *SECOND)
     best = np.array([two.judged(f"static, {second:g}") for second in grid])
@@ -142,31 +151,7 @@ def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Siz
         title="T = 2",
         xscale="log",
     )
-    drawn = static.final(SEARCH)
-    order = drawn.mean(1).argsort()
-    panels[1].errorbar(
-        np.arange(1, size.draws + 1),
-        drawn[order].mean(1),
-        half_width(drawn[order]),
-        color=COLOUR[SEARCH],
-        marker="o",
-        linestyle="",
-        label=SEARCH,
-    )
-    _line(
-        panels[1],
-        dynamic.judged("GradNorm"),
-        "GradNorm",
-        f"GradNorm, best of {len(dynamic.named('GradNorm'))} runs",
-    )
-    for name in (EQUAL, FIXED):
-        _line(panels[1], static.judged(name), name, f"{name}, best of {len(size.ten)} rates")
-    panels[1].set(
-        xlabel="random draw, best first",
-        ylabel="mean of $L_i/L_i(0)$ on test data at the end",
-        title="T = 10",
-    )
-    panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    random_draws(panels[1], static, dynamic)
     for panel in panels:
         panel.set_ylim(0, 1.5 * panel.get_ylim()[1])
         panel.legend()
@@ -175,6 +160,99 @@ def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Siz
         f"GradNorm beside searches over static weights; a draw has a learning rate, too. {size}. "
         f"{PAIRED}; bands and bars.",
         canvas,
+    )
+
+
+def random_draws(panel: Axes, static: Trace, learnt: Trace) -> list[dict[str, Any]]:
+    """Random static weights from the best on, and lines of what competes; returns the records."""
+    drawn = static.final(SEARCH)
+    order = drawn.mean(1).argsort()
+    panel.errorbar(
+        np.arange(1, len(drawn) + 1),
+        drawn[order].mean(1),
+        half_width(drawn[order]),
+        color=COLOUR[SEARCH],
+        marker="o",
+        linestyle="",
+        label=SEARCH,
+    )
+    _line(
+        panel,
+        learnt.judged("GradNorm"),
+        "GradNorm",
+        f"GradNorm, best of {len(learnt.named('GradNorm'))} runs",
+    )
+    for name in (EQUAL, FIXED):
+        _line(panel, static.judged(name), name, f"{name}, best of {len(static.named(name))} rates")
+    panel.set(
+        xlabel="random draw, best first",
+        ylabel="mean of $L_i/L_i(0)$ on test data at the end",
+        title=f"T = {static.test.shape[-1]}",
+    )
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return [
+        {
+            "method": name,
+            "rate": trace.lanes[i].lr,
+            "alpha": trace.lanes[i].alpha if name == "GradNorm" else None,
+            "weights": trace.lanes[i].weights,
+            "final": float(values.mean()),
+        }
+        for name, trace in (
+            (SEARCH, static),
+            (EQUAL, static),
+            (FIXED, static),
+            ("GradNorm", learnt),
+        )
+        for i, values in zip(trace.named(name), trace.final(name), strict=True)
+    ]
+
+
+@drawn
+def search(
+    scales: Scales = TEN,
+    draws: Annotated[
+        int, Option("random static weights, each with one of the rates", 1, 10_000)
+    ] = 20,
+    alphas: Annotated[tuple[float, ...], Option("strengths α of GradNorm", 0.0, 10.0)] = TEN_ALPHAS,
+    rates: Annotated[tuple[float, ...], Option("learning rates of Adam", 1e-12, 1e3)] = (
+        1e-3,
+        3e-3,
+        1e-2,
+        3e-2,
+        1e-1,
+    ),
+    steps: Steps = 400,
+    seeds: Seeds = 4,
+    width: Size = 32,
+    batch: Size = 32,
+) -> Figure:
+    """GradNorm beside a random search over static weights."""
+    size = Sizes(width, batch, steps, seeds, rates, rates)
+    key = mf.random.key(10)
+    weights = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (draws, len(scales))))
+    which = (mf.random.uniform(mf.random.fold_in(key, 1), (draws,)) * len(rates)).long()
+    static = [Lane(EQUAL, lr, scales=scales) for lr in rates]
+    static += [Lane(FIXED, lr, scales=scales, weights=tuple(x**-2 for x in scales)) for lr in rates]
+    static += [
+        Lane(SEARCH, rates[int(i)], scales=scales, weights=tuple(w.tolist()))
+        for w, i in zip(weights, which, strict=True)
+    ]
+    learnt = [Lane(f"GradNorm, {a:g}", lr, a, scales=scales) for a in alphas for lr in rates]
+    settings = Settings(seeds=seeds)
+    label = f"T = {len(scales)}"
+    fixed = train("weighted", static, size, settings, f"{label}, static weights")
+    dynamic = train("gradnorm", learnt, size, settings, f"{label}, GradNorm")
+    canvas, panels = axes(1, 1, (7.5, 4.6))
+    found = random_draws(panels[0], fixed, dynamic)
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend()
+    return Figure(
+        "search",
+        f"GradNorm beside {draws} random static weights, log-uniform over three decades; σ of "
+        f"{', '.join(f'{x:g}' for x in scales)}. {size}. {PAIRED}.",
+        canvas,
+        found,
     )
 
 
