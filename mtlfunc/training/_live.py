@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from operator import is_
 
+import torch
 from torch import Tensor, nn
 
 from ..gradients.layerwise import Graph, Handles, Hooks, Recorder
