@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import local_part
 from ..gradients.layerwise import Graph, Handles, Hooks, Recorder
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
