@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
+from experiments.common.files import Source
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import Balance, BalanceState, Params, State
@@ -30,7 +31,7 @@ WINDOWS = 20
 class Settings(NamedTuple):
     """What a run depends on beside its cell."""
 
-    data: str | None  # a folder; None for digits
+    data: Source | None  # CIFAR-10; None for digits
     auxiliaries: tuple[str, ...]
     steps: int
     batch: int  # images of a task in a step
@@ -341,8 +342,8 @@ def _data(settings: Settings, problem: str, seed: int) -> Data:
 
 
 @functools.lru_cache(maxsize=2)
-def _divided(folder: str | None, labels: int, seed: int) -> Data:
-    return divide(folder, labels, seed)
+def _divided(source: Source | None, labels: int, seed: int) -> Data:
+    return divide(source, labels, seed)
 
 
 def _stacked(parts: list[Data]) -> Data:

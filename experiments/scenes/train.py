@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
-from experiments.common.command import DataError
+from experiments.common.files import DataError, Source
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import BalanceState, Params, State
@@ -36,7 +36,7 @@ VALIDATION = 96
 class Settings(NamedTuple):
     """What a run depends on beside its cell."""
 
-    data: str | None  # a folder; None for rooms
+    data: Source | None  # NYUv2 or CityScapes; None for rooms
     epochs: int
     width: int  # of the small network; 0 takes SegNet-MTAN
     halved_every: int  # epochs; 0 for a rate that falls to 0 along a cosine
@@ -47,7 +47,7 @@ class Settings(NamedTuple):
 
 def benchmark_of(settings: Settings) -> Benchmark:
     """The rooms, or what the folder holds."""
-    return find(Path(settings.data)) if settings.data else ROOMS
+    return find(Path(settings.data.folder)) if settings.data else ROOMS
 
 
 def weightings(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def data_of(settings: Settings, seed: int) -> Data:
     """Rooms of this seed, drawn anew for each; or the folder's images, the same for all seeds."""
     if settings.data:
         benchmark = benchmark_of(settings)
-        train, test = read(Path(settings.data), benchmark)
+        train, test = read(Path(settings.data.folder), benchmark)
         if not settings.held_out:
             return Data(train, None, test)
         chosen = range(0, len(train), HELD_OUT)
