@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
 from experiments.common.files import Source
+from experiments.common.progress import Progress, counted
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import Balance, BalanceState, Params, State
@@ -202,7 +203,8 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     )
     advance, seen = vmap(program.step), []
     times = []
-    for step in range(settings.steps):
+    doing = f"{first.problem}, {first.method}, {len(cells)} runs together"
+    for step in counted(range(settings.steps), doing, "steps"):
         batch = batches(step)
         start = time.process_time()
         lane, kept = advance(lane, batch, rates * rate_at(settings, step / settings.steps))
@@ -247,10 +249,12 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     kept = state_of(unfinished, cell)
     if kept.is_file():
         run.resume(kept)
-    while run.done < settings.steps and not run.failed:
-        run.advance()
-        if settings.keep_every and run.done % settings.keep_every == 0:
-            run.keep(kept)
+    with Progress(settings.steps, str(cell), "steps", run.done) as progress:
+        while run.done < settings.steps and not run.failed:
+            run.advance()
+            progress.update()
+            if settings.keep_every and run.done % settings.keep_every == 0:
+                run.keep(kept)
     return run.numbers()
 
 

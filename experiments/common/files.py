@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .progress import Progress
+from .progress import counted
 
 
 class DataError(ValueError):
@@ -42,12 +42,10 @@ class Files:
         """
         self.stamps = {path: _stamp(path) for path in sorted(files)}
         found = hashlib.sha256()
-        with Progress(len(self.stamps), "reading the data", "files") as progress:
-            for path in self.stamps:
-                with reading(path), path.open("rb") as file:
-                    held = hashlib.file_digest(file, "sha256").hexdigest()
-                found.update(f"{path.relative_to(folder).as_posix()}\0{held}\n".encode())
-                progress.update()
+        for path in counted(list(self.stamps), "reading the data", "files"):
+            with reading(path), path.open("rb") as file:
+                held = hashlib.file_digest(file, "sha256").hexdigest()
+            found.update(f"{path.relative_to(folder).as_posix()}\0{held}\n".encode())
         self.source = Source(str(folder.resolve()), found.hexdigest())
 
     def check(self) -> None:

@@ -3,8 +3,12 @@
 import multiprocessing
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 EVERY = 60.0
 """Seconds between two lines at least."""
@@ -59,8 +63,20 @@ class Progress:
         return self
 
     def __exit__(self, *stopped: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+def counted(items: Sequence[Item], doing: str, unit: str) -> Iterator[Item]:
+    """The items, one after the other, with their `Progress`."""
+    with Progress(len(items), doing, unit) as progress:
+        for item in items:
+            yield item
+            progress.update()
 
 
 def duration(seconds: float) -> str:

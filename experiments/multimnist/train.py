@@ -15,6 +15,7 @@ from torch.func import functional_call, vmap
 import mtlfunc as mf
 from experiments.common.cells import Cell
 from experiments.common.files import DataError, Source
+from experiments.common.progress import counted
 from experiments.common.study import Numbers
 from experiments.digits import data as overlaid
 from mtlfunc import Probe, Rule, Step
@@ -197,7 +198,8 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     state = vmap(init)(params, batch_of(first), rates, keys[lanes])
     advance, times = vmap(update), []
     finite = torch.ones(len(cells), dtype=torch.bool, device=device)
-    for epoch in range(epochs):
+    doing = f"{cells[0].problem}, {name}, {len(cells)} runs together"
+    for epoch in counted(range(epochs), doing, "epochs"):
         drawn = functools.partial(_order, epoch=epoch, count=count)
         order = vmap(drawn)(keys)
         for i in range(per_epoch):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.common.files import DataError, listed, reading
-from experiments.common.progress import Progress
+from experiments.common.progress import counted
 
 from .metrics import DEPTH, NORMAL, SEGMENT
 from .render import Views
@@ -256,11 +256,9 @@ def check(folder: Path) -> tuple[int, int]:
         DataError: as `find`, `read` and `Folder.take` do.
     """
     splits = read(folder, find(folder))
-    with Progress(sum(map(len, splits)), "checking the data", "images") as progress:
-        for split in splits:
-            for i in range(len(split)):
-                split.take([i])
-                progress.update()
+    images = [(split, i) for split in splits for i in range(len(split))]
+    for split, i in counted(images, "checking the data", "images"):
+        split.take([i])
     return splits[0].size
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
 from experiments.common.files import DataError, Source
+from experiments.common.progress import Progress, counted
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import BalanceState, Params, State
@@ -155,11 +156,13 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     kept = state_of(unfinished, cell)
     if kept.is_file():
         run.resume(kept)
-    while run.epoch < settings.epochs and not run.failed:
-        run.one_epoch()
-        if not settings.width and run.epoch < settings.epochs:
-            unfinished.mkdir(parents=True, exist_ok=True)
-            run.keep(kept)
+    with Progress(settings.epochs, str(cell), "epochs", run.epoch) as progress:
+        while run.epoch < settings.epochs and not run.failed:
+            run.one_epoch()
+            progress.update()
+            if not settings.width and run.epoch < settings.epochs:
+                unfinished.mkdir(parents=True, exist_ok=True)
+                run.keep(kept)
     return run.numbers()
 
 
@@ -169,7 +172,8 @@ def together(settings: Settings, unfinished: Path, cells: Sequence[Cell]) -> lis
         return [perform(settings, unfinished, cells[0])]
     runs = [Run(settings, cell) for cell in cells]
     lanes, advance = _stacked([run.lane for run in runs]), torch.vmap(runs[0].advance)
-    for _ in range(settings.epochs):
+    doing = f"{cells[0].method}, {len(cells)} runs together"
+    for _ in counted(range(settings.epochs), doing, "epochs"):
         for drawn in zip(*(run.batches() for run in runs), strict=True):
             seen = _stacked([batch for batch, _ in drawn])
             rates = torch.tensor([rate for _, rate in drawn], device=settings.device)
