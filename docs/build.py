@@ -106,6 +106,9 @@ def assemble(source: Path, *, run: bool) -> None:
         re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-"): pages.FOLDERS[letters]
         for letters, name in pages.PAPERS.items()
     }
+    index = source / "index.md"
+    text = index.read_text(encoding="utf-8")
+    index.write_text(text.replace("<!-- front -->", pages.front()), encoding="utf-8")
     benchmarks = source / "benchmarks.md"
     text = benchmarks.read_text(encoding="utf-8")
     for anchor, folder in anchors.items():
@@ -129,7 +132,12 @@ def main() -> int:
         assemble(source, run=not options.stored_notebooks)
         keep = Path(folder) / "doctrees"
         arguments = ["-b", "html", "-W", "--keep-going", "-q", "-c", str(DOCS), "-d", str(keep)]
-        return build_main([*arguments, str(source), str(options.out.resolve())])
+        status = build_main([*arguments, str(source), str(options.out.resolve())])
+    from docs import pages
+
+    (options.out / "llms.txt").write_text(pages.llms(), encoding="utf-8")
+    print(f"open {options.out / 'index.html'}")
+    return status
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ TYPES = [
 ]
 ROOMS = {
     "solvers": "Solvers",
+    "testing": "Testing of solvers",
     "diagnostics": "Diagnostics",
     "pareto": "Pareto fronts",
     "theory": "Theory",
@@ -95,7 +96,51 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
-# ---- a page a rule -------------------------------------------------------------------------------
+# ---- front page ----------------------------------------------------------------------------------
+
+
+def front() -> str:
+    """The README up to the comparison with the peers, with the site's links."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    text = text[text.index("\n") : text.index("## For whom")]
+    drawing = "::::{container} flow\n```{raw} html\n:file: flow.svg\n```\n::::"
+    text = re.sub(r"!\[[^]]*\]\(docs/flow\.svg\)", lambda _: drawing, text)
+    return text.replace("](docs/", "](").strip()
+
+
+def llms() -> str:
+    """llms.txt: what the site has, a line per page, for programs that read it."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    about = " ".join(text.split("\n\n")[1].split())
+    lines = ["# mtlfunc\n", f"> {about}\n", "## Pages\n"]
+    for path in [
+        "agents",
+        "start",
+        "choosing",
+        "concepts",
+        "glossary",
+        "tour",
+        "solvers",
+        "limits",
+    ]:
+        lines.append(f"- [{heading_of(DOCS / f'{path}.md')}]({path}.html)")
+    for folder in ("how-to", "from"):
+        for path in sorted((DOCS / folder).glob("*.md")):
+            if path.name != "index.md":
+                lines.append(f"- [{heading_of(path)}]({folder}/{path.stem}.html)")
+    rules = [
+        f"- [mf.{name}](methods/rule-{name}.html): {first_line(getattr(mf, name).__doc__)}"
+        for name in RULES
+    ]
+    return "\n".join([*lines, "\n## Rules\n", *rules, ""])
+
+
+def heading_of(path: Path) -> str:
+    """A page's title."""
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+
+
+# ---- a page per rule -----------------------------------------------------------------------------
 
 
 def audited() -> tuple[list[str], dict[str, list[list[str]]], dict[str, str]]:

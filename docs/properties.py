@@ -55,6 +55,7 @@ RULES = (
     "normalize(mgda())",
     "momentum(mgda(), 0.6)",
     "update_every(mgda(), 2)",
+    "safe(mean())",
 )
 """As one writes them after `from mtlfunc import *`."""
 
@@ -94,8 +95,10 @@ their size. `mf.audit(rule)` shows the smallest counterexample of every ✗."""
 
 
 def measured(jacobian: torch.Tensor, losses: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What special probes put into `geometry.extra`: for `excess_mtl` the first step's Σ|J|."""
-    return {"excess_risk": jacobian.abs().sum(-1)}
+    """What special probes put into `geometry.extra`: for `excess_mtl` the first step's Σ|J|; for
+    `safe` what an optimizer without momentum carries along.
+    """
+    return {"excess_risk": jacobian.abs().sum(-1), "carried": torch.zeros_like(losses)}
 
 
 def report(rule: str) -> Report:

@@ -13,6 +13,7 @@ from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report import standins
 from paper_repro.report.cache import key
 from paper_repro.report.findings import Settings
+from paper_repro.report.ledger import Row
 from paper_repro.report.results import (
     NOT_RUN,
     VERDICTS,
@@ -117,7 +118,11 @@ def enlarged(claims: dict[str, dict]) -> str:
 def standing() -> dict[str, dict]:
     """The verdicts that docs/claims.md has, by id."""
     cells = (line.split(" | ") for line in (ROOT / "docs" / "claims.md").read_text().splitlines())
-    found = {row[0].removeprefix("| "): {"verdict": row[3]} for row in cells if len(row) == 5}
+    found = {
+        row[0].removeprefix("| "): {"verdict": row[3].removeprefix(STAND_IN)}
+        for row in cells
+        if len(row) == 5
+    }
     return with_standins({row.id: found.get(row.id, {"verdict": NOT_RUN}) for row in ROWS})
 
 
@@ -187,9 +192,18 @@ CLAIMS = """# The claims of the papers, and what became of them
 Every definition, theorem, experiment and number of four texts in a sentence, with the verdict of
 the default run of `python -m paper_repro`; its `report.html` has the numbers and the figure behind
 each, `python -m paper_repro --only GN-21` runs what decides one. A dash in the last column: no
-reproduction decides it. A verdict speaks of the configuration that was run, which `report.html`
+reproduction decides it. *stand-in: …* is a verdict on made-up problems where the text speaks of
+other data. A verdict speaks of the configuration that was run, which `report.html`
 names. Written by `python docs/results.py claims`.
 """
+
+
+STAND_IN = "stand-in: "
+
+
+def shown(row: Row, verdict: str) -> str:
+    """A verdict; of a claim about data that made-up problems stand in for, as that."""
+    return f"{STAND_IN}{verdict}" if row.instead else verdict
 
 
 def claims_page(claims: dict[str, dict], draws: str) -> str:
@@ -204,7 +218,7 @@ def claims_page(claims: dict[str, dict], draws: str) -> str:
         ]
         for row in ROWS:
             if row.paper == paper:
-                cells = [row.id, row.statement, row.kind, claims[row.id]["verdict"]]
+                cells = [row.id, row.statement, row.kind, shown(row, claims[row.id]["verdict"])]
                 cells.append(f"`{row.module}`" if row.module else "–")
                 parts.append(f"| {' | '.join(cells)} |")
         parts.append("")

@@ -5,7 +5,7 @@ A method is a probe, a rule and perhaps a solver.
 
 from typing import TYPE_CHECKING, Any
 
-from . import plot, solvers
+from . import plot, solvers, testing
 from .analysis import diagnostics, pareto, theory
 from .audit import audit
 from .core import optim, random
@@ -66,6 +66,7 @@ from .rules import (
     pcd,
     pcgrad,
     rlw,
+    safe,
     sdmgrad,
     stateless,
     stch,
@@ -164,6 +165,7 @@ __all__ = [
     "representation",
     "rlw",
     "rollout",
+    "safe",
     "sample_gradients",
     "sample_gramian",
     "sample_norms",
@@ -177,6 +179,7 @@ __all__ = [
     "subset",
     "task_gradients",
     "task_gramian",
+    "testing",
     "theory",
     "trimmed_mean",
     "update_every",

@@ -7,8 +7,10 @@ such a signature will do.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
+
+from .display import show_fields, show_functions, table_fields, table_functions
 
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; every leaf is a floating tensor."""
@@ -55,12 +57,22 @@ class Geometry(NamedTuple):
     present: Bool[Tensor, " row"]  # tasks that have labels in this batch
     extra: dict[str, Tensor]  # what a special probe measured
 
+    __repr__ = show_fields
+    _repr_html_ = table_fields
+
 
 @runtime_checkable
 class Combine(Protocol):
     """From weights `[row]` to one gradient for every parameter."""
 
     def __call__(self, weights: Tensor, /) -> Params: ...
+
+
+class Metric(NamedTuple):
+    """The step that an optimizer will make of a gradient g: -(carried + scale·g)."""
+
+    scale: Params  # P, a diagonal, learning rates included
+    carried: Params  # c: momentum, weight decay, and gradients that wait in `.grad`
 
 
 class TaskGradients(NamedTuple):
@@ -71,6 +83,9 @@ class TaskGradients(NamedTuple):
     combine: Combine
     aux: Any
     part: Tensor | None = None  # [task], this process's of each loss; None is all of it
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class Probe(NamedTuple):
@@ -84,8 +99,15 @@ class Probe(NamedTuple):
     # what it measures next to losses, preference and present, as in `Rule.reads`; None is unknown
     measures: frozenset[str] | None = None
     # whether recording the calls of a forward pass is of use to it; None never is
-    watches: Callable[[Params], bool] | None = None
+    watches: Callable[..., bool] | None = None
+    # whether its tasks are weightings of the losses of samples: always, or if a Balancer is given
+    # them (False); None never
+    weightings: bool | None = None
     calls_model: bool = False  # itself, so that it has no use for losses that exist already
+    metric: bool = False  # whether it measures in the metric of an optimizer (`Run.metric`)
+
+    __repr__ = show_functions
+    _repr_html_ = table_functions
 
 
 GRAMIANS = frozenset({"gramian", "cross_gramian", "log_gramian", "tracked_gramian"})
@@ -107,6 +129,9 @@ class Rule(NamedTuple):
     # "present", names of GRAMIANS, keys of `Geometry.extra`; None is unknown: perhaps all of them
     reads: frozenset[str] | None = None
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
@@ -114,6 +139,11 @@ class Optimizer(NamedTuple):
     init: Callable[[Params], State]  # the first state
     # (grads, state, params): the parameters after one step, and the next state
     update: Callable[[Params, Any, Params], tuple[Params, State]]
+    # (state, params): P and c such that the step is -(c + P·g); None where it is not linear in g
+    scales: Callable[[Any, Params], tuple[Params, Params]] | None = None
+
+    __repr__ = show_functions
+    _repr_html_ = table_functions
 
 
 class Info(NamedTuple):
@@ -122,9 +152,24 @@ class Info(NamedTuple):
     losses: Float[Tensor, " task"]
     gramian: Float[Tensor, "..."]  # [0, 0] from a probe that measures none
     weights: Float[Tensor, " row"]
-    rates: Float[Tensor, "..."]  # gramian @ weights: each row's first-order gain; [0] without one
+    # gramian @ weights: each row's first-order gain, with a metric + J c; [0] without a Gramian
+    rates: Float[Tensor, "..."]
     aux: Any
     tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
+
+
+class Conflict(NamedTuple):
+    """What samples say of every pair of expected gradients (`mtlfunc.diagnostics.conflict`)."""
+
+    inner: Float[Tensor, "task task"]  # ⟨E g_s, E g_t⟩, unbiased; diagonal: squared lengths
+    low: Float[Tensor, "task task"]
+    high: Float[Tensor, "task task"]
+    cosine: Float[Tensor, "task task"]  # NaN where noise hides a length
+    needed: Float[Tensor, "task task"]  # samples for a verdict, about; inf where inner is 0
+    verdict: Int8[Tensor, "task task"]  # -1 conflict, 1 agreement, 0 open
 
 
 class BalanceState(NamedTuple):
@@ -133,6 +178,9 @@ class BalanceState(NamedTuple):
     probe: State
     rule: State
     tasks: Any  # {name: 0-d number of the task}, or those numbers [task] where losses have no names
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class BalanceInit(Protocol):
@@ -155,6 +203,9 @@ class Balance(NamedTuple):
     init: BalanceInit
     update: BalanceUpdate
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class TrainState(NamedTuple):
     """What a training run carries from step to step."""
@@ -162,6 +213,9 @@ class TrainState(NamedTuple):
     params: Params
     balance: BalanceState
     optimizer: State
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 class StepInit(Protocol):
@@ -182,6 +236,9 @@ class Step(NamedTuple):
     init: StepInit
     update: StepUpdate
 
+    __repr__ = show_functions
+    _repr_html_ = table_functions
+
 
 class Solution(NamedTuple):
     """A solver's answer with its certificate."""
@@ -192,6 +249,9 @@ class Solution(NamedTuple):
     value: Float[Tensor, ""]  # the objective at `dual`
     gap: Float[Tensor, ""]  # how far `value` can be from the optimum, computed from the answer
     steps: Int[Tensor, ""]
+
+    __repr__ = show_fields
+    _repr_html_ = table_fields
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from mtlfunc.core.files import write_whole
 
 from .claims import LEDGER
 from .report.cache import key
+from .report.commands import Catalogue, command
 from .report.display import Display, say
 from .report.findings import QUICK, Settings
 from .report.page import page
@@ -53,15 +54,23 @@ SLOW = (
 """Questions that take longest: they begin first, so that none is waited for alone at the end."""
 
 
+def papers() -> list[str]:
+    """The names of their folders."""
+    folders = (folder.parent.name for folder in HERE.glob("*/__init__.py"))
+    return sorted(folder for folder in folders if folder != "report")  # which asks nothing
+
+
 def reproductions() -> dict[str, ModuleType]:
-    """Every module of a paper's folder that has `run(settings)`, by its name paper.question."""
-    names = sorted(
-        f"{folder.name}.{found.name}"
-        for folder in HERE.iterdir()
-        if (folder / "__init__.py").exists() and folder.name != "report"  # which asks nothing
-        for found in pkgutil.iter_modules([str(folder)])
-    )
-    modules = {name: importlib.import_module(f"{__package__}.{name}") for name in names}
+    """Every module of a paper's folder that has `run(settings)`, by its name paper.question.
+
+    A module that steps aside for a figure's function, as `_search`, goes without its underscore.
+    """
+    found = [
+        (f"{paper}.{module.name.removeprefix('_')}", f"{__package__}.{paper}.{module.name}")
+        for paper in papers()
+        for module in pkgutil.iter_modules([str(HERE / paper)])
+    ]
+    modules = {name: importlib.import_module(module) for name, module in sorted(found)}
     return {name: module for name, module in modules.items() if hasattr(module, "run")}
 
 
@@ -221,9 +230,10 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         prog="python -m paper_repro",
         description="Re-run the papers' experiments and check their claims. Writes figures "
         "(PNG and SVG), claims.json and report.html, and prints a table.",
-        epilog="Ctrl-C and SIGTERM keep what is finished (exit status 130 and 143; 1 on a full "
-        "disk), and the same command goes on from there. Results of code and settings that have "
-        "not changed since are kept, as are those of papers that are not run.",
+        epilog="`python -m paper_repro figure --list` names the figures that take options. Ctrl-C "
+        "and SIGTERM keep what is finished (exit status 130 and 143; 1 on a full disk), and the "
+        "same command goes on from there. Results of code and settings that have not changed since "
+        "are kept, as are those of papers that are not run.",
     )
     parser.add_argument(
         "--only",
@@ -327,9 +337,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def perform(arguments: Sequence[str] | None) -> int:
     """What the command line says; returns the exit status."""
     mpl.use("Agg")
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] == "figure":
+        return command(words[1:], Catalogue(__package__ or "paper_repro", papers()))
     modules = reproductions()
     parser = parser_of(list(modules))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     if options.list:
         say("\n".join(map(listed, modules, modules.values())), sys.stdout)
         return 0

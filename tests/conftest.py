@@ -1,10 +1,11 @@
-"""Shapes in signatures are enforced if `MTLFUNC_TYPES=1` (three times slower; `.ci/run` does so for
-a tenth of the tests, `--share 10`); hypothesis draws the same examples on every machine; Gramians
-get last-bit noise where that is asked for.
+"""Which tests are run; hypothesis draws the same examples on every machine; shapes in signatures
+are enforced if `MTLFUNC_TYPES=1`, and Gramians get last-bit noise if `MTLFUNC_NUDGE` is a seed
+(`test_elsewhere.py` does both).
 """
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from zlib import crc32
 
 import pytest
@@ -15,9 +16,14 @@ from jaxtyping import install_import_hook
 from .support.rounding import nudged
 
 if os.environ.get("MTLFUNC_TYPES"):
-    install_import_hook("mtlfunc", "beartype.beartype")
+    parts = ("arena", "auxiliary", "common", "control", "digits", "multimnist", "scenes")
+    install_import_hook(["mtlfunc", *(f"experiments.{p}" for p in parts)], "beartype.beartype")
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
+JOBS = ("reproductions", "experiments", "docs", "distributed")
 
 settings.register_profile(
     "mtlfunc",
@@ -47,6 +53,12 @@ def roundings(request):
 
 
 @pytest.fixture
+def share(request):
+    """For tests that run others: `--share` chooses of those, and never leaves out this one."""
+    return request.config.getoption("--share")
+
+
+@pytest.fixture
 def formed(monkeypatch):
     """Shapes of all that the backward passes of a test give, as they come."""
     from mtlfunc.gradients.backward import Backward  # the import hook comes first
@@ -64,23 +76,49 @@ def formed(monkeypatch):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--share", type=int, default=1, help="run one in so many tests, chosen by their names"
+        "--share", default="1", help="N, or K/N: the K-th (first) Nth of the tests, by their names"
     )
 
 
+def pytest_configure(config):
+    """A job's tests run where `-m` or a path names it, `exhaustive` by `-m` alone."""
+    named = {job for job in JOBS for path in config.args if f"tests/{job}" in Path(path).as_posix()}
+    config.option.markexpr = config.option.markexpr or " and ".join(
+        f"not {job}" for job in (*JOBS, "exhaustive") if job not in named
+    )
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What `-m` leaves out as a whole is not even imported."""
+    chosen, parents = config.option.markexpr, (collection_path, *collection_path.parents)
+    job = next((job for job in JOBS if Path(__file__).parent / job in parents), None)
+    if chosen in JOBS:
+        return True if job != chosen and (job or collection_path.is_file()) else None
+    return True if f"not {job}" in chosen.split(" and ") else None
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """The chosen share; the slow tests first, and of these those of whole files, so that no worker
-    is left with one of them at the end.
+    """A job's mark on what is in its folder; the chosen share; the slow tests first, so that no
+    worker is left with one of them at the end.
     """
-    share = config.getoption("--share")
-    items[:] = [item for item in items if crc32(item.nodeid.encode()) % share == 0]
-    items.sort(
-        key=lambda item: (
-            item.get_closest_marker("slow") is None,
-            "test_unchecked" not in item.nodeid,
-        )
-    )
+    first, _, count = config.getoption("--share").rpartition("/")
+    items[:] = [
+        item
+        for item in items
+        if "share" in item.fixturenames
+        or crc32(item.nodeid.encode()) % int(count) == int(first or 1) - 1
+    ]
+    for item in items:
+        if item.path.parent.name in JOBS:
+            item.add_marker(item.path.parent.name)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-# each of these files runs in a process of its own (test_unchecked.py)
-collect_ignore = [] if os.environ.get("MTLFUNC_UNCHECKED") else ["unchecked"]
+collect_ignore = ["support"]
+# the compiler does not look through enforced annotations, which forestall the package's own errors
+collect_ignore_glob = (
+    ["test_compile*.py", "test_slips.py", "test_errors.py", "test_active_set_gpu.py"]
+    if os.environ.get("MTLFUNC_TYPES")
+    else []
+)

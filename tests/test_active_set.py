@@ -27,7 +27,7 @@ from mtlfunc.solvers import (
 from mtlfunc.solvers._active_set import run
 from mtlfunc.solvers._kernels.active_set_batch import solve as solve_batch
 from mtlfunc.solvers.problems import CAGrad, DualCone, resolution
-from tests.support.families import weakly_stationary
+from mtlfunc.testing.families import weakly_stationary
 
 SIZES = {2: 60, 3: 60, 8: 60, 32: 30, 64: 10, 128: 4}
 SEPARABLE = [name for name in FAMILIES if name not in ("zero gradient", "stationary")]

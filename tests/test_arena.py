@@ -5,7 +5,6 @@ the statistics.
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,11 +25,10 @@ from mtlfunc.studies.arena import (
     standard,
     study,
 )
-from paper_repro.cagrad import toy as cagrad_toy
+from paper_repro.cagrad import _toy as cagrad_toy
 from paper_repro.pcgrad import landscape as pcgrad_landscape
 from tests.support.arena import TINY
 
-ROOT = Path(__file__).parent.parent
 FRONTS = [name for name, problem in standard().items() if problem.front is not None]
 
 

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,12 @@ from mtlfunc.analysis import theory
 from mtlfunc.audit import Report, audit
 from mtlfunc.audit.__main__ import main
 from mtlfunc.audit.harness import Harness
-from mtlfunc.audit.instances import independent, integers, stationary
+from mtlfunc.audit.instances import independent, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
+from mtlfunc.core.checks import inside_transform
+from mtlfunc.testing.integers import integers
+from tests.support import ROOT
+from tests.support.audits import RULES
 from tests.support.broken_rules import (
     BROKEN,
     by_norm,
@@ -35,8 +38,6 @@ from tests.support.broken_rules import (
     swapped,
 )
 
-ROOT = Path(__file__).parent.parent
-
 
 def dualproj(gramian):
     """The mean gradient projected on the dual cone (Lopez-Paz & Ranzato 2017)."""
@@ -45,22 +46,9 @@ def dualproj(gramian):
     ).weights
 
 
-RULES = {
-    "mean": "mean()",
-    "mgda": "mgda()",
-    "pcgrad": "pcgrad()",
-    "cagrad": "cagrad(0.4)",
-    "cagrad-1": "cagrad(1.0)",
-    "gradnorm": "gradnorm(1.5)",
-    "upgrad": "upgrad()",
-    "dualproj": "dualproj()",
-}
-"""Those whose textbook is checked, as the table in docs/properties.md names them."""
-
-
 @pytest.fixture(scope="session")
 def written(tmp_path_factory) -> tuple[dict[str, Report], dict[str, Report]]:
-    """One run of all audits for the whole suite, whichever worker comes first.
+    """One run of the audits for the whole suite, whichever worker comes first.
 
     By a process without the enforced annotations, which would raise before the audit can look, and
     cost five times as much.
@@ -91,14 +79,6 @@ def written(tmp_path_factory) -> tuple[dict[str, Report], dict[str, Report]]:
 @pytest.fixture
 def reports(written) -> dict[str, Report]:
     return {name: written[0][rule] for name, rule in RULES.items()}
-
-
-@pytest.mark.slow
-def test_table_of_properties_is_what_the_audit_finds(written):
-    """docs/properties.md's, of all rules."""
-    text = (ROOT / "docs" / "properties.md").read_text()
-    text = text.split(properties.BEGIN)[1].split(properties.END)[0].strip()
-    assert properties.table(written[0]) == text
 
 
 # ---- the textbook ------------------------------------------------------------------------------
@@ -474,15 +454,42 @@ def test_absent_tasks():
     assert (found.status, len(found.jacobian)) == ("fails", 2)
     assert found.detail == "weights are (0.5, 0.5) with task 1 absent; alone the others have (0, 1)"
     assert audit(mf.mgda(), only=["absent tasks"], instances=20)["absent tasks"].status == "holds"
-    refused = audit(mf.stateless(dualproj), only=["absent tasks"], instances=20)["absent tasks"]
-    assert (refused.status, refused.detail) == (
-        "not applicable",
-        "the rule refuses batches in which a task is absent",
+    for rule in (mf.stateless(dualproj), dualproj):
+        refused = audit(rule, only=["absent tasks"], instances=20)["absent tasks"]
+        assert refused.status == "not applicable"
+        assert refused.detail.startswith(
+            "the rule refuses batches in which a task is absent: raises ValueError: dualproj needs"
+        )
+
+
+def test_errors_but_refusals_are_defects_where_a_task_is_absent():
+    def breaks(geometry, state):
+        if not inside_transform() and not bool(geometry.present.all()):
+            raise IndexError("out of range")
+        return torch.full_like(geometry.losses, 1 / len(geometry.losses)), state
+
+    broken = mf.Rule(lambda losses, key: (), breaks)
+    row = audit(broken, only=["absent tasks"], instances=20)["absent tasks"]
+    assert (row.status, row.detail) == (
+        "fails",
+        "raises IndexError: out of range with task 1 absent",
     )
-    assert (
-        audit(dualproj, only=["absent tasks"], instances=20)["absent tasks"].status
-        == "not applicable"
-    )
+
+
+def test_nan_without_an_error_is_no_refusal_of_low_losses():
+    def silent(gramian, losses):
+        return torch.where((losses > 0).all(), losses / losses.sum(), torch.nan)
+
+    row = audit(silent, only=["losses of 0 or below"], instances=20)["losses of 0 or below"]
+    assert row.status == "fails"
+    assert row.detail == "weights are (nan, nan) where the losses are (0, 2), without an error"
+
+
+def test_report_says_what_was_not_tried():
+    report = audit(mf.mgda(), only=["T = 1"])
+    assert "24 properties that were not asked for" in report.not_tried
+    assert "Not tried: numbers of tasks but 1, 2, 3" in str(report)
+    assert "torch.compile" in report._repr_html_()
 
 
 # ---- the report --------------------------------------------------------------------------------
@@ -621,7 +628,7 @@ def test_shell_prints_the_table_and_its_status_means_something(tmp_path):
             "'nowhere:rule': raises ModuleNotFoundError: No module named 'nowhere'",
         ),
         (["mtlfunc:nothing"], 2, "raises NameError: name 'nothing' is not defined"),
-        (["mtlfunc"], 2, "expected module:rule"),
+        (["mtlfunc"], 2, "expected module:name"),
         (["mtlfunc:cagrad(-1)"], 2, "c: expected a finite number >= 0"),
         (["mtlfunc:cagrad(torch)"], 2, "name 'torch' is not defined"),
         (["mtlfunc:cagrad"], 2, "cagrad makes rules and needs arguments"),

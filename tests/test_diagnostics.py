@@ -21,7 +21,7 @@ from tests.support.networks import gradient_rows, network
 EPS = torch.finfo(torch.float64).eps
 PAIRWISE = [
     diagnostics.cosines,
-    diagnostics.conflicts,
+    diagnostics.negative_products,
     diagnostics.magnitude_similarity,
     diagnostics.curvature_bound,
 ]
@@ -64,7 +64,7 @@ def test_pairwise_diagnostics_equal_definitions(J):
 
 def test_pairwise_diagnostics_examples():
     G = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 4.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    assert diagnostics.conflicts(G).tolist() == [
+    assert diagnostics.negative_products(G).tolist() == [
         [False, True, False],
         [True, False, False],
         [False, False, False],

@@ -276,14 +276,25 @@ STEP = st.sampled_from(sorted(STEPS)) | st.tuples(
 )
 
 
-@given(
+PROGRAMS = given(
     st.lists(STEP, min_size=1, max_size=4),
     st.sampled_from(["one", "two", "hooked losses"]),
     st.sampled_from(sorted(TASKS)),
     st.sampled_from([None, 1, 2]),
 )
+
+
+@PROGRAMS
 @settings(max_examples=60)
 def test_gramians_of_random_programs(steps, last, tasks, chunk_size):
+    check(steps, last, tasks, chunk_size)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@PROGRAMS
+@settings(max_examples=1000)
+def test_gramians_of_a_thousand_random_programs(steps, last, tasks, chunk_size):
     check(steps, last, tasks, chunk_size)
 
 

@@ -57,7 +57,7 @@ def test_scalars_are_those_of_loops_over_gradients(count, seed, kind):
     weights = torch.randn(count, generator=generator, dtype=F64)
     weights = {"simplex": weights.softmax(0), "any": weights, "zero": 0 * weights}[kind]
     names = [f"t{i}" for i in range(count)]
-    found, known = mf.log_dict(info_of(rows, weights), names), expected(rows, weights, names)
+    found, known = mf.log_dict(info_of(rows, weights), names=names), expected(rows, weights, names)
     assert list(found) == list(known)
     # products of integers below 50, divided at worst by a sum of weights near 0
     slack = 1e-13 / min(1.0, abs(float(weights.sum())) ** 2 or 1.0)
@@ -106,7 +106,7 @@ def test_names_are_those_of_the_losses():
     assert set(mf.log_dict(step_info("vector", mf.mean(), mf.losses_only()))) == {
         f"{kind}/{task}" for kind in ("loss", "weight") for task in range(TASKS)
     }
-    assert "cosine/a-c" in mf.log_dict(info, ["a", "b", "c"])
+    assert "cosine/a-c" in mf.log_dict(info, names=["a", "b", "c"])
 
 
 def test_groups_add_up_and_keep_their_weights():
@@ -208,9 +208,9 @@ def test_what_it_refuses():
         vmap(lambda info: mf.log_dict(info)["gap"])(several)
     for names in (["a"], ["a", "b", "c"]):
         with pytest.raises(ValueError, match="expected 2 strings"):
-            mf.log_dict(info, names)
+            mf.log_dict(info, names=names)
     with pytest.raises(ValueError, match="one key to two numbers"):
-        mf.log_dict(info, ["a", "a"])
+        mf.log_dict(info, names=["a", "a"])
     clash = info_of(torch.eye(4), torch.full((4,), 0.25))
     with pytest.raises(ValueError, match="one key to two numbers"):
-        mf.log_dict(clash, ["a", "b-c", "a-b", "c"])
+        mf.log_dict(clash, names=["a", "b-c", "a-b", "c"])

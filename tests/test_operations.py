@@ -3,15 +3,16 @@
 First derivatives are compared with one plain backward pass a task and network; hypergradients, the
 derivatives of a function of the Gramian by a scalar inside the losses, with differences of Gramians
 that were made by such loops. Many operations with leaves and hyper-parameters of their own go
-through one call: what is compared is still every operation's own number.
+through one call: what is compared is still every operation's own number. One operation of each kind
+is tested here, every operation in every spelling by `-m exhaustive`.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -200,34 +201,67 @@ def hypergradients(names: tuple[str, ...], tasks: int = 2) -> list[str]:
     return check.mistakes
 
 
-def alike(name: str) -> tuple[bool, ...]:
-    """What decides how the passes of a whole graph are run: only operations alike go together."""
+class Kind(NamedTuple):
+    """What decides how the passes of a whole graph are run, and the names of its nodes."""
+
+    passes: tuple[bool, ...]
+    nodes: frozenset[str]
+
+
+def kind_of(name: str) -> Kind:
     operation = OPERATIONS[name]
     inputs = [x.clone().requires_grad_() for x in operation.inputs]
     with warnings.catch_warnings(action="ignore"):  # of what is deprecated
         leaves = tree_leaves(operation.call(*inputs))
     total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
-    graph = read_graph(
-        (get_gradient_edge(total),), {str(i): place_of(x) for i, x in enumerate(inputs)}
-    )
-    return graph.can_batch, graph.can_batch_twice, needs_recording(total), has_final_backward(total)
+    edge = get_gradient_edge(total)
+    graph = read_graph((edge,), {str(i): place_of(x) for i, x in enumerate(inputs)})
+    passes = graph.can_batch, graph.can_batch_twice, needs_recording(total)
+    waiting, nodes = [edge.node], set()
+    while waiting:
+        if (node := waiting.pop()) not in nodes:
+            nodes.add(node)
+            waiting += [other for other, _ in node.next_functions if other is not None]
+    names = frozenset(node.name() for node in nodes)
+    return Kind((*passes, has_final_backward(total)), names)
 
 
-def groups(size: int = 24) -> dict[str, tuple[str, ...]]:
-    """Operations alike, `size` at a time; what torch refuses somewhere, alone."""
+KINDS = {name: kind_of(name) for name in OPERATIONS}
+
+
+def representatives() -> list[str]:
+    """One operation of each kind: every node of autograd that some operation has is in one of them,
+    in every company that a network's passes depend on, and all that torch refuses somewhere.
+    """
+    seen, found = set[object](), []
+    for name, kind in KINDS.items():
+        new = {(kind.passes, node) for node in kind.nodes} | {REFUSED.get(name)}
+        if not new <= seen:
+            found.append(name)
+            seen |= new
+    return found
+
+
+def groups(names: Iterable[str], *marks: pytest.MarkDecorator) -> list[Any]:
+    """Operations alike, 24 at a time; what torch refuses somewhere, alone."""
     kinds: dict[tuple[bool, ...], list[str]] = {}
     found: list[tuple[str, ...]] = []
-    for name in OPERATIONS:
+    for name in names:
         if name in REFUSED or name in COARSE:
             found.append((name,))
         else:
-            kinds.setdefault(alike(name), []).append(name)
-    for names in kinds.values():
-        found += [tuple(names[i : i + size]) for i in range(0, len(names), size)]
-    return {names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}": names for names in found}
+            kinds.setdefault(KINDS[name].passes, []).append(name)
+    for alike in kinds.values():
+        found += [tuple(alike[i : i + 24]) for i in range(0, len(alike), 24)]
+    return [
+        pytest.param(
+            names, id=names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}", marks=marks
+        )
+        for names in found
+    ]
 
 
-GROUPS = groups()
+GROUPS = [*groups(representatives()), *groups(OPERATIONS, pytest.mark.exhaustive)]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
@@ -236,12 +270,12 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("names", GROUPS)
 def test_rows_and_gramians_of_every_operation(names):
     assert not first_derivatives(names)
 
 
-@pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("names", GROUPS)
 def test_hypergradients_of_every_operation(names):
     assert not hypergradients(names)
 

@@ -2,18 +2,17 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from tests.support import ROOT
 from tests.support.families import gramian
 from tests.support.problems import BATCH, PARAMS, decode, encode, named
 from tests.support.registry import RULES
 from tests.support.rules import trajectory
 
-ROOT = Path(__file__).parent.parent
 COUNT, BEFORE, AFTER = 4, 3, 4
 
 RESUME = f"""

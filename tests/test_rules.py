@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from mtlfunc.solvers.problems import resolution
+from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
 from tests.support.registry import RULES
 from tests.support.rules import geometry, losses_of, trajectory, with_absent
@@ -28,8 +29,8 @@ GRADNORM = [name for name in RULES if name.startswith("gradnorm")]
 # --- every rule ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["gaussian", "hull"])  # right angles tie Frank–Wolfe's argmin
 @pytest.mark.parametrize("rule", [name for name in DETERMINISTIC if RULES[name].symmetric])
+@every("family", ["gaussian", "hull"])  # right angles tie Frank–Wolfe's argmin
 def test_rule_permutation_equivariant(rule, family):
     case = RULES[rule]
     for count in (2, 5):
@@ -51,8 +52,8 @@ def test_rule_permutation_equivariant(rule, family):
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if case.homogeneous])
+@every("family", FAMILIES)
 def test_rule_scale_by_powers_of_two_changes_no_bit(rule, family):
     """J times 2^±33, about 1e±10, leaves the weights as they were: no absolute epsilon."""
     G = gramian(family, 3)
@@ -91,8 +92,8 @@ def test_rules_with_a_unit_are_the_exceptions(rule):
     )
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("rule", RULES)
+@every("count", [1, 2, 4])
 def test_rule_vmapped_equals_loop(rule, count):
     """Over Gramians and keys together."""
     case = RULES[rule]
@@ -197,8 +198,8 @@ def test_rule_pure(rule):
     assert torch.equal(generator, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("rule", RULES)
+@every("count", [1, 2, 4])
 def test_rule_weights_sum_by_the_scale_contract(rule, count):
     """When all tasks have one gradient and one loss."""
     case = RULES[rule]
@@ -223,8 +224,8 @@ def trajectory_shared(case, G):
     return torch.stack(kept), state
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rule", RULES)
+@every("family", FAMILIES)
 def test_rule_weights_finite_and_convex(rule, family):
     case = RULES[rule]
     for count in (1, 2, 5):
@@ -246,7 +247,7 @@ def test_rule_weights_finite_and_convex(rule, family):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every("dtype", [torch.float64, torch.float32])
 def test_rule_extreme_norms_finite(rule, dtype):
     """Norms 1e-30, 1 and 1e30 together (float32: 1e±12, since squares must fit), and all of them at
     either end.
@@ -265,8 +266,8 @@ def test_rule_extreme_norms_finite(rule, dtype):
         assert all(leaf.isfinite().all() for leaf in tree_leaves((weights, state)))
 
 
-@pytest.mark.parametrize("family", REGULAR)
 @pytest.mark.parametrize("rule", RULES)
+@every("family", REGULAR)
 def test_rule_float32_equals_float64(rule, family):
     """Float32 gradients whose Gramian is accumulated in float64 give the float64 direction to 1e-5
     (well conditioned problems).
@@ -307,8 +308,8 @@ def test_rule_nan_weights_under_vmap_are_all_nan(rule):
     assert vmap(lambda g: mf.weights(RULES[rule].make(), g, losses_of(3)))(G).isnan().all()
 
 
-@pytest.mark.parametrize("family", ["gaussian", "spread", "duplicates"])
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if case.masks])
+@every("family", ["gaussian", "spread", "duplicates"])
 def test_rule_on_present_tasks_alone(rule, family):
     """With tasks absent a rule gives them 0 and moves along what it would give without them; with
     nobody present it stays.

@@ -15,6 +15,7 @@ from mtlfunc import solvers
 from mtlfunc.solvers.problems import resolution
 from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
+from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
@@ -100,8 +101,8 @@ def answers_beside_best(solver, problem, family):
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
+@every("family", FAMILIES)
 def test_solver_answer_feasible_and_certified(solver, problem, family):
     for G, solution in answers(solver, problem, family):
         assert all(x.isfinite().all() for x in solution)
@@ -126,15 +127,15 @@ def test_solver_answer_feasible_and_certified(solver, problem, family):
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), EXACT)
+@every("family", FAMILIES)
 def test_solver_gap_small_where_exact(solver, problem, family):
     for G, solution in answers(solver, problem, family):
         assert solution.gap <= allowed(solver, problem, G, solution)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
+@every("family", FAMILIES)
 def test_solver_gap_bounds_suboptimality(solver, problem, family):
     """Against the enumeration of faces, whose own gap says how far the optimum can be from it."""
     for G, solution, best in answers_beside_best(solver, problem, family):
@@ -146,8 +147,8 @@ def test_solver_gap_bounds_suboptimality(solver, problem, family):
             assert solution.value - best.value <= solution.gap + noise
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
+@every("family", FAMILIES)
 def test_solver_directions_agree_as_far_as_their_gaps_say(solver, problem, family):
     """Distances of directions ‖Jᵀ(v₁ - v₂)‖ against what the certificates prove; weights need not
     be unique.

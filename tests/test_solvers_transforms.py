@@ -13,6 +13,7 @@ from mtlfunc.core.checks import check_scalar
 from mtlfunc.solvers.problems import CAGrad, DualCone
 from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, lengths, rounding, uniform
+from tests.support.every import every
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
@@ -61,8 +62,8 @@ def batched(family, count, size=3):
     return torch.stack([gramian(family, count, seed) for seed in range(size)])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
+@every("family", FAMILIES)
 def test_solver_vmapped_equals_loop(solver, problem, family):
     solve = SOLVERS[solver].make()
     for count in (1, 3):
@@ -216,8 +217,8 @@ def test_cagrad_derivative_in_its_radius(solver):
 # --- dtypes, scales, degenerate inputs ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), [(s, p) for s, p in EXACT if s != "auto"])
+@every("family", FAMILIES)
 def test_solver_float32_equals_float64(solver, problem, family):
     """Rounding G to float32 changes the optimum of ½wᵀGw by at most ½ε(n·w)²; of F by as much, but
     √ε where ‖g_w‖ vanishes.
@@ -242,8 +243,8 @@ def test_solver_float32_equals_float64(solver, problem, family):
             )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
+@every("family", FAMILIES)
 def test_solver_scale_by_powers_of_two_changes_no_bit(solver, problem, family):
     """J times 2^±33, about 1e±10: no absolute threshold anywhere."""
     solve = SOLVERS[solver].make()
@@ -257,8 +258,8 @@ def test_solver_scale_by_powers_of_two_changes_no_bit(solver, problem, family):
         assert torch.equal(one.gap * factor, other.gap)
 
 
-@pytest.mark.parametrize("exponent", [-300, -150, 150, 300])
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
+@every("exponent", [-300, -150, 150, 300])
 def test_solver_extreme_scales_finite(solver, problem, exponent):
     G = gramian("gaussian", 3)
     solve = SOLVERS[solver].make()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from experiments.arguments import at_least, folder
 from experiments.benchmarks.measuring import synchronize
 from experiments.benchmarks.record import Record, Row, settings
-from paper_repro.cagrad import toy as cagrad_toy
+from paper_repro.cagrad import _toy as cagrad_toy
 
 BAR = 100  # times as fast as the script
 

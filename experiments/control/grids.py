@@ -161,7 +161,7 @@ def _look(params: Params, batch: Mazes) -> Tensor:
     """Curvature, conflict and similarity of lengths, as in PCGrad's Figure 5."""
     _, gramian = mf.task_gramian(losses, params, batch)
     pairs = torch.triu_indices(TASKS, TASKS, 1, device=gramian.device)
-    conflict = mf.diagnostics.conflicts(gramian)[pairs[0], pairs[1]].to(gramian.dtype)
+    conflict = mf.diagnostics.negative_products(gramian)[pairs[0], pairs[1]].to(gramian.dtype)
     similarity = mf.diagnostics.magnitude_similarity(gramian)[pairs[0], pairs[1]]
     curvature = mf.diagnostics.curvature(losses, params, batch) / gramian.sum()
     return torch.stack([curvature, conflict.mean(), similarity.mean()])

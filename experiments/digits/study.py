@@ -160,7 +160,7 @@ def train(
             batch = _take(training, order[i * BATCH : (i + 1) * BATCH])
             if (epoch * (count // BATCH) + i) % MEASURE_EVERY == 0:
                 _, gramian = mf.task_gramian(losses, state.params, batch, shared="trunk.*")
-                conflict.append(mf.diagnostics.conflicts(gramian)[0, 1])
+                conflict.append(mf.diagnostics.negative_products(gramian)[0, 1])
             with around():
                 state, _ = step.update(state, batch)
         curve.append(accuracy(state.params, validation))

@@ -53,7 +53,7 @@ class Balanced(Plain):
         with self.balancer:  # 2
             losses = (self.net(x).float() - y).square().mean(0)
         weights, info = self.balancer.weigh(losses)  # 3
-        self.log_dict(mf.log_dict(info, ("first", "second", "third")))
+        self.log_dict(mf.log_dict(info, names=("first", "second", "third")))
         self.seen.append(losses.detach())
         return weights @ losses
 

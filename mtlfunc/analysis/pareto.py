@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from ..core.batching import check_at_once, evaluate
 from ..core.checks import can_look, check_finite, inside_transform, is_pair
 from ..core.host import call_numpy
+from ..core.progress import progress_bar
 
 
 def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]:
@@ -209,9 +210,7 @@ def _show_progress(chunks: Sequence[Tensor], quiet: bool) -> Iterable[Tensor]:
     """The chunks, with a progress bar unless `quiet`."""
     if quiet:
         return chunks
-    from tqdm import tqdm
-
-    return tqdm(chunks, leave=False, desc="front")
+    return progress_bar(chunks, desc="front")
 
 
 def _check_points(points: Tensor, name: str) -> None:

@@ -1,11 +1,11 @@
 """The papers' theorems as conditions to check, and what they promise of one step.
 
-The definitions behind PCGrad's theorems are in `mtlfunc.diagnostics`: conflict (1: `conflicts`,
-`cosines`), magnitude similarity (2: `magnitude_similarity`), multi-task curvature (3: `curvature`),
-curvature bounding measure (5: `curvature_bound`). Definition 4 is notation: L = L_1 + L_2, g = g_1
-+ g_2, and θ^MT = θ - t·g, θ^PCGrad = θ - t·d are the points after one step along g and along d, the
-**sum** of the projected gradients (`pcgrad` with `reduction="sum"`). Lipschitz constants are of ∇L
-for that same sum.
+The definitions behind PCGrad's theorems are in `mtlfunc.diagnostics`: conflict (1:
+`negative_products`, `cosines`), magnitude similarity (2: `magnitude_similarity`), multi-task
+curvature (3: `curvature`), curvature bounding measure (5: `curvature_bound`). Definition 4 is
+notation: L = L_1 + L_2, g = g_1 + g_2, and θ^MT = θ - t·g, θ^PCGrad = θ - t·d are the points after
+one step along g and along d, the **sum** of the projected gradients (`pcgrad` with
+`reduction="sum"`). Lipschitz constants are of ∇L for that same sum.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .harness import Harness, Weigh
-from .instances import independent
+from .harness import Finding, Harness, Weigh, attempt, describe_error, quiet
+from .instances import SMALL, Case, independent
 from .properties import (
     SEVERAL,
     Check,
@@ -22,6 +22,7 @@ from .properties import (
     outcomes,
     perturbation,
     size,
+    vector,
     weigh_all,
 )
 
@@ -74,20 +75,11 @@ def propagate_nan(gramian: bool, losses: bool) -> Check:
 
 
 def allow_low_losses(signs: bool) -> Check:
-    """Losses of 0 or below raise, give only NaN, or weights that are finite.
+    """Losses of 0 or below raise, give only NaN (in a vmap), or weights that are finite.
 
     With `signs`, for a rule whose weights are otherwise all >= 0, none turns negative, which would
     raise the loss of its task.
     """
-
-    def low(count: int) -> list[list[float]]:
-        """Losses 2, but 0 or -1 for one task or for all."""
-        single = [
-            [x if t == i else 2.0 for t in range(count)]
-            for i in altered_tasks(count)
-            for x in (0.0, -1.0)
-        ]
-        return single + [[x] * count for x in (0.0, -1.0)]
 
     def run(weigh: Weigh, x: Instance) -> Outcome:
         def judged(given: Tensor, w: Tensor) -> Compared:
@@ -98,13 +90,40 @@ def allow_low_losses(signs: bool) -> Check:
             refusal = w.isnan().all(-1).cumsum(0) > 0
             return torch.where(refusal, -1.0, torch.where(wrong, torch.inf, 0.0)), given, w
 
-        values = torch.tensor(low(len(x.rows)), dtype=x.losses.dtype)
+        values = torch.tensor(low_losses(len(x.rows)), dtype=x.losses.dtype)
         given = values[:, None].expand(-1, *x.losses.shape)
         found = weigh_all(weigh, [(x.rows, losses) for losses in given], refuse=True)
         return outcomes(*(judged(*pair) for pair in zip(given, found, strict=True)))
 
     text = "weights are {after} where the losses are {before}"
     return Check("losses of 0 or below", run, [text], most=40, contract=True)
+
+
+def low_losses(count: int) -> list[list[float]]:
+    """Losses 2, but 0 or -1 for one task or for all."""
+    single = [
+        [x if t == i else 2.0 for t in range(count)]
+        for i in altered_tasks(count)
+        for x in (0.0, -1.0)
+    ]
+    return single + [[x] * count for x in (0.0, -1.0)]
+
+
+def check_refusals(harness: Harness) -> Finding:
+    """Outside a transform, where losses can be read, low losses raise rather than give NaN."""
+    tested = 0
+    with quiet():
+        for case in harness.few():
+            for losses in low_losses(len(case.jacobian)) if len(case.jacobian) <= SMALL else ():
+                given = torch.tensor(losses).to(case.losses).expand_as(case.losses)
+                weights = attempt(harness.weigh, case.jacobian, given)
+                tested += 1
+                if weights is not None and bool(weights.isnan().any()):
+                    seen = (
+                        f"weights are {vector(weights[-1])} where the losses are {vector(given[0])}"
+                    )
+                    return Finding(tested, f"{seen}, without an error", Case(case.jacobian, given))
+    return Finding(tested)
 
 
 # ---- absent tasks ------------------------------------------------------------------------------
@@ -153,14 +172,17 @@ def drop_absent(draws: bool) -> Check:
     return Check("absent tasks", run, sentences, tasks=SEVERAL, most=40, contract=True)
 
 
-def refuse_absent(harness: Harness, x: Instance) -> bool:
-    """Whether the rule raises, outside a vmap, when one task of several is absent."""
+def refuse_absent(harness: Harness, x: Instance) -> tuple[bool, str]:
+    """Whether the rule refuses, outside a vmap, that one task of several is absent; its error.
+
+    A refusal is a ValueError or NotImplementedError; any other error is a defect.
+    """
     present = torch.arange(len(x.rows)) > 0
     try:
         harness.weigh(x.rows, x.losses, present=present)
-    except Exception:  # whatever a rule may raise
-        return True
-    return False
+    except Exception as error:  # whatever a rule may raise
+        return isinstance(error, ValueError | NotImplementedError), describe_error(error)
+    return False, ""
 
 
 # ---- float32 -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from ..testing.integers import integers, pick
 from ..types import Geometry
 from . import instances
 from .harness import MANY, Finding, Harness, attempt, describe_error, quiet, same, usual
@@ -180,7 +181,7 @@ def check_batching(harness: Harness) -> Finding:
         sizes = sizes or [(1 + count % 5, count % 2 == 0)]
         largest = max(size for size, _ in sizes) if count <= SMALL else 1
         rows = (
-            instances.pick(instances.integers(count), largest)
+            pick(integers(count), largest)
             if count <= 3
             else instances.generic("gaussian", count, largest)
         )

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from ..core import random
 from ..core.checks import inside_transform
 from ..rules.common import may_read
+from ..testing.integers import integers, pick, widened
 from ..types import Geometry, Rule
 from . import instances
 from .instances import SMALL, Case
@@ -200,7 +201,7 @@ class Harness:
         self.draws, self.updates = False, 1
         with quiet():
             for count in (2, 3):
-                rows = instances.integers(count)[[2, 5, 9, 14]]
+                rows = integers(count)[[2, 5, 9, 14]]
                 level, falling = instances.patterns(count, UPDATES, True)
                 first = attempt(self.start, level[0])
                 self.updates = UPDATES if tree_leaves(first) else self.updates
@@ -220,16 +221,16 @@ class Harness:
     # ---- instances -------------------------------------------------------------------------------
 
     def ready(self, rows: Tensor, updates: int = 0) -> Case:
-        """Jacobians with their losses; of many tasks one update is enough."""
+        """Jacobians with their losses; of many tasks two updates at most: a state may need one."""
         count = rows.shape[1]
-        updates = updates or (self.updates if count <= SMALL else 1)
+        updates = updates or (self.updates if count <= SMALL else min(self.updates, 2))
         read = self.reads_losses and count <= SMALL
         patterns = instances.patterns(count, updates, read)
         return instances.with_losses(rows, patterns if count <= BATCHED else patterns[-1:])
 
     def few(self) -> list[Case]:
         """A few small cases of different norms and angles, then two or one of every T."""
-        rows = [instances.integers(count)[[0, 3, 7]] for count in (2, 3, 1)]
+        rows = [integers(count)[[0, 3, 7]] for count in (2, 3, 1)]
         for count in (*self.counts[3:], MANY):
             families = ("gaussian", "stationary") if count <= SMALL else ("gaussian",)
             rows.append(torch.cat([instances.generic(family, count, 1) for family in families]))
@@ -250,12 +251,12 @@ class Harness:
         """All instances of T = count tasks: integer Jacobians first, then generic families."""
         if count not in self.pools:
             size = 16 if count <= 3 else 8 if count <= BATCHED else 1
-            parts = [instances.pick(instances.integers(count), self.most)] if count <= 3 else []
+            parts = [pick(integers(count), self.most)] if count <= 3 else []
             first = 1 - len(parts)
             families = instances.FAMILIES if count > 1 else ()
             parts += [instances.generic(family, count, size) for family in families]
             width = max(count + 2, *(part.shape[-1] for part in parts))
-            cases = self.ready(torch.cat([instances.widened(part, width) for part in parts]))
+            cases = self.ready(torch.cat([widened(part, width) for part in parts]))
             family = torch.cat([torch.full((len(x),), first + i) for i, x in enumerate(parts)])
             family = family.repeat_interleave(len(cases.losses) // len(family))
             self.pools[count] = self.answered(cases, family=family)

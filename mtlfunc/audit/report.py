@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from ..testing.integers import literal
 from .instances import source
 
 Status = Literal["holds", "fails", "not applicable"]
@@ -57,6 +57,7 @@ class Report:
     rule: str
     rows: tuple[Row, ...]
     updates: int  # how many successive updates every answer was tested at
+    not_tried: tuple[str, ...] = ()  # what the table says nothing about
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
@@ -114,6 +115,8 @@ class Report:
             lines += [""] * bool(rows) + [
                 f"{row.name:{name}}  {row.status:{status}}  {row.verdict}".rstrip() for row in rows
             ]
+        if self.not_tried:
+            lines += ["", f"Not tried: {'; '.join(self.not_tried)}."]
         failing = [row for row in self.rows if row.status == "fails"]
         if failing:
             lines += ["", "Counterexamples, the smallest found; rows are the tasks' gradients:"]
@@ -141,24 +144,5 @@ class Report:
             lines = [line(row) for row in self.rows if row.contract == contract]
             if lines:
                 parts += [f'<tr><th colspan="4" {left}>{head}</th></tr>', *lines]
-        return f"<table>{''.join(parts)}</table>"
-
-
-MANY = 36
-"""Equal numbers that are not written out."""
-
-
-def literal(x: Tensor) -> str:
-    """A matrix as code that gives it back: in the default dtype where float32 holds every number,
-    else in float64.
-    """
-    if x.numel() > MANY and bool((x == x.flatten()[0]).all()):
-        return f"torch.full({tuple(x.shape)}, {x.flatten()[0]})"
-    exact = torch.equal(x.float().double(), x.double())
-
-    def written(v: Any) -> str:
-        if isinstance(v, list):
-            return f"[{', '.join(map(written, v))}]"
-        return f"{v:.0f}." if v == round(v) and abs(v) < 1e6 else repr(v)
-
-    return f"torch.tensor({written((x + 0.0).tolist())}{'' if exact else ', dtype=torch.float64'})"
+        said = f"<p>Not tried: {escape('; '.join(self.not_tried))}.</p>" if self.not_tried else ""
+        return f"<table>{''.join(parts)}</table>{said}"

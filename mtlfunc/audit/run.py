@@ -8,13 +8,23 @@ from typing import Any
 import torch
 
 from ..core.expect import rule_name
+from ..core.progress import progress_bar
 from ..rules.common import as_rule, required_arguments
+from ..testing.integers import trimmed
 from ..types import Rule
 from . import instances as instances_of
-from .contracts import FLOAT32, VALID, allow_low_losses, drop_absent, propagate_nan, refuse_absent
+from .contracts import (
+    FLOAT32,
+    VALID,
+    allow_low_losses,
+    check_refusals,
+    drop_absent,
+    propagate_nan,
+    refuse_absent,
+)
 from .execution import check_batching, check_purity, check_state
-from .harness import EVERY, MANY, Extra, Finding, Harness, describe_error, quiet
-from .instances import SMALL, Case, trimmed
+from .harness import EVERY, LONG, MANY, Extra, Finding, Harness, describe_error, quiet
+from .instances import SMALL, Case
 from .properties import PROPERTIES, Instance
 from .report import Report, Row
 from .search import search
@@ -106,19 +116,30 @@ def audit(
         rows = make_rows(harness, wanted, label, instances)
     finally:
         torch.set_rng_state(generator)
-    return Report(label, rows, harness.updates)
+    return Report(label, rows, harness.updates, not_tried(harness, wanted))
+
+
+def not_tried(harness: Harness, wanted: list[str]) -> tuple[str, ...]:
+    """What a reader might take for tested, in words."""
+    said = [f"numbers of tasks but {', '.join(map(str, (*harness.counts, MANY)))}"]
+    left = [name for name in NAMES if name not in wanted]
+    if left:
+        said.append(f"{len(left)} properties that were not asked for")
+    if not harness.vmapped:
+        said.append("most integer Jacobians, since the rule cannot be vmapped")
+    if harness.updates > 1:
+        said.append(f"more than {LONG} updates")
+    return (*said, "torch.compile", "other devices than the CPU")
 
 
 def make_rows(harness: Harness, wanted: list[str], label: str, most: int) -> tuple[Row, ...]:
     """The rows, in the order of the table."""
-    from tqdm import tqdm
-
     purity, batching = check_purity(harness), Finding(0)
     if harness.repeats:
         batching = check_batching(harness)
         harness.most = most if harness.vmapped else harness.most
     rows = {}
-    for name in tqdm(wanted, desc=f"audit of {label}", leave=False, delay=3):
+    for name in progress_bar(wanted, desc=f"audit of {label}", delay=3):
         if name == "vmapped == loop" and harness.repeats:
             rows[name] = row_of(harness, name, batching)
         elif name != "purity":
@@ -154,16 +175,23 @@ def make_row(harness: Harness, name: str) -> Row:
         pools = [harness.pool(count) for count in (1, 2, 3)]
         weights = [pool.weights[pool.valid] for pool in pools]
         signed = all(bool((w >= -1e-9 * w.abs().sum(-1, keepdim=True)).all()) for w in weights)
+        silent = check_refusals(harness)
+        if silent.seen:
+            return row_of(harness, name, silent)
         found = search(harness, allow_low_losses(signed))
         refused = not_applicable(name, "the rule refuses losses of 0 and below")
         return found if found.instances else refused
     if name == "absent tasks":
-        if harness.plain:
-            return not_applicable(name, "a function of the Gramian does not see who is absent")
         pool = harness.pool(3)
         answers = zip(*pool.cases, pool.weights, strict=True)
-        if refuse_absent(harness, Instance(*next(answers), pool.unit)):
-            return not_applicable(name, "the rule refuses batches in which a task is absent")
+        first = Instance(*next(answers), pool.unit)
+        refuses, seen = refuse_absent(harness, first)
+        if refuses:
+            why = "the rule refuses batches in which a task is absent"
+            return not_applicable(name, f"{why}: {seen}")
+        if seen:
+            broken = f"{seen} with task 1 absent"
+            return row_of(harness, name, Finding(1, broken, Case(first.rows, first.losses)))
         return search(harness, drop_absent(harness.draws))
     if name == "preference" and harness.plain:
         return not_applicable(name, "a function of the Gramian does not see the preference")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from ..testing.integers import integers, pick, trimmed
 from . import instances
 from .harness import BATCHED, LONG, MANY, Harness, Pool, attempt, describe_error, quiet
-from .instances import SMALL, Case, nudged, trimmed
+from .instances import SMALL, Case, nudged
 from .properties import Check, Instance, Outcome
 from .report import Row
 
@@ -109,14 +110,12 @@ def choose_instances(
         places = kept.nonzero().flatten()
         if check.most is not None:
             integer = places[pool.family[places] == 0]
-            places = torch.cat(
-                [instances.pick(integer, check.most), places[pool.family[places] > 0]]
-            )
+            places = torch.cat([pick(integer, check.most), places[pool.family[places] > 0]])
         if len(places):
             yield pool.take(places)
     if check.name == "valid weights" and harness.updates > 1:
         for count in (1, 2, 3):
-            x = instances.pick(instances.integers(count), 20)
+            x = pick(integers(count), 20)
             yield harness.answered(harness.ready(x, LONG))
 
 
@@ -163,7 +162,7 @@ def evaluate(
             outcome = attempt(vmap(run), *group.cases, group.weights)
             if outcome is not None:
                 return group, outcome, {}
-        group = group.take(instances.pick(torch.arange(len(group.weights)), most))
+        group = group.take(pick(torch.arange(len(group.weights)), most))
         found: list[Outcome | None] = []
         errors = {}
         for i, x in enumerate(zip(*group.cases, group.weights, strict=True)):
@@ -218,7 +217,7 @@ def smaller(harness: Harness, check: Check, found: Tested) -> Tested:
     for count in check.tasks:
         if count > 3 or (tasks > 4 if drawn else count >= tasks):
             continue
-        rows = instances.integers(count, deep=harness.vmapped)
+        rows = integers(count, deep=harness.vmapped)
         for part in (rows if check.where is None else rows[check.where(rows)]).split(PART):
             group = harness.answered(harness.ready(part), found.group.unit)
             kept = group.valid | check.everything

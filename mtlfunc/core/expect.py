@@ -37,10 +37,19 @@ def expect_step(value: Any, argument: str = "step") -> None:
     _expect(value, argument, Step)
 
 
-def expect_measured(rule: Rule, probe: Probe) -> None:
-    """Raise ValueError unless the probe measures what the rule reads, as far as both say it."""
+def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
+    """Raise ValueError unless the probe measures what the rule reads, as far as both say it; with a
+    `metric`, unless it can measure in one, too.
+    """
     measures = getattr(probe, "measures", None)
-    missing = not_measured(rule, measures)
+    if metric and not getattr(probe, "metric", False):
+        raise ValueError(
+            "metric: this probe does not measure gradients of parameters in an optimizer's metric; "
+            "mtlfunc.jacobian, moving_average, excess_risk and double_sampling do, also inside "
+            "log_losses and second_evaluation"
+        )
+    missing = not_measured(rule, measures, metric=metric)
+    expect_carried(rule, missing)
     if missing:
         has = ", ".join(map(repr, sorted(measures or ()))) or "the losses alone"
         raise ValueError(
@@ -49,17 +58,28 @@ def expect_measured(rule: Rule, probe: Probe) -> None:
         )
 
 
+def expect_carried(rule: Rule, missing: str) -> None:
+    """Raise ValueError where what is missing is told by an optimizer, and not by a probe."""
+    if "'carried'" in missing:
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads 'carried', what the optimizer carries along from "
+            "earlier steps; say which one steps, mtlfunc.Balancer(module, rule, metric=optimizer) "
+            "or mtlfunc.descend(..., optimizer, metric=True)"
+        )
+
+
 def reads_of(rule: Any) -> frozenset[str] | None:
     """What a rule, or what has its shape, says that it reads; None if it does not say."""
     return getattr(rule, "reads", None)
 
 
-def not_measured(rule: Rule, measures: frozenset[str] | None) -> str:
+def not_measured(rule: Rule, measures: frozenset[str] | None, *, metric: bool = False) -> str:
     """What a rule reads and nobody measures, quoted; empty if there is nothing, or if unknown."""
     reads = reads_of(rule)
     if reads is None or measures is None:
         return ""
-    return ", ".join(map(repr, sorted(reads - measures - {"losses", "preference", "present"})))
+    always = {"losses", "preference", "present"} | ({"carried"} if metric else set())
+    return ", ".join(map(repr, sorted(reads - measures - always)))
 
 
 def probe_for(rule: Rule) -> str:

@@ -1,6 +1,9 @@
-"""Optimizers as (init, update), for `mtlfunc.descend`.
+"""Optimizers as (init, update, scales), for `mtlfunc.descend`.
 
-Hyper-parameters may be 0-d tensors, so that a grid of them is one vmap.
+Hyper-parameters may be 0-d tensors, so that a grid of them is one vmap. `scales(state, params)`
+says what a step will be: -(c + P·g) with `(P, c)`, exactly for SGD. Adam puts g into P, too; P is
+that of the state before the step, the learning rate alone before the first, and 0 in coordinates
+that have had no gradient.
 """
 
 from __future__ import annotations
@@ -60,7 +63,14 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         velocity = map_params(lambda v, g: (momentum * v + g).to(v.dtype), state, grads)
         return map_params(lambda p, v: p - (lr * v).to(p.dtype), params, velocity), velocity
 
-    return Optimizer(init, update)
+    def scales(state: State, params: Params) -> tuple[Params, Params]:
+        scale = map_params(lambda p: lr * torch.ones_like(p), params)
+        if momentum is None:
+            return scale, _zeros(params)
+        share = lr * momentum
+        return scale, map_params(lambda v: (share * v).to(v.dtype), state)
+
+    return Optimizer(init, update, scales)
 
 
 def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 1e-8) -> Optimizer:
@@ -122,7 +132,23 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
 
         return map_params(move, params, mean, square), AdamState(steps, mean, square)
 
-    return Optimizer(init, update)
+    def scales(state: State, params: Params) -> tuple[Params, Params]:
+        _require(isinstance(state, AdamState) and _matches_params(state.mean, params))
+        time, begun = state.steps.double(), state.steps > 0
+        # of m after the step, and of v before it: its correction is 0 at the start
+        share = lr / (1 - first ** (time + 1))
+        correction = torch.where(begun, 1 - second**time, 1.0) ** 0.5
+
+        def unit(v: Tensor) -> Tensor:  # 0 where no gradient has been: nothing is known of it
+            size = v.where(v > 0, 1.0).sqrt() / correction.to(v.dtype) + eps
+            return torch.where(v > 0, 1 / size, (~begun).to(v.dtype))
+
+        units = map_params(unit, state.square)
+        own, old = share * (1 - first), share * first
+        scale = map_params(lambda u: own.to(u.dtype) * u, units)
+        return scale, map_params(lambda u, m: old.to(u.dtype) * u * m, units, state.mean)
+
+    return Optimizer(init, update, scales)
 
 
 def exact_adam(lr: Scalar) -> Optimizer:

@@ -296,6 +296,49 @@ def dot(
     return total
 
 
+def metric_dot(
+    left: Rows,
+    scale: Params,
+    carried: Params,
+    right: Rows,
+    names: Iterable[str],
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "row+1 other"]:
+    """Inner products in a diagonal metric, and of one more vector as the last row.
+
+    Some coordinates at a time, which stay in the cache: the rows are read once.
+
+    Args:
+        left: `{name: [row, *shape]}`.
+        scale: the metric P, `{name: [*shape]}`.
+        carried: c, `{name: [*shape]}`.
+        right: `{name: [other, *shape]}`.
+        names: the leaves to sum over; at least one.
+        dtype: of the accumulation; None is the rows' own, at least float32.
+
+    Returns:
+        `[row + 1, other]`: left · P · rightᵀ above c · rightᵀ.
+    """
+    parts = []
+    for name in names:
+        wide = dtype or torch.promote_types(left[name].dtype, torch.float32)
+        one, other = left[name], right[name]
+        flat = [
+            one.reshape(one.shape[0], -1),
+            scale[name].flatten(),
+            carried[name].flatten(),
+            other.reshape(other.shape[0], -1),
+        ]
+        for a, p, c, b in zip(*(x.split(CHUNK, -1) for x in flat), strict=True):
+            both = [(a.to(wide) * p), c.to(wide)[None]]
+            parts.append(torch.cat([x @ b.to(wide).mT for x in both]))
+    return torch.stack(parts).sum(0)
+
+
+CHUNK = 2**15
+"""Coordinates of `metric_dot` at a time."""
+
+
 def _split_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list[str]]:
     """The names, small leaves of one dtype together, as many as fill one block."""
     found: list[list[str]] = []

@@ -21,11 +21,14 @@ from .layerwise import (
     entry_layouts,
     groups_of,
     is_worth_recording,
+    is_worth_weighing,
     sample_plan,
 )
 from .levels import without_trace
-from .losses import Losses, parse_losses
+from .linearize import Request, weighed
+from .losses import Losses, expect_weightings, parse_losses, parse_weighed
 from .run import Forward, run
+from .weightings import plan_weightings
 
 
 class Layer(NamedTuple):
@@ -33,7 +36,7 @@ class Layer(NamedTuple):
 
     name: str
     op: str  # the calls that consumed it
-    form: Form  # "kernel", "gemm" or "rows" (see `mtlfunc.layerwise`)
+    form: Form  # "kernel", "gemm", "mixed" or "rows" (see `mtlfunc.gradients.layerwise.formulas`)
     # of each form that it has, for its part of G alone; empty where no tap serves it
     gflop: dict[str, float]
     mib: dict[str, float]  # what each holds beside the deltas
@@ -75,6 +78,7 @@ def explain_gramian(
     shared: Select = "*",
     samples: bool = False,
     combined: bool = False,
+    weightings: Tensor | None = None,
 ) -> Explanation:
     """How `engine="auto"` makes the Gramian, layer by layer, from one forward pass alone.
 
@@ -89,6 +93,7 @@ def explain_gramian(
         samples: explain the per-sample Gramian.
         combined: the rows are combined afterwards, as in the probe `jacobian`: a plan without rows
             then pays one more backward pass.
+        weightings: explain the Gramian of these, as in `task_gramian`.
 
     Returns:
         an object with `.layers`, `.rows` and `.passes`, and a table as its `str`. Floating-point
@@ -109,14 +114,22 @@ def explain_gramian(
     """
     check_params(params)
     names = select(params, shared)
+    parse = _samples if samples else parse_losses if weightings is None else parse_weighed
+    if weightings is not None:
+        expect_weightings(weightings)
     with without_trace(params), torch.no_grad():
         forward = run(
             losses_fn,
             params,
             batch,
             watch=True,
-            parse=_samples if samples else parse_losses,
-            separable=not samples,
+            parse=parse,
+            separable=not samples and weightings is None,
+        )
+    if weightings is not None:
+        keep = "combination" if combined else "nothing"
+        return _explain_weightings(
+            forward, weighed(Request(names, names, keep), weightings, forward)
         )
     return _explain_samples(forward, names) if samples else _explain_tasks(forward, names, combined)
 
@@ -150,6 +163,36 @@ def _explain_samples(forward: Forward, names: tuple[str, ...]) -> Explanation:
     return Explanation(layers, rows, f"{rows // count} backward pass(es) for all samples{check}")
 
 
+def _explain_weightings(forward: Forward, request: Request) -> Explanation:
+    names, tasks, calls = request.shared, request.weightings, forward.calls
+    shape = forward.losses.shape or forward.value.shape
+    found = plan_weightings(forward, request)
+    each = "one backward pass a task"
+    if calls is None or found is None:
+        layers = _describe_layers(Plan((), names), [], names, {}, tasks, None, HOOKED)
+        return Explanation(layers, tasks, each)
+    (plan, _, worth), proved = found
+    tapped: list[tuple[Group, Form]] = [
+        (group, form) for group, form in plan.tapped if group.uses[0].part.leaf in names
+    ]
+    groups, used = [group for group, _ in tapped], by_leaf(calls.uses)
+    why = FREED if calls.checkpointed else None
+    if not (worth and is_worth_weighing(forward.params, tasks)):
+        layers = _describe_layers(Plan((), names), groups, names, used, tasks, None, why)
+        return Explanation(layers, tasks, f"{each}, which is cheaper here")
+    parts = shape[1:].numel()
+    left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
+    check = (
+        ", and as many to check that samples do not mix (a Balancer remembers that)"
+        if proved is None
+        else "; the graph proves that samples do not mix"
+    )
+    layers = _describe_layers(
+        Plan(tuple(tapped), ()), groups, names, used, parts * shape[0], shape[0], why, tasks
+    )
+    return Explanation(layers, tasks, f"{parts} backward pass(es) for all tasks{left}{check}")
+
+
 def _explain_tasks(forward: Forward, names: tuple[str, ...], combined: bool) -> Explanation:
     calls, params, rows = forward.calls, forward.params, len(forward.value)
     if calls is None:
@@ -181,6 +224,7 @@ def _describe_layers(
     rows: int,
     samples: int | None,
     why: str | None = None,
+    weightings: int = 0,
 ) -> tuple[Layer, ...]:
     """One line for each of the groups, and one for each leaf that has none."""
     forms: dict[str, Form] = {group.name: form for group, form in plan.tapped}
@@ -190,7 +234,7 @@ def _describe_layers(
     layers: list[Layer] = []
     for name in names:
         for group in by_leaf.get(name, ()):
-            found = costs(group, rows, samples)
+            found = costs(group, rows, samples, weightings=weightings)
             gflop = {form: cost.flops / 1e9 for form, cost in found.items()}
             mib = {form: cost.bytes / 2**20 for form, cost in found.items()}
             form = forms.get(group.name, "rows")
@@ -201,6 +245,7 @@ def _describe_layers(
                 if name in used
                 else "used in no call that is understood"
             )
-            note += "" if samples is None else "; one row a sample and task"
+            if samples is not None:
+                note += "; one row a task" if weightings else "; one row a sample and task"
             layers.append(Layer(name, "?", "rows", {}, {}, note))
     return tuple(layers)

@@ -17,12 +17,17 @@ def linearize_by_hooks(forward: Forward, request: Request) -> Linearization:
     """As `linearize`, by one `backward` per loss, of which `.grad` is read and put back.
 
     `torch.autograd.grad` would miss what the hooks do: gather the weights, and reduce and scatter
-    their gradients. The rows are of the tasks themselves.
+    their gradients. The rows are of the tasks themselves, or of weightings of samples.
     """
     losses, leaves, value = forward.losses, forward.params, forward.value
     shared, rows = request.shared, bool(request.shared)
     scale = value.new_ones(len(value)) if request.scale is None else request.scale
     each = losses.scalars or losses.vector.unbind()
+    if request.weightings:
+        matrix, _ = request.cotangents(value)
+        assert matrix is not None
+        each, value = (matrix @ losses.vector).unbind(), matrix @ value
+        scale, losses = torch.ones_like(value), losses._replace(vector=matrix @ losses.vector)
     every = [_pass_backward(loss, x, leaves) for loss, x in zip(each, scale, strict=True) if rows]
     # all leaves' rows, since every pass brings them
     rows_of = {name: torch.stack([one[name] for one in every]) for name in leaves if rows}
@@ -38,7 +43,7 @@ def linearize_by_hooks(forward: Forward, request: Request) -> Linearization:
 
     kept = {name: rows_of[name] for name in shared} if rows else {}
     preference = torch.full_like(value, 1 / len(value))
-    mixed = request.scaled(value)
+    mixed = value if request.weightings else request.scaled(value)
     return Linearization(value, mixed, preference, kept, None, heads, pullback, forward.aux)
 
 

@@ -21,8 +21,9 @@ from .linearize import (
     check_chunk_size,
     cross_gramian,
     linearize,
+    weighed,
 )
-from .losses import Losses, parse_alone, parse_samples
+from .losses import Losses, expect_weightings, parse_alone, parse_samples, parse_weighed
 from .run import Forward, check_connected, run
 from .samples import sample_by_layers
 
@@ -38,6 +39,7 @@ def task_gramian(
     *,
     shared: Select = "*",
     other: Batch | None = None,
+    weightings: Tensor | None = None,
     engine: Engine = "auto",
     chunk_size: int | None = None,
     gramian_dtype: torch.dtype | None = None,
@@ -53,6 +55,9 @@ def task_gramian(
         other: a second batch, such as one for validation: the columns are then the tasks on it, and
             the Gramian is not symmetric. (Two functions are one, `lambda params, batch:
             batch[0](params, batch[1])`, on batches that begin with a function.)
+        weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn ℓ_n of
+            the ℓ `[sample]`, or `[sample, part]`, that `losses_fn` then returns, and all tasks cost
+            one backward pass (one a part). Not with `other`.
         engine: `"layerwise"` takes the inputs and deltas of every layer it knows and forms no row
             of it where that is cheaper (linear, convolutions, embedding, attention's projections,
             matmul and einsum with a parameter); leaves it does not know, or that are used outside
@@ -91,6 +96,22 @@ def task_gramian(
     request = Request(
         names, names, "nothing", engine, chunk_size=chunk_size, gramian_dtype=gramian_dtype
     )
+    if weightings is not None:
+        if other is not None:
+            raise ValueError(
+                "weightings: not with other=, whose samples would need weightings of their own; "
+                "sample_gramian(other=) has the inner products of all samples, G, and A @ G @ B.T "
+                "those of their weightings"
+            )
+        request = request._replace(weightings=len(expect_weightings(weightings)))
+        found = run(
+            losses_fn, params, batch, watch=request.watches(params), parse=parse_weighed,
+            separable=False,
+        )  # fmt: skip
+        check_connected(found)
+        linear = linearize(found, weighed(request, weightings, found))
+        assert linear.gramian is not None
+        return linear.losses, linear.gramian
 
     def forward(batch: Batch) -> Forward:
         found = run(losses_fn, params, batch, watch=request.watches(params), parse=parse_alone)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,9 +22,12 @@ from .layerwise import (
     common_plan,
     decide,
     is_worth_recording,
+    is_worth_weighing,
     prefers_separate_passes,
+    should_loop,
     sketch,
 )
+from .losses import flat_weightings
 from .run import Forward
 from .slices import linearize_slices
 
@@ -50,6 +52,7 @@ class Linearization(NamedTuple):
     aux: Any
     # combinations of the rows -> a gradient in the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
+    carried: Tensor | None = None  # J c of a metric, over the measured leaves
 
 
 class Request(NamedTuple):
@@ -68,7 +71,8 @@ class Request(NamedTuple):
     heads: Callable[[int], float | None] | None = None
     chunk_size: int | None = None  # rows in one batched pass; None is all, 1 a plain loop
     gramian_dtype: torch.dtype | None = None  # None is the rows' own, at least float32
-    metric: Params | None = None  # P, a diagonal over the measured leaves; None is the identity
+    # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
+    weightings: int = 0
     # no other request follows for the same forward, so that its graph may be freed
     last: bool = False
 
@@ -86,9 +90,19 @@ class Request(NamedTuple):
 
     def watches(self, params: Params) -> bool:
         """Whether recording the calls of a forward pass is worth its price."""
-        if not self.measured or self.engine == "rows" or self.metric is not None:
+        if self.weightings:
+            worth = self.engine == "layerwise" or is_worth_weighing(params, self.weightings)
+            return worth and self.engine != "rows"
+        if not self.measured or self.engine == "rows":
             return False
         return self.engine == "layerwise" or is_worth_recording(params, self.measured)
+
+
+def weighed(request: Request, weightings: Tensor, forward: Forward) -> Request:
+    """The request of rows that are weightings [task, *losses] of this forward's losses."""
+    matrix = flat_weightings(weightings, forward.losses, forward.value)
+    preference = matrix.new_full((len(matrix),), 1 / len(matrix))
+    return request._replace(mix=lambda count: (matrix, preference), weightings=len(matrix))
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -111,6 +125,12 @@ def linearize(forward: Forward, request: Request) -> Linearization:
     """
     if forward.pull is not None:
         return _traced(forward, request)
+    if request.weightings:
+        from .weightings import linearize_weightings
+
+        found = linearize_weightings(forward, request)
+        if found is not None:
+            return found
     if forward.by_hooks:
         from .fsdp import linearize_by_hooks
 
@@ -131,7 +151,8 @@ def linearize(forward: Forward, request: Request) -> Linearization:
 
     losses = request.scaled(value)
     mixed = losses if matrix is None else matrix @ losses
-    return Linearization(value, mixed, preference, rows, gramian, heads, pullback, forward.aux)
+    told = mixed if request.weightings else value
+    return Linearization(told, mixed, preference, rows, gramian, heads, pullback, forward.aux)
 
 
 def cross_gramian(forwards: tuple[Forward, Forward], request: Request) -> Tensor:
@@ -193,7 +214,11 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
     apart = request.mix is None or _mixed_afterwards(forward, rows)
     plan, chunk = Plan((), request.shared), request.chunk_size
     edges = forward.edges if apart and losses.scalars else None
-    if forward.calls is not None and request.watches(params):
+    if forward.calls is not None and request.weightings and request.engine == "auto":
+        uses, device = forward.calls.uses, forward.value.device.type
+        if should_loop(uses, forward.graph, params, rows, False, device)[1]:
+            chunk = 1
+    elif forward.calls is not None and request.watches(params):
         decision = decide(
             forward,
             request.measured,
@@ -201,7 +226,9 @@ def _route(forward: Forward, request: Request, rows: int, record: bool, paired: 
             request.engine,
             keep=request.keep == "combination",
             mixed=not apart,
-            whole=chunk is None and not paired and forward.whole and not request.left_out,
+            whole=chunk is None
+            and not (paired or request.left_out or request.weightings)
+            and forward.whole,
             shared=request.shared,
         )
         if decision.slices is not None:
@@ -243,9 +270,12 @@ def _measure(
     value, plan, dtype = forward.value, route.plan, request.gramian_dtype
     shared = set(request.shared)
     others = tuple([name for name in forward.params if name not in shared])
-    share = request.heads(len(value)) if others and request.heads else None
+    count = request.weightings or len(value)
+    share = request.heads(count) if others and request.heads else None
 
     def on_heads() -> Tensor:
+        if request.weightings and passes.matrix is not None:
+            return passes.matrix.sum(0)
         return value.new_ones(len(value)) if request.scale is None else request.scale
 
     if route.slices is not None:
@@ -255,7 +285,7 @@ def _measure(
         )
         return rows, gramian, {name: share * grad for name, grad in heads.items()}
     rows, gramian, head_grads = {}, None, {}
-    if request.keep == "nothing" and request.chunk_size and request.metric is None:
+    if request.keep == "nothing" and request.chunk_size:
         gramian = passes.gramian_in_chunks(plan, request.measured, request.chunk_size, dtype)
     elif request.shared:
         apart, by_rows = route.loss_edges is not None, not plan.tapped
@@ -266,12 +296,12 @@ def _measure(
             plan,
             request.shared if by_rows else plan.rows,
             () if share is None else others,
-            views=request.keep == "combination" and request.metric is None,
+            views=request.keep == "combination",
             freed=forward.losses.vector if forward.freed else None,
         )
         rows = found.rows  # the others are combined by a pass that stops where those are
         if request.measured:
-            gramian = _gramian(request, passes, plan, found)
+            gramian = passes.gramian(plan, found, found, request.measured, dtype)
         head_grads = found.heads
         if share is not None and share != 1.0:
             head_grads = {name: share * grad for name, grad in head_grads.items()}
@@ -279,17 +309,6 @@ def _measure(
         together = tuple(name for name in others if name not in head_grads)
         head_grads |= passes.backward.leaves(together, share * on_heads()) if together else {}
     return rows, gramian, head_grads
-
-
-def _gramian(request: Request, passes: Passes, plan: Plan, found: Any) -> Tensor:
-    """Inner products of the rows, in the metric if there is one."""
-    measured, dtype = request.measured, request.gramian_dtype
-    if request.metric is None:
-        return passes.gramian(plan, found, found, measured, dtype)
-    stretched = {name: found.rows[name] * request.metric[name] for name in measured}
-    with nullcontext() if passes.backward.record else torch.no_grad():
-        gramian = dot(stretched, found.rows, measured, dtype)
-        return 0.5 * (gramian + gramian.mT)
 
 
 def _traced(forward: Forward, request: Request) -> Linearization:
@@ -308,10 +327,11 @@ def _traced(forward: Forward, request: Request) -> Linearization:
     rows = vmap(row, chunk_size=request.chunk_size)(matrix) if shared else {}
     gramian = dot(rows, rows, measured, request.gramian_dtype) if measured else None
     others = tuple(name for name in forward.params if name not in shared)
-    share = request.heads(len(value)) if others and request.heads else None
+    count = request.weightings or len(value)
+    share = request.heads(count) if others and request.heads else None
     head_grads = {}
     if share is not None:
-        every = pull(share * scale)[0]
+        every = pull(share * (matrix.sum(0) if request.weightings else scale))[0]
         head_grads = {name: every[name] for name in others}
 
     def pullback(weights: Tensor, names: tuple[str, ...] = tuple(forward.params)) -> Params:
@@ -320,4 +340,5 @@ def _traced(forward: Forward, request: Request) -> Linearization:
         return {name: grads[name] for name in names}
 
     mixed = matrix @ request.scaled(value)
-    return Linearization(value, mixed, preference, rows, gramian, head_grads, pullback, forward.aux)
+    told = mixed if request.weightings else value
+    return Linearization(told, mixed, preference, rows, gramian, head_grads, pullback, forward.aux)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..core.checks import is_pair
+from ..core.checks import check_finite, is_pair
 
 Tasks = dict[Any, tuple[()]] | tuple[tuple[()], ...]
 """The tasks that a state remembers, in order: `{name: ()}`, or `((), ...)` if losses have no names.
@@ -24,6 +24,8 @@ class Losses(NamedTuple):
     scalars: tuple[Tensor, ...] | None = None  # the same, if they came as separate scalars
     names: tuple[Any, ...] | None = None  # if they came in a dict
     aux: Any = ()
+    # of samples, [sample] or [sample, part], whose flattened vector that is
+    shape: torch.Size | None = None
 
     @property
     def tasks(self) -> Tasks:
@@ -138,6 +140,80 @@ def parse_samples(out: Any) -> Losses:
     if not out.is_floating_point():
         raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
     return Losses(out)
+
+
+def parse_weighed(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
+    """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened.
+
+    Raises:
+        ValueError: for another shape.
+        TypeError: unless they are floating.
+    """
+    aux: Any = ()
+    if has_aux:
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
+        out, aux = out
+    elif is_pair(out):
+        raise ValueError(f"{what}: got a pair; with weightings= expected one tensor of losses")
+    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
+        found = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"{what}: weightings= make tasks of the losses of samples, a tensor [sample] or "
+            f"[sample, part], got {found}; reduce over the positions or tokens of every sample "
+            "alone, for instance with .flatten(1).sum(1), and never over the samples"
+        )
+    if not out.is_floating_point():
+        raise TypeError(f"{what}: expected floating losses, got {out.dtype}")
+    return Losses(out if out.ndim == 1 else out.flatten(), aux=aux, shape=out.shape)
+
+
+def expect_weightings(weightings: Any) -> Tensor:
+    """Weightings `[task, sample]` or `[task, sample, part]`, as far as no losses are needed."""
+    if not isinstance(weightings, Tensor) or not weightings.is_floating_point():
+        found = weightings.dtype if isinstance(weightings, Tensor) else type(weightings).__name__
+        raise TypeError(
+            "weightings: expected a floating tensor [task, sample], or [task, sample, part], got "
+            f"{found}; a mask becomes one by .to(losses.dtype)"
+        )
+    if weightings.ndim not in (2, 3) or 0 in weightings.shape:
+        raise ValueError(
+            "weightings: expected [task, sample], or [task, sample, part] for losses [sample, "
+            f"part], got {list(weightings.shape)}; weights of tokens go into the losses, which "
+            "are sums over the tokens of every sample"
+        )
+    return weightings
+
+
+def flat_weightings(weightings: Tensor, losses: Losses, value: Tensor) -> Tensor:
+    """Weightings [task, entry] of these losses, flattened as they are.
+
+    Raises:
+        ValueError: for another number of samples, another dtype or device, or NaN.
+    """
+    shape = value.shape if losses.shape is None else losses.shape
+    if weightings.shape[1:] != shape:
+        raise ValueError(
+            f"weightings: expected [task, {', '.join(map(str, shape))}], one weight for every "
+            f"entry of the losses, which are {list(shape)}; got {list(weightings.shape)}"
+        )
+    if weightings.dtype != value.dtype or weightings.device != value.device:
+        raise ValueError(
+            f"weightings: they are {weightings.dtype} on {weightings.device}, and the losses "
+            f"{value.dtype} on {value.device}; convert them by weightings.to(losses)"
+        )
+    check_finite(weightings, "weightings")
+    return weightings.flatten(1)
+
+
+def check_weighed(losses: Tensor, tasks: Tasks, first: str) -> None:
+    """Raise unless there are as many weightings as at the first step."""
+    if tasks and len(losses) != len(tasks):
+        raise ValueError(
+            f"weightings: {len(tasks)} tasks at {first}, {len(losses)} at this step; give every "
+            "task a row at every step, of zeros where it has no samples (for other tasks, start "
+            "anew)"
+        )
 
 
 def _listed(out: Any) -> bool:

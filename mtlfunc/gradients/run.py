@@ -75,6 +75,7 @@ class Forward:
         self.calls, self.hooked, self.recorded, self.pull = calls, hooked, recorded, pull
         # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
         self.whole, self.by_hooks = True, False
+        self.layouts: dict[Any, Any] | None = None  # kinds of graphs, and where their samples are
         self.by_rows = False  # whether each separate loss was differentiated row by row
         self.frees = False  # whether what is last to differentiate it frees its graph; if it did:
         self.freed = False
@@ -82,7 +83,8 @@ class Forward:
             return
         vector = losses.vector
         self.root = gradient_edge(vector) if vector.requires_grad else None
-        self.edges = separate_edges(vector, losses.scalars) if separable else None
+        apart = separable and losses.shape is None  # not the samples of weightings
+        self.edges = separate_edges(vector, losses.scalars) if apart else None
         inside = depth() > 0
         self.places: dict[str, Place] = {
             name: leaf if not inside and type(leaf) in PLAIN and leaf.is_leaf else place_of(leaf)

@@ -20,6 +20,7 @@ from .layerwise import (
     Choices,
     Form,
     Graph,
+    Layout,
     Plan,
     SampledGroup,
     Use,
@@ -168,7 +169,11 @@ def _side(
         plan = Plan((), names)
         if forward.calls is not None:
             plan = sample_plan(forward.calls.uses, params, names, graph, samples, tasks, device)
-        deltas = _deltas(backward, plan, graph, forward, look) if plan.tapped else ([], [], [])
+        deltas = [], [], []
+        if plan.tapped:
+            uses = plan.uses
+            proved = entry_layouts(graph, forward.losses.vector, None, uses)
+            deltas = deltas_by_sample(backward, uses, graph, losses, samples, look, proved)[:3]
     return Side(losses, forward, backward, graph, plan, *deltas)
 
 
@@ -226,32 +231,45 @@ def _recording_context(*backwards: Backward) -> AbstractContextManager[Any]:
     return nullcontext() if any(x.record for x in backwards) else torch.no_grad()
 
 
-def _deltas(
-    backward: Backward, plan: Plan, graph: Graph, forward: Forward, look: bool
-) -> tuple[list[Tensor], list[Choices], list[Tensor]]:
-    """For every use its deltas [task, *shape] and the layouts that its samples may have; and
-    whether one of them is right, unless that is proved.
+def deltas_by_sample(
+    backward: Backward,
+    uses: list[Use],
+    graph: Graph,
+    losses: Tensor,
+    samples: int,
+    look: bool,
+    proved: Sequence[Layout] | None,
+) -> tuple[list[Tensor], list[Choices], list[Tensor], bool]:
+    """For every use its deltas [task, *shape] and the layouts that its samples may have; whether
+    one of them is right, unless that is proved; and whether no other layout would do.
+
+    Args:
+        backward: the open graph.
+        uses: the calls.
+        graph: of the forward pass.
+        losses: [sample] or [sample, task], or the same flattened.
+        samples: how many.
+        look: whether values can be read.
+        proved: the layouts, where they are known; None compares the samples by a second pass.
     """
-    losses = forward.value
-    uses, samples, tasks = plan.uses, losses.shape[0], losses[0].numel()
+    tasks = losses.numel() // samples
     targets = [
         target(use.edge, lambda use=use: losses.new_zeros(use.shape, dtype=use.dtype))
         for use in uses
     ]
     eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)
     by_task = eye[:, None].expand(tasks, samples, tasks)
-    chunk = None if graph.can_batch else 1
+    chunk = None if graph.can_batch and (graph.can_batch_twice or not backward.record) else 1
     deltas = backward.each(by_task.reshape(tasks, *losses.shape), targets, chunk)
-    proved = entry_layouts(graph, forward.losses.vector, None, uses)
     if proved is not None:
         sure = losses.new_ones((), dtype=torch.bool)
-        return deltas, [((layout, sure),) for layout in proved], []
+        return deltas, [((layout, sure),) for layout in proved], [], True
     shares = _shares(samples, uses, losses)
     weighted = (shares[:, None] * by_task).reshape(tasks, *losses.shape)
     probe = backward.each(weighted, targets, chunk)
     with _recording_context(backward):
-        where, sound = _sample_axes(uses, deltas, probe, shares, look)
-    return deltas, where, sound
+        where, sound, only = _sample_axes(uses, deltas, probe, shares, look)
+    return deltas, where, sound, only
 
 
 def _shares(samples: int, uses: list[Use], losses: Tensor) -> Tensor:
@@ -270,39 +288,43 @@ def _shares(samples: int, uses: list[Use], losses: Tensor) -> Tensor:
 
 def _sample_axes(
     uses: list[Use], deltas: list[Tensor], probe: list[Tensor], shares: Tensor, look: bool
-) -> tuple[list[Choices], list[Tensor]]:
-    """For every use the layouts that its samples may have, each with whether it is so, and whether
-    one of them is.
+) -> tuple[list[Choices], list[Tensor], bool]:
+    """For every use the layouts that its samples may have, each with whether it is so, whether one
+    of them is, and whether it is seen to be the only one for all of them.
 
     `deltas` came with every sample's cotangent 1, `probe` with its share: if nothing mixes, the
     second is the first times the shares. Where values can be read, one layout is left.
     """
     # a layer's weight and bias share their deltas
     known: dict[tuple[Any, ...], Choices] = {}
+    only = look
     places = [(use.edge.node, use.edge.output_nr, use.axes) for use in uses]
     for place, use, delta, weighted in zip(places, uses, deltas, probe, strict=True):
         if place in known:
             continue
-        known[place] = _candidate_layouts(use, delta, weighted, shares, look)
-        if look and not any(bool(right) for _, right in known[place]):
+        known[place] = _candidate_layouts(use, delta, weighted, shares)
+        if not look:
+            continue
+        right = tuple((layout, right) for layout, right in known[place] if bool(right))
+        # where all deltas are zero, as those of an adapter that is one still, any layout is right
+        only = only and len(right) == 1 and bool(delta.any())
+        known[place] = right[:1]
+        if not right:
             raise ValueError(
                 "losses_fn: entry i of the losses has to depend on sample i alone, but the "
                 f"samples mix at {use.part.leaf} ({use.op}): train-mode batch norm, a loss that "
                 "compares samples, losses that are not in the order of the samples, or an axis "
                 f"there that counts something else and is as long as {len(shares)} samples. Call "
-                'module.eval(), or use engine="rows", which differentiates every entry whatever '
-                "it depends on"
+                "module.eval(), give every sample a row of its own, or use "
+                'engine="rows", which differentiates entry by entry, or weighting by weighting, '
+                "whatever they depend on"
             )
     sound = [torch.stack([right for _, right in choices]).any() for choices in known.values()]
-    return [known[place] for place in places], sound
+    return [known[place] for place in places], sound, only
 
 
-def _candidate_layouts(
-    use: Use, delta: Tensor, weighted: Tensor, shares: Tensor, look: bool
-) -> Choices:
-    """The layouts that fit one use's output, each with whether its samples stay apart in it; the
-    first of which that can be read, alone.
-    """
+def _candidate_layouts(use: Use, delta: Tensor, weighted: Tensor, shares: Tensor) -> Choices:
+    """The layouts that fit one use's output, each with whether its samples stay apart in it."""
     samples, choices = len(shares), ()
     for layout in layouts(use, samples):
         axis = 1 + layout.axis
@@ -321,8 +343,6 @@ def _candidate_layouts(
         same = ((scaled / shares - plain).abs() <= slack).all()
         # NaN is reported by the Gramian itself
         right = (same | ~plain.isfinite().all()).detach()
-        if look and bool(right):
-            return ((layout, right),)
         choices += ((layout, right),)
     return choices
 

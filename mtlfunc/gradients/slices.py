@@ -73,7 +73,7 @@ def linearize_slices(
         if mix is not None:
             gramian = mix.to(wide) @ gramian @ mix.to(wide).mT
         kept = {
-            name: _rows_of_leaf(backward.params[name], part, mix) for name, part in pieces.items()
+            name: rows_of_leaf(backward.params[name], part, mix) for name, part in pieces.items()
         }
     if slices.rows:
         leaves = {name: backward.params[name] for name in slices.plan.rows}
@@ -84,7 +84,7 @@ def linearize_slices(
     return kept, gramian, heads
 
 
-def _rows_of_leaf(leaf: Tensor, pieces: list[tuple[int, Tensor]], mix: Tensor | None) -> Tensor:
+def rows_of_leaf(leaf: Tensor, pieces: list[tuple[int, Tensor]], mix: Tensor | None) -> Tensor:
     """Rows of a leaf [row, *shape] from those of its parts, each with its place on the first axis;
     zero where no call used it.
     """

@@ -1,6 +1,16 @@
 """Pictures of rules, runs and Gramians; matplotlib is loaded at the first one."""
 
 from .rules import cone, heatmap, portrait, simplex
-from .runs import cosines_over_time, front, gap, weights
+from .runs import cosines_over_time, front, gap, gaps, weights
 
-__all__ = ["cone", "cosines_over_time", "front", "gap", "heatmap", "portrait", "simplex", "weights"]
+__all__ = [
+    "cone",
+    "cosines_over_time",
+    "front",
+    "gap",
+    "gaps",
+    "heatmap",
+    "portrait",
+    "simplex",
+    "weights",
+]

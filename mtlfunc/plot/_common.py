@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
+from ..core.progress import progress_bar
 from ..rules.common import as_rule
 from ..types import Geometry, Rule
 
@@ -64,9 +65,7 @@ def evaluate_points(f: Callable[[Tensor], Tensor], points: Tensor, what: str) ->
     try:
         return vmap(f)(points)
     except Exception:
-        from tqdm import tqdm
-
-        return torch.stack([f(point) for point in tqdm(points, leave=False, desc=what)])
+        return torch.stack([f(point) for point in progress_bar(points, desc=what)])
 
 
 def mark_rises(

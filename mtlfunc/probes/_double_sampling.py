@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import map_params, select
 from ..gradients.linearize import Linearization, Request, check_chunk_size
-from ..processes import Group, check_group, gramians
+from ..processes import Group, check_group, gramians, metric_gramians
 from ..types import Batch, Blocks, Geometry, Params, Probe, Select, State, TaskGradients
 from ._jacobian import Heads, check_heads, share_of
 from .common import (
@@ -121,8 +121,16 @@ def double_sampling(
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
         stepped = stepped_on([first, second, *third])
         losses = torch.stack([linear.losses for linear in stepped]).mean(0)
-        gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
         extra = {"second_losses": second.losses}
+        if run.metric is None:
+            gramian = gramians(first.rows, second.rows, names, blocks, gramian_dtype)
+        else:
+            metric = run.metric(names)
+            one, other = (
+                metric_gramians(left.rows, metric, names, blocks, gramian_dtype, right.rows)
+                for left, right in ((first, second), (second, first))
+            )
+            gramian, extra["carried"] = one[0], 0.5 * (one[1] + other[1])
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)
 
         def combine(weights: Tensor) -> Params:
@@ -136,7 +144,8 @@ def double_sampling(
         aux = tuple(linear.aux for linear in (first, second, *third))
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
-    return Probe(init, update, group, frozenset({"cross_gramian", "second_losses"}))
+    measures = frozenset({"cross_gramian", "second_losses"})
+    return Probe(init, update, group, measures, metric=True)
 
 
 def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> Tensor:

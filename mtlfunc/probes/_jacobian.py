@@ -16,13 +16,14 @@ from ..core.expect import expect_function
 from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
-from ..gradients.linearize import Linearization, Request, check_chunk_size
-from ..processes import Group, Shares, check_group, describe, gramians
+from ..gradients.linearize import Linearization, Request, check_chunk_size, weighed
+from ..processes import Group, Shares, check_group, describe, gramians, metric_gramians
 from ..types import (
     Batch,
     Blocks,
     Combine,
     Geometry,
+    Metric,
     Params,
     Probe,
     Rows,
@@ -33,11 +34,13 @@ from ..types import (
 from .common import (
     Present,
     Run,
+    Weightings,
     check_dtype,
     check_leak,
     check_memory,
     check_present,
     first_losses,
+    first_weighed,
     fixed,
     is_empty,
     linearize_labelled,
@@ -80,6 +83,7 @@ def jacobian(
     mask: EditRows | None = None,
     param_groups: Groups | None = None,
     present: Present | None = None,
+    weightings: Weightings | None = None,
     heads: Heads = "plain",
     engine: Engine = "auto",
     chunk_size: int | None = None,
@@ -116,6 +120,13 @@ def jacobian(
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, `lambda batch:
             batch[2].any(0)`. The step is then that on these tasks alone (heads included;
             `reduction="sum"` sums over them), and zero if there are none.
+        weightings: `batch -> A`, `lambda batch: batch["A"]`: `losses_fn` returns the losses of
+            samples, ℓ `[sample]` or `[sample, part]`, and task k is their weighting Σ A_kn ℓ_n with
+            row k of A `[task, sample]` or `[task, sample, part]`. Any number of tasks then costs
+            one backward pass (one a part), where that is cheaper than one a task. The samples may
+            be others, and more or fewer, at every step. With `group` the ranks' losses are summed,
+            and each has the weights of its own samples. Not with `mix` and `present`: a task
+            without samples has weights of 0.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of the weighted loss
             (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
@@ -142,7 +153,8 @@ def jacobian(
 
     Raises:
         TypeError: for a function that cannot be called as it will be.
-        ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks);
+        ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks),
+            or `weightings` with either; weightings that do not fit the losses, or samples that mix;
             `heads="weighted"` with `param_groups` (whose weights?); at `init`, for a glob that
             matches nothing, a task that depends on no shared parameter, a group without parameters,
             a shared parameter in two groups or in none. A warning where `shared` holds a leaf that
@@ -172,6 +184,11 @@ def jacobian(
         raise ValueError(_ABSENT_RANKED)
     if mix is not None and present is not None:
         raise ValueError(_ABSENT_MIXED)
+    if weightings is not None:
+        expect_function(weightings, "weightings", "batch")
+        for name, other in (("mix", mix), ("present", present)):
+            if other is not None:
+                raise ValueError(f"{name}: {NOT_WEIGHED[name]}")
     return row_probe(
         RowOptions(
             shared,
@@ -180,6 +197,7 @@ def jacobian(
             mask=mask,
             param_groups=param_groups,
             present=present,
+            weightings=weightings,
             heads=heads,
             engine=engine,
             chunk_size=chunk_size,
@@ -194,6 +212,13 @@ _ABSENT_RANKED = (
     "on batches with all labels"
 )
 _ABSENT_MIXED = "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
+
+
+NOT_WEIGHED = {
+    "mix": "weightings= say what the rows are; multiply the mixture into them, C @ A",
+    "present": "not with weightings=; give an absent task weights of 0, and leave it out of A "
+    "where it must not count",
+}
 
 
 def ranks_rows(mask: Any) -> bool:
@@ -211,6 +236,7 @@ class RowOptions(NamedTuple):
     edit: Edit | None = None  # not with mix or mask
     param_groups: Groups | None = None
     present: Present | None = None
+    weightings: Weightings | None = None  # not with edit, mix or present
     heads: Heads = "plain"
     engine: Engine = "auto"
     chunk_size: int | None = None
@@ -229,6 +255,8 @@ def row_probe(options: RowOptions) -> Probe:
         options.group,
         measures,
         partial(_watches, options),
+        None if options.edit or options.mix else options.weightings is not None,
+        metric=True,
     )
 
 
@@ -252,9 +280,11 @@ def checked_options(options: RowOptions) -> RowOptions:
     )
 
 
-def _watches(options: RowOptions, params: Params) -> bool:
+def _watches(options: RowOptions, params: Params, weightings: int = 0) -> bool:
     """Whether the calls of a forward pass are of use; raises where the globs match nothing."""
     _, measured, _ = _layout(params, options)
+    if weightings:
+        return Request((), engine=options.engine, weightings=weightings).watches(params)
     if options.engine == "rows" or options.group is not None or _edits(options):
         return False
     return options.engine == "layerwise" or is_worth_recording(params, measured)
@@ -268,16 +298,21 @@ def _edits(options: RowOptions) -> bool:
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     params = run.params
 
-    def start() -> tuple[tuple[Tensor, Tensor | None], dict[str, Any]]:
+    def start() -> tuple[tuple[Tensor, Tensor | None, Tensor | None], dict[str, Any]]:
         check_params(params)
         names, _, _ = _layout(params, options)
         counts = _labels(options, run, batch)
-        losses = first_losses(run, batch, names, hint=True, counts=counts)
+        weights = run.weightings(options.weightings, batch)
+        if weights is None:
+            losses = first_losses(run, batch, names, hint=True, counts=counts)
+        else:
+            losses = first_weighed(run, batch, weights)
         facts = {"the number of tasks": len(losses)} | _facts(options, run, counts)
-        return (losses, counts), facts
+        facts["whether weightings= are given"] = weights is not None
+        return (losses, counts, weights), facts
 
-    losses, counts = run.union.agree(start)
-    losses = run.union.shares(counts).total(losses)
+    losses, counts, weights = run.union.agree(start)
+    losses = _shares(run, counts, weights).total(losses)
     names, _, blocks = _layout(params, options)
     state = ()
     if options.edit is not None:
@@ -287,6 +322,11 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
     if options.mix is not None:
         losses = _mixed(options.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
     return torch.stack([losses] * len(blocks)) if blocks else losses, state
+
+
+def _shares(run: Run, counts: Tensor | None, weightings: Tensor | None) -> Shares:
+    """This process's part of the losses: all of it where they are weightings of its samples."""
+    return run.union.shares(counts) if weightings is None else run.union.sums()
 
 
 def _facts(options: RowOptions, run: Run, counts: Tensor | None) -> dict[str, Any]:
@@ -323,21 +363,33 @@ def _update(
     elif edit is None:
         check_memory(is_empty(state))
     counts = _labels(options, run, batch)
-    shares = union.shares(counts)
-    with_rows = _edits(options) or union.several
+    weights = run.weightings(options.weightings, batch)
+    shares = _shares(run, counts, weights)
+    edited = _edits(options) or union.several
+    metric = None if run.metric is None else run.metric(measured)
+    if metric is not None and options.engine == "layerwise":
+        raise ValueError(
+            'engine="layerwise" makes no rows, and a metric weighs their coordinates; use '
+            'engine="rows" or "auto"'
+        )
+    with_rows = edited or metric is not None
     request = Request(
         names,
         () if with_rows else measured,
-        "rows" if with_rows else "combination" if run.combines else "nothing",
+        "combination" if run.combines and not edited else "rows" if with_rows else "nothing",
         options.engine,
         None if mix is None else partial(_mixed, mix, key),
         heads=share_of(options.heads) if run.combines else None,
         chunk_size=1 if union.by_hooks(params) else options.chunk_size,
         gramian_dtype=options.gramian_dtype,
+        weightings=0 if weights is None else len(weights),
         last=True,
     )
-    linear = linearize_labelled(run(batch, request), request, shares)
-    return _measured(options, linear, params, shares, key, state, measured, blocks)
+    forward = run(batch, request)
+    if weights is not None:
+        request = weighed(request, weights, forward)
+    linear = linearize_labelled(forward, request, shares)
+    return _measured(options, linear, params, shares, key, state, measured, blocks, metric)
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -352,12 +404,15 @@ def _measured(
     state: State,
     measured: tuple[str, ...],
     blocks: Blocks,
+    metric: Metric | None,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
     mask, edit, dtype = options.mask, options.edit, options.gramian_dtype
     whole = mask is not None or edit is not None
     part = shares.part(linear.losses)
-    linear = shares.linearization(linear, params, measured, blocks, whole=whole, dtype=dtype)
+    linear = shares.linearization(
+        linear, params, measured, blocks, whole=whole, dtype=dtype, metric=metric
+    )
     found = shares.labelled(linear)
     rows, extra = linear.rows, {}
     if mask is not None:
@@ -365,7 +420,12 @@ def _measured(
     if edit is not None:
         rows, extra, state = edit.update(rows, found.present, blocks, state)
     gramian = linear.gramian
-    if gramian is None:
+    if metric is not None:
+        carried = linear.carried
+        if gramian is None or carried is None:
+            gramian, carried = metric_gramians(rows, metric, measured, blocks, dtype)
+        extra = extra | {"carried": carried}
+    elif gramian is None:
         gramian = gramians(rows, rows, measured, blocks, dtype)
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)

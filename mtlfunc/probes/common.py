@@ -13,15 +13,22 @@ from ..core.checks import all_present, can_look, check_finite, is_readable
 from ..core.expect import expect_function
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
-from ..gradients.losses import Losses, parse_losses
+from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
 from ..gradients.run import Forward, check_connected, run
 from ..processes import Labelled, Shares, Union, check_gathers, mask_of
-from ..types import Batch, LossesFn, Params, Rows, Select, State
+from ..types import Batch, LossesFn, Metric, Params, Rows, Select, State
 
 
 @runtime_checkable
 class Present(Protocol):
     """From a batch to Bool[task], which tasks have labels in it; with `group=` how many, too."""
+
+    def __call__(self, batch: Batch, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Weightings(Protocol):
+    """From a batch to A [task, sample], or [task, sample, part]: the tasks' losses are A ℓ."""
 
     def __call__(self, batch: Batch, /) -> Tensor: ...
 
@@ -43,6 +50,9 @@ class Run:
     """
 
     combines = True  # whether the answer's `combine` will be called
+    # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
+    # = J c; None is the identity
+    metric: Callable[[tuple[str, ...]], Metric] | None = None
 
     def __init__(
         self,
@@ -70,7 +80,9 @@ class Run:
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         """The same forward passes with other losses made of theirs."""
-        return Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        run = Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        run.metric = self.metric
+        return run
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -79,6 +91,10 @@ class Run:
         if present is None:
             return None
         return checked_labels(present(batch), counts=counts, given="a function from the batch to ")
+
+    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
+        """A, where the tasks are weightings of samples; None where they are the losses."""
+        return None if given is None else expect_weightings(given(batch))
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
@@ -238,6 +254,16 @@ def first_losses(
                 "as shared='trunk.*'",
                 stacklevel=5,
             )
+    return losses
+
+
+def first_weighed(run: Run, batch: Batch, weightings: Tensor) -> Tensor:
+    """The tasks' losses `[task]` of one forward pass that leaves no trace."""
+    forward = run.first(batch)
+    check_connected(forward)
+    check_gathers(forward.losses.vector, run.params)
+    losses = flat_weightings(weightings, forward.losses, forward.value) @ forward.value
+    check_finite(forward.value, "losses")
     return losses
 
 

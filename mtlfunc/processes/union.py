@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable, local_part
-from ..core.tree import dot
-from ..types import Blocks, Params, Rows
+from ..core.tree import dot, metric_dot
+from ..types import Blocks, Metric, Params, Rows
 from .group import Group, Peers, agree, is_sharded, peers_of, refuse_sharded, shard_like, unflatten
 
 T = TypeVar("T")
@@ -83,6 +83,10 @@ class Union(NamedTuple):
         told = share.where(total > 0, 1 / self.size)
         return Shares(self, share, told, mine > 0, total > 0)
 
+    def sums(self) -> Shares:
+        """All of every process's losses: the union's are their sums."""
+        return Shares(self, 1.0, 1.0, None, None)
+
     def by_hooks(self, params: Params) -> bool:
         """Whether gradients of these leaves arrive by hooks alone, as under `fully_shard`."""
         return self.peers is not None and any(map(is_sharded, params.values()))
@@ -121,7 +125,7 @@ class Shares(NamedTuple):
             raise ValueError(
                 f"present: expected one entry per task, {losses.shape[0]}, got {self.here.shape[0]}"
             )
-        if self.union.several:
+        if self.union.several and not (self.here is None and self.share == 1.0):
             share = _as(self.share, losses)
             return share if self.here is None else share.where(self.here, 0.0)
         return None if self.here is None or all_present(self.here) else self.here.to(losses)
@@ -138,9 +142,7 @@ class Shares(NamedTuple):
     def total(self, losses: Tensor) -> Tensor:
         """The union's losses from this process's, 0 for tasks without labels."""
         scale = self.scale(losses)
-        if scale is None:
-            return losses
-        local = losses.where(scale != 0, 0.0) * scale
+        local = losses if scale is None else losses.where(scale != 0, 0.0) * scale
         return self.union.peers.sums(local)[0] if self.union.peers else local
 
     def linearization(
@@ -152,6 +154,7 @@ class Shares(NamedTuple):
         *,
         whole: bool,
         dtype: torch.dtype | None,
+        metric: Metric | None = None,
     ) -> Any:
         """The union's losses, Gramian and gradients, from each process's.
 
@@ -163,6 +166,8 @@ class Shares(NamedTuple):
             whole: every process needs the rows as a whole; else it gets its own columns of their
                 sum, for half the traffic.
             dtype: of the Gramian's accumulation.
+            metric: over the measured leaves, this process's part of sharded ones; for whole rows
+                the caller measures in it.
         """
         peers = self.union.peers
         if peers is None:
@@ -171,12 +176,18 @@ class Shares(NamedTuple):
             linear, _ = self.totals(linear)
             rows, gramian, back = _whole(linear.rows, peers), None, linear.restore
         else:
-            rows, back = _pieces(linear.rows, params, peers)
+            rows, back, cut = _pieces(linear.rows, params, peers)
             own = {
                 name: x if _counts(params[name], peers) else x[:, :0] for name, x in rows.items()
             }
-            linear, (gramian,) = self.totals(linear, gramians(own, own, measured, blocks, dtype))
+            if metric is None:
+                products = (gramians(own, own, measured, blocks, dtype),)
+            else:
+                mine = Metric(*(cut(part, own) for part in metric))
+                products = metric_gramians(own, mine, measured, blocks, dtype)
+            linear, (gramian, *carried) = self.totals(linear, *products)
             gramian = 0.5 * (gramian + gramian.mT)
+            linear = linear._replace(carried=carried[0] if carried else None)
         inner = linear.pullback
 
         def pullback(weights: Tensor, names: tuple[str, ...] = tuple(params)) -> Params:
@@ -273,6 +284,26 @@ def gramians(
     return torch.stack([dot(left, right, names, dtype) for names in members])
 
 
+def metric_gramians(
+    rows: Rows,
+    metric: Metric,
+    measured: tuple[str, ...],
+    blocks: Blocks,
+    dtype: torch.dtype | None,
+    others: Rows | None = None,
+) -> tuple[Tensor, Tensor]:
+    """J P J₂ᵀ and J₂ c of rows J and J₂, which are J unless others are given: `[row, row]` and
+    `[row]`, or `[group, row, row]` and `[group, row]`.
+    """
+    right = rows if others is None else others
+    members = [tuple(name for name in names if name in measured) for names in blocks or (measured,)]
+    found = torch.stack([metric_dot(rows, *metric, right, names, dtype) for names in members])
+    gramian, carried = found[:, :-1], found[:, -1]
+    if others is None:
+        gramian = 0.5 * (gramian + gramian.mT)
+    return (gramian, carried) if blocks else (gramian[0], carried[0])
+
+
 def _whole(rows: Rows, peers: Peers) -> Rows:
     if any(map(is_sharded, rows.values())):
         raise NotImplementedError(
@@ -282,9 +313,11 @@ def _whole(rows: Rows, peers: Peers) -> Rows:
     return peers.sum_leaves(rows)
 
 
-def _pieces(rows: Rows, params: Params, peers: Peers) -> tuple[Rows, Callable[[Params], Params]]:
-    """This process's columns of the sum over the ranks, and the way back from combinations of them
-    to whole leaves.
+def _pieces(
+    rows: Rows, params: Params, peers: Peers
+) -> tuple[Rows, Callable[[Params], Params], Callable[[Params, Rows], Rows]]:
+    """This process's columns of the sum over the ranks; the way back from combinations of them to
+    whole leaves; and the same columns of other leaves, beside those given.
     """
     plain = {name: row for name, row in rows.items() if not is_sharded(row)}
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
@@ -306,7 +339,17 @@ def _pieces(rows: Rows, params: Params, peers: Peers) -> tuple[Rows, Callable[[P
             found |= unflatten(peers.gather(mine), shapes)
         return {name: found[name] for name in grads}
 
-    return {name: pieces[name] for name in rows}, back
+    def cut(leaves: Params, beside: Rows) -> Rows:
+        begins, at = {}, peers.rank * width
+        for name in plain:
+            begins[name], at = max(at, 0), at - params[name].numel()
+        found = {}
+        for name, leaf in leaves.items():
+            part = leaf if name not in plain else leaf.flatten()[begins[name] :]
+            found[name] = part[: beside[name].shape[1]]
+        return found
+
+    return {name: pieces[name] for name in rows}, back, cut
 
 
 def _counts(leaf: Any, peers: Peers) -> bool:

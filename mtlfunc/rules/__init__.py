@@ -30,6 +30,7 @@ from ._pbi import pbi
 from ._pcd import pcd
 from ._pcgrad import pcgrad
 from ._rlw import rlw
+from ._safe import safe
 from ._sdmgrad import sdmgrad
 from ._stch import stch
 from ._update_every import update_every
@@ -70,6 +71,7 @@ __all__ = [
     "pcd",
     "pcgrad",
     "rlw",
+    "safe",
     "sdmgrad",
     "stateless",
     "stch",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import all_rows_mask, can_look, check_finite, check_gramian, check_vector
-from ..core.expect import expect_rule, not_measured, probe_for, reads_of, rule_name
+from ..core.expect import expect_carried, expect_rule, not_measured, probe_for, reads_of, rule_name
 from ..types import GRAMIANS, Geometry, Rule
 from .common import may_read
 
@@ -52,6 +52,7 @@ def weights(
             f"losses: {rule_name(rule)} {verb} the losses; pass losses=, one per task{other}"
         )
     missing = not_measured(rule, GRAMIANS)
+    expect_carried(rule, missing)
     if missing:
         raise ValueError(
             f"rule: {rule_name(rule)} reads {missing}, which a Gramian does not hold; use "

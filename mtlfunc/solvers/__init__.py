@@ -6,6 +6,7 @@ The problems, and what can be known of their answers from a Gramian: `mtlfunc.so
 from ._active_set import active_set
 from ._auto import auto
 from ._certify import Certificate, certify
+from ._compare import Comparison, compare
 from ._cvx import cvx
 from ._faces import faces
 from ._frank_wolfe import frank_wolfe
@@ -15,12 +16,14 @@ from .problems import CAGrad, DualCone, MinNorm, cagrad, dual_cone, min_norm
 __all__ = [
     "CAGrad",
     "Certificate",
+    "Comparison",
     "DualCone",
     "MinNorm",
     "active_set",
     "auto",
     "cagrad",
     "certify",
+    "compare",
     "cvx",
     "dual_cone",
     "faces",

@@ -78,12 +78,15 @@ def _lengths(problem: Problem) -> Tensor:
 
 def _active_support(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
     """Strict complementarity: on the support the weight is the larger of the two, off it the
-    multiplier.
+    multiplier. Where no task conflicts, all multipliers of the dual cone are rounding.
     """
     n = _lengths(problem)
     price = (multiplier / n.where(n > 0, 1.0)).detach()
     weight = weight.detach()
-    support = weight / weight.abs().sum().where(weight.abs().sum() > 0, 1.0) > price / n.amax()
+    total = weight.abs().sum()
+    if isinstance(problem, DualCone):
+        total = total + (problem.weights.detach().abs() * n).sum()
+    support = weight / total.where(total > 0, 1.0) > price / n.amax()
     return support & (weight > 0)
 
 

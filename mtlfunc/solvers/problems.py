@@ -75,14 +75,19 @@ class MinNorm(NamedTuple):
             curvature > 0, -slope / or_one(curvature), torch.where(slope < 0, torch.inf, 0.0)
         )
 
-    def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
+    def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
         """weights = dual = w; gap = wᵀG w - min(G w), which bounds ½ wᵀG w - optimum and ‖Jᵀw -
         d*‖².
         """
         rates = self.gramian @ weights
         square = weights @ rates
         return Solution(
-            weights, dual, rates, 0.5 * square, (square - rates.amin()).clamp_min(0), steps
+            weights,
+            dual,
+            rates,
+            0.5 * square,
+            (square - rates.amin()).clamp_min(0),
+            count_of(self, steps),
         )
 
 
@@ -129,12 +134,13 @@ class CAGrad(NamedTuple):
         length = root(w @ self.gramian @ w)
         return self.preference + torch.where(length > 0, self.radius / or_one(length), 0.0) * w
 
-    def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
+    def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
         """gap = F(dual) - min(G weights): both sides are feasible, so it bounds the loss of the
         worst task's rate.
         """
         rates, value = self.gramian @ weights, self.objective(dual)
-        return Solution(weights, dual, rates, value, (value - rates.amin()).clamp_min(0), steps)
+        gap = (value - rates.amin()).clamp_min(0)
+        return Solution(weights, dual, rates, value, gap, count_of(self, steps))
 
 
 class DualCone(NamedTuple):
@@ -151,7 +157,7 @@ class DualCone(NamedTuple):
         v = self.weights + u
         return 0.5 * v @ self.gramian @ v
 
-    def solution(self, weights: Tensor, dual: Tensor, steps: Tensor) -> Solution:
+    def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
         """weights = v, dual = u = v - w; gap = uᵀ|G v| + Σ (-G v)₊·(lengths·|v|)/lengths: zero only
         at the optimum.
 
@@ -162,7 +168,7 @@ class DualCone(NamedTuple):
         lengths = root(self.gramian.diagonal())
         charge = lengths @ weights.abs() / or_one(lengths)
         gap = dual @ rates.abs() + ((-rates).clamp_min(0) * charge).sum()
-        return Solution(weights, dual, rates, 0.5 * weights @ rates, gap, steps)
+        return Solution(weights, dual, rates, 0.5 * weights @ rates, gap, count_of(self, steps))
 
 
 Problem = MinNorm | CAGrad | DualCone
@@ -299,7 +305,16 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         solution = wide.solution(poison(weights, *wide), dual, steps)
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
 
+    solve_certified.__qualname__ = solve.__qualname__
     return solve_certified
+
+
+def solver_name(solve: Callable[..., object]) -> str:
+    """The name of a solver's function; of one of this package that of what made it."""
+    name = getattr(solve, "__qualname__", type(solve).__name__)
+    own = getattr(solve, "__module__", "").startswith(__package__ or "mtlfunc")
+    name = name.split(".<locals>")[0 if own else -1].lstrip(".")
+    return "solver" if name == "<lambda>" else name
 
 
 def check_problem(problem: object) -> None:
@@ -308,6 +323,10 @@ def check_problem(problem: object) -> None:
             "problem: expected min_norm(...), cagrad(...) or dual_cone(...) of mtlfunc.solvers, "
             f"got {type(problem).__name__}"
         )
+
+
+def count_of(problem: Problem, steps: Tensor | int) -> Int[Tensor, ""]:
+    return steps if isinstance(steps, Tensor) else constant_steps(problem, steps)
 
 
 def constant_steps(problem: Problem, steps: int) -> Int[Tensor, ""]:

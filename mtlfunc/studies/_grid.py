@@ -25,6 +25,7 @@ from torch import Tensor
 from ..core.batching import check_at_once, evaluate
 from ..core.checks import inside_transform
 from ..core.processes import follow_parent
+from ..core.progress import progress_bar
 from ._points import Axis, Chunk, Points
 
 if TYPE_CHECKING:
@@ -135,8 +136,6 @@ def grid(
         name: (names,) if isinstance(names, str) else tuple(names)
         for name, names in (dims or {}).items()
     }
-    from tqdm import tqdm
-
     points = Points(table, named, None if path is None else Path(path))
     chunks = points.chunks(points_at_once)
     i, n = _shard(shard, path, len(chunks))
@@ -155,7 +154,7 @@ def grid(
         had = int(points.done.sum())
         total = had + sum(len(chunk.flat) for chunk in left)
         try:
-            with tqdm(total=total, initial=had, leave=False, desc="grid", unit="point") as bar:
+            with progress_bar(total=total, initial=had, desc="grid", unit="point") as bar:
                 if executor is None:
                     _evaluate_serially(points, f, left, bar)
                 else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,16 +29,18 @@ from ..core.expect import (
     expect_rule,
     expect_state,
 )
-from ..gradients.losses import Losses, Tasks, parse_declared
+from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
 from ..probes.common import Run
 from ..processes import describe, describe_params, union_of, warn_without_group
 from ..types import (
     Balance,
+    BalanceInit,
     BalanceState,
     Batch,
     Geometry,
     Info,
     LossesFn,
+    Metric,
     Params,
     Probe,
     Rule,
@@ -98,10 +100,24 @@ def balance(
         >>> {name: loss.item() for name, loss in info.tasks.items()}
         {'near': 1.0, 'far': 9.0}
     """
+    init, update = metric_balance(losses_fn, rule, probe, reduction, has_aux, metric=False)
+    return Balance(init, lambda params, batch, state: update(params, batch, state, None))
+
+
+def metric_balance(
+    losses_fn: LossesFn,
+    rule: Rule,
+    probe: Probe,
+    reduction: Reduction,
+    has_aux: bool,
+    *,
+    metric: bool,
+) -> tuple[BalanceInit, Callable[[Params, Batch, BalanceState, Metric | None], Any]]:
+    """`balance`, whose update is told of the optimizer's step; `metric`: whether it will be."""
     expect_losses_fn(losses_fn)
     expect_rule(rule)
     expect_probe(probe)
-    expect_measured(rule, probe)
+    expect_measured(rule, probe, metric=metric)
     check_option(reduction, "reduction", get_args(Reduction))
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
@@ -120,6 +136,8 @@ def balance(
 
         def first_losses(out: Any) -> Losses:
             nonlocal tasks
+            if probe.weightings:
+                return parse_weighed(out, has_aux=has_aux)
             losses = parse_declared(out, tasks, has_aux=has_aux)
             tasks = tasks or losses.tasks
             return losses
@@ -130,11 +148,13 @@ def balance(
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
         run = Run(losses_fn, params, union, first_losses)
         losses, probe_state = probe.init(run, batch, random.fold_in(root, 0))
+        if probe.weightings:
+            tasks = ((),) * losses.shape[-1]
         union.agree(lambda: (None, {"the names of the tasks": list(tasks)}))
         return BalanceState(probe_state, init_rule(rule, losses, random.fold_in(root, 1)), tasks)
 
     def update(
-        params: Params, batch: Batch, state: BalanceState
+        params: Params, batch: Batch, state: BalanceState, metric: Metric | None
     ) -> tuple[Params, BalanceState, Info]:
         expect_state(state, BalanceState, "init")
         if not isinstance(params, Mapping):
@@ -142,15 +162,33 @@ def balance(
         check_autocast(params, "step")
 
         def ordered_losses(out: Any) -> Losses:
+            if probe.weightings:
+                return parse_weighed(out, has_aux=has_aux)
             return parse_declared(out, state.tasks, has_aux=has_aux)
 
         run = Run(losses_fn, params, union_of(probe.group, params), ordered_losses)
+        if metric is not None:
+            run.metric = lambda names: metric
         measured, probe_state = probe.update(run, batch, state.probe)
+        if probe.weightings:
+            check_weighed(measured.losses, state.tasks, "init")
+        measured = reduce_carried(measured, reduction)
         info, rule_state = weigh(rule, measured, state.rule, state.tasks)
         grads = combine_gradients(measured, info.weights, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
-    return Balance(init, update)
+    return init, update
+
+
+def reduce_carried(measured: TaskGradients, reduction: Reduction) -> TaskGradients:
+    """What the optimizer carries along, in units of weights that `reduction` will multiply by T."""
+    geometry = measured.geometry
+    if reduction == "mean" or "carried" not in geometry.extra:
+        return measured
+    count = count_of(measured)
+    count = count.clamp_min(1) if isinstance(count, Tensor) else count
+    extra = geometry.extra | {"carried": geometry.extra["carried"] / count}
+    return measured._replace(geometry=geometry._replace(extra=extra))
 
 
 def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tuple[Info, State]:
@@ -161,7 +199,10 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     weights, following = _weigh(rule, measured.geometry, state)
     names = tasks if isinstance(tasks, dict) else {}
     named = dict(zip(names, losses.unbind(), strict=True)) if names else {}
-    info = Info(losses, gramian, weights, _rates(gramian, weights), measured.aux, named)
+    rates = _rates(gramian, weights)
+    if "carried" in measured.geometry.extra:
+        rates = rates + measured.geometry.extra["carried"].to(rates)
+    info = Info(losses, gramian, weights, rates, measured.aux, named)
     return info, following
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from types import TracebackType
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
@@ -23,12 +25,27 @@ from ..core.checks import (
     inside_transform,
     local_part,
 )
-from ..core.expect import expect_probe, expect_rule, not_measured, probe_for, rule_name
+from ..core.expect import (
+    expect_measured,
+    expect_probe,
+    expect_rule,
+    not_measured,
+    probe_for,
+    rule_name,
+)
 from ..core.tree import select
+from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
-from ..gradients.losses import Losses, Tasks, parse_losses
+from ..gradients.losses import (
+    Losses,
+    Tasks,
+    check_weighed,
+    expect_weightings,
+    parse_losses,
+    parse_weighed,
+)
 from ..gradients.run import live, release
-from ..probes._jacobian import Heads, RowOptions, jacobian, row_probe
+from ..probes._jacobian import NOT_WEIGHED, Heads, RowOptions, jacobian, row_probe
 from ..probes._losses_only import losses_only
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels
@@ -43,8 +60,16 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
-from ._balance import Reduction, combine_gradients, count_of, init_rule, weigh
-from ._live import STREAK, Layout, LiveRun, Seen, check_outside, count_rows, outside
+from ._balance import (
+    Reduction,
+    combine_gradients,
+    count_of,
+    init_rule,
+    reduce_carried,
+    weigh,
+)
+from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
+from ._metric import check_metric, metric_of
 
 
 class Balancer:
@@ -84,11 +109,20 @@ class Balancer:
             the union's gradient. The module may be wrapped in DistributedDataParallel, whose own
             averaging then has nothing to do, or have been through `fully_shard` (FSDP2). None is
             this process alone, or what the probe says.
+        metric: the `torch.optim` optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam,
+            RMSprop or Adagrad, whose step is -(c + P·g). The Gramian is then J P Jᵀ, in rows, and
+            `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first order
+            (with `reduction="sum"`, over T); momentum, weight decay and what waits in `.grad` are
+            in c. P is that of the optimizer's state now: the learning rates alone before the first
+            step, 0 in coordinates that have had no gradient. What happens to `.grad` after
+            `backward`, such as clipping, is not seen. See `mtlfunc.safe`, and
+            `mtlfunc.diagnostics.metric_error` for how far the real step is from it.
 
     Raises:
         TypeError: for a module or rule that is something else.
         ValueError: for options as in `mtlfunc.jacobian`, and for a rule that reads what a balancer
-            does not measure.
+            does not measure; for a metric whose step is not known to be linear in the gradient
+            (Muon, LBFGS, subclasses), or that lacks a parameter at a step.
         NotImplementedError: for a module of several processes (DDP, FSDP2) without `group`; FSDP1
             and DataParallel.
 
@@ -119,6 +153,7 @@ class Balancer:
         reduction: Reduction = "mean",
         key: int | Tensor = 0,
         group: Group = None,
+        metric: Optimizer | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(
@@ -160,13 +195,18 @@ class Balancer:
         self._module = unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
-        _expect_measured(rule, self._probe, shared)
+        _expect_measured(rule, self._probe, shared, metric is not None)
+        if metric is not None:
+            check_metric(metric)
+        self._metric = metric
         self._rule, self._key = rule, key
         self._reduction: Reduction = reduction
         self._tasks: Tasks = ()
         self._state: State = None  # the probe's and the rule's, after the first losses
         self._loaded: dict[str, Tensor] | None = None
         self._seen = Seen()
+        self._weightings = 0  # how many tasks of the last losses were weightings of samples
+        self._layouts: dict[Any, Any] = {}  # where samples were found, by the kind of graph
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
         self._layout = Layout(self._module)
@@ -175,6 +215,11 @@ class Balancer:
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
 
+    def __repr__(self) -> str:
+        measured = "no step yet" if self._state is None else f"{len(self._tasks)} tasks"
+        parts = made_by(self._rule.update), made_by(self._probe.update)
+        return f"Balancer of {type(self._module).__name__}: {', '.join(parts)}; {measured}"
+
     def __enter__(self) -> Balancer:
         watches = self._probe.watches
         if self._seen.open:  # the outer block sees all
@@ -182,9 +227,12 @@ class Balancer:
         else:
             self._seen.begin()
             leaves = self._leaves()
-            if watches is not None and self._watched is None:
-                self._watched = watches(leaves)
-            if self._watched:
+            if watches is not None and self._watched is None:  # a metric needs rows
+                self._watched = self._metric is None and watches(leaves)
+            weightings = self._weightings
+            if weightings and watches is not None and watches(leaves, weightings):
+                mode = Recorder(leaves)  # a pass a task would be made for biases alone
+            elif self._watched:
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
                 mode = Handles() if by_rows else Recorder(leaves, local=False)
@@ -212,6 +260,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
         retain_graph: bool = False,
@@ -222,6 +271,12 @@ class Balancer:
             losses: a vector `[task]`, or a tuple, list or dict of scalars, with their graph.
             present: Bool[task], the tasks that have labels in this batch; with `group=` how many
                 labels, `[task]`. None is all, and equal batches.
+            weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
+                ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
+                pass (one a part), from the second step on: the first block does not know of them.
+                The samples may be others, and more or fewer, at every step. With `group=` the
+                ranks' losses are summed, each with weights of its own samples. For
+                `mtlfunc.jacobian` alone, and not with `present` and `features`.
             features: what the heads read, a tensor or a dict of tensors from this forward: the
                 Gramian is measured there, as by `mtlfunc.representation` (MGDA-UB).
             scale: for float16, what the losses have been multiplied by: `scaler.get_scale()` after
@@ -245,7 +300,7 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
-            run = self._run(losses, present)
+            run = self._run(losses, present, weightings)
             leaves, forwards = run.params, run.forwards
             # what somebody's own backward or hook returns may be kept by them
             custom = any(x.graph.has_custom_backward for x in forwards)
@@ -265,7 +320,7 @@ class Balancer:
             # before `.grad` is written: a hook on it may move the parameters
             if frees:
                 release(forwards)
-            _accumulate(
+            accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
                 fresh=not (custom or hooked),
@@ -280,6 +335,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> tuple[Tensor, Info]:
@@ -291,6 +347,7 @@ class Balancer:
         Args:
             losses: as in `backward`, which says what is raised.
             present: see there.
+            weightings: see there.
             features: see there.
             scale: see there.
 
@@ -298,7 +355,7 @@ class Balancer:
             weights `[task]`, times T for `reduction="sum"`, and what was measured.
         """
         with self._explained():
-            run = self._run(losses, present, combines=False)
+            run = self._run(losses, present, weightings, combines=False)
             measured, info, after = self._measured(run, losses, features, scale)
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
@@ -307,6 +364,8 @@ class Balancer:
         if measured.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
             weights = weights * measured.part * run.union.size
+        if weightings is not None:  # likewise, of a sum over the ranks
+            weights = weights * run.union.size
         return weights * count_of(measured) if self._reduction == "sum" else weights, info
 
     def measure(
@@ -314,6 +373,7 @@ class Balancer:
         losses: Any,
         *,
         present: Tensor | None = None,
+        weightings: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> Info:
@@ -322,6 +382,7 @@ class Balancer:
         Args:
             losses: as in `backward`, which says what is raised.
             present: see there.
+            weightings: see there.
             features: see there.
             scale: see there.
 
@@ -329,7 +390,7 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            run = self._run(losses, present, combines=False)
+            run = self._run(losses, present, weightings, combines=False)
             return self._measured(run, losses, features, scale)[1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -408,7 +469,14 @@ class Balancer:
                 check_params(self._known)
         return self._known
 
-    def _run(self, losses: Any, present: Tensor | None, *, combines: bool = True) -> LiveRun:
+    def _run(
+        self,
+        losses: Any,
+        present: Tensor | None,
+        weightings: Tensor | None = None,
+        *,
+        combines: bool = True,
+    ) -> LiveRun:
         """The forward passes behind these losses."""
         if inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
@@ -419,9 +487,15 @@ class Balancer:
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
-        pieces = losses if several else (losses,)
+        pieces = losses if several and weightings is None else (losses,)
         parsed: list[Losses] = []
-        for each in pieces:  # every batch's tasks are in the order of the first's
+        self._weightings = 0
+        if weightings is not None:
+            self._check_weighed(weightings, present)
+            parsed.append(parse_weighed(losses, "losses"))
+        for each in (
+            pieces if weightings is None else ()
+        ):  # every batch's tasks are in the order of the first's
             tasks = self._tasks or (parsed[0].tasks if parsed else ())
             first = "the first step" if self._tasks else "the first batch"
             parsed.append(parse_losses(_alone(each), "losses", tasks=tasks, first=first))
@@ -435,6 +509,7 @@ class Balancer:
         for forward in forwards:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
+            forward.layouts = self._layouts
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         if not reached:
@@ -443,7 +518,19 @@ class Balancer:
                 "with gradients enabled, and neither detach them nor call .item()"
             )
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
-        return LiveRun(leaves, union, made, present, reached, combines)
+        return LiveRun(leaves, union, made, present, reached, combines, weightings)
+
+    def _check_weighed(self, weightings: Tensor, present: Tensor | None) -> None:
+        """Raise unless these can be the tasks of this step."""
+        if self._probe.weightings is None:
+            raise ValueError(
+                "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
+                "(shared=, measure=, …), without mix=; this balancer's probe is another"
+            )
+        if present is not None:
+            raise ValueError(f"present: {NOT_WEIGHED['present']}")
+        check_weighed(expect_weightings(weightings), self._tasks, "the first step")
+        self._weightings = len(weightings)
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
@@ -454,13 +541,22 @@ class Balancer:
         if scale is not None:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
+        if run.weighted is not None and features is not None:
+            raise ValueError(
+                "features: not with weightings=, whose tasks all come from one pass; leave it out"
+            )
         tasks = self._tasks or first.losses.tasks
+        if run.weighted is not None:
+            tasks = self._tasks or ((),) * len(run.weighted)
         with self._no_autocast(run.params):
             probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
+            if self._metric is not None:
+                run.metric = partial(metric_of, self._metric, run.params, scale=scale)
             if features is None:
                 measured, probe_after = self._probe.update(run, losses, probe_state)
             else:
                 measured, probe_after = self._at_features(run, features), probe_state
+            measured = reduce_carried(measured, self._reduction)
             if scale is None:
                 info, rule_after = weigh(self._rule, measured, rule_state, tasks)
             else:
@@ -476,6 +572,11 @@ class Balancer:
     def _at_features(self, run: LiveRun, features: Any) -> TaskGradients:
         if self._shared is None:
             raise ValueError("features: of the options shared= alone goes with them")
+        if self._metric is not None:
+            raise ValueError(
+                "features: their gradients are not of parameters, and so have no metric=; leave "
+                "one of the two out"
+            )
         names = select(run.params, self._shared)
         shares = run.union.shares(run.present)
         return measure_features(run.forwards[0].losses, features, run.params, names, shares)
@@ -489,6 +590,7 @@ class Balancer:
             if not run.union.several:
                 return None, {}
             found = {"the tasks": list(tasks), "rule": describe(self._rule)}
+            found["whether metric= is given"] = self._metric is not None
             return None, found | {"key": int(self._key)} | describe_params(run.params)
 
         run.union.agree(facts)
@@ -571,9 +673,11 @@ def _check_scalable(probe: Probe, state: State) -> None:
         )
 
 
-def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
+def _expect_measured(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    missing = not_measured(rule, probe.measures)
+    missing = not_measured(rule, probe.measures, metric=metric)
+    if metric or "'carried'" in missing:
+        expect_measured(rule, probe, metric=metric)
     if not missing:
         return
     if shared is None and missing == "'gramian'":
@@ -591,7 +695,8 @@ def _expect_measured(rule: Rule, probe: Probe, shared: Select | None) -> None:
 
 def _finite(losses: Losses) -> Losses:
     """Losses of which those that are not finite are 1."""
-    return Losses(losses.vector.where(losses.vector.isfinite(), 1.0), None, losses.names)
+    vector = losses.vector.where(losses.vector.isfinite(), 1.0)
+    return losses._replace(vector=vector, scalars=None, aux=())
 
 
 def _is_whole(losses: Any) -> bool:
@@ -621,6 +726,9 @@ def _weigh_unscaled(
         fine = fine & gramian.isfinite().all()
         one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
         geometry = geometry._replace(gramian=gramian.where(fine, one))
+    if "carried" in geometry.extra:
+        carried = (geometry.extra["carried"] / scale).where(fine, 0.0)
+        geometry = geometry._replace(extra=geometry.extra | {"carried": carried})
     finite = geometry._replace(losses=rows.where(fine, 1.0))
     info, after = weigh(
         rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
@@ -630,30 +738,6 @@ def _weigh_unscaled(
     gramian = info.gramian if gramian is None else gramian
     info = info._replace(losses=losses, gramian=gramian, weights=weights, rates=rates, tasks=names)
     return info, tree_map(lambda new, old: new.where(fine, old), after, state)
-
-
-def _accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
-    """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
-
-    `fresh`: whether the gradients are surely nobody else's.
-    """
-    taken: set[int] = set()
-    with torch.no_grad():
-        for name, leaf in leaves.items():
-            grad = grads[name]
-            grad = grad.detach() if grad.requires_grad else grad
-            if leaf.grad is not None:
-                leaf.grad += grad
-            else:
-                place = local_part(grad).untyped_storage().data_ptr()
-                own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
-                if not (own and fresh) or place in taken or grad._base is not None:
-                    grad = torch.empty_like(leaf).copy_(grad)
-                taken.add(place)
-                leaf.grad = grad
-            hooks: Any = leaf._post_accumulate_grad_hooks
-            for hook in (hooks or {}).values():
-                hook(leaf)
 
 
 def _flat(state: State) -> dict[str, Tensor]:

@@ -5,8 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.expect import expect_optimizer, expect_state
-from ..types import Batch, Info, LossesFn, Optimizer, Params, Probe, Rule, Step, TrainState
-from ._balance import Reduction, balance
+from ..types import (
+    Batch,
+    Info,
+    LossesFn,
+    Metric,
+    Optimizer,
+    Params,
+    Probe,
+    Rule,
+    Step,
+    TrainState,
+)
+from ._balance import Reduction, metric_balance
 
 
 def descend(
@@ -17,6 +28,7 @@ def descend(
     *,
     reduction: Reduction = "mean",
     has_aux: bool = False,
+    metric: bool = False,
 ) -> Step:
     """A step with an optimizer: a whole training run is a loop of one pure function.
 
@@ -28,13 +40,21 @@ def descend(
             goes with `mtlfunc.balance` and `mtlfunc.assign_gradients` instead.
         reduction: `"mean"` or `"sum"` over the tasks, as in `mtlfunc.balance`.
         has_aux: `losses_fn` returns `(losses, aux)`; aux is handed on in `Info.aux`.
+        metric: measure in the metric of the optimizer, whose step is -(c + P·g): `Info.gramian` is
+            J P Jᵀ, and `Info.rates` are J(c + P·g), by how much each loss falls in this step to
+            first order (with `reduction="sum"`, over T). A rule's promise then holds for the
+            optimizer's own step without momentum, and `mtlfunc.safe(rule)` makes it hold with it.
+            P is that of the state before the step; `mtlfunc.diagnostics.metric_error` says how far
+            the real step is from it.
 
     Returns:
         `init(params, batch, key=0) -> TrainState` and `update(state, batch) -> (TrainState, Info)`.
 
     Raises:
         TypeError: for a part or a state that is something else.
-        ValueError: as in `mtlfunc.balance`, and for an optimizer's state of other parameters.
+        ValueError: as in `mtlfunc.balance`, and for an optimizer's state of other parameters; for a
+            metric of an optimizer that has none (`Optimizer.scales`), or with a probe that measures
+            no gradients of parameters.
 
     Examples:
         >>> import torch, mtlfunc as mf
@@ -45,15 +65,23 @@ def descend(
         >>> state.params["x"].item()
         2.0
     """
-    inner = balance(losses_fn, rule, probe, reduction=reduction, has_aux=has_aux)
+    start, balanced = metric_balance(losses_fn, rule, probe, reduction, has_aux, metric=metric)
     expect_optimizer(optimizer)
+    scales = getattr(optimizer, "scales", None)
+    if metric and scales is None:
+        raise ValueError(
+            "metric: this optimizer has none (Optimizer.scales is None): multiplicative and "
+            "log_space are not linear in the gradient; use mtlfunc.adam or mtlfunc.sgd, or say of "
+            "your own scales(state, params) -> (P, c), for a step of -(c + P·g)"
+        )
 
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> TrainState:
-        return TrainState(params, inner.init(params, batch, key), optimizer.init(params))
+        return TrainState(params, start(params, batch, key), optimizer.init(params))
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Info]:
         expect_state(state, TrainState, "init")
-        grads, balance_state, info = inner.update(state.params, batch, state.balance)
+        now = Metric(*scales(state.optimizer, state.params)) if metric and scales else None
+        grads, balance_state, info = balanced(state.params, batch, state.balance, now)
         params, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         return TrainState(params, balance_state, optimizer_state), info
 

@@ -12,7 +12,7 @@ from ..gradients.layerwise import Graph, Handles, Hooks, Recorder
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live
-from ..probes.common import Present, Run
+from ..probes.common import Present, Run, Weightings
 from ..processes import Union
 from ..types import Batch, Params
 
@@ -101,10 +101,12 @@ class LiveRun(Run):
         present: Tensor | None,
         reached: set[str],
         combines: bool,
+        weighted: Tensor | None = None,
         edit: Callable[[Losses], Losses] | None = None,
     ) -> None:
         self.params, self.union, self.present, self.edit = leaves, union, present, edit
         self.made, self.reached, self.combines = made, reached, combines
+        self.weighted = weighted
         self.forwards = list(made.values())
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
@@ -127,9 +129,12 @@ class LiveRun(Run):
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         before = self.edit
         both = edit if before is None else lambda losses: edit(before(losses))
-        return LiveRun(
-            self.params, self.union, self.made, self.present, self.reached, self.combines, both
-        )
+        run = LiveRun(
+            self.params, self.union, self.made, self.present, self.reached, self.combines,
+            self.weighted, both,
+        )  # fmt: skip
+        run.metric = self.metric
+        return run
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
@@ -140,6 +145,14 @@ class LiveRun(Run):
                 "leave it out of the probe"
             )
         return self.present
+
+    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
+        if given is not None:
+            raise ValueError(
+                "weightings: a Balancer is given each step's by backward(losses, weightings=); "
+                "leave it out of the probe"
+            )
+        return self.weighted
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again
@@ -178,3 +191,27 @@ def count_rows(rows: tuple[int | None, int], forward: Forward) -> tuple[int | No
         return forward.graph.kind, min(count + 1, STREAK)
     same = forward.calls is None and count == STREAK and forward.losses.scalars is not None
     return rows if same and forward.graph.kind == kind else (None, 0)
+
+
+def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
+    """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
+
+    `fresh`: whether the gradients are surely nobody else's.
+    """
+    taken: set[int] = set()
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            grad = grads[name]
+            grad = grad.detach() if grad.requires_grad else grad
+            if leaf.grad is not None:
+                leaf.grad += grad
+            else:
+                place = local_part(grad).untyped_storage().data_ptr()
+                own = grad.stride() == leaf.stride() and grad.dtype == leaf.dtype
+                if not (own and fresh) or place in taken or grad._base is not None:
+                    grad = torch.empty_like(leaf).copy_(grad)
+                taken.add(place)
+                leaf.grad = grad
+            hooks: Any = leaf._post_accumulate_grad_hooks
+            for hook in (hooks or {}).values():
+                hook(leaf)

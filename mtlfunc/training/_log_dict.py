@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from ..core.checks import inside_transform
-from ..types import Info
+from ..types import Conflict, Info
 
 
-def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]:
+def log_dict(
+    info: Info, conflict: Conflict | None = None, names: Sequence[str] | None = None
+) -> dict[str, float]:
     """The numbers that people log of a step, by name: for TensorBoard, W&B, Lightning's `log_dict`.
 
     One transfer from the device, and nothing but NumPy after it. A family is a prefix: `{name: x
@@ -20,6 +22,7 @@ def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]
 
     Args:
         info: of one step, from `mtlfunc.balance` or `mtlfunc.descend`.
+        conflict: of the same tasks, from `mtlfunc.diagnostics.conflict` or `running_conflict`.
         names: of the tasks; None takes those of a dict of losses, or 0, 1, 2, …
 
     Returns:
@@ -34,6 +37,10 @@ def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]
           from Pareto stationarity is at most `length` and, for weights >= 0, at least (length² -
           gap) / length.
 
+        With `conflict` also `"inner/near-far"`, the unbiased inner product, `"inner_low/near-far"`
+        and `"inner_high/near-far"`, its interval, `"verdict/near-far"`, -1, 0 or 1, and
+        `"conflict_proved"`, the share of pairs with -1.
+
         Tasks without a gradient (absent ones, say) have no cosine and count neither in `conflict`
         nor in `gap`; `conflict` needs two with one. With groups of parameters a weight has its
         group's number, `"weight/near/0"`, and the rest is of all groups together. Rows that mix
@@ -41,9 +48,9 @@ def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]
         (MoDo, SDMGrad) gives estimates.
 
     Raises:
-        TypeError: for anything but an `Info`.
-        ValueError: for several steps' or runs' info, names of another number, or a name that would
-            stand for two numbers.
+        TypeError: for anything but an `Info`, and a `Conflict`.
+        ValueError: for several steps' or runs' info, names or a conflict of another number of
+            tasks, or a name that would stand for two numbers.
         RuntimeError: under a transform, which has no numbers yet.
 
     Examples:
@@ -78,10 +85,12 @@ def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]
         raise ValueError(f"names: expected {tasks} strings, one a task, got {names!r}")
     labels = given if rows == tasks else [str(row) for row in range(rows)]
 
+    doubt = [] if conflict is None else _doubt_of(conflict, tasks)
+
     whole = info.gramian.sum(0) if info.gramian.ndim == 3 else info.gramian
-    parts = [x.detach() for x in (info.losses, info.weights, info.rates, whole)]
+    parts = [x.detach() for x in (info.losses, info.weights, info.rates, whole, *doubt)]
     flat = np.array(torch.cat([x.flatten() for x in parts]).tolist())
-    loss, weight, rate, gramian = (
+    loss, weight, rate, gramian, *known = (
         piece.reshape(part.shape)
         for piece, part in zip(
             np.split(flat, np.cumsum([x.numel() for x in parts[:-1]])), parts, strict=True
@@ -98,6 +107,8 @@ def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]
         ]
     if gramian.size:
         found += _geometry(gramian, weight.reshape(-1, rows), rate.reshape(-1, rows), labels)
+    if known:
+        found += _pairs(known, given)
     numbers = {name: float(x) for name, x in found}
     if len(numbers) < len(found):
         raise ValueError(
@@ -107,6 +118,35 @@ def log_dict(info: Info, names: Sequence[str] | None = None) -> dict[str, float]
 
 
 _ONE = "take one, scalars(torch.utils._pytree.tree_map(lambda x: x[i], info))"
+
+
+_DOUBT = ("inner", "inner_low", "inner_high", "verdict")
+
+
+def _doubt_of(conflict: Conflict, tasks: int) -> list[torch.Tensor]:
+    """What is logged of a conflict, if it is of so many tasks."""
+    if not isinstance(conflict, Conflict):
+        raise TypeError(
+            "conflict: expected what mtlfunc.diagnostics.conflict returned, got "
+            f"{type(conflict).__name__}; names of the tasks are passed as names="
+        )
+    if conflict.inner.shape != (tasks, tasks):
+        raise ValueError(
+            f"conflict: expected one of {tasks} tasks, got tensors {list(conflict.inner.shape)}"
+        )
+    return [conflict.inner, conflict.low, conflict.high, conflict.verdict]
+
+
+def _pairs(known: list[np.ndarray], names: list[str]) -> list[tuple[str, float]]:
+    """What a conflict says of every pair, by name."""
+    one, other = np.triu_indices(len(names), 1)
+    found = [
+        (f"{kind}/{names[s]}-{names[t]}", matrix[s, t])
+        for kind, matrix in zip(_DOUBT, known, strict=True)
+        for s, t in zip(one, other, strict=True)
+    ]
+    verdict = known[-1][one, other]
+    return [*found, ("conflict_proved", (verdict < 0).mean())] if len(verdict) else found
 
 
 def _geometry(

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ..core.checks import inside_transform
 from ..core.expect import expect_function, expect_state, expect_step
+from ..core.progress import progress_bar
 from ..types import Batch, Info, State, Step, TrainState
 
 _NOTE = (
@@ -97,15 +98,13 @@ def rollout(
 
 
 def _progress(batches: Iterable[Batch]) -> Iterable[Batch]:
-    from tqdm import tqdm
-
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
         raise TypeError(
             f"batches: expected an iterable of batches, got {type(batches).__name__}; for a full "
             "batch use itertools.repeat(batch, steps)"
         )
     total = operator.length_hint(batches) or None
-    return tqdm(batches, total=total, leave=False, desc="steps")
+    return progress_bar(batches, total=total, desc="steps")
 
 
 def _entry(entry: Any, kept: list[Any]) -> Any:

@@ -223,6 +223,7 @@ ROWS = (
         "synthetic",
         "CAGrad-Fast is about 2× faster on MT10 and 5× on MT50.",
         "cagrad.fast",
+        instead="Meta-World",
     ),
     Row(
         "CA-35",
@@ -243,11 +244,25 @@ ROWS = (
         "MGDA neglects the main task and falls far below the baseline; CAGrad keeps main "
         "and auxiliary tasks balanced.",
         "cross_paper.auxiliaries",
+        instead="CIFAR-10",
     ),
     Row(
         "CA-38",
         "data/RL",
         "Overall better than earlier gradient manipulation.",
         needs="what decides CA-30, CA-31, CA-32 and CA-36",
+    ),
+    Row(
+        "CA-39",
+        "synthetic",
+        "CAGrad balances the objectives automatically.",
+        "cagrad.role_of_c",
+    ),
+    Row(
+        "CA-40",
+        "synthetic",
+        "A step of CAGrad costs K backward passes and the optimisation, O(KN + T), which does not "
+        "depend on the model.",
+        "cagrad.fast",
     ),
 )

@@ -5,11 +5,13 @@ from ..report.decisions import (
     Decision,
     Judge,
     Measured,
+    Side,
     conditional,
     decided,
     ends,
     exact,
     named_so,
+    sided,
     verdict_of,
     when,
 )
@@ -139,12 +141,19 @@ def goes_on(measured: Measured) -> Verdict:
     return "holds only when" if halts else "holds"
 
 
-@decided("GD is not stuck from two starts, neither printed nor with (-8.5, -5)")
+@decided(
+    "GD is stuck from two starts neither printed nor with (-8.5, -5), nor later; in part unless it "
+    "is from two printed starts after the paper's steps, and still after ten times as many"
+)
 def halts(measured: Measured) -> Verdict:
-    if measured["stuck, printed starts"] == 2:
+    late = [
+        measured[f"stuck, printed starts, after {steps} steps (a literal loop)"]
+        for steps in (300_000, 1_000_000)
+    ]
+    now, changed = measured["stuck, printed starts"], measured["stuck, (-8.5, -5) for (-8.5, 5)"]
+    if now == late[-1] == 2:
         return "holds"
-    changed = measured["stuck, (-8.5, -5) for (-8.5, 5)"] == 2
-    return "holds only when" if changed else "does not hold"
+    return "holds only when" if 2 in (now, changed, *late) else "does not hold"
 
 
 @decided("with each of the four methods a nudge of 1e-9 at the start changes where a run ends")
@@ -297,6 +306,15 @@ DECISIONS: dict[str, Decision] = {
     ),
     "CA-27": when(WHOLE, decision=between),
     "CA-28": when(WHOLE, decision=steadiest),
+    "CA-39": sided(
+        Side("lengths apart by *: least cosine of d with a task, CAGrad less mean", ">", 0),
+        Side("lengths apart by *: share of draws in which CAGrad raises no task", ">", 0.95),
+        trained=False,
+    ),
+    "CA-40": exact(
+        Condition("T = *: operations of a step over those of its T backward passes", ">", 0.7),
+        Condition("T = *: operations of a step over those of its T backward passes", "<", 1.3),
+    ),
     "CA-29": exact(Condition("library less the fractions", "<", 1e-12)),
     "CA-34": faster,
     "X-01": when(WHOLE, decision=which),

@@ -126,6 +126,7 @@ def run(settings: Settings) -> Findings:
     yield fast_figure(quality, clock)
     yield in_the_ball(quality, f"{points} normal Jacobians", draws)
     yield passes(clock, repeats)
+    yield formula(clock)
     yield speed_up(clock, repeats)
 
 
@@ -189,6 +190,24 @@ def passes(clock: Clock, repeats: int) -> Claim:
         f"operations of matrix products; time, the fastest of {repeats} steps, beside; holds if "
         "each further row costs 0.7 to 1.3 backward passes. In this form the mean of the rest is "
         "one of the n rows",
+    )
+
+
+def formula(clock: Clock) -> Claim:
+    numbers: dict[str, float] = {}
+    for tasks in SUBSETS:
+        once = backward_operations(tasks)
+        step = clock[tasks, tasks, False].operations
+        name = f"T = {tasks}: operations of a step over those of its T backward passes"
+        numbers[name] = step / (tasks * once)
+        numbers[f"T = {tasks}: operations of the rest, in backward passes"] = step / once - tasks
+    return claim(
+        "CA-40",
+        numbers,
+        "shared trunk 64-256-256, 256 samples, counted operations of matrix products, the forward "
+        "pass included; holds if the step costs 0.7 to 1.3 times its backward passes. The formula "
+        "leaves out T² products of gradients and the product with the weights, which do depend on "
+        "the model and are small beside backward passes of many samples",
     )
 
 

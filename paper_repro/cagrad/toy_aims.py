@@ -10,8 +10,8 @@ import mtlfunc as mf
 
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
+from ._toy import CODE, RULES, STARTS, USUAL, at, losses, minimum_of_mean
 from .decisions import claim
-from .toy import CODE, RULES, STARTS, USUAL, at, losses, minimum_of_mean
 from .toy_runs import EVERY, Run, Toy, of, rises, toy, with_steps
 
 

@@ -4,8 +4,8 @@ import numpy as np
 from torch import Tensor
 
 from ..report.findings import Claim, Findings, Settings, yes
+from ._toy import CS, STARTS, minimum_of_mean
 from .decisions import claim
-from .toy import CS, STARTS, minimum_of_mean
 from .toy_runs import CLOSE, CONTACT, Toy, contact, toy, with_steps
 
 

@@ -6,8 +6,7 @@ from matplotlib.axes import Axes
 
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, yes
-from .decisions import claim
-from .toy import (
+from ._toy import (
     CODE,
     CS,
     PAPER_SIGN,
@@ -20,6 +19,7 @@ from .toy import (
     minimum_of_mean,
     pareto_set,
 )
+from .decisions import claim
 from .toy_maps import LEGEND, maps
 from .toy_runs import (
     CLOSE,

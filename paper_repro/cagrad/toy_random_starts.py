@@ -5,8 +5,8 @@ import numpy as np
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import share_interval
+from ._toy import USUAL
 from .decisions import claim
-from .toy import USUAL
 from .toy_runs import (
     COLOURS,
     DASHES,

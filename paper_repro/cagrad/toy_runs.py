@@ -17,7 +17,7 @@ import mtlfunc as mf
 from ..report.findings import Settings
 from ..report.parts import kept
 from ..report.regions import OPTIONS
-from .toy import (
+from ._toy import (
     CODE,
     LR,
     RULES,
@@ -117,11 +117,29 @@ def trajectories(
     counts = [len(part[0].start) for part in apart]
     index = torch.arange(len(names), device=lanes.which.device)
     lanes = lanes._replace(which=index.repeat_interleave(torch.tensor(counts).to(index)))
+    times, points, watched = stepped(names, lanes, steps, LR, compiled=compiled)
+    runs = {}
+    for name, (own, random, nudged), where, trail in zip(
+        names, apart, points.split(counts, 1), watched.split(counts, 1), strict=True
+    ):
+        # a file of a part would else hold all of them
+        runs[name] = Run(own, random, nudged, times, where.clone(), trail.clone())
+    return runs
+
+
+def stepped(
+    names: Sequence[str], lanes: Lanes, steps: int, rate: float, *, compiled: bool
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Moments that are kept, the points `[time, lane, 2]` then, and each of the first steps."""
     state, each = start_of(names, lanes), (lanes.which, lanes.hyper, lanes.sign)
     unroll = UNROLL if compiled else 1
     if compiled:  # programs of another run must not count against the limit of recompilations
         torch.compiler.reset()
-    program = compile_steps(names, unroll, lanes, state) if compiled else advance(names, unroll)
+    program = (
+        compile_steps(names, unroll, lanes, state, rate=rate)
+        if compiled
+        else advance(names, unroll, rate)
+    )
     watched, points, times = [lanes.start[:, None]], [lanes.start], [0]
     label = ", ".join(names)
     bar = tqdm(range(unroll, steps + unroll, unroll), desc=label, leave=False, mininterval=1.0)
@@ -132,14 +150,16 @@ def trajectories(
         if taken % EVERY < unroll or taken >= steps:
             times.append(taken)
             points.append(chunk[:, -1])
-    trails = torch.cat(watched, 1).transpose(0, 1).split(counts, 1)
-    runs = {}
-    for name, (own, random, nudged), where, trail in zip(
-        names, apart, torch.stack(points).split(counts, 1), trails, strict=True
-    ):
-        # a file of a part would else hold all of them
-        runs[name] = Run(own, random, nudged, np.array(times), where.clone(), trail.clone())
-    return runs
+    trail = torch.cat(watched, 1).transpose(0, 1)
+    return np.array(times), torch.stack(points), trail
+
+
+@kept
+def ways(
+    names: tuple[str, ...], lanes: Lanes, steps: int, rate: float, *, compiled: bool
+) -> tuple[np.ndarray, Tensor]:
+    """Moments, and points `[time, lane, 2]`: rules as one program from starts of one's own."""
+    return stepped(names, lanes, steps, rate, compiled=compiled)[:2]
 
 
 class Toy(NamedTuple):

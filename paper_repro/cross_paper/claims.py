@@ -6,7 +6,7 @@ ROWS = (
     Row(
         "X-01",
         "synthetic",
-        "PCGrad practically reaches the optimum (elsewhere: it stops at Pareto points).",
+        "PC-18 against CA-04: PCGrad practically reaches the optimum; it stops at Pareto points.",
         "cagrad.toy_aims",
     ),
     Row(

@@ -17,6 +17,7 @@ from .common import (
     COLOURS,
     INTERVAL,
     UNTRAINED,
+    Problem,
     Runs,
     Variants,
     default_runs,
@@ -27,6 +28,7 @@ from .common import (
 from .decisions import claim
 from .lanes import EVERY_ALPHA, RATIOS, Size, Trace, size_of
 from .rivals import two_tasks
+from .toy_figures import against_alpha
 
 
 class Sweeps(NamedTuple):
@@ -37,6 +39,7 @@ class Sweeps(NamedTuple):
     last: np.ndarray  # [alpha, seed], the large task's weight in the last quarter
     second: Tensor  # [weight], w_2 of the static grid
     static: Runs  # one variant a grid weight, then GradNorm's average at α = .12
+    problem: Problem
     setting: str
 
 
@@ -62,6 +65,7 @@ def swept(settings: Settings) -> Sweeps:
         learnt.weights[-len(learnt.weights) // 4 :, ..., 1].mean(0),
         second,
         static,
+        problem,
         f"width {problem.width}, Adam {problem.rates[0]:g}, {settings.count(problem.steps)} steps, "
         f"{seeds} seeds",
     )
@@ -79,11 +83,7 @@ def figure(sweeps: Sweeps) -> Figure:
     final, grid, second = sweeps.learnt.final(), sweeps.static.final(), sweeps.second.tolist()
     average = [float(sweeps.learnt.average[1:2][..., 1].mean())]
     canvas, panels = axes(1, 3, (13, 4.2))
-    look: dict[str, Any] = {"color": COLOURS["GradNorm"], "marker": "o"}
-    for panel, values in zip(panels, (final, sweeps.last), strict=False):
-        panel.errorbar(sweeps.alphas, values.mean(1), half_width(values), **look)
-    panels[0].set(xlabel="α", ylabel="Σ L_i/L_i(0) on test data at the end", ylim=(0, None))
-    panels[1].set(xlabel="α", ylabel="w_2, last quarter of the run", ylim=(0, None))
+    against_alpha(panels, sweeps.problem, [float(alpha) for alpha in sweeps.alphas], sweeps.learnt)
     fixed: dict[str, Any] = {"color": COLOURS["static"], "marker": "o", "label": "static grid"}
     own: dict[str, Any] = {"color": "#000000", "marker": "s", "label": "GradNorm's average"}
     for at, values, style in ((second, grid[:-1], fixed), (average, grid[-1:], own)):

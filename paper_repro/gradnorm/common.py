@@ -48,6 +48,9 @@ class Problem(NamedTuple):
     optimizer: Literal["adam", "sgd"] = "adam"
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     steps: int = 1000
+    batch: int = BATCH
+    # squared errors of f_i, or σ_i times the cross entropy of its largest output's index
+    kind: Literal["regression", "classification"] = "regression"
 
 
 class Variants(NamedTuple):
@@ -120,6 +123,18 @@ def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack(losses_of(params, batch))
 
 
+def entropies_of(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Cross entropies with targets `[task, sample, class]`: σ_i for the right class, else 0."""
+    x, y = batch
+    for layer in range(LAYERS):
+        x = F.linear(x, params[f"trunk.{layer}.weight"], params[f"trunk.{layer}.bias"]).relu()
+    heads = zip(params["heads.weight"], params["heads.bias"], y, strict=True)
+    return [
+        -(torch.log_softmax(F.linear(x, weight, bias), -1) * target).sum(-1).mean()
+        for weight, bias, target in heads
+    ]
+
+
 def initial_params(key: Tensor, problem: Problem) -> mf.types.Params:
     """PyTorch's default for linear layers: U(-1, 1)/√fan_in."""
     widths = [problem.inputs] + [problem.width] * LAYERS
@@ -154,22 +169,26 @@ def sample(key: Tensor, maps: Tensor, problem: Problem, size: int) -> tuple[Tens
     if problem.law == "unit":
         x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     scales = torch.tensor(problem.scales, device=x.device)[:, None, None]
-    return x, scales * torch.tanh(torch.einsum("bi,toi->tbo", x, maps))
+    z = torch.einsum("bi,toi->tbo", x, maps)
+    if problem.kind == "classification":
+        return x, scales * (z == z.amax(-1, keepdim=True))
+    return x, scales * torch.tanh(z)
 
 
 def step_of(
     method: Method, problem: Problem, lr: Tensor, alpha: Tensor, weights: Tensor
 ) -> mf.Step:
     optimizer = mf.adam(lr) if problem.optimizer == "adam" else mf.sgd(lr)
+    each = losses_of if problem.kind == "regression" else entropies_of
     if method == "weighted":
         rule, probe = mf.mean(preference=weights), mf.losses_only()
-        return mf.descend(losses_of, rule, probe, optimizer, reduction="sum")
+        return mf.descend(each, rule, probe, optimizer, reduction="sum")
     # heads="weighted" gives every parameter outside `shared` the gradient of the weighted loss, and
     # so does GradNorm to all of them: naming the measured layer alone as shared is
     # jacobian("trunk.*", measure="trunk.3.*", heads="weighted") without the rows of the other
     # layers.
     probe = mf.jacobian(f"trunk.{LAYERS - 1}.*", heads="weighted")
-    return mf.descend(losses_of, mf.gradnorm(alpha), probe, optimizer, reduction="sum")
+    return mf.descend(each, mf.gradnorm(alpha), probe, optimizer, reduction="sum")
 
 
 @kept
@@ -187,7 +206,7 @@ def train(
     test = vmap(lambda root, m: sample(mf.random.fold_in(root, 2), m, problem, TEST))(roots, maps)
     batch_at = vmap(
         lambda root, m, t: sample(
-            mf.random.fold_in(mf.random.fold_in(root, 3), t), m, problem, BATCH
+            mf.random.fold_in(mf.random.fold_in(root, 3), t), m, problem, problem.batch
         ),
         (0, 0, None),
     )
@@ -207,11 +226,16 @@ def train(
         (0, 0, 0, 0, None),
         (None, None, 0, 0, 0),
     )
-    evaluate = grid(losses, (0, None), (0, 0))
+    each = losses_of if problem.kind == "regression" else entropies_of
+
+    def all_losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.stack(each(params, batch))
+
+    evaluate = grid(all_losses, (0, None), (0, 0))
 
     first = batch_at(roots, maps, torch.zeros((), dtype=torch.int64, device=device))
     state = start(*per_variant, params, first)
-    initial = vmap(losses)(params, test)
+    initial = vmap(all_losses)(params, test)
     count = settings.count(problem.steps)
     every = max(1, count // 25)
     times, tests = [0], [torch.ones_like(variants.weights)]

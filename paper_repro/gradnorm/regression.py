@@ -3,13 +3,12 @@
 import numpy as np
 
 from ..report.decisions import OPEN
-from ..report.figures import axes, band, plain_ticks
+from ..report.figures import axes, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import spelled
-from ..report.intervals import half_width, mean_interval, named, ratio_interval
+from ..report.intervals import mean_interval, named, ratio_interval
 from .common import (
     ALPHA,
-    COLOURS,
     INTERVAL,
     Problem,
     Runs,
@@ -17,13 +16,14 @@ from .common import (
     problem_of,
 )
 from .decisions import claim
+from .toy_figures import by_rate, lines, losses_and_weights
 
 
 def run(settings: Settings) -> Findings:
     problem, results = problem_of(settings), default_runs(settings)
     yield comparable(problem, results["equal"])
     yield dominated(problem, results["equal"])
-    yield curves(problem, results)
+    yield losses_and_weights(problem, results)
     yield weights_over_time(problem, results["GradNorm"])
     yield by_rate(problem, results)
     yield learnt_weights(problem, results["GradNorm"])
@@ -64,90 +64,31 @@ def dominated(problem: Problem, runs: Runs) -> Claim:
     )
 
 
-def curves(problem: Problem, results: dict[str, Runs]) -> Figure:
-    canvas, panels = axes(1, 3, (13, 4.2))
-    for axis, name in zip(
-        panels, ("Σ L_i/L_i(0)", "L_1/L_1(0), σ = 1", "L_2/L_2(0), σ = 100"), strict=True
-    ):
-        for method, runs in results.items():
-            best = runs.best()
-            test = runs.test[:, best]
-            values = test.sum(-1) if name[0] == "Σ" else test[:, :, int(name[2]) - 1]
-            label = f"{method}, Adam {runs.rates[best]:g}"
-            band(axis, runs.steps, values, COLOURS[method], label, geometric=True)
-        axis.set(xlabel="step", ylabel=f"test loss {name}", yscale="log")
-        plain_ticks(axis.yaxis)
-    panels[0].legend()
-    return Figure(
-        "curves",
-        "Test losses in units of their initial values (upper half of the toy's figure in Chen et "
-        "al. 2018, at the right; there, 250 inputs, 100 outputs, width 100; here, "
-        f"{problem.inputs}, {problem.outputs} and {problem.width}), each method at its own best "
-        "learning rate; mean and 95 % band "
-        f"over {results['equal'].test.shape[2]} seeds. "
-        "Static weights are GradNorm's average over time, seed by seed.",
-        canvas,
-    )
-
-
 def weights_over_time(problem: Problem, runs: Runs) -> Figure:
     best = runs.best()
     steps = np.arange(1, len(runs.weights) + 1)
     weights, lengths = runs.weights[:, best], runs.weights[:, best] * runs.lengths[:, best]
-    canvas, panels = axes(1, 3, (13, 4.2))
-    for task, colour in enumerate(("C0", "C1")):
-        label = f"task {task + 1}, σ = {problem.scales[task]:g}"
-        ratio = runs.test[:, best]
-        drawn = (
-            (steps, weights[:, :, task]),
-            (steps, lengths[:, :, task]),
-            (runs.steps, ratio[:, :, task] / ratio.mean(-1)),
-        )
-        for panel, (times, values) in zip(panels, drawn, strict=True):
-            band(panel, times, values, colour, label, geometric=True)
-    panels[0].set(xlabel="step", ylabel="weight w_i (they sum to 2)", yscale="log")
-    panels[1].set(xlabel="step", ylabel="G_i = w_i‖∇_W L_i‖", yscale="log")
-    panels[2].set(xlabel="step", ylabel="relative inverse rate r_i (test data)")
-    panels[0].legend()
+    canvas, panels = axes(1, 3, (15.5, 4.4))
+    ratio = runs.test[:, best] / runs.test[:, best].mean(-1, keepdims=True)
+    drawn = ((steps, weights), (steps, lengths), (runs.steps, ratio))
+    labels = (
+        f"weight w_i (they sum to {len(problem.scales)})",
+        "G_i = w_i‖∇_W L_i‖",
+        "relative inverse rate r_i (test data)",
+    )
+    for panel, (times, values), label in zip(panels, drawn, labels, strict=True):
+        ends = lines(panel, times, values, problem.scales, geometric=panel is panels[1])
+        panel.set(xlabel="step", ylabel=label)
+        if panel is panels[1]:
+            panel.set_yscale("log")
+        else:
+            panel.set_ylim(bottom=0)
+        name_lines(panel, ends)
     return Figure(
         "weights",
-        f"GradNorm at Adam {problem.rates[best]:g}, α = {ALPHA}: weights (upper half of the toy's "
-        "figure in Chen et al. 2018, in the middle), gradient lengths at the last shared layer, "
+        f"GradNorm at Adam {problem.rates[best]:g}, α = {ALPHA}: weights (the middle of Figure 3 "
+        "of Chen et al. 2018), gradient lengths at the last shared layer, "
         "relative inverse training rates; mean and 95 % band over seeds.",
-        canvas,
-    )
-
-
-def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
-    canvas, panels = axes(1, 2, (11, 4.2))
-    offsets = dict(zip(results, (0.94, 1.0, 1.06), strict=True))
-    for method, runs in results.items():
-        final, at = runs.final(), np.array(runs.rates) * offsets[method]
-        style = {"color": COLOURS[method], "marker": "o", "capsize": 3}
-        panels[0].errorbar(at, final.mean(1), half_width(final), label=method, **style)
-        if method != "equal":
-            equal = results["equal"]
-            ratios = [
-                ratio_interval(final[i], equal.final()[equal.rates.index(rate)])
-                for i, rate in enumerate(runs.rates)
-            ]
-            middle = np.array([r.mean for r in ratios])
-            bars = np.array([[r.mean - r.low, r.high - r.mean] for r in ratios]).T
-            panels[1].errorbar(at, middle, bars, label=f"{method} / equal", **style)
-    panels[1].axhline(1, color="#999999", linewidth=1)
-    for axis, label in zip(
-        panels,
-        ("Σ L_i/L_i(0) on test data at the end", "ratio at the same learning rate"),
-        strict=True,
-    ):
-        axis.set(xlabel="Adam's learning rate", ylabel=label, xscale="log")
-        axis.set_xticks(problem.rates, [f"{rate:g}" for rate in problem.rates])
-        axis.minorticks_off()
-        axis.legend()
-    return Figure(
-        "rates",
-        "The learning rate beside the weighting: final normalised test loss by rate and method. "
-        f"{INTERVAL}.",
         canvas,
     )
 

@@ -2,16 +2,16 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 
 from ..report.decisions import OPEN
-from ..report.figures import axes, band, plain_ticks
+from ..report.figures import axes, band, name_lines, plain_ticks
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
 from .common import ALPHA
 from .decisions import claim
 from .lanes import COLOUR, EQUAL, FIXED, PAIRED, TEN, TWO, Size, Trace, size_of
 from .rivals import five_tasks, ten_tasks, two_tasks
+from .toy_figures import lines
 
 LEARNT = f"GradNorm, {ALPHA:g}"
 Pair = tuple[Trace, str, Trace, str]
@@ -55,7 +55,9 @@ def ten_gain(pair: Pair, size: Size) -> Claim:
             "best rate over all seeds, equal": pair[0].best(pair[1]).lr,
             "best rate over all seeds, GradNorm": pair[2].best(pair[3]).lr,
         },
-        f"ten scales from 3 to 81, α = {ALPHA}, each method at its best learning rate; {size}; "
+        f"ten scales from 3 to 81, α = {ALPHA}, each method at its best learning rate. Static "
+        f"weights 1/L_i(0), which need no search, end at {ratio_interval(fixed, equal)} of equal "
+        f"weights' loss, and GradNorm at {ratio_interval(learnt, fixed)} of theirs; {size}; "
         f"{PAIRED}",
     )
 
@@ -94,28 +96,29 @@ def figure_3(static: Trace, learnt: Trace, size: Size) -> Figure:
     panels[0].set(ylabel="mean of $L_i/L_i(0)$ on test data", yscale="log")
     plain_ticks(panels[0].yaxis)
     panels[0].legend()
-    order = np.argsort(TEN)
-    shades = [to_hex(rgb) for rgb in np.linspace((0.0, 0.45, 0.7), (0.84, 0.37, 0.0), len(TEN))]
-    weights, lengths = learnt.of(learnt.weights, LEARNT), learnt.of(learnt.test, LEARNT)
-    for rank, task in enumerate(order):
-        label = f"σ = {TEN[task]:g}"
+    weights, ratios = learnt.of(learnt.weights, LEARNT), learnt.of(learnt.test, LEARNT)
+    drawn = (
         # at the start weights are 1 by definition, at later moments as used
-        band(panels[1], learnt.times, weights[..., task], shades[rank], label, geometric=True)
-        band(panels[2], learnt.times, lengths[..., task], shades[rank], geometric=True)
-    panels[1].set(ylabel="GradNorm's weight $w_i$ (they sum to 10)", yscale="log")
-    panels[2].set(ylabel="GradNorm: $L_i/L_i(0)$ on test data", yscale="log")
-    plain_ticks(panels[2].yaxis)
+        (panels[1], weights, "GradNorm's weight $w_i$ (they sum to 10)"),
+        (panels[2], ratios, "GradNorm: $L_i/L_i(0)$ on test data"),
+    )
+    for panel, values, label in drawn:
+        ends = lines(panel, learnt.times, values, TEN, geometric=panel is panels[2], alpha=0.12)
+        panel.set(ylabel=label)
+        if panel is panels[1]:
+            panel.set_ylim(bottom=0)
+        else:
+            panel.set_yscale("log")
+            plain_ticks(panel.yaxis)
+        name_lines(panel, ends)
     for panel in panels:
         panel.set(xlabel="step")
-    canvas.legend(
-        *panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(TEN)
-    )
     return Figure(
         "ten-tasks",
         "Ten tasks: losses and weights (lower half of the toy's figure in Chen et al. 2018; there, "
         "250 inputs, 100 outputs, width 100). Left: each method at its best learning rate. Middle "
-        f"and right: the tasks by scale, from the smallest (blue) to the largest. α = {ALPHA}; "
-        f"{size}. {PAIRED}; bands of logarithms.",
+        f"and right: each task. α = {ALPHA}; {size}. {PAIRED}; bands of losses are of "
+        "logarithms.",
         canvas,
     )
 

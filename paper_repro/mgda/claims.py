@@ -240,6 +240,7 @@ ROWS = (
         "The bound works well in experiments because deep networks have so many "
         "parameters that there is room to move.",
         "mgda.random_encoders",
+        instead="deep networks on real data",
     ),
     Row(
         "SU-37",

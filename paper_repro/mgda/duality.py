@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import mtlfunc as mf
 from ..report.extremes import largest
 from ..report.figures import arrow, axes
 from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.options import Impossible, Option, drawn
 from .common import (
     COLOURS,
     gram,
@@ -71,7 +72,8 @@ def run(settings: Settings) -> Findings:
     yield swap(found, settings)
     yield inner_maximum(found)
     yield weighted_mean(found, settings)
-    yield from two_tasks(settings)
+    yield two_tasks()
+    yield perpendicular(settings)
 
 
 def simplex(anyhow: Tensor, settings: Settings) -> Claim:
@@ -200,21 +202,31 @@ def closed_form(rows: Tensor) -> Tensor:
     return torch.stack([first, 1 - first], -1)
 
 
-def two_tasks(settings: Settings) -> Findings:
-    yield two_task_figure()
-    yield perpendicular(settings)
-
-
-def two_task_figure() -> Figure:
-    canvas, panels = axes(1, 3, (14, 4.8))
-    pairs = {
-        "g_1·g_2 ≥ ‖g_1‖²: w_1 = 1": ((0.6, 0.5), (1.6, 0.4)),
-        "inside": ((1.5, 0.3), (0.2, 1.2)),
-        "g_1·g_2 ≥ ‖g_2‖²: w_1 = 0": ((0.5, 1.4), (0.5, 0.6)),
-    }
-    for panel, (title, pair) in zip(panels, pairs.items(), strict=True):
+@drawn
+def two_tasks(
+    pairs: Annotated[
+        tuple[tuple[float, float, float, float], ...],
+        Option("pairs of gradients in the plane, as x1,y1,x2,y2", -1e6, 1e6),
+    ] = ((0.6, 0.5, 1.6, 0.4), (1.5, 0.3, 0.2, 1.2), (0.5, 1.4, 0.5, 0.6)),
+) -> Figure:
+    """The closed form for two tasks: the shortest vector to the segment between their gradients."""
+    canvas, panels = axes(1, len(pairs), (4.7 * len(pairs), 4.8))
+    found = []
+    for panel, (x1, y1, x2, y2) in zip(panels, pairs, strict=True):
+        pair = ((x1, y1), (x2, y2))
         plane = torch.tensor(pair, dtype=torch.float64)
-        foot = (closed_form(plane[None])[0] @ plane).tolist()
+        if bool((plane == 0).all()):
+            raise Impossible("pairs: expected a gradient that is not 0 in every pair")
+        weights = closed_form(plane[None])[0]
+        foot = (weights @ plane).tolist()
+        share = float(weights[0])
+        found.append({"g_1": pair[0], "g_2": pair[1], "w_1": share, "shortest": foot})
+        title = "inside"
+        if share >= 1 or share <= 0:
+            which = 1 if share >= 1 else 2
+            title = f"g_1·g_2 ≥ ‖g_{which}‖²: w_1 = {2 - which}"
+        low, high = (x.numpy() for x in torch.cat([plane, 0 * plane]).aminmax(dim=0))
+        margin = 0.15 * float((high - low).max())
         for i in range(2):
             colour = COLOURS[2 * i]
             arrow(panel, (0, 0), pair[i], colour)
@@ -226,8 +238,8 @@ def two_task_figure() -> Figure:
         panel.set(
             title=title,
             xlabel="first coordinate",
-            xlim=(-0.1, 1.9),
-            ylim=(-0.1, 1.6),
+            xlim=(low[0] - margin, high[0] + 2 * margin),
+            ylim=(low[1] - margin, high[1] + 2 * margin),
             aspect="equal",
         )
     panels[0].set_ylabel("second coordinate")
@@ -236,6 +248,7 @@ def two_task_figure() -> Figure:
         "The closed form for two tasks: the shortest vector (dashed) from the origin to the "
         "segment between g_1 and g_2 (the cases of Figure 1 of Sener & Koltun 2018).",
         canvas,
+        found,
     )
 
 

@@ -4,8 +4,9 @@ As λ → ∞ the smoothed fixed point gives the iteration u ← g_τ, τ = argm
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
+from ..report.options import Draws, Impossible, Option, Steps, drawn
 from .common import (
     COLOURS,
     TASKS,
@@ -141,7 +143,7 @@ def run(settings: Settings) -> Findings:
         name: running_average(g, counts_of(settings))
         for name, g in families(settings.count(200)).items()
     }
-    yield oscillation_figure(averages)
+    yield oscillation(draws=settings.count(200), most=counts_of(settings)[-1])
     found = followed_far(settings.count(4000), 200)
     yield oscillates(found)
     yield own_average(found.own_gaps, averages)
@@ -245,56 +247,74 @@ def own_average(own_gap: Tensor, averages: dict[str, Averaged]) -> Claim:
     )
 
 
-def oscillation_figure(averages: dict[str, Averaged]) -> Figure:
+@drawn
+def oscillation(
+    gradients: Annotated[
+        tuple[tuple[float, float], ...], Option("gradients in the plane, as x,y", -1e6, 1e6, 2)
+    ] = ((2.0, 0.0), (0.0, 1.0)),
+    steps: Steps = 60,
+    draws: Draws = 200,
+    most: Annotated[int, Option("iterations on the random Gramians", 2, 100_000)] = 1000,
+) -> Figure:
+    """The naive iteration on the worst-served task, the average of its iterates, Frank–Wolfe."""
     canvas, panels = axes(1, 3, (16, 5))
-    rows, count = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64), 60
+    rows = torch.tensor(gradients, dtype=torch.float64)
+    if bool((rows == 0).all(-1).any()):
+        raise Impossible("gradients: expected none that is 0")
     g = gram(rows)[None]
-    visited = followed(g, count)[:, 0]
+    visited = followed(g, steps)[:, 0]
     mean = rows.mean(0)[None]
-    own = torch.cat([mean, rows[visited].cumsum(0) / torch.arange(1, count + 2)[:, None]])
-    weights = [solved(mf.solvers.frank_wolfe(n, "1/(n+1)"), g).weights for n in range(1, count + 1)]
+    own = torch.cat([mean, rows[visited].cumsum(0) / torch.arange(1, steps + 2)[:, None]])
+    weights = [
+        solved(mf.solvers.frank_wolfe(n, "1/(n+1)"), g).weights
+        for n in tqdm(range(1, steps + 1), desc="Frank-Wolfe", leave=False)
+    ]
     average = torch.cat([mean, torch.cat(weights) @ rows])
     best = (shortest(g) @ rows)[0]
     in_the_plane(panels[0], rows, own, average, best)
+    found = []
     for points, colour, style, label in (
         (rows[visited], COLOURS[4], ":", "naive iterate u ← g_τ"),
         (own[1:], COLOURS[1], "--", "average of own iterates"),
         (average, COLOURS[0], "-", "running average, τ at it"),
     ):
         away = (points - best).norm(dim=-1)
-        panels[1].plot(np.arange(count + 1), away, style, color=colour, label=label)
-    panels[1].set(xlabel="iteration n", ylabel="‖u_n - u*‖", yscale="log", ylim=(6e-4, 4))
+        panels[1].plot(np.arange(steps + 1), away, style, color=colour, label=label)
+        found += [
+            {"iterate": label, "n": n, "u": u.tolist(), "distance": float(far)}
+            for n, (u, far) in enumerate(zip(points, away, strict=True))
+        ]
+    panels[1].set(xlabel="iteration n", ylabel="‖u_n - u*‖", yscale="log")
     panels[1].legend()
-    draws = len(averages["face"].start)
+    counts = tuple(sorted({round(most ** (i / 9)) for i in range(10)}))
+    averages = {name: running_average(g, counts) for name, g in families(draws).items()}
     on_families(panels[2], averages, draws)
+    shown = ", ".join(f"({x:g}, {y:g})" for x, y in gradients)
     return Figure(
         "oscillation",
-        "The naive iteration u ← g_τ and its averages. Left and middle: g_1 = (2, 0), g_2 = (0, "
-        "1); the iterate jumps between the two for ever, its own "
-        "average goes to (1, .5), the running average with τ recomputed at it (Frank–Wolfe) to "
-        "the min-norm point. Right: the same on "
+        f"The naive iteration u ← g_τ and its averages. Left and middle: the gradients {shown}; "
+        "the iterate jumps between tasks, its own average need not meet the min-norm point (star), "
+        "the running average with τ recomputed at it (Frank–Wolfe) does. Right: the same on "
         f"{draws} random Gramians of {TASKS} tasks a family, optimum inside the simplex or on a "
         "face.",
         canvas,
+        found,
     )
 
 
 def in_the_plane(panel: Axes, rows: Tensor, own: Tensor, average: Tensor, best: Tensor) -> None:
     """Both averages beside the two gradients and the min-norm point."""
-    panel.plot(*rows.T, color="#bbbbbb", linewidth=4, zorder=1, label="hull of g_1 and g_2")
+    among = [i for i, j in itertools.combinations(range(len(rows)), 2) for i in (i, j)]
+    panel.plot(*rows[among].T, color="#bbbbbb", linewidth=4, zorder=1, label="between gradients")
     for i, row in enumerate(rows.tolist()):
         panel.annotate("", tuple(row), (0, 0), arrowprops={"arrowstyle": "-|>", "color": "black"})
         panel.annotate(f"g_{i + 1}", tuple(row), xytext=(5, 6), textcoords="offset points")
     small: dict[str, Any] = {"markersize": 4, "linewidth": 1}
     panel.plot(*average.T, "o-", color=COLOURS[0], label="running average, τ at it", **small)
     panel.plot(*own[2:].T, "s--", color=COLOURS[1], label="average of own iterates", **small)
-    panel.plot(*best, "k*", markersize=15, label="min-norm point (.4, .8)")
-    panel.set(
-        xlabel="first coordinate of u",
-        ylabel="second coordinate of u",
-        xlim=(-0.15, 2.35),
-        ylim=(-0.12, 1.75),
-    )
+    panel.plot(*best, "k*", markersize=15, label=f"min-norm point ({best[0]:.3g}, {best[1]:.3g})")
+    panel.set(xlabel="first coordinate of u", ylabel="second coordinate of u")
+    panel.margins(0.15)
     panel.legend()
 
 
@@ -314,7 +334,6 @@ def on_families(panel: Axes, averages: dict[str, Averaged], draws: int) -> None:
     panel.set(
         xlabel="iteration n", ylabel="relative duality gap (median)", xscale="log", yscale="log"
     )
-    panel.set_ylim(bottom=5e-6)
     panel.legend()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
@@ -14,8 +16,10 @@ import mtlfunc as mf
 
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, share_interval
+from ..report.options import Draws, Option, Steps, drawn
 from .decisions import claim
-from .encoders import SAMPLES, Geometry, Study, drawn, geometry, losses, steps_of, trained
+from .encoders import SAMPLES, Geometry, Study, geometry, losses, steps_of, trained
+from .encoders import drawn as drawn_encoders
 
 TASKS, WIDTHS = (2, 3, 5), (1, 2, 4, 8)
 
@@ -26,42 +30,76 @@ def run(settings: Settings) -> Findings:
         settings.count(1000 if settings.full else 100),
     )
     few = max(1, draws // 3)  # of them are trained
-    cells: dict[str, dict[Study, Geometry]] = {
-        "at initialisation": {},
-        f"after {count} steps on the mean loss": {},
-    }
-    plain = mf.descend(losses, mf.mean(), mf.losses_only(), mf.adam(1e-2))
-    for tasks, width in itertools.product(TASKS, WIDTHS):
-        study = Study(tasks, width)
-        params, batch = drawn(study, draws, settings)
-        first, last = cells.values()
-        first[study] = geometry(params, batch)
-        params, batch = tree_map(lambda x: x[:few], (params, batch))
-        moved = trained(plain, params, batch, count, f"T = {tasks}, q = {width}")
-        last[study] = geometry(moved, batch)
-    shares = {
-        when: {
-            study: share_interval(int(g.raises.sum()), len(g.raises)) for study, g in found.items()
-        }
-        for when, found in cells.items()
-    }
-    own = sum(int(g.exact_raises.sum()) for found in cells.values() for g in found.values())
+    cells = studied(TASKS, WIDTHS, draws, count, settings)
+    shares = shares_of(cells)
+    own = raised_by_mgda(cells)
     yield heat_map(shares, f"{draws} draws a cell, {few} of them trained", own)
     yield like_exact(cells, shares, own, draws, settings)
     yield from room_to_move(settings)
 
 
+Cells = dict[str, dict[Study, Geometry]]
+
+
+def studied(
+    tasks: Sequence[int], widths: Sequence[int], draws: int, steps: int, settings: Settings
+) -> Cells:
+    """Directions at random encoders of every size, before and after some of them are trained."""
+    cells: Cells = {"at initialisation": {}, f"after {steps} steps on the mean loss": {}}
+    plain = mf.descend(losses, mf.mean(), mf.losses_only(), mf.adam(1e-2))
+    for count, width in itertools.product(tasks, widths):
+        study = Study(count, width)
+        params, batch = drawn_encoders(study, draws, settings)
+        first, last = cells.values()
+        first[study] = geometry(params, batch)
+        params, batch = tree_map(lambda x: x[: max(1, draws // 3)], (params, batch))
+        moved = trained(plain, params, batch, steps, f"T = {count}, q = {width}")
+        last[study] = geometry(moved, batch)
+    return cells
+
+
+def shares_of(cells: Cells) -> dict[str, dict[Study, Interval]]:
+    """Of encoders whose bound raises a task."""
+    return {
+        when: {
+            study: share_interval(int(g.raises.sum()), len(g.raises)) for study, g in found.items()
+        }
+        for when, found in cells.items()
+    }
+
+
+def raised_by_mgda(cells: Cells) -> int:
+    return sum(int(g.exact_raises.sum()) for found in cells.values() for g in found.values())
+
+
+@drawn
+def raised_tasks(
+    tasks: Annotated[tuple[int, ...], Option("numbers of tasks", 2, 50)] = TASKS,
+    widths: Annotated[tuple[int, ...], Option("widths of the representation", 1, 256)] = WIDTHS,
+    draws: Draws = 300,
+    steps: Steps = 100,
+) -> Figure:
+    """How often MGDA-UB's direction raises a task of a random encoder."""
+    cells = studied(tasks, widths, draws, steps, Settings())
+    sizes = f"{draws} draws a cell, {max(1, draws // 3)} of them trained"
+    return heat_map(shares_of(cells), sizes, raised_by_mgda(cells))
+
+
 def heat_map(shares: dict[str, dict[Study, Interval]], sizes: str, own: int) -> Figure:
-    canvas = Canvas(figsize=(11, 4), layout="constrained")
+    studies = next(iter(shares.values()))
+    all_tasks = list(dict.fromkeys(study.tasks for study in studies))
+    widths = list(dict.fromkeys(study.width for study in studies))
+    size = (3 + 2 * len(widths), 1.6 + 0.8 * len(all_tasks))
+    canvas = Canvas(figsize=(max(8, size[0]), size[1]), layout="constrained")
     image = None
     for i, (when, found) in enumerate(shares.items()):
         axis = canvas.add_subplot(1, 2, i + 1)
         values = np.array(
-            [[found[Study(tasks, width)].mean for width in WIDTHS] for tasks in TASKS]
+            [[found[Study(tasks, width)].mean for width in widths] for tasks in all_tasks]
         )
         image = axis.imshow(values, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            interval = found[Study(TASKS[row], WIDTHS[column])]
+            interval = found[Study(all_tasks[row], widths[column])]
             axis.text(
                 column,
                 row,
@@ -72,15 +110,24 @@ def heat_map(shares: dict[str, dict[Study, Interval]], sizes: str, own: int) -> 
                 color="white" if value > 0.65 else "black",
             )
         axis.set(title=when, xlabel="width q of the representation", ylabel="tasks T")
-        axis.set_xticks(range(len(WIDTHS)), [str(width) for width in WIDTHS])
-        axis.set_yticks(range(len(TASKS)), [str(tasks) for tasks in TASKS])
+        axis.set_xticks(range(len(widths)), [str(width) for width in widths])
+        axis.set_yticks(range(len(all_tasks)), [str(tasks) for tasks in all_tasks])
     assert image is not None
     canvas.colorbar(image, ax=canvas.axes, label="share of encoders")
     caption = (
         f"Share of random ReLU encoders whose MGDA-UB direction raises some task; {sizes}, "
         "Wilson's 95 % intervals. "
     )
-    return Figure("shares", f"{caption}MGDA itself raised a task in {own} draws.", canvas)
+    return Figure(
+        "shares",
+        f"{caption}MGDA itself raised a task in {own} draws.",
+        canvas,
+        [
+            {"when": when, "tasks": study.tasks, "width": study.width} | share._asdict()
+            for when, found in shares.items()
+            for study, share in found.items()
+        ],
+    )
 
 
 def like_exact(
@@ -99,7 +146,7 @@ def like_exact(
         when, found = next(iter(cells.items()))
         numbers[f"{name}: median cosine of the directions"] = float(found[study].cosine.nanmedian())
         numbers |= named(f"{name}: share raising a task {when}", shares[when][study])
-        params, batch = drawn(study, few, settings)
+        params, batch = drawn_encoders(study, few, settings)
         ends = {
             method: vmap(losses)(trained(step, params, batch, count, f"{method}, {name}"), batch)
             for method, step in steps_of(mf.adam(1e-2)).items()
@@ -133,7 +180,7 @@ def room_to_move(settings: Settings) -> Findings:
     for tasks, width in ((2, 1), (2, 2), (5, 2), (5, 8)):
         counts, found = [], []
         for hidden in tqdm(sizes, desc=f"T = {tasks}, q = {width}", leave=False):
-            params, batch = drawn(Study(tasks, width, hidden), draws, settings)
+            params, batch = drawn_encoders(Study(tasks, width, hidden), draws, settings)
             counts.append(
                 sum(leaf[0].numel() for name, leaf in params.items() if name.startswith("trunk"))
             )

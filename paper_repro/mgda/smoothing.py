@@ -5,7 +5,7 @@ u = Jᵀw. With -(1/λ) log Σ exp(-λ x_t) in place of the minimum, u = Σ soft
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..report.extremes import largest, smallest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.options import Draws, Option, drawn
 from .common import (
     COLOURS,
     DASHES,
@@ -145,11 +146,24 @@ def run(settings: Settings) -> Findings:
     draws = settings.count(200)
     sharpness = torch.logspace(-2, 4, settings.count(19), dtype=torch.float64)
     found = {name: course(name, g, sharpness) for name, g in families(draws).items()}
-    yield temperatures(found, sharpness, draws)
+    yield over_sharpness(found, sharpness, draws)
     yield fixed_point(list(found.values()), sharpness, draws)
 
 
-def temperatures(found: dict[str, Course], sharpness: Tensor, draws: int) -> Figure:
+@drawn
+def temperatures(
+    draws: Draws = 200,
+    sharpness: Annotated[
+        tuple[float, ...], Option("values of λ · mean ‖g_t‖²", 1e-6, 1e8, 2)
+    ] = tuple(float(f"{10 ** (-2 + i / 3):.3g}") for i in range(19)),
+) -> Figure:
+    """Entropy-regularised MGDA over its sharpness: value, direction, tasks that it raises."""
+    values = torch.tensor(sorted(set(sharpness)), dtype=torch.float64)
+    found = {name: course(name, g, values) for name, g in families(draws).items()}
+    return over_sharpness(found, values, draws)
+
+
+def over_sharpness(found: dict[str, Course], sharpness: Tensor, draws: int) -> Figure:
     canvas, panels = axes(1, 3, (15, 4.6))
     for (name, one), colour, style in zip(found.items(), COLOURS, DASHES, strict=False):
         drawn = (one.short.median(-1).values, one.distance.median(-1).values, one.raises)
@@ -175,6 +189,17 @@ def temperatures(found: dict[str, Course], sharpness: Tensor, draws: int) -> Fig
         "d_λ is the mean at λ = 0 and a common descent "
         "direction only from some λ on.",
         canvas,
+        [
+            {
+                "family": name,
+                "sharpness": float(value),
+                "short": float(one.short[i].median()),
+                "distance": float(one.distance[i].median()),
+                "raise": float(one.raises[i]),
+            }
+            for name, one in found.items()
+            for i, value in enumerate(sharpness)
+        ],
     )
 
 

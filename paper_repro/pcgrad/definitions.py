@@ -31,10 +31,10 @@ def conflict(settings: Settings) -> Claim:
     expected, found = [], []
     for pair in pairs.values():
         expected.append(gramian_of(pair)[0][1] < 0)
-        found.append(bool(mf.diagnostics.conflicts(tensor_of(gramian_of(pair)))[0, 1]))
+        found.append(bool(mf.diagnostics.negative_products(tensor_of(gramian_of(pair)))[0, 1]))
     J = jacobians(settings, 2, 5)
     gramian = J @ J.mT
-    differ = vmap(mf.diagnostics.conflicts)(gramian)[:, 0, 1] != (
+    differ = vmap(mf.diagnostics.negative_products)(gramian)[:, 0, 1] != (
         vmap(mf.diagnostics.cosines)(gramian)[:, 0, 1] < 0
     )
     wrong = sum(a != b for a, b in zip(expected, found, strict=True))

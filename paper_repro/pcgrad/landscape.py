@@ -7,7 +7,7 @@ totals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,8 @@ START = (0.5, -3.0)
 FLOOR = 5e-6
 ADAM_RATE, SGD_RATES = 1e-3, (3e-7, 1e-6, 3e-6, 1e-5, 3e-5)
 UNROLLED = 10  # steps a compiled call
-EAGER_STEPS = 20_000  # where nothing can be compiled
+COMPILED, EAGER_STEPS = 4_000, 20_000  # from which compiling pays; where nothing can be compiled
+BUDGET = 300_000  # PCGrad is in the common valley, as the paper draws it; at 210,000 half-way
 POINTS = 1000  # of every path
 
 
@@ -96,14 +97,31 @@ def step_of(arm: Tensor, sgd: Tensor, lr: Tensor) -> mf.Step:
     return mf.descend(losses, arms(arm), mf.jacobian(), either(sgd, lr), reduction="sum")
 
 
-@kept
 def paths(settings: Settings) -> Paths:
+    """Every arm, optimizer and start side by side."""
+    lanes = lanes_of(max(2, settings.seeds // (1 if settings.full else 4)))
+    return walked(lanes, settings.count(500_000 if settings.full else BUDGET))
+
+
+def paths_from(start: Sequence[float], names: Sequence[str], steps: int, rate: float) -> Paths:
+    """Adam with some of the arms from one start."""
+    count = len(names)
+    lanes = Lanes(
+        torch.tensor([ARMS.index(name) for name in names]),
+        torch.zeros(count, dtype=torch.bool),
+        torch.full((count,), rate, dtype=torch.float64),
+        torch.tensor([list(start)] * count, dtype=torch.float64),
+    )
+    return walked(lanes, steps)
+
+
+@kept
+def walked(lanes: Lanes, budget: int) -> Paths:
     """All lanes side by side.
 
     `UNROLLED` steps in one compiled graph, or eager ones and a shorter budget where there is no
     compiler.
     """
-    lanes = lanes_of(max(2, settings.seeds // (1 if settings.full else 4)))
     each = (lanes.arm, lanes.sgd, lanes.lr)
 
     def advance(arm: Tensor, sgd: Tensor, lr: Tensor, state: mf.TrainState) -> mf.TrainState:
@@ -113,10 +131,9 @@ def paths(settings: Settings) -> Paths:
     state = vmap(lambda arm, sgd, lr, start: step_of(arm, sgd, lr).init({"theta": start}, None))(
         *each, lanes.start
     )
-    budget = settings.count(500_000 if settings.full else 210_000)
-    program = compiled(step, UNROLLED, each, state, "theta") if budget > EAGER_STEPS else None
+    program = compiled(step, UNROLLED, each, state, "theta") if budget > COMPILED else None
     if program is None:
-        program, budget = plain_steps(step, UNROLLED, "theta"), settings.count(EAGER_STEPS)
+        program, budget = plain_steps(step, UNROLLED, "theta"), min(budget, EAGER_STEPS)
     blocks = max(1, budget // UNROLLED)
     every = max(1, blocks // POINTS)
     theta, following, steps = [], [], []
@@ -134,6 +151,53 @@ def values(theta: Tensor) -> Tensor:
     """The paper's losses at points `[..., 2]`: `[..., task]`."""
     flat = vmap(lambda at: losses({"theta": at}))(theta.reshape(-1, 2)) + torch.from_numpy(OFFSET)
     return flat.reshape(*theta.shape[:-1], 2)
+
+
+def definition_3(
+    theta: Tensor, following: Tensor, floor: float = FLOOR, pieces: int = 16
+) -> Tensor:
+    """Definition 3's curvature over a step, ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds / ‖g‖², `[...]`.
+
+    L_t is φ_t(u_t) with φ = a log max(|u|, floor), so that ∇²L is φ''∇u∇uᵀ + φ'∇²u. On each piece
+    the mean of φ'' is the divided difference of φ', which is -a/(u₀u₁) beside the cusp and across
+    it: positive where u changes sign, whatever the floor. ∇u and ∇²u are those of the piece's
+    middle.
+
+    Args:
+        theta: points `[..., 2]`.
+        following: the points one step later.
+        floor: of |u|.
+        pieces: of the step.
+    """
+    scale = torch.tensor([20.0, 25.0], dtype=theta.dtype)
+    sign = torch.tensor([1.0, -1.0], dtype=theta.dtype)
+
+    def inner(at: Tensor) -> Tensor:
+        x, y = at[..., 0, None], at[..., 1, None]
+        return x / 2 + sign * torch.tanh(y) + torch.tensor([0.0, 2.0], dtype=theta.dtype)
+
+    def slope(u: Tensor) -> Tensor:
+        return torch.where(u.abs() > floor, scale / u, 0.0)
+
+    def along(at: Tensor) -> Tensor:  # ∇u's second part; the first is ½
+        return sign * (1 - torch.tanh(at[..., 1, None]) ** 2)
+
+    s = torch.linspace(0, 1, pieces + 1, dtype=theta.dtype)
+    points = torch.lerp(theta[..., None, :], following[..., None, :], s[:, None])
+    u, middle = inner(points), (points[..., 1:, :] + points[..., :-1, :]) / 2
+    first, last = u[..., :-1, :], u[..., 1:, :]
+    step, same = last - first, last == first
+    off = (first.abs() > floor) & (last.abs() > floor)
+    gap = step.where(~same, 1.0)
+    bend = torch.where(off, -scale / (first * last), (slope(last) - slope(first)) / gap)
+    height = scale * torch.log(u.abs().clamp_min(floor))
+    mean_slope = torch.where(same, slope(first), (height[..., 1:, :] - height[..., :-1, :]) / gap)
+    g_x = slope(inner(theta)).sum(-1) / 2
+    g_y = (slope(inner(theta)) * along(theta)).sum(-1)
+    rate = g_x[..., None, None] / 2 + g_y[..., None, None] * along(middle)
+    turn = -2 * torch.tanh(middle[..., 1, None]) * along(middle)  # ∂²u/∂θ_2²
+    parts = bend * rate.square() + mean_slope * turn * g_y[..., None, None].square()
+    return parts.sum(-1).mean(-1) / (g_x.square() + g_y.square())
 
 
 def across(found: Paths, arm: str) -> np.ndarray:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
+from fractions import Fraction
+from typing import Annotated, Any
 
-from ..report.figures import arrow, axes
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from ..report.figures import arrow, axes, shades
 from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.options import Impossible, Option, drawn
 from .decisions import claim
-from .rational import FAN, ORDERS, RAISED, Outcome, gramian_of, under_all_orders
+from .rational import FAN, ORDERS, RAISED, Outcome, gramian_of, orders_of, under_all_orders
 
 
 def run(settings: Settings) -> Findings:
     found = under_all_orders(gramian_of(RAISED))
     yield raised(found)
-    yield orders_figure(under_all_orders(FAN), found)
+    angle = np.pi / 2 + 2 * np.pi / 3 * np.arange(3)
+    fan = np.stack([np.cos(angle), np.sin(angle)], 1)  # stationary: they sum to 0
+    yield under_orders("fan", under_all_orders(FAN), fan)
+    yield under_orders("orders", found, np.array(RAISED, dtype=float))
 
 
 def raised(found: Outcome) -> Claim:
@@ -34,46 +42,75 @@ def raised(found: Outcome) -> Claim:
     )
 
 
-def orders_figure(fan: Outcome, found: Outcome) -> Figure:
-    canvas, panels = axes(1, 2, (11, 4.6))
-    angle = np.pi / 2 + 2 * np.pi / 3 * np.arange(3)
-    gradients = np.stack([np.cos(angle), np.sin(angle)], 1)
-    colours = ("C0", "C1", "C2")
-    for task in range(3):
-        arrow(panels[0], np.zeros(2), gradients[task], colours[task])
-        x, y = 1.1 * gradients[task]
-        panels[0].text(
-            x, y, f"g{'₁₂₃'[task]}", color=colours[task], ha="center", va="center", fontsize=13
-        )
-    directions = np.array([[float(x) for x in c] for c in fan.coefficients]) @ gradients
-    for d in directions:
-        if np.linalg.norm(d) > 1e-9:
-            arrow(panels[0], np.zeros(2), d, "black", "--", 1.2)
-    panels[0].plot(0, 0, "o", color="black")
-    zero = sum(square == 0 for square in fan.squares)
-    panels[0].set(xlabel="θ₁", ylabel="θ₂", xlim=(-1.3, 1.3), ylim=(-0.9, 1.3), aspect="equal")
-    for task in range(3):
-        rates = [float(rates[task]) for rates in found.rates]
-        panels[1].plot(
-            range(1, len(ORDERS) + 1),
-            rates,
-            "osD"[task],
-            color=colours[task],
-            label=f"task {task + 1}, g = ({RAISED[task][0]}, {RAISED[task][1]})",
-        )
-    panels[1].axhline(0, color="black", linewidth=1)
-    names = ["\n".join("".join(str(j + 1) for j in order) for order in orders) for orders in ORDERS]
-    panels[1].set_xticks(range(1, len(ORDERS) + 1), names)
-    panels[1].set(
-        xlabel="orders of tasks 1, 2 and 3, from top to bottom",
-        ylabel="rate g_t·d; below 0: the task is raised",
+@drawn
+def all_orders(
+    gradients: Annotated[
+        tuple[tuple[float, float], ...],
+        Option("gradients in the plane, as x,y; two to four tasks", -1e6, 1e6, 2),
+    ] = ((-2.0, -2.0), (-2.0, 0.0), (2.0, 1.0)),
+) -> Figure:
+    """PCGrad's direction under every order of projection, and the rates of all tasks."""
+    if len(gradients) > 4:
+        raise Impossible("gradients: expected at most four, as the orders are ((T - 1)!)^T")
+    if any(x == 0 and y == 0 for x, y in gradients):
+        raise Impossible("gradients: expected none that is 0")
+    fractions = [[Fraction(x), Fraction(y)] for x, y in gradients]
+    return under_orders("orders", under_all_orders(gramian_of(fractions)), np.array(gradients))
+
+
+def under_orders(name: str, found: Outcome, gradients: np.ndarray) -> Figure:
+    """The directions in the plane, and each task's rate, orders from the worst to the best."""
+    canvas, (plane, panel) = axes(1, 2, (12, 4.8))
+    count, reach = len(gradients), float(np.abs(gradients).max())
+    coefficients = np.array([[float(x) for x in row] for row in found.coefficients])
+    directions = coefficients @ gradients
+    for task, (colour, g) in enumerate(zip(shades(count), gradients, strict=True)):
+        arrow(plane, np.zeros(2), g, colour)
+        x, y = g + 0.09 * reach * g / np.linalg.norm(g)
+        text = f"$g_{task + 1}$"
+        plane.text(x, y, text, color=colour, ha="center", va="center", fontsize=13)
+    apart = np.unique(directions.round(9), axis=0)
+    for d in apart:
+        if np.linalg.norm(d) > 1e-9 * reach:
+            arrow(plane, np.zeros(2), d, "black", "--", 1.2)
+    zero = sum(square == 0 for square in found.squares)
+    plane.plot(0, 0, "o", color="black", label=f"d, dashed; 0 under {zero} orders")
+    both = np.concatenate([gradients, directions, [[0, 0]]])
+    low, high, margin = both.min(0), both.max(0), 0.2 * reach
+    plane.set(
+        xlabel="θ₁",
+        ylabel="θ₂",
+        xlim=(low[0] - margin, high[0] + margin),
+        ylim=(low[1] - margin, high[1] + margin),
+        aspect="equal",
     )
-    panels[1].legend()
+    plane.legend()
+    rates = np.array([[float(rate) for rate in row] for row in found.rates])
+    order = rates.min(1).argsort(kind="stable")
+    for task, colour in enumerate(shades(count)):
+        label = f"task {task + 1}, g = ({gradients[task][0]:.3g}, {gradients[task][1]:.3g})"
+        at = np.arange(1, len(order) + 1) + 0.12 * (task - (count - 1) / 2)  # side by side
+        few = len(order) <= 20
+        look: dict[str, Any] = {"color": colour, "markersize": 7 if few else 2}
+        panel.plot(at, rates[order, task], "osD^"[task], label=label, **look)
+    panel.axhline(0, color="black", linewidth=1)
+    raised = int((rates.min(1) < 0).sum())
+    panel.set(
+        xlabel=f"the {len(order)} orders, by the rate of the worst task",
+        ylabel="rate $g_t$·d; below 0: the task is raised",
+    )
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.legend()
+    longest = float(max(found.squares)) ** 0.5
     return Figure(
-        "orders",
-        "PCGrad with three tasks under all 8 orders. Left: unit gradients at 120°, a "
-        f"Pareto-stationary point; d is 0 for {zero} orders and one of the dashed "
-        f"arrows, of length {float(max(fan.squares)) ** 0.5:.3f}, for the others. Right: an "
-        "instance where some task is raised under every order.",
+        name,
+        f"PCGrad with {count} tasks under all {len(order)} orders of projection. Left: gradients "
+        f"(solid) and the directions d that the orders give (dashed, {len(apart)} of them apart, "
+        f"the longest {longest:.3f}; 0 under {zero} orders). Right: each task's rate; a task is "
+        f"raised under {raised} of the orders.",
         canvas,
+        [
+            {"order": orders, "d": d.tolist(), "rates": own.tolist()}
+            for orders, d, own in zip(orders_of(count), directions, rates, strict=True)
+        ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -19,23 +20,28 @@ FAN: Matrix = [[Fraction(1) if i == j else Fraction(-1, 2) for j in range(3)] fo
 RAISED = [[-2, -2], [-2, 0], [2, 1]]
 """Gradients of the smallest instance found whose direction raises a task whatever the order."""
 
-ORDERS = list(
-    itertools.product(
-        *[list(itertools.permutations([j for j in range(3) if j != i])) for i in range(3)]
-    )
-)
-"""All 8 choices of each task's order of the other two."""
+Orders = tuple[tuple[int, ...], ...]
+
+
+def orders_of(tasks: int) -> list[Orders]:
+    """All choices of each task's order of the others: ((T - 1)!)^T."""
+    others = [[j for j in range(tasks) if j != i] for i in range(tasks)]
+    return list(itertools.product(*(list(itertools.permutations(other)) for other in others)))
+
+
+ORDERS = orders_of(3)
 
 
 def times(matrix: Matrix, x: Vector) -> Vector:
     return [sum((a * b for a, b in zip(row, x, strict=True)), Fraction(0)) for row in matrix]
 
 
-def exact_coefficients(gramian: Matrix, orders: tuple[tuple[int, ...], ...]) -> Vector:
+def exact_coefficients(gramian: Matrix, orders: Orders) -> Vector:
     """Algorithm 1 on the Gramian: coefficients of the **sum** of the projected gradients."""
-    total = [Fraction(0)] * 3
+    count = len(gramian)
+    total = [Fraction(0)] * count
     for task, order in enumerate(orders):
-        own = [Fraction(int(i == task)) for i in range(3)]
+        own = [Fraction(int(i == task)) for i in range(count)]
         for j in order:
             inner = times(gramian, own)[j]
             if inner < 0:
@@ -44,21 +50,21 @@ def exact_coefficients(gramian: Matrix, orders: tuple[tuple[int, ...], ...]) -> 
     return total
 
 
-def gramian_of(gradients: list[list[int]]) -> Matrix:
+def gramian_of(gradients: Sequence[Sequence[Fraction | int]]) -> Matrix:
     return [
         [Fraction(sum(a * b for a, b in zip(g, h, strict=True))) for h in gradients]
         for g in gradients
     ]
 
 
-def library_coefficients(gramian: Matrix, orders: tuple[tuple[int, ...], ...]) -> Tensor:
+def library_coefficients(gramian: Matrix, orders: Orders) -> Tensor:
     matrix = torch.tensor([[float(x) for x in row] for row in gramian], dtype=torch.float64)
     rows = torch.tensor([[task, *order] for task, order in enumerate(orders)])
-    return 3 * mf.weights(mf.pcgrad(rows), matrix)
+    return len(gramian) * mf.weights(mf.pcgrad(rows), matrix)
 
 
 class Outcome(NamedTuple):
-    """Of one instance under all 8 orders."""
+    """Of one instance under all orders."""
 
     coefficients: list[Vector]
     rates: list[Vector]  # g_t·d
@@ -67,13 +73,14 @@ class Outcome(NamedTuple):
 
 
 def under_all_orders(gramian: Matrix) -> Outcome:
-    coefficients = [exact_coefficients(gramian, orders) for orders in ORDERS]
+    every = orders_of(len(gramian))
+    coefficients = [exact_coefficients(gramian, orders) for orders in every]
     rates = [times(gramian, c) for c in coefficients]
     squares = [
         sum((a * b for a, b in zip(c, r, strict=True)), Fraction(0))
         for c, r in zip(coefficients, rates, strict=True)
     ]
-    library = torch.stack([library_coefficients(gramian, orders) for orders in ORDERS])
+    library = torch.stack([library_coefficients(gramian, orders) for orders in every])
     exact = torch.tensor([[float(x) for x in c] for c in coefficients], dtype=torch.float64)
     return Outcome(coefficients, rates, squares, float((library - exact).abs().max()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import mtlfunc as mf
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, clustered_share, mean_interval, named
+from ..report.options import Option, Seeds, drawn
 from ..report.parts import kept
 from .common import STUDENT
 from .decisions import claim
@@ -100,9 +101,36 @@ def curvatures(
 
 
 @kept
+def log_of(name: str, steps: int, rate: float, settings: Settings) -> Log:
+    """Of one problem."""
+    return train(PROBLEMS[name]._replace(steps=steps, lr=rate), settings, name)
+
+
 def logs_of(settings: Settings) -> dict[str, Log]:
     """Of every problem."""
-    return {name: train(problem, settings, name) for name, problem in PROBLEMS.items()}
+    return {
+        name: log_of(name, problem.steps, problem.lr, settings)
+        for name, problem in PROBLEMS.items()
+    }
+
+
+@drawn
+def curvature(
+    problems: Annotated[
+        tuple[Literal["regression", "maze"], ...], Option("problems that are trained")
+    ] = ("regression", "maze"),
+    steps: Annotated[int, Option("steps of Adam; 0: the problem's own", low=0)] = 0,
+    rate: Annotated[float, Option("learning rate; 0: the problem's own", 0.0, 1e3)] = 0.0,
+    seeds: Seeds = 16,
+) -> Figure:
+    """Conflict, dominance and curvature while two tasks are trained (Figure 5)."""
+    settings = Settings(seeds=seeds)
+    return training_figure(
+        {
+            name: log_of(name, steps or PROBLEMS[name].steps, rate or PROBLEMS[name].lr, settings)
+            for name in problems
+        }
+    )
 
 
 def run(settings: Settings) -> Findings:
@@ -159,6 +187,20 @@ def training_figure(logs: dict[str, Log]) -> Figure:
         "band), Φ and ξ (medians), curvature as the paper defines it, over the step that is taken, "
         "and at the point alone (medians, quartiles).",
         canvas,
+        [
+            {
+                "problem": name,
+                "step": int(step),
+                "losses": log.losses[i].mean(0).tolist(),
+                "conflict": float((log.cosine[i] < 0).mean()),
+                "similarity": float(np.nanmedian(log.similarity[i])),
+                "bound": float(np.nanmedian(log.bound[i])),
+                "H": float(np.median(log.averaged[i])),
+                "curvature at the point": float(np.median(log.curvature[i])),
+            }
+            for name, log, steps in _numbered(logs)
+            for i, step in enumerate(steps)
+        ],
     )
 
 

@@ -141,12 +141,14 @@ class Side(NamedTuple):
         """For each: whether it is wholly on the claimed side, and wholly on the other one."""
         for end in named_so(measured, f"{self.name}, low"):
             name = end.removesuffix(", low")
+            if name + OPEN in measured and measured[name + OPEN]:
+                yield False, False  # and its ends are not asked for: they may be none
+                continue
             low, high = ends(measured, name)
-            settles = name + OPEN not in measured or not measured[name + OPEN]
             if self.relation == "<":
-                yield settles and high < self.bound, settles and low > self.bound
+                yield high < self.bound, low > self.bound
             else:
-                yield settles and low > self.bound, settles and high < self.bound
+                yield low > self.bound, high < self.bound
 
     def lost(self) -> str:
         side = {"<": "above", ">": "below"}[self.relation]

@@ -6,12 +6,18 @@ place. A method keeps its colour from one paper to the next.
 
 import math
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 from matplotlib.transforms import BboxBase
 from numpy.typing import ArrayLike
@@ -70,7 +76,14 @@ def band(
 
 
 def beside_one(panel: Axes, ratio: Interval, y: float) -> None:
-    """A ratio with its interval at height y: blue below 1, vermillion above, grey across."""
+    """A ratio with its interval at height y: blue below 1, vermillion above, grey across.
+
+    What has no interval, as where a run diverged, is said in its row.
+    """
+    if not all(map(math.isfinite, ratio)):
+        across = panel.get_yaxis_transform()  # from the left edge to the right one, at height y
+        panel.text(0.02, y, "not a number: runs diverged", transform=across, va="center")
+        return
     colour = "C0" if ratio.high < 1 else "C1" if ratio.low > 1 else "#777777"
     panel.errorbar(
         [ratio.mean],
@@ -87,6 +100,36 @@ def plain_ticks(axis: Any) -> None:
         setter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1246" else "")
 
 
+def shades(count: int) -> list[Any]:
+    """A colour a task: the style's, or of many tasks from a map, in their order."""
+    if count <= 7:
+        return [f"C{i}" for i in range(count)]
+    return [colormaps["viridis"](0.9 * i / (count - 1)) for i in range(count)]
+
+
+def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
+    """Names at the right ends of lines, moved apart; call it when the axis has its limits.
+
+    Args:
+        panel: with the lines.
+        ends: of each line the last value, its name and its colour.
+    """
+
+    def height(value: float) -> float:
+        point = panel.transData.transform((panel.get_xlim()[0], value))
+        return float(panel.transAxes.inverted().transform(point)[1])
+
+    order = sorted(range(len(ends)), key=lambda i: height(ends[i][0]))
+    room = min(0.075, 1 / max(1, len(ends)))
+    heights = np.array([height(ends[i][0]) for i in order])
+    steps = room * np.arange(len(ends))
+    apart = np.maximum.accumulate(heights - steps) + steps  # upwards
+    apart = np.minimum(apart, 1 - steps[::-1])  # back below the top
+    for i, y in zip(order, apart, strict=True):
+        _, name, colour = ends[i]
+        panel.text(1.02, y, name, color=colour, transform=panel.transAxes, va="center", fontsize=11)
+
+
 def arrow(
     panel: Axes, start: ArrayLike, end: ArrayLike, colour: str, style: str = "-", width: float = 2.0
 ) -> None:
@@ -96,14 +139,39 @@ def arrow(
     panel.annotate("", (x, y), (a, b), arrowprops=look)
 
 
+def _png(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
+    FigureCanvasAgg(canvas).print_png(file, metadata=text)
+
+
+def _svg(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
+    dots = canvas.dpi
+    FigureCanvasSVG(canvas).print_svg(file, metadata={**text, "Date": None})
+    canvas.dpi = dots  # which it leaves at its own
+
+
+def _pdf(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
+    subject = {"Title": text["Title"], "Subject": text["Description"], "CreationDate": None}
+    FigureCanvasPdf(canvas).print_pdf(file, metadata=subject)
+
+
+FORMS: dict[str, Callable[[Canvas, BinaryIO, Mapping[str, str]], None]] = {
+    "png": _png,
+    "svg": _svg,
+    "pdf": _pdf,
+}
+"""Writes a canvas that has been set (`fit`); savefig would lay it out a second time."""
+
+
 def fit(canvas: Canvas) -> None:
     """Set a canvas's text: indices as such, nothing over data, no line longer than its panel.
 
     Legends go above their panels, where nothing is drawn whatever the numbers are. The layout
     gives labels room across their lines and none along them, so that a label longer than its
     panel would run into its neighbour or off the canvas: it is broken into lines. What is drawn
-    afterwards stays where it was laid out.
+    afterwards stays where it was laid out. One that has been set stays as it is.
     """
+    if isinstance(canvas.get_layout_engine(), PlaceHolderLayoutEngine):
+        return
     for text in canvas.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(typeset(text.get_text()))

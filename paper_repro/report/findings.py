@@ -1,10 +1,17 @@
 """What a reproduction yields, figures and claims, and the settings it runs under."""
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from matplotlib.figure import Figure as Canvas
+
+from mtlfunc.core.files import write_whole
+
+from .figures import FORMS, fit
 
 Verdict = Literal[
     "holds", "holds only when", "does not hold", "inconclusive", "stand-in", "not testable here"
@@ -22,11 +29,64 @@ class Claim(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A drawing and its caption."""
+    """A drawing, its caption, and the numbers that it shows.
+
+    In a notebook it shows itself.
+    """
 
     name: str  # of the file, after the module's
     caption: str
-    canvas: Canvas
+    figure: Canvas
+    # a record a point, by what its numbers are called
+    numbers: Sequence[Mapping[str, Any]] = ()
+    arguments: Mapping[str, Any] = {}  # of the function that drew it
+
+    def save(self, path: str | Path) -> None:
+        """Write the figure, and its numbers as JSON beside it.
+
+        Args:
+            path: ends in .png, .svg or .pdf; the other file ends in .json. What is no number, as
+                of a run that diverged, is null there.
+
+        Raises:
+            ValueError: for another ending.
+            OSError: where a file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix[1:] not in FORMS:
+            raise ValueError(f"{path.name}: expected a name that ends in .{', .'.join(FORMS)}")
+        self.draw(path)
+        found = {
+            "figure": self.name,
+            "caption": self.caption,
+            "arguments": finite(self.arguments),
+            "numbers": finite(self.numbers),
+        }
+        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(path.with_suffix(".json"), text)
+
+    def draw(self, path: Path) -> None:
+        """Write the figure alone; a PNG has its caption in it. Raises OSError."""
+        fit(self.figure)
+        text = {"Title": self.name, "Description": self.caption}
+        write_whole(path, lambda file: FORMS[path.suffix[1:]](self.figure, file, text))
+
+    def _repr_png_(self) -> bytes:
+        from io import BytesIO
+
+        fit(self.figure)
+        file = BytesIO()
+        FORMS["png"](self.figure, file, {})
+        return file.getvalue()
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON has it: None for what is no number."""
+    if isinstance(value, Mapping):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 Finding = Claim | Figure

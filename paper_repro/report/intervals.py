@@ -28,13 +28,15 @@ def half_width(values: np.ndarray, axis: int = -1) -> np.ndarray:
 def mean_interval(values: ArrayLike | Tensor) -> Interval:
     """The mean of `[seed]` and its t interval."""
     values = np.asarray(values, dtype=float)
-    mean, half = float(values.mean()), float(half_width(values))
+    with np.errstate(invalid="ignore"):  # of runs that diverged: NaN, without a warning
+        mean, half = float(values.mean()), float(half_width(values))
     return Interval(mean, mean - half, mean + half)
 
 
 def ratio_interval(numerator: ArrayLike | Tensor, denominator: ArrayLike | Tensor) -> Interval:
     """Geometric mean of ratios `[seed]`, paired by seed, with the t interval of their logs."""
-    logs = np.log(np.asarray(numerator, dtype=float)) - np.log(np.asarray(denominator, dtype=float))
+    with np.errstate(invalid="ignore"):  # as above
+        logs = np.log(np.asarray(numerator, float)) - np.log(np.asarray(denominator, float))
     return Interval(*(float(np.exp(x)) for x in mean_interval(logs)))
 
 

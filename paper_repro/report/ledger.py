@@ -22,6 +22,8 @@ class Row(NamedTuple):
     # what else deciding it takes; of one that needs data its command, or why nothing stands in
     needs: str = ""
     published: str = ""  # numbers, of a claim about data that are not here
+    # of a claim about those that is decided on made-up problems: what they stand in for
+    instead: str = ""
 
     @property
     def paper(self) -> str:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
 from mtlfunc.core.files import InUse, write_whole
@@ -20,7 +18,6 @@ from mtlfunc.core.files import hold_lock as locked
 
 from ..claims import LEDGER, PAPERS, ROWS
 from . import standins
-from .figures import fit
 from .findings import Claim, Figure, Verdict
 from .ledger import KINDS, Row
 
@@ -51,17 +48,9 @@ class Drawn(NamedTuple):
 
 def draw(folder: Path, module: str, figure: Figure) -> Drawn:
     """Put a figure in its files: pixels, and lines that print at any size."""
-    # The caption rides in the PNG, so that a later run of another module can rebuild the page.
-    text = {"Title": figure.name, "Description": figure.caption}
-    fit(figure.canvas)
-    # savefig would draw each of them twice, once for a layout that is there; PNG first, as the
-    # other leaves the canvas at its own number of dots an inch
-    pixels, lines = FigureCanvasAgg(figure.canvas), FigureCanvasSVG(figure.canvas)
-    for form, write in {
-        "png": lambda file: pixels.print_png(file, metadata=text),
-        "svg": lambda file: lines.print_svg(file, metadata=text | {"Date": None}),
-    }.items():
-        write_whole(folder / f"{module}-{figure.name}.{form}", write)
+    # the caption rides in the PNG, so that a later run of another module can rebuild the page
+    for form in ("png", "svg"):
+        figure.draw(folder / f"{module}-{figure.name}.{form}")
     return Drawn(figure.name, figure.caption)
 
 

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from ..claims import DECISIONS
+from ..claims import DECISIONS, LEDGER
 from .findings import Claim, Findings, Settings
 
 
@@ -21,7 +21,9 @@ def stated(claim: Claim, settings: Settings) -> Claim:
     decision = DECISIONS.get(claim.id)
     if decision is None:
         return claim
-    where = f"{claim.where}. Said beforehand: {decision.fails}"
+    row = LEDGER.get(claim.id)
+    first = f"Stand-in: made-up problems for {row.instead}. " if row and row.instead else ""
+    where = f"{first}{claim.where}. Said beforehand: {decision.fails}"
     short = settings.shrink < 1 and decision.trained
     if short and claim.verdict in ("does not hold", "holds only when"):
         where = f"{where}. The numbers say `{claim.verdict}`, for which this budget is too small"

@@ -1,159 +1,12 @@
-"""Jacobians of the hard families: what breaks rules and solvers in practice, from a seed."""
+"""The hard families of `mtlfunc.testing` as the tests draw them."""
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
-Array = np.ndarray
-Family = Callable[[np.random.Generator, int, int], Array]
-"""From a generator, the number of tasks T >= 1 and of parameters P to a Jacobian [T, P]."""
+from mtlfunc import testing
+from mtlfunc.testing import FAMILIES, REGULAR, gramian, jacobian
 
-
-def gaussian(rng: np.random.Generator, count: int, width: int) -> Array:
-    return rng.standard_normal((count, width))
-
-
-def spread(rng: np.random.Generator, count: int, width: int) -> Array:
-    """Norms from 1 to 1e-4."""
-    return gaussian(rng, count, width) * np.logspace(0, -4, count)[rng.permutation(count), None]
-
-
-def duplicates(rng: np.random.Generator, count: int, width: int) -> Array:
-    return gaussian(rng, count, width)[rng.integers(0, (count + 1) // 2, count)]
-
-
-def near_duplicates(rng: np.random.Generator, count: int, width: int) -> Array:
-    return duplicates(rng, count, width) + 1e-9 * gaussian(rng, count, width)
-
-
-def rank_deficient(rng: np.random.Generator, count: int, width: int) -> Array:
-    rank = max(1, count // 2)
-    return gaussian(rng, count, rank) @ gaussian(rng, rank, width)
-
-
-def zero_row(rng: np.random.Generator, count: int, width: int) -> Array:
-    rows = gaussian(rng, count, width)
-    rows[rng.integers(count)] = 0
-    return rows
-
-
-def antiparallel(rng: np.random.Generator, count: int, width: int) -> Array:
-    """The second task pulls exactly against the first, twice as hard."""
-    rows = gaussian(rng, count, width)
-    if count > 1:
-        rows[1] = -2 * rows[0]
-    return rows
-
-
-def pareto_stationary(rng: np.random.Generator, count: int, width: int) -> Array:
-    """Jᵀw = 0 for a w inside the simplex, to rounding."""
-    rows = gaussian(rng, count, width)
-    w = rng.dirichlet(np.full(count, 5.0))
-    rows[-1] = -(w[:-1] @ rows[:-1]) / w[-1]
-    return rows
-
-
-def near_stationary(rng: np.random.Generator, count: int, width: int) -> Array:
-    """0 lies 1e-5 outside the hull, more or less."""
-    return pareto_stationary(rng, count, width) + 1e-5 * gaussian(rng, 1, width)
-
-
-def hull(rng: np.random.Generator, count: int, width: int) -> Array:
-    """Gradients around one common direction."""
-    return gaussian(rng, 1, width) + 0.3 * gaussian(rng, count, width)
-
-
-def orthogonal(rng: np.random.Generator, count: int, width: int) -> Array:
-    """Right angles between all tasks, norms from 1/2 to 2."""
-    basis = np.linalg.qr(gaussian(rng, max(width, count), count))[0].T
-    return basis * rng.uniform(0.5, 2.0, (count, 1))
-
-
-def identical(rng: np.random.Generator, count: int, width: int) -> Array:
-    return np.repeat(gaussian(rng, 1, width), count, 0)
-
-
-def integer_ties(rng: np.random.Generator, count: int, width: int) -> Array:
-    """Small integers in few dimensions: ties, duplicates, exact opposites, zero rows."""
-    return rng.integers(-2, 3, (count, min(width, 4))).astype(np.float64)
-
-
-def weakly_stationary(rng: np.random.Generator, count: int, width: int) -> Array:
-    """Rows in float32 of which some add up to 0 with positive weights, to their own rounding, while
-    one direction lowers the losses of all others and leaves these as they are.
-    """
-    if count < 3:
-        return pareto_stationary(rng, count, width).astype(np.float32).astype(np.float64)
-    order, sizes = rng.permutation(count), np.abs(gaussian(rng, count, 1))
-    null = sizes * (order < rng.integers(2, count))[:, None]
-    frame = np.concatenate([sizes - null, null, gaussian(rng, count, count - 2)], 1)
-    rank = min(width, max(2, 5 * count // 8))
-    basis = np.linalg.qr(frame)[0][:, np.arange(count) != 1][:, :rank]
-    basis[:, 0] = np.abs(basis[:, 0])
-    rows = basis * np.abs(gaussian(rng, 1, rank)) @ np.linalg.qr(gaussian(rng, width, rank))[0].T
-    return rows.astype(np.float32).astype(np.float64)
-
-
-FAMILIES: dict[str, Family] = {
-    f.__name__: f
-    for f in (
-        gaussian,
-        spread,
-        duplicates,
-        near_duplicates,
-        rank_deficient,
-        zero_row,
-        antiparallel,
-        pareto_stationary,
-        near_stationary,
-        hull,
-        orthogonal,
-        identical,
-        integer_ties,
-        weakly_stationary,
-    )
-}
-
-# each family's own stream of random numbers
-_NUMBERS = {
-    name: number for number, name in enumerate(sorted(set(FAMILIES) - {"weakly_stationary"}))
-}
-_NUMBERS["weakly_stationary"] = len(_NUMBERS)
-
-REGULAR = ("gaussian", "hull", "orthogonal")
-"""Families where G is well conditioned, weights are unique and nothing is close to a kink."""
-
-
-def jacobian(
-    family: str,
-    count: int,
-    seed: int = 0,
-    *,
-    width: int | None = None,
-    scale: float = 1.0,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """One Jacobian [T, P], P = T + 10 by default."""
-    rng = np.random.default_rng([seed, count, _NUMBERS[family]])
-    return torch.from_numpy(
-        scale * FAMILIES[family](rng, count, count + 10 if width is None else width)
-    ).to(dtype)
-
-
-def gramian(
-    family: str,
-    count: int,
-    seed: int = 0,
-    *,
-    scale: float = 1.0,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """The Gramian [T, T] of `jacobian`, accumulated in float64."""
-    rows = jacobian(family, count, seed, scale=scale)
-    return (rows @ rows.mT).to(dtype)
+__all__ = ["FAMILIES", "REGULAR", "batch", "gramian", "jacobian", "jacobians"]
 
 
 def batch(family: str, count: int, size: int, seed: int = 0) -> Tensor:
@@ -161,17 +14,12 @@ def batch(family: str, count: int, size: int, seed: int = 0) -> Tensor:
     return torch.stack([jacobian(family, count, seed + i) for i in range(size)])
 
 
-@st.composite
 def jacobians(
-    draw: st.DrawFn,
     least: int = 1,
     most: int = 6,
     families: tuple[str, ...] = tuple(FAMILIES),
     scales: bool = True,
-) -> Tensor:
+):
     """Any family, T from `least` to `most`, overall scale from 1e-10 to 1e10, float64."""
-    family = draw(st.sampled_from(families))
-    count = draw(st.integers(least, most))
-    seed = draw(st.integers(0, 2**32 - 1))
-    exponent = draw(st.integers(-10, 10)) if scales else 0
-    return jacobian(family, count, seed, scale=10.0**exponent)
+    ends = (-10, 10) if scales else (0, 0)
+    return testing.jacobians((least, most), None, families=families, exponents=ends)

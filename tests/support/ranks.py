@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -306,6 +307,54 @@ def weighed(rank: int, size: int) -> None:
         bits(found)
 
 
+def weightings(rank: int, size: int) -> None:
+    """Tasks that are weightings of all ranks' samples, which are unlike in number: sums."""
+    mesh = init_device_mesh("cpu", (size,))
+    wide = nn.Sequential(nn.Linear(6, 128), nn.Tanh(), nn.Linear(128, 128), nn.LayerNorm(128))
+    torch.manual_seed(0)
+    x, matrix = torch.randn(7, 6), torch.randn(3, 7)
+    for leaf in wide.parameters():
+        nn.init.normal_(leaf, std=0.2)
+    mine = slice(0, 5) if rank == 0 else slice(4 + rank, 5 + rank if rank + 1 < size else None)
+    whole, local = {"x": x, "A": matrix}, {"x": x[mine], "A": matrix[:, mine]}
+
+    def losses(params: dict[str, Tensor], batch: Any) -> Tensor:
+        full = {name: gathered(leaf) for name, leaf in params.items()}
+        return functional_call(wide, full, (batch["x"],)).sin().sum(1)
+
+    def probe(group: Any) -> mf.Probe:
+        return mf.jacobian("[02].*", weightings=lambda batch: batch["A"], group=group)
+
+    params = mf.parameters(wide)
+    shards = {name: distribute_tensor(leaf, mesh, [Shard(0)]) for name, leaf in params.items()}
+    for name in ("mgda", "upgrad"):
+        rule = RULES[name]
+        step = mf.descend(losses, rule(), probe(alone()), mf.sgd(0.1))
+        wanted = run(step, params, [whole] * 3)
+        for leaves, group in ((params, world()), (shards, mesh)):
+            step = mf.descend(losses, rule(), probe(group), mf.sgd(0.1))
+            found = run(step, leaves, [local] * 3)
+            same(found, wanted, torch.float32, f"{name} {group}")
+            bits(found)
+        kinds = (lambda net: net, DistributedDataParallel, lambda net: fully_shard(net, mesh=mesh))
+        expected: list[Any] = []
+        live = [(kinds[0], alone(), whole), *((kind, world(), local) for kind in kinds)]
+        for kind, group, batch in live:
+            net = kind(deepcopy(wide))
+            balancer = mf.Balancer(net, rule(), "*[02].*", group=group, key=3)
+            optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
+            for _ in range(3):
+                with balancer:
+                    out = net(batch["x"]).sin().sum(1)
+                info = balancer.backward(out, weightings=batch["A"])
+                optimizer.step()
+                optimizer.zero_grad()
+                seen += [info.losses, info.gramian, info.weights]
+            found = [*seen, *(leaf.detach() for leaf in net.parameters())]
+            expected = expected or found
+            same(found, expected, torch.float32, f"{name} live")
+
+
 def several_batches(rank: int, size: int) -> None:
     """Two and three independent batches a step."""
     whole = tuple(x[: 8 // size * size] for x in BATCH)
@@ -528,6 +577,33 @@ def dies(rank: int, size: int) -> None:
         os._exit(0)
 
 
+def metric(rank: int, size: int) -> None:
+    """Replicated parameters and fully_shard: the Gramian in Adam's metric, and the momentum."""
+
+    def losses(module: nn.Module, batch: Any) -> list[Tensor]:
+        return [(x - batch[1][:, task]).square().mean() for task, x in enumerate(module(batch[0]))]
+
+    batch = tuple(x[: 8 // size * size] for x in BATCH)
+    for shard in (False, True):
+        both = TrunkAndHeads(0), TrunkAndHeads(0)
+        if shard:
+            fully_shard(both[0])
+        optimizers = [torch.optim.Adam(module.parameters(), 1e-2) for module in both]
+        balancers = [
+            mf.Balancer(module, mf.safe(mf.mgda()), TRUNK, metric=optimizer, group=group)
+            for module, optimizer, group in zip(both, optimizers, (world(), alone()), strict=True)
+        ]
+        for _ in range(4):
+            found = balancers[0].backward(losses(both[0], part(batch, rank, size)))
+            known = balancers[1].backward(losses(both[1], batch))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            torch.testing.assert_close(found.gramian, known.gramian, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found.rates, known.rates, rtol=1e-8, atol=1e-12)
+            torch.testing.assert_close(found.weights, known.weights, rtol=1e-6, atol=1e-8)
+
+
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         pure,
@@ -536,12 +612,14 @@ CHECKS: dict[str, list[Callable[[int, int], None]]] = {
         volume,
         unlabelled_modules,
         weighed,
+        weightings,
         shards,
+        metric,
         documentation,
         unlike_samples,
         dies,
     ],
-    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples],
+    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, samples, metric],
 }
 
 

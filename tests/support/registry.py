@@ -76,6 +76,23 @@ def _last_batch(geometry: Geometry) -> dict[str, Tensor]:
     }
 
 
+def _carrying(rule: mf.Rule) -> mf.Rule:
+    """As if the optimizer carried a gradient along that is the mean less 1.5 times the first
+    present task's, in every geometry with a Gramian.
+    """
+    assert rule.reads
+
+    def update(geometry: Geometry, state: Any) -> tuple[Tensor, Any]:
+        if geometry.gramian is not None:
+            first = geometry.present & (geometry.present.cumsum(0) == 1)
+            off = geometry.preference - 1.5 * first.to(geometry.preference)
+            carried = geometry.gramian @ off.to(geometry.gramian)
+            geometry = geometry._replace(extra={"carried": carried})
+        return rule.update(geometry, state)
+
+    return mf.Rule(rule.init, update, rule.reads - {"carried"})
+
+
 RULES: dict[str, RuleCase] = {
     "mean": RuleCase(mf.mean),
     "mgda": RuleCase(mf.mgda),
@@ -157,6 +174,9 @@ RULES: dict[str, RuleCase] = {
     "momentum-normalize-every-gradnorm": RuleCase(
         lambda: mf.momentum(mf.normalize(mf.update_every(mf.gradnorm(1.5), 2), "loss"), 0.6),
         convex=False,
+    ),
+    "safe": RuleCase(
+        lambda: _carrying(mf.safe(mf.mgda())), convex=False, shared_sum=None, symmetric=False
     ),
     "rlw": RuleCase(mf.rlw, random=True, masks=False),
     "dualproj": RuleCase(mf.dualproj, convex=False),

@@ -90,11 +90,11 @@ def check_complete(found: Found) -> None:
         for finding in findings:
             if isinstance(finding, Figure):
                 assert finding.caption, finding.name
-                labelled = (axis.get_xlabel() or axis.get_ylabel() for axis in finding.canvas.axes)
+                labelled = (axis.get_xlabel() or axis.get_ylabel() for axis in finding.figure.axes)
                 assert all(labelled), finding.name
                 with style.context(STYLE):
-                    fit(finding.canvas)
-                wrong = misplaced(finding.canvas)
+                    fit(finding.figure)
+                wrong = misplaced(finding.figure)
                 assert not wrong, f"{finding.name}: {wrong}"
             else:
                 assert finding.measured, finding.id
@@ -154,6 +154,6 @@ def count_runs(module: ModuleType) -> list[Settings]:
 
 IDS = [
     f"{paper}-{number:02d}"
-    for paper, count in {"PC": 32, "SU": 37, "CA": 38, "GN": 28, "X": 5}.items()
+    for paper, count in {"PC": 32, "SU": 37, "CA": 40, "GN": 29, "X": 5}.items()
     for number in range(1, count + 1)
 ]

@@ -7,7 +7,10 @@ one of
     gemm      G_ts = ⟨Δ_tᵀx, Δ_sᵀx⟩                the rows of one layer at a time, by one product
     rows      the same from rows that autograd made
 
-Per-sample rows are the same sums over the positions of one sample.
+Per-sample rows are the same sums over the positions of one sample. With R of all samples, the rows
+of tasks that are weightings A of samples are A R:
+
+    mixed     G = (A R)(A R)ᵀ, where the others give A G Aᵀ
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor
 from ...core.tree import inner_products
 from .calls import Use
 
-Form = Literal["kernel", "gemm", "rows"]
+Form = Literal["kernel", "gemm", "rows", "mixed"]
 
 
 class Cost(NamedTuple):
@@ -79,7 +82,11 @@ def positions(use: Use) -> int:
 
 
 def costs(
-    group: Group, rows: int, samples: int | None = None, itemsize: int = 4
+    group: Group,
+    rows: int,
+    samples: int | None = None,
+    itemsize: int = 4,
+    weightings: int = 0,
 ) -> dict[Form, Cost]:
     """Floating-point operations and peak extra bytes of every form that this group has.
 
@@ -88,6 +95,7 @@ def costs(
         rows: the Gramian's; per sample, samples × tasks.
         samples: None by task; per sample every row sums over its own sample's positions alone.
         itemsize: bytes a number.
+        weightings: how many rows are mixed of those by sample.
     """
     width = group.numel
     dot = 2.0 * rows * rows * width
@@ -100,6 +108,11 @@ def costs(
     found: dict[Form, Cost] = {
         "gemm": Cost(sum(times) * (rows if samples is None else rows // samples) + dot, held)
     }
+    if weightings:
+        mixing = 2.0 * weightings * (rows + weightings) * width
+        found["mixed"] = Cost(
+            found["gemm"].flops - dot + mixing, (weightings * width) * itemsize + PIECE
+        )
     if samples is None:
         # Differentiated with the other leaves: the same products, but none for a loss that a call
         # does not serve.
@@ -125,6 +138,10 @@ def costs(
                 groups * (pairs + total * total) * itemsize,
             )
     return found
+
+
+PIECE = 1 << 25
+"""Bytes of samples' rows that are held at once where they are mixed."""
 
 
 class Layout(NamedTuple):
@@ -256,25 +273,71 @@ class SampledGroup(NamedTuple):
 
         return [fixed(*each) for each in zip(self.group.uses, self.where, strict=True)]
 
-    def rows(self, dtype: torch.dtype) -> Tensor:
-        """[sample·task, width]"""
+    def rows(self, dtype: torch.dtype, mix: Tensor | None = None) -> Tensor:
+        """[sample·task, width]; with `mix` [row, sample·task] the rows that it makes of them."""
         folded = []
         for use, x, part in zip(
             self.group.uses, self.inputs(dtype), self.parts(dtype), strict=True
         ):
-            if use.kind == "local":
-                summed = part.sum(2)[..., None]
-            elif use.kind == "lookup":
-                index = x[:, :, None].expand(-1, -1, use.sizes[3])
-                empty = part.new_zeros(self.samples, use.sizes[2], use.sizes[3])
-                summed = torch.stack(
-                    [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(len(part))]
-                ).mT[:, :, None]
-            else:
-                summed = torch.einsum("tspgo,spga->tsgoa", part, x)
-            folded.append(use.fold(summed.transpose(0, 1).flatten(0, 1)))
+            if mix is None:
+                folded.append(use.fold(self._rows_of(use, x, part)))
+                continue
+            folded.append(use.fold(self._mixed_of(use, x, part, mix)))
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
+
+    def _mixed_of(self, use: Use, x: Tensor, part: Tensor, mix: Tensor) -> Tensor:
+        """One call's [row, group, o, a], of some samples at a time."""
+        tasks, shape = len(part), (use.sizes[1], use.sizes[3], use.sizes[2])
+        count = max(1, PIECE // (tasks * math.prod(shape) * part.element_size()))
+        found: list[Tensor] = []
+        for start in range(0, self.samples, count):
+            piece = slice(start, start + count)
+            rows = self._rows_of(use, x[piece], part[:, piece]).flatten(1)
+            weights = mix[:, start * tasks : (start + count) * tasks]
+            found = [sum(found, start=weights @ rows)]
+        return found[0].unflatten(1, shape)
+
+    def _rows_of(self, use: Use, x: Tensor, part: Tensor) -> Tensor:
+        """One call's [sample·task, group, o, a], of these samples."""
+        if use.kind == "local":
+            summed = part.sum(2)[..., None]
+        elif use.kind == "lookup":
+            index = x[:, :, None].expand(-1, -1, use.sizes[3])
+            empty = part.new_zeros(len(x), use.sizes[2], use.sizes[3])
+            summed = torch.stack(
+                [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(len(part))]
+            ).mT[:, :, None]
+        else:
+            summed = torch.einsum("tspgo,spga->tsgoa", part, x)
+        return summed.transpose(0, 1).flatten(0, 1)
+
+    def combined(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows' sum with `weights` [sample·task] in the leaf's own order [1, width]: one
+        product over all positions.
+        """
+        by_task = weights.to(dtype).unflatten(0, (self.samples, -1)).mT
+        deltas = [
+            (_at_samples(by_task, use, choices, delta) * delta.to(dtype)).sum(0, keepdim=True)
+            for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True)
+        ]
+        return _task_rows(self.group, deltas, dtype, fold=True)
+
+
+def _at_samples(weights: Tensor, use: Use, choices: Choices, delta: Tensor) -> Tensor:
+    """Weights [task, sample] where the samples are in the deltas [task, *shape], to broadcast."""
+    found = None
+    for layout, right in choices:
+        size = delta.shape[1 + layout.axis]
+        each = size // weights.shape[1]
+        along = weights[..., None] if layout.major else weights[:, None]
+        along = along.expand(-1, -1, each) if layout.major else along.expand(-1, each, -1)
+        shape = [len(weights)] + [1] * len(use.shape)
+        shape[1 + layout.axis] = size
+        along = along.reshape(shape)
+        found = along if found is None else torch.where(right, along, found)
+    assert found is not None
+    return found
 
 
 def sample_factors(sample: SampledGroup, form: Form, dtype: torch.dtype) -> tuple[Tensor, ...]:

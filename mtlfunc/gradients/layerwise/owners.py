@@ -44,6 +44,7 @@ def entry_layouts(
     losses: Tensor,
     loss_edges: Sequence[GradientEdge | None] | None,
     uses: Sequence[Use],
+    samples: int | None = None,
 ) -> tuple[Layout, ...] | None:
     """Where the calls' outputs have what each entry of the losses' first axis depends on.
 
@@ -52,20 +53,22 @@ def entry_layouts(
         losses: [task], [sample] or [sample, task].
         loss_edges: the separate losses, each of them an entry.
         uses: the calls.
+        samples: a flat vector of losses has so many equal runs, each of which is an entry.
 
     Returns:
         the layout of every call's output, or None unless the graph proves one for each.
     """
     if losses.grad_fn is None:
         return None
-    count = len(losses)
+    count = samples or len(losses)
     roots: list[tuple[Place, Owners]] = [
         ((edge.node, edge.output_nr), task)
         for task, edge in enumerate(loss_edges or ())
         if edge is not None
     ]
     if loss_edges is None:
-        each = np.arange(count).reshape(-1, *(1,) * (losses.ndim - 1))
+        each = np.arange(len(losses)) // (len(losses) // count)
+        each = each.reshape(-1, *(1,) * (losses.ndim - 1))
         roots = [((losses.grad_fn, losses.output_nr), each)]
     wanted: dict[Place, list[Use]] = {}
     for use in uses:
@@ -316,6 +319,15 @@ def _follow_along_axes(
     return _reduce_owners(owners, dims) if index == 0 and out == shape and dims else None
 
 
+def _follow_gather(
+    node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
+) -> np.ndarray | None:
+    """Entries picked along one axis, wherever they are there."""
+    (dim,) = _dims(node._saved_dim, len(shape))
+    alike = all(a == b or axis == dim for axis, (a, b) in enumerate(zip(out, shape, strict=True)))
+    return _reduce_owners(owners, [dim]) if index == 0 and alike else None
+
+
 def _follow_slice(
     node: Node, index: int, place: int, owners: np.ndarray, out: Shape, shape: Shape
 ) -> np.ndarray | None:
@@ -424,6 +436,7 @@ _NAMES: dict[Follow, str] = {
     _follow_reduction: "Sum:1 Mean:1 Amax:0 Amin:0 Max:0 Min:0 Logsumexp:0 "
     "LinalgVectorNorm:0 Norm:1 Var:0 Std:0",
     _follow_along_axes: "Softmax:0 LogSoftmax:0 Cumsum:0",
+    _follow_gather: "Gather:0",
     _follow_slice: "Select:0 Unbind:0 Slice:0 Split:0 SplitWithSizes:0",
     _follow_concatenation: "Cat:0 Stack:0",
     _product: "Mm:0 Addmm:0 Bmm:0 Baddbmm:0",

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ...types import Params
+from .broadcast import over_samples
 from .calls import Use, by_leaf
 from .formulas import Cost, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph, is_reached_only_through, region
@@ -44,6 +46,11 @@ LOOPED_CONVOLUTION = 0.55
 def is_worth_recording(params: Params, names: Sequence[str]) -> bool:
     """Whether so many parameters repay a look at the graph."""
     return sum([params[name].numel() for name in names]) >= FEW_PARAMETERS
+
+
+def is_worth_weighing(params: Params, weightings: int) -> bool:
+    """Whether so many rows of so many parameters repay a look at the graph."""
+    return weightings * sum(map(Tensor.numel, params.values())) >= FEW_PARAMETERS
 
 
 WORTH = 1.25
@@ -109,6 +116,7 @@ def groups_of(
 
 def weighted_cost(cost: Cost, group: Group, form: Form, device: str) -> float:
     operation = "conv" if "conv" in group.op else "product"
+    form = "gemm" if form == "mixed" else form
     return cost.flops * SLOW.get((device, operation, form), 1.0)
 
 
@@ -200,21 +208,102 @@ def sample_plan(
 
     Row by row are those that no tap serves, or whose calls have no axis for the samples.
     """
-    groups = groups_of(calls, params, names, graph)
-    served = [
-        name
-        for name in names
-        if name in groups
-        and all(layouts(use, samples) for group in groups[name] for use in group.uses)
-    ]
-    every = [group for name in served for group in groups[name]]
+    groups = sampled_groups(calls, params, names, graph, samples)
+    every = [group for parts in groups.values() for group in parts]
     forms: list[Form] = [
         cheapest_form(group, samples * tasks, device, samples, ("kernel", "gemm"))
         for group in every
     ]
     return Plan(
-        tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in served)
+        tuple(zip(every, forms, strict=True)), tuple(name for name in names if name not in groups)
     )
+
+
+def sampled_groups(
+    calls: Sequence[Use], params: Params, names: Sequence[str], graph: Graph, samples: int
+) -> dict[str, list[Group]]:
+    """`groups_of`, of the leaves whose calls may all have an axis for the samples."""
+    found = {
+        name: over_samples(groups, graph, samples)
+        for name, groups in groups_of(calls, params, names, graph).items()
+    }
+    return {
+        name: groups
+        for name, groups in found.items()
+        if all(layouts(use, samples) for group in groups for use in group.uses)
+    }
+
+
+class Weighted(NamedTuple):
+    """How tasks that are weightings of samples are measured from one backward pass by sample."""
+
+    plan: Plan  # of all leaves; forms matter where they are measured
+    kept: tuple[str, ...]  # the leaves whose rows are kept, to be combined
+    worth: bool  # whether that is cheaper than one backward pass a task
+
+
+def weighted_plan(
+    groups: dict[str, list[Group]],
+    params: Params,
+    measured: Sequence[str],
+    entries: tuple[int, int],
+    weightings: int,
+    device: str,
+    *,
+    passes: int,
+    rows: bool,
+    keep: bool,
+) -> Weighted:
+    """Forms of the leaves in `params`.
+
+    Args:
+        groups: what taps serve, by leaf.
+        params: the leaves.
+        measured: those that the Gramian sums over, or whose rows are wanted.
+        entries: how many samples, and losses of each.
+        weightings: tasks.
+        device: "cpu", "cuda", …
+        passes: how many make the deltas, and find the samples in them.
+        rows: the rows of all tasks are wanted.
+        keep: they may be kept to be combined, where they are no larger than inputs and deltas.
+    """
+    samples, parts = entries
+    tapped: list[tuple[Group, Form]] = []
+    kept: list[str] = []
+    work = products = 0.0
+    for name, every in groups.items():
+        forms: list[Form] = []
+        combining = reading = 0.0
+        for group in every:
+            found = costs(group, samples * parts, samples, weightings=weightings)
+            allowed: list[Form] = ["mixed"] if rows else list(found)
+            price: dict[Form, float] = {
+                form: weighted_cost(found[form], group, form, device) for form in allowed
+            }
+            if device == "cpu" and not rows:  # products in float64
+                price["gemm"] += 2.0 * (samples * parts) ** 2 * group.numel
+                if "kernel" in price:
+                    price["kernel"] *= 2
+            forms.append(min(price, key=price.__getitem__))
+            work += price[forms[-1]] if name in measured else 0.0
+            looped = LOOPED_CONVOLUTION if "conv" in group.op and device == "cpu" else 1.0
+            for use in group.uses:
+                _, number, a, o = use.sizes
+                reading += positions(use) * number * (a + parts * o)
+                if use.kind == "outer":
+                    product = Cost(2.0 * positions(use) * group.numel, 0.0)
+                    products += looped * product.flops
+                    combining += weighted_cost(product, group, "gemm", device)
+        small = weightings * params[name].numel() <= reading
+        if keep and small and name in measured and {*forms} == {"mixed"}:
+            kept.append(name)
+            combining = 2.0 * weightings * params[name].numel()
+        tapped += zip(every, forms, strict=True)
+        work += combining
+    left = tuple(name for name in params if name not in groups)
+    dots = sum(2.0 * weightings * (weightings + 1) * params[name].numel() for name in measured)
+    work += (passes + (weightings if left else 0)) * products
+    return Weighted(Plan(tuple(tapped), left), tuple(kept), work < 2 * weightings * products + dots)
 
 
 class Slices(NamedTuple):
@@ -310,14 +399,20 @@ def _any_better_than_rows(
     calls: Sequence[Use], params: Params, names: Sequence[str], rows: int, device: str
 ) -> bool:
     """Whether some leaf could gain at all, if every call served every loss; no graph is read."""
-    found = by_leaf(calls)
-    groups = [
-        Group(name, tuple(found[name]), params[name].numel()) for name in names if name in found
-    ]
     return any(
         cheapest_form(group, rows, device, None, ("kernel", "gemm", "rows")) != "rows"
+        for name, groups in seen_groups(calls, params).items()
         for group in groups
+        if name in names
     )
+
+
+def seen_groups(calls: Sequence[Use], params: Params) -> dict[str, list[Group]]:
+    """The leaves that recorded calls consume, as if those were all of their uses."""
+    return {
+        name: [Group(name, tuple(uses), params[name].numel())]
+        for name, uses in by_leaf(calls).items()
+    }
 
 
 def _may_be_slices(calls: Sequence[Use], names: Sequence[str], count: int, separate: bool) -> bool:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from ...core.expect import rule_name
+from ...core.progress import progress_bar
 from ...probes import jacobian, losses_only
 from ...rules import cagrad, gradnorm, mean, mgda, pcgrad
 from ...rules.common import as_rule
@@ -97,10 +98,8 @@ def arena(
     mine = contestants(rule, taken=(*others, STATIC))
     field: dict[str, Contestant | None] = {**mine, **others, STATIC: None}
     cells: dict[str, dict[str, Cell]] = {name: {} for name in chosen}
-    from tqdm import tqdm
-
     pairs = [(name, rival) for name in chosen for rival in field]
-    for name, rival in (bar := tqdm(pairs, desc="arena", disable=not progress, leave=False)):
+    for name, rival in (bar := progress_bar(pairs, desc="arena", disable=not progress)):
         bar.set_postfix_str(f"{rival} on {name}")
         remembered = chosen[name] is known.get(name) and (
             rival == STATIC or others.get(rival) is REFERENCES.get(rival, ())

@@ -193,11 +193,10 @@ class Result:
             the Axes.
         """
         if ax is None:
-            from matplotlib.figure import Figure
+            from matplotlib import pyplot as plt  # whose figures notebooks show
 
-            ax = Figure(
-                figsize=(7, 1.2 + 0.28 * len(self.rules)), layout="constrained"
-            ).add_subplot()
+            size = (7, 1.2 + 0.28 * len(self.rules))
+            ax = plt.subplots(figsize=size, layout="constrained")[1]
         ranks = self.ranks(by)
         for i, rank in enumerate(ranks):
             colour = "C1" if rank.rule in (BASELINE, STATIC) else "C0"

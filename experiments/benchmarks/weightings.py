@@ -1,0 +1,279 @@
+"""The time of the Gramian and combined gradient of K weightings of samples, in plain steps.
+
+    python -m experiments.benchmarks.weightings [--networks mlp ...] [--tasks K ...] [--seconds S]
+    [--clock cpu] [--out DIR]
+
+Writes weightings.json and weightings.md. A plain step is one forward pass and one `backward()` of
+the samples' mean loss. Every contender makes the losses, the Gramian of K tasks A ℓ with normal
+random A, and leaves their combination by fixed weights in `.grad`; no solver is timed. All take
+turns, so that what else the machine does hits them alike; smallest of the processor's times on one
+thread. Peers: K passes, a loop of `torch.autograd.grad` whose rows are multiplied and combined; and
+TorchJD where it is installed, its Gramian without rows and one more `backward()`.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import mtlfunc as mf
+from experiments.arguments import at_least, folder, positive
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed
+from experiments.benchmarks.record import Record, Row, settings
+
+VOCABULARY = 64
+
+
+class Dense(nn.Module):
+    """Squared errors of samples by a network of linear layers."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.net = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).square().mean(1)
+
+
+class Convolutions(nn.Module):
+    """Squared errors of samples by a small convolutional network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(32 * 64, 10),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).square().mean(1)
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer and a trained product of low rank."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, each after a layer norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.back = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.back(F.gelu(self.wide(self.between(x))))
+
+
+class GPT(nn.Module):
+    """Negative log-likelihoods of sequences, by a transformer with a table of positions."""
+
+    def __init__(self, layers: int, width: int, length: int, rank: int = 0) -> None:
+        super().__init__()
+        self.tokens, self.places = (nn.Embedding(n, width) for n in (VOCABULARY, length))
+        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(layers)))
+        self.last, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
+        if rank:
+            self.requires_grad_(False)
+            for block in self.blocks:
+                for name, layer in list(block.named_children()):
+                    if isinstance(layer, nn.Linear):
+                        setattr(block, name, Adapted(layer, rank))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens[:, :-1]) + self.places(torch.arange(tokens.shape[1] - 1))
+        scores = self.head(self.last(self.blocks(x)))
+        return F.cross_entropy(scores.mT, tokens[:, 1:], reduction="none").sum(1)
+
+
+def _tokens(count: int, length: int) -> Tensor:
+    return torch.randint(VOCABULARY, (count, length + 1))
+
+
+class Case(NamedTuple):
+    make: Callable[[], tuple[nn.Module, Tensor]]
+    what: str
+    bars: dict[int, float]  # for K tasks, plain steps at most
+
+
+CASES = {
+    "mlp": Case(
+        lambda: (Dense((512, 512, 512, 512)), torch.randn(128, 512)),
+        "MLP 3 × 512, 128 samples",
+        {64: 3.0},
+    ),
+    "convolutions": Case(
+        lambda: (Convolutions(), torch.randn(32, 3, 32, 32)), "convolutions, 32 images", {}
+    ),
+    "gpt": Case(
+        lambda: (GPT(3, 128, 64), _tokens(24, 64)),
+        "GPT, 3 layers, width 128, 24 × 64 tokens",
+        {64: 3.0},
+    ),
+    "lora": Case(
+        lambda: (GPT(3, 128, 64, rank=8), _tokens(24, 64)),
+        "the same, adapters of rank 8 alone",
+        {16: 1.6},
+    ),
+}
+LEAST = 1.1  # at K = 2, times K passes
+LOOP, OURS = "K passes", ("mf.Balancer", "mf.balance")
+NAMES = (LOOP, "TorchJD", *OURS)
+
+
+def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
+    """A plain step, and every way to a Gramian and a combination; each starts without gradients."""
+    leaves = [leaf for leaf in net.parameters() if leaf.requires_grad]
+    matrix, weights = torch.randn(tasks, len(x)), torch.full((tasks,), 1 / tasks)
+
+    def plain() -> None:
+        net.zero_grad()
+        net(x).mean().backward()
+
+    def loop() -> None:
+        net.zero_grad()
+        losses = matrix @ net(x)
+        rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+        jacobian = torch.stack([torch.cat([grad.flatten() for grad in row]) for row in rows])
+        gramian = jacobian @ jacobian.T
+        direction = weights.to(gramian) @ jacobian
+        for leaf, part in zip(leaves, direction.split([p.numel() for p in leaves]), strict=True):
+            leaf.grad = part.view_as(leaf)
+
+    balancer = mf.Balancer(net, mf.mean())
+
+    def live() -> None:
+        net.zero_grad()
+        with balancer:
+            losses = net(x)
+        balancer.backward(losses, weightings=matrix)
+
+    step = mf.balance(
+        lambda params, batch: functional_call(net, params, (batch,)),
+        mf.mean(),
+        mf.jacobian(weightings=lambda batch: matrix),
+    )
+    state = step.init(mf.parameters(net), x)
+
+    def pure() -> None:
+        mf.assign_gradients(net, step.update(mf.parameters(net), x, state)[0])
+
+    found: dict[str, Call] = {"plain": plain, LOOP: loop, "mf.Balancer": live, "mf.balance": pure}
+    try:
+        from torchjd.autogram import Engine
+    except ImportError:
+        return found
+    apart = copy.deepcopy(net)  # its hooks stay on the modules
+    engine = Engine(apart, batch_dim=None)
+
+    def peer() -> None:
+        apart.zero_grad()
+        losses = matrix @ apart(x)
+        engine.compute_gramian(losses)
+        (weights @ losses).backward()
+
+    return found | {"TorchJD": peer}
+
+
+def measure(case: Case, tasks: int, seconds: float, clock: str) -> dict[str, float]:
+    """Smallest seconds of every contender that runs."""
+    torch.manual_seed(0)
+    net, x = case.make()
+    calls = contenders(net, x, tasks)
+    for name, call in list(calls.items()):
+        try:
+            for _ in range(3 if name != LOOP else 1):
+                call()
+        except Exception as error:
+            if name != "TorchJD":
+                raise
+            print(f"TorchJD left out: {str(error).splitlines()[0]}")
+            del calls[name]
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(found["plain"]) < 5:
+        for name, call in calls.items():
+            found[name].append(timed(call, clock))
+    return {name: min(taken) for name, taken in found.items()}
+
+
+def table(rows: list[Row], line: str) -> str:
+    """Ratios to the plain step, a network and K a line; `line` says how they were taken."""
+    lines = [f"{line}\n", "| network | K | plain step, ms | " + " | ".join(NAMES) + " | bar |"]
+    lines.append("|---|" + "---|" * (len(NAMES) + 3))
+    for row in rows:
+        seconds, bar = row["seconds"], bar_of(row)
+        ratios = [
+            f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–" for name in NAMES
+        ]
+        cells = [CASES[row["network"]].what, str(row["tasks"]), f"{1e3 * seconds['plain']:.3g}"]
+        lines.append("| " + " | ".join([*cells, *ratios, f"{bar:.2f}" if bar else "–"]) + " |")
+    return "\n".join(lines)
+
+
+def bar_of(row: Row) -> float | None:
+    """Plain steps that ours may take at most, where there is a bar."""
+    if row["tasks"] == 2:
+        return LEAST * row["seconds"][LOOP] / row["seconds"]["plain"]
+    return CASES[row["network"]].bars.get(row["tasks"])
+
+
+def missed(rows: list[Row]) -> list[str]:
+    """Where one of ours is above its bar."""
+    found = []
+    for row in rows:
+        bar, seconds = bar_of(row), row["seconds"]
+        for name in OURS:
+            if bar is not None and seconds[name] > bar * seconds["plain"]:
+                found.append(f"{row['network']}, K = {row['tasks']}: {name}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--tasks", nargs="+", type=at_least(1), default=[2, 4, 16, 64])
+    parser.add_argument("--seconds", type=positive, default=8.0, help="for every network and K")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
+    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = settings(clock=given.clock, seconds=given.seconds)
+    record = Record(given.out / "weightings.json", ("network", "tasks"), chosen)
+    cases = ((name, tasks) for name in given.networks for tasks in given.tasks)
+    for name, tasks in record.missing(cases):
+        seconds = measure(CASES[name], tasks, given.seconds, given.clock)
+        record.keep({"network": name, "tasks": tasks, "seconds": seconds})
+        print(*table(record.here()[-1:], "").splitlines()[4:], sep="\n", flush=True)
+        record.write_tables(given.out / "weightings.md", table)
+
+
+if __name__ == "__main__":
+    main()

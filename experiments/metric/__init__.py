@@ -1,0 +1,1 @@
+"""Does a rule keep its promise under the optimizer that people step with?"""

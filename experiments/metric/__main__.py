@@ -1,0 +1,77 @@
+"""`python -m experiments.metric`: rules under Adam and others, with and without their metric."""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from experiments.arguments import at_least, folder, positive, seeds
+from experiments.common.tables import as_dicts, write_report
+
+from .report import figure, table
+from .run import FIRST, OPTIMIZERS, WAYS, Cell, Outcome, perform
+
+HERE = Path(__file__).parent
+RATES = (1e-3, 3e-3)
+
+
+def cells(rates: Sequence[float], *, quick: bool) -> Iterator[Cell]:
+    """The settings: on the bottleneck all rules, rates and batches, else two rules at one rate."""
+    optimizers = list(OPTIMIZERS)[:2] if quick else list(OPTIMIZERS)
+    few = ("MGDA", "UPGrad")
+    plan = [("bottleneck", rates[-1:], (32,), few)]
+    if not quick:
+        plan[0] = ("bottleneck", rates, (0, 32), ("mean", "MGDA", "CAGrad", "UPGrad"))
+        plan += [("digits", rates[-1:], (128,), few), ("transformer", rates[-1:], (32,), few)]
+    for network, some, batches, rules in plan:
+        every = itertools.product(optimizers, some, batches, rules, WAYS)
+        for optimizer, rate, batch, rule, way in every:
+            if (rule, way) != ("mean", "metric"):  # which reads no Gramian
+                yield Cell(network, optimizer, rate, batch, rule, way)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every setting on every seed, and write what the steps did."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.metric",
+        description="Three networks, four optimizers: after how many steps, and by how much, does "
+        "some loss of the step's own batch rise to first order, with rules on J Jᵀ, in the "
+        "optimizer's metric, and made safe? The default takes about a quarter of an hour.",
+    )
+    parser.add_argument("--quick", action="store_true", help="one network, within a minute")
+    parser.add_argument("--seeds", type=seeds, default="4", help="N or A:B (default: 4)")
+    parser.add_argument(
+        "--rates", type=positive, nargs="+", default=list(RATES), metavar="RATE",
+        help="learning rates, SGD's in tenths; the last one for all networks (default: "
+        f"{' '.join(map(str, RATES))})",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=at_least(FIRST + 2), default=100, help="(default: 100)")
+    parser.add_argument("--out", type=folder, default=str(HERE / "out"), help="for the results")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    steps, outcomes = min(40, given.steps) if given.quick else given.steps, {}
+    for cell in tqdm(list(cells(given.rates, quick=given.quick)), disable=None):
+        runs: list[Outcome] = [perform(cell, seed, steps) for seed in given.seeds]
+        outcomes[cell] = runs
+    settings = {
+        "seeds": list(given.seeds),
+        "rates": given.rates,
+        "steps": steps,
+        "torch": torch.__version__,
+    }
+    numbers = {
+        "settings": settings,
+        "outcomes": [as_dicts(cell) | {"runs": as_dicts(runs)} for cell, runs in outcomes.items()],
+    }
+    paths = write_report(given.out, numbers, table(outcomes), {"metric": figure(outcomes)})
+    print(table(outcomes))
+    print(f"written: {', '.join(map(str, paths))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Three small problems with conflicting tasks, as modules that give a loss a task."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtlfunc as mf
+from experiments.digits.data import digits, splits
+from experiments.digits.study import Net
+
+Losses = list[Tensor]
+
+
+class Problem(NamedTuple):
+    """A network, its data, and which parameters the tasks share."""
+
+    module: nn.Module
+    losses: Callable[[nn.Module, tuple[Tensor, ...]], Losses]
+    data: tuple[Tensor, ...]  # every one [sample, ...]
+    shared: str
+
+
+def _regression(module: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
+    x, y = batch
+    return list((module(x) - y).square().mean(0).unbind())
+
+
+def bottleneck(seed: int) -> Problem:
+    """One output that three tasks want to be three different functions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        x, wish = torch.randn(128, 8), torch.randn(8, 3)
+    y = (x @ wish / 8**0.5).tanh() * torch.tensor([1.0, 3.0, 0.5])
+    return Problem(module, _regression, (x, y), "*")
+
+
+class Tokens(nn.Module):
+    """A transformer of one layer, whose mean over 12 tokens three linear heads read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.heads = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads(self.trunk(x).mean(1))
+
+
+def transformer(seed: int) -> Problem:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module, x, wish = Tokens(), torch.randn(256, 12, 16), torch.randn(16, 3)
+    y = (x @ wish).amax(1) * torch.tensor([1.0, 3.0, 0.5]) / 4
+    return Problem(module, _regression, (x, y), "trunk.*")
+
+
+class Overlaid(Net):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.trunk(x)
+        return self.left(z), self.right(z)
+
+
+def two_digits(seed: int) -> Problem:
+    """The left and the right one of two overlaid digits (`experiments.digits`)."""
+    pairs = splits(digits(), mf.random.key(seed)).train
+
+    def losses(module: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
+        left, right = module(batch[0])
+        return [F.cross_entropy(left, batch[1][:, 0]), F.cross_entropy(right, batch[1][:, 1])]
+
+    return Problem(Overlaid(seed), losses, (pairs.canvases, pairs.labels), "trunk.*")
+
+
+NETWORKS: dict[str, Callable[[int], Problem]] = {
+    "bottleneck": bottleneck,
+    "digits": two_digits,
+    "transformer": transformer,
+}

@@ -1,0 +1,117 @@
+"""Tables and a figure of what the steps did."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from matplotlib.figure import Figure
+
+from experiments.common.intervals import Estimate, estimate, paired, pm
+from experiments.common.tables import bar, markdown
+
+from .run import WAYS, Cell, Outcome
+
+Outcomes = Mapping[Cell, Sequence[Outcome]]
+COLOURS = {"G": "tab:grey", "metric": "tab:blue", "safe": "tab:green"}
+NAMES = {"G": "J Jᵀ", "metric": "J P Jᵀ", "safe": "J P Jᵀ, safe"}
+
+
+def column(found: Sequence[Outcome], field: str) -> Estimate | None:
+    """The mean over seeds of one field; None where it is not a number."""
+    values = [getattr(x, field) for x in found]
+    return estimate(values) if all(map(math.isfinite, values)) else None
+
+
+def final_losses(outcomes: Outcomes) -> dict[str, list[float]]:
+    """Relative differences of the final mean loss to that of the same rule on J Jᵀ, by way: one a
+    setting, the mean over its seeds.
+    """
+    found: dict[str, list[float]] = {way: [] for way in WAYS[1:]}
+    for cell, runs in outcomes.items():
+        plain = outcomes.get(cell._replace(way="G"))
+        if cell.way != "G" and plain is not None:
+            off = [a.loss / b.loss - 1 for a, b in zip(runs, plain, strict=True)]
+            found[cell.way].append(estimate(off).mean)
+    return found
+
+
+def first_words(outcomes: Outcomes) -> str:
+    """What does not improve, before what does."""
+    said = []
+    for way, values in final_losses(outcomes).items():
+        worse = sum(x > 0 for x in values)
+        said.append(
+            f"with {NAMES[way]} {median(values):+.1%} in the median over {len(values)} settings "
+            f"({min(values):+.1%} to {max(values):+.1%}), higher in {worse}"
+        )
+    return (
+        "The final loss is not what this improves. Against the same rule on J Jᵀ, the mean loss at "
+        f"the end is {'; '.join(said)}."
+    )
+
+
+def table(outcomes: Outcomes) -> str:
+    """One row a setting."""
+    lines = []
+    for cell, runs in outcomes.items():
+        plain = outcomes.get(cell._replace(way="G"))
+        worse = None
+        if plain is not None and cell.way != "G":
+            worse = paired(
+                [100 * a.loss / b.loss for a, b in zip(runs, plain, strict=True)],
+                [100.0] * len(runs),
+            )
+        told = cell.way != "G"
+        lines.append(
+            [
+                cell.network,
+                cell.optimizer,
+                f"{cell.rate:g}",
+                str(cell.batch) if cell.batch else "all",
+                cell.rule,
+                NAMES[cell.way],
+                pm(column(runs, "risen")),
+                pm(column(runs, "rise"), 3),
+                pm(column(runs, "correlation")) if told else "–",
+                pm(column(runs, "error"), 3) if told else "–",
+                pm(worse, 1),
+            ]
+        )
+    names = (
+        "network", "optimizer", "rate", "batch", "rule", "on", "steps with a rise",
+        "largest rise / change", "predicted ~ real", "metric error", "final loss, %",
+    )  # fmt: skip
+    return first_words(outcomes) + "\n\n" + markdown(names, lines)
+
+
+def figure(outcomes: Outcomes) -> Figure:
+    """The largest rise over the largest change: a panel a network and optimizer."""
+    panels = list(dict.fromkeys((c.network, c.optimizer) for c in outcomes))
+    networks = list(dict.fromkeys(network for network, _ in panels))
+    optimizers = list(dict.fromkeys(optimizer for _, optimizer in panels))
+    drawn = Figure(figsize=(3 * len(optimizers) + 1, 2.4 * len(networks)), layout="constrained")
+    axes = drawn.subplots(len(networks), len(optimizers), squeeze=False, sharex=True)
+    for i, network in enumerate(networks):
+        batch = max(c.batch for c in outcomes if c.network == network)
+        rate = max(c.rate for c in outcomes if c.network == network)
+        for j, optimizer in enumerate(optimizers):
+            ax = axes[i][j]
+            some = {
+                c: runs
+                for c, runs in outcomes.items()
+                if c[:4] == (network, optimizer, rate, batch)
+            }
+            rules = list(dict.fromkeys(c.rule for c in some))
+            for c, runs in some.items():
+                place = -rules.index(c.rule) - 0.22 * (WAYS.index(c.way) - 1)
+                bar(ax, place, column(runs, "rise"), COLOURS[c.way])
+            ax.set_yticks([-k for k in range(len(rules))], rules)
+            ax.axvline(0, color="black", lw=0.5)
+            ax.set_title(f"{network}, {optimizer}", fontsize=9)
+            ax.grid(axis="x", alpha=0.3)
+    drawn.supxlabel("largest rise of a loss of the step's batch / largest change, to first order")
+    handles = [
+        axes[0][0].plot([], [], "o", color=COLOURS[way], label=NAMES[way])[0] for way in WAYS
+    ]
+    drawn.legend(handles=handles, loc="outside right upper", title="the rule on", fontsize=9)
+    return drawn

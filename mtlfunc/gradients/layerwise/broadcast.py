@@ -1,0 +1,99 @@
+"""Calls whose output every sample adds: a table of positions, looked up once for all of them.
+
+Nothing in such an output counts samples. But every derivative that reaches it passes through the
+sum that broadcasts it, whose output has the samples: the call is read there, as one equal call a
+sample.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.autograd.graph import GradientEdge
+
+from .calls import Use
+from .formulas import Group, layouts
+from .graph import Graph
+
+Node = Any  # torch.autograd.graph.Node
+
+
+def over_samples(groups: list[Group], graph: Graph, samples: int) -> list[Group]:
+    """The groups, with such calls read where their output is broadcast over samples."""
+    return [
+        group._replace(uses=tuple(_where_broadcast(use, graph, samples) for use in group.uses))
+        for group in groups
+    ]
+
+
+def _where_broadcast(use: Use, graph: Graph, samples: int) -> Use:
+    """A call at the first sum above it, in the graph, that broadcasts it over samples."""
+    node, place = use.edge.node, use.edge.output_nr
+    for _ in range(_FARTHEST):
+        found = _only_consumer(node, place, graph)
+        if found is None:
+            return use
+        node, place = found, 0
+        (out,) = node._input_metadata
+        wide = _broadcast_to(use, tuple(out.shape), GradientEdge(node, 0))
+        if out.dtype != use.dtype or wide is None:
+            return use
+        grown = [axis for axis in wide.axes if _grew(use, wide, axis)]
+        if any(layout.axis in grown for layout in layouts(wide, samples)):
+            return wide
+    return use
+
+
+_FARTHEST = 4
+"""Operations between a call and the sum that broadcasts it."""
+
+
+def _only_consumer(node: Node, place: int, graph: Graph) -> Node | None:
+    """What alone reads an output, if it hands derivatives on as they are but for their shape."""
+    parents = graph.parents.get(node, set())
+    if len(parents) != 1:
+        return None
+    (parent,) = parents
+    reads = [(i, at) for i, (child, at) in enumerate(parent.next_functions) if child is node]
+    if len(reads) != 1 or reads[0][1] != place:
+        return None
+    index, name = reads[0][0], parent.name()
+    same = (
+        name in ("ExpandBackward0", "CloneBackward0", "AliasBackward0")
+        or (name == "AddBackward0" and (index == 0 or parent._saved_alpha == 1))
+        or (name == "SubBackward0" and index == 0)
+        or (name == "UnsqueezeBackward0" and parent._saved_dim == 0)
+    )
+    return parent if same else None
+
+
+def _grew(before: Use, after: Use, axis: int) -> bool:
+    extra = len(after.shape) - len(before.shape)
+    return axis < extra or after.shape[axis] != before.shape[axis - extra]
+
+
+def _broadcast_to(use: Use, shape: tuple[int, ...], edge: GradientEdge) -> Use | None:
+    """The call as if its output had this shape, of axes that count positions."""
+    extra, lead = len(shape) - len(use.shape), len(use.axes)
+    if extra < 0 or use.axes != tuple(range(lead)) or (extra and use.op not in _ANY_AXES):
+        return None
+    if shape[extra + lead :] != tuple(use.shape[lead:]) or any(
+        old not in (1, new) for old, new in zip(use.shape[:lead], shape[extra:], strict=False)
+    ):
+        return None
+    fixed, inner = use.fixed, shape[: extra + lead]
+
+    def spread() -> Any:
+        x = fixed()
+        return x.expand(*inner, *x.shape[lead:])
+
+    return use._replace(
+        edge=edge,
+        shape=type(use.shape)(shape),
+        axes=tuple(range(extra + lead)),
+        fixed=None if fixed is None else spread,
+    )
+
+
+_ANY_AXES = ("linear", "matmul", "embedding", "layer_norm", "rms_norm")
+"""Calls that are read alike whatever the number of axes before the last."""

@@ -1,0 +1,170 @@
+"""Several solvers at one problem: how good each answer is, and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import Solution, Solver
+from ._active_set import active_set
+from ._certify import certify
+from ._cvx import cvx
+from ._faces import faces
+from ._frank_wolfe import frank_wolfe
+from ._projected_gradient import projected_gradient
+from .problems import DualCone, Problem, check_problem, solver_name
+
+SHORTEST = 0.02
+"""Seconds that a solver is called for again, so that a time is more than one call's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One solver's answer to the problem."""
+
+    solver: str
+    weights: Tensor  # [task]
+    rates: Tensor  # [task], gramian @ weights
+    gap: float  # certified
+    relative_gap: float  # in units of max ‖g_t‖ · Σ|w_t|‖g_t‖
+    infeasibility: float
+    seconds: float  # of one call, the median over several
+    error: str = ""  # what it raised; the numbers are NaN then
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """A table when printed; `mtlfunc.plot.gaps` draws it."""
+
+    problem: Problem
+    rows: tuple[Compared, ...]
+
+    def __getitem__(self, solver: str) -> Compared:
+        for row in self.rows:
+            if row.solver == solver:
+                return row
+        names = ", ".join(row.solver for row in self.rows)
+        raise KeyError(f"{solver!r}: no such solver in this comparison; there are {names}")
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict per solver, of plain values: `pandas.DataFrame(comparison.records())`."""
+        return [
+            vars(row) | {"weights": row.weights.tolist(), "rates": row.rates.tolist()}
+            for row in self.rows
+        ]
+
+    def _cells(self) -> list[list[str]]:
+        """The table, its head first; of many tasks the lowest rate alone."""
+        few = len(self.problem.gramian) <= 4
+        head = ["solver", "relative gap", "infeasible", "rates" if few else "lowest rate", "time"]
+        lines = [head]
+        for row in self.rows:
+            rates = row.rates.tolist() if few else [float(row.rates.amin())]
+            numbers = [
+                f"{row.relative_gap:.1e}",
+                f"{abs(row.infeasibility):.1e}",
+                " ".join(f"{rate:.4g}" for rate in rates),
+                f"{1e3 * row.seconds:.3g} ms",
+            ]
+            lines.append([row.solver, *(numbers if not row.error else [row.error, "", "", ""])])
+        return lines
+
+    def __str__(self) -> str:
+        lines = self._cells()
+        plain = [line for line in lines if line[2]]
+        widths = [max(len(line[i]) for line in plain) for i in range(5)]
+        widths[0] = max(len(line[0]) for line in lines)
+        kind = type(self.problem).__name__
+        title = f"{kind}, {len(self.problem.gramian)} tasks"
+        rows = ["  ".join(f"{x:{n}}" for x, n in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([title, *(row.rstrip() for row in rows)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in line) for line in self._cells()]
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def compare(
+    problem: Problem, solvers: Mapping[str, Solver] | Iterable[Solver] | None = None
+) -> Comparison:
+    """Exact and fast solvers side by side at one problem.
+
+    Gaps are those of `certify`, from the weights alone, whatever a solver says of itself.
+
+    Args:
+        problem: of `min_norm`, `cagrad` or `dual_cone`.
+        solvers: by name, or several; each returns a `Solution`, or weights `[task]` alone. None
+            is every solver of this package that takes the problem.
+
+    Returns:
+        a table: one row per solver with its weights, rates, certified gap and seconds per call, a
+        wall-clock time of this machine. A solver that raises has the error in its row.
+
+    Raises:
+        TypeError: for anything but a problem.
+
+    Examples:
+        >>> import mtlfunc as mf
+        >>> problem = mf.solvers.min_norm(torch.tensor([[1.0, -0.5], [-0.5, 2.0]]))
+        >>> table = compare(problem, {"exact": active_set(), "fast": frank_wolfe(5)})
+        >>> [row.solver for row in table.rows]
+        ['exact', 'fast']
+        >>> bool(table["exact"].relative_gap < 1e-6)
+        True
+    """
+    check_problem(problem)
+    if solvers is None:
+        found: dict[Any, Any] = dict(_all_that_take(problem))
+    elif isinstance(solvers, Mapping):
+        found = dict(solvers)
+    else:
+        several = list(solvers)
+        names = [solver_name(solve) for solve in several]
+        counted = [
+            name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
+            for i, name in enumerate(names)
+        ]
+        found = dict(zip(counted, several, strict=True))
+    rows = [_row(name, solve, problem) for name, solve in found.items()]
+    return Comparison(problem, tuple(rows))
+
+
+def _all_that_take(problem: Problem) -> dict[str, Solver]:
+    found = {"active_set()": active_set()}
+    if len(problem.gramian) <= 6:
+        found["faces()"] = faces()
+    found |= {"cvx()": cvx(), "projected_gradient(100)": projected_gradient(100)}
+    if isinstance(problem, DualCone):
+        return found
+    return found | {
+        "frank_wolfe(100)": frank_wolfe(100),
+        'frank_wolfe(100, "pairwise")': frank_wolfe(100, "pairwise"),
+    }
+
+
+def _row(name: str, solve: Any, problem: Problem) -> Compared:
+    nan, seconds = problem.gramian[0] * torch.nan, []
+    try:
+        answer = solve(problem)  # kernels are compiled and programs made at the first call
+        while not seconds or (sum(seconds) < SHORTEST and len(seconds) < 100):
+            start = time.perf_counter()
+            answer = solve(problem)
+            seconds.append(time.perf_counter() - start)
+        weights = (answer.weights if isinstance(answer, Solution) else answer).detach()
+        proof = certify(problem, weights)
+    except Exception as error:  # whatever a solver may raise
+        text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return Compared(name, nan, nan, *[float("nan")] * 4, error=text)
+    numbers = (proof.gap, proof.relative_gap, proof.infeasibility)
+    middle = sorted(seconds)[len(seconds) // 2]
+    return Compared(
+        name, weights, problem.gramian @ weights, *(float(x) for x in numbers), seconds=middle
+    )

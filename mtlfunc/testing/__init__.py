@@ -1,0 +1,27 @@
+"""What a solver is tested with: hard families, strategies that shrink, and checks by certificates.
+
+A *solver* is a function of one problem (`mtlfunc.solvers.min_norm`, `cagrad`, `dual_cone`). It
+returns a `Solution`, made by `problem.solution(weights, dual, steps)`, or the weights alone.
+"""
+
+from ._agree import assert_agree
+from ._answers import certified_error
+from ._check_solver import check_solver
+from ._report import Counterexample, SolverReport
+from .families import FAMILIES, REGULAR, gramian, jacobian
+from .strategies import gramians, jacobians, problems
+
+__all__ = [
+    "FAMILIES",
+    "REGULAR",
+    "Counterexample",
+    "SolverReport",
+    "assert_agree",
+    "certified_error",
+    "check_solver",
+    "gramian",
+    "gramians",
+    "jacobian",
+    "jacobians",
+    "problems",
+]

@@ -1,0 +1,219 @@
+"""A solver at the hard families, and the smallest problem that it gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_option
+from ..core.progress import progress_bar
+from ..rules.common import required_arguments
+from ..solvers.problems import solver_name
+from ._claims import check_grad, check_vmap
+from ._judge import AnySolver, Verdict, judge
+from ._report import Counterexample, SolverReport, SolverRow
+from .families import FAMILIES, jacobian
+from .integers import integers, pick, trimmed
+from .strategies import KINDS, VARIANTS, pose
+
+INTEGERS = "small integers"
+FEW = 12
+"""Integer Jacobians of each number of tasks from 1 to 3."""
+
+DRAWS = ((2, 0), (3, 0), (1, 0), (3, 10), (2, -10), (5, 0), (8, 0), (4, 7))
+"""Of each family: numbers of tasks, 8 for the largest, and powers of ten of all gradients."""
+
+
+class Instance(NamedTuple):
+    """One problem, as it was drawn."""
+
+    family: str
+    rows: Tensor  # [task, parameter]
+    exponent: int  # all gradients are multiplied by this power of ten
+    variant: int  # see `pose`
+
+    def problem(self, kind: str) -> Any:
+        return pose(kind, self.rows * 10.0**self.exponent, self.variant)
+
+
+def check_solver(
+    solver: AnySolver,
+    problems: Collection[str] | None = None,
+    tolerance: float = 1e-6,
+    *,
+    claims: Collection[str] = (),
+    tasks: tuple[int, int] = (1, 8),
+    name: str | None = None,
+) -> SolverReport:
+    """A solver at small integer Jacobians and the hard families; every answer has to prove itself.
+
+    Answers are judged by `certified_error`: from problem and weights alone, so no other solver has
+    to be trusted. (CAGrad's certificate takes a dual point that `active_set` finds; any point would
+    be a bound.) A failure is then made smaller: fewer tasks and parameters, integers, a scale of 1.
+    The same solver gives the same report.
+
+    Args:
+        solver: from a problem to a `Solution`, or to weights `[task]` alone. Problems have
+            float64 Gramians.
+        problems: kinds of problems, of `"min_norm"`, `"cagrad"` and `"dual_cone"`; None is all that
+            it takes: a kind that it refuses by TypeError is then reported, and no failure.
+        tolerance: the largest certified error, in (0, 1). An exact solver stays below 1e-6, which
+            is also about what a Gramian in float64 can tell near Pareto-stationary points.
+        claims: `"vmap"`: batches give certified answers, too; `"grad"`: first derivatives of the
+            weights are difference quotients of the exact answer. Only what is claimed is tried.
+        tasks: the least and largest number of tasks.
+        name: of the solver in the report; None is its function's.
+
+    Returns:
+        a report: `.sound`; printed, the worst certified error for each problem and family and the
+        smallest counterexamples; `.counterexamples[kind]` with `.jacobian`, `.problem`, `.weights`
+        and as code `.literal`; `.records()` for a data frame.
+
+    Raises:
+        TypeError: for what cannot be a solver.
+        ValueError: for an unknown kind or claim, a tolerance outside (0, 1) or an empty range.
+
+    Examples:
+        >>> from mtlfunc import solvers
+        >>> check_solver(solvers.faces(), ["min_norm"], tasks=(1, 4)).sound
+        True
+        >>> def uniform(problem):
+        ...     return torch.full_like(problem.gramian[0], 1 / len(problem.gramian))
+        >>> report = check_solver(uniform, ["min_norm"])
+        >>> print(report.counterexamples["min_norm"].literal)
+        rows = torch.tensor([[1.], [0.]], dtype=torch.float64)
+        problem = min_norm(rows @ rows.mT)
+    """
+    if not callable(solver) or required_arguments(solver) == 0:
+        raise TypeError(
+            "solver: expected a function of one problem, got "
+            + (f"{solver_name(solver)}, which takes none: call it" if callable(solver) else "")
+            + ("" if callable(solver) else type(solver).__name__)
+        )
+    if isinstance(problems, str) or isinstance(claims, str):
+        raise ValueError('problems, claims: expected lists of names, such as ["min_norm"]')
+    for kind in problems or ():
+        check_option(kind, "problems", KINDS)
+    for claim in claims:
+        check_option(claim, "claims", ("vmap", "grad"))
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
+    if not 1 <= tasks[0] <= tasks[1]:
+        raise ValueError(f"tasks: expected (least, most) with 1 <= least <= most, got {tasks}")
+    rows: list[SolverRow] = []
+    examples: dict[str, Counterexample] = {}
+    not_taken: dict[str, str] = {}
+    said = dict.fromkeys(claims, "")
+    label = name or solver_name(solver)
+    for kind in dict.fromkeys(problems or KINDS):
+        refused = "" if problems is not None else refusal(solver, kind, tolerance, tasks)
+        if refused:
+            not_taken[kind] = refused
+            continue
+        found = try_instances(solver, kind, tolerance, tasks, label)
+        rows += rows_of(kind, found)
+        failing = [(instance, verdict) for instance, verdict in found if verdict.wrong]
+        if failing:
+            examples[kind] = counterexample(solver, kind, tolerance, failing)
+        for claim in said:
+            check = {"vmap": lambda k: check_vmap(solver, k, tolerance, tasks)}.get(
+                claim, lambda k: check_grad(solver, k, tasks)
+            )
+            said[claim] = said[claim] or check(kind)
+    return SolverReport(label, tolerance, tasks, tuple(rows), examples, not_taken, said)
+
+
+def draw(kind: str, tasks: tuple[int, int]) -> Iterator[Instance]:
+    """All instances, the smallest first; CAGrad's radii and the cone's weights take turns."""
+    number = 0
+    for count in (1, 2, 3):
+        if tasks[0] <= count <= tasks[1]:
+            for rows in pick(integers(count), FEW):
+                yield Instance(INTEGERS, trimmed(rows), 0, number % VARIANTS[kind])
+                number += 1
+    for i, (wanted, exponent) in enumerate(DRAWS):
+        count = tasks[1] if wanted == 8 else min(max(wanted, tasks[0]), tasks[1])
+        for family in FAMILIES:
+            yield Instance(family, jacobian(family, count, i), exponent, number % VARIANTS[kind])
+            number += 1
+
+
+def refusal(solver: AnySolver, kind: str, tolerance: float, tasks: tuple[int, int]) -> str:
+    """The TypeError with which a solver refuses a kind of problems; empty if it does not."""
+    verdict = judge(solver, next(draw(kind, tasks)).problem(kind), tolerance)
+    return verdict.wrong if verdict.wrong.startswith("raises TypeError") else ""
+
+
+def try_instances(
+    solver: AnySolver, kind: str, tolerance: float, tasks: tuple[int, int], label: str
+) -> list[tuple[Instance, Verdict]]:
+    """Every instance with its verdict."""
+    bar = progress_bar(list(draw(kind, tasks)), desc=f"{label}, {kind}", delay=3)
+    return [(each, judge(solver, each.problem(kind), tolerance)) for each in bar]
+
+
+def rows_of(kind: str, found: list[tuple[Instance, Verdict]]) -> list[SolverRow]:
+    """One line for each family."""
+    families: dict[str, list[Verdict]] = {}
+    for instance, verdict in found:
+        families.setdefault(instance.family, []).append(verdict)
+    return [
+        SolverRow(
+            kind, family, len(each), sum(bool(x.wrong) for x in each), max(x.error for x in each)
+        )
+        for family, each in families.items()
+    ]
+
+
+def counterexample(
+    solver: AnySolver, kind: str, tolerance: float, failing: list[tuple[Instance, Verdict]]
+) -> Counterexample:
+    """The failing instance with the fewest tasks, made smaller."""
+    first = min(failing, key=lambda each: (len(each[0].rows), abs(each[0].exponent)))[0]
+
+    def fails(instance: Instance) -> bool:
+        return bool(judge(solver, instance.problem(kind), tolerance).wrong)
+
+    least = shrink(fails, first)
+    problem = least.problem(kind)
+    verdict = judge(solver, problem, tolerance)
+    rows = least.rows * 10.0**least.exponent
+    wrong = verdict.wrong or "it was wrong here once, and not again: its answers do not repeat"
+    return Counterexample(problem, rows, verdict.weights, wrong, first.family)
+
+
+def shrink(fails: Callable[[Instance], bool], found: Instance) -> Instance:
+    """The first simpler instance that fails, again and again, until none does."""
+    if found.family != INTEGERS:  # an integer Jacobian at the same scale is simpler than any other
+        for count in range(1, min(3, len(found.rows)) + 1):
+            for rows in pick(integers(count), 2 * FEW):
+                simple = found._replace(rows=trimmed(rows))
+                if fails(simple):
+                    return shrink(fails, simple._replace(family=INTEGERS))
+    while True:
+        simpler = next((each for each in simplifications(found) if fails(each)), None)
+        if simpler is None:
+            return found
+        found = simpler
+
+
+def simplifications(found: Instance) -> Iterator[Instance]:
+    """Instances that are simpler in one way, the boldest first."""
+    rows, exponent = found.rows, found.exponent
+    if found.variant:
+        yield found._replace(variant=0)
+    for smaller in dict.fromkeys((0, exponent // 2, exponent - (exponent > 0) + (exponent < 0))):
+        if abs(smaller) < abs(exponent):
+            yield found._replace(exponent=smaller)
+    for task in range(len(rows) if len(rows) > 1 else 0):
+        yield found._replace(rows=torch.cat([rows[:task], rows[task + 1 :]]))
+    for column in range(rows.shape[1] if rows.shape[1] > 1 else 0):
+        yield found._replace(rows=torch.cat([rows[:, :column], rows[:, column + 1 :]], 1))
+    for digits in (0, 1, 2):
+        rounded = rows.round(decimals=digits)
+        if not torch.equal(rounded, rows) and bool(rounded.any()):
+            yield found._replace(rows=rounded)
+            break

@@ -1,0 +1,168 @@
+"""What `check_solver` found: in a terminal, in a notebook, and as records for a data frame."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..solvers import CAGrad, DualCone
+from ..solvers.problems import Problem
+from .integers import literal
+
+
+@dataclass(frozen=True, eq=False)
+class SolverRow:
+    """One kind of problem on one family of Gramians."""
+
+    problem: str
+    family: str
+    instances: int  # that were tried
+    failures: int
+    worst: float  # the largest certified error; infinite where there was no answer
+
+
+@dataclass(frozen=True, eq=False)
+class Counterexample:
+    """The smallest problem found that the solver gets wrong."""
+
+    problem: Problem
+    jacobian: Tensor  # [task, parameter]
+    weights: Tensor | None  # what the solver answered, if these were weights
+    detail: str  # what is wrong with them
+    family: str  # where it was found, before it was made smaller
+
+    @property
+    def literal(self) -> str:
+        """The problem as code, after `import torch` and `from mtlfunc.solvers import *`."""
+        problem, rows = self.problem, _wide(self.jacobian)
+        name = {CAGrad: "cagrad", DualCone: "dual_cone"}.get(type(problem), "min_norm")
+        more = ""
+        if isinstance(problem, CAGrad):
+            more = f", {float(problem.c):g}"
+            if problem.preference.unique().numel() > 1:
+                more += f", preference={_wide(problem.preference)}"
+        elif isinstance(problem, DualCone):
+            more = f", {_wide(problem.weights)}"
+        return f"rows = {rows}\nproblem = {name}(rows @ rows.mT{more})"
+
+
+def _wide(x: Tensor) -> str:
+    """Code that gives a float64 tensor back."""
+    sizes = x[x != 0].abs()
+    power = 0 if not len(sizes) else math.floor(math.log10(float(sizes.amax())))
+    if abs(power) > 3:  # a readable matrix times a power of ten, if that is exact
+        scaled = (x / 10.0**power).to(torch.float32).double()
+        if torch.equal(scaled * 10.0**power, x.double()):
+            return f"1e{power} * {_wide(scaled)}"
+    text = literal(x)
+    return text if "float64" in text else f"{text[:-1]}, dtype=torch.float64)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SolverReport:
+    """What `check_solver` found; a table when printed."""
+
+    solver: str
+    tolerance: float
+    tasks: tuple[int, int]
+    rows: tuple[SolverRow, ...]
+    counterexamples: dict[str, Counterexample]  # by kind of problem
+    not_taken: dict[str, str]  # kinds that were not asked for and that it refuses: its error
+    claims: dict[str, str]  # "vmap", "grad": what is wrong, empty if nothing is
+
+    @property
+    def sound(self) -> bool:
+        """Whether it took some problem, every answer was certified, and every claim holds."""
+        wrong = any(row.failures for row in self.rows) or any(self.claims.values())
+        return bool(self.rows) and not wrong
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict per problem and family: `pandas.DataFrame(report.records())`."""
+        return [{"solver": self.solver} | vars(row) for row in self.rows]
+
+    @property
+    def title(self) -> str:
+        tried, failed = (
+            sum(getattr(row, field) for row in self.rows) for field in ("instances", "failures")
+        )
+        low, high = self.tasks
+        found = f"wrong at {failed:,} of {tried:,} problems" if failed else f"{tried:,} problems"
+        verdict = "sound" if self.sound else "not sound"
+        return f"{self.solver} is {verdict}: {found}, {low} to {high} tasks, float64"
+
+    def _lines(self) -> list[str]:
+        """What was not tried, and the claims."""
+        said = [f"{kind}: not taken, {why}" for kind, why in self.not_taken.items()]
+        for claim in ("vmap", "grad"):
+            state = self.claims.get(claim)
+            said.append(
+                f"{claim}: "
+                + ("not claimed, not tried" if state is None else state or "holds as claimed")
+            )
+        return said
+
+    def _table(self) -> tuple[list[str], dict[str, dict[str, SolverRow]]]:
+        kinds = list(dict.fromkeys(row.problem for row in self.rows))
+        families: dict[str, dict[str, SolverRow]] = {}
+        for row in self.rows:
+            families.setdefault(row.family, {})[row.problem] = row
+        return kinds, families
+
+    def __str__(self) -> str:
+        kinds, families = self._table()
+        lines = [self.title, ""]
+        if kinds:
+            lines += [
+                f"{'worst certified error':22}" + "".join(f"{kind:>18}" for kind in kinds),
+                *(
+                    f"{family:22}" + "".join(f"{_cell(rows.get(kind)):>18}" for kind in kinds)
+                    for family, rows in families.items()
+                ),
+                f"✗: above {self.tolerance:g}, and at how many of how many problems",
+                "",
+            ]
+        lines += self._lines()
+        for kind, example in self.counterexamples.items():
+            lines += ["", f"{kind}, the smallest counterexample (found in {example.family}):"]
+            lines += [f"    {line}" for line in _said(example)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        kinds, families = self._table()
+        left = 'style="text-align:left;vertical-align:top"'
+        head = "".join(f"<th>{escape(kind)}</th>" for kind in ("worst certified error", *kinds))
+        body = ""
+        for family, rows in families.items():
+            body += f"<tr><td {left}>{escape(family)}</td>"
+            for kind in kinds:
+                row = rows.get(kind)
+                colour = "#cf222e" if row and row.failures else "#1a7f37"
+                body += f'<td><span style="color:{colour}">{_cell(row)}</span></td>'
+            body += "</tr>"
+        items = "".join(f"<li>{escape(line)}</li>" for line in self._lines())
+        for kind, example in self.counterexamples.items():
+            shown = escape("\n".join(_said(example)))
+            items += f"<li>{kind}, the smallest counterexample:<pre>{shown}</pre></li>"
+        title = escape(f"{self.title}; ✗: above {self.tolerance:g}")
+        return (
+            f"<table><caption {left}>{title}</caption><tr>{head}</tr>{body}</table><ul>{items}</ul>"
+        )
+
+
+def _cell(row: SolverRow | None) -> str:
+    if row is None:
+        return ""
+    worst = "no answer" if row.worst == float("inf") else f"{row.worst:.0e}"
+    return f"{worst} ✗ {row.failures}/{row.instances}" if row.failures else worst
+
+
+def _said(example: Counterexample) -> list[str]:
+    answer = [] if example.weights is None else [f"weights {example.weights.tolist()}"]
+    return [*example.literal.splitlines(), *answer, example.detail]

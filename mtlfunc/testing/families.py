@@ -1,0 +1,199 @@
+"""Jacobians of the hard families: what breaks rules and solvers in practice, from a seed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.random import Generator, default_rng
+from torch import Tensor
+
+from ..core.checks import check_option
+
+Array = np.ndarray
+Family = Callable[[Generator, int, int], Array]
+"""From a generator, the number of tasks T >= 1 and of parameters P >= 1 to a Jacobian [T, P]."""
+
+
+def gaussian(rng: Generator, count: int, width: int) -> Array:
+    return rng.standard_normal((count, width))
+
+
+def spread(rng: Generator, count: int, width: int) -> Array:
+    """Norms from 1 to 1e-4."""
+    return gaussian(rng, count, width) * np.logspace(0, -4, count)[rng.permutation(count), None]
+
+
+def duplicates(rng: Generator, count: int, width: int) -> Array:
+    return gaussian(rng, count, width)[rng.integers(0, (count + 1) // 2, count)]
+
+
+def near_duplicates(rng: Generator, count: int, width: int) -> Array:
+    return duplicates(rng, count, width) + 1e-9 * gaussian(rng, count, width)
+
+
+def rank_deficient(rng: Generator, count: int, width: int) -> Array:
+    rank = max(1, count // 2)
+    return gaussian(rng, count, rank) @ gaussian(rng, rank, width)
+
+
+def zero_row(rng: Generator, count: int, width: int) -> Array:
+    rows = gaussian(rng, count, width)
+    rows[rng.integers(count)] = 0
+    return rows
+
+
+def antiparallel(rng: Generator, count: int, width: int) -> Array:
+    """The second task pulls exactly against the first, twice as hard."""
+    rows = gaussian(rng, count, width)
+    if count > 1:
+        rows[1] = -2 * rows[0]
+    return rows
+
+
+def pareto_stationary(rng: Generator, count: int, width: int) -> Array:
+    """Jᵀw = 0 for a w inside the simplex, to rounding."""
+    rows = gaussian(rng, count, width)
+    w = rng.dirichlet(np.full(count, 5.0))
+    rows[-1] = -(w[:-1] @ rows[:-1]) / w[-1]
+    return rows
+
+
+def near_stationary(rng: Generator, count: int, width: int) -> Array:
+    """0 lies 1e-5 outside the hull, more or less."""
+    return pareto_stationary(rng, count, width) + 1e-5 * gaussian(rng, 1, width)
+
+
+def hull(rng: Generator, count: int, width: int) -> Array:
+    """Gradients around one common direction."""
+    return gaussian(rng, 1, width) + 0.3 * gaussian(rng, count, width)
+
+
+def orthogonal(rng: Generator, count: int, width: int) -> Array:
+    """Right angles between all tasks, norms from 1/2 to 2."""
+    basis = np.linalg.qr(gaussian(rng, max(width, count), count))[0].T
+    return basis * rng.uniform(0.5, 2.0, (count, 1))
+
+
+def identical(rng: Generator, count: int, width: int) -> Array:
+    return np.repeat(gaussian(rng, 1, width), count, 0)
+
+
+def integer_ties(rng: Generator, count: int, width: int) -> Array:
+    """Small integers in few dimensions: ties, duplicates, exact opposites, zero rows."""
+    return rng.integers(-2, 3, (count, min(width, 4))).astype(np.float64)
+
+
+def weakly_stationary(rng: Generator, count: int, width: int) -> Array:
+    """Rows in float32 of which some add up to 0 with positive weights, to their own rounding, while
+    one direction lowers the losses of all others and leaves these as they are.
+    """
+    if count < 3:
+        return pareto_stationary(rng, count, width).astype(np.float32).astype(np.float64)
+    order, sizes = rng.permutation(count), np.abs(gaussian(rng, count, 1))
+    null = sizes * (order < rng.integers(2, count))[:, None]
+    frame = np.concatenate([sizes - null, null, gaussian(rng, count, count - 2)], 1)
+    rank = min(width, max(2, 5 * count // 8))
+    basis = np.linalg.qr(frame)[0][:, np.arange(count) != 1][:, :rank]
+    basis[:, 0] = np.abs(basis[:, 0])
+    rows = basis * np.abs(gaussian(rng, 1, rank)) @ np.linalg.qr(gaussian(rng, width, rank))[0].T
+    return rows.astype(np.float32).astype(np.float64)
+
+
+FAMILIES: dict[str, Family] = {
+    f.__name__: f
+    for f in (
+        gaussian,
+        spread,
+        duplicates,
+        near_duplicates,
+        rank_deficient,
+        zero_row,
+        antiparallel,
+        pareto_stationary,
+        near_stationary,
+        hull,
+        orthogonal,
+        identical,
+        integer_ties,
+        weakly_stationary,
+    )
+}
+
+_STREAMS = {
+    name: number for number, name in enumerate(sorted(set(FAMILIES) - {"weakly_stationary"}))
+}
+_STREAMS["weakly_stationary"] = len(_STREAMS)
+"""Each family's own stream of random numbers."""
+
+REGULAR = ("gaussian", "hull", "orthogonal")
+"""Families where G is well conditioned, weights are unique and nothing is close to a kink."""
+
+
+def jacobian(
+    family: str,
+    count: int,
+    seed: int = 0,
+    *,
+    width: int | None = None,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """One Jacobian of a hard family.
+
+    Args:
+        family: a name in `FAMILIES`.
+        count: T, the number of tasks, >= 1.
+        seed: >= 0; the same seed gives the same Jacobian on every machine, up to rounding.
+        width: P, the number of parameters, >= 1; None is T + 10. `integer_ties` has at most 4,
+            `orthogonal` at least T.
+        scale: of all gradients.
+        dtype: of the result; rows are drawn in float64.
+
+    Returns:
+        J `[task, parameter]`, the tasks' gradients as rows.
+
+    Raises:
+        ValueError: for an unknown family, or numbers below their least.
+
+    Examples:
+        >>> jacobian("antiparallel", 2, width=3).shape
+        torch.Size([2, 3])
+    """
+    width = count + 10 if width is None else width
+    check_option(family, "family", tuple(FAMILIES))
+    for name, value, least in (("count", count, 1), ("width", width, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+    rng = default_rng([seed, count, _STREAMS[family]])
+    return torch.from_numpy(scale * FAMILIES[family](rng, count, width)).to(dtype)
+
+
+def gramian(
+    family: str,
+    count: int,
+    seed: int = 0,
+    *,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The Gramian of `jacobian`, accumulated in float64.
+
+    Args:
+        family: a name in `FAMILIES`.
+        count: T, the number of tasks, >= 1.
+        seed: >= 0.
+        scale: of all gradients; the Gramian has its square.
+        dtype: of the result.
+
+    Returns:
+        G = J Jᵀ `[task, task]`.
+
+    Raises:
+        ValueError: for an unknown family, or numbers below their least.
+
+    Examples:
+        >>> bool((gramian("zero_row", 3).diagonal() == 0).any())
+        True
+    """
+    rows = jacobian(family, count, seed, scale=scale)
+    return (rows @ rows.mT).to(dtype)

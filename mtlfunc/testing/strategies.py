@@ -1,0 +1,185 @@
+"""Hypothesis strategies for Jacobians, Gramians and problems; hypothesis is imported when one is
+made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_option
+from ..solvers import cagrad, dual_cone, min_norm
+from ..solvers.problems import Problem
+from .families import FAMILIES, jacobian
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    Tensors = SearchStrategy[Tensor]
+    Problems = SearchStrategy[Problem]
+else:  # names for annotations that are read at run time
+    Tensors = Problems = Any
+
+KINDS = ("min_norm", "cagrad", "dual_cone")
+
+
+def jacobians(
+    tasks: tuple[int, int] = (1, 8),
+    width: tuple[int, int] | None = (1, 12),
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    exponents: tuple[int, int] = (-10, 10),
+) -> Tensors:
+    """A strategy for Jacobians of the hard families.
+
+    A failure shrinks to the first of the families that fails, with the fewest tasks and parameters,
+    the least power of ten and the least seed that hypothesis finds.
+
+    Args:
+        tasks: the least and largest number of tasks T.
+        width: the least and largest number of parameters P; None is T + 10.
+        families: names in `FAMILIES`, the ones to prefer in a counterexample first.
+        exponents: all gradients are multiplied by a power of ten between these.
+
+    Returns:
+        a strategy of tensors `[task, parameter]`, float64.
+
+    Raises:
+        ImportError: without hypothesis.
+        ValueError: for an unknown family, or a range that is empty.
+
+    Examples:
+        >>> from hypothesis import given
+        >>> from mtlfunc import solvers, testing
+        >>> @given(testing.jacobians(tasks=(2, 4)))
+        ... def test_shortest_is_no_longer_than_the_mean(rows):
+        ...     gramian = rows @ rows.mT
+        ...     shortest = solvers.auto()(solvers.min_norm(gramian)).value
+        ...     assert shortest <= 0.5 * gramian.mean() + 1e-9 * gramian.diagonal().max()
+        >>> test_shortest_is_no_longer_than_the_mean()
+    """
+    st = _hypothesis()
+    for name in families:
+        check_option(name, "families", tuple(FAMILIES))
+    for name, ends, least in (("tasks", tasks, 1), ("width", width or (1, 1), 1)):
+        if not least <= ends[0] <= ends[1]:
+            raise ValueError(f"{name}: expected (least, most) with 1 <= least <= most, got {ends}")
+
+    @st.composite
+    def drawn(draw: Any) -> Tensor:
+        family = draw(st.sampled_from(list(families)))
+        count = draw(st.integers(*tasks))
+        seed = draw(st.integers(0, 2**32 - 1))
+        exponent = draw(st.integers(*exponents))
+        columns = None if width is None else draw(st.integers(*width))
+        return jacobian(family, count, seed, width=columns, scale=10.0**exponent)
+
+    return drawn()
+
+
+def gramians(
+    tasks: tuple[int, int] = (1, 8),
+    width: tuple[int, int] | None = (1, 12),
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    exponents: tuple[int, int] = (-10, 10),
+) -> Tensors:
+    """A strategy for Gramians J Jᵀ of the Jacobians of `jacobians`.
+
+    Args:
+        tasks: the least and largest number of tasks T.
+        width: the least and largest number of parameters P; None is T + 10.
+        families: names in `FAMILIES`.
+        exponents: all gradients are multiplied by a power of ten between these.
+
+    Returns:
+        a strategy of tensors `[task, task]`, float64.
+
+    Raises:
+        ImportError: without hypothesis.
+        ValueError: for an unknown family, or a range that is empty.
+
+    Examples:
+        >>> strategy = gramians(tasks=(2, 3), families=["duplicates", "zero_row"])
+    """
+    rows = jacobians(tasks, width, families=families, exponents=exponents)
+    return rows.map(lambda rows: rows @ rows.mT)
+
+
+def problems(
+    kind: str,
+    tasks: tuple[int, int] = (1, 8),
+    width: tuple[int, int] | None = (1, 12),
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    exponents: tuple[int, int] = (-10, 10),
+) -> Problems:
+    """A strategy for problems of one kind, on the Gramians of `gramians`.
+
+    CAGrad's c is 0.4, 0.1, 1 or 0 and its preference uniform or increasing; the dual cone's weights
+    are uniform, those of one task, or of both signs. The first of each is the simplest.
+
+    Args:
+        kind: `"min_norm"`, `"cagrad"` or `"dual_cone"`.
+        tasks: the least and largest number of tasks T.
+        width: the least and largest number of parameters P; None is T + 10.
+        families: names in `FAMILIES`.
+        exponents: all gradients are multiplied by a power of ten between these.
+
+    Returns:
+        a strategy of problems of `mtlfunc.solvers`.
+
+    Raises:
+        ImportError: without hypothesis.
+        ValueError: for an unknown kind or family, or a range that is empty.
+
+    Examples:
+        >>> from hypothesis import given
+        >>> from mtlfunc import solvers, testing
+        >>> @given(testing.problems("min_norm", tasks=(1, 3)))
+        ... def test_faces(problem):
+        ...     testing.assert_agree(solvers.faces(), solvers.active_set(), problem)
+        >>> test_faces()
+    """
+    st = _hypothesis()
+    check_option(kind, "kind", KINDS)
+    rows = jacobians(tasks, width, families=families, exponents=exponents)
+
+    @st.composite
+    def drawn(draw: Any) -> Problem:
+        return pose(kind, draw(rows), draw(st.integers(0, VARIANTS[kind] - 1)))
+
+    return drawn()
+
+
+VARIANTS = {"min_norm": 1, "cagrad": 5, "dual_cone": 4}
+"""How many problems of a kind there are for one Gramian; the first is the simplest."""
+
+
+def pose(kind: str, rows: Tensor, variant: int) -> Problem:
+    """A problem on the Gramian of `rows` [task, parameter]."""
+    gramian, count = rows @ rows.mT, len(rows)
+    if kind == "min_norm":
+        return min_norm(gramian)
+    if kind == "cagrad":
+        preference = torch.arange(1.0, count + 1).to(rows) if variant == 4 else None
+        return cagrad(gramian, (0.4, 0.1, 1.0, 0.0, 0.4)[variant], preference=preference)
+    weights = torch.full_like(gramian[0], 1 / count)
+    if variant in (1, 2):
+        weights = (torch.arange(count) == (0, count - 1)[variant - 1]).to(rows)
+    elif variant == 3:
+        weights = torch.linspace(-1, 1, count, dtype=rows.dtype)
+    return dual_cone(gramian, weights)
+
+
+def _hypothesis() -> Any:
+    try:
+        from hypothesis import strategies
+    except ImportError as error:
+        raise ImportError(
+            "strategies of mtlfunc.testing need hypothesis; install mtlfunc[testing]"
+        ) from error
+    return strategies

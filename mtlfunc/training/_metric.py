@@ -1,0 +1,190 @@
+"""What an optimizer of `torch.optim` will do with a gradient g: the step -(c + P·g).
+
+P and c are those of the state before the step. SGD's step is exactly this. Adam and its like also
+put g itself into the running mean of squares that P is made of: the difference is of second order
+in the share 1 - β₂ that g has there, and large in the first steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from ..core.checks import local_part
+from ..types import Metric, Params, Scalar
+
+Group = dict[str, Any]
+"""A parameter group's options."""
+
+
+Parts = tuple[Tensor, Tensor | None]
+"""P and c of one parameter, without weight decay; None is 0."""
+
+
+def check_metric(optimizer: Any) -> None:
+    """Raise unless the step of this optimizer is known to be linear in the gradient."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            "metric: expected the torch.optim optimizer that steps on these parameters, got "
+            f"{type(optimizer).__name__}; of a wrapper (Accelerate, Lightning) pass the optimizer "
+            "inside"
+        )
+    kind = type(optimizer)
+    if kind not in _FORMS:
+        name, why = kind.__name__, "it is not one whose step is known here"
+        if kind in _NOT_LINEAR:
+            why = f"it {_NOT_LINEAR[kind]}, so that its step is not linear in the gradient"
+        elif issubclass(kind, tuple(_FORMS)):
+            why = "a subclass may step otherwise than its base"
+        raise ValueError(
+            f"metric: there is none of {name}: {why}; known are "
+            f"{', '.join(x.__name__ for x in _FORMS)} of torch.optim"
+        )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            "metric: the optimizer maximizes, and the tasks' losses fall along -g; make it without "
+            "maximize, and negate the losses"
+        )
+
+
+def metric_of(
+    optimizer: Optimizer, params: Params, names: tuple[str, ...], scale: Scalar | None
+) -> Metric:
+    """P and c over some parameters, `{name: [*shape]}`, on this process's part of sharded ones.
+
+    Args:
+        optimizer: one that `check_metric` lets pass.
+        params: leaves by name.
+        names: of those that are wanted.
+        scale: of a gradient scaler, what `.grad` is multiplied by.
+
+    Raises:
+        ValueError: for a leaf that is not the optimizer's.
+    """
+    check_metric(optimizer)  # groups may have been added
+    group_of = {id(x): group for group in optimizer.param_groups for x in group["params"]}
+    left = [name for name in names if id(params[name]) not in group_of]
+    if left:
+        raise ValueError(
+            f"metric: the optimizer does not hold {', '.join(left)}, which the Gramian is "
+            "measured over; pass the optimizer that steps on these, or narrow shared= or measure= "
+            "to the parameters of this one"
+        )
+    form, found, carried = _FORMS[type(optimizer)], {}, {}
+    with torch.no_grad():
+        for name in names:
+            leaf = params[name]
+            group, state = group_of[id(leaf)], optimizer.state.get(leaf, {})
+            state = {key: local_part(x) for key, x in state.items() if x is not None}
+            weight = local_part(leaf).detach()
+            found[name], rest = form(group, state, weight)
+            decay = group["weight_decay"]
+            if decay:
+                decoupled = group.get("decoupled_weight_decay", False)
+                shrunk = decay * (group["lr"] if decoupled else found[name]) * weight
+                # where no gradient has been, P is 0 and the step's rates are not counted
+                shrunk = shrunk.where(found[name] != 0, 0.0)
+                rest = shrunk if rest is None else rest + shrunk
+            if leaf.grad is not None:  # what is there already will step along
+                waiting = found[name] * local_part(leaf.grad).detach()
+                waiting = waiting if scale is None else waiting / scale
+                rest = waiting if rest is None else rest + waiting
+            carried[name] = torch.zeros_like(weight) if rest is None else rest
+    return Metric(found, carried)
+
+
+def _sgd(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
+    rate, momentum, nesterov = group["lr"], group["momentum"], group["nesterov"]
+    buffer = state.get("momentum_buffer")
+    if buffer is None:
+        return _filled(leaf, rate * (1 + momentum) if nesterov else rate), None
+    if nesterov:  # g + μ(μ·buffer + g)
+        return _filled(leaf, rate * (1 + momentum)), rate * momentum**2 * buffer
+    return _filled(leaf, rate * (1 - group["dampening"])), rate * momentum * buffer
+
+
+def _adam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
+    if not state:
+        return _filled(leaf, group["lr"]), None
+    (first, second), steps = group["betas"], _number(state["step"])
+    square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    share = group["lr"] * (1 - first) / (1 - first ** (steps + 1))
+    scale = _over_root(share, square, (1 - second**steps) ** 0.5, group["eps"])
+    return scale, _times(first / (1 - first), scale, state["exp_avg"]) if first else None
+
+
+def _nadam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
+    if not state:
+        return _filled(leaf, group["lr"]), None
+    (first, second), steps = group["betas"], _number(state["step"])
+
+    def mu(step: Any) -> Any:
+        return first * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
+
+    now, later = mu(steps + 1), mu(steps + 2)
+    product = _number(state["mu_product"]) * now
+    ahead = later / (1 - product * later)
+    share = (1 - now) / (1 - product) + ahead * (1 - first)
+    square, correction = state["exp_avg_sq"], (1 - second**steps) ** 0.5
+    scale = _over_root(group["lr"] * share, square, correction, group["eps"])
+    return scale, _times(ahead * first / share, scale, state["exp_avg"])
+
+
+def _rmsprop(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
+    if not state:
+        return _filled(leaf, group["lr"]), None
+    square = state["square_avg"]
+    if group["centered"]:
+        square = square - state["grad_avg"].square()
+    buffer = state.get("momentum_buffer") if group["momentum"] else None
+    carried = None if buffer is None else group["lr"] * group["momentum"] * buffer
+    return _over_root(group["lr"], square, 1.0, group["eps"]), carried
+
+
+def _adagrad(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
+    steps = _number(state["step"])
+    if steps == 0 and not group["initial_accumulator_value"]:
+        return _filled(leaf, group["lr"]), None
+    rate = group["lr"] / (1 + steps * group["lr_decay"])
+    return _over_root(rate, state["sum"], 1.0, group["eps"]), None
+
+
+_FORMS: dict[type, Callable[[Group, dict[str, Tensor], Tensor], Parts]] = {
+    Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad, SGD: _sgd, NAdam: _nadam,
+}  # fmt: skip
+_NOT_LINEAR: dict[type, str] = {
+    torch.optim.Muon: "orthogonalizes the gradient",
+    torch.optim.LBFGS: "calls the losses several times a step",
+    torch.optim.Rprop: "steps by the gradient's sign",
+    torch.optim.Adamax: "takes the larger of the gradient and its past",
+    torch.optim.Adafactor: "clips the step by its own length",
+}
+
+
+def _over_root(share: Any, square: Tensor, correction: Any, eps: Any) -> Tensor:
+    """share/(√square/correction + eps); 0 where no gradient has been yet, and nothing is known."""
+    size = square.sqrt()
+    size.masked_fill_(size == 0, torch.inf).add_(eps * correction)
+    return share * correction / size
+
+
+def _times(share: Any, scale: Tensor, mean: Tensor) -> Tensor:
+    """share·scale·mean, in one pass where the share is a number."""
+    if isinstance(share, Tensor):
+        return share * scale * mean
+    return torch.addcmul(scale.new_zeros(()), scale, mean, value=share)
+
+
+def _filled(leaf: Tensor, value: Any) -> Tensor:
+    return torch.zeros_like(leaf) + value if isinstance(value, Tensor) else leaf.new_full(
+        leaf.shape, value
+    )  # fmt: skip
+
+
+def _number(x: Any) -> Any:
+    """A counter as a number, or as it is on a device, which is not to be waited for."""
+    return x.item() if isinstance(x, Tensor) and x.device.type == "cpu" else x

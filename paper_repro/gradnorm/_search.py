@@ -1,0 +1,262 @@
+"""Does tuning α alone match a search over static weights?"""
+
+from typing import Annotated, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+import mtlfunc as mf
+
+from ..report.decisions import OPEN
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings, yes
+from ..report.intervals import half_width, mean_interval, named, ratio_interval, share_interval
+from ..report.options import Option, Seeds, Steps, drawn
+from .decisions import claim
+from .lanes import (
+    COLOUR,
+    EQUAL,
+    EVERY_ALPHA,
+    FIXED,
+    PAIRED,
+    RECIPROCAL,
+    SEARCH,
+    SECOND,
+    TEN,
+    TEN_ALPHAS,
+    TRIED,
+    Lane,
+    Trace,
+    size_of,
+    train,
+)
+from .lanes import Size as Sizes
+from .rivals import ten_tasks, two_tasks
+from .toy_figures import Scales, Size
+
+
+def run(settings: Settings) -> Findings:
+    size, (two, learnt) = size_of(settings), two_tasks(settings)
+    static, dynamic, _ = ten_tasks(settings)
+    yield matches(two, learnt, static, dynamic, size)
+    yield few_runs(static, dynamic, size)
+    yield searches(two, learnt, static, dynamic, size)
+
+
+def matches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Sizes) -> Claim:
+    simple = {2: two.judged(f"static, {RECIPROCAL:g}"), 10: static.judged(FIXED)}
+    sides = {
+        2: (learnt.judged("GradNorm"), two.judged("static")),
+        10: (dynamic.judged("GradNorm"), static.judged(TRIED)),
+    }
+    edges = {
+        2: learnt.settles_nothing("GradNorm")
+        or two.settles_nothing("static")
+        or any(two.lanes[i].weights[1] == SECOND[-1] for i in two.picked("static")),
+        10: dynamic.settles_nothing("GradNorm") or static.settles_nothing(TRIED),
+    }
+    ratios = {count: ratio_interval(*side) for count, side in sides.items()}
+    runs = {
+        2: (len(learnt.named("GradNorm")), len(two.named("static"))),
+        10: (len(dynamic.named("GradNorm")), len(static.named(TRIED))),
+    }
+    numbers: dict[str, float] = {}
+    for count, ratio in ratios.items():
+        name = f"T = {count}, GradNorm over the best static weights"
+        numbers |= named(name, ratio)
+        numbers[name + OPEN] = float(edges[count])
+        numbers |= named(
+            f"T = {count}, GradNorm over static weights 1/L_i(0)",
+            ratio_interval(sides[count][0], simple[count]),
+        )
+        numbers |= {
+            f"T = {count}, runs of GradNorm": runs[count][0],
+            f"T = {count}, runs of the search": runs[count][1],
+        }
+    numbers["T = 2, best w_2/w_1 of the grid"] = two.best("static").weights[1]
+    numbers |= {
+        "T = 2, best α": learnt.best("GradNorm").alpha,
+        "T = 10, best α": dynamic.best("GradNorm").alpha,
+    }
+    matched = [f"T = {count}: {yes(ratio.high < 1.05)}" for count, ratio in ratios.items()]
+    return claim(
+        "GN-06",
+        numbers,
+        "final loss, learning rates searched along by both; T = 2: grid of w_2/w_1 from 1 to "
+        f"{SECOND[-1]:g}; T = 10: {size.draws} log-uniform random weights and 1/L_i(0), which "
+        "needs no search; matches: the ratio's interval is below 1.05: "
+        f"{', '.join(matched)}; open where the best rate or α is at the edge of its grid; "
+        f"{size}; {PAIRED}",
+    )
+
+
+def few_runs(static: Trace, dynamic: Trace, size: Sizes) -> Claim:
+    # a draw is as good if it is in the mean over seeds: draws are independent of each other
+    target = float(dynamic.judged("GradNorm").mean())
+    good = int((static.final(SEARCH).mean(1) <= target).sum())
+    share = share_interval(good, size.draws)
+    against = ratio_interval(dynamic.judged("GradNorm"), static.judged(SEARCH))
+    name = "T = 10: GradNorm over the best of as many random draws"
+    edge = dynamic.settles_nothing("GradNorm") or static.settles_nothing(SEARCH)
+    per_axis = len(SECOND) + 1
+    grid = {count: per_axis ** (count - 1) for count in (2, 5, 10)}
+    learnt_runs = {count: len(alphas) for count, alphas in ((2, EVERY_ALPHA), (10, TEN_ALPHAS))}
+    return claim(
+        "GN-25",
+        {
+            **{
+                f"runs of a full grid of {per_axis} ratios, T = {count}": runs
+                for count, runs in grid.items()
+            },
+            **{f"values of α run, T = {count}": runs for count, runs in learnt_runs.items()},
+            **named(
+                "T = 10: share of random draws (weights and rate) at least as good as GradNorm",
+                share,
+            ),
+            "T = 10: runs of GradNorm (α and rate)": len(dynamic.named("GradNorm")),
+            **named(name, against),
+            name + OPEN: float(edge),
+        },
+        "full grids and values of α by their counts, which is arithmetic; a learning rate "
+        "multiplies both. Holds only against full grids if as many random draws of weights and "
+        f"rate as GradNorm has runs end lower, {size.draws} draws, log-uniform over three decades; "
+        "open where the ratio's interval contains 1 or a best rate or α is at the edge of its "
+        "grid. The share is of draws that are as good in the mean over seeds, Wilson's interval; "
+        f"{size}; {PAIRED}",
+    )
+
+
+def searches(two: Trace, learnt: Trace, static: Trace, dynamic: Trace, size: Sizes) -> Figure:
+    canvas, panels = axes(1, 2, (11, 4.2))
+    grid = (1.0, *SECOND)
+    best = np.array([two.judged(f"static, {second:g}") for second in grid])
+    panels[0].errorbar(
+        grid,
+        best.mean(1),
+        half_width(best),
+        color=COLOUR[FIXED],
+        marker="o",
+        label="static weights",
+    )
+    _line(
+        panels[0],
+        learnt.judged("GradNorm"),
+        "GradNorm",
+        f"GradNorm, best of {len(learnt.named('GradNorm'))} runs",
+    )
+    panels[0].set(
+        xlabel=f"$w_2/w_1$ (1: equal; {RECIPROCAL:g}: $1/L_i(0)$)",
+        ylabel="mean of $L_i/L_i(0)$ on test data at the end",
+        title="T = 2",
+        xscale="log",
+    )
+    random_draws(panels[1], static, dynamic)
+    for panel in panels:
+        panel.set_ylim(0, 1.5 * panel.get_ylim()[1])
+        panel.legend()
+    return Figure(
+        "searches",
+        f"GradNorm beside searches over static weights; a draw has a learning rate, too. {size}. "
+        f"{PAIRED}; bands and bars.",
+        canvas,
+    )
+
+
+def random_draws(panel: Axes, static: Trace, learnt: Trace) -> list[dict[str, Any]]:
+    """Random static weights from the best on, and lines of what competes; returns the records."""
+    drawn = static.final(SEARCH)
+    order = drawn.mean(1).argsort()
+    panel.errorbar(
+        np.arange(1, len(drawn) + 1),
+        drawn[order].mean(1),
+        half_width(drawn[order]),
+        color=COLOUR[SEARCH],
+        marker="o",
+        linestyle="",
+        label=SEARCH,
+    )
+    _line(
+        panel,
+        learnt.judged("GradNorm"),
+        "GradNorm",
+        f"GradNorm, best of {len(learnt.named('GradNorm'))} runs",
+    )
+    for name in (EQUAL, FIXED):
+        _line(panel, static.judged(name), name, f"{name}, best of {len(static.named(name))} rates")
+    panel.set(
+        xlabel="random draw, best first",
+        ylabel="mean of $L_i/L_i(0)$ on test data at the end",
+        title=f"T = {static.test.shape[-1]}",
+    )
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return [
+        {
+            "method": name,
+            "rate": trace.lanes[i].lr,
+            "alpha": trace.lanes[i].alpha if name == "GradNorm" else None,
+            "weights": trace.lanes[i].weights,
+            "final": float(values.mean()),
+        }
+        for name, trace in (
+            (SEARCH, static),
+            (EQUAL, static),
+            (FIXED, static),
+            ("GradNorm", learnt),
+        )
+        for i, values in zip(trace.named(name), trace.final(name), strict=True)
+    ]
+
+
+@drawn
+def search(
+    scales: Scales = TEN,
+    draws: Annotated[
+        int, Option("random static weights, each with one of the rates", 1, 10_000)
+    ] = 20,
+    alphas: Annotated[tuple[float, ...], Option("strengths α of GradNorm", 0.0, 10.0)] = TEN_ALPHAS,
+    rates: Annotated[tuple[float, ...], Option("learning rates of Adam", 1e-12, 1e3)] = (
+        1e-3,
+        3e-3,
+        1e-2,
+        3e-2,
+        1e-1,
+    ),
+    steps: Steps = 400,
+    seeds: Seeds = 4,
+    width: Size = 32,
+    batch: Size = 32,
+) -> Figure:
+    """GradNorm beside a random search over static weights."""
+    size = Sizes(width, batch, steps, seeds, rates, rates)
+    key = mf.random.key(10)
+    weights = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (draws, len(scales))))
+    which = (mf.random.uniform(mf.random.fold_in(key, 1), (draws,)) * len(rates)).long()
+    static = [Lane(EQUAL, lr, scales=scales) for lr in rates]
+    static += [Lane(FIXED, lr, scales=scales, weights=tuple(x**-2 for x in scales)) for lr in rates]
+    static += [
+        Lane(SEARCH, rates[int(i)], scales=scales, weights=tuple(w.tolist()))
+        for w, i in zip(weights, which, strict=True)
+    ]
+    learnt = [Lane(f"GradNorm, {a:g}", lr, a, scales=scales) for a in alphas for lr in rates]
+    settings = Settings(seeds=seeds)
+    label = f"T = {len(scales)}"
+    fixed = train("weighted", static, size, settings, f"{label}, static weights")
+    dynamic = train("gradnorm", learnt, size, settings, f"{label}, GradNorm")
+    canvas, panels = axes(1, 1, (7.5, 4.6))
+    found = random_draws(panels[0], fixed, dynamic)
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend()
+    return Figure(
+        "search",
+        f"GradNorm beside {draws} random static weights, log-uniform over three decades; σ of "
+        f"{', '.join(f'{x:g}' for x in scales)}. {size}. {PAIRED}.",
+        canvas,
+        found,
+    )
+
+
+def _line(axis: Axes, values: np.ndarray, name: str, label: str) -> None:
+    interval = mean_interval(values)
+    axis.axhline(interval.mean, color=COLOUR[name], linestyle="--", label=label)
+    axis.axhspan(interval.low, interval.high, color=COLOUR[name], alpha=0.15, linewidth=0)

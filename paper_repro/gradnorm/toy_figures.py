@@ -1,0 +1,305 @@
+"""The figures of GradNorm's toy (Chen et al. 2018, Figure 3) for any number of tasks."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from ..report.figures import axes, band, name_lines, plain_ticks, shades
+from ..report.findings import Figure, Settings
+from ..report.intervals import half_width, mean_interval, ratio_interval
+from ..report.options import Option, Rate, Seeds, Steps, drawn
+from .common import ALPHA, COLOURS, INTERVAL, Problem, Runs, Variants, train
+
+Scales = Annotated[tuple[float, ...], Option("σ of every task", low=1e-6, high=1e6, least=2)]
+Size = Annotated[int, Option("size", low=1, high=100_000)]
+Alpha = Annotated[float, Option("strength α of GradNorm", low=0.0, high=10.0)]
+Named = Literal["equal", "GradNorm", "static"]
+
+
+def trained(
+    problem: Problem,
+    seeds: int,
+    alphas: Sequence[float] = (ALPHA,),
+    methods: Sequence[str] = ("equal", "GradNorm", "static"),
+) -> dict[str, Runs]:
+    """By method; of GradNorm a variant a rate and α, of static weights at its average over time."""
+    settings = Settings(seeds=seeds)
+    pairs = [(rate, alpha) for rate in problem.rates for alpha in alphas]
+    lr, alpha = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    ones = torch.ones(len(pairs), seeds, len(problem.scales))
+    found: dict[str, Runs] = {}
+    if "equal" in methods:
+        plain = Variants(lr[:: len(alphas)], alpha[:: len(alphas)], ones[:: len(alphas)])
+        found["equal"] = train("weighted", problem, plain, settings, "equal weights", seeds)
+    if "GradNorm" in methods or "static" in methods:
+        variants = Variants(lr, alpha, ones)
+        learnt = train("gradnorm", problem, variants, settings, "GradNorm", seeds)
+        if "GradNorm" in methods:
+            found["GradNorm"] = learnt
+        if "static" in methods:
+            fixed = variants._replace(weights=learnt.average)
+            found["static"] = train("weighted", problem, fixed, settings, "static weights", seeds)
+    return {name: found[name] for name in methods}
+
+
+def task_looks(scales: Sequence[float]) -> list[tuple[str, Any]]:
+    """A task's name and colour: a shade by its scale's rank where there are many."""
+    colours = shades(len(scales))
+    ranks = np.argsort(np.argsort(scales, kind="stable")) if len(scales) > 7 else range(len(scales))
+    return [(f"σ = {x:g}", colours[int(rank)]) for x, rank in zip(scales, ranks, strict=True)]
+
+
+def lines(
+    panel: Axes, times: np.ndarray, values: np.ndarray, scales: Sequence[float], **look: Any
+) -> list[tuple[float, str, Any]]:
+    """A line a task of `values[time, seed, task]`; returns their ends, for `name_lines`."""
+    ends = []
+    for task, (name, colour) in enumerate(task_looks(scales)):
+        band(panel, times, values[..., task], colour, **look)
+        ends.append((float(values[-1, :, task].mean()), name, colour))
+    return ends
+
+
+def size_said(problem: Problem) -> str:
+    return (
+        f"{len(problem.scales)} tasks, {problem.inputs} inputs, {problem.outputs} outputs, width "
+        f"{problem.width}, batches of {problem.batch}"
+    )
+
+
+def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
+    """Normalised test losses by method and by task, and the weights that GradNorm learns."""
+    canvas, panels = axes(1, 3, (15.5, 4.4))
+    for method, one in runs.items():
+        best = one.best()
+        label = f"{method}, Adam {one.rates[best]:g}"
+        total = one.test[:, best].mean(-1)
+        band(panels[0], one.steps, total, COLOURS[method], label, geometric=True)
+    panels[0].set(xlabel="step", ylabel="mean of L_i/L_i(0) on test data", yscale="log")
+    plain_ticks(panels[0].yaxis)
+    panels[0].legend()
+    shown = next(name for name in ("GradNorm", *runs) if name in runs)
+    learnt, ends = runs[shown], []
+    for method, one in runs.items():
+        if method in (shown, "equal"):
+            dash = "-" if method == shown else ":"
+            test = one.test[:, one.best()]
+            ends = lines(
+                panels[1], one.steps, test, problem.scales, dash=dash, geometric=True, alpha=0.15
+            )
+            if method == shown:
+                named = ends
+    dotted = "; dotted: equal" if "equal" in runs and shown != "equal" else ""
+    panels[1].set(xlabel="step", ylabel=f"L_i/L_i(0) on test data, {shown}{dotted}", yscale="log")
+    plain_ticks(panels[1].yaxis)
+    name_lines(panels[1], named)
+    best = learnt.best()
+    weights = learnt.weights[:, best]
+    ends = lines(panels[2], np.arange(1, len(weights) + 1), weights, problem.scales)
+    panels[2].set(
+        xlabel="step", ylabel=f"weight w_i, {shown} (sum {len(problem.scales)})", ylim=(0, None)
+    )
+    name_lines(panels[2], ends)
+    seeds = learnt.test.shape[2]
+    return Figure(
+        "curves",
+        "The toy of Chen et al. 2018 (Figure 3; there, 250 inputs, 100 outputs, four layers of "
+        f"100; here, {size_said(problem)}), Adam: test losses in "
+        "units of their initial values, each method at the best of its learning rates, "
+        f"and GradNorm's weights; mean and 95 % band over {seeds} seeds. Static weights are "
+        "GradNorm's average over time, seed by seed.",
+        canvas,
+        records(problem, runs),
+    )
+
+
+def records(problem: Problem, runs: dict[str, Runs]) -> list[dict[str, Any]]:
+    """Of every method, rate, moment and task: means over seeds of the loss and of the weight."""
+    return [
+        {
+            "method": method,
+            "rate": rate,
+            "step": int(step),
+            "task": task + 1,
+            "scale": scale,
+            "L/L(0)": float(one.test[i, variant, :, task].mean()),
+            "half width": float(half_width(one.test[i, variant, :, task])),
+            "weight": float(one.weights[max(0, int(step) - 1), variant, :, task].mean()),
+        }
+        for method, one in runs.items()
+        for variant, rate in enumerate(one.rates)
+        for i, step in enumerate(one.steps)
+        for task, scale in enumerate(problem.scales)
+    ]
+
+
+@drawn
+def toy(
+    scales: Scales = (1.0, 100.0),
+    methods: Annotated[tuple[Named, ...], Option("methods")] = ("equal", "GradNorm", "static"),
+    alpha: Alpha = ALPHA,
+    rates: Annotated[
+        tuple[float, ...], Option("learning rates of Adam; the best is drawn", 1e-12, 1e3)
+    ] = (1e-3,),
+    steps: Steps = 2000,
+    seeds: Seeds = 4,
+    inputs: Size = 250,
+    outputs: Size = 100,
+    width: Size = 100,
+    batch: Size = 100,
+) -> Figure:
+    """Losses and weights of regressions that differ in scale (Figure 3)."""
+    problem = Problem(
+        scales=scales,
+        inputs=inputs,
+        outputs=outputs,
+        width=width,
+        rates=rates,
+        steps=steps,
+        batch=batch,
+    )
+    return losses_and_weights(problem, trained(problem, seeds, (alpha,), methods))
+
+
+@drawn
+def rates(
+    scales: Scales = (1.0, 100.0),
+    alpha: Alpha = ALPHA,
+    rates: Annotated[tuple[float, ...], Option("learning rates of Adam", 1e-12, 1e3)] = (
+        3e-4,
+        1e-3,
+        3e-3,
+        1e-2,
+    ),
+    steps: Steps = 1000,
+    seeds: Seeds = 8,
+    inputs: Size = 25,
+    outputs: Size = 10,
+    width: Size = 64,
+    batch: Size = 50,
+) -> Figure:
+    """GradNorm's final loss beside equal and static weights', by learning rate."""
+    problem = Problem(
+        scales=scales,
+        inputs=inputs,
+        outputs=outputs,
+        width=width,
+        rates=rates,
+        steps=steps,
+        batch=batch,
+    )
+    return by_rate(problem, trained(problem, seeds, (alpha,)))
+
+
+def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
+    """Final losses, and their ratio to equal weights' at the same rate."""
+    canvas, panels = axes(1, 2, (11, 4.2))
+    offsets = dict(zip(results, (0.94, 1.0, 1.06), strict=False))
+    equal, found = results["equal"], []
+    for method, runs in results.items():
+        final, at = runs.final(), np.array(runs.rates) * offsets[method]
+        style = {"color": COLOURS[method], "marker": "o", "capsize": 3}
+        panels[0].errorbar(at, final.mean(1), half_width(final), label=method, **style)
+        ratios = [
+            ratio_interval(final[i], equal.final()[equal.rates.index(rate)])
+            for i, rate in enumerate(runs.rates)
+        ]
+        found += [
+            {
+                "method": method,
+                "rate": rate,
+                "final": float(end.mean()),
+                "over equal": ratio.mean,
+                "low": ratio.low,
+                "high": ratio.high,
+            }
+            for rate, end, ratio in zip(runs.rates, final, ratios, strict=True)
+        ]
+        if method != "equal":
+            middle = np.array([r.mean for r in ratios])
+            bars = np.array([[r.mean - r.low, r.high - r.mean] for r in ratios]).T
+            panels[1].errorbar(at, middle, bars, label=f"{method} / equal", **style)
+    panels[1].axhline(1, color="#999999", linewidth=1)
+    for axis, label in zip(
+        panels,
+        ("Σ L_i/L_i(0) on test data at the end", "ratio at the same learning rate"),
+        strict=True,
+    ):
+        axis.set(xlabel="Adam's learning rate", ylabel=label, xscale="log")
+        axis.set_xticks(problem.rates, [f"{rate:g}" for rate in problem.rates])
+        axis.minorticks_off()
+        axis.legend()
+    return Figure(
+        "rates",
+        "The learning rate beside the weighting: final normalised test loss by rate and method. "
+        f"{size_said(problem)}. {INTERVAL}.",
+        canvas,
+        found,
+    )
+
+
+@drawn
+def strength(
+    alphas: Annotated[tuple[float, ...], Option("strengths α", low=0.0, high=10.0)] = (
+        0.0,
+        ALPHA,
+        0.5,
+        1.0,
+        2.0,
+    ),
+    scales: Scales = (1.0, 100.0),
+    rate: Rate = 3e-3,
+    steps: Steps = 500,
+    seeds: Seeds = 4,
+    inputs: Size = 25,
+    outputs: Size = 10,
+    width: Size = 64,
+    batch: Size = 50,
+) -> Figure:
+    """GradNorm's final loss and average weights against α."""
+    problem = Problem(
+        scales=scales,
+        inputs=inputs,
+        outputs=outputs,
+        width=width,
+        rates=(rate,),
+        steps=steps,
+        batch=batch,
+    )
+    learnt = trained(problem, seeds, alphas, ("GradNorm",))["GradNorm"]
+    canvas, panels = axes(1, 2, (11, 4.2))
+    found = against_alpha(panels, problem, alphas, learnt)
+    caption = f"Sweep of α, Adam {rate:g}, {steps} steps, {size_said(problem)}. {INTERVAL}."
+    return Figure("strength", caption, canvas, found)
+
+
+def against_alpha(
+    panels: Sequence[Axes], problem: Problem, alphas: Sequence[float], learnt: Runs
+) -> list[dict[str, Any]]:
+    """Final loss, and every task's weight in the last quarter of the run; returns the records."""
+    final = learnt.final()
+    last = learnt.weights[-max(1, len(learnt.weights) // 4) :].mean(0)  # [alpha, seed, task]
+    look: dict[str, Any] = {"marker": "o"}
+    panels[0].errorbar(alphas, final.mean(1), half_width(final), color=COLOURS["GradNorm"], **look)
+    panels[0].set(xlabel="α", ylabel="Σ L_i/L_i(0) on test data at the end", ylim=(0, None))
+    ends = []
+    for task, (name, colour) in enumerate(task_looks(problem.scales)):
+        values = last[..., task]
+        panels[1].errorbar(alphas, values.mean(1), half_width(values), color=colour, **look)
+        ends.append((float(values[-1].mean()), name, colour))
+    panels[1].set(xlabel="α", ylabel="w_i, last quarter of the run", ylim=(0, None))
+    name_lines(panels[1], ends)
+    return [
+        {
+            "alpha": alpha,
+            "task": task + 1,
+            "scale": scale,
+            "final": mean_interval(final[i]).mean,
+            "weight": float(last[i, :, task].mean()),
+        }
+        for i, alpha in enumerate(alphas)
+        for task, scale in enumerate(problem.scales)
+    ]

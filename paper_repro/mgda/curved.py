@@ -1,0 +1,86 @@
+"""Random linear encoders with curved heads, and where MGDA-UB and MGDA come to rest on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from .decisions import DEFICIENT, FULL
+
+CASES = {FULL: (3, 5), DEFICIENT: (4, 2)}
+"""Samples (the encoding's length) and parameters of a random linear encoder."""
+
+
+def curved_rows(w: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses ½(z - y_t)ᵀB_t(z - y_t) at z = Xw `[draw, task]`, v_t = B_t(z - y_t), g_t = Xᵀv_t."""
+    x, targets, bends = batch
+    off = (x @ w[..., None]).mT - targets
+    v = (bends @ off[..., None])[..., 0]
+    return 0.5 * (off * v).sum(-1), v, v @ x
+
+
+def curved_problem(root: Tensor, samples: int, size: int) -> tuple[Tensor, Any]:
+    """A start, and an encoder of norm 1 with heads of norm 1, conditioned from 1 to 100."""
+    part = [mf.random.fold_in(root, 100 + i) for i in range(5)]
+    x = mf.random.normal(part[0], (samples, size), torch.float64)
+    basis = torch.linalg.qr(mf.random.normal(part[3], (2, samples, samples), torch.float64))[0]
+    scale = 100 ** -mf.random.uniform(part[4], (2, samples), torch.float64)
+    bends = (basis * (scale / scale.amax(-1, keepdim=True))[:, None]) @ basis.mT
+    start = 2 * mf.random.normal(part[1], (size,), torch.float64)
+    targets = mf.random.normal(part[2], (2, samples), torch.float64)
+    return start, (x / torch.linalg.matrix_norm(x, 2), targets, bends)
+
+
+def padded(x: Tensor, *shape: int) -> Tensor:
+    """With zeros behind, to a larger shape."""
+    missing = [n - size for n, size in zip(shape, x.shape, strict=True)]
+    return F.pad(x, [end for more in reversed(missing) for end in (0, more)])
+
+
+def rest_points(
+    draws: int, steps: int
+) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], float]:
+    """Both methods from random starts: how near they end to stationarity, whether a loss rose.
+
+    Of every method and case: distance of 0 from the gradients' hull, end over start `[draw]`, and
+    losses that ended higher; and the largest distance over ‖d‖ on MGDA-UB's way. All run side by
+    side; zeros behind the smaller case change nothing.
+    """
+    samples, size = (max(sizes) for sizes in zip(*CASES.values(), strict=True))
+
+    def problem(root: Tensor, own: tuple[int, int]) -> tuple[Tensor, Any]:
+        w, (x, targets, bends) = curved_problem(root, *own)
+        batch = padded(x, samples, size), padded(targets, 2, samples)
+        return padded(w, size), (*batch, padded(bends, 2, samples, samples))
+
+    every = [
+        vmap(lambda root, own=own: problem(root, own))(torch.arange(draws))
+        for own in CASES.values()
+    ]
+    start, batch = tree_map(lambda *parts: torch.cat(parts * 2), *every)
+    weigh = vmap(lambda gramian: mf.weights(mf.mgda(), gramian))
+    length = vmap(lambda rows: mf.diagnostics.stationarity(rows @ rows.mT).length)
+    w, bound = start, len(CASES) * draws  # lanes of MGDA-UB, before those of MGDA
+    held = 0.0
+    for k in tqdm(range(steps), desc="to rest", leave=False):
+        _, v, g = curved_rows(w, batch)
+        weights = weigh(torch.cat([v[:bound] @ v[:bound].mT, g[bound:] @ g[bound:].mT]))
+        d = (weights[:, None] @ g)[:, 0]
+        if k % max(1, steps // 10) == 0:
+            held = max(held, float((length(g[:bound]) / d[:bound].norm(dim=-1)).max()))
+        w = w - (1 + k / 100) ** -0.5 * d
+    (before, _, first), (after, _, last) = curved_rows(start, batch), curved_rows(w, batch)
+    distance, worse = length(last) / length(first), (after > before + 1e-9).any(1)
+    found = list(zip(distance.split(draws), worse.split(draws), strict=True))
+    return {
+        name: dict(zip(CASES, found[i:], strict=False))
+        for name, i in {"MGDA-UB": 0, "MGDA": len(CASES)}.items()
+    }, held

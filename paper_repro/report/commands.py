@@ -1,0 +1,225 @@
+"""`python -m paper_repro figure NAME`: a paper's figure with options of one's own."""
+
+import argparse
+import difflib
+import importlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from experiments.common.pool import Terminated
+
+from .display import Display, caught, say
+from .figures import FORMS
+from .findings import Figure
+from .options import Impossible, Option, Parameter, parameters, read, written
+from .parts import Store
+
+ABOUT = """A figure of a paper with options of one's own; without any it is the paper's. Writes the
+figure, and its numbers as JSON beside it."""
+
+
+class Catalogue:
+    """Every figure function, by its name paper.figure, imported when it is asked for.
+
+    Args:
+        package: whose folders are the papers.
+        papers: the folders' names.
+    """
+
+    def __init__(self, package: str, papers: Sequence[str]) -> None:
+        self.folders = {paper: importlib.import_module(f"{package}.{paper}") for paper in papers}
+        self.names = [
+            f"{paper}.{name}"
+            for paper, folder in self.folders.items()
+            for name in getattr(folder, "FIGURES", {})
+        ]
+
+    def __getitem__(self, name: str) -> Callable[..., Figure]:
+        paper, _, figure = name.partition(".")
+        return getattr(self.folders[paper], figure)
+
+    def listed(self) -> str:
+        """A line per figure: its name and what it shows."""
+        width = max(map(len, self.names)) + 2
+        return "\n".join(f"{name:<{width}}{summary(self[name])}" for name in self.names)
+
+
+def summary(figure: Callable[..., Figure]) -> str:
+    return (figure.__doc__ or "").strip().splitlines()[0]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser_of(name: str, figure: Callable[..., Figure]) -> argparse.ArgumentParser:
+    """The options of one figure, from its signature."""
+    parser = Parser(
+        prog=f"python -m paper_repro figure {name}",
+        description=summary(figure),
+        epilog="Several values are apart by blanks, numbers that belong together by commas.",
+        allow_abbrev=False,
+    )
+    for parameter in parameters(figure).values():
+        parser.add_argument(
+            f"--{parameter.name.replace('_', '-')}",
+            dest=parameter.name,
+            nargs="+",
+            metavar=named(parameter.kind),
+            help=f"{said(parameter.kind, parameter.option)} (default: "
+            f"{written(parameter.default)})".replace("%", "%%"),
+        )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        default=Path(f"{name}.png"),
+        help=f"where to, a name that ends in .{', .'.join(FORMS)} (default: {name}.png)",
+    )
+    return parser
+
+
+def named(kind: Any) -> str:
+    """What stands for a value in the help."""
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        if inner[-1] is Ellipsis:
+            return named(inner[0])
+        return ",".join(named(each) for each in inner)
+    if get_origin(kind) is Literal:
+        return "NAME"
+    return {int: "N", float: "X", bool: "yes|no"}.get(kind, "WORD")
+
+
+def said(kind: Any, option: Option) -> str:
+    """An option's help, with the names that it may have."""
+    inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    names = f": {', '.join(get_args(inner))}" if get_origin(inner) is Literal else ""
+    return f"{option.text}{names}"
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """An option and its values as one word, in which no negative number looks like an option."""
+    found: list[str] = []
+    for word in words:
+        value = not word.startswith("-") or word[1:2].isdigit() or word[1:2] == "."
+        if value and found and found[-1].startswith("--"):
+            found[-1] += f"{' ' if '=' in found[-1] else '='}{word}"
+        else:
+            found.append(word)
+    return found
+
+
+def values_of(
+    words: Sequence[str], parser: argparse.ArgumentParser, of: Sequence[Parameter]
+) -> Any:
+    """The options that were given, as the function takes them, and where the figure goes."""
+    given = vars(parser.parse_args(joined(words)))
+    out = given.pop("out")
+    return {
+        each.name: read(each.name, each.kind, " ".join(given[each.name]))
+        for each in of
+        if given[each.name] is not None
+    }, out
+
+
+def refusal(out: Path) -> str:
+    """Why a figure cannot be written there; "" where it can."""
+    if out.suffix[1:] not in FORMS:
+        return f"--out: {out} has to end in .{', .'.join(FORMS)}"
+    for path in (out, out.with_suffix(".json")):
+        if path.is_dir():
+            return f"--out: {path} is a folder"
+        try:
+            there = path.exists()
+            path.open("ab").close()
+            if not there:
+                path.unlink()
+        except OSError as error:
+            return f"--out: {path} cannot be written ({error.strerror or error})"
+    return ""
+
+
+def command(words: Sequence[str], figures: Catalogue) -> int:
+    """Draw one figure, or list them; returns the exit status."""
+    general = Parser(
+        prog="python -m paper_repro figure",
+        usage="%(prog)s (--list | NAME [options])",
+        description=ABOUT,
+        epilog="`python -m paper_repro figure NAME --help` says which options a figure has.",
+    )
+    general.add_argument("--list", action="store_true", help="list the figures and exit")
+    if not words or words[0].startswith("-"):
+        if general.parse_args(words).list:
+            say(figures.listed(), sys.stdout)
+            return 0
+        general.error(f"which figure? There are: {', '.join(figures.names)}")
+    name, rest = words[0], words[1:]
+    if name not in figures.names:
+        near = difflib.get_close_matches(name, figures.names, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        general.error(f"there is no figure {name}{meant} There are: {', '.join(figures.names)}")
+    figure = figures[name]
+    parser = parser_of(name, figure)
+    try:
+        values, out = values_of(rest, parser, list(parameters(figure).values()))
+    except Impossible as error:
+        parser.error(f"--{error}")
+    wrong = refusal(out)
+    if wrong:
+        parser.error(wrong)
+    return draw(name, figure, values, out, parser)
+
+
+def draw(
+    name: str,
+    figure: Callable[..., Figure],
+    values: dict[str, Any],
+    out: Path,
+    parser: argparse.ArgumentParser,
+) -> int:
+    """Compute, draw and write; what is computed is kept beside until then."""
+    parts, begin, display = out.with_suffix(".parts"), time.monotonic(), Display(1)
+    display.begin(name)
+    Store.folder = parts
+    try:
+        parts.mkdir(exist_ok=True)
+        with caught(display.line, lambda text: display.progress(name, text)):
+            found = figure(**values)._replace(name=name)
+            found.save(out)
+    except Impossible as error:
+        leave(parts)
+        parser.error(f"--{error}")
+    except KeyboardInterrupt as stop:
+        say(
+            f"\ninterrupted {name} after {time.monotonic() - begin:.0f} s; {leave(parts)}",
+            sys.stderr,
+        )
+        return 143 if isinstance(stop, Terminated) else 130
+    except OSError as error:
+        say(f"\nstopped {name}: {error}; {leave(parts)}", sys.stderr)
+        return 1
+    finally:
+        Store.folder = None
+    shutil.rmtree(parts, ignore_errors=True)
+    display.line(
+        f"{out}, {out.with_suffix('.json')}: {len(found.numbers)} records\n{found.caption}"
+    )
+    return 0
+
+
+def leave(parts: Path) -> str:
+    """What a stopped figure keeps, said; an empty folder goes."""
+    kept = [path for path in parts.glob("*-*") if path.suffix != ".lock"] if parts.exists() else []
+    if not kept:
+        shutil.rmtree(parts, ignore_errors=True)
+        return "nothing was finished, so nothing is kept"
+    count = f"{len(kept)} finished computation{'s' * (len(kept) > 1)}"
+    return f"{count} kept in {parts}, and the same command goes on from there"

@@ -1,0 +1,178 @@
+"""Figures as functions: their options, with ranges, are their signatures."""
+
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
+
+from matplotlib import style
+
+from .figures import STYLE
+from .findings import Figure
+
+P = ParamSpec("P")
+
+
+class Impossible(ValueError):
+    """An option has a value that it cannot have; the text is the sentence that says why."""
+
+
+class Option(NamedTuple):
+    """What is said of an option, and what each of its numbers may be."""
+
+    text: str
+    low: float = -math.inf
+    high: float = math.inf
+    least: int = 1  # entries, of one that has several
+
+
+Steps = Annotated[int, Option("steps of the optimizer", low=1)]
+Rate = Annotated[float, Option("learning rate of Adam", low=1e-12, high=1e3)]
+Seeds = Annotated[int, Option("seeds, which intervals are over", low=2, high=10_000)]
+Draws = Annotated[int, Option("random problems", low=2, high=1_000_000)]
+Starts = Annotated[tuple[tuple[float, float], ...], Option("starts in the plane, as x,y")]
+
+
+class Parameter(NamedTuple):
+    """Of a figure function."""
+
+    name: str
+    kind: Any  # its type, without what is said of it
+    default: Any
+    option: Option
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """By name, in the order of the signature."""
+    hints = inspect.get_annotations(inspect.unwrap(function), eval_str=True)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, option = hints[name], Option("")
+        if get_origin(kind) is Annotated:
+            kind, option = get_args(kind)
+        found[name] = Parameter(name, kind, parameter.default, option)
+    return found
+
+
+def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A figure function: its options are checked, and kept beside the numbers of the figure.
+
+    Raises:
+        Impossible: where an option has a value that it cannot have.
+    """
+
+    @functools.wraps(function)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, parameter in parameters(function).items():
+            check(parameter, bound.arguments[name])
+        with style.context(STYLE):
+            return function(*args, **kwargs)._replace(arguments=dict(bound.arguments))
+
+    return styled
+
+
+def check(parameter: Parameter, value: Any) -> None:
+    """Raises Impossible where a value has another form, or a number is outside its range."""
+    name, kind, option = parameter.name, parameter.kind, parameter.option
+    if get_origin(kind) is tuple and len(value) < option.least:
+        raise Impossible(f"{name}: expected at least {option.least} values, got {len(value)}")
+    for entry in _entries(name, kind, value):
+        if isinstance(entry, str | bool):
+            continue
+        if not math.isfinite(entry):
+            raise Impossible(f"{name}: expected finite numbers, got {entry}")
+        if not option.low <= entry <= option.high:
+            low, high = (f"{bound:g}" for bound in (option.low, option.high))
+            range_ = f"{low} to {high}" if high != "inf" else f"at least {low}"
+            range_ = range_ if low != "-inf" else f"at most {high}"
+            raise Impossible(f"{name}: expected {range_}, got {entry:g}")
+
+
+def _entries(name: str, kind: Any, value: Any) -> Iterator[Any]:
+    """The single values; of the types that the signature says."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise Impossible(f"{name}: expected several values, got {value!r}")
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) != len(value):
+            shown = ",".join(map(str, value))
+            raise Impossible(f"{name}: expected {len(kinds)} numbers together, got {shown}")
+        for one, part in zip(kinds, value, strict=True):
+            yield from _entries(name, one, part)
+    elif origin is Literal:
+        if value not in inner:
+            raise Impossible(f"{name}: expected {', '.join(inner)}; got {value}")
+        yield value
+    else:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        right = number and (kind is float or isinstance(value, int))
+        if kind in (int, float) and not right:
+            raise Impossible(f"{name}: expected {TYPES[kind]}, got {value!r}")
+        yield value
+
+
+TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "yes or no"}
+
+
+def read(name: str, kind: Any, text: str) -> Any:
+    """A value as it is typed: entries apart by blanks, or by commas inside of an entry.
+
+    Raises:
+        Impossible: where the text is none of the type.
+    """
+    if get_origin(kind) is not tuple:
+        return _single(name, kind, text)
+    inner = get_args(kind)
+    if get_origin(inner[0]) is tuple:
+        return tuple(read(name, inner[0], row) for row in text.split())
+    words = text.replace(",", " ").split()
+    kinds = [inner[0]] * len(words) if inner[-1] is Ellipsis else inner
+    if len(kinds) != len(words):
+        raise Impossible(f"{name}: expected {len(kinds)} numbers together, got {text}")
+    return tuple(_single(name, one, word) for one, word in zip(kinds, words, strict=True))
+
+
+def _single(name: str, kind: Any, text: str) -> Any:
+    if kind is bool and text in ("yes", "no"):
+        return text == "yes"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise Impossible(f"{name}: expected {TYPES[kind]}, got {text!r}") from None
+    if kind is bool:
+        raise Impossible(f"{name}: expected {TYPES[bool]}, got {text!r}")
+    return text
+
+
+def written(value: Any) -> str:
+    """A value as it is typed; `read` reads it."""
+    if isinstance(value, tuple):
+        rows = any(isinstance(entry, tuple) for entry in value)
+        return " ".join(
+            ",".join(map(written, entry)) if rows else written(entry) for entry in value
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def exported(package: str, figures: Mapping[str, str], name: str) -> Any:
+    """A paper's figure function, imported when it is asked for.
+
+    Args:
+        package: the paper's.
+        figures: the module of every function, by the function's name.
+        name: what is asked for.
+
+    Raises:
+        AttributeError: where the paper has no such figure.
+    """
+    if name not in figures:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{package}.{figures[name]}"), name)

@@ -1,0 +1,194 @@
+"""Several processes: their step is that of one process on the union of their batches; modules that
+belong to several are refused where no group is named.
+"""
+
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+
+import mtlfunc as mf
+from tests.support import ROOT
+from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
+from tests.support.ranks import CHECKS, begin
+
+
+@pytest.fixture
+def group():
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def losses_of(module):
+    def losses(params, batch):
+        x, y = batch
+        outputs = torch.stack(functional_call(module, params, (x,)), 1)
+        return (outputs - y).square().mean((0, 2))
+
+    return losses
+
+
+@pytest.mark.usefixtures("group")
+def test_data_parallel_modules_are_refused():
+    wrapped = DistributedDataParallel(TrunkAndHeads(0))
+    with pytest.raises(NotImplementedError, match="module is wrapped in DistributedDataParallel"):
+        mf.parameters(wrapped)
+    with pytest.raises(NotImplementedError, match=r"module\.1 is wrapped in DistributedData"):
+        mf.parameters(nn.Sequential(nn.Identity(), wrapped))
+    with pytest.raises(NotImplementedError, match="module is wrapped in DataParallel"):
+        mf.stack([nn.DataParallel(TrunkAndHeads(0))])
+
+
+@pytest.mark.usefixtures("group")
+def test_a_forward_of_a_data_parallel_module_is_refused():
+    """With parameters by hand, which `mtlfunc.parameters` has not seen."""
+    wrapped = DistributedDataParallel(TrunkAndHeads(0))
+    params = {name: leaf.detach() for name, leaf in wrapped.named_parameters()}
+    losses, message = losses_of(wrapped), "losses_fn calls a module wrapped in DistributedDataPara"
+    shared = "module.trunk.*"
+    for probe in (mf.jacobian(shared), mf.losses_only(), mf.moving_average(shared)):
+        with pytest.raises(NotImplementedError, match=message):
+            mf.balance(losses, mf.mean(), probe).init(params, BATCH)
+    for call in (mf.task_gradients, mf.task_gramian):
+        with pytest.raises(NotImplementedError, match=message):
+            call(losses, params, BATCH)
+    # what was watched for one call is not watched after it
+    assert len(wrapped(BATCH[0])) == 3
+
+
+@pytest.mark.usefixtures("group")
+def test_sharded_parameters_are_refused():
+    sharded = TrunkAndHeads(0)
+    fully_shard(sharded)
+    with pytest.raises(NotImplementedError, match="module is wrapped in FSDPModule"):
+        mf.parameters(sharded)
+    params = {name: leaf.detach() for name, leaf in sharded.named_parameters()}
+    message = r"params\['trunk\.0\.weight'\] is a DTensor, a shard of a parameter.*full_tensor"
+    with pytest.raises(NotImplementedError, match=message):
+        mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")).init(params, BATCH)
+    with pytest.raises(NotImplementedError, match=message):
+        mf.task_gradients(vector, params, BATCH)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_mesh_that_is_not_the_group_is_refused():
+    """HSDP and tensor parallelism, whose shards a sum over the group would count wrongly."""
+    mesh = init_device_mesh("cpu", (1, 1))
+    params: dict[str, torch.Tensor] = {
+        name: distribute_tensor(leaf, mesh, [Shard(0), Replicate()])
+        for name, leaf in PARAMS.items()
+    }
+    step = mf.balance(
+        vector, mf.mgda(), mf.jacobian("trunk.*", group=torch.distributed.group.WORLD)
+    )
+    with pytest.raises(ValueError, match=r"group: its ranks are \[0\].*one-dimensional meshes"):
+        step.init(params, BATCH)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_plain_module_beside_a_process_group_is_fine():
+    step = mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*"))
+    grads, _, _ = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+    assert set(grads) == set(PARAMS)
+
+
+@pytest.mark.usefixtures("group")
+def test_every_probe_takes_a_group_or_says_why_not():
+    """One made of another has that one's."""
+    world = torch.distributed.group.WORLD
+    parts = {"subset", "graddrop", "trimmed_mean", "Run"}  # of a probe
+    of_one = {"second_evaluation": mf.second_evaluation, "log_losses": mf.log_losses}
+    for name in set(mf.probes.__all__) - parts - set(of_one):
+        given = (encode, decode) if name == "representation" else ()
+        assert getattr(mf, name)(*given, group=world).group is world, name
+    assert mf.second_evaluation(mf.losses_only(group=world)).group is world
+    with pytest.raises(NotImplementedError, match=r"^probe: .*takes probes without group="):
+        mf.log_losses(mf.moving_average(group=world))
+
+
+def test_a_compiled_module_keeps_its_prefix():
+    """`torch.compile` puts `_orig_mod.` before the names; the numbers are the same."""
+    module = TrunkAndHeads(0)
+    compiled = torch.compile(module, backend="eager")
+    assert isinstance(compiled, nn.Module)
+    expected = mf.balance(losses_of(module), mf.mgda(), mf.jacobian("trunk.*"))
+    step = mf.balance(losses_of(compiled), mf.mgda(), mf.jacobian("_orig_mod.trunk.*"))
+    plain, params = mf.parameters(module), mf.parameters(compiled)
+    grads, _, _ = step.update(params, BATCH, step.init(params, BATCH))
+    wanted, _, _ = expected.update(plain, BATCH, expected.init(plain, BATCH))
+    for name, grad in wanted.items():
+        torch.testing.assert_close(grads[f"_orig_mod.{name}"], grad)
+
+
+def launch(check: str, size: int, folder: Path) -> list[tuple[int | None, str]]:
+    """(exit code, output) of every rank of `tests.support.ranks`; forks of one process that has
+    imported everything, since torch takes seconds to import.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch._dynamo", "tests.support.ranks", "tests.support.ranks_preload"]
+    )
+    processes = [
+        context.Process(target=begin, args=(check, rank, size, folder)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join(300)
+    finally:
+        for process in processes:
+            process.kill()
+    outputs = [(folder / f"{rank}.log").read_text() for rank in range(size)]
+    return [(one.exitcode, text) for one, text in zip(processes, outputs, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("check", "size"), [("two", 2), ("three", 3)])
+def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
+    """What each rank checks is in `tests/support/ranks.py`. In the end of two processes one dies,
+    and the other ends with an error.
+    """
+    dead = [9] if size == 2 else []
+    found = launch(check, size, tmp_path)
+    outputs = [text for _, text in found]
+    assert [code for code, _ in found] == [0] * (size - len(dead)) + dead, "\n".join(outputs)
+    done = re.findall(r"^(\w+): ok$", outputs[0], re.MULTILINE)
+    assert done + ["dies"] * len(dead) == [one.__name__ for one in CHECKS[check]]
+    assert ("ended with RuntimeError" in outputs[0]) == bool(dead)
+
+
+@pytest.mark.slow
+def test_a_page_ends_as_one_process_on_the_union(tmp_path):
+    """By the launcher that users have; through a checkpoint halfway. `tests/support/ranks.py` has
+    the other page.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "--standalone", "-m", "experiments.examples.data_parallel", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    found = re.search(r"from one process on the union: ([0-9.e+-]+)", done.stdout)
+    assert found, done.stdout
+    assert float(found[1]) < 1e-5
+    assert "resumed at step 4" in done.stdout

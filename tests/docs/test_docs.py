@@ -1,0 +1,196 @@
+"""What the project says of itself is true: the README and the tour run, tables name what exists,
+the environment files agree.
+"""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import torch
+import yaml
+
+import mtlfunc as mf
+from docs import properties, results
+from tests.support import ROOT
+
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
+RULES = set(mf.rules.__all__) - {"aggregate", "weights"}  # these two apply a rule
+
+
+def run_blocks(text: str, name: str) -> dict:
+    """All Python of a page, from top to bottom; what it leaves. A block `text` that follows a block
+    of code is what that code prints, numbers to their last digit but one.
+    """
+    scope: dict = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        blocks = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.DOTALL)
+        for block, printed in blocks:
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(block, name, "exec"), scope)
+            print(out.getvalue(), end="")
+            if printed:
+                same_print(out.getvalue(), printed)
+    return scope
+
+
+def same_print(got: str, expected: str) -> None:
+    number = r"-?\d+\.\d*(?:e[+-]\d+)?"
+    assert re.split(number, got) == re.split(number, expected), got
+    for one, other in zip(re.findall(number, got), re.findall(number, expected), strict=True):
+        digits = len(re.sub(r"e.*|-|\.", "", other).rstrip("0").lstrip("0"))
+        assert float(one) == pytest.approx(float(other), rel=2 * 10 ** (1 - max(digits, 1))), got
+
+
+def test_readme_is_a_front_page_and_runs():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert "```python" in lines[:40], "code on the first screen"
+    opening = README[: README.index("![")]
+    for number in re.findall(r"\d+\.\d+|\d+ of|; \d+", opening):  # each is in the results below
+        assert re.search(rf"\b{re.sub('[^0-9.]', '', number)}\b", results_part(README)), number
+    scope = run_blocks(README, "README.md")
+    assert scope["info"].weights.shape == (3,)
+    assert scope["study"].shape == (3, 3)
+    assert scope["study"].isfinite().all()
+
+
+def results_part(text: str) -> str:
+    return text[text.index("<!-- summary -->") :]
+
+
+def test_readme_has_the_numbers_of_the_benchmarks():
+    assert results.summary((DOCS / "benchmarks.md").read_text()) in README
+
+
+def test_tour_runs_from_top_to_bottom(capsys):
+    scope = run_blocks((DOCS / "tour.md").read_text(), "tour.md")
+    assert scope["grid"](
+        mf.stack(scope["nets"]), torch.arange(4), torch.tensor([0.2, 0.4, 0.8])
+    ).losses.shape == (4, 3, 3)
+    assert len(re.findall(r"^tensor\(", capsys.readouterr().out, re.MULTILINE)) == 4
+
+
+def test_method_table_names_what_exists():
+    table = (DOCS / "methods" / "index.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| ") and ("`mf." in line)]
+    calls = [call for row in rows for call in re.findall(r"`(mf\.[^`]+\))`", row)]
+    scope = {
+        "mf": mf,
+        "encode": lambda p, b: b,
+        "decode": lambda p, z, b: z,
+        "f": lambda gramian: gramian.diagonal(),
+    }
+    for call in calls:
+        assert isinstance(eval(call, scope), mf.Rule | mf.Probe), call
+    named = {
+        re.match(r"mf\.(\w+)", call).group(1)  # pyright: ignore[reportOptionalMemberAccess]
+        for call in calls
+    }
+    assert named >= RULES, f"the table of methods lacks {RULES - named}"
+    for row in rows:  # the step refuses a probe that does not measure what the rule reads
+        probe, rule = (re.search(r"`(mf\.[^`]+\))`", cell) for cell in row.split(" | ")[1:3])
+        if probe and rule:
+            mf.balance(lambda params, batch: batch, eval(rule[1], scope), eval(probe[1], scope))
+
+
+def test_table_of_properties_names_every_rule():
+    named = {
+        re.match(r"\w+", rule).group()  # pyright: ignore[reportOptionalMemberAccess]
+        for rule in properties.RULES
+    }
+    assert RULES - {"stateless"} <= named
+
+
+def test_solver_table_names_every_solver():
+    table = (DOCS / "solvers.md").read_text()
+    named = set(re.findall(r"^\| `solvers\.(\w+)", table, re.MULTILINE))
+    solvers = {"active_set", "auto", "cvx", "faces", "frank_wolfe", "projected_gradient"}
+    assert named == solvers
+    assert all(hasattr(mf.solvers, name) for name in solvers)
+
+
+def test_folders_of_the_architecture_exist():
+    page = (DOCS / "architecture.md").read_text()
+    block = page[page.index("    mtlfunc/\n") : page.index("Imports go one way")]
+    for name in re.findall(r"(\w+\.py|\w+/)", block):
+        assert list(ROOT.rglob(name.rstrip("/"))), name
+    for path in (ROOT / "mtlfunc").iterdir():
+        if path.suffix == ".py" and path.name != "__init__.py":
+            assert path.name in block, path.name
+        elif (path / "__init__.py").exists():
+            assert f"{path.name}/" in block, path.name
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=str)
+def test_images_and_files_that_are_linked_exist(path):
+    """As a reader of the repository finds them; pages that are made exist in the site alone."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
+        made = link.endswith(".rst") or re.search(r"(reproductions|notebooks)/|changelog", link)
+        assert made or (path.parent / link).exists(), link
+
+
+def test_environment_agrees_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = {item for item in environment["dependencies"] if isinstance(item, str)} - {"pip"}
+    expected = {re.sub(r"^torch(?=[<>=])", "pytorch", item) for item in project["dependencies"]} | {
+        f"python{project['requires-python']}"
+    }
+    assert conda == expected
+    assert environment["dependencies"][-1] == {"pip": ['-e ".[test]"']}
+
+
+def test_every_dependency_is_bounded():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for item in [
+        *project["dependencies"],
+        *(x for extra in project["optional-dependencies"].values() for x in extra),
+    ]:
+        assert item in ("mtlfunc[repro]", "mtlfunc[testing]") or re.fullmatch(
+            r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+(; sys_platform == 'linux')?", item
+        ), item
+
+
+def test_citation_and_version_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == mf.__version__
+    assert project["dynamic"] == ["version"]
+    assert citation["license"] == project["license"]
+
+
+@pytest.mark.parametrize("module", ["paper_repro", "experiments.digits", "experiments.arena"])
+def test_help_is_shown(module):
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--out" in done.stdout
+    assert "--seeds" in done.stdout
+
+
+def test_project_speaks_of_itself_alone():
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"/(?:work|root|home|tmp)/\w")
+    for name in tracked.stdout.split():
+        path = ROOT / name
+        if (
+            path.suffix in {".py", ".md", ".toml", ".yml", ".cff"}
+            and path.exists()
+            and name != "tests/docs/test_docs.py"
+        ):
+            assert not pattern.search(path.read_text()), name

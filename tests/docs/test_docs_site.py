@@ -1,0 +1,144 @@
+"""The site of documentation: its code runs, it names every public function, its links resolve."""
+
+import html.parser
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+
+import mtlfunc as mf
+from docs import pages
+from tests.support import ROOT
+
+DOCS = ROOT / "docs"
+RUN = [
+    DOCS / "start.md",
+    DOCS / "choosing.md",
+    *sorted((DOCS / "how-to").glob("*.md")),
+    *sorted((DOCS / "from").glob("*.md")),
+]
+RUN = [path for path in RUN if path.name != "index.md"]
+
+
+def needs(block: str) -> list[str]:
+    """What has to be installed for a block; without it the block is left out."""
+    return re.findall(r"^# needs: (\w+)$", block, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
+def test_page_runs_from_top_to_bottom(path, capsys, tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks, "a page without code"
+    there = [block for block in blocks if all(map(importlib.util.find_spec, needs(block)))]
+    if not there:
+        pytest.skip(f"needs {', '.join(dict.fromkeys(needs(''.join(blocks))))}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # a page may write a module
+    dtype = torch.get_default_dtype()
+    scope: dict = {"__name__": "page"}
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for block in there:
+                exec(compile(block, path.name, "exec"), scope)
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "how-to").glob("*.md")), ids=lambda path: path.stem)
+def test_how_to_pages_start_with_the_problem_and_end_with_what_can_go_wrong(path):
+    if path.name == "index.md":
+        return
+    text = path.read_text()
+    assert text.split("\n\n")[1].startswith("**Problem.**")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE)[-1] == "What can go wrong"
+
+
+def test_reference_has_every_public_name():
+    rooms = {*pages.ROOMS, "audit"}
+    assert set(mf.__all__) - rooms <= pages.documented()
+    for name in pages.documented():
+        found = mf
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert found.__doc__, name
+
+
+def test_every_rule_has_its_method_properties_and_page():
+    made = pages.method_pages(set(pages.RULES))
+    for name in pages.RULES:
+        page = made[f"methods/rule-{name}.rst"]
+        assert f"autofunction:: mtlfunc.{name}" in page
+        assert "In use" in page
+        assert "``present``" in page or name == "imtl_g", "what the rule reads"
+        if name != "stateless":
+            assert "What the audit finds" in page
+            assert page.count("\n     - ") >= 2 * 15, "every property, what it says, what is found"
+    assert made["methods/gallery.rst"].count(".. image::") == len(pages.RULES)
+
+
+def test_every_property_is_explained():
+    heads, _, meanings = pages.audited()
+    assert set(heads) - set(meanings) <= {"continuous"}
+
+
+def test_every_claim_has_an_anchor_on_its_papers_page():
+    made = pages.reproduction_pages()
+    for row in pages.ROWS:
+        page = made[f"reproductions/{pages.FOLDERS[row.paper]}.md"]
+        assert page.count(f'<a id="{row.id.lower()}"></a>') == 1
+
+
+# ---- the site as it is built ---------------------------------------------------------------------
+
+
+class Reader(html.parser.HTMLParser):
+    """Places that can be linked to, and links, of one page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: set[str] = set()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.places |= {place for place in (named.get("id"), named.get("name")) if place}
+        self.links += [link for link in (named.get("href"), named.get("src")) if link]
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    return reader
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "myst_nb")),
+    reason='needs pip install -e ".[docs]"',
+)
+def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path):
+    # the notebooks' outputs are the matter of test_notebooks.py
+    command = [sys.executable, str(DOCS / "build.py"), str(tmp_path), "--stored-notebooks"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read_pages = {path: read(path) for path in tmp_path.rglob("*.html")}
+    assert len(read_pages) >= 60
+    assert (tmp_path / "searchindex.js").stat().st_size > 100_000
+    broken = []
+    for path, page in read_pages.items():
+        for link in page.links:
+            if re.match(r"[a-z]+:", link):
+                continue
+            file, _, place = unquote(link.split("?")[0] if "#" not in link else link).partition("#")
+            target = (path.parent / file.split("?")[0]).resolve() if file else path
+            if not target.exists() or (
+                place and target in read_pages and place not in read_pages[target].places
+            ):
+                broken.append(f"{path.relative_to(tmp_path)}: {link}")
+    assert not broken

@@ -1,0 +1,377 @@
+"""experiments/multimnist: MNIST's files, composition, architectures, runs and the command."""
+
+import gzip
+import json
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import mtlfunc as mf
+from experiments.common.cells import Cell
+from experiments.common.files import DataError, Source
+from experiments.common.intervals import estimate
+from experiments.multimnist import __main__ as command
+from experiments.multimnist import architectures, mnist, report, train
+
+# ---- files and composition -----------------------------------------------------------------------
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """The official format, written by hand."""
+    return struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(folder: Path, counts=(24, 8), *, zipped: bool = False, inner: bool = False) -> Path:
+    """Random pictures and labels in the official layout."""
+    place = folder / mnist.INNER if inner else folder
+    place.mkdir(parents=True, exist_ok=True)
+    for seed, (part, count) in enumerate(zip(mnist.PARTS, counts, strict=True)):
+        generator = np.random.default_rng(seed)
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = generator.integers(0, 10, count, dtype=np.uint8)
+        for name, array in (
+            (f"{part}-images-idx3-ubyte", images),
+            (f"{part}-labels-idx1-ubyte", labels),
+        ):
+            held = idx_bytes(array)
+            path = place / (f"{name}.gz" if zipped else name)
+            path.write_bytes(gzip.compress(held) if zipped else held)
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+def test_official_files_are_read_as_they_are(tmp_path, zipped, inner):
+    held = mnist.read(write_mnist(tmp_path, zipped=zipped, inner=inner))
+    for seed, (part, count) in enumerate((("train", 24), ("t10k", 8))):
+        generator = np.random.default_rng(seed)
+        images, labels = held[part]
+        expected = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        assert np.array_equal(images, expected)
+        assert labels.tolist() == generator.integers(0, 10, count, dtype=np.uint8).tolist()
+
+
+def test_pairs_are_their_literal_loop():
+    """A canvas of 36 x 36, the left digit at [0:28], the right one at [6:34], the larger pixel;
+    then Pillow's nearest pixel.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (7, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(7)
+    canvases, both = mnist.pairs(images, labels, mf.random.key(4))
+    assert sorted(both[:, 1].tolist()) == list(range(7))
+    for i, (left, right) in enumerate(both.tolist()):
+        assert left == i
+        canvas = np.zeros((36, 36), np.uint8)
+        for row in range(28):
+            for column in range(28):
+                canvas[row, column] = images[left, row, column]
+        for row in range(28):
+            for column in range(28):
+                old = canvas[row + 6, column + 6]
+                canvas[row + 6, column + 6] = max(int(old), int(images[right, row, column]))
+        small = Image.fromarray(canvas).resize((28, 28), Image.Resampling.NEAREST)
+        assert np.array_equal(canvases[i], np.asarray(small))
+    again, other = (mnist.pairs(images, labels, mf.random.key(s))[1] for s in (4, 5))
+    assert torch.equal(again, both)
+    assert not torch.equal(other, both)
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "said"),
+    [
+        (
+            "train-images-idx3-ubyte",
+            None,
+            r"looked for train-images-idx3-ubyte, .* not there",
+        ),
+        ("train-images-idx3-ubyte", b"abc", r"begins with 61 62 63; expected 00 00 08 03"),
+        ("t10k-labels-idx1-ubyte", b"", r"begins with nothing; expected 00 00 08 01, .* 1 axis"),
+        (
+            "t10k-labels-idx1-ubyte",
+            idx_bytes(np.zeros((8, 2, 2), np.uint8)),
+            r"begins with 00 00 08 03; expected 00 00 08 01",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            idx_bytes(np.zeros((24, 28, 28), np.uint8))[:-5],
+            r"says that it holds 24 x 28 x 28 bytes, and has 18811",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            idx_bytes(np.zeros((24, 32, 32), np.uint8)),
+            r"images of 32 x 32 pixels; expected 28 x 28",
+        ),
+        ("t10k-labels-idx1-ubyte", idx_bytes(np.zeros(9, np.uint8)), r"9 labels for 8 images"),
+        (
+            "t10k-labels-idx1-ubyte",
+            idx_bytes(np.full(8, 11, np.uint8)),
+            r"labels 11 outside the classes; expected 0 to 9",
+        ),
+    ],
+)
+def test_a_bad_folder_says_what_is_wrong(tmp_path, name, held, said):
+    write_mnist(tmp_path)
+    (tmp_path / name).unlink()
+    if held is not None:
+        (tmp_path / name).write_bytes(held)
+    with pytest.raises(DataError, match=said):
+        mnist.read(tmp_path)
+
+
+def test_other_folders_and_broken_archives_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"not MNIST; looked for train-images-idx3-ubyte.* nothing"):
+        mnist.read(tmp_path)
+    write_mnist(tmp_path, zipped=True)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    for broken in (path.read_bytes()[:-20], b"not gzip"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: cannot be unpacked"):
+            mnist.read(tmp_path)
+
+
+# ---- architectures -------------------------------------------------------------------------------
+
+
+def reached(net: torch.nn.Module, images: torch.Tensor) -> list[set[str]]:
+    """Of each output, the parameters that it depends on."""
+    found = []
+    for output in net(images):
+        grads = torch.autograd.grad(
+            output.square().sum(), list(net.parameters()), allow_unused=True, retain_graph=True
+        )
+        names = [name for name, _ in net.named_parameters()]
+        found.append({n for n, g in zip(names, grads, strict=True) if g is not None})
+    return found
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+@pytest.mark.parametrize("lenet", [False, True])
+def test_what_is_called_shared_is_shared(name, lenet):
+    stage = architectures.lenet if lenet else architectures.dense(100, 8)
+    net = architectures.ARCHITECTURES[name](stage, 6)
+    images = torch.randn(3, 1, 28, 28) if lenet else torch.randn(3, 100)
+    left, right = reached(net, images)
+    every = {n for n, _ in net.named_parameters()}
+    assert left & right == {n for n in every if n.startswith("trunk.")}
+    assert left | right == every
+    outputs = net(images)
+    assert [out.shape for out in outputs] == [(3, 10), (3, 10)]
+    assert not torch.equal(*outputs)
+
+
+def test_a_condition_is_a_one_hot_input():
+    """Adding a task's features equals a first layer on the image with the task's number."""
+    net = architectures.TaskConditioned(architectures.dense(5, 4), 3)
+    x = torch.randn(2, 5)
+    first, trunk = dict(net.named_parameters()), net.trunk
+    for task, output in enumerate(net(x)):
+        weight = torch.cat(
+            [first["trunk.first.1.weight"], *(first[f"heads.{t}.weight"] for t in (0, 1))], 1
+        )
+        told = torch.cat([x, F.one_hot(torch.full((2,), task), 2).float()], 1)
+        h = F.relu(told @ weight.T + first["trunk.first.1.bias"])
+        expected = trunk["head"](F.relu(trunk["second"](h)))
+        torch.testing.assert_close(output, expected)
+
+
+def test_stitches_mix_the_columns():
+    """With the identity two networks of their own; with equal halves one average for both."""
+    net = architectures.CrossStitch(architectures.dense(5, 4), 3)
+    x = torch.randn(2, 5)
+    columns, stitches = net.trunk.columns, list(net.trunk.stitches)
+    with torch.no_grad():
+        for stitch in stitches:
+            stitch.copy_(torch.eye(2))
+    for task, output in enumerate(net(x)):
+        column = columns[task]
+        assert isinstance(column, torch.nn.ModuleDict)
+        own = F.relu(column["second"](F.relu(column["first"](x))))
+        torch.testing.assert_close(output, net.heads[task](own))
+    with torch.no_grad():
+        stitches[1].fill_(0.5)
+    left, right = net.trunk(x)
+    torch.testing.assert_close(left, right)
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+SHORT = train.Settings(None, 1, 1024, False, "cpu")
+
+
+@pytest.mark.parametrize("problem", train.SETTINGS)
+def test_a_program_is_its_runs_one_by_one(problem):
+    cells = tuple(Cell(problem, "gradnorm", "", rate, s) for rate in (2e-3, 6e-3) for s in (0, 3))
+    together = train.together(SHORT, cells)
+    (alone,) = train.together(SHORT, cells[-1:])
+    for part in ("test", "train"):
+        # a pair may lie on the border between two classes
+        assert together[-1][part] == pytest.approx(alone[part], abs=3 / 1436)
+    assert together[-1]["parameters"] == alone["parameters"]
+    assert len({numbers["test"]["left"] for numbers in together}) > 1
+    longer = train.SETTINGS[problem].longer
+    assert alone["steps"] == longer * (4312 // 1024)
+
+
+def test_one_task_alone_learns_as_a_stock_loop():
+    (numbers,) = train.together(SHORT, (Cell("hard sharing", "left alone", "", 1e-2, 2),))
+    assert list(numbers["test"]) == ["left"]
+    net = train.network(SHORT, train.SETTINGS["hard sharing"], 2)
+    parts = train.split(SHORT, 2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    order = train._order(torch.tensor(2), 0, len(parts.train.labels))
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * step / 4)) / 2
+        index = order[1024 * step : 1024 * (step + 1)]
+        loss = F.cross_entropy(net(parts.train.canvases[index])[0], parts.train.labels[index, 0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, part in (("test", parts.test), ("train", parts.train)):
+        right = (net(part.canvases)[0].argmax(1) == part.labels[:, 0]).double().mean().item()
+        assert numbers[name]["left"] == pytest.approx(right, abs=3 / len(part.labels))
+
+
+def test_a_diverged_run_is_reported_as_such():
+    cells = tuple(Cell("hard sharing", "mean", "", rate, 0) for rate in (1e-3, 1e30))
+    good, bad = train.together(SHORT, cells)
+    assert math.isfinite(good["score"])
+    assert math.isnan(bad["score"])
+    assert all(map(math.isnan, bad["test"].values()))
+
+
+def test_a_folder_is_divided_before_it_is_paired(tmp_path):
+    write_mnist(tmp_path, (40, 8))
+    settings = train.Settings(Source(str(tmp_path), ""), 1, 8, True, "cpu")
+    train._read.cache_clear()
+    parts = train.split(settings, 1)
+    assert [len(part.labels) for part in parts] == [20, 20, 8]
+    labels = mnist.read(tmp_path)["train"][1]
+    assert torch.equal(parts.train.labels[:, 0], labels[:20])
+    assert sorted(parts.validation.labels[:, 1].tolist()) == sorted(labels[20:].tolist())
+    image = parts.test.canvases[3]
+    expected = (image.double() / 255 - 0.1307) / 0.3081
+    assert train.seen(image[None])[0, 0].numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    assert [round(train.rate_at(settings, s), 4) for s in (0.0, 0.1, 0.35)] == [1, 0.85, 0.6141]
+    with pytest.raises(DataError, match=r"20 training images are left .* fewer than one batch"):
+        train.split(settings._replace(batch=32), 1)
+
+
+# ---- the report and the command ------------------------------------------------------------------
+
+
+def row(against: float = 0.0, alone: float = 0.0, gradnorm: float | None = None) -> report.Row:
+    def about(x: float) -> report.Estimate:
+        return estimate([x - 0.1, x + 0.1] * 4)
+
+    return report.Row(
+        {t: about(90.0) for t in train.TASKS},
+        about(0),
+        about(against),
+        {t: about(alone) for t in train.TASKS},
+        about(1),
+        about(0),
+        None if gradnorm is None else about(gradnorm),
+        10,
+        1.0,
+    )
+
+
+def test_verdicts_follow_the_intervals():
+    def verdicts(**rows: report.Row) -> dict[str, str]:
+        return report.verdicts_of(dict.fromkeys(architectures.ARCHITECTURES, rows))
+
+    base = {"mean": row(alone=-3), "pcgrad": row(2), "gradnorm": row(alone=1, gradnorm=None)}
+    few = verdicts(**base | {"mean": row(alone=-3, gradnorm=2)})
+    assert few["GN-26"] == "inconclusive"  # the other weightings were not there
+    base |= {"uw": row(gradnorm=2), "dwa": row(gradnorm=2)}
+    assert verdicts(**base) == {
+        "PC-01": "holds",
+        "CA-01": "holds",
+        "PC-07": "holds",
+        "GN-26": "holds",
+    }
+    assert verdicts(mean=row(alone=2))["PC-01"] == "does not hold"
+    assert verdicts(mean=row())["CA-01"] == "inconclusive"
+    assert verdicts(pcgrad=row(-2)) == {"PC-07": "does not hold"}
+    assert verdicts(pcgrad=row()) == {"PC-07": "inconclusive"}
+    beaten = verdicts(gradnorm=row(alone=1), uw=row(gradnorm=-2))
+    assert beaten == {"GN-26": "does not hold"}
+    one = {name: {"pcgrad": row(2)} for name in architectures.ARCHITECTURES}
+    one["soft attention"] = {"pcgrad": row(0)}
+    assert report.verdicts_of(one | {report.BASE: {"pcgrad": row(2)}}) == {"PC-07": "inconclusive"}
+    assert report.below_alone(row(alone=-2)) == "below left and right"
+    assert report.below_alone(row()) == "no difference shown"
+
+
+def test_command_on_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "settings_of", lambda *rest: SHORT)
+    few = {name: train.SETTINGS[name] for name in (train.BASE, "twice as wide")}
+    monkeypatch.setattr(command, "SETTINGS", few)
+    monkeypatch.setattr(command, "RATES", (6e-3,))
+    arguments = ["--quick", "--rules", "pcgrad,mean", "--workers", "1", "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    shown = capsys.readouterr().out
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(kept["problems"]) == list(few)
+    for methods in kept["problems"].values():
+        assert list(methods) == ["left alone", "right alone", "pcgrad", "mean"]
+        test = {n: [r["test"] for r in m["runs"]] for n, m in methods.items()}
+        gain = [
+            50 * sum(test["pcgrad"][s][t] - test["mean"][s][t] for t in train.TASKS)
+            for s in range(2)
+        ]
+        summary = methods["pcgrad"]["summary"]
+        assert summary["against_mean"] == pytest.approx(estimate(gain)._asdict())
+        loss = [
+            50 * sum(1 - test["mean"][s][t] / test[f"{t} alone"][s][t] for t in train.TASKS)
+            for s in range(2)
+        ]
+        assert methods["mean"]["summary"]["delta_m"]["mean"] == pytest.approx(np.mean(loss))
+        train_of = [r["train"] for r in methods["mean"]["runs"]]
+        gaps = [
+            50 * sum(train_of[s][t] - test["mean"][s][t] for t in train.TASKS) for s in range(2)
+        ]
+        assert methods["mean"]["summary"]["gap"]["mean"] == pytest.approx(np.mean(gaps))
+    assert "**Capacity** — one network twice as wide less two separate ones" in shown
+    assert "nan" not in shown
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")}
+
+    def never(*cells: object) -> None:
+        raise AssertionError("all of it was kept")
+
+    monkeypatch.setattr(command, "together", never)
+    assert command.main(arguments) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    assert (tmp_path / "multimnist.png").is_file()
+
+
+def test_command_on_a_folder(tmp_path, monkeypatch, capsys):
+    write_mnist(tmp_path / "mnist", (20, 8), zipped=True)
+    settings = train.Settings(Source(str(tmp_path / "mnist"), ""), 1, 8, True, "cpu")
+    monkeypatch.setattr(command, "settings_of", lambda *rest: settings)
+    monkeypatch.setattr(command, "SETTINGS", {train.BASE: train.SETTINGS[train.BASE]})
+    monkeypatch.setattr(command, "PAPERS_RATES", (1e-2,))
+    call = ["--quick", "--rules", "mean", "--workers", "1", "--out", str(tmp_path / "out")]
+    assert command.main([*call, "--data", str(tmp_path / "mnist")]) == 0
+    assert (
+        "On MultiMNIST (10 pairs to learn from, 10 that choose rates, 8" in capsys.readouterr().out
+    )
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+    train._read.cache_clear()
+    assert command.main([*call, "--data", str(tmp_path / "mnist")]) == 2
+    assert "looked for t10k-labels-idx1-ubyte" in capsys.readouterr().err
+
+
+def test_sizes(tmp_path):
+    full = command.settings_of("full", Source(str(tmp_path), ""), "cpu")
+    assert (full.epochs, full.papers) == (100, True)
+    plan = command.plan_of("default", SHORT, ["pcgrad"], tuple(range(12)))
+    assert plan.problems == tuple(train.SETTINGS)
+    assert list(plan.methods) == ["left alone", "right alone", "pcgrad"]

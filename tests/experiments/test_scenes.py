@@ -1,0 +1,624 @@
+"""experiments/scenes: renderer, metrics, loaders, networks, runs and the command."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
+from torch.func import functional_call
+
+import mtlfunc as mf
+from experiments.common.cells import Cell, state_of
+from experiments.common.files import DataError, Source
+from experiments.scenes import __main__ as command
+from experiments.scenes import data, metrics, published, render, report, segnet, small, train
+
+# ---- the renderer --------------------------------------------------------------------------------
+
+
+def empty(**changes: torch.Tensor) -> render.Rooms:
+    """One room in double precision, seen straight ahead, its objects behind the camera."""
+    drawn = render.rooms(mf.random.key(3), 1)
+    still = {
+        name: leaf.double() if leaf.is_floating_point() else leaf
+        for name, leaf in drawn._asdict().items()
+    }
+    still["turn"] = torch.zeros(1, 2, dtype=torch.float64)
+    still["centres"] = torch.tensor([0.0, 0.0, -5.0], dtype=torch.float64).expand(1, 4, 3).clone()
+    return render.Rooms(**(still | changes))
+
+
+def test_depths_and_normals_of_planes_are_closed_forms():
+    walls = torch.tensor([[1.5, 2.0, 4.0, 1.4, 1.1]], dtype=torch.float64)
+    rays = render.pixels()
+    seen = render.cast(empty(walls=walls), rays)
+    u, v = rays.unbind(-1)
+    left, right, back, floor, ceiling = walls[0]
+    # the nearest of u·z = -left, u·z = right, z = back, v·z = floor, v·z = -ceiling
+    bounds = torch.stack([-left / u, right / u, back.expand(len(u)), floor / v, -ceiling / v])
+    depth, side = bounds.where(bounds > 0, math.inf).min(0)
+    torch.testing.assert_close(seen.depth[0], depth)
+    inward = torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 0, -1], [0, -1, 0], [0, 1, 0]]).double()
+    torch.testing.assert_close(seen.normal[0], inward[side])
+    assert set(seen.label[0][side == 3].tolist()) == {render.FLOOR}
+    assert set(seen.label[0][side == 4].tolist()) == {render.CEILING}
+    assert set(seen.label[0][side < 3].tolist()) <= {render.WALL, render.WINDOW, render.PICTURE}
+
+
+def test_a_pitched_camera_sees_the_floor_as_in_closed_form():
+    """Looking down by θ, the ray (0, v, 1) meets a floor h below at z = h / (v cos θ + sin θ)."""
+    pitch, height = 0.3, 1.4
+    room = empty(turn=torch.tensor([[0.0, pitch]], dtype=torch.float64))
+    room = room._replace(walls=torch.tensor([[9.0, 9.0, 90.0, height, 9.0]]).double())
+    v = torch.linspace(0.1, 0.8, 8, dtype=torch.float64)
+    seen = render.cast(room, torch.stack([torch.zeros_like(v), v], -1))
+    torch.testing.assert_close(
+        seen.depth[0], height / (v * math.cos(pitch) + math.sin(pitch)), rtol=1e-6, atol=0
+    )
+    normal = torch.tensor([0.0, -math.cos(pitch), -math.sin(pitch)]).double().expand(8, 3)
+    torch.testing.assert_close(seen.normal[0], normal, rtol=0, atol=1e-7)
+
+
+def test_a_sphere_is_a_sphere():
+    centre, radius = torch.tensor([0.2, -0.1, 2.5]).double(), 0.5
+    room = empty()
+    room.centres[0, 0], room.sizes[0, 0] = centre, radius
+    rays = render.pixels(60, 90)
+    seen = render.cast(room, rays)
+    hit = seen.label[0] >= render.SPHERE
+    points = seen.depth[0][hit, None] * torch.cat([rays, torch.ones(len(rays), 1)], -1)[hit]
+    torch.testing.assert_close((points - centre).norm(dim=-1), torch.full_like(points[:, 0], 0.5))
+    torch.testing.assert_close(seen.normal[0][hit], (points - centre) / radius)
+    # the silhouette: the ray's distance from the centre is below the radius
+    unit = torch.cat([rays, torch.ones(len(rays), 1)], -1)
+    unit = unit / unit.norm(dim=-1, keepdim=True)
+    inside = torch.linalg.cross(unit, centre.expand_as(unit)).norm(dim=-1) < radius
+    assert torch.equal(hit, inside)
+    # straight at the centre the depth along the ray is distance less radius
+    ahead = render.cast(room, (centre[:2] / centre[2])[None])
+    along = ahead.depth[0] * (centre / centre[2]).norm()
+    torch.testing.assert_close(along, (centre.norm() - radius)[None])
+
+
+def test_a_box_is_a_box():
+    """In its own frame a met point's largest coordinate, in half extents, is 1."""
+    room = empty()
+    room.centres[0, 2], room.yaw[0, 2] = torch.tensor([0.1, 0.3, 2.2]).double(), 0.6
+    room.sizes[0, 2] = torch.tensor([0.4, 0.3, 0.5]).double()
+    rays = render.pixels(60, 90)
+    seen = render.cast(room, rays)
+    hit = seen.label[0] >= render.BOX
+    assert hit.sum() > 100
+    points = seen.depth[0][hit, None] * torch.cat([rays, torch.ones(len(rays), 1)], -1)[hit]
+    cos, sin = math.cos(0.6), math.sin(0.6)
+    away = points - room.centres[0, 2]
+    own = torch.stack(
+        [cos * away[:, 0] - sin * away[:, 2], away[:, 1], sin * away[:, 0] + cos * away[:, 2]], -1
+    )
+    share = own.abs() / room.sizes[0, 2]
+    torch.testing.assert_close(share.amax(-1), torch.ones_like(share[:, 0]))
+
+
+def test_normals_are_unit_face_the_camera_and_are_those_of_the_depths():
+    """Equal to the cross product of finite differences of the points, where a face goes on."""
+    drawn = render.rooms(mf.random.key(5), 4)
+    rooms = render.Rooms(*(leaf.double() if leaf.is_floating_point() else leaf for leaf in drawn))
+    rays, step = render.pixels(24, 36), 1e-6
+
+    def points(moved: torch.Tensor) -> tuple[render.Surfaces, torch.Tensor]:
+        seen = render.cast(rooms, moved)
+        along = torch.cat([moved, torch.ones_like(moved[:, :1])], -1)
+        return seen, seen.depth[..., None] * along
+
+    seen, here = points(rays)
+    found = []
+    for way in ([step, 0.0], [0.0, step]):
+        move = torch.tensor(way, dtype=torch.float64)
+        ahead, behind = points(rays + move), points(rays - move)
+        found.append((ahead, behind, (ahead[1] - behind[1]) / (2 * step)))
+    cross = torch.linalg.cross(found[1][2], found[0][2])
+    cross = cross / cross.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(seen.normal.norm(dim=-1), torch.ones_like(seen.depth))
+    assert ((seen.normal * here).sum(-1) < 0).all()
+    # at an edge between two faces the normals of the neighbours differ, and a difference means none
+    smooth = torch.ones_like(seen.depth, dtype=torch.bool)
+    for ahead, behind, _ in found:
+        for other, _ in (ahead, behind):
+            smooth &= (other.normal - seen.normal).norm(dim=-1) < 0.01
+        smooth &= (ahead[1] - behind[1]).norm(dim=-1) < 0.01
+    assert smooth.double().mean() > 0.97
+    torch.testing.assert_close(cross[smooth], seen.normal[smooth], rtol=0, atol=1e-4)
+
+
+def test_views_are_a_function_of_the_key():
+    first, again = render.views(mf.random.key(1), 40), render.views(mf.random.key(1), 40)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.image, render.views(mf.random.key(2), 40).image)
+    assert set(first.label.unique().tolist()) == set(range(len(render.CLASSES)))
+    assert first.depth.min() > 0.3
+    assert first.depth.max() < 10
+    assert first.image.shape == (40, 3, render.HEIGHT, render.WIDTH)
+
+
+# ---- metrics -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guesses() -> tuple[metrics.Outputs, render.Views]:
+    """Random predictions for two images with unknown pixels; of 6 classes one is in neither."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 5, 7, generator=generator)
+    logits[:, 3] = -50
+    label = torch.randint(-1, 6, (2, 5, 7), generator=generator)
+    label[label == 3] = -1
+    depth = torch.rand(2, 1, 5, 7, generator=generator) * 4
+    depth[depth < 0.8] = 0
+    normal = metrics.unit(torch.randn(2, 3, 5, 7, generator=generator))
+    normal[:, :, 2] = 0
+    outputs = {
+        metrics.SEGMENT: logits,
+        metrics.DEPTH: torch.rand(2, 1, 5, 7, generator=generator) * 4,
+        metrics.NORMAL: torch.randn(2, 3, 5, 7, generator=generator) + 2 * normal,
+    }
+    return outputs, render.Views(torch.rand(2, 3, 5, 7, generator=generator), label, depth, normal)
+
+
+def test_segmentation_scores_are_scikit_learns(guesses):
+    outputs, views = guesses
+    predicted, known = outputs[metrics.SEGMENT].argmax(1), views.label >= 0
+    truth, guess = views.label[known].numpy(), predicted[known].numpy()
+    counts = metrics.confusion(predicted, views.label, 6)
+    assert np.array_equal(counts.numpy(), confusion_matrix(truth, guess, labels=range(6)))
+    scores = metrics.segmentation_scores(counts)
+    present = sorted(set(truth) | set(guess))
+    assert len(present) == 5
+    expected = jaccard_score(truth, guess, labels=present, average="macro")
+    assert scores["mIoU"] == pytest.approx(expected)
+    assert scores["pixel accuracy"] == pytest.approx(accuracy_score(truth, guess))
+
+
+def test_losses_and_errors_are_their_literal_loops(guesses):
+    outputs, views = guesses
+    entropy, distance, cosine = [], [], []
+    relative, angles = [], []
+    for i, row, column in np.ndindex(2, 5, 7):
+        here = (i, slice(None), row, column)
+        if (label := int(views.label[i, row, column])) >= 0:
+            scores = outputs[metrics.SEGMENT][here].double()
+            entropy.append(math.log(float(scores.exp().sum())) - float(scores[label]))
+        if (true := float(views.depth[here])) != 0:
+            distance.append(abs(float(outputs[metrics.DEPTH][here]) - true))
+            relative.append(distance[-1] / true)
+        wanted = views.normal[here].double().numpy()
+        if wanted.any():
+            given = outputs[metrics.NORMAL][here].double().numpy()
+            cosine.append(float(given @ wanted) / float(np.linalg.norm(given)))
+            angles.append(math.degrees(math.acos(max(-1, min(1, cosine[-1])))))
+    found = metrics.losses(outputs, views)
+    assert list(found) == list(metrics.TASKS)
+    assert found[metrics.SEGMENT].item() == pytest.approx(np.mean(entropy), rel=1e-5)
+    assert found[metrics.DEPTH].item() == pytest.approx(np.mean(distance), rel=1e-5)
+    assert found[metrics.NORMAL].item() == pytest.approx(1 - np.mean(cosine), rel=1e-5)
+    scores = metrics.Scores(6)
+    scores.add(outputs, views)
+    result = scores.result()
+    assert list(result) == list(metrics.METRICS)
+    expected = {
+        "absolute error": np.mean(distance),
+        "relative error": np.mean(relative),
+        "mean angle": np.mean(angles),
+        "median angle": np.median(angles),
+        "within 11.25°": np.mean(np.array(angles) < 11.25),
+        "within 22.5°": np.mean(np.array(angles) < 22.5),
+        "within 30°": np.mean(np.array(angles) < 30),
+    }
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_batches_count_alike_and_confusion_adds_up(guesses):
+    outputs, views = guesses
+    scores, each = metrics.Scores(6), []
+    for i in range(2):
+        one = {task: value[i : i + 1] for task, value in outputs.items()}
+        part = render.Views(*(leaf[i : i + 1] for leaf in views))
+        scores.add(one, part)
+        each.append(metrics.depth_scores(one[metrics.DEPTH], part.depth)["absolute error"])
+    whole = metrics.confusion(outputs[metrics.SEGMENT].argmax(1), views.label, 6)
+    assert torch.equal(scores.counts, whole)
+    assert scores.result()["absolute error"] == pytest.approx(np.mean(each))
+
+
+# Rows of table 3 of Liu et al. 2021 and the Δm that stands beside them.
+ROWS = {
+    "MGDA": ((0.3047, 0.5990, 0.6070, 0.2555, 24.88, 19.45, 0.2918, 0.5688, 0.6936), 1.38),
+    "PCGrad": ((0.3806, 0.6464, 0.5550, 0.2325, 27.41, 22.80, 0.2386, 0.4983, 0.6314), 3.97),
+    "GradDrop": ((0.3939, 0.6512, 0.5455, 0.2279, 27.48, 22.96, 0.2338, 0.4944, 0.6287), 3.58),
+    "CAGrad": ((0.3979, 0.6549, 0.5486, 0.2250, 26.31, 21.58, 0.2561, 0.5236, 0.6558), 0.20),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_flat_delta_is_the_published_one(name):
+    values, published_delta = ROWS[name]
+    base = published.PUBLISHED["NYUv2"].base
+    assert metrics.flat(dict(zip(base, values, strict=True)), base) == pytest.approx(
+        published_delta, abs=0.015
+    )
+
+
+def test_delta_by_task_is_its_literal_formula():
+    base = dict(zip(metrics.METRICS, (0.4, 0.5, 1.0, 0.2, 20.0, 10.0, 0.3, 0.5, 0.6), strict=True))
+    values = base | {"mIoU": 0.5, "absolute error": 1.5, "mean angle": 15.0}
+    # (25 + 0)/2 of segmentation, (-50 + 0)/2 of depth, (25 + 0 + …)/5 of normals
+    assert metrics.by_task(values, base) == pytest.approx((12.5 - 25 + 5) / 3)
+    assert metrics.flat(values, base) == pytest.approx((-25 + 50 - 25) / 9)
+
+
+def test_score_is_delta_to_first_order():
+    base = dict(zip(metrics.METRICS, (0.4, 0.5, 1.0, 0.2, 20.0, 10.0, 0.3, 0.5, 0.6), strict=True))
+    other = {name: value * (1 + 1e-4 * i) for i, (name, value) in enumerate(base.items())}
+    gain = train.score(other) - train.score(base)
+    assert 100 * gain == pytest.approx(-metrics.flat(other, base), rel=1e-3)
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+def write_folder(
+    root: Path, benchmark: data.Benchmark, counts=(3, 2), size=(32, 64), label: str = "label"
+) -> Path:
+    """Random arrays in the official layout."""
+    generator = np.random.default_rng(0)
+    for part, count in zip(("train", "val"), counts, strict=True):
+        kinds = [
+            "image",
+            label,
+            "depth",
+            *(["normal"] if metrics.NORMAL in benchmark.tasks else []),
+        ]
+        for kind in kinds:
+            (root / part / kind).mkdir(parents=True)
+        for i in range(count):
+            normal = generator.normal(size=(*size, 3))
+            arrays = {
+                "image": generator.random((*size, 3)).astype(np.float32),
+                label: generator.integers(-1, benchmark.classes, size).astype(np.float64),
+                "depth": generator.random((*size, 1)).astype(np.float32) + 0.1,
+                "normal": normal / np.linalg.norm(normal, axis=-1, keepdims=True),
+            }
+            for kind in kinds:
+                np.save(root / part / kind / f"{i}.npy", arrays[kind])
+    return root
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "label"),
+    [(data.NYUV2, "label"), (data.CITYSCAPES, "label_7"), (data.CITYSCAPES, "label")],
+)
+def test_folders_are_read_as_they_are(benchmark, label, tmp_path):
+    write_folder(tmp_path, benchmark, label=label)
+    assert data.find(tmp_path) is benchmark
+    train_split, test_split = data.read(tmp_path, benchmark)
+    assert (len(train_split), len(test_split)) == (3, 2)
+    views = train_split.take([2, 0])
+    for i, number in enumerate((2, 0)):
+        for kind, leaf in (("image", views.image[i]), ("depth", views.depth[i])):
+            array = np.load(tmp_path / "train" / kind / f"{number}.npy")
+            assert np.array_equal(leaf.movedim(0, -1).numpy(), array)
+        array = np.load(tmp_path / "train" / label / f"{number}.npy")
+        assert np.array_equal(views.label[i].numpy(), array)
+    if benchmark is data.NYUV2:
+        array = np.load(tmp_path / "train" / "normal" / "0.npy")
+        np.testing.assert_allclose(views.normal[1].movedim(0, -1).numpy(), array, rtol=1e-6)
+    # a depth without its last axis is read, too
+    flat = np.load(tmp_path / "train" / "depth" / "1.npy")[..., 0]
+    np.save(tmp_path / "train" / "depth" / "1.npy", flat)
+    assert np.array_equal(train_split.take([1]).depth[0, 0].numpy(), flat)
+
+
+def spoil(root: Path, name: str) -> None:
+    """Break a good folder in one way."""
+    file = root / "train" / "label" / "1.npy"
+    if name == "missing file":
+        (root / "train" / "depth" / "1.npy").unlink()
+    elif name == "missing folder":
+        for each in (root / "val" / "normal").iterdir():
+            each.unlink()
+        (root / "val" / "normal").rmdir()
+    elif name == "no labels":
+        (root / "train" / "label").rename(root / "train" / "labels")
+    elif name == "another size":
+        np.save(root / "train" / "image" / "1.npy", np.zeros((32, 32, 3)))
+    elif name == "test of another size":
+        np.save(root / "val" / "depth" / "0.npy", np.zeros((64, 64, 1)))
+    elif name == "class 13":
+        np.save(file, np.full((32, 64), 13))
+    elif name == "half a class":
+        np.save(file, np.full((32, 64), 0.5))
+    elif name == "nan":
+        np.save(root / "train" / "depth" / "1.npy", np.full((32, 64, 1), np.nan))
+    elif name == "text":
+        np.save(file, np.full((32, 64), "sofa"))
+    elif name == "behind the camera":
+        np.save(root / "val" / "depth" / "0.npy", np.full((32, 64), -2.0))
+    elif name == "two images":
+        for each in (root / "train").glob("*/2.npy"):
+            each.unlink()
+    elif name == "no array":
+        file.write_bytes(b"nothing")
+    elif name == "other layout":
+        (root / "train").rename(root / "training")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing file", r"looked for depth/1\.npy, not found; found files: 3 in image"),
+        ("missing folder", r"looked for normal/0\.npy, normal/1\.npy, .*2 in image.*0 in normal"),
+        ("no labels", "looked for the folder label, found depth, image, labels, normal"),
+        ("another size", r"image.1\.npy: shape \(32, 32, 3\); expected \(32, 64, 3\)"),
+        ("test of another size", r"depth.0\.npy: shape \(64, 64, 1\); expected \(32, 64, 1\)"),
+        ("class 13", r"label.1\.npy: labels 13 outside the classes; .* from -1 \(unknown\) to 12"),
+        ("half a class", r"labels 0\.5 outside the classes"),
+        ("nan", r"depth.1\.npy: holds numbers that are not finite"),
+        ("text", r"label.1\.npy: holds <U4; expected numbers"),
+        ("behind the camera", r"depth.0\.npy: holds depths below 0, -2 say"),
+        ("two images", r"train: 2 images; expected at least 3"),
+        ("no array", r"label.1\.npy: no array can be read from it"),
+        ("other layout", r"looked for train/normal or train/depth, found training, val"),
+    ],
+)
+def test_a_bad_folder_says_what_is_wrong(name, said, tmp_path):
+    write_folder(tmp_path, data.NYUV2)
+    spoil(tmp_path, name)
+
+    def read_all() -> None:
+        for split in data.read(tmp_path, data.find(tmp_path)):
+            split.take(range(len(split)))
+
+    with pytest.raises(DataError, match=said):
+        read_all()
+
+
+def test_what_is_not_known_is_not_measured(tmp_path):
+    """A batch without known depths is left out; a split without any is refused by name."""
+    known, nothing = torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    scores = metrics.Scores(13)
+    for truth in (known, nothing):
+        blank = torch.zeros(2, 3, 4, 4)
+        seen = render.Views(blank, torch.zeros(2, 4, 4, dtype=torch.int64), truth, blank)
+        scores.add({metrics.DEPTH: known * 1.5}, seen)
+    assert scores.result() == {"absolute error": 0.5, "relative error": 0.5}
+    write_folder(tmp_path, data.NYUV2)
+    for file in (tmp_path / "val" / "depth").iterdir():
+        np.save(file, np.zeros((32, 64)))
+    settings = train.Settings(Source(str(tmp_path), ""), 1, 4, 0, 1, True, "cpu")
+    cell = Cell("", train.ALONE[metrics.DEPTH], "", 1e-3, 0)
+    run = train.Run(settings, cell)
+    with pytest.raises(DataError, match=r"no pixel is known, .* no absolute error, relative error"):
+        run.measure(run.data.test)
+
+
+def test_images_that_cannot_be_halved_are_refused(tmp_path):
+    write_folder(tmp_path, data.NYUV2, size=(30, 64))
+    with pytest.raises(DataError, match=r"30 x 64 pixels; .* multiples of 32"):
+        data.read(tmp_path, data.NYUV2)
+
+
+# ---- augmentation --------------------------------------------------------------------------------
+
+
+def test_a_flip_mirrors_the_geometry():
+    views = render.views(mf.random.key(0), 2)
+    turned = data.flip(views)
+    assert torch.equal(turned.image[..., 0], views.image[..., -1])
+    assert torch.equal(turned.normal[:, 0, :, 3], -views.normal[:, 0, :, -4])
+    assert torch.equal(turned.normal[:, 1:, :, 3], views.normal[:, 1:, :, -4])
+    assert all(torch.equal(a, b) for a, b in zip(data.flip(turned), views, strict=True))
+
+
+def test_a_crop_is_its_literal_loop():
+    views = render.views(mf.random.key(0), 2)
+    same = data.crop(views, 1.0, 0.3, 0.9)
+    torch.testing.assert_close(tuple(same), tuple(views), rtol=0, atol=1e-6)
+    scale, (height, width) = 1.5, views.label.shape[-2:]
+    tall, wide = int(height / scale), int(width / scale)
+    near = data.crop(views, scale, 0.999, 0.0)  # the lower left corner
+    for row, column in ((0, 0), (7, 13), (height - 1, width - 1)):
+        from_row = height - tall + int(row * tall / height)
+        from_column = int(column * wide / width)
+        assert torch.equal(near.label[:, row, column], views.label[:, from_row, from_column])
+        depth = views.depth[:, 0, from_row, from_column] / scale
+        torch.testing.assert_close(near.depth[:, 0, row, column], depth)
+    # bilinear, with corners aligned: the window's corner pixels stay as they are
+    corner = views.image[:, :, height - tall, 0]
+    torch.testing.assert_close(near.image[:, :, 0, 0], corner)
+
+
+def test_augmentation_is_drawn_from_the_generator():
+    views = render.views(mf.random.key(0), 6)
+    first = data.augment(views, torch.Generator().manual_seed(0))
+    again = data.augment(views, torch.Generator().manual_seed(0))
+    other = data.augment(views, torch.Generator().manual_seed(1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.image, other.image)
+
+
+# ---- networks, runs and the command --------------------------------------------------------------
+
+
+def narrow(classes: int, tasks: Sequence[str]) -> segnet.SegNetMTAN:
+    """SegNet-MTAN with few channels."""
+    return segnet.SegNetMTAN(classes, tasks, (2, 3, 3, 4, 4))
+
+
+@pytest.mark.parametrize("kind", [small.Small, narrow])
+def test_networks_have_heads_for_their_tasks_alone(kind):
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for tasks in (metrics.TASKS, (metrics.DEPTH,)):
+        net = kind(13, tasks)
+        outputs = net(image)
+        assert list(outputs) == list(tasks)
+        shapes = {metrics.SEGMENT: 13, metrics.DEPTH: 1, metrics.NORMAL: 3}
+        for task, output in outputs.items():
+            assert output.shape == (2, shapes[task], 32, 32)
+            task_loss = output.square().sum()
+            found = torch.autograd.grad(
+                task_loss, list(net.parameters()), allow_unused=True, retain_graph=True
+            )
+            used = {
+                name
+                for (name, _), g in zip(net.named_parameters(), found, strict=True)
+                if g is not None
+            }
+            assert {n for n in used if n.startswith("heads.")} == {
+                n for n, _ in net.named_parameters() if n.startswith(f"heads.{task}.")
+            }
+            assert {n for n, _ in net.named_parameters() if n.startswith("trunk.")} <= used
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> train.Settings:
+    """Rooms, few of them."""
+    few = train.ROOMS._replace(counts=(16, 8))
+    for module in (train, report):
+        monkeypatch.setattr(module, "ROOMS", few)
+    monkeypatch.setattr(train, "VALIDATION", 8)
+    train.data_of.cache_clear()
+    return train.Settings(None, 1, 8, 0, 1, True, "cpu")
+
+
+@pytest.mark.parametrize("name", [*train.RULES, *train.ALONE.values()])
+def test_every_rule_runs(name, tiny, tmp_path):
+    cell = Cell("", name, "1:4:1" if name == train.STATIC else "", 1e-3, 0)
+    numbers = train.perform(tiny, tmp_path, cell)
+    tasks = [t for t in metrics.TASKS if name not in train.ALONE.values() or t in name]
+    assert list(numbers["test"]) == list(metrics.metrics_of(tasks))
+    assert all(map(math.isfinite, numbers["test"].values()))
+    assert numbers["score"] == pytest.approx(train.score(numbers["validation"]))
+    # in one program with another seed, and with a run that fails, which the others do not feel
+    others = [cell._replace(seed=1), cell._replace(rate=1e30)]
+    first, _, failed = train.together(tiny, tmp_path, [cell, *others])
+    for key in ("weights", "losses", "test", "validation"):
+        assert first[key] == pytest.approx(numbers[key], rel=1e-4), key
+    assert math.isnan(failed["score"])
+    if name == "pcgrad":
+        again = train.perform(tiny, tmp_path, cell)
+        assert {**again, "step_ms": 0} == {**numbers, "step_ms": 0}
+    if name == train.STATIC:
+        assert list(numbers["weights"].values()) == pytest.approx([1 / 6, 4 / 6, 1 / 6])
+
+
+def test_the_trunk_starts_alike_whatever_the_tasks(tiny):
+    nets = [train.network(tiny, train.ROOMS, tasks, 3) for tasks in (metrics.TASKS, ("depth",))]
+    ours, theirs = (dict(net.named_parameters()) for net in nets)
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs if n.startswith("trunk."))
+
+
+def test_a_diverged_run_is_reported_as_such(tiny, tmp_path):
+    numbers = train.perform(tiny._replace(epochs=3), tmp_path, Cell("", "mean", "", 1e30, 0))
+    assert all(map(math.isnan, numbers["test"].values()))
+    assert math.isnan(numbers["score"])
+
+
+@pytest.fixture
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SegNet-MTAN with few channels."""
+    monkeypatch.setattr(train, "SegNetMTAN", narrow)
+    train.data_of.cache_clear()
+
+
+def test_batch_norm_follows_torchs_own_loop(thin, tmp_path):
+    """Mean loss, two epochs: parameters and running statistics of a stock PyTorch loop."""
+    write_folder(tmp_path, data.CITYSCAPES, label="label_7", counts=(4, 1))
+    settings = train.Settings(Source(str(tmp_path), ""), 2, 0, 1, 1, False, "cpu")
+    run = train.Run(settings, Cell("", "mean", "", 0.01, 0))
+    net = train.network(settings, data.CITYSCAPES, data.CITYSCAPES.tasks, 0).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for epoch in range(2):
+        run.one_epoch()
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.5**epoch
+        generator = torch.Generator().manual_seed(epoch)
+        order = torch.randperm(4, generator=generator).tolist()
+        seen = data.augment(run.data.train.take(order), generator)
+        optimizer.zero_grad()
+        torch.stack(list(metrics.losses(net(seen.image), seen).values())).mean().backward()
+        optimizer.step()
+    seen, kept = run.data.test.take([0]), dict(net.named_buffers())
+    for name, value in run.lane.buffers.items():
+        torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=1e-4)
+    after = functional_call(net.eval(), run.lane[:2], (seen.image,))
+    for task, value in net(seen.image).items():
+        torch.testing.assert_close(after[task], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_long_run_goes_on_after_its_last_epoch(thin, tmp_path):
+    write_folder(tmp_path / "nyu", data.NYUV2)
+    settings = train.Settings(Source(str(tmp_path / "nyu"), ""), 3, 0, 2, 2, False, "cpu")
+    cell = Cell("", "gradnorm", "", 1e-3, 4)
+    whole = train.perform(settings, tmp_path / "a", cell)
+    run = train.Run(settings, cell)
+    run.one_epoch()
+    run.one_epoch()
+    (tmp_path / "b").mkdir()
+    run.keep(state_of(tmp_path / "b", cell))
+    rest = train.perform(settings, tmp_path / "b", cell)
+    assert {**rest, "step_ms": 0} == {**whole, "step_ms": 0}
+    # until the numbers are kept
+    assert list((tmp_path / "b").iterdir()) == [state_of(tmp_path / "b", cell)]
+
+
+def test_command_on_rooms(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "settings_of", lambda *rest: tiny)
+    monkeypatch.setattr(report, "_rooms", lambda fig: fig.subplots())
+    arguments = ["--quick", "--rules", "cagrad,mean", "--workers", "1", "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    shown = capsys.readouterr().out
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(kept["methods"]) == [*train.ALONE.values(), "cagrad", "mean"]
+    assert kept["Δm"]["flat"].startswith("over metrics, lower is better")
+    assert "| cagrad " in shown
+    assert "with Bonferroni's correction" in shown
+    runs = {name: [r["test"] for r in m["runs"]] for name, m in kept["methods"].items()}
+    base = [
+        {k: v for alone in train.ALONE.values() for k, v in runs[alone][seed].items()}
+        for seed in range(2)
+    ]
+    own = [metrics.flat(runs["cagrad"][seed], base[seed]) for seed in range(2)]
+    mean = [metrics.flat(runs["mean"][seed], base[seed]) for seed in range(2)]
+    summary = kept["methods"]["cagrad"]["summary"]
+    assert summary["flat"]["mean"] == pytest.approx(np.mean(own))
+    assert summary["against_mean"]["mean"] == pytest.approx(np.mean(np.subtract(own, mean)))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")}
+    assert command.main(arguments) == 0
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")
+    }
+
+
+def test_command_on_folders(thin, tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "city", data.CITYSCAPES, counts=(11, 2), label="label_7")
+    call = ["--data", str(tmp_path / "city"), "--seeds", "2", "--workers", "1"]
+    out = ["--out", str(tmp_path / "out")]
+    assert command.main([*call, *out, "--quick", "--rules", "mean"]) == 0
+    shown = capsys.readouterr().out
+    assert "On CityScapes, read from a folder" in shown
+    assert "published" not in shown  # the images have another size
+    source = Source(str(tmp_path / "city"), "")
+    settings = command.settings_of("full", source, "cpu")
+    assert settings == train.Settings(source, 200, 0, 100, 10, False, "cpu")
+    plan = command.plan_of(settings, ["mean"], (0, 1, 2))
+    assert plan.rates == (1e-4,)
+    assert command._possible(["mean", "mgda_ub", "static search"], settings) == ["mean"]
+    assert "left out: mgda_ub, static search" in capsys.readouterr().err
+    spoil_file = tmp_path / "city" / "train" / "label_7" / "3.npy"
+    np.save(spoil_file, np.full((32, 64), 19))
+    assert command.main([*call, *out[:1], str(tmp_path / "new"), "--quick", "--rules", "mean"]) == 2
+    assert "labels 19 outside the classes" in capsys.readouterr().err
+    assert command.main(["--data", str(tmp_path), *out, "--quick"]) == 2
+    assert "neither NYUv2 nor CityScapes" in capsys.readouterr().err

@@ -1,0 +1,511 @@
+"""What the experiments share: tuning, keeping, stopping, intervals, tables, arguments."""
+
+import argparse
+import errno
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from experiments.arguments import among, device, existing_folder, seeds
+from experiments.common import cells, command, intervals, pool, study, tables
+from tests.support import ROOT
+
+PLAN = study.Plan(
+    methods={"one": ("",), "two": ("a", "b")}, rates=(0.1, 0.2, 0.4), tuning=(8, 9), seeds=(0, 1)
+)
+BEST = {"one": 0.2, "two": 0.8}
+"""Of the second, the grid's upper edge is best, the rate beyond it better still, the next not."""
+
+
+def toy(cell: cells.Cell) -> study.Numbers:
+    """A run whose score peaks at a known rate, and is higher for variant b."""
+    score = -abs(math.log(cell.rate / BEST[cell.method])) + (cell.variant == "b") + 0.01 * cell.seed
+    return {"score": score, "rate": cell.rate, "variant": cell.variant}
+
+
+def store_in(folder: Path, settings: object = "") -> cells.Store:
+    return cells.Store(folder, [], settings)
+
+
+def test_rates_are_chosen_by_validation_and_widened_until_the_best_lies_inside(tmp_path):
+    found = study.conduct(PLAN, toy, store_in(tmp_path))
+    (one,), (two,) = found.choices[""].values()
+    assert (one.variant, one.rate, one.widened, one.edge) == ("", 0.2, (), False)
+    assert (two.variant, two.rate, two.widened, two.edge) == ("b", 0.8, (0.8, 1.6), False)
+    assert set(two.scores["a"]) == {0.1, 0.2, 0.4}
+    assert set(two.scores["b"]) == {0.1, 0.2, 0.4, 0.8, 1.6}
+    for rate, score in two.scores["b"].items():
+        cell = cells.Cell("", "two", "b", rate, 0)
+        assert score == pytest.approx(
+            np.mean([toy(cell._replace(seed=s))["score"] for s in (8, 9)])
+        )
+    assert [run["rate"] for run in found.runs[""]["one"]] == [0.2, 0.2]
+    said = " ".join(study.about_rates(PLAN, found))
+    assert "tried: two 0.8 and 1.6." in said
+    assert "No method's rate lies at the edge" in said
+    assert "on 2 seeds of no result" in said
+    assert study.rate_of([two]) == "0.8, weights b"
+
+
+def test_a_grid_is_not_widened_for_ever(tmp_path):
+    """The best falls without end; the choice is said to lie at the edge."""
+    found = study.conduct(PLAN, lambda cell: {"score": -cell.rate}, store_in(tmp_path))
+    for (choice,) in found.choices[""].values():
+        assert (choice.widened, choice.rate, choice.edge) == ((0.05, 0.025, 0.0125), 0.0125, True)
+    said = " ".join(study.about_rates(PLAN, found))
+    assert "**Still best at the edge: one, two**" in said
+    assert study.rate_of(found.choices[""]["one"]) == "0.0125 (edge)"
+
+
+def uneven(cell: cells.Cell) -> study.Numbers:
+    """As `toy`, but every second seed is best at half the rate, and with variant a."""
+    odd = cell.seed % 2
+    numbers = toy(cell._replace(rate=cell.rate * 2**odd))
+    return numbers | {"score": numbers["score"] - 2 * odd * (cell.variant == "b")}
+
+
+def test_seeds_that_choose_for_themselves_are_studies_of_their_own(tmp_path):
+    plan = PLAN._replace(tuning=(), seeds=(0, 1, 2))
+    found = study.conduct(plan, uneven, store_in(tmp_path / "all"))
+    for i, seed in enumerate(plan.seeds):
+        own = plan._replace(tuning=(seed,), seeds=(seed,))
+        alone = study.conduct(own, uneven, store_in(tmp_path / str(seed)))
+        for name in plan.methods:
+            assert found.choices[""][name][i] == alone.choices[""][name][0]
+            assert found.runs[""][name][i] == alone.runs[""][name][0]
+    assert study.rate_of(found.choices[""]["one"]) == "0.1 × 1, 0.2 × 2"
+    assert study.rate_of(found.choices[""]["two"]) == "0.4 × 1, 0.8 × 2, weights a × 1, b × 2"
+    said = " ".join(study.about_rates(plan, found))
+    assert "every seed for itself, so that intervals over seeds count the choice" in said
+    assert "tried: one 0.05, two 0.8 and 1.6." in said
+
+
+class Forgetful(cells.Store):
+    """Nothing is kept."""
+
+    def read(self, cell):
+        return None
+
+    def write(self, cell, numbers):
+        pass
+
+
+def test_intervals_count_the_choice_where_every_seed_makes_it(tmp_path):
+    """Two rates whose scores differ by chance alone, and whose results are 0 and 1 with some noise:
+    what the whole procedure gives is 1/2 in the mean. Intervals over seeds that each choose cover
+    it, up to four standard errors of the simulation; with one choice for all they never do.
+    """
+    generator, draws = np.random.default_rng(0), 100
+    store = Forgetful(tmp_path, [], "")
+
+    def perform(cell):
+        score = generator.normal() if cell.rate in (0.1, 0.2) else -math.inf
+        return {"score": score, "test": float(cell.rate > 0.15) + 0.1 * generator.normal()}
+
+    covered = {(): 0, (0, 1, 2): 0}
+    for _ in range(draws):
+        for tuning in covered:
+            plan = study.Plan({"m": ("",)}, (0.1, 0.2), tuning, tuple(range(8)))
+            runs = study.conduct(plan, perform, store).runs[""]["m"]
+            found = intervals.estimate([run["test"] for run in runs])
+            covered[tuning] += found.low < 0.5 < found.high
+    assert covered[()] / draws > 0.95 - 4 * math.sqrt(0.05 * 0.95 / draws)
+    assert covered[0, 1, 2] == 0
+
+
+def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
+    done: list[cells.Cell] = []
+
+    def counted(cell):
+        done.append(cell)
+        return toy(cell)
+
+    first = study.conduct(PLAN, counted, store_in(tmp_path))
+    # 3 methods and variants × 3 rates × 2 tuning seeds, two rates more, two choices on two seeds
+    assert len(done) == len(set(done)) == 18 + 4 + 4
+    done.clear()
+    assert study.conduct(PLAN, counted, store_in(tmp_path)) == first
+    assert not done
+    more = PLAN._replace(seeds=(0, 1, 2))
+    study.conduct(more, counted, store_in(tmp_path))
+    assert {cell.seed for cell in done} == {2}
+    done.clear()
+    same = PLAN._replace(tuning=(0, 1))
+    study.conduct(same, counted, store_in(tmp_path / "same"))
+    assert len(done) == 18 + 4  # results are those of the tuning
+    done.clear()
+    file = next(tmp_path.rglob("rate 0.2 seed 0.json"))
+    for broken in ("{", "[]", '{"key": 1}', ""):
+        file.write_text(broken, encoding="utf-8")
+        study.conduct(PLAN, counted, store_in(tmp_path))
+    assert len(done) == 4
+    study.conduct(PLAN, counted, store_in(tmp_path, "other settings"))
+    assert len(done) == 4 + 26
+
+
+def test_cells_that_belong_together_are_performed_in_one_call(tmp_path):
+    calls: list[list[cells.Cell]] = []
+
+    def many(group):
+        calls.append(list(group))
+        return [toy(cell) for cell in group]
+
+    apart = study.conduct(PLAN, toy, store_in(tmp_path / "a"))
+    store = store_in(tmp_path / "b")
+    found = study.conduct_together(PLAN, many, lambda cell: cell.method, store)
+    assert found == apart
+    assert all(len({cell.method for cell in group}) == 1 for group in calls)
+    assert len({cell.method for group in calls[:2] for cell in group}) == 2
+    every = [cell for group in calls for cell in group]
+    assert len(set(every)) == len(every) > len(calls)
+    before = len(calls)
+    assert study.conduct_together(PLAN, many, lambda cell: cell.method, store) == apart
+    assert len(calls) == before
+
+
+def test_a_failed_run_is_not_chosen(tmp_path):
+    def fails(cell):
+        lost = cell.rate > 0.1 and cell.seed == 9
+        return toy(cell) | ({"score": math.nan} if lost else {})
+
+    found = study.conduct(PLAN, fails, store_in(tmp_path))
+    (one,) = found.choices[""]["one"]
+    assert one.scores[""][0.2] == -math.inf
+    assert (one.rate, one.widened) == (0.1, (0.05,))
+
+
+@pytest.mark.parametrize("rates", [(), (0.2, 0.1), (0.1, 0.1)])
+def test_a_grid_has_to_rise(rates, tmp_path):
+    with pytest.raises(ValueError, match="one or more, rising"):
+        study.conduct(PLAN._replace(rates=rates), toy, store_in(tmp_path))
+
+
+def test_one_given_rate_is_not_widened(tmp_path):
+    plan = PLAN._replace(methods={"two": ("",)}, rates=(0.4,))
+    found = study.conduct(plan, toy, store_in(tmp_path))
+    (two,) = found.choices[""]["two"]
+    assert two == study.Choice("", 0.4, two.scores, (), False)
+    assert study.about_rates(plan, found) == ["Learning rate: 0.4 for all, not chosen here."]
+
+
+def test_numbers_come_back_as_they_were(tmp_path):
+    store = store_in(tmp_path)
+    cell = cells.Cell("a/b", "m", "x y", 1e-3, 5)
+    numbers = {"score": -math.inf, "list": [1.5, math.inf], "deep": {"text": "ü", "none": None}}
+    store.write(cell, numbers)
+    assert store.read(cell) == numbers
+    store.write(cell, {"score": math.nan, "t": torch.tensor([1.0, math.nan])})
+    back = store.read(cell)
+    assert back is not None
+    assert math.isnan(back["score"])
+    assert back["t"][0] == 1.0
+    # a name that falls on the same file is another cell
+    assert store.path(cell._replace(problem="a?b")) == store.path(cell)
+    assert store.read(cell._replace(problem="a?b")) is None
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from experiments.common import cells, command, study
+
+PLAN = study.Plan({"m": ("",)}, (1.0, 2.0, 3.0), (0,), (1, 2))
+
+def perform(cell):
+    if cell.seed:
+        time.sleep(float(sys.argv[3]))
+    return {"score": -abs(cell.rate - 2.0)}
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    def body():
+        study.conduct(PLAN, perform, cells.Store(out / "cells", [], ""), int(sys.argv[2]))
+    sys.exit(command.finish(body, out))
+"""
+
+
+def test_a_stopped_command_goes_on(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW, encoding="utf-8")
+    out, kept = tmp_path / "out", tmp_path / "out" / "cells" / "m"
+    running = subprocess.Popen(
+        [sys.executable, str(script), str(out), "2", "600"],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    until = time.monotonic() + 120
+    while len(list(kept.glob("rate*"))) < 3:
+        assert time.monotonic() < until, "the first three runs did not finish"
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=120)  # well before the sleeping workers would end
+    assert running.returncode == 143
+    assert "terminated; 3 finished runs are kept" in errors.decode()
+    before = {path: path.read_bytes() for path in kept.glob("rate*")}
+    done: list[cells.Cell] = []
+    slow = runpy.run_path(str(script))
+
+    def perform(cell):
+        done.append(cell)
+        return {"score": -abs(cell.rate - 2.0)}
+
+    study.conduct(slow["PLAN"], perform, cells.Store(out / "cells", [], ""))
+    assert [cell.seed for cell in done] == [1, 2]
+    after = {path: path.read_bytes() for path in kept.iterdir()}
+    assert len(after) == 5
+    assert before.items() <= after.items()
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, capsys):
+    def interrupted(cell):
+        if cell.seed in PLAN.seeds:
+            raise KeyboardInterrupt
+        return toy(cell)
+
+    def body():
+        study.conduct(PLAN, interrupted, store_in(tmp_path / "cells"))
+
+    assert command.finish(body, tmp_path) == 130
+    assert "interrupted; 22 finished runs are kept" in capsys.readouterr().err
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal; what a shell starts with "&" ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_signals_leave_the_writing_alone(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pool.terminable():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("SIGTERM was ignored")
+        except pool.Terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            (tmp_path / "report").touch()
+    assert (tmp_path / "report").exists()
+
+    @pool.unbroken()
+    def writes(number, name):
+        os.kill(os.getpid(), number)
+        (tmp_path / name).touch()
+
+    with pytest.raises(pool.Terminated), pool.terminable():
+        writes(signal.SIGTERM, "result")
+    with pytest.raises(KeyboardInterrupt):
+        writes(signal.SIGINT, "another")
+    assert {path.name for path in tmp_path.iterdir()} == {"report", "result", "another"}
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
+    """By every command, before anything is written; what holds the folder is named."""
+    (tmp_path / "cells").mkdir()
+
+    def main(module):
+        return import_module(f"experiments.{module}.__main__").main(["--out", str(tmp_path)])
+
+    with command.alone_in(tmp_path):
+        assert command.finish(lambda: pytest.fail("it ran"), tmp_path) == 2
+        assert main("scenes") == 2
+        for module in ("arena", "digits"):
+            with pytest.raises(SystemExit, match="2"):
+                main(module)
+        said = capsys.readouterr().err
+        assert said.count(f"{tmp_path} is in use by another study (process {os.getpid()} on ") == 4
+        assert said.count("name another folder with --out") == 4
+        assert sorted(x.name for x in tmp_path.rglob("*")) == [".lock", "cells"]
+    assert command.finish(lambda: None, tmp_path) == 0
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_state_goes_when_the_numbers_are_kept(tmp_path, monkeypatch):
+    """Not before: a stop between the two would lose a long run."""
+    own = cells.unfinished_in(tmp_path, [])
+    assert own != cells.unfinished_in(tmp_path, [Path(__file__)])
+    store = cells.Store(tmp_path / "cells", [], "", own)
+    cell = cells.Cell("1:4", "a/b", "", 0.1, 0)
+    state = cells.state_of(own, cell)
+    state.parent.mkdir(parents=True)
+    state.touch()
+    write = cells.write_whole
+    monkeypatch.setattr(cells, "write_whole", lambda *rest: (state.stat(), write(*rest)))
+    store.write(cell, {"score": 1.0})
+    assert not state.exists()
+
+
+def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+    write, room = cells.write_whole, [5]
+
+    def full(path, content):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= 1
+        write(path, content)
+
+    monkeypatch.setattr(cells, "write_whole", full)
+
+    def body():
+        study.conduct(PLAN, toy, store_in(tmp_path / "cells"))
+
+    assert command.finish(body, tmp_path) == 1
+    assert "No space left on device; 5 finished runs are kept" in capsys.readouterr().err
+    room[0] = 1000
+    assert command.finish(body, tmp_path) == 0
+
+
+def test_other_errors_are_not_swallowed(tmp_path, capsys):
+    def missing():
+        raise FileNotFoundError("x")
+
+    def unreadable():
+        raise command.DataError("looked for a, found b")
+
+    with pytest.raises(FileNotFoundError):
+        command.finish(missing, tmp_path)
+    assert command.finish(unreadable, tmp_path) == 2
+    assert capsys.readouterr().err == "error: looked for a, found b\n"
+
+
+def test_estimate_is_the_t_interval():
+    values = [3.0, 1.0, 4.0, 1.5]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = intervals.estimate(values)
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.error == pytest.approx(stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    wide = stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / 7)
+    assert intervals.estimate(values, 7)[2:4] == pytest.approx((wide.low, wide.high))
+    ours, theirs = [1.0, 2.0, 4.0], [0.0, 2.5, 1.0]
+    both = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert intervals.paired(ours, theirs)[2:4] == pytest.approx((both.low, both.high))
+    assert all(math.isnan(x) for x in intervals.estimate([1.0, math.nan])[:4])
+    with pytest.raises(ValueError, match="at least 2 seeds, got 1"):
+        intervals.estimate([1.0])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        intervals.estimate(values, 0)
+
+
+def test_corrected_intervals_cover_together():
+    """8 rivals that share the seeds' noise: all 8 differences covered in at least 95 % of draws,
+    which the uncorrected intervals miss; both up to four standard errors of the simulation.
+    """
+    generator, rivals, count, draws = np.random.default_rng(0), 8, 6, 2000
+    truth = np.linspace(-1, 1, rivals)
+    together = {1: 0, rivals: 0}
+    for _ in range(draws):
+        reference = generator.normal(size=count)
+        ours = truth[:, None] + reference + generator.normal(size=(rivals, count))
+        for comparisons in together:
+            found = [intervals.paired(list(row), list(reference), comparisons) for row in ours]
+            together[comparisons] += all(
+                value.low <= true <= value.high for value, true in zip(found, truth, strict=True)
+            )
+    error = 4 * math.sqrt(0.05 * 0.95 / draws)
+    assert together[rivals] / draws > 0.95 - error
+    assert together[1] / draws < 0.95 - error
+
+
+def test_many_that_are_not_below_are_seldom_said_to_be():
+    """Twelve differences whose true means are 0: "does not hold" comes by chance in at most 2.5 %,
+    up to four standard errors of the simulation; by uncorrected intervals in a quarter.
+    """
+    generator, trials = np.random.default_rng(0), 400
+    said, naive = 0, 0
+    for _ in range(trials):
+        found = [intervals.estimate(row.tolist()) for row in generator.normal(size=(12, 6))]
+        said += intervals.all_above(found) == "does not hold"
+        naive += any(value.high < 0 for value in found)
+    error = (0.025 * 0.975 / trials) ** 0.5
+    assert said / trials < 0.025 + 4 * error
+    assert naive / trials > 0.2
+
+
+def test_verdicts_follow_the_intervals():
+    found = {
+        "low": intervals.estimate([-2.0, -2.1]),
+        "high": intervals.estimate([2.0, 2.1]),
+        "open": intervals.estimate([-1.0, 1.0]),
+        "lost": intervals.estimate([math.nan, 1.0]),
+    }
+    said = {"no difference shown": ["open"], "failed": ["lost"]}
+    assert intervals.verdicts(found) == {"better": ["low"], "worse": ["high"]} | said
+    upwards = intervals.verdicts(found, lower_is_better=False)
+    assert upwards == {"better": ["high"], "worse": ["low"]} | said
+    assert intervals.all_above([found["high"], found["open"]]) == "inconclusive"
+    assert intervals.all_above([found["low"], found["high"]]) == "does not hold"
+    assert intervals.all_above([found["lost"], found["high"]]) == "inconclusive"
+    assert intervals.all_above([None]) == ""
+    assert intervals.bracket(found["low"]) == "-2.05 [-2.69, -1.41]"
+    assert intervals.bracket(None) == intervals.pm(None) == "–"
+
+
+def test_report_is_written_whole(tmp_path):
+    from matplotlib.figure import Figure
+
+    numbers = {"a": [1.0, math.nan], "b": torch.tensor([2.0])}
+    table = tables.markdown(["x", "long name"], [["1", "2"], ["three", "4"]])
+    assert table.splitlines() == [
+        "| x     | long name |",
+        "|-------|-----------|",
+        "| 1     | 2         |",
+        "| three | 4         |",
+    ]
+    paths = tables.write_report(tmp_path / "new", numbers, table, {"picture": Figure()})
+    assert [path.name for path in paths] == ["results.json", "table.md", "picture.png"]
+    assert sorted(paths) == sorted((tmp_path / "new").iterdir())
+    kept = json.loads(paths[0].read_text(encoding="utf-8"))
+    assert kept == {"a": [1.0, {"float": "nan"}], "b": [2.0]}
+    assert paths[2].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_arguments(tmp_path):
+    assert seeds("3") == (0, 1, 2)
+    assert seeds("100:102") == (100, 101)
+    assert among(["a", "b"])("b, a,b") == ["b", "a"]
+    assert device("cpu") == torch.device("cpu")
+    assert existing_folder(str(tmp_path)) == tmp_path
+    for parse, text, said in (
+        (seeds, "1", "expected N >= 2"),
+        (seeds, "5:6", "at least two seeds"),
+        (seeds, "-3:4", "A >= 0"),
+        (seeds, "x", "expected N >= 2, or A:B"),
+        (among(["a"]), "a,c", "unknown 'c'; choose from a"),
+        (among(["a"]), ",", "unknown ''"),
+        (device, "nosuch", "'nosuch' cannot be used"),
+        (existing_folder, str(tmp_path / "no"), "is not a folder"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=said):
+            parse(text)
+
+
+def test_command_line(tmp_path):
+    found = command.parser("nosuch", "what it does", ["mean", "mgda"], (2, 3, 5), "files")
+    given = found.parse_args(["--quick", "--rules", "mgda", "--out", str(tmp_path / "a" / "b")])
+    assert command.size_of(given) == "quick"
+    assert command.seeds_of(given) == (0, 1)
+    assert given.rules == ["mgda"]
+    assert command.out_of(given, found) == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b" / "cells").is_dir()
+    assert command.seeds_of(found.parse_args(["--full"])) == (0, 1, 2, 3, 4)
+    assert command.seeds_of(found.parse_args(["--seeds", "7:10"])) == (7, 8, 9)
+    with pytest.raises(SystemExit):
+        found.parse_args(["--quick", "--full"])
+    with pytest.raises(SystemExit):
+        command.out_of(found.parse_args(["--out", __file__]), found)

@@ -1,0 +1,357 @@
+"""CAGrad's reproductions against computations that share no code with them: plain formulas, scipy,
+literal loops.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize, minimize_scalar
+from torch import Tensor
+
+import mtlfunc as mf
+from experiments.benchmarks import toy as benchmark
+from paper_repro.cagrad import _toy as toy
+from paper_repro.cagrad import common, convergence, dual_solvers, fast, toy_runs
+from paper_repro.claims import ROWS
+from paper_repro.report.findings import Figure, Finding, Settings
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
+
+TINY = Settings(seeds=2, shrink=0.0002)
+
+
+def plain_losses(x: float, y: float, sign: float) -> tuple[float, float]:
+    """repro's formulas in Python floats."""
+    f1 = math.log(max(abs(0.5 * (-x - 7) - math.tanh(-y)), 5e-6)) + 6
+    f2 = math.log(max(abs(0.5 * (-x + 3) + sign * math.tanh(-y) + 2), 5e-6)) + 6
+    q1 = ((-x + 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20
+    q2 = ((-x - 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20
+    c1, c2 = max(math.tanh(0.5 * y), 0), max(math.tanh(-0.5 * y), 0)
+    return c1 * f1 + c2 * q1, c1 * f2 + c2 * q2
+
+
+def plain_rows(x: np.ndarray, sign: float) -> np.ndarray:
+    """Central differences of the plain formula."""
+    h = 1e-6
+    return np.array(
+        [
+            (
+                np.array(plain_losses(x[0] + e[0], x[1] + e[1], sign))
+                - np.array(plain_losses(x[0] - e[0], x[1] - e[1], sign))
+            )
+            / (2 * h)
+            for e in h * np.eye(2)
+        ]
+    ).T
+
+
+@pytest.mark.parametrize("sign", [toy.CODE, toy.PAPER_SIGN])
+def test_losses_are_the_plain_formula(sign: float) -> None:
+    points = [*toy.STARTS, (-5.0, 2.14), (5.03, 0.3), (3.0, -8.4), (0.1, -0.2)]
+    found = toy.at(torch.tensor(points, dtype=torch.float64), sign)
+    np.testing.assert_allclose(
+        found, [plain_losses(*point, sign) for point in points], rtol=1e-13, atol=1e-13
+    )
+
+
+def test_the_signs_differ_above_the_axis_only() -> None:
+    above, below = (
+        torch.tensor([3.0, 4.0], dtype=torch.float64),
+        torch.tensor([3.0, -4.0], dtype=torch.float64),
+    )
+    assert not torch.equal(toy.at(above, 1.0), toy.at(above, -1.0))
+    assert torch.equal(toy.at(below, 1.0), toy.at(below, -1.0))
+
+
+def test_minimum_of_the_mean_by_scipy() -> None:
+    found: Any = minimize(
+        lambda x: sum(plain_losses(x[0], x[1], 1.0)) / 2,
+        [2.0, -6.0],
+        method="BFGS",
+        options={"gtol": 1e-9},
+    )
+    where, value = toy.minimum_of_mean()
+    assert value == pytest.approx(found.fun, abs=1e-9)
+    np.testing.assert_allclose(where, found.x, atol=1e-4)
+    assert value == pytest.approx(-15.0916, abs=1e-4)
+    np.testing.assert_allclose(where, [0, -8.3551], atol=1e-3)
+
+
+def test_pareto_set_has_opposed_gradients() -> None:
+    for point in toy.pareto_set()[5:-5:10]:
+        g1, g2 = plain_rows(point, 1.0)
+        assert g1 @ g2 / np.linalg.norm(g1) / np.linalg.norm(g2) == pytest.approx(-1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("slope", "moves"), [(toy.ramp, True), (torch.relu, False)])
+def test_the_kink_decides_whether_the_origin_moves(slope: Any, moves: bool) -> None:
+    zero = torch.zeros(2, dtype=torch.float64)
+    rows = mf.task_gradients(
+        lambda params, sign: toy.losses(params, sign, slope), {"x": zero}, torch.tensor(1.0)
+    )[1]["x"]
+    assert bool(rows.abs().sum() > 0) == moves
+
+
+def min_norm(g1: Tensor, g2: Tensor) -> Tensor:
+    x = (
+        float(((g2 - g1) @ g2 / (g1 - g2).square().sum()).clamp(0, 1))
+        if not torch.equal(g1, g2)
+        else 0.5
+    )
+    return x * g1 + (1 - x) * g2
+
+
+def projected(g1: Tensor, g2: Tensor) -> Tensor:
+    p1, p2 = (a - min(float(a @ b), 0.0) / float(b @ b) * b for a, b in ((g1, g2), (g2, g1)))
+    return (p1 + p2) / 2
+
+
+def conflict_averse(g1: Tensor, g2: Tensor, c: float) -> Tensor:
+    """The dual by a bounded search of the first weight."""
+    g0 = (g1 + g2) / 2
+    dual = lambda x: float(  # noqa: E731
+        (x * g1 + (1 - x) * g2) @ g0 + c * g0.norm() * (x * g1 + (1 - x) * g2).norm()
+    )
+    found: Any = minimize_scalar(dual, bounds=(0, 1), method="bounded", options={"xatol": 1e-12})
+    x = min((found.x, 0.0, 1.0), key=dual)
+    w = x * g1 + (1 - x) * g2
+    return g0 + c * g0.norm() / w.norm() * w
+
+
+LITERAL = {
+    "GD": lambda g1, g2, _: (g1 + g2) / 2,
+    "MGDA": lambda g1, g2, _: min_norm(g1, g2),
+    "PCGrad": lambda g1, g2, _: projected(g1, g2),
+    "CAGrad": conflict_averse,
+}
+
+
+@pytest.mark.parametrize("sign", [toy.CODE, toy.PAPER_SIGN])
+@pytest.mark.parametrize("name", LITERAL)
+def test_first_steps_are_those_of_a_literal_loop(name: str, sign: float) -> None:
+    """One start at a time, one autograd call a task, torch's own Adam."""
+    steps, alone = 30, torch.zeros(0, 2, dtype=torch.float64)
+    run = toy_runs.trajectories(tuple(LITERAL), alone, steps, compiled=False)[name]
+    for start in toy.STARTS:
+        if start == (0.0, 0.0):  # equal lengths and a symmetric pair: the weights are not unique
+            continue
+        x = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([x], lr=1e-3)
+        for _ in range(steps):
+            both = toy.losses({"x": x}, torch.tensor(sign, dtype=torch.float64))
+            g1, g2 = (torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in both)
+            x.grad = LITERAL[name](g1, g2, toy.USUAL[name])
+            optimizer.step()
+        found = run.watched[steps, run.lanes.find(start, toy.USUAL[name], sign)]
+        torch.testing.assert_close(found, x.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_random_starts_get_a_lane_of_their_own() -> None:
+    starts = torch.tensor([[1.0, 2.0], [-3.0, 4.0]], dtype=torch.float64)
+    lanes, random, nudged = toy.lanes_of("CAGrad", starts)
+    assert torch.equal(lanes.start[random], starts)
+    named = torch.tensor(toy.STARTS, dtype=torch.float64)
+    torch.testing.assert_close(lanes.start[nudged], named + toy.NUDGE, rtol=0, atol=1e-12)
+    assert lanes.hyper[random].tolist() == [0.5, 0.5]
+    assert len(lanes.sign) == len(toy.CS) * 2 * len(toy.STARTS) + 2 + len(toy.STARTS)
+
+
+@pytest.mark.parametrize("c", [0.5, 1.0, 10.0])
+def test_epsilons_are_those_of_the_official_search(c: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        rows = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+        found = (
+            mf.weights(toy.with_epsilons(torch.tensor(c, dtype=torch.float64)), rows @ rows.mT)
+            @ rows
+        )
+        # the search stops at 1e-5 of the weight
+        torch.testing.assert_close(found, benchmark.script_cagrad(rows, c), rtol=2e-3, atol=1e-4)
+
+
+def test_epsilons_allow_equal_gradients() -> None:
+    rows = torch.tensor([[0.0, 2.0], [0.0, 2.0]], dtype=torch.float64)
+    found = (
+        mf.weights(toy.with_epsilons(torch.tensor(1.0, dtype=torch.float64)), rows @ rows.mT) @ rows
+    )
+    torch.testing.assert_close(found, rows[0], rtol=1e-3, atol=1e-3)
+
+
+def test_the_transcribed_script_takes_the_same_first_steps() -> None:
+    points = benchmark.script_run("GD", (9.0, 9.0), 20)
+    alone = torch.zeros(0, 2, dtype=torch.float64)
+    run = toy_runs.trajectories(("GD",), alone, 20, compiled=False)["GD"]
+    torch.testing.assert_close(
+        points[-1].double(), run.watched[20, run.lanes.find((9.0, 9.0), 0.0)], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_contact_and_way_along_the_set() -> None:
+    front = toy.pareto_set()
+    points = torch.tensor(
+        [
+            [[8.0, -8.0]],
+            [[8.0, front[-1, 1]]],
+            [[7.0, front[-1, 1]]],
+            [[4.0, np.interp(4.0, *front.T)]],
+        ]
+    )
+    assert toy_runs.contact(points).tolist() == [2]
+    np.testing.assert_allclose(toy_runs.off_the_set(points)[1], [1.0], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def every() -> dict[str, list[Finding]]:
+    """CAGrad-Fast's times on a small network: no verdict that is tested here is read off them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "network", partial(fast.network, hidden=32, samples=32))
+        return findings_of("cagrad", TINY)
+
+
+@pytest.fixture(scope="module")
+def found(every: dict[str, list[Finding]]) -> dict[str, Any]:
+    return by_name(every)
+
+
+def test_ledger_and_findings_agree(every: dict[str, list[Finding]]) -> None:
+    check_ledger(every)
+    ids = {f"CA-{n:02}" for n in range(1, 41)} | {"X-01", "X-02", "X-04", "X-05"}
+    data = {"CA-01", "CA-30", "CA-31", "CA-32", "CA-33", "CA-35", "CA-36", "CA-38"}
+    others = data | {"CA-07", "CA-37"}  # an aim, and one of the questions between the texts
+    assert {name for name in by_name(every) if name[-2:].isdigit()} == ids - others
+
+
+def test_findings_are_complete(every: dict[str, list[Finding]]) -> None:
+    check_complete(every)
+
+
+def test_a_short_toy_decides_nothing_that_needs_the_whole(
+    every: dict[str, list[Finding]], found: dict[str, Any]
+) -> None:
+    of_the_toy = {row.id for row in ROWS if row.module.startswith("cagrad.toy")}
+    assert of_the_toy == {
+        "CA-04",
+        "CA-06",
+        "CA-08",
+        "CA-14",
+        "CA-24",
+        "CA-25",
+        "CA-26",
+        "CA-27",
+        "CA-28",
+        "X-01",
+        "X-02",
+        "X-05",
+    }
+    for name in of_the_toy:
+        expected = "does not hold" if name == "CA-08" else "inconclusive"
+        assert found[name].verdict == expected, name
+    figures = {
+        finding.name
+        for module, findings in every.items()
+        for finding in findings
+        if module.startswith("cagrad.toy") and isinstance(finding, Figure)
+    }
+    assert figures == {
+        "surface",
+        "trajectories",
+        "printed-sign",
+        "large-c",
+        "losses",
+        "ends",
+        "random-starts",
+    }
+
+
+def test_what_is_exact_in_the_theory_holds_at_any_budget(found: dict[str, Any]) -> None:
+    for name in ("CA-10", "CA-16", "CA-11", "CA-18", "CA-20", "CA-29", "X-04"):
+        assert found[name].verdict == "holds", name
+    for name in ("CA-03", "CA-12", "CA-13"):
+        assert found[name].verdict == "holds only when", name
+    assert found["CA-05"].verdict == "does not hold"
+
+
+def test_the_fast_variant_keeps_the_ball_at_any_budget(found: dict[str, Any]) -> None:
+    assert found["CA-22"].verdict == "holds"
+    assert {"solvers", "fast"} <= set(found)
+
+
+def test_threshold_of_two_opposed_gradients_is_one() -> None:
+    # (1, 0) and (-2, 0): no task may fall, so v = 0
+    g = torch.tensor([[[1.0, -2.0], [-2.0, 4.0]]], dtype=torch.float64)
+    c, v = common.threshold(g)
+    assert float(c) == pytest.approx(1)
+    assert float(common.length(g, v)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("tasks", [3, 50])
+def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
+    """Its descent written out with autograd and torch's own SGD."""
+    rows = torch.randn(
+        tasks, 60, generator=torch.Generator().manual_seed(tasks), dtype=torch.float64
+    )
+    g = rows @ rows.mT
+    scaled = g / (g.diagonal() + 1e-4).sqrt().mean().square()
+    a = torch.zeros(tasks, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([a], lr=50 if tasks == 50 else 25, momentum=0.5)
+    radius = 0.4 * (scaled.mean() + 1e-4).sqrt()
+    tried: list[tuple[float, Tensor]] = []
+    for _ in range(21):
+        w = torch.softmax(a, 0)
+        value = w @ scaled.mean(1) + radius * (w @ scaled @ w + 1e-4).sqrt()
+        tried.append((float(value.detach()), w.detach()))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    w = min(tried, key=lambda pair: pair[0])[1]
+    expected = 1 / tasks + radius / ((w @ scaled @ w + 1e-4).sqrt() + 1e-4) * w
+    torch.testing.assert_close(
+        dual_solvers.official_weights(g, 0.4), expected, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_slsqp_finds_the_exact_dual_value() -> None:
+    rows = torch.randn(6, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    g = rows @ rows.mT
+    w = dual_solvers.slsqp_weights(g, 0.5) - 1 / 6
+    w = w / w.sum()
+    value = w @ g.mean(1) + 0.5 * g.mean().sqrt() * (w @ g @ w).sqrt()
+    assert float(value) == pytest.approx(float(common.cagrad(g[None], 0.5).value[0]), rel=1e-5)
+
+
+def test_sum_of_squares_against_a_literal_loop() -> None:
+    problem = common.quadratics(2, 3, 3, 5)
+    c, steps = 0.5, 15
+    found = convergence.descend(problem, (0.2, c), steps, "test")[1]
+    for i in range(2):
+        matrix, middle, x = (
+            problem.matrix[i].numpy(),
+            problem.middle[i].numpy(),
+            problem.start[i].numpy(),
+        )
+        eta = 0.9 / max(np.linalg.eigvalsh(m).max() for m in matrix)
+        total, mean = (
+            0.0,
+            lambda x, a=matrix, m=middle: np.mean(
+                [0.5 * (x - mt) @ at @ (x - mt) for at, mt in zip(a, m, strict=True)]
+            ),
+        )
+        first = mean(x)
+        for _ in range(steps):
+            rows = np.einsum("tij,tj->ti", matrix, x - middle)
+            total += np.square(rows.mean(0)).sum()
+            x = x - eta * mf.aggregate(mf.cagrad(c), torch.tensor(rows)).numpy()
+        least = mean(np.linalg.solve(matrix.mean(0), np.einsum("tij,tj->i", matrix, middle) / 3))
+        assert float(found.ratio[i]) == pytest.approx(
+            total * eta * (1 - c * c) / (2 * (first - least)), rel=1e-6
+        )
+
+
+def test_all_rows_are_the_full_method() -> None:
+    rows = common.rows_of(1, 6, 20, 4)[0]
+    full = fast.sampled(rows, 6, 0.5, 8)
+    assert max(full.bias, full.deviation, abs(full.missed), full.mean_error) < 1e-9
+    assert fast.sampled(rows, 2, 0.5, 8).deviation > 0.01

@@ -1,0 +1,315 @@
+"""Figures with options of one's own: each is drawn with something changed; bad input is said."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import paper_repro
+from paper_repro import __main__ as program
+from paper_repro import cagrad, gradnorm, mgda, pcgrad
+from paper_repro.gradnorm import common, toy_figures
+from paper_repro.pcgrad import landscape
+from paper_repro.report import parts
+from paper_repro.report.commands import Catalogue, parser_of
+from paper_repro.report.options import Impossible, parameters, read, written
+from tests.support.reproductions import misplaced
+
+FIGURES = Catalogue("paper_repro", program.papers())
+SMALL: dict[str, str] = {
+    "cagrad.toy": "--c 0.4 2 --starts -9,3 4,8 --steps 20 --methods GD CAGrad GradNorm",
+    "cagrad.surface": "--sign printed --points 30 --extent 5",
+    "cagrad.role_of_c": "--c 0 0.5 2 --tasks 2 3 --draws 6 --size 7",
+    "gradnorm.toy": "--scales 1 10 100 --steps 6 --seeds 2 --inputs 4 --outputs 3 --width 5 "
+    "--batch 6",
+    "gradnorm.rates": "--scales 2 9 4 --rates 1e-3 1e-2 --steps 4 --seeds 2 --width 5 --inputs 3",
+    "gradnorm.strength": "--alphas 0 0.7 --scales 1 2 3 4 5 6 7 8 --steps 4 --seeds 2 --width 4",
+    "gradnorm.search": "--scales 1 5 25 --draws 3 --rates 3e-3 1e-2 --steps 4 --seeds 2 --width 4",
+    "mgda.two_tasks": "--pairs 1,2,-1,3 2,0,4,0",
+    "mgda.counterexample": "--start 1,-1 --steps 9 --rate 0.05",
+    "mgda.oscillation": "--gradients 2,0 0,1 -1,1 --steps 5 --draws 3 --most 20",
+    "mgda.temperatures": "--draws 3 --sharpness 0.1 1 10",
+    "mgda.raised_tasks": "--tasks 2 --widths 1 2 --draws 3 --steps 2",
+    "pcgrad.figure1": "--start 0.5,-2 --steps 30 --methods PCGrad GradNorm",
+    "pcgrad.conditions_along": "--start 1,1 --steps 30 --methods sum",
+    "pcgrad.curvature": "--problems regression --steps 6 --seeds 2 --rate 0.01",
+    "pcgrad.ends": "--dimensions 2 3 --draws 3 --steps 4",
+    "pcgrad.all_orders": "--gradients 1,0 -1,1 0,-1",
+}
+
+
+def run(*words: str) -> int:
+    """The exit status of the command, with words as in a shell."""
+    try:
+        return program.main(["figure", *words])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def records(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_every_figure_is_tried_here() -> None:
+    assert set(SMALL) == set(FIGURES.names)
+    assert len(FIGURES.names) >= 15
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_drawn_with_changed_options(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figure.png"
+    assert run(name, *SMALL[name].split(), "--out", str(out)) == 0
+    assert str(out) in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.json", "figure.png"]
+    with Image.open(out) as image:
+        assert image.info["Description"]
+    found = records(out)
+    assert found["figure"] == name
+    assert found["numbers"]
+    given = {word[2:].replace("-", "_") for word in SMALL[name].split() if word.startswith("--")}
+    defaults = {each.name: each.default for each in parameters(FIGURES[name]).values()}
+    assert given <= set(defaults) == set(found["arguments"])
+    for option in given:
+        assert found["arguments"][option] != json.loads(json.dumps(defaults[option])), option
+
+
+def test_the_paper_s_values_are_the_defaults() -> None:
+    values = {
+        name: {each.name: each.default for each in parameters(FIGURES[name]).values()}
+        for name in FIGURES.names
+    }
+    toy = values["cagrad.toy"]
+    assert toy["starts"] == ((-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0))
+    assert (toy["steps"], toy["rate"], toy["c"]) == (100_000, 1e-3, (0.5,))
+    regression = values["gradnorm.toy"]
+    sizes = [regression[name] for name in ("inputs", "outputs", "width", "batch", "alpha")]
+    assert sizes == [250, 100, 100, 100, 0.12]
+    assert values["pcgrad.figure1"]["start"] == (0.5, -3.0)
+
+
+@pytest.mark.parametrize("name", FIGURES.names)
+def test_defaults_are_read_as_they_are_shown(name: str) -> None:
+    for each in parameters(FIGURES[name]).values():
+        assert read(each.name, each.kind, written(each.default)) == each.default
+    assert "--out" in parser_of(name, FIGURES[name]).format_help()
+
+
+def test_list_has_a_line_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == FIGURES.names
+    assert all(line.rstrip().endswith(".") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("cagrad.toys", "did you mean cagrad.toy"),
+        ("", "which figure"),
+        ("cagrad.toy --sizes 3", "unrecognized arguments: --sizes=3"),
+        ("cagrad.toy --step 3", "unrecognized arguments: --step=3"),  # no abbreviations
+        ("cagrad.toy --steps", "expected at least one argument"),
+        ("cagrad.toy --steps 0", "--steps: expected at least 1, got 0"),
+        ("cagrad.toy --steps 1.5", "--steps: expected a whole number, got '1.5'"),
+        ("cagrad.toy --c -1", "--c: expected 0 to 1e+06, got -1"),
+        ("cagrad.toy --c nan", "--c: expected finite numbers"),
+        ("cagrad.toy --starts 1,2,3", "--starts: expected 2 numbers together, got 1,2,3"),
+        ("cagrad.toy --starts 1,x", "--starts: expected a number, got 'x'"),
+        ("cagrad.toy --starts 9999,0", "--starts: expected numbers up to 1000"),
+        ("cagrad.toy --methods SGD", "--methods: expected GD, MGDA"),
+        ("cagrad.surface --sign minus", "--sign: expected code, printed; got minus"),
+        ("gradnorm.toy --scales 1", "--scales: expected at least 2 values, got 1"),
+        ("gradnorm.toy --scales 1 0", "--scales: expected 1e-06 to 1e+06, got 0"),
+        ("gradnorm.toy --seeds 1", "--seeds: expected 2 to 10000, got 1"),
+        ("mgda.counterexample --targets 1,2,3 4,5,6", "--targets: expected two rows of 2"),
+        ("mgda.counterexample --inputs 1,1 2,2", "--inputs: expected samples that are not all"),
+        ("mgda.counterexample --rate 100", "--rate: 100 is too large"),
+        ("mgda.two_tasks --pairs 0,0,0,0", "--pairs: expected a gradient that is not 0"),
+        ("pcgrad.all_orders --gradients 1,0 1,1 2,1 3,1 4,1", "--gradients: expected at most"),
+        ("cagrad.toy --out toy.gif", "--out: toy.gif has to end in .png"),
+        ("cagrad.toy --out /no/such/folder/toy.png", "cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words.split()) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_function_says_the_same() -> None:
+    with pytest.raises(Impossible, match=r"^steps: expected at least 1, got 0"):
+        cagrad.toy(steps=0)
+    with pytest.raises(Impossible, match=r"^scales: expected a number, got 'large'"):
+        gradnorm.toy(scales=(1.0, "large"))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mgda.nothing  # noqa: B018
+
+
+def test_a_stopped_figure_goes_on_from_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after one of two methods: the first is kept, and not computed again."""
+    words = [*SMALL["gradnorm.toy"].split(), "--out", str(tmp_path / "toy.png")]
+    calls: list[str] = []
+    real, stop = toy_figures.train.function, [True]
+
+    def counted(method: str, *rest: Any) -> Any:
+        if calls and stop[0]:
+            raise KeyboardInterrupt
+        calls.append(method)
+        return real(method, *rest)
+
+    monkeypatch.setattr(toy_figures.train, "function", counted)
+    monkeypatch.setattr(toy_figures.train, "memory", {})
+    assert run("gradnorm.toy", *words) == 130
+    error = capsys.readouterr().err
+    assert "1 finished computation kept in" in error
+    assert "the same command goes on from there" in error
+    assert not (tmp_path / "toy.png").exists()
+    stop[0] = False
+    monkeypatch.setattr(toy_figures.train, "memory", {})
+    assert run("gradnorm.toy", *words) == 0
+    assert calls == ["weighted", "gradnorm", "weighted"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.json", "toy.png"]
+    assert parts.Store.folder is None
+
+
+def test_stopped_before_anything_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy_figures.train, "function", stopped)
+    monkeypatch.setattr(toy_figures.train, "memory", {})
+    words = [*SMALL["gradnorm.toy"].split(), "--out", str(tmp_path / "toy.png")]
+    assert run("gradnorm.toy", *words) == 130
+    assert "nothing was finished, so nothing is kept" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what is drawn is what is computed ----
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_gradnorm_draws_every_task(count: int, tmp_path: Path) -> None:
+    """Once three scales drew two tasks, and labelled σ = 10 as 100."""
+    scales = tuple(float(10 ** (i % 3) + i) for i in range(count))
+    found = gradnorm.toy(scales=scales, steps=5, seeds=2, inputs=3, outputs=2, width=4, batch=5)
+    _, losses, weights = found.figure.axes
+    names = [f"σ = {scale:g}" for scale in scales]
+    for panel in (losses, weights):
+        assert sorted(text.get_text() for text in panel.texts) == sorted(names)
+    assert f"sum {count}" in weights.get_ylabel()
+    assert weights.get_yscale() == "linear"
+    last = [row for row in found.numbers if row["method"] == "GradNorm" and row["step"] == 5]
+    assert {(row["task"], row["scale"]) for row in last} == set(enumerate(scales, 1))
+    assert math.isclose(sum(row["weight"] for row in last), count, rel_tol=1e-5)
+    found.draw(tmp_path / "toy.png")
+    assert not misplaced(found.figure)
+
+
+def test_classification_losses_are_scaled_cross_entropies() -> None:
+    problem = common.Problem(scales=(1.0, 5.0), inputs=3, outputs=4, width=6, kind="classification")
+    key = torch.tensor(3)
+    params = common.initial_params(key, problem)
+    maps = common.linear_maps(key, problem)
+    x, y = common.sample(key, maps, problem, 9)
+    labels = torch.einsum("bi,toi->tbo", x, maps).argmax(-1)
+    hidden = x
+    for layer in range(common.LAYERS):
+        weight = params[f"trunk.{layer}.weight"]
+        hidden = (hidden @ weight.mT + params[f"trunk.{layer}.bias"]).relu()
+    for task, scale in enumerate(problem.scales):
+        out = hidden @ params["heads.weight"][task].mT + params["heads.bias"][task]
+        expected = scale * torch.nn.functional.cross_entropy(out, labels[task])
+        torch.testing.assert_close(common.entropies_of(params, (x, y))[task], expected)
+
+
+def test_toy_of_one_rule_is_the_report_s() -> None:
+    """The same points as of the rules that the report runs side by side."""
+    from paper_repro.cagrad import _toy as toy
+    from paper_repro.cagrad import toy_runs
+
+    found = cagrad.toy(starts=((-8.5, 7.5),), methods=("CAGrad",), c=(0.5,), steps=30)
+    names = ("GD", "CAGrad")
+    runs = toy_runs.trajectories(names, torch.zeros(1, 2, dtype=torch.float64), 30, compiled=False)
+    run_ = runs["CAGrad"]
+    lane = run_.lanes.find((-8.5, 7.5), 0.5)
+    at = found.numbers[-1]
+    assert at["step"] == 30
+    np.testing.assert_allclose(at["x"], run_.points[-1, lane].numpy(), rtol=1e-12)
+    losses = toy.at(run_.points[-1, lane]).tolist()
+    np.testing.assert_allclose(at["losses"], losses, rtol=1e-12)
+
+
+def test_orders_of_two_tasks_are_one() -> None:
+    """Two gradients have one order; the direction is the sum of both projections."""
+    g, h = np.array([1.0, 0.0]), np.array([-1.0, 1.0])
+    found = pcgrad.all_orders(gradients=((1.0, 0.0), (-1.0, 1.0)))
+    expected = (g - (g @ h) / (h @ h) * h) + (h - (g @ h) / (g @ g) * g)
+    (only,) = found.numbers
+    np.testing.assert_allclose(only["d"], expected, atol=1e-12)
+    np.testing.assert_allclose(only["rates"], [g @ expected, h @ expected], atol=1e-12)
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_definition_3_is_the_derivative_of_the_mean_gradient(crossing: bool) -> None:
+    """g·d/dε of the mean of ∇L over the step from θ + εg, by sums over many points of a step.
+
+    With a high floor, so that the sums see it; their error is that of the points' spacing at the
+    jumps of ∇L, and of the difference in ε.
+    """
+    floor, count = 0.3, 400_001
+    start = torch.tensor([0.3, -0.4] if crossing else [2.5, 1.0], dtype=torch.float64)
+    after = start + torch.tensor([0.9 if crossing else 0.1, 0.7], dtype=torch.float64)
+
+    def gradient(at: torch.Tensor) -> torch.Tensor:
+        x, y = at.unbind(-1)
+        t = torch.tanh(y)
+        u = torch.stack([x / 2 + t, x / 2 - t + 2], -1)
+        scale = torch.tensor([20.0, 25.0], dtype=torch.float64)
+        slope = torch.where(u.abs() > floor, scale / u, 0.0)
+        turn = (1 - t**2) * (slope[..., 0] - slope[..., 1])
+        return torch.stack([slope.sum(-1) / 2, turn], -1)
+
+    g = gradient(start)
+    s = (torch.arange(count, dtype=torch.float64) + 0.5)[:, None] / count
+
+    def mean(epsilon: float) -> torch.Tensor:
+        return gradient(start + epsilon * g + s * (after - start)).mean(0) @ g
+
+    step = 1e-4
+    expected = (mean(step) - mean(-step)) / (2 * step) / (g @ g)
+    found = landscape.definition_3(start, after, floor, pieces=4000)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
+
+
+def test_the_command_is_the_package_s(tmp_path: Path) -> None:
+    """From a shell, with a start that looks like an option."""
+    root = Path(paper_repro.__file__).parents[1]
+    words = ["mgda.two_tasks", "--pairs", "-1,2,1,1", "--out", str(tmp_path / "two.svg")]
+    found = subprocess.run(
+        [sys.executable, "-m", "paper_repro", "figure", *words],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert records(tmp_path / "two.svg")["numbers"][0]["g_1"] == [-1.0, 2.0]

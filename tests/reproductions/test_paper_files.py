@@ -1,0 +1,219 @@
+"""Files that `python -m paper_repro` cannot use, and what it refuses before anything runs."""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from paper_repro.__main__ import main, reproduce
+from paper_repro.report.findings import Settings
+from paper_repro.report.results import Refused, Results, reserved
+from tests.support import ROOT
+from tests.support.reproductions import claim, claims_in, count_runs, fake, figure
+
+TINY = Settings(seeds=2, shrink=0.0001)
+
+
+@pytest.fixture
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the sources of fakes."""
+    return tmp_path_factory.mktemp("sources")
+
+
+# ---- files that cannot be used, and what is refused before anything runs ----
+
+
+def never(made: Path) -> dict[str, ModuleType]:
+    """A module that must not run."""
+    module = fake(made, claim("PC-01"))
+    module.run = lambda _: pytest.fail("ran")  # type: ignore[attr-defined]
+    return {"a": module}
+
+
+def without_page(folder: Path) -> dict[str, bytes]:
+    """All files but the page, without the time that a question took."""
+    return {
+        path.name: re.sub(rb'"seconds": [\d.]+', b"", path.read_bytes())
+        for path in folder.iterdir()
+        if path.suffix not in (".html", ".unreadable")
+    }
+
+
+def vast() -> bytes:
+    """A PNG whose header says 60,000 by 60,000 pixels."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0),
+        b"tEXt": b"Description\0a caption",
+        b"IDAT": zlib.compress(b""),
+        b"IEND": b"",
+    }
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("name", ["claims.json", "runs.json", "a-one.png"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"\x89PNG\r\n\x1a\n",
+        b"[3]",
+        b'{"a": 3}',
+        -40,
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, id="deep"),
+        pytest.param(vast(), id="vast"),
+    ],
+)
+def test_damaged_files_are_set_aside_and_computed_again(
+    name: str,
+    content: bytes | int,
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = fake(made, claim("PC-01"), figure("one"))
+    runs = count_runs(module)
+    assert reproduce({"a": module}, ["a"], TINY, tmp_path) == 0
+    before = without_page(tmp_path)
+    damaged = before[name][:content] if isinstance(content, int) else content
+    (tmp_path / name).write_bytes(damaged)
+    capsys.readouterr()
+    assert reproduce({"a": module}, ["a"], TINY, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"{re.escape(name)} .* set aside as {re.escape(name)}\.unreadable", said)
+    assert "computed again" in said
+    assert (tmp_path / f"{name}.unreadable").read_bytes() == damaged
+    assert len(runs) == 2
+    after = without_page(tmp_path)
+    assert after.keys() == before.keys()
+    assert {x: after[x] for x in after if x != "a-one.png"} == {
+        x: before[x] for x in before if x != "a-one.png"
+    }
+    reproduce({"a": module}, ["a"], TINY, tmp_path)
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"module": "pcgrad_theory"}, "there is no reproduction pcgrad_theory"),
+        ({"id": "PC-99"}, "no such claim"),
+        ({"verdict": "true"}, "no such claim or verdict"),
+        ({"measured": [1]}, "other values"),
+        ({"measured": {"value": "0.5"}}, "other values"),
+        ({"measured": {"value": 10**400}}, "other values"),
+        ({"where": None}, "other values"),
+        ({"claim": " "}, "other values"),
+        ({"id": ["PC-01"]}, "other values"),
+        ({"configuration": {"seeds": 3}}, "other values"),
+        ({"configuration": {"seeds": "3", "device": "cpu"}}, "its configuration lacks"),
+        ({"p-value": 0.1}, "other fields"),
+    ],
+)
+def test_claims_of_another_version_are_set_aside(
+    change: dict[str, Any], why: str, made: Path, tmp_path: Path
+) -> None:
+    reproduce({"a": fake(made, claim("PC-01"))}, ["a"], TINY, tmp_path)
+    claims = claims_in(tmp_path)
+    claims[0].update(change)
+    (tmp_path / "claims.json").write_text(json.dumps(claims))
+    results = Results(tmp_path, {}, ["a"])
+    (notice,) = results.notices
+    assert re.match(rf"claims\.json was written by another version.*{why}", notice)
+    assert json.loads((tmp_path / "claims.json.unreadable").read_text()) == claims
+    assert not results.kept("a", results.runs["a"]["key"])
+
+
+@pytest.mark.parametrize(
+    ("runs", "why"),
+    [
+        (
+            {"gradnorm": {"key": "", "claims": [], "figures": [], "seconds": 1.0}},
+            "no reproduction gradnorm",
+        ),
+        ({"a": {"key": "", "claims": []}}, "other fields"),
+        ({"a": {"key": "", "claims": 3, "figures": [], "seconds": 1.0}}, "other values"),
+        ({"a": {"key": "", "claims": [], "figures": [1], "seconds": 1.0}}, "other values"),
+        ({"a": {"key": "", "claims": [["a"]], "figures": [], "seconds": 1.0}}, "other values"),
+        ({"a": {"key": "", "claims": [], "figures": [], "seconds": "1"}}, "other values"),
+    ],
+)
+def test_runs_of_another_version_are_set_aside(
+    runs: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    (notice,) = Results(tmp_path, {}, ["a"]).notices
+    assert re.match(rf"runs\.json was written by another version.*{why}", notice)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing"])
+def test_an_out_that_is_no_folder_is_refused(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sentence and no traceback; the last one is a place where nothing can be made."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--only", "pcgrad.orders", "--out", str(tmp_path / place)])
+    assert stopped.value.code == 2
+    assert "no folder that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".parts", "report.html"])
+def test_what_stands_in_the_way_is_refused(name: str, made: Path, tmp_path: Path) -> None:
+    place = tmp_path / name
+    if name == ".parts":
+        place.touch()
+    else:
+        place.mkdir()
+    with pytest.raises(Refused, match=rf"{re.escape(name)} is no (file|folder); move it away"):
+        reproduce(never(made), ["a"], TINY, tmp_path)
+    assert list(tmp_path.iterdir()) == [place]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from paper_repro.report.results import reserved
+with reserved(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_on_one_folder_is_refused(made: Path, tmp_path: Path) -> None:
+    """While the other lives; one that was killed leaves nothing that stands in the way."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout
+        try:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(Refused, match=rf"in use by another run \(process {other.pid} on "):
+                reproduce(never(made), ["a"], TINY, tmp_path)
+        finally:
+            other.kill()
+    assert (tmp_path / ".lock").exists()
+    assert reproduce({"a": fake(made, claim("PC-01"))}, ["a"], TINY, tmp_path) == 0
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_of_a_number_in_use_is_stale_without_its_holder(tmp_path: Path) -> None:
+    """Another program may have got the number of a run that is long gone: here, this one."""
+    record = f"{os.getpid()}\n{os.uname().nodename}\n"
+    (tmp_path / ".lock").write_text(record)
+    with reserved(tmp_path), pytest.raises(Refused), reserved(tmp_path):
+        pass
+    with reserved(tmp_path):
+        assert (tmp_path / ".lock").read_text() == record

@@ -1,0 +1,258 @@
+"""PCGrad's reproductions: exact findings, the ablation's arms, what holds at any budget."""
+
+import re
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.func import hessian, vmap
+
+import mtlfunc as mf
+from mtlfunc.analysis import theory
+from paper_repro.pcgrad import _figure1 as figure1
+from paper_repro.pcgrad import (
+    common,
+    events,
+    landscape,
+    problems,
+    quadratics,
+    rational,
+    theorem2,
+    three_tasks,
+    training,
+)
+from paper_repro.report.findings import Finding, Settings
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
+
+TINY = Settings(seeds=2, shrink=0.004)
+
+
+@pytest.fixture(scope="module")
+def every() -> dict[str, list[Finding]]:
+    return findings_of("pcgrad", TINY)
+
+
+@pytest.fixture(scope="module")
+def found(every) -> dict[str, Any]:
+    return by_name(every)
+
+
+def test_every_exact_and_synthetic_row_is_judged(every):
+    check_ledger(every)
+    decided = {name for name in by_name(every) if re.fullmatch(r"PC-\d\d", name)}
+    open_to_data = {"PC-01", "PC-07", "PC-08", "PC-21", "PC-22"}
+    assert decided == {f"PC-{i:02d}" for i in range(1, 33)} - open_to_data
+
+
+def test_findings_are_complete(every):
+    check_complete(every)
+
+
+def test_what_is_exact_at_any_budget(found):
+    for identifier in ("PC-06", "PC-09", "PC-10", "PC-11", "PC-13", "PC-14", "PC-15", "PC-30"):
+        assert found[identifier].verdict == "holds", identifier
+    for identifier in ("PC-12", "PC-16", "PC-19"):
+        assert found[identifier].verdict == "holds only when", identifier
+    # at a point log|·| is concave; over a step across its cusp Definition 3's H is positive
+    for arm in ("sum", "PCGrad"):
+        assert found["PC-05"].measured[f"{arm}: share of points with gᵀ∇²L g > 0"] == 0
+
+
+def test_no_corrected_theorem_is_violated(found):
+    second, first = found["PC-19"].measured, found["PC-17"].measured
+    assert first["violations of the promised fall"] == 0
+    assert second["violations of the corrected theorem"] == 0
+    assert second["violations with weight 2(1 - s)"] == 0
+    assert second["violations of the lower bound on L(θ^MT) - L(θ^PC), conflicting draws"] == 0
+    assert second["draws with (b) but not (a)"] == 0
+
+
+# ---- the theorems' study ----
+
+
+def test_counterexample_in_fractions():
+    exact = theorem2.counterexample()
+    assert exact["L(θ^MT)"] == -2
+    assert exact["L(θ^PCGrad)"] == 0
+    assert exact["uniform curvature"] == Fraction(1, 2)
+    assert exact["weighted curvature"] == Fraction(1, 4)
+    assert exact["shortest step, uniform weight"] == exact["step"] == 4
+    assert exact["shortest step, weight 2(1 - s)"] == 8
+
+
+def test_study_is_not_vacuous():
+    steps = quadratics.together(quadratics.study(50, (-1, 3)))
+    worse = steps.plain_fall - steps.fall > steps.rounding
+    assert steps.second.applies.sum() > 50
+    assert not (worse & steps.second.applies).any()
+    assert (worse & steps.printed.applies).any()
+    # the plain step never lowers L there
+    assert (steps.plain_fall[steps.second.applies] <= steps.rounding[steps.second.applies]).all()
+    assert not (steps.first.applies & steps.second.applies).any()
+
+
+def test_study_steps_equal_the_written_out_ones():
+    key = torch.tensor(7)
+    found = quadratics.one_step(key, 5, aligned=False, decades=(-1, 1))
+    (g, h), hessians = quadratics.draw(key, 5, aligned=False)
+    A = hessians.sum(0)
+    t = found.relative / torch.linalg.eigvalsh(A)[-1]
+    inner = (g @ h).clamp_max(0)
+    d = g + h - inner / (h @ h) * h - inner / (g @ g) * g
+    for fall, direction in ((found.fall, d), (found.plain_fall, g + h)):
+        expected = t * (g + h) @ direction - t**2 / 2 * direction @ A @ direction
+        torch.testing.assert_close(fall, expected, rtol=1e-10, atol=1e-12)
+
+
+# ---- three tasks ----
+
+
+def test_three_gradients_at_120_degrees():
+    fan = rational.under_all_orders(rational.FAN)
+    assert sorted(fan.squares) == [0, 0, *[Fraction(3, 16)] * 6]
+    assert fan.difference < 1e-14
+    mean = [sum(c[i] for c in fan.coefficients) for i in range(3)]
+    assert mean[0] == mean[1] == mean[2]  # g_1 + g_2 + g_3 = 0, so the mean direction is 0
+
+
+def test_some_task_is_raised_under_every_order():
+    found = rational.under_all_orders(rational.gramian_of(rational.RAISED))
+    worst = [min(rates) for rates in found.rates]
+    assert len(worst) == 8
+    assert max(worst) == Fraction(-1, 2)
+
+
+def test_minimum_of_three_quadratics():
+    for curvatures in three_tasks.CURVATURES.values():
+        params = {"x": torch.from_numpy(three_tasks.minimum(curvatures))}
+        rows = mf.task_gradients(
+            three_tasks.losses, params, torch.tensor(curvatures, dtype=torch.float64)
+        )[1]["x"]
+        assert rows.sum(0).abs().max() < 1e-12
+
+
+# ---- the landscape and the arms ----
+
+
+def test_landscape_is_the_papers():
+    x, y = 0.5, -3.0
+    expected = [20 * np.log(abs(x / 2 + np.tanh(y))), 25 * np.log(abs(x / 2 - np.tanh(y) + 2))]
+    assert landscape.values(torch.tensor([x, y], dtype=torch.float64)).tolist() == pytest.approx(
+        expected, rel=1e-12
+    )
+    on_the_cusp = torch.tensor([-2 * np.tanh(1.0), 1.0], dtype=torch.float64)
+    assert float(landscape.values(on_the_cusp)[0]) == pytest.approx(20 * np.log(5e-6), rel=1e-9)
+
+
+def test_log_of_a_modulus_is_concave_off_its_cusp():
+    for theta in torch.tensor([[0.5, -3.0], [1.8, -1.5], [-1.0, 0.4]], dtype=torch.float64):
+        point = figure1.conditions(theta[None], theta[None] + 1e-4)
+        assert point.pointwise[0] < 0
+        g = mf.task_gradients(landscape.losses, {"theta": theta}, None)[1]["theta"].sum(0)
+        direct = g @ hessian(lambda at: landscape.losses({"theta": at}).sum())(theta) @ g / (g @ g)
+        assert point.pointwise[0] == pytest.approx(float(direct), rel=1e-9)
+
+
+def test_arms_are_what_they_are_called():
+    gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    weights = {
+        name: mf.weights(
+            common.arms(torch.tensor(i)), gramian, losses=torch.ones(2, dtype=torch.float64)
+        )
+        for i, name in enumerate(common.ARMS)
+    }
+    length = {name: float(w @ gramian @ w) for name, w in weights.items()}
+    torch.testing.assert_close(weights["sum"], torch.full((2,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(weights["PCGrad"], mf.weights(mf.pcgrad(), gramian))
+    assert length["direction only"] == pytest.approx(length["sum"])
+    assert length["magnitude only"] == pytest.approx(length["PCGrad"])
+    for part, whole in (("direction only", "PCGrad"), ("magnitude only", "sum")):
+        ratio = weights[part] / weights[whole]
+        assert float(ratio[0]) == pytest.approx(float(ratio[1]))
+    # a fresh one
+    torch.testing.assert_close(weights["GradNorm"], torch.full((2,), 0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("arm", "rule"),
+    [("sum", mf.mean()), ("PCGrad", mf.pcgrad()), ("GradNorm", mf.gradnorm(common.ALPHA))],
+)
+@pytest.mark.parametrize("sgd", [False, True])
+def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
+    """Three steps of a lane against the same method put together by itself."""
+    start, lr = (
+        {"theta": torch.tensor([0.5, -3.0], dtype=torch.float64)},
+        torch.tensor(1e-3, dtype=torch.float64),
+    )
+    alone = mf.descend(
+        landscape.losses,
+        rule,
+        mf.jacobian(),
+        mf.sgd(lr) if sgd else mf.adam(lr),
+        reduction="sum",
+    )
+    lane = landscape.step_of(torch.tensor(common.ARMS.index(arm)), torch.tensor(sgd), lr)
+    states = [step.init(start, None) for step in (alone, lane)]
+    for _ in range(3):
+        states = [
+            step.update(state, None)[0] for step, state in zip((alone, lane), states, strict=True)
+        ]
+    torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
+
+
+def test_paths_start_at_the_papers_point():
+    found = landscape.paths(TINY)
+    assert found.theta.shape[1:] == found.following.shape[1:] == (len(found.lanes.arm), 2)
+    for arm in common.ARMS:
+        assert found.theta[0, found.chosen(arm, sgd=False)[0]].tolist() == list(landscape.START)
+    assert not torch.equal(found.theta[0], found.following[0])
+
+
+# ---- training ----
+
+
+def test_maze_values_are_the_fixed_point():
+    params, batch = (
+        problems.maze_start(torch.tensor(0)),
+        problems.maze_batch(torch.tensor(0), torch.tensor(0)),
+    )
+    transition, goals = batch
+    torch.testing.assert_close(
+        transition.sum(-1), torch.ones(transition.shape[:2], dtype=torch.float64)
+    )
+    values = -problems.maze(params, batch)
+    assert ((values > 0) & (values < 1)).all()
+    assert values[0] > values[1]  # the near goal
+    # A policy of equal chances, by value iteration.
+    even = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+    value = torch.zeros_like(goals)
+    for _ in range(400):
+        value = goals + (1 - goals) * problems.DISCOUNT * (value @ transition.mean(0).T)
+    begin = problems.BEGIN[0] * problems.SIDE + problems.BEGIN[1]
+    torch.testing.assert_close(-problems.maze(even, batch), value[:, begin], rtol=1e-9, atol=1e-12)
+
+
+def test_exponential_fit_and_change_points():
+    steps = np.arange(200)
+    slope, quality, positive = training.exponential(steps, np.exp(0.03 * steps - 2))
+    assert (slope, quality, positive) == pytest.approx((0.03, 1, 1))
+    assert training.exponential(steps, np.where(steps % 2, 1.0, -1.0))[2] == 0.5
+    assert events.knee(np.clip(steps - 80.0, 0, None)) == 80
+    assert events.shift((steps >= 120).astype(float)) == 120
+
+
+def test_rolling_mean():
+    values = np.arange(10.0)
+    assert training.rolling(values, 3).tolist() == [
+        values[max(0, i - 2) : i + 1].mean() for i in range(10)
+    ]
+
+
+def test_random_quadratics_do_not_depend_on_how_many_there_are():
+    few, many = (
+        vmap(lambda key: quadratics.draw(key, 3, aligned=True))(torch.arange(n)) for n in (2, 5)
+    )
+    torch.testing.assert_close(few, tuple(part[:2] for part in many))
+    assert theory.pcgrad_theorem1(few[0][0] @ few[0][0].mT, 1.0, 1.0).decrease >= 0

@@ -1,0 +1,40 @@
+"""Many small cases as one, which still says of each that fails which it is."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+
+def every(name: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Like `pytest.mark.parametrize(name, values)`, but one case that goes through all of them."""
+    values = list(values)
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(**given: Any) -> None:
+            wrong = []
+            for value in values:
+                try:
+                    test(**given, **{name: value})
+                except Exception as error:
+                    error.add_note(f"{name}: {value}")
+                    wrong.append(error)
+            if wrong:
+                where = ", ".join(error.__notes__[-1] for error in wrong)
+                raise ExceptionGroup(f"{len(wrong)} of {len(values)}: {where}", wrong)
+
+        found = inspect.signature(test)
+        rest = [part for part in found.parameters.values() if part.name != name]
+        run.__signature__ = found.replace(parameters=rest)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def few(values: Iterable[Any], chosen: Callable[[Any], bool]) -> list[Any]:
+    """Cases for `pytest.mark.parametrize`; `exhaustive` alone runs those that are not chosen."""
+    mark = pytest.mark.exhaustive
+    return [value if chosen(value) else pytest.param(value, marks=mark) for value in values]

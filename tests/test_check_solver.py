@@ -1,0 +1,453 @@
+"""`mtlfunc.testing`: right solvers pass, planted mistakes are found, and shrink."""
+
+import subprocess
+import sys
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import find, given, settings
+from torch.func import vmap
+
+import mtlfunc as mf
+from mtlfunc import solvers, testing
+from mtlfunc.audit.__main__ import main
+from mtlfunc.testing._judge import judge
+from mtlfunc.testing.strategies import KINDS
+from mtlfunc.types import Solution
+from tests.support import ROOT
+
+F64 = torch.float64
+
+
+def uniform(problem):
+    return torch.full_like(problem.gramian[0], 1 / len(problem.gramian))
+
+
+def wrong_frank_wolfe(problem):
+    """Steps towards the task that is served best."""
+    w = uniform(problem)
+    for k in range(50):
+        away = torch.zeros_like(w)
+        away[problem.gradient(w).argmax()] = 1
+        w = w + 2 / (k + 2) * (away - w)
+    return w
+
+
+def wrong_when_large(problem):
+    large = problem.gramian.diagonal().amax().sqrt() > 1e6
+    return uniform(problem) if large else solvers.active_set()(problem)
+
+
+def answers_lists(problem):
+    return uniform(problem).tolist()
+
+
+def answers_float32(problem):
+    return uniform(problem).float()
+
+
+def answers_too_much(problem):
+    return torch.cat([uniform(problem), uniform(problem)])
+
+
+def answers_nan(problem):
+    return uniform(problem) * torch.nan
+
+
+def changes_its_problem(problem):
+    problem.gramian.mul_(2)
+    return solvers.active_set()(problem)
+
+
+def says_no_gap(problem):
+    found = solvers.frank_wolfe(2)(problem)
+    return found._replace(gap=found.gap * 0 - 1, rates=2 * found.rates)
+
+
+def returns_the_dual(problem):
+    return solvers.active_set()(problem).dual
+
+
+def fills_in_numbers(problem):
+    w = solvers.active_set()(problem).weights
+    return Solution(w, w, problem.gramian @ w, 0.5, 0.0, 1)  # pyright: ignore[reportArgumentType]
+
+
+def raises(problem):
+    raise RuntimeError("no memory")
+
+
+# ---- right and wrong solvers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("solver", "tasks", "claims"),
+    [
+        (solvers.active_set(), (1, 8), ("vmap", "grad")),
+        (solvers.auto(), (1, 32), ()),
+        (solvers.faces(), (1, 3), ()),
+    ],
+    ids=["active_set", "auto", "faces"],
+)
+def test_exact_solvers_are_sound(solver, tasks, claims):
+    report = testing.check_solver(solver, tasks=tasks, claims=claims)
+    assert report.sound, report
+    assert {row.problem for row in report.rows} == {"min_norm", "cagrad", "dual_cone"}
+    assert {row.family for row in report.rows} == {"small integers", *testing.FAMILIES}
+
+
+def test_reference_solver_is_sound_to_its_own_tolerance():
+    """Clarabel's 1e-12 of an objective is 1e-6 of a direction, more where that nearly vanishes."""
+    given = {"tolerance": 1e-4, "tasks": (1, 3), "claims": ["grad"]}
+    report = testing.check_solver(solvers.cvx(), ["dual_cone"], **given)
+    assert report.sound, report
+
+
+@pytest.mark.parametrize(
+    ("solver", "kind"),
+    [
+        (wrong_frank_wolfe, "min_norm"),  # the dual cone has no simplex, and so no such step
+        (wrong_frank_wolfe, "cagrad"),
+        *((wrong, kind) for wrong in (uniform, wrong_when_large) for kind in KINDS),
+    ],
+)
+def test_planted_mistakes_have_small_counterexamples(solver, kind):
+    report = testing.check_solver(solver, [kind])
+    assert not report.sound
+    example = report.counterexamples[kind]
+    assert len(example.jacobian) <= 3
+    scope: dict[str, Any] = {"torch": torch}
+    scope |= {name: getattr(solvers, name) for name in solvers.__all__}
+    exec(example.literal, scope)
+    for mine, shown in zip(example.problem, scope["problem"], strict=True):
+        torch.testing.assert_close(mine, shown, rtol=1e-15, atol=0)
+    assert judge(solver, scope["problem"], 1e-6).error > 1e-6
+    assert all(line in str(report) for line in example.literal.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("solver", "text"),
+    [
+        (answers_lists, "expected a Solution or a tensor of weights [1], got list"),
+        (answers_float32, "weights are float32, but the Gramian is float64"),
+        (answers_too_much, "weights: expected shape [1], one entry per task, got [2]"),
+        (answers_nan, "weights are not finite"),
+        (changes_its_problem, "it changes problem.gramian in place"),
+        (says_no_gap, "rates: the Solution says [2.0], but its weights and dual give [1.0]"),
+        (fills_in_numbers, "value: expected a tensor of shape []; return problem.solution("),
+        (raises, "raises RuntimeError: no memory"),
+    ],
+)
+def test_sentence_says_what_an_answer_must_be(solver, text):
+    report = testing.check_solver(solver, ["min_norm"], tasks=(1, 2))
+    assert not report.sound
+    assert text in report.counterexamples["min_norm"].detail
+
+
+def test_dual_weights_in_place_of_the_direction_are_recognised():
+    report = testing.check_solver(returns_the_dual, ["cagrad"], tasks=(1, 2))
+    assert (
+        "return problem.solution(problem.recover(w), w)" in report.counterexamples["cagrad"].detail
+    )
+
+
+def test_kinds_that_a_solver_refuses_are_reported_and_not_counted():
+    exact = solvers.active_set()
+
+    def min_norm_only(problem):
+        if not isinstance(problem, solvers.MinNorm):
+            raise TypeError("min_norm only")
+        return exact(problem)
+
+    report = testing.check_solver(min_norm_only, tasks=(1, 3))
+    assert report.sound
+    assert set(report.not_taken) == {"cagrad", "dual_cone"}
+    assert "cagrad: not taken, raises TypeError: min_norm only" in str(report)
+    assert not testing.check_solver(min_norm_only, ["cagrad"], tasks=(1, 2)).sound
+
+    def nothing(problem):
+        raise TypeError("nothing")
+
+    assert not testing.check_solver(nothing).sound
+
+
+def test_claims_are_tried_only_if_made():
+    exact = solvers.active_set()
+
+    def branches(problem):
+        return exact(problem).weights if bool(problem.gramian.sum() > -1) else None
+
+    def constant(problem):
+        return exact(problem).weights.detach()
+
+    quick = {"problems": ["min_norm"], "tasks": (1, 3)}
+    assert testing.check_solver(branches, **quick).sound
+    report = testing.check_solver(branches, claims=["vmap"], **quick)
+    assert "min_norm: under torch.func.vmap it raises" in report.claims["vmap"]
+    assert not report.sound
+    report = testing.check_solver(constant, claims=["vmap", "grad"], **quick)
+    assert report.claims["vmap"] == ""
+    assert "torch.func.grad gives a slope of 0" in report.claims["grad"]
+    assert "not claimed, not tried" in str(testing.check_solver(constant, **quick))
+
+
+def test_answers_that_do_not_repeat_are_reported():
+    calls = []
+
+    def seldom(problem):
+        calls.append(problem)
+        return uniform(problem) if len(calls) == 40 else solvers.active_set()(problem)
+
+    report = testing.check_solver(seldom, ["min_norm"], tasks=(2, 3))
+    assert not report.sound
+    assert "its answers do not repeat" in report.counterexamples["min_norm"].detail
+
+
+def test_report_as_records_and_html():
+    report = testing.check_solver(uniform, ["min_norm"], tasks=(1, 2), name="<uniform>")
+    records = report.records()
+    assert len(records) == 1 + len(testing.FAMILIES)
+    assert records[0]["family"] == "small integers"
+    page = report._repr_html_()
+    assert "&lt;uniform&gt;" in page
+    assert "rows = torch.tensor" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        (
+            {"solver": solvers.active_set},
+            TypeError,
+            "solver: expected a function of one problem, got active_set, which takes none: call it",
+        ),
+        ({"solver": 3}, TypeError, "solver: expected a function of one problem, got int"),
+        ({"solver": uniform, "problems": ["mgda"]}, ValueError, "problems='mgda'"),
+        ({"solver": uniform, "problems": "min_norm"}, ValueError, "expected lists of names"),
+        ({"solver": uniform, "claims": ["fast"]}, ValueError, "claims='fast'"),
+        ({"solver": uniform, "tolerance": 0.0}, ValueError, "tolerance: expected a number in"),
+        ({"solver": uniform, "tasks": (3, 2)}, ValueError, "tasks: expected"),
+    ],
+)
+def test_check_solver_says_what_is_wrong_with_its_arguments(arguments, kind, text):
+    with pytest.raises(kind) as raised:
+        testing.check_solver(**arguments)
+    assert text in str(raised.value)
+
+
+# ---- the certified error -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "antiparallel"])
+def test_certified_error_is_no_less_than_the_true_one(family):
+    """Against the closed form of two tasks; it is 0 to rounding at the optimum."""
+    for seed in range(5):
+        J = testing.jacobian(family, 2, seed)
+        G = J @ J.mT
+        first = ((G[1, 1] - G[0, 1]) / (G[0, 0] + G[1, 1] - 2 * G[0, 1])).clamp(0, 1)
+        best = torch.stack([first, 1 - first])
+        problem = solvers.min_norm(G)
+        assert testing.certified_error(problem, best) < 1e-12
+        longest = G.diagonal().amax().sqrt()
+        for share in (0.0, 0.3, 0.9):
+            w = torch.tensor([share, 1 - share], dtype=F64)
+            distance = ((w - best) @ G @ (w - best)).sqrt() / longest
+            loss = 0.5 * (w @ G @ w - best @ G @ best) / (longest * (G.diagonal().sqrt() @ w))
+            error = testing.certified_error(problem, w)
+            assert error >= min(distance, loss) - 1e-12
+            scaled = solvers.min_norm(G * 2.0**60)
+            torch.testing.assert_close(testing.certified_error(scaled, w), error)
+
+
+def test_certified_error_of_a_batch_and_of_nan():
+    J = torch.stack([testing.jacobian("gaussian", 3, seed) for seed in range(3)])
+    w = torch.full((3,), 1 / 3, dtype=F64)
+
+    def error(rows):
+        return testing.certified_error(solvers.min_norm(rows @ rows.mT), w)
+
+    torch.testing.assert_close(vmap(error)(J), torch.stack([error(rows) for rows in J]))
+    problem = solvers.min_norm(J[0] @ J[0].mT)
+    assert testing.certified_error(problem, w * torch.nan) == torch.inf
+
+
+# ---- agreement -----------------------------------------------------------------------------------
+
+
+def test_agree_where_weights_tie_and_not_where_one_is_wrong():
+    same = solvers.min_norm(torch.ones(3, 3, dtype=F64))
+    testing.assert_agree(uniform, torch.eye(3, dtype=F64)[1], same)
+    problem = solvers.min_norm(torch.diag(torch.tensor([1.0, 4.0], dtype=F64)))
+    exact = solvers.active_set()
+    testing.assert_agree(exact, exact(problem), problem)
+    with pytest.raises(AssertionError, match=r"(?s)on MinNorm: other: certified error .* apart"):
+        testing.assert_agree(exact, uniform, problem)
+
+
+# ---- strategies ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(testing.problems("cagrad", tasks=(1, 4)))
+def test_problems_are_problems(problem):
+    assert isinstance(problem, solvers.CAGrad)
+    testing.assert_agree(solvers.active_set(), solvers.faces(), problem)
+
+
+@given(testing.gramians(tasks=(2, 3), families=["zero_row"], exponents=(0, 0)))
+@settings(max_examples=10)
+def test_families_can_be_chosen(gramian):
+    assert (gramian.diagonal() == 0).any()
+
+
+def test_a_failure_shrinks_to_the_smallest_member_of_its_family():
+    """Planted: wrong where two gradients are the same, at any scale but small ones."""
+
+    def fails(rows):
+        norms = rows.norm(dim=1)
+        near = torch.cdist(rows, rows) + torch.diag(torch.full((len(rows),), torch.inf).double())
+        return bool(
+            (near.amin() < 1e-7 * norms.amax()) & (norms.amin() > 0) & (norms.amax() > 1e-5)
+        )
+
+    rows = find(testing.jacobians(), fails, settings=settings(max_examples=2000, deadline=None))
+    assert rows.shape == (2, 1)
+    assert 1e-2 < rows.abs().amax() < 10  # the scale is 1 again
+
+
+def test_strategies_and_families_say_what_is_wrong():
+    with pytest.raises(ValueError, match="families='nobody'"):
+        testing.jacobians(families=["nobody"])
+    with pytest.raises(ValueError, match="tasks: expected"):
+        testing.gramians(tasks=(0, 2))
+    with pytest.raises(ValueError, match="kind='mgda'"):
+        testing.problems("mgda")
+    with pytest.raises(ValueError, match="width: expected an integer >= 1, got 0"):
+        testing.jacobian("gaussian", 2, width=0)
+    with pytest.raises(ValueError, match="family='nobody'"):
+        testing.gramian("nobody", 2)
+
+
+@pytest.mark.parametrize("family", testing.FAMILIES)
+def test_families_have_every_size(family):
+    for count in (1, 2, 3, 7):
+        for width in (1, 2, 9):
+            rows = testing.FAMILIES[family](np.random.default_rng(0), count, width)
+            assert rows.shape[0] == count
+            assert 1 <= rows.shape[1] <= (max(width, count) if family == "orthogonal" else width)
+            assert np.isfinite(rows).all()
+
+
+# ---- the shell and the wheel ---------------------------------------------------------------------
+
+
+def test_command_checks_a_solver(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def bad(problem):\n"
+        "    return torch.full_like(problem.gramian[0], 1 / len(problem.gramian))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    quick = ["--tasks", "1", "2", "--problems", "min_norm"]
+    assert main(["--solver", "mine:bad", *quick, "--html", "bad.html"]) == 1
+    assert "bad is not sound" in capsys.readouterr().out
+    assert "torch.tensor" in (tmp_path / "bad.html").read_text()
+    assert main(["--solver", "mtlfunc.solvers:active_set", *quick, "--claims", "vmap"]) == 0
+    assert "vmap: holds as claimed" in capsys.readouterr().out
+    for arguments in ([], ["mtlfunc:mgda", "--solver", "mine:bad"], ["--solver", "mine:nobody"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+
+
+SCRIPT = """
+import time
+import torch
+from mtlfunc import solvers, testing
+
+def uniform(problem):
+    return torch.full_like(problem.gramian[0], 1 / len(problem.gramian))
+
+def wrong_frank_wolfe(problem):
+    w = uniform(problem)
+    for k in range(100):
+        away = torch.zeros_like(w)
+        away[problem.gradient(w).argmax()] = 1
+        w = w + 2 / (k + 2) * (away - w)
+    return w
+
+def wrong_when_large(problem):
+    large = problem.gramian.diagonal().amax().sqrt() > 1e6
+    return uniform(problem) if large else solvers.faces()(problem)
+
+for solver in (uniform, wrong_frank_wolfe, wrong_when_large, solvers.faces()):
+    start = time.perf_counter()
+    report = testing.check_solver(solver, ["min_norm"], tasks=(1, 6))
+    sizes = [len(example.jacobian) for example in report.counterexamples.values()]
+    print(report.solver, report.sound, max(sizes, default=0), round(time.perf_counter() - start))
+import sys
+print("hypothesis", "hypothesis" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_laboratory_works_from_a_wheel_in_an_empty_folder(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.whl")
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    with zipfile.ZipFile(path) as wheel:
+        wheel.extractall(installed)
+    code = f"import sys; sys.path.insert(0, {str(installed)!r})\n{SCRIPT}"
+    code += f"import mtlfunc; assert mtlfunc.__file__.startswith({str(installed)!r})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=empty, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["uniform", "False"],
+        ["wrong_frank_wolfe", "False"],
+        ["wrong_when_large", "False"],
+        ["faces", "True"],
+        ["hypothesis", "False"],
+    ]
+    assert all(1 <= int(line[2]) <= 3 for line in lines[:3])
+
+
+def test_solvers_side_by_side():
+    J = testing.jacobian("spread", 3)
+    problem = solvers.cagrad(J @ J.mT, 0.4)
+    fast = {"three steps": solvers.frank_wolfe(3), "weights alone": uniform, "broken": raises}
+    table = solvers.compare(problem, {"exact": solvers.active_set()} | fast)
+    for name in ("exact", "three steps", "weights alone"):
+        row = table[name]
+        proof = solvers.certify(problem, row.weights)
+        assert (row.gap, row.relative_gap) == (float(proof.gap), float(proof.relative_gap))
+        torch.testing.assert_close(row.rates, problem.gramian @ row.weights)
+        assert row.seconds > 0
+    assert table["broken"].error == "RuntimeError: no memory"
+    assert "no memory" in str(table)
+    assert "<table>" in table._repr_html_()
+    assert len(table.records()) == 4
+    with pytest.raises(KeyError, match="no such solver in this comparison"):
+        table["nobody"]
+    twice = solvers.compare(problem, [solvers.frank_wolfe(1), solvers.frank_wolfe(9)])
+    assert [row.solver for row in twice.rows] == ["frank_wolfe 1", "frank_wolfe 2"]
+    every = solvers.compare(solvers.dual_cone(J @ J.mT, torch.ones(3, dtype=F64)))
+    assert not any(row.error for row in every.rows)
+
+
+def test_gaps_of_a_comparison_are_drawn():
+    from matplotlib.figure import Figure
+
+    problem = solvers.min_norm(torch.eye(3, dtype=F64))
+    table = solvers.compare(problem, {"exact": solvers.active_set(), "broken": raises})
+    lines = mf.plot.gaps(table, Figure().add_subplot()).get_lines()
+    assert [line.get_label() for line in lines] == ["exact"]
+    with pytest.raises(ValueError, match="at least one solver with an answer"):
+        mf.plot.gaps(solvers.compare(problem, {"broken": raises}))

@@ -1,0 +1,240 @@
+"""torch.compile without graph breaks: vmapped steps, solvers, and derivatives through them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.utils._pytree import tree_leaves
+
+import mtlfunc as mf
+from mtlfunc.types import Geometry
+from tests.support.every import few
+from tests.support.families import gramian
+from tests.support.problems import BATCH, PARAMS, named, nets, opaque
+from tests.support.registry import PROBLEMS, RULES, SOLVERS
+from tests.support.steps import METHODS, step_of
+
+# "aot_eager" traces, differentiates and functionalises as the default backend does, without
+# generating code; the default is used where marked.
+TRACED = {"fullgraph": True, "backend": "aot_eager"}
+# Traces alone, for a third of the time: where another case hands the same operations on.
+CAPTURED = {"fullgraph": True, "backend": "eager"}
+GRAMIAN = torch.tensor([[4.0, -1.0, 0.5], [-1.0, 1.0, -0.4], [0.5, -0.4, 2.0]], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    # A second step must not compile again: what init returns looks, to the compiler, like what
+    # update returns.
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+def close(a, b, rtol=1e-9):
+    leaves = zip(tree_leaves(a), tree_leaves(b), strict=True)
+    for x, y in leaves:
+        torch.testing.assert_close(x, y, rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", few(METHODS, lambda name: name in ("gradnorm", "mgda-ub", "pcgrad", "cagrad-fast"))
+)
+def test_vmapped_step_traces_as_one_graph(name):
+    step = step_of(name)
+    state = vmap(lambda p, seed: step.init(p, BATCH, key=seed))(mf.stack(nets), torch.arange(3))
+    update = vmap(step.update, (0, None))
+    compiled = torch.compile(update, **TRACED)
+    first, _ = update(state, BATCH)
+    compiled_first, _ = compiled(state, BATCH)
+    close(compiled(compiled_first, BATCH), update(first, BATCH))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    few(
+        (
+            name
+            for name in RULES
+            if not any(words in name for words in ("cvx", "frank", "projected", "1+"))
+        ),
+        lambda name: "-" not in name,
+    ),
+)
+def test_vmapped_rule_traces_as_one_graph(rule):
+    """Two updates of a batch of Gramians in a row, without a second compilation.
+
+    A rule's variants ("rule-variant") are made of operations that others hand on to be
+    differentiated and functionalised.
+    """
+    made, how = RULES[rule].make(), CAPTURED if "-" in rule else TRACED
+    G = torch.stack([gramian("gaussian", 3, seed) for seed in range(2)])
+    losses = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.5, 0.5]], dtype=torch.float64)
+
+    def update(G, losses, state):
+        return made.update(
+            Geometry(
+                losses, G, torch.full_like(losses, 1 / 3), torch.ones(3, dtype=torch.bool), {}
+            ),
+            state,
+        )
+
+    state = vmap(made.init)(losses, torch.arange(2))
+    batched = vmap(update)
+    compiled = torch.compile(batched, **how)
+    for _ in range(2):
+        expected, following = batched(G, losses, state)
+        got, compiled_following = compiled(G, losses, state)
+        close((got, compiled_following), (expected, following))
+        state, losses = following, losses * 0.9
+
+
+def toy(params, batch):
+    """Liu et al. 2021, Figure 1, with the sign in f₂ that its figures were made with."""
+    x, y = params["x"].unbind(-1)
+    f1 = torch.log(torch.clamp_min((0.5 * (-x - 7) - torch.tanh(-y)).abs(), 5e-6)) + 6
+    f2 = torch.log(torch.clamp_min((0.5 * (-x + 3) + torch.tanh(-y) + 2).abs(), 5e-6)) + 6
+    q1, q2 = (
+        ((-x + 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20,
+        ((-x - 7) ** 2 + 0.1 * (-y - 8) ** 2) / 10 - 20,
+    )
+    c1, c2 = torch.clamp_min(torch.tanh(0.5 * y), 0), torch.clamp_min(torch.tanh(-0.5 * y), 0)
+    return torch.stack([c1 * f1 + c2 * q1, c1 * f2 + c2 * q2])
+
+
+def test_vmapped_step_compiles_on_the_toy():
+    """The default backend, with code generated, ten steps from three starts."""
+    step = mf.descend(toy, mf.cagrad(0.5), mf.jacobian(), mf.adam(1e-3))
+    starts = {"x": torch.tensor([[-8.5, 7.5], [-8.5, -5.0], [9.0, 9.0]], dtype=torch.float64)}
+    state = vmap(lambda p: step.init(p, ()))(starts)
+    update = vmap(lambda state: step.update(state, ()))
+    compiled = torch.compile(update, fullgraph=True)
+    expected, got = state, state
+    for _ in range(10):
+        expected, info = update(expected)
+        got, compiled_info = compiled(got)
+        close((got.params, compiled_info), (expected.params, info))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("solver", ["faces", "projected_gradient", "frank_wolfe-pairwise"])
+def test_solver_compiles_with_its_derivative(solver, problem):
+    if problem not in SOLVERS[solver].problems:
+        pytest.skip(f"{solver} does not take {problem}")
+    solve = (
+        mf.solvers.faces()
+        if solver == "faces"
+        else mf.solvers.frank_wolfe(3, "pairwise")
+        if "frank" in solver
+        else mf.solvers.projected_gradient(3)
+    )
+    probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def value(gramian):
+        weights = solve(PROBLEMS[problem](gramian)).weights
+        return weights @ probe, weights
+
+    batch = torch.stack([GRAMIAN, GRAMIAN + 0.1 * torch.eye(3, dtype=torch.float64)])
+    of_one = grad(value, has_aux=True)
+    close(torch.compile(vmap(of_one), **TRACED)(batch), vmap(of_one)(batch))
+    if problem == "min_norm":  # these solvers are plain torch, batched or not
+        torch.compiler.reset()
+        close(torch.compile(of_one, **TRACED)(GRAMIAN), of_one(GRAMIAN))
+
+
+def test_compiled_backward_through_faces():
+    probe = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def value(gramian):
+        return mf.solvers.faces()(mf.solvers.min_norm(gramian)).weights @ probe
+
+    leaf = GRAMIAN.clone().requires_grad_()
+    torch.compile(value, **TRACED)(leaf).backward()
+    close(leaf.grad, grad(value)(GRAMIAN))
+
+
+def test_gradient_of_a_compiled_run_with_respect_to_c():
+    def end(c):
+        step = mf.descend(opaque, mf.cagrad(c), mf.jacobian("trunk.*"), mf.sgd(0.05))
+        state = step.init(PARAMS, BATCH)
+        for _ in range(2):
+            state, _ = step.update(state, BATCH)
+        return opaque(state.params, BATCH).sum()
+
+    c = torch.tensor(0.4, dtype=torch.float64)
+    close(torch.compile(grad(end), **TRACED)(c), grad(end)(c))
+
+
+def test_random_numbers_are_the_same_compiled():
+    def draw(seed):
+        key = mf.random.key(seed)
+        return (
+            mf.random.uniform(key, (5,), torch.float64),
+            mf.random.normal(key, (5,), torch.float64),
+            mf.random.permutation(key, 7),
+        )
+
+    seeds = torch.tensor([0, 2**40, -3])
+    close(torch.compile(vmap(draw), fullgraph=True)(seeds), vmap(draw)(seeds), rtol=1e-12)
+
+
+def test_cvx_says_that_it_cannot_be_compiled():
+    with pytest.raises(Exception, match=r"cvx cannot run inside torch\.compile"):
+        torch.compile(
+            lambda gramian: mf.solvers.cvx()(mf.solvers.min_norm(gramian)).weights, **TRACED
+        )(GRAMIAN)
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise"])
+def test_gramian_of_a_normalised_network_and_its_hypergradient(engine):
+    """Batched backwards of a fused layer norm are wrong when they are differentiated again."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    params, x = mf.parameters(net), torch.linspace(-1, 2, 20, dtype=torch.float64).reshape(5, 4)
+
+    def squared(scale):
+        return (
+            mf.task_gramian(
+                lambda p, b: functional_call(net, p, b * scale).square().mean(0),
+                params,
+                x,
+                engine=engine,
+            )[1]
+            .square()
+            .sum()
+        )
+
+    at = torch.tensor(1.3, dtype=torch.float64)
+    close(torch.compile(squared, **TRACED)(at), squared(at))
+    close(
+        torch.compile(grad(squared), **TRACED)(at),
+        (squared(at + 1e-5) - squared(at - 1e-5)) / 2e-5,
+        rtol=1e-6,
+    )
+
+
+def test_named_tasks_trace_as_one_graph():
+    """A dict of losses in another order than at init; names are structure, no graph breaks."""
+
+    def backwards(params, batch):
+        return dict(reversed(named(params, batch).items()))
+
+    start = mf.descend(named, mf.gradnorm(0.5), mf.jacobian("trunk.*"), mf.sgd(0.02))
+    step = mf.descend(backwards, mf.gradnorm(0.5), mf.jacobian("trunk.*"), mf.sgd(0.02))
+    state = vmap(lambda p: start.init(p, BATCH))(mf.stack(nets))
+    update = vmap(step.update, (0, None))
+    compiled = torch.compile(update, **TRACED)
+    got, _ = compiled(state, BATCH)
+    expected, _ = update(state, BATCH)
+    got, info = compiled(got, BATCH)
+    expected, plain = update(expected, BATCH)
+    close((got, info), (expected, plain))
+    assert tuple(info.tasks) == ("task 0", "task 1", "task 2")
+
+
+def test_a_whole_run_with_its_init_traces_as_one_graph():
+    def run(params):
+        step = mf.descend(named, mf.mgda(mf.solvers.faces()), mf.jacobian("trunk.*"), mf.sgd(0.02))
+        state = step.init(params, BATCH)
+        return step.update(state, BATCH)[0].params
+
+    close(torch.compile(run, **TRACED)(PARAMS), run(PARAMS))

@@ -1,0 +1,231 @@
+"""`diagnostics.conflict` against loops over vectors, and its coverage where the truth is known."""
+
+import itertools
+import math
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import t as student
+from torch.func import vmap
+
+import mtlfunc as mf
+from experiments.conflict.coverage import Setting, alarms, covered, gramians
+from mtlfunc.analysis import diagnostics
+from mtlfunc.types import Conflict
+
+SAMPLES, TASKS = 9, 3
+
+
+def drawn(seed: int, samples: int = SAMPLES) -> torch.Tensor:
+    """[sample, task, coordinate]"""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(TASKS, 4, generator=generator, dtype=torch.float64)
+    return mean + torch.randn(samples, TASKS, 4, generator=generator, dtype=torch.float64)
+
+
+def gramian_of(vectors: torch.Tensor) -> torch.Tensor:
+    rows = vectors.flatten(0, 1)
+    return rows @ rows.mT
+
+
+def literal(vectors: np.ndarray, s: int, t: int) -> float:
+    """The mean over pairs of different samples, term by term."""
+    pairs = list(itertools.permutations(range(len(vectors)), 2))
+    return sum(
+        0.5 * (vectors[b, s] @ vectors[c, t] + vectors[b, t] @ vectors[c, s]) for b, c in pairs
+    ) / len(pairs)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_estimate_and_interval_are_those_of_a_loop_over_vectors(seed):
+    vectors = drawn(seed)
+    found = diagnostics.conflict(gramian_of(vectors), TASKS, level=0.9)
+    loose = vectors.numpy()
+    quantile = student.ppf(0.95, SAMPLES - 1)
+    for s, t in itertools.product(range(TASKS), repeat=2):
+        whole = literal(loose, s, t)
+        left = [literal(np.delete(loose, b, 0), s, t) for b in range(SAMPLES)]
+        error = math.sqrt((SAMPLES - 1) / SAMPLES * sum((x - np.mean(left)) ** 2 for x in left))
+        case = f"seed {seed}, tasks {s} and {t}"
+        assert found.inner[s, t].item() == pytest.approx(whole, abs=1e-12), case
+        # the expansion's next term is 6e-5 of the quantile at 8 degrees of freedom
+        half = (found.high - found.low)[s, t].item() / 2
+        assert half == pytest.approx(quantile * error, rel=1e-3), case
+        verdict = int(whole > half) - int(whole < -half)
+        assert found.verdict[s, t].item() == verdict, case
+        square = literal(loose, s, s) * literal(loose, t, t)
+        if found.verdict[s, s] == 1 == found.verdict[t, t]:
+            cosine = max(-1.0, min(1.0, whole / math.sqrt(square)))
+            assert found.cosine[s, t].item() == pytest.approx(cosine, abs=1e-12), case
+        else:
+            assert math.isnan(found.cosine[s, t].item()), case
+
+
+def test_rows_are_those_of_sample_gramian():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    params = {"w": torch.randn(3, 2, generator=generator, dtype=torch.float64)}
+
+    def losses(params, batch):  # [sample, task]
+        return (batch[0] @ params["w"].tanh() - batch[1]).square()
+
+    _, gramian = mf.sample_gramian(losses, params, (x, y))
+    _, rows = mf.sample_gradients(lambda p, b: losses(p, b).mean(0), params, (x, y))
+    known = diagnostics.conflict(gramian_of(rows["w"].flatten(2)), tasks=2)
+    found = diagnostics.conflict(gramian, tasks=2)
+    for name, one, other in zip(Conflict._fields, found, known, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_vmapped_is_the_loop():
+    every = torch.stack([gramian_of(drawn(seed)) for seed in range(5)])
+    levels = torch.tensor([0.5, 0.8, 0.9, 0.95, 0.99], dtype=torch.float64)
+    together = vmap(lambda gramian, level: diagnostics.conflict(gramian, TASKS, level))(
+        every, levels
+    )
+    for i, (gramian, level) in enumerate(zip(every, levels, strict=True)):
+        alone = diagnostics.conflict(gramian, TASKS, level)
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one[i], other, equal_nan=True)
+    states = vmap(lambda g: diagnostics.running_conflict(None, g, TASKS)[1])(every)
+    found, _ = vmap(lambda s, g: diagnostics.running_conflict(s, g, TASKS))(states, every)
+    for i, gramian in enumerate(every):
+        _, state = diagnostics.running_conflict(None, gramian, TASKS)
+        alone, _ = diagnostics.running_conflict(state, gramian, TASKS)
+        for one, other in zip(found, alone, strict=True):
+            torch.testing.assert_close(one[i], other, equal_nan=True)
+
+
+def test_the_sequence_is_the_published_formula():
+    state = None
+    estimates, variances = [], []
+    for step in range(1, 6):
+        gramian = gramian_of(drawn(step))
+        single = diagnostics.conflict(gramian, TASKS, level=0.9)
+        quantile = (single.high - single.inner)[0, 1].item()
+        found, state = diagnostics.running_conflict(state, gramian, TASKS, level=0.9)
+        estimates.append(single.inner[0, 1].item())
+        t = student.ppf(0.95, SAMPLES - 1)
+        variances.append((quantile / t) ** 2)
+        grown = 0.1 * step + 1
+        half = math.sqrt(
+            np.mean(variances) * 2 * grown / (step**2 * 0.1) * math.log(math.sqrt(grown) / 0.1)
+        )
+        assert found.inner[0, 1].item() == pytest.approx(np.mean(estimates), abs=1e-12)
+        assert (found.high - found.inner)[0, 1].item() == pytest.approx(half, rel=1e-3)
+    assert state is not None
+    assert int(state.steps) == 5
+
+
+def test_samples_needed_are_right_in_order_of_magnitude():
+    """From a large sample: at so many samples half of the intervals exclude 0."""
+    large = Setting(2048, 11.0, 0.3, 0.0)
+    found = diagnostics.conflict(gramians(large, 1, mf.random.key(0))[0], 2)
+    needed = round(found.needed[0, 1].item())
+    assert 20 < needed < 1000
+    several = gramians(large._replace(samples=needed), 100, mf.random.key(1))
+    verdict = vmap(lambda x: diagnostics.conflict(x, 2))(several).verdict[:, 0, 1]
+    assert 0.3 < (verdict == 1).double().mean().item() < 0.7
+
+
+@pytest.mark.parametrize("correlation", [-0.3, 0.3])
+def test_samples_in_common_do_not_bias_it(correlation):
+    """The naive product is off by correlation·noise/n; U is within 4 of its standard errors."""
+    setting = Setting(32, 100.0, 0.2, correlation)
+    found = covered(setting, 400)
+    off = correlation * setting.noise / setting.samples
+    assert abs(found.bias) < 4
+    # its standard error: products of noise spread by 100/32/√50, over 400 replicates
+    assert found.naive_bias == pytest.approx(off, abs=4 * 100 / 32 / math.sqrt(50 * 400))
+
+
+def test_coverage():
+    """Of the 81 settings of `python -m experiments.conflict`, nine; as many replicates."""
+    some = [
+        Setting(32, noise, cosine, 0.3)
+        for noise, cosine in itertools.product((1.0, 11.0, 100.0), (-0.2, 0.0, 0.8))
+    ]
+    shares = {setting: covered(setting, 400).covered for setting in some}
+    assert min(shares.values()) >= 0.88, shares
+    assert median(shares.values()) >= 0.94, shares
+
+
+def test_false_alarms_over_200_looks():
+    found = alarms(11.0, 0.3, runs=50, looks=200)
+    assert found.sequence <= 0.05
+    assert found.peeking > 0.2  # what it is for
+
+
+def test_scale_and_precision():
+    vectors = drawn(0)
+    known = diagnostics.conflict(gramian_of(vectors), TASKS)
+    for scale in (1e-6, 1e6):
+        found = diagnostics.conflict(gramian_of(scale * vectors), TASKS)
+        torch.testing.assert_close(found.inner, scale**2 * known.inner)
+        torch.testing.assert_close(found.needed, known.needed)
+        assert torch.equal(found.verdict, known.verdict)
+    single = diagnostics.conflict(gramian_of(vectors).float(), TASKS)
+    assert single.inner.dtype == torch.float32
+    torch.testing.assert_close(single.inner, known.inner.float())
+
+
+def test_an_absent_task_is_open():
+    vectors = drawn(0)
+    vectors[:, 1] = 0
+    found = diagnostics.conflict(gramian_of(vectors), TASKS)
+    assert found.inner[1].tolist() == found.low[1].tolist() == found.high[1].tolist() == [0.0] * 3
+    assert found.verdict[1].tolist() == [0, 0, 0]
+    assert found.needed[1].isinf().all()
+    assert found.cosine[1].isnan().all()
+
+
+def test_nan_is_nan_under_vmap():
+    every = torch.stack([gramian_of(drawn(0)), gramian_of(drawn(1))])
+    every[1, 0, 0] = torch.nan
+    found = vmap(lambda gramian: diagnostics.conflict(gramian, TASKS))(every)
+    assert found.inner[0].isfinite().all()
+    assert found.inner[1].isnan().all()
+    assert found.verdict[1].tolist() == [[0] * TASKS] * TASKS
+
+
+def test_what_it_refuses():
+    gramian = gramian_of(drawn(0))
+    for tasks in (0, 2, 27, 14):
+        with pytest.raises(ValueError, match=rf"tasks={tasks}: expected a divisor"):
+            diagnostics.conflict(gramian, tasks)
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(ValueError, match="level: expected"):
+            diagnostics.conflict(gramian, TASKS, level=level)
+    with pytest.raises(ValueError, match="not symmetric"):
+        diagnostics.conflict(gramian + torch.triu(gramian.abs(), 1), TASKS)
+    _, state = diagnostics.running_conflict(None, gramian, TASKS)
+    with pytest.raises(ValueError, match=r"state: it is of 3 tasks, and the Gramian of 1"):
+        diagnostics.running_conflict(state, gramian, 1)
+    with pytest.raises(AttributeError, match=r"called mtlfunc\.diagnostics\.negative_products"):
+        mf.diagnostics.conflicts  # noqa: B018  # pyright: ignore
+
+
+def test_in_a_log():
+    losses = {name: torch.tensor(1.0) for name in ("near", "far", "up")}
+    info = mf.Info(torch.ones(3), torch.eye(3), torch.ones(3) / 3, torch.ones(3) / 3, (), losses)
+    conflict = diagnostics.conflict(gramian_of(drawn(0)), TASKS)
+    found = mf.log_dict(info, conflict)
+    assert set(found) - set(mf.log_dict(info)) == {
+        *(
+            f"{kind}/{pair}"
+            for kind in ("inner", "inner_low", "inner_high", "verdict")
+            for pair in ("near-far", "near-up", "far-up")
+        ),
+        "conflict_proved",
+    }
+    assert found["inner/near-up"] == conflict.inner[0, 2].item()
+    assert found["inner_low/far-up"] == conflict.low[1, 2].item()
+    verdicts = [found[f"verdict/{pair}"] for pair in ("near-far", "near-up", "far-up")]
+    assert found["conflict_proved"] == sum(x < 0 for x in verdicts) / 3
+    with pytest.raises(ValueError, match=r"conflict: expected one of 2 tasks"):
+        mf.log_dict(info._replace(losses=torch.ones(2), tasks={}), conflict)
+    with pytest.raises(TypeError, match="names of the tasks are passed as names="):
+        mf.log_dict(info, ["a", "b", "c"])  # pyright: ignore[reportArgumentType]

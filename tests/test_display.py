@@ -1,0 +1,103 @@
+"""What a notebook or a terminal shows fits on one screen, and named tuples stay what they are."""
+
+import pickle
+
+import pytest
+import torch
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map
+
+import mtlfunc as mf
+from mtlfunc.types import Info, Solution
+from tests.support.problems import BATCH, PARAMS, net, vector
+from tests.support.registry import PROBES, RULES
+
+SCREEN = 24  # lines of a terminal
+
+
+def fits(x) -> str:
+    text = repr(x)
+    assert len(text.splitlines()) <= SCREEN
+    assert max(map(len, text.splitlines())) <= 240
+    assert " at 0x" not in text
+    assert "<table" in x._repr_html_() or "<code>" in x._repr_html_()
+    return text
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_is_a_line(name):
+    text = fits(RULES[name].make())
+    assert text.startswith("Rule: ")
+    assert "; reads " in text
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probe_is_a_line(name):
+    text = fits(PROBES[name].make())
+    assert text.startswith(f"Probe: {name.split('-')[0]}(")
+
+
+def test_arguments_are_shown():
+    assert repr(mf.cagrad(0.4)).startswith("Rule: cagrad(solve=auto(), c=0.4")
+    assert "momentum(rule=mgda(" in repr(mf.momentum(mf.mgda(), 0.6))
+    assert repr(mf.adam(1e-3)).startswith("Optimizer: adam(")
+    assert "frank_wolfe(step='away', steps=7)" in repr(mf.mgda(mf.solvers.frank_wolfe(7, "away")))
+    assert repr(mf.stateless(net_softmin)).startswith("Rule: stateless(f=net_softmin")
+
+
+def net_softmin(gramian):
+    return torch.softmax(-gramian.diagonal(), -1)
+
+
+def test_steps_states_and_what_they_report_are_one_screen():
+    probe = mf.jacobian("trunk.*")
+    step = mf.descend(vector, mf.gradnorm(1.5), probe, mf.adam(1e-3))
+    state = step.init(PARAMS, BATCH)
+    state, info = step.update(state, BATCH)
+    assert "losses    [" not in fits(info)
+    assert "weights  [" in fits(info)
+    assert "trunk.0.weight [6, 4]" in fits(state)
+    assert "losses_fn=vector" in fits(mf.balance(vector, mf.mgda(), probe))
+    fits(step)
+    record = mf.rollout(step, step.init(PARAMS, BATCH), [BATCH] * 20, record=lambda _, i: i)[1]
+    assert "[20, 3] float64" in fits(record)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    assert repr(balancer).startswith("Balancer of TrunkAndHeads: mgda(")
+
+
+def test_html_is_escaped():
+    x = torch.ones(2)
+    info = Info(x, x, x, x, (), {"<b>": torch.ones(())})
+    assert "&lt;b&gt;" in info._repr_html_()
+    assert "<b>" not in info._repr_html_()
+
+
+def test_solutions_still_pass_through_transforms():
+    seen = []
+
+    def solve(gramian):
+        found = mf.solvers.auto()(mf.solvers.min_norm(gramian))
+        seen.append(repr(found))
+        return found
+
+    batch = torch.stack([torch.eye(3), 2 * torch.eye(3)])
+    together = vmap(solve)(batch)
+    assert isinstance(together, Solution)
+    assert together.weights.shape == (2, 3)
+    assert "[3] float32" in seen[0]  # nothing to read there
+    assert isinstance(tree_map(lambda x: x + 0, together), Solution)
+    assert grad(lambda g: solve(g).value)(batch[0]).shape == (3, 3)
+    assert torch.equal(pickle.loads(pickle.dumps(together)).gap, together.gap)
+
+
+def test_figures_of_results_are_those_that_notebooks_show():
+    from matplotlib import pyplot as plt
+
+    from mtlfunc.studies.arena import Settings
+
+    tiny = Settings(seeds=2, tuning=1, budget=0.01)
+    result = mf.arena({"mine": mf.mgda()}, problems=["vlmop2"], settings=tiny, progress=False)
+    before = set(plt.get_fignums())
+    result.plot()
+    (new,) = set(plt.get_fignums()) - before
+    plt.close(new)

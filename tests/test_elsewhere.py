@@ -1,0 +1,37 @@
+"""The package's own tests with enforced types, and with the last bits of other processors."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+ELSEWHERE = {
+    "enforced types": {"MTLFUNC_TYPES": "1"},
+    "noise, one thread": {"MTLFUNC_NUDGE": "1"},
+    "noise, two threads": {"MTLFUNC_NUDGE": "2", "OMP_NUM_THREADS": "2"},
+    "no vector instructions, one thread": {"MKL_CBWR": "COMPATIBLE"},
+    "no vector instructions, noise, two threads": {
+        "MKL_CBWR": "COMPATIBLE",
+        "MTLFUNC_NUDGE": "3",
+        "OMP_NUM_THREADS": "2",
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_the_suite(where, share):
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--share", share],
+        cwd=ROOT,
+        env={"OMP_NUM_THREADS": "1"} | os.environ | ELSEWHERE[where],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]

@@ -1,0 +1,487 @@
+"""The metric of an optimizer against the steps that it takes, and against plain rows."""
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+import mtlfunc as mf
+from mtlfunc.core import optim
+from mtlfunc.training._metric import metric_of
+from mtlfunc.types import Metric, Optimizer
+from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, TrunkAndHeads, flatten, literal_rows
+from tests.support.problems import scalars as losses_of
+from tests.support.registry import RULES
+
+F64 = torch.float64
+# every parameter is shared in some tests, so that rates are those of the whole step
+pytestmark = pytest.mark.filterwarnings("ignore:shared. only one task depends")
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": lambda p: torch.optim.SGD(p),
+    "sgd momentum": lambda p: torch.optim.SGD(p, momentum=0.9, dampening=0.3, weight_decay=0.1),
+    "sgd nesterov": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p),
+    "adam betas": lambda p: torch.optim.Adam(p, betas=(0.0, 0.99), eps=1e-3),
+    "adam amsgrad": lambda p: torch.optim.Adam(p, amsgrad=True, weight_decay=0.1),
+    "adam fused": lambda p: torch.optim.Adam(p, fused=True),
+    "adam tensor": lambda p: torch.optim.Adam(p, lr=torch.tensor(1e-3)),
+    "adamw": lambda p: torch.optim.AdamW(p, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, weight_decay=0.1),
+    "rmsprop centered": lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.8),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr_decay=0.1, weight_decay=0.1),
+    "adagrad start": lambda p: torch.optim.Adagrad(p, initial_accumulator_value=0.2),
+    "nadam": lambda p: torch.optim.NAdam(p, weight_decay=0.1),
+    "nadam decoupled": lambda p: torch.optim.NAdam(
+        p, weight_decay=0.1, decoupled_weight_decay=True
+    ),
+}
+
+
+def groups_of(net: nn.Module) -> list[dict[str, Any]]:
+    """Two learning rates in the trunk, a third one for the heads."""
+    named = dict(net.named_parameters())
+    first = [x for name, x in named.items() if name.startswith("trunk.0")]
+    second = [x for name, x in named.items() if name.startswith("trunk.2")]
+    heads = [x for name, x in named.items() if name.startswith("heads")]
+    rates = (1e-2, 3e-3, 1e-3)
+    return [
+        {"params": params, "lr": rate}
+        for params, rate in zip((first, second, heads), rates, strict=True)
+    ]
+
+
+def losses_at(net: nn.Module, batch: Any) -> list[torch.Tensor]:
+    x, y = batch
+    return [(out - y[:, task]).square().mean() for task, out in enumerate(net(x))]
+
+
+def batch_of(step: int) -> Any:
+    generator = torch.Generator().manual_seed(step)
+    return tuple(x + 0.3 * torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in BATCH)
+
+
+def literal_metric(optimizer: Any, leaf: torch.Tensor) -> torch.Tensor:
+    """P of one parameter by the formulas of the papers, from the state before the step."""
+    (group,) = [g for g in optimizer.param_groups if any(x is leaf for x in g["params"])]
+    state, kind = optimizer.state.get(leaf, {}), type(optimizer).__name__
+    lr, one = float(group["lr"]), torch.ones_like(leaf)
+    if kind == "SGD":
+        buffer = state.get("momentum_buffer")
+        share = 1 if buffer is None else 1 - group["dampening"]
+        return lr * one * (1 + group["momentum"] if group["nesterov"] else share)
+    t = float(state.get("step", 0))
+    if kind == "Adagrad":
+        if not state["sum"].any():
+            return lr * one
+        return lr / (1 + t * group["lr_decay"]) / (state["sum"] ** 0.5 + group["eps"])
+    if t == 0:
+        return lr * one
+    if kind == "RMSprop":
+        v = state["square_avg"] - (state["grad_avg"] ** 2 if group["centered"] else 0)
+        return lr / (v**0.5 + group["eps"])
+    b1, b2 = group["betas"]
+    v = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"] / (1 - b2**t)
+    if kind == "NAdam":
+        mus = [b1 * (1 - 0.5 * 0.96 ** (i * group["momentum_decay"])) for i in range(1, int(t) + 3)]
+        product = torch.tensor(mus[:-1]).double().prod().item()
+        share = (1 - mus[-2]) / (1 - product)
+        share += mus[-1] * (1 - b1) / (1 - product * mus[-1])
+        return lr * share / (v**0.5 + group["eps"])
+    return lr * (1 - b1) / (1 - b1 ** (t + 1)) / (v**0.5 + group["eps"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gramian_and_rates_in_the_metric_at_ten_steps(name):
+    """G = J P Jᵀ with rows by torch.autograd.grad; for SGD the rates are those of the real step."""
+    net = TrunkAndHeads(0)
+    optimizer = OPTIMIZERS[name](groups_of(net))
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", metric=optimizer)
+    leaves = dict(net.named_parameters())
+    for step in range(10):
+        batch = batch_of(step)
+        params = {key: leaf.detach().clone() for key, leaf in leaves.items()}
+        _, rows = literal_rows(params, batch, TRUNK)
+        scale = flatten({key: literal_metric(optimizer, leaves[key]) for key in TRUNK})
+        carried = flatten(metric_of(optimizer, leaves, TRUNK, None).carried)
+        with balancer:
+            losses = losses_at(net, batch)
+        info = balancer.backward(losses)
+        known = (rows * scale) @ rows.mT
+        case = f"{name}, step {step}"
+        size = known.abs().max()
+        torch.testing.assert_close(info.gramian, known, rtol=0, atol=1e-8 * size, msg=case)
+        torch.testing.assert_close(
+            info.rates, known @ info.weights + rows @ carried, rtol=0, atol=1e-8 * size, msg=case
+        )
+        torch.testing.assert_close(
+            info.weights, mf.weights(mf.mgda(), known), rtol=1e-6, atol=1e-8, msg=case
+        )
+        optimizer.step()
+        if name.startswith("sgd"):
+            moved = flatten({key: leaves[key].detach() - params[key] for key in TRUNK})
+            fall = -rows @ moved
+            torch.testing.assert_close(info.rates, fall, rtol=1e-8, atol=1e-10, msg=case)
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("adagrad")])
+def test_the_real_step_is_the_predicted_where_the_mean_of_squares_stands_still(name):
+    """A gradient of ±√v̂ in every coordinate leaves v̂ as it is: then the step is -(c + P·g)."""
+    generator = torch.Generator().manual_seed(0)
+    leaf = nn.Parameter(torch.randn(40, generator=generator, dtype=F64))
+    optimizer = OPTIMIZERS[name]([{"params": [leaf], "lr": 1e-2}])
+    for _ in range(7):
+        leaf.grad = torch.randn(40, generator=generator, dtype=F64)
+        optimizer.step()
+    group, state = optimizer.param_groups[0], optimizer.state[leaf]
+    g = torch.randn(40, generator=generator, dtype=F64)
+    if "square_avg" in state:
+        g = g.sign() * state["square_avg"].sqrt()
+        if group["centered"]:  # of which the mean must stand still, too: its square is all there is
+            state["grad_avg"], state["square_avg"] = g.clone(), 2 * g.square()
+            group["alpha"] = 1.0
+    elif "exp_avg_sq" in state:
+        t = float(state["step"])
+        if group.get("amsgrad"):
+            # the largest so far, larger than what comes, whose correction would still move
+            state["max_exp_avg_sq"] = 100 * state["exp_avg_sq"]
+            state["step"] += 1e6
+            t = float(state["step"])
+        else:
+            g = g.sign() * (state["exp_avg_sq"] / (1 - group["betas"][1] ** t)).sqrt()
+    if not group.get("decoupled_weight_decay"):
+        g = g - group["weight_decay"] * leaf.detach()
+    leaf.grad = None
+    scale, carried = metric_of(optimizer, {"x": leaf}, ("x",), None)
+    before = leaf.detach().clone()
+    leaf.grad = g
+    optimizer.step()
+    moved = leaf.detach() - before
+    torch.testing.assert_close(moved, -(carried["x"] + scale["x"] * g), rtol=1e-9, atol=1e-13)
+
+
+def test_pure_optimizers_are_those_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    pairs = [
+        (optim.adam(1e-2), lambda p: torch.optim.Adam(p, lr=1e-2)),
+        (optim.adam(1e-2, (0.0, 0.9), 1e-3), lambda p: torch.optim.Adam(p, 1e-2, (0.0, 0.9), 1e-3)),
+        (optim.sgd(0.1), lambda p: torch.optim.SGD(p, 0.1)),
+        (optim.sgd(0.1, 0.8), lambda p: torch.optim.SGD(p, 0.1, 0.8)),
+    ]
+    for ours, make in pairs:
+        leaf = nn.Parameter(torch.randn(6, generator=generator, dtype=F64))
+        params = {"x": leaf.detach().clone()}
+        optimizer, state = make([leaf]), ours.init(params)
+        for step in range(10):
+            assert ours.scales is not None
+            leaf.grad = None
+            found, known = (
+                ours.scales(state, params),
+                metric_of(optimizer, {"x": leaf}, ("x",), None),
+            )
+            for one, other in zip(found, known, strict=True):
+                torch.testing.assert_close(one["x"], other["x"], msg=f"{step}")
+            leaf.grad = torch.randn(6, generator=generator, dtype=F64)
+            leaf.grad[2] *= step > 3  # a coordinate that has had no gradient
+            params, state = ours.update({"x": leaf.grad.clone()}, state, params)
+            optimizer.step()
+
+
+def test_a_coordinate_without_gradient_so_far_does_not_count():
+    leaf = nn.Parameter(torch.ones(2, dtype=F64))
+    for make in (torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad):
+        optimizer = make([leaf], lr=0.1)
+        leaf.grad = torch.tensor([1.0, 0.0], dtype=F64)
+        optimizer.step()
+        leaf.grad = None
+        scale, carried = metric_of(optimizer, {"x": leaf}, ("x",), None)
+        assert scale["x"][0] > 0
+        assert scale["x"][1] == carried["x"][1] == 0, make.__name__
+
+
+def fixed(scale: dict[str, torch.Tensor], carried: dict[str, torch.Tensor]) -> Optimizer:
+    """An optimizer whose step is -(c + P·g) for ever."""
+
+    def update(grads, state, params):
+        return {n: params[n] - carried[n] - scale[n] * grads[n] for n in params}, ()
+
+    return Optimizer(lambda params: (), update, lambda state, params: (scale, carried))
+
+
+generator = torch.Generator().manual_seed(3)
+SCALE = {
+    n: 10 ** (torch.rand(x.shape, generator=generator).double() - 2) for n, x in PARAMS.items()
+}
+CARRIED = {n: 1e-2 * torch.randn(x.shape, generator=generator).double() for n, x in PARAMS.items()}
+
+
+def in_units(params: Any, batch: Any) -> Any:
+    """The losses in coordinates φ = θ/√P, in which the metric is the identity."""
+    return losses_of({n: SCALE[n].sqrt() * x for n, x in params.items()}, batch)
+
+
+UNITS = {n: x / SCALE[n].sqrt() for n, x in PARAMS.items()}
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        mf.jacobian("trunk.*"),
+        mf.jacobian("trunk.*", engine="rows", chunk_size=1),
+        mf.jacobian("trunk.*", measure="trunk.2.*"),
+        mf.jacobian("trunk.*", param_groups="layer"),
+        mf.jacobian("trunk.*", mix=mf.subset(2)),
+        mf.jacobian("trunk.*", present=lambda batch: torch.tensor([True, False, True])),
+        mf.moving_average("trunk.*", rate=0.5),
+        mf.excess_risk("trunk.*", heads="plain"),
+        mf.log_losses(mf.jacobian("trunk.*")),
+        mf.second_evaluation(mf.jacobian("trunk.*")),
+    ],
+)
+def test_every_probe_measures_as_in_coordinates_where_the_metric_is_the_identity(probe):
+    optimizer = fixed(SCALE, CARRIED)
+    rule = mf.mean() if "gramian" not in probe.measures else mf.cagrad(0.4)
+    step = mf.descend(losses_of, rule, probe, optimizer, metric=True)
+    plain = mf.balance(in_units, rule, probe)
+    _, info = step.update(step.init(PARAMS, BATCH), BATCH)
+    _, _, known = plain.update(UNITS, BATCH, plain.init(UNITS, BATCH))
+    torch.testing.assert_close(info.gramian, known.gramian)
+    torch.testing.assert_close(info.weights, known.weights)
+
+
+def test_double_sampling_measures_in_the_metric():
+    probe, batches = mf.double_sampling("trunk.*"), (BATCH, batch_of(1))
+    step = mf.descend(losses_of, mf.modo(), probe, fixed(SCALE, CARRIED), metric=True)
+    plain = mf.balance(in_units, mf.modo(), probe)
+    _, info = step.update(step.init(PARAMS, batches), batches)
+    _, _, known = plain.update(UNITS, batches, plain.init(UNITS, batches))
+    torch.testing.assert_close(info.gramian, known.gramian)
+    rows = [literal_rows(PARAMS, batch, TRUNK)[1] for batch in batches]
+    carried = 0.5 * (rows[0] + rows[1]) @ flatten(CARRIED, TRUNK)
+    torch.testing.assert_close(info.rates, known.gramian @ info.weights + carried)
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n not in ("safe",)])
+def test_every_rule_in_the_metric_is_the_rule_on_that_gramian(name):
+    rule = RULES[name].make()
+    probe = mf.jacobian("trunk.*")
+    step = mf.descend(losses_of, rule, probe, fixed(SCALE, CARRIED), metric=True)
+    plain = mf.balance(in_units, rule, probe)
+    _, info = step.update(step.init(PARAMS, BATCH, key=1), BATCH)
+    _, _, known = plain.update(UNITS, BATCH, plain.init(UNITS, BATCH, key=1))
+    torch.testing.assert_close(info.weights, known.weights, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("present", [None, torch.tensor([True, False, True])])
+def test_rates_are_the_falls_of_the_real_step(reduction, present):
+    """Of SGD with momentum, all parameters shared; with "sum" over the number of tasks."""
+    given = None if present is None else lambda batch: present
+    count = (TASKS if present is None else 2) if reduction == "sum" else 1
+    for rule in (mf.mean(), mf.safe(mf.mgda())):
+        step = mf.descend(
+            losses_of, rule, mf.jacobian(present=given), optim.sgd(1e-2, 0.9),
+            reduction=reduction, metric=True,
+        )  # fmt: skip
+        state = step.init(PARAMS, BATCH)
+        for i in range(4):
+            batch = batch_of(i)
+            after, info = step.update(state, batch)
+            change = mf.diagnostics.predicted_change(losses_of, state.params, after.params, batch)
+            kept = torch.ones(TASKS, dtype=torch.bool) if present is None else present
+            fall = -change.predicted.where(kept, 0.0)
+            torch.testing.assert_close(count * info.rates, fall, rtol=1e-8, atol=1e-10)
+            if present is None:
+                assert mf.diagnostics.metric_error(count * info.rates, change) < 1e-8
+            if rule.update.__qualname__.startswith("safe"):
+                assert info.rates.min() > -1e-9 * info.rates.abs().max()
+            state = after
+
+
+def test_gradients_that_wait_are_counted():
+    """Two micro-batches: the rates of the second are those of the step with both."""
+    net = TrunkAndHeads(0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
+    balancer = mf.Balancer(net, mf.safe(mf.mean()), metric=optimizer)
+    for _ in range(3):
+        balancer.backward(losses_at(net, batch_of(0)))
+        info = balancer.backward(losses_at(net, batch_of(1)))
+        before = {name: leaf.detach().clone() for name, leaf in net.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad()
+        after = {name: leaf.detach() for name, leaf in net.named_parameters()}
+        change = mf.diagnostics.predicted_change(losses_of, before, after, batch_of(1))
+        torch.testing.assert_close(info.rates, -change.predicted, rtol=1e-8, atol=1e-10)
+        assert info.rates.min() > -1e-9
+
+
+def test_a_gradient_scaler_changes_nothing():
+    nets = [TrunkAndHeads(0), TrunkAndHeads(0)]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9) for net in nets]
+    balancers = [
+        mf.Balancer(net, mf.safe(mf.mgda()), metric=optimizer)
+        for net, optimizer in zip(nets, optimizers, strict=True)
+    ]
+    for i in range(4):
+        plain = balancers[0].backward(losses_at(nets[0], batch_of(i)))
+        scaled = [64.0 * loss for loss in losses_at(nets[1], batch_of(i))]
+        found = balancers[1].backward(scaled, scale=64.0)
+        for leaf in nets[1].parameters():
+            assert leaf.grad is not None
+            leaf.grad /= 64.0
+        torch.testing.assert_close(found.gramian, plain.gramian)
+        torch.testing.assert_close(found.rates, plain.rates)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_weigh_and_measure_answer_as_backward():
+    net = TrunkAndHeads(0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    balancer = mf.Balancer(net, mf.safe(mf.mgda()), metric=optimizer)
+    for i in range(3):
+        measured = balancer.measure(losses_at(net, batch_of(i)))
+        weights, weighed = balancer.weigh(losses_at(net, batch_of(i)))
+        with balancer:
+            losses = losses_at(net, batch_of(i))
+        info = balancer.backward(losses)
+        for other in (measured, weighed):
+            torch.testing.assert_close(other.gramian, info.gramian)
+            torch.testing.assert_close(other.rates, info.rates)
+        torch.testing.assert_close(weights, info.weights)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_vmapped_is_the_loop():
+    def run(rate, batch):
+        optimizer = optim.adam(rate)
+        step = mf.descend(
+            losses_of, mf.safe(mf.mgda()), mf.jacobian("trunk.*"), optimizer, metric=True
+        )
+        state = step.init(PARAMS, batch)
+        for _ in range(3):
+            state, info = step.update(state, batch)
+        return info.gramian, info.rates, state.params["trunk.0.weight"]
+
+    rates = torch.tensor([1e-3, 1e-2], dtype=F64)
+    batches = tuple(torch.stack(x) for x in zip(batch_of(0), batch_of(1), strict=True))
+    together = vmap(run)(rates, batches)
+    nested = vmap(vmap(run, (None, 0)), (0, None))(rates, batches)
+    for i, j in itertools.product(range(2), repeat=2):
+        alone = run(rates[i], tuple(x[j] for x in batches))
+        for one, other in zip(nested, alone, strict=True):
+            torch.testing.assert_close(one[i, j], other)
+        if i == j:
+            for one, other in zip(together, alone, strict=True):
+                torch.testing.assert_close(one[i], other)
+
+
+def test_derivative_by_the_learning_rate():
+    """Through P, too: of the first step's Gramian, where only P depends on the rate."""
+
+    def first(rate, steps=1):
+        step = mf.descend(
+            losses_of, mf.mgda(), mf.jacobian("trunk.*"), optim.adam(rate), metric=True
+        )
+        state = step.init(PARAMS, BATCH)
+        for _ in range(steps):
+            state, info = step.update(state, BATCH)
+        return info.gramian.sum() + info.rates.sum()
+
+    for steps in (1, 3):
+        at, h = torch.tensor(1e-2, dtype=F64), 1e-6
+        slope = grad(lambda rate, n=steps: first(rate, n))(at)
+        known = (first(at + h, steps) - first(at - h, steps)) / (2 * h)
+        assert slope.item() == pytest.approx(known.item(), rel=1e-5), steps
+
+
+@pytest.mark.parametrize("rule", [mf.mgda, mf.upgrad])
+def test_no_loss_rises_by_adam_without_momentum(rule):
+    """Three conflicting tasks: on G many steps raise a loss to first order, on G_P almost none.
+
+    The change is that by the real step, from the tenth step on, over four networks.
+    """
+    losses, starts = conflicting(0)[1], [conflicting(seed)[0] for seed in range(4)]
+    params = {name: torch.stack([x[name] for x in starts]) for name in starts[0]}
+
+    def share_of_rises(metric: bool) -> float:
+        optimizer = optim.adam(3e-3, betas=(0.0, 0.999))
+        step = mf.descend(losses, rule(), mf.jacobian(), optimizer, metric=metric)
+        state, risen = vmap(lambda x: step.init(x, ()))(params), []
+        for _ in range(60):
+            after, _ = vmap(lambda x: step.update(x, ()))(state)
+            change = vmap(lambda x, y: mf.diagnostics.predicted_change(losses, x, y, ()))
+            risen.append((change(state.params, after.params).predicted > 0).any(-1))
+            state = after
+        return torch.stack(risen[9:]).double().mean().item()
+
+    assert share_of_rises(True) <= 0.05
+    assert share_of_rises(False) > 0.2
+
+
+def conflicting(seed: int) -> tuple[Any, Any]:
+    """One output that three tasks want to be three different functions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+        x, wish = torch.randn(64, 8).double(), torch.randn(8, 3).double()
+    y = (x @ wish / 8**0.5).tanh() * torch.tensor([1.0, 3.0, 0.5])
+    return mf.parameters(net), lambda p, _: (functional_call(net, p, (x,)) - y).square().mean(0)
+
+
+def test_what_it_refuses():
+    net = TrunkAndHeads(0)
+    leaves = list(net.parameters())
+    for make, words in {
+        lambda: torch.optim.Muon([x for x in leaves if x.ndim == 2]): "Muon: it orthogonalizes",
+        lambda: torch.optim.Rprop(leaves): "Rprop: it steps by the gradient's sign",
+        lambda: torch.optim.Adamax(leaves): "Adamax: it takes the larger",
+        lambda: torch.optim.Adadelta(leaves): "Adadelta: it is not one whose step is known",
+        lambda: type("Mine", (torch.optim.Adam,), {})(leaves): "Mine: a subclass may step other",
+        lambda: torch.optim.Adam(leaves, maximize=True): "the optimizer maximizes",
+    }.items():
+        with pytest.raises(ValueError, match=f"metric: .*{words}"):
+            mf.Balancer(net, mf.mgda(), metric=make())
+    with pytest.raises(TypeError, match=r"metric: expected the torch\.optim optimizer"):
+        mf.Balancer(net, mf.mgda(), metric=optim.adam(1e-3))  # pyright: ignore
+    half = mf.Balancer(net, mf.mgda(), metric=torch.optim.Adam(leaves[:2]))
+    with pytest.raises(ValueError, match=r"metric: the optimizer does not hold trunk\.2\.weight"):
+        half.backward(losses_at(net, BATCH))
+    optimizer = torch.optim.Adam(leaves)
+    with pytest.raises(ValueError, match="metric: this probe does not measure"):
+        mf.Balancer(net, mf.mean(), None, metric=optimizer)
+    layerwise = mf.Balancer(net, mf.mgda(), "trunk.*", engine="layerwise", metric=optimizer)
+    with pytest.raises(ValueError, match='engine="layerwise" makes no rows, and a metric'):
+        layerwise.backward(losses_at(net, BATCH))
+    with pytest.raises(ValueError, match="metric: this optimizer has none"):
+        mf.descend(losses_of, mf.mean(), mf.jacobian(), optim.multiplicative(0.1), metric=True)
+    with pytest.raises(ValueError, match="metric: this probe does not measure"):
+        mf.descend(losses_of, mf.mean(), mf.losses_only(), optim.adam(0.1), metric=True)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", metric=optimizer)
+    z = net.trunk(BATCH[0])
+    losses = [(head(z) - BATCH[1][:, i]).square().mean() for i, head in enumerate(net.heads)]
+    with pytest.raises(ValueError, match="features: their gradients are not of parameters"):
+        balancer.backward(losses, features=z)
+    with pytest.raises(ValueError, match=r"rates: expected one a task"):
+        mf.diagnostics.metric_error(
+            torch.ones(2, 3), mf.diagnostics.Change(torch.ones(3), torch.ones(3))
+        )
+
+
+def test_a_copy_of_a_balancer_has_a_copy_of_the_optimizer():
+    net = TrunkAndHeads(0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    holder = {"net": net, "optimizer": optimizer}
+    holder["balancer"] = mf.Balancer(net, mf.mgda(), metric=optimizer)
+    other = copy.deepcopy(holder)
+    info = other["balancer"].backward(losses_at(other["net"], BATCH))
+    other["optimizer"].step()
+    assert info.gramian.isfinite().all()
+    assert not optimizer.state
+    assert isinstance(metric_of(optimizer, dict(net.named_parameters()), TRUNK, None), Metric)

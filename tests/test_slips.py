@@ -1,0 +1,348 @@
+"""The commonest slips, each an error that names the argument and the cure.
+
+Without enforced annotations, which would catch most of them first.
+"""
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import mtlfunc as mf
+from mtlfunc.types import BalanceState, TrainState
+from tests.support.problems import BATCH, PARAMS, TASKS, decode, encode, net, scalars, vector
+
+SHARED = "trunk.*"
+ORDER = "the order is balance(losses_fn, rule, probe) and descend(losses_fn, rule, probe, optimi"
+TORCH = "got torch.optim.Adam, which moves parameters in place"
+LOOP = "mtlfunc.balance, mtlfunc.assign_gradients and optimizer.step()"
+RULE, PROBE, SGD = mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)
+PLAIN = mf.descend(vector, RULE, PROBE, SGD)
+LEARNING = mf.descend(vector, mf.gradnorm(0.5), PROBE, mf.adam(0.1))
+TWO = mf.descend(lambda p, b: vector(p, b)[:2], mf.gradnorm(0.5), PROBE, mf.adam(0.1))
+
+
+def started(rule=RULE, probe=PROBE, losses_fn=vector, params=PARAMS, batch=BATCH, **options):
+    balance = mf.balance(losses_fn, rule, probe, **options)
+    return balance, balance.init(params, batch)
+
+
+def stepped(*args, params=PARAMS, batch=BATCH, **options):
+    balance, state = started(*args, params=params, batch=batch, **options)
+    return balance.update(params, batch, state)
+
+
+def with_aux(aux):
+    return lambda params, batch: (vector(params, batch), aux)
+
+
+PARTS = {
+    "a rule not called": (lambda: mf.balance(vector, mf.cagrad, PROBE), "rule: .* cagrad"),
+    "a probe not called": (
+        lambda: mf.balance(vector, RULE, mf.jacobian),
+        r"probe: expected a probe, .* got the function jacobian itself; call it, jacobian\(",
+    ),
+    "an optimizer not called": (
+        lambda: mf.descend(vector, RULE, PROBE, mf.adam),
+        r"optimizer: .* got the function adam itself; call it, adam\(\.\.\.\)",
+    ),
+    "the name of a rule": (lambda: mf.balance(vector, "cagrad", PROBE), "rule.*cagrad"),
+    "a glob for a probe": (
+        lambda: mf.balance(vector, RULE, "trunk.*"),
+        r"probe='trunk\.\*': expected a probe, such as mtlfunc\.jacobian",
+    ),
+    "rule and probe swapped": (lambda: mf.balance(vector, PROBE, RULE), "rule: .*[Pp]robe.*order"),
+    "probe and optimizer swapped": (
+        lambda: mf.descend(vector, RULE, SGD, PROBE),
+        "probe: .*got an optimizer; " + re.escape(ORDER),
+    ),
+    "torch's optimizer": (
+        lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam(net.parameters())),
+        f"optimizer: {TORCH}.*{re.escape(LOOP)}",
+    ),
+    "torch's optimizer, the class": (
+        lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam),
+        f"optimizer: {TORCH}",
+    ),
+    "torch's optimizer in log space": (
+        lambda: mf.optim.log_space(torch.optim.Adam),
+        f"optimizer: {TORCH}",
+    ),
+    "a rule of no functions": (
+        lambda: mf.balance(vector, mf.Rule(None, None), PROBE),
+        "rule: init and update of a rule must be functions",
+    ),
+    "the module for its losses": (
+        lambda: mf.balance(net, RULE, PROBE),
+        r"losses_fn: got the module TrunkAndHeads itself; .*functional_call",
+    ),
+    "losses for losses_fn": (
+        lambda: mf.balance(torch.ones(3), RULE, PROBE),
+        r"losses_fn: expected a function of \(params, batch\), got an object of type Tensor",
+    ),
+    "losses_fn of the parameters alone": (
+        lambda: mf.balance(lambda params: params, RULE, PROBE),
+        r"losses_fn: expected a function of \(params, batch\), but <lambda> takes \(params\)",
+    ),
+    "a probe of a probe not called": (lambda: mf.log_losses(mf.jacobian), "probe: .*call it"),
+    "a rule evaluated twice": (lambda: mf.second_evaluation(mf.famo()), "probe: .*got a rule"),
+    "a mask not called": (lambda: mf.jacobian(mask=mf.graddrop), r"mask: .*mtlfunc\.graddrop\(\)"),
+    "a mask's name": (lambda: mf.jacobian(mask="graddrop"), r"mask: .* of \(key, rows\), got an"),
+    "a mix not called": (lambda: mf.jacobian(mix=mf.subset), "mix: .* but subset takes"),
+    "a number for a mix": (lambda: mf.jacobian(mix=2), r"mix: expected a function of \(key, coun"),
+    "a mask for present": (
+        lambda: mf.losses_only(present=torch.ones(TASKS, dtype=torch.bool)),
+        r"present: expected a function of \(batch\), got an object of type Tensor",
+    ),
+    "a rate of nothing": (
+        lambda: mf.moving_average(rate=lambda: 0.1),
+        r"rate: .*\(steps\), but <lambda>",
+    ),
+    "a module for encode": (
+        lambda: mf.representation(net.trunk, decode),
+        r"encode: expected a function of \(params, batch\), but Sequential takes",
+    ),
+    "decode without parameters": (
+        lambda: mf.representation(encode, lambda z, batch: z),
+        r"decode: expected a function of \(params, z, batch\), but",
+    ),
+    "a dtype's name": (lambda: mf.jacobian(gramian_dtype="float64"), r"gramian_dtype: .*float64"),
+    "one beta": (lambda: mf.adam(1e-3, betas=0.9), r"betas: expected a pair.* got 0\.9"),
+    "a tuple without state": (
+        lambda: stepped(mf.Rule(lambda losses, key: (), lambda geometry, state: geometry.losses)),
+        r"rule: expected \(weights, state\) from update, got Tensor",
+    ),
+    "text in aux": (
+        lambda: started(losses_fn=with_aux({"name": "x"}), has_aux=True),
+        "losses_fn: aux holds 'x', but all its leaves must be tensors",
+    ),
+    "no batches": (
+        lambda: mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), 100),
+        r"batches: expected an iterable of batches, got int; .*itertools\.repeat",
+    ),
+    "a rollout of a balance": (
+        lambda: mf.rollout(*started(), [BATCH]),
+        r"step: expected a step, such as mtlfunc\.descend.*got a balance",
+    ),
+    "a rollout from parameters": (
+        lambda: mf.rollout(PLAIN, PARAMS, [BATCH]),
+        r"state: expected what step\.init returned, got an object of type dict",
+    ),
+    "no state": (
+        lambda: started()[0].update(PARAMS, BATCH, None),
+        r"state: expected what init returned, got None; start with state = init\(params, batch\)",
+    ),
+    "parameters for a state": (lambda: PLAIN.update(PARAMS, BATCH), "state: .* type dict; start"),
+    "state and info for a state": (
+        lambda: PLAIN.update(PLAIN.update(PLAIN.init(PARAMS, BATCH), BATCH), BATCH),
+        "state: .* type tuple; unpack what update returns",
+    ),
+    "a step's state in a balance": (
+        lambda: started()[0].update(PARAMS, BATCH, PLAIN.init(PARAMS, BATCH)),
+        r"state: .*type TrainState; pass its \.balance",
+    ),
+    "a balance's state in a step": (
+        lambda: PLAIN.update(started()[1], BATCH),
+        "state: .*type BalanceState; start with",
+    ),
+    "batch and state swapped": (
+        lambda: PLAIN.update(BATCH, PLAIN.init(PARAMS, BATCH)),
+        "state: .*type tuple",
+    ),
+    "a module for parameters": (
+        lambda: started()[0].update(net, BATCH, started()[1]),
+        r"params: .*got TrunkAndHeads; use mtlfunc\.parameters\(module\)",
+    ),
+}
+
+VALUES = {
+    "a state of another rule": (
+        lambda: LEARNING.update(PLAIN.init(PARAMS, BATCH), BATCH),
+        "state: its rule's part is not what this step's rule started with",
+    ),
+    "a state of a rule with memory": (
+        lambda: PLAIN.update(LEARNING.init(PARAMS, BATCH), BATCH),
+        "state: its rule's part is not what this step's rule started with",
+    ),
+    "a state of other tasks": (
+        lambda: LEARNING.update(TWO.init(PARAMS, BATCH), BATCH),
+        "losses_fn: 2 losses at init, 3 at this step",
+    ),
+    "a rule's state of other tasks": (
+        lambda: LEARNING.update(
+            LEARNING.init(PARAMS, BATCH)._replace(
+                balance=TWO.init(PARAMS, BATCH).balance._replace(tasks=((),) * 3)
+            ),
+            BATCH,
+        ),
+        "state: its rule's part is not .* another number of tasks",
+    ),
+    "a state made by hand": (
+        lambda: LEARNING.update(TrainState(PARAMS, BalanceState((), (), ()), ()), BATCH),
+        "state: its rule's part",
+    ),
+    "a state of another optimizer": (
+        lambda: LEARNING.update(LEARNING.init(PARAMS, BATCH)._replace(optimizer=()), BATCH),
+        "state: not this optimizer's state over these parameters",
+    ),
+    "an optimizer's state of other parameters": (
+        lambda: mf.sgd(0.1, 0.9).update(PARAMS, {"x": torch.ones(2)}, PARAMS),
+        "state: not this optimizer's state over these parameters",
+    ),
+    "an optimizer's state of other shapes": (
+        lambda: mf.adam(0.1).update(
+            {"x": torch.ones(2)}, mf.adam(0.1).init({"x": torch.ones(1)}), {"x": torch.ones(2)}
+        ),
+        "state: not this optimizer's state over these parameters",
+    ),
+    "weights of another shape": (
+        lambda: stepped(mf.stateless(lambda gramian: gramian)),
+        r"rule: expected weights of shape \[3\] from update, got \[3, 3\]",
+    ),
+    "weights that are a list": (
+        lambda: stepped(mf.stateless(lambda gramian: [1.0, 2.0, 3.0])),
+        r"rule: expected weights of shape \[3\] from update, got list",
+    ),
+    "a mix without preference": (
+        lambda: started(probe=mf.jacobian(SHARED, mix=lambda key, count: torch.eye(2))),
+        r"mix: expected C \[row, 3\] and a preference \[row\], got \[2\] and \[2\]",
+    ),
+    "a mask that drops a leaf": (
+        lambda: stepped(
+            mf.mean(), mf.jacobian(SHARED, mask=lambda key, rows: dict([*rows.items()][1:]))
+        ),
+        "mask: expected rows with the names and shapes of those given",
+    ),
+    "a detached representation": (
+        lambda: started(
+            probe=mf.representation(lambda params, batch: encode(params, batch).detach(), decode)
+        ),
+        "encode: z depends on no parameter",
+    ),
+    "half a row": (lambda: mf.subset(1.5), "subset: expected n >= 1 rows"),
+    "half an entry": (lambda: mf.trimmed_mean(0.5), "k: expected a number of entries"),
+    "half a step": (
+        lambda: mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), [], every=0.5),
+        "every: expected a number of steps",
+    ),
+    "reduction": (lambda: started(reduction="none"), "reduction='none': expected one of 'mean', "),
+}
+
+
+@pytest.mark.parametrize("slip", PARTS)
+def test_what_is_not_the_part_it_should_be_is_named(slip):
+    call, message = PARTS[slip]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("slip", VALUES)
+def test_what_does_not_belong_together_is_named(slip):
+    call, message = VALUES[slip]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_groups_that_are_each_a_rule_are_checked_too():
+    grouped = mf.jacobian(SHARED, param_groups="layer")
+    learning, state = started(mf.gradnorm(0.5), grouped)
+    with pytest.raises(ValueError, match="state: its rule's part"):
+        learning.update(PARAMS, BATCH, state._replace(rule=started(mf.gradnorm(0.5))[1].rule))
+    with pytest.raises(
+        ValueError, match=r"rule: expected weights of shape \[2, 3\] .* \[2, 3, 3\]"
+    ):
+        stepped(mf.stateless(lambda gramian: gramian), grouped)
+
+
+def test_an_error_of_a_rule_is_its_own_where_its_state_is_not_to_blame():
+    def broken(geometry, state):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        stepped(mf.Rule(lambda losses, key: {"x": losses}, broken))
+    # and where the rule cannot even start
+    with pytest.raises(ValueError, match="initial losses > 0"):
+        stepped(mf.gradnorm(0.5), losses_fn=lambda p, b: tuple(x - x for x in scalars(p, b)))
+
+
+def test_what_has_the_shape_of_a_part_is_one():
+    """Any pair of functions will do: no class is asked for."""
+
+    class Half(nn.Module):
+        def init(self, params):
+            return ()
+
+        def update(self, grads, state, params):
+            return {name: leaf - 0.5 * grads[name] for name, leaf in params.items()}, ()
+
+    class Losses(nn.Module):
+        def forward(self, params, batch):
+            return vector(params, batch)
+
+    class Mean:  # it does not say what it reads
+        def init(self, losses, key):
+            return ()
+
+        def update(self, geometry, state):
+            return geometry.preference, state
+
+    for rule in (Mean(), mf.momentum(Mean()), mf.normalize(Mean(), "loss")):
+        assert stepped(rule, probe=mf.losses_only())[2].weights.shape == (3,)
+
+    own, ours = (
+        mf.descend(f, RULE, PROBE, o) for f, o in ((Losses(), Half()), (vector, mf.sgd(0.5)))
+    )
+    ends = [step.update(step.init(PARAMS, BATCH), BATCH)[0].params for step in (own, ours)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in PARAMS)
+
+
+def test_old_names_say_the_new_ones():
+    names = {
+        "every": "update_every",
+        "excess": "excess_risk",
+        "revisit": "second_evaluation",
+        "sample_lengths": "sample_norms",
+        "scalars": "log_dict",
+        "tracked": "moving_average",
+    }
+    for old, new in names.items():
+        assert hasattr(mf, new)
+        with pytest.raises(AttributeError, match=rf"mtlfunc\.{old} is called mtlfunc\.{new} now"):
+            getattr(mf, old)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        getattr(mf, "nothing")  # noqa: B009
+
+
+def test_a_batch_that_is_two_batches_gets_a_hint():
+    with pytest.raises(ValueError, match="too many values") as error:
+        started(mf.modo(), mf.double_sampling(SHARED))
+    assert "each entry of the batch is a batch of its own" in error.value.__notes__[0]
+
+
+def test_a_rollout_counts_on_a_batch_a_step():
+    with pytest.raises(ValueError, match="too many values") as error:
+        mf.rollout(PLAIN, PLAIN.init(PARAMS, BATCH), itertools.chain(BATCH))
+    assert "batches yields one batch a step" in error.value.__notes__[0]
+
+
+def test_scalars_of_something_else():
+    for slip, found in ((stepped(), "tuple"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"info: expected the Info of a step, got {found}"):
+            mf.log_dict(slip)
+    with pytest.raises(ValueError, match="names: expected 3 strings, one a task, got 'abc'"):
+        mf.log_dict(stepped()[2], names="abc")
+
+
+def test_arguments_that_are_something_else():
+    net = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"module: .*ModuleDict"):
+        mf.Balancer([net], mf.mgda())  # pyright: ignore
+    with pytest.raises(TypeError, match="rule"):
+        mf.Balancer(net, mf.mgda)  # pyright: ignore
+    with pytest.raises(ValueError, match="engine"):
+        mf.Balancer(net, mf.mgda(), engine="fast")  # pyright: ignore
+    with pytest.raises(ValueError, match="reduction"):
+        mf.Balancer(net, mf.mgda(), reduction="max")  # pyright: ignore

@@ -1,0 +1,637 @@
+"""Tasks that are weightings of samples: exact against a literal loop, one backward pass a task."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad, jvp, vmap
+
+import mtlfunc as mf
+from mtlfunc.gradients import weightings as engine
+
+RTOL = 1e-10  # sums of a few hundred float64 numbers, over the largest of what is compared
+
+
+class Block(nn.Module):
+    def __init__(self, width, fused):
+        super().__init__()
+        self.norm, self.fused = nn.LayerNorm(width), fused
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.back = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            hidden = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+            y = (q @ k.mT / 4).masked_fill(hidden, -torch.inf).softmax(-1) @ v
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.back(F.gelu(self.wide(x)))
+
+
+class GPT(nn.Module):
+    """Its table of positions has no axis for samples."""
+
+    def __init__(self, width=24, length=8, *, tied=False, fused=False, rank=0):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(11, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(Block(width, fused), Block(width, fused))
+        self.head = nn.Linear(width, 11, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+        if rank:
+            self.requires_grad_(False)
+            for block in self.blocks:
+                block.qkv, block.wide = Adapter(block.qkv, rank), Adapter(block.wide, rank)
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+        return self.head(self.blocks(x))
+
+
+class Adapter(nn.Module):
+    """LoRA, whose second factor is zero at first."""
+
+    def __init__(self, base, rank):
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def likelihoods(net):
+    def losses(params, batch):
+        x = batch["x"]
+        scores = functional_call(net, params, (x[:, :-1],))
+        return -scores.log_softmax(-1).gather(-1, x[:, 1:, None]).sum((1, 2))
+
+    return losses
+
+
+def errors(net):
+    return lambda params, batch: functional_call(net, params, (batch["x"],)).square().sum(1)
+
+
+def gpt(**given):
+    net = GPT(**given)
+    return net, likelihoods(net), torch.randint(11, (4, 9))  # 8 positions, a multiple of 4
+
+
+def dense():
+    net = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.LayerNorm(32), nn.Linear(32, 5))
+    return net, errors(net), torch.randn(7, 6)
+
+
+def convolutions():
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, groups=2, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    return net, errors(net), torch.randn(5, 2, 8, 8)
+
+
+def parts():
+    net, losses, x = dense()
+
+    def both(params, batch):
+        one = losses(params, batch)
+        return torch.stack([one, one.sin()], 1)
+
+    return net, both, x
+
+
+class Rolled(nn.Module):
+    """Whose samples are not proved apart by the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.last(self.first(x).roll(3, -1).tanh())
+
+
+def rolled():
+    net = Rolled()
+    return net, errors(net), torch.randn(7, 6)
+
+
+CASES = {
+    "dense": dense,
+    "convolutions": convolutions,
+    "gpt": gpt,
+    "gpt, fused attention": lambda: gpt(fused=True),
+    "gpt, tied": lambda: gpt(tied=True),
+    "gpt, adapters": lambda: gpt(rank=2),
+    "two parts": parts,
+    "rolled": rolled,
+}
+
+
+def make(name, tasks, seed=0):
+    torch.manual_seed(seed)
+    net, losses, x = CASES[name]()
+    net.double()
+    x = x.double() if x.is_floating_point() else x
+    batch = {"x": x}
+    shape = losses(mf.parameters(net), batch).shape
+    return net, losses, batch | {"A": torch.randn(tasks, *shape, dtype=torch.float64)}
+
+
+def loop(losses_fn, params, batch):
+    """Losses [task] and rows [task, width], one backward pass a task."""
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
+    entries = losses_fn(leaves, batch)
+    losses = [(row * entries).sum() for row in batch["A"]]
+    rows = [
+        torch.autograd.grad(x, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        for x in losses
+    ]
+    jacobian = torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
+    return torch.stack(losses).detach(), jacobian
+
+
+def close(found, wanted, what="", scale=None):
+    scale = float((wanted if scale is None else scale).abs().max())
+    torch.testing.assert_close(
+        found, wanted, rtol=0, atol=RTOL * scale, msg=lambda text: f"{what}: {text}"
+    )
+
+
+def tree_close(found, wanted, what=""):
+    assert found.keys() == wanted.keys()
+    for name, leaf in wanted.items():
+        close(found[name], leaf, f"{what} {name}")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Whether each linearisation took one pass for all tasks."""
+    seen, real = [], engine.linearize_weightings
+
+    def spy(forward, request):
+        found = real(forward, request)
+        seen.append(found is not None)
+        return found
+
+    monkeypatch.setattr(engine, "linearize_weightings", spy)
+    return seen
+
+
+def tasks_of(losses_fn):
+    """The same tasks as separate losses, which no weighting knows."""
+    return lambda params, batch: tuple((row * losses_fn(params, batch)).sum() for row in batch["A"])
+
+
+def step_of(losses, rule, **options):
+    return mf.balance(losses, rule, mf.jacobian(weightings=lambda batch: batch["A"], **options))
+
+
+@pytest.mark.parametrize("tasks", [2, 5, 20])
+@pytest.mark.parametrize("name", CASES)
+def test_gramian_equals_a_loop(name, tasks, passes):
+    net, losses, batch = make(name, tasks)
+    params = mf.parameters(net)
+    wanted, jacobian = loop(losses, params, batch)
+    for way in ("auto", "layerwise", "rows"):
+        found, gramian = mf.task_gramian(losses, params, batch, weightings=batch["A"], engine=way)
+        close(found, wanted, f"{name} {way}")
+        close(gramian, jacobian @ jacobian.T, f"{name} {way}")
+    assert passes[1:] == [True, False]
+
+
+@pytest.mark.parametrize("rule", [mf.mean, mf.mgda, mf.upgrad, lambda: mf.cagrad(0.4)])
+@pytest.mark.parametrize("name", CASES)
+def test_step_equals_one_of_as_many_losses(name, rule, passes):
+    net, losses, batch = make(name, 6)
+    params = mf.parameters(net)
+    step, other = (
+        step_of(losses, rule(), engine="layerwise"),
+        mf.balance(tasks_of(losses), rule(), mf.jacobian(engine="rows")),
+    )
+    grads, _, info = step.update(params, batch, step.init(params, batch))
+    _, _, told = other.update(params, batch, other.init(params, batch))
+    assert passes == [True]
+    close(info.gramian, told.gramian, name)
+    close(info.losses, told.losses, name)
+    assert (info.weights - told.weights).abs().max() < 1e-7  # a solver's, of a Gramian's rounding
+    _, jacobian = loop(losses, params, batch)
+    flat = torch.cat([grads[leaf].flatten() for leaf in params])
+    close(flat, info.weights @ jacobian, name, jacobian)
+
+
+OPTIONS = {
+    "shared": {"shared": "blocks.*"},
+    "own heads": {"shared": "blocks.*", "heads": "own"},
+    "weighted heads": {"shared": "blocks.*", "heads": "weighted"},
+    "measure": {"measure": "blocks.0.*"},
+    "groups": {"param_groups": "layer"},
+    "mask": {"mask": mf.graddrop()},
+    "chunks": {"chunk_size": 2},
+    "dtype": {"gramian_dtype": torch.float64},
+}
+
+
+@pytest.mark.parametrize("engine_name", ["auto", "layerwise"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_the_probe(option, engine_name, passes):
+    if option == "mask" and engine_name == "layerwise":
+        return  # it makes no rows, and says so
+    options = OPTIONS[option]
+    net, losses, batch = make("gpt, tied", 6)
+    params = mf.parameters(net)
+    step = step_of(losses, mf.mgda(), **options, engine=engine_name)
+    other = mf.balance(tasks_of(losses), mf.mgda(), mf.jacobian(**options, engine="rows"))
+    grads, _, info = step.update(params, batch, step.init(params, batch))
+    wanted, _, told = other.update(params, batch, other.init(params, batch))
+    assert passes == [True]
+    close(info.gramian, told.gramian, option)
+    close(info.weights, told.weights, option)
+    tree_close(grads, wanted, option)
+
+
+def test_weightings_in_the_metric_of_the_optimizer():
+    """A · J P Jᵀ · Aᵀ after a step, P and the step of momentum of Adam's state."""
+    net, losses, batch = make("dense", 5)
+    adam = mf.adam(1e-2, (0.0, 0.999))
+    probe = mf.jacobian(weightings=lambda batch: batch["A"])
+    step = mf.descend(losses, mf.mgda(), probe, adam, metric=True)
+    state, _ = step.update(step.init(mf.parameters(net), batch), batch)
+    _, jacobian = loop(losses, state.params, batch)
+    scale, _ = adam.scales(state.optimizer, state.params)
+    diagonal = torch.cat([leaf.flatten() for leaf in scale.values()])
+    _, info = step.update(state, batch)
+    close(info.gramian, (jacobian * diagonal) @ jacobian.T)
+
+
+@pytest.mark.parametrize("rule", [mf.mean, mf.mgda, mf.upgrad])
+@pytest.mark.parametrize("name", ["dense", "gpt", "convolutions"])
+def test_derivatives_of_a_step(name, rule, passes):
+    """First and second order, in parameters and weightings, against a step on as many losses."""
+    net, losses, batch = make(name, 3)
+    params = mf.parameters(net)
+    ours = step_of(losses, rule(), engine="layerwise")
+    other = mf.balance(
+        lambda params, batch: batch["A"] @ losses(params, batch), rule(), mf.jacobian(engine="rows")
+    )
+    state = ours.init(params, batch)
+    along = {leaf: torch.randn_like(x) for leaf, x in params.items()}
+
+    def outer(step):
+        def f(params, matrix):
+            grads, _, info = step.update(params, batch | {"A": matrix}, state)
+            return sum((x.sin() * x).sum() for x in grads.values()) + info.gramian.sum().tanh()
+
+        return f
+
+    def first(step):
+        return grad(outer(step), (0, 1))(params, batch["A"])
+
+    def second(step):
+        return jvp(lambda p: grad(outer(step))(p, batch["A"]), (params,), (along,))[1]
+
+    (found, in_matrix), (wanted, wanted_matrix) = first(ours), first(other)
+    tree_close(found, wanted, name)
+    close(in_matrix, wanted_matrix, name)
+    tree_close(second(ours), second(other), name)
+    assert all(passes)
+
+
+def test_derivatives_where_leaves_require_grad():
+    net, losses, batch = make("gpt", 3)
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in mf.parameters(net).items()}
+    step = step_of(losses, mf.mgda(), engine="layerwise")
+    state = step.init(mf.parameters(net), batch)
+
+    def square(params):
+        grads = step.update(params, batch, state)[0]
+        return torch.stack([x.square().sum() for x in grads.values()]).sum()
+
+    found = torch.autograd.grad(square(leaves), list(leaves.values()))
+    wanted = grad(square)(mf.parameters(net))
+    tree_close(dict(zip(leaves, found, strict=True)), wanted)
+
+
+@pytest.mark.parametrize("name", ["dense", "gpt", "gpt, tied", "convolutions", "rolled"])
+def test_vmapped_equals_its_loop(name, passes):
+    """Over networks and weightings, nested, too."""
+    net, losses, batch = make(name, 3)
+    params = mf.parameters(net)
+    many = {leaf: torch.stack([x, 1.5 * x, x + 0.1]) for leaf, x in params.items()}
+    matrices = torch.randn(2, *batch["A"].shape, dtype=torch.float64)
+    step = step_of(losses, mf.mgda(), engine="layerwise")
+    state = step.init(params, batch)
+
+    def update(params, matrix):
+        grads, _, info = step.update(params, batch | {"A": matrix}, state)
+        return grads, info.gramian
+
+    grads, gramians = vmap(vmap(update, (None, 0)), (0, None))(many, matrices)
+    assert passes == [True]
+    for i in range(3):
+        for j in range(2):
+            one = {leaf: x[i] for leaf, x in many.items()}
+            wanted, gramian = update(one, matrices[j])
+            close(gramians[i, j], gramian, name)
+            tree_close({leaf: x[i, j] for leaf, x in grads.items()}, wanted, name)
+
+
+def test_compiled_equals_eager():
+    net, losses, batch = make("dense", 3)
+    params = mf.parameters(net)
+    step = step_of(losses, mf.mgda())
+    state = step.init(params, batch)
+    compiled = torch.compile(lambda p: step.update(p, batch, state)[0], backend="eager")
+    tree_close(compiled(params), step.update(params, batch, state)[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_live_equals_pure(name, passes):
+    """Three steps of a stock loop, whose samples change in number."""
+    net, losses, batch = make(name, 6)
+    rule = mf.upgrad()
+    balancer = mf.Balancer(net, rule, engine="layerwise")
+    step = step_of(losses, rule, engine="layerwise")
+    state = step.init(mf.parameters(net), batch)
+    for count in (len(batch["x"]), 3, len(batch["x"])):
+        part = {"x": batch["x"][:count], "A": batch["A"][:, :count]}
+        leaves = {n: leaf for n, leaf in net.named_parameters() if leaf.requires_grad}
+        with balancer:
+            entries = losses(leaves, part)
+        weights, _ = balancer.weigh(entries, weightings=part["A"])
+        measured = balancer.measure(entries, weightings=part["A"])
+        info = balancer.backward(entries, weightings=part["A"])
+        _, state, told = step.update(mf.parameters(net), part, state)
+        for found in (info, measured):
+            close(found.gramian, told.gramian, name)
+            close(found.losses, told.losses, name)
+        close(weights, info.weights, name)
+        _, jacobian = loop(losses, mf.parameters(net), part)
+        flat = torch.cat([leaf.grad.flatten() for leaf in leaves.values()])
+        close(flat, info.weights @ jacobian, name, jacobian)
+        with torch.no_grad():
+            for leaf in leaves.values():
+                leaf.sub_(0.01 * leaf.grad / leaf.grad.norm().clamp_min(1e-3))
+                leaf.grad = None
+    assert all(passes[4:])  # the first block does not record biases
+
+
+@pytest.mark.parametrize("way", ["layerwise", "rows"])
+def test_losses_that_were_stacked(way):
+    """One by one, from samples that have forward passes of their own."""
+    net, losses, batch = make("dense", 4)
+
+    def one_by_one(params, batch):
+        return torch.stack([losses(params, {"x": x[None]})[0] for x in batch["x"]])
+
+    balancer = mf.Balancer(net, mf.mean(), shared="0.*", engine=way)
+    _, jacobian = loop(losses, mf.parameters(net), batch)
+    for _ in range(2):
+        net.zero_grad()
+        with balancer:
+            entries = one_by_one(dict(net.named_parameters()), batch)
+        balancer.backward(entries, weightings=batch["A"])
+        flat = torch.cat([leaf.grad.flatten() for leaf in net.parameters()])
+        close(flat, jacobian.mean(0), way)
+    step = step_of(one_by_one, mf.mean(), shared="0.*", engine=way)
+    params = mf.parameters(net)
+    grads, _, _ = step.update(params, batch, step.init(params, batch))
+    close(torch.cat([leaf.flatten() for leaf in grads.values()]), jacobian.mean(0), way)
+
+
+def test_layouts_are_remembered_where_values_showed_them():
+    net, losses, batch = make("rolled", 6)
+    balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
+    calls, real = [], engine.deltas_by_sample
+
+    def counted(*args):
+        calls.append(args[-1] is not None)
+        return real(*args)
+
+    engine.deltas_by_sample = counted
+    try:
+        for _ in range(3):
+            with balancer:
+                entries = losses(dict(net.named_parameters()), batch)
+            balancer.backward(entries, weightings=batch["A"])
+    finally:
+        engine.deltas_by_sample = real
+    assert calls == [False, False, True]  # the first block does not record biases
+
+
+def test_zero_deltas_are_no_layout():
+    """Those of an adapter whose second factor is zero fit any layout, and none is remembered."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Linear(6, 4, bias=False), nn.Linear(4, 6, bias=False)
+            nn.init.zeros_(self.up.weight)
+
+        def forward(self, x):  # [place, sample, feature], as many places as samples
+            return self.up(self.down(x.transpose(0, 1).roll(1, -1))).transpose(0, 1)
+
+    torch.manual_seed(0)
+    net, x = Turned().double(), torch.randn(4, 4, 6, dtype=torch.float64)
+    matrix = torch.randn(3, 4, dtype=torch.float64)
+    balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
+    for _ in range(4):
+        with balancer:
+            entries = (net(x) - x).square().roll(1, -1).sum((1, 2))
+        info = balancer.backward(entries, weightings=matrix)
+        leaves = mf.parameters(net)
+        _, jacobian = loop(
+            lambda p, b: (functional_call(net, p, (x,)) - x).square().sum((1, 2)),
+            leaves,
+            {"A": matrix},
+        )
+        close(info.gramian, jacobian @ jacobian.T)
+        with torch.no_grad():
+            for leaf in net.parameters():
+                assert leaf.grad is not None
+                leaf.sub_(0.05 * leaf.grad)
+                leaf.grad = None
+
+
+def test_picked_samples_are_not_remembered():
+    """An order by values may be another at the next step."""
+    net, losses, batch = make("dense", 4)
+    balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
+    for seed in range(4):
+        order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
+        with balancer:
+            entries = losses(dict(net.named_parameters()), {"x": batch["x"][order]})
+            entries = entries[order.argsort()]
+        with pytest.raises(ValueError, match="samples mix at"):
+            balancer.backward(entries, weightings=batch["A"])
+    assert not balancer._layouts
+
+
+@pytest.mark.parametrize("clip", [0.05, 0.2])
+def test_clipped_surrogate_is_two_passes(clip):
+    """PPO: min(r a, clamp(r) a) of K advantages a, as two parts of weights −a⁺ and a⁻."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 4)).double()
+    x, actions = torch.randn(12, 6).double(), torch.randint(4, (12,))
+    old = net(x).log_softmax(-1)[range(12), actions].detach() + 0.3 * torch.randn(12).double()
+    advantages = torch.randn(5, 12).double()
+
+    def ratio(params):
+        scores = functional_call(net, params, (x,)).log_softmax(-1)
+        return (scores.gather(1, actions[:, None])[:, 0] - old).exp()
+
+    def parts(params, batch):
+        r = ratio(params)
+        return torch.stack([r.clamp_max(1 + clip), r.clamp_min(1 - clip)], 1)
+
+    def surrogates(params, batch):
+        r = ratio(params)
+        return tuple(
+            -torch.minimum(r * a, r.clamp(1 - clip, 1 + clip) * a).sum() for a in advantages
+        )
+
+    matrix = torch.stack([-advantages.clamp_min(0), (-advantages).clamp_min(0)], -1)
+    params = mf.parameters(net)
+    losses, gramian = mf.task_gramian(parts, params, None, weightings=matrix, engine="layerwise")
+    wanted, expected = mf.task_gramian(surrogates, params, None, engine="rows")
+    close(losses, wanted)
+    close(gramian, expected)
+
+
+def test_explanation_says_form_and_cost():
+    net, losses, batch = make("gpt", 20)
+    params = mf.parameters(net)
+    told = mf.explain_gramian(losses, params, batch, weightings=batch["A"])
+    assert (told.rows, {layer.form for layer in told.layers} & {"rows"}) == (20, set())
+    assert told.passes.startswith("1 backward pass(es) for all tasks; the graph proves")
+    assert all(layer.gflop[layer.form] == min(layer.gflop.values()) for layer in told.layers)
+    few = mf.explain_gramian(losses, params, batch, weightings=batch["A"][:1])
+    assert few.passes == "one backward pass a task"
+    net, losses, batch = make("rolled", 100)
+    told = mf.explain_gramian(losses, mf.parameters(net), batch, weightings=batch["A"])
+    assert "to check that samples do not mix" in told.passes
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_per_sample_gramian_with_a_table_of_positions(fused):
+    """8 positions, which is a multiple of the 4 samples."""
+    net, losses, batch = make("gpt, fused attention" if fused else "gpt", 2)
+    params = mf.parameters(net)
+    identity = batch | {"A": torch.eye(4, dtype=torch.float64)}
+    _, jacobian = loop(losses, params, identity)
+    close(mf.sample_gramian(losses, params, batch)[1], jacobian @ jacobian.T)
+    close(mf.sample_norms(losses, params, batch)[1], jacobian.norm(dim=1))
+    told = mf.explain_gramian(losses, params, batch, samples=True)
+    assert "proves" in told.passes
+    assert {layer.name: layer.form for layer in told.layers}["places.weight"] != "rows"
+
+
+def test_refusals():
+    net, losses, batch = make("dense", 3)
+    params, matrix = mf.parameters(net), batch["A"]
+
+    def gramian(matrix, f=losses, **given):
+        return mf.task_gramian(f, params, batch, weightings=matrix, **given)
+
+    for bad, error, words in (
+        (matrix[:, :5], ValueError, r"expected \[task, 7\].*got \[3, 5\]"),
+        (matrix[0], ValueError, r"expected \[task, sample\]"),
+        (matrix > 0, TypeError, r"a mask becomes one by \.to"),
+        (matrix.float(), ValueError, r"convert them by weightings\.to\(losses\)"),
+        (torch.full_like(matrix, torch.nan), ValueError, "weightings: NaN"),
+        (matrix.tolist(), TypeError, "expected a floating tensor"),
+    ):
+        with pytest.raises(error, match=words):
+            gramian(bad)
+    with pytest.raises(ValueError, match="losses of samples, a tensor"):
+        gramian(matrix, lambda p, b: losses(p, b).mean())
+    with pytest.raises(ValueError, match="losses of samples, a tensor"):
+        gramian(matrix, lambda p, b: list(losses(p, b)))
+    with pytest.raises(ValueError, match="not with other="):
+        gramian(matrix, other=batch)
+    with pytest.raises(ValueError, match="multiply the mixture into them"):
+        mf.jacobian(weightings=lambda b: b["A"], mix=mf.subset(2))
+    with pytest.raises(ValueError, match="weights of 0"):
+        mf.jacobian(weightings=lambda b: b["A"], present=lambda b: torch.ones(3) > 0)
+    step = step_of(losses, mf.mgda())
+    state = step.init(params, batch)
+    with pytest.raises(ValueError, match="3 tasks at init, 2 at this step"):
+        step.update(params, batch | {"A": matrix[:2]}, state)
+
+
+def test_refusals_of_a_balancer():
+    net, losses, batch = make("dense", 3)
+    entries, matrix = losses(dict(net.named_parameters()), batch), batch["A"]
+    balancer = mf.Balancer(net, mf.mgda())
+    with pytest.raises(ValueError, match="weights of 0"):
+        balancer.backward(entries, weightings=matrix, present=torch.ones(3) > 0)
+    with pytest.raises(ValueError, match="features: not with weightings"):
+        balancer.backward(entries, weightings=matrix, features=batch["x"])
+    with pytest.raises(ValueError, match=r"go with mtlfunc\.jacobian"):
+        mf.Balancer(net, mf.mean(), None).backward(entries, weightings=matrix)
+    own = mf.Balancer(net, mf.mgda(), mf.jacobian(weightings=lambda b: b))
+    with pytest.raises(ValueError, match="leave it out of the probe"):
+        own.backward(entries, weightings=matrix)
+    balancer.backward(entries, weightings=matrix, retain_graph=True)
+    with pytest.raises(ValueError, match="3 tasks at the first step, 2 at this step"):
+        balancer.backward(entries, weightings=matrix[:2])
+
+
+def test_samples_that_mix_are_refused():
+    """Or differentiated weighting by weighting, which is exact whatever they depend on."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3)).double()
+    batch = {"x": torch.randn(8, 6).double(), "A": torch.randn(5, 8).double()}
+    params, losses = mf.parameters(net), errors(net)
+    with pytest.raises(ValueError, match=r"samples mix at.*module\.eval.*engine=\"rows\""):
+        mf.task_gramian(losses, params, batch, weightings=batch["A"], engine="layerwise")
+    _, jacobian = loop(losses, params, batch)
+    found = mf.task_gramian(losses, params, batch, weightings=batch["A"], engine="rows")[1]
+    close(found, jacobian @ jacobian.T)
+    net.eval()
+    _, jacobian = loop(losses, params, batch)
+    found = mf.task_gramian(losses, params, batch, weightings=batch["A"], engine="layerwise")[1]
+    close(found, jacobian @ jacobian.T)
+
+
+def test_a_leaf_in_no_known_call_is_differentiated_a_row_a_task(passes):
+    net, losses, batch = make("dense", 4)
+    params = mf.parameters(net) | {"odd": torch.ones(7, dtype=torch.float64)}
+
+    def shifted(params, batch):
+        known = {name: leaf for name, leaf in params.items() if name != "odd"}
+        return losses(known, batch) * params["odd"].cumsum(0)
+
+    _, jacobian = loop(shifted, params, batch)
+    step = step_of(shifted, mf.mean(), engine="layerwise")
+    grads, _, info = step.update(params, batch, step.init(params, batch))
+    assert passes == [True]
+    close(info.gramian, jacobian @ jacobian.T)
+    close(torch.cat([grads[name].flatten() for name in params]), jacobian.mean(0))
+
+
+def test_centred_weightings_keep_their_digits():
+    """Differences of samples whose gradients are nearly equal, in float32 against float64."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 200), nn.Tanh(), nn.Linear(200, 4))
+    x = 1 + 0.1 * torch.randn(16, 20)
+    matrix = torch.randn(6, 16)
+    matrix = matrix - matrix.mean(1, keepdim=True)
+    losses = errors(net)
+    params = mf.parameters(net)
+    exact = {name: leaf.double() for name, leaf in params.items()}
+    _, jacobian = loop(losses, exact, {"x": x.double(), "A": matrix.double()})
+    wanted = jacobian @ jacobian.T
+    found = mf.task_gramian(losses, params, {"x": x}, weightings=matrix, engine="layerwise")[1]
+    apart = mf.task_gramian(losses, params, {"x": x}, weightings=matrix, engine="rows")[1]
+    # rounding of the deltas and inputs, 2⁻²⁴ each, over the Gramian of the samples themselves
+    ones = {"x": x.double(), "A": torch.ones(1, 16, dtype=torch.float64) / 16}
+    common = float(loop(losses, exact, ones)[1].square().sum())
+    slack = 1e-5 * (common + float(wanted.abs().max()))
+    assert (found.double() - wanted).abs().max() < slack
+    assert (apart.double() - wanted).abs().max() < slack
