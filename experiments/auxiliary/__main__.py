@@ -11,11 +11,11 @@ import torch
 from experiments.arguments import among
 from experiments.common import command
 from experiments.common.cells import Store, sources_of, unfinished_in
+from experiments.common.files import Files, Source
 from experiments.common.study import Plan, alike, conduct, conduct_together
 from experiments.common.tables import write_report
 
-from . import report, search
-from .data import divide, find
+from . import data, report, search
 from .tasks import AUXILIARIES, CHOSEN
 from .train import ALONE, RULES, Settings, alone, benchmark_of, count_of, network, together
 
@@ -58,13 +58,15 @@ def _parser():
     return found
 
 
-def settings_of(size: str, data: Path | None, auxiliaries: Sequence[str], device: str) -> Settings:
+def settings_of(
+    size: str, data: Source | None, auxiliaries: Sequence[str], device: str
+) -> Settings:
     """Schedule of a size."""
     if data is None:
         steps = {"quick": 40, "default": 200, "full": 2000}[size]
         return Settings(None, tuple(auxiliaries), steps, 32, 0, 0, device)
     steps = {"quick": 10, "default": 2_000, "full": 200_000}[size]
-    return Settings(str(data.resolve()), tuple(auxiliaries), steps, 100, 0.8, 1000, device)
+    return Settings(data, tuple(auxiliaries), steps, 100, 0.8, 1000, device)
 
 
 def plan_of(size: str, settings: Settings, rules: Sequence[str], seeds: tuple[int, ...]) -> Plan:
@@ -86,7 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.search and not given.out:
         given.out = HERE / "out" / "search"
     size, out = command.size_of(given), command.out_of(given, parser)
-    settings = settings_of(size, given.data, given.tasks, str(given.device))
     if given.search and (given.data or given.rules != list(RULES) or given.tasks != list(CHOSEN)):
         parser.error(
             "argument --search: it takes every task by the mean loss on digits; leave out "
@@ -95,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         shown = search if given.search else report
+        files = Files(given.data, data.files(given.data)) if given.data else None
+        settings = settings_of(size, files and files.source, given.tasks, str(given.device))
         benchmark = benchmark_of(settings)
-        if given.data:
-            find(given.data)
-        data = divide(settings.data, max(benchmark.labels), 0)  # fails now rather than in a worker
+        # fails now rather than in a worker
+        images = data.divide(settings.data, max(benchmark.labels), 0)
         plan = (
             search.plan(RATES, given.seeds or search.SEEDS)
             if given.search
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         own = sources_of(HERE)
         unfinished = unfinished_in(out, own)
-        store = Store(out / "cells", own, settings, unfinished)
+        store = Store(out / "cells", own, settings, unfinished, files)
         if settings.data:
             one = functools.partial(alone, settings, unfinished)
             found = conduct(plan, one, store, given.workers)
@@ -114,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             perform = functools.partial(search.perform if given.search else together, settings)
             found = conduct_together(plan, perform, alike, store, given.workers)
         described: dict[str, Any] = settings._asdict() | {
-            "images": f"{benchmark.name} ({len(data.unlabelled)} without labels, "
-            f"{len(data.validation)} that choose rates, {len(data.test)} to test on)",
+            "images": f"{benchmark.name} ({len(images.unlabelled)} without labels, "
+            f"{len(images.validation)} that choose rates, {len(images.test)} to test on)",
             "network": f"{'WRN-28-2' if settings.data else 'a small convolutional network'} of "
             f"{count_of(network(settings, 0)):,} parameters",
             "torch": torch.__version__,

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.common.command import DataError
+from experiments.common.files import DataError, Source, listed, names_in, reading
 
 from .tasks import Look
 
@@ -62,19 +62,19 @@ def values(images: UInt8[Tensor, "*any"], benchmark: Benchmark) -> Float[Tensor,
     return scaled if benchmark.channels == 1 else scaled - 1
 
 
-def divide(folder: str | None, labels: int, seed: int) -> Data:
+def divide(source: Source | None, labels: int, seed: int) -> Data:
     """Some images with labels, as many of each class, the rest without, some to choose rates by.
 
     Args:
-        folder: of CIFAR-10, whose test images are its own; None for digits.
+        source: CIFAR-10, whose test images are its own; None for digits.
         labels: how many images keep theirs, a multiple of the number of classes.
         seed: of the division.
 
     Raises:
         DataError: for a folder of another layout, and for classes with too few images.
     """
-    benchmark = CIFAR10 if folder else DIGITS
-    (images, truth), test = _all(folder)
+    benchmark = CIFAR10 if source else DIGITS
+    (images, truth), test = _all(source)
     order = mf.random.permutation(mf.random.key(seed), len(truth))
     if test is None:
         tested, order = order[:DIGITS_TESTED], order[DIGITS_TESTED:]
@@ -87,7 +87,7 @@ def divide(folder: str | None, labels: int, seed: int) -> Data:
     few = torch.cat([rest[classes == label][:each] for label in range(CLASSES)])
     if len(few) < labels:
         raise DataError(
-            f"{folder}: {len(rest)} training images are left beside {count} that choose rates, too "
+            f"{source}: {len(rest)} training images are left beside {count} that choose rates, too "
             f"few for {each} labels of each of {CLASSES} classes"
         )
     return Data(images[few], truth[few], images[rest], images[held], truth[held], *test)
@@ -97,10 +97,10 @@ Labelled = tuple[Tensor, Tensor]
 
 
 @functools.lru_cache(maxsize=1)
-def _all(folder: str | None) -> tuple[Labelled, Labelled | None]:
+def _all(source: Source | None) -> tuple[Labelled, Labelled | None]:
     """Images and labels, to learn from and to test on if that is fixed."""
-    if folder:
-        return read(Path(folder))
+    if source:
+        return read(Path(source.folder))
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.uint8).reshape(-1, 1, 8, 8)
     return (images, torch.as_tensor(labels, dtype=torch.int64)), None
@@ -113,21 +113,25 @@ def find(folder: Path) -> Path:
         DataError: which files were looked for, which were found.
     """
     for place in (folder, folder / INNER):
-        found = {path.name for path in place.iterdir()} if place.is_dir() else set()
+        found = names_in(place)
         missing = [name for name in (*TRAIN, TEST) if name not in found]
         if not missing:
             return place
         if len(missing) <= len(TRAIN):
             raise DataError(
                 f"{place}: looked for {', '.join(missing)}, which are not there; found "
-                f"{', '.join(sorted(found))}"
+                f"{', '.join(found)}"
             )
-    names = sorted(path.name for path in folder.iterdir())
-    listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     raise DataError(
         f"{folder}: not CIFAR-10; looked for {TRAIN[0]} … {TRAIN[-1]} and {TEST} there and in "
-        f"{INNER}, found {listed or 'nothing'}. Expected: torchvision's Python files, unpacked"
+        f"{INNER}, found {listed(folder)}. Expected: torchvision's Python files, unpacked"
     )
+
+
+def files(folder: Path) -> list[Path]:
+    """The six files that are read. Raises DataError as `find` does."""
+    place = find(folder)
+    return [place / name for name in (*TRAIN, TEST)]
 
 
 def read(folder: Path) -> tuple[Labelled, Labelled]:
@@ -212,11 +216,11 @@ def unpickled(path: Path) -> Any:
         DataError: where it asks for anything else, and where it is no pickle.
     """
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             return _Arrays(file, encoding="bytes").load()
+    except DataError:
+        raise
     except Exception as error:  # broken pickles raise what they like, TypeError and IndexError too
-        if isinstance(error, OSError):
-            raise
         raise DataError(
             f"{path}: cannot be read as a pickle of arrays, dictionaries and bytes "
             f"({type(error).__name__}: {error}); anything else is refused, as it can run code"

@@ -13,6 +13,8 @@ from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
+from experiments.common.files import Source
+from experiments.common.progress import Progress, counted
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import Balance, BalanceState, Params, State
@@ -30,7 +32,7 @@ WINDOWS = 20
 class Settings(NamedTuple):
     """What a run depends on beside its cell."""
 
-    data: str | None  # a folder; None for digits
+    data: Source | None  # CIFAR-10; None for digits
     auxiliaries: tuple[str, ...]
     steps: int
     batch: int  # images of a task in a step
@@ -201,7 +203,8 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     )
     advance, seen = vmap(program.step), []
     times = []
-    for step in range(settings.steps):
+    doing = f"{first.problem}, {first.method}, {len(cells)} runs together"
+    for step in counted(range(settings.steps), doing, "steps"):
         batch = batches(step)
         start = time.process_time()
         lane, kept = advance(lane, batch, rates * rate_at(settings, step / settings.steps))
@@ -246,10 +249,12 @@ def alone(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     kept = state_of(unfinished, cell)
     if kept.is_file():
         run.resume(kept)
-    while run.done < settings.steps and not run.failed:
-        run.advance()
-        if settings.keep_every and run.done % settings.keep_every == 0:
-            run.keep(kept)
+    with Progress(settings.steps, str(cell), "steps", run.done) as progress:
+        while run.done < settings.steps and not run.failed:
+            run.advance()
+            progress.update()
+            if settings.keep_every and run.done % settings.keep_every == 0:
+                run.keep(kept)
     return run.numbers()
 
 
@@ -341,8 +346,8 @@ def _data(settings: Settings, problem: str, seed: int) -> Data:
 
 
 @functools.lru_cache(maxsize=2)
-def _divided(folder: str | None, labels: int, seed: int) -> Data:
-    return divide(folder, labels, seed)
+def _divided(source: Source | None, labels: int, seed: int) -> Data:
+    return divide(source, labels, seed)
 
 
 def _stacked(parts: list[Data]) -> Data:

@@ -12,6 +12,8 @@ import torch
 import mtlfunc as mf
 from mtlfunc.core.files import digest, write_whole
 
+from .files import Files
+
 
 class Cell(NamedTuple):
     """One training run."""
@@ -45,6 +47,7 @@ class Store:
         sources: Iterable[Path],
         settings: object,
         unfinished: Path | None = None,
+        files: Files | None = None,
     ) -> None:
         """Nothing is touched on disk.
 
@@ -54,8 +57,10 @@ class Store:
             settings: everything else that they depend on and the cell does not say.
             unfinished: where runs keep their state as they go (`state_of`), which is removed as
                 soon as their numbers are kept, and not before.
+            files: of the data. What they hold is in `settings` (`Files.source`); here it is seen
+                whether they stay as they are.
         """
-        self.folder, self.unfinished = folder, unfinished
+        self.folder, self.unfinished, self.files = folder, unfinished, files
         self.key = digest([*package(), *sorted(sources)], settings, torch.__version__)
 
     def read(self, cell: Any) -> dict[str, Any] | None:
@@ -69,7 +74,14 @@ class Store:
             return None
 
     def write(self, cell: Any, numbers: dict[str, Any]) -> None:
-        """Keep a cell, whole. Raises OSError where that cannot be done, on a full disk say."""
+        """Keep a cell, whole.
+
+        Raises:
+            OSError: where that cannot be done, on a full disk say.
+            DataError: where the data have changed since the study began.
+        """
+        if self.files is not None:
+            self.files.check()
         path = self.path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"cell": list(cell), "key": self.key, "numbers": plain(numbers)}

@@ -12,11 +12,8 @@ from pathlib import Path
 from experiments.arguments import among, at_least, device, existing_folder, seeds
 from mtlfunc.core.files import InUse, hold_lock
 
+from .files import DataError
 from .pool import Terminated, terminable
-
-
-class DataError(ValueError):
-    """A folder that cannot be used; the message says what is wrong and what to do."""
 
 
 def parser(

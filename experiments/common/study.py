@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from .cells import Cell, Store
 from .pool import perform_all, unbroken
+from .progress import Progress
 
 Numbers = dict[str, Any]
 """What a cell leaves: plain numbers; `"score"` is its score on validation data, higher is better
@@ -207,13 +206,13 @@ def _fill(
                 known[cell] = kept
     jobs = list(missing.values())
     total = sum(map(len, jobs))
-    with tqdm(total=total, desc=doing, unit="run", leave=False, disable=None) as bar:
+    with Progress(total, doing, "runs") as progress:
         for group, found in perform_all(perform, jobs, workers):
             with unbroken():
                 for cell, numbers in zip(group, found, strict=True):
                     store.write(cell, numbers)
                     known[cell] = numbers
-            bar.update(len(group))
+            progress.update(len(group))
 
 
 def _mean(scores: Sequence[float]) -> float:

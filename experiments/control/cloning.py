@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from experiments.common.cells import Cell
+from experiments.common.progress import counted
 from experiments.common.study import Numbers
 from mtlfunc.types import Params
 
@@ -107,7 +108,7 @@ def train(name: str, rate: float, settings: Settings, data: Shown, key: Tensor) 
         return data.seen[rows, index], data.actions[rows, index]
 
     state = step.init(params, draw(0), mf.random.fold_in(key, 2))
-    for i in range(settings.steps):
+    for i in counted(range(settings.steps), name, "steps"):
         state, _ = step.update(state, draw(i))
     return state.params
 

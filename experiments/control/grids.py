@@ -17,6 +17,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 from experiments.common.cells import Cell
+from experiments.common.progress import counted
 from experiments.common.study import Numbers
 from mtlfunc.types import Params
 
@@ -147,7 +148,7 @@ def train(key: Tensor, rate: Tensor, *, name: str, steps: int) -> Run:
     step = mf.descend(learnt, rule, probe, mf.adam(rate))
     state = step.init(params, batch, key=mf.random.fold_in(key, 2))
     seen, looks = [], []
-    for i in range(steps):
+    for i in counted(range(steps), name, "steps"):
         if i % SEEN == 0:
             looks.append(_look(state.params, batch))
         seen.append(gaps(state.params, batch))

@@ -18,6 +18,7 @@ from torch.func import vmap
 
 import mtlfunc as mf
 from experiments.common.cells import Cell
+from experiments.common.progress import counted
 from experiments.common.study import Numbers
 from mtlfunc.types import Params
 
@@ -218,7 +219,7 @@ def train(key: Tensor, rate: Tensor, *, name: str, iterations: int) -> Tensor:
     memory = explore(params, tasks, trying)
     states = {k: steps[k].init(parts[k], memory, mf.random.fold_in(key, 3)) for k in steps}
     curve = []
-    for i in range(iterations):
+    for i in counted(range(iterations), name, "iterations"):
         memory = explore(params, tasks, mf.random.fold_in(trying, i))
         for _ in range(PASSES):
             for k, step in steps.items():

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
+from experiments.common.progress import Progress
 from experiments.common.study import Numbers
 from mtlfunc.types import Params, TrainState
 
@@ -28,6 +28,9 @@ from .methods import probe_and_rule
 
 SLOW = 0.005
 """Share of the critics that their slow copies take over a step."""
+
+KEPT_EVERY = 600.0
+"""Seconds after which the state is kept: at least, where writing it takes a hundredth of them."""
 
 WIDE, NARROW = 2.0, -20.0
 """Bounds of the log of the actions' deviation."""
@@ -288,16 +291,18 @@ class Run:
             torch.ones(seen, device=settings.device),
         )
         self.step, self.spent = 0, 0.0
+        self.kept_at, self.keeping = time.monotonic(), 0.0
         self.curve: list[list[float]] = []
         self.returns: list[list[float]] = []
         if kept.is_file():
             self.resume()
 
     def go(self) -> Numbers:
-        """Learn to the end; the state is kept at every measurement."""
+        """Learn to the end; the state is kept at every measurement, and by time between them."""
         settings, tasks = self.settings, self.envs.num_envs
         seen, _ = self.envs.reset(seed=self.cell.seed + self.step)
-        bar = tqdm(total=settings.steps, initial=self.step, leave=False, disable=None, unit="step")
+        progress = Progress(settings.steps, str(self.cell), "steps", self.step)
+        note = ""
         while self.step < settings.steps:
             now = mf.random.fold_in(mf.random.fold_in(self.key, 1), self.step)
             actions = self.act(seen, now)
@@ -326,10 +331,14 @@ class Run:
                     break
                 self.spent += time.process_time() - begun
             self.step += 1
-            bar.update()
-            if self.step % settings.every == 0:
-                self.look(bar)
-        bar.close()
+            looked = self.step % settings.every == 0
+            if looked:
+                note = self.look()
+            late = time.monotonic() - self.kept_at > max(KEPT_EVERY, 100 * self.keeping)
+            if self.step < settings.steps and (looked or late):
+                self.keep()
+            progress.update(note=note)
+        progress.close()
         if not self.curve:
             raise ValueError(
                 f"steps: {settings.steps} are fewer than the {settings.every} between "
@@ -365,8 +374,8 @@ class Run:
         actions, _ = policy(self.agent.actor.params, rows, mf.random.normal(key, shape))
         return actions[:, 0].cpu().numpy()
 
-    def look(self, bar: Any) -> None:
-        """Measure success without noise, and keep the state."""
+    def look(self) -> str:
+        """Measure success without noise; what it was, in words."""
         zeros = torch.zeros(
             self.envs.num_envs, 1, self.learner.actions, device=self.settings.device
         )
@@ -379,9 +388,7 @@ class Run:
         )
         self.curve.append(success.tolist())
         self.returns.append(returns.tolist())
-        bar.set_postfix_str(f"success {success.mean():.2f}, return {returns.mean():.0f}")
-        if self.step < self.settings.steps:
-            self.keep()
+        return f"success {success.mean():.2f}, return {returns.mean():.0f}"
 
     def keep(self) -> None:
         """Write all that `resume` needs, whole."""
@@ -389,10 +396,13 @@ class Run:
         filled = [leaf[:, :count].clone() for leaf in self.replay.leaves]
         state = {name: getattr(self, name) for name in self.KEPT}
         replay = {"filled": filled, "count": self.replay.count}
+        begun = time.monotonic()
         keep_state(self.kept, self.settings, self.cell, {"run": state, "replay": replay})
+        self.kept_at = time.monotonic()
+        self.keeping = self.kept_at - begun
 
     def resume(self) -> None:
-        """Go on after the last measurement; environments begin anew there.
+        """Go on after the last state that was kept; environments begin anew there.
 
         What other settings left is not read.
         """

@@ -5,12 +5,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from experiments.arguments import among, at_least, device, folder, seeds
-from experiments.common.command import DataError, alone_in
-from experiments.common.pool import Terminated
+from experiments.common import command
+from experiments.common.cells import Store, slug, sources_of
+from experiments.common.pool import unbroken
 
 from .data import digits
 from .report import table, write
@@ -27,9 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         f"seeds × {len(RATES)} learning rates as one vmapped program, is judged at the rate that "
         "is best on validation data, and is compared on test data "
         "with two networks that learnt one task alone.",
-        epilog="The two single-task baselines always run, first. Results are written after every "
-        "finished method, so Ctrl-C and SIGTERM (exit status 130, 143) lose only "
-        "the method at work. At the defaults this takes about two minutes on one idle core.",
+        epilog="The two single-task baselines always run, first. Every finished method is kept: "
+        "Ctrl-C and SIGTERM (exit status 130, 143) lose only the method at work, and the same "
+        "command goes on from there. At the defaults this takes about two minutes on an idle core.",
     )
     parser.add_argument(
         "--rules",
@@ -70,15 +72,15 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=folder,
         default=str(HERE / "out"),
-        help="folder for results.json, table.md and digits.png (default: experiments/digits/out)",
+        help="folder for results.json, table.md, digits.png and the finished methods (default: "
+        "experiments/digits/out)",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study; 0 when done, 130 after Ctrl-C, 143 after SIGTERM."""
-    parser = _parser()
-    given = parser.parse_args(argv)
+    """Run the study; the exit status is that of `command.finish`."""
+    given = _parser().parse_args(argv)
     settings: dict[str, object] = {
         "seeds": list(given.seeds),
         "epochs": given.epochs,
@@ -89,47 +91,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "threads": given.threads,
     }
-    available = methods()
-    todo = baselines(given.device) | {
-        name: method for name, method in available.items() if name in given.rules
-    }
-    outcomes: dict[str, Outcome] = {}
+    every = baselines(given.device) | methods()
+    todo = {n: method for n, method in every.items() if n in given.rules or len(method.tasks) == 1}
     threads = torch.get_num_threads()
     torch.set_num_threads(given.threads)
     try:
-        with alone_in(given.out):
-            try:
-                paths = _run(todo, given, settings, outcomes)
-            except KeyboardInterrupt as stop:
-                if outcomes:
-                    write(outcomes, settings, given.out)  # it may have come between two files
-                    said = f"interrupted; {given.out} holds the results of: {', '.join(outcomes)}"
-                else:
-                    said = "interrupted before the first method was finished; "
-                    said += f"nothing was written to {given.out}"
-                print(f"\n{said}", file=sys.stderr)
-                return 143 if isinstance(stop, Terminated) else 130
-    except DataError as error:
-        parser.error(str(error))
+        return command.finish(lambda: _run(todo, given, settings), given.out)
     finally:
         torch.set_num_threads(threads)
-    print("\n" + table(outcomes))
-    print(f"written: {', '.join(map(str, paths))}")
-    return 0
 
 
-def _run(
-    todo: dict[str, Method],
-    given: argparse.Namespace,
-    settings: dict[str, object],
-    outcomes: dict[str, Outcome],
-) -> list[Path]:
-    """Put the outcome of every method into `outcomes`, and write the files after each."""
-    source, paths = digits(given.device), []
+class Program(NamedTuple):
+    """What a store of finished runs keeps together: all seeds and rates of a method."""
+
+    method: str
+    first: int  # seed
+    last: int
+    epochs: int
+
+    @property
+    def file(self) -> Path:
+        seeds = f"seeds {self.first}-{self.last}"
+        return Path(f"{slug(self.method)} {seeds} epochs {self.epochs}.json")
+
+
+def _run(todo: dict[str, Method], given: argparse.Namespace, settings: dict[str, object]) -> None:
+    """Every method that is not kept; the files are written after each."""
+    store = Store(given.out / "cells", sources_of(HERE), settings)
+    seeds = given.seeds
+    programs = {name: Program(name, seeds[0], seeds[-1], given.epochs) for name in todo}
+    kept = {name: store.read(program) for name, program in programs.items()}
+    outcomes = {name: Outcome(**numbers) for name, numbers in kept.items() if numbers is not None}
+    if outcomes:
+        print(f"kept from an earlier run: {', '.join(outcomes)}", flush=True)
+    source = digits(given.device)
     for name, method in todo.items():
+        if name in outcomes:
+            continue
         start = time.perf_counter()
-        outcome = outcomes[name] = study(name, method, source, given.seeds, given.epochs)
-        paths = write(outcomes, settings, given.out)
+        outcome = study(name, method, source, seeds, given.epochs)
+        with unbroken():
+            store.write(programs[name], outcome._asdict())
+            outcomes[name] = outcome
+            outcomes = {name: outcomes[name] for name in todo if name in outcomes}
+            write(outcomes, settings, given.out)
         accuracy = ", ".join(
             f"{task} {100 * sum(values) / len(values):.2f} %"
             for task, values in outcome.test.items()
@@ -139,7 +144,9 @@ def _run(
             f"{outcome.rates[outcome.best]:g} ({time.perf_counter() - start:.0f} s)",
             flush=True,
         )
-    return paths
+    paths = write(outcomes, settings, given.out)
+    print("\n" + table(outcomes))
+    print(f"written: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

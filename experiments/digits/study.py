@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from tqdm import tqdm
 
 import mtlfunc as mf
+from experiments.common.progress import Progress
 from mtlfunc import Probe, Rule
 from mtlfunc.types import Params
 
@@ -216,8 +216,8 @@ def study(
     lr = torch.tensor(rates, dtype=dtype, device=device)
     steps = epochs * (data.train.labels.shape[1] // BATCH)
 
-    with tqdm(total=steps, desc=name, unit="step", leave=False, disable=None) as bar:
-        watch = _Stopwatch(device, bar)
+    with Progress(steps, name, "steps") as progress:
+        watch = _Stopwatch(device, progress)
 
         def run(
             params: Params, seed: Tensor, lr: Tensor, training: Pairs, validation: Pairs
@@ -255,10 +255,10 @@ def study(
 
 
 class _Stopwatch:
-    """A context manager around every step: its wall time, and one tick of the progress bar."""
+    """A context manager around every step: its wall time, and one tick of the progress."""
 
-    def __init__(self, device: torch.device, bar: Any) -> None:
-        self.device, self.bar, self.times, self.start = device, bar, [], 0.0
+    def __init__(self, device: torch.device, progress: Progress) -> None:
+        self.device, self.progress, self.times, self.start = device, progress, [], 0.0
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -270,7 +270,7 @@ class _Stopwatch:
 
     def __exit__(self, *stopped: object) -> None:
         self.times.append(self._now() - self.start)
-        self.bar.update()
+        self.progress.update()
 
     def median(self) -> float:
         return sorted(self.times)[len(self.times) // 2]

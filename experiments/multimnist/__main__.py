@@ -10,9 +10,11 @@ import torch
 
 from experiments.common import command
 from experiments.common.cells import Store, sources_of
+from experiments.common.files import Files, Source
 from experiments.common.study import Plan, alike, conduct_together
 from experiments.common.tables import write_report
 
+from . import mnist
 from .report import figure, numbers_of, table
 from .train import ALONE, RULES, SETTINGS, Settings, split, together
 
@@ -41,12 +43,12 @@ def _parser():
     )
 
 
-def settings_of(size: str, data: Path | None, device: str) -> Settings:
+def settings_of(size: str, data: Source | None, device: str) -> Settings:
     """Schedule of a size."""
     if data is None:
         return Settings(None, {"quick": 1, "default": 8, "full": 40}[size], 128, False, device)
     epochs = {"quick": 1, "default": 10, "full": 100}[size]
-    return Settings(str(data.resolve()), epochs, 256, True, device)
+    return Settings(data, epochs, 256, True, device)
 
 
 def plan_of(size: str, settings: Settings, rules: Sequence[str], seeds: tuple[int, ...]) -> Plan:
@@ -65,13 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(argv)
     size, out = command.size_of(given), command.out_of(given, parser)
-    settings = settings_of(size, given.data, str(given.device))
 
     def body() -> None:
+        files = Files(given.data, mnist.files(given.data)) if given.data else None
+        settings = settings_of(size, files and files.source, str(given.device))
         parts = split(settings, 0)  # fails now rather than in a worker
         plan = plan_of(size, settings, given.rules, command.seeds_of(given))
-        own = sources_of(HERE)
-        store = Store(out / "cells", [*own, HERE.parent / "digits" / "data.py"], settings)
+        own = [*sources_of(HERE), HERE.parent / "digits" / "data.py"]
+        store = Store(out / "cells", own, settings, files=files)
         # a lane of MNIST has its own pairs, too many to hold those of all
         by = (lambda cell: cell) if settings.data else alike
         run = functools.partial(together, settings)

@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 import mtlfunc as mf
-from experiments.common.command import DataError
+from experiments.common.files import DataError, listed, names_in, reading
 from experiments.digits.data import overlay
 
 SIDE, CANVAS = 28, 36
@@ -74,29 +74,38 @@ def read(folder: Path) -> dict[str, tuple[UInt8[Tensor, "image 28 28"], Int[Tens
 def _find(folder: Path) -> Path:
     looked = [f"{part}-{kind}-idx{n}-ubyte" for part in PARTS for kind, n in KINDS]
     for place in (folder, folder / INNER):
-        found = {path.name for path in place.iterdir()} if place.is_dir() else set()
-        missing = [name for name in looked if not {name, f"{name}.gz"} & found]
+        found = names_in(place)
+        missing = [name for name in looked if not {name, f"{name}.gz"} & {*found}]
         if not missing:
             return place
         if len(missing) < len(looked):
             raise DataError(
                 f"{place}: looked for {', '.join(missing)}, each as it is or with .gz, which are "
-                f"not there; found {', '.join(sorted(found))}"
+                f"not there; found {', '.join(found)}"
             )
-    names = sorted(path.name for path in folder.iterdir())
-    listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     raise DataError(
         f"{folder}: not MNIST; looked for {', '.join(looked)}, each as it is or with .gz, there "
-        f"and in {INNER}, found {listed or 'nothing'}"
+        f"and in {INNER}, found {listed(folder)}"
     )
 
 
 KINDS = (("images", 3), ("labels", 1))
 
 
+def files(folder: Path) -> list[Path]:
+    """The four files that are read. Raises DataError as `read` does."""
+    place = _find(folder)
+    return [path for part in PARTS for path in _paths(place, part)]
+
+
+def _paths(place: Path, part: str) -> list[Path]:
+    found = names_in(place)
+    looked = [f"{part}-{kind}-idx{axes}-ubyte" for kind, axes in KINDS]
+    return [place / (name if name in found else f"{name}.gz") for name in looked]
+
+
 def _part(place: Path, part: str) -> tuple[Tensor, Tensor]:
-    paths = [place / f"{part}-{kind}-idx{axes}-ubyte" for kind, axes in KINDS]
-    paths = [path if path.exists() else path.with_name(f"{path.name}.gz") for path in paths]
+    paths = _paths(place, part)
     images, labels = (idx(path, axes) for path, (_, axes) in zip(paths, KINDS, strict=True))
     if images.shape[1:] != (SIDE, SIDE):
         raise DataError(
@@ -124,8 +133,10 @@ def idx(path: Path, axes: int) -> np.ndarray:
     Raises:
         DataError: for a file that is not of this format, or is cut short.
     """
+    with reading(path):
+        held = path.read_bytes()
     try:
-        held = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        held = gzip.decompress(held) if path.suffix == ".gz" else held
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be unpacked ({error})") from error
     begins = bytes([0, 0, 8, axes])

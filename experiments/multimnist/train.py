@@ -14,7 +14,8 @@ from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from experiments.common.cells import Cell
-from experiments.common.command import DataError
+from experiments.common.files import DataError, Source
+from experiments.common.progress import counted
 from experiments.common.study import Numbers
 from experiments.digits import data as overlaid
 from mtlfunc import Probe, Rule, Step
@@ -58,7 +59,7 @@ BASE = "hard sharing"
 class Settings(NamedTuple):
     """What a run depends on beside its cell."""
 
-    data: str | None  # a folder of MNIST; None for scikit-learn's digits
+    data: Source | None  # a folder of MNIST; None for scikit-learn's digits
     epochs: int
     batch: int
     # SGD whose rate is .85 times as large after every tenth of the epochs, as the papers' code has
@@ -106,8 +107,8 @@ def split(settings: Settings, seed: int) -> Splits:
 
 
 @functools.lru_cache(maxsize=1)
-def _read(folder: str) -> dict[str, tuple[Tensor, Tensor]]:
-    return mnist.read(Path(folder))
+def _read(source: Source) -> dict[str, tuple[Tensor, Tensor]]:
+    return mnist.read(Path(source.folder))
 
 
 def seen(canvases: Tensor) -> Tensor:
@@ -197,7 +198,8 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     state = vmap(init)(params, batch_of(first), rates, keys[lanes])
     advance, times = vmap(update), []
     finite = torch.ones(len(cells), dtype=torch.bool, device=device)
-    for epoch in range(epochs):
+    doing = f"{cells[0].problem}, {name}, {len(cells)} runs together"
+    for epoch in counted(range(epochs), doing, "epochs"):
         drawn = functools.partial(_order, epoch=epoch, count=count)
         order = vmap(drawn)(keys)
         for i in range(per_epoch):

@@ -10,10 +10,11 @@ import torch
 
 from experiments.common import command
 from experiments.common.cells import Cell, Store, sources_of, unfinished_in
+from experiments.common.files import Files, Source
 from experiments.common.study import Plan, alike, conduct, conduct_together
 from experiments.common.tables import write_report
 
-from .data import Folder
+from . import data
 from .report import figure, numbers_of, table
 from .train import ALONE, RULES, STATIC, Settings, benchmark_of, perform, together, weightings
 
@@ -40,9 +41,9 @@ def _parser():
     )
 
 
-def settings_of(size: str, data: Path | None, device: str) -> Settings:
+def settings_of(size: str, data: Source | None, device: str) -> Settings:
     """Schedule and network of a size."""
-    common = {"data": None if data is None else str(data.resolve()), "device": device}
+    common: dict[str, Any] = {"data": data, "device": device}
     if data is not None and size == "full":
         return Settings(
             epochs=200, width=0, halved_every=100, averaged=10, held_out=False, **common
@@ -66,16 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(argv)
     size, out = command.size_of(given), command.out_of(given, parser)
-    settings = settings_of(size, given.data, str(given.device))
 
     def body() -> None:
+        files = Files(given.data, data.files(given.data)) if given.data else None
+        settings = settings_of(size, files and files.source, str(given.device))
         rules = _possible(given.rules, settings)
         benchmark = benchmark_of(settings)
-        pixels = Folder(given.data / "train", benchmark).size if given.data else benchmark.size
+        pixels = data.check(given.data) if given.data else benchmark.size
         plan = plan_of(settings, rules, command.seeds_of(given))
         own = sources_of(HERE)
         unfinished = unfinished_in(out, own)
-        store = Store(out / "cells", own, settings, unfinished)
+        store = Store(out / "cells", own, settings, unfinished, files)
         if settings.data:
             one = functools.partial(perform, settings, unfinished)
             found = conduct(plan, one, store, given.workers)

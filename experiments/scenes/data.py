@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.common.command import DataError
+from experiments.common.files import DataError, listed, reading
+from experiments.common.progress import counted
 
 from .metrics import DEPTH, NORMAL, SEGMENT
 from .render import Views
@@ -137,6 +138,10 @@ class Folder:
             channels_first(arrays["image"]), torch.from_numpy(label.astype(np.int64)), depth, normal
         )
 
+    def files(self) -> list[Path]:
+        """All that is read."""
+        return [self._file(kind, number) for kind in self.kinds for number in self.numbers]
+
     def _checked(self, kind: str, number: int) -> np.ndarray:
         array = self._read(kind, number)
         shapes = {
@@ -157,14 +162,35 @@ class Folder:
                 f"{self._file(kind, number)}: holds depths below 0, {array.min():g} say; expected "
                 "more than 0, or 0 where the depth is not known"
             )
+        if kind == "image" and not -0.5 <= array.min() <= array.max() <= 1.5:
+            raise DataError(
+                f"{self._file(kind, number)}: pixels from {array.min():g} to {array.max():g}; "
+                "expected 0 to 1 (of bytes: divide by 255)"
+            )
+        if kind == "normal":
+            longest = float(np.linalg.norm(array.astype(np.float64), axis=-1).max())
+            if longest > 1.5 or 0 < longest < 0.5:
+                raise DataError(
+                    f"{self._file(kind, number)}: normals up to {longest:g} long; expected length "
+                    "1, or 0 where the normal is not known"
+                )
         return array
 
     def _read(self, kind: str, number: int) -> np.ndarray:
         file = self._file(kind, number)
         try:
-            return np.load(file)
-        except (ValueError, EOFError) as error:
+            with reading(file), file.open("rb") as opened:
+                found = np.load(opened)
+        except DataError:
+            raise
+        except Exception as error:  # of broken files: zipfile's and tokenize's errors, too
             raise DataError(f"{file}: no array can be read from it ({error})") from error
+        if not isinstance(found, np.ndarray):
+            raise DataError(
+                f"{file}: holds an .npz archive of {', '.join(found.files) or 'nothing'}; expected "
+                "one array, as np.save writes it"
+            )
+        return found
 
     def _file(self, kind: str, number: int) -> Path:
         return self.root / self.kinds[kind] / f"{number}.npy"
@@ -195,7 +221,7 @@ def find(folder: Path) -> Benchmark:
             return benchmark
     raise DataError(
         f"{folder}: neither NYUv2 nor CityScapes; looked for train/normal or train/depth, found "
-        f"{_listing(folder)}; in train: {_listing(folder / 'train')}. Expected: "
+        f"{listed(folder)}; in train: {listed(folder / 'train')}. Expected: "
         "{train,val}/{image,label,depth,normal}/0.npy … (NYUv2), "
         "{train,val}/{image,label_7 or label,depth}/0.npy … (CityScapes)"
     )
@@ -208,7 +234,32 @@ def read(folder: Path, benchmark: Benchmark) -> tuple[Folder, Folder]:
         raise DataError(
             f"{train.root}: {len(train)} images; expected at least 3, one of them held out"
         )
-    return train, Folder(folder / "val", benchmark, train.size)
+    test = Folder(folder / "val", benchmark, train.size)
+    names = [split.kinds["label"] for split in (train, test)]
+    if names[0] != names[1]:
+        raise DataError(
+            f"{folder}: labels are in train/{names[0]} and in val/{names[1]}, which may count "
+            f"other classes; expected one name for both, {names[0]} or {names[1]}"
+        )
+    return train, test
+
+
+def files(folder: Path) -> list[Path]:
+    """All files that are read. Raises DataError as `find` and `read` do."""
+    return [file for split in read(folder, find(folder)) for file in split.files()]
+
+
+def check(folder: Path) -> tuple[int, int]:
+    """Read every image once, so that no run of days ends at a broken one; height and width.
+
+    Raises:
+        DataError: as `find`, `read` and `Folder.take` do.
+    """
+    splits = read(folder, find(folder))
+    images = [(split, i) for split in splits for i in range(len(split))]
+    for split, i in counted(images, "checking the data", "images"):
+        split.take([i])
+    return splits[0].size
 
 
 def _labels(root: Path, benchmark: Benchmark) -> str:
@@ -216,7 +267,7 @@ def _labels(root: Path, benchmark: Benchmark) -> str:
         if (root / name).is_dir():
             return name
     raise DataError(
-        f"{root}: looked for the folder {' or '.join(benchmark.labels)}, found {_listing(root)}"
+        f"{root}: looked for the folder {' or '.join(benchmark.labels)}, found {listed(root)}"
     )
 
 
@@ -225,7 +276,14 @@ def _numbers(root: Path, kinds: Sequence[str]) -> list[int]:
     found: dict[str, set[int]] = {}
     for kind in kinds:
         files = (root / kind).glob("*.npy") if (root / kind).is_dir() else ()
-        found[kind] = {int(file.stem) for file in files if file.stem.isdecimal()}
+        stems = {file.stem for file in files if file.stem.isdecimal()}
+        padded = sorted(stem for stem in stems if stem != str(int(stem)))
+        if padded:
+            raise DataError(
+                f"{root / kind / padded[0]}.npy: expected {int(padded[0])}.npy, a number without "
+                "zeros in front; rename the files"
+            )
+        found[kind] = {int(stem) for stem in stems}
     every = set().union(*found.values())
     missing = [f"{kind}/{n}.npy" for kind in kinds for n in sorted(every - found[kind])]
     if missing or not every:
@@ -234,16 +292,9 @@ def _numbers(root: Path, kinds: Sequence[str]) -> list[int]:
         counts = ", ".join(f"{len(numbers)} in {kind}" for kind, numbers in found.items())
         raise DataError(
             f"{root}: looked for {looked}{more}, not found; found files: {counts}; the "
-            f"folder holds {_listing(root)}"
+            f"folder holds {listed(root)}"
         )
     return sorted(every)
-
-
-def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"no folder {folder}"
-    names = sorted(path.name for path in folder.iterdir())
-    return (", ".join(names[:8]) + (", …" if len(names) > 8 else "")) or "nothing"
 
 
 def augment(views: Views, generator: torch.Generator) -> Views:

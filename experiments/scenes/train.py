@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, keep_state, kept_state, state_of
-from experiments.common.command import DataError
+from experiments.common.files import DataError, Source
+from experiments.common.progress import Progress, counted
 from experiments.common.study import Numbers
 from mtlfunc import Probe, Rule
 from mtlfunc.types import BalanceState, Params, State
@@ -36,7 +37,7 @@ VALIDATION = 96
 class Settings(NamedTuple):
     """What a run depends on beside its cell."""
 
-    data: str | None  # a folder; None for rooms
+    data: Source | None  # NYUv2 or CityScapes; None for rooms
     epochs: int
     width: int  # of the small network; 0 takes SegNet-MTAN
     halved_every: int  # epochs; 0 for a rate that falls to 0 along a cosine
@@ -47,7 +48,7 @@ class Settings(NamedTuple):
 
 def benchmark_of(settings: Settings) -> Benchmark:
     """The rooms, or what the folder holds."""
-    return find(Path(settings.data)) if settings.data else ROOMS
+    return find(Path(settings.data.folder)) if settings.data else ROOMS
 
 
 def weightings(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -117,7 +118,7 @@ def data_of(settings: Settings, seed: int) -> Data:
     """Rooms of this seed, drawn anew for each; or the folder's images, the same for all seeds."""
     if settings.data:
         benchmark = benchmark_of(settings)
-        train, test = read(Path(settings.data), benchmark)
+        train, test = read(Path(settings.data.folder), benchmark)
         if not settings.held_out:
             return Data(train, None, test)
         chosen = range(0, len(train), HELD_OUT)
@@ -155,11 +156,13 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
     kept = state_of(unfinished, cell)
     if kept.is_file():
         run.resume(kept)
-    while run.epoch < settings.epochs and not run.failed:
-        run.one_epoch()
-        if not settings.width and run.epoch < settings.epochs:
-            unfinished.mkdir(parents=True, exist_ok=True)
-            run.keep(kept)
+    with Progress(settings.epochs, str(cell), "epochs", run.epoch) as progress:
+        while run.epoch < settings.epochs and not run.failed:
+            run.one_epoch()
+            progress.update()
+            if not settings.width and run.epoch < settings.epochs:
+                unfinished.mkdir(parents=True, exist_ok=True)
+                run.keep(kept)
     return run.numbers()
 
 
@@ -169,7 +172,8 @@ def together(settings: Settings, unfinished: Path, cells: Sequence[Cell]) -> lis
         return [perform(settings, unfinished, cells[0])]
     runs = [Run(settings, cell) for cell in cells]
     lanes, advance = _stacked([run.lane for run in runs]), torch.vmap(runs[0].advance)
-    for _ in range(settings.epochs):
+    doing = f"{cells[0].method}, {len(cells)} runs together"
+    for _ in counted(range(settings.epochs), doing, "epochs"):
         for drawn in zip(*(run.batches() for run in runs), strict=True):
             seen = _stacked([batch for batch, _ in drawn])
             rates = torch.tensor([rate for _, rate in drawn], device=settings.device)

@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import threading
+import time
 
 
 @functools.cache
@@ -20,9 +21,10 @@ def follow_parent(process: int) -> None:
     assert parent is not None
 
     def follow() -> None:
-        # a forked sibling may keep the pipe open that `join` waits for; Windows keeps the number
-        while os.getppid() == number and parent.is_alive():
-            parent.join(1.0)
+        # a forked sibling may keep the pipe open that `join` waits for; Windows keeps the number;
+        # loky's workers have no such pipe
+        while os.getppid() == number and (parent.sentinel is None or parent.is_alive()):
+            time.sleep(1.0) if parent.sentinel is None else parent.join(1.0)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

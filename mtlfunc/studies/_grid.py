@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 class Unfinished(KeyboardInterrupt):
     """Raised by `grid` in place of KeyboardInterrupt, with what was computed so far.
 
-    `.dataset` is NaN where a point is missing; integers become floats for it.
+    `.dataset` is NaN where a point is missing; integers become floats for it. With a `path` the
+    same call goes on where this one was; without one it begins anew.
     """
 
     def __init__(self, dataset: xarray.Dataset, done: int, total: int, rest: str) -> None:
@@ -82,8 +83,8 @@ def grid(
             folder; shards share it.
         executor: evaluates the chunks side by side: a `concurrent.futures.ProcessPoolExecutor` with
             `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
-            mpi4py, ipyparallel and submitit: what has `submit(f, *arguments)`. Workers take this
-            process's default dtype and number of threads (`torch.set_num_threads(1)` before,
+            mpi4py, ipyparallel, loky and submitit: what has `submit(f, *arguments)`. Workers take
+            this process's default dtype and number of threads (`torch.set_num_threads(1)` before,
             where they fill the cores), so answers are bitwise those of one process.
         shard: `(i, n)`: of the chunks only every n-th from the i-th on, for job arrays that share
             `path`. The dataset has what the folder holds at the end, and NaN elsewhere; a call
@@ -96,7 +97,8 @@ def grid(
         together `f` must keep the rules of `torch.func.vmap`.
 
     Raises:
-        Unfinished: on Ctrl-C; a KeyboardInterrupt that carries the dataset so far.
+        Unfinished: on Ctrl-C; a KeyboardInterrupt that carries the dataset so far. With `path` the
+            same call goes on where it was.
         WorkerError: where a worker died, a `concurrent.futures.BrokenExecutor`; `.dataset` has what
             the others did.
         ValueError: for axes that are empty, repeated or not finite, outputs that differ between

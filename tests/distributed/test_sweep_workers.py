@@ -153,7 +153,12 @@ from multiprocessing import get_context
 from tests.support.grids import number_of
 from mtlfunc.studies import grid
 import torch
-with ProcessPoolExecutor(2, get_context(sys.argv[1])) as pool:
+if sys.argv[1] == "loky":
+    from joblib.externals import loky
+    pool = loky.ProcessPoolExecutor(2)
+else:
+    pool = ProcessPoolExecutor(2, get_context(sys.argv[1]))
+with pool:
     found = grid(number_of, {"k": torch.arange(8)}, points_at_once=1, executor=pool)
     print(*set(found["value"].values.tolist()), flush=True)
     time.sleep(60)
@@ -168,8 +173,8 @@ def runs(process):
         return False
 
 
-@pytest.mark.parametrize("kind", ["spawn", "fork", "forkserver"])
-def test_workers_end_with_a_parent_that_was_killed(kind):
+@pytest.mark.parametrize("kind", ["spawn", "fork", "forkserver", "loky"])
+def test_workers_end_with_a_parent_that_was_killed(kind, capfd):
     command = [sys.executable, "-c", ORPHANS, kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout
@@ -177,6 +182,7 @@ def test_workers_end_with_a_parent_that_was_killed(kind):
         parent.kill()
     assert workers
     until(lambda: not any(map(runs, workers)))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @ONE_PROCESSOR

@@ -18,7 +18,7 @@ import mtlfunc as mf
 from experiments.auxiliary import __main__ as command
 from experiments.auxiliary import data, networks, report, search, tasks, train
 from experiments.common.cells import Cell, state_of
-from experiments.common.command import DataError
+from experiments.common.files import DataError, Source
 from experiments.common.intervals import estimate
 
 LOOK = tasks.Look(1, False)
@@ -286,7 +286,7 @@ def test_a_folder_of_another_layout_says_what_was_found(tmp_path):
 def test_too_few_images_are_refused(tmp_path):
     write_cifar(tmp_path, 20)
     with pytest.raises(DataError, match=r"50 training images are left .* 20 labels of each of 10"):
-        data.divide(str(tmp_path), 200, 0)
+        data.divide(Source(str(tmp_path), ""), 200, 0)
 
 
 # ---- networks ------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train.Settings:
     write_cifar(tmp_path / "cifar", 20)
     train._divided.cache_clear()
     data._all.cache_clear()
-    whole = str((tmp_path / "cifar").resolve())
+    whole = Source(str((tmp_path / "cifar").resolve()), "")
     return train.Settings(whole, ("rotation", "consistency"), 4, 3, 0.8, 2, "cpu")
 
 
@@ -560,7 +560,7 @@ def test_command_on_a_folder(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_schedules(tmp_path):
-    full = command.settings_of("full", tmp_path, ["rotation"], "cpu")
+    full = command.settings_of("full", Source(str(tmp_path), ""), ["rotation"], "cpu")
     assert (full.steps, full.fifth_after) == (200_000, 0.8)
     plan = command.plan_of("default", SHORT, ["mgda"], tuple(range(12)))
     assert plan.problems == ("50 labels", "100 labels", "200 labels")

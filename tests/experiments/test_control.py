@@ -12,6 +12,7 @@ import torch
 from torch.func import vmap
 
 import mtlfunc as mf
+from experiments.common import cells
 from experiments.common.cells import Cell, state_of
 from experiments.control import __main__ as command
 from experiments.control import cloning, grids, methods, parts, points, report, robots, sac
@@ -420,6 +421,29 @@ def test_a_run_that_was_stopped_goes_on_where_it_measured(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == [state_of(tmp_path, cell).name]
     with pytest.raises(ValueError, match="fewer than the 20 between"):
         sac.perform(Lines, tmp_path, settings._replace(steps=10), cell)
+
+
+def test_a_state_is_kept_by_time_as_well(tmp_path, monkeypatch):
+    """Measurements are hours apart: what is lost by a kill is ten minutes."""
+    cell, settings = Cell("sac", "mean", "", 1e-3, 0), settings_of_sac(steps=60, every=60)
+    now, real, calls = [0.0], sac.Learner.update, []
+    monkeypatch.setattr(sac.time, "monotonic", lambda: now[0])
+
+    def stopping(self, *rest):
+        calls.append(1)
+        now[0] += 100.0
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    monkeypatch.setattr(sac.Learner, "update", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        sac.perform(Lines, tmp_path, settings, cell)
+    kept = cells.kept_state(state_of(tmp_path, cell), settings, cell, "cpu")
+    # of steps 11 to 40, seven each after ten random ones
+    assert kept["run"]["step"] == kept["replay"]["count"] == 10 + 28
+    sac.perform(Lines, tmp_path, settings, cell)
+    assert len(calls) == 30 + 22
 
 
 def test_environments_begin_alike_after_a_seed():

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -145,6 +146,7 @@ def test_command_writes_finite_results(finished):
     image = plt.imread(finished / "digits.png")
     assert image.std() > 0
     assert sorted(path.name for path in finished.iterdir()) == [
+        "cells",
         "digits.png",
         "results.json",
         "table.md",
@@ -253,37 +255,46 @@ def interrupted(geometry: mf.Geometry, state: object) -> tuple[torch.Tensor, obj
     raise KeyboardInterrupt
 
 
-def test_interruption_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
+SHORT = ["--rules", "mean,pcgrad", "--seeds", "2", "--epochs", "1", "--out"]
+
+
+def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
+    """Its table has what was finished; the same command performs the rest only."""
     available = study.methods()
-    available["pcgrad"] = available["pcgrad"]._replace(
-        rule=mf.pcgrad()._replace(update=interrupted)
-    )
+    stopped = available["mean"]._replace(rule=mf.mean()._replace(update=interrupted))
+    monkeypatch.setattr(command, "methods", lambda: available | {"mean": stopped})
+    call = [*SHORT, str(tmp_path)]
+    assert command.main(call) == 130
+    assert "2 finished runs are kept in" in capsys.readouterr().err
+    first = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(first["methods"]) == ["left alone", "right alone"]
     monkeypatch.setattr(command, "methods", lambda: available)
-    assert (
-        command.main(
-            ["--rules", "mean,pcgrad", "--seeds", "2", "--epochs", "1", "--out", str(tmp_path)]
-        )
-        == 130
-    )
-    assert "holds the results of: left alone, right alone, mean" in capsys.readouterr().err
-    assert list(json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["methods"]) == [
-        "left alone",
-        "right alone",
-        "mean",
-    ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "digits.png",
-        "results.json",
-        "table.md",
-    ]
+    real, performed = study.study, []
+
+    def counted(name: str, *rest: Any) -> study.Outcome:
+        performed.append(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(command, "study", counted)
+    assert command.main(call) == 0
+    assert performed == ["mean", "pcgrad"]
+    assert "kept from an earlier run: left alone, right alone" in capsys.readouterr().out
+    whole = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(whole["methods"]) == ["left alone", "right alone", "mean", "pcgrad"]
+    for name, method in first["methods"].items():
+        assert whole["methods"][name] == method
+    assert command.main(call) == 0  # all of it is kept
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == whole
+    # those of other settings are made, and leave these
+    assert command.main([*call, "--rules", "mean", "--seeds", "3:5"]) == 0
+    assert performed[2:] == ["left alone", "right alone", "mean"]
+    assert command.main(call) == 0
+    assert len(performed) == 5
 
 
 def test_interruption_of_the_first_method_says_so(tmp_path, monkeypatch, capsys):
     stopped = study.Method(mf.losses_only(), mf.mean()._replace(update=interrupted), ("left",))
     monkeypatch.setattr(command, "baselines", lambda device: {"left alone": stopped})
-    assert (
-        command.main(["--rules", "mean", "--seeds", "2", "--epochs", "1", "--out", str(tmp_path)])
-        == 130
-    )
-    assert "nothing was written" in capsys.readouterr().err
+    assert command.main([*SHORT, str(tmp_path)]) == 130
+    assert "interrupted; 0 finished runs are kept" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from PIL import Image
 
 import mtlfunc as mf
 from experiments.common.cells import Cell
-from experiments.common.command import DataError
+from experiments.common.files import DataError, Source
 from experiments.common.intervals import estimate
 from experiments.multimnist import __main__ as command
 from experiments.multimnist import architectures, mnist, report, train
@@ -248,7 +248,7 @@ def test_a_diverged_run_is_reported_as_such():
 
 def test_a_folder_is_divided_before_it_is_paired(tmp_path):
     write_mnist(tmp_path, (40, 8))
-    settings = train.Settings(str(tmp_path), 1, 8, True, "cpu")
+    settings = train.Settings(Source(str(tmp_path), ""), 1, 8, True, "cpu")
     train._read.cache_clear()
     parts = train.split(settings, 1)
     assert [len(part.labels) for part in parts] == [20, 20, 8]
@@ -354,7 +354,7 @@ def test_command_on_digits(tmp_path, monkeypatch, capsys):
 
 def test_command_on_a_folder(tmp_path, monkeypatch, capsys):
     write_mnist(tmp_path / "mnist", (20, 8), zipped=True)
-    settings = train.Settings(str(tmp_path / "mnist"), 1, 8, True, "cpu")
+    settings = train.Settings(Source(str(tmp_path / "mnist"), ""), 1, 8, True, "cpu")
     monkeypatch.setattr(command, "settings_of", lambda *rest: settings)
     monkeypatch.setattr(command, "SETTINGS", {train.BASE: train.SETTINGS[train.BASE]})
     monkeypatch.setattr(command, "PAPERS_RATES", (1e-2,))
@@ -370,7 +370,7 @@ def test_command_on_a_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_sizes(tmp_path):
-    full = command.settings_of("full", tmp_path, "cpu")
+    full = command.settings_of("full", Source(str(tmp_path), ""), "cpu")
     assert (full.epochs, full.papers) == (100, True)
     plan = command.plan_of("default", SHORT, ["pcgrad"], tuple(range(12)))
     assert plan.problems == tuple(train.SETTINGS)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from experiments.common.cells import Cell, state_of
-from experiments.common.command import DataError
+from experiments.common.files import DataError, Source
 from experiments.scenes import __main__ as command
 from experiments.scenes import data, metrics, published, render, report, segnet, small, train
 
@@ -397,7 +397,7 @@ def test_what_is_not_known_is_not_measured(tmp_path):
     write_folder(tmp_path, data.NYUV2)
     for file in (tmp_path / "val" / "depth").iterdir():
         np.save(file, np.zeros((32, 64)))
-    settings = train.Settings(str(tmp_path), 1, 4, 0, 1, True, "cpu")
+    settings = train.Settings(Source(str(tmp_path), ""), 1, 4, 0, 1, True, "cpu")
     cell = Cell("", train.ALONE[metrics.DEPTH], "", 1e-3, 0)
     run = train.Run(settings, cell)
     with pytest.raises(DataError, match=r"no pixel is known, .* no absolute error, relative error"):
@@ -536,7 +536,7 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batch_norm_follows_torchs_own_loop(thin, tmp_path):
     """Mean loss, two epochs: parameters and running statistics of a stock PyTorch loop."""
     write_folder(tmp_path, data.CITYSCAPES, label="label_7", counts=(4, 1))
-    settings = train.Settings(str(tmp_path), 2, 0, 1, 1, False, "cpu")
+    settings = train.Settings(Source(str(tmp_path), ""), 2, 0, 1, 1, False, "cpu")
     run = train.Run(settings, Cell("", "mean", "", 0.01, 0))
     net = train.network(settings, data.CITYSCAPES, data.CITYSCAPES.tasks, 0).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -559,7 +559,7 @@ def test_batch_norm_follows_torchs_own_loop(thin, tmp_path):
 
 def test_a_long_run_goes_on_after_its_last_epoch(thin, tmp_path):
     write_folder(tmp_path / "nyu", data.NYUV2)
-    settings = train.Settings(str(tmp_path / "nyu"), 3, 0, 2, 2, False, "cpu")
+    settings = train.Settings(Source(str(tmp_path / "nyu"), ""), 3, 0, 2, 2, False, "cpu")
     cell = Cell("", "gradnorm", "", 1e-3, 4)
     whole = train.perform(settings, tmp_path / "a", cell)
     run = train.Run(settings, cell)
@@ -609,8 +609,9 @@ def test_command_on_folders(thin, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "On CityScapes, read from a folder" in shown
     assert "published" not in shown  # the images have another size
-    settings = command.settings_of("full", tmp_path / "city", "cpu")
-    assert settings == train.Settings(str(tmp_path / "city"), 200, 0, 100, 10, False, "cpu")
+    source = Source(str(tmp_path / "city"), "")
+    settings = command.settings_of("full", source, "cpu")
+    assert settings == train.Settings(source, 200, 0, 100, 10, False, "cpu")
     plan = command.plan_of(settings, ["mean"], (0, 1, 2))
     assert plan.rates == (1e-4,)
     assert command._possible(["mean", "mgda_ub", "static search"], settings) == ["mean"]
