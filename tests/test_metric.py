@@ -106,13 +106,13 @@ def test_gramian_and_rates_in_the_metric_at_ten_steps(name):
         params = {key: leaf.detach().clone() for key, leaf in leaves.items()}
         _, rows = literal_rows(params, batch, TRUNK)
         scale = flatten({key: literal_metric(optimizer, leaves[key]) for key in TRUNK})
-        carried = flatten(metric_of(optimizer, leaves, TRUNK, None).carried)
+        carried = flatten(metric_of(optimizer, dict(leaves.items()), TRUNK, None).carried)
         with balancer:
             losses = losses_at(net, batch)
         info = balancer.backward(losses)
         known = (rows * scale) @ rows.mT
         case = f"{name}, step {step}"
-        size = known.abs().max()
+        size = float(known.abs().max())
         torch.testing.assert_close(info.gramian, known, rtol=0, atol=1e-8 * size, msg=case)
         torch.testing.assert_close(
             info.rates, known @ info.weights + rows @ carried, rtol=0, atol=1e-8 * size, msg=case
@@ -364,9 +364,10 @@ def test_vmapped_is_the_loop():
         step = mf.descend(
             losses_of, mf.safe(mf.mgda()), mf.jacobian("trunk.*"), optimizer, metric=True
         )
-        state = step.init(PARAMS, batch)
+        state, info = step.init(PARAMS, batch), None
         for _ in range(3):
             state, info = step.update(state, batch)
+        assert info is not None
         return info.gramian, info.rates, state.params["trunk.0.weight"]
 
     rates = torch.tensor([1e-3, 1e-2], dtype=F64)
@@ -389,9 +390,10 @@ def test_derivative_by_the_learning_rate():
         step = mf.descend(
             losses_of, mf.mgda(), mf.jacobian("trunk.*"), optim.adam(rate), metric=True
         )
-        state = step.init(PARAMS, BATCH)
+        state, info = step.init(PARAMS, BATCH), None
         for _ in range(steps):
             state, info = step.update(state, BATCH)
+        assert info is not None
         return info.gramian.sum() + info.rates.sum()
 
     for steps in (1, 3):

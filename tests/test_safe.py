@@ -57,6 +57,7 @@ def test_it_is_the_projection_in_the_metric(rule, seed):
     ).solve(solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
     mine = (carried + scale * (jacobian.mT @ found)).numpy() / root / unit
     # a gap of 1e-13 is a distance of at most √2e-13; steps have length 1
+    assert step.value is not None
     assert np.abs(mine - step.value).max() < 1e-6, f"{rule.__name__}, seed {seed}"
     assert (rows @ mine / np.linalg.norm(rows, axis=1)).min() > -1e-9, f"seed {seed}"
     assert (found - plain).min() >= 0, f"seed {seed}"
@@ -82,6 +83,7 @@ def test_margin(seed):
     jacobian = jacobian[: max(1, jacobian.shape[1] - 1)]  # independent: every margin can be had
     geometry, margin = geometry_of(jacobian, carried), 0.3
     found = weights(mf.safe(mf.mean(), margin), geometry)
+    assert geometry.gramian is not None
     rates = geometry.gramian @ found + geometry.extra["carried"]
     wanted = margin * geometry.preference * geometry.gramian.diagonal()
     units = geometry.gramian.diagonal().sqrt()
@@ -100,6 +102,7 @@ def test_no_step_has_the_margin():
     found = vmap(lambda margin: weights(mf.safe(mf.mean(), margin), geometry))(margins)
     assert found[0].isfinite().all()
     assert found[1].isnan().all()
+    assert geometry.gramian is not None
     rates = geometry.gramian @ found[0] + geometry.extra["carried"]
     # gradients that cancel: what is left is rounding, in units of ‖g‖·Σ w‖g‖
     assert rates.min() > -1e-9

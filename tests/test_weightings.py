@@ -263,6 +263,7 @@ def test_weightings_in_the_metric_of_the_optimizer():
     step = mf.descend(losses, mf.mgda(), probe, adam, metric=True)
     state, _ = step.update(step.init(mf.parameters(net), batch), batch)
     _, jacobian = loop(losses, state.params, batch)
+    assert adam.scales is not None
     scale, _ = adam.scales(state.optimizer, state.params)
     diagonal = torch.cat([leaf.flatten() for leaf in scale.values()])
     _, info = step.update(state, batch)

@@ -23,6 +23,7 @@ def cells(rates: Sequence[float], *, quick: bool) -> Iterator[Cell]:
     """The settings: on the bottleneck all rules, rates and batches, else two rules at one rate."""
     optimizers = list(OPTIMIZERS)[:2] if quick else list(OPTIMIZERS)
     few = ("MGDA", "UPGrad")
+    plan: list[tuple[str, Sequence[float], tuple[int, ...], tuple[str, ...]]]
     plan = [("bottleneck", rates[-1:], (32,), few)]
     if not quick:
         plan[0] = ("bottleneck", rates, (0, 32), ("mean", "MGDA", "CAGrad", "UPGrad"))

@@ -12,7 +12,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
 from ..core.checks import (
@@ -26,12 +25,8 @@ from ..core.checks import (
     local_part,
 )
 from ..core.expect import (
-    expect_measured,
     expect_probe,
     expect_rule,
-    not_measured,
-    probe_for,
-    rule_name,
 )
 from ..core.tree import select
 from ..core.wrappers import check_averaging
@@ -70,6 +65,19 @@ from ._balance import (
     reduce_carried,
     told,
     weigh,
+)
+from ._given import (
+    as_list,
+    check_scalable,
+    expect_read,
+    filled_state,
+    finite_losses,
+    flat_state,
+    is_all,
+    is_whole,
+    tasks_in_words,
+    weigh_unscaled,
+    with_probe,
 )
 from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
 from ._metric import check_metric, metric_of
@@ -167,8 +175,8 @@ class Balancer:
         check_option(reduction, "reduction", get_args(Reduction))
         if getattr(probe, "__module__", "").startswith(jacobian.__module__.rpartition(".")[0]):
             expect_probe(probe)  # a function that makes probes, and is none
-        if not isinstance(probe, Probe) and not _is_all(probe):
-            if not _is_all(shared):
+        if not isinstance(probe, Probe) and not is_all(probe):
+            if not is_all(shared):
                 raise ValueError("probe: it says what is shared, and so does shared=; pass one")
             shared = probe
         options = RowOptions(
@@ -183,7 +191,7 @@ class Balancer:
         )
         self._shared: Select | None = None  # if nothing but that was asked for
         if isinstance(probe, Probe):
-            self._probe = _given(probe, options)
+            self._probe = with_probe(probe, options)
         elif shared is None:
             if options != RowOptions("*", group=options.group):
                 raise ValueError(
@@ -198,7 +206,7 @@ class Balancer:
         self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
-        _expect_measured(rule, self._probe, shared, metric is not None)
+        expect_read(rule, self._probe, shared, metric is not None)
         if metric is not None:
             check_metric(metric)
         self._metric = metric
@@ -396,7 +404,7 @@ class Balancer:
             the rule's state, as pairs of a name and a tensor, and the names of the tasks, for
             `torch.save` and `torch.distributed.checkpoint`, which takes the balancer itself, too.
         """
-        flat = dict(self._loaded or {}) if self._state is None else _flat(self._state)
+        flat = dict(self._loaded or {}) if self._state is None else flat_state(self._state)
         names = list(self._tasks) if isinstance(self._tasks, dict) else []
         started = self._state is not None or self._loaded is not None
         return {
@@ -429,10 +437,10 @@ class Balancer:
         if started and self._state is not None:
             if tasks != self._tasks:
                 raise ValueError(
-                    f"state_dict: it is of {_described(tasks)}, and this balancer of "
-                    f"{_described(self._tasks)}"
+                    f"state_dict: it is of {tasks_in_words(tasks)}, and this balancer of "
+                    f"{tasks_in_words(self._tasks)}"
                 )
-            _filled(self._state, flat)
+            filled_state(self._state, flat)
         # copies: an optimizer of the state's own tensors would change those in the dict
         self._loaded = {name: leaf.clone() for name, leaf in flat.items()} if started else None
         self._tasks, self._state = tasks if started else (), None
@@ -545,7 +553,7 @@ class Balancer:
         """The forward passes behind these losses."""
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
-        several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
+        several = isinstance(losses, tuple | list) and any(map(is_whole, losses))
         pieces = losses if several and weightings is None else (losses,)
         parsed: list[Losses] = []
         self._weightings = 0
@@ -557,7 +565,7 @@ class Balancer:
         ):  # every batch's tasks are in the order of the first's
             tasks = self._tasks or (parsed[0].tasks if parsed else ())
             first = "the first step" if self._tasks else "the first batch"
-            parsed.append(parse_losses(_alone(each), "losses", tasks=tasks, first=first))
+            parsed.append(parse_losses(as_list(each), "losses", tasks=tasks, first=first))
         by_hooks = union.by_hooks(self._known)
         leaves = self._leaves(again=self._seen.unwatched and not by_hooks)
         forwards = [live(each, leaves, by_hooks=by_hooks) for each in parsed]
@@ -603,12 +611,9 @@ class Balancer:
             check_scalar(scale, "scale", positive=True)
         first = run.forwards[0]
         if run.weighted is not None and features is not None:
-            raise ValueError(
-                "features: not with weightings=, whose tasks all come from one pass; leave it out"
-            )
-        tasks = self._tasks or first.losses.tasks
-        if run.weighted is not None:
-            tasks = self._tasks or ((),) * len(run.weighted)
+            raise ValueError("features: not with weightings=, which need one pass; leave it out")
+        named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)
+        tasks = self._tasks or named
         with self._no_autocast(run.params):
             probe_state, rule_state = self._state or self._started(run, losses, tasks, scale)
             if self._metric is not None:
@@ -621,8 +626,8 @@ class Balancer:
             if scale is None:
                 info, rule_after = weigh(self._rule, measured, rule_state, tasks)
             else:
-                _check_scalable(self._probe, probe_state)
-                info, rule_after = _weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
+                check_scalable(self._probe, probe_state)
+                info, rule_after = weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
         rows = self._rows
         if self._probe.watches is not None and features is None and not self._seen.checkpointed:
             rows = count_rows(rows, run)
@@ -650,11 +655,11 @@ class Balancer:
         run.union.agree(lambda: (None, {"key": int(self._key)} if run.union.several else {}))
         root = random.key(self._key, run.forwards[0].value.device)
         # after an overflow the rule starts on losses that it will not see again
-        begin = run if scale is None else run.edited(_finite)
+        begin = run if scale is None else run.edited(finite_losses)
         first, probe_state = self._probe.init(begin, losses, random.fold_in(root, 0))
         first = first if scale is None else first / scale
         fresh = probe_state, init_rule(self._rule, first, random.fold_in(root, 1))
-        return fresh if self._loaded is None else _filled(fresh, self._loaded)
+        return fresh if self._loaded is None else filled_state(fresh, self._loaded)
 
     def _no_autocast(self, leaves: Params) -> Any:
         """Products of gradients are not for half precision."""
@@ -692,124 +697,3 @@ _CURES = {
         "task: set torch._functorch.config.donated_buffer = False before it is compiled."
     ),
 }
-
-
-_NEEDS_MODEL = (
-    "probe: it calls the model itself (second_evaluation the last batch again, representation its "
-    "encoder), and a Balancer has only losses that exist already; use mtlfunc.balance, or "
-    "backward(losses, features=) for the representation"
-)
-
-
-def _is_all(which: Any) -> bool:
-    return isinstance(which, str) and which == "*"
-
-
-def _given(probe: Probe, options: RowOptions) -> Probe:
-    """A probe that a Balancer can use, with no other options beside it."""
-    if options != RowOptions("*"):
-        raise ValueError(
-            "probe: it has options of its own; pass shared, measure, heads, param_groups, engine, "
-            "chunk_size, gramian_dtype and group to the probe instead"
-        )
-    if probe.calls_model:
-        raise ValueError(_NEEDS_MODEL)
-    return probe
-
-
-def _check_scalable(probe: Probe, state: State) -> None:
-    """Raise where a probe would mix gradients of several scales."""
-    simple = isinstance(state, random.Stream) or state == ()
-    if not simple or not (probe.measures or frozenset()) <= {"gramian"}:
-        raise ValueError(
-            "scale: this probe remembers gradients or takes logarithms, for which losses must not "
-            "be scaled; use bfloat16, or mtlfunc.jacobian"
-        )
-
-
-def _expect_measured(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
-    """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    missing = not_measured(rule, probe.measures, metric=metric)
-    if metric or "'carried'" in missing:
-        expect_measured(rule, probe, metric=metric)
-    if not missing:
-        return
-    if shared is None and missing == "'gramian'":
-        raise ValueError(
-            f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
-            "which parameters the tasks share, for instance shared='*' for all"
-        )
-    source = probe_for(rule)
-    where = "balance(losses_fn" if "second_evaluation" in source else "Balancer(module"
-    raise ValueError(
-        f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use "
-        f"mtlfunc.{where}, rule, {source})"
-    )
-
-
-def _finite(losses: Losses) -> Losses:
-    """Losses of which those that are not finite are 1."""
-    vector = losses.vector.where(losses.vector.isfinite(), 1.0)
-    return losses._replace(vector=vector, scalars=None, aux=())
-
-
-def _is_whole(losses: Any) -> bool:
-    """Whether this is all losses of one batch, rather than one of them."""
-    return isinstance(losses, dict | tuple | list) or (
-        isinstance(losses, Tensor) and losses.ndim == 1
-    )
-
-
-def _alone(losses: Any) -> Any:
-    """A list, so that two losses are never read as losses and aux."""
-    return list(losses) if isinstance(losses, tuple) else losses
-
-
-def _weigh_unscaled(
-    rule: Rule, measured: TaskGradients, state: State, tasks: Tasks, scale: float | Tensor
-) -> tuple[Info, State]:
-    """`weigh` without a gradient scaler's factor; after an overflow nan, and the state as it was.
-
-    No value is read: the rule answers to an identity in place of what is not finite.
-    """
-    geometry, losses = measured.geometry, measured.losses / scale
-    rows, gramian = geometry.losses / scale, geometry.gramian
-    fine = rows.isfinite().all()
-    if gramian is not None:
-        gramian = gramian / scale / scale
-        fine = fine & gramian.isfinite().all()
-        one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-        geometry = geometry._replace(gramian=gramian.where(fine, one))
-    if "carried" in geometry.extra:
-        carried = (geometry.extra["carried"] / scale).where(fine, 0.0)
-        geometry = geometry._replace(extra=geometry.extra | {"carried": carried})
-    finite = geometry._replace(losses=rows.where(fine, 1.0))
-    info, after = weigh(
-        rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
-    )
-    names = dict(zip(info.tasks, losses.unbind(), strict=True)) if info.tasks else {}
-    weights, rates = (x.where(fine, torch.nan) for x in (info.weights, info.rates))
-    gramian = info.gramian if gramian is None else gramian
-    info = info._replace(losses=losses, gramian=gramian, weights=weights, rates=rates, tasks=names)
-    return info, tree_map(lambda new, old: new.where(fine, old), after, state)
-
-
-def _flat(state: State) -> dict[str, Tensor]:
-    return {keystr(path): leaf.detach().clone() for path, leaf in tree_flatten_with_path(state)[0]}
-
-
-def _filled(fresh: State, kept: dict[str, Tensor]) -> State:
-    """A state of the structure of `fresh` with the tensors that were kept."""
-    leaves, structure = tree_flatten_with_path(fresh)
-    shapes = {keystr(path): list(leaf.shape) for path, leaf in leaves}
-    found = {name: list(leaf.shape) for name, leaf in kept.items()}
-    if shapes != found:
-        raise ValueError(
-            f"state_dict: it is of another rule or number of tasks: this rule's state is {shapes}, "
-            f"and the dict has {found}"
-        )
-    return tree_unflatten([kept[keystr(path)].to(leaf.device) for path, leaf in leaves], structure)
-
-
-def _described(tasks: Tasks) -> str:
-    return ", ".join(map(repr, tasks)) if isinstance(tasks, dict) else f"{len(tasks)} tasks"

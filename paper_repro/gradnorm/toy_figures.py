@@ -82,7 +82,7 @@ def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
     plain_ticks(panels[0].yaxis)
     panels[0].legend()
     shown = next(name for name in ("GradNorm", *runs) if name in runs)
-    learnt, ends = runs[shown], []
+    learnt, named = runs[shown], []
     for method, one in runs.items():
         if method in (shown, "equal"):
             dash = "-" if method == shown else ":"

@@ -171,7 +171,7 @@ def test_a_stopped_figure_goes_on_from_what_is_kept(
         if calls and stop[0]:
             raise KeyboardInterrupt
         calls.append(method)
-        return real(method, *rest)
+        return real(method, *rest)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(toy_figures.train, "function", counted)
     monkeypatch.setattr(toy_figures.train, "memory", {})

@@ -1,0 +1,136 @@
+"""What a Balancer is given, checked; and its rule under a gradient scaler, its state in a dict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
+
+from ..core import random
+from ..core.expect import expect_measured, not_measured, probe_for, rule_name
+from ..gradients.losses import Losses, Tasks
+from ..probes._jacobian import RowOptions
+from ..types import Info, Probe, Rule, Select, State, TaskGradients
+from ._balance import weigh
+
+_NEEDS_MODEL = (
+    "probe: it calls the model itself (second_evaluation the last batch again, representation its "
+    "encoder), and a Balancer has only losses that exist already; use mtlfunc.balance, or "
+    "backward(losses, features=) for the representation"
+)
+
+
+def is_all(which: Any) -> bool:
+    return isinstance(which, str) and which == "*"
+
+
+def with_probe(probe: Probe, options: RowOptions) -> Probe:
+    """A probe that a Balancer can use, with no other options beside it."""
+    if options != RowOptions("*"):
+        raise ValueError(
+            "probe: it has options of its own; pass shared, measure, heads, param_groups, engine, "
+            "chunk_size, gramian_dtype and group to the probe instead"
+        )
+    if probe.calls_model:
+        raise ValueError(_NEEDS_MODEL)
+    return probe
+
+
+def check_scalable(probe: Probe, state: State) -> None:
+    """Raise where a probe would mix gradients of several scales."""
+    simple = isinstance(state, random.Stream) or state == ()
+    if not simple or not (probe.measures or frozenset()) <= {"gramian"}:
+        raise ValueError(
+            "scale: this probe remembers gradients or takes logarithms, for which losses must not "
+            "be scaled; use bfloat16, or mtlfunc.jacobian"
+        )
+
+
+def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
+    """Raise ValueError unless a balancer with this probe measures what the rule reads."""
+    missing = not_measured(rule, probe.measures, metric=metric)
+    if metric or "'carried'" in missing:
+        expect_measured(rule, probe, metric=metric)
+    if not missing:
+        return
+    if shared is None and missing == "'gramian'":
+        raise ValueError(
+            f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
+            "which parameters the tasks share, for instance shared='*' for all"
+        )
+    source = probe_for(rule)
+    where = "balance(losses_fn" if "second_evaluation" in source else "Balancer(module"
+    raise ValueError(
+        f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use "
+        f"mtlfunc.{where}, rule, {source})"
+    )
+
+
+def finite_losses(losses: Losses) -> Losses:
+    """Losses of which those that are not finite are 1."""
+    vector = losses.vector.where(losses.vector.isfinite(), 1.0)
+    return losses._replace(vector=vector, scalars=None, aux=())
+
+
+def is_whole(losses: Any) -> bool:
+    """Whether this is all losses of one batch, rather than one of them."""
+    return isinstance(losses, dict | tuple | list) or (
+        isinstance(losses, Tensor) and losses.ndim == 1
+    )
+
+
+def as_list(losses: Any) -> Any:
+    """A list, so that two losses are never read as losses and aux."""
+    return list(losses) if isinstance(losses, tuple) else losses
+
+
+def weigh_unscaled(
+    rule: Rule, measured: TaskGradients, state: State, tasks: Tasks, scale: float | Tensor
+) -> tuple[Info, State]:
+    """`weigh` without a gradient scaler's factor; after an overflow nan, and the state as it was.
+
+    No value is read: the rule answers to an identity in place of what is not finite.
+    """
+    geometry, losses = measured.geometry, measured.losses / scale
+    rows, gramian = geometry.losses / scale, geometry.gramian
+    fine = rows.isfinite().all()
+    if gramian is not None:
+        gramian = gramian / scale / scale
+        fine = fine & gramian.isfinite().all()
+        one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+        geometry = geometry._replace(gramian=gramian.where(fine, one))
+    if "carried" in geometry.extra:
+        carried = (geometry.extra["carried"] / scale).where(fine, 0.0)
+        geometry = geometry._replace(extra=geometry.extra | {"carried": carried})
+    finite = geometry._replace(losses=rows.where(fine, 1.0))
+    info, after = weigh(
+        rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
+    )
+    names = dict(zip(info.tasks, losses.unbind(), strict=True)) if info.tasks else {}
+    weights, rates = (x.where(fine, torch.nan) for x in (info.weights, info.rates))
+    gramian = info.gramian if gramian is None else gramian
+    info = info._replace(losses=losses, gramian=gramian, weights=weights, rates=rates, tasks=names)
+    return info, tree_map(lambda new, old: new.where(fine, old), after, state)
+
+
+def flat_state(state: State) -> dict[str, Tensor]:
+    return {keystr(path): leaf.detach().clone() for path, leaf in tree_flatten_with_path(state)[0]}
+
+
+def filled_state(fresh: State, kept: dict[str, Tensor]) -> State:
+    """A state of the structure of `fresh` with the tensors that were kept."""
+    leaves, structure = tree_flatten_with_path(fresh)
+    shapes = {keystr(path): list(leaf.shape) for path, leaf in leaves}
+    found = {name: list(leaf.shape) for name, leaf in kept.items()}
+    if shapes != found:
+        raise ValueError(
+            f"state_dict: it is of another rule or number of tasks: this rule's state is {shapes}, "
+            f"and the dict has {found}"
+        )
+    return tree_unflatten([kept[keystr(path)].to(leaf.device) for path, leaf in leaves], structure)
+
+
+def tasks_in_words(tasks: Tasks) -> str:
+    return ", ".join(map(repr, tasks)) if isinstance(tasks, dict) else f"{len(tasks)} tasks"
