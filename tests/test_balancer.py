@@ -220,7 +220,7 @@ def test_weigh_and_measure(net):
     assert all(leaf.grad is None for leaf in net.parameters())
     moved = balancer.state_dict()
     assert moved["started"]
-    assert any(leaf.ndim for leaf in moved["state"].values())
+    assert any(leaf.ndim for leaf in dict(moved["state"]).values())
     (weights * torch.stack(losses)).sum().backward()  # the graph is there
     weighted = [leaf.grad.clone() for leaf in net.parameters()]
     net.zero_grad()
@@ -274,10 +274,10 @@ def test_states_of_others_are_refused(net):
     two.backward(scalars(net(x), y)[:2])
     with pytest.raises(ValueError, match=r"'a', 'b', 'c', and this balancer of 2 tasks"):
         two.load_state_dict(saved)
-    kept = two.state_dict()["state"]
+    kept = dict(two.state_dict()["state"])
     two.load_state_dict(two.state_dict())
     assert {name: leaf.tolist() for name, leaf in kept.items()} == {
-        name: leaf.tolist() for name, leaf in two.state_dict()["state"].items()
+        name: leaf.tolist() for name, leaf in two.state_dict()["state"]
     }
 
 
@@ -307,7 +307,8 @@ def _untouched(net, balancer, call, error, match):
         call()
     after = balancer.state_dict()
     assert after["started"] == state["started"]
-    assert all(torch.equal(after["state"][k], leaf) for k, leaf in state["state"].items())
+    states = zip(after["state"], state["state"], strict=True)
+    assert all(name == k and torch.equal(leaf, x) for (name, leaf), (k, x) in states)
     for p, grad in zip(net.parameters(), grads, strict=True):
         assert (p.grad is None) == (grad is None)
         assert grad is None or torch.equal(p.grad, grad)
@@ -462,3 +463,36 @@ def test_threads_see_their_own_forwards(net, monkeypatch):
     for thread in threads:
         thread.join()
     assert not failed, failed
+
+
+def test_a_nan_loss_names_its_task_and_present(net):
+    ((x, y),) = batches(1)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+
+    def broken():
+        return {**(good := FORMS["dict"](net(x), y)), "b": good["b"] * torch.nan}
+
+    for _ in range(2):  # at the first step and later
+        with pytest.raises(ValueError, match=r"entries \[1\] of 'b'.*present="):
+            balancer.backward(broken())
+        balancer.backward(FORMS["dict"](net(x), y))
+
+
+def test_a_warning_names_the_users_line(net):
+    ((x, y),) = batches(1)
+    with pytest.warns(UserWarning, match="only one task depends on") as found:
+        mf.Balancer(net, mf.mgda()).backward(FORMS["dict"](net(x), y))
+    assert [one.filename for one in found] == [__file__]
+
+    def pure(params, batch):
+        return params["w"].sum() * params["a"].sum(), params["w"].sum() * params["b"].sum()
+
+    params = {name: torch.ones(2, 2) for name in "wab"}
+    steps = [
+        mf.balance(pure, mf.mgda(), mf.jacobian()),
+        mf.descend(pure, mf.mgda(), mf.jacobian(), mf.sgd(0.1)),
+    ]
+    for step in steps:
+        with pytest.warns(UserWarning, match="only one task depends on") as found:
+            step.init(params, ())
+        assert [one.filename for one in found] == [__file__]

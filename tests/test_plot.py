@@ -446,3 +446,11 @@ def test_texts_do_not_overlap_at_column_width(name):
 def test_importing_plot_does_not_import_matplotlib():
     code = "import sys, mtlfunc.plot; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("row", [[0.1, 0.1], [0.1e-9, 0.7e-9], [0.0, 0.0]])
+def test_a_simplex_of_one_gradient_three_times(row):
+    """Its length is the same everywhere up to rounding, and has no levels."""
+    rows = torch.tensor([row] * 3, dtype=torch.float64)
+    panel = mf.plot.simplex(rows @ rows.T, ax=Figure().add_subplot(), resolution=8)
+    assert panel.texts

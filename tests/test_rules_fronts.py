@@ -294,3 +294,18 @@ def test_pareto_mtl_errors():
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):
             mf.weights(mf.pareto_mtl(**arguments), torch.eye(2), torch.ones(2))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-14, 1e-12, 1e-10, 1e-8, 1e-4])
+@pytest.mark.parametrize("seed", range(6))
+def test_pareto_mtl_takes_constraints_that_cancel(size, seed):
+    """Gradients that nearly cancel in a violated constraint are no indefinite Gramian."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    rows = rows + size * torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    losses = torch.rand(3, generator=generator, dtype=torch.float64)
+    for ray in ([0.2, 0.3, 0.5], [0.6, 0.3, 0.1]):
+        rule = mf.pareto_mtl(torch.tensor(ray, dtype=torch.float64))
+        for scale in (1e-10, 1.0, 1e10):
+            weights = mf.weights(rule, scale**2 * rows @ rows.T, losses=losses)
+            assert weights.isfinite().all(), (size, seed, ray)

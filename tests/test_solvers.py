@@ -528,3 +528,35 @@ def test_min_norm_gap_bounds_distance_of_any_weights(J, seed):
         + 2 * (best.gap + rounding("min_norm", G, best)).sqrt() * lengths(G).max()
     )
     assert best.value <= some.value + rounding("min_norm", G, some)
+
+
+@pytest.mark.parametrize("name", ["active_set", "faces", "projected_gradient"])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_projection_of_zero_is_certified(name, seed):
+    """Negative weights w: the answer w + u is zero up to the rounding of w, and exact."""
+    generator = torch.Generator().manual_seed(seed)
+    count = [2, 3, 4, 6][seed % 4]
+    rows = torch.randn(count, 8, generator=generator, dtype=torch.float64)
+    rows = rows * 10 ** torch.randn(count, 1, generator=generator, dtype=torch.float64)
+    problem = solvers.dual_cone(rows @ rows.T, -torch.rand(count, generator=generator).double())
+    weights = getattr(solvers, name)()(problem).weights
+    # more tasks than dimensions would be stationary, which these are not
+    assert "optimal to rounding" in str(solvers.certify(problem, weights)), (name, seed)
+    worse = weights + 1e-3 * problem.weights.abs()
+    assert "not optimal" in str(solvers.certify(problem, worse)), (name, seed)
+
+
+def test_a_gramian_of_float32_says_so():
+    rows = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    gramian = rows @ rows.T
+    problems = [
+        solvers.min_norm,
+        lambda g: solvers.cagrad(g, 0.4),
+        lambda g: solvers.dual_cone(g, torch.ones_like(g[0])),
+    ]
+    for problem in problems:
+        assert solvers.active_set()(problem(gramian)).weights.isfinite().all()
+        with pytest.raises(ValueError, match=r"float32 leaves.*gramian_dtype=torch.float64"):
+            solvers.active_set()(problem(gramian.double()))
+    with pytest.raises(ValueError, match=r"indefinite.*half precision"):
+        solvers.active_set()(solvers.min_norm(torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double()))

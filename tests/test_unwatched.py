@@ -194,3 +194,45 @@ def test_resuming_is_bit_exact_where_kinds_change(tmp_path):
         step(net, balancer, seed)
         step(twin, other, seed)
         assert all(map(torch.equal, net.parameters(), twin.parameters()))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("inside", [nn.Linear(16, 16), nn.Tanh(), nn.BatchNorm1d(16)])
+def test_a_checkpointed_part_runs_once_a_task(inside, late):
+    """And not once more to free the graph, whenever checkpointing is switched on."""
+    runs = []
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = inside
+
+        def forward(self, x):
+            runs.append(1)
+            return self.part(x)
+
+    net = Net()
+    net.trunk = nn.Sequential(nn.Linear(16, 16), Counted())
+    net = net.double()
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
+    for step in range(8):
+        net.saving = step > 4 or not late
+        runs.clear()
+        with balancer:
+            losses = net(batch(MANY, step))
+        balancer.backward(losses)
+        assert len(runs) == (1 + len(losses) if net.saving else 1), step
+
+
+def test_log_losses_are_no_longer_watched_either():
+    net = Net().double()
+    balancer = mf.Balancer(net, mf.mgda(), mf.log_losses(mf.jacobian("trunk.*")))
+    found = ""
+    for step in range(6):
+        net.zero_grad()
+        with balancer:
+            losses = net(batch(MANY, step))
+        (mode,) = balancer._seen.done
+        found += "w" if type(mode) is Recorder else "-"
+        balancer.backward(losses)
+    assert found == "www---"

@@ -36,7 +36,7 @@ def words(simulated: Simulated, looked: dict[float, Alarms], real: list[Wrong]) 
         f"{max(x.peeking for x in looked.values()):.1%} by plain intervals.",
         f"On networks the batch's own product has the other sign than all data's on "
         f"{min(flipped):.0%} to {max(flipped):.0%} of the batches, "
-        f"and a verdict of the other sign is given on {max(r.false for r in real):.1%} at most. The "
+        f"and a verdict of the other sign is given on at most {max(r.false for r in real):.1%}. The "
         f"intervals hold all data's product on {min(r.covered for r in real):.1%} at least: the "
         "heavy tails of a network's gradients cost coverage.",
     ]

@@ -55,16 +55,14 @@ class Run:
 
     def save(self, folder: Path) -> None:
         net, optimizer = get_state_dict(self.net, self.optimizer)
-        checkpoint.save({"net": net, "optimizer": optimizer}, checkpoint_id=folder / "parts")
-        if self.rank == 0:
-            torch.save(self.balancer.state_dict(), folder / "balancer.pt")
-        dist.barrier()
+        parts = {"net": net, "optimizer": optimizer, "balancer": self.balancer}
+        checkpoint.save(parts, checkpoint_id=folder)
 
     def load(self, folder: Path) -> None:
         net, optimizer = get_state_dict(self.net, self.optimizer)
-        checkpoint.load({"net": net, "optimizer": optimizer}, checkpoint_id=folder / "parts")
+        parts = {"net": net, "optimizer": optimizer, "balancer": self.balancer}
+        checkpoint.load(parts, checkpoint_id=folder)
         set_state_dict(self.net, self.optimizer, model_state_dict=net, optim_state_dict=optimizer)
-        self.balancer.load_state_dict(torch.load(folder / "balancer.pt"))
 
 
 def main(folder: Path, steps: int = 8, size: int = 32) -> float:

@@ -6,6 +6,7 @@ always.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from numbers import Real
@@ -306,6 +307,32 @@ def check_finite(value: Tensor, name: str) -> None:
             f"{name}: NaN or infinite entries {bad}".rstrip()
             + "; check the data, the losses and the learning rate"
         )
+
+
+def check_losses(losses: Tensor, tasks: Any) -> None:
+    """Raise if NaN or infinity can be seen in losses `[task]`, naming the tasks.
+
+    Args:
+        losses: of the tasks that have labels; 0 of others.
+        tasks: their names, in a mapping or in order; anything else is none.
+    """
+    if not can_look(losses) or has_finite_sum(losses) or bool(losses.isfinite().all()):
+        return
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    names = list(tasks) if tasks and all(isinstance(name, str) for name in tasks) else []
+    named = f" of {', '.join(repr(names[t]) for t in bad)}" if len(names) == len(losses) else ""
+    raise ValueError(
+        f"losses: NaN or infinite entries {bad}{named}; check the data, the losses and the "
+        "learning rate; say with present= which tasks have labels, if a mean over none is NaN"
+    )
+
+
+def user_level() -> int:
+    """The `stacklevel` of a warning that names the line of the user's own which led here."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mtlfunc."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def check_gradients(grads: Params) -> None:

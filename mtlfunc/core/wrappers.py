@@ -34,6 +34,47 @@ def refuse_wrapped(
             )
 
 
+def check_averaging(module: nn.Module) -> None:
+    """Raise where a wrapper does not average gradients over its processes, or not now.
+
+    Raises:
+        NotImplementedError: naming the setting.
+    """
+    join = getattr(module, "_join_config", None)
+    if wrapper_of(module) == "DistributedDataParallel" and join is not None and join.enable:
+        raise NotImplementedError(
+            "module: DistributedDataParallel.join answers the other ranks' own collectives, not "
+            "those of a step with group=; let every rank take every step, one without data with "
+            "present= of zeros"
+        )
+    for name, part in module.named_modules():
+        if wrapper_of(part) != "FSDPModule":
+            continue
+        state: Any = part._get_fsdp_state()  # pyright: ignore
+        for group in getattr(state, "_fsdp_param_groups", ()):
+            size = group.mesh_info.mesh.size()
+            found = [words for words, off in _unusual(group, state, size) if off]
+            if found:
+                where = f"module.{name}" if name else "module"
+                raise NotImplementedError(
+                    f"{where}: {found[0]} changes what fully_shard makes of a gradient, and with "
+                    "it the Gramian; leave the default. Every step with group= averages over the "
+                    "ranks, and gradients add up over calls of backward without any setting"
+                )
+
+
+def _unusual(group: Any, state: Any, size: int) -> list[tuple[str, bool]]:
+    """Settings of fully_shard by their functions, and whether each is another than by default."""
+    factor = group.gradient_divide_factor
+    return [
+        (f"set_gradient_divide_factor({factor})", factor not in (None, size)),
+        ("set_requires_gradient_sync(False)", not group.reduce_grads),
+        ("set_requires_all_reduce(False)", not group.all_reduce_grads),
+        ("set_all_reduce_hook(...)", group._all_reduce_hook is not None),
+        ("set_is_last_backward(False)", not state._state_ctx.is_last_backward),
+    ]
+
+
 def refuse_wrapped_calls() -> AbstractContextManager[None]:
     """While a forward pass runs: raise where it calls a wrapped module.
 

@@ -214,10 +214,16 @@ def release(forwards: list[Forward]) -> None:
     """Free the graphs of losses, as their last pass without `retain_graph` would.
 
     The nodes are visited with undefined gradients, for which they compute nothing, and once, since
-    forwards may have some in common. A backward of somebody's own would be run on zeros: such a
-    graph stays until the losses are dropped.
+    forwards may have some in common. A backward of somebody's own would be run on zeros, and a
+    checkpointed part of the forward pass once more: such a graph stays until the losses are
+    dropped.
     """
-    freed = [x for x in forwards if not (x.freed or x.root is None or x.graph.has_custom_backward)]
+    freed = [
+        x
+        for x in forwards
+        if x.root is not None
+        and not (x.freed or x.graph.has_custom_backward or x.graph.has_saved_hooks)
+    ]
     if freed:
         vectors = [forward.losses.vector for forward in freed]
         nothing = UNDEFINED()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))

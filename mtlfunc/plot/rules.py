@@ -273,7 +273,8 @@ def simplex(
     panel = axes_of(ax)
     mesh = Triangulation(*barycentric(w.numpy()).T)
     image = _fill(panel, mesh, w, value, drawn, kwargs)
-    if float(length.max()) > float(length.min()):
+    # the levels of one gradient three times would all be its length
+    if float(length.max() - length.min()) > 1e-9 * float(longest):
         levels = np.linspace(float(length.min()), float(length.max()), 8)[1:-1]
         panel.tricontour(mesh, length.numpy(), levels=levels, colors="0.35", linewidths=0.6)
     mark_rises(panel.tricontourf, panel.tricontour, (mesh,), worst.numpy())

@@ -107,12 +107,12 @@ def double_sampling(
                 "present: double_sampling multiplies two batches' gradients, of which every task "
                 "needs labels; leave present out"
             )
-        shares = run.union.shares(None)
 
         def taken(one: Batch, rows: bool) -> Linearization:
             kept, share = (names, share_of(heads)) if rows else ((), None)
             request = Request(kept, heads=share, chunk_size=chunk_size)
-            linear = linearize_labelled(run(one, request), request, shares)
+            forward, shares = run.open(one, request)
+            linear = linearize_labelled(forward, request, shares)
             return shares.linearization(
                 linear, params, names, blocks, whole=True, dtype=gramian_dtype
             )

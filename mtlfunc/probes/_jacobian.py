@@ -307,8 +307,8 @@ def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Ten
             losses = first_losses(run, batch, names, hint=True, counts=counts)
         else:
             losses = first_weighed(run, batch, weights)
-        facts = {"the number of tasks": len(losses)} | _facts(options, run, counts)
-        facts["whether weightings= are given"] = weights is not None
+        facts = {"the number of tasks": len(losses)} | _facts(options, run, weights)
+        facts["whether present= is given"] = counts is not None
         return (losses, counts, weights), facts
 
     losses, counts, weights = run.union.agree(start)
@@ -329,7 +329,7 @@ def _shares(run: Run, counts: Tensor | None, weightings: Tensor | None) -> Share
     return run.union.shares(counts) if weightings is None else run.union.sums()
 
 
-def _facts(options: RowOptions, run: Run, counts: Tensor | None) -> dict[str, Any]:
+def _facts(options: RowOptions, run: Run, weightings: Tensor | None) -> dict[str, Any]:
     """What processes must have in common, or they would wait for one another, or sum what differs;
     functions as far as they can be compared.
     """
@@ -338,8 +338,10 @@ def _facts(options: RowOptions, run: Run, counts: Tensor | None) -> dict[str, An
     names, measured, blocks = _layout(run.params, options)
     same = {name: getattr(options, name) for name in ("mask", "mix", "edit", "gramian_dtype")}
     same |= {"shared": names, "measure": measured, "param_groups": blocks, "heads": options.heads}
-    given = {"whether present= is given": counts is not None}
-    return {name: describe(value) for name, value in same.items()} | given
+    found: dict[str, Any] = {name: describe(value) for name, value in same.items()}
+    found["whether weightings= are given"] = weightings is not None
+    # the samples that they weigh are a rank's own
+    return found if weightings is None else found | {"the number of tasks": len(weightings)}
 
 
 def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
@@ -362,9 +364,7 @@ def _update(
         key, state = random.draw(state)
     elif edit is None:
         check_memory(is_empty(state))
-    counts = _labels(options, run, batch)
     weights = run.weightings(options.weightings, batch)
-    shares = _shares(run, counts, weights)
     edited = _edits(options) or union.several
     metric = None if run.metric is None else run.metric(measured)
     if metric is not None and options.engine == "layerwise":
@@ -385,9 +385,11 @@ def _update(
         weightings=0 if weights is None else len(weights),
         last=True,
     )
-    forward = run(batch, request)
+    forward, shares = run.open(
+        batch, request, lambda: _labels(options, run, batch), lambda: _facts(options, run, weights)
+    )
     if weights is not None:
-        request = weighed(request, weights, forward)
+        shares, request = union.sums(), weighed(request, weights, forward)
     linear = linearize_labelled(forward, request, shares)
     return _measured(options, linear, params, shares, key, state, measured, blocks, metric)
 

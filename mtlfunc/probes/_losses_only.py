@@ -64,8 +64,10 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(is_empty(state))
-        shares = run.union.shares(run.labels(present, batch, counts=group is not None))
-        linear = linearize_labelled(run(batch), Request(()), shares)
+        forward, shares = run.open(
+            batch, labels=lambda: run.labels(present, batch, counts=group is not None)
+        )
+        linear = linearize_labelled(forward, Request(()), shares)
         part = shares.part(linear.losses)
         linear, _ = shares.totals(linear)
         found = shares.labelled(linear)

@@ -146,13 +146,17 @@ def representation(
             own = {name: both[f"decode {name}"] for name in params}
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
-        shares = run.union.shares(run.labels(present, batch, counts=group is not None))
         request = Request(
             tuple(z),
             heads=lambda count: 1 / count,
             chunk_size=1 if run.union.by_hooks(params) else None,
         )
-        forward = run_once(decoded, leaves | z, batch, parse=lambda out: _parse_decoded(out, state))
+        both = Run(
+            decoded, leaves | z, run.union, lambda out: _parse_decoded(out, state), run.facts
+        )
+        forward, shares = both.open(
+            batch, labels=lambda: run.labels(present, batch, counts=group is not None)
+        )
         linear = linearize_labelled(forward, request, shares)
 
         def through(gradient: Params) -> Params:

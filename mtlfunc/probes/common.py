@@ -9,7 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import all_present, can_look, check_finite, is_readable
+from ..core.checks import (
+    all_present,
+    can_look,
+    check_finite,
+    check_losses,
+    is_readable,
+    user_level,
+)
 from ..core.expect import expect_function
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
@@ -41,6 +48,7 @@ class Run:
         params: where to differentiate.
         union: of the processes that step together; None is this one alone.
         parse: from what `losses_fn` returned to losses.
+        facts: what the processes must have in common at this step, by name.
 
     Examples:
         >>> import mtlfunc as mf
@@ -60,14 +68,48 @@ class Run:
         params: Params,
         union: Union | None = None,
         parse: Callable[[Any], Losses] = parse_losses,
+        facts: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self.losses_fn, self.params, self.parse = losses_fn, params, parse
+        self.losses_fn, self.params, self.parse, self.facts = losses_fn, params, parse, facts
         self.union = Union() if union is None else union
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         """One forward pass, watched as far as the request has use for it."""
         watch = request is not None and request.watches(self.params)
         return run(self.losses_fn, self.params, batch, watch=watch, parse=self.parse)
+
+    def open(
+        self,
+        batch: Batch,
+        request: Request | None = None,
+        labels: Callable[[], Tensor | None] = lambda: None,
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> tuple[Forward, Shares]:
+        """One forward pass of a step, and this process's part of its losses.
+
+        Args:
+            batch: handed to `losses_fn`.
+            request: what is wanted of the pass.
+            labels: gives this process's labels `[task]`, or numbers of them.
+            facts: what the probe must have in common with those of other processes.
+
+        Raises:
+            ValueError: on every process, where one does another step than the others.
+            RuntimeError: where the forward pass of another process fails.
+        """
+
+        def work() -> tuple[tuple[Forward, Tensor | None], dict[str, Any]]:
+            counts = labels()
+            forward = self(batch, request)
+            same = {"the number of tasks": len(forward.value)} | self.facts() | facts()
+            same["entries of present="] = None if counts is None else len(counts)
+            return (forward, counts), same
+
+        if not self.union.several:  # nothing is compared
+            counts = labels()
+            return self(batch, request), self.union.shares(counts)
+        forward, counts = self.union.agree(work)
+        return forward, self.union.shares(counts)
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is no step: what it changes in place is restored."""
@@ -80,7 +122,9 @@ class Run:
 
     def edited(self, edit: Callable[[Losses], Losses]) -> Run:
         """The same forward passes with other losses made of theirs."""
-        run = Run(self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)))
+        run = Run(
+            self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)), self.facts
+        )
         run.metric = self.metric
         return run
 
@@ -217,7 +261,8 @@ def first_losses(
     (`hint`) a warning about a leaf there that one task alone depends on.
     """
     forward = run.first(batch)
-    check_connected(forward)
+    if not (run.union.several and counts is not None and not bool(counts.any())):
+        check_connected(forward)  # a rank without labels takes part
     check_gathers(forward.losses.vector, run.params)
     losses = forward.value
     here = mask_of(counts)
@@ -227,7 +272,7 @@ def first_losses(
                 f"present: expected one entry per task, {losses.shape[0]}, got {here.shape[0]}"
             )
         losses = losses.where(here, 0.0)
-    check_finite(losses, "losses")
+    check_losses(losses, forward.losses.names)
     if not can_look(batch, run.params, losses):
         return losses
     # the graph of a module under fully_shard ends in its gathered weights
@@ -252,7 +297,7 @@ def first_losses(
                 f"shared: only one task depends on {', '.join(private)}, which then counts in that "
                 "task's gradient length alone; if these are heads, pass a glob for the trunk, such "
                 "as shared='trunk.*'",
-                stacklevel=5,
+                stacklevel=user_level(),
             )
     return losses
 

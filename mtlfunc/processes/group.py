@@ -7,13 +7,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import blake2b
+from math import isnan
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
+from ..core.checks import user_level
 from ..core.wrappers import refuse_wrapped, wrapper_of
 
 T = TypeVar("T")
@@ -53,15 +55,20 @@ class Peers(NamedTuple):
         dist.all_reduce(flat, group=self.group)
         return unflatten(flat, {name: leaves[name].shape for name in order})
 
-    def scatter_sum(self, columns: Tensor) -> Tensor:
-        """Of the sum over the ranks of `[row, width]` one rank's columns `[row, ceil(width / R)]`;
-        the last rank's end in zeros.
+    def scatter_sum(self, rows: Sequence[Tensor]) -> Tensor:
+        """Of the sum over the ranks of rows `[row, n]`, side by side, one rank's columns `[row,
+        ceil(width / R)]`; the last rank's end in zeros.
         """
-        width = columns.shape[1]
-        parts = pad(columns.detach(), (0, -width % self.size)).unflatten(1, (self.size, -1))
-        mine = torch.empty_like(parts[:, 0], memory_format=torch.contiguous_format)
-        every = [part.contiguous() for part in parts.unbind(1)]
-        dist.reduce_scatter(mine, every, group=self.group)
+        width = -(-sum(row.shape[1] for row in rows) // self.size)
+        # laid out as it is sent: no second copy of all rows
+        parts, at = rows[0].new_zeros(self.size, len(rows[0]), width), 0
+        for row in (row for row in rows if row.shape[1]):
+            for piece in row.detach().tensor_split(_cuts(at, row.shape[1], width), 1):
+                rank, start = divmod(at, width)
+                parts[rank, :, start : start + piece.shape[1]] = piece
+                at += piece.shape[1]
+        mine = torch.empty_like(parts[0])
+        dist.reduce_scatter(mine, list(parts.unbind()), group=self.group)
         return mine
 
     def gather(self, mine: Tensor) -> Tensor:
@@ -92,6 +99,11 @@ class Peers(NamedTuple):
             for x in theirs:
                 dist.broadcast(x, group=self.group, group_src=rank)
             yield theirs
+
+
+def _cuts(at: int, length: int, width: int) -> list[int]:
+    """Where a run of columns that begins at `at` enters the next rank's."""
+    return list(range(-at % width or width, length, width))
 
 
 def unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -150,6 +162,11 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
     for leaf in filter(is_sharded, leaves):
         mesh: Any = leaf.device_mesh  # pyright: ignore
         ranks = dist.get_process_group_ranks(group)
+        if any(placement.is_partial() for placement in leaf.placements):  # pyright: ignore
+            raise ValueError(
+                "params: a DTensor holds terms of a sum (Partial), of which no rank has the value; "
+                "redistribute it to Shard(0) or Replicate() first"
+            )
         if mesh.ndim != 1 or sorted(mesh.mesh.flatten().tolist()) != sorted(ranks):
             raise ValueError(
                 f"group: its ranks are {ranks}, and a parameter is sharded over the mesh "
@@ -165,9 +182,13 @@ def peers_of(group: Group, params: Mapping[str, Any]) -> Peers | None:
 def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> T:
     """What `work` answers; an error on every rank if it fails on one, or if their facts differ.
 
+    One all-reduce of five integers compares them. Only where they differ are the facts exchanged
+    themselves. Every call sends the same five, so that ranks whose steps differ meet here, too.
+
     Args:
         peers: who must agree.
-        work: gives this rank's answer, and by name the facts that all ranks must share.
+        work: gives this rank's answer, and by name the facts that all ranks must share: text,
+            tensors (up to rounding), or either of these by name.
 
     Raises:
         RuntimeError: if `work` fails on another rank; its own error on the rank itself.
@@ -178,43 +199,121 @@ def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> 
     answer, facts, error = None, {}, None
     try:
         answer, facts = work()
+        mine = _digest(facts)
     except Exception as found:
-        error = found
+        if getattr(found, "known_to_all", False):  # the others left by it, too
+            raise
+        error, mine = _known(found), b"failed"
+    digest = blake2b(mine, digest_size=5).digest()
+    try:
+        if not _alike(peers, int.from_bytes(digest), failed=error is not None):
+            _find_difference(peers, facts, error)
+    except Exception as broken:  # a rank is gone: what has failed before says more
+        raise _known(error or broken) from None
+    return answer  # pyright: ignore[reportReturnType]
+
+
+def _alike(peers: Peers, digest: int, *, failed: bool) -> bool:
+    """Whether no rank failed, and all have the same 40 bits: R Σ n² = (Σ n)² holds for equal n
+    alone.
+    """
+    low, high = digest % 2**20, digest // 2**20
+    mine = torch.tensor([failed, low, low**2, high, high**2], device=peers.device)
+    dist.all_reduce(mine, group=peers.group)
+    failures, *sums = mine.tolist()
+    pairs = zip(sums[::2], sums[1::2], strict=True)
+    return not failures and all(peers.size * squares == total**2 for total, squares in pairs)
+
+
+def _digest(facts: Mapping[str, Any]) -> bytes:
+    told = [name if isinstance(fact, Tensor) else (name, fact) for name, fact in _flat(facts)]
+    return repr((told, bits([x for _, x in _flat(facts) if isinstance(x, Tensor)]))).encode()
+
+
+def _find_difference(peers: Peers, facts: dict[str, Any], error: Exception | None) -> None:
+    """Raise naming what differs, on which rank, if it is more than rounding."""
+    mine = {name: _numbers(x) if isinstance(x, Tensor) else x for name, x in _flat(facts)}
     failure = None if error is None else f"{type(error).__name__}: {error}"
-    every = peers.objects((facts, failure))
+    every = peers.objects((mine, failure))
     if error is not None:
         raise error
     for rank, (_, failed) in enumerate(every):
         if failed:
-            raise RuntimeError(f"group: rank {rank} failed with {failed}")
+            raise _known(RuntimeError(f"group: rank {rank} failed with {failed}"))
     for name in dict.fromkeys(name for found, _ in every for name in found):
         told = [found.get(name, "nothing") for found, _ in every]
-        for rank, one in enumerate(told):
-            if one != told[0]:
-                raise ValueError(
+        for rank, other in enumerate(told):
+            if not _same(told[0], other):
+                words = (
                     f"group: the ranks differ in {name}: {told[0]!s:.200} on rank 0, "
-                    f"{one!s:.200} on rank {rank}; start every rank alike (the same seed and "
-                    "code; torch.distributed.broadcast for the values of parameters)"
+                    f"{other!s:.200} on rank {rank}; give every rank the same arguments, code, "
+                    "seed and checkpoint (torch.distributed.broadcast for the values of parameters)"
                 )
-    return answer  # pyright: ignore[reportReturnType]
+                raise _known(ValueError(words))
+
+
+def _known(error: Exception) -> Exception:
+    """An error that every rank raises at this place: to exchange it again would wait for nobody."""
+    error.known_to_all = True  # pyright: ignore[reportAttributeAccessIssue]
+    return error
+
+
+class _Numbers(NamedTuple):
+    """What a tensor holds, for a reader: all of a small one, norm and scaled sum of another."""
+
+    values: list[float]
+    rounding: float
+
+    def __str__(self) -> str:
+        return f"{self.values}"
+
+
+def _numbers(x: Tensor) -> _Numbers:
+    wide = x.detach().to(torch.float64).flatten()
+    few = wide if x.numel() <= 64 else torch.stack([wide.norm(), wide.sum() / x.numel() ** 0.5])
+    eps = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+    return _Numbers(few.tolist(), eps**0.5)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two facts are equal; numbers up to what other processors make of them."""
+    if not (isinstance(one, _Numbers) and isinstance(other, _Numbers)):
+        return one == other
+    scale = max(map(abs, (*one.values, *other.values)), default=0.0)
+    return len(one.values) == len(other.values) and all(
+        abs(x - y) <= one.rounding * scale or x == y or (isnan(x) and isnan(y))
+        for x, y in zip(one.values, other.values, strict=True)
+    )
+
+
+def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Facts in one list; those that are named themselves as `fact['name']`."""
+    for name, fact in facts.items():
+        if isinstance(fact, Mapping):
+            yield from ((f"{name}[{key!r}]", value) for key, value in fact.items())
+        else:
+            yield name, fact
 
 
 def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What ranks must share of their parameters: names, shapes, dtypes, and the values by a sum of
-    their bits; a sharded leaf's values are each rank's own.
+    """What ranks must share of their parameters: names, shapes, dtypes and values; a sharded leaf's
+    values are each rank's own.
     """
-    facts: dict[str, Any] = {"the names of params": list(params)}
-    for name, leaf in params.items():
-        facts[f"params[{name!r}]"] = f"{leaf.dtype} {list(leaf.shape)}"
-        if not is_sharded(leaf):
-            facts[f"the values of params[{name!r}] (by a sum of bits)"] = _bits(leaf)
-    return facts
+    whole = {name: leaf for name, leaf in params.items() if type(leaf) in (Tensor, nn.Parameter)}
+    return {
+        "the names of params": list(params),
+        "params": {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in params.items()},
+        "the values of params": whole,
+    }
 
 
 def describe(value: Any, depth: int = 4) -> str:
-    """A function by its name and what it was made with, as far as that can be compared."""
+    """What a rule, or another function of this package, says of itself: its name and options.
+
+    Of others the name alone: what they hold may well be a rank's own.
+    """
     if isinstance(value, Tensor):
-        told = value.tolist() if value.numel() <= 64 else f"{list(value.shape)}, {_bits(value)}"
+        told = value.tolist() if value.numel() <= 64 else [list(value.shape), *bits([value])]
         return f"{told}"
     if isinstance(value, partial):
         return describe((value.func, value.args, value.keywords), depth)
@@ -226,8 +325,9 @@ def describe(value: Any, depth: int = 4) -> str:
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return repr(value)
     name = getattr(value, "__qualname__", type(value).__name__).partition(".<locals>")[0]
+    ours = getattr(value, "__module__", None) or ""
     cells = getattr(value, "__closure__", None)
-    if not cells or not depth:
+    if not cells or not depth or ours.partition(".")[0] != __name__.partition(".")[0]:
         return name
     inner = []
     for variable, cell in zip(value.__code__.co_freevars, cells, strict=True):
@@ -238,10 +338,14 @@ def describe(value: Any, depth: int = 4) -> str:
     return f"{name}({', '.join(inner)})"
 
 
-def _bits(leaf: Tensor) -> int:
-    """A sum that has no rounding, whatever the order."""
+def bits(leaves: Sequence[Tensor]) -> list[int]:
+    """Of every tensor a sum of its bits, which has no rounding, whatever the order."""
+    return torch.stack([_bits(leaf) for leaf in leaves]).tolist() if leaves else []
+
+
+def _bits(leaf: Tensor) -> Tensor:
     whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[leaf.element_size()]
-    return int(leaf.detach().contiguous().view(whole).sum(dtype=torch.int64))
+    return leaf.detach().contiguous().view(whole).sum(dtype=torch.int64)
 
 
 def warn_without_group() -> None:
@@ -256,7 +360,7 @@ def warn_without_group() -> None:
             "are meant to be apart, pass a group of this one, "
             "torch.distributed.new_group([rank], use_local_synchronization=True)",
             UserWarning,
-            stacklevel=3,
+            stacklevel=user_level(),
         )
 
 
@@ -312,6 +416,13 @@ def unwrap(module: nn.Module, group: Group) -> nn.Module:
             raise NotImplementedError(
                 "module: DistributedDataParallel(static_graph=True) reduces gradients inside its "
                 "first backward pass, whoever runs it; make it without"
+            )
+        ranks = dist.get_process_group_ranks(check_group(group))
+        own = dist.get_process_group_ranks(inner.process_group)
+        if sorted(ranks) != sorted(own):
+            raise ValueError(
+                f"group: its ranks are {ranks}, and DistributedDataParallel averages over {own}; "
+                "pass the same process_group to both"
             )
         inner = getattr(inner.module, "_orig_mod", inner.module)
     refuse_wrapped(inner, allowed=() if group is None else ("FSDPModule",))

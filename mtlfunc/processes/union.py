@@ -323,7 +323,7 @@ def _pieces(
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}
     width = 0
     if plain:
-        mine = peers.scatter_sum(torch.cat([row.flatten(1) for row in plain.values()], 1))
+        mine = peers.scatter_sum([row.flatten(1) for row in plain.values()])
         width, at = mine.shape[1], -peers.rank * mine.shape[1]
         for name, row in plain.items():
             end = at + row[0].numel()

@@ -42,7 +42,8 @@ def nash_mtl(
         At Pareto-stationary points no α exists: the weights are those of C + 4Tε I, C the cosines,
         finite. Tasks in a combination that vanishes get about 1/(√ε‖g_t‖) and cancel to √ε, and the
         others bargain for a direction at right angles to them ("sum" leaves these √ε of the weight,
-        so that d = 0 nearly). A task whose gradient is zero cannot gain and gets weight 0; "sum"
+        so that d = 0 nearly). If all are in one, d is made of rounding: another order of the tasks
+        gives another direction. A task whose gradient is zero cannot gain and gets weight 0; "sum"
         falls back on p where all are. Derivatives are exact up to order 2.
 
     Raises:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, normalized_preference, poison
+from ..core.tree import root
 from ..solvers import auto, min_norm
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Solver, State
@@ -105,9 +106,11 @@ def pareto_mtl(
         first = torch.where(used, places, len(rows)).amin().clamp_max(len(rows) - 1)
         # a copy does not move the shortest vector
         rows = rows.index_select(0, torch.where(used, places, first))
-        weights = torch.where(
-            present, solve(min_norm(rows @ gramian @ rows.mT)).weights @ rows, 0.0
-        )
+        # where constraints' rows cancel, what rounding leaves must not be indefinite
+        noise = 8 * len(rows) * torch.finfo(gramian.dtype).eps * violated.any()
+        lengths = root(gramian.diagonal()) @ rows.abs().mT
+        inner = rows @ gramian @ rows.mT + noise * (lengths**2).diag()
+        weights = torch.where(present, solve(min_norm(inner)).weights @ rows, 0.0)
         left = torch.where(
             violated.any(), (state.search - 1).clamp_min(0), torch.zeros_like(state.search)
         )

@@ -121,10 +121,16 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         n = wide.diagonal().abs().sqrt()
         n = n.where(n > 0, 1.0)
         smallest = torch.linalg.eigvalsh(wide / n / n[:, None])[0]
+        cure = "accumulate it in float64 if it comes from half precision"
+        single = gramian.dtype == torch.float64
+        if single and -smallest < 8 * len(n) * torch.finfo(torch.float32).eps:
+            cure = (
+                "this is what float32 leaves: pass a Gramian that was made in float32 in that "
+                "dtype, or make it in float64, with gramian_dtype=torch.float64 or of J.double()"
+            )
         raise ValueError(
             f"gramian: indefinite: the matrix of cosines has the eigenvalue {smallest:.3g}; a "
-            "Gramian is J @ J.T with none below 0 "
-            "(accumulate it in float64 if it comes from half precision)"
+            f"Gramian is J @ J.T with none below 0 ({cure})"
         )
     return answer
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.checks import check_vector
 from ._active_set import active_set
-from .problems import CAGrad, MinNorm, Problem, check_problem, or_one, resolution, root
+from .problems import CAGrad, DualCone, MinNorm, Problem, check_problem, or_one, resolution, root
 
 
 class Certificate(NamedTuple):
@@ -74,7 +74,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         = G·weights, min(rates)/‖d‖² for min_norm (and ‖d - d*‖² <= gap); min(rates)/F* for cagrad,
         F* the least dual value that `active_set` finds (any dual point bounds the optimum, so
         nothing hangs on its being exact); for dual_cone 1 less the worst negative rate in units of
-        ‖g_t‖·Σ|v_s|‖g_s‖.
+        ‖g_t‖·Σ max(|v_s|, |w_s|)‖g_s‖.
 
     Raises:
         TypeError: for anything but a problem.
@@ -100,6 +100,12 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     n = root(gramian.diagonal())
     length = n.where(n > 0, 1.0)
     magnitude = n @ weights.abs()
+    sided = torch.ones_like(magnitude, dtype=torch.bool)
+    if isinstance(problem, DualCone):
+        # the answer w + u may cancel, to no more than the rounding of w
+        sided = (weights >= 0).all() | (weights <= 0).all()
+        sided = sided & (magnitude > eps**0.5 * (n @ problem.weights.abs()))
+        magnitude = n @ torch.maximum(weights.abs(), problem.weights.abs())
     rates = gramian @ weights
     square = (weights @ rates).clamp_min(0)
     worst = (rates / length).argmin()
@@ -139,7 +145,8 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
         infeasibility = (-dual * length).amax().clamp_min(0) / or_one(magnitude)
         complementarity = (dual.abs() * rates.abs()).sum() / or_one(magnitude**2)
         backward = _backward(rates, dual, length, magnitude)
-        stationary = square <= 8 * len(n) * eps * magnitude**2
+        # a sum of negative weights, or no weight at all, says nothing of the gradients
+        stationary = sided & (square <= 8 * len(n) * eps * magnitude**2)
     relative = gap / or_one(n.amax() * magnitude)
     gap, relative, kappa, infeasibility, violation, complementarity, backward = (
         x.to(dtype)

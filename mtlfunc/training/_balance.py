@@ -17,6 +17,7 @@ from ..core.checks import (
     check_autocast,
     check_finite,
     check_gradients,
+    check_losses,
     check_option,
     check_params,
     has_finite_sum,
@@ -31,7 +32,7 @@ from ..core.expect import (
 )
 from ..gradients.losses import Losses, Tasks, check_weighed, parse_declared, parse_weighed
 from ..probes.common import Run
-from ..processes import describe, describe_params, union_of, warn_without_group
+from ..processes import Union, describe, describe_params, union_of, warn_without_group
 from ..types import (
     Balance,
     BalanceInit,
@@ -120,6 +121,9 @@ def metric_balance(
     expect_measured(rule, probe, metric=metric)
     check_option(reduction, "reduction", get_args(Reduction))
 
+    def facts(params: Params) -> dict[str, Any]:
+        return {"rule": describe(rule), "reduction": reduction} | describe_params(params)
+
     def init(params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState:
         if probe.group is None:
             warn_without_group()
@@ -129,7 +133,7 @@ def metric_balance(
             check_params(params)
             if not union.several:
                 return None, {}
-            return None, {"rule": describe(rule), "key": int(key)} | describe_params(params)
+            return None, {"the call": "init", "key": int(key)} | facts(params)
 
         union.agree(start)
         tasks: Tasks = ()
@@ -166,15 +170,26 @@ def metric_balance(
                 return parse_weighed(out, has_aux=has_aux)
             return parse_declared(out, state.tasks, has_aux=has_aux)
 
-        run = Run(losses_fn, params, union_of(probe.group, params), ordered_losses)
+        union = union_of(probe.group, params)
+
+        def same() -> dict[str, Any]:
+            given = {"the call": "update", "whether a metric is given": metric is not None}
+            return given | {"the tasks": list(state.tasks)} | facts(params)
+
+        run = Run(losses_fn, params, union, ordered_losses, same)
         if metric is not None:
             run.metric = lambda names: metric
-        measured, probe_state = probe.update(run, batch, state.probe)
-        if probe.weightings:
-            check_weighed(measured.losses, state.tasks, "init")
-        measured = reduce_carried(measured, reduction)
-        info, rule_state = weigh(rule, measured, state.rule, state.tasks)
-        grads = combine_gradients(measured, info.weights, reduction)
+
+        def answer() -> tuple[Any, dict[str, Any]]:
+            measured, probe_state = probe.update(run, batch, state.probe)
+            if probe.weightings:
+                check_weighed(measured.losses, state.tasks, "init")
+            measured = reduce_carried(measured, reduction)
+            info, rule_state = weigh(rule, measured, state.rule, state.tasks)
+            return (measured, info, probe_state, rule_state), told(info)
+
+        measured, info, probe_state, rule_state = union.agree(answer)
+        grads = combine_gradients(measured, info.weights, reduction, union)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
     return init, update
@@ -195,7 +210,7 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     """The rule's answer to what was measured, checked, and its next state."""
     losses, gramian = measured.losses, measured.geometry.gramian
     gramian = losses.new_zeros(0, 0) if gramian is None else gramian
-    _check_measured(measured, gramian)
+    _check_measured(measured, gramian, tasks)
     weights, following = _weigh(rule, measured.geometry, state)
     names = tasks if isinstance(tasks, dict) else {}
     named = dict(zip(names, losses.unbind(), strict=True)) if names else {}
@@ -206,12 +221,24 @@ def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tu
     return info, following
 
 
+def told(info: Info) -> dict[str, Any]:
+    """What processes must have in common of a rule's answer."""
+    return {"weights (the rule's answer)": info.weights, "the Gramian": info.gramian}
+
+
 def combine_gradients(
-    measured: TaskGradients, weights: Tensor, reduction: Reduction, *, check: bool = True
+    measured: TaskGradients,
+    weights: Tensor,
+    reduction: Reduction,
+    union: Union,
+    *,
+    check: bool = True,
 ) -> Params:
-    """The gradient of every parameter; `check` raises where one is not finite."""
+    """The gradient of every parameter; `check` raises where one is not finite, on every process."""
     grads = measured.combine(weights)
-    if check:
+    if check and union.by_hooks(grads):  # each sees its own shards alone
+        union.agree(lambda: (check_gradients(grads), {}))
+    elif check:
         check_gradients(grads)
     if reduction == "sum":
         count = count_of(measured)
@@ -307,13 +334,13 @@ def _shapes(state: State) -> Any:
     return type(state)
 
 
-def _check_measured(measured: TaskGradients, gramian: Tensor) -> None:
+def _check_measured(measured: TaskGradients, gramian: Tensor, tasks: Tasks) -> None:
     losses, present = measured.losses, measured.geometry.present
     if can_look(losses, gramian) and has_finite_sum(losses, gramian):
         return
     if present.shape == losses.shape:
         losses = losses.where(present, 0.0)
-    check_finite(losses, "losses")
+    check_losses(losses, tasks)
     check_finite(gramian.diagonal(0, -2, -1), "gradients (squared lengths by task)")
 
 

@@ -34,6 +34,7 @@ from ..core.expect import (
     rule_name,
 )
 from ..core.tree import select
+from ..core.wrappers import check_averaging
 from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import (
@@ -52,6 +53,7 @@ from ..probes.common import checked_labels
 from ..probes.groups import Groups
 from ..processes import (
     Group,
+    Union,
     check_group,
     describe,
     describe_params,
@@ -66,6 +68,7 @@ from ._balance import (
     count_of,
     init_rule,
     reduce_carried,
+    told,
     weigh,
 )
 from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
@@ -192,7 +195,7 @@ class Balancer:
             self._probe = row_probe(options)
             if options._replace(shared="*", group=None) == RowOptions("*"):
                 self._shared = options.shared
-        self._module = unwrap(module, self._probe.group)
+        self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
         _expect_measured(rule, self._probe, shared, metric is not None)
@@ -212,6 +215,7 @@ class Balancer:
         self._layout = Layout(self._module)
         self._watched: bool | None = None  # whether recording is of use to these; None is unknown
         leaves = self._leaves()  # before a forward, which under fully_shard hides some
+        union_of(self._probe.group, leaves)  # the group is that of their shards
         if self._probe.watches is not None:
             self._probe.watches(leaves)  # its globs match
 
@@ -300,30 +304,22 @@ class Balancer:
             RuntimeError: for a graph that is freed or older than the parameters.
         """
         with self._explained():
-            run = self._run(losses, present, weightings)
-            leaves, forwards = run.params, run.forwards
-            # what somebody's own backward or hook returns may be kept by them
-            custom = any(x.graph.has_custom_backward for x in forwards)
-            hooked = any(x.hooked for x in forwards)
-            frees = not (retain_graph or hooked or self._seen.checkpointed)
-            frees = frees and not run.union.by_hooks(leaves)
-            if frees and not custom and len(forwards) == 1:
-                # losses that can be seen not to be finite, an error, keep their graph
-                value = forwards[0].value
-                forwards[0].frees = not can_look(value) or has_finite_sum(value)
-            measured, info, after = self._measured(run, losses, features, scale)
+            run, measured, info, after = self._answer(
+                "backward", losses, present, weightings, features, scale, keeps=retain_graph
+            )
+            leaves = run.params
             with self._no_autocast(leaves):
                 grads = combine_gradients(
-                    measured, info.weights, self._reduction, check=scale is None
+                    measured, info.weights, self._reduction, run.union, check=scale is None
                 )
             reached = run.union.names(run.reached, list(leaves))
             # before `.grad` is written: a hook on it may move the parameters
-            if frees:
-                release(forwards)
+            if run.frees:
+                release(run.forwards)
             accumulate(
                 {name: leaves[name] for name in leaves if name in reached},
                 grads,
-                fresh=not (custom or hooked),
+                fresh=run.fresh,
             )
             self._tasks, self._state, self._loaded, self._rows = after
         if not retain_graph:
@@ -355,8 +351,9 @@ class Balancer:
             weights `[task]`, times T for `reduction="sum"`, and what was measured.
         """
         with self._explained():
-            run = self._run(losses, present, weightings, combines=False)
-            measured, info, after = self._measured(run, losses, features, scale)
+            run, measured, info, after = self._answer(
+                "weigh", losses, present, weightings, features, scale
+            )
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
         self._tasks, self._state, self._loaded, self._rows = after
@@ -390,14 +387,14 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            run = self._run(losses, present, weightings, combines=False)
-            return self._measured(run, losses, features, scale)[1]
+            return self._answer("measure", losses, present, weightings, features, scale)[2]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
 
         Returns:
-            the rule's state and the names of the tasks, in plain dicts.
+            the rule's state, as pairs of a name and a tensor, and the names of the tasks, for
+            `torch.save` and `torch.distributed.checkpoint`, which takes the balancer itself, too.
         """
         flat = dict(self._loaded or {}) if self._state is None else _flat(self._state)
         names = list(self._tasks) if isinstance(self._tasks, dict) else []
@@ -405,7 +402,8 @@ class Balancer:
         return {
             "started": started,
             "tasks": {"count": len(self._tasks), "names": names},
-            "state": flat,
+            # pairs, which a distributed checkpoint loads though a new balancer has none
+            "state": tuple(flat.items()),
             "rows": {"kind": self._rows[0], "count": self._rows[1]},
         }
 
@@ -469,21 +467,82 @@ class Balancer:
                 check_params(self._known)
         return self._known
 
-    def _run(
+    def _answer(
         self,
+        call: str,
         losses: Any,
-        present: Tensor | None,
-        weightings: Tensor | None = None,
+        present: Any,
+        weightings: Any,
+        features: Any,
+        scale: float | Tensor | None,
         *,
-        combines: bool = True,
-    ) -> LiveRun:
-        """The forward passes behind these losses."""
+        keeps: bool = True,
+    ) -> tuple[LiveRun, TaskGradients, Info, tuple[Any, ...]]:
+        """The forward passes behind these losses, and what `_measured` says of them; an error on
+        every process if one fails, or if they differ.
+        """
         if inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
                 "there use mtlfunc.balance, which is pure"
             )
         union = union_of(self._probe.group, self._known)
+
+        def run() -> tuple[LiveRun, dict[str, Any]]:
+            if union.several:
+                check_averaging(self._given)
+            found = self._run(losses, present, weightings, union, combines=call == "backward")
+            if not union.several:
+                return found, {}
+            tasks = self._tasks or found.forwards[0].losses.tasks
+            return found, {
+                "the call": call,
+                "whether load_state_dict came before": self._loaded is not None,
+                "whether this is the first step": self._state is None,
+                "whether present= is given": present is not None,
+                "entries of present=": None if present is None else len(present),
+                "whether weightings= are given": weightings is not None,
+                "whether features= is given": features is not None,
+                "whether metric= is given": self._metric is not None,
+                "scale": None if scale is None else float(scale),
+                "rule": describe(self._rule),
+                "reduction": self._reduction,
+                # the samples of weightings are a rank's own
+                "the tasks": list(tasks) if weightings is None else len(weightings),
+            } | describe_params(found.params)
+
+        def answer() -> tuple[Any, dict[str, Any]]:
+            found = union.agree(run)
+            self._let_free(found, keeps)
+            measured, info, after = self._measured(found, losses, features, scale)
+            return (found, measured, info, after), told(info)
+
+        return union.agree(answer)
+
+    def _let_free(self, run: LiveRun, keeps: bool) -> None:
+        """Say whether the graphs of these forwards may be freed, in their last pass or after it."""
+        # what somebody's own backward or hook returns may be kept by them
+        custom = any(x.graph.has_custom_backward for x in run.forwards)
+        hooked = any(x.hooked for x in run.forwards)
+        run.fresh = not (custom or hooked)
+        if keeps or hooked or self._seen.checkpointed or run.union.by_hooks(run.params):
+            return
+        run.frees = not any(x.graph.has_saved_hooks for x in run.forwards)
+        if run.frees and not custom and len(run.forwards) == 1:
+            # losses that can be seen not to be finite, an error, keep their graph
+            value = run.forwards[0].value
+            run.forwards[0].frees = not can_look(value) or has_finite_sum(value)
+
+    def _run(
+        self,
+        losses: Any,
+        present: Tensor | None,
+        weightings: Tensor | None,
+        union: Union,
+        *,
+        combines: bool,
+    ) -> LiveRun:
+        """The forward passes behind these losses."""
         if present is not None:
             present = checked_labels(present, counts=self._probe.group is not None)
         several = isinstance(losses, tuple | list) and any(map(_is_whole, losses))
@@ -512,7 +571,9 @@ class Balancer:
             forward.layouts = self._layouts
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
-        if not reached:
+        # a rank without labels takes part
+        idle = union.several and present is not None and not bool(present.any())
+        if not (reached or idle):
             raise ValueError(
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
@@ -564,7 +625,7 @@ class Balancer:
                 info, rule_after = _weigh_unscaled(self._rule, measured, rule_state, tasks, scale)
         rows = self._rows
         if self._probe.watches is not None and features is None and not self._seen.checkpointed:
-            rows = count_rows(rows, first)
+            rows = count_rows(rows, run)
         lost = self._state is None and scale is not None and not first.value.isfinite().all()
         states = None if lost else (probe_after, rule_after)
         return measured, info, (tasks, states, None if states else self._loaded, rows)
@@ -586,14 +647,7 @@ class Balancer:
     ) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
 
-        def facts() -> tuple[None, dict[str, Any]]:
-            if not run.union.several:
-                return None, {}
-            found = {"the tasks": list(tasks), "rule": describe(self._rule)}
-            found["whether metric= is given"] = self._metric is not None
-            return None, found | {"key": int(self._key)} | describe_params(run.params)
-
-        run.union.agree(facts)
+        run.union.agree(lambda: (None, {"key": int(self._key)} if run.union.several else {}))
         root = random.key(self._key, run.forwards[0].value.device)
         # after an overflow the rule starts on losses that it will not see again
         begin = run if scale is None else run.edited(_finite)

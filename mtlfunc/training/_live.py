@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from operator import is_
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..core.checks import local_part
 from ..gradients.layerwise import Graph, Handles, Hooks, Recorder
 from ..gradients.linearize import Request
 from ..gradients.losses import Losses
 from ..gradients.run import Forward, live
 from ..probes.common import Present, Run, Weightings
-from ..processes import Union
+from ..processes import Shares, Union
 from ..types import Batch, Params
 
 KEPT = 16
@@ -93,6 +96,8 @@ class Layout:
 class LiveRun(Run):
     """The forward passes that the user has made; `run(losses)` finds the one of these losses."""
 
+    frees = fresh = False  # whether the graphs may be freed, and gradients are nobody else's
+
     def __init__(
         self,
         leaves: Params,
@@ -103,11 +108,13 @@ class LiveRun(Run):
         combines: bool,
         weighted: Tensor | None = None,
         edit: Callable[[Losses], Losses] | None = None,
+        edited: list[Forward] | None = None,
     ) -> None:
         self.params, self.union, self.present, self.edit = leaves, union, present, edit
         self.made, self.reached, self.combines = made, reached, combines
         self.weighted = weighted
         self.forwards = list(made.values())
+        self.edits: list[Forward] = [] if edited is None else edited  # that were made of them
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
         found = self.made.get(id(batch))
@@ -118,10 +125,22 @@ class LiveRun(Run):
             )
         if self.edit is None:
             return found
-        return live(
+        edited = live(
             self.edit(found.losses), self.params, calls=found.calls, hooked=found.hooked,
             by_hooks=found.by_hooks,
         )  # fmt: skip
+        self.edits.append(edited)
+        return edited
+
+    def open(
+        self,
+        batch: Batch,
+        request: Request | None = None,
+        labels: Callable[[], Tensor | None] = lambda: None,
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> tuple[Forward, Shares]:
+        # the processes were compared before
+        return self(batch), self.union.shares(labels())
 
     def first(self, batch: Batch) -> Forward:
         return self(batch)
@@ -131,7 +150,7 @@ class LiveRun(Run):
         both = edit if before is None else lambda losses: edit(before(losses))
         run = LiveRun(
             self.params, self.union, self.made, self.present, self.reached, self.combines,
-            self.weighted, both,
+            self.weighted, both, self.edits,
         )  # fmt: skip
         run.metric = self.metric
         return run
@@ -184,10 +203,12 @@ which recording pays, what is lost is one step in nine at most.
 """
 
 
-def count_rows(rows: tuple[int | None, int], forward: Forward) -> tuple[int | None, int]:
+def count_rows(rows: tuple[int | None, int], run: LiveRun) -> tuple[int | None, int]:
     """The kind of the last graph that was recorded, and how many steps in a row were by rows."""
     kind, count = rows
-    if forward.calls is not None and forward.losses.scalars is not None and forward.by_rows:
+    forward = run.forwards[0]
+    by_rows = (run.edits[-1] if run.edits else forward).by_rows
+    if forward.calls is not None and forward.losses.scalars is not None and by_rows:
         return forward.graph.kind, min(count + 1, STREAK)
     same = forward.calls is None and count == STREAK and forward.losses.scalars is not None
     return rows if same and forward.graph.kind == kind else (None, 0)

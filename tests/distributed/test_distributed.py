@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -19,9 +21,9 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlfunc as mf
-from tests.support import ROOT
+from tests.support import ROOT, ranks_unlike
 from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, decode, encode, vector
-from tests.support.ranks import CHECKS, begin
+from tests.support.ranks import CHECKS, Checks, begin
 
 
 @pytest.fixture
@@ -120,6 +122,28 @@ def test_every_probe_takes_a_group_or_says_why_not():
         mf.log_losses(mf.moving_average(group=world))
 
 
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("rule", [mf.mgda, mf.pcgrad, partial(mf.gradnorm, 1.5)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_distributed_checkpoint_holds_the_rules_state(rule, whole, tmp_path):
+    """A new balancer has no state yet, and loads it: by its `state_dict`, or given itself."""
+    world, nets = torch.distributed.group.WORLD, [TrunkAndHeads(0), TrunkAndHeads(0)]
+    old, new = (mf.Balancer(net, rule(), "trunk.*", group=world, key=5) for net in nets)
+
+    def step(net, balancer):
+        return balancer.measure(losses_of(net)(dict(net.named_parameters()), BATCH)).weights
+
+    old.backward(losses_of(nets[0])(dict(nets[0].named_parameters()), BATCH))
+    saved = {"balancer": old if whole else old.state_dict()}
+    checkpoint.save(saved, checkpoint_id=tmp_path)
+    loaded = {"balancer": new if whole else new.state_dict()}
+    checkpoint.load(loaded, checkpoint_id=tmp_path)
+    if not whole:
+        new.load_state_dict(loaded["balancer"])
+    assert new.state_dict()["started"]
+    assert torch.equal(step(nets[1], new), step(nets[0], old))
+
+
 def test_a_compiled_module_keeps_its_prefix():
     """`torch.compile` puts `_orig_mod.` before the names; the numbers are the same."""
     module = TrunkAndHeads(0)
@@ -134,13 +158,14 @@ def test_a_compiled_module_keeps_its_prefix():
         torch.testing.assert_close(grads[f"_orig_mod.{name}"], grad)
 
 
-def launch(check: str, size: int, folder: Path) -> list[tuple[int | None, str]]:
-    """(exit code, output) of every rank of `tests.support.ranks`; forks of one process that has
-    imported everything, since torch takes seconds to import.
+def launch(check: str | Checks, size: int, folder: Path) -> list[tuple[int | None, str]]:
+    """(exit code, output) of every rank that runs checks, or those of a name in `support/ranks.py`.
+
+    They are forks of one process that has imported everything, since torch takes seconds to import.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch._dynamo", "tests.support.ranks", "tests.support.ranks_preload"]
+        ["torch._dynamo", "tests.support.ranks_unlike", "tests.support.ranks_preload"]
     )
     processes = [
         context.Process(target=begin, args=(check, rank, size, folder)) for rank in range(size)
@@ -170,6 +195,21 @@ def test_a_group_steps_as_one_process_on_the_union(check, size, tmp_path):
     done = re.findall(r"^(\w+): ok$", outputs[0], re.MULTILINE)
     assert done + ["dies"] * len(dead) == [one.__name__ for one in CHECKS[check]]
     assert ("ended with RuntimeError" in outputs[0]) == bool(dead)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ranks_unlike.CHECKS)
+def test_ranks_that_differ_are_named_on_every_rank(size, tmp_path):
+    """What each rank checks is in `tests/support/ranks_unlike.py`; in the end of three one dies."""
+    checks = ranks_unlike.CHECKS[size]
+    dead = ranks_unlike.dies in checks
+    found = launch(checks, size, tmp_path)
+    outputs = [text for _, text in found]
+    wanted = [0, 9, 0] if dead else [0] * size
+    assert [code for code, _ in found] == wanted, "\n".join(outputs)
+    done = re.findall(r"^(\w+): ok$", outputs[0], re.MULTILINE)
+    assert done + ["dies"] * dead == [one.__name__ for one in checks]
+    assert sum("ended with" in text for text in outputs) == 2 * dead
 
 
 @pytest.mark.slow

@@ -105,8 +105,8 @@ def test_a_step_that_overflows_is_skipped_and_leaves_the_rule_where_it_was(how):
         over = scaler.get_scale() < scale
         skipped += over
         assert bool(info.weights.isnan().all()) == over
-        after, now = balancer.state_dict()["state"], net.state_dict()
-        same = step == 0 or all(torch.equal(after[k], v) for k, v in before["state"].items())
+        after, now = dict(balancer.state_dict()["state"]), net.state_dict()
+        same = step == 0 or all(torch.equal(after[k], v) for k, v in before["state"])
         assert same or not over
         assert all(torch.equal(now[k], v) for k, v in held.items()) == over
         assert all(

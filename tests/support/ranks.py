@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from datetime import timedelta
@@ -479,7 +479,7 @@ def volume(rank: int, size: int) -> None:
         setattr(dist, name, function)
     assert sent == {
         "reduce_scatter": [TASKS * size * shard],
-        "all_reduce": [small, heads],
+        "all_reduce": [5, small, heads, 5],  # five integers compare the ranks
         "broadcast": [small],
         "all_gather": [shard],
     }, sent
@@ -623,21 +623,25 @@ CHECKS: dict[str, list[Callable[[int, int], None]]] = {
 }
 
 
-def begin(check: str, rank: int, size: int, folder: Path) -> None:
-    """Run the checks of one name as a rank of so many, with all output in `folder`."""
+Checks = Sequence[Callable[[int, int], None]]
+
+
+def begin(check: str | Checks, rank: int, size: int, folder: Path) -> None:
+    """Run checks, or those of one name, as a rank of so many, with all output in `folder`."""
     with (folder / f"{rank}.log").open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     main(check, rank, size, folder)
 
 
-def main(check: str, rank: int, size: int, folder: Path) -> None:
+def main(check: str | Checks, rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
-    for one in CHECKS.get(check) or [globals()[check]]:
+    named = isinstance(check, str)
+    for one in CHECKS.get(check) or [globals()[check]] if named else check:
         one(rank, size)
         print(f"{one.__name__}: ok", flush=True)
     dist.destroy_process_group()

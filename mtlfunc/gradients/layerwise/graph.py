@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from operator import methodcaller
 from typing import Any
 from zlib import crc32
@@ -150,6 +150,18 @@ class Graph:
         return any(issubclass(kind, BackwardCFunction) for kind in self.kinds)
 
     @cached_property
+    def has_saved_hooks(self) -> bool:
+        """Whether what a node has saved is brought back by a hook: a checkpoint runs its part of
+        the forward pass once more, in every pass that visits it.
+        """
+        return any(
+            saved.unpack_hook is not None
+            for node in self.following
+            for name in _saved_names(type(node))
+            for saved in _several(getattr(node, name))
+        )
+
+    @cached_property
     def kind(self) -> int:
         """Equal for the same operations on the same shapes in the same order, in any process."""
         names = [type(node).__name__ for node in self.following]
@@ -172,6 +184,16 @@ class Graph:
     def can_batch_twice(self) -> bool:
         """Whether a batched backward can be differentiated."""
         return self._batching[1]
+
+
+@cache
+def _saved_names(kind: type) -> tuple[str, ...]:
+    """Where nodes of a kind keep tensors, as they were saved."""
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def _several(saved: Any) -> tuple[Any, ...]:
+    return tuple(saved) if isinstance(saved, tuple | list) else (saved,)
 
 
 _NUMBER = methodcaller("_sequence_nr")

@@ -1,0 +1,230 @@
+"""Random stock loops beside plain ones: networks, losses, rules, options and steps drawn by a seed.
+
+The plain loop takes one backward pass per task, multiplies the rows, and knows nothing else.
+"""
+
+import random
+from copy import deepcopy
+from itertools import starmap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mtlfunc as mf
+
+WIDTH, SAMPLES = 6, 5
+RULES = {
+    "mgda": mf.mgda,
+    "upgrad": mf.upgrad,
+    "cagrad": lambda: mf.cagrad(0.4),
+    "aligned_mtl": mf.aligned_mtl,
+    "imtl_g": mf.imtl_g,
+    "mean": mf.mean,
+}
+pytestmark = pytest.mark.exhaustive
+
+
+class Scale(nn.Module):
+    """A parameter that is no layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.linspace(0.5, 1.5, WIDTH))
+
+    def forward(self, x):
+        return x * self.size
+
+
+class Mix(nn.Module):
+    """A product of activations, and one weight that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return torch.tanh(self.line(x)) * F.linear(x, self.line.weight)
+
+
+class Steps(nn.Module):
+    """A recurrent layer over the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(1, WIDTH, batch_first=True)
+
+    def forward(self, x):
+        return self.cell(x[..., None])[0][:, -1]
+
+
+class Waves(nn.Module):
+    """A convolution over the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x[:, None]).mean(1)
+
+
+LAYERS = [
+    lambda: nn.Linear(WIDTH, WIDTH),
+    lambda: nn.Linear(WIDTH, WIDTH, bias=False),
+    lambda: nn.LayerNorm(WIDTH),
+    lambda: nn.BatchNorm1d(WIDTH),
+    lambda: nn.Bilinear(WIDTH, WIDTH, WIDTH),
+    lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+    lambda: nn.PReLU(),
+    Scale,
+    Mix,
+    Steps,
+    Waves,
+]
+BENDS = [torch.tanh, F.gelu, F.silu, torch.sigmoid, torch.sin, lambda x: x]
+
+
+class Net(nn.Module):
+    """A trunk of drawn layers, some skipped over, some checkpointed; one or two heads read it."""
+
+    def __init__(self, draw, tasks):
+        super().__init__()
+        # one with a matrix, so that no gradient is zero
+        made = [
+            nn.Linear(WIDTH, WIDTH),
+            *(draw.choice(LAYERS)() for _ in range(draw.randint(1, 3))),
+        ]
+        if draw.random() < 0.2:
+            made.append(made[0])  # tied
+        self.trunk = nn.ModuleList(made)
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 2) for _ in range(tasks))
+        self.bends = [draw.choice(BENDS) for _ in made]
+        self.skips = [draw.random() < 0.3 for _ in made]
+        self.saves = [draw.random() < 0.1 and not isinstance(x, nn.BatchNorm1d) for x in made]
+
+    def layer(self, i, x):
+        part = self.trunk[i]
+        if isinstance(part, nn.Bilinear):
+            return part(x, x)
+        if isinstance(part, nn.MultiheadAttention):
+            return part(x[None], x[None], x[None])[0][0]
+        return part(x)
+
+    def forward(self, x):
+        for i, (bend, skip, saved) in enumerate(
+            zip(self.bends, self.skips, self.saves, strict=True)
+        ):
+            y = checkpoint(self.layer, i, x, use_reentrant=False) if saved else self.layer(i, x)
+            x = bend(y) + x if skip else bend(y)
+        return [head(x) for head in self.heads]
+
+
+def losses_of(kind, net, batch):
+    """One per task: squared errors, absolute, cross-entropy; the first may have weight decay."""
+    x, y = batch
+    found = []
+    for t, out in enumerate(net(x)):
+        form = kind[t]
+        if form == "square":
+            one = (out - y).square().mean()
+        elif form == "entropy":
+            one = F.cross_entropy(out, y.argmax(-1))
+        else:
+            one = F.smooth_l1_loss(out, y) + 0.1 * out.square().sum()
+        found.append(one)
+    if kind[-1] == "decay":
+        found[0] = found[0] + 0.01 * sum(p.square().sum() for p in net.trunk.parameters())
+    return found
+
+
+def plain(net, losses, shared, present):
+    """{name: [task, *shape]}, rows by one pass per task, zeros of absent tasks; and their G."""
+    leaves = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    rows = [
+        torch.autograd.grad(x, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        for x in losses
+    ]
+    matrix = {n: torch.stack([row[i] for row in rows]) for i, n in enumerate(leaves)}
+    if present is not None:
+        matrix = {
+            n: torch.stack([x[t] * present[t] for t in range(len(x))]) for n, x in matrix.items()
+        }
+    flat = torch.cat([matrix[n].flatten(1) for n in leaves if n.startswith(shared)], 1)
+    return matrix, flat @ flat.mT
+
+
+def program(seed):
+    """One loop of a few steps, in both ways."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    tasks = draw.randint(2, 5)
+    net = Net(draw, tasks).double()
+    if draw.random() < 0.3:
+        next(p for n, p in net.named_parameters() if n.endswith("bias")).requires_grad_(False)
+    kind = [draw.choice(["square", "entropy", "smooth"]) for _ in range(tasks)]
+    kind.append(draw.choice(["", "decay"]))
+    shape, name = draw.choice(["list", "dict", "tuple", "stack"]), draw.choice(list(RULES))
+    heads, reduction = draw.choice(["plain", "own", "weighted"]), draw.choice(["mean", "sum"])
+    options = {
+        "heads": heads,
+        "reduction": reduction,
+        "engine": draw.choice(["auto", "auto", "rows", "layerwise"]),
+        "chunk_size": draw.choice([None, None, 1, 2]),
+    }
+    absent = draw.random() < 0.2
+    watched, accumulate = draw.random() < 0.8, draw.random() < 0.2
+    told = f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {kind}, {net.trunk}"
+    balancer = mf.Balancer(net, RULES[name](), shared="trunk.*", **options)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    for step in range(draw.choice([1, 2, 3, 11])):
+        batch = torch.randn(SAMPLES, WIDTH).double(), torch.randn(SAMPLES, 2).double()
+        twin = deepcopy(net)
+        before = {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
+        reference = losses_of(kind, twin, batch)
+        present = None
+        if absent and step:
+            present = torch.tensor([t != step % tasks for t in range(tasks)])
+        matrix, gramian = plain(twin, reference, "trunk", present)
+        if watched:
+            with balancer:
+                losses = losses_of(kind, net, batch)
+        else:
+            losses = losses_of(kind, net, batch)
+        given = {
+            "list": list,
+            "tuple": tuple,
+            "stack": torch.stack,
+            "dict": lambda x: {f"t{i}": one for i, one in enumerate(x)},
+        }[shape](losses)
+        info = balancer.backward(given, present=present)
+        close(info.gramian, gramian, told, 1e-9)
+        if name != "mean" and present is None and step == 0:
+            close(info.weights, mf.weights(RULES[name](), gramian), told, 1e-5)
+        count = tasks if present is None else int(present.sum())
+        factor = count if reduction == "sum" else 1
+        even = torch.full_like(info.weights, 1.0 if heads == "own" else 1 / count)
+        for n, row in matrix.items():
+            weights = info.weights if n.startswith("trunk") or heads == "weighted" else even
+            wanted = factor * torch.tensordot(weights, row, 1)
+            wanted = wanted if before[n] is None else wanted + before[n]
+            close(net.get_parameter(n).grad, wanted, f"{told}, step {step}, {n}", 1e-9)
+        for (n, mine), theirs in zip(net.named_buffers(), twin.buffers(), strict=True):
+            assert torch.equal(mine, theirs), f"{told}, {n}: the forward ran twice"
+        if not accumulate:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def close(found, wanted, told, tolerance):
+    scale = max(1e-3, float(wanted.detach().abs().max()))
+    torch.testing.assert_close(
+        found / scale, wanted / scale, rtol=0, atol=tolerance, msg=lambda text: f"{told}: {text}"
+    )
+
+
+@pytest.mark.parametrize("part", range(20))
+def test_a_stock_loop_equals_the_plain_one(part):
+    list(starmap(program, ((seed,) for seed in range(50 * part, 50 * part + 50))))
