@@ -183,12 +183,14 @@ class BalanceState(NamedTuple):
     _repr_html_ = table_fields
 
 
+@runtime_checkable
 class BalanceInit(Protocol):
     """The first state: one forward pass; `key` is an integer or a 0-d integer tensor."""
 
     def __call__(self, params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState: ...
 
 
+@runtime_checkable
 class BalanceUpdate(Protocol):
     """One gradient with the names and shapes of `params`, the next state and diagnostics."""
 

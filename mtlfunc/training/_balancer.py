@@ -41,8 +41,7 @@ from ..gradients.losses import (
     parse_weighed,
 )
 from ..gradients.run import live, release
-from ..probes._jacobian import NOT_WEIGHED, Heads, RowOptions, jacobian, row_probe
-from ..probes._losses_only import losses_only
+from ..probes._jacobian import NOT_WEIGHED, Heads, RowOptions, jacobian
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels
 from ..probes.groups import Groups
@@ -69,6 +68,7 @@ from ._balance import (
 from ._given import (
     as_list,
     check_scalable,
+    chosen_probe,
     expect_read,
     filled_state,
     finite_losses,
@@ -77,7 +77,6 @@ from ._given import (
     is_whole,
     tasks_in_words,
     weigh_unscaled,
-    with_probe,
 )
 from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
 from ._metric import check_metric, metric_of
@@ -189,18 +188,9 @@ class Balancer:
             gramian_dtype=gramian_dtype,
             group=check_group(group),
         )
+        self._probe = chosen_probe(probe, shared, options)
         self._shared: Select | None = None  # if nothing but that was asked for
-        if isinstance(probe, Probe):
-            self._probe = with_probe(probe, options)
-        elif shared is None:
-            if options != RowOptions("*", group=options.group):
-                raise ValueError(
-                    "shared=None measures nothing, so that measure, heads, param_groups, "
-                    "engine, chunk_size and gramian_dtype have no meaning; leave them out"
-                )
-            self._probe = losses_only(group=group)
-        else:
-            self._probe = row_probe(options)
+        if not isinstance(probe, Probe) and shared is not None:
             if options._replace(shared="*", group=None) == RowOptions("*"):
                 self._shared = options.shared
         self._given, self._module = module, unwrap(module, self._probe.group)

@@ -11,7 +11,8 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_u
 from ..core import random
 from ..core.expect import expect_measured, not_measured, probe_for, rule_name
 from ..gradients.losses import Losses, Tasks
-from ..probes._jacobian import RowOptions
+from ..probes._jacobian import RowOptions, row_probe
+from ..probes._losses_only import losses_only
 from ..types import Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import weigh
 
@@ -26,16 +27,25 @@ def is_all(which: Any) -> bool:
     return isinstance(which, str) and which == "*"
 
 
-def with_probe(probe: Probe, options: RowOptions) -> Probe:
-    """A probe that a Balancer can use, with no other options beside it."""
-    if options != RowOptions("*"):
+def chosen_probe(probe: Probe | Select | None, shared: Select | None, options: RowOptions) -> Probe:
+    """The probe that a Balancer's arguments ask for."""
+    if isinstance(probe, Probe):
+        if options != RowOptions("*"):
+            raise ValueError(
+                "probe: it has options of its own; pass shared, measure, heads, param_groups, "
+                "engine, chunk_size, gramian_dtype and group to the probe instead"
+            )
+        if probe.calls_model:
+            raise ValueError(_NEEDS_MODEL)
+        return probe
+    if shared is not None:
+        return row_probe(options)
+    if options != RowOptions("*", group=options.group):
         raise ValueError(
-            "probe: it has options of its own; pass shared, measure, heads, param_groups, engine, "
-            "chunk_size, gramian_dtype and group to the probe instead"
+            "shared=None measures nothing, so that measure, heads, param_groups, engine, "
+            "chunk_size and gramian_dtype have no meaning; leave them out"
         )
-    if probe.calls_model:
-        raise ValueError(_NEEDS_MODEL)
-    return probe
+    return losses_only(group=options.group)
 
 
 def check_scalable(probe: Probe, state: State) -> None:
