@@ -190,9 +190,9 @@ class Balancer:
         )
         self._probe = chosen_probe(probe, shared, options)
         self._shared: Select | None = None  # if nothing but that was asked for
-        if not isinstance(probe, Probe) and shared is not None:
-            if options._replace(shared="*", group=None) == RowOptions("*"):
-                self._shared = options.shared
+        plain = options._replace(shared="*", group=None) == RowOptions("*")
+        if plain and not isinstance(probe, Probe) and shared is not None:
+            self._shared = options.shared
         self._given, self._module = module, unwrap(module, self._probe.group)
         if self._probe.group is None:
             warn_without_group()
