@@ -92,7 +92,8 @@ def _held(function: Any) -> dict[str, Any]:
             continue
         if x is inner:
             continue
-        own = callable(x) and hasattr(x, "__code__") and _base_name(x) == _base_name(function)
+        # a helper of its name, such as `metric_balance` of `balance`
+        own = hasattr(x, "__code__") and _base_name(x).endswith(_base_name(function))
         held |= _held(x) if own else {key: x}
     return held
 

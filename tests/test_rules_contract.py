@@ -102,6 +102,7 @@ SPECIAL = {
     "famo on a probe": mf.famo,
     "excess_mtl on a probe": mf.excess_mtl,
     "normalize-loss of mean": lambda: mf.normalize(mf.mean(), "loss"),
+    "safe of mgda": lambda: mf.safe(mf.mgda(), 0.1),
     "momentum of uw": lambda: mf.momentum(mf.uw(0.1)),
     "every of famo": lambda: mf.update_every(mf.famo(), 2),
 }
@@ -140,6 +141,7 @@ def seen(seed: int) -> Geometry:
         "last_losses_now": losses * (1 - tasks / 20),
         "last_present": torch.ones(3, dtype=torch.bool),
         "excess_risk": 2 + losses.flip(0),
+        "carried": rows @ (0.3 * rows[0] - 0.7 * rows[1]),
     }
     return Geometry(losses, rows @ rows.mT, preference / preference.sum(), present, extra)
 

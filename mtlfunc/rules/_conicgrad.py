@@ -13,7 +13,7 @@ from ..solvers.problems import min_norm, or_one, resolution, root
 from ..types import Geometry, Rule, Scalar, State
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
-ROUNDS = 40
+ROUNDS = 20
 """Faces tried at most: two to five where values can be read, all of them elsewhere."""
 
 
