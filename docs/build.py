@@ -65,7 +65,8 @@ def portraits(target: Path) -> set[str]:
     calls: dict[str, str] = {}
     for call in RULES:
         calls.setdefault(call.split("(")[0], call)
-    measured = {"excess_mtl"}  # reads what its own probe measures: no picture over two gradients
+    # these read what a probe or an optimizer of their own adds: no picture over two gradients
+    measured = {"excess_mtl", "safe"}
     for name, call in calls.items():
         path = current / f"{name}.svg"
         if name not in measured and not path.exists():

@@ -261,6 +261,8 @@ def entry(path: str) -> str:
         error = issubclass(found, BaseException)
         members = "" if tuple_like or error else "   :members:\n"
         return f".. autoclass:: mtlfunc.{path}\n{members}\n"
+    if not callable(found):
+        return f"``mtlfunc.{path}``: {', '.join(map(str, found))}\n\n"
     return f".. autofunction:: mtlfunc.{path}\n\n"
 
 
@@ -386,7 +388,11 @@ def standin_part(found: dict) -> str:
 
 def question(module: str) -> str:
     """The question that a reproduction asks: the first line of its file."""
-    path = DOCS.parent / "paper_repro" / (module.replace(".", "/") + ".py")
+    folder, name = module.rsplit(".", 1)
+    folder = DOCS.parent / "paper_repro" / folder.replace(".", "/")
+    path = folder / f"{name}.py"
+    if not path.exists():  # its name is that of a figure, which the folder offers
+        path = folder / f"_{name}.py"
     text = re.match(r'"""(.*?)(?:\n\n|""")', path.read_text(encoding="utf-8"), re.DOTALL)
     return " ".join(text.group(1).split()) if text else ""
 
