@@ -148,6 +148,7 @@ RULES: dict[str, Entry] = {
     "imtl_g": Entry(mf.imtl_g, on_gramian("IMTLGWeighting")),
     "aligned_mtl": Entry(mf.aligned_mtl, on_gramian("AlignedMTLWeighting")),
     "config": Entry(mf.config, on_jacobian("ConFIG")),
+    "conicgrad": Entry(mf.conicgrad),
     "nash_mtl": Entry(
         lambda: mf.nash_mtl(max_norm=1.0),
         on_jacobian("NashMTL", lambda count: _peer("aggregation", "NashMTL", count).weighting),

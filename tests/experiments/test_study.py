@@ -324,9 +324,9 @@ def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
     with command.alone_in(tmp_path):
         assert command.finish(lambda: pytest.fail("it ran"), tmp_path) == 2
         assert main("scenes") == 2
-        for module in ("arena", "digits"):
-            with pytest.raises(SystemExit, match="2"):
-                main(module)
+        assert main("digits") == 2
+        with pytest.raises(SystemExit, match="2"):
+            main("arena")
         said = capsys.readouterr().err
         assert said.count(f"{tmp_path} is in use by another study (process {os.getpid()} on ") == 4
         assert said.count("name another folder with --out") == 4
