@@ -303,7 +303,7 @@ def metric_dot(
     right: Rows,
     names: Iterable[str],
     dtype: torch.dtype | None = None,
-) -> Float[Tensor, "row+1 other"]:
+) -> Float[Tensor, "rows other"]:
     """Inner products in a diagonal metric, and of one more vector as the last row.
 
     Some coordinates at a time, which stay in the cache: the rows are read once.
