@@ -119,8 +119,7 @@ collect_ignore = ["support"]
 # the compiler does not look through enforced annotations, which forestall the package's own errors
 # and hide the functions whose names are shown
 collect_ignore_glob = (
-    ["test_compile*.py", "test_slips.py", "test_errors.py", "test_active_set_gpu.py"]
-    + ["test_display.py"]
+    [f"test_{name}.py" for name in ("compile*", "slips", "errors", "active_set_gpu", "display")]
     if os.environ.get("MTLFUNC_TYPES")
     else []
 )

@@ -52,9 +52,10 @@ def jacobians(
         ValueError: for an unknown family, or a range that is empty.
 
     Examples:
-        >>> from hypothesis import given
+        >>> from hypothesis import given, settings
         >>> from mtlfunc import solvers, testing
-        >>> @given(testing.jacobians(tasks=(2, 4)))
+        >>> @settings(deadline=None)  # the first call loads a kernel
+        ... @given(testing.jacobians(tasks=(2, 4)))
         ... def test_shortest_is_no_longer_than_the_mean(rows):
         ...     gramian = rows @ rows.mT
         ...     shortest = solvers.auto()(solvers.min_norm(gramian)).value
@@ -137,9 +138,10 @@ def problems(
         ValueError: for an unknown kind or family, or a range that is empty.
 
     Examples:
-        >>> from hypothesis import given
+        >>> from hypothesis import given, settings
         >>> from mtlfunc import solvers, testing
-        >>> @given(testing.problems("min_norm", tasks=(1, 3)))
+        >>> @settings(deadline=None)  # the first call loads a kernel
+        ... @given(testing.problems("min_norm", tasks=(1, 3)))
         ... def test_faces(problem):
         ...     testing.assert_agree(solvers.faces(), solvers.active_set(), problem)
         >>> test_faces()
