@@ -126,17 +126,17 @@ def _search(
     inside, shortest = at(torch.zeros_like(square))
     low, high = torch.zeros_like(square), torch.ones_like(square)
     tasks = torch.arange(len(p), device=p.device)
-    face, proposed = tasks == linear.argmin(), torch.zeros_like(shortest)  # the face as s nears 1
-    s, done = surface(shortest), inside
+    face = tasks == linear.argmin()  # the face as s nears 1
+    s, proposed, done = surface(shortest), shortest, inside
     for i in range(ROUNDS):
         if can_look(done) and bool(done):
             break
         middle = 0.5 * (low + high)
         fits = (s > low) & (s < high) & (i % 3 < 2)
-        good, support = at(torch.where(fits, s, middle))
-        s_tried = torch.where(fits, s, middle)
+        tried = torch.where(fits, s, middle)
+        good, support = at(tried)
         found = fits & (support == proposed).all()
         face = torch.where(done | ~(good | found), face, support)
-        low, high = torch.where(good, low, s_tried), torch.where(good, s_tried, high)
+        low, high = torch.where(good, low, tried), torch.where(good, tried, high)
         s, proposed, done = surface(support), support, done | found
     return inside, shortest, face
