@@ -90,7 +90,7 @@ def plan_weightings(
         return None
     graph, params = forward.graph, forward.params
     uses = [use for use in forward.calls.uses if use.edge.node in graph.reach]
-    rows = makes_rows(request)
+    rows = request.keep == "rows"
     exact = request.gramian_dtype in (None, torch.promote_types(forward.value.dtype, torch.float32))
     # without a look at the graph, which would be dear where a few passes are cheaper
     groups = seen_groups(uses, params)
@@ -120,11 +120,6 @@ def plan_weightings(
     if proved is None:
         proved = _remembered(forward, samples, found.plan)
     return found if proved else planned(2 * parts), proved
-
-
-def makes_rows(request: Request) -> bool:
-    """Whether the tasks' rows are wanted themselves."""
-    return request.keep == "rows"
 
 
 class _Weighings:
@@ -166,7 +161,7 @@ class _Weighings:
         with nullcontext() if self.backward.record else torch.no_grad():
             others = tuple(name for name in self.params if name not in set(request.shared))
             names = (*self.side.plan.rows, *self.kept)
-            rows = self.rows(request.shared if makes_rows(request) else names)
+            rows = self.rows(request.shared if request.keep == "rows" else names)
             gramian = self.gramian(rows) if request.measured else None
             share = request.heads(len(matrix)) if others and request.heads else None
             heads = {}
