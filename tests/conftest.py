@@ -86,6 +86,8 @@ def pytest_configure(config):
     config.option.markexpr = config.option.markexpr or " and ".join(
         f"not {job}" for job in (*JOBS, "exhaustive") if job not in named
     )
+    if os.environ.get("MTLFUNC_TYPES"):  # beartype looks at one item of a list, by `random`
+        config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside")
 
 
 def pytest_ignore_collect(collection_path, config):
