@@ -38,7 +38,7 @@ def fresh_compiler():
 @pytest.mark.parametrize(
     "names",
     few([FEW, NAMES[:5], NAMES[5:10], NAMES[10:]], lambda names: names == FEW),
-    ids=lambda names: names[0],
+    ids=lambda names: f"{names[0]}…{names[-1]}",
 )
 def test_compiled_hypergradients(names, transform):
     losses, u = Losses(names, 2), torch.tensor(0.2, dtype=DOUBLE)
