@@ -292,7 +292,7 @@ def test_solver_zero_gramian_and_single_task(solver, problem):
 
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
 def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
-    G = batched("gaussian", 3)
+    G = batched("gaussian", 3, 3)
     G[1, 0, 2] = G[1, 2, 0] = float("nan")
     together = vmap(lambda g: SOLVERS[solver].make()(PROBLEMS[problem](g)))(G)
     assert together.weights[1].isnan().all()
