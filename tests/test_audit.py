@@ -4,6 +4,7 @@ broken by one.
 
 import functools
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -148,6 +149,8 @@ def assert_named(report, broken):
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_rule_is_named(case):
+    if case in ("a Python float", "None") and "MTLFUNC_TYPES" in os.environ:
+        pytest.skip("enforced annotations answer first")
     broken = BROKEN[case]
     assert_named(audit(broken.rule, name=case, instances=20, only=[broken.property]), broken)
 

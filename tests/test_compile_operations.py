@@ -1,5 +1,7 @@
 """Operations that torch differentiates wrongly, compiled: hypergradients of two networks."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -61,7 +63,7 @@ def test_compiled_hypergradients(names, transform):
         for k in (-2, -1, 1, 2)
     )
     expected = (8 * (d - b) - (e - a)) / (12 * h)
-    close = {"rtol": 2e-6, "atol": 1e-9}
+    close: dict[str, Any] = {"rtol": 2e-6, "atol": 1e-9}
     if transform == "vmap of grad":
         torch.testing.assert_close(torch.compile(vmap(slopes), **TRACED)(every), expected, **close)
     else:
