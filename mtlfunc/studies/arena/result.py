@@ -9,7 +9,6 @@ than `ENOUGH` problems can say nothing at 95 %, and nothing is said.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ...core import random
+from ...display import items
 from .problems import BenchmarkProblem
 from .study import STATIC, Cell, Settings
 
@@ -240,8 +240,7 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
-        return f"{self.table().to_html(index=False)}<ul>{notes}</ul>"
+        return self.table().to_html(index=False) + items(self.notes())
 
     def notes(self, by: str = "mean") -> list[str]:
         """What the table shows, how it was taken, and what was lost on the way."""
