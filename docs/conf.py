@@ -1,4 +1,4 @@
-"""What Sphinx is told; `docs/build.py` runs it."""
+"""Sphinx's settings; `docs/build.py` runs it."""
 
 import re
 import sys

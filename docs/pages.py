@@ -360,7 +360,7 @@ def numbers_part(row: Row, verdict: str, kept: dict) -> str:
 
 
 def standins_part(rows: list[Row]) -> str:
-    """Claims about data that are not here: published beside measured, then every gain."""
+    """Claims about data that are not here: published next to measured, then every gain."""
     table = standins.table(rows)
     folded = [standin_part(found) for row in rows for found in standins.of(row)]
     return "\n".join(["## Other data, and what stands in\n", table, "", *folded]) if table else ""

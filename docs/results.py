@@ -18,7 +18,7 @@ rules on one thread.
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
-docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, or after
+docs/results.py ledger` writes them again if the ledger's sentences or modules changed, or after
 `python -m experiments.standins`, with the other verdicts as they stand; `steps`, `scale`, `full`
 (with the verdicts that --full changes) and `search` (of `python -m experiments.auxiliary --search`)
 write their tables alone. No number is typed by hand, and a record that mixes settings is refused.
@@ -166,7 +166,7 @@ def bars_missed(rows: list[record.Row]) -> str:
 
 
 def rules_table(rows: list[record.Row]) -> str:
-    """Times of the rules that TorchJD has, too, and how many times ours TorchJD's is."""
+    """Times of the rules that TorchJD also has, and how many times ours TorchJD's is."""
 
     def cell(rule: str, tasks: int, batch: int) -> str:
         found = [
@@ -297,7 +297,7 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
 
 
 def run_block(claims: dict[str, dict]) -> str:
-    """What the page shows of the default run beside its verdicts."""
+    """What the page shows of the default run next to its verdicts."""
     return marked("run", gradnorm_part(claims), mgda_ub_part(claims))
 
 

@@ -136,7 +136,7 @@ class Front(NamedTuple):
     preferences: Float[Tensor, "point task"]
     losses: Float[Tensor, "point objective"]
     non_dominated: Bool[Tensor, " point"]  # False for a run that diverged
-    aux: Any  # what `train` returned beside the losses, stacked; () without it
+    aux: Any  # what `train` returned next to the losses, stacked; () without it
 
 
 def front(

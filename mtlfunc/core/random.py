@@ -3,7 +3,7 @@
 `torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a
 key and a position: the same key gives the same numbers alone, vmapped and compiled, on every
 device. A plain key on a CPU, the case of an ordinary training loop, is hashed by a compiled
-function in place of some thirty operations in torch.
+function instead of some thirty operations in torch.
 """
 
 import math
@@ -25,7 +25,7 @@ _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 class Stream(NamedTuple):
-    """A key and how many draws were taken from it: the state of whatever draws once a step."""
+    """A key and how many draws were taken from it: the state of whatever draws once per step."""
 
     key: Int[Tensor, ""]
     drawn: Int[Tensor, ""]
@@ -86,7 +86,7 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
 
 
 def stream(key: Int[Tensor, ""]) -> Stream:
-    """The start of a stream of draws, for rules and probes that draw once a step.
+    """The start of a stream of draws, for rules and probes that draw once per step.
 
     Args:
         key: a 0-d int64 tensor (see `key`), which may be batched.
