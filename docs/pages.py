@@ -79,6 +79,19 @@ def methods() -> list[list[str]]:
     return [cells(line) for line in text.splitlines() if line.startswith("| ") and "`mf." in line]
 
 
+def linked(text: str) -> str:
+    """The table of methods, its rules linked to their pages."""
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("| ") and "`mf." in line:
+            row = cells(line)
+            name = re.match(r"`mf\.(\w+)\(", row[2])
+            if name and name[1] in RULES:
+                row[2] = f"[{row[2]}](rule-{name[1]}.rst)"
+                lines[i] = f"| {' | '.join(row)} |"
+    return "\n".join(lines)
+
+
 def rst(cell: str) -> str:
     """A cell of Markdown in reStructuredText."""
     parts = re.split(r"`([^`]+)`", cell)
@@ -189,6 +202,18 @@ def heading(name: str) -> str:
     return name
 
 
+def papers() -> dict[str, str]:
+    """The paper of each method, from the bibliography, in reStructuredText."""
+    text = (DOCS / "methods" / "bibliography.md").read_text(encoding="utf-8")
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `mf.")]
+    link = re.compile(r"\[([^]]+)\]\(([^)]+)\)")
+    return {
+        name: link.sub(r"`\1 <\2>`__", paper)
+        for names, paper in rows
+        for name in re.findall(r"mf\.(\w+)", names)
+    }
+
+
 def reads(call: str) -> str:
     """What a rule of the table of methods reads of the geometry, as the rule says it."""
     scope = {"mf": mf, "f": lambda gramian: gramian[0]}
@@ -200,19 +225,22 @@ def method_page(name: str, drawn: bool) -> str:
     """What a rule is, promises and looks like."""
     found = [row for row in methods() if f"`mf.{name}(" in row[2]]
     used = [[*map(rst, row[:3]), reads(row[2]), *map(rst, row[3:])] for row in found]
-    parts = [title(f"{heading(name)}: ``{name}``"), f".. autofunction:: mtlfunc.{name}\n\n"]
+    parts = [title(f"{heading(name)}: ``{name}``")]
+    if drawn:
+        parts += [
+            f"{rst(first_line(getattr(mf, name).__doc__))}\n\n",
+            picture(name, f"direction, length and rates of {name} over angle and ratio of lengths"),
+            "Two tasks, over the angle between their gradients and the ratio of their lengths: "
+            "where the direction points, how long it is, and each task's rate; hatched where a "
+            "loss rises. Drawn by ``mtlfunc.plot.portrait``; all of them: :doc:`gallery`.\n\n",
+        ]
+    if name in papers():
+        parts.append(f"**Paper.** {papers()[name]}.\n\n")
+    parts.append(f".. autofunction:: mtlfunc.{name}\n\n")
     if used:
         head = ["method", "probe", "rule", "reads", "weights sum to"]
         parts += [title("In use", "-"), table(head, used)]
     parts.append(properties_part(name))
-    if drawn:
-        parts += [
-            title("Portrait", "-"),
-            "Two tasks, over the angle between their gradients and the ratio of their lengths: "
-            "where the direction points, how long it is, and each task's rate; hatched where a "
-            "loss rises. By ``mtlfunc.plot.portrait``; more in the :doc:`gallery`.\n\n",
-            picture(name, f"direction, length and rates of {name} over angle and ratio of lengths"),
-        ]
     if name in REPRODUCED:
         parts += [
             title("Reproduction", "-"),
@@ -310,14 +338,43 @@ def api_pages() -> dict[str, str]:
         + title("mtlfunc/types.py", "-")
         + f".. code-block:: python\n\n{indented(types.read_text(encoding='utf-8'))}\n"
     )
-    order = ["training", "rules", "probes", "gradients", "studies", *ROOMS, "types"]
-    toctree = "\n".join(f"   {file}" for file in order)
-    pages["api/index.rst"] = (
-        title("API reference")
-        + "``import mtlfunc as mf``: every public name, with its arguments, what comes back and "
-        + f"what is raised.\n\n.. toctree::\n   :maxdepth: 1\n\n{toctree}\n"
-    )
+    pages["api/index.rst"] = api_index()
     return pages
+
+
+def api_index() -> str:
+    """Every public name with a line, in groups."""
+    groups = {file: (name, members.split()) for file, (name, members) in GROUPS.items()}
+    groups["rules"] = ("Rules", [*RULES, *sorted(APPLIED)])
+    groups |= {
+        room: (name, [f"{room}.{member}" for member in public(room)])
+        for room, name in ROOMS.items()
+    }
+    groups["types"] = ("Types", TYPES)
+    parts = [
+        title("API reference"),
+        "``import mtlfunc as mf``: every public name, with its arguments, what comes back and what "
+        "is raised.\n\n",
+    ]
+    order = ["training", "rules", "probes", "gradients", "studies", *ROOMS, "types"]
+    for file in order:
+        name, members = groups[file]
+        rows = []
+        for member in members:
+            found: object = mf
+            for part in member.split("."):
+                found = getattr(found, part)
+            page = f"/methods/rule-{member}" if member in RULES else None
+            label = f":doc:`mf.{member} <{page}>`" if page else f"``mf.{member}``"
+            said = first_line(found.__doc__) if callable(found) else ""
+            rows.append([label, rst(said)])
+        parts += [
+            title(name, "-"),
+            f"In full: :doc:`{file}`.\n\n",
+            table(["name", "what it is"], rows),
+        ]
+    toctree = "\n".join(f"   {file}" for file in order)
+    return "".join([*parts, f".. toctree::\n   :hidden:\n\n{toctree}\n"])
 
 
 def indented(text: str) -> str:

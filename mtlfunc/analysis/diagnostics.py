@@ -54,6 +54,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
+
 def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     """Cosines of the angles between gradients, cos φ_ij = G_ij / (‖g_i‖‖g_j‖).
 

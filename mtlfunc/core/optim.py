@@ -19,6 +19,12 @@ from .checks import check_scalar
 from .expect import expect_optimizer
 from .tree import map_params
 
+__all__ = ["AdamState", "adam", "exact_adam", "log_space", "multiplicative", "sgd"]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
 
 class AdamState(NamedTuple):
     """Steps so far, and running means of the gradients and of their squares."""

@@ -19,6 +19,23 @@ from torch import Tensor
 
 from .checks import is_readable
 
+__all__ = [
+    "Stream",
+    "draw",
+    "draw_normal",
+    "fold_in",
+    "key",
+    "normal",
+    "permutation",
+    "stream",
+    "uniform",
+]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
