@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 import mtlfunc as mf
+from docs import record
+from docs.verdicts import shown, standing
 from paper_repro.claims import KINDS, PAPERS, ROWS
 from paper_repro.report import standins
 from paper_repro.report.ledger import Row
@@ -182,7 +184,7 @@ def properties_part(name: str) -> str:
     return (
         title("What the audit finds", "-")
         + "✓ holds over all instances; ✗ fails; (✗) fails only where gradients are linearly "
-        + "dependent; – does not apply. All rules beside each other, and how this is found: "
+        + "dependent; – does not apply. All rules next to each other, and how this is found: "
         + ":doc:`/properties`. The smallest counterexample of every ✗: "
         + f"``print(mf.audit({qualified(rows[0][0].strip('`'))}))``.\n\n"
         + table(head, lines)
@@ -393,25 +395,23 @@ def documented() -> set[str]:
 # ---- reproductions -------------------------------------------------------------------------------
 
 
-def verdicts() -> dict[str, str]:
-    """The verdicts that docs/claims.md has, by id."""
-    rows = (cells(line) for line in (DOCS / "claims.md").read_text(encoding="utf-8").splitlines())
-    return {row[0]: row[3] for row in rows if len(row) == 5}
+def numbers() -> tuple[record.Run, dict[str, str]]:
+    """The default run of the record, and the captions of its pictures by folder."""
+    kept = record.read("default")
+    assert kept is not None
+    captions = (DOCS / "reproductions" / "captions.json").read_text(encoding="utf-8")
+    return kept, json.loads(captions)
 
 
-def numbers() -> tuple[dict[str, dict], dict[str, str]]:
-    """Decisions and numbers by id, captions by folder: docs/measured.json, of a whole run."""
-    kept = json.loads((DOCS / "measured.json").read_text(encoding="utf-8"))
-    return kept["claims"], kept["captions"]
-
-
-def numbers_part(row: Row, verdict: str, kept: dict) -> str:
+def numbers_part(row: Row, claim: dict[str, str], kept: record.Run) -> str:
     """What a claim's verdict rests on, folded: the decision in words, and every number."""
     table = "\n".join(
-        f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept["measured"].items()
+        f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept.numbers[row.id].items()
     )
+    runs = f"The runs differ. {claim['runs']}.\n\n" if claim["runs"] else ""
     return (
-        f"````{{dropdown}} {row.id}, {verdict}\n{row.statement}\n\n*{kept['where']}*\n\n"
+        f"````{{dropdown}} {row.id}, {shown(row, claim['verdict'])}\n{row.statement}\n\n{runs}"
+        f"*{kept.where[row.id]}*\n\n"
         f"| measured | |\n|---|---|\n{table}\n\n`python -m paper_repro --only {row.id}`\n````\n"
     )
 
@@ -459,9 +459,14 @@ def claim_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def verdict_cell(row: Row, claim: dict[str, str]) -> str:
+    """A verdict, with a mark if runs differ."""
+    return shown(row, claim["verdict"]) + ("\\*" if claim.get("runs") else "")
+
+
 def reproduction_pages() -> dict[str, str]:
     """A page a paper: its claims, their verdicts and the questions behind them."""
-    found, (kept, captions) = verdicts(), numbers()
+    found, (kept, captions) = standing(), numbers()
     pages = {}
     for letters, name in PAPERS.items():
         rows = [row for row in ROWS if row.paper == letters]
@@ -470,7 +475,8 @@ def reproduction_pages() -> dict[str, str]:
         picture = captions.get(folder)
         counted: dict[str, int] = {}
         for row in rows:
-            counted[found[row.id]] = counted.get(found[row.id], 0) + 1
+            verdict = found[row.id]["verdict"]
+            counted[verdict] = counted.get(verdict, 0) + 1
         said = ", ".join(f"{verdict} {count}" for verdict, count in counted.items())
         lines = [
             f"# {name}\n",
@@ -481,12 +487,13 @@ def reproduction_pages() -> dict[str, str]:
             "## Claims\n\n| id | claim | kind | verdict | decided by |\n|---|---|---|---|---|",
             *(
                 f'| <a id="{row.id.lower()}"></a>{row.id} | {claim_cell(row.statement)} '
-                f"| {row.kind} | {found[row.id]} | {f'`{row.module}`' if row.module else '–'} |"
+                f"| {row.kind} | {verdict_cell(row, found[row.id])} "
+                f"| {f'`{row.module}`' if row.module else '–'} |"
                 for row in rows
             ),
             "\n## Numbers\n\nEach claim's decision in words and every number that was read, of the "
-            "default run; published numbers stand beside measured ones under their names.\n",
-            *(numbers_part(row, found[row.id], kept[row.id]) for row in rows if row.id in kept),
+            "default run; published numbers stand next to measured ones under their names.\n",
+            *(numbers_part(row, found[row.id], kept) for row in rows if row.id in kept.numbers),
             standins_part(rows),
             "\n## Questions\n\nEach is one file; `--only` takes its name, or a claim's.\n",
             *(f"- `{module}`: {question(module)}" for module in modules),
@@ -496,9 +503,9 @@ def reproduction_pages() -> dict[str, str]:
     listed = "\n".join(FOLDERS.values())
     pages["reproductions/index.md"] = (
         "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
-        "sentence, with the verdict of the default run of `python -m paper_repro`. A verdict "
-        "speaks of the configuration that was run, which the run's `report.html` names. A dash "
-        f"means that no reproduction decides the claim.\n\n{kinds}\n\n"
+        "sentence, with the verdict of record: the weakest of the runs that were kept. A verdict "
+        "with an asterisk hangs on the run; its numbers say what each run says. A dash means that "
+        f"no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
     )
     return pages
