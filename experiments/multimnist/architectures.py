@@ -28,7 +28,7 @@ class Drop(nn.Module):
 
     As the official code of Sener and Koltun 2018 has it, the rest is not doubled, so that features
     are about twice as large when the network is measured. The mask is a function of the buffer
-    `key`, which is handed in anew at every step (`train.masks`).
+    `key`, which every step sets (`train.masks`).
     """
 
     key: Tensor

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,12 +25,15 @@ class Split(Protocol):
         ...
 
 
-class Splits(NamedTuple):
+Part = TypeVar("Part", bound=Split)
+
+
+class Splits(NamedTuple, Generic[Part]):
     """Test samples choose nothing: validation samples choose the epoch that is tested."""
 
-    train: Split
-    validation: Split
-    test: Split
+    train: Part
+    validation: Part
+    test: Part
 
 
 class Benchmark(NamedTuple):
@@ -47,7 +50,7 @@ class Benchmark(NamedTuple):
     schedule: str  # "constant", "cosine" to 0, or "plateau" of the validation score
     expected: str  # the folder's layout, and where it comes from, for the help
     files: Callable[[Path], list[Path]]  # all that is read
-    read: Callable[[Path, int], Splits]  # of a folder and a seed
+    read: Callable[[Path, int], Splits[Any]]  # of a folder and a seed
     network: Callable[[int], nn.Module]  # whose widths are divided by a number; `trunk`, `heads`
     losses: Callable[[Any, Any], Float[Tensor, " task"]]  # of outputs and targets
     tally: Callable[[Any, Any], Float[Tensor, "task sum"]]  # sums that the metric is made of

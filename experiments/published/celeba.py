@@ -49,7 +49,7 @@ class Faces:
         """Images `[image, 3, 64, 64]` from 0 to 1, and their attributes.
 
         Raises:
-            DataError: for a file that is no image.
+            DataError: for a file that cannot be read as an image.
         """
         images = np.stack([self._pixels(self.folder / self.names[i]) for i in index])
         pixels = torch.from_numpy(images).movedim(-1, 1).float() / 255
@@ -125,7 +125,7 @@ def files(folder: Path) -> list[Path]:
     return [folder / LABELS, folder / PARTS, *(folder / IMAGES / name for name in names)]
 
 
-def read(folder: Path, seed: int) -> Splits:
+def read(folder: Path, seed: int) -> Splits[Faces]:
     """The official parts, the same for every seed.
 
     Raises:

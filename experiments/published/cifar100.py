@@ -132,7 +132,7 @@ def _by_task(path: Path, classes: list[list[int]] | None) -> tuple[Tensor, Tenso
     return images[torch.from_numpy(order)], torch.from_numpy(labels), own
 
 
-def read(folder: Path, seed: int) -> Splits:
+def read(folder: Path, seed: int) -> Splits[Images]:
     """Training images divided by the seed, and the test images.
 
     Raises:

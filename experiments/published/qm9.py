@@ -145,7 +145,7 @@ def _all(path: Path, stamp: tuple[int, int]) -> list[Molecule]:
     return [_molecule(path, i, each) for i, each in enumerate(held)]
 
 
-def read(folder: Path, seed: int) -> Splits:
+def read(folder: Path, seed: int) -> Splits[Held]:
     """Molecules divided by the seed.
 
     Raises:

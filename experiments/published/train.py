@@ -36,7 +36,7 @@ smallest, as in Nash-MTL's and FAMO's code."""
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on, next to its cell."""
 
     benchmark: str
     data: Source
@@ -53,7 +53,7 @@ def alone(benchmark: Benchmark) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def data_of(settings: Settings, seed: int) -> Splits:
+def data_of(settings: Settings, seed: int) -> Splits[Any]:
     """The parts, of a seed."""
     return BENCHMARKS[settings.benchmark].read(Path(settings.data.folder), seed)
 

@@ -16,7 +16,7 @@ takes means and the median over all known pixels of all images: `Scores.pooled`.
 mIoU where a class is absent, and for errors where nothing in a batch is known; here the class and
 the batch are left out.
 
-There are two Δm, too, in per cent, B being the metrics of networks that learn one task alone:
+There are also two Δm, in per cent, B being the metrics of networks that learn one task alone:
 
 - `flat`, lower is better: -(100/K) Σ_k s_k (M_k - B_k)/B_k over all K metrics, s_k = 1 where higher
   is better and -1 elsewhere (CAGrad, Nash-MTL, FAMO). A task of five metrics counts five times.
