@@ -34,7 +34,11 @@ def _parser():
         "; ".join(benchmark.expected for benchmark in BENCHMARKS.values()),
         CHOSEN,
     )
-    found.add_argument("benchmark", choices=list(BENCHMARKS), help="the data set")
+    found.add_argument(
+        "benchmark",
+        choices=list(BENCHMARKS),
+        help="the data set, whose name the default folder of --out also has",
+    )
     found.add_argument(
         "--alone",
         action="store_true",
@@ -64,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; the exit status is that of `command.finish`."""
     parser = _parser()
     given = parser.parse_args(argv)
-    given.name = f"published/{given.benchmark}"
     size, benchmark = command.size_of(given), BENCHMARKS[given.benchmark]
     if given.data is None and size != "quick":
         parser.error(
             f"--data FOLDER is needed without --quick. Expected {benchmark.expected}; nothing is "
             "downloaded here"
         )
+    given.out = given.out or HERE / "out" / given.benchmark / size
     out = command.out_of(given, parser)
 
     def body() -> None:
