@@ -1,8 +1,8 @@
 """Softmax policies over few answers: expectations and the front of the rewards in closed form.
 
-Four questions have eight answers each, with a probability of their own; rewards are normal, with one
-correlation between any two. All answers are enumerated, weighed by their probabilities, so that
-nothing is sampled; by the same advantages as those of samples.
+Four questions have eight answers each, every one with a score of its own; rewards are normal, with
+one correlation between any two. All answers are enumerated and weighed by their probabilities, so
+that nothing is sampled; the advantages are made as those of samples are.
 """
 
 from collections.abc import Sequence

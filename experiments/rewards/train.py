@@ -32,9 +32,9 @@ def _taught(seed: int, lessons: int) -> Policy:
     return taught(seed, lessons)
 
 
-def tested(policy: Policy, problem: str, seed: int, copies: int = 20) -> list[float]:
-    """Mean rewards over all questions, `copies` answers to each."""
-    asked = Questions(*(x.repeat(copies) for x in every()))
+def tested(policy: Policy, problem: str, seed: int) -> list[float]:
+    """Mean rewards over all questions, 20 answers to each."""
+    asked = Questions(*(x.repeat(20) for x in every()))
     found = answer(policy, asked, torch.Generator().manual_seed(seed))
     return rewards(problem, asked, found).mean(1).tolist()
 
