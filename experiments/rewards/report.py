@@ -147,9 +147,9 @@ def table(results: Results) -> str:
     settings = results.settings
     notes = [
         f"Seeds {results.seeds[0]} to {results.seeds[-1]}; brackets are 95 % intervals of "
-        "Student's t, paired by seed; those of the sums (and of GDPO less GRPO) hold together, by problem. "
-        "*Least rise*: of the reward that rose least since the start. *Steps apart*: with a "
-        "negative entry in the Gramian of the method's own advantages.",
+        "Student's t, paired by seed; those of the sums (and of GDPO less GRPO) hold together, by "
+        "problem. *Least rise*: of the reward that rose least since the start. *Steps apart*: with "
+        "a negative entry in the Gramian of the method's own advantages.",
         f"Adding: {settings.lessons} steps of imitation, then {settings.steps} steps on "
         f"{settings.questions} questions with {settings.answers} answers each; Adam's rate "
         f"{results.rate:g} for all, SGD's {STEEPER * results.rate:g}, none chosen by a search.",
