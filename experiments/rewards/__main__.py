@@ -23,7 +23,7 @@ RATE = 3e-3
 EXACT_RATE = 5.0
 SIZES = {  # steps of imitation, steps of policy gradient; steps of the exact policies
     "quick": (train.Settings(150, 30, 12, 8), 100),
-    "default": (train.Settings(500, 150, 12, 8), 500),
+    "default": (train.Settings(500, 120, 12, 8), 500),
     "full": (train.Settings(2000, 1000, 12, 8), 5000),
 }
 
