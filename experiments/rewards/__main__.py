@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, steps = SIZES[size]
 
     def body() -> None:
-        methods, seeds = dict.fromkeys(given.rules, ("",)), command.seeds_of(given)
+        seeds = command.seeds_of(given)
+        methods: dict[str, tuple[str, ...]] = dict.fromkeys(given.rules, ("",))
         own = sources_of(HERE)
         known = Plan(methods, (EXACT_RATE,), (), seeds, tuple(exact.PROBLEMS))
         every = functools.partial(exact.together, steps)

@@ -44,5 +44,5 @@ METHODS = {
     "UPGrad": Method("centred", mf.upgrad),
 }
 """GRPO's and GDPO's advantages are summed; rules weigh those of the expected rewards."""
-if hasattr(mf, "align"):
-    METHODS["align"] = Method("centred", lambda: mf.align(0.1))
+if (_align := getattr(mf, "align", None)) is not None:
+    METHODS["align"] = Method("centred", lambda: _align(0.1))

@@ -210,7 +210,7 @@ def _fronts(results: Results) -> Figure:
         ax.plot(edge[:, 0], edge[:, 1], "k-", lw=2, alpha=0.4, label="front")
         for method, runs in results.closed[name].items():
             _path(ax, runs[i : i + 1], 0, 1, method)
-        ax.plot(*lists(results.closed[name][method][i]["first"]), "ks", ms=5)
+            ax.plot(*lists(runs[i]["first"]), "ks", ms=5)
         ax.set(xlabel="first reward", ylabel="second", title=f"seed {results.seeds[i]}")
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
