@@ -1,0 +1,122 @@
+"""TRL's `GRPOTrainer` with several rewards: a rule weighs them, and TRL makes the loss.
+
+    pip install "mtlfunc[trl]"  # or: pip install trl
+    python -m experiments.examples.trl_rewards
+
+Two methods are overridden. `_generate_and_score_completions` keeps the advantages A of every reward
+[sample, reward] beside the one of their sum; `_compute_loss` weighs them, at one backward pass for
+any number of rewards, and hands TRL the one advantage A w. With weights of 1 it is TRL's own sum.
+
+What can go wrong:
+
+- The advantages of a reward are centred in its group and share one scale: divided by the deviation
+  of each reward (GDPO) they are no longer the gradient of an expected reward, which the rules'
+  promises are about.
+- Several micro-batches a generation: they are weighed once, together, at the first of them. Their
+  forward pass is one more, whose graph has to fit into memory.
+- A KL penalty (`beta`) keeps its weight of 1 in TRL's loss, and the rule does not see it. Where it
+  is to: one more row, the penalty's own advantages, weighed and then set to a weight of 1.
+- Samples of an older policy (`num_iterations` above 1) are clipped, which is not linear in the
+  advantages: refused here. docs/how-to/rewards.md has the two parts that are.
+"""
+
+import tempfile
+from typing import Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+
+import mtlfunc as mf
+
+KEPT = ("prompt_ids", "completion_ids", "prompt_mask", "completion_mask", "by_reward")
+
+
+class Balanced(trl.GRPOTrainer):
+    balancer: mf.Balancer
+    weights: Tensor  # of the rewards, in this generation batch
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        outputs, args = super()._generate_and_score_completions(inputs), self.args
+        if "old_per_token_logps" in outputs or args.loss_type not in ("dapo", "dr_grpo", "bnpo"):
+            raise ValueError("the loss is not linear in the advantages; see the top of this file")
+        if args.scale_rewards != "none" or args.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError("scale_rewards: expected 'none', and no normalised rewards")
+        logs = (
+            list(self._logs["rewards"][name])[-len(inputs) :] for name in self.reward_func_names
+        )
+        rewards = (
+            torch.tensor(list(logs), device=self.reward_weights.device).T * self.reward_weights
+        )
+        if rewards.isnan().any():
+            raise ValueError("a reward function returned None: expected a number a completion")
+        groups = rewards.unflatten(0, (-1, self.num_generations))
+        outputs["by_reward"] = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)
+        return outputs
+
+    def _compute_loss(self, model: nn.Module, inputs: Any) -> Tensor:
+        if model.training:
+            if self._step % self.args.steps_per_generation == 0:
+                parts: Any = self._buffered_inputs
+                *ids, before, after, A = (torch.cat([part[x] for part in parts]) for x in KEPT)
+                tokens, mask, keep = (
+                    torch.cat(ids, 1),
+                    torch.cat([before, after], 1),
+                    after.shape[1],
+                )
+                with self.balancer:
+                    found = self._get_per_token_logps_and_entropies(model, tokens, mask, keep)[0]
+                losses = -(found * after).sum(1) / after.sum()
+                self.weights = self.balancer.weigh(losses, weightings=A.T)[0]
+            inputs = inputs | {"advantages": inputs["by_reward"] @ self.weights}
+        return super()._compute_loss(model, inputs)
+
+
+def network() -> tuple[Any, Any]:
+    """A tiny Llama with first weights, and a tokenizer of digits."""
+    torch.manual_seed(0)
+    words = {word: i for i, word in enumerate(["<pad>", "<eos>", *"0123456789", "+", "="])}
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    ends: Any = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    config = transformers.LlamaConfig(vocab_size=len(words), num_hidden_layers=2, **sizes, **ends)
+    made = Tokenizer(models.WordLevel(words))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks: Any = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **marks)
+    return transformers.LlamaForCausalLM(config), own
+
+
+def even(completions: list[str], **_: Any) -> list[float]:
+    return [float(text[-1:] in tuple("02468")) for text in completions]
+
+
+def large(completions: list[str], **_: Any) -> list[float]:
+    return [sum(int(x) for x in text if x.isdigit()) / 9 for text in completions]
+
+
+def short(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def main(kind: type[trl.GRPOTrainer], folder: str, rule: mf.Rule, steps: int = 20, **options: Any):
+    common: Any = {"report_to": "none", "use_cpu": True, "bf16": False, "learning_rate": 3e-3}
+    common |= {"per_device_train_batch_size": 64, "num_generations": 8, "save_strategy": "no"}
+    common |= {"max_completion_length": 8, "scale_rewards": "none", "logging_steps": 1}
+    given = trl.GRPOConfig(folder, max_steps=steps, **common | options)
+    questions = Dataset.from_list([{"prompt": f"{i % 10} + {i // 10} ="} for i in range(100)])
+    model, own = network()
+    trainer = kind(model, [even, large, short], given, questions, processing_class=own)
+    if isinstance(trainer, Balanced):  # with the sum, a weight of 1 each is the rule `mf.mean()`
+        trainer.balancer = mf.Balancer(trainer.model, rule, reduction="sum")
+    trainer.train()
+    return trainer
+
+
+if __name__ == "__main__":
+    for kind in (trl.GRPOTrainer, Balanced):
+        log = main(kind, tempfile.mkdtemp(), mf.upgrad()).state.log_history
+        means = {x: f"{log[-2][f'rewards/{x}/mean']:.2f}" for x in ("even", "large", "short")}
+        print(kind.__name__, means)

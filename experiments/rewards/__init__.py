@@ -1,0 +1,1 @@
+"""Several rewards of one policy: does a rule do better than their sum?"""

@@ -1,0 +1,217 @@
+"""Tables with intervals, published numbers beside measured ones, and the fronts as pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from experiments.common.tables import markdown
+
+from . import exact
+from .adding import REWARDS
+from .methods import advantages
+from .train import STEEPER, Settings
+
+Runs = Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]
+COLOURS = {
+    name: f"C{i}" for i, name in enumerate(("sum", "GRPO", "GDPO", "MGDA", "CAGrad", "UPGrad"))
+}
+RULES = ("MGDA", "CAGrad", "UPGrad", "align")
+
+
+class Results(NamedTuple):
+    sampled: Runs  # by problem and method, one entry a seed
+    closed: Runs
+    seeds: tuple[int, ...]
+    settings: Settings
+    rate: float
+
+
+def lists(value: Any) -> list[float]:
+    """Numbers as they come from a run, or from the disk."""
+    return value.tolist() if isinstance(value, torch.Tensor) else list(value)
+
+
+def changes(run: dict[str, Any]) -> list[float]:
+    """By how much each reward rose."""
+    return [b - a for a, b in zip(lists(run["first"]), lists(run["last"]), strict=True)]
+
+
+def worst(runs: Sequence[dict[str, Any]]) -> Estimate:
+    """The rise of the reward that rose least."""
+    return estimate([min(changes(run)) for run in runs])
+
+
+def gains(methods: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Estimate]:
+    """The rewards' sum less that of the method `sum`, paired by seed, all together at 95 %."""
+    if "sum" not in methods:
+        return {}
+    base = [run["score"] for run in methods["sum"]]
+    others = [name for name in methods if name != "sum"]
+    return {
+        name: paired([run["score"] for run in methods[name]], base, len(others)) for name in others
+    }
+
+
+def words(results: Results) -> list[str]:
+    """What does not help, before what does."""
+    said = []
+    for problem, methods in {**results.sampled, **results.closed}.items():
+        groups = verdicts(gains(methods), lower_is_better=False)
+        listed = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
+        if listed:
+            said.append(f"**{problem}**, the rewards' sum against the method `sum`: {listed}.")
+    for problem, methods in {**results.sampled, **results.closed}.items():
+        kept = {name: worst(runs) for name, runs in methods.items()}
+        lower = [name for name, value in kept.items() if value.high < 0]
+        higher = [name for name, value in kept.items() if value.low > 0]
+        parts = [f"some reward ends lower than it began with {', '.join(lower)}"] if lower else []
+        parts += [f"every reward ends higher with {', '.join(higher)}"] if higher else []
+        if parts:
+            said.append(f"**{problem}**: {'; '.join(parts)}.")
+    return said
+
+
+def sampled_table(results: Results) -> str:
+    lines = []
+    for problem, methods in results.sampled.items():
+        gained = gains(methods)
+        for name, runs in methods.items():
+            ends = zip(*(lists(run["last"]) for run in runs), strict=True)
+            lines.append(
+                [
+                    problem,
+                    name,
+                    *(pm(estimate(list(each))) for each in ends),
+                    bracket(gained.get(name)),
+                    bracket(worst(runs)),
+                    f"{estimate([run['apart'] for run in runs]).mean:.0%}",
+                ]
+            )
+    return markdown(
+        ("problem", "method", *REWARDS, "sum, less that of sum", "least rise", "steps apart"), lines
+    )
+
+
+def closed_table(results: Results) -> str:
+    lines = []
+    for problem, methods in results.closed.items():
+        gained = gains(methods)
+        for name, runs in methods.items():
+            each = {key: estimate([run[key] for run in runs]) for key in ("room", "fell", "apart")}
+            lines.append(
+                [
+                    problem,
+                    name,
+                    bracket(gained.get(name)),
+                    bracket(worst(runs)),
+                    bracket(each["room"], 3),
+                    f"{each['fell'].mean:.0%}",
+                    f"{each['apart'].mean:.0%}",
+                ]
+            )
+    return markdown(
+        ("problem", "method", "sum, less that of sum", "least rise", "room to the front",
+         "steps with a fall", "steps apart"),
+        lines,
+    )  # fmt: skip
+
+
+def published(results: Results) -> str:
+    """GDPO's paper beside what was measured here."""
+    one, none, both = [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]
+    pairs = torch.tensor([[one, one, one], [none, one, both]])  # sums (0, 1), (0, 2), (1, 2)
+    halves = torch.full((3, 2), 0.5)
+    lines = []
+    for kind, wanted in (("GRPO", "0.7071, 0.7071, 0.7071"), ("GDPO", "0.7071, 1.4142, 0.7071")):
+        found = advantages(kind, pairs, halves).sum(0)[:, 1] / 2**0.5
+        shown = ", ".join(f"{x:.4f}" for x in found.tolist())
+        lines.append([f"{kind}: advantages of sums (0, 1), (0, 2), (1, 2)", wanted, shown])
+    for problem, methods in results.sampled.items():
+        if not {"GRPO", "GDPO"} <= set(methods):
+            continue
+        for k, reward in enumerate(REWARDS):
+            ours, theirs = (
+                [lists(run["last"])[k] for run in methods[name]] for name in ("GDPO", "GRPO")
+            )
+            less = bracket(paired(ours, theirs, len(REWARDS)), 3)
+            lines.append([f"{problem}: {reward}, GDPO less GRPO", "above 0", less])
+    return markdown(("GDPO, arXiv:2601.05242", "published", "measured"), lines)
+
+
+def table(results: Results) -> str:
+    """Markdown: findings, numbers, how they were taken."""
+    settings = results.settings
+    notes = [
+        f"Seeds {results.seeds[0]} to {results.seeds[-1]}; brackets are 95 % intervals of "
+        "Student's t, paired by seed; those of the sums (and of GDPO less GRPO) hold together, by "
+        "problem. *Least rise*: of the reward that rose least since the start. *Steps apart*: with "
+        "a negative entry in the Gramian of the method's own advantages.",
+        f"Adding: {settings.lessons} steps of imitation, then {settings.steps} steps on "
+        f"{settings.questions} questions with {settings.answers} answers each; Adam's rate "
+        f"{results.rate:g} for all, SGD's {STEEPER * results.rate:g}, none chosen by a search.",
+        "Exact policies: all answers enumerated, gradient descent; *room*: by how much another "
+        "policy beats all rewards at once, by a linear program (0 on the front).",
+        "Published: the advantages by the paper's figure 4, with its deviation over n − 1; GDPO's "
+        "rewards above GRPO's in its figures 1 to 3, on language models of 1.5 B parameters.",
+    ]
+    parts = [
+        *words(results),
+        sampled_table(results),
+        closed_table(results),
+        published(results),
+        "\n".join(f"- {note}" for note in notes),
+    ]
+    return "\n\n".join(parts)
+
+
+def numbers_of(results: Results, settings: dict[str, Any]) -> dict[str, Any]:
+    """All runs."""
+    return {"settings": settings, "adding": results.sampled, "exact": results.closed}
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """Paths of the rewards; and fronts that are known, with the paths to them."""
+    return {"adding": _adding(results), "fronts": _fronts(results)}
+
+
+def _path(ax: Axes, runs: Sequence[dict[str, Any]], across: int, up: int, name: str) -> None:
+    """The mean path of some runs, and where each ends."""
+    mean = torch.tensor([[lists(x) for x in run["path"]] for run in runs]).mean(0)
+    colour = COLOURS.get(name, "C7")
+    ax.plot(mean[:, across], mean[:, up], color=colour, lw=1.2, label=name)
+    ends = torch.tensor([lists(run["last"]) for run in runs])
+    ax.plot(ends[:, across], ends[:, up], "o", color=colour, ms=3, alpha=0.5)
+
+
+def _adding(results: Results) -> Figure:
+    drawn = Figure(figsize=(3.4 * len(results.sampled), 6), layout="constrained")
+    axes = drawn.subplots(2, len(results.sampled), squeeze=False)
+    for column, (problem, methods) in enumerate(results.sampled.items()):
+        for row, reward in enumerate((0, 1)):
+            ax = axes[row][column]
+            for name, runs in methods.items():
+                _path(ax, runs, 2, reward, name)
+            ax.set(xlabel="length", ylabel=REWARDS[reward], title=problem)
+            ax.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    return drawn
+
+
+def _fronts(results: Results) -> Figure:
+    name, count = "two opposed", min(4, len(results.seeds))
+    drawn = Figure(figsize=(3.2 * count, 3.4), layout="constrained")
+    axes = drawn.subplots(1, count, squeeze=False)[0]
+    for i, ax in enumerate(axes):
+        edge = exact.front(exact.drawn(exact.PROBLEMS[name], results.seeds[i]))
+        ax.plot(edge[:, 0], edge[:, 1], "k-", lw=2, alpha=0.4, label="front")
+        for method, runs in results.closed[name].items():
+            _path(ax, runs[i : i + 1], 0, 1, method)
+            ax.plot(*lists(runs[i]["first"]), "ks", ms=5)
+        ax.set(xlabel="first reward", ylabel="second", title=f"seed {results.seeds[i]}")
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    return drawn

@@ -1,0 +1,200 @@
+"""The rewards of a policy: what an answer is worth, closed forms, fronts, and the command."""
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+
+import mtlfunc as mf
+from experiments.common.cells import Cell
+from experiments.rewards import adding, exact, train
+from experiments.rewards.methods import METHODS, advantages
+from tests.support import ROOT
+
+
+def worth(text: str, total: int, problem: str) -> list[float]:
+    """The rewards, read from text."""
+    digits = [c for c in text if c.isdigit()]
+    inner = text[1:-1]
+    return [
+        float(bool(digits) and int("".join(digits)) == total),
+        float(text[:1] == "<" and text[-1:] == ">" and inner.isdigit()),
+        float(len(text) <= 4) if problem == "limit" else 1 - len(text) / adding.LONGEST,
+    ]
+
+
+@pytest.mark.parametrize("problem", adding.PROBLEMS)
+def test_rewards_are_those_of_the_text(problem):
+    letters = "0123456789+=<>"
+    texts = ["", "7", "07", "<7>", "<07>", "<7", "7>", "<>", "<+7>", "1<6>", "<16>", "<<7>>", "=7="]
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        picked = torch.randint(14, (int(torch.randint(6, (), generator=draw)),), generator=draw)
+        texts.append("".join(letters[i] for i in picked))
+    answers = torch.full((len(texts), adding.LONGEST + 1), adding.END)
+    for row, text in zip(answers, texts, strict=True):
+        for i, c in enumerate(text):
+            row[i] = letters.index(c)
+    for first, second in ((3, 4), (9, 7)):
+        full = torch.full((len(texts),), first), torch.full((len(texts),), second)
+        found = adding.rewards(problem, adding.Questions(*full), answers)
+        wanted = torch.tensor([worth(text, first + second, problem) for text in texts])
+        torch.testing.assert_close(found.T, wanted)
+
+
+def test_the_probabilities_of_all_answers_sum_to_1():
+    """By a loop over all answers of up to two tokens, in a policy that ends after these."""
+    policy = adding.Policy(16)
+    with torch.no_grad():
+        total = torch.zeros(())
+        asked = adding.every().at(torch.tensor([34]))
+        for length in range(2):
+            for number in range(adding.TOKENS**length):
+                body = [(number // adding.TOKENS**i) % adding.TOKENS for i in range(length)]
+                if adding.END not in body:
+                    row = body + [adding.END] * (adding.LONGEST + 1 - length)
+                    total += (-adding.surprise(policy, asked, torch.tensor([row]))).exp()[0]
+        scores = policy(asked.tokens)[:, -1].softmax(-1)
+        ends = scores[0, adding.END]
+        for token in range(adding.TOKENS - 1):
+            longer = torch.cat([asked.tokens, torch.tensor([[token]])], 1)
+            ends = ends + scores[0, token] * policy(longer)[0, -1].softmax(-1)[adding.END]
+    torch.testing.assert_close(total, ends)
+
+
+def test_answers_come_as_often_as_their_surprise_says():
+    policy = adding.taught(0, 20)
+    asked = adding.every().at(torch.full((4000,), 34))
+    found = adding.answer(policy, asked, torch.Generator().manual_seed(0))
+    kinds, counts = found.unique(dim=0, return_counts=True)
+    top = counts.topk(5).indices
+    some = adding.every().at(torch.full((5,), 34))
+    with torch.no_grad():
+        shares = (-adding.surprise(policy, some, kinds[top])).exp()
+    error = (shares * (1 - shares) / 4000).sqrt()
+    assert ((counts[top] / 4000 - shares).abs() < 5 * error).all()
+
+
+def test_demonstrations_are_what_they_say():
+    asked, answers = adding.demonstrations(torch.Generator().manual_seed(1), 100)
+    right, bracketed, _ = adding.rewards("cost", asked, answers).mean(1).tolist()
+    assert right == pytest.approx(0.6 + 0.4 * 0.0526, abs=0.02)
+    assert bracketed == pytest.approx(0.36, abs=0.02)
+
+
+def test_gdpo_is_the_papers_example_and_scales_away():
+    """Two answers: sums (0, 1), (0, 2), (1, 2); arXiv:2601.05242, figure 4."""
+    one, none, both = [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]
+    pairs, halves = torch.tensor([[one, one, one], [none, one, both]]), torch.full((3, 2), 0.5)
+    for kind, wanted in (("GRPO", [1.0, 1.0, 1.0]), ("GDPO", [1.0, 2.0, 1.0])):
+        found = advantages(kind, pairs, halves).sum(0)[:, 1]
+        torch.testing.assert_close(found, torch.tensor(wanted), rtol=1e-3, atol=0)
+    scaled = pairs * torch.tensor([10.0, 0.5])[:, None, None]
+    one, other = (advantages("GDPO", x, halves) for x in (pairs, scaled))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", exact.PROBLEMS)
+def test_the_losses_of_all_answers_have_the_gradients_of_the_expected_rewards(name):
+    rewards = exact.drawn(exact.PROBLEMS[name], 3)
+    scores = mf.random.normal(mf.random.key(1), (exact.QUESTIONS, exact.ANSWERS)).double()
+    found = torch.func.jacrev(lambda s: exact.losses_fn({"scores": s}, ("centred", rewards)))(
+        scores
+    )
+    wanted = torch.func.jacrev(lambda s: exact.expected(s, rewards))(scores)
+    torch.testing.assert_close(-found, wanted)
+
+
+def test_room_is_nought_on_the_front_and_cvxpys_elsewhere():
+    rewards = exact.drawn(exact.PROBLEMS["two opposed"], 0)
+    for corner in exact.front(rewards):
+        assert exact.room(rewards, corner) == pytest.approx(0, abs=1e-9)
+    inside = rewards.mean((1, 2))
+    policy = cp.Variable((exact.QUESTIONS, exact.ANSWERS), nonneg=True)
+    t = cp.Variable()
+    gained = [
+        cp.sum(cp.multiply(policy, r.numpy())) / exact.QUESTIONS >= j + t
+        for r, j in zip(rewards, inside.tolist(), strict=True)
+    ]
+    limits: list[Any] = [cp.sum(policy, 1) == 1, *gained]
+    best: Any = cp.Problem(cp.Maximize(t), limits).solve()
+    assert exact.room(rewards, inside) == pytest.approx(best, rel=1e-5)
+
+
+def test_no_policy_lies_beyond_the_front():
+    rewards = exact.drawn(exact.PROBLEMS["two opposed"], 1)
+    corners = exact.front(rewards)
+    assert (corners[:, 0].diff() < 0).all()
+    assert (corners[:, 1].diff() > 0).all()
+    scores = 5 * mf.random.normal(mf.random.key(2), (500, exact.QUESTIONS, exact.ANSWERS)).double()
+    reached = torch.func.vmap(lambda s: exact.expected(s, rewards))(scores)
+    for angle in np.linspace(0, math.pi / 2, 30):
+        weight = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
+        assert (reached @ weight).max() <= (corners @ weight).max() + 1e-2
+
+
+def test_exact_runs_are_those_of_a_plain_loop():
+    """The sum and UPGrad, one seed, against gradient descent by autograd and cvxpy's cone."""
+    for method in ("sum", "MGDA"):
+        cell = Cell("two opposed", method, "", 5.0, 4)
+        both = [cell, cell._replace(seed=5)]
+        found = exact.together(20, both)[0]
+        rewards = exact.drawn(exact.PROBLEMS["two opposed"], 4)
+        scores = torch.zeros(exact.QUESTIONS, exact.ANSWERS, dtype=torch.float64)
+        for _ in range(20):
+            rows = torch.func.jacrev(lambda s: exact.expected(s, rewards))(scores).flatten(1)  # noqa: B023
+            apart = rows[0] - rows[1]
+            nearest = (-(rows[1] @ apart) / (apart @ apart)).clamp(0, 1)
+            share = nearest if method == "MGDA" else torch.tensor(0.5, dtype=torch.float64)
+            step = share * rows[0] + (1 - share) * rows[1]
+            scores = scores + 5.0 * step.unflatten(0, scores.shape)
+        torch.testing.assert_close(found["last"], exact.expected(scores, rewards))
+
+
+def test_mgda_and_upgrad_let_no_expected_reward_fall_and_reach_the_front():
+    for method in ("MGDA", "UPGrad"):
+        cells = [Cell("three opposed", method, "", 5.0, seed) for seed in range(4)]
+        for run in exact.together(500, cells):
+            assert run["fell"] == 0
+            assert run["worst"] > 0
+            assert run["room"] < 0.03
+
+
+def test_a_run_of_the_adding_policy_is_the_same_every_time_and_learns():
+    settings = train.Settings(150, 20, 8, 8)
+    cell = Cell("cost, SGD", "UPGrad", "", 3e-3, 1)
+    one, two = (train.perform(settings, cell) for _ in range(2))
+    assert one["last"] == two["last"]
+    assert torch.equal(one["path"], two["path"])
+    assert one["path"].shape == (2, 3)
+    assert one["last"][1] > one["first"][1]
+
+
+def test_the_command_writes_goes_on_and_refuses(tmp_path):
+    command = [
+        *(sys.executable, "-m", "experiments.rewards", "--quick", "--workers", "1"),
+        *("--rules", "sum,UPGrad", "--out", str(tmp_path)),
+    ]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "room to the front" in first.stdout
+    cells = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed*.json")}
+    written = {x.name for x in tmp_path.iterdir()} - {"cells", ".lock"}
+    assert written == {"results.json", "table.md", "adding.png", "fronts.png"}
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert {x: set(y) for x, y in numbers["adding"].items()} == {
+        problem: {"sum", "UPGrad"} for problem in train.PROBLEMS
+    }
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert again.stdout == first.stdout
+    assert cells == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed*.json")}
+    meta = [*command, "--device", "meta"]
+    wrong = subprocess.run(meta, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "CPU" in wrong.stderr
+    assert set(METHODS) >= {"sum", "GRPO", "GDPO", "MGDA", "CAGrad", "UPGrad"}
