@@ -17,7 +17,14 @@ from paper_repro.report.ledger import Row
 DOCS = Path(__file__).parent
 APPLIED = {"aggregate", "weights"}  # these two apply a rule
 RULES = sorted(set(mf.rules.__all__) - APPLIED)
-FOLDERS = {"PC": "pcgrad", "SU": "mgda", "CA": "cagrad", "GN": "gradnorm", "X": "cross_paper"}
+FOLDERS = {
+    "PC": "pcgrad",
+    "SU": "mgda",
+    "CA": "cagrad",
+    "GN": "gradnorm",
+    "X": "cross_paper",
+    "SI": "since",
+}
 """Folders of paper_repro, which are also the names of the pages, by the letters of a claim."""
 REPRODUCED = {"pcgrad": "pcgrad", "mgda": "mgda", "cagrad": "cagrad", "gradnorm": "gradnorm"}
 
@@ -439,7 +446,8 @@ def reproduction_pages() -> dict[str, str]:
     listed = "\n".join(FOLDERS.values())
     pages["reproductions/index.md"] = (
         "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
-        "sentence, with the verdict of the default run of `python -m paper_repro`. A verdict "
+        "sentence, and some sentences of the field since 2022, with the verdict of the default run "
+        "of `python -m paper_repro`. A verdict "
         "speaks of the configuration that was run, which the run's `report.html` names. A dash "
         f"means that no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"

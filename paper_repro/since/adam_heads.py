@@ -50,9 +50,7 @@ def change(paths: Tensor, scales: tuple[float, ...] = SCALES) -> float:
     """The largest distance from the path at scale 1, over its length."""
     one = paths[SCALES.index(1.0)]
     rows = [paths[SCALES.index(scale)] for scale in scales]
-    return largest(
-        float(((row - one).norm(dim=-1) / one.norm(dim=-1)).max()) for row in rows
-    )
+    return largest(float(((row - one).norm(dim=-1) / one.norm(dim=-1)).max()) for row in rows)
 
 
 def run(settings: Settings) -> Findings:

@@ -63,9 +63,9 @@ def apart(beta: float, seeds: int, steps: int) -> dict[str, Tensor]:
 
     state, rows = vmap(adam.init)(params), []
     for moment in tqdm(range(steps), desc=f"Adam's updates, β₁ = {beta:g}", leave=False):
-        params, state, found = vmap(
-            lambda p, s, k, d, moment=moment: move(p, s, k, d, moment)
-        )(params, state, keys, data)
+        params, state, found = vmap(lambda p, s, k, d, moment=moment: move(p, s, k, d, moment))(
+            params, state, keys, data
+        )
         rows.append(found)
     return {name: torch.stack([row[name] for row in rows[FIRST:]]) for name in RIVALS}
 
@@ -84,9 +84,9 @@ def run(settings: Settings) -> Findings:
     yield claim(
         "SI-11",
         numbers,
-        f"three conflicting tasks, a network of one output, Adam by {RATE:g} on batches of {BATCH}, "
-        f"steps {FIRST} to {steps} of the mean's own path, {settings.seeds} seeds: from the same "
-        "state of Adam, how far another rule's direction and update are from the mean's. Far "
-        "closer: less than half as far. What a rule does to the state itself, step after step, is "
-        "not in it. Geometric means with 95 % t intervals",
+        f"three conflicting tasks, a network of one output, Adam by {RATE:g} on batches of "
+        f"{BATCH}, steps {FIRST} to {steps} of the mean's own path, {settings.seeds} seeds: from "
+        "the same state of Adam, how far another rule's direction and update are from the mean's. "
+        "Far closer: less than half as far. What a rule does to the state itself, step after step, "
+        "is not in it. Geometric means with 95 % t intervals",
     )

@@ -47,8 +47,8 @@ ROWS = (
     Row(
         "SI-06",
         "synthetic",
-        "Elich et al. 2023: conflicting angles are not a problem of several tasks alone: cosines of "
-        "tasks are no lower than those of one task's samples.",
+        "Elich et al. 2023: conflicting angles are not a problem of several tasks alone: cosines "
+        "of tasks are no lower than those of one task's samples.",
         "since.conflict",
         instead="networks for scenes and faces",
     ),

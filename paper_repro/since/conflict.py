@@ -64,9 +64,7 @@ def train(pairs: int, steps: int) -> Trained:
         state, info = move(arms, state, data)
         g = info.gramian[:, 0]
         cosines.append(g[:, 0, 1] / (g[:, 0, 0] * g[:, 1, 1]).sqrt())
-    ends = (
-        vmap(vmap(losses, (0, None)))(state.params, x) for x in (data, test)
-    )
+    ends = (vmap(vmap(losses, (0, None)))(state.params, x) for x in (data, test))
     return Trained(torch.stack(cosines, 1), *ends, torch.stack(gramians))
 
 
@@ -102,9 +100,10 @@ def of_samples(found: Trained, where: str) -> Claim:
         "SI-06",
         numbers,
         f"{where}; gradients over the trunk at the start, in the middle and at the end. Tasks by "
-        "their means over all samples. Two samples are also noisier than two means: so two halves "
-        f"of one task's samples as well. No lower: by no more than {NEAR:g}. 95 % t intervals over "
-        "pairs",
+        "their means over all samples. Where the mean of both comes to rest its two gradients sum "
+        "to 0 over the trunk, whatever the tasks. Two samples are also noisier than two means: "
+        f"so two halves of one task's samples as well. No lower: by no more than {NEAR:g}. 95 % t "
+        "intervals over pairs",
     )
 
 

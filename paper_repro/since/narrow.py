@@ -74,7 +74,8 @@ def beyond(targets: Tensor, sign: float, u: Tensor) -> Tensor:
     convex combination of the gradients is 0.
     """
     along = torch.einsum("dti,dpi->dpt", targets, u)
-    w = torch.linalg.solve(targets.mT, u.mT).mT / along
+    others = torch.stack([along.roll(-t, -1)[..., 1:].prod(-1) for t in range(TASKS)], -1)
+    w = torch.linalg.solve(targets.mT, u.mT).mT * others  # over (u·y_t), times all of them
     w = w / w.abs().sum(-1, keepdim=True) * w.sum(-1, keepdim=True).sign()
     outer = sign * torch.einsum("dti,dtj->dtij", targets, targets)
     levels = torch.linalg.eigvalsh(torch.einsum("dpt,dtij->dpij", w, outer))

@@ -61,8 +61,8 @@ def covariance(draws: int) -> Claim:
         },
         f"{draws} draws of a softmax policy over {ACTIONS} actions with {REWARDS} rewards; the "
         "advantage is the sum of the rewards, each normalised under the policy. Only along the "
-        "natural gradient is a reward's rate its covariance with the advantage: along the plain one "
-        "every action's part has its probability once more. Wilson's intervals",
+        "natural gradient is a reward's rate its covariance with the advantage: along the plain "
+        "one every action's part has its probability once more. Wilson's intervals",
     )
 
 
@@ -90,8 +90,7 @@ def collisions() -> Claim:
     for rollouts, rewards in ((2, 2), (4, 2), (4, 3), (6, 2)):
         vectors = list(itertools.product((0, 1), repeat=rewards))
         groups = [
-            np.array(group)
-            for group in itertools.combinations_with_replacement(vectors, rollouts)
+            np.array(group) for group in itertools.combinations_with_replacement(vectors, rollouts)
         ]
         # rewards that no order and no common offset tells apart are one
         kinds = {

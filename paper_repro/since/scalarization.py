@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.decisions import OPEN
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.grids import chosen, judged
+from ..report.grids import at_edge, chosen, judged
 from ..report.intervals import named, ratio_interval
 from .common import Data, losses, network, normal
 from .decisions import MATCH, claim
@@ -28,7 +29,7 @@ RULES: dict[str, mf.Rule] = {
     "IMTL-G": mf.imtl_g(),
 }
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)  # of task 1, static
-RATES, DECAYS = (3e-3, 1e-2, 3e-2, 1e-1), (0.0, 0.3, 1.0)
+RATES, DECAYS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (0.0, 0.3, 1.0, 3.0)
 INPUTS, HIDDEN, TRAIN, TEST, NOISE = 8, 3, 48, 256, 0.3
 
 
@@ -57,7 +58,7 @@ def lanes() -> Lanes:
     return Lanes(*pairs.unbind(1))
 
 
-def tested(rule: mf.Rule, settings: Settings, steps: int, share: Tensor | None = None) -> Tensor:
+def ended(rule: mf.Rule, settings: Settings, steps: int, share: Tensor | None = None) -> Tensor:
     """Test losses at the end of all lanes, `[lane, seed, task]`; `share`: of static weights."""
 
     def method(lane: Lanes, share: Tensor | None) -> mf.Step:
@@ -89,9 +90,9 @@ def tested(rule: mf.Rule, settings: Settings, steps: int, share: Tensor | None =
 
 def run(settings: Settings) -> Findings:
     steps = settings.count(150)
-    found = {name: tested(rule, settings, steps).numpy() for name, rule in RULES.items()}
+    found = {name: ended(rule, settings, steps).numpy() for name, rule in RULES.items()}
     shares = torch.tensor(SHARES, dtype=torch.float64)
-    static = tested(mf.mean(), settings, steps, shares).numpy()
+    static = ended(mf.mean(), settings, steps, shares).numpy()
     where = (
         f"two tasks of unlike size, a trunk of {HIDDEN} units, {TRAIN} samples to train on and "
         f"{TEST} to test, {steps} steps of Adam at {len(RATES)} rates and {len(DECAYS)} weight "
@@ -109,16 +110,24 @@ def relative(values: np.ndarray, static: np.ndarray) -> np.ndarray:
     return (values / static.mean(1).min(0)).mean(-1)
 
 
-def at_best(values: np.ndarray, static: np.ndarray) -> np.ndarray:
-    """Losses `[seed, task]` at the lane that is best on the other half of the seeds."""
+class Best(NamedTuple):
+    """At the lane that is best on the other half of the seeds."""
+
+    losses: np.ndarray  # [seed, task]
+    edge: bool  # the rate is the least or the largest, or the decay the largest
+
+
+def at_best(values: np.ndarray, static: np.ndarray) -> Best:
     choice = chosen(relative(values, static))
-    return values[choice, np.arange(values.shape[1])]
+    rates, decays = choice // len(DECAYS), choice % len(DECAYS)
+    edge = at_edge(rates, len(RATES)) or bool((decays == len(DECAYS) - 1).any())
+    return Best(values[choice, np.arange(values.shape[1])], edge)
 
 
 def beyond_static(found: dict[str, np.ndarray], static: np.ndarray, where: str) -> Claim:
     numbers: dict[str, float] = {}
     for name, values in found.items():
-        own = at_best(values, static)
+        own, edge = at_best(values, static)
         # the nearest: the least worst task
         score = np.log(static / own).max(-1)
         choice = chosen(score)
@@ -126,7 +135,7 @@ def beyond_static(found: dict[str, np.ndarray], static: np.ndarray, where: str) 
             rival = judged(static[..., task], choice)
             ratio = ratio_interval(rival, own[:, task])
             label = f"{name}, task {task + 1}: nearest static weights' loss over the rule's"
-            numbers |= named(label, ratio)
+            numbers |= named(label, ratio) | {label + OPEN: float(edge)}
     return claim(
         "SI-01",
         numbers,
@@ -139,10 +148,12 @@ def mean_matches(found: dict[str, np.ndarray], static: np.ndarray, where: str) -
     count = len(RATES) * len(DECAYS)
     equal = static[SHARES.index(0.5) * count :][:count]
     numbers: dict[str, float] = {}
-    base = (at_best(equal, static) / static.mean(1).min(0)).mean(-1)
+    base = at_best(equal, static)
     for name, values in found.items():
-        own = (at_best(values, static) / static.mean(1).min(0)).mean(-1)
-        numbers |= named(f"{name}: the mean's loss over the rule's", ratio_interval(base, own))
+        own, label = at_best(values, static), f"{name}: the mean's loss over the rule's"
+        two = ((x.losses / static.mean(1).min(0)).mean(-1) for x in (base, own))
+        numbers |= named(label, ratio_interval(*two))
+        numbers[label + OPEN] = float(base.edge or own.edge)
     return claim(
         "SI-02",
         numbers,
@@ -155,7 +166,7 @@ def front(found: dict[str, np.ndarray], static: np.ndarray, where: str) -> Figur
     middle = np.exp(np.log(static).mean(1))
     panel.plot(*middle.T, ".", color="#bbbbbb", label="static weights, every setting")
     for i, (name, values) in enumerate(found.items()):
-        own = np.exp(np.log(at_best(values, static)).mean(0))
+        own = np.exp(np.log(at_best(values, static).losses).mean(0))
         panel.plot(*own, "os^Dv"[i], color=f"C{i}", label=name)
     low = middle.min(0)
     panel.set(
