@@ -64,8 +64,9 @@ def train(pairs: int, steps: int) -> Trained:
         state, info = move(arms, state, data)
         g = info.gramian[:, 0]
         cosines.append(g[:, 0, 1] / (g[:, 0, 0] * g[:, 1, 1]).sqrt())
-    ends = (vmap(vmap(losses, (0, None)))(state.params, x) for x in (data, test))
-    return Trained(torch.stack(cosines, 1), *ends, torch.stack(gramians))
+    measure = vmap(vmap(losses, (0, None)))
+    ends, held_out = measure(state.params, data), measure(state.params, test)
+    return Trained(torch.stack(cosines, 1), ends, held_out, torch.stack(gramians))
 
 
 def run(settings: Settings) -> Findings:

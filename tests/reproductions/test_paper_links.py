@@ -164,7 +164,7 @@ def test_steps_in_adams_metric_equal_a_literal_loop():
             / ((second[n] / (1 - 0.999**t)).sqrt() + 1e-8)
             for n in grads
         }
-        change = sum((rows[n] * moved[n]).flatten(1).sum(1) for n in rows)
+        change = torch.stack([(rows[n] * moved[n]).flatten(1).sum(1) for n in rows]).sum(0)
         rise = change.max().clamp_min(0) / change.abs().max()
         # a direction of UPGrad is scaled by nothing, so float64 agrees to its solver's gap
         assert float(found.rise[t - 1, seed]) == pytest.approx(float(rise), abs=1e-6)
