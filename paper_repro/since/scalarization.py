@@ -165,15 +165,19 @@ def front(found: dict[str, np.ndarray], static: np.ndarray, where: str) -> Figur
     canvas, (panel,) = axes(1, 1, (7, 5.5))
     middle = np.exp(np.log(static).mean(1))
     panel.plot(*middle.T, ".", color="#bbbbbb", label="static weights, every setting")
-    for i, (name, values) in enumerate(found.items()):
-        own = np.exp(np.log(at_best(values, static).losses).mean(0))
+    ends = {
+        name: np.exp(np.log(at_best(values, static).losses).mean(0))
+        for name, values in found.items()
+    }
+    for i, (name, own) in enumerate(ends.items()):
         panel.plot(*own, "os^Dv"[i], color=f"C{i}", label=name)
     low = middle.min(0)
+    high = np.maximum(2 * low, 1.1 * np.max(list(ends.values()), 0))
     panel.set(
         xlabel="test loss of task 1",
         ylabel="test loss of task 2",
-        xlim=(0.95 * low[0], 2 * low[0]),
-        ylim=(0.95 * low[1], 2 * low[1]),
+        xlim=(0.9 * low[0], high[0]),
+        ylim=(0.9 * low[1], high[1]),
     )
     panel.legend()
     return Figure(
