@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m experiments.metric",
         description="Three networks, four optimizers: after how many steps, and by how much, does "
         "some loss of the step's own batch rise to first order, with rules on J Jᵀ, in the "
-        "optimizer's metric, and made safe? The default takes about a quarter of an hour.",
+        "optimizer's metric, and made safe? The default takes ten minutes of processor time.",
     )
     parser.add_argument("--quick", action="store_true", help="one network, within a minute")
     parser.add_argument("--seeds", type=seeds, default="4", help="N or A:B (default: 4)")
