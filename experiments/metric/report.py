@@ -38,6 +38,11 @@ def final_losses(outcomes: Outcomes) -> dict[str, list[float]]:
 def first_words(outcomes: Outcomes) -> str:
     """What does not improve, before what does."""
     said = []
+    own = {
+        rule: final_losses({c: runs for c, runs in outcomes.items() if c.rule == rule})["safe"]
+        for rule in dict.fromkeys(cell.rule for cell in outcomes)
+    }
+    by_rule = ", ".join(f"{rule} {median(x):+.1%}" for rule, x in own.items() if x)
     for way, values in final_losses(outcomes).items():
         worse = sum(x > 0 for x in values)
         said.append(
@@ -46,7 +51,7 @@ def first_words(outcomes: Outcomes) -> str:
         )
     return (
         "The final loss is not what this improves. Against the same rule on J Jᵀ, the mean loss at "
-        f"the end is {'; '.join(said)}."
+        f"the end is {'; '.join(said)}. The last by rule: {by_rule}."
     )
 
 
