@@ -511,7 +511,8 @@ def reproduction_pages() -> dict[str, str]:
     pages["reproductions/index.md"] = (
         "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
         "sentence, and some of the field since 2022, with the verdict of record: the weakest "
-        "of the runs that were kept. A verdict with an asterisk hangs on the run; its numbers say what each run says. A dash means that "
+        "of the runs that were kept. A verdict with an asterisk hangs on the "
+        "run; its numbers say what each run says. A dash means that "
         f"no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
     )
