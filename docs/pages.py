@@ -19,7 +19,14 @@ from paper_repro.report.ledger import Row
 DOCS = Path(__file__).parent
 APPLIED = {"aggregate", "weights"}  # these two apply a rule
 RULES = sorted(set(mf.rules.__all__) - APPLIED)
-FOLDERS = {"PC": "pcgrad", "SU": "mgda", "CA": "cagrad", "GN": "gradnorm", "X": "cross_paper"}
+FOLDERS = {
+    "PC": "pcgrad",
+    "SU": "mgda",
+    "CA": "cagrad",
+    "GN": "gradnorm",
+    "X": "cross_paper",
+    "SI": "since",
+}
 """Folders of paper_repro, which are also the names of the pages, by the letters of a claim."""
 REPRODUCED = {"pcgrad": "pcgrad", "mgda": "mgda", "cagrad": "cagrad", "gradnorm": "gradnorm"}
 
@@ -503,8 +510,9 @@ def reproduction_pages() -> dict[str, str]:
     listed = "\n".join(FOLDERS.values())
     pages["reproductions/index.md"] = (
         "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
-        "sentence, with the verdict of record: the weakest of the runs that were kept. A verdict "
-        "with an asterisk hangs on the run; its numbers say what each run says. A dash means that "
+        "sentence, and some of the field since 2022, with the verdict of record: the weakest "
+        "of the runs that were kept. A verdict with an asterisk hangs on the "
+        "run; its numbers say what each run says. A dash means that "
         f"no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
     )

@@ -135,6 +135,7 @@ PICTURES = {
     "cagrad": "cagrad.toy_cusps-trajectories.png",
     "gradnorm": "gradnorm.regression-curves.png",
     "cross_paper": "cross_paper.auxiliaries-auxiliaries.png",
+    "since": "since.overlap-overlap.png",
 }
 """The figure at the top of every paper's page, in the folder of the default run."""
 
@@ -155,8 +156,9 @@ def keep_runs(claims: dict[str, dict], others: dict[str, dict]) -> None:
 
 CLAIMS = """# The claims of the papers, and what became of them
 
-Every definition, theorem, experiment and number of four texts in a sentence, with a verdict.
-`python -m paper_repro` writes a `report.html` with the numbers and the figure behind each;
+Every definition, theorem, experiment and number of four texts in a sentence, and some sentences of
+the field since 2022, with a verdict. `python -m paper_repro` writes a `report.html` with the
+numbers and the figure behind each;
 `python -m paper_repro --only GN-21` runs what decides one. A dash in the last column: no
 reproduction decides it. *stand-in: …* is a verdict on made-up problems where the text speaks of
 other data. Written by `python docs/results.py claims`.

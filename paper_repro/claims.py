@@ -1,4 +1,4 @@
-"""The ledger: every claim of the four texts, one row each, in the papers' order.
+"""The ledger: every claim of the four texts, and some that the field has made since, a row each.
 
 Numbers and verdicts are not here: they come from the runs. How a verdict follows from the numbers,
 and what makes it lose, is here before any run: `DECISIONS`. A row that the reproductions do not
@@ -17,6 +17,8 @@ from .pcgrad.claims import ROWS as PCGRAD
 from .pcgrad.decisions import DECISIONS as PCGRAD_DECISIONS
 from .report.decisions import Decision
 from .report.ledger import KINDS
+from .since.claims import ROWS as SINCE
+from .since.decisions import DECISIONS as SINCE_DECISIONS
 
 __all__ = ["DECISIONS", "KINDS", "LEDGER", "PAPERS", "ROWS"]
 
@@ -26,10 +28,11 @@ PAPERS = {
     "CA": "CAGrad (Liu et al. 2021)",
     "GN": "GradNorm (Chen et al. 2018)",
     "X": "Links between the texts",
+    "SI": "Since 2022",
 }
 """Titles by the letters that an id starts with."""
 
-ROWS = (*PCGRAD, *MGDA, *CAGRAD, *GRADNORM, *CROSS_PAPER)
+ROWS = (*PCGRAD, *MGDA, *CAGRAD, *GRADNORM, *CROSS_PAPER, *SINCE)
 LEDGER = {row.id: row for row in ROWS}
 DECISIONS: dict[str, Decision] = {
     **PCGRAD_DECISIONS,
@@ -37,5 +40,6 @@ DECISIONS: dict[str, Decision] = {
     **CAGRAD_DECISIONS,
     **GRADNORM_DECISIONS,
     **CROSS_PAPER_DECISIONS,
+    **SINCE_DECISIONS,
 }
 """By the ids of the claims that reproductions decide."""

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m experiments.conflict",
         description="Is a conflict real? Coverage of mtlfunc.diagnostics.conflict where the truth "
         "is known, its false alarms over 200 looks, and how often batches of three networks are "
-        "wrong. The default takes about three minutes.",
+        "wrong. The default takes two minutes of processor time.",
     )
     parser.add_argument("--quick", action="store_true", help="few settings, within a minute")
     parser.add_argument("--out", type=folder, default=str(HERE / "out"), help="for the results")

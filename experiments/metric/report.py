@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.common.intervals import Estimate, estimate, paired, pm
 from experiments.common.tables import bar, markdown
 
-from .run import WAYS, Cell, Outcome
+from .run import WAYS, Cell, Met, Outcome
 
 Outcomes = Mapping[Cell, Sequence[Outcome]]
 COLOURS = {"G": "tab:grey", "metric": "tab:blue", "safe": "tab:green"}
@@ -38,6 +38,11 @@ def final_losses(outcomes: Outcomes) -> dict[str, list[float]]:
 def first_words(outcomes: Outcomes) -> str:
     """What does not improve, before what does."""
     said = []
+    own = {
+        rule: final_losses({c: runs for c, runs in outcomes.items() if c.rule == rule})["safe"]
+        for rule in dict.fromkeys(cell.rule for cell in outcomes)
+    }
+    by_rule = ", ".join(f"{rule} {median(x):+.1%}" for rule, x in own.items() if x)
     for way, values in final_losses(outcomes).items():
         worse = sum(x > 0 for x in values)
         said.append(
@@ -46,12 +51,25 @@ def first_words(outcomes: Outcomes) -> str:
         )
     return (
         "The final loss is not what this improves. Against the same rule on J Jᵀ, the mean loss at "
-        f"the end is {'; '.join(said)}."
+        f"the end is {'; '.join(said)}. The last by rule: {by_rule}."
     )
 
 
-def table(outcomes: Outcomes) -> str:
-    """One row a setting."""
+def at_odds(met: Mapping[str, Met]) -> str:
+    """Whether the tasks of each network conflict: without that a rule has nothing to keep."""
+    names = ("network", "steps with a conflict", "least cosine", "longest / shortest", "loss gone")
+    lines = [
+        [name, f"{x.conflict:.0%}", f"{x.cosine:+.2f}", f"{x.lengths:.1f}", f"{x.fall:.0%}"]
+        for name, x in met.items()
+    ]
+    return (
+        "How far the tasks are at odds, with MGDA on J Jᵀ under Adam (β₁ = .9), medians over "
+        "steps:\n\n" + markdown(names, lines)
+    )
+
+
+def table(outcomes: Outcomes, met: Mapping[str, Met]) -> str:
+    """What does not improve, whether tasks conflict, and one row a setting."""
     lines = []
     for cell, runs in outcomes.items():
         plain = outcomes.get(cell._replace(way="G"))
@@ -81,7 +99,7 @@ def table(outcomes: Outcomes) -> str:
         "network", "optimizer", "rate", "batch", "rule", "on", "steps with a rise",
         "largest rise / change", "predicted ~ real", "metric error", "final loss, %",
     )  # fmt: skip
-    return first_words(outcomes) + "\n\n" + markdown(names, lines)
+    return "\n\n".join([first_words(outcomes), at_odds(met), markdown(names, lines)])
 
 
 def figure(outcomes: Outcomes) -> Figure:

@@ -1,6 +1,6 @@
 """One training run, and after every step what it did to the losses of its own batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +58,56 @@ class Outcome(NamedTuple):
     loss: float  # the mean loss over all data, at the end
 
 
+class Met(NamedTuple):
+    """How far the tasks of a network are at odds, over the steps of some runs of MGDA on J Jᵀ."""
+
+    conflict: float  # share of steps at which two gradients of the batch have a negative product
+    cosine: float  # the least one of a step, median
+    lengths: float  # the longest gradient over the shortest, median
+    fall: float  # share of the mean loss of all data that is gone at the end
+
+
+def meet(network: str, rate: float, batch: int, seeds: Sequence[int], steps: int) -> Met:
+    """Whether there is something for a rule to keep its promise about."""
+    rows, falls = [], []
+    for seed in seeds:
+        problem = NETWORKS[network](seed)
+        optimizer = OPTIMIZERS["Adam, β₁ = .9"](problem.module.parameters(), rate)
+        balancer = mf.Balancer(problem.module, mf.mgda(), problem.shared)
+        first = _mean_loss(problem)
+        for step in range(steps):
+            optimizer.zero_grad()
+            with balancer:
+                losses = problem.losses(problem.module, _batch(problem, batch, seed, step))
+            gramian = balancer.backward(losses).gramian
+            optimizer.step()
+            length = gramian.diagonal().sqrt()
+            cosine = gramian / length / length[:, None]
+            least = cosine.masked_fill(torch.eye(len(length)).bool(), 1.0).min()
+            rows.append(torch.stack([least, length.max() / length.min()]))
+        falls.append(1 - _mean_loss(problem) / first)
+    least, lengths = torch.stack(rows).unbind(1)
+    return Met(
+        (least < 0).double().mean().item(),
+        least.median().item(),
+        lengths.median().item(),
+        sum(falls) / len(falls),
+    )
+
+
+def _batch(problem: Problem, size: int, seed: int, step: int) -> tuple[Tensor, ...]:
+    if not size:
+        return problem.data
+    key = mf.random.fold_in(mf.random.key(seed), step)
+    order = mf.random.permutation(key, len(problem.data[0]))[:size]
+    return tuple(x[order] for x in problem.data)
+
+
+def _mean_loss(problem: Problem) -> float:
+    with torch.no_grad():
+        return torch.stack(problem.losses(problem.module, problem.data)).mean().item()
+
+
 def perform(cell: Cell, seed: int, steps: int) -> Outcome:
     problem: Problem = NETWORKS[cell.network](seed)
     module = problem.module
@@ -73,12 +123,9 @@ def perform(cell: Cell, seed: int, steps: int) -> Outcome:
     def losses_fn(params: Any, batch: Any) -> tuple[Tensor, ...]:
         return tuple(problem.losses(Called(module, params), batch))
 
-    count, key, found = len(problem.data[0]), mf.random.key(seed), []
+    found = []
     for step in range(steps):
-        batch = problem.data
-        if cell.batch:
-            order = mf.random.permutation(mf.random.fold_in(key, step), count)
-            batch = tuple(x[order[: cell.batch]] for x in batch)
+        batch = _batch(problem, cell.batch, seed, step)
         before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         rows = mf.task_gradients(losses_fn, before, batch)[1] if step >= FIRST else {}
         optimizer.zero_grad()
@@ -98,12 +145,10 @@ def perform(cell: Cell, seed: int, steps: int) -> Outcome:
     # rounding of float32 in a rate that is to be 0 is not a rise
     noise = 1e-5 * changes.abs().amax(1)
     pooled = torch.corrcoef(torch.stack([-rates.flatten(), changes.flatten()]))[0, 1]
-    with torch.no_grad():
-        end = torch.stack(problem.losses(module, problem.data)).mean()
     return Outcome(
         (changes.amax(1) > noise).double().mean().item(),
         rises.mean().item(),
         pooled.item(),
         torch.tensor([x[2] for x in found]).median().item(),
-        end.item(),
+        _mean_loss(problem),
     )

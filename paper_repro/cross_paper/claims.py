@@ -37,4 +37,11 @@ ROWS = (
         "the guarantee is lost.",
         "cagrad.toy_aims",
     ),
+    Row(
+        "X-06",
+        "synthetic",
+        "X-05 has a remedy: on the Gramian in Adam's own metric the guarantee of MGDA and UPGrad "
+        "is back without momentum, and with it by the least change of the step.",
+        "cross_paper.adam_metric",
+    ),
 )

@@ -14,6 +14,8 @@ from ..report.decisions import (
 from ..report.findings import Verdict
 
 FAR, NEAR = 0.05, 0.01  # in accuracy
+TOLERANCE = 0.01  # of a step's largest change: a smaller rise is what P lags behind Adam's step
+FEW = 0.05  # of the steps
 
 
 @decided(
@@ -45,6 +47,25 @@ def balance(measured: Measured) -> Verdict:
     return verdict_of(shown, lost)
 
 
+@decided(
+    "a promised rate is below -1e-6 of its terms; or if in no case the remedy's share of steps "
+    f"that raise a loss lies below {FEW:.0%}, and in one above (open where the rule on J Jᵀ raises "
+    "as few)"
+)
+def remedied(measured: Measured) -> Verdict:
+    """Of MGDA and UPGrad, in the metric without momentum and made safe with it."""
+    share, kept, lost = "{}, on {}: share of steps that raise a loss", [], []
+    for name in named_so(measured, "*: smallest promised rate over the largest term"):
+        case, way = name.split(": smallest")[0].split(", on ")
+        if measured[name] < -1e-6:
+            return "does not hold"
+        (low, high), plain = (ends(measured, share.format(case, x)) for x in (way, "J Jᵀ"))
+        something = plain[0] > FEW
+        kept.append(something and high < FEW)
+        lost.append(something and low > FEW)
+    return verdict_of(kept, lost)
+
+
 DECISIONS: dict[str, Decision] = {
     "CA-37": balance,
     "X-03": exact(
@@ -55,5 +76,6 @@ DECISIONS: dict[str, Decision] = {
         Condition("smallest rate", ">=", 0),
         Condition("rate of task 1, three tasks", "<", 0),
     ),
+    "X-06": remedied,
 }
 claim = Judge(DECISIONS)

@@ -64,9 +64,10 @@ def page(
         for name, value in results.configuration.items()
     )
     parts = [
-        "<header><h1>The papers re-run</h1><p>Every claim of four texts with its verdict, found by "
-        "the reproductions or still open; each with its numbers, its figures, the lines that "
-        "decide it and the command that runs it again. The last run:</p>"
+        "<header><h1>The papers re-run</h1><p>The claims of four texts and of the field since, "
+        "each with its verdict, found by the reproductions or still open; "
+        "each with its numbers, its figures, the lines that decide it and the command that runs it "
+        "again. The last run:</p>"
         f"<dl>{settings}</dl></header>",
         _contents(claims, asked),
         f'<main><section id="claims"><h2>All claims</h2>{_counts(claims)}{_legend()}'

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro.cross_paper import digits, rest_points
+from paper_repro.cross_paper import adam_metric, digits, rest_points
 from paper_repro.report.findings import Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
@@ -35,7 +35,7 @@ def found(every) -> dict[str, Any]:
 
 def test_ledger_and_findings_agree(every):
     check_ledger(every)
-    assert set(by_name(every)) == {"X-03", "CA-37", "auxiliaries", "c"}
+    assert set(by_name(every)) == {"X-03", "X-06", "CA-37", "auxiliaries", "c", "metric"}
 
 
 def test_findings_are_complete(every):
@@ -123,3 +123,49 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     assert float(runs.accuracy[seed]) == pytest.approx(
         float(digits.accuracy(state.params, images, labels)), abs=0.006
     )
+
+
+def test_steps_in_adams_metric_equal_a_literal_loop():
+    """One seed of the study against rows of single passes and Adam written out."""
+    steps, seed = 4, 1
+    found = adam_metric.train(mf.upgrad(), 0.9, metric=True, seeds=2, steps=steps)
+    params, data = adam_metric.problem(mf.random.key(seed))
+    first = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+    second, size = first, adam_metric.BATCH
+    for t in range(1, steps + 1):
+        key = mf.random.fold_in(mf.random.fold_in(mf.random.key(seed), 4), t - 1)
+        order = mf.random.permutation(key, adam_metric.SAMPLES)[:size]
+        leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
+        losses = adam_metric.losses(leaves, (data[0][order], data[1][order]))
+        rows = [torch.autograd.grad(x, list(leaves.values()), retain_graph=True) for x in losses]
+        rows = {
+            name: torch.stack(row)
+            for name, row in zip(leaves, zip(*rows, strict=True), strict=True)
+        }
+        # the metric of the state before the step: 1 before the first one, as Adam has none then
+        scale = {
+            name: adam_metric.RATE
+            * (
+                torch.ones_like(v)
+                if t == 1
+                else 0.1 / (1 - 0.9**t) / ((v / (1 - 0.999 ** (t - 1))).sqrt() + 1e-8)
+            )
+            for name, v in second.items()
+        }
+        flat = torch.cat([(scale[n].sqrt() * rows[n]).flatten(1) for n in rows], 1)
+        w = mf.weights(mf.upgrad(), flat @ flat.T)
+        grads = {name: torch.tensordot(w, row, 1) for name, row in rows.items()}
+        first = {n: 0.9 * first[n] + 0.1 * grads[n] for n in grads}
+        second = {n: 0.999 * second[n] + 0.001 * grads[n].square() for n in grads}
+        moved = {
+            n: -adam_metric.RATE
+            * first[n]
+            / (1 - 0.9**t)
+            / ((second[n] / (1 - 0.999**t)).sqrt() + 1e-8)
+            for n in grads
+        }
+        change = torch.stack([(rows[n] * moved[n]).flatten(1).sum(1) for n in rows]).sum(0)
+        rise = change.max().clamp_min(0) / change.abs().max()
+        # a direction of UPGrad is scaled by nothing, so float64 agrees to its solver's gap
+        assert float(found.rise[t - 1, seed]) == pytest.approx(float(rise), abs=1e-6)
+        params = {n: params[n] + moved[n] for n in params}

@@ -74,7 +74,7 @@ def articles(text: str) -> Iterator[tuple[str, str]]:
 def test_every_claim_has_one_anchor_under_its_paper(text: str) -> None:
     found = [identifier for identifier, _ in articles(text)]
     assert sorted(found) == sorted(LEDGER)
-    sections = re.split(r'<section id="(PC|SU|CA|GN|X)">', text)
+    sections = re.split(r'<section id="(PC|SU|CA|GN|X|SI)">', text)
     assert sections[1::2] == list(PAPERS)
     for paper, section in zip(sections[1::2], sections[2::2], strict=True):
         assert {LEDGER[x].paper for x, _ in articles(section)} == {paper}

@@ -24,6 +24,17 @@ def each(name: str, cases: tuple[str, ...], value: float) -> Numbers:
     return {name.format(case): value for case in cases}
 
 
+STEPS_UP = "{}: share of steps that raise a loss"
+PROMISED = "{}: smallest promised rate over the largest term"
+PLAIN = ("MGDA, β₁ = 0, on J Jᵀ", "UPGrad, β₁ = 0.9, on J Jᵀ")
+REMEDIED = ("MGDA, β₁ = 0, on J P Jᵀ", "UPGrad, β₁ = 0.9, on J P Jᵀ, safe")
+GOES = "rank correlation of conflict with the {}"
+TRAINING, GENERAL = "excess training loss", "excess generalization gap"
+WEIGHTS = ("0.2 and 0.8", "0.5 and 0.5")
+ENDS = "Aligned-MTL, weights {}: share that ends at their optimum"
+RESTS = "Aligned-MTL, weights {}: share that rests at another Pareto point"
+OVERLAP = "20 samples, shifted: rank correlation at overlap {}"
+LITTLE, ABOVE = ("0", "10", "20"), ("50", "75", "100")
 OPTIMIZERS, PROBLEMS = ("SGD", "Adam"), ("regression", "maze")
 FALL, OVER = (
     "{}, ρ = 1 to 3: change of task 1's fall",
@@ -461,6 +472,37 @@ OTHERS: dict[str, Cases] = {
     **PCGRAD,
     **MGDA,
     **CAGRAD,
+    "X-06": [
+        (
+            both(STEPS_UP, PLAIN, 0.4, 0.6)
+            | both(STEPS_UP, REMEDIED, 0, 0.01)
+            | each(PROMISED, REMEDIED, 0.0),
+            WON,
+        ),
+        (between(STEPS_UP.format(REMEDIED[1]), 0.1, 0.2), PART),
+        (both(STEPS_UP, REMEDIED, 0.1, 0.2), LOST),
+        ({PROMISED.format(REMEDIED[0]): -0.1}, LOST),
+        (both(STEPS_UP, REMEDIED, 0.01, 0.2), OPEN),
+        (both(STEPS_UP, PLAIN, 0, 0.1), OPEN),
+    ],
+    "SI-07": [
+        (between(GOES.format(TRAINING), 0.3, 0.6) | between(GOES.format(GENERAL), -0.1, 0.1), WON),
+        (between(GOES.format(TRAINING), -0.6, -0.3), LOST),
+        (between(GOES.format(GENERAL), -0.6, -0.4), LOST),
+        (between(GOES.format(GENERAL), 0.1, 0.4), OPEN),
+    ],
+    "SI-10": [
+        (both(ENDS, WEIGHTS, 0.95, 1) | both(RESTS, WEIGHTS, 0, 0.05), WON),
+        (between(ENDS.format(WEIGHTS[0]), 0.5, 0.6), PART),
+        (both(ENDS, WEIGHTS, 0.5, 0.6) | between(RESTS.format(WEIGHTS[1]), 0.3, 0.5), LOST),
+        (both(ENDS, WEIGHTS, 0.5, 0.6), OPEN),
+    ],
+    "SI-12": [
+        (both(OVERLAP, LITTLE, -0.1, 0.1) | both(OVERLAP, ABOVE, 0.5, 0.8), WON),
+        (between(OVERLAP.format(LITTLE[1]), 0.4, 0.6), LOST),
+        (between(OVERLAP.format(ABOVE[2]), 0.0, 0.2), LOST),
+        (between(OVERLAP.format(ABOVE[0]), 0.2, 0.6), OPEN),
+    ],
     "GN-05": [
         (between(GAMMA, 1.1, 1.3) | between(FALLS, 0.7, 0.9), WON),
         (between(FALLS, 1.1, 1.2), PART),

@@ -1,0 +1,144 @@
+"""What does the condition number say, and where does Aligned-MTL end?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.extremes import largest
+from ..report.findings import Claim, Findings, Settings
+from ..report.intervals import named, share_interval
+from .common import normal
+from .decisions import FEW, claim
+
+SHARES = (0.2, 0.5, 0.8)
+SIZE = 5
+ENDS = "share that ends at their optimum"
+NEAR, REST = 0.01, 1e-3  # of the fall: this near is there; of the longer gradient: this is at rest
+RULES: dict[str, Callable[[Tensor], mf.Rule]] = {
+    "Aligned-MTL": lambda w: mf.aligned_mtl(preference=w),
+    "CAGrad": lambda w: mf.cagrad(0.5, preference=w),
+    "PCGrad": lambda w: mf.pcgrad(preference=w),
+    "MGDA": lambda w: mf.mgda(),
+}
+
+
+def run(settings: Settings) -> Findings:
+    yield condition_number(settings.count(2000))
+    yield preferred(settings.count(200), settings.count(1000))
+
+
+def condition_number(draws: int) -> Claim:
+    numbers: dict[str, float] = {}
+    for tasks in (2, 3, 5):
+        rows = vmap(lambda k, tasks=tasks: normal(mf.random.key(k), tasks, tasks, 10))(
+            torch.arange(draws)
+        )
+        lengths = vmap(lambda k, tasks=tasks: normal(mf.random.key(k), 9, tasks, 1))(
+            torch.arange(draws)
+        )
+        rows = rows * lengths.exp()
+        kappa = torch.linalg.cond(rows)
+        size = rows.norm(dim=-1)
+        unlike = size.amax(-1) / size.amin(-1)
+        g = rows @ rows.mT
+        cosine = (g / size[:, None] / size[..., None] - torch.eye(tasks)).abs().amax((-2, -1))
+        bound = (kappa.square() - 1) / (kappa.square() + 1)
+        numbers |= {
+            f"T = {tasks}: largest ratio of two lengths over the condition number": largest(
+                unlike / kappa
+            ),
+            f"T = {tasks}: largest |cosine| less (κ² - 1)/(κ² + 1)": largest(cosine - bound),
+        }
+    parallel = torch.tensor([[1.0, 0.0], [1.0, 0.01]], dtype=torch.float64)
+    numbers["(1, 0), (1, .01): condition number"] = float(torch.linalg.cond(parallel))
+    return claim(
+        "SI-09",
+        numbers,
+        f"{draws} draws of T gradients in 10 dimensions with lengths spread over e: a condition "
+        "number κ bounds both the ratio of two lengths, by κ, and every cosine, by (κ² - 1)/(κ² + "
+        "1), so that a small one excludes dominance and conflict. Not the other way round: two "
+        "gradients that agree nearly have a large one",
+    )
+
+
+def preferred(draws: int, steps: int) -> Claim:
+    """Two convex quadratics in five dimensions, weights chosen beforehand."""
+
+    def problem(seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        key = mf.random.key(seed)
+        root = normal(key, 0, 2, SIZE, SIZE)
+        hessians = root @ root.mT / SIZE + 0.1 * torch.eye(SIZE, dtype=torch.float64)
+        return hessians, normal(key, 1, 2, SIZE), 3 * normal(key, 2, SIZE)
+
+    hessians, middle, start = vmap(problem)(torch.arange(draws))
+
+    def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+        off = params["x"] - batch[1]
+        return 0.5 * torch.einsum("ti,tij,tj->t", off, batch[0], off)
+
+    def end(rule_of: Callable[[Tensor], mf.Rule], w: Tensor, lr: Tensor) -> Tensor:
+        """Where the rule ends for all weights `[share, task]` and draws, `[share, draw, 5]`."""
+
+        def step_of(w: Tensor, lr: Tensor) -> mf.Step:
+            return mf.descend(losses, rule_of(w), mf.jacobian(), mf.sgd(lr))
+
+        def lanes(function: Callable[..., Any]) -> Callable[..., Any]:
+            return vmap(vmap(function, (None, 0, 0, 0)), (0, 0, 0, None))
+
+        batch, starts = (hessians, middle), start.expand(len(w), -1, -1)
+        state = lanes(lambda w, lr, x, b: step_of(w, lr).init({"x": x}, b))(w, lr, starts, batch)
+        move = lanes(lambda w, lr, state, b: step_of(w, lr).update(state, b)[0])
+        for _ in tqdm(range(steps), desc="to preferred weights", leave=False):
+            state = move(w, lr, state, batch)
+        return state.params["x"]
+
+    share = torch.tensor(SHARES, dtype=torch.float64)
+    w = torch.stack([share, 1 - share], -1)
+    total = torch.einsum("wt,dtij->wdij", w, hessians)
+    lr = 1 / torch.linalg.eigvalsh(total).amax(-1)
+    lowest = torch.linalg.solve(total, torch.einsum("wt,dtij,dtj->wdi", w, hessians, middle))
+
+    def at(x: Tensor) -> Tensor:
+        """The weighted losses of points `[share, draw, 5]`."""
+        off = x[:, :, None] - middle
+        return 0.5 * torch.einsum("wt,wdti,dtij,wdtj->wd", w, off, hessians, off)
+
+    fall = at(start.expand_as(lowest)) - at(lowest)
+    numbers: dict[str, float] = {}
+    for name, rule_of in RULES.items():
+        x = end(rule_of, w, lr)
+        excess = (at(x) - at(lowest)) / fall
+        rows = (hessians @ (x[:, :, None] - middle)[..., None])[..., 0]
+        g = rows @ rows.mT
+        far = vmap(vmap(lambda g: mf.diagnostics.stationarity(g).length))(g)
+        rests = (far < REST * g.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt()) & (excess >= NEAR)
+        for i, one in enumerate(SHARES):
+            label = f"{name}, weights {one:g} and {1 - one:g}"
+            there, other = (
+                share_interval(int(hits[i].sum()), draws) for hits in (excess < NEAR, rests)
+            )
+            numbers |= named(f"{label}: {ENDS}", there)
+            numbers |= named(f"{label}: share that rests at another Pareto point", other)
+    kept = [
+        f"{one:g} and {1 - one:g}"
+        for one in SHARES
+        if numbers[f"Aligned-MTL, weights {one:g} and {1 - one:g}: {ENDS}, low"] > 1 - FEW
+    ]
+    return claim(
+        "SI-10",
+        numbers,
+        f"{draws} pairs of convex quadratics in {SIZE} dimensions, {steps} plain steps by 1/L of "
+        f"the weighted loss; there: within {NEAR:g} of its fall; at rest: a convex combination of "
+        f"the gradients is below {REST:g} of the longer one. Near the Pareto set Aligned-MTL's "
+        "step shrinks with the distance from it, and so does what moves along the set. Static "
+        f"weights end there by definition. Shown for the weights {', '.join(kept) or 'none'}. "
+        "Wilson's intervals",
+    )

@@ -1,0 +1,114 @@
+"""What the field has said since 2022, as the ledger states it.
+
+Sentences are shortened from the papers' abstracts. Of those marked "(our words)" no text was at
+hand that says so in a sentence.
+"""
+
+from ..report.ledger import Row
+
+ROWS = (
+    Row(
+        "SI-01",
+        "synthetic",
+        "Xin et al. 2022: rules for several tasks reach nothing beyond what static weights reach "
+        "that are tuned as well.",
+        "since.scalarization",
+        instead="benchmarks of images and translation",
+    ),
+    Row(
+        "SI-02",
+        "synthetic",
+        "Kurin et al. 2022: the plain mean, with the regularisation and the search of a single "
+        "task, matches or improves upon the rules.",
+        "since.scalarization",
+        instead="benchmarks of images and reinforcement learning",
+    ),
+    Row(
+        "SI-03",
+        "synthetic",
+        "Hu et al. 2023: in a linear network too narrow for its tasks there are Pareto optimal "
+        "points that no static weights reach.",
+        "since.narrow",
+    ),
+    Row(
+        "SI-04",
+        "synthetic",
+        "Hu et al. 2023: rules such as MGDA find balanced solutions there, which static weights "
+        "cannot.",
+        "since.narrow",
+    ),
+    Row(
+        "SI-05",
+        "exact",
+        "Elich et al. 2023: Adam has a partial invariance to the scales of losses: the update of a "
+        "task's own parameters does not change.",
+        "since.adam_heads",
+    ),
+    Row(
+        "SI-06",
+        "synthetic",
+        "Elich et al. 2023: conflicting angles are not a problem of several tasks alone: cosines "
+        "of tasks are no lower than those of one task's samples.",
+        "since.conflict",
+        instead="networks for scenes and faces",
+    ),
+    Row(
+        "SI-07",
+        "synthetic",
+        "Mueller et al. 2024: the amount of conflict goes with worse training losses and does not "
+        "predict generalization.",
+        "since.conflict",
+        instead="benchmarks of images and text",
+    ),
+    Row(
+        "SI-08",
+        "synthetic",
+        "Quinton & Rey 2024: with a loss a sample UPGrad trains better than the direct "
+        "minimization of their average.",
+        "since.samples",
+        instead="subsets of image data sets",
+    ),
+    Row(
+        "SI-09",
+        "exact",
+        "Senushkin et al. 2023: the condition number of the gradients reflects conflict and "
+        "dominance.",
+        "since.aligned",
+    ),
+    Row(
+        "SI-10",
+        "synthetic",
+        "Senushkin et al. 2023: Aligned-MTL converges to an optimum of weights that are chosen "
+        "beforehand.",
+        "since.aligned",
+    ),
+    Row(
+        "SI-11",
+        "synthetic",
+        "After Miao et al. 2026 (our words): the gradient of a step is a small part of Adam's "
+        "update, so that the updates of two rules are far closer than their directions.",
+        "since.adam_updates",
+    ),
+    Row(
+        "SI-12",
+        "synthetic",
+        "Zhang & Cheng 2026: where tasks share less than 30 % of their samples, cosines of "
+        "gradients are noise; above 40 % they show how the tasks are related.",
+        "since.overlap",
+        instead="molecules and their measured properties",
+    ),
+    Row(
+        "SI-13",
+        "exact",
+        "2026 (our words): a reward rises to first order where its covariance with the scalarised "
+        "advantage is positive.",
+        "since.rewards",
+    ),
+    Row(
+        "SI-14",
+        "exact",
+        "Liu et al. 2026: to sum rewards and then normalise maps different rewards to one "
+        "advantage; to normalise each before the sum keeps more of them apart.",
+        "since.rewards",
+    ),
+)

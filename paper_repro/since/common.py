@@ -1,0 +1,57 @@
+"""What the questions share: a small network of tasks with drawn teachers, rank correlations."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
+from torch import Tensor
+
+import mtlfunc as mf
+
+from ..report.intervals import Interval
+
+
+def normal(key: Tensor, tag: int, *shape: int) -> Tensor:
+    return mf.random.normal(mf.random.fold_in(key, tag), shape, torch.float64)
+
+
+def network(key: Tensor, inputs: int, hidden: int, tasks: int) -> mf.types.Params:
+    """A tanh layer that the tasks share, `trunk.*`, and a linear output a task."""
+    return {
+        "trunk.weight": normal(key, 101, inputs, hidden) / inputs**0.5,
+        "trunk.bias": 0 * normal(key, 102, hidden),
+        "heads": normal(key, 103, hidden, tasks) / hidden**0.5,
+    }
+
+
+def outputs(params: mf.types.Params, x: Tensor) -> Tensor:
+    """`[..., sample, task]`."""
+    return (x @ params["trunk.weight"] + params["trunk.bias"]).tanh() @ params["heads"]
+
+
+class Data(NamedTuple):
+    x: Tensor  # [sample, input]
+    y: Tensor  # [sample, task]
+
+
+def losses(params: mf.types.Params, data: Data) -> Tensor:
+    return (outputs(params, data.x) - data.y).square().mean(0)
+
+
+def sample_losses(params: mf.types.Params, data: Data) -> Tensor:
+    """`[sample, task]`."""
+    return (outputs(params, data.x) - data.y).square()
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> Interval:
+    """Spearman's, with the 95 % interval of Fisher's z: of variance 1.06/(n - 3) (Fieller 1957)."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    found = float(spearmanr(x, y)[0])
+    half = 1.96 * math.sqrt(1.06 / (len(x) - 3)) if len(x) > 3 else math.inf
+    z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, found)))
+    return Interval(found, math.tanh(z - half), math.tanh(z + half))

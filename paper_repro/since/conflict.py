@@ -1,0 +1,154 @@
+"""Is conflict a matter of several tasks, and what does it predict?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import mean_interval, named
+from .common import Data, losses, network, normal, rank_correlation, sample_losses
+from .decisions import NEAR, claim
+
+INPUTS, HIDDEN, TRAIN, TEST, NOISE, RATE = 8, 3, 32, 256, 0.3, 1e-2
+MOMENTS = ("start", "middle", "end")
+
+
+def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
+    """Two tasks whose teachers are alike to a degree from -1 to 1; training and test data."""
+    key = mf.random.key(seed)
+    like = 2 * mf.random.uniform(mf.random.fold_in(key, 9), (), torch.float64) - 1
+    x, teachers = normal(key, 0, TRAIN + TEST, INPUTS), normal(key, 1, 2, INPUTS, 2) / INPUTS**0.5
+    second = like * teachers[0] + (1 - like.square()).sqrt() * teachers[1]
+    clean = torch.stack([(2 * x @ w).tanh().sum(-1) for w in (teachers[0], second)], -1)
+    y = clean + NOISE * normal(key, 2, TRAIN + TEST, 2)
+    params = network(key, INPUTS, HIDDEN, 2)
+    return params, Data(x[:TRAIN], y[:TRAIN]), Data(x[TRAIN:], y[TRAIN:])
+
+
+class Trained(NamedTuple):
+    """Of every pair of tasks."""
+
+    cosine: Tensor  # [pair, step], of the two over the trunk, on the way of both
+    train: Tensor  # [pair, arm, task], losses at the end; arms: both, task 1 alone, task 2 alone
+    test: Tensor
+    gramians: Tensor  # [moment, pair, 2n, 2n], of samples, on the way of both
+
+
+def train(pairs: int, steps: int) -> Trained:
+    """Both tasks, and each alone, as three lanes of one program over all pairs."""
+    arms = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+
+    def step_of(share: Tensor) -> mf.Step:
+        rule = mf.mean(preference=share)
+        return mf.descend(losses, rule, mf.jacobian("trunk.*"), mf.adam(RATE))
+
+    params, data, test = vmap(drawn)(torch.arange(pairs))
+    state = vmap(vmap(lambda s, p, d: step_of(s).init(p, d), (0, None, None)), (None, 0, 0))(
+        arms, params, data
+    )
+    move = vmap(vmap(lambda s, x, d: step_of(s).update(x, d), (0, 0, None)), (None, 0, 0))
+    samples = vmap(lambda p, d: mf.sample_gramian(sample_losses, p, d, shared="trunk.*")[1])
+    cosines, gramians = [], []
+    for moment in tqdm(range(steps), desc="pairs of tasks", leave=False):
+        if moment in (0, steps // 2, steps - 1):
+            both = {name: leaf[:, 0] for name, leaf in state.params.items()}
+            gramians.append(samples(both, data))
+        state, info = move(arms, state, data)
+        g = info.gramian[:, 0]
+        cosines.append(g[:, 0, 1] / (g[:, 0, 0] * g[:, 1, 1]).sqrt())
+    measure = vmap(vmap(losses, (0, None)))
+    ends, held_out = measure(state.params, data), measure(state.params, test)
+    return Trained(torch.stack(cosines, 1), ends, held_out, torch.stack(gramians))
+
+
+def run(settings: Settings) -> Findings:
+    pairs, steps = 16 * settings.seeds, settings.count(150)
+    found = train(pairs, steps)
+    where = (
+        f"{pairs} pairs of tasks, alike to degrees from -1 to 1, a trunk of {HIDDEN} units, "
+        f"{TRAIN} samples, {steps} steps of Adam by {RATE:g} on the mean of both"
+    )
+    yield of_samples(found, where)
+    yield predicts(found, f"{where}, and on each task alone")
+    yield scatter(found, where)
+
+
+def of_samples(found: Trained, where: str) -> Claim:
+    """Cosines of two tasks, of two samples of one task, and of two halves of its samples."""
+    numbers: dict[str, float] = {}
+    for moment, gramian in zip(MOMENTS, found.gramians, strict=True):
+        g = gramian.unflatten(1, (TRAIN, 2)).unflatten(3, (TRAIN, 2))  # [pair, n, task, n, task]
+        tasks = cosine(g.mean((1, 3)))[:, 0, 1]
+        own = g.diagonal(dim1=2, dim2=4).movedim(-1, 1)  # [pair, task, n, n]
+        each = cosine(own)
+        samples = (each.sum((-2, -1)) - TRAIN) / (TRAIN * (TRAIN - 1))
+        blocks = own.unflatten(2, (2, -1)).unflatten(4, (2, -1)).mean((3, 5))
+        halves = cosine(blocks)[..., 0, 1]
+        for label, rival in (("samples of one", samples), ("halves of one's samples", halves)):
+            less = mean_interval((tasks - rival.mean(1)).numpy())
+            numbers |= named(f"cosine of two tasks less that of two {label}, {moment}", less)
+            numbers[f"cosine of two {label}, {moment}"] = float(rival.mean())
+        numbers[f"cosine of two tasks, {moment}"] = float(tasks.mean())
+    return claim(
+        "SI-06",
+        numbers,
+        f"{where}; gradients over the trunk at the start, in the middle and at the end. Tasks by "
+        "their means over all samples. Where the mean of both comes to rest its two gradients sum "
+        "to 0 over the trunk, whatever the tasks. Two samples are also noisier than two means: "
+        f"so two halves of one task's samples as well. No lower: by no more than {NEAR:g}. 95 % t "
+        "intervals over pairs",
+    )
+
+
+def cosine(gramian: Tensor) -> Tensor:
+    length = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
+    return gramian / length[..., None] / length[..., None, :]
+
+
+def excess(found: Trained) -> dict[str, Tensor]:
+    """Of every pair: its conflict, and what training both costs over training each alone."""
+
+    def cost(losses: Tensor) -> Tensor:
+        alone = torch.stack([losses[:, 1, 0], losses[:, 2, 1]], -1)
+        return (losses[:, 0] / alone).log().mean(-1)
+
+    training = cost(found.train)
+    return {
+        "conflict": -found.cosine.mean(-1),
+        "excess training loss": training,
+        "excess generalization gap": cost(found.test) - training,
+    }
+
+
+def predicts(found: Trained, where: str) -> Claim:
+    conflict, *others = (values := excess(found)).items()
+    numbers = {f"median {name}": float(x.median()) for name, x in values.items()}
+    for name, value in others:
+        label = f"rank correlation of conflict with the {name}"
+        numbers |= named(label, rank_correlation(conflict[1].numpy(), value.numpy()))
+    return claim(
+        "SI-07",
+        numbers,
+        f"{where}; conflict: minus the mean cosine over the steps; excess: of the log losses of "
+        "both over those of each alone, mean of the tasks; gap: that of the test losses less that "
+        "of the training losses. Spearman's correlations with Fisher's intervals",
+    )
+
+
+def scatter(found: Trained, where: str) -> Figure:
+    canvas, panels = axes(1, 2, (11, 4.4))
+    values = excess(found)
+    conflict = values.pop("conflict")
+    for panel, (name, value), colour in zip(panels, values.items(), ("C0", "C1"), strict=True):
+        panel.plot(conflict, value, ".", color=colour)
+        panel.axhline(0, color="#777777", linewidth=1)
+        panel.set(xlabel="conflict: minus the mean cosine of the tasks", ylabel=f"log {name}")
+    return Figure("excess", f"What conflict goes with. {where}; a point a pair.", canvas)

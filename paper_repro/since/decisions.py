@@ -1,0 +1,138 @@
+"""How what the field has said since 2022 is decided."""
+
+from collections.abc import Mapping
+from typing import SupportsFloat
+
+from ..report.decisions import (
+    Condition,
+    Decision,
+    Judge,
+    Measured,
+    Side,
+    conditional,
+    decided,
+    ends,
+    exact,
+    named_so,
+    sided,
+    verdict_of,
+)
+from ..report.findings import Claim, Verdict
+
+MATCH = 1.02  # losses that are no more than this times another's match it
+FEW = 0.1  # of the runs
+SOME = 0.05  # of the draws: more are no exception
+PREDICTS = 0.3  # a rank correlation above this predicts
+NEAR = 0.05  # cosines that are no further apart are alike
+
+
+@decided(
+    "conflict has a negative rank correlation with the excess training loss, or one beyond "
+    f"±{PREDICTS} with the generalization gap",
+)
+def conflict_and_gap(measured: Measured) -> Verdict:
+    training = ends(measured, "rank correlation of conflict with the excess training loss")
+    gap = ends(measured, "rank correlation of conflict with the excess generalization gap")
+    shown = training[0] > 0 and gap[0] > -PREDICTS and gap[1] < PREDICTS
+    lost = training[1] < 0 or gap[0] > PREDICTS or gap[1] < -PREDICTS
+    return verdict_of([shown], [lost])
+
+
+@decided(
+    f"at an overlap below 30 % the cosines have a rank correlation above {PREDICTS} with how the "
+    f"tasks are related, or above 40 % one below {PREDICTS}, in one setting, and in none both are "
+    "as said"
+)
+def overlap(measured: Measured) -> Verdict:
+    """Of every kind of input and number of samples."""
+    shown, lost = [], []
+    for name in named_so(measured, "*: rank correlation at overlap 0, low"):
+        case = name.split(": rank")[0]
+
+        def at(percent: int, case: str = case) -> tuple[float, float]:
+            return ends(measured, f"{case}: rank correlation at overlap {percent}")
+
+        below, above = [at(0), at(10), at(20)], [at(50), at(75), at(100)]
+        shown.append(all(low < 0 < high for low, high in below) and all(x > 0.3 for x, _ in above))
+        lost.append(any(x > PREDICTS for x, _ in below) or any(x < PREDICTS for _, x in above))
+    return verdict_of(shown, lost)
+
+
+@decided(
+    f"for some weights more than {FEW:.0%} of the runs rest at another Pareto point, by the "
+    f"interval, and for none more than {1 - FEW:.0%} end at their optimum"
+)
+def preferred(measured: Measured) -> Verdict:
+    """Of Aligned-MTL; a run that has not come to rest settles nothing."""
+    shown, lost = [], []
+    for name in named_so(measured, "Aligned-MTL, weights *: share that ends at their optimum"):
+        other = name.replace("ends at their optimum", "rests at another Pareto point")
+        shown.append(ends(measured, name)[0] > 1 - FEW)
+        lost.append(ends(measured, other)[0] > FEW)
+    return verdict_of(shown, lost)
+
+
+DECISIONS: dict[str, Decision] = {
+    "SI-01": sided(Side("*: nearest static weights' loss over the rule's", "<", MATCH)),
+    "SI-02": sided(Side("*: the mean's loss over the rule's", "<", MATCH)),
+    "SI-03": sided(
+        Side("width *: share of draws with a Pareto optimum out of reach", ">", SOME),
+        trained=False,
+    ),
+    "SI-04": sided(
+        Side("width *: share of draws in which MGDA ends at one", ">", SOME),
+        Side("width *: MGDA's worst loss less that of the best static weights there", "<", 0),
+        trained=False,
+    ),
+    "SI-05": conditional(
+        Condition("head, ε = 0: largest relative change of its path over all scales", "<", 1e-9),
+        Condition("trunk, ε = 0: relative change of its first update by a scale of 1000", ">", 0.1),
+        Condition("head, SGD: relative change of its path by a scale of 1000", ">", 1),
+        only_when=Condition(
+            "head, ε = 1e-8: largest relative change of its path over all scales", ">", 0.01
+        ),
+    ),
+    "SI-06": sided(Side("cosine of two tasks less that of two *", ">", -NEAR), trained=False),
+    "SI-07": conflict_and_gap,
+    "SI-08": sided(Side("UPGrad on samples over SGD on their mean: *", "<", 1)),
+    "SI-09": conditional(
+        Condition("T = *: largest ratio of two lengths over the condition number", "<=", 1 + 1e-9),
+        Condition("T = *: largest |cosine| less (κ² - 1)/(κ² + 1)", "<=", 1e-9),
+        only_when=Condition("(1, 0), (1, .01): condition number", ">", 100),
+    ),
+    "SI-10": preferred,
+    "SI-11": sided(
+        Side("mean and *: 1 - cosine of the updates, over that of the directions", "<", 0.5),
+        trained=False,
+    ),
+    "SI-12": overlap,
+    "SI-13": conditional(
+        Condition(
+            "natural gradient: largest difference of the rate from the covariance", "<", 1e-9
+        ),
+        only_when=Condition(
+            "plain gradient: share of rewards that fall though their covariance is positive",
+            ">",
+            0.0,
+        ),
+    ),
+    "SI-14": exact(
+        Condition("*: advantages that more than one reward shares, sum first", ">", 0),
+        Condition("*: advantages, each first less sum first", ">", 0),
+    ),
+}
+_judge = Judge(DECISIONS)
+
+
+def claim(identifier: str, measured: Mapping[str, SupportsFloat], where: str) -> Claim:
+    """A claim, with the intervals on its side where these are some and not all."""
+    found = _judge(identifier, measured, where)
+    if found.verdict != "holds only when":
+        return found
+    shown = [
+        end.removesuffix(", low")
+        for side in DECISIONS[identifier].sides
+        for end in named_so(found.measured, f"{side.name}, low")
+        if all(case[0] for case in side._replace(name=end[:-5]).cases(found.measured))
+    ]
+    return found._replace(where=f"{where}. Only of: {'; '.join(shown)}" if shown else where)

@@ -1,0 +1,189 @@
+"""Are there Pareto points that no static weights reach, and does MGDA end at them?"""
+
+from __future__ import annotations
+
+from math import nan
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.decisions import OPEN
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import Interval, mean_interval, named, share_interval
+from .common import normal
+from .decisions import claim
+
+TASKS = SIZE = 3
+STARTS, POINTS, TRIED, CLEAR = 8, 4000, 500, 1e-2
+WIDTHS = {1: 1.0, 2: -1.0}
+"""The sign s of a width q. With the best heads a linear network of width q explains of the unit
+target y_t its projection on q directions: for q = 1 the loss is 1 - (u·y_t)², and for q = 2, where
+u is the direction that is left out, (u·y_t)².
+"""
+
+
+def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+    targets, sign = batch
+    explained = (targets @ params["u"]).square() / params["u"].square().sum()
+    return (1 + sign) / 2 - sign * explained
+
+
+def targets_of(draws: int) -> Tensor:
+    """Unit targets `[draw, task, 3]` of three tasks."""
+    drawn = vmap(lambda k: normal(mf.random.key(k), 0, TASKS, SIZE))(torch.arange(draws))
+    return drawn / drawn.norm(dim=-1, keepdim=True)
+
+
+def descended(targets: Tensor, sign: float, steps: int) -> Tensor:
+    """Where MGDA ends from eight starts, `[draw, start, 3]`, of length 1."""
+    step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.5))
+    starts = vmap(lambda k: normal(mf.random.key(k), 1, STARTS, SIZE))(torch.arange(len(targets)))
+    batch = targets, torch.full((len(targets),), sign, dtype=targets.dtype)
+
+    def lanes(function):
+        return vmap(vmap(function, (0, None)), (0, 0))
+
+    state = lanes(step.init)({"u": starts}, batch)
+    move = lanes(lambda state, batch: step.update(state, batch)[0])
+    for _ in tqdm(range(steps), desc="MGDA on a narrow network", leave=False):
+        state = move(state, batch)
+    u = state.params["u"]
+    return u / u.norm(dim=-1, keepdim=True)
+
+
+def sphere() -> Tensor:
+    """Points on the half of the sphere that directions need, about .04 apart."""
+    i = torch.arange(POINTS, dtype=torch.float64)
+    z = (i + 0.5) / POINTS
+    around = i * torch.pi * (5**0.5 - 1)
+    r = (1 - z.square()).sqrt()
+    return torch.stack([r * around.cos(), r * around.sin(), z], -1)
+
+
+def beyond(targets: Tensor, sign: float, u: Tensor) -> Tensor:
+    """By how much static weights miss points u `[draw, point, 3]`, from 0 to 1.
+
+    u is stationary for one weighting at most, Σ w_t (u·y_t) y_t ∝ u. There its weighted loss is
+    compared with the best network's and the worst one's. NaN where a weight is negative: no
+    convex combination of the gradients is 0.
+    """
+    along = torch.einsum("dti,dpi->dpt", targets, u)
+    others = torch.stack([along.roll(-t, -1)[..., 1:].prod(-1) for t in range(TASKS)], -1)
+    w = torch.linalg.solve(targets.mT, u.mT).mT * others  # over (u·y_t), times all of them
+    w = w / w.abs().sum(-1, keepdim=True) * w.sum(-1, keepdim=True).sign()
+    outer = sign * torch.einsum("dti,dtj->dtij", targets, targets)
+    levels = torch.linalg.eigvalsh(torch.einsum("dpt,dtij->dpij", w, outer))
+    own = sign * (w * along.square()).sum(-1)
+    missed = (levels[..., -1] - own) / (levels[..., -1] - levels[..., 0])
+    return missed.where((w >= 0).all(-1), torch.nan)
+
+
+def optimal(targets: Tensor, sign: float, u: Tensor) -> Tensor:
+    """Whether no network on a grid is better in all tasks than u, `[draw, point]`."""
+    every = torch.einsum("dti,gi->dgt", targets, sphere()).square() * sign
+    own = torch.einsum("dti,dpi->dpt", targets, u).square() * sign
+    better = [(every > own[:, i, None]).all(-1).any(-1) for i in range(own.shape[1])]
+    return ~torch.stack(better, 1)
+
+
+class Ends(NamedTuple):
+    """Of one width."""
+
+    losses: Tensor  # [draw, start, task]
+    optimal: Tensor  # [draw, start]
+    there: Tensor  # [draw, start], optimal and out of reach
+    some: Tensor  # [draw], whether some optimum on the grid is out of reach
+    worst: Tensor  # [draw], the smallest largest loss of static weights
+
+
+def ends_of(targets: Tensor, sign: float, steps: int) -> Ends:
+    u = descended(targets, sign, steps)
+    values = vmap(vmap(lambda u, y: losses({"u": u}, (y, torch.tensor(sign))), (0, None)))(
+        u, targets
+    )
+    few = sphere()[:: POINTS // TRIED].expand(len(targets), -1, -1)
+    free = (beyond(targets, sign, few) > CLEAR) & optimal(targets, sign, few)
+    best = optimal(targets, sign, u)
+    there = best & (beyond(targets, sign, u) > CLEAR)
+    return Ends(values, best, there, free.any(-1), balanced(targets, sign))
+
+
+def balanced(targets: Tensor, sign: float) -> Tensor:
+    """The smallest largest loss of the networks that are best for some static weights."""
+    share = torch.linspace(0, 1, 31, dtype=targets.dtype)
+    two = torch.cartesian_prod(share, share)
+    two = two[two.sum(-1) <= 1 + 1e-9]
+    w = torch.cat([two, 1 - two.sum(-1, keepdim=True)], -1)
+    outer = sign * torch.einsum("dti,dtj->dtij", targets, targets)
+    u = torch.linalg.eigh(torch.einsum("wt,dtij->dwij", w, outer))[1][..., -1]
+    explained = torch.einsum("dti,dwi->dwt", targets, u).square()
+    return ((1 + sign) / 2 - sign * explained).amax(-1).amin(-1)
+
+
+def run(settings: Settings) -> Findings:
+    targets, steps = targets_of(settings.count(100)), settings.count(300)
+    found = {width: ends_of(targets, sign, steps) for width, sign in WIDTHS.items()}
+    where = (
+        f"{len(targets)} draws of three unit targets, a linear network with its best heads; Pareto "
+        f"optimal: none of {POINTS} networks is better in all tasks; out of reach: for the one "
+        "static weighting at which it is stationary another network is better, by more than "
+        f"{CLEAR:g} of what lies between the best one and the worst"
+    )
+    yield out_of_reach(found, where)
+    yield mgda_ends(found, f"{where}; MGDA from {STARTS} starts, {steps} steps of .5")
+    yield drawn(found, where)
+
+
+def out_of_reach(found: dict[int, Ends], where: str) -> Claim:
+    numbers: dict[str, float] = {}
+    for width, ends in found.items():
+        share = share_interval(int(ends.some.sum()), len(ends.some))
+        numbers |= named(f"width {width}: share of draws with a Pareto optimum out of reach", share)
+    return claim("SI-03", numbers, f"{where}; sought among {TRIED} networks. Wilson's intervals")
+
+
+def mgda_ends(found: dict[int, Ends], where: str) -> Claim:
+    numbers: dict[str, float] = {}
+    for width, ends in found.items():
+        hits = ends.there.any(-1)
+        name = f"width {width}: share of draws in which MGDA ends at one"
+        numbers |= named(name, share_interval(int(hits.sum()), len(hits)))
+        numbers[f"width {width}: share of its ends that are Pareto optimal"] = float(
+            ends.optimal.double().mean()
+        )
+        worst = ends.losses.amax(-1).where(ends.there, torch.inf).amin(-1)
+        name = f"width {width}: MGDA's worst loss less that of the best static weights there"
+        few = int(hits.sum()) < 2
+        less = Interval(*[nan] * 3) if few else mean_interval((worst - ends.worst)[hits])
+        numbers |= named(name, less) | {name + OPEN: float(few)}
+    return claim("SI-04", numbers, f"{where}. Wilson's intervals of shares, t of differences")
+
+
+def drawn(found: dict[int, Ends], where: str) -> Figure:
+    canvas, panels = axes(1, 2, (11, 4.4))
+    for panel, (width, ends) in zip(panels, found.items(), strict=True):
+        worst = ends.losses.amax(-1)
+        static = ends.worst[:, None].expand_as(worst)
+        for mask, colour, label in (
+            (ends.optimal & ~ends.there, "C0", "within reach of static weights"),
+            (ends.there, "C1", "out of their reach"),
+        ):
+            panel.plot(static[mask], worst[mask], ".", color=colour, label=label)
+        panel.plot([0, 1], [0, 1], color="#777777", linewidth=1)
+        panel.set(
+            xlabel="smallest worst loss of static weights",
+            ylabel="worst loss where MGDA ends",
+            title=f"width {width} for three tasks",
+        )
+        panel.legend()
+    return Figure(
+        "narrow",
+        f"Pareto optimal ends of MGDA in networks too narrow for their tasks. {where}.",
+        canvas,
+    )

@@ -1,0 +1,111 @@
+"""Do cosines of gradients need tasks that share samples?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import mtlfunc as mf
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import Interval, named
+from .common import network, normal, outputs, rank_correlation
+from .decisions import PREDICTS, claim
+
+INPUTS, HIDDEN, NOISE = 8, 16, 0.3
+PERCENT = (0, 10, 20, 30, 40, 50, 75, 100)
+SIZES, SHIFTS = (20, 200), {"the same inputs": 0.0, "each task's inputs shifted": 1.0}
+
+
+def cosines(pairs: int, samples: int, percent: int, shift: float) -> tuple[Tensor, Tensor]:
+    """How alike the two teachers of every pair are, and the cosine of its gradients, `[pair]`.
+
+    Each task has so many samples, of which some are also the other's; those that are its own may
+    come from a distribution of its own.
+    """
+    shared = round(samples * percent / 100)
+
+    def one(seed: Tensor) -> tuple[Tensor, Tensor]:
+        key = mf.random.key(seed)
+        like = 2 * mf.random.uniform(mf.random.fold_in(key, 9), (), torch.float64) - 1
+        teachers = normal(key, 0, 2, INPUTS) / INPUTS**0.5
+        second = like * teachers[0] + (1 - like.square()).sqrt() * teachers[1]
+        both = torch.stack([teachers[0], second])
+        own = normal(key, 1, 2, samples, INPUTS) + shift * normal(key, 2, 2, 1, INPUTS)
+        common = normal(key, 3, 1, samples, INPUTS).expand(2, -1, -1)
+        mask = torch.arange(samples) < shared
+        x = torch.where(mask[:, None], common, own)
+        y = (2 * torch.einsum("tni,ti->tn", x, both)).tanh() + NOISE * normal(key, 4, 2, samples)
+        params = network(key, INPUTS, HIDDEN, 1)
+
+        def losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return (outputs(params, batch[0])[..., 0] - batch[1]).square().mean(-1)
+
+        _, gramian = mf.task_gramian(losses, params, (x, y))
+        return like, mf.diagnostics.cosines(gramian)[0, 1]
+
+    return vmap(one)(torch.arange(pairs))
+
+
+def run(settings: Settings) -> Findings:
+    pairs = 25 * settings.seeds
+    found = {
+        (size, kind): {
+            percent: rank_correlation(*(x.numpy() for x in cosines(pairs, size, percent, shift)))
+            for percent in PERCENT
+        }
+        for size in SIZES
+        for kind, shift in SHIFTS.items()
+    }
+    where = (
+        f"{pairs} pairs of tasks, teachers alike to degrees from -1 to 1, gradients of a network "
+        f"of {INPUTS}-{HIDDEN}-1 at its start; Spearman's correlations with Fisher's intervals"
+    )
+    yield threshold(found, where)
+    yield course(found, where)
+
+
+Found = dict[tuple[int, str], dict[int, Interval]]
+
+
+def threshold(found: Found, where: str) -> Claim:
+    numbers: dict[str, float] = {}
+    for (size, kind), row in found.items():
+        for percent, value in row.items():
+            label = f"{size} samples, {kind}: rank correlation at overlap {percent}"
+            numbers |= named(label, value)
+    return claim(
+        "SI-12",
+        numbers,
+        f"{where}, of the cosine of the gradients with how alike the teachers are. Noise: the "
+        "interval holds 0 at 0, 10 and 20 % of shared samples; shown: its lower end is above "
+        f"{PREDICTS:g} at 50, 75 and 100 %. Shifted: each task's own inputs have a mean of their "
+        "own",
+    )
+
+
+def course(found: Found, where: str) -> Figure:
+    canvas, panels = axes(1, len(SIZES), (11, 4.4))
+    for panel, size in zip(panels, SIZES, strict=True):
+        for kind, look in zip(SHIFTS, ("C0o-", "C1s--"), strict=True):
+            row = found[size, kind]
+            middle = [x.mean for x in row.values()]
+            bars = [[x.mean - x.low for x in row.values()], [x.high - x.mean for x in row.values()]]
+            panel.errorbar(
+                PERCENT, middle, bars, color=look[:2], fmt=look[2:], label=kind, capsize=3
+            )
+        panel.axvspan(30, 40, color="#dddddd", label="the claimed threshold")
+        panel.set(
+            xlabel="samples that the tasks share, %",
+            ylabel="correlation of cosine with likeness",
+            title=f"{size} samples a task",
+            ylim=(-0.2, 1.05),
+        )
+        panel.legend()
+    return Figure(
+        "overlap",
+        f"Do cosines of gradients say how alike two tasks are? {where}.",
+        canvas,
+    )

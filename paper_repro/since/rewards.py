@@ -1,0 +1,118 @@
+"""What does one advantage made of several rewards do to each of them?"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from math import gcd
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+import mtlfunc as mf
+
+from ..report.findings import Claim, Findings, Settings
+from ..report.intervals import named, share_interval
+from .common import normal
+from .decisions import claim
+
+ACTIONS, REWARDS = 6, 3
+
+
+def run(settings: Settings) -> Findings:
+    yield covariance(settings.count(2000))
+    yield collisions()
+
+
+def covariance(draws: int) -> Claim:
+    """A softmax policy over six actions, one step along its plain and its natural gradient."""
+
+    def one(seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        key = mf.random.key(seed)
+        logits, rewards = normal(key, 0, ACTIONS), normal(key, 1, REWARDS, ACTIONS)
+        policy = logits.softmax(0)
+        centred = rewards - (rewards @ policy)[:, None]
+        advantage = (centred / (centred.square() @ policy).sqrt()[:, None]).sum(0)
+        # rows of the gradients of every reward and of the advantage's own objective
+        rows = jacrev(lambda x: torch.cat([rewards, advantage[None]]) @ x.softmax(0))(logits)
+        fisher = policy.diag() - policy.outer(policy)
+        natural = torch.linalg.pinv(fisher, hermitian=True) @ rows[-1]
+        return centred @ (policy * advantage), rows[:-1] @ rows[-1], rows[:-1] @ natural
+
+    expected, plain, natural = vmap(one)(torch.arange(draws))
+    rises = expected > 1e-9
+    share = share_interval(int((rises & (plain < -1e-9)).sum()), int(rises.sum()))
+    kept = share_interval(int((rises & (natural > 0)).sum()), int(rises.sum()))
+    return claim(
+        "SI-13",
+        {
+            "natural gradient: largest difference of the rate from the covariance": (
+                natural - expected
+            )
+            .abs()
+            .max(),
+            **named("natural gradient: share of those with a positive one that rise", kept),
+            **named(
+                "plain gradient: share of rewards that fall though their covariance is positive",
+                share,
+            ),
+        },
+        f"{draws} draws of a softmax policy over {ACTIONS} actions with {REWARDS} rewards; the "
+        "advantage is the sum of the rewards, each normalised under the policy. Only along the "
+        "natural gradient is a reward's rate its covariance with the advantage: along the plain "
+        "one every action's part has its probability once more. Wilson's intervals",
+    )
+
+
+def summed(matrix: np.ndarray) -> tuple[int, ...]:
+    """The advantage of `[rollout, reward]` of integers, summed then normalised, as integers.
+
+    (s - mean)/deviation is the same for two groups where n·s - Σs, over its greatest common
+    divisor, is.
+    """
+    total = matrix.sum(1)
+    centred = len(total) * total - total.sum()
+    return tuple(int(x) // (gcd(*map(int, centred)) or 1) for x in centred)
+
+
+def each_first(matrix: np.ndarray) -> tuple[float, ...]:
+    """Each reward normalised over the rollouts, then the sum; to nine digits."""
+    deviation = matrix.std(0)
+    parts = (matrix - matrix.mean(0)) / np.where(deviation > 0, deviation, 1.0)
+    return tuple((np.round(parts.sum(1), 9) + 0.0).tolist())
+
+
+def collisions() -> Claim:
+    """Every group of rollouts with binary rewards, up to the order of the rollouts."""
+    numbers: dict[str, float] = {}
+    for rollouts, rewards in ((2, 2), (4, 2), (4, 3), (6, 2)):
+        vectors = list(itertools.product((0, 1), repeat=rewards))
+        groups = [
+            np.array(group) for group in itertools.combinations_with_replacement(vectors, rollouts)
+        ]
+        # rewards that no order and no common offset tells apart are one
+        kinds = {
+            tuple(sorted(map(tuple, (group - group.min(0)).tolist()))): group for group in groups
+        }
+        first = Counter(tuple(sorted(summed(group))) for group in kinds.values())
+        later = Counter(tuple(sorted(each_first(group))) for group in kinds.values())
+        label = f"{rollouts} rollouts, {rewards} rewards"
+        numbers |= {
+            f"{label}: different groups": len(kinds),
+            f"{label}: advantages, sum first": len(first),
+            f"{label}: advantages, each first": len(later),
+            f"{label}: advantages that more than one reward shares, sum first": sum(
+                count > 1 for count in first.values()
+            ),
+            f"{label}: the same, each first": sum(count > 1 for count in later.values()),
+            f"{label}: advantages, each first less sum first": len(later) - len(first),
+        }
+    return claim(
+        "SI-14",
+        numbers,
+        "all groups of binary rewards but for the order of the rollouts and for a reward that all "
+        "have, in whole numbers; each reward normalised first keeps more groups apart, not all. A "
+        "reward that does not vary counts 0; no constant is added to the deviation",
+    )

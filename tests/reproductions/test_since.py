@@ -1,0 +1,187 @@
+"""What the field has said since 2022: the ledger, and what the questions are made of."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+
+import mtlfunc as mf
+from paper_repro.report.findings import Finding, Settings
+from paper_repro.since import aligned, common, conflict, narrow, rewards, samples, scalarization
+from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
+
+TINY = Settings(seeds=2, shrink=0.02)
+
+
+@pytest.fixture(scope="module")
+def every() -> dict[str, list[Finding]]:
+    return findings_of("since", TINY)
+
+
+@pytest.fixture(scope="module")
+def found(every) -> dict[str, Any]:
+    return by_name(every)
+
+
+def test_ledger_and_findings_agree(every):
+    check_ledger(every)
+    assert {x for x in by_name(every) if x.startswith("SI-")} == {
+        f"SI-{i:02}" for i in range(1, 15)
+    }
+
+
+def test_findings_are_complete(every):
+    check_complete(every)
+
+
+def test_what_is_exact_at_any_budget(found):
+    assert found["SI-14"].verdict == "holds"
+    for identifier in ("SI-05", "SI-09", "SI-13"):
+        assert found[identifier].verdict == "holds only when", identifier
+
+
+# ---- narrow networks ----
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_out_of_reach_is_what_no_weights_on_a_grid_reach(sign):
+    """The one weighting at which a point is stationary, against all weightings of a fine grid."""
+    targets, points = narrow.targets_of(4), narrow.sphere()[::200]
+    missed = narrow.beyond(targets, sign, points.expand(4, -1, -1))
+    share = np.arange(0, 1.0001, 0.01)
+    w = np.array([(a, b, 1 - a - b) for a, b in itertools.product(share, share) if a + b < 1.0001])
+    decided = 0
+    for y, some in zip(targets.numpy(), missed.numpy(), strict=True):
+        top = np.linalg.eigvalsh(sign * np.einsum("wt,ti,tj->wij", w, y, y))[:, -1]
+        for u, off in zip(points.numpy(), some, strict=True):
+            gap = (top - sign * w @ (y @ u) ** 2).min()
+            if np.isnan(off) or off > 0.05:
+                assert gap > 0
+                decided += 1
+            elif off < 1e-12:
+                # the grid's nearest weights are .01 off in each, and a gap has a slope of 1 at most
+                assert gap < 0.03
+                decided += 1
+    assert decided > 40
+
+
+def test_a_narrow_network_s_loss_is_that_of_its_best_heads():
+    targets, u = narrow.targets_of(1)[0], narrow.sphere()[123]
+    one = narrow.losses({"u": 3 * u}, (targets, torch.tensor(1.0)))
+    two = narrow.losses({"u": 3 * u}, (targets, torch.tensor(-1.0)))
+    line = u[:, None]
+    plane = torch.linalg.svd(u[None])[2][1:].mT  # what is at a right angle to u
+    for directions, value in ((line, one), (plane, two)):
+        head = torch.linalg.lstsq(directions, targets.mT).solution
+        rest = (targets.mT - directions @ head).square().sum(0)
+        torch.testing.assert_close(value, rest, rtol=1e-9, atol=1e-12)
+
+
+# ---- training ----
+
+
+def test_a_static_lane_is_the_run_it_stands_for():
+    """One lane and seed against plain torch: Adam with decoupled decay on weighted losses."""
+    settings, steps, seed = Settings(seeds=2), 5, 1
+    shares = torch.tensor([0.2, 0.8], dtype=torch.float64)
+    ends = scalarization.ended(mf.mean(), settings, steps, shares)
+    grid = scalarization.lanes()
+    lane = len(grid.lr) + 4  # of the second share
+    params, train, test = scalarization.drawn(torch.tensor(seed))
+    leaves = [x.clone().requires_grad_() for x in params.values()]
+    lr, decay = float(grid.lr[4]), float(grid.decay[4])
+    adam = torch.optim.AdamW(leaves, lr, weight_decay=0.0)
+    for _ in range(steps):
+        adam.zero_grad()
+        losses = common.losses(dict(zip(params, leaves, strict=True)), train)
+        # the trunk descends on the weighted losses; the heads on the mean, as everywhere
+        weighted = 0.8 * losses[0] + 0.2 * losses[1]
+        grads = torch.autograd.grad(weighted, leaves[:2], retain_graph=True)
+        own = torch.autograd.grad(losses.mean(), leaves[2])
+        for leaf, g in zip(leaves, (*grads, *own), strict=True):
+            leaf.grad = g
+        adam.step()
+        with torch.no_grad():
+            for leaf in leaves:
+                leaf.mul_(1 - lr * decay)
+    expected = common.losses(dict(zip(params, leaves, strict=True)), test)
+    torch.testing.assert_close(ends[lane, seed], expected.detach(), rtol=1e-6, atol=0)
+
+
+def test_cosines_of_samples_and_halves_are_those_of_a_loop():
+    found = conflict.train(2, 3)
+    params, data, _ = conflict.drawn(torch.tensor(1))
+    rows = []
+    for n, task in itertools.product(range(conflict.TRAIN), range(2)):
+        leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
+        loss = common.sample_losses(leaves, data)[n, task]
+        grads = torch.autograd.grad(loss, [leaves["trunk.weight"], leaves["trunk.bias"]])
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    matrix = torch.stack(rows)
+    torch.testing.assert_close(found.gramians[0, 1], matrix @ matrix.T, rtol=1e-9, atol=1e-12)
+    tasks = matrix.unflatten(0, (-1, 2)).mean(0)
+    cosine = torch.nn.functional.cosine_similarity(*tasks, dim=0)
+    assert float(found.cosine[1, 0]) == pytest.approx(float(cosine))
+
+
+def test_rank_correlation_is_pearson_s_of_ranks():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 40))
+    found = common.rank_correlation(x, x + y)
+    expected = np.corrcoef(rankdata(x), rankdata(x + y))[0, 1]
+    assert found.mean == pytest.approx(expected)
+    assert found.low < expected < found.high
+
+
+def test_a_batch_of_samples_has_a_loss_each():
+    params = samples.network(mf.random.key(0))
+    (x, y), _ = samples.images(1)
+    losses = samples.losses(params, (x[0, :5], y[0, :5]))
+    expected = -samples.logits(params, x[0, :5]).log_softmax(-1)[torch.arange(5), y[0, :5]]
+    torch.testing.assert_close(losses, expected)
+
+
+# ---- Aligned-MTL, rewards ----
+
+
+def test_a_bound_of_the_condition_number_is_tight():
+    """Two gradients of one length: κ² = (1 + cos)/(1 - cos), the bound itself."""
+    rows = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
+    square = float(torch.linalg.cond(rows) ** 2)
+    assert (square - 1) / (square + 1) == pytest.approx(0.6)
+    assert aligned.condition_number(8).measured["(1, 0), (1, .01): condition number"] > 100
+
+
+def test_published_example_of_two_rollouts():
+    """Liu et al. 2026, Figure 2: two advantages where rewards are summed first, three else."""
+    numbers = rewards.collisions().measured
+    assert numbers["2 rollouts, 2 rewards: advantages, sum first"] == 2
+    assert numbers["2 rollouts, 2 rewards: advantages, each first"] == 3
+
+
+def test_whole_numbers_say_which_advantages_are_equal():
+    rng = np.random.default_rng(1)
+    groups = [rng.integers(0, 3, (4, 2)) for _ in range(60)]
+    for one, other in itertools.combinations(groups, 2):
+        plain = []
+        for group in (one, other):
+            total = group.sum(1).astype(float)
+            deviation = total.std()
+            plain.append((total - total.mean()) / deviation if deviation else 0 * total)
+        assert (rewards.summed(one) == rewards.summed(other)) == np.allclose(*plain, atol=1e-9)
+
+
+def test_a_reward_s_rate_along_the_natural_gradient():
+    """The policy after a small natural step, by differences, against the covariance."""
+    key = mf.random.key(3)
+    logits, reward = common.normal(key, 0, 5), common.normal(key, 1, 5)
+    advantage = common.normal(key, 2, 5)
+    policy = logits.softmax(0)
+    natural = advantage - policy @ advantage  # of a softmax: the advantage itself
+    step = 1e-6
+    rise = ((logits + step * natural).softmax(0) - (logits - step * natural).softmax(0)) @ reward
+    covariance = policy @ ((reward - policy @ reward) * natural)
+    assert float(rise / (2 * step)) == pytest.approx(float(covariance), rel=1e-6)
