@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_option
 from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
-from ..types import Geometry, Rule, State
+from ..types import ROW_PRODUCTS, Geometry, Rule, State
 from .common import gramian_of, mean_present, reading_also
 
 By = Literal["norm", "loss", "both"]
@@ -61,6 +61,10 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         if geometry.gramian is not None:
             divisor = size.to(geometry.gramian)
             geometry = geometry._replace(gramian=geometry.gramian / divisor[:, None] / divisor)
+        products = {
+            name: x / size.to(x) for name, x in geometry.extra.items() if name in ROW_PRODUCTS
+        }
+        geometry = geometry._replace(extra=geometry.extra | products)
         weights, state = rule.update(geometry, state)
         return weights * (mean / size).to(weights), state
 

@@ -13,7 +13,7 @@ from ..core.expect import expect_measured, not_measured, probe_for, rule_name
 from ..gradients.losses import Losses, Tasks
 from ..probes._jacobian import RowOptions, row_probe
 from ..probes._losses_only import losses_only
-from ..types import Info, Probe, Rule, Select, State, TaskGradients
+from ..types import ROW_PRODUCTS, Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import weigh
 
 _NEEDS_MODEL = (
@@ -60,15 +60,23 @@ def check_scalable(probe: Probe, state: State) -> None:
 
 def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    missing = not_measured(rule, probe.measures, metric=metric)
+    measures = probe.measures
+    if measures is not None and probe.target is not None:  # if a step is given one
+        measures |= {"target"}
+    missing = not_measured(rule, measures, metric=metric)
     if metric or "'carried'" in missing:
-        expect_measured(rule, probe, metric=metric)
+        expect_measured(rule, probe._replace(measures=measures), metric=metric)
     if not missing:
         return
     if shared is None and missing == "'gramian'":
         raise ValueError(
             f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
             "which parameters the tasks share, for instance shared='*' for all"
+        )
+    if missing == "'target'":
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads 'target', which goes with mtlfunc.jacobian alone, "
+            "whose options a Balancer takes itself (shared=, measure=, …); leave this probe out"
         )
     source = probe_for(rule)
     where = "balance(losses_fn" if "second_evaluation" in source else "Balancer(module"
@@ -111,9 +119,12 @@ def weigh_unscaled(
         fine = fine & gramian.isfinite().all()
         one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
         geometry = geometry._replace(gramian=gramian.where(fine, one))
-    if "carried" in geometry.extra:
-        carried = (geometry.extra["carried"] / scale).where(fine, 0.0)
-        geometry = geometry._replace(extra=geometry.extra | {"carried": carried})
+    products = {name: x / scale for name, x in geometry.extra.items() if name in ROW_PRODUCTS}
+    if "target" in products:  # this loss has the factor, too
+        products["target"] = products["target"] / scale
+        fine = fine & products["target"].isfinite().all()
+    products = {name: x.where(fine, 0.0) for name, x in products.items()}
+    geometry = geometry._replace(extra=geometry.extra | products)
     finite = geometry._replace(losses=rows.where(fine, 1.0))
     info, after = weigh(
         rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks
