@@ -39,7 +39,7 @@ def align(
             were mixed.
 
     Returns:
-        weights > 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have weight
+        weights >= 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have weight
         0 and keep their log w; the present ones share what they had together.
 
     Raises:
@@ -51,7 +51,7 @@ def align(
         1, η the learning rate over μ: with target domains `"loss"`, without them `"mean"`, p = 1.
         DoGE's code also divides a by the mean length of the gradients, cuts it off below 0, so that
         a task that harms is not weighed down for that, and leaves g_t·g_t out where the targets are
-        the tasks. Dynamic reward weighting (Lu et al. 2025) is `"mean"` with p = 1, its a summed
+        the tasks. Dynamic reward weighting (Lu et al. 2025) is `"mean"` with p = 1, its a averaged
         over several steps. Auto-λ (Liu et al. 2022) steps on λ itself, by Adam and without a
         softmax, along an a after a virtual step, a finite difference in its code.
 
