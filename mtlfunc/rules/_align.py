@@ -39,8 +39,8 @@ def align(
             were mixed.
 
     Returns:
-        weights >= 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have weight
-        0 and keep their log w; the present ones share what they had together.
+        weights >= 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have
+        weight 0 and keep their log w; the present ones share what they had together.
 
     Raises:
         ValueError: for eta <= 0, another target, a bad preference, or one with `target="loss"`.

@@ -35,7 +35,9 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
 
     Source:
         the normalisations of Sener & Koltun 2018's code and of LibMTL, which apply the weights w to
-        the gradients that were **not** normalised.
+        the gradients that were **not** normalised. `normalize(mean())` on what is retained and
+        minus what is forgotten is NGDiff (Bu et al. 2024); `normalize(mgda())` has GAPO's direction
+        with exponent 1.
 
     Examples:
         >>> import torch, mtlfunc as mf
