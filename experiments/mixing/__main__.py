@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Four domains of digits, 40 images of a target: static weights (uniform, and "
         "the best of 35 mixtures), the target's images alone, align, and PiKE, which has no "
         "target. Rate and setting are chosen on seeds of their own; all seeds and settings of a "
-        "method are one vmapped program. The default takes about four minutes on a core.",
+        "method are one vmapped program. The default takes about four minutes on an idle core.",
         epilog="Every finished method is kept: Ctrl-C and SIGTERM (exit status 130, 143) lose only "
         "the method at work, and the same command goes on from there.",
     )
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         help="seeds 0 … N-1, or A … B-1; at least 2 (default: 16; with --quick 4). Without "
         f"--quick as many from {BESIDE} on are run beside them",
     )  # fmt: skip
-    parser.add_argument("--steps", type=at_least(1), help="(default: 400; with --quick 100)")
+    parser.add_argument("--steps", type=at_least(1), help="(default: 300; with --quick 100)")
     parser.add_argument("--out", type=folder, help="for the results (default: beside the study)")
     return parser
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run every method on every set of domains; the exit status is that of `command.finish`."""
     given = _parser().parse_args(argv)
     given.seeds = given.seeds or tuple(range(4 if given.quick else 16))
-    given.steps = given.steps or (100 if given.quick else 400)
+    given.steps = given.steps or (100 if given.quick else 300)
     out = given.out or HERE / "out" / ("quick" if given.quick else "default")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from .data import COUNT, TARGET, Part, task
 
 BATCH = 32  # images of each domain a step
 EVERY = 20  # steps between two measurements
-RATES = (3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 TUNING = tuple(range(1000, 1004))
 """Seeds that choose rate and setting, by the error on validation images; they are in no result."""
 _skeleton = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -107,8 +107,8 @@ def methods(*, quick: bool = False) -> dict[str, Method]:
 
     aimed = mf.jacobian(weightings=lambda batch: batch.weights, target=on_target)
     plain = mf.jacobian(weightings=lambda batch: batch.weights)
-    etas = tuple((eta,) for eta in ((0.1, 0.3) if quick else (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)))
-    ups = (0.1,) if quick else (0.01, 0.1, 1.0)
+    etas = tuple((eta,) for eta in ((0.1, 0.3) if quick else (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)))
+    ups = (0.1,) if quick else (0.001, 0.01, 0.1)
     return {
         "uniform": Method(static, ((1 / COUNT,) * COUNT,)),
         "oracle": Method(static, mixtures(4)),
@@ -116,7 +116,7 @@ def methods(*, quick: bool = False) -> dict[str, Method]:
         "align": Method(lambda h: mf.align(h[0]), etas, probe=aimed),
         "PiKE": Method(
             lambda h: pike(h[0], h[1]),
-            tuple((up, share * up) for up in ups for share in (0.0, 1.0, 4.0)),
+            tuple((up, share * up) for up in ups for share in (0.0, 1.0)),
             tasks=2 * COUNT,
             probe=plain,
         ),
