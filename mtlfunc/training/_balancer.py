@@ -28,8 +28,6 @@ from ..core.checks import (
 from ..core.expect import (
     expect_probe,
     expect_rule,
-    reads_of,
-    rule_name,
 )
 from ..core.tree import select
 from ..core.wrappers import check_averaging
@@ -38,13 +36,11 @@ from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import (
     Losses,
     Tasks,
-    check_weighed,
-    expect_weightings,
     parse_losses,
     parse_weighed,
 )
 from ..gradients.run import live, release
-from ..probes._jacobian import NOT_WEIGHED, Heads, RowOptions, jacobian
+from ..probes._jacobian import Heads, RowOptions, jacobian
 from ..probes._representation import measure_features
 from ..probes.common import checked_labels, parse_target
 from ..probes.groups import Groups
@@ -71,6 +67,8 @@ from ._balance import (
 from ._given import (
     as_list,
     check_scalable,
+    check_targeted,
+    check_weightings,
     chosen_probe,
     expect_read,
     filled_state,
@@ -283,10 +281,9 @@ class Balancer:
                 The samples may be others, and more or fewer, at every step. With `group=` the
                 ranks' losses are summed, each with weights of its own samples. For
                 `mtlfunc.jacobian` alone, and not with `present` and `features`.
-            target: a loss, 0-d with its graph, of what the model is to be good at: the tasks'
-                products with its gradient are what `mtlfunc.align` reads. One more backward pass,
-                that of rows; nothing steps along this gradient. For `mtlfunc.jacobian` alone, and
-                not with `features`; with `group=` it is the mean of the ranks'.
+            target: a loss, 0-d with its graph, of what the model is to be good at, for
+                `mtlfunc.align`: see `mtlfunc.jacobian`, with which alone it goes. Not with
+                `features`.
             features: what the heads read, a tensor or a dict of tensors from this forward: the
                 Gramian is measured there, as by `mtlfunc.representation` (MGDA-UB).
             scale: for float16, what the losses and `target` have been multiplied by:
@@ -565,11 +562,11 @@ class Balancer:
         parsed: list[Losses] = []
         self._weightings = 0
         if weightings is not None:
-            self._check_weighed(weightings, present)
+            check_weightings(self._probe, weightings, present, self._tasks)
+            self._weightings = len(weightings)
             parsed.append(parse_weighed(losses, "losses"))
-        for each in (
-            pieces if weightings is None else ()
-        ):  # every batch's tasks are in the order of the first's
+        # every batch's tasks are in the order of the first's
+        for each in pieces if weightings is None else ():
             tasks = self._tasks or (parsed[0].tasks if parsed else ())
             first = "the first step" if self._tasks else "the first batch"
             parsed.append(parse_losses(as_list(each), "losses", tasks=tasks, first=first))
@@ -595,37 +592,11 @@ class Balancer:
             )
         aim = None
         if target is not None:
-            self._check_target()
-            aim = live(parse_target(target), leaves, by_hooks=by_hooks)
-            aim.hooked = any(x.hooked for x in forwards)
+            check_targeted(self._rule, self._probe)
+            hooked = any(x.hooked for x in forwards)
+            aim = live(parse_target(target), leaves, hooked=hooked, by_hooks=by_hooks)
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
         return LiveRun(leaves, union, made, present, reached, combines, weightings, aim)
-
-    def _check_weighed(self, weightings: Tensor, present: Tensor | None) -> None:
-        """Raise unless these can be the tasks of this step."""
-        if self._probe.weightings is None:
-            raise ValueError(
-                "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
-                "(shared=, measure=, …), without mix=; this balancer's probe is another"
-            )
-        if present is not None:
-            raise ValueError(f"present: {NOT_WEIGHED['present']}")
-        check_weighed(expect_weightings(weightings), self._tasks, "the first step")
-        self._weightings = len(weightings)
-
-    def _check_target(self) -> None:
-        """Raise unless the tasks' products with a target's gradient are measured, and read."""
-        if self._probe.target is None:
-            raise ValueError(
-                "target: it goes with mtlfunc.jacobian, whose options a Balancer takes itself "
-                "(shared=, measure=, …); this balancer's probe is another"
-            )
-        reads = reads_of(self._rule)
-        if reads is not None and "target" not in reads:
-            raise ValueError(
-                f"target: {rule_name(self._rule)} does not read it; leave it out, or use "
-                "mtlfunc.align"
-            )
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
@@ -639,7 +610,7 @@ class Balancer:
         if run.weighted is not None and features is not None:
             raise ValueError("features: not with weightings=, which need one pass; leave it out")
         if run.aim is not None and features is not None:
-            raise ValueError("features: not with target=, a loss of parameters; leave it out")
+            raise ValueError("features: not with target=; leave it out")
         if run.aim is not None and scale is None:
             check_finite(run.aim.value, "target (its loss)")
         named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.expect import expect_measured, not_measured, probe_for, rule_name
-from ..gradients.losses import Losses, Tasks
-from ..probes._jacobian import RowOptions, row_probe
+from ..core.expect import expect_measured, not_measured, probe_for, reads_of, rule_name
+from ..gradients.losses import Losses, Tasks, check_weighed, expect_weightings
+from ..probes._jacobian import NOT_WEIGHED, RowOptions, row_probe
 from ..probes._losses_only import losses_only
 from ..types import ROW_PRODUCTS, Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import weigh
@@ -84,6 +84,34 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
         f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use "
         f"mtlfunc.{where}, rule, {source})"
     )
+
+
+def check_weightings(
+    probe: Probe, weightings: Tensor, present: Tensor | None, tasks: Tasks
+) -> None:
+    """Raise unless these can be the tasks of this step."""
+    if probe.weightings is None:
+        raise ValueError(
+            "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
+            "(shared=, measure=, …), without mix=; this balancer's probe is another"
+        )
+    if present is not None:
+        raise ValueError(f"present: {NOT_WEIGHED['present']}")
+    check_weighed(expect_weightings(weightings), tasks, "the first step")
+
+
+def check_targeted(rule: Rule, probe: Probe) -> None:
+    """Raise unless the tasks' products with a target's gradient are measured, and read."""
+    if probe.target is None:
+        raise ValueError(
+            "target: it goes with mtlfunc.jacobian, whose options a Balancer takes itself "
+            "(shared=, measure=, …); this balancer's probe is another"
+        )
+    reads = reads_of(rule)
+    if reads is not None and "target" not in reads:
+        raise ValueError(
+            f"target: {rule_name(rule)} does not read it; leave it out, or use mtlfunc.align"
+        )
 
 
 def finite_losses(losses: Losses) -> Losses:
