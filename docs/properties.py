@@ -43,6 +43,7 @@ RULES = (
     "sdmgrad()",
     "db_mtl()",
     "excess_mtl()",
+    'align(0.3, "mean")',
     "rlw()",
     "uw(0.1)",
     "imtl_l(0.1)",

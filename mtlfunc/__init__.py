@@ -36,6 +36,7 @@ from .probes import (
 )
 from .rules import (
     aggregate,
+    align,
     aligned_mtl,
     cagrad,
     config,
@@ -112,6 +113,7 @@ __all__ = [
     "Unfinished",
     "adam",
     "aggregate",
+    "align",
     "aligned_mtl",
     "arena",
     "assign_gradients",

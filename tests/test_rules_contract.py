@@ -101,6 +101,8 @@ SPECIAL = {
     "db_mtl on a probe": mf.db_mtl,
     "famo on a probe": mf.famo,
     "excess_mtl on a probe": mf.excess_mtl,
+    "align on a probe": lambda: mf.align(0.3),
+    "align normalised": lambda: mf.normalize(mf.align(0.3)),
     "normalize-loss of mean": lambda: mf.normalize(mf.mean(), "loss"),
     "safe of mgda": lambda: mf.safe(mf.mgda(), 0.1),
     "momentum of uw": lambda: mf.momentum(mf.uw(0.1)),
@@ -120,6 +122,7 @@ SPECIAL |= {
         "uw": lambda preference: mf.uw(0.1, preference=preference),
         "dwa": lambda preference: mf.dwa(1, preference=preference),
         "epo": lambda preference: mf.epo(preference),
+        "align": lambda preference: mf.align(0.3, "mean", preference=preference),
     }.items()
 }
 READERS = {name: case.make for name, case in RULES.items()} | SPECIAL
@@ -141,6 +144,7 @@ def seen(seed: int) -> Geometry:
         "last_losses_now": losses * (1 - tasks / 20),
         "last_present": torch.ones(3, dtype=torch.bool),
         "excess_risk": 2 + losses.flip(0),
+        "target": rows @ (0.4 * rows[1] + 0.1 * rows[2]),
         "carried": rows @ (0.3 * rows[0] - 0.7 * rows[1]),
     }
     return Geometry(losses, rows @ rows.mT, preference / preference.sum(), present, extra)
@@ -263,6 +267,7 @@ WRONG = {
     "db_mtl": (mf.db_mtl(), (JACOBIAN, TRACKED, mf.log_losses(JACOBIAN)), "log_losses"),
     "famo": (mf.famo(), (JACOBIAN, TRACKED), "second_evaluation"),
     "excess_mtl": (mf.excess_mtl(), (JACOBIAN, TRACKED), "excess_risk"),
+    "align": (mf.align(0.1), (JACOBIAN, TRACKED), "jacobian"),
 }
 RIGHT = {
     "modo": (mf.modo(), TWO),

@@ -159,6 +159,7 @@ RULES: dict[str, Entry] = {
     "modo": Entry(mf.modo, on_gramian("MoDoWeighting")),
     "sdmgrad": Entry(mf.sdmgrad, on_gramian("SDMGradWeighting")),
     "excess_mtl": Entry(lambda: accumulated(mf.excess_mtl(1.0)), on_jacobian("ExcessMTLWeighting")),
+    "align": Entry(lambda: mf.align(0.1, "mean")),
     "momentum": Entry(
         lambda: mf.momentum(mf.mgda()),
         Peer("CRMOGMWeighting", "Gramian", lambda count: _smoothed(), lambda count: _smoothed()),

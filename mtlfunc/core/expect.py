@@ -95,6 +95,7 @@ def probe_for(rule: Rule) -> str:
 
 
 _SOURCES = {
+    "target": "mtlfunc.jacobian(..., target=lambda params, batch: ...)",
     "excess_risk": "mtlfunc.excess_risk(...)",
     "cross_gramian": "mtlfunc.double_sampling(...)",
     "second_losses": "mtlfunc.double_sampling(...)",

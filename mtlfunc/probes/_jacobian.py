@@ -17,6 +17,7 @@ from ..core.tree import select
 from ..gradients.gramian import Engine, check_engine
 from ..gradients.layerwise import is_worth_recording
 from ..gradients.linearize import Linearization, Request, check_chunk_size, weighed
+from ..gradients.run import Forward
 from ..processes import Group, Shares, check_group, describe, gramians, metric_gramians
 from ..types import (
     Batch,
@@ -39,6 +40,7 @@ from .common import (
     check_leak,
     check_memory,
     check_present,
+    check_target,
     first_losses,
     first_weighed,
     fixed,
@@ -57,6 +59,13 @@ class Mix(Protocol):
     """From a key and the number of tasks to (C [row, task], preference [row])."""
 
     def __call__(self, key: Tensor, count: int, /) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class TargetLoss(Protocol):
+    """From parameters and a batch to the loss of a target, 0-d."""
+
+    def __call__(self, params: Params, batch: Batch, /) -> Tensor: ...
 
 
 class EditUpdate(Protocol):
@@ -84,6 +93,7 @@ def jacobian(
     param_groups: Groups | None = None,
     present: Present | None = None,
     weightings: Weightings | None = None,
+    target: TargetLoss | None = None,
     heads: Heads = "plain",
     engine: Engine = "auto",
     chunk_size: int | None = None,
@@ -127,6 +137,12 @@ def jacobian(
             be others, and more or fewer, at every step. With `group` the ranks' losses are summed,
             and each has the weights of its own samples. Not with `mix` and `present`: a task
             without samples has weights of 0.
+        target: `(params, batch) -> loss`, 0-d, of what the model is to be good at, `lambda params,
+            batch: losses_fn(params, batch["target"]).mean()`. `geometry.extra["target"]` `[row]`
+            (or `[group, row]`) are then the rows' products with its gradient over the measured
+            leaves, in the optimizer's metric if there is one: how fast a step along a row lowers
+            it. For `mtlfunc.align`. One more forward and backward pass; nothing steps along this
+            gradient. Every engine forms the rows then. With `group` it is the mean of the ranks'.
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of the weighted loss
             (`"weighted"`: GradNorm and the other loss-weighting rules; one more backward pass).
@@ -155,6 +171,7 @@ def jacobian(
         TypeError: for a function that cannot be called as it will be.
         ValueError: for a bad engine or heads; `mix` with `present` (a mixture holds absent tasks),
             or `weightings` with either; weightings that do not fit the losses, or samples that mix;
+            a target loss that is not 0-d, or depends on no measured parameter;
             `heads="weighted"` with `param_groups` (whose weights?); at `init`, for a glob that
             matches nothing, a task that depends on no shared parameter, a group without parameters,
             a shared parameter in two groups or in none. A warning where `shared` holds a leaf that
@@ -180,6 +197,9 @@ def jacobian(
         raise ValueError(
             'engine="layerwise" makes no rows, and mask edits them; use engine="rows" or "auto"'
         )
+    if target is not None:
+        expect_function(target, "target", "params, batch")
+        check_rows_for_target(engine)
     if present is not None and ranks_rows(mask):
         raise ValueError(_ABSENT_RANKED)
     if mix is not None and present is not None:
@@ -198,6 +218,7 @@ def jacobian(
             param_groups=param_groups,
             present=present,
             weightings=weightings,
+            target=target,
             heads=heads,
             engine=engine,
             chunk_size=chunk_size,
@@ -205,6 +226,15 @@ def jacobian(
             group=group,
         )
     )
+
+
+def check_rows_for_target(engine: Engine) -> None:
+    """Raise where an engine makes no rows that a target's gradient could be multiplied with."""
+    if engine == "layerwise":
+        raise ValueError(
+            'engine="layerwise" makes no rows, and target= multiplies them with its gradient; use '
+            'engine="rows" or "auto"'
+        )
 
 
 _ABSENT_RANKED = (
@@ -237,6 +267,7 @@ class RowOptions(NamedTuple):
     param_groups: Groups | None = None
     present: Present | None = None
     weightings: Weightings | None = None  # not with edit, mix or present
+    target: TargetLoss | None = None  # not with edit
     heads: Heads = "plain"
     engine: Engine = "auto"
     chunk_size: int | None = None
@@ -248,6 +279,7 @@ def row_probe(options: RowOptions) -> Probe:
     """The probe of these options, which are checked here."""
     options = checked_options(options)
     added = frozenset() if options.edit is None else options.edit.measures
+    added |= frozenset() if options.target is None else {"target"}
     measures = added | {"gramian"}
     return Probe(
         partial(_init, options),
@@ -256,6 +288,7 @@ def row_probe(options: RowOptions) -> Probe:
         measures,
         partial(_watches, options),
         None if options.edit or options.mix else options.weightings is not None,
+        target=None if options.edit else options.target is not None,
         metric=True,
     )
 
@@ -292,7 +325,7 @@ def _watches(options: RowOptions, params: Params, weightings: int = 0) -> bool:
 
 def _edits(options: RowOptions) -> bool:
     """Whether the rows are needed between the backward passes and the Gramian."""
-    return not (options.mask is options.edit is options.param_groups is None)
+    return not (options.mask is options.edit is options.param_groups is options.target is None)
 
 
 def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
@@ -340,6 +373,7 @@ def _facts(options: RowOptions, run: Run, weightings: Tensor | None) -> dict[str
     same |= {"shared": names, "measure": measured, "param_groups": blocks, "heads": options.heads}
     found: dict[str, Any] = {name: describe(value) for name, value in same.items()}
     found["whether weightings= are given"] = weightings is not None
+    found["whether target= is given"] = options.target is not None
     # the samples that they weigh are a rank's own
     return found if weightings is None else found | {"the number of tasks": len(weightings)}
 
@@ -372,6 +406,8 @@ def _update(
             'engine="layerwise" makes no rows, and a metric weighs their coordinates; use '
             'engine="rows" or "auto"'
         )
+    aim = _aim(options, run, batch, measured)
+    edited |= aim is not None
     with_rows = edited or metric is not None
     request = Request(
         names,
@@ -391,7 +427,27 @@ def _update(
     if weights is not None:
         shares, request = union.sums(), weighed(request, weights, forward)
     linear = linearize_labelled(forward, request, shares)
-    return _measured(options, linear, params, shares, key, state, measured, blocks, metric)
+    return _measured(options, linear, params, shares, key, state, measured, blocks, metric, aim)
+
+
+def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...]) -> Rows | None:
+    """The gradient of the target loss as one row, on every process that of their mean."""
+
+    def opened() -> tuple[Forward | None, dict[str, Any]]:
+        forward = run.target(options.target, batch)
+        if forward is not None:
+            check_rows_for_target(options.engine)
+            check_target(forward, measured)
+        return forward, {}
+
+    forward = run.union.agree(opened)
+    if forward is None:
+        return None
+    shares, request = run.union.shares(None), Request(measured, chunk_size=1)
+    linear = linearize_labelled(forward, request, shares)
+    return shares.linearization(
+        linear, run.params, measured, (), whole=True, dtype=options.gramian_dtype
+    ).rows
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
@@ -407,10 +463,11 @@ def _measured(
     measured: tuple[str, ...],
     blocks: Blocks,
     metric: Metric | None,
+    aim: Rows | None,
 ) -> tuple[TaskGradients, State]:
     """What the rule sees of the rows, and the way back."""
     mask, edit, dtype = options.mask, options.edit, options.gramian_dtype
-    whole = mask is not None or edit is not None
+    whole = not (mask is edit is aim is None)
     part = shares.part(linear.losses)
     linear = shares.linearization(
         linear, params, measured, blocks, whole=whole, dtype=dtype, metric=metric
@@ -429,6 +486,12 @@ def _measured(
         extra = extra | {"carried": carried}
     elif gramian is None:
         gramian = gramians(rows, rows, measured, blocks, dtype)
+    if aim is not None:
+        if metric is None:
+            products = gramians(rows, aim, measured, blocks, dtype)
+        else:
+            products, _ = metric_gramians(rows, metric, measured, blocks, dtype, aim)
+        extra = extra | {"target": products[..., 0]}
     check_leak(linear.losses, found, gramian, *linear.heads.values())
     geometry = Geometry(linear.mixed, gramian, found.preference, found.present, extra)
     share = found.share if options.heads == "plain" else None

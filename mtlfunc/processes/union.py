@@ -307,8 +307,8 @@ def metric_gramians(
 def _whole(rows: Rows, peers: Peers) -> Rows:
     if any(map(is_sharded, rows.values())):
         raise NotImplementedError(
-            "group: mask= and probes with a memory need whole rows, and a sharded parameter has "
-            "none; use them with replicated parameters"
+            "group: mask=, target= and probes with a memory need whole rows, and a sharded "
+            "parameter has none; use them with replicated parameters"
         )
     return peers.sum_leaves(rows)
 

@@ -1,5 +1,6 @@
 """One file a method: geometry and state in, weights out."""
 
+from ._align import align
 from ._aligned_mtl import aligned_mtl
 from ._cagrad import cagrad
 from ._config import config
@@ -41,6 +42,7 @@ from .functional import aggregate, weights
 
 __all__ = [
     "aggregate",
+    "align",
     "aligned_mtl",
     "cagrad",
     "config",

@@ -34,7 +34,8 @@ def config(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
 
     Source:
         Liu et al. 2024 (ConFIG), eqs. 2–3. The official code and TorchJD take the pseudo-inverse of
-        the T x P matrix of unit gradients.
+        the T x P matrix of unit gradients. For two losses the direction is that of DCGD (Hwang &
+        Lim 2024) in its form "center".
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -34,7 +34,8 @@ def dualproj(
         Quinton & Rey 2024. TorchJD solves with G/trace G + 1e-4 I: two gradients at 135° whose
         lengths are 1 and 100 get a d that is off by half of its length, at 1 and 1000 by 99 %, and
         that raises the loss of the shorter one. Below ‖J‖_F = 0.01 it returns g₀, conflicts and
-        all.
+        all. With a one-hot preference this is GEM, for two tasks A-GEM (Chaudhry et al. 2019) and,
+        with a row for minus the loss of what is to be forgotten, GRU (Wang et al. 2025).
 
     Examples:
         >>> import torch, mtlfunc as mf

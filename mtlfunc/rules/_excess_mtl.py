@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import all_present, check_scalar, poison, select_where
+from ..core.checks import check_scalar, select_where
 from ..types import Geometry, Rule, Scalar, State
+from .losswise import exponentiate
 
 
 class ExcessMTLState(NamedTuple):
@@ -55,18 +55,8 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
     def update(geometry: Geometry, state: ExcessMTLState) -> tuple[Tensor, State]:
         risk, present = geometry.extra["excess_risk"].to(state.first), geometry.present
         first = select_where(state.first, state.first > 0, risk)
-        moved = state.logits + lr * (risk / select_where(first, first > 0, 1.0))
-        if all_present(present):  # the logits of all tasks have the total that they began with
-            shares = poison(torch.log_softmax(moved, 0), risk)
-            return shares.exp(), ExcessMTLState(shares + math.log(len(shares)), first)
-
-        def total(x: Tensor) -> Tensor:
-            return x.where(present, -torch.inf).where(present.any(), 0.0).logsumexp(0)
-
-        # The present tasks share what they had together; of an absent one nothing moves.
-        before = total(state.logits)
-        logits = poison(moved - total(moved) + before, risk).where(present, state.logits)
-        weights = (logits - before).exp().where(present, 0.0)
+        slope = lr * (risk / select_where(first, first > 0, 1.0))
+        weights, logits = exponentiate(state.logits, slope, present)
         return weights, ExcessMTLState(logits, first.where(present, state.first))
 
     return Rule(init, update, frozenset({"excess_risk", "present"}))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.checks import can_look, check_option
 from ..core.expect import expect_rule
 from ..solvers.problems import or_one, root
-from ..types import Geometry, Rule, State
+from ..types import ROW_PRODUCTS, Geometry, Rule, State
 from .common import gramian_of, mean_present, reading_also
 
 By = Literal["norm", "loss", "both"]
@@ -35,7 +35,9 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
 
     Source:
         the normalisations of Sener & Koltun 2018's code and of LibMTL, which apply the weights w to
-        the gradients that were **not** normalised.
+        the gradients that were **not** normalised. `normalize(mean())` on what is retained and
+        minus what is forgotten is NGDiff (Bu et al. 2024); `normalize(mgda())` has GAPO's direction
+        with exponent 1.
 
     Examples:
         >>> import torch, mtlfunc as mf
@@ -61,6 +63,10 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         if geometry.gramian is not None:
             divisor = size.to(geometry.gramian)
             geometry = geometry._replace(gramian=geometry.gramian / divisor[:, None] / divisor)
+        products = {
+            name: x / size.to(x) for name, x in geometry.extra.items() if name in ROW_PRODUCTS
+        }
+        geometry = geometry._replace(extra=geometry.extra | products)
         weights, state = rule.update(geometry, state)
         return weights * (mean / size).to(weights), state
 

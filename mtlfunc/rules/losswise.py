@@ -1,13 +1,15 @@
-"""What rules that read losses share: positive losses, softmax, learned numbers, unit vectors."""
+"""What rules that learn weights share: positive losses, softmax, learned numbers, unit vectors."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..core.checks import all_present, can_look
+from ..core.checks import all_present, can_look, poison
 from ..types import Optimizer, State
 
 
@@ -41,6 +43,27 @@ def softmax(x: Float[Tensor, " row"], prior: Float[Tensor, " row"]) -> Float[Ten
     grown = prior * torch.exp((x - top).where(inside, 0.0))
     total = grown.sum()
     return grown / total.where(total != 0, 1.0)
+
+
+def exponentiate(
+    logits: Float[Tensor, " task"], slope: Float[Tensor, " task"], present: Bool[Tensor, " task"]
+) -> tuple[Tensor, Tensor]:
+    """w = softmax(logits + slope) over the present tasks, 0 for the others, and the next logits.
+
+    Σ exp(logits) stays T. The present tasks share what they had together, and of an absent one
+    nothing moves. Where a slope is not finite, all that moves is NaN.
+    """
+    moved = logits + slope
+    if all_present(present):
+        shares = poison(torch.log_softmax(moved, 0), slope)
+        return shares.exp(), shares + math.log(len(shares))
+
+    def total(x: Tensor) -> Tensor:
+        return x.where(present, -torch.inf).where(present.any(), 0.0).logsumexp(0)
+
+    before = total(logits)
+    moved = poison(moved - total(moved) + before, slope).where(present, logits)
+    return (moved - before).exp().where(present, 0.0), moved
 
 
 def learn(

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from ..core import random
 from ..core.checks import (
     can_look,
+    check_finite,
     check_option,
     check_params,
     check_scalar,
@@ -35,15 +36,13 @@ from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
 from ..gradients.losses import (
     Losses,
     Tasks,
-    check_weighed,
-    expect_weightings,
     parse_losses,
     parse_weighed,
 )
 from ..gradients.run import live, release
-from ..probes._jacobian import NOT_WEIGHED, Heads, RowOptions, jacobian
+from ..probes._jacobian import Heads, RowOptions, jacobian
 from ..probes._representation import measure_features
-from ..probes.common import checked_labels
+from ..probes.common import checked_labels, parse_target
 from ..probes.groups import Groups
 from ..processes import (
     Group,
@@ -68,6 +67,8 @@ from ._balance import (
 from ._given import (
     as_list,
     check_scalable,
+    check_targeted,
+    check_weightings,
     chosen_probe,
     expect_read,
     filled_state,
@@ -263,6 +264,7 @@ class Balancer:
         *,
         present: Tensor | None = None,
         weightings: Tensor | None = None,
+        target: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
         retain_graph: bool = False,
@@ -279,12 +281,15 @@ class Balancer:
                 The samples may be others, and more or fewer, at every step. With `group=` the
                 ranks' losses are summed, each with weights of its own samples. For
                 `mtlfunc.jacobian` alone, and not with `present` and `features`.
+            target: a loss, 0-d with its graph, of what the model is to be good at, for
+                `mtlfunc.align`: see `mtlfunc.jacobian`, with which alone it goes. Not with
+                `features`.
             features: what the heads read, a tensor or a dict of tensors from this forward: the
                 Gramian is measured there, as by `mtlfunc.representation` (MGDA-UB).
-            scale: for float16, what the losses have been multiplied by: `scaler.get_scale()` after
-                `scaler.scale(losses)`. Rule and answer are those of the losses themselves, `.grad`
-                gets scaled gradients, and an overflow weighs nan and leaves the rule's state alone,
-                so that the scaler skips the step.
+            scale: for float16, what the losses and `target` have been multiplied by:
+                `scaler.get_scale()` after `scaler.scale(losses)`. Rule and answer are those of the
+                losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
+                leaves the rule's state alone, so that the scaler skips the step.
             retain_graph: keep the graph for another pass. Else it is freed, as by
                 `loss.backward()`; only where the forward was not watched, or hooks, checkpoints or
                 custom functions (compiled modules too) are in it, it stays until the losses are
@@ -303,7 +308,7 @@ class Balancer:
         """
         with self._explained():
             run, measured, info, after = self._answer(
-                "backward", losses, present, weightings, features, scale, keeps=retain_graph
+                "backward", losses, present, weightings, target, features, scale, keeps=retain_graph
             )
             leaves = run.params
             with self._no_autocast(leaves):
@@ -330,6 +335,7 @@ class Balancer:
         *,
         present: Tensor | None = None,
         weightings: Tensor | None = None,
+        target: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> tuple[Tensor, Info]:
@@ -342,6 +348,7 @@ class Balancer:
             losses: as in `backward`, which says what is raised.
             present: see there.
             weightings: see there.
+            target: see there.
             features: see there.
             scale: see there.
 
@@ -350,7 +357,7 @@ class Balancer:
         """
         with self._explained():
             run, measured, info, after = self._answer(
-                "weigh", losses, present, weightings, features, scale
+                "weigh", losses, present, weightings, target, features, scale
             )
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
@@ -369,6 +376,7 @@ class Balancer:
         *,
         present: Tensor | None = None,
         weightings: Tensor | None = None,
+        target: Tensor | None = None,
         features: Any = None,
         scale: float | Tensor | None = None,
     ) -> Info:
@@ -378,6 +386,7 @@ class Balancer:
             losses: as in `backward`, which says what is raised.
             present: see there.
             weightings: see there.
+            target: see there.
             features: see there.
             scale: see there.
 
@@ -385,7 +394,7 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            return self._answer("measure", losses, present, weightings, features, scale)[2]
+            return self._answer("measure", losses, present, weightings, target, features, scale)[2]
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
@@ -471,6 +480,7 @@ class Balancer:
         losses: Any,
         present: Any,
         weightings: Any,
+        target: Any,
         features: Any,
         scale: float | Tensor | None,
         *,
@@ -489,7 +499,9 @@ class Balancer:
         def run() -> tuple[LiveRun, dict[str, Any]]:
             if union.several:
                 check_averaging(self._given)
-            found = self._run(losses, present, weightings, union, combines=call == "backward")
+            found = self._run(
+                losses, present, weightings, target, union, combines=call == "backward"
+            )
             if not union.several:
                 return found, {}
             tasks = self._tasks or found.forwards[0].losses.tasks
@@ -500,6 +512,7 @@ class Balancer:
                 "whether present= is given": present is not None,
                 "entries of present=": None if present is None else len(present),
                 "whether weightings= are given": weightings is not None,
+                "whether target= is given": target is not None,
                 "whether features= is given": features is not None,
                 "whether metric= is given": self._metric is not None,
                 "scale": None if scale is None else float(scale),
@@ -536,6 +549,7 @@ class Balancer:
         losses: Any,
         present: Tensor | None,
         weightings: Tensor | None,
+        target: Tensor | None,
         union: Union,
         *,
         combines: bool,
@@ -548,11 +562,11 @@ class Balancer:
         parsed: list[Losses] = []
         self._weightings = 0
         if weightings is not None:
-            self._check_weighed(weightings, present)
+            check_weightings(self._probe, weightings, present, self._tasks)
+            self._weightings = len(weightings)
             parsed.append(parse_weighed(losses, "losses"))
-        for each in (
-            pieces if weightings is None else ()
-        ):  # every batch's tasks are in the order of the first's
+        # every batch's tasks are in the order of the first's
+        for each in pieces if weightings is None else ():
             tasks = self._tasks or (parsed[0].tasks if parsed else ())
             first = "the first step" if self._tasks else "the first batch"
             parsed.append(parse_losses(as_list(each), "losses", tasks=tasks, first=first))
@@ -576,20 +590,13 @@ class Balancer:
                 "losses: they depend on no parameter of the module: compute them from its output, "
                 "with gradients enabled, and neither detach them nor call .item()"
             )
+        aim = None
+        if target is not None:
+            check_targeted(self._rule, self._probe)
+            hooked = any(x.hooked for x in forwards)
+            aim = live(parse_target(target), leaves, hooked=hooked, by_hooks=by_hooks)
         made = {id(piece): forward for piece, forward in zip(pieces, forwards, strict=True)}
-        return LiveRun(leaves, union, made, present, reached, combines, weightings)
-
-    def _check_weighed(self, weightings: Tensor, present: Tensor | None) -> None:
-        """Raise unless these can be the tasks of this step."""
-        if self._probe.weightings is None:
-            raise ValueError(
-                "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
-                "(shared=, measure=, …), without mix=; this balancer's probe is another"
-            )
-        if present is not None:
-            raise ValueError(f"present: {NOT_WEIGHED['present']}")
-        check_weighed(expect_weightings(weightings), self._tasks, "the first step")
-        self._weightings = len(weightings)
+        return LiveRun(leaves, union, made, present, reached, combines, weightings, aim)
 
     def _measured(
         self, run: LiveRun, losses: Any, features: Any, scale: float | Tensor | None
@@ -602,6 +609,10 @@ class Balancer:
         first = run.forwards[0]
         if run.weighted is not None and features is not None:
             raise ValueError("features: not with weightings=, which need one pass; leave it out")
+        if run.aim is not None and features is not None:
+            raise ValueError("features: not with target=; leave it out")
+        if run.aim is not None and scale is None:
+            check_finite(run.aim.value, "target (its loss)")
         named = first.losses.tasks if run.weighted is None else ((),) * len(run.weighted)
         tasks = self._tasks or named
         with self._no_autocast(run.params):

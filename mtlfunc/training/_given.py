@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.expect import expect_measured, not_measured, probe_for, rule_name
-from ..gradients.losses import Losses, Tasks
-from ..probes._jacobian import RowOptions, row_probe
+from ..core.expect import expect_measured, not_measured, probe_for, reads_of, rule_name
+from ..gradients.losses import Losses, Tasks, check_weighed, expect_weightings
+from ..probes._jacobian import NOT_WEIGHED, RowOptions, row_probe
 from ..probes._losses_only import losses_only
-from ..types import Info, Probe, Rule, Select, State, TaskGradients
+from ..types import ROW_PRODUCTS, Info, Probe, Rule, Select, State, TaskGradients
 from ._balance import weigh
 
 _NEEDS_MODEL = (
@@ -60,9 +60,12 @@ def check_scalable(probe: Probe, state: State) -> None:
 
 def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -> None:
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    missing = not_measured(rule, probe.measures, metric=metric)
+    measures = probe.measures
+    if measures is not None and probe.target is not None:  # if a step is given one
+        measures |= {"target"}
+    missing = not_measured(rule, measures, metric=metric)
     if metric or "'carried'" in missing:
-        expect_measured(rule, probe, metric=metric)
+        expect_measured(rule, probe._replace(measures=measures), metric=metric)
     if not missing:
         return
     if shared is None and missing == "'gramian'":
@@ -70,12 +73,45 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
             f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
             "which parameters the tasks share, for instance shared='*' for all"
         )
+    if missing == "'target'":
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads 'target', which goes with mtlfunc.jacobian alone, "
+            "whose options a Balancer takes itself (shared=, measure=, …); leave this probe out"
+        )
     source = probe_for(rule)
     where = "balance(losses_fn" if "second_evaluation" in source else "Balancer(module"
     raise ValueError(
         f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use "
         f"mtlfunc.{where}, rule, {source})"
     )
+
+
+def check_weightings(
+    probe: Probe, weightings: Tensor, present: Tensor | None, tasks: Tasks
+) -> None:
+    """Raise unless these can be the tasks of this step."""
+    if probe.weightings is None:
+        raise ValueError(
+            "weightings: they go with mtlfunc.jacobian, whose options a Balancer takes itself "
+            "(shared=, measure=, …), without mix=; this balancer's probe is another"
+        )
+    if present is not None:
+        raise ValueError(f"present: {NOT_WEIGHED['present']}")
+    check_weighed(expect_weightings(weightings), tasks, "the first step")
+
+
+def check_targeted(rule: Rule, probe: Probe) -> None:
+    """Raise unless the tasks' products with a target's gradient are measured, and read."""
+    if probe.target is None:
+        raise ValueError(
+            "target: it goes with mtlfunc.jacobian, whose options a Balancer takes itself "
+            "(shared=, measure=, …); this balancer's probe is another"
+        )
+    reads = reads_of(rule)
+    if reads is not None and "target" not in reads:
+        raise ValueError(
+            f"target: {rule_name(rule)} does not read it; leave it out, or use mtlfunc.align"
+        )
 
 
 def finite_losses(losses: Losses) -> Losses:
@@ -111,9 +147,12 @@ def weigh_unscaled(
         fine = fine & gramian.isfinite().all()
         one = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
         geometry = geometry._replace(gramian=gramian.where(fine, one))
-    if "carried" in geometry.extra:
-        carried = (geometry.extra["carried"] / scale).where(fine, 0.0)
-        geometry = geometry._replace(extra=geometry.extra | {"carried": carried})
+    products = {name: x / scale for name, x in geometry.extra.items() if name in ROW_PRODUCTS}
+    if "target" in products:  # this loss has the factor, too
+        products["target"] = products["target"] / scale
+        fine = fine & products["target"].isfinite().all()
+    products = {name: x.where(fine, 0.0) for name, x in products.items()}
+    geometry = geometry._replace(extra=geometry.extra | products)
     finite = geometry._replace(losses=rows.where(fine, 1.0))
     info, after = weigh(
         rule, measured._replace(losses=losses.where(fine, 1.0), geometry=finite), state, tasks

@@ -107,13 +107,14 @@ class LiveRun(Run):
         reached: set[str],
         combines: bool,
         weighted: Tensor | None = None,
+        aim: Forward | None = None,
         edit: Callable[[Losses], Losses] | None = None,
         edited: list[Forward] | None = None,
     ) -> None:
         self.params, self.union, self.present, self.edit = leaves, union, present, edit
         self.made, self.reached, self.combines = made, reached, combines
-        self.weighted = weighted
-        self.forwards = list(made.values())
+        self.weighted, self.aim = weighted, aim
+        self.forwards = [*made.values(), *([] if aim is None else [aim])]
         self.edits: list[Forward] = [] if edited is None else edited  # that were made of them
 
     def __call__(self, batch: Batch, request: Request | None = None) -> Forward:
@@ -150,7 +151,7 @@ class LiveRun(Run):
         both = edit if before is None else lambda losses: edit(before(losses))
         run = LiveRun(
             self.params, self.union, self.made, self.present, self.reached, self.combines,
-            self.weighted, both, self.edits,
+            self.weighted, self.aim, both, self.edits,
         )  # fmt: skip
         run.metric = self.metric
         return run
@@ -172,6 +173,14 @@ class LiveRun(Run):
                 "leave it out of the probe"
             )
         return self.weighted
+
+    def target(self, given: Callable[..., Any] | None, batch: Batch) -> Forward | None:
+        if given is not None:
+            raise ValueError(
+                "target: a Balancer is given each step's by backward(losses, target=); leave it "
+                "out of the probe"
+            )
+        return self.aim
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again

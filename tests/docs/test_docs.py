@@ -85,6 +85,7 @@ def test_method_table_names_what_exists():
         "encode": lambda p, b: b,
         "decode": lambda p, z, b: z,
         "f": lambda gramian: gramian.diagonal(),
+        "target": lambda params, batch: batch,
     }
     for call in calls:
         assert isinstance(eval(call, scope), mf.Rule | mf.Probe), call

@@ -147,6 +147,10 @@ RULES: dict[str, RuleCase] = {
     "excess_mtl": RuleCase(
         lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses}),
     ),
+    "align": RuleCase(
+        lambda: _fed(mf.align(0.3), lambda geometry: {"target": geometry.losses}),
+    ),
+    "align-mean": RuleCase(lambda: mf.align(0.3, "mean"), homogeneous=False),
     "modo": RuleCase(lambda: on_gramian(mf.modo()), homogeneous=False),
     "moco": RuleCase(lambda: on_gramian(mf.moco(decay=0.5)), homogeneous=False),
     "sdmgrad": RuleCase(lambda: on_gramian(mf.sdmgrad(lr=0.3))),

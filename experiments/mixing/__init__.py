@@ -1,0 +1,1 @@
+"""Which domains help a target of which there is little data?"""

@@ -1,0 +1,140 @@
+"""`python -m experiments.mixing`: which domains help a target of which there is little data?"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from experiments.arguments import among, at_least, folder, seeds
+from experiments.common import command
+from experiments.common.cells import Store, slug, sources_of
+from experiments.common.pool import unbroken
+from experiments.common.tables import write_report
+from experiments.digits.data import digits
+
+from .data import PROBLEMS
+from .report import figure, table
+from .study import RATES, TUNING, Choice, Outcome, choose, methods, study
+
+HERE = Path(__file__).parent
+BESIDE = 100
+"""Every result is taken once more on seeds so much higher."""
+
+
+class Program(NamedTuple):
+    """What a store of finished runs keeps together: all seeds and settings of a method."""
+
+    problem: str
+    method: str
+    first: int  # seed
+    last: int
+    steps: int
+    quick: bool
+
+    @property
+    def file(self) -> Path:
+        size = "quick" if self.quick else "default"
+        name = f"{slug(self.method)} seeds {self.first}-{self.last} steps {self.steps} {size}"
+        return Path(slug(self.problem), f"{name}.json")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.mixing",
+        description="Four domains of digits, 40 images of a target: static weights (uniform, and "
+        "the best of 35 mixtures), the target's images alone, align, and PiKE, which has no "
+        "target. Rate and setting are chosen on seeds of their own; all seeds and settings of a "
+        "method are one vmapped program. The default takes about four minutes on an idle core.",
+        epilog="Every finished method is kept: Ctrl-C and SIGTERM (exit status 130, 143) lose only "
+        "the method at work, and the same command goes on from there.",
+    )
+    parser.add_argument("--quick", action="store_true", help="few settings, within a minute")
+    parser.add_argument(
+        "--methods", type=among(list(methods())), default=list(methods()), metavar="A,B,…",
+        help=f"comma-separated, from {', '.join(methods())} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=seeds, metavar="N or A:B",
+        help="seeds 0 … N-1, or A … B-1; at least 2 (default: 16; with --quick 4). Without "
+        f"--quick as many from {BESIDE} on are run beside them",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=at_least(1), help="(default: 300; with --quick 100)")
+    parser.add_argument("--out", type=folder, help="for the results (default: beside the study)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every method on every set of domains; the exit status is that of `command.finish`."""
+    given = _parser().parse_args(argv)
+    given.seeds = given.seeds or tuple(range(4 if given.quick else 16))
+    given.steps = given.steps or (100 if given.quick else 300)
+    out = given.out or HERE / "out" / ("quick" if given.quick else "default")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return command.finish(lambda: _run(given, Path(out)), Path(out))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(given: argparse.Namespace, out: Path) -> None:
+    settings: dict[str, object] = {
+        "seeds": list(given.seeds), "steps": given.steps, "rates": list(RATES),
+        "seeds that choose": list(TUNING), "quick": given.quick, "torch": torch.__version__,
+    }  # fmt: skip
+    store = Store(out / "cells", sources_of(HERE), {"torch": torch.__version__})
+    bases = [given.seeds]
+    if not given.quick:
+        bases.append(tuple(seed + BESIDE for seed in given.seeds))
+    every, source = methods(quick=given.quick), digits()
+    found: dict[tuple[str, str, str], Outcome] = {}
+    choices: dict[tuple[str, str], Choice] = {}
+
+    def kept(
+        problem: str, name: str, some: Sequence[int], make: Callable[[], tuple[Any, ...]]
+    ) -> dict[str, Any]:
+        program = Program(problem, name, some[0], some[-1], given.steps, given.quick)
+        numbers = store.read(program)
+        if numbers is None:
+            numbers = cast("Any", make())._asdict()
+            with unbroken():
+                store.write(program, numbers)
+        return numbers
+
+    common = source, given.steps
+    for some in bases:
+        for problem in PROBLEMS:
+            for name in given.methods:
+                which = problem, name, every[name]
+                choice = Choice(
+                    **kept(problem, f"choice for {name}", TUNING, partial(choose, *which, *common))
+                )
+                make = partial(study, *which, choice, source, some, given.steps)
+                outcome = Outcome(**kept(problem, name, some, make))
+                choices[problem, name] = choice
+                found[problem, f"{some[0]}-{some[-1]}", name] = outcome
+                error = sum(outcome.error) / len(outcome.error)
+                print(f"{problem}, {name}, from seed {some[0]} on: {error:.1f} % wrong", flush=True)
+    numbers = {
+        "settings": settings,
+        "choices": [
+            {"problem": p, "method": name} | choice._asdict()
+            for (p, name), choice in choices.items()
+        ],
+        "outcomes": [
+            {"problem": p, "seeds": s, "method": name} | outcome._asdict()
+            for (p, s, name), outcome in found.items()
+        ],
+    }
+    shown = table(found, choices)
+    paths = write_report(out, numbers, shown, {"mixing": figure(found, given.steps)})
+    print("\n" + shown)
+    print(f"written: {', '.join(map(str, paths))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

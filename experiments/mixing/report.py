@@ -1,0 +1,126 @@
+"""Tables and a figure: errors on the target, and weights of the domains over the steps."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from experiments.common.tables import markdown
+
+from .data import PROBLEMS
+from .study import EVERY, Choice, Outcome
+
+Found = Mapping[tuple[str, str, str], Outcome]
+"""By problem, seeds ("0-15") and method."""
+COLOURS = ("tab:blue", "tab:red", "tab:orange", "tab:grey")
+LINES = {
+    "uniform": "tab:grey",
+    "oracle": "black",
+    "target alone": "tab:purple",
+    "align": "tab:green",
+    "PiKE": "tab:brown",
+}
+
+
+def compared(outcomes: Mapping[str, Outcome], rival: str) -> dict[str, Estimate]:
+    """Errors less the rival's, seed by seed, with intervals that hold together."""
+    if rival not in outcomes:
+        return {}
+    others = [name for name in outcomes if name != rival]
+    return {
+        name: paired(outcomes[name].error, outcomes[rival].error, len(others)) for name in others
+    }
+
+
+def of(found: Found, problem: str, seeds: str) -> dict[str, Outcome]:
+    return {name: x for (p, s, name), x in found.items() if (p, s) == (problem, seeds)}
+
+
+def words(found: Found) -> str:
+    """What `align` did against each rival, in sentences."""
+    lines = []
+    for problem, seeds in dict.fromkeys((p, s) for p, s, _ in found):
+        outcomes = of(found, problem, seeds)
+        if "align" not in outcomes:
+            continue
+        others = [name for name in outcomes if name != "align"]
+        against = {
+            name: paired(outcomes["align"].error, outcomes[name].error, len(others))
+            for name in others
+        }
+        said = "; ".join(f"{what} {', '.join(names)}" for what, names in verdicts(against).items())
+        lines.append(f"{problem}, seeds {seeds}: align is, on the target's test images, {said}.")
+    return "\n\n".join(lines)
+
+
+def table(found: Found, choices: Mapping[tuple[str, str], Choice]) -> str:
+    """One row a problem, method and set of seeds."""
+    lines = []
+    for problem, domains in PROBLEMS.items():
+        for name in dict.fromkeys(name for p, _, name in found if p == problem):
+            for seeds in dict.fromkeys(s for p, s, n in found if (p, n) == (problem, name)):
+                outcomes = of(found, problem, seeds)
+                outcome, choice = outcomes[name], choices[problem, name]
+                last = np.array(outcome.weights)[:, -1].mean(0)
+                shares = ", ".join(
+                    f"{domain} {w:.2f}" for domain, w in zip(domains, last, strict=True)
+                )
+                lines.append(
+                    [
+                        problem,
+                        name,
+                        seeds,
+                        pm(estimate(outcome.error), 1),
+                        bracket(compared(outcomes, "uniform").get(name), 1),
+                        bracket(compared(outcomes, "oracle").get(name), 1),
+                        "–" if name == "target alone" else shares,
+                        f"{choice.rate:g}"
+                        + (f"; {', '.join(f'{x:g}' for x in choice.setting)}"
+                           if name in ("align", "PiKE") else ""),
+                    ]
+                )  # fmt: skip
+    names = (
+        "domains", "method", "seeds", "wrong on the target, %", "less uniform", "less oracle",
+        "weights at the end", "rate; setting",
+    )  # fmt: skip
+    return words(found) + "\n\n" + markdown(names, lines)
+
+
+def figure(found: Found, steps: int) -> Figure:
+    """Target error of the methods, and the weights of `align` and PiKE, on the first seeds."""
+    problems = [p for p in PROBLEMS if any(p == key[0] for key in found)]
+    drawn = Figure(figsize=(11, 3.2 * len(problems)), layout="constrained")
+    axes = drawn.subplots(len(problems), 3, squeeze=False, sharex=True)
+    for row, problem in zip(axes, problems, strict=True):
+        seeds = next(s for p, s, _ in found if p == problem)
+        outcomes = of(found, problem, seeds)
+        for name, outcome in outcomes.items():
+            at = moments(len(outcome.test[0]), steps)
+            _band(row[0], at, 100 * np.array(outcome.test), LINES[name], name)
+        row[0].set(title=f"{problem}: wrong on the target, %", ylim=(0, 100))
+        for ax, name in zip(row[1:], ("align", "PiKE"), strict=True):
+            if name in outcomes:
+                weights = np.array(outcomes[name].weights)
+                for k, domain in enumerate(PROBLEMS[problem]):
+                    at = moments(weights.shape[1], steps)
+                    _band(ax, at, weights[:, :, k], COLOURS[k], domain)
+            ax.set(title=f"{problem}: weights of {name}", ylim=(0, 1))
+            ax.legend(fontsize=7)
+        row[0].legend(fontsize=7)
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+    return drawn
+
+
+def moments(count: int, steps: int) -> list[int]:
+    """The steps after which was measured."""
+    return [min((k + 1) * EVERY, steps) for k in range(count)]
+
+
+def _band(ax: Axes, at: Sequence[int], values: np.ndarray, colour: str, label: str) -> None:
+    """The mean over seeds of `[seed, measurement]`, and its 95 % interval."""
+    known = [estimate(column.tolist()) for column in values.T]
+    ax.plot(at, [x.mean for x in known], color=colour, label=label)
+    ax.fill_between(at, [x.low for x in known], [x.high for x in known], color=colour, alpha=0.2)

@@ -1,0 +1,97 @@
+"""Exponentiated weights for the tasks whose gradients lower a target loss: DoGE, DGA."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.checks import check_option, check_scalar, normalized_preference
+from ..types import Geometry, Rule, Scalar, State
+from .common import gramian_of, preference_of, reading
+from .losswise import exponentiate
+
+Target = Literal["loss", "mean"]
+
+
+class AlignState(NamedTuple):
+    logits: Float[Tensor, " task"]  # log weights
+
+
+def align(
+    eta: Scalar, target: Target = "loss", *, preference: Float[Tensor, " task"] | None = None
+) -> Rule:
+    """w ← softmax(log w + η a), where a_t = g_t·g_target says how fast a step along task t's
+    gradient lowers a target loss: mirror ascent on the fall of that loss, which is w·a to first
+    order.
+
+    Args:
+        eta: η > 0. It carries the unit 1/‖gradient‖²: the method is not scale-free. After n steps
+            at which a differs by δ between two tasks their weights differ by the factor exp(nηδ).
+        target: `"loss"`: the loss that the step is given, of a batch from where the model is to be
+            good: `mtlfunc.jacobian(..., target=)`, or `Balancer.backward(..., target=)`; one more
+            forward and backward pass. `"mean"`: Σ p_t L_t of the tasks themselves, a = Gp, for no
+            price.
+        preference: with `target="mean"` p `[task]` >= 0, scaled to sum 1: what the tasks count in
+            the target, not their weights in the step. None is the geometry's, 1/T unless tasks
+            were mixed.
+
+    Returns:
+        weights >= 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have
+        weight 0 and keep their log w; the present ones share what they had together.
+
+    Raises:
+        ValueError: for eta <= 0, another target, a bad preference, or one with `target="loss"`.
+
+    Source:
+        Fan et al. 2024 (DGA, arXiv 2410.02498), Algorithm 1 without its moving average of the
+        weights (`momentum(align(eta))` keeps one); Fan, Pagliardini & Jaggi 2024 (DoGE), Algorithm
+        1, η the learning rate over μ: with target domains `"loss"`, without them `"mean"`, p = 1.
+        DoGE's code also divides a by the mean length of the gradients, cuts it off below 0, so that
+        a task that harms is not weighed down for that, and leaves g_t·g_t out where the targets are
+        the tasks. Dynamic reward weighting (Lu et al. 2025) is `"mean"` with p = 1, its a averaged
+        over several steps. Auto-λ (Liu et al. 2022) steps on λ itself, by Adam and without a
+        softmax, along an a after a virtual step, a finite difference in its code.
+
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> losses = lambda params, batch: (params["x"] - batch).square()
+        >>> target = lambda params, batch: (params["x"] - 1.0).square()
+        >>> step = mf.balance(losses, align(0.1), mf.jacobian(target=target))
+        >>> params, batch = {"x": torch.tensor(0.0)}, torch.tensor([1.0, -1.0])
+        >>> step.update(params, batch, step.init(params, batch))[2].weights
+        tensor([0.6900, 0.3100])
+    """
+    check_scalar(eta, "eta", positive=True)
+    check_option(target, "target", get_args(Target))
+    if preference is not None and target == "loss":
+        raise ValueError(
+            'preference: it says what the tasks count in target="mean"; a target loss of its own '
+            "has none, so leave it out"
+        )
+
+    def init(losses: Tensor, key: Tensor) -> State:
+        normalized_preference(preference, losses)
+        return AlignState(torch.zeros_like(losses))
+
+    def update(geometry: Geometry, state: AlignState) -> tuple[Tensor, State]:
+        if target == "mean":
+            gramian = gramian_of(geometry)
+            products = gramian @ preference_of(geometry, preference, gramian)
+        elif "target" in geometry.extra:
+            products = geometry.extra["target"]
+        else:
+            raise ValueError(
+                "target: align reads the tasks' products with the gradient of a target loss, and "
+                "this step has none; pass mtlfunc.jacobian(..., target=) or Balancer.backward(..., "
+                'target=), or align towards the mean loss, align(eta, "mean")'
+            )
+        slope = eta * products.to(state.logits)
+        weights, logits = exponentiate(state.logits, slope, geometry.present)
+        return weights, AlignState(logits)
+
+    if target == "loss":
+        return Rule(init, update, frozenset({"target", "present"}))
+    return Rule(init, update, reading("gramian", preference=preference))
