@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -126,7 +126,8 @@ def _search(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[Tensor, 
     """
     lead, count = leading_shape(zip((gramian, p, c), _RANKS, strict=True)), p.shape[-1]
     given = [x.detach() for x in (gramian, p, c)]
-    start, turn = partial(_start, eps=eps), partial(_turn, eps=eps)
+    start: Any = partial(_start, eps=eps)
+    turn: Any = partial(_turn, eps=eps)
     if lead:
         given = [
             flatten_batch(x, lead, rank).expand(lead.numel(), *x.shape[x.ndim - rank :])
@@ -220,8 +221,8 @@ _LIBRARY.impl("conic_faces", _search, "CUDA")
 @torch.library.register_fake("mtlfunc::conic_faces", lib=_LIBRARY)
 def _(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     lead, count = leading_shape(zip((gramian, p, c), _RANKS, strict=True)), p.shape[-1]
-    inside, face = ((*lead,), (*lead, count))
-    return tuple(gramian.new_empty(x, dtype=torch.bool) for x in (inside, face, face))
+    face = gramian.new_empty((*lead, count), dtype=torch.bool)
+    return gramian.new_empty(lead, dtype=torch.bool), face, torch.empty_like(face)
 
 
 register_batching(_LIBRARY, "conic_faces", _RANKS)

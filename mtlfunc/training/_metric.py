@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold_
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from ..core.checks import local_part
@@ -168,7 +167,7 @@ _NOT_LINEAR: dict[type, str] = {
 
 def _over_root(share: Any, square: Tensor, correction: Any, eps: Any) -> Tensor:
     """share/(√square/correction + eps); 0 where no gradient has been yet, and nothing is known."""
-    size = threshold_(square.sqrt(), 0.0, torch.inf).add_(eps * correction)
+    size = torch.threshold_(square.sqrt(), 0.0, torch.inf).add_(eps * correction)
     return size.reciprocal_().mul_(share * correction)
 
 
