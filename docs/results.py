@@ -404,11 +404,12 @@ def solvers_block() -> str:
     """The solvers against their peers, from the one command that takes them."""
     chosen, rows = record.only(BENCHMARKS / "solvers.json")
     line = f"""**Solvers**, µs a problem (median), and in brackets the worst duality gap over all
-        hard families, in units of the longest gradient times Σ w_t‖g_t‖ ({described(chosen, rows)}).
-        cvxpy is a program parametrised by a factor of the Gramian, built once and kept warm, with
-        Clarabel at the tolerance named. TorchJD runs at its defaults, which bound its accuracy;
-        "zero" counts answers whose weights are all 0, which its CAGrad gives where the dual's
-        vector, of a Gramian scaled to length 1, is shorter than its norm_eps, 1e-4."""
+        hard families, in units of the longest gradient times Σ w_t‖g_t‖
+        ({described(chosen, rows)}). cvxpy is a program parametrised by a factor of the Gramian,
+        built once and kept warm, with Clarabel at the tolerance named. TorchJD runs at its
+        defaults, which bound its accuracy; "zero" counts answers whose weights are all 0, which its
+        CAGrad gives where the dual's vector, of a Gramian scaled to length 1, is shorter than its
+        norm_eps, 1e-4."""
     picture = "![Time of one problem against its worst certified gap](solvers.png)"
     parts = paragraph(line), solver_table(rows), picture, paragraph(slower_solvers(rows))
     return marked("solvers", *parts)
@@ -420,7 +421,10 @@ def rules_block() -> str:
     line = f"""**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in
         brackets how many times as long TorchJD's takes at its defaults
         ({described(chosen, rows)}):"""
-    return marked("rules", paragraph(line), rules_table(rows))
+    failed = {row["rule"]: row["failed"].split(":")[0] for row in rows if "failed" in row}
+    named = ", ".join(f"{rule} ({error})" for rule, error in failed.items())
+    left = f"TorchJD's does not run here: {named or 'none'}."
+    return marked("rules", paragraph(line), rules_table(rows), paragraph(left))
 
 
 def weightings_block() -> str:
@@ -512,9 +516,9 @@ def summary(page: str) -> str:
         return found[1]
 
     def age(section: str) -> str:
-        """The version that a table was taken with, if the page names one."""
+        """The version that a table was taken with, or the machine's load, if the page names one."""
         about = page[page.index(f"**{section}**") :].split("\n\n", maxsplit=1)[0]
-        found = re.search(r"version \d+\.\d+\.\d+", about)
+        found = re.search(r"version \d+\.\d+\.\d+|load\s\d+", about)
         return f" ({found[0]})" if found else ""
 
     flowing = " ".join(page.split())
@@ -583,6 +587,8 @@ def main() -> None:
     page = ROOT / "docs" / "benchmarks.md"
     if part in BLOCKS:
         page.write_text(replaced(page.read_text(), part, BLOCKS[part]()))
+        front = ROOT / "README.md"
+        front.write_text(replaced(front.read_text(), "summary", summary(page.read_text())))
         if part in ("scale", "solvers"):
             shutil.copy(BENCHMARKS / f"{part}.png", ROOT / "docs" / f"{part}.png")
         if part == "full":
