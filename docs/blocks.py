@@ -1,4 +1,4 @@
-"""Prose on pages of Markdown, and the parts of them that are written anew."""
+"""Prose on pages of Markdown, and the parts of them that a program writes."""
 
 import re
 import textwrap
@@ -17,7 +17,7 @@ def paragraph(text: str, first: str = "", others: str = "") -> str:
 
 
 def marked(name: str, *parts: str) -> str:
-    """A part of a page that is written anew between its markers."""
+    """A part of a page that a program writes between its markers."""
     return "\n\n".join([f"<!-- {name} -->", *parts, f"<!-- end of {name} -->"])
 
 

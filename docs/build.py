@@ -110,6 +110,9 @@ def assemble(source: Path, *, run: bool) -> None:
     index = source / "index.md"
     text = index.read_text(encoding="utf-8")
     index.write_text(text.replace("<!-- front -->", pages.front()), encoding="utf-8")
+    methods = source / "methods" / "index.md"
+    text = methods.read_text(encoding="utf-8")
+    methods.write_text(pages.linked(text), encoding="utf-8")
     benchmarks = source / "benchmarks.md"
     text = benchmarks.read_text(encoding="utf-8")
     for anchor, folder in anchors.items():

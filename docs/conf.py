@@ -1,4 +1,4 @@
-"""What Sphinx is told; `docs/build.py` runs it."""
+"""Sphinx's settings; `docs/build.py` runs it."""
 
 import re
 import sys
@@ -17,6 +17,8 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
     "sphinx_design",
 ]
 html_theme = "furo"
@@ -28,6 +30,8 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 default_role = "code"
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 exclude_patterns = ["claims.md"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

@@ -34,7 +34,9 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
     """
     book = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(book, km=_kernel(folder), timeout=600, resources=where)
+    client = NotebookClient(
+        book, km=_kernel(folder), timeout=600, startup_timeout=300, resources=where
+    )
     client.execute(env=_environment(folder), cleanup_kc=True)
     return book
 

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 import mtlfunc as mf
+from docs import record
+from docs.verdicts import shown, standing
 from paper_repro.claims import KINDS, PAPERS, ROWS
 from paper_repro.report import standins
 from paper_repro.report.ledger import Row
@@ -77,6 +79,19 @@ def methods() -> list[list[str]]:
     """The rows of the table of methods: method, probe, rule, what the weights sum to."""
     text = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
     return [cells(line) for line in text.splitlines() if line.startswith("| ") and "`mf." in line]
+
+
+def linked(text: str) -> str:
+    """The table of methods, its rules linked to their pages."""
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("| ") and "`mf." in line:
+            row = cells(line)
+            name = re.match(r"`mf\.(\w+)\(", row[2])
+            if name and name[1] in RULES:
+                row[2] = f"[{row[2]}](rule-{name[1]}.rst)"
+                lines[i] = f"| {' | '.join(row)} |"
+    return "\n".join(lines)
 
 
 def rst(cell: str) -> str:
@@ -169,7 +184,7 @@ def properties_part(name: str) -> str:
     return (
         title("What the audit finds", "-")
         + "✓ holds over all instances; ✗ fails; (✗) fails only where gradients are linearly "
-        + "dependent; – does not apply. All rules beside each other, and how this is found: "
+        + "dependent; – does not apply. All rules next to each other, and how this is found: "
         + ":doc:`/properties`. The smallest counterexample of every ✗: "
         + f"``print(mf.audit({qualified(rows[0][0].strip('`'))}))``.\n\n"
         + table(head, lines)
@@ -189,6 +204,18 @@ def heading(name: str) -> str:
     return name
 
 
+def papers() -> dict[str, str]:
+    """The paper of each method, from the bibliography, in reStructuredText."""
+    text = (DOCS / "methods" / "bibliography.md").read_text(encoding="utf-8")
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| `mf.")]
+    link = re.compile(r"\[([^]]+)\]\(([^)]+)\)")
+    return {
+        name: link.sub(r"`\1 <\2>`__", paper)
+        for names, paper in rows
+        for name in re.findall(r"mf\.(\w+)", names)
+    }
+
+
 def reads(call: str) -> str:
     """What a rule of the table of methods reads of the geometry, as the rule says it."""
     scope = {"mf": mf, "f": lambda gramian: gramian[0]}
@@ -200,19 +227,22 @@ def method_page(name: str, drawn: bool) -> str:
     """What a rule is, promises and looks like."""
     found = [row for row in methods() if f"`mf.{name}(" in row[2]]
     used = [[*map(rst, row[:3]), reads(row[2]), *map(rst, row[3:])] for row in found]
-    parts = [title(f"{heading(name)}: ``{name}``"), f".. autofunction:: mtlfunc.{name}\n\n"]
+    parts = [title(f"{heading(name)}: ``{name}``")]
+    if drawn:
+        parts += [
+            f"{rst(first_line(getattr(mf, name).__doc__))}\n\n",
+            picture(name, f"direction, length and rates of {name} over angle and ratio of lengths"),
+            "Two tasks, over the angle between their gradients and the ratio of their lengths: "
+            "where the direction points, how long it is, and each task's rate; hatched where a "
+            "loss rises. Drawn by ``mtlfunc.plot.portrait``; all of them: :doc:`gallery`.\n\n",
+        ]
+    if name in papers():
+        parts.append(f"**Paper.** {papers()[name]}.\n\n")
+    parts.append(f".. autofunction:: mtlfunc.{name}\n\n")
     if used:
         head = ["method", "probe", "rule", "reads", "weights sum to"]
         parts += [title("In use", "-"), table(head, used)]
     parts.append(properties_part(name))
-    if drawn:
-        parts += [
-            title("Portrait", "-"),
-            "Two tasks, over the angle between their gradients and the ratio of their lengths: "
-            "where the direction points, how long it is, and each task's rate; hatched where a "
-            "loss rises. By ``mtlfunc.plot.portrait``; more in the :doc:`gallery`.\n\n",
-            picture(name, f"direction, length and rates of {name} over angle and ratio of lengths"),
-        ]
     if name in REPRODUCED:
         parts += [
             title("Reproduction", "-"),
@@ -310,14 +340,43 @@ def api_pages() -> dict[str, str]:
         + title("mtlfunc/types.py", "-")
         + f".. code-block:: python\n\n{indented(types.read_text(encoding='utf-8'))}\n"
     )
-    order = ["training", "rules", "probes", "gradients", "studies", *ROOMS, "types"]
-    toctree = "\n".join(f"   {file}" for file in order)
-    pages["api/index.rst"] = (
-        title("API reference")
-        + "``import mtlfunc as mf``: every public name, with its arguments, what comes back and "
-        + f"what is raised.\n\n.. toctree::\n   :maxdepth: 1\n\n{toctree}\n"
-    )
+    pages["api/index.rst"] = api_index()
     return pages
+
+
+def api_index() -> str:
+    """Every public name with a line, in groups."""
+    groups = {file: (name, members.split()) for file, (name, members) in GROUPS.items()}
+    groups["rules"] = ("Rules", [*RULES, *sorted(APPLIED)])
+    groups |= {
+        room: (name, [f"{room}.{member}" for member in public(room)])
+        for room, name in ROOMS.items()
+    }
+    groups["types"] = ("Types", TYPES)
+    parts = [
+        title("API reference"),
+        "``import mtlfunc as mf``: every public name, with its arguments, what comes back and what "
+        "is raised.\n\n",
+    ]
+    order = ["training", "rules", "probes", "gradients", "studies", *ROOMS, "types"]
+    for file in order:
+        name, members = groups[file]
+        rows = []
+        for member in members:
+            found: object = mf
+            for part in member.split("."):
+                found = getattr(found, part)
+            page = f"/methods/rule-{member}" if member in RULES else None
+            label = f":doc:`mf.{member} <{page}>`" if page else f"``mf.{member}``"
+            said = first_line(found.__doc__) if callable(found) else ""
+            rows.append([label, rst(said)])
+        parts += [
+            title(name, "-"),
+            f"In full: :doc:`{file}`.\n\n",
+            table(["name", "what it is"], rows),
+        ]
+    toctree = "\n".join(f"   {file}" for file in order)
+    return "".join([*parts, f".. toctree::\n   :hidden:\n\n{toctree}\n"])
 
 
 def indented(text: str) -> str:
@@ -336,31 +395,29 @@ def documented() -> set[str]:
 # ---- reproductions -------------------------------------------------------------------------------
 
 
-def verdicts() -> dict[str, str]:
-    """The verdicts that docs/claims.md has, by id."""
-    rows = (cells(line) for line in (DOCS / "claims.md").read_text(encoding="utf-8").splitlines())
-    return {row[0]: row[3] for row in rows if len(row) == 5}
+def numbers() -> tuple[record.Run, dict[str, str]]:
+    """The default run of the record, and the captions of its pictures by folder."""
+    kept = record.read("default")
+    assert kept is not None
+    captions = (DOCS / "reproductions" / "captions.json").read_text(encoding="utf-8")
+    return kept, json.loads(captions)
 
 
-def numbers() -> tuple[dict[str, dict], dict[str, str]]:
-    """Decisions and numbers by id, captions by folder: docs/measured.json, of a whole run."""
-    kept = json.loads((DOCS / "measured.json").read_text(encoding="utf-8"))
-    return kept["claims"], kept["captions"]
-
-
-def numbers_part(row: Row, verdict: str, kept: dict) -> str:
+def numbers_part(row: Row, claim: dict[str, str], kept: record.Run) -> str:
     """What a claim's verdict rests on, folded: the decision in words, and every number."""
     table = "\n".join(
-        f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept["measured"].items()
+        f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept.numbers[row.id].items()
     )
+    runs = f"The runs differ. {claim['runs']}.\n\n" if claim["runs"] else ""
     return (
-        f"````{{dropdown}} {row.id}, {verdict}\n{row.statement}\n\n*{kept['where']}*\n\n"
+        f"````{{dropdown}} {row.id}, {shown(row, claim['verdict'])}\n{row.statement}\n\n{runs}"
+        f"*{kept.where[row.id]}*\n\n"
         f"| measured | |\n|---|---|\n{table}\n\n`python -m paper_repro --only {row.id}`\n````\n"
     )
 
 
 def standins_part(rows: list[Row]) -> str:
-    """Claims about data that are not here: published beside measured, then every gain."""
+    """Claims about data that are not here: published next to measured, then every gain."""
     table = standins.table(rows)
     folded = [standin_part(found) for row in rows for found in standins.of(row)]
     return "\n".join(["## Other data, and what stands in\n", table, "", *folded]) if table else ""
@@ -402,9 +459,14 @@ def claim_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def verdict_cell(row: Row, claim: dict[str, str]) -> str:
+    """A verdict, with a mark if runs differ."""
+    return shown(row, claim["verdict"]) + ("\\*" if claim.get("runs") else "")
+
+
 def reproduction_pages() -> dict[str, str]:
     """A page a paper: its claims, their verdicts and the questions behind them."""
-    found, (kept, captions) = verdicts(), numbers()
+    found, (kept, captions) = standing(), numbers()
     pages = {}
     for letters, name in PAPERS.items():
         rows = [row for row in ROWS if row.paper == letters]
@@ -413,7 +475,8 @@ def reproduction_pages() -> dict[str, str]:
         picture = captions.get(folder)
         counted: dict[str, int] = {}
         for row in rows:
-            counted[found[row.id]] = counted.get(found[row.id], 0) + 1
+            verdict = found[row.id]["verdict"]
+            counted[verdict] = counted.get(verdict, 0) + 1
         said = ", ".join(f"{verdict} {count}" for verdict, count in counted.items())
         lines = [
             f"# {name}\n",
@@ -424,12 +487,13 @@ def reproduction_pages() -> dict[str, str]:
             "## Claims\n\n| id | claim | kind | verdict | decided by |\n|---|---|---|---|---|",
             *(
                 f'| <a id="{row.id.lower()}"></a>{row.id} | {claim_cell(row.statement)} '
-                f"| {row.kind} | {found[row.id]} | {f'`{row.module}`' if row.module else '–'} |"
+                f"| {row.kind} | {verdict_cell(row, found[row.id])} "
+                f"| {f'`{row.module}`' if row.module else '–'} |"
                 for row in rows
             ),
             "\n## Numbers\n\nEach claim's decision in words and every number that was read, of the "
-            "default run; published numbers stand beside measured ones under their names.\n",
-            *(numbers_part(row, found[row.id], kept[row.id]) for row in rows if row.id in kept),
+            "default run; published numbers stand next to measured ones under their names.\n",
+            *(numbers_part(row, found[row.id], kept) for row in rows if row.id in kept.numbers),
             standins_part(rows),
             "\n## Questions\n\nEach is one file; `--only` takes its name, or a claim's.\n",
             *(f"- `{module}`: {question(module)}" for module in modules),
@@ -439,9 +503,9 @@ def reproduction_pages() -> dict[str, str]:
     listed = "\n".join(FOLDERS.values())
     pages["reproductions/index.md"] = (
         "# Reproductions\n\nEvery definition, theorem, experiment and number of four papers in a "
-        "sentence, with the verdict of the default run of `python -m paper_repro`. A verdict "
-        "speaks of the configuration that was run, which the run's `report.html` names. A dash "
-        f"means that no reproduction decides the claim.\n\n{kinds}\n\n"
+        "sentence, with the verdict of record: the weakest of the runs that were kept. A verdict "
+        "with an asterisk hangs on the run; its numbers say what each run says. A dash means that "
+        f"no reproduction decides the claim.\n\n{kinds}\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n{listed}\n```\n"
     )
     return pages

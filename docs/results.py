@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md, docs/claims.md, their figures and docs/measured.json from what ran.
+"""Write docs/benchmarks.md, docs/claims.md, their figures and docs/record/ from what ran.
 
 `python docs/results.py`, after the commands below, each alone on the machine; the Gramians and the
 rules on one thread.
@@ -21,7 +21,7 @@ rules on one thread.
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
-docs/results.py ledger` writes them anew where the ledger's sentences or modules changed, or after
+docs/results.py ledger` writes them again if the ledger's sentences or modules changed, or after
 `python -m experiments.standins`, with the other verdicts as they stand; `solvers`, `rules`,
 `steps`, `weightings`, `metric`, `scale`, `full` (with the verdicts that --full changes) and
 `search` (of `python -m experiments.auxiliary --search`) write their tables alone. No number is
@@ -37,14 +37,13 @@ from typing import Any
 
 from docs.blocks import marked, paragraph, replaced
 from docs.verdicts import (
+    REPRODUCTIONS,
     ROOT,
+    check_draw,
     claims_block,
     claims_page,
-    enlarged,
-    hanging,
-    hanging_as_it_stands,
     judged,
-    keep_numbers,
+    keep_runs,
     standing,
 )
 from experiments.benchmarks import (
@@ -189,7 +188,7 @@ def bars_missed(rows: list[record.Row]) -> str:
 
 
 def rules_table(rows: list[record.Row]) -> str:
-    """Times of the rules that TorchJD has, too, and how many times ours TorchJD's is."""
+    """Times of the rules that TorchJD also has, and how many times ours TorchJD's is."""
 
     def cell(rule: str, tasks: int, batch: int) -> str:
         found = [
@@ -268,8 +267,8 @@ def section() -> str:
     claims = judged()
     parts = [
         run_block(claims),
-        "**Claims of the papers**, by verdict of the default run:",
-        claims_block(claims),
+        "**Claims of the papers**, by verdict of record:",
+        claims_block(standing()),
         digits_part(),
         *benchmark_parts(),
         arena_part(),
@@ -320,7 +319,7 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
 
 
 def run_block(claims: dict[str, dict]) -> str:
-    """What the page shows of the default run beside its verdicts."""
+    """What the page shows of the default run next to its verdicts."""
     return marked("run", gradnorm_part(claims), mgda_ub_part(claims))
 
 
@@ -592,29 +591,28 @@ def main() -> None:
         if part in ("scale", "solvers"):
             shutil.copy(BENCHMARKS / f"{part}.png", ROOT / "docs" / f"{part}.png")
         if part == "full":
-            told = ROOT / "docs" / "claims.md"
-            told.write_text(replaced(told.read_text(), "sizes", enlarged(standing())))
+            (ROOT / "docs" / "claims.md").write_text(claims_page(standing()))
         return
     if part == "search":
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
         table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8").strip()
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
-    claims = standing() if part == "ledger" else judged()
-    draws = hanging_as_it_stands() if part == "ledger" else hanging(claims)
+    if part != "ledger":
+        claims, others = judged(), judged(REPRODUCTIONS / "draw-1")
+        check_draw(claims, others)
+        keep_runs(claims, others)
     if part:
-        text = replaced(page.read_text(), "claims", claims_block(claims))
-        page.write_text(text if part == "ledger" else replaced(text, "run", run_block(claims)))
+        text = replaced(page.read_text(), "claims", claims_block(standing()))
+        page.write_text(text if part == "ledger" else replaced(text, "run", run_block(judged())))
     else:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
         for name in ("solvers.png", "scale.png"):
             shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
-    (ROOT / "docs" / "claims.md").write_text(claims_page(claims, draws))
+    (ROOT / "docs" / "claims.md").write_text(claims_page(standing()))
     studies = ROOT / "docs" / "experiments.md"
     block = marked("fresh", standins.agreement())
     studies.write_text(replaced(studies.read_text(), "fresh", block))
-    if part != "ledger":
-        keep_numbers(claims)
     front = ROOT / "README.md"
     front.write_text(replaced(front.read_text(), "summary", summary(page.read_text())))
 

@@ -6,8 +6,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from docs import record
 from docs.blocks import marked, paragraph
-from experiments.benchmarks import full
 from paper_repro.__main__ import reproductions
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
 from paper_repro.report import standins
@@ -15,7 +15,6 @@ from paper_repro.report.cache import key
 from paper_repro.report.findings import Settings
 from paper_repro.report.ledger import Row
 from paper_repro.report.results import (
-    NOT_RUN,
     VERDICTS,
     Unreadable,
     check_figure,
@@ -68,62 +67,33 @@ def check_code(folder: Path, settings: Settings) -> None:
         )
 
 
-def hanging(claims: dict[str, dict]) -> str:
-    """The verdicts that other random numbers change, of a run with `--draw 1`."""
-    others = judged(REPRODUCTIONS / "draw-1")
+def check_draw(claims: dict[str, dict], others: dict[str, dict]) -> None:
+    """Raises SystemExit where two runs differ in more than the draw."""
     check_code(REPRODUCTIONS, Settings())
     check_code(REPRODUCTIONS / "draw-1", Settings(draw=1))
     for name, claim in claims.items():
         here, there = claim["configuration"], dict(others[name]["configuration"])
         if there.pop("draw", "1") != "1" or here != there:
             raise SystemExit(f"{name}: {here} and {there} differ in more than the draw")
-    rows = [
-        f"- {name}: {claim['verdict']}, with other numbers {others[name]['verdict']}"
-        for name, claim in claims.items()
-        if claim["verdict"] != others[name]["verdict"]
-    ]
-    decided = sum(bool(claim["configuration"]) for claim in claims.values())
-    said = paragraph(
-        f"""With other random numbers (`python -m paper_repro --draw 1`) {len(rows)} of {decided}
-        verdicts change: they are near a threshold."""
+
+
+def hanging(claims: dict[str, dict]) -> str:
+    """How many verdicts of record hang on the run."""
+    runs = [run for run in map(record.read, record.NAMES) if run]
+    machines = "; ".join(sorted({f"{run.machine}, {run.day}" for run in runs}))
+    count = sum(bool(claim["runs"]) for claim in claims.values())
+    return paragraph(
+        f"""The verdict is that of record: the weakest that the default run, a run with other
+        random numbers (`--draw 1`), a run on another processor if there is one, and the papers' own
+        sizes (`--full`, hours: [times](benchmarks.md)) give; a run that cannot decide gives way to
+        a larger one. {count} verdicts hang on the run; their rows say what each says. Numbers:
+        `docs/record/` ({machines})."""
     )
-    return marked("draws", said, *(["\n".join(rows)] if rows else []))
-
-
-def hanging_as_it_stands() -> str:
-    """The same part of docs/claims.md."""
-    page = (ROOT / "docs" / "claims.md").read_text()
-    found = re.search("<!-- draws -->.*<!-- end of draws -->", page, re.DOTALL)
-    return found[0] if found else ""
-
-
-def enlarged(claims: dict[str, dict]) -> str:
-    """The verdicts that the papers' own sizes change, of the last runs with `--full`."""
-    answers = full.read().values()
-    others = {name: verdict for answer in answers for name, verdict in answer.verdicts.items()}
-    rows = [
-        f"- {name}: {claims[name]['verdict']}, with `--full` {others[name]}"
-        for name in LEDGER
-        if name in others and others[name] != claims[name]["verdict"]
-    ]
-    missing = [row.id for row in ROWS if row.module and row.id not in others]
-    said = f"""With the papers' own sizes and more draws (`python -m paper_repro --full`, hours:
-        [times](benchmarks.md)) {len(rows)} of {len(others)} verdicts change"""
-    if missing:
-        said += f"""; the numbers of the last such run are not enough to decide
-            {", ".join(missing)} as today"""
-    return marked("sizes", paragraph(f"{said}."), *(["\n".join(rows)] if rows else []))
 
 
 def standing() -> dict[str, dict]:
-    """The verdicts that docs/claims.md has, by id."""
-    cells = (line.split(" | ") for line in (ROOT / "docs" / "claims.md").read_text().splitlines())
-    found = {
-        row[0].removeprefix("| "): {"verdict": row[3].removeprefix(STAND_IN)}
-        for row in cells
-        if len(row) == 5
-    }
-    return with_standins({row.id: found.get(row.id, {"verdict": NOT_RUN}) for row in ROWS})
+    """The verdicts of record, by id."""
+    return with_standins(record.claims())
 
 
 def with_standins(claims: dict[str, dict]) -> dict[str, dict]:
@@ -131,6 +101,8 @@ def with_standins(claims: dict[str, dict]) -> dict[str, dict]:
     for row in ROWS:
         if row.kind == "data/RL":
             claims[row.id]["verdict"] = "stand-in" if standins.of(row) else "not testable here"
+        elif row.kind == "not here":
+            claims[row.id]["verdict"] = "not testable here"
     return claims
 
 
@@ -167,34 +139,27 @@ PICTURES = {
 """The figure at the top of every paper's page, in the folder of the default run."""
 
 
-def keep_numbers(claims: dict[str, dict]) -> None:
-    """docs/measured.json and docs/reproductions/: what the papers' pages show of the run."""
+def keep_runs(claims: dict[str, dict], others: dict[str, dict]) -> None:
+    """docs/record/ and docs/reproductions/: the numbers of two runs and the pictures of one."""
     folder = ROOT / "docs" / "reproductions"
     folder.mkdir(exist_ok=True)
     captions = {}
     for name, picture in PICTURES.items():
         captions[name] = check_figure(REPRODUCTIONS / picture)
         shutil.copy(REPRODUCTIONS / picture, folder / f"{name}.png")
-    kept = {
-        name: {
-            "where": claim["where"],
-            "measured": {key: float(f"{x:.6g}") for key, x in claim["measured"].items()},
-        }
-        for name, claim in claims.items()
-        if claim["configuration"]
-    }
-    text = json.dumps({"claims": kept, "captions": captions}, indent=1, ensure_ascii=False)
-    (ROOT / "docs" / "measured.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(captions, indent=1, ensure_ascii=False)
+    (folder / "captions.json").write_text(f"{text}\n", encoding="utf-8")
+    record.keep("default", claims)
+    record.keep("draw 1", others)
 
 
 CLAIMS = """# The claims of the papers, and what became of them
 
-Every definition, theorem, experiment and number of four texts in a sentence, with the verdict of
-the default run of `python -m paper_repro`; its `report.html` has the numbers and the figure behind
-each, `python -m paper_repro --only GN-21` runs what decides one. A dash in the last column: no
+Every definition, theorem, experiment and number of four texts in a sentence, with a verdict.
+`python -m paper_repro` writes a `report.html` with the numbers and the figure behind each;
+`python -m paper_repro --only GN-21` runs what decides one. A dash in the last column: no
 reproduction decides it. *stand-in: …* is a verdict on made-up problems where the text speaks of
-other data. A verdict speaks of the configuration that was run, which `report.html`
-names. Written by `python docs/results.py claims`.
+other data. Written by `python docs/results.py claims`.
 """
 
 
@@ -206,20 +171,21 @@ def shown(row: Row, verdict: str) -> str:
     return f"{STAND_IN}{verdict}" if row.instead else verdict
 
 
-def claims_page(claims: dict[str, dict], draws: str) -> str:
-    """docs/claims.md: a line for every claim."""
+def claims_page(claims: dict[str, dict]) -> str:
+    """docs/claims.md: a line for every claim, of `standing`."""
     kinds = (f"- **{kind}**: {meaning}" for kind, meaning in KINDS.items())
-    parts = [CLAIMS, *kinds, "", draws, "", enlarged(claims), ""]
+    parts = [CLAIMS, *kinds, "", hanging(claims), ""]
     for paper, title in PAPERS.items():
         parts += [
             f"## {title}\n",
-            "| id | claim | kind | verdict | decided by |",
-            "|---|---|---|---|---|",
+            "| id | claim | kind | verdict | if runs differ | decided by |",
+            "|---|---|---|---|---|---|",
         ]
         for row in ROWS:
             if row.paper == paper:
-                cells = [row.id, row.statement, row.kind, shown(row, claims[row.id]["verdict"])]
-                cells.append(f"`{row.module}`" if row.module else "–")
+                claim = claims[row.id]
+                cells = [row.id, row.statement, row.kind, shown(row, claim["verdict"])]
+                cells += [claim.get("runs") or "–", f"`{row.module}`" if row.module else "–"]
                 parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
         table = standins.table(row for row in ROWS if row.paper == paper)

@@ -26,7 +26,7 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"expected an integer {wanted}, got {value}")
         return value
 
-    parse.__name__ = "integer"  # argparse names it where the text is no number
+    parse.__name__ = "integer"  # argparse names it where the text is not a number
     return parse
 
 

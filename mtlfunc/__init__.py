@@ -204,3 +204,7 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
         if name in _RENAMED:
             raise AttributeError(f"mtlfunc.{name} is called mtlfunc.{_RENAMED[name]} now")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)

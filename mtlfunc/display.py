@@ -1,5 +1,6 @@
 """Named tuples of tensors and of functions on one screen, in a terminal and in a notebook."""
 
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -12,6 +13,31 @@ VALUES = 6
 """The most numbers of a tensor that are written out; 9 in a matrix."""
 
 
+class Markup(str):
+    """HTML, which `table` leaves as it is."""
+
+    __slots__ = ()
+
+
+def table(title: str, lines: Iterable[Iterable[str]]) -> str:
+    """An HTML table: a caption, then lines of cells; a line of one cell is a heading."""
+    left = 'style="text-align:left;vertical-align:top"'
+    body = ""
+    for line in lines:
+        cells = [x if isinstance(x, Markup) else escape(x) for x in line]
+        if len(cells) == 1:
+            body += f'<tr><th colspan="9" {left}>{cells[0]}</th></tr>'
+        else:
+            body += f"<tr>{''.join(f'<td {left}>{cell}</td>' for cell in cells)}</tr>"
+    return f"<table><caption {left}>{escape(title)}</caption>{body}</table>"
+
+
+def items(lines: Iterable[str]) -> str:
+    """An HTML list, empty for no lines."""
+    shown = [x if isinstance(x, Markup) else escape(x) for x in lines]
+    return f"<ul>{''.join(f'<li>{line}</li>' for line in shown)}</ul>" if shown else ""
+
+
 def show_fields(self: Any) -> str:
     """A `__repr__`: one line per field, of large tensors the shape alone."""
     names = self._fields
@@ -22,12 +48,18 @@ def show_fields(self: Any) -> str:
 
 def table_fields(self: Any) -> str:
     """A `_repr_html_`: the same as a table."""
-    left = 'style="text-align:left"'
-    rows = "".join(
-        f"<tr><td {left}>{name}</td><td {left}><code>{escape(_short(x))}</code></td></tr>"
-        for name, x in zip(self._fields, self, strict=True)
-    )
-    return f"<table><caption {left}>{type(self).__name__}</caption>{rows}</table>"
+    shown = [code(_short(x)) for x in self]
+    return table(type(self).__name__, zip(self._fields, shown, strict=True))
+
+
+def code(text: str) -> Markup:
+    """Code in a line of HTML."""
+    return Markup(f"<code>{escape(text)}</code>")
+
+
+def coloured(text: str, colour: str) -> Markup:
+    """A word in a colour."""
+    return Markup(f'<span style="color:{colour}">{escape(text)}</span>')
 
 
 def show_functions(self: Any) -> str:
@@ -45,7 +77,7 @@ def show_functions(self: Any) -> str:
 
 def table_functions(self: Any) -> str:
     """A `_repr_html_`: the same as a line of code."""
-    return f"<code>{escape(show_functions(self))}</code>"
+    return code(show_functions(self))
 
 
 def made_by(function: Any, functions: bool = True) -> str:

@@ -2,7 +2,7 @@
 
 Without it each kernel is compiled, with a line on stderr, the first time that a process needs it,
 and loaded from numba's cache on disk from then on. The cache is `NUMBA_CACHE_DIR` if that is set,
-else it lies beside the package, else (where that folder cannot be written) in the user's own.
+else it lies next to the package, else (where that folder cannot be written) in the user's own.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     else:
         order = longest_first([q.name for q in left], SLOW)
         run.side_by_side(sorted(left, key=lambda q: order.index(q.name)), workers)
-    if not list(run.parts.glob("begun-*")):  # nobody comes back for the rest
+    if not list(run.parts.glob("begun-*")):  # no process comes back for the rest
         run.drop()
     elif not run.failed:  # but for that of other settings
         run.drop(run.own)

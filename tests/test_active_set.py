@@ -511,11 +511,20 @@ def uniform(g):
     return torch.full_like(g[0], 1 / len(g))
 
 
+@pytest.fixture(scope="module")
+def projected():
+    """The projections of the mean on both thin cones, by a solver that takes 20,000 steps."""
+    rows = torch.stack([THIN, BUILT])
+    reference = projected_gradient(20_000)
+    w = vmap(lambda g: reference(dual_cone(g, uniform(g))).weights)(rows @ rows.mT)
+    return (w[:, None] @ rows)[:, 0]
+
+
 @pytest.mark.parametrize("solver", SEVERAL)
-@pytest.mark.parametrize("rows", [THIN, BUILT], ids=["rounded", "built"])
-def test_solvers_agree_on_a_thin_cone(rows, solver):
+@pytest.mark.parametrize("which", [0, 1], ids=["rounded", "built"])
+def test_solvers_agree_on_a_thin_cone(projected, which, solver):
+    rows, expected = (THIN, BUILT)[which], projected[which]
     g = rows @ rows.mT
-    expected = projected_gradient(20_000)(dual_cone(g, uniform(g))).weights @ rows
     weights = SEVERAL[solver](dual_cone(g, uniform(g))).weights
     assert (cosines(rows, weights) >= -1e-7).all()
     torch.testing.assert_close(weights @ rows, expected, rtol=0, atol=1e-2 * float(expected.norm()))
@@ -524,9 +533,9 @@ def test_solvers_agree_on_a_thin_cone(rows, solver):
         assert certificate.backward <= resolution(4, torch.finfo(g.dtype).eps)
         assert str(certificate).startswith(("optimal to rounding", "optimal as far as the Gramian"))
         assert weights.abs().max() <= 1e5
-    for c in (1.0, 2.0):
-        answer = SEVERAL[solver](cagrad(g, c))
-        assert (cosines(rows, answer.weights) >= -1e-7).all()
+    radii = torch.tensor([1.0, 2.0], dtype=g.dtype)
+    for w in vmap(lambda c: SEVERAL[solver](cagrad(g, c)).weights)(radii):
+        assert (cosines(rows, w) >= -1e-7).all()
 
 
 @pytest.mark.parametrize(("count", "width", "draws"), [(8, 5, 60), (16, 8, 60), (20, 10, 30)])
@@ -615,7 +624,8 @@ def test_problems_that_share_a_gramian_are_solved_as_well_as_one_by_one(name):
     """One problem starts where the last one ended, which costs it no digit of the direction."""
     count = 40
     gramian = gramians(name, count, 1, seed=5)[0]
-    each = torch.cat([torch.eye(count).double(), torch.rand(10, count).double() - 0.3])
+    more = torch.rand(10, count, generator=torch.Generator().manual_seed(0)).double() - 0.3
+    each = torch.cat([torch.eye(count).double(), more])
     together, _, _ = run(DualCone(gramian, each), torch.finfo(torch.float64).eps)
     alone = [run(DualCone(gramian, w), torch.finfo(torch.float64).eps)[0] for w in each]
     v, separate = together[:, :count], torch.stack(alone)[:, :count]

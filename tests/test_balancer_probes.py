@@ -198,8 +198,6 @@ def test_numbers_and_bad_scales_are_named(net):
         balancer.backward([loss.item() for loss in losses])
     with pytest.raises(ValueError, match=r"scale: expected a finite number > 0, got -2"):
         balancer.backward(losses, scale=-2.0)
-    with pytest.raises(TypeError, match=r"scale: expected a number or a 0-d tensor, got str"):
-        balancer.backward(losses, scale="2")  # pyright: ignore[reportArgumentType]
     assert all(leaf.grad is None for leaf in net.parameters())
 
 

@@ -227,5 +227,3 @@ def test_in_a_log():
     assert found["conflict_proved"] == sum(x < 0 for x in verdicts) / 3
     with pytest.raises(ValueError, match=r"conflict: expected one of 2 tasks"):
         mf.log_dict(info._replace(losses=torch.ones(2), tasks={}), conflict)
-    with pytest.raises(TypeError, match="names of the tasks are passed as names="):
-        mf.log_dict(info, ["a", "b", "c"])  # pyright: ignore[reportArgumentType]

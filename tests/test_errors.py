@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import mtlfunc as mf
 from tests.support.problems import BATCH, PARAMS, scalars, vector
@@ -48,7 +49,24 @@ def test_bad_parameters_are_named():
         )
 
 
+NET = nn.Linear(2, 2)
+INFO = mf.Info(torch.ones(2), G, torch.ones(2) / 2, torch.ones(2) / 2, (), {})
 CASES = {
+    "scale": (
+        lambda: mf.Balancer(NET, mf.mgda()).backward(list(NET(torch.ones(2))), scale="2"),
+        TypeError,
+        "scale: expected a number or a 0-d tensor, got str",
+    ),
+    "names for a conflict": (
+        lambda: mf.log_dict(INFO, ["a", "b"]),
+        TypeError,
+        "names of the tasks are passed as names=",
+    ),
+    "optimizer": (
+        lambda: mf.Balancer(nn.Linear(2, 2), mf.mgda(), metric=mf.adam(1e-3)),
+        TypeError,
+        r"metric: expected the torch\.optim optimizer",
+    ),
     "seed": (lambda: mf.random.key(1.5), TypeError, "key: expected an integer seed, got float"),
     "seed tensor": (lambda: mf.random.key(torch.ones(2)), TypeError, "key: .*float32"),
     "seed shape": (lambda: mf.random.key(torch.arange(2)), ValueError, "key: .*vmap"),

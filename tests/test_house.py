@@ -88,6 +88,15 @@ def test_no_module_is_hidden_by_a_function():
         assert found is None or inspect.ismodule(found), ".".join(parts)
 
 
+@pytest.mark.parametrize(
+    "room", ["diagnostics", "optim", "pareto", "plot", "random", "solvers", "testing", "theory", ""]
+)
+def test_completion_offers_public_names_alone(room):
+    module = getattr(mf, room) if room else mf
+    assert dir(module) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in dir(module))
+
+
 def test_imports_run_one_way():
     run = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run(

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mtlfunc.warmup import main
 
 # the kernel that compiles the quickest; both processes and the warm-up go the same way with any
 FIRST_USE = "import torch, mtlfunc as mf; print(mf.weights(mf.pcgrad(), torch.eye(2)).tolist())"
@@ -30,6 +33,20 @@ def test_first_use_says_so_and_the_second_does_not(tmp_path):
     assert "python -m mtlfunc.warmup" in said
     process = started(["-c", FIRST_USE], tmp_path)
     assert "compiling" not in process.communicate(timeout=900)[1]
+
+
+def test_warmup_says_where_the_kernels_are(capsys):
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert Path(line.partition(", cached in ")[2]).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_warmup_compiles_what_is_missing(tmp_path):
+    started(["-c", FIRST_USE], tmp_path).communicate(timeout=900)
     process = started(["-m", "mtlfunc.warmup"], tmp_path)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0

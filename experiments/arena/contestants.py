@@ -1,7 +1,7 @@
 """The rules that meet, each with the probe that it measures with: one line a rule.
 
 Hyper-parameters are the papers' defaults where they are pure numbers; those with a unit or a
-schedule are set once, for all problems: uncertainty and IMTL-L weights move by .025 a step, as
+schedule are set once, for all problems: uncertainty and IMTL-L weights move by .025 per step, as
 FAMO's and GradNorm's do, DWA's epoch is 10 steps, STCH's μ is .1. Not here: what needs three tasks
 (trimmed mean), ranks one task above the others (PCD) or needs a network with an encoder (MGDA-UB,
 IMTL-G on representations).
@@ -17,7 +17,7 @@ def losses_only(shared: str) -> Probe:
 
 
 def weighted(shared: str) -> Probe:
-    """For rules that weigh losses: the heads get the weights, too."""
+    """For rules that weigh losses: the heads also get the weights."""
     return mf.jacobian(shared, heads="weighted")
 
 

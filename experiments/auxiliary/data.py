@@ -213,7 +213,7 @@ def unpickled(path: Path) -> Any:
     """A pickle of arrays, dictionaries, lists, numbers, text and bytes.
 
     Raises:
-        DataError: where it asks for anything else, and where it is no pickle.
+        DataError: where it asks for anything else, and where it is not a pickle.
     """
     try:
         with reading(path), path.open("rb") as file:

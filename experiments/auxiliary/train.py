@@ -30,7 +30,7 @@ WINDOWS = 20
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on besides its cell."""
 
     data: Source | None  # CIFAR-10; None for digits
     auxiliaries: tuple[str, ...]

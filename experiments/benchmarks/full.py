@@ -37,6 +37,7 @@ class Answer(NamedTuple):
     day: str
     machine: str
     verdicts: dict[str, str]  # by claim
+    numbers: dict[str, dict[str, float]]  # by claim; empty for runs of before they were kept
 
 
 def read() -> dict[str, Answer]:
@@ -47,11 +48,17 @@ def read() -> dict[str, Answer]:
     """
     try:
         kept = json.loads(KEPT.read_text(encoding="utf-8"))
-        return {name: Answer(**answer) for name, answer in kept.items()}
+        return {name: judged(Answer(**{"numbers": {}} | answer)) for name, answer in kept.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:
         raise SystemExit(f"{KEPT} cannot be read ({error}): take it from the repository") from error
+
+
+def judged(answer: Answer) -> Answer:
+    """What today's decisions say, if the numbers were kept."""
+    rows = ({"id": name, "measured": found} for name, found in answer.numbers.items())
+    return answer._replace(verdicts=answer.verdicts | dict(decided(rows)))
 
 
 def keep(answers: dict[str, Answer]) -> None:
@@ -102,6 +109,7 @@ def finished() -> dict[str, Answer]:
             day,
             here(),
             dict(decided(row for row in rows if row["module"] == name)),
+            {row["id"]: row["measured"] for row in rows if row["module"] == name},
         )
         for name, run in runs.items()
         if name not in others
@@ -140,7 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, answer in finished().items():
         # the file's day is that of its last question: what it held before keeps its own
         known = answers.get(name)
-        new = known is None or (known.seconds, known.verdicts) != (answer.seconds, answer.verdicts)
+        new = known is None or (
+            (known.seconds, known.verdicts, known.numbers)
+            != (answer.seconds, answer.verdicts, answer.numbers)
+        )
         if new:
             answers[name] = answer
     keep(answers)

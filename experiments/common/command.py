@@ -22,6 +22,7 @@ def parser(
     rules: Sequence[str],
     defaults: Sequence[int],
     data: str = "",
+    chosen: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """`--data --quick --full --rules --seeds --workers --device --out`, for one experiment.
 
@@ -31,6 +32,7 @@ def parser(
         rules: names to choose from.
         defaults: how many seeds `--quick` takes, the default, and `--full`.
         data: what the folder of `--data` holds; without it there is no such argument.
+        chosen: the rules that run where none are named; all of them by default.
     """
     found = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}",
@@ -51,9 +53,9 @@ def parser(
     found.add_argument(
         "--rules",
         type=among(rules),
-        default=list(rules),
+        default=list(chosen or rules),
         metavar="A,B,…",
-        help=f"comma-separated, from {', '.join(rules)} (default: all)",
+        help=f"comma-separated, from {', '.join(rules)} (default: {', '.join(chosen) or 'all'})",
     )
     found.add_argument(
         "--seeds",

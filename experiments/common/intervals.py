@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from scipy.special import stdtrit
 
 
@@ -51,7 +52,13 @@ def estimate(values: Sequence[float], comparisons: int = 1, level: float = 0.95)
     return Estimate(mean, error, mean - reach, mean + reach, count)
 
 
-def _reach(count: int, comparisons: int, level: float = 0.95) -> float:
+def half_width(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Half a 95 % t interval of the mean over `axis`, which holds n >= 2 values."""
+    count = values.shape[axis]
+    return _reach(count) * values.std(axis, ddof=1) / np.sqrt(count)
+
+
+def _reach(count: int, comparisons: int = 1, level: float = 0.95) -> float:
     """Half an interval's length in standard errors."""
     return float(stdtrit(count - 1, 1 - (1 - level) / comparisons / 2))
 

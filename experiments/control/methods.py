@@ -19,12 +19,15 @@ BLIND = "mean, task not seen"
 INDEPENDENT = "independent"
 
 
-def probe_and_rule(name: str, probe: Probe | None = None) -> tuple[Probe, Rule]:
-    """A rule with what it measures: the gradients of all parameters (`probe`), or nothing."""
+def probe_and_rule(name: str, probe: Probe | None = None, c: float = 0.5) -> tuple[Probe, Rule]:
+    """A rule with what it measures: the gradients of all parameters (`probe`), or nothing.
+
+    `c` is the radius of CAGrad.
+    """
     rules = {
         "mgda": mf.mgda,
         "pcgrad": mf.pcgrad,
-        "cagrad": lambda: mf.cagrad(0.5),
+        "cagrad": lambda: mf.cagrad(c),
         "nash_mtl": lambda: mf.nash_mtl(rescale="sum"),
         "upgrad": mf.upgrad,
     }

@@ -12,13 +12,22 @@ from mtlfunc.types import Params
 from .methods import BLIND, HEADS, INDEPENDENT
 
 
-def inputs(name: str, width: int, tasks: int) -> int:
-    """Of the first layer: the observation, and the task's one-hot code where it is seen."""
-    return width + (0 if name in (BLIND, INDEPENDENT) else tasks)
+def inputs(name: str, width: int, tasks: int, coded: bool = True) -> int:
+    """Inputs of the first layer: the observation, and the task's one-hot code where it is seen.
+
+    `coded` says whether any method sees the code.
+    """
+    return width + (tasks if coded and name not in (BLIND, INDEPENDENT) else 0)
 
 
 def start(
-    key: Tensor, net: str, widths: Sequence[int], tasks: int, name: str, last: float = 1.0
+    key: Tensor,
+    net: str,
+    widths: Sequence[int],
+    tasks: int,
+    name: str,
+    last: float = 1.0,
+    xavier: bool = False,
 ) -> Params:
     """First parameters of one network, `{net}.{layer}.weight` and `.bias`.
 
@@ -30,14 +39,20 @@ def start(
             method `INDEPENDENT`, the last layer's of `HEADS`.
         name: of the method.
         last: factor of the last layer's weights.
+        xavier: draw weights uniformly within ±√(6 / (inputs + outputs)) (Glorot and Bengio 2010);
+            by default they are normal with variance 1 / inputs.
     """
     params: Params = {}
     layers = len(widths) - 1
     for layer in range(layers):
         own = name == INDEPENDENT or (name == HEADS and layer == layers - 1)
         shape = (*([tasks] if own else []), widths[layer + 1], widths[layer])
-        drawn = mf.random.normal(mf.random.fold_in(key, layer), shape)
-        size = widths[layer] ** -0.5 * (last if layer == layers - 1 else 1)
+        layer_key, into, out = mf.random.fold_in(key, layer), widths[layer], widths[layer + 1]
+        if xavier:
+            drawn, size = 2 * mf.random.uniform(layer_key, shape) - 1, (6 / (into + out)) ** 0.5
+        else:
+            drawn, size = mf.random.normal(layer_key, shape), into**-0.5
+        size *= last if layer == layers - 1 else 1
         params[f"{net}.{layer}.weight"] = drawn * size
         params[f"{net}.{layer}.bias"] = torch.zeros(shape[:-1], device=key.device)
     return params

@@ -53,6 +53,8 @@ class Environments(NamedTuple):
 
     benchmark: str
     horizon: int = HORIZON
+    reward: str = REWARD
+    goals: bool = True  # every episode has another goal; else a task has the seed's for ever
 
     def __call__(self, seed: int) -> Any:
         """Observations end with the task's one-hot code; the seed, >= 0, is of goals and noise."""
@@ -61,13 +63,16 @@ class Environments(NamedTuple):
         import_module("metaworld")  # registers its environments
         # 0 would be taken for no seed
         given: dict[str, Any] = {"seed": seed + 1, "use_one_hot": True}
-        given |= {"vector_strategy": "sync", "reward_function_version": REWARD}
+        given |= {"vector_strategy": "sync", "reward_function_version": self.reward}
         given |= {"max_episode_steps": self.horizon}
         tasks = BENCHMARKS[self.benchmark]
         if tasks:
             given["envs_list"] = list(tasks)
         name = "custom-mt-envs" if tasks else self.benchmark
-        return Seeded(gymnasium.make_vec(f"Meta-World/{name}", **given))
+        made = Seeded(gymnasium.make_vec(f"Meta-World/{name}", **given))
+        if not self.goals:
+            made.fix_goals(seed)
+        return made
 
 
 class Seeded:
@@ -88,6 +93,11 @@ class Seeded:
         if seed is not None:
             self.envs.call("seed", seed)
         return self.envs.reset()
+
+    def fix_goals(self, seed: int) -> None:
+        """Draw a goal of every task by the seed, and keep it for all episodes."""
+        self.reset(seed=seed)
+        self.envs.call("toggle_sample_tasks_on_reset", False)
 
 
 def names(benchmark: str) -> Sequence[str]:

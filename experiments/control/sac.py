@@ -3,9 +3,10 @@
 The environments are a vector of one a task, with gymnasium's interface: `reset(seed=)` gives
 observations `[task, input]` that end with the task's one-hot code, `step(actions)` five values;
 what ends is begun anew in the same step, its last observation in `info["final_obs"]`. Every task
-has a replay, a batch and a temperature of its own.
+has a replay; batches, temperature and first weights are as `Details` says.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -49,6 +50,23 @@ class Environments(Protocol):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]: ...
 
 
+class Details(NamedTuple):
+    """How the algorithm is set up, where ours and the published set-ups differ."""
+
+    c: float  # the radius of CAGrad
+    coded: bool  # networks see the task's one-hot code
+    split: bool  # every task has a batch of its own; else all share one, drawn from all transitions
+    temperatures: bool  # one for each task; else one for all, whose slopes are balanced, too
+    normalised: bool  # rewards are divided by their running deviation, task by task
+    xavier: bool  # first weights are uniform, else normal
+    squashed: bool  # tanh maps the log-deviation of actions between its bounds, else it is clamped
+    goals: bool  # every episode has another goal; else a task has one for the whole run
+    caught_up: bool  # as many updates follow the random steps at once as these were
+
+
+OURS = Details(0.5, True, True, True, False, False, False, True, False)
+
+
 class Settings(NamedTuple):
     """What a run depends on beside its cell."""
 
@@ -60,12 +78,13 @@ class Settings(NamedTuple):
     horizon: int  # steps of an episode
     steps: int  # of every environment
     random: int  # first ones, with random actions and without learning
-    batch: int  # samples a task
+    batch: int  # samples of each task; with a shared batch, samples of all tasks together
     hidden: tuple[int, ...]
     capacity: int  # of every task's replay
     every: int  # steps between two measurements of success
     episodes: int  # a measurement
     device: str
+    details: Details = OURS
 
 
 class Batch(NamedTuple):
@@ -76,6 +95,7 @@ class Batch(NamedTuple):
     rewards: Tensor
     after: Tensor
     over: Tensor  # 1.0 where the task ended there, rather than its time
+    real: Tensor  # 1.0 for a sample, 0.0 for what fills up tasks that have fewer than others
 
 
 class Agent(NamedTuple):
@@ -84,20 +104,31 @@ class Agent(NamedTuple):
     actor: TrainState
     critic: TrainState
     target: Params
-    temperature: Params  # its logarithm, one a task
-    moments: Any  # of the temperature's optimizer
+    temperature: Params  # its logarithm, `[task]`, or `[]` where all tasks share one
+    moments: Any  # of the temperature's optimizer, or the state of its balanced step
 
 
-def policy(params: Params, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def mean_of(values: Tensor, real: Tensor) -> Tensor:
+    """Means `[task]` over the real samples of `values` `[task, sample]`; 0 for a task without."""
+    return (values * real).sum(-1) / real.sum(-1).clamp_min(1)
+
+
+def policy(
+    params: Params, seen: Tensor, noise: Tensor, squashed: bool = False
+) -> tuple[Tensor, Tensor]:
     """Actions in (-1, 1) and their log-densities.
 
     Args:
         params: of the actor.
         seen: `[task, sample, input]`.
         noise: standard normal `[task, sample, action]`; zeros for the mode before squashing.
+        squashed: as in `Details`.
     """
     mean, spread = networks.network(params, "actor", seen, F.relu).chunk(2, -1)
-    spread = spread.clamp(NARROW, WIDE)
+    if squashed:
+        spread = NARROW + (WIDE - NARROW) * (torch.tanh(spread) + 1) / 2
+    else:
+        spread = spread.clamp(NARROW, WIDE)
     raw = mean + spread.exp() * noise
     # log(1 - tanh²) in a form that does not cancel
     squashing = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
@@ -111,80 +142,113 @@ def values(params: Params, seen: Tensor, actions: Tensor) -> tuple[Tensor, Tenso
     return one, two
 
 
-def goals(agent: Agent, batch: Batch, noise: Tensor, discount: float) -> Tensor:
+def goals(
+    agent: Agent, batch: Batch, noise: Tensor, discount: float, squashed: bool = False
+) -> Tensor:
     """What the critics are drawn to, `[task, sample]`."""
-    actions, likelihood = policy(agent.actor.params, batch.after, noise)
+    actions, likelihood = policy(agent.actor.params, batch.after, noise, squashed)
     lower = torch.minimum(*values(agent.target, batch.after, actions))
-    ahead = lower - agent.temperature["log"].exp()[:, None] * likelihood
+    ahead = lower - agent.temperature["log"].exp().expand(len(lower))[:, None] * likelihood
     return batch.rewards + discount * (1 - batch.over) * ahead
 
 
 def critic_losses(params: Params, batch: tuple[Batch, Tensor]) -> Tensor:
     """`[task]`: squared errors of both critics."""
-    (seen, actions, *_), wanted = batch
-    one, two = values(params, seen, actions)
-    return ((one - wanted).square() + (two - wanted).square()).mean(-1)
+    drawn, wanted = batch
+    one, two = values(params, drawn.seen, drawn.actions)
+    return mean_of((one - wanted).square() + (two - wanted).square(), drawn.real)
 
 
-def actor_losses(params: Params, batch: tuple[Tensor, Tensor, Params, Tensor]) -> Tensor:
+def actor_losses(
+    params: Params, batch: tuple[Batch, Tensor, Params, Tensor], squashed: bool = False
+) -> Tensor:
     """`[task]`: temperature times log-density, minus the lower critic."""
-    seen, noise, critic, temperature = batch
-    actions, likelihood = policy(params, seen, noise)
-    lower = torch.minimum(*values(critic, seen, actions))
-    return (temperature[:, None] * likelihood - lower).mean(-1)
+    drawn, noise, critic, temperature = batch
+    actions, likelihood = policy(params, drawn.seen, noise, squashed)
+    lower = torch.minimum(*values(critic, drawn.seen, actions))
+    return mean_of(temperature[:, None] * likelihood - lower, drawn.real)
+
+
+def temperature_losses(params: Params, surplus: Tensor) -> Tensor:
+    """`[task]`: the shared temperature times the entropy above what is wanted."""
+    return params["log"].exp() * surplus
 
 
 class Learner:
     """The algorithm as functions of an `Agent`, for one method, rate and shape of the problem."""
 
     def __init__(
-        self, name: str, rate: float, tasks: int, seen: int, actions: int, hidden: tuple[int, ...]
+        self,
+        name: str,
+        rate: float,
+        tasks: int,
+        seen: int,
+        actions: int,
+        hidden: tuple[int, ...],
+        details: Details = OURS,
     ) -> None:
-        probe, rule = probe_and_rule(name)
+        probe, rule = probe_and_rule(name, c=details.c)
         self.name, self.tasks, self.actions = name, tasks, actions
-        self.width, self.hidden = seen - tasks, hidden
+        self.width, self.hidden, self.details = seen - tasks, hidden, details
         self.optimizer = mf.adam(rate)
+        acting = functools.partial(actor_losses, squashed=details.squashed)
         self.critic = mf.descend(critic_losses, rule, probe, self.optimizer)
-        self.actor = mf.descend(actor_losses, rule, probe, self.optimizer)
+        self.actor = mf.descend(acting, rule, probe, self.optimizer)
+        self.shared_temperature = mf.descend(temperature_losses, rule, probe, self.optimizer)
 
     def start(self, key: Tensor) -> Agent:
         """An agent that has learnt nothing."""
 
         def net(i: int, name: str, width: int, outputs: int) -> Params:
-            widths = (networks.inputs(self.name, width, self.tasks), *self.hidden, outputs)
-            return networks.start(mf.random.fold_in(key, i), name, widths, self.tasks, self.name)
+            first = networks.inputs(self.name, width, self.tasks, self.details.coded)
+            return networks.start(
+                mf.random.fold_in(key, i),
+                name,
+                (first, *self.hidden, outputs),
+                self.tasks,
+                self.name,
+                xavier=self.details.xavier,
+            )
 
         actor = net(0, "actor", self.width, 2 * self.actions)
         width = self.width + self.actions
         critic = net(1, "one", width, 1) | net(2, "two", width, 1)
-        temperature = {"log": torch.zeros(self.tasks, device=key.device)}
+        shape = (self.tasks,) if self.details.temperatures else ()
+        temperature = {"log": torch.zeros(shape, device=key.device)}
         seen = torch.zeros(self.tasks, 1, self.width + self.tasks, device=key.device)
         acted, number = seen[..., : self.actions], seen[..., 0]
-        batch = Batch(seen, acted, number, seen, number)
-        alone = mf.random.fold_in(key, 3)
+        batch = Batch(seen, acted, number, seen, number, torch.ones_like(number))
+        alone, zeros = mf.random.fold_in(key, 3), number[:, 0]
         return Agent(
-            self.actor.init(actor, (seen, acted, critic, temperature["log"]), alone),
+            self.actor.init(actor, (batch, acted, critic, zeros), alone),
             self.critic.init(critic, (batch, number), alone),
             critic,
             temperature,
-            self.optimizer.init(temperature),
+            self.optimizer.init(temperature)
+            if self.details.temperatures
+            else self.shared_temperature.init(temperature, zeros, alone),
         )
 
     def update(self, agent: Agent, batch: Batch, key: Tensor, discount: float = 0.99) -> Agent:
         """One step of the critics, the actor, the temperatures and the slow copies."""
+        squashed = self.details.squashed
         noise = mf.random.normal(key, (2, *batch.actions.shape))
         with torch.no_grad():
-            wanted = goals(agent, batch, noise[0], discount)
+            wanted = goals(agent, batch, noise[0], discount, squashed)
         critic, _ = self.critic.update(agent.critic, (batch, wanted))
-        temperature = agent.temperature["log"].exp()
-        actor, _ = self.actor.update(
-            agent.actor, (batch.seen, noise[1], critic.params, temperature)
-        )
+        temperature = agent.temperature["log"].exp().expand(self.tasks)
+        actor, _ = self.actor.update(agent.actor, (batch, noise[1], critic.params, temperature))
         with torch.no_grad():
-            _, likelihood = policy(agent.actor.params, batch.seen, noise[1])
+            _, likelihood = policy(agent.actor.params, batch.seen, noise[1], squashed)
             # of -log · (log-density + entropy that is wanted, minus the number of actions)
-            slope = {"log": -(likelihood.mean(-1) - self.actions)}
+            surplus = -mean_of(likelihood - self.actions, batch.real)
+        if self.details.temperatures:
+            slope = {"log": surplus}
             kept, moments = self.optimizer.update(slope, agent.moments, agent.temperature)
+        else:
+            moments, _ = self.shared_temperature.update(agent.moments, surplus)
+            kept = moments.params
+        with torch.no_grad():
             target = {
                 name: torch.lerp(slow, critic.params[name], SLOW)
                 for name, slow in agent.target.items()
@@ -197,6 +261,7 @@ class Replay:
 
     def __init__(self, tasks: int, capacity: int, seen: int, actions: int, device: str) -> None:
         widths = {"seen": seen, "actions": actions, "rewards": 0, "after": seen, "over": 0}
+        widths["real"] = 0
         self.leaves = Batch(
             *(
                 torch.zeros(tasks, capacity, *([w] if w else []), device=device)
@@ -208,8 +273,9 @@ class Replay:
     def add(self, *values: np.ndarray) -> None:
         """One transition a task."""
         at = self.count % self.capacity
-        for leaf, value in zip(self.leaves, values, strict=True):
+        for leaf, value in zip(self.leaves[:-1], values, strict=True):
             leaf[:, at] = torch.as_tensor(np.asarray(value, dtype=np.float32))
+        self.leaves.real[:, at] = 1
         self.count += 1
 
     def draw(self, key: Tensor, size: int) -> Batch:
@@ -219,6 +285,46 @@ class Replay:
         index = (share * min(self.count, self.capacity)).long()
         rows = torch.arange(tasks, device=index.device)[:, None]
         return Batch(*(leaf[rows, index] for leaf in self.leaves))
+
+    def draw_shared(self, key: Tensor, size: int) -> Batch:
+        """`size` transitions of all tasks together, with replacement, sorted by task.
+
+        Returns:
+            a batch `[task, sample, ...]` as wide as the task with most samples; `real` is 0 where
+            the others have none.
+        """
+        tasks = len(self.leaves.seen)
+        share = mf.random.uniform(key, (2, size), torch.float64)
+        task = (share[0] * tasks).long().sort().values
+        counts = torch.bincount(task, minlength=tasks)
+        place = torch.arange(size, device=task.device) - (counts.cumsum(0) - counts)[task]
+        index = task.new_zeros(tasks, int(counts.max()))
+        real = torch.zeros(index.shape, device=task.device)
+        index[task, place] = (share[1] * min(self.count, self.capacity)).long()
+        real[task, place] = 1
+        rows = torch.arange(tasks, device=task.device)[:, None]
+        return Batch(*(leaf[rows, index] for leaf in self.leaves))._replace(real=real)
+
+
+class Rewards:
+    """Rewards divided by their running deviation, task by task.
+
+    m ← m + α(r - m), v ← v + α((r - m)² - v), and r/(√v + 1e-8) is learnt from, from m = 0 and
+    v = 1: as `mtenv` does it, on which CAGrad's runs rest.
+    """
+
+    RATE = 0.001
+
+    def __init__(self, tasks: int) -> None:
+        """No reward yet."""
+        self.mean, self.variance = np.zeros(tasks), np.ones(tasks)
+
+    def __call__(self, rewards: np.ndarray) -> np.ndarray:
+        """One reward of every task, `[task]`."""
+        self.mean = self.mean + self.RATE * (rewards - self.mean)
+        apart = (rewards - self.mean) ** 2
+        self.variance = self.variance + self.RATE * (apart - self.variance)
+        return rewards / (np.sqrt(self.variance) + 1e-8)
 
 
 def last_seen(after: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
@@ -271,25 +377,32 @@ def measure(
 class Run:
     """The state of a run; `go` ends it."""
 
-    KEPT = ("agent", "step", "scales", "curve", "returns", "spent")
+    KEPT = ("agent", "step", "scales", "rewards", "curve", "returns", "spent")
 
     def __init__(
         self, settings: Settings, cell: Cell, make: Callable[[int], Environments], kept: Path
     ) -> None:
-        """Environments are made by `make(seed)`: one to learn in, one to measure."""
+        """Environments are made by `make(seed)`: one to learn in, one to measure.
+
+        With other goals to measure, where every episode has another one.
+        """
         self.settings, self.cell, self.kept = settings, cell, kept
-        self.envs, self.apart = make(cell.seed), make(cell.seed + 7919)
+        self.envs, details = make(cell.seed), settings.details
+        self.apart = make(cell.seed + 7919 if details.goals else cell.seed)
         tasks = self.envs.num_envs
         seen = self.envs.single_observation_space.shape[0]
         actions = self.envs.single_action_space.shape[0]
         self.key = mf.random.key(cell.seed, settings.device)
-        self.learner = Learner(cell.method, cell.rate, tasks, seen, actions, settings.hidden)
+        self.learner = Learner(
+            cell.method, cell.rate, tasks, seen, actions, settings.hidden, details
+        )
         self.agent = self.learner.start(mf.random.fold_in(self.key, 0))
         self.replay = Replay(tasks, settings.capacity, seen, actions, settings.device)
         self.scales = (
             torch.zeros(seen, device=settings.device),
             torch.ones(seen, device=settings.device),
         )
+        self.rewards = Rewards(tasks)
         self.step, self.spent = 0, 0.0
         self.kept_at, self.keeping = time.monotonic(), 0.0
         self.curve: list[list[float]] = []
@@ -308,6 +421,8 @@ class Run:
             actions = self.act(seen, now)
             after, rewards, over, late, info = self.envs.step(actions)
             last = last_seen(after, np.asarray(over) | np.asarray(late), info)
+            if settings.details.normalised:
+                rewards = self.rewards(np.asarray(rewards))
             self.replay.add(seen, actions, settings.scale * rewards, last, np.asarray(over))
             seen = after
             if self.step >= settings.random:
@@ -315,12 +430,11 @@ class Run:
                 if self.step == settings.random and settings.scaled:
                     seen_so_far = self.replay.leaves.seen[:, : self.replay.count].flatten(0, 1)
                     self.scales = networks.scales(seen_so_far, tasks)
-                drawn = self.replay.draw(mf.random.fold_in(now, 1), settings.batch)
-                batch = drawn._replace(seen=self.scale(drawn.seen), after=self.scale(drawn.after))
                 try:
-                    self.agent = self.learner.update(
-                        self.agent, batch, mf.random.fold_in(now, 2), settings.discount
-                    )
+                    self.learn(now)
+                    if self.step == settings.random and settings.details.caught_up:
+                        for i in range(1, settings.random):
+                            self.learn(mf.random.fold_in(now, 2 + i))
                 except ValueError as error:  # a rule that refuses what has diverged
                     if "NaN" not in str(error):
                         raise
@@ -344,7 +458,9 @@ class Run:
                 f"steps: {settings.steps} are fewer than the {settings.every} between "
                 "two measurements"
             )
-        success, steps = np.array(self.curve), max(1, self.step - settings.random)
+        success, updates = np.array(self.curve), max(1, self.step - settings.random)
+        if settings.details.caught_up and self.step > settings.random:
+            updates += settings.random - 1
         finite = all(bool(x.isfinite().all()) for x in self.agent.actor.params.values())
         area = float(success.mean()) if finite else math.nan
         return {
@@ -356,8 +472,18 @@ class Run:
             "curve": success.mean(1).tolist(),
             "tasks": success[-1].tolist(),
             "returns": [sum(each) / tasks for each in self.returns],
-            "step_ms": 1e3 * self.spent / steps,
+            "step_ms": 1e3 * self.spent / updates,
         }
+
+    def learn(self, key: Tensor) -> None:
+        """One update, from a batch of the replay."""
+        settings, own = self.settings, mf.random.fold_in(key, 1)
+        draw = self.replay.draw if settings.details.split else self.replay.draw_shared
+        drawn = draw(own, settings.batch)
+        batch = drawn._replace(seen=self.scale(drawn.seen), after=self.scale(drawn.after))
+        self.agent = self.learner.update(
+            self.agent, batch, mf.random.fold_in(key, 2), settings.discount
+        )
 
     def scale(self, seen: Tensor) -> Tensor:
         """Observations as the networks take them."""
@@ -371,7 +497,8 @@ class Run:
         if self.step < self.settings.random:
             return (2 * mf.random.uniform(key, shape) - 1)[:, 0].cpu().numpy()
         rows = self.scale(torch.as_tensor(seen, dtype=torch.float32, device=device)[:, None])
-        actions, _ = policy(self.agent.actor.params, rows, mf.random.normal(key, shape))
+        squashed = self.settings.details.squashed
+        actions, _ = policy(self.agent.actor.params, rows, mf.random.normal(key, shape), squashed)
         return actions[:, 0].cpu().numpy()
 
     def look(self) -> str:

@@ -144,7 +144,7 @@ def train(
         validation: the pairs on which accuracy is measured after every epoch.
         method: probe, rule and tasks.
         epochs: passes over the training pairs.
-        around: called once a step for a context manager that the step runs in; `study` passes a
+        around: called once per step for a context manager that the step runs in; `study` passes a
             stopwatch.
     """
     step = mf.descend(losses, method.rule, method.probe, mf.adam(lr))
@@ -199,7 +199,7 @@ def study(
     """Train every seed at every rate, choose the rate on validation data, then measure on test.
 
     Args:
-        name: shown beside the progress bar.
+        name: shown next to the progress bar.
         method: probe, rule and tasks.
         source: all single digits.
         seeds: of the runs.

@@ -5,7 +5,7 @@
 
 `weigh` gives one loss, and `accelerator.backward` takes it: scaling, accumulation and clipping stay
 Accelerate's. A balancer has `state_dict` and `load_state_dict`, which is all that
-`register_for_checkpointing` wants: `save_state` and `load_state` then keep the rule's state, too.
+`register_for_checkpointing` wants: `save_state` and `load_state` then also keep the rule's state.
 
 What can go wrong:
 
@@ -13,7 +13,7 @@ What can go wrong:
   every process would weigh its own batch (data_parallel.py).
 - A balancer made before `prepare` knows the network that was handed in; where `prepare` returns
   another one, its parameters are not in the losses, and the balancer says so. Make it afterwards.
-- `gradient_accumulation_steps=k`: the rule sees every micro-batch by itself (accumulation.py).
+- `gradient_accumulation_steps=k`: the rule sees every micro-batch alone (accumulation.py).
 """
 
 import torch
@@ -51,7 +51,7 @@ def balanced(data: Data, accelerator: Accelerator) -> tuple[Tensor, float, mf.Ba
             with balancer:  # 2
                 losses = (net(x) - y).square().mean(0)
             weights, _ = balancer.weigh(losses)  # 3
-            accelerator.backward(weights @ losses)  # in place of the mean
+            accelerator.backward(weights @ losses)  # instead of the mean
             if not seen:
                 share = weights / accelerator.gradient_accumulation_steps
                 off = difference(net, on(x, y), share)

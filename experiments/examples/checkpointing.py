@@ -8,7 +8,7 @@ What can go wrong:
   raises.
 - Calls inside a checkpoint are not watched, because that would hold their activations: their
   leaves are differentiated row by row. The checkpoint runs again once for a vector of losses, and
-  once a task for separate scalars. `forwards` below counts this.
+  once per task for separate scalars. `forwards` below counts this.
 - `weigh`: the backward pass that follows runs the checkpoint once more.
 - Dropout in the checkpoint: torch restores the generator for every pass (its default,
   `preserve_rng_state=True`), so that all tasks see one mask.

@@ -5,7 +5,7 @@
 What can go wrong:
 
 - A compiled network gives its buffers away in the first backward pass, and balancing has several:
-  `donated_buffer = False` below, before it is compiled. The balancer says so, too.
+  `donated_buffer = False` below, before it is compiled. The balancer also says so.
 - Parameters of compiled calls are not watched, so they are differentiated row by row, and losses in
   one vector one after the other where the compiled backward takes no batch of rows.
 - `torch.compile` around the whole step: a balancer changes `.grad`, so it stays outside; inside

@@ -69,7 +69,7 @@ def main(folder: Path, steps: int = 8, size: int = 32) -> float:
 
     Args:
         folder: where all processes can read.
-        steps: batches, one a step.
+        steps: batches, one per step.
         size: samples in a batch of all processes; a multiple of their number.
 
     Returns:

@@ -11,7 +11,7 @@ What can go wrong:
 - `shared="trunk.*"` counts from the module that the balancer gets: `self.net` here; of `self` the
   names would be `net.trunk.*`.
 - The rule's state is in no checkpoint without the two hooks below.
-- `accumulate_grad_batches=k`: the rule sees every micro-batch by itself (accumulation.py).
+- `accumulate_grad_batches=k`: the rule sees every micro-batch alone (accumulation.py).
 - `precision="16-mixed"`: Lightning scales the returned loss, and what was measured before is not
   scaled: faint gradients are 0 in it (mixed_precision.py). bfloat16 has no such limit.
 - `strategy="ddp"`: every process would weigh its own batch (data_parallel.py).

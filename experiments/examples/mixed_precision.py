@@ -10,11 +10,11 @@ What can go wrong:
 
 - float16 without a scaler: small derivatives are 0, in `.grad` and in the Gramian, without a word.
   bfloat16 has the range of float32 and needs none.
-- `weigh(losses)` beside `scaler.scale(...)`: then `.grad` is right, and the Gramian still of
+- `weigh(losses)` next to `scaler.scale(...)`: then `.grad` is right, and the Gramian still of
   derivatives that are 0. Weigh the scaled losses, and say by what they were scaled: the weights are
   those of the losses themselves, and after an overflow they are nan, so that the scaler skips the
   step, and the rule's state stays.
-- `scale=` with a scaler that is not enabled: nobody skips the step.
+- `scale=` with a scaler that is not enabled: then nothing skips the step.
 """
 
 import torch
@@ -54,7 +54,7 @@ def balanced(data: Data, half: torch.dtype, device: str = "cpu") -> tuple[Tensor
         scaled, scale = scaler.scale(losses), scaler.get_scale() if scaler.is_enabled() else None
         weights, _ = balancer.weigh(scaled, scale=scale)  # 3
         optimizer.zero_grad()
-        (weights @ scaled).backward()  # in place of the mean
+        (weights @ scaled).backward()  # instead of the mean
         scaler.unscale_(optimizer)
         if not seen:
             off = difference(net, on(x, y), weights)

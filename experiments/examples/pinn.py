@@ -8,7 +8,7 @@ calls of `torch.autograd.grad(..., create_graph=True)`. Residual and boundary ar
 What can go wrong:
 
 - ReLU: u'' is zero almost everywhere, and so is the residual's gradient.
-- A small loss is no small error: look at u where it is known.
+- A small loss does not mean a small error: look at u where it is known.
 - `x.grad` stays empty: a balancer adds to its module's parameters alone. Unknown coefficients of
   the equation have to be among these.
 """

@@ -7,7 +7,7 @@
 
 What can go wrong:
 
-- Evaluation calls `compute_loss`, too, without gradients: weigh in training alone.
+- Evaluation also calls `compute_loss`, without gradients: weigh only in training.
 - The rule's state is in no checkpoint: a callback has to write `balancer.state_dict()`.
 - fp16, several processes: see mixed_precision.py, data_parallel.py.
 """
@@ -54,7 +54,7 @@ class Balanced(Plain):
         with self.balancer:  # 2
             out = model(**inputs)
         self.weights, _ = self.balancer.weigh(out["losses"])  # 3
-        return self.weights @ out["losses"]  # in place of the mean
+        return self.weights @ out["losses"]  # instead of the mean
 
 
 def questions(count: int) -> list[dict[str, Tensor]]:

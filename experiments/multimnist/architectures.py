@@ -3,12 +3,15 @@
 `trunk.*` is what both tasks' losses reach, `heads.*` what one of them has to itself.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+import mtlfunc as mf
 
 DIGITS = 10
 Stage = Callable[[], tuple[nn.Module, int]]
@@ -20,27 +23,66 @@ def dense(pixels: int, width: int) -> Stage:
     return lambda: (nn.Sequential(nn.Flatten(), nn.Linear(pixels, width)), width)
 
 
+class Drop(nn.Module):
+    """Sets about half of what passes to 0 while the network is in training mode.
+
+    As the official code of Sener and Koltun 2018 has it, the rest is not doubled, so that features
+    are about twice as large when the network is measured. The mask is a function of the buffer
+    `key`, which every step sets (`train.masks`).
+    """
+
+    key: Tensor
+
+    def __init__(self, channels: bool = False) -> None:
+        """With `channels` whole channels are set to 0, the same ones in all images of a batch."""
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        shape = (1, x.shape[1], 1, 1) if self.channels else tuple(x.shape)
+        return x * (mf.random.uniform(self.key, shape) < 0.5)
+
+
 def lenet() -> tuple[nn.Module, int]:
-    """The convolutions of LeNet for 28 x 28 pixels, as Sener and Koltun 2018 take it: 10, then 20
-    channels of 5 x 5, each halved by its maxima.
+    """The convolutions of the official MultiLeNet for 28 x 28 pixels (Sener and Koltun 2018): 10,
+    then 20 channels of 5 x 5, of which half are dropped, each halved by its maxima.
     """
     body = nn.Sequential(
-        nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(10, 20, 5), nn.MaxPool2d(2)
+        *(nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(10, 20, 5), Drop(channels=True), nn.MaxPool2d(2)),
     )
     return nn.Sequential(body, nn.Flatten()), 320
+
+
+Head = Callable[[int], nn.Module]
+"""From the number of features to logits."""
+
+
+def linear(width: int) -> nn.Module:
+    """One layer."""
+    return nn.Sequential(OrderedDict(out=nn.Linear(width, DIGITS)))
+
+
+def official(width: int) -> nn.Module:
+    """The head of the official MultiLeNet: two layers, dropout between them."""
+    layers = {"hidden": nn.Linear(width, width), "relu": nn.ReLU(), "drop": Drop()}
+    return nn.Sequential(OrderedDict(layers | {"out": nn.Linear(width, DIGITS)}))
 
 
 Logits = tuple[Float[Tensor, "pair 10"], Float[Tensor, "pair 10"]]
 
 
 class HardSharing(nn.Module):
-    """One body, two linear heads."""
+    """One body, two heads."""
 
-    def __init__(self, stage: Stage, width: int) -> None:
+    def __init__(self, stage: Stage, width: int, head: Head = linear) -> None:
         super().__init__()
         first, features = stage()
         self.trunk = nn.ModuleDict({"first": first, "second": nn.Linear(features, width)})
-        self.heads = nn.ModuleList(nn.Linear(width, DIGITS) for _ in range(2))
+        self.heads = nn.ModuleList(head(width) for _ in range(2))
 
     def forward(self, images: Tensor) -> Logits:
         z = F.relu(self.trunk["second"](F.relu(self.trunk["first"](images))))
@@ -53,14 +95,14 @@ class TaskConditioned(nn.Module):
     As if its number, one-hot, were appended to the image of a dense first stage.
     """
 
-    def __init__(self, stage: Stage, width: int) -> None:
+    def __init__(self, stage: Stage, width: int, head: Head = linear) -> None:
         super().__init__()
         first, features = stage()
         self.trunk = nn.ModuleDict(
             {
                 "first": first,
                 "second": nn.Linear(features, width),
-                "head": nn.Linear(width, DIGITS),
+                "head": head(width),
             }
         )
         # what is not shared: the features of each task's number
@@ -82,7 +124,7 @@ class SoftAttention(nn.Module):
     The second stage's mask sees the shared features and what the first mask let through.
     """
 
-    def __init__(self, stage: Stage, width: int) -> None:
+    def __init__(self, stage: Stage, width: int, head: Head = linear) -> None:
         super().__init__()
         first, features = stage()
         self.trunk = nn.ModuleDict({"first": first, "second": nn.Linear(features, width)})
@@ -92,7 +134,7 @@ class SoftAttention(nn.Module):
                     "first": nn.Linear(features, features),
                     "through": nn.Linear(features, width),
                     "second": nn.Linear(2 * width, width),
-                    "out": nn.Linear(width, DIGITS),
+                    "out": head(width),
                 }
             )
             for _ in range(2)
@@ -116,14 +158,14 @@ class CrossStitch(nn.Module):
     The mixtures start at .9 of the own and .1 of the other features.
     """
 
-    def __init__(self, stage: Stage, width: int) -> None:
+    def __init__(self, stage: Stage, width: int, head: Head = linear) -> None:
         super().__init__()
         columns = []
         for _ in range(2):
             first, features = stage()
             columns.append(nn.ModuleDict({"first": first, "second": nn.Linear(features, width)}))
         self.trunk = _Columns(columns)
-        self.heads = nn.ModuleList(nn.Linear(width, DIGITS) for _ in range(2))
+        self.heads = nn.ModuleList(head(width) for _ in range(2))
 
     def forward(self, images: Tensor) -> Logits:
         left, right = self.trunk(images)
@@ -148,9 +190,10 @@ class _Columns(nn.Module):
         return seen[0], seen[1]
 
 
-ARCHITECTURES: dict[str, Callable[[Stage, int], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "hard sharing": HardSharing,
     "task-conditioned": TaskConditioned,
     "soft attention": SoftAttention,
     "cross-stitch": CrossStitch,
 }
+"""Each is made of a stage, a number of features and, by default linear, heads."""

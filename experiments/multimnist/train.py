@@ -22,12 +22,12 @@ from mtlfunc import Probe, Rule, Step
 from mtlfunc.types import Info, Params, TrainState
 
 from . import mnist
-from .architectures import ARCHITECTURES, dense, lenet
+from .architectures import ARCHITECTURES, dense, lenet, official
 
 TASKS = ("left", "right")
 ALONE = {task: f"{task} alone" for task in TASKS}
 RULES = ("mean", "pcgrad", "gradnorm", "uw", "dwa")
-MEASURED = {"task-conditioned": "trunk.head.*", "cross-stitch": "trunk.columns.*.second.*"}
+MEASURED = {"task-conditioned": "trunk.head.out.*", "cross-stitch": "trunk.columns.*.second.*"}
 """Where GradNorm measures, of networks whose last shared layer is not `trunk.second`."""
 
 VALIDATION = 10_000
@@ -62,8 +62,8 @@ class Settings(NamedTuple):
     data: Source | None  # a folder of MNIST; None for scikit-learn's digits
     epochs: int
     batch: int
-    # SGD whose rate is .85 times as large after every tenth of the epochs, as the papers' code has
-    # it; else Adam, whose rate falls to 0 along a cosine
+    # SGD with momentum .9, whose rate is .85 times as large after every tenth of the epochs, as in
+    # the official code; else Adam, whose rate falls to 0 along a cosine
     papers: bool
     device: str
 
@@ -124,8 +124,13 @@ def network(settings: Settings, setting: Setting, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         make = ARCHITECTURES[setting.architecture]
         if settings.data:
-            return make(lenet, 50 * setting.wider)
+            return make(lenet, 50 * setting.wider, official)
         return make(dense(100, 64 * setting.wider), 32 * setting.wider)
+
+
+def masks(net: nn.Module, key: Tensor) -> Params:
+    """The keys of a step for the layers of a network that drop features."""
+    return {name: mf.random.fold_in(key, i) for i, (name, _) in enumerate(net.named_buffers())}
 
 
 def method_of(
@@ -176,26 +181,33 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     per_epoch = count // settings.batch
     probe, rule, learnt = method_of(name, setting.architecture, per_epoch, device)
 
-    def losses(params: Params, batch: Pairs) -> tuple[Tensor, ...]:
-        outputs = functional_call(net, params, (seen(batch.canvases),))
-        return tuple(F.cross_entropy(out, batch.labels[:, i]) for i, out in enumerate(outputs))
+    def losses(params: Params, batch: tuple[Pairs, Tensor]) -> tuple[Tensor, ...]:
+        pairs, key = batch
+        outputs = functional_call(net, params | masks(net, key), (seen(pairs.canvases),))
+        return tuple(F.cross_entropy(out, pairs.labels[:, i]) for i, out in enumerate(outputs))
 
     def method(rate: Tensor) -> Step:
-        optimizer = mf.sgd(rate) if settings.papers else mf.adam(rate)
+        optimizer = mf.sgd(rate, 0.9) if settings.papers else mf.adam(rate)
         return mf.descend(losses, rule, probe, optimizer)
 
-    def init(params: Params, batch: Pairs, rate: Tensor, key: Tensor) -> TrainState:
+    def init(params: Params, batch: tuple[Pairs, Tensor], rate: Tensor, key: Tensor) -> TrainState:
         return method(rate).init(params, batch, mf.random.fold_in(key, 11))
 
-    def update(state: TrainState, batch: Pairs, rate: Tensor) -> tuple[TrainState, Info]:
+    def update(
+        state: TrainState, batch: tuple[Pairs, Tensor], rate: Tensor
+    ) -> tuple[TrainState, Info]:
         return method(rate).update(state, batch)
 
-    def batch_of(index: Tensor) -> Pairs:
-        """Of each lane, from an index of pairs for each seed."""
-        return Pairs(*(leaf[lanes[:, None], index[lanes]] for leaf in data.train))
+    def batch_of(index: Tensor, step: int) -> tuple[Pairs, Tensor]:
+        """Of each lane, from an index of pairs for each seed, and the key of the step's masks."""
+        pairs = Pairs(*(leaf[lanes[:, None], index[lanes]] for leaf in data.train))
+        return pairs, vmap(lambda key: mf.random.fold_in(mf.random.fold_in(key, 12), step))(
+            keys[lanes]
+        )
 
+    net.train()
     first = torch.arange(settings.batch, device=device).expand(len(seeds), -1)
-    state = vmap(init)(params, batch_of(first), rates, keys[lanes])
+    state = vmap(init)(params, batch_of(first, 0), rates, keys[lanes])
     advance, times = vmap(update), []
     finite = torch.ones(len(cells), dtype=torch.bool, device=device)
     doing = f"{cells[0].problem}, {name}, {len(cells)} runs together"
@@ -204,7 +216,8 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
         order = vmap(drawn)(keys)
         for i in range(per_epoch):
             share = (epoch * per_epoch + i) / (epochs * per_epoch)
-            batch = batch_of(order[:, i * settings.batch : (i + 1) * settings.batch])
+            chosen = order[:, i * settings.batch : (i + 1) * settings.batch]
+            batch = batch_of(chosen, epoch * per_epoch + i)
             start = time.process_time()
             state, info = advance(state, batch, rates * rate_at(settings, share))
             times.append(time.process_time() - start)
@@ -256,7 +269,8 @@ def _stacked(parts: tuple[Pairs, ...]) -> Pairs:
 
 @torch.no_grad()
 def _accuracies(net: nn.Module, params: Params, pairs: Pairs, lanes: Tensor) -> Tensor:
-    """Shares of right answers `[lane, task]`."""
+    """Shares of right answers `[lane, task]`; nothing is dropped."""
+    net.eval()
 
     def right(params: Params, canvases: Tensor, labels: Tensor) -> Tensor:
         outputs = functional_call(net, params, (seen(canvases),))

@@ -33,7 +33,8 @@ def _parser():
         "network, with every rule at its own best learning rate, against networks that learn one "
         "task alone, which always run. Without --data on rooms that are rendered here, with a "
         "small network; --full trains it longer. With --data on NYUv2 or CityScapes in the layout "
-        "of the papers' code; --full then is SegNet-MTAN with the papers' schedule and rate.",
+        "of the papers' code; --full then is SegNet-MTAN, and SegNet for one task alone, with the "
+        "papers' schedule and rate.",
         RULES,
         SEEDS,
         "NYUv2 or CityScapes: {train,val}/{image,label,depth,normal}/0.npy …; CityScapes has no "
@@ -85,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             many = functools.partial(together, settings, unfinished)
             found = conduct_together(plan, many, _program, store, given.workers)
         described: dict[str, Any] = settings._asdict() | {
-            "network": "SegNet-MTAN" if not settings.width else "a small encoder with three scales",
+            "network": "a small encoder with three scales"
+            if settings.width
+            else "SegNet-MTAN for all tasks, SegNet for one alone",
             "torch": torch.__version__,
             "workers": given.workers,
         }

@@ -10,9 +10,25 @@ classes, a depth other than 0, a normal other than the zero vector):
 - angles between normals arccos(p·y / ‖p‖), clamped to [-1, 1]: mean and median in degrees, and the
   shares below 11.25, 22.5 and 30 degrees.
 
-Those of depth and normals are taken a batch and averaged over batches, each counting as one, as the
-papers' code does. That code has NaN as mIoU where a class is absent, and for errors where nothing
-in a batch is known; here the class and the batch are left out.
+There are two averages of the metrics of depth and normals. CAGrad's, Nash-MTL's and FAMO's code
+takes them per batch and averages over batches, each of which counts as one: `Scores.result`. LibMTL
+takes means and the median over all known pixels of all images: `Scores.pooled`. Both have NaN as
+mIoU where a class is absent, and for errors where nothing in a batch is known; here the class and
+the batch are left out.
+
+There are also two Δm, in per cent, B being the metrics of networks that learn one task alone:
+
+- `flat`, lower is better: -(100/K) Σ_k s_k (M_k - B_k)/B_k over all K metrics, s_k = 1 where higher
+  is better and -1 elsewhere (CAGrad, Nash-MTL, FAMO). A task of five metrics counts five times.
+- `by_task`, higher is better: (100/T) Σ_t (1/K_t) Σ_k s_k (M_k - B_k)/B_k over the K_t metrics of
+  each task (LibMTL's `count_improvement`, there as a fraction). Tasks count alike. LibMTL's base is
+  what the user gives, else the metrics after the first epoch, and without validation data it
+  reports the epoch that is best on test data; here the base is always measured, or published, and
+  test data choose nothing.
+
+The two can disagree about the sign of a change: CAGrad's published row on NYUv2 is worse than its
+base by 0.20 % flat, and better by 4.33 % by task, since all five metrics of normals are worse,
+which are one task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,15 +138,17 @@ def depth_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
     return {"absolute error": float(error.mean()), "relative error": float(relative.mean())}
 
 
-def normal_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Angles of one batch: mean and median in degrees, shares within three of them; none where
-    nothing is known.
-    """
+def angles(predicted: Tensor, truth: Tensor) -> Float[Tensor, " pixel"]:
+    """Degrees between predicted and true normals, where these are known; float64."""
     known = (truth != 0).any(1)
-    if not known.any():
-        return {}
     cosine = (unit(predicted).double() * truth.double()).sum(1)[known].clamp(-1, 1)
-    angle = torch.rad2deg(cosine.arccos())
+    return torch.rad2deg(cosine.arccos())
+
+
+def angle_scores(angle: Float[Tensor, " pixel"]) -> dict[str, float]:
+    """Mean and median in degrees, shares within three of them; none where nothing is known."""
+    if not len(angle):
+        return {}
     return {
         "mean angle": float(angle.mean()),
         "median angle": float(angle.quantile(0.5)) if len(angle) < 2**24 else _median(angle),
@@ -147,12 +165,14 @@ def _median(values: Tensor) -> float:
 
 
 class Scores:
-    """Metrics over batches, in the papers' way."""
+    """Metrics over batches, with both averages."""
 
     def __init__(self, classes: int) -> None:
         """No batch yet, and so many classes."""
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
         self.batches: dict[str, list[float]] = {}
+        self.depths: list[tuple[float, float, int]] = []  # sums of both errors, known pixels
+        self.angles: list[Tensor] = []
 
     def add(self, outputs: Outputs, views: Views) -> None:
         """Count one batch of predictions."""
@@ -162,15 +182,30 @@ class Scores:
         found: dict[str, float] = {}
         if DEPTH in outputs:
             found |= depth_scores(outputs[DEPTH], views.depth)
+            known = int((views.depth != 0).sum())
+            sums = [found.get(k, 0.0) * known for k in ("absolute error", "relative error")]
+            self.depths.append((sums[0], sums[1], known))
         if NORMAL in outputs:
-            found |= normal_scores(outputs[NORMAL], views.normal)
+            angle = angles(outputs[NORMAL], views.normal)
+            found |= angle_scores(angle)
+            self.angles.append(angle.float().cpu())
         for name, value in found.items():
             self.batches.setdefault(name, []).append(value)
 
     def result(self) -> dict[str, float]:
-        """Every metric of the tasks that had outputs and pixels that are known."""
+        """Every metric of the tasks that had outputs and pixels that are known; batches count alike
+        (CAGrad, Nash-MTL, FAMO).
+        """
         found = segmentation_scores(self.counts) if bool(self.counts.any()) else {}
         return found | {name: sum(each) / len(each) for name, each in self.batches.items()}
+
+    def pooled(self) -> dict[str, float]:
+        """The same metrics; pixels of all batches count alike (LibMTL)."""
+        found = segmentation_scores(self.counts) if bool(self.counts.any()) else {}
+        if known := sum(count for *_, count in self.depths):
+            found["absolute error"] = sum(one for one, *_ in self.depths) / known
+            found["relative error"] = sum(one for _, one, _ in self.depths) / known
+        return found | (angle_scores(torch.cat(self.angles).double()) if self.angles else {})
 
 
 def flat(values: Mapping[str, float], base: Mapping[str, float]) -> float:
@@ -182,7 +217,8 @@ def flat(values: Mapping[str, float], base: Mapping[str, float]) -> float:
 def by_task(values: Mapping[str, float], base: Mapping[str, float]) -> float:
     """Δm by task first, higher is better (LibMTL), in per cent.
 
-    The mean over tasks of the mean over a task's metrics of the relative gain on the base.
+    The mean over tasks of the mean over a task's metrics of the relative gain on the base. LibMTL
+    averages the metrics themselves as `Scores.pooled` does.
     """
     gains: dict[str, list[float]] = {}
     for name, value in values.items():

@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     metrics: dict[str, Estimate]
     flat: Estimate | None  # Δm flat over metrics, lower is better, corrected for the rules
-    by_task: Estimate | None  # Δm by task first, higher is better
+    by_task: Estimate | None  # LibMTL's Δm with its averages: by task first, higher is better
     against_mean: Estimate | None  # of flat, corrected for the rivals
     tasks: dict[str, Estimate]  # by task, its own metrics' Δm less mean's, lower is better
     weights: dict[str, float]
@@ -36,33 +36,33 @@ class Row(NamedTuple):
     published_base: float | None  # Δm flat against the published single-task metrics
 
 
-def tests_of(found: Found, method: str) -> list[dict[str, float]]:
-    """Test metrics, one entry a seed."""
-    return [run["test"] for run in found.runs[""][method]]
+def tests_of(found: Found, method: str, average: str) -> list[dict[str, float]]:
+    """Test metrics, one entry per seed; `average` is `test` or `pooled`."""
+    return [run[average] for run in found.runs[""][method]]
 
 
-def bases(found: Found, benchmark: Benchmark) -> list[dict[str, float]]:
-    """The single-task networks' metrics, one entry a seed."""
-    alone = [tests_of(found, ALONE[task]) for task in benchmark.tasks]
+def bases(found: Found, benchmark: Benchmark, average: str = "test") -> list[dict[str, float]]:
+    """The single-task networks' metrics, one entry per seed."""
+    alone = [tests_of(found, ALONE[task], average) for task in benchmark.tasks]
     return [{k: v for part in seed for k, v in part.items()} for seed in zip(*alone, strict=True)]
 
 
 def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
     """One row a method, the single-task networks first."""
-    base = bases(found, benchmark)
+    base = {average: bases(found, benchmark, average) for average in ("test", "pooled")}
     rules = [name for name in found.runs[""] if name not in ALONE.values()]
     published = PUBLISHED.get(benchmark.name)
 
     def deltas(method: str, delta: Callable[..., float], tasks: tuple[str, ...]) -> list[float]:
-        names = metrics_of(tasks)
+        names, average = metrics_of(tasks), "pooled" if delta is by_task else "test"
         return [
             delta({k: test[k] for k in names}, {k: one[k] for k in names})
-            for test, one in zip(tests_of(found, method), base, strict=True)
+            for test, one in zip(tests_of(found, method, average), base[average], strict=True)
         ]
 
     result = {}
     for name, runs in found.runs[""].items():
-        tests, joint = tests_of(found, name), name in rules
+        tests, joint = tests_of(found, name, "test"), name in rules
         compared = joint and name != "mean" and "mean" in rules
         every = benchmark.tasks
         metrics = {k: estimate([test[k] for test in tests]) for k in tests[0]}
@@ -113,7 +113,12 @@ def table(
             ]
         )
     columns = ["rule", *(SHORT[k] for k in names), "Δm flat (lower is better), %"]
-    columns += ["Δm flat − that of mean", "Δm by task (higher is better), %", "rate", "step, ms"]
+    columns += [
+        "Δm flat − that of mean",
+        "LibMTL's Δm, by task (higher is better), %",
+        "rate",
+        "step, ms",
+    ]
     numbers = markdown(columns, lines)
     said = [*_verdicts(found_rows, benchmark), *_beside(found_rows, benchmark, size)]
     notes = _notes(found_rows, found, plan, benchmark, settings)
@@ -180,8 +185,9 @@ def _notes(
         f"first weights and order of batches, the same for every rule; {settings['network']}, "
         f"{settings['epochs']} epochs of batches of {benchmark.batch}, Adam.",
         "Δm: mean relative change against networks of the same seed, encoder and schedule that "
-        "learnt one task alone. Flat: over all metrics, lower is better (CAGrad, Nash-MTL, FAMO); "
-        "by task: a task's metrics first, higher is better (LibMTL).",
+        "learnt one task alone. Flat: over all metrics, lower is better, the metrics averaged over "
+        "batches (CAGrad, Nash-MTL, FAMO). LibMTL's: over a task's metrics first, higher is "
+        "better, the metrics averaged over pixels. The metrics shown are those of flat.",
         "Brackets are Student's t intervals, paired by seed, with Bonferroni's correction: 95 % "
         f"for all {rules} rules of a column together, for the {rivals} rivals of the mean, and in "
         f"the verdicts by task for {rivals} rivals × {tasks} tasks.",
@@ -260,7 +266,8 @@ def numbers_of(
         "plan": plan._asdict(),
         "Δm": {
             "flat": "over metrics, lower is better (CAGrad, Nash-MTL, FAMO)",
-            "by task": "a task's metrics first, higher is better (LibMTL)",
+            "by task": "a task's metrics first, higher is better, of metrics pooled over pixels "
+            "(LibMTL)",
         },
         "higher is better": {k: METRICS[k].higher_is_better for k in metrics_of(benchmark.tasks)},
         "methods": {

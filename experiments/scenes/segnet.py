@@ -1,7 +1,9 @@
-"""SegNet with an attention of every task on its features: MTAN (Liu, Johns and Davison 2019).
+"""SegNet, and SegNet with an attention of every task on its features: MTAN (Liu, Johns and Davison
+2019).
 
-One SegNet (VGG-16's widths, max-pooling whose places the decoder puts values back to) is shared.
-For every task and scale, two convolutions of 1 x 1 on what the task has so far and on the scale's
+SegNet has VGG-16's widths, and max-pooling whose places the decoder puts values back to. Alone it
+learns one task, as the networks do that the papers' Δm is measured against. In MTAN it is shared:
+for every task and scale, two convolutions of 1 x 1 on what the task has so far and on the scale's
 first features make a mask in [0, 1] for its last ones; what the mask leaves is brought to the next
 scale by a convolution that the tasks share.
 """
@@ -31,20 +33,22 @@ def _mask(into: int, out: int) -> nn.Sequential:
     )
 
 
-class Shared(nn.Module):
-    """The SegNet, and the convolutions between the tasks' scales."""
+def _predict(width: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, channels, 1))
+
+
+class Body(nn.Module):
+    """SegNet without its prediction."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        before, after = [3, *widths[:-1]], [*widths[1:], widths[-1]]
+        before = [3, *widths[:-1]]
         again = [1 if i < 2 else 2 for i in range(len(widths))]
         self.encode_first = nn.ModuleList(map(_conv, before, widths))
         self.encode_last = nn.ModuleList(map(_conv, widths, widths, again))
         lower = [widths[0], *widths[:-1]]
         self.decode_first = nn.ModuleList(map(_conv, widths, lower))
         self.decode_last = nn.ModuleList(map(_conv, lower, lower, again))
-        self.task_down = nn.ModuleList(map(_conv, widths, after))
-        self.task_up = nn.ModuleList(map(_conv, widths, lower))
 
     def forward(self, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
         """Per scale, finest first: first and last features of the encoder; the decoder's input and
@@ -65,6 +69,16 @@ class Shared(nn.Module):
         return down, up
 
 
+class Shared(Body):
+    """SegNet and the convolutions between the tasks' scales."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__(widths)
+        after, lower = [*widths[1:], widths[-1]], [widths[0], *widths[:-1]]
+        self.task_down = nn.ModuleList(map(_conv, widths, after))
+        self.task_up = nn.ModuleList(map(_conv, widths, lower))
+
+
 class Attention(nn.Module):
     """The masks and the prediction of one task."""
 
@@ -76,9 +90,7 @@ class Attention(nn.Module):
         self.decode = nn.ModuleList(
             _mask(width + less, less) for width, less in zip(widths, lower, strict=True)
         )
-        self.predict = nn.Sequential(
-            nn.Conv2d(widths[0], widths[0], 3, padding=1), nn.Conv2d(widths[0], channels, 1)
-        )
+        self.predict = _predict(widths[0], channels)
 
     def forward(
         self,
@@ -95,20 +107,45 @@ class Attention(nn.Module):
         return self.predict(x)
 
 
+def _channels(classes: int) -> dict[str, int]:
+    return {SEGMENT: classes, DEPTH: 1, NORMAL: 3}
+
+
+def _start(net: nn.Module) -> None:
+    """First weights as the papers' code draws them."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_normal_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+
+
+class SegNet(nn.Module):
+    """One task's prediction at the image's resolution, whose sides are multiples of 32."""
+
+    def __init__(self, classes: int, task: str, widths: Sequence[int] = WIDTHS) -> None:
+        """Weights as the papers' code draws them."""
+        super().__init__()
+        self.trunk = Body(widths)
+        self.heads = nn.ModuleDict({task: _predict(widths[0], _channels(classes)[task])})
+        _start(self)
+
+    def forward(self, image: Tensor) -> Outputs:
+        _, up = self.trunk(image)
+        return {task: head(up[-1][1]) for task, head in self.heads.items()}
+
+
 class SegNetMTAN(nn.Module):
     """Predictions at the image's resolution, whose sides are multiples of 32."""
 
     def __init__(self, classes: int, tasks: Sequence[str], widths: Sequence[int] = WIDTHS) -> None:
         """Attention for `tasks` alone; weights as the papers' code draws them."""
         super().__init__()
-        channels = {SEGMENT: classes, DEPTH: 1, NORMAL: 3}
         self.trunk = Shared(widths)
-        self.heads = nn.ModuleDict({task: Attention(widths, channels[task]) for task in tasks})
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_normal_(module.weight)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        self.heads = nn.ModuleDict(
+            {task: Attention(widths, _channels(classes)[task]) for task in tasks}
+        )
+        _start(self)
 
     def forward(self, image: Tensor) -> Outputs:
         down, up = self.trunk(image)

@@ -24,7 +24,7 @@ from mtlfunc.types import BalanceState, Params, State
 from .data import HELD_OUT, Benchmark, Held, Part, Split, augment, find, read
 from .metrics import METRICS, TASKS, Scores, losses, metrics_of
 from .render import CLASSES, HEIGHT, WIDTH, Views, views
-from .segnet import SegNetMTAN
+from .segnet import SegNet, SegNetMTAN
 from .small import Small
 
 STATIC = "static search"
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
 
     data: Source | None  # NYUv2 or CityScapes; None for rooms
     epochs: int
-    width: int  # of the small network; 0 takes SegNet-MTAN
+    width: int  # of the small network; 0 takes SegNet-MTAN, and SegNet for one task alone
     halved_every: int  # epochs; 0 for a rate that falls to 0 along a cosine
     averaged: int  # last epochs whose test metrics are averaged
     held_out: bool  # choose rates on a part of the training images; else no rate is chosen
@@ -135,6 +135,8 @@ def network(settings: Settings, benchmark: Benchmark, tasks: Sequence[str], seed
         torch.manual_seed(seed)
         if settings.width:
             return Small(benchmark.classes, tasks, settings.width)
+        if len(tasks) == 1:
+            return SegNet(benchmark.classes, tasks[0])
         return SegNetMTAN(benchmark.classes, tasks)
 
 
@@ -147,7 +149,8 @@ def perform(settings: Settings, unfinished: Path, cell: Cell) -> Numbers:
         cell: rule, rate and seed.
 
     Returns:
-        `score` (validation), `test` by metric, `validation` by metric, `weights` by task (mean over
+        `score` (validation), `test`, `pooled` (the same with LibMTL's averages) and `validation` by
+        metric, `weights` by task (mean over
         steps), `step_ms` (median processor time, of several runs together a run's share), `losses`
         (training loss of the last epoch by task). A run whose numbers stop being finite has NaN
         everywhere.
@@ -221,6 +224,7 @@ class Run:
         self.weights: list[list[float]] = []
         self.last: list[list[float]] = []
         self.tests: list[dict[str, float]] = []
+        self.pooled: list[dict[str, float]] = []
 
     def losses(self, params: Params, batch: tuple[Views, Params]) -> tuple[Any, Params]:
         """The tasks' losses, and the buffers of batch norm as the step leaves them."""
@@ -285,10 +289,12 @@ class Run:
         self.epoch += 1
         self.failed |= not all(math.isfinite(x) for step in self.last for x in step)
         if not self.failed and self.epoch > self.settings.epochs - self.settings.averaged:
-            self.tests.append(self.measure(self.data.test))
+            scores = self.scores(self.data.test)
+            self.tests.append(scores.result())
+            self.pooled.append(scores.pooled())
 
     @torch.no_grad()
-    def measure(self, split: Split) -> dict[str, float]:
+    def scores(self, split: Split) -> Scores:
         """All metrics of the learnt tasks, batch by batch as the papers do.
 
         Raises:
@@ -308,7 +314,7 @@ class Run:
                 f"known, so that there is no {', '.join(missing)}; labels below 0, depths of 0 and "
                 "normals of 0 count as unknown"
             )
-        return found
+        return scores
 
     def numbers(self) -> Numbers:
         """What the run leaves."""
@@ -318,20 +324,23 @@ class Run:
             math.isfinite(value) for test in self.tests for value in test.values()
         )
         validation = (
-            self.measure(self.data.validation) if good and self.data.validation else nothing
+            self.scores(self.data.validation).result() if good and self.data.validation else nothing
         )
+
+        def mean(tests: list[dict[str, float]]) -> dict[str, float]:
+            return {k: sum(t[k] for t in tests) / len(tests) for k in names} if good else nothing
+
         return {
             "score": score(validation) if self.data.validation else 0.0,
             "validation": validation,
-            "test": {k: sum(t[k] for t in self.tests) / len(self.tests) for k in names}
-            if good
-            else nothing,
+            "test": mean(self.tests),
+            "pooled": mean(self.pooled),
             "weights": _by_task(self.tasks, self.weights),
             "losses": _by_task(self.tasks, self.last),
             "step_ms": 1e3 * sorted(self.times)[len(self.times) // 2] if self.times else math.nan,
         }
 
-    KEPT = ("lane", "epoch", "times", "weights", "tests")
+    KEPT = ("lane", "epoch", "times", "weights", "tests", "pooled")
 
     def keep(self, path: Path) -> None:
         """Write all that `resume` needs, whole."""

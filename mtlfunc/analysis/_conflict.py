@@ -28,7 +28,7 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
     Args:
         gramian: `[B·T, B·T]` of `mtlfunc.sample_gramian`, over the flattened losses [sample, task].
         tasks: T; at least three samples of each.
-        level: of the confidence intervals, in (0, 1): each pair's by itself.
+        level: of the confidence intervals, in (0, 1): each pair's alone.
 
     Returns:
         a `Conflict` of tensors `[T, T]`: `inner`, U; `low` and `high`; `cosine`, U_st / √(U_ss

@@ -86,7 +86,7 @@ def noise_scale(
             lengths ‖g_b‖ `[n]` or `[n, task]` of `mtlfunc.sample_norms`, n >= 2.
         total: the length of the mean gradient, 0-d or `[task]`, such as `clip_grad_norm_` returns.
         tasks: T, of a Gramian.
-        size: k, where g_b is the mean gradient of so many samples: of a micro-batch when gradients
+        size: k, where g_b is the mean gradient of k samples: of a micro-batch when gradients
             are accumulated, or of one worker's share.
 
     Returns:
@@ -119,6 +119,6 @@ def noise_scale(
 
 
 def _unbiased_moments(spread: Tensor, mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """‖E g‖² and tr Cov(g) from the mean of ‖g_b‖² and ‖mean g_b‖² over so many."""
+    """‖E g‖² and tr Cov(g) from the mean of ‖g_b‖² over `count` batches, and ‖mean g_b‖²."""
     noise = (spread - mean) * (count / (count - 1))
     return mean - noise / count, noise

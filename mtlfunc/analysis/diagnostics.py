@@ -54,6 +54,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
+
 def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     """Cosines of the angles between gradients, cos φ_ij = G_ij / (‖g_i‖‖g_j‖).
 
@@ -64,7 +68,7 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
         cosines `[task, task]` in [-1, 1]; NaN where a gradient is zero.
 
     Raises:
-        ValueError: for what is no Gramian.
+        ValueError: for anything but a Gramian.
 
     Examples:
         >>> cosines(torch.tensor([[1.0, -1.0], [-1.0, 4.0]])).tolist()
@@ -78,7 +82,7 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
 def negative_products(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:
     """Pairs of gradients with g_i·g_j < 0, of this batch as it is; a right angle is not one.
 
-    Yu et al. call such a pair conflicting. A batch has such pairs by chance, too: `conflict` says
+    Yu et al. call such a pair conflicting. A batch also has such pairs by chance: `conflict` says
     what its samples prove.
 
     Args:
@@ -88,7 +92,7 @@ def negative_products(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task
         a mask `[task, task]`.
 
     Raises:
-        ValueError: for what is no Gramian.
+        ValueError: for anything but a Gramian.
 
     Source:
         Yu et al. 2020, Definition 1.
@@ -111,7 +115,7 @@ def magnitude_similarity(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "
         Φ `[task, task]` in [0, 1], 1 for equal lengths; NaN for two zero gradients.
 
     Raises:
-        ValueError: for what is no Gramian.
+        ValueError: for anything but a Gramian.
 
     Source:
         Yu et al. 2020, Definition 2.
@@ -142,7 +146,7 @@ def curvature_bound(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task 
         though the paper calls it infinite there.
 
     Raises:
-        ValueError: for what is no Gramian.
+        ValueError: for anything but a Gramian.
 
     Source:
         Yu et al. 2020, Definition 5.
@@ -236,7 +240,7 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
         which enclose the distance of 0 from the hull, the noise level and the verdict.
 
     Raises:
-        ValueError: for what is no Gramian.
+        ValueError: for anything but a Gramian.
 
     Examples:
         >>> found = stationarity(torch.tensor([[1.0, -2.0], [-2.0, 4.0]]))
@@ -284,7 +288,7 @@ def layer_gramians(
         `{layer: G_l [task, task]}` in the order of the parameters.
 
     Raises:
-        ValueError: for no shared parameters, or losses that are no vector.
+        ValueError: for no shared parameters, or losses that are not a vector.
 
     Examples:
         >>> params = {"a.weight": torch.ones(2), "b.bias": torch.ones(2)}
@@ -505,7 +509,7 @@ def groups(
     Z = affinity.detach().double().cpu().numpy()
 
     value, best = _best_groups(Z, overlap, alone)
-    # The best partition of the tasks of a mask into so many served sets; the one with its lowest
+    # The best partition of the tasks of a mask into that many served sets; the one with its lowest
     # task is chosen first.
     rest = np.where(np.arange(1 << tasks) == 0, 0.0, -np.inf)
     parts: list[np.ndarray] = []

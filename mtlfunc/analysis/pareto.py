@@ -18,6 +18,12 @@ from ..core.checks import can_look, check_finite, inside_transform, is_pair
 from ..core.host import call_numpy
 from ..core.progress import progress_bar
 
+__all__ = ["Front", "front", "hypervolume", "non_dominated", "preferences"]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
 
 def non_dominated(points: Float[Tensor, "point task"]) -> Bool[Tensor, " point"]:
     """Points that no other point dominates: none is as low in every task and lower in one.
@@ -136,7 +142,7 @@ class Front(NamedTuple):
     preferences: Float[Tensor, "point task"]
     losses: Float[Tensor, "point objective"]
     non_dominated: Bool[Tensor, " point"]  # False for a run that diverged
-    aux: Any  # what `train` returned beside the losses, stacked; () without it
+    aux: Any  # what `train` returned next to the losses, stacked; () without it
 
 
 def front(

@@ -25,6 +25,19 @@ from ..solvers.problems import or_one, root
 from ..types import Batch, LossesFn, Params, Scalar, Solver
 from .diagnostics import cosines, curvature_bound, magnitude_similarity
 
+__all__ = [
+    "Descent",
+    "Overshoot",
+    "cagrad_threshold",
+    "pcgrad_theorem1",
+    "pcgrad_theorem2",
+    "secant_curvature",
+]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
 
 class Descent(NamedTuple):
     """A descent theorem at one point."""

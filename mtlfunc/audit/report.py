@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..display import Markup, code, coloured, items, table
 from ..testing.integers import literal
 from .instances import source
 
@@ -128,21 +129,16 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        left = 'style="text-align:left;vertical-align:top"'
-
-        def line(row: Row) -> str:
-            code = [row.literal] if row.literal else []
-            code += [f"losses {literal(row.losses)}"] if row.losses is not None else []
-            shown = [f"<code>{escape(each)}</code>" for each in code]
+        def line(row: Row) -> list[str]:
+            shown = [code(row.literal)] if row.literal else []
+            shown += [code(f"losses {literal(row.losses)}")] if row.losses is not None else []
             shown += [escape(row.detail)] if row.status == "fails" else []
-            status = f'<span style="color:{COLOURS[row.status]}">{row.status}</span>'
-            cells = escape(row.name), status, escape(row.verdict), "<br>".join(shown)
-            return f"<tr>{''.join(f'<td {left}>{cell}</td>' for cell in cells)}</tr>"
+            status = coloured(row.status, COLOURS[row.status])
+            return [row.name, status, row.verdict, Markup("<br>".join(shown))]
 
-        parts = [f"<caption {left}>{escape(self.title)}</caption>"]
+        lines: list[list[str]] = []
         for contract, head in ((False, "What it does"), (True, "How it computes")):
-            lines = [line(row) for row in self.rows if row.contract == contract]
-            if lines:
-                parts += [f'<tr><th colspan="4" {left}>{head}</th></tr>', *lines]
-        said = f"<p>Not tried: {escape('; '.join(self.not_tried))}.</p>" if self.not_tried else ""
-        return f"<table>{''.join(parts)}</table>{said}"
+            rows = [line(row) for row in self.rows if row.contract == contract]
+            lines += [[head], *rows] if rows else []
+        said = [f"Not tried: {'; '.join(self.not_tried)}."] if self.not_tried else []
+        return table(self.title, lines) + items(said)

@@ -55,7 +55,7 @@ def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
     """Whether something outside can differentiate through `values`.
 
     True under `grad`, `vjp`, `jvp` or forward-mode AD (the `own_levels` innermost transforms, the
-    caller's own, aside), when a tensor requires grad by itself (through a closure, too), and while
+    caller's own, aside), when a tensor requires grad on its own (also through a closure), and while
     compiling, where it cannot be known. Only where this is False can a backward pass run without
     being recorded: elsewhere the outer derivative would be wrong without a word.
 
@@ -230,7 +230,7 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
     Args:
         gramian: the matrix.
         name: what to call it in errors.
-        symmetric: raise where it can be seen not to be symmetric, too.
+        symmetric: also raise if it can be seen not to be symmetric.
     """
     if not isinstance(gramian, Tensor):
         raise TypeError(
@@ -366,7 +366,7 @@ def check_scalar(
     Args:
         value: the number.
         name: what to call it in errors.
-        positive: 0 is out of range, too, beside negative numbers.
+        positive: 0 is out of range, like negative numbers.
         below: an upper limit, out of range itself.
     """
     if isinstance(value, Tensor):

@@ -39,7 +39,7 @@ def expect_step(value: Any, argument: str = "step") -> None:
 
 def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
     """Raise ValueError unless the probe measures what the rule reads, as far as both say it; with a
-    `metric`, unless it can measure in one, too.
+    `metric`, unless it can also measure in one.
     """
     measures = getattr(probe, "measures", None)
     if metric and not getattr(probe, "metric", False):
@@ -74,7 +74,7 @@ def reads_of(rule: Any) -> frozenset[str] | None:
 
 
 def not_measured(rule: Rule, measures: frozenset[str] | None, *, metric: bool = False) -> str:
-    """What a rule reads and nobody measures, quoted; empty if there is nothing, or if unknown."""
+    """What a rule reads and no probe measures, quoted; empty if there is nothing, or if unknown."""
     reads = reads_of(rule)
     if reads is None or measures is None:
         return ""
@@ -135,7 +135,7 @@ def expect_function(value: Any, argument: str, takes: str) -> None:
 
 
 def _binds(function: Any, count: int) -> bool:
-    """Whether a function takes so many positional arguments, as far as that can be known."""
+    """Whether a function takes that many positional arguments, as far as that can be known."""
     try:
         signature = _signature(function)
     except (TypeError, ValueError):

@@ -76,7 +76,7 @@ class InUse(Exception):
 
     def __init__(self, lock: Path) -> None:
         record: list[str] = []
-        with suppress(OSError, ValueError):  # the holder may end now; Windows lets nobody read
+        with suppress(OSError, ValueError):  # the holder may end now; Windows lets no one read
             record = lock.read_text(encoding="utf-8").split("\n")
         process, node = record[:2] if len(record) > 1 else ("", "")
         self.holder = f"process {process} on {node}" if node else "another process"

@@ -1,7 +1,7 @@
 """Optimizers as (init, update, scales), for `mtlfunc.descend`.
 
 Hyper-parameters may be 0-d tensors, so that a grid of them is one vmap. `scales(state, params)`
-says what a step will be: -(c + P·g) with `(P, c)`, exactly for SGD. Adam puts g into P, too; P is
+says what a step will be: -(c + P·g) with `(P, c)`, exactly for SGD. Adam also puts g into P; P is
 that of the state before the step, the learning rate alone before the first, and 0 in coordinates
 that have had no gradient.
 """
@@ -19,6 +19,12 @@ from .checks import check_scalar
 from .expect import expect_optimizer
 from .tree import map_params
 
+__all__ = ["AdamState", "adam", "exact_adam", "log_space", "multiplicative", "sgd"]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
 
 class AdamState(NamedTuple):
     """Steps so far, and running means of the gradients and of their squares."""
@@ -31,7 +37,7 @@ class AdamState(NamedTuple):
 def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
     """Gradient descent, with heavy-ball momentum if wanted: x ← x - lr·v.
 
-    Without momentum v is the gradient and there is no state; with it v ← momentum·v + gradient,
+    Without momentum v is the gradient, without a state; with it v ← momentum·v + gradient,
     undamped.
 
     Args:
@@ -86,7 +92,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         an optimizer; its state is an `AdamState`.
 
     Raises:
-        TypeError: for betas that are no pair.
+        TypeError: for betas that are not a pair.
         ValueError: for lr <= 0, eps < 0 or betas outside [0, 1); at a step, for a state of other
             parameters.
 

@@ -3,7 +3,7 @@
 `torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a
 key and a position: the same key gives the same numbers alone, vmapped and compiled, on every
 device. A plain key on a CPU, the case of an ordinary training loop, is hashed by a compiled
-function in place of some thirty operations in torch.
+function instead of some thirty operations in torch.
 """
 
 import math
@@ -19,13 +19,30 @@ from torch import Tensor
 
 from .checks import is_readable
 
+__all__ = [
+    "Stream",
+    "draw",
+    "draw_normal",
+    "fold_in",
+    "key",
+    "normal",
+    "permutation",
+    "stream",
+    "uniform",
+]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)
+
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 
 
 class Stream(NamedTuple):
-    """A key and how many draws were taken from it: the state of whatever draws once a step."""
+    """A key and how many draws were taken from it: the state of whatever draws once per step."""
 
     key: Int[Tensor, ""]
     drawn: Int[Tensor, ""]
@@ -86,7 +103,7 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
 
 
 def stream(key: Int[Tensor, ""]) -> Stream:
-    """The start of a stream of draws, for rules and probes that draw once a step.
+    """The start of a stream of draws, for rules and probes that draw once per step.
 
     Args:
         key: a 0-d int64 tensor (see `key`), which may be batched.

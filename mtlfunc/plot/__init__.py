@@ -14,3 +14,7 @@ __all__ = [
     "simplex",
     "weights",
 ]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)

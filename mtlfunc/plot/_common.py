@@ -24,7 +24,7 @@ Array = Tensor | np.ndarray | Sequence[Any]
 AnyRule = Rule | Callable[..., Tensor]
 """A rule, or a function from a Gramian `[task, task]` (and losses `[task]`) to weights `[task]`."""
 
-# Okabe and Ito: told apart by colour-blind readers and on a grey print, the more so with a marker
+# Okabe and Ito: distinct for colour-blind readers and on a grey print, the more so with a marker
 # each.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -174,7 +174,7 @@ def axes_of(ax: Axes | None, solid: bool = False) -> Any:
         from matplotlib import pyplot as plt
 
         if solid or not plt.get_fignums():
-            # so that legends and colour bars beside the Axes stay in the picture
+            # so that legends and colour bars next to the Axes stay in the picture
             plt.figure(layout="constrained")
         panel = plt.gcf().add_subplot(projection="3d") if solid else plt.gca()
     if solid:

@@ -68,7 +68,7 @@ def clip(
 ) -> np.ndarray:
     """The part of a convex polygon `[n, dim]` where normal·x >= offset for all normals `[k, dim]`.
 
-    By Sutherland and Hodgman 1974; empty and flat parts are parts, too.
+    By Sutherland and Hodgman 1974; empty and flat parts are also parts.
     """
     for normal, offset in zip(normals, np.broadcast_to(offsets, len(normals)), strict=True):
         height = polygon @ normal - offset + slack

@@ -433,7 +433,7 @@ def cone(
         rules: a rule, or several by name. The legend names, after an arrow, the tasks whose loss a
             direction raises.
         ax: None is the current Axes in two dimensions, a new figure in three.
-        names: of the tasks, beside the tips.
+        names: of the tasks, next to the tips.
         losses: `[task]`, for rules that read them; None is ones.
         key: seed of random rules.
         **kwargs: of the directions' `Axes.plot`.

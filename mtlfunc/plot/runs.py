@@ -104,7 +104,7 @@ def cosines_over_time(
     """Cosines between the tasks' gradients over time: a line a pair up to three tasks, else strips.
 
     Neighbouring steps share a cell where there are more than `cells`, and all seeds do: drawn is
-    the mean of a cell's cosines, and for lines a band of their quantiles. Beside a pair's name
+    the mean of a cell's cosines, and for lines a band of their quantiles. Next to a pair's name
     stands the share of all its cosines that are negative.
 
     Args:

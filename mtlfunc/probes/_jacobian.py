@@ -112,10 +112,10 @@ def jacobian(
             the mean gradient. See `subset`.
         mask: `(key, rows) -> rows` edits the rows coordinate by coordinate before they are measured
             and combined.
-        param_groups: the rule is applied to each group of shared parameters by itself; None is one
+        param_groups: the rule is applied to each group of shared parameters alone; None is one
             group. `"layer"` groups by module, a function gives each name's label, a dict `{label:
             glob}` lists the groups. Gramian `[group, row, row]`, weights and rates `[group, row]`,
-            the rule's state and key one a group, in the dict's order, else that of first
+            the rule's state and key one per group, in the dict's order, else that of first
             appearance. Every engine forms the rows then.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, `lambda batch:
             batch[2].any(0)`. The step is then that on these tasks alone (heads included;
@@ -123,7 +123,7 @@ def jacobian(
         weightings: `batch -> A`, `lambda batch: batch["A"]`: `losses_fn` returns the losses of
             samples, ℓ `[sample]` or `[sample, part]`, and task k is their weighting Σ A_kn ℓ_n with
             row k of A `[task, sample]` or `[task, sample, part]`. Any number of tasks then costs
-            one backward pass (one a part), where that is cheaper than one a task. The samples may
+            one backward pass (one per part), if that is cheaper than one per task. The samples may
             be others, and more or fewer, at every step. With `group` the ranks' losses are summed,
             and each has the weights of its own samples. Not with `mix` and `present`: a task
             without samples has weights of 0.

@@ -14,9 +14,9 @@ from .common import Run
 
 
 def log_losses(probe: Probe, eps: Scalar = 0.0) -> Probe:
-    """Another probe on log(L + eps) in place of L: rows are ∇L/(L + eps).
+    """Another probe on log(L + eps) instead of L: rows are ∇L/(L + eps).
 
-    The heads follow the logarithms, too.
+    The heads also follow the logarithms.
 
     Args:
         probe: any, `mtlfunc.moving_average(...)` for DB-MTL; `mtlfunc.representation`'s decode must

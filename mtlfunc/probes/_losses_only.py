@@ -36,7 +36,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         gets the gradient of Σ w_t L_t.
 
     Raises:
-        TypeError: for `present` that is no function.
+        TypeError: for `present` that is not a function.
 
     Examples:
         >>> import torch, mtlfunc as mf

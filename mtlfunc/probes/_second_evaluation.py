@@ -21,7 +21,7 @@ class SecondEvaluationState(NamedTuple):
     probe: State
     batch: Batch  # of the last step, copied
     losses: Float[Tensor, " task"]  # before the last step
-    present: Bool[Tensor, " task"]  # in the last batch; nobody before the first step
+    present: Bool[Tensor, " task"]  # in the last batch; no task before the first step
     share: Float[Tensor, " task"]  # of this process in the losses of a group; else 1
 
 

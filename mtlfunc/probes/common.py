@@ -28,7 +28,7 @@ from ..types import Batch, LossesFn, Metric, Params, Rows, Select, State
 
 @runtime_checkable
 class Present(Protocol):
-    """From a batch to Bool[task], which tasks have labels in it; with `group=` how many, too."""
+    """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
 
     def __call__(self, batch: Batch, /) -> Tensor: ...
 
@@ -112,7 +112,7 @@ class Run:
         return forward, self.union.shares(counts)
 
     def first(self, batch: Batch) -> Forward:
-        """One forward pass that is no step: what it changes in place is restored."""
+        """One forward pass that is not a step: what it changes in place is restored."""
         with without_trace(self.params):
             return self(batch)
 

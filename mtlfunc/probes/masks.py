@@ -42,7 +42,7 @@ def graddrop(
     the order in which they come.
 
     Args:
-        leak: ℓ in [0, 1], one for all or one a task `[task]`: that share of each entry passes in
+        leak: ℓ in [0, 1], one for all or one per task `[task]`: that share of each entry passes in
             any case.
         f: monotone from [0, 1] to [0, 1], applied to P; None is the identity.
 
@@ -103,7 +103,7 @@ def trimmed_mean(k: int) -> Mask:
         a mask for `mtlfunc.jacobian(..., mask=trimmed_mean(k))`: dropped entries become 0 and the
         others are multiplied by T/(T - 2k), so that with rule `mean()` the direction is the mean of
         those kept; g when all tasks share one gradient g. Every task must be present (`jacobian`
-        refuses it beside `present=`): an absent one's zeros would be ranked with the others.
+        refuses it together with `present=`): an absent one's zeros would be ranked with the others.
 
     Raises:
         ValueError: for k < 0; at a step, for fewer than 2k + 1 tasks.

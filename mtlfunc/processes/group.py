@@ -183,7 +183,7 @@ def agree(peers: Peers | None, work: Callable[[], tuple[T, dict[str, Any]]]) -> 
     """What `work` answers; an error on every rank if it fails on one, or if their facts differ.
 
     One all-reduce of five integers compares them. Only where they differ are the facts exchanged
-    themselves. Every call sends the same five, so that ranks whose steps differ meet here, too.
+    themselves. Every call sends the same five, so that ranks whose steps differ also meet here.
 
     Args:
         peers: who must agree.
@@ -253,7 +253,7 @@ def _find_difference(peers: Peers, facts: dict[str, Any], error: Exception | Non
 
 
 def _known(error: Exception) -> Exception:
-    """An error that every rank raises at this place: to exchange it again would wait for nobody."""
+    """An error that every rank raises at this place: to exchange it again would wait forever."""
     error.known_to_all = True  # pyright: ignore[reportAttributeAccessIssue]
     return error
 
@@ -349,7 +349,7 @@ def _bits(leaf: Tensor) -> Tensor:
 
 
 def warn_without_group() -> None:
-    """Warn where several processes run, and a step was told of none of them."""
+    """Warn where several processes run, and a step does not know of them."""
     if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():
         return
     if dist.get_world_size() > 1:

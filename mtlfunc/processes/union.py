@@ -202,7 +202,7 @@ class Shares(NamedTuple):
         )
 
     def totals(self, linear: Any, *more: Tensor) -> tuple[Any, list[Tensor]]:
-        """The union's losses in place of this process's, and sums of `more`, in one exchange."""
+        """The union's losses instead of this process's, and sums of `more`, in one exchange."""
         if self.union.peers is None:
             return linear, list(more)
         raw = linear.losses
@@ -215,7 +215,7 @@ class Shares(NamedTuple):
         return linear._replace(losses=told, mixed=mixed), found
 
     def labelled(self, linear: Any) -> Labelled:
-        """What a rule is told of the labels, beside what `linear` has."""
+        """What a rule learns of the labels, next to what `linear` has."""
         if self.present is None:
             return Labelled(all_rows_mask(linear.mixed), linear.preference, 1.0)
         if all_present(self.present):
@@ -317,7 +317,7 @@ def _pieces(
     rows: Rows, params: Params, peers: Peers
 ) -> tuple[Rows, Callable[[Params], Params], Callable[[Params, Rows], Rows]]:
     """This process's columns of the sum over the ranks; the way back from combinations of them to
-    whole leaves; and the same columns of other leaves, beside those given.
+    whole leaves; and the same columns of other leaves, next to those given.
     """
     plain = {name: row for name, row in rows.items() if not is_sharded(row)}
     pieces = {name: peers.size * local_part(row) for name, row in rows.items() if name not in plain}

@@ -22,7 +22,7 @@ def dualproj(
         solver: of `mtlfunc.solvers`; None is exact.
 
     Returns:
-        weights v >= p, equal to p, of sum 1, where g₀ hurts nobody. No rate is negative beyond the
+        weights v >= p, equal to p, of sum 1, where g₀ hurts no task. No rate is negative beyond the
         rounding of the Gramian, ε‖g_t‖ Σ v_s‖g_s‖. At Pareto-stationary points some are 0, and
         d = 0 only where nothing else is left.
 

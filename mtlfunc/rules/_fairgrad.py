@@ -38,7 +38,7 @@ def fairgrad(
 
     Raises:
         ValueError: for alpha <= 0, a bad preference or rescale; at a step, for an alpha below 1/3
-            or above 3 with gradients whose lengths are so far apart (eight orders of magnitude)
+            or above 3 with gradients whose lengths differ so much (eight orders of magnitude)
             that Newton's method does not settle (NaN where that cannot be seen).
 
     Source:

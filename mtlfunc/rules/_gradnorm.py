@@ -50,7 +50,7 @@ def gradnorm(
             smaller than one absolute step.
         normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α
             of 0 or 1 or equal rates, and L_grad has no zero.
-        reference: losses `[task]` > 0 in place of L_i(0), for instance log K for K-class
+        reference: losses `[task]` > 0 instead of L_i(0), for instance log K for K-class
             cross-entropy.
 
     Returns:

@@ -29,7 +29,7 @@ def imtl_l(
 ) -> Rule:
     """Descend Σ_t e^(s_t) L_t - s_t in the parameters and in s together, from s = 0.
 
-    The slope in s is e^(s_t) L_t - 1, so s_t rests at -log L_t: every scaled loss is then 1. This
+    The slope in s is e^(s_t) L_t - 1, so s_t ends at -log L_t: every scaled loss is then 1. This
     is `uw` with the sign of s turned and twice its objective. The heads belong to the same
     objective: use `mtlfunc.losses_only()` or `mtlfunc.jacobian(..., heads="weighted")`.
 

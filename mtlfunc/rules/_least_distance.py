@@ -21,10 +21,10 @@ def least_distance(
     -1) on {z: (n_j, h_j)·z >= 0}. With the projection z = y + Σ u_j (n_j, h_j) the answer is x = Σ
     u_j n_j / ‖z‖², and z = 0 proves that no x meets all inequalities. y itself may join the rows,
     since y·z = ‖z‖² >= 0; then this is the problem `dual_cone`, with weight 1 on y. It has a
-    solution for dependent normals, too.
+    solution also for dependent normals.
 
     Args:
-        gramian: n_i·n_j `[row, row]`; a zero normal is no inequality at all.
+        gramian: n_i·n_j `[row, row]`; a zero normal is not an inequality.
         offsets: h `[row]`.
         solve: takes `dual_cone`.
 

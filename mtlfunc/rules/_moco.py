@@ -38,7 +38,7 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
 
     Source:
         Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code, which can
-        normalise the rows of Y, too. LibMTL projects by softmax, which leaves the weights near 1/T
+        also normalise the rows of Y. LibMTL projects by softmax, which leaves the weights near 1/T
         whatever the gradients, and scales every row to the length of its loss; its rho is 0, its
         decay .5.
 

@@ -53,7 +53,7 @@ def nash_mtl(
         Navon et al. 2022, eq. 2 and Algorithm 1. The official code, TorchJD and LibMTL solve a
         sequence of cvxpy problems from the last step's α, to 1e-3, and clip at norm 1: "none" with
         max_norm=1. They divide G by its norm and multiply by it again inside the problem, so that
-        their α is that of G, too.
+        their α is also that of G.
 
     Examples:
         >>> import torch, mtlfunc as mf

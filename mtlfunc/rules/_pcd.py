@@ -46,12 +46,12 @@ def pcd(
         the primary gradient is 0, or absent from the batch.
 
     Raises:
-        ValueError: for tau < 0 or of another length, beta outside [0, 1), a primary that is no
+        ValueError: for tau < 0 or of another length, beta outside [0, 1), a primary that is not a
             task.
 
     Source:
         PCD (TMLR 2026, arXiv 2606.29521), with τ = .02 and β = .999. The paper, and TorchJD, add
-        1e-8 to v_t; here is no absolute number. The paper's code tries all sets of constraints.
+        1e-8 to v_t; nothing absolute is added here. The paper's code tries all sets of constraints.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -76,7 +76,7 @@ def project(
     count = len(gramian)
     tasks = torch.arange(count, device=gramian.device)
     squares = gramian.diagonal().where(gramian.diagonal() > 0, 1.0)
-    # nobody is projected off itself
+    # no task is projected off itself
     divisors = torch.where(partners == tasks[:, None], torch.inf, squares[partners])
     products, shares = gramian, []  # row i: p_i·g_j
     for j, divisor in zip(partners.unbind(-1), divisors.unbind(-1), strict=True):

@@ -11,7 +11,7 @@ from ..types import Geometry, Rule, State
 
 
 def rlw() -> Rule:
-    """w = softmax(z), z ~ N(0, I) drawn anew at each step.
+    """w = softmax(z), z ~ N(0, I) drawn at each step.
 
     Returns:
         weights > 0 that sum to 1 (over the present tasks), with mean 1/T, from the rule's own key:

@@ -24,7 +24,7 @@ def safe(rule: Rule, margin: Scalar = 0.0) -> Rule:
     in the optimizer's own norm, √(λᵀGλ). Where no rate is negative, nothing changes.
 
     Use it with `mtlfunc.Balancer(module, rule, metric=optimizer)` or `mtlfunc.descend(...,
-    optimizer, metric=True)`, once a step of the optimizer.
+    optimizer, metric=True)`, once per step of the optimizer.
 
     Args:
         rule: any `Rule` on the Gramian.
@@ -41,7 +41,7 @@ def safe(rule: Rule, margin: Scalar = 0.0) -> Rule:
             combination of the gradients is 0 (NaN weights where that cannot be seen).
 
     Source:
-        the projection of Lopez-Paz & Ranzato 2017, eqs. 8-11, of the optimizer's step in place of
+        the projection of Lopez-Paz & Ranzato 2017, eqs. 8-11, of the optimizer's step instead of
         the gradient, and in its metric. It is solved as `mtlfunc.solvers.dual_cone` with c as one
         more row, of weight 1: made so long at a right angle to the others that its own rate is
         never the one that is negative.

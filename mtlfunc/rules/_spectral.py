@@ -22,7 +22,7 @@ from ..core.checks import can_look, has_finite_sum, is_differentiated
 class Spectral(NamedTuple):
     """A = Q K Qᵀ up to eigenvalues that are taken for 0."""
 
-    values: Float[Tensor, " row"]  # ascending, constant; 1 in place of those taken for 0
+    values: Float[Tensor, " row"]  # ascending, constant; 1 instead of those taken for 0
     kept: Bool[Tensor, " row"] | None  # which eigenvalues are not 0; None if all are seen not to be
     basis: Float[Tensor, "row row"]  # Q, orthonormal columns; 0 where an eigenvalue is 0
     moved: Float[Tensor, "row row"] | None  # E; None where nothing differentiates

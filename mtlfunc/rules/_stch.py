@@ -53,7 +53,7 @@ def stch(
     Source:
         Lin et al. 2024, the smooth Tchebycheff scalarization, max-shifted as in appendix B.1.
         TorchJD's STCH is 1/T of this, without warmup. The official multi-task code and LibMTL have
-        the warm-up, the factor T, and 1 in place of p = 1/T, so that their μ is T times this one.
+        the warm-up, the factor T, and 1 instead of p = 1/T, so that their μ is T times this one.
 
     Examples:
         >>> import mtlfunc as mf

@@ -68,12 +68,12 @@ def preference_of(
     if all_present(geometry.present):
         return own
     kept = own.where(geometry.present, 0.0)
-    total = kept.sum().where(~geometry.present.all(), 1.0)  # nobody absent: not one bit changes
+    total = kept.sum().where(~geometry.present.all(), 1.0)  # none absent: not one bit changes
     return kept / total.where(total > 0, 1.0)
 
 
 def fill_absent(gramian: Tensor, present: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The Gramian with copies of the first present row in place of absent ones, and `restore`.
+    """The Gramian with copies of the first present row instead of absent ones, and `restore`.
 
     For rules whose direction stays the same when a gradient without a share in the mean is listed
     twice: min-norm points, CAGrad, dual cones. `restore` turns the weights of the copies into

@@ -22,7 +22,7 @@ def weights(
     """The weights that a fresh rule gives to one Gramian.
 
     Args:
-        rule: any rule; its state starts anew.
+        rule: any rule; its state starts again.
         gramian: G = J Jᵀ `[task, task]`; batch with `torch.func.vmap`.
         losses: `[task]`; None for rules that do not read them.
         key: seed of random rules, an integer or a 0-d integer tensor.

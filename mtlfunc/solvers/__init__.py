@@ -31,3 +31,7 @@ __all__ = [
     "min_norm",
     "projected_gradient",
 ]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)

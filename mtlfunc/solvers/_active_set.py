@@ -67,7 +67,7 @@ def active_set() -> Solver:
         count, dtype = problem.gramian.shape[-1], problem.gramian.dtype
         report, _, info = run(problem, torch.finfo(dtype).eps)
         weights, dual, rates, rest = report.to(dtype).split([count, count, count, 2])
-        value, gap = rest.unbind()  # taken apart by a loop, a tensor takes five times as long
+        value, gap = rest.unbind()  # unpacked by a loop, a tensor takes five times as long
         return Solution(weights, dual, rates, value, gap, info[0])
 
     return solve

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..display import table
 from ..types import Solution, Solver
 from ._active_set import active_set
 from ._certify import certify
@@ -80,16 +80,17 @@ class Comparison:
         plain = [line for line in lines if line[2]]
         widths = [max(len(line[i]) for line in plain) for i in range(5)]
         widths[0] = max(len(line[0]) for line in lines)
-        kind = type(self.problem).__name__
-        title = f"{kind}, {len(self.problem.gramian)} tasks"
         rows = ["  ".join(f"{x:{n}}" for x, n in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([title, *(row.rstrip() for row in rows)])
+        return "\n".join([self._title, *(row.rstrip() for row in rows)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in line) for line in self._cells()]
-        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        return table(self._title, self._cells())
+
+    @property
+    def _title(self) -> str:
+        return f"{type(self.problem).__name__}, {len(self.problem.gramian)} tasks"
 
 
 def compare(

@@ -133,7 +133,7 @@ def _cagrad(gramian: Array, c: float, preference: Array, eps: float) -> tuple[Ar
     unit = _units(gramian)
     if length**2 <= resolved * (unit @ w) ** 2 and reach <= (1 + resolved) * radius:
         return preference + push, w
-    # Elsewhere ask for d directly, too, and keep the better worst rate. The unknown there is d -
+    # Elsewhere also ask for d directly, and keep the better worst rate. The unknown there is d -
     # g₀, which is bounded, not its coefficients, which are not; directions lost in rounding have
     # none.
     move = _run(*_cagrad_primal(len(gramian)), R=radius * factor, b=linear)
@@ -148,7 +148,7 @@ def _dual_cone(gramian: Array, weights: Array, eps: float) -> tuple[Array]:
     unit = _units(gramian)
     scale = unit @ np.abs(weights)  # homogeneous in w and in each row of J
     # By the factor, not the Gramian: rounding outside its range would make the program unbounded.
-    # With the ridge its unknowns are bounded, too.
+    # With the ridge its unknowns are also bounded.
     y = _run(
         *_dual_cone_program(len(gramian)),
         R=_root(gramian, resolution(len(gramian), eps)) / unit,
@@ -228,7 +228,7 @@ def _run(program: Any, variable: Any, *, simplex: bool = True, **values: Array) 
             if tolerance == 1e-8:
                 raise RuntimeError(f"cvx: Clarabel failed ({error})") from error
     # "inaccurate" misses the tolerance, not more than the gap of the answer tells; everything else
-    # is no answer.
+    # is not an answer.
     if program.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE) or variable.value is None:
         raise RuntimeError(f"cvx: Clarabel stopped with status {program.status!r}")
     value = np.asarray(variable.value, dtype=np.float64)

@@ -31,13 +31,13 @@ resolves the answer: there it is exact to rounding. Where it does not:
 
 There is a trade: a rate of -h‖g_t‖ that is to be explained by a change of G of size κ takes weights
 of h/κ. With rows rounded to float32, h is some 1e-8: weights of 1e2 to 1e5 go with κ = 1e-12.
-(Weights of order 1 would need κ = 1e-8, and near-duplicates 1e-6 apart would no longer be
+(Weights of order 1 would need κ = 1e-8, and near-duplicates 1e-6 from each other would no longer be
 resolved.)
 
 CAGrad's answer at a Pareto-stationary point is the projection on the dual cone, if the ball holds
 it; stationary is where ‖g_w‖² <= δ(Σ w_t‖g_t‖)² for the shortest g_w. All exact solvers
 (`active_set` on both devices, `faces`, the closed form for two tasks, `cvx`) use this δ, and so
-agree on d as far as their certificates say. `projected_gradient` needs none: so many steps from 0
+agree on d as far as their certificates say. `projected_gradient` needs none: its steps from 0
 cannot make large weights.
 """
 
@@ -162,7 +162,7 @@ class DualCone(NamedTuple):
         at the optimum.
 
         It bounds the suboptimality where no rate is negative; a negative rate is charged at the
-        scale of v, which is no proof.
+        scale of v, which does not prove anything.
         """
         rates = self.gramian @ weights
         lengths = root(self.gramian.diagonal())
@@ -278,7 +278,7 @@ def resolution(count: int, eps: float) -> float:
 
 
 def or_one(x: Tensor) -> Tensor:
-    """A divisor: 1 in place of 0."""
+    """A divisor: 1 instead of 0."""
     return x.where(x != 0, 1.0)
 
 

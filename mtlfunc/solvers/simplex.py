@@ -1,4 +1,4 @@
-"""The probability simplex: Euclidean projection onto it (weighted, too) and all of its faces."""
+"""The probability simplex: Euclidean projection onto it (also weighted) and all of its faces."""
 
 import torch
 from jaxtyping import Bool, Float

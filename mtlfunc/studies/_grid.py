@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class Unfinished(KeyboardInterrupt):
-    """Raised by `grid` in place of KeyboardInterrupt, with what was computed so far.
+    """Raised by `grid` instead of KeyboardInterrupt, with what was computed so far.
 
     `.dataset` is NaN where a point is missing; integers become floats for it. With a `path` the
-    same call goes on where this one was; without one it begins anew.
+    same call goes on where this one was; without one it begins again.
     """
 
     def __init__(self, dataset: xarray.Dataset, done: int, total: int, rest: str) -> None:
@@ -104,7 +104,7 @@ def grid(
         ValueError: for axes that are empty, repeated or not finite, outputs that differ between
             points, a folder that holds another grid, other files or a broken one, and a shard that
             is none or has no chunk.
-        TypeError: for axes of the wrong kind, outputs that are no tensors, and an `f` or values
+        TypeError: for axes of the wrong kind, outputs that are not tensors, and an `f` or values
             that the executor cannot pickle.
         RuntimeError: under a transform, where plain nested `vmap` is the way, for an `f` that
             cannot be vmapped, and while another call has the folder.
@@ -206,7 +206,7 @@ def _evaluate(
 
 
 class Home(NamedTuple):
-    """What evaluating depends on beside its arguments; a worker takes it over."""
+    """What evaluating depends on besides its arguments; a worker takes it over."""
 
     process: tuple[str, int]
     dtype: torch.dtype

@@ -160,7 +160,7 @@ class Points:
 
     @contextmanager
     def hold_folder(self, i: int, n: int) -> Iterator[None]:
-        """The folder, for this call alone, or for this shard beside other shards."""
+        """The folder, for this call alone, or for this shard next to other shards."""
         if not self.folder:
             yield
             return
@@ -325,7 +325,7 @@ def _digest_of(axis: Axis) -> dict[str, str]:
             return [name]
         try:
             content = _content(x)
-        except Exception:  # whatever an object says that cannot be taken apart
+        except Exception:  # whatever an object says that cannot be reduced
             return [name]
         inside.append(id(x))
         found = texts(content, parts)
@@ -342,4 +342,4 @@ def _content(x: Any) -> Any:
         return ()
     if isinstance(x, set | frozenset):
         return sorted(map(repr, x))
-    return x.__reduce_ex__(2)  # as pickle takes it apart
+    return x.__reduce_ex__(2)  # as pickle reduces it

@@ -25,3 +25,7 @@ __all__ = [
     "jacobians",
     "problems",
 ]
+
+
+def __dir__() -> list[str]:  # for completion: public names alone
+    return sorted(__all__)

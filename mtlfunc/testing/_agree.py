@@ -22,7 +22,7 @@ def assert_agree(one: Any, other: Any, problem: Problem, tolerance: float = 1e-6
         tolerance: the largest error (see `certified_error`).
 
     Raises:
-        AssertionError: says which of both is wrong, by how much, and how far apart they are.
+        AssertionError: says which of both is wrong, by how much, and how much they differ.
         TypeError: for anything but a problem.
 
     Examples:

@@ -62,7 +62,7 @@ def check_solver(
             it takes: a kind that it refuses by TypeError is then reported, and no failure.
         tolerance: the largest certified error, in (0, 1). An exact solver stays below 1e-6, which
             is also about what a Gramian in float64 can tell near Pareto-stationary points.
-        claims: `"vmap"`: batches give certified answers, too; `"grad"`: first derivatives of the
+        claims: `"vmap"`: batches also give certified answers; `"grad"`: first derivatives of the
             weights are difference quotients of the exact answer. Only what is claimed is tried.
         tasks: the least and largest number of tasks.
         name: of the solver in the report; None is its function's.

@@ -21,7 +21,7 @@ AnySolver = Callable[[Any], Any]
 class Verdict(NamedTuple):
     """What came of one call."""
 
-    error: float  # the certified error; infinite where there is no answer
+    error: float  # the certified error; infinite without an answer
     wrong: str = ""  # why it is wrong, empty if it is not
     weights: Tensor | None = None
 

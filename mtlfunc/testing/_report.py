@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..display import Markup, coloured, items, table
 from ..solvers import CAGrad, DualCone
 from ..solvers.problems import Problem
 from .integers import literal
@@ -136,24 +137,21 @@ class SolverReport:
 
     def _repr_html_(self) -> str:
         kinds, families = self._table()
-        left = 'style="text-align:left;vertical-align:top"'
-        head = "".join(f"<th>{escape(kind)}</th>" for kind in ("worst certified error", *kinds))
-        body = ""
+        lines: list[list[str]] = [["worst certified error", *kinds]]
         for family, rows in families.items():
-            body += f"<tr><td {left}>{escape(family)}</td>"
-            for kind in kinds:
-                row = rows.get(kind)
-                colour = "#cf222e" if row and row.failures else "#1a7f37"
-                body += f'<td><span style="color:{colour}">{_cell(row)}</span></td>'
-            body += "</tr>"
-        items = "".join(f"<li>{escape(line)}</li>" for line in self._lines())
+            colours = [
+                "#cf222e" if row and row.failures else "#1a7f37" for row in map(rows.get, kinds)
+            ]
+            cells = [
+                coloured(_cell(rows.get(kind)), colour)
+                for kind, colour in zip(kinds, colours, strict=True)
+            ]
+            lines.append([family, *cells])
+        said = list(self._lines())
         for kind, example in self.counterexamples.items():
             shown = escape("\n".join(_said(example)))
-            items += f"<li>{kind}, the smallest counterexample:<pre>{shown}</pre></li>"
-        title = escape(f"{self.title}; ✗: above {self.tolerance:g}")
-        return (
-            f"<table><caption {left}>{title}</caption><tr>{head}</tr>{body}</table><ul>{items}</ul>"
-        )
+            said.append(Markup(f"{kind}, the smallest counterexample:<pre>{shown}</pre>"))
+        return table(f"{self.title}; ✗: above {self.tolerance:g}", lines) + items(said)
 
 
 def _cell(row: SolverRow | None) -> str:

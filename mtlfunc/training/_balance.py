@@ -114,7 +114,7 @@ def metric_balance(
     *,
     metric: bool,
 ) -> tuple[BalanceInit, Callable[[Params, Batch, BalanceState, Metric | None], Any]]:
-    """`balance`, whose update is told of the optimizer's step; `metric`: whether it will be."""
+    """`balance`, whose update also takes the optimizer's step; `metric`: whether it gets one."""
     expect_losses_fn(losses_fn)
     expect_rule(rule)
     expect_probe(probe)
@@ -247,7 +247,7 @@ def combine_gradients(
 
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
-    """The rule's first state; one a group, with keys of their own, for losses [group, row]."""
+    """The rule's first state; one per group, with keys of their own, for losses [group, row]."""
     if losses.ndim == 1:
         return rule.init(losses, key)
     # outside of vmap it can look at values, and say what is wrong with them

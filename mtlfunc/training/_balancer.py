@@ -83,7 +83,7 @@ from ._metric import check_metric, metric_of
 
 
 class Balancer:
-    """A rule for the losses of a stock loop: it adds to `.grad` in place of `loss.backward()`.
+    """A rule for the losses of a stock loop: it adds to `.grad` instead of `loss.backward()`.
 
     The forward is the module's own, in train mode, under autocast, with hooks or checkpointing.
     `with balancer:` around it records which calls consume which parameters, so that the Gramian
@@ -233,7 +233,7 @@ class Balancer:
                 self._watched = self._metric is None and watches(leaves)
             weightings = self._weightings
             if weightings and watches is not None and watches(leaves, weightings):
-                mode = Recorder(leaves)  # a pass a task would be made for biases alone
+                mode = Recorder(leaves)  # a pass per task would be made for biases alone
             elif self._watched:
                 # a bias' rows cost no more than its deltas
                 by_rows = self._rows[1] >= STREAK
@@ -392,7 +392,7 @@ class Balancer:
 
         Returns:
             the rule's state, as pairs of a name and a tensor, and the names of the tasks, for
-            `torch.save` and `torch.distributed.checkpoint`, which takes the balancer itself, too.
+            `torch.save` and `torch.distributed.checkpoint`, which also takes the balancer itself.
         """
         flat = dict(self._loaded or {}) if self._state is None else flat_state(self._state)
         names = list(self._tasks) if isinstance(self._tasks, dict) else []

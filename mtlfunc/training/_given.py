@@ -101,7 +101,7 @@ def weigh_unscaled(
 ) -> tuple[Info, State]:
     """`weigh` without a gradient scaler's factor; after an overflow nan, and the state as it was.
 
-    No value is read: the rule answers to an identity in place of what is not finite.
+    No value is read: the rule answers to an identity instead of what is not finite.
     """
     geometry, losses = measured.geometry, measured.losses / scale
     rows, gramian = geometry.losses / scale, geometry.gramian

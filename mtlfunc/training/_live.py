@@ -40,7 +40,7 @@ class Seen(threading.local):
         return self.used or bool(self.open) or not self.done
 
     def begin(self) -> None:
-        """Before a forward: what was held for the losses before is not needed beside it."""
+        """Before a forward: what was held for the losses before is not needed next to it."""
         if self.used:
             self.done = []
 
@@ -96,7 +96,7 @@ class Layout:
 class LiveRun(Run):
     """The forward passes that the user has made; `run(losses)` finds the one of these losses."""
 
-    frees = fresh = False  # whether the graphs may be freed, and gradients are nobody else's
+    frees = fresh = False  # whether the graphs may be freed, and gradients have no other holder
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ def count_rows(rows: tuple[int | None, int], run: LiveRun) -> tuple[int | None, 
 def accumulate(leaves: Params, grads: Params, *, fresh: bool) -> None:
     """Add to `.grad` as autograd does: each in the parameter's own layout, shared with nothing.
 
-    `fresh`: whether the gradients are surely nobody else's.
+    `fresh`: whether the gradients surely have no other holder.
     """
     taken: set[int] = set()
     with torch.no_grad():

@@ -124,7 +124,7 @@ _DOUBT = ("inner", "inner_low", "inner_high", "verdict")
 
 
 def _doubt_of(conflict: Conflict, tasks: int) -> list[torch.Tensor]:
-    """What is logged of a conflict, if it is of so many tasks."""
+    """What is logged of a conflict, if it is of `tasks` tasks."""
     if not isinstance(conflict, Conflict):
         raise TypeError(
             "conflict: expected what mtlfunc.diagnostics.conflict returned, got "

@@ -46,7 +46,7 @@ def rollout(
         batches: any iterable; `itertools.repeat(batch, 1000)` for a full batch.
         record: `(state after the step, info) -> ` tensors or numbers, one or a nested tuple or
             dict of them, the same shapes at every step; None records info without aux.
-        every: record every so many steps, from the first.
+        every: record one step of `every`, from the first.
 
     Returns:
         the final state and the record, each tensor stacked along a new first axis (None if there

@@ -32,7 +32,7 @@ CODE, PAPER_SIGN = 1.0, -1.0  # of tanh in f₂
 LR = 1e-3
 SHIFT = 21.0  # makes GradNorm's losses positive: none is below -20
 CS = (0.2, 0.5, 0.8, 0.9, 1.0, 1.5, 3.0, 10.0, 100.0)
-EPSILON = 1e-4  # the official script's, inside its three roots and beside one of them
+EPSILON = 1e-4  # the official script's, inside its three roots and near one of them
 
 
 def ramp(x: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def surface(
         # a title would stand at the top of the box that holds the cube, far above the surface
         axis.text2D(0.5, 0.86, name, transform=axis.transAxes, ha="center")
         axis.view_init(elevation, azimuth)
-        axis.zaxis.labelpad = 6  # beside its numbers
+        axis.zaxis.labelpad = 6  # next to its numbers
         # room for the label of the z axis
         axis.set_box_aspect(None, zoom=0.78)  # pyright: ignore[reportArgumentType]
         axis.set(xlabel="x₁", ylabel="x₂", zlabel="loss")

@@ -71,7 +71,7 @@ class Run(NamedTuple):
 
     lanes: Lanes
     random: list[int]  # lanes that started at random points
-    nudged: list[int]  # lanes that started beside `STARTS`, one each
+    nudged: list[int]  # lanes that started near `STARTS`, one each
     times: np.ndarray  # [time], steps taken
     points: Tensor  # [time, lane, 2]
     watched: Tensor  # [step, lane, 2], every point from the start on

@@ -227,7 +227,7 @@ def search(
     width: Size = 32,
     batch: Size = 32,
 ) -> Figure:
-    """GradNorm beside a random search over static weights."""
+    """GradNorm next to a random search over static weights."""
     size = Sizes(width, batch, steps, seeds, rates, rates)
     key = mf.random.key(10)
     weights = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (draws, len(scales))))

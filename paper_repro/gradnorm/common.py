@@ -239,7 +239,7 @@ def train(
     count = settings.count(problem.steps)
     every = max(1, count // 25)
     times, tests = [0], [torch.ones_like(variants.weights)]
-    # Written in place: small tensors that stay, one a step, would be put where large ones were
+    # Written in place: small tensors that stay, one per step, would be put where large ones were
     # freed, and those would never find room again.
     weights = torch.empty(count, *variants.weights.shape, device=device)
     measured = len(problem.scales) if method == "gradnorm" else 0

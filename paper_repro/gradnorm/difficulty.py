@@ -42,7 +42,7 @@ def toy(size: Size) -> Claim:
             roots, maps
         )
         z = torch.einsum("sbi,stoi->stbo", x, maps)
-        # Given x the argument is normal by either reading, so that rescaling it is drawing it anew.
+        # Given x the argument is normal by either reading: rescaling it is drawing it again.
         fine = z * ((10 + 3.5) / (10**2 + 3.5**2)) ** 0.5
         for reading, at in {"deviations": z, "variances": fine}.items():
             where = f"{reading}, {shown[law]}"

@@ -1,7 +1,7 @@
 """GradNorm's rivals as lanes of one program: other weights, scales, difficulties, data.
 
 The regressions are those of `common`, with networks of half the width by default. Settings of the
-problem and of the method are lanes beside the seeds. A method's best setting is chosen on one
+problem and of the method are lanes like the seeds. A method's best setting is chosen on one
 half of the seeds and judged on the other, so that many settings do not win by chance."""
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ EVERY_ALPHA = (0.0, ALPHA, 0.5, 1.0, 2.0)
 TEN_ALPHAS = EVERY_ALPHA[:-1]
 STRONG_ALPHA = 0.5
 STRONG = f"GradNorm, {STRONG_ALPHA:g}"
-SECOND = (1e-2, 1e-3, 1e-4, 1e-5)  # the static grid's w_2/w_1 beside 1
+SECOND = (1e-2, 1e-3, 1e-4, 1e-5)  # the static grid's w_2/w_1 next to 1
 RECIPROCAL = (TWO[0] / TWO[1]) ** 2  # w_2/w_1 of weights 1/L_i(0): tasks differ in scale alone
 RATIOS = (1.0, 10.0, 100.0)  # σ_2/σ_1
 # the hard task's factor inside tanh; its label noise in units of its targets' deviation
@@ -57,7 +57,7 @@ class Size(NamedTuple):
     batch: int
     steps: int
     seeds: int
-    # Adam's learning rates, one grid for every method at T = 2, where the best are decades apart;
+    # Adam's learning rates, one grid for every method at T = 2, where the best differ by decades;
     # without its ends where tasks are less unequal, and at T = 10 without the smallest
     two: tuple[float, ...]
     ten: tuple[float, ...]

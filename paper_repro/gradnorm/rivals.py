@@ -66,7 +66,7 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
         for alpha in EVERY_ALPHA
         for lr in size.two[1:-1]
     ]
-    # the first of the ten scales, for what a larger T does by itself
+    # the first of the ten scales, for what a larger T does alone
     static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
     learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
     fixed_runs, learnt_runs = trained(

@@ -55,7 +55,7 @@ def task_looks(scales: Sequence[float]) -> list[tuple[str, Any]]:
 def lines(
     panel: Axes, times: np.ndarray, values: np.ndarray, scales: Sequence[float], **look: Any
 ) -> list[tuple[float, str, Any]]:
-    """A line a task of `values[time, seed, task]`; returns their ends, for `name_lines`."""
+    """A line per task of `values[time, seed, task]`; returns their ends, for `name_lines`."""
     ends = []
     for task, (name, colour) in enumerate(task_looks(scales)):
         band(panel, times, values[..., task], colour, **look)
@@ -181,7 +181,7 @@ def rates(
     width: Size = 64,
     batch: Size = 50,
 ) -> Figure:
-    """GradNorm's final loss beside equal and static weights', by learning rate."""
+    """GradNorm's final loss next to equal and static weights', by learning rate."""
     problem = Problem(
         scales=scales,
         inputs=inputs,

@@ -77,7 +77,7 @@ Shares = dict[str, dict[Cell, float]]
 
 
 class Costs(NamedTuple):
-    """Counted, and timed beside it."""
+    """Counted, and timed next to it."""
 
     shares: Shares  # of a batch of `SAMPLES`
     larger: Shares  # of the larger one

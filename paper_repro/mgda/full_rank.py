@@ -34,7 +34,7 @@ class Optima(NamedTuple):
     exact: Tensor  # the exact one's length, in units of the longest gradient
     bound: Tensor  # the bound's
     raises: Tensor  # whether the bound's direction raises a task
-    weights: Tensor  # how far the weights are apart
+    weights: Tensor  # how far one is from the other
 
 
 def optima(v: Tensor, a: Tensor) -> Optima:

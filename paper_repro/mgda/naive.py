@@ -95,7 +95,7 @@ def example() -> dict[str, Fraction]:
 class Naive(NamedTuple):
     """The iteration on random Gramians."""
 
-    others: int  # runs whose optimum is no vertex
+    others: int  # runs whose optimum is not a vertex
     moving: int  # of these, those in a cycle longer than 1
     fixed: int  # runs with a vertex as optimum
     from_vertex: int  # of these, those in a cycle longer than 1
@@ -303,7 +303,7 @@ def oscillation(
 
 
 def in_the_plane(panel: Axes, rows: Tensor, own: Tensor, average: Tensor, best: Tensor) -> None:
-    """Both averages beside the two gradients and the min-norm point."""
+    """Both averages next to the two gradients and the min-norm point."""
     among = [i for i, j in itertools.combinations(range(len(rows)), 2) for i in (i, j)]
     panel.plot(*rows[among].T, color="#bbbbbb", linewidth=4, zorder=1, label="between gradients")
     for i, row in enumerate(rows.tolist()):

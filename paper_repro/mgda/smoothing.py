@@ -1,7 +1,7 @@
 """What does the smoothed minimum give, and its fixed point?
 
 max over u of min_t ⟨g_t, u⟩ - ½‖u‖² has the dual min over the simplex of ½ wᵀG w and the answer
-u = Jᵀw. With -(1/λ) log Σ exp(-λ x_t) in place of the minimum, u = Σ softmax(-λ⟨g, u⟩)_t g_t."""
+u = Jᵀw. With -(1/λ) log Σ exp(-λ x_t) instead of the minimum, u = Σ softmax(-λ⟨g, u⟩)_t g_t."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def smoothed(gramians: Tensor, sharpness: Tensor, steps: int = 60) -> Smoothed:
         alpha = torch.where(
             close[:, None], candidates[0], candidates[best, torch.arange(len(alpha))]
         )
-        if newton.abs().max() < 1e-10:  # all at rest
+        if newton.abs().max() < 1e-10:  # all stationary
             break
     rates = torch.einsum("dts,ds->dt", unit, alpha)
     weights = torch.softmax(-rates, -1)

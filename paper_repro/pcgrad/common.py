@@ -44,7 +44,7 @@ def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
 def compiled(
     step: Callable[..., Any], unroll: int, lanes: Sequence[Tensor], state: Any, leaf: str
 ) -> Program | None:
-    """`compile_steps`, tried on its example; None, with a notice, where there is no compiler."""
+    """`compile_steps`, tried on its example; None, with a notice, without a compiler."""
     try:
         return compile_steps(step, unroll, lanes, state, leaf)
     except Exception as error:  # no C++ compiler, or a torch that cannot trace this

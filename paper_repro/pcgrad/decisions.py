@@ -194,7 +194,7 @@ DECISIONS: dict[str, Decision] = {
         only_when=Condition("120°: the same after the next projection, *", "<", 0),
     ),
     "PC-17": first_theorem,
-    # not the angle: it is 180° at the minimum of the sum, too, wherever the tasks disagree
+    # not the angle: it is 180° also at the minimum of the sum, wherever the tasks disagree
     "PC-18": sided(Side("dim *: share with an excess above 1 % of the initial gap", "<", 0.05)),
     "PC-19": second_theorem,
     "PC-20": sided(

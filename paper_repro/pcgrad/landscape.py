@@ -119,7 +119,7 @@ def paths_from(start: Sequence[float], names: Sequence[str], steps: int, rate: f
 def walked(lanes: Lanes, budget: int) -> Paths:
     """All lanes side by side.
 
-    `UNROLLED` steps in one compiled graph, or eager ones and a shorter budget where there is no
+    `UNROLLED` steps in one compiled graph, or eager ones and a shorter budget without a
     compiler.
     """
     each = (lanes.arm, lanes.sgd, lanes.lr)
@@ -159,9 +159,8 @@ def definition_3(
     """Definition 3's curvature over a step, ∫₀¹ gᵀ∇²L(θ + s(θ' - θ)) g ds / ‖g‖², `[...]`.
 
     L_t is φ_t(u_t) with φ = a log max(|u|, floor), so that ∇²L is φ''∇u∇uᵀ + φ'∇²u. On each piece
-    the mean of φ'' is the divided difference of φ', which is -a/(u₀u₁) beside the cusp and across
-    it: positive where u changes sign, whatever the floor. ∇u and ∇²u are those of the piece's
-    middle.
+    the mean of φ'' is the divided difference of φ', which is -a/(u₀u₁) next to the cusp and across
+    it: positive where u changes sign, for any `floor`. ∇u and ∇²u are those of the piece's middle.
 
     Args:
         theta: points `[..., 2]`.

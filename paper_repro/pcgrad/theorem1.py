@@ -158,7 +158,7 @@ def ends(
 
 @kept
 def ends_in(dim: int, draws: int, steps: int) -> Ends:
-    """Of random pairs in so many dimensions."""
+    """Of random pairs in `dim` dimensions."""
     return _ends(vmap(lambda key: convex_pair(key, dim))(torch.arange(draws)), steps)
 
 
@@ -183,7 +183,7 @@ def pair_ends(settings: Settings) -> dict[int, Ends]:
         dim: vmap(lambda key, dim=dim: convex_pair(key, dim))(torch.arange(draws))
         for dim in (2, 10, 50)
     }
-    # pairs in 2 dimensions cost next to nothing beside those in 10
+    # pairs in 2 dimensions cost almost nothing next to those in 10
     both = _ends(together({2: padded(found[2], 10), 10: found[10]}), steps)
     halves = zip(both.cosine.split(draws), both.excess.split(draws), strict=True)
     few = {dim: Ends(*half, steps) for dim, half in zip((2, 10), halves, strict=True)}

@@ -185,7 +185,7 @@ def draw(
     out: Path,
     parser: argparse.ArgumentParser,
 ) -> int:
-    """Compute, draw and write; what is computed is kept beside until then."""
+    """Compute, draw and write; what is computed is kept until then."""
     parts, begin, display = out.with_suffix(".parts"), time.monotonic(), Display(1)
     display.begin(name)
     Store.folder = parts

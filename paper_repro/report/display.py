@@ -1,7 +1,7 @@
 """What a run shows of itself: a line for every finding, and what each question is doing just now.
 
 Questions draw progress bars and print on their own; all of it comes through here, so that several
-at once stay readable and a log that is no terminal gets whole lines and no carriage returns.
+at once stay readable and a log that is not a terminal gets whole lines and no carriage returns.
 """
 
 import io
@@ -19,7 +19,7 @@ EVERY = {True: 0.5, False: 30.0}
 
 
 def say(text: str, stream: TextIO, end: str = "\n") -> None:
-    """Print at once; words that nobody takes any more, as behind `| head`, end nothing."""
+    """Print at once; words that no one reads any more, as behind `| head`, end nothing."""
     try:
         print(text, end=end, file=stream, flush=True)
     except OSError:

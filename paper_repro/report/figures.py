@@ -108,7 +108,7 @@ def shades(count: int) -> list[Any]:
 
 
 def name_lines(panel: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
-    """Names at the right ends of lines, moved apart; call it when the axis has its limits.
+    """Names at the right ends of lines, without overlaps; call it when the axis has its limits.
 
     Args:
         panel: with the lines.
@@ -181,7 +181,7 @@ def fit(canvas: Canvas) -> None:
         changed = False
         for panel in canvas.axes:
             if panel.get_legend() is not None:
-                changed |= _above(panel, anew=first)
+                changed |= _above(panel, again=first)
         _raise_titles(canvas)
         first = False
         for panel in canvas.axes:
@@ -242,20 +242,20 @@ def _formula(found: re.Match[str]) -> str:
     return f"${names[0]}{shown}$"
 
 
-def _above(panel: Axes, *, anew: bool) -> bool:
+def _above(panel: Axes, *, again: bool) -> bool:
     """A panel's legend above it, in as many columns as there is room for.
 
     Args:
         panel: with a legend.
-        anew: whether to place one that is no wider.
+        again: whether to place one again that is not wider.
 
     Returns:
-        Whether it is another one: narrower than before, unless it was placed anew.
+        Whether it is another one: narrower than before, unless it was placed again.
     """
     found = panel.get_legend()
     assert found is not None
     before, room = found.get_window_extent().width, room_above(panel)
-    if not anew and before <= room:
+    if not again and before <= room:
         return False
     labels = [text.get_text().replace("\n", " ") for text in found.get_texts()]
     # what the legend draws for a bar with its ends is less than the bar itself
@@ -282,7 +282,7 @@ def _above(panel: Axes, *, anew: bool) -> bool:
         columns -= 1
     for text in placed.get_texts():
         _wrap(text, text.get_window_extent().width - max(0.0, excess))
-    return anew or placed.get_window_extent().width < before - 1
+    return again or placed.get_window_extent().width < before - 1
 
 
 def _wrap(text: Text, room: float, *, upright: bool = False) -> bool:

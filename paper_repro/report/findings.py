@@ -42,10 +42,10 @@ class Figure(NamedTuple):
     arguments: Mapping[str, Any] = {}  # of the function that drew it
 
     def save(self, path: str | Path) -> None:
-        """Write the figure, and its numbers as JSON beside it.
+        """Write the figure, and its numbers as JSON next to it.
 
         Args:
-            path: ends in .png, .svg or .pdf; the other file ends in .json. What is no number, as
+            path: ends in .png, .svg or .pdf; the other file ends in .json. What is not a number, as
                 of a run that diverged, is null there.
 
         Raises:
@@ -81,7 +81,7 @@ class Figure(NamedTuple):
 
 
 def finite(value: Any) -> Any:
-    """A value as JSON has it: None for what is no number."""
+    """A value as JSON has it: None for what is not a number."""
     if isinstance(value, Mapping):
         return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, tuple | list):

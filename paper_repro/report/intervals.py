@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv, ndtri, stdtrit
 from torch import Tensor
 
+from experiments.common.intervals import half_width
+
 
 class Interval(NamedTuple):
     """A mean and the ends of its 95 % interval."""
@@ -17,12 +19,6 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-def half_width(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Half a 95 % t interval of the mean over `axis`, which holds n >= 2 values."""
-    n = values.shape[axis]
-    return stdtrit(n - 1, 0.975) * values.std(axis, ddof=1) / np.sqrt(n)
 
 
 def mean_interval(values: ArrayLike | Tensor) -> Interval:

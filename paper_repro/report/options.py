@@ -57,7 +57,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """A figure function: its options are checked, and kept beside the numbers of the figure.
+    """A figure function: its options are checked, and kept next to the numbers of the figure.
 
     Raises:
         Impossible: where an option has a value that it cannot have.
@@ -120,7 +120,7 @@ TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "yes or 
 
 
 def read(name: str, kind: Any, text: str) -> Any:
-    """A value as it is typed: entries apart by blanks, or by commas inside of an entry.
+    """A value as it is typed: entries separated by blanks, or by commas inside of an entry.
 
     Raises:
         Impossible: where the text is none of the type.

@@ -55,7 +55,7 @@ def page(
         single_file: whether figures are in the page; else they are linked, in its folder.
 
     Returns:
-        HTML with every claim under its paper, and beside the figures of what decided it.
+        HTML with every claim under its paper, and next to the figures of what decided it.
     """
     claims = results.claims()
     asked = questions(results, claims, modules, keys)

@@ -1,7 +1,7 @@
 """Long computations that are done once: by whichever question needs them first, in any process.
 
 What a kept function returned is in the process's memory and, while a run has a folder for it, in a
-file: so another question, another worker and the next run after an interruption have it, too.
+file: so another question, another worker and the next run after an interruption also have it.
 """
 
 import functools

@@ -133,7 +133,7 @@ class Results:
     ) -> None:
         """Drop what an earlier run of this module left and this complete one did not find.
 
-        `seconds` of processor time are kept beside.
+        `seconds` of processor time are kept with it.
         """
         findings = list(findings)
         ids = {finding.id for finding in findings if isinstance(finding, Claim)}
@@ -245,7 +245,7 @@ def _fits(x: Any, form: Any) -> bool:
 
 
 def read_claims(path: Path, modules: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of a claims.json, none where there is no such file.
+    """The rows of a claims.json, none without such a file.
 
     Raises:
         Unreadable: where it is damaged, or of another version: fields, their types, ids, verdicts
@@ -265,7 +265,7 @@ def read_claims(path: Path, modules: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def read_runs(path: Path, modules: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What complete runs left, by module; empty where there is no such file.
+    """What complete runs left, by module; empty without such a file.
 
     Raises:
         Unreadable: where it is damaged, or its fields, their types or modules are not this

@@ -46,7 +46,7 @@ def said(found: dict[str, Any]) -> str:
 
 
 def measured(found: dict[str, Any]) -> str:
-    """The gain that decides, by seeds, and what stands beside a published level."""
+    """The gain that decides, by seeds, and what stands next to a published level."""
     parts = []
     for seeds, run in found["runs"].items():
         name, gain = run["decisive"], run["gains"][run["decisive"]]
@@ -71,7 +71,7 @@ def sentence(row: Row) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Published beside measured, a line a stand-in, as Markdown; "" where no row needs data."""
+    """Published next to measured, a line per stand-in, as Markdown; "" where no row needs data."""
     lines = [line for row in rows if row.kind == "data/RL" for line in _lines(row)]
     if not lines:
         return ""

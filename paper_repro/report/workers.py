@@ -158,7 +158,7 @@ class Run:
             torch.set_num_threads(threads)
 
     def side_by_side(self, questions: Sequence[Question], workers: int) -> None:
-        """Each in a process of its own, so many at a time; ended with this one.
+        """Each in a process of its own, `workers` at a time; ended with this one.
 
         The first imports for itself, and has begun while that which all others are forked from
         still compiles kernels.
@@ -198,7 +198,7 @@ class Run:
             for _, process in work.values():
                 process.join()
             for link, (name, _) in work.items():
-                with suppress(OSError):  # of a full disk: what ended the run is told already
+                with suppress(OSError):  # of a full disk: what ended the run is said already
                     while link.poll() and self.heard(name, link):
                         pass
 

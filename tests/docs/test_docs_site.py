@@ -59,6 +59,21 @@ def test_how_to_pages_start_with_the_problem_and_end_with_what_can_go_wrong(path
     assert re.findall(r"^## (.+)$", text, re.MULTILINE)[-1] == "What can go wrong"
 
 
+def test_page_for_users_of_torchjd_names_all_that_it_exports():
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    text = (DOCS / "from" / "torchjd.md").read_text()
+    bases = {"Aggregator", "Weighting", "GramianWeightedAggregator", "WeightedAggregator"}
+    for name in set(aggregation.__all__) - bases:
+        base = name.removesuffix("Weighting")
+        assert re.search(rf"`{base}(Weighting)?\b", text) or f"`{base}(" in text, name
+
+
+def test_every_rule_with_a_paper_is_in_the_bibliography():
+    without = {"mean", "normalize", "update_every", "stateless"}
+    assert set(pages.RULES) - without <= set(pages.papers())
+    assert set(pages.papers()) <= set(mf.__all__)
+
+
 def test_reference_has_every_public_name():
     rooms = {*pages.ROOMS, "audit"}
     assert set(mf.__all__) - rooms <= pages.documented()

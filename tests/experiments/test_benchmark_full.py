@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from docs import results
-from docs.verdicts import enlarged
+from docs import record, results
 from experiments.benchmarks import full
 from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.claims import DECISIONS, LEDGER, ROWS
@@ -24,7 +23,7 @@ def files(tmp_path, monkeypatch):
 
 
 def answer(seconds: float, day: str = "2026-01-01") -> full.Answer:
-    return full.Answer(seconds, day, "a machine", {})
+    return full.Answer(seconds, day, "a machine", {}, {})
 
 
 RUN = {"key": "", "claims": [], "figures": [], "seconds": 6.0}
@@ -86,11 +85,22 @@ def test_every_question_has_run() -> None:
 def test_the_page_lists_the_verdicts_that_change(files) -> None:
     verdicts = {"GN-14": "holds only when", "GN-03": "holds"}
     full.keep({QUICK: answer(6.0)._replace(verdicts=verdicts)})
-    found = enlarged({name: {"verdict": "holds"} for name in LEDGER})
-    said = " ".join(found.split())
-    assert "1 of 2 verdicts change; the numbers of the last such run are not enough" in said
-    assert found.count("\n- ") == 1
-    assert "- GN-14: holds, with `--full` holds only when" in found
+    found = record.claims()["GN-14"]
+    assert found == {
+        "verdict": "holds only when",
+        "runs": "default: holds; `--full`: holds only when",
+    }
+    assert record.claims()["GN-03"]["runs"] == ""
+
+
+def test_kept_numbers_are_judged_by_the_decisions_of_today(files) -> None:
+    numbers = {condition.name: 2 * condition.bound for condition in DECISIONS["GN-03"].conditions}
+    full.keep(
+        {QUICK: answer(6.0)._replace(verdicts={"GN-03": "holds"}, numbers={"GN-03": numbers})}
+    )
+    wanted = DECISIONS["GN-03"].verdict(numbers)
+    assert full.read()[QUICK].verdicts == {"GN-03": wanted}
+    assert wanted != "holds"
 
 
 @pytest.mark.parametrize(

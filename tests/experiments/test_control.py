@@ -15,7 +15,17 @@ import mtlfunc as mf
 from experiments.common import cells
 from experiments.common.cells import Cell, state_of
 from experiments.control import __main__ as command
-from experiments.control import cloning, grids, methods, parts, points, report, robots, sac
+from experiments.control import (
+    cloning,
+    grids,
+    methods,
+    networks,
+    parts,
+    points,
+    report,
+    robots,
+    sac,
+)
 
 # ---- mazes ---------------------------------------------------------------------------------------
 
@@ -289,9 +299,23 @@ def agent() -> tuple[sac.Learner, sac.Agent, sac.Batch]:
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(2, 4, *shape, generator=generator)
 
-    over = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2)
-    batch = sac.Batch(drawn(5), drawn(2).tanh(), drawn(), drawn(5), over)
+    over, real = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2), torch.ones(2, 4)
+    batch = sac.Batch(drawn(5), drawn(2).tanh(), drawn(), drawn(5), over, real)
     return learner, found._replace(temperature={"log": torch.tensor([-1.0, 0.5])}), batch
+
+
+MIXED = parts.cagrad_details(10)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> tuple[sac.Replay, sac.Batch]:
+    """A replay of three tasks, transition i of task t worth 100 t + i, and a shared batch."""
+    replay = sac.Replay(3, 16, 2, 1, "cpu")
+    for i in range(11):
+        worth = 100.0 * np.arange(3) + i
+        two = np.stack([worth, worth], 1)
+        replay.add(two, np.full((3, 1), 0.1 * i), worth, two + 1, np.zeros(3))
+    return replay, replay.draw_shared(mf.random.key(7), 12)
 
 
 def test_squashed_density_is_torchs(agent):
@@ -335,7 +359,7 @@ def test_losses_of_the_actor_are_written_out(agent):
     _, found, batch = agent
     noise = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(3))
     critic, temperature = found.critic.params, found.temperature["log"].exp()
-    losses = sac.actor_losses(found.actor.params, (batch.seen, noise, critic, temperature))
+    losses = sac.actor_losses(found.actor.params, (batch, noise, critic, temperature))
     actions, likelihood = sac.policy(found.actor.params, batch.seen, noise)
     both = sac.values(critic, batch.seen, actions)
     for task in range(2):
@@ -361,6 +385,163 @@ def test_an_update_moves_every_part_as_written(agent):
     assert torch.equal(moved > 0, certain)
     # Adam's first step has the length of the rate
     torch.testing.assert_close(moved.abs(), torch.full((2,), 1e-2), rtol=1e-3, atol=0)
+
+
+def test_a_shared_batch_is_drawn_from_all_transitions(mixed):
+    replay, batch = mixed
+    real = batch.real.bool()
+    assert int(real.sum()) == 12
+    assert int(real.sum(1).max()) == real.shape[1]
+    for task in range(3):
+        worth = batch.rewards[task][real[task]]
+        assert ((worth >= 100 * task) & (worth < 100 * task + 11)).all()  # 11 of 16 places filled
+        assert torch.equal(batch.seen[task, :, 0], batch.rewards[task])
+    # tasks and transitions come up as often as by chance: 12,000 draws, five deviations
+    many = replay.draw_shared(mf.random.key(8), 12_000)
+    counts = many.real.sum(1)
+    assert ((counts - 4_000).abs() < 5 * (12_000 * 2 / 9) ** 0.5).all()
+    first = (many.rewards % 100 == 0) & many.real.bool()
+    assert abs(int(first.sum()) - 12_000 / 11) < 5 * (12_000 * 10 / 121) ** 0.5
+
+
+def test_losses_over_a_shared_batch_are_means_over_each_tasks_own(mixed):
+    _, batch = mixed
+    # codes stand last, and are not seen
+    padded = batch._replace(seen=torch.cat([batch.seen / 100, networks.codes(batch.seen)], -1))
+    learner = sac.Learner("cagrad", 1e-2, 3, 5, 1, (4,), MIXED)
+    agent = learner.start(mf.random.key(1))
+    assert agent.actor.params["actor.0.weight"].shape == (4, 2)  # no code
+    assert agent.temperature["log"].shape == ()
+    generator = torch.Generator().manual_seed(3)
+    wanted = torch.randn(batch.real.shape, generator=generator)
+    noise = torch.randn(batch.actions.shape, generator=generator)
+    warm = torch.tensor([0.3, 0.3, 0.3])
+    critic = sac.critic_losses(agent.critic.params, (padded, wanted))
+    actor = sac.actor_losses(
+        agent.actor.params, (padded, noise, agent.critic.params, warm), squashed=True
+    )
+    one, two = sac.values(agent.critic.params, padded.seen, padded.actions)
+    actions, likelihood = sac.policy(agent.actor.params, padded.seen, noise, squashed=True)
+    lower = torch.minimum(*sac.values(agent.critic.params, padded.seen, actions))
+    for task in range(3):
+        own = [i for i in range(batch.real.shape[1]) if batch.real[task, i]]
+        errors = [float((q[task, i] - wanted[task, i]) ** 2) for i in own for q in (one, two)]
+        assert float(critic[task]) == pytest.approx(sum(errors) / len(own), rel=1e-5)
+        terms = [float(0.3 * likelihood[task, i] - lower[task, i]) for i in own]
+        assert float(actor[task]) == pytest.approx(sum(terms) / len(own), rel=1e-5)
+    absent = padded._replace(real=padded.real * torch.tensor([[1.0], [0.0], [1.0]]))
+    assert float(sac.critic_losses(agent.critic.params, (absent, wanted))[1]) == 0
+
+
+def test_log_deviations_are_mapped_between_their_bounds():
+    params = {"actor.0.weight": torch.tensor([[0.0], [1.0]]), "actor.0.bias": torch.zeros(2)}
+    for raw, expected in (
+        (0.0, -9.0),
+        (50.0, 2.0),
+        (-50.0, -20.0),
+        (0.5, -9 + 11 * math.tanh(0.5)),
+    ):
+        seen = torch.full((1, 1, 1), raw)
+        noise = torch.full((1, 1, 1), 1e-2)
+        actions, _ = sac.policy(params, seen, noise, squashed=True)
+        assert float(actions) == pytest.approx(math.tanh(math.exp(expected) * 1e-2), rel=1e-4)
+
+
+def test_first_weights_are_xaviers():
+    drawn = networks.start(mf.random.key(0), "net", (30, 50, 20), 2, "mean", xavier=True)
+    for layer, (into, out) in enumerate(((30, 50), (50, 20))):
+        bound, weight = math.sqrt(6 / (into + out)), drawn[f"net.{layer}.weight"]
+        assert 0.98 * bound < float(weight.abs().max()) <= bound
+        # of a uniform variable the square has mean 1/3 and variance 4/45
+        square = float((weight / bound).square().mean())
+        assert abs(square - 1 / 3) < 5 * math.sqrt(4 / 45 / weight.numel())
+        assert not drawn[f"net.{layer}.bias"].any()
+
+
+def test_rewards_are_divided_by_their_running_deviation():
+    rewards, generator = sac.Rewards(2), np.random.default_rng(0)
+    mean, variance = [0.0, 0.0], [1.0, 1.0]
+    for _ in range(50):
+        given = generator.normal(5, 3, 2)
+        found = rewards(given)
+        for task in range(2):
+            mean[task] = 0.999 * mean[task] + 0.001 * given[task]
+            variance[task] = 0.999 * variance[task] + 0.001 * (given[task] - mean[task]) ** 2
+            assert found[task] == pytest.approx(given[task] / (math.sqrt(variance[task]) + 1e-8))
+
+
+@pytest.mark.parametrize("name", [*methods.RULES, methods.HEADS, methods.INDEPENDENT])
+def test_one_temperature_is_balanced_as_the_networks_are(name):
+    learner = sac.Learner(name, 1e-2, 3, 5, 1, (4,), MIXED)
+    agent, generator = learner.start(mf.random.key(2)), torch.Generator().manual_seed(1)
+    drawn = torch.randn(3, 6, 2, generator=generator)
+    seen = torch.cat([drawn, networks.codes(drawn)], -1)
+    real = torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2, [1.0] * 5 + [0.0]])
+    batch = sac.Batch(seen, torch.zeros(3, 6, 1), torch.zeros(3, 6), seen, torch.zeros(3, 6), real)
+    after = learner.update(agent, batch, mf.random.key(5))
+    noise = mf.random.normal(mf.random.key(5), (2, *batch.actions.shape))
+    _, likelihood = sac.policy(agent.actor.params, seen, noise[1], squashed=True)
+    # where all slopes have one sign, every rule follows them; Adam's first step has the rate's size
+    slopes = [-float((likelihood[t] - 1)[real[t] > 0].mean()) for t in range(3)]
+    assert len({slope > 0 for slope in slopes}) == 1
+    moved = float(after.temperature["log"])
+    assert moved == pytest.approx(-1e-2 if slopes[0] > 0 else 1e-2, rel=1e-3)
+
+
+def test_the_published_set_up_is_that_of_cagrads_command(tmp_path):
+    """Values as its repository's `run.sh` and the configuration files that it names have them."""
+    for name, tasks, c in (("mt10", 10, 0.9), ("mt50", 50, 0.5)):
+        part = parts.sac_part(name, "full", ("mean", "cagrad"), (0, 1), "cpu", tmp_path, "cagrad")
+        found, details = part.settings, part.settings.details
+        assert (found.batch, found.steps, found.random) == (1_280, 2_000_000, 1_500)
+        assert (found.hidden, found.discount, found.horizon) == ((400, 400, 400), 0.99, 150)
+        assert found.capacity * tasks == 1_000_000
+        assert (found.every, found.episodes, found.reward, found.scaled) == (10_000, 1, "v1", False)
+        assert details == sac.Details(c, False, False, False, True, True, True, False, True)
+        assert part.plan.rates == (3e-4,)
+        assert list(part.plan.methods) == ["mean", "cagrad", methods.HEADS, methods.INDEPENDENT]
+        ours = parts.sac_part(name, "full", ("mean", "cagrad"), (0, 1), "cpu", tmp_path)
+        assert ours.settings.details == sac.OURS
+        assert ours.name != part.name  # results of both stay
+        assert methods.BLIND in ours.plan.methods
+    _, rule = methods.probe_and_rule("cagrad", c=0.9)
+    gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+    geometry = mf.Geometry(torch.ones(2), gramian, torch.full((2,), 0.5), torch.ones(2) > 0, {})
+    weights, expected = (
+        each.update(geometry, each.init(torch.ones(2), mf.random.key(0)))[0]
+        for each in (rule, mf.cagrad(0.9))
+    )
+    assert torch.equal(weights, expected)
+
+
+def test_a_run_in_the_published_set_up_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    """Ten updates follow the ten random steps at once; rewards' deviations are kept."""
+    cell, settings = Cell("sac", "cagrad", "", 1e-3, 0), settings_of_sac(steps=60, details=MIXED)
+    made: list[int] = []
+    real, calls = sac.Learner.update, []
+
+    def make(seed: int) -> Lines:
+        made.append(seed)
+        return Lines(seed)
+
+    def stopping(self, *rest):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    monkeypatch.setattr(sac.Learner, "update", stopping)
+    stop = 45
+    with pytest.raises(KeyboardInterrupt):
+        sac.perform(make, tmp_path, settings, cell)
+    state = cells.kept_state(state_of(tmp_path, cell), settings, cell, "cpu")["run"]
+    assert state["step"] == 40
+    assert (state["rewards"].variance != 1).all()
+    stop = -1
+    sac.perform(make, tmp_path, settings, cell)
+    # 10 at once, 29 to step 40, the five that were lost, 20 more
+    assert len(calls) == (10 + 29) + 6 + 20
+    assert set(made) == {0}  # the goals that are learnt are those that are measured
 
 
 def test_replay_keeps_the_last_and_draws_what_it_keeps():
@@ -465,6 +646,40 @@ def test_environments_begin_alike_after_a_seed():
     envs.step(np.ones((2, 1)))
     assert np.array_equal(one, envs.reset(seed=5)[0])
     assert not np.array_equal(one, envs.reset(seed=6)[0])
+
+
+def test_a_goal_that_is_fixed_is_the_same_in_every_episode():
+    class Goals(Lines):
+        """Draws a goal at every reset until it is told not to, as Meta-World does."""
+
+        drawing = True
+
+        def reset(self, *, seed=None):
+            found = super().reset()
+            if self.drawing:
+                self.goal = float(self.generator.uniform())
+            return found
+
+        def call(self, name, value):
+            if name == "seed":
+                self.generator = np.random.default_rng(value)
+            else:
+                assert name == "toggle_sample_tasks_on_reset"
+                self.drawing = value
+
+    def goals(seed: int, fixed: bool) -> list[float]:
+        stub = Goals()
+        envs, found = robots.Seeded(stub), []
+        if fixed:
+            envs.fix_goals(seed)
+        for episode in range(3):
+            envs.reset(seed=100 + episode)
+            found.append(stub.goal)
+        return found
+
+    assert len(set(goals(0, False))) == 3
+    assert len(set(goals(0, True))) == 1
+    assert goals(0, True) == goals(0, True) != goals(1, True)
 
 
 def test_experts_and_environments_are_equal_by_what_they_make():
@@ -619,6 +834,8 @@ def test_command_refuses(tmp_path, capsys):
     for argv, said in (
         (["--parts", "grids,nosuch"], "unknown 'nosuch'; choose from"),
         (["--data", str(tmp_path)], "unrecognized arguments: --data"),
+        (["--setting", "cagrad"], "cagrad is a set-up of sac, mt10, mt50, not of grids, points"),
+        (["--setting", "theirs", "--parts", "mt10"], "invalid choice: 'theirs'"),
     ):
         with pytest.raises(SystemExit) as stopped:
             command.main([*argv, "--out", str(tmp_path)])

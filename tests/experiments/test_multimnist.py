@@ -155,7 +155,8 @@ def reached(net: torch.nn.Module, images: torch.Tensor) -> list[set[str]]:
 @pytest.mark.parametrize("lenet", [False, True])
 def test_what_is_called_shared_is_shared(name, lenet):
     stage = architectures.lenet if lenet else architectures.dense(100, 8)
-    net = architectures.ARCHITECTURES[name](stage, 6)
+    head = architectures.official if lenet else architectures.linear
+    net = architectures.ARCHITECTURES[name](stage, 6, head)
     images = torch.randn(3, 1, 28, 28) if lenet else torch.randn(3, 100)
     left, right = reached(net, images)
     every = {n for n, _ in net.named_parameters()}
@@ -198,6 +199,60 @@ def test_stitches_mix_the_columns():
         stitches[1].fill_(0.5)
     left, right = net.trunk(x)
     torch.testing.assert_close(left, right)
+
+
+def test_the_lenet_is_the_official_one(tmp_path):
+    """Shapes of MultiLeNetR and MultiLeNetO, and their forward pass written out."""
+    settings = SHORT._replace(data=Source(str(tmp_path), ""))
+    net = train.network(settings, train.SETTINGS[train.BASE], 0)
+    trunk = (10 * 25 + 10) + (20 * 10 * 25 + 20) + (320 * 50 + 50)
+    assert sum(p.numel() for p in net.parameters()) == trunk + 2 * (50 * 51 + 10 * 51)
+    p = dict(net.named_parameters())
+    names = ("trunk.first.0.0", "trunk.first.0.3", "trunk.second")
+    images, key = torch.randn(5, 1, 28, 28), mf.random.key(9)
+
+    def literal(masked: bool) -> list[torch.Tensor]:
+        keys = list(train.masks(net, key).values())
+        (one, a), (two, b), (fc, c) = ((p[f"{n}.weight"], p[f"{n}.bias"]) for n in names)
+        x = F.relu(F.max_pool2d(F.conv2d(images, one, a), 2))
+        x = F.conv2d(x, two, b)
+        if masked:
+            x = x * (mf.random.uniform(keys[0], (20,)) < 0.5)[None, :, None, None]
+        x = F.relu(F.linear(F.relu(F.max_pool2d(x, 2)).reshape(-1, 320), fc, c))
+        outputs = []
+        for task in range(2):
+            layers = [(p[f"heads.{task}.{n}.weight"], p[f"heads.{task}.{n}.bias"]) for n in HEAD]
+            h = F.relu(F.linear(x, *layers[0]))
+            if masked:
+                h = h * (mf.random.uniform(keys[1 + task], (5, 50)) < 0.5)
+            outputs.append(F.linear(h, *layers[1]))
+        return outputs
+
+    for masked in (True, False):
+        net.train(masked)
+        outputs = torch.func.functional_call(net, train.masks(net, key), (images,))
+        for ours, expected in zip(outputs, literal(masked), strict=True):
+            torch.testing.assert_close(ours, expected)
+    other = train.masks(net, mf.random.key(10))
+    net.train()
+    again = torch.func.functional_call(net, other, (images,))
+    assert not torch.equal(again[0], literal(True)[0])
+
+
+HEAD = ("hidden", "out")
+
+
+@pytest.mark.parametrize("problem", ["hard sharing", "task-conditioned"])
+def test_dropped_features_are_a_function_of_the_seed(problem, tmp_path):
+    """Runs side by side and alone drop the same; a run is measured with nothing dropped."""
+    write_mnist(tmp_path, (40, 8))
+    train._read.cache_clear()
+    settings = train.Settings(Source(str(tmp_path), ""), 2, 10, True, "cpu")
+    cells = tuple(Cell(problem, "gradnorm", "", rate, s) for rate in (1e-3, 1e-2) for s in (0, 3))
+    together = train.together(settings, cells)
+    (alone,) = train.together(settings, cells[-1:])
+    assert together[-1]["train"] == pytest.approx(alone["train"], abs=1 / 20)
+    assert train.together(settings, cells[-1:])[0]["train"] == alone["train"]
 
 
 # ---- runs ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from torch.func import functional_call
 
@@ -251,6 +252,68 @@ def test_flat_delta_is_the_published_one(name):
     )
 
 
+def test_delta_by_task_of_a_published_row_is_that_by_hand():
+    """LibMTL's mean over a task's metrics, then over tasks, of CAGrad's row and of MGDA's."""
+    base = published.PUBLISHED["NYUv2"].base
+    by_hand = {
+        # gains on the base over the base, by task: two metrics, two, five
+        "CAGrad": (
+            (1.49 / 38.30 + 1.73 / 63.76) / 2
+            + (0.1268 / 0.6754 + 0.0530 / 0.2780) / 2
+            - (1.30 / 25.01 + 2.37 / 19.21 + 453 / 3014 + 484 / 5720 + 357 / 6915) / 5
+        )
+        / 3,
+        "MGDA": (
+            (-7.83 / 38.30 - 3.86 / 63.76) / 2
+            + (0.0684 / 0.6754 + 0.0225 / 0.2780) / 2
+            + (0.13 / 25.01 - 0.24 / 19.21 - 96 / 3014 - 32 / 5720 + 21 / 6915) / 5
+        )
+        / 3,
+    }
+    assert by_hand["CAGrad"] == pytest.approx(0.0433, abs=5e-5)
+    for name, expected in by_hand.items():
+        values = dict(zip(base, ROWS[name][0], strict=True))
+        assert metrics.by_task(values, base) == pytest.approx(100 * expected)
+    cagrad = dict(zip(base, ROWS["CAGrad"][0], strict=True))
+    assert metrics.by_task(cagrad, base) > 0 < metrics.flat(cagrad, base)  # better, and worse
+
+
+def test_pixels_of_all_batches_count_alike_where_libmtl_averages(guesses):
+    """Two images with different numbers of known pixels: one loop over all of them."""
+    outputs, views = guesses
+    depth = views.depth.clone()
+    depth[0, :, :3] = 0
+    views = views._replace(depth=depth)
+    scores, errors, angles = metrics.Scores(6), [], []
+    for i in range(2):
+        one = {task: value[i : i + 1] for task, value in outputs.items()}
+        scores.add(one, render.Views(*(leaf[i : i + 1] for leaf in views)))
+        for row, column in np.ndindex(5, 7):
+            here = (i, slice(None), row, column)
+            if (true := float(views.depth[here])) != 0:
+                apart = abs(float(outputs[metrics.DEPTH][here]) - true)
+                errors.append((apart, apart / true))
+            wanted = views.normal[here].double().numpy()
+            if wanted.any():
+                given = outputs[metrics.NORMAL][here].double().numpy()
+                angles.append(math.degrees(math.acos(given @ wanted / np.linalg.norm(given))))
+    found, apart = scores.pooled(), scores.result()
+    assert list(found) == list(apart) == list(metrics.METRICS)
+    assert found["mIoU"] == apart["mIoU"]
+    absolute, relative = np.mean(errors, 0)
+    expected = {
+        "absolute error": absolute,
+        "relative error": relative,
+        "mean angle": np.mean(angles),
+        "median angle": np.median(angles),
+        "within 22.5°": np.mean(np.array(angles) < 22.5),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name
+    assert found["absolute error"] != pytest.approx(apart["absolute error"], rel=1e-3)
+    assert found["median angle"] != pytest.approx(apart["median angle"], rel=1e-3)
+
+
 def test_delta_by_task_is_its_literal_formula():
     base = dict(zip(metrics.METRICS, (0.4, 0.5, 1.0, 0.2, 20.0, 10.0, 0.3, 0.5, 0.6), strict=True))
     values = base | {"mIoU": 0.5, "absolute error": 1.5, "mean angle": 15.0}
@@ -401,7 +464,7 @@ def test_what_is_not_known_is_not_measured(tmp_path):
     cell = Cell("", train.ALONE[metrics.DEPTH], "", 1e-3, 0)
     run = train.Run(settings, cell)
     with pytest.raises(DataError, match=r"no pixel is known, .* no absolute error, relative error"):
-        run.measure(run.data.test)
+        run.scores(run.data.test)
 
 
 def test_images_that_cannot_be_halved_are_refused(tmp_path):
@@ -457,6 +520,11 @@ def narrow(classes: int, tasks: Sequence[str]) -> segnet.SegNetMTAN:
     return segnet.SegNetMTAN(classes, tasks, (2, 3, 3, 4, 4))
 
 
+def narrow_alone(classes: int, task: str) -> segnet.SegNet:
+    """SegNet with few channels."""
+    return segnet.SegNet(classes, task, (2, 3, 3, 4, 4))
+
+
 @pytest.mark.parametrize("kind", [small.Small, narrow])
 def test_networks_have_heads_for_their_tasks_alone(kind):
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -480,6 +548,47 @@ def test_networks_have_heads_for_their_tasks_alone(kind):
                 n for n, _ in net.named_parameters() if n.startswith(f"heads.{task}.")
             }
             assert {n for n, _ in net.named_parameters() if n.startswith("trunk.")} <= used
+
+
+def test_networks_have_the_published_numbers_of_parameters():
+    """CAGrad's code divides by those of its SegNet for 13 classes; MTAN's are counted by hand."""
+
+    def count(net: torch.nn.Module) -> int:
+        return sum(p.numel() for p in net.parameters())
+
+    # of a task less the classes: 64 x 65 of the last layer stand for 1 x 65
+    assert count(segnet.SegNet(13, metrics.SEGMENT)) == 24_981_069
+    assert count(segnet.SegNet(13, metrics.NORMAL)) == 24_981_069 - 10 * 65
+    assert count(segnet.SegNet(7, metrics.DEPTH)) == 24_981_069 - 12 * 65
+    widths = segnet.WIDTHS
+
+    def conv(into: int, out: int, size: int) -> int:  # its bias, and batch norm's two
+        return out * (into * size**2 + 3)
+
+    lower, after = (64, *widths[:-1]), (*widths[1:], 512)
+    between = sum(conv(a, b, 3) for a, b in zip(widths, after, strict=True))
+    between += sum(conv(a, b, 3) for a, b in zip(widths, lower, strict=True))
+    down = sum(conv(w if i == 0 else 2 * w, w, 1) + conv(w, w, 1) for i, w in enumerate(widths))
+    up = sum(conv(w + v, v, 1) + conv(v, v, 1) for w, v in zip(widths, lower, strict=True))
+    predictions = 3 * (64 * 64 * 9 + 64) + 65 * (13 + 1 + 3)
+    plain = 24_981_069 - (64 * 64 * 9 + 64) - 65 * 13
+    expected = plain + between + 3 * (down + up) + predictions
+    assert count(segnet.SegNetMTAN(13, metrics.TASKS)) == expected == 44_229_073
+
+
+def test_a_segnet_alone_is_its_forward_pass_written_out():
+    net = segnet.SegNet(13, metrics.NORMAL, (2, 3, 3, 4, 4)).eval()
+    image = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    x, places = image, []
+    for first, last in zip(net.trunk.encode_first, net.trunk.encode_last, strict=True):
+        x, where = F.max_pool2d(last(first(x)), 2, return_indices=True)
+        places.append(where)
+    for i in (4, 3, 2, 1, 0):
+        x = net.trunk.decode_last[i](net.trunk.decode_first[i](F.max_unpool2d(x, places[i], 2)))
+    expected = net.heads[metrics.NORMAL](x)
+    assert expected.shape == (2, 3, 64, 32)
+    torch.testing.assert_close(net(image)[metrics.NORMAL], expected)
+    assert list(net(image)) == [metrics.NORMAL]
 
 
 @pytest.fixture
@@ -530,6 +639,7 @@ def test_a_diverged_run_is_reported_as_such(tiny, tmp_path):
 def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     """SegNet-MTAN with few channels."""
     monkeypatch.setattr(train, "SegNetMTAN", narrow)
+    monkeypatch.setattr(train, "SegNet", narrow_alone)
     train.data_of.cache_clear()
 
 

@@ -35,7 +35,7 @@ from tests.support import ROOT
 from tests.support.decisions import OTHERS
 
 Numbers = dict[str, float]
-MEASURED = json.loads((ROOT / "docs" / "measured.json").read_text())["claims"]
+MEASURED = json.loads((ROOT / "docs" / "record" / "default.json").read_text())["numbers"]
 
 
 def spelled(name: str) -> str:
@@ -167,7 +167,7 @@ def test_others_win_and_lose(identifier, case):
 @pytest.mark.parametrize("identifier", DECISIONS)
 def test_what_is_not_a_number_settles_nothing(identifier):
     """Neither all of it, nor one number that the verdict asks for."""
-    kept = MEASURED[identifier]["measured"]
+    kept = MEASURED[identifier]
     lost = dict.fromkeys(kept, math.nan)
     assert DECISIONS[identifier].verdict(lost) == "inconclusive"
     usual = DECISIONS[identifier].verdict(kept)

@@ -62,7 +62,7 @@ def test_pages_agree_with_the_ledger() -> None:
     ]
     assert [row[0] for row in rows] == IDS
     counted: dict[str, Counter[str]] = {paper: Counter() for paper in PAPERS}
-    for identifier, statement, kind, verdict, module in rows:
+    for identifier, statement, kind, verdict, _, module in rows:
         row = LEDGER[identifier]
         assert (statement, kind, module.strip("`–")) == (row.statement, row.kind, row.module), (
             f"{identifier}: run python docs/results.py claims"

@@ -1,14 +1,4 @@
-"""The audits that the package's tests look at, by a process of its own."""
-
-import pickle
-from pathlib import Path
-
-import torch
-
-from docs import properties
-from mtlfunc.audit import audit
-from mtlfunc.core.files import write_whole
-from tests.support.broken_rules import BROKEN
+"""Rules whose properties the papers state."""
 
 RULES = {
     "mean": "mean()",
@@ -22,10 +12,56 @@ RULES = {
 }
 """Those whose textbook is checked, as the table in docs/properties.md names them."""
 
-
-def write(path: str) -> None:
-    """Whole audits of the textbook's rules and of the broken ones."""
-    torch.set_num_threads(1)
-    found = properties.reports(tuple(RULES.values()))
-    broken = {name: audit(case.rule, name=name, instances=20) for name, case in BROKEN.items()}
-    write_whole(Path(path), pickle.dumps((found, broken)))
+TEXTBOOK = {
+    "mean": {
+        "non-conflict": "fails",
+        "linear under scaling": "holds",
+        "identity without conflict": "holds",
+        "Pareto-stationary fixed points": "fails",
+    },
+    "mgda": {
+        "invariance to rescaling one task": "fails",
+        "duplicate tasks": "holds",
+        "non-conflict": "holds",
+        "convex weights": "holds",
+        "Pareto-stationary fixed points": "holds",
+        "linear under scaling": "fails",
+        "continuity": "holds",
+    },
+    "pcgrad": {
+        "permutation equivariance": "fails",
+        "non-conflict": "fails",
+        "Pareto-stationary fixed points": "fails",
+        "identity without conflict": "holds",
+        "linear under scaling": "holds",
+        "convex weights": "fails",
+    },
+    "cagrad": {
+        "non-conflict": "fails",
+        "identical tasks": "fails",
+        "T = 1": "fails",
+        "linear under scaling": "fails",
+        "permutation equivariance": "holds",
+        "Pareto-stationary fixed points": "fails",
+    },
+    "cagrad-1": {"non-conflict": "holds", "Pareto-stationary fixed points": "holds"},
+    "gradnorm": {
+        "non-conflict": "fails",
+        "identical tasks": "holds",
+        "invariance to shifting a loss": "fails",
+        "continuity": "fails",
+    },
+    "upgrad": {
+        "non-conflict": "holds",
+        "identity without conflict": "holds",
+        "linear under scaling": "holds",
+        "Pareto-stationary fixed points": "holds",
+    },
+    "dualproj": {
+        "non-conflict": "holds",
+        "identity without conflict": "holds",
+        "linear under scaling": "fails",
+        "Pareto-stationary fixed points": "holds",
+    },
+}
+"""What is known of them, property by property."""

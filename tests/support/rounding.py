@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 
 BITS = {
-    torch.float64: (torch.int64, 2.0**-52, 2**12 - 1),
-    torch.float32: (torch.int32, 2.0**-23, 2**6 - 1),
+    torch.float64: (torch.int64, 2.0**-52, 2**12 - 1, 0x7FF << 52),
+    torch.float32: (torch.int32, 2.0**-23, 2**6 - 1, 0xFF << 23),
 }
 """The integers of the same size, one unit in the last place of 1, the bits that are zero where a
-sum of few short numbers is exact.
+sum of few short numbers is exact, the bits of the exponent.
 """
 
 
 def noise(product: Tensor, size: Tensor, seed: int) -> Tensor:
-    """`product` [..., T, T] with last-bit noise that depends on its bits, the place and the seed
-    alone; `size` is the same product of absolute values.
+    """`product` [..., T, T] with last-bit noise that depends on its digits, the place and the seed
+    alone, so that powers of two change no digit; `size` is the same product of absolute values.
     """
-    integer, unit, ending = BITS[product.dtype]
+    integer, unit, ending, exponent = BITS[product.dtype]
 
     def bits(matrix: Tensor) -> Tensor:
         lower = matrix.tril() + matrix.tril(-1).mT
@@ -40,7 +40,7 @@ def noise(product: Tensor, size: Tensor, seed: int) -> Tensor:
 
     place = torch.arange(product.shape[-1])
     low, high = torch.minimum(place, place[:, None]), torch.maximum(place, place[:, None])
-    mixed = bits(product) + 0x1B873593 * (1 + seed + 131 * low + 16381 * high)
+    mixed = (bits(product) & ~exponent) + 0x1B873593 * (1 + seed + 131 * low + 16381 * high)
     for shift in (30, 27, 31):
         mixed = (mixed ^ (mixed >> shift)) * 0x5851F42D4C957F2D
     z = torch.remainder(mixed >> 33, 3) - 1

@@ -1,6 +1,6 @@
 """How the CPU kernels are compiled: once for a machine, cached on disk, and never in silence.
 
-numba keeps what it compiled in `NUMBA_CACHE_DIR` if that is set, else beside this package, else,
+numba keeps what it compiled in `NUMBA_CACHE_DIR` if that is set, else next to this package, else,
 where that folder cannot be written, in the user's cache folder.
 """
 

@@ -34,7 +34,7 @@ def fold_in(key: int, data: int) -> int:
 
 @_jit
 def uniform(key: int, digits: int, out: Array) -> None:
-    """Fill `out`, flat, with numbers in [0, 1) of so many binary digits."""
+    """Fill `out`, flat, with numbers in [0, 1) of `digits` binary digits."""
     root, unit = hash_bits(np.uint64(key) + np.uint64(GOLDEN)), 2.0**-digits
     for i in range(len(out)):
         out[i] = (

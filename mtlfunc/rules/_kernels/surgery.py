@@ -36,7 +36,7 @@ def solve(
         targets: float64 `[batch, T, T]`; None for PCGrad.
         eps: noise level of the Gramian's entries.
         batch: how many problems there are.
-        threads: at most so many at work.
+        threads: the most at work.
     """
     count = gramian.shape[-1]
     none = np.zeros((1, 0, 0))

@@ -25,7 +25,7 @@ def solve(
         vector: float64 `[batch, T]`: weights (dual cone) or preference (CAGrad).
         c: float64 `[batch]`: CAGrad's radius.
         eps: noise level of the Gramian's entries, the epsilon of the dtype it was computed in.
-        threads: at most so many at work.
+        threads: the most at work.
 
     Returns:
         `[batch, 3T + 2]` weights, dual, rates, value, gap; `[batch, 2, T]` bool, the support of the
@@ -45,8 +45,8 @@ def solve(
         _range(*given, 0, batch, report, support, info)
         return report, support, info
     # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python
-    # threads meet in them. The caller works, too. Every range prepares the Gramian that it shares
-    # anew, so there are no more of them than needed.
+    # threads meet in them. The caller also works. Every range prepares the Gramian that it shares
+    # again, so there are no more of them than needed.
     unit = SHARED if len(gramian) < batch else 1
     units = -(-batch // unit)
     pieces = min(units, (1 if len(gramian) == 1 else 4) * threads)

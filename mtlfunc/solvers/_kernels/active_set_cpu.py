@@ -397,7 +397,7 @@ def _prepare(v: Array, k: Array, m: Array, eps: float, rough: bool) -> bool:
 
 @_jit
 def _drop_ridge(v: Array, k: Array) -> None:
-    """A ridge is for the face that needed it: the next one is factorised anew."""
+    """A ridge is for the face that needed it: the next one is factorised again."""
     if v[SCALAR, RIDGE] > 0:
         v[SCALAR, RIDGE], k[COUNT, VALID] = 0.0, 0
 
@@ -429,7 +429,7 @@ def _nearest_on_face(v: Array, k: Array, m: Array) -> bool:
 @_jit
 def _polish(v: Array, k: Array, m: Array, eps: float) -> None:
     """Pareto stationary up to rounding: the answer is a null vector of C on this face, and inverse
-    iteration finds it also where a·y = 1 hardly binds (norms 1e8 apart). y takes it if it is >= 0.
+    iteration finds it also where a·y = 1 hardly binds (norms 1e8 : 1). y takes it if it is >= 0.
     """
     size = k[COUNT, SIZE]
     ridge = 4 * size * eps
@@ -530,7 +530,7 @@ def _lowest_on_face(v: Array, k: Array, m: Array, radius: float) -> bool:
 def _cagrad(v: Array, k: Array, m: Array, radius: float, magnitude: float, eps: float) -> None:
     """β·y + radius·√(yᵀC y) from a feasible y; `magnitude` is Σ|·| of the vector that β is C times.
 
-    There is no rough phase where the start has more than one task: then it was chosen with care.
+    No rough phase is needed where the start has more than one task: then it was chosen with care.
     """
     count, turn = m.shape[1], 0
     _begin(v, k, count)
@@ -596,7 +596,7 @@ def _dual_cone(v: Array, k: Array, m: Array, magnitude: float, eps: float, ridge
     """½ yᵀC y + β·y over y >= 0; `magnitude` is Σ|·| of the vector that β is C times.
 
     It starts from the face that k still holds, which the last problem with this C left, if most of
-    its weights are positive in this problem, too; else from 0, and so do those that follow. Two
+    its weights are also positive in this problem; else from 0, and so do those that follow. Two
     steps of the proximal-point method, each with ½ ridge Σ C_tt(y_t - centre_t)² added: no pivot is
     below the ridge, so that no face is without a correct digit. Return yᵀC y.
     """
@@ -808,7 +808,7 @@ def _range(
     """Problems lo … hi - 1 of the batch."""
     count = gramian.shape[2]
     v, k = np.zeros((14, count + 2)), np.zeros((5, count + 6), np.int64)
-    # rows of three matrices a power of two apart would share lines of the cache
+    # rows of three matrices at distances of a power of two would share lines of the cache
     m = np.empty((3, count, count + 8 if count >= 32 else count))
     least, finite, definite, zero = 1.0, False, False, False
     run = len(report) // len(gramian)

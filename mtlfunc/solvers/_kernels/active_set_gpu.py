@@ -9,7 +9,7 @@ task, zero outside the face. A task that enters fills its row; one that leaves i
 (The inverse itself would be cheaper by half, but loses all digits where gradients are within 1e-7
 of depending on each other; its root keeps half of them.) x = M⁻¹b is refined with C itself until it
 stands still, so that the errors that W gathers on its way do not reach the answer. Where a pivot is
-at rounding level W is made anew with a ridge of that size. Sums run over axis 0 where they can: a
+at rounding level W is made again with a ridge of that size. Sums run over axis 0 where they can: a
 thread holds several of its entries, so that fewer are exchanged between threads.
 
 A literal is exact only as operand of a float64 value: alone it is a float32. Scalars that a loop

@@ -63,7 +63,7 @@ def arena(
         where it does.
 
     Raises:
-        TypeError: for what is no rule.
+        TypeError: for anything but a rule.
         ValueError: for an unknown problem, or none.
 
     Examples:
@@ -130,7 +130,7 @@ def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
         `{name: Contestant}`.
 
     Raises:
-        TypeError: for what is no rule.
+        TypeError: for anything but a rule.
     """
     entries = rule.items() if isinstance(rule, Mapping) else [(None, rule)]
     found: dict[str, Contestant] = {}

@@ -1,7 +1,7 @@
 """The table of a study: scores at chosen learning rates, average ranks, and what is not chance.
 
 Two kinds of intervals. What other *seeds* of these problems might give: a bootstrap of tuning and
-reporting seeds in which every draw chooses its learning rates anew, widened as Student's t widens
+reporting seeds in which every draw chooses its learning rates again, widened as Student's t widens
 (`resample_study`). What other *problems* like these might give: a problem is one draw, its seeds
 and choices included, and subsets of the problems give the exact interval (`mean_interval`); fewer
 than `ENOUGH` problems can say nothing at 95 %, and nothing is said.
@@ -9,7 +9,6 @@ than `ENOUGH` problems can say nothing at 95 %, and nothing is said.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ...core import random
+from ...display import items
 from .problems import BenchmarkProblem
 from .study import STATIC, Cell, Settings
 
@@ -240,8 +240,7 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
-        return f"{self.table().to_html(index=False)}<ul>{notes}</ul>"
+        return self.table().to_html(index=False) + items(self.notes())
 
     def notes(self, by: str = "mean") -> list[str]:
         """What the table shows, how it was taken, and what was lost on the way."""
@@ -386,7 +385,7 @@ class Resample(NamedTuple):
 
 
 def resample_study(scores: Sequence[Tensor], tuning: int, stream: int) -> Resample:
-    """A bootstrap over seeds: each draw chooses every rule's configuration anew, then reports.
+    """A bootstrap over seeds: each draw chooses every rule's configuration again, then reports.
 
     Args:
         scores: [config, seed] of every rule, tuning seeds first; each has its own configurations.
@@ -426,7 +425,7 @@ def mean_interval(values: Float[Tensor, " problem"]) -> Interval:
 
     The means of all subsets of n independent values that are symmetric about θ cut the line into 2ⁿ
     intervals that hold θ with equal probability (Hartigan 1969, theorem 1). For a difference of two
-    rules, of which neither is the better, symmetry is no assumption: the rules could change places.
+    rules, of which neither is the better, symmetry is given: the rules could change places.
     """
     count = len(values)
     if count < ENOUGH or not bool(values.isfinite().all()):

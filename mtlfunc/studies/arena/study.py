@@ -31,7 +31,7 @@ on.
 
 
 class Contestant(NamedTuple):
-    """A rule and the probe it measures with, both made anew for every problem."""
+    """A rule and the probe it measures with, both made for every problem."""
 
     rule: Callable[[], Rule]
     probe: Callable[[str], Probe]  # from the glob of the shared parameters

@@ -1,0 +1,128 @@
+"""The verdict of record of every claim: what each kept run says, and what they say together.
+
+`docs/record/` has a file per run: the default one, one with other random numbers (`--draw 1`), one
+of another processor if there is one, and one at the papers' sizes (`--full`). Each keeps the
+numbers; a verdict is what today's decision says of them.
+"""
+
+import datetime
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.benchmarks import full
+from mtlfunc.core.files import write_whole
+from paper_repro.claims import DECISIONS, LEDGER, ROWS
+from paper_repro.report.results import NOT_RUN
+
+FOLDER = Path(__file__).parent / "record"
+NAMES = ("default", "draw 1", "another processor", "full")
+STRENGTH = ("holds", "holds only when", "does not hold")
+
+
+class Run(NamedTuple):
+    """The numbers that a run left, by claim, and when and where."""
+
+    machine: str
+    day: str
+    numbers: dict[str, dict[str, float]]
+    where: dict[str, str]  # each claim's decision in words
+
+    def verdicts(self) -> dict[str, str]:
+        """What today's decisions say; a claim whose numbers are not enough has none."""
+        found = {}
+        for name, numbers in self.numbers.items():
+            with suppress(LookupError):
+                found[name] = DECISIONS[name].verdict(numbers)
+        return found
+
+
+def path(name: str) -> Path:
+    """The file of a run."""
+    return FOLDER / f"{name.replace(' ', '-')}.json"
+
+
+def read(name: str) -> Run | None:
+    """A run that was kept."""
+    if not path(name).exists():
+        return None
+    return Run(**json.loads(path(name).read_text(encoding="utf-8")))
+
+
+def keep(name: str, claims: Mapping[str, dict]) -> None:
+    """Keep the numbers of a run, six digits each unless its verdict hangs on more.
+
+    A default run of another processor than this one stays, as that of another processor.
+    """
+    numbers = {}
+    for claim, found in claims.items():
+        if found["configuration"]:
+            short = {key: float(f"{x:.6g}") for key, x in found["measured"].items()}
+            same = DECISIONS[claim].verdict(short) == DECISIONS[claim].verdict(found["measured"])
+            numbers[claim] = short if same else found["measured"]
+    run = Run(
+        full.here(),
+        datetime.date.today().isoformat(),
+        numbers,
+        {claim: claims[claim]["where"] for claim in numbers},
+    )
+    before = read(name)
+    FOLDER.mkdir(exist_ok=True)
+    if name == "default" and before is not None and before.machine != run.machine:
+        path("default").replace(path("another processor"))
+    text = json.dumps(run._asdict(), indent=1, ensure_ascii=False)
+    write_whole(path(name), f"{text}\n")
+
+
+def verdicts() -> dict[str, dict[str, str]]:
+    """What every kept run says of every claim: `[claim][run]`."""
+    found: dict[str, dict[str, str]] = {row.id: {} for row in ROWS}
+    for name in NAMES[:-1]:
+        run = read(name)
+        for claim, verdict in run.verdicts().items() if run else ():
+            found[claim][name] = verdict
+    for answer in full.read().values():
+        for claim, verdict in answer.verdicts.items():
+            if claim in found:
+                found[claim]["full"] = verdict
+    return found
+
+
+def of(said: Mapping[str, str]) -> str:
+    """The verdict of record of a claim.
+
+    Runs of one size that differ give the weakest verdict, and "inconclusive" if one of them is. Of
+    the default size and the papers' own, the weakest; one that is inconclusive gives way to the
+    larger.
+    """
+    sizes = [_weakest(v for name, v in said.items() if name != "full"), said.get("full", "")]
+    if sizes[1] == "inconclusive":
+        return sizes[1]
+    decided = [verdict for verdict in sizes if verdict in STRENGTH]
+    return max(decided, key=STRENGTH.index) if decided else sizes[0] or NOT_RUN
+
+
+def _weakest(said: Iterable[str]) -> str:
+    found = list(said)
+    if not found or not set(found) <= set(STRENGTH):
+        return "inconclusive" if found else ""
+    return max(found, key=STRENGTH.index)
+
+
+def hangs(said: Mapping[str, str]) -> str:
+    """What each run says, in words, if they differ; "" if they agree."""
+    if len(set(said.values())) < 2:
+        return ""
+    return "; ".join(f"{_named(name)}: {verdict}" for name, verdict in said.items())
+
+
+def _named(name: str) -> str:
+    return {"draw 1": "`--draw 1`", "full": "`--full`"}.get(name, name)
+
+
+def claims() -> dict[str, dict[str, str]]:
+    """By claim its verdict of record and, if its runs differ, what each says."""
+    found = verdicts()
+    return {name: {"verdict": of(found[name]), "runs": hangs(found[name])} for name in LEDGER}

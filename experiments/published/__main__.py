@@ -1,0 +1,127 @@
+"""`python -m experiments.published`: CelebA, CIFAR-100 and QM9 by any rule."""
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.common import command
+from experiments.common.cells import Store, sources_of, unfinished_in
+from experiments.common.files import Files, Source
+from experiments.common.study import Plan, conduct
+from experiments.common.tables import write_report
+
+from .benchmark import Benchmark
+from .report import numbers_of, table
+from .train import BENCHMARKS, CHOSEN, RULES, Settings, alone, data_of, perform
+
+HERE = Path(__file__).parent
+SEEDS = (2, 2, 3)
+
+
+def _parser():
+    found = command.parser(
+        "published",
+        "CelebA (40 attributes), CIFAR-100 (20 superclasses) or QM9 (11 properties) from the files "
+        "that the papers' code reads, by any rule at the published rate. --full is the published "
+        "schedule; the default a tenth of its epochs; --quick one epoch of a narrow network on few "
+        "samples, without --data on files of its own making. Nothing is downloaded.",
+        RULES,
+        SEEDS,
+        "; ".join(benchmark.expected for benchmark in BENCHMARKS.values()),
+        CHOSEN,
+    )
+    found.add_argument(
+        "benchmark",
+        choices=list(BENCHMARKS),
+        help="the data set, whose name the default folder of --out also has",
+    )
+    found.add_argument(
+        "--alone",
+        action="store_true",
+        help="one network per task as well, which Δm needs: 40, 20 or 11 runs more per seed",
+    )
+    return found
+
+
+def settings_of(name: str, size: str, data: Source, device: str) -> Settings:
+    """Schedule and network of a size."""
+    benchmark = BENCHMARKS[name]
+    if size == "quick":
+        return Settings(name, data, 1, min(8, benchmark.batch), 16, 32, device)
+    epochs = benchmark.epochs if size == "full" else max(1, benchmark.epochs // 10)
+    return Settings(name, data, epochs, benchmark.batch, 1, 0, device)
+
+
+def plan_of(
+    benchmark: Benchmark, rules: Sequence[str], singles: bool, seeds: tuple[int, ...]
+) -> Plan:
+    """Which runs there are: all at the published rate."""
+    methods = (*(alone(benchmark) if singles else ()), *rules)
+    return Plan(dict.fromkeys(methods, ("",)), (benchmark.rate,), seeds[:1], seeds)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study; the exit status is that of `command.finish`."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    size, benchmark = command.size_of(given), BENCHMARKS[given.benchmark]
+    if given.data is None and size != "quick":
+        parser.error(
+            f"--data FOLDER is needed without --quick. Expected {benchmark.expected}; nothing is "
+            "downloaded here"
+        )
+    given.out = given.out or HERE / "out" / given.benchmark / size
+    out = command.out_of(given, parser)
+
+    def body() -> None:
+        folder = given.data
+        if folder is None:
+            folder = out / "made"
+            benchmark.make(folder)
+        files = Files(folder, benchmark.files(folder))
+        settings = settings_of(given.benchmark, size, files.source, str(given.device))
+        data_of.cache_clear()
+        parts = data_of(settings, 0)  # fails now rather than in a worker
+        plan = plan_of(benchmark, given.rules, given.alone, command.seeds_of(given))
+        own = [*sources_of(HERE), *(HERE.parent / name for name in USED)]
+        unfinished = unfinished_in(out, own)
+        store = Store(out / "cells", own, settings, unfinished, files)
+        run = functools.partial(perform, settings, unfinished)
+        found = conduct(plan, run, store, given.workers)
+        described = settings._asdict() | _described(given.data is None, settings, benchmark, parts)
+        described |= {"torch": torch.__version__, "workers": given.workers}
+        text = table(found, plan, benchmark, described)
+        paths = write_report(out, numbers_of(found, plan, benchmark, described), text, {})
+        print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
+
+    return command.finish(body, out)
+
+
+USED = ("arena/contestants.py", "auxiliary/data.py")
+
+
+def _described(
+    made: bool, settings: Settings, benchmark: Benchmark, parts: Sequence[Any]
+) -> dict[str, Any]:
+    """For the notes of the table."""
+    per_task = settings.benchmark == "cifar100"
+    counts = [min(len(part), settings.most or len(part)) for part in parts]
+    net = benchmark.network(settings.narrower)
+    what = f"files of this study's own making, not {benchmark.title}" if made else benchmark.title
+    return {
+        "samples": f"{what} ({counts[0]:,} samples{' per task' if per_task else ''} to learn from, "
+        f"{counts[1]:,} that choose the epoch, {counts[2]:,} to test on)",
+        "per": " per task" if per_task else "",
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "narrowed": f", {settings.narrower} times narrower than published"
+        if settings.narrower > 1
+        else "",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

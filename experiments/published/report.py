@@ -1,0 +1,141 @@
+"""From runs to a table and a JSON file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import mtlfunc as mf
+from experiments.common.intervals import Estimate, bracket, estimate, paired, pm, verdicts
+from experiments.common.study import Found, Plan, about_rates, rate_of
+from experiments.common.tables import as_dicts, markdown
+
+from .benchmark import Benchmark
+from .train import alone
+
+MEAN = "mean"
+
+
+class Row(NamedTuple):
+    """A method in numbers. None where there is nothing to compare with."""
+
+    tasks: dict[str, Estimate]  # the metric by learnt task
+    metric: Estimate | None  # mean over these; None where tasks have units of their own
+    worst: Estimate | None  # the worst of them
+    delta_m: Estimate | None  # against one network per task, lower is better, corrected
+    published: Estimate | None  # Δm against the published base, lower is better, corrected
+    # mean over tasks, or Δm against the published base, less that of the mean loss, corrected
+    against_mean: Estimate | None
+    epoch: float  # mean over seeds of the epoch that validation chose
+    step_ms: float
+
+
+def rows(found: Found, benchmark: Benchmark) -> dict[str, Row]:
+    """One row per method."""
+    runs, higher = found.runs[""], dict.fromkeys(benchmark.tasks, benchmark.higher_is_better)
+    rules = [name for name in runs if name not in alone(benchmark)]
+    single = [runs[name] for name in alone(benchmark) if name in runs]
+    seeds = range(len(next(iter(runs.values()))))
+    base = [{k: v for each in single for k, v in each[seed]["test"].items()} for seed in seeds]
+
+    def deltas(name: str, bases: list[dict[str, float]]) -> list[float]:
+        return [
+            _delta(run["test"], one, higher) for run, one in zip(runs[name], bases, strict=True)
+        ]
+
+    published = [dict(zip(benchmark.tasks, benchmark.base, strict=False))] * len(seeds)
+
+    def compared(name: str) -> list[float]:
+        if benchmark.base:
+            return deltas(name, published)
+        return [sum(run["test"].values()) / len(run["test"]) for run in runs[name]]
+
+    result = {}
+    for name, each in runs.items():
+        joint, alike = name in rules, not benchmark.base
+        worst = min if benchmark.higher_is_better else max
+        result[name] = Row(
+            tasks={k: estimate([run["test"][k] for run in each]) for k in each[0]["test"]},
+            metric=estimate(compared(name)) if alike else None,
+            worst=estimate([worst(run["test"].values()) for run in each]) if alike else None,
+            delta_m=estimate(deltas(name, base), len(rules)) if joint and single else None,
+            published=None if alike or not joint else estimate(compared(name), len(rules)),
+            against_mean=paired(compared(name), compared(MEAN), len(rules) - 1)
+            if joint and name != MEAN and MEAN in rules
+            else None,
+            epoch=sum(run["epoch"] for run in each) / len(each),
+            step_ms=sorted(run["step_ms"] for run in each)[len(each) // 2],
+        )
+    return result
+
+
+def _delta(
+    test: Mapping[str, float], base: Mapping[str, float], higher: Mapping[str, bool]
+) -> float:
+    """Δm in per cent; NaN where a base is 0, or a run has failed."""
+    if not all(base.values()) or any(map(math.isnan, (*test.values(), *base.values()))):
+        return math.nan
+    return mf.diagnostics.delta_m(dict(test), dict(base), dict(higher))
+
+
+def table(found: Found, plan: Plan, benchmark: Benchmark, settings: Mapping[str, Any]) -> str:
+    """Markdown: the numbers, what they show, how they were taken."""
+    every, choices, own = rows(found, benchmark), found.choices[""], bool(benchmark.base)
+    lines = []
+    for name, row in every.items():
+        shown = [pm(row.tasks.get(task), 3) for task in benchmark.tasks]
+        values = [*shown, bracket(row.published, 1)] if own else [pm(row.metric, 4)]
+        values += [] if own else [pm(row.worst, 4)]
+        values += [bracket(row.against_mean, 1 if own else 4), bracket(row.delta_m, 1)]
+        values += [f"{row.epoch:.0f}", rate_of(choices[name]), f"{row.step_ms:.0f}"]
+        lines.append([name, *values])
+    way = "higher" if benchmark.higher_is_better else "lower"
+    columns = ["method"]
+    if own:
+        columns += [*benchmark.tasks, "Δm against the published base, %", "less mean's"]
+    else:
+        columns += [f"{benchmark.metric} ({way} is better)", "worst task", "less mean's"]
+    columns += ["Δm, %", "epoch", "rate", "step, ms"]
+    groups = verdicts(
+        {name: row.against_mean for name, row in every.items() if row.against_mean is not None},
+        lower_is_better=own or not benchmark.higher_is_better,
+    )
+    said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
+    notes = [
+        f"On {settings['samples']}, {len(benchmark.tasks)} tasks; metric: {benchmark.metric}, "
+        f"{way} is better; epochs: {settings['epochs']}, in batches of {settings['batch']}"
+        f"{settings['per']}; network: {settings['parameters']:,} parameters{settings['narrowed']}.",
+        f"Mean ± standard error over {len(plan.seeds)} seeds, which fix first weights, order of "
+        "batches and, where the files do not, the validation samples. The epoch is the one with "
+        "the best mean validation metric (on QM9 the best validation Δm); test samples choose "
+        "nothing.",
+        "Δm: mean over tasks of the relative loss against one network per task, lower is better "
+        "(CAGrad, Nash-MTL, FAMO); LibMTL's Δm is minus this one, as every task has one metric.",
+        "Brackets are Student's t intervals, paired by seed, with Bonferroni's correction: 95 % "
+        "for all rules of a column together.",
+        *about_rates(plan, found),
+        "step: mean processor time of one step, whatever else the machine did.",
+    ]
+    line = [f"**Against the mean loss** — {said}.", ""] if said else []
+    return "\n".join([markdown(columns, lines), "", *line, *(f"- {note}" for note in notes), ""])
+
+
+def numbers_of(
+    found: Found, plan: Plan, benchmark: Benchmark, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All of it, for `results.json`."""
+    return {
+        "benchmark": benchmark.title,
+        "metric": benchmark.metric,
+        "higher is better": benchmark.higher_is_better,
+        "published base": dict(zip(benchmark.tasks, benchmark.base, strict=False)),
+        "settings": dict(settings),
+        "plan": plan._asdict(),
+        "methods": {
+            name: {
+                "summary": as_dicts(row),
+                "choice": as_dicts(found.choices[""][name]),
+                "runs": found.runs[""][name],
+            }
+            for name, row in rows(found, benchmark).items()
+        },
+    }

@@ -1,0 +1,55 @@
+"""The verdict of record: the weakest of what several runs say of a claim."""
+
+import pytest
+
+from docs import record
+
+HOLDS, PARTLY, FAILS, OPEN = "holds", "holds only when", "does not hold", "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ({"default": HOLDS}, HOLDS),
+        ({"default": HOLDS, "draw 1": HOLDS, "full": HOLDS}, HOLDS),
+        ({"default": HOLDS, "another processor": OPEN, "full": PARTLY}, PARTLY),
+        ({"default": HOLDS, "another processor": PARTLY, "full": HOLDS}, PARTLY),
+        ({"default": OPEN, "full": PARTLY}, PARTLY),
+        ({"default": OPEN, "draw 1": FAILS, "full": FAILS}, FAILS),
+        ({"default": FAILS, "full": OPEN}, OPEN),
+        ({"default": HOLDS, "draw 1": OPEN}, OPEN),
+        ({"default": PARTLY, "draw 1": FAILS}, FAILS),
+        ({}, record.NOT_RUN),
+    ],
+)
+def test_the_record_is_the_weakest(said, verdict):
+    assert record.of(said) == verdict
+    assert bool(record.hangs(said)) == (len(set(said.values())) > 1)
+
+
+def claim(x: float, machine: str = "") -> dict:
+    return {"configuration": {"sizes": "reduced"}, "where": machine, "measured": {"x": x}}
+
+
+def test_a_run_of_another_processor_stays(tmp_path, monkeypatch):
+    class Below:
+        @staticmethod
+        def verdict(measured):
+            return HOLDS if measured["x"] < 1 else FAILS
+
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setitem(record.DECISIONS, "SU-01", Below)
+    for machine, x in (("one", 2.0), ("two", 0.99999999), ("two", 0.5)):
+        monkeypatch.setattr(record.full, "here", lambda machine=machine: machine)
+        record.keep("default", {"SU-01": claim(x)})
+        if x == 0.99999999:  # six digits would turn the verdict
+            kept = record.read("default")
+            assert kept
+            assert kept.numbers == {"SU-01": {"x": x}}
+    said = record.verdicts()["SU-01"]
+    assert said == {"default": HOLDS, "another processor": FAILS} | (
+        {"full": said["full"]} if "full" in said else {}
+    )
+    other = record.read("another processor")
+    assert other
+    assert other.machine == "one"

@@ -1,0 +1,574 @@
+"""experiments/published: the three readers, networks, metrics, runs and the command."""
+
+import itertools
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+
+import mtlfunc as mf
+from experiments.common.cells import Cell, state_of
+from experiments.common.files import DataError, Files
+from experiments.published import __main__ as command
+from experiments.published import celeba, cifar100, qm9, train
+from experiments.published.benchmark import Batch
+
+# ---- CelebA --------------------------------------------------------------------------------------
+
+
+def write_celeba(folder: Path, count: int = 12) -> Path:
+    """Images of one colour each, with attribute j of image i 1 where i + j is even."""
+    for file in (celeba.IMAGES / "x", celeba.LABELS, celeba.PARTS):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    rows, parts = [], []
+    for i in range(count):
+        name = f"{i + 1:06}.jpg"
+        pixels = np.full((218, 178, 3), (20 * i, 100, 255 - 20 * i), np.uint8)
+        Image.fromarray(pixels).save(folder / celeba.IMAGES / name, quality=95)
+        rows.append(f"{name}  " + "  ".join("-1" if (i + j) % 2 else "1" for j in range(40)))
+        parts.append(f"{name} {i * 3 // count}")
+    head = f"{count}\n{' '.join(f'A{j}' for j in range(40))}\n"
+    (folder / celeba.LABELS).write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+    (folder / celeba.PARTS).write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_celeba_is_read_as_it_is(tmp_path):
+    write_celeba(tmp_path)
+    parts = celeba.read(tmp_path, 0)
+    assert [len(part) for part in parts] == [4, 4, 4]
+    batch = parts.validation.take([3, 0])
+    assert batch.inputs.shape == (2, 3, 64, 64)
+    for row, i in enumerate((7, 4)):
+        colour = torch.tensor([20.0 * i, 100, 255 - 20 * i]) / 255
+        # JPEG keeps a colour to a few steps of 255
+        assert (batch.inputs[row] - colour[:, None, None]).abs().max() < 4 / 255
+        assert batch.targets[row].tolist() == [float((i + j) % 2 == 0) for j in range(40)]
+    assert len(celeba.files(tmp_path)) == 12 + 2
+
+
+def test_images_are_resized_as_pillow_does(tmp_path):
+    write_celeba(tmp_path)
+    path, generator = tmp_path / celeba.IMAGES / "000001.jpg", np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (218, 178, 3), dtype=np.uint8)).save(path)
+    small = Image.open(path).resize((64, 64), Image.Resampling.BILINEAR)
+    found = celeba.read(tmp_path, 0).train.take([0]).inputs[0].movedim(0, -1)
+    torch.testing.assert_close(found, torch.from_numpy(np.asarray(small) / np.float32(255)))
+
+
+def test_f1_and_losses_are_those_of_their_definitions():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 40, generator=generator)
+    labels = (torch.rand(50, 40, generator=generator) < 0.3).float()
+    labels[:, 7], logits[:, 7] = 0, -1  # nothing to find, nothing found
+    sums = celeba.tally(logits[:20], labels[:20]) + celeba.tally(logits[20:], labels[20:])
+    found = celeba.measured(sums)
+    for j in range(40):
+        said = logits[:, j] > 0
+        expected = f1_score(labels[:, j], said) if said.any() or labels[:, j].any() else 0.0
+        assert float(found[j]) == pytest.approx(expected)
+    chances = logits.sigmoid()
+    for j, loss in enumerate(celeba.losses(logits, labels)):
+        expected = F.binary_cross_entropy(chances[:, j], labels[:, j])
+        assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+# ---- CIFAR-100 -----------------------------------------------------------------------------------
+
+
+def write_cifar(folder: Path, each: int = 4, **changes: object) -> Path:
+    """Image i of fine class f and superclass f // 5 has the first pixel f and the second i."""
+    place = folder / cifar100.INNER
+    place.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", each), ("test", 2)):
+        fine = np.random.default_rng(1).permutation(np.repeat(np.arange(100), count))
+        data = np.random.default_rng(0).integers(0, 256, (len(fine), 3072), dtype=np.uint8)
+        data[:, 0], data[:, 1] = fine, np.arange(len(fine)) % 256
+        held = {b"data": data, b"fine_labels": fine.tolist(), b"coarse_labels": fine // 5}
+        held |= {b"filenames": [b"x"] * len(fine), b"batch_label": b"made"}
+        if name == "train":
+            held |= {key.encode(): value for key, value in changes.items()}
+        (place / name).write_bytes(pickle.dumps(held))
+    return folder
+
+
+def test_a_superclass_is_a_task_of_five_classes(tmp_path):
+    write_cifar(tmp_path)
+    parts = cifar100.read(tmp_path, 3)
+    assert [len(part) for part in parts] == [18, 2, 10]
+    batch = parts.train.take([5, 0, 17])
+    assert batch.inputs.shape == (60, 3, 32, 32)
+    raw = batch.inputs * parts.train.deviation[:, None, None] + parts.train.mean[:, None, None]
+    fine = raw[:, 0, 0, 0].round().long()
+    assert torch.equal(batch.targets.task, fine // 5)
+    assert torch.equal(batch.targets.label, fine % 5)
+    # every training image is learnt from or chooses the epoch, no image does both
+    seen = [part.pixels[:, :, 0, 0, :2].flatten(0, 1).tolist() for part in parts[:2]]
+    assert sorted(map(tuple, seen[0] + seen[1])) == sorted(
+        (int(f), i % 256) for i, f in enumerate(fine_of(tmp_path))
+    )
+    other = cifar100.read(tmp_path, 4)
+    assert not torch.equal(other.validation.pixels, parts.validation.pixels)
+    assert torch.equal(other.test.pixels, parts.test.pixels)
+    mine = cifar100.only(batch, 7)
+    assert set(mine.targets.task.tolist()) == {7}
+    assert len(mine.inputs) == 3
+
+
+def fine_of(folder: Path) -> list[int]:
+    return pickle.loads((folder / cifar100.INNER / "train").read_bytes())[b"fine_labels"]
+
+
+def test_an_image_counts_for_its_own_task_alone():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, 20, 5, generator=generator)
+    targets = cifar100.Targets(
+        torch.tensor([0, 3, 3, 3, 19, 19, 0, 5, 5]), torch.randint(5, (9,), generator=generator)
+    )
+    losses, sums = cifar100.losses(logits, targets), cifar100.tally(logits, targets)
+    found = cifar100.CIFAR100.measured(sums)
+    for task in range(20):
+        own = [i for i in range(9) if int(targets.task[i]) == task]
+        if not own:
+            assert float(losses[task]) == float(found[task]) == float(sums[task, 1]) == 0
+            continue
+        each = [-float(logits[i, task].log_softmax(0)[int(targets.label[i])]) for i in own]
+        assert float(losses[task]) == pytest.approx(sum(each) / len(own), rel=1e-5)
+        right = accuracy_score(targets.label[own], logits[own, task].argmax(1))
+        assert float(found[task]) == pytest.approx(right)
+
+
+# ---- QM9 -----------------------------------------------------------------------------------------
+
+
+def molecules(count: int = 40) -> list[dict[str, object]]:
+    """Rings of 3 to 6 atoms, as PyTorch Geometric's file holds them."""
+    generator, found = torch.Generator().manual_seed(5), []
+    for i in range(count):
+        n = 3 + i % 4
+        one = torch.arange(n)
+        two = (one + 1) % n
+        edges = torch.stack([torch.cat([one, two]), torch.cat([two, one])])
+        kinds = torch.randint(0, 4, (n,), generator=generator).repeat(2)
+        found.append(
+            {
+                "x": torch.rand(n, 11, generator=generator),
+                "pos": torch.randn(n, 3, generator=generator),
+                "edge_index": edges,
+                "edge_attr": F.one_hot(kinds, 4).float(),
+                "y": 3 * torch.randn(1, 19, generator=generator) + 7,
+                "z": torch.ones(n, dtype=torch.int64),
+                "name": f"gdb_{i}",
+                "idx": i,
+            }
+        )
+    return found
+
+
+def write_qm9(folder: Path, held: object = None, inner: bool = True) -> Path:
+    place = folder / "raw" if inner else folder
+    place.mkdir(parents=True, exist_ok=True)
+    torch.save(molecules() if held is None else held, place / qm9.FILE)
+    return folder
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_molecules_are_complete_graphs_with_distances(tmp_path, inner):
+    parts = qm9.read(write_qm9(tmp_path, inner=inner), 0)
+    assert [len(part) for part in parts] == [32, 4, 4]
+    chosen = [list(part.chosen) for part in parts]
+    assert sorted(itertools.chain(*chosen)) == list(range(40))
+    raw, batch = molecules(), parts.train.take([2, 0, 9, 1])
+    columns = [0, 1, 2, 3, 5, 6, 12, 13, 14, 15, 11]
+    learnt = torch.cat([raw[i]["y"][:, columns] for i in chosen[0]]).double()  # type: ignore
+    units = [1, 1, 1000, 1000, 1, 1000, 1000, 1000, 1000, 1000, 1]
+    for row, i in enumerate((2, 0, 9, 1)):
+        one = raw[chosen[0][i]]
+        x, places, edges, kinds, y = (one[k] for k in ("x", "pos", "edge_index", "edge_attr", "y"))
+        assert isinstance(x, Tensor)
+        n = len(x)
+        assert batch.inputs.real[row].tolist() == [1.0] * n + [0.0] * (
+            batch.inputs.real.shape[1] - n
+        )
+        assert torch.equal(batch.inputs.atoms[row, :n], x)
+        bonds = {tuple(e): kinds[k] for k, e in enumerate(edges.T.tolist())}  # type: ignore
+        for target, source in itertools.product(range(n), range(n)):
+            pair = batch.inputs.pairs[row, target, source]
+            expected = bonds.get((source, target), torch.zeros(4))
+            assert torch.equal(pair[:4], expected)
+            away = math.dist(places[target].tolist(), places[source].tolist())  # type: ignore
+            assert float(pair[4]) == pytest.approx(away, rel=1e-5)
+        for j, column in enumerate(columns):
+            mean, std = float(learnt[:, j].mean()), float(learnt[:, j].std())
+            value = float(y[0, column])  # type: ignore
+            assert float(batch.targets.scaled[row, j]) == pytest.approx(
+                (value - mean) / std, abs=1e-5
+            )
+            assert float(batch.targets.units[row, j]) == pytest.approx(units[j] * std)
+
+
+def test_errors_are_in_the_datas_units(tmp_path):
+    parts = qm9.read(write_qm9(tmp_path), 0)
+    raw, outputs, sums = molecules(), torch.randn(4, 11), torch.zeros(())
+    for index in ([0, 1, 2], [3]):
+        targets = parts.test.take(index).targets
+        sums = sums + qm9.tally(outputs[index], targets)
+    found = qm9.QM9.measured(sums)
+    for j, column in enumerate(qm9.COLUMNS):
+        apart = [
+            abs(
+                float(parts.test.mean[j] + outputs[i, j] * parts.test.std[j])
+                - float(raw[n]["y"][0, column])  # type: ignore
+            )
+            for i, n in enumerate(parts.test.chosen)
+        ]
+        unit = 1000 if column in (2, 3, 6, 12, 13, 14, 15) else 1
+        assert float(found[j]) == pytest.approx(unit * sum(apart) / 4, rel=1e-4)
+    base: dict[str, float] = dict(zip(qm9.NAMES, qm9.BASE, strict=True))
+    values: dict[str, float] = dict(zip(qm9.NAMES, found.tolist(), strict=True))
+    delta = mf.diagnostics.delta_m(values, base, dict.fromkeys(base, False))
+    assert qm9.score(found.tolist()) == pytest.approx(-delta)
+
+
+def test_messages_are_those_of_every_edge(tmp_path):
+    """NNConv edge by edge, torch's GRU and LSTM, a softmax over each molecule's own atoms."""
+    batch = qm9.read(write_qm9(tmp_path), 0).train.take([0, 1, 2, 3, 4])
+    torch.manual_seed(0)
+    net = qm9.Network(16)
+    width, trunk = net.width, net.trunk
+    gru, lstm = nn.GRU(width, width), nn.LSTM(2 * width, width)
+    for cell, whole in ((trunk["round"], gru), (trunk["reading"], lstm)):
+        for name, leaf in cell.named_parameters():
+            whole.get_parameter(f"{name}_l0").data.copy_(leaf.data)
+    found, expected = net(batch.inputs), []
+    for atoms, pairs, real in zip(*batch.inputs, strict=True):
+        n = int(real.sum())
+        z = trunk["first"](atoms[:n]).relu()
+        h = z[None]
+        for _ in range(3):
+            received = []
+            for i in range(n):
+                own = []
+                for j in range(n):
+                    if j != i:
+                        matrix = trunk["matrix"](trunk["edge"](pairs[i, j]).relu())
+                        own.append(z[j] @ matrix.view(width, width))
+                received.append(trunk["own"](z[i]) + torch.stack(own).mean(0))
+            out, h = gru(torch.stack(received).relu()[None], h)
+            z = out[0]
+        star, state = torch.zeros(1, 1, 2 * width), None
+        for _ in range(3):
+            asked, state = lstm(star, state)
+            share = (z @ asked[0, 0]).softmax(0)
+            star = torch.cat([asked[0, 0], share @ z])[None, None]
+        last = trunk["last"](star[0, 0]).relu()
+        expected.append(torch.cat([head(last) for head in net.heads]))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_rate_on_a_plateau_falls_after_six_epochs_without_gain():
+    assert train.plateau([], 1e-3) == 1e-3
+    assert train.plateau([-9.0, *[-9.5] * 5], 1e-3) == 1e-3
+    assert train.plateau([-9.0, *[-9.5] * 6], 1e-3) == pytest.approx(7e-4)
+    assert train.plateau([-9.0, *[-9.5] * 5, -8.0, *[-8.5] * 5], 1e-3) == 1e-3
+    assert train.plateau([-9.0] * 200, 1e-3) == 1e-5
+    assert train.plateau([-10.0 + 0.1 * i for i in range(50)], 1e-3) == 1e-3
+
+
+# ---- what is wrong with a folder -----------------------------------------------------------------
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def spoilt(kind: str, **changes: object):
+    """Writes molecules of which number 3 has other entries."""
+
+    def write(folder: Path) -> None:
+        held = molecules()
+        if kind == "without y":
+            del held[3]["y"]
+        held[3] |= changes
+        write_qm9(folder, held)
+
+    return write
+
+
+FAULTS = [
+    (celeba, lambda f: (f / celeba.LABELS).unlink(), "looked for Anno/list_attr_celeba.txt, which"),
+    (celeba, lambda f: edit(f / celeba.LABELS, " A5", ""), "the second of 39 words"),
+    (celeba, lambda f: edit(f / celeba.LABELS, "  -1", "  0"), "line 3: expected a name and 40"),
+    (celeba, lambda f: edit(f / celeba.PARTS, "000002.jpg 0\n", ""), "11 images, and not those of"),
+    (
+        celeba,
+        lambda f: edit(f / celeba.PARTS, "02.jpg 0", "02.jpg 4"),
+        r"parts 4; expected 0 \(tra",
+    ),
+    (celeba, lambda f: (f / celeba.IMAGES / "000003.jpg").unlink(), "1 of 12 images are not there"),
+    (cifar100, lambda f: (f / cifar100.INNER / "test").unlink(), "looked for train and test there"),
+    (cifar100, lambda f: write_cifar(f, data=np.zeros((400, 3000), np.uint8)), r"\(400, 3000\)"),
+    (cifar100, lambda f: write_cifar(f, fine_labels=[100] * 400), "fine_labels from 100 to 100"),
+    (
+        cifar100,
+        lambda f: write_cifar(f, coarse_labels=[3] * 400),
+        "coarse class 0 have .* expected",
+    ),
+    (cifar100, lambda f: write_cifar(f, coarse_labels=[3] * 399), r"shape \(399,\)"),
+    (
+        cifar100,
+        lambda f: (f / cifar100.INNER / "train").write_bytes(pickle.dumps({b"labels": [1]})),
+        "found labels .labels: is this CIFAR-10",
+    ),
+    (
+        cifar100,
+        lambda f: (f / cifar100.INNER / "train").write_bytes(b"x"),
+        "cannot be read as a pic",
+    ),
+    (qm9, lambda f: (f / "raw" / qm9.FILE).unlink(), r"looked for raw/qm9_v3.pt and qm9_v3.pt"),
+    (qm9, lambda f: (f / "raw" / qm9.FILE).write_bytes(b"PK"), "cannot be read as a list of dicti"),
+    (qm9, lambda f: write_qm9(f, molecules(9)), "holds 9; expected a list of at least 10"),
+    (qm9, spoilt("without y"), "molecule 3: expected a dictionary with tensors x, pos"),
+    (qm9, spoilt("y", y=torch.zeros(1, 12)), r"y of shape \(1, 12\); expected \(1, 19\)"),
+    (qm9, spoilt("e", edge_index=torch.full((2, 12), 9)), "molecule 3: edges outside its 6 atoms"),
+    (qm9, spoilt("x", x=torch.full((6, 11), torch.nan)), "numbers that are not finite"),
+    (
+        qm9,
+        lambda f: write_qm9(f, [each | {"y": torch.ones(1, 19)} for each in molecules()]),
+        "all training molecules have the same mu, alpha",
+    ),
+]
+
+
+@pytest.mark.parametrize(("module", "spoil", "said"), FAULTS)
+def test_a_bad_folder_says_what_is_wrong(module, spoil, said, tmp_path):
+    {celeba: write_celeba, cifar100: write_cifar, qm9: write_qm9}[module](tmp_path)
+    module.read(tmp_path, 0)
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=said):
+        module.read(tmp_path, 0)
+    with pytest.raises(DataError, match=r"Expected (celeba|cifar100|qm9): .*unpacked"):
+        module.files(tmp_path / "nothing")
+
+
+def test_a_broken_image_is_named(tmp_path):
+    write_celeba(tmp_path)
+    (tmp_path / celeba.IMAGES / "000002.jpg").write_bytes(b"\xff\xd8 cut")
+    with pytest.raises(DataError, match=r"000002.jpg: no image can be read from it"):
+        celeba.read(tmp_path, 0).train.take([0, 1])
+
+
+# ---- networks and runs ---------------------------------------------------------------------------
+
+
+def test_networks_have_the_published_sizes():
+    def count(net: nn.Module) -> int:
+        return sum(p.numel() for p in net.parameters())
+
+    widths = ((3, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512))
+    convolutions = sum(9 * a * b + 2 * b for a, b in widths)
+    assert count(celeba.Network()) == convolutions + 2 * (512 * 512 + 1024) + 40 * 513
+    vgg = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    layers = sum(9 * a * b + 3 * b for a, b in zip([3, *vgg], vgg, strict=False))
+    assert count(cifar100.Network()) == layers + 20 * 5 * 513
+    message = 6 * 128 + 129 * 64**2 + 64 * 64 + 64  # NNConv: its network, its root, its bias
+    recurrent = 3 * 64 * (64 + 64 + 2) + 4 * 64 * (128 + 64 + 2)
+    assert count(qm9.Network()) == 12 * 64 + message + recurrent + 129 * 64 + 11 * 65
+
+
+def settings_of(name: str, folder: Path, **changes: object) -> train.Settings:
+    write = {"celeba": write_celeba, "cifar100": write_cifar, "qm9": write_qm9}[name]
+    write(folder)
+    files = Files(folder, train.BENCHMARKS[name].files(folder))
+    settings = train.Settings(name, files.source, 2, 4, 16, 0, "cpu")
+    return settings._replace(**changes)  # type: ignore
+
+
+@pytest.mark.parametrize("rule", train.RULES)
+def test_every_rule_runs(rule, tmp_path):
+    settings = settings_of("qm9", tmp_path / "data", batch=16, epochs=1)
+    numbers = train.perform(settings, tmp_path, Cell("", rule, "", 1e-3, 0))
+    assert math.isfinite(numbers["score"])
+    assert list(numbers["test"]) == list(qm9.NAMES)
+    assert numbers["curve"] == [numbers["score"]]
+
+
+@pytest.mark.parametrize("name", ["celeba", "cifar100"])
+def test_the_mean_learns_as_a_stock_loop(name, tmp_path):
+    """Two epochs: parameters and batch norm's statistics of a loop in plain PyTorch."""
+    settings = settings_of(name, tmp_path)
+    benchmark = train.BENCHMARKS[name]
+    run = train.Run(settings, Cell("", "mean", "", 1e-2, 3))
+    torch.manual_seed(3)
+    net = benchmark.network(16).train()
+    optimizer = (
+        torch.optim.Adam(net.parameters(), lr=1e-2)
+        if name == "celeba"
+        else torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
+    )
+    count = len(run.data.train)
+    for epoch in range(2):
+        run.one_epoch()
+        net.train()
+        generator = torch.Generator().manual_seed(1_000_003 * 3 + epoch)
+        order = torch.randperm(count, generator=generator).tolist()
+        for first in range(0, count, 4):
+            share = (epoch + first / count) / 2
+            if name == "cifar100":
+                optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * share)) / 2
+            seen = run.data.train.take(order[first : first + 4])
+            optimizer.zero_grad()
+            benchmark.losses(net(seen.inputs), seen.targets).mean().backward()
+            optimizer.step()
+    for key, leaf in (*net.named_parameters(), *net.named_buffers()):
+        own = (run.params | run.buffers)[key]
+        torch.testing.assert_close(own, leaf, rtol=2e-2, atol=2e-3, msg=key)
+    seen = run.data.test.take(range(len(run.data.test)))
+    net.eval()
+    expected = benchmark.measured(benchmark.tally(net(seen.inputs), seen.targets))
+    assert run.measure(run.data.test) == pytest.approx(expected.tolist(), abs=0.35)
+
+
+def test_the_epoch_that_is_tested_is_the_best_on_validation_samples(tmp_path, monkeypatch):
+    settings = settings_of("qm9", tmp_path / "data", epochs=4)
+    numbers = {"validation": iter([3.0, 2.0, 5.0, 2.5]), "test": iter([30.0, 20.0])}
+
+    def measure(self: train.Run, split: object) -> list[float]:
+        kind = "test" if split is self.data.test else "validation"
+        times = next(numbers[kind])
+        return [times * base for base in qm9.BASE]
+
+    monkeypatch.setattr(train.Run, "measure", measure)
+    found = train.perform(settings, tmp_path, Cell("", "mean", "", 1e-3, 0))
+    # Δm 200, 100, 400 and 150 %: the second is the best, and the last that is tested
+    assert found["curve"] == pytest.approx([-200, -100, -400, -150])
+    assert (found["epoch"], found["score"]) == (2, pytest.approx(-100))
+    assert found["test"]["mu"] == pytest.approx(20 * qm9.BASE[0])
+
+
+def test_a_network_alone_learns_its_task_alone(tmp_path):
+    settings = settings_of("cifar100", tmp_path / "data", epochs=1)
+    run = train.Run(settings, Cell("", "superclass 8 alone", "", 1e-2, 0))
+    seen: list[Batch] = []
+    real = run.net.forward
+    run.net.forward = lambda images: seen.append(images) or real(images)  # type: ignore
+    before = {name: leaf.clone() for name, leaf in run.params.items()}
+    run.one_epoch()
+    # two batches of four, the rest of ten: images of one task alone, in training and measuring
+    assert {len(images) for images in seen} <= {4, 2}
+    moved = {n for n, leaf in run.params.items() if not torch.equal(leaf, before[n])}
+    assert {n for n in moved if n.startswith("heads.")} == {"heads.7.weight", "heads.7.bias"}
+    numbers = run.numbers()
+    assert list(numbers["test"]) == ["superclass 8"]
+    assert numbers["score"] in {0.0, 0.5, 1.0}  # of two validation images
+
+
+def test_a_run_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, monkeypatch):
+    settings = settings_of("celeba", tmp_path / "data", epochs=3)
+    cell, real = Cell("", "cagrad", "", 1e-2, 0), train.Run.one_epoch
+    whole = train.perform(settings, tmp_path / "a", cell)
+
+    def stopping(self: train.Run) -> None:
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(train.Run, "one_epoch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train.perform(settings, tmp_path / "b", cell)
+    monkeypatch.setattr(train.Run, "one_epoch", real)
+    assert state_of(tmp_path / "b", cell).is_file()
+    rest = train.perform(settings, tmp_path / "b", cell)
+    assert {**rest, "step_ms": 0} == {**whole, "step_ms": 0}
+
+
+@pytest.mark.parametrize("rule", ["mean", "mgda"])
+def test_a_diverged_run_is_reported_as_such(rule, tmp_path):
+    settings = settings_of("qm9", tmp_path / "data")
+    numbers = train.perform(settings, tmp_path, Cell("", rule, "", 1e30, 0))
+    assert math.isnan(numbers["score"])
+    assert all(map(math.isnan, numbers["test"].values()))
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_command_on_files_of_ones_own(tmp_path, capsys):
+    """Δm, published and measured, by hand; the same call again performs nothing; other data do."""
+    write_qm9(tmp_path / "data")
+    call = ["qm9", "--quick", "--data", str(tmp_path / "data"), "--rules", "cagrad,mean"]
+    call += ["--workers", "1", "--alone", "--out", str(tmp_path / "out")]
+    assert command.main(call) == 0
+    assert "On QM9 (32 samples to learn from, 4 that choose" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert list(kept["methods"]) == [*train.alone(qm9.QM9), "cagrad", "mean"]
+    runs = {name: each["runs"] for name, each in kept["methods"].items()}
+    own, published = [], []
+    for seed in range(2):
+        test = runs["cagrad"][seed]["test"]
+        base = {k: runs[f"{k} alone"][seed]["test"][k] for k in qm9.NAMES}
+        own.append(sum(test[k] / base[k] - 1 for k in qm9.NAMES) * 100 / 11)
+        published.append(
+            sum(test[k] / b - 1 for k, b in zip(qm9.NAMES, qm9.BASE, strict=True)) * 100 / 11
+        )
+    summary = kept["methods"]["cagrad"]["summary"]
+    assert summary["delta_m"]["mean"] == pytest.approx(np.mean(own))
+    assert summary["published"]["mean"] == pytest.approx(np.mean(published))
+    cells = tmp_path / "out" / "cells"
+    before = {path: path.stat().st_mtime_ns for path in cells.rglob("*.json")}
+    assert len(before) == 2 * 13
+    assert command.main(call) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in cells.rglob("*.json")}
+    write_qm9(tmp_path / "data", [each | {"y": 2 * each["y"]} for each in molecules()])  # type: ignore
+    assert command.main([*call[:4], "--rules", "mean", *call[6:8], *call[9:]]) == 0
+    again = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    one, two = (k["methods"]["mean"]["runs"][0]["test"]["mu"] for k in (kept, again))
+    assert two == pytest.approx(2 * one, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", train.BENCHMARKS)
+def test_quick_needs_no_files(name, tmp_path, capsys):
+    call = [name, "--quick", "--rules", "mean", "--workers", "1", "--out", str(tmp_path)]
+    assert command.main(call) == 0
+    title = train.BENCHMARKS[name].title
+    shown = capsys.readouterr().out
+    assert f"On files of this study's own making, not {title}" in shown
+    assert "16 times narrower than published" in shown
+
+
+def test_without_files_the_command_says_where_they_come_from(tmp_path, capsys):
+    for name, said in (("celeba", "mmlab.ie.cuhk"), ("cifar100", "kriz"), ("qm9", "data.pyg.org")):
+        with pytest.raises(SystemExit) as stopped:
+            command.main([name, "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        call = [name, "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]
+        assert command.main(call) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_sizes(tmp_path):
+    source = settings_of("qm9", tmp_path).data
+    for name, epochs, batch, rate in (
+        ("celeba", 15, 256, 3e-4),
+        ("cifar100", 200, 8, 0.1),
+        ("qm9", 300, 120, 1e-3),
+    ):
+        full = command.settings_of(name, "full", source, "cpu")
+        assert full == train.Settings(name, source, epochs, batch, 1, 0, "cpu")
+        assert command.settings_of(name, "default", source, "cpu").epochs == epochs // 10
+        plan = command.plan_of(train.BENCHMARKS[name], ["mean", "mgda"], False, (4, 5, 6))
+        assert (plan.rates, plan.tuning, plan.seeds) == ((rate,), (4,), (4, 5, 6))
+    given = command._parser().parse_args(["qm9"])
+    assert given.rules == list(train.CHOSEN)
