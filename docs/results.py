@@ -6,11 +6,14 @@ rules on one thread.
     python -m paper_repro
     python -m paper_repro --draw 1
     python -m experiments.digits
-    python -m experiments.benchmarks.solvers --seconds 0.3 --instances 4 --tasks 2 8 32 128
+    python -m experiments.benchmarks.solvers --clock cpu --seconds 0.3 --instances 4
+        --tasks 2 8 32 128 --batches 1 4096
     python -m experiments.benchmarks.gramian --clock cpu --cases FAMILY --tasks T --batch B
         (a command for each line of GRAMIANS below)
     python -m experiments.benchmarks.rules --clock cpu
     python -m experiments.benchmarks.steps --out experiments/benchmarks/out
+    python -m experiments.benchmarks.weightings --out experiments/benchmarks/out
+    python -m experiments.benchmarks.metric --out experiments/benchmarks/out
     python -m experiments.benchmarks.scale
     python -m experiments.benchmarks.scale --curves parameters --sizes 100000000
     python -m experiments.benchmarks.full
@@ -19,9 +22,10 @@ rules on one thread.
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them again if the ledger's sentences or modules changed, or after
-`python -m experiments.standins`, with the other verdicts as they stand; `steps`, `scale`, `full`
-(with the verdicts that --full changes) and `search` (of `python -m experiments.auxiliary --search`)
-write their tables alone. No number is typed by hand, and a record that mixes settings is refused.
+`python -m experiments.standins`, with the other verdicts as they stand; `solvers`, `rules`,
+`steps`, `weightings`, `metric`, `scale`, `full` (with the verdicts that --full changes) and
+`search` (of `python -m experiments.auxiliary --search`) write their tables alone. No number is
+typed by hand, and a record that mixes settings is refused.
 """
 
 import argparse
@@ -45,11 +49,13 @@ from docs.verdicts import (
 from experiments.benchmarks import (
     full,
     gramian_report,
+    metric,
     record,
     rules_report,
     scale_report,
     solvers_report,
     steps,
+    weightings,
 )
 from paper_repro.report import standins
 from paper_repro.report.decisions import OPEN
@@ -110,8 +116,25 @@ def _solver_cell(row: record.Row | None) -> str:
         return "–"
     time = 1e6 * row["median"]
     failed = solvers_report.count(row, "failed")
+    zero = solvers_report.count(row, "zero")
     said = f"{solvers_report.worst(row, 'gap'):.0e}" + (f", {failed} failed" if failed else "")
+    said += f", {zero} zero" if zero else ""
     return f"{f'{time:,.3g}' if time < 1000 else f'{time:,.0f}'} ({said})"
+
+
+def slower_solvers(rows: list[record.Row]) -> str:
+    """Where a peer's median is below ours, one problem at a time."""
+    found = {(row["kind"], row["tasks"], row["solver"]): row for row in rows if row["batch"] == 1}
+    said = []
+    for (kind, tasks, solver), row in found.items():
+        ours = found.get((kind, tasks, "active_set"))
+        if ours and solver in {name for name, _ in SOLVERS} and row["median"]:
+            ratio = ours["median"] / row["median"]
+            if ratio > 1:
+                said.append(
+                    f"{PROBLEMS[kind]}, T = {tasks} ({solver}, ours takes {ratio:.1f} times)"
+                )
+    return f"A peer is faster on: {'; '.join(said) or 'none'}."
 
 
 GRAMIANS = {
@@ -376,24 +399,70 @@ def scale_block() -> str:
     return marked("scale", line, picture, scale_report.table(rows, "").strip(), paragraph(errors))
 
 
+def solvers_block() -> str:
+    """The solvers against their peers, from the one command that takes them."""
+    chosen, rows = record.only(BENCHMARKS / "solvers.json")
+    line = f"""**Solvers**, µs a problem (median), and in brackets the worst duality gap over all
+        hard families, in units of the longest gradient times Σ w_t‖g_t‖
+        ({described(chosen, rows)}). cvxpy is a program parametrised by a factor of the Gramian,
+        built once and kept warm, with Clarabel at the tolerance named. TorchJD runs at its
+        defaults, which bound its accuracy; "zero" counts answers whose weights are all 0, which its
+        CAGrad gives where the dual's vector, of a Gramian scaled to length 1, is shorter than its
+        norm_eps, 1e-4."""
+    picture = "![Time of one problem against its worst certified gap](solvers.png)"
+    parts = paragraph(line), solver_table(rows), picture, paragraph(slower_solvers(rows))
+    return marked("solvers", *parts)
+
+
+def rules_block() -> str:
+    """The rules against TorchJD's, from the one command that takes them."""
+    chosen, rows = record.only(BENCHMARKS / "rules.json")
+    line = f"""**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in
+        brackets how many times as long TorchJD's takes at its defaults
+        ({described(chosen, rows)}):"""
+    failed = {row["rule"]: row["failed"].split(":")[0] for row in rows if "failed" in row}
+    named = ", ".join(f"{rule} ({error})" for rule, error in failed.items())
+    left = f"TorchJD's does not run here: {named or 'none'}."
+    return marked("rules", paragraph(line), rules_table(rows), paragraph(left))
+
+
+def weightings_block() -> str:
+    """K weightings of samples, from the one command that takes them."""
+    chosen, rows = record.only(BENCHMARKS / "weightings.json")
+    line = f"""**Weightings of samples**: losses, the Gramian of K tasks that are weightings of one
+        batch's samples, and their combination, in units of a plain step; smallest times,
+        contenders taking turns ({described(chosen, rows)}), by
+        `python -m experiments.benchmarks.weightings`. `K passes` is a loop of
+        `torch.autograd.grad`; TorchJD its autogram and one more `backward()`:"""
+    missed = weightings.missed(rows)
+    said = f"""Slower than the bar: {"; ".join(missed) or "none"}. At K = 2 the bar is that of K
+        passes times 1.1."""
+    return marked("weightings", weightings.table(rows, paragraph(line)), paragraph(said))
+
+
+def metric_block() -> str:
+    """Steps in an optimizer's metric, from the one command that takes them."""
+    chosen, rows = record.only(BENCHMARKS / "metric.json")
+    line = f"""**Steps in the optimizer's metric**, `Balancer(metric=optimizer)`, in units of the
+        plain balanced step: MLP 3 × 512, 4 tasks, MGDA, with Adam's step, medians, taking turns
+        ({described(chosen, rows)}), by `python -m experiments.benchmarks.metric`. A metric needs
+        rows; with few samples the layers' own forms are far cheaper than rows:"""
+    said = f"The bar is missed on: {'; '.join(metric.missed(rows)) or 'none'}."
+    return marked("metric", metric.table(rows, paragraph(line)), paragraph(said))
+
+
+def described(chosen: record.Settings, rows: list[record.Row]) -> str:
+    """What a table was taken on, in one line."""
+    return f"{record.describe(chosen)}, {record.load_of(rows)}"
+
+
 def benchmark_parts() -> list[str]:
     """Solvers, Gramians, the toy and the rules."""
-    found = {
-        name: record.only(BENCHMARKS / f"{name}.json")
-        for name in ("solvers", "gramian", "toy", "rules")
-    }
+    found = {name: record.only(BENCHMARKS / f"{name}.json") for name in ("gramian", "toy")}
     machine = {name: record.describe(settings) for name, (settings, _) in found.items()}
-    solvers, gramians, toy, timed = (rows for _, rows in found.values())
+    gramians, toy = (rows for _, rows in found.values())
     return [
-        paragraph(
-            f"""**Solvers**, µs a problem, and in brackets the worst duality gap over all hard
-            families, in units of the longest gradient times Σ w_t‖g_t‖ ({machine["solvers"]}).
-            cvxpy is a program parametrised by a factor of the Gramian, built once and kept warm,
-            with Clarabel at the tolerance named. TorchJD runs at its defaults, which bound its
-            accuracy."""
-        ),
-        solver_table(solvers),
-        "![Time of one problem against its worst certified gap](solvers.png)",
+        solvers_block(),
         paragraph(
             f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak
             of what was allocated, MiB ({machine["gramian"]}):"""
@@ -401,12 +470,10 @@ def benchmark_parts() -> list[str]:
         gramian_table(gramians),
         bars_missed(gramians),
         paragraph(toy_line(toy)),
-        paragraph(
-            f"""**Rules**, from Gramian to weights: µs of one problem alone, fastest blocks, and in
-            brackets how many times as long TorchJD's takes at its defaults ({machine["rules"]}):"""
-        ),
-        rules_table(timed),
+        rules_block(),
         steps_block(),
+        weightings_block(),
+        metric_block(),
         scale_block(),
         full_block(),
     ]
@@ -448,9 +515,9 @@ def summary(page: str) -> str:
         return found[1]
 
     def age(section: str) -> str:
-        """The version that a table was taken with, if the page names one."""
+        """The version that a table was taken with, or the machine's load, if the page names one."""
         about = page[page.index(f"**{section}**") :].split("\n\n", maxsplit=1)[0]
-        found = re.search(r"version \d+\.\d+\.\d+", about)
+        found = re.search(r"version \d+\.\d+\.\d+|load\s\d+", about)
         return f" ({found[0]})" if found else ""
 
     flowing = " ".join(page.split())
@@ -493,7 +560,15 @@ def full_block() -> str:
     return marked("full", paragraph(line), table)
 
 
-BLOCKS = {"steps": steps_block, "scale": scale_block, "full": full_block}
+BLOCKS = {
+    "solvers": solvers_block,
+    "rules": rules_block,
+    "steps": steps_block,
+    "weightings": weightings_block,
+    "metric": metric_block,
+    "scale": scale_block,
+    "full": full_block,
+}
 """Parts that are written alone."""
 
 
@@ -511,8 +586,10 @@ def main() -> None:
     page = ROOT / "docs" / "benchmarks.md"
     if part in BLOCKS:
         page.write_text(replaced(page.read_text(), part, BLOCKS[part]()))
-        if part == "scale":
-            shutil.copy(BENCHMARKS / "scale.png", ROOT / "docs" / "scale.png")
+        front = ROOT / "README.md"
+        front.write_text(replaced(front.read_text(), "summary", summary(page.read_text())))
+        if part in ("scale", "solvers"):
+            shutil.copy(BENCHMARKS / f"{part}.png", ROOT / "docs" / f"{part}.png")
         if part == "full":
             (ROOT / "docs" / "claims.md").write_text(claims_page(standing()))
         return

@@ -1,10 +1,12 @@
 """Rows of measurements on disk, each with the settings that it was taken under."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ def settings(**given: Any) -> Settings:
     sources = sorted([*Path(mf.__file__).parent.rglob("*.py"), *here.glob("*.py")])
     found = {
         "processor": _processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **{name: installed for name in ("torchjd", "cvxpy") if (installed := _version(name))},
@@ -48,6 +51,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _load() -> float | None:
+    """Processes that ran or waited for a processor in the last minute, on average."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -61,6 +69,14 @@ def describe(chosen: Settings) -> str:
         str(value) if key in ("processor", "GPU") else f"{key} {value}"
         for key, value in chosen.items()
     )
+
+
+def load_of(rows: Iterable[Row]) -> str:
+    """How busy the machine was when these rows were taken, in words."""
+    found = sorted(row["load"] for row in rows if row.get("load") is not None)
+    if not found:
+        return "load unknown"
+    return f"load {median(found):.0f} (median), at most {found[-1]:.0f}"
 
 
 def read(path: Path) -> list[Row]:
@@ -147,10 +163,9 @@ class Record:
     def keep(self, *found: Row) -> None:
         """Put the rows of a cell or more in the place of older ones, and write the file whole."""
         anew = {self.cell(row) for row in found}
+        about = {"load": _load(), "settings": self.settings}
         self.rows = [row for row in self.rows if self.cell(row) not in anew]
-        self.rows = sorted(
-            [*self.rows, *(row | {"settings": self.settings} for row in found)], key=self.order
-        )
+        self.rows = sorted([*self.rows, *(row | about for row in found)], key=self.order)
         write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
 
     def write_tables(self, path: Path, table: Callable[[list[Row], str], str]) -> None:
@@ -160,7 +175,10 @@ class Record:
             path: of the Markdown file.
             table: makes a part of it, from rows and the line that describes their settings.
         """
-        parts = [table(rows, describe(chosen)) for chosen, rows in groups(self.rows)]
+        parts = [
+            table(rows, f"{describe(chosen)}, {load_of(rows)}")
+            for chosen, rows in groups(self.rows)
+        ]
         write_whole(path, "\n".join(parts))
 
     def here(self) -> list[Row]:

@@ -1,14 +1,15 @@
 """Solvers of the small problems against each other: time a problem and worst certificate.
 
     python -m experiments.benchmarks.solvers [--out DIR] [--seconds S] [--instances N] [--tasks 2 8
-    ...] [--batches 1 64 ...]
+    ...] [--batches 1 64 ...] [--clock cpu]
 
 Writes solvers.json (after every cell; a run that was stopped goes on where it was, --again measures
 anew), solvers.md and solvers.png. A cell is reused only where machine, versions, sources and
-settings are the same. Time: the whole call from Gramians to weights, problems of all hard families
-mixed; solvers that take one problem at a time are looped over as many as fit in the time allowed.
-Accuracy: `certify` on every instance that was solved, in float64. On a GPU, ours and TorchJD's also
-run there, the active-set kernel as a replayed CUDA graph, too.
+settings are the same. On a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's
+time instead of the wall's. Time: the whole call from Gramians to weights, problems of all hard
+families mixed; solvers that take one problem at a time are looped over as many as fit in the time
+allowed. Accuracy: `certify` on every instance that was solved, in float64. On a GPU, ours and
+TorchJD's also run there, the active-set kernel as a replayed CUDA graph, too.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from experiments.arguments import at_least, folder, positive
 from experiments.benchmarks.families import FAMILIES, gramians
-from experiments.benchmarks.measuring import Call, synchronize
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, synchronize, timed
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
 from experiments.benchmarks.solvers_report import figure, tables
@@ -51,24 +52,20 @@ class Timing(NamedTuple):
     failed: int
 
 
-def repeat(call: Call, device: torch.device, seconds: float) -> list[float]:
+def repeat(call: Call, device: torch.device, seconds: float, clock: str) -> list[float]:
     """Seconds of a call, three to a hundred times, after a first call that the caller has made."""
     times, end = [], time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
+        times.append(timed(call, clock, str(device)))
     return times
 
 
-def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float) -> Timing:
+def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float, clock: str) -> Timing:
     """Time a problem: of a batch at once where the solver takes one, else one after the other."""
     if batched and len(g) > 1:
         call = vmap(weigh)
         call(g)
-        times = [t / len(g) for t in repeat(lambda: call(g), g.device, seconds)]
+        times = [t / len(g) for t in repeat(lambda: call(g), g.device, seconds, clock)]
         return Timing(median(times), min(times), len(g), 0)
     failed, times, end = 0, [], time.perf_counter() + seconds
     pool = list(g) if len(g) > 1 else list(mixed(g.shape[-1], len(FAMILIES)).to(g.device))
@@ -77,14 +74,14 @@ def seconds_a_problem(weigh: Weigh, batched: bool, g: Tensor, seconds: float) ->
         one = pool[number % len(pool)]
         number += 1
         synchronize(g.device)
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         try:
             weigh(one)
         except ERRORS:
             failed += 1
             continue
         synchronize(g.device)
-        times.append(time.perf_counter() - start)
+        times.append(CLOCKS[clock]() - start)
     if not times:
         return Timing(None, None, 0, failed)
     return Timing(median(times), min(times), len(times), failed)
@@ -101,7 +98,7 @@ def replay_seconds(weigh: Weigh, g: Tensor, seconds: float) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call(given)
-    return median(repeat(graph.replay, g.device, seconds)) / len(g)
+    return median(repeat(graph.replay, g.device, seconds, "wall")) / len(g)
 
 
 def audit(
@@ -118,8 +115,8 @@ def audit(
 
     Returns:
         For each family worst kappa away from stationarity, worst relative gap and infeasibility,
-        and how many instances were solved and how many failed: by an error, or by weights that are
-        not finite.
+        how many instances were solved and how many failed: by an error, or by weights that are
+        not finite; and how many of those solved have weights that are all 0.
     """
     table = {}
     for name, g in problems.items():
@@ -138,6 +135,7 @@ def audit(
                     break
         good = [bool(answer.isfinite().all()) for answer in answers]
         row: Row = {"solved": sum(good), "failed": failed + len(good) - sum(good)}
+        row["zero"] = sum(ok and not bool(x.any()) for ok, x in zip(good, answers, strict=True))
         if any(good):
             chosen = torch.tensor(good)
             row |= measure(kind, torch.stack(kept).cpu()[chosen], torch.stack(answers)[chosen])
@@ -208,7 +206,7 @@ def run(given: argparse.Namespace, record: Record, left: list[Cell]) -> None:
             together = solver.batched and kind != "upgrad"
             audited = {same: audit(weigh, kind, together, problems, given.seconds)}
         g = mixed(tasks, batch).to(device)
-        found = seconds_a_problem(weigh, solver.batched, g, given.seconds)
+        found = seconds_a_problem(weigh, solver.batched, g, given.seconds, given.clock)
         row: Row = dict(zip(FIELDS, cell, strict=True)) | found._asdict()
         if device == "cuda" and name in EXACT[:2]:
             row["graph"] = replay_seconds(weigh, g, given.seconds)
@@ -227,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batches", type=at_least(1), nargs="+", default=[1, 64, 4096])
     add("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     add("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
+    add("--clock", default="wall", choices=list(CLOCKS), help=CLOCK_HELP)
     add("--again", action="store_true", help="measure anew what the record already has")
     return parser
 
@@ -241,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     record = Record(
         given.out / "solvers.json",
         FIELDS,
-        settings(seconds=given.seconds, instances=given.instances),
+        settings(seconds=given.seconds, instances=given.instances, clock=given.clock),
         order=lambda row: (
             *(KINDS.index(row["kind"]), list(SOLVERS).index(row["solver"])),
             *(row["device"], row["tasks"], row["batch"]),

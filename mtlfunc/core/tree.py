@@ -330,12 +330,13 @@ def metric_dot(
             other.reshape(other.shape[0], -1),
         ]
         for a, p, c, b in zip(*(x.split(CHUNK, -1) for x in flat), strict=True):
-            both = [(a.to(wide) * p), c.to(wide)[None]]
-            parts.append(torch.cat([x @ b.to(wide).mT for x in both]))
+            other = b.to(wide)
+            products = (a.to(wide) * p) @ other.mT, other @ c.to(wide)
+            parts.append(torch.cat([products[0], products[1][None]]))
     return torch.stack(parts).sum(0)
 
 
-CHUNK = 2**15
+CHUNK = 2**16
 """Coordinates of `metric_dot` at a time."""
 
 

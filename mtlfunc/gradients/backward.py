@@ -234,7 +234,10 @@ class Passes:
         last = max([task for task in tasks if edges[task] is not None], default=None)
         found: list[list[Tensor]] = []
         total: Params = {}
-        for task in tasks:
+        matrix, width = None, sum([params[name].numel() for name in names])
+        if views and names and not uses and self._is_plain(names):
+            matrix = params[names[0]].new_empty(len(tasks), width)
+        for row, task in enumerate(tasks):
             edge, cotangent = edges[task], one if self.scale is None else self.scale[task]
             grads = nowhere
             if edge is not None:
@@ -242,16 +245,19 @@ class Passes:
             for name, grad in zip(heads, grads[count:], strict=True):
                 if grad is not None:
                     total[name] = total[name] + grad if name in total else grad
-            found.append(
-                [zeros(i) if grad is None else grad for i, grad in enumerate(grads[:count])]
-            )
+            filled = [zeros(i) if grad is None else grad for i, grad in enumerate(grads[:count])]
+            if matrix is not None:  # one by one: the next pass takes the memory of this one's
+                torch.cat([x.flatten() for x in filled], out=matrix[row])
+                del grads, filled
+                continue
+            found.append(filled)
             if self.matrix is not None:
                 found = [self._mixed(found, self.matrix[:, task])]
         for name in heads:
             if name not in total:
                 total[name] = torch.zeros_like(params[name])
-        if views and names and not uses and self._is_plain(names):
-            return self._as_matrix(found, names, total)
+        if matrix is not None:
+            return self._as_matrix(matrix, names, total)
         stacked = found[0] if self.mixed else _stacked(found)
         by_name = dict(zip(names, stacked[len(uses) :], strict=True))
         return Measured(stacked[: len(uses)], by_name, total)
@@ -264,15 +270,12 @@ class Passes:
         kinds = {(type(x), x.dtype, x.device) for x in map(backward.params.__getitem__, names)}
         return len(kinds) == 1 and next(iter(kinds))[0] in PLAIN
 
-    def _as_matrix(
-        self, found: list[list[Tensor]], names: tuple[str, ...], heads: Params
-    ) -> Measured:
+    def _as_matrix(self, matrix: Tensor, names: tuple[str, ...], heads: Params) -> Measured:
         """Rows that are views of one matrix."""
         shapes = [self.backward.params[name].shape for name in names]
-        sizes, count = [shape.numel() for shape in shapes], len(found)
-        matrix = torch.cat([x.flatten() for row in found for x in row]).view(count, sum(sizes))
+        sizes = [shape.numel() for shape in shapes]
         rows = {
-            name: part if len(shape) == 1 else part.view(count, *shape)
+            name: part if len(shape) == 1 else part.view(len(matrix), *shape)
             for name, shape, part in zip(
                 names, shapes, matrix.split_with_sizes(sizes, 1), strict=True
             )

@@ -167,9 +167,8 @@ _NOT_LINEAR: dict[type, str] = {
 
 def _over_root(share: Any, square: Tensor, correction: Any, eps: Any) -> Tensor:
     """share/(√square/correction + eps); 0 where no gradient has been yet, and nothing is known."""
-    size = square.sqrt()
-    size.masked_fill_(size == 0, torch.inf).add_(eps * correction)
-    return share * correction / size
+    size = torch.threshold_(square.sqrt(), 0.0, torch.inf).add_(eps * correction)
+    return size.reciprocal_().mul_(share * correction)
 
 
 def _times(share: Any, scale: Tensor, mean: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+"""What a step costs that is measured in its optimizer's metric, in plain balanced steps.
+
+    python -m experiments.benchmarks.metric [--batches 64 ...] [--seconds S] [--clock cpu]
+    [--out DIR]
+
+Writes metric.json and metric.md. A step is that of a stock loop: forward pass, `mf.Balancer` with
+MGDA on the trunk, Adam's step. Both take turns, each with a network of its own; medians of the
+processor's time on one thread. With a metric the rows of the Jacobian are needed, and without one
+the layers' own forms are cheaper where samples are few.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+import mtlfunc as mf
+from experiments.arguments import at_least, folder, positive
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed
+from experiments.benchmarks.record import Record, Row, settings
+from experiments.benchmarks.steps import Shared
+
+TASKS, WIDTH, FIRST = 4, 512, 12
+"""A balancer stops recording after eight steps, if it does; the first ones are not timed."""
+BAR = 1.30
+BATCH = 128  # that of the bar
+
+
+def step(batch: int, *, metric: bool) -> Call:
+    """A training step of a network of its own."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(3) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
+    net, x = Shared(nn.Sequential(*layers), WIDTH, TASKS), torch.randn(batch, WIDTH)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+    balancer = mf.Balancer(net, mf.mgda(), "trunk.*", metric=optimizer if metric else None)
+
+    def call() -> None:
+        optimizer.zero_grad()
+        with balancer:
+            losses = net(x)
+        balancer.backward(losses)
+        optimizer.step()
+
+    return call
+
+
+def measure(batch: int, seconds: float, clock: str) -> dict[str, float]:
+    """Median seconds of both steps."""
+    calls = {"plain": step(batch, metric=False), "metric": step(batch, metric=True)}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(found["plain"]) < FIRST + 7:
+        for name, call in calls.items():
+            found[name].append(timed(call, clock))
+    return {name: median(taken[FIRST:]) for name, taken in found.items()}
+
+
+def table(rows: list[Row], line: str) -> str:
+    """Ratios to the plain balanced step, a batch a line; `line` says how they were taken."""
+    lines = [f"{line}\n", "| samples | balanced step, ms | with a metric, ms | ratio | bar |"]
+    lines.append("|---|---|---|---|---|")
+    for row in rows:
+        plain, metric = row["seconds"]["plain"], row["seconds"]["metric"]
+        cells = [str(row["batch"]), f"{1e3 * plain:.3g}", f"{1e3 * metric:.3g}"]
+        cells += [f"{metric / plain:.2f}", f"{BAR:.2f}" if row["batch"] == BATCH else "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def missed(rows: list[Row]) -> list[str]:
+    """Where a step is above its bar."""
+    ratios = {row["batch"]: row["seconds"]["metric"] / row["seconds"]["plain"] for row in rows}
+    over = ratios.get(BATCH, 0.0)
+    return [f"{BATCH} samples ({over:.2f})"] if over > BAR else []
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--batches", nargs="+", type=at_least(1), default=[64, BATCH, 256])
+    parser.add_argument("--seconds", type=positive, default=10.0, help="for every batch")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help=CLOCK_HELP)
+    parser.add_argument("--out", type=folder, default=Path("."), help="folder of the files")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    chosen = settings(clock=given.clock, seconds=given.seconds)
+    record = Record(given.out / "metric.json", ("batch",), chosen)
+    for (batch,) in record.missing((batch,) for batch in given.batches):
+        record.keep({"batch": batch, "seconds": measure(batch, given.seconds, given.clock)})
+        print(*table(record.here()[-1:], "").splitlines()[4:], sep="\n", flush=True)
+        record.write_tables(given.out / "metric.md", table)
+
+
+if __name__ == "__main__":
+    main()
