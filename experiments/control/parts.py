@@ -235,6 +235,20 @@ def cloning_part(size: str, rules: Sequence[str], seeds: tuple[int, ...], device
     )
 
 
+def _said(settings: sac.Settings) -> str:
+    """The settings in words."""
+    details = settings.details
+    return (
+        f"soft actor–critic, {settings.steps} steps of every environment in episodes of "
+        f"{settings.horizon}, rewards times {settings.scale:g}, discount {settings.discount:g}, "
+        f"observations {'scaled' if settings.scaled else 'as they are'}, one update per step after "
+        f"{settings.random} random ones, batches of {settings.batch} "
+        f"{'per task' if details.split else 'in all'}, layers {settings.hidden}; "
+        f"{described(details)}; success at any step of an episode, actions without noise, "
+        f"{settings.episodes} episode{'s' if settings.episodes > 1 else ''} per task"
+    )
+
+
 def sac_part(
     name: str,
     size: str,
@@ -271,15 +285,6 @@ def sac_part(
         details=details,
     )
     rates = (3e-4,) if papers else (1e-3,) if size == "quick" else (3e-4, 1e-3)
-    what = (
-        f"soft actor–critic, {settings.steps} steps of every environment in episodes of "
-        f"{settings.horizon}, rewards times {settings.scale:g}, discount {settings.discount:g}, "
-        f"observations {'scaled' if settings.scaled else 'as they are'}, one update a step after "
-        f"{settings.random} random ones, batches of {settings.batch} "
-        f"{'per task' if details.split else 'in all'}, layers {settings.hidden}; "
-        f"{described(details)}; success at any step of an episode, actions without noise, "
-        f"{settings.episodes} episode{'s' if settings.episodes > 1 else ''} per task"
-    )
     compared = (*rules, HEADS, *((BLIND,) if details.coded else ()), INDEPENDENT)
     called = f"{name}-cagrad" if theirs else name
     plan = _plan(called, compared, rates, (1, 1, 2)[level], seeds)
@@ -300,7 +305,7 @@ def sac_part(
             every=settings.every,
             unit="steps of every environment",
             notes=(
-                _robots(what, benchmark, reward, details.coded),
+                _robots(_said(settings), benchmark, reward, details.coded),
                 *((LEFT,) if theirs else ()),
                 "step: of one update of critics, actor and temperatures, the environments apart.",
                 *([PUBLISHED[benchmark]] if benchmark in PUBLISHED else []),

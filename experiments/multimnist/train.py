@@ -224,28 +224,28 @@ def together(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
             finite &= info.losses.isfinite().all(-1)
     step_ms = 1e3 * sorted(times)[len(times) // 2] / len(cells)
     measured = {
-        part: _accuracies(net, state.params, pairs, lanes) for part, pairs in data._asdict().items()
+        part: torch.where(finite[:, None], _accuracies(net, state.params, pairs, lanes), math.nan)
+        for part, pairs in data._asdict().items()
     }
-    found = []
-    for lane in range(len(cells)):
-        own = {
-            part: {
-                task: float(right[lane, TASKS.index(task)]) if finite[lane] else math.nan
-                for task in learnt
-            }
-            for part, right in measured.items()
-        }
-        found.append(
-            {
-                "score": sum(own["validation"].values()) / len(learnt),
-                "test": own["test"],
-                "train": own["train"],
-                "steps": epochs * per_epoch,
-                "step_ms": step_ms,
-                "parameters": sum(p.numel() for p in net.parameters()),
-            }
-        )
-    return found
+    shared = {
+        "steps": epochs * per_epoch,
+        "step_ms": step_ms,
+        "parameters": sum(p.numel() for p in net.parameters()),
+    }
+    return [
+        _numbers({part: right[lane] for part, right in measured.items()}, learnt) | shared
+        for lane in range(len(cells))
+    ]
+
+
+def _numbers(measured: dict[str, Tensor], learnt: Sequence[str]) -> Numbers:
+    """A run's accuracies `[task]` by part, of the tasks that it learnt."""
+    own = {
+        part: {task: float(right[TASKS.index(task)]) for task in learnt}
+        for part, right in measured.items()
+    }
+    score = sum(own["validation"].values()) / len(learnt)
+    return {"score": score, "test": own["test"], "train": own["train"]}
 
 
 def rate_at(settings: Settings, share: float) -> float:

@@ -69,6 +69,16 @@ def condition_number(draws: int) -> Claim:
     )
 
 
+def shown_for(numbers: dict[str, float]) -> str:
+    """The weights at which Aligned-MTL ends at the preferred point in almost all draws."""
+    kept = [
+        f"{one:g} and {1 - one:g}"
+        for one in SHARES
+        if numbers[f"Aligned-MTL, weights {one:g} and {1 - one:g}: {ENDS}, low"] > 1 - FEW
+    ]
+    return ", ".join(kept) or "none"
+
+
 def preferred(draws: int, steps: int) -> Claim:
     """Two convex quadratics in five dimensions, weights chosen beforehand."""
 
@@ -127,11 +137,6 @@ def preferred(draws: int, steps: int) -> Claim:
             )
             numbers |= named(f"{label}: {ENDS}", there)
             numbers |= named(f"{label}: share that rests at another Pareto point", other)
-    kept = [
-        f"{one:g} and {1 - one:g}"
-        for one in SHARES
-        if numbers[f"Aligned-MTL, weights {one:g} and {1 - one:g}: {ENDS}, low"] > 1 - FEW
-    ]
     return claim(
         "SI-10",
         numbers,
@@ -139,6 +144,6 @@ def preferred(draws: int, steps: int) -> Claim:
         f"the weighted loss; there: within {NEAR:g} of its fall; at rest: a convex combination of "
         f"the gradients is below {REST:g} of the longer one. Near the Pareto set Aligned-MTL's "
         "step shrinks with the distance from it, and so does what moves along the set. Static "
-        f"weights end there by definition. Shown for the weights {', '.join(kept) or 'none'}. "
+        f"weights end there by definition. Shown for the weights {shown_for(numbers)}. "
         "Wilson's intervals",
     )

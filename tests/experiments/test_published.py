@@ -529,7 +529,8 @@ def test_command_on_files_of_ones_own(tmp_path, capsys):
     assert len(before) == 2 * 13
     assert command.main(call) == 0
     assert before == {path: path.stat().st_mtime_ns for path in cells.rglob("*.json")}
-    write_qm9(tmp_path / "data", [each | {"y": 2 * each["y"]} for each in molecules()])  # type: ignore
+    doubled = [each | {"y": 2 * each["y"]} for each in molecules()]
+    write_qm9(tmp_path / "data", doubled)  # type: ignore
     assert command.main([*call[:4], "--rules", "mean", *call[6:8], *call[9:]]) == 0
     again = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     one, two = (k["methods"]["mean"]["runs"][0]["test"]["mu"] for k in (kept, again))
