@@ -260,8 +260,8 @@ def observe(
 
     That is so under a transform, outside or inside `call`, and for an operation that something
     enters which requires grad and is not a leaf. What needs no second derivative of an operation
-    but meets one after it (a flash attention, and then a scale that requires grad) shows only in the
-    finished graph: there alone `call` is called a second time.
+    but meets one after it (a flash attention, and then a scale that requires grad) shows in the
+    finished graph alone: then `call` is called a second time.
 
     Args:
         call: runs `losses_fn`, or a part of it.
