@@ -326,7 +326,8 @@ def test_rule_on_a_probe_that_does_not_measure_what_it_needs_names_the_probe(nam
                 mf.balance(vector, made, probe)
             cure = re.search(words, str(error.value))
             assert cure
-            step(made, eval(cure[1].replace("...", "'trunk.*'"), {"mtlfunc": mf}))
+            call = cure[1].replace("batch: ...", "batch: aim(params)").replace("...", "'trunk.*'")
+            step(made, eval(call, {"mtlfunc": mf, "aim": lambda params: vector(params, BATCH)[0]}))
 
 
 @pytest.mark.parametrize("name", RIGHT)
