@@ -359,7 +359,7 @@ def steps_block() -> str:
         contenders taking turns ({record.describe(chosen)}). `shortest loop` is one `backward()` per
         task whose `.grad` is read into a row, and our solver; `loop` the same with
         `torch.autograd.grad`; `LibMTL-style` one `backward()` per task whose `.grad` is copied into
-        a row of a matrix, and Frank-Wolfe on its products (LibMTL's way, written anew: LibMTL is
+        a row of a matrix, and Frank-Wolfe on its products (LibMTL's way, our own code: LibMTL is
         not run); TorchJD its `mtl_backward`, or `backward` where there are no heads. The rule is
         MGDA on the trunk. The last two columns compare `mf.Balancer` with the shortest loop:"""
     )

@@ -15,7 +15,7 @@ and writes `paper_repro/standins.json`, from which the ledger's pages are made:
     python -m experiments.control --parts grids --seeds 100:140 --out experiments/control/out/fresh
     python -m experiments.control --parts points --seeds 100:110 --out experiments/control/out/fresh
 
-With `--studies scenes` only that study's part of the file is made anew; the others' stay.
+With `--studies scenes` only that study's part of the file is made again; the others' stay.
 
 `STANDINS` has every criterion, each said before the runs on fresh seeds were looked at, and after
 those on the default ones: a method is above another where the gain, paired by seed, has its
@@ -128,7 +128,7 @@ class Judged(NamedTuple):
     verdict: str
     gains: dict[str, Estimate]  # what was judged; above 0 speaks for the claim
     decisive: str  # the gain on which the verdict hangs
-    levels: dict[str, Estimate] = {}  # noqa: RUF012  what stands beside published numbers
+    levels: dict[str, Estimate] = {}  # noqa: RUF012  what stands next to published numbers
 
 
 class StandIn(NamedTuple):
@@ -440,9 +440,9 @@ def agreement(one: Any, other: Any) -> dict[str, Any]:
 
 
 def by_chance(rows: Callable[[Found], Any], one: Runs, other: Runs, draws: int = 400) -> float:
-    """How often seeds alone set as many intervals apart as lie apart.
+    """How often seeds alone separate as many intervals as are separate.
 
-    Rules that see the same data move together, so that many of a hundred intervals lie apart at
+    Rules that see the same data move together, so that many of a hundred intervals are separate at
     once where one does. A division of all seeds in two by chance has everything but their number.
 
     Args:
@@ -452,7 +452,7 @@ def by_chance(rows: Callable[[Found], Any], one: Runs, other: Runs, draws: int =
         draws: divisions, in parts as large as the two.
 
     Returns:
-        the share of the divisions with as many intervals apart as between the two, or more.
+        the share of the divisions with as many separate intervals as between the two, or more.
     """
     pooled = {p: {m: [*x, *other[p][m]] for m, x in found.items()} for p, found in one.items()}
     first, second = (len(next(iter(next(iter(runs.values())).values()))) for runs in (one, other))
@@ -596,7 +596,7 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def _beside(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What is found in place of what was kept of the same studies, in the order of `STANDINS`."""
+    """What is found instead of what was kept of the same studies, in the order of `STANDINS`."""
     studies = kept["studies"] | found["studies"]
     rows = [x for x in kept["stand-ins"] if x["study"] not in found["studies"]]
     by_name = {(x["claim"], x["study"]): x for x in rows + found["stand-ins"]}

@@ -1,1 +1,1 @@
-"""Speed, memory and accuracy beside those of other packages."""
+"""Speed, memory and accuracy next to those of other packages."""

@@ -4,7 +4,7 @@
 
 A question that came to its end in paper_repro/out/full left its processor time and its numbers
 there, which are taken over. What several questions share counts for whichever computed it. All of
-it takes hours and seldom comes from one run, so full.json beside this file keeps what was found,
+it takes hours and seldom comes from one run, so full.json next to this file keeps what was found,
 each with its day; a later run stands for an earlier one. A verdict is what today's decision says of
 those numbers, and there is none where they lack one that it asks for.
 """
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 
 
 def read() -> dict[str, Answer]:
-    """What is known; empty where there is no file.
+    """What is known; empty without a file.
 
     Raises:
         SystemExit: where the file is damaged.

@@ -3,10 +3,10 @@
     python -m experiments.benchmarks.gpu [--out DIR] [--minutes 8] [--parts kernel times ...]
 
 Parts: the tests that need a device; the Triton kernel against the CPU kernel on the hard families;
-its times; Gramians beside TorchJD's, with their peak memory; CAGrad's toy. Each is a process of its
-own with a share of the time, and every number is in gpu.json as soon as it is measured, so that a
+its times; Gramians next to TorchJD's, with their peak memory; CAGrad's toy. Each is its own
+process with a share of the time. Every number is in gpu.json as soon as it is measured, so a
 part that hangs, crashes or is killed costs nothing but itself. A run that was stopped goes on with
-the parts that have not finished, --again measures all anew. Without a CUDA device the command says
+the parts that have not finished, --again measures all again. Without a CUDA device the command says
 what it would do. `--device cpu --tiny` runs the same code on small sizes, to test it.
 """
 
@@ -84,7 +84,7 @@ def _on_device(path: Path) -> bool:
 
 
 def kernel(device: str, tiny: bool) -> Iterator[Row]:
-    """Worst certified gap on the hard families, beside the CPU kernel's on the same problems."""
+    """Worst certified gap on the hard families, next to the CPU kernel's on the same problems."""
     for tasks in (
         (2, 3) if tiny else (2, 3, 5, 8, 32, 128)
     ):  # the kernel compiles for each power of 2

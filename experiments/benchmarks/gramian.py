@@ -4,12 +4,12 @@
     ...] [--seconds S] [--out DIR]
 
 Writes gramian.json (after every case; a run that was stopped goes on where it was, --again measures
-anew), gramian.md and gramian.png. A case is reused only where machine, versions, sources and
+again), gramian.md and gramian.png. A case is reused only where machine, versions, sources and
 settings are the same.
 
 Time: one call from parameters and batch to the Gramian, or to Gramian and combined gradient (a
 step). All contenders of a case take turns, in random order, so that what else the machine does hits
-all of them alike; compare ratios, not milliseconds. The floor is one gradient of the mean loss. On
+all of them alike; compare ratios, not milliseconds. The least is one gradient of the mean loss. On
 a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's time instead of the wall's.
 Memory: the most that one call holds beyond what was there before it, as the allocator counts it.
 Error: worst |G_ij - H_ij| / √(H_ii H_jj) against a float64 Gramian H from a loop of backward
@@ -147,7 +147,7 @@ def measure(
         case: what is measured.
         seconds: time for each contender.
         clock: a key of `CLOCKS`.
-        methods: names of the contenders that take part beside the mean gradient; all by default.
+        methods: names of the contenders that take part next to the mean gradient; all by default.
         bar: a progress bar, advanced once a round.
 
     Returns:

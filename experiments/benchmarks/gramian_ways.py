@@ -46,7 +46,7 @@ def leaves_of(task: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def mean_gradient(task: Problem) -> Call:
-    """The floor: one gradient of the mean loss."""
+    """The least: one gradient of the mean loss."""
     shared, heads = leaves_of(task)
     leaves, f = shared | heads, losses_of(task)
     return lambda: torch.autograd.grad(vector(f(leaves, task.batch)).mean(), list(leaves.values()))

@@ -20,7 +20,7 @@ VERSION = 2  # of the files; 1 had no settings in its rows
 
 
 def settings(**given: Any) -> Settings:
-    """Everything beside the case that a time depends on.
+    """Everything besides the case that a time depends on.
 
     Args:
         **given: the command's own settings, as they stand in JSON.
@@ -80,7 +80,7 @@ def load_of(rows: Iterable[Row]) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a record; none where there is no file.
+    """The rows of a record; none without a file.
 
     Args:
         path: of the JSON file.
@@ -121,7 +121,7 @@ def only(path: Path) -> tuple[Settings, list[Row]]:
         path: of the JSON file.
 
     Raises:
-        SystemExit: where there are no rows, or rows under several settings.
+        SystemExit: without rows, or for rows under several settings.
     """
     found = groups(read(path))
     if len(found) != 1:

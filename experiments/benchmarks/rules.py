@@ -4,7 +4,7 @@
     [--seconds S] [--clock cpu] [--out DIR]
 
 Writes rules.json (after every cell; a run that was stopped goes on where it was, --again measures
-anew), rules.md and rules.png. A row is reused only where machine, versions, sources and settings
+again), rules.md and rules.png. A row is reused only where machine, versions, sources and settings
 are the same.
 
 Problems: Jacobians [T, 2T] of independent normal entries in float32, half of whose pairs of rows

@@ -85,7 +85,7 @@ def _cell(row: Row | None) -> str:
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Ours over TorchJD's against T, a line a rule, named where it ends."""
+    """Ours over TorchJD's against T, a line per rule, named where it ends."""
     from matplotlib.figure import Figure
 
     batches = sorted({row["batch"] for row in rows})
@@ -141,7 +141,7 @@ def _panel(axis: Any, rows: Sequence[Row], every: Sequence[Row]) -> None:
 
 
 def _spread(places: list[float], apart: float) -> list[float]:
-    """The places in [0, 1], moved until they are that far apart, in the same order."""
+    """The places in [0, 1], moved until they differ by that much, in the same order."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = [places[i] for i in order]
     for _ in range(500):

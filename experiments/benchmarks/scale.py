@@ -1,4 +1,4 @@
-"""How cost grows with tasks, parameters, samples and lanes, beside what else computes the same.
+"""How cost grows with tasks, parameters, samples and lanes, next to what else computes the same.
 
     python -m experiments.benchmarks.scale [--curves mgda ...] [--sizes N ...] [--seconds S]
     [--longest S] [--clock wall] [--out DIR]

@@ -1,4 +1,4 @@
-"""Times that grow with a size: a table and a figure, in units of what was timed beside them."""
+"""Times that grow with a size: a table and a figure, in units of what was timed next to them."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,12 +4,12 @@
     ...] [--batches 1 64 ...] [--clock cpu]
 
 Writes solvers.json (after every cell; a run that was stopped goes on where it was, --again measures
-anew), solvers.md and solvers.png. A cell is reused only where machine, versions, sources and
+again), solvers.md and solvers.png. A cell is reused only where machine, versions, sources and
 settings are the same. On a busy machine, OMP_NUM_THREADS=1 and --clock cpu count the processor's
 time instead of the wall's. Time: the whole call from Gramians to weights, problems of all hard
 families mixed; solvers that take one problem at a time are looped over as many as fit in the time
 allowed. Accuracy: `certify` on every instance that was solved, in float64. On a GPU, ours and
-TorchJD's also run there, the active-set kernel as a replayed CUDA graph, too.
+TorchJD's also run there, the active-set kernel also as a replayed CUDA graph.
 """
 
 import argparse

@@ -94,7 +94,7 @@ def _cure(path: Path, error: OSError) -> str:
 
 
 def names_in(folder: Path) -> list[str]:
-    """What a folder holds, sorted; nothing where it is no folder. Raises DataError."""
+    """What a folder holds, sorted; nothing if it is not a folder. Raises DataError."""
     if not folder.is_dir():
         return []
     with reading(folder):

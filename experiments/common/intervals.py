@@ -1,4 +1,4 @@
-"""Means over seeds with Student's t intervals, by themselves and several at once."""
+"""Means over seeds with Student's t intervals, alone and several at once."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -26,7 +26,7 @@ RETURNED = 30.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came; whoever handles Ctrl-C handles it, too."""
+    """SIGTERM came; whoever handles Ctrl-C also handles it."""
 
 
 @contextmanager
@@ -46,8 +46,8 @@ def terminable() -> Iterator[None]:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def again(lost: Any) -> None:
-        # Python drops what is raised while it clears an object away: so the signal comes anew,
-        # and from another thread, as here it would be dropped, too.
+        # Python drops what is raised while it clears an object away: so the signal comes again,
+        # and from another thread, as here it would also be dropped.
         nonlocal came
         if isinstance(lost.exc_value, KeyboardInterrupt):
             came, ended = False, isinstance(lost.exc_value, Terminated)
@@ -146,14 +146,14 @@ def keep_memory() -> None:
     """Let this process keep the memory that its tensors free, where the C library is glibc.
 
     By default it hands blocks of more than some MB back to the system, which clears and maps them
-    anew at the next operation: half of the time of a program of a thousand lanes. Now what is free
+    again at the next operation: half of the time of a program of a thousand lanes. Now what is free
     goes back every half minute alone. (Never would not do: a small tensor that stays may lie where
     a large one was, which then finds no room again, and so the process grows with every step.)
     """
     try:
         library = ctypes.CDLL(None)
         mallopt, trim = library.mallopt, library.malloc_trim
-    except (AttributeError, TypeError):  # another C library; Windows, where None is no library
+    except (AttributeError, TypeError):  # another C library; Windows, where None is not a library
         return
     mmap_threshold, trim_threshold = -3, -1  # as malloc.h has them
     if not mallopt(mmap_threshold, 2**31 - 1):  # before 2.35

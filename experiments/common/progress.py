@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal; elsewhere a line a minute with what is left."""
+"""How far a long job is: a bar on a terminal; elsewhere one line per minute with what is left."""
 
 import multiprocessing
 import sys
@@ -17,11 +17,11 @@ EVERY = 60.0
 class Progress:
     """Counts steps of known number; a context manager that ends the bar.
 
-    Workers write lines on a terminal, too, as the bar there is that of their parent.
+    Workers also write lines on a terminal, as the bar there is that of their parent.
     """
 
     def __init__(self, total: int, doing: str, unit: str, done: int = 0) -> None:
-        """Nothing is shown yet where there is no bar.
+        """Nothing is shown yet without a bar.
 
         Args:
             total: how many steps there are.

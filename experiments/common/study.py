@@ -63,7 +63,7 @@ def alike(cell: Cell) -> Hashable:
 
 
 def conduct(plan: Plan, perform: Perform, store: Store, workers: int = 1) -> Found:
-    """`conduct_together`, every cell by itself."""
+    """`conduct_together`, every cell alone."""
     return conduct_together(plan, functools.partial(_each, perform), lambda c: c, store, workers)
 
 

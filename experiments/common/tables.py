@@ -17,7 +17,7 @@ from .intervals import Estimate
 
 
 def markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose columns are aligned in plain text, too."""
+    """A table whose columns are also aligned in plain text."""
     cells = [list(names), *map(list, lines)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     text = [

@@ -60,7 +60,7 @@ def gramians(setting: Setting, replicates: int, key: Tensor) -> Tensor:
 
 
 def covered(setting: Setting, replicates: int, seed: int = 0) -> Covered:
-    """What `conflict` says of the pair in so many replicates of a setting."""
+    """What `conflict` says of the pair in the replicates of a setting."""
     drawn = gramians(setting, replicates, mf.random.key(seed))
     found = vmap(lambda x: mf.diagnostics.conflict(x, tasks=2, level=1 - RATE))(drawn)
     inner, low, high = (x[:, 0, 1] for x in (found.inner, found.low, found.high))

@@ -33,7 +33,7 @@ NOISE = 0.1
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on besides its cell."""
 
     benchmark: str
     reward: str  # the version of the rewards

@@ -31,7 +31,7 @@ SEEN = 10
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on besides its cell."""
 
     steps: int
     device: str
@@ -136,7 +136,7 @@ class Run(NamedTuple):
 
     gaps: Tensor  # [step + 1, task]
     curvature: Tensor  # [look]: gᵀ∇²L g / ‖g‖² of the total loss L with gradient g
-    conflict: Tensor  # [look]: share of pairs of tasks whose gradients point apart
+    conflict: Tensor  # [look]: share of pairs of tasks whose gradients have an obtuse angle
     similarity: Tensor  # [look]: of the gradients' lengths, mean over pairs
 
 

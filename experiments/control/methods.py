@@ -40,7 +40,7 @@ def copies(tasks: int) -> Probe:
     """`mf.jacobian()` for small networks and losses each of which reads episodes of its own.
 
     One backward pass to a copy of the parameters a task gives all rows: `losses_fn` has to take
-    parameters with an axis of tasks in front, too, and then to use each task's own.
+    also parameters with an axis of tasks in front, and then to use each task's own.
     """
 
     def init(run: mf.Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:

@@ -59,7 +59,7 @@ def start(
 
 
 def codes(like: Tensor) -> Tensor:
-    """One-hot codes `[task, sample, task]` beside observations `[task, sample, ...]`."""
+    """One-hot codes `[task, sample, task]` next to observations `[task, sample, ...]`."""
     return torch.eye(len(like)).to(like)[:, None].expand(-1, like.shape[1], -1)
 
 

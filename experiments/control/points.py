@@ -3,7 +3,7 @@
 A task is a goal on a circle and an actuator that is turned by the task's own angle; an observation
 is position and velocity, so that only the task's one-hot code says what to do. A goal is reached if
 the point is near it at the end of an episode. Policy and value are a tanh network each, and each is
-balanced by itself: losses are minus the clipped surrogate, and the squared error of the value, of
+balanced alone: losses are minus the clipped surrogate, and the squared error of the value, of
 every task over its own episodes.
 """
 
@@ -35,7 +35,7 @@ SEEN = 4
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on besides its cell."""
 
     iterations: int  # a multiple of SEEN
     device: str
@@ -77,7 +77,7 @@ def world(key: Tensor) -> World:
 
 
 def begin(key: Tensor, episodes: int) -> Points:
-    """Episodes at rest near the middle."""
+    """Episodes that start still, near the middle."""
     at = 0.2 * mf.random.uniform(key, (TASKS, episodes, 2)) - 0.1
     return Points(at, torch.zeros_like(at))
 

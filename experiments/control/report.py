@@ -112,7 +112,7 @@ class Along(NamedTuple):
 
 
 def along(series: Sequence[Sequence[float]], every: int) -> Along:
-    """Of a quantity that was looked at every so many steps, one series a seed.
+    """Of a quantity that was looked at in regular steps, one series per seed.
 
     Returns:
         slope and fit over the looks at which the quantity is above 0, NaN where a seed has fewer

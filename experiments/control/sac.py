@@ -1,8 +1,8 @@
 """Soft actor–critic for many tasks at once, critic and actor each balanced by a rule.
 
-The environments are a vector of one a task, with gymnasium's interface: `reset(seed=)` gives
+The environments are a vector of one per task, with gymnasium's interface: `reset(seed=)` gives
 observations `[task, input]` that end with the task's one-hot code, `step(actions)` five values;
-what ends is begun anew in the same step, its last observation in `info["final_obs"]`. Every task
+what ends is begun again in the same step, its last observation in `info["final_obs"]`. Every task
 has a replay; batches, temperature and first weights are as `Details` says.
 """
 
@@ -68,7 +68,7 @@ OURS = Details(0.5, True, True, True, False, False, False, True, False)
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on besides its cell."""
 
     benchmark: str
     reward: str  # the version of the rewards
@@ -279,7 +279,7 @@ class Replay:
         self.count += 1
 
     def draw(self, key: Tensor, size: int) -> Batch:
-        """`[task, size, ...]`, with replacement, for every task by itself."""
+        """`[task, size, ...]`, with replacement, for every task alone."""
         tasks = len(self.leaves.seen)
         share = mf.random.uniform(key, (tasks, size), torch.float64)
         index = (share * min(self.count, self.capacity)).long()
@@ -328,7 +328,7 @@ class Rewards:
 
 
 def last_seen(after: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-    """Observations after a step, before what ended was begun anew."""
+    """Observations after a step, before what ended was begun again."""
     if not ended.any():
         return after
     found = after.copy()
@@ -529,7 +529,7 @@ class Run:
         self.keeping = self.kept_at - begun
 
     def resume(self) -> None:
-        """Go on after the last state that was kept; environments begin anew there.
+        """Go on after the last state that was kept; environments begin again there.
 
         What other settings left is not read.
         """

@@ -4,7 +4,7 @@
     python -m experiments.examples.trl_rewards
 
 Two methods are overridden. `_generate_and_score_completions` keeps the advantages A of every reward
-[sample, reward] beside the one of their sum; `_compute_loss` weighs them, at one backward pass for
+[sample, reward] next to the one of their sum; `_compute_loss` weighs them, at one backward pass for
 any number of rewards, and hands TRL the one advantage A w. With weights of 1 it is TRL's own sum.
 
 What can go wrong:

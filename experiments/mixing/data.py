@@ -19,7 +19,7 @@ the images each.
 """
 COUNT = 4
 TRAIN, TARGET, VALIDATION = 1000, 40, 250  # images; the others are for the test
-WRONG, NOISE = 0.4, 0.3  # the share of labels that are drawn anew; deviation of every pixel
+WRONG, NOISE = 0.4, 0.3  # the share of labels that are drawn at random; deviation of every pixel
 
 
 class Part(NamedTuple):

@@ -57,7 +57,7 @@ def on_target(params: Params, batch: Batch) -> Tensor:
 
 
 def rows(count: int) -> Tensor:
-    """A [row, image]: row k is the mean over the k-th of so many equal parts of the batch."""
+    """A [row, image]: row k is the mean over the k-th of `rows` equal parts of the batch."""
     return torch.eye(count).repeat_interleave(COUNT * BATCH // count, 1) * (count / (COUNT * BATCH))
 
 

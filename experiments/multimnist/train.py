@@ -57,7 +57,7 @@ BASE = "hard sharing"
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on besides its cell."""
 
     data: Source | None  # a folder of MNIST; None for scikit-learn's digits
     epochs: int

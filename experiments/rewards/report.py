@@ -1,4 +1,4 @@
-"""Tables with intervals, published numbers beside measured ones, and the fronts as pictures."""
+"""Tables with intervals, published numbers next to measured ones, and the fronts as pictures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -121,7 +121,7 @@ def closed_table(results: Results) -> str:
 
 
 def published(results: Results) -> str:
-    """GDPO's paper beside what was measured here."""
+    """GDPO's paper next to what was measured here."""
     one, none, both = [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]
     pairs = torch.tensor([[one, one, one], [none, one, both]])  # sums (0, 1), (0, 2), (1, 2)
     halves = torch.full((3, 2), 0.5)

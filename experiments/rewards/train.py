@@ -40,7 +40,7 @@ def tested(policy: Policy, problem: str, seed: int) -> list[float]:
 
 
 def perform(settings: Settings, cell: Cell) -> dict[str, Any]:
-    """Rewards before, on the way and after, and how often two rewards pulled apart."""
+    """Rewards before, on the way and after, and how often two rewards disagreed."""
     method = METHODS[cell.method]
     policy = deepcopy(_taught(cell.seed, settings.lessons))
     problem, stepper = cell.problem.split(", ")

@@ -159,7 +159,7 @@ def angle_scores(angle: Float[Tensor, " pixel"]) -> dict[str, float]:
 
 
 def _median(values: Tensor) -> float:
-    """Mean of the two in the middle; `quantile` refuses so many."""
+    """Mean of the two in the middle; `quantile` refuses that many."""
     ordered = values.sort().values
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2)
 
@@ -168,7 +168,7 @@ class Scores:
     """Metrics over batches, with both averages."""
 
     def __init__(self, classes: int) -> None:
-        """No batch yet, and so many classes."""
+        """No batch yet."""
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
         self.batches: dict[str, list[float]] = {}
         self.depths: list[tuple[float, float, int]] = []  # sums of both errors, known pixels

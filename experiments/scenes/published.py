@@ -1,4 +1,4 @@
-"""Published numbers, to stand beside measured ones: fractions, metres, degrees, per cent."""
+"""Published numbers, to stand next to measured ones: fractions, metres, degrees, per cent."""
 
 from typing import NamedTuple
 

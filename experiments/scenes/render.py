@@ -3,7 +3,7 @@
 The camera sits at the origin; x points right, y down, z into the room. It is turned by yaw and
 pitch, and a pixel's ray is (u, v, 1) in its own frame, so that the length along a ray is the depth
 along the optical axis. A room has a floor, a ceiling, a left, a right and a back wall, a window and
-a picture on the walls, spheres and boxes on the floor in four textures: 13 classes. Colours are
+a picture on the walls, spheres and boxes on the ground in four textures: 13 classes. Colours are
 drawn independently of the class, except that a window shines. All is a function of a key.
 """
 

@@ -12,7 +12,7 @@ STRIDE = 4
 
 
 class Small(nn.Module):
-    """Group norm only: every sample by itself, so that a loss is a pure function of parameters."""
+    """Group norm only: every sample alone, so that a loss is a pure function of parameters."""
 
     def __init__(self, classes: int, tasks: Sequence[str], width: int = 32) -> None:
         """Heads for `tasks` alone."""

@@ -35,7 +35,7 @@ VALIDATION = 96
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its cell."""
+    """What a run depends on besides its cell."""
 
     data: Source | None  # NYUv2 or CityScapes; None for rooms
     epochs: int
@@ -115,7 +115,7 @@ class Data(NamedTuple):
 
 @functools.lru_cache(maxsize=32)  # of the seeds that run together; rooms take 14 MB each
 def data_of(settings: Settings, seed: int) -> Data:
-    """Rooms of this seed, drawn anew for each; or the folder's images, the same for all seeds."""
+    """Rooms of this seed, drawn for each; or the folder's images, the same for all seeds."""
     if settings.data:
         benchmark = benchmark_of(settings)
         train, test = read(Path(settings.data.folder), benchmark)

@@ -37,7 +37,7 @@ and that is no defect.
 
 
 def load(spec: str) -> Any:
-    """The object that `module:expression` names; the working directory is searched, too.
+    """The object that `module:expression` names; the working directory is also searched.
 
     Raises:
         ValueError: if it is not of this form, or importing or evaluating it raises.

@@ -86,7 +86,7 @@ def allow_low_losses(signs: bool) -> Check:
             wrong = ~w.isfinite().all(-1)
             if signs:
                 wrong = wrong | (w < -1e-9 * w.abs().sum(-1, keepdim=True)).any(-1)
-            # All NaN at an update is a refusal, and from then on, too.
+            # All NaN at an update is a refusal, also from then on.
             refusal = w.isnan().all(-1).cumsum(0) > 0
             return torch.where(refusal, -1.0, torch.where(wrong, torch.inf, 0.0)), given, w
 

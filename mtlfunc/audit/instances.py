@@ -37,7 +37,7 @@ def generic(family: str, count: int, size: int) -> Float[Tensor, "case task para
     stationary: Jᵀw = 0 for weights w between ½ and 3/2, to rounding; weak: fewer dimensions than
     tasks, and two gradients opposite up to float32's rounding; identical: one gradient for all.
 
-    Many tasks have so many columns that the gradients are clearly independent.
+    Many tasks have enough columns that the gradients are clearly independent.
     """
     key = random.fold_in(random.fold_in(random.key(FAMILIES.index(family)), count), size)
     columns = max(count + 2, count**2 // 16)

@@ -299,7 +299,7 @@ def prefer(weigh: Weigh, x: Instance) -> Outcome:
 
 
 def combine(weigh: Weigh, x: Instance) -> Outcome:
-    """d(diag(c)J) is linear in c > 0, losses times c, too.
+    """d(diag(c)J) is linear in c > 0, also losses times c.
 
     With c = 1 and c' = (1, …, 2, …, 1): d(diag(c + c')J) is d(J) + d(diag(c')J).
     """
@@ -367,7 +367,7 @@ def rest(weigh: Weigh, x: Instance) -> Outcome:
     """Jᵀw = 0 for some weights w, all of them positive: d = 0.
 
     There every direction that lowers one task raises another. (With some w_t = 0 a point is Pareto
-    stationary, too, if only because one gradient is zero. A direction may then lower a task without
+    also stationary, if only because one gradient is zero. A direction may then lower a task without
     raising any, so the check does not apply.)
     """
     d = x.direction
@@ -455,7 +455,7 @@ def differentiate(weigh: Weigh, x: Instance) -> Outcome:
     first = compared(slopes[0], STEP, values, 1e-4)
     curvature, shares = grad(slope)(places[0]), [each / mark.sum() for each in slopes]
     second = compared(curvature, WIDER * STEP, shares, 1e-2)
-    # a kink of the weights is no place for a second derivative
+    # a kink of the weights is not a place for a second derivative
     return outcomes(first, (torch.where(first[0] < 0, -1.0, second[0]), *second[1:]))
 
 

@@ -154,7 +154,7 @@ class Passes:
         value: the losses `[task]`, for their dtype and device.
         matrix: C [row, task] of the rows, C @ losses; None is the tasks themselves.
         scale: [task], multiplies the losses first; None is 1.
-        loss_edges: the places of T separate losses, each to be differentiated by itself; None
+        loss_edges: the places of T separate losses, each to be differentiated alone; None
             pulls back the vector.
         chunk_size: rows in one batched pass; None is all, 1 a plain loop.
     """

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
     form: Form  # "kernel", "gemm", "mixed" or "rows" (see `mtlfunc.gradients.layerwise.formulas`)
     # of each form that it has, for its part of G alone; empty where no tap serves it
     gflop: dict[str, float]
-    mib: dict[str, float]  # what each holds beside the deltas
+    mib: dict[str, float]  # what each holds besides the deltas
     note: str
 
 
@@ -101,7 +101,7 @@ def explain_gramian(
         backward passes that make the deltas are the same for all forms.
 
     Raises:
-        TypeError: for losses or parameters that are no floating tensors.
+        TypeError: for losses or parameters that are not floating tensors.
         ValueError: if `shared` matches nothing; for losses of another shape.
 
     Examples:

@@ -66,7 +66,7 @@ def task_gramian(
             `"rows"` below 20,000 shared parameters. All give the same numbers; while compiling,
             and where `losses_fn` puts hooks on derivatives, all are `"rows"`.
         chunk_size: None keeps what all T backward passes bring back until the end: T deltas of
-            every layer, or rows of every leaf. A number k keeps two chunks of k at any time, beside
+            every layer, or rows of every leaf. A number k keeps two chunks of k at any time, and
             one forward's graph, and pays for it with about T/2k times as many backward passes.
         gramian_dtype: the dtype of the accumulation; None is the rows' own, at least float32.
             float64 is worth its cost near Pareto stationarity, where float32 Gramians are noise.
@@ -75,7 +75,7 @@ def task_gramian(
         losses `[task]` on `batch`, and G `[task, task]`.
 
     Raises:
-        TypeError: for losses or parameters that are no floating tensors.
+        TypeError: for losses or parameters that are not floating tensors.
         ValueError: if `shared` matches nothing; for losses of another shape, or losses that do not
             depend on `params`.
         RuntimeError: under autocast (open it inside `losses_fn`), and for a `losses_fn` that
@@ -139,8 +139,8 @@ def sample_gramian(
 ) -> tuple[Float[Tensor, "*entry"], Float[Tensor, "n column"]]:
     """Losses and the Gramian of per-sample gradients, from one or two backward passes a task.
 
-    One pass holds the deltas of all samples, however many there are. Where the autograd graph does
-    not prove that the samples stay apart (it does for dense and convolutional networks), a second
+    One pass holds the deltas of all samples, however many there are. If the autograd graph does
+    not prove that samples stay separate (it does for dense and convolutional networks), a second
     one checks that they do not mix, and finds the sample's axis in every layer. Leaves that no tap
     serves cost one backward pass a sample and task (`explain_gramian(..., samples=True)` names
     them).
@@ -167,7 +167,7 @@ def sample_gramian(
         and `sample_norms` has its diagonal for less.
 
     Raises:
-        TypeError: for losses or parameters that are no floating tensors.
+        TypeError: for losses or parameters that are not floating tensors.
         ValueError: where samples mix (train-mode batch norm, a contrastive loss), if that can be
             seen; elsewhere the Gramian is NaN. If `shared` matches nothing; for losses of another
             shape, or losses that do not depend on `params`. Where the ranks of a group differ in

@@ -147,7 +147,7 @@ def strided(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
 
 
 class Strangers:
-    """Tensors that require grad, are no leaves of the pass, and yet enter what it computed.
+    """Tensors that require grad, are not leaves of the pass, and yet enter what it computed.
 
     Args:
         leaves: of the pass, plain ones.
@@ -189,10 +189,10 @@ def reaches(values: Iterable[Tensor], places: Iterable[GradientEdge | Tensor]) -
 
 
 def without_trace(params: Params) -> AbstractContextManager[Any]:
-    """While a forward pass runs that is no step: what it changes in place is restored afterwards.
+    """For a forward pass that is not a step: what it changes in place is restored afterwards.
 
-    Statistics of batch norm, vectors of spectral norm. Under a transform torch refuses such changes
-    by itself.
+    Statistics of batch norm, vectors of spectral norm. Under a transform torch refuses such
+    changes.
     """
     return nullcontext() if needs_level(params) else _restored()
 

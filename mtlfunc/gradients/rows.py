@@ -33,7 +33,7 @@ def task_gradients(
         losses `[task]` and rows `{name: [task, *shape]}`.
 
     Raises:
-        TypeError: for losses or parameters that are no floating tensors.
+        TypeError: for losses or parameters that are not floating tensors.
         ValueError: for losses of another shape, or losses that do not depend on `params`.
         RuntimeError: where `losses_fn` mutates a captured tensor, and under autocast (open it
             inside `losses_fn`).

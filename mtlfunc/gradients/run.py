@@ -94,7 +94,7 @@ class Forward:
 
     @cached_property
     def graph(self) -> Graph:
-        """From the losses, each by itself if they are separate; it is read once."""
+        """From the losses, each alone if they are separate; it is read once."""
         return read_graph((self.root,) if self.edges is None else self.edges, self.places)
 
     def batching(self) -> tuple[bool, bool]:
@@ -259,9 +259,9 @@ def observe(
     """`call()` on these leaves, with every operation written out that torch gets wrong there.
 
     That is so under a transform, outside or inside `call`, and for an operation that something
-    enters which requires grad and is no leaf. What needs no second derivative of an operation but
-    meets one after it (a flash attention, and then a scale that requires grad) shows only in the
-    finished graph: there alone `call` is called a second time.
+    enters which requires grad and is not a leaf. What needs no second derivative of an operation
+    but meets one after it (a flash attention, and then a scale that requires grad) shows in the
+    finished graph alone: then `call` is called a second time.
 
     Args:
         call: runs `losses_fn`, or a part of it.
@@ -349,7 +349,7 @@ class _Guard(SafeOps):
     def _written(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> bool:
-        """Under a transform inside the call, or where something enters that requires grad and is no
+        """Under a transform inside the call, or if something enters that requires grad and is not a
         leaf: on plain leaves by the graph, at a level inside all wrappers.
         """
         if self.always or func not in WRITTEN or func in ALWAYS:

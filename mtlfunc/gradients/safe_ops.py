@@ -2,7 +2,7 @@
 
 All without a word (torch 2.13). The batched backward of a fused layer, instance or train-mode batch
 norm takes the statistics for constants where the gradient of the scale is differentiated again;
-their third derivatives are wrong unbatched, too. Second derivatives of weight norm are wrong, and
+their third derivatives are also wrong unbatched. Second derivatives of weight norm are wrong, and
 batched backwards of prelu, cdist and select_scatter. A batched solve mixes up batch axes that
 broadcast. A batched index_fill into a constant writes every value into one. Single passes of
 cholesky_inverse and cholesky_solve give the unused triangle a gradient, if it is not 0. Others have
@@ -104,7 +104,7 @@ class SafeOps(TorchFunctionMode):
 
 @constant_when_compiled
 def _hand_over_table() -> None:
-    """Let the compiler hand the whole table to modes: by itself it hands over what torch lists as
+    """Let the compiler hand the whole table to modes: alone it hands over what torch lists as
     open to overriding, among which torch._weight_norm and F.hardsigmoid are not.
     """
     from torch._dynamo.variables.torch import get_overridable_functions  # two seconds
@@ -334,7 +334,7 @@ def _cholesky_inverse(input: Tensor, upper: bool = False) -> Tensor:
 
 
 def _cholesky_solve(B: Tensor, L: Tensor, upper: bool = False) -> Tensor:
-    """Torch differentiates by the unused triangle, too."""
+    """Torch differentiates also by the unused triangle."""
     return torch.cholesky_solve(B, L.triu() if upper else L.tril(), upper)
 
 

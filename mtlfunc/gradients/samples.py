@@ -324,7 +324,7 @@ def _sample_axes(
 
 
 def _candidate_layouts(use: Use, delta: Tensor, weighted: Tensor, shares: Tensor) -> Choices:
-    """The layouts that fit one use's output, each with whether its samples stay apart in it."""
+    """The layouts that fit one use's output, each with whether its samples stay separate in it."""
     samples, choices = len(shares), ()
     for layout in layouts(use, samples):
         axis = 1 + layout.axis

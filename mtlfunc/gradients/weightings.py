@@ -48,8 +48,8 @@ KEPT = 8
 
 
 def linearize_weightings(forward: Forward, request: Request) -> Linearization | None:
-    """One backward pass for all tasks; None where one a task is cheaper, or the samples are not to
-    be found: nothing was seen of the forward pass, or hooks may sit on its derivatives.
+    """One backward pass for all tasks; None if one per task is cheaper, or the samples are not
+    found: nothing was seen of the forward pass, or hooks may sit on its derivatives.
 
     Args:
         forward: of losses of samples.
@@ -179,7 +179,7 @@ class _Weighings:
         return Linearization(losses, losses, self.preference, kept, gramian, heads, pullback, aux)
 
     def rows(self, names: Sequence[str]) -> Rows:
-        """The tasks' rows of these leaves: mixed of those of the samples, or by a pass a task."""
+        """The tasks' rows of these leaves: mixed of those of the samples, or by a pass per task."""
         passed = [name for name in names if name not in self.groups]
         found = {}
         if passed:

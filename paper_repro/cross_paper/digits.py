@@ -170,7 +170,7 @@ class Runs(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """What is trained side by side beside rates and seeds."""
+    """What is trained side by side with rates and seeds."""
 
     scale: Tensor  # [lane], of the error of reconstruction
     hyper: Tensor  # [lane, ...], what the rule is made of

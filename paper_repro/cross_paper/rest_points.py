@@ -52,8 +52,8 @@ def rest(gramians: Tensor) -> tuple[Tensor, dict[float, float]]:
     one = torch.ones(tasks, dtype=gramians.dtype)
 
     def move(gramian: Tensor, weights: Tensor, lr: Tensor) -> Tensor:
-        # The floor is for training; here the lengths are up to 10⁴ apart, and so are the weights at
-        # rest.
+        # The least length is for training; here lengths, and the last weights, differ by up to
+        # 10⁴.
         rule = mf.gradnorm(0.0, lr, optimizer=mf.optim.multiplicative, floor=1e-9)
         state = rule.init(one, torch.zeros((), dtype=torch.int64))._replace(weights=weights)
         return rule.update(mf.Geometry(one, gramian, one / tasks, one > 0, {}), state)[1].weights
@@ -79,7 +79,7 @@ class Drawn(NamedTuple):
 
 
 def on_draws(draws: int) -> Drawn:
-    """The library's rule at rest against the closed form, and whom a step raises."""
+    """The library's rule where it stops against the closed form, and whom a step raises."""
     numbers, errors, ratios, raised = {}, [], [], {}
     for tasks in (2, 3, 5):
         key = mf.random.fold_in(mf.random.key(61), tasks)
@@ -112,7 +112,7 @@ def on_draws(draws: int) -> Drawn:
 
 
 def library_error(examples: dict[tuple[Row, ...], list[Fraction]]) -> float:
-    """Largest difference of the library's weights at rest from those in fractions."""
+    """Largest difference of the library's weights there from those in fractions."""
     worst = 0.0
     for rows, exact in examples.items():
         matrix = torch.tensor(rows, dtype=torch.float64)[None]

@@ -21,7 +21,10 @@ from .decisions import FEW, claim
 SHARES = (0.2, 0.5, 0.8)
 SIZE = 5
 ENDS = "share that ends at their optimum"
-NEAR, REST = 0.01, 1e-3  # of the fall: this near is there; of the longer gradient: this is at rest
+NEAR, REST = (
+    0.01,
+    1e-3,
+)  # of the fall: this near is there; of the longer gradient: this is stationary
 RULES: dict[str, Callable[[Tensor], mf.Rule]] = {
     "Aligned-MTL": lambda w: mf.aligned_mtl(preference=w),
     "CAGrad": lambda w: mf.cagrad(0.5, preference=w),

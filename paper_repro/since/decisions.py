@@ -21,9 +21,9 @@ from ..report.findings import Claim, Verdict
 
 MATCH = 1.02  # losses that are no more than this times another's match it
 FEW = 0.1  # of the runs
-SOME = 0.05  # of the draws: more are no exception
+SOME = 0.05  # of the draws: more are not an exception
 PREDICTS = 0.3  # a rank correlation above this predicts
-NEAR = 0.05  # cosines that are no further apart are alike
+NEAR = 0.05  # cosines that differ by less are alike
 
 
 @decided(

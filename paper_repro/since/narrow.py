@@ -58,7 +58,7 @@ def descended(targets: Tensor, sign: float, steps: int) -> Tensor:
 
 
 def sphere() -> Tensor:
-    """Points on the half of the sphere that directions need, about .04 apart."""
+    """Points on the half of the sphere that directions need, at distances of about .04."""
     i = torch.arange(POINTS, dtype=torch.float64)
     z = (i + 0.5) / POINTS
     around = i * torch.pi * (5**0.5 - 1)

@@ -22,7 +22,7 @@ SIZES, SHIFTS = (20, 200), {"the same inputs": 0.0, "each task's inputs shifted"
 def cosines(pairs: int, samples: int, percent: int, shift: float) -> tuple[Tensor, Tensor]:
     """How alike the two teachers of every pair are, and the cosine of its gradients, `[pair]`.
 
-    Each task has so many samples, of which some are also the other's; those that are its own may
+    Each task has `samples` samples, of which some are also the other's; those that are its own may
     come from a distribution of its own.
     """
     shared = round(samples * percent / 100)

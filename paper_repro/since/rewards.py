@@ -92,7 +92,7 @@ def collisions() -> Claim:
         groups = [
             np.array(group) for group in itertools.combinations_with_replacement(vectors, rollouts)
         ]
-        # rewards that no order and no common offset tells apart are one
+        # rewards with the same order up to a common offset are one
         kinds = {
             tuple(sorted(map(tuple, (group - group.min(0)).tolist()))): group for group in groups
         }

@@ -239,7 +239,7 @@ def batching_support(root: GradientEdge | None, places: Mapping[str, Place]) -> 
 
 
 def _refuse_reentrant(kinds: Iterable[type]) -> None:
-    """Raise where a backward of its own would run `backward()` on parameters that nobody sees."""
+    """Raise where a backward of its own would run `backward()` on parameters that no one sees."""
     if "CheckpointFunctionBackward" in [kind.__name__ for kind in kinds]:
         raise RuntimeError(
             "reentrant activation checkpointing goes with loss.backward() alone: the parameters "
@@ -266,7 +266,7 @@ def separate_edges(
 ) -> tuple[GradientEdge | None, ...] | None:
     """The places of T separate losses in the graph; None for a vector computed as a whole.
 
-    Losses that were stacked to a vector are separate, too.
+    Losses that were stacked to a vector are also separate.
     """
     if scalars is not None:
         return tuple([gradient_edge(x) if x.requires_grad else None for x in scalars])
@@ -280,7 +280,7 @@ def separate_edges(
 
 
 def prefers_separate_passes(graph: Graph, count: int, rows: int | None = None) -> bool:
-    """Whether T stacked losses are better differentiated each by itself than as so many rows (T),
+    """Whether T stacked losses are better differentiated each alone than as T rows,
     judged by the graph alone.
 
     One batched pass pays every node's overhead once (twice, for the batching) and its numbers once

@@ -1,10 +1,10 @@
 """Which loss reads which entries of every activation, as far as the autograd graph alone proves it.
 
-Each place in the graph is given owners: for every entry the one loss that depends on it, nobody, or
+Each place in the graph is given owners: for every entry the one loss that depends on it, none, or
 several. They are walked from the losses to the parameters. An operation is followed entry by entry
 if it is known, by the shapes and axes that its node holds and never by values; any other is taken
-to let every output depend on all of its inputs. So what is said to be apart is apart, whatever the
-numbers are, and so are all of its derivatives.
+to let every output depend on all of its inputs. What is said to be separate is so for all
+numbers, and so are all of its derivatives.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def entry_layouts(
         losses: [task], [sample] or [sample, task].
         loss_edges: the separate losses, each of them an entry.
         uses: the calls.
-        samples: a flat vector of losses has so many equal runs, each of which is an entry.
+        samples: a flat vector of losses has that many equal runs, each of which is an entry.
 
     Returns:
         the layout of every call's output, or None unless the graph proves one for each.

@@ -44,12 +44,12 @@ LOOPED_CONVOLUTION = 0.55
 
 
 def is_worth_recording(params: Params, names: Sequence[str]) -> bool:
-    """Whether so many parameters repay a look at the graph."""
+    """Whether `parameters` entries repay a look at the graph."""
     return sum([params[name].numel() for name in names]) >= FEW_PARAMETERS
 
 
 def is_worth_weighing(params: Params, weightings: int) -> bool:
-    """Whether so many rows of so many parameters repay a look at the graph."""
+    """Whether these rows of these parameters repay a look at the graph."""
     return weightings * sum(map(Tensor.numel, params.values())) >= FEW_PARAMETERS
 
 
@@ -81,7 +81,7 @@ def groups_of(
         params: the leaves of that pass.
         names: those to look at; what is not among the answers is differentiated row by row.
         graph: of that pass, from separate losses if `separate`.
-        separate: each loss is differentiated by itself.
+        separate: each loss is differentiated alone.
     """
     found: dict[str, list[Group]] = {}
     used = by_leaf(calls)
@@ -388,7 +388,7 @@ class Decision(NamedTuple):
     """How one Gramian is made."""
 
     plan: Plan
-    # the separate losses, where each is differentiated by itself
+    # the separate losses, where each is differentiated alone
     loss_edges: tuple[GradientEdge | None, ...] | None
     one_at_a_time: bool  # a loop of single backward passes rather than one batched pass
     groups: dict[str, list[Group]]  # every leaf that recorded calls serve

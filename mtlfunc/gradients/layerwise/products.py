@@ -331,7 +331,7 @@ def _windows(
         if keep is not None:
             x = x.narrow(axis, 0, keep[axis - 2])
     space = len(kernel)
-    # Copied with the positions last: one entry of neighbouring windows lies together in x, too.
+    # Copied with the positions last: one entry of neighbouring windows also lies together in x.
     inner, outer = range(2 + space, 2 + 2 * space), range(2, 2 + space)
     entries, places = x.shape[1] // groups * math.prod(kernel), math.prod(x.shape[2 : 2 + space])
     windows = x.permute(0, 1, *inner, *outer).reshape(len(x), groups, entries, places)

@@ -40,7 +40,7 @@ class Handles(AbstractContextManager[Any]):
     """Whether hooks can have been put on derivatives, at any time since it was made.
 
     Every hook on a tensor, a node of the graph or a module has a handle with a number of its own.
-    That a tensor retains its gradient has none. Nodes of the graph are numbered, too: on those from
+    That a tensor retains its gradient has none. Nodes of the graph are also numbered: on those from
     before `since` hooks may have been put earlier.
     """
 
@@ -56,7 +56,7 @@ class Handles(AbstractContextManager[Any]):
 
 
 class Hooks(TorchFunctionMode):
-    """`Handles` that, while active, sees tensors that retain their gradient, too.
+    """`Handles` that, while active, also sees tensors that retain their gradient.
 
     And in `checkpointed` whether calls ran with hooks on saved tensors (activation checkpointing,
     offloading).
