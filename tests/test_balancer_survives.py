@@ -494,6 +494,29 @@ def test_gradients_that_a_backward_of_ones_own_keeps():
     assert torch.equal(net["head"].grad, 2 * x)
 
 
+def test_gradients_that_a_backward_of_ones_own_leaves_with_a_graph(watched):
+    class HalfSquare(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            ctx.save_for_backward(w)
+            return w.square().sum() / 2
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return ctx.saved_tensors[0]  # a pass a loss, whose cotangent is 1
+
+    net = nn.ParameterDict({"w": torch.arange(1.0, 4.0)})
+    for rule, given in ((mf.mgda(), False), (mf.align(0.1), True)):
+        balancer, net["w"].grad = mf.Balancer(net, rule), None
+        with balancer if watched else nullcontext():
+            losses = [HalfSquare.apply(net["w"]), net["w"].sum()]
+            target = {"target": HalfSquare.apply(net["w"])} if given else {}
+        info = balancer.backward(losses, **target)
+        w = net["w"].detach()
+        torch.testing.assert_close(net["w"].grad, info.weights[0] * w + info.weights[1])
+        assert not any(x.requires_grad for x in (net["w"].grad, info.gramian, info.weights))
+
+
 @pytest.mark.parametrize("rows", [False, True])
 def test_sparse_gradients_are_an_error_with_a_cure(rows):
     net = nn.Sequential(nn.Embedding(5, 2, sparse=True))

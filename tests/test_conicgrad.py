@@ -88,6 +88,16 @@ def test_at_pareto_stationary_points_conicgrad_stays_in_the_cone(family):
             direction(jacobian(family, count, seed), c)
 
 
+def test_a_cosine_of_nought_where_gradients_cancel_keeps_the_length():
+    key = torch.Generator().manual_seed(3)
+    for seed in range(30):  # numbers of both signs have one direction in the cone, their mean's
+        rows = torch.randn(8, 5, 1, generator=key, dtype=torch.float64)
+        found = vmap(lambda each: mf.aggregate(mf.conicgrad(0.0), each))(rows)
+        loop = torch.stack([mf.aggregate(mf.conicgrad(0.0), each) for each in rows])
+        for answer in (found, loop):
+            torch.testing.assert_close(answer, rows.mean(1), rtol=1e-6, atol=0, msg=f"{seed}")
+
+
 def test_a_cosine_of_nought_gives_mgdas_direction():
     rows = jacobian("gaussian", 4, 1)
     shortest = mf.aggregate(mf.mgda(), rows)

@@ -105,11 +105,13 @@ class Backward:
         if freed is not None:
             nothing: Any = UNDEFINED()(freed)
             given = cotangent, nothing.detach()
-            return run_backward((root, nothing), given, places, keep=False)  # pyright: ignore
-        grads = run_backward(root, cotangent, places, record=record)
-        if record and not self.record:  # recorded for its own sake
-            return [x.detach() if x is not None and x.requires_grad else x for x in grads]
-        return grads
+            grads = run_backward((root, nothing), given, places, keep=False)  # pyright: ignore
+        else:
+            grads = run_backward(root, cotangent, places, record=record)
+        if self.record:
+            return grads
+        # recorded for its own sake, or a parameter that somebody's own backward returned
+        return [x.detach() if x is not None and x.requires_grad else x for x in grads]
 
     def each(
         self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None

@@ -169,7 +169,7 @@ def _start(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[_Problem,
     inside, shortest = _at(problem, torch.zeros_like(c), eps)
     face = torch.arange(len(p), device=p.device) == linear.argmin()  # as s nears 1
     low, high = torch.zeros_like(c), torch.ones_like(c)
-    state = _State(_surface(problem, shortest), shortest, face, low, high, inside)
+    state = _State(_surface(problem, shortest, eps), shortest, face, low, high, inside)
     return problem, shortest, state
 
 
@@ -182,7 +182,7 @@ def _turn(problem: _Problem, state: _State, proposes: Tensor, eps: float) -> _St
     found = fits & (support == proposed).all()
     face = torch.where(done | ~(good | found), face, support)
     low, high = torch.where(good, low, tried), torch.where(good, tried, high)
-    return _State(_surface(problem, support), support, face, low, high, done | found)
+    return _State(_surface(problem, support, eps), support, face, low, high, done | found)
 
 
 def _at(problem: _Problem, s: Tensor, eps: float) -> tuple[Tensor, Bool[Tensor, " task"]]:
@@ -197,13 +197,15 @@ def _at(problem: _Problem, s: Tensor, eps: float) -> tuple[Tensor, Bool[Tensor, 
     return resolved & (d @ mean >= c * length * root(square)), w > 0
 
 
-def _surface(problem: _Problem, support: Tensor) -> Tensor:
+def _surface(problem: _Problem, support: Tensor, eps: float) -> Tensor:
     """The s at which the hull of this face reaches the cone's surface; NaN if it never does."""
     gramian, p, c, linear, *_ = problem
     square = p @ linear
     hull, delta = face_hull(gramian, support, linear)
     along = p + delta
     kept, product = along @ gramian @ along, hull @ linear
+    size = along.abs() @ lengths(gramian)
+    kept = kept.where(kept > resolution(len(p), eps) * size**2, torch.nan)  # else g₀ is cancelled
     apart = root((hull @ gramian @ hull) * kept - product**2) / root(kept - c**2 * square)
     mu = (c * root(square) * apart - product) / kept
     return mu / (1 + mu)
