@@ -130,7 +130,7 @@ def anchor(heading: str) -> str:
 
 
 PICTURES = {
-    "pcgrad": "pcgrad.figure1-conditions.png",
+    "pcgrad": "pcgrad.figure1-figure1.png",
     "mgda": "mgda.cost_of_gradients-bound.png",
     "cagrad": "cagrad.toy_cusps-trajectories.png",
     "gradnorm": "gradnorm.regression-curves.png",

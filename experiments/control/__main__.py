@@ -49,7 +49,7 @@ def _parser():
         type=among(PARTS),
         metavar="A,B,…",
         help=f"comma-separated, from {', '.join(PARTS)} (default: {', '.join(FREE)}; with --full "
-        "cloning and sac, too)",
+        "also cloning and sac)",
     )
     found.add_argument(
         "--setting",

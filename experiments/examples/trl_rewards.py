@@ -1,6 +1,6 @@
 """TRL's `GRPOTrainer` with several rewards: a rule weighs them, and TRL makes the loss.
 
-    pip install "mtlfunc[trl]"  # or: pip install trl
+    pip install -e ".[trl]"  # in a clone of this repository
     python -m experiments.examples.trl_rewards
 
 Two methods are overridden. `_generate_and_score_completions` keeps the advantages A of every reward
@@ -9,15 +9,14 @@ any number of rewards, and hands TRL the one advantage A w. With weights of 1 it
 
 What can go wrong:
 
-- The advantages of a reward are centred in its group and share one scale: divided by the deviation
-  of each reward (GDPO) they are no longer the gradient of an expected reward, which the rules'
-  promises are about.
-- Several micro-batches a generation: they are weighed once, together, at the first of them. Their
-  forward pass is one more, whose graph has to fit into memory.
-- A KL penalty (`beta`) keeps its weight of 1 in TRL's loss, and the rule does not see it. Where it
-  is to: one more row, the penalty's own advantages, weighed and then set to a weight of 1.
+- The advantages of a reward are centred in its group and not divided by its deviation. Divided (GDPO)
+  they would not be gradients of expected rewards, which the rules' promises are about.
+- If a generation has several micro-batches, they are weighed once, together, at the first of them.
+  This is one more forward pass, and its graph has to fit into memory.
+- A KL penalty (`beta`) keeps its weight of 1 in TRL's loss, and the rule does not see it. To show it
+  to the rule, add a row with the penalty's advantages and set its weight to 1 afterwards.
 - Samples of an older policy (`num_iterations` above 1) are clipped, which is not linear in the
-  advantages: refused here. docs/how-to/rewards.md has the two parts that are.
+  advantages. They are refused here; docs/how-to/rewards.md has a form that is linear.
 """
 
 import tempfile
@@ -52,7 +51,7 @@ class Balanced(trl.GRPOTrainer):
             torch.tensor(list(logs), device=self.reward_weights.device).T * self.reward_weights
         )
         if rewards.isnan().any():
-            raise ValueError("a reward function returned None: expected a number a completion")
+            raise ValueError("a reward function returned None: expected one number per completion")
         groups = rewards.unflatten(0, (-1, self.num_generations))
         outputs["by_reward"] = (groups - groups.mean(1, keepdim=True)).flatten(0, 1)
         return outputs

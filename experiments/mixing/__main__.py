@@ -22,7 +22,7 @@ from .study import RATES, TUNING, Choice, Outcome, choose, methods, study
 
 HERE = Path(__file__).parent
 BESIDE = 100
-"""Every result is taken once more on seeds so much higher."""
+"""What is added to the seeds for the second run of every method."""
 
 
 class Program(NamedTuple):
@@ -45,10 +45,11 @@ class Program(NamedTuple):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.mixing",
-        description="Four domains of digits, 40 images of a target: static weights (uniform, and "
-        "the best of 35 mixtures), the target's images alone, align, and PiKE, which has no "
-        "target. Rate and setting are chosen on seeds of their own; all seeds and settings of a "
-        "method are one vmapped program. The default takes about four minutes on an idle core.",
+        description="Which of four domains of digits help a target of 40 images? Methods: static "
+        "weights (uniform, and oracle, the best of 35 mixtures), the target's images alone, align, "
+        "and PiKE, which has no target. Rate and setting are chosen on seeds of their own. All "
+        "seeds and settings of a method are one vmapped program. The default takes four minutes on "
+        "an idle core.",
         epilog="Every finished method is kept: Ctrl-C and SIGTERM (exit status 130, 143) lose only "
         "the method at work, and the same command goes on from there.",
     )
@@ -60,10 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds", type=seeds, metavar="N or A:B",
         help="seeds 0 … N-1, or A … B-1; at least 2 (default: 16; with --quick 4). Without "
-        f"--quick as many from {BESIDE} on are run beside them",
+        f"--quick all methods also run on as many seeds from {BESIDE} on",
     )  # fmt: skip
     parser.add_argument("--steps", type=at_least(1), help="(default: 300; with --quick 100)")
-    parser.add_argument("--out", type=folder, help="for the results (default: beside the study)")
+    parser.add_argument(
+        "--out", type=folder, help="folder of the results (default: experiments/mixing/out)"
+    )
     return parser
 
 

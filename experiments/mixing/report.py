@@ -50,13 +50,16 @@ def words(found: Found) -> str:
             name: paired(outcomes["align"].error, outcomes[name].error, len(others))
             for name in others
         }
-        said = "; ".join(f"{what} {', '.join(names)}" for what, names in verdicts(against).items())
-        lines.append(f"{problem}, seeds {seeds}: align is, on the target's test images, {said}.")
+        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in verdicts(against).items())
+        lines.append(
+            f"{problem}, seeds {seeds}, errors of align on the target's test images against those "
+            f"of the others: {said}."
+        )
     return "\n\n".join(lines)
 
 
 def table(found: Found, choices: Mapping[tuple[str, str], Choice]) -> str:
-    """One row a problem, method and set of seeds."""
+    """One row per problem, method and set of seeds."""
     lines = []
     for problem, domains in PROBLEMS.items():
         for name in dict.fromkeys(name for p, _, name in found if p == problem):
@@ -106,8 +109,8 @@ def figure(found: Found, steps: int) -> Figure:
                 for k, domain in enumerate(PROBLEMS[problem]):
                     at = moments(weights.shape[1], steps)
                     _band(ax, at, weights[:, :, k], COLOURS[k], domain)
+                ax.legend(fontsize=7)
             ax.set(title=f"{problem}: weights of {name}", ylim=(0, 1))
-            ax.legend(fontsize=7)
         row[0].legend(fontsize=7)
     for ax in axes[-1]:
         ax.set_xlabel("step")

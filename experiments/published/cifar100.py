@@ -29,7 +29,7 @@ NAMES = ("train", "test")
 INNER = "cifar-100-python"
 EXPECTED = (
     "cifar100: train and test, or cifar-100-python with them, of cifar-100-python.tar.gz "
-    "(www.cs.toronto.edu/~kriz/cifar.html; torchvision downloads it, too), unpacked"
+    "(www.cs.toronto.edu/~kriz/cifar.html; torchvision also downloads it), unpacked"
 )
 
 

@@ -42,7 +42,6 @@ METHODS = {
     "MGDA": Method("centred", mf.mgda),
     "CAGrad": Method("centred", lambda: mf.cagrad(0.5)),
     "UPGrad": Method("centred", mf.upgrad),
+    "align": Method("centred", lambda: mf.align(0.1, "mean")),
 }
 """GRPO's and GDPO's advantages are summed; rules weigh those of the expected rewards."""
-if (_align := getattr(mf, "align", None)) is not None:
-    METHODS["align"] = Method("centred", lambda: _align(0.1))

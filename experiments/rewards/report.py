@@ -12,13 +12,11 @@ from experiments.common.tables import markdown
 
 from . import exact
 from .adding import REWARDS
-from .methods import advantages
+from .methods import METHODS, advantages
 from .train import STEEPER, Settings
 
 Runs = Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]
-COLOURS = {
-    name: f"C{i}" for i, name in enumerate(("sum", "GRPO", "GDPO", "MGDA", "CAGrad", "UPGrad"))
-}
+COLOURS = {name: f"C{i}" for i, name in enumerate(METHODS)} | {"align": "black"}
 RULES = ("MGDA", "CAGrad", "UPGrad", "align")
 
 
@@ -181,8 +179,8 @@ def figures(results: Results) -> dict[str, Figure]:
 def _path(ax: Axes, runs: Sequence[dict[str, Any]], across: int, up: int, name: str) -> None:
     """The mean path of some runs, and where each ends."""
     mean = torch.tensor([[lists(x) for x in run["path"]] for run in runs]).mean(0)
-    colour = COLOURS.get(name, "C7")
-    ax.plot(mean[:, across], mean[:, up], color=colour, lw=1.2, label=name)
+    colour, style = COLOURS[name], ":" if name == "align" else "-"  # align lies on the sum
+    ax.plot(mean[:, across], mean[:, up], style, color=colour, lw=1.2, label=name)
     ends = torch.tensor([lists(run["last"]) for run in runs])
     ax.plot(ends[:, across], ends[:, up], "o", color=colour, ms=3, alpha=0.5)
 
@@ -211,7 +209,7 @@ def _fronts(results: Results) -> Figure:
         for method, runs in results.closed[name].items():
             _path(ax, runs[i : i + 1], 0, 1, method)
             ax.plot(*lists(runs[i]["first"]), "ks", ms=5)
-        ax.set(xlabel="first reward", ylabel="second", title=f"seed {results.seeds[i]}")
+        ax.set(xlabel="first reward", ylabel="second reward", title=f"seed {results.seeds[i]}")
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
     return drawn

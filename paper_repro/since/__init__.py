@@ -1,1 +1,1 @@
-"""What the field has said of these methods since 2022, one question a file."""
+"""Claims of later papers (since 2022) about these methods, one question per file."""

@@ -23,9 +23,10 @@ def drawn(seed: Tensor) -> tuple[mf.types.Params, Data]:
 
 
 def path(optimizer: mf.Optimizer, steps: int, seeds: int, *, trunk: bool) -> Tensor:
-    """The change of the leaf after every step, `[scale, seed, step, entry]`, of task 1's scale.
+    """How far a parameter has moved after every step, `[scale, seed, step, entry]`.
 
-    Where the trunk is watched both tasks train it, else it stays and task 1's head is watched.
+    The scale is that of task 1's loss. With `trunk` the parameter is the trunk, which both tasks
+    train; else it is task 1's head, and the trunk is fixed.
     """
 
     def one(scale: Tensor, seed: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def path(optimizer: mf.Optimizer, steps: int, seeds: int, *, trunk: bool) -> Ten
 
 
 def change(paths: Tensor, scales: tuple[float, ...] = SCALES) -> float:
-    """The largest distance from the path at scale 1, over its length."""
+    """The largest distance from the path at scale 1, over that path's norm."""
     one = paths[SCALES.index(1.0)]
     rows = [paths[SCALES.index(scale)] for scale in scales]
     return largest(float(((row - one).norm(dim=-1) / one.norm(dim=-1)).max()) for row in rows)

@@ -30,7 +30,7 @@ def flat(grads: mf.types.Params) -> Tensor:
 def apart(beta: float, seeds: int, steps: int) -> dict[str, Tensor]:
     """1 - cosine of every rule's direction and of its update with the mean's, `[step, seed, 2]`.
 
-    All from the state that Adam has on the mean's own path.
+    Every rule starts from Adam's state on the path of the mean loss.
     """
     adam, keys = mf.adam(RATE, (beta, 0.999)), torch.arange(seeds)
     rules = {"mean": mf.mean()} | RIVALS

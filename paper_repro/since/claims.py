@@ -1,7 +1,7 @@
-"""What the field has said since 2022, as the ledger states it.
+"""The claims of later papers (since 2022), as the ledger states them.
 
-Sentences are shortened from the papers' abstracts. Of those marked "(our words)" no text was at
-hand that says so in a sentence.
+Sentences are shortened from the papers' abstracts. "(our words)" marks a claim that no paper at
+hand states in one sentence.
 """
 
 from ..report.ledger import Row

@@ -21,7 +21,7 @@ def normal(key: Tensor, tag: int, *shape: int) -> Tensor:
 
 
 def network(key: Tensor, inputs: int, hidden: int, tasks: int) -> mf.types.Params:
-    """A tanh layer that the tasks share, `trunk.*`, and a linear output a task."""
+    """A tanh layer that the tasks share, `trunk.*`, and a linear output per task."""
     return {
         "trunk.weight": normal(key, 101, inputs, hidden) / inputs**0.5,
         "trunk.bias": 0 * normal(key, 102, hidden),

@@ -34,7 +34,7 @@ def drawn(seed: Tensor) -> tuple[mf.types.Params, Data, Data]:
 
 
 class Trained(NamedTuple):
-    """Of every pair of tasks."""
+    """What training left of every pair of tasks."""
 
     cosine: Tensor  # [pair, step], of the two over the trunk, on the way of both
     train: Tensor  # [pair, arm, task], losses at the end; arms: both, task 1 alone, task 2 alone
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
 
 
 def train(pairs: int, steps: int) -> Trained:
-    """Both tasks, and each alone, as three lanes of one program over all pairs."""
+    """Train both tasks and each alone, as three lanes of one program over all pairs."""
     arms = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
 
     def step_of(share: Tensor) -> mf.Step:
@@ -114,7 +114,7 @@ def cosine(gramian: Tensor) -> Tensor:
 
 
 def excess(found: Trained) -> dict[str, Tensor]:
-    """Of every pair: its conflict, and what training both costs over training each alone."""
+    """The conflict of every pair, and the loss of training both over training each alone."""
 
     def cost(losses: Tensor) -> Tensor:
         alone = torch.stack([losses[:, 1, 0], losses[:, 2, 1]], -1)

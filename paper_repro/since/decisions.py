@@ -1,4 +1,4 @@
-"""How what the field has said since 2022 is decided."""
+"""What decides each claim of later papers (since 2022)."""
 
 from collections.abc import Mapping
 from typing import SupportsFloat
@@ -44,7 +44,7 @@ def conflict_and_gap(measured: Measured) -> Verdict:
     "as said"
 )
 def overlap(measured: Measured) -> Verdict:
-    """Of every kind of input and number of samples."""
+    """The verdict on cosines, over all kinds of inputs and numbers of samples."""
     shown, lost = [], []
     for name in named_so(measured, "*: rank correlation at overlap 0, low"):
         case = name.split(": rank")[0]
@@ -63,7 +63,7 @@ def overlap(measured: Measured) -> Verdict:
     f"interval, and for none more than {1 - FEW:.0%} end at their optimum"
 )
 def preferred(measured: Measured) -> Verdict:
-    """Of Aligned-MTL; a run that has not come to rest settles nothing."""
+    """The verdict on where Aligned-MTL ends; runs that have not converged decide nothing."""
     shown, lost = [], []
     for name in named_so(measured, "Aligned-MTL, weights *: share that ends at their optimum"):
         other = name.replace("ends at their optimum", "rests at another Pareto point")
@@ -125,7 +125,7 @@ _judge = Judge(DECISIONS)
 
 
 def claim(identifier: str, measured: Mapping[str, SupportsFloat], where: str) -> Claim:
-    """A claim, with the intervals on its side where these are some and not all."""
+    """A judged claim; if it holds only when, with the settings in which it is shown."""
     found = _judge(identifier, measured, where)
     if found.verdict != "holds only when":
         return found

@@ -58,7 +58,7 @@ def descended(targets: Tensor, sign: float, steps: int) -> Tensor:
 
 
 def sphere() -> Tensor:
-    """Points on the half of the sphere that directions need, at distances of about .04."""
+    """Points on half of the sphere, about .04 from each other: u and -u are one network."""
     i = torch.arange(POINTS, dtype=torch.float64)
     z = (i + 0.5) / POINTS
     around = i * torch.pi * (5**0.5 - 1)
@@ -67,7 +67,7 @@ def sphere() -> Tensor:
 
 
 def beyond(targets: Tensor, sign: float, u: Tensor) -> Tensor:
-    """By how much static weights miss points u `[draw, point, 3]`, from 0 to 1.
+    """How far static weights are from reaching points u `[draw, point, 3]`, from 0 to 1.
 
     u is stationary for one weighting at most, Σ w_t (u·y_t) y_t ∝ u. There its weighted loss is
     compared with the best network's and the worst one's. NaN where a weight is negative: no
@@ -93,7 +93,7 @@ def optimal(targets: Tensor, sign: float, u: Tensor) -> Tensor:
 
 
 class Ends(NamedTuple):
-    """Of one width."""
+    """Where the runs of one width end."""
 
     losses: Tensor  # [draw, start, task]
     optimal: Tensor  # [draw, start]

@@ -25,7 +25,7 @@ Data = tuple[Tensor, Tensor]
 
 
 def images(seeds: int) -> tuple[Data, Data]:
-    """Digits of 8 by 8 pixels and their labels, a split a seed."""
+    """Digits of 8 by 8 pixels and their labels, one split per seed."""
     from sklearn.datasets import load_digits
 
     pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
@@ -77,7 +77,7 @@ def train(rule: mf.Rule, data: Data, steps: int) -> tuple[Tensor, mf.types.Param
     )
     measure = vmap(vmap(lambda p, d: losses(p, d).mean()), (0, None))
     state, found = start(rates, seeds, batch_of(0)), []
-    for moment in tqdm(range(steps), desc="a loss a sample", leave=False):
+    for moment in tqdm(range(steps), desc="a loss per sample", leave=False):
         state = move(rates, state, batch_of(moment))
         if moment + 1 in moments(steps):
             found.append(measure(state.params, data))
@@ -133,4 +133,4 @@ def courses(curves: dict[str, Tensor], steps: int, where: str) -> Figure:
         band(panel, times, values.numpy(), colour, name, geometric=True)
     panel.set(xlabel="step", ylabel="mean training loss, nats", yscale="log")
     panel.legend()
-    return Figure("samples", f"A loss a sample, or their mean. {where}; 95 % bands.", canvas)
+    return Figure("samples", f"One loss per sample, or their mean. {where}; 95 % bands.", canvas)

@@ -29,6 +29,13 @@ def worth(text: str, total: int, problem: str) -> list[float]:
     ]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_raises_the_sum_of_exact_rewards(method):
+    (run,) = exact.together(20, [Cell("two opposed", method, "", 1.0, 3)])
+    rewards = exact.drawn(exact.PROBLEMS["two opposed"], 3)
+    assert run["score"] > rewards.mean((1, 2)).sum()
+
+
 @pytest.mark.parametrize("problem", adding.PROBLEMS)
 def test_rewards_are_those_of_the_text(problem):
     letters = "0123456789+=<>"
