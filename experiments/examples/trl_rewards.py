@@ -9,12 +9,12 @@ any number of rewards, and hands TRL the one advantage A w. With weights of 1 it
 
 What can go wrong:
 
-- The advantages of a reward are centred in its group and not divided by its deviation. Divided (GDPO)
-  they would not be gradients of expected rewards, which the rules' promises are about.
+- The advantages of a reward are centred in its group and not divided by its deviation. Divided
+  (GDPO) they would not be gradients of expected rewards, which the rules' promises are about.
 - If a generation has several micro-batches, they are weighed once, together, at the first of them.
   This is one more forward pass, and its graph has to fit into memory.
-- A KL penalty (`beta`) keeps its weight of 1 in TRL's loss, and the rule does not see it. To show it
-  to the rule, add a row with the penalty's advantages and set its weight to 1 afterwards.
+- A KL penalty (`beta`) keeps its weight of 1 in TRL's loss, and the rule does not see it. To show
+  it to the rule, add a row with the penalty's advantages and set its weight to 1 afterwards.
 - Samples of an older policy (`num_iterations` above 1) are clipped, which is not linear in the
   advantages. They are refused here; docs/how-to/rewards.md has a form that is linear.
 """

@@ -84,7 +84,7 @@ def test_command_writes_a_table_a_figure_and_all_numbers(finished):
     assert all(len(x["test"]) == 2 for x in numbers["outcomes"])
     table = (finished / "table.md").read_text()
     assert table.count("| all help  | align") == 1
-    assert "align is, on the target's test images" in table
+    assert "errors of align on the target's test images" in table
     assert (finished / "mixing.png").stat().st_size > 10_000
 
 
@@ -105,4 +105,4 @@ def test_a_rival_that_is_better_is_said_to_be():
         ("one helps", "0-1", name): study.Outcome(test, [[[0.25] * 4]] * 2)
         for name, test in {"uniform": better, "align": worse}.items()
     }
-    assert "worse uniform" in report.words(found)
+    assert "worse: uniform" in report.words(found)
