@@ -135,7 +135,7 @@ def _time(kind: str, tasks: int, batch: int, device: str, seconds: float) -> Ite
     g = solvers.mixed(tasks, min(batch, 1024)).repeat(-(-batch // 1024), 1, 1)[:batch].to(device)
     call, given = (vmap(weigh), g) if batch > 1 else (weigh, g[0])
     call(given)
-    eager = sorted(solvers.repeat(lambda: call(given), g.device, seconds))
+    eager = sorted(solvers.repeat(lambda: call(given), g.device, seconds, "wall"))
     value, note = 1e6 * eager[len(eager) // 2], "the call from Python"
     if device == "cuda":
         note = f"replayed; {value:.3g} from Python"

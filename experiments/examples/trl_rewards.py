@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 import transformers
-import trl
-from datasets import Dataset
+import trl  # pyright: ignore[reportMissingImports]
+from datasets import Dataset  # pyright: ignore[reportMissingImports]
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 

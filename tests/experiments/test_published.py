@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_an_image_counts_for_its_own_task_alone():
 # ---- QM9 -----------------------------------------------------------------------------------------
 
 
-def molecules(count: int = 40) -> list[dict[str, object]]:
+def molecules(count: int = 40) -> list[dict[str, Any]]:
     """Rings of 3 to 6 atoms, as PyTorch Geometric's file holds them."""
     generator, found = torch.Generator().manual_seed(5), []
     for i in range(count):
@@ -530,7 +531,7 @@ def test_command_on_files_of_ones_own(tmp_path, capsys):
     assert command.main(call) == 0
     assert before == {path: path.stat().st_mtime_ns for path in cells.rglob("*.json")}
     doubled = [each | {"y": 2 * each["y"]} for each in molecules()]
-    write_qm9(tmp_path / "data", doubled)  # type: ignore
+    write_qm9(tmp_path / "data", doubled)
     assert command.main([*call[:4], "--rules", "mean", *call[6:8], *call[9:]]) == 0
     again = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     one, two = (k["methods"]["mean"]["runs"][0]["test"]["mu"] for k in (kept, again))

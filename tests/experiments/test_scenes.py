@@ -399,7 +399,9 @@ def test_a_segnet_alone_is_its_forward_pass_written_out():
         x, where = F.max_pool2d(last(first(x)), 2, return_indices=True)
         places.append(where)
     for i in (4, 3, 2, 1, 0):
-        x = net.trunk.decode_last[i](net.trunk.decode_first[i](F.max_unpool2d(x, places[i], 2)))
+        x = net.trunk.decode_last[i](
+            net.trunk.decode_first[i](F.max_unpool2d(x, places[i], [2, 2]))
+        )
     expected = net.heads[metrics.NORMAL](x)
     assert expected.shape == (2, 3, 64, 32)
     torch.testing.assert_close(net(image)[metrics.NORMAL], expected)
