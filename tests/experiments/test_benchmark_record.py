@@ -183,6 +183,7 @@ def test_accuracy_stands_beside_every_time(tmp_path):
     assert next(row for row in rows if row["solver"] == "quadprog")["families"]["duplicates"] == {
         "solved": 0,
         "failed": 1,
+        "zero": 0,
     }
 
 
@@ -193,7 +194,7 @@ def test_weights_that_are_not_finite_count_as_failures():
     problems = {"gaussian": gramians("gaussian", 3, 2, 0)}
     for batched in (True, False):
         found = solvers.audit(nowhere, "min_norm", batched, problems, 1.0)
-        assert found == {"gaussian": {"solved": 0, "failed": 2}}
+        assert found == {"gaussian": {"solved": 0, "failed": 2, "zero": 0}}
 
 
 @pytest.mark.parametrize("network", ["mlp", "pinn"])
