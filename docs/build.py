@@ -119,6 +119,9 @@ def assemble(source: Path, *, run: bool) -> None:
         text = text.replace(f"(claims.md#{anchor})", f"(reproductions/{folder}.md)")
     text = text.replace("[docs/claims.md](claims.md)", "[Reproductions](reproductions/index.md)")
     benchmarks.write_text(text, encoding="utf-8")
+    studies = source / "experiments.md"
+    text = studies.read_text(encoding="utf-8")
+    studies.write_text(text.replace("(claims.md)", "(reproductions/index.md)"), encoding="utf-8")
 
 
 def main() -> int:

@@ -304,7 +304,7 @@ def entry(path: str) -> str:
 
 
 def public(room: str) -> list[str]:
-    """Public names of a room of functions."""
+    """Public names of a room, without those that `import mtlfunc as mf` also offers."""
     module = getattr(mf, room)
     listed = getattr(module, "__all__", None)
     if listed is None:
@@ -313,7 +313,8 @@ def public(room: str) -> list[str]:
             for name, value in vars(module).items()
             if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
         ]
-    return sorted(listed, key=lambda name: (name[0].isupper(), name))
+    own = [name for name in listed if getattr(mf, name, None) is not getattr(module, name)]
+    return sorted(own, key=lambda name: (name[0].isupper(), name))
 
 
 def first_line(text: str | None) -> str:

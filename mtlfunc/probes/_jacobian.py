@@ -432,17 +432,17 @@ def _update(
 
 def _aim(options: RowOptions, run: Run, batch: Batch, measured: tuple[str, ...]) -> Rows | None:
     """The gradient of the target loss as one row, on every process that of their mean."""
+    if options.target is None and run.target(None, batch) is None:
+        return None  # on every process: whether there is a target has been compared
 
-    def opened() -> tuple[Forward | None, dict[str, Any]]:
+    def opened() -> tuple[Forward, dict[str, Any]]:
         forward = run.target(options.target, batch)
-        if forward is not None:
-            check_rows_for_target(options.engine)
-            check_target(forward, measured)
-        return forward, {}
+        assert forward is not None
+        check_rows_for_target(options.engine)
+        check_target(forward, measured)
+        return forward, {"whether target= is given": True}
 
     forward = run.union.agree(opened)
-    if forward is None:
-        return None
     shares, request = run.union.shares(None), Request(measured, chunk_size=1)
     linear = linearize_labelled(forward, request, shares)
     return shares.linearization(
