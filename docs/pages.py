@@ -293,6 +293,9 @@ def entry(path: str) -> str:
     found: object = mf
     for part in path.split("."):
         found = getattr(found, part)
+    for room in ROOMS:  # each thing has one place, to which its source links back
+        if getattr(getattr(mf, room), path, None) is found:
+            return f"``mtlfunc.{path}`` is :py:func:`mtlfunc.{room}.{path}`.\n\n"
     if inspect.isclass(found):
         tuple_like = issubclass(found, tuple)
         error = issubclass(found, BaseException)
@@ -304,7 +307,7 @@ def entry(path: str) -> str:
 
 
 def public(room: str) -> list[str]:
-    """Public names of a room, without those that `import mtlfunc as mf` also offers."""
+    """Public names of a room of functions."""
     module = getattr(mf, room)
     listed = getattr(module, "__all__", None)
     if listed is None:
@@ -313,8 +316,7 @@ def public(room: str) -> list[str]:
             for name, value in vars(module).items()
             if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
         ]
-    own = [name for name in listed if getattr(mf, name, None) is not getattr(module, name)]
-    return sorted(own, key=lambda name: (name[0].isupper(), name))
+    return sorted(listed, key=lambda name: (name[0].isupper(), name))
 
 
 def first_line(text: str | None) -> str:

@@ -59,9 +59,9 @@ def keep(name: str, claims: Mapping[str, dict]) -> None:
     numbers = {}
     for claim, found in claims.items():
         if found["configuration"]:
-            short = {key: float(f"{x:.6g}") for key, x in found["measured"].items()}
-            same = DECISIONS[claim].verdict(short) == DECISIONS[claim].verdict(found["measured"])
-            numbers[claim] = short if same else found["measured"]
+            rounded = {key: float(x) for key, x in short(found["measured"]).items()}
+            same = DECISIONS[claim].verdict(rounded) == DECISIONS[claim].verdict(found["measured"])
+            numbers[claim] = rounded if same else found["measured"]
     run = Run(
         full.here(),
         datetime.date.today().isoformat(),
@@ -83,11 +83,21 @@ def verdicts() -> dict[str, dict[str, str]]:
         run = read(name)
         for claim, verdict in run.verdicts().items() if run else ():
             found[claim][name] = verdict
+    default = read("default")
+    usual = default.numbers if default else {}
     for answer in full.read().values():
         for claim, verdict in answer.verdicts.items():
-            if claim in found:
+            numbers = short(answer.numbers.get(claim, {}))
+            # a question without larger sizes is run again as it was
+            same = bool(numbers) and numbers == short(usual.get(claim, {}))
+            if claim in found and not same:
                 found[claim]["full"] = verdict
     return found
+
+
+def short(numbers: Mapping[str, float]) -> dict[str, str]:
+    """Six digits of each number."""
+    return {key: f"{x:.6g}" for key, x in numbers.items()}
 
 
 def of(said: Mapping[str, str]) -> str:

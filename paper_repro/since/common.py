@@ -51,7 +51,7 @@ def sample_losses(params: mf.types.Params, data: Data) -> Tensor:
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> Interval:
     """Spearman's, with the 95 % interval of Fisher's z: of variance 1.06/(n - 3) (Fieller 1957)."""
     x, y = np.asarray(x, float), np.asarray(y, float)
-    found = float(spearmanr(x, y)[0])
+    found = float(np.asarray(spearmanr(x, y))[0])
     half = 1.96 * math.sqrt(1.06 / (len(x) - 3)) if len(x) > 3 else math.inf
     z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, found)))
     return Interval(found, math.tanh(z - half), math.tanh(z + half))
