@@ -1,6 +1,7 @@
 """Whether an argument is the part of a method that it should be; if not, what to do instead."""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -51,16 +52,16 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
     missing = not_measured(rule, measures, metric=metric)
     expect_carried(rule, missing)
     if missing:
-        has = ", ".join(map(repr, sorted(measures or ()))) or "the losses alone"
+        has = quoted(measures or ()) or "the losses alone"
         raise ValueError(
-            f"rule: {rule_name(rule)} reads {missing}, but the probe measures {has}; "
+            f"rule: {rule_name(rule)} reads {quoted(missing)}, but the probe measures {has}; "
             f"use {probe_for(rule)} as probe"
         )
 
 
-def expect_carried(rule: Rule, missing: str) -> None:
+def expect_carried(rule: Rule, missing: frozenset[str]) -> None:
     """Raise ValueError where what is missing is told by an optimizer, and not by a probe."""
-    if "'carried'" in missing:
+    if "carried" in missing:
         raise ValueError(
             f"rule: {rule_name(rule)} reads 'carried', what the optimizer carries along from "
             "earlier steps; say which one steps, mtlfunc.Balancer(module, rule, metric=optimizer) "
@@ -73,13 +74,19 @@ def reads_of(rule: Any) -> frozenset[str] | None:
     return getattr(rule, "reads", None)
 
 
-def not_measured(rule: Rule, measures: frozenset[str] | None, *, metric: bool = False) -> str:
-    """What a rule reads and no probe measures, quoted; empty if there is nothing, or if unknown."""
+def not_measured(
+    rule: Rule, measures: frozenset[str] | None, *, metric: bool = False
+) -> frozenset[str]:
+    """What a rule reads and no probe measures; empty if there is nothing, or if unknown."""
     reads = reads_of(rule)
     if reads is None or measures is None:
-        return ""
-    always = {"losses", "preference", "present"} | ({"carried"} if metric else set())
-    return ", ".join(map(repr, sorted(reads - measures - always)))
+        return frozenset()
+    return reads - measures - {"losses", "preference", "present", *(("carried",) if metric else ())}
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names in quotes, in the order of the alphabet."""
+    return ", ".join(map(repr, sorted(names)))
 
 
 def probe_for(rule: Rule) -> str:
@@ -91,7 +98,7 @@ def probe_for(rule: Rule) -> str:
     if not reads.isdisjoint(LAST_LOSSES):
         made = f"mtlfunc.second_evaluation({made})"
     strange = reads - {*_SOURCES, *LAST_LOSSES, "losses", "preference", "present"}
-    return "one that measures " + ", ".join(map(repr, sorted(strange))) if strange else made
+    return f"one that measures {quoted(strange)}" if strange else made
 
 
 _SOURCES = {

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import all_rows_mask, can_look, check_finite, check_gramian, check_vector
-from ..core.expect import expect_carried, expect_rule, not_measured, probe_for, reads_of, rule_name
+from ..core.expect import (
+    expect_carried,
+    expect_rule,
+    not_measured,
+    probe_for,
+    quoted,
+    reads_of,
+    rule_name,
+)
 from ..types import GRAMIANS, Geometry, Rule
 from .common import may_read
 
@@ -55,7 +63,7 @@ def weights(
     expect_carried(rule, missing)
     if missing:
         raise ValueError(
-            f"rule: {rule_name(rule)} reads {missing}, which a Gramian does not hold; use "
+            f"rule: {rule_name(rule)} reads {quoted(missing)}, which a Gramian does not hold; use "
             f"mtlfunc.balance(losses_fn, rule, {probe_for(rule)})"
         )
     losses = torch.ones_like(gramian[0]) if losses is None else losses

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..core import random
-from ..core.expect import expect_measured, not_measured, probe_for, reads_of, rule_name
+from ..core.expect import expect_measured, not_measured, probe_for, quoted, reads_of, rule_name
 from ..gradients.losses import Losses, Tasks, check_weighed, expect_weightings
 from ..probes._jacobian import NOT_WEIGHED, RowOptions, row_probe
 from ..probes._losses_only import losses_only
@@ -64,16 +64,16 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
     if measures is not None and probe.target is not None:  # if a step is given one
         measures |= {"target"}
     missing = not_measured(rule, measures, metric=metric)
-    if metric or "'carried'" in missing:
+    if metric or "carried" in missing:
         expect_measured(rule, probe._replace(measures=measures), metric=metric)
     if not missing:
         return
-    if shared is None and missing == "'gramian'":
+    if shared is None and missing == {"gramian"}:
         raise ValueError(
             f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
             "which parameters the tasks share, for instance shared='*' for all"
         )
-    if missing == "'target'":
+    if missing == {"target"}:
         raise ValueError(
             f"rule: {rule_name(rule)} reads 'target', which goes with mtlfunc.jacobian alone, "
             "whose options a Balancer takes itself (shared=, measure=, …); leave this probe out"
@@ -81,8 +81,8 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
     source = probe_for(rule)
     where = "balance(losses_fn" if "second_evaluation" in source else "Balancer(module"
     raise ValueError(
-        f"rule: {rule_name(rule)} reads {missing}, which this Balancer does not measure; use "
-        f"mtlfunc.{where}, rule, {source})"
+        f"rule: {rule_name(rule)} reads {quoted(missing)}, which this Balancer does not measure; "
+        f"use mtlfunc.{where}, rule, {source})"
     )
 
 
