@@ -40,6 +40,9 @@ SMALL: dict[str, str] = {
     "pcgrad.figure1": "--start 0.5,-2 --steps 30 --methods PCGrad GradNorm",
     "pcgrad.conditions_along": "--start 1,1 --steps 30 --methods sum",
     "pcgrad.curvature": "--problems regression --steps 6 --seeds 2 --rate 0.01",
+    "pcgrad.onsets": "--problems maze --steps 40 --seeds 2 --rate 0.02",
+    "pcgrad.overshoot": "--draws 90 --shortest 0.5 --longest 5",
+    "cross_paper.main_task": "--c 0.2 --steps 12 --seeds 2",
     "pcgrad.ends": "--dimensions 2 3 --draws 3 --steps 4",
     "pcgrad.all_orders": "--gradients 1,0 -1,1 0,-1",
 }
