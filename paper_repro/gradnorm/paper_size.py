@@ -25,7 +25,7 @@ def problem_of(settings: Settings, scales: tuple[float, ...] = TWO) -> Problem:
 
 
 def seeds_of(settings: Settings, scales: tuple[float, ...]) -> int:
-    """At the paper's size: half of them at T = 10, where ratios scatter by a percent (T = 2: 8)."""
+    """At the paper's size, by default: where ratios scatter less, at T = 10, half as many."""
     few = 3 * settings.seeds // (8 if scales == TWO else 16)
     return settings.seeds if settings.full else max(2, few)
 

@@ -140,7 +140,31 @@ def arrow(
 
 
 def _png(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
-    FigureCanvasAgg(canvas).print_png(file, metadata=text)
+    cuts = " ".join(f"{cut:.4f}" for cut in cuts_of(canvas))
+    FigureCanvasAgg(canvas).print_png(file, metadata={**text, CUTS: cuts})
+
+
+CUTS = "Cuts"
+"""The name in a PNG of where it may be cut."""
+NARROWEST = 0.15
+"""Of a canvas: what is narrower, as a colour bar, stays with what is left of it."""
+
+
+def cuts_of(canvas: Canvas) -> list[float]:
+    """Between a canvas's columns of panels, as shares of its width: for narrow screens.
+
+    Nothing that is drawn, labels and legends among them, crosses one. None in one column.
+    """
+    boxes = [panel.get_tightbbox() for panel in canvas.axes]
+    boxes += [legend.get_window_extent() for legend in canvas.legends]
+    spans = sorted((box.x0, box.x1) for box in boxes if box is not None)
+    width, found, reached = canvas.bbox.width, [0.0], 0.0
+    for left, right in spans:
+        cut = (reached + left) / 2 / width
+        if 0 < reached < left and min(cut - found[-1], 1 - cut) >= NARROWEST:
+            found.append(cut)
+        reached = max(reached, right)
+    return found[1:]
 
 
 def _svg(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
