@@ -34,8 +34,8 @@ from .report.workers import Question, Run, described, longest_first, question_of
 
 HERE = Path(__file__).parent
 SLOW = (
-    "gradnorm.ten_tasks",  # the first, as it needs no kernel, while all others wait for them
-    "gradnorm.reach",
+    "gradnorm.reach",  # the first, as it needs no kernel, while all others wait for them
+    "gradnorm.ten_tasks",
     "cagrad.toy_aims",
     "gradnorm.difficulty",
     "pcgrad.ablation",

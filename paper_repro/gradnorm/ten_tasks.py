@@ -49,11 +49,10 @@ def nested(ten: tuple[Trace, Trace], settings: Settings) -> dict[int, Pair]:
 def lanes_pair(traces: tuple[Trace, Trace], *names: str) -> Pair:
     """Equal weights and GradNorm, by the names of their lanes."""
     both = list(zip(traces, names, strict=True))
-    return Pair(
-        *(trace.judged(name) for trace, name in both),
-        *([trace.lanes[i].lr for i in trace.picked(name).tolist()] for trace, name in both),
-        open=any(trace.settles_nothing(name) for trace, name in both),
-    )
+    equal, learnt = (trace.judged(name) for trace, name in both)
+    rates = [[trace.lanes[i].lr for i in trace.picked(name)] for trace, name in both]
+    nothing = any(trace.settles_nothing(name) for trace, name in both)
+    return Pair(equal, learnt, rates[0], rates[1], nothing)
 
 
 def ten_gain(runs: dict[str, Runs], pairs: Pairs, text: str) -> Claim:

@@ -213,7 +213,7 @@ def beside_counterexample(panel: Axes, exact: dict[str, Fraction]) -> None:
     start, end = np.zeros(1), np.full(1, -float(exact["step"]))
     for where, colour, name, offset in (
         (start, COLOURS["PCGrad"], "start, and PCGrad's end", (-12, 8)),
-        (end, COLOURS["sum"], "the plain step's end: lower", (14, 10)),
+        (end, COLOURS["sum"], "the plain step's\nend: lower", (14, 8)),
     ):
         panel.plot(where, convex(where), "o", color=colour, markersize=10)
         panel.annotate(

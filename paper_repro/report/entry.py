@@ -192,15 +192,20 @@ def figure(path: Path, *, embedded: bool) -> str:
         if vector.exists():
             links += f' <a href="{quote(vector.name)}">SVG</a>'
     strips = columns(picture_cuts(path), width, height)
-    whole = f'<figure id="figure-{slug(path.stem)}">'
-    if strips:
-        # a property of its own, so that a picture in the page is there once for all strips
-        whole = whole.replace(">", f' class="cut" style="--picture: url({source})">')
+    where, once = "", 'loading="lazy"'
+    if strips and embedded:  # one copy in the page is enough
+        where = ' class="cut"'
+        once = f'onload="{SHARED}"'
+    elif strips:
+        where = f' class="cut" style="--picture: url({source})"'
     return (
-        f'{whole}<div class="scroll"><img '
+        f'<figure id="figure-{slug(path.stem)}"{where}><div class="scroll"><img '
         f'alt="{escaped(path.stem)}" src="{source}" width="{width}" height="{height}" '
-        f'loading="lazy"></div>{strips}<figcaption>{caption}{links}</figcaption></figure>'
+        f"{once}></div>{strips}<figcaption>{caption}{links}</figcaption></figure>"
     )
+
+
+SHARED = "this.closest('figure').style.setProperty('--picture', 'url(' + this.src + ')')"
 
 
 def columns(cuts: Sequence[float], width: int, height: int) -> str:

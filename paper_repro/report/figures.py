@@ -147,7 +147,7 @@ def _png(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
 CUTS = "Cuts"
 """The name in a PNG of where it may be cut."""
 NARROWEST = 0.15
-"""Of a canvas: what is narrower, as a colour bar, stays with what is left of it."""
+"""Of a canvas: what is narrower stays with what is left of it."""
 
 
 def cuts_of(canvas: Canvas) -> list[float]:
@@ -155,9 +155,14 @@ def cuts_of(canvas: Canvas) -> list[float]:
 
     Nothing that is drawn, labels and legends among them, crosses one. None in one column.
     """
-    boxes = [panel.get_tightbbox() for panel in canvas.axes]
-    boxes += [legend.get_window_extent() for legend in canvas.legends]
-    spans = sorted((box.x0, box.x1) for box in boxes if box is not None)
+    spans = [(box.x0, box.x1) for box in (one.get_window_extent() for one in canvas.legends)]
+    for panel in canvas.axes:
+        bars = [
+            bar.ax for child in panel.get_children() if (bar := getattr(child, "colorbar", None))
+        ]
+        boxes = [box for one in (panel, *bars) if (box := one.get_tightbbox()) is not None]
+        spans += [(box.x0, max(other.x1 for other in boxes)) for box in boxes]
+    spans.sort()
     width, found, reached = canvas.bbox.width, [0.0], 0.0
     for left, right in spans:
         cut = (reached + left) / 2 / width
