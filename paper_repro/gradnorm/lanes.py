@@ -185,7 +185,7 @@ def size_of(settings: Settings) -> Size:
         32,
         32,
         settings.count(400),
-        max(min(settings.seeds, 4), 5 * settings.seeds // 8),
+        max(min(settings.seeds, 4), 3 * settings.seeds // 4),
         (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     )
