@@ -67,8 +67,8 @@ def ten_gain(runs: dict[str, Runs], pairs: Pairs, text: str) -> Claim:
             **named("GradNorm over 1/L_i(0)", simple),
         },
         f"ten scales from 3 to 81. {beside_equal(one, best, by_rate(runs))}. Static weights "
-        f"1/L_i(0), without a search, are {better} GradNorm: its loss is {simple} times theirs "
-        f"{AT_ONE}. {text}. {INTERVAL}",
+        f"1/L_i(0), without a search, are {better} GradNorm, which ends at {simple} times their "
+        f"loss {AT_ONE}. {text}. {INTERVAL}",
     )
 
 
