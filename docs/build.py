@@ -113,15 +113,14 @@ def assemble(source: Path, *, run: bool) -> None:
     methods = source / "methods" / "index.md"
     text = methods.read_text(encoding="utf-8")
     methods.write_text(pages.linked(text), encoding="utf-8")
-    benchmarks = source / "benchmarks.md"
-    text = benchmarks.read_text(encoding="utf-8")
-    for anchor, folder in anchors.items():
-        text = text.replace(f"(claims.md#{anchor})", f"(reproductions/{folder}.md)")
-    text = text.replace("[docs/claims.md](claims.md)", "[Reproductions](reproductions/index.md)")
-    benchmarks.write_text(text, encoding="utf-8")
-    studies = source / "experiments.md"
-    text = studies.read_text(encoding="utf-8")
-    studies.write_text(text.replace("(claims.md)", "(reproductions/index.md)"), encoding="utf-8")
+    for path in source.rglob("*.md"):  # in the repository the claims are one page
+        text = path.read_text(encoding="utf-8")
+        if "claims.md" in text:
+            for anchor, folder in anchors.items():
+                text = text.replace(f"claims.md#{anchor})", f"reproductions/{folder}.md)")
+            text = text.replace("[docs/claims.md](", "[Reproductions](")
+            text = text.replace("claims.md)", "reproductions/index.md)")
+            path.write_text(text, encoding="utf-8")
 
 
 def main() -> int:

@@ -3,6 +3,9 @@
 import re
 import sys
 
+import latex2mathml.converter
+from docutils import nodes
+
 import mtlfunc as mf
 
 for room in ("diagnostics", "pareto", "theory", "optim", "random"):
@@ -33,7 +36,8 @@ default_role = "code"
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 exclude_patterns = ["claims.md"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+html_math_renderer = "mathml"  # browsers draw it themselves: no script, no font, no network
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 napoleon_custom_sections = ["Source"]
@@ -91,6 +95,18 @@ def signature(app, what, name, obj, options, given: str | None, returns: str | N
     return tuple(text and names.sub(r"\1", text) for text in (given, returns))
 
 
+def mathml(display: str):
+    """How formulas are written: $inline$, or as a $$block$$."""
+
+    def visit(self, node) -> None:
+        formula = latex2mathml.converter.convert(node.astext(), display=display)
+        self.body.append(f'<div class="math">{formula}</div>' if display == "block" else formula)
+        raise nodes.SkipNode
+
+    return visit, None
+
+
 def setup(app) -> None:
+    app.add_html_math_renderer("mathml", mathml("inline"), mathml("block"))
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", docstring, priority=100)

@@ -211,6 +211,23 @@ def heading(name: str) -> str:
     return name
 
 
+def formulas() -> dict[str, str]:
+    """What each rule computes, in words and as a formula, in reStructuredText."""
+    text = (DOCS / "methods" / "formulas.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### (\w+)\n\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)
+    return {name: with_math(said) for name, said in sections}
+
+
+def with_math(text: str) -> str:
+    """Markdown with formulas, in reStructuredText."""
+    prose, *rest = re.split(r"\$\$(.*?)\$\$", text, flags=re.DOTALL)
+    words = re.split(r"\$([^$]+)\$", prose)
+    words[::2] = [rst(word) if word else "" for word in words[::2]]
+    words[1::2] = [f":math:`{word}`" for word in words[1::2]]
+    blocks = [f".. math::\n\n{indented(formula.strip())}\n\n" for formula in rest[::2]]
+    return "".join(words).strip() + "\n\n" + "".join(blocks)
+
+
 def papers() -> dict[str, str]:
     """The paper of each method, from the bibliography, in reStructuredText."""
     text = (DOCS / "methods" / "bibliography.md").read_text(encoding="utf-8")
@@ -234,10 +251,9 @@ def method_page(name: str, drawn: bool) -> str:
     """What a rule is, promises and looks like."""
     found = [row for row in methods() if f"`mf.{name}(" in row[2]]
     used = [[*map(rst, row[:3]), reads(row[2]), *map(rst, row[3:])] for row in found]
-    parts = [title(f"{heading(name)}: ``{name}``")]
+    parts = [title(f"{heading(name)}: ``{name}``"), formulas()[name]]
     if drawn:
         parts += [
-            f"{rst(first_line(getattr(mf, name).__doc__))}\n\n",
             picture(name, f"direction, length and rates of {name} over angle and ratio of lengths"),
             "Two tasks, over the angle between their gradients and the ratio of their lengths: "
             "where the direction points, how long it is, and each task's rate; hatched where a "

@@ -114,11 +114,26 @@ def test_folders_of_the_architecture_exist():
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=str)
 def test_images_and_files_that_are_linked_exist(path):
-    """As a reader of the repository finds them; pages that are made exist in the site alone."""
-    prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
-        made = link.endswith(".rst") or re.search(r"(reproductions|notebooks)/|changelog", link)
-        assert made or (path.parent / link).exists(), link
+    """As a reader finds them in the repository; the test of the site follows them there."""
+    for file, place in links(path):
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), file
+        if place and target.suffix == ".md":
+            assert place in anchors(target), f"{file}#{place}"
+
+
+def links(path: Path) -> list[tuple[str, str]]:
+    """Files and places that a page links to, without addresses on the net."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", prose)
+
+
+def anchors(path: Path) -> set[str]:
+    """The places of a page, as hosting sites name its headings, and those that it names itself."""
+    text = path.read_text(encoding="utf-8")
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    named = re.findall(r'<a (?:id|name)="([^"]+)"', text)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads} | {*named}
 
 
 def test_environment_agrees_with_pyproject():
