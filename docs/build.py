@@ -115,12 +115,13 @@ def assemble(source: Path, *, run: bool) -> None:
     methods.write_text(pages.linked(text), encoding="utf-8")
     for path in source.rglob("*.md"):  # in the repository the claims are one page
         text = path.read_text(encoding="utf-8")
+        text = text.replace("../experiments/notebooks/", "notebooks/")
         if "claims.md" in text:
             for anchor, folder in anchors.items():
                 text = text.replace(f"claims.md#{anchor})", f"reproductions/{folder}.md)")
             text = text.replace("[docs/claims.md](", "[Reproductions](")
             text = text.replace("claims.md)", "reproductions/index.md)")
-            path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 def main() -> int:

@@ -83,7 +83,7 @@ def cells(row: str) -> list[str]:
 
 
 def methods() -> list[list[str]]:
-    """The rows of the table of methods: method, probe, rule, what the weights sum to."""
+    """The rows of the table of methods: method, rule, probe, what the weights sum to."""
     text = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
     return [cells(line) for line in text.splitlines() if line.startswith("| ") and "`mf." in line]
 
@@ -94,9 +94,9 @@ def linked(text: str) -> str:
     for i, line in enumerate(lines):
         if line.startswith("| ") and "`mf." in line:
             row = cells(line)
-            name = re.match(r"`mf\.(\w+)\(", row[2])
+            name = re.match(r"`mf\.(\w+)\(", row[1])
             if name and name[1] in RULES:
-                row[2] = f"[{row[2]}](rule-{name[1]}.rst)"
+                row[1] = f"[{row[1]}](rule-{name[1]}.rst)"
                 lines[i] = f"| {' | '.join(row)} |"
     return "\n".join(lines)
 
@@ -206,7 +206,7 @@ def qualified(call: str) -> str:
 def heading(name: str) -> str:
     """What a method is called, from the table of methods."""
     for row in methods():
-        if re.match(rf"`mf\.{name}\(", row[2]):
+        if re.match(rf"`mf\.{name}\(", row[1]):
             return row[0][0].upper() + row[0][1:]
     return name
 
@@ -249,8 +249,8 @@ def reads(call: str) -> str:
 
 def method_page(name: str, drawn: bool) -> str:
     """What a rule is, promises and looks like."""
-    found = [row for row in methods() if f"`mf.{name}(" in row[2]]
-    used = [[*map(rst, row[:3]), reads(row[2]), *map(rst, row[3:])] for row in found]
+    found = [row for row in methods() if f"`mf.{name}(" in row[1]]
+    used = [[*map(rst, row[:3]), reads(row[1]), *map(rst, row[3:])] for row in found]
     parts = [title(f"{heading(name)}: ``{name}``"), formulas()[name]]
     if drawn:
         parts += [
@@ -263,7 +263,7 @@ def method_page(name: str, drawn: bool) -> str:
         parts.append(f"**Paper.** {papers()[name]}.\n\n")
     parts.append(f".. autofunction:: mtlfunc.{name}\n\n")
     if used:
-        head = ["method", "probe", "rule", "reads", "weights sum to"]
+        head = ["method", "rule", "probe", "reads", "weights sum to"]
         parts += [title("In use", "-"), table(head, used)]
     parts.append(properties_part(name))
     if name in REPRODUCED:
@@ -510,10 +510,10 @@ def reproduction_pages() -> dict[str, str]:
             "`paper_repro/out/report.html`, after\n",
             f"```bash\npython -m paper_repro --only {folder}\n```\n",
             f"![]({folder}.png)\n\n{picture}\n" if picture else "",
-            "## Claims\n\n| id | claim | kind | verdict | decided by |\n|---|---|---|---|---|",
+            "## Claims\n\n| id | verdict | claim | kind | decided by |\n|---|---|---|---|---|",
             *(
-                f'| <a id="{row.id.lower()}"></a>{row.id} | {claim_cell(row.statement)} '
-                f"| {row.kind} | {verdict_cell(row, found[row.id])} "
+                f'| <a id="{row.id.lower()}"></a>{row.id} | {verdict_cell(row, found[row.id])} '
+                f"| {claim_cell(row.statement)} | {row.kind} "
                 f"| {f'`{row.module}`' if row.module else '–'} |"
                 for row in rows
             ),

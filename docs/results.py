@@ -410,9 +410,9 @@ def solvers_block() -> str:
         CAGrad gives where the dual's vector, of a Gramian scaled to length 1, is shorter than its
         norm_eps, 1e-4."""
     picture = "![Time of one problem against its worst certified gap](solvers.png)"
-    caption = """*One dot is one solver on problems with T tasks, and the number at the dot is T: the
-        median time of one problem, and the worst certified gap over all hard families. The upgrad
-        panel is for all T projections together. Lower and further left is better.*"""
+    caption = """*One dot is one solver on problems with T tasks, and the number at the dot is T.
+        The dot stands at the median time of one problem and the worst certified gap over all hard
+        families; lower and further left is better. Hollow: some problems were not solved.*"""
     parts = paragraph(line), solver_table(rows), picture, paragraph(caption)
     return marked("solvers", *parts, paragraph(slower_solvers(rows)))
 

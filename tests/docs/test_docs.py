@@ -79,7 +79,7 @@ def test_method_table_names_what_exists():
     }
     assert named >= RULES, f"the table of methods lacks {RULES - named}"
     for row in rows:  # the step refuses a probe that does not measure what the rule reads
-        probe, rule = (re.search(r"`(mf\.[^`]+\))`", cell) for cell in row.split(" | ")[1:3])
+        rule, probe = (re.search(r"`(mf\.[^`]+\))`", cell) for cell in row.split(" | ")[1:3])
         if probe and rule:
             mf.balance(lambda params, batch: batch, eval(rule[1], scope), eval(probe[1], scope))
 
