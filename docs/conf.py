@@ -53,7 +53,7 @@ suppress_warnings = ["config.cache"]
 
 DOCTEST = re.compile(r"((?:^[ ]*>>>.*\n(?:^[ ]*\S.*\n?)*)+)", re.MULTILINE)
 
-STAR = re.compile(r"(\*\*\w[^*\n]*\w\*\*|(?<=^ {4})\*+(?=\w+:))|\*", re.MULTILINE)
+STAR = re.compile(r"(\*\*\w(?:[^*\n]*\w)?\*\*|(?<=^ {4})\*+(?=\w+:))|\*", re.MULTILINE)
 """A star; in the group what stays: **emphasis**, and the stars of an argument's name."""
 
 

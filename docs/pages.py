@@ -218,6 +218,11 @@ def formulas() -> dict[str, str]:
     return {name: with_math(said) for name, said in sections}
 
 
+def in_words(name: str) -> str:
+    """What a rule computes, in a sentence."""
+    return re.split(r"(?<=\.)\s", formulas()[name].replace("\n", " "))[0]
+
+
 def with_math(text: str) -> str:
     """Markdown with formulas, in reStructuredText."""
     prose, *rest = re.split(r"\$\$(.*?)\$\$", text, flags=re.DOTALL)
@@ -351,10 +356,7 @@ def api_pages() -> dict[str, str]:
         pages[f"api/{room}.rst"] = "".join(
             [*lines, *(entry(f"{room}.{member}") for member in public(room))]
         )
-    rules = [
-        [f":doc:`{name} </methods/rule-{name}>`", rst(first_line(getattr(mf, name).__doc__))]
-        for name in RULES
-    ]
+    rules = [[f":doc:`{name} </methods/rule-{name}>`", in_words(name)] for name in RULES]
     applied = "".join(entry(name) for name in sorted(APPLIED))
     pages["api/rules.rst"] = title("Rules") + table(["rule", "what it is"], rules) + applied
     types = DOCS.parent / "mtlfunc" / "types.py"
@@ -394,8 +396,8 @@ def api_index() -> str:
                 found = getattr(found, part)
             page = f"/methods/rule-{member}" if member in RULES else None
             label = f":doc:`mf.{member} <{page}>`" if page else f"``mf.{member}``"
-            said = first_line(found.__doc__) if callable(found) else ""
-            rows.append([label, rst(said)])
+            said = rst(first_line(found.__doc__) if callable(found) else "")
+            rows.append([label, in_words(member) if page else said])
         parts += [
             title(name, "-"),
             f"In full: :doc:`{file}`.\n\n",

@@ -103,6 +103,19 @@ def test_every_rule_has_its_method_properties_and_page():
     assert made["methods/gallery.rst"].count(".. image::") == len(pages.RULES)
 
 
+def test_every_rule_has_a_formula_that_browsers_draw():
+    assert set(pages.formulas()) == set(pages.RULES)
+    for name, said in pages.formulas().items():
+        assert said.count(".. math::") == 1, name
+        assert pages.in_words(name).endswith("."), name
+    converter = pytest.importorskip("latex2mathml.converter")
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("*/*.md")]:
+        text = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for formula in re.findall(r"\$+([^$]+)\$+", text):
+            drawn = converter.convert(formula)
+            assert "\\" not in drawn, f"{path.name}: {formula}"
+
+
 def test_every_property_is_explained():
     heads, _, meanings = pages.audited()
     assert set(heads) - set(meanings) <= {"continuous"}
@@ -129,6 +142,8 @@ class Reader(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         named = dict(attrs)
         self.places |= {place for place in (named.get("id"), named.get("name")) if place}
+        if tag == "script":  # the site works without a network
+            assert ":" not in (named.get("src") or ""), named
         self.links += [link for link in (named.get("href"), named.get("src")) if link]
 
 
@@ -140,7 +155,10 @@ def read(path: Path) -> Reader:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "myst_nb")),
+    any(
+        importlib.util.find_spec(name) is None
+        for name in ("sphinx", "furo", "myst_nb", "latex2mathml")
+    ),
     reason='needs pip install -e ".[docs]"',
 )
 def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path):
@@ -150,6 +168,8 @@ def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path):
     assert done.returncode == 0, done.stderr
     read_pages = {path: read(path) for path in tmp_path.rglob("*.html")}
     assert len(read_pages) >= 60
+    text = (tmp_path / "methods" / "rule-cagrad.html").read_text(encoding="utf-8")
+    assert '<div class="math"><math' in text
     assert (tmp_path / "searchindex.js").stat().st_size > 100_000
     broken = []
     for path, page in read_pages.items():
