@@ -1,7 +1,7 @@
 """Run the code of Markdown pages and write what it prints: `python docs/outputs.py FILE …`.
 
-What a block of Python prints stands in a block of text after it. The tests run every page and
-compare.
+What a block of Python prints stands in a block of text after it, and the figures that a page saves
+lie next to it. The tests run every page and compare what is printed.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Ran(NamedTuple):
     stored: str | None  # what the page says that it prints; None without a block of text
     printed: str | None  # what it prints; None if a package that it needs is not installed
     scope: dict  # of the page so far
+    figures: list[Path]  # that the page has saved so far; they last until the next block
 
 
 def needs(code: str) -> list[str]:
@@ -50,7 +52,7 @@ def run(text: str, name: str) -> Iterator[Ran]:
                     with contextlib.redirect_stdout(io.StringIO()) as out:
                         exec(compile(code, name, "exec"), scope)
                     printed = "".join(f"{x.rstrip()}\n" for x in out.getvalue().splitlines())
-                yield Ran(code, stored or None, printed, scope)
+                yield Ran(code, stored or None, printed, scope, sorted(Path(folder).glob("*.png")))
         finally:
             sys.path.remove(folder)
             os.chdir(here)
@@ -106,12 +108,18 @@ def plain(text: str) -> str:
     return re.sub(r"(?<=[\[(]) ", "", re.sub(r"\s+", " ", text)).strip()
 
 
-def written(text: str, name: str) -> str:
-    """A page with what its code prints; what is right or cannot run here stays as it is."""
+def written(text: str, name: str, beside: Path | None = None) -> str:
+    """A page with what its code prints; what is right or cannot run here stays as it is.
+
+    The figures that the page saves go to the folder `beside`.
+    """
     ran = run(text, name)
 
     def block(found: re.Match) -> str:
         this = next(ran)
+        for figure in this.figures:
+            if beside:
+                shutil.copy(figure, beside)
         if this.printed is None or not difference(this.printed, this.stored or ""):
             return found.group()
         shown = f"\n\n```text\n{this.printed}```" if this.printed else ""
@@ -123,6 +131,6 @@ def written(text: str, name: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
+    for path in [Path(name).resolve() for name in sys.argv[1:]]:
         text = path.read_text(encoding="utf-8")
-        path.write_text(written(text, path.name), encoding="utf-8")
+        path.write_text(written(text, path.name, path.parent), encoding="utf-8")

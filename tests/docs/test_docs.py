@@ -24,7 +24,7 @@ RULES = set(mf.rules.__all__) - {"aggregate", "weights"}  # these two apply a ru
 def checked(path: Path) -> dict:
     """Run a page; each block prints what stands after it. What the page leaves."""
     scope: dict = {}
-    for block in outputs.run(path.read_text(encoding="utf-8"), path.name):
+    for block in list(outputs.run(path.read_text(encoding="utf-8"), path.name)):
         scope = block.scope
         if block.printed is not None:
             found = outputs.difference(block.printed, block.stored or "")

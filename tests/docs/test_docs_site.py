@@ -37,6 +37,8 @@ def test_page_runs_and_prints_what_it_shows(path):
         if block.printed is not None:
             found = outputs.difference(block.printed, block.stored or "")
             assert not found, f"after\n{block.code}\n{found}"
+    for figure in ran[-1].figures:
+        assert f"]({figure.name})" in path.read_text(encoding="utf-8"), "a figure that is not shown"
 
 
 def test_a_wrong_output_of_a_page_is_found():
