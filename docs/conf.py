@@ -57,8 +57,17 @@ STAR = re.compile(r"(\*\*\w(?:[^*\n]*\w)?\*\*|(?<=^ {4})\*+(?=\w+:))|\*", re.MUL
 """A star; in the group what stays: **emphasis**, and the stars of an argument's name."""
 
 
+LOW = re.compile(
+    r"((?<!\w)(?:[^\W\d_][\u0300-\u036f]?|min|max|mean|argmin)|[∇ΣΠ‖])_(\w{1,6})(?!\w)"
+)
+HIGH = re.compile(r"\^(?:\(([^()_^]*)\)|(-?[^\W_]+))")
+"""What stands low or high in a formula: g_t, e^(-s), r^α."""
+
+
 def plain(prose: str) -> str:
-    """Prose with what reStructuredText would read as markup written out; `code` stays code."""
+    """Prose with what reStructuredText would read as markup written out; `code` stays code, and
+    what stands low or high in a formula is set so.
+    """
     parts = re.split(r"`([^`]+)`", prose)
     marked = []
     for i, part in enumerate(parts):
@@ -69,6 +78,8 @@ def plain(prose: str) -> str:
         else:
             bare = part.replace("\\", "\\\\").replace("|", "\\|")
             bare = STAR.sub(lambda found: found[1] or r"\*", bare)
+            bare = HIGH.sub(lambda found: rf"\ :sup:`{found[1] or found[2]}`\ ", bare)
+            bare = LOW.sub(r"\1\\ :sub:`\2`\\ ", bare)
             marked.append(re.sub(r"_(?=\W|$)", r"\\_", bare))
     return "".join(marked)
 

@@ -21,6 +21,7 @@ RUN = [
     *sorted((DOCS / "how-to").glob("*.md")),
     *sorted((DOCS / "from").glob("*.md")),
     DOCS / "solvers.md",
+    DOCS / "agents.md",
 ]
 RUN = [path for path in RUN if path.name != "index.md"]
 
