@@ -89,6 +89,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
                     alpha=0.75,
                 )
         axis.set(xscale="log", yscale="log", xlabel="time of one problem (µs)", title=kind)
+        axis.margins(x=0.12)  # for the numbers
         axis.grid(alpha=0.25)
     axes[0, 0].set_ylabel(f"worst normalised gap, {families} families")
     used = {row["solver"] for row in rows}
