@@ -131,9 +131,10 @@ def main() -> int:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     try:
+        import latex2mathml.converter  # noqa: F401, for docs/conf.py
         from sphinx.cmd.build import build_main
-    except ImportError:
-        parser.error('Sphinx is not installed: pip install -e ".[repro,docs]"')
+    except ImportError as missing:
+        parser.error(f'{missing.name} is not installed: pip install -e ".[repro,docs]"')
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         assemble(source, run=not options.stored_notebooks)
