@@ -125,7 +125,8 @@ def front() -> str:
     """The README up to the comparison with the peers, with the site's links."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = text[text.index("\n") : text.index("## For whom")]
-    drawing = "::::{container} flow\n```{raw} html\n:file: flow.svg\n```\n::::"
+    raw = "```{raw} html\n:file: %s.svg\n```\n"  # CSS shows one of them
+    drawing = f"::::{{container}} flow\n{raw % 'flow'}{raw % 'flow-narrow'}::::"
     text = re.sub(r"!\[[^]]*\]\(docs/flow\.svg\)", lambda _: drawing, text)
     return text.replace("](docs/", "](").strip()
 
