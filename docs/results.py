@@ -270,7 +270,7 @@ def section() -> str:
         claims_block(standing()),
         digits_part(),
         *benchmark_parts(),
-        arena_part(),
+        arena_block(),
         NOTES,
     ]
     return "\n\n".join(parts)
@@ -357,7 +357,7 @@ def steps_block() -> str:
     chosen, rows = record.only(BENCHMARKS / "steps.json")
     line = paragraph(
         f"""**Steps of a stock loop**, in units of a plain mean-loss step, median processor time,
-        contenders taking turns ({record.describe(chosen)}). `shortest loop` is one `backward()` per
+        contenders taking turns ({described(chosen, rows)}). `shortest loop` is one `backward()` per
         task whose `.grad` is read into a row, and our solver; `loop` the same with
         `torch.autograd.grad`; `LibMTL-style` one `backward()` per task whose `.grad` is copied into
         a row of a matrix, and Frank-Wolfe on its products (LibMTL's way, our own code: LibMTL is
@@ -411,8 +411,11 @@ def solvers_block() -> str:
         CAGrad gives where the dual's vector, of a Gramian scaled to length 1, is shorter than its
         norm_eps, 1e-4."""
     picture = "![Time of one problem against its worst certified gap](solvers.png)"
-    parts = paragraph(line), solver_table(rows), picture, paragraph(slower_solvers(rows))
-    return marked("solvers", *parts)
+    caption = """*One dot is one solver on problems with T tasks, and the number at the dot is T.
+        The dot stands at the median time of one problem and the worst certified gap over all hard
+        families; lower and further left is better. Hollow: some problems were not solved.*"""
+    parts = paragraph(line), solver_table(rows), picture, paragraph(caption)
+    return marked("solvers", *parts, paragraph(slower_solvers(rows)))
 
 
 def rules_block() -> str:
@@ -458,19 +461,11 @@ def described(chosen: record.Settings, rows: list[record.Row]) -> str:
 
 
 def benchmark_parts() -> list[str]:
-    """Solvers, Gramians, the toy and the rules."""
-    found = {name: record.only(BENCHMARKS / f"{name}.json") for name in ("gramian", "toy")}
-    machine = {name: record.describe(settings) for name, (settings, _) in found.items()}
-    gramians, toy = (rows for _, rows in found.values())
+    """Every table of a benchmark."""
     return [
         solvers_block(),
-        paragraph(
-            f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak
-            of what was allocated, MiB ({machine["gramian"]}):"""
-        ),
-        gramian_table(gramians),
-        bars_missed(gramians),
-        paragraph(toy_line(toy)),
+        gramians_block(),
+        toy_block(),
         rules_block(),
         steps_block(),
         weightings_block(),
@@ -480,14 +475,28 @@ def benchmark_parts() -> list[str]:
     ]
 
 
-def arena_part() -> str:
+def gramians_block() -> str:
+    """Gramians by every way, from the one command that takes them."""
+    chosen, rows = record.only(BENCHMARKS / "gramian.json")
+    line = f"""**Gramians**: time in units of one mean gradient (median), and in brackets the peak
+        of what was allocated, MiB ({described(chosen, rows)}):"""
+    return marked("gramians", paragraph(line), gramian_table(rows), bars_missed(rows))
+
+
+def toy_block() -> str:
+    """CAGrad's toy, from the one command that takes it."""
+    _, rows = record.only(BENCHMARKS / "toy.json")
+    return marked("toy", paragraph(toy_line(rows)))
+
+
+def arena_block() -> str:
     """The arena's ranks."""
     arena = load(ARENA / "results.json")
     settings = arena["settings"]
     title = f"""**Arena**: average rank of {len(arena["ranks"]["mean"])} contestants by mean score
         over {len(arena["problems"])} problems ({settings["seeds"]} seeds, learning rates chosen on
         {settings["tuning seeds"]} others), 95 % intervals over problems and seeds:"""
-    return f"{paragraph(title)}\n\n{arena_lines(arena)}"
+    return marked("arena", paragraph(title), arena_lines(arena))
 
 
 NOTES = """Taken on two CPU cores, each benchmark alone on the machine, by the commands that
@@ -563,6 +572,9 @@ def full_block() -> str:
 
 BLOCKS = {
     "solvers": solvers_block,
+    "gramians": gramians_block,
+    "toy": toy_block,
+    "arena": arena_block,
     "rules": rules_block,
     "steps": steps_block,
     "weightings": weightings_block,
@@ -578,8 +590,8 @@ def main() -> None:
         description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
     alone = (
-        "the claims alone, from a run; or with the verdicts as they stand, from the ledger; the "
-        "table of steps or the curves alone; that of the search for auxiliary tasks"
+        "one table alone; the claims, from a run (claims) or with the verdicts as they stand "
+        "(ledger); the search for auxiliary tasks. Without it: everything"
     )
     choices = ["claims", "ledger", "search", *BLOCKS]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from experiments.arguments import among, at_least, positive
 from experiments.common import command
 from experiments.common.pool import Terminated, unbroken
+from experiments.common.progress import Progress
 from mtlfunc.studies.arena import QUICK, SHORT, STATIC, Cell, Result, Settings, standard
 
 from .cells import SPECIAL, Entrant, Task, load, perform_all, problem_of, source_of
@@ -100,13 +100,12 @@ def _fill(found: dict[str, dict[str, Cell]], todo: Sequence[Task], store: Store,
     """Run and keep what is missing; 0, or the exit status of an interruption."""
     threads = torch.get_num_threads()
     try:
-        with tqdm(total=len(todo), desc="arena", unit="cell", disable=None) as bar:
+        with Progress(len(todo), "arena", "cells") as bar:
             for task, cell in perform_all(todo, min(jobs, max(1, len(todo)))):
                 with unbroken():
                     found[task.problem][task.entrant.name] = cell
                     store.write(task.problem, task.entrant.name, task.entrant.source, cell)
-                bar.set_postfix_str(f"{task.entrant.name} on {task.problem}")
-                bar.update()
+                bar.update(note=f"{task.entrant.name} on {task.problem}")
     except KeyboardInterrupt as stop:
         return 143 if isinstance(stop, Terminated) else 130
     finally:

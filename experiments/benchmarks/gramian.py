@@ -42,6 +42,7 @@ from experiments.benchmarks.gramian_ways import (
 from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed, with_memory
 from experiments.benchmarks.networks import BUILDERS, Problem, describe, problem
 from experiments.benchmarks.record import Record, Row, settings
+from experiments.common.progress import Progress
 
 MLP_TASKS = [(40, 128), *((t, b) for b in (64, 256) for t in (2, 4, 8, 40))]
 # family -> (tasks, batch) on a CPU and on a GPU
@@ -275,12 +276,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     left = [case for case in wanted if given.again or record.missing([(case.name(), case.device)])]
     try:
-        with tqdm(total=len(left) * ROUNDS) as bar:
-            for number, case in enumerate(left, start=1):
-                bar.set_description(f"{case.name()}, {case.device}")
+        with Progress(len(left) * ROUNDS, "Gramians", "rounds") as bar:
+            for case in left:
                 precision(case, given.no_tf32)
                 record.keep(*measure(case, given.seconds, given.clock, given.methods, bar))
-                bar.n = number * ROUNDS
     except KeyboardInterrupt:
         many = len({(row["case"], row["device"]) for row in record.rows})
         tqdm.write(f"stopped; {record.path} has {many} cases, and the next run goes on")

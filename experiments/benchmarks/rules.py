@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from tqdm import tqdm
 
 import mtlfunc as mf
 from experiments.arguments import at_least, folder, positive
@@ -40,6 +39,7 @@ from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, timed
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.rules_peers import RULES, Call, Entry, Problem, equal
 from experiments.benchmarks.rules_report import figure, tables
+from experiments.common.progress import counted
 
 POOL = 8  # different problems that single calls go through in turn
 ROUNDS = 7
@@ -219,11 +219,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for cell in (bar := tqdm(cells if given.again else record.missing(cells))):
-                bar.set_description("{}, T = {}, batch {}".format(*cell))
+            left = cells if given.again else list(record.missing(cells))
+            for cell in counted(left, "rules", "cells"):
                 record.keep(measure(*cell, given.seconds, given.clock))
     except KeyboardInterrupt:
-        tqdm.write(f"stopped; {record.path} has {len(record.rows)} cells, and the next run goes on")
+        print(f"stopped; {record.path} has {len(record.rows)} cells, and the next run goes on")
     record.write_tables(given.out / "rules.md", tables)
     if any("TorchJD" in row for row in record.here()):
         figure(record.here(), given.out / "rules.png")

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vmap
-from tqdm import tqdm
 
 from experiments.arguments import at_least, folder, positive
 from experiments.benchmarks.families import FAMILIES, gramians
@@ -30,6 +29,7 @@ from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, synchroni
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.solvers_peers import ERRORS, KINDS, MOST, SOLVERS, Weigh, problem
 from experiments.benchmarks.solvers_report import figure, tables
+from experiments.common.progress import counted
 from mtlfunc import solvers
 
 EXACT = ("active_set", "auto", "faces")
@@ -193,9 +193,8 @@ def cells(given: argparse.Namespace) -> list[Cell]:
 def run(given: argparse.Namespace, record: Record, left: list[Cell]) -> None:
     """Measure what is left, the accuracy once for all batches of a solver."""
     audited: dict[Cell, dict[str, Row]] = {}
-    for cell in (bar := tqdm(left)):
+    for cell in counted(left, "solvers", "cells"):
         kind, name, device, tasks, batch = cell
-        bar.set_description(f"{kind} {name} T={tasks} {device}")
         solver = SOLVERS[name]
         weigh = solver.make(kind)
         if (same := (kind, name, device, tasks, 0)) not in audited:
@@ -251,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
             warnings.simplefilter("ignore")  # "may be inaccurate": the certificate says how far
             run(given, record, wanted if given.again else record.missing(wanted))
     except KeyboardInterrupt:
-        tqdm.write(f"stopped; {record.path} has {len(record.rows)} cells, and the next run goes on")
+        print(f"stopped; {record.path} has {len(record.rows)} cells, and the next run goes on")
     record.write_tables(given.out / "solvers.md", tables)
     if record.here():
         figure(record.here(), given.out / "solvers.png")

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from tqdm import tqdm
 
 from experiments.arguments import at_least, folder
 from experiments.benchmarks.measuring import synchronize
 from experiments.benchmarks.record import Record, Row, settings
+from experiments.common.progress import counted
 from paper_repro.cagrad import _toy as cagrad_toy
 
 BAR = 100  # times as fast as the script
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         wanted = [(name, count, unroll) for count in lanes for unroll in given.unroll]
         left = wanted if given.again else record.missing(wanted)
         script = script_microseconds(name, given.script_steps) if left else 0.0
-        for _, count, unroll in tqdm(left, desc=name, leave=False):
+        for _, count, unroll in counted(left, name, "cells"):
             record.keep(measure(name, lanes[count], unroll, given.steps, script))
     for row in record.here():
         print(line(row))

@@ -8,9 +8,9 @@ from statistics import median
 
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from experiments.arguments import folder
+from experiments.common.progress import counted
 from experiments.common.tables import as_dicts, markdown, write_report
 
 from .coverage import NOISES, SETTINGS, Alarms, Covered, Setting, alarms, covered
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = SETTINGS[:27:3] if given.quick else SETTINGS
-    simulated = {s: covered(s, 400) for s in tqdm(settings, desc="coverage", disable=None)}
+    simulated = {s: covered(s, 400) for s in counted(settings, "coverage", "settings")}
     runs = 20 if given.quick else 200
     looked = {noise: alarms(noise, 0.3, runs, 200) for noise in NOISES[: 1 if given.quick else 3]}
     steps = (0, 20) if given.quick else (0, 20, 100)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from experiments.arguments import at_least, folder, positive, seeds
+from experiments.common.progress import counted
 from experiments.common.tables import as_dicts, write_report
 
 from .report import figure, table
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     steps, outcomes = min(40, given.steps) if given.quick else given.steps, {}
-    for cell in tqdm(list(cells(given.rates, quick=given.quick)), disable=None):
+    for cell in counted(list(cells(given.rates, quick=given.quick)), "runs", "cells"):
         runs: list[Outcome] = [perform(cell, seed, steps) for seed in given.seeds]
         outcomes[cell] = runs
     met = {
