@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..report.decisions import OPEN
-from ..report.figures import axes, band, name_lines, plain_ticks
+from ..report.figures import axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
 from .common import ALPHA, COLOURS, INTERVAL, RATE, TEN, TWO, Runs
@@ -100,8 +100,7 @@ def figure_3(runs: dict[str, Runs], text: str) -> Figure:
     for method, label in (("equal", "equal"), ("GradNorm", "GradNorm"), ("static", "$1/L_i(0)$")):
         mean = runs[method].test[:, 0].mean(-1)
         band(panels[0], runs[method].steps, mean, COLOURS[method], label, geometric=True)
-    panels[0].set(ylabel="mean of $L_i/L_i(0)$ on test data", yscale="log")
-    plain_ticks(panels[0].yaxis)
+    panels[0].set(ylabel="mean of $L_i/L_i(0)$ on test data")
     panels[0].legend()
     learnt = runs["GradNorm"]
     steps = np.arange(1, len(learnt.weights) + 1)
@@ -113,10 +112,7 @@ def figure_3(runs: dict[str, Runs], text: str) -> Figure:
         ratios = panel is panels[2]
         ends = lines(panel, times, values[:, 0], TEN, geometric=ratios, alpha=0.12)
         panel.set(ylabel=label)
-        if ratios:
-            panel.set_yscale("log")
-            plain_ticks(panel.yaxis)
-        else:
+        if not ratios:
             panel.set_ylim(bottom=0)
         name_lines(panel, ends)
     for panel in panels:
