@@ -95,7 +95,10 @@ def overshoot(
     if not shortest < longest:
         raise Impossible(f"longest: expected more than shortest, {shortest:g}, got {longest:g}")
     found = together(study(draws, (math.log10(shortest), math.log10(longest))))
-    return overshoot_figure(found, counterexample())
+    figure = overshoot_figure(found, counterexample())
+    if not figure.numbers:
+        raise Impossible(f"draws: too few of {draws} meet the hypotheses; expected more")
+    return figure
 
 
 def run(settings: Settings) -> Findings:
