@@ -58,7 +58,8 @@ STAR = re.compile(r"(\*\*\w(?:[^*\n]*\w)?\*\*|(?<=^ {4})\*+(?=\w+:))|\*", re.MUL
 
 
 LOW = re.compile(
-    r"((?<!\w)[^\W\d_][\u0300-\u036f]?|[∇ΣΠ‖]|(?<!\w)(?:arg)?(?:min|max|mean)(?=_\w\b))_(\w{1,6})(?!\w)"
+    r"((?<!\w)[^\W\d_][\u0300-\u036f]?|[∇ΣΠ‖]|(?<!\w)(?:arg)?(?:min|max|mean)(?=_\w\b))"
+    r"_(\w{1,6})(?!\w)"
 )
 HIGH = re.compile(r"\^(?:\(([^()_^]*)\)|(-?[^\W_]+))")
 """What stands low or high in a formula: g_t, e^(-s), r^α."""
