@@ -79,7 +79,17 @@ from ._given import (
     tasks_in_words,
     weigh_unscaled,
 )
-from ._live import STREAK, Layout, LiveRun, Seen, accumulate, check_outside, count_rows, outside
+from ._live import (
+    STREAK,
+    Layout,
+    LiveRun,
+    Seen,
+    accumulate,
+    check_outside,
+    count_rows,
+    no_writes,
+    outside,
+)
 from ._metric import check_metric, metric_of
 
 
@@ -311,7 +321,7 @@ class Balancer:
                 "backward", losses, present, weightings, target, features, scale, keeps=retain_graph
             )
             leaves = run.params
-            with self._no_autocast(leaves):
+            with self._no_autocast(leaves), no_writes(run):
                 grads = combine_gradients(
                     measured, info.weights, self._reduction, run.union, check=scale is None
                 )
@@ -525,7 +535,8 @@ class Balancer:
         def answer() -> tuple[Any, dict[str, Any]]:
             found = union.agree(run)
             self._let_free(found, keeps)
-            measured, info, after = self._measured(found, losses, features, scale)
+            with no_writes(found):
+                measured, info, after = self._measured(found, losses, features, scale)
             return (found, measured, info, after), told(info)
 
         return union.agree(answer)
