@@ -287,8 +287,8 @@ def check_batch(value: Tensor, name: str) -> None:
         return
     if not innermost_tensor(value).numel():
         raise ValueError(
-            f"{name}: torch.func.vmap runs over an axis of length 0; leave the call out if there is "
-            "nothing to compute"
+            f"{name}: torch.func.vmap runs over an axis of length 0; leave the call out if "
+            "there is nothing to compute"
         )
 
 

@@ -43,7 +43,8 @@ def align(
         weight 0 and keep their log w; the present ones share what they had together.
 
     Raises:
-        ValueError: for eta <= 0, or so large that η a overflows; for another target, a bad preference, or one with `target="loss"`.
+        ValueError: for eta <= 0, or so large that η a overflows; for another target, a bad
+            preference, or one with `target="loss"`.
 
     Source:
         Fan et al. 2024 (DGA, arXiv 2410.02498), Algorithm 1 without its moving average of the
@@ -92,8 +93,9 @@ def align(
         slope = eta * products
         if can_look(slope) and bool((products.isfinite() & ~slope.isfinite()).any()):
             raise ValueError(
-                f"eta: times the products with the target's gradient, up to {products.abs().max()}, "
-                f"it overflows {slope.dtype}; η has the unit 1/‖gradient‖², take a smaller one"
+                "eta: times the products with the target's gradient, up to "
+                f"{products.abs().max():.3g}, it overflows {slope.dtype}; η has the unit "
+                "1/‖gradient‖², take a smaller one"
             )
         weights, logits = exponentiate(state.logits, slope, geometry.present)
         return weights, AlignState(logits)

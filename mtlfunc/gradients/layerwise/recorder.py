@@ -99,7 +99,9 @@ class Recorder(Hooks):
     def __init__(self, leaves: Params, *, local: bool = True) -> None:
         super().__init__()
         self.ops = _EVERY if local else PRODUCTS
-        if not torch.compiler.is_compiling() and any(map(_alters, _get_current_function_mode_stack())):
+        if not torch.compiler.is_compiling() and any(
+            map(_alters, _get_current_function_mode_stack())
+        ):
             self.ops = {}  # what a call computes is known to that mode alone
         self.parts = Parts(leaves, local)
         self.uses: list[Use] = []
