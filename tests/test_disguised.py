@@ -336,3 +336,40 @@ def test_a_mode_that_makes_something_else_of_a_call(engine, outside):
         losses = net(inputs()).square().mean(0)
     rows = literal(losses, net)
     torch.testing.assert_close(balancer.backward(losses).gramian, rows @ rows.mT)
+
+
+class Neighbours(nn.Module):
+    """Layers between products with a sparse matrix, of which torch batches no derivative."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        dense = torch.eye(7, dtype=torch.float64).roll(1, 0) + 0.5 * torch.eye(7).double()
+        self.near = dense.to_sparse() if layout == "coo" else dense.to_sparse_csr()
+        self.layers = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.near @ self.layers[1](self.layers[0](x))
+        return torch.sparse.mm(self.near, self.layers[2](z)).square().mean(0)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_products_with_a_sparse_matrix(layout):
+    compare(Neighbours(layout), lambda module: module(inputs()))
+
+
+def test_sparse_inputs():
+    """Their product with a weight: torch refuses the batched backward in words of its own."""
+
+    def run(module: Callable[..., Tensor]) -> Tensor:
+        return module(inputs()).square().mean(0)
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(next(network()[0].parameters()).detach())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(x.to_sparse(), self.weight.mT).tanh()
+
+    compare(First(), run)

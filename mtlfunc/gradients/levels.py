@@ -283,7 +283,8 @@ _CURES = {
         "not take. If it is your own, write forward(*inputs) without ctx, and "
         "setup_context(ctx, inputs, output). If you wrote none, a module has a full backward hook "
         "(register_full_backward_hook or register_full_backward_pre_hook), which is such a "
-        "Function: remove the hook, or register one on the tensor, output.register_hook."
+        "Function: remove the hook, or register one on the tensor, output.register_hook. So is an "
+        "operation of torch.library with register_autograd: write its formula as a Function."
     ),
     "Cannot access data pointer": (
         "losses_fn calls an operation that reads a tensor's memory directly, which torch.func does "

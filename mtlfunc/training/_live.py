@@ -232,7 +232,7 @@ def no_writes(run: LiveRun) -> Iterator[None]:
 
 
 def _version(grad: Tensor | None) -> int:
-    return -1 if grad is None else grad._version
+    return -1 if grad is None or grad.is_inference() else grad._version
 
 
 STREAK = 8
