@@ -266,6 +266,21 @@ CASES = {
         ValueError,
         "baselines: a is 0",
     ),
+    "not a Gramian": (
+        lambda: mf.weights(mf.pcgrad(), G - 3 * G.flip(0)),
+        ValueError,
+        r"gramian: indefinite: entry \[0, 1\] is -3",
+    ),
+    "not symmetric": (
+        lambda: mf.weights(mf.imtl_g(), G.triu() + torch.ones_like(G).triu()),
+        ValueError,
+        r"gramian: not symmetric",
+    ),
+    "sparse Gramian": (
+        lambda: mf.weights(mf.mean(), G.to_sparse()),
+        TypeError,
+        r"gramian: expected a dense tensor",
+    ),
     "no tasks": (
         lambda: mf.task_gramian(lambda p, b: [], PARAMS, BATCH),
         ValueError,

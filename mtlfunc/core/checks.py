@@ -251,6 +251,8 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         raise TypeError(
             f"{name}: expected a floating dtype, got {gramian.dtype}; convert it with .double()"
         )
+    if gramian.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {gramian.layout}; use .to_dense()")
     check_batch(gramian, name)
     if not can_look(gramian):
         return
