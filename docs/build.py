@@ -113,15 +113,15 @@ def assemble(source: Path, *, run: bool) -> None:
     methods = source / "methods" / "index.md"
     text = methods.read_text(encoding="utf-8")
     methods.write_text(pages.linked(text), encoding="utf-8")
-    benchmarks = source / "benchmarks.md"
-    text = benchmarks.read_text(encoding="utf-8")
-    for anchor, folder in anchors.items():
-        text = text.replace(f"(claims.md#{anchor})", f"(reproductions/{folder}.md)")
-    text = text.replace("[docs/claims.md](claims.md)", "[Reproductions](reproductions/index.md)")
-    benchmarks.write_text(text, encoding="utf-8")
-    studies = source / "experiments.md"
-    text = studies.read_text(encoding="utf-8")
-    studies.write_text(text.replace("(claims.md)", "(reproductions/index.md)"), encoding="utf-8")
+    for path in source.rglob("*.md"):  # in the repository the claims are one page
+        text = path.read_text(encoding="utf-8")
+        text = text.replace("../experiments/notebooks/", "notebooks/")
+        if "claims.md" in text:
+            for anchor, folder in anchors.items():
+                text = text.replace(f"claims.md#{anchor})", f"reproductions/{folder}.md)")
+            text = text.replace("[docs/claims.md](", "[Reproductions](")
+            text = text.replace("claims.md)", "reproductions/index.md)")
+        path.write_text(text, encoding="utf-8")
 
 
 def main() -> int:
@@ -131,9 +131,10 @@ def main() -> int:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     try:
+        import latex2mathml.converter  # noqa: F401, for docs/conf.py
         from sphinx.cmd.build import build_main
-    except ImportError:
-        parser.error('Sphinx is not installed: pip install -e ".[repro,docs]"')
+    except ImportError as missing:
+        parser.error(f'{missing.name} is not installed: pip install -e ".[repro,docs]"')
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         assemble(source, run=not options.stored_notebooks)

@@ -3,6 +3,9 @@
 import re
 import sys
 
+import latex2mathml.converter
+from docutils import nodes
+
 import mtlfunc as mf
 
 for room in ("diagnostics", "pareto", "theory", "optim", "random"):
@@ -33,7 +36,8 @@ default_role = "code"
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 exclude_patterns = ["claims.md"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+html_math_renderer = "mathml"  # browsers draw it themselves: no script, no font, no network
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 napoleon_custom_sections = ["Source"]
@@ -49,12 +53,22 @@ suppress_warnings = ["config.cache"]
 
 DOCTEST = re.compile(r"((?:^[ ]*>>>.*\n(?:^[ ]*\S.*\n?)*)+)", re.MULTILINE)
 
-STAR = re.compile(r"(\*\*\w[^*\n]*\w\*\*|(?<=^ {4})\*+(?=\w+:))|\*", re.MULTILINE)
+STAR = re.compile(r"(\*\*\w(?:[^*\n]*\w)?\*\*|(?<=^ {4})\*+(?=\w+:))|\*", re.MULTILINE)
 """A star; in the group what stays: **emphasis**, and the stars of an argument's name."""
 
 
+LOW = re.compile(
+    r"((?<!\w)[^\W\d_][\u0300-\u036f]?|[∇ΣΠ‖]|(?<!\w)(?:arg)?(?:min|max|mean)(?=_\w\b))"
+    r"_(\w{1,6})(?!\w)"
+)
+HIGH = re.compile(r"\^(?:\(([^()_^]*)\)|(-?[^\W_]+))")
+"""What stands low or high in a formula: g_t, e^(-s), r^α."""
+
+
 def plain(prose: str) -> str:
-    """Prose with what reStructuredText would read as markup written out; `code` stays code."""
+    """Prose with what reStructuredText would read as markup written out; `code` stays code, and
+    what stands low or high in a formula is set so.
+    """
     parts = re.split(r"`([^`]+)`", prose)
     marked = []
     for i, part in enumerate(parts):
@@ -65,6 +79,8 @@ def plain(prose: str) -> str:
         else:
             bare = part.replace("\\", "\\\\").replace("|", "\\|")
             bare = STAR.sub(lambda found: found[1] or r"\*", bare)
+            bare = HIGH.sub(lambda found: rf"\ :sup:`{found[1] or found[2]}`\ ", bare)
+            bare = LOW.sub(r"\1\\ :sub:`\2`\\ ", bare)
             marked.append(re.sub(r"_(?=\W|$)", r"\\_", bare))
     return "".join(marked)
 
@@ -91,6 +107,18 @@ def signature(app, what, name, obj, options, given: str | None, returns: str | N
     return tuple(text and names.sub(r"\1", text) for text in (given, returns))
 
 
+def mathml(display: str):
+    """How formulas are written: $inline$, or as a $$block$$."""
+
+    def visit(self, node) -> None:
+        formula = latex2mathml.converter.convert(node.astext(), display=display)
+        self.body.append(f'<div class="math">{formula}</div>' if display == "block" else formula)
+        raise nodes.SkipNode
+
+    return visit, None
+
+
 def setup(app) -> None:
+    app.add_html_math_renderer("mathml", mathml("inline"), mathml("block"))
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", docstring, priority=100)

@@ -83,7 +83,7 @@ def cells(row: str) -> list[str]:
 
 
 def methods() -> list[list[str]]:
-    """The rows of the table of methods: method, probe, rule, what the weights sum to."""
+    """The rows of the table of methods: method, rule, probe, what the weights sum to."""
     text = (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
     return [cells(line) for line in text.splitlines() if line.startswith("| ") and "`mf." in line]
 
@@ -94,9 +94,9 @@ def linked(text: str) -> str:
     for i, line in enumerate(lines):
         if line.startswith("| ") and "`mf." in line:
             row = cells(line)
-            name = re.match(r"`mf\.(\w+)\(", row[2])
+            name = re.match(r"`mf\.(\w+)\(", row[1])
             if name and name[1] in RULES:
-                row[2] = f"[{row[2]}](rule-{name[1]}.rst)"
+                row[1] = f"[{row[1]}](rule-{name[1]}.rst)"
                 lines[i] = f"| {' | '.join(row)} |"
     return "\n".join(lines)
 
@@ -125,7 +125,8 @@ def front() -> str:
     """The README up to the comparison with the peers, with the site's links."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = text[text.index("\n") : text.index("## For whom")]
-    drawing = "::::{container} flow\n```{raw} html\n:file: flow.svg\n```\n::::"
+    raw = "```{raw} html\n:file: %s.svg\n```\n"  # CSS shows one of them
+    drawing = f"::::{{container}} flow\n{raw % 'flow'}{raw % 'flow-narrow'}::::"
     text = re.sub(r"!\[[^]]*\]\(docs/flow\.svg\)", lambda _: drawing, text)
     return text.replace("](docs/", "](").strip()
 
@@ -206,9 +207,31 @@ def qualified(call: str) -> str:
 def heading(name: str) -> str:
     """What a method is called, from the table of methods."""
     for row in methods():
-        if re.match(rf"`mf\.{name}\(", row[2]):
+        if re.match(rf"`mf\.{name}\(", row[1]):
             return row[0][0].upper() + row[0][1:]
     return name
+
+
+def formulas() -> dict[str, str]:
+    """What each rule computes, in words and as a formula, in reStructuredText."""
+    text = (DOCS / "methods" / "formulas.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### (\w+)\n\n(.*?)(?=^##|\Z)", text, re.DOTALL | re.MULTILINE)
+    return {name: with_math(said) for name, said in sections}
+
+
+def in_words(name: str) -> str:
+    """What a rule computes, in a sentence."""
+    return re.split(r"(?<=\.)\s", formulas()[name].replace("\n", " "))[0]
+
+
+def with_math(text: str) -> str:
+    """Markdown with formulas, in reStructuredText."""
+    prose, *rest = re.split(r"\$\$(.*?)\$\$", text, flags=re.DOTALL)
+    words = re.split(r"\$([^$]+)\$", prose)
+    words[::2] = [rst(word) if word else "" for word in words[::2]]
+    words[1::2] = [f":math:`{word}`" for word in words[1::2]]
+    blocks = [f".. math::\n\n{indented(formula.strip())}\n\n" for formula in rest[::2]]
+    return "".join(words).strip() + "\n\n" + "".join(blocks)
 
 
 def papers() -> dict[str, str]:
@@ -232,12 +255,11 @@ def reads(call: str) -> str:
 
 def method_page(name: str, drawn: bool) -> str:
     """What a rule is, promises and looks like."""
-    found = [row for row in methods() if f"`mf.{name}(" in row[2]]
-    used = [[*map(rst, row[:3]), reads(row[2]), *map(rst, row[3:])] for row in found]
-    parts = [title(f"{heading(name)}: ``{name}``")]
+    found = [row for row in methods() if f"`mf.{name}(" in row[1]]
+    used = [[*map(rst, row[:3]), reads(row[1]), *map(rst, row[3:])] for row in found]
+    parts = [title(f"{heading(name)}: ``{name}``"), formulas()[name]]
     if drawn:
         parts += [
-            f"{rst(first_line(getattr(mf, name).__doc__))}\n\n",
             picture(name, f"direction, length and rates of {name} over angle and ratio of lengths"),
             "Two tasks, over the angle between their gradients and the ratio of their lengths: "
             "where the direction points, how long it is, and each task's rate; hatched where a "
@@ -247,7 +269,7 @@ def method_page(name: str, drawn: bool) -> str:
         parts.append(f"**Paper.** {papers()[name]}.\n\n")
     parts.append(f".. autofunction:: mtlfunc.{name}\n\n")
     if used:
-        head = ["method", "probe", "rule", "reads", "weights sum to"]
+        head = ["method", "rule", "probe", "reads", "weights sum to"]
         parts += [title("In use", "-"), table(head, used)]
     parts.append(properties_part(name))
     if name in REPRODUCED:
@@ -335,10 +357,7 @@ def api_pages() -> dict[str, str]:
         pages[f"api/{room}.rst"] = "".join(
             [*lines, *(entry(f"{room}.{member}") for member in public(room))]
         )
-    rules = [
-        [f":doc:`{name} </methods/rule-{name}>`", rst(first_line(getattr(mf, name).__doc__))]
-        for name in RULES
-    ]
+    rules = [[f":doc:`{name} </methods/rule-{name}>`", in_words(name)] for name in RULES]
     applied = "".join(entry(name) for name in sorted(APPLIED))
     pages["api/rules.rst"] = title("Rules") + table(["rule", "what it is"], rules) + applied
     types = DOCS.parent / "mtlfunc" / "types.py"
@@ -378,8 +397,8 @@ def api_index() -> str:
                 found = getattr(found, part)
             page = f"/methods/rule-{member}" if member in RULES else None
             label = f":doc:`mf.{member} <{page}>`" if page else f"``mf.{member}``"
-            said = first_line(found.__doc__) if callable(found) else ""
-            rows.append([label, rst(said)])
+            said = rst(first_line(found.__doc__) if callable(found) else "")
+            rows.append([label, in_words(member) if page else said])
         parts += [
             title(name, "-"),
             f"In full: :doc:`{file}`.\n\n",
@@ -494,10 +513,10 @@ def reproduction_pages() -> dict[str, str]:
             "`paper_repro/out/report.html`, after\n",
             f"```bash\npython -m paper_repro --only {folder}\n```\n",
             f"![]({folder}.png)\n\n{picture}\n" if picture else "",
-            "## Claims\n\n| id | claim | kind | verdict | decided by |\n|---|---|---|---|---|",
+            "## Claims\n\n| id | verdict | claim | kind | decided by |\n|---|---|---|---|---|",
             *(
-                f'| <a id="{row.id.lower()}"></a>{row.id} | {claim_cell(row.statement)} '
-                f"| {row.kind} | {verdict_cell(row, found[row.id])} "
+                f'| <a id="{row.id.lower()}"></a>{row.id} | {verdict_cell(row, found[row.id])} '
+                f"| {claim_cell(row.statement)} | {row.kind} "
                 f"| {f'`{row.module}`' if row.module else '–'} |"
                 for row in rows
             ),

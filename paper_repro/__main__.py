@@ -34,14 +34,14 @@ from .report.workers import Question, Run, described, longest_first, question_of
 
 HERE = Path(__file__).parent
 SLOW = (
-    "gradnorm.alpha",  # the first, as it needs no kernel, while all others wait for them
+    "gradnorm.reach",  # the first, as it needs no kernel, while all others wait for them
+    "gradnorm.ten_tasks",
     "cagrad.toy_aims",
     "gradnorm.difficulty",
     "pcgrad.ablation",
     "cross_paper.auxiliaries",
     "pcgrad.training",
-    "gradnorm.reach",
-    "gradnorm.ten_tasks",
+    "gradnorm.alpha",
     "pcgrad.theorem1",
     "mgda.random_encoders",
     "mgda.solvers",

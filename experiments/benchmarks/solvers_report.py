@@ -78,9 +78,10 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         for row in rows:
             if row["kind"] == kind and row["batch"] == 1 and row["median"]:
                 colour = colours[row["solver"]]
+                place = 1e6 * row["median"], max(worst(row, "gap"), 1e-18)
+                axis.annotate(str(row["tasks"]), place, (5, 4), textcoords="offset points", size=7)
                 axis.scatter(
-                    1e6 * row["median"],
-                    max(worst(row, "gap"), 1e-18),
+                    *place,
                     s=12 + 14 * math.log2(row["tasks"]),
                     marker="o" if row["device"] == "cpu" else "^",
                     facecolors="none" if count(row, "failed") else colour,
@@ -88,6 +89,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
                     alpha=0.75,
                 )
         axis.set(xscale="log", yscale="log", xlabel="time of one problem (µs)", title=kind)
+        axis.margins(x=0.12)  # for the numbers
         axis.grid(alpha=0.25)
     axes[0, 0].set_ylabel(f"worst normalised gap, {families} families")
     used = {row["solver"] for row in rows}
@@ -101,7 +103,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         loc="outside lower center",
         ncols=5,
         frameon=False,
-        title="a dot a number of tasks, the larger the more; hollow: some problems were not "
-        "solved at all, and are left out",
+        title="one dot per solver and number of tasks T, which stands at the dot; hollow: some "
+        "problems were not solved, and their gaps are left out",
     )
     write_whole(path, lambda file: panels.savefig(file, format="png", dpi=150))

@@ -81,8 +81,8 @@ def parser(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="for results.json, table.md, the figure and the finished runs (default: "
-        f"experiments/{name}/out/quick, default or full)",
+        help="for results.json, table.md, figures if the study draws any, and the finished runs "
+        f"(default: below experiments/{name}/out, in quick, default or full)",
     )
     found.set_defaults(counts=tuple(defaults), name=name)
     return found

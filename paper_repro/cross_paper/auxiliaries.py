@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 import mtlfunc as mf
 
-from ..report.figures import METHOD_COLOURS, axes, band
+from ..report.figures import METHOD_COLOURS, axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge
 from ..report.intervals import clustered_share, mean_interval, named, ratio_interval
+from ..report.options import Option, Seeds, drawn
 from .decisions import FAR, NEAR, claim
-from .digits import HIDDEN, LABELS, RATES, SCALES, TASKS, Lanes, Runs, moments, split, train
+from .digits import (
+    HIDDEN,
+    LABELS,
+    MOMENTS,
+    RATES,
+    SCALES,
+    TASKS,
+    Lanes,
+    Runs,
+    moments,
+    split,
+    train,
+)
 
 CAGRAD = "CAGrad (Liu et al. 2021)"
+C, CS = 0.4, (0.1, 0.2, 0.4, 0.8, 2.0, 10.0)
 
 
-def run(settings: Settings) -> Findings:
-    data, steps, scales = split(settings), settings.count(300), list(SCALES.values())
+class Trained(NamedTuple):
+    """All that is trained for the claim and its figure."""
+
+    runs: dict[str, dict[str, Runs]]  # by scale of the reconstruction error, then by method
+    alone: Runs  # the main task by itself
+    where: str
+
+
+def trained(settings: Settings, steps: int, c: float) -> Trained:
+    data, scales = split(settings), list(SCALES.values())
     main, equal = [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]
     alone, *means = train(
         lambda p: mf.mean(preference=p),
@@ -34,7 +55,7 @@ def run(settings: Settings) -> Findings:
         "main task alone, mean",
     )
     rules = {"MGDA": lambda _: mf.mgda(), "CAGrad": lambda c: mf.cagrad(c=c)}
-    both = lanes_of(scales, [C] * len(scales), settings)
+    both = lanes_of(scales, [c] * len(scales), settings)
     every = {"mean": means} | {
         m: train(rule, both, data, steps, settings, m) for m, rule in rules.items()
     }
@@ -44,8 +65,23 @@ def run(settings: Settings) -> Findings:
         f"{HIDDEN}-{HIDDEN}, {steps} steps of Adam at the best of {len(RATES)} "
         f"rates, {settings.seeds} seeds, 95 % t intervals, paired"
     )
-    yield judge(runs, alone, where)
-    yield course(runs, alone, where)
+    return Trained(runs, alone, where)
+
+
+@drawn
+def main_task(
+    c: Annotated[float, Option("CAGrad's c", 0.0, 1e3)] = C,
+    steps: Annotated[int, Option("steps of Adam", low=MOMENTS)] = 300,
+    seeds: Seeds = 16,
+) -> Figure:
+    """What MGDA and CAGrad do to a main task among auxiliary ones."""
+    return course(trained(Settings(seeds=seeds), steps, c))
+
+
+def run(settings: Settings) -> Findings:
+    found = trained(settings, settings.count(300), C)
+    yield judge(*found)
+    yield course(found)
     yield over_c(settings)
 
 
@@ -53,12 +89,10 @@ def lanes_of(scales: Sequence[float], hypers: Sequence[Any], settings: Settings)
     return Lanes(*(torch.tensor(x, device=settings.device) for x in (scales, hypers)))
 
 
-C, CS = 0.4, (0.1, 0.2, 0.4, 0.8, 2.0, 10.0)
-
-
 def over_c(settings: Settings) -> Figure:
-    """CAGrad's ablation over c, on half of the seeds and steps."""
-    settings = settings._replace(seeds=max(2, settings.seeds // 2))
+    """CAGrad's ablation over c, on half of the steps and, by default, a quarter of the seeds."""
+    few = settings.seeds // (2 if settings.full else 4)
+    settings = settings._replace(seeds=max(2, few))
     data, steps, scale = split(settings), settings.count(150), SCALES["summed over pixels"]
     of_c = lanes_of([scale] * (1 + len(CS)), (0.0, *CS), settings)  # c = 0: equal weights
     runs = train(lambda c: mf.cagrad(c=c), of_c, data, steps, settings, "CAGrad over c")
@@ -193,61 +227,60 @@ def judge(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Claim:
     )
 
 
-def course(runs: dict[str, dict[str, Runs]], alone: Runs, where: str) -> Figure:
-    canvas, panels = axes(2, 2, (13, 9))
-    steps = len(alone.weights)
-    for (name, methods), dash, panel in zip(runs.items(), ("-", "--"), panels[2:], strict=True):
-        for m in ("MGDA", "CAGrad"):
-            colour, label = METHOD_COLOURS[m], f"{m}, {name}"
-            weights = windows(methods[m].weights[..., 0])
-            band(panels[0], *weights, colour, label, dash=dash, alpha=0.2, within=(0, 1))
-            gain = 100 * (methods[m].curve - methods["mean"].curve)
-            times = np.array(moments(steps))
-            band(panels[1], times, gain.numpy(), colour, label, dash=dash, alpha=0.2)
-        cosines(panel, methods)
-        panel.set_title(f"reconstruction error {name}")
-    panels[0].axhline(1 / 3, color=METHOD_COLOURS["mean"], linewidth=1, label="equal weights")
-    panels[0].set(
-        ylabel="weight on the main task (sum 1)",
-        title="weights",
-        ylim=(0, 1.4),
-        yticks=np.arange(0, 1.1, 0.2),
-    )
-    panels[1].axhline(0, color=METHOD_COLOURS["mean"], linewidth=1)
-    panels[1].axhline(-100 * FAR, color="#999999", linewidth=1, linestyle=":")
-    panels[1].set(
-        ylabel="accuracy minus equal weights', points",
-        title="main task, test images; lines as on the left, dotted: far below",
-    )
-    panels[1].set_yscale("symlog", linthresh=5)
-    ticks = [-50, -20, -10, -5, 0, 5, 10, 20, 50]
-    panels[1].set_yticks(ticks, [str(tick) for tick in ticks])
-    for panel in panels:
-        panel.set(xlabel="step", xlim=(0, steps))
-        if panel is not panels[1]:
-            panel.legend()
+def course(found: Trained) -> Figure:
+    """A column a scale, a row a quantity, a line a method."""
+    canvas, panels = axes(3, len(found.runs), (14, 11.5))
+    numbers: list[dict[str, Any]] = []
+    for column, (scale, methods) in enumerate(found.runs.items()):
+        times = np.array(moments(len(found.alone.weights)))
+        for row, (what, values, within) in enumerate(
+            (
+                ("weight on the main task (sum 1)", weight_of, (0, 1)),
+                ("accuracy of the main task, %", accuracy_of, (0, 100)),
+                ("cosine of d with the task that it serves least", least_of, (-1, 1)),
+            )
+        ):
+            panel, ends = panels[len(found.runs) * row + column], []
+            for m, run in methods.items():
+                label = "equal weights" if m == "mean" else m
+                at, here = values(run, times)
+                colour = METHOD_COLOURS[m]
+                band(panel, at, here, colour, alpha=0.2, within=within)
+                ends.append((float(here[-1].mean()), label, colour))
+                numbers += [
+                    {"scale": scale, "method": label, "quantity": what, "step": float(x), "mean": y}
+                    for x, y in zip(at, here.mean(1).tolist(), strict=True)
+                ]
+            panel.set(xlabel="step", ylabel=what, xlim=(0, times[-1]))
+            panel.set_ylim(*{0: (-0.03, 1.03), 1: (0, 103), 2: (-0.2, 0.7)}[row])
+            if not row:
+                panel.set_title(f"reconstruction error {scale}")
+            name_lines(panel, ends)
     return Figure(
         "auxiliaries",
-        "A main task with few labels among auxiliary ones; bands: 95 % intervals over seeds. "
-        f"{where}.",
+        "A main task with few labels among auxiliary ones, under two scales of an auxiliary loss. "
+        "Top: the weight of the main task. Middle: its accuracy on test images. Bottom: the "
+        "smallest over tasks of the cosine between the direction and the task's gradient over the "
+        f"trunk. Linear axes; bands: 95 % intervals over seeds. {found.where}.",
         canvas,
+        numbers,
     )
 
 
-def cosines(panel: Axes, methods: dict[str, Runs]) -> None:
-    """Of d with the main task and with the auxiliary one that it serves least."""
-    for m, run in methods.items():
-        rows = {"main": ("-", run.cosines[..., 0])}
-        rows["lesser auxiliary"] = (":", run.cosines[..., 1:].amin(-1))
-        for label, (dash, values) in rows.items():
-            colour = METHOD_COLOURS[m]
-            look = {"dash": dash, "alpha": 0.2, "within": (-1, 1)}
-            band(panel, *windows(values), colour, f"{m}, {label}", **look)
-    panel.set(
-        ylabel="cosine of $g_t$ and d over the trunk",
-        ylim=(-0.2, 1.5),
-        yticks=np.arange(0, 1.1, 0.2),
-    )
+Series = tuple[np.ndarray, np.ndarray]
+"""Steps, and values `[time, seed]`."""
+
+
+def weight_of(run: Runs, times: np.ndarray) -> Series:
+    return windows(run.weights[..., 0] / run.weights.sum(-1))
+
+
+def accuracy_of(run: Runs, times: np.ndarray) -> Series:
+    return times, 100 * run.curve.numpy()
+
+
+def least_of(run: Runs, times: np.ndarray) -> Series:
+    return windows(run.cosines.amin(-1))
 
 
 def windows(values: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings, yes
 from ..report.intervals import half_width, mean_interval, named, ratio_interval, share_interval
 from ..report.options import Option, Seeds, Steps, drawn
+from .common import TEN
 from .decisions import claim
 from .lanes import (
     COLOUR,
@@ -23,7 +24,6 @@ from .lanes import (
     RECIPROCAL,
     SEARCH,
     SECOND,
-    TEN,
     TEN_ALPHAS,
     TRIED,
     Lane,

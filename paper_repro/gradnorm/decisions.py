@@ -29,15 +29,16 @@ STEPPED = Condition(
 
 
 @decided(
-    "the lengths stay apart by more than 1.5 and the large task's weight does not fall with every "
-    "step of α"
+    "the lengths stay apart by more than 1.5 and the large task's weight rises in a step of α; in "
+    "part unless it falls from α = 0 to 2 and rises in no step, by the intervals"
 )
 def controlled(measured: Measured) -> Verdict:
     ratio = f"larger over smaller G_i, α = {ALPHA:g}"
     steps = [name.removesuffix(", low") for name in named_so(measured, "w_2 at α = * over *, low")]
     shown = [
         measured[f"{ratio}, high"] < 1.5,
-        all(measured[f"{step}, high"] < 1 for step in steps),
+        measured["w_2, α = 2 over α = 0, high"] < 1
+        and all(measured[f"{step}, low"] <= 1 for step in steps),
     ]
     lost = [
         measured[f"{ratio}, low"] > 1.5,
@@ -148,9 +149,9 @@ DECISIONS: dict[str, Decision] = {
     "GN-18": determined,
     "GN-19": comparable,
     "GN-20": separates,
-    "GN-21": sided(Side("GradNorm over equal: *", "<", 1)),
+    "GN-21": sided(Side("GradNorm over equal, *", "<", 1)),
     "GN-22": sided(Side("static average over the grid's best", "<", 1.1)),
-    "GN-23": sided(Side("GradNorm over equal, T = 10", "<", 1)),
+    "GN-23": sided(Side("GradNorm over equal, *", "<", 1)),
     "GN-24": sided(Side("ratio at T = * over that at T = *", "<", 1)),
     "GN-25": search_costs,
     "GN-27": sided(Side("*GradNorm's gap less equal weights'", "<", 0)),

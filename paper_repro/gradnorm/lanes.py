@@ -1,8 +1,9 @@
 """GradNorm's rivals as lanes of one program: other weights, scales, difficulties, data.
 
-The regressions are those of `common`, with networks of half the width by default. Settings of the
-problem and of the method are lanes like the seeds. A method's best setting is chosen on one
-half of the seeds and judged on the other, so that many settings do not win by chance."""
+The regressions are those of `common`, by default with a tenth of the inputs and outputs and a third
+of the width. Settings of the problem and of the method are lanes like the seeds. A method's best
+setting is chosen on one half of the seeds and judged on the other, so that many settings do not win
+by chance."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,12 +19,22 @@ import mtlfunc as mf
 from ..report.findings import Settings
 from ..report.grids import at_edge, chosen, spelled
 from ..report.parts import kept
-from .common import ALPHA, COLOURS, LAYERS, UNTRAINED, Problem, linear_maps, losses, losses_of
+from .common import (
+    ALPHA,
+    COLOURS,
+    LAYERS,
+    TWO,
+    UNTRAINED,
+    Problem,
+    initial_params,
+    linear_maps,
+    losses,
+    losses_of,
+)
 
 LAST = f"trunk.{LAYERS - 1}."
-TEN = (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)  # σ
-TWO, MILD = (1.0, 100.0), (1.0, 10.0)
-INPUTS, OUTPUTS, TEST = 25, 10, 200
+MILD = (1.0, 10.0)  # σ
+TEST = 200
 EVERY_ALPHA = (0.0, ALPHA, 0.5, 1.0, 2.0)
 TEN_ALPHAS = EVERY_ALPHA[:-1]
 STRONG_ALPHA = 0.5
@@ -61,6 +72,8 @@ class Size(NamedTuple):
     # without its ends where tasks are less unequal, and at T = 10 without the smallest
     two: tuple[float, ...]
     ten: tuple[float, ...]
+    inputs: int = 25
+    outputs: int = 10
 
     @property
     def draws(self) -> int:
@@ -69,8 +82,8 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"25 inputs, 10 outputs, width {self.width}, batches of {self.batch}, "
-            f"{self.steps} Adam steps, {self.seeds} seeds"
+            f"{self.inputs} inputs, {self.outputs} outputs, width {self.width}, batches of "
+            f"{self.batch}, {self.steps} Adam steps, {self.seeds} seeds"
         )
 
 
@@ -165,6 +178,8 @@ def size_of(settings: Settings) -> Size:
             settings.seeds,
             (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
             (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+            inputs=250,
+            outputs=100,
         )
     return Size(
         32,
@@ -176,21 +191,9 @@ def size_of(settings: Settings) -> Size:
     )
 
 
-def start_of(key: Tensor, tasks: int, width: int) -> mf.types.Params:
-    """PyTorch's default for linear layers: U(-1, 1)/√fan_in."""
-    widths = [INPUTS] + [width] * LAYERS
-    shapes: dict[str, tuple[tuple[int, ...], int]] = {}
-    for layer in range(LAYERS):
-        shapes[f"trunk.{layer}.weight"] = (width, widths[layer]), widths[layer]
-        shapes[f"trunk.{layer}.bias"] = (width,), widths[layer]
-    shapes["heads.weight"], shapes["heads.bias"] = (
-        ((tasks, OUTPUTS, width), width),
-        ((tasks, OUTPUTS), width),
-    )
-    return {
-        name: (2 * mf.random.uniform(mf.random.fold_in(key, i), shape) - 1) * fan_in**-0.5
-        for i, (name, (shape, fan_in)) in enumerate(shapes.items())
-    }
+def problem_of(tasks: int, size: Size) -> Problem:
+    """Shapes alone."""
+    return Problem((1.0,) * tasks, size.inputs, size.outputs, size.width)
 
 
 def step_of(method: Method, lr: Tensor, alpha: Tensor, weights: Tensor) -> mf.Step:
@@ -261,8 +264,8 @@ class Samples:
     def __init__(self, tasks: int, size: Size, device: torch.device, *, noisy: bool) -> None:
         self.tasks, self.size, self.noisy = tasks, size, noisy
         self.roots = torch.arange(size.seeds, device=device)
-        problem = Problem(scales=(1.0,) * tasks, inputs=INPUTS, outputs=OUTPUTS)
-        maps = vmap(lambda root: linear_maps(mf.random.fold_in(root, 1), problem))
+        self.problem = problem_of(tasks, size)
+        maps = vmap(lambda root: linear_maps(mf.random.fold_in(root, 1), self.problem))
         self.maps = maps(self.roots)
         self.pool = [self.mapped(4, i, size.batch) for i in range(CHUNKS)]
 
@@ -270,7 +273,7 @@ class Samples:
         """Parameters `[seed, ...]`."""
 
         def start(root: Tensor) -> mf.types.Params:
-            return start_of(mf.random.fold_in(root, 0), self.tasks, self.size.width)
+            return initial_params(mf.random.fold_in(root, 0), self.problem)
 
         return vmap(start)(self.roots)
 
@@ -284,7 +287,7 @@ class Samples:
 
     def mapped(self, stream: int, number: int, count: int) -> tuple[Tensor, Tensor]:
         """Inputs, and the arguments of tanh."""
-        x = self.normals(stream, number, count, INPUTS)
+        x = self.normals(stream, number, count, self.size.inputs)
         return x, torch.einsum("sbi,stoi->stbo", x, self.maps)
 
     def held_out(self) -> tuple[Any, Any]:
@@ -294,7 +297,7 @@ class Samples:
 
     def batch(self, step: int) -> Any:
         """What every lane makes its batch of."""
-        shape = (self.tasks, self.size.batch, OUTPUTS)
+        shape = (self.tasks, self.size.batch, self.size.outputs)
         if self.noisy:
             error = self.normals(5, step, *shape)
         else:

@@ -9,9 +9,9 @@ import mtlfunc as mf
 from ..report.extremes import largest, smallest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
-from .common import ALPHA, Problem, linear_maps, losses, norm_of, sample
+from .common import ALPHA, initial_params, linear_maps, losses, norm_of, sample
 from .decisions import claim
-from .lanes import INPUTS, LAST, OUTPUTS, PAIRED, Lane, Size, Trace, size_of, start_of, train
+from .lanes import LAST, PAIRED, TWO, Lane, Size, Trace, problem_of, size_of, train
 from .rivals import two_tasks
 
 
@@ -23,10 +23,9 @@ def run(settings: Settings) -> Findings:
 
 
 def measured_layer(learnt: Trace, trunk: Trace, size: Size) -> Claim:
-    params = {
-        name: leaf.double() for name, leaf in start_of(mf.random.key(0), 2, size.width).items()
-    }
-    problem = Problem(inputs=INPUTS, outputs=OUTPUTS)
+    problem = problem_of(2, size)._replace(scales=TWO)
+    start = initial_params(mf.random.key(0), problem)
+    params = {name: leaf.double() for name, leaf in start.items()}
     x, y = sample(mf.random.key(2), linear_maps(mf.random.key(1), problem), problem, size.batch)
     batch = (x.double(), y.double())
     leaves = {name: leaf.requires_grad_() for name, leaf in params.items()}

@@ -1,131 +1,94 @@
 """How far does GradNorm's gain over equal weights reach?"""
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
-import numpy as np
-
-from ..report.decisions import OPEN
 from ..report.figures import axes, beside_one
 from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.grids import spelled
 from ..report.intervals import Interval, named, ratio_interval
-from .common import (
-    INTERVAL,
-    METHODS,
-    Problem,
-    Runs,
-    default_runs,
-    few,
-    problem_of,
-    train,
-    variants_of,
-)
+from .common import INTERVAL, METHODS, RATE, REDUCED, Problem, Runs, few, train, variants_of
 from .decisions import claim
+from .paper_size import AT_BEST, AT_ONE, Pair, default_runs, pair_of, pairs_of, problem_of, setting
 
 
-def others_of(problem: Problem, settings: Settings) -> dict[str, Problem]:
-    """Other readings of the paper's problem; those of its own size with --full alone."""
-    short = problem if settings.full else problem._replace(steps=problem.steps // 2)
-    others = {
-        "SGD": short._replace(
+def others_of(problem: Problem) -> dict[str, Problem]:
+    """Other readings of the paper's problem."""
+    literal = problem._replace(literal=True)
+    return {
+        "SGD": problem._replace(
             optimizer="sgd", rates=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
         ),
-        "x ~ U(0, 1)": short._replace(law="uniform", rates=(*problem.rates, 3e-2)),
+        "x ~ U(0, 1)": problem._replace(law="uniform", rates=(*problem.rates, 1e-1)),
+        "x on the unit sphere": problem._replace(law="unit"),
+        "25 inputs, 10 outputs": problem._replace(inputs=REDUCED.inputs, outputs=REDUCED.outputs),
+        "literal scale": literal,
+        "literal scale, 8,000 steps": literal._replace(steps=8000),
     }
-    if settings.full:
-        others |= {
-            "x on the unit sphere": problem._replace(law="unit"),
-            "250 inputs, 100 outputs": problem._replace(inputs=250, outputs=100),
-            "250/100, literal scale": problem._replace(inputs=250, outputs=100, literal=True),
-            "250/100, literal scale, 8,000 steps": problem._replace(
-                inputs=250, outputs=100, literal=True, steps=8000
-            ),
-        }
-    return others
 
 
 def run(settings: Settings) -> Findings:
+    """The paper's problem; with --full other readings of it."""
     problem, results = problem_of(settings), default_runs(settings)
-    comparisons = {"default: Adam, x ~ N(0, I)": compare(results["equal"], results["GradNorm"])}
-    rates = {
-        f"default at Adam {rate:g}": ratio_interval(
-            results["GradNorm"].final()[i], results["equal"].final()[i]
-        )
-        for i, rate in enumerate(problem.rates)
+    pairs = pairs_of(results)
+    text = setting(problem, results["equal"])
+    others = others_of(problem) if settings.full else {}
+    beside = {
+        name: trained(other, settings, settings.seeds, name) for name, other in others.items()
     }
-    seeds = settings.seeds if settings.full else few(settings)
-    for name, other in others_of(problem, settings).items():
-        variants = variants_of(other, seeds, settings)
-        runs = [
-            train(method, other, variants, settings, f"{label}: {name}", seeds)
+    yield reach(pairs, by_rate(results), beside, text)
+    yield alike(pairs[AT_BEST], problem, text, settings)
+    yield reduction(pairs, by_rate(results), beside, text)
+
+
+def trained(problem: Problem, settings: Settings, seeds: int, name: str) -> Pair:
+    """Both methods, each at its best rate."""
+    variants = variants_of(problem, seeds, settings)
+    return pair_of(
+        {
+            label: train(method, problem, variants, settings, f"{label}: {name}", seeds)
             for method, label in METHODS.items()
-        ]
-        comparisons[name] = compare(*runs)
-    yield reach(comparisons, rates)
-    yield alike(comparisons["default: Adam, x ~ N(0, I)"], problem, settings)
-    yield reduction(problem, comparisons, rates, settings, seeds)
-
-
-class Comparison(NamedTuple):
-    """Both methods in one configuration."""
-
-    ratio: Interval  # GradNorm over equal, each at its best learning rate
-    of_means: float  # the same as a ratio of means over seeds
-    equal_rates: list[float]  # of the even and of the odd seeds
-    gradnorm_rates: list[float]
-    open: bool  # it settles nothing: a rate at the edge of its grid, or nothing learnt
-
-
-def compare(equal: Runs, gradnorm: Runs) -> Comparison:
-    a, b = gradnorm.judged(), equal.judged()
-    with np.errstate(invalid="ignore"):  # both may be infinite
-        of_means = float(a.mean() / b.mean())
-    return Comparison(
-        ratio_interval(a, b),
-        of_means,
-        equal.judged_rates(),
-        gradnorm.judged_rates(),
-        equal.settles_nothing() or gradnorm.settles_nothing(),
+        }
     )
 
 
-def alike(regression: Comparison, problem: Problem, settings: Settings) -> Claim:
-    """The default problem, and the same maps as ten classes."""
-    seeds = few(settings)
-    other = problem._replace(
-        kind="classification",
-        rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-        steps=problem.steps if settings.full else problem.steps // 2,
-    )
-    variants = variants_of(other, seeds, settings)
-    entropy = compare(
-        *(
-            train(method, other, variants, settings, f"{label}: classification", seeds)
-            for method, label in METHODS.items()
-        )
-    )
-    numbers: dict[str, float] = {}
-    for name, found in {"regression": regression, "classification": entropy}.items():
-        label = f"{name}: GradNorm over equal"
-        numbers |= {**named(label, found.ratio), label + OPEN: float(found.open)}
+def by_rate(results: Mapping[str, Runs]) -> dict[float, Interval]:
+    """GradNorm's final loss over equal weights' at one learning rate for both."""
+    equal, learnt = results["equal"], results["GradNorm"]
+    ends = zip(learnt.final(), equal.final(), strict=True)
+    return {rate: ratio_interval(*both) for rate, both in zip(equal.rates, ends, strict=True)}
+
+
+def alike(regression: Pair, problem: Problem, text: str, settings: Settings) -> Claim:
+    """The paper's regression, and maps as many classes."""
+    seeds, rates = few(settings), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    other = problem if settings.full else REDUCED
+    other = other._replace(kind="classification", rates=rates)
+    entropy = trained(other, settings, seeds, "classification")
     return claim(
         "GN-29",
-        numbers,
-        f"final Σ L_i/L_i(0), each method at its best rate; regression: the default problem; "
-        f"classification: which of {problem.outputs} outputs of (B + ε_i)x is largest, σ_i times "
-        f"the cross entropy, {settings.count(other.steps)} steps, {seeds} seeds, rates "
-        f"{', '.join(f'{rate:g}' for rate in other.rates)}. {INTERVAL}",
+        {
+            **regression.named("regression: GradNorm over equal"),
+            **entropy.named("classification: GradNorm over equal"),
+        },
+        f"final Σ L_i/L_i(0), each method at its best rate; regression: {text}; classification: "
+        f"which of {other.outputs} outputs of (B + ε_i)x is largest, σ_i times the cross entropy, "
+        f"{other}, {settings.count(other.steps)} steps, {seeds} seeds, rates "
+        f"{', '.join(f'{rate:g}' for rate in rates)}. {INTERVAL}",
     )
 
 
-def reach(comparisons: dict[str, Comparison], rates: dict[str, Interval]) -> Figure:
-    rows = list(rates.items()) + [
-        (
-            f"{name}{' (settles nothing)' if c.open else ''}\nbest rates: equal "
-            f"{spelled(c.equal_rates)}, GradNorm {spelled(c.gradnorm_rates)}",
-            c.ratio,
-        )
-        for name, c in comparisons.items()
+def reach(
+    pairs: Mapping[str, Pair],
+    rates: Mapping[float, Interval],
+    beside: Mapping[str, Pair],
+    text: str,
+) -> Figure:
+    best = {f"each at its best rate:\n{pairs[AT_BEST].rates}": pairs[AT_BEST]} | {
+        f"{name}, each at its best rate:\n{pair.rates}": pair for name, pair in beside.items()
+    }
+    rows = [(f"both at Adam {rate:g}", ratio) for rate, ratio in rates.items()]
+    rows += [
+        (f"{name}{' (settles nothing)' if pair.open else ''}", pair.ratio)
+        for name, pair in best.items()
     ]
     canvas, axis = axes(1, 1, (9, 0.6 * len(rows) + 1.2))
     for y, (_, ratio) in enumerate(reversed(rows)):
@@ -141,43 +104,64 @@ def reach(comparisons: dict[str, Comparison], rates: dict[str, Interval]) -> Fig
     axis[0].xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     return Figure(
         "configurations",
-        "Where GradNorm's gain holds and where it stops; the best rate is chosen on the other half "
-        f"of the seeds, so there may be two. {INTERVAL}. Blue: the interval is "
+        f"Where GradNorm's gain holds and where it stops; {text}. The best rate is chosen on the "
+        f"other half of the seeds, so there may be two. {INTERVAL}. Blue: the interval is "
         "below 1; vermillion: above; grey: it contains 1.",
         canvas,
     )
 
 
-def reduction(
-    problem: Problem,
-    comparisons: dict[str, Comparison],
-    rates: dict[str, Interval],
-    settings: Settings,
-    seeds: int,
-) -> Claim:
-    ratios = {name: c.ratio for name, c in comparisons.items() if not c.open}
-    nothing = [name for name, c in comparisons.items() if c.open]
-    holds = [f"{name} ({ratio.mean:.3g})" for name, ratio in ratios.items() if ratio.high < 1]
-    fails = [f"{name} ({ratio.mean:.3g})" for name, ratio in ratios.items() if not ratio.high < 1]
+def compared(ratio: Interval) -> str:
+    """A ratio in words."""
+    if ratio.high < 1:
+        return f"{1 - ratio.mean:.1%} lower"
+    return f"{ratio.mean - 1:.1%} higher" if ratio.low > 1 else "no different"
+
+
+def beside_equal(one: Pair, best: Pair, rates: Mapping[float, Interval]) -> str:
+    """A comparison at the rate fixed beforehand, at others and at the best ones, in words."""
+    others = ", ".join(
+        f"{compared(ratio)} at {rate:g}" for rate, ratio in rates.items() if rate != RATE
+    )
+    return (
+        f"GradNorm's final loss beside equal weights': {compared(one.ratio)} at Adam {RATE:g} for "
+        f"both, the rate fixed beforehand (ratio {one.ratio}); {others}; each at its best rate "
+        f"({best.rates}) {compared(best.ratio)} (ratio {best.ratio}"
+        f"{', which settles nothing' * best.open})"
+    )
+
+
+def numbers_of(pairs: Mapping[str, Pair], rates: Mapping[float, Interval]) -> dict[str, float]:
+    """The same as numbers."""
     numbers: dict[str, float] = {}
-    for name, c in comparisons.items():
-        label = f"GradNorm over equal: {name}"
-        numbers |= {**named(label, c.ratio), f"{name}: ratio of means": c.of_means}
-        numbers[f"{label}{OPEN}"] = float(c.open)
-        for method, both in (("equal", c.equal_rates), ("GradNorm", c.gradnorm_rates)):
-            halves = zip(("even", "odd"), both, strict=True)
-            numbers |= {f"{name}: rate of the {half} seeds, {method}": x for half, x in halves}
-    for name, ratio in rates.items():
-        numbers |= named(f"at one rate: {name}", ratio)
+    for how, pair in pairs.items():
+        numbers |= pair.named(f"GradNorm over equal, {how}")
+    for rate, ratio in rates.items():
+        numbers |= named(f"both at Adam {rate:g}", ratio)
+    return numbers
+
+
+def reduction(
+    pairs: Mapping[str, Pair],
+    rates: Mapping[float, Interval],
+    beside: Mapping[str, Pair],
+    text: str,
+) -> Claim:
+    one, best = pairs[AT_ONE], pairs[AT_BEST]
+    numbers = numbers_of(pairs, rates)
+    for name, both in (("equal", best.equal_rates), ("GradNorm", best.learnt_rates)):
+        numbers |= {f"best rate of the {half} seeds, {name}": both[i] for i, half in HALVES}
+    for name, pair in beside.items():
+        numbers |= pair.named(f"{name}, {AT_BEST}")
+    readings = "".join(
+        f"; {name}: {'settles nothing' if pair.open else compared(pair.ratio)} ({pair.ratio})"
+        for name, pair in beside.items()
+    )
     return claim(
         "GN-21",
         numbers,
-        "ratios GradNorm/equal, each method at its own best learning rate of a common grid, chosen "
-        "on the other half of the seeds; below 1 with its interval: "
-        f"{'; '.join(holds) or 'none'}. Not: {'; '.join(fails) or 'none'}. "
-        f"Settling nothing (best rate at the edge of its grid, or nothing learnt): "
-        f"{'; '.join(nothing) or 'none'}. At one rate for both, beside. {problem.inputs} inputs, "
-        f"{problem.outputs} outputs, width {problem.width}; default "
-        f"{settings.count(problem.steps)} steps, {settings.seeds} seeds; other configurations "
-        f"{seeds} seeds{'' if settings.full else ', half of the steps'}. {INTERVAL}",
+        f"{beside_equal(one, best, rates)}{readings}. {text}. {INTERVAL}",
     )
+
+
+HALVES = ((0, "even"), (1, "odd"))

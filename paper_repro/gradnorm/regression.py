@@ -5,30 +5,24 @@ import numpy as np
 from ..report.decisions import OPEN
 from ..report.figures import axes, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
-from ..report.grids import spelled
 from ..report.intervals import mean_interval, named, ratio_interval
-from .common import (
-    ALPHA,
-    INTERVAL,
-    Problem,
-    Runs,
-    default_runs,
-    problem_of,
-)
+from .common import ALPHA, INTERVAL, RATE, Problem, Runs
 from .decisions import claim
+from .paper_size import default_runs, problem_of, setting
 from .toy_figures import by_rate, lines, losses_and_weights
 
 
 def run(settings: Settings) -> Findings:
-    problem, results = problem_of(settings), default_runs(settings)
+    problem, every = problem_of(settings), default_runs(settings)
+    results = {name: runs.at(RATE) for name, runs in every.items()}
     yield comparable(problem, results["equal"])
-    yield dominated(problem, results["equal"])
+    yield dominated(results["equal"], problem)
     yield losses_and_weights(problem, results)
     yield weights_over_time(problem, results["GradNorm"])
-    yield by_rate(problem, results)
-    yield learnt_weights(problem, results["GradNorm"])
-    yield similar_rates(results)
-    yield rescaled(problem, results["GradNorm"])
+    yield by_rate(problem, every)
+    yield learnt_weights(results["GradNorm"], problem)
+    yield similar_rates(results, problem)
+    yield rescaled(problem, every["GradNorm"])
 
 
 def comparable(problem: Problem, runs: Runs) -> Claim:
@@ -46,11 +40,10 @@ def comparable(problem: Problem, runs: Runs) -> Claim:
     )
 
 
-def dominated(problem: Problem, runs: Runs) -> Claim:
-    final = runs.of(runs.test)[-1]
+def dominated(runs: Runs, problem: Problem) -> Claim:
+    final = runs.test[-1, 0]
     ratio = ratio_interval(final[:, 0], final[:, 1])
     numbers = {
-        "best learning rate over all seeds": problem.rates[runs.best()],
         **named("L̃_1/L̃_2 at the end", ratio),
         f"L̃_1/L̃_2 at the end{OPEN}": float(runs.settles_nothing()),
     }
@@ -58,18 +51,16 @@ def dominated(problem: Problem, runs: Runs) -> Claim:
     return claim(
         "GN-17",
         numbers,
-        "equal weights at their best learning rate, by the other half of the seeds; L̃_i = "
-        "L_i/L_i(0); holds if the interval of "
-        f"L̃_1/L̃_2 is above 1; {INTERVAL}",
+        "equal weights; L̃_i = L_i/L_i(0); holds if the interval of L̃_1/L̃_2 is above 1; "
+        f"Adam {RATE:g}, {setting(problem, runs)}; {INTERVAL}",
     )
 
 
 def weights_over_time(problem: Problem, runs: Runs) -> Figure:
-    best = runs.best()
     steps = np.arange(1, len(runs.weights) + 1)
-    weights, lengths = runs.weights[:, best], runs.weights[:, best] * runs.lengths[:, best]
+    weights, lengths = runs.weights[:, 0], runs.weights[:, 0] * runs.lengths[:, 0]
     canvas, panels = axes(1, 3, (15.5, 4.4))
-    ratio = runs.test[:, best] / runs.test[:, best].mean(-1, keepdims=True)
+    ratio = runs.test[:, 0] / runs.test[:, 0].mean(-1, keepdims=True)
     drawn = ((steps, weights), (steps, lengths), (runs.steps, ratio))
     labels = (
         f"weight w_i (they sum to {len(problem.scales)})",
@@ -86,15 +77,15 @@ def weights_over_time(problem: Problem, runs: Runs) -> Figure:
         name_lines(panel, ends)
     return Figure(
         "weights",
-        f"GradNorm at Adam {problem.rates[best]:g}, α = {ALPHA}: weights (the middle of Figure 3 "
+        f"GradNorm at Adam {RATE:g}, α = {ALPHA}: weights (the middle of Figure 3 "
         "of Chen et al. 2018), gradient lengths at the last shared layer, "
-        "relative inverse training rates; mean and 95 % band over seeds.",
+        f"relative inverse training rates; mean and 95 % band over seeds. {problem}.",
         canvas,
     )
 
 
-def learnt_weights(problem: Problem, runs: Runs) -> Claim:
-    weights = runs.of(runs.weights)
+def learnt_weights(runs: Runs, problem: Problem) -> Claim:
+    weights = runs.weights[:, 0]
     average, early = weights.mean(0), weights[: max(1, len(weights) // 4)][-1]
     separation, soon = average[:, 0] / average[:, 1], early[:, 0] / early[:, 1]
     trail = weights[..., 0]
@@ -109,15 +100,14 @@ def learnt_weights(problem: Problem, runs: Runs) -> Claim:
             "smallest w_1/w_2 of a seed after a quarter of the run": float(soon.min()),
             **named("path length of w_1 over its range", wander),
         },
-        f"α = {ALPHA}, Adam {spelled(runs.judged_rates())}; separated if the averages' ratio is "
-        "above 5 in every seed, "
-        "smooth if w_1's path is shorter than twice its "
+        f"Adam {RATE:g}, {setting(problem, runs)}; separated if the averages' ratio is above 5 in "
+        "every seed, smooth if w_1's path is shorter than twice its "
         f"range{'' if smooth else ': they separate, but chatter'}; {INTERVAL}",
     )
 
 
-def similar_rates(results: dict[str, Runs]) -> Claim:
-    both = {name: np.log(result.of(result.test)[1:]) for name, result in results.items()}
+def similar_rates(results: dict[str, Runs], problem: Problem) -> Claim:
+    both = {name: np.log(result.test[1:, 0]) for name, result in results.items()}
     unequal = {
         name: np.exp(np.abs(values[..., 0] - values[..., 1]).mean(0))
         for name, values in both.items()
@@ -133,8 +123,8 @@ def similar_rates(results: dict[str, Runs]) -> Claim:
                 any(results[name].settles_nothing() for name in ("equal", "GradNorm"))
             ),
         },
-        "spread: larger over smaller L̃_i, geometric mean over the run, each method at its best "
-        f"learning rate; holds if GradNorm's is smaller; {INTERVAL}",
+        "spread: larger over smaller L̃_i, geometric mean over the run; holds if GradNorm's is "
+        f"smaller; Adam {RATE:g}, {setting(problem, results['GradNorm'])}; {INTERVAL}",
     )
 
 

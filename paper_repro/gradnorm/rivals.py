@@ -8,6 +8,7 @@ import torch
 import mtlfunc as mf
 
 from ..report.findings import Settings
+from .common import TEN
 from .lanes import (
     EQUAL,
     EVERY_ALPHA,
@@ -20,7 +21,6 @@ from .lanes import (
     SHARPER,
     STRONG,
     STRONG_ALPHA,
-    TEN,
     TEN_ALPHAS,
     TRIED,
     Lane,

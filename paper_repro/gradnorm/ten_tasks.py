@@ -4,140 +4,144 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..report.decisions import OPEN
-from ..report.figures import axes, band, name_lines, plain_ticks
+from ..report.figures import axes, band, name_lines
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, mean_interval, named, ratio_interval
-from .common import ALPHA
+from .common import ALPHA, COLOURS, INTERVAL, RATE, TEN, TWO, Runs
 from .decisions import claim
-from .lanes import COLOUR, EQUAL, FIXED, PAIRED, TEN, TWO, Size, Trace, size_of
+from .lanes import COLOUR, EQUAL, Size, Trace, size_of
+from .paper_size import AT_BEST, AT_ONE, Pair, default_runs, pairs_of, problem_of, setting
+from .reach import beside_equal, by_rate, numbers_of
 from .rivals import five_tasks, ten_tasks, two_tasks
 from .toy_figures import lines
 
 LEARNT = f"GradNorm, {ALPHA:g}"
-Pair = tuple[Trace, str, Trace, str]
-"""Equal weights and GradNorm: a trace and the name of its lanes, twice."""
+OF_TEN = "of ten"
+Pairs = dict[str, dict[int, Pair]]
+"""By how the learning rate is chosen, or of one set of scales; then by the number of tasks."""
 
 
 def run(settings: Settings) -> Findings:
-    size, two, ten = size_of(settings), two_tasks(settings), ten_tasks(settings)
-    five = five_tasks(settings)
-    nested: dict[int, Pair] = {
-        2: (two[0], "of ten", two[1], "of ten"),
-        5: (five[0], "of ten", five[1], "of ten"),
-        10: (ten[0], EQUAL, ten[1], LEARNT),
+    """At the paper's size; of one set of scales, and on a finite training set, at a reduced one."""
+    ten, small, size = default_runs(settings, TEN), ten_tasks(settings)[:2], size_of(settings)
+    last = int(ten["equal"].steps[-1])
+    two = {name: runs.until(last) for name, runs in default_runs(settings).items()}
+    by_number = {2: pairs_of(two), 10: pairs_of(ten)}
+    pairs: Pairs = {
+        how: {tasks: both[how] for tasks, both in by_number.items()} for how in (AT_ONE, AT_BEST)
     }
-    paper: dict[int, Pair] = {2: (two[0], "static, 1", two[1], LEARNT), 10: nested[10]}
-    yield figure_3(ten[0], ten[1], size)
-    yield by_number(paper, nested, size)
-    yield ten_gain(nested[10], size)
-    yield gain_grows(paper, nested, size)
+    pairs[OF_TEN] = nested(small, settings)
+    text = setting(problem_of(settings, TEN), ten["equal"])
+    yield figure_3(ten, text)
+    yield by_tasks(pairs, small, text, size)
+    yield ten_gain(ten, pairs, text)
+    yield gain_grows(pairs, text, size)
 
 
-def ratios(pair: Pair) -> np.ndarray:
-    """Final loss of GradNorm over equal weights, `[seed]`, each at its best rate."""
-    return pair[2].judged(pair[3]) / pair[0].judged(pair[1])
+def nested(ten: tuple[Trace, Trace], settings: Settings) -> dict[int, Pair]:
+    """The first two, with --full five, and all of the ten scales."""
+    found = {2: lanes_pair(two_tasks(settings), OF_TEN, OF_TEN)}
+    if settings.full:
+        found[5] = lanes_pair(five_tasks(settings), OF_TEN, OF_TEN)
+    return {**found, 10: lanes_pair(ten, EQUAL, LEARNT)}
 
 
-def settles_nothing(pair: Pair) -> bool:
-    return pair[0].settles_nothing(pair[1]) or pair[2].settles_nothing(pair[3])
+def lanes_pair(traces: tuple[Trace, Trace], *names: str) -> Pair:
+    """Equal weights and GradNorm, by the names of their lanes."""
+    both = list(zip(traces, names, strict=True))
+    equal, learnt = (trace.judged(name) for trace, name in both)
+    rates = [[trace.lanes[i].lr for i in trace.picked(name)] for trace, name in both]
+    nothing = any(trace.settles_nothing(name) for trace, name in both)
+    return Pair(equal, learnt, rates[0], rates[1], nothing)
 
 
-def ten_gain(pair: Pair, size: Size) -> Claim:
-    name = "GradNorm over equal, T = 10"
-    equal, learnt, fixed = pair[0].judged(pair[1]), pair[2].judged(pair[3]), pair[0].judged(FIXED)
+def ten_gain(runs: dict[str, Runs], pairs: Pairs, text: str) -> Claim:
+    fixed, learnt = runs["static"].at(RATE).judged(), pairs[AT_ONE][10].learnt
+    simple, one, best = ratio_interval(learnt, fixed), pairs[AT_ONE][10], pairs[AT_BEST][10]
+    better = "better than" if simple.low > 1 else "worse than" if simple.high < 1 else "as good as"
     return claim(
         "GN-23",
         {
-            **named(name, ratio_interval(learnt, equal)),
-            name + OPEN: float(settles_nothing(pair)),
-            **named("1/L_i(0) over equal, T = 10", ratio_interval(fixed, equal)),
-            **named("GradNorm over 1/L_i(0), T = 10", ratio_interval(learnt, fixed)),
-            "best rate over all seeds, equal": pair[0].best(pair[1]).lr,
-            "best rate over all seeds, GradNorm": pair[2].best(pair[3]).lr,
+            **numbers_of({how: pairs[how][10] for how in (AT_ONE, AT_BEST)}, by_rate(runs)),
+            **named("1/L_i(0) over equal", ratio_interval(fixed, one.equal)),
+            **named("GradNorm over 1/L_i(0)", simple),
         },
-        f"ten scales from 3 to 81, α = {ALPHA}, each method at its best learning rate. Static "
-        f"weights 1/L_i(0), which need no search, end at {ratio_interval(fixed, equal)} of equal "
-        f"weights' loss, and GradNorm at {ratio_interval(learnt, fixed)} of theirs; {size}; "
-        f"{PAIRED}",
+        f"ten scales from 3 to 81. {beside_equal(one, best, by_rate(runs))}. Static weights "
+        f"1/L_i(0), without a search, are {better} GradNorm, which ends at {simple} times their "
+        f"loss {AT_ONE}. {text}. {INTERVAL}",
     )
 
 
-def gain_grows(paper: dict[int, Pair], nested: dict[int, Pair], size: Size) -> Claim:
+def gain_grows(pairs: Pairs, text: str, size: Size) -> Claim:
     """Ratios at more tasks over those at fewer, paired by seed."""
     numbers: dict[str, float] = {}
-    for label, pairs in (("", paper), (" of ten", nested)):
-        for count, pair in pairs.items():
-            ratio = ratio_interval(ratios(pair), np.ones_like(ratios(pair)))
-            numbers |= named(f"GradNorm over equal, T = {count}{label}", ratio)
-        few, many = min(pairs), max(pairs)
-        name = f"ratio at T = {many} over that at T = {few}{label}"
-        numbers |= named(name, ratio_interval(ratios(pairs[many]), ratios(pairs[few])))
-        numbers[name + OPEN] = float(any(map(settles_nothing, pairs.values())))
+    for how, found in pairs.items():
+        for tasks, pair in found.items():
+            numbers |= named(f"GradNorm over equal, T = {tasks}, {how}", pair.ratio)
+        few, many = found[min(found)], found[max(found)]
+        seeds = min(len(few.equal), len(many.equal))
+        ratios = [(pair.learnt / pair.equal)[:seeds] for pair in (many, few)]
+        name = f"ratio at T = {max(found)} over that at T = {min(found)}, {how}"
+        numbers |= named(name, ratio_interval(*ratios))
+        numbers[name + OPEN] = float(few.open or many.open)
     return claim(
         "GN-24",
         numbers,
-        f"as in the paper, σ = {TWO} at T = 2 and ten other scales at T = 10, and the first two, "
-        "five and ten of those, where the number alone changes; holds if GradNorm's loss over "
-        f"equal weights' is smaller at T = 10 in both; α = {ALPHA}, each method at its best "
-        f"learning rate; {size}; {PAIRED}",
+        f"as in the paper, σ = {TWO} at T = 2 and ten other scales at T = 10 after as many steps, "
+        f"{AT_ONE} and {AT_BEST}, and the first two of those and all of them, where the number "
+        f"alone changes, {AT_BEST}; holds if GradNorm's loss over equal weights' is smaller at "
+        f"T = 10 in all three. {text}; of one set: {size}. {INTERVAL}",
     )
 
 
-def figure_3(static: Trace, learnt: Trace, size: Size) -> Figure:
+def figure_3(runs: dict[str, Runs], text: str) -> Figure:
     canvas, panels = axes(1, 3, (15, 4.6))
-    for trace, name, label in (
-        (static, EQUAL, "equal"),
-        (learnt, LEARNT, "GradNorm"),
-        (static, FIXED, "$1/L_i(0)$"),
-    ):
-        text = f"{label}, Adam {trace.rates(name)}"
-        colour = COLOUR[name if name in COLOUR else "GradNorm"]
-        band(panels[0], trace.times, trace.curve(name), colour, text, geometric=True)
-    panels[0].set(ylabel="mean of $L_i/L_i(0)$ on test data", yscale="log")
-    plain_ticks(panels[0].yaxis)
+    runs = {name: one.at(RATE) for name, one in runs.items()}
+    for method, label in (("equal", "equal"), ("GradNorm", "GradNorm"), ("static", "$1/L_i(0)$")):
+        mean = runs[method].test[:, 0].mean(-1)
+        band(panels[0], runs[method].steps, mean, COLOURS[method], label, geometric=True)
+    panels[0].set(ylabel="mean of $L_i/L_i(0)$ on test data")
     panels[0].legend()
-    weights, ratios = learnt.of(learnt.weights, LEARNT), learnt.of(learnt.test, LEARNT)
+    learnt = runs["GradNorm"]
+    steps = np.arange(1, len(learnt.weights) + 1)
     drawn = (
-        # at the start weights are 1 by definition, at later moments as used
-        (panels[1], weights, "GradNorm's weight $w_i$ (they sum to 10)"),
-        (panels[2], ratios, "GradNorm: $L_i/L_i(0)$ on test data"),
+        (panels[1], steps, learnt.weights, "GradNorm's weight $w_i$ (they sum to 10)"),
+        (panels[2], learnt.steps, learnt.test, "GradNorm: $L_i/L_i(0)$ on test data"),
     )
-    for panel, values, label in drawn:
-        ends = lines(panel, learnt.times, values, TEN, geometric=panel is panels[2], alpha=0.12)
+    for panel, times, values, label in drawn:
+        ratios = panel is panels[2]
+        ends = lines(panel, times, values[:, 0], TEN, geometric=ratios, alpha=0.12)
         panel.set(ylabel=label)
-        if panel is panels[1]:
+        if not ratios:
             panel.set_ylim(bottom=0)
-        else:
-            panel.set_yscale("log")
-            plain_ticks(panel.yaxis)
         name_lines(panel, ends)
     for panel in panels:
         panel.set(xlabel="step")
     return Figure(
         "ten-tasks",
-        "Ten tasks: losses and weights (lower half of the toy's figure in Chen et al. 2018; there, "
-        "250 inputs, 100 outputs, width 100). Left: each method at its best learning rate. Middle "
-        f"and right: each task. α = {ALPHA}; {size}. {PAIRED}; bands of losses are of "
-        "logarithms.",
+        "Ten tasks: losses and weights (lower half of the toy's figure in Chen et al. 2018, at its "
+        f"size). Left: three weightings. Middle and right: each task. α = {ALPHA}; {text}; bands "
+        "are 95 % t intervals over seeds, of losses of their logarithms.",
         canvas,
     )
 
 
-def by_number(paper: dict[int, Pair], nested: dict[int, Pair], size: Size) -> Figure:
+def by_tasks(pairs: Pairs, small: tuple[Trace, Trace], text: str, size: Size) -> Figure:
     canvas, panels = axes(1, 2, (11, 4.4))
-    looks = (("the paper's scales", paper, "C0", "o--"), ("of one set", nested, "C1", "s-"))
-    for label, pairs, colour, style in looks:
-        _line(panels[0], pairs, colour, style, label)
+    labels = {AT_ONE: "", AT_BEST: "", OF_TEN: f"of ten scales, reduced, {AT_BEST}"}
+    for (how, label), colour, style in zip(
+        labels.items(), ("C0", "C2", "C1"), ("o--", "^:", "s-"), strict=True
+    ):
+        _line(panels[0], pairs[how], colour, style, label or f"the paper's, {how}")
     panels[0].axhline(1, color="#999999", linewidth=1)
     panels[0].set(
         xlabel="tasks T",
         ylabel="final test loss, GradNorm / equal weights",
-        xticks=[2, 5, 10],
+        xticks=sorted({tasks for found in pairs.values() for tasks in found}),
         ylim=(0, None),
     )
     panels[0].legend()
-    static, _, learnt, _ = nested[10]
-    for trace, label in ((static, EQUAL), (learnt, "GradNorm")):
+    for trace, label in zip(small, (EQUAL, "GradNorm"), strict=True):
         gap = trace.of(trace.test, "finite").mean(-1) - trace.of(trace.train, "finite").mean(-1)
         band(panels[1], trace.times, gap, COLOUR[label], label)
     panels[1].axhline(0, color="#999999", linewidth=1)
@@ -146,14 +150,15 @@ def by_number(paper: dict[int, Pair], nested: dict[int, Pair], size: Size) -> Fi
     return Figure(
         "number",
         "Left: GradNorm's gain by the number of tasks, for σ = (1, 100) and the ten scales as in "
-        "the paper, and for the first two, five and ten of those. Right: the train–test gap of ten "
-        f"tasks on a finite training set, each method at its best rate. {size}. {PAIRED}.",
+        f"the paper ({text}; both after as many steps), and for the first two and all of the ten "
+        "scales of a reduced problem. Right: the train–test gap of ten tasks on a finite training "
+        f"set of the reduced problem, each method at its best rate. Reduced: {size}. {INTERVAL}.",
         canvas,
     )
 
 
 def _line(panel: Axes, pairs: dict[int, Pair], colour: str, style: str, label: str) -> None:
-    found = [np.log(ratios(pair)) for pair in pairs.values()]
+    found = [np.log(pair.learnt / pair.equal) for pair in pairs.values()]
     middle = np.array([mean_interval(x).mean for x in found])
     half = np.array([half_width(x) for x in found])
     bars = [np.exp(middle) - np.exp(middle - half), np.exp(middle + half) - np.exp(middle)]

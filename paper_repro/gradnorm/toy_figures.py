@@ -64,10 +64,7 @@ def lines(
 
 
 def size_said(problem: Problem) -> str:
-    return (
-        f"{len(problem.scales)} tasks, {problem.inputs} inputs, {problem.outputs} outputs, width "
-        f"{problem.width}, batches of {problem.batch}"
-    )
+    return f"{len(problem.scales)} tasks, {problem}"
 
 
 def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
@@ -108,7 +105,7 @@ def losses_and_weights(problem: Problem, runs: dict[str, Runs]) -> Figure:
         "curves",
         "The toy of Chen et al. 2018 (Figure 3; there, 250 inputs, 100 outputs, four layers of "
         f"100; here, {size_said(problem)}), Adam: test losses in "
-        "units of their initial values, each method at the best of its learning rates, "
+        "units of their initial values, each method at the learning rate named, "
         f"and GradNorm's weights; mean and 95 % band over {seeds} seeds. Static weights are "
         "GradNorm's average over time, seed by seed.",
         canvas,

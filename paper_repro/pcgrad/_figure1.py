@@ -125,8 +125,9 @@ def named_arm(arm: str) -> str:
 def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
     """The surface of the sum, both tasks' contours, and the sum's with one path a method."""
     lane = lanes_in(found, methods)
-    canvas = Canvas(figsize=(3.7 * (3 + len(methods)), 4.6), layout="constrained")
-    grid = canvas.add_gridspec(1, 3 + len(methods), width_ratios=[1.3] + [1.0] * (2 + len(methods)))
+    columns = max(2, len(methods))
+    canvas = Canvas(figsize=(7.4 + 3.9 * columns, 9.2), layout="constrained")
+    grid = canvas.add_gridspec(2, 1 + columns, width_ratios=[1.9] + [1.0] * columns)
     paths = {arm: found.theta[:, i].numpy() for arm, i in lane.items()}
     reach = np.concatenate([*paths.values(), [[-4, -4], [4, 7]]])
     x, y = (
@@ -134,18 +135,18 @@ def figure_1(found: Paths, methods: Sequence[str]) -> Figure:
         for low, high, count in zip(reach.min(0), reach.max(0), (161, 221), strict=True)
     )
     each = values(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)).numpy()
-    surface = canvas.add_subplot(grid[0], projection="3d")
+    surface = canvas.add_subplot(grid[:, 0], projection="3d")
     assert isinstance(surface, Axes3D)
     height = each.sum(-1).clip(-200)
     mesh = np.meshgrid(x.numpy(), y.numpy())
     surface.plot_surface(*mesh, height, cmap="viridis", rcount=110, ccount=110, rasterized=True)
     surface.view_init(35, -120)
     surface.set(xlabel="θ₁", ylabel="θ₂", zlabel="L₁ + L₂")
-    surface.set_box_aspect(None, zoom=0.8)  # pyright: ignore[reportArgumentType]
+    surface.set_box_aspect((4, 5, 4), zoom=1.0)  # pyright: ignore[reportArgumentType]
     shown = [("L₁", each[..., 0]), ("L₂", each[..., 1])]
     shown += [(named_arm(arm), each.sum(-1)) for arm in methods]
     for i, (title, heights) in enumerate(shown):
-        panel = canvas.add_subplot(grid[i + 1])
+        panel = canvas.add_subplot(grid[0, 1 + i] if i < 2 else grid[1, i - 1])
         levels = np.linspace(-160, 80, 13) * (1 if i > 1 else 0.5)
         filled = panel.contourf(x, y, heights, levels, cmap="viridis", extend="both", zorder=-2)
         if i == len(shown) - 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,12 @@ from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import judged
 from ..report.intervals import named, share_interval
+from ..report.options import Seeds, drawn
 from .decisions import claim
 from .problems import PROBLEMS
-from .training import Log, logs_of, rolling, settings_of
+from .training import Log, Problems, TrainingRate, TrainingSteps, logs_of, rolling, settings_of
+
+WITHIN = 5  # steps, of the onset
 
 
 def knee(values: np.ndarray) -> int:
@@ -48,12 +52,21 @@ def shift(values: np.ndarray) -> int:
 
 
 class Marks(NamedTuple):
-    """How often each quantity's change-point lies near the onset of task 2."""
+    """Where each quantity changes most, and where task 2 sets in."""
 
-    onset: float  # its median step
-    chance: float  # the share by chance, about
-    close: dict[str, np.ndarray]  # by quantity, `[seed]`
-    best: str
+    onset: np.ndarray  # [seed], the step of the knee in task 2's loss
+    chance: float  # the share of seeds within a few steps of it by chance, about
+    changes: dict[str, np.ndarray]  # by quantity, the step of its largest shift, `[seed]`
+
+    @property
+    def close(self) -> dict[str, np.ndarray]:
+        """By quantity, whether its change lies near the onset, `[seed]`."""
+        return {name: abs(at - self.onset) <= WITHIN for name, at in self.changes.items()}
+
+    @property
+    def best(self) -> str:
+        close = self.close
+        return max(close, key=lambda label: close[label].mean())
 
     @property
     def hits(self) -> np.ndarray:
@@ -72,13 +85,24 @@ def marks(name: str, whole: Log) -> Marks:
         if np.ptp(log.layers[:, :, i]) > 0
     }
     seeds = log.cosine.shape[1]
-    events = np.array([knee(rolling(log.losses[:, seed, 1], 5)) for seed in range(seeds)])
-    close = {
-        label: np.array([abs(shift(values[:, seed]) - events[seed]) <= 5 for seed in range(seeds)])
+    onset = np.array([knee(rolling(log.losses[:, seed, 1], 5)) for seed in range(seeds)])
+    changes = {
+        label: np.array([shift(values[:, seed]) for seed in range(seeds)])
         for label, values in series.items()
     }
-    best = max(close, key=lambda label: close[label].mean())
-    return Marks(float(np.median(events)), 11 / len(log.cosine), close, best)
+    return Marks(onset, (2 * WITHIN + 1) / len(log.cosine), changes)
+
+
+@drawn
+def onsets(
+    problems: Problems = ("regression", "maze"),
+    steps: TrainingSteps = 0,
+    rate: TrainingRate = 0.0,
+    seeds: Seeds = 16,
+) -> Figure:
+    """How far every logged quantity's change is from the step at which task 2 sets in."""
+    logs = logs_of(Settings(seeds=seeds), problems, steps, rate)
+    return events_figure({name: marks(name, log) for name, log in logs.items()})
 
 
 def run(settings: Settings) -> Findings:
@@ -88,22 +112,59 @@ def run(settings: Settings) -> Findings:
     yield change_points(found, settings_of(logs))
 
 
-def events_figure(found: dict[str, Marks]) -> Figure:
-    canvas, panels = axes(1, len(found), (6.5 * len(found), 4.4))
+SPELLED = {"cos φ": "cosine φ", "Φ": "similarity Φ", "ξ": "bound ξ", "H": "curvature H"}
+
+
+def events_figure(found: Mapping[str, Marks]) -> Figure:
+    canvas, panels = axes(1, len(found), (7.5 * len(found), 4.8))
     for panel, (name, mark) in zip(panels, found.items(), strict=True):
-        order = np.arange(len(mark.close))[::-1]
-        panel.barh(order, [values.mean() for values in mark.close.values()], color="C0")
-        panel.axvline(mark.chance, color="#444444", linestyle="--", label="by chance, about")
-        panel.axvline(0.5, color="C1", linestyle=":", label="most seeds")
-        panel.set_yticks(order, list(mark.close))
-        panel.set(xlabel=f"{name}: share of seeds", xlim=(0, 1))
-        panel.legend()
+        order = np.arange(len(mark.changes))[::-1]
+        panel.axvspan(-WITHIN, WITHIN, color="C0", alpha=0.2, linewidth=0)
+        panel.axvline(0, color="black", linewidth=1)
+        for y, (label, at) in zip(order, mark.changes.items(), strict=True):
+            near = mark.close[label]
+            for chosen, colour in ((near, "C0"), (~near, "#999999")):
+                panel.plot(
+                    (at - mark.onset)[chosen], y + 0 * at[chosen], "o", color=colour, alpha=0.6
+                )
+            panel.text(
+                1.02,
+                y,
+                f"{near.sum()} of {len(near)}",
+                transform=panel.get_yaxis_transform(),
+                va="center",
+            )
+        labels = [SPELLED.get(label, label.replace("cos φ of", "φ in")) for label in mark.changes]
+        panel.set_yticks(order, labels)
+        panel.set(
+            xlabel="steps from the onset of task 2 to the change",
+            title=f"{name}: most seeds are not within {WITHIN} steps"
+            if all(near.mean() <= 0.5 for near in mark.close.values())
+            else f"{name}: {mark.best} is within {WITHIN} steps in most seeds",
+        )
     return Figure(
         "events",
-        "Does a logged quantity mark the step at which the second task sets in? Share of seeds "
-        "in which its largest shift (of ranks) lies within 5 steps "
-        "of the knee in task 2's loss, over the part of the run up to 90 % of that loss's fall.",
+        "Does a logged quantity mark the step at which the second task sets in? A point a seed: "
+        "steps from the knee in task 2's loss (0) to the largest shift of the quantity's ranks, "
+        f"over the part of the run up to 90 % of that loss's fall. Blue: within {WITHIN} steps; at "
+        "the right, their number (by chance, about "
+        + ", ".join(
+            f"{mark.chance * len(mark.onset):.1f} in {name}" for name, mark in found.items()
+        )
+        + ").",
         canvas,
+        [
+            {
+                "problem": name,
+                "quantity": label,
+                "seed": i,
+                "onset": int(onset),
+                "change": int(step),
+            }
+            for name, mark in found.items()
+            for label, at in mark.changes.items()
+            for i, (onset, step) in enumerate(zip(mark.onset, at, strict=True))
+        ],
     )
 
 
@@ -111,7 +172,7 @@ def change_points(found: dict[str, Marks], where: str) -> Claim:
     numbers: dict[str, float] = {}
     for name, mark in found.items():
         numbers |= {
-            f"{name}: median onset of task 2, step": mark.onset,
+            f"{name}: median onset of task 2, step": float(np.median(mark.onset)),
             f"{name}: share by chance, about": mark.chance,
         }
         numbers |= {

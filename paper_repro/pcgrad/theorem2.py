@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ import mtlfunc as mf
 
 from ..report.figures import axes
 from ..report.findings import Figure, Findings, Settings
+from ..report.options import Draws, Impossible, Option, drawn
 from .common import COLOURS, uniform
 from .decisions import claim
-from .quadratics import SLACK, Steps, long_steps, together
+from .quadratics import Steps, long_steps, study, together
 
 
 def counterexample() -> dict[str, Fraction]:
@@ -83,6 +85,22 @@ def weightings(draws: int) -> Weightings:
     return vmap(one)(torch.arange(draws))
 
 
+@drawn
+def overshoot(
+    draws: Draws = 4000,
+    shortest: Annotated[float, Option("shortest step t·ℒ", 1e-6, 1e6)] = 0.1,
+    longest: Annotated[float, Option("longest step t·ℒ", 1e-6, 1e6)] = 1e3,
+) -> Figure:
+    """Where PCGrad's step ends above the plain one, and what Theorem 2 promises."""
+    if not shortest < longest:
+        raise Impossible(f"longest: expected more than shortest, {shortest:g}, got {longest:g}")
+    found = together(study(draws, (math.log10(shortest), math.log10(longest))))
+    figure = overshoot_figure(found, counterexample())
+    if not figure.numbers:
+        raise Impossible(f"draws: too few of {draws} meet the hypotheses; expected more")
+    return figure
+
+
 def run(settings: Settings) -> Findings:
     families = long_steps(settings)
     steps = together(families)
@@ -111,7 +129,7 @@ def run(settings: Settings) -> Findings:
         "draws with (b) but not (a)": implied,
         **{f"counterexample: {name}": value for name, value in at.items()},
     }
-    yield curvature_figure(steps, worse, exact)
+    yield overshoot_figure(steps, exact)
     yield claim(
         "PC-19",
         numbers,
@@ -123,80 +141,119 @@ def run(settings: Settings) -> Findings:
     )
 
 
-def curvature_figure(steps: Steps, worse: Tensor, exact: dict[str, Fraction]) -> Figure:
-    canvas, panels = axes(1, 3, (15, 4.4))
-    scale = (steps.fall - steps.plain_fall) / (steps.rounding / SLACK)
-    groups = (
-        (
-            steps.printed.applies & ~steps.second.applies,
-            "C3",
-            "x",
-            "printed hypotheses only",
-            steps.relative,
-        ),
-        (steps.second.applies, "C0", ".", "corrected hypotheses", steps.relative),
-    )
-    for chosen, colour, marker, label, x in groups:
-        at = chosen.nonzero().flatten()[:2000]
-        panels[0].plot(x[at], scale[at], marker, color=colour, markersize=4, alpha=0.5, label=label)
-    panels[0].axhline(0, color="black", linewidth=1)
-    panels[0].set(
-        xlabel="step length t·ℒ",
-        ylabel="L(θ^MT) - L(θ^PC), in units of\n(t + t²ℒ)(‖g₁‖² + ‖g₂‖²)",
-        xscale="log",
-        yscale="symlog",
-    )
-    panels[0].set_yscale("symlog", linthresh=1e-4)
-    panels[0].legend(markerscale=2)
+def overshoot_figure(steps: Steps, exact: dict[str, Fraction]) -> Figure:
+    canvas, panels = axes(1, 3, (17, 5))
+    found = by_length(panels[0], steps)
     beside_counterexample(panels[1], exact)
-    by_weight(panels[2])
+    by_step(panels[2], exact)
     return Figure(
         "overshoot",
-        "Theorem 2. Left: gain of a PCGrad step over the plain one on random quadratics; no "
-        "draw that meets the corrected hypotheses is below 0 "
-        f"({int((worse & steps.second.applies).sum())} of {int(steps.second.applies.sum())}), of "
-        "those that meet the printed ones alone "
-        f"{int((worse & steps.printed.applies).sum())} of {int(steps.printed.applies.sum())} "
-        "are. Middle: the convex counterexample to the uniformly weighted "
-        f"curvature, t = {float(exact['step']):g}. Right: on it condition (c) by either weight "
-        "(fulfilled above the dotted line) and the true difference: "
-        "the uniform weight admits steps for which the plain step is better (black below 0).",
+        "Theorem 2: PCGrad's step ends no higher than the plain one where its hypotheses are met. "
+        f"Left: {len(steps.fall)} random pairs of quadratics, the share in which it ends higher, "
+        "of those that meet the hypotheses as printed and as corrected (log axis of t·ℒ, a point "
+        "for a third of a decade). Middle: a convex function with ℒ = 1 and g_1 = 3, g_2 = -2 at "
+        f"0, where PCGrad does not move; t = {float(exact['step']):g}. Right: on it the difference "
+        "of both ends by the step's length; with the printed curvature, of uniform weight, the "
+        "theorem promises that the curve is at or above 0 right of the orange line, with weight "
+        "2(1 - s) right of the blue one.",
         canvas,
+        found,
     )
+
+
+THIRDS = 3
+"""Of a decade: the width of a bin of step lengths."""
+
+
+def by_length(panel: Axes, steps: Steps) -> list[dict[str, float | str]]:
+    """The share of draws in which PCGrad's step ends higher, by its length; the records."""
+    worse = (steps.plain_fall - steps.fall > steps.rounding).numpy()
+    places = np.floor(THIRDS * np.log10(steps.relative.numpy())).astype(int)
+    records: list[dict[str, float | str]] = []
+    for name, overshoot, colour, style in (
+        ("hypotheses as printed", steps.printed, "C1", "o-"),
+        ("as corrected", steps.second, "C0", "s-"),
+    ):
+        met = overshoot.applies.numpy()
+        at = [place for place in np.unique(places) if (met & (places == place)).sum() >= FEWEST]
+        groups = [worse[met & (places == place)] for place in at]
+        lengths = [10 ** ((place + 0.5) / THIRDS) for place in at]
+        shares = [100 * group.mean() for group in groups]
+        panel.plot(lengths, shares, style, color=colour, label=name)
+        records += [
+            {
+                "hypotheses": name,
+                "t·ℒ": length,
+                "draws": len(group),
+                "share that ends higher": share,
+            }
+            for length, group, share in zip(lengths, groups, shares, strict=True)
+        ]
+    panel.set(
+        xlabel="step length t·ℒ",
+        ylabel="% of draws in which PCGrad's step ends higher",
+        xscale="log",
+        ylim=(-3, 103),
+        title="Random quadratics that meet the hypotheses",
+    )
+    panel.legend()
+    return records
+
+
+FEWEST = 20
+"""Draws that a share is of."""
+
+
+def convex(x: np.ndarray) -> np.ndarray:
+    """The counterexample's sum of losses."""
+    return x + 0.5 * np.minimum(x + 2, 0) ** 2
 
 
 def beside_counterexample(panel: Axes, exact: dict[str, Fraction]) -> None:
     """The convex function on which PCGrad's step ends above the plain one."""
     x = np.linspace(-5, 1, 200)
-    panel.plot(x, x + 0.5 * np.minimum(x + 2, 0) ** 2, color="black")
-    for name, where, colour, marker in (
-        ("θ, θ^PCGrad", 0.0, COLOURS["PCGrad"], "o"),
-        ("θ^MT", -float(exact["step"]), COLOURS["sum"], "s"),
+    panel.plot(x, convex(x), color="black")
+    start, end = np.zeros(1), np.full(1, -float(exact["step"]))
+    for where, colour, name, offset in (
+        (start, COLOURS["PCGrad"], "start, and PCGrad's end", (-12, 8)),
+        (end, COLOURS["sum"], "the plain step's\nend: lower", (14, 8)),
     ):
-        panel.plot(
-            where,
-            where + 0.5 * min(where + 2, 0) ** 2,
-            marker,
+        panel.plot(where, convex(where), "o", color=colour, markersize=10)
+        panel.annotate(
+            name,
+            (where[0], convex(where)[0]),
+            offset,
+            textcoords="offset points",
+            ha="right" if offset[0] == -12 else "left",
             color=colour,
-            markersize=9,
-            label=name,
         )
-    panel.set(xlabel="x", ylabel="L(x)")
-    panel.legend()
+    panel.set(xlabel="x", ylabel="L(x)", title="One convex function, a plain step along g = 1")
 
 
-def by_weight(panel: Axes) -> None:
-    """Condition (c) on it by either weight, and the true difference."""
-    t = np.linspace(0.5, 12, 300)
-    bend = np.clip(1 - 2 / t, 0, None)
-    for curvature, colour, style, label in (
-        (bend, "C3", "--", "uniform weight"),
-        (bend**2, "C0", "-", "weight 2(1 - s)"),
-    ):
-        panel.plot(t, t * curvature / 2, color=colour, linestyle=style, label=f"t·ℓ/2, {label}")
-    difference = -t + 0.5 * np.maximum(t - 2, 0) ** 2
-    panel.plot(t, difference / t, color="black", label="[L(θ^MT) - L(θ^PC)] / t")
-    panel.axhline(1, color="#777777", linewidth=1, linestyle=":")
+def by_step(panel: Axes, exact: dict[str, Fraction]) -> None:
+    """The true difference on it, and from which step on the theorem promises that it is none."""
+    t = np.linspace(0.5, 8, 300)
+    panel.plot(t, convex(-t), color="black")
     panel.axhline(0, color="#777777", linewidth=1)
-    panel.set(xlabel="step length t (ℒ = 1)", ylabel="ratio; (c) is t·ℓ/2 >= 1", ylim=(-1.1, 3.2))
-    panel.legend()
+    # (c) is t·ℓ >= 2 with ℓ = 1 - 2/t by the uniform weight, (1 - 2/t)² by 2(1 - s)
+    printed, right = 4.0, 3 + 5**0.5
+    for place, colour, name, height in (
+        (printed, "C1", "printed: from here on", 0.93),
+        (right, "C0", "corrected: from here on", 0.83),
+    ):
+        panel.axvline(place, color=colour, linewidth=2)
+        panel.text(
+            place - 0.1,
+            height,
+            name,
+            color=colour,
+            transform=panel.get_xaxis_transform(),
+            ha="right",
+        )
+    wrong = (t >= printed) & (t <= right)
+    panel.fill_between(t[wrong], convex(-t[wrong]), 0, color="C1", alpha=0.35, linewidth=0)
+    panel.set(
+        xlabel="step length t (ℒ = 1)",
+        ylabel="L(plain step's end) - L(PCGrad's end)",
+        title="Below 0 the plain step is better",
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -106,31 +106,30 @@ def log_of(name: str, steps: int, rate: float, settings: Settings) -> Log:
     return train(PROBLEMS[name]._replace(steps=steps, lr=rate), settings, name)
 
 
-def logs_of(settings: Settings) -> dict[str, Log]:
-    """Of every problem."""
+def logs_of(
+    settings: Settings, problems: Sequence[str] = tuple(PROBLEMS), steps: int = 0, rate: float = 0.0
+) -> dict[str, Log]:
+    """By problem; steps and learning rate are its own where they are 0."""
     return {
-        name: log_of(name, problem.steps, problem.lr, settings)
-        for name, problem in PROBLEMS.items()
+        name: log_of(name, steps or PROBLEMS[name].steps, rate or PROBLEMS[name].lr, settings)
+        for name in problems
     }
+
+
+Problems = Annotated[tuple[Literal["regression", "maze"], ...], Option("problems that are trained")]
+TrainingSteps = Annotated[int, Option("steps of Adam; 0: the problem's own", low=0)]
+TrainingRate = Annotated[float, Option("learning rate; 0: the problem's own", 0.0, 1e3)]
 
 
 @drawn
 def curvature(
-    problems: Annotated[
-        tuple[Literal["regression", "maze"], ...], Option("problems that are trained")
-    ] = ("regression", "maze"),
-    steps: Annotated[int, Option("steps of Adam; 0: the problem's own", low=0)] = 0,
-    rate: Annotated[float, Option("learning rate; 0: the problem's own", 0.0, 1e3)] = 0.0,
+    problems: Problems = ("regression", "maze"),
+    steps: TrainingSteps = 0,
+    rate: TrainingRate = 0.0,
     seeds: Seeds = 16,
 ) -> Figure:
     """Conflict, dominance and curvature while two tasks are trained (Figure 5)."""
-    settings = Settings(seeds=seeds)
-    return training_figure(
-        {
-            name: log_of(name, steps or PROBLEMS[name].steps, rate or PROBLEMS[name].lr, settings)
-            for name in problems
-        }
-    )
+    return training_figure(logs_of(Settings(seeds=seeds), problems, steps, rate))
 
 
 def run(settings: Settings) -> Findings:

@@ -3,14 +3,15 @@
 import base64
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from .figures import INDEXED
 from .findings import QUICK, Settings
-from .results import check_figure, picture_size
+from .results import check_figure, picture_cuts, picture_size
 from .where import Place
 
 SHOWN = 6
@@ -190,8 +191,33 @@ def figure(path: Path, *, embedded: bool) -> str:
         links = f' <a href="{source}">PNG</a>'
         if vector.exists():
             links += f' <a href="{quote(vector.name)}">SVG</a>'
+    strips = columns(picture_cuts(path), width, height)
+    where, once = "", 'loading="lazy"'
+    if strips and embedded:  # one copy in the page is enough
+        where = ' class="cut"'
+        once = f'onload="{SHARED}"'
+    elif strips:
+        where = f' class="cut" style="--picture: url({source})"'
     return (
-        f'<figure id="figure-{slug(path.stem)}"><div class="scroll"><img '
+        f'<figure id="figure-{slug(path.stem)}"{where}><div class="scroll"><img '
         f'alt="{escaped(path.stem)}" src="{source}" width="{width}" height="{height}" '
-        f'loading="lazy"></div><figcaption>{caption}{links}</figcaption></figure>'
+        f"{once}></div>{strips}<figcaption>{caption}{links}</figcaption></figure>"
     )
+
+
+SHARED = "this.closest('figure').style.setProperty('--picture', 'url(' + this.src + ')')"
+
+
+def columns(cuts: Sequence[float], width: int, height: int) -> str:
+    """The columns of a picture below each other, which a narrow screen shows in its place."""
+    if not cuts:
+        return ""
+    found = []
+    for left, right in pairwise([0.0, *cuts, 1.0]):
+        share = right - left
+        found.append(
+            f'<div style="aspect-ratio: {share * width:.0f} / {height}; background-size: '
+            f'{100 / share:.2f}% 100%; background-position: {100 * left / (1 - share):.2f}% 0">'
+            "</div>"
+        )
+    return f'<div class="columns" aria-hidden="true">{"".join(found)}</div>'

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from matplotlib import style
 from matplotlib.figure import Figure as Canvas
 
 from mtlfunc.core.files import write_whole
 
-from .figures import FORMS, fit
+from .figures import FORMS, STYLE, fit
 
 Verdict = Literal[
     "holds", "holds only when", "does not hold", "inconclusive", "stand-in", "not testable here"
@@ -67,16 +68,18 @@ class Figure(NamedTuple):
 
     def draw(self, path: Path) -> None:
         """Write the figure alone; a PNG has its caption in it. Raises OSError."""
-        fit(self.figure)
         text = {"Title": self.name, "Description": self.caption}
-        write_whole(path, lambda file: FORMS[path.suffix[1:]](self.figure, file, text))
+        with style.context(STYLE):  # a line's colour is that of the style in which it is drawn
+            fit(self.figure)
+            write_whole(path, lambda file: FORMS[path.suffix[1:]](self.figure, file, text))
 
     def _repr_png_(self) -> bytes:
         from io import BytesIO
 
-        fit(self.figure)
         file = BytesIO()
-        FORMS["png"](self.figure, file, {})
+        with style.context(STYLE):
+            fit(self.figure)
+            FORMS["png"](self.figure, file, {})
         return file.getvalue()
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -18,6 +19,7 @@ from mtlfunc.core.files import hold_lock as locked
 
 from ..claims import LEDGER, PAPERS, ROWS
 from . import standins
+from .figures import CUTS
 from .findings import Claim, Figure, Verdict
 from .ledger import KINDS, Row
 
@@ -305,6 +307,17 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a PNG in pixels."""
     with Image.open(path) as image:
         return image.size
+
+
+def picture_cuts(path: Path) -> list[float]:
+    """Where a PNG may be cut into columns, as rising shares of its width; none if it is silent."""
+    try:
+        with Image.open(path) as image:
+            cuts = [float(cut) for cut in str(image.info.get(CUTS, "")).split()]
+    except ValueError:
+        return []
+    edges = [0.0, *cuts, 1.0]
+    return cuts if all(a < b for a, b in pairwise(edges)) else []
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -111,4 +111,12 @@ ROWS = (
         "advantage; to normalise each before the sum keeps more of them apart.",
         "since.rewards",
     ),
+    Row(
+        "SI-15",
+        "synthetic",
+        "Royer et al. 2023: population-based training searches efficiently for the weights of a "
+        "scalarization when there are many tasks: it finds a grid's best with fewer runs.",
+        "since.population",
+        instead="benchmarks of images",
+    ),
 )

@@ -116,6 +116,10 @@ DECISIONS: dict[str, Decision] = {
             0.0,
         ),
     ),
+    "SI-15": sided(
+        Side("T = *: the population's loss over the grid's best", "<", MATCH),
+        Side("T = *: the population's loss over as many draws'", "<", 1),
+    ),
     "SI-14": exact(
         Condition("*: advantages that more than one reward shares, sum first", ">", 0),
         Condition("*: advantages, each first less sum first", ">", 0),

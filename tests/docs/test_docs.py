@@ -2,19 +2,18 @@
 the environment files agree.
 """
 
-import contextlib
-import io
 import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 import mtlfunc as mf
-from docs import properties, results
+from docs import outputs, properties, results
 from tests.support import ROOT
 
 DOCS = ROOT / "docs"
@@ -22,29 +21,15 @@ README = (ROOT / "README.md").read_text()
 RULES = set(mf.rules.__all__) - {"aggregate", "weights"}  # these two apply a rule
 
 
-def run_blocks(text: str, name: str) -> dict:
-    """All Python of a page, from top to bottom; what it leaves. A block `text` that follows a block
-    of code is what that code prints, numbers to their last digit but one.
-    """
+def checked(path: Path) -> dict:
+    """Run a page; each block prints what stands after it. What the page leaves."""
     scope: dict = {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        blocks = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.DOTALL)
-        for block, printed in blocks:
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(block, name, "exec"), scope)
-            print(out.getvalue(), end="")
-            if printed:
-                same_print(out.getvalue(), printed)
+    for block in list(outputs.run(path.read_text(encoding="utf-8"), path.name)):
+        scope = block.scope
+        if block.printed is not None:
+            found = outputs.difference(block.printed, block.stored or "")
+            assert not found, f"{path.name}, after\n{block.code}\n{found}"
     return scope
-
-
-def same_print(got: str, expected: str) -> None:
-    number = r"-?\d+\.\d*(?:e[+-]\d+)?"
-    assert re.split(number, got) == re.split(number, expected), got
-    for one, other in zip(re.findall(number, got), re.findall(number, expected), strict=True):
-        digits = len(re.sub(r"e.*|-|\.", "", other).rstrip("0").lstrip("0"))
-        assert float(one) == pytest.approx(float(other), rel=2 * 10 ** (1 - max(digits, 1))), got
 
 
 def test_readme_is_a_front_page_and_runs():
@@ -54,7 +39,7 @@ def test_readme_is_a_front_page_and_runs():
     opening = README[: README.index("![")]
     for number in re.findall(r"\d+\.\d+|\d+ of|; \d+", opening):  # each is in the results below
         assert re.search(rf"\b{re.sub('[^0-9.]', '', number)}\b", results_part(README)), number
-    scope = run_blocks(README, "README.md")
+    scope = checked(ROOT / "README.md")
     assert scope["info"].weights.shape == (3,)
     assert scope["study"].shape == (3, 3)
     assert scope["study"].isfinite().all()
@@ -68,12 +53,11 @@ def test_readme_has_the_numbers_of_the_benchmarks():
     assert results.summary((DOCS / "benchmarks.md").read_text()) in README
 
 
-def test_tour_runs_from_top_to_bottom(capsys):
-    scope = run_blocks((DOCS / "tour.md").read_text(), "tour.md")
+def test_tour_runs_from_top_to_bottom():
+    scope = checked(DOCS / "tour.md")
     assert scope["grid"](
         mf.stack(scope["nets"]), torch.arange(4), torch.tensor([0.2, 0.4, 0.8])
     ).losses.shape == (4, 3, 3)
-    assert len(re.findall(r"^tensor\(", capsys.readouterr().out, re.MULTILINE)) == 4
 
 
 def test_method_table_names_what_exists():
@@ -95,7 +79,7 @@ def test_method_table_names_what_exists():
     }
     assert named >= RULES, f"the table of methods lacks {RULES - named}"
     for row in rows:  # the step refuses a probe that does not measure what the rule reads
-        probe, rule = (re.search(r"`(mf\.[^`]+\))`", cell) for cell in row.split(" | ")[1:3])
+        rule, probe = (re.search(r"`(mf\.[^`]+\))`", cell) for cell in row.split(" | ")[1:3])
         if probe and rule:
             mf.balance(lambda params, batch: batch, eval(rule[1], scope), eval(probe[1], scope))
 
@@ -130,11 +114,26 @@ def test_folders_of_the_architecture_exist():
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=str)
 def test_images_and_files_that_are_linked_exist(path):
-    """As a reader of the repository finds them; pages that are made exist in the site alone."""
-    prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose):
-        made = link.endswith(".rst") or re.search(r"(reproductions|notebooks)/|changelog", link)
-        assert made or (path.parent / link).exists(), link
+    """As a reader finds them in the repository; the test of the site follows them there."""
+    for file, place in links(path):
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), file
+        if place and target.suffix == ".md":
+            assert place in anchors(target), f"{file}#{place}"
+
+
+def links(path: Path) -> list[tuple[str, str]]:
+    """Files and places that a page links to, without addresses on the net."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", prose)
+
+
+def anchors(path: Path) -> set[str]:
+    """The places of a page, as hosting sites name its headings, and those that it names itself."""
+    text = path.read_text(encoding="utf-8")
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    named = re.findall(r'<a (?:id|name)="([^"]+)"', text)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads} | {*named}
 
 
 def test_environment_agrees_with_pyproject():

@@ -9,10 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-import torch
 
 import mtlfunc as mf
-from docs import pages
+from docs import outputs, pages
 from tests.support import ROOT
 
 DOCS = ROOT / "docs"
@@ -21,33 +20,43 @@ RUN = [
     DOCS / "choosing.md",
     *sorted((DOCS / "how-to").glob("*.md")),
     *sorted((DOCS / "from").glob("*.md")),
+    DOCS / "solvers.md",
+    DOCS / "agents.md",
 ]
 RUN = [path for path in RUN if path.name != "index.md"]
 
 
-def needs(block: str) -> list[str]:
-    """What has to be installed for a block; without it the block is left out."""
-    return re.findall(r"^# needs: (\w+)$", block, re.MULTILINE)
-
-
 @pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
-def test_page_runs_from_top_to_bottom(path, capsys, tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    assert blocks, "a page without code"
-    there = [block for block in blocks if all(map(importlib.util.find_spec, needs(block)))]
-    if not there:
-        pytest.skip(f"needs {', '.join(dict.fromkeys(needs(''.join(blocks))))}")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)  # a page may write a module
-    dtype = torch.get_default_dtype()
-    scope: dict = {"__name__": "page"}
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for block in there:
-                exec(compile(block, path.name, "exec"), scope)
-    finally:
-        torch.set_default_dtype(dtype)
+def test_page_runs_and_prints_what_it_shows(path):
+    ran = list(outputs.run(path.read_text(encoding="utf-8"), path.name))
+    assert ran, "a page without code"
+    if all(block.printed is None for block in ran):
+        packages = outputs.needs("".join(block.code for block in ran))
+        pytest.skip(f"needs {', '.join(dict.fromkeys(packages))}")
+    assert any(block.stored for block in ran), "a page that shows no output"
+    for block in ran:
+        if block.printed is not None:
+            found = outputs.difference(block.printed, block.stored or "")
+            assert not found, f"after\n{block.code}\n{found}"
+    for figure in ran[-1].figures:
+        assert f"]({figure.name})" in path.read_text(encoding="utf-8"), "a figure that is not shown"
+
+
+def test_a_wrong_output_of_a_page_is_found():
+    page = "```python\nprint([1.5, 1.25], 'ok')\n```\n\n```text\n{}\n```\n"
+    for stored, right in [
+        ("[1.5, 1.25] ok", True),
+        ("[1.5, 1.26] ok", True),  # within two units of the line's last decimal
+        ("[1.5, 1.28] ok", False),
+        ("[1.53, 1.25] ok", False),
+        ("[1.5, 1.25] no", False),
+        ("[1.5, 1.25] ok\nmore", False),
+    ]:
+        (block,) = outputs.run(page.format(stored), "page")
+        assert block.printed is not None
+        assert block.stored is not None
+        assert (not outputs.difference(block.printed, block.stored)) == right, stored
+    assert outputs.written(page.format("?"), "page") == page.format("[1.5, 1.25] ok")
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "how-to").glob("*.md")), ids=lambda path: path.stem)
@@ -97,6 +106,19 @@ def test_every_rule_has_its_method_properties_and_page():
     assert made["methods/gallery.rst"].count(".. image::") == len(pages.RULES)
 
 
+def test_every_rule_has_a_formula_that_browsers_draw():
+    assert set(pages.formulas()) == set(pages.RULES)
+    for name, said in pages.formulas().items():
+        assert said.count(".. math::") == 1, name
+        assert pages.in_words(name).endswith("."), name
+    converter = pytest.importorskip("latex2mathml.converter")
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("*/*.md")]:
+        text = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for formula in re.findall(r"\$+([^$]+)\$+", text):
+            drawn = converter.convert(formula)
+            assert "\\" not in drawn, f"{path.name}: {formula}"
+
+
 def test_every_property_is_explained():
     heads, _, meanings = pages.audited()
     assert set(heads) - set(meanings) <= {"continuous"}
@@ -123,6 +145,8 @@ class Reader(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         named = dict(attrs)
         self.places |= {place for place in (named.get("id"), named.get("name")) if place}
+        if tag == "script":  # the site works without a network
+            assert ":" not in (named.get("src") or ""), named
         self.links += [link for link in (named.get("href"), named.get("src")) if link]
 
 
@@ -134,7 +158,10 @@ def read(path: Path) -> Reader:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("sphinx", "furo", "myst_nb")),
+    any(
+        importlib.util.find_spec(name) is None
+        for name in ("sphinx", "furo", "myst_nb", "latex2mathml")
+    ),
     reason='needs pip install -e ".[docs]"',
 )
 def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path):
@@ -144,6 +171,8 @@ def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path):
     assert done.returncode == 0, done.stderr
     read_pages = {path: read(path) for path in tmp_path.rglob("*.html")}
     assert len(read_pages) >= 60
+    text = (tmp_path / "methods" / "rule-cagrad.html").read_text(encoding="utf-8")
+    assert '<div class="math"><math' in text
     assert (tmp_path / "searchindex.js").stat().st_size > 100_000
     broken = []
     for path, page in read_pages.items():

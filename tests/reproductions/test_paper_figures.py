@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import paper_repro
 from paper_repro import __main__ as program
 from paper_repro import cagrad, gradnorm, mgda, pcgrad
 from paper_repro.gradnorm import common, toy_figures
 from paper_repro.pcgrad import landscape
-from paper_repro.report import parts
+from paper_repro.report import entry, parts
 from paper_repro.report.commands import Catalogue, parser_of
+from paper_repro.report.figures import axes
+from paper_repro.report.findings import Figure
 from paper_repro.report.options import Impossible, parameters, read, written
+from paper_repro.report.results import picture_cuts, picture_size
 from tests.support.reproductions import misplaced
 
 FIGURES = Catalogue("paper_repro", program.papers())
@@ -40,6 +45,9 @@ SMALL: dict[str, str] = {
     "pcgrad.figure1": "--start 0.5,-2 --steps 30 --methods PCGrad GradNorm",
     "pcgrad.conditions_along": "--start 1,1 --steps 30 --methods sum",
     "pcgrad.curvature": "--problems regression --steps 6 --seeds 2 --rate 0.01",
+    "pcgrad.onsets": "--problems maze --steps 40 --seeds 2 --rate 0.02",
+    "pcgrad.overshoot": "--draws 90 --shortest 0.5 --longest 5",
+    "cross_paper.main_task": "--c 0.2 --steps 12 --seeds 2",
     "pcgrad.ends": "--dimensions 2 3 --draws 3 --steps 4",
     "pcgrad.all_orders": "--gradients 1,0 -1,1 0,-1",
 }
@@ -72,6 +80,9 @@ def test_drawn_with_changed_options(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.json", "figure.png"]
     with Image.open(out) as image:
         assert image.info["Description"]
+        pixels = np.asarray(image.convert("L"))
+    for cut in picture_cuts(out):  # nothing is drawn across it
+        assert (pixels[:, round(cut * pixels.shape[1])] == 255).all(), cut
     found = records(out)
     assert found["figure"] == name
     assert found["numbers"]
@@ -80,6 +91,48 @@ def test_drawn_with_changed_options(
     assert given <= set(defaults) == set(found["arguments"])
     for option in given:
         assert found["arguments"][option] != json.loads(json.dumps(defaults[option])), option
+
+
+@pytest.mark.parametrize("panels", [1, 2, 4])
+def test_a_picture_is_cut_between_its_columns(panels: int, tmp_path: Path) -> None:
+    """Strips that a narrow screen shows below each other are the whole picture, each pixel once."""
+    canvas, drawn = axes(2, panels, (4.0 * panels, 5))
+    for panel in drawn:
+        panel.plot([0, 1], [0, 1], label="a line")
+        panel.set(xlabel="across", ylabel="up")
+        panel.legend()
+    bar = canvas.colorbar(drawn[-1].scatter([0], [0], c=[1.0]), ax=drawn[-1])
+    bar.set_label("a bar is no column")
+    path = tmp_path / "m-panels.png"
+    Figure("panels", "caption", canvas).save(path)
+    assert len(picture_cuts(path)) == panels - 1
+    shown = entry.figure(path, embedded=False)
+    if panels == 1:
+        assert "columns" not in shown
+        return
+    width = picture_size(path)[0]
+    reached = 0.0
+    for aspect, size, place in re.findall(
+        r"aspect-ratio: (\d+) / \d+; background-size: ([\d.]+)% 100%; background-position: "
+        r"([\d.]+)% 0",
+        shown,
+    ):
+        share = 100 / float(size)
+        assert int(aspect) == pytest.approx(share * width, abs=2)
+        # CSS: p % of the picture lies at p % of the strip
+        assert float(place) / 100 * (1 - share) == pytest.approx(reached, abs=1e-3)
+        reached += share
+    assert reached == pytest.approx(1, abs=1e-3)
+    embedded = entry.figure(path, embedded=True)
+    assert embedded.count("base64") == 1
+
+
+def test_cuts_that_are_damaged_are_none(tmp_path: Path) -> None:
+    for text in ("0.5 0.4", "a", "0 1", "nan", "1.5"):
+        path, info = tmp_path / "x.png", PngInfo()
+        info.add_text("Cuts", text)
+        Image.new("RGB", (4, 4)).save(path, pnginfo=info)
+        assert picture_cuts(path) == [], text
 
 
 def test_the_paper_s_values_are_the_defaults() -> None:

@@ -90,7 +90,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
     lane, seed = chosen[1], 2
     root = torch.tensor(seed)
     fold = mf.random.fold_in
-    maps = common.linear_maps(fold(root, 1), common.Problem())
+    maps = common.linear_maps(fold(root, 1), lanes.problem_of(2, SMALL))
     scale, sharp, deviation = (
         torch.tensor(part)[:, None, None] for part in (lane.scales, lane.sharpness, lane.noise)
     )
@@ -98,10 +98,10 @@ def test_lanes_are_the_runs_they_stand_for(method):
     def batch(
         stream: int, number: int, size: int, *, noisy: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x = mf.random.normal(fold(fold(root, stream), number), (size, lanes.INPUTS))
+        x = mf.random.normal(fold(fold(root, stream), number), (size, SMALL.inputs))
         y = scale * torch.tanh(sharp * torch.einsum("bi,toi->tbo", x, maps))
         return x, y + (
-            deviation * mf.random.normal(fold(fold(root, 5), number), (2, size, lanes.OUTPUTS))
+            deviation * mf.random.normal(fold(fold(root, 5), number), (2, size, SMALL.outputs))
             if noisy
             else 0
         )
@@ -109,7 +109,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
     step = lanes.step_of(
         method, torch.tensor(lane.lr), torch.tensor(lane.alpha), torch.tensor(lane.weights)
     )
-    params = lanes.start_of(fold(root, 0), 2, SMALL.width)
+    params = common.initial_params(fold(root, 0), lanes.problem_of(2, SMALL))
     state = step.init(params, batch(3, 0, SMALL.batch, noisy=True))
     used = torch.empty(0)
     for number in range(SMALL.steps):

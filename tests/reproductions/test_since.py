@@ -10,7 +10,16 @@ from scipy.stats import rankdata
 
 import mtlfunc as mf
 from paper_repro.report.findings import Finding, Settings
-from paper_repro.since import aligned, common, conflict, narrow, rewards, samples, scalarization
+from paper_repro.since import (
+    aligned,
+    common,
+    conflict,
+    narrow,
+    population,
+    rewards,
+    samples,
+    scalarization,
+)
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.02)
@@ -29,7 +38,7 @@ def found(every) -> dict[str, Any]:
 def test_ledger_and_findings_agree(every):
     check_ledger(every)
     assert {x for x in by_name(every) if x.startswith("SI-")} == {
-        f"SI-{i:02}" for i in range(1, 15)
+        f"SI-{i:02}" for i in range(1, 16)
     }
 
 
@@ -185,3 +194,46 @@ def test_a_reward_s_rate_along_the_natural_gradient():
     rise = ((logits + step * natural).softmax(0) - (logits - step * natural).softmax(0)) @ reward
     covariance = policy @ ((reward - policy @ reward) * natural)
     assert float(rise / (2 * step)) == pytest.approx(float(covariance), rel=1e-6)
+
+
+# ---- population ----
+
+
+def race() -> population.Race:
+    problems = torch.func.vmap(lambda seed: population.drawn(seed, 3))(torch.arange(2))
+    return population.Race(problems, mf.random.normal(mf.random.key(3), (2, 5, 3)).double())
+
+
+def test_a_run_of_a_population_is_the_run_it_stands_for():
+    every, (seed, lane) = race(), (1, 3)
+    every.train(4)
+    one = population.drawn(torch.tensor(seed), 3)
+    weights = 10 ** every.logs[seed, lane]
+    rule, probe = mf.mean(preference=weights), mf.jacobian()  # rows, where the run has one pass
+    step = mf.descend(common.losses, rule, probe, mf.adam(population.RATE))
+    state = step.init(one.start, one.train)
+    for _ in range(4):
+        state, _ = step.update(state, one.train)
+    for name, leaf in state.params.items():
+        torch.testing.assert_close(every.state.params[name][seed, lane], leaf)
+    score = (common.losses(state.params, one.test) / one.train.y.var(0)).mean()
+    torch.testing.assert_close(every.scores("test")[seed, lane], score)
+
+
+def test_the_worst_runs_go_on_from_the_best_with_other_weights(monkeypatch):
+    every = race()
+    every.train(2)
+    before, logs = every.state.params["heads"].clone(), every.logs.clone()
+    scores = torch.tensor([[3.0, 1.0, 5.0, 4.0, 2.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+    monkeypatch.setattr(every, "scores", lambda part: scores)
+    every.evolve(mf.random.key(0))
+    # the worse of the best two replaces the worst
+    sources = [[0, 1, 4, 1, 4], [0, 1, 2, 0, 1]]
+    for seed, row in enumerate(sources):
+        for lane, source in enumerate(row):
+            torch.testing.assert_close(
+                every.state.params["heads"][seed, lane], before[seed, source]
+            )
+            factor = 10 ** (every.logs[seed, lane] - logs[seed, source]).abs()
+            expected = population.STEP if lane != source else 1.0
+            torch.testing.assert_close(factor, torch.full_like(factor, expected))

@@ -76,6 +76,7 @@ FAST, FASTER = (
     "T = 50, n = 8: operations, full over fast",
 )
 GAMMA, FALLS = "larger over smaller G_i, α = 0.12", "w_2 at α = 1 over 0.5"
+TREND = "w_2, α = 2 over α = 0"
 DRAWN = "T = 10: GradNorm over the best of as many random draws"
 STRENGTH = "best α, √ scale, at the largest ratio less at 1"
 SCALE = "summed, 9 steps: {}"
@@ -504,10 +505,14 @@ OTHERS: dict[str, Cases] = {
         (between(OVERLAP.format(ABOVE[0]), 0.2, 0.6), OPEN),
     ],
     "GN-05": [
-        (between(GAMMA, 1.1, 1.3) | between(FALLS, 0.7, 0.9), WON),
+        (
+            between(GAMMA, 1.1, 1.3) | between(FALLS, 0.7, 1.1) | between(TREND, 0.4, 0.8),
+            WON,
+        ),
         (between(FALLS, 1.1, 1.2), PART),
+        (between(TREND, 0.9, 1.2), PART),
         (between(GAMMA, 5, 9) | between(FALLS, 1.1, 1.2), LOST),
-        (between(GAMMA, 5, 9) | between(FALLS, 0.9, 1.2), OPEN),
+        (between(GAMMA, 5, 9) | between(TREND, 0.9, 1.2), OPEN),
     ],
     "GN-12": [
         (

@@ -1,0 +1,100 @@
+"""The regressions at the paper's size: the runs that several questions share, and what they say."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..report.decisions import OPEN
+from ..report.findings import Settings
+from ..report.grids import spelled
+from ..report.intervals import Interval, named, ratio_interval
+from .common import ALPHA, RATE, TWO, Problem, Runs, Variants, train, variants_of
+
+AT_ONE, AT_BEST = f"at Adam {RATE:g} for both", "each at its best rate"
+
+
+def problem_of(settings: Settings, scales: tuple[float, ...] = TWO) -> Problem:
+    """The paper's, for as long as there is time: a step of ten tasks takes twice as long."""
+    if settings.full:
+        return Problem(scales, rates=(3e-4, RATE, 3e-3, 1e-2, 3e-2), steps=2000)
+    return (
+        Problem(scales) if scales == TWO else Problem(scales, rates=(RATE, 3e-3, 1e-2), steps=500)
+    )
+
+
+def seeds_of(settings: Settings, scales: tuple[float, ...]) -> int:
+    """At the paper's size, by default: fewer at T = 10, where ratios scatter less."""
+    few = (5 if scales == TWO else 3) * settings.seeds // 16
+    return settings.seeds if settings.full else max(2, few)
+
+
+def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[str, Runs]:
+    """Equal, learnt and static weights at the paper's size.
+
+    Static: GradNorm's average over time, paired with the run of its own learning rate, at T = 2,
+    else 1/L_i(0), which scales alone say; by default at the rate fixed beforehand.
+    """
+    problem, seeds = problem_of(settings, scales), seeds_of(settings, scales)
+    variants = variants_of(problem, seeds, settings)
+    count = f"T = {len(scales)}"
+    equal = train("weighted", problem, variants, settings, f"equal weights, {count}", seeds)
+    learnt = train("gradnorm", problem, variants, settings, f"GradNorm, {count}", seeds)
+    at = slice(None) if settings.full else problem.rates.index(RATE)
+    reciprocal = torch.tensor(scales, device=settings.device) ** -2
+    weights = learnt.average if len(scales) == 2 else reciprocal.expand_as(learnt.average)
+    fixed = Variants(*(leaf[at].reshape(-1, *leaf.shape[1:]) for leaf in (*variants[:2], weights)))
+    static = train("weighted", problem, fixed, settings, f"static weights, {count}", seeds)
+    return {"equal": equal, "GradNorm": learnt, "static": static}
+
+
+def setting(problem: Problem, runs: Runs) -> str:
+    """What a row says of its runs."""
+    return (
+        f"T = {len(problem.scales)}, {problem}, α = {ALPHA}, {runs.steps[-1]} steps, "
+        f"{runs.test.shape[2]} seeds; {RATE:g} is Adam's own default, fixed beforehand"
+    )
+
+
+class Pair(NamedTuple):
+    """Equal weights and GradNorm: final losses as judged, `[seed]`."""
+
+    equal: np.ndarray
+    learnt: np.ndarray
+    equal_rates: Sequence[float]
+    learnt_rates: Sequence[float]
+    # a rate at the edge of its grid, or neither has learnt anything
+    open: bool
+
+    @property
+    def ratio(self) -> Interval:
+        return ratio_interval(self.learnt, self.equal)
+
+    @property
+    def rates(self) -> str:
+        return f"equal {spelled(self.equal_rates)}, GradNorm {spelled(self.learnt_rates)}"
+
+    def named(self, name: str) -> dict[str, float]:
+        """The ratio, as a claim's numbers."""
+        return {**named(name, self.ratio), name + OPEN: float(self.open)}
+
+
+def pair_of(results: Mapping[str, Runs]) -> Pair:
+    """Each at its best rate."""
+    both = equal, learnt = results["equal"], results["GradNorm"]
+    return Pair(
+        equal.judged(),
+        learnt.judged(),
+        equal.judged_rates(),
+        learnt.judged_rates(),
+        any(runs.at_edge() for runs in both) or all(runs.untrained() for runs in both),
+    )
+
+
+def pairs_of(results: Mapping[str, Runs]) -> dict[str, Pair]:
+    """At the rate that is fixed beforehand, and each at its best."""
+    return {
+        AT_ONE: pair_of({name: runs.at(RATE) for name, runs in results.items()}),
+        AT_BEST: pair_of(results),
+    }

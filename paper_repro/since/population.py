@@ -1,0 +1,197 @@
+"""Does a population find a grid's best static weights with fewer runs if there are more tasks?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+import mtlfunc as mf
+
+from ..report.figures import axes
+from ..report.findings import Claim, Figure, Findings, Settings
+from ..report.intervals import half_width, named, ratio_interval
+from .common import Data, losses, network, normal
+from .decisions import claim
+
+TASKS = (2, 3, 4)
+INPUTS, HIDDEN = 8, 4
+SPLIT = (64, 256, 256)  # samples to train on, to choose by and to test
+LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # log10 of every weight but the first in the grid
+RUNS, ROUNDS, REPLACED = 10, 10, 2  # of a population; runs that are replaced after a round
+STEP = 2.0  # the factor by which a copied run's weights are multiplied or divided
+RATE = 1e-2
+
+
+class Problem(NamedTuple):
+    """Of one seed; targets have unlike scales."""
+
+    start: mf.types.Params
+    train: Data
+    valid: Data
+    test: Data
+    scale: Tensor  # [task], the variance of the targets in training
+
+
+def drawn(seed: Tensor, tasks: int) -> Problem:
+    key = mf.random.fold_in(mf.random.key(41), seed)
+    x = normal(key, 0, sum(SPLIT), INPUTS)
+    clean = (2 * x @ normal(key, 1, INPUTS, 2 * tasks) / INPUTS**0.5).tanh()
+    clean = clean @ normal(key, 2, 2 * tasks, tasks)
+    spread = 10 ** (mf.random.uniform(mf.random.fold_in(key, 3), (tasks,)).double() - 0.5)
+    y = spread * (clean + 0.3 * normal(key, 4, len(x), tasks))
+    train, valid, test = (
+        Data(*part) for part in zip(*(z.split(SPLIT) for z in (x, y)), strict=True)
+    )
+    return Problem(network(key, INPUTS, HIDDEN, tasks), train, valid, test, train.y.var(0))
+
+
+class Race:
+    """Runs with static weights side by side, `[seed, run]`."""
+
+    def __init__(self, problems: Problem, logs: Tensor) -> None:
+        """`logs[seed, run, task]`: log10 of the weights."""
+        self.problems, self.logs = problems, logs
+        start = vmap(vmap(lambda p, log: self._step(log).init(p.start, p.train), (None, 0)))
+        self.state = start(problems, logs)
+
+    @staticmethod
+    def _step(logs: Tensor) -> mf.Step:
+        rule = mf.mean(preference=10**logs)
+        return mf.descend(losses, rule, mf.losses_only(), mf.adam(RATE))
+
+    def train(self, steps: int) -> None:
+        def move(problem: Problem, log: Tensor, state: mf.TrainState) -> mf.TrainState:
+            return self._step(log).update(state, problem.train)[0]
+
+        forward = vmap(vmap(move, (None, 0, 0)))
+        for _ in range(steps):
+            self.state = forward(self.problems, self.logs, self.state)
+
+    def scores(self, part: str) -> Tensor:
+        """Mean over tasks of the loss over the targets' variance, `[seed, run]`."""
+
+        def score(problem: Problem, params: mf.types.Params) -> Tensor:
+            return (losses(params, getattr(problem, part)) / problem.scale).mean()
+
+        return vmap(vmap(score, (None, 0)))(self.problems, self.state.params)
+
+    def evolve(self, key: Tensor) -> None:
+        """The worst runs go on from the best ones, with other weights."""
+        seeds, runs = self.logs.shape[:2]
+        order = self.scores("valid").argsort(1)
+        worst = order[:, -REPLACED:]
+        source = torch.arange(runs).expand(seeds, -1).scatter(1, worst, order[:, :REPLACED])
+        rows = torch.arange(seeds)[:, None]
+        self.state = tree_map(lambda leaf: leaf[rows, source], self.state)
+        up = mf.random.uniform(key, tuple(self.logs.shape)) < 0.5
+        moved = torch.zeros(seeds, runs, 1).scatter(1, worst[..., None], 1.0)
+        turn = np.log10(STEP) * torch.where(up, 1.0, -1.0)
+        self.logs = self.logs[rows, source] + moved * turn
+
+    def ended(self) -> np.ndarray:
+        """The test score of the run that is best on validation data, `[seed]`."""
+        best = self.scores("valid").argmin(1, keepdim=True)
+        return self.scores("test").gather(1, best).flatten().numpy()
+
+
+class Ends(NamedTuple):
+    """Test scores, `[seed]`."""
+
+    grid: np.ndarray
+    population: np.ndarray
+    draws: np.ndarray  # as many random weights as the population has runs
+    runs: int  # of the grid
+
+
+def searched(tasks: int, settings: Settings, steps: int) -> Ends:
+    seeds = torch.arange(settings.seeds)
+    problems = vmap(lambda seed: drawn(seed, tasks))(seeds)
+    key = mf.random.fold_in(mf.random.key(42), tasks)
+    level = torch.tensor(LEVELS, dtype=torch.float64)
+    points = torch.cartesian_prod(*[level] * (tasks - 1)).reshape(-1, tasks - 1)
+    points = torch.cat([torch.zeros(len(points), 1), points], 1)
+    span = LEVELS[-1] - LEVELS[0]
+    random = span * mf.random.uniform(key, (2, len(seeds), RUNS, tasks)).double() + LEVELS[0]
+    grid, population, draws = (
+        Race(problems, logs) for logs in (points.expand(len(seeds), -1, -1), *random)
+    )
+    grid.train(steps)
+    draws.train(steps)
+    for number in range(ROUNDS):
+        population.train(steps // ROUNDS)
+        if number + 1 < ROUNDS:
+            population.evolve(mf.random.fold_in(key, number + 1))
+    ends = (race.ended() for race in (grid, population, draws))
+    return Ends(*ends, runs=len(points))
+
+
+def run(settings: Settings) -> Findings:
+    steps = max(ROUNDS, settings.count(200) // ROUNDS * ROUNDS)
+    found = {tasks: searched(tasks, settings, steps) for tasks in tqdm(TASKS, leave=False)}
+    yield fewer_runs(found, steps, settings)
+    yield scores(found, steps, settings)
+
+
+def fewer_runs(found: dict[int, Ends], steps: int, settings: Settings) -> Claim:
+    numbers: dict[str, float] = {}
+    for tasks, ends in found.items():
+        beside = "" if ends.runs > RUNS else "beside, "  # where a grid takes fewer runs
+        label = f"{beside}T = {tasks}: the population's loss over"
+        numbers |= named(f"{label} the grid's best", ratio_interval(ends.population, ends.grid))
+        numbers |= named(f"{label} as many draws'", ratio_interval(ends.population, ends.draws))
+        numbers[f"runs of the grid, T = {tasks}"] = ends.runs
+    numbers["runs of a population"] = RUNS
+    return claim(
+        "SI-15",
+        numbers,
+        f"regressions of {TASKS[0]} to {TASKS[-1]} tasks of unlike scales on a shared layer of "
+        f"{HIDDEN} units, {steps} steps of Adam {RATE:g}, {settings.seeds} seeds. A grid of "
+        f"{len(LEVELS)} weights a task (1/100 to 100) but for the first; a population of {RUNS} "
+        f"runs that begin at random weights between these, of which the worst {REPLACED} go on "
+        f"from the best {REPLACED} after each of {ROUNDS} rounds, each weight times or over "
+        f"{STEP:g}; as many random weights that stay. Mean over tasks of the test loss over the "
+        "targets' variance, of the run that is best on validation data. Geometric means of ratios "
+        "paired by seed, 95 % t intervals. Judged where the grid takes more runs",
+    )
+
+
+def scores(found: dict[int, Ends], steps: int, settings: Settings) -> Figure:
+    canvas, panels = axes(1, 2, (11, 4.4))
+    looks = {"grid": ("C0", "o-"), "population": ("C1", "s--"), "draws": ("C2", "^:")}
+    numbers = []
+    for name, (colour, style) in looks.items():
+        label = "random weights" if name == "draws" else name
+        values = [getattr(ends, name) for ends in found.values()]
+        runs = [ends.runs if name == "grid" else RUNS for ends in found.values()]
+        panels[0].errorbar(
+            list(found),
+            [x.mean() for x in values],
+            [float(half_width(x)) for x in values],
+            fmt=style,
+            color=colour,
+            capsize=3,
+            label=label,
+        )
+        panels[1].plot(list(found), runs, style, color=colour, label=label)
+        numbers += [
+            {"tasks": tasks, "search": label, "runs": count, "test loss": float(x.mean())}
+            for tasks, count, x in zip(found, runs, values, strict=True)
+        ]
+    panels[0].set(ylabel="mean test loss over variance", ylim=(0, None))
+    panels[1].set(ylabel="runs (log axis)", yscale="log")
+    for panel in panels:
+        panel.set(xlabel="tasks T", xticks=list(found))
+        panel.legend()
+    return Figure(
+        "population",
+        "Searches for static weights after Royer et al. 2023. Left: what each finds; right: the "
+        f"runs that it takes. {steps} steps, {settings.seeds} seeds, 95 % t intervals.",
+        canvas,
+        numbers,
+    )
