@@ -262,10 +262,8 @@ def test_resuming_is_bit_exact(make, net):
 
 def test_resuming_where_a_task_is_absent(net):
     """A rule that needs the first losses does not start anew on those of a batch without labels."""
-    present, whole = (
-        torch.tensor([True, False, True]),
-        mf.Balancer(net, mf.gradnorm(1.5), "trunk.*"),
-    )
+    present = torch.tensor([True, False, True])
+    whole, fresh = (mf.Balancer(net, mf.gradnorm(1.5), "trunk.*") for _ in range(2))
     x, y = batches(1)[0]
     whole.backward(scalars(net(x), y))
     fresh.load_state_dict(whole.state_dict())
