@@ -86,7 +86,8 @@ def _weights(rule: Rule, gramian: Tensor, losses: Tensor | None, key: int | Tens
 def _check_products(gramian: Tensor) -> None:
     """Raise if two tasks' product is more than their lengths allow: |g_i·g_j| <= ‖g_i‖‖g_j‖."""
     squares = gramian.diagonal()
-    slack = 1 + 64 * torch.finfo(torch.float32).eps  # of a matrix that was made in float32
+    # wide: sums over many parameters round, in float32 perhaps, whatever the matrix is now
+    slack = 1 + max(torch.finfo(x).eps for x in (gramian.dtype, torch.float32)) ** 0.5
     over = gramian.square() > slack * squares[:, None] * squares.clamp_min(0)
     if bool(over.any()):
         i, j = divmod(int(over.flatten().nonzero()[0]), len(gramian))
