@@ -389,3 +389,11 @@ def test_a_target_that_shares_its_graph_with_the_losses():
     each = gradients(lambda p: by_sample(net)(p, batch), mf.parameters(net), names)
     wanted = reweighed([1 / 3] * 3, batch["A"] @ each @ each[:3].mean(0))
     torch.testing.assert_close(info.weights, wanted, rtol=1e-9, atol=0)
+
+
+def test_an_eta_that_overflows_is_named():
+    net, batch = network()
+    losses = (net(batch["x"]) - batch["y"]).square().mean(0)
+    with pytest.raises(ValueError, match=r"eta: times the products .* overflows torch\.float64"):
+        mf.Balancer(net, mf.align(1e308)).backward(1e3 * losses, target=1e3 * losses.sum())
+    assert all(x.grad is None for x in net.parameters())

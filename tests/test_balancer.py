@@ -260,6 +260,19 @@ def test_resuming_is_bit_exact(make, net):
             assert torch.equal(net.trunk[0].weight.grad, grads["trunk.0.weight"])
 
 
+def test_resuming_where_a_task_is_absent(net):
+    """A rule that needs the first losses does not start anew on those of a batch without labels."""
+    present = torch.tensor([True, False, True])
+    whole, fresh = (mf.Balancer(net, mf.gradnorm(1.5), "trunk.*") for _ in range(2))
+    x, y = batches(1)[0]
+    whole.backward(scalars(net(x), y))
+    fresh.load_state_dict(whole.state_dict())
+    found = [one.backward(scalars(net(x), y), present=present) for one in (whole, fresh)]
+    assert torch.equal(found[0].weights, found[1].weights)
+    with pytest.raises(ValueError, match="0 where a task is absent"):
+        mf.Balancer(net, mf.gradnorm(1.5), "trunk.*").backward(scalars(net(x), y), present=present)
+
+
 def test_states_of_others_are_refused(net):
     ((x, y),) = batches(1)
     balancer = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")

@@ -120,6 +120,17 @@ def test_conicgrad_vmapped_over_the_cosine_is_its_loop_and_has_its_derivative():
     )
 
 
+@pytest.mark.parametrize("lead", [(), (2,), (2, 2)])
+def test_the_search_is_an_operator_of_torch(lead):
+    """In a compiled program's first call a dispatch mode is active, which turns `vmap` off."""
+    rows = torch.stack([jacobian("gaussian", 3, seed) for seed in range(4)])
+    rows = (rows if len(lead) == 2 else rows[: 2 if lead else 1]).reshape(*lead, 3, -1)
+    p, c = torch.full((*lead, 3), 1 / 3, dtype=torch.float64), torch.tensor(0.9)
+    given = (rows @ rows.mT, p, c.double().expand(lead), 2e-16)
+    checks = ("test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.mtlfunc.conic_faces, given, test_utils=checks)
+
+
 def test_conicgrad_refuses_a_cosine_of_one():
     with pytest.raises(ValueError, match="c: expected a finite number >= 0 and < 1"):
         mf.conicgrad(1.0)

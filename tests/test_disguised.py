@@ -266,3 +266,110 @@ def test_reentrant_checkpoints_are_refused(lead, enabled):
             with pytest.raises(RuntimeError, match=r"reentrant .* use_reentrant=False"):
                 balancer.backward(form(losses))
             assert all(leaf.grad is None for leaf in net.parameters())
+
+
+class Reentrant(torch.autograd.Function):
+    """A checkpoint of one's own, whose backward calls backward()."""
+
+    @staticmethod
+    def forward(ctx: Any, block: nn.Module, x: Tensor) -> Tensor:
+        ctx.block = block
+        ctx.save_for_backward(x)
+        return block(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.block(x), grads)
+        return None, x.grad
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("rule", [mf.mean(), mf.upgrad()])
+def test_a_backward_that_writes_gradients_is_refused(rule, before):
+    """The parameters inside get no row, and `.grad` from every pass."""
+    net, lead = network(), nn.Linear(4, 4).double()
+    whole = nn.ModuleList([lead, net])
+    weight = next(net.parameters())
+    if before:
+        weight.grad = torch.ones_like(weight)
+    for form in (tuple, lambda losses: losses):
+        balancer = mf.Balancer(whole, rule)
+        with balancer:
+            z = Reentrant.apply(net[:2], lead(inputs()))
+            losses = net[2](z).square().mean(0)
+        with pytest.raises(
+            RuntimeError, match=r"calls backward\(\) .* of 1\.0\.weight, 1\.0\.bias"
+        ):
+            balancer.backward(form(losses))
+        assert lead.weight.grad is None
+        assert (weight.grad is not None) == before
+
+
+# --- modes around a block -----------------------------------------------------------------------
+
+
+class Halving(torch.overrides.TorchFunctionMode):
+    """Halves the input of every linear layer, as a simulation of quantised layers may."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.functional.linear:
+            args = (0.5 * args[0], *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_mode_that_makes_something_else_of_a_call(engine, outside):
+    net = network()
+    with Halving():
+        rows = literal(net(inputs()).square().mean(0), net)
+    balancer = mf.Balancer(net, mf.upgrad(), engine=engine)
+    first, second = (Halving(), balancer) if outside else (balancer, Halving())
+    with first, second:
+        losses = net(inputs()).square().mean(0)
+    torch.testing.assert_close(balancer.backward(losses).gramian, rows @ rows.mT)
+    with torch.device("cpu"), balancer:  # a mode of torch's own
+        losses = net(inputs()).square().mean(0)
+    rows = literal(losses, net)
+    torch.testing.assert_close(balancer.backward(losses).gramian, rows @ rows.mT)
+
+
+class Neighbours(nn.Module):
+    """Layers between products with a sparse matrix, of which torch batches no derivative."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        dense = torch.eye(7, dtype=torch.float64).roll(1, 0) + 0.5 * torch.eye(7).double()
+        self.near = dense.to_sparse() if layout == "coo" else dense.to_sparse_csr()
+        self.layers = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.near @ self.layers[1](self.layers[0](x))
+        return torch.sparse.mm(self.near, self.layers[2](z)).square().mean(0)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_products_with_a_sparse_matrix(layout):
+    compare(Neighbours(layout), lambda module: module(inputs()))
+
+
+def test_sparse_inputs():
+    """Their product with a weight: torch refuses the batched backward in words of its own."""
+
+    def run(module: Callable[..., Tensor]) -> Tensor:
+        return module(inputs()).square().mean(0)
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(next(network()[0].parameters()).detach())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(x.to_sparse(), self.weight.mT).tanh()
+
+    compare(First(), run)

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import vmap
 
 import mtlfunc as mf
 from tests.support.problems import BATCH, PARAMS, scalars, vector
@@ -264,6 +265,46 @@ CASES = {
         lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}),
         ValueError,
         "baselines: a is 0",
+    ),
+    "not a Gramian": (
+        lambda: mf.weights(mf.pcgrad(), G - 3 * G.flip(0)),
+        ValueError,
+        r"gramian: indefinite: entry \[0, 1\] is -3",
+    ),
+    "not symmetric": (
+        lambda: mf.weights(mf.imtl_g(), G.triu() + torch.ones_like(G).triu()),
+        ValueError,
+        r"gramian: not symmetric",
+    ),
+    "sparse Gramian": (
+        lambda: mf.weights(mf.mean(), G.to_sparse()),
+        TypeError,
+        r"gramian: expected a dense tensor",
+    ),
+    "no tasks": (
+        lambda: mf.task_gramian(lambda p, b: [], PARAMS, BATCH),
+        ValueError,
+        "losses_fn: .*one task at least",
+    ),
+    "no samples": (
+        lambda: mf.sample_gramian(lambda p, b: vector(p, b)[:0], PARAMS, BATCH),
+        ValueError,
+        r"losses_fn: expected \[sample\] .* none of them 0, got \[0\]",
+    ),
+    "complex parameter": (
+        lambda: mf.task_gradients(vector, {"w": torch.ones(2, dtype=torch.complex64)}, BATCH),
+        TypeError,
+        r"params\['w'\] is torch.complex64.*view_as_complex",
+    ),
+    "vmap over no Gramians": (
+        lambda: vmap(lambda x: mf.weights(mf.mgda(), x))(G.expand(0, 2, 2)),
+        ValueError,
+        "gramian: torch.func.vmap runs over an axis of length 0",
+    ),
+    "vmap over no networks": (
+        lambda: vmap(lambda w: mf.task_gramian(lambda p, b: p["w"] ** 2, {"w": w}, ()))(G[:0]),
+        ValueError,
+        "losses_fn: torch.func.vmap runs over an axis of length 0",
     ),
     "curvature": (
         lambda: mf.diagnostics.curvature(vector, PARAMS, BATCH, lr=0.1, nodes=0),

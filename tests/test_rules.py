@@ -400,7 +400,7 @@ def test_stateless_counts_arguments():
 
 def test_oneshot_errors():
     weights, aggregate = inspect.unwrap(mf.weights), inspect.unwrap(mf.aggregate)
-    with pytest.raises(ValueError, match=r"jacobian: expected a floating matrix"):
+    with pytest.raises(ValueError, match=r"jacobian: expected a dense floating matrix"):
         aggregate(mf.mean(), torch.ones(3))
     with pytest.raises(ValueError, match=r"jacobian: NaN or infinite gradients of tasks \[1\]"):
         mf.aggregate(mf.mean(), torch.tensor([[1.0], [float("inf")]]))

@@ -344,6 +344,7 @@ def linear(seed):
         linear,
         lambda k: ["mgda", mf.pcgrad()][k],
         lambda k: SimpleNamespace(c=k),
+        lambda k: [lambda x: x + 1, lambda x: x + 2][k],
     ],
 )
 def test_grid_refuses_the_folder_of_other_values_under_the_same_labels(value, tmp_path):

@@ -20,6 +20,7 @@ from ..core.checks import (
     poison,
 )
 from ..core.tree import dot, layer_of, map_params, select
+from ..gradients.levels import explained
 from ..gradients.linearize import Request, check_chunk_size, linearize
 from ..gradients.losses import parse_losses
 from ..gradients.run import run
@@ -199,13 +200,15 @@ def curvature(
         return parse_losses(losses_fn(params, batch)).vector.sum()
 
     gradient = grad(total)
-    g = gradient(params)
+    with explained(params):
+        g = gradient(params)
     pointwise = not isinstance(lr, Tensor) and lr == 0
     points, weights = np.polynomial.legendre.leggauss(1 if pointwise else nodes)  # on [-1, 1]
     result = torch.zeros_like(next(iter(g.values())).sum())
     for point, weight in zip(((points + 1) / 2).tolist(), (weights / 2).tolist(), strict=True):
         at = map_params(lambda p, d, s=point: p - s * lr * d, params, g)
-        product = jvp(gradient, (at,), (g,))[1]
+        with explained(params):
+            product = jvp(gradient, (at,), (g,))[1]
         result = (
             result + weight * torch.stack([(product[name] * g[name]).sum() for name in g]).sum()
         )
@@ -353,7 +356,8 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
         return parse_losses(losses_fn(params, batch)).vector
 
     moved = map_params(lambda start, end: end - start, before, after)
-    start, predicted = jvp(losses, (before,), (moved,))[:2]
+    with explained(before):
+        start, predicted = jvp(losses, (before,), (moved,))[:2]
     return Change(predicted, losses(after) - start)
 
 
@@ -446,7 +450,8 @@ def affinity(
         moved = params | {name: params[name] - lr * step for name, step in row.items()}
         return parse_losses(losses_fn(moved, batch)).vector
 
-    after = vmap(losses_after, chunk_size=chunk_size)(linear.rows)
+    with explained(params):
+        after = vmap(losses_after, chunk_size=chunk_size)(linear.rows)
     return torch.where(linear.losses == 0, float("nan"), 1 - after / linear.losses)
 
 

@@ -194,6 +194,12 @@ def check_params(params: Params) -> None:
     for name, leaf in params.items():
         if not isinstance(leaf, Tensor):
             raise TypeError(f"params[{name!r}]: expected a tensor, got {type(leaf).__name__}")
+        if leaf.is_complex():
+            raise TypeError(
+                f"params[{name!r}] is {leaf.dtype}, and products of gradients are of real numbers; "
+                "let the parameter be its torch.view_as_real, and make it complex in the forward "
+                "by torch.view_as_complex"
+            )
         if not leaf.is_floating_point():
             raise TypeError(
                 f"params[{name!r}] has dtype {leaf.dtype} and cannot be differentiated; "
@@ -245,6 +251,9 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
         raise TypeError(
             f"{name}: expected a floating dtype, got {gramian.dtype}; convert it with .double()"
         )
+    if gramian.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {gramian.layout}; use .to_dense()")
+    check_batch(gramian, name)
     if not can_look(gramian):
         return
     gramian = gramian.detach()
@@ -270,6 +279,19 @@ def check_gramian(gramian: Tensor, name: str = "gramian", *, symmetric: bool = F
                 f"is {gramian[j, i]:.6g}; "
                 "a Gramian is J @ J.T (symmetrise with (G + G.T) / 2)"
             )
+
+
+def check_batch(value: Tensor, name: str) -> None:
+    """Raise if a `vmap` around runs over an axis of length 0, which torch's own operations refuse
+    each in words of its own.
+    """
+    if torch.compiler.is_compiling() or not inside_transform() or not value.numel():
+        return
+    if not innermost_tensor(value).numel():
+        raise ValueError(
+            f"{name}: torch.func.vmap runs over an axis of length 0; leave the call out if "
+            "there is nothing to compute"
+        )
 
 
 def has_finite_sum(*values: Tensor) -> bool:

@@ -214,8 +214,14 @@ def _known_names(
 
 def _list_names(params: Mapping[str, Tensor], most: int = 20) -> str:
     """The names of the parameters, for an error."""
-    more = f", … ({len(params)} in all)" if len(params) > most else ""
-    return f"there are: {', '.join(list(params)[:most])}{more}"
+    return f"there are: {few_names(params, most)}"
+
+
+def few_names(names: Iterable[str], most: int = 20) -> str:
+    """Names for an error, not all of a large network's."""
+    names = list(names)
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def layer_of(name: str) -> str:

@@ -60,13 +60,27 @@ def explained_vjp(
                         raise
             return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
-        message = str(error)
-        for words, cure in _CURES.items():
-            if words in message:
-                leaf = next(iter(params.values()))
-                where = f"params are {leaf.dtype} on {leaf.device}"
-                raise RuntimeError(cure.format(where=where, message=message)) from error
+        _name_cure(error, params)
         raise
+
+
+@contextmanager
+def explained(params: Params) -> Iterator[None]:
+    """Around other calls of `losses_fn`: the same errors that name the cure."""
+    try:
+        yield
+    except RuntimeError as error:
+        _name_cure(error, params)
+        raise
+
+
+def _name_cure(error: RuntimeError, params: Params) -> None:
+    message = str(error)
+    for words, cure in _CURES.items():
+        if words in message:
+            leaf = next(iter(params.values()))
+            where = f"params are {leaf.dtype} on {leaf.device}"
+            raise RuntimeError(cure.format(where=where, message=message)) from error
 
 
 def _plain(
@@ -261,14 +275,16 @@ _MIXED = (
     "losses_fn mixes dtypes or devices: {where}; convert the batch (and the module's buffers) to "
     "that. torch said: {message}"
 )
+_IN_PLACE = (
+    "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm "
+    "layer in train mode updating its running statistics. Either call module.eval(), or pass "
+    "the buffers in the batch: clone them inside losses_fn, give them to functional_call "
+    "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
+    "info.aux into the next batch."
+)
 _CURES = {
-    "in-place operation": (
-        "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm "
-        "layer in train mode updating its running statistics. Either call module.eval(), or pass "
-        "the buffers in the batch: clone them inside losses_fn, give them to functional_call "
-        "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
-        "info.aux into the next batch."
-    ),
+    "in-place operation": _IN_PLACE,
+    "will be updated in place": _IN_PLACE,
     "not compatible with .grad()": (
         "losses_fn uses reentrant activation checkpointing, which goes with loss.backward() alone: "
         "pass use_reentrant=False to torch.utils.checkpoint."
@@ -283,7 +299,8 @@ _CURES = {
         "not take. If it is your own, write forward(*inputs) without ctx, and "
         "setup_context(ctx, inputs, output). If you wrote none, a module has a full backward hook "
         "(register_full_backward_hook or register_full_backward_pre_hook), which is such a "
-        "Function: remove the hook, or register one on the tensor, output.register_hook."
+        "Function: remove the hook, or register one on the tensor, output.register_hook. So is an "
+        "operation of torch.library with register_autograd: write its formula as a Function."
     ),
     "Cannot access data pointer": (
         "losses_fn calls an operation that reads a tensor's memory directly, which torch.func does "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..core.checks import check_finite, is_pair
+from ..core.checks import check_batch, check_finite, is_pair
 
 Tasks = dict[Any, tuple[()]] | tuple[tuple[()], ...]
 """The tasks that a state remembers, in order: `{name: ()}`, or `((), ...)` if losses have no names.
@@ -62,6 +62,7 @@ def parse_losses(
                 if out.ndim == 0
                 else "reduce over samples, for instance with .mean(0)"
             )
+            cure = cure if 0 not in out.shape else "there has to be one task at least"
             raise ValueError(
                 f"{what}: expected losses of shape [task], got {list(out.shape)}; {cure}"
             )
@@ -81,6 +82,7 @@ def parse_losses(
             kinds = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in several]
             numbers = any(isinstance(x, int | float) for x in several)
             cure = "pass tensors, without .item()" if numbers else "reduce each loss to one number"
+            cure = cure if several or not _listed(out) else "there has to be one task at least"
             raise ValueError(
                 f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
                 f"{kinds or type(out).__name__}; {cure}"
@@ -88,6 +90,7 @@ def parse_losses(
         losses = Losses(torch.stack(several), several, names, aux)
     if not losses.vector.is_floating_point():
         raise TypeError(f"{what}: expected floating losses, got {losses.vector.dtype}")
+    check_batch(losses.vector, what)
     return losses
 
 
@@ -134,7 +137,7 @@ def parse_samples(out: Any) -> Losses:
     """
     if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
         raise ValueError(
-            "losses_fn: expected [sample] or [sample, task], got "
+            "losses_fn: expected [sample] or [sample, task], none of them 0, got "
             f"{list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
         )
     if not out.is_floating_point():

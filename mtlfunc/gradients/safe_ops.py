@@ -62,7 +62,10 @@ def is_batching_error(error: RuntimeError) -> bool:
     message = str(error)
     # sparse gradients are refused by name where they come one by one
     sparse = "arguments from the 'Sparse"
-    words = ("vmap", "atching rule", "is not differentiable with respect to argument", sparse)
+    words = (
+        "vmap", "atching rule", "is not differentiable with respect to argument", sparse,
+        "unsupported for Sparse",
+    )  # fmt: skip
     return any(part in message for part in words)
 
 

@@ -18,6 +18,7 @@ from ..core.checks import (
     user_level,
 )
 from ..core.expect import expect_function
+from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.linearize import Linearization, Request, linearize
 from ..gradients.losses import Losses, expect_weightings, flat_weightings, parse_losses
@@ -322,7 +323,7 @@ def first_losses(
     if silent:
         raise ValueError(
             f"shared: the losses of tasks {silent} (counted from 0) depend on none of the shared "
-            f"parameters {', '.join(shared)}; leave these tasks out, or widen the glob to the "
+            f"parameters {few_names(shared)}; leave these tasks out, or widen the glob to the "
             "parameters that they use"
         )
     if hint and reached is not None and len(reached) > 1:
@@ -330,7 +331,7 @@ def first_losses(
         # a bias alone is not a head's, as the last of a network in a loss of its derivatives
         if any(run.params[name].ndim > 1 for name in private):
             warnings.warn(
-                f"shared: only one task depends on {', '.join(private)}, which then counts in that "
+                f"shared: only one task depends on {few_names(private)}, which then counts in that "
                 "task's gradient length alone; if these are heads, pass a glob for the trunk, such "
                 "as shared='trunk.*'",
                 stacklevel=user_level(),

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_option, check_scalar, normalized_preference
+from ..core.checks import can_look, check_option, check_scalar, normalized_preference
 from ..types import Geometry, Rule, Scalar, State
 from .common import gramian_of, preference_of, reading
 from .losswise import exponentiate
@@ -43,7 +43,8 @@ def align(
         weight 0 and keep their log w; the present ones share what they had together.
 
     Raises:
-        ValueError: for eta <= 0, another target, a bad preference, or one with `target="loss"`.
+        ValueError: for eta <= 0, or so large that η a overflows; for another target, a bad
+            preference, or one with `target="loss"`.
 
     Source:
         Fan et al. 2024 (DGA, arXiv 2410.02498), Algorithm 1 without its moving average of the
@@ -88,7 +89,14 @@ def align(
                 "this step has none; pass mtlfunc.jacobian(..., target=) or Balancer.backward(..., "
                 'target=), or align towards the mean loss, align(eta, "mean")'
             )
-        slope = eta * products.to(state.logits)
+        products = products.to(state.logits)
+        slope = eta * products
+        if can_look(slope) and bool((products.isfinite() & ~slope.isfinite()).any()):
+            raise ValueError(
+                "eta: times the products with the target's gradient, up to "
+                f"{products.abs().max():.3g}, it overflows {slope.dtype}; η has the unit "
+                "1/‖gradient‖², take a smaller one"
+            )
         weights, logits = exponentiate(state.logits, slope, geometry.present)
         return weights, AlignState(logits)
 

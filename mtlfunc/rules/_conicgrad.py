@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from ..core.checks import check_scalar, inside_transform, poison
-from ..core.operators import flatten_batch, leading_shape, register_batching
+from ..core.operators import flatten_batch, leading_shape, register_batching, with_vmap
 from ..solvers import auto
 from ..solvers.face_solve import face_hull, lengths
 from ..solvers.problems import min_norm, or_one, resolution, root
@@ -216,8 +216,8 @@ _LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
 _LIBRARY.define(
     "conic_faces(Tensor gramian, Tensor p, Tensor c, float eps) -> (Tensor, Tensor, Tensor)"
 )
-_LIBRARY.impl("conic_faces", _search, "CPU")
-_LIBRARY.impl("conic_faces", _search, "CUDA")
+_LIBRARY.impl("conic_faces", with_vmap(_search), "CPU")
+_LIBRARY.impl("conic_faces", with_vmap(_search), "CUDA")
 
 
 @torch.library.register_fake("mtlfunc::conic_faces", lib=_LIBRARY)

@@ -86,7 +86,7 @@ def gradnorm(
         if can_look(initial) and not bool((initial > 0).all()):
             raise ValueError(
                 "gradnorm: relative rates L(t)/L(0) need initial losses > 0, got "
-                f"{initial.tolist()}; shift the losses, "
+                f"{initial.tolist()} (0 where a task is absent); shift the losses, begin with all, "
                 "or pass reference=, for instance log K for K-class cross-entropy"
             )
         weights = torch.ones_like(losses)

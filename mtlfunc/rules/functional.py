@@ -39,19 +39,27 @@ def weights(
         weights `[task]` of d = Jᵀweights.
 
     Raises:
-        ValueError: for a Gramian that is not square or not finite, losses of another shape, dtype
-            or device; for missing losses if the rule reads them (`rule.reads`), or does not say
-            what it reads; for a rule that reads what a probe alone measures.
+        ValueError: for a Gramian that is not square or not finite, or, where seen, not symmetric or
+            with larger products than the lengths on its diagonal allow; for losses of another
+            shape, dtype or device; for missing losses if the rule reads them (`rule.reads`), or
+            does not say what it reads; for a rule that reads what a probe alone measures.
 
     Examples:
         >>> import mtlfunc as mf
         >>> weights(mf.mgda(), torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000])
     """
-    check_gramian(gramian)
+    expect_rule(rule)
+    squares = not may_read(rule, "cross_gramian")
+    check_gramian(gramian, symmetric=squares)
+    if squares and can_look(gramian):
+        _check_products(gramian.detach())
+    return _weights(rule, gramian, losses, key)
+
+
+def _weights(rule: Rule, gramian: Tensor, losses: Tensor | None, key: int | Tensor) -> Tensor:
     if losses is not None:
         check_vector(losses, gramian, "losses")
-    expect_rule(rule)
     if losses is None and may_read(rule, "losses"):
         verb, other = "reads", ""
         if reads_of(rule) is None:
@@ -73,6 +81,21 @@ def weights(
     answer, _ = rule.update(geometry, rule.init(losses, first))
     check_finite(answer, "weights (the rule's answer)")
     return answer
+
+
+def _check_products(gramian: Tensor) -> None:
+    """Raise if two tasks' product is more than their lengths allow: |g_i·g_j| <= ‖g_i‖‖g_j‖."""
+    squares = gramian.diagonal()
+    # wide: sums over many parameters round, in float32 perhaps, whatever the matrix is now
+    slack = 1 + max(torch.finfo(x).eps for x in (gramian.dtype, torch.float32)) ** 0.5
+    over = gramian.square() > slack * squares[:, None] * squares.clamp_min(0)
+    if bool(over.any()):
+        i, j = divmod(int(over.flatten().nonzero()[0]), len(gramian))
+        raise ValueError(
+            f"gramian: indefinite: entry [{i}, {j}] is {gramian[i, j]:.6g}, but the tasks' squared "
+            f"lengths, its diagonal, are {squares[i]:.6g} and {squares[j]:.6g}; a Gramian is "
+            "J @ J.T"
+        )
 
 
 def aggregate(
@@ -106,10 +129,11 @@ def aggregate(
         >>> aggregate(mf.mean(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor([0.5000, 0.5000])
     """
-    if jacobian.ndim != 2 or jacobian.shape[0] == 0 or not jacobian.is_floating_point():
+    dense = jacobian.layout == torch.strided and jacobian.is_floating_point()
+    if jacobian.ndim != 2 or jacobian.shape[0] == 0 or not dense:
         raise ValueError(
-            f"jacobian: expected a floating matrix [task, param], got {jacobian.dtype} of shape "
-            f"{list(jacobian.shape)}"
+            f"jacobian: expected a dense floating matrix [task, param], got {jacobian.dtype} "
+            f"({jacobian.layout}) of shape {list(jacobian.shape)}"
         )
     if can_look(jacobian) and not bool(jacobian.isfinite().all()):
         bad = (~jacobian.isfinite()).any(-1).nonzero().flatten().tolist()
@@ -119,7 +143,9 @@ def aggregate(
             f"losses is {losses.dtype} but the jacobian is {jacobian.dtype}; convert one to the "
             "other"
         )
+    expect_rule(rule)
     wide = jacobian.double()
-    return (
-        weights(rule, wide @ wide.mT, None if losses is None else losses.double(), key) @ wide
-    ).to(jacobian.dtype)
+    gramian = wide @ wide.mT
+    check_gramian(gramian)
+    found = _weights(rule, gramian, None if losses is None else losses.double(), key)
+    return (found @ wide).to(jacobian.dtype)

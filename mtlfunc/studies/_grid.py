@@ -78,9 +78,9 @@ def grid(
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
             call with the same axes evaluates only what is missing, whatever its points_at_once. The
             values of a dict are compared as well: numbers, tensors, the parameters of a module,
-            what a rule was made with. What `f` does is not compared, only the names, shapes and
-            dtypes it returns: take a new folder where its code changes. One call at a time has the
-            folder; shards share it.
+            what a rule was made with, the code of a lambda. What `f` does is not compared, only the
+            names, shapes and dtypes it returns: take a new folder where its code changes. One call
+            at a time has the folder; shards share it.
         executor: evaluates the chunks side by side: a `concurrent.futures.ProcessPoolExecutor` with
             `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
             mpi4py, ipyparallel, loky and submitit: what has `submit(f, *arguments)`. Workers take

@@ -337,7 +337,12 @@ def _digest_of(axis: Axis) -> dict[str, str]:
 
 def _content(x: Any) -> Any:
     if isinstance(x, FunctionType):
-        return x.__defaults__, x.__kwdefaults__, [c.cell_contents for c in x.__closure__ or ()]
+        held = x.__defaults__, x.__kwdefaults__, [c.cell_contents for c in x.__closure__ or ()]
+        if x.__name__ != "<lambda>":
+            return held
+        code = x.__code__  # has no name to be known by
+        consts = [c for c in code.co_consts if isinstance(c, int | float | str)]
+        return (*held, code.co_code.hex(), consts, code.co_names)
     if isinstance(x, type | BuiltinFunctionType):
         return ()
     if isinstance(x, set | frozenset):

@@ -25,20 +25,12 @@ from ..core.checks import (
     inside_transform,
     local_part,
 )
-from ..core.expect import (
-    expect_probe,
-    expect_rule,
-)
+from ..core.expect import expect_probe, expect_rule
 from ..core.tree import select
 from ..core.wrappers import check_averaging
 from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
-from ..gradients.losses import (
-    Losses,
-    Tasks,
-    parse_losses,
-    parse_weighed,
-)
+from ..gradients.losses import Losses, Tasks, parse_losses, parse_weighed
 from ..gradients.run import live, release
 from ..probes._jacobian import Heads, RowOptions, jacobian
 from ..probes._representation import measure_features
@@ -304,14 +296,15 @@ class Balancer:
                 rule's state and the graph are as they were. After an error of the rule, or about
                 gradients or weights that are not finite, so are `.grad` and the state, but the
                 graph may be freed: pass `retain_graph=True` to use it again.
-            RuntimeError: for a graph that is freed or older than the parameters.
+            RuntimeError: for a graph that is freed or older than the parameters, and where a
+                backward of one's own calls `backward()`, which has added to `.grad`.
         """
         with self._explained():
             run, measured, info, after = self._answer(
                 "backward", losses, present, weightings, target, features, scale, keeps=retain_graph
             )
             leaves = run.params
-            with self._no_autocast(leaves):
+            with self._no_autocast(leaves), run.no_writes():
                 grads = combine_gradients(
                     measured, info.weights, self._reduction, run.union, check=scale is None
                 )
@@ -525,7 +518,8 @@ class Balancer:
         def answer() -> tuple[Any, dict[str, Any]]:
             found = union.agree(run)
             self._let_free(found, keeps)
-            measured, info, after = self._measured(found, losses, features, scale)
+            with found.no_writes():
+                measured, info, after = self._measured(found, losses, features, scale)
             return (found, measured, info, after), told(info)
 
         return union.agree(answer)
@@ -659,6 +653,8 @@ class Balancer:
         begin = run if scale is None else run.edited(finite_losses)
         first, probe_state = self._probe.init(begin, losses, random.fold_in(root, 0))
         first = first if scale is None else first / scale
+        if self._loaded is not None:  # they start nothing: absent tasks' losses of 0 are no matter
+            first = torch.ones_like(first)
         fresh = probe_state, init_rule(self._rule, first, random.fold_in(root, 1))
         return fresh if self._loaded is None else filled_state(fresh, self._loaded)
 

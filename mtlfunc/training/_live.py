@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
@@ -182,8 +183,35 @@ class LiveRun(Run):
             )
         return self.aim
 
+    @contextmanager
+    def no_writes(self) -> Iterator[None]:
+        """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
+        custom = any(x.graph.has_custom_backward for x in self.forwards)
+        leaves = {} if not custom or self.union.by_hooks(self.params) else self.params
+        before = {name: (x.grad, _version(x.grad)) for name, x in leaves.items()}
+        yield
+        changed = [
+            name
+            for name, x in leaves.items()
+            if x.grad is not before[name][0] or _version(x.grad) != before[name][1]
+        ]
+        if changed:
+            for name in changed:
+                leaves[name].grad = before[name][0]
+            raise RuntimeError(
+                "module: a torch.autograd.Function of its own calls backward() inside its "
+                f"backward, which adds to .grad of {', '.join(changed[:3])} in every pass and "
+                "hides these parameters from the tasks' gradients (a reentrant checkpoint); return "
+                "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
+                "Call zero_grad() before the next step"
+            )
+
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         return []  # a forward that cannot be run again
+
+
+def _version(grad: Tensor | None) -> int:
+    return -1 if grad is None or grad.is_inference() else grad._version
 
 
 def outside(forwards: list[Forward], leaves: Params) -> list[Tensor]:

@@ -21,12 +21,13 @@ from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
 from torch._C._autograd import (  # pyright: ignore[reportMissingImports]
     _top_saved_tensors_default_hooks as _saved_tensor_hooks,
 )
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils.hooks import RemovableHandle
 
 from ...core.checks import depth
 from ...types import Params
-from ..safe_ops import unwrap_override
+from ..safe_ops import SafeOps, unwrap_override
 from .calls import Parts, UnknownCall, Use
 from .elementwise import ELEMENTWISE
 from .products import PRODUCTS
@@ -98,6 +99,10 @@ class Recorder(Hooks):
     def __init__(self, leaves: Params, *, local: bool = True) -> None:
         super().__init__()
         self.ops = _EVERY if local else PRODUCTS
+        if not torch.compiler.is_compiling() and any(
+            map(_alters, _get_current_function_mode_stack())
+        ):
+            self.ops = {}  # what a call computes is known to that mode alone
         self.parts = Parts(leaves, local)
         self.uses: list[Use] = []
         self.depth = depth()
@@ -146,3 +151,8 @@ class Recorder(Hooks):
                     for use in reader(self.parts, out, *args, **kwargs)
                 )
         return out
+
+
+def _alters(mode: TorchFunctionMode) -> bool:
+    """Whether a mode around this one may compute something else than what is called."""
+    return not isinstance(mode, Hooks | SafeOps | DeviceContext)
