@@ -80,11 +80,12 @@ class Size(NamedTuple):
         """Of the random search at T = 10: as many as GradNorm has runs there."""
         return len(TEN_ALPHAS) * len(self.ten)
 
+    def problem(self, scales: tuple[float, ...]) -> Problem:
+        """Regressions of this size; learning rates and steps are the lanes' own."""
+        return Problem(scales, self.inputs, self.outputs, self.width, batch=self.batch)
+
     def __str__(self) -> str:
-        return (
-            f"{self.inputs} inputs, {self.outputs} outputs, width {self.width}, batches of "
-            f"{self.batch}, {self.steps} Adam steps, {self.seeds} seeds"
-        )
+        return f"{self.problem(TWO)}, {self.steps} Adam steps, {self.seeds} seeds"
 
 
 class Lane(NamedTuple):
@@ -191,11 +192,6 @@ def size_of(settings: Settings) -> Size:
     )
 
 
-def problem_of(tasks: int, size: Size) -> Problem:
-    """Shapes alone."""
-    return Problem((1.0,) * tasks, size.inputs, size.outputs, size.width)
-
-
 def step_of(method: Method, lr: Tensor, alpha: Tensor, weights: Tensor) -> mf.Step:
     if method == "weighted":
         rule, probe = mf.mean(preference=weights), mf.losses_only()
@@ -264,7 +260,7 @@ class Samples:
     def __init__(self, tasks: int, size: Size, device: torch.device, *, noisy: bool) -> None:
         self.tasks, self.size, self.noisy = tasks, size, noisy
         self.roots = torch.arange(size.seeds, device=device)
-        self.problem = problem_of(tasks, size)
+        self.problem = size.problem((1.0,) * tasks)
         maps = vmap(lambda root: linear_maps(mf.random.fold_in(root, 1), self.problem))
         self.maps = maps(self.roots)
         self.pool = [self.mapped(4, i, size.batch) for i in range(CHUNKS)]

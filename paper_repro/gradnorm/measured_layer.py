@@ -11,7 +11,7 @@ from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA, initial_params, linear_maps, losses, norm_of, sample
 from .decisions import claim
-from .lanes import LAST, PAIRED, TWO, Lane, Size, Trace, problem_of, size_of, train
+from .lanes import LAST, PAIRED, TWO, Lane, Size, Trace, size_of, train
 from .rivals import two_tasks
 
 
@@ -23,7 +23,7 @@ def run(settings: Settings) -> Findings:
 
 
 def measured_layer(learnt: Trace, trunk: Trace, size: Size) -> Claim:
-    problem = problem_of(2, size)._replace(scales=TWO)
+    problem = size.problem(TWO)
     start = initial_params(mf.random.key(0), problem)
     params = {name: leaf.double() for name, leaf in start.items()}
     x, y = sample(mf.random.key(2), linear_maps(mf.random.key(1), problem), problem, size.batch)

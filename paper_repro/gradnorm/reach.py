@@ -28,15 +28,15 @@ def others_of(problem: Problem) -> dict[str, Problem]:
 def run(settings: Settings) -> Findings:
     """The paper's problem; with --full other readings of it."""
     problem, results = problem_of(settings), default_runs(settings)
-    pairs = pairs_of(results)
+    pairs, rates = pairs_of(results), by_rate(results)
     text = setting(problem, results["equal"])
     others = others_of(problem) if settings.full else {}
     beside = {
         name: trained(other, settings, settings.seeds, name) for name, other in others.items()
     }
-    yield reach(pairs, by_rate(results), beside, text)
+    yield reach(pairs, rates, beside, text)
     yield alike(pairs[AT_BEST], problem, text, settings)
-    yield reduction(pairs, by_rate(results), beside, text)
+    yield reduction(pairs, rates, beside, text)
 
 
 def trained(problem: Problem, settings: Settings, seeds: int, name: str) -> Pair:

@@ -58,15 +58,16 @@ def lanes_pair(traces: tuple[Trace, Trace], *names: str) -> Pair:
 def ten_gain(runs: dict[str, Runs], pairs: Pairs, text: str) -> Claim:
     fixed, learnt = runs["static"].at(RATE).judged(), pairs[AT_ONE][10].learnt
     simple, one, best = ratio_interval(learnt, fixed), pairs[AT_ONE][10], pairs[AT_BEST][10]
+    rates = by_rate(runs)
     better = "better than" if simple.low > 1 else "worse than" if simple.high < 1 else "as good as"
     return claim(
         "GN-23",
         {
-            **numbers_of({how: pairs[how][10] for how in (AT_ONE, AT_BEST)}, by_rate(runs)),
+            **numbers_of({how: pairs[how][10] for how in (AT_ONE, AT_BEST)}, rates),
             **named("1/L_i(0) over equal", ratio_interval(fixed, one.equal)),
             **named("GradNorm over 1/L_i(0)", simple),
         },
-        f"ten scales from 3 to 81. {beside_equal(one, best, by_rate(runs))}. Static weights "
+        f"ten scales from 3 to 81. {beside_equal(one, best, rates)}. Static weights "
         f"1/L_i(0), without a search, are {better} GradNorm, which ends at {simple} times their "
         f"loss {AT_ONE}. {text}. {INTERVAL}",
     )

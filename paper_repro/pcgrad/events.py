@@ -93,6 +93,10 @@ def marks(name: str, whole: Log) -> Marks:
     return Marks(onset, (2 * WITHIN + 1) / len(log.cosine), changes)
 
 
+def all_marks(logs: Mapping[str, Log]) -> dict[str, Marks]:
+    return {name: marks(name, log) for name, log in logs.items()}
+
+
 @drawn
 def onsets(
     problems: Problems = ("regression", "maze"),
@@ -101,13 +105,12 @@ def onsets(
     seeds: Seeds = 16,
 ) -> Figure:
     """How far every logged quantity's change is from the step at which task 2 sets in."""
-    logs = logs_of(Settings(seeds=seeds), problems, steps, rate)
-    return events_figure({name: marks(name, log) for name, log in logs.items()})
+    return events_figure(all_marks(logs_of(Settings(seeds=seeds), problems, steps, rate)))
 
 
 def run(settings: Settings) -> Findings:
     logs = logs_of(settings)
-    found = {name: marks(name, log) for name, log in logs.items()}
+    found = all_marks(logs)
     yield events_figure(found)
     yield change_points(found, settings_of(logs))
 

@@ -90,7 +90,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
     lane, seed = chosen[1], 2
     root = torch.tensor(seed)
     fold = mf.random.fold_in
-    maps = common.linear_maps(fold(root, 1), lanes.problem_of(2, SMALL))
+    maps = common.linear_maps(fold(root, 1), SMALL.problem((1.0, 1.0)))
     scale, sharp, deviation = (
         torch.tensor(part)[:, None, None] for part in (lane.scales, lane.sharpness, lane.noise)
     )
@@ -109,7 +109,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
     step = lanes.step_of(
         method, torch.tensor(lane.lr), torch.tensor(lane.alpha), torch.tensor(lane.weights)
     )
-    params = common.initial_params(fold(root, 0), lanes.problem_of(2, SMALL))
+    params = common.initial_params(fold(root, 0), SMALL.problem((1.0, 1.0)))
     state = step.init(params, batch(3, 0, SMALL.batch, noisy=True))
     used = torch.empty(0)
     for number in range(SMALL.steps):
