@@ -81,7 +81,8 @@ def not_measured(
     reads = reads_of(rule)
     if reads is None or measures is None:
         return frozenset()
-    return reads - measures - {"losses", "preference", "present", *(("carried",) if metric else ())}
+    always = {"losses", "preference", "present"} | ({"carried"} if metric else set())
+    return reads - measures - always
 
 
 def quoted(names: Iterable[str]) -> str:

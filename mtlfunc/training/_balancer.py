@@ -527,7 +527,7 @@ class Balancer:
     def _let_free(self, run: LiveRun, keeps: bool) -> None:
         """Say whether the graphs of these forwards may be freed, in their last pass or after it."""
         # what somebody's own backward or hook returns may be kept by them
-        custom = any(x.graph.has_custom_backward for x in run.forwards)
+        custom = run.has_custom_backward
         hooked = any(x.hooked for x in run.forwards)
         run.fresh = not (custom or hooked)
         if keeps or hooked or self._seen.checkpointed or run.union.by_hooks(run.params):

@@ -183,11 +183,17 @@ class LiveRun(Run):
             )
         return self.aim
 
+    @property
+    def has_custom_backward(self) -> bool:
+        """Whether somebody's own backward is in a graph of these losses."""
+        return any(x.graph.has_custom_backward for x in self.forwards)
+
     @contextmanager
     def no_writes(self) -> Iterator[None]:
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
-        custom = any(x.graph.has_custom_backward for x in self.forwards)
-        leaves = {} if not custom or self.union.by_hooks(self.params) else self.params
+        leaves = (
+            {} if not self.has_custom_backward or self.union.by_hooks(self.params) else self.params
+        )
         before = {name: (x.grad, _version(x.grad)) for name, x in leaves.items()}
         yield
         changed = [
