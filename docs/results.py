@@ -1,7 +1,7 @@
 """Write docs/benchmarks.md, docs/claims.md, their figures and docs/record/ from what ran.
 
-`python docs/results.py`, after the commands below, each alone on the machine; the Gramians and the
-rules on one thread.
+`python docs/results.py`, after the commands below, each alone on the machine if it can be had; each
+table of a benchmark says the load.
 
     python -m paper_repro
     python -m paper_repro --draw 1
@@ -22,9 +22,9 @@ rules on one thread.
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py ledger` writes them again if the ledger's sentences or modules changed, or after
-`python -m experiments.standins`, with the other verdicts as they stand; `solvers`, `rules`,
-`steps`, `weightings`, `metric`, `scale`, `full` (with the verdicts that --full changes) and
-`search` (of `python -m experiments.auxiliary --search`) write their tables alone. No number is
+`python -m experiments.standins`, with the other verdicts as they stand; a table's name (`--help`
+lists them; `full` with the verdicts that --full changes) or `search` (of `python -m
+experiments.auxiliary --search`) writes that table alone. No number is
 typed by hand, and a record that mixes settings is refused.
 """
 
@@ -271,7 +271,7 @@ def section() -> str:
         digits_part(),
         *benchmark_parts(),
         arena_block(),
-        NOTES,
+        notes_block(),
     ]
     return "\n\n".join(parts)
 
@@ -499,13 +499,17 @@ def arena_block() -> str:
     return marked("arena", paragraph(title), arena_lines(arena))
 
 
-NOTES = """Taken on two CPU cores, each benchmark alone on the machine, by the commands that
-`docs/results.py` names; the Gramians and the rules on one thread, counting the processor's time, so
-that other work did not enter. The arena's ranks do not depend on time. Written here by
-`python docs/results.py`. The solvers' benchmark times whole calls from Gramian to weights, median
-of as many as fit, all families mixed; gaps are recomputed from the weights by `solvers.certify`.
-The Gramians' takes turns among the contenders of a case, the rules' with TorchJD's weighting on the
-same Gramian (or Jacobian, or losses, where it needs them)."""
+def notes_block() -> str:
+    """How the tables were taken."""
+    line = """Taken on two CPU cores by the commands that `docs/results.py` names, on one thread.
+        Each table says the machine's load, if it is known. Processor time is counted, but other
+        work on the machine slows memory and caches all the same. The arena's ranks do not depend
+        on time. Written here by `python docs/results.py`. The solvers' benchmark times whole calls
+        from Gramian to weights, median of as many as fit, all families mixed; gaps are recomputed
+        from the weights by `solvers.certify`. The Gramians' takes turns among the contenders of a
+        case, the rules' with TorchJD's weighting on the same Gramian (or Jacobian, or losses, if it
+        needs them)."""
+    return marked("notes", paragraph(line))
 
 
 def summary(page: str) -> str:
@@ -582,6 +586,7 @@ BLOCKS = {
     "metric": metric_block,
     "scale": scale_block,
     "full": full_block,
+    "notes": notes_block,
 }
 """Parts that are written alone."""
 

@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            left = cells if given.again else list(record.missing(cells))
+            left = cells if given.again else record.missing(cells)
             for cell in counted(left, "rules", "cells"):
                 record.keep(measure(*cell, given.seconds, given.clock))
     except KeyboardInterrupt:

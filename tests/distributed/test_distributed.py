@@ -182,7 +182,8 @@ def launch(check: str | Checks, size: int, folder: Path) -> list[tuple[int | Non
     outputs = [(folder / f"{rank}.log").read_text() for rank in range(size)]
     found = [(one.exitcode, text) for one, text in zip(processes, outputs, strict=True)]
     crashed = any(code in (-signal.SIGABRT, -signal.SIGSEGV) for code, _ in found)
-    if crashed and folder.name != "again":  # gloo has corrupted the heap in an asynchronous gather
+    # once a rank died of a corrupted heap, in torch's gather through gloo; it never came again
+    if crashed and folder.name != "again":
         (folder / "again").mkdir()
         return launch(check, size, folder / "again")
     return found
