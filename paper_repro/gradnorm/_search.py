@@ -29,11 +29,11 @@ from .lanes import (
     Lane,
     Trace,
     size_of,
-    train,
 )
 from .lanes import Size as Sizes
 from .rivals import ten_tasks, two_tasks
 from .toy_figures import Scales, Size
+from .train_lanes import train
 
 
 def run(settings: Settings) -> Findings:
@@ -228,7 +228,7 @@ def search(
     batch: Size = 32,
 ) -> Figure:
     """GradNorm next to a random search over static weights."""
-    size = Sizes(width, batch, steps, seeds, rates, rates)
+    size = Sizes(width, batch, steps, seeds, rates, rates, rates)
     key = mf.random.key(10)
     weights = 10 ** (-3 * mf.random.uniform(mf.random.fold_in(key, 0), (draws, len(scales))))
     which = (mf.random.uniform(mf.random.fold_in(key, 1), (draws,)) * len(rates)).long()
@@ -241,8 +241,14 @@ def search(
     learnt = [Lane(f"GradNorm, {a:g}", lr, a, scales=scales) for a in alphas for lr in rates]
     settings = Settings(seeds=seeds)
     label = f"T = {len(scales)}"
-    fixed = train("weighted", static, size, settings, f"{label}, static weights")
-    dynamic = train("gradnorm", learnt, size, settings, f"{label}, GradNorm")
+    fixed, dynamic = train(
+        {
+            f"{label}, static weights": ("weighted", static),
+            f"{label}, GradNorm": ("gradnorm", learnt),
+        },
+        size,
+        settings,
+    )
     canvas, panels = axes(1, 1, (7.5, 4.6))
     found = random_draws(panels[0], fixed, dynamic)
     panels[0].set_ylim(bottom=0)

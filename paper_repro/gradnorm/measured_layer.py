@@ -11,14 +11,15 @@ from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, ratio_interval
 from .common import ALPHA, initial_params, linear_maps, losses, norm_of, sample
 from .decisions import claim
-from .lanes import LAST, PAIRED, TWO, Lane, Size, Trace, size_of, train
+from .lanes import LAST, PAIRED, TWO, Lane, Size, Trace, size_of
 from .rivals import two_tasks
+from .train_lanes import train
 
 
 def run(settings: Settings) -> Findings:
     size = size_of(settings)
     lanes = [Lane("GradNorm", lr) for lr in size.two]
-    trunk = train("trunk", lanes, size, settings, "norms of the whole trunk")
+    (trunk,) = train({"norms of the whole trunk": ("trunk", lanes)}, size, settings)
     yield measured_layer(two_tasks(settings)[1], trunk, size)
 
 

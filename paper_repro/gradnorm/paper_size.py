@@ -18,16 +18,18 @@ AT_ONE, AT_BEST = f"at Adam {RATE:g} for both", "each at its best rate"
 def problem_of(settings: Settings, scales: tuple[float, ...] = TWO) -> Problem:
     """The paper's, for as long as there is time: a step of ten tasks takes twice as long."""
     if settings.full:
-        return Problem(scales, rates=(3e-4, RATE, 3e-3, 1e-2, 3e-2), steps=2000)
+        rates = (3e-4, RATE, 3e-3, 1e-2, 3e-2)
+        return Problem(scales, rates=rates if scales == TWO else rates[:-1], steps=2000)
     return (
         Problem(scales) if scales == TWO else Problem(scales, rates=(RATE, 3e-3, 1e-2), steps=500)
     )
 
 
 def seeds_of(settings: Settings, scales: tuple[float, ...]) -> int:
-    """At the paper's size, by default: fewer at T = 10, where ratios scatter less."""
-    few = (5 if scales == TWO else 3) * settings.seeds // 16
-    return settings.seeds if settings.full else max(2, few)
+    """At the paper's size: fewer at T = 10, where ratios scatter less."""
+    if settings.full:
+        return settings.seeds if scales == TWO else max(2, settings.seeds // 2)
+    return max(2, (5 if scales == TWO else 3) * settings.seeds // 16)
 
 
 def default_runs(settings: Settings, scales: tuple[float, ...] = TWO) -> dict[str, Runs]:

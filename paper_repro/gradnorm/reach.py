@@ -31,9 +31,8 @@ def run(settings: Settings) -> Findings:
     pairs, rates = pairs_of(results), by_rate(results)
     text = setting(problem, results["equal"])
     others = others_of(problem) if settings.full else {}
-    beside = {
-        name: trained(other, settings, settings.seeds, name) for name, other in others.items()
-    }
+    seeds = max(2, settings.seeds // 2)
+    beside = {name: trained(other, settings, seeds, name) for name, other in others.items()}
     yield reach(pairs, rates, beside, text)
     yield alike(pairs[AT_BEST], problem, text, settings)
     yield reduction(pairs, rates, beside, text)
@@ -154,7 +153,8 @@ def reduction(
     for name, pair in beside.items():
         numbers |= pair.named(f"{name}, {AT_BEST}")
     readings = "".join(
-        f"; {name}: {'settles nothing' if pair.open else compared(pair.ratio)} ({pair.ratio})"
+        f"; {name}, {len(pair.equal)} seeds: "
+        f"{'settles nothing' if pair.open else compared(pair.ratio)} ({pair.ratio})"
         for name, pair in beside.items()
     )
     return claim(

@@ -1,8 +1,5 @@
 """The runs that several of GradNorm's questions share: T = 2 and T = 10, each method's lanes."""
 
-import functools
-from collections.abc import Mapping, Sequence
-
 import torch
 
 import mtlfunc as mf
@@ -24,11 +21,10 @@ from .lanes import (
     TEN_ALPHAS,
     TRIED,
     Lane,
-    Method,
     Trace,
     size_of,
-    train,
 )
+from .train_lanes import train
 
 
 def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
@@ -49,31 +45,32 @@ def two_tasks(settings: Settings) -> tuple[Trace, Trace]:
     static = [
         Lane(f"scales, {ratio:g}", lr, scales=(1.0, ratio))
         for ratio in RATIOS[:-1]
-        for lr in size.two[1:-1]
+        for lr in size.mild
     ]
     static += [
         Lane(f"static, {second:g}", lr, weights=(1.0, second))
         for second in (1.0, *SECOND)
         for lr in size.two
     ]
-    static += [lane for lr in size.two[1:-1] for lane in others(lr)]
+    static += [lane for lr in size.mild for lane in others(lr)]
     learnt = [
         Lane(f"GradNorm, {alpha:g}", lr, alpha) for alpha in EVERY_ALPHA for lr in size.two
-    ] + [lane for lr in size.two[1:-1] for lane in others(lr)]
+    ] + [lane for lr in size.mild for lane in others(lr)]
     learnt += [
         Lane(f"ratio {ratio:g}, {alpha:g}", lr, alpha, scales=(1.0, ratio))
         for ratio in (RATIOS[0], RATIOS[-1])
         for alpha in EVERY_ALPHA
-        for lr in size.two[1:-1]
+        for lr in size.mild
     ]
     # the first of the ten scales, for what a larger T does alone
-    static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
-    learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.two[1:-1]]
-    fixed_runs, learnt_runs = trained(
+    static += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.mild]
+    learnt += [Lane("of ten", lr, scales=TEN[:2]) for lr in size.mild]
+    fixed_runs, learnt_runs = train(
         {
             "T = 2, static weights": ("weighted", static),
             "T = 2, GradNorm": ("gradnorm", learnt),
         },
+        size,
         settings,
     )
     return fixed_runs, learnt_runs
@@ -108,12 +105,13 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
         for lr in size.ten
     ] + finite
     corrected = [Lane(STRONG, lr, STRONG_ALPHA, scales=TEN) for lr in size.ten]
-    fixed_runs, learnt_runs, corrected_runs = trained(
+    fixed_runs, learnt_runs, corrected_runs = train(
         {
             "T = 10, static weights": ("weighted", static),
             "T = 10, GradNorm": ("gradnorm", learnt),
             "T = 10, normalised targets": ("normalised", corrected),
         },
+        size,
         settings,
     )
     return fixed_runs, learnt_runs, corrected_runs
@@ -121,24 +119,14 @@ def ten_tasks(settings: Settings) -> tuple[Trace, Trace, Trace]:
 
 def five_tasks(settings: Settings) -> tuple[Trace, Trace]:
     """Equal weights and GradNorm at the first five of the ten scales: once in a process."""
-    lanes = [Lane("of ten", lr, scales=TEN[:5]) for lr in size_of(settings).ten]
-    equal_runs, learnt_runs = trained(
+    size = size_of(settings)
+    lanes = [Lane("of ten", lr, scales=TEN[:5]) for lr in size.ten]
+    equal_runs, learnt_runs = train(
         {"T = 5, equal weights": ("weighted", lanes), "T = 5, GradNorm": ("gradnorm", lanes)},
+        size,
         settings,
     )
     return equal_runs, learnt_runs
-
-
-def trained(
-    programs: Mapping[str, tuple[Method, Sequence[Lane]]], settings: Settings
-) -> list[Trace]:
-    """Programs in their order, by their labels; workers that need the same share them out."""
-    size = size_of(settings)
-    calls = {
-        label: functools.partial(train.now, method, lanes, size, settings, label)
-        for label, (method, lanes) in programs.items()
-    }
-    return list(train.together(calls).values())
 
 
 def deviation_of(sharpness: float) -> float:

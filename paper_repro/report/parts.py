@@ -9,7 +9,7 @@ import hashlib
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -19,6 +19,7 @@ from mtlfunc.core.files import InUse, digest, hold_lock, texts, write_whole
 
 from .cache import base, sources
 
+K = TypeVar("K", bound=Hashable)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -64,7 +65,7 @@ class Kept(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.together({"": functools.partial(self.now, *args, **kwargs)})[""]
 
-    def together(self, calls: Mapping[str, Callable[[], R]]) -> dict[str, R]:
+    def together(self, calls: Mapping[K, Callable[[], R]]) -> dict[K, R]:
         """Several calls of `now`; what another process is at comes last.
 
         Args:
@@ -73,7 +74,7 @@ class Kept(Generic[P, R]):
         Returns:
             their results, in the order of `calls`.
         """
-        found: dict[str, R] = {}
+        found: dict[K, R] = {}
         try:
             while len(found) < len(calls):
                 count = len(found)

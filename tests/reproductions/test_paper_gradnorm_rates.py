@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from paper_repro.gradnorm import common, difficulty, lanes, rivals, targets, two_aims
+from paper_repro.gradnorm import common, difficulty, lanes, rivals, targets, train_lanes, two_aims
 from paper_repro.report.findings import Finding, Settings
 from tests.support.reproductions import by_name, check_complete, check_ledger, findings_of
 
 TINY = Settings(seeds=2, shrink=0.004)
-SMALL = lanes.Size(8, 10, 6, 3, (1e-3, 1e-2), (1e-3, 1e-2))
+SMALL = lanes.Size(8, 10, 6, 3, (1e-3, 1e-2), (), (1e-3, 1e-2))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
         lanes.Lane("a", 1e-3),
         lanes.Lane("b", 1e-2, 0.7, (1.0, 0.5), (1.0, 3.0), (1.0, 2.0), (0.0, 0.3)),
     ]
-    trace = lanes.train(method, chosen, SMALL, Settings(), "test")
+    (trace,) = train_lanes.train({"test": (method, chosen)}, SMALL, Settings())
     lane, seed = chosen[1], 2
     root = torch.tensor(seed)
     fold = mf.random.fold_in
@@ -106,7 +106,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
             else 0
         )
 
-    step = lanes.step_of(
+    step = train_lanes.step_of(
         method, torch.tensor(lane.lr), torch.tensor(lane.alpha), torch.tensor(lane.weights)
     )
     params = common.initial_params(fold(root, 0), SMALL.problem((1.0, 1.0)))
@@ -115,7 +115,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
     for number in range(SMALL.steps):
         state, info = step.update(state, batch(3, number, SMALL.batch, noisy=True))
         used = 2 * info.weights
-    test = batch(2, 0, lanes.TEST, noisy=False)
+    test = batch(2, 0, train_lanes.TEST, noisy=False)
     ratio = common.losses(state.params, test) / common.losses(params, test)
     np.testing.assert_allclose(trace.test[-1, 1, seed], ratio.numpy(), rtol=1e-4)
     np.testing.assert_allclose(trace.weights[-1, 1, seed], used.numpy(), rtol=1e-4)
@@ -127,16 +127,11 @@ def test_a_finite_training_set_comes_round():
     share their start. Fresh batches have no training set to be measured on.
     """
     size = SMALL._replace(steps=120, width=30)
-    trace = lanes.train(
-        "weighted",
-        [
-            lanes.Lane("fresh", 3e-3, scales=(1.0, 1.0)),
-            lanes.Lane("few", 3e-3, scales=(1.0, 1.0), finite=True),
-        ],
-        size,
-        Settings(),
-        "t",
-    )
+    both = [
+        lanes.Lane("fresh", 3e-3, scales=(1.0, 1.0)),
+        lanes.Lane("few", 3e-3, scales=(1.0, 1.0), finite=True),
+    ]
+    (trace,) = train_lanes.train({"t": ("weighted", both)}, size, Settings())
     assert np.isnan(trace.of(trace.train, "fresh")).all()
     assert (trace.of(trace.train, "few")[0] == 1).all()
     assert trace.of(trace.train, "few")[-1].mean() < 0.9 * trace.of(trace.test, "few")[-1].mean()
@@ -146,14 +141,34 @@ def test_a_finite_training_set_comes_round():
 def test_lanes_that_are_the_same_run_once():
     """Under each of their names they are what they are alone."""
     named = [lanes.Lane(name, lr) for name, lr in (("a", 1e-3), ("b", 1e-2), ("c", 1e-3))]
-    whole = lanes.train("gradnorm", named, SMALL, Settings(), "t")
-    alone = lanes.train("gradnorm", named[1:], SMALL, Settings(), "t")
+    whole, alone = train_lanes.train(
+        {"t": ("gradnorm", named), "u": ("gradnorm", named[1:])}, SMALL, Settings()
+    )
     for values, other in zip(whole[2:], alone[2:], strict=True):
         axis = 0 if values.ndim == 3 else 1  # excess has no time
         first, second, third = (values.take(i, axis) for i in range(3))
         np.testing.assert_array_equal(first, third)
         np.testing.assert_allclose(second, other.take(0, axis), rtol=1e-3)
         np.testing.assert_allclose(third, other.take(1, axis), rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["weighted", "gradnorm"])
+def test_seeds_in_blocks_are_all_seeds_at_once(method, monkeypatch):
+    size = SMALL._replace(seeds=5)
+    programs = {
+        "t": (method, [lanes.Lane("a", 1e-3), lanes.Lane("b", 1e-2, finite=True)]),
+        "u": (method, [lanes.Lane("c", 1e-2)]),
+    }
+    whole = train_lanes.train(programs, size, Settings())
+    monkeypatch.setattr(train_lanes, "LARGEST", 4 * 10 * 25 * 2 * 2)
+    blocks = train_lanes.blocks_of(programs["t"][1], size, Settings(), "t")
+    assert [name for _, name in blocks] == [
+        f"t, seeds {part} of 5" for part in ("1 to 2", "3 to 4", "5 to 5")
+    ]
+    for one, other in zip(whole, train_lanes.train(programs, size, Settings()), strict=True):
+        assert one.lanes == other.lanes
+        for values, again in zip(one[1:], other[1:], strict=True):
+            np.testing.assert_allclose(values, again, rtol=1e-3)
 
 
 def test_settings_are_chosen_on_the_other_seeds():
