@@ -1,7 +1,8 @@
 """The verdict of record of every claim: what each kept run says, and what they say together.
 
 `docs/record/` has a file per run: the default one, one with other random numbers (`--draw 1`), one
-of another processor if there is one, and one at the papers' sizes (`--full`). Each keeps the
+of another processor if there is one, and one whose arithmetic rounds otherwise than this
+processor's. Those at the papers' sizes (`--full`) are in `experiments/benchmarks`. Each keeps the
 numbers; a verdict is what today's decision says of them.
 """
 
@@ -18,7 +19,7 @@ from paper_repro.claims import DECISIONS, LEDGER, ROWS
 from paper_repro.report.results import NOT_RUN
 
 FOLDER = Path(__file__).parent / "record"
-NAMES = ("default", "draw 1", "another processor", "full")
+NAMES = ("default", "draw 1", "another processor", "other arithmetic", "full")
 STRENGTH = ("holds", "holds only when", "does not hold")
 
 
@@ -51,19 +52,18 @@ def read(name: str) -> Run | None:
     return Run(**json.loads(path(name).read_text(encoding="utf-8")))
 
 
-def keep(name: str, claims: Mapping[str, dict]) -> None:
+def keep(name: str, claims: Mapping[str, dict], settings: str = "") -> None:
     """Keep the numbers of a run, six digits each unless its verdict hangs on more.
+
+    `settings`: of the environment, where they change the arithmetic.
 
     A default run of another processor than this one stays, as that of another processor.
     """
-    numbers = {}
-    for claim, found in claims.items():
-        if found["configuration"]:
-            rounded = {key: float(x) for key, x in short(found["measured"]).items()}
-            same = DECISIONS[claim].verdict(rounded) == DECISIONS[claim].verdict(found["measured"])
-            numbers[claim] = rounded if same else found["measured"]
+    numbers = {
+        claim: rounded(claim, found) for claim, found in claims.items() if found["configuration"]
+    }
     run = Run(
-        full.here(),
+        ", ".join(filter(None, (full.here(), settings))),
         datetime.date.today().isoformat(),
         numbers,
         {claim: claims[claim]["where"] for claim in numbers},
@@ -74,6 +74,13 @@ def keep(name: str, claims: Mapping[str, dict]) -> None:
         path("default").replace(path("another processor"))
     text = json.dumps(run._asdict(), indent=1, ensure_ascii=False)
     write_whole(path(name), f"{text}\n")
+
+
+def rounded(name: str, claim: dict) -> dict[str, float]:
+    """A claim's numbers with six digits each, unless its verdict hangs on more."""
+    measured, decision = claim["measured"], DECISIONS[name]
+    few = {key: float(x) for key, x in short(measured).items()}
+    return few if decision.verdict(few) == decision.verdict(measured) else measured
 
 
 def verdicts() -> dict[str, dict[str, str]]:

@@ -5,6 +5,8 @@ table of a benchmark says the load.
 
     python -m paper_repro
     python -m paper_repro --draw 1
+    ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE python -m paper_repro
+        --out paper_repro/out/other-arithmetic
     python -m experiments.digits
     python -m experiments.benchmarks.solvers --clock cpu --seconds 0.3 --instances 4
         --tasks 2 8 32 128 --batches 1 4096
@@ -21,11 +23,12 @@ table of a benchmark says the load.
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
-docs/results.py ledger` writes them again if the ledger's sentences or modules changed, or after
-`python -m experiments.standins`, with the other verdicts as they stand; a table's name (`--help`
-lists them; `full` with the verdicts that --full changes) or `search` (of `python -m
-experiments.auxiliary --search`) writes that table alone. No number is
-typed by hand, and a record that mixes settings is refused.
+docs/results.py arithmetic` keeps the third, a run that rounds as other processors may; `python
+docs/results.py ledger` writes the claims again if the ledger's sentences or modules changed, or
+after `python -m experiments.standins`, with the other verdicts as they stand; a table's name
+(`--help` lists them; `full` with the verdicts that --full changes) or `search` (of `python -m
+experiments.auxiliary --search`) writes that table alone. No number is typed by hand, and a record
+that mixes settings is refused.
 """
 
 import argparse
@@ -43,6 +46,7 @@ from docs.verdicts import (
     claims_block,
     claims_page,
     judged,
+    keep_arithmetic,
     keep_runs,
     standing,
 )
@@ -596,10 +600,11 @@ def main() -> None:
         description="Write docs/benchmarks.md and docs/claims.md from what the experiments left."
     )
     alone = (
-        "one table alone; the claims, from a run (claims) or with the verdicts as they stand "
-        "(ledger); the search for auxiliary tasks. Without it: everything"
+        "one table alone; the claims, from a run (claims), after a run with other arithmetic "
+        "(arithmetic) or with the verdicts as they stand (ledger); the search for auxiliary tasks. "
+        "Without it: everything"
     )
-    choices = ["claims", "ledger", "search", *BLOCKS]
+    choices = ["claims", "arithmetic", "ledger", "search", *BLOCKS]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
     part = parser.parse_args().part
     page = ROOT / "docs" / "benchmarks.md"
@@ -617,13 +622,15 @@ def main() -> None:
         table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8").strip()
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
-    if part != "ledger":
+    if part == "arithmetic":
+        keep_arithmetic(REPRODUCTIONS / "other-arithmetic")
+    elif part != "ledger":
         claims, others = judged(), judged(REPRODUCTIONS / "draw-1")
         check_draw(claims, others)
         keep_runs(claims, others)
     if part:
         text = replaced(page.read_text(), "claims", claims_block(standing()))
-        page.write_text(text if part == "ledger" else replaced(text, "run", run_block(judged())))
+        page.write_text(replaced(text, "run", run_block(judged())) if part == "claims" else text)
     else:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
         for name in ("solvers.png", "scale.png"):

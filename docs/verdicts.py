@@ -84,10 +84,11 @@ def hanging(claims: dict[str, dict]) -> str:
     count = sum(bool(claim["runs"]) for claim in claims.values())
     return paragraph(
         f"""The verdict is that of record: the weakest that the default run, a run with other
-        random numbers (`--draw 1`), a run on another processor if there is one, and the papers' own
-        sizes (`--full`, hours: [times](benchmarks.md)) give; a run that cannot decide gives way to
-        a larger one. {count} verdicts hang on the run; their rows say what each says. Numbers:
-        `docs/record/` ({machines})."""
+        random numbers (`--draw 1`), a run whose arithmetic rounds otherwise, a run on another
+        processor if there is one, and the papers' own sizes (`--full`, hours:
+        [times](benchmarks.md)) give; a run that cannot decide gives way to a larger one. {count}
+        verdicts hang on the run; their rows say what each says. Numbers: `docs/record/`
+        ({machines})."""
     )
 
 
@@ -152,6 +153,21 @@ def keep_runs(claims: dict[str, dict], others: dict[str, dict]) -> None:
     (folder / "captions.json").write_text(f"{text}\n", encoding="utf-8")
     record.keep("default", claims)
     record.keep("draw 1", others)
+
+
+def keep_arithmetic(folder: Path) -> None:
+    """docs/record/: the numbers of a run whose sums and products round otherwise.
+
+    Raises:
+        SystemExit: where it is of other code, or rounds as the default run did: where the longest
+            training, GradNorm's, ends at the same numbers.
+    """
+    check_code(folder, Settings())
+    claims, default = judged(folder), record.read("default")
+    name = "GN-21"
+    if default is not None and record.rounded(name, claims[name]) == default.numbers[name]:
+        raise SystemExit(f"{folder}: {name} has the default run's numbers: its arithmetic was used")
+    record.keep("other arithmetic", claims, "ATEN_CPU_CAPABILITY=default, MKL_CBWR=COMPATIBLE")
 
 
 CLAIMS = """# The claims of the papers, and what became of them

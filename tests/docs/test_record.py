@@ -2,7 +2,7 @@
 
 import pytest
 
-from docs import record
+from docs import record, verdicts
 
 HOLDS, PARTLY, FAILS, OPEN = "holds", "holds only when", "does not hold", "inconclusive"
 
@@ -53,3 +53,24 @@ def test_a_run_of_another_processor_stays(tmp_path, monkeypatch):
     other = record.read("another processor")
     assert other
     assert other.machine == "one"
+
+
+def test_a_run_of_other_arithmetic_is_kept_unless_it_is_not(tmp_path, monkeypatch):
+    class Below:
+        @staticmethod
+        def verdict(measured):
+            return HOLDS if measured["x"] < 1 else FAILS
+
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setattr(verdicts, "check_code", lambda folder, settings: None)
+    monkeypatch.setitem(record.DECISIONS, "GN-21", Below)
+    record.keep("default", {"GN-21": claim(0.5)})
+    monkeypatch.setattr(verdicts, "judged", lambda folder: {"GN-21": claim(0.5)})
+    with pytest.raises(SystemExit, match="GN-21 has the default run's numbers"):
+        verdicts.keep_arithmetic(tmp_path)
+    monkeypatch.setattr(verdicts, "judged", lambda folder: {"GN-21": claim(0.501)})
+    verdicts.keep_arithmetic(tmp_path)
+    kept = record.read("other arithmetic")
+    assert kept
+    assert kept.numbers == {"GN-21": {"x": 0.501}}
+    assert kept.machine.endswith("MKL_CBWR=COMPATIBLE")
