@@ -20,7 +20,9 @@ def others_of(problem: Problem) -> dict[str, Problem]:
         "x on the unit sphere": problem._replace(law="unit"),
         "25 inputs, 10 outputs": problem._replace(inputs=REDUCED.inputs, outputs=REDUCED.outputs),
         # its targets are nearly signs, which takes longer to learn
-        "literal scale, 8,000 steps": problem._replace(literal=True, steps=8000),
+        "literal scale, 8,000 steps": problem._replace(
+            literal=True, steps=8000, rates=problem.rates[1:-1]
+        ),
     }
 
 
