@@ -21,6 +21,7 @@ from paper_repro.report.decisions import (
     Judge,
     Side,
     conditional,
+    decided,
     exact,
     named_so,
     sided,
@@ -30,6 +31,7 @@ from paper_repro.report.decisions import (
 from paper_repro.report.figures import axes, beside_one
 from paper_repro.report.findings import QUICK, Claim, Settings
 from paper_repro.report.intervals import ratio_interval
+from paper_repro.report.said import filled, said
 from paper_repro.report.verdicts import stated
 from tests.support import ROOT
 from tests.support.decisions import OTHERS
@@ -284,3 +286,53 @@ def test_exact_rows_need_no_budget():
     for row in LEDGER.values():
         if row.kind == "exact" and row.module and DECISIONS[row.id].trained:
             assert row.id in {"SU-14", "SU-24"}, row.id
+
+
+# ---- the same in words ----
+
+
+def told(decision: Decision, **numbers: float) -> str:
+    return said(decision, {name.replace("_", ", "): value for name, value in numbers.items()})
+
+
+def test_a_condition_is_told_by_its_worst_number():
+    decision = exact(Condition("x*", "<", 1), Condition("y", ">=", 2))
+    assert told(decision, x1=0.25, x2=0.5, y=1.0) == (
+        "x…: the worst of 2 is 0.5, claimed below 1: yes; y: 1, claimed at least 2: no"
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "answer"), [(0.25, 0.75, "yes"), (1.5, 3.0, "no"), (0.5, 1.5, "open")]
+)
+def test_an_interval_is_told_with_its_ends(low, high, answer):
+    found = told(sided(Side("x*", "<", 1)), x1=1.0, x1_low=low, x1_high=high)
+    assert found == f"x1: 1 [{low:.3g}, {high:.3g}], claimed below 1: {answer}"
+
+
+def test_of_many_numbers_some_of_every_answer_are_told():
+    numbers: dict[str, float] = {}
+    for i in range(6):
+        middle = 3.0 if i == 5 else 0.5
+        numbers |= {f"x{i}": middle, f"x{i}_low": middle - 0.1, f"x{i}_high": middle + 0.1}
+    found = told(sided(Side("x*", "<", 1)), **numbers)
+    assert found.startswith("5 of 6 as claimed; x0: ")
+    assert "x5: 3 [2.9, 3.1], claimed below 1: no" in found
+    assert found.endswith("; and 2 more")
+
+
+def test_of_a_function_and_of_other_numbers_the_numbers_are_told():
+    own = decided("it is 0")(lambda measured: "holds")
+    assert told(own, x=1.0, x_low=0.5, x_high=2.0, y=3.0) == "x: 1 [0.5, 2]; y: 3"
+    assert told(exact(Condition("z", "<", 1)), x=1.0) == "x: 1"
+    with pytest.raises(LookupError):
+        filled("at {z}", {"x": 1.0})
+    assert filled("at {x}", {"x": 1.0, "x, low": 0.5, "x, high": 2.0}) == "at 1 [0.5, 2]"
+
+
+def test_the_record_is_told():
+    """Every claim's numbers of the default run, without a name that does not stand there."""
+    for name, numbers in MEASURED.items():
+        assert said(DECISIONS[name], numbers), name
+        for part in (*DECISIONS[name].conditions, *DECISIONS[name].sides):
+            assert named_so(numbers, part.name)
