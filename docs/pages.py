@@ -12,9 +12,10 @@ from pathlib import Path
 import mtlfunc as mf
 from docs import record
 from docs.verdicts import shown, standing
-from paper_repro.claims import KINDS, PAPERS, ROWS
+from paper_repro.claims import DECISIONS, KINDS, PAPERS, ROWS
 from paper_repro.report import standins
 from paper_repro.report.ledger import Row
+from paper_repro.report.said import said
 
 DOCS = Path(__file__).parent
 APPLIED = {"aggregate", "weights"}  # these two apply a rule
@@ -437,9 +438,11 @@ def numbers_part(row: Row, claim: dict[str, str], kept: record.Run) -> str:
     table = "\n".join(
         f"| {claim_cell(name)} | {value:.4g} |" for name, value in kept.numbers[row.id].items()
     )
+    found = said(DECISIONS[row.id], kept.numbers[row.id]).replace("*", "\\*")
     runs = f"The runs differ. {claim['runs']}.\n\n" if claim["runs"] else ""
     return (
-        f"````{{dropdown}} {row.id}, {shown(row, claim['verdict'])}\n{row.statement}\n\n{runs}"
+        f"````{{dropdown}} {row.id}, {shown(row, claim['verdict'])}\n{row.statement}\n\n"
+        f"**Here:** {found}.\n\n{runs}"
         f"*{kept.where[row.id]}*\n\n"
         f"| measured | |\n|---|---|\n{table}\n\n`python -m paper_repro --only {row.id}`\n````\n"
     )

@@ -44,11 +44,11 @@ from docs.verdicts import (
     ROOT,
     check_draw,
     claims_block,
-    claims_page,
     judged,
     keep_arithmetic,
     keep_runs,
     standing,
+    write_verdicts,
 )
 from experiments.benchmarks import (
     full,
@@ -615,7 +615,7 @@ def main() -> None:
         if part in ("scale", "solvers"):
             shutil.copy(BENCHMARKS / f"{part}.png", ROOT / "docs" / f"{part}.png")
         if part == "full":
-            (ROOT / "docs" / "claims.md").write_text(claims_page(standing()))
+            write_verdicts()
         return
     if part == "search":
         readme = ROOT / "experiments" / "auxiliary" / "README.md"
@@ -635,7 +635,7 @@ def main() -> None:
         page.write_text(replaced(page.read_text(), "results", marked("results", section())))
         for name in ("solvers.png", "scale.png"):
             shutil.copy(BENCHMARKS / name, ROOT / "docs" / name)
-    (ROOT / "docs" / "claims.md").write_text(claims_page(standing()))
+    write_verdicts()
     studies = ROOT / "docs" / "experiments.md"
     block = marked("fresh", standins.agreement())
     studies.write_text(replaced(studies.read_text(), "fresh", block))

@@ -10,7 +10,7 @@ from docs import record
 from docs.blocks import marked, paragraph
 from paper_repro.__main__ import reproductions
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
-from paper_repro.report import standins
+from paper_repro.report import of_record, standins
 from paper_repro.report.cache import key
 from paper_repro.report.findings import Settings
 from paper_repro.report.ledger import Row
@@ -139,6 +139,13 @@ PICTURES = {
     "since": "since.overlap-overlap.png",
 }
 """The figure at the top of every paper's page, in the folder of the default run."""
+
+
+def write_verdicts() -> None:
+    """docs/claims.md, and the verdicts of record with which runs are compared."""
+    (ROOT / "docs" / "claims.md").write_text(claims_page(standing()), encoding="utf-8")
+    text = json.dumps(record.claims(), indent=1, ensure_ascii=False)
+    of_record.PATH.write_text(f"{text}\n", encoding="utf-8")
 
 
 def keep_runs(claims: dict[str, dict], others: dict[str, dict]) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from ..claims import DECISIONS
+from . import of_record
 from .figures import INDEXED
 from .findings import QUICK, Settings
 from .results import check_figure, picture_cuts, picture_size
+from .said import said
 from .where import Place
 
 SHOWN = 6
@@ -73,10 +76,10 @@ def article(claim: dict[str, Any], question: Question | None, last: dict[str, st
         f'<h4><a href="#{identifier}">{identifier}</a> '
         f'<span class="verdict {slug(verdict)}">{escaped(verdict)}</span> '
         f'<span class="kind">{escaped(claim["kind"])}</span></h4>'
-        f'<p class="statement">{typeset(claim["claim"])}</p>{_reasons(claim["where"])}'
+        f"{paper_and_here(claim)}"
     ]
     if claim["configuration"]:
-        parts.append(_numbers(claim["measured"]))
+        parts.append(f"{_of_record(claim)}{_reasons(claim['where'])}{_numbers(claim['measured'])}")
         if claim["configuration"] != last:
             own = ", ".join(f"{name} {value}" for name, value in claim["configuration"].items())
             parts.append(f'<p class="notice">From another run: {escaped(own)}.</p>')
@@ -92,6 +95,28 @@ def article(claim: dict[str, Any], question: Question | None, last: dict[str, st
         if identifier in question.places:
             parts.append(_lines(question.name, question.places[identifier]))
     return f'<article id="{identifier}">{"".join(parts)}</article>'
+
+
+def paper_and_here(claim: dict[str, Any], found: str = "") -> str:
+    """What the text claims, and what came out here: `found`, or what its numbers say."""
+    text = "The papers" if claim["id"].startswith("X-") else "The paper"
+    if claim["configuration"]:
+        found = found or said(DECISIONS[claim["id"]], claim["measured"])
+    else:
+        found = claim["where"]
+    return (
+        f"<p><strong>{text}:</strong> {typeset(claim['claim'])}</p>"
+        f"<p><strong>Here:</strong> {typeset(found).removesuffix('.')}.</p>"
+    )
+
+
+def _of_record(claim: dict[str, Any]) -> str:
+    """The verdict of record and what each of its runs says, if they are not of one mind."""
+    kept = of_record.kept().get(claim["id"])
+    if kept is None or (kept["verdict"] == claim["verdict"] and not kept["runs"]):
+        return ""
+    runs = f" ({escaped(kept['runs'])})" if kept["runs"] else ""
+    return f'<p class="notice">Of record: {escaped(kept["verdict"])}{runs}.</p>'
 
 
 def _reasons(text: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..claims import PAPERS
+from . import of_record
 from .results import VERDICTS, Results
 
 
@@ -22,14 +23,20 @@ def paper_of(claim: dict[str, Any]) -> str:
 
 
 def table(results: Results, modules: Iterable[str]) -> str:
-    """What these modules decided, and the counts of every paper, as text."""
-    claims, modules, lines = results.claims(), set(modules), []
+    """What these modules decided, where the record has it otherwise, and the papers' counts."""
+    claims, modules, record = results.claims(), set(modules), of_record.kept()
+    lines, other = [], []
     for claim in claims:
         if claim["module"] in modules and claim["configuration"]:
             text = textwrap.wrap(claim["claim"], 100)
             lines.append(f"{claim['id']:<7}{claim['verdict']:<18}{text[0]}")
             lines.extend(" " * 25 + more for more in text[1:])
+            kept = record.get(claim["id"])
+            if kept and kept["verdict"] != claim["verdict"]:
+                other.append(f"{claim['id']:<7}{claim['verdict']}; of record: {kept['verdict']}")
     lines.append("")
+    if other:
+        lines += ["Verdicts that are not those of record (docs/claims.md):", *other, ""]
     for paper, found in counts(claims).items():
         shown = ", ".join(f"{count} {verdict}" for verdict, count in found.items() if count)
         lines.append(f"{paper:<4}{shown}")

@@ -1,8 +1,11 @@
 """The verdict of record: the weakest of what several runs say of a claim."""
 
+import json
+
 import pytest
 
 from docs import record, verdicts
+from paper_repro.report import of_record
 
 HOLDS, PARTLY, FAILS, OPEN = "holds", "holds only when", "does not hold", "inconclusive"
 
@@ -74,3 +77,8 @@ def test_a_run_of_other_arithmetic_is_kept_unless_it_is_not(tmp_path, monkeypatc
     assert kept
     assert kept.numbers == {"GN-21": {"x": 0.501}}
     assert kept.machine.endswith("MKL_CBWR=COMPATIBLE")
+
+
+def test_runs_are_compared_with_the_verdicts_of_record():
+    """record.json is what docs/claims.md was made of: else `python docs/results.py ledger`."""
+    assert json.loads(of_record.PATH.read_text()) == record.claims()

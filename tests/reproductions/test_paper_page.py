@@ -15,12 +15,15 @@ from matplotlib.figure import Figure as Canvas
 
 from paper_repro.__main__ import configuration_of, reproductions
 from paper_repro.claims import KINDS, LEDGER, PAPERS, ROWS
+from paper_repro.report import of_record
 from paper_repro.report.entry import command_of, typeset
 from paper_repro.report.figures import fit
 from paper_repro.report.figures import typeset as formulas
 from paper_repro.report.findings import QUICK, Claim, Figure, Settings
-from paper_repro.report.page import MEANING, page
+from paper_repro.report.page import FINDINGS, MEANING, page
 from paper_repro.report.results import VERDICTS, Results, draw
+from paper_repro.report.said import filled
+from paper_repro.report.summary import table
 from tests.support import ROOT
 from tests.support.reproductions import misplaced
 
@@ -123,6 +126,50 @@ def test_each_decided_claim_leads_to_its_evidence(text: str) -> None:
         first = lines[int(decided[2]) - 1].rstrip()
         assert html.escape(f"{decided[2]:>4}  {first}") in entry
         assert "[0.25, 0.75]" in entry
+
+
+def test_a_card_says_what_the_paper_claims_and_what_came_out(text: str) -> None:
+    for identifier, entry in articles(text):
+        parts = re.findall(r"<p><strong>(The papers?|Here):</strong> (.+?)</p>", entry)
+        assert [name.rstrip("s") for name, _ in parts] == ["The paper", "Here"], identifier
+        assert all(found.strip(". ") for _, found in parts), identifier
+
+
+def test_the_page_begins_with_findings(text: str) -> None:
+    """In words where the numbers are those that the sentence names, else as on the card."""
+    begin = text.split('<nav id="contents">', maxsplit=1)[0]
+    run = [name for name in FINDINGS if LEDGER[name].module != LEFT_OUT]
+    assert re.findall(r'<li><a href="#([^"]+)">', begin) == [
+        row.id for row in ROWS if row.id in run
+    ]
+    assert begin.index("<strong>Here:</strong>") < begin.index("The last run")
+    assert set(FINDINGS) <= set(LEDGER)
+    assert {LEDGER[name].paper for name in FINDINGS} == set(PAPERS) - {"X"}
+
+
+def test_findings_name_numbers_that_the_record_has() -> None:
+    for name, template in FINDINGS.items():
+        numbers = json.loads((ROOT / "docs/record/default.json").read_text())["numbers"][name]
+        assert "{" not in filled(template, numbers)
+
+
+def test_what_the_record_has_otherwise_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the card and after the run; not where all runs agree with this one."""
+    other = of_record.Kept(verdict="does not hold", runs="default: holds; `--full`: does not hold")
+    same = of_record.Kept(verdict="holds", runs="")
+    row, one = (r for r in DECIDED[:9] if r.id in ("PC-02", "PC-03"))
+    monkeypatch.setattr(of_record, "kept", lambda: {row.id: other, one.id: same})
+    results = Results(folder, configuration_of(QUICK), reproductions())
+    for identifier in (row.id, one.id):
+        results.found[identifier] |= {"verdict": "holds"}
+    found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
+    assert "Of record: does not hold (default: holds; `--full`: does not hold)." in found[row.id]
+    assert "Of record" not in found[one.id]
+    text = table(results, reproductions())
+    assert f"{row.id}  holds; of record: does not hold" in text
+    assert f"{one.id}  holds; of record" not in text
 
 
 def test_values_are_escaped(text: str) -> None:
