@@ -5,8 +5,9 @@ table of a benchmark says the load.
 
     python -m paper_repro
     python -m paper_repro --draw 1
-    ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE python -m paper_repro
-        --out paper_repro/out/other-arithmetic
+    TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
+        python -m paper_repro --out paper_repro/out/other-arithmetic
+        (torch's cache holds compiled code that this setting refuses)
     python -m experiments.digits
     python -m experiments.benchmarks.solvers --clock cpu --seconds 0.3 --instances 4
         --tasks 2 8 32 128 --batches 1 4096
