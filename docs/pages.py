@@ -442,7 +442,7 @@ def numbers_part(row: Row, claim: dict[str, str], kept: record.Run) -> str:
     runs = f"The runs differ. {claim['runs']}.\n\n" if claim["runs"] else ""
     return (
         f"````{{dropdown}} {row.id}, {shown(row, claim['verdict'])}\n{row.statement}\n\n"
-        f"**Here:** {found}.\n\n{runs}"
+        f"**Here (default run):** {found}.\n\n{runs}"
         f"*{kept.where[row.id]}*\n\n"
         f"| measured | |\n|---|---|\n{table}\n\n`python -m paper_repro --only {row.id}`\n````\n"
     )

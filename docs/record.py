@@ -8,7 +8,7 @@ numbers; a verdict is what today's decision says of them.
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -111,21 +111,15 @@ def of(said: Mapping[str, str]) -> str:
     """The verdict of record of a claim.
 
     Runs of one size that differ give the weakest verdict, and "inconclusive" if one of them is. Of
-    the default size and the papers' own, the weakest; one that is inconclusive gives way to the
-    larger.
+    the default size and the papers' own, the weakest; what is inconclusive gives way to the larger
+    size, but a run that decides never counts for less because another one cannot.
     """
-    sizes = [_weakest(v for name, v in said.items() if name != "full"), said.get("full", "")]
-    if sizes[1] == "inconclusive":
-        return sizes[1]
-    decided = [verdict for verdict in sizes if verdict in STRENGTH]
-    return max(decided, key=STRENGTH.index) if decided else sizes[0] or NOT_RUN
-
-
-def _weakest(said: Iterable[str]) -> str:
-    found = list(said)
-    if not found or not set(found) <= set(STRENGTH):
-        return "inconclusive" if found else ""
-    return max(found, key=STRENGTH.index)
+    larger = said.get("full", "")
+    usual = [verdict for name, verdict in said.items() if name != "full"]
+    if larger == "inconclusive" or (not larger and "inconclusive" in usual):
+        return "inconclusive"
+    decided = [verdict for verdict in [*usual, larger] if verdict in STRENGTH]
+    return max(decided, key=STRENGTH.index) if decided else next(iter(usual), NOT_RUN)
 
 
 def hangs(said: Mapping[str, str]) -> str:

@@ -5,9 +5,8 @@ table of a benchmark says the load.
 
     python -m paper_repro
     python -m paper_repro --draw 1
-    TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
+    TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE \\
         python -m paper_repro --out paper_repro/out/other-arithmetic
-        (torch's cache holds compiled code that this setting refuses)
     python -m experiments.digits
     python -m experiments.benchmarks.solvers --clock cpu --seconds 0.3 --instances 4
         --tasks 2 8 32 128 --batches 1 4096
@@ -24,12 +23,13 @@ table of a benchmark says the load.
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
-docs/results.py arithmetic` keeps the third, a run that rounds as other processors may; `python
-docs/results.py ledger` writes the claims again if the ledger's sentences or modules changed, or
-after `python -m experiments.standins`, with the other verdicts as they stand; a table's name
-(`--help` lists them; `full` with the verdicts that --full changes) or `search` (of `python -m
-experiments.auxiliary --search`) writes that table alone. No number is typed by hand, and a record
-that mixes settings is refused.
+docs/results.py arithmetic` keeps the third, a run that rounds as other processors may (with a cache
+of its own, as compiled code of the usual setting is refused there); `python docs/results.py ledger`
+writes the claims again if the ledger's sentences or modules changed, or after `python -m
+experiments.standins`, with the other verdicts as they stand; a table's name (`--help` lists them;
+`full` with the verdicts that --full changes) or `search` (of `python -m experiments.auxiliary
+--search`) writes that table alone. No number is typed by hand, and a record that mixes settings is
+refused.
 """
 
 import argparse

@@ -84,8 +84,8 @@ def hanging(claims: dict[str, dict]) -> str:
     count = sum(bool(claim["runs"]) for claim in claims.values())
     return paragraph(
         f"""The verdict is that of record: the weakest that the default run, a run with other
-        random numbers (`--draw 1`), a run whose arithmetic rounds otherwise, a run on another
-        processor if there is one, and the papers' own sizes (`--full`, hours:
+        random numbers (`--draw 1`), a run whose arithmetic rounds otherwise and one on
+        another processor, if there are these, and the papers' own sizes (`--full`, hours:
         [times](benchmarks.md)) give; a run that cannot decide gives way to a larger one. {count}
         verdicts hang on the run; their rows say what each says. Numbers: `docs/record/`
         ({machines})."""
@@ -166,15 +166,27 @@ def keep_arithmetic(folder: Path) -> None:
     """docs/record/: the numbers of a run whose sums and products round otherwise.
 
     Raises:
-        SystemExit: where it is of other code, or rounds as the default run did: where the longest
-            training, GradNorm's, ends at the same numbers.
+        SystemExit: where it or the default run is of other code, where it rounds as that one does,
+            so that GradNorm's training ends at the same numbers, or where it had other budgets.
     """
+    check_code(REPRODUCTIONS, Settings())
     check_code(folder, Settings())
-    claims, default = judged(folder), record.read("default")
-    name = "GN-21"
-    if default is not None and record.rounded(name, claims[name]) == default.numbers[name]:
-        raise SystemExit(f"{folder}: {name} has the default run's numbers: its arithmetic was used")
+    default, claims = judged(), judged(folder)
+    if claims["GN-21"]["measured"] == default["GN-21"]["measured"]:
+        raise SystemExit(f"{folder}: GN-21 has the default run's numbers: its arithmetic was used")
+    for name, claim in claims.items():
+        if steps_of(claim) != steps_of(default[name]):
+            raise SystemExit(
+                f"{folder}: {name} took other numbers of steps than the default run; was there a "
+                "C++ compiler, and a cache of its own? See the command in docs/results.py"
+            )
     record.keep("other arithmetic", claims, "ATEN_CPU_CAPABILITY=default, MKL_CBWR=COMPATIBLE")
+
+
+def steps_of(claim: dict) -> dict[str, float]:
+    """Of a claim's numbers, how many steps were taken: fewer without a compiler."""
+    measured = claim["measured"]
+    return {x: measured[x] for x in measured if x == "steps" or x.startswith("steps on ")}
 
 
 CLAIMS = """# The claims of the papers, and what became of them

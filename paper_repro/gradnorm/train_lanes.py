@@ -165,7 +165,7 @@ def train(
 def blocks_of(
     lanes: Sequence[Lane], size: Size, settings: Settings, label: str
 ) -> Iterator[tuple[Block, str]]:
-    """Every block and its name: as many seeds as keep all tensors of a step within LARGEST.
+    """Every block and its name: as many seeds as keep each tensor of a step within LARGEST.
 
     On another device than the CPU all of them.
     """
@@ -176,8 +176,8 @@ def blocks_of(
     count = max(1, within) if settings.device.type == "cpu" else size.seeds
     for first in range(0, size.seeds, count):
         after = min(first + count, size.seeds)
-        seeds = f", seeds {first + 1} to {after} of {size.seeds}" if count < size.seeds else ""
-        yield (first, after), label + seeds
+        some = f"seeds {first + 1} to {after}" if after > first + 1 else f"seed {after}"
+        yield (first, after), label + (f", {some} of {size.seeds}" if count < size.seeds else "")
 
 
 def joined(blocks: Sequence[Trace]) -> Trace:

@@ -72,14 +72,16 @@ def ends(measured: Measured, name: str) -> tuple[float, float]:
 
 
 class Read(dict[str, float]):
-    """Numbers that remember which of those asked for are none."""
+    """Numbers that remember which were asked for, and which of those are none."""
 
     def __init__(self, measured: Measured) -> None:
         super().__init__(measured)
+        self.asked: list[str] = []
         self.missing: list[str] = []
 
     def __getitem__(self, name: str) -> float:
         value = super().__getitem__(name)
+        self.asked.append(name)
         if math.isnan(value):
             self.missing.append(name)
         return value
@@ -96,6 +98,8 @@ class Decision(NamedTuple):
     # what it is made of, where it is not a function of its own
     conditions: tuple[Condition, ...] = ()
     sides: tuple["Side", ...] = ()
+    only_when: Condition | None = None  # met: it holds in part
+    enough: tuple[Condition, ...] = ()  # not met: it stays open
 
     def verdict(self, measured: Measured) -> Verdict:
         """What the numbers say: nothing, where one that was asked for is NaN."""
@@ -123,7 +127,8 @@ def conditional(*conditions: Condition, only_when: Condition) -> Decision:
 
     text = "; or if ".join(condition.missed() for condition in conditions)
     part = f"in part unless {only_when.missed()}"
-    return Decision(f"fails if {text}; {part}", judge, conditions=conditions)
+    fails = f"fails if {text}; {part}"
+    return Decision(fails, judge, conditions=conditions, only_when=only_when)
 
 
 def met(measured: Measured, conditions: tuple[Condition, ...]) -> bool:
@@ -192,7 +197,8 @@ def when(*enough: Condition, decision: Decision) -> Decision:
         return decision.judge(measured) if met(measured, enough) else "inconclusive"
 
     text = "; ".join(condition.missed() for condition in enough)
-    return decision._replace(fails=f"{decision.fails} (open if {text})", judge=judge)
+    fails = f"{decision.fails} (open if {text})"
+    return decision._replace(fails=fails, judge=judge, enough=enough)
 
 
 def decided(fails: str, *, trained: bool = True) -> Callable[..., Decision]:

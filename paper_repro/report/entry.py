@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from ..claims import DECISIONS
-from . import of_record
+from ..claims import DECISIONS, LEDGER
+from . import of_record, standins
+from .decisions import Decision
 from .figures import INDEXED
 from .findings import QUICK, Settings
 from .results import check_figure, picture_cuts, picture_size
@@ -78,11 +79,11 @@ def article(claim: dict[str, Any], question: Question | None, last: dict[str, st
         f'<span class="kind">{escaped(claim["kind"])}</span></h4>'
         f"{paper_and_here(claim)}"
     ]
-    if claim["configuration"]:
+    if claim["configuration"] or claim["verdict"] == "stand-in":
         parts.append(f"{_of_record(claim)}{_reasons(claim['where'])}{_numbers(claim['measured'])}")
-        if claim["configuration"] != last:
-            own = ", ".join(f"{name} {value}" for name, value in claim["configuration"].items())
-            parts.append(f'<p class="notice">From another run: {escaped(own)}.</p>')
+    if claim["configuration"] and claim["configuration"] != last:
+        own = ", ".join(f"{name} {value}" for name, value in claim["configuration"].items())
+        parts.append(f'<p class="notice">From another run: {escaped(own)}.</p>')
     if question is not None:
         if question.figures:
             links = ", ".join(
@@ -99,23 +100,33 @@ def article(claim: dict[str, Any], question: Question | None, last: dict[str, st
 
 def paper_and_here(claim: dict[str, Any], found: str = "") -> str:
     """What the text claims, and what came out here: `found`, or what its numbers say."""
-    text = "The papers" if claim["id"].startswith("X-") else "The paper"
-    if claim["configuration"]:
-        found = found or said(DECISIONS[claim["id"]], claim["measured"])
-    else:
-        found = claim["where"]
+    identifier = claim["id"]
+    # some rows of the others are a later text's, or of this project
+    text = "The paper" if identifier.startswith(("PC-", "CA-", "GN-")) else "The claim"
+    found = found or _found(claim, DECISIONS.get(identifier))
     return (
         f"<p><strong>{text}:</strong> {typeset(claim['claim'])}</p>"
         f"<p><strong>Here:</strong> {typeset(found).removesuffix('.')}.</p>"
     )
 
 
+def _found(claim: dict[str, Any], decision: Decision | None) -> str:
+    if claim["verdict"] == "stand-in":
+        return "; ".join(map(standins.said, standins.of(LEDGER[claim["id"]])))
+    text = said(decision, claim["measured"]) if decision and claim["configuration"] else ""
+    if decision and text and decision.verdict(claim["measured"]) != claim["verdict"]:
+        text += "; this budget is too small to settle it"
+    return text or claim["where"]
+
+
 def _of_record(claim: dict[str, Any]) -> str:
     """The verdict of record and what each of its runs says, if they are not of one mind."""
     kept = of_record.kept().get(claim["id"])
-    if kept is None or (kept["verdict"] == claim["verdict"] and not kept["runs"]):
+    if kept is None or "budget" in claim["configuration"]:
         return ""
-    runs = f" ({escaped(kept['runs'])})" if kept["runs"] else ""
+    if kept["verdict"] == claim["verdict"] and not kept["runs"]:
+        return ""
+    runs = f" ({typeset(kept['runs'])})" if kept["runs"] else ""
     return f'<p class="notice">Of record: {escaped(kept["verdict"])}{runs}.</p>'
 
 

@@ -188,7 +188,9 @@ class Results:
         left_out = row.module in self.runs and row.needs
         return {
             "verdict": NOT_RUN,
-            "where": row.needs if left_out else f"python -m paper_repro --only {row.module}",
+            "where": row.needs
+            if left_out
+            else f"not run yet; `python -m paper_repro --only {row.module}` decides it",
         }
 
     def _write(self, name: str, content: Any) -> None:

@@ -1,27 +1,21 @@
-"""A claim's numbers in words: what was claimed of which, and what came out."""
+"""A claim's numbers in words: what was found, what the claim needs, and whether it is so."""
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
-from .decisions import OPEN, Condition, Decision, Measured, Relation, Side, ends, named_so
+from .decisions import OPEN, Condition, Decision, Measured, Read, Relation, Side, named_so
 
 SHOWN = 4
 """Numbers that are told; the others are in the table."""
-CLAIMED: dict[Relation, str] = {
+HOLDS_IF: dict[Relation, str] = {
     "<": "below",
     "<=": "at most",
     ">": "above",
     ">=": "at least",
     "==": "equal to",
 }
-NEAREST: dict[Relation, Callable[[list[float]], float]] = {
-    "<": max,
-    "<=": max,
-    ">": min,
-    ">=": min,
-    "==": lambda values: max(values, key=lambda value: abs(value - values[0])),
-}
-"""Of several numbers the one that is nearest to missing what is claimed of all."""
+SETTLES_NOTHING = "settles nothing: at the edge of its grid, or nothing is learnt"
 
 
 def said(decision: Decision, measured: Measured) -> str:
@@ -32,58 +26,20 @@ def said(decision: Decision, measured: Measured) -> str:
         measured: the claim's numbers.
 
     Returns:
-        For every condition and interval that the decision is made of what came out, what was
-        claimed, and whether it is so; of a decision that is a function of its own, and of numbers
-        that an earlier decision asked for, the numbers.
+        For every condition and interval that the decision is made of what was found, where the
+        claim has it, and whether it is so: yes, no or open. Of a decision that is a function of its
+        own the numbers that it reads. "" where there are none of these, as in older results.
     """
     try:
-        judged = [
-            *(_condition(condition, measured) for condition in decision.conditions),
-            *(case for side in decision.sides for case in _side(side, measured)),
-        ]
+        unmet = [f"open, as {part}" for part in _unmet(decision.enough, measured)]
+        judged = [_condition(condition, measured) for condition in decision.conditions]
+        judged += [case for side in decision.sides for case in _side(side, measured)]
+        if not judged:
+            return "; ".join([*unmet, *_read(decision, measured)])
+        limits = [_limits(decision.only_when, measured)] if decision.only_when else []
     except LookupError:
-        judged = []
-    told = [f"{text}: {answer}" for text, answer in judged]
-    if not told:
-        told = [f"{name}: {shown(measured, name)}" for name in measured if _is_own(name)]
-    more = len(told) - SHOWN
-    if more <= 0:
-        return "; ".join(told)
-    answers = [answer for _, answer in judged]
-    head = f"{answers.count('yes')} of {len(judged)} as claimed; " if judged else ""
-    # one of every answer at least
-    first = {answers.index(answer) for answer in set(answers)}
-    picked = sorted([*first, *(i for i in range(len(told)) if i not in first)][:SHOWN])
-    return f"{head}{'; '.join(told[i] for i in picked)}; and {more} more"
-
-
-def shown(measured: Measured, name: str) -> str:
-    """A number, with its interval if it has one."""
-    if f"{name}, low" not in measured:
-        return f"{measured[name]:.3g}"
-    low, high = ends(measured, name)
-    return f"{measured[name]:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def _is_own(name: str) -> bool:
-    """Whether it is neither an end of an interval nor a mark."""
-    return not name.endswith((", low", ", high", OPEN))
-
-
-def _condition(condition: Condition, measured: Measured) -> tuple[str, str]:
-    values, name = condition.of(measured), condition.name.replace("*", "…")
-    value = f"{NEAREST[condition.relation](values):.3g}"
-    found = f"the worst of {len(values)} is {value}" if len(values) > 1 else value
-    claimed = f"claimed {CLAIMED[condition.relation]} {condition.bound:g}"
-    return f"{name}: {found}, {claimed}", "yes" if condition.met(measured) else "no"
-
-
-def _side(side: Side, measured: Measured) -> Iterator[tuple[str, str]]:
-    names = [end.removesuffix(", low") for end in named_so(measured, f"{side.name}, low")]
-    claimed = f"claimed {CLAIMED[side.relation]} {side.bound:g}"
-    for name, (on_side, lost) in zip(names, side.cases(measured), strict=True):
-        answer = "yes" if on_side else "no" if lost else "open"
-        yield f"{name}: {shown(measured, name)}, {claimed}", answer
+        return ""
+    return "; ".join([*unmet, *_some(judged), *limits])
 
 
 def filled(template: str, measured: Measured) -> str:
@@ -93,3 +49,83 @@ def filled(template: str, measured: Measured) -> str:
         LookupError: where there is no number of a name.
     """
     return re.sub("{([^}]*)}", lambda found: shown(measured, found[1]), template)
+
+
+def shown(measured: Measured, name: str) -> str:
+    """A number, with its interval if it has one, and what it settles if that is nothing."""
+    ends = [measured.get(f"{name}, {end}") for end in ("low", "high")]
+    text = number(measured[name])
+    if None not in ends:
+        text += f" [{', '.join(number(end) for end in ends if end is not None)}]"
+    return text + (f" ({SETTLES_NOTHING})" if measured.get(name + OPEN) else "")
+
+
+def number(value: float) -> str:
+    """Three digits; all of them of a whole number."""
+    whole = math.isfinite(value) and value == round(value) and abs(value) < 1e12
+    return f"{value:,.0f}" if whole else f"{value:.3g}"
+
+
+def _some(judged: list[tuple[str, str]]) -> Iterator[str]:
+    """Those that are told: of many, one of every answer at least."""
+    answers = [answer for _, answer in judged]
+    first = {answers.index(answer) for answer in set(answers)}
+    others = [i for i in range(len(judged)) if i not in first]
+    if len(judged) > SHOWN:
+        counts = ", ".join(f"{answers.count(each)} {each}" for each in ("yes", "no", "open"))
+        yield f"{counts}, of {len(judged)}"
+    for i in sorted([*first, *others][:SHOWN]):
+        yield f"{judged[i][0]}: {answers[i]}"
+
+
+def _condition(condition: Condition, measured: Measured) -> tuple[str, str]:
+    values = {name: measured[name] for name in named_so(measured, condition.name)}
+    # the one that is farthest to the wrong side
+    amiss = {
+        "<": lambda value: value,
+        "<=": lambda value: value,
+        ">": lambda value: -value,
+        ">=": lambda value: -value,
+        "==": lambda value: abs(value - condition.bound),
+    }[condition.relation]
+    name = max(values, key=lambda name: (math.isnan(values[name]), amiss(values[name])))
+    worst = f", the worst of {len(values)}" if len(values) > 1 else ""
+    answer = "yes" if condition.met(measured) else "open" if math.isnan(values[name]) else "no"
+    return f"{name}: {number(values[name])}{worst}, holds if {asked(condition)}", answer
+
+
+def asked(part: Condition | Side) -> str:
+    """What is asked of a number; with the digits by which a bound allows for rounding."""
+    return f"{HOLDS_IF[part.relation]} {part.bound:.10g}"
+
+
+def _side(side: Side, measured: Measured) -> Iterator[tuple[str, str]]:
+    names = [end.removesuffix(", low") for end in named_so(measured, f"{side.name}, low")]
+    for name, (on_side, lost) in zip(names, side.cases(measured), strict=True):
+        answer = "yes" if on_side else "no" if lost else "open"
+        yield f"{name}: {shown(measured, name)}, holds if {asked(side)}", answer
+
+
+def _limits(condition: Condition, measured: Measured) -> str:
+    """What makes a claim hold in part alone."""
+    found, answer = _condition(condition, measured)
+    return f"{found.replace('holds if', 'in part alone if')}: {answer}"
+
+
+def _unmet(conditions: Iterable[Condition], measured: Measured) -> Iterator[str]:
+    """What there has to be for a decision, and is not."""
+    for condition in conditions:
+        if not condition.met(measured):
+            yield _condition(condition, measured)[0].replace("holds if", "decides if")
+
+
+def _read(decision: Decision, measured: Measured) -> Iterator[str]:
+    """Numbers that a decision reads, in their order."""
+    read = Read(measured)
+    decision.judge(read)
+    names = (name.removesuffix(", low").removesuffix(", high") for name in read.asked)
+    told = [name for name in dict.fromkeys(names) if name in measured and OPEN not in name]
+    for name in told[:SHOWN]:
+        yield f"{name}: {shown(measured, name)}"
+    if told[SHOWN:]:
+        yield f"and {len(told) - SHOWN} more"

@@ -32,7 +32,8 @@ def table(results: Results, modules: Iterable[str]) -> str:
             lines.append(f"{claim['id']:<7}{claim['verdict']:<18}{text[0]}")
             lines.extend(" " * 25 + more for more in text[1:])
             kept = record.get(claim["id"])
-            if kept and kept["verdict"] != claim["verdict"]:
+            whole = "budget" not in claim["configuration"]
+            if kept and whole and kept["verdict"] != claim["verdict"]:
                 other.append(f"{claim['id']:<7}{claim['verdict']}; of record: {kept['verdict']}")
     lines.append("")
     if other:

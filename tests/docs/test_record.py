@@ -21,6 +21,9 @@ HOLDS, PARTLY, FAILS, OPEN = "holds", "holds only when", "does not hold", "incon
         ({"default": OPEN, "draw 1": FAILS, "full": FAILS}, FAILS),
         ({"default": FAILS, "full": OPEN}, OPEN),
         ({"default": HOLDS, "draw 1": OPEN}, OPEN),
+        ({"default": FAILS, "draw 1": FAILS, "full": PARTLY}, FAILS),
+        ({"default": FAILS, "draw 1": OPEN, "full": PARTLY}, FAILS),
+        ({"default": HOLDS, "full": OPEN}, OPEN),
         ({"default": PARTLY, "draw 1": FAILS}, FAILS),
         ({}, record.NOT_RUN),
     ],
@@ -64,14 +67,20 @@ def test_a_run_of_other_arithmetic_is_kept_unless_it_is_not(tmp_path, monkeypatc
         def verdict(measured):
             return HOLDS if measured["x"] < 1 else FAILS
 
+    runs = {
+        verdicts.REPRODUCTIONS: {"GN-21": claim(0.5)},
+        tmp_path: {"GN-21": claim(0.5)},
+    }
     monkeypatch.setattr(record, "FOLDER", tmp_path)
     monkeypatch.setattr(verdicts, "check_code", lambda folder, settings: None)
+    monkeypatch.setattr(verdicts, "judged", lambda folder=verdicts.REPRODUCTIONS: runs[folder])
     monkeypatch.setitem(record.DECISIONS, "GN-21", Below)
-    record.keep("default", {"GN-21": claim(0.5)})
-    monkeypatch.setattr(verdicts, "judged", lambda folder: {"GN-21": claim(0.5)})
     with pytest.raises(SystemExit, match="GN-21 has the default run's numbers"):
         verdicts.keep_arithmetic(tmp_path)
-    monkeypatch.setattr(verdicts, "judged", lambda folder: {"GN-21": claim(0.501)})
+    runs[tmp_path]["GN-21"]["measured"] = {"x": 0.501, "steps": 10.0}
+    with pytest.raises(SystemExit, match="GN-21 took other numbers of steps"):
+        verdicts.keep_arithmetic(tmp_path)
+    runs[tmp_path]["GN-21"]["measured"] = {"x": 0.501}
     verdicts.keep_arithmetic(tmp_path)
     kept = record.read("other arithmetic")
     assert kept

@@ -31,7 +31,7 @@ from paper_repro.report.decisions import (
 from paper_repro.report.figures import axes, beside_one
 from paper_repro.report.findings import QUICK, Claim, Settings
 from paper_repro.report.intervals import ratio_interval
-from paper_repro.report.said import filled, said
+from paper_repro.report.said import SETTLES_NOTHING, filled, said
 from paper_repro.report.verdicts import stated
 from tests.support import ROOT
 from tests.support.decisions import OTHERS
@@ -296,9 +296,23 @@ def told(decision: Decision, **numbers: float) -> str:
 
 
 def test_a_condition_is_told_by_its_worst_number():
-    decision = exact(Condition("x*", "<", 1), Condition("y", ">=", 2))
-    assert told(decision, x1=0.25, x2=0.5, y=1.0) == (
-        "x…: the worst of 2 is 0.5, claimed below 1: yes; y: 1, claimed at least 2: no"
+    decision = exact(Condition("x*", "<", 1), Condition("y", ">=", 2), Condition("z*", "==", 0))
+    assert told(decision, x1=0.25, x2=0.5, y=1.0, z1=1.0, z2=0.0, z3=0.0) == (
+        "x2: 0.5, the worst of 2, holds if below 1: yes; y: 1, holds if at least 2: no; "
+        "z1: 1, the worst of 3, holds if equal to 0: no"
+    )
+    found = told(exact(Condition("x*", "<", 1 + 1e-9)), x1=1.0, x2=math.nan)
+    assert found == "x2: nan, the worst of 2, holds if below 1.000000001: open"
+
+
+def test_what_limits_a_claim_and_what_it_takes_are_told():
+    first = "x: 0.5, holds if below 1: yes"
+    part = conditional(Condition("x", "<", 1), only_when=Condition("y", ">", 0))
+    assert told(part, x=0.5, y=2.0) == f"{first}; y: 2, in part alone if above 0: yes"
+    short = when(Condition("steps", ">=", 2000), decision=exact(Condition("x", "<", 1)))
+    assert told(short, steps=2000, x=0.5) == first
+    assert told(short, steps=1999, x=0.5) == (
+        f"open, as steps: 1,999, decides if at least 2000; {first}"
     )
 
 
@@ -306,8 +320,11 @@ def test_a_condition_is_told_by_its_worst_number():
     ("low", "high", "answer"), [(0.25, 0.75, "yes"), (1.5, 3.0, "no"), (0.5, 1.5, "open")]
 )
 def test_an_interval_is_told_with_its_ends(low, high, answer):
-    found = told(sided(Side("x*", "<", 1)), x1=1.0, x1_low=low, x1_high=high)
-    assert found == f"x1: 1 [{low:.3g}, {high:.3g}], claimed below 1: {answer}"
+    decision = sided(Side("x*", "<", 1))
+    found = told(decision, x1=1.0, x1_low=low, x1_high=high)
+    assert found == f"x1: 1 [{low:.3g}, {high:.3g}], holds if below 1: {answer}"
+    marked = {"x1": 1.0, "x1, low": low, "x1, high": high, f"x1{OPEN}": 1.0}
+    assert f"({SETTLES_NOTHING}), holds if below 1: open" in said(decision, marked)
 
 
 def test_of_many_numbers_some_of_every_answer_are_told():
@@ -316,23 +333,27 @@ def test_of_many_numbers_some_of_every_answer_are_told():
         middle = 3.0 if i == 5 else 0.5
         numbers |= {f"x{i}": middle, f"x{i}_low": middle - 0.1, f"x{i}_high": middle + 0.1}
     found = told(sided(Side("x*", "<", 1)), **numbers)
-    assert found.startswith("5 of 6 as claimed; x0: ")
-    assert "x5: 3 [2.9, 3.1], claimed below 1: no" in found
-    assert found.endswith("; and 2 more")
+    assert found.startswith("5 yes, 1 no, 0 open, of 6; x0: ")
+    assert found.endswith("x5: 3 [2.9, 3.1], holds if below 1: no")
+    assert found.count("holds if") == 4
 
 
-def test_of_a_function_and_of_other_numbers_the_numbers_are_told():
-    own = decided("it is 0")(lambda measured: "holds")
-    assert told(own, x=1.0, x_low=0.5, x_high=2.0, y=3.0) == "x: 1 [0.5, 2]; y: 3"
-    assert told(exact(Condition("z", "<", 1)), x=1.0) == "x: 1"
+def test_a_function_of_its_own_is_told_by_what_it_reads():
+    own = decided("x is below 1")(lambda read: "holds" if read["x, low"] > 1 else "inconclusive")
+    assert told(own, y=3.0, x=1.0, x_low=0.5, x_high=2.0) == "x: 1 [0.5, 2]"
+    assert told(own, y=3.0) == ""  # an older run's
+    assert told(exact(Condition("z", "<", 1)), x=1.0) == ""
+
+
+def test_numbers_are_filled_in():
+    numbers = {"x": 1.25, "x, low": 0.5, "x, high": 2000.0, "y": 8.0, f"y{OPEN}": 1.0}
+    assert filled("at {x}", numbers) == "at 1.25 [0.5, 2,000]"
+    assert filled("at {y}", numbers) == f"at 8 ({SETTLES_NOTHING})"
     with pytest.raises(LookupError):
-        filled("at {z}", {"x": 1.0})
-    assert filled("at {x}", {"x": 1.0, "x, low": 0.5, "x, high": 2.0}) == "at 1 [0.5, 2]"
+        filled("at {z}", numbers)
 
 
 def test_the_record_is_told():
-    """Every claim's numbers of the default run, without a name that does not stand there."""
+    """Every claim's numbers of the default run."""
     for name, numbers in MEASURED.items():
         assert said(DECISIONS[name], numbers), name
-        for part in (*DECISIONS[name].conditions, *DECISIONS[name].sides):
-            assert named_so(numbers, part.name)

@@ -163,7 +163,7 @@ def test_seeds_in_blocks_are_all_seeds_at_once(method, monkeypatch):
     monkeypatch.setattr(train_lanes, "LARGEST", 4 * 10 * 25 * 2 * 2)
     blocks = train_lanes.blocks_of(programs["t"][1], size, Settings(), "t")
     assert [name for _, name in blocks] == [
-        f"t, seeds {part} of 5" for part in ("1 to 2", "3 to 4", "5 to 5")
+        f"t, {part} of 5" for part in ("seeds 1 to 2", "seeds 3 to 4", "seed 5")
     ]
     for one, other in zip(whole, train_lanes.train(programs, size, Settings()), strict=True):
         assert one.lanes == other.lanes

@@ -130,8 +130,9 @@ def test_each_decided_claim_leads_to_its_evidence(text: str) -> None:
 
 def test_a_card_says_what_the_paper_claims_and_what_came_out(text: str) -> None:
     for identifier, entry in articles(text):
-        parts = re.findall(r"<p><strong>(The papers?|Here):</strong> (.+?)</p>", entry)
-        assert [name.rstrip("s") for name, _ in parts] == ["The paper", "Here"], identifier
+        parts = re.findall(r"<p><strong>(.+?):</strong> (.+?)</p>", entry)
+        text = "paper" if identifier[:3] in ("PC-", "CA-", "GN-") else "claim"
+        assert [name for name, _ in parts] == [f"The {text}", "Here"], identifier
         assert all(found.strip(". ") for _, found in parts), identifier
 
 
@@ -162,14 +163,45 @@ def test_what_the_record_has_otherwise_is_said(
     row, one = (r for r in DECIDED[:9] if r.id in ("PC-02", "PC-03"))
     monkeypatch.setattr(of_record, "kept", lambda: {row.id: other, one.id: same})
     results = Results(folder, configuration_of(QUICK), reproductions())
+    usual = configuration_of(Settings())
     for identifier in (row.id, one.id):
-        results.found[identifier] |= {"verdict": "holds"}
+        results.found[identifier] |= {"verdict": "holds", "configuration": usual}
     found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
-    assert "Of record: does not hold (default: holds; `--full`: does not hold)." in found[row.id]
+    assert (
+        "Of record: does not hold (default: holds; <code>--full</code>: does not hold)."
+        in found[row.id]
+    )
     assert "Of record" not in found[one.id]
     text = table(results, reproductions())
     assert f"{row.id}  holds; of record: does not hold" in text
     assert f"{one.id}  holds; of record" not in text
+    results.found[row.id] |= {"configuration": configuration_of(QUICK)}  # of a small budget
+    assert "of record" not in table(results, reproductions())
+
+
+def test_older_results_have_a_page(folder: Path) -> None:
+    """Of claims that nothing decides today, of other numbers, and of none."""
+    results = Results(folder, configuration_of(Settings()), reproductions())
+    usual = configuration_of(Settings())
+    for identifier, measured in (("PC-01", {"x, low": 1.0}), ("PC-06", {}), ("GN-21", {"x": 1.0})):
+        results.found[identifier] = dict(results.found["PC-02"]) | {
+            "id": identifier,
+            "configuration": usual,
+            "measured": measured,
+            "where": "as then",
+        }
+    found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
+    for identifier in ("PC-01", "PC-06", "GN-21"):
+        assert "<strong>Here:</strong> as then.</p>" in found[identifier]
+
+
+def test_a_small_budget_is_said_where_it_settles_nothing(folder: Path) -> None:
+    results = Results(folder, configuration_of(QUICK), reproductions())
+    numbers = {f"{side}: difference{end}": -1.0 for side in "ab" for end in ("", ", low", ", high")}
+    for verdict, said in (("inconclusive", True), ("does not hold", False)):
+        results.found["PC-27"] |= {"verdict": verdict, "measured": numbers}
+        found = dict(articles(page(results, reproductions(), dict.fromkeys(reproductions(), ""))))
+        assert ("; this budget is too small to settle it.</p>" in found["PC-27"]) == said
 
 
 def test_values_are_escaped(text: str) -> None:
