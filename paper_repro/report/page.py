@@ -20,12 +20,12 @@ SCRIPT = Path(__file__).with_name("page.js")
 ORDER = {row.id: number for number, row in enumerate(ROWS)}
 FINDINGS = {
     "PC-20": "two dimensions. At steps as large as Theorem 2 needs, which are too large for plain "
-    "descent, PCGrad's loss is the lower one after one step in {near, dim 2, large steps: share of "
-    "pairs in which PCGrad is lower after 1} of the pairs; at stable steps in {near, dim 2, stable "
-    "steps: share of pairs in which PCGrad is lower after 1}. Each at its best step, {near, dim 2, "
-    "to 0.1 of the initial gap: share that gets there, PCGrad} of PCGrad's runs and {near, dim 2, "
-    "to 0.1 of the initial gap: share that gets there, plain} of plain descent's come within a "
-    "tenth of the initial gap",
+    "descent, PCGrad's loss is the lower one after one step in a share of {near, dim 2, large "
+    "steps: share of pairs in which PCGrad is lower after 1} of the pairs; at stable steps in "
+    "{near, dim 2, stable steps: share of pairs in which PCGrad is lower after 1}. Each at its "
+    "best step, {near, dim 2, to 0.1 of the initial gap: share that gets there, PCGrad} of "
+    "PCGrad's runs and {near, dim 2, to 0.1 of the initial gap: share that gets there, plain} of "
+    "plain descent's come within a tenth of the initial gap",
     "SU-34": "an encoder of full rank. Along MGDA-UB's direction the losses of the two tasks fall "
     "at rates of {linear encoder, MGDA-UB: rate of task 1} and {linear encoder, MGDA-UB: rate of "
     "task 2}, along exact MGDA's at {linear encoder, MGDA: rate of task 1} and {linear encoder, "
