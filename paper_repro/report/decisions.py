@@ -157,7 +157,7 @@ class Side(NamedTuple):
 
     def lost(self) -> str:
         side = {"<": "above", ">": "below"}[self.relation]
-        return f"an interval of {self.name.replace('*', '…')} lies {side} {self.bound:g}"
+        return f"one of {self.name.replace('*', '…')} lies {side} {self.bound:g}"
 
 
 def verdict_of(below: list[bool], above: list[bool]) -> Verdict:
@@ -187,7 +187,8 @@ def sided(*sides: Side, trained: bool = True) -> Decision:
         return verdict_of([shown for shown, _ in cases], [lost for _, lost in cases])
 
     text = "; or ".join(side.lost() for side in sides)
-    return Decision(f"fails if none is on its side and {text}", judge, trained, sides=sides)
+    fails = f"fails if no interval lies where the claim has it, and {text}"
+    return Decision(fails, judge, trained, sides=sides)
 
 
 def when(*enough: Condition, decision: Decision) -> Decision:
