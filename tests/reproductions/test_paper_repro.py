@@ -151,7 +151,8 @@ def test_rows_that_are_not_run_say_what_to_do(made: Path, tmp_path: Path) -> Non
     assert "The published claim takes `python -m experiments." in rows["PC-01"]["where"]
     assert rows["PC-22"]["verdict"] == "not testable here"
     assert rows["PC-22"]["where"].startswith("needs ")
-    assert rows["PC-19"]["where"] == "python -m paper_repro --only pcgrad.theorem2"
+    command = "`python -m paper_repro --only pcgrad.theorem2`"
+    assert rows["PC-19"]["where"] == f"not run yet; {command} decides it"
 
 
 def test_unknown_ids_are_refused(
