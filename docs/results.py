@@ -62,8 +62,11 @@ from experiments.benchmarks import (
     steps,
     weightings,
 )
+from paper_repro.gradnorm.common import TEN, TWO
+from paper_repro.gradnorm.paper_size import problem_of, seeds_of
 from paper_repro.report import standins
 from paper_repro.report.decisions import OPEN
+from paper_repro.report.findings import Settings
 
 DIGITS = ROOT / "experiments" / "digits" / "out"
 ARENA = ROOT / "experiments" / "arena" / "out"
@@ -290,38 +293,53 @@ over seeds.*"""
 
 def gradnorm_part(claims: dict[str, dict]) -> str:
     """GradNorm against equal and static weights."""
-    two, ten = (claims[name] for name in ("GN-21", "GN-23"))
-    static = claims["GN-22"]["measured"]
+    two, static = claims["GN-21"], claims["GN-22"]["measured"]
+    columns = {
+        f"T = {len(scales)}, {problem_of(size, scales).steps:,} steps, "
+        f"{seeds_of(size, scales)} seeds": numbers[name]
+        for size, numbers in (
+            (Settings(full=True), larger_runs("gradnorm.reach", "gradnorm.ten_tasks")),
+            (Settings(), {name: claim["measured"] for name, claim in claims.items()}),
+        )
+        for name, scales in (("GN-21", TWO), ("GN-23", TEN))
+    }
     rates = {
         name
-        for claim in (two, ten)
-        for name in claim["measured"]
+        for measured in columns.values()
+        for name in measured
         if name.startswith("both at Adam ") and "," not in name
     }
     lines = []
     for name in [*sorted(rates, key=lambda x: float(x.split()[-1])), "each at its best rate"]:
         key = name if name in rates else f"GradNorm over equal, {name}"
         cells = [
-            interval(claim["measured"], key) + OPEN * bool(claim["measured"].get(f"{key}{OPEN}"))
-            if key in claim["measured"]
+            interval(measured, key) + OPEN * bool(measured.get(f"{key}{OPEN}"))
+            if key in measured
             else "–"
-            for claim in (two, ten)
+            for measured in columns.values()
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     sizes = re.search(r"\. T = 2, (\d+ inputs.*?), α", two["where"])
     assert sizes is not None, "GN-21 says no longer how large its runs are"
     title = f"""**GradNorm's synthetic regression** at the paper's size ({sizes[1]}), σ = (1, 100)
         and ten scales: final task-normalised test loss, GradNorm / equal weights (geometric mean of
-        ratios paired by seed, 95 % t interval):"""
+        ratios paired by seed, 95 % t interval). Left `--full`, right the default run:"""
     average = interval(static, "the paper's size: static over GradNorm, both at Adam 0.001")
     searched = interval(static, "static average over the grid's best")
-    simple = interval(ten["measured"], "GradNorm over 1/L_i(0)")
+    simple = interval(list(columns.values())[1], "GradNorm over 1/L_i(0)")
     fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss
         (T = 2), and in a reduced problem at {searched} of the loss of the best static weights of
         a grid. GradNorm's loss is {simple} times that of static weights 1/L_i(0), which need no
         search (T = 10)."""
-    table = "\n".join(["| learning rate | T = 2 | T = 10 |", "|---|---|---|", *lines])
+    head = f"| learning rate | {' | '.join(columns)} |"
+    table = "\n".join([head, "|---" * (1 + len(columns)) + "|", *lines])
     return "\n\n".join([paragraph(title), table, CURVES, paragraph(fixed)])
+
+
+def larger_runs(*questions: str) -> dict[str, dict[str, float]]:
+    """The numbers of --full, by claim."""
+    kept = full.read()
+    return {name: found for each in questions for name, found in kept[each].numbers.items()}
 
 
 def run_block(claims: dict[str, dict]) -> str:
