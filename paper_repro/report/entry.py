@@ -113,8 +113,11 @@ def paper_and_here(claim: dict[str, Any], found: str = "") -> str:
 def _found(claim: dict[str, Any], decision: Decision | None) -> str:
     if claim["verdict"] == "stand-in":
         return "; ".join(map(standins.said, standins.of(LEDGER[claim["id"]])))
-    text = said(decision, claim["measured"]) if decision and claim["configuration"] else ""
-    if decision and text and decision.verdict(claim["measured"]) != claim["verdict"]:
+    if decision is None or not claim["configuration"]:
+        return claim["where"]
+    text = said(decision, claim["measured"])
+    short = text and "budget" in claim["configuration"]
+    if short and decision.verdict(claim["measured"]) != claim["verdict"]:
         text += "; this budget is too small to settle it"
     return text or claim["where"]
 
