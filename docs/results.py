@@ -294,11 +294,12 @@ over seeds.*"""
 def gradnorm_part(claims: dict[str, dict]) -> str:
     """GradNorm against equal and static weights."""
     two, static = claims["GN-21"], claims["GN-22"]["measured"]
+    larger = larger_runs("gradnorm.reach", "gradnorm.ten_tasks")
     columns = {
         f"T = {len(scales)}, {problem_of(size, scales).steps:,} steps, "
         f"{seeds_of(size, scales)} seeds": numbers[name]
         for size, numbers in (
-            (Settings(full=True), larger_runs("gradnorm.reach", "gradnorm.ten_tasks")),
+            (Settings(full=True), larger),
             (Settings(), {name: claim["measured"] for name, claim in claims.items()}),
         )
         for name, scales in (("GN-21", TWO), ("GN-23", TEN))
@@ -326,7 +327,7 @@ def gradnorm_part(claims: dict[str, dict]) -> str:
         ratios paired by seed, 95 % t interval). Left `--full`, right the default run:"""
     average = interval(static, "the paper's size: static over GradNorm, both at Adam 0.001")
     searched = interval(static, "static average over the grid's best")
-    simple = interval(list(columns.values())[1], "GradNorm over 1/L_i(0)")
+    simple = interval(larger["GN-23"], "GradNorm over 1/L_i(0)")
     fixed = f"""Static weights at GradNorm's time average end at {average} of GradNorm's loss
         (T = 2), and in a reduced problem at {searched} of the loss of the best static weights of
         a grid. GradNorm's loss is {simple} times that of static weights 1/L_i(0), which need no
