@@ -36,7 +36,8 @@ def said(decision: Decision, measured: Measured) -> str:
         judged += [case for side in decision.sides for case in _side(side, measured)]
         if not judged:
             return "; ".join([*unmet, *_read(decision, measured)])
-        limits = [_limits(decision.only_when, measured)] if decision.only_when else []
+        part = decision.only_when
+        limits = [": ".join(_condition(part, measured, "in part alone"))] if part else []
     except LookupError:
         return ""
     return "; ".join([*unmet, *_some(judged), *limits])
@@ -78,7 +79,8 @@ def _some(judged: list[tuple[str, str]]) -> Iterator[str]:
         yield f"{judged[i][0]}: {answers[i]}"
 
 
-def _condition(condition: Condition, measured: Measured) -> tuple[str, str]:
+def _condition(condition: Condition, measured: Measured, then: str = "holds") -> tuple[str, str]:
+    """A number and what follows if it is where the condition has it, and whether it is."""
     values = {name: measured[name] for name in named_so(measured, condition.name)}
     # the one that is farthest to the wrong side
     amiss = {
@@ -91,7 +93,7 @@ def _condition(condition: Condition, measured: Measured) -> tuple[str, str]:
     name = max(values, key=lambda name: (math.isnan(values[name]), amiss(values[name])))
     worst = f", the worst of {len(values)}" if len(values) > 1 else ""
     answer = "yes" if condition.met(measured) else "open" if math.isnan(values[name]) else "no"
-    return f"{name}: {number(values[name])}{worst}, holds if {asked(condition)}", answer
+    return f"{name}: {number(values[name])}{worst}, {then} if {asked(condition)}", answer
 
 
 def asked(part: Condition | Side) -> str:
@@ -106,17 +108,11 @@ def _side(side: Side, measured: Measured) -> Iterator[tuple[str, str]]:
         yield f"{name}: {shown(measured, name)}, holds if {asked(side)}", answer
 
 
-def _limits(condition: Condition, measured: Measured) -> str:
-    """What makes a claim hold in part alone."""
-    found, answer = _condition(condition, measured)
-    return f"{found.replace('holds if', 'in part alone if')}: {answer}"
-
-
 def _unmet(conditions: Iterable[Condition], measured: Measured) -> Iterator[str]:
     """What there has to be for a decision, and is not."""
     for condition in conditions:
         if not condition.met(measured):
-            yield _condition(condition, measured)[0].replace("holds if", "decides if")
+            yield _condition(condition, measured, "decides")[0]
 
 
 def _read(decision: Decision, measured: Measured) -> Iterator[str]:
