@@ -93,7 +93,7 @@ def launch(size: int) -> dict[str, Any]:
     registers have to be asked for, and some spill.
     """
     warps = {32: 4, 64: 8, 128: 16}.get(size, 1)
-    return {"num_warps": warps, "enable_fp_fusion": True} | (
+    return {"num_warps": warps, "enable_fp_fusion": False} | (
         {"maxnreg": 128} if size == 128 else {}
     )
 
@@ -221,7 +221,9 @@ def _descend(
     squares = tl.maximum(tl.sum(tl.where(own, cosine, 0.0), axis=0), 0.5)
     ridge, centre, again = zero, tl.zeros_like(y), active
     rebuild = active
-    while active:
+    # Triton 3.5 to 3.8 cannot compile a loop that carries a bool
+    going = active.to(tl.int32)
+    while going > 0:
         size = tl.sum(inside.to(tl.int32), axis=0)
         floor = 4 * EPS * size.to(tl.float64)
         # 1. W, brought to this face.
@@ -309,11 +311,11 @@ def _descend(
         entered = tl.where((most > 0) & ~stopped, candidate, -1)
         entries += tl.where(stopped, 0, 1)
         inside = inside | (index == entered)
-        active = stopped | (entered >= 0)
+        more = stopped | (entered >= 0)
         if KIND == DUAL_CONE:  # the second step of the proximal-point method
-            centre = tl.where(again & ~active, y, centre)
-            active, again = active | again, again & active
-        active = active & (solved < 20 * tasks + 100)
+            centre = tl.where(again & ~more, y, centre)
+            more, again = more | again, again & more
+        going = (more & (solved < 20 * tasks + 100)).to(tl.int32)
     # without the cancellation in yᵀC y
     reach = tl.sum(y * (beta + delta * squares * (y - centre)), axis=0)
     return y, solved, tl.maximum(-reach, 0.0)
