@@ -78,7 +78,7 @@ from .rules import (
 )
 from .studies import Unfinished, grid
 from .studies.arena import arena
-from .training import Balancer, Interrupted, balance, descend, log_dict, rollout
+from .training import Balancer, Interrupted, balance, capture, descend, log_dict, rollout
 from .types import (
     Balance,
     Geometry,
@@ -120,6 +120,7 @@ __all__ = [
     "audit",
     "balance",
     "cagrad",
+    "capture",
     "config",
     "conicgrad",
     "cosmos",

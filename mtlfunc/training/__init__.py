@@ -2,8 +2,9 @@
 
 from ._balance import balance
 from ._balancer import Balancer
+from ._capture import capture
 from ._descend import descend
 from ._log_dict import log_dict
 from ._rollout import Interrupted, rollout
 
-__all__ = ["Balancer", "Interrupted", "balance", "descend", "log_dict", "rollout"]
+__all__ = ["Balancer", "Interrupted", "balance", "capture", "descend", "log_dict", "rollout"]

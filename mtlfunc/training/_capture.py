@@ -1,0 +1,245 @@
+"""A step recorded once on the device, then replayed: one launch in place of hundreds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from numbers import Integral
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core.checks import inside_transform
+from ..types import Balance, Step
+from ._recorder import RECORDERS, Recorder
+from ._recording import KEEP, Arguments, Kind, Overwritten, Recording
+
+S = TypeVar("S", Step, Balance)
+
+
+def capture(step: S, *, graphs: int = 8) -> S:
+    """The same step, whose updates on a CUDA device are replays of a recorded graph.
+
+    The first update for a structure, shapes and dtypes of its arguments runs as usual and is then
+    recorded, which takes about as long again twice. Later updates copy the batch in and replay:
+    Python and the host's launches, most of the time of a small model's step, are gone. A state that
+    an update returned goes back in without a copy. On a CPU, and inside a transform of
+    `torch.func`, the update is the step's own, so that the same program runs anywhere.
+
+    **States are overwritten.** A state that update returned is memory of the graph. After
+    `b = update(a, batch)` both `a` and `b` hold what they should; every older state that an update
+    returned has been overwritten, and raises where it is read. Clone what is to be kept:
+    `torch.utils._pytree.tree_map(torch.clone, state)`. One captured step follows one run; for two
+    side by side call `capture` twice, or `vmap` the update. States that came from elsewhere (from
+    `init`, from a file) are copied in and stay as they are. Gradients and `Info` are copies.
+
+    **What Python did is fixed.** A replay calls no Python: numbers in a closure, the mode of a
+    module (`train()`, `eval()`), and settings of torch such as TF32 stay those of the recording.
+    What changes from step to step must be a tensor of the batch or the state. Tensors that
+    `losses_fn` takes from elsewhere are read in place. Random numbers of `mtlfunc.random` come from
+    the state's key; dropout draws from torch's generator of the device, new numbers at every step.
+
+    Args:
+        step: from `mtlfunc.descend` or `mtlfunc.balance`. For many runs side by side map its
+            update first: `mtlfunc.capture(step._replace(update=vmap(step.update)))`.
+        graphs: how many recordings to keep, one for every structure, shapes and dtypes; the one
+            that was used longest ago is freed.
+
+    Returns:
+        a step with the same `init` and an `update` of the same arguments and answers.
+
+    Raises:
+        TypeError: for a step that is something else; from update, for a number or another object
+            in the state or the batch that is no tensor (a replay would repeat its first value).
+        ValueError: from update, for tensors on several devices, or that require grad (a replay has
+            no derivative).
+        RuntimeError: from update, for an operation that a graph cannot hold (a value read on the
+            host), for a state that was overwritten, or would be while a view of it is in use, and
+            inside another recording.
+        torch.OutOfMemoryError: from update, where the memory of the device does not suffice for a
+            recording. The state is untouched after each of these.
+
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> losses = lambda params, batch: (params["x"] - batch).square()
+        >>> step = mf.capture(mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.25)))
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"
+        >>> batch = torch.tensor([1.0, 3.0], device=device)
+        >>> state = step.init({"x": torch.zeros((), device=device)}, batch)
+        >>> for _ in range(3):
+        ...     state, info = step.update(state, batch)
+        >>> state.params["x"].item()
+        0.875
+    """
+    if not isinstance(step, Step | Balance):
+        raise TypeError(
+            "step: expected a step, such as mtlfunc.descend(losses_fn, rule, probe, optimizer) or "
+            f"mtlfunc.balance(losses_fn, rule, probe), got {type(step).__name__}; a function "
+            "alone goes in by step._replace(update=function)"
+        )
+    if not isinstance(graphs, Integral) or graphs < 1:
+        raise ValueError(f"graphs: expected a number of recordings >= 1, got {graphs}")
+    if isinstance(step, Step):
+        update = Captured(step.update, ("state", "batch"), 0, int(graphs))
+    else:
+        update = Captured(step.update, ("params", "batch", "state"), 1, int(graphs))
+    return cast("S", step._replace(update=cast("Any", update)))
+
+
+class Captured:
+    """An update that records itself for every kind of arguments and replays what it recorded."""
+
+    def __init__(
+        self, update: Callable[..., Any], names: tuple[str, ...], answer: int, graphs: int
+    ) -> None:
+        self.update, self.names, self.graphs = update, names, graphs
+        self.place = names.index("state"), answer  # of the state, in arguments and answers
+        self.recordings: list[Recording] = []  # the last one was used last
+        self.lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"captured {self.update!r}"
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """One step: by itself, or by a replay."""
+        args += tuple(named.pop(name) for name in self.names[len(args) :] if name in named)
+        recorder = _recorder_for(args)
+        if recorder is None or named or len(args) != len(self.names):
+            return self.update(*args, **named)
+        if recorder.busy():
+            raise RuntimeError(
+                "capture: update of a captured step was called inside another recording; call "
+                "update of the step that was given to mtlfunc.capture there"
+            )
+        if not self.lock.acquire(blocking=False):
+            raise RuntimeError(
+                "capture: update was called while it runs, in another thread or by its own "
+                "losses_fn; capture the step once for each"
+            )
+        try:
+            return self._step(Arguments(self.names, args), recorder)
+        finally:
+            self.lock.release()
+
+    def _step(self, args: Arguments, recorder: type[Recorder]) -> Any:
+        modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(args.device.type)
+        kind = Kind(args.structure, tuple(_leaf_kinds(args)), modes)
+        for recording in reversed(self.recordings):
+            if recording.kind == kind:
+                self.recordings.remove(recording)
+                self.recordings.append(recording)
+                return recording.step(args)
+        return self._first(args, kind, recorder(args.device))
+
+    def _first(self, args: Arguments, kind: Kind, recorder: Recorder) -> Any:
+        """The first update of a kind: a plain one, whose answer this is, and a recording."""
+        answer = recorder.warm_up(lambda: self.update(*args.values))
+        _check_answer(args, answer, *self.place)
+        while len(self.recordings) >= self.graphs:
+            self.recordings.pop(0).free()
+        homes = [recording.home for recording in self.recordings]
+        try:
+            recording = Recording(self.update, self.place, args, kind, recorder, homes)
+        except torch.OutOfMemoryError as error:
+            recorder.free()
+            raise torch.OutOfMemoryError(
+                "capture: too little memory for a recording, which keeps the memory of one step "
+                f"and the state twice ({len(self.recordings)} other recordings are kept); take "
+                "graphs=1, a smaller batch or model, or update of the step that was given to "
+                f"mtlfunc.capture, which goes on from this state. torch said: {error}"
+            ) from error
+        except BaseException:
+            recorder.free()
+            raise
+        self.recordings.append(recording)
+        return answer
+
+
+def _recorder_for(args: tuple[Any, ...]) -> type[Recorder] | None:
+    """What records on the device of these arguments; None where the step runs by itself."""
+    if inside_transform() or torch.compiler.is_compiling():
+        return None
+    if torch._C._len_torch_dispatch_stack():
+        return None
+    first = next(_tensors(args), None)
+    return None if first is None else RECORDERS.get(first.device.type)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in arguments, in order; only as far as they are asked for."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list | dict):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
+def _leaf_kinds(args: Arguments) -> Iterator[Any]:
+    """What a recording is for, leaf by leaf; raises where it cannot be for this."""
+    grad = torch.is_grad_enabled()
+    for i, leaf in enumerate(args.leaves):
+        if type(leaf) is Tensor or type(leaf) is nn.Parameter:
+            if leaf.device != args.device or leaf.layout != torch.strided:
+                raise _refused(args.name(i), leaf, args)
+            if grad and leaf.requires_grad:
+                raise _refused(args.name(i), leaf, args)
+            yield leaf.shape, leaf.dtype
+        elif leaf is None or type(leaf) in (bool, str):
+            yield leaf
+        else:
+            raise _refused(args.name(i), leaf, args)
+
+
+def _refused(name: str, leaf: Any, args: Arguments) -> Exception:
+    """Why this leaf cannot be in a graph, and what to do."""
+    if isinstance(leaf, Overwritten):
+        return RuntimeError(
+            f"{name}: a later update of a captured step has overwritten this state; {KEEP}"
+        )
+    if type(leaf) not in (Tensor, nn.Parameter):
+        cure = "pass it as a tensor on the device"
+        if not isinstance(leaf, int | float | complex):
+            cure = "pass plain tensors, in tuples, lists and dicts"
+        return TypeError(
+            f"{name}: expected a tensor, got {type(leaf).__name__}, and a replay would repeat what "
+            f"it was in the recording; {cure}"
+        )
+    if leaf.layout != torch.strided:
+        return TypeError(f"{name}: expected a dense tensor, got {leaf.layout}; use .to_dense()")
+    if leaf.device != args.device:
+        return ValueError(
+            f"{name} is on {leaf.device}, but {args.name(0)} on {args.device}: a graph runs on one "
+            "device; move the batch there before the step, by .to(device)"
+        )
+    return ValueError(
+        f"{name} requires grad, but a replay has no derivative; detach it (parameters come from "
+        "mtlfunc.parameters(module)), or call update of the step that was given to mtlfunc.capture"
+    )
+
+
+def _check_answer(args: Arguments, answer: Any, place: int, at: int) -> None:
+    """Raise where a replay could not repeat this answer."""
+    given, found = Arguments(("state",), (args.values[place],)), answer[at]
+    after = Arguments(("state",), (found,))
+    shapes = [[_kind(leaf) for leaf in state.leaves] for state in (given, after)]
+    if given.structure != after.structure or shapes[0] != shapes[1]:
+        pairs = zip(range(len(shapes[0])), *shapes, strict=False)
+        where = [f" {given.name(i)} was {a}, is {b}" for i, a, b in pairs if a != b]
+        raise ValueError(
+            "capture: the state after an update has another structure, shape or dtype than before"
+            f"{':' * bool(where)}{';'.join(where[:3])}. A recording writes the new state where the "
+            "old one was; go on without capture, or let the state keep its form"
+        )
+    names = tuple(f"answer {i}" for i in range(len(answer)))
+    rest = Arguments(names, tuple(() if i == at else part for i, part in enumerate(answer)))
+    for i, leaf in enumerate(rest.leaves):
+        if not (isinstance(leaf, Tensor | bool | str) or leaf is None):
+            raise TypeError(
+                f"{rest.name(i)}: expected a tensor, got {type(leaf).__name__}, and a replay would "
+                "repeat what it was in the recording; let losses_fn return a tensor in aux"
+            )
+
+
+def _kind(leaf: Any) -> Any:
+    return (list(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,186 @@
+"""What records a step on a device, and what a recording cannot hold."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T")
+
+_CURE = (
+    "A graph holds work of the device alone. Write the loss and the rule without .item(), float(), "
+    "print, NumPy, boolean indices, and if or while on tensors (torch.where chooses by value), or "
+    "go on without capture: update of the step that was given to mtlfunc.capture takes the same "
+    "state and batch"
+)
+_READS = {
+    *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
+    *("_linalg_check_errors", "_assert_async"),
+}
+_SOLVERS = {
+    *("_linalg_eigh", "linalg_eig", "_linalg_eigvals", "linalg_eigvals", "_linalg_svd"),
+    *("linalg_qr", "linalg_lstsq", "cholesky_solve", "geqrf", "ormqr"),
+}
+
+
+class Recorder(Protocol):
+    """Runs a function once on its device, and records it to be replayed at the same addresses."""
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    @staticmethod
+    def busy() -> bool:
+        """Whether the caller is inside a recording."""
+        ...
+
+    def warm_up(self, run: Callable[[], T]) -> T:
+        """Run it, so that nothing is compiled or allocated for the first time in a recording."""
+        ...
+
+    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """What it returned, tensors at the addresses to which each call of the second writes."""
+        ...
+
+    def free(self) -> None:
+        """Give the memory back; nothing is replayed after this."""
+        ...
+
+
+class HostReads(TorchDispatchMode):
+    """Raises where an operation on tensors of a device would make the host wait for it."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.last = device, "nothing"
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.last = str(func)
+        name = func.overloadpacket.__name__
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(x.device.type == self.device for x in given) or self.device in str(
+            kwargs.get("device")
+        ):
+            why = _why(name, given, args, kwargs)
+            if why:
+                raise RuntimeError(f"capture: {func} {why}. {_CURE}")
+        return func(*args, **kwargs)
+
+
+def _why(name: str, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What keeps an operation out of a graph, or nothing."""
+    if name in _READS:
+        return "reads a value on the host"
+    if name in _SOLVERS:
+        return "makes the host wait (a solver of the linear algebra library)"
+    if name in ("_to_copy", "copy_", "_copy_from", "to"):
+        devices = {x.device.type for x in given}
+        if kwargs.get("device") is not None:
+            devices.add(torch.device(kwargs["device"]).type)
+        if len(devices) > 1:
+            return f"copies between devices ({' and '.join(sorted(devices))})"
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        masks = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)]
+        if any(x.dtype in (torch.bool, torch.uint8) for x in masks):
+            return "counts the entries of a boolean index on the host"
+    if name == "repeat_interleave" and kwargs.get("output_size") is None:
+        return "reads repeats on the host (output_size= says how many)"
+    return ""
+
+
+class CudaRecorder:
+    """Recordings as CUDA graphs; those of one recorder share their memory, and run one by one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+
+    @staticmethod
+    def busy() -> bool:
+        """Whether the current stream is being captured."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def warm_up(self, run: Callable[[], T]) -> T:
+        """Run it on the stream of the recordings, whose libraries then have their workspaces."""
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            with torch.cuda.stream(self.stream):
+                found = run()
+            torch.cuda.synchronize()
+        return found
+
+    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """Record it. An error ends the recording and leaves the device as it was."""
+        graph, watch = torch.cuda.CUDAGraph(), HostReads("cuda")
+        collects = gc.isenabled()
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            gc.collect()  # what is collected while recording could free memory of a graph
+            torch.cuda.empty_cache()
+            gc.disable()
+            try:
+                with torch.cuda.stream(self.stream):
+                    graph.capture_begin(self.pool, capture_error_mode="thread_local")
+                    try:
+                        with watch:
+                            found = run()
+                    except BaseException:
+                        self._abandon(graph)
+                        raise
+                    graph.capture_end()
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if not any(sign in str(error) for sign in ("captur", "CUDA error")):
+                    raise
+                if str(error).startswith("capture: "):
+                    raise
+                raise RuntimeError(
+                    f"capture: {watch.last}, or what followed it, cannot be recorded in a CUDA "
+                    f"graph. {_CURE}. CUDA said: {error}"
+                ) from error
+            finally:
+                if collects:
+                    gc.enable()
+        self.graphs.append(graph)
+        return found, self._replayed(graph)
+
+    def _replayed(self, graph: torch.cuda.CUDAGraph) -> Callable[[], None]:
+        def replay() -> None:
+            with torch.cuda.device(self.device):
+                graph.replay()
+
+        return replay
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a recording that failed: a stream left in one would refuse all later work."""
+        try:
+            graph.capture_end()
+        except RuntimeError:  # torch then keeps its allocator at the graph's memory
+            with suppress(RuntimeError, AttributeError):
+                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+        with suppress(RuntimeError):
+            graph.reset()
+
+    def free(self) -> None:
+        """Wait for the last replay, then drop the graphs."""
+        torch.cuda.synchronize(self.device)
+        for graph in self.graphs:
+            graph.reset()
+        self.graphs.clear()
+
+
+RECORDERS: dict[str, type[Recorder]] = {"cuda": CudaRecorder}
+"""By type of device; on others a captured step is the step itself."""

@@ -1,0 +1,74 @@
+"""Recorders that need no device: what a captured step does with its memory, on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from mtlfunc.training import _recorder
+
+
+class Rerun:
+    """Replays by running again, and writes what it finds where the first answers are.
+
+    `made` lists the recorders of a test; each knows its `calls`, and whether it was `freed`.
+    """
+
+    made: list[Rerun] = []
+    recording = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.freed, self.calls = device, False, []
+        self.made.append(self)
+
+    @classmethod
+    def busy(cls) -> bool:
+        return cls.recording
+
+    def warm_up(self, run):
+        self.calls.append("warm up")
+        return run()
+
+    def record(self, run):
+        self.calls.append("record")
+        type(self).recording = True
+        try:
+            found = run()
+        finally:
+            type(self).recording = False
+
+        def replay():
+            assert not self.freed
+            self.calls.append("replay")
+            type(self).recording = True
+            try:
+                again = run()
+            finally:
+                type(self).recording = False
+            for here, there in zip(tree_leaves(found.packs), tree_leaves(again.packs), strict=True):
+                here.copy_(there)
+
+        return found, replay
+
+    def free(self) -> None:
+        self.freed = True
+
+
+class Watched(Rerun):
+    """The same, which refuses what a graph cannot hold."""
+
+    def record(self, run):
+        def watched():
+            with _recorder.HostReads(self.device.type):
+                return run()
+
+        return super().record(watched)
+
+
+@pytest.fixture
+def rerun(monkeypatch):
+    """Capture on the CPU; the recorders made since."""
+    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Rerun)
+    monkeypatch.setattr(Rerun, "made", [])
+    return Rerun.made
