@@ -2,10 +2,12 @@
 
     python -m experiments.benchmarks.gpu [--out DIR] [--minutes 8] [--parts kernel times ...]
 
-Parts: the tests that need a device; the Triton kernel against the CPU kernel on the hard families;
-its times; Gramians next to TorchJD's, with their peak memory; CAGrad's toy. Each is its own
-process with a share of the time. Every number is in gpu.json as soon as it is measured, so a
-part that hangs, crashes or is killed costs nothing but itself. A run that was stopped goes on with
+Parts: the tests that need a device; steps beside the loops that people write; every rule's captured
+step; lanes; the routes of a trunk's rows; weightings of samples; the Triton kernel against the CPU
+kernel on the hard families, and its times; Gramians next to TorchJD's; CAGrad's toy; the compiler's
+modes. Each is its own process with a share of the time that is left when it starts. Every number is
+in gpu.json as soon as it is measured, so a part that hangs, crashes or is killed costs nothing but
+itself. A run that was stopped goes on with
 the parts that have not finished, --again measures all again. Without a CUDA device the command says
 what it would do. `--device cpu --tiny` runs the same code on small sizes, to test it.
 """
@@ -27,36 +29,19 @@ import torch
 from torch.func import vmap
 
 from experiments.arguments import folder, positive
-from experiments.benchmarks import gramian, solvers, toy
+from experiments.benchmarks import gpu_eager, gpu_graphs, gramian, solvers, toy
 from experiments.benchmarks.families import FAMILIES, gramians
+from experiments.benchmarks.gpu_cases import FAILED, found, guarded
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
 
 ROOT = Path(__file__).parents[2]
 ROUNDING = 1e4 * torch.finfo(torch.float64).eps  # the certificate's "optimal to rounding"
 SINGLE, BATCH = "min_norm, T = 32, batch 1", "min_norm, T = 8, batch 16384"
-FAILED = "failed:"
 TARGETS = {SINGLE: 60.0, BATCH: 50.0}
 """µs of a call."""
 GRAMIAN_TARGETS = {"time": 0.4, "peak memory": 0.5}
 """Of the best of TorchJD's, for ResNet-18 and 40 tasks."""
-
-
-def found(
-    case: str, value: float | None, unit: str, note: str = "", target: float | None = None
-) -> Row:
-    """A measurement; what has a target should be at most that."""
-    return {"case": case, "value": value, "unit": unit, "note": note, "target": target}
-
-
-def guarded(case: str, measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
-    """The rows of a case, or one that says how it failed: other cases are measured all the same."""
-    try:
-        yield from measure()
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        said = f"{FAILED} {type(error).__name__}: {first}"
-        yield found(case, None, "", said, TARGETS.get(case))
 
 
 def device_tests(device: str, tiny: bool) -> Iterator[Row]:
@@ -123,7 +108,8 @@ def times(device: str, tiny: bool) -> Iterator[Row]:
     cells.sort(key=lambda cell: (_name(*cell) not in TARGETS, cell[2] * cell[1] ** 2))
     for cell in cells:
         seconds = 0.02 if tiny else 0.4
-        yield from guarded(_name(*cell), lambda c=cell, s=seconds: _time(*c, device, s))
+        name = _name(*cell)
+        yield from guarded(name, lambda c=cell, s=seconds: _time(*c, device, s), TARGETS.get(name))
 
 
 def _name(kind: str, tasks: int, batch: int) -> str:
@@ -205,15 +191,23 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "tests": Part(device_tests, 0.15, "the tests that need a device"),
+    "tests": Part(device_tests, 0.12, "the tests that need a device"),
+    "steps": Part(gpu_eager.step_times, 0.12, "steps beside the shortest loop's and TorchJD's"),
+    "capture": Part(gpu_graphs.capture, 0.1, "every rule's captured step against the eager one"),
+    "lanes": Part(gpu_graphs.lanes, 0.05, "captured lanes: 1, 64, 1,024 and 4,096 runs"),
+    "routes": Part(gpu_eager.routes, 0.05, "a trunk's rows: T passes, one batched pass"),
+    "weightings": Part(
+        gpu_eager.weighting_times, 0.16, "weightings: MLP, GPT-2 small, LoRA, Llama-shaped 1.1 B"
+    ),
     "kernel": Part(
-        kernel, 0.2, f"the Triton kernel against the CPU kernel, {len(FAMILIES)} families"
+        kernel, 0.1, f"the Triton kernel against the CPU kernel, {len(FAMILIES)} families"
     ),
-    "times": Part(times, 0.2, "its times, T = 2 … 128, batch 1 … 65,536"),
+    "times": Part(times, 0.07, "its times, T = 2 … 128, batch 1 … 65,536"),
     "gramian": Part(
-        gramian_times, 0.25, "Gramians beside TorchJD's: ResNet-18 T = 40, MLP, decoders"
+        gramian_times, 0.1, "Gramians beside TorchJD's: ResNet-18 T = 40, MLP, decoders"
     ),
-    "toy": Part(toy_times, 0.2, "CAGrad's toy, compiled"),
+    "toy": Part(toy_times, 0.05, "CAGrad's toy, compiled"),
+    "compiler": Part(gpu_graphs.compiler, 0.08, "torch.compile by its modes"),
 }
 ENDED = "the part"
 
@@ -289,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
         print("torch finds no CUDA device: nothing is measured. On one, this would run")
         for name in given.parts:
             allowed = 60 * given.minutes * PARTS[name].share
-            print(f"  {name:8} {PARTS[name].does}, at most {allowed:.0f} s")
+            print(f"  {name:10} {PARTS[name].does}, about {allowed:.0f} s")
         return
     chosen = settings(device=given.device, tiny=given.tiny)
     path = given.out / "gpu.json"
@@ -298,15 +292,16 @@ def main(arguments: list[str] | None = None) -> None:
         return
     common = ["--out", str(given.out.resolve()), "--device", given.device]
     common += ["--tiny"] * given.tiny
-    for name in given.parts:
-        record = Record(path, ("part", "case"), chosen)  # again: the part's process writes it, too
-        ended = [row for row in record.here() if (row["part"], row["case"]) == (name, ENDED)]
-        if ended and ended[0]["note"] == "finished" and not given.again:
-            continue
+    ended = Record(path, ("part", "case"), chosen).here()
+    done = {row["part"] for row in ended if row["case"] == ENDED and row["note"] == "finished"}
+    parts = [name for name in given.parts if given.again or name not in done]
+    end = time.perf_counter() + 60 * given.minutes
+    for at, name in enumerate(parts):
         start = time.perf_counter()
+        share = PARTS[name].share / sum(PARTS[each].share for each in parts[at:])
         command = [sys.executable, "-m", "experiments.benchmarks.gpu", "--inside", name, *common]
-        said = within(command, 60 * given.minutes * PARTS[name].share)
-        record = Record(path, ("part", "case"), chosen)
+        said = within(command, max(1.0, (end - start) * share))
+        record = Record(path, ("part", "case"), chosen)  # with what the part's process wrote
         failed = [row for row in record.here() if row["part"] == name and _failed(row)]
         said += f", but {len(failed)} cases failed" if failed else ""
         record.keep({"part": name} | found(ENDED, time.perf_counter() - start, "s", said))

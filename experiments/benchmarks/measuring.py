@@ -2,12 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Call = Callable[[], Any]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -28,6 +29,54 @@ def timed(call: Call, clock: str, device: str = "cpu", times: int = 1) -> float:
         call()
     synchronize(device)
     return (CLOCKS[clock]() - start) / times
+
+
+def in_turns(
+    calls: Mapping[str, Call],
+    seconds: float,
+    clock: str = "wall",
+    device: str = "cpu",
+    *,
+    times: int = 1,
+    least: int = 7,
+) -> dict[str, list[float]]:
+    """All times of every call, which take turns; each at least so often."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    start, turn = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or turn < least:
+        for name, call in calls.items():
+            found[name].append(timed(call, clock, device, times))
+        turn += 1
+    return found
+
+
+class Operators(TorchDispatchMode):
+    """Counts what torch dispatches and is no view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.count += not function.is_view
+        return function(*args, **kwargs or {})
+
+
+def operators(call: Call) -> int:
+    """Operators that a call dispatches, views left out."""
+    with Operators() as seen:
+        call()
+    return seen.count
+
+
+def launches(call: Call) -> int:
+    """Kernels, copies and graphs that a call launches on a CUDA device."""
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with silence(), profile(activities=activities) as seen:
+        call()
+        torch.cuda.synchronize()
+    names = (event.name for event in seen.events() or ())
+    return sum("Launch" in name and name.startswith(("cuda", "cuLaunch")) for name in names)
 
 
 @contextmanager

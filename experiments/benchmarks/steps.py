@@ -17,13 +17,12 @@ step with its optimizer under `torch.compile`, in units of an eager plain step w
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +30,9 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from experiments.arguments import folder, positive
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, timed
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns, timed
 from experiments.benchmarks.networks import resnet18
 from experiments.benchmarks.record import Record, Row, settings
-
-Call = Callable[[], object]
 
 
 class Shared(nn.Module):
@@ -81,7 +78,7 @@ class Physics(nn.Module):
         (du,) = torch.autograd.grad(self.trunk(x).sum(), x, create_graph=True)
         (ddu,) = torch.autograd.grad(du.sum(), x, create_graph=True)
         residual = ddu + math.pi**2 * (math.pi * x).sin()
-        ends = self.trunk(torch.tensor([[0.0], [1.0]]))
+        ends = self.trunk(torch.linspace(0, 1, 2, device=x.device)[:, None])
         return [residual.square().mean(), ends.square().mean()]
 
 
@@ -170,7 +167,7 @@ def libmtl_style(net: Net, x: Tensor) -> None:
     net.zero_grad()
     losses, trunk = net(x), list(net.trunk.parameters())
     sizes = [leaf.numel() for leaf in trunk]
-    matrix = torch.zeros(len(losses), sum(sizes))
+    matrix = x.new_zeros(len(losses), sum(sizes))
     for task, (row, loss) in enumerate(zip(matrix, losses, strict=True)):
         loss.backward(retain_graph=task + 1 < len(losses))
         for part, leaf in zip(row.split(sizes), trunk, strict=True):
@@ -267,14 +264,8 @@ def contenders(net: Net, x: Tensor) -> dict[str, Call]:
     return found | {"TorchJD": peer}
 
 
-def compiled(net: Net, x: Tensor) -> dict[str, Call]:
-    """An eager plain step with its optimizer, and the compiled pure step with the same one."""
-
-    def losses_fn(params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(functional_call(net, params, (x,)))
-
-    step = mf.descend(losses_fn, mf.mgda(), mf.jacobian("trunk.*"), mf.sgd(1e-3))
-    update, state = torch.compile(step.update), step.init(mf.parameters(net), x)
+def plain_with_sgd(net: Net, x: Tensor) -> Call:
+    """An eager plain step with its optimizer."""
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
 
     def plain() -> None:
@@ -282,11 +273,33 @@ def compiled(net: Net, x: Tensor) -> dict[str, Call]:
         torch.stack(net(x)).mean().backward()
         optimizer.step()
 
+    return plain
+
+
+def pure_step(net: Net, rule: mf.Rule, optimizer: mf.Optimizer | None = None) -> mf.Step:
+    """A step with its optimizer as a pure function."""
+
+    def losses_fn(params: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(functional_call(net, params, (x,)))
+
+    return mf.descend(losses_fn, rule, mf.jacobian("trunk.*"), optimizer or mf.sgd(1e-3))
+
+
+def repeated(update: Callable[..., Any], state: Any, x: Tensor) -> Call:
+    """A call is the next step, from the state that the last one left."""
+
     def pure() -> None:
         nonlocal state
         state, _ = update(state, x)
 
-    return {"plain": plain, "compiled pure step": pure}
+    return pure
+
+
+def compiled(net: Net, x: Tensor) -> dict[str, Call]:
+    """An eager plain step with its optimizer, and the compiled pure step with the same one."""
+    step = pure_step(net, mf.mgda())
+    pure = repeated(torch.compile(step.update), step.init(mf.parameters(net), x), x)
+    return {"plain": plain_with_sgd(net, x), "compiled pure step": pure}
 
 
 def measure(
@@ -305,12 +318,8 @@ def measure(
                 raise
             print(f"TorchJD left out: {error}")
             del calls[name]
-    found: dict[str, list[float]] = {name: [] for name in calls}
     times = max(1, int(2e-3 / timed(calls["plain"], clock)))
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(found["plain"]) < 7:
-        for name, call in calls.items():
-            found[name].append(timed(call, clock, times=times))
+    found = in_turns(calls, seconds, clock, times=times)
     return {name: median(taken) for name, taken in found.items()}
 
 

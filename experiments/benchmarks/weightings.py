@@ -13,7 +13,6 @@ TorchJD where it is installed, its Gramian without rows and one more `backward()
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from experiments.arguments import at_least, folder, positive
-from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, timed
+from experiments.benchmarks.measuring import CLOCK_HELP, CLOCKS, Call, in_turns
 from experiments.benchmarks.record import Record, Row, settings
 
 VOCABULARY = 64
@@ -92,14 +91,28 @@ class Block(nn.Module):
         return x + self.back(F.gelu(self.wide(self.between(x))))
 
 
+def log_loss(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood of each sequence, in float32 at least."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return F.cross_entropy(scores.to(wide).mT, tokens[:, 1:], reduction="none").sum(1)
+
+
 class GPT(nn.Module):
     """Negative log-likelihoods of sequences, by a transformer with a table of positions."""
 
-    def __init__(self, layers: int, width: int, length: int, rank: int = 0) -> None:
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        length: int,
+        rank: int = 0,
+        heads: int = 4,
+        vocabulary: int = VOCABULARY,
+    ) -> None:
         super().__init__()
-        self.tokens, self.places = (nn.Embedding(n, width) for n in (VOCABULARY, length))
-        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(layers)))
-        self.last, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
+        self.tokens, self.places = (nn.Embedding(n, width) for n in (vocabulary, length))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.last, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         if rank:
             self.requires_grad_(False)
             for block in self.blocks:
@@ -108,9 +121,9 @@ class GPT(nn.Module):
                         setattr(block, name, Adapted(layer, rank))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens[:, :-1]) + self.places(torch.arange(tokens.shape[1] - 1))
-        scores = self.head(self.last(self.blocks(x)))
-        return F.cross_entropy(scores.mT, tokens[:, 1:], reduction="none").sum(1)
+        places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+        x = self.tokens(tokens[:, :-1]) + self.places(places)
+        return log_loss(self.head(self.last(self.blocks(x))), tokens)
 
 
 def _tokens(count: int, length: int) -> Tensor:
@@ -148,10 +161,20 @@ LOOP, OURS = "K passes", ("mf.Balancer", "mf.balance")
 NAMES = (LOOP, "TorchJD", *OURS)
 
 
+def pure_step(net: nn.Module, matrix: Tensor) -> mf.Balance:
+    """Gradients of the mean of the tasks `matrix @ losses`, and their Gramian, as a function."""
+    return mf.balance(
+        lambda params, batch: functional_call(net, params, (batch,)),
+        mf.mean(),
+        mf.jacobian(weightings=lambda batch: matrix),
+    )
+
+
 def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
     """A plain step, and every way to a Gramian and a combination; each starts without gradients."""
     leaves = [leaf for leaf in net.parameters() if leaf.requires_grad]
-    matrix, weights = torch.randn(tasks, len(x)), torch.full((tasks,), 1 / tasks)
+    matrix = torch.randn(tasks, len(x), device=x.device)
+    weights = torch.full((tasks,), 1 / tasks, device=x.device)
 
     def plain() -> None:
         net.zero_grad()
@@ -175,11 +198,7 @@ def contenders(net: nn.Module, x: Tensor, tasks: int) -> dict[str, Call]:
             losses = net(x)
         balancer.backward(losses, weightings=matrix)
 
-    step = mf.balance(
-        lambda params, batch: functional_call(net, params, (batch,)),
-        mf.mean(),
-        mf.jacobian(weightings=lambda batch: matrix),
-    )
+    step = pure_step(net, matrix)
     state = step.init(mf.parameters(net), x)
 
     def pure() -> None:
@@ -216,12 +235,7 @@ def measure(case: Case, tasks: int, seconds: float, clock: str) -> dict[str, flo
                 raise
             print(f"TorchJD left out: {str(error).splitlines()[0]}")
             del calls[name]
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(found["plain"]) < 5:
-        for name, call in calls.items():
-            found[name].append(timed(call, clock))
-    return {name: min(taken) for name, taken in found.items()}
+    return {name: min(taken) for name, taken in in_turns(calls, seconds, clock, least=5).items()}
 
 
 def table(rows: list[Row], line: str) -> str:

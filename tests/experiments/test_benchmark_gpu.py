@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from experiments.benchmarks import gpu, record
+import mtlfunc as mf
+from experiments.benchmarks import gpu, gpu_cases, gpu_graphs, measuring, record
 
 
 @pytest.fixture
@@ -15,8 +16,16 @@ def kept(tmp_path):
     return record.Record(tmp_path / "gpu.json", ("part", "case"), chosen)
 
 
+@pytest.fixture
+def captures(monkeypatch):
+    """On a CPU a captured step is the step itself."""
+    if not hasattr(mf, "capture"):
+        monkeypatch.setattr(mf, "capture", lambda step: step, raising=False)
+
+
 @pytest.mark.parametrize("name", [name for name in gpu.PARTS if name != "tests"])
-def test_a_part_measures_all_of_its_cases(name, kept, tmp_path):
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's attention, batched
+def test_a_part_measures_all_of_its_cases(name, kept, tmp_path, captures):
     gpu.run_part(name, "cpu", True, kept)
     rows = record.read(tmp_path / "gpu.json")
     assert all(row["value"] is not None for row in rows), rows
@@ -34,6 +43,59 @@ def test_a_part_measures_all_of_its_cases(name, kept, tmp_path):
         resnet = {case: row for case, row in cases.items() if case.startswith("ResNet")}
         assert [row["target"] for case, row in resnet.items() if case.endswith("memory")] == [0.5]
         assert [row["target"] for case, row in resnet.items() if case.endswith("time")] == [0.4]
+
+    if name == "steps":
+        assert sum("mf.Balancer / shortest loop" in case for case in cases) == 2
+        assert any(case.endswith(": captured") for case in cases)
+    if name == "capture":
+        assert {"mean", "mgda", "pcgrad", "gradnorm"} <= cases.keys()
+        assert cases["rules not captured, or not equal to eager"]["value"] == 0
+    if name == "weightings":
+        llama = [row for case, row in cases.items() if "Llama" in case and row["target"]]
+        assert [row["target"] for row in llama] == [2.3, 2.3, 1.5]
+
+
+def test_a_captured_step_that_gives_something_else_is_no_success(monkeypatch, kept):
+    def stale(step):  # as a graph would that keeps its first batch
+        first = []
+
+        def update(state, batch):
+            first.append(batch)
+            return step.update(state, first[0])
+
+        return step._replace(update=update)
+
+    monkeypatch.setattr(mf, "capture", stale, raising=False)
+    rows = {row["case"]: row for row in gpu_graphs.capture("cpu", True)}
+    assert rows["mgda"]["value"] is None
+    assert rows["mgda"]["note"].startswith("failed: differs from eager after batch 2")
+    assert rows["rules not captured, or not equal to eager"]["value"] == 4
+
+
+def test_a_call_that_fails_leaves_those_it_is_compared_with():
+    def broken():
+        raise MemoryError("too much\nand more")
+
+    x = torch.ones(1000)
+    calls = {"plain": lambda: x.exp(), "twice": lambda: x.exp().exp().flatten(), "broken": broken}
+    done = gpu_cases.take(calls, "cpu", 0.01)
+    rows = {row["case"]: row for row in gpu_cases.ratios("here", done, targets={"broken": 2.0})}
+    assert rows["here: broken"]["note"] == "failed: MemoryError: too much"
+    assert rows["here: broken"]["target"] == 2.0
+    assert rows["here: twice"]["value"] == done["twice"].seconds / done["plain"].seconds
+    assert (done["plain"].operators, done["twice"].operators) == (1, 2)  # a view does not count
+    assert (done["plain"].memory, done["twice"].memory) == (4000, 8000)
+    assert list(gpu_cases.over("here", done, "twice", "broken", (1.0, 1.0))) == []
+    memory = list(gpu_cases.over("here", done, "twice", "plain", (1.0, 1.0)))[1]
+    assert memory["value"] == 2.0
+
+
+def test_calls_take_turns():
+    seen = []
+    calls = {name: lambda name=name: seen.append(name) for name in "ab"}
+    found = measuring.in_turns(calls, 0.0, least=3)
+    assert seen == ["a", "b"] * 3
+    assert [len(times) for times in found.values()] == [3, 3]
 
 
 def test_the_targets_are_among_the_first_cells_that_are_timed(monkeypatch):
@@ -76,6 +138,10 @@ def test_what_was_measured_before_a_crash_is_kept(monkeypatch, kept, tmp_path):
     assert [row["case"] for row in record.read(tmp_path / "gpu.json")] == ["first"]
 
 
+def test_the_shares_are_all_of_the_time():
+    assert sum(part.share for part in gpu.PARTS.values()) == pytest.approx(1)
+
+
 def test_a_process_ends_with_its_time_and_says_how():
     assert gpu.within([sys.executable, "-c", ""], 60) == "finished"
     failing = "import sys; print('a line'); sys.exit('it is broken')"
@@ -109,7 +175,9 @@ def test_the_command_goes_on_with_what_has_not_finished(monkeypatch, tmp_path, c
     said = dict.fromkeys(gpu.PARTS, "finished") | {"times": "stopped after its 9 s"}
     first = run(monkeypatch, tmp_path, said, "--minutes", "2")
     assert [name for name, _ in first] == list(gpu.PARTS)
-    assert sum(seconds for _, seconds in first) == pytest.approx(120)
+    shares = [seconds / 120 for _, seconds in first]
+    assert shares[0] == pytest.approx(gpu.PARTS["tests"].share, rel=0.01)
+    assert shares[-1] == pytest.approx(1, rel=0.1)  # what others leave goes to those that follow
     table = (tmp_path / "gpu.md").read_text()
     assert table.count("| part | case |") == 1
     assert "| toy | something | 2 µs |  | 1 | missed |" in table
