@@ -135,7 +135,8 @@ def test_a_replay_takes_no_new_memory_on_cuda():
     step, batch = step_of("mgda"), cuda(BATCH)
     captured = mf.capture(step)
     state = captured.init(cuda(PARAMS), batch)
-    for _ in range(4):
+    state, info = captured.update(state, batch)
+    for _ in range(3):
         state, info = captured.update(state, batch)
     before = torch.cuda.memory_allocated()
     for _ in range(20):
@@ -147,9 +148,7 @@ def test_a_replay_takes_no_new_memory_on_cuda():
 def test_a_recording_that_is_pushed_out_gives_its_memory_back_on_cuda():
     weight = torch.zeros(2**20, device="cuda")
     step = mf.descend(
-        lambda params, batch: torch.stack(
-            [(params["x"] * b).tanh().mean() for b in batch.mean(1)]
-        ),
+        lambda params, batch: torch.stack([(params["x"] * b).tanh().mean() for b in batch.mean(1)]),
         mf.mgda(),
         mf.jacobian(),
         mf.adam(0.1),
@@ -190,7 +189,10 @@ FAULTS = {
     "mask": (lambda found: found + found[found.detach() > 0].sum(), "boolean index"),
     "nonzero": (lambda found: found * found.detach().nonzero().shape[0], "nonzero.*host"),
     "moved": (lambda found: torch.eye(3, dtype=found.dtype).to(found) @ found, "copies between"),
-    "eigh": (lambda found: found + torch.linalg.eigvalsh(found.detach().outer(found.detach())).sum() * 0, "eigh"),
+    "eigh": (
+        lambda found: found + torch.linalg.eigvalsh(found.detach().outer(found.detach())).sum() * 0,
+        "eigh",
+    ),
     "synchronize": (lambda found: (torch.cuda.synchronize(), found)[1], "cannot be recorded"),
 }
 
@@ -219,12 +221,10 @@ def test_a_capture_inside_another_is_refused_on_cuda():
     state = captured.init(cuda(PARAMS), batch)
     state, _ = captured.update(state, batch)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with (
-        pytest.raises(RuntimeError, match="inside another recording"),
-        torch.cuda.graph(graph, stream=stream),
-    ):
+    with torch.cuda.graph(graph, stream=stream):
         torch.ones(1, device="cuda")
-        captured.update(state, batch)
+        with pytest.raises(RuntimeError, match="inside another recording"):
+            captured.update(state, batch)
     captured.update(state, batch)
 
 

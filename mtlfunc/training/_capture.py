@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..core.checks import inside_transform
 from ..types import Balance, Step
+from ._forms import Arguments
 from ._recorder import RECORDERS, Recorder
-from ._recording import KEEP, Arguments, Kind, Overwritten, Recording
+from ._recording import KEEP, Kind, Overwritten, Recording
 
 S = TypeVar("S", Step, Balance)
 
@@ -124,7 +125,7 @@ class Captured:
 
     def _step(self, args: Arguments, recorder: type[Recorder]) -> Any:
         modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(args.device.type)
-        kind = Kind(args.structure, tuple(_leaf_kinds(args)), modes)
+        kind = Kind(args.form, tuple(_leaf_kinds(args)), modes)
         for recording in reversed(self.recordings):
             if recording.kind == kind:
                 self.recordings.remove(recording)
@@ -223,7 +224,7 @@ def _check_answer(args: Arguments, answer: Any, place: int, at: int) -> None:
     given, found = Arguments(("state",), (args.values[place],)), answer[at]
     after = Arguments(("state",), (found,))
     shapes = [[_kind(leaf) for leaf in state.leaves] for state in (given, after)]
-    if given.structure != after.structure or shapes[0] != shapes[1]:
+    if given.form != after.form or shapes[0] != shapes[1]:
         pairs = zip(range(len(shapes[0])), *shapes, strict=False)
         where = [f" {given.name(i)} was {a}, is {b}" for i, a, b in pairs if a != b]
         raise ValueError(

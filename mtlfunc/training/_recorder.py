@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -98,12 +100,18 @@ def _why(name: str, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str
     return ""
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings of a device: its libraries keep a workspace for each stream."""
+    return torch.cuda.Stream(device)
+
+
 class CudaRecorder:
     """Recordings as CUDA graphs; those of one recorder share their memory, and run one by one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = _stream(device)
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: list[torch.cuda.CUDAGraph] = []
 
@@ -143,8 +151,6 @@ class CudaRecorder:
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                if not any(sign in str(error) for sign in ("captur", "CUDA error")):
-                    raise
                 if str(error).startswith("capture: "):
                     raise
                 raise RuntimeError(
@@ -155,22 +161,17 @@ class CudaRecorder:
                 if collects:
                     gc.enable()
         self.graphs.append(graph)
-        return found, self._replayed(graph)
-
-    def _replayed(self, graph: torch.cuda.CUDAGraph) -> Callable[[], None]:
-        def replay() -> None:
-            with torch.cuda.device(self.device):
-                graph.replay()
-
-        return replay
+        return found, graph.replay
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a recording that failed: a stream left in one would refuse all later work."""
-        try:
-            graph.capture_end()
-        except RuntimeError:  # torch then keeps its allocator at the graph's memory
-            with suppress(RuntimeError, AttributeError):
-                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty graph
+            try:
+                graph.capture_end()
+            except RuntimeError:  # older versions of torch then leave their allocator at its memory
+                with suppress(RuntimeError, AttributeError):
+                    torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
         with suppress(RuntimeError):
             graph.reset()
 

@@ -1,30 +1,25 @@
-"""The memory of a recorded step: what is read and written at fixed addresses, and handed out."""
+"""The memory of a recorded step: read and written at fixed addresses, and handed out."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import (
-    TreeSpec,
-    keystr,
-    tree_flatten,
-    tree_flatten_with_path,
-    tree_unflatten,
-)
 
+from ._forms import Arguments, flatten, unflatten
 from ._recorder import Recorder
 
 KEEP = (
     "after b = update(a, batch) only a and b are kept: clone what you need for longer "
     "(torch.utils._pytree.tree_map(torch.clone, state)), and capture once for each run"
 )
-_PACKED = 1024
+SMALL = 1024
 """Answers of at most so many entries are copied out together."""
+
+holders_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
 
 
 class Overwritten(Tensor):
@@ -37,51 +32,34 @@ class Overwritten(Tensor):
         """Raise, but for attributes such as the shape."""
         if getattr(func, "__name__", "") == "__get__":
             return super().__torch_function__(func, types, args, kwargs or {})
-        raise RuntimeError(
-            f"this state was overwritten by a later update of a captured step; {KEEP}"
-        )
+        raise RuntimeError(f"a later update of a captured step has overwritten this state; {KEEP}")
 
     def __repr__(self) -> str:  # pyright: ignore
         return "<overwritten by a later update>"
 
 
-class Arguments:
-    """Arguments of an update as leaves, which have names for errors."""
-
-    def __init__(self, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
-        self.names, self.values = names, values
-        self.leaves, self.structure = tree_flatten(values)
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Of the first tensor."""
-        return next(leaf.device for leaf in self.leaves if isinstance(leaf, Tensor))
-
-    def name(self, place: int) -> str:
-        """What a user calls a leaf, `state.params['x']`."""
-        first, *rest = tree_flatten_with_path(self.values)[0][place][0]
-        return self.names[first.idx] + keystr(tuple(rest))  # pyright: ignore
-
-
 class Kind(NamedTuple):
     """What one recording is for."""
 
-    structure: TreeSpec
+    form: Any
     leaves: tuple[Any, ...]
     modes: tuple[bool, ...]
 
 
 class Home:
-    """The two memories of a state: an update reads one and writes the other."""
+    """The two memories of a state: an update reads one and writes the other.
+
+    So the state that an update was given is whole until the next update, whatever ends this one.
+    """
 
     def __init__(self, state: Sequence[Any], key: Any) -> None:
         self.key = key
         self.sides = [[_fixed(leaf) for leaf in state] for _ in range(2)]
         self.places = [i for i, leaf in enumerate(state) if isinstance(leaf, Tensor)]
         self.issued: list[dict[int, Tensor]] = [{}, {}]
-        memories = [_memory(side[i]) for side in self.sides for i in self.places]
-        # how many hold each memory while nothing of it is handed out
-        self.holders = {x: torch._C._storage_Use_Count(x) for x in memories}
+        self.memories = [{i: _memory(side[i]) for i in self.places} for side in self.sides]
+        # how many tensors hold each memory while nothing of it is handed out
+        self.holders = {x: holders_of(x) for each in self.memories for x in each.values()}
 
     def source(self, state: Sequence[Any]) -> tuple[int, list[int]]:
         """Which side holds most of a state, and the places of what it does not hold."""
@@ -93,11 +71,9 @@ class Home:
 
     def in_use(self, side: int, places: Iterable[int]) -> list[int]:
         """Where a view of what was handed out is alive: overwriting would change it unseen."""
+        memories, issued = self.memories[side], self.issued[side]
         found = [
-            i
-            for i in places
-            if torch._C._storage_Use_Count(key := _memory(self.sides[side][i]))
-            > self.holders[key] + (i in self.issued[side])
+            i for i in places if holders_of(memories[i]) > self.holders[memories[i]] + (i in issued)
         ]
         if found and gc.collect():  # perhaps they only wait to be collected
             return self.in_use(side, found)
@@ -105,9 +81,10 @@ class Home:
 
     def take_back(self, side: int, places: Iterable[int]) -> None:
         """Let what was handed out say that it is overwritten."""
-        for i in places:
-            if i in self.issued[side]:
-                self.issued[side].pop(i).__class__ = Overwritten
+        issued = self.issued[side]
+        for i in places if issued else ():
+            if i in issued:
+                issued.pop(i).__class__ = Overwritten
 
     def issue(self, side: int) -> list[Any]:
         """Hand the state of a side out."""
@@ -116,25 +93,24 @@ class Home:
         return found
 
 
-class Packed(NamedTuple):
-    """Answers of a recording: most in a few tensors, which are quick to copy."""
-
-    packs: list[Tensor]
-    places: list[tuple[int, int, torch.Size] | Any]  # (pack, first entry, shape), or no tensor
-    structure: TreeSpec
-
-    def copied(self) -> list[Any]:
-        """The answers in memory of their own."""
-        copies = [pack.clone() for pack in self.packs]
-        leaves = [_view(copies, place) if type(place) is tuple else place for place in self.places]
-        return tree_unflatten(leaves, self.structure)
-
-
 class Program(NamedTuple):
-    """One graph: replayed, it writes the packed answers."""
+    """One graph. Replayed, it writes the answers `packs` and the other memory of the state."""
 
     replay: Callable[[], None]
-    packed: Packed
+    packs: list[Tensor]
+    shapes: list[list[torch.Size]]  # in each pack
+    order: list[Any]  # of the answers: (pack, place in it), or what no tensor is
+    form: Any
+
+    def answer(self) -> list[Any]:
+        """The answers in memory of their own."""
+        found: list[list[Tensor]] = []
+        for pack, shapes in zip(self.packs, self.shapes, strict=True):
+            own = pack.clone()
+            parts = own.split([shape.numel() for shape in shapes]) if own.ndim == 1 else [own]
+            found.append([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
+        leaves = [found[x[0]][x[1]] if type(x) is tuple else x for x in self.order]
+        return unflatten(self.form, iter(leaves))
 
 
 class Recording:
@@ -150,11 +126,11 @@ class Recording:
         homes: list[Home],
     ) -> None:
         self.kind, self.recorder, self.at = kind, recorder, place[1]
-        before, state = (
-            tree_flatten(x)[0] for x in (args.values[: place[0]], args.values[place[0]])
-        )
+        before: list[Any] = []
+        state: list[Any] = []
+        flatten(args.values[: place[0]], before)
+        self.state = flatten(args.values[place[0]], state)
         self.span = slice(len(before), len(before) + len(state))
-        self.state = tree_flatten(args.values[place[0]])[1]
         key = self.state, kind.leaves[self.span]
         with torch.inference_mode(False), torch.no_grad():
             same = [home for home in homes if home.key == key]
@@ -166,15 +142,20 @@ class Recording:
     def _record(self, update: Callable[..., Any], side: int) -> Program:
         leaves = list(self.inputs)
         leaves[self.span] = self.home.sides[side]
+        reused = {_memory(x) for x in leaves if isinstance(x, Tensor)}
+        notes: list[Any] = []
 
-        def run() -> Packed:
-            answer = list(update(*tree_unflatten(leaves, self.kind.structure)))
+        def run() -> list[Tensor]:
+            answer = list(update(*unflatten(self.kind.form, iter(leaves))))
             with torch.no_grad():
-                _copy(self.home.sides[1 - side], tree_flatten(answer.pop(self.at))[0])
-                return _pack(answer, {_memory(x) for x in leaves if isinstance(x, Tensor)})
+                state: list[Any] = []
+                flatten(answer.pop(self.at), state)
+                _copy(self.home.sides[1 - side], state)
+                packs, *notes[:] = _pack(answer, reused)
+            return packs
 
-        packed, replay = self.recorder.record(run)
-        return Program(replay, packed)
+        packs, replay = self.recorder.record(run)
+        return Program(replay, packs, *notes)
 
     def step(self, args: Arguments) -> tuple[Any, ...]:
         """Copy in what is not there, replay, and hand the answers out."""
@@ -197,8 +178,8 @@ class Recording:
             home.take_back(1 - side, home.places)
             program = self.programs[side]
             program.replay()
-            answer = program.packed.copied()
-            answer.insert(self.at, tree_unflatten(home.issue(1 - side), self.state))
+            answer = program.answer()
+            answer.insert(self.at, unflatten(self.state, iter(home.issue(1 - side))))
         return tuple(answer)
 
     def free(self) -> None:
@@ -228,30 +209,26 @@ def _copy(to: Sequence[Any], values: Sequence[Any]) -> None:
         torch._foreach_copy_(into, given)
 
 
-def _pack(answer: list[Any], reused: set[int]) -> Packed:
-    """Small tensors of one dtype side by side, others alone, in memory of their own."""
-    leaves, structure = tree_flatten(answer)
-    small: dict[Any, list[Tensor]] = {}
-    packs: list[Tensor] = []
-    places: list[Any] = []
-    for leaf in leaves:
-        if isinstance(leaf, Tensor) and leaf.numel() <= _PACKED:
-            small.setdefault(leaf.dtype, []).append(leaf.reshape(-1))
-    kinds, taken = list(small), dict.fromkeys(small, 0)
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            places.append(leaf)
-        elif leaf.numel() <= _PACKED:
-            places.append((kinds.index(leaf.dtype), taken[leaf.dtype], leaf.shape))
-            taken[leaf.dtype] += leaf.numel()
+def _pack(answer: list[Any], reused: set[int]) -> tuple[list[Tensor], list[Any], list[Any], Any]:
+    """What `Program` keeps of answers: packs, shapes, order and form."""
+    leaves: list[Any] = []
+    form = flatten(answer, leaves)
+    groups: dict[Any, list[Tensor]] = {}
+    order: list[Any] = []
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            group = leaf.dtype if leaf.numel() <= SMALL else i
+            order.append((group, len(groups.setdefault(group, []))))
+            groups[group].append(leaf)
         else:
-            places.append((len(kinds) + len(packs), -1, leaf.shape))
-            packs.append(leaf.clone() if _memory(leaf) in reused else leaf.detach())
-    return Packed([*(torch.cat(some) for some in small.values()), *packs], places, structure)
-
-
-def _view(copies: list[Tensor], place: tuple[int, int, torch.Size]) -> Tensor:
-    pack, first, shape = place
-    if first < 0:
-        return copies[pack]
-    return copies[pack][first : first + shape.numel()].view(shape)
+            order.append(leaf)
+    packs = {
+        group: torch.cat([leaf.reshape(-1) for leaf in some])
+        if isinstance(group, torch.dtype)
+        else (some[0].clone() if _memory(some[0]) in reused else some[0].detach())
+        for group, some in groups.items()
+    }
+    shapes = [[leaf.shape for leaf in some] for some in groups.values()]
+    places = {group: i for i, group in enumerate(groups)}
+    order = [(places[x[0]], x[1]) if type(x) is tuple else x for x in order]
+    return list(packs.values()), shapes, order, form

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import ClassVar
+
 import torch
 from torch.utils._pytree import tree_leaves
 
@@ -15,7 +16,7 @@ class Rerun:
     `made` lists the recorders of a test; each knows its `calls`, and whether it was `freed`.
     """
 
-    made: list[Rerun] = []
+    made: ClassVar[list[Rerun]] = []
     recording = False
 
     def __init__(self, device: torch.device) -> None:
@@ -46,7 +47,7 @@ class Rerun:
                 again = run()
             finally:
                 type(self).recording = False
-            for here, there in zip(tree_leaves(found.packs), tree_leaves(again.packs), strict=True):
+            for here, there in zip(tree_leaves(found), tree_leaves(again), strict=True):
                 here.copy_(there)
 
         return found, replay
@@ -64,11 +65,3 @@ class Watched(Rerun):
                 return run()
 
         return super().record(watched)
-
-
-@pytest.fixture
-def rerun(monkeypatch):
-    """Capture on the CPU; the recorders made since."""
-    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Rerun)
-    monkeypatch.setattr(Rerun, "made", [])
-    return Rerun.made
