@@ -114,21 +114,42 @@ def groups_of(
     return found
 
 
-def weighted_cost(cost: Cost, group: Group, form: Form, device: str) -> float:
+def weighted_cost(
+    cost: Cost, group: Group, form: Form, device: str, *, batched: bool = True
+) -> float:
+    """Floating-point operations as a large matrix product's.
+
+    Args:
+        cost: of the form.
+        group: whose form it is.
+        form: which.
+        device: "cpu", "cuda", …
+        batched: rows come from one batched pass, not from one pass each.
+    """
     operation = "conv" if "conv" in group.op else "product"
+    if form == "rows" and not batched:
+        return cost.flops
     form = "gemm" if form == "mixed" else form
     return cost.flops * SLOW.get((device, operation, form), 1.0)
 
 
 def cheapest_form(
-    group: Group, rows: int, device: str, samples: int | None, allowed: Sequence[Form]
+    group: Group,
+    rows: int,
+    device: str,
+    samples: int | None,
+    allowed: Sequence[Form],
+    *,
+    batched: bool = True,
 ) -> Form:
     found: dict[Form, Cost] = {
         form: cost for form, cost in costs(group, rows, samples).items() if form in allowed
     }
-    return min(
-        found, key=lambda form: (weighted_cost(found[form], group, form, device), form != "rows")
-    )
+
+    def price(form: Form) -> tuple[float, bool]:
+        return weighted_cost(found[form], group, form, device, batched=batched), form != "rows"
+
+    return min(found, key=price)
 
 
 def task_plan(
@@ -139,6 +160,7 @@ def task_plan(
     device: str,
     *,
     keep: bool,
+    batched: bool = True,
 ) -> Plan:
     """Forms of the leaves in `names` for `rows` tasks.
 
@@ -150,6 +172,7 @@ def task_plan(
         device: "cpu", "cuda", …
         keep: the rows are needed afterwards, to be combined. A plan without rows then pays one more
             backward pass, for the combination.
+        batched: one batched pass makes the rows, not one pass each.
     """
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
@@ -169,16 +192,17 @@ def task_plan(
             if engine == "layerwise" or len(outer) > 1
             else ["kernel", "gemm", "rows"]
         )
-        forms: list[Form] = [cheapest_form(group, rows, device, None, allowed) for group in outer]
+        forms: list[Form] = [
+            cheapest_form(group, rows, device, None, allowed, batched=batched) for group in outer
+        ]
         if forms == ["rows"]:
             left.append(name)
             continue
         for group, form in zip(outer, forms, strict=True):
             tapped.append((group, form))
             found = costs(group, rows)
-            saved += weighted_cost(found["rows"], group, "rows", device) - weighted_cost(
-                found[form], group, form, device
-            )
+            saved += weighted_cost(found["rows"], group, "rows", device, batched=batched)
+            saved -= weighted_cost(found[form], group, form, device)
             saved += 2.0 * rows * group.numel if keep else 0.0  # the combination of its rows
     if keep and engine == "auto":
         combining = sum(
@@ -398,9 +422,12 @@ class Decision(NamedTuple):
 def _any_better_than_rows(
     calls: Sequence[Use], params: Params, names: Sequence[str], rows: int, device: str
 ) -> bool:
-    """Whether some leaf could gain at all, if every call served every loss; no graph is read."""
+    """Whether some leaf could gain over a pass a loss, if every call served every loss; no graph
+    is read.
+    """
     return any(
-        cheapest_form(group, rows, device, None, ("kernel", "gemm", "rows")) != "rows"
+        cheapest_form(group, rows, device, None, ("kernel", "gemm", "rows"), batched=False)
+        != "rows"
         for name, groups in seen_groups(calls, params).items()
         for group in groups
         if name in names
@@ -485,9 +512,9 @@ def decide(
     )
     loss_edges = loss_edges if not mixed and (apart or separated) else None
     groups = groups_of(calls, params, names, graph, separate=loss_edges is not None)
-    return Decision(
-        task_plan(groups, names, rows, engine, device, keep=keep), loss_edges, one_at_a_time, groups
-    )
+    batched = loss_edges is None and not one_at_a_time
+    plan = task_plan(groups, names, rows, engine, device, keep=keep, batched=batched)
+    return Decision(plan, loss_edges, one_at_a_time, groups)
 
 
 def should_loop(
