@@ -418,7 +418,7 @@ def test_arguments_that_are_something_else(net):
     with pytest.raises(ValueError, match="matches no parameter"):
         mf.Balancer(net, mf.mgda(), "body.*")
     with pytest.raises(NotImplementedError, match="DataParallel"):
-        mf.Balancer(nn.DataParallel(net), mf.mgda())
+        mf.Balancer(nn.DataParallel(Net()), mf.mgda())  # it takes its module to the device
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
     ((x, y),) = batches(1)
     losses = scalars(net(x), y)

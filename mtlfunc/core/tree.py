@@ -295,7 +295,9 @@ def dot(
     for some in _split_blocks(left, names):
         wide = dtype or torch.promote_types(left[some[0]].dtype, torch.float32)
         a = _concatenate(left, some).to(wide)
-        b = a if right is left else _concatenate(right, some).to(wide)
+        # not the dicts themselves: the compiler before torch 2.12 cannot compare them
+        same = all(right[name] is left[name] for name in some)
+        b = a if same else _concatenate(right, some).to(wide)
         part = columns([b], lambda each, a=a: inner_products(a, each[0]))
         total = part if total is None else total + part
     assert total is not None, "names is never empty: select() raises"

@@ -8,7 +8,7 @@ where a transform is active, the compiler traces, or inference mode forbids plai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -58,10 +58,21 @@ def explained_vjp(
                 except RuntimeError as error:
                     if "Inference tensors cannot be saved" not in str(error):
                         raise
-            return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
+            with _outside_inference_mode():
+                return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
         _name_cure(error, params)
         raise
+
+
+def _outside_inference_mode() -> AbstractContextManager[Any]:
+    """Before torch 2.12 a level of `torch.func` records nothing in inference mode."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    recording, found = torch.is_grad_enabled(), ExitStack()
+    found.enter_context(torch.inference_mode(False))
+    found.enter_context(torch.set_grad_enabled(recording))
+    return found
 
 
 @contextmanager
@@ -282,6 +293,11 @@ _IN_PLACE = (
     "beside the parameters, return them as aux, (losses, buffers), with has_aux=True, and put "
     "info.aux into the next batch."
 )
+_CHECKPOINTING = (
+    "losses_fn uses activation checkpointing (or other hooks on saved tensors), which "
+    "torch.func does not take: call the module without it; chunk_size bounds the memory of "
+    "the backward passes instead."
+)
 _CURES = {
     "in-place operation": _IN_PLACE,
     "will be updated in place": _IN_PLACE,
@@ -289,11 +305,8 @@ _CURES = {
         "losses_fn uses reentrant activation checkpointing, which goes with loss.backward() alone: "
         "pass use_reentrant=False to torch.utils.checkpoint."
     ),
-    "saved tensor hooks": (
-        "losses_fn uses activation checkpointing (or other hooks on saved tensors), which "
-        "torch.func does not take: call the module without it; chunk_size bounds the memory of "
-        "the backward passes instead."
-    ),
+    "saved tensor hooks": _CHECKPOINTING,
+    "_NoopSaveInputs": _CHECKPOINTING,  # of checkpointing, before torch 2.12
     "must override the setup_context": (
         "losses_fn calls a torch.autograd.Function whose forward takes ctx, which torch.func does "
         "not take. If it is your own, write forward(*inputs) without ctx, and "

@@ -279,7 +279,7 @@ def row_probe(options: RowOptions) -> Probe:
     """The probe of these options, which are checked here."""
     options = checked_options(options)
     added = frozenset() if options.edit is None else options.edit.measures
-    added |= frozenset() if options.target is None else {"target"}
+    added = added | (frozenset() if options.target is None else {"target"})
     measures = added | {"gramian"}
     return Probe(
         partial(_init, options),

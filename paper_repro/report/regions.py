@@ -1,5 +1,6 @@
 """Many steps of many lanes as one compiled program, in the time that one step takes to compile."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,13 +69,14 @@ def compile_steps(
     form, count = tree_structure(state), len(lanes)
 
     # Arguments and answers are flat: a region that is handed or returns nests is traced at every
-    # call, and taken for another where it holds NaN. And it hands no input through.
+    # call. And it hands no input through.
     def on_leaves(*arguments: Tensor) -> tuple[Tensor, ...]:
         after = step(*arguments[:count], tree_unflatten(arguments[count:], form))
         return tuple(x.clone() for x in (after.params[leaf], *tree_leaves(after)))
 
     export: Any = torch._dynamo.export  # under the compiler's own rules, unlike make_fx
     graph = export(on_leaves, aten_graph=True)(*lanes, *tree_leaves(state)).graph_module
+    _write_nan_as_a_product(graph)
     region: Any = torch.compiler.nested_compile_region(lambda *arguments: graph(*arguments))
 
     def several(*arguments: Tensor) -> tuple[Tensor, ...]:
@@ -98,3 +100,17 @@ def compile_steps(
         return tree_unflatten(leaves, form), values
 
     return run
+
+
+def _write_nan_as_a_product(graph: torch.fx.GraphModule) -> None:
+    """∞·0, for the sake of a region that is traced anew: before torch 2.12 that is every one, and
+    its constants are compared with those of the first, which NaN never equals.
+    """
+    nodes, aten = graph.graph, torch.ops.aten
+    for node in nodes.find_nodes(op="call_function", target=aten.full_like.default):
+        if math.isnan(node.args[1]):
+            node.update_arg(1, math.inf)
+            with nodes.inserting_after(node):
+                product = nodes.call_function(aten.mul.Scalar, (node, 0.0))
+            node.replace_all_uses_with(product, lambda user, product=product: user is not product)
+    graph.recompile()
