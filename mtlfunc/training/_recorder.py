@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 T = TypeVar("T")
 
 _CURE = (
-    "A graph holds work of the device alone. Write the loss and the rule without .item(), float(), "
-    "print, NumPy, boolean indices, and if or while on tensors (torch.where chooses by value), or "
-    "go on without capture: update of the step that was given to mtlfunc.capture takes the same "
-    "state and batch"
+    "A recording holds work of the device alone: write the loss and the rule without .item(), "
+    "float(), print, NumPy, boolean indices, and if or while on tensors (torch.where chooses by "
+    "value). To go on without capture, call update of the step that was given to mtlfunc.capture, "
+    "with the same state and batch"
 )
 _READS = {
     *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select"),
@@ -57,40 +60,58 @@ class Recorder(Protocol):
 
 
 class HostReads(TorchDispatchMode):
-    """Raises where an operation on tensors of a device would make the host wait for it."""
+    """Raises where an operation on tensors of a device would make the host wait for it.
+
+    Whatever else fails inside has run before, outside of a recording: the error says that it cannot
+    be recorded, and where.
+    """
 
     def __init__(self, device: str) -> None:
         super().__init__()
-        self.device, self.last = device, "nothing"
+        self.device, self.last = device, "the first operation"
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         self.last = str(func)
-        name = func.overloadpacket.__name__
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if any(x.device.type == self.device for x in given) or self.device in str(
-            kwargs.get("device")
-        ):
-            why = _why(name, given, args, kwargs)
+        devices = {x.device.type for x in given}
+        if kwargs.get("device") is not None:
+            devices.add(torch.device(kwargs["device"]).type)
+        if self.device in devices:
+            why = _why(func.overloadpacket.__name__, devices, args, kwargs)
             if why:
-                raise RuntimeError(f"capture: {func} {why}. {_CURE}")
+                raise RuntimeError(f"{func} {why}")
         return func(*args, **kwargs)
 
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+            return
+        if str(error).startswith("capture: "):
+            return
+        raise RuntimeError(
+            f"capture: this step cannot be recorded. After {self.last}{_line(error)} torch said: "
+            f"{str(error).splitlines()[0]}. {_CURE}"
+        ) from error
 
-def _why(name: str, given: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+
+def _line(error: BaseException) -> str:
+    """Where the user's own code led to an error."""
+    rooms = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}")
+    own = [x for x in extract_tb(error.__traceback__) if not x.filename.startswith(rooms)]
+    return f", at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})," if own else ""
+
+
+def _why(name: str, devices: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """What keeps an operation out of a graph, or nothing."""
     if name in _READS:
         return "reads a value on the host"
     if name in _SOLVERS:
         return "makes the host wait (a solver of the linear algebra library)"
-    if name in ("_to_copy", "copy_", "_copy_from", "to"):
-        devices = {x.device.type for x in given}
-        if kwargs.get("device") is not None:
-            devices.add(torch.device(kwargs["device"]).type)
-        if len(devices) > 1:
-            return f"copies between devices ({' and '.join(sorted(devices))})"
+    if name in ("_to_copy", "copy_", "_copy_from") and len(devices) > 1:
+        return f"copies between devices ({' and '.join(sorted(devices))})"
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
         masks = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)]
         if any(x.dtype in (torch.bool, torch.uint8) for x in masks):
@@ -131,32 +152,21 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Record it. An error ends the recording and leaves the device as it was."""
-        graph, watch = torch.cuda.CUDAGraph(), HostReads("cuda")
-        collects = gc.isenabled()
+        graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
             gc.collect()  # what is collected while recording could free memory of a graph
             torch.cuda.empty_cache()
             gc.disable()
             try:
-                with torch.cuda.stream(self.stream):
+                with torch.cuda.stream(self.stream), HostReads("cuda"):
                     graph.capture_begin(self.pool, capture_error_mode="thread_local")
                     try:
-                        with watch:
-                            found = run()
+                        found = run()
+                        graph.capture_end()
                     except BaseException:
                         self._abandon(graph)
                         raise
-                    graph.capture_end()
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                if str(error).startswith("capture: "):
-                    raise
-                raise RuntimeError(
-                    f"capture: {watch.last}, or what followed it, cannot be recorded in a CUDA "
-                    f"graph. {_CURE}. CUDA said: {error}"
-                ) from error
             finally:
                 if collects:
                     gc.enable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Home:
         self.key = key
         self.sides = [[_fixed(leaf) for leaf in state] for _ in range(2)]
         self.places = [i for i, leaf in enumerate(state) if isinstance(leaf, Tensor)]
-        self.issued: list[dict[int, Tensor]] = [{}, {}]
+        self.issued: list[dict[int, ref[Tensor]]] = [{}, {}]
         self.memories = [{i: _memory(side[i]) for i in self.places} for side in self.sides]
         # how many tensors hold each memory while nothing of it is handed out
         self.holders = {x: holders_of(x) for each in self.memories for x in each.values()}
@@ -64,7 +65,12 @@ class Home:
     def source(self, state: Sequence[Any]) -> tuple[int, list[int]]:
         """Which side holds most of a state, and the places of what it does not hold."""
         others = [
-            [i for i in self.places if state[i] is not issued.get(i)] for issued in self.issued
+            [
+                i
+                for i in self.places
+                if not (i in issued and issued[i]() is state[i]) and not _same(side[i], state[i])
+            ]
+            for side, issued in zip(self.sides, self.issued, strict=True)
         ]
         side = int(len(others[1]) < len(others[0]))
         return side, others[side]
@@ -73,23 +79,30 @@ class Home:
         """Where a view of what was handed out is alive: overwriting would change it unseen."""
         memories, issued = self.memories[side], self.issued[side]
         found = [
-            i for i in places if holders_of(memories[i]) > self.holders[memories[i]] + (i in issued)
+            i
+            for i in places
+            if holders_of(memories[i])
+            > self.holders[memories[i]] + (i in issued and issued[i]() is not None)
         ]
         if found and gc.collect():  # perhaps they only wait to be collected
             return self.in_use(side, found)
         return found
 
     def take_back(self, side: int, places: Iterable[int]) -> None:
-        """Let what was handed out say that it is overwritten."""
-        issued = self.issued[side]
-        for i in places if issued else ():
-            if i in issued:
-                issued.pop(i).__class__ = Overwritten
+        """Let what was handed out, where it is kept, say that it is overwritten."""
+        for i in places:
+            handed = self.issued[side].pop(i, None)
+            leaf = handed() if handed else None
+            if leaf is not None:
+                nothing = torch.tensor(float("nan")).to(leaf, non_blocking=True)
+                leaf.data = nothing.expand(leaf.shape)
+                torch.autograd.graph.increment_version(leaf)
+                leaf.__class__ = Overwritten
 
     def issue(self, side: int) -> list[Any]:
         """Hand the state of a side out."""
         found = [x.detach() if isinstance(x, Tensor) else x for x in self.sides[side]]
-        self.issued[side] = {i: found[i] for i in self.places}
+        self.issued[side] = {i: ref(found[i]) for i in self.places}
         return found
 
 
@@ -191,6 +204,16 @@ class Recording:
 def _fixed(leaf: Any) -> Any:
     """A copy at an address that stays."""
     return torch.empty_like(leaf).copy_(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _same(place: Tensor, leaf: Tensor) -> bool:
+    """Whether a leaf is this memory as a whole, under another name."""
+    return (
+        leaf.data_ptr() == place.data_ptr()
+        and leaf.shape == place.shape
+        and leaf.stride() == place.stride()
+        and leaf.numel() > 0
+    )
 
 
 def _memory(x: Tensor) -> int:

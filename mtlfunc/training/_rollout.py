@@ -15,6 +15,7 @@ from ..core.checks import inside_transform
 from ..core.expect import expect_function, expect_state, expect_step
 from ..core.progress import progress_bar
 from ..types import Batch, Info, State, Step, TrainState
+from ._capture import Captured
 
 _NOTE = (
     "rollout: the state and the record before this step are .state and .record of this error. "
@@ -76,6 +77,8 @@ def rollout(
     if record is not None:
         expect_function(record, "record", "state, info")
     take = record or (lambda state, info: info._replace(aux=()))
+    # a captured step overwrites the states that it returned
+    own = torch.clone if record and isinstance(step.update, Captured) else None
     kept: list[Any] = []
     # One assignment binds the state and the length of its record: no interrupt comes between them.
     done = state, 0
@@ -84,7 +87,8 @@ def rollout(
         for count, batch in enumerate(batches if quiet else _progress(batches)):
             state, info = step.update(done[0], batch)
             if count % every == 0:
-                kept.append(_entry(take(state, info), kept))
+                entry = _entry(take(state, info), kept)
+                kept.append(tree_map(own, entry) if own else entry)
             done = state, len(kept)
         return done[0], _stack_entries(kept)
     except KeyboardInterrupt as stop:
