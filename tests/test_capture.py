@@ -3,7 +3,7 @@ what is copied, what stays, what is overwritten, and what is refused. `tests/tes
 has the graphs themselves.
 """
 
-import collections
+import gc
 import itertools
 import threading
 
@@ -226,7 +226,8 @@ def test_the_given_state_stays_and_older_ones_say_that_they_are_gone(made):
         with pytest.raises(RuntimeError, match=r"clone what you need .*capture once for each run"):
             read()
     assert (x.shape, x.dtype) == (value.shape, value.dtype)
-    assert "overwritten" in repr(a)
+    assert "overwritten" in repr(x)
+    assert "overwritten" in repr({"state": x})
 
 
 def test_a_stale_state_is_refused_by_name(made):
@@ -308,27 +309,40 @@ def test_the_parts_of_two_states(made):
     assert torch.equal(captured.update(mixed, ZERO)[0].params["x"], X / 8)
 
 
-def test_a_view_in_use_is_not_overwritten(made):
+@pytest.mark.parametrize(
+    "make", [lambda x: x.detach(), lambda x: x[1:], nn.Parameter], ids=["alias", "slice", "module"]
+)
+def test_a_view_in_use_is_not_overwritten(made, monkeypatch, make):
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     captured, a = started()
-    views = {
-        "detach": lambda x: x.detach(),
-        "slice": lambda x: x[1:],
-        "parameter": nn.Parameter,
-    }
-    for make in views.values():
-        value = a.params["x"].clone()
-        view = make(a.params["x"])
-        b, _ = captured.update(a, ZERO)
-        with pytest.raises(RuntimeError, match=r"state\.params\['x'\]: a view .* clone it"):
-            captured.update(b, ZERO)
-        assert torch.equal(view.detach(), value[-len(view) :])
-        del view
-        a, _ = captured.update(b, ZERO)
-    cycle = collections.deque([a.params["x"].detach()])
+    value = a.params["x"].clone()
+    view = make(a.params["x"])
+    b, _ = captured.update(a, ZERO)
+    with pytest.raises(RuntimeError, match=r"state\.params\['x'\]: a view .* clone it"):
+        captured.update(b, ZERO)
+    assert torch.equal(view, value[-len(view) :])
+    del view
+    c, _ = captured.update(b, ZERO)
+    assert torch.equal(c.params["x"], value / 4)
+
+
+def test_a_view_that_waits_to_be_collected_is_not_in_use(made):
+    captured, a = started()
+    cycle = [a.params["x"].detach()]
     cycle.append(cycle)
     del cycle
     for _ in range(2):
         a, _ = captured.update(a, ZERO)
+
+
+def test_a_derivative_through_what_was_overwritten_is_refused(made):
+    captured, a = started()
+    loss = a.params["x"].requires_grad_().square().sum()
+    state = TrainState({"x": a.params["x"].detach()}, *a[1:])
+    for _ in range(2):
+        state, _ = captured.update(state, ZERO)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        loss.backward()
 
 
 # ---- kinds and eviction --------------------------------------------------------------------------

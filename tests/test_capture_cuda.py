@@ -121,7 +121,7 @@ def test_dropout_draws_what_it_draws_without_on_cuda():
     step = mf.descend(losses, mf.mgda(), mf.jacobian(SHARED), mf.adam(0.01))
     batch, seen = cuda(BATCH), []
     for one in (step, mf.capture(step)):
-        with torch.random.fork_rng(["cuda"]):
+        with torch.random.fork_rng([0]):
             torch.manual_seed(3)
             state = step.init(cuda(PARAMS), batch)
             seen.append([])

@@ -104,10 +104,13 @@ class Captured:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """One step: by itself, or by a replay."""
-        args += tuple(named.pop(name) for name in self.names[len(args) :] if name in named)
+        given = dict(zip(self.names, args, strict=False)) | named
+        if given.keys() != set(self.names) or len(args) + len(named) != len(self.names):
+            return self.update(*args, **named)  # which says what is missing
+        args = tuple(given[name] for name in self.names)
         recorder = _recorder_for(args)
-        if recorder is None or named or len(args) != len(self.names):
-            return self.update(*args, **named)
+        if recorder is None:
+            return self.update(*args)
         if recorder.busy():
             raise RuntimeError(
                 "capture: update of a captured step was called inside another recording; call "

@@ -26,14 +26,11 @@ _CURE = (
     "with the same state and batch"
 )
 _READS = {
-    *("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select"),
+    *("_local_scalar_dense", "equal", "nonzero", "masked_select"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
-    *("_linalg_check_errors", "_assert_async"),
+    "_linalg_check_errors",
 }
-_SOLVERS = {
-    *("_linalg_eigh", "linalg_eig", "_linalg_eigvals", "linalg_eigvals", "_linalg_svd"),
-    *("linalg_qr", "linalg_lstsq", "cholesky_solve", "geqrf", "ormqr"),
-}
+_SOLVERS = {"_linalg_eigh", "linalg_eig", "_linalg_eigvals", "_linalg_svd", "linalg_qr"}
 
 
 class Recorder(Protocol):

@@ -94,8 +94,7 @@ class Home:
             handed = self.issued[side].pop(i, None)
             leaf = handed() if handed else None
             if leaf is not None:
-                nothing = torch.tensor(float("nan")).to(leaf, non_blocking=True)
-                leaf.data = nothing.expand(leaf.shape)
+                leaf.data = leaf.new_empty(()).expand(leaf.shape)
                 torch.autograd.graph.increment_version(leaf)
                 leaf.__class__ = Overwritten
 
