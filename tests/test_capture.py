@@ -503,10 +503,21 @@ def test_what_cannot_be_recorded_is_named(made, monkeypatch, capsys, name):
     assert made[-1].freed
 
 
-def test_a_step_that_a_graph_can_hold_is_not_named(made, monkeypatch):
+def test_what_a_step_takes_from_elsewhere_stays_alive(made, monkeypatch):
+    """A graph knows addresses alone: of the caller's tensors, and of none of its own."""
     monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
-    _, state = started()
-    assert torch.equal(state.params["x"], X / 4)
+    step, scale, shift = decay(), torch.tensor(2.0), torch.tensor(1.0)
+    view = torch.stack([scale, shift])[1:]
+
+    def update(state, batch):
+        return step.update(state, batch * 3 * scale.detach() + view.square())
+
+    captured = mf.capture(step._replace(update=update))
+    state = captured.init({"x": X}, ZERO)
+    for _ in range(4):
+        state, _ = captured.update(state, ZERO)
+    held = {x.untyped_storage().data_ptr() for x in made[-1].reads.values()}
+    assert held == {x.untyped_storage().data_ptr() for x in (scale, view)}
 
 
 def test_a_state_that_changes_its_form_is_refused(made):

@@ -1,4 +1,4 @@
-"""A step recorded once on the device, then replayed: one launch in place of hundreds."""
+"""A step recorded once on the device, then replayed: one launch for hundreds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def capture(step: S, *, graphs: int = 8) -> S:
 
     Raises:
         TypeError: for a step that is something else; from update, for a number or another object
-            in the state or the batch that is no tensor (a replay would repeat its first value).
+            in the state or the batch that is not a tensor (a replay would repeat its first value).
         ValueError: from update, for tensors on several devices, or that require grad (a replay has
             no derivative).
         RuntimeError: from update, for an operation that a graph cannot hold (a value read on the
@@ -103,7 +103,7 @@ class Captured:
         return f"captured {self.update!r}"
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        """One step: by itself, or by a replay."""
+        """One step: the plain update, or a replay."""
         given = dict(zip(self.names, args, strict=False)) | named
         if given.keys() != set(self.names) or len(args) + len(named) != len(self.names):
             return self.update(*args, **named)  # which says what is missing
@@ -161,7 +161,7 @@ class Captured:
 
 
 def _recorder_for(args: tuple[Any, ...]) -> type[Recorder] | None:
-    """What records on the device of these arguments; None where the step runs by itself."""
+    """What records on the device of these arguments; None for the plain update."""
     if inside_transform() or torch.compiler.is_compiling():
         return None
     if torch._C._len_torch_dispatch_stack():

@@ -36,6 +36,8 @@ _SOLVERS = {"_linalg_eigh", "linalg_eig", "_linalg_eigvals", "_linalg_svd", "lin
 class Recorder(Protocol):
     """Runs a function once on its device, and records it to be replayed at the same addresses."""
 
+    reads: dict[int, Tensor]  # by memory: what recordings read and did not make
+
     def __init__(self, device: torch.device) -> None: ...
 
     @staticmethod
@@ -66,6 +68,8 @@ class HostReads(TorchDispatchMode):
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device, self.last = device, "the first operation"
+        self.reads: dict[int, Tensor] = {}
+        self.made: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -80,7 +84,12 @@ class HostReads(TorchDispatchMode):
             why = _why(func.overloadpacket.__name__, devices, args, kwargs)
             if why:
                 raise RuntimeError(f"{func} {why}")
-        return func(*args, **kwargs)
+        self.reads |= {memory(x): x for x in given if memory(x) not in self.made}
+        found = func(*args, **kwargs)
+        self.made |= {memory(x) for x in tree_leaves(found) if isinstance(x, Tensor)} - {
+            *self.reads
+        }
+        return found
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
@@ -88,10 +97,17 @@ class HostReads(TorchDispatchMode):
             return
         if str(error).startswith("capture: "):
             return
+        if "out of memory" in str(error):  # of the graph itself
+            raise torch.OutOfMemoryError(str(error)) from error
         raise RuntimeError(
             f"capture: this step cannot be recorded. After {self.last}{_line(error)} torch said: "
             f"{str(error).splitlines()[0]}. {_CURE}"
         ) from error
+
+
+def memory(x: Tensor) -> int:
+    """Which memory this is a view of."""
+    return x.untyped_storage()._cdata
 
 
 def _line(error: BaseException) -> str:
@@ -132,6 +148,7 @@ class CudaRecorder:
         self.stream = _stream(device)
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.reads: dict[int, Tensor] = {}
 
     @staticmethod
     def busy() -> bool:
@@ -149,14 +166,14 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """Record it. An error ends the recording and leaves the device as it was."""
-        graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
+        graph, watch, collects = torch.cuda.CUDAGraph(), HostReads("cuda"), gc.isenabled()
         with torch.cuda.device(self.device):
             torch.cuda.synchronize()
             gc.collect()  # what is collected while recording could free memory of a graph
             torch.cuda.empty_cache()
             gc.disable()
             try:
-                with torch.cuda.stream(self.stream), HostReads("cuda"):
+                with torch.cuda.stream(self.stream), watch:
                     graph.capture_begin(self.pool, capture_error_mode="thread_local")
                     try:
                         found = run()
@@ -168,6 +185,7 @@ class CudaRecorder:
                 if collects:
                     gc.enable()
         self.graphs.append(graph)
+        self.reads |= watch.reads
         return found, graph.replay
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
@@ -188,6 +206,7 @@ class CudaRecorder:
         for graph in self.graphs:
             graph.reset()
         self.graphs.clear()
+        self.reads.clear()
 
 
 RECORDERS: dict[str, type[Recorder]] = {"cuda": CudaRecorder}

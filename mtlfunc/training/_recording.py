@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._forms import Arguments, flatten, unflatten
-from ._recorder import Recorder
+from ._recorder import Recorder, memory
 
 KEEP = (
     "after b = update(a, batch) only a and b are kept: clone what you need for longer "
@@ -58,20 +58,21 @@ class Home:
         self.sides = [[_fixed(leaf) for leaf in state] for _ in range(2)]
         self.places = [i for i, leaf in enumerate(state) if isinstance(leaf, Tensor)]
         self.issued: list[dict[int, ref[Tensor]]] = [{}, {}]
-        self.memories = [{i: _memory(side[i]) for i in self.places} for side in self.sides]
+        self.memories = [{i: memory(side[i]) for i in self.places} for side in self.sides]
         # how many tensors hold each memory while nothing of it is handed out
         self.holders = {x: holders_of(x) for each in self.memories for x in each.values()}
 
     def source(self, state: Sequence[Any]) -> tuple[int, list[int]]:
         """Which side holds most of a state, and the places of what it does not hold."""
         others = [
-            [
-                i
-                for i in self.places
-                if not (i in issued and issued[i]() is state[i]) and not _same(side[i], state[i])
-            ]
-            for side, issued in zip(self.sides, self.issued, strict=True)
+            [i for i in self.places if i not in issued or issued[i]() is not state[i]]
+            for issued in self.issued
         ]
+        if all(others):  # perhaps under other names
+            others = [
+                [i for i in some if not _same(self.sides[side][i], state[i])]
+                for side, some in enumerate(others)
+            ]
         side = int(len(others[1]) < len(others[0]))
         return side, others[side]
 
@@ -94,6 +95,7 @@ class Home:
             handed = self.issued[side].pop(i, None)
             leaf = handed() if handed else None
             if leaf is not None:
+                leaf._fix_weakref()  # pyright: ignore  # torch's rule for references like these
                 leaf.data = leaf.new_empty(()).expand(leaf.shape)
                 torch.autograd.graph.increment_version(leaf)
                 leaf.__class__ = Overwritten
@@ -154,7 +156,7 @@ class Recording:
     def _record(self, update: Callable[..., Any], side: int) -> Program:
         leaves = list(self.inputs)
         leaves[self.span] = self.home.sides[side]
-        reused = {_memory(x) for x in leaves if isinstance(x, Tensor)}
+        reused = {memory(x) for x in leaves if isinstance(x, Tensor)}
         notes: list[Any] = []
 
         def run() -> list[Tensor]:
@@ -167,6 +169,10 @@ class Recording:
             return packs
 
         packs, replay = self.recorder.record(run)
+        # What losses_fn takes from elsewhere must stay where it is. Our own memory does, and is
+        # counted: see `Home.in_use`.
+        for x in (*self.inputs, *self.home.sides[0], *self.home.sides[1]):
+            self.recorder.reads.pop(memory(x) if isinstance(x, Tensor) else 0, None)
         return Program(replay, packs, *notes)
 
     def step(self, args: Arguments) -> tuple[Any, ...]:
@@ -182,7 +188,7 @@ class Recording:
                 )
         with torch.no_grad():
             given = [
-                state[i].clone() if _memory(state[i]) in home.holders else state[i] for i in others
+                state[i].clone() if memory(state[i]) in home.holders else state[i] for i in others
             ]
             _copy(self.inputs, args.leaves)
             home.take_back(side, others)
@@ -215,10 +221,6 @@ def _same(place: Tensor, leaf: Tensor) -> bool:
     )
 
 
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
-
-
 def _copy(to: Sequence[Any], values: Sequence[Any]) -> None:
     """Copy the tensors that have a place, those of one dtype in one launch."""
     groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
@@ -247,7 +249,7 @@ def _pack(answer: list[Any], reused: set[int]) -> tuple[list[Tensor], list[Any],
     packs = {
         group: torch.cat([leaf.reshape(-1) for leaf in some])
         if isinstance(group, torch.dtype)
-        else (some[0].clone() if _memory(some[0]) in reused else some[0].detach())
+        else (some[0].clone() if memory(some[0]) in reused else some[0].detach())
         for group, some in groups.items()
     }
     shapes = [[leaf.shape for leaf in some] for some in groups.values()]

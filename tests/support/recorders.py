@@ -20,7 +20,7 @@ class Rerun:
     recording = False
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.freed, self.calls = device, False, []
+        self.device, self.freed, self.calls, self.reads = device, False, [], {}
         self.made.append(self)
 
     @classmethod
@@ -54,14 +54,21 @@ class Rerun:
 
     def free(self) -> None:
         self.freed = True
+        self.reads.clear()
 
 
 class Watched(Rerun):
     """The same, which refuses what a graph cannot hold."""
 
     def record(self, run):
-        def watched():
-            with _recorder.HostReads(self.device.type):
-                return run()
+        seen = {}
 
-        return super().record(watched)
+        def watched():
+            with _recorder.HostReads(self.device.type) as watch:
+                found = run()
+            seen.update(watch.reads)
+            return found
+
+        answer = super().record(watched)
+        self.reads |= seen
+        return answer
