@@ -7,6 +7,7 @@ import torch
 from torch.func import grad, hessian, vmap
 
 import mtlfunc as mf
+from mtlfunc.solvers.problems import resolution
 from mtlfunc.types import Geometry
 
 F64 = torch.float64
@@ -17,9 +18,9 @@ def geometry_of(jacobian: torch.Tensor, carried: torch.Tensor, scale=None) -> Ge
     count = len(jacobian)
     stretched = jacobian if scale is None else jacobian * scale
     return Geometry(
-        torch.ones(count, dtype=F64),
+        torch.ones(count, dtype=jacobian.dtype),
         stretched @ jacobian.mT,
-        torch.full((count,), 1 / count, dtype=F64),
+        torch.full((count,), 1 / count, dtype=jacobian.dtype),
         torch.ones(count, dtype=torch.bool),
         {"carried": jacobian @ carried},
     )
@@ -61,6 +62,24 @@ def test_it_is_the_projection_in_the_metric(rule, seed):
     assert np.abs(mine - step.value).max() < 1e-6, f"{rule.__name__}, seed {seed}"
     assert (rows @ mine / np.linalg.norm(rows, axis=1)).min() > -1e-9, f"seed {seed}"
     assert (found - plain).min() >= 0, f"seed {seed}"
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6, 0.0])
+def test_gradients_in_float32_that_are_nearly_parallel(apart):
+    """Their Gramian is rounded to float32; the rates are those of the rows themselves."""
+    for seed in range(40):
+        g = torch.Generator().manual_seed(seed)
+        base, tasks = torch.randn(1, 50, generator=g), 2 + seed % 4
+        jacobian = base + apart * torch.randn(tasks, 50, generator=g)
+        carried = 3 * torch.randn(50, generator=g) - 2 * torch.rand((), generator=g) * base[0]
+        found = weights(mf.safe(mf.mean()), geometry_of(jacobian, carried)).double()
+        jacobian, carried = jacobian.double(), carried.double()
+        rates = jacobian @ (carried + jacobian.mT @ found)
+        lengths = jacobian.norm(dim=1)
+        # what a Gramian resolves (`mtlfunc.solvers.problems`), in units of what the rates sum up
+        slack = resolution(tasks, torch.finfo(torch.float32).eps)
+        size = lengths * (lengths @ found + carried.norm())
+        assert (rates / size).min() > -slack, f"seed {seed}: {(rates / lengths**2).tolist()}"
 
 
 def test_nothing_changes_where_nothing_rises():

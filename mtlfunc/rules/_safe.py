@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.checks import can_look, check_scalar
 from ..core.expect import expect_rule
+from ..core.linear import solve_factored
 from ..solvers._auto import dual_cone_weights
 from ..solvers.problems import resolution, root
 from ..types import Geometry, Rule, Scalar, State
@@ -84,7 +85,7 @@ def safe(rule: Rule, margin: Scalar = 0.0) -> Rule:
 
 def _correction(gramian: Tensor, w: Tensor, linear: Tensor, present: Tensor) -> Tensor:
     """argmin over λ >= 0 of ½ λᵀGλ + (linear + G w)ᵀλ."""
-    corner = _square(gramian.detach().double(), w.detach().double(), linear.detach().double())
+    corner = _square(gramian.detach(), w.detach(), linear.detach())
     column = linear[:, None]
     last = torch.cat([column.mT, corner.to(gramian)[None, None]], 1)
     bordered = torch.cat([torch.cat([gramian, column], 1), last])
@@ -100,12 +101,14 @@ def _square(gramian: Tensor, w: Tensor, linear: Tensor) -> Tensor:
     h = ‖z‖ + ‖Jᵀw‖ with the shortest such z; what is added at a right angle is at least ‖z‖h, by
     which z·d can be below 0.
     """
+    slack = resolution(len(w), torch.finfo(gramian.dtype).eps)
+    gramian, w, linear = gramian.double(), w.double(), linear.double()
     n = root(gramian.diagonal())
     n = n.where(n > 0, 1.0)
-    ridge = resolution(len(n), torch.finfo(gramian.dtype).eps) * torch.eye(len(n)).to(gramian)
     cosine, right = gramian / n[:, None] / n, (linear / n)[:, None]
+    ridge = torch.diag(torch.full_like(n, slack))
     factor = torch.linalg.cholesky_ex(0.5 * (cosine + cosine.mT) + ridge)[0]
-    shortest = (right * torch.cholesky_solve(right, factor)).sum()
+    shortest = (right * solve_factored(right, factor)).sum()
     return 4 * (root(shortest) + root(w @ gramian @ w)).square()
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..core.linear import solve_factored
 from .problems import CAGrad, DualCone, MinNorm, resolution, root
 
 
@@ -99,7 +100,7 @@ def _affine(gramian: Tensor, support: Tensor, linear: Tensor) -> tuple[Tensor, T
 
 def _solve(matrix: Tensor, support: Tensor, right: Tensor, ridge: float, rounds: int) -> Tensor:
     factor = torch.linalg.cholesky_ex(matrix + torch.diag(torch.where(support, ridge, 1.0)))[0]
-    x = torch.cholesky_solve(right, factor)
+    x = solve_factored(right, factor)
     for _ in range(rounds - 1):
-        x = x + torch.cholesky_solve(right - matrix @ x, factor)
+        x = x + solve_factored(right - matrix @ x, factor)
     return x
