@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.checks import can_look, has_finite_sum, is_differentiated
+from ..core.linear import eigenvectors
 
 
 class Spectral(NamedTuple):
@@ -39,23 +40,22 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
     """
     constant = matrix.detach()
     if can_look(matrix) and has_finite_sum(constant):
-        values, vectors = torch.linalg.eigh(constant)
+        values, vectors = eigenvectors(constant)
         if values.tolist()[0] > noise:
             if not is_differentiated(matrix):
                 return Spectral(values, None, vectors, None)
             return Spectral(values, None, vectors, vectors.mT @ (matrix - constant) @ vectors)
     else:
-        values, vectors = torch.linalg.eigh(constant.nan_to_num(0.0, 0.0, 0.0))
+        values, vectors = eigenvectors(constant.nan_to_num(0.0, 0.0, 0.0))
         values = values + 0.0 * constant.sum()  # NaN, and kept, where an entry is not finite
     kept = ~(values <= noise)
-    values, spanning = torch.threshold(values, noise, 1.0), vectors * kept.to(values)
+    values, vectors = torch.threshold(values, noise, 1.0), vectors * kept.to(values)
     if not is_differentiated(matrix):
-        return Spectral(values, kept, spanning, None)
-    null, vectors = vectors - spanning, spanning
+        return Spectral(values, kept, vectors, None)
     change = (matrix - constant) @ vectors
     inside = vectors.mT @ change
-    # The range of A is that of V + Y with Y VᵀAV = N NᵀAV, N the eigenvectors taken for 0.
-    lift = (null @ null.mT) @ change
+    # The range of A is that of V + Y with Y VᵀAV = (1 - V Vᵀ) A V: 0, not rounding, if V spans all.
+    lift = torch.where(kept.all(), 0.0, change - vectors @ inside)
     turn = (lift - lift / values @ inside) / values
     square = turn.mT @ turn
     # (I + YᵀY)^(1/2) K (I + YᵀY)^(1/2), and below (I + YᵀY)^(-1/2), up to order 2
