@@ -75,12 +75,17 @@ class Backward:
         root: GradientEdge | tuple[GradientEdge, ...] | None,
         cotangent: Tensor | tuple[Tensor, ...],
         targets: Sequence[Target],
+        *,
+        keep: bool = True,
     ) -> list[Tensor]:
-        """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
+        """One pass: the gradients at `targets`, zeros where `root` does not depend on one.
+
+        `keep`: the graph; without it every node is freed when the pass has visited it.
+        """
         if root is None:
             return [target.like() for target in targets]
         places = {target.key: target.place for target in targets}
-        grads = self.bare(root, cotangent, tuple(places.values()))
+        grads = self.bare(root, cotangent, tuple(places.values()), keep=keep)
         if len(places) < len(targets):
             found = dict(zip(places, grads, strict=True))
             grads = [found[target.key] for target in targets]
@@ -95,6 +100,8 @@ class Backward:
         cotangent: Tensor | tuple[Tensor, ...],
         places: tuple[Place, ...],
         freed: Tensor | None = None,
+        *,
+        keep: bool = True,
     ) -> Sequence[Tensor | None]:
         """One pass, None where `root` does not depend on a place.
 
@@ -107,22 +114,30 @@ class Backward:
             given = cotangent, nothing.detach()
             grads = run_backward((root, nothing), given, places, keep=False)  # pyright: ignore
         else:
-            grads = run_backward(root, cotangent, places, record=record)
+            grads = run_backward(root, cotangent, places, keep=keep, record=record)
         if self.record:
             return grads
         # recorded for its own sake, or a parameter that somebody's own backward returned
         return [x.detach() if x is not None and x.requires_grad else x for x in grads]
 
     def each(
-        self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None
+        self,
+        cotangents: Tensor,
+        targets: Sequence[Target],
+        chunk_size: int | None = None,
+        *,
+        keep: bool = True,
     ) -> list[Tensor]:
         """One pass a cotangent, stacked along a new first axis.
 
         Batched, or single: with `chunk_size` 1, and where torch cannot batch some operation.
+        `keep`: the graph, which a single pass for all may free.
         """
         if not targets:
             return []
-        if chunk_size == 1 or len(cotangents) == 1:
+        if len(cotangents) == 1:
+            return _stacked([self(self.root, cotangents[0], targets, keep=keep)])
+        if chunk_size == 1:
             return _stacked([self(self.root, cotangent, targets) for cotangent in cotangents])
         try:
             return list(

@@ -239,6 +239,8 @@ def deltas_by_sample(
     samples: int,
     look: bool,
     proved: Sequence[Layout] | None,
+    *,
+    keep: bool = True,
 ) -> tuple[list[Tensor], list[Choices], list[Tensor], bool]:
     """For every use its deltas [task, *shape] and the layouts that its samples may have; whether
     one of them is right, unless that is proved; and whether no other layout would do.
@@ -251,6 +253,7 @@ def deltas_by_sample(
         samples: how many.
         look: whether values can be read.
         proved: the layouts, where they are known; None compares the samples by a second pass.
+        keep: the graph. With one task and the layouts known the pass may free it.
     """
     tasks = losses.numel() // samples
     targets = [
@@ -260,7 +263,8 @@ def deltas_by_sample(
     eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)
     by_task = eye[:, None].expand(tasks, samples, tasks)
     chunk = None if graph.can_batch and (graph.can_batch_twice or not backward.record) else 1
-    deltas = backward.each(by_task.reshape(tasks, *losses.shape), targets, chunk)
+    cotangents = by_task.reshape(tasks, *losses.shape)
+    deltas = backward.each(cotangents, targets, chunk, keep=keep)
     if proved is not None:
         sure = losses.new_ones((), dtype=torch.bool)
         return deltas, [((layout, sure),) for layout in proved], [], True

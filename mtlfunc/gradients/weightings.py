@@ -20,6 +20,7 @@ from ..core.tree import dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward
 from .layerwise import (
+    HALF,
     Choices,
     Form,
     Graph,
@@ -34,11 +35,15 @@ from .layerwise import (
     sampled_groups,
     seen_groups,
     weighted_plan,
+    widest,
 )
 from .linearize import Linearization, Request
 from .run import Forward
 from .samples import Side, deltas_by_sample
 from .slices import rows_of_leaf
+
+ROUNDING = 8.0
+"""Times the precision of a sum of products, what rounding may make of it."""
 
 FEW = 4
 """Up to so many tasks one pass for all may cost more than one a task."""
@@ -67,8 +72,12 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         assert matrix is not None
         record = forward.recorded or is_differentiated(matrix)
         backward = Backward(forward, record)
+        # then no pass follows: rows and combination are products of inputs and deltas
+        last = request.last and forward.frees and not (record or plan.rows)
+        forward.freed = last and proved is not None and shape.numel() == samples
+        look = can_look(forward.params, value)
         deltas, where, sound, only = deltas_by_sample(
-            backward, plan.uses, graph, value, samples, can_look(forward.params, value), proved
+            backward, plan.uses, graph, value, samples, look, proved, keep=not forward.freed
         )
         if only and proved is None:
             _remember(forward, samples, plan, where)
@@ -106,6 +115,7 @@ def plan_weightings(
             passes=passes,
             rows=rows,
             keep=request.keep == "combination" and exact,
+            plain=exact,
         )
         worth = found.worth or request.engine == "layerwise"
         return found._replace(worth=worth and bool(groups))
@@ -150,8 +160,8 @@ class _Weighings:
         self.own = torch.promote_types(plain, torch.float32)
         self.wide = request.gramian_dtype or self.own
         # Weightings may leave little of what samples have in common: products of samples are wider
-        # than what is left of them, where that costs twice as much and not 64 times.
-        self.widest = torch.float64 if self.value.is_cpu else self.wide
+        # than what is left of them.
+        self.widest = widest(self.value.device.type)
         self.groups: dict[str, list[SampledGroup]] = {}
         for each, _ in side.sampled_groups():
             self.groups.setdefault(each.group.uses[0].part.leaf, []).append(each)
@@ -178,6 +188,11 @@ class _Weighings:
         aux = self.side.forward.aux
         return Linearization(losses, losses, self.preference, kept, gramian, heads, pullback, aux)
 
+    def dtype_of(self, group: Group) -> torch.dtype:
+        """In which its samples' gradients are made: halves stay halves, but for a wide Gramian."""
+        half = group.dtype in HALF and self.wide == torch.float32
+        return group.dtype if half else self.own
+
     def rows(self, names: Sequence[str]) -> Rows:
         """The tasks' rows of these leaves: mixed of those of the samples, or by a pass per task."""
         passed = [name for name in names if name not in self.groups]
@@ -191,7 +206,9 @@ class _Weighings:
         mix = self.matrix.to(self.own)
         for name in names:
             if name not in found:
-                found[name] = self._whole(name, lambda each: each.rows(self.own, mix))
+                found[name] = self._whole(
+                    name, lambda each: each.rows(self.dtype_of(each.group), mix)
+                )
         return {name: found[name] for name in names}
 
     def combination(self, weights: Tensor, names: Sequence[str]) -> Params:
@@ -200,7 +217,9 @@ class _Weighings:
         found = self.backward.leaves(passed, weights) if passed else {}
         for name in names:
             if name not in found:
-                one = self._whole(name, lambda each: each.combined(weights, self.own))
+                one = self._whole(
+                    name, lambda each: each.combined(weights, self.dtype_of(each.group))
+                )
                 found[name] = one[0]
         return {name: found[name] for name in names}
 
@@ -223,31 +242,31 @@ class _Weighings:
             if group.uses[0].part.leaf in measured and group.uses[0].part.leaf not in rows
         ]
         side = self.side.with_plan(Plan(tuple(tapped), ()))
-        biases, blocks, mix = side.biases(), [], self.matrix.to(self.wide)
+        biases, blocks, mix, halves = side.biases(), [], self.matrix.to(self.wide), False
         for each, form in side.sampled_groups():
-            name = each.group.name
+            group, name = each.group, each.group.name
             if form == "mixed" and name not in biases:
                 mixed = each.rows(self.wide, mix)
                 parts.append(inner_products(mixed, mixed))
             elif name not in biases:
-                dtype = self.wide if form == "gemm" else self.widest
-                factors = sample_factors(each, form, dtype)
+                half = self.dtype_of(group) in HALF
+                halves |= half
                 if form == "gemm":
-                    factors = tuple(rows.to(self.widest) for rows in factors)
-                blocks.append(
-                    sample_block(
-                        each.group,
-                        form,
-                        factors,
-                        factors,
-                        self.widest,
-                        biased=name in biases.values(),
-                    )
-                )
+                    data = group.dtype if half else self.wide
+                    blocks.append(each.products(data, self.widest))
+                    continue
+                factors = sample_factors(each, form, group.dtype if half else self.widest)
+                biased = name in biases.values()
+                found = sample_block(group, form, factors, factors, self.widest, biased=biased)
+                blocks.append(found.to(self.widest))
         if blocks:
             by_sample = blocks[0] if len(blocks) == 1 else torch.stack(blocks).sum(0)
             wide = self.matrix.to(self.widest)
-            parts.append((wide @ by_sample @ wide.mT).to(self.wide))
+            found = wide @ by_sample @ wide.mT
+            # What rounding makes of products that cancel has either sign; a Gramian has not.
+            precision = torch.finfo(torch.float32 if halves else self.widest).eps
+            left = ROUNDING * precision * (wide.square() @ by_sample.diagonal())
+            parts.append((found + left.diag_embed()).to(self.wide))
         gramian = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         return 0.5 * (gramian + gramian.mT)
 

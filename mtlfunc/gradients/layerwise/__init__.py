@@ -2,6 +2,7 @@
 
 from .calls import Use as Use
 from .calls import by_leaf as by_leaf
+from .formulas import HALF as HALF
 from .formulas import Choices as Choices
 from .formulas import Form as Form
 from .formulas import Group as Group
@@ -35,6 +36,7 @@ from .plan import seen_groups as seen_groups
 from .plan import should_loop as should_loop
 from .plan import sketch as sketch
 from .plan import weighted_plan as weighted_plan
+from .plan import widest as widest
 from .recorder import RETAIN as RETAIN
 from .recorder import Handles as Handles
 from .recorder import Hooks as Hooks

@@ -16,13 +16,15 @@ of tasks that are weightings A of samples are A R:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...core.tree import inner_products
+from ...core.checks import depth
+from ...core.tree import BLOCK, inner_products
 from .calls import Use
 
 Form = Literal["kernel", "gemm", "rows", "mixed"]
@@ -60,6 +62,11 @@ class Group(NamedTuple):
     def calls(self) -> tuple[tuple[object, int], ...]:
         """The calls' outputs: a weight and the bias added to its products have the same ones."""
         return tuple((use.edge.node, use.edge.output_nr) for use in self.uses)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the deltas, and of the inputs as the calls multiplied them."""
+        return reduce(torch.promote_types, [use.dtype for use in self.uses])
 
     @property
     def is_bias(self) -> bool:
@@ -286,28 +293,56 @@ class SampledGroup(NamedTuple):
         total = sum(folded[1:], start=folded[0])
         return total.reshape(len(total), -1)
 
+    def pieces(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The rows [sample·task, part of the width], `PIECE` bytes at a time."""
+        if not self.group.alike:
+            yield self.rows(dtype)
+            return
+        x, part = _positions(self, dtype)
+        for piece in self._pieces_of(self.group.uses[0], x, part):
+            yield piece.flatten(1)
+
+    def products(self, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
+        """Inner products of the rows [sample·task, sample·task], of rows and deltas in half
+        precision by products that are accumulated in float32.
+        """
+        total = None
+        for rows in self.pieces(dtype):
+            half = rows.dtype in HALF
+            found = half_products(rows) if half else inner_products(rows.to(wide), rows.to(wide))
+            total = found if total is None else total + found
+        assert total is not None
+        return total.to(wide)
+
     def _mixed_of(self, use: Use, x: Tensor, part: Tensor, mix: Tensor) -> Tensor:
-        """One call's [row, group, o, a], of some samples at a time."""
-        tasks, shape = len(part), (use.sizes[1], use.sizes[3], use.sizes[2])
-        count = max(1, PIECE // (tasks * math.prod(shape) * part.element_size()))
-        found: list[Tensor] = []
-        for start in range(0, self.samples, count):
-            piece = slice(start, start + count)
-            rows = self._rows_of(use, x[piece], part[:, piece]).flatten(1)
-            weights = mix[:, start * tasks : (start + count) * tasks]
-            found = [sum(found, start=weights @ rows)]
-        return found[0].unflatten(1, shape)
+        """One call's [row, group, o, a]."""
+        found = [
+            (mix @ rows.flatten(1).to(mix.dtype)).unflatten(1, rows.shape[1:])
+            for rows in self._pieces_of(use, x, part)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+    def _pieces_of(self, use: Use, x: Tensor, part: Tensor) -> Iterator[Tensor]:
+        """[sample·task, group, some of o, a]: of all samples, so that what is multiplied next has
+        them as its inner size.
+        """
+        a = 1 if use.kind == "local" else use.sizes[2]
+        each = len(part) * self.samples * part.shape[-2] * a * part.element_size()
+        count = max(1, PIECE // each)
+        for start in range(0, part.shape[-1], count):
+            yield self._rows_of(use, x, part[..., start : start + count])
 
     def _rows_of(self, use: Use, x: Tensor, part: Tensor) -> Tensor:
-        """One call's [sample·task, group, o, a], of these samples."""
+        """One call's [sample·task, group, o, a], of these o."""
         if use.kind == "local":
             summed = part.sum(2)[..., None]
         elif use.kind == "lookup":
-            index = x[:, :, None].expand(-1, -1, use.sizes[3])
-            empty = part.new_zeros(len(x), use.sizes[2], use.sizes[3])
-            summed = torch.stack(
-                [empty.scatter_add(1, index, part[task, :, :, 0]) for task in range(len(part))]
-            ).mT[:, :, None]
+            index = x[:, :, None].expand(-1, -1, part.shape[-1])
+            # one by one in half precision, a token's many sums would not grow
+            wide = part.to(torch.promote_types(part.dtype, torch.float32))
+            empty = wide.new_zeros(len(x), use.sizes[2], part.shape[-1])
+            found = [empty.scatter_add(1, index, wide[task, :, :, 0]) for task in range(len(part))]
+            summed = torch.stack(found).mT[:, :, None].to(part.dtype)
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, x)
         return summed.transpose(0, 1).flatten(0, 1)
@@ -316,11 +351,14 @@ class SampledGroup(NamedTuple):
         """The rows' sum with `weights` [sample·task] in the leaf's own order [1, width]: one
         product over all positions.
         """
-        by_task = weights.to(dtype).unflatten(0, (self.samples, -1)).mT
-        deltas = [
-            (_at_samples(by_task, use, choices, delta) * delta.to(dtype)).sum(0, keepdim=True)
-            for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True)
-        ]
+        wide = torch.promote_types(dtype, torch.float32)
+        by_task = weights.to(wide).unflatten(0, (self.samples, -1)).mT
+        deltas = []
+        for use, choices, delta in zip(self.group.uses, self.where, self.deltas, strict=True):
+            weighted = _at_samples(by_task, use, choices, delta) * delta
+            weighted = weighted if len(delta) == 1 else weighted.sum(0, keepdim=True)
+            deltas.append(weighted.to(dtype))
+            del weighted
         return _task_rows(self.group, deltas, dtype, fold=True)
 
 
@@ -417,7 +455,7 @@ def _sample_kernel(
     (tasks, samples, count), (others, partners, number) = (
         deltas.shape[:3] for _, deltas in (left, right)
     )
-    pairs = (y @ z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
+    pairs = _product(y, z.mT).unflatten(2, (others, -1)).unflatten(1, (tasks, -1))
     weighed = (pairs * kernel[:, None, :, None, :]).sum(0)
     # [task, sample, task, sample]
     small = weighed.unflatten(3, (partners, number)).unflatten(1, (samples, count)).sum((2, 5))
@@ -440,16 +478,44 @@ def _kernel(group: Group, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """Inner products of the inputs at all pairs of positions [group, position, position]."""
     if group.uses[0].kind == "lookup":
         return (x[:, None] == y).to(dtype)[None]
-    return x @ y.mT
+    return _product(x, y.mT)
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right of three axes each; of half precision, accumulated and returned in float32."""
+    if left.dtype not in HALF:
+        return left @ right
+    if accumulates_wide(left, right):
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def accumulates_wide(*factors: Tensor) -> bool:
+    """Whether torch has a product of halves to float32 here: on CUDA, where none is derived."""
+    derived = depth() or (torch.is_grad_enabled() and any(x.requires_grad for x in factors))
+    return not derived and all(x.is_cuda for x in factors)
+
+
+def half_products(rows: Tensor) -> Tensor:
+    """`inner_products` of rows in half precision with themselves, in float32."""
+    blocks = rows.shape[1] // BLOCK
+    last = rows[None, :, blocks * BLOCK :]
+    total = _product(last, last.mT)[0] if last.shape[2] else 0.0
+    if blocks:
+        x = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).transpose(0, 1)
+        total = total + _product(x, x.mT).sum(0)
+    assert isinstance(total, Tensor)
+    return total
 
 
 def _outer_product(group: Group, varied: Tensor, x: Tensor) -> Tensor:
     """Rows [row, group, o, a] from [row, group, position, o] and x."""
     use = group.uses[0]
     if use.kind == "lookup":
-        return (
-            varied.new_zeros(len(varied), use.sizes[2], use.sizes[3])
-            .index_add(1, x, varied[:, 0])
-            .mT[:, None]
-        )
+        wide = varied.to(torch.promote_types(varied.dtype, torch.float32))
+        empty = wide.new_zeros(len(varied), use.sizes[2], use.sizes[3])
+        return empty.index_add(1, x, wide[:, 0]).mT[:, None].to(varied.dtype)
     return torch.einsum("rgpo,gpa->rgoa", varied, x)

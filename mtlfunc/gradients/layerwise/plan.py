@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ...types import Params
 from .broadcast import over_samples
 from .calls import Use, by_leaf
-from .formulas import Cost, Form, Group, Layout, costs, layouts, positions
+from .formulas import HALF, Cost, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph, is_reached_only_through, region
 from .owners import entry_layouts
 
@@ -258,6 +259,11 @@ def sampled_groups(
     }
 
 
+def widest(device: str) -> torch.dtype:
+    """Of the products of samples that weightings may cancel."""
+    return torch.float32 if device == "mps" else torch.float64
+
+
 class Weighted(NamedTuple):
     """How tasks that are weightings of samples are measured from one backward pass by sample."""
 
@@ -277,6 +283,7 @@ def weighted_plan(
     passes: int,
     rows: bool,
     keep: bool,
+    plain: bool = True,
 ) -> Weighted:
     """Forms of the leaves in `params`.
 
@@ -290,6 +297,7 @@ def weighted_plan(
         passes: how many make the deltas, and find the samples in them.
         rows: the rows of all tasks are wanted.
         keep: they may be kept to be combined, where they are no larger than inputs and deltas.
+        plain: the Gramian is accumulated in its default dtype, so that halves stay halves.
     """
     samples, parts = entries
     tapped: list[tuple[Group, Form]] = []
@@ -300,11 +308,16 @@ def weighted_plan(
         combining = reading = 0.0
         for group in every:
             found = costs(group, samples * parts, samples, weightings=weightings)
-            allowed: list[Form] = ["mixed"] if rows else list(found)
+            half = group.dtype in HALF and plain
+            # what is left of products that cancel has fewer digits than they had
+            apart = half or torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
+            allowed: list[Form] = list(found) if apart and not rows else ["mixed"]
+            if half and not rows:
+                allowed.remove("mixed")
             price: dict[Form, float] = {
                 form: weighted_cost(found[form], group, form, device) for form in allowed
             }
-            if device == "cpu" and not rows:  # products in float64
+            if apart and not (half or rows):  # products in float64
                 price["gemm"] += 2.0 * (samples * parts) ** 2 * group.numel
                 if "kernel" in price:
                     price["kernel"] *= 2

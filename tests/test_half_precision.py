@@ -1,0 +1,215 @@
+"""Weightings of samples in half precision: what is multiplied, in which dtype, how much, how well.
+
+The path of a device runs here on the CPU: only its product of halves to float32 is stood in for.
+"""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mtlfunc as mf
+from mtlfunc.gradients.layerwise import formulas
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class Norm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
+        return self.weight * (wide * scale).to(x.dtype)
+
+
+def turned(x):
+    """Rotary positions."""
+    count, width = x.shape[-2:]
+    angle = torch.arange(count)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
+    cos, sin = (torch.cat([y, y], -1).to(x.dtype) for y in (angle.cos(), angle.sin()))
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = Norm(width), Norm(width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(width, 4 * width, bias=False) for _ in range(2))
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x):
+        y = self.before(x)
+        q, k, v = (
+            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        y = F.scaled_dot_product_attention(turned(q), turned(k), v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        y = self.between(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Llama(nn.Module):
+    """Mean negative log-likelihoods of sequences."""
+
+    def __init__(self, width=64, heads=4, layers=2, words=120):
+        super().__init__()
+        self.tokens = nn.Embedding(words, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm, self.head = Norm(width), nn.Linear(width, words, bias=False)
+
+    def forward(self, tokens):
+        scores = self.head(self.norm(self.blocks(self.tokens(tokens[:, :-1])))).float()
+        return F.cross_entropy(scores.mT, tokens[:, 1:], reduction="none").mean(1)
+
+
+class Watched(TorchDispatchMode):
+    """Matrix products, their floating-point operations, and the bytes that are alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.products, self.flops = Counter(), 0
+        self.alive, self.bytes, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm"):
+            a, b = [x for x in args if isinstance(x, torch.Tensor)][-2:]
+            self.products[a.dtype, tuple(a.shape), tuple(b.shape)] += 1
+            self.flops += 2 * math.prod(a.shape) * b.shape[-1]
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                if storage._cdata not in self.alive:
+                    self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                    self.bytes += storage.nbytes()
+        for key in [key for key, (ref, _) in self.alive.items() if ref.expired()]:
+            self.bytes -= self.alive.pop(key)[1]
+        self.peak = max(self.peak, self.bytes)
+        return out
+
+
+def product(a, b, dtype):
+    """One kernel of a device: halves in, sums in float32, one tensor out."""
+    return torch.from_numpy(a.float().numpy() @ b.float().numpy()).to(dtype)
+
+
+@pytest.fixture
+def device_path(monkeypatch):
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("bmm.dtype", product, "CPU")
+    monkeypatch.setattr(formulas, "accumulates_wide", lambda *factors: True)
+    yield
+    library._destroy()
+
+
+def problem(dtype, tasks, samples=8, length=32):
+    torch.manual_seed(0)
+    net = Llama().to(dtype)
+    matrix = torch.randn(tasks, samples)
+    return net, torch.randint(120, (samples, length + 1)), matrix - matrix.mean(1, keepdim=True)
+
+
+def rows_of(net, losses):
+    leaves = list(net.parameters())
+    rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
+    return torch.stack([torch.cat([x.flatten() for x in row]) for row in rows]).double()
+
+
+def exact_rows(net, x, matrix):
+    wide = Llama().double()
+    wide.load_state_dict(net.state_dict())
+    return rows_of(wide, matrix.double() @ wide(x).double())
+
+
+def balanced(net, x, matrix):
+    """A step whose calls are all known by now."""
+    balancer = mf.Balancer(net, mf.mean())
+
+    def step():
+        net.zero_grad()
+        with balancer:
+            losses = net(x)
+        return balancer.backward(losses, weightings=matrix)
+
+    for _ in range(2):
+        step()
+    return step
+
+
+@pytest.mark.parametrize("tasks", [2, 4, 16])
+def test_what_a_language_model_costs(tasks, device_path):
+    """In bfloat16 no product is upcast, none is an outer product, and one pass is enough."""
+    net, x, matrix = problem(torch.bfloat16, tasks)
+
+    def plain():
+        net.zero_grad()
+        net(x).mean().backward()
+
+    plain()
+    step = balanced(net, x, matrix)
+    net.zero_grad()
+    with Watched() as single:
+        plain()
+    with Watched() as ours:
+        step()
+    assert ours.flops <= 1.5 * single.flops
+    assert ours.peak <= 1.5 * single.peak
+    assert all(a[-1] > 1 for _, a, _ in ours.products)
+    wide = [(a, b) for dtype, a, b in ours.products if dtype not in HALVES]
+    # of weightings with the samples' Gramian alone
+    assert all(max(*a, *b) <= max(len(x), tasks) for a, b in wide)
+    assert sum(ours.products.values()) <= 3 * sum(single.products.values())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("tasks", [2, 6])
+def test_gramian_and_combination_are_as_good_as_a_loop(dtype, tasks, device_path):
+    """Of centred weightings, against rows in float64, beside a loop of backward passes."""
+    net, x, matrix = problem(dtype, tasks)
+    exact = exact_rows(net, x, matrix)
+    info = balanced(net, x, matrix)()
+    found = torch.cat([leaf.grad.flatten() for leaf in net.parameters()]).double()
+    looped = rows_of(net, matrix @ net(x))
+
+    def off(x, wanted):
+        return float((x - wanted).norm() / wanted.norm())
+
+    wanted = exact @ exact.T
+    assert off(info.gramian.double(), wanted) <= 1.1 * off(looped @ looped.T, wanted)
+    assert off(found, exact.mean(0)) <= 1.1 * off(looped.mean(0), exact.mean(0))
+
+
+def test_without_a_device_it_is_the_same():
+    """The product of a CPU, which multiplies in float32."""
+    net, x, matrix = problem(torch.bfloat16, 5)
+    exact = exact_rows(net, x, matrix)
+    found = balanced(net, x, matrix)().gramian.double()
+    looped = rows_of(net, matrix @ net(x))
+    wanted = exact @ exact.T
+    assert (found - wanted).norm() <= 1.1 * (looped @ looped.T - wanted).norm()
+
+
+def test_a_word_that_comes_often(device_path):
+    """Its many deltas are not added one by one in half precision."""
+    net, x, matrix = problem(torch.bfloat16, 3, length=600)
+    x[:, 50:] = 7
+    x = x[:2]
+    exact = exact_rows(net, x, matrix[:, :2])
+    balanced(net, x, matrix[:, :2])()
+    at = net.tokens.weight.numel()
+    found, wanted = net.tokens.weight.grad.flatten().double(), exact.mean(0)[:at]
+    looped = rows_of(net, matrix[:, :2] @ net(x)).mean(0)[:at]
+    assert (found - wanted).norm() <= 1.1 * (looped - wanted).norm()
