@@ -406,28 +406,8 @@ def test_losses_that_were_stacked(way):
     close(torch.cat([leaf.flatten() for leaf in grads.values()]), jacobian.mean(0), way)
 
 
-def test_layouts_are_remembered_where_values_showed_them():
-    net, losses, batch = make("rolled", 6)
-    balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
-    calls, real = [], engine.deltas_by_sample
-
-    def counted(*args, **given):
-        calls.append(args[-1] is not None)
-        return real(*args, **given)
-
-    engine.deltas_by_sample = counted
-    try:
-        for _ in range(3):
-            with balancer:
-                entries = losses(dict(net.named_parameters()), batch)
-            balancer.backward(entries, weightings=batch["A"])
-    finally:
-        engine.deltas_by_sample = real
-    assert calls == [False, False, True]  # the first block does not record biases
-
-
 def test_zero_deltas_are_no_layout():
-    """Those of an adapter whose second factor is zero fit any layout, and none is remembered."""
+    """Those of an adapter whose second factor is zero fit any layout."""
 
     class Turned(nn.Module):
         def __init__(self):
@@ -458,20 +438,6 @@ def test_zero_deltas_are_no_layout():
                 assert leaf.grad is not None
                 leaf.sub_(0.05 * leaf.grad)
                 leaf.grad = None
-
-
-def test_picked_samples_are_not_remembered():
-    """An order by values may be another at the next step."""
-    net, losses, batch = make("dense", 4)
-    balancer = mf.Balancer(net, mf.mean(), engine="layerwise")
-    for seed in range(4):
-        order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
-        with balancer:
-            entries = losses(dict(net.named_parameters()), {"x": batch["x"][order]})
-            entries = entries[order.argsort()]
-        with pytest.raises(ValueError, match="samples mix at"):
-            balancer.backward(entries, weightings=batch["A"])
-    assert not balancer._layouts
 
 
 @pytest.mark.parametrize("clip", [0.05, 0.2])

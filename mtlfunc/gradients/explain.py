@@ -183,7 +183,7 @@ def _explain_weightings(forward: Forward, request: Request) -> Explanation:
     parts = shape[1:].numel()
     left = f", and {tasks} for leaves by rows" if set(plan.rows) & set(names) else ""
     check = (
-        ", and as many to check that samples do not mix (a Balancer remembers that)"
+        ", and as many to check that samples do not mix"
         if proved is None
         else "; the graph proves that samples do not mix"
     )

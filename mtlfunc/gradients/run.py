@@ -75,7 +75,6 @@ class Forward:
         self.calls, self.hooked, self.recorded, self.pull = calls, hooked, recorded, pull
         # one pass may serve all tasks: hooks on derivatives, which may mix them, would have shown
         self.whole, self.by_hooks = True, False
-        self.layouts: dict[Any, Any] | None = None  # kinds of graphs, and where their samples are
         self.by_rows = False  # whether each separate loss was differentiated row by row
         self.frees = False  # whether what is last to differentiate it frees its graph; if it did:
         self.freed = False

@@ -173,7 +173,7 @@ def _side(
         if plan.tapped:
             uses = plan.uses
             proved = entry_layouts(graph, forward.losses.vector, None, uses)
-            deltas = deltas_by_sample(backward, uses, graph, losses, samples, look, proved)[:3]
+            deltas = deltas_by_sample(backward, uses, graph, losses, samples, look, proved)
     return Side(losses, forward, backward, graph, plan, *deltas)
 
 
@@ -241,9 +241,9 @@ def deltas_by_sample(
     proved: Sequence[Layout] | None,
     *,
     keep: bool = True,
-) -> tuple[list[Tensor], list[Choices], list[Tensor], bool]:
-    """For every use its deltas [task, *shape] and the layouts that its samples may have; whether
-    one of them is right, unless that is proved; and whether no other layout would do.
+) -> tuple[list[Tensor], list[Choices], list[Tensor]]:
+    """For every use its deltas [task, *shape] and the layouts that its samples may have; and
+    whether one of them is right, unless that is proved.
 
     Args:
         backward: the open graph.
@@ -267,13 +267,13 @@ def deltas_by_sample(
     deltas = backward.each(cotangents, targets, chunk, keep=keep)
     if proved is not None:
         sure = losses.new_ones((), dtype=torch.bool)
-        return deltas, [((layout, sure),) for layout in proved], [], True
+        return deltas, [((layout, sure),) for layout in proved], []
     shares = _shares(samples, uses, losses)
     weighted = (shares[:, None] * by_task).reshape(tasks, *losses.shape)
     probe = backward.each(weighted, targets, chunk)
     with _recording_context(backward):
-        where, sound, only = _sample_axes(uses, deltas, probe, shares, look)
-    return deltas, where, sound, only
+        where, sound = _sample_axes(uses, deltas, probe, shares, look)
+    return deltas, where, sound
 
 
 def _shares(samples: int, uses: list[Use], losses: Tensor) -> Tensor:
@@ -292,16 +292,15 @@ def _shares(samples: int, uses: list[Use], losses: Tensor) -> Tensor:
 
 def _sample_axes(
     uses: list[Use], deltas: list[Tensor], probe: list[Tensor], shares: Tensor, look: bool
-) -> tuple[list[Choices], list[Tensor], bool]:
-    """For every use the layouts that its samples may have, each with whether it is so, whether one
-    of them is, and whether it is seen to be the only one for all of them.
+) -> tuple[list[Choices], list[Tensor]]:
+    """For every use the layouts that its samples may have, each with whether it is so; and whether
+    one of them is.
 
     `deltas` came with every sample's cotangent 1, `probe` with its share: if nothing mixes, the
     second is the first times the shares. Where values can be read, one layout is left.
     """
     # a layer's weight and bias share their deltas
     known: dict[tuple[Any, ...], Choices] = {}
-    only = look
     places = [(use.edge.node, use.edge.output_nr, use.axes) for use in uses]
     for place, use, delta, weighted in zip(places, uses, deltas, probe, strict=True):
         if place in known:
@@ -310,8 +309,6 @@ def _sample_axes(
         if not look:
             continue
         right = tuple((layout, right) for layout, right in known[place] if bool(right))
-        # where all deltas are zero, as those of an adapter that is one still, any layout is right
-        only = only and len(right) == 1 and bool(delta.any())
         known[place] = right[:1]
         if not right:
             raise ValueError(
@@ -324,7 +321,7 @@ def _sample_axes(
                 "whatever they depend on"
             )
     sound = [torch.stack([right for _, right in choices]).any() for choices in known.values()]
-    return [known[place] for place in places], sound, only
+    return [known[place] for place in places], sound
 
 
 def _candidate_layouts(use: Use, delta: Tensor, weighted: Tensor, shares: Tensor) -> Choices:

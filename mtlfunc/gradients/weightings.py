@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +19,7 @@ from ..types import Params, Rows
 from .backward import Backward
 from .layerwise import (
     HALF,
-    Choices,
     Form,
-    Graph,
     Group,
     Layout,
     Plan,
@@ -47,9 +43,6 @@ ROUNDING = 8.0
 
 FEW = 4
 """Up to so many tasks one pass for all may cost more than one a task."""
-
-KEPT = 8
-"""Kinds of graphs whose layouts a balancer remembers."""
 
 
 def linearize_weightings(forward: Forward, request: Request) -> Linearization | None:
@@ -76,11 +69,9 @@ def linearize_weightings(forward: Forward, request: Request) -> Linearization | 
         last = request.last and forward.frees and not (record or plan.rows)
         forward.freed = last and proved is not None and shape.numel() == samples
         look = can_look(forward.params, value)
-        deltas, where, sound, only = deltas_by_sample(
+        deltas, where, sound = deltas_by_sample(
             backward, plan.uses, graph, value, samples, look, proved, keep=not forward.freed
         )
-        if only and proved is None:
-            _remember(forward, samples, plan, where)
         side = Side(value.reshape(shape), forward, backward, graph, plan, deltas, where, sound)
         return _Weighings(side, request, kept, matrix, preference).linearization()
 
@@ -127,8 +118,6 @@ def plan_weightings(
     if not found.worth:
         return found, None
     proved = entry_layouts(graph, forward.losses.vector, None, found.plan.uses, samples)
-    if proved is None:
-        proved = _remembered(forward, samples, found.plan)
     return found if proved else planned(2 * parts), proved
 
 
@@ -269,79 +258,3 @@ class _Weighings:
             parts.append((found + left.diag_embed()).to(self.wide))
         gramian = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         return 0.5 * (gramian + gramian.mT)
-
-
-def _remembered(forward: Forward, samples: int, plan: Plan) -> Sequence[Layout] | None:
-    """The layouts that a graph of the same kind was seen to have."""
-    key = _kind(forward.graph, samples, plan) if forward.layouts else None
-    return None if key is None or forward.layouts is None else forward.layouts.get(key)
-
-
-def _remember(forward: Forward, samples: int, plan: Plan, where: Sequence[Choices]) -> None:
-    """Keep the layouts that were seen, where whoever holds the forward remembers any."""
-    if forward.layouts is None:
-        return
-    key = _kind(forward.graph, samples, plan)
-    if key is not None:
-        while len(forward.layouts) >= KEPT:
-            del forward.layouts[next(iter(forward.layouts))]
-        forward.layouts[key] = tuple(choices[0][0] for choices in where)
-
-
-def _kind(graph: Graph, samples: int, plan: Plan) -> Any:
-    """Equal for graphs of the same operations along the same axes; None where an operation may
-    move samples by values.
-    """
-    if graph.has_custom_backward:
-        return None
-    number = {node: i for i, node in enumerate(graph.reach)}
-    found = []
-    for node in number:
-        name = node.name()
-        saved = [getattr(node, axis) for axis in _axes_of(type(node))]
-        if name.startswith(_MOVES) or any(isinstance(x, Tensor) for x in saved):
-            return None
-        below = [(number.get(child), at) for child, at in node.next_functions]
-        shapes = [tuple(x.shape) for x in node._input_metadata]
-        found.append((name, saved, below, shapes))
-    places = tuple((number[use.edge.node], use.axes) for use in plan.uses)
-    return samples, places, repr(found)
-
-
-@cache
-def _axes_of(kind: type) -> tuple[str, ...]:
-    """Which of the numbers that a node saves say what it moves."""
-    return tuple(axis for axis in _AXES if hasattr(kind, axis))
-
-
-_AXES = (
-    "_saved_dim",
-    "_saved_dims",
-    "_saved_dim0",
-    "_saved_dim1",
-    "_saved_index",
-    "_saved_start",
-    "_saved_end",
-    "_saved_step",
-    "_saved_split_size",
-    "_saved_split_sizes",
-    "_saved_shifts",
-    "_saved_size",
-    "_saved_stride",
-    "_saved_storage_offset",
-    "_saved_offset",
-    "_saved_reduction",
-)
-_MOVES = (
-    "Index",
-    "Gather",
-    "Scatter",
-    "Take",
-    "Sort",
-    "Topk",
-    "MaskedSelect",
-    "MaskedScatter",
-    "Put",
-    "Kthvalue",
-)
-"""Operations that pick entries by values."""

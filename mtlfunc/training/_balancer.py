@@ -200,7 +200,6 @@ class Balancer:
         self._loaded: dict[str, Tensor] | None = None
         self._seen = Seen()
         self._weightings = 0  # how many tasks of the last losses were weightings of samples
-        self._layouts: dict[Any, Any] = {}  # where samples were found, by the kind of graph
         self._rows: tuple[int | None, int] = (None, 0)  # a graph's kind, and steps by rows of it
         self._known: Params = {}
         self._layout = Layout(self._module)
@@ -574,7 +573,6 @@ class Balancer:
         for forward in forwards:
             separate = forward.losses.scalars is not None
             forward.calls, forward.hooked = self._seen.take(forward.graph, separate=separate)
-            forward.layouts = self._layouts
         # under fully_shard the graph ends in gathered weights
         reached = set(leaves) if by_hooks else set().union(*(x.graph.reached() for x in forwards))
         # a rank without labels takes part
