@@ -110,3 +110,94 @@ def test_a_balancer_does_not_take_mixed_samples_for_separate(name, engine, monke
             found, jacobian.mean(0)[: len(found)], rtol=0, atol=1e-10 * scale
         )
     assert refused == {3, 5} if engine == "layerwise" else refused <= {3, 5}
+
+
+class Sequences(nn.Module):
+    """Sequence first: [length, batch, feature], and a call whose samples no graph proves apart."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.mixed = mixed
+
+    def forward(self, x):
+        h = self.mixed(self.first(x.transpose(0, 1)).roll(3, -1).tanh())
+        return self.last(h).float().square().mean((0, 2))
+
+
+def no_mixing(h):
+    return h
+
+
+def a_pair(i, j):
+    def mixed(h):
+        other = h.clone()
+        other[:, i] = other[:, i] + 0.5 * h[:, j]
+        return other
+
+    return mixed
+
+
+@pytest.mark.parametrize("scale", [1e3, 1.0, 0.03, 0.01, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_as_many_places_as_samples(dtype, scale):
+    """However small the losses, the samples are found, and no other axis is taken for theirs."""
+    torch.manual_seed(0)
+    net, x = Sequences(no_mixing).to(dtype), torch.randn(16, 16, 8).to(dtype)
+    matrix = torch.randn(3, 16)
+    exact = Sequences(no_mixing).double()
+    exact.load_state_dict(net.state_dict())
+    jacobian = rows_of(exact, matrix.double() @ (scale * exact(x.double())).double())
+    looped = rows_of(net, matrix @ (scale * net(x))).double()
+    _, gramian = mf.task_gramian(
+        lambda params, x: scale * torch.func.functional_call(net, params, (x,)),
+        mf.parameters(net), x, weightings=matrix, engine="layerwise",
+    )  # fmt: skip
+    wanted = jacobian @ jacobian.T
+
+    def off(found):
+        return float((found.double() - wanted).norm() / wanted.norm())
+
+    # the errors of a loop, in which small numbers round otherwise
+    assert off(gramian) <= 2 * off(looped @ looped.T) + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_no_pair_of_many_samples_is_missed(dtype, scale):
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    x, matrix = torch.randn(128, 5, 8).to(dtype), torch.randn(3, 128)
+    net = Sequences(no_mixing).to(dtype)
+    pairs = [torch.randperm(128, generator=generator)[:2].tolist() for _ in range(12)]
+    for i, j in [*pairs, (0, 22), (7, 117)]:
+        net.mixed = a_pair(i, j)
+        with pytest.raises(ValueError, match="samples mix at"):
+            mf.task_gramian(
+                lambda params, x: scale * torch.func.functional_call(net, params, (x,)),
+                mf.parameters(net), x, weightings=matrix, engine="layerwise",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1.0, 1e-2])
+def test_batch_norm_in_half_precision_is_refused(dtype, scale):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    x, matrix = torch.randn(16, 6).to(dtype), torch.randn(3, 16)
+
+    def losses(params, x):
+        return scale * torch.func.functional_call(net, params, (x,)).float().square().mean(1)
+
+    with pytest.raises(ValueError, match="samples mix at"):
+        mf.task_gramian(losses, mf.parameters(net), x, weightings=matrix, engine="layerwise")
+
+
+def test_deltas_without_digits_are_refused():
+    torch.manual_seed(0)
+    net, x = Sequences(no_mixing).half(), torch.randn(16, 16, 8).half()
+    with pytest.raises(ValueError, match="too small to show which entries"):
+        mf.task_gramian(
+            lambda params, x: 1e-4 * torch.func.functional_call(net, params, (x,)),
+            mf.parameters(net), x, weightings=torch.randn(3, 16), engine="layerwise",
+        )  # fmt: skip

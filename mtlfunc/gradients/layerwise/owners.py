@@ -426,8 +426,8 @@ _NAMES: dict[Follow, str] = {
         Tan:0 Atan:0 Sinh:0 Cosh:0 Erf:0 Tanh:0 Sigmoid:0 LogSigmoid:0 Softplus:0 Relu:0
         LeakyRelu:0 LeakyRelu:1 Gelu:0 Silu:0 Mish:0 Elu:0 Elu:1 Hardtanh:0 Hardtanh:1 Hardswish:0
         Hardsigmoid:0 Clamp:0 Clamp:1 ClampMin:0 ClampMin:1 ClampMax:0 ClampMax:1 Minimum:0
-        Maximum:0 Where:0 Where:1 Clone:0 Alias:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0 Lerp:1
-        MaskedFill:0 NativeDropout:0
+        Maximum:0 Where:0 Where:1 Clone:0 Alias:0 ToCopy:0 Expand:0 Addcmul:0 Addcdiv:0 Lerp:0
+        Lerp:1 MaskedFill:0 NativeDropout:0
         """,
     _follow_unreduced: "MseLoss:0 SmoothL1Loss:0 HuberLoss:0 BinaryCrossEntropy:0 "
     "BinaryCrossEntropyWithLogits:0",
