@@ -1,6 +1,7 @@
-"""Weightings of samples in half precision: what is multiplied, in which dtype, how much, how well.
+"""Weightings of samples: what is multiplied, in which dtype, how much, and what rounding leaves.
 
-The path of a device runs here on the CPU: only its product of halves to float32 is stood in for.
+In half precision the path of a device runs here on the CPU; its product of halves to float32 is
+stood in for.
 """
 
 import math
@@ -213,3 +214,45 @@ def test_a_word_that_comes_often(device_path):
     found, wanted = net.tokens.weight.grad.flatten().double(), exact.mean(0)[:at]
     looped = rows_of(net, matrix[:, :2] @ net(x)).mean(0)[:at]
     assert (found - wanted).norm() <= 1.1 * (looped - wanted).norm()
+
+
+def collapsed(dtype, spread, prompts, tasks, positions, seed):
+    """Rewards of a policy whose answers to each prompt are nearly the same, centred by prompt."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(10, 40), nn.Tanh(), nn.Linear(40, 6)).double()
+    x = torch.randn(prompts, positions, 10).double().repeat_interleave(16 // prompts, 0)
+    x, net = (x + spread * torch.randn_like(x)).to(dtype), net.to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    rewards = torch.randn(tasks, prompts, 16 // prompts, dtype=wide)
+    return net, x, (rewards - rewards.mean(2, keepdim=True)).flatten(1)
+
+
+def of_samples(net, x):
+    return net(x).to(torch.promote_types(x.dtype, torch.float32)).square().sum((1, 2))
+
+
+@pytest.mark.parametrize("tasks", [2, 5, 24])
+@pytest.mark.parametrize("prompts", [1, 4])
+@pytest.mark.parametrize("positions", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(
+    dtype, positions, prompts, tasks, device_path
+):
+    """What weightings cancel is not lost to the products of samples, and leaves a Gramian."""
+    for seed, spread in enumerate((0.0, 1e-7, 1e-6, 1e-4, 1e-2, 1.0)):
+        net, x, matrix = collapsed(dtype, spread, prompts, tasks, positions, seed)
+        looped = rows_of(net, matrix @ of_samples(net, x))
+        balancer = mf.Balancer(net, mf.upgrad(), engine="layerwise")
+        for _ in range(2):  # UPGrad refuses what is no Gramian
+            net.zero_grad()
+            with balancer:
+                losses = of_samples(net, x)
+            gramian = balancer.backward(losses, weightings=matrix).gramian.double()
+        wide = net.double()
+        exact = rows_of(wide, matrix.double() @ of_samples(wide, x.double()))
+        wanted = exact @ exact.T
+        # rounding of a loop's sums, in the dtype of the sums, which it may not show
+        samples = rows_of(wide, of_samples(wide, x.double())).norm(dim=1)
+        lost = 8 * torch.finfo(matrix.dtype).eps * (matrix.abs().double() @ samples).norm()
+        least = lost * wanted.norm().sqrt() + lost.square()
+        assert (gramian - wanted).norm() <= 2 * (looped @ looped.T - wanted).norm() + least
