@@ -64,6 +64,7 @@ TYPES = [
 ROOMS = {
     "solvers": "Solvers",
     "testing": "Testing of solvers",
+    "jets": "Derivatives in the inputs",
     "diagnostics": "Diagnostics",
     "pareto": "Pareto fronts",
     "theory": "Theory",

@@ -5,7 +5,7 @@ A method is a probe, a rule and perhaps a solver.
 
 from typing import TYPE_CHECKING, Any
 
-from . import plot, solvers, testing
+from . import jets, plot, solvers, testing
 from .analysis import diagnostics, pareto, theory
 from .audit import audit
 from .core import optim, random
@@ -144,6 +144,7 @@ __all__ = [
     "imtl_g",
     "imtl_l",
     "jacobian",
+    "jets",
     "krum",
     "log_dict",
     "log_losses",

@@ -89,7 +89,11 @@ def test_no_module_is_hidden_by_a_function():
 
 
 @pytest.mark.parametrize(
-    "room", ["diagnostics", "optim", "pareto", "plot", "random", "solvers", "testing", "theory", ""]
+    "room",
+    [
+        *("diagnostics", "jets", "optim", "pareto", "plot", "random", "solvers", "testing"),
+        *("theory", ""),
+    ],
 )
 def test_completion_offers_public_names_alone(room):
     module = getattr(mf, room) if room else mf
@@ -176,7 +180,7 @@ def test_package_draws_no_global_random_numbers():
 PACKAGE = griffe.load("mtlfunc", search_paths=[str(ROOT)], docstring_parser="google")
 PUBLIC_ROOMS = (
     "",
-    *["solvers", "testing", "diagnostics", "theory", "pareto", "plot", "optim", "random"],
+    *["solvers", "testing", "diagnostics", "theory", "pareto", "plot", "optim", "random", "jets"],
 )
 
 
