@@ -28,15 +28,18 @@ from ..solvers import auto, min_norm
 from ..solvers.problems import root
 from ..types import Batch, LossesFn, Params, Scalar, Select, Solver
 from ._conflict import ConflictSums, conflict, running_conflict
+from ._newton import NewtonError, newton_error
 from ._noise import SampleNoise, noise_scale, sample_noise
 
 __all__ = [
     "Change",
     "ConflictSums",
     "Grouping",
+    "NewtonError",
     "SampleNoise",
     "Stationarity",
     "affinity",
+    "alignment",
     "conflict",
     "cosines",
     "curvature",
@@ -47,6 +50,7 @@ __all__ = [
     "magnitude_similarity",
     "metric_error",
     "negative_products",
+    "newton_error",
     "noise_scale",
     "predicted_change",
     "running_conflict",
@@ -78,6 +82,29 @@ def cosines(gramian: Float[Tensor, "task task"]) -> Float[Tensor, "task task"]:
     check_gramian(gramian)
     length = root(gramian.diagonal())
     return (gramian / length[:, None] / length).clamp(-1, 1)
+
+
+def alignment(gramian: Float[Tensor, "task task"]) -> Float[Tensor, ""]:
+    """The alignment score of gradients, A = 2‖mean_i g_i/‖g_i‖‖² - 1, from their Gramian.
+
+    Args:
+        gramian: G `[task, task]`, of tasks or of samples.
+
+    Returns:
+        A, 0-d, in [-1, 1]: 1 where all gradients have one direction; of two gradients their cosine;
+        2/T - 1 at right angles. NaN where a gradient is zero.
+
+    Raises:
+        ValueError: for anything but a Gramian.
+
+    Source:
+        Wang et al. 2025 (arXiv:2502.00604), definition 1.
+
+    Examples:
+        >>> alignment(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]))
+        tensor(-0.5000)
+    """
+    return 2 * cosines(gramian).mean() - 1
 
 
 def negative_products(gramian: Float[Tensor, "task task"]) -> Bool[Tensor, "task task"]:

@@ -147,6 +147,11 @@ RULES: dict[str, RuleCase] = {
     "excess_mtl": RuleCase(
         lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses}),
     ),
+    "ntk": RuleCase(
+        lambda: _fed(mf.ntk(), lambda geometry: {"trace": geometry.losses}),
+        convex=False,
+        shared_sum=None,
+    ),
     "align": RuleCase(
         lambda: _fed(mf.align(0.3), lambda geometry: {"target": geometry.losses}),
     ),
@@ -202,6 +207,16 @@ RULES: dict[str, RuleCase] = {
         lambda: mf.fairgrad(2.0), convex=False, shared_sum=None, homogeneous=False
     ),
     "fairgrad-sum": RuleCase(lambda: mf.fairgrad(0.5, rescale="sum")),
+    "gauss_newton": RuleCase(
+        lambda: mf.gauss_newton(0.1), convex=False, shared_sum=None, homogeneous=False
+    ),
+    "gauss_newton-momentum": RuleCase(
+        lambda: _carrying(mf.gauss_newton(0.1, momentum=True)),
+        convex=False,
+        shared_sum=None,
+        homogeneous=False,
+        symmetric=False,
+    ),
     "stateless": RuleCase(lambda: mf.stateless(_softmin), masks=False),
     "stateless-losses": RuleCase(
         lambda: mf.stateless(lambda gramian, losses: _normalised(_softmin(gramian) * losses)),

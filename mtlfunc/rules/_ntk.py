@@ -1,0 +1,54 @@
+"""NTK weights: every term of a physics loss converges at about the same rate."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..core.checks import poison
+from ..types import Geometry, Rule, State
+from .common import no_state, preference_of, reading
+
+
+def ntk(*, preference: Tensor | None = None) -> Rule:
+    """w_k = p_k Σ_j tr K_j / tr K_k, with K_k the neural tangent kernel of term k's residuals.
+
+    tr K_k over the number of points is the mean rate at which gradient descent lowers the term's
+    residuals. The probe measures the traces: `mtlfunc.kernel_traces(residuals,
+    mtlfunc.losses_only())`. They change slowly; `mtlfunc.update_every(ntk(), 100)` keeps the
+    weights for 100 steps, `mtlfunc.momentum(ntk(), 0.9)` averages them.
+
+    Args:
+        preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless tasks were
+            mixed.
+
+    Returns:
+        weights that sum to at least T, and are 1 where all traces are equal. They are the paper's
+        λ_k over T: step with `reduction="sum"` for these. A term whose trace is 0 has weight p_k.
+
+    Raises:
+        ValueError: for a bad preference; at a step, where no probe measured the traces.
+
+    Source:
+        Wang, Yu & Perdikaris 2022 (arXiv:2007.14527), eqs. 7.1-7.2. Other codes divide by norms of
+        losses' gradients (PaddleScience), or take shares that are not inverted (PINA).
+
+    Examples:
+        >>> import torch, mtlfunc as mf
+        >>> ones, extra = torch.ones(2), {"trace": torch.tensor([1.0, 3.0])}
+        >>> ntk().update(mf.Geometry(ones, None, ones / 2, ones > 0, extra), ())[0]
+        tensor([2.0000, 0.6667])
+    """
+
+    def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
+        if "trace" not in geometry.extra:
+            raise ValueError(
+                "ntk: geometry.extra has no 'trace'; use mtlfunc.kernel_traces(residuals, probe)"
+            )
+        trace = geometry.extra["trace"]
+        present = geometry.present & (trace > 0)
+        total = trace.where(present, 0.0).sum()
+        ratio = total / trace.where(present, 1.0)
+        p = preference_of(geometry, preference, trace)
+        return poison(p * ratio.where(present, 1.0), trace.where(geometry.present, 0.0)), ()
+
+    return Rule(no_state(preference), update, reading("trace", preference=preference))
