@@ -44,6 +44,7 @@ RULES = (
     "db_mtl()",
     "excess_mtl()",
     'align(0.3, "mean")',
+    "gauss_newton()",
     "rlw()",
     "uw(0.1)",
     "imtl_l(0.1)",
@@ -51,6 +52,7 @@ RULES = (
     "gls()",
     "stch(0.3)",
     "famo(full_batch=True)",
+    "ntk()",
     "cosmos(0.3)",
     "pbi()",
     "normalize(mgda())",
@@ -97,9 +99,14 @@ their size. `mf.audit(rule)` shows the smallest counterexample of every ✗."""
 
 def measured(jacobian: torch.Tensor, losses: torch.Tensor) -> dict[str, torch.Tensor]:
     """What special probes put into `geometry.extra`: for `excess_mtl` the first step's Σ|J|; for
-    `safe` what an optimizer without momentum carries along.
+    `safe` what an optimizer without momentum carries along; for `ntk` traces, as if every loss were
+    one residual.
     """
-    return {"excess_risk": jacobian.abs().sum(-1), "carried": torch.zeros_like(losses)}
+    return {
+        "excess_risk": jacobian.abs().sum(-1),
+        "carried": torch.zeros_like(losses),
+        "trace": jacobian.square().sum(-1),
+    }
 
 
 def report(rule: str) -> Report:

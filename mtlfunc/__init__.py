@@ -5,10 +5,10 @@ A method is a probe, a rule and perhaps a solver.
 
 from typing import TYPE_CHECKING, Any
 
-from . import jets, plot, solvers, testing
+from . import plot, solvers, testing
 from .analysis import diagnostics, pareto, theory
 from .audit import audit
-from .core import optim, random
+from .core import jets, optim, random
 from .core.optim import adam, sgd
 from .core.saving import allow_loading as _allow_loading
 from .core.tree import assign_gradients, parameters, stack

@@ -98,7 +98,7 @@ def alignment(gramian: Float[Tensor, "task task"]) -> Float[Tensor, ""]:
         ValueError: for anything but a Gramian.
 
     Source:
-        Wang et al. 2025 (arXiv:2502.00604), definition 1.
+        Wang et al. 2025 (arXiv:2502.00604).
 
     Examples:
         >>> alignment(torch.tensor([[1.0, -1.0], [-1.0, 4.0]]))

@@ -41,7 +41,7 @@ def kernel_traces(
             step, for a term without points or another number of tasks.
 
     Source:
-        Wang, Yu & Perdikaris 2022 (arXiv:2007.14527), section 7.
+        Wang, Yu & Perdikaris 2022 (arXiv:2007.14527).
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -29,7 +29,8 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
         ValueError: for a bad preference; at a step, where no probe measured the traces.
 
     Source:
-        Wang, Yu & Perdikaris 2022 (arXiv:2007.14527), eqs. 7.1-7.2. Other codes divide by norms of
+        Wang, Yu & Perdikaris 2022 (arXiv:2007.14527), the adaptive training
+        algorithm. Other codes divide by norms of
         losses' gradients (PaddleScience), or take shares that are not inverted (PINA).
 
     Examples:

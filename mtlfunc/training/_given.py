@@ -79,7 +79,8 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
             "whose options a Balancer takes itself (shared=, measure=, …); leave this probe out"
         )
     source = probe_for(rule)
-    where = "balance(losses_fn" if "second_evaluation" in source else "Balancer(module"
+    calls = any(name in source for name in ("second_evaluation", "kernel_traces"))
+    where = "balance(losses_fn" if calls else "Balancer(module"
     raise ValueError(
         f"rule: {rule_name(rule)} reads {quoted(missing)}, which this Balancer does not measure; "
         f"use mtlfunc.{where}, rule, {source})"

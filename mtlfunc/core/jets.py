@@ -22,8 +22,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from .core.checks import check_params
-from .types import Params
+from ..types import Params
+from .checks import check_params
 
 __all__ = ["Laplacian", "directional", "laplacian", "value_and_gradient"]
 

@@ -1,0 +1,300 @@
+"""Gauss-Newton in sample space against least squares over parameters, and its line search."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import mtlfunc as mf
+from mtlfunc.types import Geometry
+
+F64 = torch.float64
+SHAPES = {"fewer": (5, 9), "square": (6, 6), "more": (9, 4), "one": (1, 3)}
+
+
+def _case(name: str) -> tuple[Tensor, Tensor]:
+    rows, params = SHAPES[name]
+    draw = torch.Generator().manual_seed(rows)
+    return (
+        torch.randn(rows, params, dtype=F64, generator=draw),
+        torch.randn(rows, dtype=F64, generator=draw),
+    )
+
+
+def _least_squares(J: Tensor, r: Tensor, damping: float, omega: Tensor | None = None) -> Tensor:
+    """argmin ‖√ω (r - J d)‖² + λ s ‖d‖² over d, by the stacked system and an SVD; s is the largest
+    ω_t‖g_t‖², ω at most 1.
+    """
+    share = np.ones(len(r)) if omega is None else np.sqrt((omega / omega.max()).numpy())
+    A, b = share[:, None] * J.numpy(), share * r.numpy()
+    s = (A**2).sum(1).max()
+    stacked = np.vstack([A, np.sqrt(damping * s) * np.eye(A.shape[1])])
+    right = np.concatenate([b, np.zeros(A.shape[1])])
+    return torch.from_numpy(np.linalg.lstsq(stacked, right, rcond=None)[0])
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-2, 3.0])
+@pytest.mark.parametrize("name", SHAPES)
+def test_direction_is_that_of_damped_least_squares(name, damping):
+    J, r = _case(name)
+    omega = torch.arange(len(r), dtype=F64) + 0.5
+    for weights, rule in (
+        (None, mf.gauss_newton(damping)),
+        (omega, mf.gauss_newton(damping, preference=omega)),
+        (omega, mf.gauss_newton(damping, preference=7 * omega)),
+    ):
+        found = mf.aggregate(rule, J, losses=r)
+        expected = _least_squares(J, r, damping, weights)
+        # the system's condition is 1/damping, in float64
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9 * float(r.norm()))
+
+
+@pytest.mark.parametrize("name", ["fewer", "square", "one"])
+def test_without_damping_the_step_zeroes_the_residuals(name):
+    J, r = _case(name)
+    d = mf.aggregate(mf.gauss_newton(0.0), J, losses=r)
+    torch.testing.assert_close(J @ d, r, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(d, torch.linalg.pinv(J) @ r, rtol=1e-8, atol=1e-9)
+
+
+def test_units_of_residuals_and_of_gradients():
+    J, r = _case("fewer")
+    d = mf.aggregate(mf.gauss_newton(1e-3), J, losses=r)
+    for scale in (1e-10, 1e10):
+        both = mf.aggregate(mf.gauss_newton(1e-3), scale * J, losses=scale * r)
+        torch.testing.assert_close(both, d, rtol=1e-9, atol=0)
+        rows = mf.aggregate(mf.gauss_newton(1e-3), scale * J, losses=r)
+        torch.testing.assert_close(scale * rows, d, rtol=1e-9, atol=0)
+
+
+# ---- steps on a network --------------------------------------------------------------------------
+
+NET = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+POINTS = torch.linspace(-1, 1, 24, dtype=F64).reshape(12, 2)
+
+
+def _start() -> mf.types.Params:
+    return {
+        name: torch.linspace(-1, 1, leaf.numel(), dtype=F64).cos().reshape(leaf.shape) * 0.7
+        for name, leaf in mf.parameters(NET).items()
+    }
+
+
+def residuals(params, x):
+    return functional_call(NET, params, (x,))[:, 0] - torch.sin(2 * x[:, 0]) * x[:, 1]
+
+
+def _rows(params) -> tuple[Tensor, Tensor]:
+    """Residuals and their Jacobian [n, P], a literal loop of single passes."""
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
+    r = residuals(leaves, POINTS)
+    each = [torch.autograd.grad(x, list(leaves.values()), retain_graph=True) for x in r]
+    return r.detach(), torch.stack([torch.cat([g.flatten() for g in row]) for row in each])
+
+
+def _flat(params) -> Tensor:
+    return torch.cat([leaf.flatten() for leaf in params.values()])
+
+
+PROBES = {
+    "a row a point": mf.jacobian(),
+    "one pass": mf.jacobian(weightings=lambda x: torch.eye(len(x), dtype=x.dtype)),
+}
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize(("lr", "decay"), [(1.0, 0.9), (0.3, 0.5)])
+def test_momentum_is_spring(probe, lr, decay):
+    """Against SPRING's algorithm, where the carried share of a step is decay·lr of the last v."""
+    damping = 1e-3
+    rule = mf.gauss_newton(damping, momentum=True)
+    step = mf.descend(residuals, rule, PROBES[probe], mf.sgd(lr, momentum=decay), metric=True)
+    state = step.init(_start(), POINTS)
+    v = torch.zeros(len(_flat(_start())), dtype=F64)
+    for _ in range(4):
+        r, J = _rows(state.params)
+        carried = lr * decay * v
+        s = (lr * (J @ J.mT)).diagonal().max()
+        system = lr * (J @ J.mT) + damping * s * torch.eye(len(r), dtype=F64)
+        whole = carried + lr * J.mT @ torch.linalg.solve(system, r - J @ carried)
+        before = _flat(state.params)
+        state, info = step.update(state, POINTS)
+        moved = before - _flat(state.params)
+        torch.testing.assert_close(moved, whole, rtol=1e-7, atol=1e-8 * float(whole.norm()))
+        v = moved / lr
+        error = mf.diagnostics.newton_error(info, damping)
+        assert float(error.residual) < 1e-10  # float64 at a condition of 1e3
+        assert float(error.rounding) < 1e-10
+
+
+def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
+    """The sum of squares falls by orders of magnitude, for every damping of a mapped grid."""
+    target = {name: leaf + 0.1 for name, leaf in _start().items()}
+    exact = functional_call(NET, target, (POINTS,))[:, 0]
+
+    def off(params, x):
+        return functional_call(NET, params, (x,))[:, 0] - exact
+
+    def after(damping, steps=10):
+        step = mf.descend(off, mf.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
+        state = step.init(_start(), POINTS)
+        for _ in range(steps):
+            state, info = step.update(state, POINTS)
+        return info.losses.square().sum(), _flat(state.params)
+
+    dampings = torch.tensor([1e-8, 1e-3], dtype=F64)
+    values, ends = vmap(after)(dampings)
+    first = off(_start(), POINTS).square().sum()
+    assert float(values[0] / first) < 1e-12
+    assert float(values[1] / first) < 1e-4
+    for damping, value, end in zip(dampings, values, ends, strict=True):
+        torch.testing.assert_close(after(damping)[0], value, rtol=1e-6, atol=1e-20)
+        torch.testing.assert_close(after(damping)[1], end, rtol=1e-6, atol=1e-9)
+    slope = grad(lambda damping: after(damping, 2)[1].sum())(dampings[1])
+    h = 1e-6  # a thousandth of the damping: 1e-6 of curvature in the quotient
+    low, high = (after(dampings[1] + sign * h, 2)[1].sum() for sign in (-1, 1))
+    torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-4, atol=0)
+
+
+def test_balancer_steps_as_descend_does():
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    net.load_state_dict(_start())
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.5)
+    rule = mf.gauss_newton(1e-2, momentum=True)
+    balancer = mf.Balancer(net, rule, metric=optimizer)
+    step = mf.descend(residuals, rule, mf.jacobian(), mf.sgd(1.0, momentum=0.5), metric=True)
+    state = step.init(_start(), POINTS)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with balancer:
+            losses = residuals(dict(net.named_parameters()), POINTS)
+        balancer.backward(losses)
+        optimizer.step()
+        state, _ = step.update(state, POINTS)
+    found = _flat(dict(net.named_parameters())).detach()
+    torch.testing.assert_close(found, _flat(state.params), rtol=1e-7, atol=1e-9)
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+def test_singular_gramians_are_refused_or_nan():
+    J, r = _case("more")
+    with pytest.raises(ValueError, match=r"damping: 0 leaves the Gramian of 9 residuals singular"):
+        mf.aggregate(mf.gauss_newton(0.0), J, losses=r)
+    G = (J @ J.mT)[None]
+    hidden = vmap(lambda G: mf.weights(mf.gauss_newton(0.0), G, r))(G - 1e-6 * torch.eye(9))
+    assert bool(hidden.isnan().all())
+    J[:, 1:] = 1e-9 * J[:, 1:]  # parallel up to what float32 resolves
+    with pytest.raises(ValueError, match=r"torch.float32 does not resolve; .* gramian_dtype"):
+        mf.weights(mf.gauss_newton(1e-12), (J @ J.mT).float(), r.float())
+
+
+def test_nan_points_and_absent_ones():
+    J, r = _case("fewer")
+    G = J @ J.mT
+    bad = r.clone()
+    bad[2] = torch.nan
+    with pytest.raises(ValueError, match=r"losses: NaN or infinite entries \[2\]"):
+        mf.weights(mf.gauss_newton(), G, bad)
+    assert bool(vmap(lambda r: mf.weights(mf.gauss_newton(), G, r))(bad[None]).isnan().all())
+    present = torch.tensor([True, False, True, True, False])
+    share = present.to(F64) / 3
+    rows = J * present[:, None]
+    geometry = Geometry(r * present, rows @ rows.mT, share, present, {})
+    w = mf.gauss_newton(0.0).update(geometry, ())[0]
+    alone = mf.weights(mf.gauss_newton(0.0), G[present][:, present], r[present])
+    torch.testing.assert_close(w[present], alone)
+    assert w[~present].tolist() == [0.0, 0.0]
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="damping: expected a finite number >= 0"):
+        mf.gauss_newton(-1.0)
+    with pytest.raises(ValueError, match=r"reads 'carried', what the optimizer carries along"):
+        mf.balance(residuals, mf.gauss_newton(momentum=True), mf.jacobian())
+    with pytest.raises(ValueError, match=r"the losses; pass losses="):
+        mf.weights(mf.gauss_newton(), torch.eye(2))
+
+
+def test_certificate_says_what_float32_lost():
+    """Residuals that float32 products cannot tell apart; float64 sums of the same rows do."""
+    x = torch.linspace(0, 1, 10)[:, None]
+    params = {"a": torch.ones(10)}
+
+    def close(params, x):  # powers of x: a badly conditioned Gramian
+        return (x ** torch.arange(10.0)) @ params["a"] - torch.cos(20 * x[:, 0])
+
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        probe = mf.jacobian(gramian_dtype=dtype)
+        step = mf.balance(close, mf.gauss_newton(1e-5), probe)
+        info = step.update(params, x, step.init(params, x))[2]
+        found[dtype] = mf.diagnostics.newton_error(info, 1e-5)
+    assert float(found[torch.float32].rounding) > 1e-4
+    assert float(found[torch.float64].rounding) < 1e-10
+    step = mf.balance(close, mf.mean(), mf.losses_only())
+    info = step.update(params, x, step.init(params, x))[2]
+    with pytest.raises(ValueError, match="info: expected one Gramian"):
+        mf.diagnostics.newton_error(info, 0.0)
+
+
+# ---- line search, alignment ----------------------------------------------------------------------
+
+
+def test_line_search_is_a_loop_over_lengths():
+    params, direction = _start(), {name: leaf.sin() for name, leaf in _start().items()}
+    factors = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.3], dtype=F64)
+
+    def objective(params, x):
+        return residuals(params, x).square().sum()
+
+    def at(factor):
+        return {name: leaf - factor * direction[name] for name, leaf in params.items()}
+
+    values = torch.stack([objective(at(factor), POINTS) for factor in factors])
+    found = mf.optim.line_search(objective, params, direction, POINTS, factors)
+    torch.testing.assert_close(found.values, values)
+    assert float(found.factor) == float(factors[values.argmin()])
+    torch.testing.assert_close(_flat(found.params), _flat(at(found.factor)))
+    many = {name: torch.stack([leaf, 0.5 * leaf]) for name, leaf in params.items()}
+    mapped = vmap(
+        lambda params: mf.optim.line_search(objective, params, direction, POINTS, factors)
+    )(many)
+    for i in range(2):
+        alone = {name: leaf[i] for name, leaf in many.items()}
+        one = mf.optim.line_search(objective, alone, direction, POINTS, factors)
+        torch.testing.assert_close(mapped.values[i], one.values)
+        assert float(mapped.factor[i]) == float(one.factor)
+
+
+def test_line_search_passes_nan_by_and_names_bad_arguments():
+    def objective(params, batch):
+        return params["x"].log()
+
+    params, direction = {"x": torch.tensor(1.0)}, {"x": torch.tensor(1.0)}
+    factors = torch.tensor([2.0, 0.5, 0.0])  # log(-1) is NaN
+    assert float(mf.optim.line_search(objective, params, direction, (), factors).factor) == 0.5
+    with pytest.raises(ValueError, match=r"factors: expected a tensor \[factor\]"):
+        mf.optim.line_search(objective, params, direction, (), torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"objective: expected a 0-d tensor, got \[2\]"):
+        mf.optim.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_alignment_from_unit_gradients(name):
+    J, _ = _case(name)
+    unit = J / J.norm(dim=1, keepdim=True)
+    expected = 2 * unit.mean(0).square().sum() - 1
+    torch.testing.assert_close(mf.diagnostics.alignment(J @ J.mT), expected)
+
+
+@pytest.mark.exhaustive
+def test_compiled_without_breaks():
+    J, r = _case("fewer")
+    f = lambda G, r: mf.gauss_newton(1e-3).update(  # noqa: E731
+        Geometry(r, G, torch.full_like(r, 0.2), torch.ones_like(r, dtype=torch.bool), {}), ()
+    )[0]
+    torch.testing.assert_close(torch.compile(f, fullgraph=True)(J @ J.mT, r), f(J @ J.mT, r))

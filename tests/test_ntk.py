@@ -1,0 +1,133 @@
+"""NTK weights and traces against literal loops over points."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, hessian, vmap
+
+import mtlfunc as mf
+
+F64 = torch.float64
+NET = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+PARAMS = {
+    name: torch.linspace(-1, 1, leaf.numel(), dtype=F64).sin().reshape(leaf.shape) + 0.2
+    for name, leaf in mf.parameters(NET).items()
+}
+INSIDE = torch.linspace(0.1, 0.9, 14, dtype=F64).reshape(7, 2)
+EDGE = torch.linspace(0, 1, 6, dtype=F64).reshape(3, 2)
+BATCH = (INSIDE, EDGE)
+
+
+def inside(params, batch):
+    return mf.jets.laplacian(NET, params, batch[0]).laplacian[:, 0] + batch[0].sum(1)
+
+
+def edge(params, batch):
+    return functional_call(NET, params, (batch[1],))[:, 0]
+
+
+TERMS = [inside, edge]
+
+
+def losses(params, batch):
+    return tuple(term(params, batch).square().mean() for term in TERMS)
+
+
+def literal_traces(params, mean: bool):
+    """Σ or mean of ‖∇r‖² by nested torch.func derivatives, point by point."""
+
+    def u(params, x):
+        return functional_call(NET, params, (x,))[0]
+
+    found = []
+    for points, r in (
+        (INSIDE, lambda params, x: hessian(u, 1)(params, x).trace()),
+        (EDGE, u),
+    ):
+        squares = [sum((g**2).sum() for g in grad(r)(params, x).values()) for x in points]
+        found.append(sum(squares) / (len(points) if mean else 1))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("trace", ["sum", "mean"])
+def test_weights_are_those_of_the_kernels_traces(trace):
+    probe = mf.kernel_traces(TERMS, mf.losses_only(), trace=trace)
+    traces = literal_traces(PARAMS, trace == "mean")
+    for step, factor in (
+        (mf.balance(losses, mf.ntk(), probe), 0.5),
+        (mf.balance(losses, mf.ntk(), probe, reduction="sum"), 1.0),
+    ):
+        grads, _, info = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+        paper = traces.sum() / traces  # Wang et al.'s λ
+        torch.testing.assert_close(info.weights, 0.5 * paper, rtol=1e-10, atol=0)
+        each = [grad(lambda p, f=f: f(p, BATCH).square().mean())(PARAMS) for f in TERMS]
+        for name, leaf in grads.items():
+            expected = factor * (paper[0] * each[0][name] + paper[1] * each[1][name])
+            torch.testing.assert_close(leaf, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_traces_under_vmap_and_grad():
+    def weights(params):
+        step = mf.balance(losses, mf.ntk(), mf.kernel_traces(TERMS, mf.losses_only()))
+        return step.update(params, BATCH, step.init(params, BATCH))[2].weights
+
+    def literal(params):
+        traces = literal_traces(params, False)
+        return 0.5 * traces.sum() / traces
+
+    many = {name: torch.stack([leaf, 0.9 * leaf]) for name, leaf in PARAMS.items()}
+    mapped = vmap(weights)(many)
+    for i in range(2):
+        torch.testing.assert_close(
+            mapped[i], literal({name: leaf[i] for name, leaf in many.items()}), rtol=1e-9, atol=0
+        )
+    mine, theirs = (grad(lambda p, f=f: f(p)[0])(PARAMS) for f in (weights, literal))
+    for name, leaf in theirs.items():
+        torch.testing.assert_close(mine[name], leaf, rtol=1e-8, atol=1e-10)
+
+
+def test_in_a_step_that_keeps_the_weights():
+    probe = mf.kernel_traces(TERMS, mf.losses_only())
+    step = mf.descend(losses, mf.update_every(mf.ntk(), 3), probe, mf.adam(1e-2))
+    state = step.init(PARAMS, BATCH)
+    kept = []
+    for _ in range(4):
+        state, info = step.update(state, BATCH)
+        kept.append(info.weights)
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+    assert not torch.equal(kept[0], kept[3])
+
+
+def test_a_term_without_gradient_keeps_its_preference():
+    def nothing(params, batch):
+        return edge(params, batch) * 0
+
+    terms = [inside, nothing]
+    step = mf.balance(
+        lambda p, b: tuple(term(p, b).square().mean() for term in terms),
+        mf.ntk(),
+        mf.kernel_traces(terms, mf.losses_only()),
+    )
+    assert step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[2].weights.tolist() == [0.5, 0.5]
+
+
+def test_bad_arguments():
+    probe = mf.losses_only()
+    with pytest.raises(ValueError, match="residuals: expected a list of functions"):
+        mf.kernel_traces([], probe)
+    with pytest.raises(ValueError, match=r"expected a list of functions .* got function"):
+        mf.kernel_traces(inside, probe)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"trace='max': expected one of 'sum', 'mean'"):
+        mf.kernel_traces(TERMS, probe, trace="max")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"use mtlfunc.kernel_traces"):
+        mf.balance(losses, mf.ntk(), probe)
+    with pytest.raises(ValueError, match=r"mtlfunc.balance\(losses_fn, rule, mtlfunc.kernel_tr"):
+        mf.Balancer(NET, mf.ntk())
+    for terms, message in (
+        ([inside], "residuals: 1 functions for 2 losses"),
+        ([inside, lambda p, b: edge(p, b)[:0]], r"residuals\[1\]: expected residuals \[n\]"),
+    ):
+        step = mf.balance(losses, mf.ntk(), mf.kernel_traces(terms, probe))
+        with pytest.raises(ValueError, match=message):
+            step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
