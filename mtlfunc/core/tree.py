@@ -20,6 +20,12 @@ _NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
 _HANDED_OUT: MutableMapping[nn.Module, dict[str, TensorWeakRef]] = WeakKeyDictionary()
 """Those of the last call for a module: there is nothing to note while they are the same."""
 
+Others = dict[str, tuple[str, ...]]
+"""Of a parameter's first name its other names."""
+
+_SEEN: MutableMapping[nn.Module, tuple[frozenset[str], Others]] = WeakKeyDictionary()
+"""Of every module that was read: the first names of what trains, and the other names."""
+
 
 def parameters(module: nn.Module) -> Params:
     """The trainable parameters of a module, detached, sharing its storage.
@@ -40,13 +46,26 @@ def parameters(module: nn.Module) -> Params:
         ['bias', 'weight']
     """
     refuse_wrapped(module)
-    found = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
+    found = trained(module)
     known = _HANDED_OUT.get(module, {})
     if known.keys() != found.keys() or any(known[name]() is not x for name, x in found.items()):
         for name, leaf in found.items():
             _NAMES.setdefault(leaf, {})[name] = None
         _HANDED_OUT[module] = {name: TensorWeakRef(leaf) for name, leaf in found.items()}
     return {name: leaf.detach() for name, leaf in found.items()}
+
+
+def trained(module: nn.Module) -> Params:
+    """The parameters that train, by their first names; `select` then knows their other names."""
+    named: dict[int, list[str]] = {}
+    leaves: dict[int, Tensor] = {}
+    for name, leaf in module.named_parameters(remove_duplicate=False):
+        if leaf.requires_grad:
+            named.setdefault(id(leaf), []).append(name)
+            leaves[id(leaf)] = leaf
+    others = {first: tuple(more) for first, *more in named.values() if more}
+    _SEEN[module] = frozenset(first for first, *_ in named.values()), others
+    return {named[place][0]: leaf for place, leaf in leaves.items()}
 
 
 def assign_gradients(module: nn.Module, grads: Params) -> None:
@@ -122,7 +141,8 @@ def select(
     Args:
         params: `{name: tensor}`.
         which: a glob on names, a predicate on names, a module (or one of its parameters) whose
-            trainable parameters are in `params`, or several globs, modules or parameters.
+            trainable parameters are in `params`, or several globs, modules or parameters. Of a tied
+            parameter any of its names counts, if `parameters` or a `Balancer` has seen its module.
         argument: what to call `which` in errors.
 
     Returns:
@@ -130,11 +150,11 @@ def select(
 
     Raises:
         ValueError: if there are none; if one glob of several matches nothing; if a trainable
-            parameter of a module is not in `params`.
+            parameter of a module is not in `params`; if two modules tie these names differently.
         TypeError: for anything else.
     """
     if isinstance(which, str):
-        found = _match_names(tuple(params), which)
+        found = _match(params, lambda names: _match_names(names, which), argument)
         if not found:
             below = f"{which}.*"
             cure = f" (use {below!r})" if _match_names(tuple(params), below) else ""
@@ -144,7 +164,7 @@ def select(
     elif isinstance(which, nn.Module | Tensor):
         found = _names_of(params, which, argument)
     elif callable(which):
-        found = tuple(name for name in params if which(name))
+        found = _match(params, lambda names: tuple(n for n in names if which(n)), argument)
         if not found:
             raise ValueError(
                 f"{argument}: the predicate accepts no parameter; {_list_names(params)}"
@@ -162,6 +182,50 @@ def select(
             f"{argument}: expected a glob such as 'trunk.*', a predicate on names, a module, or a "
             f"list of globs, modules or parameters, got {type(which).__name__}"
         )
+    return found
+
+
+def _match(
+    params: Mapping[str, Tensor],
+    accept: Callable[[tuple[str, ...]], tuple[str, ...]],
+    argument: str,
+) -> tuple[str, ...]:
+    """The names of which `accept` keeps one; a tied parameter has several."""
+    names = tuple(params)
+    answers: list[tuple[str, ...]] = []
+    for spelled in _spellings(names):
+        kept = dict.fromkeys(accept(tuple(spelling for _, spelling in spelled)))
+        meant = {name: None for name, spelling in spelled if spelling in kept}
+        answer = tuple(name for name in names if name in meant)
+        if answer not in answers:
+            answers.append(answer)
+    if not answers:
+        return accept(names)
+    if len(answers) > 1:
+        raise ValueError(
+            f"{argument}: it means {' or '.join(', '.join(x) or 'none' for x in answers)}, "
+            "since another module has parameters of the same names and ties them differently; "
+            "pass the module, or the parameters' first names in full"
+        )
+    return answers[0]
+
+
+@constant_when_compiled
+def _spellings(names: tuple[str, ...]) -> list[list[tuple[str, str]]]:
+    """Each parameter with each of its names, as the modules that were read have them.
+
+    Those with just these first names say it, else those with more; empty if no module ties any.
+    """
+    if not any(others for _, others in _SEEN.values()):
+        return []
+    mine = frozenset(names)
+    tied = [(held, others) for held, others in _SEEN.values() if held >= mine]
+    if any(held == mine for held, _ in tied):
+        tied = [(held, others) for held, others in tied if held == mine]
+    found: list[list[tuple[str, str]]] = []
+    for others in [others for _, others in tied]:
+        spelled = [(name, each) for name in names for each in (name, *others.get(name, ()))]
+        found += [] if spelled in found else [spelled]
     return found
 
 

@@ -26,7 +26,7 @@ from ..core.checks import (
     local_part,
 )
 from ..core.expect import expect_probe, expect_rule
-from ..core.tree import select
+from ..core.tree import select, trained
 from ..core.wrappers import check_averaging
 from ..display import made_by
 from ..gradients.layerwise import Engine, Handles, Hooks, Recorder
@@ -459,8 +459,7 @@ class Balancer:
             or not (known and all(x.requires_grad for x in known))
             or not (self._layout.holds() or any(local_part(x) is not x for x in known))
         ):
-            named = self._module.named_parameters()
-            self._known = {name: leaf for name, leaf in named if leaf.requires_grad}
+            self._known = trained(self._module)
             self._layout, self._watched = Layout(self._module), None
             if self._known:
                 check_params(self._known)
