@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..core.checks import can_look, check_params, depth, recording_context
+from ..core.checks import can_look, check_params, depth, gradient_edge, recording_context
 from ..core.expect import expect_function
 from ..core.tree import combine, dot, select
 from ..gradients.levels import explained_vjp, without_trace
@@ -223,7 +225,9 @@ def measure_features(
             f"shared: the features depend on {', '.join(wrong)}, which it does not match; widen it"
         )
     forward = live(losses, leaves | z, hooked=True)
-    linear = linearize_labelled(forward, Request(tuple(z), heads=lambda count: 1 / count), shares)
+    request = Request(tuple(z), heads=lambda count: 1 / count)
+    with _cut_at(z):
+        linear = linearize_labelled(forward, request, shares)
     silent = [t for t in range(len(linear.losses)) if not _any(linear.rows, t, shares.here)]
     if silent and can_look(linear.losses):
         raise ValueError(f"features: the losses of tasks {silent} do not depend on them")
@@ -241,13 +245,34 @@ def measure_features(
             for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
         }
 
-    # the mean loss' whole gradient, less what of it goes through z
-    heads = {name: linear.heads[name] for name in leaves}
-    if any(bool(heads[name].any()) for name in behind):
-        count = len(linear.losses)
-        inside = through({name: rows.sum(0) / count for name, rows in linear.rows.items()})
-        heads = {n: x - inside[n] if n in behind else x for n, x in heads.items()}
-    return _measured(linear, shares, through, heads)
+    return _measured(linear, shares, through, {name: linear.heads[name] for name in leaves})
+
+
+@contextmanager
+def _cut_at(z: dict[str, Tensor]) -> Iterator[None]:
+    """Backward passes end at these features, as if they were leaves.
+
+    A feature may be computed from another: what the heads read of the two is then told apart, and
+    the parameters' gradients are those of the heads alone.
+    """
+    edges: dict[tuple[Any, int], str] = {}
+    for name, leaf in z.items():
+        edge = gradient_edge(leaf)
+        same = edges.setdefault((edge.node, edge.output_nr), name)
+        if same != name:
+            names = [repr(x.removeprefix("z ")) for x in (same, name)]
+            raise ValueError(f"features: {' and '.join(names)} are one tensor; pass it once")
+
+    def end(output: int, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return (*grads[:output], None, *grads[output + 1 :])
+
+    # torch captures what arrives at a place before the hooks of its node are called
+    handles = [node.register_prehook(partial(end, output)) for node, output in edges]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _any(rows: Rows, task: int, here: Tensor | None) -> bool:

@@ -275,8 +275,9 @@ class Balancer:
             target: a loss, 0-d with its graph, of what the model is to be good at, for
                 `mtlfunc.align`: see `mtlfunc.jacobian`, with which alone it goes. Not with
                 `features`.
-            features: what the heads read, a tensor or a dict of tensors from this forward: the
-                Gramian is measured there, as by `mtlfunc.representation` (MGDA-UB).
+            features: what the heads read, a tensor or a dict of tensors from this forward, one of
+                which may be computed from another: the Gramian is measured there, as by
+                `mtlfunc.representation` (MGDA-UB).
             scale: for float16, what the losses and `target` have been multiplied by:
                 `scaler.get_scale()` after `scaler.scale(losses)`. Rule and answer are those of the
                 losses themselves, `.grad` gets scaled gradients, and an overflow weighs nan and
