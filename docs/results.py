@@ -21,6 +21,8 @@ table of a benchmark says the load.
     python -m experiments.benchmarks.full
     python -m experiments.arena
     python -m experiments.benchmarks.toy --steps 4000 --script-steps 1000 --unroll 1 10
+    python -m experiments.benchmarks.gpu (on a machine with a CUDA device; `python docs/results.py
+        gpu PATH/gpu.json` then keeps its numbers in experiments/benchmarks/gpu.json)
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py arithmetic` keeps the third, a run that rounds as other processors may (with a cache
@@ -53,6 +55,7 @@ from docs.verdicts import (
 )
 from experiments.benchmarks import (
     full,
+    gpu_report,
     gramian_report,
     metric,
     record,
@@ -495,6 +498,7 @@ def benchmark_parts() -> list[str]:
         weightings_block(),
         metric_block(),
         scale_block(),
+        gpu_block(),
         full_block(),
     ]
 
@@ -599,6 +603,17 @@ def full_block() -> str:
     return marked("full", paragraph(line), table)
 
 
+def gpu_block() -> str:
+    """What a CUDA device did, each number with its day."""
+    rows = record.read(gpu_report.KEPT)
+    line = """**On a device**, by `python -m experiments.benchmarks.gpu`, wall clock with
+        synchronisation, medians, contenders taking turns. Each line says the device, the day and
+        the torch that it was taken with; a later run replaces a line, or leaves it:"""
+    above = "; ".join(gpu_report.missed(rows)) or "none"
+    said = paragraph(f"Above its bar: {above}.")
+    return marked("gpu", paragraph(line), *gpu_report.tables(rows), said)
+
+
 BLOCKS = {
     "solvers": solvers_block,
     "gramians": gramians_block,
@@ -609,6 +624,7 @@ BLOCKS = {
     "weightings": weightings_block,
     "metric": metric_block,
     "scale": scale_block,
+    "gpu": gpu_block,
     "full": full_block,
     "notes": notes_block,
 }
@@ -626,7 +642,14 @@ def main() -> None:
     )
     choices = ["claims", "arithmetic", "ledger", "search", *BLOCKS]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
-    part = parser.parse_args().part
+    of_run = "gpu.json of a run on a device whose numbers to take over, with the part gpu"
+    parser.add_argument("run", nargs="?", type=Path, help=of_run)
+    given = parser.parse_args()
+    part = given.part
+    if given.run is not None:
+        if part != "gpu":
+            parser.error(f"run: goes with the part gpu, got {part}")
+        gpu_report.take_over(given.run)
     page = ROOT / "docs" / "benchmarks.md"
     if part in BLOCKS:
         page.write_text(replaced(page.read_text(), part, BLOCKS[part]()))

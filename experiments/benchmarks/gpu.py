@@ -13,6 +13,7 @@ what it would do. `--device cpu --tiny` runs the same code on small sizes, to te
 """
 
 import argparse
+import datetime
 import os
 import resource
 import signal
@@ -31,7 +32,7 @@ from torch.func import vmap
 from experiments.arguments import folder, positive
 from experiments.benchmarks import gpu_eager, gpu_graphs, gramian, solvers, toy
 from experiments.benchmarks.families import FAMILIES, gramians
-from experiments.benchmarks.gpu_cases import FAILED, found, guarded
+from experiments.benchmarks.gpu_cases import ENDED, FAILED, found, guarded
 from experiments.benchmarks.record import Record, Row, settings
 from experiments.benchmarks.solvers_peers import KINDS, SOLVERS
 
@@ -209,18 +210,18 @@ PARTS = {
     "toy": Part(toy_times, 0.05, "CAGrad's toy, compiled"),
     "compiler": Part(gpu_graphs.compiler, 0.08, "torch.compile by its modes"),
 }
-ENDED = "the part"
 
 
 def run_part(name: str, device: str, tiny: bool, record: Record) -> None:
     """In a process of its own: keep every row as it comes, and at the end the peak memory."""
+    common = {"part": name, "day": datetime.date.today().isoformat()}
     for row in PARTS[name].run(device, tiny):
-        record.keep({"part": name} | row)
+        record.keep(common | row)
     if device == "cuda":
         peak, note = torch.cuda.max_memory_allocated(), "allocated on the device"
     else:
         peak, note = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "of the process"
-    record.keep({"part": name} | found("peak memory", peak / 2**20, "MiB", note))
+    record.keep(common | found("peak memory", peak / 2**20, "MiB", note))
 
 
 def _failed(row: Row) -> bool:
@@ -304,7 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
         record = Record(path, ("part", "case"), chosen)  # with what the part's process wrote
         failed = [row for row in record.here() if row["part"] == name and _failed(row)]
         said += f", but {len(failed)} cases failed" if failed else ""
-        record.keep({"part": name} | found(ENDED, time.perf_counter() - start, "s", said))
+        about = {"part": name, "day": datetime.date.today().isoformat()}
+        record.keep(about | found(ENDED, time.perf_counter() - start, "s", said))
         record.write_tables(given.out / "gpu.md", table)
         print(f"{name}: {said}", flush=True)
     if path.exists():

@@ -11,6 +11,8 @@ from experiments.benchmarks.measuring import Call, in_turns, launches, operators
 from experiments.benchmarks.record import Row
 
 FAILED = "failed:"
+ENDED = "the part"  # the case that says how a part ended
+GRAPHS = ("captured", "compiled")  # their memory is a pool that is not freed between calls
 
 
 def found(
@@ -36,11 +38,16 @@ def guarded(
         yield failed(case, error, target)
 
 
+def size(count: float) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+
+
 class Taken(NamedTuple):
     """What a call took."""
 
     seconds: float
-    memory: int  # peak, in bytes, beyond what was held before
+    memory: int | None  # peak, in bytes, beyond what was held before
     operators: int | None = None
     launches: int | None = None  # on a CUDA device
 
@@ -48,7 +55,13 @@ class Taken(NamedTuple):
         """In words."""
         counts = (("launches", self.launches), ("operators", self.operators))
         said = [f"{count:,} {what}" for what, count in counts if count is not None]
-        return ", ".join([f"{1e3 * self.seconds:.3g} ms", *said, f"{self.memory / 2**20:,.4g} MiB"])
+        said += [size(self.memory)] if self.memory is not None else []
+        return ", ".join([f"{1e3 * self.seconds:.3g} ms", *said])
+
+    def row(self, case: str, value: float, unit: str, target: float | None) -> Row:
+        """As a measurement, with what else was counted."""
+        about = {"memory": self.memory, "launches": self.launches}
+        return found(case, value, unit, self.note(), target) | about
 
 
 def take(
@@ -67,7 +80,7 @@ def take(
     for name, call in calls.items():
         try:
             call()
-            _, memory = with_memory(call, device)
+            memory = None if name in GRAPHS else with_memory(call, device)[1]
             counted = (operators(call) if count else None,)
             counted += (launches(call) if count and device == "cuda" else None,)
             done[name] = Taken(0.0, memory, *counted)
@@ -97,10 +110,9 @@ def ratios(
         if isinstance(taken, Exception):
             yield failed(label, taken, target)
         elif name == plain:
-            yield found(label, 1e3 * taken.seconds, "ms", taken.note(), target)
+            yield taken.row(label, 1e3 * taken.seconds, "ms", target)
         else:
-            times = taken.seconds / unit.seconds
-            yield found(label, times, "plain steps", taken.note(), target)
+            yield taken.row(label, taken.seconds / unit.seconds, "plain steps", target)
 
 
 def over(
@@ -115,4 +127,5 @@ def over(
     if isinstance(a, Taken) and isinstance(b, Taken):
         label, (time, memory) = f"{case}: {ours} / {other}", limits
         yield found(f"{label}, time", a.seconds / b.seconds, "", "", time)
-        yield found(f"{label}, peak memory", a.memory / max(1, b.memory), "", "", memory)
+        if a.memory is not None and b.memory:
+            yield found(f"{label}, peak memory", a.memory / b.memory, "", "", memory)

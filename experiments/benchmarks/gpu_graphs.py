@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import mtlfunc as mf
 from experiments.benchmarks import steps
-from experiments.benchmarks.gpu_cases import FAILED, Taken, found, guarded, ratios, take
+from experiments.benchmarks.gpu_cases import FAILED, Taken, found, guarded, ratios, size, take
 from experiments.benchmarks.gpu_eager import made
 from experiments.benchmarks.measuring import timed, with_memory
 from experiments.benchmarks.record import Row
@@ -135,7 +135,7 @@ def _lanes(rule: str, runs: int, device: str, times: int, target: float | None) 
     _, memory = with_memory(lambda: (call(), call()), device)
     call()
     seconds = sorted(timed(call, "wall", device, times) for _ in range(5))[2]
-    note = f"{1e3 * seconds:.3g} ms a step, {memory / 2**20:,.0f} MiB"
+    note = f"{1e3 * seconds:.3g} ms a step, {size(memory)}"
     label = f"{rule}, Adam, {runs:,} runs"
     yield found(label, 1e6 * seconds / runs, "µs a run and step", note, target)
 

@@ -1,5 +1,6 @@
 """The benchmark of a device, its logic in small on the CPU: kills lose nothing."""
 
+import json
 import sys
 import time
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import mtlfunc as mf
-from experiments.benchmarks import gpu, gpu_cases, gpu_graphs, measuring, record
+from experiments.benchmarks import gpu, gpu_cases, gpu_graphs, gpu_report, measuring, record
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_part_measures_all_of_its_cases(name, kept, tmp_path, captures):
         assert [row["target"] for row in llama] == [2.3, 2.3, 1.5]
 
 
-def test_a_captured_step_that_gives_something_else_is_no_success(monkeypatch, kept):
+def test_a_captured_step_that_gives_something_else_does_not_count(monkeypatch, kept):
     def stale(step):  # as a graph would that keeps its first batch
         first = []
 
@@ -82,9 +83,12 @@ def test_a_call_that_fails_leaves_those_it_is_compared_with():
     rows = {row["case"]: row for row in gpu_cases.ratios("here", done, targets={"broken": 2.0})}
     assert rows["here: broken"]["note"] == "failed: MemoryError: too much"
     assert rows["here: broken"]["target"] == 2.0
-    assert rows["here: twice"]["value"] == done["twice"].seconds / done["plain"].seconds
-    assert (done["plain"].operators, done["twice"].operators) == (1, 2)  # a view does not count
-    assert (done["plain"].memory, done["twice"].memory) == (4000, 8000)
+    one, two = done["plain"], done["twice"]
+    assert isinstance(one, gpu_cases.Taken)
+    assert isinstance(two, gpu_cases.Taken)
+    assert rows["here: twice"]["value"] == two.seconds / one.seconds
+    assert (one.operators, two.operators) == (1, 2)  # a view does not count
+    assert (one.memory, two.memory) == (4000, 8000)
     assert list(gpu_cases.over("here", done, "twice", "broken", (1.0, 1.0))) == []
     memory = list(gpu_cases.over("here", done, "twice", "plain", (1.0, 1.0)))[1]
     assert memory["value"] == 2.0
@@ -209,3 +213,63 @@ def test_the_device_tests_are_found_and_run():
     (row,) = gpu.device_tests("cpu", True)
     assert row["value"] == 0, row
     assert row["note"].startswith("of 3, 0 skipped")
+
+
+def device_row(case, value, day, part="steps", **about):
+    chosen = {"device": "cuda", "tiny": False, "GPU": "NVIDIA X", "torch": "9"}
+    found = gpu_cases.found(case, value, "plain steps", target=about.pop("target", None))
+    return found | {"part": part, "day": day, "settings": chosen, "load": None} | about
+
+
+def written(path, rows):
+    path.write_text(json.dumps({"version": record.VERSION, "rows": rows}))
+    return path
+
+
+def test_a_newer_run_replaces_what_it_measured_and_leaves_the_rest(tmp_path):
+    old = [device_row(case, 2.0, "2026-01-01") for case in ("net: plain", "net: loop")]
+    kept = written(tmp_path / "kept.json", old)
+    new = device_row("net: loop", 4.0, "2026-02-02", memory=3 * 2**30, launches=1200, target=3.0)
+    run = written(tmp_path / "gpu.json", [new])
+    gpu_report.take_over(run, kept)
+    rows = record.read(kept)
+    title, table = gpu_report.tables(rows)
+    assert title.startswith("*Steps")
+    first, second = "X, 2026-01-01, torch 9", "X, 2026-02-02, torch 9"
+    assert table.splitlines() == [
+        "| case | plain | loop | taken |",
+        "|---|---|---|---|",
+        f"| net | 2 | 4 (1,200, 3 GiB) | {first}; {second} |",
+    ]
+    assert gpu_report.missed(rows) == ["net: loop: 4 plain steps, at most 3"]
+
+
+def test_what_no_device_measured_is_not_kept(tmp_path):
+    rows = [device_row("net: plain", 2.0, "2026-01-01")]
+    rows[0]["settings"]["device"] = "cpu"
+    run = written(tmp_path / "gpu.json", rows)
+    with pytest.raises(SystemExit, match="no rows of a CUDA device"):
+        gpu_report.take_over(run, tmp_path / "kept.json")
+    assert not (tmp_path / "kept.json").exists()
+
+
+def test_rules_are_one_line_and_those_that_fail_have_their_own():
+    rows = [device_row(case, value, "2026-01-01", "capture") for case, value in RULES.items()]
+    rows = [row | {"unit": "eager plain steps" if row["value"] else ""} for row in rows]
+    _, table = gpu_report.tables(rows)
+    lines = table.splitlines()[2:]
+    assert lines[0].startswith("| 3 rules captured | 0.2 of an eager plain step, median |")
+    assert "mean 0.10 to nash 0.90" in lines[0]
+    assert [line.split(" | ")[:2] for line in lines[1:]] == [["| safe", "cannot"]]
+
+
+RULES = {"mean": 0.1, "mgda": 0.2, "nash": 0.9, "safe": None}
+
+
+def test_the_page_has_every_part_and_what_is_kept_is_of_a_device():
+    assert gpu_report.TITLES.keys() == gpu.PARTS.keys()
+    rows = record.read(gpu_report.KEPT)
+    assert rows
+    assert all(row["settings"]["device"] == "cuda" for row in rows)
+    text = "\n".join(gpu_report.tables(rows))
+    assert all(gpu_report.taken(row) in text for row in rows)
