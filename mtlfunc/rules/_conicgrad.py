@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.func import vmap
-from torch.utils._pytree import tree_map
 
 from ..core.checks import check_scalar, inside_transform, poison
-from ..core.operators import flatten_batch, leading_shape, register_batching, with_vmap
-from ..solvers import auto
-from ..solvers.face_solve import face_hull, lengths
-from ..solvers.problems import min_norm, or_one, resolution, root
+from ..core.operators import leading_shape, register_batching
+from ..solvers._active_set import run
+from ..solvers.face_solve import face_hull
+from ..solvers.problems import MinNorm, or_one, resolution, root
 from ..types import Geometry, Rule, Scalar, State
 from .common import fill_absent, gramian_of, no_state, preference_of, reading
 
 ROUNDS = 20
-"""Faces tried at most: two to five on a CPU, all of them elsewhere."""
+"""At most so many on a CPU: two to four do where a direction of the cone lowers every loss."""
+POINTS, FEW_ROUNDS = 31, 4
+"""Elsewhere, where nobody can look, all of so many rounds of so many points: 32^4 = 2^20."""
 
 
 def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = None) -> Rule:
@@ -73,8 +72,8 @@ def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
     """The weights of `conicgrad`'s direction; `eps` is the noise of the Gramian's entries."""
     direct = not torch.compiler.is_compiling() and not inside_transform()
     search = _search if direct else torch.ops.mtlfunc.conic_faces
-    fixed = torch.as_tensor(c).to(gramian).detach()
-    inside, shortest, support = search(gramian.detach(), p.detach(), fixed, eps)
+    fixed = c.to(gramian).detach() if isinstance(c, Tensor) else gramian.new_full((), c)
+    inside, support = search(gramian.detach(), p.detach(), fixed, eps)
     linear = gramian @ p
     mean = root(p @ linear)
     # On a face the direction is g_w + μg₀ less its part in the face: q + μq₀, with q the shortest
@@ -91,140 +90,128 @@ def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
     sine = torch.where(resolved & (cosine < 1), root(1 - cosine**2), 0.0)
     cosine = cosine.where(sine > 0, 1.0)
     surface = cosine / or_one(root(square)) * along + sine / or_one(root(height)) * off
-    own = face_hull(gramian, shortest, linear)[0]
-    return mean * torch.where(inside, own / or_one(root(own @ gramian @ own)), surface)
+    return mean * torch.where(inside, hull / or_one(root(hull @ gramian @ hull)), surface)
 
 
 class _Problem(NamedTuple):
-    """A Gramian and its mean gradient g₀, for the search."""
+    """What the search has to know, of one problem or of a batch."""
 
-    gramian: Tensor
+    rows: Tensor  # vectors with the products of the Gramian
+    lengths: Tensor
+    mean: Tensor  # g₀ of the rows
     p: Tensor
     c: Tensor
-    linear: Tensor  # G p
-    rows: Tensor  # vectors with the products of the Gramian
-    mean: Tensor  # p @ rows
+    least: float  # the length of d that is resolved, in units of what d is made of
 
 
-class _State(NamedTuple):
-    """What a round of the search leaves to the next one."""
-
-    s: Tensor  # to be tried
-    proposed: Tensor  # the face that gave it
-    face: Tensor  # the nearest one on the cone's side
-    low: Tensor
-    high: Tensor
-    done: Tensor
-
-
-def _search(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether MGDA's direction is in the cone, its face, and the face of the direction on the
-    cone's surface; of one problem, or of a batch.
+def _search(
+    gramian: Tensor, p: Tensor, c: Tensor, eps: float, look: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Whether MGDA's direction is in the cone; and its face if so, or else that of the direction on
+    the cone's surface. Of one problem, or of a batch.
 
     The shortest vector d of the hull of (1 - s)g_t + s g₀ turns from MGDA's direction to g₀ as s
-    goes from 0 to 1, and cos(d, g₀) never falls.
+    goes from 0 to 1, and cos(d, g₀) never falls. While its face stays the same, d is linear in s.
+    So a round tries the s where the chord between both ends reaches the surface, the answer if they
+    have one face, and others at equal distances between the ends.
     """
     lead, count = leading_shape(zip((gramian, p, c), _RANKS, strict=True)), p.shape[-1]
-    given = [x.detach() for x in (gramian, p, c)]
-    start: Any = partial(_start, eps=eps)
-    turn: Any = partial(_turn, eps=eps)
-    if lead:
-        given = [
-            flatten_batch(x, lead, rank).expand(lead.numel(), *x.shape[x.ndim - rank :])
-            for x, rank in zip(given, _RANKS, strict=True)
-        ]
-        start, turn = vmap(start), vmap(turn, (0, 0, None))
-    problem, shortest, state = start(*given)
-    inside = state.done
-    face, places = state.face.clone(), torch.arange(lead.numel(), device=p.device)
-    for i in range(ROUNDS):
-        if gramian.is_cpu and lead:  # the others have their faces
-            left = (~state.done).nonzero().flatten()
-            if len(left) < len(places):
-                face[places] = state.face
-                places, problem, state = tree_map(
-                    lambda x, at=left: x[at], (places, problem, state)
-                )
-        if gramian.is_cpu and bool(state.done.all()):
-            break
-        state = turn(problem, state, torch.tensor(i % 3 < 2, device=p.device))
-    if lead:
-        face[places] = state.face
-    else:
-        face = state.face
-    return (
-        inside.clone().reshape(lead),
-        shortest.clone().reshape(*lead, count),
-        face.reshape(*lead, count),
+    gramian, p, c = (
+        x.detach().expand((*lead, *x.shape[x.ndim - rank :]))
+        for x, rank in zip((gramian, p, c), _RANKS, strict=True)
     )
-
-
-def _start(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[_Problem, Tensor, _State]:
-    linear, n = gramian @ p, lengths(gramian)
+    n = gramian.diagonal(0, -2, -1)
+    n = n.where(n > 0, 1.0).sqrt()
     # (1 - s)g_t + s g₀ can be far shorter than what it is made of, and its products, made of the
     # Gramian's entries, would then be rounding.
-    values, basis = torch.linalg.eigh((gramian / (n[:, None] * n)).nan_to_num())
-    rows = n[:, None] * basis * values.where(values > resolution(len(p), eps), 0.0).sqrt()
-    problem = _Problem(gramian, p, c, linear, rows, p @ rows)
-    inside, shortest = _at(problem, torch.zeros_like(c), eps)
-    face = torch.arange(len(p), device=p.device) == linear.argmin()  # as s nears 1
-    low, high = torch.zeros_like(c), torch.ones_like(c)
-    state = _State(_surface(problem, shortest, eps), shortest, face, low, high, inside)
-    return problem, shortest, state
+    cosine = (gramian / n.unsqueeze(-1) / n.unsqueeze(-2)).nan_to_num()
+    ridge = 4 * count * eps * torch.eye(count, dtype=n.dtype, device=n.device)
+    rows = n.unsqueeze(-1) * torch.linalg.cholesky_ex(cosine + ridge)[0]
+    mean = _sum(p, rows)
+    problem = _Problem(rows, n, mean, p, c, resolution(count, eps) ** 0.5)
+
+    low, high = torch.zeros_like(c).unsqueeze(-1), torch.ones_like(c).unsqueeze(-1)
+    good, _, d, support = _at(problem, low)
+    inside, outside, shortest = good.squeeze(-1), d.squeeze(-2), support.squeeze(-2)
+    last = (rows @ mean.unsqueeze(-1)).squeeze(-1).argmin(-1, keepdim=True)  # as s nears 1
+    face, within, found = torch.arange(count, device=p.device) == last, mean, inside
+    look = gramian.is_cpu if look is None else look
+    points, rounds = (1, ROUNDS) if look else (POINTS, FEW_ROUNDS)
+    grid = torch.linspace(0, 1, points + 2, dtype=p.dtype, device=p.device)[1:-1]
+    for _ in range(rounds):
+        if look and bool(found.all()):
+            break
+        chord = _chord(problem, outside, within).unsqueeze(-1)
+        tried = torch.lerp(low, high, torch.cat([chord, grid.expand((*lead, points))], -1))
+        good, close, d, support = _at(problem, tried)
+        found = found | close.any(-1)
+        s = torch.cat([tried, low, high], -1)
+        good = torch.cat([good, low > high, low <= high], -1)
+        d = torch.cat([d, outside.unsqueeze(-2), within.unsqueeze(-2)], -2)
+        support = torch.cat([support, face.unsqueeze(-2), face.unsqueeze(-2)], -2)
+        high, above = s.where(good, torch.inf).min(-1, keepdim=True)
+        low, below = s.where(~good & (s < high), -torch.inf).max(-1, keepdim=True)
+        outside, within, face = _take(d, below), _take(d, above), _take(support, above)
+    return inside.clone(), torch.where(inside.unsqueeze(-1), shortest, face)
 
 
-def _turn(problem: _Problem, state: _State, proposes: Tensor, eps: float) -> _State:
-    """One round: the s that the last face proposes, or else the middle of what is left."""
-    s, proposed, face, low, high, done = state
-    fits = (s > low) & (s < high) & proposes
-    tried = torch.where(fits, s, 0.5 * (low + high))
-    good, support = _at(problem, tried, eps)
-    found = fits & (support == proposed).all()
-    face = torch.where(done | ~(good | found), face, support)
-    low, high = torch.where(good, low, tried), torch.where(good, tried, high)
-    return _State(_surface(problem, support, eps), support, face, low, high, done | found)
+def _sum(weights: Tensor, rows: Tensor) -> Tensor:
+    return (weights.unsqueeze(-2) @ rows).squeeze(-2)
 
 
-def _at(problem: _Problem, s: Tensor, eps: float) -> tuple[Tensor, Bool[Tensor, " task"]]:
-    """Whether d is in the cone, and the face that it lies on."""
-    gramian, p, c, linear, rows, mean = problem
-    n, square = lengths(gramian), p @ linear
-    shifted = (1 - s) * rows + s * mean
-    w = auto()(min_norm(shifted @ shifted.mT)).weights
-    d, size = w @ shifted, (1 - s) * (w @ n) + s * (p @ n)
-    length = root(d @ d)
-    resolved = length > resolution(len(p), eps) ** 0.5 * size
-    return resolved & (d @ mean >= c * length * root(square)), w > 0
+def _take(x: Tensor, place: Tensor) -> Tensor:
+    """x `[…, K, T]` at place `[…, 1]`."""
+    return x.gather(-2, place.unsqueeze(-1).expand(*x.shape[:-2], 1, x.shape[-1])).squeeze(-2)
 
 
-def _surface(problem: _Problem, support: Tensor, eps: float) -> Tensor:
-    """The s at which the hull of this face reaches the cone's surface; NaN if it never does."""
-    gramian, p, c, linear, *_ = problem
-    square = p @ linear
-    hull, delta = face_hull(gramian, support, linear)
-    along = p + delta
-    kept, product = along @ gramian @ along, hull @ linear
-    size = along.abs() @ lengths(gramian)
-    kept = kept.where(kept > resolution(len(p), eps) * size**2, torch.nan)  # else g₀ is cancelled
-    apart = root((hull @ gramian @ hull) * kept - product**2) / root(kept - c**2 * square)
-    mu = (c * root(square) * apart - product) / kept
-    return mu / (1 + mu)
+def _at(problem: _Problem, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For s `[…, K]`: whether d is in the cone, and whether it is on the surface, up to rounding;
+    d `[…, K, T]` and the face that it lies on.
+    """
+    rows, n, mean, p, c, least = problem
+    share, count = s[..., None, None], p.shape[-1]
+    shifted = (1 - share) * rows.unsqueeze(-3) + share * mean[..., None, None, :]
+    report, support, _ = run(MinNorm(shifted @ shifted.mT), torch.finfo(s.dtype).eps)
+    w = report[..., :count]
+    d = _sum(w, shifted)
+    own, mixed = (w @ n.unsqueeze(-1)).squeeze(-1), (p * n).sum(-1, keepdim=True)
+    size, length = torch.lerp(own, mixed, s), torch.linalg.vector_norm(d, dim=-1)
+    whole = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
+    spare = (d @ mean.unsqueeze(-1)).squeeze(-1) - c.unsqueeze(-1) * length * whole
+    noise = 64 * count * torch.finfo(s.dtype).eps * size * whole
+    resolved = length > least * size
+    good = resolved & (spare >= -noise)
+    return good, good & (spare <= noise), d, support[..., 0, :]
+
+
+def _chord(problem: _Problem, outside: Tensor, within: Tensor) -> Tensor:
+    """The t in (0, 1) where outside + t(within - outside) reaches the surface; ½ if there is none.
+
+    It is the larger root of (d·g₀)² - c²‖d‖²‖g₀‖² below 1.
+    """
+    mean, along = problem.mean, within - outside
+    level = problem.c**2 * mean.square().sum(-1)
+    x, y = (outside * mean).sum(-1), (along * mean).sum(-1)
+    first = x * x - level * outside.square().sum(-1)
+    second = x * y - level * (outside * along).sum(-1)
+    third = y * y - level * along.square().sum(-1)
+    apart = root(second * second - first * third)
+    t = torch.where(second < 0, (apart - second) / third, -first / (second + apart))
+    return torch.where((t > 0) & (t < 1), t, 0.5)
 
 
 _RANKS = (2, 1, 0)
 _LIBRARY = torch.library.Library("mtlfunc", "FRAGMENT")
-_LIBRARY.define(
-    "conic_faces(Tensor gramian, Tensor p, Tensor c, float eps) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("conic_faces", with_vmap(_search), "CPU")
-_LIBRARY.impl("conic_faces", with_vmap(_search), "CUDA")
+_LIBRARY.define("conic_faces(Tensor gramian, Tensor p, Tensor c, float eps) -> (Tensor, Tensor)")
+_LIBRARY.impl("conic_faces", _search, "CPU")
+_LIBRARY.impl("conic_faces", _search, "CUDA")
 
 
 @torch.library.register_fake("mtlfunc::conic_faces", lib=_LIBRARY)
-def _(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(gramian: Tensor, p: Tensor, c: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     lead, count = leading_shape(zip((gramian, p, c), _RANKS, strict=True)), p.shape[-1]
     face = gramian.new_empty((*lead, count), dtype=torch.bool)
-    return gramian.new_empty(lead, dtype=torch.bool), face, torch.empty_like(face)
+    return gramian.new_empty(lead, dtype=torch.bool), face
 
 
 register_batching(_LIBRARY, "conic_faces", _RANKS)
