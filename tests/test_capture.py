@@ -6,6 +6,7 @@ has the graphs themselves.
 import gc
 import itertools
 import threading
+import weakref
 
 import pytest
 import torch
@@ -200,6 +201,34 @@ def test_the_state_goes_back_in_without_a_copy(made):
     assert seen[1::2] == [seen[1]] * 2
 
 
+def test_a_state_that_nobody_has_is_handed_out_again(made):
+    """Its tensors are made once; one who keeps a part of a state gets other tensors."""
+    step = step_of("mgda")
+    captured = mf.capture(step)
+    state = captured.init(PARAMS, BATCH)
+    seen = []
+    for _ in range(8):
+        state, _ = captured.update(state, BATCH)
+        seen.append((id(state), id(state.params), id(state.params["trunk.0.bias"])))
+    assert len(set(seen[1:])) == 2
+    for part in (
+        lambda state: state,
+        lambda state: state.params,
+        lambda state: state.optimizer,
+        lambda state: state.params["trunk.0.bias"],
+        lambda state: weakref.ref(state.params["trunk.0.bias"]),
+    ):
+        kept = part(state)
+        for _ in range(3):
+            state, _ = captured.update(state, BATCH)
+        leaves = tree_leaves(kept() if isinstance(kept, weakref.ref) else kept)
+        assert all(leaf is None or "overwritten" in repr(leaf) for leaf in leaves)
+    plain = step.init(PARAMS, BATCH)
+    for _ in range(23):
+        plain, _ = step.update(plain, BATCH)
+    assert equal(state, plain)
+
+
 def test_the_given_state_stays_and_older_ones_say_that_they_are_gone(made):
     captured, a = started()
     value = a.params["x"].clone()
@@ -273,6 +302,17 @@ def in_place(state):
     return state
 
 
+def other_memory(state):
+    bias = state.params["trunk.0.bias"]
+    bias.data = bias * 0.5
+    return state
+
+
+def in_its_dict(state):
+    state.params["trunk.0.bias"] = state.params["trunk.0.bias"] * 0.5
+    return state
+
+
 def with_params(edit):
     return lambda state: state._replace(params=state.params | edit(state.params))
 
@@ -286,6 +326,9 @@ EDITS = {
     ),
     "one twice": with_params(lambda p: {"heads.0.bias": p["heads.2.bias"]}),
     "in place": in_place,
+    "turned": lambda state: (state.params["trunk.0.weight"].t_().t_(), state)[1],
+    "another memory": other_memory,
+    "in its dict": in_its_dict,
 }
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..core.checks import inside_transform
 from ..types import Balance, Step
-from ._forms import Arguments
+from ._forms import flatten, leaf_name
 from ._recorder import RECORDERS, Recorder
-from ._recording import KEEP, Kind, Overwritten, Recording
+from ._recording import KEEP, Home, Kind, Overwritten, Recording
 
 S = TypeVar("S", Step, Balance)
 
@@ -58,7 +58,7 @@ def capture(step: S, *, graphs: int = 8) -> S:
         RuntimeError: from update, for an operation that a graph cannot hold (a value read on the
             host), for a state that was overwritten, or would be while a view of it is in use, and
             inside another recording.
-        torch.OutOfMemoryError: from update, where the memory of the device does not suffice for a
+        OutOfMemoryError: from update, where the memory of the device does not suffice for a
             recording. The state is untouched after each of these.
 
     Examples:
@@ -108,8 +108,9 @@ class Captured:
         if given.keys() != set(self.names) or len(args) + len(named) != len(self.names):
             return self.update(*args, **named)  # which says what is missing
         args = tuple(given[name] for name in self.names)
-        recorder = _recorder_for(args)
-        if recorder is None:
+        first = None if _elsewhere() else next(_tensors(args), None)
+        recorder = None if first is None else RECORDERS.get(first.device.type)
+        if first is None or recorder is None:
             return self.update(*args)
         if recorder.busy():
             raise RuntimeError(
@@ -122,31 +123,42 @@ class Captured:
                 "losses_fn; capture the step once for each"
             )
         try:
-            return self._step(Arguments(self.names, args), recorder)
+            return self._step(args, first.device, recorder)
         finally:
             self.lock.release()
 
-    def _step(self, args: Arguments, recorder: type[Recorder]) -> Any:
-        modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(args.device.type)
-        kind = Kind(args.form, tuple(_leaf_kinds(args)), modes)
-        for recording in reversed(self.recordings):
-            if recording.kind == kind:
-                self.recordings.remove(recording)
-                self.recordings.append(recording)
-                return recording.step(args)
-        return self._first(args, kind, recorder(args.device))
-
-    def _first(self, args: Arguments, kind: Kind, recorder: Recorder) -> Any:
-        """The first update of a kind: a plain one, whose answer this is, and a recording."""
-        answer = recorder.warm_up(lambda: self.update(*args.values))
+    def _step(
+        self, args: tuple[Any, ...], device: torch.device, recorder: type[Recorder]
+    ) -> tuple[Any, ...]:
+        at = self.place[0]
+        modes = device, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type)
+        inputs: list[Any] = []
+        names, values = self.names[:at] + self.names[at + 1 :], args[:at] + args[at + 1 :]
+        kind = Kind(flatten(values, inputs), _kinds(names, values, inputs, device), modes)
+        fitting = [x for x in self.recordings if x.kind == kind]
+        for recording in reversed(fitting):  # most often the state is what the last update returned
+            side = recording.home.side_of(args[at])
+            if side is not None:
+                self._last(recording)
+                return recording.step(inputs, side, {})
+        state: list[Any] = []
+        form, given = flatten(args[at], state), (args[at],)
+        of_state = Kind(form, _kinds(("state",), given, state, device, tensors=True), (device,))
+        for recording in fitting:
+            if recording.home.kind == of_state:
+                self._last(recording)
+                return recording.step(inputs, *recording.home.source(state))
+        made = recorder(device)
+        answer = made.warm_up(lambda: self.update(*args))
         _check_answer(args, answer, *self.place)
         while len(self.recordings) >= self.graphs:
             self.recordings.pop(0).free()
-        homes = [recording.home for recording in self.recordings]
         try:
-            recording = Recording(self.update, self.place, args, kind, recorder, homes)
+            same = [x.home for x in self.recordings if x.home.kind == of_state]
+            home = same[0] if same else Home(of_state, state)
+            self._last(Recording(self.update, self.place, kind, inputs, home, made))
         except torch.OutOfMemoryError as error:
-            recorder.free()
+            made.free()
             raise torch.OutOfMemoryError(
                 "capture: too little memory for a recording, which keeps the memory of one step "
                 f"and the state twice ({len(self.recordings)} other recordings are kept); take "
@@ -154,20 +166,20 @@ class Captured:
                 f"mtlfunc.capture, which goes on from this state. torch said: {error}"
             ) from error
         except BaseException:
-            recorder.free()
+            made.free()
             raise
-        self.recordings.append(recording)
         return answer
 
+    def _last(self, recording: Recording) -> None:
+        """Note that this one was used last."""
+        self.recordings = [*(x for x in self.recordings if x is not recording), recording]
 
-def _recorder_for(args: tuple[Any, ...]) -> type[Recorder] | None:
-    """What records on the device of these arguments; None for the plain update."""
-    if inside_transform() or torch.compiler.is_compiling():
-        return None
-    if torch._C._len_torch_dispatch_stack():
-        return None
-    first = next(_tensors(args), None)
-    return None if first is None else RECORDERS.get(first.device.type)
+
+def _elsewhere() -> bool:
+    """Whether a transform, a compiler or a tracer sees what is called."""
+    return bool(
+        inside_transform() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    )
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -179,23 +191,30 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _leaf_kinds(args: Arguments) -> Iterator[Any]:
+def _kinds(
+    names: tuple[str, ...],
+    values: tuple[Any, ...],
+    leaves: list[Any],
+    device: torch.device,
+    *,
+    tensors: bool = False,
+) -> tuple[Any, ...]:
     """What a recording is for, leaf by leaf; raises where it cannot be for this."""
-    grad = torch.is_grad_enabled()
-    for i, leaf in enumerate(args.leaves):
+    grad, found = torch.is_grad_enabled(), []
+    for i, leaf in enumerate(leaves):
         if type(leaf) is Tensor or type(leaf) is nn.Parameter:
-            if leaf.device != args.device or leaf.layout != torch.strided:
-                raise _refused(args.name(i), leaf, args)
-            if grad and leaf.requires_grad:
-                raise _refused(args.name(i), leaf, args)
-            yield leaf.shape, leaf.dtype
-        elif leaf is None or type(leaf) in (bool, str):
-            yield leaf
+            fits = leaf.device == device and leaf.layout is torch.strided
+            if not fits or (grad and leaf.requires_grad):
+                raise _refused(leaf_name(names, values, i), leaf, device)
+            found.append((leaf.shape, leaf.dtype))
+        elif tensors or not (leaf is None or type(leaf) in (bool, str)):
+            raise _refused(leaf_name(names, values, i), leaf, device)
         else:
-            raise _refused(args.name(i), leaf, args)
+            found.append(leaf)
+    return tuple(found)
 
 
-def _refused(name: str, leaf: Any, args: Arguments) -> Exception:
+def _refused(name: str, leaf: Any, device: torch.device) -> Exception:
     """Why this leaf cannot be in a graph, and what to do."""
     if isinstance(leaf, Overwritten):
         return RuntimeError(
@@ -211,10 +230,10 @@ def _refused(name: str, leaf: Any, args: Arguments) -> Exception:
         )
     if leaf.layout != torch.strided:
         return TypeError(f"{name}: expected a dense tensor, got {leaf.layout}; use .to_dense()")
-    if leaf.device != args.device:
+    if leaf.device != device:
         return ValueError(
-            f"{name} is on {leaf.device}, but {args.name(0)} on {args.device}: a graph runs on one "
-            "device; move the batch there before the step, by .to(device)"
+            f"{name} is on {leaf.device}, but the first tensor on {device}: a graph runs on one "
+            "device; move it there before the step, by .to(device)"
         )
     return ValueError(
         f"{name} requires grad, but a replay has no derivative; detach it (parameters come from "
@@ -222,28 +241,34 @@ def _refused(name: str, leaf: Any, args: Arguments) -> Exception:
     )
 
 
-def _check_answer(args: Arguments, answer: Any, place: int, at: int) -> None:
+def _check_answer(args: tuple[Any, ...], answer: Any, place: int, at: int) -> None:
     """Raise where a replay could not repeat this answer."""
-    given, found = Arguments(("state",), (args.values[place],)), answer[at]
-    after = Arguments(("state",), (found,))
-    shapes = [[_kind(leaf) for leaf in state.leaves] for state in (given, after)]
-    if given.form != after.form or shapes[0] != shapes[1]:
-        pairs = zip(range(len(shapes[0])), *shapes, strict=False)
-        where = [f" {given.name(i)} was {a}, is {b}" for i, a, b in pairs if a != b]
+    leaves: list[list[Any]] = [[], []]
+    forms = [flatten(x, found) for x, found in zip((args[place], answer[at]), leaves, strict=True)]
+    was, now = ([_described(x) for x in found] for found in leaves)
+    if forms[0] != forms[1] or was != now:
+        where = [i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b][:3]
+        names = [leaf_name(("state",), (args[place],), i) for i in where]
+        changed = [
+            f"{name} was {was[i]}, is {now[i]}" for name, i in zip(names, where, strict=True)
+        ]
         raise ValueError(
-            "capture: the state after an update has another structure, shape or dtype than before"
-            f"{':' * bool(where)}{';'.join(where[:3])}. A recording writes the new state where the "
-            "old one was; go on without capture, or let the state keep its form"
+            "capture: the state after an update has another structure, shape or dtype than before "
+            f"({'; '.join(changed) or 'its structure'}). A recording writes the new state where "
+            "the old one was; go on without capture, or let the state keep its form"
         )
-    names = tuple(f"answer {i}" for i in range(len(answer)))
-    rest = Arguments(names, tuple(() if i == at else part for i, part in enumerate(answer)))
-    for i, leaf in enumerate(rest.leaves):
+    rest = *answer[:at], *answer[at + 1 :]
+    found: list[Any] = []
+    flatten(rest, found)
+    for i, leaf in enumerate(found):
         if not (isinstance(leaf, Tensor | bool | str) or leaf is None):
+            names = "grads" if len(rest) > 1 else "info", "info"
             raise TypeError(
-                f"{rest.name(i)}: expected a tensor, got {type(leaf).__name__}, and a replay would "
-                "repeat what it was in the recording; let losses_fn return a tensor in aux"
+                f"{leaf_name(names, rest, i)}: expected a tensor, got {type(leaf).__name__}, and a "
+                "replay would repeat what it was in the recording; let losses_fn return a tensor "
+                "in aux"
             )
 
 
-def _kind(leaf: Any) -> Any:
-    return (list(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf
+def _described(leaf: Any) -> Any:
+    return f"{list(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else repr(leaf)

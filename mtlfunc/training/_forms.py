@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import SUPPORTED_NODES, keystr, tree_flatten_with_path
 
@@ -47,20 +45,25 @@ def unflatten(form: Any, leaves: Iterator[Any]) -> Any:
     return SUPPORTED_NODES[kind].unflatten_fn(children, context[0])
 
 
-class Arguments:
-    """Arguments of an update as leaves, which have names for errors."""
+def containers(tree: Any) -> list[Any] | None:
+    """The dicts and tuples of a tree of tensors, () aside, which is one for all trees; None where
+    there is anything else.
+    """
+    kind = type(tree)
+    if kind is Tensor or (kind is tuple and not tree):
+        return []
+    if kind not in (dict, tuple) and not (issubclass(kind, tuple) and hasattr(kind, "_fields")):
+        return None
+    found = [tree]
+    for x in tree.values() if kind is dict else tree:
+        inner = containers(x)
+        if inner is None:
+            return None
+        found += inner
+    return found
 
-    def __init__(self, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
-        self.names, self.values = names, values
-        self.leaves: list[Any] = []
-        self.form = flatten(values, self.leaves)
 
-    @cached_property
-    def device(self) -> torch.device:
-        """Of the first tensor."""
-        return next(leaf.device for leaf in self.leaves if isinstance(leaf, Tensor))
-
-    def name(self, place: int) -> str:
-        """What a user calls a leaf: `state.params['x']`."""
-        first, *rest = tree_flatten_with_path(self.values)[0][place][0]
-        return self.names[first.idx] + keystr(tuple(rest))  # pyright: ignore
+def leaf_name(names: tuple[str, ...], values: tuple[Any, ...], place: int) -> str:
+    """What a user calls a leaf of several arguments: `state.params['x']`."""
+    first, *rest = tree_flatten_with_path(values)[0][place][0]
+    return names[first.idx] + keystr(tuple(rest))  # pyright: ignore

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import attrgetter, is_
+from sys import getrefcount
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import getweakrefcount
 
 import torch
 from torch import Tensor
 
-from ._forms import Arguments, flatten, unflatten
+from ._forms import containers, flatten, leaf_name, unflatten
 from ._recorder import Recorder, memory
 
 KEEP = (
@@ -21,6 +23,7 @@ SMALL = 1024
 """Answers of at most so many entries are copied out together."""
 
 holders_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
+FACTS = (Tensor.data_ptr, Tensor.stride, attrgetter("_version"), attrgetter("requires_grad"))
 
 
 class Overwritten(Tensor):
@@ -40,11 +43,59 @@ class Overwritten(Tensor):
 
 
 class Kind(NamedTuple):
-    """What one recording is for."""
+    """What a recording is for: the form of arguments, what their leaves are, and modes of torch."""
 
     form: Any
     leaves: tuple[Any, ...]
-    modes: tuple[bool, ...]
+    modes: tuple[Any, ...]
+
+
+class Handed:
+    """A state that was handed out: whether it is as it was, and whether anyone has it still.
+
+    One that nobody has is handed out again: making new tensors would take longer than the rest of
+    a replay.
+    """
+
+    def __init__(self, form: Any, leaves: list[Tensor]) -> None:
+        self.leaves: list[Any] = leaves  # None where it was overwritten
+        self.tree = unflatten(form, iter(leaves))
+        parts = containers(self.tree)
+        self.facts = None if parts is None else self._facts()
+        self.parts = parts or []
+        self.dicts = [(x, [*x], [*x.values()]) for x in self.parts if type(x) is dict]
+        self.parts += leaves
+        self.counts = [*map(getrefcount, self.parts)]
+
+    def whole(self) -> bool:
+        """Whether no part was replaced or changed in place."""
+        return (
+            self.facts is not None
+            and all([*x] == keys and all(map(is_, x.values(), had)) for x, keys, had in self.dicts)
+            and self._facts() == self.facts
+        )
+
+    def _facts(self) -> list[Any]:
+        return [[*map(fact, self.leaves)] for fact in FACTS]
+
+    def alone(self) -> bool:
+        """Whether nobody else has any part."""
+        held = [*map(getrefcount, self.parts)] != self.counts
+        return not held and not any(map(getweakrefcount, self.leaves))
+
+    def overwrite(self, place: int, where: int) -> bool:
+        """Let a tensor of a memory say that it is overwritten; returns False if it did before."""
+        self.tree = self.facts = None
+        self.parts, self.dicts = [], []
+        leaf, self.leaves[place] = self.leaves[place], None
+        if leaf is None:
+            return False
+        if memory(leaf) != where:  # its .data was set to another's
+            return True
+        leaf.data = leaf.new_empty(()).expand(leaf.shape)
+        torch.autograd.graph.increment_version(leaf)
+        leaf.__class__ = Overwritten
+        return True
 
 
 class Home:
@@ -53,58 +104,73 @@ class Home:
     So the state that an update was given is whole until the next update, whatever ends this one.
     """
 
-    def __init__(self, state: Sequence[Any], key: Any) -> None:
-        self.key = key
-        self.sides = [[_fixed(leaf) for leaf in state] for _ in range(2)]
-        self.places = [i for i, leaf in enumerate(state) if isinstance(leaf, Tensor)]
-        self.issued: list[dict[int, ref[Tensor]]] = [{}, {}]
-        self.memories = [{i: memory(side[i]) for i in self.places} for side in self.sides]
-        # how many tensors hold each memory while nothing of it is handed out
-        self.holders = {x: holders_of(x) for each in self.memories for x in each.values()}
+    def __init__(self, kind: Kind, state: list[Tensor]) -> None:
+        self.kind, self.places = kind, range(len(state))
+        with torch.inference_mode(False), torch.no_grad():
+            self.sides = [[_fixed(leaf) for leaf in state] for _ in range(2)]
+        self.handed: list[Handed | None] = [None, None]
+        self.memories = [[memory(leaf) for leaf in side] for side in self.sides]
+        # how many tensors hold each memory: ours, and those of `handed`
+        self.holders = [[holders_of(x) for x in each] for each in self.memories]
 
-    def source(self, state: Sequence[Any]) -> tuple[int, list[int]]:
-        """Which side holds most of a state, and the places of what it does not hold."""
-        others = [
-            [i for i in self.places if i not in issued or issued[i]() is not state[i]]
-            for issued in self.issued
-        ]
-        if all(others):  # perhaps under other names
-            others = [
-                [i for i in some if not _same(self.sides[side][i], state[i])]
-                for side, some in enumerate(others)
-            ]
+    def side_of(self, state: Any) -> int | None:
+        """The side of a state that was handed out and is as it was."""
+        for side, handed in enumerate(self.handed):
+            if handed is not None and handed.tree is state and handed.whole():
+                return side
+        return None
+
+    def source(self, state: list[Tensor]) -> tuple[int, dict[int, Tensor]]:
+        """Which side holds most of a state, and what it does not hold, by place."""
+        others = [[i for i in self.places if not _same(side[i], state[i])] for side in self.sides]
         side = int(len(others[1]) < len(others[0]))
-        return side, others[side]
+        return side, {i: state[i] for i in others[side]}
 
-    def in_use(self, side: int, places: Iterable[int]) -> list[int]:
-        """Where a view of what was handed out is alive: overwriting would change it unseen."""
-        memories, issued = self.memories[side], self.issued[side]
-        found = [
-            i
-            for i in places
-            if holders_of(memories[i])
-            > self.holders[memories[i]] + (i in issued and issued[i]() is not None)
-        ]
-        if found and gc.collect():  # perhaps they only wait to be collected
-            return self.in_use(side, found)
-        return found
+    def check_free(self, side: int, places: Collection[int]) -> None:
+        """Raise where a view of what was handed out is alive: it would change unseen."""
+        held = self._held(side, places)
+        if held and gc.collect():  # perhaps they only wait to be collected
+            held = self._held(side, places)
+        if held:
+            state = unflatten(self.kind.form, iter(self.sides[side]))
+            raise RuntimeError(
+                f"{leaf_name(('state',), (state,), held[0])}: a view of this tensor of an earlier "
+                "state (.detach(), a slice, a module's .data) is in use, and this update would "
+                f"overwrite it; clone it where it is made, or let go of it: {KEEP}"
+            )
 
-    def take_back(self, side: int, places: Iterable[int]) -> None:
-        """Let what was handed out, where it is kept, say that it is overwritten."""
-        for i in places:
-            handed = self.issued[side].pop(i, None)
-            leaf = handed() if handed else None
-            if leaf is not None:
-                leaf._fix_weakref()  # pyright: ignore  # torch's rule for references like these
-                leaf.data = leaf.new_empty(()).expand(leaf.shape)
-                torch.autograd.graph.increment_version(leaf)
-                leaf.__class__ = Overwritten
+    def _held(self, side: int, places: Collection[int]) -> list[int]:
+        counts = [*map(holders_of, self.memories[side])] if places else self.holders[side]
+        if counts == self.holders[side]:
+            return []
+        return [i for i in places if counts[i] > self.holders[side][i]]
 
-    def issue(self, side: int) -> list[Any]:
-        """Hand the state of a side out."""
-        found = [x.detach() if isinstance(x, Tensor) else x for x in self.sides[side]]
-        self.issued[side] = {i: ref(found[i]) for i in self.places}
-        return found
+    def fill(self, side: int, state: dict[int, Tensor]) -> None:
+        """Write tensors to places of a side; they may be memory of either side."""
+        ours = {*self.memories[0], *self.memories[1]}
+        values = [x.clone() if memory(x) in ours else x for x in state.values()]
+        self._overwrite(side, state)
+        _copy([self.sides[side][i] for i in state], values)
+
+    def take_back(self, side: int) -> Any:
+        """The state that was handed out of a side, if nobody has it; else it is overwritten."""
+        handed = self.handed[side]
+        if handed is not None and handed.whole() and handed.alone():
+            return handed.tree
+        self._overwrite(side, self.places)
+        return None
+
+    def _overwrite(self, side: int, places: Iterable[int]) -> None:
+        handed = self.handed[side]
+        for i in places if handed is not None else ():
+            self.holders[side][i] -= handed.overwrite(i, self.memories[side][i])  # pyright: ignore
+
+    def hand_out(self, side: int) -> Any:
+        """The state of a side, in new tensors of its memory."""
+        leaves = [x.detach() for x in self.sides[side]]
+        self.holders[side] = [count + 1 for count in self.holders[side]]
+        self.handed[side] = handed = Handed(self.kind.form, leaves)
+        return handed.tree
 
 
 class Program(NamedTuple):
@@ -112,18 +178,13 @@ class Program(NamedTuple):
 
     replay: Callable[[], None]
     packs: list[Tensor]
-    shapes: list[list[torch.Size]]  # in each pack
-    order: list[Any]  # of the answers: (pack, place in it), or what no tensor is
+    order: list[Any]  # of answers: the pack and where in it, None for all; or what no tensor is
     form: Any
 
     def answer(self) -> list[Any]:
         """The answers in memory of their own."""
-        found: list[list[Tensor]] = []
-        for pack, shapes in zip(self.packs, self.shapes, strict=True):
-            own = pack.clone()
-            parts = own.split([shape.numel() for shape in shapes]) if own.ndim == 1 else [own]
-            found.append([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
-        leaves = [found[x[0]][x[1]] if type(x) is tuple else x for x in self.order]
+        own = [pack.clone() for pack in self.packs]
+        leaves = [_part(own, *x) if type(x) is tuple else x for x in self.order]
         return unflatten(self.form, iter(leaves))
 
 
@@ -134,70 +195,57 @@ class Recording:
         self,
         update: Callable[..., Any],
         place: tuple[int, int],
-        args: Arguments,
         kind: Kind,
+        inputs: list[Any],
+        home: Home,
         recorder: Recorder,
-        homes: list[Home],
     ) -> None:
-        self.kind, self.recorder, self.at = kind, recorder, place[1]
-        before: list[Any] = []
-        state: list[Any] = []
-        flatten(args.values[: place[0]], before)
-        self.state = flatten(args.values[place[0]], state)
-        self.span = slice(len(before), len(before) + len(state))
-        key = self.state, kind.leaves[self.span]
+        self.place, self.kind, self.home, self.recorder = place, kind, home, recorder
         with torch.inference_mode(False), torch.no_grad():
-            same = [home for home in homes if home.key == key]
-            self.home = same[0] if same else Home(state, key)
-            self.inputs = [_fixed(leaf) for leaf in args.leaves]
-            self.inputs[self.span] = [None] * len(state)
+            self.inputs = [_fixed(leaf) for leaf in inputs]
         self.programs = [self._record(update, side) for side in range(2)]
 
     def _record(self, update: Callable[..., Any], side: int) -> Program:
-        leaves = list(self.inputs)
-        leaves[self.span] = self.home.sides[side]
-        reused = {memory(x) for x in leaves if isinstance(x, Tensor)}
+        home, (at, after) = self.home, self.place
+        ours = {memory(x) for x in self.inputs if isinstance(x, Tensor)}
+        ours |= {*home.memories[0], *home.memories[1]}
         notes: list[Any] = []
 
         def run() -> list[Tensor]:
-            answer = list(update(*unflatten(self.kind.form, iter(leaves))))
+            args = list(unflatten(self.kind.form, iter(self.inputs)))
+            args.insert(at, unflatten(home.kind.form, iter(home.sides[side])))
+            answer = list(update(*args))
             with torch.no_grad():
                 state: list[Any] = []
-                flatten(answer.pop(self.at), state)
-                _copy(self.home.sides[1 - side], state)
-                packs, *notes[:] = _pack(answer, reused)
+                flatten(answer.pop(after), state)
+                _copy(home.sides[1 - side], state)
+                packs, *notes[:] = _pack(answer, ours)
             return packs
 
         packs, replay = self.recorder.record(run)
-        # What losses_fn takes from elsewhere must stay where it is. Our own memory does, and is
-        # counted: see `Home.in_use`.
-        for x in (*self.inputs, *self.home.sides[0], *self.home.sides[1]):
-            self.recorder.reads.pop(memory(x) if isinstance(x, Tensor) else 0, None)
+        # What losses_fn takes from elsewhere must stay where it is. Our own memory does, and those
+        # who hold it are counted.
+        for each in ours:
+            self.recorder.reads.pop(each, None)
         return Program(replay, packs, *notes)
 
-    def step(self, args: Arguments) -> tuple[Any, ...]:
-        """Copy in what is not there, replay, and hand the answers out."""
-        home, state = self.home, args.leaves[self.span]
-        side, others = home.source(state)
-        for where, places in ((1 - side, home.places), (side, others)):
-            for i in home.in_use(where, places):
-                raise RuntimeError(
-                    f"{args.name(self.span.start + i)}: a view of this tensor of an earlier state "
-                    "(.detach(), a slice, a module's .data) is in use, and this update would "
-                    f"overwrite it; clone it where it is made, or let go of it: {KEEP}"
-                )
+    def step(self, inputs: list[Any], side: int, state: dict[int, Tensor]) -> tuple[Any, ...]:
+        """One update of the state on a side, some of whose leaves come from elsewhere.
+
+        Raises:
+            RuntimeError: where a view is in use of what this would overwrite; nothing is changed.
+        """
+        home, program = self.home, self.programs[side]
+        home.check_free(1 - side, home.places)
+        home.check_free(side, state)
         with torch.no_grad():
-            given = [
-                state[i].clone() if memory(state[i]) in home.holders else state[i] for i in others
-            ]
-            _copy(self.inputs, args.leaves)
-            home.take_back(side, others)
-            _copy([home.sides[side][i] for i in others], given)
-            home.take_back(1 - side, home.places)
-            program = self.programs[side]
+            _copy(self.inputs, inputs)
+            if state:
+                home.fill(side, state)
+            again = home.take_back(1 - side)
             program.replay()
             answer = program.answer()
-            answer.insert(self.at, unflatten(self.state, iter(home.issue(1 - side))))
+            answer.insert(self.place[1], again or home.hand_out(1 - side))
         return tuple(answer)
 
     def free(self) -> None:
@@ -212,12 +260,11 @@ def _fixed(leaf: Any) -> Any:
 
 
 def _same(place: Tensor, leaf: Tensor) -> bool:
-    """Whether a leaf is this memory as a whole, under another name."""
+    """Whether a leaf is this memory, as a whole."""
     return (
         leaf.data_ptr() == place.data_ptr()
         and leaf.shape == place.shape
         and leaf.stride() == place.stride()
-        and leaf.numel() > 0
     )
 
 
@@ -233,26 +280,24 @@ def _copy(to: Sequence[Any], values: Sequence[Any]) -> None:
         torch._foreach_copy_(into, given)
 
 
-def _pack(answer: list[Any], reused: set[int]) -> tuple[list[Tensor], list[Any], list[Any], Any]:
-    """What `Program` keeps of answers: packs, shapes, order and form."""
+def _part(packs: list[Tensor], pack: int, where: Any) -> Tensor:
+    return packs[pack] if where is None else packs[pack].as_strided(*where)
+
+
+def _pack(answer: list[Any], ours: set[int]) -> tuple[list[Tensor], list[Any], Any]:
+    """Answers as `Program` keeps them: small ones of one dtype side by side, for one launch."""
     leaves: list[Any] = []
     form = flatten(answer, leaves)
-    groups: dict[Any, list[Tensor]] = {}
-    order: list[Any] = []
+    order, alone = [*leaves], list[Tensor]()
+    small = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.numel() <= SMALL}
+    rows: dict[torch.dtype, list[Tensor]] = {x.dtype: [] for x in small.values()}
     for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor):
-            group = leaf.dtype if leaf.numel() <= SMALL else i
-            order.append((group, len(groups.setdefault(group, []))))
-            groups[group].append(leaf)
-        else:
-            order.append(leaf)
-    packs = {
-        group: torch.cat([leaf.reshape(-1) for leaf in some])
-        if isinstance(group, torch.dtype)
-        else (some[0].clone() if memory(some[0]) in reused else some[0].detach())
-        for group, some in groups.items()
-    }
-    shapes = [[leaf.shape for leaf in some] for some in groups.values()]
-    places = {group: i for i, group in enumerate(groups)}
-    order = [(places[x[0]], x[1]) if type(x) is tuple else x for x in order]
-    return list(packs.values()), shapes, order, form
+        if i in small:
+            row = rows[leaf.dtype]
+            strides = torch.empty(leaf.shape, device="meta").stride()
+            order[i] = [*rows].index(leaf.dtype), (leaf.shape, strides, sum(map(len, row)))
+            row.append(leaf.reshape(-1))
+        elif isinstance(leaf, Tensor):
+            order[i] = len(rows) + len(alone), None
+            alone.append(leaf.clone() if memory(leaf) in ours else leaf.detach())
+    return [*(torch.cat(row) for row in rows.values()), *alone], order, form
