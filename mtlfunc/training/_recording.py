@@ -23,7 +23,7 @@ SMALL = 1024
 """Answers of at most so many entries are copied out together."""
 
 holders_of: Callable[[int], int] = torch._C._storage_Use_Count  # pyright: ignore
-FACTS = (Tensor.data_ptr, Tensor.stride, attrgetter("_version"), attrgetter("requires_grad"))
+FACTS = (Tensor.data_ptr, Tensor.size, Tensor.stride, attrgetter("requires_grad"))
 
 
 class Overwritten(Tensor):
@@ -68,7 +68,7 @@ class Handed:
         self.counts = [*map(getrefcount, self.parts)]
 
     def whole(self) -> bool:
-        """Whether no part was replaced or changed in place."""
+        """Whether no part was replaced; values may have been changed in place."""
         return (
             self.facts is not None
             and all([*x] == keys and all(map(is_, x.values(), had)) for x, keys, had in self.dicts)
