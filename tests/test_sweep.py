@@ -1,9 +1,6 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
 import functools
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -353,31 +350,6 @@ def test_grid_refuses_the_folder_of_other_values_under_the_same_labels(value, tm
     assert grid(lambda x, k: k, axes[1], path=tmp_path).identical(first)
     with pytest.raises(ValueError, match=r"holds axes\['x'\] with other values under the same lab"):
         grid(lambda x, k: k, axes[2], path=tmp_path)
-
-
-VALUES = """
-import torch, mtlfunc as mf
-from mtlfunc.studies._points import Axis, _digest_of
-torch.manual_seed(0)
-values = [mf.cagrad(0.4),
-    torch.nn.Linear(2, 2), {"a", "b", "c"}, mf.jacobian("*"), mf.momentum(mf.mgda(), 0.9)]
-print(_digest_of(Axis(list("abcde"), values))["values"])
-"""
-
-
-def test_values_are_the_same_in_every_process():
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", VALUES],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout
-        for seed in "12"
-    ]
-    assert said[0] == said[1]
-    assert len(said[0]) == 65
 
 
 @pytest.mark.parametrize(

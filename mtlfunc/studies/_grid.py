@@ -77,8 +77,8 @@ def grid(
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
             call with the same axes evaluates only what is missing, whatever its points_at_once. The
-            values of a dict are compared as well: numbers, tensors, the parameters of a module,
-            what a rule was made with, the code of a lambda. What `f` does is not compared, only the
+            values of a dict are compared as well: their data, their code, and the globals that code
+            names; of an installed package the names alone. What `f` does is not compared, only the
             names, shapes and dtypes it returns: take a new folder where its code changes. One call
             at a time has the folder; shards share it.
         executor: evaluates the chunks side by side: a `concurrent.futures.ProcessPoolExecutor` with
@@ -102,8 +102,9 @@ def grid(
         WorkerError: where a worker died, a `concurrent.futures.BrokenExecutor`; `.dataset` has what
             the others did.
         ValueError: for axes that are empty, repeated or not finite, outputs that differ between
-            points, a folder that holds another grid, other files or a broken one, and a shard that
-            is none or has no chunk.
+            points, a folder that holds another grid, other files or a broken one, values that a
+            folder cannot be compared with (files, locks, generators), and a shard that is none or
+            has no chunk.
         TypeError: for axes of the wrong kind, outputs that are not tensors, and an `f` or values
             that the executor cannot pickle.
         RuntimeError: under a transform, where plain nested `vmap` is the way, for an `f` that

@@ -10,14 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import InUse, digest, hold_lock, texts, write_whole
+from ..core.files import InUse, digest, hold_lock, write_whole
+from ._values import Incomparable, digest_of
 
 if TYPE_CHECKING:
     import xarray
@@ -206,7 +206,7 @@ class Points:
                 "dtype": str(getattr(axis.values, "dtype", "")),
                 "labels": axis.labels,
             }
-            | _digest_of(axis)
+            | _digest_of(name, axis)
             for name, axis in self.axes.items()
         }
         # Looked at before the header is: another shard may begin the folder just now.
@@ -252,18 +252,17 @@ class Points:
             )
         for name, axis in mine.items():
             other = theirs[name]
-            if isinstance(other, dict) and axis | {"values": ""} == other | {"values": ""}:
-                if axis == other:
+            if isinstance(other, dict) and _same(axis | {"values": ""}, other | {"values": ""}):
+                if _same(axis, other):
                     continue
                 raise ValueError(
                     f"path: {self.folder} holds axes[{name!r}] with other values under the same "
                     "labels; pass another path, or the values of before"
                 )
-            if axis != other:
-                raise ValueError(
-                    f"path: {self.folder} holds axes[{name!r}] = {other}, not {axis}; pass "
-                    "another path, or the axes of before"
-                )
+            raise ValueError(
+                f"path: {self.folder} holds axes[{name!r}] = {other}, not {axis}; pass another "
+                "path, or the axes of before"
+            )
 
     def read_chunk(self, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The flat indices and the answers of one finished chunk."""
@@ -309,42 +308,30 @@ class Points:
 
 
 def _number(x: Any) -> Any:
-    return x.item()  # NumPy's scalars
+    return x.item() if isinstance(x, np.generic) else str(x)
 
 
-def _digest_of(axis: Axis) -> dict[str, str]:
+def _same(x: Any, y: Any) -> bool:
+    """Whether two headers say the same: 1, 1.0 and True are equal in Python, and not to `f`."""
+    return json.dumps(x, sort_keys=True) == json.dumps(y, sort_keys=True)
+
+
+def _digest_of(name: str, axis: Axis) -> dict[str, str]:
     """A digest of the values of an axis `{label: value}`; elsewhere the labels are the values."""
-    if isinstance(axis.values, Tensor) or all(map(operator.is_, axis.labels, axis.values)):
+    if isinstance(axis.values, Tensor):
         return {}
-    inside: list[int] = []
-
-    def parts(x: Any) -> list[str]:
-        """The name of a function or a class, and what a function or an object holds."""
-        name = getattr(x, "__qualname__", type(x).__qualname__)
-        if id(x) in inside:  # by way of itself
-            return [name]
+    plain = all(
+        type(x) in (bool, int, float, str) or isinstance(x, np.generic) for x in axis.labels
+    )
+    if plain and all(map(operator.is_, axis.labels, axis.values)):
+        return {}
+    found: list[str] = []
+    for label, value in zip(axis.labels, axis.values, strict=True):
         try:
-            content = _content(x)
-        except Exception:  # whatever an object says that cannot be reduced
-            return [name]
-        inside.append(id(x))
-        found = texts(content, parts)
-        inside.pop()
-        return [name, *found]
-
-    return {"values": digest([], *texts(axis.values, parts))}
-
-
-def _content(x: Any) -> Any:
-    if isinstance(x, FunctionType):
-        held = x.__defaults__, x.__kwdefaults__, [c.cell_contents for c in x.__closure__ or ()]
-        if x.__name__ != "<lambda>":
-            return held
-        code = x.__code__  # has no name to be known by
-        consts = [c for c in code.co_consts if isinstance(c, int | float | str)]
-        return (*held, code.co_code.hex(), consts, code.co_names)
-    if isinstance(x, type | BuiltinFunctionType):
-        return ()
-    if isinstance(x, set | frozenset):
-        return sorted(map(repr, x))
-    return x.__reduce_ex__(2)  # as pickle reduces it
+            found.append(digest_of(value))
+        except Incomparable as error:
+            raise ValueError(
+                f"axes[{name!r}][{label!r}]: {error} cannot be compared with the value of an "
+                "earlier call; make it inside f, from a name or a number, or leave out path="
+            ) from error
+    return {"values": digest([], *found)}
