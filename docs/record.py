@@ -1,9 +1,9 @@
 """The verdict of record of every claim: what each kept run says, and what they say together.
 
 `docs/record/` has a file per run: the default one, one with other random numbers (`--draw 1`), one
-of another processor if there is one, and one whose arithmetic rounds otherwise than this
-processor's. Those at the papers' sizes (`--full`) are in `experiments/benchmarks`. Each keeps the
-numbers; a verdict is what today's decision says of them.
+of another processor if there is one, one whose arithmetic rounds otherwise than this processor's,
+and one of a device if there is one. Those at the papers' sizes (`--full`) are in
+`experiments/benchmarks`. Each keeps the numbers; a verdict is what today's decision says of them.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from paper_repro.claims import DECISIONS, LEDGER, ROWS
 from paper_repro.report.results import NOT_RUN
 
 FOLDER = Path(__file__).parent / "record"
-NAMES = ("default", "draw 1", "another processor", "other arithmetic", "full")
+NAMES = ("default", "draw 1", "another processor", "other arithmetic", "device", "full")
 STRENGTH = ("holds", "holds only when", "does not hold")
 
 
@@ -52,10 +52,13 @@ def read(name: str) -> Run | None:
     return Run(**json.loads(path(name).read_text(encoding="utf-8")))
 
 
-def keep(name: str, claims: Mapping[str, dict], settings: str = "") -> None:
+def keep(
+    name: str, claims: Mapping[str, dict], settings: str = "", machine: str | None = None
+) -> None:
     """Keep the numbers of a run, six digits each unless its verdict hangs on more.
 
-    `settings`: of the environment, where they change the arithmetic.
+    `settings`: of the environment, where they change the arithmetic. `machine`: that it ran on; by
+    default this one.
 
     A default run of another processor than this one stays, as that of another processor.
     """
@@ -63,7 +66,7 @@ def keep(name: str, claims: Mapping[str, dict], settings: str = "") -> None:
         claim: rounded(claim, found) for claim, found in claims.items() if found["configuration"]
     }
     run = Run(
-        ", ".join(filter(None, (full.here(), settings))),
+        ", ".join(filter(None, (machine or full.here(), settings))),
         datetime.date.today().isoformat(),
         numbers,
         {claim: claims[claim]["where"] for claim in numbers},

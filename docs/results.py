@@ -26,7 +26,8 @@ table of a benchmark says the load.
 
 `python docs/results.py claims` writes the claims alone, after the first two commands; `python
 docs/results.py arithmetic` keeps the third, a run that rounds as other processors may (with a cache
-of its own, as compiled code of the usual setting is refused there); `python docs/results.py ledger`
+of its own, as compiled code of the usual setting is refused there); `python docs/results.py device
+[FOLDER]` keeps one of `python -m paper_repro --device cuda`; `python docs/results.py ledger`
 writes the claims again if the ledger's sentences or modules changed, or after `python -m
 experiments.standins`, with the other verdicts as they stand; a table's name (`--help` lists them;
 `full` with the verdicts that --full changes) or `search` (of `python -m experiments.auxiliary
@@ -49,6 +50,7 @@ from docs.verdicts import (
     claims_block,
     judged,
     keep_arithmetic,
+    keep_device,
     keep_runs,
     standing,
     write_verdicts,
@@ -637,19 +639,21 @@ def main() -> None:
     )
     alone = (
         "one table alone; the claims, from a run (claims), after a run with other arithmetic "
-        "(arithmetic) or with the verdicts as they stand (ledger); the search for auxiliary tasks. "
+        "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
+        "search for auxiliary tasks. "
         "Without it: everything"
     )
-    choices = ["claims", "arithmetic", "ledger", "search", *BLOCKS]
+    choices = ["claims", "arithmetic", "device", "ledger", "search", *BLOCKS]
     parser.add_argument("part", nargs="?", choices=choices, help=alone)
-    of_run = "gpu.json of a run on a device whose numbers to take over, with the part gpu"
+    of_run = "of a run on a device: its gpu.json with the part gpu, its folder with device"
     parser.add_argument("run", nargs="?", type=Path, help=of_run)
     given = parser.parse_args()
     part = given.part
     if given.run is not None:
-        if part != "gpu":
-            parser.error(f"run: goes with the part gpu, got {part}")
-        gpu_report.take_over(given.run)
+        if part not in ("gpu", "device"):
+            parser.error(f"run: goes with the parts gpu and device, got {part}")
+        if part == "gpu":
+            gpu_report.take_over(given.run)
     page = ROOT / "docs" / "benchmarks.md"
     if part in BLOCKS:
         page.write_text(replaced(page.read_text(), part, BLOCKS[part]()))
@@ -667,6 +671,8 @@ def main() -> None:
         return
     if part == "arithmetic":
         keep_arithmetic(REPRODUCTIONS / "other-arithmetic")
+    elif part == "device":
+        keep_device(given.run or REPRODUCTIONS / "cuda")
     elif part != "ledger":
         claims, others = judged(), judged(REPRODUCTIONS / "draw-1")
         check_draw(claims, others)

@@ -183,6 +183,26 @@ def keep_arithmetic(folder: Path) -> None:
     record.keep("other arithmetic", claims, "ATEN_CPU_CAPABILITY=default, MKL_CBWR=COMPATIBLE")
 
 
+def keep_device(folder: Path) -> None:
+    """docs/record/: the numbers of a run on a device.
+
+    It may be of another machine and torch than the default run, so its code is not compared.
+
+    Raises:
+        SystemExit: where it ran on a CPU, or had other budgets than the default run.
+    """
+    default, claims = judged(), judged(folder)
+    ran = {name: claim for name, claim in claims.items() if claim["configuration"]}
+    found = {(c["configuration"]["device"], c["configuration"]["torch"]) for c in ran.values()}
+    if len(found) != 1 or next(iter(found))[0] == "cpu":
+        raise SystemExit(f"{folder}: expected a run on one device, with --device cuda")
+    for name, claim in ran.items():
+        if steps_of(claim) != steps_of(default[name]):
+            raise SystemExit(f"{folder}: {name} took other numbers of steps than the default run")
+    ((device, version),) = found
+    record.keep("device", claims, machine=f"{device}, torch {version}")
+
+
 def steps_of(claim: dict) -> dict[str, float]:
     """Of a claim's numbers, how many steps were taken: fewer without a compiler."""
     measured = claim["measured"]

@@ -24,6 +24,7 @@ from mtlfunc.core.files import write_whole
 from .claims import LEDGER
 from .report.cache import key
 from .report.commands import Catalogue, command
+from .report.device import shown
 from .report.display import Display, say
 from .report.findings import QUICK, Settings
 from .report.page import page
@@ -206,7 +207,7 @@ def configuration_of(settings: Settings) -> dict[str, str]:
     configuration = {
         "seeds": str(settings.seeds),
         "sizes": "the papers' own" if settings.full else "reduced",
-        "device": str(settings.device),
+        "device": shown(settings.device),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -271,7 +272,12 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help="other random numbers for the whole run; verdicts that change with N hang on the draw "
         "(default: 0)",
     )
-    parser.add_argument("--device", default="cpu", help="a torch device (default: cpu)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="a torch device, where sweeps are captured; what is about a processor's time stays on "
+        "the CPU (default: cpu)",
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -291,7 +297,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="where results go (default: paper_repro/out; its folders quick and full for these "
-        "sizes, and in them draw-N)",
+        "sizes, and in them cuda for a device, and draw-N)",
     )
     return parser
 
@@ -359,7 +365,8 @@ def perform(arguments: Sequence[str] | None) -> int:
     default = "quick" if options.quick else "full" if options.full else ""
     try:
         anew = f"draw-{options.draw}" if options.draw else ""
-        out = options.out or HERE / "out" / default / anew
+        there = "" if settings.device.type == "cpu" else settings.device.type
+        out = options.out or HERE / "out" / default / there / anew
         workers = options.workers or (cores() if settings.device.type == "cpu" else 1)
         return reproduce(
             modules,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from experiments.arguments import among, at_least, positive
+from experiments.arguments import among, at_least, device, positive
 from experiments.common import command
 from experiments.common.pool import Terminated, unbroken
 from experiments.common.progress import Progress
@@ -82,16 +82,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs",
         type=at_least(1),
-        default=min(2, os.cpu_count() or 1),
         metavar="N",
-        help="processes side by side (default: %(default)s)",
+        help=f"processes side by side (default: {min(2, os.cpu_count() or 1)}; 1 on another device "
+        "than the CPU)",
+    )
+    parser.add_argument(
+        "--device",
+        type=device,
+        default="cpu",
+        help="of torch, for instance cpu or cuda (default: %(default)s)",
     )
     parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where results go (default: experiments/arena/out; its folder quick for --quick)",
+        help="where results go (default: experiments/arena/out; its folders quick for --quick, and "
+        "in them cuda for a device)",
     )
     return parser
 
@@ -135,7 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if label in [entrant.name for entrant in entrants]:
             parser.error(f"argument --rule: {spec!r}: there is a rule {label!r} already")
         entrants.append(Entrant(label, spec, source_of(spec)))
-    out = command.usable(asked.out or HERE / "out" / ("quick" if asked.quick else ""), parser)
+    there = "" if asked.device.type == "cpu" else asked.device.type
+    asked.jobs = asked.jobs or (1 if there else min(2, os.cpu_count() or 1))
+    default = HERE / "out" / ("quick" if asked.quick else "") / there
+    out = command.usable(asked.out or default, parser)
     try:
         with command.alone_in(out):
             return _run(asked, settings, names, entrants, out)
@@ -152,14 +162,15 @@ def _run(
 ) -> int:
     """Fill the table, and report on it; the exit status."""
     start = time.perf_counter()
-    store = Store(out / "cells", settings)
+    there = "" if asked.device.type == "cpu" else asked.device.type
+    store = Store(out / "cells" / there, settings)
     found: dict[str, dict[str, Cell]] = {name: {} for name in names}
     todo = []
     for name in names:
         for entrant in entrants:
             kept = None if asked.fresh else store.read(name, entrant.name, entrant.source)
             if kept is None:
-                todo.append(Task(name, entrant, settings))
+                todo.append(Task(name, entrant, settings, asked.device))
             else:
                 found[name][entrant.name] = kept
     interrupted = _fill(found, todo, store, asked.jobs)
@@ -179,6 +190,8 @@ def _run(
             "torch": torch.__version__,
             "processes side by side": asked.jobs,
         }
+        if asked.device.type != "cpu":
+            described["device"] = str(asked.device)
         paths = write(
             result, described, tuple(entrant.name for entrant in entrants if entrant.spec), out
         )

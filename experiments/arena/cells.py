@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from experiments.common import pool
+from experiments.common.device import on
 from mtlfunc.studies.arena import (
     STATIC,
     BenchmarkProblem,
@@ -39,6 +41,7 @@ class Task(NamedTuple):
     problem: str
     entrant: Entrant
     settings: Settings
+    device: torch.device = torch.device("cpu")
 
 
 def contestant_of(entrant: Entrant) -> Contestant | None:
@@ -73,8 +76,10 @@ def source_of(spec: str) -> bytes:
     )
 
 
-def problem_of(name: str) -> BenchmarkProblem:
-    return SPECIAL[name]() if name in SPECIAL else standard()[name]
+def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:
+    """A problem; `afresh`: with tensors of its own, on the device of the moment."""
+    every = inspect.unwrap(standard) if afresh else standard
+    return SPECIAL[name]() if name in SPECIAL else every()[name]
 
 
 def perform(task: Task) -> Cell:
@@ -82,7 +87,10 @@ def perform(task: Task) -> Cell:
     more than they save.
     """
     torch.set_num_threads(1)
-    return compete(problem_of(task.problem), contestant_of(task.entrant), task.settings)
+    with on(task.device):
+        problem = problem_of(task.problem, afresh=task.device.type != "cpu")
+        cell = compete(problem, contestant_of(task.entrant), task.settings)
+    return Cell(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in cell))
 
 
 def perform_all(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Cell]]:

@@ -34,7 +34,7 @@ HEADS = ("left", "right")
 
 
 def problem() -> BenchmarkProblem:
-    source = digits()
+    source = digits(torch.get_default_device())
 
     def draw(key: Tensor) -> tuple[Params, Splits]:
         params: Params = {}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from experiments.arguments import at_least, folder, positive, seeds
+from experiments.arguments import at_least, device, folder, positive, seeds
+from experiments.common.device import on
 from experiments.common.progress import counted
 from experiments.common.tables import as_dicts, write_report
 
@@ -53,22 +54,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--steps", type=at_least(FIRST + 2), default=100, help="(default: 100)")
     parser.add_argument("--out", type=folder, default=str(HERE / "out"), help="for the results")
+    parser.add_argument(
+        "--device",
+        type=device,
+        default="cpu",
+        help="of torch, for instance cpu or cuda (default: %(default)s)",
+    )
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    steps, outcomes = min(40, given.steps) if given.quick else given.steps, {}
-    for cell in counted(list(cells(given.rates, quick=given.quick)), "runs", "cells"):
-        runs: list[Outcome] = [perform(cell, seed, steps) for seed in given.seeds]
-        outcomes[cell] = runs
-    met = {
-        name: meet(name, given.rates[-1], BATCHES[name], given.seeds, steps)
-        for name in dict.fromkeys(cell.network for cell in outcomes)
-    }
+    steps = min(40, given.steps) if given.quick else given.steps
+    outcomes: dict[Cell, list[Outcome]] = {}
+    with on(given.device):
+        for cell in counted(list(cells(given.rates, quick=given.quick)), "runs", "cells"):
+            runs = [perform(cell, seed, steps, given.device) for seed in given.seeds]
+            outcomes[cell] = runs
+        met = {
+            name: meet(name, given.rates[-1], BATCHES[name], given.seeds, steps, given.device)
+            for name in dict.fromkeys(cell.network for cell in outcomes)
+        }
     settings = {
         "seeds": list(given.seeds),
         "rates": given.rates,
         "steps": steps,
         "torch": torch.__version__,
     }
+    if given.device.type != "cpu":
+        settings["device"] = str(given.device)
     numbers = {
         "settings": settings,
         "conflict": {name: as_dicts(x) for name, x in met.items()},

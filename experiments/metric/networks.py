@@ -22,6 +22,12 @@ class Problem(NamedTuple):
     data: tuple[Tensor, ...]  # every one [sample, ...]
     shared: str
 
+    def to(self, device: torch.device) -> "Problem":
+        """The same there: what is drawn does not depend on the device."""
+        return self._replace(
+            module=self.module.to(device), data=tuple(x.to(device) for x in self.data)
+        )
+
 
 def _regression(module: nn.Module, batch: tuple[Tensor, ...]) -> Losses:
     x, y = batch

@@ -25,6 +25,7 @@ OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
     "RMSprop": lambda p, rate: torch.optim.RMSprop(p, rate),
     "SGD, momentum .9": lambda p, rate: torch.optim.SGD(p, 10 * rate, momentum=0.9),
 }
+CPU = torch.device("cpu")
 FIRST = 10  # steps that are left out: P says little before
 
 
@@ -67,11 +68,24 @@ class Met(NamedTuple):
     fall: float  # share of the mean loss of all data that is gone at the end
 
 
-def meet(network: str, rate: float, batch: int, seeds: Sequence[int], steps: int) -> Met:
+def problem_of(network: str, seed: int, device: torch.device) -> Problem:
+    """Drawn on the CPU."""
+    with torch.device("cpu"):
+        return NETWORKS[network](seed).to(device)
+
+
+def meet(
+    network: str,
+    rate: float,
+    batch: int,
+    seeds: Sequence[int],
+    steps: int,
+    device: torch.device = CPU,
+) -> Met:
     """Whether there is something for a rule to keep its promise about."""
     rows, falls = [], []
     for seed in seeds:
-        problem = NETWORKS[network](seed)
+        problem = problem_of(network, seed, device)
         optimizer = OPTIMIZERS["Adam, β₁ = .9"](problem.module.parameters(), rate)
         balancer = mf.Balancer(problem.module, mf.mgda(), problem.shared)
         first = _mean_loss(problem)
@@ -108,8 +122,8 @@ def _mean_loss(problem: Problem) -> float:
         return torch.stack(problem.losses(problem.module, problem.data)).mean().item()
 
 
-def perform(cell: Cell, seed: int, steps: int) -> Outcome:
-    problem: Problem = NETWORKS[cell.network](seed)
+def perform(cell: Cell, seed: int, steps: int, device: torch.device = CPU) -> Outcome:
+    problem = problem_of(cell.network, seed, device)
     module = problem.module
     optimizer = OPTIMIZERS[cell.optimizer](module.parameters(), cell.rate)
     rule = RULES[cell.rule]()

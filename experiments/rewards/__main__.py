@@ -2,14 +2,16 @@
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from experiments.arguments import positive
 from experiments.common import command
 from experiments.common.cells import Store, sources_of
+from experiments.common.device import on
 from experiments.common.study import Plan, alike, conduct, conduct_together
 from experiments.common.tables import write_report
 
@@ -47,26 +49,31 @@ def _parser():
     return found
 
 
+def _there(device: torch.device, perform: Callable[..., Any], *given: Any) -> Any:
+    """`perform(*given)` on a device."""
+    with on(device):
+        return perform(*given)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; the exit status is that of `command.finish`."""
     parser = _parser()
     given = parser.parse_args(argv)
-    if given.device.type != "cpu":
-        parser.error("argument --device: the policies are small, and stay on the CPU")
     size, out = command.size_of(given), command.out_of(given, parser)
     settings, steps = SIZES[size]
+    cells = out / "cells" / ("" if given.device.type == "cpu" else given.device.type)
 
     def body() -> None:
         seeds = command.seeds_of(given)
         methods: dict[str, tuple[str, ...]] = dict.fromkeys(given.rules, ("",))
         own = sources_of(HERE)
         known = Plan(methods, (EXACT_RATE,), (), seeds, tuple(exact.PROBLEMS))
-        every = functools.partial(exact.together, steps)
-        store = Store(out / "cells" / "exact", own, steps)
+        every = functools.partial(_there, given.device, exact.together, steps)
+        store = Store(cells / "exact", own, steps)
         closed = conduct_together(known, every, alike, store, given.workers)
         plan = Plan(methods, (given.rate,), (), seeds, train.PROBLEMS)
-        one = functools.partial(train.perform, settings)
-        sampled = conduct(plan, one, Store(out / "cells", own, settings), given.workers)
+        one = functools.partial(_there, given.device, train.perform, settings)
+        sampled = conduct(plan, one, Store(cells, own, settings), given.workers)
         results = Results(sampled.runs, closed.runs, seeds, settings, given.rate)
         text = table(results)
         described = settings._asdict() | {
@@ -76,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "seeds": list(seeds),
             "torch": torch.__version__,
         }
+        if given.device.type != "cpu":
+            described["device"] = str(given.device)
         paths = write_report(out, numbers_of(results, described), text, figures(results))
         print(f"\n{text}\nwritten: {', '.join(map(str, paths))}")
 

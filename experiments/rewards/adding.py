@@ -32,7 +32,8 @@ class Policy(nn.Module):
         self.head = nn.Linear(width, TOKENS)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.tokens(tokens) + self.places(places)
         parts = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = parts.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -69,21 +70,22 @@ def surprise(policy: nn.Module, questions: Questions, answers: Tensor) -> Tensor
     each = F.cross_entropy(scores.mT, answers, reduction="none")
     ended = (answers == END).cumsum(1) - (answers == END).long()
     # the end after the longest answer is not chosen, but comes
-    chosen = (ended == 0) & (torch.arange(LONGEST + 1) < LONGEST)
+    chosen = (ended == 0) & (torch.arange(LONGEST + 1, device=answers.device) < LONGEST)
     return (each * chosen).sum(1)
 
 
 @torch.no_grad()
 def answer(policy: nn.Module, questions: Questions, generator: torch.Generator) -> Tensor:
-    """Answers that the policy draws, [sample, LONGEST + 1]."""
+    """Answers that the policy draws, [sample, LONGEST + 1]; the generator is of the CPU."""
     seen = questions.tokens
-    done = torch.zeros(len(seen), dtype=torch.bool)
+    done = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
     for _ in range(LONGEST):
         shares = policy(seen)[:, -1].softmax(-1)
-        drawn = torch.multinomial(shares, 1, generator=generator)[:, 0].masked_fill(done, END)
+        drawn = torch.multinomial(shares.cpu(), 1, generator=generator)[:, 0].to(seen.device)
+        drawn = drawn.masked_fill(done, END)
         done |= drawn == END
         seen = torch.cat([seen, drawn[:, None]], 1)
-    return torch.cat([seen[:, ASKED:], torch.full((len(seen), 1), END)], 1)
+    return torch.cat([seen[:, ASKED:], seen.new_full((len(seen), 1), END)], 1)
 
 
 def rewards(problem: str, questions: Questions, answers: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def rewards(problem: str, questions: Questions, answers: Tensor) -> Tensor:
     brackets. Length: see `PROBLEMS`.
     """
     digit = answers < 10
-    number = torch.zeros(len(answers), dtype=torch.long)
+    number = torch.zeros_like(answers[:, 0])
     for value, is_digit in zip(answers.T, digit.T, strict=True):
         number = torch.where(is_digit, 10 * number + value, number)
     digits, length = digit.sum(1), (answers != END).sum(1)
@@ -131,15 +133,20 @@ def demonstrations(generator: torch.Generator, copies: int) -> tuple[Questions, 
 
 
 def taught(seed: int, steps: int) -> Policy:
-    """A policy that imitates the demonstrations: where all methods of a seed begin."""
-    with torch.random.fork_rng(devices=[]):
+    """A policy that imitates the demonstrations: where all methods of a seed begin.
+
+    All is drawn on the CPU, and learnt on the device of the moment.
+    """
+    here = torch.get_default_device()
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = Policy()
-    generator = torch.Generator().manual_seed(seed)
-    questions, answers = demonstrations(generator, 20)
+        policy = Policy().to(here)
+        generator = torch.Generator().manual_seed(seed)
+        asked, answers = demonstrations(generator, 20)
+    questions, answers = Questions(*(x.to(here) for x in asked)), answers.to(here)
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
     for _ in range(steps):
-        some = torch.randint(len(answers), (128,), generator=generator)
+        some = torch.randint(len(answers), (128,), generator=generator, device="cpu").to(here)
         optimizer.zero_grad()
         surprise(policy, questions.at(some), answers[some]).mean().backward()
         optimizer.step()

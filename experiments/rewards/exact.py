@@ -90,7 +90,8 @@ def together(steps: int, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     state = vmap(lambda p, r, s: balance.init(p, (method.kind, r), s))(
         params, rewards, torch.tensor(seeds)
     )
-    update = vmap(lambda p, r, s: balance.update(p, (method.kind, r), s), randomness="error")
+    every = vmap(lambda p, r, s: balance.update(p, (method.kind, r), s), randomness="error")
+    update: Any = mf.capture(balance._replace(update=every)).update
     first = last = vmap(expected)(params["scores"], rewards)
     path, fell, apart = [first], torch.zeros(len(cells)), torch.zeros(len(cells))
     for step in range(1, steps + 1):

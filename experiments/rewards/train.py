@@ -55,8 +55,8 @@ def perform(settings: Settings, cell: Cell) -> dict[str, Any]:
     first = tested(policy, problem, cell.seed)
     path, weights, apart = [], [], 0
     for _ in range(settings.steps):
-        some = torch.randint(100, (settings.questions,), generator=generator)
-        asked = every().at(some.repeat_interleave(settings.answers))
+        some = torch.randint(100, (settings.questions,), generator=generator, device="cpu")
+        asked = every().at(some.to(shares.device).repeat_interleave(settings.answers))
         given = answer(policy, asked, generator)
         worth = rewards(problem, asked, given)
         rows = advantages(method.kind, worth.unflatten(1, shares.shape), shares).flatten(1)

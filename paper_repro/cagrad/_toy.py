@@ -60,7 +60,7 @@ def losses(
 
 def at(points: Tensor, sign: float = CODE) -> Tensor:
     """Losses `[..., 2]` at points `[..., 2]`."""
-    return vmap(lambda x: losses({"x": x}, x.new_tensor(sign)))(points.reshape(-1, 2)).reshape(
+    return vmap(lambda x: losses({"x": x}, x.new_full((), sign)))(points.reshape(-1, 2)).reshape(
         points.shape
     )
 
@@ -72,7 +72,7 @@ def weighted_minima(share: Tensor) -> Tensor:
     """
 
     def goal(x: Tensor, s: Tensor) -> Tensor:
-        return losses({"x": x}, x.new_tensor(CODE)) @ torch.stack([s, 1 - s])
+        return losses({"x": x}, x.new_full((), CODE)) @ torch.stack([s, 1 - s])
 
     x = torch.stack([14 * share - 7, torch.full_like(share, -8.4)], -1)
     for _ in range(12):
@@ -95,7 +95,7 @@ def pareto_set(count: int = 41) -> np.ndarray:
 
 def gramians(points: Tensor, sign: float = CODE) -> Tensor:
     """`[n, 2, 2]` at points `[n, 2]`."""
-    return vmap(lambda x: mf.task_gramian(losses, {"x": x}, x.new_tensor(sign))[1])(points)
+    return vmap(lambda x: mf.task_gramian(losses, {"x": x}, x.new_full((), sign))[1])(points)
 
 
 def distance_to_stationarity(points: Tensor, sign: float = CODE) -> np.ndarray:
@@ -244,6 +244,11 @@ def one_step(names: Sequence[str], rate: float = LR) -> Callable[..., mf.TrainSt
 def advance(names: Sequence[str], unroll: int, rate: float = LR) -> regions.Program:
     """`unroll` steps: `(which, hyper, sign, state) -> (state, points [lane, unroll, 2])`."""
     return regions.plain_steps(one_step(names, rate), unroll, "x")
+
+
+def replay(names: Sequence[str], unroll: int, rate: float = LR) -> regions.Program:
+    """`advance` as one graph of a device."""
+    return regions.replayed_steps(one_step(names, rate), unroll, "x")
 
 
 def compile_steps(

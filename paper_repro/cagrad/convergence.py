@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
@@ -51,7 +52,8 @@ def descend(
     state = vmap(lambda lr, c, x, b, key: step_at(lr, c).init({"x": x}, b, key))(
         eta, c, problem.start, batch, torch.arange(len(eta))
     )
-    move = vmap(lambda lr, c, state, b: step_at(lr, c).update(state, b)[0])
+    every = vmap(lambda lr, c, state, b: step_at(lr, c).update(state, b)[:1])
+    move = replayed(lambda state, lr, c, b: every(lr, c, state, b))
     matrix, pull = (
         problem.matrix.mean(1),
         torch.einsum("dtij,dtj->di", problem.matrix, problem.middle) / problem.matrix.shape[1],
@@ -61,7 +63,7 @@ def descend(
         squares.append(
             (torch.einsum("dij,dj->di", matrix, state.params["x"]) - pull).square().sum(-1)
         )
-        state = move(eta, c, state, batch)
+        (state,) = move(state, eta, c, batch)
     lowest = torch.linalg.solve(matrix, pull)
     first, least = (
         vmap(quadratic_losses)({"x": x}, batch).mean(-1) for x in (problem.start, lowest)

@@ -29,6 +29,7 @@ from ._toy import (
     lanes_of,
     minimum_of_mean,
     pareto_set,
+    replay,
     start_of,
 )
 
@@ -94,7 +95,12 @@ def cpp_compiler() -> str:
 
 @kept  # torch's compiler takes seconds to be imported; tried again where another C++ one is found
 def compiler_works(device: torch.device, cpp: str) -> bool:
-    """Whether torch.compile finds its tools, by trying; a notice says why not."""
+    """Whether torch.compile finds its tools, by trying; a notice says why not.
+
+    On another device steps are captured instead, which needs none.
+    """
+    if device.type != "cpu":
+        return True
     try:
         example = torch.zeros(3, dtype=torch.float64, device=device)
         torch.compile(lambda x: 2 * x + 1, options=OPTIONS)(example)
@@ -133,13 +139,13 @@ def stepped(
     """Moments that are kept, the points `[time, lane, 2]` then, and each of the first steps."""
     state, each = start_of(names, lanes), (lanes.which, lanes.hyper, lanes.sign)
     unroll = UNROLL if compiled else 1
-    if compiled:  # programs of another run must not count against the limit of recompilations
-        torch.compiler.reset()
-    program = (
-        compile_steps(names, unroll, lanes, state, rate=rate)
-        if compiled
-        else advance(names, unroll, rate)
-    )
+    if lanes.start.device.type != "cpu":
+        program = replay(names, unroll, rate)
+    elif compiled:
+        torch.compiler.reset()  # programs of another run must not count against the limit
+        program = compile_steps(names, unroll, lanes, state, rate=rate)
+    else:
+        program = advance(names, unroll, rate)
     watched, points, times = [lanes.start[:, None]], [lanes.start], [0]
     label = ", ".join(names)
     bar = tqdm(range(unroll, steps + unroll, unroll), desc=label, leave=False, mininterval=1.0)

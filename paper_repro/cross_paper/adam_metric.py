@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named, ratio_interval
@@ -80,10 +81,10 @@ def train(rule: mf.Rule, beta: float, *, metric: bool, seeds: int, steps: int) -
         return after, rise, info.rates.amin(-1) / terms.amax((-2, -1))
 
     state = vmap(step.init)(params, data)
-    found = []
+    found, forward = [], replayed(vmap(move))
     for moment in tqdm(range(steps), desc=f"Adam's metric, β₁ = {beta:g}", leave=False):
         batch = vmap(lambda seed, d, moment=moment: batch_of(seed, d, moment))(keys, data)
-        state, *numbers = vmap(move)(state, batch)
+        state, *numbers = forward(state, batch)
         found.append(numbers)
     rise, promised = (torch.stack(x) for x in zip(*found, strict=True))
     return Runs(rise, promised, vmap(losses)(state.params, data).mean(-1))

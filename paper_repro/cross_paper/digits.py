@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.findings import Settings
 from ..report.grids import chosen
 
@@ -220,19 +221,20 @@ def train(
     start = vmap(
         vmap(vmap(first, (None, None, 0, 0)), (None, 0, None, None)), (0, None, None, None)
     )
-    move = vmap(vmap(vmap(advance, (None, None, 0, 0)), (None, 0, 0, None)), (0, None, 0, None))
+    every = vmap(vmap(vmap(advance, (None, None, 0, 0)), (None, 0, 0, None)), (0, None, 0, None))
+    move = replayed(lambda state, batch: every(lanes, rates, state, batch))
     score = vmap(vmap(vmap(accuracy), (0, None, None)), (0, None, None))
     state = start(lanes, rates, seeds, batch_of(data, 0))
     rows = torch.arange(len(lanes.scale), device=settings.device)[:, None]
     weights, cosines, curve, every_choice = [], [], [], []
     best = {}
     for step in tqdm(range(steps), desc=label, leave=False):
-        state, w, c = move(lanes, rates, state, batch_of(data, step))
+        state, w, c = move(state, batch_of(data, step))
         weights.append(w)
         cosines.append(c)
         if step + 1 in moments(steps):
             errors = 1 - score(state.params, *data.validation).cpu().numpy()
-            choices = torch.from_numpy(np.stack([chosen(part) for part in errors]))
+            choices = torch.as_tensor(np.stack([chosen(part) for part in errors]))
             best = {name: leaf[rows, choices, seeds] for name, leaf in state.params.items()}
             every_choice.append(choices.numpy())
             curve.append(vmap(vmap(accuracy), (0, None, None))(best, *data.test).cpu())
@@ -242,11 +244,11 @@ def train(
         .double()
         .cpu()
     )
-    every, curves = (torch.stack(weights), torch.stack(cosines)), torch.stack(curve)
+    both, curves = (torch.stack(weights), torch.stack(cosines)), torch.stack(curve)
     taken = np.stack(every_choice, 1)  # [lane, moment, seed]
     runs = []
     for i, choice in enumerate(taken):
-        kept = (part[:, i, choice[-1], seeds].double().cpu() for part in every)
+        kept = (part[:, i, choice[-1], seeds].double().cpu() for part in both)
         runs.append(Runs(choice, curves[:, i], held_out[i], *kept))
     return runs
 

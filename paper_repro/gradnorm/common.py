@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import constant, replayed
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
 from ..report.grids import at_edge, chosen, judged
@@ -204,7 +205,7 @@ def sample(key: Tensor, maps: Tensor, problem: Problem, size: int) -> tuple[Tens
     x = mf.random.uniform(key, shape) if problem.law == "uniform" else mf.random.normal(key, shape)
     if problem.law == "unit":
         x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scales = torch.tensor(problem.scales, device=x.device)[:, None, None]
+    scales = constant(problem.scales, x)[:, None, None]
     z = torch.einsum("bi,toi->tbo", x, maps)
     if problem.kind == "classification":
         return x, scales * (z == z.amax(-1, keepdim=True))
@@ -262,6 +263,10 @@ def train(
         (0, 0, 0, 0, None),
         (None, None, 0, 0, 0),
     )
+    # on a batch of its own, drawn in the same graph
+    move = replayed(
+        lambda state, number, *variant: advance(*variant, state, batch_at(roots, maps, number))
+    )
     each = losses_of if problem.kind == "regression" else entropies_of
 
     def all_losses(params: mf.types.Params, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -281,11 +286,8 @@ def train(
     measured = len(problem.scales) if method == "gradnorm" else 0
     lengths = weights.new_empty(*weights.shape[:-1], measured)
     for step in tqdm(range(count), desc=label, leave=False):
-        state, info = advance(
-            *per_variant,
-            state,
-            batch_at(roots, maps, torch.full((), step, dtype=torch.int64, device=device)),
-        )
+        number = torch.full((), step, dtype=torch.int64, device=device)
+        state, info = move(state, number, *per_variant)
         weights[step] = len(problem.scales) * info.weights
         lengths[step] = info.gramian.diagonal(dim1=-2, dim2=-1).sqrt()
         if (step + 1) % every == 0 or step + 1 == count:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.findings import Settings
 from ..report.parts import kept
 from .common import initial_params, linear_maps, losses, losses_of
@@ -104,15 +105,17 @@ class Samples:
 
         return vmap(start)(self.roots)
 
-    def normals(self, stream: int, number: int, *shape: int) -> Tensor:
+    def normals(self, stream: int, number: int | Tensor, *shape: int) -> Tensor:
         """Of every seed, `[seed, *shape]`."""
-        at = torch.full((), number, device=self.roots.device)
+        at = number
+        if not isinstance(at, Tensor):
+            at = torch.full((), number, device=self.roots.device)
         fold_in = mf.random.fold_in
         return vmap(lambda root: mf.random.normal(fold_in(fold_in(root, stream), at), shape))(
             self.roots
         )
 
-    def mapped(self, stream: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+    def mapped(self, stream: int, number: int | Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Inputs, and the arguments of tanh."""
         x = self.normals(stream, number, count, self.size.inputs)
         return x, torch.einsum("sbi,stoi->stbo", x, self.maps)
@@ -122,14 +125,18 @@ class Samples:
         seen = torch.cat([x for x, _ in self.pool], 1), torch.cat([z for _, z in self.pool], 2)
         return self.mapped(2, 0, TEST), seen
 
-    def batch(self, step: int) -> Any:
+    def pooled(self, step: int) -> tuple[Tensor, Tensor]:
+        """Of the finite training set."""
+        return self.pool[step % CHUNKS]
+
+    def batch(self, step: int | Tensor, pooled: tuple[Tensor, Tensor]) -> Any:
         """What every lane makes its batch of."""
         shape = (self.tasks, self.size.batch, self.size.outputs)
         if self.noisy:
             error = self.normals(5, step, *shape)
         else:
             error = torch.zeros(len(self.roots), *shape, device=self.roots.device)
-        return self.mapped(3, step, self.size.batch), self.pool[step % CHUNKS], error
+        return self.mapped(3, step, self.size.batch), pooled, error
 
 
 def losses_on(option: Options, params: mf.types.Params, data: Any) -> Tensor:
@@ -225,9 +232,11 @@ def train_block(
         vmap(lambda option, p, d: step(option).init(p, option.batch(d)), (None, 0, 0)),
         (0, None, None),
     )
-    move = vmap(vmap(advance, (None, 0, 0)), (0, 0, None))
+    forward = vmap(vmap(advance, (None, 0, 0)), (0, 0, None))
+    move = replayed(lambda state, at, pooled: forward(options, state, samples.batch(at, pooled)))
     look = vmap(vmap(evaluate, (None, 0, 0)), (0, 0, None))
-    state, (test, seen) = first(options, samples.starts(), samples.batch(0)), samples.held_out()
+    drawn = samples.batch(0, samples.pooled(0))
+    state, (test, seen) = first(options, samples.starts(), drawn), samples.held_out()
     finite = options.finite.nonzero().flatten()
 
     def measure() -> tuple[Tensor, Tensor, Tensor]:
@@ -247,7 +256,8 @@ def train_block(
     excess = one.new_empty(*one.shape[:2], size.steps if method != "weighted" else 0)
     times, record = [0], [(one, begin[1] / begin[1], begin[2], one)]
     for number in tqdm(range(size.steps), desc=label, leave=False):
-        state, used, left = move(options, state, samples.batch(number))
+        at = torch.full((), number, device=settings.device)
+        state, used, left = move(state, at, samples.pooled(number))
         excess[..., number : number + 1] = left
         if number + 1 in moments:
             out, known, length = measure()

@@ -238,7 +238,7 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
     parameter_space.plot(
         optimal[:, 0], optimal[:, 1], color="#999999", linewidth=4, alpha=0.6, label="Pareto set"
     )
-    met = torch.cat([optimal, *(torch.from_numpy(path.params) for path in paths.values())])
+    met = torch.cat([optimal, *(torch.as_tensor(path.params) for path in paths.values())])
     low, high = met.aminmax(dim=0)
     margin = 0.3 * float((high - low).max()) + 1e-9
     side = [

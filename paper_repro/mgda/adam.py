@@ -19,6 +19,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.choice import one_of
+from ..report.device import replayed
 from ..report.extremes import largest
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
@@ -160,11 +161,12 @@ def followed(problem: str, seeds: int, steps: int) -> dict[tuple[str, str, str],
             info.losses,
         )
 
-    forward = vmap(advance)
+    every = vmap(advance)
+    forward = replayed(lambda state, which, batch: every(which, state, batch))
     state = vmap(lambda i, p, b, key: step_of(i).init(p, b, key))(which, params, batch, keys)
     kept = []
     for _ in tqdm(range(steps), desc=problem, leave=False):
-        state, seen = forward(which, state, batch)
+        state, seen = forward(state, which, batch)
         kept.append(seen)
     before, after, values = (torch.stack(column) for column in zip(*kept, strict=True))
     last = vmap(losses)(state.params, batch)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
 
@@ -123,9 +124,9 @@ def trained(
     step: mf.Step, params: mf.types.Params, batch: Batch, count: int, label: str
 ) -> mf.types.Params:
     state = vmap(step.init)(params, batch)
-    advance = vmap(lambda state, batch: step.update(state, batch)[0])
+    advance = replayed(vmap(lambda state, batch: step.update(state, batch)[:1]))
     for _ in tqdm(range(count), desc=label, leave=False):
-        state = advance(state, batch)
+        (state,) = advance(state, batch)
     return state.params
 
 

@@ -198,9 +198,7 @@ def scale_of_the_best(cases: Cases, in_hull: Flags, strict: Flags) -> Claim:
         u = torch.einsum("dt,dtp->dp", weights, rows)
         for s in (10.0, 1e3, 1e6):
             one, many = (
-                torch.einsum("dtp,dp->dt", rows, size * u).amin(-1)[
-                    ~torch.from_numpy(in_hull[case])
-                ]
+                torch.einsum("dtp,dp->dt", rows, size * u).amin(-1)[~torch.as_tensor(in_hull[case])]
                 for size in (1.0, s)
             )
             ratio = largest(ratio, float((many / (s * one) - 1).abs().max()) if len(one) else 0.0)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.decisions import OPEN
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
@@ -213,10 +214,12 @@ def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
     state = vmap(lambda arm, sgd, lr, params, batch: step_of(arm, sgd, lr).init(params, batch))(
         arm, sgd, lr, start, batch
     )
-    forward, kept = vmap(advance), []
+    every_arm = vmap(advance)
+    forward = replayed(lambda state, *lanes: every_arm(*lanes, state))
+    kept = []
     for time in tqdm(range(steps), desc="ablation on the regression", leave=False):
         batch = tuple(part[seed] for part in batches(keys, zero + time))
-        state, losses = forward(arm, sgd, lr, batch, state)
+        state, losses = forward(state, arm, sgd, lr, batch)
         if time >= steps - max(1, steps // 10):
             kept.append(losses)
     _, targets = batches(keys, zero + steps)

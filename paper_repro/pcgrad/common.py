@@ -14,7 +14,7 @@ import mtlfunc as mf
 
 from ..report.figures import METHOD_COLOURS
 from ..report.findings import Settings
-from ..report.regions import Program, compile_steps
+from ..report.regions import Program, compile_steps, replayed_steps
 
 PAPER = "PCGrad (Yu et al. 2020)"
 COLOURS = {
@@ -44,7 +44,12 @@ def uniform(key: Tensor, tag: int, low: float, high: float) -> Tensor:
 def compiled(
     step: Callable[..., Any], unroll: int, lanes: Sequence[Tensor], state: Any, leaf: str
 ) -> Program | None:
-    """`compile_steps`, tried on its example; None, with a notice, without a compiler."""
+    """`compile_steps`, tried on its example; None, with a notice, without a compiler.
+
+    On another device than the CPU a captured program.
+    """
+    if lanes[0].device.type != "cpu":
+        return replayed_steps(step, unroll, leaf)
     try:
         return compile_steps(step, unroll, lanes, state, leaf)
     except Exception as error:  # no C++ compiler, or a torch that cannot trace this

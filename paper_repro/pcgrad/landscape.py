@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import constant
 from ..report.findings import Settings
 from ..report.parts import kept
 from ..report.regions import plain_steps
@@ -39,9 +40,7 @@ def losses(params: mf.types.Params, batch: object = None) -> Tensor:
     """
     x, y = params["theta"][0], params["theta"][1]
     inner = torch.stack([x / 2 + torch.tanh(y), x / 2 - torch.tanh(y) + 2])
-    return torch.tensor([20.0, 25.0], dtype=x.dtype) * torch.log(
-        inner.abs().clamp_min(FLOOR) / FLOOR
-    )
+    return constant((20.0, 25.0), x) * torch.log(inner.abs().clamp_min(FLOOR) / FLOOR)
 
 
 OFFSET = np.array([20.0, 25.0]) * np.log(FLOOR)
@@ -141,7 +140,7 @@ def walked(lanes: Lanes, budget: int) -> Paths:
         before = state.params["theta"]
         state, after = program(*each, state)
         if block % every == 0 or block + 1 == blocks:
-            theta.append(before)
+            theta.append(before.clone())  # a captured program writes over states
             following.append(after[:, 0])
             steps.append(block * UNROLLED)
     return Paths(lanes, np.array(steps), torch.stack(theta), torch.stack(following))
@@ -149,7 +148,7 @@ def walked(lanes: Lanes, budget: int) -> Paths:
 
 def values(theta: Tensor) -> Tensor:
     """The paper's losses at points `[..., 2]`: `[..., task]`."""
-    flat = vmap(lambda at: losses({"theta": at}))(theta.reshape(-1, 2)) + torch.from_numpy(OFFSET)
+    flat = vmap(lambda at: losses({"theta": at}))(theta.reshape(-1, 2)) + torch.as_tensor(OFFSET)
     return flat.reshape(*theta.shape[:-1], 2)
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import named, share_interval
@@ -212,10 +213,11 @@ def _ends(pairs: Pairs, steps: int) -> Ends:
         direction, _, _ = move.update(params, batch, first)
         return {"x": params["x"] - direction["x"] / lipschitz}
 
-    forward = vmap(advance)
+    every = vmap(advance)
+    forward = replayed(lambda params, *rest: (every(params, *rest),))
     start = vmap(losses)(params, batch).sum(-1)
     for _ in tqdm(range(steps), desc="pairs of quadratics", leave=False):
-        params = forward(params, batch, lipschitz)
+        (params,) = forward(params, batch, lipschitz)
     gramian = vmap(lambda p, b: mf.task_gramian(losses, p, b)[1])(params, batch)
     excess = (vmap(losses)(params, batch).sum(-1) - least) / (start - least)
     return Ends(vmap(mf.diagnostics.cosines)(gramian)[:, 0, 1], excess, steps)

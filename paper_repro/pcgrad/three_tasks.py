@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named
@@ -83,7 +84,14 @@ def runs(settings: Settings) -> Runs:
     def drawn(key: Tensor, time: Tensor) -> Tensor:
         return mf.random.permutation(mf.random.fold_in(key, time), 3, rows=3)
 
-    draw, forward = vmap(drawn, (0, None)), vmap(advance, (0, 0, 0, 0, None))
+    every = vmap(advance, (0, 0, 0, 0, None))
+    draw = vmap(drawn, (0, None))
+
+    def moved(x: Tensor, keys: Tensor, time: Tensor) -> tuple[Tensor]:
+        orders = torch.where(random[:, None, None], draw(keys, time)[seed], fixed)
+        return (every(x, curvatures, orders, constant, time),)
+
+    forward = replayed(moved)
     keys, zero = torch.arange(seeds), torch.zeros((), dtype=torch.int64)
     times = np.unique(np.geomspace(1, steps, 120).astype(int))
     path, distance, middle, half = (
@@ -93,10 +101,9 @@ def runs(settings: Settings) -> Runs:
         steps - steps // 2,
     )
     for time in tqdm(range(steps), desc="three quadratics", leave=False):
-        orders = torch.where(random[:, None, None], draw(keys, zero + time)[seed], fixed)
-        x = forward(x, curvatures, orders, constant, zero + time)
+        (x,) = forward(x, keys, zero + time)
         if time + 1 in times:
-            path.append(x)
+            path.append(x.clone())
         if time >= half:
             distance, middle = distance + (x - least).norm(dim=-1), middle + x
     late = steps - half

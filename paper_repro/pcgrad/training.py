@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import constant, replayed
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, clustered_share, mean_interval, named
@@ -67,17 +68,18 @@ def train(problem: Problem, settings: Settings, label: str) -> Log:
 
     zero = torch.zeros((), dtype=torch.int64)
     params = vmap(problem.start)(keys)
-    state, forward = (params, vmap(optimizer.init)(params)), vmap(advance, (0, None, 0))
+    state, every_key = (params, vmap(optimizer.init)(params)), vmap(advance, (0, None, 0))
+    forward = replayed(lambda state, keys, time: every_key(keys, time, state))
     kept = []
     for time in tqdm(
         range(settings.count(problem.steps)), desc=f"{label}, sum of the losses", leave=False
     ):
-        state, logged = forward(keys, zero + time, state)
+        state, logged = forward(state, keys, zero + time)
         kept.append(logged)
     return Log(*(torch.stack(parts).numpy() for parts in zip(*kept, strict=True)))
 
 
-NODES, SHARES = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(3))
+NODES, SHARES = (x.tolist() for x in np.polynomial.legendre.leggauss(3))
 
 
 def curvatures(
@@ -96,8 +98,9 @@ def curvatures(
         bent = jvp(grad(loss), (point,), (g,))[1]
         return torch.stack([(g[name] * bent[name]).sum() for name in g]).sum()
 
-    found = vmap(at)(torch.cat([torch.zeros_like(NODES[:1]), 0.5 + NODES / 2]))
-    return found[0], SHARES / 2 @ found[1:]
+    nodes, shares = (constant(x, next(iter(g.values()))) for x in (NODES, SHARES))
+    found = vmap(at)(torch.cat([torch.zeros_like(nodes[:1]), 0.5 + nodes / 2]))
+    return found[0], shares / 2 @ found[1:]
 
 
 @kept

@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from mtlfunc.types import TrainState
 
+from .device import replayed
+
 OPTIONS = {
     # Operations that the code generator copies to every user of a result rather than keep it. At
     # its own 50 the formulas of two tasks grow so much that CAGrad's step takes twice as long to
@@ -39,6 +41,13 @@ def plain_steps(step: Callable[..., TrainState], unroll: int, leaf: str) -> Prog
         return state, torch.stack(values, 1)
 
     return several
+
+
+def replayed_steps(step: Callable[..., TrainState], unroll: int, leaf: str) -> Program:
+    """`plain_steps` as one graph of a device."""
+    several = plain_steps(step, unroll, leaf)
+    move = replayed(lambda state, *lanes: several(*lanes, state))
+    return lambda *arguments: move(arguments[-1], *arguments[:-1])
 
 
 def compile_steps(

@@ -22,9 +22,11 @@ import torch
 from matplotlib import style
 from tqdm import tqdm
 
+from experiments.common.device import on
 from experiments.common.pool import keep_memory, prepare, unbroken
 from mtlfunc.core.files import digest
 
+from .device import of
 from .display import Display, caught
 from .draws import redrawn
 from .figures import STYLE
@@ -268,11 +270,13 @@ def deaf() -> Iterator[None]:
 def answer(module: ModuleType, name: str, settings: Settings, folder: Path, send: Send) -> None:
     """Run a question; `send` gets its findings one by one, and in the end that it is done."""
     Store.question, Store.earlier, begin = name, {}, spent()
+    settings = settings._replace(device=of(name, settings.device))
     try:
         with (
             style.context(STYLE),
             caught(lambda text: send("line", text), lambda text: send("progress", text)),
             redrawn(settings.draw),
+            on(settings.device),
         ):
             for finding in findings(module, settings):
                 if isinstance(finding, Figure):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.extremes import largest
 from ..report.findings import Claim, Findings, Settings
 from ..report.intervals import named, share_interval
@@ -108,9 +109,10 @@ def preferred(draws: int, steps: int) -> Claim:
 
         batch, starts = (hessians, middle), start.expand(len(w), -1, -1)
         state = lanes(lambda w, lr, x, b: step_of(w, lr).init({"x": x}, b))(w, lr, starts, batch)
-        move = lanes(lambda w, lr, state, b: step_of(w, lr).update(state, b)[0])
+        every = lanes(lambda w, lr, state, b: step_of(w, lr).update(state, b)[:1])
+        move = replayed(lambda state, b: every(w, lr, state, b))
         for _ in tqdm(range(steps), desc="to preferred weights", leave=False):
-            state = move(w, lr, state, batch)
+            (state,) = move(state, batch)
         return state.params["x"]
 
     share = torch.tensor(SHARES, dtype=torch.float64)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import mean_interval, named
@@ -54,7 +55,8 @@ def train(pairs: int, steps: int) -> Trained:
     state = vmap(vmap(lambda s, p, d: step_of(s).init(p, d), (0, None, None)), (None, 0, 0))(
         arms, params, data
     )
-    move = vmap(vmap(lambda s, x, d: step_of(s).update(x, d), (0, 0, None)), (None, 0, 0))
+    every = vmap(vmap(lambda s, x, d: step_of(s).update(x, d), (0, 0, None)), (None, 0, 0))
+    move = replayed(lambda state, data: every(arms, state, data))
     samples = vmap(lambda p, d: mf.sample_gramian(sample_losses, p, d, shared="trunk.*")[1])
     cosines, gramians = [], []
     for moment in tqdm(range(steps), desc="pairs of tasks", leave=False):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.decisions import OPEN
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import Interval, mean_interval, named, share_interval
@@ -50,9 +51,9 @@ def descended(targets: Tensor, sign: float, steps: int) -> Tensor:
         return vmap(vmap(function, (0, None)), (0, 0))
 
     state = lanes(step.init)({"u": starts}, batch)
-    move = lanes(lambda state, batch: step.update(state, batch)[0])
+    move = replayed(lanes(lambda state, batch: step.update(state, batch)[:1]))
     for _ in tqdm(range(steps), desc="MGDA on a narrow network", leave=False):
-        state = move(state, batch)
+        (state,) = move(state, batch)
     u = state.params["u"]
     return u / u.norm(dim=-1, keepdim=True)
 

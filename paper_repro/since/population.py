@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.intervals import half_width, named, ratio_interval
@@ -59,19 +60,21 @@ class Race:
         self.problems, self.logs = problems, logs
         start = vmap(vmap(lambda p, log: self._step(log).init(p.start, p.train), (None, 0)))
         self.state = start(problems, logs)
+        every = vmap(vmap(self._moved, (None, 0, 0)))
+        self.move = replayed(lambda state, problems, logs: every(problems, logs, state))
 
     @staticmethod
     def _step(logs: Tensor) -> mf.Step:
         rule = mf.mean(preference=10**logs)
         return mf.descend(losses, rule, mf.losses_only(), mf.adam(RATE))
 
-    def train(self, steps: int) -> None:
-        def move(problem: Problem, log: Tensor, state: mf.TrainState) -> mf.TrainState:
-            return self._step(log).update(state, problem.train)[0]
+    @classmethod
+    def _moved(cls, problem: Problem, log: Tensor, state: mf.TrainState) -> tuple[mf.TrainState]:
+        return cls._step(log).update(state, problem.train)[:1]
 
-        forward = vmap(vmap(move, (None, 0, 0)))
+    def train(self, steps: int) -> None:
         for _ in range(steps):
-            self.state = forward(self.problems, self.logs, self.state)
+            (self.state,) = self.move(self.state, self.problems, self.logs)
 
     def scores(self, part: str) -> Tensor:
         """Mean over tasks of the loss over the targets' variance, `[seed, run]`."""

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import mtlfunc as mf
 
+from ..report.device import replayed
 from ..report.figures import axes, band
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged, spelled
@@ -72,13 +73,14 @@ def train(rule: mf.Rule, data: Data, steps: int) -> tuple[Tensor, mf.types.Param
         vmap(lambda lr, s, b: step_of(lr).init(network(mf.random.key(s)), b), (None, 0, 0)),
         (0, None, None),
     )
-    move = vmap(
-        vmap(lambda lr, state, b: step_of(lr).update(state, b)[0], (None, 0, 0)), (0, 0, None)
+    every = vmap(
+        vmap(lambda lr, state, b: step_of(lr).update(state, b)[:1], (None, 0, 0)), (0, 0, None)
     )
+    move = replayed(lambda state, batch: every(rates, state, batch))
     measure = vmap(vmap(lambda p, d: losses(p, d).mean()), (0, None))
     state, found = start(rates, seeds, batch_of(0)), []
     for moment in tqdm(range(steps), desc="a loss per sample", leave=False):
-        state = move(rates, state, batch_of(moment))
+        (state,) = move(state, batch_of(moment))
         if moment + 1 in moments(steps):
             found.append(measure(state.params, data))
     return torch.stack(found), state.params

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import mtlfunc as mf
 
 from ..report.decisions import OPEN
+from ..report.device import replayed
 from ..report.figures import axes
 from ..report.findings import Claim, Figure, Findings, Settings
 from ..report.grids import at_edge, chosen, judged
@@ -82,9 +83,10 @@ def ended(rule: mf.Rule, settings: Settings, steps: int, share: Tensor | None = 
         vmap(lambda lane, s, p, d: method(lane, s).init(p, d), (None, None, 0, 0)),
         (0, along, None, None),
     )(grid, share, params, train)
-    step = vmap(vmap(move, (None, None, 0, 0)), (0, along, 0, None))
+    every = vmap(vmap(move, (None, None, 0, 0)), (0, along, 0, None))
+    step = replayed(lambda state: (every(grid, share, state, train),))
     for _ in tqdm(range(steps), desc="rules and static weights", leave=False):
-        state = step(grid, share, state, train)
+        (state,) = step(state)
     return vmap(vmap(losses), (0, None))(state.params, test)
 
 

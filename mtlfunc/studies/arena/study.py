@@ -98,15 +98,22 @@ def train(
     moments = optimizer(lr).init(params)
     for k in range(steps):
         batch = unpack_single(k)
-        began = time.perf_counter()
+        began = _now(lr.device)
         grads, state, info = method.update(params, batch, state)
         if not isinstance(info.weights, Tensor) or info.weights.ndim != 1:
             raise ValueError(
                 f"weights: expected a vector, one entry a row, got {_shape(info.weights)}"
             )
         params, moments = optimizer(lr * (1 - k / steps)).update(grads, moments, params)
-        clock(time.perf_counter() - began)
+        clock(_now(lr.device) - began)
     return start, evaluate(params, data)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds of the wall clock, when the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 Clock = Callable[[float], None]
