@@ -63,7 +63,7 @@ def train(pairs: int, steps: int) -> Trained:
         if moment in (0, steps // 2, steps - 1):
             both = {name: leaf[:, 0] for name, leaf in state.params.items()}
             gramians.append(samples(both, data))
-        state, info = move(arms, state, data)
+        state, info = move(state, data)
         g = info.gramian[:, 0]
         cosines.append(g[:, 0, 1] / (g[:, 0, 0] * g[:, 1, 1]).sqrt())
     measure = vmap(vmap(losses, (0, None)))
