@@ -6,14 +6,11 @@ wrong derivative from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def leading_shape(inputs: Iterable[tuple[Tensor | None, int]]) -> torch.Size:
@@ -62,26 +59,3 @@ def register_batching(library: torch.library.Library, name: str, ranks: Sequence
         return answers, (0,) * len(answers)
 
     torch.library.register_vmap(f"mtlfunc::{name}", batched, lib=library)
-
-
-def with_vmap(kernel: F) -> F:
-    """A kernel that uses `vmap` inside: where a dispatch mode is active, as in a compiled program's
-    first call, torch has switched transforms off.
-    """
-
-    @wraps(kernel)
-    def call(*arguments: Any) -> Any:
-        included = torch._C._dispatch_tls_local_include_set()
-        excluded = torch._C._dispatch_tls_local_exclude_set()
-        for key in _TRANSFORMS:
-            excluded = excluded.remove(key)
-        with torch._C._ForceDispatchKeyGuard(included, excluded):
-            return kernel(*arguments)
-
-    return call  # pyright: ignore[reportReturnType]
-
-
-_TRANSFORMS = [
-    getattr(torch._C.DispatchKey, f"FuncTorch{name}")
-    for name in ("Batched", "VmapMode", "DynamicLayerFrontMode", "DynamicLayerBackMode")
-]

@@ -23,13 +23,18 @@ POINTS, FEW_ROUNDS = 31, 4
 
 
 def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """max over ‖d‖ = ‖g₀‖ with cos(d, g₀) >= c of min_t g_t·d, where g₀ = Σ p_t g_t is the mean
-    gradient.
+    """max over ‖d‖ <= ‖g₀‖ with g₀·d >= c‖g₀‖² of min_t g_t·d, made as long as the mean gradient
+    g₀ = Σ p_t g_t. Such a d has a cosine of at least c with g₀.
 
     If MGDA's direction lies in the cone, it is the answer. Otherwise the answer lies on the cone's
-    surface, and is CAGrad's direction for the radius that reaches the surface. It may raise a loss
-    where every direction of the cone does. If gradients cancel (a Pareto-stationary point), it is
-    what remains of g₀ after its part in their span is removed, if that lies in the cone.
+    surface, and is CAGrad's direction for the radius that reaches the surface. If gradients cancel
+    (a Pareto-stationary point), it is what remains of g₀ after its part in their span is removed,
+    if that lies in the cone.
+
+    Where some direction of the cone lowers every loss, the optimum has the length ‖g₀‖, and none of
+    the cone with that length has a better worst rate. Where none does, the answer raises a loss or
+    leaves one as it is, and the optimum may be shorter. Made longer, it still has the best worst
+    rate for each unit of g₀·d, but another direction of the cone, as long, may have a better one.
 
     Args:
         c: smallest cosine in [0, 1) of the direction with the mean gradient. 0 gives MGDA's
@@ -39,8 +44,8 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
 
     Returns:
         weights of a direction as long as the mean gradient; 1 in sum if all tasks share one
-        gradient. No task's rate is above that of the optimum's dual bound, min over the simplex
-        and μ >= 0 of ‖g_w + μg₀‖ - μc‖g₀‖, which it attains.
+        gradient. The optimum attains its dual bound, ‖g₀‖ times the min over the simplex and μ >= 0
+        of ‖g_w + μg₀‖ - μc‖g₀‖. It is the answer, or c‖g₀‖²/(g₀·d) of it where that raises a loss.
 
     Raises:
         ValueError: for c outside [0, 1) or a bad preference.
