@@ -340,9 +340,13 @@ class SampledGroup(NamedTuple):
             index = x[:, :, None].expand(-1, -1, part.shape[-1])
             # one by one in half precision, a token's many sums would not grow
             wide = part.to(torch.promote_types(part.dtype, torch.float32))
-            empty = wide.new_zeros(len(x), use.sizes[2], part.shape[-1])
-            found = [empty.scatter_add(1, index, wide[task, :, :, 0]) for task in range(len(part))]
-            summed = torch.stack(found).mT[:, :, None].to(part.dtype)
+            # copied where it is added to
+            empty = wide.new_zeros(()).expand(len(x), use.sizes[2], part.shape[-1])
+            found = [
+                empty.scatter_add(1, index, wide[task, :, :, 0]).to(part.dtype)
+                for task in range(len(part))
+            ]
+            summed = (found[0][None] if len(found) == 1 else torch.stack(found)).mT[:, :, None]
         else:
             summed = torch.einsum("tspgo,spga->tsgoa", part, x)
         return summed.transpose(0, 1).flatten(0, 1)
@@ -518,4 +522,6 @@ def _outer_product(group: Group, varied: Tensor, x: Tensor) -> Tensor:
         wide = varied.to(torch.promote_types(varied.dtype, torch.float32))
         empty = wide.new_zeros(len(varied), use.sizes[2], use.sizes[3])
         return empty.index_add(1, x, wide[:, 0]).mT[:, None].to(varied.dtype)
+    if len(varied) == 1:
+        return (varied[0].mT @ x)[None]
     return torch.einsum("rgpo,gpa->rgoa", varied, x)
