@@ -15,6 +15,7 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc import solvers, testing
 from mtlfunc.audit.__main__ import main
+from mtlfunc.testing._check_solver import draw, sizes_of
 from mtlfunc.testing._judge import judge
 from mtlfunc.testing.strategies import KINDS
 from mtlfunc.types import Solution
@@ -153,6 +154,87 @@ def test_dual_weights_in_place_of_the_direction_are_recognised():
     assert (
         "return problem.solution(problem.recover(w), w)" in report.counterexamples["cagrad"].detail
     )
+
+
+@pytest.mark.parametrize("tasks", [None, (1, 8), (2, 2), (1, 3), (5, 11), (3, 20)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_size_is_drawn(kind, tasks):
+    """Each with every family, those beyond 8 with some of them; and the families in turn."""
+    drawn = list(draw(kind, sizes_of(tasks)))
+    low, high = tasks or (1, 8)
+    found = {len(each.rows) for each in drawn}
+    assert found == {*range(low, high + 1)} | (set() if tasks else {12, 20})
+    families = {t: {each.family for each in drawn if len(each.rows) == t} for t in found}
+    assert all(families[t] >= set(testing.FAMILIES) for t in found if t <= 8)
+    assert all("gaussian" in families[t] and len(families[t]) >= 4 for t in found)
+
+
+@pytest.mark.parametrize(("size", "tasks"), [(7, None), (12, None), (9, (5, 11))])
+def test_a_solver_that_is_wrong_at_one_size_alone_is_found(size, tasks):
+    exact = solvers.active_set()
+
+    def seldom(problem):
+        return uniform(problem) if len(problem.gramian) == size else exact(problem)
+
+    report = testing.check_solver(seldom, ["min_norm"], tasks=tasks)
+    assert not report.sound
+    assert report.counterexamples["min_norm"].jacobian.shape[0] == size
+
+
+def test_a_refusal_is_no_answer_and_is_said():
+    report = testing.check_solver(solvers.faces(), ["min_norm"])
+    refused = sum(len(each.rows) > 6 for each in draw("min_norm", sizes_of(None)))
+    assert report.sound
+    assert refused == sum(row.refused for row in report.rows) > 0
+    assert f"min_norm: no answer to {refused} problems of 7, 8, 12 and 20 tasks" in str(report)
+    assert "faces" in str(report)
+    assert testing.check_solver(solvers.faces(), ["min_norm"], tasks=(1, 2)).title.endswith(
+        "1 and 2 tasks, float64"
+    )
+
+    def picky(problem):
+        raise ValueError("not today")
+
+    assert not testing.check_solver(picky, ["min_norm"], tasks=(2, 2)).sound
+    exact = solvers.active_set()
+
+    def one_kind(problem):
+        if isinstance(problem, solvers.CAGrad):
+            raise ValueError("no CAGrad")
+        return exact(problem)
+
+    report = testing.check_solver(one_kind, tasks=(2, 2))
+    assert not report.sound, "nothing is known of it where it has no answer at all"
+    assert "cagrad: no answer to" in str(report)
+
+
+def in_place(field, write):
+    exact = solvers.active_set()
+
+    def solver(problem):
+        write(getattr(problem, field))
+        return exact(problem)
+
+    return solver
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x.add_(0),
+        lambda x: x.mul_(1.0),
+        lambda x: x.copy_(x.clone()),
+        lambda x: x.detach().add_(0),
+        lambda x: x[..., :1].add_(0),
+        lambda x: x.clamp_(min=-torch.inf),
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "field"), [("min_norm", "gramian"), ("cagrad", "preference"), ("dual_cone", "weights")]
+)
+def test_what_writes_what_was_there_is_seen(kind, field, write):
+    report = testing.check_solver(in_place(field, write), [kind], tasks=(2, 2))
+    assert f"it changes problem.{field} in place" in report.counterexamples[kind].detail
 
 
 def test_kinds_that_a_solver_refuses_are_reported_and_not_counted():

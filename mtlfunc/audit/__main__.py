@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     claims: Any = {"nargs": "+", "choices": ("vmap", "grad"), "default": ()}
     add("--claims", help="of a solver: what it says that it can do", **claims)
     ends: Any = {"nargs": 2, "type": int, "metavar": ("LEAST", "MOST")}
-    add("--tasks", default=(1, 8), help="of a solver: numbers of tasks (default 1 8)", **ends)
+    add("--tasks", help="of a solver: numbers of tasks (default: 1 to 8, 12 and 20)", **ends)
     add("--only", help="test these properties only; quote names with spaces", **names)
     add("--require", help="exit with 1 unless these hold, too", **names)
     number = "the most integer Jacobians for each T of 1, 2, 3 (default 400)"
@@ -139,7 +139,7 @@ def examine_solver(options: argparse.Namespace) -> SolverReport:
         options.problems,
         1e-6 if options.tolerance is None else options.tolerance,
         claims=options.claims,
-        tasks=tuple(options.tasks),
+        tasks=None if options.tasks is None else tuple(options.tasks),
         name=options.solver.partition(":")[2],
     )
 

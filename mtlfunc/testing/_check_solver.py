@@ -14,7 +14,7 @@ from ..rules.common import required_arguments
 from ..solvers.problems import solver_name
 from ._claims import check_grad, check_vmap
 from ._judge import AnySolver, Verdict, judge
-from ._report import Counterexample, SolverReport, SolverRow
+from ._report import Counterexample, SolverReport, SolverRow, in_words
 from .families import FAMILIES, jacobian
 from .integers import integers, pick, trimmed
 from .strategies import KINDS, VARIANTS, pose
@@ -25,6 +25,12 @@ FEW = 12
 
 DRAWS = ((2, 0), (3, 0), (1, 0), (3, 10), (2, -10), (5, 0), (8, 0), (4, 7))
 """Of each family: numbers of tasks, 8 for the largest, and powers of ten of all gradients."""
+
+ALL = 8
+"""Up to so many tasks every number is drawn with every family, beyond with a few in turn."""
+
+ABOVE = (12, 20)
+"""Numbers of tasks above 8 that are drawn if no range is stated."""
 
 
 class Instance(NamedTuple):
@@ -45,15 +51,17 @@ def check_solver(
     tolerance: float = 1e-6,
     *,
     claims: Collection[str] = (),
-    tasks: tuple[int, int] = (1, 8),
+    tasks: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> SolverReport:
     """A solver at small integer Jacobians and the hard families; every answer has to prove itself.
 
     Answers are judged by `certified_error`: from problem and weights alone, so no other solver has
     to be trusted. (CAGrad's certificate takes a dual point that `active_set` finds; any point would
-    be a bound.) A failure is then made smaller: fewer tasks and parameters, integers, a scale of 1.
-    The same solver gives the same report.
+    be a bound.) A ValueError is no answer: such problems are counted on their own, and are no
+    failures as long as others of their kind are answered. What writes to its problem in place is a
+    failure. A failure is then made smaller: fewer tasks and parameters, integers, a scale of 1. The
+    same solver gives the same report.
 
     Args:
         solver: from a problem to a `Solution`, or to weights `[task]` alone. Problems have
@@ -64,7 +72,8 @@ def check_solver(
             is also about what a Gramian in float64 can tell near Pareto-stationary points.
         claims: `"vmap"`: batches also give certified answers; `"grad"`: first derivatives of the
             weights are difference quotients of the exact answer. Only what is claimed is tried.
-        tasks: the least and largest number of tasks.
+        tasks: the least and largest number of tasks; every number between is drawn. None is 1 to 8,
+            12 and 20.
         name: of the solver in the report; None is its function's.
 
     Returns:
@@ -101,57 +110,77 @@ def check_solver(
         check_option(claim, "claims", ("vmap", "grad"))
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
-    if not 1 <= tasks[0] <= tasks[1]:
+    if tasks is not None and not 1 <= tasks[0] <= tasks[1]:
         raise ValueError(f"tasks: expected (least, most) with 1 <= least <= most, got {tasks}")
+    sizes = sizes_of(tasks)
+    ends = sizes[0], sizes[-1]
     rows: list[SolverRow] = []
     examples: dict[str, Counterexample] = {}
     not_taken: dict[str, str] = {}
+    unanswered: dict[str, str] = {}
     said = dict.fromkeys(claims, "")
     label = name or solver_name(solver)
     for kind in dict.fromkeys(problems or KINDS):
-        refused = "" if problems is not None else refusal(solver, kind, tolerance, tasks)
+        refused = "" if problems is not None else refusal(solver, kind, tolerance, sizes)
         if refused:
             not_taken[kind] = refused
             continue
-        found = try_instances(solver, kind, tolerance, tasks, label)
+        found = try_instances(solver, kind, tolerance, sizes, label)
         rows += rows_of(kind, found)
+        refused = [(len(each.rows), x.refused) for each, x in found if x.refused]
+        if refused:
+            where = in_words(sorted({count for count, _ in refused}))
+            unanswered[kind] = f"{len(refused)} problems of {where} tasks, {refused[0][1]}"
         failing = [(instance, verdict) for instance, verdict in found if verdict.wrong]
         if failing:
             examples[kind] = counterexample(solver, kind, tolerance, failing)
         for claim in said:
-            check = {"vmap": lambda k: check_vmap(solver, k, tolerance, tasks)}.get(
-                claim, lambda k: check_grad(solver, k, tasks)
+            check = {"vmap": lambda k: check_vmap(solver, k, tolerance, ends)}.get(
+                claim, lambda k: check_grad(solver, k, ends)
             )
             said[claim] = said[claim] or check(kind)
-    return SolverReport(label, tolerance, tasks, tuple(rows), examples, not_taken, said)
+    return SolverReport(label, tolerance, sizes, tuple(rows), examples, not_taken, unanswered, said)
 
 
-def draw(kind: str, tasks: tuple[int, int]) -> Iterator[Instance]:
+def sizes_of(tasks: tuple[int, int] | None) -> tuple[int, ...]:
+    """The numbers of tasks that are drawn."""
+    return (*range(1, 9), *ABOVE) if tasks is None else tuple(range(tasks[0], tasks[1] + 1))
+
+
+def draw(kind: str, sizes: tuple[int, ...]) -> Iterator[Instance]:
     """All instances, the smallest first; CAGrad's radii and the cone's weights take turns."""
     number = 0
     for count in (1, 2, 3):
-        if tasks[0] <= count <= tasks[1]:
+        if count in sizes:
             for rows in pick(integers(count), FEW):
                 yield Instance(INTEGERS, trimmed(rows), 0, number % VARIANTS[kind])
                 number += 1
+    left = set(sizes)
     for i, (wanted, exponent) in enumerate(DRAWS):
-        count = tasks[1] if wanted == 8 else min(max(wanted, tasks[0]), tasks[1])
+        count = sizes[-1] if wanted == 8 else min(max(wanted, sizes[0]), sizes[-1])
+        left.discard(count)
         for family in FAMILIES:
             yield Instance(family, jacobian(family, count, i), exponent, number % VARIANTS[kind])
             number += 1
+    others = [family for family in FAMILIES if family != "gaussian"]
+    for count in sorted(left):
+        few = ["gaussian", *(others[(3 * count + k) % len(others)] for k in range(3))]
+        for family in FAMILIES if count <= ALL else few:
+            yield Instance(family, jacobian(family, count), 0, number % VARIANTS[kind])
+            number += 1
 
 
-def refusal(solver: AnySolver, kind: str, tolerance: float, tasks: tuple[int, int]) -> str:
+def refusal(solver: AnySolver, kind: str, tolerance: float, sizes: tuple[int, ...]) -> str:
     """The TypeError with which a solver refuses a kind of problems; empty if it does not."""
-    verdict = judge(solver, next(draw(kind, tasks)).problem(kind), tolerance)
+    verdict = judge(solver, next(draw(kind, sizes)).problem(kind), tolerance)
     return verdict.wrong if verdict.wrong.startswith("raises TypeError") else ""
 
 
 def try_instances(
-    solver: AnySolver, kind: str, tolerance: float, tasks: tuple[int, int], label: str
+    solver: AnySolver, kind: str, tolerance: float, sizes: tuple[int, ...], label: str
 ) -> list[tuple[Instance, Verdict]]:
     """Every instance with its verdict."""
-    bar = progress_bar(list(draw(kind, tasks)), desc=f"{label}, {kind}", delay=3)
+    bar = progress_bar(list(draw(kind, sizes)), desc=f"{label}, {kind}", delay=3)
     return [(each, judge(solver, each.problem(kind), tolerance)) for each in bar]
 
 
@@ -162,7 +191,12 @@ def rows_of(kind: str, found: list[tuple[Instance, Verdict]]) -> list[SolverRow]
         families.setdefault(instance.family, []).append(verdict)
     return [
         SolverRow(
-            kind, family, len(each), sum(bool(x.wrong) for x in each), max(x.error for x in each)
+            kind,
+            family,
+            len(each),
+            sum(bool(x.wrong) for x in each),
+            max(x.error for x in each),
+            sum(bool(x.refused) for x in each),
         )
         for family, each in families.items()
     ]

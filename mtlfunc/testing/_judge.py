@@ -24,21 +24,26 @@ class Verdict(NamedTuple):
     error: float  # the certified error; infinite without an answer
     wrong: str = ""  # why it is wrong, empty if it is not
     weights: Tensor | None = None
+    refused: str = ""  # the ValueError with which it answers nothing, which is not wrong
 
 
 def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     """Call a solver, and certify what it answers."""
     given = type(problem)(*(x.clone() for x in problem))
+    versions = [x._version for x in given]
     try:
         with warnings.catch_warnings(action="ignore"):
-            answer = solver(given)
+            try:
+                answer = solver(given)
+            except ValueError as error:
+                return Verdict(0.0, refused=describe_error(error))
         weights = weights_of(problem, answer).detach()
     except Wrong as error:
         return Verdict(float("inf"), str(error))
     except Exception as error:  # whatever a solver may raise
         return Verdict(float("inf"), describe_error(error))
-    for name, before, after in zip(problem._fields, problem, given, strict=True):
-        if not torch.equal(before, after):
+    for name, before, after in zip(problem._fields, versions, given, strict=True):
+        if after._version != before:  # though with the values that it has
             return Verdict(float("inf"), f"it changes problem.{name} in place", weights)
     if not bool(weights.isfinite().all()):
         return Verdict(float("inf"), "weights are not finite", weights)

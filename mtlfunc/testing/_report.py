@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -24,7 +25,8 @@ class SolverRow:
     family: str
     instances: int  # that were tried
     failures: int
-    worst: float  # the largest certified error; infinite where there was no answer
+    worst: float  # the largest certified error; infinite where an answer cannot be one
+    refused: int = 0  # instances without an answer, by a ValueError
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +72,21 @@ class SolverReport:
 
     solver: str
     tolerance: float
-    tasks: tuple[int, int]
+    tasks: tuple[int, ...]  # the numbers of tasks that were drawn
     rows: tuple[SolverRow, ...]
     counterexamples: dict[str, Counterexample]  # by kind of problem
     not_taken: dict[str, str]  # kinds that were not asked for and that it refuses: its error
+    unanswered: dict[str, str]  # kinds of which it refuses some by ValueError: how many, its error
     claims: dict[str, str]  # "vmap", "grad": what is wrong, empty if nothing is
 
     @property
     def sound(self) -> bool:
-        """Whether it took some problem, every answer was certified, and every claim holds."""
+        """Whether it answered some of every kind that it takes, every answer was certified, and
+        every claim holds.
+        """
         wrong = any(row.failures for row in self.rows) or any(self.claims.values())
-        return bool(self.rows) and not wrong
+        answered = {row.problem for row in self.rows if row.instances > row.refused}
+        return bool(self.rows) and answered == {row.problem for row in self.rows} and not wrong
 
     def records(self) -> list[dict[str, Any]]:
         """One dict per problem and family: `pandas.DataFrame(report.records())`."""
@@ -91,14 +97,14 @@ class SolverReport:
         tried, failed = (
             sum(getattr(row, field) for row in self.rows) for field in ("instances", "failures")
         )
-        low, high = self.tasks
         found = f"wrong at {failed:,} of {tried:,} problems" if failed else f"{tried:,} problems"
         verdict = "sound" if self.sound else "not sound"
-        return f"{self.solver} is {verdict}: {found}, {low} to {high} tasks, float64"
+        return f"{self.solver} is {verdict}: {found}, {in_words(self.tasks)} tasks, float64"
 
     def _lines(self) -> list[str]:
         """What was not tried, and the claims."""
         said = [f"{kind}: not taken, {why}" for kind, why in self.not_taken.items()]
+        said += [f"{kind}: no answer to {what}" for kind, what in self.unanswered.items()]
         for claim in ("vmap", "grad"):
             state = self.claims.get(claim)
             said.append(
@@ -154,9 +160,27 @@ class SolverReport:
         return table(f"{self.title}; ✗: above {self.tolerance:g}", lines) + items(said)
 
 
+def in_words(sizes: Sequence[int]) -> str:
+    """Ascending numbers; three and more in a row by their ends."""
+    runs: list[list[int]] = []
+    for size in sizes:
+        if runs and size == runs[-1][-1] + 1:
+            runs[-1].append(size)
+        else:
+            runs.append([size])
+    said = [
+        part
+        for run in runs
+        for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    ]
+    return " and ".join([", ".join(said[:-1])] * (len(said) > 1) + said[-1:])
+
+
 def _cell(row: SolverRow | None) -> str:
     if row is None:
         return ""
+    if row.refused == row.instances:
+        return "no answer"
     worst = "no answer" if row.worst == float("inf") else f"{row.worst:.0e}"
     return f"{worst} ✗ {row.failures}/{row.instances}" if row.failures else worst
 
