@@ -171,7 +171,8 @@ def _points(params: Params, x: Any) -> Tensor:
 
 def _tangents(x: Tensor) -> Tensor:
     """Of the d coordinates, [n, d, d]."""
-    return torch.eye(x.shape[1]).to(x).expand(len(x), -1, -1)
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return eye.expand(len(x), -1, -1)
 
 
 Blocks = Sequence[Tensor]
