@@ -123,14 +123,18 @@ def assert_solved(kind, g, vector, c, ours, theirs):
         assert (reach <= c * centre * (1 + 1e-12) + noise)[ordinary].all()
         length = torch.einsum("bi,bij,bj->b", dual, g, dual).clamp_min(0).sqrt()
         # elsewhere ‖g_w‖ is known to √ε of the rows' length at best
-        clear = length > 1e-3 * (n * dual).sum(-1)
+        spread = (n * dual).sum(-1)
+        clear = length > 1e-3 * spread
         scale = largest * centre * (1 + c)
         assert (gap <= torch.where(clear, 1e-9, 2e-6) * scale)[ordinary].all()
         assert (apart <= 1e-4 * centre * (1 + c))[ordinary & clear].all()
-        # there the projection on the dual cone can lie just on the ball's boundary: both branches
-        # are right
+        # With c = 1 the projection on the dual cone can lie just on the ball's boundary. And near
+        # Pareto stationarity, but not at it (2⁻²⁰, halved for rounding), the better of two branches
+        # is taken, while an error ε·spread² of ‖g_w‖² moves the rates of one by
+        # ε·(spread/length)²·c‖g₀‖, up to 1e-3 of it. In both cases either branch is right.
+        told = ordinary & (clear | (length < 2.0**-21 * spread))
         if float(c) != 1:
-            assert torch.equal(info[:, 1][ordinary], other_info[:, 1][ordinary])
+            assert torch.equal(info[:, 1][told], other_info[:, 1][told])
     assert ((value - other[:, -2]).abs() <= gap + other[:, -1] + 1e-12 * scale).all()
 
 
@@ -323,15 +327,17 @@ def test_the_public_call_on_a_gpu(problem, make):
 @one_kind
 def test_gradients_that_nearly_depend_on_each_other(kind):
     """Distances from 1e-8 to 1e-5 put pivots between rounding level and 1e-10, where an inverse has
-    few digits left.
+    few digits left. In the 28th problem a pivot of 3e-14 follows one of 7e-14, which leaves the
+    root three digits.
     """
-    random = np.random.default_rng(0)
-    for apart in (3e-9, 1e-8, 1e-7, 1e-6, 1e-5) * (20 if CUDA else 1):
+    random, problems = np.random.default_rng(0), []
+    for apart in (3e-9, 1e-8, 1e-7, 1e-6, 1e-5) * 20:
         base = random.normal(size=(4, 20))
         rows = np.concatenate([base, -base[:2], base[1:3]]) + apart * random.normal(size=(8, 20))
         rows *= 10.0 ** random.uniform(-3, 0, size=(8, 1))
-        g = torch.tensor(rows @ rows.T)[None]
-        vector, c = inputs(kind, 8)
+        problems.append(torch.tensor(rows @ rows.T)[None])
+    vector, c = inputs(kind, 8)
+    for g in problems if CUDA else [*problems[:5], problems[27]]:
         assert_solved(kind, g, vector, c, *both(g, vector, c))
 
 

@@ -133,6 +133,24 @@ def _inverse_times(root, x):
 
 @triton.jit
 @no_type_check
+def _solve_face(root, cosine, e, right, ridge):
+    """x = (M + ridge)⁻¹ right on the face, refined until a round changes so little that the next
+    would change nothing.
+    """
+    x = _inverse_times(root, right)
+    moving = 6
+    while moving > 0:
+        image = _times(cosine, x) + e * tl.sum(e * x, axis=0) + ridge * x
+        step = _inverse_times(root, right - image)
+        x += step
+        moving = tl.where(
+            tl.max(tl.abs(step), axis=0) > 1e-9 * tl.max(tl.abs(x), axis=0), moving - 1, 0
+        )
+    return x
+
+
+@triton.jit
+@no_type_check
 def _add_task(root, cosine, e, here, ridge, squares, floor):
     """W with the task `here` added to the face, and its pivot: the square of what its row adds to
     the others' span.
@@ -141,12 +159,10 @@ def _add_task(root, cosine, e, here, ridge, squares, floor):
     e_here = _entry_at(e, here)
     corner = _entry_at(column, here) + e_here * e_here + ridge * _entry_at(squares, here)
     column = column + e * e_here
-    first = _inverse_times(root, column)  # zero outside the face, as W is
-    image = _times(cosine, first) + e * tl.sum(e * first, axis=0) + ridge * squares * first
-    residual = column - image
-    v = first + _inverse_times(root, residual)
+    v = _solve_face(root, cosine, e, column, ridge * squares)  # zero outside the face, as W is
+    image = _times(cosine, v) + e * tl.sum(e * v, axis=0) + ridge * squares * v
     # an error of v enters by its square
-    pivot = corner - tl.sum(first * column + v * residual, axis=0)
+    pivot = corner - tl.sum(v * (2 * column - image), axis=0)
     v = tl.where(here, -1.0, v) / tl.sqrt(tl.maximum(pivot, 0.25 * floor))
     return tl.where(here[:, None], v[None, :], root), pivot
 
@@ -163,24 +179,6 @@ def _drop_task(root, here):
     image = tl.sum(root * v[:, None], axis=0) * (1 / (length * (length + tl.abs(own))))
     rest = ~here[:, None] & ~here[None, :]
     return tl.where(rest, root - v[:, None] * image[None, :], 0.0)
-
-
-@triton.jit
-@no_type_check
-def _solve_face(root, cosine, e, right, ridge):
-    """x = (M + ridge)⁻¹ right on the face, refined until a round changes so little that the next
-    would change nothing.
-    """
-    x = _inverse_times(root, right)
-    moving = 6
-    while moving > 0:
-        image = _times(cosine, x) + e * tl.sum(e * x, axis=0) + ridge * x
-        step = _inverse_times(root, right - image)
-        x += step
-        moving = tl.where(
-            tl.max(tl.abs(step), axis=0) > 1e-9 * tl.max(tl.abs(x), axis=0), moving - 1, 0
-        )
-    return x
 
 
 @triton.jit
