@@ -1,6 +1,7 @@
-"""The Triton kernel compiles for a Hopper GPU, which takes no GPU, to arithmetic in float64 alone,
-within a multiprocessor's shared memory: `python -m tests.support.hopper COUNT` for so many cases,
-in a process whose Triton is not its interpreter.
+"""The Triton kernel compiles for Ampere and Hopper GPUs, which takes no GPU, to arithmetic in
+float64 alone that nothing contracts, within a multiprocessor's shared memory:
+`python -m tests.support.hopper COUNT [VERSION]` for so many cases, in a process whose Triton is not
+its interpreter (and has this version).
 """
 
 import re
@@ -22,9 +23,14 @@ CASES = [
     (gpu.CAGRAD, 128, "fp64"),
     (gpu.DUAL_CONE, 128, "fp32"),
 ]
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory that a program can have, by compute capability."""
+# what an instruction with an explicit rounding computes is never contracted by the assembler
+CONTRACTED = r"\b(?:fma|mad)\S*\.f64\b|\b(?:add|sub|mul)\.f64\b"
+NARROW = r"\b(?:add|sub|mul|div|rcp|fma|sqrt|max|min|abs|neg)\S*\.f32\b|\bcvt\S*\.f32\.f64\b"
 
 
-def compiles(kind, count: int, dtype: str) -> None:
+def compiles(capability: int, kind, count: int, dtype: str) -> None:
     size = gpu.block(count)
     constants = {"KIND": kind.value, "N": size, "EPS": torch.finfo(torch.float64).eps}
     kernel = gpu._solve_one
@@ -39,17 +45,21 @@ def compiles(kind, count: int, dtype: str) -> None:
         signature=signature | POINTERS | dict.fromkeys(constants, "constexpr"),
         constexprs=constants,
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=gpu.launch(size))
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=gpu.launch(size))
     assert len(compiled.asm["cubin"]) > 0
-    assert compiled.metadata.shared <= 227 * 1024
+    assert compiled.metadata.shared <= SHARED[capability]
     assert compiled.metadata.num_warps * 32 <= 1024
-    arithmetic = (
-        r"\b(?:add|sub|mul|div|rcp|fma|sqrt|max|min|abs|neg)\S*\.f32\b|\bcvt\S*\.f32\.f64\b"
-    )
-    assert re.search(arithmetic, compiled.asm["ptx"]) is None
+    ptx = compiled.asm["ptx"]
+    assert re.search(r"\bmul\.rn\.f64\b", ptx)  # the patterns know how it is written
+    for pattern in (NARROW, CONTRACTED):
+        assert re.search(pattern, ptx) is None, re.findall(pattern, ptx)[:3]
 
 
 if __name__ == "__main__":
+    print("Triton", triton.__version__, flush=True)
+    assert triton.__version__ in (sys.argv[2:] or [triton.__version__])
     for case in CASES[: int(sys.argv[1])]:
-        print(*case, flush=True)
-        compiles(*case)
+        for capability in SHARED:
+            print(capability, *case, flush=True)
+            compiles(capability, *case)
