@@ -67,7 +67,7 @@ def _by_rotations(matrix: Tensor) -> tuple[Tensor, Tensor]:
         rotation = torch.addcmul(angle.cos() * stay, angle.sin(), cross)
         rest, vectors = rotation.mT @ (rest @ rotation), vectors @ rotation
     values, order = vectors.square().sum(-2).sort(-1)
-    values, order = values[..., -count:], order[..., -count:]
+    values, order = values[..., -count:].clone(), order[..., -count:]
     vectors = vectors.gather(-1, order.unsqueeze(-2).expand_as(matrix))
     return values, vectors * torch.threshold(values, 0.0, torch.inf).rsqrt().unsqueeze(-2)
 
