@@ -54,10 +54,10 @@ def step_times(device: str, tiny: bool) -> Iterator[Row]:
     """Every network's step, in plain steps."""
     cases = [steps.CASES["mlp"]] if tiny else [*steps.CASES.values(), LARGE]
     for case in cases:
-        yield from guarded(case.what, lambda c=case: _steps(c, device, 0.01 if tiny else 1.0))
+        yield from guarded(case.what, lambda c=case: _steps(c, device, 0.01 if tiny else 0.5))
         if case is not LARGE:
             label = f"{case.what}: captured"
-            each = 0.01 if tiny else 0.3
+            each = 0.01 if tiny else 0.2
             yield from guarded(label, lambda c=case, s=each: _captured(c, device, s))
 
 
@@ -93,7 +93,7 @@ ROUTES: dict[str, steps.Case] = {
 def routes(device: str, tiny: bool) -> Iterator[Row]:
     """The rows of a trunk by T passes and by one batched pass, forward included."""
     for case in list(ROUTES.values())[: 1 if tiny else None]:
-        yield from guarded(case.what, lambda c=case: _routes(c, device, 0.01 if tiny else 1.0))
+        yield from guarded(case.what, lambda c=case: _routes(c, device, 0.01 if tiny else 0.6))
 
 
 def _routes(case: steps.Case, device: str, seconds: float) -> Iterator[Row]:
@@ -155,32 +155,44 @@ SMALL = weightings.CASES["mlp"]._replace(bars={64: 3.5})
 CAPTURED_LIMIT, MEMORY_LIMIT = 1.0, 1.5  # plain steps, and of a plain step's peak
 
 
-def _cells(tiny: bool) -> list[tuple[weightings.Case, int]]:
-    """Networks and K, with bars in plain steps."""
+def _cells(tiny: bool) -> list[tuple[weightings.Case, int, str]]:
+    """Networks with bars in plain steps, K, and the peer that 80 GB do not hold."""
     gpt = weightings.Case(_gpt(tiny=tiny), "GPT-2 small, 163 M, 16 × 512 tokens, bf16 autocast", {})
     lora = weightings.Case(_gpt(8, tiny=tiny), f"{gpt.what}, LoRA 8", {})
     what = "Llama-shaped, 1.1 B in bf16, 8 × 512 tokens"
     llama = weightings.Case(_llama(tiny=tiny), what, dict.fromkeys((2, 4, 16), 2.3))
     if tiny:
-        return [(SMALL, 4), (llama, 2), (lora, 2), (gpt, 2)]
-    return [(SMALL, 64), (llama, 2), (llama, 4), (llama, 16), (lora, 16), (gpt, 16), (gpt, 64)]
+        return [(SMALL, 4, ""), (llama, 2, ""), (lora, 2, "TorchJD"), (gpt, 2, weightings.LOOP)]
+    return [
+        (SMALL, 64, ""),
+        (llama, 2, ""),
+        (gpt, 16, "TorchJD"),
+        (gpt, 64, weightings.LOOP),
+        (lora, 16, "TorchJD"),
+        (llama, 16, weightings.LOOP),
+        (llama, 4, ""),
+    ]
 
 
 def weighting_times(device: str, tiny: bool) -> Iterator[Row]:
     """Gramian and combination of K weightings of samples, in plain steps."""
-    seconds = 0.01 if tiny else 2.0
-    for case, tasks in _cells(tiny):
+    seconds = 0.01 if tiny else 1.0
+    for case, tasks, without in _cells(tiny):
         label = f"{case.what}, K = {tasks}"
-        yield from guarded(label, lambda c=case, t=tasks: _weighting(c, t, device, seconds))
+        yield from guarded(
+            label, lambda c=case, t=tasks, w=without: _weighting(c, t, w, device, seconds)
+        )
         if case is SMALL:
             captured = partial(_captured_weighting, label, tasks, device, seconds)
             yield from guarded(f"{label}: captured", captured, CAPTURED_LIMIT)
 
 
-def _weighting(case: weightings.Case, tasks: int, device: str, seconds: float) -> Iterator[Row]:
+def _weighting(
+    case: weightings.Case, tasks: int, without: str, device: str, seconds: float
+) -> Iterator[Row]:
     net, x = made(case, device)
     calls, bar = weightings.contenders(net, x, tasks), case.bars.get(tasks)
-    del calls["mf.balance"]
+    calls = {name: call for name, call in calls.items() if name not in ("mf.balance", without)}
     done = take(calls, device, seconds, count=case is SMALL, least=3)
     label = f"{case.what}, K = {tasks}"
     yield from ratios(label, done, targets={} if bar is None else {LIVE: bar})

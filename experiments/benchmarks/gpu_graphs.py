@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,14 +35,15 @@ def rules(tiny: bool) -> dict[str, Callable[[], mf.Rule]]:
 def capture(device: str, tiny: bool) -> Iterator[Row]:
     """Every rule's captured step: as fast as what, equal to eager over changing batches or not."""
     net, x = made(MLP, device)
-    seconds = 0.005 if tiny else 0.1
-    plain = take({"plain": steps.plain_with_sgd(net, x)}, device, 5 * seconds)
+    seconds = 0.005 if tiny else 0.03
+    plain = take({"plain": steps.plain_with_sgd(net, x)}, device, 10 * seconds)
     yield from ratios(MLP.what, plain)
     unit = plain["plain"]
     assert isinstance(unit, Taken)
     failing = []
     for name, make in rules(tiny).items():
-        for row in guarded(name, lambda n=name, m=make: _capture(n, m(), device, seconds, unit)):
+        measure = partial(_capture, name, make, (net, x), device, seconds, unit)
+        for row in guarded(name, measure):
             if row["value"] is None:
                 failing.append(row["case"])
             yield row
@@ -49,14 +51,22 @@ def capture(device: str, tiny: bool) -> Iterator[Row]:
     yield found("rules not captured, or not equal to eager", float(len(failing)), "", note, 0.0)
 
 
-def _capture(name: str, rule: mf.Rule, device: str, seconds: float, unit: Taken) -> Iterator[Row]:
-    net, x = made(MLP, device)
+def _capture(
+    name: str,
+    make: Callable[[], mf.Rule],
+    problem: tuple[Any, Tensor],
+    device: str,
+    seconds: float,
+    unit: Taken,
+) -> Iterator[Row]:
+    net, x = problem
     batches = [x * (1 + 0.1 * n) + 0.1 * n for n in range(BATCHES)]
-    step = steps.pure_step(net, rule)
+    step = steps.pure_step(net, make())
     program = mf.capture(step)
     start = step.init(mf.parameters(net), x)
+    eager = _states(step.update, start, batches)  # warm: what compiles also waits
     reads = syncs(lambda: step.update(start, x)) if device == "cuda" else None
-    eager, captured = (_states(each.update, start, batches) for each in (step, program))
+    captured = _states(program.update, start, batches)
     apart = [n for n in range(BATCHES) if not _same(eager[n], captured[n])]
     done = take(
         {"captured": steps.repeated(program.update, start, x)}, device, seconds, count=False
@@ -95,7 +105,6 @@ def _same(one: Any, other: Any) -> bool:
 
 def syncs(call: Callable[[], object]) -> int:
     """How often a call waits for the device."""
-    call()
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

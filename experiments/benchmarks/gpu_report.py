@@ -16,9 +16,10 @@ KEPT = Path(__file__).parent / "gpu.json"
 SPLIT = {"times": ", batch "}  # what stands before the column of a case
 TITLES = {
     "steps": """Steps: milliseconds of a plain step, the others in units of it; launches, and the
-        peak of what was allocated, in brackets""",
+        peak beyond what was held before, in brackets""",
     "routes": "Rows of a trunk, forward included, in units of a plain step",
-    "weightings": "K weightings of samples: Gramian and combination, in units of a plain step",
+    "weightings": """K weightings of samples: Gramian and combination, in units of a plain step; the
+        peak beyond what was held before, in brackets""",
     "capture": "Captured steps, MLP 16-64-64, in units of an eager plain step",
     "lanes": "Whole trainings side by side, captured",
     "compiler": "A step under `torch.compile`, MLP 16-64-64, in units of an eager plain step",
