@@ -184,7 +184,7 @@ def test_a_run_of_the_adding_policy_is_the_same_every_time_and_learns():
     assert one["last"][1] > one["first"][1]
 
 
-def test_the_command_writes_goes_on_and_refuses(tmp_path):
+def test_the_command_writes_and_goes_on(tmp_path):
     command = [
         *(sys.executable, "-m", "experiments.rewards", "--quick", "--workers", "1"),
         *("--rules", "sum,UPGrad", "--out", str(tmp_path)),
@@ -201,8 +201,4 @@ def test_the_command_writes_goes_on_and_refuses(tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout
     assert cells == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("seed*.json")}
-    meta = [*command, "--device", "meta"]
-    wrong = subprocess.run(meta, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2
-    assert "CPU" in wrong.stderr
     assert set(METHODS) >= {"sum", "GRPO", "GDPO", "MGDA", "CAGrad", "UPGrad"}

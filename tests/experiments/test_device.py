@@ -1,0 +1,220 @@
+"""`--device`: studies make their tensors on it, and give on a CPU what they gave."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.arena import __main__ as arena_command
+from experiments.arena.cells import problem_of
+from experiments.arena.contestants import CONTESTANTS
+from experiments.common.cells import Cell
+from experiments.common.device import on
+from experiments.digits import __main__ as digits_command
+from experiments.metric import __main__ as metric_command
+from experiments.rewards import __main__ as rewards_command
+from experiments.rewards import adding, exact
+from mtlfunc.studies.arena import Settings as Few
+from mtlfunc.studies.arena import compete
+from mtlfunc.training import _recorder
+from paper_repro import __main__ as repro
+from paper_repro.cagrad import _toy, convergence, toy_runs
+from paper_repro.cagrad.common import quadratics
+from paper_repro.gradnorm import common, lanes, train_lanes
+from paper_repro.mgda import adam, encoders
+from paper_repro.report import device
+from paper_repro.report.findings import Settings
+from paper_repro.since import samples, scalarization
+from tests.support.recorders import Watched
+
+META = torch.device("meta")  # as another device, but that nothing can be read
+SMALL = common.Problem(lanes.TWO, 5, 3, 4, rates=(1e-3, 1e-2), steps=8, batch=4)
+
+
+def settings(on: torch.device) -> Settings:
+    return Settings(seeds=2, shrink=0.01, device=on)
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """torch asks no autocast of this device."""
+    asked = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *a: a[:1] != ("meta",) and asked(*a))
+    with on(META):
+        yield
+
+
+def gradnorm_lanes(on: torch.device) -> object:
+    variants = common.variants_of(SMALL, 2, settings(on))
+    return common.train.function("gradnorm", SMALL, variants, settings(on), "", 2)
+
+
+def rivals_lanes(on: torch.device) -> object:
+    size = lanes.Size(4, 4, 16, 2, (1e-3,), (1e-3,), (1e-3,), 3, 2)
+    some = [lanes.Lane("a", 1e-3), lanes.Lane("b", 1e-2, noise=(0.0, 1.0))]
+    return train_lanes.train_block.function("gradnorm", some, size, (0, 2), settings(on), "")
+
+
+def toy_lanes(on: torch.device) -> Tensor:
+    named = ((-8.5, 7.5), (9.0, 9.0))
+    start = torch.tensor(named, dtype=torch.float64)
+    ones = torch.ones(2, dtype=torch.float64)
+    each = _toy.Lanes(start, ones, ones / 2, torch.arange(2))
+    return toy_runs.stepped(("CAGrad", "MGDA"), each, 6, 1e-3, compiled=False)[1]
+
+
+def convergence_lanes(on: torch.device) -> Tensor:
+    return convergence.descend(quadratics(3, 3, 5, 1), (0.2, 0.5), 4, "")[0].squares
+
+
+def encoder_lanes(on: torch.device) -> Tensor:
+    params, batch = encoders.drawn(encoders.Study(2, 3), 3, settings(on))
+    step = encoders.steps_of(encoders.mf.adam(1e-2))["MGDA"]
+    return encoders.trained(step, params, batch, 3, "")["trunk.0.weight"]
+
+
+def adam_lanes(on: torch.device) -> Tensor:
+    found = adam.followed(next(iter(adam.PROBLEMS)), 2, 3)
+    return torch.stack([rates.after for rates in found.values()])
+
+
+def sample_lanes(on: torch.device) -> Tensor:
+    data, _ = samples.images(2)
+    return samples.train(samples.RULES["SGD on the mean"], data, 10)[0]
+
+
+def scalarization_lanes(on: torch.device) -> Tensor:
+    return scalarization.ended(scalarization.mf.mgda(), settings(on), 4)
+
+
+def arena_lanes(on: torch.device) -> Tensor:
+    few = Few(seeds=1, tuning=1, budget=0.02)
+    cell = compete(problem_of("digits", afresh=True), CONTESTANTS["cagrad"], few)
+    assert not cell.error
+    return cell.losses
+
+
+LANES = (
+    toy_lanes, convergence_lanes, encoder_lanes, adam_lanes, sample_lanes, scalarization_lanes,
+    arena_lanes,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("train", LANES)
+def test_lanes_are_on_the_device_from_start_to_end(train, meta):
+    assert train(META).device == META
+
+
+@pytest.mark.parametrize("train", [gradnorm_lanes, rivals_lanes])
+def test_lanes_with_results_on_the_host_fail_at_these_alone(train, meta):
+    with pytest.raises(NotImplementedError) as stopped:  # nothing can be read there
+        train(META)
+    last = [str(frame.statement) for frame in stopped.traceback if "gradnorm" in str(frame.path)]
+    assert any(word in last[-1] for word in ("tolist()", "nonzero()"))
+
+
+@pytest.mark.parametrize("train", [gradnorm_lanes, rivals_lanes, *LANES[1:6]])
+def test_captured_lanes_are_the_same(train, monkeypatch):
+    cpu = torch.device("cpu")
+    wanted = train(cpu)
+    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
+    Watched.made.clear()
+    found = train(cpu)
+    assert any("replay" in recorder.calls for recorder in Watched.made)
+    same(found, wanted)
+
+
+def same(found, wanted):
+    if isinstance(wanted, tuple | list):
+        for a, b in zip(found, wanted, strict=True):
+            same(a, b)
+    elif isinstance(wanted, np.ndarray | Tensor):
+        assert np.array_equal(np.asarray(found), np.asarray(wanted), equal_nan=True)
+    else:
+        assert found == wanted
+
+
+def test_the_toy_is_replayed_as_it_is_stepped(monkeypatch):
+    wanted = toy_lanes(torch.device("cpu"))
+    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
+    monkeypatch.setattr(toy_runs, "advance", _toy.replay)
+    Watched.made.clear()
+    assert torch.equal(toy_lanes(torch.device("cpu")), wanted)
+    assert any("replay" in recorder.calls for recorder in Watched.made)
+
+
+def test_what_no_graph_can_hold_runs_as_it_is(monkeypatch, capsys):
+    def reads(state: Tensor, by: Tensor) -> tuple[Tensor]:
+        return (state + by.item(),)
+
+    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
+    move = device.replayed(reads)
+    state = torch.zeros(3)
+    for _ in range(3):
+        (state,) = move(state, torch.ones(()))
+    assert state.tolist() == [3.0] * 3
+    assert "not captured, steps run one by one" in capsys.readouterr().out
+
+
+def test_an_error_of_a_step_is_not_taken_for_one_of_the_recording():
+    def fails(state: Tensor) -> tuple[Tensor]:
+        if state.sum() > 1:
+            raise RuntimeError("it is broken")
+        return (state + 1,)
+
+    move = device.replayed(fails)
+    (state,) = move(torch.zeros(2))
+    with pytest.raises(RuntimeError, match="it is broken"):
+        move(state)
+
+
+def test_nothing_changes_on_the_cpu():
+    with on(torch.device("cpu")):
+        assert torch.overrides._get_current_function_mode() is None
+    with on(META):
+        assert torch.zeros(2).device == META
+        assert torch.zeros(2, device="cpu").device.type == "cpu"
+        with pytest.raises(NotImplementedError, match="copy out of meta"):  # by way of the host
+            np.asarray(torch.zeros(2))
+
+
+def test_constants_are_the_same_by_fills():
+    like = torch.zeros(3, dtype=torch.float64)
+    wanted = torch.tensor([0.1, 20.0], dtype=torch.float64)
+    assert torch.equal(device.constant((0.1, 20.0), like), wanted)
+    assert device.constant((0.1, 20.0), like.to(META)).dtype == torch.float64
+
+
+def test_what_is_about_a_processors_time_stays_there():
+    assert set(device.TIMED) <= repro.reproductions().keys()
+    assert device.of(device.TIMED[0], META).type == "cpu"
+    assert device.of("gradnorm.reach", META) == META
+
+
+@pytest.mark.parametrize(
+    "main", [arena_command.main, digits_command.main, metric_command.main, rewards_command.main]
+)
+def test_a_device_that_is_not_there_is_an_error_in_words(main, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--device", "cuda:99"])
+    assert stopped.value.code == 2
+    assert "--device: 'cuda:99' cannot be used" in capsys.readouterr().err
+
+
+def test_exact_policies_are_captured_as_they_are(monkeypatch):
+    cells = [Cell("two opposed", "MGDA", "", 5.0, seed) for seed in range(2)]
+    wanted = exact.together(4, cells)
+    monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
+    Watched.made.clear()
+    found = exact.together(4, cells)
+    assert any("replay" in recorder.calls for recorder in Watched.made)
+    for a, b in zip(found, wanted, strict=True):
+        same(list(a.values()), list(b.values()))
+
+
+def test_policies_are_taught_and_asked_by_draws_of_the_cpu():
+    with torch.device("cpu"):  # a mode, as on another device
+        policy = adding.taught(0, 2)
+    plain = adding.taught(0, 2)
+    for a, b in zip(policy.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
