@@ -380,7 +380,7 @@ def _candidate_layouts(
         along = _direction(plain)
         size, right = (plain.square() @ along.square()).sqrt(), None
         for shares, weighted in probes:
-            # in units of the sample's own deltas; below the smallest number there are not any digits
+            # in units of the sample's own deltas; the smallest number has one digit
             least = 16 * plain.shape[-1] ** 0.5 * _smallest(use.dtype) * (1 + 1 / shares.abs())
             off = by_sample(weighted) @ along / shares - plain @ along
             same = (off.abs() <= relative * size + least).all()
