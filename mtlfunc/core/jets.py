@@ -355,7 +355,7 @@ def _beside(jet: Jet, other: Any) -> Any:
     return other.unsqueeze(1)
 
 
-def _add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
+def _add(a: Any, b: Any, *, alpha: int | float = 1) -> Jet:
     b = b if alpha == 1 else b * alpha
     if not isinstance(a, Jet):
         a, b = b, a
@@ -370,7 +370,7 @@ def _add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
     return a.of([value, *rest])
 
 
-def _subtract(a: Any, b: Any, *, alpha: float = 1) -> Jet:
+def _subtract(a: Any, b: Any, *, alpha: int | float = 1) -> Jet:
     return _add(a, b, alpha=-alpha)
 
 
@@ -551,7 +551,7 @@ def _entrywise(taylor: Callable[[Tensor], Iterator[Tensor]]) -> Callable[[Jet], 
 _TANH, _SIGMOID, _ERF, _SOFTPLUS = map(_entrywise, (_tanh, _sigmoid, _erf, _softplus))
 
 
-def _scaled_softplus(x: Jet, beta: float = 1, threshold: float = 20) -> Jet:
+def _scaled_softplus(x: Jet, beta: int | float = 1, threshold: int | float = 20) -> Jet:
     return _SOFTPLUS(x * beta) / beta
 
 
