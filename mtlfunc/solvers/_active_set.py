@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,6 +17,9 @@ from .problems import PROBLEMS, Answer, CAGrad, DualCone, MinNorm, Problem, solv
 MOST_TASKS = 128
 """The GPU kernel's limit: two matrices of this size fill the registers of a multiprocessor."""
 
+
+HAS_TRITON = torch.version.cuda is not None and find_spec("triton") is not None
+"""A constant, since a look-up in a step would break the graph of `torch.compile`."""
 
 _RANKS = (2, 1, 0)  # of gramian, vector, c
 
@@ -140,13 +142,8 @@ def kernel_at(gramian: Tensor) -> bool:
     tasks, where Triton is installed.
     """
     return gramian.device.type == "cpu" or (
-        gramian.is_cuda and gramian.shape[-1] <= MOST_TASKS and _triton_available()
+        gramian.is_cuda and gramian.shape[-1] <= MOST_TASKS and HAS_TRITON
     )
-
-
-@cache
-def _triton_available() -> bool:
-    return torch.version.cuda is not None and find_spec("triton") is not None
 
 
 def _kernel(
