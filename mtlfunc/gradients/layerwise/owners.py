@@ -100,17 +100,20 @@ def layout_of(owners: Owners, uses: Sequence[Use], count: int) -> Layout | None:
     if isinstance(owners, int):
         return None
     owners = _compress_owners(owners)
-    varying = [axis for axis, size in enumerate(owners.shape) if size > 1]
-    if len(varying) != 1 or not all(varying[0] in use.axes for use in uses):
-        return None
-    along, axis = owners.reshape(-1), varying[0]
-    each, rest = divmod(len(along), count)
-    if rest or len(along) != uses[0].shape[axis]:
-        return None
-    index = np.arange(len(along))
-    for major, expected in ((True, index // each), (False, index % count)):
-        if ((along == expected) | (along == NOBODY)).all():
-            return Layout(axis, major)
+    for axis in range(owners.ndim):
+        size = owners.shape[axis]
+        if size == 1 or size != uses[0].shape[axis] or not all(axis in use.axes for use in uses):
+            continue
+        # entries along the other axes may be read by nobody, such as positions of one sample
+        others = [i for i in range(owners.ndim) if i != axis]
+        along = _reduce_owners(owners, others).reshape(-1)
+        each, rest = divmod(size, count)
+        if rest:
+            continue
+        index = np.arange(size)
+        for major, expected in ((True, index // each), (False, index % count)):
+            if ((along == expected) | (along == NOBODY)).all():
+                return Layout(axis, major)
     return None
 
 
