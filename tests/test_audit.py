@@ -196,6 +196,8 @@ def test_a_rule_that_goes_wrong_for_many_tasks_is_audited_in_seconds():
     code = """
 import re, time
 from pathlib import Path
+import torch
+torch.set_num_threads(1)  # or their waiting counts
 from mtlfunc.audit import audit
 from tests.support.broken_rules import reversed_from
 report = audit(reversed_from(9))
