@@ -347,7 +347,10 @@ def test_compiled_equals_eager():
     params = mf.parameters(net)
     step = step_of(losses, mf.mgda())
     state = step.init(params, batch)
-    compiled = torch.compile(lambda p: step.update(p, batch, state)[0], backend="eager")
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda p: step.update(p, batch, state)[0], backend="eager", fullgraph=True
+    )
     tree_close(compiled(params), step.update(params, batch, state)[0])
 
 
