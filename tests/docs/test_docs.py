@@ -147,6 +147,20 @@ def test_environment_agrees_with_pyproject():
     assert environment["dependencies"][-1] == {"pip": ['-e ".[test]"']}
 
 
+def test_every_torch_that_is_taken_is_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (bounds,) = [item for item in project["dependencies"] if item.startswith("torch")]
+    first, end = map(int, re.findall(r"2\.(\d+)", bounds))
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    tested = jobs["torch"]["strategy"]["matrix"]["torch"]
+    assert [version.rpartition(".")[0] for version in tested] == [
+        f"2.{minor}" for minor in range(first, end)
+    ]
+    assert f"TORCH:-{tested[0]}}}" in (ROOT / ".ci/lowest").read_text()
+    assert f"PyTorch 2.{first} to 2.{end - 1}" in (ROOT / "README.md").read_text()
+    assert f"PyTorch 2.{first} or later" in (ROOT / "docs/start.md").read_text()
+
+
 def test_every_dependency_is_bounded():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for item in [
