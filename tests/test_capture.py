@@ -378,6 +378,19 @@ def test_a_view_that_waits_to_be_collected_is_not_in_use(made):
         a, _ = captured.update(a, ZERO)
 
 
+def test_a_derivative_that_needs_what_was_overwritten_is_refused(made, monkeypatch):
+    """Also where autograd does not see the writing, as in a graph."""
+    record = Rerun.record
+    monkeypatch.setattr(Rerun, "record", lambda *given: (record(*given)[0], lambda: None))
+    captured, a = started()
+    scale = torch.ones(2, requires_grad=True)
+    loss = (scale * a.params["x"]).sum()
+    for _ in range(2):
+        a, _ = captured.update(a, ZERO)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        loss.backward()
+
+
 def test_a_derivative_through_what_was_overwritten_is_refused(made):
     captured, a = started()
     loss = a.params["x"].requires_grad_().square().sum()
@@ -550,17 +563,21 @@ def test_what_a_step_takes_from_elsewhere_stays_alive(made, monkeypatch):
     """A graph knows addresses alone: of the caller's tensors, and of none of its own."""
     monkeypatch.setitem(_recorder.RECORDERS, "cpu", Watched)
     step, scale, shift = decay(), torch.tensor(2.0), torch.tensor(1.0)
-    view = torch.stack([scale, shift])[1:]
+    view, sparse = torch.stack([scale, shift])[1:], torch.eye(2).to_sparse()
 
     def update(state, batch):
-        return step.update(state, batch * 3 * scale.detach() + view.square())
+        return step.update(state, sparse @ batch * 3 * scale.detach() + view.square())
 
     captured = mf.capture(step._replace(update=update))
     state = captured.init({"x": X}, ZERO)
     for _ in range(4):
         state, _ = captured.update(state, ZERO)
-    held = {x.untyped_storage().data_ptr() for x in made[-1].reads.values()}
-    assert held == {x.untyped_storage().data_ptr() for x in (scale, view)}
+    held = [*made[-1].reads.values()]
+    dense = {x.untyped_storage().data_ptr() for x in held if not x.is_sparse}
+    assert dense >= {x.untyped_storage().data_ptr() for x in (scale, view)}
+    ours = [leaf.untyped_storage().data_ptr() for leaf in tree_leaves(state)]
+    assert not dense & {*ours, ZERO.data_ptr()}
+    assert any(x is sparse for x in held)
 
 
 def test_a_state_that_changes_its_form_is_refused(made):

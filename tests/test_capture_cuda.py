@@ -131,6 +131,22 @@ def test_dropout_draws_what_it_draws_without_on_cuda():
     assert not difference(*seen)
 
 
+def test_a_derivative_that_needs_what_was_overwritten_is_refused_on_cuda():
+    step, batch = step_of("mean"), cuda(BATCH)
+    captured = mf.capture(step)
+    state = captured.init(cuda(PARAMS), batch)
+    for _ in range(2):
+        state, _ = captured.update(state, batch)
+    bias = state.params["trunk.0.bias"]
+    scale = torch.ones_like(bias, requires_grad=True)
+    loss = (scale * bias).sum()
+    del bias
+    for _ in range(2):
+        state, _ = captured.update(state, batch)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        loss.backward()
+
+
 def test_a_replay_takes_no_new_memory_on_cuda():
     step, batch = step_of("mgda"), cuda(BATCH)
     captured = mf.capture(step)

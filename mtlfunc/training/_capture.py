@@ -38,7 +38,8 @@ def capture(step: S, *, graphs: int = 8) -> S:
     **What Python did is fixed.** A replay calls no Python: numbers in a closure, the mode of a
     module (`train()`, `eval()`), and settings of torch such as TF32 stay those of the recording.
     What changes from step to step must be a tensor of the batch or the state. Tensors that
-    `losses_fn` takes from elsewhere are read in place. Random numbers of `mtlfunc.random` come from
+    `losses_fn` takes from elsewhere are read where they were: a change in place is seen, another
+    tensor of the same name is not. Random numbers of `mtlfunc.random` come from
     the state's key; dropout draws from torch's generator of the device, new numbers at every step.
 
     Args:

@@ -106,8 +106,8 @@ class HostReads(TorchDispatchMode):
 
 
 def memory(x: Tensor) -> int:
-    """Which memory this is a view of."""
-    return x.untyped_storage()._cdata
+    """Which memory this is a view of; a sparse tensor is its own."""
+    return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)
 
 
 def _line(error: BaseException) -> str:

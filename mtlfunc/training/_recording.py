@@ -51,9 +51,9 @@ class Kind(NamedTuple):
 
 
 class Handed:
-    """A state that was handed out: whether it is as it was, and whether anyone has it still.
+    """A state that was handed out: whether it is as it was, and whether someone has it still.
 
-    One that nobody has is handed out again: making new tensors would take longer than the rest of
+    One that the caller let go of is handed out again: making new tensors would take longer than the rest of
     a replay.
     """
 
@@ -79,7 +79,7 @@ class Handed:
         return [[*map(fact, self.leaves)] for fact in FACTS]
 
     def alone(self) -> bool:
-        """Whether nobody else has any part."""
+        """Whether all others let go of every part."""
         held = [*map(getrefcount, self.parts)] != self.counts
         return not held and not any(map(getweakrefcount, self.leaves))
 
@@ -153,9 +153,11 @@ class Home:
         _copy([self.sides[side][i] for i in state], values)
 
     def take_back(self, side: int) -> Any:
-        """The state that was handed out of a side, if nobody has it; else it is overwritten."""
+        """The state that was handed out of a side, if it was let go of; else it is marked."""
         handed = self.handed[side]
         if handed is not None and handed.whole() and handed.alone():
+            # a graph of autograd may have it: then its backward pass raises an error
+            torch.autograd.graph.increment_version(handed.leaves)
             return handed.tree
         self._overwrite(side, self.places)
         return None
