@@ -91,3 +91,37 @@ def test_a_run_of_other_arithmetic_is_kept_unless_it_is_not(tmp_path, monkeypatc
 def test_runs_are_compared_with_the_verdicts_of_record():
     """record.json is what docs/claims.md was made of: else `python docs/results.py ledger`."""
     assert json.loads(of_record.PATH.read_text()) == record.claims()
+
+
+def test_a_run_on_a_device_is_kept_with_its_name(tmp_path, monkeypatch):
+    class Below:
+        @staticmethod
+        def verdict(measured):
+            return HOLDS if measured["x"] < 1 else FAILS
+
+    def there(x: float, device: str) -> dict:
+        found = claim(x)
+        found["configuration"] |= {"device": device, "torch": "9.0"}
+        return found
+
+    skipped = {"configuration": {}, "where": "", "measured": {}}
+    runs = {
+        verdicts.REPRODUCTIONS: {"GN-21": there(0.5, "cpu"), "GN-22": there(0.5, "cpu")},
+        tmp_path: {"GN-21": there(2.0, "cuda, Some X"), "GN-22": skipped},
+    }
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    monkeypatch.setattr(verdicts, "judged", lambda folder=verdicts.REPRODUCTIONS: runs[folder])
+    monkeypatch.setitem(record.DECISIONS, "GN-21", Below)
+    verdicts.keep_device(tmp_path)
+    kept = record.read("device")
+    assert kept
+    assert kept.machine == "cuda, Some X, torch 9.0"
+    assert kept.verdicts() == {"GN-21": FAILS}
+    assert record.verdicts()["GN-21"]["device"] == FAILS
+    assert "device: does not hold" in record.hangs({"default": HOLDS, "device": FAILS})
+    runs[tmp_path]["GN-21"]["measured"]["steps"] = 10.0
+    with pytest.raises(SystemExit, match="GN-21 took other numbers of steps"):
+        verdicts.keep_device(tmp_path)
+    runs[tmp_path]["GN-21"] = there(2.0, "cpu")
+    with pytest.raises(SystemExit, match="expected a run on one device"):
+        verdicts.keep_device(tmp_path)
