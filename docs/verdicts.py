@@ -86,8 +86,9 @@ def hanging(claims: dict[str, dict]) -> str:
         f"""The verdict is that of record: the weakest that the default run, a run with other
         random numbers (`--draw 1`), a run whose arithmetic rounds otherwise and one on
         another processor or a device, if there are these, and the papers' own sizes
-        (`--full`, hours: [times](benchmarks.md)) give; a run that cannot decide gives way to a larger one. {count}
-        verdicts hang on the run; their rows say what each says. Numbers: `docs/record/`
+        (`--full`, hours: [times](benchmarks.md)) give; a run that cannot decide gives way to a
+        larger one. {count} verdicts hang on the run; their rows say what each says. Numbers:
+        `docs/record/`
         ({machines})."""
     )
 
