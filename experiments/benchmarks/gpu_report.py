@@ -81,8 +81,9 @@ def pivot(rows: Iterable[Row], separator: str) -> list[str]:
     """A line for every case, with a column for each thing that was measured of it."""
     lines: dict[str, dict[str, Row]] = {}
     for row in rows:
-        case, _, column = row["case"].rpartition(separator)
-        lines.setdefault(case or row["case"], {})[column] = row
+        case, found, column = row["case"].rpartition(separator)
+        # a case that failed as a whole has no column of its own
+        lines.setdefault(case or column, {})[column if found else "all"] = row
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
     columns.sort(key=lambda column: int(column) if column.isdigit() else 0)
     heads = [f"{separator.strip(' :,')} {column}".strip() for column in columns]
@@ -115,7 +116,7 @@ def captured(rows: list[Row]) -> list[str]:
     note = f"{low['case']} {low['value']:.2f} to {high['case']} {high['value']:.2f}, equal to eager"
     value = sorted(row["value"] for row in each)[len(each) // 2]
     about = {"unit": "of an eager plain step, median", "value": value, "note": note}
-    return listed([each[0] | about | {"case": f"{len(each)} rules captured"}, *failing, *others])
+    return listed([each[-1] | about | {"case": f"{len(each)} rules captured"}, *failing, *others])
 
 
 def missed(rows: Iterable[Row]) -> list[str]:
