@@ -159,7 +159,7 @@ class Info(NamedTuple):
 
     losses: Float[Tensor, " task"]
     gramian: Float[Tensor, "..."]  # [0, 0] from a probe that measures none
-    weights: Float[Tensor, " row"]
+    weights: Float[Tensor, " row"]  # as applied: with reduction="sum" T times the rule's
     # gramian @ weights: each row's first-order gain, with a metric + J c; [0] without a Gramian
     rates: Float[Tensor, "..."]
     aux: Any

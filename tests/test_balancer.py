@@ -178,6 +178,52 @@ def test_sum_and_absent_tasks(net):
         agree([({n: p.grad for n, p in net.named_parameters()}, info)], expected)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("here", [None, torch.tensor([True, False, True])])
+@pytest.mark.parametrize("make", [mf.mean, mf.mgda, mf.upgrad, lambda: mf.momentum(mf.mgda(), 0.6)])
+def test_info_says_what_was_applied(make, here, reduction, net):
+    """weights [task] of the losses in the step, as `weigh` gives them; rates are the losses' falls.
+
+    Of every way to make a step, against rows by torch.autograd.
+    """
+    ((x, y),) = batches(1)
+    leaves = dict(net.trunk.named_parameters(prefix="trunk"))
+    rows = [torch.autograd.grad(scalars(net(x), y)[k], leaves.values()) for k in range(3)]
+    present = {} if here is None else {"present": here}
+
+    def check(info, grads):
+        for k, name in enumerate(leaves):
+            own = sum(w * row[k] for w, row in zip(info.weights, rows, strict=True))
+            torch.testing.assert_close(grads[name], own, rtol=1e-9, atol=1e-13)
+        falls = [sum((grads[n] * row[k]).sum() for k, n in enumerate(leaves)) for row in rows]
+        kept = torch.ones(3, dtype=torch.bool) if here is None else here
+        expected = torch.stack(falls).where(kept, 0.0)
+        torch.testing.assert_close(info.rates, expected, rtol=1e-9, atol=1e-13)
+
+    balancer = mf.Balancer(net, make(), "trunk.*", reduction=reduction)
+    measured = balancer.measure(scalars(net(x), y), **present)
+    other = mf.Balancer(net, make(), "trunk.*", reduction=reduction)
+    weights, weighed = other.weigh(scalars(net(x), y), **present)
+    info = balancer.backward(scalars(net(x), y), **present)
+    check(info, {name: leaf.grad for name, leaf in leaves.items()})
+    for each in (measured, weighed):
+        torch.testing.assert_close(each.weights, info.weights, rtol=1e-12, atol=0)
+        torch.testing.assert_close(each.rates, info.rates, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(weights, info.weights, rtol=1e-12, atol=0)
+
+    def losses(params, batch):
+        return torch.stack(scalars(functional_call(net, params, (batch[0],)), batch[1]))
+
+    probe = mf.jacobian("trunk.*", present=None if here is None else lambda batch: here)
+    step = mf.balance(losses, make(), probe, reduction=reduction)
+    params = mf.parameters(net)
+    grads, _, info = step.update(params, (x, y), step.init(params, (x, y)))
+    check(info, grads)
+    moving = mf.descend(losses, make(), probe, mf.sgd(0.5), reduction=reduction)
+    after, info = moving.update(moving.init(params, (x, y)), (x, y))
+    check(info, {name: 2 * (params[name] - after.params[name]) for name in leaves})
+
+
 def test_features_are_the_probe_of_the_representation(net):
     def encode(params, batch):
         return functional_call(net.trunk, _of(params, "trunk."), (batch[0],))

@@ -202,13 +202,14 @@ def program(seed):
         info = balancer.backward(given, present=present)
         close(info.gramian, gramian, told, 1e-9)
         if name != "mean" and present is None and step == 0:
-            close(info.weights, mf.weights(RULES[name](), gramian), told, 1e-5)
+            factor = tasks if reduction == "sum" else 1
+            close(info.weights, factor * mf.weights(RULES[name](), gramian), told, 1e-5)
         count = tasks if present is None else int(present.sum())
         factor = count if reduction == "sum" else 1
-        even = torch.full_like(info.weights, 1.0 if heads == "own" else 1 / count)
+        even = torch.full_like(info.weights, factor * (1.0 if heads == "own" else 1 / count))
         for n, row in matrix.items():
             weights = info.weights if n.startswith("trunk") or heads == "weighted" else even
-            wanted = factor * torch.tensordot(weights, row, 1)
+            wanted = torch.tensordot(weights, row, 1)
             wanted = wanted if before[n] is None else wanted + before[n]
             close(net.get_parameter(n).grad, wanted, f"{told}, step {step}, {n}", 1e-9)
         for (n, mine), theirs in zip(net.named_buffers(), twin.buffers(), strict=True):

@@ -399,7 +399,7 @@ def metric_error(rates: Float[Tensor, " task"], change: Change) -> Float[Tensor,
 
     Args:
         rates: `Info.rates`, `[task]`, of `mtlfunc.descend(..., metric=True)` or a `Balancer` with
-            `metric=`; times T for `reduction="sum"`.
+            `metric=`.
         change: of `predicted_change`, where parameters over which the Gramian is not measured stay
             as they were before.
 

@@ -71,7 +71,7 @@ def balance(
         rule: turns geometry into weights, for instance `mtlfunc.cagrad(0.4)`.
         probe: measures the geometry and combines, for instance `mtlfunc.jacobian("trunk.*")`.
         reduction: `"mean"`: with rule `mean()` the gradient is that of the mean loss; `"sum"`
-            multiplies everything by T, or by the number of present tasks.
+            multiplies gradient, weights and rates by T, or by the number of present tasks.
         has_aux: `losses_fn` returns `(losses, aux)`; aux, a pytree of tensors, is handed on in
             `Info.aux`.
 
@@ -190,6 +190,7 @@ def metric_balance(
 
         measured, info, probe_state, rule_state = union.agree(answer)
         grads = combine_gradients(measured, info.weights, reduction, union)
+        info = reduced(info, measured, reduction)
         return grads, BalanceState(probe_state, rule_state, state.tasks), info
 
     return init, update
@@ -204,6 +205,14 @@ def reduce_carried(measured: TaskGradients, reduction: Reduction) -> TaskGradien
     count = count.clamp_min(1) if isinstance(count, Tensor) else count
     extra = geometry.extra | {"carried": geometry.extra["carried"] / count}
     return measured._replace(geometry=geometry._replace(extra=extra))
+
+
+def reduced(info: Info, measured: TaskGradients, reduction: Reduction) -> Info:
+    """The rule's weights and rates as those of the step: of a sum they are T times as large."""
+    if reduction == "mean":
+        return info
+    count = count_of(measured)
+    return info._replace(weights=count * info.weights, rates=count * info.rates)
 
 
 def weigh(rule: Rule, measured: TaskGradients, state: State, tasks: Tasks) -> tuple[Info, State]:

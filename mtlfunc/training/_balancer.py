@@ -50,9 +50,9 @@ from ..types import Info, Params, Probe, Rule, Select, State, TaskGradients
 from ._balance import (
     Reduction,
     combine_gradients,
-    count_of,
     init_rule,
     reduce_carried,
+    reduced,
     told,
     weigh,
 )
@@ -114,12 +114,12 @@ class Balancer:
             this process alone, or what the probe says.
         metric: the `torch.optim` optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam,
             RMSprop or Adagrad, whose step is -(c + P·g). The Gramian is then J P Jᵀ, in rows, and
-            `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first order
-            (with `reduction="sum"`, over T); momentum, weight decay and what waits in `.grad` are
-            in c. P is that of the optimizer's state now: the learning rates alone before the first
-            step, 0 in coordinates that have had no gradient. What happens to `.grad` after
-            `backward`, such as clipping, is not seen. See `mtlfunc.safe`, and
-            `mtlfunc.diagnostics.metric_error` for how far the real step is from it.
+            `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first
+            order; momentum, weight decay and what waits in `.grad` are in c. P is that of the
+            optimizer's state now: the learning rates alone before the first step, 0 in coordinates
+            that have had no gradient. What happens to `.grad` after `backward`, such as clipping,
+            is not seen. See `mtlfunc.safe`, and `mtlfunc.diagnostics.metric_error` for how far the
+            real step is from it.
 
     Raises:
         TypeError: for a module or rule that is something else.
@@ -320,7 +320,7 @@ class Balancer:
             self._tasks, self._state, self._loaded, self._rows = after
         if not retain_graph:
             self._seen.forget()
-        return info
+        return reduced(info, measured, self._reduction)
 
     def weigh(
         self,
@@ -346,7 +346,8 @@ class Balancer:
             scale: see there.
 
         Returns:
-            weights `[task]`, times T for `reduction="sum"`, and what was measured.
+            weights `[task]`, which are `Info.weights`, and what was measured. With `present` or
+            `weightings` in several processes they have a factor for DistributedDataParallel's mean.
         """
         with self._explained():
             run, measured, info, after = self._answer(
@@ -355,13 +356,14 @@ class Balancer:
         if info.weights.ndim > 1:
             raise ValueError("weigh: param_groups= has weights for each group; use backward")
         self._tasks, self._state, self._loaded, self._rows = after
+        info = reduced(info, measured, self._reduction)
         weights = info.weights.detach()
         if measured.part is not None and present is not None:
             # DDP's mean over the ranks of these is the union's weighted loss
             weights = weights * measured.part * run.union.size
         if weightings is not None:  # likewise, of a sum over the ranks
             weights = weights * run.union.size
-        return weights * count_of(measured) if self._reduction == "sum" else weights, info
+        return weights, info
 
     def measure(
         self,
@@ -387,7 +389,10 @@ class Balancer:
             what `backward` would return.
         """
         with self._explained():
-            return self._answer("measure", losses, present, weightings, target, features, scale)[2]
+            _, measured, info, _ = self._answer(
+                "measure", losses, present, weightings, target, features, scale
+            )
+        return reduced(info, measured, self._reduction)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.

@@ -79,7 +79,7 @@ def against_literal() -> Gaps:
     gaps = Gaps(0.0, 0.0, 0.0, len(batches))
     for batch in batches:
         state, info = step.update(state, batch)
-        weights = float((3 * info.weights - w).abs().max())
+        weights = float((info.weights - w).abs().max())
         total = abs(float(w.sum()) - 3)
         params, w = literal_step(params, w, initial, batch)
         apart = largest(

@@ -288,7 +288,7 @@ def train(
     for step in tqdm(range(count), desc=label, leave=False):
         number = torch.full((), step, dtype=torch.int64, device=device)
         state, info = move(state, number, *per_variant)
-        weights[step] = len(problem.scales) * info.weights
+        weights[step] = info.weights
         lengths[step] = info.gramian.diagonal(dim1=-2, dim2=-1).sqrt()
         if (step + 1) % every == 0 or step + 1 == count:
             times.append(step + 1)

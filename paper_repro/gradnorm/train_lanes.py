@@ -211,7 +211,7 @@ def train_block(
     alike = [lane._replace(name="") for lane in lanes]
     apart = list(dict.fromkeys(alike))
     index = [apart.index(lane) for lane in alike]
-    tasks, options = len(lanes[0].scales), options_of(apart, settings.device)
+    options = options_of(apart, settings.device)
     roots = torch.arange(*seeds, device=settings.device)
     samples = Samples(tasks, size, roots, noisy=any(lane.noise for lane in lanes))
 
@@ -222,7 +222,7 @@ def train_block(
         following, info = step(option).update(state, option.batch(drawn))
         if method == "weighted":
             return following, info.weights, info.losses[:0]
-        length = tasks * info.weights * info.gramian.diagonal().sqrt()
+        length = info.weights * info.gramian.diagonal().sqrt()
         ratio = info.losses / state.balance.rule.initial
         target = (ratio / ratio.mean()) ** option.alpha
         target = target / target.mean() if method == "normalised" else target
@@ -262,7 +262,7 @@ def train_block(
         if number + 1 in moments:
             out, known, length = measure()
             times.append(number + 1)
-            record.append((out / begin[0], known / begin[1], length, tasks * used))
+            record.append((out / begin[0], known / begin[1], length, used))
     tests, trains, lengths, used = (
         torch.stack(part)[:, index].double().cpu().numpy() for part in zip(*record, strict=True)
     )

@@ -114,7 +114,7 @@ def test_lanes_are_the_runs_they_stand_for(method):
     used = torch.empty(0)
     for number in range(SMALL.steps):
         state, info = step.update(state, batch(3, number, SMALL.batch, noisy=True))
-        used = 2 * info.weights
+        used = info.weights
     test = batch(2, 0, train_lanes.TEST, noisy=False)
     ratio = common.losses(state.params, test) / common.losses(params, test)
     np.testing.assert_allclose(trace.test[-1, 1, seed], ratio.numpy(), rtol=1e-4)
