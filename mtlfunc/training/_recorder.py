@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ _READS = {
 _SOLVERS = {"_linalg_eigh", "linalg_eig", "_linalg_eigvals", "_linalg_svd", "linalg_qr"}
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Runs a function once on its device, and records it to be replayed at the same addresses."""
 

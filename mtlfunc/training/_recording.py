@@ -53,8 +53,8 @@ class Kind(NamedTuple):
 class Handed:
     """A state that was handed out: whether it is as it was, and whether someone has it still.
 
-    One that the caller let go of is handed out again: making new tensors would take longer than the rest of
-    a replay.
+    One that the caller let go of is handed out again: making new tensors would take longer than the
+    rest of a replay.
     """
 
     def __init__(self, form: Any, leaves: list[Tensor]) -> None:

@@ -213,7 +213,7 @@ def train_block(
     index = [apart.index(lane) for lane in alike]
     options = options_of(apart, settings.device)
     roots = torch.arange(*seeds, device=settings.device)
-    samples = Samples(tasks, size, roots, noisy=any(lane.noise for lane in lanes))
+    samples = Samples(len(lanes[0].scales), size, roots, noisy=any(lane.noise for lane in lanes))
 
     def step(option: Options) -> mf.Step:
         return step_of(method, option.lr, option.alpha, option.weights)
