@@ -31,6 +31,14 @@ def graph_of(rule: mf.Rule) -> Counter[str]:
     return calls
 
 
+def test_a_random_order_is_no_sort():
+    """Which not every Triton can fuse with the numbers that are sorted."""
+    for rule in (mf.pcgrad(), mf.gradvac(0.3)):
+        calls = graph_of(rule)
+        assert any("scatter" in name for name in calls)
+        assert not any("sort" in name for name in calls)
+
+
 def test_exact_weights_are_one_operator_of_the_graph():
     """Less than half of what the formulas of every face come to."""
     rules = mf.mean(), mf.cagrad(0.5), mf.cagrad(0.5, solver=mf.solvers.faces())

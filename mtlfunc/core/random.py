@@ -239,7 +239,18 @@ def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Te
         >>> sorted(permutation(key(0), 4).tolist())
         [0, 1, 2, 3]
     """
-    return uniform(key, (n,) if rows is None else (rows, n), torch.float64).argsort(-1)
+    x = uniform(key, (n,) if rows is None else (rows, n), torch.float64)
+    if not torch.compiler.is_compiling() or n > _MOST_COMPARED:
+        return x.argsort(-1)
+    # Triton 3.6 does not compile a sort that is fused with the hash.
+    tasks = torch.arange(n, device=x.device)
+    first, second = x.unsqueeze(-2), x.unsqueeze(-1)
+    ahead = (first < second) | ((first == second) & (tasks < tasks[:, None]))
+    return torch.zeros_like(x, dtype=torch.int64).scatter(-1, ahead.sum(-1), tasks.expand(x.shape))
+
+
+_MOST_COMPARED = 128
+"""Up to so many numbers a compiled program compares each with all instead of sorting them."""
 
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}

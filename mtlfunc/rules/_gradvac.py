@@ -119,8 +119,9 @@ def vaccinate(
         size = torch.where(low, size * ratio, size)
         shares.append(share)
         cosines.append(torch.where(seen, cosine.clamp(-1, 1), goal))
-    back = partners.argsort(-1)  # from places in the order to tasks
-    coefficients = torch.stack(shares, -1).gather(-1, back) * length[:, None] / or_one(length)
-    return torch.eye(count, dtype=gramian.dtype, device=gramian.device) + coefficients, torch.stack(
-        cosines, -1
-    ).gather(-1, back)
+
+    def by_task(columns: list[Tensor]) -> Tensor:
+        return torch.zeros_like(gramian).scatter(-1, partners, torch.stack(columns, -1))
+
+    one = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
+    return one + by_task(shares) * length[:, None] / or_one(length), by_task(cosines)

@@ -83,9 +83,8 @@ def project(
         share = products.gather(-1, j[:, None]).clamp_max(0) / divisor[:, None]
         products = torch.addcmul(products, share, gramian.index_select(0, j), value=-1)
         shares.append(share)
-    return torch.eye(count, dtype=gramian.dtype, device=gramian.device) - torch.cat(
-        shares, -1
-    ).gather(-1, partners.argsort(-1))
+    one = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
+    return one - torch.zeros_like(gramian).scatter(-1, partners, torch.cat(shares, -1))
 
 
 def start_draws(orders: Tensor | None, count: int, key: Tensor) -> State:

@@ -62,7 +62,7 @@ def expect_read(rule: Rule, probe: Probe, shared: Select | None, metric: bool) -
     """Raise ValueError unless a balancer with this probe measures what the rule reads."""
     measures = probe.measures
     if measures is not None and probe.target is not None:  # if a step is given one
-        measures |= {"target"}
+        measures = measures | {"target"}
     missing = not_measured(rule, measures, metric=metric)
     if metric or "carried" in missing:
         expect_measured(rule, probe._replace(measures=measures), metric=metric)
