@@ -56,6 +56,25 @@ def test_vmapped_step_traces_as_one_graph(name, how):
     close(compiled(compiled_first, BATCH), update(first, BATCH))
 
 
+@HOW
+@pytest.mark.parametrize(
+    "rule",
+    few(
+        [name for name in RULES if "cvx" not in name],
+        lambda name: name in ("mgda", "pcgrad", "conicgrad"),
+    ),
+)
+def test_a_step_with_the_rule_is_one_graph(rule, how):
+    """Of one training state: a break would come while the pullback of the losses is alive."""
+    step = mf.descend(opaque, RULES[rule].make(), mf.jacobian("trunk.*"), mf.adam(0.02))
+    state = step.init(PARAMS, BATCH, key=mf.random.key(3))
+    compiled = torch.compile(step.update, **how)
+    for _ in range(2):
+        expected, following = step.update(state, BATCH), compiled(state, BATCH)
+        close(following, expected)
+        state = expected[0]
+
+
 # a rule's variants ("rule-variant") are made of operations that others hand on to be
 # differentiated and functionalised
 RULE_CASES = [
