@@ -188,14 +188,15 @@ def test_info_says_what_was_applied(make, here, reduction, net):
     """
     ((x, y),) = batches(1)
     leaves = dict(net.trunk.named_parameters(prefix="trunk"))
-    rows = [torch.autograd.grad(scalars(net(x), y)[k], leaves.values()) for k in range(3)]
+    rows = [torch.autograd.grad(scalars(net(x), y)[k], list(leaves.values())) for k in range(3)]
     present = {} if here is None else {"present": here}
 
     def check(info, grads):
         for k, name in enumerate(leaves):
             own = sum(w * row[k] for w, row in zip(info.weights, rows, strict=True))
             torch.testing.assert_close(grads[name], own, rtol=1e-9, atol=1e-13)
-        falls = [sum((grads[n] * row[k]).sum() for k, n in enumerate(leaves)) for row in rows]
+        pairs = [zip(leaves, row, strict=True) for row in rows]
+        falls = [torch.stack([(grads[n] * g).sum() for n, g in each]).sum() for each in pairs]
         kept = torch.ones(3, dtype=torch.bool) if here is None else here
         expected = torch.stack(falls).where(kept, 0.0)
         torch.testing.assert_close(info.rates, expected, rtol=1e-9, atol=1e-13)

@@ -660,6 +660,7 @@ def test_a_device_pays_for_batched_rows_of_convolutions_alone(separate):
 
     params = mf.parameters(net)
     forward = forwards.run(losses, params, torch.randn(8, 8, 12, 12), watch=True)
+    assert forward.calls is not None
     groups = layerwise.groups_of(
         forward.calls.uses, params, tuple(params), forward.graph, separate=separate
     )

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mtlfunc as mf
+from mtlfunc.gradients.layerwise import plan
 
 SAMPLES, WIDTH = 6, 5
 
@@ -81,7 +82,7 @@ def rows_of(net, losses):
 @pytest.mark.parametrize("name", MIXED)
 def test_a_balancer_does_not_take_mixed_samples_for_separate(name, engine, monkeypatch):
     """After steps that keep them apart, a graph of the same nodes in which they mix."""
-    monkeypatch.setattr(mf.gradients.layerwise.plan, "FEW_PARAMETERS", 0)
+    monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
     mixed, apart, together = MIXED[name]
     torch.manual_seed(0)
     net, x = Switched(mixed).double(), torch.randn(SAMPLES, 4, dtype=torch.float64)

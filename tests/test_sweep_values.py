@@ -328,7 +328,8 @@ value = [torch.sin, torch.cos][K]
 # one of two operators
 value = operator.itemgetter(K)
 """
-CHANGED = dict(part.split("\n", 1) for part in SOURCES.strip().removeprefix("# ").split("\n# "))
+PARTS = SOURCES.strip().removeprefix("# ").split("\n# ")
+CHANGED = {part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in PARTS}
 
 
 def made(source, k=0, before=""):
@@ -407,17 +408,18 @@ def test_labels_of_another_kind_are_another_axis(before, now, tmp_path):
 
 
 SAID = """
-from tests.test_sweep_values import CHANGED, made
+import runpy, sys
 from mtlfunc.studies._values import digest_of
-for name, source in CHANGED.items():
-    print(name, digest_of(made(source)))
+here = runpy.run_path(sys.argv[1])
+for name, source in here["CHANGED"].items():
+    print(name, digest_of(here["made"](source)))
 """
 
 
 def test_values_are_the_same_in_every_process():
     said = [
         subprocess.run(
-            [sys.executable, "-c", SAID],
+            [sys.executable, "-c", SAID, __file__],
             env=os.environ | {"PYTHONHASHSEED": seed},
             capture_output=True,
             check=True,

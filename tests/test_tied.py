@@ -1,5 +1,7 @@
 """A parameter of several names is chosen by any of them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +42,7 @@ CHOICES = {
 }
 
 
-def made(first, whole=False):
+def made(first, whole=False) -> Any:
     torch.manual_seed(0)
     net = Tied(first, whole)
     x = torch.randn(5, 4, dtype=F64)

@@ -123,6 +123,10 @@ def problem(dtype, tasks, samples=8, length=32):
     return net, torch.randint(120, (samples, length + 1)), matrix - matrix.mean(1, keepdim=True)
 
 
+def grad_of(leaf):
+    return leaf.grad.flatten()
+
+
 def rows_of(net, losses):
     leaves = list(net.parameters())
     rows = [torch.autograd.grad(loss, leaves, retain_graph=True) for loss in losses]
@@ -182,7 +186,7 @@ def test_gramian_and_combination_are_as_good_as_a_loop(dtype, tasks, device_path
     net, x, matrix = problem(dtype, tasks)
     exact = exact_rows(net, x, matrix)
     info = balanced(net, x, matrix)()
-    found = torch.cat([leaf.grad.flatten() for leaf in net.parameters()]).double()
+    found = torch.cat([grad_of(leaf) for leaf in net.parameters()]).double()
     looped = rows_of(net, matrix @ net(x))
 
     def off(x, wanted):
@@ -211,7 +215,7 @@ def test_a_word_that_comes_often(device_path):
     exact = exact_rows(net, x, matrix[:, :2])
     balanced(net, x, matrix[:, :2])()
     at = net.tokens.weight.numel()
-    found, wanted = net.tokens.weight.grad.flatten().double(), exact.mean(0)[:at]
+    found, wanted = grad_of(net.tokens.weight).double(), exact.mean(0)[:at]
     looped = rows_of(net, matrix[:, :2] @ net(x)).mean(0)[:at]
     assert (found - wanted).norm() <= 1.1 * (looped - wanted).norm()
 
@@ -243,6 +247,7 @@ def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(
         net, x, matrix = collapsed(dtype, spread, prompts, tasks, positions, seed)
         looped = rows_of(net, matrix @ of_samples(net, x))
         balancer = mf.Balancer(net, mf.upgrad(), engine="layerwise")
+        gramian = matrix
         for _ in range(2):  # UPGrad refuses what is no Gramian
             net.zero_grad()
             with balancer:

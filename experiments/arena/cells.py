@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,7 +90,8 @@ def perform(task: Task) -> Cell:
     with on(task.device):
         problem = problem_of(task.problem, afresh=task.device.type != "cpu")
         cell = compete(problem, contestant_of(task.entrant), task.settings)
-    return Cell(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in cell))
+    on_host: list[Any] = [x.cpu() if isinstance(x, torch.Tensor) else x for x in cell]
+    return Cell(*on_host)
 
 
 def perform_all(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Cell]]:

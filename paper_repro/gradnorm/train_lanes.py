@@ -107,9 +107,7 @@ class Samples:
 
     def normals(self, stream: int, number: int | Tensor, *shape: int) -> Tensor:
         """Of every seed, `[seed, *shape]`."""
-        at = number
-        if not isinstance(at, Tensor):
-            at = torch.full((), number, device=self.roots.device)
+        at = torch.as_tensor(number, device=self.roots.device)
         fold_in = mf.random.fold_in
         return vmap(lambda root: mf.random.normal(fold_in(fold_in(root, stream), at), shape))(
             self.roots

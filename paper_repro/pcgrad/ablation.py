@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -214,7 +215,7 @@ def ablation_of_regression(settings: Settings) -> dict[str, Trial]:
     state = vmap(lambda arm, sgd, lr, params, batch: step_of(arm, sgd, lr).init(params, batch))(
         arm, sgd, lr, start, batch
     )
-    every_arm = vmap(advance)
+    every_arm: Callable[..., Any] = vmap(advance)
     forward = replayed(lambda state, *lanes: every_arm(*lanes, state))
     kept = []
     for time in tqdm(range(steps), desc="ablation on the regression", leave=False):

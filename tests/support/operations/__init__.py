@@ -71,7 +71,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
 }  # fmt: skip
 
-if torch.__version__ < (2, 12):  # which brought the derivatives of these
+if tuple(map(int, torch.__version__.split(".")[:2])) < (
+    2,
+    12,
+):  # which brought the derivatives of these
     REFUSED |= dict.fromkeys(
         ("grid_sample", "grid_sample border", "grid_sample 3d"),
         (("forward", "again"), f"{_NO_FORWARD}|{_NO_SECOND}"),
