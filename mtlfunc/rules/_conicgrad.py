@@ -125,11 +125,11 @@ def _search(
         x.detach().expand((*lead, *x.shape[x.ndim - rank :]))
         for x, rank in zip((gramian, p, c), _RANKS, strict=True)
     )
-    n = gramian.diagonal(0, -2, -1)
-    n = n.where(n > 0, 1.0).sqrt()
+    n = root(gramian.diagonal(0, -2, -1))
     # (1 - s)g_t + s g₀ can be far shorter than what it is made of, and its products, made of the
     # Gramian's entries, would then be rounding.
-    cosine = (gramian / n.unsqueeze(-1) / n.unsqueeze(-2)).nan_to_num()
+    unit = or_one(n)
+    cosine = (gramian / unit.unsqueeze(-1) / unit.unsqueeze(-2)).nan_to_num()
     ridge = 4 * count * eps * torch.eye(count, dtype=n.dtype, device=n.device)
     rows = n.unsqueeze(-1) * torch.linalg.cholesky_ex(cosine + ridge)[0]
     mean = _sum(p, rows)
