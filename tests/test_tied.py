@@ -19,6 +19,9 @@ def gramian_of(losses, params, x, shared):
 class Tied(nn.Module):
     """A trunk whose weight is also the heads', which `first` may register before it."""
 
+    trunk: nn.Linear
+    head: nn.Linear
+
     def __init__(self, first, whole=False):
         super().__init__()
         made = {"trunk": nn.Linear(4, 4), "head": nn.Linear(4, 4)}
