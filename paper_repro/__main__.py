@@ -225,16 +225,21 @@ def interrupted(run: Run, only: Sequence[str]) -> str:
     return f"{where or 'at the end'}; finished before: {done}. All of that is in"
 
 
+EPILOG = (
+    "`python -m paper_repro figure --list` names the figures that take options. Ctrl-C "
+    "and SIGTERM keep what is finished (exit status 130 and 143; 1 on a full disk), and the "
+    "same command goes on from there. Results of code and settings that have not changed since "
+    "are kept, as are those of papers that are not run."
+)
+
+
 def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m paper_repro",
         description="Re-run the papers' experiments and check their claims. Writes figures "
         "(PNG and SVG), claims.json and report.html, and prints a table.",
-        epilog="`python -m paper_repro figure --list` names the figures that take options. Ctrl-C "
-        "and SIGTERM keep what is finished (exit status 130 and 143; 1 on a full disk), and the "
-        "same command goes on from there. Results of code and settings that have not changed since "
-        "are kept, as are those of papers that are not run.",
+        epilog=EPILOG,
     )
     parser.add_argument(
         "--only",
@@ -285,8 +290,7 @@ def parser_of(modules: Sequence[str]) -> argparse.ArgumentParser:
         help="questions side by side, each in a process with one thread (default: as many as this "
         f"process may use cores, here {cores()}; 1 on another device than the CPU)",
     )
-    again = "run all of it, or of --only, again, even what has not changed"
-    parser.add_argument("--fresh", action="store_true", help=again)
+    parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
     parser.add_argument(
         "--single-file",
         action="store_true",

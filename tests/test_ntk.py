@@ -59,7 +59,7 @@ def test_weights_are_those_of_the_kernels_traces(trace):
     ):
         grads, _, info = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
         paper = traces.sum() / traces  # Wang et al.'s λ
-        torch.testing.assert_close(info.weights, 0.5 * paper, rtol=1e-10, atol=0)
+        torch.testing.assert_close(info.weights, factor * paper, rtol=1e-10, atol=0)
         each = [grad(lambda p, f=f: f(p, BATCH).square().mean())(PARAMS) for f in TERMS]
         for name, leaf in grads.items():
             expected = factor * (paper[0] * each[0][name] + paper[1] * each[1][name])

@@ -102,6 +102,7 @@ SPECIAL = {
     "famo on a probe": mf.famo,
     "excess_mtl on a probe": mf.excess_mtl,
     "align on a probe": lambda: mf.align(0.3),
+    "ntk on a probe": mf.ntk,
     "align normalised": lambda: mf.normalize(mf.align(0.3)),
     "normalize-loss of mean": lambda: mf.normalize(mf.mean(), "loss"),
     "safe of mgda": lambda: mf.safe(mf.mgda(), 0.1),
@@ -144,6 +145,7 @@ def seen(seed: int) -> Geometry:
         "last_losses_now": losses * (1 - tasks / 20),
         "last_present": torch.ones(3, dtype=torch.bool),
         "excess_risk": 2 + losses.flip(0),
+        "trace": rows.square().sum(1),
         "target": rows @ (0.4 * rows[1] + 0.1 * rows[2]),
         "carried": rows @ (0.3 * rows[0] - 0.7 * rows[1]),
     }

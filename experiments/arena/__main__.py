@@ -24,16 +24,21 @@ from .store import Store
 HERE = Path(__file__).parent
 
 
+DESCRIPTION = (
+    "Every rule, and yours, on small problems with known answers: quadratics, "
+    "the papers' landscapes, test problems of multi-objective "
+    "optimisation, small networks. Each has the learning rate, from one grid a problem, that "
+    "is best on other seeds; so does a static search over "
+    "constant weights, the baseline to beat. Writes ranks.png, scores.png, fronts.png, "
+    "results.json and table.md, and prints the table."
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     every = [*standard(), *SPECIAL]
     parser = argparse.ArgumentParser(
         prog="python -m experiments.arena",
-        description="Every rule, and yours, on small problems with known answers: quadratics, "
-        "the papers' landscapes, test problems of multi-objective "
-        "optimisation, small networks. Each has the learning rate, from one grid a problem, that "
-        "is best on other seeds; so does a static search over "
-        "constant weights, the baseline to beat. Writes ranks.png, scores.png, fronts.png, "
-        "results.json and table.md, and prints the table.",
+        description=DESCRIPTION,
         epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
         "Ctrl-C and SIGTERM (exit status 130, 143) keep all that is finished, report "
         "on the problems that every rule has met, and the same command goes on from there.",
@@ -87,10 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "than the CPU)",
     )
     parser.add_argument(
-        "--device",
-        type=device,
-        default="cpu",
-        help="of torch, for instance cpu or cuda (default: %(default)s)",
+        "--device", type=device, default="cpu", help="a torch device (default: cpu)"
     )
     parser.add_argument("--fresh", action="store_true", help="run again even what has not changed")
     parser.add_argument(

@@ -124,7 +124,8 @@ def lanes(device: str, tiny: bool) -> Iterator[Row]:
     for rule, runs in cells:
         label = f"{rule}, Adam, {runs:,} runs"
         target = LANES_LIMIT if runs == 4096 else None
-        run = lambda r=rule, n=runs, t=target: _lanes(r, n, device, 3 if tiny else 100, t)  # noqa: E731
+        times = 3 if tiny else 100
+        run = partial(_lanes, rule, runs, device, times, target)
         yield from guarded(label, run, target)
 
 
