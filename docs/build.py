@@ -66,7 +66,7 @@ def portraits(target: Path) -> set[str]:
     for call in RULES:
         calls.setdefault(call.split("(")[0], call)
     # these read what a probe or an optimizer of their own adds: no picture over two gradients
-    measured = {"excess_mtl", "safe"}
+    measured = {"excess_mtl", "ntk", "safe"}
     for name, call in calls.items():
         path = current / f"{name}.svg"
         if name not in measured and not path.exists():
