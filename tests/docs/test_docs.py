@@ -70,6 +70,8 @@ def test_method_table_names_what_exists():
         "decode": lambda p, z, b: z,
         "f": lambda gramian: gramian.diagonal(),
         "target": lambda params, batch: batch,
+        "matrix": lambda batch: batch,
+        "residuals": [lambda params, batch: batch],
     }
     for call in calls:
         assert isinstance(eval(call, scope), mf.Rule | mf.Probe), call
