@@ -140,6 +140,8 @@ class _Values:
         return name, *self.all(*content[:3], *items)
 
     def function(self, f: FunctionType) -> Iterable[str]:
+        if f.__code__.co_filename.startswith("<@beartype"):  # which checks types around a function
+            return self.parts(f.__wrapped__)  # pyright: ignore[reportFunctionMemberAccess]
         held = self.all(f.__defaults__, f.__kwdefaults__, *map(_content, f.__closure__ or ()))
         module = f.__globals__.get("__name__")
         if is_installed(module):

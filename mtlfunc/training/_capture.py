@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.checks import inside_transform
 from ..types import Balance, Step
 from ._forms import flatten, leaf_name
-from ._recorder import RECORDERS, Recorder
+from ._recorder import RECORDERS
 from ._recording import KEEP, Home, Kind, Overwritten, Recording
 
 S = TypeVar("S", Step, Balance)
