@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -105,6 +106,8 @@ class _Values:
             return self.function(x)
         if kind in (staticmethod, classmethod):
             return kind.__name__, self.of(x.__func__)
+        if kind is ref:
+            return "ref", self.of(x())
         if kind is property:
             return "property", *self.all(x.fget, x.fset, x.fdel)
         if isinstance(x, type):
@@ -140,8 +143,6 @@ class _Values:
         return name, *self.all(*content[:3], *items)
 
     def function(self, f: FunctionType) -> Iterable[str]:
-        if f.__code__.co_filename.startswith("<@beartype"):  # which checks types around a function
-            return self.parts(f.__wrapped__)  # pyright: ignore[reportFunctionMemberAccess]
         held = self.all(f.__defaults__, f.__kwdefaults__, *map(_content, f.__closure__ or ()))
         module = f.__globals__.get("__name__")
         if is_installed(module):

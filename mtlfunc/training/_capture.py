@@ -128,9 +128,7 @@ class Captured:
         finally:
             self.lock.release()
 
-    def _step(
-        self, args: tuple[Any, ...], device: torch.device, recorder: Any
-    ) -> tuple[Any, ...]:
+    def _step(self, args: tuple[Any, ...], device: torch.device, recorder: Any) -> tuple[Any, ...]:
         at = self.place[0]
         modes = device, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type)
         inputs: list[Any] = []
